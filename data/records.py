@@ -1,0 +1,182 @@
+"""The values that evidence, explanations and scores are made of; they know nothing of storage."""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..subject.address import Feature
+
+Split = Literal["train", "select", "holdout"]
+SPLITS: tuple[Split, ...] = ("train", "select", "holdout")
+
+Kind = Literal["top", "bottom", "quantile", "random", "silent", "near_miss"]
+"""Why a window is an example of a feature.
+
+top: its highest peaks; bottom: its lowest troughs (signed sources); quantile: a uniform sample of the
+windows in which it is active, which spans all its quantiles; random: a window drawn without regard
+to the feature; silent: a random window in which it stays below a tenth of its peak; near_miss: a
+silent window that holds a token on which it peaks elsewhere.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A window with one feature's activation at every token."""
+
+    tokens: tuple[str, ...]
+    """Token strings; BOS is part of the context but not of the window."""
+    ids: NDArray[np.int64]
+    """The subject's token ids, shape (position,)."""
+    activations: NDArray[np.float32]
+    """Shape (position,), in the source's own units."""
+    kind: Kind
+    split: Split
+    document: str
+    """Name of the document that the window was cut from."""
+    window: str
+    """Hex digest of the window's token ids: equal text has the equal digest."""
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.ids) == len(self.activations):
+            raise ValueError(f"{len(self.tokens)} tokens, {len(self.ids)} ids, {len(self.activations)} activations")
+
+    @property
+    def peak(self) -> float:
+        """The highest activation in the window."""
+        return float(self.activations.max())
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What one pass over the corpus says of a feature."""
+
+    tokens: int
+    """Corpus tokens seen, BOS not counted."""
+    density: float
+    """Fraction of corpus tokens on which the activation is above zero."""
+    mean: float
+    """Mean activation over all tokens."""
+    peak: float
+    """Highest activation seen."""
+    trough: float
+    """Lowest activation seen; 0 for sources that are never negative."""
+    histogram: tuple[int, ...]
+    """Tokens per bin of positive activation; bin edges from `histogram.edges()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A feature's examples in three splits that share no document and no near-duplicate text."""
+
+    feature: Feature
+    statistics: Statistics
+    train: tuple[Example, ...]
+    select: tuple[Example, ...]
+    holdout: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a feature responds to, in words and, optionally, as an executable rule."""
+
+    feature: Feature
+    text: str | None
+    """None where the explainer abstains; `reason` then says why."""
+    explainer: str
+    reason: str | None = None
+    """Why there is no text, for example "dead: never active on 1,000,000 tokens"."""
+    status: str = "explained"
+    """One of "explained", "dead", "too_rare", "dense", "failed"."""
+    rule: str | None = None
+    """The rule as JSON (see explainers/rules.py)."""
+    seen: tuple[str, ...] = ()
+    """Digests of the windows that the explainer was shown."""
+    provenance: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well an explanation predicts activations that its explainer never saw."""
+
+    scorer: str
+    """For example "simulation"."""
+    examples: str
+    """Which set of examples: "top_random", "quantile" or "counterfactual"."""
+    metric: str
+    """"correlation" (Pearson's r over all tokens at once), "explained_variance" or "auroc"."""
+    value: float | None
+    reason: str | None = None
+    """Why there is no value; None where there is one."""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    """Ends of the 95% bootstrap interval over windows."""
+    n: int = 0
+    """Windows scored."""
+    coverage: float = 1.0
+    """Fraction of the windows' tokens for which there was a prediction."""
+    baselines: dict[str, float | None] = field(default_factory=dict)
+    """The same metric for "token_rule", "token_table" and "other_rule"."""
+    windows: tuple[str, ...] = ()
+    """Digests of the windows that were scored."""
+    provenance: dict[str, object] = field(default_factory=dict)
+
+
+class ExampleList(NamedTuple):
+    """Examples of many features of one source, of one kind, sorted by (feature, split, rank)."""
+
+    features: NDArray[np.int32]
+    """Feature index of each example, shape (example,)."""
+    windows: NDArray[np.int32]
+    """Row of `HarvestResult.windows` of each example, shape (example,)."""
+    activations: NDArray[np.float16]
+    """Shape (example, position)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceResult:
+    """What a harvest found out about one source. F is the source's width."""
+
+    source: str
+    """The SourceId as text, for example "demo:resid_post.2@sae"."""
+    kind: str
+    """"neurons" or "dictionary"."""
+    width: int
+    signed: bool
+    revision: str
+    """Hash of the dictionary's weights; "" for neurons."""
+    count: NDArray[np.int64]
+    """Tokens with an activation above zero, shape (F,)."""
+    mean: NDArray[np.float64]
+    peak: NDArray[np.float32]
+    trough: NDArray[np.float32]
+    histogram: NDArray[np.int64]
+    """Shape (F, bins)."""
+    lists: dict[Kind, ExampleList]
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestResult:
+    """Everything one finished harvest puts into the store."""
+
+    model: str
+    revision: str
+    """Hash of the subject's weights."""
+    corpus: str
+    tokens: int
+    """Tokens counted in the statistics."""
+    window: int
+    """Tokens in a window."""
+    windows: NDArray[np.int32]
+    """Token ids of every window that is an example or belongs to the pool, shape (window, position)."""
+    splits: NDArray[np.int8]
+    """Index into SPLITS of every window."""
+    documents: tuple[str, ...]
+    """Document name of every window."""
+    pool: NDArray[np.bool_]
+    """Which windows are the pool: a uniform random sample of the corpus, the same for every feature."""
+    vocabulary: tuple[str, ...]
+    """Token string of every token id."""
+    sources: tuple[SourceResult, ...]
+    provenance: dict[str, object]

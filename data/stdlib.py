@@ -1,0 +1,29 @@
+"""The corpus that every Python ships: the source code of its own standard library.
+
+Tests are left out, and so are generated tables (code pages, pydoc's topics), which are not source
+code and repeat each other. The order is that of the sorted relative paths, the same on every
+machine with the same Python.
+"""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+LEFT_OUT = frozenset(
+    {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
+)
+
+
+def modules() -> Iterator[tuple[str, str]]:
+    """Yield `(relative path, source)` of every standard-library module, sorted by path."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root)
+        if LEFT_OUT.isdisjoint(parts.parts):
+            yield parts.as_posix(), path.read_text(encoding="utf-8", errors="replace")
+
+
+def held_out(name: str) -> bool:
+    """Whether a module (one in twenty, by the hash of its path) is kept from training the demo model."""
+    return hashlib.sha256(name.encode()).digest()[0] < 256 // 20

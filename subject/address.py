@@ -1,0 +1,95 @@
+"""How sources and features are named: `MODEL:SITE[@DICTIONARY]:INDEX[-]`.
+
+A source is named without the index. A selection names many features of one source: an index, a
+range `0-99` (both ends included), a list `5,17,40-60`, `all`, `alive` or `random:100`, each with
+an optional trailing `-` for the negative tail.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from .errors import NeuronautError
+
+_SOURCE = re.compile(r"(?P<model>[^:@\s]+):(?P<site>[a-z_]+(\.\d+)?)(@(?P<dictionary>[^:@\s]+))?")
+_PART = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SourceId:
+    """The name of a family of features at a site."""
+
+    model: str
+    site: str
+    dictionary: str | None = None
+    """Name of the SAE or transcoder; None for the neurons (or coordinates) themselves."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if (match := _SOURCE.fullmatch(text)) is None:
+            raise NeuronautError(f"{text!r} is not MODEL:SITE or MODEL:SITE@NAME; an example: gpt2:mlp.5")
+        return cls(match["model"], match["site"], match["dictionary"])
+
+    def __str__(self) -> str:
+        return f"{self.model}:{self.site}" + (f"@{self.dictionary}" if self.dictionary else "")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Feature:
+    """The address of one unit of a source."""
+
+    source: SourceId
+    index: int
+    negative: bool = False
+    """Whether the negative tail is meant: what drives the activation far below zero."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        source, _, index = text.rpartition(":")
+        if not re.fullmatch(r"\d+-?", index):
+            raise NeuronautError(f"{text!r} is not MODEL:SITE:INDEX; an example: gpt2:mlp.5:131")
+        return cls(SourceId.parse(source), int(index.rstrip("-")), index.endswith("-"))
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.index}{'-' if self.negative else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Many features of one source, still to be resolved against what the store holds."""
+
+    source: SourceId
+    kind: str
+    """One of "indices", "all", "alive", "random"."""
+    indices: tuple[int, ...] = ()
+    count: int = 0
+    """How many features to draw; only for kind "random"."""
+    negative: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `gpt2:mlp.5:0-99`, `gpt2:mlp.5:alive`, `gpt2:mlp.5:random:100`; a bare source means `alive`."""
+        if match := re.fullmatch(r"(?P<source>.+):random:(?P<count>[1-9]\d*)(?P<negative>-?)", text):
+            source = SourceId.parse(match["source"])
+            return cls(source, "random", count=int(match["count"]), negative=bool(match["negative"]))
+        if _SOURCE.fullmatch(text):
+            return cls(SourceId.parse(text), "alive")
+        source, _, selector = text.rpartition(":")
+        negative = selector.endswith("-")
+        selector = selector.removesuffix("-")
+        if selector in ("all", "alive"):
+            return cls(SourceId.parse(source), selector, negative=negative)
+        return cls(SourceId.parse(source), "indices", _indices(text, selector), negative=negative)
+
+
+def _indices(text: str, selector: str) -> tuple[int, ...]:
+    indices: list[int] = []
+    for part in selector.split(","):
+        match = _PART.fullmatch(part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise NeuronautError(
+                f"{text!r} does not name features; wanted MODEL:SITE:INDEX with an index like 131, 0-99, "
+                "5,17,40-60, all, alive or random:100"
+            )
+        indices.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(dict.fromkeys(indices))

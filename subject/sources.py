@@ -1,0 +1,70 @@
+"""Sources: families of features that are read at one site.
+
+The protocol is what the harvest, the explainers and the interventions know of a source; neurons
+are the site's own coordinates, a dictionary (see `dictionary.py`) encodes the site's vector.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .address import SourceId
+
+Features = slice | Tensor
+"""Which features: a slice, or an index tensor of shape (chosen,)."""
+
+
+class Source(Protocol):
+    """A family of features at a site."""
+
+    @property
+    def id(self) -> SourceId: ...
+
+    @property
+    def width(self) -> int:
+        """How many features there are."""
+        ...
+
+    @property
+    def signed(self) -> bool:
+        """Whether activations go below zero, so that the negative tail is worth keeping."""
+        ...
+
+    @property
+    def separable(self) -> bool:
+        """Whether a few features cost less than all (False for TopK, which ranks all of them)."""
+        ...
+
+    def encode(self, vectors: Tensor, features: Features | None = None, *, out: Tensor | None = None) -> Tensor:
+        """Activations of the chosen features (all by default). (row, d_site) -> (row, chosen).
+
+        `out`, where given, is a contiguous float32 (row, chosen) buffer that receives and is the result.
+        """
+        ...
+
+    def edit(self, vectors: Tensor, features: Tensor, values: Tensor) -> Tensor:
+        """The site's vectors with the chosen features set to `values` (row, chosen), nothing else changed.
+
+        For a dictionary this is error-preserving: `x + dec(z') - dec(z)`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Neurons:
+    """The coordinates of a site themselves, for example the neurons `mlp.L`."""
+
+    id: SourceId
+    width: int
+    signed: bool = True
+    separable: bool = True
+
+    def encode(self, vectors: Tensor, features: Features | None = None, *, out: Tensor | None = None) -> Tensor:
+        chosen = vectors if features is None else vectors[:, features]
+        return chosen if out is None else out.copy_(chosen)
+
+    def edit(self, vectors: Tensor, features: Tensor, values: Tensor) -> Tensor:
+        edited = vectors.clone()
+        edited[:, features] = values.to(edited.dtype)
+        return edited
