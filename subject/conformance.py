@@ -1,0 +1,192 @@
+"""Prove the architecture table on the model that was loaded; a site without a proof is refused.
+
+One forward pass over a few random tokens records every site, then these claims are checked:
+
+1. every site's hook fires exactly once, in forward order;
+2. resid_post.L = resid_pre.(L+1), and unembed(final_norm(resid_post.last)), soft-capped as the
+   config declares, gives the model's logits;
+3. resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post (with parallel branches
+   resid_pre + attn_out + mlp_out = resid_post), each coordinate within rounding of its own terms,
+   so that a coordinate of huge norm cannot hide an error in the others;
+4. the output projection applied to head.L, and then the norm behind it, gives attn_out.L, and head.L
+   is as wide as all heads together; the down projection applied to mlp.L gives mlp_out.L in the
+   same way, and mlp.L is as wide as the config's number of neurons.
+
+A failed claim refuses every site it is about and keeps the measured error.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .architecture import Architecture
+from .hooks import Point, record
+
+ROUNDING = 8
+"""Allowed relative error, in units of the dtype's machine epsilon."""
+
+
+class Conformance(NamedTuple):
+    """What the check found out about a model's sites."""
+
+    points: dict[str, Point]
+    """Where every proven site is, in forward order."""
+    widths: dict[str, int]
+    """Width of every proven site."""
+    refused: dict[str, str]
+    """Why each of the other sites is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    text: str
+    sites: tuple[str, ...]
+    """The sites that are refused where the claim fails."""
+    error: Callable[[], float]
+    """Measures the relative error; raises KeyError where a site it needs was not recorded."""
+
+
+@torch.inference_mode()
+def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
+    """Check every site that `architecture` claims for `model`; one forward pass over 2 rows of 8 tokens."""
+    points, refused = _resolve(model, architecture)
+    logits, passed = _run(model, points)
+    refused |= _misfired(points, [point for point, _ in passed])
+    tensors = dict(passed)
+    values = {site: tensors[point] for site, point in points.items() if site not in refused}
+    tolerance = ROUNDING * torch.finfo(model.dtype).eps
+    for claim in _claims(model, architecture, values, logits):
+        if failure := _failure(claim, tolerance):
+            refused |= {site: failure for site in claim.sites if site not in refused}
+    proven = {site: point for site, point in points.items() if site not in refused}
+    return Conformance(proven, {site: values[site].shape[-1] for site in proven}, refused)
+
+
+def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor) -> Tensor:
+    """Logits of a final residual stream: final norm, unembedding, declared soft-cap. (..., d_model) -> (..., token)."""
+    normed = model.base_model.get_submodule(architecture.final_norm)(residual)
+    logits = model.get_output_embeddings()(normed)
+    cap = architecture.softcap and getattr(model.config, architecture.softcap)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _resolve(model: PreTrainedModel, architecture: Architecture) -> tuple[dict[str, Point], dict[str, str]]:
+    points: dict[str, Point] = {}
+    refused: dict[str, str] = {}
+    for site, port in architecture.ports(model.config).items():
+        try:
+            points[site] = Point(model.base_model.get_submodule(port.path), port.side)
+        except AttributeError:
+            refused[site] = f"the model has no module {port.path}"
+    return points, refused
+
+
+def _run(model: PreTrainedModel, points: dict[str, Point]) -> tuple[Tensor, list[tuple[Point, Tensor]]]:
+    """The logits of random tokens, and the tensors that passed the points on the way."""
+    count = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.randint(count, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    logits: list[Tensor] = []
+    passed = record(lambda: logits.append(model(tokens, use_cache=False).logits), dict.fromkeys(points.values()))
+    return logits[0], passed
+
+
+def _misfired(points: dict[str, Point], passed: list[Point]) -> dict[str, str]:
+    """The sites whose hook did not fire exactly once, or not in its turn."""
+    counts = Counter(passed)
+    refused = {
+        site: f"its hook fired {counts[point]} times in one forward pass"
+        for site, point in points.items()
+        if counts[point] != 1
+    }
+    expected = dict.fromkeys(point for site, point in points.items() if site not in refused)
+    actual = [point for point in passed if point in expected]
+    early_or_late = {wanted for wanted, came in zip(expected, actual, strict=True) if wanted != came}
+    return refused | {
+        site: "its hook fired out of forward order" for site, point in points.items() if point in early_or_late
+    }
+
+
+def _failure(claim: _Claim, tolerance: float) -> str | None:
+    try:
+        error = claim.error()
+    except KeyError as missing:
+        return f"{claim.text} cannot be checked without {missing.args[0]}"
+    except RuntimeError as mismatch:
+        return f"{claim.text} cannot be computed: {str(mismatch).splitlines()[0]}"
+    # Written so that a NaN fails.
+    return None if error <= tolerance else f"{claim.text} is off by {error:.2g} (allowed {tolerance:.2g})"
+
+
+def _claims(
+    model: PreTrainedModel, architecture: Architecture, values: dict[str, Tensor], logits: Tensor
+) -> Iterator[_Claim]:
+    last = model.config.num_hidden_layers - 1
+    for layer in range(last + 1):
+        yield from _sum_claims(layer, values, parallel=not architecture.has_resid_mid(model.config))
+        yield from _branch_claims(layer, values, model, architecture)
+    for layer in range(last):
+        post, pre = f"resid_post.{layer}", f"resid_pre.{layer + 1}"
+        yield _Claim(f"{post} = {pre}", (post, pre), lambda a=post, b=pre: _distance(values[a], values[b]))
+    yield _Claim(
+        f"unembed(final_norm(resid_post.{last})) = logits",
+        (f"resid_post.{last}",),
+        lambda: _distance(unembed(model, architecture, values[f"resid_post.{last}"]), logits),
+    )
+
+
+def _sum_claims(layer: int, values: dict[str, Tensor], *, parallel: bool) -> Iterator[_Claim]:
+    pre, head, attention, mid, neurons, mlp, post = (
+        f"{kind}.{layer}" for kind in ("resid_pre", "head", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post")
+    )
+
+    def claim(terms: tuple[str, ...], total: str, refuses: tuple[str, ...]) -> _Claim:
+        error = lambda: _sum_error([values[term] for term in terms], values[total])  # noqa: E731
+        return _Claim(f"{' + '.join(terms)} = {total}", refuses, error)
+
+    if parallel:
+        yield claim((pre, attention, mlp), post, (head, attention, neurons, mlp))
+    else:
+        yield claim((pre, attention), mid, (head, attention, mid))
+        yield claim((mid, mlp), post, (mid, neurons, mlp))
+
+
+def _branch_claims(
+    layer: int, values: dict[str, Tensor], model: PreTrainedModel, architecture: Architecture
+) -> Iterator[_Claim]:
+    config, module = model.config, model.base_model.get_submodule(f"{architecture.layers}.{layer}")
+    heads = config.num_attention_heads
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    neurons = getattr(config, architecture.neurons) or 4 * config.hidden_size
+    branches = (
+        ("head", "attn_out", architecture.attention, architecture.attention_norm, heads * d_head),
+        ("mlp", "mlp_out", architecture.mlp, architecture.mlp_norm, neurons),
+    )
+    for kind, result, projection, norm, width in branches:
+        site, out, steps = f"{kind}.{layer}", f"{result}.{layer}", [projection, norm] if norm else [projection]
+
+        def branch_error(site: str = site, out: str = out, steps: list[str] = steps) -> float:
+            vector = values[site]
+            for step in steps:
+                vector = module.get_submodule(step)(vector)
+            return _distance(vector, values[out])
+
+        yield _Claim(f"{' then '.join(steps)} of {site} = {out}", (site,), branch_error)
+        yield _Claim(f"width of {site} = {width}", (site,), lambda s=site, w=width: abs(values[s].shape[-1] / w - 1))
+
+
+def _distance(measured: Tensor, wanted: Tensor) -> float:
+    """Largest difference, relative to the largest value wanted."""
+    if measured.shape != wanted.shape:
+        raise RuntimeError(f"shape {tuple(measured.shape)}, wanted {tuple(wanted.shape)}")
+    return float((measured.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp_min(1e-30))
+
+
+def _sum_error(terms: list[Tensor], total: Tensor) -> float:
+    """Largest difference of a coordinate, relative to the sizes of that coordinate's own terms."""
+    parts = torch.stack([*(term.float() for term in terms), -total.float()])
+    return float((parts.sum(0).abs() / parts.abs().sum(0).clamp_min(1e-30)).max())

@@ -1,0 +1,73 @@
+"""Watching and editing the tensors that pass a point of a model, with plain forward hooks.
+
+Every hook lives inside a `with` block, so an exception leaves none behind. A hook's tensor is the
+module's first positional argument (or `hidden_states`) on the input side, and its output (or the
+output tuple's first element) on the output side.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .architecture import Side
+
+
+class Point(NamedTuple):
+    """A port of a loaded model."""
+
+    module: nn.Module
+    side: Side
+
+
+class _Stop(Exception):
+    """Cuts a forward pass short once the last tensor wanted has been seen."""
+
+
+def attach(point: Point, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call `function` on every tensor at `point`; where it returns a tensor, that one flows on instead."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        replacement = function(args[0] if args else kwargs["hidden_states"])
+        if replacement is None:
+            return None
+        return ((replacement, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": replacement})
+
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        replacement = function(output[0] if isinstance(output, tuple) else output)
+        if replacement is None:
+            return None
+        return (replacement, *output[1:]) if isinstance(output, tuple) else replacement
+
+    if point.side == "input":
+        return point.module.register_forward_pre_hook(before, with_kwargs=True)
+    return point.module.register_forward_hook(after)
+
+
+def record(
+    run: Callable[[], object], points: Iterable[Point], *, last: Point | None = None
+) -> list[tuple[Point, Tensor]]:
+    """Every tensor that passes `points` during `run()`, in the order of passing, not copied.
+
+    Where `last` is given, `run()` is cut short as soon as a tensor has passed it.
+    """
+    passed: list[tuple[Point, Tensor]] = []
+
+    def receiver(point: Point) -> Callable[[Tensor], None]:
+        def receive(tensor: Tensor) -> None:
+            passed.append((point, tensor))
+            if point == last:
+                raise _Stop
+
+        return receive
+
+    with ExitStack() as hooks:
+        for point in points:
+            hooks.enter_context(attach(point, receiver(point)))
+        try:
+            run()
+        except _Stop:
+            pass
+    return passed

@@ -1,0 +1,141 @@
+"""From a name on the command line to a model in memory.
+
+Only safetensors weights are read, no code that comes with a model is run, and a checkpoint that lacks
+a weight is an error instead of a random one. Whatever is wrong with what the user named becomes
+one NeuronautError; transformers' bars and warnings are silent meanwhile, and as before afterwards.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .architecture import architecture_of
+from .errors import NeuronautError
+
+DEMO = Path(__file__).parent.parent / "data" / "demo"
+"""Folder of the built-in subject, whose name is `demo`."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_REPOSITORY = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+class Loaded(NamedTuple):
+    """What a name stands for."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """Base name of the folder, or the repository's id."""
+
+
+def load(name_or_path: str, *, device: str, dtype: str, revision: str | None) -> Loaded:
+    """Load a local folder, a repository of the Hugging Face hub, or `demo`."""
+    if dtype not in DTYPES:
+        raise NeuronautError(f"dtype {dtype!r} is not known; wanted one of: {', '.join(DTYPES)}")
+    target = _checked_device(device)
+    folder = _folder(name_or_path)
+    source = str(folder or name_or_path)
+    with quiet():
+        architecture_of(_model_type(source, name_or_path, revision=revision), name=name_or_path)
+        model = _model(source, name_or_path, dtype=DTYPES[dtype], revision=revision)
+        tokenizer = _tokenizer(source, name_or_path, revision=revision)
+    name = "demo" if folder == DEMO else folder.resolve().name if folder else name_or_path
+    return Loaded(model.to(target), tokenizer, name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and warnings; downloads still show theirs."""
+
+    def no_bar(_: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        return logging.EmptyTqdm(*args, **kwargs)
+
+    verbosity, hook = logging.get_verbosity(), logging.set_tqdm_hook(no_bar)
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.set_tqdm_hook(hook)
+
+
+def _checked_device(device: str) -> torch.device:
+    try:
+        target = torch.device(device)
+        torch.zeros(1, device=target).item()
+    except (RuntimeError, AssertionError) as error:
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        raise NeuronautError(f"device {device!r} is not there; this machine has: {', '.join(here)}") from error
+    return target
+
+
+def _folder(name_or_path: str) -> Path | None:
+    """The local folder that is meant, or None where it must be a repository of the hub."""
+    folder = DEMO if name_or_path == "demo" else Path(name_or_path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise NeuronautError(
+                f"folder {name_or_path} is not a model: it has no config.json; give a folder that save_pretrained wrote"
+            )
+        return folder
+    if folder.exists():
+        raise NeuronautError(f"{name_or_path} is a file; give the folder that holds config.json and model.safetensors")
+    if folder == DEMO or not _REPOSITORY.fullmatch(name_or_path):
+        raise NeuronautError(f"there is no folder {name_or_path}; give an existing folder, a Hugging Face id, or demo")
+    return None
+
+
+def _model_type(source: str, name: str, *, revision: str | None) -> object:
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, json.JSONDecodeError) as error:
+        raise _unreadable(source, name, "config.json", error) from error
+    return config.get("model_type")
+
+
+def _model(source: str, name: str, *, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise _unreadable(source, name, "safetensors weights", error) from error
+    if missing := sorted(report["missing_keys"]):
+        raise NeuronautError(
+            f"the weights of {name} lack {len(missing)} tensors, the first is {missing[0]}; get a complete copy"
+        )
+    return model
+
+
+def _tokenizer(source: str, name: str, *, revision: str | None) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise _unreadable(source, name, "tokenizer", error) from error
+
+
+def _unreadable(source: str, name: str, part: str, error: Exception) -> NeuronautError:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source).is_dir():
+        return NeuronautError(f"cannot read the {part} of {name} ({cause}); get a complete copy of the model")
+    return NeuronautError(
+        f"cannot get the {part} of {name} from the Hugging Face hub ({cause}); check the id and the connection, "
+        "or give a local folder that holds config.json, safetensors weights and tokenizer.json"
+    )

@@ -1,0 +1,200 @@
+"""The subject: a Hugging Face causal language model as it is, read and edited at named sites.
+
+The model's own modules run, unchanged; plain forward hooks look on, and live no longer than one call.
+A read stops right after the last site wanted. Sites come from the architecture table and exist
+only where `conformance.prove` proved them on this very model.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from itertools import groupby
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .address import SourceId
+from .architecture import architecture_of
+from .conformance import prove
+from .errors import NeuronautError
+from .hooks import Point, attach, record
+from .loading import load, quiet
+from .vocabulary import token_strings
+
+Edit = Callable[[Tensor], Tensor]
+"""From a site's tensor (row, position, width) to the one that takes its place."""
+
+
+class Subject:
+    """A model under study with its tokenizer.
+
+    Attributes: `name` (on the command line and in feature addresses), `model` (in eval mode, no
+    parameter requires a gradient), `tokenizer`, `device`, `sites` (the proven ones, in forward
+    order), `refused` (site -> why it could not be proven), `n_layers`, `n_heads`, `d_model`, `bos` (id of
+    the token that opens a row, or None), `context` (the most positions a row may have).
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+        """Take over a model in memory: it is put into eval mode and its parameters stop requiring gradients."""
+        SourceId.parse(f"{name}:embed")
+        config = model.config
+        architecture = architecture_of(config.model_type, name=name)
+        if model.get_output_embeddings() is None:
+            raise NeuronautError(
+                f"{name} is a {type(model).__name__} without unembedding; wanted its ...ForCausalLM class"
+            )
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.device = model.device
+        self.n_layers: int = config.num_hidden_layers
+        self.n_heads: int = config.num_attention_heads
+        self.d_model: int = config.hidden_size
+        self.bos: int | None = tokenizer.bos_token_id
+        self.context: int = config.max_position_embeddings
+        self._token_count: int = model.get_input_embeddings().weight.shape[0]
+        self._points, self._widths, self.refused = prove(model, architecture)
+        self.sites = tuple(self._points)
+        self._order = {site: rank for rank, site in enumerate(self.sites)}
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        name: str | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Load a local folder, a Hugging Face id (at `revision`), or `demo`, the built-in subject.
+
+        `name` replaces the folder's base name, or the id, in feature addresses. `dtype` is "float32",
+        "bfloat16" or "float16". Raises NeuronautError for whatever the user can mend.
+        """
+        loaded = load(name_or_path, device=device, dtype=dtype, revision=revision)
+        with quiet():
+            return cls(loaded.model, loaded.tokenizer, name=name or loaded.name)
+
+    @cached_property
+    def revision(self) -> str:
+        """The first 16 hex digits of SHA-256 over the parameters' names, dtypes, shapes and values."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """One string per token id, such that joining them gives the text."""
+        return token_strings(self.tokenizer, count=self._token_count)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    def decode_tokens(self, ids: Iterable[int]) -> tuple[str, ...]:
+        """The string of each token id."""
+        return tuple(self.vocabulary[id] for id in ids)
+
+    def width(self, site: str) -> int:
+        """Coordinates of the vector at `site`."""
+        self._point(site)
+        return self._widths[site]
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
+        """The vectors at `sites`, from one forward pass that stops after the last of them.
+
+        tokens: (row, position) ids -> site: (row, position, width), in the subject's dtype and not copied.
+        """
+        tokens = self._checked(tokens)
+        points = {site: self._point(site) for site in sites}
+        if not points:
+            raise NeuronautError(f"no site to read; {self.name} has {listing(self.sites)}")
+        last = points[max(sites, key=self._order.__getitem__)]
+        passed = record(
+            lambda: self.model.base_model(tokens, use_cache=False), dict.fromkeys(points.values()), last=last
+        )
+        fired, tensors = Counter(point for point, _ in passed), dict(passed)
+        for site, point in points.items():
+            if fired[point] != 1:
+                raise NeuronautError(
+                    f"the hook at {site} of {self.name} fired {fired[point]} times in one forward pass, wanted once; "
+                    "a fused kernel or a wrapper bypasses the module, so load the model without it"
+                )
+        return {site: tensors[point] for site, point in points.items()}
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The model's own logits. (row, position) -> (row, position, token)."""
+        return self.model(self._checked(tokens), use_cache=False).logits
+
+    @contextmanager
+    def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
+        """Within the block, `read` and `logits` run with each site's tensor replaced by its edit's result.
+
+        Sites read within the block show the edited values. `resid_mid.L` is changed on both of its
+        paths, by adding the difference to `attn_out.L`.
+        """
+        with ExitStack() as hooks:
+            for site in edits:
+                self._point(site)
+            for site in sorted(edits, key=self._order.__getitem__):
+                kind, _, layer = site.partition(".")
+                attached = self._shift if kind == "resid_mid" else self._replace
+                attached(site, layer, edits[site], hooks)
+            yield
+
+    def _replace(self, site: str, _: str, edit: Edit, hooks: ExitStack) -> None:
+        hooks.enter_context(attach(self._points[site], edit))
+
+    def _shift(self, _: str, layer: str, edit: Edit, hooks: ExitStack) -> None:
+        before: list[Tensor] = []
+
+        def shifted(contribution: Tensor) -> Tensor:
+            middle = before.pop() + contribution
+            # The difference of an identity edit is exactly zero, so it leaves every bit as it was.
+            return contribution + (edit(middle) - middle)
+
+        hooks.enter_context(attach(self._point(f"resid_pre.{layer}"), before.append))
+        hooks.enter_context(attach(self._point(f"attn_out.{layer}"), shifted))
+
+    def _point(self, site: str) -> Point:
+        if site in self._points:
+            return self._points[site]
+        if site in self.refused:
+            raise NeuronautError(f"site {site} of {self.name} is refused: {self.refused[site]}")
+        raise NeuronautError(f"{self.name} has no site {site!r}; it has {listing(self.sites)}")
+
+    def _checked(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
+            raise NeuronautError(
+                f"tokens have shape {tuple(tokens.shape)} and dtype {tokens.dtype}; wanted (row, position) of ids"
+            )
+        if tokens.shape[1] > self.context:
+            raise NeuronautError(f"a row has {tokens.shape[1]} tokens; {self.name} takes at most {self.context}")
+        low, high = (int(bound) for bound in tokens.aminmax())
+        if low < 0 or high >= self._token_count:
+            raise NeuronautError(
+                f"token id {low if low < 0 else high} is outside the vocabulary of {self.name}, "
+                f"0 to {self._token_count - 1}; encode the text with its own tokenizer"
+            )
+        return tokens.to(self.device)
+
+
+def listing(sites: Iterable[str]) -> str:
+    """Sites in short, for an error: `embed, resid_pre.0-3, mlp.0, mlp.2-3`."""
+    layers: dict[str, list[int]] = {}
+    for kind, _, layer in (site.partition(".") for site in sites):
+        layers.setdefault(kind, []).extend([int(layer)] if layer else [])
+    parts: list[str] = []
+    for kind, numbers in layers.items():
+        runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+        parts += [f"{kind}.{run[0]}-{run[-1]}" if len(run) > 1 else f"{kind}.{run[0]}" for run in runs] or [kind]
+    return ", ".join(parts) or "no sites"
