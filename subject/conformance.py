@@ -18,7 +18,7 @@ A failed claim refuses every site it is about and keeps the measured error.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
 def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor) -> Tensor:
     """Logits of a final residual stream: final norm, unembedding, declared soft-cap. (..., d_model) -> (..., token)."""
     normed = model.base_model.get_submodule(architecture.final_norm)(residual)
-    logits = model.get_output_embeddings()(normed)
+    head: Any = model.get_output_embeddings()
+    logits = head(normed)
     cap = architecture.softcap and getattr(model.config, architecture.softcap)
     return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -88,8 +89,7 @@ def _resolve(model: PreTrainedModel, architecture: Architecture) -> tuple[dict[s
 
 def _run(model: PreTrainedModel, points: dict[str, Point]) -> tuple[Tensor, list[tuple[Point, Tensor]]]:
     """The logits of random tokens, and the tensors that passed the points on the way."""
-    count = model.get_input_embeddings().weight.shape[0]
-    tokens = torch.randint(count, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
     logits: list[Tensor] = []
     passed = record(lambda: logits.append(model(tokens, use_cache=False).logits), dict.fromkeys(points.values()))
     return logits[0], passed

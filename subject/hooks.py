@@ -6,7 +6,7 @@ output tuple's first element) on the output side.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -66,8 +66,6 @@ def record(
     with ExitStack() as hooks:
         for point in points:
             hooks.enter_context(attach(point, receiver(point)))
-        try:
+        with suppress(_Stop):
             run()
-        except _Stop:
-            pass
     return passed

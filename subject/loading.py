@@ -8,10 +8,10 @@ one NeuronautError; transformers' bars and warnings are silent meanwhile, and as
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -46,14 +46,14 @@ def load(name_or_path: str, *, device: str, dtype: str, revision: str | None) ->
     source = str(folder or name_or_path)
     with quiet():
         architecture_of(_model_type(source, name_or_path, revision=revision), name=name_or_path)
-        model = _model(source, name_or_path, dtype=DTYPES[dtype], revision=revision)
+        model = _model(source, name_or_path, device=target, dtype=DTYPES[dtype], revision=revision)
         tokenizer = _tokenizer(source, name_or_path, revision=revision)
     name = "demo" if folder == DEMO else folder.resolve().name if folder else name_or_path
-    return Loaded(model.to(target), tokenizer, name)
+    return Loaded(model, tokenizer, name)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Silence transformers' progress bars and warnings; downloads still show theirs."""
 
     def no_bar(_: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
@@ -84,15 +84,17 @@ def _checked_device(device: str) -> torch.device:
 def _folder(name_or_path: str) -> Path | None:
     """The local folder that is meant, or None where it must be a repository of the hub."""
     folder = DEMO if name_or_path == "demo" else Path(name_or_path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise NeuronautError(
-                f"folder {name_or_path} is not a model: it has no config.json; give a folder that save_pretrained wrote"
-            )
+    if (folder / "config.json").is_file():
         return folder
+    if folder == DEMO:
+        raise NeuronautError("the built-in subject is not in this installation: install neuronaut again, with its data")
+    if folder.is_dir():
+        raise NeuronautError(
+            f"folder {name_or_path} is not a model: it has no config.json; give a folder that save_pretrained wrote"
+        )
     if folder.exists():
         raise NeuronautError(f"{name_or_path} is a file; give the folder that holds config.json and model.safetensors")
-    if folder == DEMO or not _REPOSITORY.fullmatch(name_or_path):
+    if not _REPOSITORY.fullmatch(name_or_path):
         raise NeuronautError(f"there is no folder {name_or_path}; give an existing folder, a Hugging Face id, or demo")
     return None
 
@@ -105,23 +107,30 @@ def _model_type(source: str, name: str, *, revision: str | None) -> object:
     return config.get("model_type")
 
 
-def _model(source: str, name: str, *, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
+def _model(
+    source: str, name: str, *, device: torch.device, dtype: torch.dtype, revision: str | None
+) -> PreTrainedModel:
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise _unreadable(source, name, "safetensors weights", error) from error
-    if missing := sorted(report["missing_keys"]):
+        raise _unreadable(source, name, "safetensors weights (no other format is read)", error) from error
+    model, report = loaded
+    # Without this, transformers would fill in random weights.
+    absent, misshapen = sorted(report["missing_keys"]), sorted(key for key, *_ in report["mismatched_keys"])
+    if absent or misshapen:
         raise NeuronautError(
-            f"the weights of {name} lack {len(missing)} tensors, the first is {missing[0]}; get a complete copy"
+            f"the weights of {name} do not fit its config.json: {len(absent)} tensors are missing and {len(misshapen)} "
+            f"have another shape, the first is {(absent + misshapen)[0]}; get a complete copy of the model"
         )
-    return model
+    return model.to(device)
 
 
 def _tokenizer(source: str, name: str, *, revision: str | None) -> PreTrainedTokenizerBase:

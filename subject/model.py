@@ -7,7 +7,7 @@ only where `conformance.prove` proved them on this very model.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import groupby
@@ -40,7 +40,7 @@ class Subject:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
         """Take over a model in memory: it is put into eval mode and its parameters stop requiring gradients."""
-        SourceId.parse(f"{name}:embed")
+        _check_name(name)
         config = model.config
         architecture = architecture_of(config.model_type, name=name)
         if model.get_output_embeddings() is None:
@@ -54,9 +54,10 @@ class Subject:
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
-        self.bos: int | None = tokenizer.bos_token_id
+        bos = tokenizer.bos_token_id
+        self.bos = bos if isinstance(bos, int) else None
         self.context: int = config.max_position_embeddings
-        self._token_count: int = model.get_input_embeddings().weight.shape[0]
+        self._token_count: int = config.vocab_size
         self._points, self._widths, self.refused = prove(model, architecture)
         self.sites = tuple(self._points)
         self._order = {site: rank for rank, site in enumerate(self.sites)}
@@ -86,7 +87,7 @@ class Subject:
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -136,25 +137,23 @@ class Subject:
         return self.model(self._checked(tokens), use_cache=False).logits
 
     @contextmanager
-    def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
+    def editing(self, edits: Mapping[str, Edit]) -> Generator[None]:
         """Within the block, `read` and `logits` run with each site's tensor replaced by its edit's result.
 
         Sites read within the block show the edited values. `resid_mid.L` is changed on both of its
         paths, by adding the difference to `attn_out.L`.
         """
         with ExitStack() as hooks:
-            for site in edits:
-                self._point(site)
+            points = {site: self._point(site) for site in edits}
             for site in sorted(edits, key=self._order.__getitem__):
                 kind, _, layer = site.partition(".")
-                attached = self._shift if kind == "resid_mid" else self._replace
-                attached(site, layer, edits[site], hooks)
+                if kind == "resid_mid":
+                    self._shift_middle(layer, edits[site], hooks)
+                else:
+                    hooks.enter_context(attach(points[site], edits[site]))
             yield
 
-    def _replace(self, site: str, _: str, edit: Edit, hooks: ExitStack) -> None:
-        hooks.enter_context(attach(self._points[site], edit))
-
-    def _shift(self, _: str, layer: str, edit: Edit, hooks: ExitStack) -> None:
+    def _shift_middle(self, layer: str, edit: Edit, hooks: ExitStack) -> None:
         before: list[Tensor] = []
 
         def shifted(contribution: Tensor) -> Tensor:
@@ -186,6 +185,16 @@ class Subject:
                 f"0 to {self._token_count - 1}; encode the text with its own tokenizer"
             )
         return tokens.to(self.device)
+
+
+def _check_name(name: str) -> None:
+    try:
+        SourceId.parse(f"{name}:embed")
+    except NeuronautError as error:
+        raise NeuronautError(
+            f"model name {name!r} does not fit into a feature's address (no space, colon or @); "
+            "rename the folder, or pass another name"
+        ) from error
 
 
 def listing(sites: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
-"""One string per token id, such that joining them gives the text.
+r"""One string per token id, such that joining them gives the text.
 
 Byte-level BPE spells each byte as one printable character; its tokens are turned back into bytes
 and those into text. SentencePiece writes a space as U+2581 and a lone byte as `<0x0A>`. Bytes that are
-no valid UTF-8 alone (a piece of an emoji) are shown as `\\xf0\\x9f`. An added token is its own text.
+no valid UTF-8 alone (a piece of an emoji) are shown as `\xf0\x9f`. An added token is its own text.
 """
 
 import re

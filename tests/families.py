@@ -1,8 +1,10 @@
 """A tiny random-weight model of every supported family, and a small tokenizer, for any test."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from neuronaut.subject.model import Subject
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     Gemma2Config,
@@ -25,12 +27,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from neuronaut.subject.model import Subject
-
 VOCABULARY, CONTEXT, D_MODEL, NEURONS, HEADS, D_HEAD = 300, 64, 24, 80, 4, 8
 """D_MODEL, HEADS * D_HEAD and NEURONS all differ, so that no width passes for another."""
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "max_position_embeddings": CONTEXT,
     "hidden_size": D_MODEL,
@@ -41,13 +41,22 @@ _COMMON = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
-_GROUPED = _COMMON | {"num_key_value_heads": 2, "head_dim": D_HEAD}
-_SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-_GPT2 = {"vocab_size": VOCABULARY, "n_positions": CONTEXT, "n_embd": D_MODEL, "n_layer": 3, "n_head": HEADS}
+_GROUPED: dict[str, Any] = _COMMON | {"num_key_value_heads": 2, "head_dim": D_HEAD}
+_SLIDING: dict[str, Any] = {
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_positions": CONTEXT,
+    "n_embd": D_MODEL,
+    "n_layer": 3,
+    "n_head": HEADS,
+}
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2, bos_token_id=0, eos_token_id=0)),
-    "gpt2_n_inner": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2, n_inner=NEURONS, bos_token_id=0, eos_token_id=0)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2)),
+    "gpt2_n_inner": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2, n_inner=NEURONS)),
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_COMMON, use_parallel_residual=True)),
     "gpt_neox_sequential": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_COMMON, use_parallel_residual=False)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GROUPED)),
