@@ -1,0 +1,297 @@
+"""Published dictionaries read into the canonical form of `dictionary.py`.
+
+A format is recognised by the names of its tensors, never by the name of its file, and converted by
+its row of `FORMATS`; a further format is a further row. Names do not tell which way round a matrix
+lies: its shape does, against the width of the subject's site. Where both sides are equal, only a
+format whose own configuration fixes the orientation is taken. What has no place is refused with
+its name: a tensor left over, an unknown architecture, a site that differs from the declared one.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .address import SourceId
+from .dictionary import EXTRAS, NORMS, Dictionary, Kind
+from .errors import NeuronautError
+from .formats_files import Location, locate, read_tensors
+from .formats_folds import centred_inputs, scaled_inputs, unit_decoder
+from .formats_sites import named_site, same_site, tl_name
+
+_AVERAGE = ("expected_average_only_in", True)
+"""What SAELens writes where all inputs were multiplied by one constant; True until its version 6."""
+_FIRST_OF_LAYOUT = "6.0.0"
+"""The SAELens version whose configuration layout `save_dictionary` writes."""
+
+
+class Checkpoint(NamedTuple):
+    """A weight file that has been read, and what it is read for."""
+
+    location: Location
+    tensors: Mapping[str, Tensor]
+    """Float32, on the CPU."""
+    id: SourceId
+    d_site: int
+
+    def matrix(self, name: str, *, site_side: int, fixed: bool) -> Tensor:
+        """A matrix with the site's width on `site_side`; `fixed`: the format fixes how a square one lies."""
+        matrix = self.tensors[name]
+        if matrix.ndim != 2 or self.d_site not in matrix.shape:
+            raise NeuronautError(
+                f"{name} of {self.location.weights} is {'x'.join(map(str, matrix.shape))}, and neither side fits "
+                f"{self.id.site} of {self.id.model}, {self.d_site} wide; name the model and site it was trained on"
+            )
+        if matrix.shape[0] == matrix.shape[1] and not fixed:
+            raise NeuronautError(
+                f"{name} of {self.location.weights} is square, so that its orientation cannot be told; save it with "
+                "a SAELens cfg.json"
+            )
+        return matrix if matrix.shape[site_side] == self.d_site else matrix.T
+
+
+class Format(NamedTuple):
+    """One row of the table of formats."""
+
+    name: str
+    recognises: Callable[[Location, set[str]], bool]
+    """Whether the tensor names, and only then what lies beside them, are of this format."""
+    convert: Callable[[Checkpoint], Dictionary]
+
+
+def load_dictionary(
+    path: str | Path,
+    *,
+    id: SourceId,
+    d_site: int,
+    device: torch.device | str = "cpu",
+    norm_scale: float | None = None,
+    allow_pickle: bool = False,
+) -> Dictionary:
+    """Read a dictionary from a file, a folder, or `OWNER/NAME[/FOLDER]` on the Hugging Face hub.
+
+    `d_site`: the width of the subject's vectors at `id.site`. `norm_scale`: the factor that the
+    site's vectors were multiplied by in training; folded into the weights. Raises NeuronautError
+    where the format is unknown, the width or the declared site differ, a weight is not finite, or
+    the file asks for a norm scale that it does not hold.
+    """
+    location = locate(path, allow_pickle=allow_pickle)
+    declared = named_site(location.config, location.weights)
+    if declared is not None and not same_site(declared, id.site):
+        raise NeuronautError(f"{path} was trained on {declared}, but {id.site} is asked for; give it {declared}")
+    tensors = {name: tensor.float() for name, tensor in read_tensors(location.weights).items()}
+    dictionary = _format(location, tensors).convert(Checkpoint(location, tensors, id, d_site))
+    scale = location.norm_scale if norm_scale is None else norm_scale
+    if scale is None and location.config.get("normalize_activations") in _AVERAGE:
+        raise NeuronautError(
+            f"{path} was trained on vectors times a constant that the file does not hold (expected_average_only_in); "
+            "pass --norm-scale, sqrt(width) over the mean norm of its training vectors"
+        )
+    if scale is not None:
+        dictionary = scaled_inputs(dictionary, scale)
+    if _model_options(location.config).get("center_writing_weights"):
+        dictionary = centred_inputs(dictionary)
+    if location.config.get("rescale_acts_by_decoder_norm"):
+        dictionary = unit_decoder(dictionary)
+    return dictionary.to(device)
+
+
+def declared_site(path: str | Path, *, allow_pickle: bool = False) -> str | None:
+    """The site that a dictionary's files (or their folder) name; None where they name none.
+
+    Raises NeuronautError where they name a point of the model that is no site.
+    """
+    location = locate(path, allow_pickle=allow_pickle)
+    return named_site(location.config, location.weights)
+
+
+def save_dictionary(
+    dictionary: Dictionary,
+    folder: str | Path,
+    *,
+    metadata: Mapping[str, object] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write cfg.json and sae_weights.safetensors as SAELens >= 6 does, which it and `load_dictionary` read.
+
+    `metadata` joins SAELens' own keys, for example model_name or dataset_path.
+    """
+    names = {"b_enc": "b_gate"} if dictionary.kind == "gated" else {}
+    tensors = {
+        names.get(name, name): tensor.to("cpu", dtype).contiguous() for name, tensor in dictionary.tensors().items()
+    }
+    if overflown := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise NeuronautError(f"{', '.join(overflown)} of {dictionary.id} does not fit {dtype}; save it as float32")
+    config = {
+        "architecture": dictionary.kind,
+        "d_in": dictionary.d_site,
+        "d_sae": dictionary.width,
+        "dtype": "float32",
+        "apply_b_dec_to_input": dictionary.subtract_b_dec,
+        "normalize_activations": dictionary.norm,
+        "reshape_activations": "hook_z" if dictionary.id.site.startswith("head.") else "none",
+        **({"k": dictionary.k, "rescale_acts_by_decoder_norm": False} if dictionary.kind == "topk" else {}),
+        "metadata": {
+            "sae_lens_version": _FIRST_OF_LAYOUT,
+            "hook_name": tl_name(dictionary.id.site),
+            **(metadata or {}),
+        },
+    }
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "cfg.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, target / "sae_weights.safetensors")
+
+
+def _format(location: Location, tensors: Mapping[str, Tensor]) -> Format:
+    found = [format for format in FORMATS if format.recognises(location, set(tensors))]
+    if len(found) == 1:
+        return found[0]
+    kinds = f"fits {' and '.join(format.name for format in found)}" if found else "is of no known format"
+    listed = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items())[:20])
+    raise NeuronautError(
+        f"{location.weights} {kinds} ({', '.join(format.name for format in FORMATS)}); "
+        f"it holds {listed or 'no tensors'}, and {'a' if location.config else 'no'} cfg.json lies beside it"
+    )
+
+
+def _saelens(checkpoint: Checkpoint) -> Dictionary:
+    config, tensors = checkpoint.location.config, dict(checkpoint.tensors)
+    kind, k = _saelens_kind(checkpoint)
+    norm = config.get("normalize_activations") or "none"
+    norm = "none" if norm in _AVERAGE else norm
+    if norm not in NORMS:
+        raise _refusal(checkpoint, f"normalize_activations {norm!r}", ", ".join(NORMS))
+    if (head := config.get("hook_head_index", config.get("hook_point_head_index"))) is not None:
+        raise _refusal(checkpoint, f"attention head {head} alone", "all heads of a layer")
+    W_enc = checkpoint.matrix("W_enc", site_side=0, fixed=True)
+    W_dec = checkpoint.matrix("W_dec", site_side=1, fixed=True)
+    if (factor := tensors.pop("scaling_factor", None)) is not None:
+        W_dec = W_dec * factor[:, None]
+    if kind == "jumprelu" and "topk_threshold" in tensors:
+        tensors["threshold"] = _pooled_threshold(tensors.pop("topk_threshold"), W_dec, config)
+    bias = "b_gate" if kind == "gated" else "b_enc"
+    own = ("W_enc", "W_dec", "b_dec", bias, *EXTRAS[kind])
+    if set(tensors) != set(own):
+        raise _refusal(checkpoint, f"{', '.join(sorted(tensors))} in a {kind} SAE", ", ".join(own))
+    return Dictionary(
+        id=checkpoint.id,
+        kind=kind,
+        W_enc=by_feature(W_enc),
+        W_dec=W_dec.contiguous(),
+        b_enc=tensors[bias],
+        b_dec=tensors["b_dec"],
+        subtract_b_dec=bool(config.get("apply_b_dec_to_input", True)),
+        norm=norm,
+        k=k,
+        **{name: tensors[name] for name in EXTRAS[kind]},
+    )
+
+
+_ARCHITECTURES: Mapping[str, Kind] = {
+    **{kind: kind for kind in EXTRAS},
+    # Trained with k per vector on average; a threshold stands in for the ranking at inference.
+    "batchtopk": "jumprelu",
+    "matryoshka_batchtopk": "jumprelu",
+}
+
+
+def _saelens_kind(checkpoint: Checkpoint) -> tuple[Kind, int]:
+    """The kind and, for topk, k. Before version 6 a TopK SAE was a standard one with another activation function."""
+    config = checkpoint.location.config
+    function = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    architecture = config.get("architecture") or "standard"
+    if architecture == "standard" and function in ("topk", "relu"):
+        architecture = "topk" if function == "topk" else "standard"
+    if architecture not in _ARCHITECTURES:
+        raise _refusal(checkpoint, f"architecture {architecture!r}", ", ".join(_ARCHITECTURES))
+    kind = _ARCHITECTURES[architecture]
+    if kind != "topk" and function != "relu":
+        raise _refusal(checkpoint, f"activation function {function!r} in a {kind} SAE", "relu")
+    k = config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k") or 0
+    return kind, int(k) if kind == "topk" else 0
+
+
+def _pooled_threshold(threshold: Tensor, W_dec: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """One threshold for all features of a training checkpoint, in the units of `linear`."""
+    each = threshold.expand(W_dec.shape[0])
+    return each / W_dec.norm(dim=1) if config.get("rescale_acts_by_decoder_norm") else each.contiguous()
+
+
+def _gemma_scope(checkpoint: Checkpoint) -> Dictionary:
+    checkpoint = checkpoint._replace(tensors={_capital(name): value for name, value in checkpoint.tensors.items()})
+    tensors = checkpoint.tensors
+    return Dictionary(
+        id=checkpoint.id,
+        kind="jumprelu",
+        W_enc=by_feature(checkpoint.matrix("W_enc", site_side=0, fixed=False)),
+        W_dec=checkpoint.matrix("W_dec", site_side=1, fixed=False).contiguous(),
+        b_enc=tensors["b_enc"],
+        b_dec=tensors["b_dec"],
+        subtract_b_dec=False,
+        threshold=tensors["threshold"],
+    )
+
+
+def _sparsify(checkpoint: Checkpoint) -> Dictionary:
+    config, tensors = checkpoint.location.config, checkpoint.tensors
+    if config.get("transcode") or "W_skip" in tensors:
+        raise _refusal(checkpoint, "a transcoder, which rebuilds another site than it reads", "an SAE")
+    if config.get("activation", "topk") != "topk" or config.get("signed"):
+        name = "signed top-k" if config.get("signed") else config["activation"]
+        raise _refusal(checkpoint, f"activation {name!r}", "topk")
+    if "k" not in config:
+        raise _refusal(checkpoint, "no k", "a cfg.json with k beside the weights")
+    return Dictionary(
+        id=checkpoint.id,
+        kind="topk",
+        W_enc=by_feature(checkpoint.matrix("encoder.weight", site_side=1, fixed=True).T),
+        W_dec=checkpoint.matrix("W_dec", site_side=1, fixed=True).contiguous(),
+        b_enc=tensors["encoder.bias"],
+        b_dec=tensors["b_dec"],
+        k=int(config["k"]),
+    )
+
+
+def _is_saelens(location: Location, names: set[str]) -> bool:
+    return {"W_enc", "W_dec", "b_dec"} <= names and "d_in" in location.config and "d_sae" in location.config
+
+
+def _is_gemma_scope(location: Location, names: set[str]) -> bool:
+    jump = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
+    lower_case = "w_enc" in names
+    return {_capital(name) for name in names} == jump and (lower_case or not location.config)
+
+
+def _is_sparsify(location: Location, names: set[str]) -> bool:
+    del location
+    return {"encoder.weight", "encoder.bias", "W_dec", "b_dec"} <= names
+
+
+FORMATS = (
+    Format("SAELens", _is_saelens, _saelens),
+    Format("Gemma Scope", _is_gemma_scope, _gemma_scope),
+    Format("sparsify", _is_sparsify, _sparsify),
+)
+
+
+def by_feature(W_enc: Tensor) -> Tensor:
+    """The same (d_site, F) matrix, laid out so that one feature's weights are contiguous."""
+    return W_enc.T.contiguous().T
+
+
+def _capital(name: str) -> str:
+    return name.replace("w_", "W_") if name in ("w_enc", "w_dec") else name
+
+
+def _model_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    metadata = config.get("metadata") or {}
+    return metadata.get("model_from_pretrained_kwargs") or config.get("model_from_pretrained_kwargs") or {}
+
+
+def _refusal(checkpoint: Checkpoint, came: str, wanted: str) -> NeuronautError:
+    return NeuronautError(f"{checkpoint.location.weights} holds {came}; wanted {wanted}")

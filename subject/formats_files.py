@@ -1,0 +1,177 @@
+"""Where a dictionary's files are and what they hold, before any meaning is given to it.
+
+A path that does not exist here names a folder of a Hugging Face repository, of which exactly the
+files that the readers understand are fetched. Nothing in a file is ever executed: arrays are read
+without pickle, and a pickled checkpoint only on demand, through torch's restricted unpickler.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .errors import NeuronautError
+
+CONFIGS = ("cfg.json", "config.json")
+_SCALER = "activation_scaler.json"
+_KNOWN = ("sae_weights.safetensors", "sae.safetensors", "params.safetensors", "params.npz", "ae.pt")
+"""Preferred where a folder holds several weight files."""
+_NOT_WEIGHTS = ("sparsity.safetensors", "activations_store_state.safetensors", "trainer_state.pt")
+_TIMEOUT = 20.0
+"""Seconds."""
+_REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)([/@](?P<folder>[^@]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A dictionary's weight file and what is written beside it."""
+
+    weights: Path
+    config: Mapping[str, Any]
+    """The content of cfg.json or config.json; empty where there is none."""
+    norm_scale: float | None
+    """SAELens' estimate of the factor on the inputs, where a training checkpoint has one."""
+
+
+def locate(path: str | Path, *, allow_pickle: bool = False) -> Location:
+    """Find the weight file of a local file or folder, or of `OWNER/NAME[/FOLDER]` on the Hugging Face hub.
+
+    Raises NeuronautError where there is none, several, or only a pickle without `allow_pickle`.
+    """
+    local = Path(path).expanduser()
+    if not local.exists():
+        local = _fetch(str(path))
+    weights = local if local.is_file() else _weights(local, allow_pickle=allow_pickle)
+    if weights.suffix not in READERS:
+        raise NeuronautError(f"{weights.name} is no weight file; wanted one of {', '.join(READERS)}")
+    if weights.suffix in (".pt", ".pth") and not allow_pickle:
+        raise NeuronautError(f"{weights} is a pickle, which can run code; if you trust it, pass --allow-pickle")
+    configs = [weights.parent / name for name in CONFIGS if (weights.parent / name).is_file()]
+    scaler = weights.parent / _SCALER
+    scale = _read_json(scaler).get("scaling_factor") if scaler.is_file() else None
+    return Location(weights, _read_json(configs[0]) if configs else {}, scale)
+
+
+def read_tensors(weights: Path) -> dict[str, Tensor]:
+    """All tensors of a weight file by name, on the CPU and in the file's own dtype."""
+    try:
+        return READERS[weights.suffix](weights)
+    except (SafetensorError, UnpicklingError, zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise NeuronautError(f"{weights} cannot be read ({reason}); it may be damaged: fetch it again") from error
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    content: object = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict):
+        content = next((content[name] for name in ("ae", "sae", "state_dict") if name in content), content)
+    if not isinstance(content, dict):
+        raise ValueError(f"holds a {type(content).__name__} where a table of tensors is wanted")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+READERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".safetensors": load_file,
+    ".npz": _read_npz,
+    ".pt": _read_pickle,
+    ".pth": _read_pickle,
+}
+
+
+def _weights(folder: Path, *, allow_pickle: bool) -> Path:
+    found = [file for file in sorted(folder.iterdir()) if file.suffix in READERS and file.name not in _NOT_WEIGHTS]
+    safe = [file for file in found if file.suffix not in (".pt", ".pth")]
+    candidates = safe or found
+    if safe or allow_pickle:
+        candidates = [file for file in candidates if file.name in _KNOWN] or candidates
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise NeuronautError(f"{folder} holds several weight files, {_some(candidates)}; name the one that is meant")
+    below = {file.parent.relative_to(folder) for suffix in READERS for file in folder.rglob(f"*{suffix}")}
+    hint = f"; there are some in {_some(sorted(below))}" if below else ""
+    raise NeuronautError(f"{folder} holds no weight file ({', '.join(READERS)}){hint}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise NeuronautError(f"{path} is not readable JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise NeuronautError(f"{path} holds a {type(content).__name__}; wanted an object with the SAE's settings")
+    return content
+
+
+def _fetch(name: str) -> Path:
+    """The local copy of a hub folder or file; without a connection, what was fetched before."""
+    # Imported here because only a path that is not local needs it.
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if (match := _REPOSITORY.fullmatch(name)) is None:
+        raise NeuronautError(f"{name} does not exist; wanted a file, a folder, or OWNER/NAME/FOLDER on Hugging Face")
+    repository, inside = match["repository"], PurePosixPath(match["folder"] or ".")
+    try:
+        siblings = HfApi().model_info(repository, timeout=_TIMEOUT).siblings or []
+        wanted = files_in(inside, [sibling.rfilename for sibling in siblings], name)
+        fetched = [Path(hf_hub_download(repository, file)) for file in wanted]
+        return fetched[0] if str(inside) == wanted[0] else fetched[0].parent
+    except NeuronautError:
+        raise
+    except HfHubHTTPError as error:
+        raise NeuronautError(f"{name} is neither here nor on Hugging Face: {_first_line(error)}") from error
+    # The hub's transport differs between its versions, and their errors have no base in common.
+    except Exception as error:
+        if (cached := _cached(lambda: snapshot_download(repository, local_files_only=True), inside)) is None:
+            raise NeuronautError(
+                f"{name} is not here, and Hugging Face cannot be reached ({type(error).__name__}): you seem to be "
+                "offline; fetch it on a connected machine and give the folder"
+            ) from error
+        return cached
+
+
+def _cached(snapshot: Callable[[], str], inside: PurePosixPath) -> Path | None:
+    try:
+        cached = Path(snapshot()) / inside
+    except OSError:
+        return None
+    return cached if cached.exists() else None
+
+
+def files_in(folder: PurePosixPath, files: Iterable[str], name: str) -> list[str]:
+    """The weight and configuration files of a repository's folder, or the one file that `folder` names."""
+    paths = [PurePosixPath(file) for file in files]
+    if folder in paths:
+        folder, chosen = folder.parent, [folder]
+    else:
+        chosen = [path for path in paths if path.parent == folder and path.suffix in READERS]
+    if not chosen:
+        elsewhere = sorted({str(path.parent) for path in paths if path.suffix in READERS})
+        raise NeuronautError(f"{name} holds no weight file; there are some in {_some(elsewhere)}")
+    beside = [path for path in paths if path.parent == folder and path.name in (*CONFIGS, _SCALER)]
+    return [str(path) for path in (*chosen, *beside)]
+
+
+def _some(names: Iterable[object]) -> str:
+    listed = [str(getattr(name, "name", None) or name) for name in names]
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

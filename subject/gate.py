@@ -1,0 +1,148 @@
+"""The load gate: whether a dictionary fits the vectors that the subject really has at its site.
+
+A wrong transpose, a missing scale or a wrong site does not raise anything; it only makes every
+number after it worthless. So a dictionary is asked to rebuild some thousands of real vectors first.
+Nearby sites can be rebuilt nearly as well as the right one, hence the sweep over neighbours.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .dictionary import Dictionary
+from .errors import NeuronautError
+
+LIMIT = 0.8
+"""Highest share of unexplained variance at which a dictionary is still let in."""
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How well a dictionary rebuilds vectors of its site."""
+
+    source: str
+    tokens: int
+    """Vectors that it was tried on."""
+    fvu: float
+    """Fraction of variance unexplained, sum |x - x'|^2 / sum |x - mean|^2: 0 is perfect, 1 as good as the mean."""
+    l0: float
+    """Mean number of active features per vector."""
+    dead_share: float
+    """Share of features that were active on none of the vectors."""
+    decoder_norm_median: float
+    """In the site's units."""
+    gain: float
+    """The factor on the centred reconstruction that would fit best; 1 where the scale is right."""
+    offset: float
+    """|mean (x - x')|^2 as a share of the mean |x - x'|^2; near 0 where the biases are right."""
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What looks wrong although it need not be; empty where nothing does."""
+        found = {
+            f"only {1 - self.fvu:.0%} of the variance is rebuilt": not self.fvu <= 0.5,
+            f"scale: the reconstruction wants a factor {self.gain:.2f}": not 0.8 <= self.gain <= 1.25,
+            f"biases: {self.offset:.0%} of the error is constant": not self.offset <= 0.25,
+            f"{self.dead_share:.0%} of the features never fired": self.dead_share > 0.9,
+        }
+        return tuple(doubt for doubt, holds in found.items() if holds)
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.source}: FVU {self.fvu:.3f}, L0 {self.l0:.1f}, dead {self.dead_share:.1%}, "
+            f"decoder norm {self.decoder_norm_median:.3g}, {self.tokens} tokens"
+        )
+        return line + (f" (doubtful: {'; '.join(self.doubts)})" if self.doubts else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """How well a dictionary rebuilds the vectors of its own site and of neighbouring ones."""
+
+    declared: str
+    fvu: Mapping[str, float]
+    """By site, the declared one included; NaN where the vectors cannot be rebuilt at all."""
+
+    @property
+    def best(self) -> str:
+        """The site with the lowest FVU; the declared one where it is as good as any."""
+        return min(self.fvu, key=lambda site: (_or_infinite(self.fvu[site]), site != self.declared))
+
+    @property
+    def warning(self) -> str | None:
+        """One line where another site than the declared one is rebuilt best."""
+        if self.best == self.declared:
+            return None
+        return (
+            f"{self.best} is rebuilt better (FVU {self.fvu[self.best]:.3f}) than {self.declared} "
+            f"(FVU {self.fvu[self.declared]:.3f}); the dictionary may belong there"
+        )
+
+
+def check(dictionary: Dictionary, vectors: Tensor, *, force: bool = False) -> Gate:
+    """Try a dictionary on real vectors (row, d_site), some thousands, BOS left out.
+
+    Raises NeuronautError where the FVU is above LIMIT or not a number, unless `force`.
+    """
+    gate = _measure(dictionary, vectors)
+    if not gate.fvu <= LIMIT and not force:
+        raise NeuronautError(
+            f"{dictionary.id} does not rebuild the vectors of {dictionary.id.site}: FVU {gate.fvu:.3f} on "
+            f"{gate.tokens} tokens, wanted at most {LIMIT}; check model, site and norm scale, or pass --force"
+        )
+    return gate
+
+
+def sweep(dictionary: Dictionary, vectors: Mapping[str, Tensor]) -> Sweep:
+    """Compare the declared site (that of the dictionary's id) with its neighbours.
+
+    `vectors`: site -> (row, d_site), the declared site among them; sites of another width are left out.
+    """
+    fitting = {site: rows for site, rows in vectors.items() if rows.shape[-1] == dictionary.d_site}
+    if dictionary.id.site not in fitting:
+        raise NeuronautError(f"no vectors of {dictionary.id.site}, the site of {dictionary.id}, to compare others with")
+    return Sweep(dictionary.id.site, {site: _measure(dictionary, rows).fvu for site, rows in fitting.items()})
+
+
+def estimate_norm_scale(vectors: Tensor) -> float:
+    """The factor that gives vectors (row, d_site) a mean norm of sqrt(d_site), as SAELens estimates it in training."""
+    return math.sqrt(vectors.shape[-1]) / float(vectors.float().norm(dim=-1).mean())
+
+
+@torch.no_grad()
+def _measure(dictionary: Dictionary, vectors: Tensor) -> Gate:
+    if len(vectors) < 2:
+        raise NeuronautError(f"{len(vectors)} vectors to try {dictionary.id} on; wanted at least 2, better 4096")
+    alive = torch.zeros(dictionary.width, dtype=torch.bool, device=vectors.device)
+    active, rebuilt = 0, []
+    for rows in vectors.split(_ROWS):
+        activations = dictionary.encode(rows)
+        active += int((activations > 0).sum())
+        alive |= (activations > 0).any(dim=0)
+        rebuilt.append(dictionary.decode(activations, vectors=rows))
+    true, guess = vectors.double(), torch.cat(rebuilt).double()
+    error = true - guess
+    true, guess = true - true.mean(dim=0), guess - guess.mean(dim=0)
+    squares = float(error.square().sum())
+    return Gate(
+        source=str(dictionary.id),
+        tokens=len(vectors),
+        fvu=_ratio(squares, float(true.square().sum())),
+        l0=active / len(vectors),
+        dead_share=1 - float(alive.double().mean()),
+        decoder_norm_median=float(dictionary.W_dec.norm(dim=-1).median()),
+        gain=_ratio(float((true * guess).sum()), float(guess.square().sum())),
+        offset=_ratio(float(error.mean(dim=0).square().sum()) * len(vectors), squares) if squares else 0.0,
+    )
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _or_infinite(value: float) -> float:
+    return math.inf if math.isnan(value) else value
