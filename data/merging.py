@@ -1,0 +1,170 @@
+"""Whole files: status, backup, and merging another database into this one.
+
+A merge copies what is missing and changes nothing that is there, so doing it again adds nothing.
+What a row is, is decided by its content: a window by its hash, an explanation and a score by their
+digests. A source that is harvested here keeps its own examples; explanations come in all the same.
+"""
+
+import os
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from sqlite_utils import Database
+
+from ..subject.errors import NeuronautError
+from .codec import pack_ids, unpack_ids
+from .database import connect, reported, transaction
+from .migrations import MIGRATIONS, migrate
+from .writing import check_same_source
+
+_MERGED = ("sources", "features", "windows", "examples", "explanations", "scores")
+
+
+def status(db: Database, path: str) -> dict[str, object]:
+    """Path, version, size in bytes, rows per table, and features per status."""
+    counts: dict[str, object] = {
+        table: db.conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in (*_MERGED, "embeddings")
+    }
+    states = db.conn.execute("SELECT status, count(*) FROM feature_status GROUP BY status ORDER BY status")
+    size = db.conn.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
+    header = {"path": path, "version": len(MIGRATIONS), "size": size}
+    return header | counts | {"status": {state: count for state, count in states}}
+
+
+def backup(connection: sqlite3.Connection, path: str) -> None:
+    """Copy the database to a new file; it appears there only when it is whole."""
+    target = Path(path)
+    if target.exists():
+        raise NeuronautError(f"{path} exists already; name a new file for the backup")
+    if not target.absolute().parent.is_dir() or not os.access(target.absolute().parent, os.W_OK):
+        raise NeuronautError(f"the folder of {path} is missing or cannot be written to; name a file elsewhere")
+    partial = target.with_name(target.name + ".partial")
+    copy = sqlite3.connect(partial)
+    try:
+        connection.backup(copy)
+        copy.close()
+        partial.replace(target)
+    finally:
+        copy.close()
+        partial.unlink(missing_ok=True)
+
+
+def merge(db: Database, path: str, other: str) -> dict[str, int]:
+    """Add what the database file `other` holds; returns how many rows of each table are new."""
+    source = connect(other, create=False)
+    with tempfile.TemporaryDirectory() as scratch, reported(other):
+        try:
+            # The copy may be migrated, and lies where the log of a read-only file can be made.
+            copied = str(Path(scratch) / "other.db")
+            backup(source.conn, copied)
+        finally:
+            source.conn.close()
+        copy = connect(copied, create=False)
+        try:
+            migrate(copy, other)
+        finally:
+            copy.conn.close()
+        db.conn.execute("ATTACH ? AS other", [copied])
+        try:
+            with transaction(db, path) as connection:
+                return _merge_attached(connection)
+        finally:
+            db.conn.execute("DETACH other")
+
+
+def _merge_attached(connection: sqlite3.Connection) -> dict[str, int]:
+    before = _counts(connection)
+    for row in connection.execute("SELECT name, revision, model_revision, width FROM other.sources").fetchall():
+        check_same_source(connection, *row)
+    kept = {name for (name,) in connection.execute("SELECT name FROM sources JOIN harvests ON source_id = sources.id")}
+    for statement in _COPY_EVIDENCE:
+        connection.execute(statement)
+    new = [name for (name,) in connection.execute("SELECT name FROM other.sources") if name not in kept]
+    for name in new:
+        _copy_harvest(connection, name)
+    _copy_explanations(connection)
+    connection.execute(_COPY_SCORES)
+    after = _counts(connection)
+    return {table: after[table] - before[table] for table in _MERGED}
+
+
+def _counts(connection: sqlite3.Connection) -> dict[str, int]:
+    return {table: connection.execute(f"SELECT count(*) FROM main.{table}").fetchone()[0] for table in _MERGED}
+
+
+_FEATURE_IDS = """(SELECT theirs.id AS their_id, ours.id AS our_id, sources.name AS name
+    FROM other.features AS theirs JOIN other.sources AS their_source ON their_source.id = theirs.source_id
+    JOIN main.sources AS sources ON sources.name = their_source.name
+    JOIN main.features AS ours ON ours.source_id = sources.id AND ours.idx = theirs.idx)"""
+
+_COPY_EVIDENCE = (
+    """INSERT INTO main.sources (name, model, site, dictionary, kind, width, signed, revision, model_revision)
+       SELECT name, model, site, dictionary, kind, width, signed, revision, model_revision
+       FROM other.sources WHERE 1 ON CONFLICT DO NOTHING""",
+    """INSERT INTO main.features (source_id, idx, tokens, count, density, mean, peak, trough, histogram)
+       SELECT sources.id, idx, tokens, count, density, mean, peak, trough, histogram FROM other.features AS theirs
+       JOIN other.sources AS their_source ON their_source.id = theirs.source_id
+       JOIN main.sources AS sources ON sources.name = their_source.name WHERE 1 ON CONFLICT DO NOTHING""",
+    "INSERT INTO main.vocabularies SELECT * FROM other.vocabularies WHERE 1 ON CONFLICT DO NOTHING",
+    """INSERT INTO main.windows (model, hash, tokens, split, document)
+       SELECT model, hash, tokens, split, document FROM other.windows WHERE 1 ON CONFLICT DO NOTHING""",
+    """INSERT INTO main.pool (model, window_id) SELECT theirs.model, ours.id FROM other.pool
+       JOIN other.windows AS theirs ON theirs.id = other.pool.window_id
+       JOIN main.windows AS ours ON ours.hash = theirs.hash AND ours.model = theirs.model
+       WHERE theirs.model NOT IN (SELECT model FROM main.pool)""",
+)
+
+
+def _copy_harvest(connection: sqlite3.Connection, name: str) -> None:
+    """Copy a source's harvest and examples, whose window ids become this file's."""
+    pairs = connection.execute(
+        "SELECT theirs.id, ours.id FROM other.windows AS theirs JOIN other.sources AS source USING (model)"
+        " JOIN main.windows AS ours ON ours.hash = theirs.hash AND ours.model = theirs.model WHERE source.name = ?",
+        [name],
+    ).fetchall()
+    ids = np.array(pairs, np.int64).reshape(-1, 2)
+    ours = np.zeros(ids[:, 0].max(initial=0) + 1, np.int64)
+    ours[ids[:, 0]] = ids[:, 1]
+    theirs = connection.execute(
+        f"SELECT our_id, kind, n, windows, activations FROM other.examples JOIN {_FEATURE_IDS} ON their_id = feature_id"
+        " WHERE name = ? ORDER BY other.examples.rowid",
+        [name],
+    )
+    connection.executemany(
+        "INSERT INTO main.examples (feature_id, kind, n, windows, activations) VALUES (?, ?, ?, ?, ?)",
+        ((feature, kind, n, pack_ids(ours[unpack_ids(windows)]), blob) for feature, kind, n, windows, blob in theirs),
+    )
+    connection.execute(
+        "INSERT INTO main.harvests SELECT ours.id, digest, corpus, tokens, window, provenance, created"
+        " FROM other.harvests JOIN other.sources AS theirs ON theirs.id = source_id"
+        " JOIN main.sources AS ours ON ours.name = theirs.name WHERE ours.name = ?",
+        [name],
+    )
+
+
+def _copy_explanations(connection: sqlite3.Connection) -> None:
+    """Copy explanations, the oldest first, each as the next attempt of its key."""
+    columns = "negative, text, status, reason, rule, explainer, key, digest, seen, provenance, created"
+    theirs = connection.execute(
+        f"SELECT our_id, {columns} FROM other.explanations JOIN {_FEATURE_IDS} ON their_id = feature_id"
+        " ORDER BY other.explanations.id"
+    ).fetchall()
+    connection.executemany(
+        f"INSERT INTO main.explanations (feature_id, {columns}, attempt) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+        " (SELECT coalesce(max(attempt), 0) + 1 FROM main.explanations"
+        "  WHERE feature_id = ?1 AND negative = ?2 AND key = ?8) WHERE 1 ON CONFLICT DO NOTHING",
+        [tuple(row) for row in theirs],
+    )
+
+
+_COPY_SCORES = f"""INSERT INTO main.scores (explanation_id, scorer, examples, metric, value, reason, ci_low, ci_high, n,
+        coverage, baselines, windows, digest, provenance, created)
+    SELECT ours.id, scorer, examples, metric, value, scores.reason, ci_low, ci_high, n, coverage, baselines, windows,
+        scores.digest, scores.provenance, scores.created
+    FROM other.scores AS scores JOIN other.explanations AS theirs ON theirs.id = scores.explanation_id
+    JOIN {_FEATURE_IDS} ON their_id = theirs.feature_id
+    JOIN main.explanations AS ours
+        ON ours.feature_id = our_id AND ours.negative = theirs.negative AND ours.digest = theirs.digest
+    WHERE 1 ORDER BY scores.id ON CONFLICT DO NOTHING"""

@@ -1,0 +1,164 @@
+"""The schema, as an append-only list of steps; `PRAGMA user_version` counts those a file has taken.
+
+A step is never edited once released: a change is a new step at the end. All steps that a file
+lacks are taken in one transaction, so a file is at a version or it is not.
+"""
+
+import sqlite3
+from collections.abc import Callable
+
+from sqlite_utils import Database
+
+from ..subject.errors import NeuronautError
+from .database import reported, transaction
+
+APPLICATION_ID = 0x4E524E54
+"""Marks a file as Neuronaut's own ("NRNT")."""
+
+
+def migrate(db: Database, path: str) -> None:
+    """Bring the file to this code's version; an error if it is newer, or another program's."""
+    version = _version(db.conn)
+    if version > len(MIGRATIONS):
+        raise NeuronautError(
+            f"{path} is of version {version}, this Neuronaut knows {len(MIGRATIONS)}; upgrade neuronaut to open it"
+        )
+    if version == 0 and db.conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise NeuronautError(f"{path} is another program's database; name a Neuronaut database or a new file")
+    if version == len(MIGRATIONS):
+        return
+    with reported(path):
+        db.conn.execute("PRAGMA journal_mode = WAL")
+    with transaction(db, path) as connection:
+        # Another process may have migrated the file while this one waited for the lock.
+        for step in MIGRATIONS[_version(connection) :]:
+            step(db)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    marked = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    return version if marked else 0
+
+
+def m001_evidence(db: Database) -> None:
+    """Sources, their features, and the windows that are their examples."""
+    for statement in (
+        """CREATE TABLE sources (
+            id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, model TEXT NOT NULL, site TEXT NOT NULL,
+            dictionary TEXT, kind TEXT NOT NULL, width INTEGER NOT NULL, signed INTEGER NOT NULL,
+            revision TEXT NOT NULL, model_revision TEXT NOT NULL)""",
+        """CREATE TABLE harvests (
+            source_id INTEGER PRIMARY KEY REFERENCES sources(id), digest TEXT NOT NULL, corpus TEXT NOT NULL,
+            tokens INTEGER NOT NULL, window INTEGER NOT NULL, provenance TEXT NOT NULL, created TEXT NOT NULL)""",
+        """CREATE TABLE features (
+            id INTEGER PRIMARY KEY, source_id INTEGER NOT NULL REFERENCES sources(id), idx INTEGER NOT NULL,
+            tokens INTEGER NOT NULL, count INTEGER NOT NULL, density REAL NOT NULL, mean REAL NOT NULL,
+            peak REAL NOT NULL, trough REAL NOT NULL, histogram BLOB NOT NULL, UNIQUE (source_id, idx))""",
+        "CREATE TABLE vocabularies (model TEXT PRIMARY KEY, tokens TEXT NOT NULL)",
+        """CREATE TABLE windows (
+            id INTEGER PRIMARY KEY, model TEXT NOT NULL, hash TEXT NOT NULL, tokens BLOB NOT NULL,
+            split TEXT NOT NULL CHECK (split IN ('train', 'select', 'holdout')), document TEXT NOT NULL,
+            UNIQUE (hash, model))""",
+        """CREATE TABLE pool (
+            model TEXT NOT NULL, window_id INTEGER NOT NULL REFERENCES windows(id),
+            PRIMARY KEY (model, window_id)) WITHOUT ROWID""",
+        """CREATE TABLE examples (
+            feature_id INTEGER NOT NULL REFERENCES features(id), kind TEXT NOT NULL, n INTEGER NOT NULL,
+            windows BLOB NOT NULL, activations BLOB NOT NULL, UNIQUE (feature_id, kind))""",
+    ):
+        db.conn.execute(statement)
+
+
+def m002_explanations(db: Database) -> None:
+    """Explanations of both tails, searchable, and their scores; no score on a window that was seen."""
+    for statement in (
+        """CREATE TABLE explanations (
+            id INTEGER PRIMARY KEY, feature_id INTEGER NOT NULL REFERENCES features(id),
+            negative INTEGER NOT NULL CHECK (negative IN (0, 1)), text TEXT, status TEXT NOT NULL, reason TEXT,
+            rule TEXT, explainer TEXT NOT NULL, key TEXT NOT NULL, attempt INTEGER NOT NULL, digest TEXT NOT NULL,
+            seen TEXT NOT NULL, provenance TEXT NOT NULL, created TEXT NOT NULL,
+            CHECK ((text IS NULL) = (reason IS NOT NULL)),
+            UNIQUE (feature_id, negative, key, attempt), UNIQUE (feature_id, negative, digest))""",
+        """CREATE TABLE scores (
+            id INTEGER PRIMARY KEY, explanation_id INTEGER NOT NULL REFERENCES explanations(id),
+            scorer TEXT NOT NULL, examples TEXT NOT NULL, metric TEXT NOT NULL, value REAL, reason TEXT,
+            ci_low REAL, ci_high REAL, n INTEGER NOT NULL, coverage REAL NOT NULL, baselines TEXT NOT NULL,
+            windows TEXT NOT NULL, digest TEXT NOT NULL, provenance TEXT NOT NULL, created TEXT NOT NULL,
+            CHECK ((value IS NULL) = (reason IS NOT NULL)), UNIQUE (explanation_id, digest))""",
+        """CREATE TRIGGER scores_no_leak BEFORE INSERT ON scores
+           WHEN EXISTS (SELECT 1 FROM json_each(new.windows) WHERE value IN (
+               SELECT value FROM json_each((SELECT seen FROM explanations WHERE id = new.explanation_id))))
+           BEGIN SELECT RAISE(ABORT, 'leak: the explanation saw a window of this score'); END""",
+        """CREATE VIRTUAL TABLE explanations_fts USING fts5(
+            text, content='explanations', content_rowid='id', tokenize='porter unicode61')""",
+        """CREATE TRIGGER explanations_added AFTER INSERT ON explanations BEGIN
+           INSERT INTO explanations_fts (rowid, text) VALUES (new.id, new.text); END""",
+        """CREATE TRIGGER explanations_removed AFTER DELETE ON explanations BEGIN
+           INSERT INTO explanations_fts (explanations_fts, rowid, text) VALUES ('delete', old.id, old.text); END""",
+        """CREATE TRIGGER explanations_changed AFTER UPDATE OF text ON explanations BEGIN
+           INSERT INTO explanations_fts (explanations_fts, rowid, text) VALUES ('delete', old.id, old.text);
+           INSERT INTO explanations_fts (rowid, text) VALUES (new.id, new.text); END""",
+    ):
+        db.conn.execute(statement)
+
+
+def m003_embeddings(db: Database) -> None:
+    """Vectors of explanations for semantic search."""
+    db.conn.execute(
+        """CREATE TABLE embeddings (
+            explanation_id INTEGER NOT NULL REFERENCES explanations(id), model TEXT NOT NULL,
+            content_hash TEXT NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (model, explanation_id)) WITHOUT ROWID"""
+    )
+
+
+def m004_views(db: Database) -> None:
+    """What a reader of the file (a person in Datasette too) looks at first.
+
+    An explanation's headline is its latest measured correlation of the simulation scorer on the top
+    and random examples. The best explanation of a feature (each tail for itself) has the highest
+    headline; those without one come after, the latest first, and abstentions last.
+    """
+    for statement in (
+        """CREATE VIEW headlines AS
+           SELECT id AS score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n, coverage,
+               (SELECT max(value) FROM json_each(scores.baselines)) AS baseline
+           FROM scores AS scores
+           WHERE scorer = 'simulation' AND examples = 'top_random' AND metric = 'correlation' AND id = (
+               SELECT max(later.id) FROM scores AS later WHERE later.explanation_id = scores.explanation_id
+               AND later.scorer = 'simulation' AND later.examples = 'top_random' AND later.metric = 'correlation'
+               AND later.value IS NOT NULL)""",
+        """CREATE VIEW best_explanations AS
+           SELECT sources.name || ':' || features.idx || CASE ranked.negative WHEN 1 THEN '-' ELSE '' END AS feature,
+               ranked.status, ranked.text AS explanation, ranked.reason, ranked.explainer, ranked.rule,
+               ranked.value AS score, ranked.ci_low, ranked.ci_high, ranked.metric, ranked.scorer,
+               ranked.baseline, ranked.n, ranked.created, ranked.id AS explanation_id, ranked.feature_id,
+               ranked.negative, features.source_id, features.idx
+           FROM (SELECT explanations.*, headlines.value, ci_low, ci_high, metric, scorer, baseline, n,
+                     row_number() OVER (PARTITION BY feature_id, negative ORDER BY
+                         text IS NULL, value IS NULL, value DESC, explanations.id DESC) AS place
+                 FROM explanations LEFT JOIN headlines ON headlines.explanation_id = explanations.id) AS ranked
+           JOIN features ON features.id = ranked.feature_id JOIN sources ON sources.id = features.source_id
+           WHERE ranked.place = 1""",
+        """CREATE VIEW feature_status AS
+           SELECT sources.name || ':' || features.idx AS feature,
+               coalesce(best.status, CASE features.count WHEN 0 THEN 'dead' ELSE 'unlabelled' END) AS status,
+               best.explanation, best.explainer, best.score, best.ci_low, best.ci_high, best.metric, best.scorer,
+               best.baseline, best.n, features.density, features.peak, features.count, best.explanation_id,
+               features.id AS feature_id, 0 AS negative, features.source_id, features.idx
+           FROM features JOIN sources ON sources.id = features.source_id
+           LEFT JOIN best_explanations AS best ON best.feature_id = features.id AND best.negative = 0""",
+        """CREATE VIEW feature_rows AS
+           SELECT * FROM feature_status
+           UNION ALL
+           SELECT best.feature, best.status, best.explanation, best.explainer, best.score, best.ci_low, best.ci_high,
+               best.metric, best.scorer, best.baseline, best.n, NULL, -features.trough, NULL, best.explanation_id,
+               best.feature_id, 1, best.source_id, best.idx
+           FROM best_explanations AS best JOIN features ON features.id = best.feature_id WHERE best.negative = 1""",
+    ):
+        db.conn.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (m001_evidence, m002_explanations, m003_embeddings, m004_views)
