@@ -129,7 +129,7 @@ def _fetch(name: str) -> Path:
     repository, inside = match["repository"], PurePosixPath(match["folder"] or ".")
     try:
         siblings = HfApi().model_info(repository, timeout=_TIMEOUT).siblings or []
-        wanted = files_in(inside, [sibling.rfilename for sibling in siblings], name)
+        wanted = _files_in(inside, [sibling.rfilename for sibling in siblings], name)
         fetched = [Path(hf_hub_download(repository, file)) for file in wanted]
         return fetched[0] if str(inside) == wanted[0] else fetched[0].parent
     except NeuronautError:
@@ -154,7 +154,7 @@ def _cached(snapshot: Callable[[], str], inside: PurePosixPath) -> Path | None:
     return cached if cached.exists() else None
 
 
-def files_in(folder: PurePosixPath, files: Iterable[str], name: str) -> list[str]:
+def _files_in(folder: PurePosixPath, files: Iterable[str], name: str) -> list[str]:
     """The weight and configuration files of a repository's folder, or the one file that `folder` names."""
     paths = [PurePosixPath(file) for file in files]
     if folder in paths:

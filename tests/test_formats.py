@@ -3,7 +3,9 @@
 import json
 import math
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from neuronaut.subject import formats_files
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
@@ -50,7 +51,7 @@ def write(
     if config is not None:
         (folder / "cfg.json").write_text(json.dumps(config))
     if file.endswith(".npz"):
-        np.savez(folder / file, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        np.savez(folder / file, allow_pickle=False, **{name: tensor.numpy() for name, tensor in tensors.items()})
     elif file.endswith(".pt"):
         torch.save(tensors, folder / file)
     else:
@@ -427,13 +428,71 @@ def test_a_name_that_is_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPa
         load_dictionary("nothing", id=ID, d_site=D)
 
 
-def test_only_the_files_of_the_named_hub_folder_are_fetched() -> None:
-    files = ["README.md", "a/cfg.json", "a/sae.safetensors", "a/deep/sae.safetensors", "b/cfg.json", "b/params.npz"]
-    folder = formats_files.PurePosixPath
-    assert formats_files.files_in(folder("a"), files, "x") == ["a/sae.safetensors", "a/cfg.json"]
-    assert formats_files.files_in(folder("b/params.npz"), files, "x") == ["b/params.npz", "b/cfg.json"]
-    with pytest.raises(NeuronautError, match="some in a, a/deep, b"):
-        formats_files.files_in(folder("."), files, "x")
+class Hub(ThreadingHTTPServer):
+    """A local server that speaks as much of the Hugging Face hub's protocol as a download needs."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.root, self.asked = root, set[str]()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Answer(BaseHTTPRequestHandler):
+    """The answers of `Hub`: the list of a repository's files, and each file."""
+
+    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_GET(self) -> None:
+        """Send the list, or a file."""
+        if self.path.startswith("/api/models/owner/saes"):
+            files = [str(file.relative_to(self.server.root)) for file in self.server.root.rglob("*") if file.is_file()]
+            self.reply(json.dumps({"id": "owner/saes", "siblings": [{"rfilename": f} for f in files]}).encode())
+        elif (file := self.server.root / self.path.removeprefix("/owner/saes/resolve/main/")).is_file():
+            self.server.asked.add(str(file.relative_to(self.server.root)))
+            self.reply(file.read_bytes())
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def reply(self, body: bytes) -> None:
+        """Send the body under the headers that the hub's client wants."""
+        self.send_response(200)
+        for header, value in {"ETag": f'"{len(body)}"', "X-Repo-Commit": "0" * 40, "Content-Length": len(body)}.items():
+            self.send_header(header, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet."""
+        del format, args
+
+
+@pytest.mark.parametrize("name", ["owner/saes/layers.3", "owner/saes@layers.3", "owner/saes/layers.3/sae.safetensors"])
+def test_a_hub_folder_is_fetched_alone_and_then_read_without_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: dict[str, torch.Tensor], vectors: torch.Tensor, name: str
+) -> None:
+    for layer in (3, 4):
+        write(tmp_path / "hub" / f"layers.{layer}", sparsify(weights), {"k": 4, "d_in": D}, "sae.safetensors")
+    (tmp_path / "hub" / "README.md").write_text("two layers")
+    hub = Hub(tmp_path / "hub")
+    for constant, value in {"ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{constant}", value)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    with pytest.raises(NeuronautError, match=r"some in layers\.3, layers\.4"):
+        load_dictionary("owner/saes", id=ID, d_site=D)
+    with pytest.raises(NeuronautError, match="neither here nor on Hugging Face"):
+        load_dictionary("owner/others", id=ID, d_site=D)
+    first = load_dictionary(name, id=ID, d_site=D)
+    assert_equal(first, vectors, expected("topk", weights, vectors))
+    assert hub.asked == {"layers.3/cfg.json", "layers.3/sae.safetensors"}
+    hub.shutdown()
+    hub.server_close()
+    assert load_dictionary(name, id=ID, d_site=D).revision == first.revision
 
 
 # ---- sites -----------------------------------------------------------------------------------
