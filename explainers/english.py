@@ -1,0 +1,162 @@
+"""A rule in English: fires on ` self` directly after `(`, most strongly in `def __init__(self`.
+
+Clauses are told strongest first. A clause is its current tokens (the head), what must hold around them, and
+what may not. Where lists are long or clauses many, the strongest are told and the others counted, so that a
+description stays under about `WORDS` words.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeGuard
+
+from .phrases import listed, modifier, modifiers, noun, tokens, visible
+from .rules import CLASSES, Class, Clause, Condition, Position, Regex, Rule, Token
+
+WORDS = 60
+"""About how long a description may be."""
+
+STRONG, WEAK = 0.7, 0.3
+"""From this share of the strongest on, an activation is told as strong; below that share, as weak."""
+
+_SHOWN = (5, 3, 2, 1)
+"""How many members of a list are shown; the first of these with which the strongest clause fits."""
+
+_CONDITIONS = 4
+"""How many conditions, and how many exceptions, are told of a clause."""
+
+_ANYWHERE = Position(span=(0, None))
+
+
+def describe(rule: Rule, *, peak: float | None = None, example: str | None = None) -> str:
+    """Say on which tokens the rule predicts activation: a clause of a sentence, without a full stop.
+
+    `peak` is the feature's highest activation, in the rule's units: against it the strongest clause may itself be
+    weak. `example` is a piece of text that the feature is strong in, told with the strongest clause.
+    """
+    first, *others = sorted(rule.any, key=_strength, reverse=True)
+    if not others:
+        first = first.model_copy(update={"unless": (*first.unless, *rule.unless)})
+    top = _strength(first)
+    verb = "fires weakly" if peak is not None and top < WEAK * peak else "fires"
+    ending = _ending(rule, top=top)
+    told = ""
+    for shown in _SHOWN:
+        told = f"{verb} {_phrase(first, shown=shown)}{_instance(first, example)}"
+        if _words(told + ending) <= WORDS:
+            break
+    for count, clause in enumerate(others):
+        more = f"; {_degree(_strength(clause), top)} {_phrase(clause, shown=3)}"
+        if _words(told + more + ending) > WORDS:
+            left = len(others) - count
+            return f"{told}; and {left} weaker pattern{'' if left == 1 else 's'}{ending}"
+        told += more
+    return told + ending
+
+
+def _phrase(clause: Clause, *, shown: int) -> str:
+    """A clause without its verb."""
+    named = _named(clause)
+    head, graded = _named_head(clause, named, shown=shown) if named else _kind_head(clause, shown=shown)
+    around = [condition for condition in clause.when if not _is_current(condition) and condition != _ANYWHERE]
+    conditions = listed(modifiers(around, shown=shown), "and", shown=_CONDITIONS, more="condition")
+    if graded and conditions:
+        conditions = f"in each case {conditions}"
+    text = (", " if graded else " ").join(filter(None, [head, conditions])) or "on every token"
+    told = [condition for condition in clause.unless if not (named and _is_current(condition))]
+    exempt = listed([modifier(c, shown=min(shown, 3)) for c in told], "or", shown=_CONDITIONS, more="exception")
+    return f"{text}, except {exempt}" if exempt else text
+
+
+class _Head(NamedTuple):
+    """What a clause says of the current token."""
+
+    text: str
+    """Begins with "on"; empty where the clause says nothing of it."""
+    graded: bool
+    """Whether the text tells stronger tokens from weaker ones."""
+
+
+def _named_head(clause: Clause, named: Sequence[str], *, shown: int) -> _Head:
+    degrees = _degrees(clause, named)
+    (_, strong), *weaker = degrees.items()
+    parts = [f"{degree} on {tokens(members, 'and', shown=min(shown, 3))}" for degree, members in weaker]
+    return _Head(", ".join([f"on {tokens(strong, 'and', shown=shown)}", *parts]), graded=bool(weaker))
+
+
+def _kind_head(clause: Clause, *, shown: int) -> _Head:
+    nouns = " that are also ".join(noun(c, shown=shown, plural=True) for c in clause.when if _is_current(c))
+    strongest = sorted(clause.gains, key=lambda token: -clause.gains[token])
+    if not strongest:
+        return _Head(nouns and f"on {nouns}", graded=False)
+    strong = tokens(_degrees(clause, strongest)["also"], "and", shown=shown)
+    return _Head(f"on {nouns or 'every token'}, most strongly {strong}", graded=True)
+
+
+def _named(clause: Clause) -> list[str]:
+    """The current tokens that the clause names and that its other conditions on them let pass, strongest first."""
+    required = [condition for condition in clause.when if _is_current(condition)]
+    excepted = [condition for condition in clause.unless if _is_current(condition)]
+    named = next((list(dict.fromkeys(c.any)) for c in required if isinstance(c, Token)), [])
+    passing = [
+        token
+        for token in named
+        if all(_allows(condition, token) for condition in required)
+        and not any(_allows(condition, token) for condition in excepted)
+    ]
+    return sorted(passing or named, key=lambda token: -clause.gains.get(token, clause.value))
+
+
+def _is_current(condition: Condition) -> TypeGuard[Token | Class | Regex]:
+    """Whether the condition is on the current token's own string."""
+    if isinstance(condition, Token | Class) or (isinstance(condition, Regex) and condition.of == "token"):
+        return condition.at == 0 and condition.within is None
+    return False
+
+
+def _allows(condition: Token | Class | Regex, token: str) -> bool:
+    match condition:
+        case Token():
+            return token in condition.any
+        case Class():
+            return CLASSES[condition.name](token)
+        case Regex():
+            return re.search(condition.pattern, token) is not None
+
+
+def _degrees(clause: Clause, named: Sequence[str]) -> dict[str, list[str]]:
+    """Tokens, strongest first, by how their activation compares with the first one's."""
+    degrees: dict[str, list[str]] = {}
+    values = [clause.gains.get(token, clause.value) for token in named]
+    for token, value in zip(named, values, strict=True):
+        degrees.setdefault(_degree(value, values[0]), []).append(token)
+    return degrees
+
+
+def _strength(clause: Clause) -> float:
+    """The highest activation that the clause predicts."""
+    return max(
+        (clause.gains.get(token, clause.value) for token in _named(clause) or [*clause.gains]), default=clause.value
+    )
+
+
+def _degree(strength: float, top: float) -> str:
+    share = strength / top if top > 0 else 1.0
+    return "also" if share >= STRONG else "less strongly" if share >= WEAK else "weakly"
+
+
+def _instance(clause: Clause, example: str | None) -> str:
+    if not example:
+        return ""
+    return f", {'for example' if clause.gains else 'most strongly'} in {visible(example[-60:])}"
+
+
+def _ending(rule: Rule, *, top: float) -> str:
+    """What is told of all clauses together: their exceptions, and a level elsewhere that is far from zero."""
+    exceptions = rule.unless if len(rule.any) > 1 else ()
+    never = listed([modifier(c, shown=3) for c in exceptions], "or", shown=_CONDITIONS, more="exception")
+    share = rule.floor / top if top > 0 else 0.0
+    return (f"; never {never}" if never else "") + (f"; elsewhere at {share:.0%} of that" if share >= 0.1 else "")
+
+
+def _words(text: str) -> int:
+    return len(text.split())
