@@ -19,10 +19,7 @@ STRONG, WEAK = 0.7, 0.3
 """From this share of the strongest on, an activation is told as strong; below that share, as weak."""
 
 _SHOWN = (5, 3, 2, 1)
-"""How many members of a list are shown; the first of these with which the strongest clause fits."""
-
-_CONDITIONS = 4
-"""How many conditions, and how many exceptions, are told of a clause."""
+"""How many tokens of a set are shown; the first of these with which the strongest clause fits."""
 
 _ANYWHERE = Position(span=(0, None))
 
@@ -58,12 +55,12 @@ def _phrase(clause: Clause, *, shown: int) -> str:
     named = _named(clause)
     head, graded = _named_head(clause, named, shown=shown) if named else _kind_head(clause, shown=shown)
     around = [condition for condition in clause.when if not _is_current(condition) and condition != _ANYWHERE]
-    conditions = listed(modifiers(around, shown=shown), "and", shown=_CONDITIONS, more="condition")
+    conditions = listed(modifiers(around, shown=shown), "and", shown=shown + 1, more="condition")
     if graded and conditions:
         conditions = f"in each case {conditions}"
     text = (", " if graded else " ").join(filter(None, [head, conditions])) or "on every token"
     told = [condition for condition in clause.unless if not (named and _is_current(condition))]
-    exempt = listed([modifier(c, shown=min(shown, 3)) for c in told], "or", shown=_CONDITIONS, more="exception")
+    exempt = listed([modifier(c, shown=min(shown, 3)) for c in told], "or", shown=shown + 1, more="exception")
     return f"{text}, except {exempt}" if exempt else text
 
 
@@ -153,7 +150,7 @@ def _instance(clause: Clause, example: str | None) -> str:
 def _ending(rule: Rule, *, top: float) -> str:
     """What is told of all clauses together: their exceptions, and a level elsewhere that is far from zero."""
     exceptions = rule.unless if len(rule.any) > 1 else ()
-    never = listed([modifier(c, shown=3) for c in exceptions], "or", shown=_CONDITIONS, more="exception")
+    never = listed([modifier(c, shown=3) for c in exceptions], "or", shown=2, more="exception")
     share = rule.floor / top if top > 0 else 0.0
     return (f"; never {never}" if never else "") + (f"; elsewhere at {share:.0%} of that" if share >= 0.1 else "")
 
