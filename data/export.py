@@ -36,7 +36,7 @@ def write_jsonl(rows: Iterable[Row], stream: TextIO) -> None:
 
 def write_csv(rows: Iterable[Row], stream: TextIO) -> None:
     """A header and one line per row; what is null is empty."""
-    writer = csv.DictWriter(stream, ROW_KEYS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(stream, ROW_KEYS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 

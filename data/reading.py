@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from .codec import grams, unpack_activations, unpack_ids
 from .records import SPLITS, Evidence, Example, Kind, Split, Statistics
 
 _CACHED_WINDOWS = 10_000
+_LOW_BITS = np.uint64(2**18 - 1)
 
 _NEGATIVE_KINDS: dict[str, Kind] = {"top": "bottom", "bottom": "top", "random": "random", "silent": "random"}
 """What an example is to the negative tail. The quantile sample and near misses are chosen by positive
@@ -91,6 +92,9 @@ class Windows:
                 self._known[row["id"]] = _Window(tokens, window, row["split"], row["document"], row["hash"], row_grams)
 
 
+_Entry = tuple[_Window, Kind, NDArray[np.float32]]
+
+
 def read_evidence(connection: sqlite3.Connection, windows: Windows, feature: Feature) -> Evidence:
     """The statistics and examples of a feature."""
     row = connection.execute(
@@ -102,21 +106,23 @@ def read_evidence(connection: sqlite3.Connection, windows: Windows, feature: Fea
     lists = connection.execute(
         "SELECT kind, windows, activations FROM examples WHERE feature_id = ? ORDER BY rowid", [row["id"]]
     ).fetchall()
-    decoded = [(cast(Kind, kind), unpack_ids(ids).tolist(), unpack_activations(blob)) for kind, ids, blob in lists]
+    decoded: list[tuple[Kind, list[int], NDArray[np.float16]]] = [
+        (kind, unpack_ids(ids).tolist(), unpack_activations(blob)) for kind, ids, blob in lists
+    ]
     known = windows.load((window for _, ids, _ in decoded for window in ids), feature.source.model)
-    entries = [
+    entries: list[_Entry] = [
         (known[window], kind, values)
         for kind, ids, rows in decoded
         for window, values in zip(ids, rows.astype(np.float32), strict=True)
     ]
     if feature.negative:
-        entries = [(window, _NEGATIVE_KINDS[kind], -values) for window, kind, values in entries
-                   if kind in _NEGATIVE_KINDS]  # fmt: skip
+        entries = [
+            (window, kind, -values)
+            for window, positive_kind, values in entries
+            if (kind := _NEGATIVE_KINDS.get(positive_kind)) is not None
+        ]
         entries.sort(key=lambda entry: entry[1] != "top")
     return Evidence(feature, _statistics(row, negative=feature.negative), *_splits(entries))
-
-
-_Entry = tuple[_Window, Kind, NDArray[np.float32]]
 
 
 def _splits(entries: Sequence[_Entry]) -> list[tuple[Example, ...]]:
@@ -140,9 +146,11 @@ def _leaking(windows: dict[int, _Window], earlier: Iterable[_Window]) -> set[int
     if not windows or not earlier:
         return set()
     documents = {window.document for window in earlier}
-    everything = np.concatenate([window.grams for window in earlier])
     candidates = list(windows.items())
-    shared = np.isin(np.concatenate([window.grams for _, window in candidates]), everything)
+    # A gram is looked up by its low bits, so that shares may come out too large, never too small.
+    present = np.zeros(int(_LOW_BITS) + 1, bool)
+    present[np.concatenate([window.grams for window in earlier]) & _LOW_BITS] = True
+    shared = present[np.concatenate([window.grams for _, window in candidates]) & _LOW_BITS]
     lengths = np.array([len(window.grams) for _, window in candidates])
     shares = np.add.reduceat(shared, np.append(0, lengths.cumsum()[:-1]), dtype=np.int64)
     # Only a window that shares most of its grams with all the earlier ones together can do so with one.

@@ -10,15 +10,16 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..subject.address import Feature
 from ..subject.errors import NeuronautError
 from .records import Explanation, Score
 from .writing import clean
 
-Row = dict[str, object]
-ROW_KEYS = (
+Row = dict[str, Any]
+"""What a command prints: names and plain JSON values."""
+ROW_KEYS: tuple[str, ...] = (
     "feature", "status", "explanation", "explainer", "score", "ci_low", "ci_high", "metric", "scorer", "baseline", "n",
 )  # fmt: skip
 

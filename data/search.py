@@ -36,9 +36,8 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of the texts, shape (text, dimension). NeuronautError where there is no such model."""
-        if self._loaded is None:
-            self._loaded = _load(self.model, self._device)
-        vectors = self._loaded.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        loaded = self._loaded = self._loaded or _load(self.model, self._device)
+        vectors = loaded.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(vectors, np.float32)
 
 

@@ -64,6 +64,11 @@ class Store:
             writing.write_harvest(connection, result)
         self._windows.forget()
 
+    def check_source(self, source: SourceId, *, revision: str, model_revision: str, width: int) -> None:
+        """An error if the source is here with other weights, so that a harvest of it could not be stored."""
+        with reported(self.path):
+            writing.check_same_source(self._connection, str(source), revision, model_revision, width)
+
     def sources(self) -> list[Row]:
         """A row per source, with its width, how many features are alive and explained, and its harvest."""
         sql = """SELECT name AS source, model, site, dictionary, kind, width, signed, revision, model_revision,
