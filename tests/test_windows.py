@@ -1,0 +1,177 @@
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+from neuronaut.data import stdlib
+from neuronaut.data import windows as module
+from neuronaut.data.corpus import Corpus
+from neuronaut.data.splits import Splits, assign
+from neuronaut.data.windows import Dropped, WindowBatch, windows
+from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.model import Subject
+
+MODULES = [text for _, text in stdlib.modules() if 3_000 < len(text) < 40_000][:20]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """As much of a subject as windows need."""
+
+    tokenizer: PreTrainedTokenizerFast
+    context: int = 128
+
+
+@cache
+def subject() -> Subject:
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(MODULES[:20], vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", model_max_length=128
+    )
+    return cast("Subject", Reader(tokenizer))
+
+
+@cache
+def corpus() -> Corpus:
+    return Corpus.of("modules", [*MODULES, "too short", MODULES[0]])
+
+
+@cache
+def splits() -> Splits:
+    return assign(corpus())
+
+
+def together(**options: object) -> WindowBatch:
+    return module._join(list(windows(corpus(), subject(), splits(), **options)))
+
+
+def test_windows_are_the_consecutive_full_runs_of_each_document():
+    dropped = Dropped()
+    found = together(window=50, dropped=dropped)
+    expected, uids, remainders = [], [], 0
+    for ordinal, document in corpus():
+        ids = subject().tokenizer.encode(document.text, add_special_tokens=False, verbose=False)
+        count = len(ids) // 50
+        expected += [ids[50 * number : 50 * number + 50] for number in range(count)]
+        uids += [ordinal * 2**20 + number for number in range(count)]
+        remainders += len(ids) - 50 * count
+    assert found.tokens.tolist() == expected
+    assert found.uid.tolist() == uids
+    assert dropped == Dropped(tokens=remainders, documents=1)
+    assert [values.dtype.name for values in found] == ["int64", "int64", "int64", "int8"]
+
+
+def test_a_window_carries_its_documents_cluster_and_split():
+    found = whole(None)
+    ordinals = found.uid >> 20
+    assert (found.cluster == splits().clusters[ordinals]).all()
+    assert (found.split == splits().splits[ordinals]).all()
+    copy = ordinals == len(MODULES) + 1
+    assert copy.any()
+    assert set(found.cluster[copy].tolist()) == {0}
+
+
+def test_batches_have_their_size_but_for_the_last():
+    sizes = [len(batch.uid) for batch in windows(corpus(), subject(), splits(), rows=7)]
+    assert set(sizes[:-1]) == {7}
+    assert 1 <= sizes[-1] <= 7
+
+
+@cache
+def whole(tokens: int | None) -> WindowBatch:
+    return together(tokens=tokens)
+
+
+def equal(left: WindowBatch, right: WindowBatch) -> bool:
+    left, right = (WindowBatch(*(values[np.argsort(batch.uid)] for values in batch)) for batch in (left, right))
+    return all(np.array_equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    rows=st.integers(1, 300),
+    count=st.integers(1, 5),
+    tokens=st.sampled_from([None, 3_000, 50_000, 10**9]),
+    group=st.sampled_from([1, 20_000, 1 << 20]),
+)
+def test_neither_batch_size_nor_sharding_changes_the_windows(rows: int, count: int, tokens: int | None, group: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "GROUP", group)
+        parts = [
+            batch
+            for index in range(count)
+            for batch in windows(corpus(), subject(), splits(), tokens=tokens, shard=(index, count), rows=rows)
+        ]
+    assert equal(module._join(parts), whole(tokens))
+
+
+def test_a_budget_takes_about_as_many_tokens_from_everywhere():
+    everything = whole(None)
+    for part in (0.1, 0.3, 0.7):
+        found = together(tokens=round(part * everything.tokens.size))
+        assert found.tokens.size == pytest.approx(part * everything.tokens.size, rel=0.04)
+        assert np.isin(found.uid, everything.uid).all()
+        halves = np.histogram(found.uid, [0, np.median(everything.uid), everything.uid[-1]])[0]
+        assert halves[0] == pytest.approx(halves[1], rel=0.15)
+
+
+def test_a_budget_above_the_corpus_takes_all_of_it():
+    everything = whole(None)
+    assert equal(everything, together(tokens=2 * everything.tokens.size))
+
+
+def test_a_small_budget_tokenises_a_small_part_of_a_large_corpus(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "DOCUMENTS", 20)
+    rng = random.Random(0)
+    many = Corpus.of("many", [" ".join(rng.choices(MODULES[0].split(), k=300)) for _ in range(1500)])
+    assigned = assign(many)
+    dropped = Dropped()
+    found = module._join(list(windows(many, subject(), assigned, tokens=20_000, dropped=dropped)))
+    everything = Dropped()
+    total = module._join(list(windows(many, subject(), assigned, dropped=everything))).tokens.size
+    assert total > 30 * 20_000
+    assert found.tokens.size == pytest.approx(20_000, rel=0.05)
+    assert dropped.tokens < 0.7 * everything.tokens
+
+
+@pytest.mark.parametrize("window", [0, 128, 500])
+def test_a_window_that_does_not_fit_is_an_error_before_anything_is_read(window: int):
+    with pytest.raises(NeuronautError, match=rf"{window} tokens and BOS do not fit 128 .*--window 1 to 127"):
+        windows(corpus(), subject(), splits(), window=window)
+
+
+def test_the_largest_window_fits():
+    assert together(window=127).tokens.shape[1] == 127
+
+
+def test_a_budget_below_one_window_is_an_error():
+    with pytest.raises(NeuronautError, match="a budget of 10 tokens is less than one window of 64"):
+        windows(corpus(), subject(), splits(), tokens=10)
+
+
+def test_a_document_of_too_many_windows_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "NUMBERS", 8)
+    with pytest.raises(NeuronautError, match="cut it into several"):
+        together(window=2)
+
+
+def test_a_corpus_that_grew_between_passes_is_an_error():
+    grown = Corpus.of("modules", [*(document.text for _, document in corpus()), "one more"])
+    with pytest.raises(NeuronautError, match="grew while it was being read"):
+        list(windows(grown, subject(), splits()))
+
+
+def test_only_short_documents_give_no_batch_and_are_counted():
+    dropped = Dropped()
+    short = Corpus.of("short", ["one line", "two lines", "three more words"])
+    assert list(windows(short, subject(), assign(short), tokens=1000, dropped=dropped)) == []
+    assert dropped.documents == 3
+    assert dropped.tokens > 3
