@@ -45,7 +45,8 @@ def found(rows) -> list[str]:
     ("query", "first"),
     [
         ("self", 0), ("__init__", 0), ("`def __init__(`", 0), ("(", 0), ("month", 1), ("NAMES OF", 1), ("calls", 2),
-        ("x[0]", 4), ('"quoted" string', 4), ("==", 4), ('== "a*b"', 4), ("cook OR", None), ("cook AND", 3), ("nowhere", None),
+        ("x[0]", 4), ('"quoted" string', 4), ("==", 4), ('== "a*b"', 4), ("cook OR", None), ("cook AND", 3),
+        ("nowhere", None),
     ],
 )  # fmt: skip
 def test_words_and_code_are_found(store, query, first):
