@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from neuronaut.data import stdlib
 from neuronaut.data.corpus import Corpus, Document
+from neuronaut.data.readers import _dataset
 from neuronaut.subject.errors import NeuronautError
 
 TEXTS = ["Ein Satz über Öl.", "line one\nline two", "日本語の文"]
@@ -233,6 +235,14 @@ def test_nothing_there_says_what_to_do():
 def test_a_dataset_needs_its_extra():
     with pytest.raises(NeuronautError, match=r"pip install 'neuronaut\[datasets\]'"):
         Corpus.load("wikitext")
+
+
+def test_a_dataset_is_streamed_from_its_train_split(tmp_path: Path):
+    pytest.importorskip("datasets")
+    (tmp_path / "train.jsonl").write_text(jsonl([{"text": text} for text in TEXTS]))
+    (tmp_path / "test.jsonl").write_text(jsonl([{"text": "not of the train split"}]))
+    corpus = Corpus("local", partial(_dataset, str(tmp_path), "text"))
+    assert texts(corpus) == texts(corpus) == TEXTS
 
 
 def test_parquet_needs_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
