@@ -1,0 +1,218 @@
+"""What verbs share: options, kinds of argument, how rows leave, how long work tells its progress.
+
+Results go to stdout, everything else to stderr. This module is imported for `neuronaut --help`, so it
+imports nothing heavy.
+"""
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import click
+
+from ..subject.errors import NeuronautError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from ..data.store import Store
+
+DEBUG = "neuronaut.debug"
+"""Key of `Context.meta`: whether tracebacks are wanted."""
+ARGUMENTS = "neuronaut.arguments"
+"""Key of `Context.meta`: the command line after `neuronaut`."""
+
+Form = Literal["table", "json", "nl"]
+Row = Mapping[str, Any]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+SILENT_SECONDS = 10.0
+"""How often progress is told where stderr is not a terminal."""
+
+
+class Stopped(Exception):
+    """The user stopped a command; the message says what of its work is kept."""
+
+
+def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[DEBUG] = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show the traceback of an error.",
+)
+database_option = click.option(
+    "-d", "--database", envvar="NEURONAUT_DB", default="neuronaut.db", show_default=True, metavar="FILE",
+    help="The database, also from NEURONAUT_DB.",
+)  # fmt: skip
+source_option = click.option("--source", metavar="SOURCE", help="Only this source, for example demo:mlp.2.")
+min_score_option = click.option("--min-score", type=float, metavar="X", help="Only scores of at least X.")
+limit_option = partial(click.option, "--limit", type=click.IntRange(min=1), metavar="N", show_default=True)
+
+
+def all_of(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in this order in the help."""
+    return lambda function: reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+
+
+form_options = all_of(
+    click.option("--json", "form", flag_value="json", default="table", help="Print one JSON array."),
+    click.option("--nl", "form", flag_value="nl", default="table", help="Print one JSON object a line."),
+    debug_option,
+)
+result_options = all_of(database_option, form_options)
+
+
+class Count(click.ParamType):
+    """A number of tokens: `2000000`, `2M`, `500k`, `1.5B`, or `all`, which is None."""
+
+    name = "count"
+    _FACTORS: Mapping[str, int] = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Read the number; 'all' stands for no bound."""
+        text = str(value).replace("_", "").replace(",", "").lower()
+        if text == "all":
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text)
+        if match is None or (number := int(float(match[1]) * self._FACTORS[match[2]])) < 1:
+            self.fail(f"{value!r} is not a number of tokens; wanted for example 500k, 2M or all", param, ctx)
+        return number
+
+
+def budget(text: str | None) -> float | None:
+    """The minutes of `minutes=5`; None where there is no budget."""
+    if text is None:
+        return None
+    key, _, value = text.partition("=")
+    if key in ("usd", "tokens", "calls"):
+        raise NeuronautError(f"--budget {text} limits an LLM, and -e rule uses none; wanted for example minutes=5")
+    if key != "minutes":
+        raise NeuronautError(f"--budget {text} is not known; wanted for example minutes=5")
+    try:
+        minutes = float(value)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise NeuronautError(f"--budget {text} is no time; wanted more than zero, for example minutes=5")
+    return minutes
+
+
+@contextmanager
+def opened(database: str, *, create: bool = False) -> "Generator[Store]":
+    """The database, closed afterwards; an error that says how to make one where there is none."""
+    from ..data.store import Store
+
+    with Store(database, create=create) as store:
+        yield store
+
+
+def emit(rows: Iterable[Row], form: Form, table: Callable[[list[Row]], str]) -> None:
+    """Print rows as one JSON array, as one object a line as they come, or as a table."""
+    if form == "nl":
+        for row in rows:
+            click.echo(as_json(row))
+    elif form == "json":
+        click.echo(json.dumps(list(rows), ensure_ascii=False, indent=1, allow_nan=False))
+    elif text := table(list(rows)):
+        click.echo(text)
+
+
+def as_json(row: Row) -> str:
+    """One row on one line."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def say(text: str) -> None:
+    """Tell the user something that is no result."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def keeping(kept: Callable[[], str]) -> Generator[None]:
+    """Turn an interrupt into `Stopped` with what is kept at that moment."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Stopped(kept()) from stop
+
+
+class Progress:
+    """How far long work is, on stderr: a bar on a terminal, else a line every ten seconds."""
+
+    def __init__(self, what: str, *, total: int | None, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._bar: tqdm[Any] | None = None
+        self._done, self._note = 0, ""
+        self._begun = self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self._total, desc=self._what, unit=f" {self._unit}", unit_scale=True, leave=False, file=sys.stderr
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def expect(self, total: int) -> None:
+        """There is so much to do, as it turns out."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.reset(total)
+
+    def reach(self, done: int, note: str = "") -> None:
+        """So much is done; `note` is told with it."""
+        advance, self._done, self._note = done - self._done, done, note
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(advance)
+        elif time.monotonic() - self._told > SILENT_SECONDS:
+            self._told = time.monotonic()
+            say(self._line())
+
+    def echo(self, text: str) -> None:
+        """Print a result without disturbing the bar."""
+        if self._bar is None:
+            click.echo(text)
+            return
+        self._bar.clear()
+        click.echo(text)
+        self._bar.refresh()
+
+    def _line(self) -> str:
+        rate = self._done / (time.monotonic() - self._begun)
+        line = f"{self._what}: {self._done:,}"
+        if self._total:
+            line += f" of {self._total:,}"
+        line += f" {self._unit}, {rate:,.1f}/s"
+        if self._total and rate:
+            line += f", {max(0.0, self._total - self._done) / rate:,.0f} s left"
+        return line + (f", {self._note}" if self._note else "")
+
+
+def plain(text: str) -> str:
+    """The text, or an error where the terminal passed on bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise NeuronautError(
+            f"the text {text!a} is not UTF-8; set the terminal to UTF-8, or convert the text"
+        ) from error
+    return text

@@ -1,0 +1,78 @@
+"""`neuronaut db`: the database as a file."""
+
+import click
+
+from . import display
+from .common import Form, Row, emit, opened, result_options
+
+
+@click.group()
+def db() -> None:
+    """Look at, copy or merge databases.
+
+    \b
+    Examples:
+      neuronaut db status
+      neuronaut db backup before.db
+      neuronaut db merge colleague.db
+    """
+
+
+@db.command()
+@result_options
+def status(database: str, form: Form) -> None:
+    """Say what is in the database.
+
+    Rows of each table, and features of each status.
+
+    \b
+    Examples:
+      neuronaut db status -d gpt2.db
+    """
+    with opened(database) as store:
+        found = store.status()
+    emit(
+        [found],
+        form,
+        lambda _: _pairs({key: value for key, value in found.items() if key != "status"} | found["status"]),
+    )
+
+
+@db.command()
+@click.argument("file")
+@result_options
+def backup(file: str, database: str, form: Form) -> None:
+    """Copy the database into a new FILE.
+
+    Also while it is in use.
+
+    \b
+    Examples:
+      neuronaut db backup before.db
+    """
+    with opened(database) as store:
+        store.backup(file)
+    emit([{"database": database, "backup": file}], form, lambda _: f"{database} is copied into {file}")
+
+
+@db.command()
+@click.argument("other")
+@result_options
+def merge(other: str, database: str, form: Form) -> None:
+    """Add what the database OTHER holds.
+
+    Nothing is stored twice, and OTHER is not changed.
+
+    \b
+    Examples:
+      neuronaut db merge colleague.db -d mine.db
+    """
+    with opened(database) as store:
+        added = store.merge(other)
+    emit([added], form, lambda _: _pairs(added))
+
+
+def _pairs(found: Row) -> str:
+    rows: list[Row] = [{"": name, "rows": value} for name, value in found.items()]
+    size = max(len(row[""]) for row in rows)
+    return "\n".join(f"{row['']:{size}}  {display.key('rows').cell(row)}" for row in rows)

@@ -1,0 +1,169 @@
+"""How things look in a terminal, and in a file: tables, scores, sparklines, highlighted text.
+
+On a terminal a table fits its width and its last column is cut; in a file or a pipe nothing is cut.
+Text from a corpus or a model may hold anything, so whatever does not print is spelled out before it
+reaches the terminal.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import click
+
+Row = Mapping[str, Any]
+
+NOTHING = "–"
+"""What stands for null."""
+ACTIVE = 0.25
+"""From this fraction of the peak on, a token is marked as activating."""
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_SHADES = ((64, 58, 28), (105, 88, 22), (158, 122, 16), (222, 164, 12))
+"""Backgrounds of activating tokens, the weakest first."""
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    header: str
+    cell: Callable[[Row], str]
+    right: bool = False
+
+
+def on_terminal() -> bool:
+    """Whether stdout is a terminal."""
+    return sys.stdout.isatty()
+
+
+def in_colour() -> bool:
+    """Whether stdout is a terminal that may be coloured (NO_COLOR unset)."""
+    return on_terminal() and not os.environ.get("NO_COLOR")
+
+
+def width() -> int:
+    """Characters in a line of the terminal."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Rows as aligned columns under their headers; empty where there are no rows."""
+    if not rows:
+        return ""
+    cells = [[column.header for column in columns], *([column.cell(row) for column in columns] for row in rows)]
+    widths = [max(len(click.unstyle(line[i])) for line in cells) for i in range(len(columns))]
+    return "\n".join(_line(line, columns, widths) for line in cells)
+
+
+def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    *fixed, last = [
+        " " * (size - len(click.unstyle(cell))) + cell if column.right else
+        cell + " " * (size - len(click.unstyle(cell)))
+        for cell, column, size in zip(cells, columns, widths, strict=True)
+    ]  # fmt: skip
+    line = "".join(f"{cell}  " for cell in fixed)
+    return (line + cut(last.rstrip(), len(click.unstyle(line)))).rstrip()
+
+
+def cut(text: str, used: int = 0) -> str:
+    """The text, on a terminal shortened to what is left of a line of which `used` characters are taken."""
+    room = max(width() - used, 12)
+    if not on_terminal() or len(click.unstyle(text)) <= room:
+        return text
+    return click.unstyle(text)[: room - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """The text on one line, with every character that does not print spelled out."""
+    return "".join(_SPELLED.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+_SPELLED = {"\n": "↵", "\t": "⇥"}
+
+
+def number(value: float | None) -> str:
+    """A number with three significant digits."""
+    return NOTHING if value is None else f"{value:.3g}"
+
+
+def hundredths(value: float | None) -> str:
+    """A score without its interval."""
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def score(row: Row) -> str:
+    """A score with its interval, `0.81 [0.72, 0.88]`."""
+    ends = row["ci_low"], row["ci_high"]
+    return hundredths(row["score"]) + ("" if None in (row["score"], *ends) else f" [{ends[0]:.2f}, {ends[1]:.2f}]")
+
+
+def key(name: str, header: str | None = None, *, right: bool = False) -> Column:
+    """A column that shows a key of the rows as it is."""
+    return Column(header or name, lambda row: _cell(row[name]), right)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return number(value)
+    return NOTHING if value is None else visible(str(value))
+
+
+SCORE = Column("score", score)
+BASELINE = Column("baseline", lambda row: hundredths(row["baseline"]), right=True)
+EXPLANATION = key("explanation")
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """Counts as bars whose height is their logarithm's share of the highest."""
+    highest = max(counts, default=0).bit_length()
+    if not highest:
+        return ""
+    return "".join(_BLOCKS[(count.bit_length() * (len(_BLOCKS) - 1)) // highest] if count else " " for count in counts)
+
+
+def highlighted(tokens: Sequence[str], activations: Sequence[float], *, peak: float, room: int | None = None) -> str:
+    """A window with its activating tokens in colour on a terminal, and marked «like this» elsewhere.
+
+    `room` is how many characters may be shown; they are taken around the strongest token.
+    """
+    shades = [_shade(activation, peak) for activation in activations]
+    spelled = [visible(token) for token in tokens]
+    first, last = _around(spelled, max(range(len(tokens)), key=activations.__getitem__), room)
+    shown = "".join(_marked(zip(spelled[first:last], shades[first:last], strict=True)))
+    return ("…" if first else "") + shown + ("…" if last < len(tokens) else "")
+
+
+def _marked(pieces: Iterator[tuple[str, int]]) -> Iterator[str]:
+    if in_colour():
+        for piece, shade in pieces:
+            yield click.style(piece, fg="bright_white", bg=_SHADES[shade - 1]) if shade else piece
+        return
+    for active, run in groupby(pieces, lambda pair: pair[1] > 0):
+        text = "".join(piece for piece, _ in run)
+        word = text.lstrip(" ")
+        yield f"{text[: len(text) - len(word)]}«{word}»" if active and word else text
+
+
+def _shade(activation: float, peak: float) -> int:
+    """0 for a token that is not marked, else 1 to 4."""
+    share = activation / peak if peak > 0 else 0.0
+    return 0 if share < ACTIVE else min(len(_SHADES), int((share - ACTIVE) / (1 - ACTIVE) * len(_SHADES)) + 1)
+
+
+def _around(pieces: Sequence[str], centre: int, room: int | None) -> tuple[int, int]:
+    """First and last (exclusive) of the pieces that fit, two thirds of them before the centre."""
+    if room is None:
+        return 0, len(pieces)
+    first, last, left = centre, centre + 1, room - 2 - len(pieces[centre])
+    while first > 0 or last < len(pieces):
+        backwards = first > 0 and (last == len(pieces) or 2 * (last - centre) > centre - first)
+        size = len(pieces[first - 1] if backwards else pieces[last])
+        if size > left:
+            break
+        left -= size
+        first, last = (first - 1, last) if backwards else (first, last + 1)
+    return first, last

@@ -1,0 +1,131 @@
+"""`neuronaut harvest`: collect the text that activates features."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import Count, Form, Progress, Row, emit, keeping, opened, result_options, say
+
+if TYPE_CHECKING:
+    from ..data.corpus import Corpus
+    from ..data.store import Store
+    from ..subject.model import Subject
+    from ..subject.sources import Source
+
+
+@click.command()
+@click.argument("model")
+@click.argument("sites", metavar="SITE...", nargs=-1)
+@click.option(
+    "--sae", metavar="PATH", help="A dictionary at the site: folder, file, or OWNER/NAME[/FOLDER] on the hub."
+)
+@click.option("--name", metavar="N", help="The dictionary's name in addresses; its folder's name if not given.")
+@click.option(
+    "--corpus", metavar="NAME", help="stdlib, a file or folder, - (stdin), or a Hugging Face dataset NAME[:SUBSET]."
+)
+@click.option(
+    "--tokens", type=Count(), default="2M", show_default=True, metavar="N", help="About so many tokens: 500k, 2M, all."
+)
+@click.option("--window", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens in a window.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the splits and of which text is taken.")
+@click.option("--encoding", default="utf-8", show_default=True, help="Of text files.")
+@click.option(
+    "--text-column", default="text", show_default=True, help="Field of JSONL, Parquet and datasets that holds the text."
+)
+@click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one.")
+@click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16.")
+@click.option(
+    "--norm-scale", type=float, metavar="X", help="What vectors were multiplied by in the dictionary's training."
+)
+@click.option("--allow-pickle", is_flag=True, help="Read a dictionary that is a pickle.")
+@click.option("--force", is_flag=True, help="Harvest a dictionary that does not rebuild the model's vectors.")
+@result_options
+def harvest(
+    model: str, sites: tuple[str, ...], name: str | None, corpus: str | None, tokens: int | None, window: int, seed: int,
+    encoding: str, text_column: str, force: bool, database: str, form: Form, **opening: Any,
+) -> None:  # fmt: skip
+    """Collect the text that activates features.
+
+    Every feature of one or more SITEs of MODEL, in one pass over a corpus. MODEL is a Hugging Face id, a folder, or demo. A SITE is mlp.2 (the neurons of layer 2), mlp.0-3, mlp (all
+    layers), resid_post.2 and so on; resid_post.2@sae is the dictionary of that name.
+    A harvest that was stopped goes on when it is called again.
+
+    \b
+    Examples:
+      neuronaut harvest demo mlp.2
+      neuronaut harvest demo mlp resid_post.2@sae --tokens 500k
+      neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1
+      neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
+    """
+    from .opening import Opening, load_corpus, load_subject, open_sources, places
+
+    options = Opening(**opening)
+    text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
+    subject = load_subject(model, options)
+    sources = open_sources(subject, sites, options, name=name)
+    pass_gate(subject, sources, text, window=window, force=force)
+    with opened(database, create=True) as store:
+        rows = collect(
+            subject, sources, text, store,
+            tokens=tokens, window=window, seed=seed, paths=places(subject, model, sources, options),
+        )  # fmt: skip
+    emit(rows, form, lambda found: "\n".join(map(_sentence, found)))
+
+
+def pass_gate(subject: "Subject", sources: "list[Source]", corpus: "Corpus", *, window: int, force: bool) -> None:
+    """Try every dictionary on real vectors, and tell how it did."""
+    from .opening import is_neurons, try_dictionary
+
+    for source in sources:
+        if not is_neurons(source):
+            gate, warning = try_dictionary(subject, source, corpus, window=window, force=force)  # pyright: ignore[reportArgumentType]
+            say(str(gate))
+            if warning:
+                say(f"Warning: {warning}")
+
+
+def collect(
+    subject: "Subject", sources: "list[Source]", corpus: "Corpus", store: "Store", *,
+    tokens: int | None, window: int, seed: int, paths: dict[str, str],
+) -> list[Row]:  # fmt: skip
+    """Harvest into the store, with progress; one row per source."""
+    from ..data.harvest import harvest as harvest_sources
+
+    # A database that can only be read should say so now, not after the pass.
+    with store.transaction():
+        pass
+    checkpoint = Path(f"{store.path}.harvest")
+    say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
+    begun = time.monotonic()
+    with keeping(lambda: _kept(checkpoint)), Progress("harvest", total=tokens, unit="tokens") as progress:
+        result = harvest_sources(
+            subject, sources, corpus, store,
+            tokens=tokens, window=window, seed=seed, paths=paths, checkpoint=checkpoint, progress=progress.reach,
+        )  # fmt: skip
+    seconds = time.monotonic() - begun
+    counts = {found.source: (found.width, int((found.count > 0).sum())) for found in result.sources}
+    return [
+        {
+            "source": name, "features": width, "alive": alive, "dead": width - alive, "tokens": result.tokens,
+            "corpus": result.corpus, "window": result.window, "seconds": round(seconds, 3),
+            "tokens_per_second": round(result.tokens / seconds),
+        }
+        for name, (width, alive) in counts.items()
+    ]  # fmt: skip
+
+
+def _kept(checkpoint: Path) -> str:
+    found = sorted(checkpoint.parent.glob(f"{checkpoint.name}-*.npz"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return "nothing of this harvest is kept yet"
+    age = time.time() - found[-1].stat().st_mtime
+    return f"the harvest up to {age:.0f} s ago is kept in {found[-1]}"
+
+
+def _sentence(row: Row) -> str:
+    return (
+        f"{row['source']}: {row['features']:,} features, {row['alive']:,} alive, {row['dead']:,} dead, "
+        f"{row['tokens']:,} tokens of {row['corpus']}, {row['tokens_per_second']:,} tokens/s"
+    )

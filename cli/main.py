@@ -1,0 +1,105 @@
+"""The command `neuronaut`: finds a verb, and says in one line what went wrong in it.
+
+A verb's module is imported when the verb is named, and itself imports what is heavy (torch,
+transformers, numpy) when the verb runs, so that help is immediate.
+"""
+
+import shlex
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ..subject.errors import NeuronautError
+from .common import ARGUMENTS, DEBUG, Stopped, debug_option
+
+VERBS: Mapping[str, str] = {
+    "demo": "demo:demo",
+    "harvest": "harvest:harvest",
+    "label": "label:label",
+    "score": "label:score",
+    "show": "show:show",
+    "try": "attempt:attempt",
+    "list": "query:list_",
+    "search": "query:search",
+    "similar": "query:similar",
+    "export": "query:export",
+    "models": "query:models",
+    "sources": "query:sources",
+    "db": "db:db",
+}
+"""Where each verb is defined, in the order of the help."""
+
+INTERRUPTED = 130
+
+
+class Verbs(click.Group):
+    """A group whose verbs are imported when they are asked for, and whose errors are one line each."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs in the order of `VERBS`."""
+        del ctx
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb."""
+        del ctx
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name].partition(":")
+        return getattr(import_module(f".{module}", __package__), attribute)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and remember what was typed, so that an interrupted command can be told again."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; an error becomes one line and exit code 1, an interrupt exit code 130."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except (Stopped, KeyboardInterrupt) as stop:
+            if ctx.meta.get(DEBUG):
+                raise
+            click.echo(_stopped(stop, ctx.meta[ARGUMENTS]), err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if ctx.meta.get(DEBUG):
+                raise
+            raise click.ClickException(_line(error)) from error
+
+
+def _stopped(stop: BaseException, arguments: list[str]) -> str:
+    kept = f"{stop}; go on with" if str(stop) else "run it again with"
+    return f"\nStopped: {kept}: {shlex.join(['neuronaut', *arguments])}"
+
+
+def _line(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    if isinstance(error, NeuronautError):
+        return said
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; mend that and run the command again (--debug shows where it happened)"
+    return f"{type(error).__name__}: {said or 'no message'}; this was not expected, --debug shows where it happened"
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="neuronaut")
+@debug_option
+def main() -> None:
+    """Explain what the units inside a language model respond to, and prove it.
+
+    A feature is one neuron, or one unit of a sparse autoencoder (SAE). Harvest the text that activates
+    features, label them, then search what was found. All of it is kept in one SQLite file.
+
+    \b
+    Examples:
+      neuronaut demo
+      neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1 --tokens 2M
+      neuronaut label gpt2:mlp.5:0-99
+      neuronaut show gpt2:mlp.5:17
+    """

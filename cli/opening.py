@@ -1,0 +1,257 @@
+"""From what was typed to a subject, its sources and its corpus; everything heavy that verbs need.
+
+A harvest stores where the model and its dictionaries lie, and the dtype, so that labelling finds
+them again by the feature's address alone; the options of `Opening` say otherwise.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..agent.label import open_stored
+from ..data.corpus import Corpus
+from ..data.harvest import with_bos
+from ..data.store import Store
+from ..explainers.rule import RuleExplainer
+from ..scorers.simulation import RuleSimulator
+from ..subject.address import Feature, Selection, SourceId
+from ..subject.dictionary import Dictionary
+from ..subject.errors import NeuronautError
+from ..subject.formats import declared_site, load_dictionary
+from ..subject.formats_sites import same_site
+from ..subject.gate import Gate, check, sweep
+from ..subject.model import Subject, listing
+from ..subject.opening import BUILT_IN, open_source
+from ..subject.sources import Neurons, Source
+
+EXPLAINERS = {RuleExplainer.name: RuleExplainer}
+SCORERS = {RuleSimulator.name: RuleSimulator}
+GATE_TOKENS = 4096
+"""Tokens of the corpus that a dictionary is tried on."""
+_GATE_WINDOWS = 4
+"""Windows of one document among these."""
+_STREAMED = 16
+"""Characters that are read of a streamed dataset for each token of the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a subject and its dictionary are opened, where that differs from what the store knows."""
+
+    model: str | None = None
+    """Folder or repository of the model."""
+    sae: str | None = None
+    """Folder, file or repository of the dictionary."""
+    norm_scale: float | None = None
+    allow_pickle: bool = False
+    device: str | None = None
+    dtype: str | None = None
+
+
+def load_subject(model: str, opening: Opening, *, name: str | None = None) -> Subject:
+    """Load a model, on the GPU where there is one and no device is named."""
+    device = opening.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Subject.load(model, device=device, dtype=opening.dtype or "float32", name=name)
+
+
+def load_corpus(model: str, corpus: str | None, *, tokens: int | None, text_column: str, encoding: str) -> Corpus:
+    """The corpus that was named; of a dataset that is streamed, the beginning that the budget is drawn from."""
+    if corpus is None and model != "demo":
+        raise NeuronautError(
+            f"no corpus is named for {model}; add --corpus FILE, FOLDER, stdlib, or a Hugging Face dataset, "
+            "for example --corpus wikitext:wikitext-103-raw-v1"
+        )
+    source = corpus or "stdlib"
+    loaded = Corpus.load(source, text_column=text_column, encoding=encoding)
+    streamed = source not in ("stdlib", "-") and not Path(source).expanduser().exists()
+    return loaded.head(_STREAMED * tokens) if streamed and tokens is not None else loaded
+
+
+def sites_of(subject: Subject, text: str) -> list[str]:
+    """`mlp` is that site of every layer, `mlp.0-3` of these layers; anything else is itself."""
+    if every := [site for site in subject.sites if site.startswith(f"{text}.")]:
+        return every
+    if match := re.fullmatch(r"([a-z_]+)\.(\d+)-(\d+)", text):
+        if int(match[2]) > int(match[3]):
+            raise NeuronautError(f"{text} is no range of layers; wanted the first before the last, as in mlp.0-3")
+        return [f"{match[1]}.{layer}" for layer in range(int(match[2]), int(match[3]) + 1)]
+    return [text]
+
+
+def open_sources(subject: Subject, sites: Sequence[str], opening: Opening, *, name: str | None) -> list[Source]:
+    """The sources that a harvest names, each once; with a dictionary, one site or none (the declared one)."""
+    if opening.sae is not None:
+        return [_open_named(subject, sites, opening.sae, opening, name=name)]
+    if not sites:
+        raise NeuronautError(f"no site is named; {subject.name} has {listing(subject.sites)}")
+    found: dict[SourceId, Source] = {}
+    for text in sites:
+        family, _, dictionary = text.partition("@")
+        for site in sites_of(subject, family):
+            subject.width(site)
+            source = SourceId(subject.name, site, dictionary or None)
+            found[source] = found.get(source) or open_source(subject, source)
+    return list(found.values())
+
+
+def _open_named(subject: Subject, sites: Sequence[str], path: str, opening: Opening, *, name: str | None) -> Dictionary:
+    if len(sites) > 1:
+        raise NeuronautError(f"{len(sites)} sites came with --sae; wanted the one that the dictionary was trained on")
+    site, _, given = (
+        sites[0].partition("@") if sites else (declared_site(path, allow_pickle=opening.allow_pickle), "", "")
+    )
+    if site is None:
+        raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
+    source = SourceId.parse(f"{subject.name}:{site}@{name or given or _name_of(path)}")
+    return _load(subject, source, path, opening)
+
+
+def _load(subject: Subject, source: SourceId, path: str, opening: Opening) -> Dictionary:
+    return load_dictionary(
+        path, id=source, d_site=subject.width(source.site), device=subject.device,
+        norm_scale=opening.norm_scale, allow_pickle=opening.allow_pickle,
+    )  # fmt: skip
+
+
+def _name_of(path: str) -> str:
+    """A dictionary's name from that of its folder."""
+    target = Path(path).expanduser()
+    target = target.parent if target.is_file() else target
+    return re.sub(r"[:@\s]+", "-", (target.resolve() if target.exists() else target).name)
+
+
+def places(subject: Subject, model: str, sources: Iterable[Source], opening: Opening) -> dict[str, str]:
+    """Where the model and the dictionary lie, for the store: by model name and by source."""
+    found = {subject.name: model} | ({str(source.id): opening.sae for source in sources} if opening.sae else {})
+    local = {key: Path(path).expanduser() for key, path in found.items()}
+    return {key: str(local[key].resolve()) if local[key].exists() else path for key, path in found.items()}
+
+
+# The gate
+
+
+def try_dictionary(
+    subject: Subject, dictionary: Dictionary, corpus: Corpus, *, window: int, force: bool
+) -> tuple[Gate, str | None]:
+    """How well a dictionary rebuilds the corpus's vectors, and a warning where a neighbouring site fits better."""
+    tokens = sample(subject, corpus, window=window)
+    neighbours = _neighbours(subject, dictionary.id.site)
+    vectors = {site: _vectors(subject, tokens, site) for site in (dictionary.id.site, *neighbours)}
+    gate = check(dictionary, vectors[dictionary.id.site], force=force)
+    return gate, sweep(dictionary, vectors).warning
+
+
+def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_TOKENS) -> NDArray[np.int64]:
+    """Windows from the corpus's first documents, a few of each, shape (window, position)."""
+    rows: list[list[int]] = []
+    for _, document in corpus:
+        ids = subject.encode(document.text[: 16 * window * _GATE_WINDOWS])
+        whole = min(len(ids) // window, _GATE_WINDOWS)
+        rows += [ids[number * window : (number + 1) * window] for number in range(whole)]
+        if len(rows) * window >= tokens:
+            break
+    if not rows:
+        raise NeuronautError(
+            f"the corpus {corpus.name!r} gave no full window; give a larger one, or a smaller --window"
+        )
+    return np.array(rows, np.int64)
+
+
+def _vectors(subject: Subject, tokens: NDArray[np.int64], site: str) -> Tensor:
+    """The site's vectors (row, width), BOS left out."""
+    parts = [
+        subject.read(with_bos(subject, tokens[start : start + 16]), [site])[site][:, int(subject.bos is not None) :]
+        for start in range(0, len(tokens), 16)
+    ]
+    return torch.cat([part.reshape(-1, part.shape[2]).float() for part in parts])
+
+
+def _neighbours(subject: Subject, site: str) -> list[str]:
+    """Sites close by whose vectors differ from the site's own: the layers beside it, and along the residual stream."""
+    family, _, layer = site.partition(".")
+    if not layer:
+        return []
+    near = [f"{family}.{int(layer) + step}" for step in (-1, 1)]
+    if family.startswith("resid"):
+        near += [f"{kind}.{layer}" for kind in ("resid_pre", "resid_mid", "resid_post")]
+    found = [site]
+    for other in near:
+        if other in subject.sites and not any(same_site(other, known) for known in found):
+            found.append(other)
+    return [other for other in found[1:] if subject.width(other) == subject.width(site)]
+
+
+# What the store knows
+
+
+def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
+    """The features that were named, each once, all of one model; an error where there are none."""
+    features = list(dict.fromkeys(feature for text in texts for feature in store.features(text)))
+    if not features:
+        raise NeuronautError(
+            f"{' '.join(texts)} names no feature that was ever active; harvest more text, or name others"
+        )
+    if len(models := sorted({feature.source.model for feature in features})) > 1:
+        raise NeuronautError(f"features of {' and '.join(models)} were named; wanted one model at a time")
+    return features
+
+
+def one_feature(store: Store, text: str) -> Feature:
+    """The one feature that was named."""
+    feature = Feature.parse(text)
+    store.resolve(Selection(feature.source, "indices", (feature.index,), negative=feature.negative))
+    return feature
+
+
+def stored_subject(store: Store, model: str, opening: Opening) -> Subject:
+    """The subject that a model's features were harvested on."""
+    known = _provenance(store, model)
+    path = opening.model or known.get("paths", {}).get(model, model)
+    if opening.model is None and Path(path).is_absolute() and not Path(path).exists():
+        raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
+    dtype = opening.dtype or known.get("dtype")
+    return load_subject(path, Opening(device=opening.device, dtype=dtype), name=model)
+
+
+def _provenance(store: Store, model: str) -> Mapping[str, Any]:
+    """Of the model's latest harvest."""
+    rows = [row for row in store.sources() if row["model"] == model and row["harvested"]]
+    return max(rows, key=lambda row: row["harvested"])["provenance"] if rows else {}
+
+
+def stored_sources(
+    store: Store, subject: Subject, features: Iterable[Feature], opening: Opening
+) -> dict[SourceId, Source]:
+    """The sources of some features, opened where they were harvested from, or as `opening` says."""
+    found = {source: _stored_source(store, subject, source, opening) for source in {f.source for f in features}}
+    known = {row["source"]: row["revision"] for row in store.sources()}
+    for id, source in found.items():
+        if isinstance(source, Dictionary) and source.revision != known[str(id)]:
+            raise NeuronautError(
+                f"{id} was harvested with weights of revision {known[str(id)]}, but those found have {source.revision}; "
+                "name the right ones with --sae (and --norm-scale), or harvest again"
+            )
+    return found
+
+
+def _stored_source(store: Store, subject: Subject, source: SourceId, opening: Opening) -> Source:
+    if source.dictionary is None or opening == Opening(opening.model, device=opening.device, dtype=opening.dtype):
+        return open_stored(store, subject, source)
+    row = next(row for row in store.sources() if row["source"] == str(source))
+    built_in = BUILT_IN.get((source.model, source.site, source.dictionary))
+    path = opening.sae or row["provenance"].get("paths", {}).get(str(source)) or built_in
+    if path is None:
+        raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
+    return _load(subject, source, str(path), opening)
+
+
+def is_neurons(source: Source) -> bool:
+    """Whether a source is a site's own coordinates."""
+    return isinstance(source, Neurons)

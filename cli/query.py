@@ -1,0 +1,261 @@
+"""Verbs that ask the database: list, search, similar, export, models, sources."""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from ..subject.errors import NeuronautError
+from . import display
+from .common import (
+    Form,
+    Row,
+    database_option,
+    debug_option,
+    emit,
+    limit_option,
+    min_score_option,
+    opened,
+    result_options,
+    say,
+    source_option,
+)
+
+if TYPE_CHECKING:
+    from ..data.rows import Sort
+    from ..data.store import Store
+
+SORTS = ("feature", "score", "worst", "density", "peak")
+embedder_option = click.option(
+    "--embedder", metavar="NAME", help="A sentence-transformers model: its folder, or its name on the Hugging Face hub."
+)
+
+
+@click.command("list")
+@click.argument("source", required=False)
+@min_score_option
+@click.option("--max-score", type=float, metavar="X", help="Only scores of at most X.")
+@click.option("--status", metavar="S", help="Only explained, unlabelled, dead, too_rare, dense or failed.")
+@click.option(
+    "--sort", type=click.Choice(SORTS), default="feature", show_default=True, help="worst: lowest score first."
+)
+@limit_option(help="At most so many rows.")
+@result_options
+def list_(
+    source: str | None, min_score: float | None, max_score: float | None, status: str | None, sort: "Sort",
+    limit: int | None, database: str, form: Form,
+) -> None:  # fmt: skip
+    """List features, explanations and scores.
+
+    Of one SOURCE, as demo:mlp.2, or of all.
+
+    \b
+    Examples:
+      neuronaut list demo:mlp.2 --min-score 0.7 --sort score
+      neuronaut list --status unlabelled --nl | wc -l
+    """
+    with opened(database) as store:
+        rows = store.list_rows(source, min_score=min_score, max_score=max_score, status=status, limit=limit, sort=sort)
+    columns = [display.key("feature"), display.key("status"), display.SCORE, display.BASELINE, display.EXPLANATION]
+    emit(rows, form, lambda found: display.table(found, columns))
+    _tell_nothing(rows)
+
+
+@click.command()
+@click.argument("query", nargs=-1, required=True, metavar="QUERY...")
+@click.option("--semantic", is_flag=True, help="Search by meaning instead of words.")
+@embedder_option
+@min_score_option
+@source_option
+@limit_option(default=20, help="At most so many rows.")
+@result_options
+def search(
+    query: tuple[str, ...], semantic: bool, embedder: str | None, min_score: float | None, source: str | None,
+    limit: int, database: str, form: Form,
+) -> None:  # fmt: skip
+    """Search the explanations.
+
+    Finds those that hold the words of QUERY; "in quotes" they must stand together.
+
+    \b
+    Examples:
+      neuronaut search self
+      neuronaut search 'opening bracket' --min-score 0.5
+      neuronaut search --semantic "names of functions" --source demo:mlp.2
+    """
+    text = " ".join(query)
+    with opened(database) as store:
+        if semantic or embedder:
+            rows = _by_meaning(store, text, embedder, min_score, source, limit)
+        else:
+            # What the markers are is seen only on a terminal, so a program never meets them.
+            markers = _MARKERS if form == "table" and display.in_colour() else None
+            rows = store.search_rows(text, min_score=min_score, source=source, limit=limit, markers=markers)
+    emit(rows, form, lambda found: display.table(found, _ranked(found)))
+    _tell_nothing(rows)
+
+
+_MARKERS = ("\ue000", "\ue001")
+
+
+def _by_meaning(
+    store: "Store", text: str, embedder: str | None, min_score: float | None, source: str | None, limit: int
+) -> list[Row]:
+    from ..data.search import DEFAULT_MODEL, Embedder, semantic_search
+
+    with_model = Embedder(embedder or DEFAULT_MODEL)
+    return [*semantic_search(store, text, embedder=with_model, min_score=min_score, source=source, limit=limit)]
+
+
+def _ranked(rows: list[Row]) -> list[display.Column]:
+    similarity = display.Column("similarity", lambda row: f"{row['similarity']:.2f}", right=True)
+    by_meaning = bool(rows) and rows[0]["similarity"] is not None
+    explanation = display.Column("explanation", lambda row: _marked(row["explanation"]))
+    middle = [similarity] if by_meaning else []
+    return [display.key("rank", right=True), display.key("feature"), *middle, display.SCORE, explanation]
+
+
+def _marked(text: str | None) -> str:
+    shown = display.EXPLANATION.cell({"explanation": text})
+    for marker, style in zip(_MARKERS, ("\x1b[1;33m", "\x1b[0m"), strict=True):
+        shown = shown.replace(marker.encode("unicode_escape").decode(), style)
+    return shown
+
+
+@click.command()
+@click.argument("feature")
+@embedder_option
+@limit_option(default=10, help="At most so many rows of each kind.")
+@result_options
+def similar(feature: str, embedder: str | None, limit: int, database: str, form: Form) -> None:
+    """Find features that resemble one.
+
+    Those that fire on the same text as FEATURE and, with --embedder, those that are explained alike. `by` says which: by activation the similarity is what the top windows of both share among what either has; by
+    explanation it is the cosine of the two explanations' vectors.
+
+    \b
+    Examples:
+      neuronaut similar demo:mlp.2:17
+      neuronaut similar demo:mlp.2:17 --embedder sentence-transformers/all-MiniLM-L6-v2
+    """
+    from ..data.search import Embedder
+    from ..data.search import similar as find_similar
+    from ..subject.address import Feature, Selection
+
+    chosen = Feature.parse(feature)
+    with opened(database) as store:
+        store.resolve(Selection(chosen.source, "indices", (chosen.index,), negative=chosen.negative))
+        found = find_similar(store, chosen, embedder=Embedder(embedder) if embedder else None, limit=limit)
+    rows = [row | {"by": "activation"} for row in found.by_activation]
+    rows += [row | {"by": "explanation"} for row in found.by_explanation]
+    emit(rows, form, lambda shown: display.table(shown, [display.key("by"), *_ranked(shown)]))
+    _tell_nothing(rows)
+
+
+@click.command()
+@click.option(
+    "--format", "kind", type=click.Choice(("jsonl", "csv", "neuronpedia")), default="jsonl", show_default=True
+)
+@click.option(
+    "-o", "--output", default="-", metavar="FILE", help="Where to; stdout if not given, a folder for neuronpedia."
+)
+@source_option
+@min_score_option
+@database_option
+@debug_option
+def export(kind: str, output: str, source: str | None, min_score: float | None, database: str) -> None:
+    """Write explanations and scores to a file.
+
+    \b
+    Examples:
+      neuronaut export > features.jsonl
+      neuronaut export --format csv -o features.csv --source demo:mlp.2
+      neuronaut export --format neuronpedia -o upload/ --min-score 0.5
+    """
+    from ..data.export import WRITERS, write_neuronpedia
+    from ..subject.address import SourceId
+
+    with opened(database) as store:
+        if kind == "neuronpedia":
+            if output == "-":
+                raise click.UsageError("--format neuronpedia writes several files; name their folder with -o")
+            sources = None if source is None else [SourceId.parse(str(store.known_source(source)))]
+            for path in write_neuronpedia(store, output, sources=sources, min_score=min_score):
+                click.echo(path)
+            return
+        rows = store.list_rows(source, min_score=min_score)
+        with _written(output) as stream:
+            WRITERS[kind](rows, stream)
+    if output != "-":
+        say(f"{len(rows):,} features are in {output}")
+
+
+@contextmanager
+def _written(output: str) -> Generator[TextIO]:
+    if output == "-":
+        yield sys.stdout
+        return
+    try:
+        with Path(output).open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+    except OSError as error:
+        raise NeuronautError(f"{output} cannot be written ({error.strerror}); name a file elsewhere with -o") from error
+
+
+@click.command()
+@result_options
+def models(database: str, form: Form) -> None:
+    """List the models in the database.
+
+    \b
+    Examples:
+      neuronaut models
+      neuronaut models --json -d gpt2.db
+    """
+    with opened(database) as store:
+        found = store.sources()
+    rows = [
+        {"model": name, "sources": len(own), **{k: sum(row[k] for row in own) for k in ("width", "alive", "explained")}}
+        for name in dict.fromkeys(row["model"] for row in found)
+        for own in [[row for row in found if row["model"] == name]]
+    ]
+    columns = [
+        display.key("model"),
+        *_counted(sources="sources", width="features", alive="alive", explained="explained"),
+    ]
+    emit(rows, form, lambda shown: display.table(shown, columns))
+    _tell_nothing(rows)
+
+
+@click.command()
+@result_options
+def sources(database: str, form: Form) -> None:
+    """List the sources in the database.
+
+    A source is a family of features at a site: the neurons, or a dictionary.
+
+    \b
+    Examples:
+      neuronaut sources
+      neuronaut sources --json | jq '.[].source'
+    """
+    with opened(database) as store:
+        rows = store.sources()
+    columns = [
+        display.key("source"), *_counted(width="features", alive="alive", explained="explained", tokens="tokens"),
+        display.key("corpus"),
+    ]  # fmt: skip
+    emit(rows, form, lambda shown: display.table(shown, columns))
+    _tell_nothing(rows)
+
+
+def _counted(**headers: str) -> list[display.Column]:
+    return [display.key(name, header, right=True) for name, header in headers.items()]
+
+
+def _tell_nothing(rows: list[Row]) -> None:
+    if not rows:
+        say("nothing was found")

@@ -1,0 +1,146 @@
+"""`neuronaut show`: everything that is known of one feature."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import display
+from .common import Form, Row, emit, opened, result_options
+
+if TYPE_CHECKING:
+    from ..data.records import Example
+    from ..data.store import Store
+    from ..subject.address import Feature
+
+
+@click.command()
+@click.argument("feature")
+@click.option("-n", "count", type=click.IntRange(min=0), default=10, show_default=True, help="Top examples to show.")
+@click.option("--provenance", is_flag=True, help="Show where every number comes from.")
+@result_options
+def show(feature: str, count: int, provenance: bool, database: str, form: Form) -> None:
+    """Show all that is known of a feature.
+
+    Its explanation and rule, statistics, scores, and the text that activates it most.
+
+    \b
+    Examples:
+      neuronaut show demo:mlp.2:17
+      neuronaut show demo:mlp.2:17 -n 3 --provenance
+      neuronaut show demo:mlp.2:17 --json | jq '.[0].scores'
+    """
+    from ..subject.address import Feature, Selection
+
+    chosen = Feature.parse(feature)
+    with opened(database) as store:
+        store.resolve(Selection(chosen.source, "indices", (chosen.index,), negative=chosen.negative))
+        row = describe(store, chosen, count=count)
+    emit([row], form, lambda _: page(row, provenance=provenance))
+
+
+def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
+    """The row of `show`, with the `count` strongest examples."""
+    from ..data.rows import ROW_KEYS
+
+    evidence, best = store.evidence(feature), store.best(feature)
+    found = [row for row in store.list_rows(feature.source) if row["feature"] == str(feature)]
+    # A negative tail has a row only once it has been explained.
+    row = found[0] if found else dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
+    examples = [e for e in (*evidence.train, *evidence.select, *evidence.holdout) if e.kind == "top"]
+    examples.sort(key=lambda example: (-example.peak, example.window))
+    source = next(row for row in store.sources() if row["source"] == str(feature.source))
+    harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
+    explained = (
+        {"created": best.created, "reason": best.explanation.reason, **best.explanation.provenance} if best else None
+    )
+    scores = [asdict(score) for score in store.scores(best.id)] if best else []
+    for score in scores:
+        del score["windows"]
+    return row | {
+        "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
+        "stats": asdict(evidence.statistics),
+        "examples": [_example(example) for example in examples[:count]],
+        "scores": scores,
+        "provenance": {"explanation": explained, "harvest": harvest | source["provenance"]},
+    }
+
+
+def _example(example: "Example") -> dict[str, Any]:
+    return {
+        "kind": example.kind, "split": example.split, "document": example.document, "peak": example.peak,
+        "tokens": list(example.tokens), "activations": [round(value, 4) for value in example.activations.tolist()],
+    }  # fmt: skip
+
+
+def page(row: Row, *, provenance: bool) -> str:
+    """The row of `show` as text."""
+    parts = [_head(row), _statistics(row["stats"])]
+    if row["scores"]:
+        parts.append(_scores(row["scores"]))
+    if row["examples"]:
+        parts.append(_examples(row["examples"], peak=row["stats"]["peak"]))
+    if provenance:
+        parts.append(json.dumps(row["provenance"], indent=2, ensure_ascii=False))
+    return "\n\n".join(parts)
+
+
+def _head(row: Row) -> str:
+    explained = row["provenance"]["explanation"]
+    lines = [f"{_bold(row['feature'])}  {row['status']}" + (f" by {row['explainer']}" if row["explainer"] else "")]
+    if row["score"] is not None:
+        lines[0] += f", {row['metric']} {display.score(row)}, baseline {display.hundredths(row['baseline'])}"
+    if row["explanation"]:
+        lines.append(display.visible(row["explanation"]))
+    elif explained:
+        lines.append(display.visible(explained["reason"] or ""))
+    if row["rule"]:
+        lines.append(display.cut(f"rule  {json.dumps(row['rule'], ensure_ascii=False)}"))
+    return "\n".join(lines)
+
+
+def _statistics(stats: Mapping[str, Any]) -> str:
+    named = {"peak": stats["peak"], "trough": stats["trough"], "mean": stats["mean"]}
+    told = "  ".join(f"{name} {display.number(value)}" for name, value in named.items())
+    lines = [f"active on {stats['density']:.3%} of {stats['tokens']:,} tokens  {told}"]
+    if any(stats["histogram"]):
+        lines.append(_histogram(stats["histogram"]))
+    return "\n".join(lines)
+
+
+def _histogram(counts: Sequence[int]) -> str:
+    """The bins in use as a sparkline between their ends."""
+    from ..data.histogram import edges
+
+    used = [number for number, count in enumerate(counts) if count]
+    first, last = used[0], used[-1] + 1
+    low, high = edges()[[first, last]].tolist()
+    return f"activations {display.number(low)} {display.sparkline(counts[first:last])} {display.number(high)}"
+
+
+def _scores(scores: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for score in scores for name in score["baselines"]))
+    rows = [{**score, "score": score["value"]} for score in scores]
+    columns = [
+        display.key("scorer"), display.key("examples"), display.key("metric"), display.SCORE,
+        display.key("n", right=True),
+        *(display.Column(name, lambda row, name=name: display.hundredths(row["baselines"].get(name)), right=True) for name in names),
+        display.Column("", lambda row: row["reason"] or ""),
+    ]  # fmt: skip
+    return display.table(rows, columns)
+
+
+def _examples(examples: Sequence[Row], *, peak: float) -> str:
+    room = display.width() - 18 if display.on_terminal() else None
+    lines = [
+        f"{display.number(e['peak']):>7}  {e['split']:7}  "
+        + display.highlighted(e["tokens"], e["activations"], peak=peak, room=room)
+        for e in examples
+    ]
+    return "\n".join(lines)
+
+
+def _bold(text: str) -> str:
+    return click.style(text, bold=True) if display.in_colour() else text
