@@ -1,0 +1,154 @@
+"""Explain and score features as `agent.label` does, store nothing, and keep what it cost."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..agent.label import CHUNK, Bench, open_stored
+from ..data.records import Evidence, Explanation
+from ..data.store import Store
+from ..explainers.batch import TrainBatch, TrainEvidence
+from ..explainers.rule import RuleExplainer
+from ..explainers.rules import Rule
+from ..scorers.baselines import Baselines
+from ..scorers.holdout import Holdout
+from ..scorers.metrics import correlation
+from ..scorers.simulation import RuleSimulator
+from ..subject.address import Feature, Selection, SourceId
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from .bigrams import Bigrams
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One feature's label and what it scored."""
+
+    feature: str
+    group: str
+    """The source without the model, for example "mlp.2" or "resid_post.2@sae"."""
+    status: str
+    text: str | None
+    words: int | None
+    length: int | None
+    """Rule.length(): conditions, token strings and gains."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """By "set metric", and the baselines' correlations by "set baseline"."""
+
+
+@dataclass(slots=True)
+class Costs:
+    """Seconds by stage, and those of them that the subject's forwards took."""
+
+    stages: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    forwards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _stage: str = ""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._stage, start = name, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] += time.perf_counter() - start
+
+    @contextmanager
+    def watching(self, subject: Subject) -> Iterator[None]:
+        """Time every forward of the subject."""
+        read = subject.read
+
+        def timed(tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
+            start = time.perf_counter()
+            found = read(tokens, sites)
+            self.forwards[self._stage] += time.perf_counter() - start
+            return found
+
+        with patch.object(subject, "read", timed):
+            yield
+
+
+def choose(store: Store, model: str, *, neurons: int, latents: int, seed: int = 0) -> list[Feature]:
+    """Random alive features: neurons from every `mlp` site alike, latents from every dictionary alike."""
+    sources = [SourceId.parse(row["source"]) for row in store.sources() if row["model"] == model]
+    layers = [source for source in sources if source.dictionary is None and source.site.startswith("mlp.")]
+    dictionaries = [source for source in sources if source.dictionary is not None]
+    if not layers and not dictionaries:
+        raise NeuronautError(
+            f"no neurons and no dictionary of {model} in the database; run: neuronaut harvest {model} mlp.0"
+        )
+    chosen: list[Feature] = []
+    for group, count in ((layers, neurons), (dictionaries, latents)):
+        for rank, source in enumerate(group):
+            share = count // len(group) + (rank < count % len(group))
+            chosen += store.resolve(Selection(source, "random", count=share), seed=seed) if share else []
+    return chosen
+
+
+def measure(features: Sequence[Feature], store: Store, subject: Subject, costs: Costs) -> Iterator[Labelled]:
+    """Explain and score features, sources in turn, as `agent.label` does, but store nothing."""
+    explainer, scorer = RuleExplainer(subject), RuleSimulator()
+    for source in dict.fromkeys(feature.source for feature in features):
+        with costs.watching(subject), costs.stage("background"):
+            bench = Bench(store, subject, open_stored(store, subject, source))
+        members = [feature for feature in features if feature.source == source]
+        for start in range(0, len(members), CHUNK):
+            evidence = [store.evidence(feature) for feature in members[start : start + CHUNK]]
+            with costs.watching(subject):
+                yield from _chunk(bench, evidence, explainer, scorer, costs)
+
+
+def _chunk(
+    bench: Bench, evidence: Sequence[Evidence], explainer: RuleExplainer, scorer: RuleSimulator, costs: Costs
+) -> Iterator[Labelled]:
+    with costs.stage("background"):
+        batch = bench.train(evidence)
+    with costs.stage("explain"):
+        made = {explanation.feature: explanation for explanation in explainer.explain(batch)}
+    with costs.stage("holdout"):
+        holdouts = bench.holdouts([part for part in evidence if made[part.feature].rule is not None])
+    with costs.stage("baselines"):
+        baselines = bench.baselines(batch, made)
+    for part in batch.features:
+        explanation, scores = made[part.feature], {}
+        if explanation.rule is not None:
+            with costs.stage("score"):
+                scores = _scores(explanation, holdouts[part.feature], baselines[part.feature], scorer)
+            scores |= _bigram_scores(part, batch, holdouts[part.feature], baselines[part.feature].token_table)
+        yield _labelled(explanation, scores)
+
+
+def _labelled(explanation: Explanation, scores: Mapping[str, float | None]) -> Labelled:
+    rule = Rule.parse(explanation.rule) if explanation.rule else None
+    group = str(explanation.feature.source).partition(":")[2]
+    return Labelled(
+        str(explanation.feature), group, explanation.status, explanation.text or explanation.reason,
+        len((explanation.text or "").split()) if rule else None, rule.length() if rule else None, scores,
+    )  # fmt: skip
+
+
+def _scores(
+    explanation: Explanation, holdout: Holdout, baselines: Baselines, scorer: RuleSimulator
+) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for score in scorer.score(explanation, holdout, baselines):
+        found[f"{score.examples} {score.metric}"] = score.value
+        if score.metric == "correlation":
+            found |= {f"{score.examples} {name}": value for name, value in score.baselines.items()}
+    return found
+
+
+def _bigram_scores(
+    evidence: TrainEvidence, batch: TrainBatch, holdout: Holdout, table: NDArray[np.float32]
+) -> dict[str, float | None]:
+    bigrams = Bigrams.of(evidence, batch, table)
+    return {
+        f"{name} bigram_table": correlation(windows.true, bigrams.predict(windows)).value if len(windows.ids) else None
+        for name, windows in holdout.sets.items()
+    }
