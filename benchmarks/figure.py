@@ -27,7 +27,7 @@ def draw(groups: Mapping[str, Sequence[Labelled]], path: Path, *, model: str, ex
     """Write the figure to `path`, in the format of its suffix."""
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(4.1 * columns, 0.9 + 3.1 * lines), layout="constrained")
+    figure = Figure(figsize=(4.1 * columns, 0.9 + 3.2 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, (name, group) in zip(panels, groups.items(), strict=False):
         _panel(panel, name, group, examples)
@@ -39,8 +39,6 @@ def draw(groups: Mapping[str, Sequence[Labelled]], path: Path, *, model: str, ex
     figure.legend(handles=handles, loc="outside lower center", ncols=len(CURVES), frameon=False)
     sets = {"top_random": "top and random windows", "quantile": "active windows", "counterfactual": "minimal pairs"}
     figure.suptitle(f"How well labels of {model} predict activations on held-out {sets[examples]}", fontsize=12)
-    figure.supxlabel("correlation of predicted with true activation, over all tokens of the windows", fontsize=10)
-    figure.supylabel("share of features at or below", fontsize=10)
     figure.savefig(path, dpi=160)
 
 
@@ -59,4 +57,7 @@ def _panel(panel: Axes, name: str, group: Sequence[Labelled], examples: str) -> 
     panel.set_title(f"{name}: {explained} of {len(group)} features explained", fontsize=10)
     panel.set_xlim(-0.2, 1.02)
     panel.set_ylim(0, 1.02)
+    panel.set_xlabel("correlation with the true activation", fontsize=9)
+    panel.set_ylabel("share of features at or below", fontsize=9)
+    panel.tick_params(labelbottom=True)
     panel.spines[["top", "right"]].set_visible(False)
