@@ -6,12 +6,14 @@ imports nothing heavy.
 
 import json
 import math
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial, reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import click
@@ -29,7 +31,7 @@ ARGUMENTS = "neuronaut.arguments"
 """Key of `Context.meta`: the command line after `neuronaut`."""
 
 Form = Literal["table", "json", "nl"]
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 SILENT_SECONDS = 10.0
@@ -51,7 +53,7 @@ debug_option = click.option(
     expose_value=False,
     is_eager=True,
     callback=_set_debug,
-    help="Show the traceback of an error.",
+    help="Show an error's traceback.",
 )
 database_option = click.option(
     "-d", "--database", envvar="NEURONAUT_DB", default="neuronaut.db", show_default=True, metavar="FILE",
@@ -111,10 +113,16 @@ def budget(text: str | None) -> float | None:
 
 
 @contextmanager
-def opened(database: str, *, create: bool = False) -> "Generator[Store]":
-    """The database, closed afterwards; an error that says how to make one where there is none."""
+def opened(database: str, *, create: bool = False, write: bool = False) -> "Generator[Store]":
+    """The database, closed afterwards; an error that says how to make one where there is none.
+
+    `write` refuses one that can only be read, before any work is done for it.
+    """
     from ..data.store import Store
 
+    file = Path(database)
+    if write and file.exists() and not (os.access(file, os.W_OK) and os.access(file.absolute().parent, os.W_OK)):
+        raise NeuronautError(f"{database} can only be read; change its permissions, or name another file with -d")
     with Store(database, create=create) as store:
         yield store
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import display
-from .common import Form, Progress, Row, emit, form_options, say
+from .common import Form, Progress, Row, emit, form_options, opened, say
 
 if TYPE_CHECKING:
     from ..data.store import Store
@@ -26,20 +26,20 @@ QUERY = "self"
 def demo(database: str, form: Form) -> None:
     """See the whole work on the built-in model.
 
-    Harvest, label, score and search, which takes about two minutes on two cores. The model was trained on the source code of Python's standard library, which is also the text that is read. Nothing
-    is downloaded. A second run does only what is missing.
+    Harvest, label, score and search, which takes about two minutes on two cores. The model was trained on the
+    source code of Python's standard library, which is also the text that is read. Nothing is downloaded. A second
+    run does only what is missing.
 
     \b
     Examples:
       neuronaut demo
       neuronaut demo --db try.db
     """
-    from ..data.store import Store
     from .opening import Opening, load_subject
 
     say("1/4 loading the built-in model")
     subject = load_subject("demo", Opening())
-    with Store(database) as store:
+    with opened(database, create=True, write=True) as store:
         chosen = _harvest(subject, store)
         rows = _label(subject, store, chosen)
         found = store.search_rows(QUERY, limit=3)
@@ -53,8 +53,8 @@ _COLUMNS = [display.key("feature"), display.SCORE, display.BASELINE, display.EXP
 
 def _harvest(subject: "Subject", store: "Store") -> list[str]:
     """Harvest what is not there, and name the features to label."""
-    from .harvest import collect, pass_gate
-    from .opening import Opening, load_corpus, open_sources
+    from .harvest import collect
+    from .opening import Opening, load_corpus, open_sources, pass_gate
 
     sources = open_sources(subject, SITES, Opening(), name=None)
     here = {row["source"]: row["model_revision"] for row in store.sources() if row["harvested"]}
@@ -62,7 +62,8 @@ def _harvest(subject: "Subject", store: "Store") -> list[str]:
     say(f"2/4 harvesting {len(missing)} sources" + ("" if missing else ": all are there"))
     if missing:
         corpus = load_corpus("demo", None, tokens=TOKENS, text_column="text", encoding="utf-8")
-        pass_gate(subject, missing, corpus, window=WINDOW, force=False)
+        for line in pass_gate(subject, missing, corpus, window=WINDOW, force=False):
+            say(line)
         collect(subject, missing, corpus, store, tokens=TOKENS, window=WINDOW, seed=0, paths={})
     return [f"{source.id}:random:{LATENTS if source.id.dictionary else NEURONS}" for source in sources]
 
@@ -80,7 +81,7 @@ def _label(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
             features, store, subject, explainer=EXPLAINERS["rule"](subject), scorers=[SCORERS["simulation"]()],
             on_skip=lambda done: progress.expect(len(features) - done),
         )  # fmt: skip
-        tell(results, progress, None, kept=f"features are stored in {store.path}")
+        tell(results, progress, None, kept=f"whatever was labelled is stored in {store.path}")
     wanted = {str(feature) for feature in features}
     return [row for row in store.list_rows() if row["feature"] in wanted]
 

@@ -6,6 +6,7 @@ reaches the terminal.
 """
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +73,16 @@ def cut(text: str, used: int = 0) -> str:
     room = max(width() - used, 12)
     if not on_terminal() or len(click.unstyle(text)) <= room:
         return text
-    return click.unstyle(text)[: room - 1] + "…"
+    kept, left = "", room - 1
+    for piece in _STYLE.split(text):
+        if _STYLE.fullmatch(piece):
+            kept += piece
+        else:
+            kept, left = kept + piece[:left], max(0, left - len(piece))
+    return kept + "…"
+
+
+_STYLE = re.compile(r"(\x1b\[[\d;]*m)")
 
 
 def visible(text: str) -> str:

@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Harvest a dictionary that does not rebuild the model's vectors.")
 @result_options
 def harvest(
-    model: str, sites: tuple[str, ...], name: str | None, corpus: str | None, tokens: int | None, window: int, seed: int,
-    encoding: str, text_column: str, force: bool, database: str, form: Form, **opening: Any,
+    model: str, sites: tuple[str, ...], name: str | None, corpus: str | None, tokens: int | None, window: int,
+    seed: int, encoding: str, text_column: str, force: bool, database: str, form: Form, **opening: Any,
 ) -> None:  # fmt: skip
     """Collect the text that activates features.
 
-    Every feature of one or more SITEs of MODEL, in one pass over a corpus. MODEL is a Hugging Face id, a folder, or demo. A SITE is mlp.2 (the neurons of layer 2), mlp.0-3, mlp (all
-    layers), resid_post.2 and so on; resid_post.2@sae is the dictionary of that name.
-    A harvest that was stopped goes on when it is called again.
+    Every feature of one or more SITEs of MODEL, in one pass over a corpus. MODEL is a Hugging Face id, a folder,
+    or demo. A SITE is mlp.2 (the neurons of layer 2), mlp.0-3, mlp (all layers), resid_post.2 and so on;
+    resid_post.2@sae is the built-in dictionary. A harvest that was stopped goes on when it is called again.
 
     \b
     Examples:
@@ -59,31 +59,20 @@ def harvest(
       neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1
       neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
     """
-    from .opening import Opening, load_corpus, load_subject, open_sources, places
+    from .opening import Opening, load_corpus, load_subject, open_sources, pass_gate, places
 
     options = Opening(**opening)
     text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
     subject = load_subject(model, options)
     sources = open_sources(subject, sites, options, name=name)
-    pass_gate(subject, sources, text, window=window, force=force)
-    with opened(database, create=True) as store:
+    for line in pass_gate(subject, sources, text, window=window, force=force):
+        say(line)
+    with opened(database, create=True, write=True) as store:
         rows = collect(
             subject, sources, text, store,
             tokens=tokens, window=window, seed=seed, paths=places(subject, model, sources, options),
         )  # fmt: skip
     emit(rows, form, lambda found: "\n".join(map(_sentence, found)))
-
-
-def pass_gate(subject: "Subject", sources: "list[Source]", corpus: "Corpus", *, window: int, force: bool) -> None:
-    """Try every dictionary on real vectors, and tell how it did."""
-    from .opening import is_neurons, try_dictionary
-
-    for source in sources:
-        if not is_neurons(source):
-            gate, warning = try_dictionary(subject, source, corpus, window=window, force=force)  # pyright: ignore[reportArgumentType]
-            say(str(gate))
-            if warning:
-                say(f"Warning: {warning}")
 
 
 def collect(
@@ -93,9 +82,6 @@ def collect(
     """Harvest into the store, with progress; one row per source."""
     from ..data.harvest import harvest as harvest_sources
 
-    # A database that can only be read should say so now, not after the pass.
-    with store.transaction():
-        pass
     checkpoint = Path(f"{store.path}.harvest")
     say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
     begun = time.monotonic()

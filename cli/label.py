@@ -42,9 +42,10 @@ def label(
 ) -> None:  # fmt: skip
     """Explain features, and score the explanations.
 
-    Scores come from text that the explainer never saw. FEATURES are addresses MODEL:SITE:INDEX, where the index may be 17, 0-99, 5,17,40-60, alive, all or
-    random:100; a source alone means those alive. What is labelled already is skipped. Every feature is stored as
-    soon as it is done, so a command that was stopped goes on when it is given again.
+    Scores come from text that the explainer never saw. FEATURES are addresses MODEL:SITE:INDEX, where the index
+    may be 17, 0-99, 5,17,40-60, alive, all or random:100; a source alone means those alive. What is labelled
+    already is skipped. Features are stored as they are done, so a command that was stopped goes on when it is
+    given again.
 
     \b
     Examples:
@@ -58,7 +59,7 @@ def label(
     minutes = budget(limit)
     make, judges = _known(EXPLAINERS, [explainer], "-e")[0], _known(SCORERS, scorers.split(","), "-s")
     options = Opening(**opening)
-    with opened(database) as store:
+    with opened(database, write=True) as store:
         chosen = chosen_features(store, features)
         subject = stored_subject(store, chosen[0].source.model, options)
         sources = stored_sources(store, subject, chosen, options)
@@ -75,7 +76,7 @@ def label(
                 redo=redo, minutes=0.0 if dry_run else minutes, on_skip=skip,
             )  # fmt: skip
             # Without time to spend, a dry run opens all that is needed, hears what is done, and labels nothing.
-            rows = tell(results, progress, form, kept=f"features are stored in {database}")
+            rows = tell(results, progress, form, kept=f"whatever was labelled is stored in {database}")
     done = len(chosen) - left
     if dry_run:
         plan = {"features": len(chosen), "done": done, "left": left}
@@ -96,7 +97,8 @@ def label(
 def score(features: tuple[str, ...], scorers: str, database: str, form: Form, **opening: Any) -> None:
     """Score explanations again.
 
-    The best explanation of each of FEATURES gets further scores. Features that have no explanation with a rule are passed over. A score that is there already is not stored twice.
+    The best explanation of each of FEATURES gets further scores. Features that have no explanation with a rule are
+    passed over. A score equal to one that is there is not stored twice.
 
     \b
     Examples:
@@ -108,13 +110,13 @@ def score(features: tuple[str, ...], scorers: str, database: str, form: Form, **
 
     judges = _known(SCORERS, scorers.split(","), "-s")
     options = Opening(**opening)
-    with opened(database) as store:
+    with opened(database, write=True) as store:
         chosen = chosen_features(store, features)
         subject = stored_subject(store, chosen[0].source.model, options)
         sources = stored_sources(store, subject, chosen, options)
         results = score_features(chosen, store, subject, scorers=[judge() for judge in judges], sources=sources)
         with Progress("score", total=len(chosen), unit="features") as progress:
-            rows = tell(results, progress, form, kept=f"scores are stored in {database}")
+            rows = tell(results, progress, form, kept=f"whatever was scored is stored in {database}")
     if form == "json":
         emit(rows, form, lambda _: "")
     say(f"{len(rows):,} scored, {len(chosen) - len(rows):,} have no rule to score")
@@ -131,7 +133,7 @@ def _known(table: Mapping[str, T], names: Sequence[str], option: str) -> list[T]
 def tell(results: "Iterator[Result]", progress: Progress, form: Form | None, *, kept: str) -> list[Row]:
     """Print each result as it comes, and return their rows; JSON is left to the end, and None prints nothing."""
     rows: list[Row] = []
-    with keeping(lambda: f"{len(rows):,} {kept}"):
+    with keeping(lambda: kept):
         for result in results:
             rows.append(row_of(result))
             counts = Counter(row["status"] for row in rows)

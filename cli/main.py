@@ -87,7 +87,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {said or 'no message'}; this was not expected, --debug shows where it happened"
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group("neuronaut", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="neuronaut")
 @debug_option
 def main() -> None:

@@ -5,7 +5,7 @@ them again by the feature's address alone; the options of `Opening` say otherwis
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..agent.label import open_stored
 from ..data.corpus import Corpus
 from ..data.harvest import with_bos
 from ..data.store import Store
@@ -26,10 +25,10 @@ from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site, load_dictionary
 from ..subject.formats_sites import same_site
-from ..subject.gate import Gate, check, sweep
+from ..subject.gate import check, sweep
 from ..subject.model import Subject, listing
 from ..subject.opening import BUILT_IN, open_source
-from ..subject.sources import Neurons, Source
+from ..subject.sources import Source
 
 EXPLAINERS = {RuleExplainer.name: RuleExplainer}
 SCORERS = {RuleSimulator.name: RuleSimulator}
@@ -137,15 +136,20 @@ def places(subject: Subject, model: str, sources: Iterable[Source], opening: Ope
 # The gate
 
 
-def try_dictionary(
-    subject: Subject, dictionary: Dictionary, corpus: Corpus, *, window: int, force: bool
-) -> tuple[Gate, str | None]:
-    """How well a dictionary rebuilds the corpus's vectors, and a warning where a neighbouring site fits better."""
-    tokens = sample(subject, corpus, window=window)
-    neighbours = _neighbours(subject, dictionary.id.site)
-    vectors = {site: _vectors(subject, tokens, site) for site in (dictionary.id.site, *neighbours)}
-    gate = check(dictionary, vectors[dictionary.id.site], force=force)
-    return gate, sweep(dictionary, vectors).warning
+def pass_gate(
+    subject: Subject, sources: Iterable[Source], corpus: Corpus, *, window: int, force: bool
+) -> Iterator[str]:
+    """Try every dictionary on the corpus's vectors: a line on how well it rebuilds them, and one on what is suspect.
+
+    Raises NeuronautError where a dictionary does not fit, unless `force`.
+    """
+    for source in sources:
+        if isinstance(source, Dictionary):
+            tokens, site = sample(subject, corpus, window=window), source.id.site
+            vectors = {near: _vectors(subject, tokens, near) for near in (site, *_neighbours(subject, site))}
+            yield str(check(source, vectors[site], force=force))
+            if warning := sweep(source, vectors).warning:
+                yield f"Warning: {warning}"
 
 
 def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_TOKENS) -> NDArray[np.int64]:
@@ -229,29 +233,28 @@ def _provenance(store: Store, model: str) -> Mapping[str, Any]:
 def stored_sources(
     store: Store, subject: Subject, features: Iterable[Feature], opening: Opening
 ) -> dict[SourceId, Source]:
-    """The sources of some features, opened where they were harvested from, or as `opening` says."""
-    found = {source: _stored_source(store, subject, source, opening) for source in {f.source for f in features}}
-    known = {row["source"]: row["revision"] for row in store.sources()}
-    for id, source in found.items():
-        if isinstance(source, Dictionary) and source.revision != known[str(id)]:
-            raise NeuronautError(
-                f"{id} was harvested with weights of revision {known[str(id)]}, but those found have {source.revision}; "
-                "name the right ones with --sae (and --norm-scale), or harvest again"
-            )
-    return found
+    """The sources of some features, opened where they were harvested from, or as `opening` says.
+
+    Raises NeuronautError where the weights of the model or of a dictionary are not those of the harvest.
+    """
+    rows = {row["source"]: row for row in store.sources()}
+    return {id: _stored_source(rows[str(id)], subject, id, opening) for id in {f.source for f in features}}
 
 
-def _stored_source(store: Store, subject: Subject, source: SourceId, opening: Opening) -> Source:
-    if source.dictionary is None or opening == Opening(opening.model, device=opening.device, dtype=opening.dtype):
-        return open_stored(store, subject, source)
-    row = next(row for row in store.sources() if row["source"] == str(source))
-    built_in = BUILT_IN.get((source.model, source.site, source.dictionary))
-    path = opening.sae or row["provenance"].get("paths", {}).get(str(source)) or built_in
-    if path is None:
-        raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
-    return _load(subject, source, str(path), opening)
-
-
-def is_neurons(source: Source) -> bool:
-    """Whether a source is a site's own coordinates."""
-    return isinstance(source, Neurons)
+def _stored_source(row: Mapping[str, Any], subject: Subject, id: SourceId, opening: Opening) -> Source:
+    if row["model_revision"] != subject.revision:
+        raise NeuronautError(
+            f"{id} was harvested on weights of revision {row['model_revision']}, but {id.model} here has "
+            f"{subject.revision}; name the right model and dtype with --model and --dtype, or harvest again"
+        )
+    known = row["provenance"].get("paths", {}).get(str(id))
+    path = opening.sae or known or BUILT_IN.get((id.model, id.site, id.dictionary or ""))
+    if id.dictionary is None or path is None:
+        return open_source(subject, id)
+    source = _load(subject, id, str(path), opening)
+    if source.revision != row["revision"]:
+        raise NeuronautError(
+            f"{id} was harvested with a dictionary of revision {row['revision']}, but {path} has {source.revision}; "
+            "name the right one with --sae (and --norm-scale), or harvest again"
+        )
+    return source

@@ -1,7 +1,7 @@
 """Verbs that ask the database: list, search, similar, export, models, sources."""
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -39,9 +39,7 @@ embedder_option = click.option(
 @min_score_option
 @click.option("--max-score", type=float, metavar="X", help="Only scores of at most X.")
 @click.option("--status", metavar="S", help="Only explained, unlabelled, dead, too_rare, dense or failed.")
-@click.option(
-    "--sort", type=click.Choice(SORTS), default="feature", show_default=True, help="worst: lowest score first."
-)
+@click.option("--sort", type=click.Choice(SORTS), default="feature", show_default=True, help="worst: low scores first.")
 @limit_option(help="At most so many rows.")
 @result_options
 def list_(
@@ -110,7 +108,7 @@ def _by_meaning(
     return [*semantic_search(store, text, embedder=with_model, min_score=min_score, source=source, limit=limit)]
 
 
-def _ranked(rows: list[Row]) -> list[display.Column]:
+def _ranked(rows: Sequence[Row]) -> list[display.Column]:
     similarity = display.Column("similarity", lambda row: f"{row['similarity']:.2f}", right=True)
     by_meaning = bool(rows) and rows[0]["similarity"] is not None
     explanation = display.Column("explanation", lambda row: _marked(row["explanation"]))
@@ -133,7 +131,8 @@ def _marked(text: str | None) -> str:
 def similar(feature: str, embedder: str | None, limit: int, database: str, form: Form) -> None:
     """Find features that resemble one.
 
-    Those that fire on the same text as FEATURE and, with --embedder, those that are explained alike. `by` says which: by activation the similarity is what the top windows of both share among what either has; by
+    Those that fire on the same text as FEATURE and, with --embedder, those that are explained alike. `by` says
+    which: by activation the similarity is what the top windows of both share among what either has; by
     explanation it is the cosine of the two explanations' vectors.
 
     \b
@@ -159,9 +158,7 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
 @click.option(
     "--format", "kind", type=click.Choice(("jsonl", "csv", "neuronpedia")), default="jsonl", show_default=True
 )
-@click.option(
-    "-o", "--output", default="-", metavar="FILE", help="Where to; stdout if not given, a folder for neuronpedia."
-)
+@click.option("-o", "--output", default="-", metavar="FILE", help="Stdout if not given; a folder for neuronpedia.")
 @source_option
 @min_score_option
 @database_option
@@ -256,6 +253,6 @@ def _counted(**headers: str) -> list[display.Column]:
     return [display.key(name, header, right=True) for name, header in headers.items()]
 
 
-def _tell_nothing(rows: list[Row]) -> None:
+def _tell_nothing(rows: Sequence[Row]) -> None:
     if not rows:
         say("nothing was found")

@@ -12,6 +12,7 @@ from .common import Form, Row, emit, opened, result_options
 
 if TYPE_CHECKING:
     from ..data.records import Example
+    from ..data.rows import StoredExplanation
     from ..data.store import Store
     from ..subject.address import Feature
 
@@ -53,9 +54,6 @@ def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
     examples.sort(key=lambda example: (-example.peak, example.window))
     source = next(row for row in store.sources() if row["source"] == str(feature.source))
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
-    explained = (
-        {"created": best.created, "reason": best.explanation.reason, **best.explanation.provenance} if best else None
-    )
     scores = [asdict(score) for score in store.scores(best.id)] if best else []
     for score in scores:
         del score["windows"]
@@ -64,8 +62,12 @@ def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
         "stats": asdict(evidence.statistics),
         "examples": [_example(example) for example in examples[:count]],
         "scores": scores,
-        "provenance": {"explanation": explained, "harvest": harvest | source["provenance"]},
+        "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
     }
+
+
+def _origin(best: "StoredExplanation") -> dict[str, Any]:
+    return {"created": best.created, "reason": best.explanation.reason, **best.explanation.provenance}
 
 
 def _example(example: "Example") -> dict[str, Any]:
@@ -126,10 +128,14 @@ def _scores(scores: Sequence[Row]) -> str:
     columns = [
         display.key("scorer"), display.key("examples"), display.key("metric"), display.SCORE,
         display.key("n", right=True),
-        *(display.Column(name, lambda row, name=name: display.hundredths(row["baselines"].get(name)), right=True) for name in names),
+        *map(_baseline, names),
         display.Column("", lambda row: row["reason"] or ""),
     ]  # fmt: skip
     return display.table(rows, columns)
+
+
+def _baseline(name: str) -> display.Column:
+    return display.Column(name, lambda row: display.hundredths(row["baselines"].get(name)), right=True)
 
 
 def _examples(examples: Sequence[Row], *, peak: float) -> str:

@@ -1,0 +1,690 @@
+"""The command line on a small planted model: every verb, every JSON key, every error a user can make."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from neuronaut.agent import label as agent_label
+from neuronaut.cli import demo, display
+from neuronaut.cli.common import Progress
+from neuronaut.cli.main import VERBS, main
+from neuronaut.cli.opening import sample
+from neuronaut.cli.query import SORTS
+from neuronaut.data import harvest as data_harvest
+from neuronaut.data import rows, stdlib
+from neuronaut.data.corpus import Corpus
+from neuronaut.data.rows import ROW_KEYS
+from neuronaut.subject import loading, opening
+from neuronaut.subject.address import SourceId
+from neuronaut.subject.dictionary import Dictionary
+from neuronaut.subject.formats import save_dictionary
+from neuronaut.subject.model import Subject
+from neuronaut.tests import families, planted
+
+RIVER = 3
+"""The neuron that fires on `river`, except directly after `dry`."""
+
+
+class World(NamedTuple):
+    folder: Path
+    model: str
+    corpus: str
+    sae: str
+    database: str
+
+
+def run(*arguments: str, code: int = 0, **options: Any) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def rows_of(*arguments: str) -> list[dict[str, Any]]:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+def mirrored(d_site: int, *, id: str = "planted:resid_post.1@eye") -> Dictionary:
+    """Every coordinate and its negative as a feature: it rebuilds any vector."""
+    both = torch.cat([torch.eye(d_site), -torch.eye(d_site)], dim=1)
+    return Dictionary(
+        id=SourceId.parse(id), kind="standard", W_enc=both, W_dec=both.T.contiguous(),
+        b_enc=torch.zeros(2 * d_site), b_dec=torch.zeros(d_site),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A planted model, a corpus, a dictionary, and a database in which five neurons are labelled."""
+    folder = tmp_path_factory.mktemp("cli")
+    made = planted.build(documents=100)
+    made.model.save_pretrained(folder / "planted")
+    made.tokenizer.save_pretrained(folder / "planted")
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in made.corpus), encoding="utf-8")
+    save_dictionary(mirrored(planted.WIDTH), folder / "eye", dtype=torch.float32)
+    found = World(folder, str(folder / "planted"), str(corpus), str(folder / "eye"), str(folder / "planted.db"))
+    common = ["--corpus", found.corpus, "--window", "32", "-d", found.database, "--device", "cpu"]
+    run("harvest", found.model, "mlp.2", *common)
+    run("harvest", found.model, "--sae", found.sae, "--tokens", "8k", *common)
+    run("label", "planted:mlp.2:0,2,3,5,10,100", "-d", found.database)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _database(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same database, named by the environment: what a verb takes that is given no other."""
+    monkeypatch.setenv("NEURONAUT_DB", world.database)
+
+
+@pytest.fixture
+def copy(world: World, tmp_path: Path) -> str:
+    """A copy of the database, to be written to."""
+    run("db", "backup", tmp_path / "copy.db", "-d", world.database)
+    return str(tmp_path / "copy.db")
+
+
+# Help and start-up
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    yield from ((verb,) for verb in VERBS)
+    yield from (("db", verb) for verb in ("status", "backup", "merge"))
+
+
+@pytest.mark.parametrize("command", [*commands()], ids=" ".join)
+def test_every_verb_has_help_with_an_example(command):
+    text = run(*command, "--help").stdout
+    assert f"neuronaut {command[0]}" in text.partition("Examples:")[2]
+    assert len(text.splitlines()[2].strip()) > 10
+
+
+def python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **options)
+
+
+def test_help_is_immediate_and_imports_nothing_heavy():
+    code = """
+import sys, time
+begun = time.perf_counter()
+from neuronaut.cli.main import main
+main(["--help"], standalone_mode=False)
+spent = time.perf_counter() - begun
+heavy = {"torch", "transformers", "numpy", "pydantic", "sqlite_utils", "tqdm"} & set(sys.modules)
+print(heavy or "light", spent, file=sys.stderr)
+"""
+    spent = []
+    for _ in range(3):
+        light, seconds = python(code).stderr.split()
+        assert light == "light"
+        spent.append(float(seconds))
+    assert min(spent) < 0.3
+
+
+def test_a_query_does_not_import_torch(world):
+    code = f"""
+import sys
+from neuronaut.cli.main import main
+main(["list", "-d", {world.database!r}], standalone_mode=False)
+print("torch" in sys.modules)
+"""
+    assert python(code).stdout.splitlines()[-1] == "False"
+
+
+def test_the_module_runs_and_tells_its_version():
+    done = subprocess.run([sys.executable, "-m", "neuronaut", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("neuronaut, version ")
+
+
+def test_a_closed_pipe_is_silent(world):
+    command = f"{sys.executable} -m neuronaut list --nl -d {world.database} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
+
+
+# Harvest
+
+
+def test_harvest_tells_one_line_per_source(world, tmp_path):
+    common = ["--corpus", world.corpus, "--window", "32", "--tokens", "4k", "-d", tmp_path / "new.db"]
+    result = run("harvest", world.model, "mlp.1-2", "mlp.2", "resid_pre", *common)
+    lines = result.stdout.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        "planted:mlp.1", "planted:mlp.2", "planted:resid_pre.0", "planted:resid_pre.1", "planted:resid_pre.2"
+    ]  # fmt: skip
+    assert "136 features" in lines[0] and "tokens/s" in lines[0] and "\r" not in result.stderr
+    assert [path.name for path in tmp_path.glob("*.harvest*")] == []
+
+
+def test_harvest_of_a_dictionary_shows_the_gate_first(world, tmp_path):
+    arguments = ["--corpus", world.corpus, "--window", "32", "--tokens", "2k", "-d", tmp_path / "new.db"]
+    result = run("harvest", world.model, "resid_post.1", "--sae", world.sae, "--name", "mine", *arguments, "--json")
+    (row,) = json.loads(result.stdout)
+    assert row.keys() == {
+        "source", "features", "alive", "dead", "tokens", "corpus", "window", "seconds", "tokens_per_second"
+    }  # fmt: skip
+    assert row["source"] == "planted:resid_post.1@mine" and row["features"] == 2 * planted.WIDTH
+    assert row["alive"] + row["dead"] == row["features"] and abs(row["tokens"] - 2000) < 400
+    assert "FVU 0.000" in result.stderr.splitlines()[0]
+
+
+def test_a_dictionary_that_does_not_fit_is_refused_unless_forced(world, tmp_path):
+    bad = mirrored(planted.WIDTH)
+    save_dictionary(replace(bad, W_dec=-bad.W_dec), tmp_path / "bad")
+    arguments = [
+        "--sae",
+        tmp_path / "bad",
+        "--corpus",
+        world.corpus,
+        "--tokens",
+        "1k",
+        "--window",
+        "32",
+        "-d",
+        tmp_path / "x.db",
+    ]
+    refused = run("harvest", world.model, *arguments, code=1)
+    assert refused.stderr.startswith("Error: planted:resid_post.1@bad does not rebuild") and "--force" in refused.stderr
+    assert not (tmp_path / "x.db").exists()
+    assert "doubtful" in run("harvest", world.model, *arguments, "--force").stderr
+
+
+def test_a_dictionary_that_fits_another_site_better_draws_a_warning(world, tmp_path):
+    subject = Subject.load(world.model)
+    tokens = sample(subject, Corpus.load(world.corpus), window=32)
+    middle = subject.read(torch.from_numpy(tokens), ["resid_post.0"])["resid_post.0"]
+    # What no vector of layer 0 has, but those of layer 1 have, is what this dictionary cannot rebuild.
+    silent = middle.flatten(0, 1).std(dim=0) < 1e-6
+    kept = torch.where(torch.cat([silent, silent]), 0.0, 1.0)
+    whole = mirrored(planted.WIDTH)
+    lacking = replace(whole, W_dec=whole.W_dec * kept[:, None])
+    save_dictionary(lacking, tmp_path / "near", dtype=torch.float32)
+    arguments = ["--corpus", world.corpus, "--tokens", "1k", "--window", "32", "-d", tmp_path / "x.db", "--force"]
+    lines = run("harvest", world.model, "--sae", tmp_path / "near", *arguments).stderr.splitlines()
+    assert lines[0].startswith("planted:resid_post.1@near: FVU ")
+    assert lines[1].startswith("Warning: ") and "is rebuilt better" in lines[1]
+
+
+def test_the_corpus_can_come_from_stdin(world, tmp_path):
+    arguments = ["--corpus", "-", "--tokens", "2k", "--window", "32", "-d", tmp_path / "x.db", "--nl"]
+    result = run("harvest", world.model, "mlp.2", *arguments, input=Path(world.corpus).read_bytes())
+    assert json.loads(result.stdout)["corpus"] == "stdin"
+
+
+# Label, score, try
+
+
+def test_label_explains_what_was_planted():
+    (row,) = [row for row in rows_of("list", "planted:mlp.2") if row["feature"] == f"planted:mlp.2:{RIVER}"]
+    assert tuple(row) == ROW_KEYS
+    assert "river" in row["explanation"] and "dry" in row["explanation"] and row["score"] > 0.99 > row["baseline"]
+
+
+def test_label_rows_are_those_of_list(copy):
+    labelled = rows_of("label", "planted:mlp.2:4,10", "-d", copy)
+    listed = {row["feature"]: row for row in rows_of("list", "planted:mlp.2", "-d", copy)}
+    assert [row["feature"] for row in labelled] == ["planted:mlp.2:4"]
+    assert labelled[0] == listed["planted:mlp.2:4"]
+
+
+def test_label_goes_on_where_it_stopped(copy, monkeypatch):
+    label = agent_label.label
+
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for number, result in enumerate(label(*arguments, **options)):
+            yield result
+            if number == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(agent_label, "CHUNK", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(agent_label, "label", interrupted)
+        stopped = run("label", "planted:mlp.2:0-8", "-d", copy, code=130)
+    last = stopped.stderr.splitlines()[-1]
+    kept = f"whatever was labelled is stored in {copy}"
+    assert last == f"Stopped: {kept}; go on with: neuronaut label planted:mlp.2:0-8 -d {copy}"
+    again = run("label", "planted:mlp.2:0-8", "-d", copy)
+    assert len(stopped.stdout.splitlines()) == 2 and len(again.stdout.splitlines()) == 3
+    assert "6 were done already" in again.stderr
+    assert "9 were done already" in run("label", "planted:mlp.2:0-8", "-d", copy).stderr
+
+
+def test_label_redo_adds_and_a_dry_run_does_not(copy):
+    before = rows_of("db", "status", "-d", copy)[0]["explanations"]
+    assert rows_of("label", "planted:mlp.2:2-4", "--dry-run", "-d", copy) == [{"features": 3, "done": 2, "left": 1}]
+    assert "would label 3 of 3" in run("label", "planted:mlp.2:2-4", "--dry-run", "--redo", "-d", copy).stdout
+    assert rows_of("db", "status", "-d", copy)[0]["explanations"] == before
+    run("label", "planted:mlp.2:10", "--redo", "-d", copy)
+    run("label", "planted:mlp.2:11", "-d", copy)
+    assert rows_of("db", "status", "-d", copy)[0]["explanations"] > before
+
+
+def test_a_budget_leaves_the_rest_for_later(copy):
+    result = run("label", "planted:mlp.2:4,6", "--budget", "minutes=0.000001", "-d", copy)
+    assert result.stdout == "" and "2 features are left" in result.stderr
+
+
+def test_label_prints_abstentions_with_their_reason(copy):
+    result = run("label", "planted:mlp.2:10,101", "--redo", "--nl", "-d", copy)
+    found = {row["feature"]: row for row in map(json.loads, result.stdout.splitlines())}
+    assert found["planted:mlp.2:101"]["status"] == "dead" and found["planted:mlp.2:101"]["score"] is None
+    assert "never active" in run("label", "planted:mlp.2:102", "-d", copy).stdout
+
+
+def test_label_opens_the_dictionary_from_its_address(copy):
+    (alive, *_) = [
+        row["feature"] for row in rows_of("list", "planted:resid_post.1@eye", "--status", "unlabelled", "-d", copy)
+    ]
+    (row,) = rows_of("label", alive, "-d", copy)
+    assert row["feature"] == alive and row["status"] != "unlabelled"
+
+
+def test_label_refuses_other_weights(world, copy, tmp_path):
+    same = mirrored(planted.WIDTH)
+    save_dictionary(same, tmp_path / "other", dtype=torch.float32)
+    save_dictionary(replace(same, W_enc=same.W_enc / 2, W_dec=2 * same.W_dec), tmp_path / "scaled", dtype=torch.float32)
+    feature = "planted:resid_post.1@eye:22"
+    run("try", feature, "the river", "--sae", tmp_path / "other", "-d", copy)
+    assert (
+        "with a dictionary of revision"
+        in run("try", feature, "x", "--sae", tmp_path / "scaled", "-d", copy, code=1).stderr
+    )
+    assert "--dtype" in run("try", feature, "x", "--dtype", "bfloat16", "-d", copy, code=1).stderr
+    moved = shutil.copytree(world.model, tmp_path / "moved")
+    run("try", feature, "the river", "--model", moved, "-d", copy)
+
+
+def test_score_adds_nothing_twice(copy):
+    before = rows_of("show", f"planted:mlp.2:{RIVER}", "-d", copy)[0]["scores"]
+    result = run("score", "planted:mlp.2:0,2,3,4,5", "-d", copy)
+    assert f"planted:mlp.2:{RIVER}" in result.stdout and "4 scored, 1 have no rule" in result.stderr
+    assert len(rows_of("show", f"planted:mlp.2:{RIVER}", "-d", copy)[0]["scores"]) == len(before)
+
+
+def test_try_shows_actual_beside_predicted():
+    text = "the old river and the dry river"
+    found = rows_of("try", f"planted:mlp.2:{RIVER}", text, "a boat")
+    assert [row["text"] for row in found] == [text, "a boat"]
+    assert tuple(found[0]) == ("text", "tokens", "actual", "predicted")
+    expected = [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert found[0]["tokens"] == [f" {word}" for word in text.split()]
+    assert found[0]["actual"] == pytest.approx(expected, abs=0.01) == found[0]["predicted"]
+    table = run("try", f"planted:mlp.2:{RIVER}", text).stdout.splitlines()
+    assert table[0].split() == ["token", "actual", "predicted"] and table[3].split()[:3] == ["river", "1.000", "1.000"]
+
+
+def test_try_without_a_rule_predicts_null():
+    (row,) = rows_of("try", "planted:mlp.2:7", "the old river")
+    assert row["predicted"] is None and len(row["actual"]) == 3
+    (tail,) = rows_of("try", "planted:mlp.2:7-", "the old river")
+    assert tail["actual"] == [-value for value in row["actual"]]
+
+
+# Show, list, search and the rest
+
+
+def test_show_json_has_the_promised_keys():
+    (row,) = rows_of("show", f"planted:mlp.2:{RIVER}", "-n", "4")
+    assert tuple(row) == (*ROW_KEYS, "rule", "stats", "examples", "scores", "provenance")
+    assert row["rule"]["any"] and row["stats"].keys() == {"tokens", "density", "mean", "peak", "trough", "histogram"}
+    assert len(row["examples"]) == 4
+    for example in row["examples"]:
+        assert example["peak"] == pytest.approx(max(example["activations"]), abs=1e-3)
+        assert len(example["tokens"]) == len(example["activations"]) == 32
+    assert {(score["examples"], score["metric"]) for score in row["scores"]} >= {("top_random", "correlation")}
+    assert row["provenance"]["harvest"]["paths"]["planted"].endswith("planted")
+    assert row["provenance"]["explanation"]["key"] and row["provenance"]["harvest"]["dtype"] == "float32"
+
+
+def test_show_marks_the_tokens():
+    text = run("show", f"planted:mlp.2:{RIVER}", "-n", "3", "--provenance").stdout
+    assert text.count("«river»") == 3 and "\x1b" not in text
+    assert '"corpus"' in text and "top_random" in text and "activations" in text
+    assert '"corpus"' not in run("show", f"planted:mlp.2:{RIVER}").stdout
+
+
+def test_show_of_a_feature_without_explanation():
+    (row,) = rows_of("show", "planted:mlp.2:7")
+    assert row["status"] == "unlabelled" and row["rule"] is None and row["scores"] == []
+    assert row["provenance"]["explanation"] is None and row["examples"]
+    (tail,) = rows_of("show", "planted:mlp.2:7-")
+    assert tail["feature"] == "planted:mlp.2:7-" and tail["status"] == "unlabelled"
+    assert "never active" in run("show", "planted:mlp.2:100").stdout
+
+
+def test_list_filters_and_sorts():
+    everything = rows_of("list", "planted:mlp.2")
+    assert len(everything) == planted.NEURONS and all(tuple(row) == ROW_KEYS for row in everything)
+    good = rows_of("list", "--min-score", "0.5", "--sort", "worst", "--limit", "3")
+    assert 0 < len(good) <= 3 and [row["score"] for row in good] == sorted(row["score"] for row in good)
+    assert {row["status"] for row in rows_of("list", "--status", "dense")} == {"dense"}
+    assert rows_of("list", "--max-score", "-2") == []
+    assert "nothing was found" in run("list", "--max-score", "-2").stderr
+    assert run("list", "--nl", "--limit", "2").stdout.count("\n") == 2
+    assert set(SORTS) == set(rows.SORTS)
+
+
+def test_search_finds_words():
+    found = rows_of("search", "river")
+    assert tuple(found[0]) == (*ROW_KEYS, "rank", "similarity")
+    assert found[0]["feature"] == f"planted:mlp.2:{RIVER}" and found[0]["rank"] == 1 and found[0]["similarity"] is None
+    assert "river" in run("search", "directly", "after").stdout
+    assert rows_of("search", "zebra") == [] == rows_of("search", "river", "--source", "planted:resid_post.1@eye")
+
+
+def test_similar_shares_windows():
+    found = rows_of("similar", f"planted:mlp.2:{RIVER}", "--limit", "3")
+    assert found[0]["by"] == "activation" and found[0].keys() >= {*ROW_KEYS, "rank", "similarity"}
+    # Neuron 13 fires on every river.
+    assert found[0]["feature"] == "planted:mlp.2:13" and [row["rank"] for row in found] == [1, 2, 3]
+
+
+def test_export_writes_what_list_says(tmp_path):
+    listed = rows_of("list")
+    assert list(map(json.loads, run("export").stdout.splitlines())) == listed
+    run("export", "--format", "csv", "-o", tmp_path / "out.csv", "--source", "planted:mlp.2")
+    lines = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == ",".join(ROW_KEYS) and len(lines) == planted.NEURONS + 1
+    paths = run("export", "--format", "neuronpedia", "-o", tmp_path / "np").stdout.splitlines()
+    assert paths and all(Path(path).is_file() for path in paths)
+
+
+def test_models_sources_and_status():
+    (model,) = rows_of("models")
+    assert model["model"] == "planted" and model["sources"] == 2
+    sources = {row["source"]: row for row in rows_of("sources")}
+    assert sources["planted:mlp.2"]["width"] == planted.NEURONS and set(sources) == {
+        "planted:mlp.2",
+        "planted:resid_post.1@eye",
+    }
+    (status,) = rows_of("db", "status")
+    assert status["sources"] == 2 and status["status"]["explained"] == 4
+    assert "planted:mlp.2" in run("sources").stdout and "planted" in run("models").stdout
+    assert "explained" in run("db", "status").stdout
+
+
+def test_backup_and_merge(copy, world, tmp_path):
+    run("label", "planted:mlp.2:4", "-d", copy)
+    mine = tmp_path / "mine.db"
+    assert rows_of("db", "backup", mine, "-d", world.database) == [{"database": world.database, "backup": str(mine)}]
+    (added,) = rows_of("db", "merge", copy, "-d", mine)
+    assert added["explanations"] == 1 and added["sources"] == 0
+    assert "explanations" in run("db", "merge", copy, "-d", mine).stdout
+
+
+# Demo
+
+
+@pytest.fixture
+def small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny random model in the place of the built-in one, with a dictionary that rebuilds everything."""
+    modules = [*stdlib.modules()][:40]
+    model = families.tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "tiny")
+    families.byte_tokenizer(text for _, text in modules[:5]).save_pretrained(tmp_path / "tiny")
+    save_dictionary(mirrored(families.D_MODEL, id="demo:resid_post.2@sae"), tmp_path / "sae", dtype=torch.float32)
+    monkeypatch.setattr(loading, "DEMO", tmp_path / "tiny")
+    monkeypatch.setattr(stdlib, "modules", lambda: iter(modules))
+    monkeypatch.setitem(opening.BUILT_IN, ("demo", "resid_post.2", "sae"), tmp_path / "sae")
+    for name, value in {"WINDOW": 32, "TOKENS": 8000, "NEURONS": 2, "LATENTS": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_demo_runs_end_to_end_and_not_twice(tmp_path):
+    first = run("demo", "--db", tmp_path / "demo.db")
+    lines = first.stdout.splitlines()
+    assert lines[0].split() == ["feature", "score", "baseline", "explanation"] and len(lines) == 1 + 3 * 2 + 2
+    assert sum("resid_post.2@sae" in line for line in lines) == 2
+    assert "4/4" in first.stderr and "neuronaut show demo:" in first.stderr and "FVU" in first.stderr
+    again = run("demo", "--db", tmp_path / "demo.db")
+    assert again.stdout == first.stdout and "all are there" in again.stderr
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_demo_needs_no_corpus_but_other_models_do(world, tmp_path):
+    (row,) = rows_of("harvest", "demo", "mlp.1", "--window", "32", "--tokens", "2k", "-d", str(tmp_path / "x.db"))
+    assert row["corpus"] == "stdlib" and row["source"] == "demo:mlp.1"
+    error = run("harvest", world.model, "mlp.1", code=1).stderr
+    assert error.startswith(f"Error: no corpus is named for {world.model}; add --corpus")
+
+
+# Errors
+
+
+def bad_inputs(world: World, folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Command lines that cannot work, and a word of the one line that says so."""
+    (folder / "empty").mkdir()
+    (folder / "nothing.txt").write_text(" \n")
+    (folder / "latin.txt").write_bytes("caf\xe9 au lait ".encode("latin-1") * 99)
+    (folder / "text.db").write_text("not a database at all\n" * 99)
+    damaged = shutil.copytree(world.model, folder / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"\x00" * 100)
+    (folder / "zeros").mkdir()
+    (folder / "zeros" / "sae_weights.safetensors").write_bytes(b"\x00" * 100)
+    save_dictionary(mirrored(20), folder / "narrow")
+    newer = folder / "newer.db"
+    shutil.copy(world.database, newer)
+    with sqlite3.connect(newer) as connection:
+        connection.execute("PRAGMA user_version = 999")
+    connection.close()
+    corpus, here = ["--corpus", world.corpus], ["-d", world.database]
+
+    def harvest(model: str | Path, *arguments: str | Path, corpus: str | Path = world.corpus) -> list[str]:
+        return [str(part) for part in ("harvest", model, *arguments, "--corpus", corpus, "-d", folder / "new.db")]
+
+    return {
+        "missing model": (harvest(folder / "gone", "mlp.0"), "there is no folder"),
+        "no model": (harvest(folder / "empty", "mlp.0"), "has no config.json"),
+        "damaged model": (harvest(damaged, "mlp.0"), "cannot read the safetensors"),
+        "unknown site": (harvest(world.model, "mlp.9"), "has no site 'mlp.9'"),
+        "backward range": (harvest(world.model, "mlp.2-1"), "is no range of layers"),
+        "no site": (harvest(world.model), "no site is named"),
+        "two sites for a dictionary": (harvest(world.model, "mlp.0", "mlp.1", "--sae", world.sae), "2 sites"),
+        "unknown dictionary": (harvest(world.model, "resid_post.1@x"), "where planted:resid_post.1@x lies"),
+        "narrow dictionary": (harvest(world.model, "--sae", folder / "narrow"), "neither side fits"),
+        "damaged dictionary": (harvest(world.model, "resid_post.1", "--sae", folder / "zeros"), "cannot be read"),
+        "another site": (harvest(world.model, "resid_post.0", "--sae", world.sae), "was trained on"),
+        "long window": (harvest(world.model, "mlp.0", "--window", "99"), "give --window 1 to"),
+        "empty corpus": (harvest(world.model, "mlp.0", corpus=folder / "nothing.txt"), "holds no text"),
+        "no UTF-8": (harvest(world.model, "mlp.0", corpus=folder / "latin.txt"), "--encoding"),
+        "unknown device": (harvest(world.model, "mlp.0", "--device", "cuda:77"), "is not there"),
+        "no folder": (["harvest", world.model, "mlp.0", *corpus, "-d", f"{folder}/no/x.db"], "there is no folder"),
+        "no database": (["list", "-d", str(folder / "none.db")], "neuronaut harvest MODEL SITE"),
+        "another file": (["list", "-d", str(folder / "text.db")], "not a Neuronaut database"),
+        "newer database": (["list", "-d", str(newer)], "upgrade neuronaut"),
+        "a folder": (["list", "-d", str(folder)], "is a folder"),
+        "unknown source": (["list", "planted:mlp.1", *here], "is not in the database"),
+        "no address": (["show", "river", *here], "is not MODEL:SITE:INDEX"),
+        "unknown feature": (["show", "gpt2:mlp.5:131", *here], "neuronaut harvest gpt2 mlp.5"),
+        "index out of range": (["show", "planted:mlp.2:136", *here], "from 0 to 135"),
+        "index to label out of range": (["label", "planted:mlp.2:0-999", *here], "from 0 to 135"),
+        "no features": (["label", "planted:mlp.2:5-3", *here], "does not name features"),
+        "no time": (["label", "planted:mlp.2:1", "--budget", "minutes=0", *here], "more than zero"),
+        "negative time": (["label", "planted:mlp.2:1", "--budget", "minutes=-3", *here], "more than zero"),
+        "time without a number": (["label", "planted:mlp.2:1", "--budget", "minutes=soon", *here], "more than zero"),
+        "money without an LLM": (["label", "planted:mlp.2:1", "--budget", "usd=5", *here], "limits an LLM"),
+        "unknown budget": (["label", "planted:mlp.2:1", "--budget", "apples=5", *here], "is not known"),
+        "empty query": (["search", " ", *here], "the query is empty"),
+        "similar to nothing": (["similar", "planted:mlp.2:999", *here], "from 0 to 135"),
+        "no embedder": (["search", "x", "--embedder", str(folder / "empty"), *here], "no embedding model"),
+        "empty text": (["try", "planted:mlp.2:3", "", *here], "has no tokens"),
+        "long text": (["try", "planted:mlp.2:3", "river " * 99, *here], "takes at most"),
+        "bytes": (["try", "planted:mlp.2:3", "\udcff", *here], "is not UTF-8"),
+        "unwritable export": (["export", "-o", str(folder / "no" / "x.csv"), *here], "cannot be written"),
+        "backup that exists": (["db", "backup", world.database, *here], "exists already"),
+        "merge of nothing": (["db", "merge", str(folder / "none.db"), *here], "there is no database"),
+    }  # fmt: skip
+
+
+def test_every_bad_input_is_one_line_and_exit_code_1(world, tmp_path):
+    for name, (arguments, words) in bad_inputs(world, tmp_path).items():
+        result = CliRunner().invoke(main, arguments)
+        errors = [line for line in result.stderr.splitlines() if not line.startswith("reading ")]
+        assert result.exit_code == 1, f"{name}: {result.output}"
+        assert len(errors) == 1 and errors[0].startswith("Error: ") and words in errors[0], f"{name}: {result.stderr}"
+        assert result.stdout == "", name
+    assert "Traceback" in traceback_of(["list", "-d", str(tmp_path / "none.db"), "--debug"])
+    assert "Traceback" in traceback_of(["--debug", "list", "-d", str(tmp_path / "none.db")])
+
+
+def traceback_of(arguments: list[str]) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "neuronaut", *arguments], capture_output=True, text=True, timeout=60
+    ).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"], ["list", "--sort", "colour"], ["harvest", "demo", "mlp.0", "--tokens", "many"],
+        ["harvest", "demo", "mlp.0", "--tokens", "0"], ["show"], ["label"], ["show", "demo:mlp.0:1", "-n", "x"],
+        ["export", "--format", "xml"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage_is_exit_code_2(arguments):
+    assert "Usage: neuronaut" in run(*arguments, code=2).stderr
+
+
+def test_unknown_explainers_and_scorers_are_told_the_known_ones():
+    assert "there are: rule" in run("label", "planted:mlp.2:1", "-e", "poet", code=2).stderr
+    assert "there are: simulation" in run("label", "planted:mlp.2:1", "-s", "simulation,poet", code=2).stderr
+    assert "-o" in run("export", "--format", "neuronpedia", code=2).stderr
+
+
+def test_a_read_only_database_can_be_read_and_refuses_a_harvest_before_it_begins(world, copy, monkeypatch):
+    path = Path(copy)
+    # Permissions do not bind root.
+    monkeypatch.setattr(os, "access", lambda file, mode: mode != os.W_OK or Path(file) != path)
+    assert rows_of("list", "planted:mlp.2", "--limit", "1", "-d", copy)
+    monkeypatch.setattr(data_harvest, "harvest", lambda *_, **__: pytest.fail("the harvest began"))
+    result = run("harvest", world.model, "mlp.1", "--corpus", world.corpus, "-d", copy, code=1)
+    assert "can only be read" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "can only be read" in run("label", "planted:mlp.2:4", "-d", copy, code=1).stderr
+
+
+def test_a_database_that_is_damaged_says_so(copy):
+    content = bytearray(Path(copy).read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    Path(copy).write_bytes(content)
+    error = run("list", "-d", copy, code=1).stderr
+    assert error.startswith(f"Error: {copy}: ") and error.count("\n") == 1
+
+
+def test_what_was_not_expected_is_one_line_too(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("river\nbank")
+
+    monkeypatch.setattr("neuronaut.data.rows.list_rows", broken)
+    error = run("list", code=1).stderr
+    assert error == "Error: KeyError: 'river\\nbank'; this was not expected, --debug shows where it happened\n"
+
+
+def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkeypatch):
+    scan, counted = data_harvest._scan_batch, []
+
+    def stopping(*arguments: Any) -> None:
+        counted.append(1)
+        if len(counted) == 6:
+            raise KeyboardInterrupt
+        scan(*arguments)
+
+    arguments = [
+        "harvest",
+        world.model,
+        "mlp.2",
+        "--corpus",
+        world.corpus,
+        "--window",
+        "32",
+        "-d",
+        str(tmp_path / "x.db"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(data_harvest, "_scan_batch", stopping)
+        assert "nothing of this harvest is kept yet; go on with: neuronaut harvest" in run(*arguments, code=130).stderr
+        counted.clear()
+        patch.setattr(data_harvest, "CHECKPOINT_SECONDS", 0.0)
+        error = run(*arguments, code=130).stderr
+    assert "s ago is kept in" in error and list(tmp_path.glob("x.db.harvest-*.npz"))
+    resumed = []
+    monkeypatch.setattr(data_harvest, "_scan_batch", lambda *a: (resumed.append(1), scan(*a)))
+    (row,) = rows_of(*arguments)
+    assert 0 < len(resumed) == -(-row["tokens"] // (32 * data_harvest.ROWS)) - 5
+    assert not list(tmp_path.glob("x.db.harvest-*.npz"))
+    assert rows_of("list", "-d", arguments[-1])[:5] == [
+        row | dict.fromkeys(ROW_KEYS[2:]) | {"status": "unlabelled"}
+        for row in rows_of("list", "planted:mlp.2", "-d", world.database)[:5]
+    ]
+
+
+# Display
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def set_width(columns: int) -> None:
+        monkeypatch.setattr(display, "on_terminal", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.delenv("NO_COLOR", raising=False)
+
+    return set_width
+
+
+def test_tables_fit_the_terminal_and_are_whole_elsewhere(terminal):
+    found = [{"feature": f"m:mlp.0:{i}", "explanation": "word " * 40} for i in (1, 222)]
+    columns = [display.key("feature"), display.EXPLANATION]
+    assert max(map(len, display.table(found, columns).splitlines())) > 200
+    terminal(60)
+    lines = display.table(found, columns).splitlines()
+    assert {len(line) for line in lines[1:]} == {60} and lines[1].endswith("…")
+    assert display.table([], columns) == ""
+
+
+def test_cutting_keeps_styles_whole(terminal):
+    terminal(20)
+    styled = "abc \x1b[1;33mdefghijklmnop\x1b[0m qrstuvwxyz"
+    assert display.cut(styled) == "abc \x1b[1;33mdefghijklmnop\x1b[0m q…"
+    assert display.cut("short \x1b[1mx\x1b[0m") == "short \x1b[1mx\x1b[0m"
+
+
+def test_highlighting_marks_runs_or_colours(terminal):
+    tokens, activations = [" a", " b", " c", "\n", " d"], [0.0, 2.0, 4.0, 0.1, 0.0]
+    assert display.highlighted(tokens, activations, peak=4.0) == " a «b c»↵ d"
+    assert display.highlighted(tokens, activations, peak=4.0, room=6) == "… «b c»…"
+    terminal(80)
+    coloured = display.highlighted(tokens, activations, peak=4.0)
+    assert coloured.count("48;2;") == 2 and click.unstyle(coloured) == " a b c↵ d"
+
+
+def test_untrusted_text_cannot_reach_the_terminal_as_control_characters():
+    assert display.visible("a\x1b[2Jb\tc\r\x07\u202e") == "a\\x1b[2Jb⇥c\\r\\x07\\u202e"
+
+
+def test_sparkline_grows_with_the_counts():
+    heights = display.sparkline([1, 4, 16, 64, 256, 1024])
+    assert list(heights) == sorted(heights) and heights[-1] == "█" and display.sparkline([5, 0, 5]) == "█ █"
+    assert display.sparkline([0, 0]) == ""
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
+    clock = iter([0.0, 5.0, 11.0, 11.0, 11.0, 12.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with Progress("label", total=100, unit="features") as progress:
+        progress.reach(10)
+        progress.reach(55, "50 explained")
+        progress.reach(56)
+    assert capsys.readouterr().err == "label: 55 of 100 features, 5.0/s, 9 s left, 50 explained\n"
