@@ -1,0 +1,114 @@
+"""Bounded lists of examples: for each feature and split, the k best windows seen so far.
+
+An entry is (score, uid, group, activations). Better is the higher score, then the lower uid; of one
+group (a cluster of near-duplicate documents, or the window itself) only the best entry stays. What
+is kept depends on the set of offers alone, never on their order, so lists of two shards merge by
+offering one's entries to the other. The memory is fixed: nothing grows with the corpus.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_UID = np.iinfo(np.int64).max
+
+
+@dataclass(slots=True)
+class Lists:
+    """The lists of all features of one source. K is the sum of the three splits' capacities."""
+
+    score: NDArray[np.float32]
+    """Shape (F, K); -inf where empty."""
+    uid: NDArray[np.int64]
+    """Shape (F, K); NO_UID where empty."""
+    group: NDArray[np.int64]
+    """Shape (F, K); -1 where empty."""
+    activations: NDArray[np.float16]
+    """Shape (F, K, position); beyond float16's range they are its largest number."""
+    worst: NDArray[np.float32]
+    """The score to beat per feature and split, shape (F, 3)."""
+    offsets: NDArray[np.int64]
+    """Where each split's entries begin and end along K, shape (4,)."""
+
+    @classmethod
+    def empty(cls, width: int, positions: int, capacities: tuple[int, int, int]) -> "Lists":
+        """Empty lists of `capacities` entries in (train, select, holdout)."""
+        k = sum(capacities)
+        return cls(
+            score=np.full((width, k), -np.inf, np.float32),
+            uid=np.full((width, k), NO_UID, np.int64),
+            group=np.full((width, k), -1, np.int64),
+            activations=np.zeros((width, k, positions), np.float16),
+            worst=np.full((width, 3), -np.inf, np.float32),
+            offsets=np.concatenate([[0], np.cumsum(capacities)]).astype(np.int64),
+        )
+
+    def offer(
+        self,
+        features: NDArray[np.int64],
+        splits: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        uids: NDArray[np.int64],
+        groups: NDArray[np.int64],
+        activations: NDArray[np.float16],
+    ) -> None:
+        """Offer candidates, all arrays of shape (candidate,), activations (candidate, position)."""
+        for split in range(3):
+            chosen = splits == split
+            if chosen.any() and self.offsets[split] < self.offsets[split + 1]:
+                parts = (features, scores, uids, groups, activations)
+                self._offer_split(split, *(part[chosen] for part in parts))
+
+    def _offer_split(self, split, features, scores, uids, groups, activations) -> None:  # noqa: ANN001
+        span = slice(int(self.offsets[split]), int(self.offsets[split + 1]))
+        capacity = span.stop - span.start
+        changed, rows = np.unique(features, return_inverse=True)
+        old_rows = np.repeat(np.arange(len(changed)), capacity)
+        row = np.concatenate([old_rows, rows])
+        score = np.concatenate([self.score[changed, span].ravel(), scores])
+        uid = np.concatenate([self.uid[changed, span].ravel(), uids])
+        group = np.concatenate([self.group[changed, span].ravel(), groups])
+        kept = _best(row, score, uid, group, capacity)
+        rank = np.arange(len(kept)) - np.searchsorted(row[kept], row[kept])
+        at = (changed[row[kept]], span.start + rank)
+        # Old activations are read before any slot is overwritten: kept may move an entry within its row.
+        values = np.empty((len(kept), self.activations.shape[2]), np.float16)
+        is_old = kept < len(old_rows)
+        values[is_old] = self.activations[changed, span].reshape(len(old_rows), -1)[kept[is_old]]
+        values[~is_old] = activations[kept[~is_old] - len(old_rows)]
+        self.score[changed, span], self.uid[changed, span], self.group[changed, span] = -np.inf, NO_UID, -1
+        self.activations[changed, span] = 0
+        self.score[at], self.uid[at], self.group[at], self.activations[at] = score[kept], uid[kept], group[kept], values
+        self.worst[changed, split] = self.score[changed, span].min(axis=1)
+
+    def absorb(self, other: "Lists") -> None:
+        """Offer every entry of another shard's lists."""
+        for split in range(3):
+            span = slice(int(self.offsets[split]), int(self.offsets[split + 1]))
+            feature, rank = np.nonzero(other.uid[:, span] != NO_UID)
+            at = (feature, span.start + rank)
+            if len(feature):
+                self._offer_split(
+                    split, feature, other.score[at], other.uid[at], other.group[at], other.activations[at]
+                )
+
+    def ordered(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All entries as (feature, slot) index arrays, sorted by feature, split, then best first."""
+        feature, slot = np.nonzero(self.uid != NO_UID)
+        split = np.searchsorted(self.offsets, slot, side="right")
+        order = np.lexsort((self.uid[feature, slot], -self.score[feature, slot], split, feature))
+        return feature[order], slot[order]
+
+
+def _best(row, score, uid, group, capacity: int) -> NDArray[np.int64]:  # noqa: ANN001
+    """Indices of the best `capacity` entries of each row, one per group, sorted by row, best first."""
+    order = np.lexsort((uid, -score, row))
+    order = order[uid[order] != NO_UID]
+    by_group = order[np.lexsort((np.arange(len(order)), group[order], row[order]))]
+    fresh = np.ones(len(by_group), bool)
+    fresh[1:] = (row[by_group][1:] != row[by_group][:-1]) | (group[by_group][1:] != group[by_group][:-1])
+    distinct = np.zeros(len(row), bool)
+    distinct[by_group[fresh]] = True
+    order = order[distinct[order]]
+    return order[np.arange(len(order)) - np.searchsorted(row[order], row[order]) < capacity]

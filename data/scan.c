@@ -1,0 +1,195 @@
+/* One pass over a tile of activations: statistics and example lists of every feature in it.
+
+   A tile is windows x positions x features, features contiguous. Per window and feature the pass
+   yields maximum, minimum, sum and the counts above zero; then the window is offered to the
+   feature's lists. A list keeps its best k entries per split by (score descending, uid ascending),
+   at most one per group, in place: entries are unsorted, `worst` caches the score to beat. Since
+   the order of offers does not change what is kept, tiles, batches and shards may come in any order.
+   Compiled by scan.py; its Python twin there is the specification. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define BINS 64
+#define HALF_MAX 65504.0f
+#define LANES 16
+#define GROUPS 4
+#define BLOCK (LANES * GROUPS)
+
+typedef struct {
+    float *score, *worst;
+    int64_t *uid, *group;
+    _Float16 *activations;
+    int64_t per_feature, offsets[4];
+} list;
+
+static int better(float score, int64_t uid, float other_score, int64_t other_uid) {
+    return score > other_score || (score == other_score && uid < other_uid);
+}
+
+/* One window's activations of one block in half precision, converted when the first offer wants them. */
+typedef struct {
+    const float *base;
+    int64_t row_stride, positions, width;
+    int ready;
+    _Float16 *halves; /* (position, BLOCK) */
+} block_rows;
+
+static void convert(block_rows *rows) {
+    for (int64_t t = 0; t < rows->positions; t++)
+        for (int64_t j = 0; j < rows->width; j++) {
+            float v = rows->base[t * rows->row_stride + j];
+            rows->halves[t * BLOCK + j] = (_Float16)(v > HALF_MAX ? HALF_MAX : v < -HALF_MAX ? -HALF_MAX : v);
+        }
+    rows->ready = 1;
+}
+
+static void offer(list *l, int64_t feature, int split, float score, int64_t uid, int64_t group, block_rows *rows,
+                  int64_t column) {
+    if (score < l->worst[feature * 3 + split]) return;
+    int64_t positions = rows->positions;
+    int64_t first = feature * l->per_feature + l->offsets[split];
+    int64_t end = feature * l->per_feature + l->offsets[split + 1], slot = -1, last = first;
+    for (int64_t i = first; i < end; i++) {
+        if (l->group[i] == group) { slot = i; break; }
+        if (better(l->score[last], l->uid[last], l->score[i], l->uid[i])) last = i;
+    }
+    if (slot < 0) slot = last;
+    if (first == end || !better(score, uid, l->score[slot], l->uid[slot])) return;
+    l->score[slot] = score;
+    l->uid[slot] = uid;
+    l->group[slot] = group;
+    if (!rows->ready) convert(rows);
+    _Float16 *target = l->activations + slot * positions;
+    for (int64_t t = 0; t < positions; t++) target[t] = rows->halves[t * BLOCK + column];
+    float worst = l->score[first];
+    for (int64_t i = first + 1; i < end; i++) worst = l->score[i] < worst ? l->score[i] : worst;
+    l->worst[feature * 3 + split] = worst;
+}
+
+static float priority(uint32_t window_hash, uint32_t feature) {
+    uint32_t x = window_hash ^ (feature * 0x9E3779B9u);
+    x ^= x >> 16; x *= 0x7feb352du;
+    x ^= x >> 15; x *= 0x846ca68bu;
+    x ^= x >> 16;
+    return (float)(x >> 8) * 0x1p-24f;
+}
+
+/* Sixteen lanes at once, in the vector extensions that gcc and clang share. */
+typedef float floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef double doubles __attribute__((vector_size(LANES * 8)));
+
+static inline ints pick(ints mask, ints yes, ints no) { return (mask & yes) | (~mask & no); }
+
+static inline floats larger(floats a, floats b) { return (floats)pick(a > b, (ints)a, (ints)b); }
+
+static inline floats smaller(floats a, floats b) { return (floats)pick(a < b, (ints)a, (ints)b); }
+
+/* Bits of the lanes that are set in a comparison. */
+static inline uint32_t bits_of(ints mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#else
+    uint32_t bits = 0;
+    for (int j = 0; j < LANES; j++) bits |= (uint32_t)(mask[j] != 0) << j;
+    return bits;
+#endif
+}
+
+/* The running figures of sixteen features within one window. */
+typedef struct {
+    floats high, low;
+    doubles total;
+    ints active;
+} figures;
+
+/* Counts of sixteen features in 16 bits; bin BINS takes what is not above zero, so that counting needs no branch. */
+typedef uint16_t counts[LANES][BINS + 2];
+
+static inline void add_row(floats v, figures *seen, counts binned) {
+    ints above = v > 0;
+    uint32_t bits = bits_of(above);
+    seen->high = larger(v, seen->high);
+    seen->low = smaller(v, seen->low);
+    if (!bits && !bits_of(v != 0)) return; /* a NaN is not equal to zero */
+    seen->total += __builtin_convertvector(v, doubles);
+    seen->active -= above;
+    ints bin = ((ints)v >> 22) - (127 - 16) * 2;
+    bin = pick(bin < 0, (ints){0}, bin);
+    bin = pick(bin > BINS - 1, (ints){0} + (BINS - 1), bin);
+    bin = pick(above, bin, (ints){0} + BINS);
+    int32_t bins[LANES];
+    memcpy(bins, &bin, sizeof bins);
+    if (__builtin_popcount(bits) < 6)
+        for (; bits; bits &= bits - 1) binned[__builtin_ctz(bits)][bins[__builtin_ctz(bits)]]++;
+    else
+        for (int j = 0; j < LANES; j++) binned[j][bins[j]]++;
+}
+
+static void flush(counts *binned, int64_t width, int64_t *histogram) {
+    for (int64_t j = 0; j < width; j++)
+        for (int64_t bin = 0; bin < BINS; bin++) histogram[j * BINS + bin] += binned[j / LANES][j % LANES][bin];
+    memset(binned, 0, GROUPS * sizeof(counts));
+}
+
+/* Returns the number of window-feature pairs whose activations are not finite (0 is well), -1 without memory. */
+int64_t scan(const float *tile, int64_t windows, int64_t positions, int64_t features, int64_t window_stride,
+             int64_t row_stride, int64_t first_feature, const int64_t *uid, const int64_t *group,
+             const uint32_t *window_hash, const int8_t *split, int64_t *count, int64_t *sum, float *peak,
+             float *trough, int64_t *histogram, list *top, list *bottom, list *quantile) {
+    int64_t broken = 0;
+    _Float16 *halves = malloc(positions * BLOCK * sizeof(_Float16));
+    if (!halves) return -1;
+    for (int64_t block = 0; block < features; block += BLOCK) {
+        int64_t width = features - block < BLOCK ? features - block : BLOCK, counted = 0;
+        int64_t *block_histogram = histogram + (first_feature + block) * BINS;
+        counts binned[GROUPS];
+        memset(binned, 0, sizeof binned);
+        for (int64_t w = 0; w < windows; w++) {
+            const float *base = tile + w * window_stride + block;
+            block_rows rows = {base, row_stride, positions, width, 0, halves};
+            figures seen[GROUPS];
+            for (int g = 0; g < GROUPS; g++)
+                seen[g] = (figures){(floats){0} - INFINITY, (floats){0} + INFINITY, (doubles){0}, (ints){0}};
+            if ((counted += positions) > UINT16_MAX) {
+                flush(binned, width, block_histogram);
+                counted = positions;
+            }
+            for (int64_t t = 0; t < positions; t++) {
+                floats v[GROUPS];
+                if (width == BLOCK) memcpy(v, base + t * row_stride, sizeof v);
+                else {
+                    memset(v, 0, sizeof v);
+                    memcpy(v, base + t * row_stride, width * sizeof(float));
+                }
+                for (int g = 0; g < GROUPS; g++) add_row(v[g], &seen[g], binned[g]);
+            }
+            for (int64_t j = 0; j < width; j++) {
+                int64_t f = first_feature + block + j;
+                const figures *own = &seen[j / LANES];
+                float high = own->high[j % LANES], low = own->low[j % LANES];
+                double total = own->total[j % LANES];
+                if (!isfinite(total)) { broken++; continue; }
+                count[f] += own->active[j % LANES];
+                sum[f] += llrint(total * 0x1p20);
+                if (high > peak[f]) peak[f] = high;
+                if (low < trough[f]) trough[f] = low;
+                if (high > 0) {
+                    offer(top, f, split[w], high, uid[w], group[w], &rows, j);
+                    offer(quantile, f, split[w], priority(window_hash[w], (uint32_t)f), uid[w], uid[w], &rows, j);
+                }
+                if (bottom && low < 0)
+                    offer(bottom, f, split[w], -low, uid[w], group[w], &rows, j);
+            }
+        }
+        flush(binned, width, block_histogram);
+    }
+    free(halves);
+    return broken;
+}
