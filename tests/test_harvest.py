@@ -104,6 +104,15 @@ def harvested(**options: Any) -> HarvestResult:
     return finish(subject(), sources(), corpus(), state)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On models this small threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def result() -> HarvestResult:
     return harvested()
@@ -304,6 +313,7 @@ def kill_yourself(folder: str) -> None:
     """A harvest that is killed after its sixth batch; run in a process of its own."""
     import os
 
+    torch.set_num_threads(1)
     module.CHECKPOINT_SECONDS = 0.0
     batches = 0
 
