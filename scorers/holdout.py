@@ -1,0 +1,129 @@
+"""What an explanation is scored on: holdout windows with the subject's own activations, in three sets.
+
+top_random: the feature's highest-peaking holdout windows and as many random ones. quantile: a uniform
+sample of the holdout windows in which it is active. counterfactual: minimal pairs made from holdout
+windows (data/counterfactual.py) and run through the subject; only the pivot tokens of the original
+and of the edited window count. The sets are kept apart: each answers another question.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.activations import read_columns, read_own
+from ..data.counterfactual import Pair, minimal_pairs
+from ..data.records import Example
+from ..subject.address import Feature
+from ..subject.model import Subject
+from ..subject.sources import Source
+
+PAIRS = 64
+"""Minimal pairs per feature."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredWindows:
+    """Windows to predict, and the tokens of them that count. A unit is what the bootstrap resamples."""
+
+    ids: NDArray[np.int64]
+    """Token ids, (row, position)."""
+    true: NDArray[np.float32]
+    """The subject's activations at the scored tokens, (unit, token)."""
+    rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    """Where each scored token stands in `ids`, both (unit, token)."""
+    digests: tuple[str, ...]
+    """Digests of the corpus windows involved."""
+
+    def at(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pick the scored tokens out of values (row, position) -> (unit, token)."""
+        return values[self.rows, self.positions]
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """One feature's holdout sets, by name."""
+
+    feature: Feature
+    peak: float
+    vocabulary: tuple[str, ...]
+    sets: Mapping[str, ScoredWindows]
+
+
+def build(
+    subject: Subject,
+    source: Source,
+    examples: Mapping[Feature, Sequence[Example]],
+    peaks: Mapping[Feature, float],
+    random: tuple[NDArray[np.int64], Sequence[str]],
+    *,
+    seed: int,
+) -> list[Holdout]:
+    """Holdout sets of several features of one source, in shared forwards.
+
+    `examples` are the store's holdout examples; `random` are random holdout windows, ids (row, position)
+    and digests, that no explainer was shown.
+    """
+    features = list(examples)
+    signs = {feature: -1.0 if feature.negative else 1.0 for feature in features}
+    ids, digests = random
+    background = read_columns(subject, source, ids, [feature.index for feature in features])
+    pairs = {f: _pairs(examples[f], peaks[f], ids, len(subject.vocabulary), seed) for f in features}
+    edited = _measure(subject, source, pairs, signs)
+    holdouts = []
+    for column, feature in enumerate(features):
+        kinds = {kind: [e for e in examples[feature] if e.kind == kind] for kind in ("top", "quantile")}
+        n = len(kinds["top"])
+        top = {e.window for e in kinds["top"]}
+        drawn = [(ids[i], background[i, :, column] * signs[feature], d) for i, d in enumerate(digests) if d not in top][:n]
+        sets = {
+            "top_random": _whole([*((e.ids, e.activations, e.window) for e in kinds["top"]), *drawn], ids.shape[1]),
+            "quantile": _whole([(e.ids, e.activations, e.window) for e in kinds["quantile"]], ids.shape[1]),
+            "counterfactual": _paired(examples[feature], pairs[feature], edited[feature], ids.shape[1]),
+        }
+        holdouts.append(Holdout(feature, peaks[feature], subject.vocabulary, sets))
+    return holdouts
+
+
+def _pairs(
+    examples: Sequence[Example], peak: float, ids: NDArray[np.int64], vocabulary: int, seed: int
+) -> list[Pair]:
+    return minimal_pairs(examples, peak=peak, corpus=ids, vocabulary=vocabulary, count=PAIRS, seed=seed + 1)
+
+
+def _measure(subject: Subject, source: Source, pairs, signs) -> dict[Feature, NDArray[np.float32]]:  # noqa: ANN001
+    """Activations of each feature on its own edited windows, (pair, position)."""
+    rows = [(feature, pair) for feature, found in pairs.items() for pair in found]
+    if not rows:
+        return dict.fromkeys(pairs, np.empty((0, 0), np.float32))
+    tokens = np.stack([pair.tokens for _, pair in rows])
+    found = read_own(subject, source, tokens, np.array([feature.index for feature, _ in rows]))
+    found *= np.array([signs[feature] for feature, _ in rows], np.float32)[:, None]
+    counts = np.cumsum([len(part) for part in pairs.values()])[:-1]
+    return dict(zip(pairs, np.split(found, counts), strict=True))
+
+
+def _whole(windows: list[tuple[NDArray, NDArray, str]], width: int) -> ScoredWindows:
+    """Every token of every window counts; a window is a unit."""
+    n = len(windows)
+    ids = np.stack([w[0] for w in windows]) if n else np.empty((0, width), np.int64)
+    true = np.stack([w[1] for w in windows]) if n else np.empty((0, width), np.float32)
+    rows, positions = np.indices(ids.shape)
+    return ScoredWindows(ids, true, rows, positions, tuple(w[2] for w in windows))
+
+
+def _paired(examples: Sequence[Example], pairs, edited: NDArray[np.float32], width: int) -> ScoredWindows:  # noqa: ANN001
+    """The pivots of the original and the edited window count; a pair is a unit."""
+    n = len(pairs)
+    if not n:
+        return _whole([], width)
+    pivots = np.array([pair.pivot for pair in pairs])
+    originals = [examples[pair.example] for pair in pairs]
+    true = np.array([[e.activations[p], row[p]] for e, row, p in zip(originals, edited, pivots, strict=True)], np.float32)
+    ids = np.concatenate([np.stack([e.ids for e in originals]), np.stack([pair.tokens for pair in pairs])])
+    rows = np.stack([np.arange(n), np.arange(n) + n], axis=1)
+    return ScoredWindows(
+        ids, true, rows, np.stack([pivots, pivots], axis=1), tuple(dict.fromkeys(e.window for e in originals))
+    )

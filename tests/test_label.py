@@ -1,0 +1,350 @@
+"""Labelling a batch: everything stored once and whole, whatever stops it and however many do it."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from neuronaut.agent import label as module
+from neuronaut.agent.label import Result, label, score
+from neuronaut.data.corpus import Corpus
+from neuronaut.data.harvest import harvest
+from neuronaut.data.records import Explanation, Score
+from neuronaut.data.store import Store
+from neuronaut.explainers.batch import TrainBatch
+from neuronaut.explainers.rule import RuleExplainer
+from neuronaut.scorers.baselines import Baselines
+from neuronaut.scorers.holdout import Holdout
+from neuronaut.scorers.simulation import RuleSimulator
+from neuronaut.subject.address import Feature, SourceId
+from neuronaut.subject.dictionary import Dictionary
+from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.model import Subject
+from neuronaut.tests.planted import LAYER, NEURONS, Planted, build
+
+NAMES = ("day", "new_haven", "always", "never", "river", "name_again")
+"""Planted neurons in three chunks; the second has nothing to explain."""
+
+
+@cache
+def planted() -> Planted:
+    return build(documents=40)
+
+
+@cache
+def subject() -> Subject:
+    return Subject(planted().model, planted().tokenizer, name="planted")
+
+
+@cache
+def dictionary(*, gain: float = 1.0) -> Dictionary:
+    """Its features are the planted neurons, in reverse order."""
+    eye = torch.eye(NEURONS).flip(1)
+    return Dictionary(
+        id=SourceId("planted", f"mlp.{LAYER}", "eye"), kind="standard", W_enc=gain * eye, W_dec=eye.T / gain,
+        b_enc=torch.zeros(NEURONS), b_dec=torch.zeros(NEURONS),
+    )  # fmt: skip
+
+
+def index(name: str) -> int:
+    return next(neuron.index for neuron in planted().neurons if neuron.name == name)
+
+
+def features() -> list[Feature]:
+    return [Feature(SourceId("planted", f"mlp.{LAYER}"), index(name)) for name in NAMES]
+
+
+class Counting(RuleExplainer):
+    """The rule explainer, which counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(subject(), interventions=16)
+        self.asked: list[Feature] = []
+
+    def explain(self, batch: TrainBatch) -> list[Explanation]:
+        self.asked += [evidence.feature for evidence in batch.features]
+        return super().explain(batch)
+
+
+class Killer(RuleSimulator):
+    """Scores like the simulator, and kills its process at the fourth feature: in the middle of the third chunk."""
+
+    scored = 0
+
+    def score(self, explanation: Explanation, holdout: Holdout, baselines: Baselines) -> list[Score]:
+        self.scored += 1
+        if self.scored == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(explanation, holdout, baselines)
+
+
+def small() -> None:
+    """Chunks of two, and little to learn from."""
+    torch.set_num_threads(1)
+    module.CHUNK, module.BACKGROUND, module.RANDOM_HOLDOUT = 2, 96, 12
+
+
+def run(path: Path, *, scorer: RuleSimulator | None = None, **options: Any) -> list[Result]:
+    with Store(path) as store:
+        wanted = options.pop("features", None) or features()
+        explainer = options.pop("explainer", None) or Counting()
+        return list(
+            label(wanted, store, subject(), explainer=explainer, scorers=[scorer or RuleSimulator()], **options)
+        )
+
+
+def run_alone(path: str) -> None:
+    """One of two processes that label into one database."""
+    small()
+    run(Path(path))
+
+
+def run_killed(path: str) -> None:
+    """A process that dies in the middle of its third chunk."""
+    small()
+    run(Path(path), scorer=Killer())
+
+
+def start(call: str, path: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from neuronaut.tests.test_label import {call}; {call}({str(path)!r})"]
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings() -> Iterator[None]:
+    before = torch.get_num_threads(), module.CHUNK, module.BACKGROUND, module.RANDOM_HOLDOUT
+    small()
+    yield
+    torch.set_num_threads(before[0])
+    module.CHUNK, module.BACKGROUND, module.RANDOM_HOLDOUT = before[1:]
+
+
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("label") / "harvested.db"
+    with Store(path) as store:
+        sites = [f"mlp.{LAYER}", f"mlp_out.{LAYER}", dictionary()]
+        harvest(subject(), sites, Corpus.of("planted", planted().corpus), store, window=32)
+    return path
+
+
+@pytest.fixture
+def database(harvested: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(harvested, tmp_path / "one.db"))
+
+
+@pytest.fixture(scope="module")
+def whole(harvested: Path) -> tuple[Path, list[Result]]:
+    """A database in which everything was labelled by one call that nothing stopped."""
+    path = Path(shutil.copy(harvested, harvested.with_name("whole.db")))
+    return path, run(path)
+
+
+def content(path: Path) -> list[list[tuple[object, ...]]]:
+    """The explanations and the scores, without row ids and times."""
+    explanations = """SELECT feature_id, negative, text, status, reason, rule, explainer, key, attempt, seen,
+        explanations.provenance FROM explanations ORDER BY feature_id, negative, attempt"""
+    scores = """SELECT feature_id, negative, attempt, scorer, examples, metric, value, scores.reason, ci_low, ci_high,
+        n, coverage, baselines, windows, scores.provenance
+        FROM scores JOIN explanations ON explanations.id = explanation_id
+        ORDER BY feature_id, negative, attempt, scorer, examples, metric"""
+    with Store(path) as store:
+        return [[tuple(row) for row in store.db.execute(sql)] for sql in (explanations, scores)]
+
+
+def test_everything_is_stored_as_it_was_yielded(whole: tuple[Path, list[Result]]) -> None:
+    path, results = whole
+    assert [result.feature for result in results] == features()
+    with Store(path) as store:
+        for result in results:
+            (stored,) = store.explanations(result.feature)
+            assert stored.explanation.text == result.explanation.text
+            assert stored.explanation.rule == result.explanation.rule
+            assert [(s.examples, s.metric, s.value) for s in store.scores(stored.id)] == [
+                (s.examples, s.metric, s.value) for s in result.scores
+            ]
+
+
+def test_explained_features_have_scores_and_abstentions_a_reason(whole: tuple[Path, list[Result]]) -> None:
+    found = dict(zip(NAMES, whole[1], strict=True))
+    for name in ("day", "new_haven", "river", "name_again"):
+        assert found[name].explanation.status == "explained"
+        headline = found[name].score
+        assert headline is not None
+        assert headline.value is not None
+        assert headline.value > 0.8
+        assert set(headline.baselines) == {"token_rule", "token_table", "other_rule"}
+    for name, status in (("always", "dense"), ("never", "dead")):
+        assert found[name].explanation.status == status
+        assert found[name].explanation.reason
+        assert found[name].explanation.text is None
+        assert found[name].scores == []
+        assert found[name].score is None
+
+
+def test_no_score_is_nan(whole: tuple[Path, list[Result]]) -> None:
+    for result in whole[1]:
+        for made in result.scores:
+            numbers = (made.value, made.ci_low, made.ci_high, *made.baselines.values())
+            assert all(number is None or math.isfinite(number) for number in numbers)
+            assert (made.value is None) == (made.reason is not None)
+    _, rows = content(whole[0])
+    assert all((row[6] is None) == (row[7] is not None) for row in rows)
+
+
+def test_no_scored_window_was_shown_to_the_explainer(whole: tuple[Path, list[Result]]) -> None:
+    for result in whole[1]:
+        for made in result.scores:
+            assert not set(made.windows) & set(result.explanation.seen)
+
+
+def test_what_is_labelled_is_skipped(whole: tuple[Path, list[Result]], database: Path) -> None:
+    shutil.copy(whole[0], database)
+    explainer, skipped = Counting(), []
+    assert run(database, explainer=explainer, on_skip=skipped.append) == []
+    assert explainer.asked == []
+    assert skipped == [len(NAMES)]
+    assert content(database) == content(whole[0])
+
+
+def test_redo_explains_again_and_keeps_what_differs(whole: tuple[Path, list[Result]], database: Path) -> None:
+    shutil.copy(whole[0], database)
+    explainer = Counting()
+    assert len(run(database, explainer=explainer, redo=True)) == len(NAMES)
+    assert explainer.asked == features()
+    assert content(database) == content(whole[0]), "the explainer said the same again"
+    again = RuleExplainer(subject(), interventions=16, seed=1)
+    run(database, explainer=again, features=features()[:1])
+    with Store(database) as store:
+        assert len({stored.explanation.provenance["key"] for stored in store.explanations(features()[0])}) == 2
+
+
+def test_killed_and_raced_calls_end_like_an_undisturbed_one(
+    whole: tuple[Path, list[Result]], database: Path, tmp_path: Path
+) -> None:
+    shared = Path(shutil.copy(database, tmp_path / "shared.db"))
+    killed, *racers = start("run_killed", database), start("run_alone", shared), start("run_alone", shared)
+    assert [process.wait() for process in (killed, *racers)] == [-signal.SIGKILL, 0, 0]
+    assert content(shared) == content(whole[0])
+    explanations, scores = content(database)
+    assert len(explanations) == 4, "the first two chunks were kept"
+    assert scores == [row for row in content(whole[0])[1] if row[0] in {kept[0] for kept in explanations}]
+    explainer = Counting()
+    run(database, explainer=explainer)
+    assert explainer.asked == features()[4:]
+    assert content(database) == content(whole[0])
+
+
+def test_a_chunk_is_the_same_whatever_is_done_of_others(whole: tuple[Path, list[Result]], database: Path) -> None:
+    run(database, features=features()[:2])
+    assert [result.feature for result in run(database)] == features()[2:]
+    assert content(database) == content(whole[0])
+
+
+def test_no_chunk_is_begun_when_the_time_is_over(database: Path) -> None:
+    skipped: list[int] = []
+    assert run(database, minutes=0.0, on_skip=skipped.append) == []
+    assert skipped == [0]
+    assert content(database) == [[], []]
+
+
+def test_time_that_ends_in_between_keeps_whole_chunks(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter((0.0, 30.0, 61.0))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(ticks))
+    assert len(run(database, minutes=1.0)) == 2
+    assert len(content(database)[0]) == 2
+
+
+def test_a_negative_tail_is_a_feature_of_its_own(database: Path) -> None:
+    source = SourceId("planted", f"mlp_out.{LAYER}")
+    with Store(database) as store:
+        troughs = [store.evidence(Feature(source, i)).statistics.trough for i in range(330, 336)]
+    low = Feature(source, 330 + int(np.argmin(troughs)), negative=True)
+    results = run(database, features=[low, Feature(source, low.index)])
+    assert [result.feature for result in results] == [low, Feature(source, low.index)]
+    tail, head = results
+    assert head.explanation.status == "dead", "this channel is never above zero"
+    assert tail.explanation.status == "explained"
+    assert tail.score is not None
+    assert tail.score.value is not None
+    with Store(database) as store:
+        assert [stored.explanation.text for stored in store.explanations(low)] == [tail.explanation.text]
+        assert store.evidence(low).train[0].activations.max() > 0
+
+
+def test_a_dictionary_is_labelled_like_the_neurons_it_copies(whole: tuple[Path, list[Result]], database: Path) -> None:
+    copies = [Feature(dictionary().id, NEURONS - 1 - feature.index) for feature in features()[:2]]
+    results = run(database, features=copies, sources={dictionary().id: dictionary()})
+    for result, original in zip(results, whole[1], strict=False):
+        assert result.explanation.status == "explained"
+        assert result.score is not None
+        assert original.score is not None
+        assert result.score.value == pytest.approx(original.score.value, abs=0.05)
+
+
+def test_sources_of_one_call_are_taken_one_after_the_other(database: Path) -> None:
+    copy = Feature(dictionary().id, NEURONS - 1 - index("never"))
+    mixed = [copy, features()[3], Feature(SourceId("planted", f"mlp_out.{LAYER}"), 0)]
+    results = run(database, features=[*mixed, copy], sources={dictionary().id: dictionary()})
+    assert sorted(str(result.feature) for result in results) == sorted(map(str, mixed))
+
+
+def test_other_weights_are_an_error(database: Path) -> None:
+    other = build(documents=3)
+    with torch.no_grad():
+        other.model.lm_head.weight.mul_(2)
+    changed = Subject(other.model, other.tokenizer, name="planted")
+    explainer = RuleExplainer(changed)
+    copy = Feature(dictionary().id, 0)
+    for wanted, sources in ((features(), None), ([copy], {dictionary().id: dictionary()})):
+        with Store(database) as store, pytest.raises(NeuronautError, match=changed.revision):
+            list(label(wanted, store, changed, explainer=explainer, scorers=[], sources=sources))
+    with pytest.raises(NeuronautError, match=dictionary(gain=2.0).revision):
+        run(database, features=[copy], sources={dictionary().id: dictionary(gain=2.0)})
+    assert content(database) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        (Feature(SourceId("planted", "mlp.0"), 0), "nothing of planted:mlp.0 in the database; run: neuronaut harvest"),
+        (Feature(dictionary().id, 0), "where planted:mlp.2@eye lies is not known"),
+        (Feature(SourceId("planted", f"mlp.{LAYER}"), 9999), "has 136 features"),
+    ],
+)
+def test_what_cannot_be_labelled_is_an_error_of_one_line(feature: Feature, message: str, database: Path) -> None:
+    with pytest.raises(NeuronautError, match=message) as caught:
+        run(database, features=[feature])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pool_of_other_windows_is_an_error(database: Path) -> None:
+    with Store(database) as store:
+        harvest(subject(), ["mlp.0"], Corpus.of("planted", planted().corpus), store, window=16)
+    with pytest.raises(NeuronautError, match="harvested in other windows than the pool of planted.*--window 16"):
+        run(database)
+
+
+def test_scoring_again_adds_nothing_twice(whole: tuple[Path, list[Result]], database: Path) -> None:
+    shutil.copy(whole[0], database)
+    with Store(database) as store:
+        results = list(score(features(), store, subject(), scorers=[RuleSimulator()]))
+    explained = [result.feature for result in whole[1] if result.explanation.rule is not None]
+    assert [result.feature for result in results] == explained
+    for again, first in zip(results, (r for r in whole[1] if r.explanation.rule is not None), strict=True):
+        assert said(again.scores) == said(first.scores)
+
+
+def said(scores: Sequence[Score]) -> list[tuple[object, ...]]:
+    return [(s.examples, s.metric, s.value, s.ci_low, s.ci_high, s.windows) for s in scores]
