@@ -1,11 +1,12 @@
 """Minimal pairs: windows and their smallest telling edits, to be run through the subject.
 
 The edits know the evidence and nothing of any explanation. For a window with a pivot (the token of
-its peak, or of a near miss) one of these is changed: the pivot token itself, one of the tokens
-before it, or the run of tokens before it, which is replaced by the run before the same token in a
-window where the feature behaved otherwise (a transplant: what an exception or a missing cause
-answers to). A token may also be put in before the pivot, everything before it moving one step
-back. Every other token stays, and so does the window's length.
+its peak, or of a near miss) one thing is changed: the pivot token itself; one of the tokens before it;
+the order of two of them; the run of tokens right before the pivot, which is replaced by the run before
+the same token in a window where the feature behaved otherwise (a transplant: what an exception or a
+missing cause answers to); or tokens are put in before the pivot, and everything before them moves
+back. Every other token stays, and so does the window's length. Substitutes are drawn half from the
+corpus and half evenly from the vocabulary, so that rare tokens get their turn.
 """
 
 from collections.abc import Sequence
@@ -19,12 +20,14 @@ from .records import Example
 REACH = 8
 """How many tokens before the pivot are candidates for an edit."""
 
+Ids = NDArray[np.int64]
+
 
 class Pair(NamedTuple):
     """An edited window; the original is `examples[example]`."""
 
     example: int
-    tokens: NDArray[np.int64]
+    tokens: Ids
     """Shape (position,)."""
     pivot: int
     """Position at which both windows are compared."""
@@ -37,24 +40,26 @@ class _Pivot(NamedTuple):
 
 
 def minimal_pairs(
-    examples: Sequence[Example], *, peak: float, unigrams: NDArray[np.int64], count: int, seed: int
+    examples: Sequence[Example], *, peak: float, corpus: NDArray[np.integer], vocabulary: int, count: int, seed: int
 ) -> list[Pair]:
-    """Up to `count` edits of the examples, cycling through the kinds of edit.
+    """Up to `count` edits of the examples, cycling through pivots and kinds of edit; no two edited windows are equal.
 
-    `peak` is the feature's highest activation; a pivot is active above half of it. `unigrams` are
-    corpus tokens to draw substitutes from, shape (token,).
+    `peak` is the feature's highest activation: a pivot is active above half of it. `corpus` are token ids
+    of any shape to draw substitutes from, `vocabulary` is the number of token ids.
     """
-    rng = np.random.default_rng(seed)
     pivots = _pivots(examples, peak)
     if not pivots:
         return []
+    editor = _Editor(examples, pivots, corpus.ravel(), vocabulary, np.random.default_rng(seed))
+    edits = (
+        editor.transplant, editor.substitute_pivot, editor.substitute_before, editor.transplant,
+        editor.substitute_pivot, editor.insert_before, editor.swap_before,
+    )  # fmt: skip
     pairs: list[Pair] = []
     seen = {example.ids.tobytes() for example in examples}
-    edits = (_transplant, _substitute_pivot, _substitute_before, _transplant, _insert_before)
     for attempt in range(4 * count):
         pivot = pivots[attempt % len(pivots)]
-        edit = edits[(attempt // len(pivots) + attempt) % len(edits)]
-        tokens = edit(examples, pivots, pivot, unigrams, rng)
+        tokens = edits[(attempt // len(pivots) + attempt) % len(edits)](pivot)
         if tokens is not None and tokens.tobytes() not in seen:
             seen.add(tokens.tobytes())
             pairs.append(Pair(pivot.example, tokens, pivot.position))
@@ -64,17 +69,17 @@ def minimal_pairs(
 
 
 def _pivots(examples: Sequence[Example], peak: float) -> list[_Pivot]:
-    """The peak token of every active example, and the tokens of silent ones on which others peak."""
+    """The peak token of every active example, and the tokens of silent ones on which others peak, in turn."""
     active = [
         _Pivot(i, int(example.activations.argmax()), True)
         for i, example in enumerate(examples)
         if example.peak > peak / 2
     ]
-    tokens = {int(examples[pivot.example].ids[pivot.position]) for pivot in active}
+    tokens = list({int(examples[pivot.example].ids[pivot.position]) for pivot in active})
     silent = [
         _Pivot(i, int(position), False)
         for i, example in enumerate(examples)
-        for position in np.flatnonzero(np.isin(example.ids, list(tokens)) & (example.activations < peak / 4))[:2]
+        for position in np.flatnonzero(np.isin(example.ids, tokens) & (example.activations < peak / 4))[:2]
     ]
     ordered: list[_Pivot] = []
     for i in range(max(len(active), len(silent))):
@@ -82,49 +87,76 @@ def _pivots(examples: Sequence[Example], peak: float) -> list[_Pivot]:
     return ordered
 
 
-def _substitute_pivot(examples, pivots, pivot, unigrams, rng) -> NDArray[np.int64] | None:  # noqa: ANN001, ARG001
-    """Another token at the pivot: half the time one on which the feature peaks elsewhere."""
-    tokens = examples[pivot.example].ids.copy()
-    donors = [p for p in pivots if p.active]
-    if donors and rng.random() < 0.5:
-        donor = donors[rng.integers(len(donors))]
-        tokens[pivot.position] = examples[donor.example].ids[donor.position]
-    else:
-        tokens[pivot.position] = rng.choice(unigrams)
-    return tokens
+class _Editor:
+    """The kinds of edit. Each returns an edited copy of the pivot's window, or None where it does not apply."""
 
+    def __init__(
+        self, examples: Sequence[Example], pivots: list[_Pivot], corpus: Ids, vocabulary: int, rng: np.random.Generator
+    ) -> None:
+        self._examples, self._pivots, self._corpus = examples, pivots, corpus
+        self._vocabulary, self._rng = vocabulary, rng
 
-def _substitute_before(examples, pivots, pivot, unigrams, rng) -> NDArray[np.int64] | None:  # noqa: ANN001, ARG001
-    """Another token at one of the positions before the pivot, the nearest ones most often."""
-    if pivot.position == 0:
-        return None
-    tokens = examples[pivot.example].ids.copy()
-    back = min(int(rng.geometric(0.4)), pivot.position, REACH)
-    tokens[pivot.position - back] = rng.choice(unigrams)
-    return tokens
+    def substitute_pivot(self, pivot: _Pivot) -> Ids | None:
+        """Another token at the pivot: one time in three one on which the feature peaks elsewhere."""
+        tokens = self._copy(pivot)
+        donors = [p for p in self._pivots if p.active]
+        if donors and self._rng.random() < 1 / 3:
+            tokens[pivot.position] = self._token(donors[self._rng.integers(len(donors))])
+        else:
+            tokens[pivot.position] = self._substitute()
+        return tokens
 
+    def substitute_before(self, pivot: _Pivot) -> Ids | None:
+        """Another token at one of the positions before the pivot, the nearest ones most often."""
+        if pivot.position == 0:
+            return None
+        tokens = self._copy(pivot)
+        tokens[pivot.position - self._back(pivot)] = self._substitute()
+        return tokens
 
-def _insert_before(examples, pivots, pivot, unigrams, rng) -> NDArray[np.int64] | None:  # noqa: ANN001, ARG001
-    """A token put in up to REACH tokens before the pivot; the window's first token makes room."""
-    if pivot.position == 0:
-        return None
-    tokens = examples[pivot.example].ids.copy()
-    at = pivot.position - min(int(rng.geometric(0.4)), pivot.position, REACH)
-    tokens[:at] = tokens[1 : at + 1]
-    tokens[at] = rng.choice(unigrams)
-    return tokens
+    def insert_before(self, pivot: _Pivot) -> Ids | None:
+        """One to four tokens put in before the pivot; the window's first tokens make room."""
+        n = int(self._rng.choice((1, 1, 2, 4)))
+        if pivot.position < n:
+            return None
+        tokens = self._copy(pivot)
+        end = pivot.position - min(self._back(pivot) - 1, pivot.position - n)
+        tokens[: end - n] = tokens[n:end].copy()
+        tokens[end - n : end] = [self._substitute() for _ in range(n)]
+        return tokens
 
+    def swap_before(self, pivot: _Pivot) -> Ids | None:
+        """Two of the tokens before the pivot change places."""
+        if pivot.position < 2:
+            return None
+        tokens = self._copy(pivot)
+        places = pivot.position - 1 - self._rng.choice(min(pivot.position, REACH), size=2, replace=False)
+        tokens[places] = tokens[places[::-1]]
+        return tokens
 
-def _transplant(examples, pivots, pivot, unigrams, rng) -> NDArray[np.int64] | None:  # noqa: ANN001, ARG001
-    """The tokens before the pivot, taken from before the same (or another) pivot that behaved otherwise."""
-    tokens = examples[pivot.example].ids.copy()
-    others = [p for p in pivots if p.active != pivot.active and p.position > 0]
-    same = [p for p in others if examples[p.example].ids[p.position] == tokens[pivot.position]]
-    donors = same or others
-    if not donors or pivot.position == 0:
-        return None
-    donor = donors[rng.integers(len(donors))]
-    run = min(int(rng.choice((1, 1, 2, 3, REACH))), pivot.position, donor.position)
-    source = examples[donor.example].ids
-    tokens[pivot.position - run : pivot.position] = source[donor.position - run : donor.position]
-    return tokens
+    def transplant(self, pivot: _Pivot) -> Ids | None:
+        """The tokens before the pivot, taken from before the same (or another) pivot that behaved otherwise."""
+        tokens = self._copy(pivot)
+        others = [p for p in self._pivots if p.active != pivot.active and p.position > 0]
+        donors = [p for p in others if self._token(p) == tokens[pivot.position]] or others
+        if not donors or pivot.position == 0:
+            return None
+        donor = donors[self._rng.integers(len(donors))]
+        run = min(int(self._rng.choice((1, 1, 2, 3, REACH))), pivot.position, donor.position)
+        source = self._examples[donor.example].ids
+        tokens[pivot.position - run : pivot.position] = source[donor.position - run : donor.position]
+        return tokens
+
+    def _copy(self, pivot: _Pivot) -> Ids:
+        return self._examples[pivot.example].ids.copy()
+
+    def _token(self, pivot: _Pivot) -> int:
+        return int(self._examples[pivot.example].ids[pivot.position])
+
+    def _back(self, pivot: _Pivot) -> int:
+        return min(int(self._rng.geometric(0.3)), pivot.position, REACH)
+
+    def _substitute(self) -> int:
+        if self._rng.random() < 0.5:
+            return int(self._rng.choice(self._corpus))
+        return int(self._rng.integers(self._vocabulary))

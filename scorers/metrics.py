@@ -80,6 +80,16 @@ def evaluate(
     return {name: _measure(prepare, windows, seed) for name, prepare in _metrics(threshold).items()}
 
 
+def agreement(
+    true: ArrayLike, predicted: ArrayLike, mask: ArrayLike | None = None, *, threshold: float, seed: int = 0
+) -> Measured:
+    """Balanced accuracy of "above the threshold": mean of the rates at which active and silent tokens are told rightly.
+
+    Arrays are (window, position), the threshold is in activation units; 0.5 is chance, whatever the mix.
+    """
+    return _measure(partial(_agreement, threshold=threshold), _Windows.of(true, predicted, mask), seed)
+
+
 def difference(
     true: ArrayLike,
     predicted: ArrayLike,
@@ -238,6 +248,26 @@ def _auroc(windows: _Windows, *, threshold: float) -> Statistic:
         pairs = actives * silents
         right = np.einsum("dw,dw->d", counts @ wins, counts)
         return np.where(pairs > 0, right, np.nan) / np.maximum(pairs, 1.0)
+
+    return statistic
+
+
+def _agreement(windows: _Windows, *, threshold: float) -> Statistic:
+    active = windows.mask & (windows.true > threshold)
+    silent = windows.mask & ~active
+    if not active.any():
+        raise _UndefinedError("no positive tokens")
+    if not silent.any():
+        raise _UndefinedError("no negative tokens")
+    said = windows.predicted > threshold
+    parts = (active & said, active, silent & ~said, silent)
+    per_window = np.stack([part.sum(axis=1) for part in parts], axis=1).astype(np.float64)
+
+    def statistic(counts: Floats) -> Floats:
+        hits, actives, rejections, silents = (counts @ per_window).T
+        defined = (actives > 0) & (silents > 0)
+        rates = hits / np.maximum(actives, 1.0) + rejections / np.maximum(silents, 1.0)
+        return np.where(defined, rates / 2, np.nan)
 
     return statistic
 

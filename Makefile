@@ -1,0 +1,36 @@
+# The two commands that a fresh machine needs are `make demo` and `make test`; both make their environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench demo-model clean
+
+demo: $(VENV)/.ready
+	$(BIN)/neuronaut demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m neuronaut.benchmarks.harvest
+	$(BIN)/python -m neuronaut.benchmarks.planted
+	$(BIN)/python -m neuronaut.benchmarks.labels
+
+# Retrains what data/demo ships: the tokenizer and model (about an hour on two cores), then the SAE (minutes).
+demo-model: $(VENV)/.ready
+	$(BIN)/python -m neuronaut.data.demo.train
+	$(BIN)/python -m neuronaut.data.demo.train_sae
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,240 @@
+"""The rule explainer: learns an executable rule for a feature from examples and interventions, without an LLM.
+
+For every feature of a batch it (1) abstains where there is nothing to explain; (2) prunes the context
+of the strongest training examples until the activation breaks, and makes minimal pairs from active
+and silent training windows; (3) runs all of these, of all features, through the subject in shared
+forwards; (4) grows a tree of token conditions on background, examples and interventions; (5) reduces
+the tree to a short rule and says it in English.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.activations import read_own
+from ..data.counterfactual import minimal_pairs
+from ..data.records import Example, Explanation
+from ..subject.model import Subject
+from ..subject.sources import Source
+from .batch import Background, TrainBatch, TrainEvidence
+from .english import describe
+from .induce import induce
+from .rules import Rule
+from .sample import Sample, Windows
+from .tree import Growth, grow
+
+PRUNED = (1, 2, 3, 5, 9, 17, 33)
+"""Lengths of context, the peak token included, that context pruning tries."""
+PRUNED_EXAMPLES = 4
+BROKEN = 0.5
+"""A pruned context is broken when less than this fraction of the activation is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When the explainer abstains. Fractions of corpus tokens or of the feature's peak."""
+
+    min_windows: int = 5
+    """Fewer active training windows than this are too rare to explain."""
+    dense: float = 0.5
+    """A feature above a third of its peak on more than this fraction of tokens is dense."""
+
+
+class _Rows(NamedTuple):
+    """Windows that were made for one feature, and which of their tokens may be learned from."""
+
+    ids: NDArray[np.int64]
+    """(row, position)"""
+    weight: NDArray[np.float32]
+    """(row, position); 0 on padding."""
+    documents: list[str]
+
+
+class RuleExplainer:
+    """Explains features by learned rules. Deterministic; needs the subject for its interventions."""
+
+    name = "rule"
+
+    def __init__(self, subject: Subject, *, interventions: int = 96, growth: Growth | None = None, seed: int = 0) -> None:
+        """`interventions` is the number of minimal pairs per feature."""
+        self._subject, self._interventions, self._seed = subject, interventions, seed
+        self._growth, self._limits = growth or Growth(), Limits()
+        self._background: tuple[Background, Windows] | None = None
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What, beside the evidence, determines an explanation."""
+        return {"interventions": self._interventions, "seed": self._seed, "version": 1}
+
+    def explain(self, batch: TrainBatch) -> list[Explanation]:
+        """One explanation per feature, in order; abstentions have a status and a reason instead of a text."""
+        refused = [self._abstain(evidence) for evidence in batch.features]
+        chosen = [evidence for evidence, refusal in zip(batch.features, refused, strict=True) if refusal is None]
+        edited = [self._interventions_for(evidence, batch) for evidence in chosen]
+        measured = self._measure(batch.source, chosen, edited)
+        made = iter(
+            self._learn(evidence, batch, rows, activations)
+            for evidence, rows, activations in zip(chosen, edited, measured, strict=True)
+        )
+        return [refusal if refusal is not None else next(made) for refusal in refused]
+
+    def _abstain(self, evidence: TrainEvidence) -> Explanation | None:
+        statistics = evidence.statistics
+        active = {e.window for e in evidence.examples if e.kind in ("top", "quantile") and e.peak > 0}
+        strong = float((evidence.background > statistics.peak / 3).mean()) if statistics.peak > 0 else 0.0
+        if statistics.peak <= 0:
+            status, reason = "dead", f"never active on {statistics.tokens:,} tokens"
+        elif len(active) < self._limits.min_windows:
+            status = "too_rare"
+            reason = f"active in {len(active)} training windows of {statistics.tokens:,} tokens; {self._limits.min_windows} are needed"
+        elif strong > self._limits.dense:
+            status, reason = "dense", f"above a third of its peak on {strong:.0%} of tokens"
+        else:
+            return None
+        return Explanation(evidence.feature, None, self.name, reason=reason, status=status)
+
+    def _interventions_for(self, evidence: TrainEvidence, batch: TrainBatch) -> _Rows:
+        """Pruned contexts of the strongest examples, then minimal pairs."""
+        examples = [e for e in evidence.examples if e.kind in ("top", "quantile", "silent", "near_miss")]
+        examples += _random_examples(evidence, batch, count=8)
+        ids, weights, documents = [], [], []
+        top = sorted((e for e in examples if e.kind == "top"), key=lambda e: -e.peak)[:PRUNED_EXAMPLES]
+        for example in top:
+            for row, weight in _pruned(example):
+                ids.append(row)
+                weights.append(weight)
+                documents.append(example.document)
+        pairs = minimal_pairs(
+            examples, peak=evidence.statistics.peak, corpus=batch.background.ids,
+            vocabulary=len(batch.vocabulary), count=self._interventions, seed=self._seed,
+        )  # fmt: skip
+        for pair in pairs:
+            weight = np.zeros(len(pair.tokens), np.float32)
+            weight[pair.pivot] = 1.0
+            ids.append(pair.tokens)
+            weights.append(weight)
+            documents.append(examples[pair.example].document)
+        width = batch.background.ids.shape[1]
+        return _Rows(np.array(ids, np.int64).reshape(-1, width), np.array(weights, np.float32).reshape(-1, width), documents)
+
+    def _measure(self, source: Source, chosen: Sequence[TrainEvidence], rows: Sequence[_Rows]) -> list[NDArray[np.float32]]:
+        """Each feature's activation on its own rows, all features in shared forwards."""
+        if not chosen:
+            return []
+        counts = [len(part.ids) for part in rows]
+        features = np.repeat([evidence.feature.index for evidence in chosen], counts)
+        signs = np.repeat([-1.0 if evidence.feature.negative else 1.0 for evidence in chosen], counts)
+        found = read_own(self._subject, source, np.concatenate([part.ids for part in rows]), features)
+        found *= signs[:, None].astype(np.float32)
+        return np.split(found, np.cumsum(counts)[:-1])
+
+    def _learn(
+        self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32]
+    ) -> Explanation:
+        sample, growth = self._sample(evidence, batch, rows, activations)
+        rule = induce(sample, grow(sample, growth), growth)
+        if rule is None:
+            reason = "no token condition predicts it better than its mean on training text"
+            return Explanation(evidence.feature, None, self.name, reason=reason, status="failed")
+        top = max((e for e in evidence.examples if e.kind == "top"), key=lambda e: e.peak)
+        text = describe(rule, peak=evidence.statistics.peak, example=_snippet(top))
+        seen = {e.window for e in evidence.examples}
+        return Explanation(
+            evidence.feature, text, self.name, rule=rule.to_json(), seen=tuple(sorted(seen)),
+            provenance={"context": _context_needed(activations, rows), "length": rule.length(), **self.settings},
+        )  # fmt: skip
+
+    def _sample(
+        self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32]
+    ) -> tuple[Sample, Growth]:
+        """Background, examples and interventions as one weighted sample.
+
+        Each part weighs as a fixed share of the background: examples 0.3, interventions 0.1 (only their
+        pivots count). Documents whose name hashes to a quarter are kept for checking splits.
+        """
+        background = self._windows(batch)
+        examples = list({e.window: e for e in evidence.examples if e.kind != "bottom"}.values())
+        own_ids = np.concatenate([np.stack([e.ids for e in examples]), rows.ids])
+        own_activations = np.concatenate([np.stack([e.activations for e in examples]), activations])
+        mass = float(background.ids.size)
+        example_weight = 0.3 * mass / (len(examples) * background.ids.shape[1])
+        pivot_weight = 0.1 * mass / max(float(rows.weight.sum()), 1.0)
+        own_weight = np.concatenate(
+            [np.full((len(examples), own_ids.shape[1]), example_weight), rows.weight * pivot_weight]
+        ).astype(np.float32)
+        weight = np.concatenate([np.ones(background.ids.size, np.float32), own_weight.ravel()])
+        held = np.array([_held_back(name) for name in (*batch.background.documents, *(e.document for e in examples), *rows.documents)])
+        back = np.repeat(held, background.ids.shape[1])
+        sample = Sample(
+            background, Windows(batch.vocabulary, own_ids),
+            np.concatenate([evidence.background.ravel(), own_activations.ravel()]),
+            np.where(back, 0, weight).astype(np.float32), np.where(back, weight, 0).astype(np.float32), batch.vocabulary,
+        )  # fmt: skip
+        return sample, replace(self._growth, prior=self._growth.prior + 0.3 * example_weight)
+
+    def _windows(self, batch: TrainBatch) -> Windows:
+        """The background's windows, built once for as long as batches share it."""
+        if self._background is None or self._background[0] is not batch.background:
+            self._background = batch.background, Windows(batch.vocabulary, batch.background.ids)
+        return self._background[1]
+
+
+def _held_back(document: str) -> bool:
+    return zlib.crc32(document.encode()) % 4 == 0
+
+
+def _random_examples(evidence: TrainEvidence, batch: TrainBatch, *, count: int) -> list[Example]:
+    """The background windows in which the feature is strongest: they hold pivots that no list kept."""
+    rows = np.argsort(-evidence.background.max(axis=1), kind="stable")[:count]
+    back = batch.background
+    return [
+        Example(
+            tuple(batch.vocabulary[i] for i in back.ids[row]), back.ids[row].astype(np.int64), evidence.background[row],
+            "random", "train", back.documents[row], back.digests[row],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _pruned(example: Example) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The window's tokens up to its peak, cut to ever shorter contexts, moved to the window's start."""
+    pivot = int(example.activations.argmax())
+    found = []
+    for length in PRUNED:
+        if length <= pivot:
+            row, weight = example.ids.copy(), np.zeros(len(example.ids), np.float32)
+            row[:length] = example.ids[pivot + 1 - length : pivot + 1]
+            row[length:] = example.ids[0]
+            weight[length - 1] = 1.0
+            found.append((row, weight))
+    return found
+
+
+def _context_needed(activations: NDArray[np.float32], rows: _Rows) -> int | None:
+    """Fewest tokens of context, the peak token included, that keep half of the activation in most top examples.
+
+    Pruned rows come first, in the order of `PRUNED` for each example; None where the window was too short.
+    """
+    needed: list[int] = []
+    lengths = rows.weight.argmax(axis=1) + 1
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or lengths[end] <= lengths[end - 1]:
+            values = [activations[i, lengths[i] - 1] for i in range(start, end)]
+            kept = [int(lengths[start + i]) for i, value in enumerate(values) if value >= BROKEN * max(values)]
+            if end - start > 1 and lengths[start] == PRUNED[0] and kept:
+                needed.append(kept[0])
+            start = end
+        if len(needed) == PRUNED_EXAMPLES:
+            break
+    return int(np.median(needed)) if needed else None
+
+
+def _snippet(example: Example, *, before: int = 8) -> str:
+    """The text that leads up to the example's peak, the peak token included, on one line."""
+    peak = int(example.activations.argmax())
+    return " ".join("".join(example.tokens[max(0, peak - before) : peak + 1]).split())

@@ -1,0 +1,22 @@
+"""From a source's name to the source: neurons need nothing else, a dictionary needs its folder."""
+
+from pathlib import Path
+
+from .address import SourceId
+from .errors import NeuronautError
+from .formats import load_dictionary
+from .model import Subject
+from .sources import Neurons, Source
+
+BUILT_IN = {("demo", "resid_post.2", "sae"): Path(__file__).parent.parent / "data" / "demo" / "sae"}
+"""Dictionaries that ship with Neuronaut."""
+
+
+def open_source(subject: Subject, source: SourceId, *, path: str | None = None) -> Source:
+    """The neurons of a site, or the dictionary at `path` (a folder, file or Hugging Face repository)."""
+    if source.dictionary is None:
+        return Neurons(source, subject.width(source.site))
+    known = path or BUILT_IN.get((source.model, source.site, source.dictionary))
+    if known is None:
+        raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
+    return load_dictionary(str(known), id=source, device=str(subject.device), d_site=subject.width(source.site))
