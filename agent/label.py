@@ -200,9 +200,7 @@ def score(
                 yield Result(feature, best.explanation, scores)
 
 
-def _opened(
-    store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None
-) -> Source:
+def _opened(store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None) -> Source:
     """The source, open already or opened as the store knows it; an error if it is not the one that was harvested."""
     source = (sources or {}).get(source_id) or open_stored(store, subject, source_id)
     revision = getattr(source, "revision", "")

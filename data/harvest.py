@@ -26,6 +26,7 @@ from ..subject.model import Subject
 from ..subject.sources import Neurons, Source
 from .checkpoint import load_state, save_state
 from .corpus import Corpus
+from .lists import Lists
 from .mining import mine
 from .records import ExampleList, HarvestResult, Kind, SourceResult
 from .scan import SUM_UNIT, Rows, Scanner, SourceState, window_hash
@@ -183,14 +184,16 @@ def _scan_batch(
 ) -> None:
     rows = Rows(batch.uid, batch.cluster, batch.split, window_hash(batch.uid))
     for source, window_span, first_feature, tile in tiles(subject, sources, batch.tokens):
-        part = Rows(*(column[window_span] for column in rows))
+        part = Rows(
+            rows.uid[window_span], rows.group[window_span], rows.split[window_span], rows.hash[window_span]
+        )  # fmt: skip
         scanner.scan(tile, part, state.sources[str(source.id)], first_feature=first_feature)
     state.tokens += batch.tokens.size
     state.unsaved.append(batch)
 
 
 def tiles(
-    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.int64], *, whole: bool = False
+    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool = False
 ) -> Iterable[tuple[Source, slice, int, Tensor]]:
     """Run windows (row, position) through the subject and yield activations tile by tile.
 
@@ -207,7 +210,7 @@ def tiles(
 
 
 def _full_tiles(
-    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.int64], *, whole: bool
+    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool
 ) -> Iterable[tuple[Source, slice, int, Tensor]]:
     """The tiles of exactly ROWS windows."""
     read = subject.read(with_bos(subject, tokens), list(dict.fromkeys(source.id.site for source in sources)))
@@ -273,7 +276,8 @@ def finish(subject: Subject, sources: Sequence[Source], corpus: Corpus, state: H
 def _source_result(source: Source, state: HarvestState, mined: dict[Kind, ExampleList]) -> SourceResult:
     kept = state.sources[str(source.id)]
     lists: dict[Kind, ExampleList] = {}
-    for kind, part in (("top", kept.top), ("quantile", kept.quantile), ("bottom", kept.bottom)):
+    kinds: dict[Kind, Lists | None] = {"top": kept.top, "quantile": kept.quantile, "bottom": kept.bottom}
+    for kind, part in kinds.items():
         if part is not None:
             feature, slot = part.ordered()
             window = np.searchsorted(state.table.uid, part.uid[feature, slot])
@@ -310,7 +314,7 @@ def harvest(
     sources = [*neurons(subject, named), *(site for site in sites if not isinstance(site, str))]
     for source in sources:
         store.check_source(
-            str(source.id), revision=getattr(source, "revision", ""), model_revision=subject.revision, width=source.width
+            source.id, revision=getattr(source, "revision", ""), model_revision=subject.revision, width=source.width
         )
     splits = assign(corpus, seed=seed)
     if checkpoint is not None:
@@ -326,5 +330,6 @@ def harvest(
 
 def _key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:
     """What a checkpoint belongs to: anything that would change its content changes its name."""
-    parts = [subject.revision, *(f"{source.id}{getattr(source, 'revision', '')}" for source in sources), TOP, QUANTILE, POOL, ROWS, *rest]
+    named = [f"{source.id}{getattr(source, 'revision', '')}" for source in sources]
+    parts = [subject.revision, *named, TOP, QUANTILE, POOL, ROWS, *rest]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

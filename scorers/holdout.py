@@ -77,7 +77,8 @@ def build(
         kinds = {kind: [e for e in examples[feature] if e.kind == kind] for kind in ("top", "quantile")}
         n = len(kinds["top"])
         top = {e.window for e in kinds["top"]}
-        drawn = [(ids[i], background[i, :, column] * signs[feature], d) for i, d in enumerate(digests) if d not in top][:n]
+        own = background[:, :, column] * signs[feature]
+        drawn = [(ids[i], own[i], digest) for i, digest in enumerate(digests) if digest not in top][:n]
         sets = {
             "top_random": _whole([*((e.ids, e.activations, e.window) for e in kinds["top"]), *drawn], ids.shape[1]),
             "quantile": _whole([(e.ids, e.activations, e.window) for e in kinds["quantile"]], ids.shape[1]),

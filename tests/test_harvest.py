@@ -276,7 +276,7 @@ def test_silent_windows_are_silent_and_near_misses_hold_a_peak_token(result: Har
         examples = found.lists[kind]
         assert len(examples.features) > 20, "something is tested"
         for feature, window, stored in zip(*examples, strict=True):
-            actual = x[row[uid[window]], :, feature]
+            actual = x[row[int(uid[window])], :, feature]
             assert actual.max() < SILENCE * found.peak[feature]
             assert np.allclose(stored, actual, rtol=1e-3, atol=1e-5)
             near = peak_tokens[feature] & set(result.windows[window].tolist())

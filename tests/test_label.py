@@ -23,8 +23,6 @@ from neuronaut.data.records import Explanation, Score
 from neuronaut.data.store import Store
 from neuronaut.explainers.batch import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
-from neuronaut.scorers.baselines import Baselines
-from neuronaut.scorers.holdout import Holdout
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
@@ -32,7 +30,7 @@ from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from neuronaut.tests.planted import LAYER, NEURONS, Planted, build
 
-NAMES = ("day", "new_haven", "always", "never", "river", "name_again")
+NAMES: tuple[str, ...] = ("day", "new_haven", "always", "never", "river", "name_again")
 """Planted neurons in three chunks; the second has nothing to explain."""
 
 
@@ -76,31 +74,17 @@ class Counting(RuleExplainer):
         return super().explain(batch)
 
 
-class Killer(RuleSimulator):
-    """Scores like the simulator, and kills its process at the fourth feature: in the middle of the third chunk."""
-
-    scored = 0
-
-    def score(self, explanation: Explanation, holdout: Holdout, baselines: Baselines) -> list[Score]:
-        self.scored += 1
-        if self.scored == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().score(explanation, holdout, baselines)
-
-
 def small() -> None:
     """Chunks of two, and little to learn from."""
     torch.set_num_threads(1)
     module.CHUNK, module.BACKGROUND, module.RANDOM_HOLDOUT = 2, 96, 12
 
 
-def run(path: Path, *, scorer: RuleSimulator | None = None, **options: Any) -> list[Result]:
+def run(path: Path, **options: Any) -> list[Result]:
     with Store(path) as store:
         wanted = options.pop("features", None) or features()
         explainer = options.pop("explainer", None) or Counting()
-        return list(
-            label(wanted, store, subject(), explainer=explainer, scorers=[scorer or RuleSimulator()], **options)
-        )
+        return list(label(wanted, store, subject(), explainer=explainer, scorers=[RuleSimulator()], **options))
 
 
 def run_alone(path: str) -> None:
@@ -110,9 +94,19 @@ def run_alone(path: str) -> None:
 
 
 def run_killed(path: str) -> None:
-    """A process that dies in the middle of its third chunk."""
+    """A process that dies while it stores the second feature of its third chunk."""
     small()
-    run(Path(path), scorer=Killer())
+    add, added = Store.add_result, 0
+
+    def dying(self: Store, *args: Any, **options: Any) -> int:
+        nonlocal added
+        added += 1
+        if added == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return add(self, *args, **options)
+
+    Store.add_result = dying
+    run(Path(path))
 
 
 def start(call: str, path: Path) -> subprocess.Popen[bytes]:
