@@ -188,14 +188,20 @@ def score(
     """Score the best explanation of each feature again and add the scores; features without a rule are passed over."""
     for source_id, group in groupby(sorted(features, key=lambda f: str(f.source)), key=lambda f: f.source):
         bench = Bench(store, subject, _opened(store, subject, source_id, sources))
-        members = [(f, best) for f in group if (best := store.best(f)) is not None and best.explanation.rule is not None]
+        members = [
+            (f, best) for f in group if (best := store.best(f)) is not None and best.explanation.rule is not None
+        ]
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]
             evidence = [store.evidence(feature) for feature, _ in chunk]
             batch, holdouts = bench.train(evidence), bench.holdouts(evidence)
             baselines = bench.baselines(batch, {feature: best.explanation for feature, best in chunk})
             for feature, best in chunk:
-                scores = [s for scorer in scorers for s in scorer.score(best.explanation, holdouts[feature], baselines[feature])]
+                scores = [
+                    s
+                    for scorer in scorers
+                    for s in scorer.score(best.explanation, holdouts[feature], baselines[feature])
+                ]
                 store.add_scores(best.id, scores)
                 yield Result(feature, best.explanation, scores)
 
@@ -212,7 +218,9 @@ def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:
     """Open a source that was harvested into the store, at the place it was harvested from."""
     row = next((row for row in store.sources() if row["source"] == str(source_id)), None)
     if row is None:
-        raise NeuronautError(f"nothing of {source_id} in the database; run: neuronaut harvest {source_id.model} {source_id.site}")
+        raise NeuronautError(
+            f"nothing of {source_id} in the database; run: neuronaut harvest {source_id.model} {source_id.site}"
+        )
     if row["model_revision"] != subject.revision:
         raise NeuronautError(
             f"{source_id} was harvested on {source_id.model} of revision {row['model_revision']}, but revision "

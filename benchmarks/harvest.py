@@ -28,8 +28,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import ROWS, harvest, neurons, tiles
+from neuronaut.data.harvest import harvest
 from neuronaut.data.store import Store
+from neuronaut.data.tiles import ROWS, neurons, tiles
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.model import Subject

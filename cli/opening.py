@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.corpus import Corpus
-from ..data.harvest import with_bos
 from ..data.store import Store
+from ..data.tiles import with_bos
 from ..explainers.rule import RuleExplainer
 from ..scorers.simulation import RuleSimulator
 from ..subject.address import Feature, Selection, SourceId

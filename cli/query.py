@@ -38,7 +38,7 @@ embedder_option = click.option(
 @click.argument("source", required=False)
 @min_score_option
 @click.option("--max-score", type=float, metavar="X", help="Only scores of at most X.")
-@click.option("--status", metavar="S", help="Only explained, unlabelled, dead, too_rare, dense or failed.")
+@click.option("--status", metavar="S", help="Only explained, unlabelled, dead, too_rare, dense, no_pattern or failed.")
 @click.option("--sort", type=click.Choice(SORTS), default="feature", show_default=True, help="worst: low scores first.")
 @limit_option(help="At most so many rows.")
 @result_options

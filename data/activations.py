@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .harvest import with_bos
+from .tiles import with_bos
 
 ROWS = 64
 """Rows per forward."""

@@ -12,7 +12,7 @@ from ..subject.errors import NeuronautError
 from .lists import Lists
 
 if TYPE_CHECKING:
-    from .harvest import HarvestState
+    from .state import HarvestState
 
 
 def save_state(path: Path, state: "HarvestState") -> None:
@@ -34,7 +34,9 @@ def load_state(path: Path, empty: "HarvestState") -> "HarvestState":
             for name, source in state.sources.items():
                 _assign(source, name, file)
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise NeuronautError(f"{path} is not a whole harvest checkpoint ({error}); delete it and harvest again") from error
+        raise NeuronautError(
+            f"{path} is not a whole harvest checkpoint ({error}); delete it and harvest again"
+        ) from error
     return state
 
 

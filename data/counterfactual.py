@@ -50,7 +50,7 @@ def minimal_pairs(
     pivots = _pivots(examples, peak)
     if not pivots:
         return []
-    editor = _Editor(examples, pivots, corpus.ravel(), vocabulary, np.random.default_rng(seed))
+    editor = _Editor(examples, pivots, corpus.ravel().astype(np.int64), vocabulary, np.random.default_rng(seed))
     edits = (
         editor.transplant, editor.substitute_pivot, editor.substitute_before, editor.transplant,
         editor.substitute_pivot, editor.insert_before, editor.swap_before,

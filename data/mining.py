@@ -17,9 +17,10 @@ from ..subject.model import Subject
 from ..subject.sources import Source
 from .records import ExampleList, Kind
 from .scan import SourceState, as_half, window_hash
+from .tiles import ROWS, tiles
 
 if TYPE_CHECKING:
-    from .harvest import HarvestState
+    from .state import HarvestState
 
 SILENCE = 0.1
 """A window is silent for a feature while its activation stays below this fraction of the feature's peak."""
@@ -33,14 +34,14 @@ def mine(
     subject: Subject, sources: Sequence[Source], state: "HarvestState", pool: NDArray[np.bool_]
 ) -> dict[str, dict[Kind, ExampleList]]:
     """Silent examples and near misses of every feature, by source."""
-    from .harvest import ROWS, tiles
-
     table = state.table
     rows = np.flatnonzero(pool)
     rows = rows[np.argsort(window_hash(~table.uid[rows]), kind="stable")]
     seen = -(-state.tokens // table.tokens.shape[1])
     rows = rows[: max(min(64, len(rows)), seen // 32)]
-    miners = {str(source.id): _Miner(state, state.sources[str(source.id)], len(subject.vocabulary)) for source in sources}
+    miners = {
+        str(source.id): _Miner(state, state.sources[str(source.id)], len(subject.vocabulary)) for source in sources
+    }
     for start in range(0, len(rows), ROWS):
         part = rows[start : start + ROWS]
         for source, span, _, tile in tiles(subject, sources, table.tokens[part], whole=True):
@@ -88,7 +89,7 @@ class _Miner:
 
 
 def _peak_tokens(state: "HarvestState", source: SourceState) -> NDArray[np.int64]:
-    """The tokens of each feature's highest training peaks, (feature, PEAK_TOKENS), padded with the vocabulary's size."""
+    """The tokens of each feature's highest training peaks, (feature, PEAK_TOKENS), padded with -1."""
     lists, table = source.top, state.table
     train = slice(int(lists.offsets[0]), int(lists.offsets[1]))
     order = np.argsort(-lists.score[:, train], axis=1, kind="stable")[:, :PEAK_TOKENS]

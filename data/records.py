@@ -88,7 +88,7 @@ class Explanation:
     reason: str | None = None
     """Why there is no text, for example "dead: never active on 1,000,000 tokens"."""
     status: str = "explained"
-    """One of "explained", "dead", "too_rare", "dense", "failed"."""
+    """One of "explained", "dead", "too_rare", "dense", "no_pattern", "failed"."""
     rule: str | None = None
     """The rule as JSON (see explainers/rules.py)."""
     seen: tuple[str, ...] = ()

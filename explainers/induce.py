@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .rules import Clause, Condition, Rule, Token
 from .sample import Sample
-from .tree import Growth, Leaf, names_current
+from .tree import Leaf, names_current
 
 QUIET = 0.04
 """A leaf whose value is within this fraction of the value range above the lowest leaf belongs to the floor."""
@@ -34,7 +34,7 @@ class _Draft:
     gains: dict[str, float]
 
 
-def induce(sample: Sample, leaves: list[Leaf], growth: Growth) -> Rule | None:
+def induce(sample: Sample, leaves: list[Leaf]) -> Rule | None:
     """The rule that the leaves amount to; None where no leaf stands out from the floor."""
     means = [_mean(sample, leaf) for leaf in leaves]
     lowest, highest = min(means), max(float(leaf.predicted.max()) for leaf in leaves)
@@ -45,9 +45,11 @@ def induce(sample: Sample, leaves: list[Leaf], growth: Growth) -> Rule | None:
     rest = [leaf for leaf, mean in zip(leaves, means, strict=True) if mean <= quiet]
     mass = [float(sample.weight[leaf.at].sum()) for leaf in rest]
     floor = float(np.average([_mean(sample, leaf) for leaf in rest], weights=mass)) if sum(mass) else lowest
-    drafts = [_draft(sample, leaf, floor, quiet, growth) for leaf in loud]
+    drafts = [_draft(sample, leaf, floor, quiet) for leaf in loud]
     simple = _simplify(sample, [draft for draft in drafts if draft is not None], floor)
-    clauses = sorted((_clause(draft) for draft in simple), key=lambda clause: -max(clause.value, *clause.gains.values(), -1e30))
+    clauses = sorted(
+        (_clause(draft) for draft in simple), key=lambda clause: -max(clause.value, *clause.gains.values(), -1e30)
+    )
     return Rule(any=tuple(clauses), floor=_round(floor)) if clauses else None
 
 
@@ -57,7 +59,7 @@ def _mean(sample: Sample, leaf: Leaf) -> float:
     return float((weight * leaf.predicted).sum() / total) if total else float("inf")
 
 
-def _draft(sample: Sample, leaf: Leaf, floor: float, quiet: float, growth: Growth) -> _Draft | None:
+def _draft(sample: Sample, leaf: Leaf, floor: float, quiet: float) -> _Draft | None:
     """A leaf as a clause; named tokens that stay at the floor are left out."""
     value = _mean(sample, leaf)
     if not leaf.named:
@@ -144,7 +146,7 @@ class _Fit:
 
 
 def _simplify(sample: Sample, drafts: list[_Draft], floor: float) -> list[_Draft]:
-    """Leave out clauses, conditions and members of sets, weakest clause first, while the error stays within tolerance."""
+    """Leave out clauses, conditions and members of sets, weakest clause first, within the tolerated error."""
     fit = _Fit(sample, sorted(drafts, key=lambda draft: draft.value), floor)
     if not drafts:
         return drafts
@@ -192,8 +194,12 @@ def _dropped_members(draft: _Draft) -> Iterator[_Shorten]:
         if found is None or len(found.any) == 1:
             return None
         fewer = found.model_copy(update={"any": tuple(token for token in found.any if token != member)})
-        gains = {t: g for t, g in current.gains.items() if t != member or kind != "when" or not names_current(condition)}
-        return replace(current, **{kind: tuple(fewer if c is found else c for c in getattr(current, kind))}, gains=gains)
+        gains = {
+            t: g for t, g in current.gains.items() if t != member or kind != "when" or not names_current(condition)
+        }
+        return replace(
+            current, **{kind: tuple(fewer if c is found else c for c in getattr(current, kind))}, gains=gains
+        )
 
     for kind in ("unless", "when"):
         for condition in getattr(draft, kind):

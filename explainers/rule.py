@@ -23,13 +23,14 @@ from ..subject.sources import Source
 from .batch import Background, TrainBatch, TrainEvidence
 from .english import describe
 from .induce import induce
-from .rules import Rule
 from .sample import Sample, Windows
 from .tree import Growth, grow
 
 PRUNED = (1, 2, 3, 5, 9, 17, 33)
 """Lengths of context, the peak token included, that context pruning tries."""
 PRUNED_EXAMPLES = 4
+EXAMPLE_SHARE, PIVOT_SHARE = 0.15, 0.05
+"""Weight of all examples, and of all interventions' pivots, as a share of the background's."""
 BROKEN = 0.5
 """A pruned context is broken when less than this fraction of the activation is left."""
 
@@ -59,7 +60,9 @@ class RuleExplainer:
 
     name = "rule"
 
-    def __init__(self, subject: Subject, *, interventions: int = 96, growth: Growth | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, subject: Subject, *, interventions: int = 96, growth: Growth | None = None, seed: int = 0
+    ) -> None:
         """`interventions` is the number of minimal pairs per feature."""
         self._subject, self._interventions, self._seed = subject, interventions, seed
         self._growth, self._limits = growth or Growth(), Limits()
@@ -90,7 +93,10 @@ class RuleExplainer:
             status, reason = "dead", f"never active on {statistics.tokens:,} tokens"
         elif len(active) < self._limits.min_windows:
             status = "too_rare"
-            reason = f"active in {len(active)} training windows of {statistics.tokens:,} tokens; {self._limits.min_windows} are needed"
+            reason = (
+                f"active in {len(active)} training windows of {statistics.tokens:,} tokens; "
+                f"{self._limits.min_windows} are needed"
+            )
         elif strong > self._limits.dense:
             status, reason = "dense", f"above a third of its peak on {strong:.0%} of tokens"
         else:
@@ -119,9 +125,13 @@ class RuleExplainer:
             weights.append(weight)
             documents.append(examples[pair.example].document)
         width = batch.background.ids.shape[1]
-        return _Rows(np.array(ids, np.int64).reshape(-1, width), np.array(weights, np.float32).reshape(-1, width), documents)
+        return _Rows(
+            np.array(ids, np.int64).reshape(-1, width), np.array(weights, np.float32).reshape(-1, width), documents
+        )
 
-    def _measure(self, source: Source, chosen: Sequence[TrainEvidence], rows: Sequence[_Rows]) -> list[NDArray[np.float32]]:
+    def _measure(
+        self, source: Source, chosen: Sequence[TrainEvidence], rows: Sequence[_Rows]
+    ) -> list[NDArray[np.float32]]:
         """Each feature's activation on its own rows, all features in shared forwards."""
         if not chosen:
             return []
@@ -136,10 +146,10 @@ class RuleExplainer:
         self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32]
     ) -> Explanation:
         sample, growth = self._sample(evidence, batch, rows, activations)
-        rule = induce(sample, grow(sample, growth), growth)
+        rule = induce(sample, grow(sample, growth))
         if rule is None:
             reason = "no token condition predicts it better than its mean on training text"
-            return Explanation(evidence.feature, None, self.name, reason=reason, status="failed")
+            return Explanation(evidence.feature, None, self.name, reason=reason, status="no_pattern")
         top = max((e for e in evidence.examples if e.kind == "top"), key=lambda e: e.peak)
         text = describe(rule, peak=evidence.statistics.peak, example=_snippet(top))
         seen = {e.window for e in evidence.examples}
@@ -153,26 +163,32 @@ class RuleExplainer:
     ) -> tuple[Sample, Growth]:
         """Background, examples and interventions as one weighted sample.
 
-        Each part weighs as a fixed share of the background: examples 0.3, interventions 0.1 (only their
-        pivots count). Documents whose name hashes to a quarter are kept for checking splits.
+        Of interventions only the pivots count. A quarter of the documents, by the hash of their names, is
+        kept for checking splits.
         """
         background = self._windows(batch)
         examples = list({e.window: e for e in evidence.examples if e.kind != "bottom"}.values())
         own_ids = np.concatenate([np.stack([e.ids for e in examples]), rows.ids])
         own_activations = np.concatenate([np.stack([e.activations for e in examples]), activations])
         mass = float(background.ids.size)
-        example_weight = 0.3 * mass / (len(examples) * background.ids.shape[1])
-        pivot_weight = 0.1 * mass / max(float(rows.weight.sum()), 1.0)
+        example_weight = EXAMPLE_SHARE * mass / (len(examples) * background.ids.shape[1])
+        pivot_weight = PIVOT_SHARE * mass / max(float(rows.weight.sum()), 1.0)
         own_weight = np.concatenate(
             [np.full((len(examples), own_ids.shape[1]), example_weight), rows.weight * pivot_weight]
         ).astype(np.float32)
         weight = np.concatenate([np.ones(background.ids.size, np.float32), own_weight.ravel()])
-        held = np.array([_held_back(name) for name in (*batch.background.documents, *(e.document for e in examples), *rows.documents)])
+        held = np.array(
+            [
+                _held_back(name)
+                for name in (*batch.background.documents, *(e.document for e in examples), *rows.documents)
+            ]
+        )
         back = np.repeat(held, background.ids.shape[1])
         sample = Sample(
             background, Windows(batch.vocabulary, own_ids),
             np.concatenate([evidence.background.ravel(), own_activations.ravel()]),
-            np.where(back, 0, weight).astype(np.float32), np.where(back, weight, 0).astype(np.float32), batch.vocabulary,
+            np.where(back, 0, weight).astype(np.float32), np.where(back, weight, 0).astype(np.float32),
+            batch.vocabulary,
         )  # fmt: skip
         return sample, replace(self._growth, prior=self._growth.prior + 0.3 * example_weight)
 
@@ -191,13 +207,13 @@ def _random_examples(evidence: TrainEvidence, batch: TrainBatch, *, count: int) 
     """The background windows in which the feature is strongest: they hold pivots that no list kept."""
     rows = np.argsort(-evidence.background.max(axis=1), kind="stable")[:count]
     back = batch.background
-    return [
-        Example(
-            tuple(batch.vocabulary[i] for i in back.ids[row]), back.ids[row].astype(np.int64), evidence.background[row],
-            "random", "train", back.documents[row], back.digests[row],
-        )
-        for row in rows
-    ]  # fmt: skip
+    found = []
+    for row in map(int, rows):
+        tokens = tuple(batch.vocabulary[i] for i in back.ids[row])
+        values = evidence.background[row]
+        document, digest = back.documents[row], back.digests[row]
+        found.append(Example(tokens, back.ids[row].astype(np.int64), values, "random", "train", document, digest))
+    return found
 
 
 def _pruned(example: Example) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .evaluate import TokenGrid, matches
-from .rules import CLASSES, Class, Condition, Induction, Inside, Repeat, Token
+from .rules import CLASSES, Class, Condition, Induction, Inside, Repeat
 
 OFFSETS = (0, -1, -2, -3, -4)
 """Offsets at which sets of tokens are tried, nearest first."""
@@ -101,4 +101,5 @@ class Sample:
     def boolean_sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sums of values (N, column) over the tokens where each of `BOOLEAN` holds, (condition, column)."""
         split = self.background.ids.size
-        return self.background.boolean @ values[:split] + self.own.boolean @ values[split:]
+        inside = self.background.boolean @ values[:split] + self.own.boolean @ values[split:]
+        return inside.astype(np.float32)

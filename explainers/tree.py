@@ -24,15 +24,17 @@ WITHIN = (4, 8)
 class Growth:
     """Limits of a tree."""
 
-    leaves: int = 10
+    leaves: int = 14
     set_size: int = 24
     """Tokens in one set."""
-    min_gain: float = 0.003
+    min_gain: float = 0.002
     """A split must remove this fraction of the root's squared error."""
     min_rows: int = 3
     """A split's smaller side must hold in this many windows."""
     prior: float = 4.0
     """Weight with which a token's mean is drawn towards its leaf's."""
+    evidence: float = 2.0
+    """Standard errors by which a context token's mean residual must differ from zero; half of it for current tokens."""
     brevity: float = 0.004
     """Fraction of its gain that a split loses for each token it names."""
 
@@ -85,7 +87,10 @@ class _View:
             return
         size = len(self.sample.vocabulary) + 1
         ids = self.sample.tokens[offset][self.leaf.at]
-        weights, sums = np.bincount(ids, self.weight, size), np.bincount(ids, self.weighted, size)
+        weights: NDArray[np.float64] = np.bincount(ids, self.weight, size).astype(np.float64)
+        sums: NDArray[np.float64] = np.bincount(ids, self.weighted, size).astype(np.float64)
+        errors = np.sqrt(np.bincount(ids, self.weighted**2, size))
+        sums[np.abs(sums) < self.growth.evidence * (1.0 if offset else 0.5) * errors] = 0
         weights[-1] = 0  # "before the window" is no token
         for sign in (1, -1) if offset else (1,):
             chosen = _best_set(weights, sign * sums, self.growth, own_values=offset == 0)
@@ -103,6 +108,8 @@ class _View:
         columns = np.stack([self._shift(offset) for offset in range(1, reach + 1)])
         sums = np.bincount(columns.ravel(), np.tile(self.weighted, reach), size)
         masses = np.bincount(columns.ravel(), np.tile(self.weight, reach), size)
+        errors = np.sqrt(np.bincount(columns.ravel(), np.tile(self.weighted**2, reach), size))
+        masses[(np.abs(sums) < self.growth.evidence * errors)] = 0
         masses[-1] = 0
         for sign in (1, -1):
             worth = np.where((sign * sums > 0) & (masses > 0), sums**2 / (masses + self.growth.prior), 0)
@@ -221,7 +228,10 @@ def _children(sample: Sample, leaf: Leaf, condition: Condition, growth: Growth) 
     inside, outside = leaf.at[mask], leaf.at[~mask]
     return (
         Leaf(inside, _fit(sample, inside, named=named, growth=growth), (*leaf.when, condition), leaf.unless, named),
-        Leaf(outside, _fit(sample, outside, named=leaf.named, growth=growth), leaf.when, (*leaf.unless, condition), leaf.named),
+        Leaf(
+            outside, _fit(sample, outside, named=leaf.named, growth=growth), leaf.when, (*leaf.unless, condition),
+            leaf.named,
+        ),
     )  # fmt: skip
 
 

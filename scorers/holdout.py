@@ -88,9 +88,7 @@ def build(
     return holdouts
 
 
-def _pairs(
-    examples: Sequence[Example], peak: float, ids: NDArray[np.int64], vocabulary: int, seed: int
-) -> list[Pair]:
+def _pairs(examples: Sequence[Example], peak: float, ids: NDArray[np.int64], vocabulary: int, seed: int) -> list[Pair]:
     return minimal_pairs(examples, peak=peak, corpus=ids, vocabulary=vocabulary, count=PAIRS, seed=seed + 1)
 
 
@@ -122,7 +120,9 @@ def _paired(examples: Sequence[Example], pairs, edited: NDArray[np.float32], wid
         return _whole([], width)
     pivots = np.array([pair.pivot for pair in pairs])
     originals = [examples[pair.example] for pair in pairs]
-    true = np.array([[e.activations[p], row[p]] for e, row, p in zip(originals, edited, pivots, strict=True)], np.float32)
+    true = np.array(
+        [[e.activations[p], row[p]] for e, row, p in zip(originals, edited, pivots, strict=True)], np.float32
+    )
     ids = np.concatenate([np.stack([e.ids for e in originals]), np.stack([pair.tokens for pair in pairs])])
     rows = np.stack([np.arange(n), np.arange(n) + n], axis=1)
     return ScoredWindows(

@@ -44,7 +44,9 @@ class RuleSimulator:
         if not len(windows.ids):
             return [self._null(name, windows, "no holdout windows")]
         grid = TokenGrid(holdout.vocabulary, windows.ids)
-        measured = self._measure(windows, windows.at(predict(rule, grid)), holdout.peak, paired=name == "counterfactual")
+        measured = self._measure(
+            windows, windows.at(predict(rule, grid)), holdout.peak, paired=name == "counterfactual"
+        )
         others: dict[str, Mapping[str, Measured]] = {}
         for key, values in _predictions(baselines, windows, grid).items():
             others[key] = self._measure(windows, values, holdout.peak, paired=name == "counterfactual")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from neuronaut.subject.model import Subject
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     Gemma2Config,
@@ -26,6 +25,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from neuronaut.subject.model import Subject
 
 VOCABULARY, CONTEXT, D_MODEL, NEURONS, HEADS, D_HEAD = 300, 64, 24, 80, 4, 8
 """D_MODEL, HEADS * D_HEAD and NEURONS all differ, so that no width passes for another."""

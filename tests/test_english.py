@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from neuronaut.explainers.english import WORDS, describe
 from neuronaut.explainers.phrases import visible
 from neuronaut.explainers.rules import (

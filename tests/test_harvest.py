@@ -17,24 +17,16 @@ import torch
 
 from neuronaut.data import harvest as module
 from neuronaut.data import histogram
+from neuronaut.data import state as state_module
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import (
-    QUANTILE,
-    ROWS,
-    TOP,
-    HarvestState,
-    collect,
-    finish,
-    harvest,
-    neurons,
-    tiles,
-    with_bos,
-)
+from neuronaut.data.harvest import collect, finish, harvest
 from neuronaut.data.mining import CAPACITY, PEAK_TOKENS, SILENCE
 from neuronaut.data.records import ExampleList, HarvestResult, SourceResult
 from neuronaut.data.scan import priority, window_hash
 from neuronaut.data.splits import Splits, assign
+from neuronaut.data.state import QUANTILE, TOP, HarvestState
 from neuronaut.data.store import Store
+from neuronaut.data.tiles import ROWS, neurons, tiles, with_bos
 from neuronaut.data.windows import WindowBatch, windows
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
@@ -405,7 +397,7 @@ def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path, monkeypatch:
 
 def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     small = [dictionary("relu", width=2)]
-    monkeypatch.setattr(module, "POOL", 32)
+    monkeypatch.setattr(state_module, "POOL", 32)
     held: list[int] = []
     scan = module._scan_batch
 

@@ -9,10 +9,11 @@ import pytest
 from neuronaut.agent.label import Bench
 from neuronaut.data.codec import window_digest
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest, neurons, with_bos
+from neuronaut.data.harvest import harvest
 from neuronaut.data.records import Evidence
 from neuronaut.data.splits import assign
 from neuronaut.data.store import Store
+from neuronaut.data.tiles import neurons, with_bos
 from neuronaut.scorers.holdout import PAIRS, Holdout, build
 from neuronaut.subject.address import Feature
 from neuronaut.subject.model import Subject

@@ -36,14 +36,18 @@ def test_a_folder_imports_only_from_folders_to_its_left(folder: str) -> None:
 def test_every_package_is_packaged() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {
-        ".".join(("neuronaut", *p.parent.relative_to(ROOT).parts)) for f in ORDER for p in modules(f) if p.name == "__init__.py"
+        ".".join(("neuronaut", *p.parent.relative_to(ROOT).parts))
+        for f in ORDER
+        for p in modules(f)
+        if p.name == "__init__.py"
     }
     assert set(listed) == found | {"neuronaut"}
 
 
 def test_importing_does_nothing() -> None:
     code = (
-        "import sys, neuronaut, neuronaut.cli.main; heavy = {'torch', 'transformers', 'numpy', 'sentence_transformers'};"
+        "import sys, neuronaut, neuronaut.cli.main;"
+        "heavy = {'torch', 'transformers', 'numpy', 'sentence_transformers'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

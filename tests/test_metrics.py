@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from neuronaut.scorers import metrics
 from neuronaut.scorers.metrics import Measured, auroc, correlation, difference, evaluate, explained_variance
 

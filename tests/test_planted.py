@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from neuronaut.tests.planted import LAYER, LONGEST, WORDS, Planted, PlantedNeuron, build
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+
+from neuronaut.tests.planted import LAYER, LONGEST, WORDS, Planted, PlantedNeuron, build
 
 NAMES = (
     "day", "colour", "new_haven", "river_not_dry", "bell_after_storm", "price", "quoted", "early", "seen_before",

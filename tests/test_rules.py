@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from neuronaut.explainers.evaluate import LOOKBACK, TokenGrid, clause_matches, matches, predict, simulate
 from neuronaut.explainers.rules import (
     CLASSES,

@@ -12,16 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuronaut.subject.architecture import ARCHITECTURES, Architecture, Port
-from neuronaut.subject.conformance import unembed
-from neuronaut.subject.errors import NeuronautError
-from neuronaut.subject.model import Subject, listing
-from neuronaut.subject.vocabulary import byte_alphabet, token_strings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from neuronaut.subject.architecture import ARCHITECTURES, Architecture, Port
+from neuronaut.subject.conformance import unembed
+from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.model import Subject, listing
+from neuronaut.subject.vocabulary import byte_alphabet, token_strings
 from tests.families import (
     D_HEAD,
     D_MODEL,

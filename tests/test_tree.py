@@ -47,7 +47,7 @@ def sample_of(truth: Truth, *, seed: int = 0, noise: float = 0.0) -> Sample:
 
 def learned(truth: Truth, *, seed: int = 0, noise: float = 0.0, growth: Growth | None = None) -> Rule | None:
     sample, growth = sample_of(truth, seed=seed, noise=noise), growth or Growth()
-    return induce(sample, grow(sample, growth), growth)
+    return induce(sample, grow(sample, growth))
 
 
 def miss(rule: Rule, truth: Truth, *, seed: int = 99) -> float:
@@ -228,7 +228,6 @@ def test_tokens_without_weight_do_not_count() -> None:
     rule = induce(
         sample := Sample(whole.background, whole.own, wrong, weight, check, VOCABULARY),
         grow(sample, Growth()),
-        Growth(),
     )
     assert rule is not None
     assert miss(rule, token_set) == 0.0

@@ -21,7 +21,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .. import stdlib
 
@@ -41,7 +41,7 @@ def train_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def token_stream(tokenizer: PreTrainedTokenizerFast, *, held_out: bool) -> Tensor:
+def token_stream(tokenizer: PreTrainedTokenizerBase, *, held_out: bool) -> Tensor:
     """All tokens of the training (or held-out) modules, joined. Shape: (tokens,)."""
     texts = [text for name, text in stdlib.modules() if stdlib.held_out(name) == held_out]
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

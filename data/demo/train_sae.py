@@ -95,7 +95,9 @@ def main() -> None:
     dictionary = train(
         vectors, width=options.width, k=options.k, steps=options.steps, rate=options.rate, seed=options.seed
     )
-    save_dictionary(dictionary, options.folder / "sae", metadata={"model_name": "demo", "hook_name": "blocks.2.hook_resid_post"})
+    save_dictionary(
+        dictionary, options.folder / "sae", metadata={"model_name": "demo", "hook_name": "blocks.2.hook_resid_post"}
+    )
     gate = check(dictionary, activations(subject, held_out=True), force=True)
     card = {"fvu": gate.fvu, "l0": gate.l0, "dead_share": gate.dead_share, "tokens": gate.tokens}
     (options.folder / "sae" / "card.json").write_text(json.dumps(card, indent=1))
