@@ -35,8 +35,8 @@ CHUNK = 48
 """Features that are explained together."""
 BACKGROUND = 2048
 """Pool windows of the training split that explainers see at most."""
-RANDOM_HOLDOUT = 24
-"""Random holdout windows that scorers draw from."""
+RANDOM_HOLDOUT = 256
+"""Random holdout windows that scorers draw windows and substitute tokens from."""
 
 
 @dataclass(frozen=True, slots=True)

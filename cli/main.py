@@ -4,6 +4,7 @@ A verb's module is imported when the verb is named, and itself imports what is h
 transformers, numpy) when the verb runs, so that help is immediate.
 """
 
+import os
 import shlex
 from collections.abc import Mapping
 from importlib import import_module
@@ -57,6 +58,8 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; an error becomes one line and exit code 1, an interrupt exit code 130."""
+        # Torch reads this when it is first imported: an idle OpenMP thread would spin on a core the harvest's scan needs.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):

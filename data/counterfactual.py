@@ -5,8 +5,8 @@ its peak, or of a near miss) one thing is changed: the pivot token itself; one o
 the order of two of them; the run of tokens right before the pivot, which is replaced by the run before
 the same token in a window where the feature behaved otherwise (a transplant: what an exception or a
 missing cause answers to); or tokens are put in before the pivot, and everything before them moves
-back. Every other token stays, and so does the window's length. Substitutes are drawn half from the
-corpus and half evenly from the vocabulary, so that rare tokens get their turn.
+back. Every other token stays, and so does the window's length. Substitutes are drawn half as often as
+they occur in the corpus and half evenly from its tokens, so that rare ones get their turn.
 """
 
 from collections.abc import Sequence
@@ -40,17 +40,17 @@ class _Pivot(NamedTuple):
 
 
 def minimal_pairs(
-    examples: Sequence[Example], *, peak: float, corpus: NDArray[np.integer], vocabulary: int, count: int, seed: int
+    examples: Sequence[Example], *, peak: float, corpus: NDArray[np.integer], count: int, seed: int
 ) -> list[Pair]:
     """Up to `count` edits of the examples, cycling through pivots and kinds of edit; no two edited windows are equal.
 
     `peak` is the feature's highest activation: a pivot is active above half of it. `corpus` are token ids
-    of any shape to draw substitutes from, `vocabulary` is the number of token ids.
+    of any shape to draw substitutes from.
     """
     pivots = _pivots(examples, peak)
     if not pivots:
         return []
-    editor = _Editor(examples, pivots, corpus.ravel().astype(np.int64), vocabulary, np.random.default_rng(seed))
+    editor = _Editor(examples, pivots, corpus.ravel().astype(np.int64), np.random.default_rng(seed))
     edits = (
         editor.transplant, editor.substitute_pivot, editor.substitute_before, editor.transplant,
         editor.substitute_pivot, editor.insert_before, editor.swap_before,
@@ -91,10 +91,10 @@ class _Editor:
     """The kinds of edit. Each returns an edited copy of the pivot's window, or None where it does not apply."""
 
     def __init__(
-        self, examples: Sequence[Example], pivots: list[_Pivot], corpus: Ids, vocabulary: int, rng: np.random.Generator
+        self, examples: Sequence[Example], pivots: list[_Pivot], corpus: Ids, rng: np.random.Generator
     ) -> None:
         self._examples, self._pivots, self._corpus = examples, pivots, corpus
-        self._vocabulary, self._rng = vocabulary, rng
+        self._types, self._rng = np.unique(corpus), rng
 
     def substitute_pivot(self, pivot: _Pivot) -> Ids | None:
         """Another token at the pivot: one time in three one on which the feature peaks elsewhere."""
@@ -157,6 +157,4 @@ class _Editor:
         return min(int(self._rng.geometric(0.3)), pivot.position, REACH)
 
     def _substitute(self) -> int:
-        if self._rng.random() < 0.5:
-            return int(self._rng.choice(self._corpus))
-        return int(self._rng.integers(self._vocabulary))
+        return int(self._rng.choice(self._corpus if self._rng.random() < 0.5 else self._types))

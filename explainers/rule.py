@@ -116,7 +116,7 @@ class RuleExplainer:
                 documents.append(example.document)
         pairs = minimal_pairs(
             examples, peak=evidence.statistics.peak, corpus=batch.background.ids,
-            vocabulary=len(batch.vocabulary), count=self._interventions, seed=self._seed,
+            count=self._interventions, seed=self._seed,
         )  # fmt: skip
         for pair in pairs:
             weight = np.zeros(len(pair.tokens), np.float32)

@@ -36,7 +36,7 @@ class Growth:
     evidence: float = 2.0
     """Standard errors by which a context token's mean residual must differ from zero; half of it for current tokens."""
     brevity: float = 0.004
-    """Fraction of its gain that a split loses for each token it names."""
+    """Fraction of its gain that a split loses for each token it names beyond the first, or for not being named."""
 
 
 @dataclass(slots=True, eq=False)
@@ -165,8 +165,8 @@ class _View:
         return tuple(dict.fromkeys(self.sample.vocabulary[i] for i in ids))
 
     def _split(self, condition: Condition, gain: float) -> Split:
-        named = len(condition.any) if isinstance(condition, Token) else 0
-        return Split(condition, gain * (1 - self.growth.brevity * named))
+        length = len(condition.any) - 1 if isinstance(condition, Token) else 1  # a token says more than its class
+        return Split(condition, gain * (1 - self.growth.brevity * length))
 
 
 def _best_set(

@@ -21,6 +21,8 @@ from ..subject.sources import Source
 
 PAIRS = 64
 """Minimal pairs per feature."""
+DRAWN = 32
+"""Random windows that are read; as many of them are scored as there are top windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,13 @@ def build(
     """Holdout sets of several features of one source, in shared forwards.
 
     `examples` are the store's holdout examples; `random` are random holdout windows, ids (row, position)
-    and digests, that no explainer was shown.
+    and digests, that no explainer was shown; substitutes for minimal pairs come from them, too.
     """
     features = list(examples)
     signs = {feature: -1.0 if feature.negative else 1.0 for feature in features}
     ids, digests = random
-    background = read_columns(subject, source, ids, [feature.index for feature in features])
-    pairs = {f: _pairs(examples[f], peaks[f], ids, len(subject.vocabulary), seed) for f in features}
+    background = read_columns(subject, source, ids[:DRAWN], [feature.index for feature in features])
+    pairs = {f: _pairs(examples[f], peaks[f], ids, seed) for f in features}
     edited = _measure(subject, source, pairs, signs)
     holdouts = []
     for column, feature in enumerate(features):
@@ -78,7 +80,7 @@ def build(
         n = len(kinds["top"])
         top = {e.window for e in kinds["top"]}
         own = background[:, :, column] * signs[feature]
-        drawn = [(ids[i], own[i], digest) for i, digest in enumerate(digests) if digest not in top][:n]
+        drawn = [(ids[i], own[i], digest) for i, digest in enumerate(digests[:DRAWN]) if digest not in top][:n]
         sets = {
             "top_random": _whole([*((e.ids, e.activations, e.window) for e in kinds["top"]), *drawn], ids.shape[1]),
             "quantile": _whole([(e.ids, e.activations, e.window) for e in kinds["quantile"]], ids.shape[1]),
@@ -88,8 +90,8 @@ def build(
     return holdouts
 
 
-def _pairs(examples: Sequence[Example], peak: float, ids: NDArray[np.int64], vocabulary: int, seed: int) -> list[Pair]:
-    return minimal_pairs(examples, peak=peak, corpus=ids, vocabulary=vocabulary, count=PAIRS, seed=seed + 1)
+def _pairs(examples: Sequence[Example], peak: float, ids: NDArray[np.int64], seed: int) -> list[Pair]:
+    return minimal_pairs(examples, peak=peak, corpus=ids, count=PAIRS, seed=seed + 1)
 
 
 def _measure(subject: Subject, source: Source, pairs, signs) -> dict[Feature, NDArray[np.float32]]:  # noqa: ANN001

@@ -11,7 +11,7 @@ from neuronaut.data.records import Example, Kind
 PIVOT = 7
 """The token on which the planted feature fires, unless STOP stands before it."""
 STOP = 3
-CORPUS, VOCABULARY = np.arange(1, 20).reshape(1, -1), 30
+CORPUS = np.arange(1, 20).reshape(1, -1)
 
 
 def example(ids: list[int], number: int, *, kind: Kind = "top") -> Example:
@@ -36,7 +36,7 @@ def evidence(seed: int, *, active: int = 4, silent: int = 3, length: int = 20) -
 
 
 def made(examples: list[Example], *, count: int = 40, seed: int = 0) -> list[Pair]:
-    return minimal_pairs(examples, peak=2.0, corpus=CORPUS, vocabulary=VOCABULARY, count=count, seed=seed)
+    return minimal_pairs(examples, peak=2.0, corpus=CORPUS, count=count, seed=seed)
 
 
 def is_insertion(original: np.ndarray, edited: np.ndarray, pivot: int) -> bool:

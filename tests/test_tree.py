@@ -185,7 +185,7 @@ def test_the_same_sample_gives_the_same_rule() -> None:
 
 def written_out(leaf: Leaf, sample: Sample) -> Clause:
     """A leaf as a clause, nothing left out."""
-    tokens = [VOCABULARY[i] for i in sample.tokens(0)[leaf.at]]
+    tokens = [VOCABULARY[i] for i in sample.tokens[0][leaf.at]]
     gains = dict(zip(tokens, leaf.predicted.tolist(), strict=True)) if leaf.named else {}
     return Clause(when=leaf.when, unless=leaf.unless, value=float(leaf.predicted[0]), gains=gains)
 
@@ -217,7 +217,7 @@ def test_what_only_holds_in_the_fitted_documents_is_not_learned() -> None:
     fitted = windows.weight > 0
     flipped = np.where(fitted, windows.activation, 1 - windows.activation).astype(np.float32)
     sample = Sample(windows.background, windows.own, flipped, windows.weight, windows.check, VOCABULARY)
-    assert induce(sample, grow(sample, Growth()), Growth()) is None
+    assert induce(sample, grow(sample, Growth())) is None
 
 
 def test_tokens_without_weight_do_not_count() -> None:
