@@ -55,11 +55,15 @@ def random_subject() -> Subject:
     )
 
 
-def random_corpus(tokens: int) -> Corpus:
-    """Documents of 8 windows of uniform random tokens."""
+def random_corpus(tokens: int, folder: Path) -> Corpus:
+    """Documents of 8 windows of uniform random tokens, on disk, so that the corpus takes no memory."""
     rng = np.random.default_rng(0)
-    rows = rng.integers(1, VOCABULARY, size=(tokens // (8 * WINDOW), 8 * WINDOW))
-    return Corpus.of("uniform random tokens", [" ".join(f"t{i}" for i in row) for row in rows])
+    path = folder / "random.jsonl"
+    with path.open("w") as file:
+        for _ in range(tokens // (8 * WINDOW)):
+            text = " ".join(f"t{i}" for i in rng.integers(1, VOCABULARY, size=8 * WINDOW))
+            file.write(json.dumps({"text": text}) + "\n")
+    return Corpus.load(path)
 
 
 def random_dictionary(subject: Subject, *, kind: str) -> Source:
@@ -90,7 +94,7 @@ def limit(subject: Subject, sources: Sequence[Source], *, window: int, batches: 
     return batches * tokens.size / (time.perf_counter() - start)
 
 
-def work(name: str, tokens: int) -> tuple[Subject, list[Source], Corpus, int]:
+def work(name: str, tokens: int, folder: Path) -> tuple[Subject, list[Source], Corpus, int]:
     if name == "demo":
         subject = Subject.load("demo")
         sae = open_source(subject, SourceId("demo", "resid_post.2", "sae"))
@@ -100,13 +104,13 @@ def work(name: str, tokens: int) -> tuple[Subject, list[Source], Corpus, int]:
         sources = neurons(subject, [f"mlp.{i}" for i in range(6)])
     else:
         sources = [random_dictionary(subject, kind="relu" if name == "sae" else "topk")]
-    return subject, sources, random_corpus(tokens), WINDOW
+    return subject, sources, random_corpus(tokens, folder), WINDOW
 
 
 def measure(name: str, tokens: int) -> dict[str, object]:
     """One side-by-side run."""
-    subject, sources, corpus, window = work(name, tokens)
     with tempfile.TemporaryDirectory() as folder:
+        subject, sources, corpus, window = work(name, tokens, Path(folder))
         before = limit(subject, sources, window=window, batches=16)
         start = time.perf_counter()
         with Store(Path(folder) / "bench.db") as store:

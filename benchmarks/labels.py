@@ -39,7 +39,7 @@ CORRELATIONS = {
 }
 OTHER_METRICS = {"explained_variance": "explained variance", "auroc": "AUROC", "agreement": "agreement"}
 """Both: key of a score within its set, and what it is called in a table."""
-STATUSES = ("explained", "dead", "too_rare", "dense", "failed")
+STATUSES = ("explained", "dead", "too_rare", "dense", "no_pattern")
 DRAWS = 2000
 
 
@@ -161,7 +161,14 @@ def main(
             {name: group for name, group in groups(found).items() if name != "all neurons"}, figure, model=subject.name
         )
     if as_json:
-        click.echo(json.dumps({"features": [asdict(labelled) for labelled in found], "costs": asdict(costs)}))
+        click.echo(
+            json.dumps(
+                {
+                    "features": [asdict(labelled) for labelled in found],
+                    "costs": {"seconds": dict(costs.stages), "in_forwards": dict(costs.forwards)},
+                }
+            )
+        )
     else:
         click.echo(report(found, costs))
 
