@@ -75,7 +75,8 @@ class _Miner:
             self._found[kind].append((features, row, values))
 
     def lists(self) -> dict[Kind, ExampleList]:
-        return {kind: self._list(parts) for kind, parts in self._found.items()}
+        """What was found, by kind; the miner holds it no longer."""
+        return {kind: self._list(self._found.pop(kind)) for kind in list(self._found)}
 
     def _list(self, parts: list[tuple[NDArray[np.int64], int, NDArray[np.float16]]]) -> ExampleList:
         positions = self._table.tokens.shape[1]
@@ -84,8 +85,14 @@ class _Miner:
         feature = np.concatenate([features for features, _, _ in parts])
         row = np.concatenate([np.full(len(features), row) for features, row, _ in parts])
         order = np.lexsort((self._table.split[row], feature))
-        values = np.concatenate([values for _, _, values in parts])
-        return ExampleList(feature[order].astype(np.int32), row[order].astype(np.int32), values[order])
+        place = np.argsort(order)
+        values = np.empty((len(feature), positions), np.float16)
+        end = len(feature)
+        while parts:  # each part is let go as it is placed: two copies at once would be the harvest's peak of memory
+            part = parts.pop()[2]
+            values[place[end - len(part) : end]] = part
+            end -= len(part)
+        return ExampleList(feature[order].astype(np.int32), row[order].astype(np.int32), values)
 
 
 def _peak_tokens(state: "HarvestState", source: SourceState) -> NDArray[np.int64]:
