@@ -58,7 +58,7 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; an error becomes one line and exit code 1, an interrupt exit code 130."""
-        # Torch reads this when it is first imported: an idle OpenMP thread would spin on a core the harvest's scan needs.
+        # Read by torch when it is imported: an idle OpenMP thread would spin on a core that the harvest's scan needs.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return super().invoke(ctx)
