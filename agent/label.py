@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import groupby
 
 import numpy as np
@@ -160,7 +161,12 @@ def _label_chunk(
     explained = [part for part in evidence if explanations[part.feature].rule is not None]
     holdouts = bench.holdouts(explained) if explained else {}
     baselines = bench.baselines(batch, explanations)
-    provenance = {"key": key, "model": bench.subject.revision, "background": len(bench.background.ids)}
+    provenance = {
+        "key": key,
+        "model": bench.subject.revision,
+        "background": len(bench.background.ids),
+        "libraries": {name: version(name) for name in ("neuronaut", "torch", "transformers", "numpy")},
+    }
     results = []
     for feature, made in explanations.items():
         explanation = replace(made, provenance={**made.provenance, **provenance})

@@ -9,7 +9,7 @@ the tree to a short rule and says it in English.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +71,13 @@ class RuleExplainer:
     @property
     def settings(self) -> dict[str, object]:
         """What, beside the evidence, determines an explanation."""
-        return {"interventions": self._interventions, "seed": self._seed, "version": 1}
+        return {
+            "interventions": self._interventions,
+            "seed": self._seed,
+            "growth": asdict(self._growth),
+            "limits": asdict(self._limits),
+            "version": 1,
+        }
 
     def explain(self, batch: TrainBatch) -> list[Explanation]:
         """One explanation per feature, in order; abstentions have a status and a reason instead of a text."""

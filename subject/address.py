@@ -15,7 +15,7 @@ _SOURCE = re.compile(r"(?P<model>[^:@\s]+):(?P<site>[a-z_]+(\.\d+)?)(@(?P<dictio
 _PART = re.compile(r"(\d+)(?:-(\d+))?")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class SourceId:
     """The name of a family of features at a site."""
 
@@ -34,7 +34,7 @@ class SourceId:
         return f"{self.model}:{self.site}" + (f"@{self.dictionary}" if self.dictionary else "")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Feature:
     """The address of one unit of a source."""
 
