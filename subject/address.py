@@ -74,7 +74,9 @@ class Selection:
             return cls(source, "random", count=int(match["count"]), negative=bool(match["negative"]))
         if _SOURCE.fullmatch(text):
             return cls(SourceId.parse(text), "alive")
-        source, _, selector = text.rpartition(":")
+        source, colon, selector = text.rpartition(":")
+        if not colon:
+            raise NeuronautError(f"{text!r} does not name features; wanted MODEL:SITE:INDEX, such as gpt2:mlp.5:131")
         negative = selector.endswith("-")
         selector = selector.removesuffix("-")
         if selector in ("all", "alive"):
