@@ -169,7 +169,8 @@ def _label_chunk(
     }
     results = []
     for feature, made in explanations.items():
-        explanation = replace(made, provenance={**made.provenance, **provenance})
+        again = {"attempt": len(bench.store.explanations(feature)) + 1} if redo else {}
+        explanation = replace(made, provenance={**made.provenance, **provenance, **again})
         scores = [
             score
             for scorer in scorers

@@ -164,7 +164,8 @@ def explanation_key(explanation: Explanation) -> str:
 
 
 def _explanation_digest(explanation: Explanation) -> str:
-    parts = (explanation.explainer, explanation.provenance.get("key"), explanation.text, explanation.reason)
+    made = explanation.provenance
+    parts = (explanation.explainer, made.get("key"), made.get("attempt"), explanation.text, explanation.reason)
     return content_digest(*parts, explanation.status, explanation.rule, sorted(explanation.seen))
 
 
