@@ -103,9 +103,10 @@ class Score:
     scorer: str
     """For example "simulation"."""
     examples: str
-    """Which set of examples: "top_random", "quantile" or "counterfactual"."""
+    """Which set of examples, for example "top_random", "quantile" or "counterfactual"."""
     metric: str
-    """"correlation" (Pearson's r over all tokens at once), "explained_variance" or "auroc"."""
+    """"correlation" (Pearson's r over all tokens at once), "explained_variance", "auroc", "agreement" (balanced
+    accuracy of "above the threshold") or "balanced_accuracy" (of a judge's yes and no)."""
     value: float | None
     reason: str | None = None
     """Why there is no value; None where there is one."""
@@ -117,10 +118,51 @@ class Score:
     coverage: float = 1.0
     """Fraction of the windows' tokens for which there was a prediction."""
     baselines: dict[str, float | None] = field(default_factory=dict)
-    """The same metric for "token_rule", "token_table" and "other_rule"."""
+    """The same metric for each `Role` of a baseline or control."""
     windows: tuple[str, ...] = ()
     """Digests of the windows that were scored."""
     provenance: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def flagged(self) -> bool:
+        """Whether too much is missing for the value to be trusted."""
+        return self.coverage < FULL_COVERAGE
+
+
+FULL_COVERAGE = 0.95
+"""Below this coverage a score is flagged."""
+
+Role = Literal["explanation", "token_rule", "token_table", "other_rule", "empty", "shuffled"]
+"""Who predicted: the explanation, or what it is compared with. token_rule, token_table and other_rule are
+predicted by code (scorers/baselines.py); empty and shuffled are what the same judge says when it is given no
+explanation, and another feature's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgements:
+    """What a scorer predicted on one set of examples, beside the truth: all that any metric needs.
+
+    A unit is what the bootstrap resamples (a window, a pair, a question), an item is one prediction in it.
+    """
+
+    scorer: str
+    examples: str
+    """Name of the set of examples, as in `Score`."""
+    role: Role
+    kind: Literal["activation", "class"]
+    """activation: both sides are activations (on any scale); class: true is 0 or 1, predicted is the probability of 1."""
+    true: NDArray[np.float32]
+    """(unit, item)"""
+    predicted: NDArray[np.float32]
+    """(unit, item); NaN where there is no prediction."""
+    threshold: float
+    """Above it an item is positive: half of the feature's peak, or 0.5 for classes."""
+    windows: tuple[str, ...]
+    """Digests of the corpus windows involved."""
+    missing: dict[str, int] = field(default_factory=dict)
+    """Items without a prediction, by reason: "refused", "truncated", "unparsed", ..."""
+    provenance: dict[str, object] = field(default_factory=dict)
+    """The judge's llm, prompt hash and settings; goes into the scores' provenance."""
 
 
 class ExampleList(NamedTuple):

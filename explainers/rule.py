@@ -23,6 +23,7 @@ from ..subject.sources import Source
 from .batch import Background, TrainBatch, TrainEvidence
 from .english import describe
 from .induce import induce
+from .prompt import Prompt
 from .sample import Sample, Windows
 from .tree import Growth, grow
 
@@ -59,6 +60,7 @@ class RuleExplainer:
     """Explains features by learned rules. Deterministic; needs the subject for its interventions."""
 
     name = "rule"
+    prompts: tuple[Prompt, ...] = ()
 
     def __init__(
         self, subject: Subject, *, interventions: int = 96, growth: Growth | None = None, seed: int = 0

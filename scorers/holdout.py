@@ -52,6 +52,9 @@ class Holdout:
     peak: float
     vocabulary: tuple[str, ...]
     sets: Mapping[str, ScoredWindows]
+    examples: tuple[Example, ...] = ()
+    """All its windows with activations, each once: those of the sets that are natural text, random ones (kind
+    "random"), silent ones and near misses. For judges that choose their own."""
 
 
 def build(
@@ -86,8 +89,17 @@ def build(
             "quantile": _whole([(e.ids, e.activations, e.window) for e in kinds["quantile"]], ids.shape[1]),
             "counterfactual": _paired(examples[feature], pairs[feature], edited[feature], ids.shape[1]),
         }
-        holdouts.append(Holdout(feature, peaks[feature], subject.vocabulary, sets))
+        known = {e.window: e for e in (*examples[feature], *_examples(drawn, subject.vocabulary))}
+        holdouts.append(Holdout(feature, peaks[feature], subject.vocabulary, sets, tuple(known.values())))
     return holdouts
+
+
+def _examples(drawn: Sequence[tuple[NDArray, NDArray, str]], vocabulary: tuple[str, ...]) -> list[Example]:
+    """Random windows as examples."""
+    return [
+        Example(tuple(vocabulary[i] for i in ids), ids, own, "random", "holdout", "", digest)
+        for ids, own, digest in drawn
+    ]
 
 
 def _pairs(examples: Sequence[Example], peak: float, ids: NDArray[np.int64], seed: int) -> list[Pair]:

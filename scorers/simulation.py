@@ -1,9 +1,8 @@
-"""The simulation scorer: predict every token's activation from the explanation alone, then compare.
+"""The simulation scorer without a language model: the explanation's rule predicts every token's activation.
 
-Here the explanation's rule predicts; nothing is calibrated on the holdout. Pearson's r (over all tokens
-at once), explained variance and AUROC (a token is active above half of the feature's peak) are taken on
-each holdout set, and on the counterfactual set also the agreement: balanced accuracy of "above half of
-the peak". Every score carries its bootstrap interval and the same metric for each baseline.
+Nothing is calibrated on the holdout. Pearson's r (over all tokens at once), explained variance and AUROC (a token
+is active above half of the feature's peak) are taken on each holdout set, and on the counterfactual set
+also the agreement: balanced accuracy of "above half of the peak".
 """
 
 from collections.abc import Mapping
@@ -11,71 +10,68 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.records import Explanation, Score
+from ..data.records import Explanation, Judgements, Role, Score
 from ..explainers.evaluate import TokenGrid, predict
+from ..explainers.prompt import Prompt
 from ..explainers.rules import Rule
 from .baselines import Baselines
 from .holdout import Holdout, ScoredWindows
-from .metrics import Measured, agreement, evaluate
+from .scorer import Case, measure
 
 
 class RuleSimulator:
     """Scores explanations that have a rule."""
 
     name = "simulation"
+    stored = False
+    prompts: tuple[Prompt, ...] = ()
 
     def __init__(self, *, seed: int = 0) -> None:
         self._seed = seed
 
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What, beside the case, determines a judgement."""
+        return {"by": "rule"}
+
     def score(self, explanation: Explanation, holdout: Holdout, baselines: Baselines) -> list[Score]:
         """Every metric on every holdout set; null with a reason where it is undefined."""
-        rule = Rule.parse(explanation.rule) if explanation.rule else None
-        return [
-            score
-            for name, windows in holdout.sets.items()
-            for score in self._score_set(name, windows, rule, holdout, baselines)
-        ]
+        if not explanation.rule:
+            return [self._null(name, windows, "the explanation has no rule to simulate")
+                    for name, windows in holdout.sets.items()]  # fmt: skip
+        empty = [self._null(name, windows, "no holdout windows")
+                 for name, windows in holdout.sets.items() if not len(windows.ids)]  # fmt: skip
+        return measure(self.judge(Case(explanation, holdout, baselines)), seed=self._seed) + empty
 
-    def _score_set(
-        self, name: str, windows: ScoredWindows, rule: Rule | None, holdout: Holdout, baselines: Baselines
-    ) -> list[Score]:
-        if rule is None:
-            return [self._null(name, windows, "the explanation has no rule to simulate")]
-        if not len(windows.ids):
-            return [self._null(name, windows, "no holdout windows")]
-        grid = TokenGrid(holdout.vocabulary, windows.ids)
-        measured = self._measure(
-            windows, windows.at(predict(rule, grid)), holdout.peak, paired=name == "counterfactual"
-        )
-        others: dict[str, Mapping[str, Measured]] = {}
-        for key, values in _predictions(baselines, windows, grid).items():
-            others[key] = self._measure(windows, values, holdout.peak, paired=name == "counterfactual")
+    def judge(self, case: Case) -> list[Judgements]:
+        """The rule's predictions and those of the baselines, on every set that has windows; none without a rule."""
+        if not case.explanation.rule:
+            return []
+        rule = Rule.parse(case.explanation.rule)
         return [
-            Score(
-                self.name, name, metric, found.value, found.reason, found.ci_low, found.ci_high, found.n,
-                baselines={key: by_metric[metric].value for key, by_metric in others.items()}, windows=windows.digests,
-                provenance={"formula": f"{metric}/1", "seed": self._seed},
+            Judgements(
+                self.name, name, role, "activation", windows.true, windows.at(values), case.holdout.peak / 2,
+                windows.digests, provenance={"by": "rule"},
             )
-            for metric, found in measured.items()
+            for name, windows in case.holdout.sets.items()
+            if len(windows.ids)
+            for role, values in _predictions(rule, case, windows).items()
         ]  # fmt: skip
-
-    def _measure(
-        self, windows: ScoredWindows, predicted: NDArray[np.float32], peak: float, *, paired: bool
-    ) -> dict[str, Measured]:
-        found = evaluate(windows.true, predicted, threshold=peak / 2, seed=self._seed)
-        if paired:
-            found["agreement"] = agreement(windows.true, predicted, threshold=peak / 2, seed=self._seed)
-        return found
 
     def _null(self, name: str, windows: ScoredWindows, reason: str) -> Score:
         return Score(self.name, name, "correlation", None, reason, coverage=0.0, windows=windows.digests)
 
 
-def _predictions(baselines: Baselines, windows: ScoredWindows, grid: TokenGrid) -> dict[str, NDArray[np.float32]]:
-    found = {
-        "token_rule": windows.at(baselines.token_rule[windows.ids]),
-        "token_table": windows.at(baselines.token_table[windows.ids]),
-    }
-    if baselines.other_rule is not None:
-        found["other_rule"] = windows.at(predict(baselines.other_rule, grid))
+def _predictions(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role, NDArray[np.float32]]:
+    grid = TokenGrid(case.holdout.vocabulary, windows.ids)
+    found: dict[Role, NDArray[np.float32]] = {
+        "explanation": predict(rule, grid), **token_predictions(case.baselines, windows.ids)
+    }  # fmt: skip
+    if case.baselines.other_rule is not None:
+        found["other_rule"] = predict(case.baselines.other_rule, grid)
     return found
+
+
+def token_predictions(baselines: Baselines, ids: NDArray[np.int64]) -> dict[Role, NDArray[np.float32]]:
+    """What the baselines that know single tokens predict, each of the shape of `ids`."""
+    return {"token_rule": baselines.token_rule[ids], "token_table": baselines.token_table[ids]}

@@ -1,0 +1,108 @@
+"""What every scorer is, and how judgements become scores.
+
+A scorer only judges: it lays predictions beside the truth. The numbers are computed here, from judgements alone,
+so they can be computed again from stored ones without asking anyone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+
+from ..data.records import Explanation, Judgements, Score
+from ..explainers.llm.asking import Asking
+from ..explainers.prompt import Prompt
+from .baselines import Baselines
+from .holdout import Holdout
+from .metrics import Measured, agreement, auroc, evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An explanation and what it is judged on."""
+
+    explanation: Explanation
+    holdout: Holdout
+    baselines: Baselines
+    other: Explanation | None = None
+    """Another feature's explanation, for the shuffled control; None where no other is at hand."""
+
+
+class Scorer(Protocol):
+    """Judges explanations on text that their explainer never saw."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What, beside the case, determines a judgement."""
+        ...
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts that it renders; none where it asks nobody."""
+        ...
+
+    @property
+    def stored(self) -> bool:
+        """Whether its judgements are worth keeping, because asking again would cost."""
+        ...
+
+    def judge(self, case: Case) -> list[Judgements] | Asking[list[Judgements]]:
+        """Judgements of the explanation and of its controls, on each set of examples."""
+        ...
+
+
+def measure(judgements: Sequence[Judgements], *, seed: int = 0) -> list[Score]:
+    """Scores of one explanation: every metric on each (scorer, set of examples), the other roles as baselines.
+
+    Items without a prediction are left out and lower the coverage; a metric is null with a reason where it is
+    undefined or nothing was predicted.
+    """
+    named = sorted(judgements, key=_named)
+    return [score for _, group in groupby(named, key=_named) for score in _scores(list(group), seed)]
+
+
+def _named(judgements: Judgements) -> tuple[str, str]:
+    return judgements.scorer, judgements.examples
+
+
+def _scores(group: Sequence[Judgements], seed: int) -> list[Score]:
+    own = next((part for part in group if part.role == "explanation"), None)
+    if own is None:
+        return []
+    coverage = float(np.isfinite(own.predicted).mean()) if own.predicted.size else 0.0
+    others = {part.role: _metrics(part, seed) for part in group if part is not own}
+    provenance = {**own.provenance, "seed": seed} | ({"missing": own.missing} if own.missing else {})
+    return [
+        Score(
+            own.scorer, own.examples, metric, found.value, _reason(found, own), found.ci_low, found.ci_high, found.n,
+            coverage, {role: by_metric[metric].value for role, by_metric in others.items()}, own.windows,
+            {"formula": f"{metric}/1", **provenance},
+        )
+        for metric, found in _metrics(own, seed).items()
+    ]  # fmt: skip
+
+
+def _reason(found: Measured, own: Judgements) -> str | None:
+    """Why there is no value; where nothing at all was predicted, why that was."""
+    if found.reason == "no tokens" and own.missing:
+        return ", ".join(f"{count} {reason}" for reason, count in sorted(own.missing.items()))
+    return found.reason
+
+
+def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:
+    known = np.isfinite(own.predicted)
+    predicted = np.where(known, own.predicted, 0.0)
+    if own.kind == "activation":
+        found = evaluate(own.true, predicted, known, threshold=own.threshold, seed=seed)
+        if own.examples == "counterfactual":
+            found["agreement"] = agreement(own.true, predicted, known, threshold=own.threshold, seed=seed)
+        return found
+    return {
+        "balanced_accuracy": agreement(own.true, predicted, known, threshold=own.threshold, seed=seed),
+        "auroc": auroc(own.true, predicted, known, threshold=own.threshold, seed=seed),
+    }
