@@ -28,5 +28,5 @@ class Explainer(Protocol):
         ...
 
     def explain(self, batch: TrainBatch) -> list[Explanation] | Asking[list[Explanation]]:
-        """One explanation per feature, in order. What cannot be explained has a status and a reason instead of a text."""
+        """One explanation per feature, in order; what cannot be explained has a status and a reason, no text."""
         ...

@@ -106,6 +106,8 @@ class Reply:
     """Of the reply's tokens, where asked for and given."""
     probabilities: tuple[tuple[float | None, ...], ...] = ()
     """Of a probe, (position, choice); None where the server did not tell."""
+    key: str = ""
+    """Of the request, as the log knows it; set by the desk."""
     raw: Mapping[str, object] = field(default_factory=dict)
     """What else the server said that is worth keeping, for example its name of the model."""
 
