@@ -150,7 +150,7 @@ class Judgements:
     """Name of the set of examples, as in `Score`."""
     role: Role
     kind: Literal["activation", "class"]
-    """activation: both sides are activations (on any scale); class: true is 0 or 1, predicted is the probability of 1."""
+    """activation: both sides are activations, on any scale; class: true is 0 or 1, predicted the probability of 1."""
     true: NDArray[np.float32]
     """(unit, item)"""
     predicted: NDArray[np.float32]
