@@ -19,7 +19,9 @@ from .database import connect, reported, transaction
 from .migrations import MIGRATIONS, migrate
 from .writing import check_same_source
 
-_MERGED = ("sources", "features", "windows", "examples", "explanations", "scores")
+_MERGED = (
+    "sources", "features", "windows", "examples", "explanations", "scores", "judgements", "llm_calls", "prompts"
+)  # fmt: skip
 
 
 def status(db: Database, path: str) -> dict[str, object]:
@@ -85,7 +87,8 @@ def _merge_attached(connection: sqlite3.Connection) -> dict[str, int]:
     for name in new:
         _copy_harvest(connection, name)
     _copy_explanations(connection)
-    connection.execute(_COPY_SCORES)
+    for statement in (_COPY_SCORES, _COPY_JUDGEMENTS, *_COPY_CALLS):
+        connection.execute(statement)
     after = _counts(connection)
     return {table: after[table] - before[table] for table in _MERGED}
 
@@ -159,12 +162,32 @@ def _copy_explanations(connection: sqlite3.Connection) -> None:
     )
 
 
+_OUR_EXPLANATIONS = f"""other.explanations AS theirs JOIN {_FEATURE_IDS} ON their_id = theirs.feature_id
+    JOIN main.explanations AS ours
+        ON ours.feature_id = our_id AND ours.negative = theirs.negative AND ours.digest = theirs.digest"""
+
 _COPY_SCORES = f"""INSERT INTO main.scores (explanation_id, scorer, examples, metric, value, reason, ci_low, ci_high, n,
         coverage, baselines, windows, digest, provenance, created)
     SELECT ours.id, scorer, examples, metric, value, scores.reason, ci_low, ci_high, n, coverage, baselines, windows,
         scores.digest, scores.provenance, scores.created
-    FROM other.scores AS scores JOIN other.explanations AS theirs ON theirs.id = scores.explanation_id
-    JOIN {_FEATURE_IDS} ON their_id = theirs.feature_id
-    JOIN main.explanations AS ours
-        ON ours.feature_id = our_id AND ours.negative = theirs.negative AND ours.digest = theirs.digest
+    FROM {_OUR_EXPLANATIONS} JOIN other.scores AS scores ON scores.explanation_id = theirs.id
     WHERE 1 ORDER BY scores.id ON CONFLICT DO NOTHING"""
+
+_JUDGED = """scorer, examples, role, kind, units, items, true, predicted, threshold, windows, missing,
+        judged.provenance, round, judged.digest, judged.created"""
+
+_COPY_JUDGEMENTS = f"""INSERT INTO main.judgements (explanation_id, {_JUDGED.replace("judged.", "")})
+    SELECT ours.id, {_JUDGED}
+    FROM {_OUR_EXPLANATIONS} JOIN other.judgements AS judged ON judged.explanation_id = theirs.id
+    WHERE 1 ORDER BY judged.id ON CONFLICT DO NOTHING"""
+
+_CALLED = """key, model, endpoint, prompt, request, status, reply, reason, detail, input_tokens, output_tokens, seconds,
+        cost, created"""
+
+_COPY_CALLS = (
+    f"""INSERT INTO main.llm_calls ({_CALLED}) SELECT {_CALLED} FROM other.llm_calls AS theirs
+        WHERE NOT EXISTS (SELECT 1 FROM main.llm_calls AS ours WHERE ours.key = theirs.key
+            AND (ours.status = 'ok' OR (ours.status = theirs.status AND ours.created = theirs.created)))
+        ORDER BY theirs.id""",
+    "INSERT INTO main.prompts SELECT * FROM other.prompts WHERE 1 ON CONFLICT DO NOTHING",
+)

@@ -161,4 +161,74 @@ def m004_views(db: Database) -> None:
         db.conn.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (m001_evidence, m002_explanations, m003_embeddings, m004_views)
+def m005_calls(db: Database) -> None:
+    """Every call of a language model, which is also the cache; prompts by their hash; judgements; batches under way.
+
+    A request may have been answered several times, but only once well.
+    """
+    for statement in (
+        """CREATE TABLE llm_calls (
+            id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, endpoint TEXT NOT NULL,
+            prompt TEXT NOT NULL, request TEXT NOT NULL, status TEXT NOT NULL, reply TEXT NOT NULL, reason TEXT, detail BLOB NOT NULL, input_tokens INTEGER NOT NULL,
+            output_tokens INTEGER NOT NULL, seconds REAL NOT NULL, cost REAL, created TEXT NOT NULL,
+            CHECK (status IN ('ok', 'refused', 'truncated', 'empty', 'failed')),
+            CHECK ((status = 'ok') = (reason IS NULL)))""",
+        "CREATE UNIQUE INDEX llm_calls_answer ON llm_calls (key) WHERE status = 'ok'",
+        "CREATE INDEX llm_calls_key ON llm_calls (key)",
+        "CREATE TABLE prompts (hash TEXT PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL, created TEXT NOT NULL)",
+        "CREATE TABLE prompt_choices (name TEXT PRIMARY KEY, hash TEXT NOT NULL REFERENCES prompts(hash))",
+        """CREATE TABLE judgements (
+            id INTEGER PRIMARY KEY, explanation_id INTEGER NOT NULL REFERENCES explanations(id), scorer TEXT NOT NULL,
+            examples TEXT NOT NULL, role TEXT NOT NULL, kind TEXT NOT NULL, units INTEGER NOT NULL,
+            items INTEGER NOT NULL, true BLOB NOT NULL, predicted BLOB NOT NULL, threshold REAL NOT NULL, windows TEXT NOT NULL,
+            missing TEXT NOT NULL, provenance TEXT NOT NULL, round TEXT NOT NULL, digest TEXT NOT NULL,
+            created TEXT NOT NULL, UNIQUE (explanation_id, digest))""",
+        """CREATE TABLE llm_batches (
+            id TEXT PRIMARY KEY, model TEXT NOT NULL, endpoint TEXT NOT NULL, remote TEXT, created TEXT NOT NULL)""",
+        """CREATE TABLE llm_batch_requests (
+            batch_id TEXT NOT NULL REFERENCES llm_batches(id), key TEXT NOT NULL, prompt TEXT NOT NULL,
+            request TEXT NOT NULL, PRIMARY KEY (batch_id, key)) WITHOUT ROWID""",
+    ):
+        db.conn.execute(statement)
+
+
+def m006_headlines(db: Database) -> None:
+    """An explanation that was never simulated has the headline of another scorer.
+
+    Scorers are not compared with each other: an explanation with a simulation score comes before one
+    without, then the value decides.
+    """
+    for statement in (
+        "CREATE TABLE headline_kinds (place INTEGER PRIMARY KEY, scorer TEXT, examples TEXT, metric TEXT)",
+        """INSERT INTO headline_kinds VALUES (1, 'simulation', 'top_random', 'correlation'),
+            (2, 'detection', 'windows', 'balanced_accuracy'), (3, 'fuzzing', 'marks', 'balanced_accuracy'),
+            (4, 'embedding', 'windows', 'auroc'), (5, 'output', 'tokens', 'balanced_accuracy'),
+            (6, 'output', 'continuations', 'balanced_accuracy'), (7, 'intruder', 'groups', 'balanced_accuracy')""",
+        "DROP VIEW headlines",
+        """CREATE VIEW headlines AS
+           SELECT score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n, coverage, baseline, place
+           FROM (SELECT scores.id AS score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n, coverage,
+                     (SELECT max(value) FROM json_each(scores.baselines)) AS baseline, place,
+                     row_number() OVER (PARTITION BY explanation_id ORDER BY place, scores.id DESC) AS turn
+                 FROM scores JOIN headline_kinds USING (scorer, examples, metric) WHERE value IS NOT NULL)
+           WHERE turn = 1""",
+        "DROP VIEW best_explanations",
+        """CREATE VIEW best_explanations AS
+           SELECT sources.name || ':' || features.idx || CASE ranked.negative WHEN 1 THEN '-' ELSE '' END AS feature,
+               ranked.status, ranked.text AS explanation, ranked.reason, ranked.explainer, ranked.rule,
+               ranked.value AS score, ranked.ci_low, ranked.ci_high, ranked.metric, ranked.scorer,
+               ranked.baseline, ranked.n, ranked.created, ranked.id AS explanation_id, ranked.feature_id,
+               ranked.negative, features.source_id, features.idx
+           FROM (SELECT explanations.*, headlines.value, ci_low, ci_high, metric, scorer, baseline, n,
+                     row_number() OVER (PARTITION BY feature_id, negative ORDER BY text IS NULL,
+                         headlines.place IS NULL, headlines.place, value DESC, explanations.id DESC) AS place
+                 FROM explanations LEFT JOIN headlines ON headlines.explanation_id = explanations.id) AS ranked
+           JOIN features ON features.id = ranked.feature_id JOIN sources ON sources.id = features.source_id
+           WHERE ranked.place = 1""",
+    ):
+        db.conn.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (
+    m001_evidence, m002_explanations, m003_embeddings, m004_views, m005_calls, m006_headlines
+)  # fmt: skip

@@ -136,7 +136,7 @@ def read_explanations(
         "SELECT explanations.*, sources.name AS source, features.idx FROM explanations"
         " JOIN features ON features.id = feature_id JOIN sources ON sources.id = source_id"
         " LEFT JOIN headlines ON headlines.explanation_id = explanations.id"
-        f" WHERE {condition} ORDER BY text IS NULL, value IS NULL, value DESC, explanations.id DESC"
+        f" WHERE {condition} ORDER BY text IS NULL, place IS NULL, place, value DESC, explanations.id DESC"
     )
     for row in connection.execute(sql, values):
         feature = Feature.parse(f"{row['source']}:{row['idx']}{'-' if row['negative'] else ''}")

@@ -7,7 +7,7 @@ module and in those that it delegates to: migrations, writing, reading, rows, me
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from types import TracebackType
@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..subject.address import Feature, Selection, SourceId
-from . import merging, reading, rows, writing
+from . import judged, merging, reading, rows, shelf, writing
+from .calls import CallLog
 from .database import connect, reported, transaction
 from .migrations import migrate
-from .records import SPLITS, Evidence, Explanation, HarvestResult, Score, Split
+from .records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
 from .rows import Filter, Row, Sort, StoredExplanation
 
 
@@ -30,6 +31,7 @@ class Store:
     def __init__(self, path: str | PathLike[str], *, create: bool = True) -> None:
         """Open the database, making it where there is none, unless `create` is false; ":memory:" is never written."""
         self.path = fspath(path)
+        self._calls: CallLog | None = None
         self.db = connect(self.path, create=create)
         try:
             migrate(self.db, self.path)
@@ -39,8 +41,16 @@ class Store:
         self._connection = self.db.conn
         self._windows = reading.Windows(self._connection)
 
+    @property
+    def calls(self) -> CallLog:
+        """The log of calls to language models."""
+        self._calls = self._calls or CallLog(self.path, self.db)
+        return self._calls
+
     def close(self) -> None:
         """Close the file."""
+        if self._calls is not None:
+            self._calls.close()
         self.db.conn.close()
 
     def __enter__(self) -> Self:
@@ -148,8 +158,21 @@ class Store:
         with transaction(self.db, self.path) as connection:
             writing.add_scores(connection, explanation_id, scores)
 
-    def add_result(self, explanation: Explanation, scores: Sequence[Score], *, redo: bool = False) -> int:
-        """Store an explanation with its scores and return its id.
+    def add_judgements(self, explanation_id: int, judgements: Sequence[Judgements]) -> None:
+        """Store the judgements of one scoring of an explanation; the same ones twice change nothing."""
+        with transaction(self.db, self.path) as connection:
+            judged.add_judgements(connection, explanation_id, judgements)
+
+    def judgements(self, explanation_id: int) -> list[list[Judgements]]:
+        """The stored judgements of an explanation, one list per scoring."""
+        with reported(self.path):
+            return judged.read_judgements(self._connection, explanation_id)
+
+    def add_result(
+        self, explanation: Explanation, scores: Sequence[Score], *, judgements: Sequence[Judgements] = (),
+        redo: bool = False,
+    ) -> int:  # fmt: skip
+        """Store an explanation with its scores and the judgements that are worth keeping, and return its id.
 
         If the feature has one of the same `provenance["key"]` that has not failed, that one's id is returned and
         nothing is stored, unless `redo` asks for a further attempt.
@@ -158,6 +181,7 @@ class Store:
             explanation_id, is_same = writing.add_explanation(connection, explanation, redo=redo)
             if is_same:
                 writing.add_scores(connection, explanation_id, scores)
+                judged.add_judgements(connection, explanation_id, judgements)
         return explanation_id
 
     def labelled(self, features: Iterable[Feature], explainer_key: str) -> set[Feature]:
@@ -178,6 +202,11 @@ class Store:
         with reported(self.path):
             return list(rows.read_explanations(self._connection, condition, values))
 
+    def explanation(self, explanation_id: int) -> StoredExplanation | None:
+        """The explanation of an id; None where there is none."""
+        with reported(self.path):
+            return next(rows.read_explanations(self._connection, "explanations.id = ?", [explanation_id]), None)
+
     def best(self, feature: Feature) -> StoredExplanation | None:
         """The explanation of a feature with the highest headline score, or the latest; None where there is none."""
         return next(iter(self.explanations(feature)), None)
@@ -186,6 +215,30 @@ class Store:
         """The scores of an explanation."""
         with reported(self.path):
             return rows.read_scores(self._connection, explanation_id)
+
+    # Prompts
+
+    def keep_prompt(self, hash: str, name: str, text: str, *, use: bool = False) -> None:
+        """Keep the text of a prompt; with `use`, it takes the place of the package's own of this name."""
+        with transaction(self.db, self.path) as connection:
+            shelf.keep_prompt(connection, hash, name, text)
+            if use:
+                shelf.choose_prompt(connection, name, hash)
+
+    def drop_prompt(self, name: str) -> None:
+        """Use the package's own prompt of this name again."""
+        with transaction(self.db, self.path) as connection:
+            shelf.choose_prompt(connection, name, None)
+
+    def chosen_prompts(self) -> Mapping[str, str]:
+        """Text of the user's own prompts, by the name of the one that each replaces."""
+        with reported(self.path):
+            return shelf.chosen_prompts(self._connection)
+
+    def kept_prompt(self, hash: str) -> tuple[str, str] | None:
+        """Name and text of a prompt that was used once, by its hash."""
+        with reported(self.path):
+            return shelf.kept_prompt(self._connection, hash)
 
     # Rows
 
