@@ -9,7 +9,7 @@ the tree to a short rule and says it in English.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..data.counterfactual import minimal_pairs
 from ..data.records import Example, Explanation
 from ..subject.model import Subject
 from ..subject.sources import Source
+from .abstain import Limits, abstention
 from .batch import Background, TrainBatch, TrainEvidence
 from .english import describe
 from .induce import induce
@@ -34,16 +35,6 @@ EXAMPLE_SHARE, PIVOT_SHARE = 0.15, 0.05
 """Weight of all examples, and of all interventions' pivots, as a share of the background's."""
 BROKEN = 0.5
 """A pruned context is broken when less than this fraction of the activation is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When the explainer abstains. Fractions of corpus tokens or of the feature's peak."""
-
-    min_windows: int = 5
-    """Fewer active training windows than this are too rare to explain."""
-    dense: float = 0.5
-    """A feature above a third of its peak on more than this fraction of tokens is dense."""
 
 
 class _Rows(NamedTuple):
@@ -83,7 +74,7 @@ class RuleExplainer:
 
     def explain(self, batch: TrainBatch) -> list[Explanation]:
         """One explanation per feature, in order; abstentions have a status and a reason instead of a text."""
-        refused = [self._abstain(evidence) for evidence in batch.features]
+        refused = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
         chosen = [evidence for evidence, refusal in zip(batch.features, refused, strict=True) if refusal is None]
         edited = [self._interventions_for(evidence, batch) for evidence in chosen]
         measured = self._measure(batch.source, chosen, edited)
@@ -92,24 +83,6 @@ class RuleExplainer:
             for evidence, rows, activations in zip(chosen, edited, measured, strict=True)
         )
         return [refusal if refusal is not None else next(made) for refusal in refused]
-
-    def _abstain(self, evidence: TrainEvidence) -> Explanation | None:
-        statistics = evidence.statistics
-        active = {e.window for e in evidence.examples if e.kind in ("top", "quantile") and e.peak > 0}
-        strong = float((evidence.background > statistics.peak / 3).mean()) if statistics.peak > 0 else 0.0
-        if statistics.peak <= 0:
-            status, reason = "dead", f"never active on {statistics.tokens:,} tokens"
-        elif len(active) < self._limits.min_windows:
-            status = "too_rare"
-            reason = (
-                f"active in {len(active)} training windows of {statistics.tokens:,} tokens; "
-                f"{self._limits.min_windows} are needed"
-            )
-        elif strong > self._limits.dense:
-            status, reason = "dense", f"above a third of its peak on {strong:.0%} of tokens"
-        else:
-            return None
-        return Explanation(evidence.feature, None, self.name, reason=reason, status=status)
 
     def _interventions_for(self, evidence: TrainEvidence, batch: TrainBatch) -> _Rows:
         """Pruned contexts of the strongest examples, then minimal pairs."""
