@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .agent.label import Result, label, score
+    from .agent.label import Result, label
+    from .agent.rescore import score
     from .data.corpus import Corpus, Document
     from .data.harvest import harvest
     from .data.records import Evidence, Example, Explanation, Score
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from .subject.opening import open_source
 
 _HOMES = {
-    "agent.label": ("Result", "label", "score"),
+    "agent.label": ("Result", "label"),
+    "agent.rescore": ("score",),
     "data.corpus": ("Corpus", "Document"),
     "data.harvest": ("harvest",),
     "data.records": ("Evidence", "Example", "Explanation", "Score"),

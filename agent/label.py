@@ -1,43 +1,41 @@
 """Label a batch of features: explain on the training side, score on the holdout, store each result at once.
 
-Features of one source are taken in chunks, so that their interventions and their holdout pairs share
-forward passes. A chunk's explanations and scores are one transaction, since the features of a chunk are
-each other's baselines: whatever stops the process, the same call goes on with the next chunk and the
-database ends as if nothing had happened. Two processes may label into one database; a feature that both
-took is stored once.
+Features of one source are taken in chunks, so that their forwards are shared. Where a language model is asked, a
+chunk is cut into parts, and several parts are open at a time. What a part comes to is stored in one
+transaction, since its features are each other's controls: whatever stops the process, the same call goes on
+with what is left, calls that were answered are read from the log, and the database ends as if nothing had
+happened. Two processes may label into one database; a feature that both took is stored once.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
+from typing import TypeVar
 
-import numpy as np
-
-from ..data.activations import read_columns
-from ..data.records import Evidence, Explanation, Score
+from ..data.records import Evidence, Explanation, Judgements, Score
 from ..data.store import Store
-from ..explainers.batch import Background, TrainBatch, TrainEvidence
-from ..explainers.rule import RuleExplainer
-from ..explainers.rules import Rule
-from ..scorers.baselines import Baselines, token_baselines
-from ..scorers.holdout import Holdout, build
-from ..scorers.simulation import RuleSimulator
+from ..explainers.batch import TrainBatch
+from ..explainers.explainer import Explainer
+from ..explainers.llm.asking import Asking, settled, together
+from ..explainers.llm.desk import Desk
+from ..scorers.scorer import Case, Scorer, measure
 from ..subject.address import Feature, SourceId
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.opening import open_source
 from ..subject.sources import Source
+from .bench import Bench
+
+T = TypeVar("T")
 
 CHUNK = 48
-"""Features that are explained together."""
-BACKGROUND = 2048
-"""Pool windows of the training split that explainers see at most."""
-RANDOM_HOLDOUT = 256
-"""Random holdout windows that scorers draw windows and substitute tokens from."""
+"""Features whose forwards are shared."""
+PART = 8
+"""Features of a chunk that are stored together where a language model is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,63 +48,28 @@ class Result:
 
     @property
     def score(self) -> Score | None:
-        """The headline score: correlation on the top and random holdout windows."""
-        return next((s for s in self.scores if (s.examples, s.metric) == ("top_random", "correlation")), None)
+        """The headline score: correlation on the top and random holdout windows, or the first that was measured."""
+        headline = (s for s in self.scores if (s.examples, s.metric) == ("top_random", "correlation"))
+        measured = (s for s in self.scores if s.value is not None)
+        return next(headline, None) or next(measured, None) or next(iter(self.scores), None)
 
 
-class Bench:
-    """Prepares features of one source for explainers and scorers; what features share is read once."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is done to every feature."""
 
-    def __init__(self, store: Store, subject: Subject, source: Source, *, seed: int = 0) -> None:
-        self.store, self.subject, self.source, self._seed = store, subject, source, seed
-        model = source.id.model
-        train = sorted(store.pool_windows(model, "train"), key=lambda w: w.window)[:BACKGROUND]
-        if not train:
-            raise NeuronautError(f"no pool of {model} in the database; run: neuronaut harvest {model} {source.id.site}")
-        self.background = Background(
-            np.stack([w.ids for w in train]), [w.document for w in train], [w.window for w in train]
-        )
-        shown = set(self.background.digests)
-        # By digest, since the first windows of the corpus all come from its first few documents.
-        holdout = sorted(store.pool_windows(model, "holdout"), key=lambda w: w.window)
-        holdout = [w for w in holdout if w.window not in shown][:RANDOM_HOLDOUT]
-        if not holdout:
-            raise NeuronautError(f"the pool of {model} has no holdout window; harvest it on a larger corpus")
-        self._random = np.stack([w.ids for w in holdout]).astype(np.int64), [w.window for w in holdout]
+    store: Store
+    explainer: Explainer
+    scorers: Sequence[Scorer]
+    desk: Desk | None = None
+    redo: bool = False
 
-    def train(self, evidence: Sequence[Evidence]) -> TrainBatch:
-        """The training side of some features."""
-        features = [part.feature for part in evidence]
-        width = self.background.ids.shape[1]
-        if any(len(example.ids) != width for part in evidence for example in (*part.train, *part.holdout)):
-            raise NeuronautError(
-                f"{self.source.id} was harvested in other windows than the pool of {self.source.id.model}, which has "
-                f"windows of {width} tokens; harvest it again with --window {width}"
-            )
-        read = read_columns(self.subject, self.source, self.background.ids, [f.index for f in features])
-        parts = [
-            TrainEvidence(e.feature, e.statistics, e.train, (-1.0 if e.feature.negative else 1.0) * read[:, :, i])
-            for i, e in enumerate(evidence)
-        ]
-        return TrainBatch(self.source, self.subject.vocabulary, self.background, parts)
-
-    def holdouts(self, evidence: Sequence[Evidence]) -> dict[Feature, Holdout]:
-        """The holdout side of the same features."""
-        examples = {e.feature: e.holdout for e in evidence}
-        peaks = {e.feature: e.statistics.peak for e in evidence}
-        found = build(self.subject, self.source, examples, peaks, self._random, seed=self._seed)
-        return {holdout.feature: holdout for holdout in found}
-
-    def baselines(self, batch: TrainBatch, explanations: Mapping[Feature, Explanation]) -> dict[Feature, Baselines]:
-        """Baselines of every explained feature; the other rule is that of the next explained one."""
-        explained = [feature for feature, explanation in explanations.items() if explanation.rule is not None]
-        found = {}
-        for i, feature in enumerate(explained):
-            evidence = next(part for part in batch.features if part.feature == feature)
-            other = explanations[explained[(i + 1) % len(explained)]] if len(explained) > 1 else None
-            rule = Rule.parse(other.rule) if other is not None and other.rule else None
-            found[feature] = Baselines(*token_baselines(evidence, batch), rule)
-        return found
+    @property
+    def key(self) -> str:
+        """What its explanations are known by: explainer, language model, and all settings that change what is said."""
+        llm = {} if self.desk is None else {"llm": self.desk.llm.model, "endpoint": self.desk.llm.endpoint}
+        settings = json.dumps({"explainer": self.explainer.name, **llm, **self.explainer.settings}, sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
 def label(
@@ -114,8 +77,9 @@ def label(
     store: Store,
     subject: Subject,
     *,
-    explainer: RuleExplainer,
-    scorers: Sequence[RuleSimulator],
+    explainer: Explainer,
+    scorers: Sequence[Scorer],
+    desk: Desk | None = None,
     sources: Mapping[SourceId, Source] | None = None,
     redo: bool = False,
     minutes: float | None = None,
@@ -123,97 +87,141 @@ def label(
 ) -> Iterator[Result]:
     """Explain and score features, store every result, and yield it.
 
-    Features that this explainer labelled before are skipped (`on_skip` hears how many) unless `redo`, which adds a
-    further explanation. `sources` are dictionaries that are open already; others are opened as the
-    store knows them. After `minutes` no further chunk is begun.
+    `desk` answers what explainers and scorers ask of a language model. Features that this explainer labelled before
+    are skipped (`on_skip` hears how many) unless `redo`, which adds a further explanation. `sources` are
+    dictionaries that are open already; others are opened as the store knows them. After `minutes` no further
+    chunk is begun.
     """
-    until = None if minutes is None else time.monotonic() + 60 * minutes
-    key = _key(explainer)
-    done = set() if redo else store.labelled(features, key)
+    job = Job(store, explainer, scorers, desk, redo)
+    _keep_prompts(job)
+    done = set() if redo else store.labelled(features, job.key)
     if on_skip is not None:
         on_skip(len(done))
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    for results in answered(_parts(job, features, done, subject, sources, until), desk):
+        _store(job, results)
+        yield from (result for result, _ in results)
+
+
+Kept = list[tuple[Result, list[Judgements]]]
+"""Results with the judgements that are worth storing."""
+
+
+def answered(tasks: Iterable[Asking[T]], desk: Desk | None) -> Iterator[T]:
+    """What the tasks come to; without a desk, tasks that ask are an error."""
+    if desk is not None:
+        yield from desk.run(tasks)
+        return
+    for task in tasks:
+        try:
+            next(task)
+        except StopIteration as stop:
+            yield stop.value
+        else:
+            raise NeuronautError(
+                "this explainer or scorer asks a language model; name one, for example -m openai:MODEL"
+            )
+
+
+def _parts(
+    job: Job,
+    features: Sequence[Feature],
+    done: set[Feature],
+    subject: Subject,
+    sources: Mapping[SourceId, Source] | None,
+    until: float | None,
+) -> Iterator[Asking[Kept]]:
+    """The work on features that are not done, part by part; evidence is read when a chunk is begun."""
     wanted = sorted(dict.fromkeys(features), key=lambda f: str(f.source))
     for source_id, group in groupby(wanted, key=lambda f: f.source):
         members = list(group)
         if done.issuperset(members):
             continue
-        bench = Bench(store, subject, _opened(store, subject, source_id, sources))
-        # Chunks are cut from all features, done or not, so that a call that goes on cuts the same ones.
+        bench = Bench(job.store, subject, opened(job.store, subject, source_id, sources))
+        # Chunks and parts are cut from all features, done or not, so that a call that goes on cuts the same ones.
         for start in range(0, len(members), CHUNK):
             if until is not None and time.monotonic() > until:
                 return
-            if chunk := [f for f in members[start : start + CHUNK] if f not in done]:
-                yield from _label_chunk(bench, chunk, explainer, scorers, key, redo=redo)
+            chunk = members[start : start + CHUNK]
+            left = [feature for feature in chunk if feature not in done]
+            if not left:
+                continue
+            evidence = {feature: job.store.evidence(feature) for feature in left}
+            batch = bench.train(list(evidence.values()))
+            size = CHUNK if job.desk is None else PART
+            for first in range(0, len(chunk), size):
+                if part := [evidence[feature] for feature in chunk[first : first + size] if feature in evidence]:
+                    yield labelling(job, bench, part, _share(batch, part))
 
 
-def _label_chunk(
-    bench: Bench,
-    features: Sequence[Feature],
-    explainer: RuleExplainer,
-    scorers: Sequence[RuleSimulator],
-    key: str,
-    *,
-    redo: bool,
-) -> Iterator[Result]:
-    evidence = [bench.store.evidence(feature) for feature in features]
-    batch = bench.train(evidence)
-    explanations = {made.feature: made for made in explainer.explain(batch)}
-    explained = [part for part in evidence if explanations[part.feature].rule is not None]
-    holdouts = bench.holdouts(explained) if explained else {}
-    baselines = bench.baselines(batch, explanations)
+def _share(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
+    """The part of a batch that is about some of its features."""
+    wanted = {part.feature for part in evidence}
+    return replace(batch, features=[part for part in batch.features if part.feature in wanted])
+
+
+def labelling(job: Job, bench: Bench, evidence: Sequence[Evidence], batch: TrainBatch) -> Asking[Kept]:
+    """Explain features and score the explanations; nothing is stored."""
+    explanations = yield from settled(job.explainer.explain(batch))
+    finished = {made.feature: _signed(made, job, bench) for made in explanations}
+    explained = [part for part in evidence if finished[part.feature].text is not None]
+    cases = bench.cases(batch, finished, bench.judged(explained)) if explained else []
+    judged = yield from scoring(job.scorers, cases, job.desk)
+    return [
+        (Result(feature, explanation, scores), kept)
+        for feature, explanation in finished.items()
+        for scores, kept in [judged.get(feature, ([], []))]
+    ]
+
+
+Judged = dict[Feature, tuple[list[Score], list[Judgements]]]
+
+
+def scoring(scorers: Sequence[Scorer], cases: Sequence[Case], desk: Desk | None) -> Asking[Judged]:
+    """Every scorer on every case, all of them side by side."""
+    asked = [(case.explanation.feature, scorer, case) for case in cases for scorer in scorers]
+    judged = yield from together([settled(scorer.judge(case)) for _, scorer, case in asked])
+    found: Judged = {case.explanation.feature: ([], []) for case in cases}
+    for (feature, scorer, _), judgements in zip(asked, judged, strict=True):
+        scores, kept = found[feature]
+        signed = [_by_llm(part, desk) for part in judgements] if scorer.stored else list(judgements)
+        scores += measure(signed)
+        kept += signed if scorer.stored else []
+    return found
+
+
+def _by_llm(judgements: Judgements, desk: Desk | None) -> Judgements:
+    if desk is None or "calls" not in judgements.provenance:
+        return judgements
+    llm = {"llm": desk.llm.model, "endpoint": desk.llm.endpoint}
+    return replace(judgements, provenance={**judgements.provenance, **llm})
+
+
+def _signed(made: Explanation, job: Job, bench: Bench) -> Explanation:
+    """The explanation with where it comes from."""
+    llm = {} if job.desk is None else {"llm": job.desk.llm.model, "endpoint": job.desk.llm.endpoint}
+    again = {"attempt": len(bench.store.explanations(made.feature)) + 1} if job.redo else {}
     provenance = {
-        "key": key,
+        "key": job.key,
         "model": bench.subject.revision,
         "background": len(bench.background.ids),
         "libraries": {name: version(name) for name in ("neuronaut", "torch", "transformers", "numpy")},
     }
-    results = []
-    for feature, made in explanations.items():
-        again = {"attempt": len(bench.store.explanations(feature)) + 1} if redo else {}
-        explanation = replace(made, provenance={**made.provenance, **provenance, **again})
-        scores = [
-            score
-            for scorer in scorers
-            if feature in holdouts
-            for score in scorer.score(explanation, holdouts[feature], baselines[feature])
-        ]
-        results.append(Result(feature, explanation, scores))
-    with bench.store.transaction():
-        for result in results:
-            bench.store.add_result(result.explanation, result.scores, redo=redo)
-    yield from results
+    return replace(made, provenance={**made.provenance, **provenance, **llm, **again})
 
 
-def score(
-    features: Sequence[Feature],
-    store: Store,
-    subject: Subject,
-    *,
-    scorers: Sequence[RuleSimulator],
-    sources: Mapping[SourceId, Source] | None = None,
-) -> Iterator[Result]:
-    """Score the best explanation of each feature again and add the scores; features without a rule are passed over."""
-    for source_id, group in groupby(sorted(features, key=lambda f: str(f.source)), key=lambda f: f.source):
-        bench = Bench(store, subject, _opened(store, subject, source_id, sources))
-        members = [
-            (f, best) for f in group if (best := store.best(f)) is not None and best.explanation.rule is not None
-        ]
-        for start in range(0, len(members), CHUNK):
-            chunk = members[start : start + CHUNK]
-            evidence = [store.evidence(feature) for feature, _ in chunk]
-            batch, holdouts = bench.train(evidence), bench.holdouts(evidence)
-            baselines = bench.baselines(batch, {feature: best.explanation for feature, best in chunk})
-            for feature, best in chunk:
-                scores = [
-                    s
-                    for scorer in scorers
-                    for s in scorer.score(best.explanation, holdouts[feature], baselines[feature])
-                ]
-                store.add_scores(best.id, scores)
-                yield Result(feature, best.explanation, scores)
+def _store(job: Job, results: Kept) -> None:
+    with job.store.transaction():
+        for result, judgements in results:
+            job.store.add_result(result.explanation, result.scores, judgements=judgements, redo=job.redo)
 
 
-def _opened(store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None) -> Source:
+def _keep_prompts(job: Job) -> None:
+    for prompt in (*job.explainer.prompts, *(prompt for scorer in job.scorers for prompt in scorer.prompts)):
+        job.store.keep_prompt(prompt.hash, prompt.name, prompt.text)
+
+
+def opened(store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None) -> Source:
     """The source, open already or opened as the store knows it; an error if it is not the one that was harvested."""
     source = (sources or {}).get(source_id) or open_stored(store, subject, source_id)
     revision = getattr(source, "revision", "")
@@ -234,9 +242,3 @@ def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:
             f"{subject.revision} is loaded; harvest it again, or load the model it was harvested on"
         )
     return open_source(subject, source_id, path=row["provenance"].get("paths", {}).get(str(source_id)))
-
-
-def _key(explainer: RuleExplainer) -> str:
-    """What an explanation is known by: the explainer and every setting that changes what it says."""
-    settings = json.dumps({"explainer": explainer.name, **explainer.settings}, sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()[:16]

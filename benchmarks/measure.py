@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..agent.label import CHUNK, Bench, open_stored
+from ..agent.bench import Bench
+from ..agent.label import CHUNK, open_stored
 from ..data.records import Evidence, Explanation
 from ..data.store import Store
 from ..explainers.batch import TrainBatch, TrainEvidence
@@ -112,9 +113,9 @@ def _chunk(
     with costs.stage("explain"):
         made = {explanation.feature: explanation for explanation in explainer.explain(batch)}
     with costs.stage("holdout"):
-        holdouts = bench.holdouts([part for part in evidence if made[part.feature].rule is not None])
+        holdouts = bench.judged([part for part in evidence if made[part.feature].rule is not None])
     with costs.stage("baselines"):
-        baselines = bench.baselines(batch, made)
+        baselines = {case.explanation.feature: case.baselines for case in bench.cases(batch, made, holdouts)}
     for part in batch.features:
         explanation, scores = made[part.feature], {}
         if explanation.rule is not None:

@@ -105,7 +105,7 @@ def score(features: tuple[str, ...], scorers: str, database: str, form: Form, **
       neuronaut score demo:mlp.2:17
       neuronaut score demo:mlp.2:alive -s simulation
     """
-    from ..agent.label import score as score_features
+    from ..agent.rescore import score as score_features
     from .opening import SCORERS, Opening, chosen_features, stored_sources, stored_subject
 
     judges = _known(SCORERS, scorers.split(","), "-s")

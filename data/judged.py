@@ -23,7 +23,8 @@ def add_judgements(connection: sqlite3.Connection, explanation_id: int, judgemen
     around = content_digest(*sorted(digests))[:16]
     connection.executemany(
         "INSERT INTO judgements (explanation_id, scorer, examples, role, kind, units, items, true, predicted,"
-        " threshold, windows, missing, provenance, round, digest, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " threshold, windows, missing, provenance, round, digest, created)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT DO NOTHING",
         [
             (explanation_id, j.scorer, j.examples, j.role, j.kind, *j.true.shape, _pack(j.true), _pack(j.predicted),

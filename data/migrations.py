@@ -169,7 +169,8 @@ def m005_calls(db: Database) -> None:
     for statement in (
         """CREATE TABLE llm_calls (
             id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, endpoint TEXT NOT NULL,
-            prompt TEXT NOT NULL, request TEXT NOT NULL, status TEXT NOT NULL, reply TEXT NOT NULL, reason TEXT, detail BLOB NOT NULL, input_tokens INTEGER NOT NULL,
+            prompt TEXT NOT NULL, request TEXT NOT NULL, status TEXT NOT NULL, reply TEXT NOT NULL, reason TEXT,
+            detail BLOB NOT NULL, input_tokens INTEGER NOT NULL,
             output_tokens INTEGER NOT NULL, seconds REAL NOT NULL, cost REAL, created TEXT NOT NULL,
             CHECK (status IN ('ok', 'refused', 'truncated', 'empty', 'failed')),
             CHECK ((status = 'ok') = (reason IS NULL)))""",
@@ -180,7 +181,8 @@ def m005_calls(db: Database) -> None:
         """CREATE TABLE judgements (
             id INTEGER PRIMARY KEY, explanation_id INTEGER NOT NULL REFERENCES explanations(id), scorer TEXT NOT NULL,
             examples TEXT NOT NULL, role TEXT NOT NULL, kind TEXT NOT NULL, units INTEGER NOT NULL,
-            items INTEGER NOT NULL, true BLOB NOT NULL, predicted BLOB NOT NULL, threshold REAL NOT NULL, windows TEXT NOT NULL,
+            items INTEGER NOT NULL, true BLOB NOT NULL, predicted BLOB NOT NULL, threshold REAL NOT NULL,
+            windows TEXT NOT NULL,
             missing TEXT NOT NULL, provenance TEXT NOT NULL, round TEXT NOT NULL, digest TEXT NOT NULL,
             created TEXT NOT NULL, UNIQUE (explanation_id, digest))""",
         """CREATE TABLE llm_batches (
@@ -203,7 +205,8 @@ def m006_headlines(db: Database) -> None:
         """INSERT INTO headline_kinds VALUES (1, 'simulation', 'top_random', 'correlation'),
             (2, 'detection', 'windows', 'balanced_accuracy'), (3, 'fuzzing', 'marks', 'balanced_accuracy'),
             (4, 'embedding', 'windows', 'auroc'), (5, 'output', 'tokens', 'balanced_accuracy'),
-            (6, 'output', 'continuations', 'balanced_accuracy'), (7, 'intruder', 'groups', 'balanced_accuracy')""",
+            (6, 'output', 'continuations', 'balanced_accuracy'), (7, 'intruder', 'groups', 'balanced_accuracy'),
+            (8, 'rule', 'top_random', 'correlation')""",
         "DROP VIEW headlines",
         """CREATE VIEW headlines AS
            SELECT score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n, coverage, baseline, place

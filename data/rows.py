@@ -147,6 +147,16 @@ def read_explanations(
         yield StoredExplanation(row["id"], explanation, row["created"])
 
 
+def another_explanation(connection: sqlite3.Connection, feature: Feature, *, with_rule: bool) -> int | None:
+    """Id of the best explanation of the next explained feature of the source, in a circle; None where it is alone."""
+    sql = (
+        "SELECT explanation_id FROM best_explanations JOIN sources ON sources.id = source_id WHERE name = ?1"
+        " AND explanation IS NOT NULL AND idx <> ?2 AND (rule IS NOT NULL OR NOT ?3) ORDER BY idx < ?2, idx LIMIT 1"
+    )
+    row = connection.execute(sql, [str(feature.source), feature.index, with_rule]).fetchone()
+    return None if row is None else row[0]
+
+
 def read_scores(connection: sqlite3.Connection, explanation_id: int) -> list[Score]:
     """The scores of an explanation, in the order in which they were added."""
     sql = "SELECT * FROM scores WHERE explanation_id = ? ORDER BY id"

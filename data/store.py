@@ -211,6 +211,13 @@ class Store:
         """The explanation of a feature with the highest headline score, or the latest; None where there is none."""
         return next(iter(self.explanations(feature)), None)
 
+    def another(self, feature: Feature, *, with_rule: bool) -> Explanation | None:
+        """The best explanation of another feature of the same source, for a control; None where there is none."""
+        with reported(self.path):
+            found = rows.another_explanation(self._connection, feature, with_rule=with_rule)
+        stored = None if found is None else self.explanation(found)
+        return None if stored is None else stored.explanation
+
     def scores(self, explanation_id: int) -> list[Score]:
         """The scores of an explanation."""
         with reported(self.path):

@@ -75,6 +75,10 @@ def _scores(group: Sequence[Judgements], seed: int) -> list[Score]:
     if own is None:
         return []
     coverage = float(np.isfinite(own.predicted).mean()) if own.predicted.size else 0.0
+    if not own.true.size:
+        metric = "correlation" if own.kind == "activation" else "balanced_accuracy"
+        reason = ", ".join(own.missing) or "no windows"
+        return [Score(own.scorer, own.examples, metric, None, reason, coverage=0.0, provenance=own.provenance)]
     others = {part.role: _metrics(part, seed) for part in group if part is not own}
     provenance = {**own.provenance, "seed": seed} | ({"missing": own.missing} if own.missing else {})
     return [

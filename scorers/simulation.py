@@ -26,8 +26,9 @@ class RuleSimulator:
     stored = False
     prompts: tuple[Prompt, ...] = ()
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self._seed = seed
+    def __init__(self, *, name: str = "simulation", seed: int = 0) -> None:
+        """`name` tells its scores from those of a language model that simulates the text."""
+        self.name, self._seed = name, seed
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -37,11 +38,12 @@ class RuleSimulator:
     def score(self, explanation: Explanation, holdout: Holdout, baselines: Baselines) -> list[Score]:
         """Every metric on every holdout set; null with a reason where it is undefined."""
         if not explanation.rule:
-            return [self._null(name, windows, "the explanation has no rule to simulate")
-                    for name, windows in holdout.sets.items()]  # fmt: skip
-        empty = [self._null(name, windows, "no holdout windows")
-                 for name, windows in holdout.sets.items() if not len(windows.ids)]  # fmt: skip
-        return measure(self.judge(Case(explanation, holdout, baselines)), seed=self._seed) + empty
+            return [
+                Score(self.name, name, "correlation", None, "the explanation has no rule to simulate", coverage=0.0,
+                      windows=windows.digests)
+                for name, windows in holdout.sets.items()
+            ]  # fmt: skip
+        return measure(self.judge(Case(explanation, holdout, baselines)), seed=self._seed)
 
     def judge(self, case: Case) -> list[Judgements]:
         """The rule's predictions and those of the baselines, on every set that has windows; none without a rule."""
@@ -51,15 +53,11 @@ class RuleSimulator:
         return [
             Judgements(
                 self.name, name, role, "activation", windows.true, windows.at(values), case.holdout.peak / 2,
-                windows.digests, provenance={"by": "rule"},
+                windows.digests, {} if len(windows.ids) else {"no holdout windows": 1}, {"by": "rule"},
             )
             for name, windows in case.holdout.sets.items()
-            if len(windows.ids)
             for role, values in _predictions(rule, case, windows).items()
         ]  # fmt: skip
-
-    def _null(self, name: str, windows: ScoredWindows, reason: str) -> Score:
-        return Score(self.name, name, "correlation", None, reason, coverage=0.0, windows=windows.digests)
 
 
 def _predictions(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role, NDArray[np.float32]]:

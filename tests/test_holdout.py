@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from neuronaut.agent.label import Bench
+from neuronaut.agent.bench import Bench
 from neuronaut.data.codec import window_digest
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
@@ -46,7 +46,7 @@ def made() -> Iterator[Made]:
         bench = Bench(store, subject, source)
         features = store.features(f"planted:mlp.{LAYER}:0,2,3,6")
         evidence = {feature: store.evidence(feature) for feature in features}
-        yield Made(subject, source, store, bench, corpus, evidence, bench.holdouts(list(evidence.values())))
+        yield Made(subject, source, store, bench, corpus, evidence, bench.judged(list(evidence.values())))
 
 
 def forward(made: Made, ids: np.ndarray, source: Source, index: int) -> np.ndarray:
@@ -100,7 +100,7 @@ def test_the_top_and_as_many_random_windows(made: Made) -> None:
 def test_random_windows_come_from_many_documents(made: Made) -> None:
     """The first windows of the pool all lie in its first documents."""
     documents = {w.window: w.document for w in made.store.pool_windows("planted", "holdout")}
-    _, digests = made.bench._random
+    _, digests = made.bench._drawn("holdout")
     assert len({documents[digest] for digest in digests}) >= 8
 
 
@@ -129,7 +129,7 @@ def test_the_negative_tail_is_turned_round(made: Made) -> None:
     index = int(np.argmin(troughs))
     feature = Feature(source.id, index, negative=True)
     evidence = made.store.evidence(feature)
-    holdout = Bench(made.store, made.subject, source).holdouts([evidence])[feature]
+    holdout = Bench(made.store, made.subject, source).judged([evidence])[feature]
     assert holdout.peak == evidence.statistics.peak > 0
     for name in ("top_random", "counterfactual"):
         windows = holdout.sets[name]

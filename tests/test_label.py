@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from neuronaut.agent import bench
 from neuronaut.agent import label as module
-from neuronaut.agent.label import Result, label, score
+from neuronaut.agent.label import Result, label
+from neuronaut.agent.rescore import score
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
 from neuronaut.data.records import Explanation, Score
@@ -77,7 +79,7 @@ class Counting(RuleExplainer):
 def small() -> None:
     """Chunks of two, and little to learn from."""
     torch.set_num_threads(1)
-    module.CHUNK, module.BACKGROUND, module.RANDOM_HOLDOUT = 2, 96, 12
+    module.CHUNK, bench.BACKGROUND, bench.RANDOM_WINDOWS = 2, 96, 12
 
 
 def run(path: Path, **options: Any) -> list[Result]:
@@ -117,11 +119,11 @@ def start(call: str, path: Path) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def settings() -> Iterator[None]:
-    before = torch.get_num_threads(), module.CHUNK, module.BACKGROUND, module.RANDOM_HOLDOUT
+    before = torch.get_num_threads(), module.CHUNK, bench.BACKGROUND, bench.RANDOM_WINDOWS
     small()
     yield
     torch.set_num_threads(before[0])
-    module.CHUNK, module.BACKGROUND, module.RANDOM_HOLDOUT = before[1:]
+    module.CHUNK, bench.BACKGROUND, bench.RANDOM_WINDOWS = before[1:]
 
 
 @pytest.fixture(scope="module")
