@@ -29,6 +29,7 @@ from ..subject.model import Subject
 from ..subject.opening import open_source
 from ..subject.sources import Source
 from .bench import Bench
+from .choose import Seated
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ class Job:
     """What is done to every feature."""
 
     store: Store
-    explainer: Explainer
+    explainer: Explainer | Seated
     scorers: Sequence[Scorer]
     desk: Desk | None = None
     redo: bool = False
@@ -77,7 +78,7 @@ def label(
     store: Store,
     subject: Subject,
     *,
-    explainer: Explainer,
+    explainer: Explainer | Seated,
     scorers: Sequence[Scorer],
     desk: Desk | None = None,
     sources: Mapping[SourceId, Source] | None = None,
@@ -162,7 +163,8 @@ def _share(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
 
 def labelling(job: Job, bench: Bench, evidence: Sequence[Evidence], batch: TrainBatch) -> Asking[Kept]:
     """Explain features and score the explanations; nothing is stored."""
-    explanations = yield from settled(job.explainer.explain(batch))
+    explainer = job.explainer.at(bench) if isinstance(job.explainer, Seated) else job.explainer
+    explanations = yield from settled(explainer.explain(batch))
     finished = {made.feature: _signed(made, job, bench) for made in explanations}
     explained = [part for part in evidence if finished[part.feature].text is not None]
     cases = bench.cases(batch, finished, bench.judged(explained)) if explained else []

@@ -1,0 +1,192 @@
+"""Refine: an explanation is tested on sentences that the model makes up, and revised where they speak against it.
+
+Each round (1) asks for texts on which the explanation says that the feature fires, and for near ones on which
+it does not; (2) runs them through the subject; (3) shows what really happened and asks for a better
+explanation; (4) keeps that one only if it predicts `select` better by more than the paired 95% interval.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data.activations import read_own
+from ..data.records import Example, Explanation
+from ..explainers.answer import read
+from ..explainers.batch import TrainBatch, TrainEvidence
+from ..explainers.explainer import Explainer
+from ..explainers.llm.asking import Asking, settled
+from ..explainers.llm.values import Chat, Reply, Sampling
+from ..explainers.prompt import Prompt
+from ..explainers.render import active, excerpt, fenced, marked, strongest
+from ..scorers.scorer import Scorer
+from ..subject.address import Feature
+from .bench import Bench
+from .choose import AtBench, Chooser, Seated, better
+
+SENTENCES = 10
+"""Test sentences in a round."""
+SHOWN = 6
+"""Corpus examples beside them."""
+
+_LINE = re.compile(r"^\s*([+-])\s+(\S.*?)\s*$", re.MULTILINE)
+
+
+class Test(NamedTuple):
+    """A made-up text and what the feature did on it."""
+
+    expected: bool
+    """Whether the explanation says that the feature fires."""
+    example: Example
+
+
+class Refine:
+    """An explainer whose explanations are tested and revised."""
+
+    def __init__(
+        self, inner: Explainer | Seated, scorer: Scorer, *, rounds: int = 2, temperature: float | None = 0.0,
+        prompts: tuple[Prompt, Prompt] | None = None,
+    ) -> None:  # fmt: skip
+        """`prompts` ask for sentences and for a revision; `scorer` decides on `select` and needs no controls."""
+        self._inner, self._scorer, self._rounds, self._temperature = inner, scorer, rounds, temperature
+        self._ask, self._revise = prompts or (default_prompt("refine_sentences"), default_prompt("refine"))
+        self.name = f"refine:{inner.name}"
+        self.prompts = (*inner.prompts, self._ask, self._revise, *scorer.prompts)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What, beside the evidence and the language model, determines an explanation."""
+        return {
+            "inner": self._inner.settings, "rounds": self._rounds, "temperature": self._temperature,
+            "prompts": [self._ask.hash, self._revise.hash], "chosen_by": [self._scorer.name, self._scorer.settings],
+        }  # fmt: skip
+
+    def at(self, bench: Bench) -> Explainer:
+        """The explainer at this bench."""
+        return AtBench(self, lambda batch: self._explain(bench, batch))
+
+    def _explain(self, bench: Bench, batch: TrainBatch) -> Asking[list[Explanation]]:
+        inner = self._inner.at(bench) if isinstance(self._inner, Seated) else self._inner
+        made = yield from settled(inner.explain(batch))
+        current = {e.feature: replace(e, explainer=self.name) for e in made}
+        chooser = Chooser(self._scorer, bench, batch)
+        judged = yield from chooser.judge(current)
+        for _ in range(self._rounds):
+            revised = yield from self._round(current, bench, batch)
+            again = yield from chooser.judge(revised)
+            for feature, revision in revised.items():
+                difference, low, keep = (
+                    better(judged[feature], again[feature]) if feature in again else (None, None, False)
+                )
+                told = {
+                    "text": revision.text, "reason": revision.reason, "difference": difference, "ci_low": low,
+                    "kept": keep, "tests": revision.provenance["tests"],
+                }  # fmt: skip
+                base = revision if keep else current[feature]
+                rounds = [*_rounds(current[feature]), told]
+                current[feature] = replace(base, provenance={**base.provenance, "rounds": rounds})
+                judged[feature] = again[feature] if keep else judged[feature]
+        return list(current.values())
+
+    def _round(
+        self, current: Mapping[Feature, Explanation], bench: Bench, batch: TrainBatch
+    ) -> Asking[dict[Feature, Explanation]]:
+        """A revision of every explanation that has a text and could be tested."""
+        parts = {part.feature: part for part in batch.features}
+        texts = [feature for feature, explanation in current.items() if explanation.text is not None]
+        asked = yield [self._sentences(current[feature], parts[feature]) for feature in texts]
+        lines = {
+            feature: _LINE.findall(reply.text) if reply.status == "ok" else []
+            for feature, reply in zip(texts, asked, strict=True)
+        }
+        tests = tested({f: [(sign == "+", text) for sign, text in found] for f, found in lines.items()}, bench)
+        texts = [feature for feature in texts if tests[feature]]
+        replies = yield [self._revision(current[feature], parts[feature], tests[feature]) for feature in texts]
+        return {
+            feature: _revised(current[feature], tests[feature], reply, peak=parts[feature].statistics.peak)
+            for feature, reply in zip(texts, replies, strict=True)
+        }
+
+    def _sentences(self, explanation: Explanation, evidence: TrainEvidence) -> Chat:
+        places = {"explanation": explanation.text or "", "count": str(SENTENCES), "examples": _shown(evidence)}
+        half = "\n".join([*["+ " + "word " * 10] * (SENTENCES // 2), *["- " + "word " * 10] * (SENTENCES // 2)])
+        # Texts to test with should differ from round to round, so they are drawn, not the likeliest.
+        sampling = Sampling(None if self._temperature is None else 1.0, 600, seed=len(_rounds(explanation)))
+        return Chat(self._ask.render(places), sampling, sample=half, prompt=self._ask.name)
+
+    def _revision(self, explanation: Explanation, evidence: TrainEvidence, tests: Sequence[Test]) -> Chat:
+        peak = evidence.statistics.peak
+        lines = [
+            f"expected {'active' if test.expected else 'silent'}, was {'active' if fired(test, peak) else 'silent'}: "
+            + marked(part := excerpt(test.example, before=64, after=64), list(active(part, peak)))
+            for test in tests
+        ]
+        places = {"explanation": explanation.text or "", "examples": _shown(evidence), "tests": fenced(lines)}
+        sample = "[EXPLANATION]: " + "word " * 30
+        return Chat(
+            self._revise.render(places), Sampling(self._temperature, 300), sample=sample, prompt=self._revise.name
+        )  # fmt: skip
+
+
+def default_prompt(name: str) -> Prompt:
+    """The package's own prompt of this name."""
+    return Prompt.load(Path(__file__).with_name(f"{name}.md"))
+
+
+def tested(sentences: Mapping[Feature, Sequence[tuple[bool, str]]], bench: Bench) -> dict[Feature, list[Test]]:
+    """Run texts through the subject, all of them together: what each feature did on its own ones."""
+    subject, width = bench.subject, bench.background.ids.shape[1]
+    rows = [
+        (feature, expected, ids)
+        for feature, found in sentences.items()
+        for expected, text in found
+        if (ids := subject.encode(text)[:width])
+    ]
+    tests: dict[Feature, list[Test]] = {feature: [] for feature in sentences}
+    if not rows:
+        return tests
+    # Padding stands after the text, where a causal model cannot see it from within.
+    tokens = np.array([ids + [ids[0]] * (width - len(ids)) for _, _, ids in rows], np.int64)
+    found = read_own(subject, bench.source, tokens, np.array([feature.index for feature, _, _ in rows]))
+    for (feature, expected, ids), row in zip(rows, found, strict=True):
+        values = (-1.0 if feature.negative else 1.0) * row[: len(ids)]
+        example = Example(subject.decode_tokens(ids), np.array(ids), values, "random", "train", "", "")
+        tests[feature].append(Test(expected, example))
+    return tests
+
+
+def fired(test: Test, peak: float) -> bool:
+    """Whether the feature was clearly active somewhere."""
+    return bool((test.example.activations >= peak * 0.3).any())
+
+
+def _shown(evidence: TrainEvidence) -> str:
+    top = [e for e in evidence.examples if e.kind == "top"][: SHOWN // 2]
+    rest = [e for e in evidence.examples if e.kind == "quantile"][: SHOWN - len(top)]
+    peak = evidence.statistics.peak
+    parts = [excerpt(example, before=24, after=8) for example in (*top, *rest)]
+    return fenced([f"{marked(part, list(active(part, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts])
+
+
+def _revised(old: Explanation, tests: Sequence[Test], reply: Reply, *, peak: float) -> Explanation:
+    right = sum(test.expected == fired(test, peak) for test in tests)
+    calls = [*_list(old.provenance.get("calls")), reply.key]
+    provenance = {**old.provenance, "calls": calls, "tests": f"{right} of {len(tests)} as expected"}
+    if reply.status != "ok":
+        return replace(
+            old, text=None, reason=f"{reply.status}: {reply.reason}", status="failed", rule=None, provenance=provenance
+        )
+    answer = read(reply.text)
+    rule = None if answer.rule is None else answer.rule.to_json()
+    return replace(old, text=answer.text, reason=answer.reason, status=answer.status, rule=rule, provenance=provenance)
+
+
+def _rounds(explanation: Explanation) -> list[object]:
+    return _list(explanation.provenance.get("rounds"))
+
+
+def _list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else []
