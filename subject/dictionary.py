@@ -142,6 +142,11 @@ class Dictionary:
         """False for topk, in which all features compete."""
         return self.kind != "topk"
 
+    @property
+    def rescales(self) -> bool:
+        """Whether every vector is normed by its own size, so that a feature adds to it in proportion to that size."""
+        return self.norm != "none"
+
     @cached_property
     def revision(self) -> str:
         """First 16 hex digits of the SHA-256 of all that decides the activations and the reconstruction."""
@@ -197,6 +202,10 @@ class Dictionary:
         """
         change = (values.float() - self.encode(vectors, features)) @ self.W_dec[features]
         return vectors + (change * NORMS[self.norm](vectors.float()).scale).to(vectors.dtype)
+
+    def directions(self, features: Tensor) -> Tensor:
+        """What a unit of each chosen feature's activation adds to a vector, in the units of `norm`."""
+        return self.W_dec[features]
 
     def _linear(self, inputs: Tensor, features: Features | None, out: Tensor | None) -> Tensor:
         chosen = slice(None) if features is None else features

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from .address import SourceId
 
@@ -36,6 +37,11 @@ class Source(Protocol):
         """Whether a few features cost less than all (False for TopK, which ranks all of them)."""
         ...
 
+    @property
+    def rescales(self) -> bool:
+        """Whether what an activation adds to a vector is multiplied by a positive number of that vector's own."""
+        ...
+
     def encode(self, vectors: Tensor, features: Features | None = None, *, out: Tensor | None = None) -> Tensor:
         """Activations of the chosen features (all by default). (row, d_site) -> (row, chosen).
 
@@ -50,6 +56,10 @@ class Source(Protocol):
         """
         ...
 
+    def directions(self, features: Tensor) -> Tensor:
+        """What a unit of each chosen feature's activation adds to a vector. (chosen,) -> (chosen, d_site), float32."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Neurons:
@@ -59,6 +69,7 @@ class Neurons:
     width: int
     signed: bool = True
     separable: bool = True
+    rescales: bool = False
 
     def encode(self, vectors: Tensor, features: Features | None = None, *, out: Tensor | None = None) -> Tensor:
         chosen = vectors if features is None else vectors[:, features]
@@ -68,3 +79,6 @@ class Neurons:
         edited = vectors.clone()
         edited[:, features] = values.to(edited.dtype)
         return edited
+
+    def directions(self, features: Tensor) -> Tensor:
+        return one_hot(features, self.width).float()

@@ -1,0 +1,139 @@
+"""What a feature writes: its direction in the residual stream, and the tokens that this direction promotes.
+
+At the residual stream or at a branch's output a feature writes its decoder vector. At the input of a branch's
+output projection (`head.L`, `mlp.L`) that projection carries the vector to the residual stream, its bias left out,
+because the bias is written whatever the feature does. Norms are taken as they are in direct logit attribution: all of
+a norm is linear (LayerNorm takes the mean out, then comes the gain) but its division by the size of the
+vector at each position; the division is left out, which changes a direction's length and never its sense. So what
+is left out is one positive factor at each position, the same for every token and every coordinate.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .address import Feature
+from .architecture import Architecture, architecture_of
+from .errors import NeuronautError
+from .model import Subject
+from .sources import Source
+
+_LARGE = 100.0
+"""Size (root mean square) at which a vector is put through a norm, so that the norm's epsilon is lost in rounding."""
+
+
+class Direction(NamedTuple):
+    """What a unit of a feature's activation adds to the residual stream."""
+
+    vector: Tensor
+    """(d_model,), float32."""
+    exact: bool
+    """False where each position multiplies the vector by a positive factor of its own: 1 / (the size of the branch's
+    output) in families that norm it, the size of the vector for dictionaries that norm their inputs."""
+
+
+class TokenEffect(NamedTuple):
+    """How much a direction raises a token's logit."""
+
+    token: str
+    value: float
+    """Logits per unit of activation, above the vocabulary's mean (all logits shifted alike change nothing), times the
+    final norm's denominator at the position, before a soft-cap."""
+
+
+class Promoted(NamedTuple):
+    """The tokens that a feature's direction raises and lowers the most; none where it writes nothing."""
+
+    top: tuple[TokenEffect, ...]
+    """Highest first."""
+    bottom: tuple[TokenEffect, ...]
+    """Lowest first."""
+    spread: float
+    """Standard deviation of the value over the vocabulary; 0 where the feature writes nothing that is read."""
+
+
+@torch.inference_mode()
+def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
+    """What a unit of the feature's activation adds to the residual stream; the negative tail's sign is flipped."""
+    index = checked_index(source, feature)
+    vector = source.directions(torch.tensor([index], device=subject.device))[0].float()
+    projection, norm = _branch(subject, source.id.site)
+    if projection is not None:
+        vector = _without_bias(projection, vector)
+    if norm is not None:
+        vector = _through(norm, vector)
+    exact = norm is None and not source.rescales
+    return Direction(-vector if feature.negative else vector, exact)
+
+
+@torch.inference_mode()
+def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
+    """Direct logit attribution: what a part of the final residual stream adds to the logits. (d_model,) -> (token,).
+
+    Divided by the final norm's denominator at a position, these add up over all parts of the residual stream, and
+    with what the norm's and the unembedding's biases give, to the logits there before a soft-cap.
+    """
+    normed = _through(subject.model.base_model.get_submodule(_architecture(subject).final_norm), vector)
+    head = subject.model.get_output_embeddings()
+    assert isinstance(head, nn.Module), "a subject has an unembedding"
+    return _without_bias(head, normed)
+
+
+def promoted(subject: Subject, source: Source, feature: Feature, *, count: int = 10) -> Promoted:
+    """The `count` tokens that the feature's direct path to the logits raises the most, and lowers the most."""
+    effect = logit_effect(subject, direction(subject, source, feature).vector)[: len(subject.vocabulary)]
+    effect = effect - effect.mean()
+    spread = float(effect.std(correction=0))
+    if not spread > 0:
+        return Promoted((), (), 0.0)
+
+    def first(order: Tensor) -> tuple[TokenEffect, ...]:
+        return tuple(TokenEffect(subject.vocabulary[i], float(effect[i])) for i in order[:count].tolist())
+
+    return Promoted(
+        first(effect.argsort(descending=True, stable=True)), first(effect.argsort(stable=True)), spread
+    )  # fmt: skip
+
+
+def checked_index(source: Source, feature: Feature) -> int:
+    """The feature's index in the source, or an error where it is none of the source's."""
+    if feature.source != source.id or not 0 <= feature.index < source.width:
+        raise NeuronautError(
+            f"{feature} is no feature of {source.id}; wanted {source.id}:0 to {source.id}:{source.width - 1}"
+        )
+    return feature.index
+
+
+def _architecture(subject: Subject) -> Architecture:
+    return architecture_of(subject.model.config.model_type, name=subject.name)
+
+
+def _branch(subject: Subject, site: str) -> tuple[nn.Module | None, nn.Module | None]:
+    """The projection and the norm that stand between a site and the residual stream, where there are any."""
+    architecture = _architecture(subject)
+    kind, _, layer = site.partition(".")
+    paths = {
+        "head": (architecture.attention, architecture.attention_norm),
+        "mlp": (architecture.mlp, architecture.mlp_norm),
+    }.get(kind, (None, None))
+    subject.width(site)  # An unknown or refused site is an error that says so.
+    projection, norm = (
+        path and subject.model.base_model.get_submodule(f"{architecture.layers}.{layer}.{path}") for path in paths
+    )
+    return projection or None, norm or None
+
+
+def _through(norm: nn.Module, vector: Tensor) -> Tensor:
+    """What a norm makes of a part of its input but for the division: the mean out of a LayerNorm's, times the gain."""
+    part = vector - vector.mean() if isinstance(norm, nn.LayerNorm) else vector
+    size = part.square().mean().sqrt()
+    return _without_bias(norm, part * (_LARGE / size)) * size if size > 0 else part
+
+
+def _without_bias(module: nn.Module, vector: Tensor) -> Tensor:
+    """What a module makes of a vector, float32, with its bias at zero. It computes in its own dtype."""
+    dtype = next(module.parameters()).dtype
+    bias = {name: torch.zeros_like(value) for name, value in module.named_parameters() if name == "bias"}
+    return functional_call(module, bias, (vector[None].to(dtype),))[0].float()
