@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("subject", "data", "explainers", "scorers", "agent", "cli")
+ORDER = ("subject", "causal", "data", "explainers", "scorers", "agent", "cli")
 
 
 def modules(folder: str) -> list[Path]:
