@@ -134,7 +134,16 @@ class Subject:
     @torch.inference_mode()
     def logits(self, tokens: Tensor) -> Tensor:
         """The model's own logits. (row, position) -> (row, position, token)."""
-        return self.model(self._checked(tokens), use_cache=False).logits
+        return self.run(tokens)
+
+    def run(self, tokens: Tensor, *, positions: Sequence[int] | None = None) -> Tensor:
+        """As `logits`, in the caller's grad mode: an edit that returns a tensor with a gradient is differentiated.
+
+        With `positions`, only theirs are computed, in their order: (row, chosen, token).
+        """
+        tokens = self._checked(tokens)
+        kept = {} if positions is None else {"logits_to_keep": torch.as_tensor(positions, device=self.device)}
+        return self.model(tokens, use_cache=False, **kept).logits
 
     @contextmanager
     def editing(self, edits: Mapping[str, Edit]) -> Generator[None]:
