@@ -22,6 +22,7 @@ from ..subject.model import Subject
 from ..subject.sources import Source
 from .abstain import Limits, abstention
 from .batch import Background, TrainBatch, TrainEvidence
+from .choose import background_example
 from .english import describe
 from .induce import induce
 from .prompt import Prompt
@@ -187,14 +188,7 @@ def _held_back(document: str) -> bool:
 def _random_examples(evidence: TrainEvidence, batch: TrainBatch, *, count: int) -> list[Example]:
     """The background windows in which the feature is strongest: they hold pivots that no list kept."""
     rows = np.argsort(-evidence.background.max(axis=1), kind="stable")[:count]
-    back = batch.background
-    found = []
-    for row in map(int, rows):
-        tokens = tuple(batch.vocabulary[i] for i in back.ids[row])
-        values = evidence.background[row]
-        document, digest = back.documents[row], back.digests[row]
-        found.append(Example(tokens, back.ids[row].astype(np.int64), values, "random", "train", document, digest))
-    return found
+    return [background_example(evidence, batch, row, kind="random") for row in rows.tolist()]
 
 
 def _pruned(example: Example) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:

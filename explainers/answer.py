@@ -1,0 +1,109 @@
+"""Reading a reader's reply: the text after `[EXPLANATION]:`, and a rule after `[RULE]:` where there is one.
+
+The last such line counts, so that drafts may precede it. What models put around it is taken off: a block of
+thought, bold type, quotation marks, code fences, a label without its brackets. Nothing is guessed: a reply
+without the label, or one that declines in words, is unparsed with a reason. A faulty rule is left out with the
+reason, and the text stands.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ..subject.errors import NeuronautError
+from .rules import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a reply says."""
+
+    status: Literal["explained", "no_pattern", "failed"]
+    text: str | None = None
+    """The explanation; None unless the status is "explained"."""
+    reason: str | None = None
+    """Why there is none: "unparsed: ...", or what the reader said of the missing pattern."""
+    rule: Rule | None = None
+    rule_error: str | None = None
+    """Why a rule that the reply holds was left out."""
+
+
+_THOUGHT = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A.*^\s*</think(?:ing)?>", re.S | re.M | re.I)
+"""A block of thought, also one that is not closed, or whose beginning a chat template has swallowed."""
+_LABEL = re.compile(
+    r"^[ \t>*_#`-]*(?:\[[ ]*(?P<known>(?i:EXPLANATION|RULE))[ ]*\][ \t*_`]*[::]?"
+    r"|(?P<bare>(?i:EXPLANATION|RULE))[ \t*_`]*(?:[::]|$)|\[(?P<other>[A-Z][A-Z ]*)\][*_]*[::])(?:[*_`]+(?=\s|$))?"
+    r"|\[(?P<inline>RULE)\]:?[ \t`]*(?=\{)",
+    re.M,
+)
+"""`[EXPLANATION]:` at the start of a line, in any dress, and `[RULE]:` also within one before a brace. Any other
+label in brackets ends what stands before it."""
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$\n?", re.M)
+_WRAPPERS = (("**", "**"), ("__", "__"), ('"', '"'), ("“", "”"), ("`", "`"), ("*", "*"))
+_NO_PATTERN = re.compile(r"no (?:clear |common |consistent |discernible )?pattern\b(?!-)", re.I)
+_DECLINED = re.compile(
+    r"(?:i(?:['’]m| am) sorry|sorry)[,.]? (?:but|i)\b|as an ai\b|"
+    r"(?:i can(?:no|['’])t|i can not|i won['’]t|i will not|i(?:['’]m| am) (?:unable|not able) to) "
+    r"(?:help|assist|provide|explain|identify|determine|comply|do|fulfil|answer|analy[sz]e)",
+    re.I,
+)
+_NO_RULE = frozenset({"", "none", "null", "n/a", "no rule"})
+
+
+def read(reply: str) -> Answer:
+    """What a reply says; never an error."""
+    sections = _sections(_THOUGHT.sub("", reply, count=1))
+    if "EXPLANATION" not in sections:
+        return Answer("failed", reason="unparsed: no [EXPLANATION] line")
+    text = _paragraph(sections["EXPLANATION"])
+    if not any(character.isalnum() for character in text):
+        return Answer("failed", reason="unparsed: nothing after [EXPLANATION]")
+    if _DECLINED.match(text):
+        return Answer("failed", reason=f"unparsed: declined in words: {text[:200]}")
+    if _NO_PATTERN.match(text):
+        return Answer("no_pattern", reason=f"the reader answered: {text}")
+    rule, error = _rule(sections.get("RULE", ""))
+    return Answer("explained", text, None, rule, error)
+
+
+def _sections(text: str) -> dict[str, str]:
+    """What follows each label up to the next one; of equal labels the last counts."""
+    labels = list(_LABEL.finditer(text))
+    ends = [*(label.start() for label in labels[1:]), len(text)]
+    return {(m[m.lastgroup or 0]).upper(): text[m.end() : end] for m, end in zip(labels, ends, strict=False)}
+
+
+def _paragraph(section: str) -> str:
+    """The first paragraph on one line, without what only dresses it."""
+    first = re.split(r"\n[ \t]*\n", _FENCE.sub("", section).strip(), maxsplit=1)[0]
+    text = " ".join(first.split())
+    for _ in range(2):
+        text = next((bare for ends in _WRAPPERS if (bare := _bare(text, *ends)) is not None), text)
+    return text
+
+
+def _bare(text: str, left: str, right: str) -> str | None:
+    """The text without a pair that encloses it all, or that was opened before the label and closes here."""
+    closed = text.endswith(right) and len(text) > len(right)
+    inner = text.removesuffix(right)
+    if closed and text.startswith(left) and left not in inner[len(left) :] and right not in inner[len(left) :]:
+        return inner[len(left) :].strip()
+    return inner.strip() if closed and left == right == "**" and left not in inner else None
+
+
+def _rule(section: str) -> tuple[Rule | None, str | None]:
+    """The section's first JSON object as a rule, or why there is none; None twice where none was given."""
+    start = section.find("{")
+    if start < 0:
+        said = " ".join(_FENCE.sub("", section).split())
+        return None, None if said.strip("`*\"'.()").lower() in _NO_RULE else f"no JSON object after [RULE]: {said[:80]}"
+    try:
+        _, end = json.JSONDecoder().raw_decode(section, start)
+        return Rule.parse(section[start:end]), None
+    except json.JSONDecodeError as error:
+        return None, f"the rule is not JSON: {error}"
+    except RecursionError:
+        return None, "the rule is not JSON: nested too deeply"
+    except NeuronautError as error:
+        return None, str(error)

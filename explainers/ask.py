@@ -1,0 +1,167 @@
+"""What explainers that ask one question have in common: a prompt filled with training windows, one reply read.
+
+A feature with no answer (dead, too rare, dense) is not asked about. All questions of a batch are put at once.
+Whatever goes wrong with a reply (refused, cut, empty, unreadable) is an explanation without text, with status
+"failed" and the reason. The activations that a reader sees run from 0 to 10, and a rule it returns predicts on
+that scale, so the rule is scaled back to the source's units; one that fires on no training window is left out.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ..data.records import Explanation
+from .abstain import Limits, abstention
+from .answer import Answer, read
+from .batch import TrainBatch, TrainEvidence
+from .evaluate import TokenGrid, predict
+from .llm.asking import Asking
+from .llm.values import Chat, Reply, Sampling
+from .prompt import Prompt
+from .render import STEPS
+from .rules import Rule
+
+TEXT_TOKENS, RULE_TOKENS = 200, 500
+"""Room for the reply's text, and for a rule beside it."""
+_SAMPLE = (
+    "[EXPLANATION]: the name ` self` directly after an opening parenthesis, in the parameter list of a method "
+    "definition; weaker on other first parameters there, and silent on ` self` inside calls."
+)
+_SAMPLE_RULE = (
+    '\n[RULE]: {"any": [{"when": [{"token": [" self", "self"]}, {"text": "(", "at": -1}], "value": 9}], '
+    '"unless": [{"inside": "comment"}]}'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much a prompt shows of a feature; an explainer uses what its prompt has room for."""
+
+    top: int = 8
+    """Windows with the highest peaks."""
+    quantile: int = 0
+    """Windows from the uniform sample of active ones."""
+    near_misses: int = 0
+    silent: int = 0
+    before: int = 40
+    """Tokens shown before a window's peak."""
+    after: int = 8
+    """Tokens shown after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a prompt is filled with for one feature."""
+
+    places: Mapping[str, str]
+    windows: tuple[str, ...]
+    """Digests of all windows that any part is shown of."""
+    highest: float
+    """The activation that is shown as 10, in the source's units."""
+
+
+class PromptExplainer(ABC):
+    """Fills one prompt for each feature, and reads text and rule from the reply."""
+
+    name: ClassVar[str]
+    """What it is called after `-e`, and the prompt file's name."""
+    extent: ClassVar[Extent]
+    """How much is shown unless the constructor is told otherwise."""
+
+    def __init__(
+        self,
+        *,
+        prompt: Prompt | None = None,
+        temperature: float | None = 0.0,
+        draw: int = 0,
+        rules: bool = True,
+        extent: Extent | None = None,
+    ) -> None:
+        """Another `draw` is another sample of the same question; `rules` invites a rule beside the text."""
+        self._prompt = prompt or Prompt.load(Path(__file__).with_name(f"{self.name}.md"))
+        self._language = Prompt.load(Path(__file__).with_name("rule_language.md")) if rules else None
+        self._temperature, self._draw, self._limits = temperature, draw, Limits()
+        self._extent = extent or self.extent
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The chat, and the description of the rule language where a rule is invited."""
+        return (self._prompt,) if self._language is None else (self._prompt, self._language)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What, beside the evidence and the language model, determines an explanation."""
+        return {
+            "prompt": self._hashes(),
+            "temperature": self._temperature,
+            "draw": self._draw,
+            "extent": asdict(self._extent),
+            "limits": asdict(self._limits),
+            "version": 1,
+        }
+
+    @abstractmethod
+    def show(self, evidence: TrainEvidence, batch: TrainBatch) -> Shown:
+        """What the prompt is filled with, other than `$rule`."""
+
+    def explain(self, batch: TrainBatch) -> Asking[list[Explanation]]:
+        """One explanation per feature, in order; all questions are asked at once."""
+        made = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
+        asked = [(i, self.show(batch.features[i], batch)) for i, known in enumerate(made) if known is None]
+        replies = (yield [self._chat(shown) for _, shown in asked]) if asked else ()
+        for (i, shown), reply in zip(asked, replies, strict=True):
+            made[i] = self._explanation(batch.features[i], shown, reply)
+        return [explanation for explanation in made if explanation is not None]
+
+    def _chat(self, shown: Shown) -> Chat:
+        rule = "" if self._language is None else "\n\n" + self._language.render({})[-1].content
+        room = TEXT_TOKENS + (RULE_TOKENS if self._language else 0)
+        return Chat(
+            self._prompt.render({**shown.places, "rule": rule}),
+            Sampling(temperature=self._temperature, max_tokens=room, seed=self._draw or None),
+            sample=_SAMPLE + (_SAMPLE_RULE if self._language else ""),
+            prompt=self._prompt.name,
+        )
+
+    def _explanation(self, evidence: TrainEvidence, shown: Shown, reply: Reply) -> Explanation:
+        answer = read(reply.text) if reply.status == "ok" else Answer("failed", reason=_unanswered(reply))
+        provenance: dict[str, object] = {"calls": [reply.key], "prompt": self._hashes()}
+        rule, error = None, answer.rule_error
+        if answer.rule is not None:
+            rule = in_units(answer.rule, shown.highest)
+            error = None if fires(rule, evidence) else "the rule fires on no training window"
+        if error is not None:
+            provenance["rule_error"] = error
+        return Explanation(
+            evidence.feature, answer.text, self.name, answer.reason, answer.status,
+            rule.to_json() if rule is not None and error is None else None, shown.windows, provenance,
+        )  # fmt: skip
+
+    def _hashes(self) -> dict[str, str]:
+        return {prompt.name: prompt.hash for prompt in self.prompts}
+
+
+def in_units(rule: Rule, highest: float) -> Rule:
+    """A rule that predicts from 0 to 10 as one that predicts from 0 to `highest`; values outside are moved inside."""
+
+    def scaled(value: float) -> float:
+        return min(max(value, 0.0), STEPS) * highest / STEPS
+
+    clauses = (
+        clause.model_copy(
+            update={"value": scaled(clause.value), "gains": {token: scaled(g) for token, g in clause.gains.items()}}
+        )
+        for clause in rule.any
+    )
+    return rule.model_copy(update={"any": tuple(clauses), "floor": scaled(rule.floor)})
+
+
+def fires(rule: Rule, evidence: TrainEvidence) -> bool:
+    """Whether the rule predicts more than 0 anywhere in the feature's training windows."""
+    return bool((predict(rule, TokenGrid.of([example.tokens for example in evidence.examples])) > 0).any())
+
+
+def _unanswered(reply: Reply) -> str:
+    return f"{reply.status}: {reply.reason}" if reply.reason else reply.status

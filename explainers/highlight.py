@@ -1,0 +1,38 @@
+"""Windows of running text with the active tokens marked, and the strongest of them with their activations."""
+
+from collections.abc import Sequence
+
+from ..data.records import Example
+from .ask import Extent, PromptExplainer, Shown
+from .batch import TrainBatch, TrainEvidence
+from .choose import active_windows
+from .render import active, excerpt, fenced, marked, strongest
+
+STRONGEST = 4
+"""Tokens of a window whose activations are given."""
+
+
+class Highlight(PromptExplainer):
+    """Explains from marked windows."""
+
+    name = "highlight"
+    extent = Extent(top=8, quantile=4)
+
+    def show(self, evidence: TrainEvidence, batch: TrainBatch) -> Shown:  # noqa: ARG002
+        """The windows with the highest peaks, then weaker ones."""
+        examples = active_windows(evidence, top=self._extent.top, quantile=self._extent.quantile)
+        places = {"windows": fenced(active_lines(examples, self._extent))}
+        return Shown(places, tuple(e.window for e in examples), max(e.peak for e in examples))
+
+
+def active_lines(examples: Sequence[Example], extent: Extent) -> list[str]:
+    """Two lines for each window: the marked text, and its strongest tokens."""
+    highest = max(example.peak for example in examples)
+    lines = []
+    for i, example in enumerate(examples, start=1):
+        part = excerpt(example, before=extent.before, after=extent.after)
+        lines += [
+            f"{i}. {marked(part, active(part.activations, highest))}",
+            f"   {strongest(part, highest, count=STRONGEST)}",
+        ]
+    return lines
