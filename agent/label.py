@@ -99,7 +99,7 @@ def label(
     if on_skip is not None:
         on_skip(len(done))
     until = None if minutes is None else time.monotonic() + 60 * minutes
-    for results in answered(_parts(job, features, done, subject, sources, until), desk):
+    for results in answered(parts(job, features, done, subject, sources, until), desk):
         _store(job, results)
         yield from (result for result, _ in results)
 
@@ -124,7 +124,7 @@ def answered(tasks: Iterable[Asking[T]], desk: Desk | None) -> Iterator[T]:
             )
 
 
-def _parts(
+def parts(
     job: Job,
     features: Sequence[Feature],
     done: set[Feature],
@@ -205,6 +205,7 @@ def _signed(made: Explanation, job: Job, bench: Bench) -> Explanation:
     again = {"attempt": len(bench.store.explanations(made.feature)) + 1} if job.redo else {}
     provenance = {
         "key": job.key,
+        "settings": dict(job.explainer.settings),
         "model": bench.subject.revision,
         "background": len(bench.background.ids),
         "libraries": {name: version(name) for name in ("neuronaut", "torch", "transformers", "numpy")},

@@ -94,13 +94,13 @@ class Count(click.ParamType):
         return number
 
 
-def budget(text: str | None) -> float | None:
-    """The minutes of `minutes=5`; None where there is no budget."""
+def minutes_of(text: str | None) -> float | None:
+    """The minutes of `minutes=5`, the only budget where no language model is asked; None where there is none."""
     if text is None:
         return None
     key, _, value = text.partition("=")
     if key in ("usd", "tokens", "calls"):
-        raise NeuronautError(f"--budget {text} limits an LLM, and -e rule uses none; wanted for example minutes=5")
+        raise NeuronautError(f"--budget {text} limits a language model, and none is named; add -m, or use minutes=5")
     if key != "minutes":
         raise NeuronautError(f"--budget {text} is not known; wanted for example minutes=5")
     try:

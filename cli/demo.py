@@ -71,14 +71,16 @@ def _harvest(subject: "Subject", store: "Store") -> list[str]:
 def _label(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
     """Label and score the features that are not done, and read the rows of all of them."""
     from ..agent.label import label
+    from ..explainers.rule import RuleExplainer
+    from ..scorers.simulation import RuleSimulator
     from .label import tell
-    from .opening import EXPLAINERS, SCORERS, chosen_features
+    from .opening import chosen_features
 
     features = chosen_features(store, texts)
     say(f"3/4 labelling {len(features)} features")
     with Progress("label", total=len(features), unit="features") as progress:
         results = label(
-            features, store, subject, explainer=EXPLAINERS["rule"](subject), scorers=[SCORERS["simulation"]()],
+            features, store, subject, explainer=RuleExplainer(subject), scorers=[RuleSimulator()],
             on_skip=lambda done: progress.expect(len(features) - done),
         )  # fmt: skip
         tell(results, progress, None, kept=f"whatever was labelled is stored in {store.path}")

@@ -93,6 +93,13 @@ def visible(text: str) -> str:
 _SPELLED = {"\n": "↵", "\t": "⇥"}
 
 
+def plain_lines(text: str) -> str:
+    """The text on its own lines, with every other character that does not print spelled out."""
+    return "\n".join(
+        "".join(c if c.isprintable() or c == "\t" else visible(c) for c in line) for line in text.split("\n")
+    )
+
+
 def number(value: float | None) -> str:
     """A number with three significant digits."""
     return NOTHING if value is None else f"{value:.3g}"

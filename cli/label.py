@@ -1,18 +1,28 @@
 """`neuronaut label` and `neuronaut score`: explain a batch of features, and score what is explained."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import display
-from .common import Form, Progress, Row, all_of, as_json, budget, emit, keeping, opened, result_options, say
+from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, opened, result_options, say
+from .language import Language, batch_api, desk_of, llm_options, split, told
 
 if TYPE_CHECKING:
+    from ..agent.choose import Seated
     from ..agent.label import Result
-
-T = TypeVar("T")
+    from ..agent.plan import Estimate
+    from ..data.store import Store
+    from ..explainers.explainer import Explainer
+    from ..explainers.llm.desk import Desk, Mode
+    from ..scorers.scorer import Scorer
+    from ..subject.address import Feature, SourceId
+    from ..subject.model import Subject
+    from ..subject.sources import Source
 
 subject_options = all_of(
     click.option("--model", metavar="PATH", help="Where the model lies, if not where it was harvested from."),
@@ -25,45 +35,102 @@ subject_options = all_of(
 scorer_option = click.option(
     "-s", "--scorers", default="simulation", show_default=True, metavar="NAMES", help="Scorers, with commas between."
 )
+budget_option = click.option(
+    "--budget", "limit", metavar="usd=X,tokens=N,calls=N,minutes=N", help="Ask no more once any of these is spent."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What both verbs open before they begin."""
+
+    store: "Store"
+    subject: "Subject"
+    sources: "dict[SourceId, Source]"
+    features: "list[Feature]"
+    desk: "Desk | None"
+    scorers: "list[Scorer]"
+    explainer: "Explainer | Seated | None"
+
+
+@contextmanager
+def _work(
+    features: tuple[str, ...], database: str, *, scorers: str, explainer: str | None, limit: str | None, mode: "Mode",
+    options: dict[str, Any],
+) -> Generator[Work]:  # fmt: skip
+    from .making import Ingredients, scorers_named
+    from .making import explainer as explainer_named
+    from .opening import Opening, chosen_features, stored_sources, stored_subject
+
+    language, rest = split(options)
+    opening = Opening(**rest)
+    degrees = language.degrees
+    with opened(database, write=True) as store, desk_of(language, store, budget=limit, mode=mode) as desk:
+        chosen = chosen_features(store, features)
+        subject = stored_subject(store, chosen[0].source.model, opening)
+        sources = stored_sources(store, subject, chosen, opening)
+        made_from = Ingredients(
+            subject, sources, desk and desk.llm, store.chosen_prompts(), degrees, not language.no_controls,
+            language.embedder,
+        )  # fmt: skip
+        judges = scorers_named(scorers, made_from)
+        chooser = scorers.split(",")[0]
+        made = None if explainer is None else explainer_named(explainer, made_from, chooser=chooser)
+        yield Work(store, subject, sources, chosen, desk, judges, made)
 
 
 @click.command()
 @click.argument("features", nargs=-1, required=True, metavar="FEATURES...")
-@click.option("-e", "--explainer", default="rule", show_default=True, metavar="NAME", help="Who explains.")
+@click.option(
+    "-e", "--explainer", default="rule", show_default=True, metavar="NAME",
+    help="rule, oneshot, highlight, contrastive, output, combined, best-of-N:NAME or refine:NAME.",
+)  # fmt: skip
 @scorer_option
-@click.option("--budget", "limit", metavar="minutes=N", help="Begin nothing further after so many minutes.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and whether all that it needs is there.")
+@llm_options
+@budget_option
+@click.option("--batch", is_flag=True, help="Ask through the server's batch API, at half the price; come back later.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost; ask nobody.")
 @click.option("--redo", is_flag=True, help="Explain also what this explainer has explained; the best one is shown.")
 @subject_options
 @result_options
 def label(
-    features: tuple[str, ...], explainer: str, scorers: str, limit: str | None, dry_run: bool, redo: bool,
-    database: str, form: Form, **opening: Any,
+    features: tuple[str, ...], explainer: str, scorers: str, limit: str | None, batch: bool, dry_run: bool, redo: bool,
+    database: str, form: Form, **options: Any,
 ) -> None:  # fmt: skip
     """Explain features, and score the explanations.
 
     Scores come from text that the explainer never saw. FEATURES are addresses MODEL:SITE:INDEX, where the index
     may be 17, 0-99, 5,17,40-60, alive, all or random:100; a source alone means those alive. What is labelled
-    already is skipped. Features are stored as they are done, so a command that was stopped goes on when it is
-    given again.
+    already is skipped. Every call to a language model is written down with its reply, and is never paid twice; features
+    are stored as they are done, so a command that was stopped goes on when it is given again.
 
     \b
     Examples:
       neuronaut label demo:mlp.2:random:100
       neuronaut label gpt2:resid_pre.8@res-jb --budget minutes=30
+      neuronaut label gpt2:mlp.5:0-99 -e highlight -s simulation,detection -m openai:gpt-4o-mini --budget usd=2
+      neuronaut label gpt2:mlp.5:0-99 -e refine:contrastive -m hf:models/Qwen3-8B -s simulation,fuzzing
       neuronaut label demo:mlp.1:0-9 demo:mlp.2:17 --nl | jq .explanation
     """
     from ..agent.label import label as label_features
-    from .opening import EXPLAINERS, SCORERS, Opening, chosen_features, stored_sources, stored_subject
+    from ..agent.plan import estimate
 
-    minutes = budget(limit)
-    make, judges = _known(EXPLAINERS, [explainer], "-e")[0], _known(SCORERS, scorers.split(","), "-s")
-    options = Opening(**opening)
-    with opened(database, write=True) as store:
-        chosen = chosen_features(store, features)
-        subject = stored_subject(store, chosen[0].source.model, options)
-        sources = stored_sources(store, subject, chosen, options)
-        left = len(chosen)
+    mode = "rehearsal" if dry_run else "deferred" if batch else "live"
+    minutes = minutes_of(limit) if options["llm"] is None else None
+    with _work(
+        features, database, scorers=scorers, explainer=explainer, limit=limit, mode=mode, options=options
+    ) as work:
+        assert work.explainer is not None
+        if dry_run:
+            plan = estimate(
+                work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers,
+                desk=work.desk, sources=work.sources, redo=redo,
+            )  # fmt: skip
+            emit([asdict(plan)], form, lambda _: _told_plan(plan))
+            return
+        if batch and not _collected(work, split(options)[0]):
+            return
+        left = len(work.features)
 
         def skip(done: int) -> None:
             nonlocal left
@@ -72,72 +139,122 @@ def label(
 
         with Progress("label", total=left, unit="features") as progress:
             results = label_features(
-                chosen, store, subject, explainer=make(subject), scorers=[judge() for judge in judges], sources=sources,
-                redo=redo, minutes=0.0 if dry_run else minutes, on_skip=skip,
+                work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers,
+                desk=work.desk, sources=work.sources, redo=redo, minutes=minutes, on_skip=skip,
             )  # fmt: skip
-            # Without time to spend, a dry run opens all that is needed, hears what is done, and labels nothing.
-            rows = tell(results, progress, form, kept=f"whatever was labelled is stored in {database}")
-    done = len(chosen) - left
-    if dry_run:
-        plan = {"features": len(chosen), "done": done, "left": left}
-        emit([plan], form, lambda _: f"would label {left:,} of {len(chosen):,} features, {done:,} are done already")
-        return
+            rows = tell(results, progress, form, work.desk, kept=f"whatever was labelled is stored in {database}")
+        if batch:
+            _sent(work, split(options)[0])
     if form == "json":
         emit(rows, form, lambda _: "")
-    say(_summary(Counter(row["status"] for row in rows), skipped=done))
-    if len(rows) < left:
-        say(f"{left - len(rows):,} features are left, the time is spent; give the command again to go on")
+    _say_end(rows, left, len(work.features) - left, work.desk)
 
 
 @click.command()
 @click.argument("features", nargs=-1, required=True, metavar="FEATURES...")
 @scorer_option
+@llm_options
+@budget_option
+@click.option("--from-stored", is_flag=True, help="Compute the metrics again from stored judgements; ask nobody.")
 @subject_options
 @result_options
-def score(features: tuple[str, ...], scorers: str, database: str, form: Form, **opening: Any) -> None:
+def score(
+    features: tuple[str, ...], scorers: str, limit: str | None, from_stored: bool, database: str, form: Form,
+    **options: Any,
+) -> None:  # fmt: skip
     """Score explanations again.
 
-    The best explanation of each of FEATURES gets further scores. Features that have no explanation with a rule are
-    passed over. A score equal to one that is there is not stored twice.
+    The best explanation of each of FEATURES gets further scores; features without one are passed over. A score equal
+    to one that is there is not stored twice.
 
     \b
     Examples:
       neuronaut score demo:mlp.2:17
-      neuronaut score demo:mlp.2:alive -s simulation
+      neuronaut score gpt2:mlp.5:0-99 -s detection,fuzzing -m openai:gpt-4o-mini
+      neuronaut score gpt2:mlp.5:0-99 --from-stored
     """
     from ..agent.rescore import score as score_features
-    from .opening import SCORERS, Opening, chosen_features, stored_sources, stored_subject
+    from ..agent.rescore import score_from_stored
+    from .opening import chosen_features
 
-    judges = _known(SCORERS, scorers.split(","), "-s")
-    options = Opening(**opening)
-    with opened(database, write=True) as store:
-        chosen = chosen_features(store, features)
-        subject = stored_subject(store, chosen[0].source.model, options)
-        sources = stored_sources(store, subject, chosen, options)
-        results = score_features(chosen, store, subject, scorers=[judge() for judge in judges], sources=sources)
-        with Progress("score", total=len(chosen), unit="features") as progress:
-            rows = tell(results, progress, form, kept=f"whatever was scored is stored in {database}")
+    kept = f"whatever was scored is stored in {database}"
+    if from_stored:
+        with opened(database, write=True) as store:
+            chosen = chosen_features(store, features)
+            with Progress("score", total=len(chosen), unit="features") as progress:
+                rows = tell(score_from_stored(chosen, store), progress, form, None, kept=kept)
+    else:
+        with _work(
+            features, database, scorers=scorers, explainer=None, limit=limit, mode="live", options=options
+        ) as work:
+            chosen = work.features
+            results = score_features(
+                chosen, work.store, work.subject, scorers=work.scorers, desk=work.desk, sources=work.sources
+            )
+            with Progress("score", total=len(chosen), unit="features") as progress:
+                rows = tell(results, progress, form, work.desk, kept=kept)
     if form == "json":
         emit(rows, form, lambda _: "")
-    say(f"{len(rows):,} scored, {len(chosen) - len(rows):,} have no rule to score")
+    scored = len({row["feature"] for row in rows})
+    say(f"{scored:,} scored, {len(chosen) - scored:,} have nothing that could be scored")
 
 
-def _known(table: Mapping[str, T], names: Sequence[str], option: str) -> list[T]:
-    """The entries of these names."""
-    for name in names:
-        if name not in table:
-            raise click.UsageError(f"{option} {name}: there is none of this name, there are: {', '.join(table)}")
-    return [table[name] for name in names]
+def _collected(work: Work, language: Language) -> bool:
+    """Whether nothing is under way; what ended is in the log afterwards."""
+    from ..agent.batches import collect
+
+    assert work.desk is not None
+    reports = collect(work.desk, batch_api(language))
+    for report in reports:
+        state = "collected" if report.collected else "under way"
+        why = f" ({report.reason})" if report.reason else ""
+        say(f"batch {', '.join(report.remote)}: {state}, {report.answered:,} of {report.requests:,} answered{why}")
+    if all(report.collected for report in reports):
+        return True
+    say("come back later and give the command again")
+    return False
 
 
-def tell(results: "Iterator[Result]", progress: Progress, form: Form | None, *, kept: str) -> list[Row]:
+def _sent(work: Work, language: Language) -> None:
+    from ..agent.batches import send
+
+    assert work.desk is not None
+    report = send(work.desk, batch_api(language))
+    if report is not None:
+        say(f"sent {report.requests:,} requests as batch {', '.join(report.remote)}; give the command again to collect")
+
+
+def _told_plan(plan: "Estimate") -> str:
+    line = f"would label {plan.left:,} of {plan.features:,} features, {plan.done:,} are done already"
+    if not plan.calls and not plan.cached:
+        return line
+    cost = "price not known (--price in=X,out=Y)" if plan.usd is None else f"${plan.usd:,.4f}"
+    tokens = f"{plan.input_tokens:,} tokens in and {plan.output_tokens:,} out"
+    return f"{line}: {plan.calls:,} calls, {tokens}, {cost}; {plan.cached:,} answers are in the log"
+
+
+def _say_end(rows: list[Row], left: int, done: int, desk: "Desk | None") -> None:
+    say(_summary(Counter(row["status"] for row in rows), skipped=done))
+    if desk is not None:
+        say(told(desk.spent, priced=desk.price is not None))
+    if len(rows) < left and (desk is None or desk.mode == "live"):
+        why = desk.stopped if desk is not None and desk.stopped else "the time is spent"
+        say(f"{left - len(rows):,} features are left: {why}; give the command again to go on")
+
+
+def tell(
+    results: "Iterator[Result]", progress: Progress, form: Form | None, desk: "Desk | None" = None, *, kept: str
+) -> list[Row]:
     """Print each result as it comes, and return their rows; JSON is left to the end, and None prints nothing."""
     rows: list[Row] = []
     with keeping(lambda: kept):
         for result in results:
             rows.append(row_of(result))
             counts = Counter(row["status"] for row in rows)
-            progress.reach(len(rows), ", ".join(f"{count} {status}" for status, count in counts.items()))
+            note = [f"{count} {status}" for status, count in counts.items()]
+            if desk is not None:
+                note.append(told(desk.spent, priced=desk.price is not None))
+            progress.reach(len(rows), ", ".join(note))
             if form == "nl":
                 progress.echo(as_json(rows[-1]))
             elif form == "table":
@@ -164,5 +281,5 @@ def _line(row: Row, reason: str | None) -> str:
 
 
 def _summary(counts: Counter[str], *, skipped: int) -> str:
-    told = ", ".join(f"{count:,} {status}" for status, count in counts.most_common()) or "nothing to label"
-    return told + (f"; {skipped:,} were done already" if skipped else "")
+    done = ", ".join(f"{count:,} {status}" for status, count in counts.most_common()) or "nothing to label"
+    return done + (f"; {skipped:,} were done already" if skipped else "")

@@ -28,6 +28,9 @@ VERBS: Mapping[str, str] = {
     "export": "query:export",
     "models": "query:models",
     "sources": "query:sources",
+    "prompts": "prompts:prompts",
+    "llm": "llm:llm",
+    "reproduce": "reproduce:reproduce",
     "db": "db:db",
 }
 """Where each verb is defined, in the order of the help."""

@@ -18,8 +18,6 @@ from torch import Tensor
 from ..data.corpus import Corpus
 from ..data.store import Store
 from ..data.tiles import with_bos
-from ..explainers.rule import RuleExplainer
-from ..scorers.simulation import RuleSimulator
 from ..subject.address import Feature, Selection, SourceId
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
@@ -30,8 +28,6 @@ from ..subject.model import Subject, listing
 from ..subject.opening import BUILT_IN, open_source
 from ..subject.sources import Source
 
-EXPLAINERS = {RuleExplainer.name: RuleExplainer}
-SCORERS = {RuleSimulator.name: RuleSimulator}
 GATE_TOKENS = 4096
 """Tokens of the corpus that a dictionary is tried on."""
 _GATE_WINDOWS = 4

@@ -67,7 +67,7 @@ def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
 
 
 def _origin(best: "StoredExplanation") -> dict[str, Any]:
-    return {"created": best.created, "reason": best.explanation.reason, **best.explanation.provenance}
+    return {"id": best.id, "created": best.created, "reason": best.explanation.reason, **best.explanation.provenance}
 
 
 def _example(example: "Example") -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""`neuronaut llm`: the log of calls to language models, and what they used."""
+
+import json
+
+import click
+
+from . import display
+from .common import Form, Row, emit, limit_option, opened, result_options
+from .display import Column
+
+STATES = ("ok", "refused", "truncated", "empty", "failed")
+
+
+@click.group()
+def llm() -> None:
+    """Look at the calls to language models.
+
+    Every call is kept with its reply; one that went well is never paid again.
+
+    \b
+    Examples:
+      neuronaut llm stats
+      neuronaut llm log --status failed
+    """
+
+
+@llm.command()
+@limit_option(default=20)
+@click.option("--status", type=click.Choice(STATES), help="Only calls that ended so.")
+@click.option("--prompt", metavar="NAME", help="Only calls of this prompt.")
+@click.option("--full", is_flag=True, help="Print the whole of what was asked and answered.")
+@result_options
+def log(limit: int, status: str | None, prompt: str | None, full: bool, database: str, form: Form) -> None:
+    """List calls, the latest first.
+
+    JSON holds the whole request and reply of each.
+
+    \b
+    Examples:
+      neuronaut llm log --status refused --full
+      neuronaut llm log --prompt detection --limit 3 --json
+    """
+    with opened(database) as store:
+        rows = [row | {"request": json.loads(row["request"])} for row in store.calls.rows(
+            limit=limit, status=status, prompt=prompt)]  # fmt: skip
+    emit(rows, form, _pages if full else _table)
+
+
+@llm.command()
+@result_options
+def stats(database: str, form: Form) -> None:
+    """Say what each model was asked, by prompt, and what it cost.
+
+    A cost is given where the price of every call was known.
+
+    \b
+    Examples:
+      neuronaut llm stats --json
+    """
+    with opened(database) as store:
+        rows = store.calls.statistics()
+    emit(rows, form, _statistics)
+
+
+def _table(rows: list[Row]) -> str:
+    if not rows:
+        return "no calls"
+    return display.table(rows, [
+        Column("id", lambda row: str(row["id"]), right=True),
+        Column("time", lambda row: row["created"][:19]),
+        Column("model", lambda row: row["model"]),
+        Column("prompt", lambda row: row["prompt"]),
+        Column("status", lambda row: row["status"]),
+        Column("tokens", lambda row: f"{row['input_tokens']:,}+{row['output_tokens']:,}", right=True),
+        Column("s", lambda row: f"{row['seconds']:.1f}", right=True),
+        Column("cost", lambda row: _dollars(row["cost"]), right=True),
+        Column("reply", lambda row: display.visible(row["reason"] or row["reply"])),
+    ])  # fmt: skip
+
+
+def _pages(rows: list[Row]) -> str:
+    return "\n\n".join(
+        f"call {row['id']}  {row['created']}  {row['model']} at {row['endpoint']}  {row['prompt']}  {row['status']}"
+        f"\n{_asked(row['request'])}\n=== reply ===\n{display.plain_lines(row['reply'])}"
+        + (f"\n({row['reason']})" if row["reason"] else "")
+        for row in rows
+    )
+
+
+def _asked(request: Row) -> str:
+    if "messages" not in request:
+        return f"probe of {len(request['ids'])} tokens at {len(request['positions'])} positions"
+    return "\n".join(f"=== {m['role']} ===\n{display.plain_lines(m['content'])}" for m in request["messages"])
+
+
+def _statistics(rows: list[Row]) -> str:
+    if not rows:
+        return "no calls"
+    return display.table(rows, [
+        Column("model", lambda row: row["model"]),
+        Column("endpoint", lambda row: row["endpoint"]),
+        Column("prompt", lambda row: row["prompt"]),
+        *(Column(name, lambda row, name=name: f"{row[name]:,}", right=True)
+          for name in ("calls", *STATES, "input_tokens", "output_tokens")),
+        Column("mean s", lambda row: f"{row['mean_seconds']:.2f}", right=True),
+        Column("cost", lambda row: _dollars(row["cost"]), right=True),
+    ])  # fmt: skip
+
+
+def _dollars(value: float | None) -> str:
+    return display.NOTHING if value is None else f"${value:,.4f}"
