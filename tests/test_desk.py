@@ -1,4 +1,4 @@
-"""The desk: the log answers first, a budget is kept, what is asked twice is paid once, and no task waits for another."""
+"""The desk: the log answers first, a budget is kept, what is asked twice is paid once, no task waits for another."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
