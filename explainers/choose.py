@@ -77,7 +77,7 @@ def _quiet(evidence: TrainEvidence, batch: TrainBatch, highest: float) -> Iterat
     """Mined windows, near misses first, then the background's silent rows; each text once."""
     mined = sorted(
         (e for e in evidence.examples if e.kind in ("near_miss", "silent") and e.peak < SILENCE * highest),
-        key=lambda e: e.kind,
+        key=lambda e: e.kind != "near_miss",
     )
     yield from mined
     known = {example.window for example in mined}
