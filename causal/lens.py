@@ -1,0 +1,106 @@
+"""The logit lens: what the subject would say if each point of its residual stream were the last one.
+
+Every vector of a `resid_*` site goes through the subject's own final norm, unembedding and soft-cap (nostalgebraist,
+"interpreting GPT: the logit lens", 2020). The vectors are read by the subject's own hooks, never from Hugging Face's
+`hidden_states`, whose last entry has been through the final norm already. At the last layer the lens must give the
+subject's real logits, or nothing is returned.
+
+    kl = sum over tokens of p (log p - log q)    p: the subject's own next-token distribution, q: the lens's
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..subject.architecture import architecture_of
+from ..subject.conformance import ROUNDING, unembed
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lens:
+    """What the lens shows at every site, row and position. Tensors are on the CPU."""
+
+    sites: tuple[str, ...]
+    """In forward order."""
+    top: Tensor
+    """(site, row, position, top) token ids, the most probable first."""
+    probabilities: Tensor
+    """(site, row, position, top): theirs, 0 to 1."""
+    kl: Tensor
+    """(site, row, position): nats from the lens's distribution to the subject's own; at least 0 but for rounding."""
+    ranks: Tensor | None
+    """(site, row, position): how many tokens are more probable than the target; None without targets."""
+    target_probabilities: Tensor | None
+    """(site, row, position): the target's, 0 to 1; None without targets."""
+
+
+@torch.inference_mode()
+def lens(
+    subject: Subject, tokens: Tensor, *, sites: Sequence[str] | None = None, top: int = 5, targets: Tensor | None = None
+) -> Lens:
+    """Read the residual stream of `tokens` (row, position) as if it were the last layer's.
+
+    `sites` are of kind `resid_pre`, `resid_mid` or `resid_post`, or `embed`; by default every one that differs from
+    its neighbours, since `resid_pre.L` is `resid_post` of the layer before. `targets` are token ids that fit
+    (row, position): one to follow everywhere, or one a position. Takes two forwards, and memory for three times the
+    logits of `tokens`.
+    Raises NeuronautError where the lens at the last layer is not the subject's logits within rounding.
+    """
+    chosen = _checked(subject, sites, top)
+    last = f"resid_post.{subject.n_layers - 1}"
+    vectors = subject.read(tokens, [*dict.fromkeys((*chosen, last))])
+    real = subject.logits(tokens)
+    _check_last(subject, _unembed(subject, vectors[last]), real)
+    own = real.float().log_softmax(-1)
+    ids = None if targets is None else targets.to(subject.device).expand(tokens.shape)[..., None]
+    found: list[tuple[Tensor, ...]] = []
+    for site in chosen:
+        seen = _unembed(subject, vectors[site]).float().log_softmax(-1)
+        best = seen.topk(top, dim=-1)
+        kl = (own.exp() * (own - seen)).sum(-1)
+        target = () if ids is None else _target(seen, ids)
+        found.append((best.indices, best.values.exp(), kl, *target))
+    top_ids, probabilities, kl, *target = (torch.stack(column).cpu() for column in zip(*found, strict=True))
+    ranks, target_probabilities = target or (None, None)
+    return Lens(tuple(chosen), top_ids, probabilities, kl, ranks, target_probabilities)
+
+
+def _target(seen: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank and probability of the ids (row, position, 1) in log-probabilities (row, position, token)."""
+    logged = seen.gather(-1, ids)
+    return (seen > logged).sum(-1), logged[..., 0].exp()
+
+
+def _unembed(subject: Subject, residual: Tensor) -> Tensor:
+    architecture = architecture_of(subject.model.config.model_type, name=subject.name)
+    return unembed(subject.model, architecture, residual)
+
+
+def _check_last(subject: Subject, seen: Tensor, real: Tensor) -> None:
+    error = float((seen.float() - real.float()).abs().max() / real.float().abs().max().clamp_min(1e-30))
+    allowed = ROUNDING * torch.finfo(real.dtype).eps
+    if not error <= allowed:
+        raise NeuronautError(
+            f"the lens at the last layer of {subject.name} is off its logits by {error:.2g} (allowed {allowed:.2g}); "
+            "something after the last layer is edited: take that away, and look again"
+        )
+
+
+def _checked(subject: Subject, sites: Sequence[str] | None, top: int) -> list[str]:
+    if sites is None:
+        sites = [
+            site for site in subject.sites if site == "resid_pre.0" or site.startswith(("resid_mid", "resid_post"))
+        ]
+    wrong = [site for site in sites if site.partition(".")[0] not in ("embed", "resid_pre", "resid_mid", "resid_post")]
+    if wrong or not sites:
+        raise NeuronautError(
+            f"the lens reads the residual stream, and {', '.join(wrong) or 'no site'} is none of its sites; "
+            "name resid_pre.L, resid_mid.L or resid_post.L"
+        )
+    if not 0 < top <= len(subject.vocabulary):
+        raise NeuronautError(f"cannot show the top {top} tokens; wanted 1 to {len(subject.vocabulary)}")
+    return sorted(sites, key=lambda site: subject.sites.index(site) if site in subject.sites else -1)
