@@ -3,7 +3,9 @@
 import re
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -214,26 +216,25 @@ def test_one_in_five_fails_and_all_is_answered_and_paid_once() -> None:
 
 def test_a_flow_halves_once_per_round_trip_and_widens_again() -> None:
     flow = Flow(64)
-    with ThreadPoolExecutor(64) as pool:
 
-        def one(throttled: bool) -> None:
-            with flow.place(throttled=KeyError):
-                time.sleep(0.1)
+    def round_trip(count: int, *, throttled: bool) -> int:
+        """The limit after so many requests that are all under way before the first ends."""
+        together = Barrier(count)
+
+        def one(_: int) -> None:
+            with suppress(KeyError), flow.place(throttled=KeyError):
+                together.wait(timeout=20)
                 if throttled:
                     raise KeyError
 
-        list(pool.map(lambda _: pytest.raises(KeyError, one, throttled=True), range(64)))
-        assert flow.limit == 32
-        list(pool.map(lambda _: pytest.raises(KeyError, one, throttled=True), range(32)))
-        assert flow.limit == 16
-        for _ in range(16):
-            pytest.raises(KeyError, one, throttled=True)
-        assert flow.limit == 1
-        widths = []
-        for _ in range(12):
-            list(pool.map(lambda _: one(throttled=False), range(flow.limit)))
-            widths.append(flow.limit)
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(one, range(count)))
+        return flow.limit
+
+    assert [round_trip(flow.limit, throttled=True) for _ in range(7)] == [32, 16, 8, 4, 2, 1, 1]
+    widths = [round_trip(flow.limit, throttled=False) for _ in range(12)]
     assert widths == sorted(widths)
+    assert widths[0] > 1
     assert widths[-1] == 64
 
 
