@@ -1,0 +1,183 @@
+"""Simulation scoring by a language model, as published: it reads an explanation and predicts each token's activation.
+
+The highest-peaking holdout windows and as many random ones are simulated ("top_random"); the random half of
+the same judgements is the set "random". The truth is the raw activation, the prediction the expected value on the
+simulator's scale (0 to 10), so the correlation is the preferred score and nothing is calibrated (see bills.py).
+The same simulator is asked twice more, without an explanation and with another feature's: what those score is
+what the score of this explanation is worth. How the model is asked is the backend's part.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.records import Example, Judgements, Role
+from ..explainers.llm.asking import Asking
+from ..explainers.llm.values import Reply, Request
+from ..explainers.prompt import Prompt
+from .holdout import Holdout
+from .scorer import Case
+from .simulation import token_predictions
+
+NO_EXPLANATION = "(no explanation is given)"
+"""Stands in the explanation's place when the simulator is asked without one."""
+
+
+class Reading(NamedTuple):
+    """What one reply says of one window."""
+
+    values: NDArray[np.float32]
+    """Expected value at each token, from 0 to the backend's top; NaN where the reply has none."""
+    missing: dict[str, int]
+    """Tokens without a value, by reason."""
+    notes: dict[str, float]
+    """How the values came about, as means over tokens, for the provenance."""
+
+    @classmethod
+    def nothing(cls, tokens: int, reason: str) -> "Reading":
+        """No value at any token."""
+        return cls(np.full(tokens, np.nan, np.float32), {reason: tokens}, {})
+
+
+class Backend(Protocol):
+    """One way to have a language model predict the activations in a window."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+    @property
+    def top(self) -> int:
+        """The highest value of its scale."""
+        ...
+
+    def request(self, explanation: str, tokens: Sequence[str]) -> Request:
+        """What to ask about one window."""
+        ...
+
+    def read(self, reply: Reply, *, tokens: int) -> Reading:
+        """One value per token of the window; a reply that is no answer has none."""
+        ...
+
+
+class LLMSimulator:
+    """Scores explanations by how well a language model that reads them predicts activations."""
+
+    name = "simulation"
+    stored = True
+
+    def __init__(self, backend: Backend, *, windows: int = 5, controls: bool = True, seed: int = 0) -> None:
+        """`windows` top ones and as many random ones, which the seed chooses, are simulated. Without controls a
+        third of the calls are made."""
+        self._backend, self._windows, self._controls, self._seed = backend, windows, controls, seed
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What, beside the case, determines a judgement."""
+        backend = self._backend
+        return {
+            "by": backend.name, "prompt": {backend.prompt.name: backend.prompt.hash}, "scale": backend.top,
+            "windows": self._windows, "controls": self._controls, "seed": self._seed,
+        }  # fmt: skip
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return (self._backend.prompt,)
+
+    def judge(self, case: Case) -> Asking[list[Judgements]]:
+        """Predictions by the explanation, the baselines and the controls, on "top_random" and "random".
+
+        Nothing is asked about an explanation without text.
+        """
+        if not case.explanation.text:
+            return []
+        windows = self._chosen(case.holdout)
+        texts = self._texts(case, case.explanation.text)
+        requests = [self._backend.request(text, w.tokens) for text in texts.values() for w in windows]
+        replies = (yield requests) if requests else []
+        n = len(windows)
+        found = [
+            self._judgements(case, role, windows, replies[i * n : (i + 1) * n]) for i, role in enumerate(texts)
+        ]  # fmt: skip
+        return [part for parts in found for part in parts] + self._free(case, windows)
+
+    def _texts(self, case: Case, text: str) -> dict[Role, str]:
+        texts: dict[Role, str] = {"explanation": _line(text)}
+        if self._controls:
+            texts["empty"] = NO_EXPLANATION
+            if case.other is not None and case.other.text:
+                texts["shuffled"] = _line(case.other.text)
+        return texts
+
+    def _chosen(self, holdout: Holdout) -> list[Example]:
+        """As many top windows as random ones, the highest-peaking first, then the random ones."""
+        tops = sorted((e for e in holdout.examples if e.kind == "top"), key=lambda e: (-e.peak, e.window))
+        randoms = sorted((e for e in holdout.examples if e.kind == "random"), key=lambda e: e.window)
+        n = min(self._windows, len(tops), len(randoms))
+        drawn = np.random.default_rng(self._seed).permutation(len(randoms))[:n]
+        return [*tops[:n], *(randoms[i] for i in drawn)]
+
+    def _judgements(
+        self, case: Case, role: Role, windows: Sequence[Example], replies: Sequence[Reply]
+    ) -> list[Judgements]:
+        """One role's predictions on both sets."""
+        readings = [self._backend.read(r, tokens=len(w.ids)) for r, w in zip(replies, windows, strict=True)]
+        predicted = _grid([reading.values for reading in readings])
+        found = []
+        for name, part in _sets(windows).items():
+            missing = sum((Counter(reading.missing) for reading in readings[part]), Counter[str]())
+            provenance = {
+                "by": self._backend.name, "prompt": {self._backend.prompt.name: self._backend.prompt.hash},
+                "windows": len(windows[part]), "scale": self._backend.top,
+                "calls": [reply.key for reply in replies[part]], **_means(readings[part]),
+            }  # fmt: skip
+            reasons = dict(missing) if windows else {"no holdout windows": 1}
+            found.append(self._laid(case, name, role, windows[part], predicted[part], reasons, provenance))
+        return found
+
+    def _free(self, case: Case, windows: Sequence[Example]) -> list[Judgements]:
+        """What the baselines predict that ask nobody."""
+        if not windows:
+            return []
+        known = token_predictions(case.baselines, np.stack([w.ids for w in windows]))
+        return [
+            self._laid(case, name, role, windows[part], predicted[part], {}, {"by": "table"})
+            for role, predicted in known.items()
+            for name, part in _sets(windows).items()
+        ]
+
+    def _laid(
+        self, case: Case, examples: str, role: Role, windows: Sequence[Example], predicted: NDArray[np.float32],
+        missing: dict[str, int], provenance: dict[str, object],
+    ) -> Judgements:  # fmt: skip
+        true = _grid([w.activations for w in windows])
+        digests = tuple(w.window for w in windows)
+        return Judgements(
+            self.name, examples, role, "activation", true, predicted, case.holdout.peak / 2, digests, missing,
+            provenance,
+        )  # fmt: skip
+
+
+def _sets(windows: Sequence[Example]) -> dict[str, slice]:
+    """The sets as parts of the chosen windows, whose second half is random."""
+    return {"top_random": slice(0, None), "random": slice(len(windows) // 2, None)}
+
+
+def _grid(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.stack(rows).astype(np.float32) if rows else np.empty((0, 0), np.float32)
+
+
+def _means(readings: Sequence[Reading]) -> dict[str, float]:
+    """The mean of each note over the windows that have it."""
+    names = dict.fromkeys(name for reading in readings for name in reading.notes)
+    return {name: float(np.mean([r.notes[name] for r in readings if name in r.notes])) for name in names}
+
+
+def _line(text: str) -> str:
+    """Text on one line, so that it cannot look like another part of the prompt."""
+    return " ".join(text.split())
