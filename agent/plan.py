@@ -5,7 +5,8 @@ come with each question. What the log answers costs nothing, as in the run itsel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from ..data.store import Store
 from ..explainers.explainer import Explainer
@@ -44,22 +45,40 @@ def estimate(
     job = Job(store, explainer, scorers, desk, redo)
     done = set() if redo else store.labelled(features, job.key)
     left = [feature for feature in dict.fromkeys(features) if feature not in done]
-    spent, tried = Spent(), 0
+    used = _Used()
     if desk is not None and left:
         starts = range(0, len(left), PART)
         chosen = sorted({starts[i * (len(starts) - 1) // max(REHEARSED - 1, 1)] for i in range(REHEARSED)})
-        sample = [feature for start in chosen for feature in left[start : start + PART]]
-        tried = len(sample)
-        for _ in answered(parts(job, sample, set(), subject, sources, None), desk):
-            pass
-        spent = desk.spent
-    scale = len(left) / tried if tried else 0.0
-    usd = spent.usd * scale if desk is not None and desk.price is not None else None
-    counts = replace(
-        spent, calls=round(spent.calls * scale), cached=round(spent.cached * scale),
-        input_tokens=round(spent.input_tokens * scale), output_tokens=round(spent.output_tokens * scale),
-    )  # fmt: skip
-    return Estimate(
-        len(dict.fromkeys(features)), len(done), len(left), counts.calls, counts.cached, counts.input_tokens,
-        counts.output_tokens, usd,
-    )  # fmt: skip
+        tried, last, share = 0, _Used(), 1
+        for start in chosen:
+            part = left[start : start + PART]
+            before = _Used.of(desk.spent)
+            for _ in answered(parts(job, part, set(), subject, sources, None), desk):
+                pass
+            tried, last, share = tried + len(part), _Used.of(desk.spent).less(before), len(part)
+        # Features share requests (a window without an explanation is judged once), the earlier ones pay for them:
+        # what the last part adds is what every further one adds.
+        used = _Used.of(desk.spent).plus(last, times=(len(left) - tried) / share)
+    usd = used.usd if desk is not None and desk.price is not None else None
+    counts = (round(n) for n in (used.calls, used.cached, used.input_tokens, used.output_tokens))
+    return Estimate(len(dict.fromkeys(features)), len(done), len(left), *counts, usd)
+
+
+class _Used(NamedTuple):
+    """What was used, so that it can be added up."""
+
+    calls: float = 0
+    cached: float = 0
+    input_tokens: float = 0
+    output_tokens: float = 0
+    usd: float = 0
+
+    @classmethod
+    def of(cls, spent: Spent) -> Self:
+        return cls(*(getattr(spent, name) for name in cls._fields))
+
+    def less(self, other: "_Used") -> "_Used":
+        return self.plus(other, times=-1)
+
+    def plus(self, other: "_Used", *, times: float) -> "_Used":
+        return _Used(*(a + times * b for a, b in zip(self, other, strict=True)))

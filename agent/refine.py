@@ -125,7 +125,7 @@ class Refine:
             for test in tests
         ]
         places = {"explanation": explanation.text or "", "examples": _shown(evidence), "tests": fenced(lines)}
-        sample = "[EXPLANATION]: " + "word " * 30
+        sample = f"[EXPLANATION]: {explanation.feature} {len(_rounds(explanation))} " + "word " * 30
         return Chat(
             self._revise.render(places), Sampling(self._temperature, 300), sample=sample, prompt=self._revise.name
         )  # fmt: skip

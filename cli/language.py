@@ -25,7 +25,8 @@ llm_options = all_of(
                  help="Of explanations; 'none' for models that take no temperature."),
     click.option("--thinking", type=click.IntRange(0), default=0, metavar="N",
                  help="Tokens that a model may think before each reply."),
-    click.option("--tokenizer", metavar="PATH", help="Of the served model, for -s simulation:probe on vLLM."),
+    click.option("--tokenizer", metavar="PATH",
+                 help="Tokenizer of a vLLM server, which then simulates by -s simulation:probe."),
     click.option("--no-controls", is_flag=True, help="Do not judge the empty and the shuffled explanation as well."),
     click.option("--embedder", metavar="PATH", help="Embedding model of -s embedding."),
 )  # fmt: skip
@@ -82,6 +83,7 @@ def desk_of(
     llm = open_llm(
         language.llm, base_url=language.base_url, thinking=language.thinking, in_flight=language.workers,
         temperature_fixed=language.degrees is None, tokenizer=language.tokenizer,
+        prompt_logprobs=language.tokenizer is not None,
     )  # fmt: skip
     try:
         override = Price.parse(language.price) if language.price else None

@@ -65,14 +65,18 @@ class Ingredients:
         """Keyword arguments of an explainer that fills one prompt."""
         return {"prompt": self.prompt(name), "temperature": self.temperature, "draw": self.draw}
 
+    def inviting(self, name: str) -> Any:
+        """Those of one that invites a rule, too."""
+        return {**self.asking(name), "language": self.prompt("rule_language")}
+
 
 EXPLAINERS: Mapping[str, Callable[[Ingredients], Explainer]] = {
     "rule": lambda i: RuleExplainer(i.subject),
-    "oneshot": lambda i: Oneshot(**i.asking("oneshot")),
-    "highlight": lambda i: Highlight(**i.asking("highlight")),
-    "contrastive": lambda i: Contrastive(**i.asking("contrastive")),
+    "oneshot": lambda i: Oneshot(**i.inviting("oneshot")),
+    "highlight": lambda i: Highlight(**i.inviting("highlight")),
+    "contrastive": lambda i: Contrastive(**i.inviting("contrastive")),
     "output": lambda i: Output(i.subject, **i.asking("output")),
-    "combined": lambda i: Combined(i.subject, **i.asking("combined")),
+    "combined": lambda i: Combined(i.subject, **i.inviting("combined")),
 }
 DEFAULT_INNER = "highlight"
 """What best-of-N and refine are made of where nothing is said."""
@@ -151,8 +155,8 @@ def _embedding(how: str | None, i: Ingredients) -> Scorer:
 def _output(how: str | None, i: Ingredients) -> Scorer:
     del how
     _needed(i, "output")
-    prompts = i.prompt("output_tokens"), i.prompt("output_text")
-    return OutputScorer(i.subject, i.sources, prompts=prompts, controls=i.controls)
+    prompts = {"tokens": i.prompt("output_tokens"), "continuations": i.prompt("output_text")}
+    return OutputScorer(i.subject, i.sources, **prompts, controls=i.controls)
 
 
 class Way(NamedTuple):

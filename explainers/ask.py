@@ -77,11 +77,14 @@ class PromptExplainer(ABC):
         temperature: float | None = 0.0,
         draw: int = 0,
         rules: bool = True,
+        language: Prompt | None = None,
         extent: Extent | None = None,
     ) -> None:
-        """Another `draw` is another sample of the same question; `rules` invites a rule beside the text."""
+        """Another `draw` is another sample of the same question; `rules` invites a rule beside the text, in the words
+        of `language`."""
         self._prompt = prompt or Prompt.load(Path(__file__).with_name(f"{self.name}.md"))
-        self._language = Prompt.load(Path(__file__).with_name("rule_language.md")) if rules else None
+        shipped = Path(__file__).with_name("rule_language.md")
+        self._language = (language or Prompt.load(shipped)) if rules else None
         self._temperature, self._draw, self._limits = temperature, draw, Limits()
         self._extent = extent or self.extent
 
@@ -110,18 +113,19 @@ class PromptExplainer(ABC):
         """One explanation per feature, in order; all questions are asked at once."""
         made = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
         asked = [(i, self.show(batch.features[i], batch)) for i, known in enumerate(made) if known is None]
-        replies = (yield [self._chat(shown) for _, shown in asked]) if asked else ()
+        replies = (yield [self._chat(shown, batch.features[i]) for i, shown in asked]) if asked else ()
         for (i, shown), reply in zip(asked, replies, strict=True):
             made[i] = self._explanation(batch.features[i], shown, reply)
         return [explanation for explanation in made if explanation is not None]
 
-    def _chat(self, shown: Shown) -> Chat:
+    def _chat(self, shown: Shown, evidence: TrainEvidence) -> Chat:
         rule = "" if self._language is None else "\n\n" + self._language.render({})[-1].content
         room = TEXT_TOKENS + (RULE_TOKENS if self._language else 0)
         return Chat(
             self._prompt.render({**shown.places, "rule": rule}),
             Sampling(temperature=self._temperature, max_tokens=room, seed=self._draw or None),
-            sample=_SAMPLE + (_SAMPLE_RULE if self._language else ""),
+            # Texts differ between features, and so do the questions that are asked about them.
+            sample=f"{_SAMPLE} ({evidence.feature}/{self._draw})" + (_SAMPLE_RULE if self._language else ""),
             prompt=self._prompt.name,
         )
 

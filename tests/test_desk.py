@@ -215,3 +215,13 @@ def test_probabilities_come_back_from_the_log_as_they_were(store: Store) -> None
         assert len(server.seen) == 1
     assert first is not None and again is not None
     assert first[0].probabilities == again[0].probabilities and len(first[0].probabilities) == 2
+
+
+def test_an_equal_request_that_waited_is_not_paid_again(store: Store) -> None:
+    """With one call in flight at a time, the second of two equal requests is sent after the first was answered."""
+    with FaultServer(delay=0.02) as server:
+        llm = client(server, in_flight=1)
+        desk = Desk(llm, store.calls)
+        list(desk.run(questions("same", f"own {i}") for i in range(4)))
+        llm.close()
+        assert len(server.seen) == 5 == desk.spent.calls

@@ -77,6 +77,7 @@ class Desk:
         self.stopped: str | None = None
         """Why no further call is made, where that is so."""
         self.ahead, self._lock = ahead, Lock()
+        self._rehearsed: dict[str, Reply] = {}
 
     def run(self, tasks: Iterable[Asking[T]]) -> Iterator[T]:
         """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none."""
@@ -122,7 +123,10 @@ class Desk:
         return future
 
     def rehearse(self, request: Request) -> Reply:
-        """What a dry run takes for the reply."""
+        """What a dry run takes for the reply; equal requests count once, as they are asked once."""
+        key = self.key(request)
+        if key in self._rehearsed:
+            return self._rehearsed[key]
         if isinstance(request, Probe):
             share = 1 / max(len(request.choices), 1)
             probabilities = ((share,) * len(request.choices),) * len(request.positions)
@@ -132,7 +136,8 @@ class Desk:
             reply = Reply("ok", request.sample, input_tokens=self.llm.count(request), output_tokens=said)
         self._account(reply)
         self.spent.calls += 1
-        return replace(reply, key=self.key(request))
+        self._rehearsed[key] = replace(reply, key=key)
+        return self._rehearsed[key]
 
     def _answered(self, request: Request, future: Future[Reply], done: Future[Reply]) -> None:
         """In the thread that got the reply: write it down, then hand it on."""
@@ -218,12 +223,15 @@ class _Run(Generic[T]):
         desk = self._desk
         while self._waiting and (desk.mode != "live" or len(self._flying) < desk.llm.in_flight):
             request, key, task, place = self._waiting.popleft()
-            if desk.mode == "rehearsal":
-                self._deliver(desk.rehearse(request), task, place)
-            elif desk.mode == "deferred":
+            if desk.mode == "deferred":
                 self._set_aside(request, key)
             elif key in self._same:
                 self._same[key].append((task, place))
+            elif known := desk.known([request]):
+                # An equal request was answered while this one waited.
+                self._deliver(known[key], task, place)
+            elif desk.mode == "rehearsal":
+                self._deliver(desk.rehearse(request), task, place)
             elif not desk.may_call():
                 self._waiting.appendleft((request, key, task, place))
                 return
@@ -255,7 +263,9 @@ def _said(text: str) -> Chat:
     return Chat((Message("assistant", text),))
 
 
-def call_of(request: Request, reply: Reply, *, model: str, endpoint: str, price: Price | None, batch: bool = False) -> Call:
+def call_of(
+    request: Request, reply: Reply, *, model: str, endpoint: str, price: Price | None, batch: bool = False
+) -> Call:
     """A request and its reply as the log keeps them."""
     detail = {
         "logprobs": [[token.token, dict(token.top)] for token in reply.logprobs],
