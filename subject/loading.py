@@ -5,6 +5,7 @@ a weight is an error instead of a random one. Whatever is wrong with what the us
 one NeuronautError; transformers' bars and warnings are silent meanwhile, and as before afterwards.
 """
 
+import hashlib
 import json
 import re
 import warnings
@@ -37,19 +38,35 @@ class Loaded(NamedTuple):
     """Base name of the folder, or the repository's id."""
 
 
-def load(name_or_path: str, *, device: str, dtype: str, revision: str | None) -> Loaded:
-    """Load a local folder, a repository of the Hugging Face hub, or `demo`."""
+def load(
+    name_or_path: str, *, device: str, dtype: str, revision: str | None = None, any_family: bool = False
+) -> Loaded:
+    """Load a local folder, a repository of the Hugging Face hub, or `demo`.
+
+    The model must be of a family whose sites are known, unless `any_family`: then whatever writes text will do.
+    """
     if dtype not in DTYPES:
         raise NeuronautError(f"dtype {dtype!r} is not known; wanted one of: {', '.join(DTYPES)}")
     target = _checked_device(device)
     folder = _folder(name_or_path)
     source = str(folder or name_or_path)
     with quiet():
-        architecture_of(_model_type(source, name_or_path, revision=revision), name=name_or_path)
+        family = _model_type(source, name_or_path, revision=revision)
+        if not any_family:
+            architecture_of(family, name=name_or_path)
         model = _model(source, name_or_path, device=target, dtype=DTYPES[dtype], revision=revision)
         tokenizer = _tokenizer(source, name_or_path, revision=revision)
     name = "demo" if folder == DEMO else folder.resolve().name if folder else name_or_path
     return Loaded(model, tokenizer, name)
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """The first 16 hex digits of SHA-256 over the parameters' names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -5,7 +5,6 @@ A read stops right after the last site wanted. Sites come from the architecture 
 only where `conformance.prove` proved them on this very model.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from .architecture import architecture_of
 from .conformance import prove
 from .errors import NeuronautError
 from .hooks import Point, attach, record
-from .loading import load, quiet
+from .loading import load, quiet, weights_digest
 from .vocabulary import token_strings
 
 Edit = Callable[[Tensor], Tensor]
@@ -84,11 +83,7 @@ class Subject:
     @cached_property
     def revision(self) -> str:
         """The first 16 hex digits of SHA-256 over the parameters' names, dtypes, shapes and values."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return weights_digest(self.model)
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
