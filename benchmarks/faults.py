@@ -71,7 +71,7 @@ def run(folder: Path, options: argparse.Namespace) -> Report:
             time.sleep(rng.uniform(6, 20))
             job.send_signal(signal.SIGKILL)
             job.wait()
-            logged.append((time.time(), answers(folder / "killed.db")))
+            logged.append((time.monotonic(), answers(folder / "killed.db")))
             print(f"kill {turn + 1}: {len(logged[-1][1])} answers in the log", file=sys.stderr)
         neuronaut(*command(folder / "killed.db", url, options))
     seen = [json.loads(line) for line in (folder / "killed.log").read_text().splitlines()]
