@@ -1,0 +1,237 @@
+"""Edits put to work: compiled for a batch, run as hooks on the unmodified model, and reported on.
+
+An edit touches its positions in its rows and nothing else; the rows of one forward may carry different edits, which is
+what makes a sweep one forward instead of many. Edits of one site work in the order in which they are given, each on
+what the one before it left. Each is counted as it fires and its largest change is kept on the device, so that a
+forward waits for nothing; the counts are judged when the block ends, and whatever did not happen is an error.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from ..subject.sources import Source
+from .attention import PATTERNS, Weights, prove, watching
+from .edits import Edit
+from .prompts import Batch, where
+from .units import Change, Supply, change, units_of
+
+
+class RowEdit(NamedTuple):
+    """An edit for some rows of a batch only."""
+
+    edit: Edit
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Materials:
+    """What edits refer to and do not hold themselves."""
+
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Dictionaries by `SITE@NAME`."""
+    directions: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name: (width of the site,)."""
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
+    """By site: vectors of reference text, (vector, width)."""
+    donors: Mapping[str, Tensor] = field(default_factory=dict)
+    """By site: another run, row by row: (row, position, width); `pattern.L`: (row, head, query, key)."""
+
+
+NOTHING = Materials()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an edit did in the forwards of a block."""
+
+    edit: Edit
+    fired: int
+    """How many times it ran: once in each forward."""
+    places: Mapping[int, tuple[int, ...]]
+    """By touched row, the touched positions; of a pattern the queries."""
+    max_change: float
+    """The largest absolute change of a coordinate at the site (of a weight, in a pattern) over all forwards."""
+
+
+class Ledger:
+    """The reports of the edits of a block, in the order in which these were given."""
+
+    def __init__(self, running: Sequence["_Running"]) -> None:
+        self._running, self.forwards = running, 0
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """So far, or of the whole block after its end; waits for the device."""
+        changes = torch.stack([one.change for one in self._running]).tolist()
+        return tuple(
+            Report(one.edit, one.fired, one.places, change) for one, change in zip(self._running, changes, strict=True)
+        )
+
+    def count(self, *_: Any) -> None:
+        """Called before each forward."""
+        self.forwards += 1
+
+    def judge(self, *, may_idle: bool) -> None:
+        """Raise NeuronautError for an edit that did not happen."""
+        for report in self.reports:
+            if report.fired != self.forwards or not self.forwards:
+                raise NeuronautError(
+                    f"edit {report.edit} fired {report.fired} times in {self.forwards} forward passes, wanted once in "
+                    "each; the pass ended before its site, skipped it, or never ran"
+                )
+            if report.max_change != report.max_change:
+                raise NeuronautError(f"edit {report.edit} made values that are not numbers; choose a smaller strength")
+            if report.max_change == 0 and not may_idle:
+                raise NeuronautError(
+                    f"edit {report.edit} changed nothing at {report.edit.site} in rows {sorted(report.places)}: the "
+                    "unit already had these values; choose another value, position or unit"
+                )
+
+
+@contextmanager
+def apply(
+    subject: Subject,
+    batch: Batch,
+    edits: Sequence[Edit | RowEdit],
+    *,
+    materials: Materials = NOTHING,
+    may_idle: bool = False,
+) -> Generator[Ledger]:
+    """Within the block, runs of the subject over `batch.tokens` are edited; yields what keeps the reports.
+
+    A bare edit is for every row. Raises NeuronautError at once for what does not fit together, and at the end of the
+    block where an edit did not fire once in every forward or, unless it `may_idle`, left every vector as it was.
+    Pattern edits run the model's eager attention; run the plain model within `attention.eager` to compare.
+    """
+    if not edits:
+        raise NeuronautError("no edit was given; run the subject without apply(), or name an edit such as mlp.2:17=0")
+    running = [_compile(subject, batch, item, materials) for item in edits]
+    ledger = Ledger(running)
+    groups: dict[str, list[_Running]] = {}
+    for one in running:
+        groups.setdefault(one.edit.site, []).append(one)
+    vectors = {site: _chain(group) for site, group in groups.items() if not group[0].edit.on_pattern}
+    weights = {int(site.partition(".")[2]): _chain(group) for site, group in groups.items() if group[0].edit.on_pattern}
+    with subject.model.base_model.register_forward_pre_hook(ledger.count), subject.editing(vectors):
+        if weights:
+            with watching(subject, weights):
+                yield ledger
+        else:
+            yield ledger
+    ledger.judge(may_idle=may_idle)
+
+
+def _chain(group: Sequence["_Running"]) -> Callable[..., Tensor]:
+    def chained(tensor: Tensor, *masks: Tensor) -> Tensor:
+        for one in group:
+            tensor = one(tensor, *masks)
+        return tensor
+
+    return chained
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """An edit compiled for a batch, and what it has done so far."""
+
+    edit: Edit
+    shape: tuple[int, int]
+    """(row, position) of the batch it was compiled for."""
+    places: Mapping[int, tuple[int, ...]]
+    index: tuple[Tensor, ...]
+    """What it takes out of the site's tensor and puts back."""
+    work: Callable[..., Tensor]
+    change: Tensor
+    """The largest so far, a scalar on the subject's device."""
+    fired: int = 0
+
+    def __call__(self, tensor: Tensor, *masks: Tensor) -> Tensor:
+        shape = (tensor.shape[0], tensor.shape[2] if masks else tensor.shape[1])
+        if shape != self.shape:
+            raise NeuronautError(
+                f"edit {self.edit} was made for a batch of shape {self.shape} and met {shape}; run its batch's tokens"
+            )
+        before = tensor[self.index]
+        after = self.work(before, *(mask[self.index] for mask in masks)).to(before.dtype)
+        self.fired += 1
+        self.change = torch.maximum(self.change, (after - before).detach().float().abs().amax())
+        return tensor.index_put(self.index, after)
+
+
+def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Materials) -> _Running:
+    edit, rows = (item.edit, list(item.rows)) if isinstance(item, RowEdit) else (item, list(range(len(batch))))
+    if not rows or len(set(rows)) != len(rows) or not 0 <= min(rows) <= max(rows) < len(batch):
+        raise NeuronautError(f"edit {edit} is for rows {rows}; wanted different ones from 0 to {len(batch) - 1}")
+    found = where(subject, batch.take(rows), edit.positions)
+    places = {
+        row: tuple(here.nonzero().flatten().tolist()) for row, here in zip(rows, found, strict=True) if here.any()
+    }
+    if not places:
+        raise NeuronautError(f"edit {edit} touches no position; its rows have nothing but BOS")
+    build = _on_pattern if edit.on_pattern else _on_vectors
+    index, work = build(subject, batch, edit, rows, found, materials)
+    shape = (len(batch), batch.tokens.shape[1])
+    return _Running(edit, shape, places, index, work, torch.zeros((), device=subject.device))
+
+
+def _on_vectors(
+    subject: Subject, batch: Batch, edit: Edit, rows: list[int], found: Tensor, materials: Materials
+) -> tuple[tuple[Tensor, ...], Change]:
+    """The touched (row, position) and what becomes of the vectors there, (touched, width)."""
+    units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
+    which, positions = (part.to(subject.device) for part in found.nonzero(as_tuple=True))
+    index = (torch.tensor(rows, device=subject.device)[which], positions)
+    width = subject.width(edit.site)
+    reference = donor = None
+    if edit.needs_reference:
+        reference = units.get(_lent(edit, "reference", materials.reference, (None, width)).to(subject.device))
+    if edit.needs_donor:
+        shape = (*batch.tokens.shape, width)
+        donor = units.get(_lent(edit, "donor", materials.donors, shape).to(subject.device)[index])
+    return index, change(edit, units, Supply(reference, donor))
+
+
+def _lent(edit: Edit, kind: str, lent: Mapping[str, Tensor], shape: Sequence[int | None]) -> Tensor:
+    """The tensor that an edit needs, or an error that says what is missing."""
+    if edit.site not in lent:
+        raise NeuronautError(
+            f"edit {edit} needs a {kind} at {edit.site}; pass one in (there are: {', '.join(lent) or 'none'})"
+        )
+    tensor = lent[edit.site]
+    fits = tensor.ndim == len(shape) and all(
+        wanted is None or wanted == size for wanted, size in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits or not tensor.numel():
+        raise NeuronautError(
+            f"edit {edit}: the {kind} at {edit.site} has shape {tuple(tensor.shape)}; wanted {tuple(shape)}"
+        )
+    return tensor
+
+
+def _on_pattern(
+    subject: Subject, batch: Batch, edit: Edit, rows: list[int], found: Tensor, materials: Materials
+) -> tuple[tuple[Tensor, ...], Callable[[Tensor, Tensor], Tensor]]:
+    """The touched (row, head) and what becomes of their patterns, (row, head, query, key)."""
+    assert edit.layer is not None, "a pattern has a layer"
+    prove(subject, edit.layer)
+    heads = range(subject.n_heads) if edit.units is None else edit.units
+    if max(heads) >= subject.n_heads:
+        raise NeuronautError(
+            f"edit {edit}: there is no head {max(heads)}; {subject.name} has 0 to {subject.n_heads - 1}"
+        )
+    keys = where(subject, batch.take(rows), edit.keys or "every")
+    edges = (found[:, :, None] & keys[:, None, :])[:, None].to(subject.device)
+    index = (torch.tensor(rows, device=subject.device)[:, None], torch.tensor(heads, device=subject.device)[None])
+    donor = None
+    if edit.needs_donor:
+        shape = (len(batch), subject.n_heads, batch.tokens.shape[1], batch.tokens.shape[1])
+        donor = _lent(edit, "donor", materials.donors, shape).to(subject.device)[index]
+    work = PATTERNS[edit.operation]
+    return index, lambda pattern, allowed: work(pattern, edges & allowed, Weights(edit.value, donor))

@@ -1,0 +1,197 @@
+"""Attention patterns: the weights that each query gives to each key, read and edited where the model computes them.
+
+No module of a Hugging Face model puts out its attention weights in such a way that editing them changes anything, so
+the softmax is caught instead: the model runs with its eager attention, a torch function mode is on, and the one
+softmax over four dimensions that is called while an attention module runs is given the edit's result. The model's
+attention implementation is put back afterwards; compare an edited run with a plain one under `eager` only, because
+implementations round differently.
+
+Nothing is taken on trust. Before a layer's patterns are first used, `prove` reads the pattern A, writes the identity
+matrix, which makes head.L show the values V that the heads attend to, and wants A @ V to be the head.L of the plain
+run: then what is read is what the model uses, and what is written lands. A layer without that proof is refused.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..subject.architecture import architecture_of
+from ..subject.conformance import ROUNDING
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+
+Watch = Callable[[Tensor, Tensor], Tensor]
+"""From a pattern (row, head, query, key), and where the model's mask allows attention, to the pattern that counts."""
+
+_SOFTMAXES = frozenset({nn.functional.softmax, torch.softmax, Tensor.softmax})
+_proven: WeakKeyDictionary[Subject, dict[int, str | None]] = WeakKeyDictionary()
+"""By subject and layer, why its patterns are refused; None where they are proven."""
+
+
+def patterns(subject: Subject, tokens: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
+    """Attention weights of layers, from one forward pass. (row, position) ids -> layer: (row, head, query, key)."""
+    wanted = sorted(set(layers))
+    if not wanted:
+        raise NeuronautError(f"no layer to read patterns of; {subject.name} has 0 to {subject.n_layers - 1}")
+    for layer in wanted:
+        prove(subject, layer)
+    seen: dict[int, Tensor] = {}
+    with watching(subject, {layer: _keep(seen, layer) for layer in wanted}):
+        subject.read(tokens, [f"head.{wanted[-1]}"])
+    return seen
+
+
+def _keep(seen: dict[int, Tensor], layer: int) -> Watch:
+    def keep(pattern: Tensor, allowed: Tensor) -> Tensor:
+        del allowed
+        seen[layer] = pattern
+        return pattern
+
+    return keep
+
+
+@contextmanager
+def eager(subject: Subject) -> Generator[None]:
+    """Within the block the model runs its eager attention, whose softmax is PyTorch's own."""
+    before = subject.model.config._attn_implementation
+    subject.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        subject.model.set_attn_implementation(before)
+
+
+@contextmanager
+def watching(subject: Subject, watches: Mapping[int, Watch]) -> Generator[None]:
+    """Within the block, the patterns of these layers pass through their watches, once in each forward pass."""
+    mode = _Softmax()
+    with eager(subject), ExitStack() as hooks:
+        for layer, watch in watches.items():
+            module = _attention(subject, layer)
+            hooks.enter_context(module.register_forward_pre_hook(mode.opening(watch)))
+            # Also after an exception: a read that stops inside the attention leaves it that way.
+            hooks.enter_context(module.register_forward_hook(mode.close, always_call=True))
+        hooks.enter_context(mode)
+        yield
+
+
+class _Softmax(TorchFunctionMode):
+    """Hands the results of softmaxes inside an attention module to its watch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watch: Watch | None = None
+
+    def opening(self, watch: Watch) -> Callable[..., None]:
+        def enter(*_: Any) -> None:
+            self._watch = watch
+
+        return enter
+
+    def close(self, *_: Any) -> None:
+        self._watch = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._watch is None or func not in _SOFTMAXES or result.ndim != 4:
+            return result
+        scores = args[0] if args else (kwargs or {})["input"]
+        # Eager attention masks by adding the smallest number of the dtype.
+        allowed = scores > torch.finfo(scores.dtype).min / 2
+        return self._watch(result, allowed).to(result.dtype)
+
+
+def prove(subject: Subject, layer: int) -> None:
+    """Raise NeuronautError unless this layer's patterns are what the model uses; two short forward passes, once."""
+    known = _proven.setdefault(subject, {})
+    if layer not in known:
+        known[layer] = _failure(subject, layer)
+    if known[layer] is not None:
+        raise NeuronautError(f"site pattern.{layer} of {subject.name} is refused: {known[layer]}")
+
+
+@torch.inference_mode()
+def _failure(subject: Subject, layer: int) -> str | None:
+    tokens = torch.randint(subject.model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
+    site, seen = f"head.{layer}", []
+
+    def plain(pattern: Tensor, allowed: Tensor) -> Tensor:
+        seen.append(pattern)
+        return pattern.masked_fill(~allowed, 0)
+
+    def identity(pattern: Tensor, allowed: Tensor) -> Tensor:
+        del allowed
+        return torch.eye(pattern.shape[-1], device=pattern.device, dtype=pattern.dtype).expand_as(pattern)
+
+    with watching(subject, {layer: plain}):
+        z = subject.read(tokens, [site])[site]
+    if len(seen) != 1 or seen[0].shape != (2, subject.n_heads, 8, 8):
+        shapes = [tuple(pattern.shape) for pattern in seen]
+        return f"its attention calls softmax {len(seen)} times in one forward pass, shapes {shapes}; wanted one pattern"
+    with watching(subject, {layer: identity}):
+        values = subject.read(tokens, [site])[site].unflatten(-1, (subject.n_heads, -1)).transpose(1, 2)
+    mixed = (seen[0].float() @ values.float()).transpose(1, 2).flatten(2)
+    error = float((mixed - z.float()).abs().max() / z.float().abs().max().clamp_min(1e-30))
+    allowed = ROUNDING * torch.finfo(z.dtype).eps
+    # Written so that a NaN fails.
+    return (
+        None if error <= allowed else f"pattern @ values = head.{layer} is off by {error:.2g} (allowed {allowed:.2g})"
+    )
+
+
+def _attention(subject: Subject, layer: int) -> nn.Module:
+    """The module that holds the output projection, and so computes the pattern."""
+    subject.width(f"head.{layer}")  # An unknown or refused layer is an error that says so.
+    row = architecture_of(subject.model.config.model_type, name=subject.name)
+    path = f"{row.layers}.{layer}.{row.attention}".rpartition(".")[0]
+    return subject.model.base_model.get_submodule(path)
+
+
+class Weights(NamedTuple):
+    """What a pattern's operation takes its numbers from."""
+
+    value: float | None
+    donor: Tensor | None
+    """Patterns of another run, of the edited one's shape."""
+
+
+def _scaled(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
+    return torch.where(edges, pattern * given.value, pattern)
+
+
+def _uniform(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
+    """The weight that a query gives to the edges, shared equally among them."""
+    del given
+    total = pattern.masked_fill(~edges, 0).sum(-1, keepdim=True)
+    return torch.where(edges, total / edges.sum(-1, keepdim=True).clamp_min(1), pattern)
+
+
+def _knocked_out(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
+    """As if the edges were masked: their weight goes to the query's other keys; a query without others writes zero."""
+    del given
+    kept = pattern.masked_fill(edges, 0)
+    total = kept.sum(-1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
+    return torch.where(edges.any(-1, keepdim=True), kept / total, pattern)
+
+
+def _patched(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
+    assert given.donor is not None, "a patch has a donor"
+    return torch.where(edges, given.donor, pattern)
+
+
+PATTERNS: Mapping[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {
+    "zero": lambda pattern, edges, _given: pattern.masked_fill(edges, 0),
+    "set": lambda pattern, edges, given: pattern.masked_fill(edges, given.value or 0.0),
+    "scale": _scaled,
+    "uniform": _uniform,
+    "knockout": _knocked_out,
+    "patch": _patched,
+}
+"""By operation, what becomes of patterns (row, head, query, key) at `edges`, bool of the same shape."""

@@ -1,0 +1,73 @@
+"""Matched controls: what edits do that should do nothing in particular, so that a real effect can be told from any.
+
+A control keeps everything of the edit (site, operation, strength, positions) but what it is about: it has other units
+of the same site, or a change of the same norm in a random direction. The real effect is then ranked among theirs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from ..subject.sources import Source
+from .edits import Edit
+
+_TRIES = 50
+"""Draws for each control wanted, before there are taken to be no more sets of units."""
+
+
+def population(subject: Subject, edit: Edit, *, sources: Mapping[str, Source]) -> int:
+    """How many units of the edit's sort there are at its site."""
+    if edit.dictionary is not None:
+        return sources[f"{edit.site}@{edit.dictionary}"].width
+    return subject.n_heads if edit.site.startswith(("head.", "pattern.")) else subject.width(edit.site)
+
+
+def other_units(edit: Edit, *, population: int, count: int, seed: int = 0) -> tuple[Edit, ...]:
+    """The same edit of `count` other sets of as many units, none of them the edit's; fewer where there are no more."""
+    real = set(edit.units or ())
+    others = torch.tensor([unit for unit in range(population) if unit not in real])
+    if not real or len(others) < len(real):
+        raise NeuronautError(
+            f"edit {edit} has no matched units: {len(real)} of {population} are its own; use random directions instead"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[tuple[int, ...], None] = {}
+    for _ in range(_TRIES * count):
+        chosen = others[torch.randperm(len(others), generator=generator)[: len(real)]]
+        found.setdefault(tuple(sorted(chosen.tolist())))
+        if len(found) == count:
+            break
+    return tuple(edit.model_copy(update={"units": units}) for units in found)
+
+
+def random_directions(edit: Edit, *, count: int, seed: int = 0) -> tuple[Edit, ...]:
+    """`count` edits that make changes of the same norm at the same positions, each in a random direction of its own."""
+    if edit.on_pattern:
+        raise NeuronautError(f"edit {edit} is of a pattern, which has no directions; use other heads as controls")
+    seeds = torch.randint(2**31, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return tuple(edit.model_copy(update={"control": one}) for one in seeds)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A real effect among those of its controls, by size."""
+
+    real: float
+    controls: tuple[float, ...]
+    percentile: float
+    """Percent of the controls whose effect is smaller; a tie counts half."""
+    p: float
+    """(1 + controls at least as large) / (1 + controls): how often a control would do as well."""
+
+
+def standing(real: float, controls: Sequence[float]) -> Standing:
+    """Rank an effect among those of its controls."""
+    if not controls:
+        raise NeuronautError("there are no controls to rank the effect among; draw some with other_units()")
+    sizes = [abs(control) for control in controls]
+    smaller, ties = sum(size < abs(real) for size in sizes), sum(size == abs(real) for size in sizes)
+    percentile = 100 * (smaller + ties / 2) / len(sizes)
+    return Standing(real, tuple(controls), percentile, (1 + len(sizes) - smaller) / (1 + len(sizes)))

@@ -1,0 +1,210 @@
+"""What a run's answer is worth in numbers, how far an edit moved it, and how sure that is.
+
+A metric reads the logits at the answer's position, one number for each example; its sign and its unit stand beside its
+formula's id. An effect keeps the raw values of every example beside the fraction
+
+    denoising   (M_patched - M_corrupted) / (M_clean - M_corrupted)      a corrupted run, clean values written in
+    noising     (M_clean - M_patched) / (M_clean - M_corrupted)          a clean run, corrupted values written in
+
+with each M the mean over examples; where the denominator is too small to divide by, the fraction is withheld and says
+why. Intervals are percentile bootstraps over examples, 95%, from a seed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..subject.errors import NeuronautError
+from .prompts import Batch
+
+RESAMPLES = 2000
+EPSILON = 1e-3
+"""The smallest |M_clean - M_corrupted| that a recovered fraction is divided by, in the metric's units."""
+
+Direction = Literal["denoise", "noise"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Question:
+    """What the examples are asked about."""
+
+    answers: Tensor
+    """(row,) ids."""
+    wrong: Tensor | None = None
+    """(row,) ids; for the metrics that set the answer against another one."""
+    plain: Tensor | None = None
+    """(row, token): logits of the run that KL compares with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number for each example."""
+
+    formula: str
+    """The id of its formula, stored with every result; a changed formula gets another one."""
+    compute: Callable[[Tensor, Question], Tensor]
+    """(row, token) -> (row,), float32."""
+    needs: tuple[str, ...] = ()
+    """What of the question it needs beside the answers."""
+
+    def __call__(self, logits: Tensor, question: Question) -> Tensor:
+        missing = next((name for name in self.needs if getattr(question, name) is None), None)
+        if missing is not None:
+            raise NeuronautError(f"metric {self.formula} needs {missing!r} in the question; pass it, or choose another")
+        return self.compute(logits.float(), question)
+
+
+def _at(scores: Tensor, ids: Tensor | None) -> Tensor:
+    assert ids is not None, "Metric checks what it needs"
+    return scores.gather(1, ids.to(scores.device)[:, None])[:, 0]
+
+
+def _kl(logits: Tensor, question: Question) -> Tensor:
+    assert question.plain is not None, "Metric checks what it needs"
+    before, after = question.plain.to(logits).log_softmax(-1), logits.log_softmax(-1)
+    return (before.exp() * (before - after)).sum(-1)
+
+
+def _rank(logits: Tensor, question: Question) -> Tensor:
+    return (logits > _at(logits, question.answers)[:, None]).sum(-1).float()
+
+
+METRICS: Mapping[str, Metric] = {
+    "logit_difference": Metric(
+        "logit[answer]-logit[wrong]/1", lambda x, q: _at(x, q.answers) - _at(x, q.wrong), ("wrong",)
+    ),
+    "log_probability": Metric("ln p[answer]/1", lambda x, q: _at(x.log_softmax(-1), q.answers)),
+    "probability_difference": Metric(
+        "p[answer]-p[wrong]/1", lambda x, q: _at(x.softmax(-1), q.answers) - _at(x.softmax(-1), q.wrong), ("wrong",)
+    ),
+    "kl": Metric("KL(plain||edited) nats/1", _kl, ("plain",)),
+    "rank": Metric("tokens above answer/1", _rank),
+    "loss": Metric("-ln p[answer]/1", lambda x, q: -_at(x.log_softmax(-1), q.answers)),
+}
+"""By name; all but `kl`, `rank` and `loss` grow as the answer is favoured."""
+
+
+def metric(name: str) -> Metric:
+    """The metric of this name, or an error that lists them."""
+    if name not in METRICS:
+        raise NeuronautError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def text_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each row's own next tokens, in nats. (row, position, token) -> (row,)."""
+    targets = batch.tokens[:, 1:].to(logits.device)
+    losses = cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    counted = batch.real[:, 1:].to(logits.device)
+    return (losses * counted).sum(1) / counted.sum(1)
+
+
+class Interval(NamedTuple):
+    """The 95% bootstrap interval of a statistic."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over examples."""
+
+    value: float
+    interval: Interval | None
+    """None of a single example, which says nothing of others."""
+    n: int
+
+
+def mean(values: Sequence[float] | Tensor, *, seed: int = 0) -> Mean:
+    """The mean of (example,) values with its interval."""
+    data = _examples(values)
+    drawn = data[_resamples(len(data), seed)].mean(1)
+    return Mean(float(data.mean()), _interval(drawn) if len(data) > 1 else None, len(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """How far an edit moved a metric from one run towards the other."""
+
+    metric: str
+    formula: str
+    """The metric's formula id and the fraction's."""
+    direction: Direction
+    clean: tuple[float, ...]
+    """By example, as `corrupted` and `patched`."""
+    corrupted: tuple[float, ...]
+    patched: tuple[float, ...]
+    recovered: float | None
+    """0 where the edit did nothing, 1 where it did as much as changing the whole prompt."""
+    interval: Interval | None
+    reason: str | None
+    """Why `recovered` or its interval is withheld."""
+
+    @property
+    def n(self) -> int:
+        return len(self.patched)
+
+
+def effect(
+    name: str,
+    *,
+    clean: Tensor,
+    corrupted: Tensor,
+    patched: Tensor,
+    direction: Direction,
+    seed: int = 0,
+    epsilon: float = EPSILON,
+) -> Effect:
+    """The effect on one metric, from its (example,) values in the three runs."""
+    rows = torch.stack([_examples(part) for part in (clean, corrupted, patched)])
+    numerator, denominator = _parts(rows.mean(1, keepdim=True), direction)
+    recovered, interval, reason = None, None, None
+    if float(denominator.abs()) < epsilon:
+        reason = f"clean and corrupted differ by {float(denominator.abs()):.2g} on average, below {epsilon:g}"
+    else:
+        recovered = float(numerator / denominator)
+        interval, reason = _ratio_interval(rows, direction, seed, epsilon)
+    raw = (tuple(part.tolist()) for part in rows)
+    formula = f"{metric(name).formula} {direction}/1"
+    return Effect(name, formula, direction, *raw, recovered=recovered, interval=interval, reason=reason)
+
+
+def _parts(rows: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator of the fraction; `rows` is (clean, corrupted, patched) x anything."""
+    clean, corrupted, patched = rows
+    return (patched - corrupted if direction == "denoise" else clean - patched), clean - corrupted
+
+
+def _ratio_interval(
+    rows: Tensor, direction: Direction, seed: int, epsilon: float
+) -> tuple[Interval | None, str | None]:
+    if rows.shape[1] < 2:
+        return None, "one example has no interval"
+    numerator, denominator = _parts(rows[:, _resamples(rows.shape[1], seed)].mean(2), direction)
+    if bool((denominator.abs() < epsilon).any()) or bool((denominator > 0).any() and (denominator < 0).any()):
+        return None, "clean and corrupted are no different in some resamples of the examples, so no interval is known"
+    return _interval(numerator / denominator), None
+
+
+def _examples(values: Sequence[float] | Tensor) -> Tensor:
+    data = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    if data.ndim != 1 or not len(data) or not bool(data.isfinite().all()):
+        raise NeuronautError(
+            f"values of shape {tuple(data.shape)} are no finite numbers, one an example; a run is broken"
+        )
+    return data
+
+
+def _resamples(count: int, seed: int) -> Tensor:
+    """(resample, example): indices drawn with replacement."""
+    return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+
+
+def _interval(drawn: Tensor) -> Interval:
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
+    return Interval(low, high)

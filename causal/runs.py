@@ -1,0 +1,263 @@
+"""Runs of the subject over prompts: plain and edited, patched from one another, and begun in the middle.
+
+Only the logits that are asked for are computed. A run of which only the later layers differ from a known one begins at
+the first of these (`resume`): the blocks before it are left out of the model while it runs, and the block before the
+first puts out the known residual stream. That this gives the whole run's logits is proven on each model, once.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..subject.architecture import architecture_of
+from ..subject.conformance import ROUNDING
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from .applying import NOTHING, Materials, Report, RowEdit, apply
+from .attention import eager, patterns
+from .edits import Edit
+from .measures import Direction, Effect, Question, effect, metric
+from .prompts import Batch, Pairs, where
+
+AT_ONCE = 64
+"""Rows of a forward in which edits are run beside each other."""
+
+
+def logits_at(subject: Subject, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Logits at one position of each row, in the caller's grad mode. (row, position) ids, (row,) -> (row, token)."""
+    chosen, place = positions.unique(return_inverse=True)
+    return subject.run(tokens, positions=chosen.tolist())[torch.arange(len(tokens)), place]
+
+
+def alike(subject: Subject, edits: Iterable[Edit]) -> AbstractContextManager[None]:
+    """Within it, plain runs use the attention implementation that these edits make their own runs use."""
+    return eager(subject) if any(edit.on_pattern for edit in edits) else nullcontext()
+
+
+@torch.inference_mode()
+def gather(
+    subject: Subject,
+    edits: Sequence[Edit],
+    *,
+    materials: Materials = NOTHING,
+    reference: Batch | None = None,
+    donor: Batch | None = None,
+) -> Materials:
+    """The materials with what the edits need: vectors of the reference's tokens (all but BOS), the donor's run."""
+    found = materials
+    if reference is not None and (sites := sorted({edit.site for edit in edits if edit.needs_reference})):
+        kept = where(subject, reference, "all").to(subject.device)
+        read = subject.read(reference.tokens, sites)
+        found = replace(found, reference={**found.reference, **{site: read[site][kept] for site in sites}})
+    if donor is not None and (sites := sorted({edit.site for edit in edits if edit.needs_donor})):
+        with alike(subject, edits):
+            found = replace(found, donors={**found.donors, **donors(subject, donor, sites)})
+    return found
+
+
+def donors(subject: Subject, batch: Batch, sites: Sequence[str]) -> dict[str, Tensor]:
+    """A run's tensors at sites and patterns: (row, position, width), `pattern.L`: (row, head, query, key)."""
+    layers = [int(site.partition(".")[2]) for site in sites if site.startswith("pattern.")]
+    plain = [site for site in sites if not site.startswith("pattern.")]
+    found = dict(subject.read(batch.tokens, plain)) if plain else {}
+    if layers:
+        found |= {f"pattern.{layer}": pattern for layer, pattern in patterns(subject, batch.tokens, layers).items()}
+    return found
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Comparison:
+    """The same prompts without and with edits."""
+
+    before: Tensor
+    """(row, token): logits at each row's last position."""
+    after: Tensor
+    reports: tuple[Report, ...]
+
+
+@torch.inference_mode()
+def compare(
+    subject: Subject, batch: Batch, edits: Sequence[Edit | RowEdit], *, materials: Materials = NOTHING
+) -> Comparison:
+    """Run the prompts plainly and under all the edits together; two forwards."""
+    with alike(subject, (item.edit if isinstance(item, RowEdit) else item for item in edits)):
+        before = logits_at(subject, batch.tokens, batch.last)
+        with apply(subject, batch, edits, materials=materials) as ledger:
+            after = logits_at(subject, batch.tokens, batch.last)
+    return Comparison(before, after, ledger.reports)
+
+
+@dataclass(frozen=True, slots=True)
+class Patching:
+    """One direction of a patching experiment."""
+
+    effects: Mapping[str, Effect]
+    """By metric."""
+    reports: tuple[Report, ...]
+
+
+@torch.inference_mode()
+def patching(
+    subject: Subject,
+    pairs: Pairs,
+    edits: Sequence[Edit],
+    *,
+    metrics: Sequence[str] = ("logit_difference", "log_probability", "kl"),
+    materials: Materials = NOTHING,
+    seed: int = 0,
+) -> dict[Direction, Patching]:
+    """Run the edits on the corrupted prompts with clean donors (denoising), and the other way round (noising).
+
+    KL is taken to the clean run. What only one of the two shows is no contradiction: denoising finds what suffices
+    (a part of an AND is missed), noising what is needed (a part of an OR is missed).
+    """
+    runs: dict[Direction, tuple[Batch, Batch]] = {
+        "denoise": (pairs.corrupted, pairs.clean),
+        "noise": (pairs.clean, pairs.corrupted),
+    }
+    found: dict[Direction, Patching] = {}
+    with alike(subject, edits):
+        clean, corrupted = (logits_at(subject, b.tokens, b.last) for b in (pairs.clean, pairs.corrupted))
+        question = Question(pairs.answers, pairs.wrong, clean)
+        for direction, (base, donor) in runs.items():
+            lent = gather(subject, edits, materials=materials, donor=donor)
+            with apply(subject, base, edits, materials=lent) as ledger:
+                patched = logits_at(subject, base.tokens, base.last)
+            measured = {
+                name: [metric(name)(logits, question) for logits in (clean, corrupted, patched)] for name in metrics
+            }
+            effects = {
+                name: effect(name, clean=a, corrupted=b, patched=c, direction=direction, seed=seed)
+                for name, (a, b, c) in measured.items()
+            }
+            found[direction] = Patching(effects, ledger.reports)
+    return found
+
+
+@torch.inference_mode()
+def separately(
+    subject: Subject,
+    batch: Batch,
+    edits: Sequence[Edit],
+    readout: Callable[[Tensor], Tensor],
+    *,
+    materials: Materials = NOTHING,
+    at_once: int = AT_ONCE,
+) -> tuple[Tensor, tuple[Report, ...]]:
+    """Each edit by itself on all the rows, as many edits in one forward as `at_once` rows have room for.
+
+    `readout` maps the logits at the rows' last positions, (row of the batch, token), to what is kept of them, such as a
+    metric's (row,). Gives (edit, ...) and each edit's report; an edit may leave everything as it was, and then reports
+    a change of 0.
+    """
+    if not edits:
+        raise NeuronautError("there are no edits to run; give at least one")
+    room = max(1, at_once // len(batch))
+    kept: list[Tensor] = []
+    reports: list[Report] = []
+    for start in range(0, len(edits), room):
+        part = edits[start : start + room]
+        copies = batch.take(torch.arange(len(batch)).repeat(len(part)))
+        placed = [
+            RowEdit(edit, tuple(range(slot * len(batch), (slot + 1) * len(batch)))) for slot, edit in enumerate(part)
+        ]
+        lent = replace(materials, donors={site: _copies(one, len(part)) for site, one in materials.donors.items()})
+        with apply(subject, copies, placed, materials=lent, may_idle=True) as ledger:
+            logits = logits_at(subject, copies.tokens, copies.last)
+        kept += [readout(rows) for rows in logits.split(len(batch))]
+        reports += [_own(report, len(batch)) for report in ledger.reports]
+    return torch.stack(kept), tuple(reports)
+
+
+def _own(report: Report, rows: int) -> Report:
+    """The report with the batch's own row numbers."""
+    return replace(report, places={row % rows: places for row, places in report.places.items()})
+
+
+def _copies(donor: Tensor, count: int) -> Tensor:
+    return donor.repeat(count, *[1] * (donor.ndim - 1))
+
+
+class _Skipped(nn.Module):
+    """Stands where a block is that need not run."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+
+class _Known(nn.Module):
+    """Stands where the last block is that need not run, and puts out what it would have."""
+
+    def __init__(self, residual: Tensor) -> None:
+        super().__init__()
+        self._residual = residual
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        if hidden_states.shape != self._residual.shape:
+            raise NeuronautError(
+                f"the residual stream to resume from has shape {tuple(self._residual.shape)}; the tokens need "
+                f"{tuple(hidden_states.shape)}; read it from a run of as many rows and positions"
+            )
+        return self._residual
+
+
+@contextmanager
+def resume(subject: Subject, layer: int, residual: Tensor) -> Generator[None]:
+    """Within the block, runs begin at `layer`, from `residual` (row, position, d_model), its `resid_pre`.
+
+    The tokens that are run must have as many rows and positions. Sites before the layer do not exist within the block,
+    and edits of them are errors. Raises NeuronautError where the model's blocks cannot be left out; see `resumable`.
+    """
+    if reason := resumable(subject):
+        raise NeuronautError(f"{subject.name} cannot be resumed: {reason}; run the whole model")
+    if not 1 <= layer <= subject.n_layers:
+        raise NeuronautError(f"there is nothing to leave out before layer {layer}; resume at 1 to {subject.n_layers}")
+    with _without(subject, layer, residual):
+        yield
+
+
+@contextmanager
+def _without(subject: Subject, layer: int, residual: Tensor) -> Generator[None]:
+    path = architecture_of(subject.model.config.model_type, name=subject.name).layers
+    parent, _, name = path.rpartition(".")
+    owner = subject.model.base_model.get_submodule(parent)
+    blocks = getattr(owner, name)
+    # The places stay, because some families look up a block's kind of attention by its place.
+    known = [*(_Skipped() for _ in range(layer - 1)), _Known(residual)]
+    setattr(owner, name, nn.ModuleList([*known, *blocks[layer:]]))
+    try:
+        yield
+    finally:
+        setattr(owner, name, blocks)
+
+
+_resumable: WeakKeyDictionary[Subject, str | None] = WeakKeyDictionary()
+
+
+def resumable(subject: Subject) -> str | None:
+    """Why runs cannot begin in the middle of this model; None where it is proven that they can."""
+    if subject not in _resumable:
+        _resumable[subject] = _failure(subject)
+    return _resumable[subject]
+
+
+@torch.inference_mode()
+def _failure(subject: Subject) -> str | None:
+    tokens = torch.randint(subject.model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
+    layer = max(1, subject.n_layers - 1)
+    site = f"resid_post.{layer - 1}"
+    whole, residual = subject.logits(tokens), subject.read(tokens, [site])[site]
+    try:
+        with _without(subject, layer, residual):
+            resumed = subject.logits(tokens)
+    except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
+        return f"its blocks cannot be left out ({type(error).__name__}: {error})"
+    off = float((resumed - whole).abs().max() / whole.abs().max())
+    allowed = ROUNDING * torch.finfo(whole.dtype).eps
+    # Written so that a NaN fails.
+    return None if off <= allowed else f"its logits are off by {off:.2g} (allowed {allowed:.2g})"

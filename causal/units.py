@@ -1,0 +1,256 @@
+"""Units of a site as numbers that can be read and written, and what each operation makes of those numbers.
+
+Whatever a unit is (a neuron, a head, a feature, a direction, the whole vector), it is `get`, which reads its values
+off a site's vectors, and `put`, which gives vectors in which they are others and nothing else is. Putting back what
+was got leaves every bit as it was. An operation maps values to values and knows nothing of what they belong to.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from ..subject.sources import Source
+from .edits import Edit
+
+Change = Callable[[Tensor], Tensor]
+"""From vectors (touched, width) to those that take their place."""
+
+
+class Units(Protocol):
+    """Some units of a site."""
+
+    def get(self, vectors: Tensor) -> Tensor:
+        """(touched, width) -> (touched, value)."""
+        ...
+
+    def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+        """The vectors with these units at `values` (touched, value), nothing else changed."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Columns:
+    """Coordinates of the vectors: neurons, a head's own, or all."""
+
+    columns: Tensor
+    sign: float = 1.0
+
+    def get(self, vectors: Tensor) -> Tensor:
+        return self.sign * vectors[:, self.columns]
+
+    def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+        edited = vectors.clone()
+        edited[:, self.columns] = self.sign * values.to(edited.dtype)
+        return edited
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Coded:
+    """Features of a dictionary, edited so that its error and all other features stay: `x + dec(z') - dec(z)`."""
+
+    source: Source
+    features: Tensor
+    sign: float = 1.0
+
+    def get(self, vectors: Tensor) -> Tensor:
+        return self.sign * self.source.encode(vectors, self.features)
+
+    def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+        return self.source.edit(vectors, self.features, self.sign * values)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Along:
+    """How many times a direction is contained in a vector: its projection, in units of the direction's length."""
+
+    direction: Tensor
+    """(width,), float32."""
+
+    def get(self, vectors: Tensor) -> Tensor:
+        return (vectors.float() @ self.direction / self.direction.square().sum())[:, None]
+
+    def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+        return vectors + ((values - self.get(vectors)) * self.direction).to(vectors.dtype)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Supply:
+    """What an operation takes its numbers from, for one edit: both in the units' values, None where not needed."""
+
+    reference: Tensor | None
+    """(reference vector, value)."""
+    donor: Tensor | None
+    """(touched, value)."""
+
+
+def units_of(subject: Subject, edit: Edit, *, sources: Mapping[str, Source], directions: Mapping[str, Tensor]) -> Units:
+    """The units that an edit is about. Sources go by their `SITE@NAME`, directions by their names."""
+    width, device = subject.width(edit.site), subject.device
+    sign = -1.0 if edit.negative else 1.0
+    if edit.direction is not None:
+        return Along(_direction(edit, width, directions).to(device).float())
+    if edit.dictionary is not None:
+        source = _source(edit, sources)
+        _check(edit, source.width, f"{source.id}")
+        if edit.negative and not source.signed:
+            raise NeuronautError(f"{edit}: activations of {source.id} are never below 0; leave the trailing - out")
+        chosen = range(source.width) if edit.units is None else edit.units
+        return Coded(source, torch.tensor(chosen, device=device), sign)
+    if edit.units is None:
+        return Columns(torch.arange(width, device=device))
+    if edit.site.startswith("head."):
+        _check(edit, subject.n_heads, f"{subject.name}:{edit.site}")
+        d_head = width // subject.n_heads
+        return Columns(torch.cat([torch.arange(h * d_head, (h + 1) * d_head) for h in edit.units]).to(device))
+    _check(edit, width, f"{subject.name}:{edit.site}")
+    return Columns(torch.tensor(edit.units, device=device), sign)
+
+
+def _check(edit: Edit, count: int, name: str) -> None:
+    wrong = next((unit for unit in edit.units or () if unit >= count), None)
+    if wrong is not None:
+        raise NeuronautError(f"{edit}: there is no unit {wrong} at {name}, which has 0 to {count - 1}")
+
+
+def _source(edit: Edit, sources: Mapping[str, Source]) -> Source:
+    name = f"{edit.site}@{edit.dictionary}"
+    if name not in sources:
+        raise NeuronautError(f"{edit}: there is no dictionary {name}; there are {', '.join(sources) or 'none'}")
+    return sources[name]
+
+
+def _direction(edit: Edit, width: int, directions: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(edit.direction, tuple):
+        vector = torch.tensor(edit.direction)
+    elif edit.direction in directions:
+        vector = directions[edit.direction]
+    else:
+        known = ", ".join(directions) or "none"
+        raise NeuronautError(f"{edit}: there is no direction {edit.direction!r}; there are {known}; pass it in")
+    if vector.shape != (width,) or not bool(vector.isfinite().all()) or not bool(vector.any()):
+        raise NeuronautError(
+            f"{edit}: the direction has shape {tuple(vector.shape)}; wanted ({width},), finite and not zero"
+        )
+    return vector
+
+
+def change(edit: Edit, units: Units, supply: Supply) -> Change:
+    """What the edit makes of the vectors it touches."""
+    operation = _OPERATIONS[edit.operation](edit, supply)
+
+    def changed(vectors: Tensor) -> Tensor:
+        return units.put(vectors, operation(units.get(vectors)))
+
+    return changed if edit.control is None else _randomised(changed, edit.control)
+
+
+def _randomised(changed: Change, seed: int) -> Change:
+    """Vectors of the same norms as the changes, all in one random direction, added instead of them."""
+
+    def control(vectors: Tensor) -> Tensor:
+        direction = torch.randn(vectors.shape[1], generator=torch.Generator().manual_seed(seed)).to(vectors.device)
+        norms = (changed(vectors) - vectors).float().norm(dim=1, keepdim=True)
+        return vectors + (norms * (direction / direction.norm())).to(vectors.dtype)
+
+    return control
+
+
+def _amount(edit: Edit, supply: Supply, number: float | None) -> Tensor | float | None:
+    """A number of the edit as activations: itself, or that multiple of each unit's own quantile."""
+    if edit.quantile is None or number is None:
+        return number
+    reference = _reference(supply).float()
+    firing = reference.masked_fill(reference <= 0, torch.nan)
+    peaks = firing.nanquantile(edit.quantile / 100, dim=0)
+    if bool(peaks.isnan().any()):
+        raise NeuronautError(
+            f"{edit}: a unit is never above zero in the reference, so it has no quantile; give a number"
+        )
+    return number * peaks
+
+
+def _reference(supply: Supply) -> Tensor:
+    assert supply.reference is not None, "apply() gathers what an edit needs"
+    return supply.reference
+
+
+def _set(edit: Edit, supply: Supply) -> Change:
+    amount = _amount(edit, supply, edit.value)
+    assert amount is not None, "the edit was checked"
+    return lambda values: torch.zeros_like(values) + amount
+
+
+def _add(edit: Edit, supply: Supply) -> Change:
+    amount = _amount(edit, supply, edit.value)
+    assert amount is not None, "the edit was checked"
+    return lambda values: values + amount
+
+
+def _scale(edit: Edit, supply: Supply) -> Change:
+    del supply
+    factor = edit.value
+    assert factor is not None, "the edit was checked"
+    return lambda values: values * factor
+
+
+def _clamp(edit: Edit, supply: Supply) -> Change:
+    low, high = _amount(edit, supply, edit.low), _amount(edit, supply, edit.high)
+
+    def clamped(values: Tensor) -> Tensor:
+        values = values if low is None else values.maximum(torch.as_tensor(low, device=values.device).to(values))
+        return values if high is None else values.minimum(torch.as_tensor(high, device=values.device).to(values))
+
+    return clamped
+
+
+def _mean(edit: Edit, supply: Supply) -> Change:
+    del edit
+    mean = _reference(supply).float().mean(0)
+    return lambda values: mean.expand_as(values)
+
+
+def _resample(edit: Edit, supply: Supply) -> Change:
+    reference = _reference(supply)
+
+    def drawn(values: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(edit.seed)
+        rows = torch.randint(len(reference), (len(values),), generator=generator)
+        return reference[rows.to(reference.device)]
+
+    return drawn
+
+
+def _noise(edit: Edit, supply: Supply) -> Change:
+    size = _reference(supply).float().std(0, correction=0) * edit.value
+
+    def noisy(values: Tensor) -> Tensor:
+        drawn = torch.randn(values.shape, generator=torch.Generator().manual_seed(edit.seed))
+        return values + size * drawn.to(values.device)
+
+    return noisy
+
+
+def _patch(edit: Edit, supply: Supply) -> Change:
+    del edit
+    donor = supply.donor
+    assert donor is not None, "apply() gathers what an edit needs"
+    return lambda values: donor.expand_as(values)
+
+
+_OPERATIONS: Mapping[str, Callable[[Edit, Supply], Change]] = {
+    "zero": lambda _edit, _supply: torch.zeros_like,
+    "set": _set,
+    "scale": _scale,
+    "add": _add,
+    "clamp": _clamp,
+    "mean": _mean,
+    "resample": _resample,
+    "noise": _noise,
+    "patch": _patch,
+}
+"""Each gives what an operation makes of the values (touched, value)."""
