@@ -59,7 +59,7 @@ def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
     """What a unit of the feature's activation adds to the residual stream; the negative tail's sign is flipped."""
     index = checked_index(source, feature)
     vector = source.directions(torch.tensor([index], device=subject.device))[0].float()
-    projection, norm = _branch(subject, source.id.site)
+    projection, norm = branch(subject, source.id.site)
     if projection is not None:
         vector = _without_bias(projection, vector)
     if norm is not None:
@@ -110,19 +110,21 @@ def _architecture(subject: Subject) -> Architecture:
     return architecture_of(subject.model.config.model_type, name=subject.name)
 
 
-def _branch(subject: Subject, site: str) -> tuple[nn.Module | None, nn.Module | None]:
+def branch(subject: Subject, site: str) -> tuple[nn.Module | None, nn.Module | None]:
     """The projection and the norm that stand between a site and the residual stream, where there are any."""
     architecture = _architecture(subject)
     kind, _, layer = site.partition(".")
-    paths = {
+    projection, norm = {
         "head": (architecture.attention, architecture.attention_norm),
         "mlp": (architecture.mlp, architecture.mlp_norm),
     }.get(kind, (None, None))
     subject.width(site)  # An unknown or refused site is an error that says so.
-    projection, norm = (
-        path and subject.model.base_model.get_submodule(f"{architecture.layers}.{layer}.{path}") for path in paths
-    )
-    return projection or None, norm or None
+
+    def module(path: str | None) -> nn.Module | None:
+        inside = subject.model.base_model
+        return None if path is None else inside.get_submodule(f"{architecture.layers}.{layer}.{path}")
+
+    return module(projection), module(norm)
 
 
 def _through(norm: nn.Module, vector: Tensor) -> Tensor:
