@@ -1,0 +1,201 @@
+"""What judges that ask a language model for verdicts have in common: questions, prompts, replies, predictions by role.
+
+A judge lays out a quiz from the holdout: numbered lines of text, questions about them, and the truth. The same
+prompts are asked once with the explanation, once with none (the floor that the texts alone allow) and once with
+another feature's (the shuffled control), all of them together. A reply that is no answer, and a verdict that
+cannot be read or is not one of the choices, leaves its items without a prediction, counted by reason.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.records import Judgements, Role
+from ..explainers.llm.asking import Asking
+from ..explainers.llm.values import Chat, Reply, Sampling
+from ..explainers.prompt import Prompt
+from ..explainers.render import fenced
+from .holdout import Holdout
+from .logprobs import distribution_at
+from .pairs import FEWEST, LENGTH
+from .reading import Found, located
+from .scorer import Case
+
+NOTHING = "(none is given)"
+"""Stands where the explanation would, for the role "empty"."""
+ALTERNATIVES = 20
+"""Alternatives asked for at each token of the reply, where probabilities are wanted; the most that servers give."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quiz:
+    """What a judge asks about one feature, and what is true."""
+
+    questions: Sequence[tuple[str, ...]]
+    """The lines of text that each question is about."""
+    rounds: Sequence[tuple[int, ...]]
+    """Indices of the questions that share a prompt, in their order there; each question once."""
+    true: NDArray[np.float32]
+    """(unit, item), 0 or 1; flat, the items stand in the order of the questions."""
+    windows: tuple[str, ...]
+    """Digests of all windows that any part is shown of."""
+    shortage: Mapping[str, int] = field(default_factory=dict)
+    """Why nothing is asked, from `shortage`; empty where something is."""
+
+
+def too_few(count: int, what: str) -> Quiz:
+    """A quiz without a question, since there is too little to ask about."""
+    return Quiz((), (), np.empty((0, 1), np.float32), (), shortage(count, what))
+
+
+def shortage(count: int, what: str) -> dict[str, int]:
+    """The reason for which nothing is asked, as judgements have it under `missing`."""
+    return {f"only {count} {what}, {FEWEST} are wanted": count}
+
+
+def wordings(case: Case, *, controls: bool, nothing: str) -> dict[Role, str]:
+    """What is judged, by role; nothing where the explanation has no text, no shuffled one where there is no other."""
+    if case.explanation.text is None:
+        return {}
+    other = None if case.other is None else case.other.text
+    texts: dict[Role, str | None] = {"explanation": case.explanation.text}
+    if controls:
+        texts |= {"empty": nothing, "shuffled": other}
+    return {role: text for role, text in texts.items() if text is not None}
+
+
+class Verdict(NamedTuple):
+    """What a reply says to one question."""
+
+    predicted: Mapping[int, float]
+    """Probability of each choice."""
+    missing: str | None = None
+    """Why there is none."""
+
+
+class Judge(ABC):
+    """Asks a language model for verdicts on excerpts of holdout windows."""
+
+    name: ClassVar[str]
+    """The scorer's, and the prompt file's."""
+    examples: ClassVar[str]
+    choices: ClassVar[tuple[int, ...]] = (0, 1)
+    """What a question may be answered with."""
+    scored: ClassVar[tuple[int, ...]] = (1,)
+    """Choices whose probabilities are the items of a question."""
+    stored = True
+
+    def __init__(
+        self,
+        *,
+        prompt: Prompt | None = None,
+        count: int = 10,
+        per_prompt: int = 5,
+        seed: int = 0,
+        logprobs: bool = False,
+        controls: bool = True,
+    ) -> None:
+        """`count` pairs or groups at most. With `logprobs` predictions are probabilities instead of 0 and 1; the
+        model must tell log-probabilities. `controls` asks for the roles empty and shuffled as well."""
+        self._prompt = prompt or Prompt.load(Path(__file__).with_name(f"{self.name}.md"))
+        self._count, self._per_prompt, self._seed = count, per_prompt, seed
+        self._logprobs, self._controls = logprobs, controls
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The one prompt that it fills."""
+        return (self._prompt,)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What, beside the case, determines a judgement."""
+        return {**self._asked, "controls": self._controls, "version": 1}
+
+    @abstractmethod
+    def quiz(self, holdout: Holdout) -> Quiz:
+        """What is asked about a feature; without a question where there are too few windows."""
+
+    def keys(self, count: int) -> tuple[str, ...]:
+        """Under which keys the reply answers the questions of a prompt."""
+        return tuple(str(number) for number in range(1, count + 1))
+
+    def chats(self, quiz: Quiz, explanation: str) -> list[Chat]:
+        """The prompts of a quiz for one explanation, which is put on one line."""
+        return [self._chat([quiz.questions[i] for i in group], " ".join(explanation.split())) for group in quiz.rounds]
+
+    def judge(self, case: Case) -> Asking[list[Judgements]]:
+        """Judgements of the explanation and of its controls; none of an explanation without text."""
+        texts = wordings(case, controls=self._controls, nothing=NOTHING)
+        if not texts:
+            return []
+        quiz = self.quiz(case.holdout)
+        if not quiz.questions:
+            return [self._judgements(quiz, "explanation", ())]
+        replies = yield [chat for text in texts.values() for chat in self.chats(quiz, text)]
+        n = len(quiz.rounds)
+        return [self._judgements(quiz, role, replies[i * n : (i + 1) * n]) for i, role in enumerate(texts)]
+
+    @property
+    def _asked(self) -> dict[str, object]:
+        return {
+            "prompt": {self._prompt.name: self._prompt.hash}, "count": self._count, "per_prompt": self._per_prompt,
+            "length": LENGTH, "seed": self._seed, "logprobs": self._logprobs,
+        }  # fmt: skip
+
+    def _chat(self, questions: Sequence[tuple[str, ...]], explanation: str) -> Chat:
+        lines = [line for question in questions for line in question]
+        keys = self.keys(len(questions))
+        places = {
+            "explanation": explanation,
+            "excerpts": fenced([f"{number}\t{line}" for number, line in enumerate(lines, start=1)]),
+            "count": str(len(lines)),
+        }
+        return Chat(
+            self._prompt.render(places),
+            Sampling(max_tokens=200 + 10 * len(keys), top_logprobs=ALTERNATIVES if self._logprobs else 0),
+            sample=json.dumps(dict.fromkeys(keys, self.choices[0])),
+            prompt=self._prompt.name,
+        )
+
+    def _judgements(self, quiz: Quiz, role: Role, replies: Sequence[Reply]) -> Judgements:
+        predicted = np.full((len(quiz.questions), len(self.scored)), np.nan, np.float32)
+        missing: Counter[str] = Counter(quiz.shortage)
+        for group, reply in zip(quiz.rounds, replies, strict=True):
+            for question, verdict in zip(group, self._verdicts(reply, len(group)), strict=True):
+                if verdict.missing is None:
+                    predicted[question] = [verdict.predicted.get(choice, 0.0) for choice in self.scored]
+                else:
+                    missing[verdict.missing] += len(self.scored)
+        return Judgements(
+            self.name, self.examples, role, "class", quiz.true, predicted.reshape(quiz.true.shape), 0.5, quiz.windows,
+            dict(missing), {**self._asked, "calls": [reply.key for reply in replies]},
+        )  # fmt: skip
+
+    def _verdicts(self, reply: Reply, count: int) -> list[Verdict]:
+        if reply.status != "ok":
+            return [Verdict({}, reply.status)] * count
+        return [self._verdict(reply, found) for found in located(reply.text, self.keys(count))]
+
+    def _verdict(self, reply: Reply, found: Found | None) -> Verdict:
+        if found is None or str(found.value) not in map(str, self.choices):
+            return Verdict({}, "unparsed")
+        if not self._logprobs:
+            return Verdict({int(str(found.value)): 1.0})
+        told = distribution_at(reply, found.offset) or {}
+        weights = {choice: _weight(told, choice) for choice in self.choices}
+        total = sum(weights.values())
+        if total == 0:
+            return Verdict({}, "no log-probabilities")
+        return Verdict({choice: weight / total for choice, weight in weights.items()})
+
+
+def _weight(told: Mapping[str, float], choice: int) -> float:
+    """Probability of the tokens that write a choice, whatever punctuation they end with."""
+    return sum(p for token, p in told.items() if token.rstrip("\"',}] \n") == str(choice))
