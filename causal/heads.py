@@ -1,0 +1,151 @@
+"""Head scores: how much of a head's attention goes where a known kind of head sends it.
+
+    previous    to the token before the query
+    duplicate   to earlier occurrences of the query's own token, all together
+    induction   to the tokens right after those occurrences, before the query, all together
+    first       to the row's first token
+
+A row's score is the mean over the queries that have such a key (and that are not the row's first token, nor its
+second for `previous`, where the token before is also the first). On random tokens repeated with period T, all
+different within a period, `duplicate` is the mean of the diagonal -T and `induction` of the diagonal -(T - 1) over the
+second half (Olsson et al., "In-context learning and induction heads", 2022; formulas of notes/interventions.md). A
+head's score is the mean over rows with its bootstrap interval. It says where a head looks, not what that is for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from .attention import patterns
+from .measures import Mean, mean
+from .prompts import Batch
+
+Kind = Literal["previous", "duplicate", "induction", "first"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+ROWS = 4
+"""Rows whose patterns, of all layers, are in memory at once."""
+
+
+class HeadScore(NamedTuple):
+    """One head's score of one kind."""
+
+    kind: Kind
+    layer: int
+    head: int
+    score: Mean
+    """Share of attention, 0 to 1; `n` counts the rows that have such keys at all."""
+
+    @property
+    def unit(self) -> str:
+        """The head as edits name it."""
+        return f"head.{self.layer}:{self.head}"
+
+
+def repeated_tokens(subject: Subject, *, rows: int = 8, period: int | None = None, seed: int = 0) -> Batch:
+    """Rows of BOS and a random sequence twice, its tokens drawn without replacement from the whole vocabulary.
+
+    `period` is by default 50, or what fits the subject's context and vocabulary.
+    """
+    opening = [] if subject.bos is None else [subject.bos]
+    allowed = torch.tensor([id for id in range(len(subject.vocabulary)) if id != subject.bos])
+    most = min((subject.context - len(opening)) // 2, len(allowed))
+    period = min(50, most) if period is None else period
+    if not 2 <= period <= most or rows < 1:
+        raise NeuronautError(
+            f"{rows} rows of period {period} cannot be made; {subject.name} takes 1 or more rows of period 2 to {most}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.stack([allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(rows)])
+    tokens = torch.cat([torch.tensor([opening] * rows, dtype=torch.long), drawn, drawn], dim=1)
+    return Batch(tokens, torch.full((rows,), tokens.shape[1]))
+
+
+def head_scores(
+    subject: Subject,
+    batch: Batch,
+    *,
+    layers: Iterable[int] | None = None,
+    kinds: Sequence[Kind] = KINDS,
+    seed: int = 0,
+) -> tuple[HeadScore, ...]:
+    """Every head's scores on the batch, kind by kind, the highest first. Takes one forward for ROWS rows.
+
+    `seed` is the bootstrap's. Raises NeuronautError where no row has a key of a kind, such as a repeated token.
+    """
+    wrong = [kind for kind in kinds if kind not in _KEYS]
+    chosen = range(subject.n_layers) if layers is None else sorted({*layers})
+    if wrong or not kinds or not chosen:
+        raise NeuronautError(
+            f"no head score of kind {', '.join(wrong) or 'none'} in layers {list(chosen)}; kinds are {', '.join(_KEYS)}"
+        )
+    keys = {kind: _KEYS[kind](batch.tokens) & batch.real[:, :, None] for kind in kinds}
+    rows = {kind: keys[kind].any(-1).any(-1) for kind in kinds}
+    if missing := next((kind for kind in kinds if not rows[kind].any()), None):
+        raise NeuronautError(
+            f"no row has a query with a key for the {missing} score; give longer text, or repeated_tokens()"
+        )
+    found: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
+    for part in torch.arange(len(batch)).split(ROWS):
+        seen = patterns(subject, batch.tokens[part], chosen)
+        stacked = torch.stack([seen[layer] for layer in chosen], dim=1).float().cpu()
+        for kind in kinds:
+            found[kind].append(_shares(stacked, keys[kind][part]))
+    return tuple(
+        score for kind in kinds for score in _sorted(kind, torch.cat(found[kind])[rows[kind]], list(chosen), seed)
+    )
+
+
+def _shares(pattern: Tensor, keys: Tensor) -> Tensor:
+    """Each row's mean over its queries: (row, layer, head, query, key), (row, query, key) -> (row, layer, head)."""
+    onto = torch.einsum("rlhqk,rqk->rlh", pattern, keys.to(pattern.dtype))
+    return onto / keys.any(-1).sum(-1).clamp_min(1)[:, None, None]
+
+
+def _sorted(kind: Kind, shares: Tensor, layers: list[int], seed: int) -> list[HeadScore]:
+    """From (row, layer, head)."""
+    scores = [
+        HeadScore(kind, layer, head, mean(shares[:, index, head], seed=seed))
+        for index, layer in enumerate(layers)
+        for head in range(shares.shape[2])
+    ]
+    return sorted(scores, key=lambda score: -score.score.value)
+
+
+def _steps_back(tokens: Tensor) -> Tensor:
+    """From each query to each key: (query, key)."""
+    place = torch.arange(tokens.shape[1])
+    return place[:, None] - place
+
+
+def _previous(tokens: Tensor) -> Tensor:
+    not_first = torch.arange(tokens.shape[1]) > 0
+    return ((_steps_back(tokens) == 1) & not_first).expand(len(tokens), -1, -1)
+
+
+def _duplicate(tokens: Tensor) -> Tensor:
+    return (tokens[:, :, None] == tokens[:, None]) & (_steps_back(tokens) > 0)
+
+
+def _induction(tokens: Tensor) -> Tensor:
+    """The duplicates, one step on; what rolls round to the first key is no earlier than it."""
+    return _duplicate(tokens).roll(1, dims=2) & (_steps_back(tokens) > 0)
+
+
+def _first(tokens: Tensor) -> Tensor:
+    keys = _steps_back(tokens) > 0
+    keys[:, 1:] = False
+    return keys.expand(len(tokens), -1, -1)
+
+
+_KEYS: Mapping[Kind, Callable[[Tensor], Tensor]] = {
+    "previous": _previous,
+    "duplicate": _duplicate,
+    "induction": _induction,
+    "first": _first,
+}
+"""From tokens (row, position) to the keys that count: (row, query, key), bool."""
