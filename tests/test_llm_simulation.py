@@ -177,6 +177,20 @@ def test_windows_strongest_tops_and_as_many_random_ones_in_a_fixed_order() -> No
     assert truth.max() == PEAK and by_set["top_random"].threshold == PEAK / 2
 
 
+def test_the_highest_peaking_top_windows_are_taken_first() -> None:
+    whole = case()
+    scaled = [
+        replace(e, activations=e.activations * (0.3 + 0.1 * (i * 3 % 8))) if e.kind == "top" else e
+        for i, e in enumerate(whole.holdout.examples)
+    ]
+    shown = replace(whole, holdout=replace(whole.holdout, examples=tuple(scaled)))
+    judgements, _ = answered(LLMSimulator(JsonBackend(), windows=4).judge(shown), knowing)
+    own = next(j for j in judgements if j.role == "explanation" and j.examples == "top_random")
+    peaks = sorted((e.peak for e in scaled if e.kind == "top"), reverse=True)
+    assert len(set(peaks)) == 8
+    assert own.true[:4].max(axis=1).tolist() == peaks[:4]
+
+
 def test_there_are_never_more_windows_of_one_kind() -> None:
     judgements, asked = answered(LLMSimulator(JsonBackend(), controls=False).judge(case(randoms=2)), knowing)
     assert len(asked) == 4
