@@ -68,9 +68,13 @@ def run(folder: Path, options: argparse.Namespace) -> Report:
     with server(folder / "killed.log", options) as url:
         for turn in range(options.kills):
             job = subprocess.Popen(call(*command(folder / "killed.db", url, options)), stderr=subprocess.DEVNULL)
-            time.sleep(rng.uniform(6, 20))
+            until = lines(folder / "killed.log") + rng.randrange(5, 80)
+            while lines(folder / "killed.log") < until and job.poll() is None:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 1))
             job.send_signal(signal.SIGKILL)
-            job.wait()
+            if job.wait() != -signal.SIGKILL:
+                raise SystemExit(f"the job was done before kill {turn + 1}; give more --features")
             logged.append((time.monotonic(), answers(folder / "killed.db")))
             print(f"kill {turn + 1}: {len(logged[-1][1])} answers in the log", file=sys.stderr)
         neuronaut(*command(folder / "killed.db", url, options))
@@ -109,6 +113,11 @@ def rows(database: Path, sql: str) -> list[tuple[object, ...]]:
 def answers(database: Path) -> set[str]:
     """Keys of the good answers in the log."""
     return {str(key) for (key,) in rows(database, "SELECT key FROM llm_calls WHERE status = 'ok'")}
+
+
+def lines(log: Path) -> int:
+    """Requests that a server has seen."""
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def call(*arguments: str) -> list[str]:
