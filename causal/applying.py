@@ -6,6 +6,7 @@ what the one before it left. Each is counted as it fires and its largest change 
 forward waits for nothing; the counts are judged when the block ends, and whatever did not happen is an error.
 """
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,8 +87,10 @@ class Ledger:
                     f"edit {report.edit} fired {report.fired} times in {self.forwards} forward passes, wanted once in "
                     "each; the pass ended before its site, skipped it, or never ran"
                 )
-            if report.max_change != report.max_change:
-                raise NeuronautError(f"edit {report.edit} made values that are not numbers; choose a smaller strength")
+            if not math.isfinite(report.max_change):
+                raise NeuronautError(
+                    f"edit {report.edit} made values that are no finite numbers; choose a smaller strength"
+                )
             if report.max_change == 0 and not may_idle:
                 raise NeuronautError(
                     f"edit {report.edit} changed nothing at {report.edit.site} in rows {sorted(report.places)}: the "

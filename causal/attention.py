@@ -29,8 +29,8 @@ Watch = Callable[[Tensor, Tensor], Tensor]
 """From a pattern (row, head, query, key), and where the model's mask allows attention, to the pattern that counts."""
 
 _SOFTMAXES = frozenset({nn.functional.softmax, torch.softmax, Tensor.softmax})
-_proven: WeakKeyDictionary[Subject, dict[int, str | None]] = WeakKeyDictionary()
-"""By subject and layer, why its patterns are refused; None where they are proven."""
+_proven: WeakKeyDictionary[Subject, set[int]] = WeakKeyDictionary()
+"""The layers whose patterns are proven. A failure is not kept: it may be due to edits that are in force meanwhile."""
 
 
 def patterns(subject: Subject, tokens: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
@@ -110,11 +110,12 @@ class _Softmax(TorchFunctionMode):
 
 def prove(subject: Subject, layer: int) -> None:
     """Raise NeuronautError unless this layer's patterns are what the model uses; two short forward passes, once."""
-    known = _proven.setdefault(subject, {})
-    if layer not in known:
-        known[layer] = _failure(subject, layer)
-    if known[layer] is not None:
-        raise NeuronautError(f"site pattern.{layer} of {subject.name} is refused: {known[layer]}")
+    known = _proven.setdefault(subject, set())
+    if layer in known:
+        return
+    if failure := _failure(subject, layer):
+        raise NeuronautError(f"site pattern.{layer} of {subject.name} is refused: {failure}")
+    known.add(layer)
 
 
 @torch.inference_mode()

@@ -134,6 +134,10 @@ class Edit(BaseModel):
         return self.site.startswith("pattern.")
 
     @property
+    def _has_heads(self) -> bool:
+        return self.site.startswith(("head.", "pattern.")) and self.dictionary is None and self.direction is None
+
+    @property
     def needs_reference(self) -> bool:
         """Whether it draws on the vectors of reference text at its site."""
         return self.operation in _REFERRED or self.quantile is not None
@@ -231,7 +235,7 @@ class Edit(BaseModel):
         yield self.seed != 0 and self.operation not in _DRAWN, "a seed goes with resample and noise"
         yield self.units is not None and self.direction is not None, "it has units and a direction; give one of them"
         yield (
-            self.negative and (self.units is None or kind in ("head", "pattern")),
+            self.negative and (self.units is None or self._has_heads),
             "only activations have a negative tail",
         )
         yield self.dictionary is not None and self.direction is not None, "a direction needs no dictionary"
@@ -243,7 +247,7 @@ class Edit(BaseModel):
         else:
             yield self.operation in _ONLY_PATTERN, "it is for attention patterns, such as pattern.1:3"
             yield self.keys is not None, "only a pattern has keys"
-            whole = not scalar or (kind == "head" and self.direction is None)
+            whole = not scalar or self._has_heads
             yield (
                 whole and self.operation in _ONE_NUMBER,
                 (
