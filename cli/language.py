@@ -20,6 +20,8 @@ llm_options = all_of(
                  help="Who explains and judges: openai:NAME, or hf:PATH for a model in this process."),
     click.option("--base-url", metavar="URL", help="Another OpenAI-compatible server, also from OPENAI_BASE_URL."),
     click.option("-w", "--workers", type=click.IntRange(1), metavar="N", help="Requests in flight.  [default: 64]"),
+    click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S",
+                 help="Seconds after which a request is given up and tried again.  [default: 120]"),
     click.option("--price", metavar="in=X,out=Y", help="Dollars per million tokens, where the model is not known."),
     click.option("--temperature", metavar="T", default="0", show_default=True,
                  help="Of explanations; 'none' for models that take no temperature."),
@@ -39,6 +41,7 @@ class Language:
     llm: str | None = None
     base_url: str | None = None
     workers: int | None = None
+    timeout: float | None = None
     price: str | None = None
     temperature: str = "0"
     thinking: int = 0
@@ -82,8 +85,8 @@ def desk_of(
 
     llm = open_llm(
         language.llm, base_url=language.base_url, thinking=language.thinking, in_flight=language.workers,
-        temperature_fixed=language.degrees is None, tokenizer=language.tokenizer,
-        prompt_logprobs=language.tokenizer is not None,
+        timeout=language.timeout, temperature_fixed=language.degrees is None,
+        tokenizer=language.tokenizer, prompt_logprobs=language.tokenizer is not None,
     )  # fmt: skip
     try:
         override = Price.parse(language.price) if language.price else None

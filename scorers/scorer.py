@@ -84,7 +84,7 @@ def _scores(group: Sequence[Judgements], seed: int) -> list[Score]:
     return [
         Score(
             own.scorer, own.examples, metric, found.value, _reason(found, own), found.ci_low, found.ci_high, found.n,
-            coverage, {role: by_metric[metric].value for role, by_metric in others.items()}, own.windows,
+            coverage, {role: by[metric].value for role, by in others.items() if metric in by}, own.windows,
             {"formula": f"{metric}/1", **provenance},
         )
         for metric, found in _metrics(own, seed).items()
@@ -103,6 +103,9 @@ def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:
     predicted = np.where(known, own.predicted, 0.0)
     if own.kind == "activation":
         found = evaluate(own.true, predicted, known, threshold=own.threshold, seed=seed)
+        if "scale" in own.provenance or own.role in ("empty", "shuffled"):
+            # What is predicted on a scale of 0 to 10 has no error in activation units.
+            del found["explained_variance"]
         if own.examples == "counterfactual":
             found["agreement"] = agreement(own.true, predicted, known, threshold=own.threshold, seed=seed)
         return found

@@ -32,23 +32,36 @@ class _Scheme:
 
 SCHEMES: Mapping[str, _Scheme] = {
     "openai": _Scheme(
-        _openai, frozenset({"base_url", "thinking", "in_flight", "temperature_fixed", "tokenizer", "prompt_logprobs"})
+        _openai,
+        frozenset(
+            {"base_url", "thinking", "in_flight", "timeout", "temperature_fixed", "tokenizer", "prompt_logprobs"}
+        ),
     ),
     "hf": _Scheme(_local, frozenset({"device", "dtype", "batch_tokens"})),
 }
 
 
 def open_llm(
-    text: str, *, base_url: str | None = None, thinking: int = 0, in_flight: int | None = None,
-    temperature_fixed: bool = False, tokenizer: str | None = None, prompt_logprobs: bool = False,
-    device: str | None = None, dtype: str | None = None, batch_tokens: int | None = None,
-) -> LLM:  # fmt: skip
+    text: str,
+    *,
+    base_url: str | None = None,
+    thinking: int = 0,
+    in_flight: int | None = None,
+    timeout: float | None = None,
+    temperature_fixed: bool = False,
+    tokenizer: str | None = None,
+    prompt_logprobs: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    batch_tokens: int | None = None,
+) -> LLM:
     """The language model that `text` names.
 
     For openai: any server that speaks OpenAI's protocol, at `base_url`; `thinking` tokens on top of a reply's limit;
-    `in_flight` requests at once; `temperature_fixed` where the model takes no temperature; `prompt_logprobs` where the
-    server tells them, with its `tokenizer`. For hf: a folder or Hugging Face id on
-    `device` in `dtype`, in batches of `batch_tokens`. Raises NeuronautError for any other name or a misplaced option.
+    `in_flight` requests at once, each for `timeout` seconds at most; `temperature_fixed` where the model takes no
+    temperature; `prompt_logprobs` where the server tells them, with its `tokenizer`. For hf: a folder or Hugging Face
+    id on `device` in `dtype`, in batches of `batch_tokens`. Raises NeuronautError for any other name or a misplaced
+    option.
     """
     scheme, _, name = text.partition(":")
     if scheme not in SCHEMES or not name.strip():
@@ -57,8 +70,8 @@ def open_llm(
             "(any OpenAI-compatible server), or hf:PATH (a local Hugging Face model)"
         )
     asked: dict[str, Any] = {
-        "base_url": base_url, "thinking": thinking, "in_flight": in_flight, "temperature_fixed": temperature_fixed,
-        "tokenizer": tokenizer, "prompt_logprobs": prompt_logprobs,
+        "base_url": base_url, "thinking": thinking, "in_flight": in_flight, "timeout": timeout,
+        "temperature_fixed": temperature_fixed, "tokenizer": tokenizer, "prompt_logprobs": prompt_logprobs,
         "device": device, "dtype": dtype, "batch_tokens": batch_tokens,
     }  # fmt: skip
     options = {option: value for option, value in asked.items() if value}
