@@ -121,7 +121,7 @@ class Refine:
         peak = evidence.statistics.peak
         lines = [
             f"expected {'active' if test.expected else 'silent'}, was {'active' if fired(test, peak) else 'silent'}: "
-            + marked(part := excerpt(test.example, before=64, after=64), list(active(part, peak)))
+            + marked(part := excerpt(test.example, before=64, after=64), list(active(part.activations, peak)))
             for test in tests
         ]
         places = {"explanation": explanation.text or "", "examples": _shown(evidence), "tests": fenced(lines)}
@@ -160,7 +160,7 @@ def tested(sentences: Mapping[Feature, Sequence[tuple[bool, str]]], bench: Bench
 
 def fired(test: Test, peak: float) -> bool:
     """Whether the feature was clearly active somewhere."""
-    return bool((test.example.activations >= peak * 0.3).any())
+    return bool(active(test.example.activations, peak).any())
 
 
 def _shown(evidence: TrainEvidence) -> str:
@@ -168,7 +168,7 @@ def _shown(evidence: TrainEvidence) -> str:
     rest = [e for e in evidence.examples if e.kind == "quantile"][: SHOWN - len(top)]
     peak = evidence.statistics.peak
     parts = [excerpt(example, before=24, after=8) for example in (*top, *rest)]
-    return fenced([f"{marked(part, list(active(part, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts])
+    return fenced([f"{marked(part, list(active(part.activations, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts])
 
 
 def _revised(old: Explanation, tests: Sequence[Test], reply: Reply, *, peak: float) -> Explanation:

@@ -1,0 +1,342 @@
+"""Labelling with a language model: a server that reads prompts answers over HTTP, the truth is planted."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neuronaut.agent import bench
+from neuronaut.agent.batches import collect, send
+from neuronaut.agent.choose import BestOf
+from neuronaut.agent.label import Result, label
+from neuronaut.agent.plan import estimate
+from neuronaut.agent.refine import Refine
+from neuronaut.agent.reproduce import reproduce
+from neuronaut.agent.rescore import score, score_from_stored
+from neuronaut.data.calls import Call, CallLog
+from neuronaut.data.corpus import Corpus
+from neuronaut.data.harvest import harvest
+from neuronaut.data.store import Store
+from neuronaut.data.tiles import neurons
+from neuronaut.explainers.highlight import Highlight
+from neuronaut.explainers.llm.desk import Desk
+from neuronaut.explainers.llm.openai_batch import BatchAPI
+from neuronaut.explainers.llm.openai_chat import OpenAIChat
+from neuronaut.explainers.llm.prices import Price
+from neuronaut.explainers.oneshot import Oneshot
+from neuronaut.scorers.detection import Detection
+from neuronaut.scorers.llm_simulation import LLMSimulator
+from neuronaut.scorers.simulation import RuleSimulator
+from neuronaut.scorers.simulation_json import JsonBackend
+from neuronaut.subject.address import Feature, SourceId
+from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.model import Subject
+from neuronaut.tests.fault_server import FaultServer
+from neuronaut.tests.planted import LAYER, Planted, build
+
+NAMES = ("day", "colour", "river", "price")
+TRUE = {"day": " Monday", "colour": " red", "river": " river"}
+
+
+@cache
+def planted() -> Planted:
+    return build(documents=60)
+
+
+@cache
+def subject() -> Subject:
+    return Subject(planted().model, planted().tokenizer, name="planted")
+
+
+def features(*names: str) -> list[Feature]:
+    index = {neuron.name: neuron.index for neuron in planted().neurons}
+    return [Feature(SourceId("planted", f"mlp.{LAYER}"), index[name]) for name in names or NAMES]
+
+
+def reader(messages: Sequence[dict[str, Any]]) -> str:
+    """Explains by the marked words, and judges and simulates by the words between backticks in an explanation."""
+    system, last = messages[0]["content"], messages[-1]["content"]
+    if "simulate one neuron" in system:
+        words = re.findall(r"`([^`]+)`", last.partition("The text has")[0])
+        lines = re.findall(r"^(\d+)\t(.*)$", last, re.MULTILINE)
+        return json.dumps({"activations": [[int(n), 10 * (token in words)] for n, token in lines]})
+    if "check a description" in system:
+        words = re.findall(r"`([^`]+)`", last.partition("Excerpts:")[0])
+        lines = re.findall(r"^(\d+)\t(.*)$", last, re.MULTILINE)
+        return json.dumps({n: int(any(word in text for word in words)) for n, text in lines})
+    if "test a hypothesis" in system:
+        return "\n".join(["+ on Monday a red river"] * 3 + ["- the small house"] * 3)
+    marked = Counter(re.findall(r"«([^»]*)»", last))
+    words = [word for word, count in marked.most_common(8) if count > 1]
+    return "[EXPLANATION]: the words " + " and ".join(f"`{word}`" for word in words)
+
+
+@cache
+def port() -> int:
+    """A free port, the same for all servers: where a model is asked is part of what an answer is known by."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def served(**options: Any) -> FaultServer:
+    return FaultServer(**{"answer": reader, "port": port()} | options)
+
+
+def client(server: FaultServer, **options: Any) -> OpenAIChat:
+    return OpenAIChat("reader", base_url=server.url, backoff=0.02, longest_backoff=0.05, attempts=12, **options)
+
+
+def scorers() -> list[Any]:
+    return [LLMSimulator(JsonBackend(), windows=3), Detection(), RuleSimulator(name="rule")]
+
+
+def run(
+    store: Store, server: FaultServer, *, names: Sequence[str] = NAMES, explainer: Any = None, **options: Any
+) -> list[Result]:
+    llm = client(server)
+    try:
+        desk = Desk(llm, store.calls, price=Price(1.0, 2.0))
+        made = explainer or Highlight()
+        return list(label(features(*names), store, subject(), explainer=made, scorers=scorers(), desk=desk, **options))
+    finally:
+        llm.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    before = torch.get_num_threads(), bench.BACKGROUND, bench.RANDOM_WINDOWS
+    torch.set_num_threads(1)
+    bench.BACKGROUND, bench.RANDOM_WINDOWS = 96, 48
+    yield
+    torch.set_num_threads(before[0])
+    bench.BACKGROUND, bench.RANDOM_WINDOWS = before[1:]
+
+
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("llm") / "harvested.db"
+    with Store(path) as store:
+        harvest(subject(), [f"mlp.{LAYER}"], Corpus.of("planted", planted().corpus), store, window=32)
+    return path
+
+
+@pytest.fixture
+def database(harvested: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(harvested, tmp_path / "one.db"))
+
+
+@pytest.fixture(scope="module")
+def whole(harvested: Path) -> tuple[Path, list[Result]]:
+    """Everything labelled by one call that nothing stopped."""
+    path = Path(shutil.copy(harvested, harvested.with_name("whole.db")))
+    with Store(path) as store, served() as server:
+        return path, run(store, server)
+
+
+def said(path: Path) -> list[list[tuple[object, ...]]]:
+    """Explanations and scores, without row ids and times."""
+    explanations = """SELECT feature_id, text, status, reason, rule, explainer, key, seen, provenance
+        FROM explanations ORDER BY 1, 2"""
+    made = """SELECT feature_id, scorer, examples, metric, value, scores.reason, ci_low, n, coverage, baselines
+        FROM scores JOIN explanations ON explanations.id = explanation_id ORDER BY 1, 2, 3, 4"""
+    with Store(path) as store:
+        return [[tuple(row) for row in store.db.execute(sql)] for sql in (explanations, made)]
+
+
+def test_planted_features_are_explained_and_scored(whole: tuple[Path, list[Result]]) -> None:
+    found = dict(zip(NAMES, whole[1], strict=True))
+    for name, word in TRUE.items():
+        result = found[name]
+        assert result.explanation.text is not None and f"`{word}`" in result.explanation.text
+        by = {(s.scorer, s.examples, s.metric): s for s in result.scores}
+        headline = by["simulation", "top_random", "correlation"]
+        assert headline is result.score and headline.value is not None and headline.value > 0.6
+        assert set(headline.baselines) == {"token_rule", "token_table", "empty", "shuffled"}
+        judged = by["detection", "windows", "balanced_accuracy"]
+        assert judged.value is not None and judged.value > 0.8
+        assert judged.baselines["empty"] == 0.5 and (judged.baselines["shuffled"] or 0) < 0.75
+        assert ("simulation", "top_random", "explained_variance") not in by
+        assert headline.provenance["llm"] == "reader" and result.explanation.provenance["llm"] == "reader"
+
+
+def test_a_second_run_asks_nothing(whole: tuple[Path, list[Result]], database: Path) -> None:
+    shutil.copy(whole[0], database)
+    with Store(database) as store, served() as server:
+        assert run(store, server) == []
+        again = run(store, server, redo=True)
+        assert not server.seen
+    assert [r.explanation.text for r in again] == [r.explanation.text for r in whole[1]]
+
+
+def killed_run(path: str, url: str, after: str) -> None:
+    """A process that dies when so many replies are in the log."""
+    torch.set_num_threads(1)
+    bench.BACKGROUND, bench.RANDOM_WINDOWS = 96, 48
+    record, count = CallLog.record, 0
+
+    def dying(self: CallLog, call: Call) -> None:
+        nonlocal count
+        record(self, call)
+        count += 1
+        if count == int(after):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    CallLog.record = dying
+    with Store(path) as store:
+        llm = OpenAIChat("reader", base_url=url, backoff=0.02, longest_backoff=0.05, attempts=12)
+        desk = Desk(llm, store.calls, price=Price(1.0, 2.0))
+        list(label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), desk=desk))
+
+
+def test_killed_runs_end_like_an_undisturbed_one_and_pay_nothing_twice(
+    whole: tuple[Path, list[Result]], database: Path
+) -> None:
+    in_log: list[tuple[int, set[str]]] = []
+    with served(faults=0.2, kinds=("429", "500", "drop", "malformed"), hang=1) as server:
+        for after in (1, 3, 40):
+            call = f"killed_run({str(database)!r}, {server.url!r}, '{after}')"
+            code = f"from neuronaut.tests.test_label_llm import killed_run; {call}"
+            assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+            with Store(database) as store:
+                in_log.append((len(server.seen), {row["key"] for row in store.calls.rows(status="ok")}))
+        with Store(database) as store:
+            run(store, server)
+        for seen, keys in in_log:
+            assert len(keys) > 0
+            assert not {one.key for one in server.seen[seen:]} & keys, "what was in the log was asked again"
+    assert said(database) == said(whole[0])
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
+def test_a_dry_run_tells_the_cost_within_a_fifth(database: Path, names: Sequence[str]) -> None:
+    with Store(database) as store, served() as server:
+        llm = client(server)
+        desk = Desk(llm, store.calls, price=Price(1.0, 2.0), mode="rehearsal")
+        plan = estimate(features(*names), store, subject(), explainer=Highlight(), scorers=scorers(), desk=desk)
+        llm.close()
+        assert not server.seen and plan.left == len(names)
+        run(store, server, names=names)
+        rows = store.calls.rows()
+    assert plan.calls == pytest.approx(len(rows), rel=0.2)
+    assert plan.input_tokens == pytest.approx(sum(row["input_tokens"] for row in rows), rel=0.2)
+    assert plan.usd == pytest.approx(sum(row["cost"] for row in rows), rel=0.2)
+
+
+def test_metrics_come_again_from_stored_judgements(whole: tuple[Path, list[Result]], database: Path) -> None:
+    shutil.copy(whole[0], database)
+    with Store(database) as store:
+        store.db.execute("DELETE FROM scores WHERE scorer IN ('simulation', 'detection')")
+        again = list(score_from_stored(features(), store))
+        for before, after in zip(whole[1], again, strict=True):
+            kept = [s for s in before.scores if s.scorer != "rule"]
+            assert [(s.scorer, s.metric, s.value, s.ci_low, s.baselines) for s in sorted(after.scores, key=str)] == [
+                (s.scorer, s.metric, s.value, s.ci_low, s.baselines) for s in sorted(kept, key=str)
+            ]
+    assert said(database)[1] == said(whole[0])[1]
+
+
+def test_what_was_asked_is_rebuilt_byte_for_byte(whole: tuple[Path, list[Result]], database: Path) -> None:
+    shutil.copy(whole[0], database)
+    (source,) = neurons(subject(), [f"mlp.{LAYER}"])
+    with Store(database) as store:
+        stored = store.best(features("river")[0])
+        assert stored is not None
+        found = reproduce(store, subject(), source, stored, Highlight())
+        (asked,) = found.asked
+        (call,) = [row for row in store.calls.rows() if row["key"] == asked.key]
+        assert [{"role": m.role, "content": m.content} for m in asked.messages] == json.loads(call["request"])[
+            "messages"
+        ]
+        assert found.same and found.text == stored.explanation.text
+        with pytest.raises(NeuronautError, match="is not in the log"):
+            reproduce(store, subject(), source, stored, Highlight(temperature=0.5))
+
+
+def test_one_feature_scored_alone_has_a_control_from_the_database(
+    whole: tuple[Path, list[Result]], database: Path
+) -> None:
+    shutil.copy(whole[0], database)
+    with Store(database) as store, served() as server:
+        llm = client(server)
+        (result,) = score(features("river"), store, subject(), scorers=[Detection(seed=1)], desk=Desk(llm, store.calls))
+        llm.close()
+    assert {"empty", "shuffled"} == set(result.scores[0].baselines)
+
+
+def test_the_best_of_several_is_chosen_on_select(database: Path) -> None:
+    answers = iter(
+        ["[EXPLANATION]: the words `small`", "[EXPLANATION]: the words ` river`", "[EXPLANATION]: no pattern"]
+    )
+
+    def varying(messages: Sequence[dict[str, Any]]) -> str:
+        return next(answers) if "find out what one unit" in messages[0]["content"] else reader(messages)
+
+    with Store(database) as store, served(answer=varying) as server:
+        chooser = Detection(controls=False)
+        best = BestOf([Highlight(draw=draw, temperature=1.0) for draw in (1, 2, 3)], chooser)
+        (result,) = run(store, server, names=("river",), explainer=best)
+    assert result.explanation.text == "the words ` river`"
+    candidates = result.explanation.provenance["candidates"]
+    assert isinstance(candidates, list) and len(candidates) == 3
+    values = {c["text"]: c["select"] for c in candidates}
+    assert values["the words ` river`"] > 0.9 > values["the words `small`"] and values[None] is None
+    assert result.explanation.explainer == "best-of-3:highlight"
+
+
+@pytest.mark.parametrize(("revision", "kept"), [(" river", True), (" small", False)])
+def test_a_revision_is_kept_only_if_it_predicts_select_better(database: Path, revision: str, kept: bool) -> None:
+    def revising(messages: Sequence[dict[str, Any]]) -> str:
+        if "correct a description" in messages[0]["content"]:
+            assert "expected active, was" in messages[-1]["content"]
+            return f"[EXPLANATION]: the words `{revision}`"
+        if "find out what one unit" in messages[0]["content"]:
+            return "[EXPLANATION]: the words ` stones`"
+        return reader(messages)
+
+    with Store(database) as store, served(answer=revising) as server:
+        refine = Refine(Highlight(), LLMSimulator(JsonBackend(), windows=5, controls=False), rounds=1)
+        (result,) = run(store, server, names=("river",), explainer=refine)
+    (told,) = result.explanation.provenance["rounds"]  # pyright: ignore[reportGeneralTypeIssues]
+    assert told["kept"] == kept and told["tests"].endswith("of 6 as expected")
+    assert result.explanation.text == (f"the words `{revision}`" if kept else "the words ` stones`")
+
+
+def test_a_batch_is_sent_left_and_collected(whole: tuple[Path, list[Result]], database: Path) -> None:
+    with Store(database) as store, served(polls=2) as server:
+        llm, api = (
+            client(server),
+            BatchAPI("reader", base_url=server.url, api_key="k", backoff=0.02, longest_backoff=0.05),
+        )
+        done: list[Result] = []
+        for _ in range(12):
+            desk = Desk(llm, store.calls, price=Price(1.0, 2.0), mode="deferred")
+            if all(report.collected for report in collect(desk, api)):
+                found = label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), desk=desk)
+                done += list(found)
+                if send(desk, api) is None:
+                    break
+        assert len(server.batches) == 2 and len(done) == len(NAMES)
+        assert not [one for one in server.seen if one.path.startswith("/chat")]
+        assert store.calls.statistics()[0]["cost"] > 0
+        api.close()
+        llm.close()
+    assert [r.explanation.text for r in done] == [r.explanation.text for r in whole[1]]
+    assert said(database)[1] == said(whole[0])[1]
+
+
+def test_without_a_language_model_it_is_asked_for(database: Path) -> None:
+    with Store(database) as store, pytest.raises(NeuronautError, match="-m openai:MODEL"):
+        list(label(features("river"), store, subject(), explainer=Oneshot(), scorers=[]))
