@@ -1,5 +1,7 @@
 """Direct logit attribution: its sums against the logits, each value against the naive formula, and planted circuits."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,7 +66,7 @@ def test_components_sum_to_the_logit_and_to_the_difference(family: str, dictiona
             )
 
 
-def naive_norm(norm: nn.Module, part: Tensor, whole: Tensor) -> Tensor:
+def naive_norm(norm: Any, part: Tensor, whole: Tensor) -> Tensor:
     """A part of a norm's input, (d_model,), through it, with the denominator of the whole."""
     gemma = "Gemma" in type(norm).__name__
     gain = 1 + norm.weight if gemma else norm.weight

@@ -1,0 +1,181 @@
+"""Linear probes: against naive fits, on planted properties, on nothing at all, and as directions of edits."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuronaut.causal.applying import Materials, apply
+from neuronaut.causal.edits import Edit
+from neuronaut.causal.probes import PENALTIES, Method, Probe, fit_probe, probe, read_examples
+from neuronaut.causal.prompts import Batch
+from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.model import Subject
+from tests.circuits import induction
+from tests.families import tiny_subject, tiny_tokens
+
+METHODS: tuple[Method, ...] = ("ridge", "mean_difference")
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def clouds(count: int, width: int, *, shift: float, seed: int = 0) -> tuple[Tensor, list[bool]]:
+    """Two Gaussian clouds of unequal size, `shift` apart along the first axis."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = [random.Random(f"{seed}:{row}").random() < 0.4 for row in range(count)]
+    vectors = torch.randn(count, width, generator=generator) + 3
+    vectors[:, 0] += shift * torch.tensor(labels)
+    return vectors, labels
+
+
+def probed(vectors: Tensor, labels: list[bool], method: Method = "ridge", **options: int) -> Probe:
+    return fit_probe(vectors, labels, site="resid_post.0", positions="last", method=method, **options)
+
+
+@every_method
+def test_a_probe_is_the_naive_fit(method: Method) -> None:
+    """Ridge with the penalty that leaving each example out in turn finds best, solved anew each time."""
+    vectors, labels = clouds(40, 6, shift=1.5)
+    found = probed(vectors, labels, method)
+    generator, truth = torch.Generator().manual_seed(0), torch.tensor(labels)
+    test: list[int] = []
+    for value in (True, False):
+        members = (truth == value).nonzero()[:, 0]
+        members = members[torch.randperm(len(members), generator=generator)]
+        test += members[: round(0.3 * len(members))].tolist()
+    train = [row for row in range(40) if row not in test]
+    inputs, targets = vectors[train].double(), torch.where(truth[train], 1.0, -1.0).double()
+    if method == "ridge":
+        errors = {penalty: press(inputs, targets, penalty) for penalty in PENALTIES}
+        weights, constant = solve(inputs, targets, min(errors, key=errors.__getitem__), inputs)
+    else:
+        true, false = (inputs[targets == sign].mean(0) for sign in (1, -1))
+        weights = true - false
+        constant = -(true + false) @ weights / 2
+    assert torch.cosine_similarity(found.direction.double(), weights, dim=0) == pytest.approx(1, abs=1e-6)
+    along = vectors[test].double() @ weights + constant
+    called = found.contained(vectors[test]) > found.threshold
+    assert torch.equal(called, along > 0) and 0 < called.sum() < len(test)
+    assert found.accuracy.value == pytest.approx(float((called == truth[test]).double().mean()))
+    pairs = [float(a > b) + float(a == b) / 2 for a in along[truth[test]] for b in along[~truth[test]]]
+    assert found.auroc.value == pytest.approx(sum(pairs) / len(pairs))
+    assert found.trained == len(train) and found.accuracy.n == len(test)
+
+
+def solve(inputs: Tensor, targets: Tensor, penalty: float, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """The penalty's unit is that of the whole training set."""
+    middle, offset = inputs.mean(0), targets.mean()
+    unit = torch.linalg.svdvals(whole - whole.mean(0)).square().mean()
+    centred = inputs - middle
+    gram = centred.T @ centred + penalty * unit * torch.eye(inputs.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, centred.T @ (targets - offset))
+    return weights, offset - middle @ weights
+
+
+def press(inputs: Tensor, targets: Tensor, penalty: float) -> float:
+    errors = []
+    for row in range(len(inputs)):
+        rest = [other for other in range(len(inputs)) if other != row]
+        weights, constant = solve(inputs[rest], targets[rest], penalty, inputs)
+        errors.append(float(targets[row] - inputs[row] @ weights - constant) ** 2)
+    return sum(errors)
+
+
+@every_method
+def test_the_direction_goes_from_the_false_mean_to_the_true_one(method: Method) -> None:
+    vectors, labels = clouds(400, 5, shift=4)
+    found, truth = probed(vectors, labels, method), torch.tensor(labels)
+    contained = found.contained(vectors)
+    assert float(contained[truth].mean() - contained[~truth].mean()) == pytest.approx(1, abs=0.05)
+    assert float(found.direction.norm()) == pytest.approx(4, abs=0.3)
+    low, high = found.accuracy.interval or (0, 0)
+    assert found.accuracy.value > 0.92 and low <= found.accuracy.value <= high and found.base_rate < 0.7
+    low, high = found.auroc.interval or (0, 0)
+    assert 0.96 < low <= found.auroc.value <= high <= 1
+    assert found.control.p == pytest.approx(1 / 101) and found.control.percentile == 100
+
+
+@every_method
+def test_on_nothing_a_probe_is_as_good_as_its_shuffles(method: Method) -> None:
+    """More coordinates than examples, so that every labelling of the training examples can be fitted."""
+    found = [probed(*clouds(60, 100, shift=0, seed=seed), method, seed=seed, shuffles=40) for seed in range(60)]
+    assert sum(one.control.p <= 0.1 for one in found) <= 12  # expected 6; above 12 once in 200 tries
+    assert sum(one.auroc.value for one in found) / 60 == pytest.approx(0.5, abs=0.05)
+    covered = [one.auroc.interval and one.auroc.interval.low <= 0.5 <= one.auroc.interval.high for one in found]
+    assert sum(map(bool, covered)) >= 45
+
+
+@pytest.fixture(scope="module")
+def after_w3() -> tuple[Subject, Batch, list[bool]]:
+    """The induction circuit with random prompts: is the word before the last one w3?"""
+    subject, rng = induction("gpt2").subject, random.Random(0)
+    rows, labels = [], []
+    for number in range(80):
+        words = rng.sample([word for word in range(1, 16) if word != 3], 5)
+        words[3] = 3 if number % 2 else words[3]
+        rows.append([0, *words[rng.randint(0, 2) :]])
+        labels.append(bool(number % 2))
+    distinct = [row for row in range(80) if rows[row] not in rows[:row]]
+    return subject, Batch.of(subject, [rows[row] for row in distinct]), [labels[row] for row in distinct]
+
+
+@every_method
+def test_what_the_previous_token_head_has_written_can_be_read_behind_it(
+    after_w3: tuple[Subject, Batch, list[bool]], method: Method
+) -> None:
+    subject, batch, labels = after_w3
+    behind = probe(subject, batch, labels, site="resid_mid.0", method=method)
+    assert behind.auroc.value == 1 and behind.accuracy.value == 1 and behind.control.p < 0.02
+    # The channel that head 0.0 writes for w3; tokens take 16 channels and the block begins behind them.
+    assert int(behind.direction.abs().argmax()) == 16 + 2
+    before = probe(subject, batch, labels, site="resid_pre.0", method=method)
+    assert before.auroc.value < 0.75 and before.control.p > 0.05
+    assert before.auroc.interval is not None and before.auroc.interval.low < 0.5
+
+
+def test_adding_the_direction_once_makes_a_false_example_a_true_one(
+    after_w3: tuple[Subject, Batch, list[bool]],
+) -> None:
+    subject, batch, labels = after_w3
+    found = probe(subject, batch, labels, site="resid_mid.0", method="mean_difference")
+    false = batch.take([row for row, label in enumerate(labels) if not label])
+    before = found.contained(read_examples(subject, false, site="resid_mid.0"))
+    edit = Edit.parse("resid_mid.0:after+=1@last")
+    with apply(subject, false, [edit], materials=Materials(directions={"after": found.direction})):
+        after = found.contained(read_examples(subject, false, site="resid_mid.0"))
+    assert torch.allclose(after - before, torch.ones(len(false)), atol=1e-5)
+    assert (before < found.threshold).all() and (after > found.threshold).all()
+
+
+def test_an_example_is_the_mean_over_its_positions_whatever_the_padding() -> None:
+    subject = tiny_subject("llama")
+    rows = [[0, *row[: 3 + number % 5]] for number, row in enumerate(tiny_tokens(70, 8).tolist())]
+    found = read_examples(subject, Batch.of(subject, rows), site="mlp.1", positions="all")
+    for number in (0, 3, 69):
+        wanted = subject.read(torch.tensor([rows[number]]), ["mlp.1"])["mlp.1"][0, 1:].mean(0)
+        assert torch.allclose(found[number], wanted, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_probe_and_leaves_the_generator_alone() -> None:
+    vectors, labels = clouds(60, 8, shift=1)
+    state = torch.random.get_rng_state()
+    one, other, third = (probed(vectors, labels, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.direction, other.direction) and one.control == other.control
+    assert not torch.equal(one.direction, third.direction)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_what_cannot_be_probed_is_said() -> None:
+    subject = tiny_subject("gpt2")
+    batch, labels = Batch.of(subject, tiny_tokens(20, 6).tolist()), [row % 2 == 0 for row in range(20)]
+    with pytest.raises(NeuronautError, match="20 examples and 3 labels"):
+        probe(subject, batch, labels[:3], site="mlp.1")
+    with pytest.raises(NeuronautError, match="4 examples are true, 1 of them to test on; wanted at least 2"):
+        probe(subject, batch, [row < 4 for row in range(20)], site="mlp.1")
+    twice = batch.take([*range(19), 3])
+    with pytest.raises(NeuronautError, match="examples 3 and 19 are the same up to the probed position 5"):
+        probe(subject, twice, labels, site="mlp.1")
+    with pytest.raises(NeuronautError, match="same mean at mlp.1"):
+        fit_probe(torch.full((20, 4), 0.1), labels, site="mlp.1", positions="last", method="mean_difference")
+    with pytest.raises(NeuronautError, match="no probe by 'svm' with 100 shuffles; methods are ridge, mean_difference"):
+        probe(subject, batch, labels, site="mlp.1", method="svm")  # pyright: ignore[reportArgumentType]
