@@ -58,7 +58,7 @@ def _keep(seen: dict[int, Tensor], layer: int) -> Watch:
 @contextmanager
 def eager(subject: Subject) -> Generator[None]:
     """Within the block the model runs its eager attention, whose softmax is PyTorch's own."""
-    before = subject.model.config._attn_implementation
+    before: Any = subject.model.config._attn_implementation
     subject.model.set_attn_implementation("eager")
     try:
         yield
@@ -163,7 +163,13 @@ class Weights(NamedTuple):
     """Patterns of another run, of the edited one's shape."""
 
 
+def _set(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
+    assert given.value is not None, "a set has a value"
+    return pattern.masked_fill(edges, given.value)
+
+
 def _scaled(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
+    assert given.value is not None, "a scale has a factor"
     return torch.where(edges, pattern * given.value, pattern)
 
 
@@ -189,7 +195,7 @@ def _patched(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
 
 PATTERNS: Mapping[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {
     "zero": lambda pattern, edges, _given: pattern.masked_fill(edges, 0),
-    "set": lambda pattern, edges, given: pattern.masked_fill(edges, given.value or 0.0),
+    "set": _set,
     "scale": _scaled,
     "uniform": _uniform,
     "knockout": _knocked_out,

@@ -192,8 +192,9 @@ class Edit(BaseModel):
             return f":{ranges(self.units)}{'-' if self.negative else ''}"
         if self.direction is None:
             return ""
-        inline = isinstance(self.direction, tuple)
-        return f":[{','.join(map(_short, self.direction))}]" if inline else f":{self.direction}"
+        if isinstance(self.direction, str):
+            return f":{self.direction}"
+        return f":[{','.join(map(_short, self.direction))}]"
 
     def _change(self) -> str:
         quantile = "" if self.quantile is None else "q" if self.quantile == 100 else f"q{_short(self.quantile)}"

@@ -97,6 +97,8 @@ def metric(name: str) -> Metric:
 
 def text_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy of each row's own next tokens, in nats. (row, position, token) -> (row,)."""
+    if int(batch.lengths.min()) < 2:
+        raise NeuronautError("a row has one token, so no next token to predict; give longer rows")
     targets = batch.tokens[:, 1:].to(logits.device)
     losses = cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     counted = batch.real[:, 1:].to(logits.device)

@@ -8,6 +8,7 @@ first refuses a subject, dictionary or library other than the one it was run wit
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Self
 
 import torch
@@ -17,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source
 from .applying import Materials
 from .edits import Edit
+from .fidelity import fidelity
 from .measures import Question, metric
 from .prompts import Batch
 from .runs import alike, compare, gather
@@ -66,6 +67,14 @@ class Done(_Data):
     max_change: float
 
 
+class Trust(_Data):
+    """How well a dictionary rebuilds the site on the trial's prompts; see `fidelity`."""
+
+    unexplained: float | None
+    loss: float | None
+    rebuilt_loss: float | None
+
+
 class Provenance(_Data):
     """What an outcome rests on beside its trial."""
 
@@ -94,18 +103,20 @@ class Outcome(_Data):
     after: dict[str, tuple[float, ...]]
     done: tuple[Done, ...]
     """By edit."""
+    dictionaries: dict[str, Trust]
+    """By `SITE@NAME`, for each dictionary that is edited."""
     provenance: Provenance
 
 
-def run(subject: Subject, trial: Trial, *, sources: Mapping[str, Source] | None = None) -> Outcome:
+def run(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | None = None) -> Outcome:
     """Run a trial; dictionaries go by their `SITE@NAME`. KL is taken to the run without edits."""
     sources = {} if sources is None else sources
     _check(subject, trial)
     batch = Batch.of(subject, trial.prompts)
     directions = {name: torch.tensor(values) for name, values in trial.directions.items()}
-    reference, donor = (rows and Batch.of(subject, rows) for rows in (trial.reference, trial.donors))
+    reference, donor = (None if rows is None else Batch.of(subject, rows) for rows in (trial.reference, trial.donors))
     given = Materials(sources=sources, directions=directions)
-    materials = gather(subject, trial.edits, materials=given, reference=reference or None, donor=donor or None)
+    materials = gather(subject, trial.edits, materials=given, reference=reference, donor=donor)
     both = compare(subject, batch, trial.edits, materials=materials)
     wrong = None if trial.wrong is None else torch.tensor(trial.wrong)
     question = Question(torch.tensor(trial.answers), wrong, both.before)
@@ -115,11 +126,12 @@ def run(subject: Subject, trial: Trial, *, sources: Mapping[str, Source] | None 
 
     done = tuple(Done(fired=one.fired, places=dict(one.places), max_change=one.max_change) for one in both.reports)
     before, after = measured(both.before), measured(both.after)
+    trust = {name: Trust(**asdict(fidelity(subject, sources[name], batch))) for name in _dictionaries(trial)}
     provenance = provenance_of(subject, trial, sources=sources)
-    return Outcome(trial=trial, before=before, after=after, done=done, provenance=provenance)
+    return Outcome(trial=trial, before=before, after=after, done=done, dictionaries=trust, provenance=provenance)
 
 
-def replay(subject: Subject, outcome: Outcome, *, sources: Mapping[str, Source] | None = None) -> Outcome:
+def replay(subject: Subject, outcome: Outcome, *, sources: Mapping[str, Dictionary] | None = None) -> Outcome:
     """Run a stored outcome's trial again, on the very model, dictionaries and libraries, or not at all."""
     now = provenance_of(subject, outcome.trial, sources=sources or {}).model_dump()
     for name, stored in outcome.provenance.model_dump().items():
@@ -128,16 +140,15 @@ def replay(subject: Subject, outcome: Outcome, *, sources: Mapping[str, Source] 
     return run(subject, outcome.trial, sources=sources)
 
 
-def provenance_of(subject: Subject, trial: Trial, *, sources: Mapping[str, Source]) -> Provenance:
+def provenance_of(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary]) -> Provenance:
     """What a run of this trial, here and now, rests on."""
     config: Any = subject.model.config
     with alike(subject, trial.edits):
         attention = str(config._attn_implementation)
-    used = {f"{edit.site}@{edit.dictionary}" for edit in trial.edits if edit.dictionary}
     return Provenance(
         model=subject.name,
         revision=subject.revision,
-        dictionaries={name: _revision(sources[name]) for name in sorted(used & sources.keys())},
+        dictionaries={name: sources[name].revision for name in _dictionaries(trial) if name in sources},
         torch=torch.__version__,
         transformers=transformers.__version__,
         attention=attention,
@@ -153,8 +164,8 @@ def prompts_hash(*parts: Sequence[Sequence[int]] | None) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _revision(source: Source) -> str:
-    return source.revision if isinstance(source, Dictionary) else str(source.id)
+def _dictionaries(trial: Trial) -> list[str]:
+    return sorted({f"{edit.site}@{edit.dictionary}" for edit in trial.edits if edit.dictionary})
 
 
 def _device(device: torch.device) -> str:

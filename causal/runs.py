@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -110,11 +110,13 @@ def patching(
     metrics: Sequence[str] = ("logit_difference", "log_probability", "kl"),
     materials: Materials = NOTHING,
     seed: int = 0,
+    may_idle: bool = False,
 ) -> dict[Direction, Patching]:
     """Run the edits on the corrupted prompts with clean donors (denoising), and the other way round (noising).
 
-    KL is taken to the clean run. What only one of the two shows is no contradiction: denoising finds what suffices
-    (a part of an AND is missed), noising what is needed (a part of an OR is missed).
+    KL is taken to the clean run. Edits that change nothing are errors unless they `may_idle`. What only one of the two
+    shows is no contradiction: denoising finds what suffices (a part of an AND is missed), noising what is needed (a
+    part of an OR is missed).
     """
     runs: dict[Direction, tuple[Batch, Batch]] = {
         "denoise": (pairs.corrupted, pairs.clean),
@@ -126,7 +128,7 @@ def patching(
         question = Question(pairs.answers, pairs.wrong, clean)
         for direction, (base, donor) in runs.items():
             lent = gather(subject, edits, materials=materials, donor=donor)
-            with apply(subject, base, edits, materials=lent) as ledger:
+            with apply(subject, base, edits, materials=lent, may_idle=may_idle) as ledger:
                 patched = logits_at(subject, base.tokens, base.last)
             measured = {
                 name: [metric(name)(logits, question) for logits in (clean, corrupted, patched)] for name in metrics
@@ -211,7 +213,8 @@ def resume(subject: Subject, layer: int, residual: Tensor) -> Generator[None]:
     """Within the block, runs begin at `layer`, from `residual` (row, position, d_model), its `resid_pre`.
 
     The tokens that are run must have as many rows and positions. Sites before the layer do not exist within the block,
-    and edits of them are errors. Raises NeuronautError where the model's blocks cannot be left out; see `resumable`.
+    and edits of them are errors. Raises NeuronautError where the model's blocks cannot be left out: ask `resumable`
+    before edits are in force, because the runs of its proof, once for each subject, would count as theirs.
     """
     if reason := resumable(subject):
         raise NeuronautError(f"{subject.name} cannot be resumed: {reason}; run the whole model")
@@ -236,14 +239,17 @@ def _without(subject: Subject, layer: int, residual: Tensor) -> Generator[None]:
         setattr(owner, name, blocks)
 
 
-_resumable: WeakKeyDictionary[Subject, str | None] = WeakKeyDictionary()
+_resumable: WeakSet[Subject] = WeakSet()
+"""The proven ones. A failure is not kept: it may be due to edits that are in force meanwhile."""
 
 
 def resumable(subject: Subject) -> str | None:
-    """Why runs cannot begin in the middle of this model; None where it is proven that they can."""
-    if subject not in _resumable:
-        _resumable[subject] = _failure(subject)
-    return _resumable[subject]
+    """Why runs cannot begin in the middle of this model; None where it is proven that they can, by three short runs."""
+    if subject in _resumable:
+        return None
+    if (failure := _failure(subject)) is None:
+        _resumable.add(subject)
+    return failure
 
 
 @torch.inference_mode()

@@ -93,7 +93,7 @@ def units_of(subject: Subject, edit: Edit, *, sources: Mapping[str, Source], dir
     width, device = subject.width(edit.site), subject.device
     sign = -1.0 if edit.negative else 1.0
     if edit.direction is not None:
-        return Along(_direction(edit, width, directions).to(device).float())
+        return Along(_direction(edit, edit.direction, width, directions).to(device).float())
     if edit.dictionary is not None:
         source = _source(edit, sources)
         _check(edit, source.width, f"{source.id}")
@@ -124,14 +124,14 @@ def _source(edit: Edit, sources: Mapping[str, Source]) -> Source:
     return sources[name]
 
 
-def _direction(edit: Edit, width: int, directions: Mapping[str, Tensor]) -> Tensor:
-    if isinstance(edit.direction, tuple):
-        vector = torch.tensor(edit.direction)
-    elif edit.direction in directions:
-        vector = directions[edit.direction]
+def _direction(edit: Edit, named: str | tuple[float, ...], width: int, directions: Mapping[str, Tensor]) -> Tensor:
+    if not isinstance(named, str):
+        vector = torch.tensor(named)
+    elif named in directions:
+        vector = directions[named]
     else:
         known = ", ".join(directions) or "none"
-        raise NeuronautError(f"{edit}: there is no direction {edit.direction!r}; there are {known}; pass it in")
+        raise NeuronautError(f"{edit}: there is no direction {named!r}; there are {known}; pass it in")
     if vector.shape != (width,) or not bool(vector.isfinite().all()) or not bool(vector.any()):
         raise NeuronautError(
             f"{edit}: the direction has shape {tuple(vector.shape)}; wanted ({width},), finite and not zero"
@@ -226,6 +226,7 @@ def _resample(edit: Edit, supply: Supply) -> Change:
 
 
 def _noise(edit: Edit, supply: Supply) -> Change:
+    assert edit.value is not None, "the edit was checked"
     size = _reference(supply).float().std(0, correction=0) * edit.value
 
     def noisy(values: Tensor) -> Tensor:

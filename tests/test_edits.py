@@ -21,6 +21,7 @@ from neuronaut.subject.model import Subject
 from tests.families import D_HEAD, D_MODEL, FAMILIES, HEADS, tiny_subject, tiny_tokens
 
 TOKENS = tiny_tokens()
+TOKENS[:, 0] = 0  # BOS
 BATCH = Batch(TOKENS, torch.tensor([12, 12, 12]))
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
