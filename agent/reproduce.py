@@ -30,6 +30,7 @@ class Absent:
     endpoint: str
     in_flight: int = 1
     can_probe: bool = False
+    tokenizer: None = None
 
     def submit(self, request: Request) -> Future[Reply]:
         """An error: nobody is asked."""

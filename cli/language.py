@@ -81,7 +81,7 @@ def desk_of(
         return
     from ..explainers.llm.desk import Desk
     from ..explainers.llm.opening import open_llm
-    from ..explainers.llm.prices import Budget, Price, price_of
+    from ..explainers.llm.prices import Budget, Price
 
     llm = open_llm(
         language.llm, base_url=language.base_url, thinking=language.thinking, in_flight=language.workers,
@@ -89,8 +89,7 @@ def desk_of(
         tokenizer=language.tokenizer, prompt_logprobs=language.tokenizer is not None,
     )  # fmt: skip
     try:
-        override = Price.parse(language.price) if language.price else None
-        price = price_of(llm.model, llm.endpoint, override)
+        price = Price.parse(language.price) if language.price else None
         limit = Budget.parse(budget) if budget else None
         yield Desk(llm, store.calls, price=price, budget=limit, mode=mode)
     finally:

@@ -121,13 +121,12 @@ def _simulation(how: str | None, i: Ingredients) -> Scorer:
         return RuleSimulator()
     llm = _needed(i, "simulation")
     if how == "probe" or how is None and llm.can_probe:
-        tokenizer = getattr(llm, "tokenizer", None)
-        if not llm.can_probe or tokenizer is None:
+        if not llm.can_probe:
             raise NeuronautError(
                 "-s simulation:probe reads probabilities of the prompt, which this model does not give; "
                 "use -m hf:PATH, a vLLM server with --tokenizer, or -s simulation:json"
             )
-        return LLMSimulator(ProbeBackend(tokenizer, i.prompt("simulate_all")), controls=i.controls)
+        return LLMSimulator(ProbeBackend(llm.tokenizer, i.prompt("simulate_all")), controls=i.controls)
     return LLMSimulator(JsonBackend(i.prompt("simulate_json"), logprobs=how == "logprobs"), controls=i.controls)
 
 

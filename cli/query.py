@@ -1,20 +1,14 @@
-"""Verbs that ask the database: list, search, similar, export, models, sources."""
+"""Verbs that ask the database: list, search, similar, models, sources."""
 
-import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from ..subject.errors import NeuronautError
 from . import display
 from .common import (
     Form,
     Row,
-    database_option,
-    debug_option,
     emit,
     limit_option,
     min_score_option,
@@ -152,54 +146,6 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
     rows += [row | {"by": "explanation"} for row in found.by_explanation]
     emit(rows, form, lambda shown: display.table(shown, [display.key("by"), *_ranked(shown)]))
     _tell_nothing(rows)
-
-
-@click.command()
-@click.option(
-    "--format", "kind", type=click.Choice(("jsonl", "csv", "neuronpedia")), default="jsonl", show_default=True
-)
-@click.option("-o", "--output", default="-", metavar="FILE", help="Stdout if not given; a folder for neuronpedia.")
-@source_option
-@min_score_option
-@database_option
-@debug_option
-def export(kind: str, output: str, source: str | None, min_score: float | None, database: str) -> None:
-    """Write explanations and scores to a file.
-
-    \b
-    Examples:
-      neuronaut export > features.jsonl
-      neuronaut export --format csv -o features.csv --source demo:mlp.2
-      neuronaut export --format neuronpedia -o upload/ --min-score 0.5
-    """
-    from ..data.export import WRITERS, write_neuronpedia
-    from ..subject.address import SourceId
-
-    with opened(database) as store:
-        if kind == "neuronpedia":
-            if output == "-":
-                raise click.UsageError("--format neuronpedia writes several files; name their folder with -o")
-            sources = None if source is None else [SourceId.parse(str(store.known_source(source)))]
-            for path in write_neuronpedia(store, output, sources=sources, min_score=min_score):
-                click.echo(path)
-            return
-        rows = store.list_rows(source, min_score=min_score)
-        with _written(output) as stream:
-            WRITERS[kind](rows, stream)
-    if output != "-":
-        say(f"{len(rows):,} features are in {output}")
-
-
-@contextmanager
-def _written(output: str) -> Generator[TextIO]:
-    if output == "-":
-        yield sys.stdout
-        return
-    try:
-        with Path(output).open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-    except OSError as error:
-        raise NeuronautError(f"{output} cannot be written ({error.strerror}); name a file elsewhere with -o") from error
 
 
 @click.command()

@@ -22,7 +22,7 @@ from typing import Generic, Literal, TypeVar
 from ...data.calls import Call, CallLog
 from ...subject.errors import NeuronautError
 from .asking import Asking
-from .prices import Budget, Price, cost
+from .prices import Budget, Price, cost, price_of
 from .values import LLM, Chat, Message, Probe, Reply, Request, TokenLogprobs, request_key
 
 T = TypeVar("T")
@@ -65,8 +65,9 @@ class Desk:
         self, llm: LLM, log: CallLog, *, price: Price | None = None, budget: Budget | None = None, mode: Mode = "live",
         ahead: int = 4,
     ) -> None:  # fmt: skip
-        """`price` is None where it is not known; a budget in dollars is then refused. At least `ahead` tasks are
-        begun before any is waited for."""
+        """Without a `price`, that of the model is taken where it is known; a budget in dollars is refused where it is
+        not. At least `ahead` tasks are begun before any is waited for."""
+        price = price_of(llm.model, llm.endpoint, price)
         if budget is not None and budget.usd is not None and price is None:
             raise NeuronautError(
                 f"--budget usd={budget.usd:g} needs a price, and none is known for {llm.model} at {llm.endpoint}; "

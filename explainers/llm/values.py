@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Role = Literal["system", "user", "assistant"]
 Status = Literal["ok", "refused", "truncated", "empty", "failed"]
@@ -133,6 +133,11 @@ class LLM(Protocol):
     @property
     def can_probe(self) -> bool:
         """Whether it answers probes."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its transformers tokenizer, with which probes are assembled; only of one that answers probes."""
         ...
 
     def submit(self, request: Request) -> Future[Reply]:

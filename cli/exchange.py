@@ -1,0 +1,258 @@
+"""Verbs that carry explanations from one place to another: export, import."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from ..subject.errors import NeuronautError
+from . import display
+from .common import (
+    Form,
+    Row,
+    database_option,
+    debug_option,
+    emit,
+    min_score_option,
+    opened,
+    result_options,
+    say,
+    source_option,
+)
+from .label import subject_options
+
+if TYPE_CHECKING:
+    from ..data.importing import Imported
+    from ..data.store import Store
+    from ..subject.address import Feature, SourceId
+
+model_id_option = click.option(
+    "--model-id", metavar="NAME", help="The model's name at Neuronpedia, as gpt2-small for gpt2."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be exported, and where to."""
+
+    store: "Store"
+    output: str
+    source: str | None
+    min_score: float | None
+    options: Mapping[str, Any]
+    """Those that only some formats take."""
+
+    @property
+    def sources(self) -> "list[SourceId] | None":
+        """The source that was named."""
+        from ..subject.address import SourceId
+
+        return None if self.source is None else [SourceId.parse(str(self.store.known_source(self.source)))]
+
+
+@click.command()
+@click.option(
+    "--format", "kind", type=click.Choice(("jsonl", "csv", "neuronpedia", "neuronpedia-upload")), default="jsonl",
+    show_default=True,
+)  # fmt: skip
+@click.option(
+    "-o", "--output", "--out", "output", default="-", metavar="FILE",
+    help="Stdout if not given; a folder for neuronpedia and neuronpedia-upload.",
+)  # fmt: skip
+@source_option
+@min_score_option
+@model_id_option
+@click.option("--method", metavar="NAME", help="Name of the kind of explanation, as it is registered at Neuronpedia.")
+@subject_options
+@database_option
+@debug_option
+def export(kind: str, output: str, source: str | None, min_score: float | None, database: str, **options: Any) -> None:
+    """Write explanations and scores to a file.
+
+    jsonl and csv have the rows of `list`. neuronpedia is the tree that Neuronpedia's own import reads,
+    neuronpedia-upload are bodies for its public API, for features of a source set of your own; these hold
+    activating text and the tokens that a feature writes, too, so the model is opened.
+
+    \b
+    Examples:
+      neuronaut export > features.jsonl
+      neuronaut export --format csv -o features.csv --source demo:mlp.2
+      neuronaut export --format neuronpedia -o tree/ --min-score 0.5 --model-id gpt2-small
+      neuronaut export --format neuronpedia-upload -o upload/ --source demo:mlp.2
+    """
+    writer, takes = _FORMATS[kind]
+    for name in options:
+        if options[name] and name not in takes:
+            others = " and ".join(other for other, (_, names) in _FORMATS.items() if name in names)
+            raise click.UsageError(f"--{name.replace('_', '-')} is not for --format {kind}; it goes with {others}")
+    if takes and output == "-":
+        raise click.UsageError(f"--format {kind} writes several files; name their folder with -o")
+    with opened(database) as store:
+        writer(Wish(store, output, source, min_score, options))
+
+
+def _write_rows(kind: str) -> Callable[[Wish], None]:
+    def write(wish: Wish) -> None:
+        from ..data.export import WRITERS
+
+        rows = wish.store.list_rows(wish.source, min_score=wish.min_score)
+        with _written(wish.output) as stream:
+            WRITERS[kind](rows, stream)
+        if wish.output != "-":
+            say(f"{len(rows):,} features are in {wish.output}")
+
+    return write
+
+
+def _write_tree(wish: Wish) -> None:
+    from ..data.export import write_neuronpedia
+
+    _tell_paths(
+        write_neuronpedia(
+            wish.store, wish.output, sources=wish.sources, model=wish.options["model_id"], min_score=wish.min_score
+        )
+    )
+
+
+def _write_uploads(wish: Wish) -> None:
+    from ..data.export import places
+    from ..data.upload import TEXT, write_uploads
+    from ..subject.address import Feature
+    from ..subject.directions import promoted
+    from .opening import Opening, stored_sources, stored_subject
+
+    given = dict(wish.options)
+    model, method = given.pop("model_id"), given.pop("method")
+    opening = Opening(**given)
+    chosen = sorted(places(wish.store, wish.sources, model=model), key=str)
+    paths: list[Path] = []
+    for name, sources in groupby(chosen, key=lambda source: source.model):
+        subject = stored_subject(wish.store, name, opening)
+        for id in sources:
+            source = stored_sources(wish.store, subject, [Feature(id, 0)], opening)[id]
+            found = write_uploads(
+                wish.store, wish.output, id, promoted=lambda f, s=source, m=subject: promoted(m, s, f, count=20),
+                model=model, method=method, min_score=wish.min_score,
+            )  # fmt: skip
+            paths += found.paths
+            _tell_features(found.shortened, f"cut to {TEXT} characters")
+            _tell_features(found.silent, "left out, because no stored text activates them")
+    _tell_paths(paths)
+
+
+_OPENING = frozenset({"model", "sae", "norm_scale", "allow_pickle", "device", "dtype"})
+_FORMATS: Mapping[str, tuple[Callable[[Wish], None], frozenset[str]]] = {
+    "jsonl": (_write_rows("jsonl"), frozenset()),
+    "csv": (_write_rows("csv"), frozenset()),
+    "neuronpedia": (_write_tree, frozenset({"model_id"})),
+    "neuronpedia-upload": (_write_uploads, frozenset({"model_id", "method"}) | _OPENING),
+}
+"""How each format is written, and the options that only it and its like take; those that take any need a folder."""
+
+
+def _tell_paths(paths: Sequence[Path]) -> None:
+    for path in paths:
+        click.echo(path)
+    if not paths:
+        say("nothing is explained that could be exported")
+
+
+def _tell_features(features: "Sequence[Feature]", what: str) -> None:
+    if features:
+        named = ", ".join(map(str, features[:5])) + (", …" if len(features) > 5 else "")
+        say(f"{len(features):,} {what}: {named}")
+
+
+@contextmanager
+def _written(output: str) -> Generator[TextIO]:
+    if output == "-":
+        yield sys.stdout
+        return
+    try:
+        with Path(output).open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+    except OSError as error:
+        raise NeuronautError(f"{output} cannot be written ({error.strerror}); name a file elsewhere with -o") from error
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--source", metavar="SOURCE", help="What the rows are about, by whatever name they call it.")
+@model_id_option
+@result_options
+def import_(files: tuple[str, ...], source: str | None, model_id: str | None, database: str, form: Form) -> None:
+    """Add explanations that were made elsewhere.
+
+    FILE is JSON lines or CSV (.jsonl, .csv, also with .gz) with columns feature and explanation, as `export`
+    writes them, or with Neuronpedia's modelId, layer, index and description; or a folder of such files, as
+    Neuronpedia's v1/MODEL/LAYER. A column rule is checked. The features must have been harvested. What is there
+    already is not added again. Scores are not imported.
+
+    \b
+    Examples:
+      neuronaut import features.jsonl
+      neuronaut import v1/gpt2-small/8-res-jb --source gpt2:resid_pre.8@res-jb
+      neuronaut import v1/gpt2-small --model-id gpt2-small -d gpt2.db
+    """
+    from ..data.importing import Sources, import_file
+    from ..data.lines import tables
+    from ..explainers.rules import Rule
+    from ..subject.address import SourceId
+
+    if source is not None and model_id is not None:
+        raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
+    paths = list(dict.fromkeys(path for named in files for path in tables(named)))
+    with opened(database, write=True) as store, store.transaction():
+        sources = Sources(store, source=None if source is None else SourceId.parse(source), model=model_id)
+        reports = [
+            import_file(store, path, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
+            for path in paths
+        ]
+    emit(map(_row, reports), form, lambda rows: display.table(rows, _COLUMNS))
+    _tell_end(reports, database)
+
+
+_COLUMNS = [
+    display.key("file"),
+    *(
+        display.key(name, name.replace("_", " "), right=True)
+        for name in ("rows", "added", "already_there", "without_text")
+    ),
+    display.Column("not matched", lambda row: f"{sum(one['rows'] for one in row['not_matched']):,}", right=True),
+]
+
+
+def _row(report: "Imported") -> Row:
+    missing = [
+        {"reason": reason, "rows": len(numbers), "lines": ranges(numbers)}
+        for reason, numbers in report.not_matched.items()
+    ]
+    return asdict(report) | {"not_matched": missing}
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, runs of them as first and last: `1-3, 7`."""
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _tell_end(reports: "Sequence[Imported]", database: str) -> None:
+    lines: dict[str, list[str]] = defaultdict(list)
+    for report in reports:
+        for reason, numbers in report.not_matched.items():
+            lines[reason].append(f"{report.file}:{ranges(numbers)}")
+    for reason, where in lines.items():
+        say(f"not imported, {reason}: {display.cut('; '.join(where))}")
+    if scored := sum(report.with_scores for report in reports):
+        say(f"{scored:,} scores were left behind, they cannot be checked here; make them with: neuronaut score")
+    if not any(report.added or report.already_there for report in reports):
+        raise NeuronautError(
+            f"nothing was imported into {database}: no row explains a feature that is there; harvest it, or say what "
+            "the rows are about with --source or --model-id (neuronaut sources lists what is there)"
+        )

@@ -1,0 +1,162 @@
+"""The command line with a language model: a server over HTTP, a tiny model in process, and mistakes."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from neuronaut.agent import bench
+from neuronaut.cli.main import main
+from neuronaut.subject.loading import DEMO
+from neuronaut.tests import planted
+from neuronaut.tests.fault_server import FaultServer
+from neuronaut.tests.test_label_llm import served
+
+FEATURES = "planted:mlp.2:0,3"
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def rows_of(*arguments: object) -> list[dict[str, Any]]:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A planted model, harvested, and a tiny random language model that reads with its tokenizer."""
+    folder = tmp_path_factory.mktemp("cli-llm")
+    made = planted.build(documents=60)
+    made.model.save_pretrained(folder / "planted")
+    made.tokenizer.save_pretrained(folder / "planted")
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in made.corpus))
+    before = bench.BACKGROUND, bench.RANDOM_WINDOWS
+    bench.BACKGROUND, bench.RANDOM_WINDOWS = 96, 48
+    corpus = ["--corpus", folder / "corpus.jsonl", "--window", 32]
+    run("harvest", folder / "planted", "mlp.2", *corpus, "-d", folder / "p.db")
+    yield folder
+    bench.BACKGROUND, bench.RANDOM_WINDOWS = before
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with served() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def database(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    copy = Path(shutil.copy(folder / "p.db", tmp_path / "p.db"))
+    monkeypatch.setenv("NEURONAUT_DB", str(copy))
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    return copy
+
+
+def asked(server: FaultServer, *more: object) -> list[object]:
+    return ["-m", "openai:reader", "--base-url", server.url, "--price", "in=1,out=2", *more]
+
+
+def test_a_job_from_dry_run_to_reproduction(server: FaultServer) -> None:
+    job = ["label", FEATURES, "-e", "highlight", "-s", "simulation,detection", *asked(server)]
+    (plan,) = rows_of(*job, "--dry-run")
+    assert plan["left"] == 2 and not server.seen
+    labelled = run(*job)
+    assert "2 explained" in labelled.stderr and "calls" in labelled.stderr and "$" in labelled.stderr
+    assert plan["calls"] == pytest.approx(len(server.seen), rel=0.2)
+    stats = {row["prompt"]: row for row in rows_of("llm", "stats")}
+    assert stats.keys() == {"highlight", "simulate_json", "detection"} and stats["highlight"]["ok"] == 2
+    assert plan["usd"] == pytest.approx(sum(row["cost"] for row in stats.values()), rel=0.2)
+    (call,) = rows_of("llm", "log", "--prompt", "highlight", "--limit", 1)
+    assert call["reply"].startswith("[EXPLANATION]:") and call["request"]["messages"][0]["role"] == "system"
+    assert "=== reply ===" in run("llm", "log", "--limit", 1, "--full").stdout
+    (shown,) = rows_of("show", "planted:mlp.2:3", "--provenance")
+    assert shown["explainer"] == "highlight" and shown["scorer"] == "simulation"
+    made = rows_of("reproduce", shown["provenance"]["explanation"]["id"])
+    assert [one["prompt"] for one in made] == ["highlight"]
+    assert made[0]["key"] in {call["key"] for call in rows_of("llm", "log", "--limit", 999)}
+    before = len(server.seen)
+    again = run("score", FEATURES, "--from-stored")
+    assert "2 scored" in again.stderr and len(server.seen) == before
+    assert len(rows_of("show", "planted:mlp.2:3")[0]["scores"]) == len(shown["scores"])
+
+
+def test_prompts_of_ones_own(server: FaultServer, tmp_path: Path) -> None:
+    text = run("prompts", "show", "detection").stdout
+    mine = tmp_path / "mine.md"
+    mine.write_text(text.replace("## system\n", "## system\nYou check a description. Mine.\n", 1))
+    run("prompts", "use", "detection", mine)
+    assert [row["name"] for row in rows_of("prompts", "list") if row["own"]] == ["detection"]
+    run("label", "planted:mlp.2:3", "-e", "highlight", "-s", "detection", "--no-controls", *asked(server))
+    (call, *_) = rows_of("llm", "log", "--prompt", "detection")
+    assert "Mine." in call["request"]["messages"][0]["content"]
+    assert run("prompts", "show", "detection").stdout == mine.read_text()
+    run("prompts", "use", "detection", "--ours")
+    assert not [row for row in rows_of("prompts", "list") if row["own"]]
+    wrong = tmp_path / "wrong.md"
+    wrong.write_text("## user\n$explanation $secret\n")
+    assert "$secret" in run("prompts", "use", "detection", wrong, code=1).stderr
+
+
+def test_a_budget_ends_a_run_that_goes_on_later(server: FaultServer) -> None:
+    job = ["label", FEATURES, "-e", "highlight", "-s", "detection", *asked(server)]
+    stopped = run(*job, "--budget", "calls=3")
+    assert "the budget of calls is spent" in stopped.stderr and len(server.seen) == 3
+    done = run(*job)
+    assert "2 explained" in done.stderr and "3 answered from the log" in done.stderr
+    assert max(server.good.values()) == 1
+
+
+def test_a_model_in_process_simulates_by_the_probabilities_of_its_prompt(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=2048, n_embd=32, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    run("label", "planted:mlp.2:3", "-e", "rule")
+    scored = run("score", "planted:mlp.2:3", "-s", "simulation", "--no-controls", "-m", f"hf:{tmp_path / 'tiny'}")
+    assert "1 scored" in scored.stderr and "$0.0000" not in scored.stdout
+    (shown,) = rows_of("show", "planted:mlp.2:3")
+    probed = [s for s in shown["scores"] if s["examples"] == "random" and s["metric"] == "correlation"]
+    assert probed and probed[0]["coverage"] == 1.0
+    (stats,) = rows_of("llm", "stats")
+    assert stats["prompt"] == "simulate_all" and stats["cost"] == 0.0 and stats["ok"] == 10
+
+
+MISTAKES = {
+    "-e highlight": "asks a language model; name one with -m",
+    "-e nothing -m openai:x": "there is none of this name",
+    "-e best-of-1:highlight -m openai:x": "wanted 2 to 100 samples",
+    "-e highlight -s fuzing -m openai:x": "-s fuzing",
+    "-e highlight -m gpt-4o": "wanted openai:NAME",
+    "-e highlight -m openai:x --base-url http://127.0.0.1:1/v1 --budget usd=1": "needs a price",
+    "-e highlight -m openai:x --price in=1": "lacks out=",
+    "-e highlight -m openai:x --budget euros=1": "unknown key 'euros'",
+    "-e highlight -m openai:x --temperature hot": "is not from 0 to 2",
+    "-e highlight -m hf:demo -s detection --batch": "wanted -m openai:NAME",
+    "-e highlight -m openai:x -s simulation:probe": "use -m hf:PATH",
+    "-e rule --budget usd=1": "limits a language model, and none is named",
+    "-e highlight -s detection -m openai:x --base-url http://127.0.0.1:1/v1": "127.0.0.1:1",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_mistake_is_one_line_that_says_what_to_do(arguments: str) -> None:
+    failed = run("label", "planted:mlp.2:3", *arguments.split(), code=1)
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("Error: ")]
+    assert MISTAKES[arguments] in line and "Traceback" not in failed.stderr
+
+
+def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    failed = run("label", "planted:mlp.2:3", "-e", "highlight", "-m", "openai:gpt-4o-mini", code=1)
+    assert "OPENAI_API_KEY" in failed.stderr
+    (plan,) = rows_of("label", "planted:mlp.2:3", "-e", "highlight", "-m", "openai:gpt-4o-mini", "--dry-run")
+    assert plan["usd"] > 0, "a dry run needs no key"
