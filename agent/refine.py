@@ -28,14 +28,14 @@ from .bench import Bench
 from .choose import AtBench, Chooser, Seated, better
 
 SENTENCES = 10
-"""Test sentences in a round."""
+"""Trial sentences in a round."""
 SHOWN = 6
 """Corpus examples beside them."""
 
 _LINE = re.compile(r"^\s*([+-])\s+(\S.*?)\s*$", re.MULTILINE)
 
 
-class Test(NamedTuple):
+class Trial(NamedTuple):
     """A made-up text and what the feature did on it."""
 
     expected: bool
@@ -98,11 +98,7 @@ class Refine:
         parts = {part.feature: part for part in batch.features}
         texts = [feature for feature, explanation in current.items() if explanation.text is not None]
         asked = yield [self._sentences(current[feature], parts[feature]) for feature in texts]
-        lines = {
-            feature: _LINE.findall(reply.text) if reply.status == "ok" else []
-            for feature, reply in zip(texts, asked, strict=True)
-        }
-        tests = tested({f: [(sign == "+", text) for sign, text in found] for f, found in lines.items()}, bench)
+        tests = tested({f: _sentences(reply) for f, reply in zip(texts, asked, strict=True)}, bench)
         texts = [feature for feature in texts if tests[feature]]
         replies = yield [self._revision(current[feature], parts[feature], tests[feature]) for feature in texts]
         return {
@@ -117,7 +113,7 @@ class Refine:
         sampling = Sampling(None if self._temperature is None else 1.0, 600, seed=len(_rounds(explanation)))
         return Chat(self._ask.render(places), sampling, sample=half, prompt=self._ask.name)
 
-    def _revision(self, explanation: Explanation, evidence: TrainEvidence, tests: Sequence[Test]) -> Chat:
+    def _revision(self, explanation: Explanation, evidence: TrainEvidence, tests: Sequence[Trial]) -> Chat:
         peak = evidence.statistics.peak
         lines = [
             f"expected {'active' if test.expected else 'silent'}, was {'active' if fired(test, peak) else 'silent'}: "
@@ -136,7 +132,7 @@ def default_prompt(name: str) -> Prompt:
     return Prompt.load(Path(__file__).with_name(f"{name}.md"))
 
 
-def tested(sentences: Mapping[Feature, Sequence[tuple[bool, str]]], bench: Bench) -> dict[Feature, list[Test]]:
+def tested(sentences: Mapping[Feature, Sequence[tuple[bool, str]]], bench: Bench) -> dict[Feature, list[Trial]]:
     """Run texts through the subject, all of them together: what each feature did on its own ones."""
     subject, width = bench.subject, bench.background.ids.shape[1]
     rows = [
@@ -145,7 +141,7 @@ def tested(sentences: Mapping[Feature, Sequence[tuple[bool, str]]], bench: Bench
         for expected, text in found
         if (ids := subject.encode(text)[:width])
     ]
-    tests: dict[Feature, list[Test]] = {feature: [] for feature in sentences}
+    tests: dict[Feature, list[Trial]] = {feature: [] for feature in sentences}
     if not rows:
         return tests
     # Padding stands after the text, where a causal model cannot see it from within.
@@ -154,13 +150,19 @@ def tested(sentences: Mapping[Feature, Sequence[tuple[bool, str]]], bench: Bench
     for (feature, expected, ids), row in zip(rows, found, strict=True):
         values = (-1.0 if feature.negative else 1.0) * row[: len(ids)]
         example = Example(subject.decode_tokens(ids), np.array(ids), values, "random", "train", "", "")
-        tests[feature].append(Test(expected, example))
+        tests[feature].append(Trial(expected, example))
     return tests
 
 
-def fired(test: Test, peak: float) -> bool:
+def fired(test: Trial, peak: float) -> bool:
     """Whether the feature was clearly active somewhere."""
     return bool(active(test.example.activations, peak).any())
+
+
+def _sentences(reply: Reply) -> list[tuple[bool, str]]:
+    """The texts of a reply, and whether the feature should fire on each; line breaks and tabs as they were shown."""
+    lines = _LINE.findall(reply.text) if reply.status == "ok" else []
+    return [(sign == "+", text.replace("↵", "\n").replace("⇥", "\t")) for sign, text in lines]
 
 
 def _shown(evidence: TrainEvidence) -> str:
@@ -168,10 +170,12 @@ def _shown(evidence: TrainEvidence) -> str:
     rest = [e for e in evidence.examples if e.kind == "quantile"][: SHOWN - len(top)]
     peak = evidence.statistics.peak
     parts = [excerpt(example, before=24, after=8) for example in (*top, *rest)]
-    return fenced([f"{marked(part, list(active(part.activations, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts])
+    return fenced(
+        [f"{marked(part, list(active(part.activations, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts]
+    )
 
 
-def _revised(old: Explanation, tests: Sequence[Test], reply: Reply, *, peak: float) -> Explanation:
+def _revised(old: Explanation, tests: Sequence[Trial], reply: Reply, *, peak: float) -> Explanation:
     right = sum(test.expected == fired(test, peak) for test in tests)
     calls = [*_list(old.provenance.get("calls")), reply.key]
     provenance = {**old.provenance, "calls": calls, "tests": f"{right} of {len(tests)} as expected"}
