@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from .. import agent, explainers, scorers
 from ..agent.choose import BestOf, Seated
@@ -56,6 +56,8 @@ class Ingredients:
     controls: bool = True
     embedder: str | None = None
     draw: int = 0
+    pairs: int = 10
+    """Of active and silent excerpts that detection and fuzzing judge."""
 
     def prompt(self, name: str) -> Prompt:
         """The user's own prompt of this name, or the package's."""
@@ -64,6 +66,10 @@ class Ingredients:
     def asking(self, name: str) -> Any:
         """Keyword arguments of an explainer that fills one prompt."""
         return {"prompt": self.prompt(name), "temperature": self.temperature, "draw": self.draw}
+
+    def choosing(self) -> Self:
+        """For a scorer that chooses between explanations: no controls, and excerpts enough to tell two apart."""
+        return replace(self, controls=False, pairs=20)
 
     def inviting(self, name: str) -> Any:
         """Those of one that invites a rule, too."""
@@ -91,7 +97,7 @@ def explainer(name: str, made_from: Ingredients, *, chooser: str) -> Explainer |
     if refined := _REFINE.fullmatch(name):
         inner = explainer(refined[1] or DEFAULT_INNER, made_from, chooser=chooser)
         prompts = made_from.prompt("refine_sentences"), made_from.prompt("refine")
-        judge = scorer(chooser, replace(made_from, controls=False))
+        judge = scorer(chooser, made_from.choosing())
         return Refine(inner, judge, temperature=made_from.temperature, prompts=prompts)
     if name not in EXPLAINERS:
         raise NeuronautError(
@@ -112,7 +118,7 @@ def _best_of(count: int, inner: str, made_from: Ingredients, chooser: str) -> Be
     # Samples of one prompt at temperature 0 would all be one.
     warm = replace(made_from, temperature=1.0) if made_from.temperature == 0 else made_from
     draws = [explainer(inner, replace(warm, draw=draw), chooser=chooser) for draw in range(1, count + 1)]
-    judge = scorer(chooser, replace(made_from, controls=False))
+    judge = scorer(chooser, made_from.choosing())
     return BestOf([draw for draw in draws if not isinstance(draw, Seated)], judge)
 
 
@@ -132,12 +138,12 @@ def _simulation(how: str | None, i: Ingredients) -> Scorer:
 
 def _detection(how: str | None, i: Ingredients) -> Scorer:
     _needed(i, "detection")
-    return Detection(prompt=i.prompt("detection"), logprobs=how == "logprobs", controls=i.controls)
+    return Detection(prompt=i.prompt("detection"), count=i.pairs, logprobs=how == "logprobs", controls=i.controls)
 
 
 def _fuzzing(how: str | None, i: Ingredients) -> Scorer:
     _needed(i, "fuzzing")
-    return Fuzzing(prompt=i.prompt("fuzzing"), logprobs=how == "logprobs", controls=i.controls)
+    return Fuzzing(prompt=i.prompt("fuzzing"), count=i.pairs, logprobs=how == "logprobs", controls=i.controls)
 
 
 def _intruder(how: str | None, i: Ingredients) -> Scorer:
