@@ -5,14 +5,15 @@ its organisation (`gemma-2-2b` for `google/gemma-2-2b`), unless another is given
 site's layer number and a name, as in `20-gemmascope-res-16k`: the dictionary's, or the site's kind
 where there is none, as in `5-mlp`. The negative tail has no name there and is left out. Its import
 takes the columns of a file from the first line, so every line has the same keys, and skips an id
-that it has, so ids are made from the content and importing twice adds nothing.
+that it has, so ids are made from the content and importing twice adds nothing. An explanation that was
+imported from Neuronpedia (data/importing.py) goes back under the id, author and type that it had there.
 """
 
 import csv
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -25,7 +26,10 @@ from .store import Store
 AUTHOR = "clkht01d40000jv08hvalcvly"
 """The user that Neuronpedia's own batch labels belong to; an import needs one that exists there."""
 _BATCH = 1024
-_ID_LENGTH = 25
+ID_LENGTH = 25
+"""Characters of an id, at most, as Neuronpedia's columns take it."""
+_OPTIONAL = ("typeName", "explanationModelName", "notes", "triggeredByUserId")
+"""Columns of an explanation that may be null there."""
 
 
 def write_jsonl(rows: Iterable[Row], stream: TextIO) -> None:
@@ -57,6 +61,30 @@ class Place(NamedTuple):
         name = source.dictionary or kind.replace("_", "-")
         return cls(model or source.model.rpartition("/")[2], f"{layer}-{name}" if layer else name)
 
+    def __str__(self) -> str:
+        return f"{self.model}/{self.layer}"
+
+
+def places(store: Store, sources: Sequence[SourceId] | None, *, model: str | None = None) -> dict[SourceId, Place]:
+    """The place of each source, of all in the store where none are given; an error where two have one place."""
+    chosen = sources or [SourceId.parse(str(row["source"])) for row in store.sources()]
+    found = {source: Place.of(source, model=model) for source in chosen}
+    if len(set(found.values())) < len(found):
+        raise NeuronautError(
+            "two sources have one place at Neuronpedia; export them one at a time, each with its model"
+        )
+    return found
+
+
+def explained(store: Store, source: SourceId, *, min_score: float | None = None) -> Iterator[StoredExplanation]:
+    """The best explanation of each feature of a source that has a text; not of negative tails."""
+    # The best come first, so they are the last to take their feature's place in the reverse order.
+    best = {stored.explanation.feature: stored for stored in reversed(store.explanations(source))}
+    for row in store.list_rows(source, min_score=min_score):
+        feature = Feature.parse(str(row["feature"]))
+        if row["explanation"] is not None and not feature.negative:
+            yield best[feature]
+
 
 class Lines(NamedTuple):
     """Lines for Neuronpedia's tables Explanation and ExplanationScore."""
@@ -72,14 +100,11 @@ def neuronpedia_lines(
     """The best explanation of each feature of a source, and its measured scores."""
     place = Place.of(source, model=model)
     lines = Lines([], [])
-    for row in store.list_rows(source, min_score=min_score):
-        feature = Feature.parse(str(row["feature"]))
-        stored = None if row["explanation"] is None or feature.negative else store.best(feature)
-        if stored is not None:
-            line = _explanation_line(stored, place, author)
-            lines.explanations.append(line)
-            scores = [score for score in store.scores(stored.id) if score.value is not None]
-            lines.scores.extend(_score_line(score, str(line["id"]), author) for score in scores)
+    for stored in explained(store, source, min_score=min_score):
+        line = _explanation_line(stored, place, author)
+        lines.explanations.append(line)
+        scores = [score for score in store.scores(stored.id) if score.value is not None]
+        lines.scores.extend(_score_line(score, str(line["id"]), author) for score in scores)
     return lines
 
 
@@ -91,14 +116,8 @@ def write_neuronpedia(
 
     Without `sources`, all are written.
     """
-    chosen = sources or [SourceId.parse(str(row["source"])) for row in store.sources()]
-    places = [Place.of(source, model=model) for source in chosen]
-    if len(set(places)) < len(places):
-        raise NeuronautError(
-            "two sources have one place at Neuronpedia; export them one at a time, each with its model"
-        )
     paths: list[Path] = []
-    for source, place in zip(chosen, places, strict=True):
+    for source, place in places(store, sources, model=model).items():
         lines = neuronpedia_lines(store, source, model=model, author=author, min_score=min_score)
         root = Path(folder) / "v1" / place.model / place.layer
         paths += _write_batches(root / "explanations", lines.explanations, compress=compress)
@@ -111,21 +130,26 @@ def _write_batches(folder: Path, lines: Sequence[Row], *, compress: bool) -> lis
     for start in range(0, len(lines), _BATCH):
         path = folder / f"batch-{start // _BATCH}.jsonl{'.gz' if compress else ''}"
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[start : start + _BATCH])
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Without a time in the header, equal content is an equal file.
-            path.write_bytes(gzip.compress(text.encode(), mtime=0) if compress else text.encode())
-        except OSError as error:
-            raise NeuronautError(f"{path} cannot be written ({error.strerror}); name a folder elsewhere") from error
+        # Without a time in the header, equal content is an equal file.
+        write_file(path, gzip.compress(text.encode(), mtime=0) if compress else text.encode())
         paths.append(path)
     return paths
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file into a folder that need not be there yet."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise NeuronautError(f"{path} cannot be written ({error.strerror}); name a folder elsewhere") from error
 
 
 def _explanation_line(stored: StoredExplanation, place: Place, author: str) -> Row:
     explanation = stored.explanation
     llm = explanation.provenance.get("llm")
     named = [place.model, place.layer, str(explanation.feature.index)]
-    return {
+    line = {
         "id": _id("explanation", *named, explanation.explainer, str(llm), str(explanation.text)),
         "modelId": named[0],
         "layer": named[1],
@@ -138,6 +162,16 @@ def _explanation_line(stored: StoredExplanation, place: Place, author: str) -> R
         "createdAt": stored.created,
         "triggeredByUserId": None,
     }
+    return line | _original(explanation.provenance, place)
+
+
+def _original(provenance: Mapping[str, object], place: Place) -> Row:
+    """What Neuronpedia itself says of an explanation that was imported from this place."""
+    origin = provenance.get("origin")
+    if not isinstance(origin, dict) or (origin.get("modelId"), origin.get("layer")) != place:
+        return {}
+    required = {key: origin[key] for key in ("id", "authorId", "createdAt") if key in origin}
+    return required | {key: origin.get(key) for key in _OPTIONAL}
 
 
 def _score_line(score: Score, explanation_id: str, author: str) -> Row:
@@ -158,5 +192,5 @@ def _score_line(score: Score, explanation_id: str, author: str) -> Row:
 
 
 def _id(*parts: object) -> str:
-    """An id of as many characters as Neuronpedia's column takes."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_ID_LENGTH]
+    """An id for a row of Neuronpedia's, from the content."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:ID_LENGTH]

@@ -195,10 +195,12 @@ class Store:
             done |= {Feature(source, row["idx"], bool(row["negative"])) for row in rows_}
         return wanted & done
 
-    def explanations(self, feature: Feature) -> list[StoredExplanation]:
-        """All explanations of a feature, the best first."""
-        condition = "sources.name = ? AND features.idx = ? AND explanations.negative = ?"
-        values = [str(feature.source), feature.index, feature.negative]
+    def explanations(self, of: Feature | SourceId) -> list[StoredExplanation]:
+        """All explanations of a feature, or of all features of a source, the best first."""
+        condition, values = "sources.name = ?", [str(of)]
+        if isinstance(of, Feature):
+            condition += " AND features.idx = ? AND explanations.negative = ?"
+            values = [str(of.source), of.index, of.negative]
         with reported(self.path):
             return list(rows.read_explanations(self._connection, condition, values))
 

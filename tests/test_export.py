@@ -1,17 +1,31 @@
-"""Exports read back: rows as JSON lines and CSV, and Neuronpedia's lines."""
+"""Exports read back: rows as JSON lines and CSV, Neuronpedia's lines, and uploads within its limits."""
 
 import csv
 import gzip
 import io
 import json
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
+from neuronaut.cli.main import main
 from neuronaut.data.export import WRITERS, Place, neuronpedia_lines, write_neuronpedia
+from neuronaut.data.records import ExampleList
 from neuronaut.data.rows import ROW_KEYS
 from neuronaut.data.store import Store
-from neuronaut.subject.address import SourceId
+from neuronaut.data.upload import EFFECTS, FEATURES, TEXT, TOKENS, shortened, write_uploads
+from neuronaut.subject.address import Feature, SourceId
+from neuronaut.subject.directions import Promoted, TokenEffect, promoted
 from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.model import Subject
+from neuronaut.subject.opening import open_source
+from tests import planted
 from tests.stored import explanation, harvest_result, score
 
 NEURONS = SourceId.parse("demo:mlp.2")
@@ -104,3 +118,134 @@ def test_two_sources_in_one_place_are_refused(tmp_path):
         store.write_harvest(harvest_result("b/demo:mlp.2"))
         with pytest.raises(NeuronautError, match="one place"):
             write_neuronpedia(store, tmp_path)
+
+
+# Uploads
+
+
+def javascript_length(text: str) -> int:
+    return len(text) + sum(ord(character) > 0xFFFF for character in text)
+
+
+@given(st.text(st.sampled_from("ab \n\t🙂é"), max_size=2 * TEXT) | st.text(max_size=2 * TEXT))
+def test_a_text_is_cut_only_where_it_must_be_and_after_a_word(text):
+    cut = shortened(text)
+    assert javascript_length(cut) <= TEXT
+    assert (cut == text) == (javascript_length(text) <= TEXT)
+    if cut != text:
+        kept = cut.removesuffix("…")
+        assert text.startswith(kept) and kept != cut
+        broken = not kept[-1:].isspace() and not text[len(kept)].isspace()
+        # A word is broken only where there is no other place for the cut, or nothing was said before it.
+        assert not broken or not kept.strip() or not any(c.isspace() for c in kept.lstrip())
+
+
+def wide(features: int, positions: int, windows: int = 40):
+    """A harvest in which window w activates every feature, with peak w + 1, at the end; 0 to 19 are the top ones."""
+    base = harvest_result("demo:mlp.2", width=features)
+    feature, window = np.divmod(np.arange(features * windows), windows)
+    values = np.zeros((features * windows, positions), np.float16)
+    values[:, -3] = window + 1
+    lists = {
+        "top": ExampleList(feature.astype(np.int32), window.astype(np.int32), values),
+        "quantile": ExampleList(feature.astype(np.int32), window.astype(np.int32), values),
+    }
+    ids = np.random.default_rng(0).integers(0, 100, (windows, positions)).astype(np.int32)
+    return replace(
+        base, windows=ids, window=positions, splits=np.zeros(windows, np.int8), pool=np.zeros(windows, bool),
+        documents=tuple(f"doc-{n}" for n in range(windows)), sources=(replace(base.sources[0], lists=lists),),
+    )  # fmt: skip
+
+
+EFFECT = tuple(TokenEffect(f" t{n}", 1.0 / (n + 1)) for n in range(99))
+WRITES = Promoted(EFFECT, EFFECT, 1.0)
+
+
+def bodies(paths: list[Path]) -> list[dict]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def test_uploads_obey_every_limit(tmp_path):
+    with Store(":memory:") as store:
+        store.write_harvest(wide(FEATURES + 2, TOKENS + 100, windows=3))
+        with store.transaction():
+            for index in range(FEATURES + 2):
+                store.add_explanation(explanation(index, "some words " * (index + 1)))
+        found = write_uploads(store, tmp_path, NEURONS, promoted=lambda _: WRITES, method="np_max-act")
+    assert [path.name for path in found.paths] == ["upload-0.json", "upload-1.json"] and found.silent == []
+    assert found.shortened == [Feature(NEURONS, n) for n in range(46, FEATURES + 2)]
+    read = bodies(found.paths)
+    assert [len(body["features"]) for body in read] == [FEATURES, 2]
+    for body in read:
+        assert (body["modelId"], body["source"]) == ("demo", "2-mlp")
+        for row in body["features"]:
+            assert row.keys() == read[0]["features"][0].keys()
+            assert len(row["topLogits"]) == len(row["bottomLogits"]) == EFFECTS
+            assert 0 <= row["density"] <= 1 and isinstance(row["index"], int)
+            (said,) = row["explanations"]
+            assert javascript_length(said["text"]) <= TEXT
+            assert (said["methodName"], said["modelName"]) == ("np_max-act", None)
+            assert row["activations"]
+            for window in row["activations"]:
+                # The peak is near the end of a window that is too long, and stays in it.
+                assert len(window["tokens"]) == len(window["values"]) == TOKENS and max(window["values"]) > 0
+
+
+def test_uploads_have_the_strongest_windows_and_four_even_quantiles(tmp_path):
+    with Store(":memory:") as store:
+        store.write_harvest(wide(2, 16))
+        store.add_explanation(explanation(0, "dates"))
+        (path,) = write_uploads(store, tmp_path, NEURONS, promoted=lambda _: WRITES, model="gpt2-small").paths
+    assert path == tmp_path / "gpt2-small" / "2-mlp" / "upload-0.json"
+    sections = defaultdict(list)
+    for window in bodies([path])[0]["features"][0]["activations"]:
+        named = tuple(window[key] for key in ("quantileMin", "quantileMax", "quantileFraction"))
+        sections[named].append(max(window["values"]))
+    assert sections == {
+        (None, None, None): [*range(40, 20, -1)],
+        (31, 40, 0.25): [40, 39, 38, 37, 36],
+        (21, 30, 0.25): [30, 29, 28, 27, 26],
+        (11, 20, 0.25): [20, 19, 18, 17, 16],
+        (1, 10, 0.25): [10, 9, 8, 7, 6],
+    }
+
+
+def test_features_without_a_window_are_left_out_and_told(store, tmp_path):
+    store.write_harvest(harvest_result("demo:mlp.3", dead=(3,)))
+    store.add_explanation(explanation(3, "brackets", source="demo:mlp.3"))
+    found = write_uploads(store, tmp_path, SourceId.parse("demo:mlp.3"), promoted=lambda _: WRITES)
+    assert found.silent == [Feature.parse("demo:mlp.3:3")] and not found.paths and not found.shortened
+    found = write_uploads(store, tmp_path, NEURONS, promoted=lambda _: WRITES, min_score=0.4)
+    # Not the negative tail of feature 2, which has no name there.
+    assert [row["index"] for row in bodies(found.paths)[0]["features"]] == [0]
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command_opens_the_model_and_tells_what_it_cut(tmp_path):
+    made = planted.build(documents=40)
+    made.model.save_pretrained(tmp_path / "planted")
+    made.tokenizer.save_pretrained(tmp_path / "planted")
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in made.corpus))
+    here = ["-d", tmp_path / "planted.db"]
+    run("harvest", tmp_path / "planted", "mlp.2", "--corpus", tmp_path / "corpus.jsonl", "--window", "32", *here)
+    with Store(tmp_path / "planted.db") as store:
+        store.add_explanation(explanation(3, "fires on ` river`, " * 40, source="planted:mlp.2"))
+    upload = ["export", "--format", "neuronpedia-upload", *here]
+    done = run(*upload, "--out", tmp_path / "up", "--model-id", "p", "--method", "human")
+    (path,) = map(Path, done.stdout.splitlines())
+    assert "1 cut to 512 characters: planted:mlp.2:3" in done.stderr
+    (row,) = bodies([path])[0]["features"]
+    subject = Subject.load(str(tmp_path / "planted"))
+    source = open_source(subject, SourceId.parse("planted:mlp.2"))
+    effects = promoted(subject, source, Feature(source.id, 3), count=EFFECTS)
+    assert [effect["token"] for effect in row["topLogits"]] == [effect.token for effect in effects.top]
+    assert [effect["token"] for effect in row["bottomLogits"]] == [effect.token for effect in effects.bottom]
+    assert "river" in {token.strip() for window in row["activations"] for token in window["tokens"]}
+    assert "nothing is explained" in run(*upload, "-o", tmp_path / "up", "--min-score", "0.5").stderr
+    assert "goes with neuronpedia-upload" in run("export", "--method", "human", *here, code=2).stderr
+    assert "-o" in run(*upload, code=2).stderr
