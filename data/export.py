@@ -12,6 +12,7 @@ imported from Neuronpedia (data/importing.py) goes back under the id, author and
 import csv
 import gzip
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,9 +41,14 @@ def write_jsonl(rows: Iterable[Row], stream: TextIO) -> None:
 
 def write_csv(rows: Iterable[Row], stream: TextIO) -> None:
     """A header and one line per row; what is null is empty."""
-    writer: csv.DictWriter[str] = csv.DictWriter(stream, ROW_KEYS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    # A field is quoted if it holds a character of the line's end, and one that holds a mere "\r" must be.
+    line = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(line, ROW_KEYS, lineterminator="\r\n")
+    for row in ({key: key for key in ROW_KEYS}, *rows):
+        writer.writerow(row)
+        stream.write(line.getvalue().removesuffix("\r\n") + "\n")
+        line.seek(0)
+        line.truncate()
 
 
 WRITERS: Mapping[str, Callable[[Iterable[Row], TextIO], None]] = {"jsonl": write_jsonl, "csv": write_csv}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from neuronaut.cli.exchange import ranges
@@ -87,7 +87,8 @@ def test_rows_come_back_without_their_scores(labelled, fresh, tmp_path, name):
     assert taken(fresh, exported(fresh, tmp_path / name)).added == 0
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(texts=["a\rb", "c\n"])
 @given(texts=st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5))
 def test_any_text_survives_both_formats(tmp_path, texts):
     with harvested() as store:
