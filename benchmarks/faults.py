@@ -67,7 +67,9 @@ def run(folder: Path, options: argparse.Namespace) -> Report:
     logged: list[tuple[float, set[str]]] = []
     with server(folder / "killed.log", options) as url:
         for turn in range(options.kills):
-            job = subprocess.Popen(call(*command(folder / "killed.db", url, options)), stderr=subprocess.DEVNULL)
+            job = subprocess.Popen(
+                call(*command(folder / "killed.db", url, options)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             until = lines(folder / "killed.log") + rng.randrange(5, 80)
             while lines(folder / "killed.log") < until and job.poll() is None:
                 time.sleep(0.05)

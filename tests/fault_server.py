@@ -180,7 +180,8 @@ class FaultServer:
             self.seen.append(seen)
             self.good[seen.key] += seen.good
             if self.log:
-                line = {"key": seen.key, "fault": seen.fault, "good": seen.good, "paid": self.paid.get(seen.key)}
+                line = {"key": seen.key, "fault": seen.fault, "good": seen.good, "at": seen.at,
+                        "paid": self.paid.get(seen.key)}  # fmt: skip
                 with self.log.open("a") as file:
                     file.write(json.dumps(line) + "\n")
 
