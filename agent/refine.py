@@ -17,6 +17,7 @@ from ..data.activations import read_own
 from ..data.records import Example, Explanation
 from ..explainers.answer import read
 from ..explainers.batch import TrainBatch, TrainEvidence
+from ..explainers.choose import active_windows
 from ..explainers.explainer import Explainer
 from ..explainers.llm.asking import Asking, settled
 from ..explainers.llm.values import Chat, Reply, Sampling
@@ -166,13 +167,12 @@ def _sentences(reply: Reply) -> list[tuple[bool, str]]:
 
 
 def _shown(evidence: TrainEvidence) -> str:
-    top = [e for e in evidence.examples if e.kind == "top"][: SHOWN // 2]
-    rest = [e for e in evidence.examples if e.kind == "quantile"][: SHOWN - len(top)]
+    shown = active_windows(evidence, top=SHOWN // 2, quantile=SHOWN - SHOWN // 2)
     peak = evidence.statistics.peak
-    parts = [excerpt(example, before=24, after=8) for example in (*top, *rest)]
-    return fenced(
-        [f"{marked(part, list(active(part.activations, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts]
-    )
+    parts = [excerpt(example, before=24, after=8) for example in shown if active(example.activations, peak).any()]
+    return fenced([
+        f"{marked(part, list(active(part.activations, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts
+    ])  # fmt: skip
 
 
 def _revised(old: Explanation, tests: Sequence[Trial], reply: Reply, *, peak: float) -> Explanation:

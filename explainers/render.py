@@ -1,7 +1,7 @@
 """Corpus text as it stands in a prompt: exactly readable, and unable to become anything but data.
 
 Every token is spelled on one line and back again without loss: a line feed is ↵, a tab ⇥, and each character
-that does not print, or that a rendering uses itself (the marks « » ‹ ›, the cut ⋯, ↵, ⇥ and ⟨), is its code
+that does not print, or that a rendering uses itself (the marks « » ‹ ›, the cuts ⋯ and ·, ↵, ⇥ and ⟨), is its code
 point, ⟨U+00AB⟩. So text holds no line break, no tab and no mark of ours, and whatever it says, it stays within
 its line, between its tabs and inside its marks; `fenced` puts around the lines a fence that none of them holds.
 """
@@ -24,9 +24,11 @@ ACTIVE_MARKS, SILENT_MARKS = ("«", "»"), ("‹", "›")
 """Around active tokens, and around tokens that are pointed out for staying silent."""
 CUT = "⋯"
 """Stands where a window is not shown to its end."""
+WORD_CUT = "·"
+"""Stands where a word is cut into tokens: what a description says of pieces of words can be seen."""
 
 _SPELLED = {"\n": "↵", "\t": "⇥"}
-_OWN = frozenset("".join((*ACTIVE_MARKS, *SILENT_MARKS, CUT, *_SPELLED.values(), "⟨")))
+_OWN = frozenset("".join((*ACTIVE_MARKS, *SILENT_MARKS, CUT, WORD_CUT, *_SPELLED.values(), "⟨")))
 
 
 def spelled(text: str) -> str:
@@ -78,12 +80,20 @@ def token_list(part: Excerpt, highest: float, *, zeros: bool = True) -> list[str
 def marked(part: Excerpt, marks: Sequence[bool] | NDArray[np.bool_], *, ends: tuple[str, str] = ACTIVE_MARKS) -> str:
     """The text on one line with the tokens of `marks` (one for each token shown) between `ends`.
 
-    Neighbouring ones share a pair. ⋯ stands at an end where the window goes on.
+    Neighbouring ones share a pair. ⋯ stands at an end where the window goes on, · inside a word that is cut there.
     """
     runs = groupby(zip(part.tokens, marks, strict=True), key=lambda pair: bool(pair[1]))
-    pieces = [(spelled("".join(token for token, _ in run)), on) for on, run in runs]
+    pieces = [(_run([token for token, _ in run]), on) for on, run in runs]
     text = "".join(f"{ends[0]}{piece}{ends[1]}" if on else piece for piece, on in pieces)
     return (CUT if part.first else "") + text + (CUT if part.last < len(part.example.tokens) else "")
+
+
+def _run(tokens: Sequence[str]) -> str:
+    """Tokens as running text, with the places shown where a word is cut."""
+    pairs = zip(tokens, ["", *tokens], strict=False)
+    return "".join(
+        WORD_CUT * (before[-1:].isalnum() and token[:1].isalnum()) + spelled(token) for token, before in pairs
+    )
 
 
 def active(activations: NDArray[np.float32], highest: float) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from neuronaut.explainers.prompt import Prompt
 from neuronaut.explainers.render import (
     CUT,
     STEPS,
+    WORD_CUT,
     Excerpt,
     active,
     excerpt,
@@ -85,7 +86,7 @@ def test_token_lists_keep_tokens_and_values_apart(tokens: list[str], data: st.Da
 def test_marks_are_only_ours(tokens: list[str], data: st.DataObject) -> None:
     marks = data.draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
     shown = marked(Excerpt(example(tokens), 0, len(tokens)), marks)
-    pieces = re.split("[«»]", shown)
+    pieces = re.split("[«»]", shown.replace(WORD_CUT, ""))
     assert (
         shown.count("«")
         == shown.count("»")
@@ -273,3 +274,10 @@ def test_what_is_filled_in_is_never_searched() -> None:
 def test_a_faulty_prompt_file_is_named(text: str, error: str) -> None:
     with pytest.raises(NeuronautError, match=f"the prompt mine .*{error}"):
         Prompt("mine", text).render({"text": "x"})
+
+
+def test_the_cuts_inside_words_are_shown() -> None:
+    tokens = (" con", "ven", "ience", "(", "e", ".", "g", " x", "·")
+    part = Excerpt(example(tokens, [0.0] * len(tokens)), 0, len(tokens))
+    assert marked(part, [False] * 9) == " con·ven·ience(e.g x⟨U+00B7⟩"
+    assert marked(part, [False, True, True, *[False] * 6]) == " con«ven·ience»(e.g x⟨U+00B7⟩"
