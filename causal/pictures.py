@@ -1,0 +1,180 @@
+"""Pictures of results: heat maps, curves with their intervals, and values with theirs.
+
+Drawn by matplotlib, which only the extra `plots` installs, without its global state: every picture is a figure of its
+own and goes to a file whose suffix decides the format. Colours are symmetric about zero, so that a colour's sense is
+a sign's; what has no value is grey and crossed out, never a colour that stands for a number.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..subject.errors import NeuronautError
+from .measures import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Values = Sequence[Sequence[float | None]]
+"""Rows of cells; None where a value is withheld."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which people with any colour vision tell apart."""
+DASHES = ("-", "--", ":", "-.")
+ANNOTATED = 400
+"""Cells up to which a heat map has its numbers written in."""
+TICKS = 48
+"""Labels that an axis has at most."""
+
+
+def heat_map(
+    values: Values,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    path: str | Path,
+    unit: str = "",
+    x_label: str = "",
+) -> None:
+    """Draw cells as colours; `unit` says what they are, beside the scale."""
+    heat_maps({title: values}, rows=rows, columns=columns, title="", path=path, unit=unit, x_label=x_label)
+
+
+def heat_maps(
+    panels: Mapping[str, Values],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    path: str | Path,
+    unit: str = "",
+    x_label: str = "",
+) -> None:
+    """Heat maps beside each other, by name, with one scale and the same rows and columns."""
+    grids = {name: _array(values, len(rows), len(columns)) for name, values in panels.items()}
+    known = np.concatenate([grid[np.isfinite(grid)] for grid in grids.values()])
+    if not known.size:
+        raise NeuronautError(f"there is nothing to draw in {path}: every value is withheld")
+    peak = float(np.abs(known).max()) or 1.0
+    width = min(24.0, 1.8 + max(2.6, 0.42 * len(columns)) * len(grids))
+    figure = _figure(width, min(24.0, 1.4 + max(1.6, 0.32 * len(rows))), title)
+    drawn: Any = None
+    places = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
+    for axes, (name, grid) in zip(places, grids.items(), strict=True):
+        axes.set_facecolor("#BBBBBB")
+        drawn = axes.imshow(np.ma.masked_invalid(grid), cmap="RdBu_r", vmin=-peak, vmax=peak, aspect="auto")
+        axes.set_title(name, fontsize=9, parse_math=False)
+        axes.set_xlabel(x_label)
+        _tick(axes.xaxis, columns, rotation=90 if max(map(len, columns)) > 3 else 0)
+        _write_in(axes, grid, peak)
+    _tick(places[0].yaxis, rows)
+    figure.colorbar(drawn, ax=list(places), label=unit)
+    _save(figure, path)
+
+
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    path: str | Path,
+    intervals: Mapping[str, Sequence[Interval | None]] | None = None,
+) -> None:
+    """Curves over `x`, by name, such as doses and responses; a curve's `intervals` are drawn as a band."""
+    figure = _figure(6.4, 4.2, title)
+    axes = figure.subplots()
+    axes.axhline(0, color="#999999", lw=0.8)
+    for number, (name, values) in enumerate(series.items()):
+        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        y = _array([values], 1, len(x))[0]
+        axes.plot(x, y, dashes, color=colour, marker="o", markersize=3, label=name)
+        if intervals is not None and name in intervals:
+            low, high = _bounds(intervals[name])
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def points(
+    panels: Mapping[str, Sequence[float | None]],
+    *,
+    labels: Sequence[str],
+    title: str,
+    path: str | Path,
+    intervals: Mapping[str, Sequence[Interval | None]] | None = None,
+    unit: str = "",
+) -> None:
+    """Values with their intervals, one line each, by name beside each other."""
+    figure = _figure(2.0 + 3.4 * len(panels), min(24.0, 1.4 + 0.22 * len(labels)), title)
+    places = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    y = np.arange(len(labels))
+    for axes, (name, values) in zip(places, panels.items(), strict=True):
+        axes.axvline(0, color="#999999", lw=0.8)
+        axes.plot(_array([values], 1, len(labels))[0], y, "o", color=COLOURS[0], markersize=4)
+        if intervals is not None and name in intervals:
+            axes.hlines(y, *_bounds(intervals[name]), color=COLOURS[0], lw=1.2)
+        axes.set_title(name, fontsize=9, parse_math=False)
+        axes.set_xlabel(unit)
+    _tick(places[0].yaxis, labels)
+    places[0].invert_yaxis()
+    _save(figure, path)
+
+
+def _figure(width: float, height: float, title: str) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise NeuronautError(
+            "pictures need matplotlib, which is not installed; run: pip install 'neuronaut[plots]'"
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=10, parse_math=False)
+    return figure
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise NeuronautError(f"the picture {path} cannot be written: {error}; name a .png, .svg or .pdf") from error
+
+
+def _array(values: Values, rows: int, columns: int) -> np.ndarray:
+    """As floats, with NaN for what is withheld: (row, column)."""
+    sizes = {len(row) for row in values}
+    if len(values) != rows or sizes != {columns}:
+        raise NeuronautError(f"{len(values)} rows of {sorted(sizes)} values do not fill {rows} rows of {columns}")
+    return np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float)
+
+
+def _bounds(intervals: Sequence[Interval | None]) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.array([(np.nan, np.nan) if one is None else one for one in intervals], dtype=float).T
+    return low, high
+
+
+def _tick(axis: Any, labels: Sequence[str], *, rotation: int = 0) -> None:
+    """Every label, or every so many where they are too many to read."""
+    step = -(-len(labels) // TICKS)
+    axis.set_ticks(range(0, len(labels), step), labels[::step], fontsize=7)
+    # A token may hold a dollar sign, which is no formula.
+    for label in axis.get_ticklabels():
+        label.set(rotation=rotation, parse_math=False)
+
+
+def _write_in(axes: "Axes", grid: np.ndarray, peak: float) -> None:
+    """Cross out what has no value, and write the others in where there is room."""
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isnan(value):
+            axes.text(column, row, "×", ha="center", va="center", fontsize=7, color="#555555")
+        elif grid.size <= ANNOTATED:
+            colour = "white" if abs(value) > 0.6 * peak else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)

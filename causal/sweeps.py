@@ -1,0 +1,248 @@
+"""Sweeps: what one edit does at every cell of a grid, each cell by itself.
+
+Patches of clean and corrupted prompts are run in both directions; ablations and other edits may be run on prompts
+that have no counterpart, too. The cells share their forwards (see `cells`): over L layers about L forwards take the
+place of one for each cell. The rows that are computed are as many as before, but on average pass half of the layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..subject.dictionary import Dictionary
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from .applying import NOTHING, Materials
+from .cells import Cost, Measured, Setting, measure
+from .edits import Edit
+from .fidelity import Fidelity, fidelity
+from .grids import Axis, Grid
+from .measures import Direction, Effect, Interval, Mean, Question, effect, mean, metric
+from .pictures import heat_maps, points
+from .prompts import Batch, Pairs
+from .records import Provenance, Trial, provenance_of
+from .runs import AT_ONCE, gather
+
+SETTINGS: Mapping[Direction, Setting] = {
+    "denoise": Setting("corrupted", "clean"),
+    "noise": Setting("clean", "corrupted"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How far an edit moved a metric of prompts that have no counterpart."""
+
+    metric: str
+    formula: str
+    plain: tuple[float, ...]
+    """By prompt, as `edited`."""
+    edited: tuple[float, ...]
+    change: Mean
+    """Of edited - plain, in the metric's unit, with its interval over prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One edit of a sweep and what it did."""
+
+    labels: tuple[str, ...]
+    """On each axis."""
+    edit: Edit
+    max_change: Mapping[str, float]
+    """By direction (`prompts` without pairs), the largest change of a coordinate at the site; 0: it changed nothing."""
+    effects: tuple[Effect | Shift, ...]
+    """By direction and metric."""
+
+    def effect(self, metric: str, direction: Direction | None = None) -> Effect | Shift:
+        """The effect on a metric; with the direction where there are pairs."""
+        for one in self.effects:
+            if (one.metric, _direction(one)) == (metric, direction):
+                return one
+        known = ", ".join(f"{one.metric} {_direction(one) or ''}".strip() for one in self.effects)
+        raise NeuronautError(f"the sweep has no {metric} {direction or 'without direction'}; it has {known}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The effects of a grid of edits, each by itself."""
+
+    axes: tuple[Axis, ...]
+    cells: tuple[Cell, ...]
+    """Row by row of the grid: the last axis changes fastest."""
+    cost: Cost
+    dictionaries: Mapping[str, Fidelity]
+    """By `SITE@NAME`, how far each dictionary that is edited can be trusted on these prompts (of pairs, the clean)."""
+    provenance: Provenance
+    seed: int
+    """Of the intervals."""
+
+    def values(self, metric: str, direction: Direction | None = None) -> list[float | None]:
+        """By cell, the fraction recovered, or of prompts without counterparts the mean change; None if withheld."""
+        return [_value(cell.effect(metric, direction)) for cell in self.cells]
+
+    def top(self, count: int, *, metric: str, direction: Direction | None = None) -> tuple[Cell, ...]:
+        """The cells with the largest values, whatever their sign; withheld ones are left out."""
+        known = [(v, cell) for v, cell in zip(self.values(metric, direction), self.cells, strict=True) if v is not None]
+        return tuple(cell for _, cell in sorted(known, key=lambda one: -abs(one[0]))[:count])
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as objects, lists, strings and numbers."""
+        data = asdict(self)
+        for cell, written in zip(self.cells, data["cells"], strict=True):
+            written["edit"] = str(cell.edit)
+        return data | {"provenance": self.provenance.model_dump()}
+
+    def picture(self, path: str | Path, *, metric: str | None = None, title: str = "") -> None:
+        """Draw a metric (by default the first): two axes as a heat map, one as points; a panel for each direction."""
+        name = metric or self.cells[0].effects[0].metric
+        directions = [_direction(one) for one in self.cells[0].effects if one.metric == name]
+        if not directions or len(self.axes) > 2:
+            raise NeuronautError(
+                f"cannot draw {name} over {len(self.axes)} axes; wanted a metric that was measured and at most 2 axes"
+            )
+        unit = f"{name}, {'fraction recovered' if directions[0] else 'mean change'}"
+        panels = {one or "edited": self.values(name, one) for one in directions}
+        *rows, columns = (axis.labels for axis in self.axes)
+        last = self.axes[-1].name
+        if rows:
+            grids = {panel: _folded(values, len(columns)) for panel, values in panels.items()}
+            heat_maps(grids, rows=rows[0], columns=columns, title=title, path=path, unit=unit, x_label=last)
+        else:
+            spans = {one or "edited": [_interval(c.effect(name, one)) for c in self.cells] for one in directions}
+            points(panels, labels=columns, title=title, path=path, intervals=spans, unit=unit)
+
+
+def _direction(effect: Effect | Shift) -> Direction | None:
+    return effect.direction if isinstance(effect, Effect) else None
+
+
+def _value(effect: Effect | Shift) -> float | None:
+    return effect.recovered if isinstance(effect, Effect) else effect.change.value
+
+
+def _interval(effect: Effect | Shift) -> Interval | None:
+    return effect.interval if isinstance(effect, Effect) else effect.change.interval
+
+
+def _folded(values: list[float | None], width: int) -> list[list[float | None]]:
+    return [values[start : start + width] for start in range(0, len(values), width)]
+
+
+def sweep(
+    subject: Subject,
+    pairs: Pairs,
+    grid: Grid,
+    *,
+    directions: Sequence[Direction] = ("denoise", "noise"),
+    metrics: Sequence[str] = ("logit_difference",),
+    materials: Materials = NOTHING,
+    reference: Batch | None = None,
+    at_once: int = AT_ONCE,
+    seed: int = 0,
+) -> Sweep:
+    """Every edit by itself, on the corrupted prompts with clean donors (denoise), and the other way round (noise).
+
+    KL is taken to the clean run. `reference` is the text that means and draws are of; `at_once` bounds the rows of a
+    forward and changes nothing beyond rounding. Raises NeuronautError where no edit changes anything.
+    """
+    prompts = {"clean": pairs.clean, "corrupted": pairs.corrupted}
+    settings = {direction: SETTINGS[direction] for direction in directions}
+    question = Question(pairs.answers, pairs.wrong)
+    lent = gather(subject, grid.edits, materials=materials, reference=reference)
+    found = measure(
+        subject, grid.edits, prompts, settings, question, metrics=metrics, materials=lent, at_once=at_once
+    )  # fmt: skip
+    clean, corrupted = found.plain["clean"], found.plain["corrupted"]
+
+    def effects(cell: int) -> tuple[Effect, ...]:
+        return tuple(
+            effect(name, clean=clean[at], corrupted=corrupted[at], patched=found.edited[direction][cell, at],
+                   direction=direction, seed=seed)
+            for direction in directions for at, name in enumerate(metrics)
+        )  # fmt: skip
+
+    cells = _cells(grid, found, [effects(cell) for cell in range(len(grid.edits))])
+    trial = _trial(grid, metrics, question, pairs.clean, pairs.corrupted, reference)
+    return _swept(subject, grid, cells, found.cost, trial, pairs.clean, lent, seed)
+
+
+def sweep_prompts(
+    subject: Subject,
+    batch: Batch,
+    grid: Grid,
+    *,
+    answers: Tensor,
+    wrong: Tensor | None = None,
+    metrics: Sequence[str] = ("log_probability",),
+    materials: Materials = NOTHING,
+    reference: Batch | None = None,
+    at_once: int = AT_ONCE,
+    seed: int = 0,
+) -> Sweep:
+    """As `sweep`, of ablations and other edits of prompts without counterparts; `answers` and `wrong` are ids, (row,).
+
+    KL is taken to the plain run. Patches take their values from the donors in `materials`.
+    """
+    question = Question(answers, wrong)
+    lent = gather(subject, grid.edits, materials=materials, reference=reference)
+    found = measure(
+        subject, grid.edits, {"plain": batch}, {"prompts": Setting("plain", None)}, question, metrics=metrics,
+        materials=lent, at_once=at_once,
+    )  # fmt: skip
+    plain, edited = found.plain["plain"], found.edited["prompts"]
+
+    def shifts(cell: int) -> tuple[Shift, ...]:
+        return tuple(
+            Shift(name, metric(name).formula, tuple(plain[at].tolist()), tuple(edited[cell, at].tolist()),
+                  mean(edited[cell, at] - plain[at], seed=seed))
+            for at, name in enumerate(metrics)
+        )  # fmt: skip
+
+    cells = _cells(grid, found, [shifts(cell) for cell in range(len(grid.edits))])
+    trial = _trial(grid, metrics, question, batch, None, reference)
+    return _swept(subject, grid, cells, found.cost, trial, batch, lent, seed)
+
+
+def _cells(grid: Grid, found: Measured, effects: Sequence[tuple[Effect | Shift, ...]]) -> tuple[Cell, ...]:
+    changes = [{name: float(one[cell]) for name, one in found.changes.items()} for cell in range(len(grid.edits))]
+    return tuple(Cell(*parts) for parts in zip(grid.labels, grid.edits, changes, effects, strict=True))
+
+
+def _trial(
+    grid: Grid,
+    metrics: Sequence[str],
+    question: Question,
+    batch: Batch,
+    donor: Batch | None,
+    reference: Batch | None,
+) -> Trial:
+    """The sweep's inputs as provenance takes them."""
+
+    def rows(of: Batch | None) -> tuple[tuple[int, ...], ...] | None:
+        return None if of is None else tuple(map(tuple, of.ids()))
+
+    answers, wrong = tuple(question.answers.tolist()), question.wrong
+    return Trial(
+        prompts=rows(batch) or (), edits=grid.edits, metrics=tuple(metrics), answers=answers,
+        wrong=None if wrong is None else tuple(wrong.tolist()), donors=rows(donor), reference=rows(reference),
+    )  # fmt: skip
+
+
+def _swept(
+    subject: Subject,
+    grid: Grid,
+    cells: tuple[Cell, ...],
+    cost: Cost,
+    trial: Trial,
+    batch: Batch,
+    materials: Materials,
+    seed: int,
+) -> Sweep:
+    named = {f"{edit.site}@{edit.dictionary}" for edit in grid.edits if edit.dictionary}
+    used = {name: one for name, one in materials.sources.items() if name in named and isinstance(one, Dictionary)}
+    trust = {name: fidelity(subject, one, batch) for name, one in sorted(used.items())}
+    return Sweep(grid.axes, cells, cost, trust, provenance_of(subject, trial, sources=used), seed)
