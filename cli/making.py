@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import click
+
 from .. import agent, explainers, scorers
 from ..agent.choose import BestOf, Seated
 from ..agent.refine import Refine
@@ -100,7 +102,7 @@ def explainer(name: str, made_from: Ingredients, *, chooser: str) -> Explainer |
         judge = scorer(chooser, made_from.choosing())
         return Refine(inner, judge, temperature=made_from.temperature, prompts=prompts)
     if name not in EXPLAINERS:
-        raise NeuronautError(
+        raise click.UsageError(
             f"-e {name}: there is none of this name; there are {', '.join(EXPLAINERS)}, best-of-N:NAME and refine:NAME"
         )
     made = EXPLAINERS[name](made_from)
@@ -186,7 +188,7 @@ def scorer(text: str, made_from: Ingredients) -> Scorer:
     name, _, how = text.partition(":")
     if name not in SCORERS or how and how not in SCORERS[name].ways:
         known = [f"{n}[:{'|'.join(way.ways)}]" if way.ways else n for n, way in SCORERS.items()]
-        raise NeuronautError(f"-s {text}: there is none of this name; there are {', '.join(known)}")
+        raise click.UsageError(f"-s {text}: there is none of this name; there are {', '.join(known)}")
     return SCORERS[name].make(how or None, made_from)
 
 

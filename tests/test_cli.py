@@ -265,7 +265,8 @@ def test_label_goes_on_where_it_stopped(copy, monkeypatch):
 
 def test_label_redo_adds_and_a_dry_run_does_not(copy):
     before = rows_of("db", "status", "-d", copy)[0]["explanations"]
-    assert rows_of("label", "planted:mlp.2:2-4", "--dry-run", "-d", copy) == [{"features": 3, "done": 2, "left": 1}]
+    (plan,) = rows_of("label", "planted:mlp.2:2-4", "--dry-run", "-d", copy)
+    assert (plan["features"], plan["done"], plan["left"], plan["calls"]) == (3, 2, 1, 0)
     assert "would label 3 of 3" in run("label", "planted:mlp.2:2-4", "--dry-run", "--redo", "-d", copy).stdout
     assert rows_of("db", "status", "-d", copy)[0]["explanations"] == before
     run("label", "planted:mlp.2:10", "--redo", "-d", copy)
@@ -311,7 +312,7 @@ def test_label_refuses_other_weights(world, copy, tmp_path):
 def test_score_adds_nothing_twice(copy):
     before = rows_of("show", f"planted:mlp.2:{RIVER}", "-d", copy)[0]["scores"]
     result = run("score", "planted:mlp.2:0,2,3,4,5", "-d", copy)
-    assert f"planted:mlp.2:{RIVER}" in result.stdout and "4 scored, 1 have no rule" in result.stderr
+    assert f"planted:mlp.2:{RIVER}" in result.stdout and "4 scored, 1 have nothing that could be scored" in result.stderr
     assert len(rows_of("show", f"planted:mlp.2:{RIVER}", "-d", copy)[0]["scores"]) == len(before)
 
 
@@ -528,7 +529,7 @@ def bad_inputs(world: World, folder: Path) -> dict[str, tuple[list[str], str]]:
         "no time": (["label", "planted:mlp.2:1", "--budget", "minutes=0", *here], "more than zero"),
         "negative time": (["label", "planted:mlp.2:1", "--budget", "minutes=-3", *here], "more than zero"),
         "time without a number": (["label", "planted:mlp.2:1", "--budget", "minutes=soon", *here], "more than zero"),
-        "money without an LLM": (["label", "planted:mlp.2:1", "--budget", "usd=5", *here], "limits an LLM"),
+        "money without an LLM": (["label", "planted:mlp.2:1", "--budget", "usd=5", *here], "limits a language model"),
         "unknown budget": (["label", "planted:mlp.2:1", "--budget", "apples=5", *here], "is not known"),
         "empty query": (["search", " ", *here], "the query is empty"),
         "similar to nothing": (["similar", "planted:mlp.2:999", *here], "from 0 to 135"),
@@ -573,8 +574,8 @@ def test_wrong_usage_is_exit_code_2(arguments):
 
 
 def test_unknown_explainers_and_scorers_are_told_the_known_ones():
-    assert "there are: rule" in run("label", "planted:mlp.2:1", "-e", "poet", code=2).stderr
-    assert "there are: simulation" in run("label", "planted:mlp.2:1", "-s", "simulation,poet", code=2).stderr
+    assert "there are rule, oneshot" in run("label", "planted:mlp.2:1", "-e", "poet", code=2).stderr
+    assert "there are simulation" in run("label", "planted:mlp.2:1", "-s", "simulation,poet", code=2).stderr
     assert "-o" in run("export", "--format", "neuronpedia", code=2).stderr
 
 

@@ -133,7 +133,7 @@ MISTAKES = {
     "-e highlight": "asks a language model; name one with -m",
     "-e nothing -m openai:x": "there is none of this name",
     "-e best-of-1:highlight -m openai:x": "wanted 2 to 100 samples",
-    "-e highlight -s fuzing -m openai:x": "-s fuzing",
+    "-e highlight -s fuzing -m openai:x": "-s fuzing: there is none of this name",
     "-e highlight -m gpt-4o": "wanted openai:NAME",
     "-e highlight -m openai:x --base-url http://127.0.0.1:1/v1 --budget usd=1": "needs a price",
     "-e highlight -m openai:x --price in=1": "lacks out=",
@@ -148,7 +148,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_a_mistake_is_one_line_that_says_what_to_do(arguments: str) -> None:
-    failed = run("label", "planted:mlp.2:3", *arguments.split(), code=1)
+    failed = run(
+        "label", "planted:mlp.2:3", *arguments.split(), code=2 if "none of this name" in MISTAKES[arguments] else 1
+    )
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("Error: ")]
     assert MISTAKES[arguments] in line and "Traceback" not in failed.stderr
 

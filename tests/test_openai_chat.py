@@ -179,21 +179,14 @@ def test_a_limit_of_tokens_cuts_only_its_own_reply() -> None:
         llm.close()
 
 
-def test_64_in_flight_never_more_and_no_time_lost(capsys: pytest.CaptureFixture[str]) -> None:
-    delay, count = 0.25, 256
-    with FaultServer(delay=delay) as server:
+def test_64_in_flight_and_never_more() -> None:
+    """How near this comes to what the server allows is measured by benchmarks/throughput.py."""
+    with FaultServer(delay=0.25) as server:
         llm = client(server)
-        llm.submit(chat()).result()
-        began = time.monotonic()
-        replies = [llm.submit(chat(f"request {n}")) for n in range(count)]
+        replies = [llm.submit(chat(f"request {n}")) for n in range(256)]
         assert all(reply.result().status == "ok" for reply in replies)
-        took = time.monotonic() - began
         llm.close()
-    ratio = delay * count / 64 / took
-    with capsys.disabled():
-        print(f"\n{count} requests of {delay} s, 64 in flight: {took:.2f} s, {ratio:.2f} of ideal")  # noqa: T201
     assert server.most_busy == 64
-    assert ratio > 0.5
 
 
 def test_one_in_five_fails_and_all_is_answered_and_paid_once() -> None:
