@@ -130,7 +130,11 @@ class AtBench:
 
     def __init__(self, named: Seated, explain: Callable[[TrainBatch], Asking[list[Explanation]]]) -> None:
         self.name, self.settings, self.prompts = named.name, named.settings, named.prompts
-        self.explain = explain
+        self._explain = explain
+
+    def explain(self, batch: TrainBatch) -> Asking[list[Explanation]]:
+        """One explanation per feature, in order."""
+        return self._explain(batch)
 
 
 def better(old: Judged, new: Judged) -> tuple[float | None, float | None, bool]:
@@ -144,8 +148,8 @@ def better(old: Judged, new: Judged) -> tuple[float | None, float | None, bool]:
     a, b = old.judgements, new.judgements
     known = np.isfinite(a.predicted) & np.isfinite(b.predicted)
     metric = "correlation" if a.kind == "activation" else "auroc"
-    filled = [np.where(known, part.predicted, 0.0) for part in (b, a)]
-    found = difference(a.true, *filled, known, threshold=a.threshold)[metric]
+    ours, theirs = (np.where(known, part.predicted, 0.0) for part in (b, a))
+    found = difference(a.true, ours, theirs, known, threshold=a.threshold)[metric]
     if found.value is None:
         # Undefined for one of the two, as a constant prediction is: the defined one is better.
         return None, None, old.value is None and new.value is not None

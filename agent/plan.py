@@ -60,8 +60,10 @@ def estimate(
         # what the last part adds is what every further one adds.
         used = _Used.of(desk.spent).plus(last, times=(len(left) - tried) / share)
     usd = used.usd if desk is not None and desk.price is not None else None
-    counts = (round(n) for n in (used.calls, used.cached, used.input_tokens, used.output_tokens))
-    return Estimate(len(dict.fromkeys(features)), len(done), len(left), *counts, usd)
+    return Estimate(
+        len(dict.fromkeys(features)), len(done), len(left), round(used.calls), round(used.cached),
+        round(used.input_tokens), round(used.output_tokens), usd,
+    )  # fmt: skip
 
 
 class _Used(NamedTuple):

@@ -61,11 +61,12 @@ def main() -> None:
 def run(folder: Path, options: argparse.Namespace) -> Report:
     neuronaut("harvest", "demo", SITE, "--tokens", "300k", "-d", str(folder / "calm.db"))
     shutil.copy(folder / "calm.db", folder / "killed.db")
+    # At one address both times: where a model is asked is part of what a request is known by, and of the draw of faults.
     with server(folder / "calm.log", options) as url:
         neuronaut(*command(folder / "calm.db", url, options))
     rng = random.Random(options.seed)
     logged: list[tuple[float, set[str]]] = []
-    with server(folder / "killed.log", options) as url:
+    with server(folder / "killed.log", options, port=int(url.split(":")[2].split("/")[0])) as url:
         for turn in range(options.kills):
             job = subprocess.Popen(
                 call(*command(folder / "killed.db", url, options)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -131,11 +132,13 @@ def neuronaut(*arguments: str) -> None:
 
 
 @contextmanager
-def server(log: Path, options: argparse.Namespace) -> Iterator[str]:
+def server(log: Path, options: argparse.Namespace, *, port: int = 0) -> Iterator[str]:
     arguments: Sequence[str] = (
         "--faults", str(options.faults), "--delay", str(options.delay), "--hang", "3", "--log", str(log)
     )  # fmt: skip
-    process = subprocess.Popen([sys.executable, SERVER, "--port", "0", *arguments], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, SERVER, "--port", str(port), *arguments], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"

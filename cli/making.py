@@ -162,8 +162,8 @@ def _embedding(how: str | None, i: Ingredients) -> Scorer:
 def _output(how: str | None, i: Ingredients) -> Scorer:
     del how
     _needed(i, "output")
-    prompts = {"tokens": i.prompt("output_tokens"), "continuations": i.prompt("output_text")}
-    return OutputScorer(i.subject, i.sources, **prompts, controls=i.controls)
+    tokens, continuations = i.prompt("output_tokens"), i.prompt("output_text")
+    return OutputScorer(i.subject, i.sources, tokens=tokens, continuations=continuations, controls=i.controls)
 
 
 class Way(NamedTuple):

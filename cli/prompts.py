@@ -102,6 +102,7 @@ def use(name: str, file: str | None, ours: bool, database: str, form: Form) -> N
         raise click.UsageError("give a FILE, or --ours to go back to the package's own")
     shipped = _shipped(name)
     with opened(database, write=True) as store:
+        own = shipped
         if file is None:
             store.drop_prompt(name)
         else:
@@ -110,7 +111,7 @@ def use(name: str, file: str | None, ours: bool, database: str, form: Form) -> N
             store.keep_prompt(own.hash, name, own.text, use=True)
             for place in sorted(shipped.places - own.places):
                 say(f"Warning: ${place} is not in {file}, so the reader will not be told it")
-    row = {"name": name, "hash": shipped.hash if file is None else own.hash, "own": file is not None}
+    row = {"name": name, "hash": own.hash, "own": file is not None}
     emit([row], form, lambda _: f"{name} is now {'ours' if file is None else file}")
 
 

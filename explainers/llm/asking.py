@@ -16,9 +16,9 @@ Asking = Generator[Sequence[Request], Sequence[Reply], T]
 """Yields requests, receives their replies in order, returns a T."""
 
 
-def settled(value: T | Asking[T]) -> Asking[T]:
-    """The value, or what the asking comes to."""
-    return (yield from value) if isinstance(value, Generator) else value
+def settled(value: list[T] | Asking[list[T]]) -> Asking[list[T]]:
+    """The list, or what the asking comes to."""
+    return value if isinstance(value, list) else (yield from value)
 
 
 def together(parts: Sequence[Asking[T]]) -> Asking[list[T]]:
