@@ -127,7 +127,7 @@ class FaultServer:
         self.answer, self.predict = answer, predict
         self.script, self.housekeeping = iter(script), iter(housekeeping)
         self.lock, self.stopping = threading.Lock(), threading.Event()
-        self.seen: list[Seen] = []
+        self._seen: list[Seen] = []
         self.asked: Counter[str] = Counter()
         self.good: Counter[str] = Counter()
         self.paid: dict[str, tuple[int, int]] = {}
@@ -174,10 +174,18 @@ class FaultServer:
             with self.lock:
                 self.busy -= 1
 
+    @property
+    def seen(self) -> list[Seen]:
+        """Every request so far. A client may have its reply before the request is noted, so a moment is waited for."""
+        until = time.monotonic() + 1.0
+        while self.busy and time.monotonic() < until:
+            time.sleep(0.005)
+        return self._seen
+
     def note(self, seen: Seen) -> None:
         """Keep a record, in the log file too."""
         with self.lock:
-            self.seen.append(seen)
+            self._seen.append(seen)
             self.good[seen.key] += seen.good
             if self.log:
                 line = {"key": seen.key, "fault": seen.fault, "good": seen.good, "at": seen.at,
