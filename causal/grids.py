@@ -51,20 +51,19 @@ class Grid:
 
         `labels` are those of `positions`, where these should not speak for themselves.
         """
-        rules = None if positions is None else [str(rule) for rule in positions]
-        numbers = None if units is None else list(units)
-        varied: list[tuple[str, str, list[Any], list[str]]] = []
-        for name, field, values, shown in (
-            ("site", "site", sites, sites),
-            ("unit", "units", numbers and [(unit,) for unit in numbers], numbers and [str(unit) for unit in numbers]),
-            ("position", "positions", rules, rules if labels is None else labels),
-        ):
-            if values is not None:
-                varied.append((name, field, list(values), list(shown or ())))
+        varied: list[tuple[Axis, list[dict[str, Any]]]] = []
+        if sites is not None:
+            varied.append((Axis("site", tuple(sites)), [{"site": site} for site in sites]))
+        if units is not None:
+            numbers = list(units)
+            varied.append((Axis("unit", tuple(map(str, numbers))), [{"units": (number,)} for number in numbers]))
+        if positions is not None:
+            rules = [str(rule) for rule in positions]
+            varied.append((Axis("position", tuple(labels or rules)), [{"positions": rule} for rule in rules]))
         base = edit.model_dump()
-        changes = product(*([(field, value) for value in values] for _, field, values, _ in varied))
-        edits = tuple(Edit.load(base | dict(change)) for change in changes)
-        return cls(tuple(Axis(name, tuple(labels)) for name, _, _, labels in varied), edits)
+        cells = product(*(changes for _, changes in varied))
+        edits = tuple(Edit.load(base | {k: v for change in cell for k, v in change.items()}) for cell in cells)
+        return cls(tuple(axis for axis, _ in varied), edits)
 
     @classmethod
     def listed(cls, edits: Iterable[Edit]) -> Self:

@@ -99,21 +99,23 @@ class Sweep:
     def picture(self, path: str | Path, *, metric: str | None = None, title: str = "") -> None:
         """Draw a metric (by default the first): two axes as a heat map, one as points; a panel for each direction."""
         name = metric or self.cells[0].effects[0].metric
-        directions = [_direction(one) for one in self.cells[0].effects if one.metric == name]
-        if not directions or len(self.axes) > 2:
+        directions: list[Direction | None] = [_direction(one) for one in self.cells[0].effects if one.metric == name]
+        if not directions or len(self.axes) not in (1, 2):
             raise NeuronautError(
-                f"cannot draw {name} over {len(self.axes)} axes; wanted a metric that was measured and at most 2 axes"
+                f"cannot draw {name} over {len(self.axes)} axes; wanted a metric that was measured and 1 or 2 axes"
             )
         unit = f"{name}, {'fraction recovered' if directions[0] else 'mean change'}"
-        panels = {one or "edited": self.values(name, one) for one in directions}
-        *rows, columns = (axis.labels for axis in self.axes)
-        last = self.axes[-1].name
+        panels: dict[str, list[float | None]] = {one or "edited": self.values(name, one) for one in directions}
+        *rows, columns = self.axes
         if rows:
-            grids = {panel: _folded(values, len(columns)) for panel, values in panels.items()}
-            heat_maps(grids, rows=rows[0], columns=columns, title=title, path=path, unit=unit, x_label=last)
+            grids = {panel: _folded(values, len(columns.labels)) for panel, values in panels.items()}
+            heat_maps(
+                grids, rows=rows[0].labels, columns=columns.labels, title=title, path=path, unit=unit,
+                x_label=columns.name,
+            )  # fmt: skip
         else:
             spans = {one or "edited": [_interval(c.effect(name, one)) for c in self.cells] for one in directions}
-            points(panels, labels=columns, title=title, path=path, intervals=spans, unit=unit)
+            points(panels, labels=columns.labels, title=title, path=path, intervals=spans, unit=unit)
 
 
 def _direction(effect: Effect | Shift) -> Direction | None:

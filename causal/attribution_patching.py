@@ -1,0 +1,279 @@
+"""Attribution patching: what patching would do, for every node at once, by gradients, and how far that is right.
+
+With M the metric, a the values of a node and `base` the run that would be patched (corrupted to denoise, clean to
+noise), the first-order prediction of how far patching the node alone moves M towards the clean run, or away from it, is
+
+    score = sum over positions and coordinates of (a_clean - a_corrupted) . dM/da at base             (Nanda 2023)
+    score = the same with the mean of dM/da along a line between the runs, by the midpoint rule       (see `gradients`)
+
+in units of M. A node is a cell of a grid of patches: a head, neuron, feature, whole vector, each at its positions; what
+a dictionary leaves out is a node too, so that features and error together are worth what the whole vector is.
+
+Nothing is believed unchecked. Three gradings come with every result: completeness (do the scores of a cut, which all
+that differs must pass, add up to M(clean) - M(corrupted)?), agreement with exact patching in rank on a random sample
+of cells, and exact patching of the highest-ranked ones. What does not hold is said in `doubts`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from .applying import NOTHING, Materials
+from .cells import Cost, observe
+from .edits import Edit
+from .gradients import Ends, Passes, Slopes
+from .grading import Agreement, Cut, Verified, doubts, grade
+from .grids import Axis, Grid
+from .measures import EPSILON, Direction, Question
+from .measures import metric as metric_of
+from .node_scores import check, worths
+from .pictures import heat_map, points
+from .prompts import Pairs
+from .records import Provenance
+from .runs import AT_ONCE
+from .sweeps import SETTINGS
+
+
+class Line(NamedTuple):
+    """A line to average gradients along, by the midpoint rule."""
+
+    over: Literal["site", "embed"]
+    """Whose vectors move: each node's own site's, or the embeddings; see `gradients`."""
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node and its score."""
+
+    labels: tuple[str, ...]
+    """On each axis of the grid; of a dictionary's error its name."""
+    edit: Edit | None
+    """The patch that is predicted; None of a dictionary's error, which no edit patches alone."""
+    scores: tuple[float, ...]
+    """By pair, in the metric's unit; positive: the clean values there favour the clean answer."""
+
+    @property
+    def score(self) -> float:
+        """The mean over pairs."""
+        return sum(self.scores) / len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Predicted effects of patches, graded."""
+
+    axes: tuple[Axis, ...]
+    nodes: tuple[Node, ...]
+    """The grid's cells, row by row, then the errors of dictionaries."""
+    direction: Direction
+    metric: str
+    formula: str
+    """Which gradient, taken where, by which rule; with the metric's formula id."""
+    clean: tuple[float, ...]
+    """The metric by pair, as `corrupted`."""
+    corrupted: tuple[float, ...]
+    cuts: tuple[Cut, ...]
+    agreement: Agreement
+    verified: tuple[Verified, ...]
+    """The nodes of the largest scores, patched exactly; largest first."""
+    doubts: tuple[str, ...]
+    """What did not hold, in words; empty where all did."""
+    passes: Passes
+    """Of the gradients and the plain runs; exact patching is in `exact`."""
+    exact: Cost
+    provenance: Provenance
+    seed: int
+    """Of the sample, and of the intervals."""
+
+    @property
+    def difference(self) -> float:
+        """M(clean) - M(corrupted), mean over pairs: what a score is a share of."""
+        return (sum(self.clean) - sum(self.corrupted)) / len(self.clean)
+
+    def ranked(self) -> tuple[Node, ...]:
+        """The largest scores first, whatever their sign."""
+        return tuple(sorted(self.nodes, key=lambda node: -abs(node.score)))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as objects, lists, strings and numbers."""
+        data = asdict(self) | {"provenance": self.provenance.model_dump()}
+        data["nodes"] = [
+            asdict(node) | {"edit": node.edit and str(node.edit), "score": node.score} for node in self.nodes
+        ]
+        data["verified"] = [asdict(one) | {"edit": str(one.edit)} for one in self.verified]
+        return data
+
+    def picture(self, path: str | Path, *, title: str = "") -> None:
+        """Draw the scores of a grid of two axes as a heat map, of one as points."""
+        if len(self.axes) not in (1, 2):
+            raise NeuronautError(f"cannot draw {len(self.axes)} axes; wanted 1 or 2")
+        *rows, columns = self.axes
+        scores = [node.score for node in self.nodes if node.edit is not None]
+        unit, width = f"{self.metric}, predicted effect", len(columns.labels)
+        if rows:
+            values = [scores[start : start + width] for start in range(0, len(scores), width)]
+            heat_map(
+                values, rows=rows[0].labels, columns=columns.labels, title=title, path=path, unit=unit,
+                x_label=columns.name,
+            )  # fmt: skip
+        else:
+            points({self.direction: scores}, labels=columns.labels, title=title, path=path, unit=unit)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Task:
+    """What is asked, the same for every part of the prompts."""
+
+    subject: Subject
+    edits: Sequence[Edit]
+    direction: Direction
+    metric: str
+    line: Line | None
+    materials: Materials
+    at_once: int
+    passes: Passes
+
+    @property
+    def sites(self) -> list[str]:
+        return list(dict.fromkeys(edit.site for edit in self.edits))
+
+    @property
+    def cuts(self) -> list[str]:
+        """The sites that are checked for completeness."""
+        if self.line is not None and self.line.over == "site":
+            return self.sites
+        layers = sorted({edit.layer for edit in self.edits if edit.layer is not None})
+        return [site for site in ("embed", *(f"resid_post.{layer}" for layer in layers)) if site in self.subject.sites]
+
+    @property
+    def kept(self) -> list[str]:
+        """The sites whose vectors are needed of both runs."""
+        over = self.line.over if self.line else None
+        begins = {"embed": ["embed"], "site": [f"resid_pre.{edit.layer}" for edit in self.edits if edit.layer]}
+        return list(dict.fromkeys([*self.sites, *self.cuts, *begins.get(over or "", [])]))
+
+
+class _Part(NamedTuple):
+    """Scores of some pairs, in the sense of moving towards the clean run; on the CPU."""
+
+    clean: Tensor
+    """(row,), as corrupted."""
+    corrupted: Tensor
+    scores: Tensor
+    """(node, row)."""
+    errors: dict[str, Tensor]
+    """By name, (row,)."""
+    totals: Tensor
+    """(cut, row), as wanted."""
+    wanted: Tensor
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def attribution_patching(
+    subject: Subject,
+    pairs: Pairs,
+    grid: Grid,
+    *,
+    direction: Direction = "denoise",
+    metric: str = "logit_difference",
+    line: Line | None = None,
+    materials: Materials = NOTHING,
+    sample: int = 40,
+    top: int = 10,
+    at_once: int = AT_ONCE,
+    seed: int = 0,
+) -> Attribution:
+    """Predict every patch of the grid, grade the predictions, and patch `top` of them exactly.
+
+    Without a line the gradient is taken at the base run: three forwards and one backward in all. With one it is
+    steps as many rows for `embed`, and that for each site for `site`. `at_once` bounds the rows of a pass.
+    """
+    if sample < 1 or top < 1 or at_once < 1 or (line is not None and line.steps < 1):
+        raise NeuronautError(
+            f"cannot take a sample of {sample}, the top {top}, {at_once} rows at once, and {line}; wanted at least 1"
+        )
+    metric_of(metric)  # An unknown one is an error that lists them.
+    check(subject, grid.edits, materials)
+    task = _Task(subject, grid.edits, direction, metric, line, materials, at_once, Passes())
+    parts = [_scored(task, _take(pairs, rows)) for rows in torch.arange(len(pairs)).split(at_once)]
+    clean, corrupted = (torch.cat([getattr(part, name) for part in parts]) for name in ("clean", "corrupted"))
+    difference = float((clean - corrupted).mean())
+    scores, totals, wanted = (torch.cat([getattr(p, n) for p in parts], 1) for n in ("scores", "totals", "wanted"))
+    errors = {name: torch.cat([part.errors[name] for part in parts]) for name in parts[0].errors}
+    nodes = [
+        Node(labels, edit, tuple(row.tolist()))
+        for labels, edit, row in zip(grid.labels, grid.edits, scores, strict=True)
+    ]
+    nodes += [Node((name,), None, tuple(row.tolist())) for name, row in errors.items()]
+    cuts = tuple(_cut(*found, difference) for found in zip(task.cuts, totals.mean(1), wanted.mean(1), strict=True))
+    graded = grade(
+        subject, pairs, grid, scores.mean(1).tolist(), direction=direction, metric=metric, materials=materials,
+        sample=sample, top=top, at_once=at_once, seed=seed,
+    )  # fmt: skip
+    return Attribution(
+        grid.axes, tuple(nodes), direction, metric, _formula(task), tuple(clean.tolist()), tuple(corrupted.tolist()),
+        cuts, graded.agreement, graded.verified, doubts(cuts, graded.agreement, graded.verified, difference),
+        task.passes, graded.sweep.cost, graded.sweep.provenance, seed,
+    )  # fmt: skip
+
+
+def _scored(task: _Task, pairs: Pairs) -> _Part:
+    setting, prompts = SETTINGS[task.direction], {"clean": pairs.clean, "corrupted": pairs.corrupted}
+    assert setting.donor is not None, "patches have donors"
+    runs = {name: observe(task.subject, batch, task.kept) for name, batch in prompts.items()}
+    task.passes.forwards += 2
+    question = Question(pairs.answers, pairs.wrong, runs["clean"][0])
+    values = {name: metric_of(task.metric)(logits, question).double() for name, (logits, _) in runs.items()}
+    batch, ends = prompts[setting.base], Ends(runs[setting.base][1], runs[setting.donor][1])
+    slopes = Slopes(task.subject, batch, ends, question, task.metric, task.at_once, task.passes)
+    towards = 1.0 if task.direction == "denoise" else -1.0
+    gradients, wanted = _slopes(task, slopes, values["clean"] - values["corrupted"], values[setting.base], towards)
+    scores, errors = worths(task.subject, batch, task.edits, ends, gradients, materials=task.materials)
+    totals = [((ends.donor[cut] - ends.base[cut]) * gradients[cut]).double().sum((1, 2)) for cut in task.cuts]
+    return _Part(
+        values["clean"].cpu(), values["corrupted"].cpu(), towards * scores,
+        {name: towards * error for name, error in errors.items()}, towards * torch.stack(totals).cpu(), wanted.cpu(),
+    )  # fmt: skip
+
+
+def _slopes(
+    task: _Task, slopes: Slopes, difference: Tensor, base: Tensor, towards: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradients by site, and what the scores of each cut should add up to, (cut, row)."""
+    sites = list(dict.fromkeys([*task.sites, *task.cuts]))
+    if task.line is not None and task.line.over == "site":
+        found = {site: slopes.along_site(site, steps=task.line.steps) for site in sites}
+        ends = [towards * (found[cut][1].double() - base) for cut in task.cuts]
+        return {site: gradient for site, (gradient, _) in found.items()}, torch.stack(ends)
+    whole = difference.expand(len(task.cuts), -1)
+    if task.line is not None:
+        return slopes.along_embed(sites, steps=task.line.steps), whole
+    return slopes.at_base(sites), whole
+
+
+def _cut(site: str, total: Tensor, wanted: Tensor, difference: float) -> Cut:
+    error = float(total - wanted)
+    return Cut(site, float(total), float(wanted), error / difference if abs(difference) >= EPSILON else None)
+
+
+def _take(pairs: Pairs, rows: Tensor) -> Pairs:
+    return Pairs(pairs.clean.take(rows), pairs.corrupted.take(rows), pairs.answers[rows], pairs.wrong[rows])
+
+
+def _formula(task: _Task) -> str:
+    base = SETTINGS[task.direction].base
+    text = {
+        "point": f"at the {base} run",
+        "embed": "mean over {} midpoints from corrupted to clean embeddings",
+        "site": "mean over {} midpoints from corrupted to clean vectors of the site, the " + base + " run before it",
+    }[task.line.over if task.line else "point"]
+    at = text.format(task.line.steps if task.line else 0)
+    return f"sum (clean - corrupted) . dM/d(node) {at}, M = {metric_of(task.metric).formula}/1"

@@ -1,0 +1,128 @@
+"""Gradients of a metric by the vectors of sites, at a run or along a straight line between two runs.
+
+The two runs are the ends: the base is the one that patches would be written into, the donor the one they would come
+from. Along a line the gradients are averaged by the midpoint rule, over m points (k - 1/2)/m of the way, k = 1..m; what
+multiplies them, donor - base, is the caller's. Every prompt is a row, rows do not see each other, and no pass has more
+than `at_once` of them.
+
+    point   at the base run itself
+    embed   the vectors at `embed` move; all sites are read along the way ("EAP-IG inputs", Hanna et al. 2024)
+    site    the vectors at one site move, and all before it stay the base's; each site has its own line
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from .cells import observe
+from .measures import Question, metric
+from .prompts import Batch
+from .runs import resumable, resume
+
+
+class Ends(NamedTuple):
+    """The two runs' vectors, by site: (row, position, width)."""
+
+    base: Mapping[str, Tensor]
+    donor: Mapping[str, Tensor]
+
+
+@dataclass(slots=True)
+class Passes:
+    """What gradients have cost so far."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Slopes:
+    """Takes gradients between two runs; prompts must fit into one pass."""
+
+    subject: Subject
+    batch: Batch
+    """The base prompts."""
+    ends: Ends
+    question: Question
+    metric: str
+    at_once: int
+    passes: Passes = field(default_factory=Passes)
+
+    def at_base(self, sites: Sequence[str]) -> dict[str, Tensor]:
+        """By site, (row, position, width)."""
+        return self._gradients(1, sites, {})[1]
+
+    def along_embed(self, sites: Sequence[str], *, steps: int) -> dict[str, Tensor]:
+        """By site, the mean over the line."""
+        total: dict[str, Tensor] = {}
+        for points in self._points("embed", steps):
+            _, found = self._gradients(len(points), sites, {"embed": points.flatten(0, 1)})
+            for site, gradient in found.items():
+                summed = gradient.unflatten(0, points.shape[:2]).double().sum(0)
+                total[site] = total.get(site, 0) + summed
+        return {site: (summed / steps).to(self.ends.base[site].dtype) for site, summed in total.items()}
+
+    def along_site(self, site: str, *, steps: int) -> tuple[Tensor, Tensor]:
+        """The mean over the site's line, (row, position, width), and the metric at its end, (row,)."""
+        number = site.partition(".")[2]
+        layer = 0 if not number or resumable(self.subject) else int(number)
+        total = torch.zeros_like(self.ends.base[site], dtype=torch.float64)
+        for points in self._points(site, steps):
+            _, found = self._gradients(len(points), [site], {site: points.flatten(0, 1)}, layer=layer)
+            total += found[site].unflatten(0, points.shape[:2]).double().sum(0)
+        end, _ = self._gradients(1, [], {site: self.ends.donor[site]}, layer=layer)
+        return (total / steps).to(self.ends.base[site].dtype), end
+
+    def _points(self, site: str, steps: int) -> Iterator[Tensor]:
+        """(point, row, position, width), as many points at a time as fit into a pass."""
+        start, stop = self.ends.base[site], self.ends.donor[site]
+        ways = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+        for part in ways.to(start.device, start.dtype).split(max(1, self.at_once // len(self.batch))):
+            yield start + part[:, None, None, None] * (stop - start)
+
+    def _gradients(
+        self, count: int, sites: Sequence[str], moved: Mapping[str, Tensor], *, layer: int = 0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The metric, (count x row,), and its gradients, of `count` copies of the prompts with some vectors `moved`."""
+        leaves: dict[str, Tensor] = {}
+        batch, question = self.batch.take(torch.arange(len(self.batch)).repeat(count)), _copies(self.question, count)
+        begin = resume(self.subject, layer, self._residual(layer, count)) if layer else nullcontext()
+        with torch.enable_grad(), begin:
+            logits, _ = observe(self.subject, batch, list({*sites, *moved}), _leaf(leaves, moved))
+            values = metric(self.metric)(logits, question)
+            if not values.requires_grad:
+                raise NeuronautError(f"metric {self.metric} has no gradient; choose one that changes smoothly")
+            gradients = torch.autograd.grad(values.sum(), [leaves[site] for site in sites]) if sites else ()
+        self.passes.forwards += 1
+        self.passes.backwards += bool(sites)
+        return values.detach(), dict(zip(sites, gradients, strict=True))
+
+    def _residual(self, layer: int, count: int) -> Tensor:
+        return self.ends.base[f"resid_pre.{layer}"].repeat(count, 1, 1)
+
+
+def _leaf(leaves: dict[str, Tensor], moved: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """Makes every site's tensor one that a gradient can be taken by: the moved one, or itself plus nothing."""
+
+    def change(site: str, tensor: Tensor) -> Tensor:
+        leaves[site] = moved[site].detach().clone() if site in moved else torch.zeros_like(tensor)
+        leaves[site].requires_grad_()
+        return leaves[site] if site in moved else tensor + leaves[site]
+
+    return change
+
+
+def _copies(question: Question, count: int) -> Question:
+    wrong, plain = question.wrong, question.plain
+    return replace(
+        question,
+        answers=question.answers.repeat(count),
+        wrong=None if wrong is None else wrong.repeat(count),
+        plain=None if plain is None else plain.repeat(count, 1),
+    )
