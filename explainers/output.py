@@ -2,7 +2,7 @@
 
 Shown are the tokens that the feature's direction raises and lowers the most (subject/directions.py), and a few
 neutral beginnings of training text, continued by the subject as it is and with the feature held at twice its peak
-(subject/steering.py). All features of a batch are steered together, on the same beginnings: for F features
+(causal/clamping.py). All features of a batch are steered together, on the same beginnings: for F features
 and the defaults here that takes 12 * ceil((F + 1) / 4) forwards of 16 short rows.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from ..causal.clamping import Clamp, Continuations, steer
 from ..data.records import Explanation
 from ..subject.address import Feature
 from ..subject.directions import Promoted, TokenEffect, direction, promoted
 from ..subject.model import Subject
-from ..subject.steering import Clamp, Continuations, steer
 from .abstain import abstention
 from .ask import Extent, PromptExplainer, Shown
 from .batch import Background, TrainBatch, TrainEvidence

@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..causal.clamping import Clamp, steer
 from ..data.records import Example
 from ..explainers.output import LENGTH, STRENGTH, WRITTEN, quoted
 from ..subject.address import Feature
 from ..subject.directions import direction, promoted
 from ..subject.model import Subject
 from ..subject.sources import Source
-from ..subject.steering import Clamp, steer
 from .holdout import Holdout
 
 LISTS, LISTED = 2, 8
