@@ -54,7 +54,7 @@ def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
     examples.sort(key=lambda example: (-example.peak, example.window))
     source = next(row for row in store.sources() if row["source"] == str(feature.source))
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
-    scores = [asdict(score) for score in store.scores(best.id)] if best else []
+    scores = [{**asdict(score), "flagged": score.flagged} for score in store.scores(best.id)] if best else []
     for score in scores:
         del score["windows"]
     return row | {
@@ -129,9 +129,14 @@ def _scores(scores: Sequence[Row]) -> str:
         display.key("scorer"), display.key("examples"), display.key("metric"), display.SCORE,
         display.key("n", right=True),
         *map(_baseline, names),
-        display.Column("", lambda row: row["reason"] or ""),
+        display.Column("", _doubt),
     ]  # fmt: skip
     return display.table(rows, columns)
+
+
+def _doubt(score: Row) -> str:
+    """Why there is no value, or why it is not to be trusted."""
+    return score["reason"] or (f"only {score['coverage']:.0%} was answered" if score["flagged"] else "")
 
 
 def _baseline(name: str) -> display.Column:

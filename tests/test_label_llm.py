@@ -340,3 +340,22 @@ def test_a_batch_is_sent_left_and_collected(whole: tuple[Path, list[Result]], da
 def test_without_a_language_model_it_is_asked_for(database: Path) -> None:
     with Store(database) as store, pytest.raises(NeuronautError, match="-m openai:MODEL"):
         list(label(features("river"), store, subject(), explainer=Oneshot(), scorers=[]))
+
+
+def test_what_was_not_answered_lowers_the_coverage_and_flags_the_score(database: Path) -> None:
+    speechless: list[str] = []
+
+    def silent_on_detection(messages: Sequence[dict[str, Any]]) -> str:
+        last = messages[-1]["content"]
+        if "check a description" in messages[0]["content"] and "` river`" in last and not speechless:
+            speechless.append(last)
+            return "I cannot tell."
+        return reader(messages)
+
+    with Store(database) as store, served(answer=silent_on_detection) as server:
+        (result,) = run(store, server, names=("river",))
+    judged = next(s for s in result.scores if (s.scorer, s.metric) == ("detection", "auroc"))
+    assert 0 < judged.coverage < 0.95 and judged.flagged
+    assert judged.coverage == 0.75 and judged.provenance["missing"] == {"unparsed": 5}
+    simulated = next(s for s in result.scores if s.scorer == "simulation")
+    assert simulated.coverage == 1.0 and not simulated.flagged
