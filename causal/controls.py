@@ -51,6 +51,22 @@ def random_directions(edit: Edit, *, count: int, seed: int = 0) -> tuple[Edit, .
     return tuple(edit.model_copy(update={"control": one}) for one in seeds)
 
 
+def matched(
+    subject: Subject, edit: Edit, *, sources: Mapping[str, Source], count: int, seed: int = 0
+) -> dict[str, tuple[Edit, ...]]:
+    """At most `count` controls of each sort that the edit has: `other units`, `random directions`."""
+    found: dict[str, tuple[Edit, ...]] = {}
+    size = population(subject, edit, sources=sources)
+    # A multiple of a quantile means nothing of units that never fire in the reference, as most may not.
+    if edit.units is not None and edit.quantile is None and 2 * len(edit.units) <= size:
+        found["other units"] = other_units(edit, population=size, count=count, seed=seed)
+    if not edit.on_pattern:
+        found["random directions"] = random_directions(edit, count=count, seed=seed)
+    if not found:
+        raise NeuronautError(f"edit {edit} has no controls; name fewer heads, so that there are others")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """A real effect among those of its controls, by size."""

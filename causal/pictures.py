@@ -24,6 +24,8 @@ Values = Sequence[Sequence[float | None]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which people with any colour vision tell apart."""
 DASHES = ("-", "--", ":", "-.")
+LETTER = 0.065
+"""Inches that a letter in a cell is wide."""
 ANNOTATED = 400
 """Cells up to which a heat map has its numbers written in."""
 TICKS = 48
@@ -39,9 +41,13 @@ def heat_map(
     path: str | Path,
     unit: str = "",
     x_label: str = "",
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Draw cells as colours; `unit` says what they are, beside the scale."""
-    heat_maps({title: values}, rows=rows, columns=columns, title="", path=path, unit=unit, x_label=x_label)
+    """Draw cells as colours; `unit` says what they are, beside the scale. `texts` are written in instead of numbers."""
+    written = None if texts is None else {title: texts}
+    heat_maps(
+        {title: values}, rows=rows, columns=columns, title="", path=path, unit=unit, x_label=x_label, texts=written
+    )
 
 
 def heat_maps(
@@ -53,14 +59,19 @@ def heat_maps(
     path: str | Path,
     unit: str = "",
     x_label: str = "",
+    texts: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> None:
-    """Heat maps beside each other, by name, with one scale and the same rows and columns."""
+    """Heat maps beside each other, by name, with one scale and the same rows and columns.
+
+    `texts`, by name too, are written into the cells instead of their numbers.
+    """
     grids = {name: _array(values, len(rows), len(columns)) for name, values in panels.items()}
     known = np.concatenate([grid[np.isfinite(grid)] for grid in grids.values()])
     if not known.size:
         raise NeuronautError(f"there is nothing to draw in {path}: every value is withheld")
     peak = float(np.abs(known).max()) or 1.0
-    width = min(24.0, 1.8 + max(2.6, 0.42 * len(columns)) * len(grids))
+    longest = max((len(text) for panel in (texts or {}).values() for row in panel for text in row), default=0)
+    width = min(24.0, 1.8 + max(2.6, max(0.42, LETTER * longest) * len(columns)) * len(grids))
     figure = _figure(width, min(24.0, 1.4 + max(1.6, 0.32 * len(rows))), title)
     drawn: Any = None
     places = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
@@ -70,9 +81,11 @@ def heat_maps(
         axes.set_title(name, fontsize=9, parse_math=False)
         axes.set_xlabel(x_label)
         _tick(axes.xaxis, columns, rotation=90 if max(map(len, columns)) > 3 else 0)
-        _write_in(axes, grid, peak)
+        _write_in(axes, grid, peak, None if texts is None else texts[name])
     _tick(places[0].yaxis, rows)
-    figure.colorbar(drawn, ax=list(places), label=unit)
+    scale = figure.colorbar(drawn, ax=list(places), label=unit)
+    if known.min() >= 0:
+        scale.ax.set_ylim(0, peak)
     _save(figure, path)
 
 
@@ -128,6 +141,26 @@ def points(
     _save(figure, path)
 
 
+def bars(
+    series: Mapping[str, Sequence[float]], *, labels: Sequence[str], title: str, path: str | Path, unit: str = ""
+) -> None:
+    """Values as bars, one group for each label, one colour for each of the series, by name."""
+    figure = _figure(6.4, min(24.0, 1.4 + (0.12 + 0.14 * len(series)) * len(labels)), title)
+    axes, thick = figure.subplots(), 0.8 / len(series)
+    axes.axvline(0, color="#999999", lw=0.8)
+    for number, (name, values) in enumerate(series.items()):
+        y = np.arange(len(labels)) + (number - (len(series) - 1) / 2) * thick
+        axes.barh(
+            y, _array([values], 1, len(labels))[0], height=thick, color=COLOURS[number % len(COLOURS)], label=name
+        )
+    _tick(axes.yaxis, labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def _figure(width: float, height: float, title: str) -> "Figure":
     try:
         from matplotlib.figure import Figure
@@ -170,11 +203,13 @@ def _tick(axis: Any, labels: Sequence[str], *, rotation: int = 0) -> None:
         label.set(rotation=rotation, parse_math=False)
 
 
-def _write_in(axes: "Axes", grid: np.ndarray, peak: float) -> None:
-    """Cross out what has no value, and write the others in where there is room."""
+def _write_in(axes: "Axes", grid: np.ndarray, peak: float, texts: Sequence[Sequence[str]] | None) -> None:
+    """Cross out what has no value, and write the others, or their texts, in where there is room."""
     for (row, column), value in np.ndenumerate(grid):
         if np.isnan(value):
             axes.text(column, row, "×", ha="center", va="center", fontsize=7, color="#555555")
         elif grid.size <= ANNOTATED:
             colour = "white" if abs(value) > 0.6 * peak else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
+            # Adding 0.0 takes the sign off a zero.
+            text = f"{round(float(value), 2) + 0.0:.2f}" if texts is None else texts[row][column]
+            axes.text(column, row, text, ha="center", va="center", fontsize=5.5, color=colour, parse_math=False)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from .edits import Edit
 from .fidelity import fidelity
 from .measures import Question, metric
 from .prompts import Batch
-from .runs import alike, compare, gather
+from .runs import Comparison, alike, compare, gather
 
 Rows = tuple[tuple[int, ...], ...]
 """Token ids, BOS included, of each prompt."""
@@ -108,8 +108,20 @@ class Outcome(_Data):
     provenance: Provenance
 
 
+class Ran(NamedTuple):
+    """A trial's outcome, and the logits and reports that it was measured on."""
+
+    outcome: Outcome
+    comparison: Comparison
+
+
 def run(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | None = None) -> Outcome:
     """Run a trial; dictionaries go by their `SITE@NAME`. KL is taken to the run without edits."""
+    return observed(subject, trial, sources=sources).outcome
+
+
+def observed(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | None = None) -> Ran:
+    """As `run`, and what no record keeps."""
     sources = {} if sources is None else sources
     _check(subject, trial)
     batch = Batch.of(subject, trial.prompts)
@@ -128,7 +140,8 @@ def run(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | N
     before, after = measured(both.before), measured(both.after)
     trust = {name: Trust(**asdict(fidelity(subject, sources[name], batch))) for name in _dictionaries(trial)}
     provenance = provenance_of(subject, trial, sources=sources)
-    return Outcome(trial=trial, before=before, after=after, done=done, dictionaries=trust, provenance=provenance)
+    outcome = Outcome(trial=trial, before=before, after=after, done=done, dictionaries=trust, provenance=provenance)
+    return Ran(outcome, both)
 
 
 def replay(subject: Subject, outcome: Outcome, *, sources: Mapping[str, Dictionary] | None = None) -> Outcome:
