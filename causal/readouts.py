@@ -1,0 +1,91 @@
+"""What a run is read out for, one number for each row: the answer's metrics, a set of tokens, a feature further on.
+
+A readout runs the subject as it is at that moment, edited or not, over rows of any number, and then makes numbers of
+what it has seen of a batch's rows, beside what the plain run showed of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..subject.address import Feature
+from ..subject.directions import checked_index
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from ..subject.sources import Source
+from .measures import Question, metric
+from .prompts import Batch
+from .runs import logits_at
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Readout:
+    """One number for each row."""
+
+    name: str
+    formula: str
+    """The id of its formula, with its unit."""
+    run: Callable[[Subject, Batch], Tensor]
+    """A forward pass over rows: (row, ...)."""
+    read: Callable[[Tensor, Tensor], Tensor]
+    """From what a run showed of a batch, and a plain run of it, (row, ...) each, to (row,), float32."""
+
+
+def _last_logits(subject: Subject, batch: Batch) -> Tensor:
+    return logits_at(subject, batch.tokens, batch.last)
+
+
+def answers(name: str, ids: Sequence[int] = (), *, wrong: Sequence[int] | None = None) -> Readout:
+    """A metric of `measures` at the rows' last positions; one answer for each row, which only `kl` does without."""
+    measured = metric(name)
+    wanted = torch.tensor(list(ids), dtype=torch.long)
+    against = None if wrong is None else torch.tensor(list(wrong), dtype=torch.long)
+
+    def read(logits: Tensor, plain: Tensor) -> Tensor:
+        given = [one for one in (wanted, against) if one is not None and (len(one) or name != "kl")]
+        if any(one.shape != (len(logits),) for one in given):
+            raise NeuronautError(
+                f"metric {name} has {len(wanted)} answers for {len(logits)} prompts; give an answer to each, and a "
+                "wrong one or none to each"
+            )
+        return measured(logits, Question(wanted, against, plain))
+
+    return Readout(name, measured.formula, _last_logits, read)
+
+
+def token_set(ids: Sequence[int]) -> Readout:
+    """The log-probability, in nats, that one of these tokens comes after the row."""
+    chosen = sorted(set(ids))
+    if not chosen:
+        raise NeuronautError("the set of tokens is empty; give at least one token id")
+
+    def run(subject: Subject, batch: Batch) -> Tensor:
+        if not 0 <= chosen[0] <= chosen[-1] < len(subject.vocabulary):
+            raise NeuronautError(
+                f"token ids {chosen} are not all among the {len(subject.vocabulary)} of {subject.name}"
+            )
+        return _last_logits(subject, batch)
+
+    def read(logits: Tensor, plain: Tensor) -> Tensor:
+        del plain
+        return logits.float().log_softmax(-1)[:, chosen].logsumexp(-1)
+
+    return Readout("log_probability_of_set", "ln sum p[set]/1", run, read)
+
+
+def activation(source: Source, feature: Feature) -> Readout:
+    """A feature's activation at the rows' last positions, counted as its tail counts it."""
+    index, sign = checked_index(source, feature), -1.0 if feature.negative else 1.0
+    site = source.id.site
+
+    def run(subject: Subject, batch: Batch) -> Tensor:
+        vectors = subject.read(batch.tokens, [site])[site][torch.arange(len(batch)), batch.last]
+        return source.encode(vectors, torch.tensor([index], device=vectors.device))
+
+    def read(values: Tensor, plain: Tensor) -> Tensor:
+        del plain
+        return sign * values[:, 0].float()
+
+    return Readout(f"activation of {feature}", "activation at last/1", run, read)
