@@ -11,7 +11,7 @@ Each generator takes a subject and gives what draws one row from a random number
 
 The built-in subject prefers the answer in 100% of the clean induction rows (mean logit difference 19.8), 99% of the
 brackets (6.6) and 96% of the variables (3.4), and in as many of the corrupted ones the wrong one (94%, 98%, 96%), over
-256 rows each; it has none of the names of `ioi` as one token. It was right in no more than 80% after `self.name =` in
+256 rows each; it has none of the names of `ioi` as one token. It was right in at most 84% after `self.name =` in
 an `__init__`, and by chance after `:param` in docstrings, so these are no generators here.
 """
 
