@@ -20,6 +20,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.benchmarks.harvest
 	$(BIN)/python -m neuronaut.benchmarks.planted
 	$(BIN)/python -m neuronaut.benchmarks.labels
+	$(BIN)/python -m neuronaut.benchmarks.throughput
+	$(BIN)/python -m neuronaut.benchmarks.faults
+	$(BIN)/python -m neuronaut.benchmarks.sweeps
 
 # Retrains what data/demo ships: the tokenizer and model (about an hour on two cores), then the SAE (minutes).
 demo-model: $(VENV)/.ready
