@@ -211,5 +211,5 @@ def _write_in(axes: "Axes", grid: np.ndarray, peak: float, texts: Sequence[Seque
         elif grid.size <= ANNOTATED:
             colour = "white" if abs(value) > 0.6 * peak else "black"
             # Adding 0.0 takes the sign off a zero.
-            text = f"{round(float(value), 2) + 0.0:.2f}" if texts is None else texts[row][column]
+            text = f"{round(float(value), 2) + 0.0:.2f}" if texts is None else texts[int(row)][int(column)]
             axes.text(column, row, text, ha="center", va="center", fontsize=5.5, color=colour, parse_math=False)

@@ -143,10 +143,11 @@ def _each_answer(subject: "Subject", questions: Asked) -> list[str]:
 
 
 def _draw_components(rows: Sequence[Row], questions: Asked, subject: "Subject", picture: str) -> None:
+    from ..causal.measures import Interval
     from ..causal.pictures import points
 
     name = f"What writes {_answers(subject, questions)}"
-    intervals = [None if row["ci_low"] is None else (row["ci_low"], row["ci_high"]) for row in rows]
+    intervals = [None if row["ci_low"] is None else Interval(row["ci_low"], row["ci_high"]) for row in rows]
     points(
         {name: [row["value"] for row in rows]}, labels=[row["component"] for row in rows], intervals={name: intervals},
         title="", path=picture, unit="logits",
@@ -176,6 +177,8 @@ def _attribute_inputs(
     if picture is not None:
         _draw_inputs(rows, picture)
     emit(rows, form, lambda shown: "\n\n".join(map(_input_table, shown)))
+    if silent := [row["prompt"] for row in rows if feature is not None and row["metric"] == 0]:
+        say(f"{feature} is silent at the end of {', '.join(map(quoted, silent))}; end the prompt where it fires")
 
 
 def _targets(subject: "Subject", questions: Asked, feature: str | None, options: Mapping[str, Any]) -> "list[Target]":

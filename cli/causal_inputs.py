@@ -111,8 +111,8 @@ def asked(
     from ..causal.next_tokens import last_logits
     from ..causal.prompts import Batch
 
-    rows: list[Mapping[str, Any]] = [{"prompt": prompt} for prompt in prompts]
-    rows = [{"answer": answer, "wrong": wrong} | row for row in (*rows, *_prompt_lines(file))]
+    rows = [*({"prompt": prompt} for prompt in prompts), *_prompt_lines(file)]
+    rows = [{"answer": answer, "wrong": wrong, **row} for row in rows]
     if not rows:
         raise NeuronautError("no prompt is given; add a text in quotes, or --prompts FILE")
     texts = tuple(plain(row["prompt"]) for row in rows)
@@ -136,7 +136,7 @@ def _token(subject: "Subject", prompt: str, text: str) -> int:
     return next_token(subject, prompt, plain(text))
 
 
-def _prompt_lines(file: str | None) -> list[Mapping[str, Any]]:
+def _prompt_lines(file: str | None) -> list[dict[str, Any]]:
     return [] if file is None else [row for _, row in lines(file, {"prompt": str}, {"answer": str, "wrong": str})]
 
 
@@ -150,19 +150,19 @@ class Line(NamedTuple):
 def lines(file: str, wanted: Mapping[str, type], allowed: Mapping[str, type] = {}) -> Iterator[Line]:
     """The objects of a file of JSON lines (- is stdin), each with the fields `wanted` and maybe those `allowed`."""
     fields = {**wanted, **allowed}
-    for number, text in enumerate(read(file).splitlines(), 1):
+    for number, text in enumerate(read(file).split("\n"), 1):
         if not text.strip():
             continue
         try:
             row = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _bad_line(file, number, f"this is no JSON ({error})", fields) from None
-        if not isinstance(row, dict) or (missing := [name for name in wanted if name not in row]):
-            what = f"{', '.join(missing)} is missing" if isinstance(row, dict) else "this is no object"
-            raise _bad_line(file, number, what, fields)
-        for name, kind in fields.items():
-            if name in row and not isinstance(row[name], kind):
-                raise _bad_line(file, number, f"{name} is {json.dumps(row[name])[:40]}", fields)
+        if not isinstance(row, dict):
+            raise _bad_line(file, number, "this is no object", fields)
+        if missing := [name for name in wanted if name not in row]:
+            raise _bad_line(file, number, f"{', '.join(missing)} is missing", fields)
+        if wrong := [name for name, kind in fields.items() if name in row and not isinstance(row[name], kind)]:
+            raise _bad_line(file, number, f"{wrong[0]} is {json.dumps(row[wrong[0]])[:40]}", fields)
         yield Line(number, {name: row[name] for name in fields if name in row})
 
 

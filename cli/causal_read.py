@@ -10,7 +10,7 @@ from ..subject.errors import NeuronautError
 from . import display
 from .causal_bench import open_subject, sites_named, subject_options
 from .causal_inputs import Asked, asked, picture_option, positions_option, prompts_option, seed_option
-from .causal_tables import ends, quoted, spanned_column
+from .causal_tables import blocks, ends, quoted, spanned_column
 from .common import Form, Row, emit, form_options
 
 if TYPE_CHECKING:
@@ -83,17 +83,17 @@ def _lens_table(rows: list[Row]) -> str:
         display.Column("p(target)", lambda row: f"{row['probability']:.3f}", right=True),
         display.key("rank", right=True), display.Column("likeliest next tokens", _likeliest),
     ]  # fmt: skip
-    blocks: dict[tuple[str, int], list[Row]] = {}
+    places: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        blocks.setdefault((row["prompt"], row["position"]), []).append(row)
-    return "\n\n".join(
+        places.setdefault((row["prompt"], row["position"]), []).append(row)
+    return blocks(*(
         f"{display.visible(prompt)}\nafter {quoted(block[0]['token'])} at position {position}, "
         f"target {quoted(block[0]['target'])}\n{display.table(block, columns)}"
-        for (prompt, position), block in blocks.items()
-    )
+        for (prompt, position), block in places.items()
+    ))  # fmt: skip
 
 
-def _likeliest(row: Row) -> str:
+def _likeliest(row: display.Row) -> str:
     return "  ".join(f"{quoted(one['token'])} {one['probability']:.2f}" for one in row["top"])
 
 

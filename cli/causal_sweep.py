@@ -27,7 +27,7 @@ from .causal_tables import blocks, ends, spanned, spanned_column, trusts
 from .common import Form, Row, emit, form_options, say
 
 if TYPE_CHECKING:
-    from ..causal.attribution_patching import Attribution
+    from ..causal.attribution_patching import Attribution, Line
     from ..causal.grids import Grid
     from ..causal.measures import Direction, Effect
     from ..causal.prompts import Batch
@@ -48,8 +48,8 @@ AXES = ("layers", "units", "positions")
 @metric_option()
 @click.option("--only", type=click.Choice(["denoise", "noise"]), help="Only one direction of pairs.  [default: both]")
 @click.option("--predict", is_flag=True, help="Predict by gradients; patch a sample and the highest exactly.")
-@click.option("--steps", type=click.IntRange(1), metavar="N",
-              help="With --predict: average gradients over N points between the runs.")  # fmt: skip
+@click.option("--line", metavar="KIND:STEPS",
+              help="With --predict: gradients averaged along a line between the runs, site:8 or embed:8.")  # fmt: skip
 @top_option
 @seed_option
 @picture_option
@@ -58,7 +58,7 @@ AXES = ("layers", "units", "positions")
 @form_options
 def sweep(
     model: str, edits: tuple[str, ...], over: str | None, texts: tuple[str, ...], file: str | None, metric: str | None,
-    only: "Direction | None", predict: bool, steps: int | None, top: int, seed: int, picture: str | None,
+    only: "Direction | None", predict: bool, line: str | None, top: int, seed: int, picture: str | None,
     output: str | None, form: Form, **options: Any,
 ) -> None:  # fmt: skip
     """Try an edit everywhere.
@@ -67,6 +67,7 @@ def sweep(
     cell by itself, many beside each other in a forward pass. A site may leave its layer out: head=patch --over
     layers,units. Of pairs each cell has the fraction recovered in both directions, of prompts the mean change of
     the metric. --predict is attribution patching: one backward pass for all cells, with how far it can be believed.
+    A --line is no better in general: compare the rank agreement that is told with each.
 
     \b
     Examples:
@@ -76,8 +77,10 @@ def sweep(
       neuronaut sweep demo resid_post.2@sae=0 --over units --prompt "def __init__(self, name): self.name ="
       neuronaut sweep gpt2 mlp=patch --over layers,units --pairs ioi.jsonl --predict --output neurons.json
     """
-    if steps is not None and not predict:
-        raise click.UsageError("--steps goes with --predict; add it")
+    from ..causal.sweeps import Sweep
+
+    if line is not None and not predict:
+        raise click.UsageError("--line goes with --predict; add it")
     unpaired = bool(texts) or file is not None
     paired = predict or only or any(options[name] is not None for name in ("task", "pairs", "clean", "corrupted"))
     if unpaired and paired:
@@ -88,14 +91,17 @@ def sweep(
     else:
         task, chosen = task_of(bench.subject, options, seed=seed), metric or "logit_difference"
         if predict:
-            found = _predicted(bench, over, task, chosen, only or "denoise", steps=steps, top=top, seed=seed)
+            found = _predicted(bench, over, task, chosen, only or "denoise", line=line, top=top, seed=seed)
         else:
             found = _over_pairs(bench, over, task, chosen, only, seed)
     if picture is not None:
         found.picture(picture, title=f"{bench.subject.name}: {' '.join(map(str, bench.edits))}")
     if output is not None:
         write(output, json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
-    _show_nodes(found, top, form) if predict else _show_cells(found, top, form)
+    if isinstance(found, Sweep):
+        _show_cells(found, top, form)
+    else:
+        _show_nodes(found, top, form)
 
 
 def _grid(bench: Bench, over: str | None, batch: "Batch") -> "Grid":
@@ -139,15 +145,24 @@ def _over_pairs(
 
 
 def _predicted(
-    bench: Bench, over: str | None, task: "Task", metric: str, direction: "Direction", *, steps: int | None, top: int,
+    bench: Bench, over: str | None, task: "Task", metric: str, direction: "Direction", *, line: str | None, top: int,
     seed: int,
 ) -> "Attribution":  # fmt: skip
-    from ..causal.attribution_patching import Line, attribution_patching
+    from ..causal.attribution_patching import attribution_patching
 
     return attribution_patching(
         bench.subject, task.pairs, _grid(bench, over, task.pairs.clean), direction=direction, metric=metric,
-        line=Line("embed", steps) if steps else None, materials=bench.lent(), top=top, seed=seed,
+        line=None if line is None else _line(line), materials=bench.lent(), top=top, seed=seed,
     )  # fmt: skip
+
+
+def _line(text: str) -> "Line":
+    from ..causal.attribution_patching import Line
+
+    kind, _, steps = text.partition(":")
+    if kind not in ("site", "embed") or not steps.isdecimal() or not int(steps):
+        raise NeuronautError(f"--line {text} is no line; wanted site:8 or embed:8, the number being that of its steps")
+    return Line(kind, int(steps))
 
 
 def _over_prompts(
@@ -171,17 +186,22 @@ def _over_prompts(
 def _show_cells(found: "Sweep", top: int, form: Form) -> None:
     """The largest effects first, of pairs in whichever direction is larger."""
     names = [axis.name for axis in found.axes]
-    rows = [
+    rows: list[Row] = [
         dict(zip(names, cell.labels, strict=True)) | {
             "edit": str(cell.edit), "max_change": dict(cell.max_change),
             "effects": [_cell_effect(effect) for effect in cell.effects],
         }
         for cell in found.cells
     ]  # fmt: skip
-    rows.sort(key=lambda row: -max(abs(effect["value"] or 0.0) for effect in row["effects"]))
+    rows.sort(key=_largest)
     emit(rows, form, lambda shown: blocks(display.table(shown[:top], _columns(names, shown[0])), *_trusted(found)))
     cost = found.cost
     say(f"{len(rows):,} cells in {cost.forwards:,} forward passes (one by one: {cost.one_by_one:,})")
+
+
+def _largest(row: Row) -> float:
+    """Sorts the row with the largest effect, whatever its sign, first."""
+    return -max(abs(effect["value"] or 0.0) for effect in row["effects"])
 
 
 def _cell_effect(effect: "Effect | Shift") -> Row:
