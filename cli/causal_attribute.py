@@ -60,7 +60,7 @@ def attribute(
       neuronaut attribute demo "def __init__(self, name): self.name =" --split head
       neuronaut attribute demo "data = list[name, key" --answer "]" --wrong ")" --split head --split mlp.3
       neuronaut attribute demo "data = list[name, key" --answer "]" --inputs integrated --picture tokens.png
-      neuronaut attribute demo "import os" --inputs occlusion --feature demo:resid_post.2@sae:40
+      neuronaut attribute demo "import os" --inputs occlusion --feature demo:resid_post.2@sae:50
     """
     if method is None and (feature or baseline):
         raise click.UsageError("--feature and --baseline go with --inputs; add --inputs integrated, for example")

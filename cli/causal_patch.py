@@ -42,7 +42,7 @@ def patch(
     \b
     Examples:
       neuronaut patch demo head.3:1-3=patch@last --task induction
-      neuronaut patch demo resid_post.0=patch@4 --clean "x = [1, 2" --corrupted "x = (1, 2" --answer "]" --wrong ")"
+      neuronaut patch demo resid_post.0=patch@3 --clean "x = [1, 2" --corrupted "x = (1, 2" --answer "]" --wrong ")"
       neuronaut patch gpt2 head.9:9=patch@last --pairs ioi.jsonl --metric logit_difference --metric kl
     """
     from ..causal.fidelity import fidelity

@@ -64,9 +64,9 @@ def run(
 
     \b
     Examples:
-      neuronaut run demo "def area(self, width): return self."
-      neuronaut run demo "def area(self, width): return self." --edit head.3:1=0 --picture next.png
-      neuronaut run demo "for i in range(" --edit demo:resid_post.2@sae:40+=2q --top 10
+      neuronaut run demo "def __init__(self, name): self.name ="
+      neuronaut run demo "def __init__(self, name): self.name =" --edit head.3=0 --picture next.png
+      neuronaut run demo "import os" --edit demo:resid_post.2@sae:50=0 --top 10
       neuronaut run demo "x = [1, 2" --donor "x = (1, 2" --edit resid_post.1=patch@3 --answer "]" --wrong ")"
       neuronaut run gpt2 "When Mary and John" --edit 'pattern.5:1=knockout@last>0' --record r.json
       neuronaut run gpt2 --replay r.json
@@ -163,7 +163,7 @@ def _ranked(bench: Bench, questions: Asked, trial: "Trial", count: int, seed: in
         bench.subject, questions.batch, bench.edits[0], answers=questions.answers, count=count,
         materials=bench.lent(donor), reference=bench.reference, seed=seed,
     )  # fmt: skip
-    return [standing_row(sort, standing) for sort, standing in found.items()]
+    return [standing_row(sort, ranked) for sort, ranked in found.items()]
 
 
 # Records

@@ -55,7 +55,7 @@ def steer(
 
     \b
     Examples:
-      neuronaut steer demo resid_post.2@sae:40+=1q "import os" --tokens 12
+      neuronaut steer demo resid_post.2@sae:819+=1q "def __init__(self, name): self.name ="
       neuronaut steer demo demo:mlp.3:104+=1q "x = [1, 2" --answer "]" --wrong ")" --picture steer.png
       neuronaut steer gpt2 resid_post.6:joy+=1 "I feel" --direction joy=joy.json --reference book.txt
     """

@@ -9,7 +9,7 @@ from .common import Row
 
 if TYPE_CHECKING:
     from ..causal.applying import Report
-    from ..causal.controls import Standing
+    from ..causal.controlled import Ranked
     from ..causal.measures import Interval
 
 
@@ -72,24 +72,30 @@ def _positions(row: Mapping[str, dict[str, list[int]]]) -> str:
     return f"{sum(map(len, places))} in {len(places)} prompts"
 
 
-def standing_row(sort: str, standing: "Standing") -> Row:
-    """An effect among those of one sort of controls."""
+def standing_row(sort: str, ranked: "Ranked") -> Row:
+    """An effect among those of one sort of controls; null where there is nothing to rank it among."""
+    standing = ranked.standing
+    others = standing.controls if standing else ()
     return {
-        "controls": sort, "n": len(standing.controls), "effect": standing.real, "median": median(standing.controls),
-        "largest": max(standing.controls, key=abs), "percentile": standing.percentile, "p": standing.p,
+        "controls": sort, "n": len(others), "silent": ranked.silent, "effect": ranked.effect,
+        "median": median(others) if others else None, "largest": max(others, key=abs) if others else None,
+        "percentile": standing and standing.percentile, "p": standing and standing.p,
     }  # fmt: skip
 
 
 def standings(rows: Sequence[Row], effect: str) -> str:
     """An effect among those of its controls, one line for each sort; `effect` says what is compared."""
     columns = [
-        display.key("controls", f"controls ({effect})"), display.key("n", right=True),
+        display.key("controls", f"controls ({effect})"),
         *(display.key(name, header, right=True) for name, header in _RANKED.items()),
-    ]  # fmt: skip
+    ]
     return display.table(rows, columns)
 
 
-_RANKED = {"effect": "edit", "median": "their median", "largest": "largest", "percentile": "percentile", "p": "p"}
+_RANKED = {
+    "n": "n", "silent": "silent", "effect": "edit", "median": "their median", "largest": "largest",
+    "percentile": "percentile", "p": "p",
+}  # fmt: skip
 
 
 def trusts(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:

@@ -3,13 +3,17 @@
 import pytest
 import torch
 
+from neuronaut.causal.applying import Materials
 from neuronaut.causal.controlled import among_controls, patch_among_controls
 from neuronaut.causal.controls import matched
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.next_tokens import last_logits, next_tokens
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import compare, patching
+from neuronaut.subject.address import SourceId
 from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.model import Subject
+from neuronaut.subject.opening import open_source
 from neuronaut.tests.circuits import Circuit, linear_world
 
 
@@ -35,7 +39,9 @@ def test_controls_of_prompts_are_those_run_one_by_one(world, pairs):
         before, after = both.before.log_softmax(-1), both.after.log_softmax(-1)
         return float((before.exp() * (before - after)).sum(-1).mean())
 
-    for sort, standing in found.items():
+    for sort, ranked in found.items():
+        standing = ranked.standing
+        assert standing is not None and ranked.effect == standing.real and ranked.silent == 0
         assert standing.real == pytest.approx(divergence(edit), abs=1e-5)
         assert standing.controls == pytest.approx([divergence(one) for one in sorts[sort]], abs=1e-5)
 
@@ -46,7 +52,9 @@ def test_controls_of_pairs_are_those_patched_one_by_one(world, pairs):
     sorts = matched(world.subject, edit, sources={}, count=3)
     assert len(sorts["other units"]) == 1
     for direction, standings in found.items():
-        for sort, standing in standings.items():
+        for sort, ranked in standings.items():
+            standing = ranked.standing
+            assert standing is not None
             by_hand = [
                 patching(world.subject, pairs, [one], metrics=("logit_difference",))[direction]
                 .effects["logit_difference"].recovered
@@ -57,8 +65,25 @@ def test_controls_of_pairs_are_those_patched_one_by_one(world, pairs):
 
 def test_an_inert_unit_does_not_stand_out(world, pairs):
     found = among_controls(world.subject, pairs.clean, Edit.parse("mlp.1:11=0"), answers=world.answer, count=11)
-    standing = found["other units"]
-    assert standing.percentile < 50 and standing.p > 0.5 and len(standing.controls) == 11
+    standing = found["other units"].standing
+    assert standing is not None and standing.percentile < 50 and standing.p > 0.5 and len(standing.controls) == 11
+
+
+def test_silent_controls_lend_no_significance():
+    subject = Subject.load("demo")
+    name = "resid_post.2@sae"
+    sae = open_source(subject, SourceId.parse(f"demo:{name}"))
+    batch = Batch.of(subject, ["import os"])
+    active = sae.encode(subject.read(batch.tokens, ["resid_post.2"])["resid_post.2"][0, 1:]).amax(0)
+    edit = Edit.parse(f"{name}:{int(active.argmax())}=0")
+    controls = matched(subject, edit, sources={name: sae}, count=20)["other units"]
+    silent = sum(not bool(active[list(one.units or ())].any()) for one in controls)
+    found = among_controls(
+        subject, batch, edit, answers=torch.tensor([0]), count=20, materials=Materials(sources={name: sae})
+    )["other units"]
+    assert found.effect is not None and found.effect > 0.01 and found.silent == silent >= 15
+    # All of 20 below the edit would be p = 0.048; those that never acted must not count towards it.
+    assert found.standing is None or found.standing.p >= 1 / (1 + 20 - silent) - 1e-9
 
 
 def test_an_edit_without_controls_is_refused(world):
