@@ -9,6 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .agent.label import Result, label
     from .agent.rescore import score
+    from .causal.applying import Materials, apply
+    from .causal.attribution_patching import attribution_patching
+    from .causal.circuits import find_circuit
+    from .causal.edits import Edit
+    from .causal.generation import generate
+    from .causal.grids import Grid
+    from .causal.heads import head_scores
+    from .causal.lens import lens
+    from .causal.logit_attribution import logit_attribution
+    from .causal.probes import probe
+    from .causal.prompts import Batch, Pairs
+    from .causal.steering import dose_response
+    from .causal.sweeps import sweep
+    from .causal.tasks import open_task
     from .data.corpus import Corpus, Document
     from .data.harvest import harvest
     from .data.records import Evidence, Example, Explanation, Score
@@ -39,6 +53,20 @@ if TYPE_CHECKING:
 _HOMES = {
     "agent.label": ("Result", "label"),
     "agent.rescore": ("score",),
+    "causal.applying": ("Materials", "apply"),
+    "causal.attribution_patching": ("attribution_patching",),
+    "causal.circuits": ("find_circuit",),
+    "causal.edits": ("Edit",),
+    "causal.generation": ("generate",),
+    "causal.grids": ("Grid",),
+    "causal.heads": ("head_scores",),
+    "causal.lens": ("lens",),
+    "causal.logit_attribution": ("logit_attribution",),
+    "causal.probes": ("probe",),
+    "causal.prompts": ("Batch", "Pairs"),
+    "causal.steering": ("dose_response",),
+    "causal.sweeps": ("sweep",),
+    "causal.tasks": ("open_task",),
     "data.corpus": ("Corpus", "Document"),
     "data.harvest": ("harvest",),
     "data.records": ("Evidence", "Example", "Explanation", "Score"),
@@ -69,6 +97,7 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Batch",
     "Budget",
     "Contrastive",
     "Corpus",
@@ -76,18 +105,22 @@ __all__ = [
     "Detection",
     "Dictionary",
     "Document",
+    "Edit",
     "Embedding",
     "Evidence",
     "Example",
     "Explanation",
     "Feature",
     "Fuzzing",
+    "Grid",
     "Highlight",
     "Intruder",
     "JsonBackend",
     "LLMSimulator",
+    "Materials",
     "NeuronautError",
     "Oneshot",
+    "Pairs",
     "Price",
     "ProbeBackend",
     "Result",
@@ -99,12 +132,23 @@ __all__ = [
     "SourceId",
     "Store",
     "Subject",
+    "apply",
+    "attribution_patching",
+    "dose_response",
+    "find_circuit",
+    "generate",
     "harvest",
+    "head_scores",
     "label",
+    "lens",
     "load_dictionary",
+    "logit_attribution",
     "open_llm",
     "open_source",
+    "open_task",
+    "probe",
     "score",
+    "sweep",
 ]
 
 

@@ -61,7 +61,7 @@ def main() -> None:
 def run(folder: Path, options: argparse.Namespace) -> Report:
     neuronaut("harvest", "demo", SITE, "--tokens", "300k", "-d", str(folder / "calm.db"))
     shutil.copy(folder / "calm.db", folder / "killed.db")
-    # At one address both times: where a model is asked is part of what a request is known by, and of the draw of faults.
+    # At one address both times: where a model is asked is part of what a request, and its faults, are known by.
     with server(folder / "calm.log", options) as url:
         neuronaut(*command(folder / "calm.db", url, options))
     rng = random.Random(options.seed)

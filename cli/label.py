@@ -112,39 +112,48 @@ def label(
       neuronaut label gpt2:mlp.5:0-99 -e refine:contrastive -m hf:models/Qwen3-8B -s simulation,fuzzing
       neuronaut label demo:mlp.1:0-9 demo:mlp.2:17 --nl | jq .explanation
     """
-    from ..agent.label import label as label_features
-    from ..agent.plan import estimate
-
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = minutes_of(limit) if options["llm"] is None else None
     with _work(
         features, database, scorers=scorers, explainer=explainer, limit=limit, mode=mode, options=options
     ) as work:
-        assert work.explainer is not None
         if dry_run:
-            plan = estimate(
-                work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers,
-                desk=work.desk, sources=work.sources, redo=redo,
-            )  # fmt: skip
-            emit([asdict(plan)], form, lambda _: _told_plan(plan))
-            return
-        if batch and not _collected(work, split(options)[0]):
-            return
-        left = len(work.features)
-
-        def skip(done: int) -> None:
-            nonlocal left
-            left -= done
-            progress.expect(left)
-
-        with Progress("label", total=left, unit="features") as progress:
-            results = label_features(
-                work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers,
-                desk=work.desk, sources=work.sources, redo=redo, minutes=minutes, on_skip=skip,
-            )  # fmt: skip
-            rows = tell(results, progress, form, work.desk, kept=f"whatever was labelled is stored in {database}")
-        if batch:
+            _plan(work, form, redo=redo)
+        elif not batch:
+            _label(work, form, redo=redo, minutes=minutes)
+        elif _collected(work, split(options)[0]):
+            _label(work, form, redo=redo, minutes=None)
             _sent(work, split(options)[0])
+
+
+def _plan(work: Work, form: Form, *, redo: bool) -> None:
+    from ..agent.plan import estimate
+
+    assert work.explainer is not None
+    plan = estimate(
+        work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers, desk=work.desk,
+        sources=work.sources, redo=redo,
+    )  # fmt: skip
+    emit([asdict(plan)], form, lambda _: _told_plan(plan))
+
+
+def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None:
+    from ..agent.label import label as label_features
+
+    assert work.explainer is not None
+    left = len(work.features)
+
+    def skip(done: int) -> None:
+        nonlocal left
+        left -= done
+        progress.expect(left)
+
+    with Progress("label", total=left, unit="features") as progress:
+        results = label_features(
+            work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers, desk=work.desk,
+            sources=work.sources, redo=redo, minutes=minutes, on_skip=skip,
+        )  # fmt: skip
+        rows = tell(results, progress, form, work.desk, kept=f"whatever was labelled is stored in {work.store.path}")
     if form == "json":
         emit(rows, form, lambda _: "")
     _say_end(rows, left, len(work.features) - left, work.desk)

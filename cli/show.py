@@ -134,7 +134,7 @@ def _scores(scores: Sequence[Row]) -> str:
     return display.table(rows, columns)
 
 
-def _doubt(score: Row) -> str:
+def _doubt(score: Mapping[str, Any]) -> str:
     """Why there is no value, or why it is not to be trusted."""
     return score["reason"] or (f"only {score['coverage']:.0%} was answered" if score["flagged"] else "")
 

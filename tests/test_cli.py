@@ -312,7 +312,8 @@ def test_label_refuses_other_weights(world, copy, tmp_path):
 def test_score_adds_nothing_twice(copy):
     before = rows_of("show", f"planted:mlp.2:{RIVER}", "-d", copy)[0]["scores"]
     result = run("score", "planted:mlp.2:0,2,3,4,5", "-d", copy)
-    assert f"planted:mlp.2:{RIVER}" in result.stdout and "4 scored, 1 have nothing that could be scored" in result.stderr
+    assert f"planted:mlp.2:{RIVER}" in result.stdout
+    assert "4 scored, 1 have nothing that could be scored" in result.stderr
     assert len(rows_of("show", f"planted:mlp.2:{RIVER}", "-d", copy)[0]["scores"]) == len(before)
 
 
