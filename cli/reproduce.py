@@ -37,7 +37,7 @@ def reproduce(explanation_id: int, database: str, form: Form, **opening: Any) ->
         if "llm" not in stored.explanation.provenance:
             raise NeuronautError(
                 f"explanation {explanation_id} was made by {stored.explanation.explainer}, which asks no language "
-                "model; run label --redo to make it again"
+                "model: there is no prompt to rebuild; show --provenance tells where it comes from"
             )
         feature = stored.explanation.feature
         subject = stored_subject(store, feature.source.model, options)

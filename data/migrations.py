@@ -208,13 +208,17 @@ def m006_headlines(db: Database) -> None:
             (6, 'output', 'continuations', 'balanced_accuracy'), (7, 'intruder', 'groups', 'balanced_accuracy'),
             (8, 'rule', 'top_random', 'correlation')""",
         "DROP VIEW headlines",
+        # One table and no window function, so that SQLite looks up a single explanation without making the whole view.
         """CREATE VIEW headlines AS
-           SELECT score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n, coverage, baseline, place
-           FROM (SELECT scores.id AS score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n, coverage,
-                     (SELECT max(value) FROM json_each(scores.baselines)) AS baseline, place,
-                     row_number() OVER (PARTITION BY explanation_id ORDER BY place, scores.id DESC) AS turn
-                 FROM scores JOIN headline_kinds USING (scorer, examples, metric) WHERE value IS NOT NULL)
-           WHERE turn = 1""",
+           SELECT id AS score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n, coverage,
+               (SELECT max(value) FROM json_each(scores.baselines)) AS baseline,
+               (SELECT place FROM headline_kinds AS kinds WHERE kinds.scorer = scores.scorer
+                AND kinds.examples = scores.examples AND kinds.metric = scores.metric) AS place
+           FROM scores AS scores
+           WHERE id = (
+               SELECT other.id FROM scores AS other JOIN headline_kinds USING (scorer, examples, metric)
+               WHERE other.explanation_id = scores.explanation_id AND other.value IS NOT NULL
+               ORDER BY place, other.id DESC LIMIT 1)""",
         "DROP VIEW best_explanations",
         """CREATE VIEW best_explanations AS
            SELECT sources.name || ':' || features.idx || CASE ranked.negative WHEN 1 THEN '-' ELSE '' END AS feature,
