@@ -208,7 +208,7 @@ def m006_headlines(db: Database) -> None:
             (6, 'output', 'continuations', 'balanced_accuracy'), (7, 'intruder', 'groups', 'balanced_accuracy'),
             (8, 'rule', 'top_random', 'correlation')""",
         "DROP VIEW headlines",
-        # One table and no window function, so that SQLite looks up a single explanation without making the whole view.
+        # For one explanation: no join and no window function, so that SQLite looks it up without making the whole view.
         """CREATE VIEW headlines AS
            SELECT id AS score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n, coverage,
                (SELECT max(value) FROM json_each(scores.baselines)) AS baseline,
@@ -229,7 +229,12 @@ def m006_headlines(db: Database) -> None:
            FROM (SELECT explanations.*, headlines.value, ci_low, ci_high, metric, scorer, baseline, n,
                      row_number() OVER (PARTITION BY feature_id, negative ORDER BY text IS NULL,
                          headlines.place IS NULL, headlines.place, value DESC, explanations.id DESC) AS place
-                 FROM explanations LEFT JOIN headlines ON headlines.explanation_id = explanations.id) AS ranked
+                 FROM explanations LEFT JOIN (
+                     SELECT *, row_number() OVER (PARTITION BY explanation_id ORDER BY place, score_id DESC) AS turn
+                     FROM (SELECT scores.id AS score_id, explanation_id, scorer, metric, value, ci_low, ci_high, n,
+                               (SELECT max(value) FROM json_each(scores.baselines)) AS baseline, headline_kinds.place
+                           FROM scores JOIN headline_kinds USING (scorer, examples, metric) WHERE value IS NOT NULL)
+                 ) AS headlines ON headlines.explanation_id = explanations.id AND turn = 1) AS ranked
            JOIN features ON features.id = ranked.feature_id JOIN sources ON sources.id = features.source_id
            WHERE ranked.place = 1""",
     ):
