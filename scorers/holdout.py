@@ -89,7 +89,9 @@ def build(
             "quantile": _whole([(e.ids, e.activations, e.window) for e in kinds["quantile"]], ids.shape[1]),
             "counterfactual": _paired(examples[feature], pairs[feature], edited[feature], ids.shape[1]),
         }
-        known = {e.window: e for e in (*examples[feature], *_examples(drawn, subject.vocabulary))}
+        # A window of several kinds is a top one first, then a random one: each of these sets must be whole.
+        order = (*examples[feature], *_examples(drawn, subject.vocabulary), *kinds["top"])
+        known = {e.window: e for e in order}
         holdouts.append(Holdout(feature, peaks[feature], subject.vocabulary, sets, tuple(known.values())))
     return holdouts
 

@@ -97,6 +97,18 @@ def test_the_top_and_as_many_random_windows(made: Made) -> None:
         assert windows.true[: len(top)].max() == top[0].peak
 
 
+def test_a_top_window_that_the_uniform_sample_holds_too_stays_a_top_one(made: Made) -> None:
+    both = 0
+    for feature, holdout in made.holdouts.items():
+        kinds = {
+            kind: {e.window for e in made.evidence[feature].holdout if e.kind == kind} for kind in ("top", "quantile")
+        }
+        assert {e.window for e in holdout.examples if e.kind == "top"} == kinds["top"]
+        assert len({e.window for e in holdout.examples}) == len(holdout.examples)
+        both += len(kinds["top"] & kinds["quantile"])
+    assert both > 0
+
+
 def test_random_windows_come_from_many_documents(made: Made) -> None:
     """The first windows of the pool all lie in its first documents."""
     documents = {w.window: w.document for w in made.store.pool_windows("planted", "holdout")}
