@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -112,13 +112,15 @@ def label(
       neuronaut label gpt2:mlp.5:0-99 -e refine:contrastive -m hf:models/Qwen3-8B -s simulation,fuzzing
       neuronaut label demo:mlp.1:0-9 demo:mlp.2:17 --nl | jq .explanation
     """
+    if batch and options["llm"] is None:
+        raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = minutes_of(limit) if options["llm"] is None else None
     with _work(
         features, database, scorers=scorers, explainer=explainer, limit=limit, mode=mode, options=options
     ) as work:
         if dry_run:
-            _plan(work, form, redo=redo)
+            _plan(work, form, redo=redo, batch=batch)
         elif not batch:
             _label(work, form, redo=redo, minutes=minutes)
         elif _collected(work, split(options)[0]):
@@ -126,14 +128,17 @@ def label(
             _sent(work, split(options)[0])
 
 
-def _plan(work: Work, form: Form, *, redo: bool) -> None:
+def _plan(work: Work, form: Form, *, redo: bool, batch: bool) -> None:
     from ..agent.plan import estimate
+    from ..explainers.llm.prices import BATCH_DISCOUNT
 
     assert work.explainer is not None
     plan = estimate(
         work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers, desk=work.desk,
         sources=work.sources, redo=redo,
     )  # fmt: skip
+    if batch and plan.usd is not None:
+        plan = replace(plan, usd=plan.usd * BATCH_DISCOUNT)
     emit([asdict(plan)], form, lambda _: _told_plan(plan))
 
 
@@ -186,7 +191,9 @@ def score(
     from ..agent.rescore import score_from_stored
     from .opening import chosen_features
 
-    kept = f"whatever was scored is stored in {database}"
+    if limit is not None and (from_stored or options["llm"] is None):
+        raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")
+    kept, desk = f"whatever was scored is stored in {database}", None
     if from_stored:
         with opened(database, write=True) as store:
             chosen = chosen_features(store, features)
@@ -196,7 +203,7 @@ def score(
         with _work(
             features, database, scorers=scorers, explainer=None, limit=limit, mode="live", options=options
         ) as work:
-            chosen = work.features
+            chosen, desk = work.features, work.desk
             results = score_features(
                 chosen, work.store, work.subject, scorers=work.scorers, desk=work.desk, sources=work.sources
             )
@@ -205,7 +212,12 @@ def score(
     if form == "json":
         emit(rows, form, lambda _: "")
     scored = len({row["feature"] for row in rows})
-    say(f"{scored:,} scored, {len(chosen) - scored:,} have nothing that could be scored")
+    if desk is not None:
+        say(told(desk.spent, priced=desk.price is not None))
+    if desk is not None and desk.stopped:
+        say(f"{scored:,} scored of {len(chosen):,}: {desk.stopped}; give the command again to go on")
+    else:
+        say(f"{scored:,} scored, {len(chosen) - scored:,} have nothing that could be scored")
 
 
 def _collected(work: Work, language: Language) -> bool:
@@ -231,6 +243,8 @@ def _sent(work: Work, language: Language) -> None:
     report = send(work.desk, batch_api(language))
     if report is not None:
         say(f"sent {report.requests:,} requests as batch {', '.join(report.remote)}; give the command again to collect")
+    if work.desk.stopped:
+        say(f"no more was asked: {work.desk.stopped}")
 
 
 def _told_plan(plan: "Estimate") -> str:

@@ -221,7 +221,7 @@ def remade(made: Explanation, store: Store, subject: Subject, sources: Mapping[S
     kept = [kept for hash in re.findall(r'"([0-9a-f]{16})"', told) if (kept := store.kept_prompt(hash)) is not None]
     temperature = next(_values(settings, "temperature"), 0.0)
     by = settings.get("chosen_by") or ["simulation", {}]
-    how = by[1].get("by") if by[0] == "simulation" else None
+    how = by[1].get("by") if by[0] == "simulation" else "logprobs" if by[1].get("logprobs") else None
     llm = Absent(str(made.provenance["llm"]), str(made.provenance["endpoint"]))
     made_from = Ingredients(subject, sources, llm, dict(kept), temperature)
     return explainer(made.explainer, made_from, chooser=f"{by[0]}:{how}" if how else by[0])

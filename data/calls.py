@@ -68,6 +68,16 @@ class CallLog:
             rows = self._db.conn.execute(sql, [json.dumps(list(keys))]).fetchall()
         return {row["key"]: _call(row) for row in rows}
 
+    def unanswered(self, keys: Iterable[str]) -> dict[str, tuple[Call, int]]:
+        """Of these keys, those that never went well: the latest call, and how many there were."""
+        sql = (
+            "SELECT *, max(id), count(*) AS tries FROM llm_calls WHERE key IN (SELECT value FROM json_each(?))"
+            " GROUP BY key HAVING sum(status = 'ok') = 0"
+        )
+        with self._lock, reported(self._path):
+            rows = self._db.conn.execute(sql, [json.dumps(list(keys))]).fetchall()
+        return {row["key"]: (_call(row), row["tries"]) for row in rows}
+
     def record(self, call: Call) -> None:
         """Write a call down; a second good answer to one request is left out."""
         with self._lock, transaction(self._db, self._path) as connection:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from neuronaut.cli.main import main
 from neuronaut.subject.loading import DEMO
 from neuronaut.tests import planted
 from neuronaut.tests.fault_server import FaultServer
-from neuronaut.tests.test_label_llm import served
+from neuronaut.tests.test_label_llm import reader, served
 
 FEATURES = "planted:mlp.2:0,3"
 
@@ -162,3 +162,51 @@ def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytest.Monk
     assert "OPENAI_API_KEY" in failed.stderr
     (plan,) = rows_of("label", "planted:mlp.2:3", "-e", "highlight", "-m", "openai:gpt-4o-mini", "--dry-run")
     assert plan["usd"] > 0, "a dry run needs no key"
+
+
+def test_a_batch_ends_although_some_requests_have_no_answer() -> None:
+    def refusing(messages: Sequence[dict[str, Any]]) -> str:
+        return (
+            "" if "find out what one unit" in messages[0]["content"] and "Monday" in str(messages) else reader(messages)
+        )
+
+    with served(answer=refusing, polls=0) as server:
+        job = ["label", FEATURES, "-e", "highlight", "-s", "detection", *asked(server), "--batch"]
+        said = [run(*job).stderr for _ in range(4)]
+        assert "2 failed" in said[-1] or "1 failed" in said[-1]
+        assert "sent" not in said[-1]
+        keys = [one.key for one in server.seen if one.path.startswith("/chat")]
+        assert len(server.batches) <= 2 and not keys
+
+
+def test_a_budget_bounds_what_a_batch_asks_and_a_dry_run_knows_its_price(server: FaultServer) -> None:
+    job = ["label", "planted:mlp.2:0-9", "-e", "highlight", "-s", "detection", *asked(server)]
+    live, batch = rows_of(*job, "--dry-run")[0], rows_of(*job, "--dry-run", "--batch")[0]
+    assert batch["usd"] == pytest.approx(live["usd"] / 2)
+    sent = run(*job, "--batch", "--budget", "calls=3")
+    assert "sent 3 requests" in sent.stderr and "budget of calls" in sent.stderr
+    assert not run("label", FEATURES, "--batch", code=2).stdout
+
+
+def test_a_score_that_a_budget_stops_says_so(server: FaultServer) -> None:
+    run("label", FEATURES, "-e", "highlight", "-s", "detection", *asked(server))
+    stopped = run("score", FEATURES, "-s", "fuzzing", *asked(server), "--budget", "calls=1")
+    assert "budget of calls is spent" in stopped.stderr and "nothing that could" not in stopped.stderr
+    assert "leave it out" in run("score", FEATURES, "--budget", "minutes=1", code=2).stderr
+
+
+def test_a_lone_surrogate_in_a_reply_is_the_same_for_whoever_reads_it() -> None:
+    def broken(messages: Sequence[dict[str, Any]]) -> str:
+        said = reader(messages)
+        return said + " \ud83d" if said.startswith("[EXPLANATION]") else said
+
+    with served(answer=broken) as server:
+        run("label", FEATURES, "-e", "highlight", "-s", "detection", *asked(server))
+        asked_then = len(server.seen)
+        run("label", FEATURES, "-e", "highlight", "-s", "detection", *asked(server), "--redo")
+        assert len(server.seen) == asked_then
+
+
+def test_a_choice_by_log_probabilities_is_made_again(server: FaultServer) -> None:
+    run("label", "planted:mlp.2:0", "-e", "best-of-2", "-s", "detection:logprobs", *asked(server))
+    assert "the text is the same" in run("reproduce", 1).stderr

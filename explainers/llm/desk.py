@@ -6,7 +6,9 @@ the model busy, so that one task's waiting is another's work. The budget is chec
 call: what a run spends goes beyond it by no more than the calls in flight.
 
 A rehearsal answers from the log, or with the request's own sample, and spends nothing: it is a dry run's
-estimate. With `deferred`, requests that are not answered yet are gathered for a batch instead.
+estimate. With `deferred`, requests that are not answered yet are gathered for a batch instead, as long as what they
+are estimated to cost is within the budget. There a reply that is no answer stands, since a task that waited for a
+better one would never be done; only what failed is asked again, `TRIES` times in all.
 """
 
 import json
@@ -17,18 +19,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 from ...data.calls import Call, CallLog
+from ...data.writing import clean
 from ...subject.errors import NeuronautError
 from .asking import Asking
 from .prices import Budget, Price, cost, price_of
-from .values import LLM, Chat, Message, Probe, Reply, Request, TokenLogprobs, request_key
+from .values import LLM, Chat, Message, Probe, Reply, Request, Status, TokenLogprobs, request_key
 
 T = TypeVar("T")
 Mode = Literal["live", "rehearsal", "deferred"]
 HOPELESS = 8
 """When so many calls have failed and none went well, the run stops."""
+TRIES = 3
+"""How often a batch asks what failed, as what has expired does."""
 
 
 @dataclass(slots=True)
@@ -94,7 +99,13 @@ class Desk:
 
     def known(self, requests: Sequence[Request]) -> dict[str, Reply]:
         """Good answers that are in the log, by key."""
-        return {key: reply_of(call) for key, call in self.log.answers(map(self.key, requests)).items()}
+        keys = [self.key(request) for request in requests]
+        found = {key: reply_of(call) for key, call in self.log.answers(keys).items()}
+        if self.mode == "deferred" and len(found) < len(keys):
+            for key, (call, tries) in self.log.unanswered(keys).items():
+                if call.status != "failed" or tries >= TRIES:
+                    found[key] = reply_of(call)
+        return found
 
     def may_call(self) -> bool:
         """Whether another call is within the budget."""
@@ -133,17 +144,31 @@ class Desk:
             probabilities = ((share,) * len(request.choices),) * len(request.positions)
             reply = Reply("ok", input_tokens=len(request.ids), probabilities=probabilities)
         else:
-            said = self.llm.count(_said(request.sample)) - self.llm.count(_said(""))
-            reply = Reply("ok", request.sample, input_tokens=self.llm.count(request), output_tokens=said)
+            tokens = self.llm.count(request), self._length(request)
+            reply = Reply("ok", request.sample, input_tokens=tokens[0], output_tokens=tokens[1])
         self._account(reply)
         self.spent.calls += 1
         self._rehearsed[key] = replace(reply, key=key)
         return self._rehearsed[key]
 
+    def set_aside(self, request: Request, key: str) -> None:
+        """Keep a request for a batch; what it is estimated to use counts as spent."""
+        if isinstance(request, Probe):
+            raise NeuronautError("a batch takes chats only; use -s simulation:json, or leave --batch away")
+        self.outbox[key] = request
+        self.spent.calls += 1
+        self._spend(self.llm.count(request), self._length(request), batch=True)
+
+    def _length(self, request: Chat) -> int:
+        """Tokens of the sample reply."""
+        return self.llm.count(_said(request.sample)) - self.llm.count(_said(""))
+
     def _answered(self, request: Request, future: Future[Reply], done: Future[Reply]) -> None:
         """In the thread that got the reply: write it down, then hand it on."""
         try:
-            reply = replace(done.result(), key=self.key(request))
+            reply = done.result()
+            # As the log will give it: what is asked next must not depend on where the reply was read.
+            reply = replace(reply, key=self.key(request), text=clean(reply.text) or "")
             self._account(reply)
             self.log.record(call_of(request, reply, model=self.llm.model, endpoint=self.llm.endpoint, price=self.price))
         except BaseException as error:
@@ -154,10 +179,13 @@ class Desk:
     def _account(self, reply: Reply) -> None:
         with self._lock:
             self.spent.answered += 1
-            self.spent.input_tokens += reply.input_tokens
-            self.spent.output_tokens += reply.output_tokens
-            self.spent.usd += cost(self.price, reply.input_tokens, reply.output_tokens) if self.price else 0.0
             self.spent.failed += reply.status == "failed"
+            self._spend(reply.input_tokens, reply.output_tokens, batch=False)
+
+    def _spend(self, input_tokens: int, output_tokens: int, *, batch: bool) -> None:
+        self.spent.input_tokens += input_tokens
+        self.spent.output_tokens += output_tokens
+        self.spent.usd += cost(self.price, input_tokens, output_tokens, batch=batch) if self.price else 0.0
 
 
 class _Run(Generic[T]):
@@ -186,7 +214,7 @@ class _Run(Generic[T]):
                 break
 
     def _wants_tasks(self) -> bool:
-        if self._desk.mode == "live" and not self._desk.may_call():
+        if self._desk.mode != "rehearsal" and not self._desk.may_call():
             self._more = False
             return False
         busy = len(self._waiting) + len(self._flying) >= self._desk.llm.in_flight
@@ -224,9 +252,9 @@ class _Run(Generic[T]):
         desk = self._desk
         while self._waiting and (desk.mode != "live" or len(self._flying) < desk.llm.in_flight):
             request, key, task, place = self._waiting.popleft()
-            if desk.mode == "deferred":
-                self._set_aside(request, key)
-            elif key in self._same:
+            if key in desk.outbox:
+                continue
+            if key in self._same:
                 self._same[key].append((task, place))
             elif known := desk.known([request]):
                 # An equal request was answered while this one waited.
@@ -236,14 +264,11 @@ class _Run(Generic[T]):
             elif not desk.may_call():
                 self._waiting.appendleft((request, key, task, place))
                 return
+            elif desk.mode == "deferred":
+                desk.set_aside(request, key)
             else:
                 self._same[key] = [(task, place)]
                 self._flying[desk.call(request)] = key
-
-    def _set_aside(self, request: Request, key: str) -> None:
-        if isinstance(request, Probe):
-            raise NeuronautError("a batch takes chats only; use -s simulation:json, or leave --batch away")
-        self._desk.outbox[key] = request
 
     def _collect(self) -> None:
         """Wait for a reply, and hand every one that is there to those who wait for it."""
@@ -281,9 +306,9 @@ def call_of(
 
 
 def reply_of(call: Call) -> Reply:
-    """A good answer as it came."""
+    """A reply as it came."""
     return Reply(
-        "ok", call.reply, None, call.input_tokens, call.output_tokens, call.seconds,
+        cast("Status", call.status), call.reply, call.reason, call.input_tokens, call.output_tokens, call.seconds,
         tuple(TokenLogprobs(token, top) for token, top in call.detail["logprobs"]),
         tuple(tuple(row) for row in call.detail["probabilities"]), call.key, call.detail["raw"],
     )  # fmt: skip
