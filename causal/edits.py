@@ -22,7 +22,8 @@ takes an edge's weight away and leaves the others; keys that the model masks sta
 
 POSITIONS: `all` (the default: every token but padding and BOS), `every` (BOS too), `last`, `3`, `2-5`, `1,4,-2`
 (position 0 is the row's first token, BOS where there is one; negative from the row's end), or `" Mary"`: the tokens
-that read exactly so. Of a pattern they are the queries, and KEYS (the same words, `every` by default) the keys.
+that read exactly so, with JSON's escapes for what cannot be typed (`"\\n"`). Of a pattern they are the queries, and
+KEYS (the same words, `every` by default) the keys.
 
 SEED seeds what is drawn at random. `~CONTROL` turns the edit into its own control: at every touched position a vector
 of the same norm as the change, in one direction drawn from that seed, is added instead.
@@ -30,6 +31,7 @@ of the same norm as the change, in one direction drawn from that seed, is added 
     mlp.2:17=0    head.1:3=mean    resid_post.2@sae:40+=1.5q    resid_post.1=patch@last    pattern.1:3=knockout@last>0
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -52,8 +54,8 @@ _VALUED = frozenset({"set", "scale", "add", "noise"})
 _DRAWN = frozenset({"resample", "noise"})
 _REFERRED = frozenset({"mean", "resample", "noise"})
 
-_QUOTED = r'"(?:[^"\\]|\\["\\])*"'
-_INDEX = r"-?\d+(?:-\d+)?"
+_QUOTED = r'"(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
+_INDEX = r"(?:-\d+|\d+(?:-\d+)?)"
 _POSITIONS = rf"all|every|last|{_INDEX}(?:,{_INDEX})*|{_QUOTED}"
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 _UNITS = r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*"
@@ -91,7 +93,16 @@ def _checked_positions(rule: str) -> str:
         raise NeuronautError(
             f'positions {rule!r} are not understood; wanted all, every, last, 3, 2-5, 1,4,-2 or a token such as " Mary"'
         )
+    if rule.startswith('"'):
+        return json.dumps(quoted(rule), ensure_ascii=False)
+    if rule not in ("all", "every", "last"):
+        indices(rule)  # A falling range is an error that says so.
     return rule
+
+
+def quoted(rule: str) -> str:
+    """The token that a rule in quotes means."""
+    return json.loads(rule, strict=False)
 
 
 Positions = Annotated[str, AfterValidator(_checked_positions)]
@@ -276,10 +287,12 @@ def indices(rule: str) -> list[int]:
     """The numbers of `3,5-9,-2`, in their order; a range includes both ends."""
     found: list[int] = []
     for part in rule.split(","):
-        match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part)
-        if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
+        # A range from the row's end to its beginning, such as -3-1, would mean both of its ends and nothing between.
+        match = re.fullmatch(r"(-\d+)|(\d+)(?:-(\d+))?", part)
+        first, last = (0, -1) if match is None else (int(match[1] or match[2]), int(match[1] or match[3] or match[2]))
+        if last < first:
             raise NeuronautError(f"{rule!r} is not a list of numbers and rising ranges such as 3,5-9")
-        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        found.extend(range(first, last + 1))
     return list(dict.fromkeys(found))
 
 

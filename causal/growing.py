@@ -5,7 +5,6 @@ first run, and stays decided (see `generation`); rows are filled up on the left,
 p + offset[row].
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch import Tensor
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .applying import Materials, Report, RowEdit
-from .edits import Edit
+from .edits import Edit, quoted
 from .prompts import Batch, where
 from .units import Change, Supply, change, units_of
 
@@ -123,7 +122,7 @@ def _check(edit: Edit, rows: Sequence[int], scope: Scope, count: int) -> None:
 
 def _reads(subject: Subject, rule: str) -> Tensor:
     """(token,), bool: the tokens that read as a rule in quotes says."""
-    wanted = json.loads(rule)
+    wanted = quoted(rule)
     found = torch.tensor([string == wanted for string in subject.vocabulary])
     if not found.any():
         raise NeuronautError(f"{subject.name} has no token {wanted!r}; write one as its tokenizer does, space included")

@@ -4,7 +4,6 @@ Rows are padded on the right, where a causal model's real positions cannot see t
 nor the other rows of a batch change a result. Tokens stay on the CPU; the subject moves what it runs.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .edits import indices
+from .edits import indices, quoted
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +84,7 @@ def where(subject: Subject, batch: Batch, rule: str) -> Tensor:
         return batch.real & ~opening
     if rule == "last":
         return place == batch.last[:, None]
-    return _token(subject, batch, json.loads(rule)) if rule.startswith('"') else _numbered(batch, indices(rule))
+    return _token(subject, batch, quoted(rule)) if rule.startswith('"') else _numbered(batch, indices(rule))
 
 
 def _numbered(batch: Batch, numbers: list[int]) -> Tensor:

@@ -100,6 +100,8 @@ def test_any_edit_survives_its_text(units, value, quantile, positions, control, 
         ("mlp.2:17", "SITE"),
         ("mlp.2:17=five", "some that are"),
         ("mlp.2:5-3=0", "rising ranges"),
+        ("mlp.2:1=0@5-3", "rising ranges"),
+        ("mlp.2:1=0@-3-1", "some that are"),
         ("head.1:3=2", "no one activation"),
         ("resid_post.1@sae=2", "no one activation"),
         ("mlp.2=+1", "no one activation"),
@@ -342,6 +344,10 @@ def test_positions_count_real_tokens_and_leave_bos_out() -> None:
     assert places_of(subject, "every", batch) == {0: (0, 1, 2, 3, 4), 1: (0, 1, 2), 2: (0, 1, 2, 3)}
     assert places_of(subject, "last", batch) == {0: (4,), 1: (2,), 2: (3,)}
     assert places_of(subject, "0-1,-1", batch) == {0: (0, 1, 4), 1: (0, 1, 2), 2: (0, 1, 3)}
+    line = subject.vocabulary.index("\n")
+    broken = Batch.of(subject, [[0, 11, line, 13]])
+    assert places_of(subject, '"\n"', broken) == places_of(subject, '"\\n"', broken) == {0: (2,)}
+    assert str(Edit.parse('mlp.0:1=0@"\n"')) == 'mlp.0:1=0@"\\n"'
     word = subject.vocabulary[12].replace("\\", "\\\\").replace('"', '\\"')
     assert places_of(subject, f'"{word}"', batch) == {0: (2, 4), 1: (1,), 2: (1, 3)}
     with pytest.raises(NeuronautError, match="position 3 is outside row 1, which has 3 tokens"):
