@@ -30,8 +30,21 @@ AT_ONCE = 64
 
 def logits_at(subject: Subject, tokens: Tensor, positions: Tensor) -> Tensor:
     """Logits at one position of each row, in the caller's grad mode. (row, position) ids, (row,) -> (row, token)."""
-    chosen, place = positions.unique(return_inverse=True)
-    return subject.run(tokens, positions=chosen.tolist())[torch.arange(len(tokens)), place]
+    chosen = positions.unique().tolist()
+    if len(chosen) == 1:
+        return subject.run(tokens, positions=chosen)[:, 0]
+
+    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = args
+        return hidden[torch.arange(len(hidden)), positions.to(hidden.device)][:, None], *rest
+
+    # The model itself keeps the same positions of all rows only, which rows of many lengths would make most of them.
+    head = subject.model.get_output_embeddings()
+    assert isinstance(head, nn.Module), "a subject has an unembedding"
+    with head.register_forward_pre_hook(pick):
+        logits = subject.run(tokens)
+    assert logits.shape[:2] == (len(tokens), 1), "the unembedding runs once"
+    return logits[:, 0]
 
 
 def alike(subject: Subject, edits: Iterable[Edit]) -> AbstractContextManager[None]:

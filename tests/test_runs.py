@@ -39,6 +39,19 @@ def test_padding_and_company_change_no_result(family: str) -> None:
 
 
 @every_family
+def test_rows_of_many_lengths_take_one_positions_logits_each(family: str) -> None:
+    subject, shapes = tiny_subject(family), []
+    rows = Batch.of(subject, [tiny_tokens(1, length, seed=length)[0].tolist() for length in range(1, 9)])
+    whole = subject.logits(rows.tokens)[torch.arange(8), rows.last]
+    head = subject.model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Module)
+    with head.register_forward_hook(lambda _module, _args, output: shapes.append(tuple(output.shape))):
+        found = logits_at(subject, rows.tokens, rows.last)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=2e-5)
+    assert shapes == [(8, 1, whole.shape[1])] and not head._forward_pre_hooks
+
+
+@every_family
 def test_rows_padded_on_either_side_are_the_same_rows(family: str) -> None:
     subject = tiny_subject(family)
     rows = [tiny_tokens(1, length, seed=length)[0].tolist() for length in (3, 9, 6)]
