@@ -88,7 +88,7 @@ def measure(
     with alike(subject, edits):
         first = _first_layers(subject, edits)
         parts = [
-            _Part(subject, edits, metrics, materials, at_once, first, cost).measured(
+            _Part(subject, edits, metrics, _lent(materials, part), at_once, first, cost).measured(
                 {name: batch.take(part) for name, batch in prompts.items()}, settings, _rows(question, part)
             )
             for part in rows
@@ -220,6 +220,11 @@ def _first_layers(subject: Subject, edits: Sequence[Edit]) -> list[int]:
     if all(not edit.layer for edit in edits) or resumable(subject):
         return [0] * len(edits)
     return [edit.layer or 0 for edit in edits]
+
+
+def _lent(materials: Materials, rows: Tensor) -> Materials:
+    """The materials for these rows of the prompts: a donor has a row for each prompt."""
+    return replace(materials, donors={site: one[rows] for site, one in materials.donors.items()})
 
 
 def _rows(question: Question, rows: Tensor) -> Question:

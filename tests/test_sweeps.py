@@ -18,8 +18,8 @@ from neuronaut.causal.edits import Edit
 from neuronaut.causal.grids import Axis, Grid, each_position, sites_of
 from neuronaut.causal.measures import Effect, Interval, Question, metric
 from neuronaut.causal.prompts import Batch, Pairs
-from neuronaut.causal.runs import compare, gather, patching
-from neuronaut.causal.sweeps import Sweep, sweep, sweep_prompts
+from neuronaut.causal.runs import compare, donors, gather, patching
+from neuronaut.causal.sweeps import Shift, Sweep, sweep, sweep_prompts
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.circuits import induction
@@ -150,6 +150,21 @@ def test_a_forward_has_no_more_rows_than_allowed_and_that_changes_nothing() -> N
                 assert isinstance(mine, Effect) and isinstance(theirs, Effect)
                 assert mine.patched == pytest.approx(theirs.patched, abs=1e-5)
                 assert mine.recovered == pytest.approx(theirs.recovered, abs=1e-4)
+
+
+def test_donors_of_prompts_go_with_their_rows() -> None:
+    subject = deep_subject()
+    pairs, site = random_pairs(subject, rows=5), "mlp.3"
+    lent = Materials(donors=donors(subject, pairs.clean, [site]))
+    grid = Grid.of(Edit.parse(f"{site}=patch"), units=range(3))
+    wanted, found = (
+        sweep_prompts(subject, pairs.corrupted, grid, answers=pairs.answers, metrics=("kl",), materials=lent, at_once=n)
+        for n in (64, 2)
+    )
+    for one, other in zip(found.cells, wanted.cells, strict=True):
+        mine, theirs = one.effect("kl"), other.effect("kl")
+        assert isinstance(mine, Shift) and isinstance(theirs, Shift)
+        assert mine.edited == pytest.approx(theirs.edited, abs=1e-5)
 
 
 # --- every kind of cell --------------------------------------------------------------------------
