@@ -66,6 +66,8 @@ def attribute(
         raise click.UsageError("--feature and --baseline go with --inputs; add --inputs integrated, for example")
     if method is not None and (split or positions != "last"):
         raise click.UsageError("--split and --positions are of what writes a logit; leave them out, or --inputs")
+    if feature is not None and (answer is not None or wrong is not None):
+        raise click.UsageError("--answer and --wrong are of a logit; leave them out, or --feature")
     subject = open_subject(model, options)
     questions = asked(subject, prompts, file, answer=answer, wrong=wrong)
     if method is not None:

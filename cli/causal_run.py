@@ -74,7 +74,8 @@ def run(
     if replay is not None:
         _replayed(model, replay, (prompts, file, edits, donors, answer, wrong, record, picture), form, options)
         return
-    if not edits and (unused := [name for name, given in (("--record", record), ("--donor", donors)) if given]):
+    of_edits = {"--record": record, "--donor": donors, "--controls": controls}
+    if not edits and (unused := [name for name, given in of_edits.items() if given]):
         raise NeuronautError(f"{unused[0]} goes with an edit; add --edit, for example --edit mlp.2:17=0")
     bench = open_bench(model, edits, options)
     questions = asked(bench.subject, prompts, file, answer=answer, wrong=wrong)
