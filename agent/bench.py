@@ -66,32 +66,33 @@ class Bench:
         return {holdout.feature: holdout for holdout in found}
 
     def cases(
-        self, batch: TrainBatch, explanations: Mapping[Feature, Explanation], judged: Mapping[Feature, Holdout]
-    ) -> list[Case]:
+        self, batch: TrainBatch, explanations: Mapping[Feature, Explanation], judged: Mapping[Feature, Holdout], *,
+        elsewhere: bool = False,
+    ) -> list[Case]:  # fmt: skip
         """The explanations that have a text, each with what it is judged on and compared with.
 
-        The other explanation, for controls, is that of the next explained feature of the batch, or, where there
-        is none, one from the database.
+        The other explanation, for controls, is that of the next explained feature of the batch; where there is none
+        and `elsewhere`, one from the database. While labelling goes on what that holds is a matter of chance.
         """
         texts = [f for f, explanation in explanations.items() if explanation.text is not None]
         ruled = [f for f in texts if explanations[f].rule is not None]
         parts = {part.feature: part for part in batch.features}
         cases = []
         for feature in texts:
-            other_rule = self._other(feature, ruled, explanations, with_rule=True)
+            other_rule = self._other(feature, ruled, explanations, with_rule=True, elsewhere=elsewhere)
             rule = Rule.parse(other_rule.rule) if other_rule is not None and other_rule.rule else None
             baselines = Baselines(*token_baselines(parts[feature], batch), rule)
-            other = self._other(feature, texts, explanations, with_rule=False)
+            other = self._other(feature, texts, explanations, with_rule=False, elsewhere=elsewhere)
             cases.append(Case(explanations[feature], judged[feature], baselines, other))
         return cases
 
     def _other(
         self, feature: Feature, known: Sequence[Feature], explanations: Mapping[Feature, Explanation], *,
-        with_rule: bool,
+        with_rule: bool, elsewhere: bool,
     ) -> Explanation | None:  # fmt: skip
         if feature in known and len(known) > 1:
             return explanations[known[(known.index(feature) + 1) % len(known)]]
-        return self.store.another(feature, with_rule=with_rule)
+        return self.store.another(feature, with_rule=with_rule) if elsewhere else None
 
     def _drawn(self, split: Split) -> tuple[NDArray[np.int64], list[str]]:
         """Random windows of a split that no explainer was shown, with their digests."""

@@ -103,7 +103,7 @@ class Refine:
         texts = [feature for feature in texts if tests[feature]]
         replies = yield [self._revision(current[feature], parts[feature], tests[feature]) for feature in texts]
         return {
-            feature: _revised(current[feature], tests[feature], reply, peak=parts[feature].statistics.peak)
+            feature: _revised(current[feature], tests[feature], reply, parts[feature])
             for feature, reply in zip(texts, replies, strict=True)
         }
 
@@ -167,25 +167,31 @@ def _sentences(reply: Reply) -> list[tuple[bool, str]]:
 
 
 def _shown(evidence: TrainEvidence) -> str:
-    shown = active_windows(evidence, top=SHOWN // 2, quantile=SHOWN - SHOWN // 2)
     peak = evidence.statistics.peak
-    parts = [excerpt(example, before=24, after=8) for example in shown if active(example.activations, peak).any()]
+    parts = [excerpt(example, before=24, after=8) for example in _examples(evidence)]
     return fenced([
         f"{marked(part, list(active(part.activations, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts
     ])  # fmt: skip
 
 
-def _revised(old: Explanation, tests: Sequence[Trial], reply: Reply, *, peak: float) -> Explanation:
+def _examples(evidence: TrainEvidence) -> list[Example]:
+    """The training windows that are shown."""
+    shown = active_windows(evidence, top=SHOWN // 2, quantile=SHOWN - SHOWN // 2)
+    return [example for example in shown if active(example.activations, evidence.statistics.peak).any()]
+
+
+def _revised(old: Explanation, tests: Sequence[Trial], reply: Reply, evidence: TrainEvidence) -> Explanation:
+    peak = evidence.statistics.peak
     right = sum(test.expected == fired(test, peak) for test in tests)
     calls = [*_list(old.provenance.get("calls")), reply.key]
     provenance = {**old.provenance, "calls": calls, "tests": f"{right} of {len(tests)} as expected"}
+    seen = tuple(sorted({*old.seen, *(example.window for example in _examples(evidence))}))
+    # Its rule, if any, is that of the words that are revised.
+    made = replace(old, seen=seen, provenance=provenance, rule=None)
     if reply.status != "ok":
-        return replace(
-            old, text=None, reason=f"{reply.status}: {reply.reason}", status="failed", rule=None, provenance=provenance
-        )
+        return replace(made, text=None, reason=f"{reply.status}: {reply.reason}", status="failed")
     answer = read(reply.text)
-    rule = None if answer.rule is None else answer.rule.to_json()
-    return replace(old, text=answer.text, reason=answer.reason, status=answer.status, rule=rule, provenance=provenance)
+    return replace(made, text=answer.text, reason=answer.reason, status=answer.status)
 
 
 def _rounds(explanation: Explanation) -> list[object]:

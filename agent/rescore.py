@@ -66,7 +66,7 @@ def _scored(
 ) -> Asking[list[_Scored]]:
     evidence = [bench.store.evidence(feature) for feature in best]
     explanations = {feature: stored.explanation for feature, stored in best.items()}
-    cases = bench.cases(bench.train(evidence), explanations, bench.judged(evidence))
+    cases = bench.cases(bench.train(evidence), explanations, bench.judged(evidence), elsewhere=True)
     judged = yield from scoring(scorers, cases, desk)
     return [
         _Scored(stored.id, Result(feature, stored.explanation, judged[feature][0]), judged[feature][1])

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -225,7 +225,8 @@ def _collected(work: Work, language: Language) -> bool:
     from ..agent.batches import collect
 
     assert work.desk is not None
-    reports = collect(work.desk, batch_api(language))
+    with closing(batch_api(language)) as api:
+        reports = collect(work.desk, api)
     for report in reports:
         state = "collected" if report.collected else "under way"
         why = f" ({report.reason})" if report.reason else ""
@@ -240,7 +241,8 @@ def _sent(work: Work, language: Language) -> None:
     from ..agent.batches import send
 
     assert work.desk is not None
-    report = send(work.desk, batch_api(language))
+    with closing(batch_api(language)) as api:
+        report = send(work.desk, api)
     if report is not None:
         say(f"sent {report.requests:,} requests as batch {', '.join(report.remote)}; give the command again to collect")
     if work.desk.stopped:

@@ -12,6 +12,7 @@ import pytest
 from neuronaut.explainers.llm.flow import Flow
 from neuronaut.explainers.llm.openai_chat import OpenAIChat
 from neuronaut.explainers.llm.openai_wire import Wire
+from neuronaut.explainers.llm.prices import price_of
 from neuronaut.explainers.llm.tokens import estimate
 from neuronaut.explainers.llm.values import Chat, Message, Probe, Reply, Request, Sampling, request_key
 from neuronaut.subject.errors import NeuronautError
@@ -149,7 +150,7 @@ def test_what_is_sent() -> None:
         "logprobs": True, "top_logprobs": 3,
     }  # fmt: skip
     assert all(body.keys() == {"model", "messages", "max_tokens"} for body in others)
-    assert server.seen[0].key == request_key(request, model="planted", endpoint=server.url)
+    assert server.seen[0].key == request_key(request, model="planted+thinking=1000", endpoint=server.url)
     assert [token.token for token in reply.logprobs] == pieces(PLANTED)
     assert dict(reply.logprobs[0].top) == {"the": -0.1, "the~1": -3.0, "the~2": -4.0}
     assert (reply.input_tokens, reply.output_tokens) == server.paid[server.seen[0].key]
@@ -181,9 +182,9 @@ def test_a_limit_of_tokens_cuts_only_its_own_reply() -> None:
 
 def test_64_in_flight_and_never_more() -> None:
     """How near this comes to what the server allows is measured by benchmarks/throughput.py."""
-    with FaultServer(delay=0.25) as server:
+    with FaultServer(delay=1.5) as server:
         llm = client(server)
-        replies = [llm.submit(chat(f"request {n}")) for n in range(256)]
+        replies = [llm.submit(chat(f"request {n}")) for n in range(128)]
         assert all(reply.result().status == "ok" for reply in replies)
         llm.close()
     assert server.most_busy == 64
@@ -320,3 +321,19 @@ def test_a_named_tokenizer_counts() -> None:
     text = "def __init__(self):\n    return None\n"
     assert llm.count(chat(text)) == sum(len(llm.tokenizer.encode(said)) for said in ("Answer in a line.", text))
     llm.close()
+
+
+def test_how_a_model_is_asked_is_part_of_its_name() -> None:
+    """Room to think and a temperature of its own change what is answered, so they change what an answer is known by."""
+    with FaultServer() as server:
+        plain, thinking, fixed = client(server), client(server, thinking=500), client(server, temperature_fixed=True)
+        names = {llm.model for llm in (plain, thinking, fixed)}
+        assert len(names) == 3
+        for llm in (plain, thinking, fixed):
+            llm.submit(chat()).result()
+            llm.close()
+        assert len({one.key for one in server.seen}) == 3
+        assert len({one.body["model"] for one in server.seen}) == 1
+    assert price_of("gpt-5-mini+thinking=500", "https://api.openai.com/v1") == price_of(
+        "gpt-5-mini", "https://api.openai.com/v1"
+    )

@@ -40,6 +40,7 @@ class OpenAIChat:
         `tokenizer` is a folder or id for transformers, by default the model's name. For `attempts`, `backoff` and
         `longest_backoff` see retry_policy."""
         self._wire = Wire(model, endpoint_of(base_url), thinking=thinking, temperature_fixed=temperature_fixed)
+        self._variant = f"+thinking={thinking}" * (thinking > 0) + "+own-temperature" * temperature_fixed
         self._api_key, self._timeout = api_key, timeout
         self._tokenizer, self._prompt_logprobs = tokenizer, prompt_logprobs
         self._flow = Flow(in_flight)
@@ -54,8 +55,9 @@ class OpenAIChat:
 
     @property
     def model(self) -> str:
-        """The model's name."""
-        return self._wire.model
+        """The model's name, and after a plus how it is asked where that changes what it answers: so it is part of what
+        an answer is known by."""
+        return self._wire.model + self._variant
 
     @property
     def endpoint(self) -> str:
@@ -77,7 +79,7 @@ class OpenAIChat:
         """The model's own tokenizer, from transformers; probes are assembled with it."""
         from transformers import AutoTokenizer
 
-        name = self._tokenizer or self.model
+        name = self._tokenizer or self._wire.model
         try:
             return AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:

@@ -75,7 +75,8 @@ def price_of(model: str, endpoint: str, override: Price | None = None) -> Price 
         return Price(0.0, 0.0)
     if urlsplit(endpoint).hostname != "api.openai.com":
         return None
-    return OPENAI.get(model) or OPENAI.get(_DATE.sub("", model))
+    name = model.partition("+")[0]
+    return OPENAI.get(name) or OPENAI.get(_DATE.sub("", name))
 
 
 def cost(price: Price, input_tokens: float, output_tokens: float, batch: bool = False) -> float:
