@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from ..data.activations import read_own
 from ..data.counterfactual import minimal_pairs
 from ..data.records import Example, Explanation
+from ..subject.address import Feature
+from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
 from .abstain import Limits, abstention
@@ -25,7 +27,9 @@ from .batch import Background, TrainBatch, TrainEvidence
 from .choose import background_example
 from .english import describe
 from .induce import induce
+from .observed import Observed
 from .prompt import Prompt
+from .revise import revise
 from .sample import Sample, Windows
 from .tree import Growth, grow
 
@@ -48,6 +52,14 @@ class _Rows(NamedTuple):
     documents: list[str]
 
 
+class _Measured(NamedTuple):
+    """A feature's interventions and what they gave, kept for learning again."""
+
+    evidence: TrainEvidence
+    rows: _Rows
+    activations: NDArray[np.float32]
+
+
 class RuleExplainer:
     """Explains features by learned rules. Deterministic; needs the subject for its interventions."""
 
@@ -61,6 +73,7 @@ class RuleExplainer:
         self._subject, self._interventions, self._seed = subject, interventions, seed
         self._growth, self._limits = growth or Growth(), Limits()
         self._background: tuple[Background, Windows] | None = None
+        self._edited: dict[Feature, _Measured] = {}
 
     @property
     def settings(self) -> dict[str, object]:
@@ -84,6 +97,28 @@ class RuleExplainer:
             for evidence, rows, activations in zip(chosen, edited, measured, strict=True)
         )
         return [refusal if refusal is not None else next(made) for refusal in refused]
+
+    def learn(self, evidence: TrainEvidence, batch: TrainBatch, observed: Observed) -> Explanation:
+        """The explanation that also holds for what experiments measured (`revise`); without any it is `explain`'s.
+
+        The first call for a feature runs its interventions; later ones, with more or other observed windows, do not
+        run the subject again. Raises NeuronautError where the observed windows are not as long as the batch's.
+        """
+        width = batch.background.ids.shape[1]
+        if observed.ids.shape[1] != width:
+            raise NeuronautError(
+                f"observed windows of {observed.ids.shape[1]} tokens for {evidence.feature}, whose training windows "
+                f"have {width}; measure in windows of {width}"
+            )
+        refusal = abstention(evidence, explainer=self.name, limits=self._limits)
+        if refusal is not None:
+            return refusal
+        known = self._edited.get(evidence.feature)
+        if known is None or known.evidence is not evidence:
+            rows = self._interventions_for(evidence, batch)
+            (activations,) = self._measure(batch.source, [evidence], [rows])
+            known = self._edited[evidence.feature] = _Measured(evidence, rows, activations)
+        return self._learn(evidence, batch, known.rows, known.activations, observed)
 
     def _interventions_for(self, evidence: TrainEvidence, batch: TrainBatch) -> _Rows:
         """Pruned contexts of the strongest examples, then minimal pairs."""
@@ -125,10 +160,15 @@ class RuleExplainer:
         return np.split(found, np.cumsum(counts)[:-1])
 
     def _learn(
-        self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32]
-    ) -> Explanation:
+        self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32],
+        observed: Observed | None = None,
+    ) -> Explanation:  # fmt: skip
         sample, growth = self._sample(evidence, batch, rows, activations)
-        rule = induce(sample, grow(sample, growth))
+        if observed is not None and len(observed):
+            pivot_weight = PIVOT_SHARE * batch.background.ids.size / max(float(rows.weight.sum()), 1.0)
+            rule = revise(sample, growth, observed, pivot_weight=pivot_weight, half=evidence.statistics.peak / 2)
+        else:
+            rule = induce(sample, grow(sample, growth))
         if rule is None:
             reason = "no token condition predicts it better than its mean on training text"
             return Explanation(evidence.feature, None, self.name, reason=reason, status="no_pattern")

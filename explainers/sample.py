@@ -81,6 +81,8 @@ class Sample:
     check: NDArray[np.float32]
     """What a token counts when a split is checked: tokens of documents kept from fitting. (N,)"""
     vocabulary: tuple[str, ...]
+    exact: NDArray[np.bool_] | None = None
+    """Which tokens an experiment was made for: one of them is reason enough for a split. None for no token. (N,)"""
 
     @cached_property
     def tokens(self) -> dict[int, NDArray[np.int32]]:

@@ -72,6 +72,9 @@ class _View:
         self.weight = sample.weight[leaf.at].astype(np.float64)
         self.weighted = self.weight * (sample.activation[leaf.at].astype(np.float64) - leaf.predicted)
         self.mass, self.total = float(self.weight.sum()), float(self.weighted.sum())
+        self.spread = self.weighted**2  # what is known exactly adds no uncertainty to a sum
+        if sample.exact is not None:
+            self.spread[sample.exact[leaf.at]] = 0
 
     def candidates(self) -> Iterator[Split]:
         for offset in OFFSETS:
@@ -89,7 +92,7 @@ class _View:
         ids = self.sample.tokens[offset][self.leaf.at]
         weights: NDArray[np.float64] = np.bincount(ids, self.weight, size).astype(np.float64)
         sums: NDArray[np.float64] = np.bincount(ids, self.weighted, size).astype(np.float64)
-        errors = np.sqrt(np.bincount(ids, self.weighted**2, size))
+        errors = np.sqrt(np.bincount(ids, self.spread, size))
         sums[np.abs(sums) < self.growth.evidence * (1.0 if offset else 0.5) * errors] = 0
         weights[-1] = 0  # "before the window" is no token
         for sign in (1, -1) if offset else (1,):
@@ -108,7 +111,7 @@ class _View:
         columns = np.stack([self._shift(offset) for offset in range(1, reach + 1)])
         sums = np.bincount(columns.ravel(), np.tile(self.weighted, reach), size)
         masses = np.bincount(columns.ravel(), np.tile(self.weight, reach), size)
-        errors = np.sqrt(np.bincount(columns.ravel(), np.tile(self.weighted**2, reach), size))
+        errors = np.sqrt(np.bincount(columns.ravel(), np.tile(self.spread, reach), size))
         masses[(np.abs(sums) < self.growth.evidence * errors)] = 0
         masses[-1] = 0
         for sign in (1, -1):
@@ -215,11 +218,18 @@ def _best_split(sample: Sample, leaf: Leaf, growth: Growth, least: float) -> Spl
         assert split.condition is not None
         children = _children(sample, leaf, split.condition, growth)
         smaller = min(children, key=lambda child: len(child.at))
-        if len(np.unique(sample.rows[smaller.at])) < growth.min_rows:
+        if not _witnessed(sample, smaller, growth):
             continue
         if sum(_error(sample, child, sample.check) for child in children) <= _error(sample, leaf, sample.check):
             return split
     return Split(None, 0.0)
+
+
+def _witnessed(sample: Sample, leaf: Leaf, growth: Growth) -> bool:
+    """Whether a leaf stands in enough windows, or an experiment was made for one of its tokens."""
+    if sample.exact is not None and sample.exact[leaf.at].any():
+        return True
+    return len(np.unique(sample.rows[leaf.at])) >= growth.min_rows
 
 
 def _children(sample: Sample, leaf: Leaf, condition: Condition, growth: Growth) -> tuple[Leaf, Leaf]:
