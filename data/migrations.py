@@ -241,6 +241,66 @@ def m006_headlines(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m007_journal(db: Database) -> None:
+    """Investigations: what they decided, predicted, saw and spent. Predictions and observations are only added."""
+    for statement in (
+        """CREATE TABLE investigations (
+            id TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('feature', 'behaviour')), target TEXT NOT NULL,
+            policy TEXT NOT NULL, settings TEXT NOT NULL, provenance TEXT NOT NULL, parent TEXT,
+            status TEXT NOT NULL
+                CHECK (status IN ('running', 'supported', 'open', 'no_explanation', 'budget', 'error')),
+            reason TEXT, explanation_id INTEGER REFERENCES explanations(id), report BLOB, created TEXT NOT NULL,
+            ended TEXT)""",
+        """CREATE TABLE decisions (
+            investigation TEXT NOT NULL REFERENCES investigations(id), step INTEGER NOT NULL, role TEXT NOT NULL,
+            decision TEXT NOT NULL, created TEXT NOT NULL, PRIMARY KEY (investigation, step))""",
+        """CREATE TABLE hypotheses (
+            id INTEGER PRIMARY KEY, investigation TEXT NOT NULL REFERENCES investigations(id), name TEXT NOT NULL,
+            step INTEGER NOT NULL, origin TEXT NOT NULL, body TEXT NOT NULL, created TEXT NOT NULL,
+            UNIQUE (investigation, name))""",
+        """CREATE TABLE experiments (
+            id INTEGER PRIMARY KEY, investigation TEXT NOT NULL REFERENCES investigations(id), name TEXT NOT NULL,
+            tool TEXT NOT NULL, args TEXT NOT NULL, purpose TEXT NOT NULL, survey INTEGER NOT NULL, role TEXT NOT NULL,
+            round INTEGER NOT NULL, key TEXT NOT NULL, design BLOB NOT NULL, base TEXT NOT NULL, weights TEXT NOT NULL,
+            created TEXT NOT NULL, UNIQUE (investigation, name))""",
+        """CREATE TABLE predictions (
+            investigation TEXT NOT NULL, seq INTEGER NOT NULL, experiment TEXT NOT NULL, hypothesis TEXT NOT NULL,
+            expected TEXT NOT NULL, created INTEGER NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL,
+            PRIMARY KEY (investigation, seq), UNIQUE (investigation, experiment, hypothesis),
+            FOREIGN KEY (investigation, experiment) REFERENCES experiments(investigation, name),
+            FOREIGN KEY (investigation, hypothesis) REFERENCES hypotheses(investigation, name))""",
+        """CREATE TABLE observations (
+            investigation TEXT NOT NULL, experiment TEXT NOT NULL,
+            status TEXT NOT NULL CHECK (status IN ('ok', 'error')), result BLOB NOT NULL, reason TEXT,
+            cost TEXT NOT NULL, created INTEGER NOT NULL, PRIMARY KEY (investigation, experiment),
+            CHECK ((status = 'ok') = (reason IS NULL)),
+            FOREIGN KEY (investigation, experiment) REFERENCES experiments(investigation, name))""",
+        """CREATE TABLE peeks (
+            investigation TEXT NOT NULL REFERENCES investigations(id), purpose TEXT NOT NULL, created TEXT NOT NULL,
+            PRIMARY KEY (investigation, purpose))""",
+        """CREATE TABLE ledger (
+            investigation TEXT NOT NULL REFERENCES investigations(id), key TEXT NOT NULL, kind TEXT NOT NULL,
+            experiments INTEGER NOT NULL, forwards INTEGER NOT NULL, calls INTEGER NOT NULL, tokens INTEGER NOT NULL,
+            usd REAL NOT NULL, minutes REAL NOT NULL, created TEXT NOT NULL, PRIMARY KEY (investigation, key))""",
+        """CREATE TABLE events (
+            investigation TEXT NOT NULL REFERENCES investigations(id), seq INTEGER NOT NULL, time TEXT NOT NULL,
+            kind TEXT NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (investigation, seq))""",
+        """CREATE TRIGGER observations_after_predictions BEFORE INSERT ON observations
+           WHEN NOT EXISTS (SELECT 1 FROM experiments WHERE investigation = new.investigation
+                            AND name = new.experiment AND survey = 1)
+           AND NOT EXISTS (SELECT 1 FROM predictions WHERE investigation = new.investigation
+                           AND experiment = new.experiment AND created < new.created)
+           BEGIN SELECT RAISE(ABORT, 'an observation without an earlier prediction'); END""",
+        *(
+            f"""CREATE TRIGGER {table}_{action.lower()} BEFORE {action} ON {table}
+                BEGIN SELECT RAISE(ABORT, '{table} are only ever added'); END"""
+            for table in ("predictions", "observations")
+            for action in ("UPDATE", "DELETE")
+        ),
+    ):
+        db.conn.execute(statement)
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
-    m001_evidence, m002_explanations, m003_embeddings, m004_views, m005_calls, m006_headlines
+    m001_evidence, m002_explanations, m003_embeddings, m004_views, m005_calls, m006_headlines, m007_journal
 )  # fmt: skip

@@ -20,6 +20,7 @@ from ..subject.address import Feature, Selection, SourceId
 from . import judged, merging, reading, rows, shelf, writing
 from .calls import CallLog
 from .database import connect, reported, transaction
+from .journal import Journal
 from .migrations import migrate
 from .records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
 from .rows import Filter, Row, Sort, StoredExplanation
@@ -46,6 +47,11 @@ class Store:
         """The log of calls to language models."""
         self._calls = self._calls or CallLog(self.path, self.db)
         return self._calls
+
+    @property
+    def journal(self) -> Journal:
+        """The investigations."""
+        return Journal(self.path, self.db)
 
     def close(self) -> None:
         """Close the file."""

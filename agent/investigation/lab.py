@@ -1,0 +1,166 @@
+"""The lab of a feature: what tools may use, and nothing of the holdout.
+
+It reads the feature on windows that tools make, counts every prompt that is run through the subject, says what a
+hypothesis expects of an experiment's items, and collects what was measured, so that rules are learned from it.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.activations import read_own
+from ...data.records import Example, Explanation
+from ...data.store import Store
+from ...explainers.batch import TrainBatch, TrainEvidence
+from ...explainers.evaluate import TokenGrid, predict
+from ...explainers.observed import Observed
+from ...scorers.baselines import token_baselines
+from ...subject.address import Feature
+from ...subject.errors import NeuronautError
+from ...subject.model import Subject
+from ...subject.sources import Source
+from .experiments import Design, Item
+from .hypotheses import Hypothesis
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+STRONGEST = 12
+"""Training examples whose median peak is the scale."""
+
+
+class Meter:
+    """Counts the prompts that pass through a subject: one for each row of each forward pass."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    @contextmanager
+    def counting(self, subject: Subject) -> "Generator[None]":
+        """Within the block every forward pass is counted, whoever asks for it."""
+
+        def count(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [*args, *kwargs.values()]
+            self.rows += next(len(part) for part in given if hasattr(part, "shape"))
+
+        handle = subject.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class FeatureLab:
+    """One feature, ready for experiments."""
+
+    kind: Literal["feature"] = "feature"
+
+    def __init__(
+        self, store: Store, subject: Subject, source: Source, evidence: TrainEvidence, batch: TrainBatch, *,
+        baseline: Explanation | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        """`batch` holds what features share; `baseline` is the one-shot explanation, where there is one."""
+        self.store, self.subject, self.source, self.seed = store, subject, source, seed
+        self.evidence, self.batch, self.baseline = evidence, batch, baseline
+        self.feature: Feature = evidence.feature
+        self.vocabulary = batch.vocabulary
+        self.width = batch.background.ids.shape[1]
+        """Tokens of every window."""
+        self.examples: tuple[Example, ...] = tuple(
+            sorted((e for e in {e.window: e for e in evidence.examples}.values()), key=lambda e: -e.peak)
+        )
+        """Training examples, each window once, the strongest first."""
+        self.scale = _scale(self.examples)
+        """Median peak of the strongest training examples, in the source's units: 1 in experiments' values."""
+        self.token_rule, self.token_table = token_baselines(evidence, batch)
+        """What single tokens say, by token id (scorers/baselines.py)."""
+        self.observed = Observed.none(self.width)
+        """All that experiments measured so far."""
+        self.rivals: Mapping[str, Hypothesis] = {}
+        """The live hypotheses by name, the leader first; set before a tool designs an experiment."""
+        self.meter = Meter()
+
+    @property
+    def target(self) -> str:
+        """The feature's address."""
+        return str(self.feature)
+
+    @property
+    def normalised_by(self) -> str:
+        """What 1 is in values of a response."""
+        return f"median peak of its strongest training examples: {self.scale:.3g}"
+
+    def read(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
+        """The feature's activation at every token, in the source's units, its tail turned upwards. (row, position)
+        ids without BOS -> (row, position)."""
+        if not len(ids):
+            return np.empty(ids.shape, np.float32)
+        found = read_own(self.subject, self.source, ids, np.full(len(ids), self.feature.index))
+        return -found if self.feature.negative else found
+
+    def respond(self, items: Sequence[Item]) -> tuple[float, ...]:
+        """The activation at each item's pivot, in units of the scale. What is equal up to the pivot is run once."""
+        distinct: dict[tuple[int, ...], int] = {}
+        places = [distinct.setdefault(item.ids[: item.pivot + 1], len(distinct)) for item in items]
+        ids = np.zeros((len(distinct), max(map(len, distinct), default=0)), np.int64)
+        for row, prefix in zip(ids, distinct, strict=True):
+            row[: len(prefix)] = prefix  # what stands after a causal model's pivot cannot matter
+        found = self.read(ids)
+        values = found[places, [item.pivot for item in items]] / self.scale
+        return tuple(round(float(value), 5) for value in values)
+
+    def window(self, digest: str) -> Example:
+        """The training example of a window's digest; refuses windows of other splits."""
+        for example in self.examples:
+            if example.window == digest:
+                return example
+        raise NeuronautError(f"window {digest} is none of the training windows of {self.target}; name one of these")
+
+    def expect(self, hypothesis: Hypothesis, design: Design) -> tuple[float | None, ...]:
+        """What a hypothesis with an executable twin expects of each item, in units of the scale; None: no opinion."""
+        if design.readout == "effect":
+            return tuple(_effect_expected(hypothesis, item.about) for item in design.items)
+        if hypothesis.rule is None:
+            return (None,) * len(design.items)
+        grid = TokenGrid(self.vocabulary, _padded([item.ids for item in design.items]))
+        said = predict(hypothesis.rule, grid)
+        rows = np.arange(len(design.items))
+        values = said[rows, [item.pivot for item in design.items]] / self.scale
+        return tuple(round(float(value), 4) for value in values)
+
+    def take(self, design: Design, values: Sequence[float]) -> None:
+        """Take note of what an experiment measured."""
+        items = [(item, value) for item, value in zip(design.items, values, strict=True) if len(item.ids) == self.width]
+        if design.readout == "response" and items:
+            ids = np.array([item.ids for item, _ in items], np.int64)
+            pivots = [item.pivot for item, _ in items]
+            self.observed += Observed.at(ids, pivots, [value * self.scale for _, value in items])
+
+
+def _scale(examples: Sequence[Example]) -> float:
+    """Median peak of the strongest examples; an error where there is nothing to measure in units of."""
+    peaks = [example.peak for example in examples[:STRONGEST] if example.peak > 0]
+    if not peaks:
+        raise NeuronautError("the feature is active in no training example, so there is nothing to investigate")
+    return float(np.median(peaks))
+
+
+def _effect_expected(hypothesis: Hypothesis, about: Mapping[str, Any]) -> float | None:
+    """By what the hypothesis claims: 1 for what it names, 0 for what it does not, -1 for what it says is lowered."""
+    if (token := about.get("token")) is not None:
+        if not (hypothesis.promotes or hypothesis.suppresses):
+            return None
+        return 1.0 if token in hypothesis.promotes else -1.0 if token in hypothesis.suppresses else 0.0
+    if (node := about.get("node")) is not None and hypothesis.reads:
+        return 1.0 if node in hypothesis.reads else 0.0
+    return None
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    found = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
+    for row, ids in zip(found, rows, strict=True):
+        row[: len(ids)] = ids
+    return found

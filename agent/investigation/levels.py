@@ -1,0 +1,56 @@
+"""What is predicted and what is observed: four levels of a value, and the odds that a predicted value gives them.
+
+Values are in units of the target's scale: 0 is silent, 1 is as strong as its strongest natural examples (a
+response), or as much as the whole difference or effect that is asked about (an effect). A hypothesis expects a
+value, or has no opinion; its forecast is a distribution over levels. An expected value v is a normal
+distribution around v with the standard deviation SPREAD + SLOPE |v|, mixed with a little of everything (SLIP), so
+that no observation is impossible. No opinion is the base rate: the levels that were seen so far.
+"""
+
+from collections.abc import Sequence
+from math import erf, sqrt
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Level = Literal["reversed", "silent", "weak", "strong"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+EDGES = (-0.1, 0.1, 0.5)
+"""Between the levels, in units of the scale."""
+MIDDLE: dict[Level, float] = {"reversed": -0.5, "silent": 0.0, "weak": 0.3, "strong": 1.0}
+"""The value that stands for a level where someone names only the level."""
+
+FORMULA = "levels-1"
+"""Names the constants of this module in stored records."""
+SPREAD, SLOPE, SLIP = 0.05, 0.15, 0.08
+
+Forecast = NDArray[np.float64]
+"""(item, level); rows sum to 1."""
+
+
+def levels_of(values: Sequence[float]) -> NDArray[np.int64]:
+    """Index into LEVELS of each observed value. A value at an edge belongs to the level above it."""
+    return np.searchsorted(EDGES, np.asarray(values, np.float64), side="right")
+
+
+def forecast(expected: Sequence[float | None], base: Sequence[float]) -> Forecast:
+    """The distribution over levels of each item. `base` (level,) is for items without an opinion."""
+    return np.array([base if value is None else _around(value) for value in expected], np.float64).reshape(-1, 4)
+
+
+def base_rate(counts: Sequence[float]) -> tuple[float, ...]:
+    """The share of each level among those seen so far, as if each had been seen once before."""
+    total = sum(counts) + len(LEVELS)
+    return tuple((count + 1) / total for count in counts)
+
+
+def brier(forecasts: Forecast, seen: NDArray[np.int64]) -> float:
+    """Mean over items of the squared distance between forecast and what was seen: 0 is perfect, 2 is wholly wrong."""
+    return float(((forecasts - np.eye(len(LEVELS))[seen]) ** 2).sum(axis=1).mean())
+
+
+def _around(value: float) -> list[float]:
+    width = (SPREAD + SLOPE * abs(value)) * sqrt(2)
+    below = [0.0, *(0.5 * (1 + erf((edge - value) / width)) for edge in EDGES), 1.0]
+    return [SLIP / len(LEVELS) + (1 - SLIP) * (b - a) for a, b in zip(below, below[1:], strict=False)]

@@ -1,0 +1,1 @@
+"""Policies: who decides what an investigation does next, behind one protocol."""
