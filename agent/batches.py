@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from ..data.calls import Call
 from ..data.codec import content_digest
-from ..explainers.llm.desk import Desk, call_of
+from ..explainers.llm.desk import Desk
+from ..explainers.llm.logged import call_of
 from ..explainers.llm.openai_batch import BatchAPI
-from ..explainers.llm.values import Chat, Message, Reply, Sampling
+from ..explainers.llm.values import Chat, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def _sent(desk: Desk, api: BatchAPI, batch: str, requests: dict[str, Chat]) -> B
 
 def _collected(desk: Desk, api: BatchAPI, row: dict[str, object]) -> BatchReport:
     batch, asked = str(row["id"]), desk.log.batch_requests(str(row["id"]))
-    requests = {key: _chat(text, prompt) for key, (prompt, text) in asked.items()}
+    requests = {key: Chat.parse(json.loads(text), prompt=prompt) for key, (prompt, text) in asked.items()}
     if row["remote"] is None:
         # It was written down, but nobody knows whether it was sent; the server tells.
         return _sent(desk, api, batch, requests)
@@ -77,8 +78,3 @@ def _collected(desk: Desk, api: BatchAPI, row: dict[str, object]) -> BatchReport
 def _call(desk: Desk, key: str, chat: Chat, reply: Reply) -> Call:
     llm = desk.llm
     return call_of(chat, replace(reply, key=key), model=llm.model, endpoint=llm.endpoint, price=desk.price, batch=True)
-
-
-def _chat(text: str, prompt: str) -> Chat:
-    said = json.loads(text)
-    return Chat(tuple(Message(**m) for m in said["messages"]), Sampling(**said["sampling"]), prompt=prompt)

@@ -33,7 +33,7 @@ def llm() -> None:
 def log(limit: int, status: str | None, prompt: str | None, full: bool, database: str, form: Form) -> None:
     """List calls, the latest first.
 
-    JSON holds the whole request and reply of each.
+    JSON holds the whole request and reply of each, with the calls of tools that the reply made.
 
     \b
     Examples:
@@ -74,14 +74,14 @@ def _table(rows: list[Row]) -> str:
         Column("tokens", lambda row: f"{row['input_tokens']:,}+{row['output_tokens']:,}", right=True),
         Column("s", lambda row: f"{row['seconds']:.1f}", right=True),
         Column("cost", lambda row: _dollars(row["cost"]), right=True),
-        Column("reply", lambda row: display.visible(row["reason"] or row["reply"])),
+        Column("reply", lambda row: display.visible(row["reason"] or _said(row["reply"], row["calls"]))),
     ])  # fmt: skip
 
 
 def _pages(rows: list[Row]) -> str:
     return "\n\n".join(
         f"call {row['id']}  {row['created']}  {row['model']} at {row['endpoint']}  {row['prompt']}  {row['status']}"
-        f"\n{_asked(row['request'])}\n=== reply ===\n{display.plain_lines(row['reply'])}"
+        f"\n{_asked(row['request'])}\n=== reply ===\n{display.plain_lines(_said(row['reply'], row['calls']))}"
         + (f"\n({row['reason']})" if row["reason"] else "")
         for row in rows
     )
@@ -90,7 +90,15 @@ def _pages(rows: list[Row]) -> str:
 def _asked(request: Row) -> str:
     if "messages" not in request:
         return f"probe of {len(request['ids'])} tokens at {len(request['positions'])} positions"
-    return "\n".join(f"=== {m['role']} ===\n{display.plain_lines(m['content'])}" for m in request["messages"])
+    return "\n".join(
+        f"=== {m['role']} ===\n{display.plain_lines(_said(m['content'], m.get('calls', [])))}"
+        for m in request["messages"]
+    )
+
+
+def _said(text: str, calls: list[Row]) -> str:
+    """A text and the calls of tools beside it."""
+    return "\n".join([*([text] if text or not calls else []), *(f"{c['name']} {c['arguments']}" for c in calls)])
 
 
 def _statistics(rows: list[Row]) -> str:

@@ -1,6 +1,5 @@
 """`neuronaut reproduce`: what was asked for an explanation, rebuilt byte for byte."""
 
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -46,7 +45,7 @@ def reproduce(explanation_id: int, database: str, form: Form, **opening: Any) ->
             store, subject, sources[feature.source], stored, remade(stored.explanation, store, subject, sources)
         )
     rows: list[Row] = [
-        {"key": one.key, "prompt": one.prompt, "messages": [asdict(m) for m in one.messages], "reply": one.reply}
+        {"key": one.key, "prompt": one.prompt, "messages": [m.says() for m in one.messages], "reply": one.reply}
         for one in found.asked
     ]  # fmt: skip
     emit(rows, form, _pages)

@@ -43,7 +43,7 @@ class Call:
     cost: float | None
     """US dollars; None where the price is not known."""
     detail: Mapping[str, Any] = field(default_factory=dict)
-    """Log-probabilities and what else the reply held, as plain JSON values."""
+    """Log-probabilities, calls of tools and what else the reply held, as plain JSON values."""
 
 
 class CallLog:
@@ -84,15 +84,18 @@ class CallLog:
             _insert(connection, call)
 
     def rows(self, *, limit: int | None = None, status: str | None = None, prompt: str | None = None) -> list[Row]:
-        """Calls as rows, the latest first."""
+        """Calls as rows, the latest first; `calls` of each are those of tools that the reply made."""
         sql = (
             "SELECT id, created, model, endpoint, prompt, status, reason, input_tokens, output_tokens, seconds, cost,"
-            " key, request, reply FROM llm_calls WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR prompt = ?2)"
-            " ORDER BY id DESC LIMIT ?3"
+            " key, request, reply, detail FROM llm_calls"
+            " WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR prompt = ?2) ORDER BY id DESC LIMIT ?3"
         )
         with self._lock, reported(self._path):
             values = [status, prompt, -1 if limit is None else limit]
-            return [dict(row) for row in self._db.conn.execute(sql, values)]
+            rows = [dict(row) for row in self._db.conn.execute(sql, values)]
+        for row in rows:
+            row["calls"] = _detail(row.pop("detail")).get("calls", [])
+        return rows
 
     def statistics(self) -> list[Row]:
         """A row per model, endpoint and prompt: calls by status, tokens, seconds, cost."""
@@ -157,5 +160,9 @@ def _call(row: sqlite3.Row) -> Call:
     return Call(
         row["key"], row["model"], row["endpoint"], row["prompt"], row["request"], row["status"], row["reply"],
         row["reason"], row["input_tokens"], row["output_tokens"], row["seconds"], row["cost"],
-        json.loads(zlib.decompress(row["detail"])),
+        _detail(row["detail"]),
     )  # fmt: skip
+
+
+def _detail(packed: bytes) -> dict[str, Any]:
+    return json.loads(zlib.decompress(packed))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..subject.errors import NeuronautError
+from .llm.thought import without_thought
 from .rules import Rule
 
 
@@ -29,8 +30,6 @@ class Answer:
     """Why a rule that the reply holds was left out."""
 
 
-_THOUGHT = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A.*^\s*</think(?:ing)?>", re.S | re.M | re.I)
-"""A block of thought, also one that is not closed, or whose beginning a chat template has swallowed."""
 _LABEL = re.compile(
     r"^[ \t>*_#`-]*(?:\[[ ]*(?P<known>(?i:EXPLANATION|RULE))[ ]*\][ \t*_`]*[::]?"
     r"|(?P<bare>(?i:EXPLANATION|RULE))[ \t*_`]*(?:[::]|$)|\[(?P<other>[A-Z][A-Z ]*)\][*_]*[::])(?:[*_`]+(?=\s|$))?"
@@ -53,7 +52,7 @@ _NO_RULE = frozenset({"", "none", "null", "n/a", "no rule"})
 
 def read(reply: str) -> Answer:
     """What a reply says; never an error."""
-    sections = _sections(_THOUGHT.sub("", reply, count=1))
+    sections = _sections(without_thought(reply))
     if "EXPLANATION" not in sections:
         return Answer("failed", reason="unparsed: no [EXPLANATION] line")
     text = _paragraph(sections["EXPLANATION"])

@@ -9,7 +9,8 @@ for once per key.
 
 Faults: a status ("500"; "429:2", "429:300ms" and "429:date" say when to come back), "quota", "hang" (beyond any
 client's patience), "drop" (the connection, amid the reply), "malformed" (JSON), "refusal", "empty", "truncated",
-"error-word" (a good reply about errors); of a batch's lines also "expired" and "invalid" (spoils the batch).
+"error-word" (a good reply about errors), "bad-call" (of a tool, whose arguments are no JSON); of a batch's lines also
+"expired" and "invalid" (spoils the batch).
 """
 
 import argparse
@@ -33,6 +34,8 @@ Body = dict[str, Any]
 TRANSPORT = ("429", "429:1", "500", "503", "hang", "drop", "malformed")
 SPEECH = ("refusal", "empty", "truncated", "error-word")
 KINDS = TRANSPORT + SPEECH
+CALLING = ("429", "bad-call", "empty", "refusal", "error-word")
+"""What befalls a model that calls tools: with faults=0.5, each in one of ten requests."""
 
 _CODES = {400: "context_length_exceeded", 401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 
@@ -118,13 +121,15 @@ class FaultServer:
         housekeeping: Sequence[str] = (), delay: float = 0.0, hang: float = 60.0, seed: int = 0, polls: int = 1,
         log: Path | None = None, answer: Callable[[Sequence[Body]], str] = answer,
         predict: Callable[[Sequence[int]], dict[int, float]] = predict,
+        calls: Callable[[Body], Sequence[tuple[str, Body]]] | None = None,
     ) -> None:  # fmt: skip
         """`faults` is the share of requests that meet one of `kinds`; `script` replaces the draw for the first requests
         and lines of batches; `housekeeping` holds faults of calls about files and batches. A good reply takes `delay`
-        seconds, a batch ends after `polls` looks at it."""
+        seconds, a batch ends after `polls` looks at it. Where a request has tools, `calls` gives from its body the
+        names and arguments to call, instead of a text; none at all leaves it to `answer`."""
         self.faults, self.kinds, self.seed = faults, tuple(kinds), seed
         self.delay, self.hang, self.polls, self.log = delay, hang, polls, log
-        self.answer, self.predict = answer, predict
+        self.answer, self.predict, self.calls = answer, predict, calls
         self.script, self.housekeeping = iter(script), iter(housekeeping)
         self.lock, self.stopping = threading.Lock(), threading.Event()
         self._seen: list[Seen] = []
@@ -154,7 +159,7 @@ class FaultServer:
         with self.lock:
             if scripted := next(self.script, None):
                 return scripted
-        for kinds, salt in ((TRANSPORT, attempt), (SPEECH, "speech")):
+        for kinds, salt in ((TRANSPORT, attempt), ((*SPEECH, "bad-call"), "speech")):
             mine = [kind for kind in self.kinds if kind in kinds]
             share = self.faults * len(mine) / len(self.kinds)
             roll = chance(self.seed, key, salt)
@@ -195,9 +200,11 @@ class FaultServer:
 
     def chat(self, key: str, body: Body, fault: str) -> Body:
         """A chat completion."""
-        text = self.answer(body["messages"])
+        calls = self.calls(body) if self.calls and body.get("tools") else ()
+        text = "" if calls else self.answer(body["messages"])
         text = f"Without error:\n{text}" if fault == "error-word" else text
-        text = "" if fault in ("empty", "refusal") else text
+        if fault in ("empty", "refusal"):
+            text, calls = "", ()
         whole = pieces(text)
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(whole)
         said = whole[: len(whole) // 2 if fault == "truncated" else limit]
@@ -209,8 +216,15 @@ class FaultServer:
         }
         if body.get("logprobs"):
             choice["logprobs"] = {"content": [_logprobs(token, body.get("top_logprobs", 0)) for token in said]}
-        used = sum(len(pieces(m["content"])) + 4 for m in body["messages"]) + 3
-        return self._completion(key, body, "chat.completion", choice, used, len(said))
+        used = sum(len(pieces(m["content"] or "")) + 4 for m in body["messages"]) + 3
+        written = [(name, json.dumps(arguments)) for name, arguments in calls]
+        if written and fault in ("bad-call", "truncated"):
+            written[-1] = (written[-1][0], written[-1][1][:-1])
+        if written:
+            choice["message"]["tool_calls"] = [_tool_call(key, place, *call) for place, call in enumerate(written)]
+            choice["finish_reason"] = "length" if fault == "truncated" else "tool_calls"
+        length = len(said) + sum(len(pieces(name + arguments)) for name, arguments in written)
+        return self._completion(key, body, "chat.completion", choice, used, length)
 
     def completion(self, key: str, body: Body) -> Body:
         """A completion whose prompt is token ids, as vLLM gives it."""
@@ -278,6 +292,11 @@ class FaultServer:
             "usage": {"prompt_tokens": input_tokens, "completion_tokens": output_tokens,
                       "total_tokens": input_tokens + output_tokens},
         }  # fmt: skip
+
+
+def _tool_call(key: str, place: int, name: str, arguments: str) -> Body:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{key[:8]}_{place}", "type": "function", "function": function}
 
 
 def _logprobs(token: str, count: int) -> Body:

@@ -11,7 +11,6 @@ are estimated to cost is within the budget. There a reply that is no answer stan
 better one would never be done; only what failed is asked again, `TRIES` times in all.
 """
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,14 +18,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import Generic, Literal, TypeVar, cast
+from typing import Generic, Literal, TypeVar
 
-from ...data.calls import Call, CallLog
-from ...data.writing import clean
+from ...data.calls import CallLog
 from ...subject.errors import NeuronautError
 from .asking import Asking
+from .logged import as_logged, call_of, reply_of
 from .prices import Budget, Price, cost, price_of
-from .values import LLM, Chat, Message, Probe, Reply, Request, Status, TokenLogprobs, request_key
+from .values import LLM, Chat, Message, Probe, Reply, Request, request_key
 
 T = TypeVar("T")
 Mode = Literal["live", "rehearsal", "deferred"]
@@ -166,9 +165,7 @@ class Desk:
     def _answered(self, request: Request, future: Future[Reply], done: Future[Reply]) -> None:
         """In the thread that got the reply: write it down, then hand it on."""
         try:
-            reply = done.result()
-            # As the log will give it: what is asked next must not depend on where the reply was read.
-            reply = replace(reply, key=self.key(request), text=clean(reply.text) or "")
+            reply = as_logged(replace(done.result(), key=self.key(request)))
             self._account(reply)
             self.log.record(call_of(request, reply, model=self.llm.model, endpoint=self.llm.endpoint, price=self.price))
         except BaseException as error:
@@ -287,28 +284,3 @@ class _Run(Generic[T]):
 
 def _said(text: str) -> Chat:
     return Chat((Message("assistant", text),))
-
-
-def call_of(
-    request: Request, reply: Reply, *, model: str, endpoint: str, price: Price | None, batch: bool = False
-) -> Call:
-    """A request and its reply as the log keeps them."""
-    detail = {
-        "logprobs": [[token.token, dict(token.top)] for token in reply.logprobs],
-        "probabilities": reply.probabilities,
-        "raw": dict(reply.raw),
-    }
-    spent = cost(price, reply.input_tokens, reply.output_tokens, batch=batch) if price else None
-    return Call(
-        reply.key, model, endpoint, request.prompt, json.dumps(request.says(), ensure_ascii=False), reply.status,
-        reply.text, reply.reason, reply.input_tokens, reply.output_tokens, reply.seconds, spent, detail,
-    )  # fmt: skip
-
-
-def reply_of(call: Call) -> Reply:
-    """A reply as it came."""
-    return Reply(
-        cast("Status", call.status), call.reply, call.reason, call.input_tokens, call.output_tokens, call.seconds,
-        tuple(TokenLogprobs(token, top) for token, top in call.detail["logprobs"]),
-        tuple(tuple(row) for row in call.detail["probabilities"]), call.key, call.detail["raw"],
-    )  # fmt: skip

@@ -73,9 +73,9 @@ class Engine:
         if isinstance(request, Probe):
             return len(request.ids)
         try:
-            return len(self._turns.ids(request.messages))
+            return len(self._turns.chat_ids(request))
         except Refused:
-            return len(self._turns.plain_ids(request.messages))
+            return len(self._turns.plain_ids(request))
 
     def job(self, request: Request) -> Job | Reply:
         """The request made ready, or at once the reply to what cannot be asked."""
@@ -85,7 +85,7 @@ class Engine:
                 return Reply("ok", input_tokens=len(request.ids))
             return Reply("failed", reason=reason) if reason else Job(request, request.ids)
         try:
-            ids = tuple(self._turns.ids(request.messages))
+            ids = tuple(self._turns.chat_ids(request))
         except Refused as refusal:
             return Reply("failed", reason=str(refusal))
         if request.sampling.max_tokens < 1:

@@ -15,6 +15,7 @@ from typing import Any
 from openai import APIConnectionError, APIError, APITimeoutError, OpenAI, RateLimitError
 
 from ...subject.errors import NeuronautError
+from .calling import spelled
 from .flow import Flow
 from .openai_wire import Wire, decoded, endpoint_of, read_chat, read_probe
 from .retrying import Malformed, one_line, reason, retry_policy, spoiling
@@ -91,12 +92,13 @@ class OpenAIChat:
         """Tokens of the prompt: exact for probes, by the tokenizer where one was named, else an estimate."""
         if isinstance(request, Probe):
             return len(request.ids)
+        messages = spelled(request).messages
         if self._tokenizer is None:
-            return estimate_chat(request.messages)
+            return estimate_chat(messages)
         if self.tokenizer.chat_template:
-            turns = [{"role": message.role, "content": message.content} for message in request.messages]
+            turns = [{"role": message.role, "content": message.content} for message in messages]
             return len(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
-        return sum(len(self.tokenizer.encode(message.content)) for message in request.messages)
+        return sum(len(self.tokenizer.encode(message.content)) for message in messages)
 
     def submit(self, request: Request) -> Future[Reply]:
         """Begin to answer. Raises a NeuronautError at once where no key is set, or a probe cannot be answered."""
@@ -158,7 +160,8 @@ class OpenAIChat:
     def _estimated(self, request: Request, reply: Reply) -> Reply:
         """The reply with tokens estimated, from a server that does not count them."""
         return replace(
-            reply, input_tokens=self.count(request), output_tokens=estimate(reply.text),
+            reply, input_tokens=self.count(request),
+            output_tokens=estimate(reply.text) + sum(estimate(call.name + call.arguments) for call in reply.calls),
             raw={**reply.raw, "usage": "estimated"},
         )  # fmt: skip
 

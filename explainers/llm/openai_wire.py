@@ -9,7 +9,7 @@ always among it. So the prediction after position p stands at p + 1.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from openai import OpenAI
 
 from ...subject.errors import NeuronautError
 from .retrying import Malformed, one_line
-from .values import Chat, Probe, Reply, Status, TokenLogprobs
+from .values import Chat, Message, Probe, Reply, Status, TokenLogprobs, ToolCall
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -44,7 +44,7 @@ class Wire:
         limit = "max_completion_tokens" if is_openai(self.endpoint) else "max_tokens"
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": message.role, "content": message.content} for message in chat.messages],
+            "messages": [_message(message) for message in chat.messages],
             limit: sampling.max_tokens + self.thinking,
         }
         if sampling.temperature is not None and not self.temperature_fixed:
@@ -53,6 +53,8 @@ class Wire:
             body["seed"] = sampling.seed
         if sampling.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        if chat.tools:
+            body |= {"tools": [tool.function() for tool in chat.tools], "tool_choice": chat.tool_choice}
         return body
 
     def probe(self, probe: Probe) -> dict[str, Any]:
@@ -101,13 +103,14 @@ def read_chat(body: Mapping[str, Any]) -> Reply:
         message, finish = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content") or "", message.get("refusal")
         logprobs = tuple(_token(token) for token in (choice.get("logprobs") or {}).get("content") or ())
-        status, reason = _outcome(text, refusal, finish)
+        calls, broken = _calls(message.get("tool_calls") or [])
+        status, reason = _outcome(text, refusal, finish, calls=calls, broken=broken)
         input_tokens, output_tokens = _usage(body)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Malformed(f"the reply has no choice with a message: {one_line(json.dumps(body))}") from error
     return Reply(
         status, text or refusal or "", reason, input_tokens=input_tokens, output_tokens=output_tokens,
-        logprobs=logprobs, raw={"model": body.get("model"), "finish_reason": finish},
+        logprobs=logprobs, calls=calls, raw={"model": body.get("model"), "finish_reason": finish},
     )  # fmt: skip
 
 
@@ -125,13 +128,41 @@ def read_probe(body: Mapping[str, Any], probe: Probe) -> Reply:
     )  # fmt: skip
 
 
-def _outcome(text: str, refusal: str | None, finish: str | None) -> tuple[Status, str | None]:
+def _message(message: Message) -> dict[str, Any]:
+    """A turn as a body holds it; one that only calls has no content, as in replies."""
+    sent: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.calls:
+        functions = [(call.id, {"name": call.name, "arguments": call.arguments}) for call in message.calls]
+        calls = [{"id": id, "type": "function", "function": function} for id, function in functions]
+        sent |= {"content": message.content or None, "tool_calls": calls}
+    return sent | ({"tool_call_id": message.answers} if message.answers else {})
+
+
+def _calls(listed: Sequence[Any]) -> tuple[tuple[ToolCall, ...], str | None]:
+    """The calls, or what is wrong with the first that is none."""
+    calls = list[ToolCall]()
+    for place, entry in enumerate(listed):
+        function = entry.get("function") if isinstance(entry, dict) else None
+        name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (0, 0)
+        # Some servers give the arguments as the object itself, and calls without an id.
+        arguments = json.dumps(arguments) if isinstance(arguments, dict) else arguments
+        if not isinstance(name, str) or not isinstance(arguments, str):
+            return (), f"tool call {place + 1} has no name with arguments: {one_line(json.dumps(entry))}"
+        calls.append(ToolCall(name, arguments, str(entry.get("id") or f"call_{place}")))
+    return tuple(calls), None
+
+
+def _outcome(
+    text: str, refusal: str | None, finish: str | None, *, calls: Sequence[ToolCall], broken: str | None
+) -> tuple[Status, str | None]:
     """Status and reason: from what the server says of the reply, never from the reply's words."""
     if refusal or finish == "content_filter":
         return "refused", f"declined: {one_line(refusal or 'the content filter')}"
     if finish == "length":
         return "truncated", "cut at the limit of tokens"
-    return ("ok", None) if text.strip() else ("empty", "no text in the reply")
+    if broken:
+        return "failed", broken
+    return ("ok", None) if text.strip() or calls else ("empty", "no text in the reply")
 
 
 def _usage(body: Mapping[str, Any]) -> tuple[int, int]:

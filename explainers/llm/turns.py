@@ -11,17 +11,26 @@ A model with a chat template is given that template's form, its thinking turned 
 and its reply ends where it opens another turn. What a message says is data: where it spells a token of the model's
 markup ("<|im_end|>"), the text is cut inside that spelling before it is tokenized, so that no markup comes of it. The
 cut is a private-use character that travels through the template, which may trim or fold text as it likes.
+
+Tools are given to a template that tells of them and whose own form of a call is one that `called` reads in the reply.
+A call is rendered once to see it. Otherwise, as without a template, the tools are told in words (calling.py), and so is
+the history of calls always.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from .values import Message
+from .calling import called, in_words, spelled
+from .values import Chat, Message, Reply, ToolSpec
 
+Turn = dict[str, Any]
+"""As chat templates take it."""
 _HEADINGS = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
 _NEXT_TURN = re.compile(r"\n(System|User|Assistant):")
 _TAIL = 12
@@ -43,11 +52,17 @@ class Turns:
         self.stops = frozenset(stops)
         self.is_chat = bool(tokenizer.chat_template)
 
-    def ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt, up to where the reply begins. Raises Refused."""
+    def chat_ids(self, chat: Chat) -> list[int]:
+        """Token ids of a chat with its tools, up to where the reply begins. Raises Refused."""
+        if chat.tools and self._takes_tools:
+            return self.ids(in_words(chat.messages), tools=chat.tools)
+        return self.ids(spelled(chat).messages)
+
+    def ids(self, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = ()) -> list[int]:
+        """The same of messages without calls; `tools` are for a template that takes them. Raises Refused."""
         scissors = _absent_character(message.content for message in messages)
         cut = [Message(message.role, self._cut(message.content, scissors)) for message in messages]
-        text = self._form(cut) if self.is_chat else plain(cut)
+        text = self._form(cut, tools) if self.is_chat else plain(cut)
         pieces = [
             id
             for piece in text.split(scissors)
@@ -55,9 +70,9 @@ class Turns:
         ]
         return pieces if self.is_chat else self._opening + pieces
 
-    def plain_ids(self, messages: Sequence[Message]) -> list[int]:
+    def plain_ids(self, chat: Chat) -> list[int]:
         """Token ids of the plain form, which no template can refuse."""
-        return self.tokenizer.encode(plain(messages), add_special_tokens=False, verbose=False)
+        return self.tokenizer.encode(plain(spelled(chat).messages), add_special_tokens=False, verbose=False)
 
     def over(self, written: Sequence[int]) -> bool:
         """Whether the reply ended with its last token."""
@@ -109,26 +124,49 @@ class Turns:
             start = match.start() + 1
         return scissors.join([*pieces, content[start:]])
 
-    def _form(self, messages: Sequence[Message]) -> str:
+    @cached_property
+    def _takes_tools(self) -> bool:
+        """Whether the template tells of a tool that is planted, and a call that it renders is read as that call."""
+        if not self.is_chat:
+            return False
+        tool, arguments = ToolSpec("planted_tool", "", {"type": "object", "properties": {}}), {"at": [1, "é"]}
+        asked: Turn = {"role": "user", "content": "?"}
+        function = {"name": tool.name, "arguments": arguments}
+        call: Turn = {
+            "role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]
+        }  # fmt: skip
+        told, made = self._apply([asked], [tool]), self._apply([asked, call], [tool], opens=False)
+        if told is None or made is None or tool.name not in told:
+            return False
+        read = called(Reply("ok", made)).calls
+        return [(one.name, json.loads(one.arguments)) for one in read] == [(tool.name, arguments)]
+
+    def _form(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> str:
         """The template's text; the system message joins the first user turn where the template has no place for it."""
-        text = self._apply(messages)
+        text = self._apply(_turns(messages), tools)
         system = messages[0].content if messages[0].role == "system" else ""
         if text is None or system.strip() not in text:
-            text = self._apply(_folded(messages))
+            text = self._apply(_turns(_folded(messages)), tools)
         if text is None:
             raise Refused(f"the chat template takes no conversation of {', '.join(m.role for m in messages)}")
         return text
 
-    def _apply(self, messages: Sequence[Message]) -> str | None:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+    def _apply(self, turns: list[Turn], tools: Sequence[ToolSpec], *, opens: bool = True) -> str | None:
+        """The template's text, to where the reply `opens`; None where it takes no such turns."""
+        told: Any = [tool.function() for tool in tools] or None
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                    turns, tools=told, tokenize=False, add_generation_prompt=opens, enable_thinking=False
                 )
             )
-        except TemplateError:
+        except (TemplateError, TypeError):
+            # A template that joins what it was given as if it were text fails as Python does.
             return None
+
+
+def _turns(messages: Sequence[Message]) -> list[Turn]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def plain(messages: Iterable[Message]) -> str:

@@ -3,6 +3,10 @@
 A request is everything that determines its answer, so its key is the hash of what it says. It is either a
 chat, answered with text, or a probe, answered with probabilities of given tokens at given positions of a
 prompt. Sampling parameters belong to one request and are shared by none.
+
+A chat may offer tools. Then the reply may hold calls of them, whose arguments are the string that came: whether they
+are what the tool wants is for whoever asked to say. What a chat without tools says is the same as if there were none,
+so that its key is, too.
 """
 
 import hashlib
@@ -10,12 +14,39 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+ToolChoice = Literal["auto", "required"]
+"""auto: a text or calls, as the model likes. required: at least one call."""
 Status = Literal["ok", "refused", "truncated", "empty", "failed"]
-"""ok: an answer. refused: the model or a filter declined. truncated: cut at the token limit. empty: no text.
+"""ok: an answer. refused: the model or a filter declined. truncated: cut at the token limit. empty: no text or call.
 failed: no reply after all retries, or an error of the request's own. Only "ok" is ever used as an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool that a model may call, as it is told of it."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON schema of the arguments, an object."""
+
+    def function(self) -> dict[str, object]:
+        """As OpenAI's protocol and chat templates take it."""
+        return {"type": "function", "function": asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's call of a tool."""
+
+    name: str
+    arguments: str
+    """As it came, which should be a JSON object and need not be."""
+    id: str = ""
+    """By which the answer is told to be the answer to this call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +55,20 @@ class Message:
 
     role: Role
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    """Calls that an assistant's turn made."""
+    answers: str = ""
+    """Id of the call that a tool's turn answers."""
+
+    def says(self) -> dict[str, object]:
+        """The fields that say anything."""
+        return {name: value for name, value in asdict(self).items() if value or name in ("role", "content")}
+
+    @classmethod
+    def parse(cls, said: Mapping[str, Any]) -> Self:
+        """The message that says so."""
+        calls = tuple(ToolCall(**call) for call in said.get("calls", ()))
+        return cls(said["role"], said["content"], calls, said.get("answers", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +92,32 @@ class Chat:
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     sample: str = ""
-    """A reply of the usual form and length, from which a dry run estimates; not part of the key."""
+    """A reply of the usual form and length, from which a dry run estimates; not part of the key. Where a call is
+    usual, it is one in the form that models without calls of their own are told (see calling.py)."""
     prompt: str = ""
     """Name of the prompt file it was rendered from, for the log; not part of the key."""
+    tools: tuple[ToolSpec, ...] = ()
+    """What the model may call."""
+    tool_choice: ToolChoice = "auto"
+    """Only with tools."""
 
     def says(self) -> dict[str, object]:
         """All that determines the answer."""
-        return {"messages": [asdict(message) for message in self.messages], "sampling": asdict(self.sampling)}
+        said: dict[str, object] = {
+            "messages": [message.says() for message in self.messages], "sampling": asdict(self.sampling)
+        }  # fmt: skip
+        if self.tools:
+            said |= {"tools": [asdict(tool) for tool in self.tools], "tool_choice": self.tool_choice}
+        return said
+
+    @classmethod
+    def parse(cls, said: Mapping[str, Any], *, prompt: str) -> Self:
+        """The chat that says so."""
+        return cls(
+            tuple(map(Message.parse, said["messages"])), Sampling(**said["sampling"]), prompt=prompt,
+            tools=tuple(ToolSpec(**tool) for tool in said.get("tools", ())),
+            tool_choice=said.get("tool_choice", "auto"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +170,8 @@ class Reply:
     """Of the reply's tokens, where asked for and given."""
     probabilities: tuple[tuple[float | None, ...], ...] = ()
     """Of a probe, (position, choice); None where the server did not tell."""
+    calls: tuple[ToolCall, ...] = ()
+    """The calls that the model made in the server's own form; calling.py also finds one that is in the text."""
     key: str = ""
     """Of the request, as the log knows it; set by the desk."""
     raw: Mapping[str, object] = field(default_factory=dict)
