@@ -424,7 +424,8 @@ def test_broken_arguments_are_shown_as_text(arguments: str) -> None:
 
 TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ CALLS }}{% endfor %}"
 OPEN = "{% if add_generation_prompt %}[assistant]{% endif %}"
-HEARD = "{% if tools %}[tools]{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% endif %}"
+FORM = '{"name": <name>, "arguments": <object>}\n'
+HEARD = "{% if tools %}[tools]{% for t in tools %}{{ t | tojson }}\n{% endfor %}" + FORM + "{% endif %}"
 TAGGED = (
     "{% for c in m.tool_calls or [] %}\n<tool_call>\n"
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
@@ -446,7 +447,7 @@ def rendered(text: str | None, chat: Chat) -> str:
 def test_a_template_whose_calls_are_read_is_given_the_tools() -> None:
     text = rendered(template(TAGGED), CHAT)
     heard = "".join(json.dumps(tool.function()) + "\n" for tool in CHAT.tools)
-    assert text == f"[tools]{heard}[system]Be brief.[user]Find out.[assistant]"
+    assert text == f"[tools]{heard}{FORM}[system]Be brief.[user]Find out.[assistant]"
     assert rendered(template(TAGGED), PLAIN) == "[system]Be brief.[user]Find out.[assistant]"
 
 

@@ -135,10 +135,11 @@ class Turns:
         call: Turn = {
             "role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]
         }  # fmt: skip
-        told, made = self._apply([asked], [tool]), self._apply([asked, call], [tool], opens=False)
+        told, made = (self._apply(turns, [tool], opens=False) for turns in ([asked], [asked, call]))
         if told is None or made is None or tool.name not in told:
             return False
-        read = called(Reply("ok", made)).calls
+        # What precedes the call may show the form with places to fill, which is no JSON.
+        read = called(Reply("ok", made.removeprefix(told))).calls
         return [(one.name, json.loads(one.arguments)) for one in read] == [(tool.name, arguments)]
 
     def _form(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> str:
