@@ -84,15 +84,16 @@ class Journal:
 
     # Events
 
-    def event(self, id: str, kind: str, payload: Json) -> Row:
-        """Append an event to an investigation's transcript."""
+    def event(self, id: str, kind: str, payload: Json, *, key: str) -> Row | None:
+        """Append an event to an investigation's transcript; None where one of this key is there already."""
         with self.transaction() as connection:
             found = connection.execute("SELECT coalesce(max(seq), 0) + 1 FROM events WHERE investigation = ?", [id])
             row = {"seq": found.fetchone()[0], "time": now(), "kind": kind, **payload}
-            connection.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?)", [id, row["seq"], row["time"], kind, _json(payload)]
+            cursor = connection.execute(
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (investigation, key) DO NOTHING",
+                [id, row["seq"], row["time"], kind, key, _json(payload)],
             )
-        return row
+        return row if cursor.rowcount else None
 
     def events(self, id: str, *, after: int = 0) -> list[Row]:
         """The transcript from an event on."""
@@ -100,6 +101,11 @@ class Journal:
         return [
             {"seq": row["seq"], "time": row["time"], "kind": row["kind"], **json.loads(row["payload"])} for row in found
         ]
+
+    def event_of(self, id: str, key: str) -> Row | None:
+        """The event of a key; None where it was not told yet."""
+        found = self._query("SELECT payload FROM events WHERE investigation = ? AND key = ?", id, key)
+        return json.loads(found[0]["payload"]) if found else None
 
     # Decisions
 
@@ -162,7 +168,7 @@ class Journal:
             Experiment(
                 row["name"], row["tool"], json.loads(row["args"]), row["purpose"], bool(row["survey"]), row["role"],
                 row["round"], row["key"], _unpacked(row["design"]), tuple(json.loads(row["base"])),
-                tuple(json.loads(row["weights"])), tuple(predictions.get(row["name"], ())),
+                row["reference"], tuple(predictions.get(row["name"], ())),
             )
             for row in self._query("SELECT * FROM experiments WHERE investigation = ? ORDER BY id", id)
         ]  # fmt: skip
@@ -188,6 +194,14 @@ class Journal:
             )
             for row in found
         }
+
+    def known(self, key: str) -> dict[str, Any] | None:
+        """The result of an experiment of this key that went well, in whichever investigation; None where none did."""
+        sql = """SELECT result FROM observations JOIN experiments
+            ON experiments.investigation = observations.investigation AND name = experiment
+            WHERE key = ? AND status = 'ok' LIMIT 1"""
+        found = self._query(sql, key)
+        return _unpacked(found[0]["result"]) if found else None
 
     def broken_link(self, id: str) -> str | None:
         """Where the chain of predictions does not hold: the experiment and hypothesis; None where it holds."""
@@ -243,10 +257,10 @@ class Journal:
     def _preregister(self, connection: sqlite3.Connection, id: str, experiment: Experiment) -> None:
         cursor = connection.execute(
             "INSERT INTO experiments (investigation, name, tool, args, purpose, survey, role, round, key, design, base,"
-            " weights, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            " reference, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [id, experiment.name, experiment.tool, _json(experiment.args), experiment.purpose, experiment.survey,
              experiment.role, experiment.round, experiment.key, _packed(experiment.design), _json(experiment.base),
-             _json(experiment.weights), now()],
+             experiment.reference, now()],
         )  # fmt: skip
         if not cursor.rowcount:
             return

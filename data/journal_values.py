@@ -48,12 +48,13 @@ class Experiment:
     """Whose idea it was: "proposer" or "challenger"."""
     round: int
     key: str
-    """Hash of target, tool, its version and arguments, and seed."""
+    """Hash of the target, its revision, the tool with its version and arguments, and the design: what an observation
+    is known by in all investigations."""
     design: Json
     base: tuple[float, ...] = ()
     """The base rate of levels that items without an opinion are forecast by."""
-    weights: tuple[float, ...] = ()
-    """What each item counts in the odds."""
+    reference: str | None = None
+    """The leader at the time of planning, against which the rivals' odds move."""
     predictions: tuple[Prediction, ...] = ()
 
 

@@ -261,8 +261,9 @@ def m007_journal(db: Database) -> None:
         """CREATE TABLE experiments (
             id INTEGER PRIMARY KEY, investigation TEXT NOT NULL REFERENCES investigations(id), name TEXT NOT NULL,
             tool TEXT NOT NULL, args TEXT NOT NULL, purpose TEXT NOT NULL, survey INTEGER NOT NULL, role TEXT NOT NULL,
-            round INTEGER NOT NULL, key TEXT NOT NULL, design BLOB NOT NULL, base TEXT NOT NULL, weights TEXT NOT NULL,
+            round INTEGER NOT NULL, key TEXT NOT NULL, design BLOB NOT NULL, base TEXT NOT NULL, reference TEXT,
             created TEXT NOT NULL, UNIQUE (investigation, name))""",
+        "CREATE INDEX experiments_key ON experiments (key)",
         """CREATE TABLE predictions (
             investigation TEXT NOT NULL, seq INTEGER NOT NULL, experiment TEXT NOT NULL, hypothesis TEXT NOT NULL,
             expected TEXT NOT NULL, created INTEGER NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL,
@@ -284,7 +285,8 @@ def m007_journal(db: Database) -> None:
             usd REAL NOT NULL, minutes REAL NOT NULL, created TEXT NOT NULL, PRIMARY KEY (investigation, key))""",
         """CREATE TABLE events (
             investigation TEXT NOT NULL REFERENCES investigations(id), seq INTEGER NOT NULL, time TEXT NOT NULL,
-            kind TEXT NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (investigation, seq))""",
+            kind TEXT NOT NULL, key TEXT NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (investigation, seq),
+            UNIQUE (investigation, key))""",
         """CREATE TRIGGER observations_after_predictions BEFORE INSERT ON observations
            WHEN NOT EXISTS (SELECT 1 FROM experiments WHERE investigation = new.investigation
                             AND name = new.experiment AND survey = 1)

@@ -56,6 +56,10 @@ class Scorer(Protocol):
         ...
 
 
+PAIRED = ("counterfactual", "context")
+"""Sets of minimal pairs, of which the agreement is taken, too; context: those that keep the token at the pivot."""
+
+
 def measure(judgements: Sequence[Judgements], *, seed: int = 0) -> list[Score]:
     """Scores of one explanation: every metric on each (scorer, set of examples), the other roles as baselines.
 
@@ -106,7 +110,7 @@ def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:
         if "scale" in own.provenance or own.role in ("empty", "shuffled"):
             # What is predicted on a scale of 0 to 10 has no error in activation units.
             del found["explained_variance"]
-        if own.examples == "counterfactual":
+        if own.examples in PAIRED:
             found["agreement"] = agreement(own.true, predicted, known, threshold=own.threshold, seed=seed)
         return found
     return {

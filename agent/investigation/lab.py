@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.activations import read_own
-from ...data.records import Example, Explanation
+from ...data.records import Example, Explanation, Statistics
 from ...data.store import Store
 from ...explainers.batch import TrainBatch, TrainEvidence
 from ...explainers.evaluate import TokenGrid, predict
 from ...explainers.observed import Observed
+from ...explainers.rules import Clause, Rule, Token
 from ...scorers.baselines import token_baselines
 from ...subject.address import Feature
 from ...subject.errors import NeuronautError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 STRONGEST = 12
 """Training examples whose median peak is the scale."""
+TOKENS, SILENT = 200, 0.02
+"""Tokens that the hypothesis of token identity names at most, and the share of the scale from which on it does."""
 
 
 class Meter:
@@ -92,6 +95,36 @@ class FeatureLab:
     def normalised_by(self) -> str:
         """What 1 is in values of a response."""
         return f"median peak of its strongest training examples: {self.scale:.3g}"
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What the harvest says of the feature."""
+        return self.evidence.statistics
+
+    def about(self) -> dict[str, Any]:
+        """What a policy is told beside the examples."""
+        return {"site": self.feature.source.site, "window": self.width, "vocabulary": len(self.vocabulary)}
+
+    def nulls(self) -> list[Hypothesis]:
+        """The rivals that are always there."""
+        return [
+            Hypothesis(
+                text="Only the current token matters: it fires by how strong it is on average on that token.",
+                kind="token_identity", rule=self._token_identity(),
+            ),
+            Hypothesis(text="No pattern: nothing predicts it better than the base rate.", kind="no_pattern"),
+        ]  # fmt: skip
+
+    def _token_identity(self) -> Rule:
+        """The mean activation of each token that is not silent on average."""
+        by_string: dict[str, list[float]] = {}
+        for token in np.argsort(-self.token_table, kind="stable")[:TOKENS].tolist():
+            if self.token_table[token] >= SILENT * self.scale:
+                by_string.setdefault(self.vocabulary[token], []).append(float(self.token_table[token]))
+        if not by_string:
+            return Rule(any=(Clause(value=0.0),))
+        gains = {string: float(f"{sum(values) / len(values):.3g}") for string, values in by_string.items()}
+        return Rule(any=(Clause(when=(Token(any=tuple(gains)),), value=max(gains.values()), gains=gains),))
 
     def read(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """The feature's activation at every token, in the source's units, its tail turned upwards. (row, position)

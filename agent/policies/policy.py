@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from ...explainers.llm.values import Reply
 from ..investigation.actions import Action
 from ..investigation.experiments import Tool
 from ..investigation.view import View
@@ -32,6 +33,12 @@ class Policy(Protocol):
     @property
     def settings(self) -> Mapping[str, object]:
         """All that, beside the view, determines its decisions."""
+        ...
+
+    @property
+    def asked(self) -> Sequence[Reply]:
+        """What a language model answered for the last decision, with the keys that the log knows; empty where none is
+        asked."""
         ...
 
     def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:

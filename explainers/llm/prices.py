@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from ...subject.errors import NeuronautError
@@ -107,15 +107,16 @@ class Budget:
     def parse(cls, text: str) -> Self:
         """Read `usd=5,tokens=2M,calls=100,minutes=30`, any of them; k, M and B multiply tokens and calls."""
         usage = "wanted any of usd, tokens, calls and minutes, as in usd=5,tokens=2M,calls=100,minutes=30"
-        parts = _parts(text, ("usd", "tokens", "calls", "minutes"), of="budget", usage=usage)
+        return cls(**amounts(text, whole=("tokens", "calls"), parts=("usd", "minutes"), usage=usage))
 
-        def amount(key: str) -> float | None:
-            return float(_number(parts[key], key, of="budget", usage=usage)) if key in parts else None
 
-        def count(key: str) -> int | None:
-            return _count(parts[key], key, usage=usage) if key in parts else None
-
-        return cls(amount("usd"), count("tokens"), count("calls"), amount("minutes"))
+def amounts(text: str, *, whole: tuple[str, ...], parts: tuple[str, ...], usage: str) -> dict[str, Any]:
+    """Read `key=value,key=value` of a budget: whole numbers, in which k, M and B multiply, and others."""
+    said = _parts(text, (*whole, *parts), of="budget", usage=usage)
+    return {
+        key: _count(value, key, usage=usage) if key in whole else float(_number(value, key, of="budget", usage=usage))
+        for key, value in said.items()
+    }
 
 
 def _parts(text: str, keys: tuple[str, ...], *, of: str, usage: str) -> dict[str, str]:

@@ -1,0 +1,74 @@
+"""Hard limits of an investigation, and how much of each is left.
+
+What is spent is in the journal's ledger, so limits hold across interruptions. Exploring stops when a share
+`EXPLORE` of any limit is used: the rest is kept for the holdout and the report.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Self
+
+from ...data.journal_values import Charge
+from ...explainers.llm.prices import Budget, amounts
+from ...subject.errors import NeuronautError
+
+EXPLORE = 0.85
+"""Share of every limit that may be used before the explanation is frozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that an investigation may use; None for no limit."""
+
+    usd: float | None = None
+    tokens: int | None = None
+    """Of language models, input and output together."""
+    calls: int | None = None
+    fwd: int | None = None
+    """Forward passes: prompts that are run through the subject, however many to a batch."""
+    experiments: int | None = 60
+    minutes: float | None = None
+    """Of work, over all runs together."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            # Written so that a NaN fails.
+            if value is not None and not value > 0:
+                raise NeuronautError(f"budget {field.name}={value} is not positive; leave it out for no limit")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `usd=1,tokens=200k,calls=50,fwd=50k,experiments=40,minutes=10`, any of them."""
+        counts = ("tokens", "calls", "fwd", "experiments")
+        usage = (
+            "wanted any of usd, tokens, calls, fwd, experiments and minutes, as in fwd=50k,experiments=40,minutes=10"
+        )
+        return cls(**amounts(text, whole=counts, parts=("usd", "minutes"), usage=usage))
+
+    def used(self, spent: Charge) -> dict[str, tuple[float, float]]:
+        """By each kind that has a limit, what was used and the limit."""
+        values = {"usd": spent.usd, "tokens": spent.tokens, "calls": spent.calls, "fwd": spent.forwards,
+                  "experiments": spent.experiments, "minutes": spent.minutes}  # fmt: skip
+        return {kind: (values[kind], limit) for kind, limit in asdict(self).items() if limit is not None}
+
+    def exhausted(self, spent: Charge, *, share: float = EXPLORE) -> str | None:
+        """The kind of which this share is used; None where every one has room."""
+        over = [kind for kind, (used, limit) in self.used(spent).items() if used >= share * limit]
+        return " and ".join(over) or None
+
+    def left(self, spent: Charge, *, share: float = EXPLORE) -> Mapping[str, float]:
+        """By kind, what may still be used for exploring."""
+        return {kind: max(0.0, share * limit - used) for kind, (used, limit) in self.used(spent).items()}
+
+    def of_calls(self, spent: Charge) -> Budget:
+        """What is left for language models, as their desk takes it."""
+
+        def rest(kind: str) -> float | None:
+            limit = getattr(self, kind)
+            return None if limit is None else max(EXPLORE * limit - getattr(spent, kind), 1e-9)
+
+        tokens, calls = rest("tokens"), rest("calls")
+        return Budget(
+            rest("usd"), None if tokens is None else max(int(tokens), 1), None if calls is None else max(int(calls), 1)
+        )

@@ -1,0 +1,268 @@
+"""Verdicts: arithmetic on what was predicted and what was seen, and nothing else.
+
+The odds of a rival move against those of the leader of the time by the log-likelihood ratio of the observed levels,
+over the items on which the two differ; where these are more than EFFECTIVE, the ratio is scaled down to so many,
+since items of one experiment are not independent. A hypothesis that is put up later does not count what was known
+before: it enters ENTRY nats below the best rival of that time. Whatever is said by anyone changes nothing here.
+
+    supported       at least RESOLVED predictions, SILENCES of them on silence, odds above ODDS over every rival that
+                    ever predicted otherwise, and the levels hit in at least HITS of the items (balanced over levels)
+    no_explanation  the leader is "no pattern"
+    open            anything else, which may be the end of an investigation
+    refuted         of a single hypothesis: odds below 1/ODDS of the leader's
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp, log
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.journal_values import Experiment, Observation
+from .hypotheses import NULLS, Hypothesis
+from .levels import EDGES, Forecast, base_rate, brier, forecast, levels_of
+from .view import Rival, Status
+
+RESOLVED, SILENCES, ODDS, HITS = 8, 3, 20.0, 0.75
+EFFECTIVE = 6.0
+"""Items of one experiment that count in full."""
+ENTRY = log(10)
+TELLING = 0.3
+"""Total variation between two forecasts of an item from which on they differ."""
+TERSE = 0.02
+"""Nats that a rival begins lower for every unit of its rule's length, at most for LONGEST."""
+LONGEST = 50
+
+Answer = Literal["supported", "open", "no_explanation"]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a hypothesis has on record."""
+
+    log_odds: float
+    status: Status = "live"
+    resolved: int = 0
+    silences: int = 0
+    briers: list[float] = field(default_factory=list)
+    right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
+    seen: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
+    """Items by level that was seen: on how many the likeliest level was that one, and how many there were."""
+
+    @property
+    def hits(self) -> float | None:
+        met = self.seen > 0
+        return float((self.right[met] / self.seen[met]).mean()) if met.any() else None
+
+
+class Verdict(NamedTuple):
+    """What the evidence says as a whole."""
+
+    answer: Answer
+    leader: str | None
+    """Name of the hypothesis with the highest odds."""
+    reason: str
+    alike: tuple[str, ...] = ()
+    """Rivals that predicted the same throughout, so that nothing tells them from the leader."""
+
+
+def counts_for_odds(experiment: Experiment, kind: str) -> bool:
+    """Whether an experiment bears on the odds: responses of features, effects in behaviours. Effects of a feature are
+    about its single causal claims (`claims`)."""
+    return not experiment.survey and (experiment.design["readout"] == "response") == (kind == "feature")
+
+
+def judge(
+    hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment], observations: Mapping[str, Observation],
+    *, kind: str,
+) -> tuple[Rival, ...]:  # fmt: skip
+    """How every hypothesis stands after all observations, the leader first, those that are out last."""
+    tallies: dict[str, _Tally] = {}
+    first = _first(hypotheses, experiments)
+    for name, hypothesis in hypotheses.items():
+        if name in first:
+            tallies[name] = _Tally(_prior(hypothesis))
+    for experiment in experiments:
+        for prediction in experiment.predictions:
+            name = prediction.hypothesis
+            if name not in tallies:
+                tallies[name] = _Tally(_best(tallies) - ENTRY + _prior(hypotheses[name]))
+        observation = observations.get(experiment.name)
+        if observation is not None and observation.status == "ok" and counts_for_odds(experiment, kind):
+            _resolve(tallies, hypotheses, experiment, levels_of(observation.result["values"]))
+    for name, hypothesis in hypotheses.items():
+        tallies.setdefault(name, _Tally((_best(tallies) if tallies else 0.0) - ENTRY + _prior(hypothesis)))
+    return _ranked(tallies, hypotheses)
+
+
+def verdict(
+    rivals: Sequence[Rival], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
+) -> Verdict:
+    """What the evidence says as a whole; `rivals` as `judge` ranks them."""
+    live = [rival for rival in rivals if rival.status == "live"]
+    if not live:
+        return Verdict("open", None, "no hypothesis was put up")
+    leader = live[0]
+    alike = _alike(leader.name, experiments, observations)
+    if leader.hypothesis.kind == "no_pattern":
+        return Verdict("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
+    others = [rival for rival in live[1:] if rival.name not in alike]
+    lead = leader.log_odds - max((rival.log_odds for rival in others), default=float("-inf"))
+    hits = leader.hits or 0.0
+    faults = [
+        f"only {leader.resolved} of its predictions are resolved, wanted {RESOLVED}" * (leader.resolved < RESOLVED),
+        f"only {leader.silences} of them are on silence, wanted {SILENCES}" * (leader.silences < SILENCES),
+        "no rival ever predicted otherwise" * (not others),
+        f"its odds are {exp(min(lead, 20)):.3g} to 1 over {others[0].name if others else ''}, wanted {ODDS:g}"
+        * (bool(others) and lead <= log(ODDS)),
+        f"it hits the level in {hits:.2f} of the items, wanted {HITS}" * (hits < HITS),
+    ]
+    found = [fault for fault in faults if fault]
+    return Verdict("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)
+
+
+def forecasts(experiment: Experiment, name: str) -> Forecast | None:
+    """The distribution over levels that a hypothesis gave each item; None where it made no prediction."""
+    said = next((p.expected for p in experiment.predictions if p.hypothesis == name), None)
+    return None if said is None else forecast(said, experiment.base)
+
+
+def telling(one: Forecast, other: Forecast) -> NDArray[np.bool_]:
+    """The items on which two forecasts differ. Each (item, level) -> (item,)."""
+    return np.abs(one - other).sum(axis=1) / 2 > TELLING
+
+
+def expects_silence(expected: Sequence[float | None]) -> bool:
+    """Whether silence is expected of at least half of the items."""
+    silent = sum(value is not None and EDGES[0] <= value < EDGES[1] for value in expected)
+    return 2 * silent >= len(expected) > 0
+
+
+def base_of(
+    experiments: Sequence[Experiment], observations: Mapping[str, Observation], readout: str
+) -> tuple[float, ...]:
+    """The base rate of levels among all that was seen of a readout."""
+    counts = np.zeros(4)
+    for experiment in experiments:
+        observation = observations.get(experiment.name)
+        if experiment.survey or experiment.design["readout"] != readout:
+            continue
+        if observation is not None and observation.status == "ok":
+            counts += np.bincount(levels_of(observation.result["values"]), minlength=4)
+    return tuple(round(share, 6) for share in base_rate(counts.tolist()))
+
+
+def claims(
+    hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
+) -> list[dict[str, Any]]:
+    """Every claim about what a feature writes or reads, with what experiments saw: `hypothesis`, `claim`, `item`,
+    `expected`, `values` (by experiment name) and `verdict`: supported where every measurement agrees in level or is
+    stronger in its direction, refuted where none does, mixed else, untested where there is none."""
+    found = []
+    for name, hypothesis in hypotheses.items():
+        named = {("token", t): 1.0 for t in hypothesis.promotes} | {("token", t): -1.0 for t in hypothesis.suppresses}
+        named |= {("node", node): 1.0 for node in hypothesis.reads}
+        for (sort, what), expected in named.items():
+            values = _seen_of(sort, what, experiments, observations)
+            agreed = [value * expected >= EDGES[1] for value in values.values()]
+            verdict = (
+                "untested" if not agreed else "supported" if all(agreed) else "mixed" if any(agreed) else "refuted"
+            )
+            claim = "reads" if sort == "node" else "promotes" if expected > 0 else "suppresses"
+            found.append({"hypothesis": name, "claim": claim, "item": what, "expected": expected, "values": values,
+                          "verdict": verdict})  # fmt: skip
+    return found
+
+
+def _seen_of(
+    sort: str, what: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
+) -> dict[str, float]:
+    """The value of an item in every experiment on effects that measured it."""
+    values: dict[str, float] = {}
+    for experiment in experiments:
+        observation = observations.get(experiment.name)
+        if experiment.survey or observation is None or observation.status != "ok":
+            continue
+        for item, value in zip(experiment.design["items"], observation.result["values"], strict=True):
+            if item.get("about", {}).get(sort) == what:
+                values[experiment.name] = value
+    return values
+
+
+def _first(hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment]) -> set[str]:
+    """The rivals of the first experiment, who begin level; all of them while there is none."""
+    predicted = next((e.predictions for e in experiments if e.predictions), None)
+    return set(hypotheses) if predicted is None else {prediction.hypothesis for prediction in predicted}
+
+
+def _prior(hypothesis: Hypothesis) -> float:
+    length = len(hypothesis.nodes) if hypothesis.rule is None else hypothesis.rule.length()
+    return 0.0 if hypothesis.kind in NULLS else -TERSE * min(length, LONGEST)
+
+
+def _best(tallies: Mapping[str, _Tally]) -> float:
+    return max(tally.log_odds for tally in tallies.values() if tally.status == "live")
+
+
+def _resolve(
+    tallies: dict[str, _Tally], hypotheses: Mapping[str, Hypothesis], experiment: Experiment, seen: NDArray[np.int64]
+) -> None:
+    """Move the odds by one experiment's observation."""
+    items = np.arange(len(seen))
+    said = {p.hypothesis: forecast(p.expected, experiment.base) for p in experiment.predictions}
+    against = said.get(experiment.reference or "")
+    for prediction in experiment.predictions:
+        name, tally = prediction.hypothesis, tallies[prediction.hypothesis]
+        mine = said[name]
+        if against is not None and name != experiment.reference:
+            differ = telling(mine, against)
+            ratio = np.log(mine[items, seen] / against[items, seen])[differ].sum()
+            tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
+        with_opinion = np.array([value is not None for value in prediction.expected])
+        if with_opinion.any():
+            tally.resolved += 1
+            tally.silences += expects_silence(prediction.expected)
+            tally.briers.append(brier(mine[with_opinion], seen[with_opinion]))
+            right = mine.argmax(axis=1) == seen
+            np.add.at(tally.right, seen[with_opinion], right[with_opinion])
+            np.add.at(tally.seen, seen[with_opinion], 1)
+    best = _best(tallies)
+    for name, tally in tallies.items():
+        if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
+            tally.status = "refuted"
+
+
+def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]) -> tuple[str, ...]:
+    """Rivals that predicted along with the leader and never differed from it on anything that was measured."""
+    met: dict[str, bool] = {}
+    for experiment in experiments:
+        observation = observations.get(experiment.name)
+        mine = forecasts(experiment, leader)
+        if mine is None or observation is None or observation.status != "ok":
+            continue
+        for prediction in experiment.predictions:
+            if prediction.hypothesis != leader:
+                differs = bool(telling(mine, forecast(prediction.expected, experiment.base)).any())
+                met[prediction.hypothesis] = met.get(prediction.hypothesis, False) or differs
+    return tuple(name for name, differed in met.items() if not differed)
+
+
+def _ranked(tallies: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> tuple[Rival, ...]:
+    live = {name: tally.log_odds for name, tally in tallies.items() if tally.status == "live"}
+    top = max(live.values(), default=0.0)
+    total = sum(exp(value - top) for value in live.values())
+    rivals = [
+        Rival(
+            name, hypotheses[name], tally.status, round(tally.log_odds, 6),
+            exp(tally.log_odds - top) / total if name in live else 0.0, tally.resolved, tally.silences, tally.hits,
+            float(np.mean(tally.briers)) if tally.briers else None,
+        )
+        for name, tally in tallies.items()
+    ]  # fmt: skip
+    # Among equals the claim that says more stands before the nulls, and the older before the younger.
+    order = list(hypotheses)
+    return tuple(
+        sorted(rivals, key=lambda r: (r.status != "live", -r.log_odds, r.hypothesis.kind in NULLS, order.index(r.name)))
+    )

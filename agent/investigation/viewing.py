@@ -1,0 +1,49 @@
+"""The view that a policy is given, made from the journal and the lab."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...data.journal_values import Experiment, Observation
+from .experiments import Control, Measured
+from .planning import design_of
+from .view import Done, Phase, Rival, View
+
+SHOWN = 24
+"""Training examples that a view holds."""
+
+
+def view_of(
+    lab: Any, rivals: Sequence[Rival], experiments: Sequence[Experiment], observations: Mapping[str, Observation], *,
+    phase: Phase, round: int, name: str, baseline: Mapping[str, Any] | None, spent: Mapping[str, float],
+    left: Mapping[str, float], rejected: str | None,
+) -> View:  # fmt: skip
+    """What is known. A challenger is shown the leader without its odds, and the experiments of challengers only."""
+    challenged = phase == "challenge"
+    shown = [e for e in experiments if e.role == "challenger"] if challenged else list(experiments)
+    seen = [_bare(rivals[0])] if challenged and rivals else list(rivals)
+    return View(
+        phase, lab.kind, name, round, lab.seed, lab.statistics, lab.scale, tuple(lab.examples[:SHOWN]),
+        {**lab.about(), "baseline": baseline},
+        tuple(seen), tuple(_done(e, observations.get(e.name)) for e in shown if e.name in observations), spent, left,
+        rejected,
+    )  # fmt: skip
+
+
+def measured_of(result: Mapping[str, Any]) -> Measured:
+    """A result as it was written down."""
+    control = None if result["control"] is None else Control(**result["control"])
+    return Measured(**{**result, "values": tuple(result["values"]), "control": control})
+
+
+def _bare(leader: Rival) -> Rival:
+    return Rival(leader.name, leader.hypothesis, "live", 0.0, 1.0, 0, 0, None, None)
+
+
+def _done(experiment: Experiment, observation: Observation | None) -> Done:
+    ok = observation is not None and observation.status == "ok"
+    return Done(
+        experiment.name, experiment.tool, experiment.args, experiment.purpose, experiment.survey,
+        design_of(experiment.design), measured_of(observation.result) if ok and observation is not None else None,
+        None if observation is None else observation.reason,
+        {prediction.hypothesis: prediction.expected for prediction in experiment.predictions},
+    )  # fmt: skip
