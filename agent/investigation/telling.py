@@ -1,0 +1,219 @@
+"""A report as text of at most about 60 lines, in which every number and every quote names its source.
+
+What is cut is counted. Text of models and of the corpus is quoted, with what does not print spelled out, so that it
+can neither pass for the report's own words nor steer a terminal.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .citing import Cited, cited, line, named, quoted
+
+if TYPE_CHECKING:
+    from .report_values import Contender, Report, Trial
+
+_CONTENDERS, _TRIALS, _SURVEYS, _CLAIMS, _SCORES = 5, 12, 4, 5, 6
+"""Rows that are shown of each."""
+_WORDS = 160
+"""Characters that are shown of a quote in a row."""
+_HEADLINES = ("correlation", "agreement", "balanced_accuracy", "faithfulness", "completeness")
+"""Metrics of the holdout that are shown first."""
+
+
+def text_of(report: "Report") -> str:
+    """The whole report."""
+    sections = (
+        ("", _answer(report)),
+        ("Holdout", _holdout(report)),
+        ("Rivals", _rivals(report)),
+        ("Predicted against seen", _cut(report.experiments, _TRIALS, report, "experiments")),
+        ("Surveys", _cut(report.surveys, _SURVEYS, report, "surveys")),
+        ("Causal claims", _claims(report)),
+        ("Negative controls", _controls(report)),
+        ("Open", [_open(*row) for row in report.open]),
+        ("Spent", _spent(report)),
+        ("Provenance", _provenance(report)),
+    )
+    blocks = [[head, *(f"  {row}" for row in rows)] if head else list(rows) for head, rows in sections if rows]
+    return "\n".join(row for block in blocks for row in block)
+
+
+def _answer(report: "Report") -> list[str]:
+    rows = [line(named(report.target), ": ", report.status.replace("_", " ")), line(named(report.question))]
+    if report.text is not None:
+        rows.append(line(_quote(report.text, _source(report), whole=True)))
+    if report.rule is not None:
+        rows.append(line("rule ", _quote(json.dumps(report.rule, ensure_ascii=False), _source(report))))
+    if report.reason:
+        rows.append(line("because ", _quote(report.reason, ["journal"])))
+    if report.baseline is not None and report.baseline.get("text"):
+        rows.append(line("to beat: ", _quote(report.baseline["text"], ["baseline"])))
+    return rows
+
+
+def _source(report: "Report") -> list[str]:
+    return [report.hypothesis or "journal"]
+
+
+def _holdout(report: "Report") -> list[str]:
+    found = sorted(
+        report.scores, key=lambda s: _HEADLINES.index(s["metric"]) if s["metric"] in _HEADLINES else len(_HEADLINES)
+    )
+    rows = [_score(score) for score in found[:_SCORES]]
+    read = cited(f"{len(report.peeks)}", ["holdout"])
+    if report.peeks:
+        rows.append(line("read ", read, " time: " if len(report.peeks) == 1 else " times: ",
+                         _quote(", ".join(report.peeks), ["holdout"])))  # fmt: skip
+    return rows
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    half = "counterfactual" if score["examples"] in COUNTERFACTUAL else "natural"
+    what = f"{half} ({score['examples'].replace('_', ' ')}) {score['metric'].replace('_', ' ')} "
+    if score["value"] is None:
+        return line(what, "none: ", _quote(score["reason"] or "no reason", ["holdout"]))
+    best = max((value for value in score["baselines"].values() if value is not None), default=None)
+    parts: list[str | Cited] = [named(what), _number(score["value"], ["holdout"], score["ci_low"], score["ci_high"])]
+    if best is not None:
+        parts += ["; best baseline ", _number(best, ["holdout"])]
+    return line(*parts, "; n ", cited(f"{score['n']:,}", ["holdout"]))
+
+
+COUNTERFACTUAL = ("counterfactual", "context")
+"""Sets of examples that were made by editing text; all others are text as it was found."""
+
+
+def _rivals(report: "Report") -> list[str]:
+    rows = [_rival(contender) for contender in report.contenders[:_CONTENDERS]]
+    return rows + _more(len(report.contenders) - len(rows), "hypotheses", ["journal"])
+
+
+def _rival(contender: "Contender") -> str:
+    seen = [told.experiment for told in contender.forecasts if told.for_odds]
+    parts: list[str | Cited] = [contender.name, " ", contender.status]
+    if seen:
+        numbers = f"share {contender.share:.2f}, resolved {contender.resolved} ({contender.silences} on silence)"
+        if contender.hits is not None and contender.brier is not None:
+            numbers += f", hits {contender.hits:.2f}, Brier {contender.brier:.2f}"
+        parts += [", ", cited(numbers, seen)]
+    return line(*parts, ": ", _quote(contender.body["text"], [contender.name]))
+
+
+def _cut(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> list[str]:
+    """The trials, where there are too many the last of them: what was asked when most was known."""
+    shown = trials[-most:]
+    leader = report.leader
+    said = {told.experiment: told for told in leader.forecasts} if leader else {}
+    rows = _more(len(trials) - len(shown), f"earlier {what}", [trial.name for trial in trials[: len(trials) - most]])
+    for trial in shown:
+        parts: list[str | Cited] = [trial.name, " ", named(trial.tool)]
+        if trial.status != "ok":
+            why = _quote(trial.reason, [trial.name]) if trial.reason else "not yet"
+            rows.append(line(*parts, ": no result: ", why))
+            continue
+        result = trial.result
+        if result["effect"] is not None:
+            units = " ".join(result["units"].split())
+            parts += [": ", _number(result["effect"], [trial.name], result["low"], result["high"], units=units)]
+        if (control := result["control"]) is not None and control["value"] is not None:
+            parts += ["; control ", _number(control["value"], [trial.name], control["low"], control["high"])]
+        if (told := said.get(trial.name)) is not None and leader is not None:
+            means = (
+                f"{short(told.expected)} expected, {short(told.seen)} seen, hits {told.hits * told.n:.0f} of {told.n}"
+            )
+            parts += [f"; {leader.name} ", cited(means, [trial.name])]
+        rows.append(line(*parts))
+    return rows
+
+
+def _claims(report: "Report") -> list[str]:
+    rows: list[str] = []
+    for claim in report.claims[:_CLAIMS]:
+        parts: list[str | Cited] = [
+            claim["claim"], " ", _quote(claim["item"], [claim["hypothesis"]]), ": ", claim["verdict"]
+        ]  # fmt: skip
+        for name, value in claim["values"].items():
+            parts += [", ", _number(value, [name])]
+        rows.append(line(*parts))
+    return rows + _more(len(report.claims) - len(rows), "claims", ["journal"])
+
+
+def _controls(report: "Report") -> list[str]:
+    rows: list[str] = []
+    for control in report.controls:
+        outcome = "passed" if control["passed"] else "not measured" if control["passed"] is None else "NOT passed"
+        value = control.get("value")
+        parts: list[str | Cited] = [named(str(control["name"])), f": {outcome}"]
+        if value is not None:
+            parts += [", ", _number(value, ["controls"], control.get("low"), control.get("high"))]
+        rows.append(line(*parts, ": ", _quote(control["what"], ["controls"])))
+    return rows
+
+
+def _open(words: str, names: Sequence[str]) -> str:
+    if not names:
+        return line(words)
+    return line(words, ": ", named(", ".join(map(printed, names))))
+
+
+def _spent(report: "Report") -> list[str]:
+    parts: list[str | Cited] = []
+    for kind, limit in KINDS.items():
+        used, most = report.spent[kind], report.limits.get(limit)
+        if used or most:
+            of = "" if most is None else f" of {_amount(kind, most)}"
+            parts += ["; " if parts else "", f"{kind} ", cited(f"{_amount(kind, used)}{of}", ["ledger"])]
+    return [line(*parts)] if parts else []
+
+
+KINDS = {"experiments": "experiments", "forwards": "fwd", "calls": "calls", "tokens": "tokens", "usd": "usd",
+         "minutes": "minutes"}  # fmt: skip
+"""What is spent, and the name of its limit."""
+
+
+def _amount(kind: str, value: float) -> str:
+    return f"${value:,.4f}" if kind == "usd" else f"{value:,.1f}" if kind == "minutes" else f"{value:,.0f}"
+
+
+def _provenance(report: "Report") -> list[str]:
+    rows = [
+        line("id ", cited(report.id, ["chain"]), "; policy ", named(report.policy), "; predictions ",
+             cited(f"{report.predictions:,}", ["chain"]), ", made before they were tested; the chain ",
+             "holds" if report.broken is None else "is BROKEN at " + report.broken)
+    ]  # fmt: skip
+    for name, values in (("settings", report.settings), ("made with", report.provenance)):
+        if values:
+            rows.append(line(name, " ", _quote(json.dumps(values, ensure_ascii=False, sort_keys=True), ["journal"])))
+    if report.hash is not None:
+        rows.append(line("frozen as ", cited(report.hash, ["chain"]), " before the holdout was read"))
+    return rows
+
+
+def _more(count: int, what: str, sources: Iterable[str]) -> list[str]:
+    return [line(cited(f"{count:,}", sources), f" {what} more")] if count > 0 else []
+
+
+def _number(
+    value: float, sources: Iterable[str], low: float | None = None, high: float | None = None, *, units: str = ""
+) -> Cited:
+    interval = "" if low is None or high is None else f" ({short(low)} to {short(high)})"
+    return cited(f"{short(value)}{interval}{f' {units}' if units else ''}", sources)
+
+
+def short(value: float) -> str:
+    """A number with two digits or so."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def _quote(text: str, sources: Iterable[str], *, whole: bool = False) -> Cited:
+    spelled = printed(text)
+    cut = spelled if whole or len(spelled) <= _WORDS else f"{spelled[:_WORDS]}…"
+    return quoted(cut, sources)
+
+
+def printed(text: str) -> str:
+    """The text on one line, with what does not print spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
