@@ -1,0 +1,146 @@
+"""Experiments that change windows and ask what flips: what they share, whatever the change.
+
+Every item is a copy of a place (its carrier) with something changed. It has flipped where its level is another than
+the carrier's, and by more than a rounding's breadth. The control is a change where none should matter, that of the
+window's first token. The headline is the share of items that flip, a mean over carriers with its interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ...causal.measures import Mean, mean
+from ...subject.errors import NeuronautError
+from ..investigation.experiments import Control, Design, Item, Measured
+from ..investigation.lab import FeatureLab
+from ..investigation.levels import EDGES, levels_of
+from .places import Drawn, Place, common_tokens, excerpt, generator
+
+APART = 0.1
+"""How far a value is at least from its carrier's to have flipped, in units of the scale."""
+SHAMS = 2
+"""Changes of the first token, of each of the first FIRST carriers."""
+FIRST = 8
+SHOWN = 40
+"""Flips of one group that are told."""
+
+Expect = Literal["any", "silence", "activity"]
+
+
+class Expecting(Drawn, frozen=True):
+    """Arguments of tools that can pick by what the leading hypothesis says."""
+
+    expect: Expect = Field(
+        "any", description="keep only inputs for which the leading hypothesis's rule predicts silence, or activity"
+    )
+
+
+def changed(place: Place, ids: tuple[int, ...], *, carrier: int, label: str, group: str, put: str = "") -> Item:
+    """A copy of a place with other tokens; `group` is what its flips are told under, by `put` or else by label."""
+    about = {"carrier": carrier, "was": round(place.value, 5), "group": group, "put": put or label}
+    return Item(label, ids, place.pivot, about)
+
+
+def expected(lab: FeatureLab, name: str, items: Sequence[Item]) -> tuple[float | None, ...]:
+    """What a rival expects of each item, in units of the scale."""
+    return lab.expect(lab.rivals[name], Design("", "response", tuple(items)))
+
+
+def ruled(lab: FeatureLab) -> list[str]:
+    """Names of the rivals that have a rule, in their order."""
+    return [name for name, hypothesis in lab.rivals.items() if hypothesis.rule is not None]
+
+
+def as_expected(lab: FeatureLab, items: Sequence[Item], expect: Expect) -> list[Item]:
+    """The items for which the leader's rule predicts this; NeuronautError where it predicts it of none."""
+    if expect == "any":
+        return list(items)
+    leader = next(iter(lab.rivals), None)
+    if leader is None or lab.rivals[leader].rule is None:
+        raise NeuronautError(f"expect={expect} needs a leading hypothesis with a rule; use expect=any")
+    said = expected(lab, leader, items)
+    wanted = expect == "silence"
+    kept = [i for i, value in zip(items, said, strict=True) if value is not None and (value < EDGES[1]) == wanted]
+    if not kept:
+        raise NeuronautError(f"{leader} predicts {expect} for none of these {len(items)} inputs; use expect=any")
+    return kept
+
+
+def design_changes(
+    question: str, lab: FeatureLab, carriers: Sequence[Place], items: Sequence[Item], *, seed: int,
+    about: Mapping[str, Any] | None = None,
+) -> Design:  # fmt: skip
+    """The experiment on these items, with its control; `about` joins what is found."""
+    if not items:
+        raise NeuronautError(f"{lab.target}: there is nothing to change with these arguments; choose others")
+    rng, tokens = generator(lab, seed, "sham"), common_tokens(lab)
+    shams = []
+    for place in carriers[:FIRST]:
+        others = [token for token in tokens if token != place.ids[0]]
+        if place.pivot and others:
+            drawn = rng.choice(others, size=min(SHAMS, len(others)), replace=False).tolist()
+            shams += [[list(place.put(0, token)), place.pivot, round(place.value, 5)] for token in drawn]
+    told = [
+        {"text": excerpt(lab, place.ids, place.pivot), "position": place.pivot, "value": round(place.value, 3)}
+        for place in carriers
+    ]
+    return Design(question, "response", tuple(items), {"carriers": told, "control": shams, "about": dict(about or {})})
+
+
+def measure_changes(design: Design, lab: FeatureLab) -> Measured:
+    """Measure items and control: the share of items that flip."""
+    shams = [(Item("sham", tuple(ids), pivot), was) for ids, pivot, was in design.plan["control"]]
+    found = lab.respond([*design.items, *(item for item, _ in shams)])
+    values, others = found[: len(design.items)], found[len(design.items) :]
+    flips = flipped(values, [item.about["was"] for item in design.items])
+    share = by_carrier(design.items, flips, seed=lab.seed)
+    control = None
+    if shams:
+        quiet = mean([float(flip) for flip in flipped(others, [was for _, was in shams])], seed=lab.seed)
+        control = Control(f"{len(shams)} changes of the window's first token", quiet.value, *(quiet.interval or ()))
+    return Measured(
+        values, share.value, *(share.interval or (None, None)), n=len(values), units="share of changes that flip",
+        normalised_by=lab.normalised_by, control=control,
+        found={**design.plan["about"], "carriers": design.plan["carriers"], **_told(design.items, values, flips)},
+    )  # fmt: skip
+
+
+def flipped(values: Sequence[float], was: Sequence[float]) -> list[bool]:
+    """Whether each value is on another level than it was, and not just beside an edge."""
+    other = levels_of(values) != levels_of(was)
+    return (other & (np.abs(np.subtract(values, was)) >= APART)).tolist()
+
+
+def by_carrier(items: Sequence[Item], values: Sequence[float], *, seed: int) -> Mean:
+    """Mean over carriers of the mean over each one's items."""
+    groups: dict[int, list[float]] = {}
+    for item, value in zip(items, values, strict=True):
+        groups.setdefault(item.about["carrier"], []).append(float(value))
+    return mean([sum(group) / len(group) for group in groups.values()], seed=seed)
+
+
+def with_effect(measured: Measured, effect: Mean, *, units: str) -> Measured:
+    """The same with another headline."""
+    low, high = effect.interval or (None, None)
+    return replace(measured, effect=effect.value, low=low, high=high, units=units)
+
+
+def _told(items: Sequence[Item], values: Sequence[float], flips: Sequence[bool]) -> dict[str, Any]:
+    """By group: how many items, their mean, the share that flips; and which flip, or, of most, which do not."""
+    groups: dict[str, list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(item.about["group"], []).append(i)
+    table, lists, rest = {}, {}, {}
+    for group, members in groups.items():
+        flipping = [i for i in members if flips[i]]
+        average, share = float(np.mean([values[i] for i in members])), len(flipping) / len(members)
+        table[group] = {"items": len(members), "mean": round(average, 3), "flipped": round(share, 4)}
+        flipping.sort(key=lambda i: -abs(values[i] - items[i].about["was"]))
+        if 2 * len(flipping) > len(members):
+            rest[group] = {items[i].about["put"]: values[i] for i in members if not flips[i]}
+        elif flipping:
+            lists[group] = {items[i].about["put"]: values[i] for i in flipping[:SHOWN]}
+    return {"groups": table, "flips": lists, "nearly all flip but": rest}
