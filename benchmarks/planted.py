@@ -37,6 +37,7 @@ from ..scorers.simulation import RuleSimulator
 from ..subject.model import Subject
 from ..tests.planted import PlantedNeuron, build
 from .pairs import Pair, counterfactuals
+from .suite.pairs import at_pivots, told
 
 ABSTAINED: Mapping[str, str | None] = {"always_on": "dense", "dead": "dead", "noise": None}
 """Kinds without an answer, with the status that is right for them; noise may be explained or not."""
@@ -97,17 +98,6 @@ def _row(seed: int, neuron: PlantedNeuron, result: Result, windows: Sequence[Seq
         pairs=len(pairs),
         scores={f"{score.examples} {score.metric}": score.value for score in result.scores},
     )  # fmt: skip
-
-
-def at_pivots(rule: Rule, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-    """What the rule predicts at the edited pivots, shape (pair,)."""
-    said = predict(rule, TokenGrid.of([pair.edited for pair in pairs]))
-    return said[np.arange(len(pairs)), [pair.pivot for pair in pairs]]
-
-
-def told(pairs: Sequence[Pair], said: NDArray[np.float32], *, half: float) -> float:
-    """The share of edited pivots at which the prediction is on the truth's side of `half`."""
-    return float(((said > half) == (np.array([pair.now for pair in pairs]) > half)).mean())
 
 
 def _table(windows: Sequence[Sequence[str]], truth: NDArray[np.float32], pairs: Sequence[Pair]) -> NDArray[np.float32]:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+from neuronaut.benchmarks.suite.words import word_tokenizer
 
 LONGEST = 64
 WIDTH, HEADS, NEURONS = 336, 4, 136
@@ -98,7 +99,7 @@ class Planted(NamedTuple):
 def build(*, documents: int = 400, seed: int = 0) -> Planted:
     """The model, which is always the same, and a corpus of `documents` documents of 200 to 400 tokens."""
     return Planted(
-        _model(), _tokenizer(), corpus(documents=documents, seed=seed), tuple(spec.neuron for spec in _SPECS)
+        _model(), word_tokenizer(WORDS), corpus(documents=documents, seed=seed), tuple(spec.neuron for spec in _SPECS)
     )
 
 
@@ -320,21 +321,6 @@ def _write_neurons(model: GPT2LMHeadModel) -> None:
 
 
 # Text
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Words are tokens with their leading space; decoding only joins, so a window's tokens are its text."""
-    vocabulary = {word if word.startswith("<") else f" {word}": number for number, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Prepend(" ")]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" [^ ]+"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<bos>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
 
 
 _THING = ("the {noun}", "the {adjective} {noun}", "a {colour} {noun}", "the {digit} {plural}", "the {place}")

@@ -8,7 +8,7 @@ import torch
 
 from neuronaut.agent.label import Result, label
 from neuronaut.benchmarks.pairs import Pair, counterfactuals
-from neuronaut.benchmarks.planted import at_pivots, told
+from neuronaut.benchmarks.suite.pairs import at_pivots, told
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
 from neuronaut.data.store import Store

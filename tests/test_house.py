@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("subject", "causal", "data", "explainers", "scorers", "agent", "cli")
+ORDER = ("subject", "causal", "data", "explainers", "scorers", "agent", "benchmarks", "cli")
 
 
 def modules(folder: str) -> list[Path]:

@@ -1,0 +1,47 @@
+"""The planted suite: subjects whose units are known, and grades for whoever explains them.
+
+    world = World.build(4, seed=0, units=18)        level 1 to 4; a number or any string as the seed
+    world.subject, world.source, world.texts        the model, what its units belong to, one string a document
+    world.units                                     what is true of each unit (`Unit`); world.features() are addresses
+    unit.truth(tokens)                              its activation at every token of a window of at most LONGEST
+    unit.causes, unit.exceptions, unit.second       as data (`Cause`): `holds(words, at)`, `write(tokens, at, rng)`
+    unit.promotes, unit.suppresses, unit.inert      what it does to logits
+    unit.upstream, unit.abstain                     heads and MLPs it needs; whether there is nothing to explain
+    worlds(4, seed=0, units=100)                    as many units as wanted, world by world
+
+    world.harvest(store)                            the evidence, as for any subject
+    judge = grader(world, store)                    grades by windows of the holdout; or Grader(vocabulary, windows)
+    judge.grade(unit, rule, promoted=..., upstream=...)   a `Grade`; rule: a Rule, its JSON, or None to abstain
+    judge.pairs(unit)                               the counterfactual pairs behind the headline
+    summary(grades), table(grades)                  means with bootstrap intervals over units, by level
+    oneshot(world, store)                           what the rule explainer makes of a world without investigating
+
+Level by level: kinds.py. Units are named in reports only; who explains them sees the address and the subject.
+"""
+
+from .grade import Grade, Grader, Summary, summary, table
+from .oneshot import Labelled, grader, oneshot
+from .pairs import Pair, Target, counterfactuals
+from .truth import LONGEST, Cause, Predicate, Sum, Unit
+from .world import World, worlds
+
+__all__ = [
+    "LONGEST",
+    "Cause",
+    "Grade",
+    "Grader",
+    "Labelled",
+    "Pair",
+    "Predicate",
+    "Sum",
+    "Summary",
+    "Target",
+    "Unit",
+    "World",
+    "counterfactuals",
+    "grader",
+    "oneshot",
+    "summary",
+    "table",
+    "worlds",
+]

@@ -1,0 +1,46 @@
+"""What the rule explainer alone makes of planted units: the figure that an investigation has to beat.
+
+A world is harvested, its units are labelled once from text and random edits, and the rules are graded.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...agent.label import label
+from ...data.records import Explanation
+from ...data.store import Store
+from ...explainers.rule import RuleExplainer
+from .grade import Grade, Grader
+from .truth import Unit
+from .world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A unit, what was said of it, and how right that is."""
+
+    unit: Unit
+    explanation: Explanation
+    grade: Grade
+
+
+def grader(world: World, store: Store, *, each: int = 50, seed: int = 0) -> Grader:
+    """Grades by windows of the holdout of a world that was harvested into the store."""
+    pool = store.pool_windows(world.subject.name, "holdout")
+    windows = [world.subject.decode_tokens(window.ids.tolist()) for window in pool]
+    return Grader(world.subject.vocabulary, windows, each=each, seed=seed)
+
+
+def oneshot(world: World, store: Store, *, each: int = 50, seed: int = 0) -> Iterator[Labelled]:
+    """Harvest a world into a store, label its units with the rule explainer, and grade the rules."""
+    world.harvest(store)
+    judge = grader(world, store, each=each, seed=seed)
+    explainer = RuleExplainer(world.subject, seed=seed)
+    results = label(
+        world.features(), store, world.subject, explainer=explainer, scorers=[],
+        sources={world.source.id: world.source},
+    )  # fmt: skip
+    units = {unit.address: unit for unit in world.units}
+    for result in results:
+        unit = units[str(result.feature)]
+        yield Labelled(unit, result.explanation, judge.grade(unit, result.explanation.rule))
