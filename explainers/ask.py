@@ -7,7 +7,7 @@ that scale, so the rule is scaled back to the source's units; one that fires on 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -149,10 +149,16 @@ class PromptExplainer(ABC):
 
 def in_units(rule: Rule, highest: float) -> Rule:
     """A rule that predicts from 0 to 10 as one that predicts from 0 to `highest`; values outside are moved inside."""
+    return rescaled(rule, lambda value: min(max(value, 0.0), STEPS) * highest / STEPS)
 
-    def scaled(value: float) -> float:
-        return min(max(value, 0.0), STEPS) * highest / STEPS
 
+def in_steps(rule: Rule, highest: float) -> Rule:
+    """A rule that predicts from 0 to `highest` as one that predicts from 0 to 10, to two digits or so."""
+    return rescaled(rule, lambda value: float(f"{value * STEPS / highest:.2g}"))
+
+
+def rescaled(rule: Rule, scaled: Callable[[float], float]) -> Rule:
+    """The same conditions with every value changed."""
     clauses = (
         clause.model_copy(
             update={"value": scaled(clause.value), "gains": {token: scaled(g) for token, g in clause.gains.items()}}

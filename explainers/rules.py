@@ -272,7 +272,7 @@ class Rule(_Part, frozen=True):
         try:
             return cls.model_validate_json(text, by_alias=True, by_name=False)
         except ValidationError as error:
-            raise NeuronautError(_fault(error)) from None
+            raise NeuronautError(fault_of(error, what="the rule")) from None
 
     def to_json(self) -> str:
         """Compact JSON, one line, defaults left out; `Rule.parse` reads it back to an equal rule."""
@@ -286,11 +286,11 @@ class Rule(_Part, frozen=True):
         return len(conditions) + strings + sum(len(clause.gains) for clause in self.any)
 
 
-def _fault(error: ValidationError) -> str:
-    """One line: where in the JSON, what was wanted, what came."""
+def fault_of(error: ValidationError, *, what: str) -> str:
+    """The first fault of `what`, in one line: where in the JSON, what was wanted, what came."""
     first = error.errors(include_url=False)[0]
     steps = [step for step in first["loc"] if not re.fullmatch("<[a-z]+>", str(step))]
     path = "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     came = repr(first["input"])
     came = came if len(came) <= 60 else came[:59] + "…"
-    return f"the rule at {path}: {first['msg'].removeprefix('Value error, ')}; got {came}; correct it there"
+    return f"{what} at {path}: {first['msg'].removeprefix('Value error, ')}; got {came}; correct it there"

@@ -203,6 +203,8 @@ class Steps:
         action = _ACTION.validate_python(stored["action"])
         if action.action not in actions:
             return f"{action.action} is not open now; open are {', '.join(actions)}"
+        if isinstance(action, Propose):
+            return next((fault for one in action.hypotheses if (fault := work.lab.fault(one))), action)
         return action
 
     def _view(self, state: State, phase: Phase) -> View:
@@ -214,7 +216,7 @@ class Steps:
             work.lab, rivals, experiments, observations, phase=phase, round=state["round"],
             name=f"the {work.lab.kind}" if work.settings.hide_names else work.lab.target,
             baseline=work.ending.baseline(work), spent=spent._asdict(), left=work.limits.left(spent),
-            rejected=state["rejected"],
+            rejected=state["rejected"], step=state["step"],
         )  # fmt: skip
 
     def _missed(self, state: State, reason: str, *, again: str) -> Mapping[str, Any]:

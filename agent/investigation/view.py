@@ -71,7 +71,7 @@ class View:
     scale: float
     """What 1 is in experiments' values, in the source's units (features) or in those of the metric (behaviours)."""
     examples: tuple[Example, ...]
-    """Training examples of a feature, the strongest first."""
+    """Training examples of a feature, the strongest first: strong and weak ones, near misses and silent ones."""
     about: Mapping[str, Any]
     """What else is known from the start, as plain JSON: the baseline explanation and its score on `select`; of a
     behaviour the metric, both sides' values, sample prompts and the nodes."""
@@ -83,7 +83,9 @@ class View:
     left: Mapping[str, float]
     """By kind of budget that has a limit: what may still be used before the reserve."""
     rejected: str | None = None
-    """Why the last decision of this step was not accepted."""
+    """Why the last decision was not accepted."""
+    step: int = 0
+    """Decisions that were taken before this one."""
 
     @property
     def leader(self) -> Rival | None:
