@@ -5,8 +5,9 @@
    windows nor several standard errors where measured pivots ask for it, and none of them is kept from fitting.
 2. A tree is grown and a rule induced, as without experiments.
 3. The pivots that the rule puts on the wrong side of half the peak are its counterexamples. Their weight is
-   raised `RAISE`-fold, and 2 and 3 are repeated until there is none or `ROUNDS` are over.
-4. Of all rounds' rules the one with the fewest counterexamples stands; of equals, the shortest.
+   raised `RAISE`-fold, and 2 and 3 are repeated until there is none, or `PATIENCE` rounds brought no fewer.
+4. Of all rounds' rules the one with the fewest counterexamples stands; of equals, the shortest. Its words are
+   thinned out as far as that costs nothing (`tidy`).
 """
 
 from dataclasses import replace
@@ -14,17 +15,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import predict
 from .induce import induce
 from .observed import Observed
 from .rules import Rule
 from .sample import Sample, Windows
+from .tidy import Known, tidied
 from .tree import Growth, grow
 
 SHARE = 0.5
 """Most that all measured pivots weigh together, as a share of the rest of the sample."""
 RAISE = 4.0
-ROUNDS = 8
+PATIENCE = 4
 
 
 def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: float, half: float) -> Rule | None:
@@ -34,20 +35,24 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
     """
     joined = _joined(sample, observed, pivot_weight=pivot_weight)
     pivots = len(sample.activation) + np.flatnonzero(observed.measured)
-    active = joined.activation[pivots] > half
-    found: list[tuple[int, int, int, Rule]] = []
+    known = Known(joined, pivots, half=half)
+    best: Rule | None = None
+    fewest, since = (len(pivots) + 1, 0), 0
     raised = np.ones(len(pivots), np.float32)
-    for turn in range(ROUNDS):
+    while since < PATIENCE:
         weighed = _weighed(joined, pivots, raised)
         rule = induce(weighed, grow(weighed, growth))
-        said = _said(rule, joined)[pivots] > half if rule is not None else np.zeros(len(pivots), np.bool_)
-        wrong = said != active
-        if rule is not None:
-            found.append((int(wrong.sum()), rule.length(), turn, rule))
-        if not wrong.any():
+        wrong = known.wrong(known.predict(rule)) if rule is not None else joined.activation[pivots] > half
+        count = int(wrong.sum())
+        if rule is not None and (count, rule.length()) < fewest:
+            since = 0 if count < fewest[0] else since + 1
+            best, fewest = rule, (count, rule.length())
+        else:
+            since += 1
+        if not count:
             break
         raised[wrong] *= RAISE
-    return min(found, key=lambda made: made[:3])[3] if found else None
+    return tidied(best, known) if best is not None else None
 
 
 def _joined(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:
@@ -71,10 +76,3 @@ def _weighed(sample: Sample, pivots: NDArray[np.int64], raised: NDArray[np.float
     weight[pivots] *= raised
     check[pivots] *= raised
     return replace(sample, weight=weight, check=check)
-
-
-def _said(rule: Rule, sample: Sample) -> NDArray[np.float32]:
-    """What the rule predicts for the sample's own tokens; 0, unread, for the background's. (N,)"""
-    said = np.zeros(len(sample.activation), np.float32)
-    said[sample.background.ids.size :] = predict(rule, sample.own.grid).ravel()
-    return said

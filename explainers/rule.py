@@ -5,6 +5,8 @@ of the strongest training examples until the activation breaks, and makes minima
 and silent training windows; (3) runs all of these, of all features, through the subject in shared
 forwards; (4) grows a tree of token conditions on background, examples and interventions; (5) reduces
 the tree to a short rule and says it in English.
+
+`learn` does the same for one feature of which experiments have measured more: see `revise`.
 """
 
 import zlib
@@ -26,6 +28,7 @@ from .abstain import Limits, abstention
 from .batch import Background, TrainBatch, TrainEvidence
 from .choose import background_example
 from .english import describe
+from .fit import fit
 from .induce import induce
 from .observed import Observed
 from .prompt import Prompt
@@ -98,11 +101,14 @@ class RuleExplainer:
         )
         return [refusal if refusal is not None else next(made) for refusal in refused]
 
-    def learn(self, evidence: TrainEvidence, batch: TrainBatch, observed: Observed) -> Explanation:
+    def learn(
+        self, evidence: TrainEvidence, batch: TrainBatch, observed: Observed, *, measure: bool = True
+    ) -> Explanation:
         """The explanation that also holds for what experiments measured (`revise`); without any it is `explain`'s.
 
-        The first call for a feature runs its interventions; later ones, with more or other observed windows, do not
-        run the subject again. Raises NeuronautError where the observed windows are not as long as the batch's.
+        With `measure` its provenance has a "fit" (`fit.Fit`), which takes as long again. The first call for a
+        feature runs its interventions; later ones, with more or other observed windows, do not run the subject
+        again. Raises NeuronautError where the observed windows are not as long as the batch's.
         """
         width = batch.background.ids.shape[1]
         if observed.ids.shape[1] != width:
@@ -118,7 +124,7 @@ class RuleExplainer:
             rows = self._interventions_for(evidence, batch)
             (activations,) = self._measure(batch.source, [evidence], [rows])
             known = self._edited[evidence.feature] = _Measured(evidence, rows, activations)
-        return self._learn(evidence, batch, known.rows, known.activations, observed)
+        return self._learn(evidence, batch, known.rows, known.activations, observed, measure=measure)
 
     def _interventions_for(self, evidence: TrainEvidence, batch: TrainBatch) -> _Rows:
         """Pruned contexts of the strongest examples, then minimal pairs."""
@@ -161,12 +167,16 @@ class RuleExplainer:
 
     def _learn(
         self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32],
-        observed: Observed | None = None,
+        observed: Observed | None = None, *, measure: bool = False,
     ) -> Explanation:  # fmt: skip
         sample, growth = self._sample(evidence, batch, rows, activations)
+        found: dict[str, object] = {}
         if observed is not None and len(observed):
             pivot_weight = PIVOT_SHARE * batch.background.ids.size / max(float(rows.weight.sum()), 1.0)
-            rule = revise(sample, growth, observed, pivot_weight=pivot_weight, half=evidence.statistics.peak / 2)
+            scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
+            rule = revise(sample, growth, observed, **scale)
+            if rule is not None and measure:
+                found["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
         else:
             rule = induce(sample, grow(sample, growth))
         if rule is None:
@@ -177,7 +187,9 @@ class RuleExplainer:
         seen = {e.window for e in evidence.examples}
         return Explanation(
             evidence.feature, text, self.name, rule=rule.to_json(), seen=tuple(sorted(seen)),
-            provenance={"context": _context_needed(activations, rows), "length": rule.length(), **self.settings},
+            provenance={
+                "context": _context_needed(activations, rows), "length": rule.length(), **self.settings, **found,
+            },
         )  # fmt: skip
 
     def _sample(
