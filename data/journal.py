@@ -50,20 +50,12 @@ class Journal:
             )  # fmt: skip
         return cursor.rowcount == 1
 
-    def finish(self, id: str, status: End, *, reason: str, report: Json, explanation: int | None = None) -> None:
-        """The end of an investigation. A finished one stays as it is."""
+    def finish(self, id: str, status: End, *, reason: str, explanation: int | None = None) -> None:
+        """Write down how an investigation ended. A finished one stays as it is."""
         with self.transaction() as connection:
             connection.execute(
-                "UPDATE investigations SET status = ?, reason = ?, report = ?, explanation_id = ?, ended = ?"
-                " WHERE id = ? AND ended IS NULL", [status, reason, _packed(report), explanation, now(), id],
-            )  # fmt: skip
-
-    def reopen(self, id: str) -> None:
-        """Let an investigation that ended with an error go on."""
-        with self.transaction() as connection:
-            connection.execute(
-                "UPDATE investigations SET status = 'running', reason = NULL, report = NULL, ended = NULL"
-                " WHERE id = ? AND status = 'error'", [id],
+                "UPDATE investigations SET status = ?, reason = ?, explanation_id = ?, ended = ?"
+                " WHERE id = ? AND ended IS NULL", [status, reason, explanation, now(), id],
             )  # fmt: skip
 
     def row(self, id: str) -> Row:
@@ -308,8 +300,7 @@ def _link(previous: str, row: Row) -> str:
 
 
 def _told(row: Row) -> Row:
-    read = {name: json.loads(row[name]) for name in ("settings", "provenance")}
-    return {**row, **read, "report": None if row["report"] is None else _unpacked(row["report"])}
+    return {**row, **{name: json.loads(row[name]) for name in ("settings", "provenance")}}
 
 
 def _json(value: object) -> str:

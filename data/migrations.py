@@ -249,7 +249,7 @@ def m007_journal(db: Database) -> None:
             policy TEXT NOT NULL, settings TEXT NOT NULL, provenance TEXT NOT NULL, parent TEXT,
             status TEXT NOT NULL
                 CHECK (status IN ('running', 'supported', 'open', 'no_explanation', 'budget', 'error')),
-            reason TEXT, explanation_id INTEGER REFERENCES explanations(id), report BLOB, created TEXT NOT NULL,
+            reason TEXT, explanation_id INTEGER REFERENCES explanations(id), created TEXT NOT NULL,
             ended TEXT)""",
         """CREATE TABLE decisions (
             investigation TEXT NOT NULL REFERENCES investigations(id), step INTEGER NOT NULL, role TEXT NOT NULL,

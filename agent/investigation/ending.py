@@ -7,14 +7,14 @@ observations as well, or fails on the holdout, ends open.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...data.journal_values import End, Experiment, Observation
 from ...data.records import Explanation, Score
 from ...data.store import Store
-from .examining import ControlResult, shortfall
+from .controls import ControlResult
 from .graph import State
 from .hypotheses import Hypothesis
 from .judging import claims
@@ -47,6 +47,10 @@ class Examiner(Protocol):
         """Whether false observations leave the leader unsupported."""
         ...
 
+    def shortfall(self, scores: Sequence[Score]) -> str | None:
+        """Why an explanation with these holdout scores is not supported; None where it may be."""
+        ...
+
     def explanation(self, text: str, hypothesis: Hypothesis) -> Explanation | None:
         """The hypothesis as an explanation for the store; None where there is no feature that it is of."""
         ...
@@ -55,13 +59,10 @@ class Examiner(Protocol):
 class Ending:
     """The nodes of one investigation that ask no policy."""
 
-    def __init__(
-        self, store: Store, examiner: Examiner, *, explainer: str, provenance: Mapping[str, object],
-        assemble: Callable[[str], Mapping[str, Any]],
-    ) -> None:  # fmt: skip
-        """`explainer` is what the stored explanation's explainer is called; `assemble` makes the report of an id."""
+    def __init__(self, store: Store, examiner: Examiner, *, explainer: str, provenance: Mapping[str, object]) -> None:
+        """`explainer` is what the stored explanation's explainer is called."""
         self._database, self._examiner, self._explainer = store, examiner, explainer
-        self._provenance, self._assemble = provenance, assemble
+        self._provenance = provenance
 
     def node(self, name: str, work: "Work", state: State) -> Mapping[str, Any]:
         """Run the node of this name."""
@@ -143,13 +144,7 @@ class Ending:
             kept = self._keep(work, concluded)
             ended = {"status": concluded["status"], "reason": concluded["reason"], "explanation_id": kept}
             work.event("ended", ended, key="ended")
-            work.journal.finish(
-                work.id,
-                concluded["status"],
-                reason=concluded["reason"],
-                explanation=kept,
-                report=self._assemble(work.id),
-            )
+            work.journal.finish(work.id, concluded["status"], reason=concluded["reason"], explanation=kept)
         return {}
 
     def _keep(self, work: "Work", concluded: Mapping[str, Any]) -> int | None:
@@ -176,7 +171,7 @@ class Ending:
             read = work.journal.event_of(work.id, HOLDOUT) or {"scores": []}
             scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in read["scores"]]
             failed = [e["name"] for e in work.journal.events(work.id) if e["kind"] == "control" and not e["passed"]]
-            if fault := shortfall(scores):
+            if fault := self._examiner.shortfall(scores):
                 return "open", fault
             if failed:
                 return "open", f"the controls {', '.join(failed)} did not come out as they must"

@@ -4,13 +4,10 @@ The holdout has two halves. Natural: the feature's strongest holdout windows and
 all its quantiles. Counterfactual: minimal pairs of holdout windows, made by a generator that knows neither the
 explanation nor the transcript (data/counterfactual.py); and of these, as the set `context`, the pairs that keep the
 token at the pivot, since only they can show that an exception or a second condition is missing.
-
-The controls judge again what was judged, with observations that ought to support nothing: another unit's activations
-on the same inputs (a sham), the feature's own in a random order (permuted), and none at all (dead).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +23,8 @@ from ...scorers.holdout import Holdout, ScoredWindows
 from ...scorers.scorer import Scorer
 from ..bench import Bench
 from ..label import answered, scoring
+from .controls import ControlResult, judged, permuted_and_dead, supporter
 from .hypotheses import Hypothesis
-from .judging import counts_for_odds, judge, verdict
 from .lab import FeatureLab
 from .planning import design_of
 
@@ -35,17 +32,6 @@ SHAMS = 3
 """Other units whose activations stand in for the feature's."""
 LEAST_AGREEMENT = 0.75
 """Below this balanced accuracy on counterfactual pairs an explanation is not supported, whatever its odds."""
-
-
-@dataclass(frozen=True, slots=True)
-class ControlResult:
-    """A control, and whether it came out as it must."""
-
-    name: str
-    what: str
-    passed: bool
-    value: float | None
-    """What was measured, as `what` says."""
 
 
 class FeatureExaminer:
@@ -87,34 +73,31 @@ class FeatureExaminer:
         observations: Mapping[str, Observation], leader: str,
     ) -> list[ControlResult]:  # fmt: skip
         """Whether false observations leave the leader unsupported."""
-        used = [e for e in experiments if e.name in observations and counts_for_odds(e, "feature")]
-        used = [e for e in used if observations[e.name].status == "ok"]
+        used, real = judged(experiments, observations, "feature")
         if not used:
             return []
-
-        def supported(values: Mapping[str, Sequence[float]]) -> bool:
-            false = {name: replace(observations[name], result={"values": list(row)}) for name, row in values.items()}
-            rivals = judge(hypotheses, used, false, kind="feature")
-            found = verdict(rivals, used, false)
-            return found.answer == "supported" and leader in (found.leader, *found.alike)
-
-        real = {e.name: list(observations[e.name].result["values"]) for e in used}
-        rng = np.random.default_rng(self._lab.seed)
-        order = rng.permutation(sum(map(len, real.values())))
-        mixed = np.concatenate([np.array(row) for row in real.values()])[order]
-        ends = np.cumsum([len(row) for row in real.values()])[:-1]
-        permuted = dict(zip(real, (part.tolist() for part in np.split(mixed, ends)), strict=True))
-        dead = {name: [0.0] * len(row) for name, row in real.items()}
-        shams = [supported(self._sham(used, unit)) for unit in self._others(rng)]
-        results = [
-            ControlResult("permuted", "all observed values in a random order", not supported(permuted), None),
-            ControlResult("dead", "every observed value 0", not supported(dead), None),
-        ]
-        if shams:
-            what = f"the same inputs, the activations of {len(shams)} other units: how many support the leader"
+        supported = supporter(hypotheses, used, observations, leader, "feature")
+        results = permuted_and_dead(real, supported, seed=self._lab.seed)
+        others = self._others(np.random.default_rng(self._lab.seed))
+        if others:
+            shams = sum(supported(self._sham(used, unit)) for unit in others)
+            what = f"the same inputs, other units' activations: by how many of {len(others)} it is supported, too"
             # One of them may be the feature's twin, for which the explanation does hold.
-            results.append(ControlResult("sham", what, sum(shams) <= 1 and sum(shams) < len(shams), float(sum(shams))))
+            results.append(ControlResult("sham", what, shams <= 1 and shams < len(others), float(shams)))
         return results
+
+    def shortfall(self, scores: Sequence[Score]) -> str | None:
+        """Why an explanation with these holdout scores is not supported; None where it may be."""
+        for score in scores:
+            if score.metric == "agreement" and score.value is not None and score.value < LEAST_AGREEMENT:
+                return (
+                    f"agreement of {score.value:.2f} on the {score.examples} pairs of the holdout, "
+                    f"wanted {LEAST_AGREEMENT}"
+                )
+        natural = next((s for s in scores if (s.examples, s.metric) == ("top_random", "correlation")), None)
+        if natural is not None and natural.ci_low is not None and natural.ci_low <= 0:
+            return f"its correlation on natural holdout windows may be zero (interval from {natural.ci_low:.2f})"
+        return None
 
     def _others(self, rng: np.random.Generator) -> list[int]:
         """Other units of the source that the training background shows alive."""
@@ -152,15 +135,3 @@ def with_context(holdout: Holdout) -> Holdout:
     kept = tokens[:, 0] == tokens[:, 1]
     context = ScoredWindows(pairs.ids, pairs.true[kept], pairs.rows[kept], pairs.positions[kept], pairs.digests)
     return replace(holdout, sets={**holdout.sets, "context": context})
-
-
-def shortfall(scores: Sequence[Score]) -> str | None:
-    """Why an explanation with these holdout scores is not supported; None where it may be."""
-    agreements = [s for s in scores if s.metric == "agreement" and s.examples in ("counterfactual", "context")]
-    for score in agreements:
-        if score.value is not None and score.value < LEAST_AGREEMENT:
-            return f"agreement of {score.value:.2f} on {score.examples} pairs of the holdout, wanted {LEAST_AGREEMENT}"
-    natural = next((s for s in scores if (s.examples, s.metric) == ("top_random", "correlation")), None)
-    if natural is not None and natural.ci_low is not None and natural.ci_low <= 0:
-        return f"its correlation on natural holdout windows may be zero (interval from {natural.ci_low:.2f})"
-    return None

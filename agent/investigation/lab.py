@@ -15,6 +15,7 @@ from ...data.activations import read_own
 from ...data.records import Example, Explanation, Statistics
 from ...data.store import Store
 from ...explainers.batch import TrainBatch, TrainEvidence
+from ...explainers.english import describe
 from ...explainers.evaluate import TokenGrid, predict
 from ...explainers.observed import Observed
 from ...explainers.rules import Clause, Rule, Token
@@ -107,13 +108,20 @@ class FeatureLab:
 
     def nulls(self) -> list[Hypothesis]:
         """The rivals that are always there."""
+        rule = self._token_identity()
+        text = f"Only the current token matters: {describe(rule, peak=self.evidence.statistics.peak)}."
         return [
-            Hypothesis(
-                text="Only the current token matters: it fires by how strong it is on average on that token.",
-                kind="token_identity", rule=self._token_identity(),
-            ),
+            Hypothesis(text=text, kind="token_identity", rule=rule),
             Hypothesis(text="No pattern: nothing predicts it better than the base rate.", kind="no_pattern"),
-        ]  # fmt: skip
+        ]
+
+    def fault(self, hypothesis: Hypothesis) -> str | None:
+        """Why a hypothesis cannot be put up here, in one line; None where it can."""
+        if hypothesis.kind == "circuit" or hypothesis.nodes:
+            return "a feature has no circuit; say when it is active, as a rule or described, and what it reads"
+        if hypothesis.kind == "rule" and hypothesis.rule is None:
+            return "kind=rule needs a rule; give one, or say kind=described"
+        return None
 
     def _token_identity(self) -> Rule:
         """The mean activation of each token that is not silent on average."""
@@ -174,11 +182,9 @@ class FeatureLab:
 
 
 def _scale(examples: Sequence[Example]) -> float:
-    """Median peak of the strongest examples; an error where there is nothing to measure in units of."""
+    """Median peak of the strongest examples; 1 where none is active, of which nothing is ever measured."""
     peaks = [example.peak for example in examples[:STRONGEST] if example.peak > 0]
-    if not peaks:
-        raise NeuronautError("the feature is active in no training example, so there is nothing to investigate")
-    return float(np.median(peaks))
+    return float(np.median(peaks)) if peaks else 1.0
 
 
 def _effect_expected(hypothesis: Hypothesis, about: Mapping[str, Any]) -> float | None:

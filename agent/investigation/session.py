@@ -11,35 +11,32 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from ...causal.tasks import Task
 from ...data.journal import opened_id
 from ...data.journal_values import End, Opened
 from ...data.store import Store
 from ...explainers.llm.desk import Desk
 from ...explainers.llm.prices import cost
-from ...explainers.rule import RuleExplainer
 from ...scorers.scorer import Scorer
-from ...scorers.simulation import RuleSimulator
 from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ...subject.sources import Source
-from ..bench import Bench
-from ..label import CHUNK, opened
 from ..policies.policy import Policy
 from ..tools.table import tools_for
+from .behaviour import BehaviourLab
+from .behaviour_examining import BehaviourExaminer
 from .budget import Limits
-from .ending import Ending
-from .examining import FeatureExaminer
+from .ending import Ending, Examiner
 from .graph import build, first_state
-from .lab import FeatureLab
+from .preparing import chunks, prepare
 from .report import Report, assemble
 from .steps import Settings, Steps, Work
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-Listener = Callable[[Mapping[str, Any]], None]
-_ENDLESS = 1_000_000
+ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
 
 
@@ -49,8 +46,10 @@ class Session:
 
     id: str
     status: End
+    """supported, open, no_explanation, budget or error."""
     reason: str
     report: Report
+    """All of it; `print` shows it in short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,94 +58,145 @@ class Manner:
 
     policy: Policy
     challenger: Policy
-    limits: Limits = Limits()
-    settings: Settings = Settings()
-    seed: int = 0
-    desk: Desk | None = None
-    scorers: Sequence[Scorer] = ()
-    on_event: Listener | None = None
+    limits: Limits
+    settings: Settings
+    seed: int
+    desk: Desk | None
+    scorers: Sequence[Scorer]
+    on_event: Callable[[Mapping[str, Any]], None] | None
 
-    def said(self) -> dict[str, Any]:
-        """All that determines an investigation beside its target and the policy's name."""
-        return {"policy": dict(self.policy.settings), "challenger": dict(self.challenger.settings),
-                "limits": asdict(self.limits), "settings": asdict(self.settings), "seed": self.seed}  # fmt: skip
+    def opened(self, kind: Any, target: str, subject: Subject, revision: str, fork: Opened | None) -> Opened:
+        """What an investigation of a target is. `fork` is one that was copied from another."""
+        said = {
+            "policy": dict(self.policy.settings), "challenger": dict(self.challenger.settings),
+            "limits": asdict(self.limits), "settings": asdict(self.settings), "seed": self.seed, "revision": revision,
+        }  # fmt: skip
+        llm = None if self.desk is None else {"model": self.desk.llm.model, "endpoint": self.desk.llm.endpoint}
+        libraries = {name: version(name) for name in ("neuronaut", "torch", "transformers", "langgraph")}
+        provenance = {"model": subject.revision, "revision": revision, "libraries": libraries, "llm": llm}
+        if fork is not None:
+            return fork
+        return Opened(opened_id(kind, target, self.policy.name, said), kind, target, self.policy.name, said, provenance)
 
     def price(self, reply: Any) -> float:
-        """Dollars of a reply; nothing is spent where no price is known, and no limit in dollars is allowed then."""
+        """Dollars of a reply; 0 where no price is known, since then no limit in dollars is allowed."""
         price = None if self.desk is None else self.desk.price
         return 0.0 if price is None else cost(price, reply.input_tokens, reply.output_tokens)
 
 
-def investigate_features(
-    features: Sequence[Feature], subject: Subject, store: Store, manner: Manner, *,
-    sources: Mapping[SourceId, Source] | None = None, parent: Opened | None = None,
-) -> Iterator[Session]:  # fmt: skip
-    """Investigate features one after another; what they share is read once for all features of a source."""
-    if manner.limits.usd is not None and manner.desk is not None and manner.desk.price is None:
-        raise NeuronautError("a budget in dollars needs the model's price; say it with --price in=0.15,out=0.60")
-    by_source: dict[SourceId, list[Feature]] = {}
-    for feature in dict.fromkeys(features):
-        by_source.setdefault(feature.source, []).append(feature)
-    for source_id, members in by_source.items():
-        bench = Bench(store, subject, opened(store, subject, source_id, sources), seed=manner.seed)
-        for start in range(0, len(members), CHUNK):
-            yield from _chunk(bench, members[start : start + CHUNK], manner, parent)
+def investigate(
+    target: str | Feature | Task,
+    subject: Subject,
+    store: Store,
+    *,
+    policy: Policy | None = None,
+    limits: Limits | None = None,
+    seed: int = 0,
+    sources: Mapping[SourceId, Source] | None = None,
+    desk: Desk | None = None,
+    scorers: Sequence[Scorer] = (),
+    settings: Settings | None = None,
+    on_event: Callable[[Mapping[str, Any]], None] | None = None,
+    fork: Opened | None = None,
+) -> Session:
+    """Investigate a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
+
+    `policy` decides what is tried, by default the scripted one, which asks nobody; `desk` is what a language model is
+    asked through. `scorers` judge the holdout beside the rule's own simulation where the explanation has no rule.
+    The same call again resumes or returns the finished session. `on_event` hears every event as it is written.
+    """
+    if isinstance(target, Task):
+        return _behaviour(
+            target, subject, store, _manner(target, policy, limits, seed, desk, scorers, settings, on_event), fork
+        )
+    feature = Feature.parse(target) if isinstance(target, str) else target
+    return next(
+        investigate_all([feature], subject, store, policy=policy, limits=limits, seed=seed, sources=sources, desk=desk,
+                        scorers=scorers, settings=settings, on_event=on_event, fork=fork)
+    )  # fmt: skip
 
 
-def _chunk(bench: Bench, features: Sequence[Feature], manner: Manner, parent: Opened | None) -> Iterator[Session]:
-    """Features whose evidence is read, and whose one-shot explanations are made, in shared forwards."""
-    store, subject = bench.store, bench.subject
-    openings = {feature: parent or _opened(feature, bench, manner) for feature in features}
-    left = [feature for feature, opening in openings.items() if _ended(store, opening.id) is None]
-    labs = _labs(bench, left, manner) if left else {}
-    for feature, opening in openings.items():
-        ended = _ended(store, opening.id)
-        if ended is None:
-            lab, examiner = labs[feature]
-            revision = f"{subject.revision} {getattr(bench.source, 'revision', '')}".strip()
-            run(store, opening, lab, examiner, manner, revision=revision)
-            ended = _ended(store, opening.id)
-        assert ended is not None
-        yield ended
+def investigate_all(
+    features: Sequence[Feature],
+    subject: Subject,
+    store: Store,
+    *,
+    policy: Policy | None = None,
+    limits: Limits | None = None,
+    seed: int = 0,
+    sources: Mapping[SourceId, Source] | None = None,
+    desk: Desk | None = None,
+    scorers: Sequence[Scorer] = (),
+    settings: Settings | None = None,
+    on_event: Callable[[Mapping[str, Any]], None] | None = None,
+    fork: Opened | None = None,
+) -> Iterator[Session]:
+    """Investigate features one after another; what features of a source share is read once. See `investigate`."""
+    manner = _manner(None, policy, limits, seed, desk, scorers, settings, on_event)
+    for members in chunks(features):
+        # Neurons have no revision beside the model's.
+        made = None if sources is None else sources.get(members[0].source)
+        dictionary = getattr(made, "revision", "") or _dictionary_revision(store, members[0].source)
+        revision = f"{subject.revision} {dictionary}".strip()
+        openings = {f: manner.opened("feature", str(f), subject, revision, fork) for f in members}
+        left = [feature for feature, opening in openings.items() if session(store, opening.id) is None]
+        ready = prepare(left, subject, store, sources=sources, scorers=scorers, desk=desk, seed=seed) if left else ()
+        prepared = {one.feature: one for one in ready}
+        for feature, opening in openings.items():
+            if feature in prepared:
+                _run(store, opening, prepared[feature].lab, prepared[feature].examiner, manner, revision=revision)
+            yield _finished(store, opening.id)
 
 
-def _opened(feature: Feature, bench: Bench, manner: Manner) -> Opened:
-    said = manner.said()
-    provenance = {
-        "model": bench.subject.revision, "dictionary": getattr(bench.source, "revision", None),
-        "libraries": {name: version(name) for name in ("neuronaut", "torch", "transformers", "langgraph")},
-        "llm": None if manner.desk is None else {"model": manner.desk.llm.model, "endpoint": manner.desk.llm.endpoint},
-    }  # fmt: skip
-    id = opened_id("feature", str(feature), manner.policy.name, {**said, "revision": provenance["model"]})
-    return Opened(id, "feature", str(feature), manner.policy.name, said, provenance)
+def session(store: Store, id: str) -> Session | None:
+    """The finished session of this id; None where there is none, or it has not ended."""
+    row = next((row for row in store.journal.rows() if row["id"] == id), None)
+    if row is None or row["ended"] is None:
+        return None
+    return Session(id, row["status"], row["reason"], assemble(store.journal, id))
 
 
-def _labs(
-    bench: Bench, features: Sequence[Feature], manner: Manner
-) -> dict[Feature, tuple[FeatureLab, FeatureExaminer]]:
-    evidence = {feature: bench.store.evidence(feature) for feature in features}
-    batch = bench.train(list(evidence.values()))
-    baselines = {made.feature: made for made in RuleExplainer(bench.subject, seed=manner.seed).explain(batch)}
-    found = {}
-    scorers = manner.scorers or (RuleSimulator(seed=manner.seed),)
-    for part in batch.features:
-        lab = FeatureLab(bench.store, bench.subject, bench.source, part, batch,
-                         baseline=baselines[part.feature], seed=manner.seed)  # fmt: skip
-        examiner = FeatureExaminer(bench, lab, evidence[part.feature], batch, scorers, desk=manner.desk)
-        found[part.feature] = lab, examiner
+def _finished(store: Store, id: str) -> Session:
+    found = session(store, id)
+    assert found is not None, "an investigation that was run to its end has ended"
     return found
 
 
-def run(store: Store, opening: Opened, lab: Any, examiner: Any, manner: Manner, *, revision: str) -> None:
+def _behaviour(task: Task, subject: Subject, store: Store, manner: Manner, fork: Opened | None) -> Session:
+    lab = BehaviourLab(subject, task, seed=manner.seed)
+    opening = manner.opened("behaviour", lab.target, subject, subject.revision, fork)
+    if session(store, opening.id) is None:
+        _run(store, opening, lab, BehaviourExaminer(lab), manner, revision=subject.revision)
+    return _finished(store, opening.id)
+
+
+def _manner(
+    task: Task | None, policy: Policy | None, limits: Limits | None, seed: int, desk: Desk | None,
+    scorers: Sequence[Scorer], settings: Settings | None, on_event: Callable[[Mapping[str, Any]], None] | None,
+) -> Manner:  # fmt: skip
+    limits = limits or Limits()
+    if limits.usd is not None and desk is not None and desk.price is None:
+        raise NeuronautError(
+            f"a budget of usd={limits.usd:g} needs the price of {desk.llm.model}; say it with --price in=0.15,out=0.60"
+        )
+    if policy is None:
+        from ..policies.scripted import ScriptedPolicy
+        from ..policies.scripted_behaviour import ScriptedBehaviourPolicy
+
+        policy = ScriptedPolicy() if task is None else ScriptedBehaviourPolicy()
+    return Manner(policy, policy, limits, settings or Settings(), seed, desk, scorers, on_event)
+
+
+def _dictionary_revision(store: Store, source: SourceId) -> str:
+    return next((str(row["revision"]) for row in store.sources() if row["source"] == str(source)), "")
+
+
+def _run(store: Store, opening: Opened, lab: Any, examiner: Examiner, manner: Manner, *, revision: str) -> None:
     """Begin or go on with one investigation, to its end."""
     journal = store.journal
     with _alone(store.path, opening.id), _checkpoints(store.path) as checkpointer:
         journal.begin(opening)
-        journal.reopen(opening.id)
-        ending = Ending(
-            store, examiner, explainer=f"investigate:{manner.policy.name}", provenance=opening.provenance,
-            assemble=lambda id: assemble(journal, id).to_json(),
-        )  # fmt: skip
+        ending = Ending(store, examiner, explainer=f"investigate:{manner.policy.name}", provenance=opening.provenance)
         work = Work(
             opening.id, journal, lab, tools_for(lab.kind), manner.policy, manner.challenger, manner.limits,
             manner.settings, ending, manner.on_event or (lambda _: None), revision, manner.price,
@@ -154,17 +204,9 @@ def run(store: Store, opening: Opened, lab: Any, examiner: Any, manner: Manner, 
         work.event("begun", {"target": opening.target, "policy": opening.policy, "settings": opening.settings,
                              "limits": asdict(manner.limits)}, key="begun")  # fmt: skip
         graph = build(Steps(work), checkpointer=checkpointer)
-        config = {"configurable": {"thread_id": opening.id}, "recursion_limit": _ENDLESS}
-        known = graph.get_state(config).values
-        graph.invoke(None if known else first_state(opening.id), config, durability="sync")
-
-
-def _ended(store: Store, id: str) -> Session | None:
-    """The finished investigation of this id; None where it is not finished."""
-    row = next((row for row in store.journal.rows() if row["id"] == id), None)
-    if row is None or row["ended"] is None or row["status"] == "error":
-        return None
-    return Session(id, row["status"], row["reason"], Report.of(row["report"]))
+        config = {"configurable": {"thread_id": opening.id}, "recursion_limit": ENDLESS}
+        begun = bool(graph.get_state(config).values)
+        graph.invoke(None if begun else first_state(opening.id), config, durability="sync")
 
 
 @contextmanager

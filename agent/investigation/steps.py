@@ -307,7 +307,7 @@ class Steps:
         """Turn observations into odds, and see whether to go on."""
         work, round = self._work, state["round"]
         rivals, experiments, observations = work.standing()
-        work.event("judged", {"round": round, "rivals": [_told(rival) for rival in rivals]}, key=f"judged:{round}")
+        work.event("judged", {"round": round, "rivals": [told(rival) for rival in rivals]}, key=f"judged:{round}")
         spent = work.journal.spent(work.id)
         limits = {kind: value for kind, value in asdict(work.limits).items() if value is not None}
         work.event("spent", {**spent._asdict(), "limits": limits}, key=f"spent:{round}")
@@ -365,6 +365,7 @@ def _measured(tool: Tool[Any], experiment: Experiment, lab: Any) -> Observation:
     return Observation("ok", asdict(measured), None, {})
 
 
-def _told(rival: Rival) -> dict[str, Any]:
+def told(rival: Rival) -> dict[str, Any]:
+    """How a rival stands, as events tell it."""
     row = asdict(rival)
     return {**{key: value for key, value in row.items() if key != "hypothesis"}, "kind": rival.hypothesis.kind}

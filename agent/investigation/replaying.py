@@ -1,0 +1,78 @@
+"""Replaying and forking: the verdict again from what is written down, and another way from some step on.
+
+A replay asks nobody and runs nothing: it checks the chain of predictions, and judges the stored predictions and
+observations again, round by round. Since verdicts are arithmetic, every odd must come out to the bit. A fork copies
+the decisions before a step under a new id; run again, it takes these as decided, finds their experiments measured,
+and goes on by itself.
+"""
+
+from typing import NamedTuple
+
+from ...data.journal import Journal, opened_id
+from ...data.journal_values import Opened
+from ...subject.errors import NeuronautError
+from .hypotheses import Hypothesis
+from .judging import judge, verdict
+from .steps import told
+
+
+class Replay(NamedTuple):
+    """What a replay found."""
+
+    id: str
+    rounds: int
+    """Rounds whose verdicts were made again."""
+    different: tuple[int, ...]
+    """Rounds in which anything came out otherwise."""
+    answer: str
+    """What the evidence says at the end."""
+    leader: str | None
+    frozen: bool
+    """Whether that is what was frozen; True where nothing is frozen yet."""
+    broken: str | None
+    """Where the chain of predictions does not hold."""
+
+    @property
+    def same(self) -> bool:
+        """Whether everything came out as it was written down."""
+        return not self.different and self.frozen and self.broken is None
+
+
+def replay(journal: Journal, id: str) -> Replay:
+    """Judge a stored investigation again. `id` may be the beginning of one."""
+    row = journal.row(id)
+    id, kind = row["id"], row["kind"]
+    every, observations = journal.experiments(id), journal.observations(id)
+    hypotheses = journal.hypotheses(id)
+    events = journal.events(id)
+    rounds = {event["round"]: event for event in events if event["kind"] == "judged"}
+    different = []
+    for round, event in rounds.items():
+        names = {rival["name"] for rival in event["rivals"]}
+        known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses if h["name"] in names}
+        until = [e for e in every if e.round <= round]
+        seen = {e.name: observations[e.name] for e in until if e.name in observations}
+        again = [told(rival) for rival in judge(known, until, seen, kind=kind)]
+        if again != event["rivals"]:
+            different.append(round)
+    known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses}
+    found = verdict(judge(known, every, observations, kind=kind), every, observations)
+    frozen = journal.event_of(id, "frozen")
+    # A target that was refused has no hypotheses, so there is nothing to judge.
+    kept = frozen is None or not known or (frozen["verdict"], frozen["hypothesis"]) == (found.answer, found.leader)
+    return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, journal.broken_link(id))
+
+
+def fork(journal: Journal, id: str, *, step: int) -> Opened:
+    """Copy an investigation's decisions before `step`; the result is to be run with `investigate(..., fork=...)`."""
+    row = journal.row(id)
+    steps = [decision["step"] for decision in journal.decisions(row["id"])]
+    if not 0 <= step <= len(steps):
+        raise NeuronautError(f"{row['id']} has {len(steps)} decisions; fork it at step 0 to {len(steps)}, not {step}")
+    settings = {**row["settings"], "fork": [row["id"], step]}
+    new = Opened(
+        opened_id(row["kind"], row["target"], row["policy"], settings), row["kind"], row["target"], row["policy"],
+        settings, row["provenance"], row["id"],
+    )  # fmt: skip
+    journal.fork(row["id"], new, step=step)
+    return new
