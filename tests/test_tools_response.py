@@ -12,7 +12,10 @@ from neuronaut.agent.investigation.experiments import Design, Measured, Tool
 from neuronaut.agent.investigation.hypotheses import Hypothesis
 from neuronaut.agent.investigation.lab import FeatureLab
 from neuronaut.agent.tools.places import places
+from neuronaut.agent.tools.prune_context import PruneContext
 from neuronaut.agent.tools.scan_vocabulary import ScanVocabulary
+from neuronaut.agent.tools.swap_pairs import SwapPairs
+from neuronaut.agent.tools.sweep_positions import SweepPositions, _period
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
 from neuronaut.data.store import Store
@@ -134,3 +137,50 @@ def test_places_are_of_different_tokens(lab_of: LabOf) -> None:
     assert all(place.value > 0.9 for place in found)
     with pytest.raises(NeuronautError, match="no near_miss place"):
         places(lab, "near_miss", 3)
+
+
+def test_what_is_between_quotes_is_not_mistaken_for_what_follows_a_token(lab_of: LabOf) -> None:
+    _, quoted = run(SwapPairs(), lab_of("quoted"))
+    assert all(group["flipped"] == 0 for group in quoted.found["groups"].values())
+    assert len(quoted.found["groups"]) == 4
+    _, bigram = run(SwapPairs(), lab_of("new_haven"))
+    groups = bigram.found["groups"]
+    assert groups["previous token swapped"]["flipped"] == groups["previous token replaced"]["flipped"] == 1
+    assert groups["others swapped"]["flipped"] == groups["others replaced"]["flipped"] == 0
+    for measured in (quoted, bigram):
+        assert measured.control is not None and measured.control.value == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"), [("day", 1, 1), ("new_haven", 2, 2), ("price", 2, 2), ("bell_after_storm", 2, 5)]
+)
+def test_the_context_that_is_needed(lab_of: LabOf, name: str, lowest: int, highest: int) -> None:
+    _, measured = run(PruneContext(), lab_of(name))
+    for way in ("filled", "cut"):
+        assert all(lowest <= length <= highest for length in measured.found["needed"][way]), measured.found
+    if name == "bell_after_storm":
+        assert max(measured.found["needed"]["filled"]) > 2
+    assert measured.effect == np.mean(measured.found["needed"]["filled"])
+    assert measured.control is not None and measured.control.value == 0
+
+
+def test_a_position_is_told_from_the_length_of_the_context(lab_of: LabOf) -> None:
+    _, measured = run(PruneContext(), lab_of("early"))
+    assert set(measured.found["needed"]["filled"]) == {1}, "whatever stands before"
+    assert min(measured.found["needed"]["cut"]) > 1, "moved to the start it is silent"
+
+
+def test_the_sweep_finds_the_band_of_positions(lab_of: LabOf) -> None:
+    lab = lab_of("early")
+    for where in ("active", "near_miss"):
+        _, measured = run(SweepPositions(), lab, carriers=where)
+        assert (measured.found["first"], measured.found["last"], measured.found["every"]) == (5, 8, 1)
+        assert measured.effect == pytest.approx(4 / lab.width)
+        assert measured.found["control"]["first"] == 5, "the position alone is the cause"
+    _, measured = run(SweepPositions(), lab_of("day"))
+    assert measured.effect == 1 and measured.control is not None and (measured.control.value or 0) < 0.1
+
+
+def test_every_so_manyth_position_is_recognised() -> None:
+    inside = list(range(3, 31))
+    assert [_period(inside, active) for active in (inside, inside[::3], [3, 4, 30], [3])] == [1, 3, None, None]

@@ -1,0 +1,115 @@
+"""How much of the text before the pivot is needed: ever shorter contexts.
+
+The context is cut in two ways. Filled: what is taken away is replaced by other corpus text, in which the feature is
+silent at that position, so the pivot stays where it was. Cut: the rest moves to the window's start. Any one text may
+happen to hold a cause, so several are tried, and the median counts. A length is needed when from it on half of the
+activation is left.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ...causal.measures import mean
+from ..investigation.experiments import Control, Design, Item, Measured
+from ..investigation.lab import FeatureLab
+from .places import Carried, excerpt, generator, places, silent_window
+
+LENGTHS = (1, 2, 3, 4, 5, 6, 9, 17, 33, 65, 129)
+"""Tokens that are kept, the pivot included; the whole context is always tried too."""
+LEFT = 0.5
+"""Share of the whole context's activation that must be left."""
+Way = Literal["filled", "cut"]
+WAYS: tuple[Way, ...] = ("filled", "cut")
+
+
+class PruneArgs(Carried, frozen=True):
+    count: int = Field(6, ge=1, le=24, description="how many active windows")
+    fillings: int = Field(3, ge=1, le=9, description="texts that are put in the place of each one's context")
+
+
+class PruneContext:
+    """Shortens the context before active pivots (1, 2, 3, ... tokens are kept), once with other text in its place and
+    once moved to the window's start. Gives how many tokens, the pivot included, are needed to fire."""
+
+    name: ClassVar[str] = "prune_context"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
+    survey: ClassVar[bool] = False
+    args: type[PruneArgs] = PruneArgs
+
+    def design(self, args: PruneArgs, lab: FeatureLab) -> Design:
+        """Every length of every carrier in both ways; the control is the filling text itself."""
+        found = places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
+        rng = generator(lab, args.seed, "prune")
+        items, control = [], []
+        for number, place in enumerate(found, start=1):
+            lengths = [length for length in LENGTHS if length <= place.pivot]
+            items.append(_item(place.ids, place.pivot, number, place.pivot + 1, "filled", "whole"))
+            for text in range(1, args.fillings + 1):
+                filling = silent_window(lab, rng, position=place.pivot).tolist()
+                control.append([filling, place.pivot])
+                for kept in lengths:
+                    start = place.pivot + 1 - kept
+                    ids = (*filling[:start], *place.ids[start:])
+                    items.append(_item(ids, place.pivot, number, kept, "filled", f"text {text}"))
+            for kept in lengths:
+                # What stands after the pivot cannot matter, so that the window's own text may end it.
+                ids = (*place.ids[place.pivot + 1 - kept :], *place.ids[: place.pivot + 1 - kept])
+                items.append(_item(ids, kept - 1, number, kept, "cut", "moved to the start"))
+        told = [excerpt(lab, place.ids, place.pivot) for place in found]
+        question = "How many tokens before and including the pivot does it need?"
+        return Design(question, "response", tuple(items), {"carriers": told, "control": control})
+
+    def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """The needed length, filled; a mean over carriers. `found` has both ways by carrier, and the curves."""
+        control = [Item("filling", tuple(ids), pivot) for ids, pivot in design.plan["control"]]
+        found = lab.respond([*design.items, *control])
+        values, others = found[: len(design.items)], found[len(design.items) :]
+        curves: dict[str, dict[int, list[float]]] = {way: {} for way in WAYS}
+        needed: dict[str, list[int]] = {way: [] for way in WAYS}
+        for number in range(1, len(design.plan["carriers"]) + 1):
+            own = {way: _curve(design, values, number, way) for way in WAYS}
+            whole = max(own["filled"])
+            own["cut"][whole] = own["filled"][whole]
+            for way, curve in own.items():
+                needed[way].append(_needed(curve))
+                for kept, value in curve.items():
+                    curves[way].setdefault(kept, []).append(value)
+        length, quiet = mean([float(n) for n in needed["filled"]], seed=lab.seed), mean(list(others), seed=lab.seed)
+        means = {
+            way: {str(kept): round(float(np.mean(curve[kept])), 3) for kept in sorted(curve)}
+            for way, curve in curves.items()
+        }
+        return Measured(
+            values, length.value, *(length.interval or (None, None)), n=len(needed["filled"]),
+            units="tokens needed, the pivot included", normalised_by=lab.normalised_by,
+            control=Control("the filling text itself at the same positions", quiet.value, *(quiet.interval or ())),
+            found={"needed": needed, "mean by length": means, "carriers": design.plan["carriers"]},
+        )  # fmt: skip
+
+
+def _item(ids: tuple[int, ...], pivot: int, carrier: int, kept: int, way: Way, told: str) -> Item:
+    about = {"carrier": carrier, "kept": kept, "way": way}
+    return Item(f"{kept} tokens of carrier {carrier}, {way}, {told}", ids, pivot, about)
+
+
+def _curve(design: Design, values: tuple[float, ...], carrier: int, way: Way) -> dict[int, float]:
+    """By length, the median value."""
+    found: dict[int, list[float]] = {}
+    for item, value in zip(design.items, values, strict=True):
+        if item.about["carrier"] == carrier and item.about["way"] == way:
+            found.setdefault(item.about["kept"], []).append(value)
+    return {kept: float(np.median(group)) for kept, group in found.items()}
+
+
+def _needed(curve: dict[int, float]) -> int:
+    """The shortest length from which on half of the whole context's activation is left."""
+    enough = LEFT * curve[max(curve)]
+    needed = max(curve)
+    for kept in sorted(curve, reverse=True):
+        if curve[kept] < enough:
+            break
+        needed = kept
+    return needed
