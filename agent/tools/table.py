@@ -1,0 +1,37 @@
+"""The tools there are, by name: what a policy may call."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ..investigation.experiments import Tool
+from .causal_ablate import Ablate, PatchActivation
+from .causal_steer import Steer
+from .causal_tokens import PromotedTokens
+from .circuit_nodes import CutNodes, RestoreNodes
+from .circuit_reading import AttentionTo, DirectLogits, HeadPatterns
+from .circuit_sets import CutTogether, KeepOnly, SwapPrompts
+from .circuit_surveys import AttributeNodes, FindCircuit
+
+_ALL: tuple[Tool[Any], ...] = (
+    PromotedTokens(),
+    Ablate(),
+    PatchActivation(),
+    Steer(),
+    CutNodes(),
+    RestoreNodes(),
+    KeepOnly(),
+    CutTogether(),
+    SwapPrompts(),
+    AttributeNodes(),
+    FindCircuit(),
+    HeadPatterns(),
+    AttentionTo(),
+    DirectLogits(),
+)
+
+TOOLS: Mapping[str, Tool[Any]] = {tool.name: tool for tool in _ALL}
+
+
+def tools_for(kind: Literal["feature", "behaviour"]) -> dict[str, Tool[Any]]:
+    """The tools for features, or those for behaviours."""
+    return {name: tool for name, tool in TOOLS.items() if tool.target == kind}

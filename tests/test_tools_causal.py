@@ -1,0 +1,190 @@
+"""Causal tools on hand-built weights: they find what a unit writes and reads, and nothing where there is nothing."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from neuronaut.agent.bench import Bench
+from neuronaut.agent.investigation.experiments import Measured
+from neuronaut.agent.investigation.hypotheses import Hypothesis
+from neuronaut.agent.investigation.lab import FeatureLab
+from neuronaut.agent.investigation.levels import LEVELS, levels_of
+from neuronaut.agent.tools.causal_ablate import Ablate, PatchActivation
+from neuronaut.agent.tools.causal_steer import Steer
+from neuronaut.agent.tools.causal_tokens import PromotedTokens
+from neuronaut.data.corpus import Corpus
+from neuronaut.data.harvest import harvest
+from neuronaut.data.store import Store
+from neuronaut.data.tiles import neurons
+from neuronaut.subject.address import SourceId
+from neuronaut.subject.dictionary import Dictionary
+from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.model import Subject
+from neuronaut.tests.planted import LAYER, PlantedNeuron, build
+
+INERT = "river"
+"""The neuron whose output row is set to nothing."""
+CODED = ("day", "new_haven")
+"""The neurons that the dictionary has as features, by what they write."""
+
+
+class World:
+    """The planted subject, harvested, and labs of its features."""
+
+    def __init__(self) -> None:
+        planted = build(documents=60)
+        self.neurons = {neuron.name: neuron for neuron in planted.neurons}
+        self.written = planted.model.transformer.h[LAYER].mlp.c_proj.weight
+        with torch.no_grad():
+            self.written[self.neurons[INERT].index] = 0.0
+        self.subject = Subject(planted.model, planted.tokenizer, name="planted")
+        self.store = Store(":memory:")
+        self.dictionary = self._coded()
+        corpus = Corpus.of("planted", planted.corpus)
+        harvest(self.subject, [f"mlp.{LAYER}", self.dictionary], corpus, self.store)
+        (neurons_,) = neurons(self.subject, [f"mlp.{LAYER}"])
+        self.benches = {s.id: Bench(self.store, self.subject, s) for s in (neurons_, self.dictionary)}
+        self.sources = {"mlp": neurons_, "dictionary": self.dictionary}
+        self.labs: dict[str, FeatureLab] = {}
+
+    def _coded(self) -> Dictionary:
+        """A feature for each of CODED, whose activation is the neuron's and which writes what it writes."""
+        written = torch.stack([self.written[self.neurons[name].index] for name in CODED]).detach()
+        read = torch.zeros_like(written)
+        for row, name in enumerate(CODED):
+            channel = int(written[row].argmax())
+            read[row, channel] = 1 / float(written[row, channel])
+            assert self.neurons[name].promotes
+        return Dictionary(
+            id=SourceId("planted", f"resid_post.{LAYER}", "coded"), kind="standard", W_enc=read.T, W_dec=written,
+            b_enc=torch.zeros(len(CODED)), b_dec=torch.zeros(written.shape[1]),
+        )  # fmt: skip
+
+    def lab(self, name: str, *, coded: bool = False, **claims: Any) -> FeatureLab:
+        """The lab of a neuron or of the feature that is its code; `claims` are a rival's."""
+        source = self.sources["dictionary" if coded else "mlp"]
+        index = CODED.index(name) if coded else self.neurons[name].index
+        key = f"{source.id}:{index}"
+        if key not in self.labs:
+            (feature,) = self.store.features(key)
+            batch = self.benches[source.id].train([self.store.evidence(feature)])
+            self.labs[key] = FeatureLab(self.store, self.subject, source, batch.features[0], batch)
+        lab = self.labs[key]
+        lab.rivals = {"H1": Hypothesis(text="a claim", kind="described", **claims)} if claims else {}
+        return lab
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.store.close()
+
+
+def run(tool: Any, lab: FeatureLab, **args: Any) -> Measured:
+    return tool.measure(tool.design(tool.args(**args), lab), lab)
+
+
+def levels(tool: Any, lab: FeatureLab, **args: Any) -> dict[str, str]:
+    """The level of each item."""
+    design = tool.design(tool.args(**args), lab)
+    seen = levels_of(tool.measure(design, lab).values)
+    names = [item.about.get("token") or item.about["node"] for item in design.items]
+    return {name: LEVELS[level] for name, level in zip(names, seen, strict=True)}
+
+
+def promoting(world: World) -> list[PlantedNeuron]:
+    return [neuron for neuron in world.neurons.values() if neuron.promotes and neuron.name != INERT]
+
+
+def word(name: str | None) -> str:
+    return f" {name}"
+
+
+def test_promoted_tokens_are_the_planted_ones(world: World) -> None:
+    for neuron in promoting(world):
+        found = run(PromotedTokens(), world.lab(neuron.name), count=1)
+        assert [one["token"] for one in found.found["raises"]] == [word(neuron.promotes)], neuron.name
+        assert found.control is not None and found.effect is not None and found.effect > 5
+        assert found.found["exact"]
+
+
+def test_a_feature_that_writes_nothing_has_no_promoted_tokens(world: World) -> None:
+    with pytest.raises(NeuronautError, match="writes nothing"):
+        run(PromotedTokens(), world.lab(INERT))
+
+
+TOKEN_TOOLS = [Ablate(), PatchActivation(), Steer()]
+
+
+@pytest.mark.parametrize("tool", TOKEN_TOOLS, ids=lambda tool: tool.name)
+@pytest.mark.parametrize(("name", "coded"), [("day", False), ("new_haven", False), ("day", True), ("new_haven", True)])
+def test_the_planted_token_is_strong_and_its_controls_are_silent(
+    world: World, tool: Any, name: str, coded: bool
+) -> None:
+    planted = word(world.neurons[name].promotes)
+    lab = world.lab(name, coded=coded, promotes=(planted, " bird"))
+    found = levels(tool, lab)
+    assert len(found) == 4
+    assert found.pop(planted) == "strong"
+    assert set(found.values()) == {"silent"}
+
+
+@pytest.mark.parametrize("tool", TOKEN_TOOLS, ids=lambda tool: tool.name)
+def test_the_effect_of_an_inert_unit_is_within_its_shams(world: World, tool: Any) -> None:
+    lab = world.lab(INERT, promotes=(word(world.neurons[INERT].promotes), " bird", " Oslo"))
+    found = run(tool, lab)
+    assert found.control is not None and found.control.low is not None and found.control.high is not None
+    assert found.effect is not None
+    assert abs(found.effect) <= max(abs(found.control.low), abs(found.control.high))
+    assert set(levels(tool, lab).values()) == {"silent"}
+
+
+def test_tools_choose_the_tokens_where_no_rival_claims_any(world: World) -> None:
+    planted = word(world.neurons["day"].promotes)
+    assert levels(Ablate(), world.lab("day"))[planted] == "strong"
+    assert set(levels(Ablate(), world.lab(INERT)).values()) == {"silent"}
+
+
+def test_what_is_said_to_be_suppressed_and_is_not_counts_against_the_headline(world: World) -> None:
+    planted = word(world.neurons["day"].promotes)
+    right = run(Ablate(), world.lab("day", promotes=(planted,)))
+    wrong = run(Ablate(), world.lab("day", suppresses=(planted,)))
+    assert right.effect is not None and wrong.effect == -right.effect
+    assert right.values == wrong.values
+
+
+@pytest.mark.parametrize("how", ["mean", "zero", "resample"])
+def test_the_effect_of_an_ablation_is_the_planted_weight_times_the_activation(world: World, how: str) -> None:
+    found = run(Ablate(), world.lab("day", promotes=(word(world.neurons["day"].promotes),)), how=how)
+    share = 1 - 1 / len(world.subject.vocabulary)  # above the vocabulary's mean
+    assert found.effect == pytest.approx(4 * share, rel=0.2)
+    assert found.n == 6 and found.units == "logits"
+
+
+def test_steering_is_monotone_and_nothing_at_zero_dose(world: World) -> None:
+    for neuron in promoting(world)[::4]:
+        found = run(Steer(), world.lab(neuron.name, promotes=(word(neuron.promotes),)), count=2).found
+        effects = [dose["effect"] for dose in found["curve"]]
+        assert found["sense"] == "rising" and effects == sorted(effects), neuron.name
+        assert found["zero_dose"] == pytest.approx(0, abs=0.01)
+        assert effects[-1] == pytest.approx(8, rel=0.2)
+
+
+def test_an_edit_that_changes_nothing_is_an_error(world: World) -> None:
+    with pytest.raises(NeuronautError, match="changes nothing"):
+        run(Ablate(), world.lab("always"), how="mean")
+
+
+def test_a_given_token_must_be_one_and_a_claimed_one_that_is_none_is_reported(world: World) -> None:
+    with pytest.raises(NeuronautError, match="no token"):
+        run(Ablate(), world.lab("day"), tokens=("nonesuch",))
+    assert run(Ablate(), world.lab("day", promotes=("nonesuch", " bird"))).found["left_out"] == ["nonesuch"]
+
+
+def test_designs_are_deterministic(world: World) -> None:
+    tools: Sequence[Any] = [*TOKEN_TOOLS, PromotedTokens()]
+    for tool in tools:
+        assert tool.design(tool.args(), world.lab("day")) == tool.design(tool.args(), world.lab("day"))
