@@ -99,3 +99,11 @@ def _run(group: Sequence[int]) -> list[str]:
 def _missing(names: str, known: Collection[str]) -> list[str]:
     ends = [end for name in names.split(", ") for end in name.split("-")]
     return [end for end in ends if end not in known and end not in PARTS]
+
+
+def visible(text: str) -> str:
+    """The text on one line, with every character that does not print spelled out."""
+    return "".join(_SPELLED.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+_SPELLED = {"\n": "↵", "\t": "⇥"}

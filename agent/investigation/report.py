@@ -63,10 +63,11 @@ def _contender(
             for told in event["rivals"]:
                 if told["name"] == rival.name:
                     rounds[event["round"]] = Standing(event["round"], told["log_odds"], told["share"])
-    against = (_forecasted(experiment, observed.get(experiment.name), rival.name, kind) for experiment in experiments)
+    told = [_forecasted(experiment, observed.get(experiment.name), rival.name, kind) for experiment in experiments]
     return Contender(
         rival.name, origin, rival.hypothesis.model_dump(mode="json"), rival.status, rival.log_odds, rival.share,
-        rival.resolved, rival.silences, rival.hits, rival.brier, tuple(rounds.values()), tuple(f for f in against if f is not None),
+        rival.resolved, rival.silences, rival.hits, rival.brier, tuple(rounds.values()),
+        tuple(one for one in told if one is not None),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .citing import Cited, cited, line, named, quoted
+from .citing import Cited, cited, line, named, quoted, visible
 
 if TYPE_CHECKING:
     from .report_values import Contender, Report, Trial
@@ -154,7 +154,7 @@ def _controls(report: "Report") -> list[str]:
 def _open(words: str, names: Sequence[str]) -> str:
     if not names:
         return line(words)
-    return line(words, ": ", named(", ".join(map(printed, names))))
+    return line(words, ": ", named(", ".join(map(visible, names))))
 
 
 def _spent(report: "Report") -> list[str]:
@@ -162,8 +162,8 @@ def _spent(report: "Report") -> list[str]:
     for kind, limit in KINDS.items():
         used, most = report.spent[kind], report.limits.get(limit)
         if used or most:
-            of = "" if most is None else f" of {_amount(kind, most)}"
-            parts += ["; " if parts else "", f"{kind} ", cited(f"{_amount(kind, used)}{of}", ["ledger"])]
+            of = "" if most is None else f" of {amount(kind, most)}"
+            parts += ["; " if parts else "", f"{kind} ", cited(f"{amount(kind, used)}{of}", ["ledger"])]
     return [line(*parts)] if parts else []
 
 
@@ -172,7 +172,8 @@ KINDS = {"experiments": "experiments", "forwards": "fwd", "calls": "calls", "tok
 """What is spent, and the name of its limit."""
 
 
-def _amount(kind: str, value: float) -> str:
+def amount(kind: str, value: float) -> str:
+    """What was spent of a kind, in its units."""
     return f"${value:,.4f}" if kind == "usd" else f"{value:,.1f}" if kind == "minutes" else f"{value:,.0f}"
 
 
@@ -209,11 +210,6 @@ def short(value: float) -> str:
 
 
 def _quote(text: str, sources: Iterable[str], *, whole: bool = False) -> Cited:
-    spelled = printed(text)
+    spelled = visible(text)
     cut = spelled if whole or len(spelled) <= _WORDS else f"{spelled[:_WORDS]}…"
     return quoted(cut, sources)
-
-
-def printed(text: str) -> str:
-    """The text on one line, with what does not print spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,240 @@
+"""A report as one HTML file that shows everything by itself: no script, no other file, light and dark.
+
+It is for showing to others, so it begins with the answer and how well it held on text that nobody had seen, then
+how it came about: rivals and their odds, what each forecast against what was seen, and every experiment with its
+numbers. Numbers link to what they come from. Text of corpora and models is escaped by `page_parts`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...data.records import Example
+from . import page_plots as plots
+from .citing import visible
+from .page_parts import Html, Part, cites, el, folded, join, section, table, window
+from .page_trials import trial_row
+from .report_values import Contender, Report
+from .telling import COUNTERFACTUAL, KINDS, amount, short
+
+_EXAMPLES = 8
+_PANELS = 3
+"""Rivals whose forecasts are drawn."""
+
+
+def page(report: Report, *, examples: Sequence[Example] = ()) -> str:
+    """The page of a report; `examples` are training examples of the feature, shown with its activations."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    parts = (
+        _header(report), _holdout(report), _rivals(report), _forecasts(report), _claims(report),
+        _examples(examples), _trials(report), _controls(report), _open(report), _spent(report), _provenance(report),
+    )  # fmt: skip
+    head = el(
+        "head", el("meta", charset="utf-8"), el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", f"{report.target}: {_words(report.status)}"), el("style", Html(style)),
+    )  # fmt: skip
+    return "<!doctype html>\n" + el("html", head, el("body", el("main", *parts)), lang="en")
+
+
+def _header(report: Report) -> Html:
+    status = el("span", _words(report.status), class_=f"badge {report.status}")
+    source = [report.hypothesis or "journal"]
+    answer: Part = el("p", "No explanation has been frozen.", class_="note")
+    if report.text is not None:
+        answer = el("blockquote", visible(report.text), cites(source))
+    rule = folded("The rule that code runs", report.rule) if report.rule else None
+    facts: list[Part] = [_fact("experiments", f"{len(report.experiments):,}", "ledger"),
+                         _fact("predictions made before", f"{report.predictions:,}", "chain"),
+                         _fact("surveys", f"{len(report.surveys):,}", "ledger"), _fact("policy", report.policy, None),
+                         _fact("begun", report.created[:16].replace("T", " "), "journal")]  # fmt: skip
+    return el(
+        "header", el("p", "Neuronaut investigation", class_="kicker"), el("h1", report.target),
+        el("p", status, " ", report.question), answer,
+        _why(report),
+        rule, el("div", *facts, class_="facts"),
+    )  # fmt: skip
+
+
+def _why(report: Report) -> Html | None:
+    if not report.reason:
+        return None
+    return el("p", "Why: ", visible(report.reason), cites(["journal"]), class_="note")
+
+
+def _fact(name: str, value: str, source: str | None) -> Html:
+    return el("span", f"{name} ", el("b", value), cites([source]) if source else None)
+
+
+def _holdout(report: Report) -> Html | None:
+    if not report.scores:
+        return None
+    rows = [_score(score) for score in report.scores]
+    read = f"Read {'once' if len(report.peeks) == 1 else f'{len(report.peeks):,} times'}"
+    note = (
+        f"{read}, after the explanation was frozen. Natural text is as it was found; counterfactual text was edited by "
+        "a generator that knows neither the explanation nor the experiments. Orange ticks are baselines."
+    )
+    header = ("text", "metric", "", "value", "n", "baselines")
+    return section("holdout", "On text that was never shown", table(header, rows), _to_beat(report), note=note)
+
+
+def _to_beat(report: Report) -> Html | None:
+    text = report.baseline["text"] if report.baseline else None
+    if text is None:
+        return None
+    return el("p", f"The explanation to beat: “{visible(text)}”", cites(["baseline"]), class_="note")
+
+
+def _score(score: Mapping[str, Any]) -> list[Part]:
+    half = "counterfactual" if score["examples"] in COUNTERFACTUAL else "natural"
+    named: list[Part] = [join([el("b", half), " ", score["examples"].replace("_", " ")]), _words(score["metric"])]
+    if score["value"] is None:
+        return [*named, "", join([el("span", f"none: {score['reason']}", class_="note")]), score["n"], ""]
+    others = {name: value for name, value in score["baselines"].items() if value is not None}
+    low, high = score["ci_low"], score["ci_high"]
+    ends = [score["value"], *others.values(), *(v for v in (low, high) if v is not None)]
+    axis = (min(0.0, *ends), max(1.0, *ends))
+    told = short(score["value"]) + ("" if low is None or high is None else f" ({short(low)} to {short(high)})")
+    baselines = ", ".join(f"{_words(name)} {short(value)}" for name, value in others.items())
+    drawn = plots.interval(score["value"], low, high, axis=axis, marks=others)
+    return [
+        *named,
+        drawn,
+        join([el("b", told), cites(["holdout"])]),
+        f"{score['n']:,}",
+        el("span", baselines, class_="note"),
+    ]
+
+
+def _rivals(report: Report) -> Html | None:
+    if not report.contenders:
+        return None
+    rows = [_rival(contender, number) for number, contender in enumerate(report.contenders)]
+    drawn = plots.odds(report)
+    header = ("", "claim", "stands", "share", "resolved", "on silence", "levels hit", "Brier")
+    note = (
+        "Every rival said what it expected before an experiment was run; its odds move by what was then seen, by "
+        "arithmetic alone. Below: each rival's odds against the best of the others."
+    )
+    return section("rivals", "Rivals", drawn and el("div", drawn, class_="card"), table(header, rows), note=note)
+
+
+def _rival(contender: Contender, number: int) -> list[Part]:
+    colour = f"name s{min(number, plots.COLOURS - 1)}"
+    mark = el("svg", plots.text(0, 12, contender.name, class_=colour), width=30, height=16)
+    badge = "quiet" if contender.status == "live" else contender.status
+    seen = cites(told.experiment for told in contender.forecasts if told.for_odds) if contender.resolved else None
+    return [
+        el("span", mark, id=contender.name), _claimed(contender),
+        el("span", contender.status, class_=f"badge {badge}"), join([f"{contender.share:.2f}", seen]),
+        contender.resolved, contender.silences,
+        *("–" if value is None else f"{value:.2f}" for value in (contender.hits, contender.brier)),
+    ]  # fmt: skip
+
+
+def _claimed(contender: Contender) -> Html:
+    """What a hypothesis says, in words, and folded what code makes of it."""
+    body = contender.body
+    origin = f"{_words(body['kind'])}, from {contender.origin}"
+    origin += f", revises {body['parent']}" if body["parent"] else ""
+    twin = {key: body[key] for key in ("rule", "nodes", "promotes", "suppresses", "reads") if body[key]}
+    details = folded(", ".join(twin), twin) if twin else None
+    return join([visible(body["text"]), el("div", origin, class_="note"), details])
+
+
+def _forecasts(report: Report) -> Html | None:
+    drawn = [plots.agreement(report, c.name, colour=number) for number, c in enumerate(report.contenders)]
+    kept = [figure for figure in drawn if figure is not None][:_PANELS]
+    if not kept:
+        return None
+    note = (
+        "One dot for every item of every experiment, in units of the target's own strength: 0 is silent, 1 as strong "
+        "as its strongest examples. A dot in a shaded square is a level that was foretold."
+    )
+    return section("forecasts", "Forecast against seen", el("div", *kept, class_="pair"), note=note)
+
+
+def _claims(report: Report) -> Html | None:
+    if not report.claims:
+        return None
+    rows = [_claim(claim) for claim in report.claims]
+    return section("claims", "What it writes and reads", table(("claim", "of", "verdict", "measured"), rows))
+
+
+def _claim(claim: Mapping[str, Any]) -> list[Part]:
+    badge = el("span", claim["verdict"], class_=f"badge {claim['verdict']}")
+    seen = [join([short(value), cites([name]), " "]) for name, value in claim["values"].items()]
+    return [claim["claim"], el("code", visible(claim["item"])), badge, join(seen or ["–"])]
+
+
+def _examples(examples: Sequence[Example]) -> Html | None:
+    if not examples:
+        return None
+    peak = max(example.peak for example in examples)
+    shown = [window(e.tokens, e.activations.tolist(), peak=peak) for e in examples[:_EXAMPLES]]
+    return section("examples", "Where it is strongest", *shown, note="Training text; the background is the activation.")
+
+
+def _trials(report: Report) -> Html | None:
+    if not report.trials:
+        return None
+    leader = report.leader
+    rows = [trial_row(trial, leader, [c.name for c in report.contenders]) for trial in report.trials]
+    return section("experiments", "Experiments and surveys", *rows, note="In the order in which they were planned.")
+
+
+def _controls(report: Report) -> Html | None:
+    if not report.controls:
+        return None
+    note = "The same judgement on observations that ought to support nothing."
+    header = ("control", "outcome", "value", "what was judged")
+    return section("controls", "Negative controls", table(header, map(_control, report.controls)), note=note)
+
+
+def _control(control: Mapping[str, Any]) -> list[Part]:
+    outcome = "passed" if control["passed"] else "not measured" if control["passed"] is None else "failed"
+    value = control.get("value")
+    told: Part = "–" if value is None else join([short(value), cites(["controls"])])
+    badge = el("span", outcome, class_=f"badge {outcome}")
+    return [_words(control["name"]), badge, told, visible(control["what"])]
+
+
+def _open(report: Report) -> Html | None:
+    if not report.open:
+        return None
+    rows = [el("li", words, ": " if names else None, visible(", ".join(names))) for words, names in report.open]
+    return section("open", "What is open", el("ul", *rows))
+
+
+def _spent(report: Report) -> Html:
+    rows: list[Sequence[Part]] = []
+    for kind, limit in KINDS.items():
+        used, most = report.spent[kind], report.limits.get(limit)
+        if used or most:
+            share = min(1.0, used / most) if most else 0.0
+            bar = el("div", el("i", style=f"width:{share:.0%}"), class_="meter") if most else ""
+            rows.append(
+                [kind, join([amount(kind, used), cites(["ledger"])]), amount(kind, most) if most else "no limit", bar]
+            )
+    return section("ledger", "Spent", table(("", "used", "limit", ""), rows))
+
+
+def _provenance(report: Report) -> Html:
+    holds = report.broken is None
+    chain = el("span", "holds" if holds else "broken", class_=f"badge {'holds' if holds else 'broken'}")
+    about = {"settings": report.settings, "made with": report.provenance, "limits": report.limits}
+    return section(
+        "chain", "Provenance",
+        el("p", "Every prediction is hashed onto the one before it, before its experiment is run. The chain ", chain,
+           None if holds else f" at {report.broken}"),
+        el("dl", el("dt", "investigation"), el("dd", el("code", report.id)), *_frozen(report)),
+        el("div", folded("Settings, versions, splits", about), id="journal"), el("span", id="baseline"),
+    )  # fmt: skip
+
+
+def _frozen(report: Report) -> list[Html]:
+    return [el("dt", "frozen as"), el("dd", el("code", report.hash))] if report.hash else []
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
