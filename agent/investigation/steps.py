@@ -28,7 +28,7 @@ from .graph import Node, State
 from .hypotheses import NULLS, Hypothesis
 from .judging import Verdict, judge, verdict
 from .planning import Planner, RejectedError, design_of
-from .view import Phase, Rival, View
+from .view import Phase, Refused, Rival, View
 from .viewing import view_of
 
 if TYPE_CHECKING:
@@ -216,8 +216,19 @@ class Steps:
             work.lab, rivals, experiments, observations, phase=phase, round=state["round"],
             name=f"the {work.lab.kind}" if work.settings.hide_names else work.lab.target,
             baseline=work.ending.baseline(work), spent=spent._asdict(), left=work.limits.left(spent),
-            rejected=state["rejected"], step=state["step"],
+            rejected=state["rejected"], step=state["step"], refused=self._refused(state["role"]),
         )  # fmt: skip
+
+    def _refused(self, role: str) -> list[Refused]:
+        """The decisions of a role that were not accepted."""
+        work = self._work
+        taken = {decision["step"]: decision for decision in work.journal.decisions(work.id)}
+        rejected = [event for event in work.journal.events(work.id) if event["kind"] == "rejected"]
+        return [
+            Refused(event["step"], taken[event["step"]].get("action"), event["reason"])
+            for event in rejected
+            if taken[event["step"]]["role"] == role
+        ]
 
     def _missed(self, state: State, reason: str, *, again: str) -> Mapping[str, Any]:
         """A decision that is not carried out: tell why, and ask again, a few times."""

@@ -57,6 +57,16 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A decision that was not accepted."""
+
+    step: int
+    action: Mapping[str, Any] | None
+    """As plain JSON; None where the policy gave none."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What is known at one step."""
 
@@ -86,6 +96,8 @@ class View:
     """Why the last decision was not accepted."""
     step: int = 0
     """Decisions that were taken before this one."""
+    refused: tuple[Refused, ...] = ()
+    """All decisions that were not accepted, in order. A challenger sees its own."""
 
     @property
     def leader(self) -> Rival | None:

@@ -9,7 +9,7 @@ from ...data.journal_values import Experiment, Observation
 from ...data.records import Example
 from .experiments import Control, Measured
 from .planning import design_of
-from .view import Done, Phase, Rival, View
+from .view import Done, Phase, Refused, Rival, View
 
 STRONG, WEAKER, NEAR, SILENT = 10, 5, 6, 3
 """Training examples that a view holds: the strongest, others that are active, near misses, and other silent ones."""
@@ -18,7 +18,7 @@ STRONG, WEAKER, NEAR, SILENT = 10, 5, 6, 3
 def view_of(
     lab: Any, rivals: Sequence[Rival], experiments: Sequence[Experiment], observations: Mapping[str, Observation], *,
     phase: Phase, round: int, name: str, baseline: Mapping[str, Any] | None, spent: Mapping[str, float],
-    left: Mapping[str, float], rejected: str | None, step: int = 0,
+    left: Mapping[str, float], rejected: str | None, step: int = 0, refused: Sequence[Refused] = (),
 ) -> View:  # fmt: skip
     """What is known. A challenger is shown the leader without its odds, and the experiments of challengers only."""
     challenged = phase == "challenge"
@@ -28,7 +28,7 @@ def view_of(
         phase, lab.kind, name, round, lab.seed, lab.statistics, lab.scale, _spread(lab.examples),
         {**lab.about(), "baseline": baseline},
         tuple(seen), tuple(_done(e, observations.get(e.name)) for e in shown if e.name in observations), spent, left,
-        rejected, step,
+        rejected, step, tuple(refused),
     )  # fmt: skip
 
 
