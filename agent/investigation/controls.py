@@ -2,7 +2,8 @@
 
 permuted   all observed values in a random order: the pattern is gone, the levels are all there
 dead       nothing ever happened
-sham       (of features, examining.py) the same inputs, another unit's activations
+sham       the same inputs, another unit's activations (of features, examining.py); the same experiments, each node
+           taken for another (of behaviours, behaviour_examining.py)
 """
 
 from collections.abc import Callable, Mapping, Sequence

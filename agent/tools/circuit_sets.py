@@ -1,0 +1,198 @@
+"""Experiments on behaviours with sets of nodes: a circuit alone, sets cut together, and all of it on fresh prompts.
+
+Random halves of the nodes outside a circuit, and random circuits of its make-up, are where silence is expected.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import combinations
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...causal.nodes import Node
+from ...subject.errors import NeuronautError
+from ..investigation.behaviour import FRESH, BehaviourLab
+from ..investigation.experiments import Design, Measured
+from .circuit_common import (
+    CONTROLS,
+    Expect,
+    choose,
+    circuit_of,
+    leader,
+    measured,
+    node_item,
+    random_sets,
+    set_item,
+)
+
+
+class _Args(BaseModel, frozen=True):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CircuitArgs(_Args, frozen=True):
+    """Which circuit."""
+
+    nodes: tuple[str, ...] = Field((), description="The set, such as head.1:0; none: what the leader names.")
+    expect: Expect = Field(
+        "any", description="silence: beside the set, random ones that should do nothing; otherwise parts of the set."
+    )
+    count: int = Field(8, ge=1, le=32, description="Parts or random sets at most.")
+    draw: int = Field(0, ge=0, le=99, description="Another number draws other random sets.")
+
+
+class KeepOnly:
+    """Cuts all nodes but a set, so that the set has to do the task alone. An item's value is the share of the
+    behaviour that stays (faithfulness): of the whole set, and of it less one node in turn, or with expect="silence"
+    of all but the set and of random sets of its make-up. The headline is that of the whole set."""
+
+    name: ClassVar[str] = "keep_only"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
+    survey: ClassVar[bool] = False
+    args: type[CircuitArgs] = CircuitArgs
+
+    def design(self, args: CircuitArgs, lab: BehaviourLab) -> Design:
+        """The set, what it is compared with, and random circuits as a control."""
+        chosen, seed = circuit_of(lab, args.nodes), lab.seed * 100 + args.draw
+        if args.expect == "silence":
+            others = [_outside(lab, chosen), *random_sets(lab, chosen, count=args.count, seed=seed)]
+        else:
+            order = random.Random(f"parts:{seed}").sample(chosen, len(chosen))
+            others = [[other for other in chosen if other is not node] for node in order[: args.count]]
+        items = dict.fromkeys(_frozen(nodes) for nodes in (chosen, *others) if nodes)
+        control = random_sets(lab, chosen, count=CONTROLS, seed=seed + 50)
+        plan = {
+            "control": [dict(set_item("keep", nodes, lab=lab).about) for nodes in control],
+            "what": f"{len(control)} random circuits of the same make-up",
+        }
+        return Design(
+            "Does the circuit do the task alone?", "effect",
+            tuple(set_item("keep", nodes, lab=lab) for nodes in items), plan,
+        )  # fmt: skip
+
+    def measure(self, design: Design, lab: BehaviourLab) -> Measured:
+        """Keep each of them alone, on `select`."""
+        return measured(lab, lab.runs("select"), design, headline=0)
+
+
+class TogetherArgs(_Args, frozen=True):
+    """Which sets."""
+
+    sets: tuple[tuple[str, ...], ...] = Field(
+        (), max_length=32, description="Sets of nodes, each cut at once; none: the leader's circuit and its pairs."
+    )
+    expect: Expect = Field(
+        "any", description="silence: random halves of the nodes outside the leader's circuit, and the circuit."
+    )
+    count: int = Field(8, ge=1, le=32, description="Sets at most, beside the whole circuit.")
+    draw: int = Field(0, ge=0, le=99, description="Another number draws other random sets.")
+
+
+class CutTogether:
+    """Cuts sets of nodes, each set at once: finds nodes that back each other up, none of which is missed alone. An
+    item's value is the share of the behaviour that goes; the headline is that of the first set."""
+
+    name: ClassVar[str] = "cut_together"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
+    survey: ClassVar[bool] = False
+    args: type[TogetherArgs] = TogetherArgs
+
+    def design(self, args: TogetherArgs, lab: BehaviourLab) -> Design:
+        """The sets, and random ones as large as the first as a control."""
+        seed = lab.seed * 100 + args.draw
+        sets: list[Sequence[Node]] = [lab.named(texts) for texts in args.sets]
+        if not sets:
+            chosen = circuit_of(lab, ())
+            some = _halves if args.expect == "silence" else _pairs
+            sets = [chosen, *some(lab, chosen, args.count, seed)]
+        control = random_sets(lab, sets[0], count=CONTROLS, seed=seed + 50, among=_outside(lab, sets[0]))
+        plan = {
+            "control": [dict(set_item("cut", nodes, lab=lab).about) for nodes in control],
+            "what": f"{len(control)} random sets of the same make-up outside",
+        }
+        items = dict.fromkeys(_frozen(nodes) for nodes in sets)
+        return Design(
+            "What goes where several nodes are cut at once?", "effect",
+            tuple(set_item("cut", nodes, lab=lab) for nodes in items), plan,
+        )  # fmt: skip
+
+    def measure(self, design: Design, lab: BehaviourLab) -> Measured:
+        """Cut each of them, on `select`."""
+        return measured(lab, lab.runs("select"), design, headline=0)
+
+
+class FreshArgs(_Args, frozen=True):
+    """Which prompts and nodes."""
+
+    prompts: int = Field(1, ge=1, le=FRESH, description="Which draw of fresh prompts.")
+    expect: Expect = Field("any", description="silence: nodes of which the leader expects nothing, and some others.")
+    count: int = Field(12, ge=1, le=64, description="Nodes at most, beside the whole circuit.")
+
+
+class SwapPrompts:
+    """Repeats on fresh prompts, which the task's generator draws anew: the circuit alone, the circuit cut, and nodes
+    cut one by one. Values as in keep_only and cut_nodes; the headline is what goes with the circuit. `found` says how
+    well the subject does the task on these prompts."""
+
+    name: ClassVar[str] = "swap_prompts"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
+    survey: ClassVar[bool] = False
+    args: type[FreshArgs] = FreshArgs
+
+    def design(self, args: FreshArgs, lab: BehaviourLab) -> Design:
+        """The circuit and the nodes; refuses a task without a generator."""
+        lab.fresh(args.prompts)
+        circuit = circuit_of(lab, ())
+        whole = [set_item("cut", circuit, lab=lab), set_item("keep", circuit, lab=lab)]
+        every = [node_item(node) for node in lab.nodes]
+        seed = lab.seed * 100 + args.prompts
+        items = [*whole, *choose(lab, every, by="random", expect=args.expect, count=args.count, seed=seed)]
+        control = random_sets(lab, circuit, count=CONTROLS, seed=seed + 50, among=_outside(lab, circuit))
+        plan = {
+            "prompts": args.prompts,
+            "control": [dict(set_item("cut", nodes, lab=lab).about) for nodes in control],
+            "what": f"{len(control)} random sets of the same make-up outside, cut",
+        }
+        return Design("Is it the same on fresh prompts?", "effect", tuple(items), plan)
+
+    def measure(self, design: Design, lab: BehaviourLab) -> Measured:
+        """All of it on the fresh prompts."""
+        runs = lab.fresh(int(design.plan["prompts"]))
+        found = {
+            "pairs": len(runs.task),
+            "accuracy": float((runs.clean > 0).float().mean()),
+            lab.metric: [float(side.mean()) for side in (runs.clean, runs.floor)],
+        }
+        return measured(lab, runs, design, headline=0, found=found)
+
+
+def _outside(lab: BehaviourLab, circuit: Sequence[Node]) -> list[Node]:
+    inside = {*circuit}
+    return [node for node in lab.nodes if node not in inside]
+
+
+def _frozen(nodes: Sequence[Node]) -> frozenset[Node]:
+    return frozenset(nodes)
+
+
+def _halves(lab: BehaviourLab, circuit: Sequence[Node], count: int, seed: int) -> list[Sequence[Node]]:
+    """All nodes outside, and random halves of them."""
+    others, rng = _outside(lab, circuit), random.Random(f"halves:{seed}")
+    if not others:
+        raise NeuronautError("the circuit has all nodes, so there is nothing outside it to cut")
+    halves = [rng.sample(others, -(-len(others) // 2)) for _ in range(count - 1)]
+    return [others, *halves]
+
+
+def _pairs(lab: BehaviourLab, circuit: Sequence[Node], count: int, seed: int) -> list[Sequence[Node]]:
+    """What the leader says of nodes together, then pairs of its circuit."""
+    first, rng = leader(lab), random.Random(f"pairs:{seed}")
+    together: list[Sequence[Node]] = (
+        [] if first is None else [tuple(nodes) for nodes in lab.shares(first) if len(nodes) > 1]
+    )
+    pairs: list[Sequence[Node]] = list(combinations(circuit, 2))
+    return [*together, *rng.sample(pairs, len(pairs))][:count]
