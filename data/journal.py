@@ -13,7 +13,7 @@ import json
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -137,9 +137,9 @@ class Journal:
             )
         return names
 
-    def hypotheses(self, id: str) -> list[Row]:
-        """By their order: `name`, `step`, `origin`, `created` and `body`."""
-        found = self._query("SELECT * FROM hypotheses WHERE investigation = ? ORDER BY id", id)
+    def hypotheses(self, id: str, *, after: int = 0) -> list[Row]:
+        """By their order, from that after so many on: `name`, `step`, `origin`, `created` and `body`."""
+        found = self._query("SELECT * FROM hypotheses WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?", id, after)
         return [{**row, "body": json.loads(row["body"])} for row in found]
 
     # Experiments
@@ -150,19 +150,25 @@ class Journal:
             for experiment in experiments:
                 self._preregister(connection, id, experiment)
 
-    def experiments(self, id: str) -> list[Experiment]:
-        """All that was planned, in order."""
+    def experiments(self, id: str, *, known: Sequence[Experiment] = ()) -> list[Experiment]:
+        """All that was planned, in order; `known` are the first of them, which need not be read again."""
         predictions: dict[str, list[Prediction]] = {}
-        for row in self._query("SELECT * FROM predictions WHERE investigation = ? ORDER BY seq", id):
+        seen = sum(len(experiment.predictions) for experiment in known)
+        sql = "SELECT * FROM predictions WHERE investigation = ? AND seq > ? ORDER BY seq"
+        for row in self._query(sql, id, seen):
             expected = tuple(json.loads(row["expected"]))
             predictions.setdefault(row["experiment"], []).append(Prediction(row["hypothesis"], expected))
+        sql = "SELECT * FROM experiments WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?"
         return [
-            Experiment(
-                row["name"], row["tool"], json.loads(row["args"]), row["purpose"], bool(row["survey"]), row["role"],
-                row["round"], row["key"], _unpacked(row["design"]), tuple(json.loads(row["base"])),
-                row["reference"], tuple(predictions.get(row["name"], ())),
-            )
-            for row in self._query("SELECT * FROM experiments WHERE investigation = ? ORDER BY id", id)
+            *known,
+            *(
+                Experiment(
+                    row["name"], row["tool"], json.loads(row["args"]), row["purpose"], bool(row["survey"]), row["role"],
+                    row["round"], row["key"], _unpacked(row["design"]), tuple(json.loads(row["base"])),
+                    row["reference"], tuple(predictions.get(row["name"], ())),
+                )
+                for row in self._query(sql, id, len(known))
+            ),
         ]  # fmt: skip
 
     def observe(self, id: str, experiment: str, observation: Observation, *, charge: Charge) -> None:
@@ -177,15 +183,17 @@ class Journal:
                  _json(observation.cost), time.time_ns()],
             )  # fmt: skip
 
-    def observations(self, id: str) -> dict[str, Observation]:
-        """What was observed, by the experiment's name, in order."""
-        found = self._query("SELECT * FROM observations WHERE investigation = ? ORDER BY rowid", id)
-        return {
+    def observations(self, id: str, *, known: Mapping[str, Observation] | None = None) -> dict[str, Observation]:
+        """What was observed, by the experiment's name, in order; `known` are the first of them."""
+        known = known or {}
+        sql = "SELECT * FROM observations WHERE investigation = ? ORDER BY rowid LIMIT -1 OFFSET ?"
+        read = {
             row["experiment"]: Observation(
                 row["status"], _unpacked(row["result"]), row["reason"], json.loads(row["cost"])
             )
-            for row in found
+            for row in self._query(sql, id, len(known))
         }
+        return {**known, **read}
 
     def known(self, key: str) -> dict[str, Any] | None:
         """The result of an experiment of this key that went well, in whichever investigation; None where none did."""

@@ -20,7 +20,7 @@ from .hypotheses import Hypothesis
 from .judging import claims
 
 if TYPE_CHECKING:
-    from .steps import Work
+    from .work import Work
 
 HOLDOUT = "holdout"
 

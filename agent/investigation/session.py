@@ -31,7 +31,9 @@ from .ending import Ending, Examiner
 from .graph import build, first_state
 from .preparing import chunks, prepare
 from .report import Report, assemble
-from .steps import Settings, Steps, Work
+from .revision import code_revision
+from .steps import Steps
+from .work import Settings, Work
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -73,7 +75,8 @@ class Manner:
         }  # fmt: skip
         llm = None if self.desk is None else {"model": self.desk.llm.model, "endpoint": self.desk.llm.endpoint}
         libraries = {name: version(name) for name in ("neuronaut", "torch", "transformers", "langgraph")}
-        provenance = {"model": subject.revision, "revision": revision, "libraries": libraries, "llm": llm}
+        provenance = {"model": subject.revision, "revision": revision, "libraries": libraries, "llm": llm,
+                      "git": code_revision()}  # fmt: skip
         if fork is not None:
             return fork
         return Opened(opened_id(kind, target, self.policy.name, said), kind, target, self.policy.name, said, provenance)
