@@ -2,7 +2,8 @@
 
 A merge copies what is missing and changes nothing that is there, so doing it again adds nothing.
 What a row is, is decided by its content: a window by its hash, an explanation and a score by their
-digests. A source that is harvested here keeps its own examples; explanations come in all the same.
+digests. A source that is harvested here keeps its own examples; explanations come in all the same. An investigation
+is known by its id, the hash of what it is: one that is here stays as it is, even where the other got further.
 """
 
 import os
@@ -20,7 +21,8 @@ from .migrations import MIGRATIONS, migrate
 from .writing import check_same_source
 
 _MERGED = (
-    "sources", "features", "windows", "examples", "explanations", "scores", "judgements", "llm_calls", "prompts"
+    "sources", "features", "windows", "examples", "explanations", "scores", "judgements", "llm_calls", "prompts",
+    "investigations",
 )  # fmt: skip
 
 
@@ -89,6 +91,7 @@ def _merge_attached(connection: sqlite3.Connection) -> dict[str, int]:
     _copy_explanations(connection)
     for statement in (_COPY_SCORES, _COPY_JUDGEMENTS, *_COPY_CALLS):
         connection.execute(statement)
+    _copy_investigations(connection)
     after = _counts(connection)
     return {table: after[table] - before[table] for table in _MERGED}
 
@@ -180,6 +183,29 @@ _COPY_JUDGEMENTS = f"""INSERT INTO main.judgements (explanation_id, {_JUDGED.rep
     SELECT ours.id, {_JUDGED}
     FROM {_OUR_EXPLANATIONS} JOIN other.judgements AS judged ON judged.explanation_id = theirs.id
     WHERE 1 ORDER BY judged.id ON CONFLICT DO NOTHING"""
+
+_JOURNAL = ("decisions", "hypotheses", "experiments", "predictions", "observations", "peeks", "ledger", "events")
+"""The tables of an investigation, each after those that it refers to."""
+
+
+def _copy_investigations(connection: sqlite3.Connection) -> None:
+    """Copy the investigations that are not here, each whole, its rows in the order in which they were written."""
+    columns = "id, kind, target, policy, settings, provenance, parent, status, reason, created, ended"
+    new = connection.execute("SELECT id FROM other.investigations EXCEPT SELECT id FROM main.investigations")
+    for (id,) in new.fetchall():
+        connection.execute(
+            f"INSERT INTO main.investigations ({columns}, explanation_id) SELECT {columns},"
+            f" (SELECT ours.id FROM {_OUR_EXPLANATIONS} WHERE theirs.id = explanation_id)"
+            " FROM (SELECT * FROM other.investigations WHERE id = ?)", [id],
+        )  # fmt: skip
+        for table in _JOURNAL:
+            names = [row["name"] for row in connection.execute(f"PRAGMA main.table_info({table})")]
+            copied = ", ".join(name for name in names if name != "id")
+            connection.execute(
+                f"INSERT INTO main.{table} ({copied}) SELECT {copied} FROM other.{table}"
+                " WHERE investigation = ? ORDER BY rowid", [id],
+            )  # fmt: skip
+
 
 _CALLED = """key, model, endpoint, prompt, request, status, reply, reason, detail, input_tokens, output_tokens, seconds,
         cost, created"""

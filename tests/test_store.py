@@ -435,7 +435,7 @@ def test_merge_adds_what_is_missing_once(tmp_path, store):
         other.add_result(explanation(source="demo:mlp.3", negative=True), [])
     added = store.merge(tmp_path / "other.db")
     assert added == {"sources": 1, "features": 5, "windows": 12, "examples": 10, "explanations": 2, "scores": 1,
-                     "judgements": 0, "llm_calls": 0, "prompts": 0}  # fmt: skip
+                     "judgements": 0, "llm_calls": 0, "prompts": 0, "investigations": 0}  # fmt: skip
     feature = Feature.parse("demo:mlp.3:2")
     with Store(tmp_path / "other.db") as other:
         theirs, ours = other.evidence(feature), store.evidence(feature)
