@@ -12,8 +12,11 @@ from neuronaut.agent.investigation.hypotheses import Hypothesis
 from neuronaut.agent.investigation.lab import FeatureLab
 from neuronaut.agent.investigation.levels import LEVELS, levels_of
 from neuronaut.agent.tools.causal_ablate import Ablate, PatchActivation
+from neuronaut.agent.tools.causal_attention import Attention
+from neuronaut.agent.tools.causal_cut import CutUpstream
 from neuronaut.agent.tools.causal_steer import Steer
 from neuronaut.agent.tools.causal_tokens import PromotedTokens
+from neuronaut.agent.tools.causal_upstream import Upstream
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
 from neuronaut.data.store import Store
@@ -173,6 +176,60 @@ def test_steering_is_monotone_and_nothing_at_zero_dose(world: World) -> None:
         assert effects[-1] == pytest.approx(8, rel=0.2)
 
 
+READS = {"new_haven": "head.0:0", "bell_after_storm": "head.0:2", "seen_before": "head.0:3", "quoted": "head.0:1"}
+"""By neuron, the head that its condition comes through."""
+
+
+# The mean of a count is some other count, so `quoted` may well go on under it.
+@pytest.mark.parametrize(("name", "how"), [*((name, "silent_run") for name in READS), ("new_haven", "mean")])
+def test_cutting_upstream_finds_the_head_that_is_read_and_no_other(world: World, name: str, how: str) -> None:
+    found = levels(CutUpstream(), world.lab(name, reads=(READS[name],)), how=how, nodes=("head.1:0", "head.2:0"))
+    assert found.pop(READS[name]) == "strong"
+    assert set(found.values()) == {"silent"}
+
+
+def test_a_token_set_reads_no_head(world: World) -> None:
+    lab = world.lab("day", reads=("head.0:0",))
+    assert set(levels(CutUpstream(), lab).values()) == {"silent"}
+    found = run(CutUpstream(), lab)
+    assert found.effect == pytest.approx(0, abs=0.01)
+
+
+def test_a_dictionary_feature_comes_through_what_its_neuron_comes_through(world: World) -> None:
+    found = levels(CutUpstream(), world.lab("new_haven", coded=True, reads=("head.0:0", "mlp_out.2")))
+    assert (found["head.0:0"], found["mlp_out.2"]) == ("strong", "strong")
+
+
+@pytest.mark.parametrize(("name", "coded"), [("new_haven", False), ("new_haven", True), ("bell_after_storm", False)])
+def test_the_survey_names_the_head_and_the_tokens(world: World, name: str, coded: bool) -> None:
+    found = run(Upstream(), world.lab(name, coded=coded)).found
+    heads = [one["node"] for one in found["components"] if one["node"].startswith("head")]
+    assert heads[0] == READS[name]
+    before = " New" if name == "new_haven" else " storm"
+    for place in found["tokens"]:
+        strong = {one["token"] for one in place["tokens"] if one["share"] > 0.5}
+        assert strong == {f" {'Haven' if name == 'new_haven' else 'bell'}", before}
+
+
+def test_the_share_to_first_order_is_the_exact_one_where_the_path_is_linear(world: World) -> None:
+    for one in run(Upstream(), world.lab("colour")).found["components"]:
+        assert one["predicted"] == pytest.approx(one["share"], abs=0.02)
+
+
+def test_attention_shows_the_previous_token_head(world: World) -> None:
+    found = run(Attention(), world.lab("new_haven"))
+    (head, *_) = found.found["heads"]
+    assert head["head"] == "head.0:0" and head["kinds"]["previous"] > 0.99
+    assert head["looks"][0]["offset"] == -1 and set(head["looks"][0]["tokens"]) == {" New"}
+    assert found.effect == pytest.approx(1, abs=0.01)
+
+
+def test_what_a_component_is_must_come_before_the_feature(world: World) -> None:
+    with pytest.raises(NeuronautError, match="not computed before"):
+        run(CutUpstream(), world.lab("day"), nodes=("mlp_out.2",))
+    assert run(CutUpstream(), world.lab("day", reads=("mlp_out.2", "head.0:0"))).found["left_out"] == ["mlp_out.2"]
+
+
 def test_an_edit_that_changes_nothing_is_an_error(world: World) -> None:
     with pytest.raises(NeuronautError, match="changes nothing"):
         run(Ablate(), world.lab("always"), how="mean")
@@ -185,6 +242,6 @@ def test_a_given_token_must_be_one_and_a_claimed_one_that_is_none_is_reported(wo
 
 
 def test_designs_are_deterministic(world: World) -> None:
-    tools: Sequence[Any] = [*TOKEN_TOOLS, PromotedTokens()]
+    tools: Sequence[Any] = [*TOKEN_TOOLS, PromotedTokens(), CutUpstream(), Upstream(), Attention()]
     for tool in tools:
         assert tool.design(tool.args(), world.lab("day")) == tool.design(tool.args(), world.lab("day"))

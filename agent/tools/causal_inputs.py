@@ -169,8 +169,8 @@ def upstream_nodes(subject: Subject, site: str) -> tuple[Node, ...]:
     return found
 
 
-def choose_nodes(lab: FeatureLab, given: Sequence[str], strongest: Sequence[Node], *, seed: int) -> Chosen:
-    """The claimed components and as many others of the same kinds; where none is claimed, the `strongest`."""
+def choose_nodes(lab: FeatureLab, given: Sequence[str], *, seed: int) -> Chosen:
+    """The claimed components and as many others of the same kinds; where none is claimed, those closest before it."""
     known = {str(node): node for node in upstream_nodes(lab.subject, lab.source.id.site)}
     for text in given:
         parse_nodes(text)  # What is no component at all is an error that shows some.
@@ -179,7 +179,7 @@ def choose_nodes(lab: FeatureLab, given: Sequence[str], strongest: Sequence[Node
             f"{wrong[0]} is not computed before {lab.source.id.site}; before it are {', '.join(known)}"
         )
     claimed = dict.fromkeys([*given, *(text for rival in lab.rivals.values() for text in rival.reads)])
-    usable = [text for text in claimed if text in known][:MOST] or [str(node) for node in strongest]
+    usable = [text for text in claimed if text in known][:MOST] or [*known][-MOST:]
     rng = generator(lab, seed, "components")
     free = [text for text in known if text not in usable]
     others: list[str] = []
