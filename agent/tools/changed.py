@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import Mean, mean
+from ...explainers.rules import Condition, Rule
 from ...subject.errors import NeuronautError
 from ..investigation.experiments import Control, Design, Item, Measured
 from ..investigation.lab import FeatureLab
@@ -52,6 +53,11 @@ def expected(lab: FeatureLab, name: str, items: Sequence[Item]) -> tuple[float |
 def ruled(lab: FeatureLab) -> list[str]:
     """Names of the rivals that have a rule, in their order."""
     return [name for name, hypothesis in lab.rivals.items() if hypothesis.rule is not None]
+
+
+def conditions(rule: Rule) -> list[Condition]:
+    """Every condition of a rule, exceptions too."""
+    return [*rule.unless, *(part for clause in rule.any for part in (*clause.when, *clause.unless))]
 
 
 def as_expected(lab: FeatureLab, items: Sequence[Item], expect: Expect) -> list[Item]:

@@ -2,7 +2,8 @@
 
 A place is a position in a training window with its harvested activation. Active places are where the feature is at
 least half as strong as its strongest examples; near misses are silent ones that hold a token on which it fires
-elsewhere. Both are taken in turn from different tokens, since one token may be special. Windows keep their length,
+elsewhere; silent places hold another token. Places are taken in turn from different tokens, since one token may be
+special. Windows keep their length,
 so that rules can be learned from whatever is made of them, and nothing here comes from any split but training.
 """
 
@@ -28,7 +29,7 @@ NEAR_PEAK = 0.8
 """Of a window's peak: a pivot is drawn among the places that are as strong as this."""
 T = TypeVar("T")
 
-Where = Literal["active", "near_miss"]
+Where = Literal["active", "near_miss", "silent"]
 
 
 class Drawn(Said, frozen=True):
@@ -94,13 +95,43 @@ def places(
     """
     if windows:
         return [_in_window(lab, lab.window(digest), where, before, seed) for digest in windows]
-    chosen = _active(lab, count, before, seed) if where == "active" else _near_misses(lab, count, before, seed)
+    drawn = {"active": _active, "near_miss": near_misses, "silent": _silent}
+    chosen = drawn[where](lab, count, before, seed)
     if not chosen:
         raise NeuronautError(
             f"{lab.target} has no {where} place with {before} tokens before it in its training windows; "
-            f"use {'near_miss' if where == 'active' else 'active'} places, or fewer tokens before"
+            f"use {'silent' if where != 'silent' else 'active'} places, or fewer tokens before"
         )
     return chosen
+
+
+def near_misses(lab: FeatureLab, count: int, before: int = 0, seed: int = 0) -> list[Place]:
+    """Random silent places of the tokens on which it fires, of those on which it fires most often first."""
+    windows, fires = training(lab), fires_on(lab)
+    rank = np.full(len(lab.vocabulary), -1)
+    rank[list(fires)] = np.arange(len(fires))
+    silent = (rank[windows.ids] >= 0) & (windows.values < SILENT)
+    silent[:, :before] = False
+    rows, positions = np.nonzero(silent)
+    drawn = generator(lab, seed, "near misses").permutation(len(rows))
+    order = drawn[np.argsort(rank[windows.ids[rows[drawn], positions[drawn]]], kind="stable")]
+    found = zip(rows[order].tolist(), positions[order].tolist(), strict=True)
+    return [
+        Place(tuple(windows.ids[row].tolist()), pivot, float(windows.values[row, pivot]))
+        for row, pivot in in_turn(found, lambda at: int(windows.ids[at]))[:count]
+    ]
+
+
+def _silent(lab: FeatureLab, count: int, before: int, seed: int) -> list[Place]:
+    """Random silent places, of different windows, of tokens on which it does not fire."""
+    windows = training(lab)
+    quiet = (windows.values < SILENT) & ~np.isin(windows.ids, list(fires_on(lab)))
+    quiet[:, :before] = False
+    rng = generator(lab, seed, "silent places")
+    rows = rng.permutation(np.flatnonzero(quiet.any(axis=1)))[:count].tolist()
+    pivots = [int(rng.choice(np.flatnonzero(quiet[row]))) for row in rows]
+    found = zip(rows, pivots, strict=True)
+    return [Place(tuple(windows.ids[row].tolist()), at, float(windows.values[row, at])) for row, at in found]
 
 
 def fires_on(lab: FeatureLab) -> dict[int, float]:
@@ -172,31 +203,16 @@ def _active_in(lab: FeatureLab, example: Example, before: int, seed: int) -> Pla
     return Place(tuple(example.ids.tolist()), pivot, float(values[pivot]))
 
 
-def _near_misses(lab: FeatureLab, count: int, before: int, seed: int) -> list[Place]:
-    """Random silent places of the tokens on which it fires, of those on which it fires most often first."""
-    windows, fires = training(lab), fires_on(lab)
-    rank = np.full(len(lab.vocabulary), -1)
-    rank[list(fires)] = np.arange(len(fires))
-    silent = (rank[windows.ids] >= 0) & (windows.values < SILENT)
-    silent[:, :before] = False
-    rows, positions = np.nonzero(silent)
-    drawn = generator(lab, seed, "near misses").permutation(len(rows))
-    order = drawn[np.argsort(rank[windows.ids[rows[drawn], positions[drawn]]], kind="stable")]
-    found = zip(rows[order].tolist(), positions[order].tolist(), strict=True)
-    return [
-        Place(tuple(windows.ids[row].tolist()), pivot, float(windows.values[row, pivot]))
-        for row, pivot in in_turn(found, lambda at: int(windows.ids[at]))[:count]
-    ]
-
-
 def _in_window(lab: FeatureLab, example: Example, where: Where, before: int, seed: int) -> Place:
     """The place of one window that was named."""
     if where == "active":
         place = _active_in(lab, example, before, seed)
     else:
         fires, values = fires_on(lab), example.activations / lab.scale
-        here = [p for p in range(before, len(values)) if values[p] < SILENT and int(example.ids[p]) in fires]
-        pivot = min(here, key=lambda p: list(fires).index(int(example.ids[p])), default=None)
+        rank = {token: place for place, token in enumerate(fires)}
+        quiet = [p for p in range(before, len(values)) if values[p] < SILENT]
+        here = [p for p in quiet if (int(example.ids[p]) in rank) == (where == "near_miss")]
+        pivot = min(here, key=lambda p: rank.get(int(example.ids[p]), 0), default=None)
         place = None if pivot is None else Place(tuple(example.ids.tolist()), pivot, float(values[pivot]))
     if place is None:
         raise NeuronautError(f"window {example.window} has no {where} place with {before} tokens before it")

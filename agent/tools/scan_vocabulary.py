@@ -9,10 +9,10 @@ from pydantic import Field
 from torch.nn.functional import normalize
 
 from ...explainers.phrases import visible
-from ...explainers.rules import Rule, Token
+from ...explainers.rules import Token
 from ..investigation.experiments import Design, Measured
 from ..investigation.lab import FeatureLab
-from .changed import SHOWN, Expecting, as_expected, changed, design_changes, flipped, measure_changes
+from .changed import SHOWN, Expecting, as_expected, changed, conditions, design_changes, flipped, measure_changes
 from .places import ACTIVE, Carried, Where, common_tokens, places, special_tokens, training
 
 KNOWN = 20
@@ -22,7 +22,9 @@ KNOWN = 20
 class ScanArgs(Carried, Expecting, frozen=True):
     offset: int = Field(0, le=0, ge=-32, description="where the token is put: 0 replaces the pivot, -1 the one before")
     carriers: Where = Field(
-        "active", description="active: windows where it fires; near_miss: silent places of tokens on which it fires"
+        "active",
+        description="active: windows where it fires; near_miss: silent places of tokens on which it fires; silent: of "
+        "other tokens",
     )
     count: int = Field(3, ge=1, le=12, description="how many carriers, each of another pivot token where possible")
     most: int = Field(900, ge=10, le=20000, description="most windows to run; of a larger vocabulary a part is taken")
@@ -101,13 +103,9 @@ def _named(lab: FeatureLab) -> list[int]:
     named: set[str] = set()
     for hypothesis in lab.rivals.values():
         if hypothesis.rule is not None:
-            named |= _strings(hypothesis.rule)
+            tokens = [part for part in conditions(hypothesis.rule) if isinstance(part, Token)]
+            named |= {text for token in tokens for text in token.any}
     return [token for token, text in enumerate(lab.vocabulary) if text in named]
-
-
-def _strings(rule: Rule) -> set[str]:
-    conditions = [*rule.unless, *(part for clause in rule.any for part in (*clause.when, *clause.unless))]
-    return {text for condition in conditions if isinstance(condition, Token) for text in condition.any}
 
 
 def _nearest(lab: FeatureLab, back: int, allowed: set[int]) -> list[int]:

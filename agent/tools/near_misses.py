@@ -1,0 +1,161 @@
+"""Places of the corpus that ought to be alike: where it fires, and where it is silent on the same tokens.
+
+Half of the places are active, half near misses; first come those on which the rivals disagree most. Each is measured
+on a fresh copy of its window in which everything that no rival reads is other corpus text, so that what is left of
+the difference is what some rival can explain, and what is gone is what none can.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ...causal.measures import mean
+from ...explainers.rules import Class, Condition, Position, Regex, Text, Token
+from ..investigation.experiments import Control, Design, Item, Measured
+from ..investigation.lab import FeatureLab
+from .changed import Expecting, as_expected, conditions, expected, flipped, ruled
+from .places import (
+    ACTIVE,
+    Place,
+    excerpt,
+    fires_on,
+    generator,
+    in_turn,
+    near_misses,
+    places,
+    silent_window,
+    training,
+)
+
+POOL = 400
+"""Places of each kind among which the rivals' disagreement chooses."""
+SHOWN = 12
+"""Previous tokens that are told of each pivot token."""
+CONTROLS = 12
+
+
+class MineArgs(Expecting, frozen=True):
+    count: int = Field(40, ge=2, le=400, description="how many places, half of them silent ones where there are any")
+
+
+class MineNearMisses:
+    """Finds corpus places that hold the tokens on which it fires, active and silent ones, first those on which rivals
+    disagree, and measures them with all the context replaced that no rival reads. Gives the share that changes by
+    this; `found` sets the tokens before silent places against those before active ones, so exceptions show."""
+
+    name: ClassVar[str] = "mine_near_misses"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
+    survey: ClassVar[bool] = False
+    args: type[MineArgs] = MineArgs
+
+    def design(self, args: MineArgs, lab: FeatureLab) -> Design:
+        """Copies of the chosen places; the control is tokens on which it never fires."""
+        rng, reach = generator(lab, args.seed, "mine"), _reach(lab)
+        pools = [
+            places(lab, "active", POOL, seed=args.seed),
+            near_misses(lab, POOL, seed=args.seed),
+            _others(lab, CONTROLS, rng),
+        ]
+        active, silent, others = (
+            [_copy(lab, place, f"{kind} {i}", rng, reach) for i, place in enumerate(pool, start=1)]
+            for kind, pool in zip(("active", "silent", "other"), pools, strict=True)
+        )
+        kept = as_expected(lab, [*silent, *active], args.expect)
+        chosen = in_turn(_telling_first(lab, kept), lambda item: item.about["was"] >= ACTIVE)[: args.count]
+        what = "everything" if reach is None else f"the last {reach + 1} tokens"
+        question = f"Do places with the same token behave as in the corpus when {what} up to the pivot are kept?"
+        control = [[list(item.ids), item.pivot] for item in others]
+        return Design(question, "response", tuple(chosen), {"control": control, "kept": reach})
+
+    def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """The share of places at another level than in the corpus."""
+        control = [Item("other", tuple(ids), pivot) for ids, pivot in design.plan["control"]]
+        found = lab.respond([*design.items, *control])
+        values, others = found[: len(design.items)], found[len(design.items) :]
+        flips = flipped(values, [item.about["was"] for item in design.items])
+        share = mean([float(flip) for flip in flips], seed=lab.seed)
+        quiet = mean(others, seed=lab.seed) if others else None
+        what = "tokens on which it never fires"
+        flipping = {
+            item.about["text"]: [item.about["was"], value]
+            for item, value, flip in zip(design.items, values, flips, strict=True)
+            if flip
+        }
+        return Measured(
+            values, share.value, *(share.interval or (None, None)), n=len(values),
+            units="share of places that change with the unread context", normalised_by=lab.normalised_by,
+            control=None if quiet is None else Control(what, quiet.value, *(quiet.interval or ())),
+            found={**_previous(lab), "was and is": flipping},
+        )  # fmt: skip
+
+
+def _copy(lab: FeatureLab, place: Place, label: str, rng: np.random.Generator, reach: int | None) -> Item:
+    """The place in its window, with other text before the `reach` tokens before the pivot."""
+    start = 0 if reach is None else max(0, place.pivot - reach)
+    filling = silent_window(lab, rng, position=place.pivot).tolist()
+    ids = (*filling[:start], *place.ids[start:])
+    text = excerpt(lab, place.ids, place.pivot)
+    return Item(f"{label}: {text}", ids, place.pivot, {"was": round(place.value, 5), "text": text})
+
+
+def _telling_first(lab: FeatureLab, items: Sequence[Item]) -> list[Item]:
+    """Those on which the rivals' rules are furthest apart first; the order stays among equals."""
+    names = ruled(lab)
+    if len(names) < 2 or not items:
+        return list(items)
+    said = np.array([expected(lab, name, items) for name in names], np.float64)
+    return [items[i] for i in np.argsort(-np.ptp(said, axis=0), kind="stable").tolist()]
+
+
+def _others(lab: FeatureLab, count: int, rng: np.random.Generator) -> list[Place]:
+    """Random places of tokens on which it never fires."""
+    windows, fires = training(lab), fires_on(lab)
+    rows, positions = np.nonzero(~np.isin(windows.ids, list(fires)))
+    drawn = rng.choice(len(rows), size=min(count, len(rows)), replace=False).tolist()
+    return [
+        Place(tuple(windows.ids[rows[i]].tolist()), int(positions[i]), float(windows.values[rows[i], positions[i]]))
+        for i in drawn
+    ]
+
+
+def _previous(lab: FeatureLab) -> dict[str, Any]:
+    """What stands before active and before silent places of the tokens on which it fires, in the whole corpus part."""
+    windows = training(lab)
+    here, before, values = windows.ids[:, 1:], windows.ids[:, :-1], windows.values[:, 1:]
+    table, only = {}, Counter[str]()
+    for token in list(fires_on(lab))[:SHOWN]:
+        active, silent = (
+            Counter(before[(here == token) & chosen].tolist()) for chosen in (values >= ACTIVE, values < ACTIVE)
+        )
+        only.update({lab.vocabulary[t]: n for t, n in silent.items() if n > 1 and t not in active})
+        table[lab.vocabulary[token]] = {
+            "active": active.total(),
+            "silent": silent.total(),
+            "before active": {lab.vocabulary[t]: n for t, n in active.most_common(SHOWN)},
+            "before silent": {lab.vocabulary[t]: n for t, n in silent.most_common(SHOWN)},
+        }
+    return {"tokens": table, "only before silent": dict(only.most_common(SHOWN))}
+
+
+def _reach(lab: FeatureLab) -> int | None:
+    """How many tokens before the pivot the rivals' rules read; None for the whole text, or where there is no rule."""
+    rules = [lab.rivals[name].rule for name in ruled(lab)]
+    reaches = [_read_by(condition) for rule in rules if rule is not None for condition in conditions(rule)]
+    return None if not rules or None in reaches else max((reach for reach in reaches if reach is not None), default=0)
+
+
+def _read_by(condition: Condition) -> int | None:
+    match condition:
+        case Token() | Class() | Regex(of="token"):
+            return condition.within or -condition.at
+        case Text():
+            # Of at least one character a token.
+            return (condition.within or -condition.at) + len(condition.ending)
+        case Position():
+            return 0
+        case _:
+            return None
