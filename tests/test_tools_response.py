@@ -1,23 +1,33 @@
 """The response tools find what is planted, their controls are silent, and they see training windows only."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from neuronaut.agent.bench import Bench
 from neuronaut.agent.investigation.experiments import Design, Measured, Tool
 from neuronaut.agent.investigation.hypotheses import Hypothesis
 from neuronaut.agent.investigation.lab import FeatureLab
+from neuronaut.agent.investigation.planning import design_of
+from neuronaut.agent.tools.near_misses import MineNearMisses
 from neuronaut.agent.tools.places import places
+from neuronaut.agent.tools.probe_state import ProbeState
 from neuronaut.agent.tools.prune_context import PruneContext
+from neuronaut.agent.tools.random_edits import EditAtRandom
+from neuronaut.agent.tools.run_texts import RunTexts
 from neuronaut.agent.tools.scan_vocabulary import ScanVocabulary
+from neuronaut.agent.tools.surveys import KnownExplanations, LearnRule
 from neuronaut.agent.tools.swap_pairs import SwapPairs
 from neuronaut.agent.tools.sweep_positions import SweepPositions, _period
+from neuronaut.agent.tools.table import TOOLS, tools_for
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
+from neuronaut.data.records import Explanation
 from neuronaut.data.store import Store
 from neuronaut.explainers.rules import Rule
 from neuronaut.subject.address import Feature, SourceId
@@ -27,6 +37,14 @@ from neuronaut.subject.sources import Neurons
 from neuronaut.tests.planted import LAYER, build
 
 LabOf = Callable[..., FeatureLab]
+
+MINE: dict[str, Tool[Any]] = {
+    tool.name: tool
+    for tool in (
+        RunTexts(), ScanVocabulary(), SwapPairs(), PruneContext(), SweepPositions(), MineNearMisses(), EditAtRandom(),
+        ProbeState(), LearnRule(), KnownExplanations(),
+    )
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -173,14 +191,174 @@ def test_a_position_is_told_from_the_length_of_the_context(lab_of: LabOf) -> Non
 def test_the_sweep_finds_the_band_of_positions(lab_of: LabOf) -> None:
     lab = lab_of("early")
     for where in ("active", "near_miss"):
-        _, measured = run(SweepPositions(), lab, carriers=where)
+        _, measured = run(SweepPositions(), lab, carriers=where, count=1)
         assert (measured.found["first"], measured.found["last"], measured.found["every"]) == (5, 8, 1)
         assert measured.effect == pytest.approx(4 / lab.width)
         assert measured.found["control"]["first"] == 5, "the position alone is the cause"
-    _, measured = run(SweepPositions(), lab_of("day"))
+    _, measured = run(SweepPositions(), lab_of("day"), count=2)
     assert measured.effect == 1 and measured.control is not None and (measured.control.value or 0) < 0.1
 
 
 def test_every_so_manyth_position_is_recognised() -> None:
     inside = list(range(3, 31))
     assert [_period(inside, active) for active in (inside, inside[::3], [3, 4, 30], [3])] == [1, 3, None, None]
+
+
+def test_texts_are_read_at_every_token_and_asked_at_the_marked_one(lab_of: LabOf) -> None:
+    lab = lab_of("river_not_dry")
+    texts = (" the dry river", " the «river» was old", " the old river")
+    design, measured = run(RunTexts(), lab, texts=texts)
+    np.testing.assert_allclose(measured.values, [0, 1, 1], atol=1e-3)
+    assert [item.pivot for item in design.items] == [2, 1, 2]
+    assert measured.found["texts"][1]["tokens"][:2] == [" the", " river"]
+    assert measured.found["texts"][1]["values"] == pytest.approx([0, 1, 0, 0], abs=1e-3)
+    assert measured.effect == pytest.approx(2 / 3, abs=1e-3)
+    assert measured.control is not None and (measured.control.value or 0) < 1
+    for bad, message in [((), "no text"), (("a «b» «c»",), "more marks"), ((" a" * 65,), "65 tokens")]:
+        with pytest.raises(NeuronautError, match=message):
+            run(RunTexts(), lab, texts=bad)
+
+
+def test_near_misses_of_the_corpus_show_the_exception(lab_of: LabOf) -> None:
+    lab = lab_of("river_not_dry", H1=RIVER)
+    design, measured = run(MineNearMisses(), lab)
+    assert list(measured.found["only before silent"]) == [" dry"]
+    assert measured.effect is not None and 0.3 < measured.effect <= 0.5, "H1 reads the pivot alone: dry is cut away"
+    assert measured.control is not None and measured.control.value == 0
+    aware = f'{RIVER[:-1]}, "unless": [{{"token": " dry", "at": -1}}]}}'
+    lab = lab_of("river_not_dry", H1=RIVER, H2=aware)
+    design, measured = run(MineNearMisses(), lab, count=20)
+    assert measured.effect == 0, "H2 reads the token before, which is all that matters"
+    assert sum(item.about["was"] < 0.1 for item in design.items) == 10
+    silent, _ = run(MineNearMisses(), lab_of("river_not_dry", H1=aware), expect="silence")
+    assert all(item.about["was"] < 0.1 for item in silent.items)
+
+
+def test_random_edits_are_half_expected_to_be_silent(lab_of: LabOf) -> None:
+    lab = lab_of("river_not_dry", H1=RIVER)
+    design, measured = run(EditAtRandom(), lab)
+    said = np.array(lab.expect(lab.rivals["H1"], design))
+    assert len(design.items) == 40 and (said < 0.1).sum() == 20
+    assert measured.control is not None and measured.control.value == 0
+    wrong = (np.array(measured.values) > 0.5) != (said > 0.5)
+    assert 0 < wrong.mean() < 0.5, "some edit brings dry in"
+
+
+def test_aimed_edits_tell_rivals_apart(lab_of: LabOf) -> None:
+    aware = f'{RIVER[:-1]}, "unless": [{{"token": " dry", "at": -1}}]}}'
+    lab = lab_of("river_not_dry", H1=RIVER, H2=aware)
+    design, measured = run(EditAtRandom(), lab, aimed=True)
+    one, other = (np.array(lab.expect(lab.rivals[name], design)) for name in ("H1", "H2"))
+    assert (np.abs(one - other) > 0.5).all() and len(design.items) >= 10
+    np.testing.assert_allclose(measured.values, other, atol=0.01)
+    lab.rivals = {name: lab.rivals["H1"] for name in ("H1", "H3")}
+    with pytest.raises(NeuronautError, match="predict the same"):
+        run(EditAtRandom(), lab, aimed=True)
+    lab.rivals = {"H1": lab.rivals["H1"]}
+    with pytest.raises(NeuronautError, match="two rivals"):
+        run(EditAtRandom(), lab, aimed=True)
+
+
+def test_edits_at_the_boundary_break_the_leading_rule(lab_of: LabOf) -> None:
+    day = '{"any": [{"when": [{"token": [" Monday", " Friday"]}], "value": 1.0}]}'
+    lab = lab_of("new_haven", H1='{"any": [{"when": [{"token": " Haven"}, {"token": " New", "at": -1}], "value": 1}]}')
+    design, measured = run(EditAtRandom(), lab, boundary=True)
+    assert {item.about["group"] for item in design.items} == {
+        "a condition broken", "an unlisted token of the same class"
+    }  # fmt: skip
+    assert {i for item in design.items for i in (0, -1) if f" at {i} in" in item.label} == {0, -1}
+    assert max(measured.values) < 0.1, "the rule is right: every broken condition silences it"
+    lab = lab_of("day", H1=day)
+    _, measured = run(EditAtRandom(), lab, boundary=True, count=400)
+    assert measured.found["groups"]["a condition broken"]["flipped"] > 0.5
+
+
+def test_an_earlier_copy_is_told_from_no_copy_at_any_distance(lab_of: LabOf) -> None:
+    _, measured = run(ProbeState(), lab_of("seen_before"))
+    means = measured.found["mean by distance"]
+    assert means["bare"]["0"] == 0
+    assert min(means["copied"].values()) > 0.99 and len(means["copied"]) >= 6
+    assert measured.effect == pytest.approx(1, abs=0.01)
+    assert measured.control is not None and measured.control.value == 0
+    _, measured = run(ProbeState(), lab_of("day"))
+    assert measured.effect == pytest.approx(0, abs=0.01), "day fires with or without a copy"
+
+
+def test_a_copy_of_the_token_is_told_from_a_copy_of_the_pair(lab_of: LabOf) -> None:
+    _, measured = run(ProbeState(), lab_of("seen_before"), what="induction")
+    means = measured.found["mean by distance"]
+    assert min(means["copied"].values()) > 0.99 and min(means["token alone copied"].values()) > 0.99
+
+
+def test_an_open_quotation_is_told_from_a_closed_one(lab_of: LabOf) -> None:
+    _, measured = run(ProbeState(), lab_of("quoted"), what="double")
+    means = measured.found["mean by distance"]
+    assert min(means["opened"].values()) > 0.99
+    assert max(means["opened and closed"].values()) < 0.01 and means["bare"]["0"] < 0.01
+    assert measured.effect == pytest.approx(1, abs=0.01)
+    assert measured.control is not None and measured.control.value == 0
+    with pytest.raises(NeuronautError, match="no token of the corpus"):
+        run(ProbeState(), lab_of("quoted"), what="braces")
+
+
+def test_a_rule_is_learned_from_what_was_measured(lab_of: LabOf) -> None:
+    lab, tool = lab_of("river_not_dry"), LearnRule()
+    first, learned = run(tool, lab)
+    assert learned.effect is None and learned.n == 0
+    assert learned.found["rule"]["any"] and " river" in learned.found["text"]
+    design, measured = run(ScanVocabulary(), lab, offset=-1)
+    lab.take(design, measured.values)
+    second, learned = run(tool, lab)
+    assert first != second, "more is known, so it is another survey"
+    assert learned.n == len(design.items) and learned.effect == 1 and learned.low == 1
+    assert learned.found["disagreements"] == []
+    assert Rule.parse(json.dumps(learned.found["rule"]))
+    assert rows(lab, lambda: tool.measure(second, lab)) == 0, "its interventions are not run again"
+    assert run(tool, lab_of("always"))[1].found["status"] == "dense"
+
+
+def test_explanations_that_are_known_are_told_with_their_scores(lab_of: LabOf) -> None:
+    lab = lab_of("river_not_dry")
+    twin = lab_of("river")
+    assert run(KnownExplanations(), lab)[1].n == 0
+    for one, text in ((lab, "rivers"), (twin, "any river")):
+        one.store.add_explanation(Explanation(one.feature, text, "oneshot", rule=RIVER))
+    _, measured = run(KnownExplanations(), lab)
+    assert [own["text"] for own in measured.found["own"]] == ["rivers"]
+    assert "any river" in [other["explanation"] for other in measured.found["similar"]]
+
+
+def test_no_tool_reads_or_makes_a_window_of_the_holdout(lab_of: LabOf) -> None:
+    lab = lab_of("river_not_dry", H1=RIVER)
+    evidence = lab.store.evidence(lab.feature)
+    secret = {example.ids.tobytes() for example in (*evidence.holdout, *evidence.select)}
+    secret |= {w.ids.astype(np.int64).tobytes() for w in lab.store.pool_windows("planted", "holdout")}
+    for name, tool in MINE.items():
+        args = tool.args(texts=[" the dry river"]) if name == "run_texts" else tool.args()
+        design = tool.design(args, lab)
+        made = [ids for item in design.items for ids in [item.ids]]
+        made += [part for row in design.plan.get("control", []) for part in row if isinstance(part, list)]
+        assert not secret & {np.array(ids, np.int64).tobytes() for ids in made}, name
+
+
+def test_every_tool_says_what_it_is_and_stands_in_the_table() -> None:
+    feature = tools_for("feature")
+    assert set(MINE) <= set(feature)
+    for name, tool in MINE.items():
+        assert tool.name == name and TOOLS[name].version >= 1
+        assert 40 < len(" ".join((type(tool).__doc__ or "").split())) < 400
+        fields = tool.args.model_fields.values()
+        assert all(field.description and not field.is_required() for field in fields), name
+        tool.args.model_validate({})
+        with pytest.raises(ValidationError):
+            tool.args.model_validate({"unknown": 1})
+
+
+def test_designs_survive_being_written_down(lab_of: LabOf) -> None:
+    lab = lab_of("river_not_dry", H1=RIVER)
+    for name, tool in MINE.items():
+        args = tool.args(texts=[" the dry river"]) if name == "run_texts" else tool.args()
+        design = tool.design(args, lab)
+        again = design_of(json.loads(json.dumps(asdict(design))))
+        assert again.items == design.items, name
+        json.dumps(asdict(tool.measure(again, lab)))
