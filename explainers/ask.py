@@ -83,8 +83,7 @@ class PromptExplainer(ABC):
         """Another `draw` is another sample of the same question; `rules` invites a rule beside the text, in the words
         of `language`."""
         self._prompt = prompt or Prompt.load(Path(__file__).with_name(f"{self.name}.md"))
-        shipped = Path(__file__).with_name("rule_language.md")
-        self._language = (language or Prompt.load(shipped)) if rules else None
+        self._language = (language or rule_language()) if rules else None
         self._temperature, self._draw, self._limits = temperature, draw, Limits()
         self._extent = extent or self.extent
 
@@ -145,6 +144,11 @@ class PromptExplainer(ABC):
 
     def _hashes(self) -> dict[str, str]:
         return {prompt.name: prompt.hash for prompt in self.prompts}
+
+
+def rule_language() -> Prompt:
+    """How a rule is written, in words for a reader."""
+    return Prompt.load(Path(__file__).with_name("rule_language.md"))
 
 
 def in_units(rule: Rule, highest: float) -> Rule:

@@ -9,6 +9,8 @@ from .levels import Level
 
 LIVE = 8
 """Hypotheses that are rivals at one time."""
+CALLS = 8
+"""Tools that one decision uses at most."""
 
 
 class Call(Said, frozen=True):
@@ -33,7 +35,7 @@ class UseTools(Said, frozen=True):
     """Run experiments, whose outcome every hypothesis has to predict, or look something up."""
 
     action: Literal["use_tools"] = "use_tools"
-    calls: tuple[Call, ...] = Field(min_length=1, max_length=8)
+    calls: tuple[Call, ...] = Field(min_length=1, max_length=CALLS)
 
 
 class Submit(Said, frozen=True):

@@ -1,0 +1,137 @@
+"""The policy that asks a language model what to do next.
+
+Each decision is one chat made from the view alone: no history, so that its size does not grow, and the same view is
+asked about in the same words. Experiments and the other actions are tools, and only calls of tools are read. A reply
+that is none, or one with a fault, is answered once with the exact fault; what is then still no action is none.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...explainers.ask import rule_language
+from ...explainers.llm.asking import Asking
+from ...explainers.llm.calling import answered
+from ...explainers.llm.desk import Desk
+from ...explainers.llm.values import Chat, Reply, Sampling
+from ...explainers.prompt import Prompt
+from ...explainers.render import STEPS
+from ..investigation.actions import CALLS, Action
+from ..investigation.experiments import Tool
+from ..investigation.judging import HITS, ODDS, RESOLVED, SILENCES
+from ..investigation.levels import EDGES
+from ..investigation.planning import QUOTA
+from ..investigation.view import View
+from .policy import NoActionError, OutOfBudgetError
+from .reading import Misread, Turn
+from .showing import places
+
+TOKENS = 16_000
+"""The messages of a chat have at most so many, roughly, whatever a view holds; a repair adds the reply and its fault.
+What the tools say of themselves comes on top, and is always the same."""
+REPLY = 2_500
+"""Room for a reply."""
+_ECHO = 2_000
+"""Characters of a faulty reply's text that are shown to the model again."""
+_AIM = {
+    "feature": "what one feature of a language model responds to",
+    "behaviour": "which parts of a language model bring about one of its behaviours",
+}
+_TWIN = {"feature": "a rule", "behaviour": "the nodes that bring it about"}
+
+
+class LLMPolicy:
+    """Decides as a language model says, as the proposer and, without knowing of the former, as the challenger."""
+
+    name = "llm"
+
+    def __init__(self, desk: Desk, *, temperature: float | None = 0.0) -> None:
+        """`temperature` None leaves it to the server."""
+        self._desk, self._temperature = desk, temperature
+        self._asked: list[Reply] = []
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Hashes of all prompts, the language model, and how it is sampled."""
+        llm = self._desk.llm
+        return {
+            "prompts": {name: prompt.hash for name, prompt in self._prompts.items()}, "model": llm.model,
+            "endpoint": llm.endpoint, "temperature": self._temperature, "reply": REPLY, "version": 1,
+        }  # fmt: skip
+
+    @property
+    def asked(self) -> Sequence[Reply]:
+        """All replies of the last decision; more than one where there was a repair."""
+        return tuple(self._asked)
+
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+        """See Policy."""
+        self._asked = []
+        action = self._desk.ask(self._asking(self.turn(view, actions, tools)))
+        if action is None:
+            raise OutOfBudgetError(self._desk.stopped or "the language model is not asked any more")
+        return action
+
+    def turn(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Turn:
+        """What is to be decided."""
+        usable = {tool.name: tool for tool in tools if tool.target == view.kind} if "use_tools" in actions else {}
+        return Turn(view, actions, usable)
+
+    def chat(self, turn: Turn) -> Chat:
+        """What is asked."""
+        prompt = self._prompts["investigate_challenge" if turn.view.phase == "challenge" else "investigate_explore"]
+        kind = turn.view.kind
+        filled = {
+            **places(turn.view), "about": self._about(kind), "aim": _AIM[kind], "twin": _TWIN[kind],
+            "open": turn.open, "most": str(CALLS), "quota": f"{QUOTA:.0%}", "resolved": str(RESOLVED),
+            "silences": str(SILENCES), "odds": f"{ODDS:g}", "hits": f"{HITS:.0%}",
+        }  # fmt: skip
+        return Chat(
+            prompt.render(filled), Sampling(temperature=self._temperature, max_tokens=REPLY), sample=_sample(turn),
+            prompt=prompt.name, tools=turn.specs, tool_choice="required",
+        )  # fmt: skip
+
+    def _asking(self, turn: Turn) -> Asking[Action]:
+        chat = self.chat(turn)
+        found = yield from self._once(turn, chat)
+        reply = self._asked[-1]
+        if isinstance(found, Misread) and reply.status != "failed":
+            shown = replace(reply, text=reply.text[:_ECHO], calls=reply.calls if reply.status == "ok" else ())
+            found = yield from self._once(
+                turn, replace(chat, messages=(*chat.messages, *answered(shown, found.answers)))
+            )
+        if isinstance(found, Misread):
+            raise NoActionError(" ".join(found.reason.split()), repairs=len(self._asked) - 1)
+        return found
+
+    def _once(self, turn: Turn, chat: Chat) -> Asking[Action | Misread]:
+        (reply,) = yield [chat]
+        self._asked.append(reply)
+        return turn.read(reply)
+
+    @cached_property
+    def _prompts(self) -> dict[str, Prompt]:
+        names = [f"investigate_{name}.md" for name in ("explore", "challenge", "feature", "behaviour")]
+        own = [Prompt.load(Path(__file__).with_name(name)) for name in names]
+        return {prompt.name: prompt for prompt in (*own, rule_language())}
+
+    def _about(self, kind: str) -> str:
+        """What a target of this kind is, and how hypotheses about it are written."""
+        factor = STEPS if kind == "feature" else 1
+        edges = [f"{edge * factor:g}" for edge in EDGES]
+        filled = dict(zip(("reversed", "weak", "strong"), edges, strict=True))
+        # The language is told as for a line of a reply; here a rule is an argument of a call.
+        language = self._prompts["rule_language"].render({})[-1].content.split("\n\n", 1)[1].replace("[RULE]: ", "")
+        return self._prompts[f"investigate_{kind}"].render({**filled, "language": language})[-1].content
+
+
+def _sample(turn: Turn) -> str:
+    """A call of the usual length, for estimates."""
+    name = turn.specs[0].name
+    why = "to see whether it fires there although the leader says that it does not"
+    claim = {"text": f"A claim about {turn.view.target} in a sentence, with an exception that it names."}
+    arguments = {"propose": {"hypotheses": [claim] * 4}, "submit": {"answer": "open"}, "concede": {"reason": why}}
+    return json.dumps({"name": name, "arguments": arguments.get(name, {"purpose": why})})

@@ -1,0 +1,279 @@
+"""What a language model is shown of a view: places to fill in a prompt, of bounded size however long it goes on.
+
+Every section has its own room in tokens, and whatever is newest or leads is put in first: the last experiments with
+their items, those before in one line each, and of the rest how many there are. Whatever comes from a corpus, a model
+or a measurement stands on lines of its own between fences, spelled so that it cannot be anything else (render.py).
+Nothing is shown that another run of the same step could find different, such as minutes: so a decision that was
+interrupted is asked for in the same words, and paid for once.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...data.records import Example
+from ...explainers.ask import in_steps
+from ...explainers.llm.tokens import estimate
+from ...explainers.render import (
+    ACTIVE_MARKS,
+    CUT,
+    SILENT_MARKS,
+    STEPS,
+    active,
+    excerpt,
+    fenced,
+    marked,
+    spelled,
+    strongest,
+)
+from ...explainers.rules import Rule
+from ..investigation.hypotheses import NULLS
+from ..investigation.levels import LEVELS, levels_of
+from ..investigation.view import Done, Rival, View
+
+KNOWN, RIVALS, EXPERIMENTS, SURVEYS = 4500, 2500, 3500, 1800
+"""Tokens that each section has at most, roughly; of a section's parts the first is always shown."""
+WHOLE = 3
+"""Experiments, and surveys, of which more than a line is shown."""
+ITEMS = 10
+"""Items of an experiment that are shown: all, or those on which the leader was most wrong."""
+NOTHING = "(none)"
+_LINE, _LONG = 300, 800
+"""Characters of a line, and of one that holds what was found, or a rule."""
+
+
+def places(view: View) -> dict[str, str]:
+    """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken."""
+    done = list(reversed(view.done))
+    told = f"\nYour last decision was not carried out:\n{_fenced([view.rejected])}\n" if view.rejected else ""
+    return {
+        "target": _line(view.target),
+        "known": "\n\n".join(_behaviour(view) if view.kind == "behaviour" else _feature(view)),
+        "rivals": _section([_rival(rival, view) for rival in _ordered(view.rivals)], RIVALS),
+        "experiments": _section(_trials([d for d in done if not d.survey], view), EXPERIMENTS),
+        "surveys": _section(_trials([d for d in done if d.survey], view), SURVEYS),
+        "left": _left(view),
+        "rejected": told,
+    }
+
+
+def window_names(view: View) -> dict[str, str]:
+    """By what a window is called in prompts, its digest."""
+    return {f"w{number}": example.window for number, example in enumerate(view.examples, start=1)}
+
+
+# What is known from the start
+
+
+def _feature(view: View) -> list[str]:
+    highest = view.scale
+    rows: dict[str, list[list[str]]] = {"Active windows": [], "Near misses": [], "Other windows": []}
+    peaks = {e.tokens[int(e.activations.argmax())] for e in view.examples if active(e.activations, highest).any()}
+    for name, example in zip(window_names(view), view.examples, strict=True):
+        if active(example.activations, highest).any():
+            part = excerpt(example, before=24, after=6)
+            text = marked(part, active(part.activations, highest))
+            rows["Active windows"].append([f"{name}: {text}", f"   {strongest(part, highest, count=4)}"])
+        else:
+            rows[_silent(example, peaks)].append([f"{name}: {_quiet(example, peaks)}"])
+    parts = [f"{title}:\n{_section(blocks, KNOWN // 3, long=True)}" for title, blocks in rows.items()]
+    if view.statistics is not None:
+        parts.append(f"It is active on {view.statistics.density:.2%} of all tokens.")
+    return [*parts, *_baseline(view)]
+
+
+def _silent(example: Example, peaks: set[str]) -> str:
+    return "Near misses" if peaks & set(example.tokens) else "Other windows"
+
+
+def _quiet(example: Example, peaks: set[str]) -> str:
+    """A silent window around a token on which the feature fires elsewhere, if it holds one."""
+    found = [i for i, token in enumerate(example.tokens) if token in peaks]
+    pivot = found[-1] if found else min(24, len(example.tokens) - 1)
+    part = excerpt(example, before=24, after=6, pivot=pivot)
+    return marked(part, [token in peaks for token in part.tokens], ends=SILENT_MARKS)
+
+
+def _behaviour(view: View) -> list[str]:
+    about = view.about
+    lines = [f"metric: {about['metric']} = {about['formula']}"]
+    lines += [f"{side}: {about[side]:.3g}" for side in ("clean", "corrupted")]
+    for pair in about["prompts"]:
+        clean, corrupted, answer, wrong = (spelled(str(pair[k])) for k in ("clean", "corrupted", "answer", "wrong"))
+        lines += [f"clean prompt: {clean}{_mark(answer)}", f"corrupted prompt: {corrupted}{_mark(wrong)}"]
+    nodes = _line(", ".join(about["nodes"]), 4 * _LONG)
+    return [fenced([_cut(line, _LONG) for line in lines]), f"Nodes:\n{fenced([nodes])}", *_baseline(view)]
+
+
+def _mark(token: str) -> str:
+    return f"{ACTIVE_MARKS[0]}{token}{ACTIVE_MARKS[1]}"
+
+
+def _baseline(view: View) -> list[str]:
+    """The explanation to beat; a challenger is not told of it."""
+    baseline = view.about.get("baseline")
+    if view.phase == "challenge" or not baseline or not baseline.get("text"):
+        return []
+    lines = [_line(str(baseline["text"]), _LONG)]
+    if baseline.get("rule"):
+        lines.append(_rule(Rule.parse(baseline["rule"]), view))
+    for score in baseline.get("scores", ())[:4]:
+        if score["value"] is not None:
+            lines.append(_line(f"{score['metric']} on {score['examples']} windows: {score['value']:.2f}"))
+    return [f"The explanation to beat, with its scores on other text:\n{fenced(lines)}"]
+
+
+# Rivals
+
+
+def _ordered(rivals: Sequence[Rival]) -> list[Rival]:
+    """Live ones as they stand, then those that are out, the last one first."""
+    out = [rival for rival in rivals if rival.status != "live"]
+    return [*(rival for rival in rivals if rival.status == "live"), *reversed(out)]
+
+
+def _rival(rival: Rival, view: View) -> list[str]:
+    claim = rival.hypothesis
+    if rival.status != "live":
+        return [_line(f"{rival.name} {rival.status}: {claim.text}")]
+    standing = ""
+    if view.phase != "challenge":
+        standing = f", share of the odds {rival.share:.2g}, {rival.resolved} predictions, {rival.silences} of silence"
+        standing += "" if rival.hits is None else f", right on {rival.hits:.0%} of items"
+    lines = [f"{rival.name} ({claim.kind.replace('_', ' ')}{standing})", f"   {_line(claim.text, _LONG)}"]
+    if claim.rule is not None and claim.kind not in NULLS:
+        lines.append(f"   rule: {_rule(claim.rule, view)}")
+    if claim.nodes:
+        lines.append(f"   nodes: {_json(claim.nodes, _LONG)}")
+    for name in ("promotes", "suppresses", "reads"):
+        if named := getattr(claim, name):
+            lines.append(f"   {name}: {_json(named)}")
+    return lines
+
+
+def _rule(rule: Rule, view: View) -> str:
+    return _line(in_steps(rule, view.scale).to_json(), _LONG)
+
+
+# Experiments
+
+
+def _trials(done: Sequence[Done], view: View) -> list[list[str]]:
+    """The last ones with what was found, the others in a line."""
+    whole = [[_headline(one, view), *_details(one, view)] for one in done[:WHOLE]]
+    return whole + [[_headline(one, view)] for one in done[WHOLE:]]
+
+
+def _headline(done: Done, view: View) -> str:
+    names = {digest: name for name, digest in window_names(view).items()}
+    args = {key: [names.get(str(v), v) for v in value] if key == "windows" else value
+            for key, value in done.args.items()}  # fmt: skip
+    said = f"{done.name} {done.tool} {_json(args, 160)}"
+    measured = done.measured
+    if measured is None:
+        return _line(f"{said}: failed: {done.reason}")
+    parts = [said]
+    if measured.effect is not None:
+        between = (
+            "" if measured.low is None or measured.high is None else f" ({measured.low:.2g} to {measured.high:.2g})"
+        )
+        parts.append(f": {measured.effect:.2g}{between} {measured.units}")
+    control = measured.control
+    if control is not None and control.value is not None:
+        parts.append(f"; control {control.value:.2g}")
+    if right := _right(done, view):
+        parts.append(f"; levels right: {right}")
+    return _line("".join(parts), _LONG)
+
+
+def _right(done: Done, view: View) -> str:
+    """By live rival with an opinion, on how many items it expected the level that was seen."""
+    found = []
+    for rival in view.rivals:
+        pairs = [(e, v) for e, v in _expected(done, rival.name) if e is not None]
+        if rival.status == "live" and pairs:
+            said, seen = (levels_of(side) for side in zip(*pairs, strict=True))
+            found.append(f"{rival.name} {int((said == seen).sum())} of {len(pairs)}")
+    return ", ".join(found)
+
+
+def _expected(done: Done, name: str) -> list[tuple[float | None, float]]:
+    """What a rival expected of each item, and what was seen."""
+    if done.measured is None or name not in done.expected:
+        return []
+    return list(zip(done.expected[name], done.measured.values, strict=True))
+
+
+def _details(done: Done, view: View) -> list[str]:
+    measured = done.measured
+    lines = [f"   purpose: {_line(done.purpose)}", f"   question: {_line(done.design.question)}"]
+    if measured is None:
+        return lines
+    if measured.values:
+        counts = Counter(LEVELS[level] for level in levels_of(measured.values))
+        seen = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
+        lines.append(f"   seen: {seen}" + (" (1 is all of the effect)" if done.design.readout == "effect" else ""))
+        lines += _items(done, view)
+    if measured.found:
+        lines.append(f"   found: {_json(measured.found, _LONG)}")
+    return lines
+
+
+def _items(done: Done, view: View) -> list[str]:
+    """Items with their values and what the live rivals expected, those first on which the leader was most wrong."""
+    assert done.measured is not None
+    values, factor = done.measured.values, 1 if done.design.readout == "effect" else STEPS
+    named = [r.name for r in view.rivals if r.status == "live" and r.name in done.expected]
+    leader = done.expected[named[0]] if named else (None,) * len(values)
+    order = sorted(range(len(values)), key=lambda i: -abs(values[i] - (leader[i] or 0.0)))
+    lines = []
+    for i in order[:ITEMS]:
+        said = [f"{n} {e * factor:.2g}" for n in named if (e := done.expected[n][i]) is not None]
+        expected = f" (expected: {', '.join(said)})" if said else ""
+        lines.append(f"   - {_line(done.design.items[i].label, 120)}: {values[i] * factor:.2g}{expected}")
+    return lines + ([f"   - and {len(values) - ITEMS} items more"] if len(values) > ITEMS else [])
+
+
+# Room
+
+
+def _left(view: View) -> str:
+    names = {"experiments": "experiments", "fwd": "prompts through the model"}
+    found = [f"{view.left[kind]:,.0f} {name}" for kind, name in names.items() if kind in view.left]
+    return ", ".join(found) or "no limit is set"
+
+
+def _section(blocks: Sequence[Sequence[str]], tokens: int, *, long: bool = False) -> str:
+    """The first blocks, as many as there is room for, in a fence, and how many there are beside them."""
+    shown: list[str] = []
+    taken = 0
+    for block in blocks:
+        lines = [_cut(line, 2 * _LONG if long else _LONG) for line in block]
+        tokens -= sum(estimate(line) + 1 for line in lines)
+        if tokens < 0 and taken:
+            break
+        shown += lines
+        taken += 1
+    if not shown:
+        return NOTHING
+    return fenced(shown) + (f"\n... and {len(blocks) - taken} more" if taken < len(blocks) else "")
+
+
+def _fenced(texts: Sequence[str]) -> str:
+    return fenced([_line(text, _LONG) for text in texts])
+
+
+def _json(value: Any, most: int = _LINE) -> str:
+    if isinstance(value, Mapping):
+        value = dict(value)
+    return _line(json.dumps(value, ensure_ascii=False), most)
+
+
+def _line(text: str, most: int = _LINE) -> str:
+    """Any text on one line, cut where it is long."""
+    return _cut(spelled(text), most)
+
+
+def _cut(line: str, most: int) -> str:
+    return line if len(line) <= most else line[: most - 1] + CUT
