@@ -35,7 +35,8 @@ class Hypothesis(Said, frozen=True):
     rule: Rule | None = None
     """Predicts the activation of a feature at every token, in the source's units."""
     nodes: dict[str, float] = Field(default_factory=dict, max_length=200)
-    """Of a behaviour: how much of it goes when this node alone is cut (noising), as a share; 0.5 if not known."""
+    """Of a behaviour: how much of it goes when this node alone is cut (noising), as a share; 0.5 if not known. Of
+    several nodes that are cut together, `head.0:0 + head.0:1`: what goes beyond their own shares (backups)."""
     promotes: tuple[str, ...] = Field(default=(), max_length=20)
     """Tokens whose logits the feature raises."""
     suppresses: tuple[str, ...] = Field(default=(), max_length=20)

@@ -115,7 +115,7 @@ def _from_surveys(view: View) -> Iterator[Hypothesis]:
             yield Hypothesis(text=_told(view, nodes), kind="circuit", nodes=nodes)
     for done in _surveyed(view, "attribute_nodes"):
         assert done.measured is not None, "surveyed ones were measured"
-        heads = [node for node in done.measured.found["nodes"] if node.startswith("head.")]
+        heads = [row["node"] for row in done.measured.found["nodes"] if row["node"].startswith("head.")]
         if heads:
             layer = heads[0].partition(":")[0]
             nodes = {node: 0.5 for node in view.about["nodes"] if node.startswith(f"{layer}:")}
@@ -177,7 +177,8 @@ def _patterns(view: View) -> dict[str, str]:
     for done in _surveyed(view, "head_patterns"):
         assert done.measured is not None, "surveyed ones were measured"
         for kind, words in _PATTERNS.items():
-            found |= {head: words for head, share in done.measured.found.get(kind, {}).items() if share >= _PATTERN}
+            rows = done.measured.found.get(kind, [])
+            found |= {row["head"]: words for row in rows if row["share"] >= _PATTERN}
     return found
 
 
@@ -243,9 +244,8 @@ def _circuit(view: View) -> list[str]:
 
 def _ranked(view: View) -> list[str]:
     """Nodes by attribution, the largest first, as far as they were shown."""
-    shown = [
-        node for done in _surveyed(view, "attribute_nodes") if done.measured for node in done.measured.found["nodes"]
-    ]
+    surveys = [done.measured for done in _surveyed(view, "attribute_nodes") if done.measured is not None]
+    shown = [row["node"] for survey in surveys for row in survey.found["nodes"]]
     return list(dict.fromkeys([*shown, *view.about["nodes"]]))
 
 

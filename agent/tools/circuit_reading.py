@@ -45,10 +45,10 @@ class HeadPatterns:
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Head scores by kind."""
         batch = repeated_tokens(lab.subject, seed=lab.seed)
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for one in head_scores(lab.subject, batch, seed=lab.seed):
-            found.setdefault(one.kind, {})[one.unit] = round(one.score.value, 4)
-        shown = {kind: dict(list(heads.items())[: design.plan["count"]]) for kind, heads in found.items()}
+            found.setdefault(one.kind, []).append({"head": one.unit, "share": round(one.score.value, 4)})
+        shown = {kind: heads[: design.plan["count"]] for kind, heads in found.items()}
         return _survey(lab, shown, n=len(batch), units="share of attention")
 
 
@@ -137,7 +137,8 @@ class DirectLogits:
         pairs, split = lab.task.pairs, [f"head.{layer}" for layer in range(lab.subject.n_layers)]
         parts = logit_attribution(lab.subject, pairs.clean, token=pairs.answers, against=pairs.wrong, split=split)
         whole = float(parts.total.mean())
-        found = {name: round(value / whole, 4) for name, value in parts.ranked()[: design.plan["count"]]}
+        ranked = parts.ranked()[: design.plan["count"]]
+        found = [{"component": name, "share": round(value / whole, 4)} for name, value in ranked]
         return _survey(lab, {"components": found, "logit_difference": whole}, n=len(pairs), units="share of the logits")
 
 

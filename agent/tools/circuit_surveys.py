@@ -44,10 +44,10 @@ class AttributeNodes:
         }
         order = sorted(lab.worth.items(), key=lambda pair: -abs(pair[1]))[: design.plan["count"]]
         places = {node: at for at, node in enumerate(lab.nodes)}
-        table = {
-            str(node): {direction: round(values[places[node]], 4) for direction, values in both.items()}
+        table = [
+            {"node": str(node), **{direction: round(values[places[node]], 4) for direction, values in both.items()}}
             for node, _ in order
-        }
+        ]
         return _survey(
             lab,
             {
