@@ -1,6 +1,6 @@
 """The planted suite: subjects whose units are known, and grades for whoever explains them.
 
-    world = World.build(4, seed=0, units=18)        level 1 to 4; a number or any string as the seed
+    world = World.build(4, seed=0, units=18)        level 1 to 6; a number or any string as the seed
     world.subject, world.source, world.texts        the model, what its units belong to, one string a document
     world.units                                     what is true of each unit (`Unit`); world.features() are addresses
     unit.truth(tokens)                              its activation at every token of a window of at most LONGEST
@@ -16,7 +16,10 @@
     summary(grades), table(grades)                  means with bootstrap intervals over units, by level
     oneshot(world, store)                           what the rule explainer makes of a world without investigating
 
-Level by level: kinds.py. Units are named in reports only; who explains them sees the address and the subject.
+    python -m neuronaut.benchmarks.suite            the same for some levels, as a table
+
+Level by level: kinds.py. Activations equal the truth within 2e-6 of the unit's scale, at level 6 in sign (graft.py).
+Units are named in reports only; who explains them sees the address and the subject.
 """
 
 from .grade import Grade, Grader, Summary, summary, table

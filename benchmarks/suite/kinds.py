@@ -6,7 +6,9 @@
     4  what the corpus hides: an exception or a missing second condition at a probability of 0.02 to 0.05, a second
        meaning in 0.2% of the firings, unrelated meanings, a word that comes along and is no cause, a twin that
        agrees with its sister on 99% of tokens
-    5  a token two places on, through a chain of layers (in a world with a superposed dictionary, see `superposed`)
+    5  features of a dictionary (superposed.py): a chain through three layers, a class of which another feature has
+       absorbed a word, a class split in two
+    6  kinds of the levels before, grafted into a trained model (graft.py)
 
 A kind that is listed twice is drawn twice as often. Abstention units have no answer: dead, always on, dense noise.
 """
@@ -301,6 +303,29 @@ def _chain(supply: Supply) -> list[Draft]:
     return [Draft("chain", text, Predicate((Cause(before=word, two_before=first),)), tuple(phrases))]
 
 
+def _absorbed(supply: Supply) -> list[Draft]:
+    """A class without one of its words, and the feature of that word alone, which has absorbed it."""
+    words = supply.take(3, 5)
+    parent = Predicate((Cause(here=words),), (Cause(here=words[-1:]),))
+    text = f"{_or(words[:-1])}; not {words[-1]}, which is of their class but absorbed by another feature"
+    child = Draft("absorbing", f"the word {words[-1]}", Predicate((Cause(here=words[-1:]),)))
+    return [Draft("absorbed", text, parent, tuple(_each(words))), child]
+
+
+def _split(supply: Supply) -> list[Draft]:
+    """A class in two features: one directly after certain words, the other wherever else."""
+    words, firsts = supply.take(2, 3), supply.take(2)
+    after, others = (
+        Predicate((Cause(here=words, before=firsts),)),
+        Predicate((Cause(here=words),), (Cause(before=firsts),)),
+    )
+    phrases = (*_pairs(firsts, words, weight=0.4), *_each(words, weight=0.6), *_alone(firsts, weight=0.3))
+    return [
+        Draft("split", f"{_or(words)} directly after {_or(firsts)}", after, phrases),
+        Draft("split", f"{_or(words)}, unless directly after {_or(firsts)}", others),
+    ]
+
+
 # Without an answer
 
 
@@ -326,6 +351,10 @@ LEVELS: Mapping[int, Sequence[Kind]] = {
     4: (
         _rare_both, _rare_exception, _hidden_condition, _twins, _companion, _rare_second, _hidden_quotes, _rare_near,
         _polysemantic,
+    ),
+    5: (_chain, _absorbed, _split, _exception),
+    6: (
+        _exception, _bigram, _quoted_class, _rare_second, _position, _seen_before, _graded, _rare_exception, _in_quotes,
     ),
 }  # fmt: skip
 SILENT: Sequence[Callable[[Supply], Draft]] = (_dead, _noise, _always)

@@ -38,7 +38,8 @@ SHARP = 60.0
 Channel = tuple[str, str | int]
 Reads = Mapping[Channel, float]
 """Weight by channel."""
-ONE, ZERO = ("one", ""), ("zero", "")
+ONE, ZERO, BULK = ("one", ""), ("zero", ""), ("bulk", "")
+"""Always 1; always 0; what nothing reads, for who needs a norm of known size."""
 _QUOTES, _ONCE, _ODD, _QUOTED, _SEEN = (("flag", name) for name in ("quotes", "once", "odd", "quoted", "seen"))
 
 
@@ -55,21 +56,24 @@ class Plan:
     heads: Mapping[str, int]
     """By name, its number within its layer."""
     indices: tuple[int, ...]
-    """The neuron of `mlp.2` of each draft."""
-    first_neuron: int = 0
-    """Of layers 0 and 1, the first neuron that the planted part uses."""
+    """The neuron of `mlp.2`, or the feature, of each draft."""
+    scales: tuple[float, ...]
+    """What each draft's unit is where its condition is 1."""
+    effects: tuple[Mapping[int, float], ...]
+    """Logits by token id that each draft's unit adds at its scale."""
 
 
-def channels(words: Sequence[str], before: Sequence[str], drafts: Sequence[Draft], *, first: int) -> dict[Channel, int]:
-    """A channel for everything that is read or written, from `first`."""
-    names: list[Channel] = [ONE, ZERO, _QUOTES, _ONCE, _ODD, _QUOTED, _SEEN]
+def channels(words: Sequence[str], before: Sequence[str], drafts: Sequence[Draft], *, spare: int) -> dict[Channel, int]:
+    """A channel for everything that is read or written, and some to spare."""
+    names: list[Channel] = [ONE, ZERO, BULK, _QUOTES, _ONCE, _ODD, _QUOTED, _SEEN]
     names += [("token", word) for word in words] + [("place", place) for place in range(LONGEST + 1)]
     names += [("before", word) for word in before]
     names += [(kind, word) for word in near_words(drafts) for kind in ("share", "near")]
     names += [("any", number) for number, draft in enumerate(drafts) if is_joined(draft)]
     names += [("effect", number) for number, draft in enumerate(drafts) if not draft.abstain]
     names += [(kind, " ".join(pair)) for pair in bigrams(drafts) for kind in ("bigram", "after")]
-    return {name: first + number for number, name in enumerate(dict.fromkeys(names))}
+    names += [("spare", number) for number in range(spare)]
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
 
 
 def conditions(drafts: Iterable[Draft]) -> list[Cause]:
@@ -90,9 +94,10 @@ def bigrams(drafts: Iterable[Draft]) -> list[tuple[str, str]]:
     return [(first, word) for c in conditions(drafts) for first in c.two_before for word in c.before]
 
 
-def neurons_needed(drafts: Sequence[Draft]) -> int:
-    """How many neurons layer 0 or 1 needs, whichever needs more."""
-    return max(2 * (LONGEST + 1 + len(near_words(drafts))) + len(bigrams(drafts)), 2 * (1 + len(drafts)))
+def neurons_needed(drafts: Sequence[Draft]) -> tuple[int, int]:
+    """How many neurons of layer 0 and of layer 1 the conditions take."""
+    steps = 2 * (LONGEST + 1 + len(near_words(drafts)))
+    return steps + len(bigrams(drafts)), 2 * (1 + sum(map(is_joined, drafts)))
 
 
 def upstream(draft: Draft, heads: Mapping[str, int]) -> tuple[str, ...]:
@@ -186,20 +191,41 @@ class Writer:
         self._root = self._size**0.25
         """Queries and keys are each multiplied by it, to undo the division of scores."""
 
-    def write(self, scales: Sequence[float], effects: Sequence[Mapping[int, float]], *, bos: float = 1.0) -> None:
-        """Everything. `effects` are each draft's logits by token id at its scale; `bos` is the norm's scale at BOS."""
+    def conditions(self) -> None:
+        """All that units read: embeddings, heads, and the neurons of layers 0 and 1."""
         with torch.no_grad():
             self._embed()
             self._head_before(0, [(("token", word), ("before", word)) for word in self._plan.before])
             self._head_before(
                 1, [(("bigram", pair), ("after", pair)) for pair in map(" ".join, bigrams(self._plan.drafts))]
             )
-            self._head_quotes(bos)
+            self._head_quotes()
             self._head_near()
-            self._head_once(bos)
+            self._head_once()
             self._layer_0()
             self._layer_1()
-            self._layer_2(scales, effects)
+
+    def calibrate(self, scale: float) -> None:
+        """Divide what the heads that count write by the norm's scale at BOS, which they take it from."""
+        with torch.no_grad():
+            for head in ("quotes", "once"):
+                self._three(0, head)[2][:, 0] /= scale
+
+    def unit(self, layer: int, neuron: int, number: int, writes: Reads) -> None:
+        """The neuron of a draft, which adds so much to each channel at its scale."""
+        mlp: Any = self._model.transformer.h[layer].mlp
+        draft, scale = self._plan.drafts[number], self._plan.scales[number]
+        reads = {channel: scale * weight for channel, weight in reads_of(draft, number).items()}
+        with torch.no_grad():
+            self.column(mlp.c_fc.weight[:, neuron], reads)
+            for channel, weight in writes.items():
+                mlp.c_proj.weight[neuron, self._at[channel]] = weight / scale
+
+    def logits(self, channel: Channel, logits: Mapping[int, float]) -> None:
+        """What a channel adds to logits, by token id."""
+        with torch.no_grad():
+            for token, logit in logits.items():
+                self.column(self._model.lm_head.weight[token], {channel: logit})
 
     def _embed(self) -> None:
         tokens, places = self._model.transformer.wte.weight, self._model.transformer.wpe.weight
@@ -222,11 +248,11 @@ class Writer:
         query, key, value = (part[:, start : start + self._size] for part in attention.c_attn.weight.chunk(3, dim=1))
         return query, key, value, attention.c_proj.weight[start : start + self._size]
 
-    def _carry(self, layer: int, head: str, pairs: Sequence[tuple[Channel, Channel]], gain: float = 1.0) -> None:
+    def _carry(self, layer: int, head: str, pairs: Sequence[tuple[Channel, Channel]]) -> None:
         """The head writes to the second channel of each pair what the first is where it attends."""
         _, _, value, output = self._three(layer, head)
         for dimension, (read, written) in enumerate(pairs):
-            self.column(value[:, dimension], {read: gain})
+            self.column(value[:, dimension], {read: 1.0})
             output[dimension, self._at[written]] = 1.0
 
     def _head_before(self, layer: int, pairs: Sequence[tuple[Channel, Channel]]) -> None:
@@ -239,12 +265,12 @@ class Writer:
             self.column(key[:, place], {("place", place - 1): sharp})
         self._carry(layer, "before", pairs)
 
-    def _head_quotes(self, bos: float) -> None:
+    def _head_quotes(self) -> None:
         query, key, _, _ = self._three(0, "quotes")
         self.column(query[:, 0], {ONE: SHARP**0.5 * self._root})
         counted = {ONE: -1.0, ("token", BOS): 1.0, ("token", QUOTE): 1.0}
         self.column(key[:, 0], {channel: SHARP**0.5 * self._root * sign for channel, sign in counted.items()})
-        self._carry(0, "quotes", [(("token", BOS), _QUOTES)], 1 / bos)
+        self._carry(0, "quotes", [(("token", BOS), _QUOTES)])
 
     def _head_near(self) -> None:
         words = near_words(self._plan.drafts)
@@ -256,7 +282,7 @@ class Writer:
             self.column(key[:, place], {ONE: -sharp, **near})
         self._carry(0, "near", [(("token", word), ("share", word)) for word in words])
 
-    def _head_once(self, bos: float) -> None:
+    def _head_once(self) -> None:
         """Scores are minus the number of signs in which two tokens' codes differ, times 10; `<bos>` scores 0."""
         query, key, _, _ = self._three(0, "once")
         size = 5.0**0.5 * self._root
@@ -269,7 +295,7 @@ class Writer:
                     self.column(key[:, dimension], {("token", word): sign})
         self.column(query[:, CODE], {ONE: size * CODE**0.5})
         self.column(key[:, CODE], {ONE: -size * CODE**0.5, ("token", BOS): size * CODE**0.5})
-        self._carry(0, "once", [(("token", BOS), _ONCE)], 1 / bos)
+        self._carry(0, "once", [(("token", BOS), _ONCE)])
 
     def _layer_0(self) -> None:
         steps = [*_parity(), Step({ONE: 1.0, _ONCE: -1.0}, 0.53, 0.64, {_SEEN: 1.0})]
@@ -289,31 +315,18 @@ class Writer:
                 steps.append(Step(_any(draft.condition), 0.6, 0.9, {("any", number): 1.0}))
         self._steps(1, steps)
 
-    def _layer_2(self, scales: Sequence[float], effects: Sequence[Mapping[int, float]]) -> None:
-        mlp: Any = self._model.transformer.h[LAYER].mlp
-        for number, (draft, index, scale, effect) in enumerate(
-            zip(self._plan.drafts, self._plan.indices, scales, effects, strict=True)
-        ):
-            reads = {channel: scale * weight for channel, weight in reads_of(draft, number).items()}
-            self.column(mlp.c_fc.weight[:, index], reads)
-            if effect:
-                mlp.c_proj.weight[index, self._at["effect", number]] = 1.0 / scale
-            for token, logit in effect.items():
-                self.column(self._model.lm_head.weight[token], {("effect", number): logit})
-
     def _steps(self, layer: int, steps: Sequence[Step]) -> int:
-        """Write steps to neurons from the plan's first on; the next one that is free comes back."""
+        """Write steps to the first neurons; the next one that is free comes back."""
         mlp: Any = self._model.transformer.h[layer].mlp
         for number, step in enumerate(steps):
             rise = 1 / (step.high - step.low)
             reads = {channel: weight * rise for channel, weight in step.reads.items()}
             for unit, edge, sign in ((2 * number, step.low, 1.0), (2 * number + 1, step.high, -1.0)):
-                unit += self._plan.first_neuron
                 self.column(mlp.c_fc.weight[:, unit], reads)
                 self.column(mlp.c_fc.weight[:, unit], {ONE: -edge * rise})
                 for channel, weight in step.writes.items():
                     mlp.c_proj.weight[unit, self._at[channel]] = sign * weight
-        return self._plan.first_neuron + 2 * len(steps)
+        return 2 * len(steps)
 
 
 def _parity() -> list[Step]:

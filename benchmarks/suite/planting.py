@@ -1,0 +1,155 @@
+"""From drafts to a subject: places, scales and effects drawn, weights written, and the truth about every unit.
+
+LayerNorm is made harmless by its epsilon: sqrt(variance + 1e8) is 1e4 to the last bit of a float32 for any vector
+written here, and a gain of 1e4 undoes it. So a neuron equals its predicate up to rounding, within 2e-6 of its scale.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ...subject.address import SourceId
+from ...subject.model import Subject
+from ...subject.sources import Neurons, Source
+from . import kinds, wiring
+from .kinds import Draft
+from .truth import LONGEST, Predicate, Sum, Unit
+from .words import word_tokenizer
+
+COPIED = 60
+"""Words that are copied to the next position, at least."""
+DISTRACTORS = 60
+"""Random neurons beside the units, active on 1 to 5% of the tokens."""
+HEAD = 66
+"""Least size of a head: one dimension a position or a copied word."""
+EPSILON, GAIN = 1e8, 1e4
+PROMOTED, SUPPRESSED = 4.0, -3.0
+"""Logits at a unit's scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a model is built for."""
+
+    name: str
+    level: int
+    words: tuple[str, ...]
+    """The vocabulary, by token id; the first three are signs."""
+    texts: tuple[str, ...]
+    rng: random.Random
+
+
+class Planted(NamedTuple):
+    """A subject, the source that its units belong to, and the units."""
+
+    subject: Subject
+    source: Source
+    units: tuple[Unit, ...]
+
+
+def neurons(scene: Scene, drafts: Sequence[Draft]) -> Planted:
+    """Units that are neurons of `mlp.2`, among random ones, in a model that has nothing else."""
+    size = max(*wiring.neurons_needed(drafts), len(drafts) + DISTRACTORS)
+    plan = plan_of(scene, drafts, places=size, distractors=DISTRACTORS)
+    model = blank(plan, neurons=size)
+    writer = wiring.Writer(model, plan)
+    writer.conditions()
+    for number, index in enumerate(plan.indices):
+        effect = plan.effects[number]
+        writer.unit(wiring.LAYER, index, number, {("effect", number): 1.0} if effect else {})
+        writer.logits(("effect", number), effect)
+    subject = Subject(model, word_tokenizer(scene.words), name=scene.name)
+    source = SourceId(subject.name, f"mlp.{wiring.LAYER}")
+    return Planted(subject, Neurons(source, subject.width(source.site)), units_of(scene, plan, source, len(drafts)))
+
+
+def plan_of(scene: Scene, drafts: Sequence[Draft], *, places: int, distractors: int, spare: int = 0) -> wiring.Plan:
+    """Draw what is open: the drafts' places among so many, their scales and effects; distractors stand behind them."""
+    rng = scene.rng
+    read = dict.fromkeys(word for cause in wiring.conditions(drafts) for word in (*cause.before, *cause.two_before))
+    others = [word for word in scene.words[3:] if word not in read]
+    before = (*read, *rng.sample(others, max(0, COPIED - len(read))))
+    made = [
+        replace(draft, dense=_sum(scene, before, rng.uniform(0.25, 0.4))) if draft.kind == kinds.NOISE else draft
+        for draft in drafts
+    ]
+    made += [
+        Draft("distractor", "", Predicate(), abstain=True, dense=_sum(scene, before, rng.uniform(0.01, 0.05)))
+        for _ in range(distractors)
+    ]
+    heads = dict(zip(wiring.HEADS, rng.sample(range(len(wiring.HEADS)), len(wiring.HEADS)), strict=True))
+    return wiring.Plan(
+        scene.words, before, tuple(made), wiring.channels(scene.words, before, made, spare=spare), heads,
+        tuple(rng.sample(range(places), len(made))), tuple(round(2 ** rng.uniform(-1, 3), 3) for _ in made),
+        tuple(_effect(draft, len(scene.words), rng) for draft in made),
+    )  # fmt: skip
+
+
+def _effect(draft: Draft, tokens: int, rng: random.Random) -> dict[int, float]:
+    """Logits by token id; one unit in six, and whatever deserves no explanation, writes nothing."""
+    if draft.abstain or rng.random() < 1 / 6:
+        return {}
+    chosen = rng.sample(range(3, tokens), rng.randint(1, 3) + rng.randint(0, 2))
+    ups = max(1, len(chosen) - rng.randint(0, 2))
+    return {token: PROMOTED if place < ups else SUPPRESSED for place, token in enumerate(chosen)}
+
+
+def _sum(scene: Scene, before: Sequence[str], density: float) -> Sum:
+    """A random sum that is positive on such a fraction of the corpus."""
+    rng = scene.rng
+    here = {word: rng.gauss(0, 0.6) for word in scene.words}
+    ahead = {word: rng.gauss(0, 0.6) for word in before}
+    ids = _ids(scene)
+    values = np.array([here[word] for word in scene.words])[ids]
+    values[1:] += np.array([ahead.get(word, 0.0) for word in scene.words])[ids[:-1]]
+    levels = np.unique(values)  # the threshold stands between two of them, so that rounding decides nothing
+    above = int(np.searchsorted(levels, np.quantile(values, 1 - density))) + 1
+    return Sum(here, ahead, float(levels[above - 1 : above + 1].mean()))
+
+
+def _ids(scene: Scene) -> NDArray[np.int64]:
+    table = {word: number for number, word in enumerate(scene.words)}
+    return np.array([table[word] for text in scene.texts[:40] for word in text.split()])
+
+
+def blank(plan: wiring.Plan, *, neurons: int, own_heads: int = 0, bulk: float = 0.0) -> GPT2LMHeadModel:
+    """All weights zero but for norms; with room for heads that are not planted, and for their channels.
+
+    Norms undo their epsilon, or, where `bulk` is given, what this constant on the channel BULK makes of the variance.
+    """
+    heads = len(wiring.HEADS) + own_heads
+    size = max(HEAD, -(-len(plan.channels) // heads))
+    config = GPT2Config(
+        vocab_size=len(plan.words), n_positions=LONGEST + 1, n_embd=heads * size, n_layer=wiring.LAYER + 1,
+        n_head=heads, n_inner=neurons, activation_function="relu", layer_norm_epsilon=1e-5 if bulk else EPSILON,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    model: Any = GPT2LMHeadModel(config)
+    gain = bulk / (heads * size) ** 0.5 if bulk else GAIN
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            weights.fill_(gain if ".ln_" in name and name.endswith("weight") else 0.0)
+        model.transformer.wte.weight[:, plan.channels[wiring.BULK]] = bulk
+    return model.eval()
+
+
+def units_of(scene: Scene, plan: wiring.Plan, source: SourceId, count: int) -> tuple[Unit, ...]:
+    """The truth about the first drafts of a plan."""
+    return tuple(_unit(scene, plan, source, number) for number in range(count))
+
+
+def _unit(scene: Scene, plan: wiring.Plan, source: SourceId, number: int) -> Unit:
+    draft, index, effect = plan.drafts[number], plan.indices[number], plan.effects[number]
+    return Unit(
+        f"{draft.kind}-{number}", draft.kind, scene.level, f"{source}:{index}", index, draft.description,
+        draft.dense or draft.condition, plan.scales[number], draft.condition.causes, draft.condition.exceptions,
+        draft.second, tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit > 0),
+        tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit < 0),
+        wiring.upstream(draft, plan.heads), draft.abstain,
+    )  # fmt: skip
