@@ -3,7 +3,8 @@
 The odds of a rival move against those of the leader of the time by the log-likelihood ratio of the observed levels,
 over the items on which the two differ; where these are more than EFFECTIVE, the ratio is scaled down to so many,
 since items of one experiment are not independent. A hypothesis that is put up later does not count what was known
-before: it enters ENTRY nats below the best rival of that time. Whatever is said by anyone changes nothing here.
+before: it enters ENTRY nats below the best rival of that time. Among equals the shorter
+leads. An item that was measured before counts once. Whatever is said by anyone changes nothing here.
 
     supported       at least RESOLVED predictions, SILENCES of them on silence, odds above ODDS over every rival that
                     ever predicted otherwise, and the levels hit in at least HITS of the items (balanced over levels)
@@ -12,6 +13,7 @@ before: it enters ENTRY nats below the best rival of that time. Whatever is said
     refuted         of a single hypothesis: odds below 1/ODDS of the leader's
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
@@ -31,9 +33,6 @@ EFFECTIVE = 6.0
 ENTRY = log(10)
 TELLING = 0.3
 """Total variation between two forecasts of an item from which on they differ."""
-TERSE = 0.02
-"""Nats that a rival begins lower for every unit of its rule's length, at most for LONGEST."""
-LONGEST = 50
 
 Answer = Literal["supported", "open", "no_explanation"]
 
@@ -80,20 +79,23 @@ def judge(
 ) -> tuple[Rival, ...]:  # fmt: skip
     """How every hypothesis stands after all observations, the leader first, those that are out last."""
     tallies: dict[str, _Tally] = {}
+    met: set[object] = set()
     first = _first(hypotheses, experiments)
-    for name, hypothesis in hypotheses.items():
+    for name in hypotheses:
         if name in first:
-            tallies[name] = _Tally(_prior(hypothesis))
+            tallies[name] = _Tally(0.0)
     for experiment in experiments:
         for prediction in experiment.predictions:
             name = prediction.hypothesis
             if name not in tallies:
-                tallies[name] = _Tally(_best(tallies) - ENTRY + _prior(hypotheses[name]))
+                tallies[name] = _Tally(_best(tallies) - ENTRY)
         observation = observations.get(experiment.name)
         if observation is not None and observation.status == "ok" and counts_for_odds(experiment, kind):
-            _resolve(tallies, hypotheses, experiment, levels_of(observation.result["values"]))
-    for name, hypothesis in hypotheses.items():
-        tallies.setdefault(name, _Tally((_best(tallies) if tallies else 0.0) - ENTRY + _prior(hypothesis)))
+            new = _new(experiment, met)
+            if new.any():
+                _resolve(tallies, hypotheses, experiment, levels_of(observation.result["values"]), new)
+    for name in hypotheses:
+        tallies.setdefault(name, _Tally((_best(tallies) if tallies else 0.0) - ENTRY))
     return _ranked(tallies, hypotheses)
 
 
@@ -197,21 +199,33 @@ def _first(hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experimen
     return set(hypotheses) if predicted is None else {prediction.hypothesis for prediction in predicted}
 
 
-def _prior(hypothesis: Hypothesis) -> float:
-    length = len(hypothesis.nodes) if hypothesis.rule is None else hypothesis.rule.length()
-    return 0.0 if hypothesis.kind in NULLS else -TERSE * min(length, LONGEST)
+def _length(hypothesis: Hypothesis) -> int:
+    """How much a hypothesis says, for choosing the shortest of equals."""
+    return len(hypothesis.nodes) if hypothesis.rule is None else hypothesis.rule.length()
 
 
 def _best(tallies: Mapping[str, _Tally]) -> float:
     return max(tally.log_odds for tally in tallies.values() if tally.status == "live")
 
 
+def _new(experiment: Experiment, met: set[object]) -> NDArray[np.bool_]:
+    """Which items were not measured before, and from now on were. A response is known by its window up to the pivot, an
+    effect by what it is of and by the draw of prompts."""
+    said, draw = [], experiment.args.get("prompts")
+    for item in experiment.design["items"]:
+        known = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
+        said.append(known not in met)
+        met.add(known)
+    return np.array(said, np.bool_)
+
+
 def _resolve(
-    tallies: dict[str, _Tally], hypotheses: Mapping[str, Hypothesis], experiment: Experiment, seen: NDArray[np.int64]
-) -> None:
-    """Move the odds by one experiment's observation."""
-    items = np.arange(len(seen))
-    said = {p.hypothesis: forecast(p.expected, experiment.base) for p in experiment.predictions}
+    tallies: dict[str, _Tally], hypotheses: Mapping[str, Hypothesis], experiment: Experiment, seen: NDArray[np.int64],
+    new: NDArray[np.bool_],
+) -> None:  # fmt: skip
+    """Move the odds by what one experiment's new items showed."""
+    seen, items = seen[new], np.arange(int(new.sum()))
+    said = {p.hypothesis: forecast(p.expected, experiment.base)[new] for p in experiment.predictions}
     against = said.get(experiment.reference or "")
     for prediction in experiment.predictions:
         name, tally = prediction.hypothesis, tallies[prediction.hypothesis]
@@ -220,14 +234,14 @@ def _resolve(
             differ = telling(mine, against)
             ratio = np.log(mine[items, seen] / against[items, seen])[differ].sum()
             tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
-        with_opinion = np.array([value is not None for value in prediction.expected])
-        if with_opinion.any():
+        expected = [value for value, fresh in zip(prediction.expected, new.tolist(), strict=True) if fresh]
+        sure = np.array([value is not None for value in expected])
+        if sure.any():
             tally.resolved += 1
-            tally.silences += expects_silence(prediction.expected)
-            tally.briers.append(brier(mine[with_opinion], seen[with_opinion]))
-            right = mine.argmax(axis=1) == seen
-            np.add.at(tally.right, seen[with_opinion], right[with_opinion])
-            np.add.at(tally.seen, seen[with_opinion], 1)
+            tally.silences += expects_silence(expected)
+            tally.briers.append(brier(mine[sure], seen[sure]))
+            np.add.at(tally.right, seen[sure], (mine.argmax(axis=1) == seen)[sure])
+            np.add.at(tally.seen, seen[sure], 1)
     best = _best(tallies)
     for name, tally in tallies.items():
         if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
@@ -261,8 +275,12 @@ def _ranked(tallies: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis])
         )
         for name, tally in tallies.items()
     ]  # fmt: skip
-    # Among equals the claim that says more stands before the nulls, and the older before the younger.
+    # Among equals a claim that says more than a null stands first, then the shorter, then the older one.
     order = list(hypotheses)
-    return tuple(
-        sorted(rivals, key=lambda r: (r.status != "live", -r.log_odds, r.hypothesis.kind in NULLS, order.index(r.name)))
-    )
+
+    def place(rival: Rival) -> tuple[bool, float, bool, int, int]:
+        hypothesis = rival.hypothesis
+        null = hypothesis.kind in NULLS
+        return rival.status != "live", -rival.log_odds, null, _length(hypothesis), order.index(rival.name)
+
+    return tuple(sorted(rivals, key=place))

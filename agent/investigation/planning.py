@@ -70,9 +70,12 @@ class Planner:
             reference = next(iter(self._rivals), None)
             self._check_telling(call, design, predictions, base)
         plain = args.model_dump(mode="json")
+        key = self._key(tool, plain, design)
+        if (same := next((e.name for e in self._experiments if e.key == key), None)) is not None:
+            raise RejectedError(f"{call.tool}: {same} measured exactly this; another seed or other arguments are news")
         return Experiment(
             f"o{number}", call.tool, plain, call.purpose, tool.survey, self._role, self._round,
-            self._key(tool, plain, design), asdict(design), base, reference, predictions,
+            key, asdict(design), base, reference, predictions,
         )  # fmt: skip
 
     def _predictions(self, call: Call, design: Design) -> tuple[Prediction, ...]:
@@ -133,8 +136,9 @@ def design_of(stored: Mapping[str, Any]) -> Design:
 
 
 def _leader_expects_silence(experiment: Experiment) -> bool:
-    expected = next((p.expected for p in experiment.predictions if p.hypothesis == experiment.reference), ())
-    return expects_silence(expected)
+    """Of the likeliest rival that says anything: no pattern, when it leads, predicts nothing, silence neither."""
+    said = (p.expected for p in experiment.predictions if any(value is not None for value in p.expected))
+    return expects_silence(next(said, ()))
 
 
 def _fault(error: ValidationError) -> str:
