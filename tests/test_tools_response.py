@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
 from neuronaut.data.records import Explanation
 from neuronaut.data.store import Store
+from neuronaut.explainers.batch import TrainBatch
 from neuronaut.explainers.rules import Rule
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.errors import NeuronautError
@@ -58,9 +60,12 @@ def lab_of() -> Iterator[LabOf]:
     bench = Bench(store, subject, source)
     indices = {neuron.name: neuron.index for neuron in planted.neurons}
 
+    @cache
+    def trained(name: str) -> TrainBatch:
+        return bench.train([store.evidence(Feature(source.id, indices[name]))])
+
     def make(name: str, **rules: str) -> FeatureLab:
-        evidence = store.evidence(Feature(source.id, indices[name]))
-        batch = bench.train([evidence])
+        batch = trained(name)
         lab = FeatureLab(store, subject, source, batch.features[0], batch)
         lab.rivals = {rival: Hypothesis(text=rival, rule=Rule.parse(rule)) for rival, rule in rules.items()}
         return lab
@@ -230,6 +235,11 @@ def test_near_misses_of_the_corpus_show_the_exception(lab_of: LabOf) -> None:
     design, measured = run(MineNearMisses(), lab, count=20)
     assert measured.effect == 0, "H2 reads the token before, which is all that matters"
     assert sum(item.about["was"] < 0.1 for item in design.items) == 10
+    kept = {
+        name: MineNearMisses().design(MineNearMisses.args(), lab_of("river_not_dry", H1=rule)).plan["kept"]
+        for name, rule in (("pivot", RIVER), ("before", aware), ("text", RIVER[:-1] + ', "unless": [{"repeat": 1}]}'))
+    }
+    assert kept == {"pivot": 0, "before": 1, "text": 16}
     silent, _ = run(MineNearMisses(), lab_of("river_not_dry", H1=aware), expect="silence")
     assert all(item.about["was"] < 0.1 for item in silent.items)
 

@@ -1,8 +1,8 @@
 """Places of the corpus that ought to be alike: where it fires, and where it is silent on the same tokens.
 
 Half of the places are active, half near misses; first come those on which the rivals disagree most. Each is measured
-on a fresh copy of its window in which everything that no rival reads is other corpus text, so that what is left of
-the difference is what some rival can explain, and what is gone is what none can.
+on a fresh copy of its window in which everything that no rival reads is other corpus text (beyond FAR tokens where one
+reads the whole text, or where none has a rule), so that what is left of the difference is what some rival can explain.
 """
 
 from collections import Counter
@@ -35,6 +35,8 @@ POOL = 400
 SHOWN = 12
 """Previous tokens that are told of each pivot token."""
 CONTROLS = 12
+FAR = 16
+"""Tokens before the pivot that are kept at most."""
 
 
 class MineArgs(Expecting, frozen=True):
@@ -66,8 +68,7 @@ class MineNearMisses:
         )
         kept = as_expected(lab, [*silent, *active], args.expect)
         chosen = in_turn(_telling_first(lab, kept), lambda item: item.about["was"] >= ACTIVE)[: args.count]
-        what = "everything" if reach is None else f"the last {reach + 1} tokens"
-        question = f"Do places with the same token behave as in the corpus when {what} up to the pivot are kept?"
+        question = f"Do places with the same token behave as in the corpus when {reach} tokens before it are kept?"
         control = [[list(item.ids), item.pivot] for item in others]
         return Design(question, "response", tuple(chosen), {"control": control, "kept": reach})
 
@@ -93,9 +94,9 @@ class MineNearMisses:
         )  # fmt: skip
 
 
-def _copy(lab: FeatureLab, place: Place, label: str, rng: np.random.Generator, reach: int | None) -> Item:
+def _copy(lab: FeatureLab, place: Place, label: str, rng: np.random.Generator, reach: int) -> Item:
     """The place in its window, with other text before the `reach` tokens before the pivot."""
-    start = 0 if reach is None else max(0, place.pivot - reach)
+    start = max(0, place.pivot - reach)
     filling = silent_window(lab, rng, position=place.pivot).tolist()
     ids = (*filling[:start], *place.ids[start:])
     text = excerpt(lab, place.ids, place.pivot)
@@ -141,14 +142,14 @@ def _previous(lab: FeatureLab) -> dict[str, Any]:
     return {"tokens": table, "only before silent": dict(only.most_common(SHOWN))}
 
 
-def _reach(lab: FeatureLab) -> int | None:
-    """How many tokens before the pivot the rivals' rules read; None for the whole text, or where there is no rule."""
-    rules = [lab.rivals[name].rule for name in ruled(lab)]
-    reaches = [_read_by(condition) for rule in rules if rule is not None for condition in conditions(rule)]
-    return None if not rules or None in reaches else max((reach for reach in reaches if reach is not None), default=0)
+def _reach(lab: FeatureLab) -> int:
+    """How many tokens before the pivot the rivals' rules read, FAR at most."""
+    rules = [rule for name in ruled(lab) if (rule := lab.rivals[name].rule) is not None]
+    reaches = [_read_by(condition) for rule in rules for condition in conditions(rule)]
+    return min(max(reaches, default=0), FAR) if rules else FAR
 
 
-def _read_by(condition: Condition) -> int | None:
+def _read_by(condition: Condition) -> int:
     match condition:
         case Token() | Class() | Regex(of="token"):
             return condition.within or -condition.at
@@ -158,4 +159,4 @@ def _read_by(condition: Condition) -> int | None:
         case Position():
             return 0
         case _:
-            return None
+            return FAR

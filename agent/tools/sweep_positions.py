@@ -57,12 +57,9 @@ class SweepPositions:
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of positions at which it fires; `found` has the mean by position and what the positions are."""
-        control = [
-            Item("filling", tuple(design.plan["control"][item.about["carrier"] - 1]), item.pivot)
-            for item in design.items
-        ]
-        found = lab.respond([*design.items, *control])
-        values, others = found[: len(design.items)], found[len(design.items) :]
+        values = lab.respond(design.items)
+        around = lab.read(np.array(design.plan["control"], np.int64)) / lab.scale
+        others = [float(around[item.about["carrier"] - 1, item.pivot]) for item in design.items]
         share = by_carrier(design.items, [float(value >= ACTIVE) for value in values], seed=lab.seed)
         quiet = mean([float(value >= ACTIVE) for value in others], seed=lab.seed)
         return Measured(
