@@ -14,6 +14,8 @@ from neuronaut.agent.investigation.levels import LEVELS, levels_of
 from neuronaut.agent.tools.causal_ablate import Ablate, PatchActivation
 from neuronaut.agent.tools.causal_attention import Attention
 from neuronaut.agent.tools.causal_cut import CutUpstream
+from neuronaut.agent.tools.causal_downstream import Downstream
+from neuronaut.agent.tools.causal_probe import ProbeProperty
 from neuronaut.agent.tools.causal_steer import Steer
 from neuronaut.agent.tools.causal_tokens import PromotedTokens
 from neuronaut.agent.tools.causal_upstream import Upstream
@@ -25,6 +27,7 @@ from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
+from neuronaut.subject.sources import Source
 from neuronaut.tests.planted import LAYER, PlantedNeuron, build
 
 INERT = "river"
@@ -46,10 +49,11 @@ class World:
         self.store = Store(":memory:")
         self.dictionary = self._coded()
         corpus = Corpus.of("planted", planted.corpus)
-        harvest(self.subject, [f"mlp.{LAYER}", self.dictionary], corpus, self.store)
-        (neurons_,) = neurons(self.subject, [f"mlp.{LAYER}"])
-        self.benches = {s.id: Bench(self.store, self.subject, s) for s in (neurons_, self.dictionary)}
-        self.sources = {"mlp": neurons_, "dictionary": self.dictionary}
+        sites = [f"mlp.{LAYER}", f"mlp.{LAYER - 1}"]
+        harvest(self.subject, [*sites, self.dictionary], corpus, self.store)
+        after, before = neurons(self.subject, sites)
+        self.sources: dict[str, Source] = {"mlp": after, "before": before, "dictionary": self.dictionary}
+        self.benches = {s.id: Bench(self.store, self.subject, s) for s in self.sources.values()}
         self.labs: dict[str, FeatureLab] = {}
 
     def _coded(self) -> Dictionary:
@@ -67,8 +71,12 @@ class World:
 
     def lab(self, name: str, *, coded: bool = False, **claims: Any) -> FeatureLab:
         """The lab of a neuron or of the feature that is its code; `claims` are a rival's."""
-        source = self.sources["dictionary" if coded else "mlp"]
         index = CODED.index(name) if coded else self.neurons[name].index
+        return self.lab_of("dictionary" if coded else "mlp", index, **claims)
+
+    def lab_of(self, sort: str, index: int, **claims: Any) -> FeatureLab:
+        """The lab of a feature of one of the sources."""
+        source = self.sources[sort]
         key = f"{source.id}:{index}"
         if key not in self.labs:
             (feature,) = self.store.features(key)
@@ -224,6 +232,34 @@ def test_attention_shows_the_previous_token_head(world: World) -> None:
     assert found.effect == pytest.approx(1, abs=0.01)
 
 
+ANY_CAUSE = 2
+"""The neuron of the layer before that rises with either cause of `three_causes`."""
+
+
+def test_downstream_finds_the_neuron_that_reads_the_flag(world: World) -> None:
+    found = run(Downstream(), world.lab_of("before", ANY_CAUSE))
+    reader = f"mlp.{LAYER}:{world.neurons['three_causes'].index}"
+    assert found.found["first"] == found.found["neurons"][0]["unit"] == reader
+    assert found.found["neurons"][0]["raised_by"] > 0
+    assert found.found["neurons"][1]["deviations"] < 0.1 * found.found["neurons"][0]["deviations"]
+    assert found.control is not None and found.control.high is not None and found.effect is not None
+    assert found.effect > found.control.high
+
+
+def test_nothing_is_downstream_of_the_last_layer(world: World) -> None:
+    with pytest.raises(NeuronautError, match="only the output reads"):
+        run(Downstream(), world.lab("day"))
+
+
+def test_the_residual_stream_knows_what_a_feature_says_and_other_neurons_may_not(world: World) -> None:
+    stream = run(ProbeProperty(), world.lab("day", coded=True))
+    assert stream.effect == pytest.approx(1) and stream.found["with_the_feature"] == pytest.approx(1)
+    bigram = run(ProbeProperty(), world.lab("new_haven"))
+    assert bigram.found["with_the_feature"] == pytest.approx(1)
+    assert bigram.effect is not None and bigram.control is not None and bigram.control.high is not None
+    assert bigram.effect < bigram.control.high
+
+
 def test_what_a_component_is_must_come_before_the_feature(world: World) -> None:
     with pytest.raises(NeuronautError, match="not computed before"):
         run(CutUpstream(), world.lab("day"), nodes=("mlp_out.2",))
@@ -242,6 +278,6 @@ def test_a_given_token_must_be_one_and_a_claimed_one_that_is_none_is_reported(wo
 
 
 def test_designs_are_deterministic(world: World) -> None:
-    tools: Sequence[Any] = [*TOKEN_TOOLS, PromotedTokens(), CutUpstream(), Upstream(), Attention()]
+    tools: Sequence[Any] = [*TOKEN_TOOLS, PromotedTokens(), CutUpstream(), Upstream(), Attention(), ProbeProperty()]
     for tool in tools:
         assert tool.design(tool.args(), world.lab("day")) == tool.design(tool.args(), world.lab("day"))

@@ -20,7 +20,7 @@ from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ..investigation.experiments import Item
 from ..investigation.lab import FeatureLab
-from .places import SILENT, Place, common_tokens, generator, special_tokens, training
+from .places import ACTIVE, SILENT, Place, common_tokens, generator, special_tokens, training
 
 MOST = 24
 """Claimed tokens or components of one experiment."""
@@ -49,9 +49,19 @@ def silent_places(
         quiet[:, np.arange(quiet.shape[1]) != at] = False
     if tokens is not None:
         quiet &= np.isin(ids, list(tokens))
-    rng = generator(lab, seed, f"silent {at}")
-    rows = rng.permutation(np.flatnonzero(quiet.any(axis=1)))[:count].tolist()
-    pivots = [int(rng.choice(np.flatnonzero(quiet[row]))) for row in rows]
+    return _drawn(lab, quiet, count, generator(lab, seed, f"silent {at}"))
+
+
+def active_places(lab: FeatureLab, count: int, *, seed: int) -> list[Place]:
+    """As `silent_places`, positions at which it is active, however strong its window is."""
+    return _drawn(lab, training(lab).values >= ACTIVE, count, generator(lab, seed, "active"))
+
+
+def _drawn(lab: FeatureLab, mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> list[Place]:
+    """One random position of each of `count` random windows that have one."""
+    ids, values = training(lab)
+    rows = rng.permutation(np.flatnonzero(mask.any(axis=1)))[:count].tolist()
+    pivots = [int(rng.choice(np.flatnonzero(mask[row]))) for row in rows]
     return [
         Place(tuple(ids[row].tolist()), pivot, float(values[row, pivot]))
         for row, pivot in zip(rows, pivots, strict=True)

@@ -7,6 +7,8 @@ from ..investigation.experiments import Tool
 from .causal_ablate import Ablate, PatchActivation
 from .causal_attention import Attention
 from .causal_cut import CutUpstream
+from .causal_downstream import Downstream
+from .causal_probe import ProbeProperty
 from .causal_steer import Steer
 from .causal_tokens import PromotedTokens
 from .causal_upstream import Upstream
@@ -40,7 +42,9 @@ _ALL: tuple[Tool[Any], ...] = (
     PatchActivation(),
     Steer(),
     Upstream(),
+    Downstream(),
     Attention(),
+    ProbeProperty(),
     CutUpstream(),
     CutNodes(),
     RestoreNodes(),
