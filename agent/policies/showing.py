@@ -9,7 +9,7 @@ interrupted is asked for in the same words, and paid for once.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...data.records import Example
@@ -36,8 +36,9 @@ KNOWN, RIVALS, EXPERIMENTS, SURVEYS = 4500, 2500, 3500, 1800
 """Tokens that each section has at most, roughly; of a section's parts the first is always shown."""
 WHOLE = 3
 """Experiments, and surveys, of which more than a line is shown."""
-ITEMS = 10
-"""Items of an experiment that are shown: all, or those on which the leader was most wrong."""
+WRONG, RIGHT = 10, 3
+"""Items of an experiment that are shown: those whose level the leader did not expect, the furthest off first, and
+others."""
 NOTHING = "(none)"
 _LINE, _LONG = 300, 800
 """Characters of a line, and of one that holds what was found, or a rule."""
@@ -50,9 +51,9 @@ def places(view: View) -> dict[str, str]:
     return {
         "target": _line(view.target),
         "known": "\n\n".join(_behaviour(view) if view.kind == "behaviour" else _feature(view)),
-        "rivals": _section([_rival(rival, view) for rival in _ordered(view.rivals)], RIVALS),
-        "experiments": _section(_trials([d for d in done if not d.survey], view), EXPERIMENTS),
-        "surveys": _section(_trials([d for d in done if d.survey], view), SURVEYS),
+        "rivals": _section((_rival(r, view) for r in _ordered(view.rivals)), len(view.rivals), tokens=RIVALS),
+        "experiments": _trials([one for one in done if not one.survey], view, tokens=EXPERIMENTS),
+        "surveys": _trials([one for one in done if one.survey], view, tokens=SURVEYS),
         "left": _left(view),
         "rejected": told,
     }
@@ -77,7 +78,7 @@ def _feature(view: View) -> list[str]:
             rows["Active windows"].append([f"{name}: {text}", f"   {strongest(part, highest, count=4)}"])
         else:
             rows[_silent(example, peaks)].append([f"{name}: {_quiet(example, peaks)}"])
-    parts = [f"{title}:\n{_section(blocks, KNOWN // 3, long=True)}" for title, blocks in rows.items()]
+    parts = [f"{title}:\n{_section(found, len(found), tokens=KNOWN // 3)}" for title, found in rows.items()]
     if view.statistics is not None:
         parts.append(f"It is active on {view.statistics.density:.2%} of all tokens.")
     return [*parts, *_baseline(view)]
@@ -153,16 +154,16 @@ def _rival(rival: Rival, view: View) -> list[str]:
 
 
 def _rule(rule: Rule, view: View) -> str:
-    return _line(in_steps(rule, view.scale).to_json(), _LONG)
+    return _json(in_steps(rule, view.scale).model_dump(mode="json", exclude_defaults=True), _LONG)
 
 
 # Experiments
 
 
-def _trials(done: Sequence[Done], view: View) -> list[list[str]]:
+def _trials(done: Sequence[Done], view: View, *, tokens: int) -> str:
     """The last ones with what was found, the others in a line."""
-    whole = [[_headline(one, view), *_details(one, view)] for one in done[:WHOLE]]
-    return whole + [[_headline(one, view)] for one in done[WHOLE:]]
+    blocks = ([_headline(one, view), *(_details(one, view) if place < WHOLE else ())] for place, one in enumerate(done))
+    return _section(blocks, len(done), tokens=tokens)
 
 
 def _headline(done: Done, view: View) -> str:
@@ -221,18 +222,22 @@ def _details(done: Done, view: View) -> list[str]:
 
 
 def _items(done: Done, view: View) -> list[str]:
-    """Items with their values and what the live rivals expected, those first on which the leader was most wrong."""
+    """Items with their values and what the live rivals expected."""
     assert done.measured is not None
     values, factor = done.measured.values, 1 if done.design.readout == "effect" else STEPS
     named = [r.name for r in view.rivals if r.status == "live" and r.name in done.expected]
-    leader = done.expected[named[0]] if named else (None,) * len(values)
-    order = sorted(range(len(values)), key=lambda i: -abs(values[i] - (leader[i] or 0.0)))
+    said = done.expected[named[0]] if named else (None,) * len(values)
+    leader = [0.0 if value is None else value for value in said]
+    wrong = levels_of(values) != levels_of(leader)
+    order = sorted(range(len(values)), key=lambda i: -abs(values[i] - leader[i]))
+    shown = [i for i in order if wrong[i]][:WRONG] + [i for i in order if not wrong[i]][:RIGHT]
     lines = []
-    for i in order[:ITEMS]:
-        said = [f"{n} {e * factor:.2g}" for n in named if (e := done.expected[n][i]) is not None]
-        expected = f" (expected: {', '.join(said)})" if said else ""
+    for i in shown:
+        told = [f"{n} {e * factor:.2g}" for n in named if (e := done.expected[n][i]) is not None]
+        expected = f" (expected: {', '.join(told)})" if told else ""
         lines.append(f"   - {_line(done.design.items[i].label, 120)}: {values[i] * factor:.2g}{expected}")
-    return lines + ([f"   - and {len(values) - ITEMS} items more"] if len(values) > ITEMS else [])
+    left = len(values) - len(shown)
+    return [*lines, f"   - and {left} items more"] if left else lines
 
 
 # Room
@@ -244,20 +249,19 @@ def _left(view: View) -> str:
     return ", ".join(found) or "no limit is set"
 
 
-def _section(blocks: Sequence[Sequence[str]], tokens: int, *, long: bool = False) -> str:
-    """The first blocks, as many as there is room for, in a fence, and how many there are beside them."""
+def _section(blocks: Iterable[Sequence[str]], count: int, *, tokens: int, most: int = _LONG) -> str:
+    """The first of `count` blocks, as many as there is room for, in a fence, and how many there are beside them; lines
+    have `most` characters at most."""
     shown: list[str] = []
     taken = 0
     for block in blocks:
-        lines = [_cut(line, 2 * _LONG if long else _LONG) for line in block]
+        lines = [_cut(line, most) for line in block]
         tokens -= sum(estimate(line) + 1 for line in lines)
         if tokens < 0 and taken:
             break
         shown += lines
         taken += 1
-    if not shown:
-        return NOTHING
-    return fenced(shown) + (f"\n... and {len(blocks) - taken} more" if taken < len(blocks) else "")
+    return (fenced(shown) + (f"\n... and {count - taken} more" if taken < count else "")) if taken else NOTHING
 
 
 def _fenced(texts: Sequence[str]) -> str:
@@ -272,7 +276,7 @@ def _json(value: Any, most: int = _LINE) -> str:
 
 def _line(text: str, most: int = _LINE) -> str:
     """Any text on one line, cut where it is long."""
-    return _cut(spelled(text), most)
+    return _cut(spelled(text[: most + 1]), most)
 
 
 def _cut(line: str, most: int) -> str:
