@@ -29,6 +29,8 @@ VERBS: Mapping[str, str] = {
     "import": "exchange:import_",
     "models": "query:models",
     "sources": "query:sources",
+    "investigate": "investigate:investigate",
+    "sessions": "sessions:sessions",
     "prompts": "prompts:prompts",
     "llm": "llm:llm",
     "run": "causal_run:run",

@@ -5,7 +5,7 @@ which browsers show where the pointer rests.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import log, log10
+from math import log, log2, log10
 from typing import NamedTuple
 
 from .citing import visible
@@ -113,14 +113,10 @@ def _apart(heights: Sequence[float], *, gap: float) -> list[float]:
 
 def agreement(report: Report, name: str, *, colour: int) -> Html | None:
     """What a hypothesis expected of every item against what was seen; None where it expected nothing."""
-    points = [
-        (expected, item["value"], f"{trial.name} {visible(item['label'])}")
-        for trial in report.experiments for item in trial.items
-        if (expected := item["expected"].get(name)) is not None
-    ]  # fmt: skip
+    points = _gathered(report, name)
     if not points:
         return None
-    ends = [value for one in points for value in one[:2]]
+    ends = [value for place in points for value in place]
     low, high = min(-0.2, max(-1.2, min(ends))), max(1.2, min(1.8, max(ends)))
     across, up = Axis(low, high, 40, 292), Axis(low, high, 262, 10)
     edges = [low, *EDGES, high]
@@ -136,14 +132,30 @@ def agreement(report: Report, name: str, *, colour: int) -> Html | None:
             text(34, up(value) + 4, f"{value:g}", anchor="end"),
         ]
     dots = [
-        el("g", el("title", f"{label}: {short(expected)} expected, {short(seen)} seen"),
-           el("circle", cx=across(expected), cy=up(seen), r=3.2), class_=f"cloud s{min(colour, COLOURS - 1)}")
-        for expected, seen, label in points
+        el("g", el("title", f"{_listed(labels)}: {short(expected)} expected, {short(seen)} seen"),
+           el("circle", cx=across(expected), cy=up(seen), r=2.6 + min(5.0, log2(len(labels)) / 2)),
+           class_=f"cloud s{min(colour, COLOURS - 1)}")
+        for (expected, seen), labels in points.items()
     ]  # fmt: skip
     drawn = svg(304, 300, f"forecasts of {name} against what was seen", *cells, *ticks, *dots,
                 text(166, 296, "expected", anchor="middle", class_="axis"),
                 text(46, 22, "seen", class_="axis"))  # fmt: skip
-    return el("figure", drawn, el("figcaption", el("b", name), f" {len(points):,} forecasts"))
+    return el("figure", drawn, el("figcaption", el("b", name), f" {sum(map(len, points.values())):,} forecasts"))
+
+
+def _gathered(report: Report, name: str) -> dict[tuple[float, float], list[str]]:
+    """Items by what was expected and what was seen, to hundredths: those of one place are one dot."""
+    places: dict[tuple[float, float], list[str]] = {}
+    for trial in report.experiments:
+        for item in trial.items:
+            if (expected := item["expected"].get(name)) is not None:
+                place = round(expected, 2) + 0.0, round(item["value"], 2) + 0.0
+                places.setdefault(place, []).append(f"{trial.name} {visible(item['label'])}")
+    return places
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:3]) + (f" and {len(labels) - 3:,} more" if len(labels) > 3 else "")
 
 
 class Point(NamedTuple):

@@ -63,13 +63,16 @@ def replay(journal: Journal, id: str) -> Replay:
     return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, journal.broken_link(id))
 
 
-def fork(journal: Journal, id: str, *, step: int) -> Opened:
-    """Copy an investigation's decisions before `step`; the result is to be run with `investigate(..., fork=...)`."""
+def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> Opened:
+    """Copy an investigation's decisions before `step`; the result is to be run with `investigate(..., fork=...)`, and
+    with its own `seed` where one is given."""
     row = journal.row(id)
     steps = [decision["step"] for decision in journal.decisions(row["id"])]
     if not 0 <= step <= len(steps):
         raise NeuronautError(f"{row['id']} has {len(steps)} decisions; fork it at step 0 to {len(steps)}, not {step}")
     settings = {**row["settings"], "fork": [row["id"], step]}
+    if seed is not None:
+        settings["seed"] = seed
     new = Opened(
         opened_id(row["kind"], row["target"], row["policy"], settings), row["kind"], row["target"], row["policy"],
         settings, row["provenance"], row["id"],

@@ -17,8 +17,11 @@ _CONTENDERS, _TRIALS, _SURVEYS, _CLAIMS, _SCORES = 5, 12, 4, 5, 6
 """Rows that are shown of each."""
 _WORDS = 160
 """Characters that are shown of a quote in a row."""
-_HEADLINES = ("correlation", "agreement", "balanced_accuracy", "faithfulness", "completeness")
-"""Metrics of the holdout that are shown first."""
+HEADLINES = (
+    ("top_random", "correlation"), ("counterfactual", "agreement"), ("context", "agreement"),
+    ("quantile", "correlation"), ("natural", "faithfulness"), ("counterfactual", "faithfulness"),
+)  # fmt: skip
+"""Scores of the holdout that are shown first, by set of examples and metric."""
 
 
 def text_of(report: "Report") -> str:
@@ -57,9 +60,7 @@ def _source(report: "Report") -> list[str]:
 
 
 def _holdout(report: "Report") -> list[str]:
-    found = sorted(
-        report.scores, key=lambda s: _HEADLINES.index(s["metric"]) if s["metric"] in _HEADLINES else len(_HEADLINES)
-    )
+    found = sorted(report.scores, key=_rank)
     rows = [_score(score) for score in found[:_SCORES]]
     read = cited(f"{len(report.peeks)}", ["holdout"])
     if report.peeks:
@@ -68,9 +69,15 @@ def _holdout(report: "Report") -> list[str]:
     return rows
 
 
+def _rank(score: Mapping[str, Any]) -> int:
+    known = (score["examples"], score["metric"])
+    return HEADLINES.index(known) if known in HEADLINES else len(HEADLINES)
+
+
 def _score(score: Mapping[str, Any]) -> str:
     half = "counterfactual" if score["examples"] in COUNTERFACTUAL else "natural"
-    what = f"{half} ({score['examples'].replace('_', ' ')}) {score['metric'].replace('_', ' ')} "
+    which = "" if score["examples"] == half else f" ({score['examples'].replace('_', ' ')})"
+    what = f"{half}{which} {score['metric'].replace('_', ' ')} "
     if score["value"] is None:
         return line(what, "none: ", _quote(score["reason"] or "no reason", ["holdout"]))
     best = max((value for value in score["baselines"].values() if value is not None), default=None)
@@ -85,12 +92,14 @@ COUNTERFACTUAL = ("counterfactual", "context")
 
 
 def _rivals(report: "Report") -> list[str]:
-    rows = [_rival(contender) for contender in report.contenders[:_CONTENDERS]]
-    return rows + _more(len(report.contenders) - len(rows), "hypotheses", ["journal"])
+    every = [trial.name for trial in report.experiments if trial.status == "ok"]
+    rows = [_rival(contender, every) for contender in report.contenders[:_CONTENDERS]]
+    return rows + _more(len(report.contenders) - len(rows), "hypotheses more", ["journal"])
 
 
-def _rival(contender: "Contender") -> str:
-    seen = [told.experiment for told in contender.forecasts if told.for_odds]
+def _rival(contender: "Contender", every: Sequence[str]) -> str:
+    # The odds of one without opinions move by what the others foretold.
+    seen = [told.experiment for told in contender.forecasts if told.for_odds] or every
     parts: list[str | Cited] = [contender.name, " ", contender.status]
     if seen:
         numbers = f"share {contender.share:.2f}, resolved {contender.resolved} ({contender.silences} on silence)"
@@ -136,7 +145,7 @@ def _claims(report: "Report") -> list[str]:
         for name, value in claim["values"].items():
             parts += [", ", _number(value, [name])]
         rows.append(line(*parts))
-    return rows + _more(len(report.claims) - len(rows), "claims", ["journal"])
+    return rows + _more(len(report.claims) - len(rows), "claims more", ["journal"])
 
 
 def _controls(report: "Report") -> list[str]:
@@ -192,7 +201,7 @@ def _provenance(report: "Report") -> list[str]:
 
 
 def _more(count: int, what: str, sources: Iterable[str]) -> list[str]:
-    return [line(cited(f"{count:,}", sources), f" {what} more")] if count > 0 else []
+    return [line(cited(f"{count:,}", sources), f" {what}")] if count > 0 else []
 
 
 def _number(
@@ -202,11 +211,17 @@ def _number(
     return cited(f"{short(value)}{interval}{f' {units}' if units else ''}", sources)
 
 
+TINY = 0.0005
+"""Values so near to zero are told as zero: they are measured in single precision, in units of order one."""
+
+
 def short(value: float) -> str:
     """A number with two digits or so."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+    if abs(value) < TINY:
+        return "0.00"
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def _quote(text: str, sources: Iterable[str], *, whole: bool = False) -> Cited:

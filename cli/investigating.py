@@ -1,0 +1,160 @@
+"""From what was typed to sessions: targets, who decides, what an interrupted investigation was begun with."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..agent.investigation.budget import Limits
+from ..agent.investigation.session import Session, investigate, investigate_all
+from ..agent.investigation.work import Settings
+from ..agent.policies.at_random import RandomPolicy
+from ..agent.policies.llm import LLMPolicy
+from ..agent.policies.policy import Policy
+from ..agent.policies.replay import ReplayPolicy
+from ..agent.policies.scripted import ScriptedPolicy
+from ..agent.policies.scripted_behaviour import ScriptedBehaviourPolicy
+from ..data.journal_values import Opened
+from ..data.store import Store
+from ..explainers.llm.desk import Desk
+from ..scorers.scorer import Scorer
+from ..subject.errors import NeuronautError
+from .causal_inputs import task_of
+from .making import Ingredients, scorers_named
+from .opening import Opening, chosen_features, stored_sources, stored_subject
+
+PAIRS = ("task", "rows", "pairs", "clean", "corrupted", "answer", "wrong")
+"""Options that give the pairs of a behaviour."""
+Hears = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for."""
+
+    targets: tuple[str, ...]
+    policy: str
+    transcript: str | None
+    """Id of the investigation whose decisions are taken, of policy replay."""
+    limits: Limits
+    settings: Settings
+    seed: int
+    scorers: str
+    pairs: Mapping[str, Any]
+    opening: Opening
+    degrees: float | None = 0.0
+    """Temperature of the language model."""
+    embedder: str | None = None
+    begun: Opened | None = None
+    """The investigation to go on with."""
+
+    @property
+    def of_behaviour(self) -> bool:
+        """Whether pairs were given, so that the target is a model."""
+        return any(self.pairs[name] is not None for name in PAIRS if name != "rows")
+
+
+def resumed(store: Store, id: str, wish: Wish) -> Wish:
+    """The wish that an investigation was begun with."""
+    row = store.journal.row(id)
+    said = row["settings"]
+    begun = Opened(
+        row["id"], row["kind"], row["target"], row["policy"], said, row["provenance"], row["parent"]
+    )  # fmt: skip
+    if (row["kind"] == "behaviour") != wish.of_behaviour:
+        what = (
+            "a behaviour; give its pairs again, with --task or --pairs" if row["kind"] == "behaviour" else "a feature"
+        )
+        raise NeuronautError(f"{row['id']} is about {what}")
+    target = row["target"].partition(" ")[0] if wish.of_behaviour else row["target"]
+    return replace(
+        wish, targets=(target,), policy=row["policy"], limits=Limits(**said["limits"]),
+        settings=Settings(**said["settings"]), seed=said["seed"], begun=begun,
+    )  # fmt: skip
+
+
+def sessions(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Iterator[Session]:
+    """Investigate all targets, one after another."""
+    if wish.of_behaviour:
+        yield _behaviour(store, wish, desk, hears)
+        return
+    features = chosen_features(store, wish.targets)
+    subject = stored_subject(store, features[0].source.model, wish.opening)
+    sources = stored_sources(store, subject, features, wish.opening)
+    policy = _policy(store, wish, desk)
+    made_from = Ingredients(
+        subject, sources, desk and desk.llm, store.chosen_prompts(), wish.degrees, embedder=wish.embedder
+    )
+    judges: Sequence[Scorer] = scorers_named(wish.scorers, made_from)
+    yield from investigate_all(
+        features, subject, store, policy=policy, limits=wish.limits, seed=wish.seed, sources=sources, desk=desk,
+        scorers=judges, settings=wish.settings, on_event=hears, fork=wish.begun,
+    )  # fmt: skip
+
+
+def _behaviour(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Session:
+    if len(wish.targets) != 1:
+        raise NeuronautError(
+            f"{len(wish.targets)} targets came with pairs of prompts; wanted one model, as in: "
+            "neuronaut investigate demo --task induction"
+        )
+    subject = stored_subject(store, wish.targets[0], wish.opening)
+    task = task_of(subject, wish.pairs, seed=wish.seed)
+    if wish.begun is not None and wish.begun.target != f"{subject.name} {task.name}":
+        raise NeuronautError(f"{wish.begun.id} is about {wish.begun.target}, not {subject.name} {task.name}")
+    return investigate(
+        task, subject, store, policy=_policy(store, wish, desk), limits=wish.limits, seed=wish.seed, desk=desk,
+        settings=wish.settings, on_event=hears, fork=wish.begun,
+    )  # fmt: skip
+
+
+def _policy(store: Store, wish: Wish, desk: Desk | None) -> Policy:
+    """Who decides; of an investigation that was begun, the same as then."""
+    made = POLICIES[wish.policy](store, wish, desk)
+    then = None if wish.begun is None else wish.begun.settings["policy"]
+    if then is not None and json.loads(json.dumps(dict(made.settings))) != then:
+        model = f"; it asked {then['model']}" if "model" in then else ""
+        raise NeuronautError(
+            f"{wish.begun and wish.begun.id} was begun with another {wish.policy} policy{model}; give the options that "
+            "it was begun with, or investigate anew"
+        )
+    return made
+
+
+def _llm(store: Store, wish: Wish, desk: Desk | None) -> Policy:
+    del store
+    if desk is None:
+        raise NeuronautError(
+            "the policy llm asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
+        )
+    return LLMPolicy(desk, temperature=wish.degrees)
+
+
+def _replay(store: Store, wish: Wish, desk: Desk | None) -> Policy:
+    del desk
+    if wish.transcript is None:
+        raise NeuronautError("the policy replay takes the decisions of an investigation; name it with --transcript ID")
+    return ReplayPolicy(store.journal.decisions(store.journal.row(wish.transcript)["id"]))
+
+
+def _scripted(store: Store, wish: Wish, desk: Desk | None) -> Policy:
+    del store, desk
+    return ScriptedBehaviourPolicy() if wish.of_behaviour else ScriptedPolicy()
+
+
+POLICIES: Mapping[str, Callable[[Store, Wish, Desk | None], Policy]] = {
+    "scripted": _scripted, "llm": _llm, "random": lambda _, wish, __: RandomPolicy(seed=wish.seed), "replay": _replay,
+}  # fmt: skip
+
+
+def limits_of(budget: str | None, *, asks: bool) -> Limits:
+    """The budget; refuses limits on a language model where none is asked."""
+    if budget is None:
+        return Limits()
+    limits = Limits.parse(budget)
+    of_llm = [name for name in ("usd", "tokens", "calls") if asdict(limits)[name] is not None]
+    if of_llm and not asks:
+        raise NeuronautError(
+            f"--budget {budget} limits a language model, and none is named; add -m, or limit fwd, experiments, minutes"
+        )
+    return limits

@@ -1,0 +1,183 @@
+"""`neuronaut sessions`: investigations that were made, shown, judged again, forked and exported."""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import display
+from .causal_inputs import output_option, write
+from .common import Form, Row, as_json, database_option, debug_option, emit, limit_option, opened, result_options, say
+
+if TYPE_CHECKING:
+    from ..data.store import Store
+
+
+class Listing(click.Group):
+    """A group that lists where no verb is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `list` before options that are not the group's own."""
+        asked = set(args) & set(self.get_help_option_names(ctx))
+        if not asked and (not args or args[0].startswith("-")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Listing)
+def sessions() -> None:
+    """Look at investigations.
+
+    An ID may be cut short. Without a verb they are listed.
+
+    \b
+    Examples:
+      neuronaut sessions
+      neuronaut sessions show 3fa92b --html report.html
+      neuronaut sessions replay 3fa92b
+      neuronaut sessions fork 3fa92b --step 4
+      neuronaut sessions export 3fa92b --format inspect -o log.json
+    """
+
+
+@sessions.command("list")
+@limit_option(default=20)
+@result_options
+def list_(limit: int, database: str, form: Form) -> None:
+    """List investigations, the latest first.
+
+    \b
+    Examples:
+      neuronaut sessions list --limit 5 --json
+    """
+    names = ("id", "created", "ended", "kind", "target", "policy", "status", "reason", "parent")
+    with opened(database) as store:
+        rows = [{name: row[name] for name in names} for row in store.journal.rows(limit=limit)]
+    emit(rows, form, _table)
+
+
+@sessions.command()
+@click.argument("id")
+@output_option("--html", "Write the report as a page, too.")
+@result_options
+def show(id: str, html: str | None, database: str, form: Form) -> None:
+    """Show the report of an investigation; every number in it names its source.
+
+    \b
+    Examples:
+      neuronaut sessions show 3fa92b
+      neuronaut sessions show 3fa92b --json | jq .[0].claims
+    """
+    from ..agent.investigation.report import assemble
+    from .investigate import write_page
+
+    with opened(database) as store:
+        report = assemble(store.journal, id)
+        if html is not None:
+            write_page(store, report, html)
+    emit([report.to_json()], form, lambda _: str(report))
+
+
+@sessions.command()
+@click.argument("id")
+@result_options
+@click.pass_context
+def replay(ctx: click.Context, id: str, database: str, form: Form) -> None:
+    """Judge an investigation again from what it wrote down, and compare to the bit.
+
+    Nobody is asked and nothing is run: the chain of predictions is checked, and every round's odds are made again
+    from predictions and observations. Ends with 1 where anything comes out otherwise.
+
+    \b
+    Examples:
+      neuronaut sessions replay 3fa92b
+    """
+    from ..agent.investigation.replaying import replay as judge_again
+
+    with opened(database) as store:
+        found = judge_again(store.journal, id)
+    emit([{**found._asdict(), "same": found.same}], form, _replayed)
+    ctx.exit(0 if found.same else 1)
+
+
+@sessions.command()
+@click.argument("id")
+@click.option("--step", type=click.IntRange(0), required=True, help="The first decision that is taken anew.")
+@click.option("--seed", type=click.IntRange(0), help="Another seed, from that step on.")
+@result_options
+def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> None:
+    """Copy an investigation up to a decision, to go on otherwise from there.
+
+    \b
+    Examples:
+      neuronaut sessions fork 3fa92b --step 4 --seed 1
+    """
+    from ..agent.investigation.replaying import fork as copy
+
+    with opened(database, write=True) as store:
+        new = copy(store.journal, id, step=step, seed=seed)
+    emit([{"id": new.id, "parent": new.parent, "step": step}], form, lambda rows: rows[0]["id"])
+    say(f"go on with: neuronaut investigate --resume {new.id}")
+
+
+@sessions.command()
+@click.argument("id")
+@click.option("--format", "kind", type=click.Choice(("jsonl", "inspect")), default="jsonl", show_default=True,
+              help="JSON lines with everything, or a log that `inspect view` opens.")  # fmt: skip
+@output_option("--output", "The file; standard output where none is named.")
+@database_option
+@debug_option
+def export(id: str, kind: str, output: str | None, database: str) -> None:
+    """Write an investigation for other programs.
+
+    \b
+    Examples:
+      neuronaut sessions export 3fa92b > session.jsonl
+      neuronaut sessions export 3fa92b --format inspect --output log.json
+    """
+    with opened(database) as store:
+        lines = [as_json(row) for row in _lines(store, id)] if kind == "jsonl" else [_log(store, id)]
+    if output is None:
+        click.echo("\n".join(lines))
+    else:
+        write(output, "\n".join(lines))
+
+
+def _lines(store: "Store", id: str) -> Iterator[Row]:
+    from ..agent.investigation.exporting import to_lines
+    from ..subject.address import Feature
+
+    row = store.journal.row(id)
+    splits = None
+    if row["kind"] == "feature" and any(s["source"] == row["target"].rpartition(":")[0] for s in store.sources()):
+        evidence = store.evidence(Feature.parse(row["target"]))
+        splits = {name: len(getattr(evidence, name)) for name in ("train", "select", "holdout")}
+    return to_lines(store.journal, row["id"], splits=splits)
+
+
+def _log(store: "Store", id: str) -> str:
+    from ..agent.investigation.exporting import to_inspect
+
+    return json.dumps(to_inspect(store.journal, id), ensure_ascii=False, allow_nan=False)
+
+
+def _table(rows: list[Row]) -> str:
+    if not rows:
+        return "no investigations"
+    return display.table(rows, [
+        display.key("id"), display.Column("begun", lambda row: row["created"][:16].replace("T", " ")),
+        display.key("target"), display.key("policy"), display.key("status"), display.key("reason"),
+    ])  # fmt: skip
+
+
+def _replayed(rows: list[Row]) -> str:
+    row: dict[str, Any] = rows[0]
+    if row["same"]:
+        return (
+            f"{row['id']}: {row['rounds']} rounds judged again, the same to the bit: {row['answer']}, {row['leader']}"
+        )
+    faults = [f"rounds {', '.join(map(str, row['different']))} come out otherwise"] * bool(row["different"])
+    faults += ["the evidence does not say what was frozen"] * (not row["frozen"])
+    faults += [f"the chain of predictions breaks at {row['broken']}"] * (row["broken"] is not None)
+    return f"{row['id']}: not the same: {'; '.join(faults)}"
