@@ -140,7 +140,7 @@ def test_inputs_can_be_chosen_by_what_the_leader_expects(lab_of: LabOf) -> None:
     assert {item.about["put"] for item in active.items} == {" river"}
     assert " river" not in {item.about["put"] for item in silent.items}
     lab.rivals = {}
-    with pytest.raises(NeuronautError, match="leading hypothesis with a rule"):
+    with pytest.raises(NeuronautError, match="hypothesis with a rule"):
         run(ScanVocabulary(), lab, expect="silence")
 
 
