@@ -36,7 +36,9 @@ def levels_of(values: Sequence[float]) -> NDArray[np.int64]:
 
 def forecast(expected: Sequence[float | None], base: Sequence[float]) -> Forecast:
     """The distribution over levels of each item. `base` (level,) is for items without an opinion."""
-    return np.array([base if value is None else _around(value) for value in expected], np.float64).reshape(-1, 4)
+    # Rules say few different things of many items.
+    said = {value: base if value is None else _around(value) for value in set(expected)}
+    return np.array([said[value] for value in expected], np.float64).reshape(-1, 4)
 
 
 def base_rate(counts: Sequence[float]) -> tuple[float, ...]:

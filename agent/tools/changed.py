@@ -64,9 +64,9 @@ def as_expected(lab: FeatureLab, items: Sequence[Item], expect: Expect) -> list[
     """The items for which the leader's rule predicts this; NeuronautError where it predicts it of none."""
     if expect == "any":
         return list(items)
-    leader = next(iter(lab.rivals), None)
-    if leader is None or lab.rivals[leader].rule is None:
-        raise NeuronautError(f"expect={expect} needs a leading hypothesis with a rule; use expect=any")
+    leader = next(iter(ruled(lab)), None)
+    if leader is None:
+        raise NeuronautError(f"expect={expect} needs a hypothesis with a rule; use expect=any")
     said = expected(lab, leader, items)
     wanted = expect == "silence"
     kept = [i for i, value in zip(items, said, strict=True) if value is not None and (value < EDGES[1]) == wanted]

@@ -1,0 +1,182 @@
+"""The scripted policy of features: scans that leave nothing out, a rule learned from them, experiments against it.
+
+    propose   the one-shot rule and its weaker versions (`weaken`)
+    plan      FIRST: the vocabulary at 0 and -1, in places where it fires and in silent ones, and how much context it
+              needs; a rule is learned from all that was measured, and put up where it is new
+              SECOND: the same further back, pairs, positions, what is open, near misses
+              then edits aimed at the likeliest rule and its closest rival, with other draws each time
+    revise    whenever the likeliest rule was surprised since a rule was learned last, at most REVISIONS times
+    claims    when nothing surprises any more: what it writes and reads is looked up, claimed and tested
+    submit    the leader; the verdict is code's
+
+What it decides follows from the view alone. As a challenger it edits at the leader's boundary and scans where nobody
+has, with draws of its own, and concedes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import Any
+
+from ...explainers.llm.values import Reply
+from ...explainers.rules import Rule
+from ..investigation.actions import Action, Call, Concede, Propose, Submit, UseTools
+from ..investigation.experiments import Tool
+from ..investigation.hypotheses import Hypothesis
+from ..investigation.judging import ODDS, RESOLVED, SILENCES
+from ..investigation.view import Rival, View
+from .standing import LEARN, Standing
+from .weaken import at_peaks, hypothesis, rivals
+
+REVISIONS = 5
+AIMED = 12
+"""Edits of which the outcome is open, at most."""
+CALM = 2
+"""Edits in a row without a surprise after which a rule is believed."""
+FIRM = log(ODDS)
+EDIT, COUNT = "edit_at_random", 24
+MISSES = 3
+"""Refusals in a row after which an investigation ends."""
+
+
+def _call(tool: str, purpose: str, **args: Any) -> Call:
+    return Call(tool=tool, args=args, purpose=purpose)
+
+
+def _edit(purpose: str, *, seed: int, **args: Any) -> Call:
+    return _call(EDIT, purpose, seed=seed, count=COUNT, **args)
+
+
+def _scan(offset: int, carriers: str, count: int, **args: Any) -> Call:
+    where = "where it fires" if carriers == "active" else "where it is silent"
+    return _call("scan_vocabulary", f"which tokens at {offset} matter {where}", offset=offset, carriers=carriers,
+                 count=count, **args)  # fmt: skip
+
+
+FIRST = (
+    _scan(0, "silent", 2),
+    _scan(0, "near_miss", 2),
+    _scan(0, "active", 2),
+    _scan(-1, "silent", 1),
+    _scan(-1, "near_miss", 2),
+    _scan(-1, "active", 2),
+    _scan(-2, "silent", 1),
+    _call("prune_context", "how much context it needs", count=3),
+)
+SECOND = (
+    _edit("edits that know of no rule", seed=1),
+    _edit("whether each of its conditions is needed", seed=2, boundary=True),
+    _scan(-2, "near_miss", 1),
+    _scan(-2, "active", 1),
+    _call("mine_near_misses", "what silences it on its own tokens", count=40),
+    _call("probe_state", "whether an earlier copy matters", what="repeat"),
+    _call("probe_state", "whether quotes matter", what="double"),
+    _call("swap_pairs", "whether the previous token matters, or what is open", count=4),
+    _call("sweep_positions", "whether the position matters", count=2),
+)
+
+
+class ScriptedPolicy:
+    """Investigates a feature by a fixed programme, without asking anybody."""
+
+    name = "scripted"
+    settings: Mapping[str, object] = {"version": 1, "revisions": REVISIONS, "aimed": AIMED}
+    asked: Sequence[Reply] = ()
+
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+        """The next step of the programme."""
+        standing = Standing(view, frozenset(tool.name for tool in tools))
+        if view.phase == "propose":
+            return Propose(hypotheses=tuple(_first(view)))
+        if view.phase == "challenge":
+            return _challenge(standing) or Concede()
+        if standing.misses == MISSES - 1:
+            return UseTools(calls=(_edit("a plain one, since others were refused", seed=1000 + view.step),))
+        action = standing.use(FIRST) or _revise(standing) or standing.use(SECOND) or _aim(standing)
+        return action or _claim(standing) or _submit(view)
+
+
+def _first(view: View) -> list[Hypothesis]:
+    """The one-shot rule and its weaker versions; the tokens at the peaks where there is none."""
+    baseline = view.about.get("baseline") or {}
+    if baseline.get("rule"):
+        return rivals(Rule.parse(baseline["rule"]), baseline["text"])
+    return [hypothesis(at_peaks(view.examples, view.scale))]
+
+
+def _revise(standing: Standing) -> Action | None:
+    """Learn a rule from all that was measured if the best one was surprised, and put it up."""
+    best = standing.best
+    if standing.learned and not standing.since:
+        rule = _learned(standing)
+        if rule is not None and not standing.proposed(rule):
+            return Propose(hypotheses=(hypothesis(rule, parent=best.name if best else None),))
+    if LEARN not in standing.tools or len(standing.learned) >= REVISIONS or not standing.since:
+        return None
+    if standing.learned and best is not None and not standing.surprises(best.name, standing.since):
+        return None
+    return UseTools(calls=(_call(LEARN, "the rule that fits all that was measured"),))
+
+
+def _learned(standing: Standing) -> Rule | None:
+    """The rule that was learned last, if there is one to believe."""
+    measured = standing.learned[-1].measured
+    assert measured is not None, "learned ones were measured"
+    rule = measured.found.get("rule")
+    return None if rule is None else Rule.parse(json.dumps(rule))
+
+
+def _aim(standing: Standing) -> Action | None:
+    """Edits against the best rule, until nothing surprises and the bars of a verdict are met."""
+    best, count = standing.best, standing.made(EDIT)
+    if best is None or count >= AIMED:
+        return None
+    calm = [done for done in standing.since if done.tool == EDIT and not standing.surprises(best.name, [done])]
+    if len(calm) >= CALM and _firm(standing, best):
+        return None
+    rival, seed = _closest(standing, best), 1 + count
+    kinds: list[dict[str, Any]] = [{"boundary": True}, {}]
+    if rival is not None:
+        pair = {"aimed": True, "rivals": [best.name, rival.name]}
+        kinds = [{**pair, "expect": "silence"}, {**pair, "expect": "activity"}, *kinds]
+    turned = [kinds[(count + i) % len(kinds)] for i in range(len(kinds))]
+    calls = [_edit(f"whether {best.name} holds", seed=seed, **kind) for kind in turned]
+    return next((action for call in calls if (action := standing.use([call])) is not None), None)
+
+
+def _closest(standing: Standing, best: Rival) -> Rival | None:
+    """The likeliest other rival from which edits may tell it."""
+    live = (rival for rival in standing.view.rivals if rival.status == "live" and rival.hypothesis.rule is not None)
+    others = (rival for rival in live if rival.name != best.name)
+    return next((rival for rival in others if not standing.inseparable(best, rival)), None)
+
+
+def _firm(standing: Standing, best: Rival) -> bool:
+    """Whether a verdict for this rival would not fail for want of experiments."""
+    live = [rival for rival in standing.view.rivals if rival.status == "live" and rival.name != best.name]
+    ahead = all(best.log_odds - rival.log_odds > FIRM for rival in live if not standing.alike(best, rival))
+    return best.resolved >= RESOLVED and best.silences >= SILENCES and ahead
+
+
+def _claim(standing: Standing) -> Action | None:
+    del standing
+    return None
+
+
+def _submit(view: View) -> Submit:
+    leader = view.leader
+    if leader is None or leader.hypothesis.kind == "no_pattern":
+        return Submit(answer="no_explanation", reason="nothing predicts better than the base rate")
+    return Submit(answer=leader.name, reason="nothing surprises it any more, or no experiment is left")
+
+
+def _challenge(standing: Standing) -> Action | None:
+    """Other draws at the leader's boundary, and offsets that the proposer left out."""
+    return standing.use(
+        (
+            _call("edit_at_random", "an edit of its conditions", boundary=True, seed=101, count=40),
+            _call("edit_at_random", "edits that know of no rule", seed=102, count=40),
+            _scan(0, "near_miss", 1, seed=103),
+            _scan(-1, "active", 1, seed=104),
+        )
+    )
