@@ -185,7 +185,9 @@ def _seen_of(
     values: dict[str, float] = {}
     for experiment in experiments:
         observation = observations.get(experiment.name)
-        if experiment.survey or observation is None or observation.status != "ok":
+        if experiment.survey or experiment.design["readout"] != "effect":
+            continue
+        if observation is None or observation.status != "ok":
             continue
         for item, value in zip(experiment.design["items"], observation.result["values"], strict=True):
             if item.get("about", {}).get(sort) == what:
