@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...causal.nodes import Node
+from ...causal.tasks import baseline
 from ...subject.errors import NeuronautError
 from ..investigation.behaviour import FRESH, BehaviourLab
 from ..investigation.experiments import Design, Measured
@@ -61,7 +62,7 @@ class KeepOnly:
         else:
             order = random.Random(f"parts:{seed}").sample(chosen, len(chosen))
             others = [[other for other in chosen if other is not node] for node in order[: args.count]]
-        items = dict.fromkeys(_frozen(nodes) for nodes in (chosen, *others) if nodes)
+        items = dict.fromkeys(frozenset(nodes) for nodes in (chosen, *others) if nodes)
         control = random_sets(lab, chosen, count=CONTROLS, seed=seed + 50)
         plan = {
             "control": [dict(set_item("keep", nodes, lab=lab).about) for nodes in control],
@@ -113,7 +114,7 @@ class CutTogether:
             "control": [dict(set_item("cut", nodes, lab=lab).about) for nodes in control],
             "what": f"{len(control)} random sets of the same make-up outside",
         }
-        items = dict.fromkeys(_frozen(nodes) for nodes in sets)
+        items = dict.fromkeys(frozenset(nodes) for nodes in sets)
         return Design(
             "What goes where several nodes are cut at once?", "effect",
             tuple(set_item("cut", nodes, lab=lab) for nodes in items), plan,
@@ -160,12 +161,13 @@ class SwapPrompts:
         return Design("Is it the same on fresh prompts?", "effect", tuple(items), plan)
 
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
-        """All of it on the fresh prompts."""
+        """All of it on the fresh prompts; refused where the subject does not do the task on them."""
         runs = lab.fresh(int(design.plan["prompts"]))
+        done = baseline(lab.subject, runs.task, metric_name=lab.metric, seed=lab.seed)
         found = {
             "pairs": len(runs.task),
-            "accuracy": float((runs.clean > 0).float().mean()),
-            lab.metric: [float(side.mean()) for side in (runs.clean, runs.floor)],
+            "accuracy": done.accuracy,
+            lab.metric: {"clean": done.clean.value, "corrupted": done.corrupted.value},
         }
         return measured(lab, runs, design, headline=0, found=found)
 
@@ -173,10 +175,6 @@ class SwapPrompts:
 def _outside(lab: BehaviourLab, circuit: Sequence[Node]) -> list[Node]:
     inside = {*circuit}
     return [node for node in lab.nodes if node not in inside]
-
-
-def _frozen(nodes: Sequence[Node]) -> frozenset[Node]:
-    return frozenset(nodes)
 
 
 def _halves(lab: BehaviourLab, circuit: Sequence[Node], count: int, seed: int) -> list[Sequence[Node]]:
