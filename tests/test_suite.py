@@ -22,6 +22,7 @@ from neuronaut.benchmarks.suite import (
     summary,
     worlds,
 )
+from neuronaut.benchmarks.suite.drafts import Supply
 from neuronaut.benchmarks.suite.grade import jaccard
 from neuronaut.benchmarks.suite.words import QUOTE
 from neuronaut.benchmarks.suite.world import FILLERS, VOCABULARY, _build
@@ -208,7 +209,14 @@ def test_no_world_runs_out_of_words() -> None:
     words = [f"w{number}" for number in range(VOCABULARY - 3 - FILLERS)]
     for level in kinds.LEVELS:
         for seed in range(300):
-            assert len(kinds.build(level, kinds.Supply(words, random.Random(seed)), units=20)) == 20
+            assert len(kinds.build(level, Supply(words, random.Random(seed)), units=20)) == 20
+
+
+def test_a_world_cut_short_still_has_text_for_every_unit() -> None:
+    for level, units in ((4, 5), (5, 3), (5, 5)):
+        world = World.build(level, 0, units=units, documents=30)
+        for unit in (unit for unit in world.units if not unit.abstain):
+            assert any(max(unit.truth(window)) > unit.half for window in world.windows()), unit.name
 
 
 def test_worlds_hold_as_many_units_as_asked_for() -> None:

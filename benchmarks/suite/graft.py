@@ -19,10 +19,11 @@ from transformers import GPT2LMHeadModel
 from ...subject.address import SourceId
 from ...subject.model import Subject
 from ...subject.sources import Neurons
-from . import wiring
-from .kinds import Draft
+from . import reading
+from .drafts import Draft
 from .planting import Planted, Scene, blank, plan_of, units_of
 from .truth import LONGEST
+from .wiring import Writer
 from .words import word_tokenizer
 
 BULK = 60.0
@@ -34,13 +35,13 @@ STEPS, ROWS, RATE = 400, 8, 4e-3
 
 def build(scene: Scene, drafts: Sequence[Draft]) -> Planted:
     """Plant the drafts as neurons of `mlp.2`, and train everything that is not planted."""
-    needed = max(*wiring.neurons_needed(drafts), len(drafts))
+    needed = max(*reading.neurons_needed(drafts), len(drafts))
     plan = plan_of(scene, drafts, places=needed + OWN_NEURONS, distractors=0)
     model = blank(plan, neurons=needed + OWN_NEURONS, own_heads=OWN_HEADS, bulk=BULK)
-    writer = wiring.Writer(model, plan)
+    writer = Writer(model, plan)
     writer.conditions()
     for number, index in enumerate(plan.indices):
-        writer.unit(wiring.LAYER, index, number, {("effect", number): 1.0} if plan.effects[number] else {})
+        writer.unit(reading.LAYER, index, number, {("effect", number): 1.0} if plan.effects[number] else {})
         writer.logits(("effect", number), plan.effects[number])
     tokenizer = word_tokenizer(scene.words)
     rows = [ids for text in scene.texts for ids in _cut(tokenizer.encode(text, add_special_tokens=False))]
@@ -50,7 +51,7 @@ def build(scene: Scene, drafts: Sequence[Draft]) -> Planted:
         _train(model, _own(model, plan, needed), torch.tensor(rows))
     writer.calibrate(_scale_at_bos(model, plan))
     subject = Subject(model, tokenizer, name=scene.name)
-    source = SourceId(subject.name, f"mlp.{wiring.LAYER}")
+    source = SourceId(subject.name, f"mlp.{reading.LAYER}")
     return Planted(subject, Neurons(source, subject.width(source.site)), units_of(scene, plan, source, len(drafts)))
 
 
@@ -59,19 +60,19 @@ def _cut(ids: Sequence[int]) -> Iterator[list[int]]:
         yield [0, *ids[start : start + LONGEST]]
 
 
-def _own(model: GPT2LMHeadModel, plan: wiring.Plan, planted: int) -> dict[str, Tensor]:
+def _own(model: GPT2LMHeadModel, plan: reading.Plan, planted: int) -> dict[str, Tensor]:
     """By parameter, 1 where it is the model's own and 0 where it is planted."""
     config: Any = model.config
     width, neurons = config.n_embd, config.n_inner
     size = width // config.n_head
     channel = (torch.arange(width) >= len(plan.channels)).float()
-    head = (torch.arange(width) >= len(wiring.HEADS) * size).float()
+    head = (torch.arange(width) >= len(reading.HEADS) * size).float()
     first = (torch.arange(neurons) >= planted).float()
     last = torch.ones(neurons)
     last[list(plan.indices)] = 0
     own: dict[str, Tensor] = {}
     for name, weights in model.named_parameters():
-        neuron = last if f".h.{wiring.LAYER}." in name else first
+        neuron = last if f".h.{reading.LAYER}." in name else first
         sides = {
             "attn.c_attn": (channel, head.repeat(3)), "attn.c_proj": (head, channel), "mlp.c_fc": (channel, neuron),
             "mlp.c_proj": (neuron, channel),
@@ -105,9 +106,9 @@ def _train(model: GPT2LMHeadModel, own: dict[str, Tensor], rows: Tensor) -> None
         hook.remove()
 
 
-def _scale_at_bos(model: GPT2LMHeadModel, plan: wiring.Plan) -> float:
+def _scale_at_bos(model: GPT2LMHeadModel, plan: reading.Plan) -> float:
     """What the first norm makes of a difference of 1 at BOS."""
     transformer: Any = model.transformer
     with torch.no_grad():
         normed = transformer.h[0].ln_1(transformer.wte.weight[0] + transformer.wpe.weight[0])
-    return float(normed[plan.channels[wiring.ONE]] - normed[plan.channels[wiring.ZERO]])
+    return float(normed[plan.channels[reading.ONE]] - normed[plan.channels[reading.ZERO]])

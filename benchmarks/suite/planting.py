@@ -17,9 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ...subject.address import SourceId
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
-from . import kinds, wiring
-from .kinds import Draft
+from . import kinds, reading
+from .drafts import Draft
 from .truth import LONGEST, Predicate, Sum, Unit
+from .wiring import Writer
 from .words import word_tokenizer
 
 COPIED = 60
@@ -55,24 +56,24 @@ class Planted(NamedTuple):
 
 def neurons(scene: Scene, drafts: Sequence[Draft]) -> Planted:
     """Units that are neurons of `mlp.2`, among random ones, in a model that has nothing else."""
-    size = max(*wiring.neurons_needed(drafts), len(drafts) + DISTRACTORS)
+    size = max(*reading.neurons_needed(drafts), len(drafts) + DISTRACTORS)
     plan = plan_of(scene, drafts, places=size, distractors=DISTRACTORS)
     model = blank(plan, neurons=size)
-    writer = wiring.Writer(model, plan)
+    writer = Writer(model, plan)
     writer.conditions()
     for number, index in enumerate(plan.indices):
         effect = plan.effects[number]
-        writer.unit(wiring.LAYER, index, number, {("effect", number): 1.0} if effect else {})
+        writer.unit(reading.LAYER, index, number, {("effect", number): 1.0} if effect else {})
         writer.logits(("effect", number), effect)
     subject = Subject(model, word_tokenizer(scene.words), name=scene.name)
-    source = SourceId(subject.name, f"mlp.{wiring.LAYER}")
+    source = SourceId(subject.name, f"mlp.{reading.LAYER}")
     return Planted(subject, Neurons(source, subject.width(source.site)), units_of(scene, plan, source, len(drafts)))
 
 
-def plan_of(scene: Scene, drafts: Sequence[Draft], *, places: int, distractors: int, spare: int = 0) -> wiring.Plan:
+def plan_of(scene: Scene, drafts: Sequence[Draft], *, places: int, distractors: int, spare: int = 0) -> reading.Plan:
     """Draw what is open: the drafts' places among so many, their scales and effects; distractors stand behind them."""
     rng = scene.rng
-    read = dict.fromkeys(word for cause in wiring.conditions(drafts) for word in (*cause.before, *cause.two_before))
+    read = dict.fromkeys(word for cause in reading.conditions(drafts) for word in (*cause.before, *cause.two_before))
     others = [word for word in scene.words[3:] if word not in read]
     before = (*read, *rng.sample(others, max(0, COPIED - len(read))))
     made = [
@@ -83,9 +84,9 @@ def plan_of(scene: Scene, drafts: Sequence[Draft], *, places: int, distractors: 
         Draft("distractor", "", Predicate(), abstain=True, dense=_sum(scene, before, rng.uniform(0.01, 0.05)))
         for _ in range(distractors)
     ]
-    heads = dict(zip(wiring.HEADS, rng.sample(range(len(wiring.HEADS)), len(wiring.HEADS)), strict=True))
-    return wiring.Plan(
-        scene.words, before, tuple(made), wiring.channels(scene.words, before, made, spare=spare), heads,
+    heads = dict(zip(reading.HEADS, rng.sample(range(len(reading.HEADS)), len(reading.HEADS)), strict=True))
+    return reading.Plan(
+        scene.words, before, tuple(made), reading.channels(scene.words, before, made, spare=spare), heads,
         tuple(rng.sample(range(places), len(made))), tuple(round(2 ** rng.uniform(-1, 3), 3) for _ in made),
         tuple(_effect(draft, len(scene.words), rng) for draft in made),
     )  # fmt: skip
@@ -118,15 +119,15 @@ def _ids(scene: Scene) -> NDArray[np.int64]:
     return np.array([table[word] for text in scene.texts[:40] for word in text.split()])
 
 
-def blank(plan: wiring.Plan, *, neurons: int, own_heads: int = 0, bulk: float = 0.0) -> GPT2LMHeadModel:
+def blank(plan: reading.Plan, *, neurons: int, own_heads: int = 0, bulk: float = 0.0) -> GPT2LMHeadModel:
     """All weights zero but for norms; with room for heads that are not planted, and for their channels.
 
     Norms undo their epsilon, or, where `bulk` is given, what this constant on the channel BULK makes of the variance.
     """
-    heads = len(wiring.HEADS) + own_heads
+    heads = len(reading.HEADS) + own_heads
     size = max(HEAD, -(-len(plan.channels) // heads))
     config = GPT2Config(
-        vocab_size=len(plan.words), n_positions=LONGEST + 1, n_embd=heads * size, n_layer=wiring.LAYER + 1,
+        vocab_size=len(plan.words), n_positions=LONGEST + 1, n_embd=heads * size, n_layer=reading.LAYER + 1,
         n_head=heads, n_inner=neurons, activation_function="relu", layer_norm_epsilon=1e-5 if bulk else EPSILON,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
@@ -135,21 +136,21 @@ def blank(plan: wiring.Plan, *, neurons: int, own_heads: int = 0, bulk: float = 
     with torch.no_grad():
         for name, weights in model.named_parameters():
             weights.fill_(gain if ".ln_" in name and name.endswith("weight") else 0.0)
-        model.transformer.wte.weight[:, plan.channels[wiring.BULK]] = bulk
+        model.transformer.wte.weight[:, plan.channels[reading.BULK]] = bulk
     return model.eval()
 
 
-def units_of(scene: Scene, plan: wiring.Plan, source: SourceId, count: int) -> tuple[Unit, ...]:
+def units_of(scene: Scene, plan: reading.Plan, source: SourceId, count: int) -> tuple[Unit, ...]:
     """The truth about the first drafts of a plan."""
     return tuple(_unit(scene, plan, source, number) for number in range(count))
 
 
-def _unit(scene: Scene, plan: wiring.Plan, source: SourceId, number: int) -> Unit:
+def _unit(scene: Scene, plan: reading.Plan, source: SourceId, number: int) -> Unit:
     draft, index, effect = plan.drafts[number], plan.indices[number], plan.effects[number]
     return Unit(
         f"{draft.kind}-{number}", draft.kind, scene.level, f"{source}:{index}", index, draft.description,
         draft.dense or draft.condition, plan.scales[number], draft.condition.causes, draft.condition.exceptions,
         draft.second, tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit > 0),
         tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit < 0),
-        wiring.upstream(draft, plan.heads), draft.abstain,
+        reading.upstream(draft, plan.heads), draft.abstain,
     )  # fmt: skip

@@ -16,9 +16,10 @@ import torch
 from ...subject.address import SourceId
 from ...subject.dictionary import Dictionary
 from ...subject.model import Subject
-from . import wiring
-from .kinds import Draft
+from . import reading
+from .drafts import Draft
 from .planting import DISTRACTORS, Planted, Scene, blank, plan_of, units_of
+from .wiring import Writer
 from .words import word_tokenizer
 
 SPARE = 24
@@ -33,12 +34,12 @@ LAYER = 1
 def build(scene: Scene, drafts: Sequence[Draft]) -> Planted:
     """Plant the drafts as features of `resid_post.1@planted`, among random ones and dead ones."""
     plan = plan_of(scene, drafts, places=len(drafts) + DISTRACTORS, distractors=DISTRACTORS, spare=SPARE)
-    first, used = wiring.neurons_needed(drafts)
+    first, used = reading.neurons_needed(drafts)
     model = blank(plan, neurons=max(first, used + len(plan.drafts)))
     width: int = model.config.n_embd
     plan = replace(plan, indices=tuple(scene.rng.sample(range(width + MORE), len(plan.drafts))))
     directions = [_direction(scene.rng, ("effect", n) if plan.effects[n] else None) for n in range(len(plan.drafts))]
-    writer = wiring.Writer(model, plan)
+    writer = Writer(model, plan)
     writer.conditions()
     for number, (scale, effect) in enumerate(zip(plan.scales, plan.effects, strict=True)):
         added = {channel: scale * part for channel, part in directions[number].items()}
@@ -52,9 +53,9 @@ def build(scene: Scene, drafts: Sequence[Draft]) -> Planted:
 
 def _dictionary(
     source: SourceId,
-    plan: wiring.Plan,
-    writer: wiring.Writer,
-    directions: Sequence[wiring.Reads],
+    plan: reading.Plan,
+    writer: Writer,
+    directions: Sequence[reading.Reads],
     width: int,
     rng: random.Random,
 ) -> Dictionary:
@@ -68,7 +69,7 @@ def _dictionary(
         for channel, part in direction.items():
             decoder[feature, plan.channels[channel]] = part
         if number is not None:
-            reads = wiring.reads_of(plan.drafts[number], number)
+            reads = reading.reads_of(plan.drafts[number], number)
             writer.column(encoder[feature], {channel: plan.scales[number] * w for channel, w in reads.items()})
     return Dictionary(
         id=source, kind="standard", W_enc=encoder.T, W_dec=decoder, b_enc=torch.zeros(features),
@@ -76,9 +77,9 @@ def _dictionary(
     )  # fmt: skip
 
 
-def _direction(rng: random.Random, effect: wiring.Channel | None) -> dict[wiring.Channel, float]:
+def _direction(rng: random.Random, effect: reading.Channel | None) -> dict[reading.Channel, float]:
     """A random unit vector by channel."""
     drawn = [rng.gauss(0, 1) for _ in range(SPARE)]
     length = sum(value * value for value in drawn) ** 0.5 / (1 - ACTING**2 if effect else 1.0) ** 0.5
-    found: dict[wiring.Channel, float] = {("spare", number): value / length for number, value in enumerate(drawn)}
+    found: dict[reading.Channel, float] = {("spare", number): value / length for number, value in enumerate(drawn)}
     return found | ({effect: ACTING} if effect else {})

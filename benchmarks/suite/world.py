@@ -18,8 +18,8 @@ from ...subject.address import Feature
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
 from . import graft, kinds, planting, superposed
+from .drafts import Draft, Supply
 from .grammar import Grammar
-from .kinds import Draft, Supply
 from .planting import Planted, Scene
 from .truth import LONGEST, Unit
 from .words import BOS, QUOTE, UNKNOWN, nonsense
