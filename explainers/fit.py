@@ -1,14 +1,17 @@
 """How well a learned rule holds on what it was not learned from, beside a table of tokens: is there a pattern at all?
 
-Two things are kept back. The documents that `rule` keeps for checking splits: the correlation of the rule with the
-activation on their tokens. And a quarter of the measured windows, by the hash of their tokens: a second rule is
-learned without them, and its agreement with them is the balanced accuracy of "above half the peak" on their pivots,
-so that a rule that always says the same gets 0.5. The table is the mean of each token over what the rule was learned
-from. A rule that needs many words and does little better than the table on either says no more than the table does.
+A second rule is learned with less, and held against what it was denied: some carriers, that is measured windows
+that differ in the last tokens up to the pivot only (every fourth, by hash, and one at least where there are two),
+and the edits that the explainer itself made of the documents it keeps for checking splits. Agreement is the
+balanced accuracy of "above half the peak" on those pivots, so that a rule that always says the same gets 0.5.
+On the text of the kept documents stands the correlation of the rule itself. The table is the mean of each token
+over what the second rule was learned from. A rule that does no better than the table there, or fails on new
+carriers, has found no pattern. One that gets there with hundreds of words (a random sum over the last two tokens
+can be spelled out so) is a table of its own: its length says it, and no agreement does.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,8 @@ from .sample import Sample
 from .tree import Growth
 
 QUARTER = 4
+VARIED = 5
+"""Tokens up to the pivot, the pivot included, in which the windows of one carrier may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +36,18 @@ class Fit:
     """Pearson's r on the kept documents."""
     kept_table: float | None
     """The same of the token table."""
+    edited_agreement: float | None
+    """Balanced accuracy of the second rule on the explainer's own edits of kept documents."""
+    edited_correlation: float | None
+    """Pearson's r of the second rule on the same edits."""
+    edited_table: float | None
+    """Balanced accuracy of the token table on them."""
     observed_agreement: float | None
-    """Balanced accuracy on the kept quarter of measured windows, by a rule learned without them."""
+    """Balanced accuracy of the second rule on the carriers that it was denied."""
+    observed_correlation: float | None
+    """Pearson's r of the second rule on the same carriers."""
     observed_table: float | None
-    """The same of the token table."""
+    """Balanced accuracy of the token table on them."""
     wrong: int
     """Measured pivots, of all, that the rule itself puts on the wrong side of half the peak."""
     observed: int
@@ -45,26 +58,56 @@ class Fit:
 
 def fit(rule: Rule, sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: float, half: float) -> Fit:
     """Hold a rule that was learned from a sample and measured windows against both, with a second learning."""
-    natural = slice(0, sample.background.ids.size)
-    kept = np.flatnonzero(sample.check[natural] > 0)
-    true, codes = sample.activation[natural][kept], sample.background.ids.ravel()[kept]
-    back = np.array([zlib.crc32(row.tobytes()) % QUARTER == 0 for row in observed.ids], np.bool_)
+    split = sample.background.ids.size
+    kept = np.flatnonzero(sample.check[:split] > 0)
+    true, codes = sample.activation[kept], sample.tokens[0][kept]
+    back = _denied(observed)
     shown, hidden = observed.only(~back), observed.only(back)
-    table = _table(sample, shown)
-    other = revise(sample, growth, shown, pivot_weight=pivot_weight, half=half)
-    rows = np.nonzero(hidden.measured)
-    active = hidden.activations[rows] > half
-    # Where nothing stands out without them, all that is left to say is silence.
-    told = predict(other, TokenGrid(sample.vocabulary, hidden.ids))[rows] > half if other else np.zeros_like(active)
-    said = predict(rule, TokenGrid(sample.vocabulary, observed.ids))[observed.measured] > half
+    edits = _edits(sample)
+    check = sample.check.copy()
+    check[split:][edits.measured.ravel()] = 0
+    less = replace(sample, check=check)
+    other = revise(less, growth, shown, pivot_weight=pivot_weight, half=half)
+    table = _table(less, shown)
+    on_edits, on_hidden = (_said(other, part, sample.vocabulary) for part in (edits, hidden))
+    said = _said(rule, observed, sample.vocabulary) > half
     return Fit(
         kept=_correlation(true, predict(rule, sample.background.grid).ravel()[kept]),
         kept_table=_correlation(true, table[codes]),
-        observed_agreement=_balanced(active, told),
-        observed_table=_balanced(active, table[hidden.ids[rows]] > half),
+        edited_agreement=_agreement(edits, on_edits, half),
+        edited_correlation=_correlation(edits.activations[edits.measured], on_edits),
+        edited_table=_agreement(edits, table[edits.ids[edits.measured]], half),
+        observed_agreement=_agreement(hidden, on_hidden, half),
+        observed_correlation=_correlation(hidden.activations[hidden.measured], on_hidden),
+        observed_table=_agreement(hidden, table[hidden.ids[hidden.measured]], half),
         wrong=int((said != (observed.activations[observed.measured] > half)).sum()),
         observed=len(observed), length=rule.length(),
     )  # fmt: skip
+
+
+def _denied(observed: Observed) -> NDArray[np.bool_]:
+    """The rows of every fourth carrier, (row,)."""
+    keys = []
+    for ids, measured in zip(observed.ids, observed.measured, strict=True):
+        last = int(np.flatnonzero(measured)[-1]) if measured.any() else 0
+        keys.append(zlib.crc32(ids[: max(last + 1 - VARIED, 0)].tobytes() + bytes([last % 256])))
+    carriers = np.unique(np.array(keys, np.int64))
+    return np.isin(np.array(keys, np.int64), carriers[1::QUARTER])
+
+
+def _edits(sample: Sample) -> Observed:
+    """The explainer's own edits of kept documents: rows of which a single token is checked."""
+    split = sample.background.ids.size
+    check = sample.check[split:].reshape(sample.own.ids.shape) > 0
+    measured = check & (check.sum(axis=1) == 1)[:, None]
+    return Observed(sample.own.ids.astype(np.int64), sample.activation[split:].reshape(check.shape), measured)
+
+
+def _said(rule: Rule | None, observed: Observed, vocabulary: tuple[str, ...]) -> NDArray[np.floating]:
+    """What a rule predicts at measured pivots, (pivot,); no rule predicts silence."""
+    if rule is None:
+        return np.zeros(len(observed))
+    return predict(rule, TokenGrid(vocabulary, observed.ids))[observed.measured]
 
 
 def _table(sample: Sample, observed: Observed) -> NDArray[np.float64]:
@@ -84,7 +127,8 @@ def _correlation(true: NDArray[np.floating], said: NDArray[np.floating]) -> floa
     return round(float(np.corrcoef(true, said)[0, 1]), 4)
 
 
-def _balanced(active: NDArray[np.bool_], said: NDArray[np.bool_]) -> float | None:
+def _agreement(observed: Observed, said: NDArray[np.floating], half: float) -> float | None:
+    active = observed.activations[observed.measured] > half
     if active.all() or not active.any():
         return None
-    return round(float((said[active].mean() + (~said[~active]).mean()) / 2), 4)
+    return round(float(((said > half)[active].mean() + (said <= half)[~active].mean()) / 2), 4)

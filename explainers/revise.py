@@ -4,8 +4,9 @@
    together at most `SHARE` of the sample. They are facts and not a sample of text: a split needs neither several
    windows nor several standard errors where measured pivots ask for it, and none of them is kept from fitting.
 2. A tree is grown and a rule induced, as without experiments.
-3. The pivots that the rule puts on the wrong side of half the peak are its counterexamples. Their weight is
-   raised `RAISE`-fold, and 2 and 3 are repeated until there is none, or `PATIENCE` rounds brought no fewer.
+3. The pivots, measured or of the explainer's own edits, that the rule puts on the wrong side of half the peak are
+   its counterexamples. Their weight is raised `RAISE`-fold, and 2 and 3 are repeated until there is none, or
+   `PATIENCE` rounds brought no fewer.
 4. Of all rounds' rules the one with the fewest counterexamples stands; of equals, the shortest. Its words are
    thinned out as far as that costs nothing (`tidy`).
 """
@@ -25,7 +26,7 @@ from .tree import Growth, grow
 SHARE = 0.5
 """Most that all measured pivots weigh together, as a share of the rest of the sample."""
 RAISE = 4.0
-PATIENCE = 4
+PATIENCE = 3
 
 
 def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: float, half: float) -> Rule | None:
@@ -34,7 +35,7 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
     `pivot_weight` is what a measured pivot counts at first, `half` the activation that parts active from silent.
     """
     joined = _joined(sample, observed, pivot_weight=pivot_weight)
-    pivots = len(sample.activation) + np.flatnonzero(observed.measured)
+    pivots = np.concatenate([_edited(sample), len(sample.activation) + np.flatnonzero(observed.measured)])
     known = Known(joined, pivots, half=half)
     best: Rule | None = None
     fewest, since = (len(pivots) + 1, 0), 0
@@ -53,6 +54,13 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
             break
         raised[wrong] *= RAISE
     return tidied(best, known) if best is not None else None
+
+
+def _edited(sample: Sample) -> NDArray[np.int64]:
+    """The explainer's own edits in the sample: where one token of an own row counts."""
+    split = sample.background.ids.size
+    counts = (sample.weight + sample.check)[split:].reshape(sample.own.ids.shape) > 0
+    return split + np.flatnonzero(counts & (counts.sum(axis=1) == 1)[:, None])
 
 
 def _joined(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:

@@ -103,5 +103,14 @@ class Sample:
     def boolean_sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sums of values (N, column) over the tokens where each of `BOOLEAN` holds, (condition, column)."""
         split = self.background.ids.size
-        inside = self.background.boolean @ values[:split] + self.own.boolean @ values[split:]
+        at, own = self._own_boolean
+        inside = self.background.boolean @ values[:split] + own @ values[split:][at]
         return inside.astype(np.float32)
+
+    @cached_property
+    def _own_boolean(self) -> tuple[slice | NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens of the own rows, and where each of `BOOLEAN` holds of them. Experiments measure one token in many."""
+        if self.exact is None:
+            return slice(None), self.own.boolean
+        at = np.flatnonzero((self.weight + self.check)[self.background.ids.size :] > 0)
+        return at, self.own.boolean[:, at]
