@@ -46,10 +46,10 @@ class Trial(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Changes of logits above the vocabulary's mean, in the sense of having more of the feature."""
+    """Changes of logits above the vocabulary's mean."""
 
     real: Tensor
-    """(trial, dose, token)."""
+    """(trial, dose, token), in the sense of having more of the feature."""
     sham: Tensor
     """(trial, dose, sham, item)."""
 
@@ -74,7 +74,8 @@ def moved(
         others = [one for edit in trial.edits for one in random_directions(edit, count=SHAMS, seed=lab.seed)]
         kept, _ = separately(lab.subject, batch, others, lambda x: _centred(x)[:, columns], materials=lent)
         real.append(trial.sense * (seen[:, 0] - plain))
-        sham.append(trial.sense * (kept[:, 0] - plain[columns]).view(len(trial.edits), SHAMS, len(columns)))
+        # A random direction has no sense: turned round in some trials it would cancel itself over the trials.
+        sham.append((kept[:, 0] - plain[columns]).view(len(trial.edits), SHAMS, len(columns)))
     if not largest > NOTHING * lab.scale:
         raise NeuronautError(
             f"the edit ({trials[0].edits[-1]}) changes nothing at {len(trials)} places: {lab.target} has these values "
