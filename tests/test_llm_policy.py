@@ -135,7 +135,7 @@ def done(number: int, *, survey: bool = False, failed: bool = False, labels: Seq
 
 DONE = (
     done(1, offset=-2), done(2, survey=True), done(3, failed=True), done(4, offset=-1, windows=["d1", "d2"]),
-    done(5), done(6, where="near_miss"),
+    done(5), done(6, where="near_miss", offset=0, windows=[]),
 )  # fmt: skip
 BASELINE = {
     "text": "fires on ` river`", "rule": RULE.to_json(),

@@ -23,6 +23,8 @@ from .policy import NoActionError
 
 RIVALS, CALLS, PARTS = 3, 3, 4
 """Rivals of one proposal, tools of one plan, and tokens or nodes of a rival, at most."""
+STEPS = 5
+"""Decisions for each round, at most."""
 CONCEDES = 0.3
 """How often a challenger concedes."""
 NEAR = 4
@@ -35,7 +37,7 @@ class RandomPolicy:
     name = "random"
 
     def __init__(self, *, seed: int = 0, rounds: int = 12) -> None:
-        """Submits when so many `rounds` were run."""
+        """Submits when so many `rounds` were run, or STEPS times as many decisions taken."""
         self._seed, self._rounds = seed, rounds
 
     @property
@@ -55,9 +57,11 @@ class RandomPolicy:
         usable = [tool for tool in tools if tool.target == view.kind]
         if "concede" in actions and (not usable or rng.random() < CONCEDES):
             return Concede()
-        if "submit" in actions and (not usable or view.round >= self._rounds):
+        if "submit" in actions and (not usable or view.round >= self._rounds or view.step >= STEPS * self._rounds):
             return Submit(answer=rng.choice(answers(view)))
-        if "propose" in actions and ("use_tools" not in actions or rng.random() < 0.2):
+        # After a refusal more often, since other rivals may make the same experiments acceptable.
+        share = 0.6 if view.rejected else 0.2
+        if "propose" in actions and ("use_tools" not in actions or rng.random() < share):
             return Propose(hypotheses=tuple(_rival(view, rng) for _ in range(RIVALS)))
         if "use_tools" in actions and usable:
             chosen = [rng.choice(usable) for _ in range(rng.randint(1, CALLS))]

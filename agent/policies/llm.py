@@ -85,7 +85,7 @@ class LLMPolicy:
         prompt = self._prompts["investigate_challenge" if turn.view.phase == "challenge" else "investigate_explore"]
         kind = turn.view.kind
         filled = {
-            **places(turn.view), "about": self._about(kind), "aim": _AIM[kind], "twin": _TWIN[kind],
+            **places(turn.view, turn.tools), "about": self._about(kind), "aim": _AIM[kind], "twin": _TWIN[kind],
             "open": turn.open, "most": str(CALLS), "quota": f"{QUOTA:.0%}", "resolved": str(RESOLVED),
             "silences": str(SILENCES), "odds": f"{ODDS:g}", "hits": f"{HITS:.0%}",
         }  # fmt: skip

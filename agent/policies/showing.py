@@ -10,6 +10,7 @@ interrupted is asked for in the same words, and paid for once.
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...data.records import Example
@@ -28,6 +29,7 @@ from ...explainers.render import (
     strongest,
 )
 from ...explainers.rules import Rule
+from ..investigation.experiments import Tool
 from ..investigation.hypotheses import NULLS
 from ..investigation.levels import LEVELS, levels_of
 from ..investigation.view import Done, Rival, View
@@ -44,9 +46,10 @@ _LINE, _LONG = 300, 800
 """Characters of a line, and of one that holds what was found, or a rule."""
 
 
-def places(view: View) -> dict[str, str]:
-    """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken."""
-    done = list(reversed(view.done))
+def places(view: View, tools: Mapping[str, Tool[Any]]) -> dict[str, str]:
+    """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken. `tools`
+    by name: their arguments are shown as far as they are not the usual ones."""
+    done = [replace(one, args=_unusual(one, tools)) for one in reversed(view.done)]
     told = f"\nYour last decision was not carried out:\n{_fenced([view.rejected])}\n" if view.rejected else ""
     return {
         "target": _line(view.target),
@@ -140,7 +143,8 @@ def _rival(rival: Rival, view: View) -> list[str]:
         return [_line(f"{rival.name} {rival.status}: {claim.text}")]
     standing = ""
     if view.phase != "challenge":
-        standing = f", share of the odds {rival.share:.2g}, {rival.resolved} predictions, {rival.silences} of silence"
+        share = "under 0.001" if rival.share < 0.001 else f"{rival.share:.3g}"
+        standing = f", share of the odds {share}, {rival.resolved} predictions, {rival.silences} of silence"
         standing += "" if rival.hits is None else f", right on {rival.hits:.0%} of items"
     lines = [f"{rival.name} ({claim.kind.replace('_', ' ')}{standing})", f"   {_line(claim.text, _LONG)}"]
     if claim.rule is not None and claim.kind not in NULLS:
@@ -164,6 +168,11 @@ def _trials(done: Sequence[Done], view: View, *, tokens: int) -> str:
     """The last ones with what was found, the others in a line."""
     blocks = ([_headline(one, view), *(_details(one, view) if place < WHOLE else ())] for place, one in enumerate(done))
     return _section(blocks, len(done), tokens=tokens)
+
+
+def _unusual(done: Done, tools: Mapping[str, Tool[Any]]) -> dict[str, Any]:
+    usual = tools[done.tool].args().model_dump(mode="json") if done.tool in tools else {}
+    return {key: value for key, value in done.args.items() if key not in usual or value != usual[key]}
 
 
 def _headline(done: Done, view: View) -> str:
@@ -217,7 +226,7 @@ def _details(done: Done, view: View) -> list[str]:
         lines.append(f"   seen: {seen}" + (" (1 is all of the effect)" if done.design.readout == "effect" else ""))
         lines += _items(done, view)
     if measured.found:
-        lines.append(f"   found: {_json(measured.found, _LONG)}")
+        lines.append(f"   found: {_marked(json.dumps(dict(measured.found), ensure_ascii=False), _LONG)}")
     return lines
 
 
@@ -235,7 +244,7 @@ def _items(done: Done, view: View) -> list[str]:
     for i in shown:
         told = [f"{n} {e * factor:.2g}" for n in named if (e := done.expected[n][i]) is not None]
         expected = f" (expected: {', '.join(told)})" if told else ""
-        lines.append(f"   - {_line(done.design.items[i].label, 120)}: {values[i] * factor:.2g}{expected}")
+        lines.append(f"   - {_marked(done.design.items[i].label, 120)}: {values[i] * factor:.2g}{expected}")
     left = len(values) - len(shown)
     return [*lines, f"   - and {left} items more"] if left else lines
 
@@ -266,6 +275,14 @@ def _section(blocks: Iterable[Sequence[str]], count: int, *, tokens: int, most: 
 
 def _fenced(texts: Sequence[str]) -> str:
     return fenced([_line(text, _LONG) for text in texts])
+
+
+def _marked(text: str, most: int) -> str:
+    """What a tool wrote, with the marks that it puts around tokens."""
+    line = spelled(text[: most + 1])
+    for mark in ACTIVE_MARKS:
+        line = line.replace(spelled(mark), mark)
+    return _cut(line, most)
 
 
 def _json(value: Any, most: int = _LINE) -> str:
