@@ -176,14 +176,14 @@ def test_shares_add_up_over_what_is_cut(shares: dict[frozenset[str], float], cho
 
 def test_the_nulls_and_what_is_restored() -> None:
     lab = lab_of("and")
-    items = (Item("", about={"node": "head.0:0"}), Item("", about={"restore": "head.0:0"}),
-             Item("", about={"restore": "head.1:1"}), about("keep", []))  # fmt: skip
+    items = (Item("", about={"node": "head.0:0"}), about("restore", ["head.0:0"]), about("restore", ["head.1:1"]),
+             about("keep", []), about("restore", ["head.0:0", "head.0:1", "mlp_out.1"]))  # fmt: skip
     design = Design("", "effect", items)
     token, none = lab.nulls()
-    assert lab.expect(token, design) == (0.0, 0.0, 0.0, 1.0) and lab.expect(none, design) == (None,) * 4
-    assert lab.expect(circuit(CIRCUITS["and"]), design) == (1.0, None, 0.0, 0.0)
+    assert lab.expect(token, design) == (0.0, 0.0, 0.0, 1.0, 0.0) and lab.expect(none, design) == (None,) * 5
+    assert lab.expect(circuit(CIRCUITS["and"]), design) == (1.0, None, 0.0, 0.0, 1.0)
     described = Hypothesis(text="in words", kind="described")
-    assert lab.expect(described, design) == (None,) * 4
+    assert lab.expect(described, design) == (None,) * 5
 
 
 def test_where_the_last_tokens_differ_token_identity_has_no_opinion() -> None:
@@ -250,7 +250,9 @@ def test_an_or_is_seen_only_where_both_are_cut() -> None:
     assert [*alone.values()] == pytest.approx([0, 0, 1], abs=1e-4)
     together = by_label("cut_together", lab, sets=[["head.0:0", "head.0:1"], ["head.0:0", "head.1:0"]])
     assert [*together.values()] == pytest.approx([1, 0], abs=1e-4)
-    assert by_label("restore_nodes", lab, nodes=["head.0:0"]) == pytest.approx({"restore head.0:0": 1}, abs=1e-4)
+    assert by_label("restore_nodes", lab, nodes=["head.0:0"]) == pytest.approx(
+        {"restore head.0:0-1 mlp_out.1": 1, "restore head.0:0": 1}, abs=1e-4
+    )
     proposal = use("find_circuit", lab)[1].found["proposal"]
     assert {frozenset(text.split(" + ")): share for text, share in proposal.items()} == pytest.approx(
         {frozenset(text.split(" + ")): share for text, share in CIRCUITS["or"].items()}, abs=1e-3
@@ -260,14 +262,15 @@ def test_an_or_is_seen_only_where_both_are_cut() -> None:
 def test_an_and_needs_both_and_either_alone_brings_nothing_back() -> None:
     lab = lab_of("and")
     assert [*by_label("cut_nodes", lab, nodes=["head.0:0-1"]).values()] == pytest.approx([1, 1], abs=1e-4)
-    assert [*by_label("restore_nodes", lab, nodes=["head.0:0-1"]).values()] == pytest.approx([0, 0], abs=1e-4)
+    assert [*by_label("restore_nodes", lab, nodes=["head.0:0-1"]).values()] == pytest.approx([1, 0, 0], abs=1e-4)
 
 
-@pytest.mark.parametrize("tool", ["cut_nodes", "cut_together", "keep_only", "swap_prompts"])
+@pytest.mark.parametrize("tool", ["cut_nodes", "cut_together", "keep_only", "restore_nodes", "swap_prompts"])
 def test_silence_is_what_is_asked_for_and_seen(tool: str) -> None:
     lab = lab_of("gpt2")
     design, found = use(tool, lab, expect="silence")
     expected = lab.expect(lab.rivals["H1"], design)
+    assert None not in expected
     assert 2 * sum(value == 0 for value in expected) >= len(expected) and any(value == 1 for value in expected)
     assert found.values == pytest.approx(expected, abs=1e-4)
 
@@ -370,3 +373,15 @@ def test_its_rivals_are_the_mlps_and_the_heads_of_the_layer_with_the_largest_att
     actions = [event["action"] for event in events if event["kind"] == "decided"]
     claimed = [one.get("nodes") for action in actions if "hypotheses" in action for one in action["hypotheses"]]
     assert {"mlp_out.0": 0.5, "mlp_out.1": 0.5} in claimed and {"head.1:0": 0.5, "head.1:1": 0.5} in claimed
+
+
+def test_what_was_measured_is_not_chosen_again_while_there_is_something_new() -> None:
+    lab = lab_of("gpt2")
+    first, _ = use("cut_together", lab, expect="silence", count=4)
+    lab.take(first, [0.0] * len(first.items))
+    again, _ = use("cut_together", lab, expect="silence", count=4)
+    assert first.items[0] == again.items[0] and not {*map(repr, first.items[1:])} & {*map(repr, again.items[1:])}
+    nodes, _ = use("cut_nodes", lab, choose="top", count=2)
+    lab.take(nodes, [0.0] * 2)
+    others, _ = use("cut_nodes", lab, choose="top", count=2)
+    assert not {item.label for item in nodes.items} & {item.label for item in others.items}

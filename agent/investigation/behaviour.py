@@ -10,6 +10,7 @@ where hypotheses come from, look at `explore`; experiments, which choose among t
 is for the examination at the end (`behaviour_holdout`) and is refused to everybody else.
 """
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -27,7 +28,7 @@ from ...data.records import Example
 from ...subject.dictionary import Dictionary
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
-from .experiments import Design
+from .experiments import Design, Item
 from .hypotheses import Hypothesis
 from .lab import Meter
 
@@ -74,6 +75,7 @@ class BehaviourLab:
         self.rivals: Mapping[str, Hypothesis] = {}
         """The live hypotheses by name, the leader first; set before a tool designs an experiment."""
         self.meter = Meter()
+        self._measured: set[str] = set()
 
     @property
     def target(self) -> str:
@@ -193,7 +195,8 @@ class BehaviourLab:
         """What a hypothesis expects of each item, as a share of the behaviour; None: no opinion.
 
         A circuit: {"node": n} and {"cut": [...]} cost what the module's docstring says, {"keep": [...]} leaves the
-        rest, and {"restore": n} brings nothing back for nodes that it does not name. `token_identity`: the last token
+        rest; {"restore": [...]} brings back what all its nodes cost together where these are among them, nothing where
+        none is, and otherwise it has no opinion. `token_identity`: the last token
         alone decides, which pairs have in common, so corrupting what stands before it changes nothing, and no cut
         costs anything; of pairs that differ in their last tokens it has no opinion. `no_pattern` has none at all.
         """
@@ -205,7 +208,13 @@ class BehaviourLab:
         return tuple(self._expected(shares, item.about) for item in design.items)
 
     def take(self, design: Design, values: Sequence[float]) -> None:
-        """Nothing is learned from values but what policies make of them."""
+        """Take note of what an experiment measured."""
+        for item, _ in zip(design.items, values, strict=True):
+            self._measured.add(_key(item.about, design.plan.get("prompts")))
+
+    def is_new(self, item: Item, *, prompts: int | None = None) -> bool:
+        """Whether an item was not measured before, on `select` or on a draw of fresh prompts."""
+        return _key(item.about, prompts) not in self._measured
 
     @cached_property
     def attribution(self) -> dict[Direction, Attribution]:
@@ -239,11 +248,16 @@ class BehaviourLab:
     def _expected(self, shares: Shares, about: Mapping[str, Any]) -> float | None:
         if (restored := about.get("restore")) is not None:
             named = frozenset[Node]().union(*shares)
-            return None if named & {*self.named([restored])} else 0.0
+            back = named & {*self.named(restored)}
+            return (round(_lost(shares, named), 4) if back == named else None) if back else 0.0
         if (kept := about.get("keep")) is not None:
             return round(max(0.0, 1 - _lost(shares, self._known.difference(self.named(kept)))), 4)
         cut = about["cut"] if "cut" in about else [about["node"]]
         return round(_lost(shares, frozenset(self.named(cut))), 4)
+
+
+def _key(about: Mapping[str, Any], prompts: int | None) -> str:
+    return json.dumps([prompts, dict(about)], sort_keys=True)
 
 
 def _lost(shares: Shares, cut: frozenset[Node]) -> float:

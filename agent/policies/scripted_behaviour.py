@@ -199,7 +199,7 @@ def _programme(view: View) -> Iterator[list[Call]]:
         return
     claimed, again = _circuit(view), max(0, len(_surveyed(view, "find_circuit")) - 1)
     if claimed:
-        others = [node for node in _ranked(view) if node not in claimed][: max(2, len(claimed))]
+        others = [node for node in _ranked(view) if node not in claimed][: max(2, len(claimed) // 2)]
         yield [Call(tool="cut_nodes", args={"nodes": [*claimed, *others][:64]}, purpose="does each cost what is said?")]
     yield [
         _call("cut_nodes", "is anything missed that is worth much?", choose="top", expect="silence"),
@@ -218,6 +218,11 @@ def _programme(view: View) -> Iterator[list[Call]]:
         _call("keep_only", "do random circuits do it, too?", expect="silence"),
         *(fresh if view.about["fresh"] else []),
         _call("cut_together", "are other halves of the rest silent?", expect="silence", draw=1),
+    ]
+    yield [
+        _call("restore_nodes", "is anything outside enough by itself?", choose="top", expect="silence"),
+        _call("keep_only", "which random circuits do it, too?", expect="silence", draw=1),
+        _call("cut_together", "do its parts matter as much beside others?", draw=1 + again),
     ]
 
 

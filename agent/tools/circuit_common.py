@@ -2,7 +2,7 @@
 
 An item's `about` says what is done: {"node": n} and {"cut": [...]} put these nodes' corrupted values into the clean
 run, and its value is the share of the behaviour that goes; {"keep": [...]} cuts all others, and its value is the share
-that stays; {"restore": n} puts a node's clean value into the corrupted run, and its value is the share that comes back.
+that stays; {"restore": [...]} puts clean values into the corrupted run, and its value is the share that comes back.
 Intervals are bootstraps over pairs.
 """
 
@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import torch
 
-from ...causal.applying import Materials
+from ...causal.applying import Materials, apply
 from ...causal.circuit_runs import CircuitRuns, Nodes
-from ...causal.grids import Grid
-from ...causal.measures import Direction, Effect, effect
+from ...causal.measures import Direction, Effect, Question, effect, metric
 from ...causal.nodes import Node, edits_of, listed
-from ...causal.sweeps import sweep
+from ...causal.runs import gather, logits_at
 from ...subject.errors import NeuronautError
 from ..investigation.behaviour import BehaviourLab
 from ..investigation.experiments import Control, Design, Item, Measured
@@ -39,10 +38,10 @@ def node_item(node: Node) -> Item:
 
 def restore_item(node: Node) -> Item:
     """One node restored by itself."""
-    return Item(f"restore {node}", about={"restore": str(node)})
+    return Item(f"restore {node}", about={"restore": [str(node)]})
 
 
-def set_item(what: Literal["cut", "keep"], nodes: Iterable[Node], *, lab: BehaviourLab) -> Item:
+def set_item(what: Literal["cut", "keep", "restore"], nodes: Iterable[Node], *, lab: BehaviourLab) -> Item:
     """A set of nodes, in forward order."""
     chosen = frozenset(nodes)
     ordered = [node for node in lab.nodes if node in chosen]
@@ -71,9 +70,10 @@ def expected_of(lab: BehaviourLab, items: Sequence[Item]) -> list[list[float | N
 
 
 def choose(
-    lab: BehaviourLab, items: Sequence[Item], *, by: Choose, expect: Expect, count: int, seed: int
-) -> list[Item]:
-    """At most `count` of the items that stand for `lab.nodes`, by what the leader expects of them.
+    lab: BehaviourLab, items: Sequence[Item], *, by: Choose, expect: Expect, count: int, seed: int,
+    prompts: int | None = None,
+) -> list[Item]:  # fmt: skip
+    """At most `count` of the items that stand for `lab.nodes`, by what the leader expects of them; new ones first.
 
     Where silence is asked for, one in four are ones of which the rivals' expectations differ most: beside what should
     be silent stands what should not, or else nothing could be learned.
@@ -93,7 +93,7 @@ def choose(
     if by == "differ":
         places = differing
     wanted = {"any": [True] * len(items), "silence": silent, "activity": active}[expect]
-    pool = [at for at in places if wanted[at]]
+    pool = sorted((at for at in places if wanted[at]), key=lambda at: not lab.is_new(items[at], prompts=prompts))
     if not pool:
         raise NeuronautError(f"the leader expects {expect} of none of the {len(items)} nodes; ask for another")
     beside = [at for at in differing if spread[at] > 0 and at not in pool] if expect == "silence" else []
@@ -104,6 +104,12 @@ def choose(
 def _spread(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     return max(known) - min(known) if known else 0.0
+
+
+def new_first(lab: BehaviourLab, items: Iterable[Item], count: int) -> list[Item]:
+    """At most `count` different items, those that were not measured before first."""
+    different = {repr(item.about): item for item in items}
+    return sorted(different.values(), key=lambda item: not lab.is_new(item))[:count]
 
 
 def random_nodes(lab: BehaviourLab, apart: Iterable[Node], *, seed: int) -> list[str]:
@@ -136,7 +142,7 @@ def effects(lab: BehaviourLab, runs: CircuitRuns, abouts: Sequence[Mapping[str, 
     """What each item does, measured on the runs' pairs."""
     cut = [frozenset(lab.named(_cut(about))) for about in abouts if "restore" not in about and "keep" not in about]
     kept = [frozenset(lab.named(about["keep"])) for about in abouts if "keep" in about]
-    restored = [node for about in abouts if "restore" in about for node in lab.named([about["restore"]])]
+    restored = [lab.named(about["restore"]) for about in abouts if "restore" in about]
     gone = iter(runs.cut(cut) if cut else ())
     alone = iter(runs.alone(kept) if kept else ())
     back = iter(_restored(lab, runs, restored))
@@ -161,15 +167,25 @@ def _effect(lab: BehaviourLab, runs: CircuitRuns, patched: torch.Tensor, directi
     )
 
 
-def _restored(lab: BehaviourLab, runs: CircuitRuns, nodes: Sequence[Node]) -> list[Effect]:
-    if not nodes:
+def _restored(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node]]) -> list[Effect]:
+    """The corrupted run with each set's clean values in it: one forward each."""
+    if not sets:
         return []
-    swept = sweep(
-        lab.subject, runs.task.pairs, Grid.listed(edit for node in nodes for edit in edits_of([node], "patch")),
-        directions=("denoise",), metrics=(runs.metric,), materials=Materials(sources=lab.sources), seed=lab.seed,
-    )  # fmt: skip
-    found = [cell.effect(runs.metric, "denoise") for cell in swept.cells]
-    return [one for one in found if isinstance(one, Effect)]
+    pairs = runs.task.pairs
+    plain, corrupted = runs.task.logits(lab.subject)
+    question = Question(pairs.answers, pairs.wrong, plain)
+    clean, base = (metric(runs.metric)(logits, question).cpu() for logits in (plain, corrupted))
+    found: list[Effect] = []
+    for nodes in sets:
+        edits = edits_of(nodes, "patch")
+        lent = gather(lab.subject, edits, materials=Materials(sources=lab.sources), donor=pairs.clean)
+        with torch.inference_mode(), apply(lab.subject, pairs.corrupted, edits, materials=lent, may_idle=True):
+            logits = logits_at(lab.subject, pairs.corrupted.tokens, pairs.corrupted.last)
+        patched = metric(runs.metric)(logits, question).cpu()
+        found.append(
+            effect(runs.metric, clean=clean, corrupted=base, patched=patched, direction="denoise", seed=lab.seed)
+        )
+    return found
 
 
 def measured(

@@ -1,6 +1,7 @@
 """Experiments on behaviours, node by node: each of a set of nodes is cut, or restored, by itself."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,7 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...causal.nodes import Node
 from ..investigation.behaviour import BehaviourLab
 from ..investigation.experiments import Design, Item, Measured
-from .circuit_common import Choose, Expect, choose, measured, node_item, random_nodes, restore_item
+from .circuit_common import (
+    Choose,
+    Expect,
+    choose,
+    circuit_of,
+    leader,
+    measured,
+    node_item,
+    random_nodes,
+    restore_item,
+    set_item,
+)
 
 
 class NodeArgs(BaseModel, frozen=True):
@@ -36,13 +48,14 @@ def node_design(args: NodeArgs, lab: BehaviourLab, *, question: str, item: Calla
     else:
         every = [item(node) for node in lab.nodes]
         items = choose(lab, every, by=args.choose, expect=args.expect, count=args.count, seed=seed)
-    control = [dict(item(node).about) for node in lab.named(random_nodes(lab, _nodes(lab, items), seed=seed))]
+    others = lab.named(random_nodes(lab, _nodes(lab, items), seed=seed))
+    control = [dict(item(node).about) for node in others]
     plan = {"control": control, "what": f"{len(control)} random nodes that no rival names"}
     return Design(question, "effect", tuple(items), plan)
 
 
 def _nodes(lab: BehaviourLab, items: Sequence[Item]) -> tuple[Node, ...]:
-    return lab.named([str(text) for item in items for text in item.about.values()])
+    return lab.named([text for item in items for text in (item.about.get("restore") or [item.about["node"]])])
 
 
 class CutNodes:
@@ -67,8 +80,8 @@ class CutNodes:
 
 class RestoreNodes:
     """Restores each of a set of nodes by itself: its value on the clean prompt is put into the corrupted run. An
-    item's value is the share of the behaviour that comes back; the headline is the largest. A node that works only
-    together with another is silent here."""
+    item's value is the share of the behaviour that comes back; the first is that of all the leader's nodes. The
+    headline is the largest. A node that works only together with another is silent here."""
 
     name: ClassVar[str] = "restore_nodes"
     version: ClassVar[int] = 1
@@ -78,7 +91,11 @@ class RestoreNodes:
 
     def design(self, args: NodeArgs, lab: BehaviourLab) -> Design:
         """Choose the nodes."""
-        return node_design(args, lab, question="Which nodes are enough by themselves?", item=restore_item)
+        design = node_design(args, lab, question="Which nodes are enough by themselves?", item=restore_item)
+        if leader(lab) is None:
+            return design
+        whole = set_item("restore", circuit_of(lab, ()), lab=lab)
+        return replace(design, items=(whole, *(item for item in design.items if item.about != whole.about)))
 
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Restore them one by one, on `select`."""

@@ -22,10 +22,14 @@ from .circuit_common import (
     circuit_of,
     leader,
     measured,
+    new_first,
     node_item,
     random_sets,
     set_item,
 )
+
+_MANY = 64
+"""Random sets that are drawn to choose from."""
 
 
 class _Args(BaseModel, frozen=True):
@@ -58,20 +62,17 @@ class KeepOnly:
         """The set, what it is compared with, and random circuits as a control."""
         chosen, seed = circuit_of(lab, args.nodes), lab.seed * 100 + args.draw
         if args.expect == "silence":
-            others = [_outside(lab, chosen), *random_sets(lab, chosen, count=args.count, seed=seed)]
+            others = [_outside(lab, chosen), *random_sets(lab, chosen, count=_MANY, seed=seed)]
         else:
-            order = random.Random(f"parts:{seed}").sample(chosen, len(chosen))
-            others = [[other for other in chosen if other is not node] for node in order[: args.count]]
-        items = dict.fromkeys(frozenset(nodes) for nodes in (chosen, *others) if nodes)
+            others = _parts(chosen, seed)
+        items = new_first(lab, (set_item("keep", nodes, lab=lab) for nodes in others if nodes), args.count)
         control = random_sets(lab, chosen, count=CONTROLS, seed=seed + 50)
         plan = {
             "control": [dict(set_item("keep", nodes, lab=lab).about) for nodes in control],
             "what": f"{len(control)} random circuits of the same make-up",
         }
-        return Design(
-            "Does the circuit do the task alone?", "effect",
-            tuple(set_item("keep", nodes, lab=lab) for nodes in items), plan,
-        )  # fmt: skip
+        whole = set_item("keep", chosen, lab=lab)
+        return Design("Does the circuit do the task alone?", "effect", (whole, *items), plan)
 
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Keep each of them alone, on `select`."""
@@ -104,21 +105,19 @@ class CutTogether:
     def design(self, args: TogetherArgs, lab: BehaviourLab) -> Design:
         """The sets, and random ones as large as the first as a control."""
         seed = lab.seed * 100 + args.draw
-        sets: list[Sequence[Node]] = [lab.named(texts) for texts in args.sets]
-        if not sets:
-            chosen = circuit_of(lab, ())
-            some = _halves if args.expect == "silence" else _pairs
-            sets = [chosen, *some(lab, chosen, args.count, seed)]
-        control = random_sets(lab, sets[0], count=CONTROLS, seed=seed + 50, among=_outside(lab, sets[0]))
+        first, *others = [lab.named(texts) for texts in args.sets] or [circuit_of(lab, ())]
+        if args.sets:
+            items = new_first(lab, (set_item("cut", nodes, lab=lab) for nodes in others), len(others))
+        else:
+            some = _others(lab, first, seed) if args.expect == "silence" else _mixed(lab, first, seed)
+            items = new_first(lab, (set_item("cut", nodes, lab=lab) for nodes in some), args.count)
+        control = random_sets(lab, first, count=CONTROLS, seed=seed + 50, among=_outside(lab, first))
         plan = {
             "control": [dict(set_item("cut", nodes, lab=lab).about) for nodes in control],
             "what": f"{len(control)} random sets of the same make-up outside",
         }
-        items = dict.fromkeys(frozenset(nodes) for nodes in sets)
-        return Design(
-            "What goes where several nodes are cut at once?", "effect",
-            tuple(set_item("cut", nodes, lab=lab) for nodes in items), plan,
-        )  # fmt: skip
+        whole = set_item("cut", first, lab=lab)
+        return Design("What goes where several nodes are cut at once?", "effect", (whole, *items), plan)
 
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Cut each of them, on `select`."""
@@ -151,7 +150,10 @@ class SwapPrompts:
         whole = [set_item("cut", circuit, lab=lab), set_item("keep", circuit, lab=lab)]
         every = [node_item(node) for node in lab.nodes]
         seed = lab.seed * 100 + args.prompts
-        items = [*whole, *choose(lab, every, by="random", expect=args.expect, count=args.count, seed=seed)]
+        items = [
+            *whole,
+            *choose(lab, every, by="random", expect=args.expect, count=args.count, seed=seed, prompts=args.prompts),
+        ]
         control = random_sets(lab, circuit, count=CONTROLS, seed=seed + 50, among=_outside(lab, circuit))
         plan = {
             "prompts": args.prompts,
@@ -177,20 +179,29 @@ def _outside(lab: BehaviourLab, circuit: Sequence[Node]) -> list[Node]:
     return [node for node in lab.nodes if node not in inside]
 
 
-def _halves(lab: BehaviourLab, circuit: Sequence[Node], count: int, seed: int) -> list[Sequence[Node]]:
+def _parts(circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
+    """The circuit less one node in turn, then less several random ones."""
+    rng = random.Random(f"parts:{seed}")
+    parts: list[Sequence[Node]] = [
+        [other for other in circuit if other is not node] for node in rng.sample(circuit, len(circuit))
+    ]
+    return [*parts, *(rng.sample(circuit, rng.randint(1, len(circuit))) for _ in range(_MANY))]
+
+
+def _others(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
     """All nodes outside, and random halves of them."""
     others, rng = _outside(lab, circuit), random.Random(f"halves:{seed}")
     if not others:
         raise NeuronautError("the circuit has all nodes, so there is nothing outside it to cut")
-    halves = [rng.sample(others, -(-len(others) // 2)) for _ in range(count - 1)]
-    return [others, *halves]
+    halves = ([node for node in others if rng.random() < 0.5] for _ in range(_MANY))
+    return [others, *(half for half in halves if half)]
 
 
-def _pairs(lab: BehaviourLab, circuit: Sequence[Node], count: int, seed: int) -> list[Sequence[Node]]:
-    """What the leader says of nodes together, then pairs of its circuit."""
-    first, rng = leader(lab), random.Random(f"pairs:{seed}")
-    together: list[Sequence[Node]] = (
-        [] if first is None else [tuple(nodes) for nodes in lab.shares(first) if len(nodes) > 1]
-    )
-    pairs: list[Sequence[Node]] = list(combinations(circuit, 2))
-    return [*together, *rng.sample(pairs, len(pairs))][:count]
+def _mixed(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
+    """What the leader says of nodes together, then pairs of its circuit, then such pairs with nodes outside."""
+    first, others, rng = leader(lab), _outside(lab, circuit), random.Random(f"pairs:{seed}")
+    together: list[Sequence[Node]] = [] if first is None else [tuple(n) for n in lab.shares(first) if len(n) > 1]
+    pairs = list(combinations(circuit, 2))
+    pairs = rng.sample(pairs, min(len(pairs), _MANY))
+    beside = [[*pair, *(node for node in others if rng.random() < 0.5)] for pair in pairs]
+    return [*together, *pairs, *beside]
