@@ -259,6 +259,33 @@ def test_twins_agree_on_99_percent_of_tokens() -> None:
     assert 0.99 < (truths[0] == truths[1]).mean() < 1
 
 
+def test_what_level_4_hides_shows_in_exhaustive_scans() -> None:
+    """Each word of an exception silences an active unit, and each of a second meaning wakes a silent one, by itself."""
+    world = hidden()
+    rng = random.Random(0)
+    for unit in (unit for unit in world.units if not unit.abstain):
+        active, silent = carriers(unit, world.windows(), rng)
+        for word in (word for exception in unit.exceptions for word in (*exception.before, *exception.near)):
+            assert any(unit.at(changed(*carrier, -1, word), carrier[1]) == 0 for carrier in active), (unit.name, word)
+        for offset, words in ((offset, ws) for c in unit.second for offset, ws in ((0, c.here), (-1, c.before))):
+            for word in words:
+                assert any(unit.at(changed(*carrier, offset, word), carrier[1]) > 0 for carrier in silent), unit.name
+
+
+Carrier = tuple[tuple[str, ...], int]
+
+
+def carriers(unit: Unit, windows: Sequence[tuple[str, ...]], rng: random.Random) -> tuple[list[Carrier], list[Carrier]]:
+    """Up to 12 places each at which the unit is active and silent."""
+    places = [(window, at) for window in windows for at, value in enumerate(unit.truth(window)) if at and value > 0]
+    random_places = [(rng.choice(windows), rng.randrange(1, LONGEST)) for _ in range(12)]
+    return places[:12], [(window, at) for window, at in random_places if unit.at(window, at) == 0]
+
+
+def changed(tokens: tuple[str, ...], at: int, offset: int, word: str) -> list[str]:
+    return [f" {word}" if place == at + offset else token for place, token in enumerate(tokens)]
+
+
 # Causes as data
 
 

@@ -1,8 +1,8 @@
 """Level 4: what a corpus hides. Each unit reads well as something simpler, which is wrong on rare text.
 
 An exception, or the absence of a second condition, has a probability of 0.02 to 0.05 where the unit would fire
-otherwise, shared by two to four words; a second meaning makes up 0.2% of the firings. All of it shows in exhaustive scans: the
-vocabulary at the token or at one of the four before it, in windows where the unit is active, nearly so, or silent.
+otherwise, shared by two to four words; a second meaning makes up 0.2% of the firings. All of it shows in exhaustive
+scans: the vocabulary at the token or at one of the four before it, where the unit is active and where it is silent.
 """
 
 from dataclasses import replace

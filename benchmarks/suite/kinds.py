@@ -58,11 +58,12 @@ def _token_set(supply: Supply) -> list[Draft]:
 
 def _position(supply: Supply) -> list[Draft]:
     rng = supply.rng
-    first, step = rng.randint(2, 40), rng.randint(3, 5)
+    # Half of the places at most: a unit that is active on more would count as dense.
+    first, step, late = rng.randint(2, 40), rng.randint(3, 5), rng.randint(34, 56)
     text, places = rng.choice([
         (f"positions {first} to {first + step + 2}", range(first, first + step + 3)),
-        (f"every position from {first + 16}", range(first + 16, LONGEST)),
-        (f"every {step}th position from {first % step}", range(first % step, LONGEST, step)),
+        (f"every position from {late}", range(late, LONGEST)),
+        (f"one position in {step}, from {first % step}", range(first % step, LONGEST, step)),
     ])  # fmt: skip
     return [Draft("position", f"{text}, counted from 0", Predicate((Cause(places=tuple(places)),)))]
 

@@ -1,7 +1,7 @@
 """Where everything of a planted part stands in a model, and what each condition reads there.
 
-The residual stream is a direct sum of one-hot blocks and flags (see wiring.py); a channel goes by its kind and word, place
-or number. A condition becomes a weighted sum of channels that is positive exactly where it holds.
+The residual stream is a direct sum of one-hot blocks and flags (see wiring.py); a channel goes by its kind and its
+word, place or number. A condition becomes a weighted sum of channels that is positive exactly where it holds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
