@@ -55,7 +55,7 @@ class Watch:
     def clear(self) -> None:
         """Take away what is drawn, before something else is printed."""
         if self._drawn:
-            click.echo(_UP.format(self._drawn), err=True, nl=False)
+            click.echo(_UP.format(self._drawn), err=True, nl=False, color=True)
             self._drawn = 0
 
     def _forget(self, id: str) -> None:

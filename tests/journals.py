@@ -122,7 +122,7 @@ def scan(name: str, round: int) -> tuple[Experiment, Measured]:
     """Six tokens before the pivot, of which one silences the unit."""
     labels = (" the", " dry", " wet", " a", EVIL, " big")
     values = (1.02, 0.0, 0.97, 1.1, 0.95, 1.0)
-    items = tuple(Item(label, (1, 2, 3), 2) for label in labels)
+    items = tuple(Item(label, (round, number, 3), 2) for number, label in enumerate(labels))
     design = Design("Which tokens before the pivot change it?", "response", items, {"offset": -1})
     expected = {"H1": (1.0,) * 6, "H2": (None,) * 6, "H3": (1.0, 0.0, 1.0, 1.0, 1.0, 1.0)}
     measured = Measured(
@@ -152,7 +152,7 @@ def steered(name: str, round: int) -> tuple[Experiment, Measured]:
 
 def failing(name: str, round: int) -> tuple[Experiment, str]:
     """One that cannot be measured."""
-    design = Design("How much context?", "response", (Item("x", (1, 2), 1),))
+    design = Design("How much context?", "response", (Item("x", (round, 2), 1),))
     expected = {"H1": (1.0,), "H2": (None,), "H3": (0.0,)}
     return _experiment(name, "prune_context", design, round, expected=expected), f"no carrier is active {EVIL}"
 

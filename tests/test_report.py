@@ -236,18 +236,36 @@ def test_plots_stay_within_their_frames(report: Report) -> None:
         assert all(0 <= y <= float(height) for y in ys)
 
 
+SHAPES = {
+    "curve": [
+        {"effect": dose / 2, "high": 1.0, "low": 0.0, "sham_high": 0.1, "sham_low": -0.1, "strength": dose}
+        for dose in (0.0, 1.0, 2.0)
+    ],
+    "by_length": {"cut": {"1": 0.1, "16": 0.9, "2": 0.4}, "replaced": {"1": 0.2, "16": 0.8, "2": 0.3}},
+    "shares": {"head.0:1": [0.4, 0.3, 0.5], "mlp.1": 0.1},
+    "carriers": {"first": {"flipped": 0.2, "items": 81}, "second": {"flipped": 0.1, "items": 81}},
+    "top": [{"logit": 0.5, "token": "<b>"}],
+    "text": {"tokens": ["a", "<i>"], "values": [0.0, 1.0]},
+    "odd": [1, [2, {"x": None}]],
+    "n": 7,
+}
+
+
 def test_what_was_found_is_drawn_by_its_shape() -> None:
-    curve = [{"dose": dose, "mean": dose / 2, "low": 0.0, "high": 1.0} for dose in (0.0, 1.0, 2.0)]
-    html = found({
-        "curve": curve, "shares": {"head.0:1": [0.4, 0.3, 0.5], "mlp.1": 0.1}, "n": 7,
-        "top": [{"token": "<b>", "logit": 0.5}], "text": {"tokens": ["a", "<i>"], "values": [0.0, 1.0]},
-        "odd": [1, [2, {"x": None}]],
-    })  # fmt: skip
-    reader = read(f"<div>{html}</div>")
-    assert (reader.tags.count("svg"), reader.tags.count("polygon"), reader.tags.count("table")) == (2, 1, 1)
-    assert "&lt;b&gt;" in html
-    assert "&lt;i&gt;" in html
-    assert reader.tags.count("pre") == 1
+    parts = {name: read(f"<div>{found({name: value})}</div>").tags for name, value in SHAPES.items()}
+    counted = {name: {tag: tags.count(tag) for tag in ("svg", "polygon", "table", "pre", "span", "dl") if tag in tags}
+               for name, tags in parts.items()}  # fmt: skip
+    assert counted == {
+        "curve": {"svg": 1, "polygon": 2}, "by_length": {"svg": 2}, "shares": {"svg": 1}, "carriers": {"table": 1},
+        "top": {"table": 1}, "text": {"span": 2}, "odd": {"pre": 1}, "n": {"dl": 1},
+    }  # fmt: skip
+    assert "&lt;b&gt;" in found(SHAPES)
+    assert "&lt;i&gt;" in found(SHAPES)
+    # Lengths are ordered as numbers, not as text.
+    line = re.search(r'polyline points="([^"]*)"', found({"by_length": SHAPES["by_length"]["cut"]}))
+    assert line is not None
+    heights = [float(point.split(",")[1]) for point in line[1].split()]
+    assert heights == sorted(heights, reverse=True)
 
 
 @given(st.text(), st.text())

@@ -7,6 +7,7 @@
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,13 @@ from .telling import short
 
 _ROWS, _BARS, _JSON = 24, 16, 4000
 """Rows of a table, bars of a plot, and characters of JSON that are shown."""
+_KEYS = 6
+"""Columns of a table that a mapping is shown as, at most."""
 _SHOWN = ("values", "activations")
-_LOW, _HIGH = ("low", "ci_low"), ("high", "ci_high")
+_ACROSS = ("dose", "strength", "length", "distance", "position", "layer")
+_UP = ("effect", "mean", "value")
+_ENDS = (("low", "ci_low"), ("high", "ci_high"), ("sham_low",), ("sham_high",))
+"""Keys of a curve's rows, since a journal does not keep their order."""
 
 
 def found(about: Mapping[str, Any]) -> Html:
@@ -32,21 +38,44 @@ def found(about: Mapping[str, Any]) -> Html:
     return join(parts)
 
 
-def _drawn(name: str, value: Any) -> Html:
+def _drawn(name: str, value: Any, *, deep: bool = False) -> Html:
+    """What a value is drawn as; `deep` within another."""
     if (tokens := _window(value)) is not None:
         return tokens
-    if isinstance(value, Sequence) and (windows := [_window(one) for one in value]) and None not in windows:
-        return join(windows[:_ROWS])
     if points := _curve(value):
-        keys = list(value[0])
-        return curve(points, across=keys[0].replace("_", " "), up=keys[1].replace("_", " "))
+        across, up = _axes(value[0]) if isinstance(value, list) else (name, "mean")
+        return curve(points, across=across.replace("_", " "), up=up.replace("_", " "))
     if rows := _bars(value):
         return join([bars(rows[:_BARS], label=name), _more(len(rows) - _BARS)])
-    if isinstance(value, Sequence) and all(isinstance(one, Mapping) for one in value):
-        return _table(value)
-    if isinstance(value, Sequence) and all(isinstance(one, str) for one in value):
-        return join([el("p", *(el("code", visible(one)) for one in value[:_ROWS])), _more(len(value) - _ROWS)])
+    if isinstance(value, list):
+        return _listed(value)
+    if isinstance(value, Mapping) and (records := _records(value)):
+        return _table(records)
+    if isinstance(value, Mapping) and not deep:
+        parts = (join([_drawn(name, one, deep=True), el("figcaption", visible(key))]) for key, one in value.items())
+        return el("div", *(el("figure", part) for part in parts), class_="pair")
     return as_json(value)
+
+
+def _listed(values: list[Any]) -> Html:
+    windows = [_window(one) for one in values]
+    if None not in windows:
+        return join(windows[:_ROWS])
+    if all(isinstance(one, Mapping) for one in values):
+        return _table(values)
+    if all(isinstance(one, str) for one in values):
+        return join([el("p", *(el("code", visible(one)) for one in values[:_ROWS])), _more(len(values) - _ROWS)])
+    return as_json(values)
+
+
+def _records(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Flat records of the same keys under their names, as rows; empty where it is something else."""
+    rows = list(value.values())
+    if len(rows) < 2 or not all(isinstance(row, Mapping) and all(map(_single, row.values())) for row in rows):
+        return []
+    if _curve(rows[0]) or len(rows[0]) > _KEYS or any(set(row) != set(rows[0]) for row in rows):
+        return []
+    return [{"of": name, **row} for name, row in value.items()]
 
 
 def as_json(value: Any) -> Html:
@@ -77,15 +106,26 @@ def _window(value: Any) -> Html | None:
 
 def _curve(value: Any) -> list[Point]:
     """The points of a curve; empty where it is none."""
+    if isinstance(value, Mapping):
+        if len(value) < 2 or not all(_INTEGER.fullmatch(str(key)) and _number(one) for key, one in value.items()):
+            return []
+        return sorted(Point(float(key), one) for key, one in value.items())
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(row, Mapping) for row in value):
         return []
-    keys = list(value[0])
-    if len(keys) < 2 or not all(list(row) == keys and all(_number(row[key]) for key in keys[:2]) for row in value):
+    across, up = _axes(value[0])
+    if not all(_number(row.get(across)) and _number(row.get(up)) for row in value):
         return []
-    xs = [row[keys[0]] for row in value]
-    if any(b <= a for a, b in zip(xs, xs[1:], strict=False)):
-        return []
-    return [Point(row[keys[0]], row[keys[1]], _end(row, _LOW), _end(row, _HIGH)) for row in value]
+    rows = sorted(value, key=lambda row: row[across])
+    return [Point(row[across], row[up], *(_end(row, names) for names in _ENDS)) for row in rows]
+
+
+def _axes(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Which key of a row is along the curve, and which one up; "" for none."""
+    across, up = (next((name for name in names if name in row), "") for names in (_ACROSS, _UP))
+    return across, up
+
+
+_INTEGER = re.compile(r"-?\d+")
 
 
 def _end(row: Mapping[str, Any], names: Sequence[str]) -> float | None:
@@ -105,6 +145,7 @@ def _bars(value: Any) -> list[tuple[str, Point]]:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Html:
     keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys.sort(key=lambda key: not any(isinstance(row.get(key), str) for row in rows))
     shown = [[cell(row.get(key)) for key in keys] for row in rows[:_ROWS]]
     return join([table([key.replace("_", " ") for key in keys], shown), _more(len(rows) - _ROWS)])
 

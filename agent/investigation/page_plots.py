@@ -159,34 +159,40 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 class Point(NamedTuple):
-    """A value on a curve, with its interval where there is one."""
+    """A value on a curve, with its interval and the range of its control where there are such."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
+    sham_low: float | None = None
+    sham_high: float | None = None
 
 
 def curve(points: Sequence[Point], *, across: str, up: str) -> Html:
-    """A line through points with a band of their intervals. `across` and `up` name the axes."""
-    highs = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
+    """A line through points with a band of their intervals, and one of their controls. `across` and `up` name the
+    axes."""
+    found = [value for p in points for value in p[1:] if value is not None]
     x = Axis(min(p.x for p in points), max(p.x for p in points), 56, 330)
-    y = Axis(min(0.0, *highs), max(0.0, *highs), 150, 12)
-    band = [p for p in points if p.low is not None and p.high is not None]
-    there = [f"{x(p.x):.1f},{y(p.high or 0.0):.1f}" for p in band]
-    back = [f"{x(p.x):.1f},{y(p.low or 0.0):.1f}" for p in reversed(band)]
+    y = Axis(min(0.0, *found), max(0.0, *found), 150, 12)
     line = " ".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in points)
-    marks = [
-        el("g", el("title", _said(p, across)), el("circle", cx=x(p.x), cy=y(p.y), r=3), class_="dot s0") for p in points
-    ]
+    dots = (el("circle", cx=x(p.x), cy=y(p.y), r=3) for p in points)
+    marks = [el("g", el("title", _said(p, across)), dot, class_="dot s0") for p, dot in zip(points, dots, strict=True)]
     ends = sorted({y.low, 0.0, y.high})
     return svg(
         350, 190, f"{up} by {across}", *(el("line", x1=56, x2=330, y1=y(v), y2=y(v), class_="grid") for v in ends),
         *(text(50, y(v) + 4, short(v), anchor="end") for v in ends),
-        el("polygon", points=" ".join(there + back), class_="band s0") if band else None,
+        _band(x, y, [(p.x, p.sham_low, p.sham_high) for p in points], "band sham"),
+        _band(x, y, [(p.x, p.low, p.high) for p in points], "band s0"),
         el("polyline", points=line, class_="series s0"), *marks, text(56, 168, short(x.low)),
         text(330, 168, short(x.high), anchor="end"), text(193, 184, visible(across), anchor="middle", class_="axis"),
     )  # fmt: skip
+
+
+def _band(x: Axis, y: Axis, ends: Sequence[tuple[float, float | None, float | None]], class_: str) -> Html | None:
+    there = [f"{x(at):.1f},{y(high):.1f}" for at, _, high in ends if high is not None]
+    back = [f"{x(at):.1f},{y(low):.1f}" for at, low, _ in reversed(ends) if low is not None]
+    return el("polygon", points=" ".join(there + back), class_=class_) if there and back else None
 
 
 def _said(point: Point, across: str) -> str:

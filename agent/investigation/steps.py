@@ -77,16 +77,16 @@ class Steps:
         """Measure one experiment, or take its result from where it was measured before; a failure has a reason and
         no number."""
         work, before = self._work, self._work.lab.meter.rows
-        known = work.journal.known(experiment.key)
+        known, run = work.journal.known(experiment.key), True
         if known is not None:
             observation = Observation("ok", known, None, {"forwards": 0, "known": True})
         elif kind := work.exhausted(share=1.0):
-            observation = Observation("error", {}, f"not run: the budget of {kind} is spent")
+            observation, run = Observation("error", {}, f"not run: the budget of {kind} is spent"), False
         else:
             with work.lab.meter.counting(work.lab.subject):
                 observation = _measured(work.tools[experiment.tool], experiment, work.lab)
             observation = replace(observation, cost={"forwards": work.lab.meter.rows - before})
-        charge = Charge(experiments=1, forwards=work.lab.meter.rows - before)
+        charge = Charge(experiments=int(run), forwards=work.lab.meter.rows - before)
         work.journal.observe(work.id, experiment.name, observation, charge=charge)
         work.catch_up()
 
@@ -98,11 +98,11 @@ class Steps:
         spent = work.journal.spent(work.id)
         limits = {kind: value for kind, value in asdict(work.limits).items() if value is not None}
         work.event("spent", {**spent._asdict(), "limits": limits}, key=f"spent:{round}")
+        if kind := work.exhausted():
+            return {"next": "freeze", "stop": f"budget: {kind}"}
         last = [observations[e.name].status for e in experiments if e.name in observations][-FAILURES:]
         if len(last) == FAILURES and set(last) == {"error"}:
             return {"next": "freeze", "stop": f"the last {FAILURES} experiments failed"}
-        if kind := work.exhausted():
-            return {"next": "freeze", "stop": f"budget: {kind}"}
         if state["role"] == "proposer":
             return {"next": "plan"}
         return self._challenged(state, verdict(rivals, experiments, observations))

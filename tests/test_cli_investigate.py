@@ -1,0 +1,236 @@
+"""`neuronaut investigate` and `sessions` on a planted neuron: verdicts, exit codes, streams, pages, replays."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from neuronaut.agent.investigation.citing import uncited
+from neuronaut.cli import investigating
+from neuronaut.cli.investigate import EXITS
+from neuronaut.cli.main import main
+from neuronaut.cli.watching import Watch, told
+from neuronaut.data.store import Store
+from neuronaut.tests import journals, planted
+
+RIVER = "planted:mlp.2:3"
+"""The neuron that fires on `river`, except directly after `dry`."""
+KINDS = {"begun", "phase", "baseline", "proposed", "decided", "planned", "observed", "judged", "spent", "frozen",
+         "holdout", "control", "ended"}  # fmt: skip
+
+
+def run(*arguments: object, code: int = 0, **options: Any) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database with the harvest of a planted model."""
+    folder = tmp_path_factory.mktemp("investigate")
+    made = planted.build(documents=100)
+    made.model.save_pretrained(folder / "planted")
+    made.tokenizer.save_pretrained(folder / "planted")
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in made.corpus), encoding="utf-8")
+    database = str(folder / "planted.db")
+    run("harvest", folder / "planted", "mlp.2", "--corpus", corpus, "--window", 32, "-d", database, "--device", "cpu")
+    return database
+
+
+@pytest.fixture(scope="module")
+def copy(harvested: str) -> str:
+    """The same before anything was investigated."""
+    run("db", "backup", f"{harvested}.copy", "-d", harvested)
+    return f"{harvested}.copy"
+
+
+@pytest.fixture(scope="module")
+def done(harvested: str, copy: str) -> Mapping[str, Any]:
+    """The report of a finished investigation, and its events."""
+    assert Path(copy).is_file()
+    result = run("investigate", RIVER, "--budget", "experiments=30", "-d", harvested, "--nl")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    return {"id": events[0]["investigation"], "events": events, "stderr": result.stderr}
+
+
+@pytest.fixture(autouse=True)
+def _database(harvested: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURONAUT_DB", harvested)
+
+
+# Investigating
+
+
+def test_events_come_one_object_a_line_and_are_told_on_stderr(done: Mapping[str, Any]) -> None:
+    events = done["events"]
+    assert {event["kind"] for event in events} >= KINDS
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["status"] == "supported"
+    assert f"{done['id']}  supported: " in done["stderr"]
+    assert re.search(r"o1 \w+: ", done["stderr"])
+
+
+def test_the_same_command_again_gives_the_finished_report(done: Mapping[str, Any], harvested: str) -> None:
+    result = run("investigate", RIVER, "--budget", "experiments=30")
+    first, text, *rest = result.stdout.splitlines()
+    assert first == f"{RIVER}: supported"
+    assert "` river`" in text
+    assert "` dry`" in text
+    assert any(line.startswith("holdout top random correlation ") for line in rest)
+    assert f"neuronaut sessions show {done['id']}" in rest[-1]
+    rows = json.loads(run("investigate", RIVER, "--budget", "experiments=30", "--json").stdout)
+    assert [row["id"] for row in rows] == [done["id"]]
+    with Store(harvested) as store:
+        assert len([row for row in store.journal.rows() if row["parent"] is None]) == 1
+
+
+def test_a_finished_investigation_becomes_a_page(done: Mapping[str, Any], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    run("investigate", RIVER, "--budget", "experiments=30", "--html", page)
+    html = page.read_text(encoding="utf-8")
+    assert "Where it is strongest" in html
+    assert "<script" not in html
+    assert done["id"] in html
+
+
+def test_several_targets_have_a_line_each_and_the_worst_exit_code(copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = [RIVER, "planted:mlp.2:0", "--budget", "experiments=2", "-d", copy]
+    result = run("investigate", *targets, code=4)
+    assert [line.split()[:2] for line in result.stdout.splitlines()] == [
+        [RIVER, "budget"], ["planted:mlp.2:0", "budget"]
+    ]  # fmt: skip
+    assert "2 budget" in result.stderr
+    report = json.loads(run("investigate", *targets, "--json", code=4).stdout)[0]
+    assert (report["spent"]["experiments"], report["limits"]["experiments"]) == (2, 2)
+    made = investigating.sessions
+
+    def ended(*given: Any) -> Any:
+        statuses = iter(("supported", "no_explanation"))
+        yield from (replace(session, status=next(statuses)) for session in made(*given))
+
+    monkeypatch.setattr(investigating, "sessions", ended)
+    assert "1 supported, 1 no explanation" in run("investigate", *targets, code=3).stderr
+    assert set(EXITS.values()) == {0, 1, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "nothing to investigate"),
+        ([RIVER, "--resume", "abc"], 2, "leave the others out"),
+        ([RIVER, "--policy", "replay"], 2, "--transcript ID"),
+        ([RIVER, "--policy", "llm"], 2, "-m openai:gpt-4o-mini"),
+        ([RIVER, "--budget", "usd=1"], 1, "none is named; add -m"),
+        ([RIVER, "--budget", "apples=3"], 1, "wanted any of usd, tokens"),
+        (["--resume", "nothing"], 1, "neuronaut sessions list"),
+        (["planted:mlp.2:3", "planted:mlp.2:0", "--task", "induction"], 1, "wanted one model"),
+        (["planted:mlp.9:3"], 1, "mlp.9"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], code: int, words: str) -> None:
+    result = run("investigate", *arguments, code=code)
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_transcript_is_followed_without_the_one_who_decided(done: Mapping[str, Any]) -> None:
+    again = json.loads(run("investigate", RIVER, "--budget", "experiments=30", "--policy", "replay", "--transcript",
+                           done["id"], "--json").stdout)[0]  # fmt: skip
+    first = json.loads(run("sessions", "show", done["id"], "--json").stdout)[0]
+    assert again["id"] != first["id"]
+    assert again["policy"] == "replay"
+    assert (again["status"], again["text"], again["rule"]) == (first["status"], first["text"], first["rule"])
+    assert [trial["result"] for trial in again["trials"]] == [trial["result"] for trial in first["trials"]]
+
+
+def test_a_fork_goes_on_from_its_step(done: Mapping[str, Any]) -> None:
+    new = json.loads(run("sessions", "fork", done["id"][:6], "--step", 2, "--json").stdout)[0]
+    assert (new["parent"], new["step"]) == (done["id"], 2)
+    report = json.loads(run("investigate", "--resume", new["id"], "--json").stdout)[0]
+    assert (report["id"], report["parent"], report["status"]) == (new["id"], done["id"], "supported")
+    assert report["limits"]["experiments"] == 30
+    assert new["id"] in run("sessions", "fork", done["id"], "--step", 2, code=1).stderr
+    assert "not 99" in run("sessions", "fork", done["id"], "--step", 99, code=1).stderr
+
+
+# Sessions
+
+
+def test_sessions_are_listed_by_default(done: Mapping[str, Any]) -> None:
+    rows = json.loads(run("sessions", "--json").stdout)
+    assert rows == json.loads(run("sessions", "list", "--json").stdout)
+    row = next(row for row in rows if row["id"] == done["id"])
+    assert (row["target"], row["policy"], row["status"]) == (RIVER, "scripted", "supported")
+    assert done["id"] in run("sessions").stdout
+
+
+def test_a_report_is_shown_and_cites(done: Mapping[str, Any], tmp_path: Path) -> None:
+    text = run("sessions", "show", done["id"][:7], "--html", tmp_path / "page.html").stdout
+    assert text.startswith(f"{RIVER}: supported")
+    assert uncited(text) == []
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    report = json.loads(run("sessions", "show", done["id"], "--json").stdout)[0]
+    assert report["broken"] is None
+    assert "no investigation zz" in run("sessions", "show", "zz", code=1).stderr
+
+
+def test_a_replay_is_the_same_to_the_bit_until_something_is_changed(done: Mapping[str, Any], tmp_path: Path) -> None:
+    assert "the same to the bit: supported" in run("sessions", "replay", done["id"]).stdout
+    copy = tmp_path / "copy.db"
+    run("db", "backup", copy)
+    with Store(copy) as store:
+        store.db.conn.execute("DROP TRIGGER predictions_update")
+        store.db.conn.execute("UPDATE predictions SET expected = replace(expected, '1.0', '0.0')")
+    result = run("sessions", "replay", done["id"], "-d", copy, code=1)
+    assert "not the same" in result.stdout
+    assert "the chain of predictions breaks at" in result.stdout
+
+
+def test_exports(done: Mapping[str, Any], tmp_path: Path) -> None:
+    head, *rows = [json.loads(line) for line in run("sessions", "export", done["id"]).stdout.splitlines()]
+    assert (head["format"], head["id"], head["seed"]) == ("neuronaut-investigation", done["id"], 0)
+    assert set(head["splits"]) == {"train", "select", "holdout"}
+    assert "torch" in head["packages"]
+    assert [row["seq"] for row in rows if row["record"] == "event"] == [event["seq"] for event in done["events"]]
+    file = tmp_path / "log.json"
+    run("sessions", "export", done["id"], "--format", "inspect", "--output", file)
+    assert json.loads(file.read_text(encoding="utf-8"))["eval"]["task"] == "neuronaut/investigate"
+
+
+# The watch
+
+
+def watched(events: list[Mapping[str, Any]], capsys: pytest.CaptureFixture[str], *, live: bool) -> str:
+    with Watch(lambda _: {"H3": journals.HYPOTHESES[2].text}, live=live) as watch:
+        for event in events:
+            watch({"investigation": "abc", **event})
+    return capsys.readouterr().err
+
+
+def test_every_kind_of_event_is_told_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Store(":memory:") as store:
+        events = store.journal.events(journals.fill(store.journal))
+    assert {event["kind"] for event in events} >= KINDS
+    assert all(told(event) and "\n" not in told(event) for event in events)
+    plain = watched(events, capsys, live=False)
+    assert len(plain.splitlines()) == len(events)
+    assert "\x1b" not in plain
+
+
+def test_a_terminal_shows_the_rivals_and_is_left_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    with Store(":memory:") as store:
+        events = store.journal.events(journals.fill(store.journal))
+    drawn = watched(events, capsys, live=True)
+    assert "█" in drawn
+    assert "fires on ` river`" in drawn
+    assert drawn.endswith("\x1b[J")
+    # What is drawn is what is cleared, so the cursor ends where it began.
+    up = sum(int(number) for number in re.findall(r"\x1b\[(\d+)A", drawn))
+    assert up == drawn.count("\n")
