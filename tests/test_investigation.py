@@ -129,7 +129,7 @@ def test_a_false_rule_is_refuted_by_what_is_seen(store: Store) -> None:
     work = finished(store, Plain('{"any":[{"when":[{"token":[" house"," garden"]}],"value":1.0}]}'))
     rivals = {rival.name: rival for rival in work.standing().rivals}
     assert rivals["H3"].status == "refuted"
-    assert work.verdict().leader == "H1", "the token itself predicts best"
+    assert work.verdict().leader in ("H1", "H2"), "a null predicts better"
 
 
 def test_a_policys_wish_is_no_verdict(store: Store) -> None:
@@ -200,19 +200,27 @@ def test_the_holdout_is_read_once_and_never_by_tools(store: Store) -> None:
     assert shown and not shown & {example.window for example in store.evidence(work.lab.feature).holdout}
 
 
+def label(rule: str) -> Hypothesis:
+    return Hypothesis(text="a claim", rule=Rule.parse(rule))
+
+
 def test_only_counterfactuals_show_a_missing_exception() -> None:
     """`river` unless after `dry`, in a corpus in which `dry` comes before it in one of twenty."""
-    texts = [text for text in corpus(documents=400, seed=1)]
-    spread = [text.replace(" dry river", " old river") if number % 12 else text for number, text in enumerate(texts)]
-    with harvested(texts=spread) as store:
+    texts = corpus(documents=120, seed=1)
+    rare = [text.replace(" dry river", " old river") if number % 6 else text for number, text in enumerate(texts)]
+    joined = " ".join(rare)
+    assert 0.03 < joined.count(" dry river") / joined.count(" river") < 0.07
+    with harvested(texts=rare) as store:
         one = prepared(store, RIVER_NOT_DRY)
         found = {}
         for name, rule in (("label", LABEL_RULE), ("truth", TRUE_RULE)):
-            scores = one.examiner.holdout(name, Hypothesis(text=name, rule=Rule.parse(rule)))
+            scores = one.examiner.holdout(name, label(rule))
             found[name] = {(s.examples, s.metric): s.value for s in scores}
         assert found["label"]["top_random", "correlation"] >= 0.95
         assert found["label"]["context", "agreement"] <= 0.6
         assert found["truth"]["context", "agreement"] == found["truth"]["counterfactual", "agreement"] == 1.0
+        assert one.examiner.shortfall(one.examiner.holdout("label", label(LABEL_RULE)))
+        assert one.examiner.shortfall(one.examiner.holdout("truth", label(TRUE_RULE))) is None
 
 
 # Budgets
@@ -227,14 +235,15 @@ class Restless(Plain):
 
 @pytest.mark.parametrize(
     ("limits", "kind", "most"),
-    [(Limits(experiments=9), "experiments", 9), (Limits(experiments=None, fwd=300), "forwards", 2 * 300),
-     (Limits(experiments=None, minutes=0.02), "minutes", 0.2)],
+    [(Limits(experiments=5), "experiments", 6), (Limits(experiments=None, fwd=150), "forwards", 150 + 2000),
+     (Limits(experiments=None, minutes=0.002), "minutes", 1)],
 )  # fmt: skip
 def test_a_policy_that_never_ends_is_ended_by_its_budget(store: Store, limits: Limits, kind: str, most: float) -> None:
-    work = finished(store, Restless(LABEL_RULE, number=30), limits=limits)
+    work = finished(store, Restless(TRUE_RULE, number=30), limits=limits)
     row = work.journal.row(work.id)
     assert row["status"] == "budget" and row["ended"], row["reason"]
     assert getattr(work.journal.spent(work.id), kind) <= most
+    assert len(work.journal.experiments(work.id)) <= 6
     assert work.journal.event_of(work.id, "holdout"), "the reserve pays for the holdout"
 
 
@@ -349,7 +358,7 @@ def test_checkpoints_stay_small(store: Store, tmp_path: Path) -> None:
 
 
 def test_rivals_that_come_later_must_win_on_what_comes_later(store: Store) -> None:
-    work = finished(store, Plain(LABEL_RULE, rounds=4))
+    work = finished(store, Plain(TRUE_RULE, rounds=4))
     _, experiments, observations = work.standing()
     hypotheses = {**work.hypotheses(), "H9": Hypothesis(text="late", rule=Rule.parse(TRUE_RULE))}
     rivals = judge(hypotheses, experiments, observations, kind="feature")

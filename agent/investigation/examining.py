@@ -2,27 +2,27 @@
 
 The holdout has two halves. Natural: the feature's strongest holdout windows and as many random ones, and windows of
 all its quantiles. Counterfactual: minimal pairs of holdout windows, made by a generator that knows neither the
-explanation nor the transcript (data/counterfactual.py); and of these, as the set `context`, the pairs that keep the
-token at the pivot, since only they can show that an exception or a second condition is missing.
+explanation nor the transcript (data/counterfactual.py); and as the set `context` pairs that keep the token at the
+pivot (context_pairs.py), since only they can show that an exception or a second condition is missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from ...data.activations import read_own
 from ...data.journal_values import Experiment, Observation
 from ...data.records import Evidence, Explanation, Score
 from ...explainers.abstain import Limits as Bounds
 from ...explainers.abstain import abstention
 from ...explainers.batch import TrainBatch
 from ...explainers.llm.desk import Desk
-from ...scorers.holdout import Holdout, ScoredWindows
+from ...scorers.holdout import Holdout
 from ...scorers.scorer import Scorer
 from ..bench import Bench
 from ..label import answered, scoring
+from .context_pairs import context_pairs
 from .controls import ControlResult, judged, permuted_and_dead, supporter
 from .hypotheses import Hypothesis
 from .lab import FeatureLab
@@ -30,8 +30,9 @@ from .planning import design_of
 
 SHAMS = 3
 """Other units whose activations stand in for the feature's."""
-LEAST_AGREEMENT = 0.75
-"""Below this balanced accuracy on counterfactual pairs an explanation is not supported, whatever its odds."""
+LEAST_AGREEMENT = {"counterfactual": 0.75, "context": 0.65}
+"""Below this balanced accuracy on the holdout's pairs an explanation is not supported, whatever its odds. Half of the
+context pairs flip, so that a rule without context has 0.5 there."""
 
 
 class FeatureExaminer:
@@ -43,6 +44,7 @@ class FeatureExaminer:
     ) -> None:  # fmt: skip
         self._bench, self._lab, self._evidence, self._batch = bench, lab, evidence, batch
         self._scorers, self._desk = scorers, desk
+        lab.beside = tuple(self._others(np.random.default_rng(lab.seed)))
 
     def refusal(self) -> Explanation | None:
         """Why there is nothing to investigate: a dead, too rare or dense feature."""
@@ -60,7 +62,12 @@ class FeatureExaminer:
     def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
         """All scores on the holdout; to be called once."""
         judged = self._bench.judged([self._evidence])[self._lab.feature]
-        return self._scores(self.explanation(text, hypothesis), with_context(judged))
+        pairs = context_pairs(
+            self._lab.subject, self._lab.source, self._lab.feature, judged.examples, peak=judged.peak,
+            corpus=self._batch.background.ids, seed=self._lab.seed + 1,
+        )  # fmt: skip
+        judged = replace(judged, sets={**judged.sets, "context": pairs})
+        return self._scores(self.explanation(text, hypothesis), judged)
 
     def explanation(self, text: str, hypothesis: Hypothesis) -> Explanation:
         """The hypothesis as an explanation."""
@@ -78,22 +85,20 @@ class FeatureExaminer:
             return []
         supported = supporter(hypotheses, used, observations, leader, "feature")
         results = permuted_and_dead(real, supported, seed=self._lab.seed)
-        others = self._others(np.random.default_rng(self._lab.seed))
+        others = len(self._lab.beside)
         if others:
-            shams = sum(supported(self._sham(used, unit)) for unit in others)
-            what = f"the same inputs, other units' activations: by how many of {len(others)} it is supported, too"
+            shams = sum(map(supported, self._shams(used)))
+            what = f"the same inputs, other units' activations: by how many of {others} it is supported, too"
             # One of them may be the feature's twin, for which the explanation does hold.
-            results.append(ControlResult("sham", what, shams <= 1 and shams < len(others), float(shams)))
+            results.append(ControlResult("sham", what, shams <= 1 and shams < others, float(shams)))
         return results
 
     def shortfall(self, scores: Sequence[Score]) -> str | None:
         """Why an explanation with these holdout scores is not supported; None where it may be."""
         for score in scores:
-            if score.metric == "agreement" and score.value is not None and score.value < LEAST_AGREEMENT:
-                return (
-                    f"agreement of {score.value:.2f} on the {score.examples} pairs of the holdout, "
-                    f"wanted {LEAST_AGREEMENT}"
-                )
+            least = LEAST_AGREEMENT.get(score.examples) if score.metric == "agreement" else None
+            if least is not None and score.value is not None and score.value < least:
+                return f"agreement of {score.value:.2f} on the {score.examples} pairs of the holdout, wanted {least}"
         natural = next((s for s in scores if (s.examples, s.metric) == ("top_random", "correlation")), None)
         if natural is not None and natural.ci_low is not None and natural.ci_low <= 0:
             return f"its correlation on natural holdout windows may be zero (interval from {natural.ci_low:.2f})"
@@ -106,32 +111,15 @@ class FeatureExaminer:
         others = sorted(set(alive) - {self._lab.feature.index})
         return [int(i) for i in rng.permutation(others)[:SHAMS]]
 
-    def _sham(self, experiments: Sequence[Experiment], unit: int) -> dict[str, list[float]]:
-        """What another unit does at the items' pivots, in units of its own strongest value there."""
+    def _shams(self, experiments: Sequence[Experiment]) -> Iterator[dict[str, list[float]]]:
+        """What each unit beside it does at the items' pivots, in units of its own strongest value there."""
         designs = [design_of(experiment.design) for experiment in experiments]
-        items = [item for design in designs for item in design.items]
-        ids = np.zeros((len(items), max(len(item.ids) for item in items)), np.int64)
-        for row, item in zip(ids, items, strict=True):
-            row[: item.pivot + 1] = item.ids[: item.pivot + 1]
-        read = read_own(self._lab.subject, self._lab.source, ids, np.full(len(ids), unit))
-        values = read[np.arange(len(items)), [item.pivot for item in items]]
-        values = values / max(float(values.max()), 1e-6)
         ends = np.cumsum([len(design.items) for design in designs])[:-1]
-        parts = np.split(values, ends)
-        return {e.name: part.tolist() for e, part in zip(experiments, parts, strict=True)}
+        for values in self._lab.respond_others([item for design in designs for item in design.items]).T:
+            parts = np.split(values / max(float(values.max()), 1e-6), ends)
+            yield {e.name: part.tolist() for e, part in zip(experiments, parts, strict=True)}
 
     def _scores(self, made: Explanation, holdout: Holdout) -> list[Score]:
         cases = self._bench.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
         judged = next(iter(answered([scoring(self._scorers, cases, self._desk)], self._desk)), {})
         return judged[made.feature][0] if made.feature in judged else []
-
-
-def with_context(holdout: Holdout) -> Holdout:
-    """The holdout with one more set, `context`: the counterfactual pairs that keep the token at the pivot."""
-    pairs = holdout.sets["counterfactual"]
-    if not len(pairs.ids):
-        return holdout
-    tokens = pairs.at(pairs.ids.astype(np.float32))
-    kept = tokens[:, 0] == tokens[:, 1]
-    context = ScoredWindows(pairs.ids, pairs.true[kept], pairs.rows[kept], pairs.positions[kept], pairs.digests)
-    return replace(holdout, sets={**holdout.sets, "context": context})

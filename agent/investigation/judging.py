@@ -8,7 +8,7 @@ leads. An item that was measured before counts once. Whatever is said by anyone 
 
     supported       at least RESOLVED predictions, SILENCES of them on silence, odds above ODDS over every rival that
                     ever predicted otherwise, and the levels hit in at least HITS of the items (balanced over levels)
-    no_explanation  the leader is "no pattern"
+    no_explanation  the leader is "no pattern", after TESTED experiments at least
     open            anything else, which may be the end of an investigation
     refuted         of a single hypothesis: odds below 1/ODDS of the leader's
 """
@@ -28,6 +28,8 @@ from .levels import EDGES, Forecast, base_rate, brier, forecast, levels_of
 from .view import Rival, Status
 
 RESOLVED, SILENCES, ODDS, HITS = 8, 3, 20.0, 0.75
+TESTED = 4
+"""Experiments after which "no pattern" may be the answer."""
 EFFECTIVE = 6.0
 """Items of one experiment that count in full."""
 ENTRY = log(10)
@@ -89,11 +91,11 @@ def judge(
             name = prediction.hypothesis
             if name not in tallies:
                 tallies[name] = _Tally(_best(tallies) - ENTRY)
-        observation = observations.get(experiment.name)
-        if observation is not None and observation.status == "ok" and counts_for_odds(experiment, kind):
+        values = _seen(experiment, observations)
+        if values is not None and counts_for_odds(experiment, kind):
             new = _new(experiment, met)
             if new.any():
-                _resolve(tallies, hypotheses, experiment, levels_of(observation.result["values"]), new)
+                _resolve(tallies, hypotheses, experiment, levels_of(values), new)
     for name in hypotheses:
         tallies.setdefault(name, _Tally((_best(tallies) if tallies else 0.0) - ENTRY))
     return _ranked(tallies, hypotheses)
@@ -109,6 +111,9 @@ def verdict(
     leader = live[0]
     alike = _alike(leader.name, experiments, observations)
     if leader.hypothesis.kind == "no_pattern":
+        tested = sum(bool(e.predictions) and _seen(e, observations) is not None for e in experiments)
+        if tested < TESTED:
+            return Verdict("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
         return Verdict("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
     others = [rival for rival in live[1:] if rival.name not in alike]
     lead = leader.log_odds - max((rival.log_odds for rival in others), default=float("-inf"))
@@ -123,6 +128,12 @@ def verdict(
     ]
     found = [fault for fault in faults if fault]
     return Verdict("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)
+
+
+def _seen(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
+    """The observed values; None where there are none."""
+    observation = observations.get(experiment.name)
+    return observation.result["values"] if observation is not None and observation.status == "ok" else None
 
 
 def forecasts(experiment: Experiment, name: str) -> Forecast | None:
@@ -148,11 +159,9 @@ def base_of(
     """The base rate of levels among all that was seen of a readout."""
     counts = np.zeros(4)
     for experiment in experiments:
-        observation = observations.get(experiment.name)
-        if experiment.survey or experiment.design["readout"] != readout:
-            continue
-        if observation is not None and observation.status == "ok":
-            counts += np.bincount(levels_of(observation.result["values"]), minlength=4)
+        values = _seen(experiment, observations)
+        if values is not None and not experiment.survey and experiment.design["readout"] == readout:
+            counts += np.bincount(levels_of(values), minlength=4)
     return tuple(round(share, 6) for share in base_rate(counts.tolist()))
 
 
@@ -184,12 +193,10 @@ def _seen_of(
     """The value of an item in every experiment on effects that measured it."""
     values: dict[str, float] = {}
     for experiment in experiments:
-        observation = observations.get(experiment.name)
-        if experiment.survey or experiment.design["readout"] != "effect":
+        seen = _seen(experiment, observations)
+        if seen is None or experiment.survey or experiment.design["readout"] != "effect":
             continue
-        if observation is None or observation.status != "ok":
-            continue
-        for item, value in zip(experiment.design["items"], observation.result["values"], strict=True):
+        for item, value in zip(experiment.design["items"], seen, strict=True):
             if item.get("about", {}).get(sort) == what:
                 values[experiment.name] = value
     return values
@@ -254,9 +261,8 @@ def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping
     """Rivals that predicted along with the leader and never differed from it on anything that was measured."""
     met: dict[str, bool] = {}
     for experiment in experiments:
-        observation = observations.get(experiment.name)
         mine = forecasts(experiment, leader)
-        if mine is None or observation is None or observation.status != "ok":
+        if mine is None or _seen(experiment, observations) is None:
             continue
         for prediction in experiment.predictions:
             if prediction.hypothesis != leader:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.activations import read_own
+from ...data.activations import ROWS, read_columns, read_own
 from ...data.records import Example, Explanation, Statistics
 from ...data.store import Store
 from ...explainers.batch import TrainBatch, TrainEvidence
@@ -86,6 +86,10 @@ class FeatureLab:
         self.rivals: Mapping[str, Hypothesis] = {}
         """The live hypotheses by name, the leader first; set before a tool designs an experiment."""
         self.meter = Meter()
+        self.beside: tuple[int, ...] = ()
+        """Other units of the source that are read along, for controls: no tool sees them."""
+        self._read: dict[tuple[int, ...], NDArray[np.float32]] = {}
+        """(1 + unit,) by the ids up to a pivot."""
 
     @property
     def target(self) -> str:
@@ -143,15 +147,28 @@ class FeatureLab:
         return -found if self.feature.negative else found
 
     def respond(self, items: Sequence[Item]) -> tuple[float, ...]:
-        """The activation at each item's pivot, in units of the scale. What is equal up to the pivot is run once."""
-        distinct: dict[tuple[int, ...], int] = {}
-        places = [distinct.setdefault(item.ids[: item.pivot + 1], len(distinct)) for item in items]
-        ids = np.zeros((len(distinct), max(map(len, distinct), default=0)), np.int64)
-        for row, prefix in zip(ids, distinct, strict=True):
-            row[: len(prefix)] = prefix  # what stands after a causal model's pivot cannot matter
-        found = self.read(ids)
-        values = found[places, [item.pivot for item in items]] / self.scale
-        return tuple(round(float(value), 5) for value in values)
+        """The activation at each item's pivot, in units of the scale."""
+        found = self._at_pivots(items)[:, 0] / self.scale
+        return tuple(round(float(value), 5) for value in (-found if self.feature.negative else found))
+
+    def respond_others(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """What the units `beside` do at each item's pivot, in the source's units. -> (item, unit)."""
+        return self._at_pivots(items)[:, 1:]
+
+    def _at_pivots(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """The feature and the units beside it. -> (item, 1 + unit). What is equal up to the pivot is run once, in the
+        whole investigation; what stands after a causal model's pivot cannot matter."""
+        prefixes = [item.ids[: item.pivot + 1] for item in items]
+        new = sorted({prefix for prefix in prefixes if prefix not in self._read}, key=lambda ids: (len(ids), ids))
+        columns = [self.feature.index, *self.beside]
+        for start in range(0, len(new), ROWS):
+            part = new[start : start + ROWS]
+            ids = np.zeros((len(part), len(part[-1])), np.int64)
+            for row, prefix in zip(ids, part, strict=True):
+                row[: len(prefix)] = prefix
+            found = read_columns(self.subject, self.source, ids, columns)
+            self._read |= {prefix: found[row, len(prefix) - 1] for row, prefix in enumerate(part)}
+        return np.array([self._read[prefix] for prefix in prefixes], np.float32).reshape(-1, len(columns))
 
     def window(self, digest: str) -> Example:
         """The training example of a window's digest; refuses windows of other splits."""

@@ -39,13 +39,15 @@ class Replay(NamedTuple):
 
 
 def replay(journal: Journal, id: str) -> Replay:
-    """Judge a stored investigation again. `id` may be the beginning of one."""
+    """Judge a stored investigation again; one whose chain is broken is not judged. `id` may be the beginning of one."""
     row = journal.row(id)
     id, kind = row["id"], row["kind"]
     every, observations = journal.experiments(id), journal.observations(id)
     hypotheses = journal.hypotheses(id)
     events = journal.events(id)
     rounds = {event["round"]: event for event in events if event["kind"] == "judged"}
+    if (broken := journal.broken_link(id)) is not None:
+        return Replay(id, len(rounds), tuple(rounds), "open", None, False, broken)
     different = []
     for round, event in rounds.items():
         names = {rival["name"] for rival in event["rivals"]}
@@ -60,7 +62,7 @@ def replay(journal: Journal, id: str) -> Replay:
     frozen = journal.event_of(id, "frozen")
     # A target that was refused has no hypotheses, so there is nothing to judge.
     kept = frozen is None or not known or (frozen["verdict"], frozen["hypothesis"]) == (found.answer, found.leader)
-    return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, journal.broken_link(id))
+    return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, None)
 
 
 def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> Opened:
