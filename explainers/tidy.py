@@ -25,7 +25,8 @@ LONGEST = 24
 class Known:
     """What a rule is held against: the tokens of a sample that weigh, and which of them may not be missed."""
 
-    def __init__(self, sample: Sample, pivots: NDArray[np.int64], *, half: float) -> None:
+    def __init__(self, sample: Sample, pivots: NDArray[np.int64], *, text: int, half: float) -> None:
+        """`pivots` are indices into the sample, of which the first `text` tokens are no experiment's."""
         self._sample, self.half = sample, half
         weight = sample.weight + sample.check
         self._used = np.flatnonzero(weight > 0)
@@ -33,6 +34,7 @@ class Known:
         self._tokens = sample.tokens[0][self._used]
         self._pivots = np.searchsorted(self._used, pivots)
         self._active = self.activation[self._pivots] > half
+        self._text = slice(0, int(np.searchsorted(self._used, text)))
         self._masks: dict[Condition, NDArray[np.bool_]] = {}
 
     def predict(self, rule: Rule) -> NDArray[np.float32]:
@@ -55,6 +57,14 @@ class Known:
 
     def error(self, said: NDArray[np.float32]) -> float:
         return float((self._weight * (self.activation - said) ** 2).sum())
+
+    def cost(self, rule: Rule) -> float:
+        """Variance left unexplained in text, and the root of the share of pivots that are wrong."""
+        said, at = self.predict(rule), self._text
+        weight, true = self._weight[at], self.activation[at]
+        constant = float((weight * (true - np.average(true, weights=weight)) ** 2).sum())
+        left = float((weight * (true - said[at]) ** 2).sum())
+        return left / max(constant, 1e-30) + float(self.wrong(said).mean()) ** 0.5
 
     def wrong(self, said: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which pivots are put on the wrong side of half the peak, (pivot,)."""
