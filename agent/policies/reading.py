@@ -88,7 +88,7 @@ class Turn:
         """The action that a reply's calls come to."""
         found = called(reply)
         if not found.calls:
-            why = _UNANSWERED.get(reply.status, "").format(reason=reply.reason)
+            why = _UNANSWERED.get(reply.status, "").format(reason=(reply.reason or "").rstrip("."))
             why = why or f"The reply calls no tool: {found.reason}."
             return Misread(why, (f"{why} Call one of: {self.open}.",))
         parts: list[Part] = []
@@ -104,7 +104,7 @@ class Turn:
                 return _joined(parts)
             except ValueError as error:
                 told = [f"{_REFUSED}{error}."] * len(told)
-        reason = next(one for one in told if one.startswith(_REFUSED)).removeprefix(_REFUSED)
+        reason = next(one for one in told if one.startswith(_REFUSED)).removeprefix(_REFUSED).removesuffix(".")
         told[-1] += " Call again whatever you want to be done, corrected."
         return Misread(reason, tuple(told))
 

@@ -50,7 +50,9 @@ def places(view: View, tools: Mapping[str, Tool[Any]]) -> dict[str, str]:
     """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken. `tools`
     by name: their arguments are shown as far as they are not the usual ones."""
     done = [replace(one, args=_unusual(one, tools)) for one in reversed(view.done)]
-    told = f"\nYour last decision was not carried out:\n{_fenced([view.rejected])}\n" if view.rejected else ""
+    # With its number: the second time that the same is refused is another question, not answered from the log.
+    refused = f"\nYour last decision, number {view.step}, was not carried out:\n"
+    told = f"{refused}{fenced([_line(view.rejected, _LONG)])}\n" if view.rejected else ""
     return {
         "target": _line(view.target),
         "known": "\n\n".join(_behaviour(view) if view.kind == "behaviour" else _feature(view)),
@@ -271,10 +273,6 @@ def _section(blocks: Iterable[Sequence[str]], count: int, *, tokens: int, most: 
         shown += lines
         taken += 1
     return (fenced(shown) + (f"\n... and {count - taken} more" if taken < count else "")) if taken else NOTHING
-
-
-def _fenced(texts: Sequence[str]) -> str:
-    return fenced([_line(text, _LONG) for text in texts])
 
 
 def _marked(text: str, most: int) -> str:
