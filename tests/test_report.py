@@ -18,6 +18,7 @@ from neuronaut.agent.investigation.exporting import to_inspect, to_lines
 from neuronaut.agent.investigation.page import page
 from neuronaut.agent.investigation.page_found import found
 from neuronaut.agent.investigation.page_parts import el
+from neuronaut.agent.investigation.page_plots import _apart
 from neuronaut.agent.investigation.report import assemble
 from neuronaut.agent.investigation.report_values import Report
 from neuronaut.data.records import Example
@@ -249,6 +250,14 @@ SHAPES = {
     "odd": [1, [2, {"x": None}]],
     "n": 7,
 }
+
+
+@given(st.lists(st.floats(0, 250), max_size=12))
+def test_labels_of_lines_do_not_overlap(heights: list[float]) -> None:
+    placed = _apart(heights, gap=15, last=250)
+    ordered = sorted(placed)
+    assert all(b - a >= 15 - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(height <= 250 for height in placed)
 
 
 def test_what_was_found_is_drawn_by_its_shape() -> None:

@@ -86,7 +86,7 @@ def _odds_grid(across: Axis, up: Axis, rounds: Sequence[int], top: float) -> Ite
 def _odds_lines(
     series: Mapping[str, Sequence[tuple[int, float]]], order: Sequence[str], across: Axis, up: Axis
 ) -> Iterable[Html]:
-    heights = _apart([up(points[-1][1]) for points in series.values()], gap=15)
+    heights = _apart([up(points[-1][1]) for points in series.values()], gap=15, last=up.first)
     for (name, points), height in zip(series.items(), heights, strict=True):
         colour = f"s{min(order.index(name), COLOURS - 1)}"
         places = " ".join(f"{across(round):.1f},{up(value):.1f}" for round, value in points)
@@ -102,13 +102,15 @@ def _to_one(decades: float) -> str:
     return f"{size} : 1 {'for' if decades >= 0 else 'against'} it"
 
 
-def _apart(heights: Sequence[float], *, gap: float) -> list[float]:
-    """The heights, moved so that labels do not overlap."""
-    placed: dict[int, float] = {}
-    last = -1e9
-    for index in sorted(range(len(heights)), key=lambda i: heights[i]):
-        last = placed[index] = max(heights[index], last + gap)
-    return [placed[index] for index in range(len(heights))]
+def _apart(heights: Sequence[float], *, gap: float, last: float) -> list[float]:
+    """The heights, moved so that labels do not overlap and none is below `last`."""
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    placed = list(heights)
+    for one, other in zip(order, order[1:], strict=False):
+        placed[other] = max(placed[other], placed[one] + gap)
+    for steps, index in enumerate(reversed(order)):
+        placed[index] = min(placed[index], last - steps * gap)
+    return placed
 
 
 def agreement(report: Report, name: str, *, colour: int) -> Html | None:
