@@ -274,10 +274,13 @@ def test_edits_at_the_boundary_break_the_leading_rule(lab_of: LabOf) -> None:
     lab = lab_of("new_haven", H1='{"any": [{"when": [{"token": " Haven"}, {"token": " New", "at": -1}], "value": 1}]}')
     design, measured = run(EditAtRandom(), lab, boundary=True)
     assert {item.about["group"] for item in design.items} == {
-        "a condition broken", "an unlisted token of the same class"
+        "a condition broken", "an unlisted token of the same class", "a cause written"
     }  # fmt: skip
     assert {i for item in design.items for i in (0, -1) if f" at {i} in" in item.label} == {0, -1}
-    assert max(measured.values) < 0.1, "the rule is right: every broken condition silences it"
+    written = np.array([item.about["group"] == "a cause written" for item in design.items])
+    values = np.array(measured.values)
+    assert values[~written].max() < 0.1, "the rule is right: every broken condition silences it"
+    assert values[written].min() > 0.9, "and written anywhere it fires"
     lab = lab_of("day", H1=day)
     _, measured = run(EditAtRandom(), lab, boundary=True, count=400)
     assert measured.found["groups"]["a condition broken"]["flipped"] > 0.5

@@ -83,7 +83,7 @@ class ScriptedPolicy:
     settings: Mapping[str, object] = {"version": 1, "revisions": REVISIONS, "aimed": AIMED}
     asked: Sequence[Reply] = ()
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:  # noqa: ARG002
         """The next step of the programme."""
         standing = Standing(view, frozenset(tool.name for tool in tools))
         if view.phase == "propose":
@@ -153,8 +153,12 @@ def _closest(standing: Standing, best: Rival) -> Rival | None:
 
 def _firm(standing: Standing, best: Rival) -> bool:
     """Whether a verdict for this rival would not fail for want of experiments."""
-    live = [rival for rival in standing.view.rivals if rival.status == "live" and rival.name != best.name]
-    ahead = all(best.log_odds - rival.log_odds > FIRM for rival in live if not standing.alike(best, rival))
+    others = [rival for rival in standing.view.rivals if rival.status == "live" and rival.name != best.name]
+    ahead = all(
+        best.log_odds - rival.log_odds > FIRM
+        or (rival.hypothesis.rule is not None and standing.alike(best, rival) and standing.inseparable(best, rival))
+        for rival in others
+    )
     return best.resolved >= RESOLVED and best.silences >= SILENCES and ahead
 
 

@@ -106,10 +106,10 @@ class Standing:
 
     @cached_property
     def best(self) -> Rival | None:
-        """The likeliest live rival with a rule of its own; one that was put up last and met nothing yet comes first."""
+        """The rule to work on: the latest revision while nothing contradicted it, else the likeliest rule."""
         live = [r for r in self.view.rivals if r.status == "live" and r.hypothesis.kind == "rule"]
-        fresh = [rival for rival in live if rival.hypothesis.parent is not None and rival.resolved < 2]
-        return max(fresh, key=lambda rival: int(rival.name[1:])) if fresh else live[0] if live else None
+        revised = [r for r in live if r.hypothesis.parent is not None and not self.surprises(r.name, self.responses)]
+        return max(revised, key=lambda rival: int(rival.name[1:]), default=live[0] if live else None)
 
     def surprises(self, name: str, among: Sequence[Done]) -> int:
         """How many measured items a rival had wrong."""
@@ -175,4 +175,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
-

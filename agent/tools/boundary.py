@@ -2,7 +2,9 @@
 
 At a training place where a clause holds, the tokens that meet one condition are replaced by some that do not: by any,
 and by one of the same class that the rule does not list. A token that the rule excludes is put in, and one of the
-same class that it does not exclude. Conditions on quotations, positions and repeats are left to other tools.
+same class that it does not exclude. Since a rule may name what hardly occurs, its clauses are also written into places
+of other tokens, every token that they name once, without and with each exception. Conditions on quotations, positions
+and repeats are left to other tools.
 """
 
 import re
@@ -15,12 +17,12 @@ from ...explainers.evaluate import TokenGrid, clause_matches
 from ...explainers.phrases import visible
 from ...explainers.rules import CLASSES, Class, Condition, Regex, Rule, Token
 from ..investigation.lab import FeatureLab
-from .places import Place, common_tokens, training
+from .places import Place, common_tokens, special_tokens, training
 
 WINDOWS = 600
 """Training windows, the examples first, that are searched for places where a clause holds."""
-PLACES = 4
-"""Places of each clause."""
+PLACES, MOST = 4, 24
+"""Places of each clause, and how many it is written into at most."""
 
 OnToken = Token | Class | Regex
 
@@ -51,6 +53,35 @@ def broken(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[Broken
             for exception in (*clause.unless, *rule.unless):
                 found += _excepted_at(lab, place, exception, rng)
     return found
+
+
+def brought_about(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[Broken]:
+    """Every clause written into random places, without and with an exception to it."""
+    windows = training(lab)
+    for clause in rule.any:
+        causes = [(condition, _pool(lab, condition)) for condition in clause.when if _on_token(condition)]
+        excepted = [(c, _pool(lab, c)) for c in (*clause.unless, *rule.unless) if _on_token(c)]
+        for exception in (None, *excepted):
+            conditions = [*causes, *([exception] if exception else [])]
+            pools = [pool for _, pool in conditions]
+            if not causes or not all(pools):
+                continue
+            for number in range(min(MOST, max(PLACES, *map(len, pools)))):
+                row, pivot = (int(rng.integers(size)) for size in windows.ids.shape)
+                place = Place(tuple(windows.ids[row].tolist()), pivot, float(windows.values[row, pivot]))
+                at = [_positions(place, condition) for condition, _ in conditions]
+                if all(at):
+                    put = [(int(rng.choice(p)), pool[number % len(pool)]) for p, pool in zip(at, pools, strict=True)]
+                    # What is excluded must not be written over what is required, so the last one gives way.
+                    yield _put(
+                        lab, place, dict(reversed(put)), "an exception written" if exception else "a cause written"
+                    )
+
+
+def _pool(lab: FeatureLab, condition: Condition) -> list[int]:
+    """All tokens of which a condition on a token holds."""
+    holds, special = _holds(condition), special_tokens(lab)
+    return [token for token, text in enumerate(lab.vocabulary) if token not in special and holds(text)]
 
 
 def _broken_at(lab: FeatureLab, place: Place, condition: Condition, rng: np.random.Generator) -> Iterator[Broken]:

@@ -16,7 +16,7 @@ from ...subject.errors import NeuronautError
 from ..investigation.experiments import Design, Item, Measured
 from ..investigation.lab import FeatureLab
 from ..investigation.levels import levels_of
-from .boundary import broken, differences
+from .boundary import broken, brought_about, differences
 from .changed import Expecting, as_expected, changed, design_changes, expected, measure_changes, ruled
 from .places import SILENT, Place, generator, in_turn
 
@@ -31,7 +31,9 @@ class EditArgs(Expecting, frozen=True):
         (), max_length=2, description="names of the two rivals for aimed; none: the first two that have rules"
     )
     boundary: bool = Field(
-        False, description="edit where the leading rule holds: break one condition at a time, put an exception in"
+        False,
+        description="edit where the leading rule holds: break one condition at a time, put an exception in; and write "
+        "its causes where it does not hold",
     )
 
 
@@ -41,7 +43,7 @@ class EditAtRandom:
     `boundary` attacks the leading rule's conditions."""
 
     name: ClassVar[str] = "edit_at_random"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     target: ClassVar[Literal["feature", "behaviour"]] = "feature"
     survey: ClassVar[bool] = False
     args: type[EditArgs] = EditArgs
@@ -99,7 +101,7 @@ def _at_boundaries(
 ) -> list[Item]:
     """Edits of the rivals' conditions."""
     rules = [rule for name in names if (rule := lab.rivals[name].rule) is not None]
-    edits = [edit for rule in rules for edit in broken(lab, rule, rng)]
+    edits = [edit for rule in rules for edit in (*broken(lab, rule, rng), *brought_about(lab, rule, rng))]
     return [_item(lab, edit.place, edit.place.change(edit.tokens), carriers, edit.group) for edit in edits]
 
 
