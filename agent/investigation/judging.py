@@ -36,6 +36,9 @@ ENTRY = log(10)
 TELLING = 0.3
 """Total variation between two forecasts of an item from which on they differ."""
 
+TABLE = 150
+"""Conditions, tokens and gains that a rule may name: what a dense sum of two tokens needs is twice as much."""
+
 Answer = Literal["supported", "open", "no_explanation"]
 
 
@@ -115,6 +118,10 @@ def verdict(
         if tested < TESTED:
             return Verdict("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
         return Verdict("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
+    length = 0 if leader.hypothesis.rule is None else leader.hypothesis.rule.length()
+    if length > TABLE and leader.resolved >= RESOLVED:
+        reason = f"the best rule is a table of {length} entries, no pattern"
+        return Verdict("no_explanation", leader.name, reason, alike)
     others = [rival for rival in live[1:] if rival.name not in alike]
     lead = leader.log_odds - max((rival.log_odds for rival in others), default=float("-inf"))
     hits = leader.hits or 0.0

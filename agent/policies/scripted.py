@@ -19,14 +19,14 @@ from math import log
 from typing import Any
 
 from ...explainers.llm.values import Reply
-from ...explainers.rules import Rule
+from ...explainers.rules import Position, Rule
 from ..investigation.actions import Action, Call, Concede, Propose, Submit, UseTools
 from ..investigation.experiments import Tool
 from ..investigation.hypotheses import Hypothesis
 from ..investigation.judging import ODDS, RESOLVED, SILENCES
 from ..investigation.view import Rival, View
 from .standing import LEARN, Standing
-from .weaken import at_peaks, hypothesis, rivals
+from .weaken import at_peaks, at_positions, hypothesis, rivals
 
 REVISIONS = 5
 AIMED = 12
@@ -92,7 +92,8 @@ class ScriptedPolicy:
             return _challenge(standing) or Concede()
         if standing.misses == MISSES - 1:
             return UseTools(calls=(_edit("a plain one, since others were refused", seed=1000 + view.step),))
-        action = standing.use(FIRST) or _revise(standing) or standing.use(SECOND) or _aim(standing)
+        action = standing.use(FIRST) or _revise(standing) or _place(standing)
+        action = action or standing.use(SECOND) or _aim(standing)
         return action or _claim(standing) or _submit(view)
 
 
@@ -124,6 +125,20 @@ def _learned(standing: Standing) -> Rule | None:
     assert measured is not None, "learned ones were measured"
     rule = measured.found.get("rule")
     return None if rule is None else Rule.parse(json.dumps(rule))
+
+
+def _place(standing: Standing) -> Action | None:
+    """Put up that the position matters, where moving the pivot showed that."""
+    best, found = standing.best, standing.found("sweep_positions")
+    if best is None or best.hypothesis.rule is None or found is None or found.get("every") is None:
+        return None
+    last, every, width = found["last"], found["every"], standing.view.about["window"]
+    span = (found["first"], last if last < width - every else None)
+    if span == (0, None) and every == 1:
+        return None
+    made = at_positions(best.hypothesis.rule, Position(span=span, every=every))
+    new = [one.model_copy(update={"parent": best.name}) for one in made if one.rule and not standing.proposed(one.rule)]
+    return Propose(hypotheses=tuple(new)) if new else None
 
 
 def _aim(standing: Standing) -> Action | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ...data.records import Example
 from ...explainers.english import describe
-from ...explainers.rules import Class, Clause, Condition, Regex, Rule, Token
+from ...explainers.rules import Class, Clause, Condition, Position, Regex, Rule, Token
 from ..investigation.hypotheses import Hypothesis
 
 FROM_PEAKS = 12
@@ -15,9 +15,9 @@ FROM_PEAKS = 12
 
 
 def rivals(rule: Rule, text: str) -> list[Hypothesis]:
-    """The rule and those of its weaker versions that say something else, none twice."""
+    """The rule and those of its weaker versions that say something else, none twice, and none that it always fires."""
     found = {rule.to_json(): Hypothesis(text=text, rule=rule)}
-    for weaker in _weaker(rule):
+    for weaker in (one for one in _weaker(rule) if all(clause.when for clause in one.any)):
         found.setdefault(weaker.to_json(), hypothesis(weaker))
     return list(found.values())
 
@@ -25,6 +25,15 @@ def rivals(rule: Rule, text: str) -> list[Hypothesis]:
 def hypothesis(rule: Rule, *, parent: str | None = None) -> Hypothesis:
     """A rule as a hypothesis in its own words."""
     return Hypothesis(text=describe(rule), rule=rule, parent=parent)
+
+
+def at_positions(rule: Rule, position: Position) -> list[Hypothesis]:
+    """That nothing but the position matters, and that it matters beside what a rule says."""
+    top = max(clause.value for clause in rule.any)
+    clauses = (_update(c, when=(*(w for w in c.when if not isinstance(w, Position)), position)) for c in rule.any)
+    alone = Rule(any=(Clause(when=(position,), value=top),))
+    both = _of(rule, clauses)
+    return [hypothesis(alone), hypothesis(both)] if both != alone else [hypothesis(alone)]
 
 
 def at_peaks(examples: Sequence[Example], scale: float) -> Rule:
