@@ -72,7 +72,8 @@ class RuleExplainer:
     def __init__(
         self, subject: Subject, *, interventions: int = 96, growth: Growth | None = None, seed: int = 0
     ) -> None:
-        """`interventions` is the number of minimal pairs per feature."""
+        """`interventions` is the number of minimal pairs per feature; with 0 no context is pruned, either, so that it
+        learns from text alone."""
         self._subject, self._interventions, self._seed = subject, interventions, seed
         self._growth, self._limits = growth or Growth(), Limits()
         self._background: tuple[Background, Windows] | None = None
@@ -132,7 +133,7 @@ class RuleExplainer:
         examples += _random_examples(evidence, batch, count=8)
         ids, weights, documents = [], [], []
         top = sorted((e for e in examples if e.kind == "top"), key=lambda e: -e.peak)[:PRUNED_EXAMPLES]
-        for example in top:
+        for example in top if self._interventions else ():
             for row, weight in _pruned(example):
                 ids.append(row)
                 weights.append(weight)

@@ -1,0 +1,203 @@
+"""Who explains planted units, side by side: investigations by several policies, and what they have to beat.
+
+    scripted     an investigation by the scripted policy
+    one-shot     the rule explainer as `label` runs it: text, minimal pairs and pruned contexts, once
+    text-only    the same without interventions: what is learned from text alone
+    random       an investigation in which chance decides
+    swapped      what the scripted policy found of another unit of the world, brought to this unit's scale
+    token-only   the mean activation of every token
+    llm          an investigation in which a language model decides
+
+Each is given a world and a store that holds its harvest, and nothing else of it. All of them keep silent where a
+feature is dead, too rare or dense, by the same bounds.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..agent.bench import Bench
+from ..agent.investigation.budget import Limits
+from ..agent.investigation.lab import FeatureLab
+from ..agent.investigation.session import Session, investigate_all
+from ..agent.label import label
+from ..agent.policies.at_random import RandomPolicy
+from ..agent.policies.policy import Policy
+from ..agent.policies.scripted import ScriptedPolicy
+from ..data.store import Store
+from ..explainers.abstain import Limits as Bounds
+from ..explainers.abstain import abstention
+from ..explainers.llm.desk import Desk
+from ..explainers.rule import RuleExplainer
+from ..explainers.rules import Rule
+from .suite import Unit, World
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was made of one unit."""
+
+    status: str
+    """Of an investigation how it ended, of an explanation its own."""
+    reason: str | None
+    text: str | None
+    rule: str | None
+    """JSON; None for an abstention."""
+    promotes: tuple[str, ...] | None = None
+    """Tokens that are claimed and were found to be promoted; None of who makes no such claims."""
+    suppresses: tuple[str, ...] | None = None
+    reads: tuple[str, ...] | None = None
+    brier: float | None = None
+    """Of all that the final leader predicted beforehand: 0 is perfect, 2 is wholly wrong."""
+    experiments: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+    investigation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How investigations are made."""
+
+    limits: Limits = Limits()
+    seed: int = 0
+    """Of whoever explains, not of the worlds."""
+    llm: Policy | None = None
+    desk: Desk | None = None
+    """What the language model is asked through."""
+
+
+Explaining = Iterator[tuple[Unit, Found]]
+
+
+class Investigating:
+    """A column of investigations."""
+
+    needs: str | None = None
+
+    def __init__(self, policy: Callable[[Manner], Policy], *, asks: bool = False) -> None:
+        """`asks`: whether the policy asks a language model."""
+        self._policy, self._asks = policy, asks
+
+    def settings(self, manner: Manner) -> Mapping[str, Any]:
+        """All that determines what is found, beside the world."""
+        return {"policy": dict(self._policy(manner).settings), "limits": asdict(manner.limits), "seed": manner.seed}
+
+    def explain(self, units: Sequence[Unit], world: World, store: Store, manner: Manner) -> Explaining:
+        """Investigate the units in one call."""
+        by_address = {unit.address: unit for unit in units}
+        features = [feature for feature in world.features() if str(feature) in by_address]
+        sessions = investigate_all(
+            features, world.subject, store, policy=self._policy(manner), limits=manner.limits, seed=manner.seed,
+            sources={world.source.id: world.source}, desk=manner.desk if self._asks else None,
+        )  # fmt: skip
+        for session in sessions:
+            yield by_address[session.report.target], of_session(session)
+
+
+class OneShot:
+    """A column of labels by the rule explainer."""
+
+    needs: str | None = None
+
+    def __init__(self, *, interventions: int = 96) -> None:
+        self._interventions = interventions
+
+    def settings(self, manner: Manner) -> Mapping[str, Any]:
+        """All that determines what is found, beside the world."""
+        return {"interventions": self._interventions, "seed": manner.seed}
+
+    def explain(self, units: Sequence[Unit], world: World, store: Store, manner: Manner) -> Explaining:
+        """Label the units."""
+        by_address = {unit.address: unit for unit in units}
+        features = [feature for feature in world.features() if str(feature) in by_address]
+        explainer = RuleExplainer(world.subject, interventions=self._interventions, seed=manner.seed)
+        results = label(features, store, world.subject, explainer=explainer, scorers=[],
+                        sources={world.source.id: world.source}, redo=True)  # fmt: skip
+        for result in results:
+            made = result.explanation
+            yield by_address[str(result.feature)], Found(made.status, made.reason, made.text, made.rule)
+
+
+class TokenOnly:
+    """What a table of the tokens' mean activations says."""
+
+    needs: str | None = None
+
+    def settings(self, manner: Manner) -> Mapping[str, Any]:
+        """All that determines what is found, beside the world."""
+        return {"seed": manner.seed}
+
+    def explain(self, units: Sequence[Unit], world: World, store: Store, manner: Manner) -> Explaining:
+        """Put the table as a rule, as investigations do for the rival that any explanation must beat."""
+        by_address = {unit.address: unit for unit in units}
+        evidence = [store.evidence(feature) for feature in world.features() if str(feature) in by_address]
+        batch = Bench(store, world.subject, world.source, seed=manner.seed).train(evidence)
+        for part in batch.features:
+            unit = by_address[str(part.feature)]
+            refusal = abstention(part, explainer="token-only", limits=Bounds())
+            if refusal is not None:
+                yield unit, Found(refusal.status, refusal.reason, None, None)
+                continue
+            table, *_ = FeatureLab(store, world.subject, world.source, part, batch, seed=manner.seed).nulls()
+            yield unit, Found("explained", None, table.text, None if table.rule is None else table.rule.to_json())
+
+
+COLUMNS: Mapping[str, Investigating | OneShot | TokenOnly] = {
+    "scripted": Investigating(lambda _: ScriptedPolicy()),
+    "one-shot": OneShot(),
+    "text-only": OneShot(interventions=0),
+    "random": Investigating(lambda manner: RandomPolicy(seed=manner.seed)),
+    "token-only": TokenOnly(),
+    "llm": Investigating(lambda manner: _given(manner.llm), asks=True),
+}
+SWAPPED, SWAPPED_OF = "swapped", "scripted"
+"""A column that is made of another one's findings."""
+
+
+def swapped(units: Sequence[Unit], found: Mapping[str, Found]) -> Explaining:
+    """For each unit what was found, by address, of the next one of the world that has a rule."""
+    for place, unit in enumerate(units):
+        others = [other for other in (*units[place + 1 :], *units[:place]) if found[other.address].rule is not None]
+        if not others:
+            yield unit, Found(SWAPPED, "no other unit of this world has a rule", None, None)
+            continue
+        other = found[others[0].address]
+        rule = rescaled(Rule.parse(other.rule or ""), unit.scale / others[0].scale)
+        yield unit, replace(
+            other, status=SWAPPED, reason=f"found of {others[0].address}", rule=rule.to_json(), brier=None,
+            experiments=0, tokens=0, usd=0.0, investigation=None,
+        )  # fmt: skip
+
+
+def rescaled(rule: Rule, factor: float) -> Rule:
+    """The rule with all that it predicts multiplied."""
+    clauses = tuple(
+        clause.model_copy(
+            update={"value": clause.value * factor, "gains": {t: v * factor for t, v in clause.gains.items()}}
+        )
+        for clause in rule.any
+    )
+    return rule.model_copy(update={"any": clauses, "floor": rule.floor * factor})
+
+
+def of_session(session: Session) -> Found:
+    """What an investigation says in the end: the rule that was frozen, and the claims that experiments bore out."""
+    report = session.report
+    silent = session.status == "no_explanation" or report.rule is None
+    held: dict[str, tuple[str, ...]] = {
+        kind: tuple(c["item"] for c in report.claims if c["claim"] == kind and c["verdict"] == "supported")
+        for kind in ("promotes", "suppresses", "reads")
+    }
+    return Found(
+        session.status, session.reason, report.text, None if silent else json.dumps(report.rule), **held,
+        brier=None if silent or report.leader is None else report.leader.brier,
+        experiments=int(report.spent["experiments"]), tokens=int(report.spent["tokens"]),
+        usd=float(report.spent["usd"]), investigation=session.id,
+    )  # fmt: skip
+
+
+def _given(policy: Policy | None) -> Policy:
+    assert policy is not None, "Plan checks that there is one"
+    return policy
