@@ -20,6 +20,7 @@ from ...explainers.batch import TrainBatch
 from ...explainers.llm.desk import Desk
 from ...scorers.holdout import Holdout
 from ...scorers.scorer import Scorer
+from ...scorers.simulation import RuleSimulator
 from ..bench import Bench
 from ..label import answered, scoring
 from .context_pairs import context_pairs
@@ -121,5 +122,7 @@ class FeatureExaminer:
 
     def _scores(self, made: Explanation, holdout: Holdout) -> list[Score]:
         cases = self._bench.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
-        judged = next(iter(answered([scoring(self._scorers, cases, self._desk)], self._desk)), {})
+        # A rule is simulated by code, exactly and for nothing; words only need a judge.
+        scorers = self._scorers if made.rule is None else (RuleSimulator(seed=self._lab.seed),)
+        judged = next(iter(answered([scoring(scorers, cases, self._desk)], self._desk)), {})
         return judged[made.feature][0] if made.feature in judged else []

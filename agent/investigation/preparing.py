@@ -7,7 +7,6 @@ from ...data.store import Store
 from ...explainers.llm.desk import Desk
 from ...explainers.rule import RuleExplainer
 from ...scorers.scorer import Scorer
-from ...scorers.simulation import RuleSimulator
 from ...subject.address import Feature, SourceId
 from ...subject.model import Subject
 from ...subject.sources import Source
@@ -45,8 +44,7 @@ def prepare(
     evidence = {feature: store.evidence(feature) for feature in features}
     batch = bench.train(list(evidence.values()))
     baselines = {made.feature: made for made in RuleExplainer(subject, seed=seed).explain(batch)}
-    judges = scorers or (RuleSimulator(seed=seed),)
     for part in batch.features:
         lab = FeatureLab(store, subject, source, part, batch, baseline=baselines[part.feature], seed=seed)
-        examiner = FeatureExaminer(bench, lab, evidence[part.feature], batch, judges, desk=desk)
+        examiner = FeatureExaminer(bench, lab, evidence[part.feature], batch, scorers, desk=desk)
         yield Prepared(part.feature, lab, examiner)

@@ -105,7 +105,7 @@ def investigate(
     """Investigate a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
 
     `policy` decides what is tried, by default the scripted one, which asks nobody; `desk` is what a language model is
-    asked through. `scorers` judge the holdout beside the rule's own simulation where the explanation has no rule.
+    asked through. `scorers` judge an explanation that has no rule; one that has is simulated by code.
     The same call again resumes or returns the finished session. `on_event` hears every event as it is written.
     """
     if isinstance(target, Task):
@@ -203,6 +203,7 @@ def _run(store: Store, opening: Opened, lab: Any, examiner: Examiner, manner: Ma
         work = Work(
             opening.id, journal, lab, tools_for(lab.kind), manner.policy, manner.challenger, manner.limits,
             manner.settings, ending, manner.on_event or (lambda _: None), revision, manner.price,
+            manner.desk,
         )  # fmt: skip
         work.event("begun", {"target": opening.target, "policy": opening.policy, "settings": opening.settings,
                              "limits": asdict(manner.limits)}, key="begun")  # fmt: skip

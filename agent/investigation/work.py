@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...data.journal import Journal
 from ...data.journal_values import Charge, Experiment, Observation
+from ...explainers.llm.desk import Desk
 from ..policies.policy import Policy
 from .budget import Limits
 from .ending import Ending
@@ -60,6 +61,8 @@ class Work:
     """Of the subject and the dictionary."""
     price: Callable[[Any], float]
     """Dollars of a reply."""
+    desk: Desk | None = None
+    """What scorers ask a language model through."""
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
     _standing: Standing = Standing((), [], {})
     _taken: int = 0
@@ -108,8 +111,17 @@ class Work:
 
     @contextmanager
     def charged(self, key: str, kind: str) -> "Generator[None]":
-        """Charge the forward passes of the block, once for its key."""
-        before = self.lab.meter.rows
+        """Charge the forward passes of the block, and what scorers asked in it, once for its key."""
+        before, asked = self.lab.meter.rows, self._asked()
         with self.lab.meter.counting(self.lab.subject):
             yield
-        self.journal.charge(self.id, key, kind, Charge(forwards=self.lab.meter.rows - before))
+        calls, tokens, usd = (now - then for now, then in zip(self._asked(), asked, strict=True))
+        charge = Charge(forwards=self.lab.meter.rows - before, calls=int(calls), tokens=int(tokens), usd=usd)
+        self.journal.charge(self.id, key, kind, charge)
+
+    def _asked(self) -> tuple[float, float, float]:
+        """Calls, tokens and dollars of the desk so far; answers from the log cost nothing."""
+        if self.desk is None:
+            return 0, 0, 0.0
+        spent = self.desk.spent
+        return spent.calls, spent.input_tokens + spent.output_tokens, spent.usd
