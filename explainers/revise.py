@@ -6,7 +6,7 @@
 2. A tree is grown and a rule induced, as without experiments.
 3. The pivots, measured or of the explainer's own edits, that the rule puts on the wrong side of half the peak are
    its counterexamples. Their weight is raised `RAISE`-fold, and 2 and 3 are repeated until there is none, or
-   `PATIENCE` rounds brought no better rule.
+   `PATIENCE` rounds brought no fewer.
 4. Of all rounds' rules, and the one learned without experiments, that of least cost stands: the share of variance
    that it leaves unexplained in text and the explainer's own edits, plus the square root of the share of pivots
    that are counterexamples. The root makes the last few count, so that one exception among thousands of pivots
@@ -29,7 +29,7 @@ from .tree import Growth, grow
 SHARE = 0.15
 """Most that all measured pivots weigh together, as a share of the rest of the sample."""
 RAISE = 4.0
-PATIENCE = 3
+PATIENCE = 5
 
 
 def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: float, half: float) -> Rule | None:
@@ -41,17 +41,21 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
     pivots = np.concatenate([_edited(sample), len(sample.activation) + np.flatnonzero(observed.measured)])
     known = Known(joined, pivots, text=len(sample.activation), half=half)
     best = induce(sample, grow(sample, growth))
-    least, since = known.cost(best) if best is not None else np.inf, 0
+    least, fewest, since = known.cost(best) if best is not None else np.inf, len(pivots), 0
     raised = np.ones(len(pivots), np.float32)
     while since < PATIENCE:
         weighed = _weighed(joined, pivots, raised)
         rule = induce(weighed, grow(weighed, growth))
-        cost = known.cost(rule) if rule is not None else np.inf
-        since = since + 1 if cost >= least else 0
-        if rule is not None and cost < least:
-            best, least = rule, cost
-        wrong = known.wrong(known.predict(rule)) if rule is not None else joined.activation[pivots] > half
-        if not wrong.any():
+        if rule is None:
+            wrong = joined.activation[pivots] > half
+        else:
+            rule = known.refitted(rule)  # raised weights choose conditions, they do not set values
+            wrong, cost = known.wrong(known.predict(rule)), known.cost(rule)
+            if cost < least:
+                best, least = rule, cost
+        since = 0 if wrong.sum() < fewest else since + 1
+        fewest = min(fewest, int(wrong.sum()))
+        if not fewest:
             break
         raised[wrong] *= RAISE
     return tidied(best, known) if best is not None else None
