@@ -21,6 +21,8 @@ from .work import Work
 
 MISSES = 3
 """Decisions in a row that may be invalid before exploring ends."""
+IDLE = 3
+"""Decisions for each round that may be run, so that one who only proposes comes to an end."""
 CHALLENGES, TURNS = 2, 2
 """How often a leader is challenged, and how many plans each challenger may run."""
 ACTION: TypeAdapter[Action] = TypeAdapter(Action)
@@ -49,8 +51,8 @@ class Decider:
         work, challenging = self._work, state["role"] == "challenger"
         if kind := work.exhausted():
             return {"next": "freeze", "stop": f"budget: {kind}"}
-        if state["round"] >= work.settings.rounds:
-            return {"next": "freeze", "stop": f"{state['round']} rounds were run"}
+        if state["round"] >= work.settings.rounds or state["step"] >= IDLE * work.settings.rounds:
+            return {"next": "freeze", "stop": f"{state['round']} rounds were run in {state['step']} decisions"}
         open_now = ("use_tools", "concede") if challenging else ("use_tools", "propose", "submit")
         action = self._decide(state, "challenge" if challenging else "plan", open_now)
         step = {"step": state["step"] + 1, "misses": 0, "rejected": None}

@@ -83,11 +83,13 @@ class Planner:
         found = []
         for name, hypothesis in self._rivals.items():
             if hypothesis.kind == "described" and design.readout == "response":
-                if name not in call.expects:
+                # A challenger sees the leader alone, so it speaks for no other.
+                if name not in call.expects and (self._role == "proposer" or name == next(iter(self._rivals))):
                     raise RejectedError(
                         f"{call.tool}: {name} has words only, so say in `expects` what it predicts here"
                     )
-                expected: tuple[float | None, ...] = (MIDDLE[call.expects[name]],) * len(design.items)
+                said = MIDDLE[call.expects[name]] if name in call.expects else None
+                expected: tuple[float | None, ...] = (said,) * len(design.items)
             else:
                 expected = self._lab.expect(hypothesis, design)
             found.append(Prediction(name, expected))
