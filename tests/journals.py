@@ -64,7 +64,7 @@ def _events(journal: Journal, id: str, target: str) -> Any:
     for round in range(1, ROUNDS + 1):
         yield from _round(journal, id, round)
     yield "challenged", {"verdict": "supported"}
-    yield "frozen", {"hypothesis": "H3", "verdict": "supported", "text": HYPOTHESES[2].text,
+    yield "frozen", {"hypothesis": "H3", "verdict": "supported", "evidence": "supported", "text": HYPOTHESES[2].text,
                      "rule": rule(" river", unless=" dry").to_json(), "hash": "12" * 32}  # fmt: skip
     journal.peek(id, "score")
     scores = [stored.score(0.93, windows=("w1",)), replace(stored.score(0.9, metric="agreement"), examples="context"),

@@ -38,6 +38,9 @@ class BehaviourExaminer:
         del text
         return examine(self._lab, hypothesis) if hypothesis.nodes else []
 
+    def indescribable(self, hypothesis: Hypothesis) -> None:
+        """A circuit is always a list of nodes."""
+
     def shortfall(self, scores: Sequence[Score]) -> str | None:
         """Why a circuit with these holdout scores is not supported; None where it may be."""
         for score in (score for score in scores if score.metric == "faithfulness" and score.value is not None):

@@ -47,6 +47,10 @@ class Examiner(Protocol):
         """Whether false observations leave the leader unsupported."""
         ...
 
+    def indescribable(self, hypothesis: Hypothesis) -> str | None:
+        """Why a hypothesis is no explanation although it predicts; None where it is one."""
+        ...
+
     def shortfall(self, scores: Sequence[Score]) -> str | None:
         """Why an explanation with these holdout scores is not supported; None where it may be."""
         ...
@@ -77,8 +81,11 @@ class Ending:
         refusal = self._examiner.refusal()
         if refusal is None:
             return {"next": "baseline"}
-        work.event("frozen", {"hypothesis": None, "verdict": "no_explanation", "reason": refusal.reason, "text": None,
-                              "rule": None, "nodes": {}, "hash": None, "alike": []}, key="frozen")  # fmt: skip
+        refused = {
+            "hypothesis": None, "verdict": "no_explanation", "evidence": "open", "reason": refusal.reason, "text": None,
+            "rule": None, "nodes": {}, "hash": None, "alike": [],
+        }  # fmt: skip
+        work.event("frozen", refused, key="frozen")
         return {"next": "report", "stop": refusal.reason}
 
     def _baseline(self, work: "Work", state: State) -> Mapping[str, Any]:
@@ -92,11 +99,13 @@ class Ending:
         del state
         found, hypotheses = work.verdict(), work.hypotheses()
         leader = hypotheses.get(found.leader or "")
+        table = None if leader is None else self._examiner.indescribable(leader)
+        answer, reason = (found.answer, found.reason) if table is None else ("no_explanation", table)
         body = {
-            "hypothesis": found.leader, "verdict": found.answer, "reason": found.reason, "alike": list(found.alike),
-            "text": leader.text if leader is not None and found.answer != "no_explanation" else None,
+            "hypothesis": found.leader, "verdict": answer, "evidence": found.answer, "reason": reason,
+            "alike": list(found.alike), "nodes": dict(leader.nodes) if leader is not None else {},
+            "text": leader.text if leader is not None and answer != "no_explanation" else None,
             "rule": None if leader is None or leader.rule is None else leader.rule.to_json(),
-            "nodes": dict(leader.nodes) if leader is not None else {},
         }  # fmt: skip
         said = json.dumps([body["text"], body["rule"], body["nodes"]], sort_keys=True)
         work.event("frozen", {**body, "hash": hashlib.sha256(said.encode()).hexdigest()}, key="frozen")

@@ -35,6 +35,10 @@ LEAST_AGREEMENT = {"counterfactual": 0.75, "context": 0.65}
 """Below this balanced accuracy on the holdout's pairs an explanation is not supported, whatever its odds. Half of the
 context pairs flip, so that a rule without context has 0.5 there."""
 
+DENSE, TABLE = 0.15, 150
+"""Share of tokens on which a feature is active, and conditions, tokens and gains of a rule, above both of which the
+rule is a table of cases: dense sums without a pattern take 235 and more, real dense features with one fewer."""
+
 
 class FeatureExaminer:
     """Examines explanations of one feature. Nothing that it reads reaches a policy or a tool."""
@@ -75,6 +79,15 @@ class FeatureExaminer:
         rule = None if hypothesis.rule is None else hypothesis.rule.to_json()
         seen = {example.window for example in self._lab.examples} | set(self._batch.background.digests)
         return Explanation(self._lab.feature, text, "investigation", rule=rule, seen=tuple(sorted(seen)))
+
+    def indescribable(self, hypothesis: Hypothesis) -> str | None:
+        """Why a hypothesis is no explanation although it predicts: of a feature that is active nearly anywhere, a rule
+        that lists what it does case by case. None where it says something."""
+        density = self._lab.evidence.statistics.density
+        length = 0 if hypothesis.rule is None else hypothesis.rule.length()
+        if density <= DENSE or length <= TABLE:
+            return None
+        return f"active on {density:.0%} of all tokens, and the best rule is a table of {length} entries, no pattern"
 
     def controls(
         self, hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment],

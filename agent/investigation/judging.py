@@ -3,8 +3,8 @@
 The odds of a rival move against those of the leader of the time by the log-likelihood ratio of the observed levels,
 over the items on which the two differ; where these are more than EFFECTIVE, the ratio is scaled down to so many,
 since items of one experiment are not independent. A hypothesis that is put up later does not count what was known
-before: it enters ENTRY nats below the best rival of that time. Among equals the shorter
-leads. An item that was measured before counts once. Whatever is said by anyone changes nothing here.
+before: it enters ENTRY nats below the best rival of that time. Among equals the shorter leads.
+An item that was measured before counts once. Whatever is said by anyone changes nothing here.
 
     supported       at least RESOLVED predictions, SILENCES of them on silence, odds above ODDS over every rival that
                     ever predicted otherwise, and the levels hit in at least HITS of the items (balanced over levels)
@@ -35,9 +35,6 @@ EFFECTIVE = 6.0
 ENTRY = log(10)
 TELLING = 0.3
 """Total variation between two forecasts of an item from which on they differ."""
-
-TABLE = 150
-"""Conditions, tokens and gains that a rule may name: what a dense sum of two tokens needs is twice as much."""
 
 Answer = Literal["supported", "open", "no_explanation"]
 
@@ -118,10 +115,6 @@ def verdict(
         if tested < TESTED:
             return Verdict("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
         return Verdict("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
-    length = 0 if leader.hypothesis.rule is None else leader.hypothesis.rule.length()
-    if length > TABLE and leader.resolved >= RESOLVED:
-        reason = f"the best rule is a table of {length} entries, no pattern"
-        return Verdict("no_explanation", leader.name, reason, alike)
     others = [rival for rival in live[1:] if rival.name not in alike]
     lead = leader.log_odds - max((rival.log_odds for rival in others), default=float("-inf"))
     hits = leader.hits or 0.0
@@ -265,11 +258,14 @@ def _resolve(
 
 
 def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]) -> tuple[str, ...]:
-    """Rivals that predicted along with the leader and never differed from it on anything that was measured."""
+    """Rivals that predicted along with the leader and never differed from it on anything that bears on the odds."""
     met: dict[str, bool] = {}
+    responses = any(e.predictions and e.design["readout"] == "response" for e in experiments)
     for experiment in experiments:
         mine = forecasts(experiment, leader)
         if mine is None or _seen(experiment, observations) is None:
+            continue
+        if not counts_for_odds(experiment, "feature" if responses else "behaviour"):
             continue
         for prediction in experiment.predictions:
             if prediction.hypothesis != leader:

@@ -61,7 +61,7 @@ def replay(journal: Journal, id: str) -> Replay:
     found = verdict(judge(known, every, observations, kind=kind), every, observations)
     frozen = journal.event_of(id, "frozen")
     # A target that was refused has no hypotheses, so there is nothing to judge.
-    kept = frozen is None or not known or (frozen["verdict"], frozen["hypothesis"]) == (found.answer, found.leader)
+    kept = frozen is None or not known or (frozen["evidence"], frozen["hypothesis"]) == (found.answer, found.leader)
     return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, None)
 
 
