@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .agent.investigation.budget import Limits
+    from .agent.investigation.session import Session, investigate, investigate_all
     from .agent.label import Result, label
     from .agent.rescore import score
     from .causal.applying import Materials, apply
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from .subject.opening import open_source
 
 _HOMES = {
+    "agent.investigation.budget": ("Limits",),
+    "agent.investigation.session": ("Session", "investigate", "investigate_all"),
     "agent.label": ("Result", "label"),
     "agent.rescore": ("score",),
     "causal.applying": ("Materials", "apply"),
@@ -117,6 +121,7 @@ __all__ = [
     "Intruder",
     "JsonBackend",
     "LLMSimulator",
+    "Limits",
     "Materials",
     "NeuronautError",
     "Oneshot",
@@ -129,6 +134,7 @@ __all__ = [
     "RuleSimulator",
     "Score",
     "Selection",
+    "Session",
     "SourceId",
     "Store",
     "Subject",
@@ -139,6 +145,8 @@ __all__ = [
     "generate",
     "harvest",
     "head_scores",
+    "investigate",
+    "investigate_all",
     "label",
     "lens",
     "load_dictionary",
