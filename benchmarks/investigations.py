@@ -27,6 +27,8 @@ from .columns import COLUMNS, SWAPPED, SWAPPED_OF, Explaining, Found, Manner, sw
 from .suite import Grade, Grader, Unit, World, grader
 from .suite.kinds import LEVELS
 
+DEFAULT = ("scripted", "one-shot", "text-only", "random", "swapped", "token-only")
+"""Columns that ask no language model."""
 SIZE = 20
 """Units of a world at most."""
 
@@ -79,7 +81,7 @@ class Plan:
     """Of each level."""
     seed: int | str = 0
     """A number in public, any other string in private."""
-    columns: tuple[str, ...] = ("scripted", "one-shot", "text-only", "random", "swapped", "token-only")
+    columns: tuple[str, ...] = DEFAULT
     manner: Manner = Manner()
     documents: int = 120
     """Of each world."""
@@ -96,6 +98,11 @@ class Plan:
             raise NeuronautError(
                 "the policy llm asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
             )
+
+    @property
+    def total(self) -> int:
+        """How many lines it comes to."""
+        return len(self.levels) * self.units * len(self.columns)
 
     def places(self) -> list[Place]:
         """The worlds, those of a level of about the same size."""

@@ -31,6 +31,7 @@ VERBS: Mapping[str, str] = {
     "sources": "query:sources",
     "investigate": "investigate:investigate",
     "sessions": "sessions:sessions",
+    "bench": "bench:bench",
     "prompts": "prompts:prompts",
     "llm": "llm:llm",
     "run": "causal_run:run",

@@ -1,0 +1,146 @@
+"""`neuronaut bench`: how right explanations are, where the truth is known."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..subject.errors import NeuronautError
+from .common import Progress, debug_option, keeping, opened, say
+from .language import desk_of, llm_options, split, told
+
+if TYPE_CHECKING:
+    from ..benchmarks.investigations import Line, Plan
+    from ..explainers.llm.desk import Desk
+
+
+@click.group(invoke_without_command=True)
+@debug_option
+@click.pass_context
+def bench(ctx: click.Context) -> None:
+    """Measure how right explanations are, where the truth is known.
+
+    Without a name, lists the benchmarks there are.
+
+    \b
+    Examples:
+      neuronaut bench
+      neuronaut bench planted --levels 1-3 --units 20
+    """
+    if ctx.invoked_subcommand is None:
+        for name, command in bench.commands.items():
+            click.echo(f"{name}  {command.get_short_help_str(100)}")
+
+
+class Levels(click.ParamType):
+    """Levels as `3`, `1-4` or `1,3,5-6`."""
+
+    name = "levels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Read the levels, each once, in order."""
+        found: set[int] = set()
+        try:
+            for part in str(value).split(","):
+                first, _, last = part.partition("-")
+                found |= set(range(int(first), int(last or first) + 1))
+        except ValueError:
+            found = set()
+        if not found:
+            self.fail(f"{value!r} is no level or range of levels; wanted for example 3, 1-4 or 1,3,5-6", param, ctx)
+        return tuple(sorted(found))
+
+
+@bench.command()
+@click.option("--levels", type=Levels(), default="1-6", show_default=True, help="A level, a range, or several.")
+@click.option("--units", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Of each level.")
+@click.option("--seed", default="0", show_default=True, metavar="S",
+              help="Of the worlds: a number is public, for development; other text is private.")  # fmt: skip
+@click.option("--policies", metavar="A,B,...",
+              help="Who explains: scripted, one-shot, text-only, random, swapped, token-only, llm.  "
+              "[default: all but llm, which comes with -m]")  # fmt: skip
+@click.option("--budget", metavar="usd=X,tokens=N,calls=N,fwd=N,experiments=N,minutes=N",
+              help="The most that each investigation may use.  [default: experiments=60]")  # fmt: skip
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write every result here as it comes, and make none again that is there.")  # fmt: skip
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Keep the databases here, so that investigations can be looked at with `sessions`.")  # fmt: skip
+@llm_options
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead of tables.")
+@debug_option
+def planted(out: Path | None, keep: Path | None, *, as_json: bool, **options: Any) -> None:
+    """Grade policies on models whose units are known.
+
+    Worlds are drawn from a seed, level by level: sets of tokens and positions (1), pairs of tokens (2), exceptions,
+    quotes and repeats (3), what the corpus hides (4), a superposed dictionary (5), units grafted into a trained
+    model (6). Each policy explains the same units; what it says is graded by the truth. The headline is the share
+    of counterfactual pairs told rightly, of which half flip; 0.5 is chance.
+
+    \b
+    Examples:
+      neuronaut bench planted --levels 1 --units 4
+      neuronaut bench planted --out planted.jsonl --keep planted
+      neuronaut bench planted --seed "a phrase that nobody has seen" -m openai:gpt-4o-mini --budget usd=0.2
+    """
+    from ..benchmarks.comparing import summary, table
+    from ..benchmarks.investigations import told as seed_told
+
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        plan, desk = _plan(options, stack, keep)
+        seed = seed_told(plan.seed)
+        say(f"{plan.units} units each of level {', '.join(map(str, plan.levels))}, {seed}")
+        lines = _run(plan, out, keep)
+        if desk is not None:
+            say(told(desk.spent, priced=desk.price is not None))
+    if as_json:
+        click.echo(json.dumps({"benchmark": "planted", "seed": seed, "units": plan.units, **summary(lines)}))
+    else:
+        click.echo(f"Planted units, {seed}.\n\n{table(lines)}")
+
+
+def _run(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]":
+    """Run the plan with progress."""
+    from ..benchmarks.investigations import run
+
+    kept = "nothing is kept without --out" if out is None else f"what was measured is in {out}"
+    done = 0
+    with keeping(lambda: kept), Progress("bench", total=plan.total, unit="results") as progress:
+
+        def hear(line: "Line") -> None:
+            nonlocal done
+            done += 1
+            progress.reach(done, f"level {line.grade.level} {line.column}")
+
+        return run(plan, out=out, keep=keep, hear=hear)
+
+
+def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, Desk | None]":
+    """What was asked for, and the desk at which a language model is asked."""
+    from ..agent.policies.llm import LLMPolicy
+    from ..benchmarks.columns import Manner
+    from ..benchmarks.investigations import DEFAULT, Plan
+    from .investigating import limits_of
+
+    language, rest = split(options)
+    limits = limits_of(rest["budget"], asks=language.llm is not None)
+    desk = policy = None
+    if language.llm is not None:
+        calls = str(keep / "calls.db") if keep is not None else ":memory:"
+        desk = stack.enter_context(desk_of(language, stack.enter_context(opened(calls, create=True)), budget=None))
+        assert desk is not None, "a model was named"
+        policy = LLMPolicy(desk, temperature=language.degrees)
+    named = rest["policies"]
+    columns = DEFAULT if named is None else tuple(dict.fromkeys(name.strip() for name in named.split(",")))
+    if named is None and policy is not None:
+        columns += ("llm",)
+    if policy is not None and "llm" not in columns:
+        raise NeuronautError("-m names a language model, but llm is not among --policies; add it, or leave -m out")
+    seed = rest["seed"]
+    return Plan(
+        rest["levels"], rest["units"], int(seed) if seed.lstrip("-").isdigit() else seed, columns,
+        Manner(limits, llm=policy, desk=desk),
+    ), desk  # fmt: skip
