@@ -25,11 +25,11 @@ from ..investigation.experiments import Tool
 from ..investigation.hypotheses import Hypothesis
 from ..investigation.judging import ODDS, RESOLVED, SILENCES
 from ..investigation.view import Rival, View
-from .standing import LEARN, Standing
+from .standing import LEARN, Standing, claiming
 from .weaken import at_peaks, at_positions, hypothesis, rivals
 
 REVISIONS = 5
-AIMED = 12
+AIMED = 16
 """Edits of which the outcome is open, at most."""
 CALM = 2
 """Edits in a row without a surprise after which a rule is believed."""
@@ -53,6 +53,17 @@ def _scan(offset: int, carriers: str, count: int, **args: Any) -> Call:
                  count=count, **args)  # fmt: skip
 
 
+OUT, READ = 3.0, 0.25
+"""Standard deviations over the vocabulary, and share of the activation, from which on something is claimed."""
+SURVEYS = (
+    _call("promoted_tokens", "what it writes"),
+    _call("upstream", "what it reads"),
+)
+EFFECTS = (
+    _call("ablate", "whether what it is said to write goes with it"),
+    _call("steer", "whether what it is said to write comes with it"),
+    _call("cut_upstream", "whether it needs what it is said to read"),
+)
 FIRST = (
     _scan(0, "silent", 2),
     _scan(0, "near_miss", 2),
@@ -150,7 +161,7 @@ def _aim(standing: Standing) -> Action | None:
     if len(calm) >= CALM and _firm(standing, best):
         return None
     rival, seed = _closest(standing, best), 1 + count
-    kinds: list[dict[str, Any]] = [{"boundary": True}, {}]
+    kinds: list[dict[str, Any]] = [{"boundary": True}, {"expect": "silence"} if best.silences < SILENCES else {}]
     if rival is not None:
         pair = {"aimed": True, "rivals": [best.name, rival.name]}
         kinds = [{**pair, "expect": "silence"}, {**pair, "expect": "activity"}, *kinds]
@@ -178,8 +189,35 @@ def _firm(standing: Standing, best: Rival) -> bool:
 
 
 def _claim(standing: Standing) -> Action | None:
-    del standing
-    return None
+    """Look up what the feature writes and reads, claim it, and test the claims."""
+    leader = standing.view.leader
+    if leader is None or leader.hypothesis.kind != "rule":
+        return None
+    if (action := standing.use(SURVEYS)) is not None:
+        return action
+    if any(claiming(rival.hypothesis) for rival in standing.view.rivals):
+        return standing.use(EFFECTS)
+    claims = _claims(standing)
+    if not any(claims.values()):
+        return None
+    return Propose(hypotheses=(leader.hypothesis.model_copy(update={**claims, "parent": leader.name}),))
+
+
+def _claims(standing: Standing) -> dict[str, tuple[str, ...]]:
+    """What stands out of the surveys."""
+    tokens = standing.found("promoted_tokens") or {}
+    components = (standing.found("upstream") or {}).get("components", ())
+    return {
+        "promotes": _outstanding(tokens.get("raises", ())),
+        "suppresses": _outstanding(tokens.get("lowers", ())),
+        "reads": tuple(one["node"] for one in components if one["share"] >= READ),
+    }
+
+
+def _outstanding(tokens: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The tokens that are moved at least half as much as the first one, and by OUT deviations."""
+    moved = {one["token"]: abs(one["deviations"]) for one in tokens}
+    return tuple(token for token, value in moved.items() if value >= max(OUT, max(moved.values()) / 2))
 
 
 def _submit(view: View) -> Submit:

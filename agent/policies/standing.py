@@ -13,6 +13,7 @@ from typing import Any
 
 from ...explainers.rules import Rule
 from ..investigation.actions import Call, UseTools
+from ..investigation.hypotheses import Hypothesis
 from ..investigation.judging import expects_silence, telling
 from ..investigation.levels import forecast, levels_of
 from ..investigation.planning import QUOTA
@@ -108,6 +109,7 @@ class Standing:
     def best(self) -> Rival | None:
         """The rule to work on: the latest revision while nothing contradicted it, else the likeliest rule."""
         live = [r for r in self.view.rivals if r.status == "live" and r.hypothesis.kind == "rule"]
+        live = [rival for rival in live if not claiming(rival.hypothesis)]
         revised = [r for r in live if r.hypothesis.parent is not None and not self.surprises(r.name, self.responses)]
         return max(revised, key=lambda rival: int(rival.name[1:]), default=live[0] if live else None)
 
@@ -127,6 +129,11 @@ class Standing:
     def found(self, tool: str) -> Mapping[str, Any] | None:
         """What a survey found; None where it was not run or failed."""
         return next((d.measured.found for d in self.view.done if d.tool == tool and d.measured is not None), None)
+
+
+def claiming(hypothesis: Hypothesis) -> bool:
+    """Whether it says what the feature writes or reads."""
+    return bool(hypothesis.promotes or hypothesis.suppresses or hypothesis.reads)
 
 
 def _response(done: Done) -> bool:
