@@ -27,6 +27,7 @@ class Limits:
     fwd: int | None = None
     """Forward passes: prompts that are run through the subject, however many to a batch."""
     experiments: int | None = 60
+    """Surveys are not counted."""
     minutes: float | None = None
     """Of work, over all runs together."""
 

@@ -86,7 +86,7 @@ class Steps:
             with work.lab.meter.counting(work.lab.subject):
                 observation = _measured(work.tools[experiment.tool], experiment, work.lab)
             observation = replace(observation, cost={"forwards": work.lab.meter.rows - before})
-        charge = Charge(experiments=int(run), forwards=work.lab.meter.rows - before)
+        charge = Charge(experiments=int(run and not experiment.survey), forwards=work.lab.meter.rows - before)
         work.journal.observe(work.id, experiment.name, observation, charge=charge)
         work.catch_up()
 
