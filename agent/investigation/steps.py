@@ -78,10 +78,10 @@ class Steps:
         no number."""
         work, before = self._work, self._work.lab.meter.rows
         known, run = work.journal.known(experiment.key), True
-        if known is not None:
-            observation = Observation("ok", known, None, {"forwards": 0, "known": True})
-        elif kind := work.exhausted(share=1.0):
+        if kind := work.exhausted(share=1.0):
             observation, run = Observation("error", {}, f"not run: the budget of {kind} is spent"), False
+        elif known is not None:
+            observation = Observation("ok", known, None, {"forwards": 0, "known": True})
         else:
             with work.lab.meter.counting(work.lab.subject):
                 observation = _measured(work.tools[experiment.tool], experiment, work.lab)
