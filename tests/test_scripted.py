@@ -117,8 +117,8 @@ def test_the_same_again_decides_the_same(investigated: Investigated) -> None:
 
 def test_weaker_rivals_say_less_and_none_fires_everywhere() -> None:
     rule = Rule.parse(
-        '{"any": [{"when": [{"token": [" a"]}, {"token": [" b"], "at": -1}], "unless": [{"inside": "quotes"}], "value": 1},'
-        ' {"when": [{"position": [3, null]}], "value": 2}]}'
+        '{"any": [{"when": [{"token": [" a"]}, {"token": [" b"], "at": -1}], "unless": [{"inside": "quotes"}],'
+        ' "value": 1}, {"when": [{"position": [3, null]}], "value": 2}]}'
     )
     found = [one.rule for one in rivals(rule, "a text") if one.rule is not None]
     assert found[0] == rule and len({one.to_json() for one in found}) == len(found) == 4
@@ -131,13 +131,15 @@ def test_weaker_rivals_say_less_and_none_fires_everywhere() -> None:
 
 def _view(*refused: Refused, step: int = 1) -> View:
     return View("plan", "feature", "the feature", 0, 0, None, 1.0, (), {"baseline": None}, (), (), {}, {},
-                step=step, refused=refused)  # fmt: skip
+                refused[-1].reason, step, refused)  # fmt: skip
 
 
 def test_a_refused_plan_is_not_made_again() -> None:
     calls = [call.model_dump(mode="json") for call in FIRST]
     tools = frozenset(tools_for("feature"))
-    near = Refused(1, {"action": "use_tools", "calls": calls}, "scan_vocabulary: f has no near_miss place with 1 tokens")
+    near = Refused(
+        1, {"action": "use_tools", "calls": calls}, "scan_vocabulary: f has no near_miss place with 1 tokens"
+    )
     use = Standing(_view(near, step=2), tools).use(FIRST)
     assert use is not None and [c.args.get("carriers") for c in use.calls].count("near_miss") == 0
     assert len(use.calls) == 6, "the others are asked for together"

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any
 
+from ...explainers.evaluate import simulate
 from ...explainers.llm.values import Reply
 from ...explainers.rules import Position, Rule
 from ..investigation.actions import Action, Call, Concede, Propose, Submit, UseTools
@@ -25,7 +26,7 @@ from ..investigation.experiments import Tool
 from ..investigation.hypotheses import Hypothesis
 from ..investigation.judging import ODDS, RESOLVED, SILENCES
 from ..investigation.view import Rival, View
-from .standing import LEARN, Standing, claiming
+from .standing import LEARN, WANT_OF_SILENCE, Standing, claiming
 from .weaken import at_peaks, at_positions, hypothesis, rivals
 
 REVISIONS = 5
@@ -35,6 +36,8 @@ CALM = 2
 """Edits in a row without a surprise after which a rule is believed."""
 FIRM = log(ODDS)
 EDIT, COUNT = "edit_at_random", 24
+DENSE = 0.3
+"""Share of the examples' tokens on which a first rival may expect activity."""
 MISSES = 3
 """Refusals in a row after which an investigation ends."""
 
@@ -101,8 +104,8 @@ class ScriptedPolicy:
             return Propose(hypotheses=tuple(_first(view)))
         if view.phase == "challenge":
             return _challenge(standing) or Concede()
-        if standing.misses == MISSES - 1:
-            return UseTools(calls=(_edit("a plain one, since others were refused", seed=1000 + view.step),))
+        if (action := _after_refusal(standing)) is not None:
+            return action
         action = standing.use(FIRST) or _revise(standing) or _place(standing)
         action = action or standing.use(SECOND) or _aim(standing)
         return action or _claim(standing) or _submit(view)
@@ -111,9 +114,28 @@ class ScriptedPolicy:
 def _first(view: View) -> list[Hypothesis]:
     """The one-shot rule and its weaker versions; the tokens at the peaks where there is none."""
     baseline = view.about.get("baseline") or {}
-    if baseline.get("rule"):
-        return rivals(Rule.parse(baseline["rule"]), baseline["text"])
-    return [hypothesis(at_peaks(view.examples, view.scale))]
+    if not baseline.get("rule"):
+        return [hypothesis(at_peaks(view.examples, view.scale))]
+    own, *weaker = rivals(Rule.parse(baseline["rule"]), baseline["text"])
+    return [own, *(one for one in weaker if not _dense(one, view))]
+
+
+def _dense(one: Hypothesis, view: View) -> bool:
+    """Whether it expects activity nearly everywhere, so that hardly any experiment could ask it for silence."""
+    assert one.rule is not None, "weaker versions are rules"
+    said = [value > view.scale / 2 for example in view.examples for value in simulate(one.rule, example.tokens)]
+    return sum(said) > DENSE * len(said)
+
+
+def _after_refusal(standing: Standing) -> Action | None:
+    """An edit that will hardly be refused: one where silence is expected, if there was too little of that; a plain
+    one before exploring ends for want of plans."""
+    view, purpose = standing.view, "another one, since a plan was refused"
+    if standing.misses == 1 and WANT_OF_SILENCE in (view.rejected or ""):
+        return UseTools(calls=(_edit(purpose, seed=1000 + view.step, expect="silence"),))
+    if standing.misses == MISSES - 1:
+        return UseTools(calls=(_edit(purpose, seed=1000 + view.step),))
+    return None
 
 
 def _revise(standing: Standing) -> Action | None:

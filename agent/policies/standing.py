@@ -37,22 +37,19 @@ class Standing:
     def use(self, calls: Iterable[Call]) -> UseTools | None:
         """Those of the calls that may be run, as one plan; one alone where a plan with it was refused."""
         left = [call for call in calls if call.tool in self.tools and not self.settled(call)]
-        left = [call for call in left if not self.hopeless(call)]
-        plans = [plan for plan, reason in self._refused if not _of_places(reason)]
-        doubtful = [call for call in left if any(_same(call, other) for plan in plans for other in plan)]
-        if doubtful and not self.room:
-            left, doubtful = [call for call in left if call not in doubtful], []
-            if not left:
-                return None
+        left = [call for call in left if not self.hopeless(call) and not self.postponed(call)]
+        doubtful = [call for call in left if any(call in plan for plan, why in self._refused if not _of_places(why))]
         return UseTools(calls=tuple(doubtful[:1] or left[:8])) if left else None
 
     def settled(self, call: Call) -> bool:
-        """Whether a call was run, or refused by itself. What was refused for want of silence may be asked again when
-        there is room for it."""
+        """Whether a call was run, or refused by itself."""
         if any(done.tool == call.tool and _within(call.args, done.args) for done in self.view.done):
             return True
-        alone = [reason for plan, reason in self._refused if len(plan) == 1 and _same(plan[0], call)]
-        return any(WANT_OF_SILENCE not in reason or not self.room for reason in alone)
+        return any(plan == [call] and WANT_OF_SILENCE not in reason for plan, reason in self._refused)
+
+    def postponed(self, call: Call) -> bool:
+        """Whether a plan with it was refused for want of silence, and there is still too little."""
+        return not self.room and any(call in plan and WANT_OF_SILENCE in reason for plan, reason in self._refused)
 
     def hopeless(self, call: Call) -> bool:
         """Whether it is known that there is no place for a call."""
@@ -167,10 +164,6 @@ def _canonical(rule: Rule) -> str:
 def _of_places(reason: str) -> bool:
     """Whether a plan was refused for calls that are known to be hopeless."""
     return " place with " in reason
-
-
-def _same(one: Call, other: Call) -> bool:
-    return one.tool == other.tool and _plain(one.args) == _plain(other.args)
 
 
 def _within(asked: Mapping[str, Any], args: Mapping[str, Any]) -> bool:

@@ -78,7 +78,7 @@ def brought_about(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iter
                     )
 
 
-def _pool(lab: FeatureLab, condition: Condition) -> list[int]:
+def _pool(lab: FeatureLab, condition: OnToken) -> list[int]:
     """All tokens of which a condition on a token holds."""
     holds, special = _holds(condition), special_tokens(lab)
     return [token for token, text in enumerate(lab.vocabulary) if token not in special and holds(text)]
