@@ -60,19 +60,19 @@ OUT, READ = 3.0, 0.25
 """Standard deviations over the vocabulary, and share of the activation, from which on something is claimed."""
 SURVEYS = (
     _call("promoted_tokens", "what it writes"),
-    _call("upstream", "what it reads"),
+    _call("upstream", "what it reads", count=3),
 )
 EFFECTS = (
     _call("ablate", "whether what it is said to write goes with it"),
-    _call("steer", "whether what it is said to write comes with it"),
+    _call("steer", "whether what it is said to write comes with it", count=2),
     _call("cut_upstream", "whether it needs what it is said to read"),
 )
 FIRST = (
     _scan(0, "silent", 2),
-    _scan(0, "near_miss", 2),
-    _scan(0, "active", 2),
+    _scan(0, "near_miss", 1),
+    _scan(0, "active", 1),
     _scan(-1, "silent", 1),
-    _scan(-1, "near_miss", 2),
+    _scan(-1, "near_miss", 1),
     _scan(-1, "active", 2),
     _scan(-2, "silent", 1),
     _call("prune_context", "how much context it needs", count=3),
@@ -161,14 +161,16 @@ def _learned(standing: Standing) -> Rule | None:
 
 
 def _place(standing: Standing) -> Action | None:
-    """Put up that the position matters, where moving the pivot showed that."""
-    best, found = standing.best, standing.found("sweep_positions")
-    if best is None or best.hypothesis.rule is None or found is None or found.get("every") is None:
+    """Put up that the position matters, where moving the pivot surprised the best rule and showed that."""
+    best = standing.best
+    done = next((done for done in standing.responses if done.tool == "sweep_positions"), None)
+    if best is None or best.hypothesis.rule is None or done is None or done.measured is None:
         return None
-    last, every, width = found["last"], found["every"], standing.view.about["window"]
+    found, width = done.measured.found, standing.view.about["window"]
+    if found.get("every") is None or not standing.surprises(best.name, [done]):
+        return None
+    last, every = found["last"], found["every"]
     span = (found["first"], last if last < width - every else None)
-    if span == (0, None) and every == 1:
-        return None
     made = at_positions(best.hypothesis.rule, Position(span=span, every=every))
     new = [one.model_copy(update={"parent": best.name}) for one in made if one.rule and not standing.proposed(one.rule)]
     return Propose(hypotheses=tuple(new)) if new else None
@@ -194,18 +196,16 @@ def _aim(standing: Standing) -> Action | None:
 
 def _closest(standing: Standing, best: Rival) -> Rival | None:
     """The likeliest other rival from which edits may tell it."""
-    live = (rival for rival in standing.view.rivals if rival.status == "live" and rival.hypothesis.rule is not None)
-    others = (rival for rival in live if rival.name != best.name)
+    others = (rival for rival in standing.others(best) if rival.hypothesis.rule is not None)
     return next((rival for rival in others if not standing.inseparable(best, rival)), None)
 
 
 def _firm(standing: Standing, best: Rival) -> bool:
     """Whether a verdict for this rival would not fail for want of experiments."""
-    others = [rival for rival in standing.view.rivals if rival.status == "live" and rival.name != best.name]
     ahead = all(
         best.log_odds - rival.log_odds > FIRM
         or (rival.hypothesis.rule is not None and standing.alike(best, rival) and standing.inseparable(best, rival))
-        for rival in others
+        for rival in standing.others(best)
     )
     return best.resolved >= RESOLVED and best.silences >= SILENCES and ahead
 

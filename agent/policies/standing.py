@@ -110,6 +110,11 @@ class Standing:
         revised = [r for r in live if r.hypothesis.parent is not None and not self.surprises(r.name, self.responses)]
         return max(revised, key=lambda rival: int(rival.name[1:]), default=live[0] if live else None)
 
+    def others(self, best: Rival) -> list[Rival]:
+        """The live rivals of a rule that say something else of when the feature fires."""
+        live = (rival for rival in self.view.rivals if rival.status == "live" and not claiming(rival.hypothesis))
+        return [rival for rival in live if rival.name != best.name]
+
     def surprises(self, name: str, among: Sequence[Done]) -> int:
         """How many measured items a rival had wrong."""
         return sum(wrong for done in among for wrong in _wrong(done, name))
