@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from neuronaut.agent.label import Result, label
-from neuronaut.benchmarks.pairs import Pair, counterfactuals
-from neuronaut.benchmarks.suite.pairs import at_pivots, told
+from neuronaut.benchmarks.suite.pairs import Pair, at_pivots, told
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
 from neuronaut.data.store import Store
@@ -17,6 +16,7 @@ from neuronaut.explainers.rules import Rule
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.subject.model import Subject
 from neuronaut.tests.planted import LAYER, PlantedNeuron, build
+from neuronaut.tests.planted_pairs import counterfactuals
 
 ANSWERED = (
     "token_set", "graded", "bigram", "exception", "within", "digit_after_currency", "in_quotes", "position",

@@ -9,13 +9,13 @@ import pytest
 
 from neuronaut.agent.bench import Bench
 from neuronaut.agent.label import opened
-from neuronaut.benchmarks.pairs import VOCABULARY, counterfactuals
-from neuronaut.benchmarks.planted import at_pivots, told
+from neuronaut.benchmarks.suite.pairs import at_pivots, told
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
 from neuronaut.data.records import Explanation
 from neuronaut.data.store import Store
 from neuronaut.explainers.batch import TrainBatch
+from neuronaut.explainers.fit import _correlation
 from neuronaut.explainers.induce import induce
 from neuronaut.explainers.observed import Observed, disagreements
 from neuronaut.explainers.revise import revise
@@ -26,6 +26,7 @@ from neuronaut.explainers.tree import Growth, grow
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from neuronaut.tests.planted import LAYER, LONGEST, PlantedNeuron, build, corpus
+from neuronaut.tests.planted_pairs import VOCABULARY, counterfactuals
 
 PLANTED = build(documents=160)
 NEURONS = {neuron.name: neuron for neuron in PLANTED.neurons}
@@ -207,3 +208,9 @@ def test_what_cannot_be_learned_from_is_refused(world: World) -> None:
         Observed.at(np.zeros((1, 4), np.int64), [2], [float("nan")])
     with pytest.raises(ValueError, match="wanted one"):
         Observed(np.zeros((1, 4), np.int64), np.zeros((1, 3), np.float32), np.zeros((1, 4), np.bool_))
+
+
+def test_equal_values_have_no_correlation_whatever_rounding_makes_of_them() -> None:
+    equal = np.full(100, 0.1, np.float32)
+    assert equal.std() > 0
+    assert _correlation(equal, np.arange(100, dtype=np.float32)) is None

@@ -1,12 +1,11 @@
-"""Counterfactual pairs (suite/pairs.py) for the neurons of the hand-written model, by the words that each reads."""
+"""Counterfactual pairs (benchmarks/suite/pairs.py) for the neurons of the hand-written model, by the words that each
+reads."""
 
 from collections.abc import Mapping, Sequence
 
-from ..tests.planted import CLASSES, WORDS, PlantedNeuron
-from .suite.pairs import Pair, Target
-from .suite.pairs import counterfactuals as pairs_of
-
-__all__ = ["Pair", "counterfactuals"]
+from neuronaut.benchmarks.suite.pairs import Pair, Target
+from neuronaut.benchmarks.suite.pairs import counterfactuals as pairs_of
+from neuronaut.tests.planted import CLASSES, WORDS, PlantedNeuron
 
 _NAMES, _QUOTE = CLASSES["name"], ('"',)
 READS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
