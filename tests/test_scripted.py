@@ -12,7 +12,6 @@ from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy
 from neuronaut.agent.policies.standing import Standing
 from neuronaut.agent.policies.weaken import at_positions, rivals
 from neuronaut.agent.tools.table import tools_for
-from neuronaut.benchmarks.pairs import counterfactuals
 from neuronaut.benchmarks.suite.pairs import at_pivots, told
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest
@@ -20,13 +19,16 @@ from neuronaut.data.store import Store
 from neuronaut.explainers.rules import Position, Rule
 from neuronaut.subject.address import Feature
 from neuronaut.subject.model import Subject
-from neuronaut.tests.planted import LAYER, PlantedNeuron, build
+from neuronaut.tests.planted import LAYER, LONGEST, PlantedNeuron, build
+from neuronaut.tests.planted_pairs import counterfactuals
 
 KINDS = (
     "token_set", "graded", "bigram", "exception", "within", "digit_after_currency", "in_quotes", "position",
     "repeated", "polysemantic",
 )  # fmt: skip
 SILENT = ("dead", "noise")
+WINDOW = 32
+"""Half of what the model can take, since what is longer costs as much more."""
 
 
 class Investigated:
@@ -41,12 +43,12 @@ class Investigated:
         self.corpus = Corpus.of("planted", planted.corpus)
         self.store = self.harvested()
         self.sessions = dict(zip(self.neurons, self.run(self.store, *self.neurons), strict=True))
-        pool = self.store.pool_windows("planted", "holdout")
-        self.windows = [self.subject.decode_tokens(window.ids.tolist()) for window in pool]
+        fresh = [self.subject.decode_tokens(self.subject.encode(text)) for text in build(documents=40, seed=1).corpus]
+        self.windows = [text[at : at + LONGEST] for text in fresh for at in range(0, len(text) - LONGEST, LONGEST)]
 
     def harvested(self) -> Store:
         store = Store(":memory:")
-        harvest(self.subject, [f"mlp.{LAYER}"], self.corpus, store)
+        harvest(self.subject, [f"mlp.{LAYER}"], self.corpus, store, window=WINDOW)
         return store
 
     def run(self, store: Store, *kinds: str) -> list[Session]:
