@@ -18,7 +18,8 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.benchmarks.harvest
-	$(BIN)/python -m neuronaut.benchmarks.planted
+	$(BIN)/neuronaut bench planted
+	$(BIN)/python -m neuronaut.benchmarks.together
 	$(BIN)/python -m neuronaut.benchmarks.labels
 	$(BIN)/python -m neuronaut.benchmarks.throughput
 	$(BIN)/python -m neuronaut.benchmarks.faults
