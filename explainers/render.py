@@ -36,6 +36,17 @@ def spelled(text: str) -> str:
     return "".join(_SPELLED.get(c) or (f"⟨U+{ord(c):04X}⟩" if c in _OWN or not c.isprintable() else c) for c in text)
 
 
+def unspelled(text: str) -> str:
+    """The text that was spelled so; code points that no text can hold are left as they stand."""
+    back = {mark: character for character, mark in _SPELLED.items()}
+
+    def character(found: re.Match[str]) -> str:
+        code = int(found[1] or "0", 16)
+        return back.get(found[0]) or (chr(code) if code < 0xD800 or 0xE000 <= code <= 0x10FFFF else found[0])
+
+    return re.sub("⟨U\\+([0-9A-F]{4,6})⟩|[↵⇥]", character, text)
+
+
 def quantised(activations: NDArray[np.float32], highest: float) -> NDArray[np.int64]:
     """Whole numbers 0 to 10, `min(10, floor(10 relu(x) / highest))` as in Bills et al. 2023; 0 where `highest` is."""
     if highest <= 0:

@@ -36,14 +36,20 @@ class Decider:
         self._planned: dict[int, list[Experiment]] = {}
 
     def propose(self, state: State) -> Mapping[str, Any]:
-        """The first rivals: the policy's, and the two that are always there."""
+        """The first rivals: the policy's, and the two that are always there. Surveys may be run once before."""
         work = self._work
         nulls = [hypothesis.model_dump(mode="json", exclude_defaults=True) for hypothesis in work.lab.nulls()]
         self._put_up(-1, nulls, origin="code")
-        action = self._decide(state, "propose", ("propose",))
+        action = self._decide(state, "propose", ("use_tools", "propose") if state["round"] == 0 else ("propose",))
         if isinstance(action, Propose):
             self._propose(state["step"], action, origin="proposer")
             return {"step": state["step"] + 1, "misses": 0, "rejected": None, "next": "plan"}
+        if isinstance(action, UseTools):
+            try:
+                self._planned[state["step"]] = self._experiments(state, action)
+            except RejectedError as error:
+                return self._missed(state, str(error), again="propose")
+            return {"step": state["step"] + 1, "misses": 0, "rejected": None, "next": "preregister"}
         return self._missed(state, f"{action}" if isinstance(action, str) else "wanted hypotheses", again="propose")
 
     def plan(self, state: State) -> Mapping[str, Any]:
@@ -85,7 +91,8 @@ class Decider:
         if stored is None:
             policy = work.challenger if state["role"] == "challenger" else work.policy
             try:
-                action: Action | None = policy.decide(self._view(state, phase), actions, list(work.tools.values()))
+                tools = [tool for tool in work.tools.values() if tool.survey or phase != "propose"]
+                action: Action | None = policy.decide(self._view(state, phase), actions, tools)
                 decided: dict[str, Any] = {"action": action.model_dump(mode="json", exclude_defaults=True)}
                 decided["action"]["action"] = action.action
             except NoActionError as error:
@@ -104,6 +111,10 @@ class Decider:
         action = ACTION.validate_python(stored["action"])
         if action.action not in actions:
             return f"{action.action} is not open now; open are {', '.join(actions)}"
+        if phase == "propose" and isinstance(action, UseTools):
+            surveys = {name for name, tool in work.tools.items() if tool.survey}
+            others = (call.tool for call in action.calls if call.tool not in surveys)
+            return next((f"{tool} is no survey; experiments need rivals, so propose first" for tool in others), action)
         if isinstance(action, Propose):
             return next((fault for one in action.hypotheses if (fault := work.lab.fault(one))), action)
         return action

@@ -1,6 +1,7 @@
 """The order of an investigation as a LangGraph graph, and its state, which never grows.
 
     acquire -> baseline -> propose -> plan -> preregister -> execute -> judge -> plan ...
+    propose -> preregister (surveys) ... judge -> propose
     plan -> challenge -> plan (as the challenger) ... judge -> freeze -> holdout -> controls -> report -> store
 
 All that grows is in the journal; the state says where the investigation stands. A node may be run again after the
@@ -77,9 +78,9 @@ def build(steps: Steps, *, checkpointer: Any) -> Any:
         graph.add_edge(one, other)
     for name, targets in (
         ("acquire", ("baseline", "report")),
-        ("propose", ("propose", "plan", "freeze")),
+        ("propose", ("propose", "preregister", "plan", "freeze")),
         ("plan", ("plan", "preregister", "challenge", "freeze")),
-        ("judge", ("plan", "freeze")),
+        ("judge", ("propose", "plan", "freeze")),
     ):
         graph.add_conditional_edges(name, lambda state: state["next"], list(targets))
     return graph.compile(checkpointer=checkpointer)

@@ -18,6 +18,7 @@ from ...subject.errors import NeuronautError
 from .deciding import TURNS, Decider
 from .experiments import Tool
 from .graph import Node, State
+from .hypotheses import NULLS
 from .judging import Verdict, verdict
 from .planning import design_of
 from .view import Rival
@@ -104,7 +105,8 @@ class Steps:
         if len(last) == FAILURES and set(last) == {"error"}:
             return {"next": "freeze", "stop": f"the last {FAILURES} experiments failed"}
         if state["role"] == "proposer":
-            return {"next": "plan"}
+            put_up = any(rival.hypothesis.kind not in NULLS for rival in rivals)
+            return {"next": "plan" if put_up else "propose"}
         return self._challenged(state, verdict(rivals, experiments, observations))
 
     def challenge(self, state: State) -> Mapping[str, Any]:

@@ -54,6 +54,8 @@ class Done:
     """Why it failed."""
     expected: Mapping[str, tuple[float | None, ...]]
     """By hypothesis name, what each item was expected to be; empty for surveys."""
+    role: str = "proposer"
+    """Whose idea it was: the proposer's or a challenger's."""
 
 
 @dataclass(frozen=True, slots=True)

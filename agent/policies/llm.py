@@ -29,7 +29,7 @@ from .policy import NoActionError, OutOfBudgetError
 from .reading import Misread, Turn
 from .showing import places
 
-TOKENS = 16_000
+TOKENS = 20_000
 """The messages of a chat have at most so many, roughly, whatever a view holds; a repair adds the reply and its fault.
 What the tools say of themselves comes on top, and is always the same."""
 REPLY = 2_500
@@ -41,6 +41,7 @@ _AIM = {
     "behaviour": "which parts of a language model bring about one of its behaviours",
 }
 _TWIN = {"feature": "a rule", "behaviour": "the nodes that bring it about"}
+_TOKEN = {"feature": "the current token", "behaviour": "the last token"}
 
 
 class LLMPolicy:
@@ -86,8 +87,8 @@ class LLMPolicy:
         kind = turn.view.kind
         filled = {
             **places(turn.view, turn.tools), "about": self._about(kind), "aim": _AIM[kind], "twin": _TWIN[kind],
-            "open": turn.open, "most": str(CALLS), "quota": f"{QUOTA:.0%}", "resolved": str(RESOLVED),
-            "silences": str(SILENCES), "odds": f"{ODDS:g}", "hits": f"{HITS:.0%}",
+            "token": _TOKEN[kind], "open": turn.open, "most": str(CALLS), "quota": f"{QUOTA:.0%}",
+            "resolved": str(RESOLVED), "silences": str(SILENCES), "odds": f"{ODDS:g}", "hits": f"{HITS:.0%}",
         }  # fmt: skip
         return Chat(
             prompt.render(filled), Sampling(temperature=self._temperature, max_tokens=REPLY), sample=_sample(turn),

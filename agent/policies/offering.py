@@ -32,6 +32,8 @@ def answers(view: View) -> list[str]:
 def _experiment(tool: Tool[Any], view: View) -> ToolSpec:
     schema = _plain(tool.args.model_json_schema())
     properties = {**schema.get("properties", {}), "purpose": _text("why, in a few words")}
+    if "windows" in properties:
+        properties["windows"] = {**properties["windows"], "description": "w1, w2, ... as shown; none: the tool chooses"}
     required = [*schema.get("required", ()), "purpose"]
     if (names := described(view)) and not tool.survey:
         level = {"type": "string", "enum": list(get_args(Level))}
@@ -50,7 +52,7 @@ def _experiment(tool: Tool[Any], view: View) -> ToolSpec:
 
 def _propose(view: View) -> ToolSpec:
     texts = {"type": "array", "items": {"type": "string"}}
-    properties: dict[str, Any] = {"text": _text("the claim, in a sentence or two")}
+    properties: dict[str, Any] = {"text": _text('the claim in a sentence or two that stand alone: not "as H3, but"')}
     if view.kind == "behaviour":
         properties["nodes"] = {"type": "object", "additionalProperties": {"type": "number"}}
     else:

@@ -1,7 +1,8 @@
 """From a model's calls to an action, or to what is wrong with them.
 
 A call is taken as it is or refused with the exact fault; nothing is mended, guessed or read from prose. Rules come on
-the scale from 0 to 10 and windows by the names that the prompt gives them, and both are translated here.
+the scale from 0 to 10, windows by the names that the prompt gives them, and characters as it spells them: all are
+translated here.
 """
 
 import json
@@ -15,13 +16,14 @@ from ...explainers.ask import in_units
 from ...explainers.evaluate import TokenGrid, predict
 from ...explainers.llm.calling import called
 from ...explainers.llm.values import Reply, ToolCall, ToolSpec
+from ...explainers.render import unspelled
 from ...explainers.rules import Rule, fault_of
 from ..investigation.actions import Action, Call, Concede, Propose, Submit, UseTools
 from ..investigation.experiments import Tool
 from ..investigation.hypotheses import Hypothesis, Said, Words
 from ..investigation.view import View
 from .offering import answers, described, offered
-from .showing import window_names
+from .tried import window_names
 
 JOIN = " + "
 """Between nodes that are cut together."""
@@ -196,7 +198,16 @@ def _arguments(call: ToolCall) -> dict[str, Any]:
         raise ValueError(f"the arguments of {call.name} are not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"the arguments of {call.name} are no JSON object")
-    return value
+    return _unspelled(value)
+
+
+def _unspelled(value: Any) -> Any:
+    """JSON with every character as it is, where a model copied it as the prompt spells it."""
+    if isinstance(value, str):
+        return unspelled(value)
+    if isinstance(value, list):
+        return [_unspelled(one) for one in value]
+    return {unspelled(key): _unspelled(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _valid(kind: type[M], said: object, what: str) -> M:
