@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from neuronaut.agent.investigation.budget import Limits
+from neuronaut.agent.investigation.checkpoints import KEPT, Latest
 from neuronaut.agent.investigation.hypotheses import Hypothesis
 from neuronaut.agent.investigation.judging import judge, verdict
 from neuronaut.agent.investigation.replaying import replay
@@ -295,8 +296,6 @@ def in_child(path: Path, kill_at: int | None, *, before: bool) -> tuple[int, int
 
 
 def _child(path: Path, kill_at: int | None, before: bool, write: int) -> None:
-    from langgraph.checkpoint.sqlite import SqliteSaver
-
     torch.set_num_threads(1)
     store = Store(str(path))
     count, original = 0, store.db.conn.execute
@@ -322,7 +321,7 @@ def _child(path: Path, kill_at: int | None, before: bool, write: int) -> None:
     store.db.conn = Counting()  # type: ignore[assignment]
     assert database.transaction
     work = work_of(store, prepared(store), Plain(TRUE_RULE, rounds=2))
-    saver = SqliteSaver(sqlite3.connect(f"{path}.checkpoints", check_same_thread=False))
+    saver = Latest(sqlite3.connect(f"{path}.checkpoints", check_same_thread=False))
     run(work, saver)
     os.write(write, str(count).encode())
     os._exit(0)
@@ -346,16 +345,15 @@ def test_killed_anywhere_it_ends_the_same(evidence: Path, tmp_path: Path) -> Non
 
 
 def test_checkpoints_stay_small(store: Store, tmp_path: Path) -> None:
-    from langgraph.checkpoint.sqlite import SqliteSaver
-
     path = tmp_path / "checkpoints"
-    saver = SqliteSaver(sqlite3.connect(path, check_same_thread=False))
+    saver = Latest(sqlite3.connect(path, check_same_thread=False))
     rounds, policy = 25, Restless(TRUE_RULE, rounds=1000, number=2)
     run(
         work_of(store, prepared(store), policy, limits=Limits(experiments=None), settings=Settings(rounds=rounds)),
         saver,
     )
-    assert path.stat().st_size < rounds / 500 * 5e6
+    kept = saver.conn.execute("SELECT count(*) FROM checkpoints").fetchone()[0]
+    assert kept == KEPT and path.stat().st_size < 200_000
 
 
 def test_rivals_that_come_later_must_win_on_what_comes_later(store: Store) -> None:

@@ -27,6 +27,7 @@ from ..tools.table import tools_for
 from .behaviour import BehaviourLab
 from .behaviour_examining import BehaviourExaminer
 from .budget import Limits
+from .checkpoints import checkpoints
 from .ending import Ending, Examiner
 from .graph import build, first_state
 from .preparing import chunks, prepare
@@ -197,7 +198,7 @@ def _dictionary_revision(store: Store, source: SourceId) -> str:
 def _run(store: Store, opening: Opened, lab: Any, examiner: Examiner, manner: Manner, *, revision: str) -> None:
     """Begin or go on with one investigation, to its end."""
     journal = store.journal
-    with _alone(store.path, opening.id), _checkpoints(store.path) as checkpointer:
+    with _alone(store.path, opening.id), checkpoints(store.path) as checkpointer:
         journal.begin(opening)
         ending = Ending(store, examiner, explainer=f"investigate:{manner.policy.name}", provenance=opening.provenance)
         work = Work(
@@ -232,22 +233,3 @@ def _alone(path: str, id: str) -> "Generator[None]":
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _checkpoints(path: str) -> "Generator[Any]":
-    """LangGraph's checkpoints, in a file beside the database."""
-    if path == ":memory:":
-        from langgraph.checkpoint.memory import InMemorySaver
-
-        yield InMemorySaver()
-        return
-    import sqlite3
-
-    from langgraph.checkpoint.sqlite import SqliteSaver
-
-    connection = sqlite3.connect(f"{path}.checkpoints", check_same_thread=False, timeout=60)
-    try:
-        yield SqliteSaver(connection)
-    finally:
-        connection.close()
