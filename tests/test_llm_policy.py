@@ -324,7 +324,7 @@ def test_what_was_found_is_told_row_by_row() -> None:
     found = {"doubts": ["far from linear"], **heads, "counts": {"a": 1, "b": -7, "c": 3}, "text": "fires on ` river`"}
     shown = rows(found, tokens=300)
     assert shown[0] == "text: fires on ` river`" and shown[shown.index("first:") + 1] == "   head head.0:0, share 0.44"
-    left = [int(re.findall(r"and (\d+) rows more", line)[0]) for line in shown if "rows more" in line]
+    left = [int(re.findall(r"and (\d+) more", line)[0]) for line in shown if "more" in line]
     assert len(left) == 2 and abs(left[0] - left[1]) <= 1 and 0 < left[0] < 40 and cost(shown) < 360
     assert shown[shown.index("counts:") + 1 :] == ["   b: -7", "   c: 3", "   a: 1"]
 

@@ -5,6 +5,7 @@ what is spelled is never spelled again.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ LINE, LONG = 300, 800
 """Characters of a line, and of one that holds a claim, a rule or what an experiment came to."""
 WHOLE_RULE = 1500
 """Characters of a rule, or of a text, that was found."""
+ROW, NAME = 200, 60
+"""Characters of a row of a table, and of what is a name at most, not a sentence."""
+FIRST = 2
+"""Single values that are shown whatever room there is: the words for a rule, and the rule."""
 NOTHING = "(none)"
 
 
@@ -61,11 +66,13 @@ def cut(said: str, most: int) -> str:
 
 
 def rows(found: Mapping[str, Any], *, tokens: int) -> list[str]:
-    """What an experiment found, with numbers of two digits: single values first, whole, then tables row by row. The
-    tables share the room, row for row, and each says how many of its rows are left out."""
+    """What an experiment found, with numbers of two digits: single values first, then tables row by row, remarks last.
+    The tables share the room, row for row, and each says how many of its rows are left out."""
     tables = {name: _table(value) for name, value in found.items() if isinstance(value, Mapping | list) and value}
-    lines = [f"{line(name)}: {_said(value, WHOLE_RULE)}" for name, value in found.items() if name not in tables]
-    lines = [one for i, one in enumerate(lines) if not i or cost(lines[: i + 1]) <= tokens]
+    tables = dict(sorted(tables.items(), key=lambda pair: _remarks(found[pair[0]])))
+    single = [(name, value) for name, value in found.items() if name not in tables and value not in (None, [], {})]
+    lines = [f"{line(name)}: {_said(value, WHOLE_RULE)}" for name, value in single]
+    lines = [one for i, one in enumerate(lines) if i < FIRST or cost(lines[: i + 1]) <= tokens]
     tokens -= cost(lines)
     shown = dict.fromkeys(tables, 0)
     for place in range(max(map(len, tables.values()), default=0)):
@@ -76,28 +83,48 @@ def rows(found: Mapping[str, Any], *, tokens: int) -> list[str]:
     for name, table in tables.items():
         left = len(table) - shown[name]
         lines += [f"{line(name)}:", *(f"   {row}" for row in table[: shown[name]])]
-        lines += [f"   and {left} rows more"] if left else []
+        lines += [f"   and {left} more"] if left else []
     return lines
+
+
+def _remarks(value: Any) -> bool:
+    """Whether a list is of sentences."""
+    return isinstance(value, list) and any(isinstance(one, str) and len(one) > NAME for one in value)
 
 
 def _table(value: Mapping[str, Any] | list[Any]) -> list[str]:
     """A row for each entry: in the order of the tool, numbers by name with the largest first."""
-    if isinstance(value, list):
-        if all(isinstance(one, int | float | str) and len(str(one)) < 40 for one in value):
-            return [cut(", ".join(_said(one) for one in value), LONG)]
-        return [_said(one) for one in value]
-    entries = list(value.items())
-    if all(isinstance(one, int | float) for one in value.values()):
-        entries.sort(key=lambda pair: -abs(pair[1]))
-    return [f"{marked(name)}: {_said(one)}" for name, one in entries]
-
-
-def _said(value: Any, most: int = LINE) -> str:
-    if isinstance(value, str):
-        return marked(value, most)
+    if _remarks(value):
+        return [_said(one, 2 * NAME) for one in value]
     if isinstance(value, Mapping):
-        return cut(", ".join(f"{marked(str(name))} {_said(one)}" for name, one in value.items()), most)
-    return plain(_rounded(value), most)
+        return [f"{_name(name)}: {_said(one, ROW)}" for name, one in _largest(value)]
+    if all(isinstance(one, int | float | str) for one in value):
+        return [cut(", ".join(map(_name, value)), LONG)]
+    return [_row(one) if isinstance(one, Mapping) else _said(one, ROW) for one in value]
+
+
+def _row(entry: Mapping[str, Any]) -> str:
+    """What an entry is of, then its numbers."""
+    told = sorted(entry.items(), key=lambda pair: not isinstance(pair[1], str))
+    return cut(", ".join(f"{line(name)} {_name(one)}" for name, one in told), ROW)
+
+
+def _largest(value: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The entries, numbers with the largest first."""
+    if all(isinstance(one, int | float) for one in value.values()):
+        return sorted(value.items(), key=lambda pair: -abs(pair[1]))
+    return list(value.items())
+
+
+def _name(value: Any) -> str:
+    """A value within a row; text whose ends could be mistaken stands in quotes."""
+    if isinstance(value, str) and re.fullmatch(r"[\w.:]+|\w.*[\w»]", value):
+        return _said(value, ROW)
+    return marked(json.dumps(_rounded(value), ensure_ascii=False), ROW)
+
+
+def _said(value: Any, most: int) -> str:
+    return marked(value if isinstance(value, str) else json.dumps(_rounded(value), ensure_ascii=False), most)
 
 
 def _rounded(value: Any) -> Any:
@@ -105,4 +132,4 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.2g}")
     if isinstance(value, list | tuple):
         return [_rounded(one) for one in value]
-    return {name: _rounded(one) for name, one in value.items()} if isinstance(value, Mapping) else value
+    return {name: _rounded(one) for name, one in _largest(value)} if isinstance(value, Mapping) else value

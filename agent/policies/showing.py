@@ -171,9 +171,10 @@ def _fall(rival: Rival, view: View) -> list[str]:
     if not seen or view.leader is None:
         return []
     behind = exp(min(view.leader.log_odds - rival.log_odds, 20))
+    odds = f"1 to {behind:.3g}" if behind < 1e6 else "1 to over a million"
     worst = sorted(seen, key=lambda pair: pair[1][0] / pair[1][1])[:WORST]
     missed = ", ".join(f"{name} {right} of {count}" for name, (right, count) in worst if right < count)
-    told = f"out after {seen[-1][0]}, 1 to {behind:.3g} against {view.leader.name}; {_record(rival)}"
+    told = f"out after {seen[-1][0]}, {odds} against {view.leader.name}; {_record(rival)}"
     return [line(f"   {told}" + (f"; worst on {missed}" if missed else ""))]
 
 

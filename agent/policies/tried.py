@@ -6,7 +6,7 @@ wrong, as far as there is room; of the rest how many there are.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...explainers.ask import in_steps
@@ -90,16 +90,28 @@ def _details(done: Done, view: View, place: int) -> list[str]:
         lines += _items(done, view, SEEN // (place + 1))
     room = (LOOKED if done.survey else FOUND) // (place + 1)
     found = rows(_found(done, view), tokens=room)
-    return [*lines, *(["   found:"] if found else []), *(f"     {row}" for row in found)]
+    title = ["   found:"] if found else ["   found: nothing"] if done.survey else []
+    return [*lines, *title, *(f"     {row}" for row in found)]
 
 
 def _found(done: Done, view: View) -> dict[str, Any]:
-    """What was found; a learned rule on the scale on which rules are written, and the words for it first."""
-    found = dict(done.measured.found) if done.measured else {}
+    """What was found beside the items' intervals; a learned rule on the scale on which rules are written, and the
+    words for it first."""
+    found = {} if done.measured is None else dict(done.measured.found)
+    if _intervals(done):
+        del found["items"]
     if done.tool == "learn_rule" and "rule" in found:
-        rule = in_steps(Rule.model_validate(found["rule"]), view.scale).model_dump(mode="json", exclude_defaults=True)
-        found["rule"] = json.dumps(rule, ensure_ascii=False)
+        rule = in_steps(Rule.model_validate(found.pop("rule")), view.scale)
+        said = json.dumps(rule.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+        found = {"text": found.pop("text"), "rule": said, **found}
     return found
+
+
+def _intervals(done: Done) -> Mapping[str, Sequence[float]]:
+    """By label, the value and the ends of the interval of every item, where a tool gives them."""
+    items = {} if done.measured is None else done.measured.found.get("items")
+    known = isinstance(items, Mapping) and all(isinstance(v, list | tuple) and len(v) == 3 for v in items.values())
+    return items if items and known else {}
 
 
 def _live(view: View) -> list[Rival]:
@@ -125,11 +137,14 @@ def _items(done: Done, view: View, tokens: int) -> list[str]:
     order = sorted(range(len(values)), key=lambda i: (rank[i], -off[i]))
     shown = [i for i in order if rank[i] < 2][:WRONG] + [i for i in order if rank[i] == 2][:RIGHT]
     lines: list[str] = []
+    intervals = _intervals(done)
     for i in shown:
         told = [f"{name} {e * factor:.2g}{' wrong' * wrong[name][i]}" for name in named
                 if (e := done.expected[name][i]) is not None]  # fmt: skip
         expected = f" (expected: {', '.join(told)})" if told else ""
-        lines.append(f"   - {_label(done, i)}: {values[i] * factor:.2g}{expected}")
+        ends = intervals.get(done.design.items[i].label, ())[1:]
+        between = f" [{', '.join(f'{end * factor:.2g}' for end in ends)}]" if ends else ""
+        lines.append(f"   - {_label(done, i)}: {values[i] * factor:.2g}{between}{expected}")
         tokens -= cost(lines[-1:])
         if tokens < 0:
             break
