@@ -766,3 +766,23 @@ def test_a_model_that_knows_finds_the_exception_through_all_faults() -> None:
     missed = [decision for decision in store.journal.decisions(found.id) if "none" in decision]
     assert all(decision["repairs"] == 1 for decision in missed) and len(missed) < faulty
     store.close()
+
+
+def test_before_the_first_proposal_only_surveys_are_open_and_once() -> None:
+    looks, tests = (
+        {"action": "use_tools", "calls": [{"tool": tool}]} for tool in ("known_explanations", "scan_vocabulary")
+    )
+    actions = [tests, looks, {"action": "propose", "hypotheses": [{"text": "x", "rule": RIVER}]}]
+    script = [{"step": step, "role": "proposer", "action": action} for step, action in enumerate(actions)]
+    over = [{"step": step, "role": "proposer", "none": "no call"} for step in (3, 4, 5)]
+    store = harvested(documents=40)
+    target = f"planted:mlp.2:{RIVER_NOT_DRY}"
+    found = investigate(target, planted_subject(), store, policy=ReplayPolicy([*script, *over]), limits=Limits())
+    refused = [event["reason"] for event in store.journal.events(found.id) if event["kind"] == "rejected"]
+    assert refused[0] == "scan_vocabulary is no survey; experiments need rivals, so propose first"
+    assert [e.tool for e in store.journal.experiments(found.id)] == ["known_explanations"]
+    again = [*script[:2], {**script[1], "step": 2}]
+    with pytest.raises(NeuronautError, match="decision 2 of the transcript is use_tools, but open now are propose"):
+        investigate(target, planted_subject(), store, policy=ReplayPolicy(again), limits=Limits())
+    assert len(refused) == 4 and "H3" in {row["name"] for row in store.journal.hypotheses(found.id)}
+    store.close()
