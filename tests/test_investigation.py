@@ -16,6 +16,7 @@ from neuronaut.agent.investigation.checkpoints import KEPT, Latest
 from neuronaut.agent.investigation.hypotheses import Hypothesis
 from neuronaut.agent.investigation.judging import judge, verdict
 from neuronaut.agent.investigation.replaying import replay
+from neuronaut.agent.investigation.session import _alone
 from neuronaut.agent.investigation.work import Settings, Work
 from neuronaut.agent.policies.policy import NoActionError
 from neuronaut.data import database
@@ -339,6 +340,25 @@ def test_killed_anywhere_it_ends_the_same(evidence: Path, tmp_path: Path) -> Non
         assert killed == signal.SIGKILL
         assert in_child(path, None, before=False)[0] == 0
         assert state_of(path) == wanted, f"killed at write {at} of {writes}"
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "locked.db")
+    with _alone(path, "abc"):
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            try:
+                with _alone(path, "abc"):
+                    os.write(write, b"let in")
+            except NeuronautError as error:
+                os.write(write, str(error).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.close(write)
+        with os.fdopen(read) as told:
+            assert "running in another process" in told.read()
+    with _alone(path, "abc"):
+        pass
 
 
 # Bounded state
