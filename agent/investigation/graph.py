@@ -69,7 +69,8 @@ def build(steps: Steps, *, checkpointer: Any) -> Any:
     """The compiled graph."""
     graph = StateGraph(State)
     for name in ORDER:
-        graph.add_node(name, _checked(name, steps.node(name)))
+        node: Any = _checked(name, steps.node(name))
+        graph.add_node(name, node)
     for one, other in (
         (START, "acquire"), ("baseline", "propose"), ("preregister", "execute"), ("execute", "judge"),
         ("challenge", "plan"), ("freeze", "holdout"), ("holdout", "controls"), ("controls", "report"),

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -114,6 +114,7 @@ def _nearest(lab: FeatureLab, back: int, allowed: set[int]) -> list[int]:
     rows, positions = np.nonzero(windows.values[:, back:] >= ACTIVE)
     counts = np.bincount(windows.ids[rows, positions])
     known = np.argsort(-counts, kind="stable")[: min(KNOWN, np.count_nonzero(counts))]
-    vectors = normalize(lab.subject.model.get_input_embeddings().weight.detach().float(), dim=1)
+    table: Any = lab.subject.model.get_input_embeddings()
+    vectors = normalize(table.weight.detach().float(), dim=1)
     likeness = (vectors @ vectors[known.tolist()].T).amax(dim=1)
     return [token for token in likeness.argsort(descending=True, stable=True).tolist() if token in allowed]
