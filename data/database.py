@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlite_utils import Database
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from ..subject.errors import NeuronautError
 
@@ -77,6 +78,15 @@ def transaction(db: Database, path: str) -> Iterator[sqlite3.Connection]:
                 db.conn.execute("ROLLBACK")
             raise
         db.conn.execute("COMMIT")
+
+
+def keep_write_ahead_log(db: Database, path: str) -> None:
+    """Write to a log beside the file from now on, so that readers and a writer never wait for each other."""
+    # SQLite gives up on this pragma at once where another process is at the file, whatever the timeout.
+    locked = retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError) and "locked" in str(error))
+    patient = Retrying(retry=locked, stop=stop_after_delay(BUSY_SECONDS), wait=wait_random(0.01, 0.05), reraise=True)
+    with reported(path):
+        patient(db.conn.execute, "PRAGMA journal_mode = WAL")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from sqlite_utils import Database
 
 from ..subject.errors import NeuronautError
-from .database import reported, transaction
+from .database import keep_write_ahead_log, transaction
 
 APPLICATION_ID = 0x4E524E54
 """Marks a file as Neuronaut's own ("NRNT")."""
@@ -18,29 +18,31 @@ APPLICATION_ID = 0x4E524E54
 
 def migrate(db: Database, path: str) -> None:
     """Bring the file to this code's version; an error if it is newer, or another program's."""
-    version = _version(db.conn)
+    version, tables = _standing(db.conn)
     if version > len(MIGRATIONS):
         raise NeuronautError(
             f"{path} is of version {version}, this Neuronaut knows {len(MIGRATIONS)}; upgrade neuronaut to open it"
         )
-    if version == 0 and db.conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    if version == 0 and tables:
         raise NeuronautError(f"{path} is another program's database; name a Neuronaut database or a new file")
     if version == len(MIGRATIONS):
         return
-    with reported(path):
-        db.conn.execute("PRAGMA journal_mode = WAL")
+    keep_write_ahead_log(db, path)
     with transaction(db, path) as connection:
         # Another process may have migrated the file while this one waited for the lock.
-        for step in MIGRATIONS[_version(connection) :]:
+        for step in MIGRATIONS[_standing(connection)[0] :]:
             step(db)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    marked = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-    return version if marked else 0
+def _standing(connection: sqlite3.Connection) -> tuple[int, int]:
+    """The version that a file is at and how many tables it has, of one moment: another process may be migrating it."""
+    version, application, tables = connection.execute(
+        "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_master)"
+        " FROM pragma_user_version, pragma_application_id"
+    ).fetchone()
+    return (version if application == APPLICATION_ID else 0), tables
 
 
 def m001_evidence(db: Database) -> None:

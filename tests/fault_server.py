@@ -4,8 +4,8 @@
 
 A fault is taken from a script, in order of arrival, or drawn. Faults of transport are drawn anew for every attempt at
 a request, what the model says amiss once for each request: so the last word on a request does not depend on how
-often it was asked. A request is known by its Idempotency-Key, else by the hash of its body, and is paid
-for once per key.
+often it was asked, nor on the server's address. A request is known by its Idempotency-Key, else by the hash of its
+body, and is paid for once per key.
 
 Faults: a status ("500"; "429:2", "429:300ms" and "429:date" say when to come back), "quota", "hang" (beyond any
 client's patience), "drop" (the connection, amid the reply), "malformed" (JSON), "refusal", "empty", "truncated",
@@ -154,15 +154,16 @@ class FaultServer:
         self.http.shutdown()
         self.http.server_close()
 
-    def fault(self, key: str, attempt: int) -> str:
-        """What befalls this attempt; "ok" for nothing."""
+    def fault(self, body: Body, attempt: int) -> str:
+        """What befalls this attempt at what the body asks; "ok" for nothing."""
+        asked = json.dumps(body, sort_keys=True)
         with self.lock:
             if scripted := next(self.script, None):
                 return scripted
         for kinds, salt in ((TRANSPORT, attempt), ((*SPEECH, "bad-call"), "speech")):
             mine = [kind for kind in self.kinds if kind in kinds]
             share = self.faults * len(mine) / len(self.kinds)
-            roll = chance(self.seed, key, salt)
+            roll = chance(self.seed, asked, salt)
             if roll < share:
                 return mine[int(roll / share * len(mine))]
         return "ok"
@@ -244,7 +245,7 @@ class FaultServer:
     def make_batch(self, body: Body) -> Body:
         """Answers all lines of a batch at once, and shows them when it has been looked at often enough."""
         lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
-        faults = [self.fault(line["custom_id"], 0) for line in lines]
+        faults = [self.fault(line["body"], 0) for line in lines]
         results = [self._batch_line(line, fault) for line, fault in zip(lines, faults, strict=True)]
         right = [result for result in results if result["response"] and result["response"]["status_code"] == 200]
         wrong = [result for result in results if result not in right]
@@ -380,7 +381,7 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.asked[key] += 1
             attempt = state.asked[key]
-        fault = state.fault(key, attempt)
+        fault = state.fault(body, attempt)
         good = False
         try:
             if fault == "quota":
