@@ -168,23 +168,29 @@ def base_of(
 def claims(
     hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
 ) -> list[dict[str, Any]]:
-    """Every claim about what a feature writes or reads, with what experiments saw: `hypothesis`, `claim`, `item`,
-    `expected`, `values` (by experiment name) and `verdict`: supported where every measurement agrees in level or is
-    stronger in its direction, refuted where none does, mixed else, untested where there is none."""
-    found = []
+    """Every claim about what a feature writes or reads, with what experiments saw: `hypothesis` (the first that makes
+    it), `claim`, `item`, `expected`, `values` (by experiment name) and `verdict`: supported where every measurement
+    agrees in level or is stronger in its direction, refuted where none does, mixed else, untested where there is none.
+    What experiments saw of a claim has nothing to do with who makes it, nor with when the feature fires."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for name, hypothesis in hypotheses.items():
-        named = {("token", t): 1.0 for t in hypothesis.promotes} | {("token", t): -1.0 for t in hypothesis.suppresses}
-        named |= {("node", node): 1.0 for node in hypothesis.reads}
-        for (sort, what), expected in named.items():
-            values = _seen_of(sort, what, experiments, observations)
-            agreed = [value * expected >= EDGES[1] for value in values.values()]
-            verdict = (
-                "untested" if not agreed else "supported" if all(agreed) else "mixed" if any(agreed) else "refuted"
-            )
-            claim = "reads" if sort == "node" else "promotes" if expected > 0 else "suppresses"
-            found.append({"hypothesis": name, "claim": claim, "item": what, "expected": expected, "values": values,
-                          "verdict": verdict})  # fmt: skip
-    return found
+        for claim, sort, expected, named in (
+            ("promotes", "token", 1.0, hypothesis.promotes),
+            ("suppresses", "token", -1.0, hypothesis.suppresses),
+            ("reads", "node", 1.0, hypothesis.reads),
+        ):
+            for what in named:
+                if (claim, what) not in found:
+                    values = _seen_of(sort, what, experiments, observations)
+                    found[claim, what] = {
+                        "hypothesis": name, "claim": claim, "item": what, "expected": expected, "values": values,
+                        "verdict": _borne_out([value * expected >= EDGES[1] for value in values.values()]),
+                    }  # fmt: skip
+    return list(found.values())
+
+
+def _borne_out(agreed: Sequence[bool]) -> str:
+    return "untested" if not agreed else "supported" if all(agreed) else "mixed" if any(agreed) else "refuted"
 
 
 def _seen_of(

@@ -34,7 +34,8 @@ def assemble(journal: Journal, id: str) -> Report:
     origins = {h["name"]: h["origin"] for h in hypotheses}
     contenders = tuple(_contender(r, origins[r.name], events, experiments, observed, kind=row["kind"]) for r in rivals)
     leading = frozen.get("hypothesis") or next((r.name for r in rivals if r.status == "live"), None)
-    told = claims({leading: parsed[leading]} if leading else {}, experiments, observed)
+    ordered = {leading: parsed[leading], **parsed} if leading else parsed
+    told = [c for c in claims(ordered, experiments, observed) if c["values"] or c["hypothesis"] == leading]
     trials = tuple(_trial(experiment, observed.get(experiment.name)) for experiment in experiments)
     controls = tuple({e["name"]: _payload(e) for e in events if e["kind"] == "control"}.values())
     scores = tuple(map(_without_windows, last.get("holdout", {}).get("scores", ())))

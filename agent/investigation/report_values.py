@@ -108,7 +108,8 @@ class Report:
     """Every hypothesis, the leader first."""
     trials: tuple[Trial, ...]
     claims: tuple[Json, ...]
-    """Of the leader, about what it writes and reads: claim, item, expected, values by experiment, verdict."""
+    """What it is said to write and read, by the leader, or by anyone if it was tested: hypothesis, claim, item,
+    expected, values by experiment, verdict."""
     controls: tuple[Json, ...]
     """Negative ones: name, passed, value, low, high, what."""
     open: tuple[tuple[str, tuple[str, ...]], ...]

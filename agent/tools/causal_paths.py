@@ -4,8 +4,10 @@ A component is cut at all positions, by its values in a silent run or by its mea
 
     share = 1 - (activation with it cut) / (activation)          at an active place, mean over its silent runs
 
-A silent run is another training window, as long up to a position at which the feature is silent. Shares need not add
-up to 1: of two causes that are both needed each has all of it. To first order, share = (values - those in the silent
+A silent run is another training window, as long up to a position at which the feature is silent. Half of a place's
+silent runs are near misses, if there are any: what silences the feature on its own tokens is cut in with them, so
+components that carry an exception have a share too. Shares need not add up to 1: of two causes that are both needed
+each has all of it. To first order, share = (values - those in the silent
 run) . d activation / d values, over the activation, for all components from one backward pass.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +32,7 @@ from ...causal.saliency import Activation
 from ...subject.errors import NeuronautError
 from ..investigation.lab import FeatureLab
 from .causal_inputs import batch_of, materials, silent_places, windows
-from .places import Place
+from .places import SILENT, Place, fires_on, generator, training
 
 
 class Pairing(NamedTuple):
@@ -42,13 +45,34 @@ class Pairing(NamedTuple):
 
 def pair(lab: FeatureLab, active: Sequence[Place], *, each: int, seed: int) -> Pairing:
     """Draw silent runs for active places; those for which there is none are an error."""
-    silent = tuple(tuple(silent_places(lab, each, seed=seed, at=place.pivot)) for place in active)
+    silent = tuple(tuple(_silent_runs(lab, place, each, seed)) for place in active)
     if missing := [place.pivot for place, found in zip(active, silent, strict=True) if not found]:
         raise NeuronautError(
             f"{lab.target} is active at position {missing[0]} of every training window, so there is no silent run to "
             "patch from; cut by the mean"
         )
     return Pairing(tuple(active), silent)
+
+
+def _silent_runs(lab: FeatureLab, place: Place, count: int, seed: int) -> list[Place]:
+    near = _near_misses(lab, place, (count + 1) // 2, seed)
+    return near + silent_places(lab, count - len(near), seed=seed, at=place.pivot)
+
+
+def _near_misses(lab: FeatureLab, place: Place, count: int, seed: int) -> list[Place]:
+    """Silent places of tokens on which it fires, the place's own first; of each window as much before as the place
+    has."""
+    ids, values = training(lab)
+    missed = (values < SILENT) & np.isin(ids, list(fires_on(lab)))
+    missed[:, : place.pivot] = False
+    rows, positions = np.nonzero(missed)
+    drawn = generator(lab, seed, f"near misses of {place.token} at {place.pivot}").permutation(len(rows))
+    own = ids[rows[drawn], positions[drawn]] == place.token
+    chosen = drawn[np.argsort(~own, kind="stable")][:count]
+    return [
+        Place(tuple(ids[row, at - place.pivot :].tolist()), place.pivot, float(values[row, at]))
+        for row, at in zip(rows[chosen].tolist(), positions[chosen].tolist(), strict=True)
+    ]
 
 
 def predicted(lab: FeatureLab, pairing: Pairing, nodes: Sequence[Node]) -> Tensor:
