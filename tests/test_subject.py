@@ -96,6 +96,18 @@ def test_residual_stream_adds_up(family: str) -> None:
         torch.testing.assert_close(values[f"resid_post.{layer}"], middle + values[f"mlp_out.{layer}"])
 
 
+@every_family
+@pytest.mark.parametrize("start", [1, TOKENS.shape[1] - 1])
+def test_endings_of_a_beginning_are_read_as_whole_rows_are(family: str, start: int) -> None:
+    subject = tiny_subject(family)
+    beginning, endings = TOKENS[0, :start], TOKENS[:, start:]
+    rows = torch.cat([beginning.expand(len(endings), -1), endings], dim=1)
+    whole = subject.read(rows, subject.sites)
+    for site in subject.sites:
+        found = subject.read_endings(beginning, endings, [site])[site]
+        torch.testing.assert_close(found, whole[site][:, start:], rtol=1e-4, atol=1e-4)
+
+
 def values_per_head(subject: Subject, layer: Any, residual: Tensor) -> Tensor:
     """Each head's value vectors, from the weights: (row, head, position, d_head)."""
     kind = subject.model.config.model_type

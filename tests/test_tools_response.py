@@ -122,7 +122,8 @@ def test_the_scan_at_the_pivot_finds_every_second_cause(lab_of: LabOf) -> None:
 def test_a_full_scan_costs_a_row_for_each_token_and_carrier(lab_of: LabOf) -> None:
     lab = lab_of("day")
     design = ScanVocabulary().design(ScanVocabulary.args(), lab)
-    assert rows(lab, lambda: ScanVocabulary().measure(design, lab)) <= 3 * len(lab.vocabulary)
+    beginnings = 3
+    assert rows(lab, lambda: ScanVocabulary().measure(design, lab)) <= 3 * len(lab.vocabulary) + beginnings
 
 
 def test_of_a_larger_vocabulary_a_part_is_scanned_and_said(lab_of: LabOf) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.activations import read_columns
+from ...data.activations import read_last
 from ...data.records import Example
 from ...scorers.holdout import ScoredWindows
 from ...subject.address import Feature
@@ -70,11 +70,8 @@ def context_pairs(
 
 def _at_pivots(subject: Subject, source: Source, feature: Feature, edits: Sequence[_Edit]) -> NDArray[np.float32]:
     """What each edit gives. What stands after a causal model's pivot cannot matter, and is not run. -> (edit,)"""
-    pivots, found = np.array([edit.place.pivot for edit in edits]), np.empty(len(edits), np.float32)
-    for pivot in np.unique(pivots).tolist():
-        rows = np.flatnonzero(pivots == pivot).tolist()
-        ids = np.stack([edits[row].ids[: pivot + 1] for row in rows])
-        found[rows] = read_columns(subject, source, ids, [feature.index])[:, pivot, 0]
+    rows = [tuple(edit.ids[: edit.place.pivot + 1].tolist()) for edit in edits]
+    found = read_last(subject, source, rows, [feature.index])[:, 0]
     return -found if feature.negative else found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.activations import ROWS, read_columns, read_own
+from ...data.activations import read_last, read_own
 from ...data.records import Example, Explanation, Statistics
 from ...data.store import Store
 from ...explainers.batch import TrainBatch, TrainEvidence
@@ -159,15 +159,9 @@ class FeatureLab:
         """The feature and the units beside it. -> (item, 1 + unit). What is equal up to the pivot is run once, in the
         whole investigation; what stands after a causal model's pivot cannot matter."""
         prefixes = [item.ids[: item.pivot + 1] for item in items]
-        new = sorted({prefix for prefix in prefixes if prefix not in self._read}, key=lambda ids: (len(ids), ids))
+        new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self._read]
         columns = [self.feature.index, *self.beside]
-        for start in range(0, len(new), ROWS):
-            part = new[start : start + ROWS]
-            ids = np.zeros((len(part), len(part[-1])), np.int64)
-            for row, prefix in zip(ids, part, strict=True):
-                row[: len(prefix)] = prefix
-            found = read_columns(self.subject, self.source, ids, columns)
-            self._read |= {prefix: found[row, len(prefix) - 1] for row, prefix in enumerate(part)}
+        self._read |= dict(zip(new, read_last(self.subject, self.source, new, columns), strict=True))
         return np.array([self._read[prefix] for prefix in prefixes], np.float32).reshape(-1, len(columns))
 
     def window(self, digest: str) -> Example:

@@ -1,0 +1,71 @@
+"""Reading the last token of rows that begin alike, against running every row by itself."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuronaut.data.activations import ROWS, Row, read_columns, read_last
+from neuronaut.subject.address import SourceId
+from neuronaut.subject.model import Subject
+from neuronaut.subject.sources import Neurons
+from tests.families import VOCABULARY, tiny_subject
+
+CHOSEN = [3, 0, 11]
+
+
+@cache
+def subject(family: str) -> Subject:
+    return tiny_subject(family)
+
+
+def neurons(of: Subject) -> Neurons:
+    return Neurons(SourceId(of.name, "mlp.1"), of.width("mlp.1"))
+
+
+def one_by_one(of: Subject, rows: list[Row]) -> np.ndarray:
+    return np.stack([read_columns(of, neurons(of), np.array([row]), CHOSEN)[0, -1] for row in rows])
+
+
+@st.composite
+def scans(draw: st.DrawFn) -> list[Row]:
+    """Rows of a few carriers, each with other tokens put in at some offset, in any order, some of them twice."""
+    tokens = st.integers(3, VOCABULARY - 1)
+    rows: list[Row] = []
+    for _ in range(draw(st.integers(1, 3))):
+        carrier = draw(st.lists(tokens, min_size=1, max_size=20))
+        for back in draw(st.lists(st.integers(1, len(carrier)), min_size=1, max_size=3)):
+            for token in draw(st.lists(tokens, min_size=1, max_size=8)):
+                rows.append((*carrier[: len(carrier) - back], token, *carrier[len(carrier) - back + 1 :]))
+    return draw(st.permutations(rows))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@given(rows=scans())
+@settings(max_examples=40, deadline=None)
+def test_the_last_tokens_of_rows_that_begin_alike_are_read_as_row_by_row(family: str, rows: list[Row]) -> None:
+    of = subject(family)
+    np.testing.assert_allclose(read_last(of, neurons(of), rows, CHOSEN), one_by_one(of, rows), rtol=1e-4, atol=1e-4)
+
+
+def test_more_rows_than_one_forward_takes() -> None:
+    of = subject("gpt2")
+    scan = [(5, 6, 7, 8, token) for token in range(3, VOCABULARY)]
+    apart = [(token, 9, 9, 9) for token in range(3, 3 + 2 * ROWS)]
+    rows = [row for pair in zip(scan, [*apart, *scan], strict=False) for row in pair]
+    np.testing.assert_allclose(read_last(of, neurons(of), rows, CHOSEN), one_by_one(of, rows), rtol=1e-4, atol=1e-4)
+
+
+def test_a_beginning_is_run_once() -> None:
+    of, tokens = subject("gpt2"), list[int]()
+    handle = of.model.transformer.wte.register_forward_pre_hook(lambda _, args: tokens.append(args[0].numel()))
+    read_last(of, neurons(of), [(*range(10, 25), token) for token in range(30, 130)], CHOSEN)
+    handle.remove()
+    assert sum(tokens) == 15 + (of.bos is not None) + 100
+
+
+def test_no_rows() -> None:
+    of = subject("gpt2")
+    assert read_last(of, neurons(of), [], CHOSEN).shape == (0, 3)
