@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .agent.investigation.budget import Limits
-    from .agent.investigation.session import Session, investigate, investigate_all
+    from .agent.investigation.session import Manner, Session, investigate, investigate_all
     from .agent.label import Result, label
     from .agent.rescore import score
     from .causal.applying import Materials, apply
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "agent.investigation.budget": ("Limits",),
-    "agent.investigation.session": ("Session", "investigate", "investigate_all"),
+    "agent.investigation.session": ("Manner", "Session", "investigate", "investigate_all"),
     "agent.label": ("Result", "label"),
     "agent.rescore": ("score",),
     "causal.applying": ("Materials", "apply"),
@@ -122,6 +122,7 @@ __all__ = [
     "JsonBackend",
     "LLMSimulator",
     "Limits",
+    "Manner",
     "Materials",
     "NeuronautError",
     "Oneshot",

@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..agent.bench import Bench
-from ..agent.investigation.budget import Limits
 from ..agent.investigation.lab import FeatureLab
-from ..agent.investigation.session import Session, investigate_all
+from ..agent.investigation.session import Manner, Session, investigate_all
 from ..agent.label import label
 from ..agent.policies.at_random import RandomPolicy
 from ..agent.policies.policy import Policy
@@ -28,7 +27,6 @@ from ..agent.policies.scripted import ScriptedPolicy
 from ..data.store import Store
 from ..explainers.abstain import Limits as Bounds
 from ..explainers.abstain import abstention
-from ..explainers.llm.desk import Desk
 from ..explainers.rule import RuleExplainer
 from ..explainers.rules import Rule
 from .suite import Unit, World
@@ -56,18 +54,6 @@ class Found:
     investigation: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How investigations are made."""
-
-    limits: Limits = Limits()
-    seed: int = 0
-    """Of whoever explains, not of the worlds."""
-    llm: Policy | None = None
-    desk: Desk | None = None
-    """What the language model is asked through."""
-
-
 Explaining = Iterator[tuple[Unit, Found]]
 
 
@@ -88,9 +74,10 @@ class Investigating:
         """Investigate the units in one call."""
         by_address = {unit.address: unit for unit in units}
         features = [feature for feature in world.features() if str(feature) in by_address]
+        desk = manner.desk if self._asks else None
         sessions = investigate_all(
-            features, world.subject, store, policy=self._policy(manner), limits=manner.limits, seed=manner.seed,
-            sources={world.source.id: world.source}, desk=manner.desk if self._asks else None,
+            features, world.subject, store, replace(manner, policy=self._policy(manner), desk=desk),
+            sources={world.source.id: world.source},
         )  # fmt: skip
         for session in sessions:
             yield by_address[session.report.target], of_session(session)
@@ -150,7 +137,7 @@ COLUMNS: Mapping[str, Investigating | OneShot | TokenOnly] = {
     "text-only": OneShot(interventions=0),
     "random": Investigating(lambda manner: RandomPolicy(seed=manner.seed)),
     "token-only": TokenOnly(),
-    "llm": Investigating(lambda manner: _given(manner.llm), asks=True),
+    "llm": Investigating(lambda manner: _given(manner.policy), asks=True),
 }
 SWAPPED, SWAPPED_OF = "swapped", "scripted"
 """A column that is made of another one's findings."""

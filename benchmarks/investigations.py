@@ -21,9 +21,10 @@ from typing import Any, NamedTuple, Self
 
 from ..agent.investigation.lab import Meter
 from ..agent.investigation.revision import code_revision
+from ..agent.investigation.session import Manner
 from ..data.store import Store
 from ..subject.errors import NeuronautError
-from .columns import COLUMNS, SWAPPED, SWAPPED_OF, Explaining, Found, Manner, swapped
+from .columns import COLUMNS, SWAPPED, SWAPPED_OF, Explaining, Found, swapped
 from .suite import Grade, Grader, Unit, World, grader
 from .suite.kinds import LEVELS
 
@@ -94,7 +95,7 @@ class Plan:
             raise NeuronautError(f"there is no level {unknown[0]}; the levels are 1 to {max(LEVELS)}")
         if SWAPPED in self.columns and SWAPPED_OF not in self.columns:
             raise NeuronautError(f"{SWAPPED} are explanations of {SWAPPED_OF}; name {SWAPPED_OF}, too")
-        if "llm" in self.columns and self.manner.llm is None:
+        if "llm" in self.columns and self.manner.policy is None:
             raise NeuronautError(
                 "the policy llm asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
             )

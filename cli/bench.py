@@ -120,8 +120,8 @@ def _run(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]":
 
 def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, Desk | None]":
     """What was asked for, and the desk at which a language model is asked."""
+    from ..agent.investigation.session import Manner
     from ..agent.policies.llm import LLMPolicy
-    from ..benchmarks.columns import Manner
     from ..benchmarks.investigations import DEFAULT, Plan
     from .investigating import limits_of
 
@@ -142,5 +142,5 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
     seed = rest["seed"]
     return Plan(
         rest["levels"], rest["units"], int(seed) if seed.lstrip("-").isdigit() else seed, columns,
-        Manner(limits, llm=policy, desk=desk),
+        Manner(policy, limits, desk=desk),
     ), desk  # fmt: skip

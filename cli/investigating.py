@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..agent.investigation.budget import Limits
-from ..agent.investigation.session import Session, investigate, investigate_all
+from ..agent.investigation.session import Manner, Session, investigate, investigate_all
 from ..agent.investigation.work import Settings
 from ..agent.policies.at_random import RandomPolicy
 from ..agent.policies.llm import LLMPolicy
@@ -86,10 +86,8 @@ def sessions(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Itera
         subject, sources, desk and desk.llm, store.chosen_prompts(), wish.degrees, embedder=wish.embedder
     )
     judges: Sequence[Scorer] = scorers_named(wish.scorers, made_from)
-    yield from investigate_all(
-        features, subject, store, policy=policy, limits=wish.limits, seed=wish.seed, sources=sources, desk=desk,
-        scorers=judges, settings=wish.settings, on_event=hears, fork=wish.begun,
-    )  # fmt: skip
+    manner = Manner(policy, wish.limits, wish.seed, desk, judges, wish.settings, hears)
+    yield from investigate_all(features, subject, store, manner, sources=sources, fork=wish.begun)
 
 
 def _behaviour(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Session:
@@ -102,10 +100,10 @@ def _behaviour(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Ses
     task = task_of(subject, wish.pairs, seed=wish.seed)
     if wish.begun is not None and wish.begun.target != f"{subject.name} {task.name}":
         raise NeuronautError(f"{wish.begun.id} is about {wish.begun.target}, not {subject.name} {task.name}")
-    return investigate(
-        task, subject, store, policy=_policy(store, wish, desk), limits=wish.limits, seed=wish.seed, desk=desk,
-        settings=wish.settings, on_event=hears, fork=wish.begun,
+    manner = Manner(
+        _policy(store, wish, desk), wish.limits, wish.seed, desk, settings=wish.settings, on_event=hears
     )  # fmt: skip
+    return investigate(task, subject, store, manner, fork=wish.begun)
 
 
 def _policy(store: Store, wish: Wish, desk: Desk | None) -> Policy:

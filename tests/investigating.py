@@ -150,13 +150,12 @@ LABEL_RULE = '{"any":[{"when":[{"token":[" river"]}],"value":1.0}]}'
 def work_of(
     store: Store, one: Prepared, policy: Any, *, tools: Mapping[str, Any] | None = None, limits: Limits | None = None,
     settings: Settings | None = None, id: str = "inv", tell: Callable[[Mapping[str, Any]], None] | None = None,
-    challenger: Any = None,
 ) -> Work:  # fmt: skip
     """One investigation with toy tools."""
     store.journal.begin(Opened(id, "feature", str(one.feature), policy.name, {}, {}))
     ending = Ending(store, one.examiner, explainer="investigate:plain", provenance={})
     return Work(
-        id, store.journal, one.lab, tools or {"windows": Windows()}, policy, challenger or policy, limits or Limits(),
+        id, store.journal, one.lab, tools or {"windows": Windows()}, policy, limits or Limits(),
         settings or Settings(), ending, tell or (lambda _: None), "revision", lambda _: 0.0,
     )  # fmt: skip
 

@@ -15,8 +15,7 @@ from neuronaut.agent.investigation.behaviour import PARTS, BehaviourLab, prompts
 from neuronaut.agent.investigation.behaviour_holdout import examine, sham
 from neuronaut.agent.investigation.experiments import Design, Item, Measured, Tool
 from neuronaut.agent.investigation.hypotheses import Hypothesis
-from neuronaut.agent.investigation.session import Session, investigate
-from neuronaut.agent.policies.scripted_behaviour import ScriptedBehaviourPolicy
+from neuronaut.agent.investigation.session import Manner, Session, investigate
 from neuronaut.agent.tools.table import tools_for
 from neuronaut.causal.applying import Materials, apply
 from neuronaut.causal.edits import Edit
@@ -351,9 +350,7 @@ def test_a_sham_takes_every_node_for_another() -> None:
 
 def investigated(subject: Subject, task: Task) -> tuple[Session, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
-    found = investigate(
-        task, subject, Store(":memory:"), policy=ScriptedBehaviourPolicy(), on_event=lambda e: events.append(dict(e))
-    )
+    found = investigate(task, subject, Store(":memory:"), Manner(on_event=lambda event: events.append(dict(event))))
     return found, events
 
 

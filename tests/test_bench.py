@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from neuronaut.agent.investigation.budget import Limits
+from neuronaut.agent.investigation.session import Manner
 from neuronaut.benchmarks import columns, investigations
-from neuronaut.benchmarks.columns import Found, Manner, rescaled, swapped
+from neuronaut.benchmarks.columns import Found, rescaled, swapped
 from neuronaut.benchmarks.comparing import difference, figures, summary, table
 from neuronaut.benchmarks.investigations import Line, Plan, graded, read, run, told
 from neuronaut.benchmarks.suite import Unit, World, grader
@@ -22,7 +23,7 @@ from neuronaut.subject.errors import NeuronautError
 
 PLAN = Plan(
     levels=(1,), units=3, seed="tests", documents=30, columns=("scripted", "one-shot", "swapped", "token-only"),
-    manner=Manner(Limits(experiments=10)),
+    manner=Manner(limits=Limits(experiments=10)),
 )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def test_a_line_that_was_cut_off_is_made_again_and_no_other(
 
 
 def test_other_settings_are_other_findings() -> None:
-    other = replace(PLAN, manner=Manner(Limits(experiments=30)))
+    other = replace(PLAN, manner=Manner(limits=Limits(experiments=30)))
     assert PLAN.settings("scripted") != other.settings("scripted")
     assert PLAN.settings("swapped") == PLAN.settings("scripted")
     assert PLAN.settings("one-shot") == other.settings("one-shot")

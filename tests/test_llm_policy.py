@@ -20,7 +20,7 @@ from neuronaut.agent.investigation.actions import Action, Concede, Propose, Subm
 from neuronaut.agent.investigation.budget import Limits
 from neuronaut.agent.investigation.experiments import Control, Design, Item, Measured, Tool
 from neuronaut.agent.investigation.hypotheses import Hypothesis, Said
-from neuronaut.agent.investigation.session import investigate
+from neuronaut.agent.investigation.session import Manner, investigate
 from neuronaut.agent.investigation.view import Done, Rival, View
 from neuronaut.agent.policies.at_random import RandomPolicy
 from neuronaut.agent.policies.llm import REPLY, TOKENS, LLMPolicy
@@ -758,7 +758,7 @@ def test_a_model_that_knows_finds_the_exception_through_all_faults() -> None:
         return [("run_texts", {"texts": part, "purpose": "exceptions"}) for part in texts]
 
     with asking(script=faults(1), calls=calls) as (policy, server):
-        found = investigate(target, subject, store, policy=policy, limits=limits, desk=policy._desk)
+        found = investigate(target, subject, store, Manner(policy, limits, desk=policy._desk))
         faulty = sum(seen.fault in ("bad-call", "empty", "refusal") for seen in server.seen)
     assert (found.status, found.report.hypothesis) == ("supported", "H3") and faulty, found.reason
     assert store.journal.spent(found.id).calls == len({seen.key for seen in server.seen})
@@ -777,12 +777,12 @@ def test_before_the_first_proposal_only_surveys_are_open_and_once() -> None:
     over = [{"step": step, "role": "proposer", "none": "no call"} for step in (3, 4, 5)]
     store = harvested(documents=40)
     target = f"planted:mlp.2:{RIVER_NOT_DRY}"
-    found = investigate(target, planted_subject(), store, policy=ReplayPolicy([*script, *over]), limits=Limits())
+    found = investigate(target, planted_subject(), store, Manner(ReplayPolicy([*script, *over])))
     refused = [event["reason"] for event in store.journal.events(found.id) if event["kind"] == "rejected"]
     assert refused[0] == "scan_vocabulary is no survey; experiments need rivals, so propose first"
     assert [e.tool for e in store.journal.experiments(found.id)] == ["known_explanations"]
     again = [*script[:2], {**script[1], "step": 2}]
     with pytest.raises(NeuronautError, match="decision 2 of the transcript is use_tools, but open now are propose"):
-        investigate(target, planted_subject(), store, policy=ReplayPolicy(again), limits=Limits())
+        investigate(target, planted_subject(), store, Manner(ReplayPolicy(again)))
     assert len(refused) == 4 and "H3" in {row["name"] for row in store.journal.hypotheses(found.id)}
     store.close()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronaut.agent.investigation.session import Session, investigate_all
+from neuronaut.agent.investigation.session import Manner, Session, investigate_all
 from neuronaut.agent.investigation.view import Refused, View
 from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy
 from neuronaut.agent.policies.standing import Standing
@@ -53,7 +53,7 @@ class Investigated:
 
     def run(self, store: Store, *kinds: str) -> list[Session]:
         features = [Feature.parse(f"planted:mlp.{LAYER}:{self.neurons[kind].index}") for kind in kinds]
-        return list(investigate_all(features, self.subject, store, policy=ScriptedPolicy()))
+        return list(investigate_all(features, self.subject, store, Manner(ScriptedPolicy())))
 
     def frozen(self, kind: str) -> dict[str, Any]:
         found = self.store.journal.event_of(self.sessions[kind].id, "frozen")

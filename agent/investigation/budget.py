@@ -5,12 +5,11 @@ What is spent is in the journal's ledger, so limits hold across interruptions. E
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Self
 
 from ...data.journal_values import Charge
-from ...explainers.llm.prices import Budget, amounts
-from ...subject.errors import NeuronautError
+from ...explainers.llm.prices import Budget, amounts, check_limits
 
 EXPLORE = 0.85
 """Share of every limit that may be used before the explanation is frozen."""
@@ -32,11 +31,7 @@ class Limits:
     """Of work, over all runs together."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            # Written so that a NaN fails.
-            if value is not None and not value > 0:
-                raise NeuronautError(f"budget {field.name}={value} is not positive; leave it out for no limit")
+        check_limits(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Self:

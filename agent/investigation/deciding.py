@@ -89,17 +89,16 @@ class Decider:
         work, step = self._work, state["step"]
         stored = work.journal.decision(work.id, step)
         if stored is None:
-            policy = work.challenger if state["role"] == "challenger" else work.policy
             try:
                 tools = [tool for tool in work.tools.values() if tool.survey or phase != "propose"]
-                action: Action | None = policy.decide(self._view(state, phase), actions, tools)
+                action: Action | None = work.policy.decide(self._view(state, phase), actions, tools)
                 decided: dict[str, Any] = {"action": action.model_dump(mode="json", exclude_defaults=True)}
                 decided["action"]["action"] = action.action
             except NoActionError as error:
                 decided = {"none": str(error), "repairs": error.repairs}
             except OutOfBudgetError as error:
                 decided = {"none": str(error), "spent": True}
-            for reply in policy.asked:
+            for reply in work.policy.asked:
                 tokens = reply.input_tokens + reply.output_tokens
                 work.journal.charge(work.id, reply.key, "call", Charge(calls=1, tokens=tokens, usd=work.price(reply)))
             work.journal.decide(work.id, step, state["role"], decided)

@@ -59,28 +59,46 @@ class Session:
 class Manner:
     """How targets are investigated."""
 
-    policy: Policy
-    challenger: Policy
-    limits: Limits
-    settings: Settings
-    seed: int
-    desk: Desk | None
-    scorers: Sequence[Scorer]
-    on_event: Callable[[Mapping[str, Any]], None] | None
+    policy: Policy | None = None
+    """Decides what is tried, as proposer and, apart, as challenger; None for the scripted one, which asks nobody."""
+    limits: Limits = Limits()
+    seed: int = 0
+    desk: Desk | None = None
+    """What a language model is asked through."""
+    scorers: Sequence[Scorer] = ()
+    """Judge an explanation that has no rule; one that has is simulated by code."""
+    settings: Settings = Settings()
+    on_event: Callable[[Mapping[str, Any]], None] | None = None
+    """Hears every event as it is written."""
 
-    def opened(self, kind: Any, target: str, subject: Subject, revision: str, fork: Opened | None) -> Opened:
-        """What an investigation of a target is. `fork` is one that was copied from another."""
+    def __post_init__(self) -> None:
+        if self.limits.usd is not None and self.desk is not None and self.desk.price is None:
+            raise NeuronautError(
+                f"a budget of usd={self.limits.usd:g} needs the price of {self.desk.llm.model}; "
+                "say it with --price in=0.15,out=0.60"
+            )
+
+    def policy_for(self, kind: str) -> Policy:
+        """Who decides about a target of this kind."""
+        if self.policy is not None:
+            return self.policy
+        from ..policies.scripted import ScriptedPolicy
+        from ..policies.scripted_behaviour import ScriptedBehaviourPolicy
+
+        return ScriptedPolicy() if kind == "feature" else ScriptedBehaviourPolicy()
+
+    def opened(self, kind: Any, target: str, subject: Subject, revision: str) -> Opened:
+        """What an investigation of a target is."""
+        policy = self.policy_for(kind)
         said = {
-            "policy": dict(self.policy.settings), "challenger": dict(self.challenger.settings),
-            "limits": asdict(self.limits), "settings": asdict(self.settings), "seed": self.seed, "revision": revision,
+            "policy": dict(policy.settings), "limits": asdict(self.limits), "settings": asdict(self.settings),
+            "seed": self.seed, "revision": revision,
         }  # fmt: skip
         llm = None if self.desk is None else {"model": self.desk.llm.model, "endpoint": self.desk.llm.endpoint}
         libraries = {name: version(name) for name in ("neuronaut", "torch", "transformers", "langgraph")}
         provenance = {"model": subject.revision, "revision": revision, "libraries": libraries, "llm": llm,
                       "git": code_revision()}  # fmt: skip
-        if fork is not None:
-            return fork
-        return Opened(opened_id(kind, target, self.policy.name, said), kind, target, self.policy.name, said, provenance)
+        return Opened(opened_id(kind, target, policy.name, said), kind, target, policy.name, said, provenance)
 
     def price(self, reply: Any) -> float:
         """Dollars of a reply; 0 where no price is known, since then no limit in dollars is allowed."""
@@ -88,63 +106,41 @@ class Manner:
         return 0.0 if price is None else cost(price, reply.input_tokens, reply.output_tokens)
 
 
+SCRIPTED = Manner()
+
+
 def investigate(
-    target: str | Feature | Task,
-    subject: Subject,
-    store: Store,
-    *,
-    policy: Policy | None = None,
-    limits: Limits | None = None,
-    seed: int = 0,
-    sources: Mapping[SourceId, Source] | None = None,
-    desk: Desk | None = None,
-    scorers: Sequence[Scorer] = (),
-    settings: Settings | None = None,
-    on_event: Callable[[Mapping[str, Any]], None] | None = None,
-    fork: Opened | None = None,
-) -> Session:
+    target: str | Feature | Task, subject: Subject, store: Store, manner: Manner = SCRIPTED, *,
+    sources: Mapping[SourceId, Source] | None = None, fork: Opened | None = None,
+) -> Session:  # fmt: skip
     """Investigate a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
 
-    `policy` decides what is tried, by default the scripted one, which asks nobody; `desk` is what a language model is
-    asked through. `scorers` judge an explanation that has no rule; one that has is simulated by code.
-    The same call again resumes or returns the finished session. `on_event` hears every event as it is written.
+    The same call again resumes or returns the finished session. `fork` is an investigation that was copied from
+    another (replaying.py).
     """
     if isinstance(target, Task):
-        return _behaviour(
-            target, subject, store, _manner(target, policy, limits, seed, desk, scorers, settings, on_event), fork
-        )
+        return _behaviour(target, subject, store, manner, fork)
     feature = Feature.parse(target) if isinstance(target, str) else target
-    return next(
-        investigate_all([feature], subject, store, policy=policy, limits=limits, seed=seed, sources=sources, desk=desk,
-                        scorers=scorers, settings=settings, on_event=on_event, fork=fork)
-    )  # fmt: skip
+    return next(investigate_all([feature], subject, store, manner, sources=sources, fork=fork))
 
 
 def investigate_all(
-    features: Sequence[Feature],
-    subject: Subject,
-    store: Store,
-    *,
-    policy: Policy | None = None,
-    limits: Limits | None = None,
-    seed: int = 0,
-    sources: Mapping[SourceId, Source] | None = None,
-    desk: Desk | None = None,
-    scorers: Sequence[Scorer] = (),
-    settings: Settings | None = None,
-    on_event: Callable[[Mapping[str, Any]], None] | None = None,
-    fork: Opened | None = None,
-) -> Iterator[Session]:
+    features: Sequence[Feature], subject: Subject, store: Store, manner: Manner = SCRIPTED, *,
+    sources: Mapping[SourceId, Source] | None = None, fork: Opened | None = None,
+) -> Iterator[Session]:  # fmt: skip
     """Investigate features one after another; what features of a source share is read once. See `investigate`."""
-    manner = _manner(None, policy, limits, seed, desk, scorers, settings, on_event)
     for members in chunks(features):
         # Neurons have no revision beside the model's.
         made = None if sources is None else sources.get(members[0].source)
         dictionary = getattr(made, "revision", "") or _dictionary_revision(store, members[0].source)
         revision = f"{subject.revision} {dictionary}".strip()
-        openings = {f: manner.opened("feature", str(f), subject, revision, fork) for f in members}
+        openings = {f: fork or manner.opened("feature", str(f), subject, revision) for f in members}
         left = [feature for feature, opening in openings.items() if session(store, opening.id) is None]
-        ready = prepare(left, subject, store, sources=sources, scorers=scorers, desk=desk, seed=seed) if left else ()
+        ready = (
+            prepare(left, subject, store, sources=sources, scorers=manner.scorers, desk=manner.desk, seed=manner.seed)
+            if left
+            else ()
+        )
         prepared = {one.feature: one for one in ready}
         for feature, opening in openings.items():
             if feature in prepared:
@@ -168,27 +164,10 @@ def _finished(store: Store, id: str) -> Session:
 
 def _behaviour(task: Task, subject: Subject, store: Store, manner: Manner, fork: Opened | None) -> Session:
     lab = BehaviourLab(subject, task, seed=manner.seed)
-    opening = manner.opened("behaviour", lab.target, subject, subject.revision, fork)
+    opening = fork or manner.opened("behaviour", lab.target, subject, subject.revision)
     if session(store, opening.id) is None:
         _run(store, opening, lab, BehaviourExaminer(lab), manner, revision=subject.revision)
     return _finished(store, opening.id)
-
-
-def _manner(
-    task: Task | None, policy: Policy | None, limits: Limits | None, seed: int, desk: Desk | None,
-    scorers: Sequence[Scorer], settings: Settings | None, on_event: Callable[[Mapping[str, Any]], None] | None,
-) -> Manner:  # fmt: skip
-    limits = limits or Limits()
-    if limits.usd is not None and desk is not None and desk.price is None:
-        raise NeuronautError(
-            f"a budget of usd={limits.usd:g} needs the price of {desk.llm.model}; say it with --price in=0.15,out=0.60"
-        )
-    if policy is None:
-        from ..policies.scripted import ScriptedPolicy
-        from ..policies.scripted_behaviour import ScriptedBehaviourPolicy
-
-        policy = ScriptedPolicy() if task is None else ScriptedBehaviourPolicy()
-    return Manner(policy, policy, limits, settings or Settings(), seed, desk, scorers, on_event)
 
 
 def _dictionary_revision(store: Store, source: SourceId) -> str:
@@ -200,11 +179,11 @@ def _run(store: Store, opening: Opened, lab: Any, examiner: Examiner, manner: Ma
     journal = store.journal
     with _alone(store.path, opening.id), checkpoints(store.path) as checkpointer:
         journal.begin(opening)
-        ending = Ending(store, examiner, explainer=f"investigate:{manner.policy.name}", provenance=opening.provenance)
+        policy = manner.policy_for(lab.kind)
+        ending = Ending(store, examiner, explainer=f"investigate:{policy.name}", provenance=opening.provenance)
         work = Work(
-            opening.id, journal, lab, tools_for(lab.kind), manner.policy, manner.challenger, manner.limits,
-            manner.settings, ending, manner.on_event or (lambda _: None), revision, manner.price,
-            manner.desk,
+            opening.id, journal, lab, tools_for(lab.kind), policy, manner.limits, manner.settings, ending,
+            manner.on_event or (lambda _: None), revision, manner.price, manner.desk,
         )  # fmt: skip
         work.event("begun", {"target": opening.target, "policy": opening.policy, "settings": opening.settings,
                              "limits": asdict(manner.limits)}, key="begun")  # fmt: skip

@@ -51,7 +51,6 @@ class Work:
     lab: Any
     tools: Mapping[str, Tool[Any]]
     policy: Policy
-    challenger: Policy
     limits: Limits
     settings: Settings
     ending: Ending

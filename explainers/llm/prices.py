@@ -6,7 +6,7 @@ unknown until the user says it. An unknown price is None, never zero, so that no
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
 from typing import Any, Self
@@ -97,17 +97,21 @@ class Budget:
     minutes: float | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            # Written so that a NaN fails.
-            if value is not None and not value > 0:
-                raise NeuronautError(f"budget {field.name}={value} is not positive; leave it out for no limit")
+        check_limits(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `usd=5,tokens=2M,calls=100,minutes=30`, any of them; k, M and B multiply tokens and calls."""
         usage = "wanted any of usd, tokens, calls and minutes, as in usd=5,tokens=2M,calls=100,minutes=30"
         return cls(**amounts(text, whole=("tokens", "calls"), parts=("usd", "minutes"), usage=usage))
+
+
+def check_limits(limits: Mapping[str, float | None]) -> None:
+    """Refuse a limit that allows nothing."""
+    for name, value in limits.items():
+        # Written so that a NaN fails.
+        if value is not None and not value > 0:
+            raise NeuronautError(f"budget {name}={value} is not positive; leave it out for no limit")
 
 
 def amounts(text: str, *, whole: tuple[str, ...], parts: tuple[str, ...], usage: str) -> dict[str, Any]:
