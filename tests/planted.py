@@ -15,9 +15,11 @@ A neuron's truth is a plain predicate over the words of a window of at most LONG
 model must see first) not counted. Words are separate tokens that begin with a space.
 """
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -94,6 +96,14 @@ class Planted(NamedTuple):
     corpus: tuple[str, ...]
     """One string a document."""
     neurons: tuple[PlantedNeuron, ...]
+
+    def save(self, folder: Path) -> tuple[Path, Path]:
+        """Write the model with its tokenizer, and the corpus, as the command line takes them; where they are."""
+        model, corpus = folder / "planted", folder / "corpus.jsonl"
+        self.model.save_pretrained(model)
+        self.tokenizer.save_pretrained(model)
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in self.corpus), encoding="utf-8")
+        return model, corpus
 
 
 def build(*, documents: int = 400, seed: int = 0) -> Planted:

@@ -71,13 +71,9 @@ def mirrored(d_site: int, *, id: str = "planted:resid_post.1@eye") -> Dictionary
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A planted model, a corpus, a dictionary, and a database in which five neurons are labelled."""
     folder = tmp_path_factory.mktemp("cli")
-    made = planted.build(documents=100)
-    made.model.save_pretrained(folder / "planted")
-    made.tokenizer.save_pretrained(folder / "planted")
-    corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in made.corpus), encoding="utf-8")
+    model, corpus = planted.build(documents=100).save(folder)
     save_dictionary(mirrored(planted.WIDTH), folder / "eye", dtype=torch.float32)
-    found = World(folder, str(folder / "planted"), str(corpus), str(folder / "eye"), str(folder / "planted.db"))
+    found = World(folder, str(model), str(corpus), str(folder / "eye"), str(folder / "planted.db"))
     common = ["--corpus", found.corpus, "--window", "32", "-d", found.database, "--device", "cpu"]
     run("harvest", found.model, "mlp.2", *common)
     run("harvest", found.model, "--sae", found.sae, "--tokens", "8k", *common)

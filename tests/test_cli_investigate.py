@@ -34,13 +34,9 @@ def run(*arguments: object, code: int = 0, **options: Any) -> Result:
 def harvested(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A database with the harvest of a planted model."""
     folder = tmp_path_factory.mktemp("investigate")
-    made = planted.build(documents=100)
-    made.model.save_pretrained(folder / "planted")
-    made.tokenizer.save_pretrained(folder / "planted")
-    corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in made.corpus), encoding="utf-8")
+    model, corpus = planted.build(documents=100).save(folder)
     database = str(folder / "planted.db")
-    run("harvest", folder / "planted", "mlp.2", "--corpus", corpus, "--window", 32, "-d", database, "--device", "cpu")
+    run("harvest", model, "mlp.2", "--corpus", corpus, "--window", 32, "-d", database, "--device", "cpu")
     return database
 
 

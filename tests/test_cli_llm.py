@@ -34,14 +34,10 @@ def rows_of(*arguments: object) -> list[dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A planted model, harvested, and a tiny random language model that reads with its tokenizer."""
     folder = tmp_path_factory.mktemp("cli-llm")
-    made = planted.build(documents=60)
-    made.model.save_pretrained(folder / "planted")
-    made.tokenizer.save_pretrained(folder / "planted")
-    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in made.corpus))
+    model, corpus = planted.build(documents=60).save(folder)
     before = bench.BACKGROUND, bench.RANDOM_WINDOWS
     bench.BACKGROUND, bench.RANDOM_WINDOWS = 96, 48
-    corpus = ["--corpus", folder / "corpus.jsonl", "--window", 32]
-    run("harvest", folder / "planted", "mlp.2", *corpus, "-d", folder / "p.db")
+    run("harvest", model, "mlp.2", "--corpus", corpus, "--window", 32, "-d", folder / "p.db")
     yield folder
     bench.BACKGROUND, bench.RANDOM_WINDOWS = before
 

@@ -227,12 +227,9 @@ def run(*arguments: object, code: int = 0):
 
 
 def test_the_command_opens_the_model_and_tells_what_it_cut(tmp_path):
-    made = planted.build(documents=40)
-    made.model.save_pretrained(tmp_path / "planted")
-    made.tokenizer.save_pretrained(tmp_path / "planted")
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in made.corpus))
+    model, corpus = planted.build(documents=40).save(tmp_path)
     here = ["-d", tmp_path / "planted.db"]
-    run("harvest", tmp_path / "planted", "mlp.2", "--corpus", tmp_path / "corpus.jsonl", "--window", "32", *here)
+    run("harvest", model, "mlp.2", "--corpus", corpus, "--window", "32", *here)
     with Store(tmp_path / "planted.db") as store:
         store.add_explanation(explanation(3, "fires on ` river`, " * 40, source="planted:mlp.2"))
     upload = ["export", "--format", "neuronpedia-upload", *here]
@@ -240,7 +237,7 @@ def test_the_command_opens_the_model_and_tells_what_it_cut(tmp_path):
     (path,) = map(Path, done.stdout.splitlines())
     assert "1 cut to 512 characters: planted:mlp.2:3" in done.stderr
     (row,) = bodies([path])[0]["features"]
-    subject = Subject.load(str(tmp_path / "planted"))
+    subject = Subject.load(str(model))
     source = open_source(subject, SourceId.parse("planted:mlp.2"))
     effects = promoted(subject, source, Feature(source.id, 3), count=EFFECTS)
     assert [effect["token"] for effect in row["topLogits"]] == [effect.token for effect in effects.top]

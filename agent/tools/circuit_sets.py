@@ -6,7 +6,7 @@ Random halves of the nodes outside a circuit, and random circuits of its make-up
 import random
 from collections.abc import Sequence
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -67,10 +67,7 @@ class KeepOnly:
             others = _parts(chosen, seed)
         items = new_first(lab, (set_item("keep", nodes, lab=lab) for nodes in others if nodes), args.count)
         control = random_sets(lab, chosen, count=CONTROLS, seed=seed + 50)
-        plan = {
-            "control": [dict(set_item("keep", nodes, lab=lab).about) for nodes in control],
-            "what": f"{len(control)} random circuits of the same make-up",
-        }
+        plan = _control("keep", control, "random circuits of the same make-up", lab)
         whole = set_item("keep", chosen, lab=lab)
         return Design("Does the circuit do the task alone?", "effect", (whole, *items), plan)
 
@@ -112,10 +109,7 @@ class CutTogether:
             some = _others(lab, first, seed) if args.expect == "silence" else _mixed(lab, first, seed)
             items = new_first(lab, (set_item("cut", nodes, lab=lab) for nodes in some), args.count)
         control = random_sets(lab, first, count=CONTROLS, seed=seed + 50, among=_outside(lab, first))
-        plan = {
-            "control": [dict(set_item("cut", nodes, lab=lab).about) for nodes in control],
-            "what": f"{len(control)} random sets of the same make-up outside",
-        }
+        plan = _control("cut", control, "random sets of the same make-up outside", lab)
         whole = set_item("cut", first, lab=lab)
         return Design("What goes where several nodes are cut at once?", "effect", (whole, *items), plan)
 
@@ -157,8 +151,7 @@ class SwapPrompts:
         control = random_sets(lab, circuit, count=CONTROLS, seed=seed + 50, among=_outside(lab, circuit))
         plan = {
             "prompts": args.prompts,
-            "control": [dict(set_item("cut", nodes, lab=lab).about) for nodes in control],
-            "what": f"{len(control)} random sets of the same make-up outside, cut",
+            **_control("cut", control, "random sets of the same make-up outside, cut", lab),
         }
         return Design("Is it the same on fresh prompts?", "effect", tuple(items), plan)
 
@@ -172,6 +165,14 @@ class SwapPrompts:
             lab.metric: {"clean": done.clean.value, "corrupted": done.corrupted.value},
         }
         return measured(lab, runs, design, headline=0, found=found)
+
+
+def _control(
+    way: Literal["cut", "keep"], control: Sequence[Sequence[Node]], what: str, lab: BehaviourLab
+) -> dict[str, Any]:
+    """A design's plan for sets that should do nothing."""
+    about = [dict(set_item(way, nodes, lab=lab).about) for nodes in control]
+    return {"control": about, "what": f"{len(control)} {what}"}
 
 
 def _outside(lab: BehaviourLab, circuit: Sequence[Node]) -> list[Node]:
