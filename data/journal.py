@@ -1,11 +1,10 @@
 """The journal: everything an investigation said, predicted, saw and spent, in an order that cannot be rewritten.
 
 An investigation is known by a short id. Its hypotheses, experiments, predictions and observations are rows that are
-only ever added. A prediction is a link of a chain: its hash covers the hash before it, so that none can be changed,
-left out or put in later without the chain breaking (`broken_link`). The database itself refuses an observation
-of an experiment that has no earlier prediction, a second one, and any change to either. What is spent is in the
-ledger, keyed by the hash of what was done, so that nothing is charged twice; what is decided is kept by step, so
-that an interrupted investigation goes on with the decisions it had taken. Each method is one transaction.
+only ever added; predictions are chained (chain.py). The database itself refuses an observation of an experiment that
+has no earlier prediction, a second one, and any change to either. What is spent is in the ledger, keyed by the hash
+of what was done, so that nothing is charged twice; what is decided is kept by step, so that an interrupted
+investigation goes on with the decisions it had taken. Each method is one transaction.
 """
 
 import hashlib
@@ -20,6 +19,8 @@ from typing import Any
 from sqlite_utils import Database
 
 from ..subject.errors import NeuronautError
+from . import chain
+from .chain import as_json
 from .database import reported, transaction
 from .journal_values import Charge, End, Experiment, Json, Observation, Opened, Prediction
 from .writing import now
@@ -41,8 +42,8 @@ class Journal:
 
     def begin(self, opened: Opened) -> bool:
         """Write an investigation down; False where it is there already."""
-        values = [opened.id, opened.kind, opened.target, opened.policy, _json(opened.settings),
-                  _json(opened.provenance), opened.parent, now()]  # fmt: skip
+        values = [opened.id, opened.kind, opened.target, opened.policy, as_json(opened.settings),
+                  as_json(opened.provenance), opened.parent, now()]  # fmt: skip
         with self.transaction() as connection:
             cursor = connection.execute(
                 "INSERT INTO investigations (id, kind, target, policy, settings, provenance, parent, status, created)"
@@ -83,7 +84,7 @@ class Journal:
             row = {"seq": found.fetchone()[0], "time": now(), "kind": kind, **payload}
             cursor = connection.execute(
                 "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (investigation, key) DO NOTHING",
-                [id, row["seq"], row["time"], kind, key, _json(payload)],
+                [id, row["seq"], row["time"], kind, key, as_json(payload)],
             )
         return row if cursor.rowcount else None
 
@@ -106,7 +107,7 @@ class Journal:
         with self.transaction() as connection:
             connection.execute(
                 "INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                [id, step, role, _json(decision), now()],
+                [id, step, role, as_json(decision), now()],
             )
 
     def decision(self, id: str, step: int) -> Row | None:
@@ -133,7 +134,7 @@ class Journal:
             names = [f"H{count + number}" for number in range(1, len(hypotheses) + 1)]
             connection.executemany(
                 "INSERT INTO hypotheses (investigation, name, step, origin, body, created) VALUES (?, ?, ?, ?, ?, ?)",
-                [(id, name, step, origin, _json(body), now()) for name, body in zip(names, hypotheses, strict=True)],
+                [(id, name, step, origin, as_json(body), now()) for name, body in zip(names, hypotheses, strict=True)],
             )
         return names
 
@@ -180,7 +181,7 @@ class Journal:
             connection.execute(
                 "INSERT INTO observations VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [id, experiment, observation.status, _packed(observation.result), observation.reason,
-                 _json(observation.cost), time.time_ns()],
+                 as_json(observation.cost), time.time_ns()],
             )  # fmt: skip
 
     def observations(self, id: str, *, known: Mapping[str, Observation] | None = None) -> dict[str, Observation]:
@@ -205,12 +206,8 @@ class Journal:
 
     def broken_link(self, id: str) -> str | None:
         """Where the chain of predictions does not hold: the experiment and hypothesis; None where it holds."""
-        previous = _genesis(id)
-        for row in self._query("SELECT * FROM predictions WHERE investigation = ? ORDER BY seq", id):
-            if row["previous"] != previous or row["hash"] != _link(previous, row):
-                return f"{row['experiment']} {row['hypothesis']}"
-            previous = row["hash"]
-        return None
+        rows = self._query("SELECT * FROM predictions WHERE investigation = ? ORDER BY seq", id)
+        return chain.broken(id, rows)
 
     # The holdout
 
@@ -258,28 +255,12 @@ class Journal:
         cursor = connection.execute(
             "INSERT INTO experiments (investigation, name, tool, args, purpose, survey, role, round, key, design, base,"
             " reference, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            [id, experiment.name, experiment.tool, _json(experiment.args), experiment.purpose, experiment.survey,
-             experiment.role, experiment.round, experiment.key, _packed(experiment.design), _json(experiment.base),
+            [id, experiment.name, experiment.tool, as_json(experiment.args), experiment.purpose, experiment.survey,
+             experiment.role, experiment.round, experiment.key, _packed(experiment.design), as_json(experiment.base),
              experiment.reference, now()],
         )  # fmt: skip
-        if not cursor.rowcount:
-            return
-        last = connection.execute(
-            "SELECT seq, hash FROM predictions WHERE investigation = ? ORDER BY seq DESC LIMIT 1", [id]
-        ).fetchone()
-        seq, previous = (0, _genesis(id)) if last is None else (last["seq"], last["hash"])
-        for prediction in experiment.predictions:
-            seq += 1
-            row: Row = {
-                "investigation": id, "seq": seq, "experiment": experiment.name, "hypothesis": prediction.hypothesis,
-                "expected": _json(prediction.expected), "created": time.time_ns(), "previous": previous,
-            }  # fmt: skip
-            row["hash"] = previous = _link(previous, row)
-            connection.execute(
-                "INSERT INTO predictions (investigation, seq, experiment, hypothesis, expected, created, previous,"
-                " hash) VALUES (:investigation, :seq, :experiment, :hypothesis, :expected, :created, :previous, :hash)",
-                row,
-            )  # fmt: skip
+        if cursor.rowcount:
+            chain.extend(connection, id, experiment)
 
     def _charge(self, connection: sqlite3.Connection, id: str, key: str, kind: str, charge: Charge) -> None:
         connection.execute(
@@ -294,29 +275,16 @@ class Journal:
 
 def opened_id(kind: str, target: str, policy: str, settings: Json) -> str:
     """The id of an investigation: the same one again has the same id."""
-    said = _json({"kind": kind, "target": target, "policy": policy, "settings": settings})
+    said = as_json({"kind": kind, "target": target, "policy": policy, "settings": settings})
     return hashlib.sha256(said.encode()).hexdigest()[:10]
-
-
-def _genesis(id: str) -> str:
-    return hashlib.sha256(f"investigation {id}".encode()).hexdigest()
-
-
-def _link(previous: str, row: Row) -> str:
-    said = [previous, row["experiment"], row["hypothesis"], row["expected"], row["created"]]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _told(row: Row) -> Row:
     return {**row, **{name: json.loads(row[name]) for name in ("settings", "provenance")}}
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
 def _packed(value: Json) -> bytes:
-    return zlib.compress(_json(value).encode("utf-8", "replace"))
+    return zlib.compress(as_json(value).encode("utf-8", "replace"))
 
 
 def _unpacked(packed: bytes) -> dict[str, Any]:

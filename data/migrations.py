@@ -289,6 +289,14 @@ def m007_journal(db: Database) -> None:
             investigation TEXT NOT NULL REFERENCES investigations(id), seq INTEGER NOT NULL, time TEXT NOT NULL,
             kind TEXT NOT NULL, key TEXT NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (investigation, seq),
             UNIQUE (investigation, key))""",
+    ):
+        db.conn.execute(statement)
+    _guard_journal(db)
+
+
+def _guard_journal(db: Database) -> None:
+    """Let the database itself refuse what would spoil a journal."""
+    for statement in (
         """CREATE TRIGGER observations_after_predictions BEFORE INSERT ON observations
            WHEN NOT EXISTS (SELECT 1 FROM experiments WHERE investigation = new.investigation
                             AND name = new.experiment AND survey = 1)
