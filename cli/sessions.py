@@ -172,6 +172,8 @@ def _table(rows: list[Row]) -> str:
 
 
 def _replayed(rows: list[Row]) -> str:
+    from ..agent.investigation.judging import FORMULA
+
     row: dict[str, Any] = rows[0]
     if row["same"]:
         return (
@@ -179,5 +181,6 @@ def _replayed(rows: list[Row]) -> str:
         )
     faults = [f"rounds {', '.join(map(str, row['different']))} come out otherwise"] * bool(row["different"])
     faults += ["the evidence does not say what was frozen"] * (not row["frozen"])
+    faults += [f"it was judged by {name}, this Neuronaut judges by {FORMULA}" for name in row["formulas"]]
     faults += [f"the chain of predictions breaks at {row['broken']}"] * (row["broken"] is not None)
     return f"{row['id']}: not the same: {'; '.join(faults)}"

@@ -88,9 +88,11 @@ class Journal:
             )
         return row if cursor.rowcount else None
 
-    def events(self, id: str, *, after: int = 0) -> list[Row]:
-        """The transcript from an event on."""
-        found = self._query("SELECT * FROM events WHERE investigation = ? AND seq > ? ORDER BY seq", id, after)
+    def events(self, id: str, *, kind: str | None = None) -> list[Row]:
+        """The transcript, or what it has of one kind."""
+        found = self._query(
+            "SELECT * FROM events WHERE investigation = ? AND kind = coalesce(?, kind) ORDER BY seq", id, kind
+        )
         return [
             {"seq": row["seq"], "time": row["time"], "kind": row["kind"], **json.loads(row["payload"])} for row in found
         ]

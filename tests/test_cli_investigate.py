@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from neuronaut.agent.investigation.citing import uncited
+from neuronaut.agent.investigation.judging import FORMULA
 from neuronaut.cli import investigating
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
@@ -187,6 +188,19 @@ def test_a_replay_is_the_same_to_the_bit_until_something_is_changed(done: Mappin
     result = run("sessions", "replay", done["id"], "-d", copy, code=1)
     assert "not the same" in result.stdout
     assert "the chain of predictions breaks at" in result.stdout
+
+
+def test_a_replay_tells_that_verdicts_were_another_formulas(done: Mapping[str, Any], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    run("db", "backup", copy)
+    with Store(copy) as store:
+        store.db.conn.execute(
+            """UPDATE events SET payload = json_set(payload, '$.formula', 'verdicts-0', '$.rivals[0].log_odds', 9)
+            WHERE kind = 'judged'"""
+        )
+    result = run("sessions", "replay", done["id"], "-d", copy, code=1)
+    assert "come out otherwise" in result.stdout
+    assert f"it was judged by verdicts-0, this Neuronaut judges by {FORMULA}" in result.stdout
 
 
 def test_exports(done: Mapping[str, Any], tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def checkpoints(path: str) -> Generator[BaseCheckpointSaver[Any]]:
         return
     connection = sqlite3.connect(f"{path}.checkpoints", check_same_thread=False, timeout=60)
     try:
+        # The log beside the file is emptied into it ten times as often as SQLite does by itself: 0.4 MB at most.
+        connection.execute("PRAGMA wal_autocheckpoint = 100")
         yield Latest(connection)
     finally:
         connection.close()

@@ -134,7 +134,7 @@ class Decider:
         """The decisions of a role that were not accepted."""
         work = self._work
         taken = {decision["step"]: decision for decision in work.journal.decisions(work.id)}
-        rejected = [event for event in work.journal.events(work.id) if event["kind"] == "rejected"]
+        rejected = work.journal.events(work.id, kind="rejected")
         return [
             Refused(event["step"], taken[event["step"]].get("action"), event["reason"])
             for event in rejected

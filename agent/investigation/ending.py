@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...data.journal_values import End, Experiment, Observation
 from ...data.records import Explanation, Score
 from ...data.store import Store
+from .claims import claims
 from .controls import ControlResult
 from .graph import State
 from .hypotheses import Hypothesis
-from .judging import claims
 
 if TYPE_CHECKING:
     from .work import Work
@@ -179,7 +179,7 @@ class Ending:
         if answer == "supported":
             read = work.journal.event_of(work.id, HOLDOUT) or {"scores": []}
             scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in read["scores"]]
-            failed = [e["name"] for e in work.journal.events(work.id) if e["kind"] == "control" and not e["passed"]]
+            failed = [e["name"] for e in work.journal.events(work.id, kind="control") if not e["passed"]]
             if fault := self._examiner.shortfall(scores):
                 return "open", fault
             if failed:

@@ -15,9 +15,10 @@ An item that was measured before counts once. Whatever is said by anyone changes
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import exp, log
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from .hypotheses import NULLS, Hypothesis
 from .levels import EDGES, Forecast, base_rate, brier, forecast, levels_of
 from .view import Rival, Status
 
+FORMULA = "verdicts-1"
+"""Names this arithmetic, with that of levels.py, in stored verdicts: another one may come to other verdicts."""
 RESOLVED, SILENCES, ODDS, HITS = 8, 3, 20.0, 0.75
 TESTED = 4
 """Experiments after which "no pattern" may be the answer."""
@@ -47,7 +50,8 @@ class _Tally:
     status: Status = "live"
     resolved: int = 0
     silences: int = 0
-    briers: list[float] = field(default_factory=list)
+    brier: float = 0.0
+    """Sum over what is resolved."""
     right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     seen: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     """Items by level that was seen: on how many the likeliest level was that one, and how many there were."""
@@ -56,6 +60,96 @@ class _Tally:
     def hits(self) -> float | None:
         met = self.seen > 0
         return float((self.right[met] / self.seen[met]).mean()) if met.any() else None
+
+
+class Judge:
+    """Judges what was observed, experiment by experiment, and remembers those that nothing can change any more."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._tallies: dict[str, _Tally] = {}
+        self._met: set[object] = set()
+        """Items that were measured."""
+        self._taken = 0
+
+    def after(
+        self, hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment],
+        observations: Mapping[str, Observation],
+    ) -> tuple[Rival, ...]:  # fmt: skip
+        """How every hypothesis stands after all observations. The same experiments as the last time, and later ones."""
+        while self._taken < len(experiments) and experiments[self._taken].name in observations:
+            self._take(experiments[self._taken], hypotheses, observations)
+            self._taken += 1
+        # What was not observed yet may be by the next time.
+        ahead = self._copy() if self._taken < len(experiments) else self
+        for experiment in experiments[self._taken :]:
+            ahead._take(experiment, hypotheses, observations)
+        return _ranked(ahead._tallies, hypotheses)
+
+    def _copy(self) -> "Judge":
+        ahead = Judge(self._kind)
+        ahead._tallies, ahead._met = deepcopy(self._tallies), set(self._met)
+        return ahead
+
+    def _take(
+        self, experiment: Experiment, hypotheses: Mapping[str, Hypothesis], observations: Mapping[str, Observation]
+    ) -> None:
+        # The rivals of the first experiment begin level.
+        entry = _entry(self._tallies)
+        for prediction in experiment.predictions:
+            self._tallies.setdefault(prediction.hypothesis, _Tally(entry))
+        values = seen_of(experiment, observations)
+        if values is not None and counts_for_odds(experiment, self._kind):
+            new = self._new(experiment)
+            if new.any():
+                self._resolve(hypotheses, experiment, levels_of(values), new)
+
+    def _new(self, experiment: Experiment) -> NDArray[np.bool_]:
+        """Which items were not measured before, and from now on were. A response is known by its window up to the
+        pivot, an effect by what it is of and by the draw of prompts."""
+        said, draw = [], experiment.args.get("prompts")
+        for item in experiment.design["items"]:
+            known = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
+            said.append(known not in self._met)
+            self._met.add(known)
+        return np.array(said, np.bool_)
+
+    def _resolve(
+        self, hypotheses: Mapping[str, Hypothesis], experiment: Experiment, seen: NDArray[np.int64],
+        new: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
+        """Move the odds by what one experiment's new items showed."""
+        seen, items = seen[new], np.arange(int(new.sum()))
+        said = {p.hypothesis: forecast(p.expected, experiment.base)[new] for p in experiment.predictions}
+        against = said.get(experiment.reference or "")
+        for prediction in experiment.predictions:
+            name, tally = prediction.hypothesis, self._tallies[prediction.hypothesis]
+            mine = said[name]
+            if against is not None and name != experiment.reference:
+                differ = telling(mine, against)
+                ratio = np.log(mine[items, seen] / against[items, seen])[differ].sum()
+                tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
+            expected = [value for value, fresh in zip(prediction.expected, new.tolist(), strict=True) if fresh]
+            sure = np.array([value is not None for value in expected])
+            if sure.any():
+                tally.resolved += 1
+                tally.silences += expects_silence(expected)
+                tally.brier += brier(mine[sure], seen[sure])
+                np.add.at(tally.right, seen[sure], (mine.argmax(axis=1) == seen)[sure])
+                np.add.at(tally.seen, seen[sure], 1)
+        best = _best(self._tallies)
+        for name, tally in self._tallies.items():
+            if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
+                tally.status = "refuted"
+
+
+def _best(tallies: Mapping[str, _Tally]) -> float:
+    return max(tally.log_odds for tally in tallies.values() if tally.status == "live")
+
+
+def _entry(tallies: Mapping[str, _Tally]) -> float:
+    """Where a hypothesis begins."""
+    return _best(tallies) - ENTRY if tallies else 0.0
 
 
 class Verdict(NamedTuple):
@@ -71,7 +165,7 @@ class Verdict(NamedTuple):
 
 def counts_for_odds(experiment: Experiment, kind: str) -> bool:
     """Whether an experiment bears on the odds: responses of features, effects in behaviours. Effects of a feature are
-    about its single causal claims (`claims`)."""
+    about its single causal claims (claims.py)."""
     return not experiment.survey and (experiment.design["readout"] == "response") == (kind == "feature")
 
 
@@ -80,25 +174,7 @@ def judge(
     *, kind: str,
 ) -> tuple[Rival, ...]:  # fmt: skip
     """How every hypothesis stands after all observations, the leader first, those that are out last."""
-    tallies: dict[str, _Tally] = {}
-    met: set[object] = set()
-    first = _first(hypotheses, experiments)
-    for name in hypotheses:
-        if name in first:
-            tallies[name] = _Tally(0.0)
-    for experiment in experiments:
-        for prediction in experiment.predictions:
-            name = prediction.hypothesis
-            if name not in tallies:
-                tallies[name] = _Tally(_best(tallies) - ENTRY)
-        values = _seen(experiment, observations)
-        if values is not None and counts_for_odds(experiment, kind):
-            new = _new(experiment, met)
-            if new.any():
-                _resolve(tallies, hypotheses, experiment, levels_of(values), new)
-    for name in hypotheses:
-        tallies.setdefault(name, _Tally((_best(tallies) if tallies else 0.0) - ENTRY))
-    return _ranked(tallies, hypotheses)
+    return Judge(kind).after(hypotheses, experiments, observations)
 
 
 def verdict(
@@ -111,7 +187,7 @@ def verdict(
     leader = live[0]
     alike = _alike(leader.name, experiments, observations)
     if leader.hypothesis.kind == "no_pattern":
-        tested = sum(bool(e.predictions) and _seen(e, observations) is not None for e in experiments)
+        tested = sum(bool(e.predictions) and seen_of(e, observations) is not None for e in experiments)
         if tested < TESTED:
             return Verdict("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
         return Verdict("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
@@ -130,7 +206,7 @@ def verdict(
     return Verdict("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)
 
 
-def _seen(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
+def seen_of(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
     """The observed values; None where there are none."""
     observation = observations.get(experiment.name)
     return observation.result["values"] if observation is not None and observation.status == "ok" else None
@@ -159,108 +235,15 @@ def base_of(
     """The base rate of levels among all that was seen of a readout."""
     counts = np.zeros(4)
     for experiment in experiments:
-        values = _seen(experiment, observations)
+        values = seen_of(experiment, observations)
         if values is not None and not experiment.survey and experiment.design["readout"] == readout:
             counts += np.bincount(levels_of(values), minlength=4)
     return tuple(round(share, 6) for share in base_rate(counts.tolist()))
 
 
-def claims(
-    hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
-) -> list[dict[str, Any]]:
-    """Every claim about what a feature writes or reads, with what experiments saw: `hypothesis` (the first that makes
-    it), `claim`, `item`, `expected`, `values` (by experiment name) and `verdict`: supported where every measurement
-    agrees in level or is stronger in its direction, refuted where none does, mixed else, untested where there is none.
-    What experiments saw of a claim has nothing to do with who makes it, nor with when the feature fires."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, hypothesis in hypotheses.items():
-        for claim, sort, expected, named in (
-            ("promotes", "token", 1.0, hypothesis.promotes),
-            ("suppresses", "token", -1.0, hypothesis.suppresses),
-            ("reads", "node", 1.0, hypothesis.reads),
-        ):
-            for what in named:
-                if (claim, what) not in found:
-                    values = _seen_of(sort, what, experiments, observations)
-                    found[claim, what] = {
-                        "hypothesis": name, "claim": claim, "item": what, "expected": expected, "values": values,
-                        "verdict": _borne_out([value * expected >= EDGES[1] for value in values.values()]),
-                    }  # fmt: skip
-    return list(found.values())
-
-
-def _borne_out(agreed: Sequence[bool]) -> str:
-    return "untested" if not agreed else "supported" if all(agreed) else "mixed" if any(agreed) else "refuted"
-
-
-def _seen_of(
-    sort: str, what: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
-) -> dict[str, float]:
-    """The value of an item in every experiment on effects that measured it."""
-    values: dict[str, float] = {}
-    for experiment in experiments:
-        seen = _seen(experiment, observations)
-        if seen is None or experiment.survey or experiment.design["readout"] != "effect":
-            continue
-        for item, value in zip(experiment.design["items"], seen, strict=True):
-            if item.get("about", {}).get(sort) == what:
-                values[experiment.name] = value
-    return values
-
-
-def _first(hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment]) -> set[str]:
-    """The rivals of the first experiment, who begin level; all of them while there is none."""
-    predicted = next((e.predictions for e in experiments if e.predictions), None)
-    return set(hypotheses) if predicted is None else {prediction.hypothesis for prediction in predicted}
-
-
 def _length(hypothesis: Hypothesis) -> int:
     """How much a hypothesis says, for choosing the shortest of equals."""
     return len(hypothesis.nodes) if hypothesis.rule is None else hypothesis.rule.length()
-
-
-def _best(tallies: Mapping[str, _Tally]) -> float:
-    return max(tally.log_odds for tally in tallies.values() if tally.status == "live")
-
-
-def _new(experiment: Experiment, met: set[object]) -> NDArray[np.bool_]:
-    """Which items were not measured before, and from now on were. A response is known by its window up to the pivot, an
-    effect by what it is of and by the draw of prompts."""
-    said, draw = [], experiment.args.get("prompts")
-    for item in experiment.design["items"]:
-        known = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
-        said.append(known not in met)
-        met.add(known)
-    return np.array(said, np.bool_)
-
-
-def _resolve(
-    tallies: dict[str, _Tally], hypotheses: Mapping[str, Hypothesis], experiment: Experiment, seen: NDArray[np.int64],
-    new: NDArray[np.bool_],
-) -> None:  # fmt: skip
-    """Move the odds by what one experiment's new items showed."""
-    seen, items = seen[new], np.arange(int(new.sum()))
-    said = {p.hypothesis: forecast(p.expected, experiment.base)[new] for p in experiment.predictions}
-    against = said.get(experiment.reference or "")
-    for prediction in experiment.predictions:
-        name, tally = prediction.hypothesis, tallies[prediction.hypothesis]
-        mine = said[name]
-        if against is not None and name != experiment.reference:
-            differ = telling(mine, against)
-            ratio = np.log(mine[items, seen] / against[items, seen])[differ].sum()
-            tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
-        expected = [value for value, fresh in zip(prediction.expected, new.tolist(), strict=True) if fresh]
-        sure = np.array([value is not None for value in expected])
-        if sure.any():
-            tally.resolved += 1
-            tally.silences += expects_silence(expected)
-            tally.briers.append(brier(mine[sure], seen[sure]))
-            np.add.at(tally.right, seen[sure], (mine.argmax(axis=1) == seen)[sure])
-            np.add.at(tally.seen, seen[sure], 1)
-    best = _best(tallies)
-    for name, tally in tallies.items():
-        if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
-            tally.status = "refuted"
 
 
 def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]) -> tuple[str, ...]:
@@ -269,7 +252,7 @@ def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping
     responses = any(e.predictions and e.design["readout"] == "response" for e in experiments)
     for experiment in experiments:
         mine = forecasts(experiment, leader)
-        if mine is None or _seen(experiment, observations) is None:
+        if mine is None or seen_of(experiment, observations) is None:
             continue
         if not counts_for_odds(experiment, "feature" if responses else "behaviour"):
             continue
@@ -280,7 +263,8 @@ def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping
     return tuple(name for name, differed in met.items() if not differed)
 
 
-def _ranked(tallies: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> tuple[Rival, ...]:
+def _ranked(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> tuple[Rival, ...]:
+    tallies = {**known, **{name: _Tally(_entry(known)) for name in hypotheses if name not in known}}
     live = {name: tally.log_odds for name, tally in tallies.items() if tally.status == "live"}
     top = max(live.values(), default=0.0)
     total = sum(exp(value - top) for value in live.values())
@@ -288,7 +272,7 @@ def _ranked(tallies: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis])
         Rival(
             name, hypotheses[name], tally.status, round(tally.log_odds, 6),
             exp(tally.log_odds - top) / total if name in live else 0.0, tally.resolved, tally.silences, tally.hits,
-            float(np.mean(tally.briers)) if tally.briers else None,
+            tally.brier / tally.resolved if tally.resolved else None,
         )
         for name, tally in tallies.items()
     ]  # fmt: skip

@@ -21,8 +21,6 @@ EDGES = (-0.1, 0.1, 0.5)
 MIDDLE: dict[Level, float] = {"reversed": -0.5, "silent": 0.0, "weak": 0.3, "strong": 1.0}
 """The value that stands for a level where someone names only the level."""
 
-FORMULA = "levels-1"
-"""Names the constants of this module in stored records."""
 SPREAD, SLOPE, SLIP = 0.05, 0.15, 0.08
 
 Forecast = NDArray[np.float64]

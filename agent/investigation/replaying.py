@@ -12,7 +12,7 @@ from ...data.journal import Journal, opened_id
 from ...data.journal_values import Opened
 from ...subject.errors import NeuronautError
 from .hypotheses import Hypothesis
-from .judging import judge, verdict
+from .judging import FORMULA, judge, verdict
 from .steps import told
 
 
@@ -31,6 +31,8 @@ class Replay(NamedTuple):
     """Whether that is what was frozen; True where nothing is frozen yet."""
     broken: str | None
     """Where the chain of predictions does not hold."""
+    formulas: tuple[str, ...]
+    """By which arithmetic it was judged, where that was not this code's."""
 
     @property
     def same(self) -> bool:
@@ -44,10 +46,10 @@ def replay(journal: Journal, id: str) -> Replay:
     id, kind = row["id"], row["kind"]
     every, observations = journal.experiments(id), journal.observations(id)
     hypotheses = journal.hypotheses(id)
-    events = journal.events(id)
-    rounds = {event["round"]: event for event in events if event["kind"] == "judged"}
+    rounds = {event["round"]: event for event in journal.events(id, kind="judged")}
+    others = tuple({event["formula"] for event in rounds.values()} - {FORMULA})
     if (broken := journal.broken_link(id)) is not None:
-        return Replay(id, len(rounds), tuple(rounds), "open", None, False, broken)
+        return Replay(id, len(rounds), tuple(rounds), "open", None, False, broken, others)
     different = []
     for round, event in rounds.items():
         names = {rival["name"] for rival in event["rivals"]}
@@ -62,7 +64,7 @@ def replay(journal: Journal, id: str) -> Replay:
     frozen = journal.event_of(id, "frozen")
     # A target that was refused has no hypotheses, so there is nothing to judge.
     kept = frozen is None or not known or (frozen["evidence"], frozen["hypothesis"]) == (found.answer, found.leader)
-    return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, None)
+    return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, None, others)
 
 
 def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> Opened:

@@ -15,8 +15,9 @@ import numpy as np
 from ...data.journal import Journal
 from ...data.journal_values import Experiment, Json, Observation
 from ...explainers.rules import Rule
+from .claims import claims
 from .hypotheses import Hypothesis
-from .judging import claims, counts_for_odds, forecasts, judge
+from .judging import counts_for_odds, forecasts, judge
 from .levels import LEVELS, brier, levels_of
 from .report_values import Contender, Forecasted, Report, Standing, Trial
 from .view import Rival

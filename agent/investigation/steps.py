@@ -19,7 +19,7 @@ from .deciding import TURNS, Decider
 from .experiments import Tool
 from .graph import Node, State
 from .hypotheses import NULLS
-from .judging import Verdict, verdict
+from .judging import FORMULA, Verdict, verdict
 from .planning import design_of
 from .view import Rival
 from .work import Work
@@ -63,15 +63,15 @@ class Steps:
         """Run what is planned and not observed."""
         work = self._work
         work.catch_up()
-        for experiment in work.standing().experiments:
-            if experiment.name not in work.standing().observations:
+        _, experiments, observed = work.standing()
+        for experiment in (e for e in experiments if e.round == state["round"] or e.name not in observed):
+            if experiment.name not in observed:
                 self._run(experiment)
-            if experiment.round == state["round"]:
-                observation = work.standing().observations[experiment.name]
-                shown = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
-                work.event("observed", {"experiment": experiment.name, "tool": experiment.tool,
-                                        "status": observation.status, **shown, "reason": observation.reason,
-                                        **observation.cost}, key=f"observed:{experiment.name}")  # fmt: skip
+            observation = work.standing().observations[experiment.name]
+            shown = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
+            work.event("observed", {"experiment": experiment.name, "tool": experiment.tool,
+                                    "status": observation.status, **shown, "reason": observation.reason,
+                                    **observation.cost}, key=f"observed:{experiment.name}")  # fmt: skip
         return {}
 
     def _run(self, experiment: Experiment) -> None:
@@ -95,7 +95,8 @@ class Steps:
         """Turn observations into odds, and see whether to go on."""
         work, round = self._work, state["round"]
         rivals, experiments, observations = work.standing()
-        work.event("judged", {"round": round, "rivals": [told(rival) for rival in rivals]}, key=f"judged:{round}")
+        judged = {"round": round, "formula": FORMULA, "rivals": [told(rival) for rival in rivals]}
+        work.event("judged", judged, key=f"judged:{round}")
         spent = work.journal.spent(work.id)
         limits = {kind: value for kind, value in asdict(work.limits).items() if value is not None}
         work.event("spent", {**spent._asdict(), "limits": limits}, key=f"spent:{round}")

@@ -16,7 +16,7 @@ from .budget import Limits
 from .ending import Ending
 from .experiments import Tool
 from .hypotheses import Hypothesis
-from .judging import Verdict, judge, verdict
+from .judging import Judge, Verdict, verdict
 from .planning import design_of
 from .view import Rival
 
@@ -64,6 +64,7 @@ class Work:
     """What scorers ask a language model through."""
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
     _standing: Standing = Standing((), [], {})
+    _judge: Judge | None = None
     _taken: int = 0
     """Observations that the lab knows of."""
 
@@ -80,7 +81,8 @@ class Work:
         observations = self.journal.observations(self.id, known=known.observations)
         new = len(experiments) > len(known.experiments) or len(observations) > len(known.observations)
         if new or len(hypotheses) > len(known.rivals):
-            rivals = judge(hypotheses, experiments, observations, kind=self.lab.kind)
+            self._judge = self._judge or Judge(self.lab.kind)
+            rivals = self._judge.after(hypotheses, experiments, observations)
             self._standing = Standing(rivals, experiments, observations)
         return self._standing
 
