@@ -1,6 +1,8 @@
 """`neuronaut investigate`: rival explanations of a feature or a behaviour, put to experiments until one stands."""
 
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,7 +38,7 @@ _WORST = (0, 3, 4, 1)
 @click.option("--hide-names", is_flag=True, help="Do not tell the policy what the target is called.")
 @scorer_option
 @pair_options(rows=64)
-@output_option("--html", "Write the report as a page.")
+@output_option("--html", "Write the report as a page; of several, one each, with the target in its name.")
 @subject_options
 @result_options
 @click.pass_context
@@ -105,11 +107,15 @@ def _run(
         if desk is not None:
             say(told(desk.spent, priced=desk.price is not None))
     if html is not None:
-        if len(found) != 1:
-            say(f"--html shows one investigation; write each with: neuronaut sessions show ID --html {html}")
-        else:
-            write_page(store, found[0].report, html)
+        for session in found:
+            write_page(store, session.report, html if len(found) == 1 else _named(html, session.report.target))
     return found
+
+
+def _named(html: str, target: str) -> str:
+    """The file of one page of several."""
+    path = Path(html)
+    return str(path.with_name(f"{path.stem}-{re.sub('[^A-Za-z0-9._]+', '-', target)}{path.suffix}"))
 
 
 def _wish(

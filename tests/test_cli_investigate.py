@@ -97,9 +97,14 @@ def test_a_finished_investigation_becomes_a_page(done: Mapping[str, Any], tmp_pa
     assert done["id"] in html
 
 
-def test_several_targets_have_a_line_each_and_the_worst_exit_code(copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
+    copy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     targets = [RIVER, "planted:mlp.2:0", "--budget", "experiments=2", "-d", copy]
-    result = run("investigate", *targets, code=4)
+    result = run("investigate", *targets, "--html", tmp_path / "page.html", code=4)
+    for target in (RIVER, "planted:mlp.2:0"):
+        page = tmp_path / f"page-{target.replace(':', '-')}.html"
+        assert target in page.read_text(encoding="utf-8")
     assert [line.split()[:2] for line in result.stdout.splitlines()] == [
         [RIVER, "budget"], ["planted:mlp.2:0", "budget"]
     ]  # fmt: skip
