@@ -70,12 +70,7 @@ class Decider:
                 return {**step, "next": "freeze", "stop": f"submitted: {action.reason}"}
             return {**step, "next": "challenge"}
         if isinstance(action, Concede):
-            work.event(
-                "challenged",
-                {"verdict": f"the challenger conceded: {action.reason}"},
-                key=f"challenge:{state['challenges']}",
-            )
-            return {**step, "next": "freeze", "stop": "the challenger conceded"}
+            return {**step, **self._conceded(state, action)}
         if isinstance(action, UseTools):
             try:
                 self._planned[state["step"]] = self._experiments(state, action)
@@ -83,6 +78,16 @@ class Decider:
                 return self._missed(state, str(error), again="plan")
             return {**step, "next": "preregister"}
         return self._missed(state, action, again="plan")
+
+    def _conceded(self, state: State, action: Concede) -> Mapping[str, Any]:
+        """What follows where a challenger found nothing: the end, unless the evidence is not enough for a verdict."""
+        work, found = self._work, self._work.verdict()
+        again = found.answer == "open" and state["challenges"] + 1 < CHALLENGES
+        words = f"the challenger conceded: {action.reason}" + f"; but {found.reason}" * again
+        work.event("challenged", {"verdict": words}, key=f"challenge:{state['challenges']}")
+        if again:
+            return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
+        return {"next": "freeze", "stop": "the challenger conceded"}
 
     def _decide(self, state: State, phase: Phase, actions: Sequence[str]) -> Action | str:
         """The action of this step, or why there is none. What was decided before stands."""

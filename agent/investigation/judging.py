@@ -2,9 +2,11 @@
 
 The odds of a rival move against those of the leader of the time by the log-likelihood ratio of the observed levels,
 over the items on which the two differ; where these are more than EFFECTIVE, the ratio is scaled down to so many,
-since items of one experiment are not independent. A hypothesis that is put up later does not count what was known
-before: it enters ENTRY nats below the best rival of that time. Among equals the shorter leads.
-An item that was measured before counts once. Whatever is said by anyone changes nothing here.
+since items of one experiment are not independent. One that was wrong before is taken at its word less: the share of slips in its forecasts is that of its misses so far, counted together with
+RECORD items that slip as often as anyone may. So what is mostly right is not beaten by the base rate, which is never
+sure of anything. A hypothesis that is put up later does not count what was known before: it enters ENTRY nats below
+the best rival of that time. Among equals the shorter leads. An item that was measured before counts once. Whatever is
+said by anyone changes nothing here.
 
     supported       at least RESOLVED predictions, SILENCES of them on silence, odds above ODDS over every rival that
                     ever predicted otherwise, and the levels hit in at least HITS of the items (balanced over levels)
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from ...data.journal_values import Experiment, Observation
 from .hypotheses import NULLS, Hypothesis
-from .levels import EDGES, Forecast, base_rate, brier, forecast, levels_of
+from .levels import EDGES, SLIP, Forecast, base_rate, brier, forecast, levels_of, slipping
 from .view import Rival, Status
 
 FORMULA = "verdicts-1"
@@ -36,6 +38,8 @@ TESTED = 4
 EFFECTIVE = 6.0
 """Items of one experiment that count in full."""
 ENTRY = log(10)
+RECORD = 25
+"""Items of which every hypothesis is believed to have slipped on a share of SLIP."""
 TELLING = 0.3
 """Total variation between two forecasts of an item from which on they differ."""
 
@@ -55,6 +59,13 @@ class _Tally:
     right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     seen: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     """Items by level that was seen: on how many the likeliest level was that one, and how many there were."""
+
+    def believed(self, forecasts: Forecast, expected: Sequence[float | None]) -> Forecast:
+        """The forecasts with as many slips as are on record; where there was no opinion they stay."""
+        misses, items = float((self.seen - self.right).sum()), float(self.seen.sum())
+        slip = max(SLIP, (misses + SLIP * RECORD) / (items + RECORD))
+        sure = np.array([value is not None for value in expected])
+        return np.where(sure[:, None], slipping(forecasts, slip), forecasts)
 
     @property
     def hits(self) -> float | None:
@@ -120,20 +131,21 @@ class Judge:
     ) -> None:  # fmt: skip
         """Move the odds by what one experiment's new items showed."""
         seen, items = seen[new], np.arange(int(new.sum()))
-        said = {p.hypothesis: forecast(p.expected, experiment.base)[new] for p in experiment.predictions}
-        against = said.get(experiment.reference or "")
-        for prediction in experiment.predictions:
-            name, tally = prediction.hypothesis, self._tallies[prediction.hypothesis]
-            mine = said[name]
-            if against is not None and name != experiment.reference:
-                differ = telling(mine, against)
-                ratio = np.log(mine[items, seen] / against[items, seen])[differ].sum()
+        fresh = np.flatnonzero(new).tolist()
+        expected = {p.hypothesis: [p.expected[item] for item in fresh] for p in experiment.predictions}
+        said = {name: forecast(values, experiment.base) for name, values in expected.items()}
+        weighed = {name: self._tallies[name].believed(said[name], values) for name, values in expected.items()}
+        reference = experiment.reference or ""
+        for name, mine in said.items():
+            tally = self._tallies[name]
+            if reference in said and name != reference:
+                differ = telling(mine, said[reference])
+                ratio = np.log(weighed[name][items, seen] / weighed[reference][items, seen])[differ].sum()
                 tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
-            expected = [value for value, fresh in zip(prediction.expected, new.tolist(), strict=True) if fresh]
-            sure = np.array([value is not None for value in expected])
+            sure = np.array([value is not None for value in expected[name]])
             if sure.any():
                 tally.resolved += 1
-                tally.silences += expects_silence(expected)
+                tally.silences += expects_silence(expected[name])
                 tally.brier += brier(mine[sure], seen[sure])
                 np.add.at(tally.right, seen[sure], (mine.argmax(axis=1) == seen)[sure])
                 np.add.at(tally.seen, seen[sure], 1)

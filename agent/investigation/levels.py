@@ -39,6 +39,11 @@ def forecast(expected: Sequence[float | None], base: Sequence[float]) -> Forecas
     return np.array([said[value] for value in expected], np.float64).reshape(-1, 4)
 
 
+def slipping(forecasts: Forecast, slip: float) -> Forecast:
+    """Forecasts of expected values with another share of slips than SLIP."""
+    return slip / len(LEVELS) + (1 - slip) * (forecasts - SLIP / len(LEVELS)) / (1 - SLIP)
+
+
 def base_rate(counts: Sequence[float]) -> tuple[float, ...]:
     """The share of each level among those seen so far, as if each had been seen once before."""
     total = sum(counts) + len(LEVELS)

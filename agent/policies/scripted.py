@@ -29,8 +29,8 @@ from ..investigation.view import Rival, View
 from .standing import LEARN, WANT_OF_SILENCE, Standing, claiming
 from .weaken import at_peaks, at_positions, hypothesis, rivals
 
-REVISIONS = 5
-AIMED = 16
+REVISIONS = 7
+AIMED = 28
 """Edits of which the outcome is open, at most."""
 CALM = 2
 """Edits in a row without a surprise after which a rule is believed."""
