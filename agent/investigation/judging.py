@@ -2,11 +2,11 @@
 
 The odds of a rival move against those of the leader of the time by the log-likelihood ratio of the observed levels,
 over the items on which the two differ; where these are more than EFFECTIVE, the ratio is scaled down to so many,
-since items of one experiment are not independent. One that was wrong before is taken at its word less: the share of slips in its forecasts is that of its misses so far, counted together with
-RECORD items that slip as often as anyone may. So what is mostly right is not beaten by the base rate, which is never
-sure of anything. A hypothesis that is put up later does not count what was known before: it enters ENTRY nats below
-the best rival of that time. Among equals the shorter leads. An item that was measured before counts once. Whatever is
-said by anyone changes nothing here.
+since items of one experiment are not independent. One that was wrong before is taken at its word less: the share of
+slips in its forecasts is that of its misses so far, counted together with RECORD items that slip as often as anyone
+may. So what is mostly right is not beaten by the base rate, which is never sure of anything. A hypothesis that is put
+up later does not count what was known before: it enters ENTRY nats below the best rival of that time. Among equals
+the shorter leads. An item that was measured before counts once. Whatever is said by anyone changes nothing here.
 
     supported       at least RESOLVED predictions, SILENCES of them on silence, odds above ODDS over every rival that
                     ever predicted otherwise, and the levels hit in at least HITS of the items (balanced over levels)
