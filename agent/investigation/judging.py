@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ...data.journal_values import Experiment, Observation
 from .hypotheses import NULLS, Hypothesis
-from .levels import EDGES, SLIP, Forecast, base_rate, brier, forecast, levels_of, slipping
+from .levels import SLIP, Forecast, base_rate, brier, expects_silence, forecast, levels_of, slipping
 from .view import Rival, Status
 
 FORMULA = "verdicts-1"
@@ -233,12 +233,6 @@ def forecasts(experiment: Experiment, name: str) -> Forecast | None:
 def telling(one: Forecast, other: Forecast) -> NDArray[np.bool_]:
     """The items on which two forecasts differ. Each (item, level) -> (item,)."""
     return np.abs(one - other).sum(axis=1) / 2 > TELLING
-
-
-def expects_silence(expected: Sequence[float | None]) -> bool:
-    """Whether silence is expected of at least half of the items."""
-    silent = sum(value is not None and EDGES[0] <= value < EDGES[1] for value in expected)
-    return 2 * silent >= len(expected) > 0
 
 
 def base_of(

@@ -7,7 +7,7 @@ distribution around v with the standard deviation SPREAD + SLOPE |v|, mixed with
 that no observation is impossible. No opinion is the base rate: the levels that were seen so far.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import erf, sqrt
 from typing import Literal, get_args
 
@@ -30,6 +30,18 @@ Forecast = NDArray[np.float64]
 def levels_of(values: Sequence[float]) -> NDArray[np.int64]:
     """Index into LEVELS of each observed value. A value at an edge belongs to the level above it."""
     return np.searchsorted(EDGES, np.asarray(values, np.float64), side="right")
+
+
+def expects_silence(expected: Sequence[float | None]) -> bool:
+    """Whether silence is expected of at least half of the items."""
+    silent = sum(value is not None and EDGES[0] <= value < EDGES[1] for value in expected)
+    return 2 * silent >= len(expected) > 0
+
+
+def asks_for_silence(predicted: Iterable[Sequence[float | None]]) -> bool:
+    """Whether the likeliest rival that says anything expects silence; `predicted` by rival, the likeliest first. No
+    pattern, when it leads, predicts nothing, silence neither."""
+    return expects_silence(next((said for said in predicted if any(value is not None for value in said)), ()))
 
 
 def forecast(expected: Sequence[float | None], base: Sequence[float]) -> Forecast:

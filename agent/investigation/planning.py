@@ -18,8 +18,8 @@ from ...subject.errors import NeuronautError
 from .actions import Call
 from .experiments import Design, Item, Tool
 from .hypotheses import Hypothesis
-from .judging import base_of, expects_silence, telling
-from .levels import MIDDLE, forecast
+from .judging import base_of, telling
+from .levels import MIDDLE, asks_for_silence, forecast
 
 QUOTA = 0.4
 """Least share of the experiments for which the leader predicts silence on at least half of the items."""
@@ -111,14 +111,14 @@ class Planner:
         if not any(telling(one, other).any() for one, other in combinations(said, 2)):
             raise RejectedError(
                 f"{call.tool}: all rivals predict the same for all {len(design.items)} items, so nothing would be "
-                "learned; ask where they differ"
+                "learned; choose other inputs"
             )
 
     def _check_quota(self, planned: Sequence[Experiment]) -> None:
         every = [e for e in (*self._experiments, *planned) if not e.survey]
         if not any(not experiment.survey for experiment in planned):
             return
-        silent = sum(_leader_expects_silence(experiment) for experiment in every)
+        silent = sum(asks_for_silence(p.expected for p in experiment.predictions) for experiment in every)
         if silent < QUOTA * len(every):
             raise RejectedError(
                 f"the leader would predict silence for only {silent} of {len(every)} experiments, wanted at least "
@@ -141,12 +141,6 @@ def design_of(stored: Mapping[str, Any]) -> Design:
     """A design as it was written down."""
     items = [Item(item["label"], tuple(item["ids"]), item["pivot"], item["about"]) for item in stored["items"]]
     return Design(stored["question"], stored["readout"], tuple(items), stored["plan"])
-
-
-def _leader_expects_silence(experiment: Experiment) -> bool:
-    """Of the likeliest rival that says anything: no pattern, when it leads, predicts nothing, silence neither."""
-    said = (p.expected for p in experiment.predictions if any(value is not None for value in p.expected))
-    return expects_silence(next(said, ()))
 
 
 def _fault(error: ValidationError) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ...data.records import Example, Statistics
 from .experiments import Design, Measured
 from .hypotheses import Hypothesis
+from .levels import asks_for_silence
 
 Phase = Literal["propose", "plan", "challenge"]
 Status = Literal["live", "refuted", "retired"]
@@ -56,6 +57,13 @@ class Done:
     """By hypothesis name, what each item was expected to be; empty for surveys."""
     role: str = "proposer"
     """Whose idea it was: the proposer's or a challenger's."""
+    round: int = 0
+    """Of the plan that it was part of."""
+
+    @property
+    def of_silence(self) -> bool:
+        """Whether the leader of its time expected silence."""
+        return asks_for_silence(self.expected.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,5 +59,5 @@ def _done(experiment: Experiment, observation: Observation | None) -> Done:
         design_of(experiment.design), measured_of(observation.result) if ok and observation is not None else None,
         None if observation is None else observation.reason,
         {prediction.hypothesis: prediction.expected for prediction in experiment.predictions},
-        experiment.role,
+        experiment.role, experiment.round,
     )  # fmt: skip

@@ -19,7 +19,6 @@ from ...explainers.ask import in_steps
 from ...explainers.render import ACTIVE_MARKS, SILENT_MARKS, active, excerpt, fenced, spelled, strongest
 from ...explainers.rules import Rule
 from ..investigation.experiments import Tool
-from ..investigation.hypotheses import NULLS
 from ..investigation.judging import HITS, ODDS, RESOLVED, SILENCES
 from ..investigation.view import Done, Rival, View
 from .room import LONG, cut, line, plain, section
@@ -38,7 +37,7 @@ def places(view: View, tools: Mapping[str, Tool[Any]]) -> dict[str, str]:
     by name: their arguments are shown as far as they are not the usual ones."""
     done = [replace(one, args=_unusual(one, tools)) for one in reversed(view.done)]
     # With its number: the second time that the same is refused is another question, not answered from the log.
-    refused = f"\nYour last decision, number {view.step}, was not carried out:\n"
+    refused = f"\nYour last decision, number {view.step}, was not carried out, with none of its calls:\n"
     told = f"{refused}{fenced([line(view.rejected, LONG)])}\n" if view.rejected else ""
     return {
         "target": line(view.target),
@@ -148,7 +147,7 @@ def _rival(rival: Rival, view: View) -> list[str]:
         share = "under 0.001" if rival.share < 0.001 else f"{rival.share:.3g}"
         standing += f"; share of the odds {share}; {_record(rival)}"
     lines = [f"{rival.name} ({claim.kind.replace('_', ' ')}{line(standing)})", f"   {line(claim.text, LONG)}"]
-    if claim.rule is not None and claim.kind not in NULLS:
+    if claim.rule is not None:
         lines.append(f"   rule: {_rule(claim.rule, view)}")
     if claim.nodes:
         lines.append(f"   nodes: {plain(claim.nodes, LONG)}")
@@ -189,6 +188,9 @@ def _standing(view: View) -> str:
         return f"\nIn your experiments the claim had the right level on {right} of {count} items.\n" if found else ""
     tried = ", ".join(one.name for one in view.done if one.role == "challenger")
     told = [f"A challenger tried to break the leader of its time: {tried}."] if tried else []
+    asked = [one for one in view.done if not one.survey]
+    if asked:
+        told.append(f"Of {len(asked)} experiments {sum(one.of_silence for one in asked)} were of silence.")
     if leader.resolved:
         missing = _missing(leader, [one for one in view.rivals if one.status == "live" and one is not leader])
         told.append(

@@ -14,7 +14,7 @@ from typing import Any
 from ...explainers.rules import Rule
 from ..investigation.actions import Call, UseTools
 from ..investigation.hypotheses import Hypothesis
-from ..investigation.judging import expects_silence, telling
+from ..investigation.judging import telling
 from ..investigation.levels import forecast, levels_of
 from ..investigation.planning import QUOTA
 from ..investigation.view import Done, Rival, View
@@ -59,8 +59,8 @@ class Standing:
     @cached_property
     def room(self) -> bool:
         """Whether one more experiment may expect activity."""
-        said = [[e for e in done.expected.values() if set(e) != {None}] for done in self.view.done if not done.survey]
-        return sum(expects_silence(first[0]) for first in said if first) >= QUOTA * (len(said) + 1)
+        tried = [done for done in self.view.done if not done.survey]
+        return sum(done.of_silence for done in tried) >= QUOTA * (len(tried) + 1)
 
     @property
     def misses(self) -> int:

@@ -1,7 +1,7 @@
 """What a language model is shown of experiments and surveys: the last first, each with what came of it.
 
-The last ones with their items and all that was found; those before with what they came to and where the leader was
-wrong, as far as there is room; of the rest how many there are.
+Those of the last plan, and the last ones in any case, with their items and all that was found; those before with what
+they came to and where the leader was wrong, as far as there is room; of the rest how many there are.
 """
 
 import json
@@ -17,7 +17,7 @@ from ..investigation.view import Done, Rival, View
 from .room import cost, line, marked, rows, section
 
 WHOLE = 3
-"""Experiments, and surveys, of which all is shown."""
+"""Experiments, and surveys, of which all is shown, at least."""
 SEEN, FOUND, LOOKED = 700, 500, 1300
 """Tokens of an experiment's items, of what it found beside them, and of what a survey found; of the last one."""
 WRONG, RIGHT = 14, 4
@@ -34,7 +34,12 @@ def window_names(view: View) -> dict[str, str]:
 
 def trials(done: Sequence[Done], view: View, *, tokens: int) -> str:
     """Experiments, the last first."""
-    blocks = ([_headline(one, view), *_details(one, view, place)] for place, one in enumerate(done))
+    last = max((one.round for one in done), default=0)
+    whole = {one.name for place, one in enumerate(done) if place < WHOLE or one.round == last}
+    blocks = (
+        [_headline(one, view), *(_whole(one, view, place) if one.name in whole else _missed(one, view))]
+        for place, one in enumerate(done)
+    )
     return section(blocks, len(done), tokens=tokens)
 
 
@@ -74,10 +79,8 @@ def _headline(done: Done, view: View) -> str:
     return said
 
 
-def _details(done: Done, view: View, place: int) -> list[str]:
+def _whole(done: Done, view: View, place: int) -> list[str]:
     measured = done.measured
-    if place >= WHOLE:
-        return _missed(done, view)
     lines = [f"   purpose: {line(done.purpose)}", f"   question: {line(done.design.question)}"]
     if measured is None:
         return lines
