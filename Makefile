@@ -20,6 +20,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.benchmarks.harvest
 	$(BIN)/neuronaut bench planted
 	$(BIN)/python -m neuronaut.benchmarks.together
+	$(BIN)/python -m neuronaut.benchmarks.scans
 	$(BIN)/python -m neuronaut.benchmarks.labels
 	$(BIN)/python -m neuronaut.benchmarks.throughput
 	$(BIN)/python -m neuronaut.benchmarks.faults
