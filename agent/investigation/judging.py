@@ -212,7 +212,7 @@ def verdict(
         "no rival ever predicted otherwise" * (not others),
         f"its odds are {exp(min(lead, 20)):.3g} to 1 over {others[0].name if others else ''}, wanted {ODDS:g}"
         * (bool(others) and lead <= log(ODDS)),
-        f"it hits the level in {hits:.2f} of the items, wanted {HITS}" * (hits < HITS),
+        f"it hits the level in {hits:.3f} of the items, wanted {HITS}" * (hits < HITS),
     ]
     found = [fault for fault in faults if fault]
     return Verdict("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)

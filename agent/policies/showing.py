@@ -26,6 +26,8 @@ from .tried import hits, trials, window_names
 
 KNOWN, RIVALS, EXPERIMENTS, SURVEYS = 5000, 3000, 5000, 3500
 """Tokens that each section has at most, roughly; of a section's parts the first is always shown."""
+LEADING = 4000
+"""Characters of the leader's rule."""
 WORST = 3
 """Experiments that a refuted rival was wrong on most, which are named."""
 TOKENS_BEFORE = 4
@@ -148,7 +150,8 @@ def _rival(rival: Rival, view: View) -> list[str]:
         standing += f"; share of the odds {share}; {_record(rival)}"
     lines = [f"{rival.name} ({claim.kind.replace('_', ' ')}{line(standing)})", f"   {line(claim.text, LONG)}"]
     if claim.rule is not None:
-        lines.append(f"   rule: {_rule(claim.rule, view)}")
+        # What leads is to be broken, which takes all of it.
+        lines.append(f"   rule: {_rule(claim.rule, view, LEADING if rival is view.leader else LONG)}")
     if claim.nodes:
         lines.append(f"   nodes: {plain(claim.nodes, LONG)}")
     for name in ("promotes", "suppresses", "reads"):
@@ -215,8 +218,8 @@ def _missing(leader: Rival, others: Sequence[Rival]) -> list[str]:
     ]  # fmt: skip
 
 
-def _rule(rule: Rule, view: View) -> str:
-    return plain(in_steps(rule, view.scale).model_dump(mode="json", exclude_defaults=True), LONG)
+def _rule(rule: Rule, view: View, most: int = LONG) -> str:
+    return plain(in_steps(rule, view.scale).model_dump(mode="json", exclude_defaults=True), most)
 
 
 # Room
