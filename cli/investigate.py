@@ -97,10 +97,13 @@ def _run(
     wish = _wish(store, targets, options, resume=resume, budget=budget)
     language, _ = split(options)
     found: list[Session] = []
+    heard: set[str] = set()
     with desk_of(language, store, budget=None) as desk, Watch(lambda id: _texts(store, id)) as watch:
-        for session in sessions(store, wish, desk, _hearing(watch, form)):
+        for session in sessions(store, wish, desk, _hearing(watch, form, heard)):
             found.append(session)
             watch.clear()
+            if session.id not in heard:
+                say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
             if form == "table":
                 click.echo(_line(session) if len(wish.targets) > 1 or found[1:] else _result(session))
         watch.clear()
@@ -137,10 +140,11 @@ def _wish(
     return wish if resume is None else resumed(store, resume, wish)
 
 
-def _hearing(watch: Watch, form: Form) -> Callable[[Mapping[str, Any]], None]:
-    """What hears the events: the watch, and with --nl standard output."""
+def _hearing(watch: Watch, form: Form, heard: set[str]) -> Callable[[Mapping[str, Any]], None]:
+    """What hears the events: the watch, and with --nl standard output. `heard` is told of whom there are any."""
 
     def hear(event: Mapping[str, Any]) -> None:
+        heard.add(event["investigation"])
         if form == "nl":
             watch.clear()
             click.echo(as_json(dict(event)))
@@ -176,9 +180,14 @@ def _held(report: "Report") -> list[str]:
 
     return [
         f"{s['examples'].replace('_', ' ')} {s['metric'].replace('_', ' ')} "
-        + display.score({**s, "score": s["value"]})
+        + display.score({**s, "score": s["value"]}) + _beside(s["baselines"])
         for s in report.scores if s["value"] is not None and (s["examples"], s["metric"]) in HEADLINES
     ]  # fmt: skip
+
+
+def _beside(baselines: Mapping[str, float | None]) -> str:
+    known = [value for value in baselines.values() if value is not None]
+    return f", best baseline {max(known):.2f}" if known else ""
 
 
 def write_page(store: "Store", report: "Report", file: str) -> None:

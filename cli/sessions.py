@@ -37,7 +37,7 @@ def sessions() -> None:
       neuronaut sessions show 3fa92b --html report.html
       neuronaut sessions replay 3fa92b
       neuronaut sessions fork 3fa92b --step 4
-      neuronaut sessions export 3fa92b --format inspect -o log.json
+      neuronaut sessions export 3fa92b --format inspect --output log.json
     """
 
 
@@ -104,7 +104,9 @@ def replay(ctx: click.Context, id: str, database: str, form: Form) -> None:
 @sessions.command()
 @click.argument("id")
 @click.option("--step", type=click.IntRange(0), required=True, help="The first decision that is taken anew.")
-@click.option("--seed", type=click.IntRange(0), help="Another seed, from that step on.")
+@click.option(
+    "--seed", type=click.IntRange(0), help="Draw with another seed: decisions stay, and are measured anew."
+)
 @result_options
 def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> None:
     """Copy an investigation up to a decision, to go on otherwise from there.
@@ -118,7 +120,8 @@ def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> Non
     with opened(database, write=True) as store:
         new = copy(store.journal, id, step=step, seed=seed)
     emit([{"id": new.id, "parent": new.parent, "step": step}], form, lambda rows: rows[0]["id"])
-    say(f"go on with: neuronaut investigate --resume {new.id}")
+    pairs = " with the --task or --pairs that it was begun with" if new.kind == "behaviour" else ""
+    say(f"go on with: neuronaut investigate --resume {new.id}{pairs}")
 
 
 @sessions.command()
@@ -177,7 +180,8 @@ def _replayed(rows: list[Row]) -> str:
     row: dict[str, Any] = rows[0]
     if row["same"]:
         return (
-            f"{row['id']}: {row['rounds']} rounds judged again, the same to the bit: {row['answer']}, {row['leader']}"
+            f"{row['id']}: {row['rounds']} rounds judged again, the same to the bit: "
+            f"{row['answer']}, {row['leader']} (before holdout and controls)"
         )
     faults = [f"rounds {', '.join(map(str, row['different']))} come out otherwise"] * bool(row["different"])
     faults += ["the evidence does not say what was frozen"] * (not row["frozen"])

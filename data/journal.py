@@ -237,19 +237,16 @@ class Journal:
     # Forks
 
     def fork(self, id: str, new: Opened, *, step: int) -> None:
-        """Copy an investigation up to the decision before `step` under a new id; its chain is linked anew."""
+        """Copy the decisions before `step` under a new id. What follows from them is made again, each at its time: a
+        hypothesis that stood there from the beginning would predict what it was made of."""
         if not self.begin(new):
             raise NeuronautError(f"{new.id} is there already; go on with: neuronaut investigate --resume {new.id}")
         with self.transaction() as connection:
-            copied = (
-                ("decisions", "step, role, decision, created", "step < ?2"),
-                ("hypotheses", "name, step, origin, body, created", "step < ?2"),
-            )
-            for table, columns, condition in copied:
-                connection.execute(
-                    f"INSERT INTO {table} (investigation, {columns}) SELECT ?3, {columns} FROM {table}"
-                    f" WHERE investigation = ?1 AND {condition} ORDER BY rowid", [id, step, new.id],
-                )  # fmt: skip
+            connection.execute(
+                "INSERT INTO decisions (investigation, step, role, decision, created)"
+                " SELECT ?3, step, role, decision, created FROM decisions"
+                " WHERE investigation = ?1 AND step < ?2 ORDER BY step", [id, step, new.id],
+            )  # fmt: skip
 
     # Parts of transactions
 

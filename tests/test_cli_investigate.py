@@ -158,7 +158,21 @@ def test_a_fork_goes_on_from_its_step(done: Mapping[str, Any]) -> None:
     report = json.loads(run("investigate", "--resume", new["id"], "--json").stdout)[0]
     assert (report["id"], report["parent"], report["status"]) == (new["id"], done["id"], "supported")
     assert report["limits"]["experiments"] == 30
-    assert new["id"] in run("sessions", "fork", done["id"], "--step", 2, code=1).stderr
+
+
+def test_a_fork_that_decides_the_same_predicts_and_sees_the_same(done: Mapping[str, Any]) -> None:
+    first = json.loads(run("sessions", "show", done["id"], "--json").stdout)[0]
+    step = max(event["step"] for event in done["events"] if event["kind"] == "decided")
+    new = json.loads(run("sessions", "fork", done["id"], "--step", step, "--json").stdout)[0]
+    report = json.loads(run("investigate", "--resume", new["id"], "--json").stdout)[0]
+    for part in ("text", "rule", "contenders", "scores", "controls"):
+        assert report[part] == first[part], part
+    assert [(t["items"], t["result"]) for t in report["trials"]] == [(t["items"], t["result"]) for t in first["trials"]]
+
+
+def test_a_fork_is_made_once_and_at_a_step_that_there_is(done: Mapping[str, Any]) -> None:
+    run("sessions", "fork", done["id"], "--step", 1)
+    assert "is there already" in run("sessions", "fork", done["id"], "--step", 1, code=1).stderr
     assert "not 99" in run("sessions", "fork", done["id"], "--step", 99, code=1).stderr
 
 

@@ -45,7 +45,7 @@ class BehaviourExaminer:
         """Why a circuit with these holdout scores is not supported; None where it may be."""
         for score in (score for score in scores if score.metric == "faithfulness" and score.value is not None):
             if score.value is not None and score.value < LEAST_FAITHFUL:
-                return f"faithfulness of {score.value:.2f} on the {score.examples} holdout, wanted {LEAST_FAITHFUL}"
+                return f"faithfulness of {score.value:.3f} on the {score.examples} holdout, wanted {LEAST_FAITHFUL}"
         # Of one half only: where nodes back each other up, one without the other is as faithful in one direction.
         among = [p for score in scores if isinstance(p := score.provenance.get("percentile"), float)]
         if among and max(among) < 100 * (1 - CHANCE):

@@ -112,7 +112,7 @@ class FeatureExaminer:
         for score in scores:
             least = LEAST_AGREEMENT.get(score.examples) if score.metric == "agreement" else None
             if least is not None and score.value is not None and score.value < least:
-                return f"agreement of {score.value:.2f} on the {score.examples} pairs of the holdout, wanted {least}"
+                return f"agreement of {score.value:.3f} on the {score.examples} pairs of the holdout, wanted {least}"
         natural = next((s for s in scores if (s.examples, s.metric) == ("top_random", "correlation")), None)
         if natural is not None and natural.ci_low is not None and natural.ci_low <= 0:
             return f"its correlation on natural holdout windows may be zero (interval from {natural.ci_low:.2f})"
