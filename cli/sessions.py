@@ -51,9 +51,14 @@ def list_(limit: int, database: str, form: Form) -> None:
     Examples:
       neuronaut sessions list --limit 5 --json
     """
+    from ..agent.investigation.alone import under_way
+
     names = ("id", "created", "ended", "kind", "target", "policy", "status", "reason", "parent")
     with opened(database) as store:
         rows = [{name: row[name] for name in names} for row in store.journal.rows(limit=limit)]
+        for row in rows:
+            if row["status"] == "running" and not under_way(store.path, row["id"]):
+                row |= {"status": "interrupted", "reason": f"go on with: neuronaut investigate --resume {row['id']}"}
     emit(rows, form, _table)
 
 
@@ -104,9 +109,7 @@ def replay(ctx: click.Context, id: str, database: str, form: Form) -> None:
 @sessions.command()
 @click.argument("id")
 @click.option("--step", type=click.IntRange(0), required=True, help="The first decision that is taken anew.")
-@click.option(
-    "--seed", type=click.IntRange(0), help="Draw with another seed: decisions stay, and are measured anew."
-)
+@click.option("--seed", type=click.IntRange(0), help="Draw with another seed: decisions stay, and are measured anew.")
 @result_options
 def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> None:
     """Copy an investigation up to a decision, to go on otherwise from there.

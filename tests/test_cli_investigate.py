@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 from neuronaut.agent.investigation.citing import uncited
 from neuronaut.agent.investigation.judging import FORMULA
@@ -195,6 +196,21 @@ def test_a_report_is_shown_and_cites(done: Mapping[str, Any], tmp_path: Path) ->
     report = json.loads(run("sessions", "show", done["id"], "--json").stdout)[0]
     assert report["broken"] is None
     assert "no investigation zz" in run("sessions", "show", "zz", code=1).stderr
+
+
+def test_one_that_no_process_is_at_is_told_as_interrupted(done: Mapping[str, Any], tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    run("db", "backup", copy)
+    with Store(copy) as store:
+        store.db.conn.execute("UPDATE investigations SET status = 'running', ended = NULL")
+
+    def row() -> dict[str, Any]:
+        return next(r for r in json.loads(run("sessions", "--json", "-d", copy).stdout) if r["id"] == done["id"])
+
+    assert row()["status"] == "interrupted" and f"--resume {done['id']}" in row()["reason"]
+    lock = FileLock(f"{copy}.{done['id']}.lock")
+    with lock:
+        assert row()["status"] == "running"
 
 
 def test_a_replay_is_the_same_to_the_bit_until_something_is_changed(done: Mapping[str, Any], tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from neuronaut.agent.investigation.alone import alone, under_way
 from neuronaut.agent.investigation.budget import Limits
 from neuronaut.agent.investigation.checkpoints import KEPT, Latest
 from neuronaut.agent.investigation.hypotheses import Hypothesis
 from neuronaut.agent.investigation.judging import judge, verdict
 from neuronaut.agent.investigation.replaying import replay
-from neuronaut.agent.investigation.session import _alone
 from neuronaut.agent.investigation.work import Settings, Work
 from neuronaut.agent.policies.policy import NoActionError
 from neuronaut.data import database
@@ -344,11 +344,12 @@ def test_killed_anywhere_it_ends_the_same(evidence: Path, tmp_path: Path) -> Non
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "locked.db")
-    with _alone(path, "abc"):
+    with alone(path, "abc"):
         read, write = os.pipe()
         if (child := os.fork()) == 0:
             try:
-                with _alone(path, "abc"):
+                os.write(write, b"under way, " * under_way(path, "abc"))
+                with alone(path, "abc"):
                     os.write(write, b"let in")
             except NeuronautError as error:
                 os.write(write, str(error).encode())
@@ -356,8 +357,10 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         os.close(write)
         with os.fdopen(read) as told:
-            assert "running in another process" in told.read()
-    with _alone(path, "abc"):
+            words = told.read()
+            assert words.startswith("under way") and "running in another process" in words
+    assert not under_way(path, "abc") and not under_way(path, "xyz")
+    with alone(path, "abc"):
         pass
 
 

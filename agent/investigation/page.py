@@ -12,6 +12,7 @@ from typing import Any
 from ...data.records import Example
 from . import page_plots as plots
 from .citing import visible
+from .hypotheses import NULLS
 from .page_parts import Html, Part, cites, el, folded, join, section, table, window
 from .page_trials import trial_row
 from .report_values import Contender, Report
@@ -123,10 +124,12 @@ def _rival(contender: Contender, number: int) -> list[Part]:
     colour = f"name s{min(number, plots.COLOURS - 1)}"
     mark = el("svg", plots.text(0, 12, contender.name, class_=colour), width=30, height=16)
     badge = "quiet" if contender.status == "live" else contender.status
+    # A null is never put aside, however little speaks for it.
+    stands = "null" if contender.body["kind"] in NULLS else contender.status
     seen = cites(told.experiment for told in contender.forecasts if told.for_odds) if contender.resolved else None
     return [
         el("span", mark, id=contender.name), _claimed(contender),
-        el("span", contender.status, class_=f"badge {badge}"), join([f"{contender.share:.2f}", seen]),
+        el("span", stands, class_=f"badge {badge}"), join([f"{contender.share:.2f}", seen]),
         contender.resolved, contender.silences,
         *("–" if value is None else f"{value:.2f}" for value in (contender.hits, contender.brier)),
     ]  # fmt: skip

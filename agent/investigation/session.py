@@ -6,10 +6,9 @@ the finished report. LangGraph's checkpoints say which node comes next; they lie
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...causal.tasks import Task
 from ...data.journal import opened_id
@@ -24,6 +23,7 @@ from ...subject.model import Subject
 from ...subject.sources import Source
 from ..policies.policy import Policy
 from ..tools.table import tools_for
+from .alone import alone
 from .behaviour import BehaviourLab
 from .behaviour_examining import BehaviourExaminer
 from .budget import Limits
@@ -35,9 +35,6 @@ from .report import Report, assemble
 from .revision import code_revision
 from .steps import Steps
 from .work import Settings, Work
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
@@ -177,7 +174,7 @@ def _dictionary_revision(store: Store, source: SourceId) -> str:
 def _run(store: Store, opening: Opened, lab: Any, examiner: Examiner, manner: Manner, *, revision: str) -> None:
     """Begin or go on with one investigation, to its end."""
     journal = store.journal
-    with _alone(store.path, opening.id), checkpoints(store.path) as checkpointer:
+    with alone(store.path, opening.id), checkpoints(store.path) as checkpointer:
         journal.begin(opening)
         policy = manner.policy_for(lab.kind)
         ending = Ending(store, examiner, explainer=f"investigate:{policy.name}", provenance=opening.provenance)
@@ -191,24 +188,3 @@ def _run(store: Store, opening: Opened, lab: Any, examiner: Examiner, manner: Ma
         config = {"configurable": {"thread_id": opening.id}, "recursion_limit": ENDLESS}
         begun = bool(graph.get_state(config).values)
         graph.invoke(None if begun else first_state(opening.id), config, durability="sync")
-
-
-@contextmanager
-def _alone(path: str, id: str) -> "Generator[None]":
-    """Hold the investigation's lock; an error where another process has it."""
-    if path == ":memory:":
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(f"{path}.{id}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise NeuronautError(
-            f"investigation {id} is running in another process; wait for it, or stop it, then run this again"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
