@@ -88,7 +88,8 @@ def _to_beat(report: Report) -> Html | None:
 
 def _score(score: Mapping[str, Any]) -> list[Part]:
     half = "counterfactual" if score["examples"] in COUNTERFACTUAL else "natural"
-    named: list[Part] = [join([el("b", half), " ", score["examples"].replace("_", " ")]), _words(score["metric"])]
+    which = "" if score["examples"] == half else f" {score['examples'].replace('_', ' ')}"
+    named: list[Part] = [join([el("b", half), which]), _words(score["metric"])]
     if score["value"] is None:
         return [*named, "", join([el("span", f"none: {score['reason']}", class_="note")]), score["n"], ""]
     others = {name: value for name, value in score["baselines"].items() if value is not None}
