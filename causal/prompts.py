@@ -32,7 +32,7 @@ class Batch:
         opening = [] if subject.bos is None else [subject.bos]
         rows = [[*opening, *subject.encode(p)] if isinstance(p, str) else list(p) for p in prompts]
         if not rows or not all(rows):
-            raise NeuronautError(f"there are {len(rows)} prompts, one of them maybe empty; give prompts with tokens")
+            raise NeuronautError(f"{'a prompt is empty' if rows else 'there is no prompt'}; give prompts with tokens")
         tokens = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)] = torch.tensor(ids)

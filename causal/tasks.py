@@ -100,8 +100,10 @@ def _fields(line: str) -> Texts:
 
 def generate(subject: Subject, name: str, *, rows: int = 64, seed: int = 0) -> Task:
     """Draw a task of different rows."""
-    if name not in GENERATORS or rows < 1:
-        raise NeuronautError(f"no task of {rows} rows of {name!r}; there are {', '.join(GENERATORS)}, of 1 row or more")
+    if name not in GENERATORS:
+        raise NeuronautError(f"there is no task {name!r}; there are {', '.join(GENERATORS)}")
+    if rows < 1:
+        raise NeuronautError(f"a task of {rows} rows has no prompts; wanted 1 row or more")
     rng, draw = random.Random(f"{name}:{seed}"), GENERATORS[name](subject)
     found: dict[str, Row] = {}
     for _ in range(_TRIES * rows):

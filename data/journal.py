@@ -61,11 +61,13 @@ class Journal:
 
     def row(self, id: str) -> Row:
         """An investigation; a NeuronautError where there is none of this id (or of one that begins so)."""
-        found = self._query("SELECT * FROM investigations WHERE id = ? OR id LIKE ? || '%' ORDER BY id", id, id)
+        found = self._query(
+            "SELECT * FROM investigations WHERE id = ?1 OR (?1 <> '' AND id LIKE ?1 || '%') ORDER BY id", id
+        )
         exact = [row for row in found if row["id"] == id] or found
         if len(exact) != 1:
             what = "no investigation" if not exact else f"{len(exact)} investigations beginning with"
-            raise NeuronautError(f"{self._path} has {what} {id}; see: neuronaut sessions list")
+            raise NeuronautError(f"{self._path} has {what} {id or repr(id)}; see: neuronaut sessions list")
         return _told(exact[0])
 
     def rows(self, *, limit: int | None = None) -> list[Row]:

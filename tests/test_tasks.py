@@ -92,7 +92,7 @@ def test_ioi_asks_for_the_one_who_does_not_hand_it_over() -> None:
 def test_a_generator_whose_words_are_split_refuses(demo: Subject) -> None:
     with pytest.raises(NeuronautError, match=r"of 80 prompts drawn for ioi, 0 .* tokens of demo, wanted 4; .*JSONL"):
         generate(demo, "ioi", rows=4)
-    with pytest.raises(NeuronautError, match="no task of 4 rows of 'iou'; there are induction, brackets"):
+    with pytest.raises(NeuronautError, match="there is no task 'iou'; there are induction, brackets"):
         generate(demo, "iou", rows=4)
 
 

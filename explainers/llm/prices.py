@@ -150,9 +150,9 @@ def _number(value: str, key: str, *, of: str, usage: str, unit: str = "") -> Dec
 
 def _count(value: str, key: str, *, usage: str) -> int:
     unit = value[-1:] if value[-1:].isalpha() else ""
-    if unit.lower() not in _UNITS:
+    if unit.lower() not in _UNITS and value[:1].isdigit():
         raise NeuronautError(f"budget {key}={value} has an unknown unit; wanted k, M or B, as in {key}=2M")
-    number = _number(value, key, of="budget", usage=usage, unit=unit) * _UNITS[unit.lower()]
+    number = _number(value, key, of="budget", usage=usage, unit=unit) * _UNITS.get(unit.lower(), 1)
     if number != int(number):
         raise NeuronautError(f"budget {key}={value} is not a whole number; {usage}")
     return int(number)
