@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from ...data.journal_values import Charge
-from ...explainers.llm.prices import Budget, amounts, check_limits
+from ...explainers.llm.prices import amounts, check_limits
 
 EXPLORE = 0.85
 """Share of every limit that may be used before the explanation is frozen."""
@@ -56,15 +56,3 @@ class Limits:
     def left(self, spent: Charge, *, share: float = EXPLORE) -> Mapping[str, float]:
         """By kind, what may still be used for exploring."""
         return {kind: max(0.0, share * limit - used) for kind, (used, limit) in self.used(spent).items()}
-
-    def of_calls(self, spent: Charge) -> Budget:
-        """What is left for language models, as their desk takes it."""
-
-        def rest(kind: str) -> float | None:
-            limit = getattr(self, kind)
-            return None if limit is None else max(EXPLORE * limit - getattr(spent, kind), 1e-9)
-
-        tokens, calls = rest("tokens"), rest("calls")
-        return Budget(
-            rest("usd"), None if tokens is None else max(int(tokens), 1), None if calls is None else max(int(calls), 1)
-        )

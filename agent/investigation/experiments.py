@@ -6,7 +6,7 @@ itself (weights, neighbours, known explanations, a learned rule): it is kept and
 comes of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -98,12 +98,3 @@ class Tool(Protocol, Generic[A]):
     def measure(self, design: Design, lab: Any) -> Measured:
         """Measure exactly these items, and the control; everything is charged to the lab's counter."""
         ...
-
-
-def mean_by(labels: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """Mean value by label, the largest first."""
-    groups: dict[str, list[float]] = {}
-    for label, value in zip(labels, values, strict=True):
-        groups.setdefault(label, []).append(value)
-    means = {label: sum(group) / len(group) for label, group in groups.items()}
-    return dict(sorted(means.items(), key=lambda pair: -pair[1]))

@@ -6,7 +6,6 @@ window's first token. The headline is the share of items that flip, a mean over 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -126,12 +125,6 @@ def by_carrier(items: Sequence[Item], values: Sequence[float], *, seed: int) -> 
     for item, value in zip(items, values, strict=True):
         groups.setdefault(item.about["carrier"], []).append(float(value))
     return mean([sum(group) / len(group) for group in groups.values()], seed=seed)
-
-
-def with_effect(measured: Measured, effect: Mean, *, units: str) -> Measured:
-    """The same with another headline."""
-    low, high = effect.interval or (None, None)
-    return replace(measured, effect=effect.value, low=low, high=high, units=units)
 
 
 def _told(items: Sequence[Item], values: Sequence[float], flips: Sequence[bool]) -> dict[str, Any]:
