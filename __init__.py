@@ -7,36 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .agent.investigation.budget import Limits
-    from .agent.investigation.session import Manner, Session, investigate, investigate_all
-    from .agent.label import Result, label
-    from .agent.rescore import score
-    from .causal.applying import Materials, apply
+    from .agent.loop.budget import Limits
+    from .agent.session import Manner, Session, investigate, investigate_all
     from .causal.attribution_patching import attribution_patching
-    from .causal.circuits import find_circuit
+    from .causal.circuits.find import find_circuit
+    from .causal.circuits.tasks import open_task
     from .causal.edits import Edit
     from .causal.generation import generate
     from .causal.grids import Grid
     from .causal.heads import head_scores
+    from .causal.intervene import Materials, apply
     from .causal.lens import lens
     from .causal.logit_attribution import logit_attribution
     from .causal.probes import probe
     from .causal.prompts import Batch, Pairs
     from .causal.steering import dose_response
     from .causal.sweeps import sweep
-    from .causal.tasks import open_task
     from .data.corpus import Corpus, Document
-    from .data.harvest import harvest
+    from .data.harvest.harvest import harvest
     from .data.records import Evidence, Example, Explanation, Score
-    from .data.store import Store
+    from .data.store.store import Store
     from .explainers.contrastive import Contrastive
     from .explainers.highlight import Highlight
-    from .explainers.llm.desk import Desk
-    from .explainers.llm.opening import open_llm
-    from .explainers.llm.prices import Budget, Price
     from .explainers.oneshot import Oneshot
     from .explainers.rule import RuleExplainer
-    from .explainers.rules import Rule
+    from .labelling.label import Result, label, score
+    from .llm.client import Desk
+    from .llm.open import open_llm
+    from .llm.prices import Budget, Price
+    from .rules.language import Rule
     from .scorers.detection import Detection
     from .scorers.embedding import Embedding
     from .scorers.fuzzing import Fuzzing
@@ -53,36 +52,35 @@ if TYPE_CHECKING:
     from .subject.opening import open_source
 
 _HOMES = {
-    "agent.investigation.budget": ("Limits",),
-    "agent.investigation.session": ("Manner", "Session", "investigate", "investigate_all"),
-    "agent.label": ("Result", "label"),
-    "agent.rescore": ("score",),
-    "causal.applying": ("Materials", "apply"),
+    "agent.loop.budget": ("Limits",),
+    "agent.session": ("Manner", "Session", "investigate", "investigate_all"),
     "causal.attribution_patching": ("attribution_patching",),
-    "causal.circuits": ("find_circuit",),
+    "causal.circuits.find": ("find_circuit",),
+    "causal.circuits.tasks": ("open_task",),
     "causal.edits": ("Edit",),
     "causal.generation": ("generate",),
     "causal.grids": ("Grid",),
     "causal.heads": ("head_scores",),
+    "causal.intervene": ("Materials", "apply"),
     "causal.lens": ("lens",),
     "causal.logit_attribution": ("logit_attribution",),
     "causal.probes": ("probe",),
     "causal.prompts": ("Batch", "Pairs"),
     "causal.steering": ("dose_response",),
     "causal.sweeps": ("sweep",),
-    "causal.tasks": ("open_task",),
     "data.corpus": ("Corpus", "Document"),
-    "data.harvest": ("harvest",),
+    "data.harvest.harvest": ("harvest",),
     "data.records": ("Evidence", "Example", "Explanation", "Score"),
-    "data.store": ("Store",),
+    "data.store.store": ("Store",),
     "explainers.contrastive": ("Contrastive",),
     "explainers.highlight": ("Highlight",),
-    "explainers.llm.desk": ("Desk",),
-    "explainers.llm.opening": ("open_llm",),
-    "explainers.llm.prices": ("Budget", "Price"),
     "explainers.oneshot": ("Oneshot",),
     "explainers.rule": ("RuleExplainer",),
-    "explainers.rules": ("Rule",),
+    "labelling.label": ("Result", "label", "score"),
+    "llm.client": ("Desk",),
+    "llm.open": ("open_llm",),
+    "llm.prices": ("Budget", "Price"),
+    "rules.language": ("Rule",),
     "scorers.detection": ("Detection",),
     "scorers.embedding": ("Embedding",),
     "scorers.fuzzing": ("Fuzzing",),

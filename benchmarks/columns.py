@@ -17,18 +17,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..agent.bench import Bench
-from ..agent.investigation.lab import FeatureLab
-from ..agent.investigation.session import Manner, Session, investigate_all
-from ..agent.label import label
-from ..agent.policies.at_random import RandomPolicy
-from ..agent.policies.policy import Policy
+from ..agent.loop.feature_lab import FeatureLab
+from ..agent.loop.policy import Policy
+from ..agent.policies.random_policy import RandomPolicy
 from ..agent.policies.scripted import ScriptedPolicy
-from ..data.store import Store
-from ..explainers.abstain import Limits as Bounds
-from ..explainers.abstain import abstention
+from ..agent.session import Manner, Session, investigate_all
+from ..data.store.store import Store
+from ..explainers.explainer import Limits as Bounds
+from ..explainers.explainer import abstention
 from ..explainers.rule import RuleExplainer
-from ..explainers.rules import Rule
+from ..labelling.inputs import Bench
+from ..labelling.label import label
+from ..rules.language import Rule
 from .suite import Unit, World
 
 
@@ -76,9 +76,12 @@ class Investigating:
         features = [feature for feature in world.features() if str(feature) in by_address]
         desk = manner.desk if self._asks else None
         sessions = investigate_all(
-            features, world.subject, store, replace(manner, policy=self._policy(manner), desk=desk),
+            features,
+            world.subject,
+            store,
+            replace(manner, policy=self._policy(manner), desk=desk),
             sources={world.source.id: world.source},
-        )  # fmt: skip
+        )
         for session in sessions:
             yield by_address[session.report.target], of_session(session)
 
@@ -100,8 +103,15 @@ class OneShot:
         by_address = {unit.address: unit for unit in units}
         features = [feature for feature in world.features() if str(feature) in by_address]
         explainer = RuleExplainer(world.subject, interventions=self._interventions, seed=manner.seed)
-        results = label(features, store, world.subject, explainer=explainer, scorers=[],
-                        sources={world.source.id: world.source}, redo=True)  # fmt: skip
+        results = label(
+            features,
+            store,
+            world.subject,
+            explainer=explainer,
+            scorers=[],
+            sources={world.source.id: world.source},
+            redo=True,
+        )
         for result in results:
             made = result.explanation
             yield by_address[str(result.feature)], Found(made.status, made.reason, made.text, made.rule)
@@ -152,10 +162,20 @@ def swapped(units: Sequence[Unit], found: Mapping[str, Found]) -> Explaining:
             continue
         other = found[others[0].address]
         rule = rescaled(Rule.parse(other.rule or ""), unit.scale / others[0].scale)
-        yield unit, replace(
-            other, status=SWAPPED, reason=f"found of {others[0].address}", rule=rule.to_json(), brier=None,
-            experiments=0, tokens=0, usd=0.0, investigation=None,
-        )  # fmt: skip
+        yield (
+            unit,
+            replace(
+                other,
+                status=SWAPPED,
+                reason=f"found of {others[0].address}",
+                rule=rule.to_json(),
+                brier=None,
+                experiments=0,
+                tokens=0,
+                usd=0.0,
+                investigation=None,
+            ),
+        )
 
 
 def rescaled(rule: Rule, factor: float) -> Rule:
@@ -178,11 +198,17 @@ def of_session(session: Session) -> Found:
         for kind in ("promotes", "suppresses", "reads")
     }
     return Found(
-        session.status, session.reason, report.text, None if silent else json.dumps(report.rule), **held,
+        session.status,
+        session.reason,
+        report.text,
+        None if silent else json.dumps(report.rule),
+        **held,
         brier=None if silent or report.leader is None else report.leader.brier,
-        experiments=int(report.spent["experiments"]), tokens=int(report.spent["tokens"]),
-        usd=float(report.spent["usd"]), investigation=session.id,
-    )  # fmt: skip
+        experiments=int(report.spent["experiments"]),
+        tokens=int(report.spent["tokens"]),
+        usd=float(report.spent["usd"]),
+        investigation=session.id,
+    )
 
 
 def _given(policy: Policy | None) -> Policy:

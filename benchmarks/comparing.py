@@ -84,21 +84,26 @@ def table(lines: Sequence[Line]) -> str:
     paired = len(difference) > 1
     by_level = [
         [
-            level, str(next(iter(columns.values()))[level]["units"]),
+            level,
+            str(next(iter(columns.values()))[level]["units"]),
             *(_cell(columns[name][level][HEADLINE]) for name in columns),
             *([_cell(difference[level], signed=True)] if paired else []),
         ]
         for level in levels
-    ]  # fmt: skip
+    ]
     rows = [
         [words, *(show(columns[name][ALL]) for name in columns)]
         for words, show in ROWS.items()
         if any(show(columns[name][ALL]) != "–" for name in columns)
     ]
-    return "\n\n".join((
-        _markdown(["counterfactual, by level", "units", *titles, *([" − ".join(PAIR)] if paired else [])], by_level),
-        _markdown(["over all levels", *titles], rows),
-    ))  # fmt: skip
+    return "\n\n".join(
+        (
+            _markdown(
+                ["counterfactual, by level", "units", *titles, *([" − ".join(PAIR)] if paired else [])], by_level
+            ),
+            _markdown(["over all levels", *titles], rows),
+        )
+    )
 
 
 def _share(key: str) -> Callable[[Figures], str]:

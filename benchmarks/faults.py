@@ -2,7 +2,7 @@
 
     python -m neuronaut.benchmarks.faults [--features 200] [--kills 20] [--faults 0.2]
 
-The server (tests/fault_server.py) stands in for the model, so what is said means nothing; what is counted is whether
+The server (fault_server.py) stands in for the model, so what is said means nothing; what is counted is whether
 anything is lost or paid for twice. One job runs undisturbed, an equal one is killed again and again and then finished:
 both must end with the same explanations and scores. A call is paid twice if its good reply was in the log when it
 was asked again; what was in flight at a kill is asked again by necessity, under the same idempotency key.
@@ -22,8 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from ..tests.fault_server import __file__ as SERVER
+from typing import Any
 
 SITE = "mlp.1"
 
@@ -88,24 +87,43 @@ def run(folder: Path, options: argparse.Namespace) -> Report:
         good[one["key"]] = good.get(one["key"], 0) + one["good"]
     calm, killed = folder / "calm.db", folder / "killed.db"
     return Report(
-        options.features, options.kills, len(seen), sum(good.values()), len(twice),
+        options.features,
+        options.kills,
+        len(seen),
+        sum(good.values()),
+        len(twice),
         sum(count > 1 for count in good.values()) - len(twice),
-        rows(calm, EXPLANATIONS) == rows(killed, EXPLANATIONS), rows(calm, SCORES) == rows(killed, SCORES),
-        dict(rows(killed, "SELECT status, count(*) FROM explanations GROUP BY status")),
-    )  # fmt: skip
+        rows(calm, EXPLANATIONS) == rows(killed, EXPLANATIONS),
+        rows(calm, SCORES) == rows(killed, SCORES),
+        {str(status): count for status, count in rows(killed, STATUS)},
+    )
 
 
 def command(database: Path, url: str, options: argparse.Namespace) -> list[str]:
-    return ["label", f"demo:{SITE}:random:{options.features}", "-e", "highlight", "-s", "detection", "--no-controls",
-            "-m", "openai:planted", "--base-url", url, "-d", str(database)]  # fmt: skip
+    return [
+        "label",
+        f"demo:{SITE}:random:{options.features}",
+        "-e",
+        "highlight",
+        "-s",
+        "detection",
+        "--no-controls",
+        "-m",
+        "openai:planted",
+        "--base-url",
+        url,
+        "-d",
+        str(database),
+    ]
 
 
 EXPLANATIONS = "SELECT feature_id, status, text, reason FROM explanations WHERE status <> 'failed' ORDER BY 1, 3"
+STATUS = "SELECT status, count(*) FROM explanations GROUP BY status"
 SCORES = """SELECT feature_id, scorer, examples, metric, value, scores.reason, coverage FROM scores
     JOIN explanations ON explanations.id = explanation_id ORDER BY 1, 2, 3, 4"""
 
 
-def rows(database: Path, sql: str) -> list[tuple[object, ...]]:
+def rows(database: Path, sql: str) -> list[tuple[Any, ...]]:
     connection = sqlite3.connect(database)
     try:
         return connection.execute(sql).fetchall()
@@ -134,10 +152,19 @@ def neuronaut(*arguments: str) -> None:
 @contextmanager
 def server(log: Path, options: argparse.Namespace, *, port: int = 0) -> Iterator[str]:
     arguments: Sequence[str] = (
-        "--faults", str(options.faults), "--delay", str(options.delay), "--hang", "3", "--log", str(log)
-    )  # fmt: skip
+        "--faults",
+        str(options.faults),
+        "--delay",
+        str(options.delay),
+        "--hang",
+        "3",
+        "--log",
+        str(log),
+    )
     process = subprocess.Popen(
-        [sys.executable, SERVER, "--port", str(port), *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "neuronaut.benchmarks.fault_server", "--port", str(port), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     try:

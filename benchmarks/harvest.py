@@ -32,9 +32,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
-from neuronaut.data.store import Store
-from neuronaut.data.tiles import ROWS, neurons, tiles
+from neuronaut.data.harvest.activations import TILE_ROWS, neurons, tiles
+from neuronaut.data.harvest.harvest import harvest
+from neuronaut.data.store.store import Store
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.model import Subject
@@ -46,8 +46,9 @@ VOCABULARY, WINDOW = 8192, 128
 
 def random_subject() -> Subject:
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=WINDOW + 1, n_embd=256, n_layer=6, n_head=8,
-                        bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=WINDOW + 1, n_embd=256, n_layer=6, n_head=8, bos_token_id=0, eos_token_id=0
+    )
     tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return Subject(
@@ -75,16 +76,21 @@ def random_dictionary(subject: Subject, *, kind: str) -> Source:
     vectors = subject.read(tokens, [site.site])[site.site].flatten(0, 1)
     bias = -torch.quantile((vectors @ encoder)[:1024, ::8].flatten(), 1 - 0.0125)
     return Dictionary(
-        id=site, kind="standard" if kind == "relu" else "topk", k=32 if kind == "topk" else None,
-        W_enc=encoder, W_dec=encoder.T.contiguous(), b_enc=torch.full((VOCABULARY,), float(bias)),
-        b_dec=torch.zeros(256), subtract_b_dec=False,
-    )  # fmt: skip
+        id=site,
+        kind="standard" if kind == "relu" else "topk",
+        k=32 if kind == "topk" else None,
+        W_enc=encoder,
+        W_dec=encoder.T.contiguous(),
+        b_enc=torch.full((VOCABULARY,), float(bias)),
+        b_dec=torch.zeros(256),
+        subtract_b_dec=False,
+    )
 
 
 def limit(subject: Subject, sources: Sequence[Source], *, window: int, batches: int) -> float:
     """Tokens per second of the truncated forward and the encode alone."""
     rng = np.random.default_rng(2)
-    tokens = rng.integers(1, len(subject.vocabulary), size=(ROWS, window))
+    tokens = rng.integers(1, len(subject.vocabulary), size=(TILE_ROWS, window))
     for _ in tiles(subject, sources, tokens):
         pass
     start = time.perf_counter()
@@ -119,10 +125,15 @@ def measure(name: str, tokens: int) -> dict[str, object]:
         after = limit(subject, sources, window=window, batches=16)
     rate, bound = result.tokens / seconds, (before + after) / 2
     return {
-        "work": name, "tokens": result.tokens, "threads": torch.get_num_threads(), "harvest": round(rate),
-        "limit": round(bound), "limit_before_after": [round(before), round(after)], "ratio": round(rate / bound, 3),
+        "work": name,
+        "tokens": result.tokens,
+        "threads": torch.get_num_threads(),
+        "harvest": round(rate),
+        "limit": round(bound),
+        "limit_before_after": [round(before), round(after)],
+        "ratio": round(rate / bound, 3),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

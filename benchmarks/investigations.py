@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..agent.investigation.lab import Meter
-from ..agent.investigation.revision import code_revision
-from ..agent.investigation.session import Manner
-from ..data.store import Store
+from ..agent.loop.resuming import code_revision
+from ..agent.loop.target import Meter
+from ..agent.session import Manner
+from ..data.store.store import Store
 from ..subject.errors import NeuronautError
 from .columns import COLUMNS, SWAPPED, SWAPPED_OF, Explaining, Found, swapped
 from .suite import Grade, Grader, Unit, World, grader
@@ -195,9 +195,15 @@ def _lines(plan: Plan, place: Place, known: Mapping[Key, Line], keep: Path | Non
 
 
 def _column(
-    plan: Plan, place: Place, column: str, units: Sequence[Unit], world: World, judge: Grader,
-    made: Mapping[str, Sequence[Line]], keep: Path | None,
-) -> Iterator[Line]:  # fmt: skip
+    plan: Plan,
+    place: Place,
+    column: str,
+    units: Sequence[Unit],
+    world: World,
+    judge: Grader,
+    made: Mapping[str, Sequence[Line]],
+    keep: Path | None,
+) -> Iterator[Line]:
     """What one column says of the units, graded."""
     if not units:
         return
@@ -233,8 +239,11 @@ def metered(world: World, explaining: Explaining) -> Iterator[tuple[Unit, Found,
 
 def graded(unit: Unit, found: Found, judge: Grader, **base: Any) -> Line:
     """A finding as a line. Causal claims count where there is something to claim or something was claimed."""
-    pairs = {"promoted": (found.promotes, unit.promotes), "suppressed": (found.suppresses, unit.suppresses),
-             "upstream": (found.reads, unit.upstream)}  # fmt: skip
+    pairs = {
+        "promoted": (found.promotes, unit.promotes),
+        "suppressed": (found.suppresses, unit.suppresses),
+        "upstream": (found.reads, unit.upstream),
+    }
     claims = {name: said for name, (said, true) in pairs.items() if said or true}
     grade = judge.grade(unit, found.rule, **({} if unit.abstain else claims))
     return Line(grade=grade, found=found, description=unit.description, **base)

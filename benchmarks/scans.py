@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.activations import Row, read_columns, read_last
+from ..data.harvest.activations import Row, read_columns, read_last
 from ..subject.address import SourceId
 from ..subject.model import Subject
 from ..subject.sources import Neurons, Source

@@ -21,10 +21,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from neuronaut.causal.applying import NOTHING, apply
-from neuronaut.causal.cells import measure
+from neuronaut.causal.batched import measure
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.grids import Grid, sites_of
+from neuronaut.causal.intervene import NOTHING, apply
 from neuronaut.causal.measures import METRICS, Question
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import gather, logits_at
@@ -81,9 +81,15 @@ def one_by_one(subject: Subject, pairs: Pairs, grid: Grid) -> torch.Tensor:
 
 def swept(subject: Subject, pairs: Pairs, grid: Grid, *, at_once: int) -> torch.Tensor:
     found = measure(
-        subject, grid.edits, {"clean": pairs.clean, "corrupted": pairs.corrupted}, SETTINGS,
-        Question(pairs.answers, pairs.wrong), metrics=["logit_difference"], materials=NOTHING, at_once=at_once,
-    )  # fmt: skip
+        subject,
+        grid.edits,
+        {"clean": pairs.clean, "corrupted": pairs.corrupted},
+        SETTINGS,
+        Question(pairs.answers, pairs.wrong),
+        metrics=["logit_difference"],
+        materials=NOTHING,
+        at_once=at_once,
+    )
     return torch.cat([found.edited[direction][:, 0] for direction in SETTINGS])
 
 

@@ -2,7 +2,7 @@
 
     python -m neuronaut.benchmarks.throughput [--calls 640] [--in-flight 64] [--delay 1.0]
 
-The server (tests/fault_server.py) is a process of its own. Every call goes the whole way: desk, log in a database on
+The server (fault_server.py) is a process of its own. Every call goes the whole way: desk, log in a database on
 disk, client, retry policy, HTTP. Ideal is calls / in flight x delay.
 """
 
@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.store import Store
-from ..explainers.llm.asking import Asking
-from ..explainers.llm.desk import Desk
-from ..explainers.llm.openai_chat import OpenAIChat
-from ..explainers.llm.values import Chat, Message, Reply
+from ..data.store.store import Store
+from ..llm.client import Desk
+from ..llm.openai.chat import OpenAIChat
+from ..llm.tasks import Asking
+from ..llm.types import Chat, Message, Reply
 from .faults import server
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import click
 
-from ..agent.investigation.session import investigate_all
-from ..data.store import Store
+from ..agent.session import investigate_all
+from ..data.store.store import Store
 from .suite import World
 
 
@@ -66,11 +66,16 @@ def compare(level: int, seed: str, units: int) -> dict[str, Any]:
     separate = {address: said for one in alone for address, said in one["found"].items()}
     seconds, life = sum(one["seconds"] for one in alone), sum(one["life"] for one in alone)
     return {
-        "level": level, "units": units, "alone_seconds": seconds, "together_seconds": together["seconds"],
-        "ratio": seconds / together["seconds"], "alone_life": life, "together_life": together["life"],
+        "level": level,
+        "units": units,
+        "alone_seconds": seconds,
+        "together_seconds": together["seconds"],
+        "ratio": seconds / together["seconds"],
+        "alone_life": life,
+        "together_life": together["life"],
         "ratio_of_life": life / together["life"],
         "differing": sum(separate[address] != said for address, said in together["found"].items()),
-    }  # fmt: skip
+    }
 
 
 @click.command(help=__doc__ and __doc__.split("\n\n")[0])

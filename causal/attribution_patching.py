@@ -24,15 +24,14 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .applying import NOTHING, Materials
-from .cells import Cost, observe
+from .agreement import Agreement, Cut, Verified, doubts, grade
+from .batched import Cost, observe
 from .edits import Edit
-from .gradients import Ends, Passes, Slopes
-from .grading import Agreement, Cut, Verified, doubts, grade
+from .gradients import Ends, Passes, Slopes, check, worths
 from .grids import Axis, Grid
+from .intervene import NOTHING, Materials
 from .measures import EPSILON, Direction, Question
 from .measures import metric as metric_of
-from .node_scores import check, worths
 from .pictures import heat_map, points
 from .prompts import Pairs
 from .records import Provenance
@@ -120,9 +119,14 @@ class Attribution:
         if rows:
             values = [scores[start : start + width] for start in range(0, len(scores), width)]
             heat_map(
-                values, rows=rows[0].labels, columns=columns.labels, title=title, path=path, unit=unit,
+                values,
+                rows=rows[0].labels,
+                columns=columns.labels,
+                title=title,
+                path=path,
+                unit=unit,
                 x_label=columns.name,
-            )  # fmt: skip
+            )
         else:
             points({self.direction: scores}, labels=columns.labels, title=title, path=path, unit=unit)
 
@@ -215,14 +219,35 @@ def attribution_patching(
     nodes += [Node((name,), None, tuple(row.tolist())) for name, row in errors.items()]
     cuts = tuple(_cut(*found, difference) for found in zip(task.cuts, totals.mean(1), wanted.mean(1), strict=True))
     graded = grade(
-        subject, pairs, grid, scores.mean(1).tolist(), direction=direction, metric=metric, materials=materials,
-        sample=sample, top=top, at_once=at_once, seed=seed,
-    )  # fmt: skip
+        subject,
+        pairs,
+        grid,
+        scores.mean(1).tolist(),
+        direction=direction,
+        metric=metric,
+        materials=materials,
+        sample=sample,
+        top=top,
+        at_once=at_once,
+        seed=seed,
+    )
     return Attribution(
-        grid.axes, tuple(nodes), direction, metric, _formula(task), tuple(clean.tolist()), tuple(corrupted.tolist()),
-        cuts, graded.agreement, graded.verified, doubts(cuts, graded.agreement, graded.verified, difference),
-        task.passes, graded.sweep.cost, graded.sweep.provenance, seed,
-    )  # fmt: skip
+        grid.axes,
+        tuple(nodes),
+        direction,
+        metric,
+        _formula(task),
+        tuple(clean.tolist()),
+        tuple(corrupted.tolist()),
+        cuts,
+        graded.agreement,
+        graded.verified,
+        doubts(cuts, graded.agreement, graded.verified, difference),
+        task.passes,
+        graded.sweep.cost,
+        graded.sweep.provenance,
+        seed,
+    )
 
 
 def _scored(task: _Task, pairs: Pairs) -> _Part:
@@ -239,9 +264,13 @@ def _scored(task: _Task, pairs: Pairs) -> _Part:
     scores, errors = worths(task.subject, batch, task.edits, ends, gradients, materials=task.materials)
     totals = [((ends.donor[cut] - ends.base[cut]) * gradients[cut]).double().sum((1, 2)) for cut in task.cuts]
     return _Part(
-        values["clean"].cpu(), values["corrupted"].cpu(), towards * scores,
-        {name: towards * error for name, error in errors.items()}, towards * torch.stack(totals).cpu(), wanted.cpu(),
-    )  # fmt: skip
+        values["clean"].cpu(),
+        values["corrupted"].cpu(),
+        towards * scores,
+        {name: towards * error for name, error in errors.items()},
+        towards * torch.stack(totals).cpu(),
+        wanted.cpu(),
+    )
 
 
 def _slopes(

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .controls import Standing
-from .fidelity import Fidelity
-from .measures import Interval, Mean
+from .measures import Fidelity, Interval, Mean
 from .pictures import lines
 from .records import Provenance
 
@@ -102,10 +101,14 @@ class DoseResponse:
             curves[name] = [sum(one) / len(one) for one in drawn]
             bands[name] = [Interval(min(one), max(one)) for one in drawn]
         lines(
-            [dose.strength for dose in self.doses], curves, intervals=bands, title=title or self.edit, path=path,
+            [dose.strength for dose in self.doses],
+            curves,
+            intervals=bands,
+            title=title or self.edit,
+            path=path,
             x_label="strength" + ("" if self.unit is None else f" (1 is {', '.join(f'{u:.3g}' for u in self.unit)})"),
             y_label="change of the readout; nats per token",
-        )  # fmt: skip
+        )
 
 
 def trend(strengths: Sequence[float], effects: Sequence[float]) -> Trend:

@@ -41,9 +41,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..subject.errors import NeuronautError
 
-Operation = Literal[
-    "zero", "set", "scale", "add", "clamp", "mean", "resample", "noise", "patch", "uniform", "knockout"
-]  # fmt: skip
+Operation = Literal["zero", "set", "scale", "add", "clamp", "mean", "resample", "noise", "patch", "uniform", "knockout"]
 
 PATTERN = frozenset({"zero", "set", "scale", "patch", "uniform", "knockout"})
 """The operations that an attention pattern takes."""
@@ -246,10 +244,7 @@ class Edit(BaseModel):
         yield self.quantile is not None and self.operation not in _ONE_NUMBER, "quantiles go with set, add and clamp"
         yield self.seed != 0 and self.operation not in _DRAWN, "a seed goes with resample and noise"
         yield self.units is not None and self.direction is not None, "it has units and a direction; give one of them"
-        yield (
-            self.negative and (self.units is None or self._has_heads),
-            "only activations have a negative tail",
-        )
+        yield (self.negative and (self.units is None or self._has_heads), "only activations have a negative tail")
         yield self.dictionary is not None and self.direction is not None, "a direction needs no dictionary"
         if kind == "pattern":
             yield self.operation not in PATTERN, f"a pattern takes {', '.join(sorted(PATTERN))}"

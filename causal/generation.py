@@ -28,9 +28,9 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .applying import NOTHING, Materials, Report, RowEdit
 from .edits import Edit
-from .growing import Growing, Scope, by_site, growing, judge
+from .generation_edits import Growing, Scope, by_site, growing, judge
+from .intervene import NOTHING, Materials, Report, RowEdit
 from .prompts import Batch
 
 

@@ -66,12 +66,7 @@ def repeated_tokens(subject: Subject, *, rows: int = 8, period: int | None = Non
 
 
 def head_scores(
-    subject: Subject,
-    batch: Batch,
-    *,
-    layers: Iterable[int] | None = None,
-    kinds: Sequence[Kind] = KINDS,
-    seed: int = 0,
+    subject: Subject, batch: Batch, *, layers: Iterable[int] | None = None, kinds: Sequence[Kind] = KINDS, seed: int = 0
 ) -> tuple[HeadScore, ...]:
     """Every head's scores on the batch, kind by kind, the highest first. Takes one forward for ROWS rows.
 

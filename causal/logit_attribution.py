@@ -162,9 +162,15 @@ def _spans(subject: Subject, split: Sequence[str | Dictionary], parts: list[str]
         first = 1 + 2 * int(layer or 0)
         attention, mlp = range(first, first + 1), range(first + 1, first + 2)
         covered = {
-            "head": attention, "attn_out": attention, "mlp": mlp, "mlp_out": mlp, "embed": range(1),
-            "resid_pre": range(first), "resid_mid": range(first + 1), "resid_post": range(first + 2),
-        }[kind]  # fmt: skip
+            "head": attention,
+            "attn_out": attention,
+            "mlp": mlp,
+            "mlp_out": mlp,
+            "embed": range(1),
+            "resid_pre": range(first),
+            "resid_mid": range(first + 1),
+            "resid_post": range(first + 2),
+        }[kind]
         if taken := [parts[index] for index in covered if index in spans]:
             raise NeuronautError(f"{', '.join(taken)} would be split twice; leave {_site(unit)} or the other out")
         spans |= {index: (unit, covered.start) for index in covered}

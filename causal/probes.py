@@ -92,9 +92,15 @@ def probe(
     """
     vectors = read_examples(subject, batch, site=site, positions=positions)
     return fit_probe(
-        vectors, labels, site=site, positions=positions, method=method, test_share=test_share, shuffles=shuffles,
+        vectors,
+        labels,
+        site=site,
+        positions=positions,
+        method=method,
+        test_share=test_share,
+        shuffles=shuffles,
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def read_examples(subject: Subject, batch: Batch, *, site: str, positions: str = "last") -> Tensor:
@@ -137,9 +143,17 @@ def fit_probe(
     correct = (along[:, 0] > fit.cuts[0]) == truth[test]
     share = float(truth[test].double().mean())
     return Probe(
-        site, positions, method, direction.float(), float(fit.cuts[0]) / length, mean(correct.double(), seed=seed),
-        _auroc(along[:, 0], truth[test], seed), max(share, 1 - share), standing(aurocs[0], aurocs[1:]), len(train),
-    )  # fmt: skip
+        site,
+        positions,
+        method,
+        direction.float(),
+        float(fit.cuts[0]) / length,
+        mean(correct.double(), seed=seed),
+        _auroc(along[:, 0], truth[test], seed),
+        max(share, 1 - share),
+        standing(aurocs[0], aurocs[1:]),
+        len(train),
+    )
 
 
 def _direction(inputs: Tensor, truth: Tensor, weights: Tensor, site: str) -> tuple[Tensor, float]:

@@ -2,10 +2,13 @@
 
 A readout runs the subject as it is at that moment, edited or not, over rows of any number, and then makes numbers of
 what it has seen of a batch's rows, beside what the plain run showed of them.
+
+What the subject would say next, before and after an edit: the most probable tokens of either.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,3 +92,34 @@ def activation(source: Source, feature: Feature) -> Readout:
         return sign * values[:, 0].float()
 
     return Readout(f"activation of {feature}", "activation at last/1", run, read)
+
+
+class NextToken(NamedTuple):
+    """A token that may come next."""
+
+    token: str
+    id: int
+    before: float
+    """Its probability, 0 to 1."""
+    after: float | None
+    """As `before`, with the edits; None where there are none."""
+
+
+@torch.inference_mode()
+def last_logits(subject: Subject, batch: Batch) -> Tensor:
+    """Logits at the last position of each row: (row, token)."""
+    return logits_at(subject, batch.tokens, batch.last)
+
+
+def next_tokens(subject: Subject, before: Tensor, after: Tensor | None, *, top: int) -> list[NextToken]:
+    """The `top` tokens of either of one row's logits, (token,) each; the one that is likeliest in one of them first."""
+    if not 0 < top <= len(subject.vocabulary):
+        raise NeuronautError(f"cannot show the top {top} tokens; wanted 1 to {len(subject.vocabulary)}")
+    parts = [part.float().softmax(-1).cpu() for part in (before, after) if part is not None]
+    chosen = torch.cat([part.topk(top).indices for part in parts]).unique()
+    likeliest = torch.stack(parts)[:, chosen].amax(0)
+    order = chosen[likeliest.argsort(descending=True, stable=True)].tolist()
+    return [
+        NextToken(subject.vocabulary[id], id, float(parts[0][id]), None if after is None else float(parts[1][id]))
+        for id in order
+    ]

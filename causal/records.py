@@ -18,10 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .applying import Materials
 from .edits import Edit
-from .fidelity import fidelity
-from .measures import Question, metric
+from .intervene import Materials
+from .measures import Question, fidelity, metric
 from .prompts import Batch
 from .runs import Comparison, alike, compare, gather
 

@@ -18,9 +18,9 @@ from ..subject.architecture import architecture_of
 from ..subject.conformance import ROUNDING
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .applying import NOTHING, Materials, Report, RowEdit, apply
 from .attention import eager, patterns
 from .edits import Edit
+from .intervene import NOTHING, Materials, Report, RowEdit, apply
 from .measures import Direction, Effect, Question, effect, metric
 from .prompts import Batch, Pairs, where
 

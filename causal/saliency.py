@@ -105,13 +105,7 @@ def gradient_x_input(subject: Subject, tokens: Sequence[int], target: Target) ->
 
 @torch.inference_mode(False)
 def integrated_gradients(
-    subject: Subject,
-    tokens: Sequence[int],
-    target: Target,
-    *,
-    baseline: Baseline,
-    steps: int = 32,
-    at_once: int = 8,
+    subject: Subject, tokens: Sequence[int], target: Target, *, baseline: Baseline, steps: int = 32, at_once: int = 8
 ) -> Saliency:
     """`steps` forward and backward rows, `at_once` of them in memory at a time, which changes nothing but rounding."""
     if steps < 1 or at_once < 1:

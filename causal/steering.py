@@ -20,12 +20,11 @@ from torch import Tensor
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .applying import NOTHING, Materials, Report, RowEdit, apply
 from .controls import random_directions, standing
 from .doses import Dose, DoseResponse, trend, usable
 from .edits import Edit
-from .fidelity import fidelity
-from .measures import mean, text_loss
+from .intervene import NOTHING, Materials, Report, RowEdit, apply
+from .measures import fidelity, mean, text_loss
 from .prompts import Batch, where
 from .readouts import Readout
 from .records import Trial, provenance_of
@@ -76,12 +75,19 @@ def dose_response(
     # The text stands where a trial has its donors, so that the hash of the prompts is of all three.
     trial = Trial(prompts=rows[0], donors=rows[1], reference=rows[2], edits=(edit,), metrics=(), answers=())
     return DoseResponse(
-        edit=str(edit), readout=readout.name, formula=readout.formula, unit=_unit(subject, edit, lent),
-        plain=mean(seen.plain, seed=seed), doses=doses, trend=trend(chosen, [dose.effect.value for dose in doses]),
-        bound=bound, usable=usable(chosen, [dose.kl.value for dose in doses], bound=bound),
+        edit=str(edit),
+        readout=readout.name,
+        formula=readout.formula,
+        unit=_unit(subject, edit, lent),
+        plain=mean(seen.plain, seed=seed),
+        doses=doses,
+        trend=trend(chosen, [dose.effect.value for dose in doses]),
+        bound=bound,
+        usable=usable(chosen, [dose.kl.value for dose in doses], bound=bound),
         dictionaries={name: fidelity(subject, one, text) for name, one in used.items()},
-        provenance=provenance_of(subject, trial, sources=used), seed=seed,
-    )  # fmt: skip
+        provenance=provenance_of(subject, trial, sources=used),
+        seed=seed,
+    )
 
 
 class _Responses(NamedTuple):
@@ -111,9 +117,14 @@ def _responses(
     whole = readout.run(subject, batch)
     plain = readout.read(whole, whole)
     values, reports = _each(
-        subject, batch, [*edits, *others], lambda rows: readout.run(subject, rows),
-        lambda shown: readout.read(shown, whole), materials=materials, rows=AT_ONCE,
-    )  # fmt: skip
+        subject,
+        batch,
+        [*edits, *others],
+        lambda rows: readout.run(subject, rows),
+        lambda shown: readout.read(shown, whole),
+        materials=materials,
+        rows=AT_ONCE,
+    )
     effects = (values[len(edits) :] - plain).double().mean(1)
     changes = tuple(report.max_change for report in reports[: len(edits)])
     return _Responses(plain, values[: len(edits)], effects.view(len(edits), controls), changes)

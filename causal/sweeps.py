@@ -15,12 +15,11 @@ from torch import Tensor
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .applying import NOTHING, Materials
-from .cells import Cost, Measured, Setting, measure
+from .batched import Cost, Measured, Setting, measure
 from .edits import Edit
-from .fidelity import Fidelity, fidelity
 from .grids import Axis, Grid
-from .measures import Direction, Effect, Interval, Mean, Question, effect, mean, metric
+from .intervene import NOTHING, Materials
+from .measures import Direction, Effect, Fidelity, Interval, Mean, Question, effect, fidelity, mean, metric
 from .pictures import heat_maps, points
 from .prompts import Batch, Pairs
 from .records import Provenance, Trial, provenance_of
@@ -110,9 +109,14 @@ class Sweep:
         if rows:
             grids = {panel: _folded(values, len(columns.labels)) for panel, values in panels.items()}
             heat_maps(
-                grids, rows=rows[0].labels, columns=columns.labels, title=title, path=path, unit=unit,
+                grids,
+                rows=rows[0].labels,
+                columns=columns.labels,
+                title=title,
+                path=path,
+                unit=unit,
                 x_label=columns.name,
-            )  # fmt: skip
+            )
         else:
             spans = {one or "edited": [_interval(c.effect(name, one)) for c in self.cells] for one in directions}
             points(panels, labels=columns.labels, title=title, path=path, intervals=spans, unit=unit)
@@ -155,17 +159,22 @@ def sweep(
     settings = {direction: SETTINGS[direction] for direction in directions}
     question = Question(pairs.answers, pairs.wrong)
     lent = gather(subject, grid.edits, materials=materials, reference=reference)
-    found = measure(
-        subject, grid.edits, prompts, settings, question, metrics=metrics, materials=lent, at_once=at_once
-    )  # fmt: skip
+    found = measure(subject, grid.edits, prompts, settings, question, metrics=metrics, materials=lent, at_once=at_once)
     clean, corrupted = found.plain["clean"], found.plain["corrupted"]
 
     def effects(cell: int) -> tuple[Effect, ...]:
         return tuple(
-            effect(name, clean=clean[at], corrupted=corrupted[at], patched=found.edited[direction][cell, at],
-                   direction=direction, seed=seed)
-            for direction in directions for at, name in enumerate(metrics)
-        )  # fmt: skip
+            effect(
+                name,
+                clean=clean[at],
+                corrupted=corrupted[at],
+                patched=found.edited[direction][cell, at],
+                direction=direction,
+                seed=seed,
+            )
+            for direction in directions
+            for at, name in enumerate(metrics)
+        )
 
     cells = _cells(grid, found, [effects(cell) for cell in range(len(grid.edits))])
     trial = _trial(grid, metrics, question, pairs.clean, pairs.corrupted, reference)
@@ -192,17 +201,28 @@ def sweep_prompts(
     question = Question(answers, wrong)
     lent = gather(subject, grid.edits, materials=materials, reference=reference)
     found = measure(
-        subject, grid.edits, {"plain": batch}, {"prompts": Setting("plain", None)}, question, metrics=metrics,
-        materials=lent, at_once=at_once,
-    )  # fmt: skip
+        subject,
+        grid.edits,
+        {"plain": batch},
+        {"prompts": Setting("plain", None)},
+        question,
+        metrics=metrics,
+        materials=lent,
+        at_once=at_once,
+    )
     plain, edited = found.plain["plain"], found.edited["prompts"]
 
     def shifts(cell: int) -> tuple[Shift, ...]:
         return tuple(
-            Shift(name, metric(name).formula, tuple(plain[at].tolist()), tuple(edited[cell, at].tolist()),
-                  mean(edited[cell, at] - plain[at], seed=seed))
+            Shift(
+                name,
+                metric(name).formula,
+                tuple(plain[at].tolist()),
+                tuple(edited[cell, at].tolist()),
+                mean(edited[cell, at] - plain[at], seed=seed),
+            )
             for at, name in enumerate(metrics)
-        )  # fmt: skip
+        )
 
     cells = _cells(grid, found, [shifts(cell) for cell in range(len(grid.edits))])
     trial = _trial(grid, metrics, question, batch, None, reference)
@@ -215,12 +235,7 @@ def _cells(grid: Grid, found: Measured, effects: Sequence[tuple[Effect | Shift, 
 
 
 def _trial(
-    grid: Grid,
-    metrics: Sequence[str],
-    question: Question,
-    batch: Batch,
-    donor: Batch | None,
-    reference: Batch | None,
+    grid: Grid, metrics: Sequence[str], question: Question, batch: Batch, donor: Batch | None, reference: Batch | None
 ) -> Trial:
     """The sweep's inputs as provenance takes them."""
 
@@ -229,9 +244,14 @@ def _trial(
 
     answers, wrong = tuple(question.answers.tolist()), question.wrong
     return Trial(
-        prompts=rows(batch) or (), edits=grid.edits, metrics=tuple(metrics), answers=answers,
-        wrong=None if wrong is None else tuple(wrong.tolist()), donors=rows(donor), reference=rows(reference),
-    )  # fmt: skip
+        prompts=rows(batch) or (),
+        edits=grid.edits,
+        metrics=tuple(metrics),
+        answers=answers,
+        wrong=None if wrong is None else tuple(wrong.tolist()),
+        donors=rows(donor),
+        reference=rows(reference),
+    )
 
 
 def _swept(

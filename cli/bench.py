@@ -9,11 +9,11 @@ import click
 
 from ..subject.errors import NeuronautError
 from .common import Progress, debug_option, keeping, opened, say
-from .language import desk_of, llm_options, split, told
+from .llm_options import desk_of, llm_options, split, told
 
 if TYPE_CHECKING:
     from ..benchmarks.investigations import Line, Plan
-    from ..explainers.llm.desk import Desk
+    from ..llm.client import Desk
 
 
 @click.group(invoke_without_command=True)
@@ -56,17 +56,36 @@ class Levels(click.ParamType):
 @bench.command()
 @click.option("--levels", type=Levels(), default="1-6", show_default=True, help="A level, a range, or several.")
 @click.option("--units", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Of each level.")
-@click.option("--seed", default="0", show_default=True, metavar="S",
-              help="Of the worlds: a number is public, for development; other text is private.")  # fmt: skip
-@click.option("--policies", metavar="A,B,...",
-              help="Who explains: scripted, one-shot, text-only, random, swapped, token-only, llm.  "
-              "[default: all but llm, which comes with -m]")  # fmt: skip
-@click.option("--budget", metavar="usd=X,tokens=N,calls=N,fwd=N,experiments=N,minutes=N",
-              help="The most that each investigation may use.  [default: experiments=60]")  # fmt: skip
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write every result here as it comes, and make none again that is there.")  # fmt: skip
-@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-              help="Keep the databases here, so that investigations can be looked at with `sessions`.")  # fmt: skip
+@click.option(
+    "--seed",
+    default="0",
+    show_default=True,
+    metavar="S",
+    help="Of the worlds: a number is public, for development; other text is private.",
+)
+@click.option(
+    "--policies",
+    metavar="A,B,...",
+    help="Who explains: scripted, one-shot, text-only, random, swapped, token-only, llm.  "
+    "[default: all but llm, which comes with -m]",
+)
+@click.option(
+    "--budget",
+    metavar="usd=X,tokens=N,calls=N,fwd=N,experiments=N,minutes=N",
+    help="The most that each investigation may use.  [default: experiments=60]",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write every result here as it comes, and make none again that is there.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Keep the databases here, so that investigations can be looked at with `sessions`.",
+)
 @llm_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead of tables.")
 @debug_option
@@ -120,8 +139,8 @@ def _run(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]":
 
 def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, Desk | None]":
     """What was asked for, and the desk at which a language model is asked."""
-    from ..agent.investigation.session import Manner
     from ..agent.policies.llm import LLMPolicy
+    from ..agent.session import Manner
     from ..benchmarks.investigations import DEFAULT, Plan
     from .investigating import limits_of
 
@@ -141,6 +160,9 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
         raise NeuronautError("-m names a language model, but llm is not among --policies; add it, or leave -m out")
     seed = rest["seed"]
     return Plan(
-        rest["levels"], rest["units"], int(seed) if seed.lstrip("-").isdigit() else seed, columns,
+        rest["levels"],
+        rest["units"],
+        int(seed) if seed.lstrip("-").isdigit() else seed,
+        columns,
         Manner(policy, limits, desk=desk),
-    ), desk  # fmt: skip
+    ), desk

@@ -23,7 +23,7 @@ from ..subject.errors import NeuronautError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ..data.store import Store
+    from ..data.store.store import Store
 
 DEBUG = "neuronaut.debug"
 """Key of `Context.meta`: whether tracebacks are wanted."""
@@ -48,17 +48,17 @@ def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> 
 
 
 debug_option = click.option(
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_set_debug,
-    help="Show an error's traceback.",
+    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug, help="Show an error's traceback."
 )
 database_option = click.option(
-    "-d", "--database", envvar="NEURONAUT_DB", default="neuronaut.db", show_default=True, metavar="FILE",
+    "-d",
+    "--database",
+    envvar="NEURONAUT_DB",
+    default="neuronaut.db",
+    show_default=True,
+    metavar="FILE",
     help="The database, also from NEURONAUT_DB.",
-)  # fmt: skip
+)
 source_option = click.option("--source", metavar="SOURCE", help="Only this source, for example demo:mlp.2.")
 min_score_option = click.option("--min-score", type=float, metavar="X", help="Only scores of at least X.")
 limit_option = partial(click.option, "--limit", type=click.IntRange(min=1), metavar="N", show_default=True)
@@ -118,7 +118,7 @@ def opened(database: str, *, create: bool = False, write: bool = False) -> "Gene
 
     `write` refuses one that can only be read, before any work is done for it.
     """
-    from ..data.store import Store
+    from ..data.store.store import Store
 
     file = Path(database)
     if write and file.exists() and not (os.access(file, os.W_OK) and os.access(file.absolute().parent, os.W_OK)):

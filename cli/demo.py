@@ -8,7 +8,7 @@ from . import display
 from .common import Form, Progress, Row, emit, form_options, opened, say
 
 if TYPE_CHECKING:
-    from ..data.store import Store
+    from ..data.store.store import Store
     from ..subject.model import Subject
 
 SITES = ("mlp", "resid_post.2@sae")
@@ -70,8 +70,8 @@ def _harvest(subject: "Subject", store: "Store") -> list[str]:
 
 def _label(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
     """Label and score the features that are not done, and read the rows of all of them."""
-    from ..agent.label import label
     from ..explainers.rule import RuleExplainer
+    from ..labelling.label import label
     from ..scorers.simulation import RuleSimulator
     from .label import tell
     from .opening import chosen_features
@@ -80,9 +80,13 @@ def _label(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
     say(f"3/4 labelling {len(features)} features")
     with Progress("label", total=len(features), unit="features") as progress:
         results = label(
-            features, store, subject, explainer=RuleExplainer(subject), scorers=[RuleSimulator()],
+            features,
+            store,
+            subject,
+            explainer=RuleExplainer(subject),
+            scorers=[RuleSimulator()],
             on_skip=lambda done: progress.expect(len(features) - done),
-        )  # fmt: skip
+        )
         tell(results, progress, None, kept=f"whatever was labelled is stored in {store.path}")
     wanted = {str(feature) for feature in features}
     return [row for row in store.list_rows() if row["feature"] in wanted]
@@ -90,10 +94,12 @@ def _label(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
 
 def _next_steps(rows: list[Row], database: str) -> str:
     best = max(rows, key=lambda row: row["score"] or 0.0)["feature"]
-    return "\n".join((
-        "Try next:",
-        f"  neuronaut show {best} -d {database}",
-        f'  neuronaut try {best} "def __init__(self, name):" -d {database}',
-        f"  neuronaut search 'import' -d {database}",
-        f"  neuronaut label {best.rpartition(':')[0]}:random:50 -d {database}",
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            "Try next:",
+            f"  neuronaut show {best} -d {database}",
+            f'  neuronaut try {best} "def __init__(self, name):" -d {database}',
+            f"  neuronaut search 'import' -d {database}",
+            f"  neuronaut label {best.rpartition(':')[0]}:random:50 -d {database}",
+        )
+    )

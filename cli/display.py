@@ -3,6 +3,8 @@
 On a terminal a table fits its width and its last column is cut; in a file or a pipe nothing is cut.
 Text from a corpus or a model may hold anything, so whatever does not print is spelled out before it
 reaches the terminal.
+
+How the causal verbs' results look in a table, and which keys their parts have in JSON.
 """
 
 import os
@@ -11,9 +13,16 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+
+if TYPE_CHECKING:
+    from ..causal.controls import Ranked
+    from ..causal.intervene import Report
+    from ..causal.measures import Interval
+
 
 Row = Mapping[str, Any]
 
@@ -60,10 +69,11 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
     *fixed, last = [
-        " " * (size - len(click.unstyle(cell))) + cell if column.right else
-        cell + " " * (size - len(click.unstyle(cell)))
+        " " * (size - len(click.unstyle(cell))) + cell
+        if column.right
+        else cell + " " * (size - len(click.unstyle(cell)))
         for cell, column, size in zip(cells, columns, widths, strict=True)
-    ]  # fmt: skip
+    ]
     line = "".join(f"{cell}  " for cell in fixed)
     return (line + cut(last.rstrip(), len(click.unstyle(line)))).rstrip()
 
@@ -184,3 +194,117 @@ def _around(pieces: Sequence[str], centre: int, room: int | None) -> tuple[int, 
         left -= size
         first, last = (first - 1, last) if backwards else (first, last + 1)
     return first, last
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, so that its spaces are seen."""
+    mark = "'" if '"' in text else '"'
+    return f"{mark}{visible(text)}{mark}"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference, with its sign."""
+    return NOTHING if value is None else f"{value:+.{digits}f}"
+
+
+def spanned(value: float | None, low: float | None, high: float | None, *, digits: int = 2) -> str:
+    """A value beside its interval, `0.81 [0.72, 0.88]`."""
+    if value is None:
+        return NOTHING
+    # Adding 0.0 takes the sign off a zero.
+    shown, *span = (f"{round(part, digits) + 0.0:.{digits}f}" for part in (value, low, high) if part is not None)
+    return f"{shown} [{span[0]}, {span[1]}]" if len(span) == 2 else shown
+
+
+def spanned_column(name: str, header: str | None = None, *, digits: int = 2) -> Column:
+    """The key `name` of rows beside their ci_low and ci_high."""
+    return Column(header or name, lambda row: spanned(row[name], row["ci_low"], row["ci_high"], digits=digits))
+
+
+def ends(interval: "Interval | None") -> dict[str, Any]:
+    """An interval's ends, null where there is none."""
+    low, high = interval or (None, None)
+    return {"ci_low": low, "ci_high": high}
+
+
+def report_row(report: "Report") -> dict[str, Any]:
+    """What an edit did."""
+    return {
+        "edit": str(report.edit),
+        "fired": report.fired,
+        "max_change": report.max_change,
+        "places": {str(row): list(places) for row, places in report.places.items()},
+    }
+
+
+def reports(rows: Sequence[Row]) -> str:
+    """What edits did, one line each."""
+    columns = [
+        key("edit"),
+        key("fired", right=True),
+        Column("positions", _positions),
+        key("max_change", "largest change", right=True),
+    ]
+    return table(rows, columns)
+
+
+def _positions(row: Mapping[str, dict[str, list[int]]]) -> str:
+    from ..causal.edits import ranges
+
+    places = list(row["places"].values())
+    if all(one == places[0] for one in places):
+        return ranges(places[0]) + (f" in {len(places)} prompts" if len(places) > 1 else "")
+    return f"{sum(map(len, places))} in {len(places)} prompts"
+
+
+def standing_row(sort: str, ranked: "Ranked") -> dict[str, Any]:
+    """An effect among those of one sort of controls; null where there is nothing to rank it among."""
+    standing = ranked.standing
+    others = standing.controls if standing else ()
+    return {
+        "controls": sort,
+        "n": len(others),
+        "silent": ranked.silent,
+        "effect": ranked.effect,
+        "median": median(others) if others else None,
+        "largest": max(others, key=abs) if others else None,
+        "percentile": standing and standing.percentile,
+        "p": standing and standing.p,
+    }
+
+
+def standings(rows: Sequence[Row], effect: str) -> str:
+    """An effect among those of its controls, one line for each sort; `effect` says what is compared."""
+    columns = [
+        key("controls", f"controls ({effect})"),
+        *(key(name, header, right=True) for name, header in _RANKED.items()),
+    ]
+    return table(rows, columns)
+
+
+_RANKED = {
+    "n": "n",
+    "silent": "silent",
+    "effect": "edit",
+    "median": "their median",
+    "largest": "largest",
+    "percentile": "percentile",
+    "p": "p",
+}
+
+
+def trusts(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """How far each dictionary can be trusted, in words."""
+    return [_trust(name, row) for name, row in rows.items()]
+
+
+def _trust(name: str, row: Mapping[str, float | None]) -> str:
+    lost = row["unexplained"]
+    share = "no variance to rebuild" if lost is None else f"{lost:.0%} of the variance is not rebuilt"
+    loss, rebuilt = (number(row[key]) for key in ("loss", "rebuilt_loss"))
+    return f"{name}: {share}; loss {loss}, with the reconstruction in place {rebuilt}"
+
+
+def blocks(*parts: str) -> str:
+    """Parts with empty lines between, those left out that are empty."""
+    return "\n\n".join(part for part in parts if part)

@@ -28,8 +28,8 @@ from .common import (
 from .label import subject_options
 
 if TYPE_CHECKING:
-    from ..data.importing import Imported
-    from ..data.store import Store
+    from ..data.store.importing import Imported
+    from ..data.store.store import Store
     from ..subject.address import Feature, SourceId
 
 model_id_option = click.option(
@@ -58,13 +58,21 @@ class Wish:
 
 @click.command()
 @click.option(
-    "--format", "kind", type=click.Choice(("jsonl", "csv", "neuronpedia", "neuronpedia-upload")), default="jsonl",
+    "--format",
+    "kind",
+    type=click.Choice(("jsonl", "csv", "neuronpedia", "neuronpedia-upload")),
+    default="jsonl",
     show_default=True,
-)  # fmt: skip
+)
 @click.option(
-    "-o", "--output", "--out", "output", default="-", metavar="FILE",
+    "-o",
+    "--output",
+    "--out",
+    "output",
+    default="-",
+    metavar="FILE",
     help="Stdout if not given; a folder for neuronpedia and neuronpedia-upload.",
-)  # fmt: skip
+)
 @source_option
 @min_score_option
 @model_id_option
@@ -99,7 +107,7 @@ def export(kind: str, output: str, source: str | None, min_score: float | None, 
 
 def _write_rows(kind: str) -> Callable[[Wish], None]:
     def write(wish: Wish) -> None:
-        from ..data.export import WRITERS
+        from ..data.store.export import WRITERS
 
         rows = wish.store.list_rows(wish.source, min_score=wish.min_score)
         with _written(wish.output) as stream:
@@ -111,7 +119,7 @@ def _write_rows(kind: str) -> Callable[[Wish], None]:
 
 
 def _write_tree(wish: Wish) -> None:
-    from ..data.export import write_neuronpedia
+    from ..data.store.export import write_neuronpedia
 
     _tell_paths(
         write_neuronpedia(
@@ -121,8 +129,7 @@ def _write_tree(wish: Wish) -> None:
 
 
 def _write_uploads(wish: Wish) -> None:
-    from ..data.export import places
-    from ..data.upload import TEXT, write_uploads
+    from ..data.store.export import TEXT, places, write_uploads
     from ..subject.address import Feature
     from ..subject.directions import promoted
     from .opening import Opening, stored_sources, stored_subject
@@ -137,9 +144,14 @@ def _write_uploads(wish: Wish) -> None:
         for id in sources:
             source = stored_sources(wish.store, subject, [Feature(id, 0)], opening)[id]
             found = write_uploads(
-                wish.store, wish.output, id, promoted=lambda f, s=source, m=subject: promoted(m, s, f, count=20),
-                model=model, method=method, min_score=wish.min_score,
-            )  # fmt: skip
+                wish.store,
+                wish.output,
+                id,
+                promoted=lambda f, s=source, m=subject: promoted(m, s, f, count=20),
+                model=model,
+                method=method,
+                min_score=wish.min_score,
+            )
             paths += found.paths
             _tell_features(found.shortened, f"cut to {TEXT} characters")
             _tell_features(found.silent, "left out, because no stored text activates them")
@@ -200,9 +212,9 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
       neuronaut import v1/gpt2-small/8-res-jb --source gpt2:resid_pre.8@res-jb
       neuronaut import v1/gpt2-small --model-id gpt2-small -d gpt2.db
     """
-    from ..data.importing import Sources, import_file
-    from ..data.lines import tables
-    from ..explainers.rules import Rule
+    from ..data.store.importing import Sources, import_file
+    from ..data.store.lines import tables
+    from ..rules.language import Rule
     from ..subject.address import SourceId
 
     if source is not None and model_id is not None:

@@ -10,7 +10,7 @@ from .common import Count, Form, Progress, Row, emit, keeping, opened, result_op
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
-    from ..data.store import Store
+    from ..data.store.store import Store
     from ..subject.model import Subject
     from ..subject.sources import Source
 
@@ -43,9 +43,20 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Harvest a dictionary that does not rebuild the model's vectors.")
 @result_options
 def harvest(
-    model: str, sites: tuple[str, ...], name: str | None, corpus: str | None, tokens: int | None, window: int,
-    seed: int, encoding: str, text_column: str, force: bool, database: str, form: Form, **opening: Any,
-) -> None:  # fmt: skip
+    model: str,
+    sites: tuple[str, ...],
+    name: str | None,
+    corpus: str | None,
+    tokens: int | None,
+    window: int,
+    seed: int,
+    encoding: str,
+    text_column: str,
+    force: bool,
+    database: str,
+    form: Form,
+    **opening: Any,
+) -> None:
     """Collect the text that activates features.
 
     Every feature of one or more SITEs of MODEL, in one pass over a corpus. MODEL is a Hugging Face id, a folder,
@@ -69,37 +80,64 @@ def harvest(
         say(line)
     with opened(database, create=True, write=True) as store:
         rows = collect(
-            subject, sources, text, store,
-            tokens=tokens, window=window, seed=seed, paths=places(subject, model, sources, options),
-        )  # fmt: skip
+            subject,
+            sources,
+            text,
+            store,
+            tokens=tokens,
+            window=window,
+            seed=seed,
+            paths=places(subject, model, sources, options),
+        )
     emit(rows, form, lambda found: "\n".join(map(_sentence, found)))
 
 
 def collect(
-    subject: "Subject", sources: "list[Source]", corpus: "Corpus", store: "Store", *,
-    tokens: int | None, window: int, seed: int, paths: dict[str, str],
-) -> list[Row]:  # fmt: skip
+    subject: "Subject",
+    sources: "list[Source]",
+    corpus: "Corpus",
+    store: "Store",
+    *,
+    tokens: int | None,
+    window: int,
+    seed: int,
+    paths: dict[str, str],
+) -> list[Row]:
     """Harvest into the store, with progress; one row per source."""
-    from ..data.harvest import harvest as harvest_sources
+    from ..data.harvest.harvest import harvest as harvest_sources
 
     checkpoint = Path(f"{store.path}.harvest")
     say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
     begun = time.monotonic()
     with keeping(lambda: _kept(checkpoint)), Progress("harvest", total=tokens, unit="tokens") as progress:
         result = harvest_sources(
-            subject, sources, corpus, store,
-            tokens=tokens, window=window, seed=seed, paths=paths, checkpoint=checkpoint, progress=progress.reach,
-        )  # fmt: skip
+            subject,
+            sources,
+            corpus,
+            store,
+            tokens=tokens,
+            window=window,
+            seed=seed,
+            paths=paths,
+            checkpoint=checkpoint,
+            progress=progress.reach,
+        )
     seconds = time.monotonic() - begun
     counts = {found.source: (found.width, int((found.count > 0).sum())) for found in result.sources}
     return [
         {
-            "source": name, "features": width, "alive": alive, "dead": width - alive, "tokens": result.tokens,
-            "corpus": result.corpus, "window": result.window, "seconds": round(seconds, 3),
+            "source": name,
+            "features": width,
+            "alive": alive,
+            "dead": width - alive,
+            "tokens": result.tokens,
+            "corpus": result.corpus,
+            "window": result.window,
+            "seconds": round(seconds, 3),
             "tokens_per_second": round(result.tokens / seconds),
         }
         for name, (width, alive) in counts.items()
-    ]  # fmt: skip
+    ]
 
 
 def _kept(checkpoint: Path) -> str:

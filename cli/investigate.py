@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import display
-from .causal_inputs import output_option, pair_options, seed_option, write
+from .causal.inputs import output_option, pair_options, seed_option, write
 from .common import Form, as_json, emit, keeping, opened, result_options, say
 from .label import scorer_option, subject_options
-from .language import desk_of, llm_options, split, told
-from .watching import Watch
+from .llm_options import desk_of, llm_options, split, told
+from .progress_view import Watch
 
 if TYPE_CHECKING:
-    from ..agent.investigation.report_values import Report
-    from ..agent.investigation.session import Session
-    from ..data.store import Store
+    from ..agent.report.report import Report
+    from ..agent.session import Session
+    from ..data.store.store import Store
     from .investigating import Wish
 
 POLICIES = ("scripted", "llm", "random", "replay")
@@ -31,8 +31,11 @@ _WORST = (0, 3, 4, 1)
 @llm_options
 @click.option("--policy", type=click.Choice(POLICIES), help="Who decides.  [default: llm with -m, else scripted]")
 @click.option("--transcript", metavar="ID", help="Whose decisions --policy replay takes.")
-@click.option("--budget", metavar="usd=X,tokens=N,calls=N,fwd=N,experiments=N,minutes=N",
-              help="The most that each target may use.  [default: experiments=60]")  # fmt: skip
+@click.option(
+    "--budget",
+    metavar="usd=X,tokens=N,calls=N,fwd=N,experiments=N,minutes=N",
+    help="The most that each target may use.  [default: experiments=60]",
+)
 @click.option("--resume", metavar="ID", help="Go on with an investigation, or with a fork of one.")
 @seed_option
 @click.option("--hide-names", is_flag=True, help="Do not tell the policy what the target is called.")
@@ -43,9 +46,15 @@ _WORST = (0, 3, 4, 1)
 @result_options
 @click.pass_context
 def investigate(
-    ctx: click.Context, targets: tuple[str, ...], html: str | None, database: str, form: Form, budget: str | None,
-    resume: str | None, **options: Any,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    targets: tuple[str, ...],
+    html: str | None,
+    database: str,
+    form: Form,
+    budget: str | None,
+    resume: str | None,
+    **options: Any,
+) -> None:
     """Find out what a feature or a behaviour is, and prove it.
 
     Rival hypotheses say what they expect of every experiment before it is run; code judges by what is then seen, and
@@ -89,9 +98,15 @@ def _check(targets: tuple[str, ...], options: Mapping[str, Any], *, resume: str 
 
 
 def _run(
-    store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None,
-    form: Form, html: str | None,
-) -> "list[Session]":  # fmt: skip
+    store: "Store",
+    targets: tuple[str, ...],
+    options: dict[str, Any],
+    *,
+    resume: str | None,
+    budget: str | None,
+    form: Form,
+    html: str | None,
+) -> "list[Session]":
     from .investigating import sessions
 
     wish = _wish(store, targets, options, resume=resume, budget=budget)
@@ -124,7 +139,7 @@ def _named(html: str, target: str) -> str:
 def _wish(
     store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None
 ) -> "Wish":
-    from ..agent.investigation.work import Settings
+    from ..agent.loop.run import Settings
     from .investigating import PAIRS, Wish, limits_of, resumed
     from .opening import Opening
 
@@ -134,9 +149,18 @@ def _wish(
     policy = own["policy"] or ("scripted" if language.llm is None else "llm")
     settings = Settings(hide_names=rest.pop("hide_names"))
     wish = Wish(
-        targets, policy, own["transcript"], limits_of(budget, asks=language.llm is not None), settings, own["seed"],
-        own["scorers"], pairs, Opening(**rest), language.degrees, language.embedder,
-    )  # fmt: skip
+        targets,
+        policy,
+        own["transcript"],
+        limits_of(budget, asks=language.llm is not None),
+        settings,
+        own["seed"],
+        own["scorers"],
+        pairs,
+        Opening(**rest),
+        language.degrees,
+        language.embedder,
+    )
     return wish if resume is None else resumed(store, resume, wish)
 
 
@@ -176,13 +200,15 @@ def _result(session: "Session") -> str:
 
 def _held(report: "Report") -> list[str]:
     """What the holdout says in the first place."""
-    from ..agent.investigation.telling import HEADLINES
+    from ..agent.report.report import HEADLINES
 
     return [
         f"{s['examples'].replace('_', ' ')} {s['metric'].replace('_', ' ')} "
-        + display.score({**s, "score": s["value"]}) + _beside(s["baselines"])
-        for s in report.scores if s["value"] is not None and (s["examples"], s["metric"]) in HEADLINES
-    ]  # fmt: skip
+        + display.score({**s, "score": s["value"]})
+        + _beside(s["baselines"])
+        for s in report.scores
+        if s["value"] is not None and (s["examples"], s["metric"]) in HEADLINES
+    ]
 
 
 def _beside(baselines: Mapping[str, float | None]) -> str:
@@ -192,7 +218,7 @@ def _beside(baselines: Mapping[str, float | None]) -> str:
 
 def write_page(store: "Store", report: "Report", file: str) -> None:
     """The page of a report, with training examples where the feature is in the store."""
-    from ..agent.investigation.page import page
+    from ..agent.report.page import page
     from ..subject.address import Feature
 
     examples = ()

@@ -5,22 +5,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..agent.investigation.budget import Limits
-from ..agent.investigation.session import Manner, Session, investigate, investigate_all
-from ..agent.investigation.work import Settings
-from ..agent.policies.at_random import RandomPolicy
+from ..agent.loop.budget import Limits
+from ..agent.loop.policy import Policy
+from ..agent.loop.run import Settings
 from ..agent.policies.llm import LLMPolicy
-from ..agent.policies.policy import Policy
+from ..agent.policies.random_policy import RandomPolicy
 from ..agent.policies.replay import ReplayPolicy
 from ..agent.policies.scripted import ScriptedPolicy
 from ..agent.policies.scripted_behaviour import ScriptedBehaviourPolicy
-from ..data.journal_values import Opened
-from ..data.store import Store
-from ..explainers.llm.desk import Desk
+from ..agent.session import Manner, Session, investigate, investigate_all
+from ..data.store.journal_values import Opened
+from ..data.store.store import Store
+from ..llm.client import Desk
 from ..scorers.scorer import Scorer
 from ..subject.errors import NeuronautError
-from .causal_inputs import task_of
-from .making import Ingredients, scorers_named
+from .causal.inputs import task_of
+from .factories import Ingredients, scorers_named
 from .opening import Opening, chosen_features, stored_sources, stored_subject
 
 PAIRS = ("task", "rows", "pairs", "clean", "corrupted", "answer", "wrong")
@@ -58,9 +58,7 @@ def resumed(store: Store, id: str, wish: Wish) -> Wish:
     """The wish that an investigation was begun with."""
     row = store.journal.row(id)
     said = row["settings"]
-    begun = Opened(
-        row["id"], row["kind"], row["target"], row["policy"], said, row["provenance"], row["parent"]
-    )  # fmt: skip
+    begun = Opened(row["id"], row["kind"], row["target"], row["policy"], said, row["provenance"], row["parent"])
     if (row["kind"] == "behaviour") != wish.of_behaviour:
         what = (
             "a behaviour; give its pairs again, with --task or --pairs" if row["kind"] == "behaviour" else "a feature"
@@ -68,9 +66,14 @@ def resumed(store: Store, id: str, wish: Wish) -> Wish:
         raise NeuronautError(f"{row['id']} is about {what}")
     target = row["target"].partition(" ")[0] if wish.of_behaviour else row["target"]
     return replace(
-        wish, targets=(target,), policy=row["policy"], limits=Limits(**said["limits"]),
-        settings=Settings(**said["settings"]), seed=said["seed"], begun=begun,
-    )  # fmt: skip
+        wish,
+        targets=(target,),
+        policy=row["policy"],
+        limits=Limits(**said["limits"]),
+        settings=Settings(**said["settings"]),
+        seed=said["seed"],
+        begun=begun,
+    )
 
 
 def sessions(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Iterator[Session]:
@@ -100,9 +103,7 @@ def _behaviour(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Ses
     task = task_of(subject, wish.pairs, seed=wish.seed)
     if wish.begun is not None and wish.begun.target != f"{subject.name} {task.name}":
         raise NeuronautError(f"{wish.begun.id} is about {wish.begun.target}, not {subject.name} {task.name}")
-    manner = Manner(
-        _policy(store, wish, desk), wish.limits, wish.seed, desk, settings=wish.settings, on_event=hears
-    )  # fmt: skip
+    manner = Manner(_policy(store, wish, desk), wish.limits, wish.seed, desk, settings=wish.settings, on_event=hears)
     return investigate(task, subject, store, manner, fork=wish.begun)
 
 
@@ -141,8 +142,11 @@ def _scripted(store: Store, wish: Wish, desk: Desk | None) -> Policy:
 
 
 POLICIES: Mapping[str, Callable[[Store, Wish, Desk | None], Policy]] = {
-    "scripted": _scripted, "llm": _llm, "random": lambda _, wish, __: RandomPolicy(seed=wish.seed), "replay": _replay,
-}  # fmt: skip
+    "scripted": _scripted,
+    "llm": _llm,
+    "random": lambda _, wish, __: RandomPolicy(seed=wish.seed),
+    "replay": _replay,
+}
 
 
 def limits_of(budget: str | None, *, asks: bool) -> Limits:

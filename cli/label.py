@@ -10,15 +10,15 @@ import click
 
 from . import display
 from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, opened, result_options, say
-from .language import Language, batch_api, desk_of, llm_options, split, told
+from .llm_options import Language, batch_api, desk_of, llm_options, split, told
 
 if TYPE_CHECKING:
-    from ..agent.choose import Seated
-    from ..agent.label import Result
-    from ..agent.plan import Estimate
-    from ..data.store import Store
+    from ..data.store.store import Store
     from ..explainers.explainer import Explainer
-    from ..explainers.llm.desk import Desk, Mode
+    from ..labelling.estimate import Estimate
+    from ..labelling.label import Result
+    from ..labelling.selection import Seated
+    from ..llm.client import Desk, Mode
     from ..scorers.scorer import Scorer
     from ..subject.address import Feature, SourceId
     from ..subject.model import Subject
@@ -55,11 +55,17 @@ class Work:
 
 @contextmanager
 def _work(
-    features: tuple[str, ...], database: str, *, scorers: str, explainer: str | None, limit: str | None, mode: "Mode",
+    features: tuple[str, ...],
+    database: str,
+    *,
+    scorers: str,
+    explainer: str | None,
+    limit: str | None,
+    mode: "Mode",
     options: dict[str, Any],
-) -> Generator[Work]:  # fmt: skip
-    from .making import Ingredients, scorers_named
-    from .making import explainer as explainer_named
+) -> Generator[Work]:
+    from .factories import Ingredients, scorers_named
+    from .factories import explainer as explainer_named
     from .opening import Opening, chosen_features, stored_sources, stored_subject
 
     language, rest = split(options)
@@ -70,9 +76,14 @@ def _work(
         subject = stored_subject(store, chosen[0].source.model, opening)
         sources = stored_sources(store, subject, chosen, opening)
         made_from = Ingredients(
-            subject, sources, desk and desk.llm, store.chosen_prompts(), degrees, not language.no_controls,
+            subject,
+            sources,
+            desk and desk.llm,
+            store.chosen_prompts(),
+            degrees,
+            not language.no_controls,
             language.embedder,
-        )  # fmt: skip
+        )
         judges = scorers_named(scorers, made_from)
         chooser = scorers.split(",")[0]
         made = None if explainer is None else explainer_named(explainer, made_from, chooser=chooser)
@@ -82,9 +93,13 @@ def _work(
 @click.command()
 @click.argument("features", nargs=-1, required=True, metavar="FEATURES...")
 @click.option(
-    "-e", "--explainer", default="rule", show_default=True, metavar="NAME",
+    "-e",
+    "--explainer",
+    default="rule",
+    show_default=True,
+    metavar="NAME",
     help="rule, oneshot, highlight, contrastive, output, combined, best-of-N:NAME or refine:NAME.",
-)  # fmt: skip
+)
 @scorer_option
 @llm_options
 @budget_option
@@ -94,9 +109,17 @@ def _work(
 @subject_options
 @result_options
 def label(
-    features: tuple[str, ...], explainer: str, scorers: str, limit: str | None, batch: bool, dry_run: bool, redo: bool,
-    database: str, form: Form, **options: Any,
-) -> None:  # fmt: skip
+    features: tuple[str, ...],
+    explainer: str,
+    scorers: str,
+    limit: str | None,
+    batch: bool,
+    dry_run: bool,
+    redo: bool,
+    database: str,
+    form: Form,
+    **options: Any,
+) -> None:
     """Explain features, and score the explanations.
 
     Scores come from text that the explainer never saw. FEATURES are addresses MODEL:SITE:INDEX, where the index
@@ -129,21 +152,27 @@ def label(
 
 
 def _plan(work: Work, form: Form, *, redo: bool, batch: bool) -> None:
-    from ..agent.plan import estimate
-    from ..explainers.llm.prices import BATCH_DISCOUNT
+    from ..labelling.estimate import estimate
+    from ..llm.prices import BATCH_DISCOUNT
 
     assert work.explainer is not None
     plan = estimate(
-        work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers, desk=work.desk,
-        sources=work.sources, redo=redo,
-    )  # fmt: skip
+        work.features,
+        work.store,
+        work.subject,
+        explainer=work.explainer,
+        scorers=work.scorers,
+        desk=work.desk,
+        sources=work.sources,
+        redo=redo,
+    )
     if batch and plan.usd is not None:
         plan = replace(plan, usd=plan.usd * BATCH_DISCOUNT)
     emit([asdict(plan)], form, lambda _: _told_plan(plan))
 
 
 def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None:
-    from ..agent.label import label as label_features
+    from ..labelling.label import label as label_features
 
     assert work.explainer is not None
     left = len(work.features)
@@ -155,9 +184,17 @@ def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None
 
     with Progress("label", total=left, unit="features") as progress:
         results = label_features(
-            work.features, work.store, work.subject, explainer=work.explainer, scorers=work.scorers, desk=work.desk,
-            sources=work.sources, redo=redo, minutes=minutes, on_skip=skip,
-        )  # fmt: skip
+            work.features,
+            work.store,
+            work.subject,
+            explainer=work.explainer,
+            scorers=work.scorers,
+            desk=work.desk,
+            sources=work.sources,
+            redo=redo,
+            minutes=minutes,
+            on_skip=skip,
+        )
         rows = tell(results, progress, form, work.desk, kept=f"whatever was labelled is stored in {work.store.path}")
     if form == "json":
         emit(rows, form, lambda _: "")
@@ -173,9 +210,14 @@ def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None
 @subject_options
 @result_options
 def score(
-    features: tuple[str, ...], scorers: str, limit: str | None, from_stored: bool, database: str, form: Form,
+    features: tuple[str, ...],
+    scorers: str,
+    limit: str | None,
+    from_stored: bool,
+    database: str,
+    form: Form,
     **options: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Score explanations again.
 
     The best explanation of each of FEATURES gets further scores; features without one are passed over. A score equal
@@ -187,8 +229,8 @@ def score(
       neuronaut score gpt2:mlp.5:0-99 -s detection,fuzzing -m openai:gpt-4o-mini
       neuronaut score gpt2:mlp.5:0-99 --from-stored
     """
-    from ..agent.rescore import score as score_features
-    from ..agent.rescore import score_from_stored
+    from ..labelling.label import score as score_features
+    from ..labelling.label import score_from_stored
     from .opening import chosen_features
 
     if limit is not None and (from_stored or options["llm"] is None):
@@ -222,7 +264,7 @@ def score(
 
 def _collected(work: Work, language: Language) -> bool:
     """Whether nothing is under way; what ended is in the log afterwards."""
-    from ..agent.batches import collect
+    from ..labelling.batches import collect
 
     assert work.desk is not None
     with closing(batch_api(language)) as api:
@@ -238,7 +280,7 @@ def _collected(work: Work, language: Language) -> bool:
 
 
 def _sent(work: Work, language: Language) -> None:
-    from ..agent.batches import send
+    from ..labelling.batches import send
 
     assert work.desk is not None
     with closing(batch_api(language)) as api:
@@ -292,11 +334,18 @@ def row_of(result: "Result") -> Row:
     best, made = result.score, result.explanation
     measured = [value for value in best.baselines.values() if value is not None] if best else []
     return {
-        "feature": str(result.feature), "status": made.status, "explanation": made.text, "explainer": made.explainer,
-        "score": best and best.value, "ci_low": best and best.ci_low, "ci_high": best and best.ci_high,
-        "metric": best and best.metric, "scorer": best and best.scorer, "baseline": max(measured, default=None),
+        "feature": str(result.feature),
+        "status": made.status,
+        "explanation": made.text,
+        "explainer": made.explainer,
+        "score": best and best.value,
+        "ci_low": best and best.ci_low,
+        "ci_high": best and best.ci_high,
+        "metric": best and best.metric,
+        "scorer": best and best.scorer,
+        "baseline": max(measured, default=None),
         "n": best and best.n,
-    }  # fmt: skip
+    }
 
 
 def _line(row: Row, reason: str | None) -> str:

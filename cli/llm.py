@@ -1,12 +1,18 @@
-"""`neuronaut llm`: the log of calls to language models, and what they used."""
+"""`neuronaut llm`: the log of calls to language models, and what they used.
+
+`neuronaut reproduce`: what was asked for an explanation, rebuilt byte for byte.
+"""
 
 import json
+from typing import Any
 
 import click
 
+from ..subject.errors import NeuronautError
 from . import display
-from .common import Form, Row, emit, limit_option, opened, result_options
+from .common import Form, Row, emit, limit_option, opened, result_options, say
 from .display import Column
+from .label import subject_options
 
 STATES = ("ok", "refused", "truncated", "empty", "failed")
 
@@ -41,8 +47,10 @@ def log(limit: int, status: str | None, prompt: str | None, full: bool, database
       neuronaut llm log --prompt detection --limit 3 --json
     """
     with opened(database) as store:
-        rows = [row | {"request": json.loads(row["request"])} for row in store.calls.rows(
-            limit=limit, status=status, prompt=prompt)]  # fmt: skip
+        rows = [
+            row | {"request": json.loads(row["request"])}
+            for row in store.calls.rows(limit=limit, status=status, prompt=prompt)
+        ]
     emit(rows, form, _pages if full else _table)
 
 
@@ -65,17 +73,20 @@ def stats(database: str, form: Form) -> None:
 def _table(rows: list[Row]) -> str:
     if not rows:
         return "no calls"
-    return display.table(rows, [
-        Column("id", lambda row: str(row["id"]), right=True),
-        Column("time", lambda row: row["created"][:19]),
-        Column("model", lambda row: row["model"]),
-        Column("prompt", lambda row: row["prompt"]),
-        Column("status", lambda row: row["status"]),
-        Column("tokens", lambda row: f"{row['input_tokens']:,}+{row['output_tokens']:,}", right=True),
-        Column("s", lambda row: f"{row['seconds']:.1f}", right=True),
-        Column("cost", lambda row: _dollars(row["cost"]), right=True),
-        Column("reply", lambda row: display.visible(row["reason"] or _said(row["reply"], row["calls"]))),
-    ])  # fmt: skip
+    return display.table(
+        rows,
+        [
+            Column("id", lambda row: str(row["id"]), right=True),
+            Column("time", lambda row: row["created"][:19]),
+            Column("model", lambda row: row["model"]),
+            Column("prompt", lambda row: row["prompt"]),
+            Column("status", lambda row: row["status"]),
+            Column("tokens", lambda row: f"{row['input_tokens']:,}+{row['output_tokens']:,}", right=True),
+            Column("s", lambda row: f"{row['seconds']:.1f}", right=True),
+            Column("cost", lambda row: _dollars(row["cost"]), right=True),
+            Column("reply", lambda row: display.visible(row["reason"] or _said(row["reply"], row["calls"]))),
+        ],
+    )
 
 
 def _pages(rows: list[Row]) -> str:
@@ -104,16 +115,79 @@ def _said(text: str, calls: list[Row]) -> str:
 def _statistics(rows: list[Row]) -> str:
     if not rows:
         return "no calls"
-    return display.table(rows, [
-        Column("model", lambda row: row["model"]),
-        Column("endpoint", lambda row: row["endpoint"]),
-        Column("prompt", lambda row: row["prompt"]),
-        *(Column(name, lambda row, name=name: f"{row[name]:,}", right=True)
-          for name in ("calls", *STATES, "input_tokens", "output_tokens")),
-        Column("mean s", lambda row: f"{row['mean_seconds']:.2f}", right=True),
-        Column("cost", lambda row: _dollars(row["cost"]), right=True),
-    ])  # fmt: skip
+    return display.table(
+        rows,
+        [
+            Column("model", lambda row: row["model"]),
+            Column("endpoint", lambda row: row["endpoint"]),
+            Column("prompt", lambda row: row["prompt"]),
+            *(
+                Column(name, lambda row, name=name: f"{row[name]:,}", right=True)
+                for name in ("calls", *STATES, "input_tokens", "output_tokens")
+            ),
+            Column("mean s", lambda row: f"{row['mean_seconds']:.2f}", right=True),
+            Column("cost", lambda row: _dollars(row["cost"]), right=True),
+        ],
+    )
 
 
 def _dollars(value: float | None) -> str:
     return display.NOTHING if value is None else f"${value:,.4f}"
+
+
+@click.command()
+@click.argument("explanation_id", type=int)
+@subject_options
+@result_options
+def reproduce(explanation_id: int, database: str, form: Form, **opening: Any) -> None:
+    """Make an explanation again from the database alone, and print every prompt that led to it.
+
+    Prompts are rendered from the stored evidence and must have the hash of those that were sent; replies come from
+    the log, and nobody is asked. EXPLANATION_ID is told by `show --provenance`.
+
+    \b
+    Examples:
+      neuronaut reproduce 17 -d gpt2.db
+    """
+    from ..labelling.reproduce import reproduce as make_again
+    from .factories import remade
+    from .opening import Opening, stored_sources, stored_subject
+
+    options = Opening(**opening)
+    with opened(database) as store:
+        stored = store.explanation(explanation_id)
+        if stored is None:
+            raise NeuronautError(f"there is no explanation {explanation_id}; show FEATURE --provenance tells the ids")
+        if "llm" not in stored.explanation.provenance:
+            raise NeuronautError(
+                f"explanation {explanation_id} was made by {stored.explanation.explainer}, which asks no language "
+                "model: there is no prompt to rebuild; show --provenance tells where it comes from"
+            )
+        feature = stored.explanation.feature
+        subject = stored_subject(store, feature.source.model, options)
+        sources = stored_sources(store, subject, [feature], options)
+        found = make_again(
+            store, subject, sources[feature.source], stored, remade(stored.explanation, store, subject, sources)
+        )
+    rows: list[Row] = [
+        {"key": one.key, "prompt": one.prompt, "messages": [m.says() for m in one.messages], "reply": one.reply}
+        for one in found.asked
+    ]
+    emit(rows, form, _prompt_pages)
+    say(
+        f"{len(rows)} prompts, each with the hash of the one that was sent; the text is "
+        + ("the same" if found.same else f"now: {found.text}")
+    )
+
+
+def _prompt_pages(rows: list[Row]) -> str:
+    return "\n\n".join(
+        "\n".join(
+            (
+                f"{row['prompt']} {row['key']}",
+                *(f"=== {m['role']} ===\n{display.plain_lines(m['content'])}" for m in row["messages"]),
+                f"=== reply ===\n{display.plain_lines(row['reply'])}",
+            )
+        )
+        for row in rows
+    )

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.corpus import Corpus
-from ..data.store import Store
-from ..data.tiles import with_bos
+from ..data.harvest.activations import with_bos
+from ..data.store.store import Store
 from ..subject.address import Feature, Selection, SourceId
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
@@ -110,9 +110,13 @@ def _open_named(subject: Subject, sites: Sequence[str], path: str, opening: Open
 
 def _load(subject: Subject, source: SourceId, path: str, opening: Opening) -> Dictionary:
     return load_dictionary(
-        path, id=source, d_site=subject.width(source.site), device=subject.device,
-        norm_scale=opening.norm_scale, allow_pickle=opening.allow_pickle,
-    )  # fmt: skip
+        path,
+        id=source,
+        d_site=subject.width(source.site),
+        device=subject.device,
+        norm_scale=opening.norm_scale,
+        allow_pickle=opening.allow_pickle,
+    )
 
 
 def _name_of(path: str) -> str:

@@ -11,7 +11,7 @@ from .common import Form, Row, emit, opened, result_options, say
 from .display import Column
 
 if TYPE_CHECKING:
-    from ..explainers.prompt import Prompt
+    from ..llm.prompt import Prompt
 
 
 @click.group()
@@ -39,8 +39,8 @@ def list_(database: str, form: Form) -> None:
     Examples:
       neuronaut prompts list --json
     """
-    from ..explainers.prompt import Prompt
-    from .making import shipped_prompts
+    from ..llm.prompt import Prompt
+    from .factories import shipped_prompts
 
     chosen: dict[str, str] = {}
     if Path(database).exists():
@@ -50,12 +50,19 @@ def list_(database: str, form: Form) -> None:
     for name, prompt in shipped_prompts().items():
         used = Prompt(name, chosen[name]) if name in chosen else prompt
         rows.append({"name": name, "hash": used.hash, "own": name in chosen, "places": sorted(used.places)})
-    emit(rows, form, lambda rows: display.table(rows, [
-        Column("name", lambda row: row["name"]),
-        Column("hash", lambda row: row["hash"]),
-        Column("whose", lambda row: "yours" if row["own"] else "ours"),
-        Column("places", lambda row: " ".join("$" + place for place in row["places"])),
-    ]))  # fmt: skip
+    emit(
+        rows,
+        form,
+        lambda rows: display.table(
+            rows,
+            [
+                Column("name", lambda row: row["name"]),
+                Column("hash", lambda row: row["hash"]),
+                Column("whose", lambda row: "yours" if row["own"] else "ours"),
+                Column("places", lambda row: " ".join("$" + place for place in row["places"])),
+            ],
+        ),
+    )
 
 
 @prompts.command()
@@ -96,7 +103,7 @@ def use(name: str, file: str | None, ours: bool, database: str, form: Form) -> N
       neuronaut prompts use highlight mine.md
       neuronaut prompts use highlight --ours
     """
-    from ..explainers.prompt import Prompt
+    from ..llm.prompt import Prompt
 
     if ours == (file is not None):
         raise click.UsageError("give a FILE, or --ours to go back to the package's own")
@@ -116,7 +123,7 @@ def use(name: str, file: str | None, ours: bool, database: str, form: Form) -> N
 
 
 def _shipped(name: str) -> "Prompt":
-    from .making import shipped_prompts
+    from .factories import shipped_prompts
 
     known = shipped_prompts()
     if name not in known:

@@ -6,21 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from . import display
-from .common import (
-    Form,
-    Row,
-    emit,
-    limit_option,
-    min_score_option,
-    opened,
-    result_options,
-    say,
-    source_option,
-)
+from .common import Form, Row, emit, limit_option, min_score_option, opened, result_options, say, source_option
 
 if TYPE_CHECKING:
-    from ..data.rows import Sort
-    from ..data.store import Store
+    from ..data.store.rows import Sort
+    from ..data.store.store import Store
 
 SORTS = ("feature", "score", "worst", "density", "peak")
 embedder_option = click.option(
@@ -37,9 +27,15 @@ embedder_option = click.option(
 @limit_option(help="At most so many rows.")
 @result_options
 def list_(
-    source: str | None, min_score: float | None, max_score: float | None, status: str | None, sort: "Sort",
-    limit: int | None, database: str, form: Form,
-) -> None:  # fmt: skip
+    source: str | None,
+    min_score: float | None,
+    max_score: float | None,
+    status: str | None,
+    sort: "Sort",
+    limit: int | None,
+    database: str,
+    form: Form,
+) -> None:
     """List features, explanations and scores.
 
     Of one SOURCE, as demo:mlp.2, or of all.
@@ -65,9 +61,15 @@ def list_(
 @limit_option(default=20, help="At most so many rows.")
 @result_options
 def search(
-    query: tuple[str, ...], semantic: bool, embedder: str | None, min_score: float | None, source: str | None,
-    limit: int, database: str, form: Form,
-) -> None:  # fmt: skip
+    query: tuple[str, ...],
+    semantic: bool,
+    embedder: str | None,
+    min_score: float | None,
+    source: str | None,
+    limit: int,
+    database: str,
+    form: Form,
+) -> None:
     """Search the explanations.
 
     Finds those that hold the words of QUERY; "in quotes" they must stand together.
@@ -96,7 +98,7 @@ _MARKERS = ("\ue000", "\ue001")
 def _by_meaning(
     store: "Store", text: str, embedder: str | None, min_score: float | None, source: str | None, limit: int
 ) -> list[Row]:
-    from ..data.search import DEFAULT_MODEL, Embedder, semantic_search
+    from ..data.store.search import DEFAULT_MODEL, Embedder, semantic_search
 
     with_model = Embedder(embedder or DEFAULT_MODEL)
     return [*semantic_search(store, text, embedder=with_model, min_score=min_score, source=source, limit=limit)]
@@ -134,8 +136,8 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
       neuronaut similar demo:mlp.2:17
       neuronaut similar demo:mlp.2:17 --embedder sentence-transformers/all-MiniLM-L6-v2
     """
-    from ..data.search import Embedder
-    from ..data.search import similar as find_similar
+    from ..data.store.search import Embedder
+    from ..data.store.search import similar as find_similar
     from ..subject.address import Feature, Selection
 
     chosen = Feature.parse(feature)
@@ -188,9 +190,10 @@ def sources(database: str, form: Form) -> None:
     with opened(database) as store:
         rows = store.sources()
     columns = [
-        display.key("source"), *_counted(width="features", alive="alive", explained="explained", tokens="tokens"),
+        display.key("source"),
+        *_counted(width="features", alive="alive", explained="explained", tokens="tokens"),
         display.key("corpus"),
-    ]  # fmt: skip
+    ]
     emit(rows, form, lambda shown: display.table(shown, columns))
     _tell_nothing(rows)
 

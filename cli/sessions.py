@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import display
-from .causal_inputs import output_option, write
+from .causal.inputs import output_option, write
 from .common import Form, Row, as_json, database_option, debug_option, emit, limit_option, opened, result_options, say
 
 if TYPE_CHECKING:
-    from ..data.store import Store
+    from ..data.store.store import Store
 
 
 class Listing(click.Group):
@@ -51,7 +51,7 @@ def list_(limit: int, database: str, form: Form) -> None:
     Examples:
       neuronaut sessions list --limit 5 --json
     """
-    from ..agent.investigation.alone import under_way
+    from ..agent.loop.resuming import under_way
 
     names = ("id", "created", "ended", "kind", "target", "policy", "status", "reason", "parent")
     with opened(database) as store:
@@ -74,7 +74,7 @@ def show(id: str, html: str | None, database: str, form: Form) -> None:
       neuronaut sessions show 3fa92b
       neuronaut sessions show 3fa92b --json | jq .[0].claims
     """
-    from ..agent.investigation.report import assemble
+    from ..agent.report.assemble import assemble
     from .investigate import write_page
 
     with opened(database) as store:
@@ -98,7 +98,7 @@ def replay(ctx: click.Context, id: str, database: str, form: Form) -> None:
     Examples:
       neuronaut sessions replay 3fa92b
     """
-    from ..agent.investigation.replaying import replay as judge_again
+    from ..agent.replay import replay as judge_again
 
     with opened(database) as store:
         found = judge_again(store.journal, id)
@@ -118,7 +118,7 @@ def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> Non
     Examples:
       neuronaut sessions fork 3fa92b --step 4 --seed 1
     """
-    from ..agent.investigation.replaying import fork as copy
+    from ..agent.replay import fork as copy
 
     with opened(database, write=True) as store:
         new = copy(store.journal, id, step=step, seed=seed)
@@ -129,8 +129,14 @@ def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> Non
 
 @sessions.command()
 @click.argument("id")
-@click.option("--format", "kind", type=click.Choice(("jsonl", "inspect")), default="jsonl", show_default=True,
-              help="JSON lines with everything, or a log that `inspect view` opens.")  # fmt: skip
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(("jsonl", "inspect")),
+    default="jsonl",
+    show_default=True,
+    help="JSON lines with everything, or a log that `inspect view` opens.",
+)
 @output_option("--output", "The file; standard output where none is named.")
 @database_option
 @debug_option
@@ -151,7 +157,7 @@ def export(id: str, kind: str, output: str | None, database: str) -> None:
 
 
 def _lines(store: "Store", id: str) -> Iterator[Row]:
-    from ..agent.investigation.exporting import to_lines
+    from ..agent.report.export import to_lines
     from ..subject.address import Feature
 
     row = store.journal.row(id)
@@ -163,7 +169,7 @@ def _lines(store: "Store", id: str) -> Iterator[Row]:
 
 
 def _log(store: "Store", id: str) -> str:
-    from ..agent.investigation.exporting import to_inspect
+    from ..agent.report.export import to_inspect
 
     return json.dumps(to_inspect(store.journal, id), ensure_ascii=False, allow_nan=False)
 
@@ -171,14 +177,21 @@ def _log(store: "Store", id: str) -> str:
 def _table(rows: list[Row]) -> str:
     if not rows:
         return "no investigations"
-    return display.table(rows, [
-        display.key("id"), display.Column("begun", lambda row: row["created"][:16].replace("T", " ")),
-        display.key("target"), display.key("policy"), display.key("status"), display.key("reason"),
-    ])  # fmt: skip
+    return display.table(
+        rows,
+        [
+            display.key("id"),
+            display.Column("begun", lambda row: row["created"][:16].replace("T", " ")),
+            display.key("target"),
+            display.key("policy"),
+            display.key("status"),
+            display.key("reason"),
+        ],
+    )
 
 
 def _replayed(rows: list[Row]) -> str:
-    from ..agent.investigation.judging import FORMULA
+    from ..agent.loop.judging import FORMULA
 
     row: dict[str, Any] = rows[0]
     if row["same"]:

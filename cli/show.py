@@ -12,8 +12,8 @@ from .common import Form, Row, emit, opened, result_options
 
 if TYPE_CHECKING:
     from ..data.records import Example
-    from ..data.rows import StoredExplanation
-    from ..data.store import Store
+    from ..data.store.rows import StoredExplanation
+    from ..data.store.store import Store
     from ..subject.address import Feature
 
 
@@ -44,7 +44,7 @@ def show(feature: str, count: int, provenance: bool, database: str, form: Form) 
 
 def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
     """The row of `show`, with the `count` strongest examples."""
-    from ..data.rows import ROW_KEYS
+    from ..data.store.rows import ROW_KEYS
 
     evidence, best = store.evidence(feature), store.best(feature)
     found = [row for row in store.list_rows(feature.source) if row["feature"] == str(feature)]
@@ -72,9 +72,13 @@ def _origin(best: "StoredExplanation") -> dict[str, Any]:
 
 def _example(example: "Example") -> dict[str, Any]:
     return {
-        "kind": example.kind, "split": example.split, "document": example.document, "peak": example.peak,
-        "tokens": list(example.tokens), "activations": [round(value, 4) for value in example.activations.tolist()],
-    }  # fmt: skip
+        "kind": example.kind,
+        "split": example.split,
+        "document": example.document,
+        "peak": example.peak,
+        "tokens": list(example.tokens),
+        "activations": [round(value, 4) for value in example.activations.tolist()],
+    }
 
 
 def page(row: Row, *, provenance: bool) -> str:
@@ -114,7 +118,7 @@ def _statistics(stats: Mapping[str, Any]) -> str:
 
 def _histogram(counts: Sequence[int]) -> str:
     """The bins in use as a sparkline between their ends."""
-    from ..data.histogram import edges
+    from ..data.harvest.histogram import edges
 
     used = [number for number, count in enumerate(counts) if count]
     first, last = used[0], used[-1] + 1
@@ -126,11 +130,14 @@ def _scores(scores: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for score in scores for name in score["baselines"]))
     rows = [{**score, "score": score["value"]} for score in scores]
     columns = [
-        display.key("scorer"), display.key("examples"), display.key("metric"), display.SCORE,
+        display.key("scorer"),
+        display.key("examples"),
+        display.key("metric"),
+        display.SCORE,
         display.key("n", right=True),
         *map(_baseline, names),
         display.Column("", _doubt),
-    ]  # fmt: skip
+    ]
     return display.table(rows, columns)
 
 

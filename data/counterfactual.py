@@ -52,9 +52,14 @@ def minimal_pairs(
         return []
     editor = _Editor(examples, pivots, corpus.ravel().astype(np.int64), np.random.default_rng(seed))
     edits = (
-        editor.transplant, editor.substitute_pivot, editor.substitute_before, editor.transplant,
-        editor.substitute_pivot, editor.insert_before, editor.swap_before,
-    )  # fmt: skip
+        editor.transplant,
+        editor.substitute_pivot,
+        editor.substitute_before,
+        editor.transplant,
+        editor.substitute_pivot,
+        editor.insert_before,
+        editor.swap_before,
+    )
     pairs: list[Pair] = []
     seen = {example.ids.tobytes() for example in examples}
     for attempt in range(4 * count):

@@ -134,7 +134,7 @@ FULL_COVERAGE = 0.95
 
 Role = Literal["explanation", "token_rule", "token_table", "other_rule", "empty", "shuffled"]
 """Who predicted: the explanation, or what it is compared with. token_rule, token_table and other_rule are
-predicted by code (scorers/baselines.py); empty and shuffled are what the same judge says when it is given no
+predicted by code (scorers/holdout.py); empty and shuffled are what the same judge says when it is given no
 explanation, and another feature's."""
 
 

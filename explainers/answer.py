@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ..llm.tool_calls import without_thought
+from ..rules.language import Rule
 from ..subject.errors import NeuronautError
-from .llm.thought import without_thought
-from .rules import Rule
 
 
 @dataclass(frozen=True, slots=True)

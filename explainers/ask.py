@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..data.records import Explanation
-from .abstain import Limits, abstention
+from ..llm.prompt import Prompt
+from ..llm.render import STEPS
+from ..llm.tasks import Asking
+from ..llm.types import Chat, Reply, Sampling
+from ..rules.evaluate import TokenGrid, predict
+from ..rules.language import Rule
 from .answer import Answer, read
-from .batch import TrainBatch, TrainEvidence
-from .evaluate import TokenGrid, predict
-from .llm.asking import Asking
-from .llm.values import Chat, Reply, Sampling
-from .prompt import Prompt
-from .render import STEPS
-from .rules import Rule
+from .explainer import Limits, TrainBatch, TrainEvidence, abstention
 
 TEXT_TOKENS, RULE_TOKENS = 200, 500
 """Room for the reply's text, and for a rule beside it."""
@@ -138,9 +137,15 @@ class PromptExplainer(ABC):
         if error is not None:
             provenance["rule_error"] = error
         return Explanation(
-            evidence.feature, answer.text, self.name, answer.reason, answer.status,
-            rule.to_json() if rule is not None and error is None else None, shown.windows, provenance,
-        )  # fmt: skip
+            evidence.feature,
+            answer.text,
+            self.name,
+            answer.reason,
+            answer.status,
+            rule.to_json() if rule is not None and error is None else None,
+            shown.windows,
+            provenance,
+        )
 
     def _hashes(self) -> dict[str, str]:
         return {prompt.name: prompt.hash for prompt in self.prompts}

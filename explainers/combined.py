@@ -3,14 +3,14 @@
 A feature that writes nothing is still explained, by what it responds to.
 """
 
+from ..llm.prompt import Prompt
+from ..llm.render import fenced
 from ..subject.model import Subject
 from .ask import Extent, PromptExplainer, Shown
-from .batch import TrainBatch, TrainEvidence
-from .choose import active_windows
+from .examples import active_windows
+from .explainer import TrainBatch, TrainEvidence
 from .highlight import active_lines
 from .output import SETTINGS, Beginnings, Writings, output_places
-from .prompt import Prompt
-from .render import fenced
 
 
 class Combined(PromptExplainer):

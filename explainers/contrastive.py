@@ -5,11 +5,11 @@ that token; other silent windows show what the corpus is like. Both keep a reade
 all text, or a token alone where its context decides.
 """
 
+from ..llm.render import SILENT_MARKS, excerpt, fenced, marked
 from .ask import Extent, PromptExplainer, Shown
-from .batch import TrainBatch, TrainEvidence
-from .choose import Silent, active_windows, silent_windows
+from .examples import Silent, active_windows, silent_windows
+from .explainer import TrainBatch, TrainEvidence
 from .highlight import active_lines
-from .render import SILENT_MARKS, excerpt, fenced, marked
 
 NONE_FOUND = "(none was found)"
 

@@ -1,12 +1,86 @@
-"""What every explainer is: it sees the training side of some features, and nothing else, and describes each."""
+"""What every explainer is: it sees the training side of some features of one source, and nothing else, and describes
+each.
 
-from collections.abc import Mapping
+First it asks whether a feature can be explained at all: one that never fires, fires too rarely, or fires everywhere
+is given no text, whoever explains, and no language model is asked about it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from ..data.records import Explanation
-from .batch import TrainBatch
-from .llm.asking import Asking
-from .prompt import Prompt
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.records import Example, Explanation, Statistics
+from ..llm.prompt import Prompt
+from ..llm.tasks import Asking
+from ..subject.address import Feature
+from ..subject.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """A uniform random sample of the corpus's training windows, the same for every feature."""
+
+    ids: NDArray[np.int32]
+    """Token ids, (row, position)."""
+    documents: Sequence[str]
+    """Name of each row's document."""
+    digests: Sequence[str]
+    """Digest of each row's token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainEvidence:
+    """One feature's training examples and its activations on the background."""
+
+    feature: Feature
+    statistics: Statistics
+    examples: Sequence[Example]
+    """For a feature's negative tail activations are sign-flipped, here and in `background`."""
+    background: NDArray[np.float32]
+    """(row, position)"""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """Features of one source that are explained together, so that they share forward passes."""
+
+    source: Source
+    vocabulary: tuple[str, ...]
+    background: Background
+    features: Sequence[TrainEvidence]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When an explainer abstains. Fractions of corpus tokens or of the feature's peak."""
+
+    min_windows: int = 5
+    """Fewer active training windows than this are too rare to explain."""
+    dense: float = 0.5
+    """A feature above a third of its peak on more than this fraction of tokens is dense."""
+
+
+def abstention(evidence: TrainEvidence, *, explainer: str, limits: Limits) -> Explanation | None:
+    """An explanation without text, with status "dead", "too_rare" or "dense" and a reason; None where there is
+    something to explain."""
+    statistics = evidence.statistics
+    active = {e.window for e in evidence.examples if e.kind in ("top", "quantile") and e.peak > 0}
+    strong = float((evidence.background > statistics.peak / 3).mean()) if statistics.peak > 0 else 0.0
+    if statistics.peak <= 0:
+        status, reason = "dead", f"never active on {statistics.tokens:,} tokens"
+    elif len(active) < limits.min_windows:
+        status = "too_rare"
+        reason = (
+            f"active in {len(active)} training windows of {statistics.tokens:,} tokens; {limits.min_windows} are needed"
+        )
+    elif strong > limits.dense:
+        status, reason = "dense", f"above a third of its peak on {strong:.0%} of tokens"
+    else:
+        return None
+    return Explanation(evidence.feature, None, explainer, reason=reason, status=status)
 
 
 class Explainer(Protocol):

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from ..data.records import Example
+from ..llm.render import active, excerpt, fenced, marked, strongest
 from .ask import Extent, PromptExplainer, Shown
-from .batch import TrainBatch, TrainEvidence
-from .choose import active_windows
-from .render import active, excerpt, fenced, marked, strongest
+from .examples import active_windows
+from .explainer import TrainBatch, TrainEvidence
 
 STRONGEST = 4
 """Tokens of a window whose activations are given."""

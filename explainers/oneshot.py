@@ -5,10 +5,10 @@ fifth of the values are above zero, the windows follow once more without their z
 side by side.
 """
 
+from ..llm.render import excerpt, fenced, token_list
 from .ask import Extent, PromptExplainer, Shown
-from .batch import TrainBatch, TrainEvidence
-from .choose import active_windows
-from .render import excerpt, fenced, token_list
+from .examples import active_windows
+from .explainer import TrainBatch, TrainEvidence
 
 SPARSE = 0.2
 """Below this share of values above zero these are shown once more alone."""

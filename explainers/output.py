@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..causal.clamping import Clamp, Continuations, steer
+from ..causal.clamp import Clamp, Continuations, steer
 from ..data.records import Explanation
+from ..llm.prompt import Prompt
+from ..llm.render import ACTIVE_MARKS, fenced, spelled
+from ..llm.tasks import Asking
 from ..subject.address import Feature
 from ..subject.directions import Promoted, TokenEffect, direction, promoted
 from ..subject.model import Subject
-from .abstain import abstention
 from .ask import Extent, PromptExplainer, Shown
-from .batch import Background, TrainBatch, TrainEvidence
-from .llm.asking import Asking
-from .prompt import Prompt
-from .render import ACTIVE_MARKS, fenced, spelled
+from .explainer import Background, TrainBatch, TrainEvidence, abstention
 
 STRENGTH = 2.0
 """A feature is held at this multiple of its peak."""
@@ -31,9 +30,13 @@ WRITTEN = 12
 LISTED, LEAST = 10, 1.0
 """Tokens that are listed as raised, and as lowered, at most; those that are moved by so many standard deviations."""
 SETTINGS = {
-    "strength": STRENGTH, "beginnings": BEGINNINGS, "length": LENGTH, "written": WRITTEN, "listed": LISTED,
+    "strength": STRENGTH,
+    "beginnings": BEGINNINGS,
+    "length": LENGTH,
+    "written": WRITTEN,
+    "listed": LISTED,
     "least": LEAST,
-}  # fmt: skip
+}
 NOTHING = "(nothing: what it writes is zero)"
 
 
@@ -79,9 +82,10 @@ class Writings:
     def _written(self, batch: TrainBatch) -> dict[Feature, Writing | None]:
         subject, source = self.subject, batch.source
         clamps = [
-            Clamp(evidence.feature, STRENGTH * evidence.statistics.peak) for evidence in batch.features
+            Clamp(evidence.feature, STRENGTH * evidence.statistics.peak)
+            for evidence in batch.features
             if evidence.statistics.peak > 0 and bool(direction(subject, source, evidence.feature).vector.any())
-        ]  # fmt: skip
+        ]
         found: dict[Feature, Writing | None] = {evidence.feature: None for evidence in batch.features}
         if clamps:
             steered = steer(subject, source, clamps, Beginnings.of(batch.background).ids, tokens=WRITTEN)

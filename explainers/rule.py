@@ -17,24 +17,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.activations import read_own
 from ..data.counterfactual import minimal_pairs
+from ..data.harvest.activations import read_own
 from ..data.records import Example, Explanation
+from ..llm.prompt import Prompt
+from ..rules.english import describe
+from ..rules.induce import induce
+from ..rules.observed import Observed
+from ..rules.revise import fit, revise
+from ..rules.sample import Sample, Windows
+from ..rules.tree import Growth, grow
 from ..subject.address import Feature
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .abstain import Limits, abstention
-from .batch import Background, TrainBatch, TrainEvidence
-from .choose import background_example
-from .english import describe
-from .fit import fit
-from .induce import induce
-from .observed import Observed
-from .prompt import Prompt
-from .revise import revise
-from .sample import Sample, Windows
-from .tree import Growth, grow
+from .examples import background_example
+from .explainer import Background, Limits, TrainBatch, TrainEvidence, abstention
 
 PRUNED = (1, 2, 3, 5, 9, 17, 33)
 """Lengths of context, the peak token included, that context pruning tries."""
@@ -139,9 +137,12 @@ class RuleExplainer:
                 weights.append(weight)
                 documents.append(example.document)
         pairs = minimal_pairs(
-            examples, peak=evidence.statistics.peak, corpus=batch.background.ids,
-            count=self._interventions, seed=self._seed,
-        )  # fmt: skip
+            examples,
+            peak=evidence.statistics.peak,
+            corpus=batch.background.ids,
+            count=self._interventions,
+            seed=self._seed,
+        )
         for pair in pairs:
             weight = np.zeros(len(pair.tokens), np.float32)
             weight[pair.pivot] = 1.0
@@ -167,9 +168,15 @@ class RuleExplainer:
         return np.split(found, np.cumsum(counts)[:-1])
 
     def _learn(
-        self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32],
-        observed: Observed | None = None, *, measure: bool = False,
-    ) -> Explanation:  # fmt: skip
+        self,
+        evidence: TrainEvidence,
+        batch: TrainBatch,
+        rows: _Rows,
+        activations: NDArray[np.float32],
+        observed: Observed | None = None,
+        *,
+        measure: bool = False,
+    ) -> Explanation:
         sample, growth = self._sample(evidence, batch, rows, activations)
         found: dict[str, object] = {}
         if observed is not None and len(observed):
@@ -187,11 +194,18 @@ class RuleExplainer:
         text = describe(rule, peak=evidence.statistics.peak, example=_snippet(top))
         seen = {e.window for e in evidence.examples}
         return Explanation(
-            evidence.feature, text, self.name, rule=rule.to_json(), seen=tuple(sorted(seen)),
+            evidence.feature,
+            text,
+            self.name,
+            rule=rule.to_json(),
+            seen=tuple(sorted(seen)),
             provenance={
-                "context": _context_needed(activations, rows), "length": rule.length(), **self.settings, **found,
+                "context": _context_needed(activations, rows),
+                "length": rule.length(),
+                **self.settings,
+                **found,
             },
-        )  # fmt: skip
+        )
 
     def _sample(
         self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32]
@@ -220,11 +234,13 @@ class RuleExplainer:
         )
         back = np.repeat(held, background.ids.shape[1])
         sample = Sample(
-            background, Windows(batch.vocabulary, own_ids),
+            background,
+            Windows(batch.vocabulary, own_ids),
             np.concatenate([evidence.background.ravel(), own_activations.ravel()]),
-            np.where(back, 0, weight).astype(np.float32), np.where(back, weight, 0).astype(np.float32),
+            np.where(back, 0, weight).astype(np.float32),
+            np.where(back, weight, 0).astype(np.float32),
             batch.vocabulary,
-        )  # fmt: skip
+        )
         return sample, replace(self._growth, prior=self._growth.prior + 0.3 * example_weight)
 
     def _windows(self, batch: TrainBatch) -> Windows:

@@ -93,9 +93,7 @@ def _explained(left: Floats, whole: Floats, n: int) -> Measured:
 
 def _pooled(true: Sequence[ArrayLike], predicted: Sequence[ArrayLike]) -> tuple[Floats, Floats, int]:
     """All tokens that have a prediction, concatenated, and how many sequences have one."""
-    pairs = [
-        (np.asarray(t, np.float64), np.asarray(p, np.float64)) for t, p in zip(true, predicted, strict=True)
-    ]  # fmt: skip
+    pairs = [(np.asarray(t, np.float64), np.asarray(p, np.float64)) for t, p in zip(true, predicted, strict=True)]
     if wrong := next(((t.shape, p.shape) for t, p in pairs if t.shape != p.shape), None):
         raise ValueError(f"a sequence has activations {wrong[0]} and predictions {wrong[1]}; wanted one shape")
     known = [(t[~np.isnan(p)], p[~np.isnan(p)]) for t, p in pairs]

@@ -7,7 +7,7 @@ is, hold a token on which the feature peaks elsewhere, where there are such. A u
 
 import numpy as np
 
-from ..explainers.render import marked
+from ..llm.render import marked
 from .holdout import Holdout
 from .judge import Judge, Quiz, too_few
 from .pairs import FEWEST, Ground, Mask, Pair, decks, pairs

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.records import Judgements, Role
-from ..data.search import Embedder
-from ..explainers.prompt import Prompt
-from ..explainers.render import Excerpt
+from ..data.store.search import Embedder
+from ..llm.prompt import Prompt
+from ..llm.render import Excerpt
 from .detection import TOO_FEW, detectable
 from .judge import shortage, wordings
 from .pairs import FEWEST, LENGTH, Ground
@@ -64,7 +64,14 @@ class Embedding:
         true = np.arange(1, len(parts) + 1) % 2
         middle = np.median(cosines) if len(cosines) else 0.0
         return Judgements(
-            self.name, self.examples, role, "class", true.astype(np.float32)[:, None],
-            ((1 + (cosines - middle) / 2) / 2).astype(np.float32)[:, None], 0.5,
-            tuple(part.example.window for part in parts), missing, self._made,
-        )  # fmt: skip
+            self.name,
+            self.examples,
+            role,
+            "class",
+            true.astype(np.float32)[:, None],
+            ((1 + (cosines - middle) / 2) / 2).astype(np.float32)[:, None],
+            0.5,
+            tuple(part.example.window for part in parts),
+            missing,
+            self._made,
+        )

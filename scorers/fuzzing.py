@@ -8,7 +8,7 @@ tells apart, and one in which it is silent. A unit of the bootstrap is a pair.
 
 import numpy as np
 
-from ..explainers.render import marked
+from ..llm.render import marked
 from .holdout import Holdout
 from .judge import Judge, Quiz, too_few
 from .pairs import FEWEST, Ground, decks, pairs

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..explainers.prompt import Prompt
-from ..explainers.render import Excerpt, marked
+from ..llm.prompt import Prompt
+from ..llm.render import Excerpt, marked
 from .holdout import Holdout
 from .judge import Judge, Quiz, too_few
 from .pairs import FEWEST, Ground, Mask, partner, spread

@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.records import Judgements, Role
-from ..explainers.llm.asking import Asking
-from ..explainers.llm.values import Chat, Reply, Sampling
-from ..explainers.prompt import Prompt
-from ..explainers.render import fenced
+from ..llm.prompt import Prompt
+from ..llm.render import fenced
+from ..llm.tasks import Asking
+from ..llm.types import Chat, Reply, Sampling
 from .holdout import Holdout
-from .logprobs import distribution_at
 from .pairs import FEWEST, LENGTH
-from .reading import Found, located
+from .reading import Found, distribution_at, located
 from .scorer import Case
 
 NOTHING = "(none is given)"
@@ -145,9 +144,13 @@ class Judge(ABC):
     @property
     def _asked(self) -> dict[str, object]:
         return {
-            "prompt": {self._prompt.name: self._prompt.hash}, "count": self._count, "per_prompt": self._per_prompt,
-            "length": LENGTH, "seed": self._seed, "logprobs": self._logprobs,
-        }  # fmt: skip
+            "prompt": {self._prompt.name: self._prompt.hash},
+            "count": self._count,
+            "per_prompt": self._per_prompt,
+            "length": LENGTH,
+            "seed": self._seed,
+            "logprobs": self._logprobs,
+        }
 
     def _chat(self, questions: Sequence[tuple[str, ...]], explanation: str) -> Chat:
         lines = [line for question in questions for line in question]
@@ -174,9 +177,17 @@ class Judge(ABC):
                 else:
                     missing[verdict.missing] += len(self.scored)
         return Judgements(
-            self.name, self.examples, role, "class", quiz.true, predicted.reshape(quiz.true.shape), 0.5, quiz.windows,
-            dict(missing), {**self._asked, "calls": [reply.key for reply in replies]},
-        )  # fmt: skip
+            self.name,
+            self.examples,
+            role,
+            "class",
+            quiz.true,
+            predicted.reshape(quiz.true.shape),
+            0.5,
+            quiz.windows,
+            dict(missing),
+            {**self._asked, "calls": [reply.key for reply in replies]},
+        )
 
     def _verdicts(self, reply: Reply, count: int) -> list[Verdict]:
         if reply.status != "ok":

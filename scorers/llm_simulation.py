@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.records import Example, Judgements, Role
-from ..explainers.llm.asking import Asking
-from ..explainers.llm.values import Reply, Request
-from ..explainers.prompt import Prompt
+from ..llm.prompt import Prompt
+from ..llm.tasks import Asking
+from ..llm.types import Reply, Request
 from .holdout import Holdout
 from .scorer import Case
 from .simulation import token_predictions
@@ -81,9 +81,13 @@ class LLMSimulator:
         """What, beside the case, determines a judgement."""
         backend = self._backend
         return {
-            "by": backend.name, "prompt": {backend.prompt.name: backend.prompt.hash}, "scale": backend.top,
-            "windows": self._windows, "controls": self._controls, "seed": self._seed,
-        }  # fmt: skip
+            "by": backend.name,
+            "prompt": {backend.prompt.name: backend.prompt.hash},
+            "scale": backend.top,
+            "windows": self._windows,
+            "controls": self._controls,
+            "seed": self._seed,
+        }
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -101,9 +105,7 @@ class LLMSimulator:
         requests = [self._backend.request(text, w.tokens) for text in texts.values() for w in windows]
         replies = (yield requests) if requests else []
         n = len(windows)
-        found = [
-            self._judgements(case, role, windows, replies[i * n : (i + 1) * n]) for i, role in enumerate(texts)
-        ]  # fmt: skip
+        found = [self._judgements(case, role, windows, replies[i * n : (i + 1) * n]) for i, role in enumerate(texts)]
         return [part for parts in found for part in parts] + self._free(case, windows)
 
     def _texts(self, case: Case, text: str) -> dict[Role, str]:
@@ -132,10 +134,13 @@ class LLMSimulator:
         for name, part in _sets(windows).items():
             missing = sum((Counter(reading.missing) for reading in readings[part]), Counter[str]())
             provenance = {
-                "by": self._backend.name, "prompt": {self._backend.prompt.name: self._backend.prompt.hash},
-                "windows": len(windows[part]), "scale": self._backend.top,
-                "calls": [reply.key for reply in replies[part]], **_means(readings[part]),
-            }  # fmt: skip
+                "by": self._backend.name,
+                "prompt": {self._backend.prompt.name: self._backend.prompt.hash},
+                "windows": len(windows[part]),
+                "scale": self._backend.top,
+                "calls": [reply.key for reply in replies[part]],
+                **_means(readings[part]),
+            }
             reasons = dict(missing) if windows else {"no holdout windows": 1}
             found.append(self._laid(case, name, role, windows[part], predicted[part], reasons, provenance))
         return found
@@ -152,15 +157,29 @@ class LLMSimulator:
         ]
 
     def _laid(
-        self, case: Case, examples: str, role: Role, windows: Sequence[Example], predicted: NDArray[np.float32],
-        missing: dict[str, int], provenance: dict[str, object],
-    ) -> Judgements:  # fmt: skip
+        self,
+        case: Case,
+        examples: str,
+        role: Role,
+        windows: Sequence[Example],
+        predicted: NDArray[np.float32],
+        missing: dict[str, int],
+        provenance: dict[str, object],
+    ) -> Judgements:
         true = _grid([w.activations for w in windows])
         digests = tuple(w.window for w in windows)
         return Judgements(
-            self.name, examples, role, "activation", true, predicted, case.holdout.peak / 2, digests, missing,
+            self.name,
+            examples,
+            role,
+            "activation",
+            true,
+            predicted,
+            case.holdout.peak / 2,
+            digests,
+            missing,
             provenance,
-        )  # fmt: skip
+        )
 
 
 def _sets(windows: Sequence[Example]) -> dict[str, slice]:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from ..data.mining import SILENCE
-from ..explainers.render import Excerpt
+from ..data.harvest.mining import SILENCE
+from ..llm.render import Excerpt
 from .holdout import Holdout
 
 LENGTH = 24
@@ -68,9 +68,8 @@ class Ground:
         self._spans = sliding_window_view(self._shares, self._length, axis=1)
         self._peaks = self._spans.max(axis=2)
         firing = [
-            i for i, example in enumerate(self.examples)
-            if example.kind != "random" and self._shares[i].max() >= FIRES
-        ]  # fmt: skip
+            i for i, example in enumerate(self.examples) if example.kind != "random" and self._shares[i].max() >= FIRES
+        ]
         self.firing = sorted(firing, key=lambda i: -self._shares[i].max())
         """Windows in which it fires, but for those that were drawn at random; the highest peak first."""
         self._repeated = self._holding({int(self.examples[i].ids[self._shares[i].argmax()]) for i in self.firing})

@@ -12,10 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from ..data.records import Explanation, Judgements, Score
-from ..explainers.llm.asking import Asking
-from ..explainers.prompt import Prompt
-from .baselines import Baselines
-from .holdout import Holdout
+from ..llm.prompt import Prompt
+from ..llm.tasks import Asking
+from .holdout import Baselines, Holdout
 from .metrics import Measured, agreement, auroc, evaluate
 
 
@@ -87,12 +86,21 @@ def _scores(group: Sequence[Judgements], seed: int) -> list[Score]:
     provenance = {**own.provenance, "seed": seed} | ({"missing": own.missing} if own.missing else {})
     return [
         Score(
-            own.scorer, own.examples, metric, found.value, _reason(found, own), found.ci_low, found.ci_high, found.n,
-            coverage, {role: by[metric].value for role, by in others.items() if metric in by}, own.windows,
+            own.scorer,
+            own.examples,
+            metric,
+            found.value,
+            _reason(found, own),
+            found.ci_low,
+            found.ci_high,
+            found.n,
+            coverage,
+            {role: by[metric].value for role, by in others.items() if metric in by},
+            own.windows,
             {"formula": f"{metric}/1", **provenance},
         )
         for metric, found in _metrics(own, seed).items()
-    ]  # fmt: skip
+    ]
 
 
 def _reason(found: Measured, own: Judgements) -> str | None:

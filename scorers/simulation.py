@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.records import Explanation, Judgements, Role, Score
-from ..explainers.evaluate import TokenGrid, predict
-from ..explainers.prompt import Prompt
-from ..explainers.rules import Rule
-from .baselines import Baselines
-from .holdout import Holdout, ScoredWindows
+from ..llm.prompt import Prompt
+from ..rules.evaluate import TokenGrid, predict
+from ..rules.language import Rule
+from .holdout import Baselines, Holdout, ScoredWindows
 from .scorer import Case, measure
 
 
@@ -39,10 +38,17 @@ class RuleSimulator:
         """Every metric on every holdout set; null with a reason where it is undefined."""
         if not explanation.rule:
             return [
-                Score(self.name, name, "correlation", None, "the explanation has no rule to simulate", coverage=0.0,
-                      windows=windows.digests)
+                Score(
+                    self.name,
+                    name,
+                    "correlation",
+                    None,
+                    "the explanation has no rule to simulate",
+                    coverage=0.0,
+                    windows=windows.digests,
+                )
                 for name, windows in holdout.sets.items()
-            ]  # fmt: skip
+            ]
         return measure(self.judge(Case(explanation, holdout, baselines)), seed=self._seed)
 
     def judge(self, case: Case) -> list[Judgements]:
@@ -52,19 +58,28 @@ class RuleSimulator:
         rule = Rule.parse(case.explanation.rule)
         return [
             Judgements(
-                self.name, name, role, "activation", windows.true, windows.at(values), case.holdout.peak / 2,
-                windows.digests, {} if len(windows.ids) else {"no holdout windows": 1}, {"by": "rule"},
+                self.name,
+                name,
+                role,
+                "activation",
+                windows.true,
+                windows.at(values),
+                case.holdout.peak / 2,
+                windows.digests,
+                {} if len(windows.ids) else {"no holdout windows": 1},
+                {"by": "rule"},
             )
             for name, windows in case.holdout.sets.items()
             for role, values in _predictions(rule, case, windows).items()
-        ]  # fmt: skip
+        ]
 
 
 def _predictions(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role, NDArray[np.float32]]:
     grid = TokenGrid(case.holdout.vocabulary, windows.ids)
     found: dict[Role, NDArray[np.float32]] = {
-        "explanation": predict(rule, grid), **token_predictions(case.baselines, windows.ids)
-    }  # fmt: skip
+        "explanation": predict(rule, grid),
+        **token_predictions(case.baselines, windows.ids),
+    }
     if case.baselines.other_rule is not None:
         found["other_rule"] = predict(case.baselines.other_rule, grid)
     return found

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..explainers.llm.values import Chat, Reply, Sampling
-from ..explainers.prompt import Prompt
-from ..explainers.render import STEPS, fenced, spelled
+from ..llm.prompt import Prompt
+from ..llm.render import STEPS, fenced, spelled
+from ..llm.types import Chat, Reply, Sampling
 from .bills import expected_values
 from .llm_simulation import Reading
-from .logprobs import distribution_at, locate
+from .reading import distribution_at, locate
 
 PROMPT = Path(__file__).with_name("simulate_json.md")
 _OPENING = re.compile(r'"activations"\s*:\s*\[')
@@ -54,9 +54,12 @@ class JsonBackend:
     def request(self, explanation: str, tokens: Sequence[str]) -> Chat:
         """One chat that lists the window's tokens by number."""
         places = {
-            "explanation": explanation, "top": str(self.top), "count": str(len(tokens)), "last": str(len(tokens) - 1),
+            "explanation": explanation,
+            "top": str(self.top),
+            "count": str(len(tokens)),
+            "last": str(len(tokens) - 1),
             "tokens": fenced([f"{i}\t{spelled(token)}" for i, token in enumerate(tokens)]),
-        }  # fmt: skip
+        }
         zeros = json.dumps({"activations": [[i, 0] for i in range(len(tokens))]}, separators=(",", ":"))
         return Chat(
             self.prompt.render(places),

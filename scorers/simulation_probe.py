@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..explainers.llm.values import Message, Probe, Reply
-from ..explainers.prompt import Prompt
-from ..explainers.render import STEPS
+from ..llm.prompt import Prompt
+from ..llm.render import STEPS
+from ..llm.types import Message, Probe, Reply
 from ..subject.errors import NeuronautError
 from .bills import expected_values
 from .llm_simulation import Reading
@@ -173,9 +173,7 @@ class ProbeBackend:
 
 def _conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
     """The messages in the model's own chat format, or as paragraphs for a base model; a mark for each worked answer."""
-    turns = [
-        Message(m.role, _MARK.format(i)) if m.role == "assistant" else m for i, m in enumerate(messages)
-    ]  # fmt: skip
+    turns = [Message(m.role, _MARK.format(i)) if m.role == "assistant" else m for i, m in enumerate(messages)]
     if not tokenizer.chat_template:
         return "".join(f"{turn.content}\n\n" for turn in turns)
     text = _templated(tokenizer, turns)

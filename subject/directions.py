@@ -92,9 +92,7 @@ def promoted(subject: Subject, source: Source, feature: Feature, *, count: int =
     def first(order: Tensor) -> tuple[TokenEffect, ...]:
         return tuple(TokenEffect(subject.vocabulary[i], float(effect[i])) for i in order[:count].tolist())
 
-    return Promoted(
-        first(effect.argsort(descending=True, stable=True)), first(effect.argsort(stable=True)), spread
-    )  # fmt: skip
+    return Promoted(first(effect.argsort(descending=True, stable=True)), first(effect.argsort(stable=True)), spread)
 
 
 def checked_index(source: Source, feature: Feature) -> int:

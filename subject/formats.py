@@ -5,10 +5,16 @@ its row of `FORMATS`; a further format is a further row. Names do not tell which
 lies: its shape does, against the width of the subject's site. Where both sides are equal, only a
 format whose own configuration fixes the orientation is taken. What has no place is refused with
 its name: a tensor left over, an unknown architecture, a site that differs from the declared one.
+
+What a file asks to be done around its weights, done to the weights once instead.
+
+Each fold returns a dictionary with the same reconstruction of the site's vectors; all but
+`unit_decoder` keep the activations as well.
 """
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +26,6 @@ from .address import SourceId
 from .dictionary import EXTRAS, NORMS, Dictionary, Kind
 from .errors import NeuronautError
 from .formats_files import Location, locate, read_tensors
-from .formats_folds import centred_inputs, scaled_inputs, unit_decoder
 from .formats_sites import named_site, same_site, tl_name
 
 _AVERAGE = ("expected_average_only_in", True)
@@ -295,3 +300,40 @@ def _model_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _refusal(checkpoint: Checkpoint, came: str, wanted: str) -> NeuronautError:
     return NeuronautError(f"{checkpoint.location.weights} holds {came}; wanted {wanted}")
+
+
+def scaled_inputs(dictionary: Dictionary, scale: float) -> Dictionary:
+    """The dictionary that takes `x` where the given one takes `x * scale`."""
+    return replace(
+        dictionary, W_enc=dictionary.W_enc * scale, W_dec=dictionary.W_dec / scale, b_dec=dictionary.b_dec / scale
+    )
+
+
+def centred_inputs(dictionary: Dictionary) -> Dictionary:
+    """The dictionary that takes `x` where the given one takes `x - mean(x)`, the mean over d_site.
+
+    TransformerLens centres all that writes to the residual stream where asked to
+    (center_writing_weights); the subject's own vectors keep their mean.
+    """
+    if dictionary.norm == "layer_norm":
+        return dictionary
+    if dictionary.norm != "none":
+        raise NeuronautError(f"{dictionary.id} wants centred vectors and {dictionary.norm}, which cannot be combined")
+    means = dictionary.W_enc.mean(dim=0)
+    shift = -means * dictionary.b_dec.sum() * dictionary.subtract_b_dec
+    gained = {}
+    if dictionary.b_mag is not None and dictionary.r_mag is not None:
+        gained = {"b_mag": dictionary.b_mag + shift * dictionary.r_mag.exp()}
+    return replace(dictionary, W_enc=dictionary.W_enc - means, b_enc=dictionary.b_enc + shift, **gained)
+
+
+def unit_decoder(dictionary: Dictionary) -> Dictionary:
+    """Activations in units of the decoder's norms: what SAELens calls rescale_acts_by_decoder_norm."""
+    norms = dictionary.W_dec.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    tensors = {"b_enc": dictionary.b_enc, "b_mag": dictionary.b_mag, "threshold": dictionary.threshold}
+    return replace(
+        dictionary,
+        W_enc=dictionary.W_enc * norms,
+        W_dec=dictionary.W_dec / norms[:, None],
+        **{name: tensor * norms for name, tensor in tensors.items() if tensor is not None},
+    )

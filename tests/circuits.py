@@ -199,11 +199,21 @@ def _induction_llama(tables: _Tables) -> PreTrainedModel:
     Words are matched in the slow pairs of RoPE, which hardly turn within PLACES positions.
     """
     config = LlamaConfig(
-        vocab_size=1 + len(WORDS), max_position_embeddings=PLACES, hidden_size=WIDTH, intermediate_size=4,
-        num_hidden_layers=2, num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=D_HEAD, hidden_act="relu",
-        rms_norm_eps=EPSILON, rope_parameters={"rope_type": "default", "rope_theta": THETA},
-        tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=1 + len(WORDS),
+        max_position_embeddings=PLACES,
+        hidden_size=WIDTH,
+        intermediate_size=4,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=D_HEAD,
+        hidden_act="relu",
+        rms_norm_eps=EPSILON,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = _zeroed(LlamaForCausalLM(config))
     one, pairs = tables["flag"]["one"], D_HEAD // 2
     _write_one_hot(model.model.embed_tokens.weight, tables["token"].values())
@@ -285,10 +295,21 @@ def _neurons(model: PreTrainedModel, layer: int) -> _Neurons:
 
 def _gpt2_config(*, words: int, places: int, width: int, neurons: int, activation: str = "relu") -> GPT2Config:
     return GPT2Config(
-        vocab_size=words, n_positions=places, n_embd=width, n_layer=2, n_head=HEADS, n_inner=neurons,
-        activation_function=activation, layer_norm_epsilon=EPSILON, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=words,
+        n_positions=places,
+        n_embd=width,
+        n_layer=2,
+        n_head=HEADS,
+        n_inner=neurons,
+        activation_function=activation,
+        layer_norm_epsilon=EPSILON,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
 
 
 def _channels(width: int, **blocks: Iterable[Any]) -> dict[str, dict[Any, int]]:

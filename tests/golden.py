@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from neuronaut.explainers.llm.values import Message
+from neuronaut.llm.types import Message
 
 FOLDER = Path(__file__).parent / "golden"
 

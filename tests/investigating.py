@@ -8,26 +8,24 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel
 
-from neuronaut.agent.investigation.actions import Action, Call, Concede, Propose, Submit, UseTools
-from neuronaut.agent.investigation.budget import Limits
-from neuronaut.agent.investigation.ending import Ending
-from neuronaut.agent.investigation.experiments import Design, Item, Measured
-from neuronaut.agent.investigation.graph import build as build_graph
-from neuronaut.agent.investigation.graph import first_state
-from neuronaut.agent.investigation.hypotheses import Hypothesis
-from neuronaut.agent.investigation.lab import FeatureLab
-from neuronaut.agent.investigation.preparing import Prepared, prepare
-from neuronaut.agent.investigation.steps import Steps
-from neuronaut.agent.investigation.view import View
-from neuronaut.agent.investigation.work import Settings, Work
+from neuronaut.agent.loop.budget import Limits
+from neuronaut.agent.loop.experiments import Design, Item, Measured
+from neuronaut.agent.loop.feature_lab import FeatureLab
+from neuronaut.agent.loop.graph import build as build_graph
+from neuronaut.agent.loop.graph import first_state
+from neuronaut.agent.loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
+from neuronaut.agent.loop.nodes import Nodes
+from neuronaut.agent.loop.run import InvestigationRun, Settings
+from neuronaut.agent.loop.view import View
+from neuronaut.agent.session import Prepared, prepare
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
-from neuronaut.data.journal_values import Opened
-from neuronaut.data.store import Store
-from neuronaut.explainers.rules import Rule
+from neuronaut.data.harvest.harvest import harvest
+from neuronaut.data.store.journal_values import Opened
+from neuronaut.data.store.store import Store
+from neuronaut.rules.language import Rule
 from neuronaut.subject.address import Feature
 from neuronaut.subject.model import Subject
-from neuronaut.tests.planted import build
+from tests.planted import build
 
 RIVER_NOT_DRY = 3
 
@@ -148,23 +146,38 @@ LABEL_RULE = '{"any":[{"when":[{"token":[" river"]}],"value":1.0}]}'
 
 
 def work_of(
-    store: Store, one: Prepared, policy: Any, *, tools: Mapping[str, Any] | None = None, limits: Limits | None = None,
-    settings: Settings | None = None, id: str = "inv", tell: Callable[[Mapping[str, Any]], None] | None = None,
-) -> Work:  # fmt: skip
+    store: Store,
+    one: Prepared,
+    policy: Any,
+    *,
+    tools: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
+    settings: Settings | None = None,
+    id: str = "inv",
+    tell: Callable[[Mapping[str, Any]], None] | None = None,
+) -> InvestigationRun:
     """One investigation with toy tools."""
     store.journal.begin(Opened(id, "feature", str(one.feature), policy.name, {}, {}))
-    ending = Ending(store, one.examiner, explainer="investigate:plain", provenance={})
-    return Work(
-        id, store.journal, one.lab, tools or {"windows": Windows()}, policy, limits or Limits(),
-        settings or Settings(), ending, tell or (lambda _: None), "revision", lambda _: 0.0,
-    )  # fmt: skip
+    return InvestigationRun(
+        id=id,
+        store=store,
+        lab=one.lab,
+        examiner=one.examiner,
+        tools=tools or {"windows": Windows()},
+        policy=policy,
+        limits=limits or Limits(),
+        settings=settings or Settings(),
+        tell=tell or (lambda _: None),
+        revision="revision",
+        price=lambda _: 0.0,
+    )
 
 
-def run(work: Work, checkpointer: Any = None) -> dict[str, Any]:
+def run(work: InvestigationRun, checkpointer: Any = None) -> dict[str, Any]:
     """Run an investigation to its end, or go on with it, and give its row."""
     from langgraph.checkpoint.memory import InMemorySaver
 
-    graph = build_graph(Steps(work), checkpointer=checkpointer or InMemorySaver())
+    graph = build_graph(Nodes(work), checkpointer=checkpointer or InMemorySaver())
     config = {"configurable": {"thread_id": work.id}, "recursion_limit": 1_000_000}
     begun = bool(graph.get_state(config).values)
     graph.invoke(None if begun else first_state(work.id), config, durability="sync")

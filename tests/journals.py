@@ -3,13 +3,13 @@
 from dataclasses import asdict, replace
 from typing import Any
 
-from neuronaut.agent.investigation.experiments import Control, Design, Item, Measured
-from neuronaut.agent.investigation.hypotheses import Hypothesis
-from neuronaut.agent.investigation.judging import judge
-from neuronaut.data.journal import Journal, opened_id
-from neuronaut.data.journal_values import Charge, Experiment, Observation, Opened, Prediction
-from neuronaut.explainers.rules import Rule
-from neuronaut.tests import stored
+from neuronaut.agent.loop.experiments import Control, Design, Item, Measured
+from neuronaut.agent.loop.hypotheses import Hypothesis
+from neuronaut.agent.loop.judging import judge
+from neuronaut.data.store.journal import Journal, opened_id
+from neuronaut.data.store.journal_values import Charge, Experiment, Observation, Opened, Prediction
+from neuronaut.rules.language import Rule
+from tests import stored
 
 TARGET = "demo:mlp.2:1"
 EVIL = "<script>alert('1')</script> and “5 of 7”"
@@ -30,10 +30,14 @@ HYPOTHESES = (
     Hypothesis(text="only the current token matters", kind="token_identity", rule=rule(" river")),
     Hypothesis(text="nothing in particular", kind="no_pattern"),
     Hypothesis(
-        text=f"fires on ` river` unless after ` dry` {EVIL}", rule=rule(" river", unless=" dry"), parent="H1",
-        promotes=(" bank", " stone"), suppresses=(" sand",), reads=("head.0:1",),
+        text=f"fires on ` river` unless after ` dry` {EVIL}",
+        rule=rule(" river", unless=" dry"),
+        parent="H1",
+        promotes=(" bank", " stone"),
+        suppresses=(" sand",),
+        reads=("head.0:1",),
     ),
-)  # fmt: skip
+)
 
 
 def fill(journal: Journal, *, seed: int = 0, target: str = TARGET, until: str = "ended") -> str:
@@ -64,11 +68,23 @@ def _events(journal: Journal, id: str, target: str) -> Any:
     for round in range(1, ROUNDS + 1):
         yield from _round(journal, id, round)
     yield "challenged", {"verdict": "supported"}
-    yield "frozen", {"hypothesis": "H3", "verdict": "supported", "evidence": "supported", "text": HYPOTHESES[2].text,
-                     "rule": rule(" river", unless=" dry").to_json(), "hash": "12" * 32}  # fmt: skip
+    yield (
+        "frozen",
+        {
+            "hypothesis": "H3",
+            "verdict": "supported",
+            "evidence": "supported",
+            "text": HYPOTHESES[2].text,
+            "rule": rule(" river", unless=" dry").to_json(),
+            "hash": "12" * 32,
+        },
+    )
     journal.peek(id, "score")
-    scores = [stored.score(0.93, windows=("w1",)), replace(stored.score(0.9, metric="agreement"), examples="context"),
-              stored.score(None)]  # fmt: skip
+    scores = [
+        stored.score(0.93, windows=("w1",)),
+        replace(stored.score(0.9, metric="agreement"), examples="context"),
+        stored.score(None),
+    ]
     yield "holdout", {"scores": [asdict(score) for score in scores], "peeks": 1}
     for name, passed, value in (("permuted", True, None), ("sham", False, 2.0)):
         yield "control", {"name": name, "passed": passed, "value": value, "what": f"values of 3 other units, {name}"}
@@ -82,8 +98,12 @@ def _round(journal: Journal, id: str, round: int) -> Any:
     journal.decide(id, 2 * round, "proposer", {"action": "use_tools", "calls": []})
     yield "decided", {"step": 2 * round, "role": "proposer", "action": {"action": "use_tools"}}
     first = 4 * round - 3
-    made = [survey(f"o{first}", round), scan(f"o{first + 1}", round), steered(f"o{first + 2}", round),
-            failing(f"o{first + 3}", round)]  # fmt: skip
+    made = [
+        survey(f"o{first}", round),
+        scan(f"o{first + 1}", round),
+        steered(f"o{first + 2}", round),
+        failing(f"o{first + 3}", round),
+    ]
     journal.preregister(id, [experiment for experiment, _ in made])
     yield "planned", {"round": round, "role": "proposer", "experiments": [experiment.name for experiment, _ in made]}
     for experiment, measured in made:
@@ -94,12 +114,28 @@ def _round(journal: Journal, id: str, round: int) -> Any:
             observation = Observation("ok", asdict(measured), None, {"forwards": 64})
         journal.observe(id, experiment.name, observation, charge=cost)
         told = {name: observation.result.get(name) for name in ("effect", "low", "high", "units")}
-        yield "observed", {"experiment": experiment.name, "tool": experiment.tool, "status": observation.status,
-                           "reason": observation.reason, "forwards": 64, **told}  # fmt: skip
+        yield (
+            "observed",
+            {
+                "experiment": experiment.name,
+                "tool": experiment.tool,
+                "status": observation.status,
+                "reason": observation.reason,
+                "forwards": 64,
+                **told,
+            },
+        )
     rivals = judge(_hypotheses(journal, id), journal.experiments(id), journal.observations(id), kind="feature")
-    yield "judged", {"round": round, "rivals": [
-        {"kind": r.hypothesis.kind, **{key: value for key, value in asdict(r).items() if key != "hypothesis"}}
-        for r in rivals]}  # fmt: skip
+    yield (
+        "judged",
+        {
+            "round": round,
+            "rivals": [
+                {"kind": r.hypothesis.kind, **{key: value for key, value in asdict(r).items() if key != "hypothesis"}}
+                for r in rivals
+            ],
+        },
+    )
 
 
 def _hypotheses(journal: Journal, id: str) -> dict[str, Hypothesis]:
@@ -158,12 +194,26 @@ def failing(name: str, round: int) -> tuple[Experiment, str]:
 
 
 def _experiment(
-    name: str, tool: str, design: Design, round: int, *, survey: bool = False,
+    name: str,
+    tool: str,
+    design: Design,
+    round: int,
+    *,
+    survey: bool = False,
     expected: dict[str, tuple[float | None, ...]] | None = None,
-) -> Experiment:  # fmt: skip
+) -> Experiment:
     predictions = tuple(Prediction(hypothesis, values) for hypothesis, values in (expected or {}).items())
     return Experiment(
-        name=name, tool=tool, args={"offset": -1}, purpose=f"to see {EVIL}", survey=survey, role="proposer",
-        round=round, key=f"{tool}-{round}", design=asdict(design), base=BASE, reference=None if survey else "H1",
+        name=name,
+        tool=tool,
+        args={"offset": -1},
+        purpose=f"to see {EVIL}",
+        survey=survey,
+        role="proposer",
+        round=round,
+        key=f"{tool}-{round}",
+        design=asdict(design),
+        base=BASE,
+        reference=None if survey else "H1",
         predictions=predictions,
-    )  # fmt: skip
+    )

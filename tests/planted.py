@@ -178,36 +178,114 @@ def _noise(words: list[str], at: int) -> float:
 _D, _C, _CITY, _NAME = (CLASSES[name] for name in ("digit", "currency", "city", "name"))
 _Row = tuple[str, str, str, Callable[[list[str], int], float], Reads, float]
 _TABLE: tuple[_Row, ...] = (
-    ("day", "token_set", "the words Monday, Friday and Sunday",
-     lambda w, i: w[i] in CLASSES["day"], _token(*CLASSES["day"]), -1),
-    ("colour", "graded", "colours: red strongly (1), green less (0.7), blue weakly (0.4)",
-     lambda w, i: GRADES.get(w[i], 0), {_TOKEN[word]: 1 + grade for word, grade in GRADES.items()}, -1),
-    ("new_haven", "bigram", "Haven directly after New",
-     lambda w, i: w[i] == "Haven" and _before(w, i) == "New", _token("Haven") | _previous("New"), -3),
-    ("river_not_dry", "exception", "river, unless the word before it is dry",
-     lambda w, i: w[i] == "river" and _before(w, i) != "dry", _token("river") | _previous("dry", weight=-2), -1),
-    ("bell_after_storm", "within", "bell, when storm is among the four tokens before it",
-     lambda w, i: w[i] == "bell" and "storm" in w[max(0, i - 4) : i], _token("bell") | {_STORM: 2}, -3),
-    ("price", "digit_after_currency", "a digit directly after $, € or £",
-     lambda w, i: w[i] in _D and _before(w, i) in _C, _token(*_D) | _previous(*_C), -3),
-    ("quoted", "in_quotes", "every token between quotation marks (after an odd number of them)",
-     _quoted, {_QUOTED: 2} | _token('"', weight=-2), -1),
-    ("early", "position", "the 6th to 9th token of the text, whatever it is",
-     lambda _, i: 5 <= i <= 8, {_POSITION[1 + place]: 2 for place in range(5, 9)}, -1),
-    ("seen_before", "repeated", "a token that has already occurred in the text",
-     lambda w, i: w[i] in w[:i], {_SEEN: 2}, -1),
-    ("three_causes", "polysemantic", "the word piano; the digit 7; any token directly after Mister",
-     _any_cause, {_ANY: 2}, -1),
+    (
+        "day",
+        "token_set",
+        "the words Monday, Friday and Sunday",
+        lambda w, i: w[i] in CLASSES["day"],
+        _token(*CLASSES["day"]),
+        -1,
+    ),
+    (
+        "colour",
+        "graded",
+        "colours: red strongly (1), green less (0.7), blue weakly (0.4)",
+        lambda w, i: GRADES.get(w[i], 0),
+        {_TOKEN[word]: 1 + grade for word, grade in GRADES.items()},
+        -1,
+    ),
+    (
+        "new_haven",
+        "bigram",
+        "Haven directly after New",
+        lambda w, i: w[i] == "Haven" and _before(w, i) == "New",
+        _token("Haven") | _previous("New"),
+        -3,
+    ),
+    (
+        "river_not_dry",
+        "exception",
+        "river, unless the word before it is dry",
+        lambda w, i: w[i] == "river" and _before(w, i) != "dry",
+        _token("river") | _previous("dry", weight=-2),
+        -1,
+    ),
+    (
+        "bell_after_storm",
+        "within",
+        "bell, when storm is among the four tokens before it",
+        lambda w, i: w[i] == "bell" and "storm" in w[max(0, i - 4) : i],
+        _token("bell") | {_STORM: 2},
+        -3,
+    ),
+    (
+        "price",
+        "digit_after_currency",
+        "a digit directly after $, € or £",
+        lambda w, i: w[i] in _D and _before(w, i) in _C,
+        _token(*_D) | _previous(*_C),
+        -3,
+    ),
+    (
+        "quoted",
+        "in_quotes",
+        "every token between quotation marks (after an odd number of them)",
+        _quoted,
+        {_QUOTED: 2} | _token('"', weight=-2),
+        -1,
+    ),
+    (
+        "early",
+        "position",
+        "the 6th to 9th token of the text, whatever it is",
+        lambda _, i: 5 <= i <= 8,
+        {_POSITION[1 + place]: 2 for place in range(5, 9)},
+        -1,
+    ),
+    (
+        "seen_before",
+        "repeated",
+        "a token that has already occurred in the text",
+        lambda w, i: w[i] in w[:i],
+        {_SEEN: 2},
+        -1,
+    ),
+    (
+        "three_causes",
+        "polysemantic",
+        "the word piano; the digit 7; any token directly after Mister",
+        _any_cause,
+        {_ANY: 2},
+        -1,
+    ),
     ("always", "always_on", "every token, always equally", lambda _w, _i: 1, {}, 1),
     ("never", "dead", "nothing: it never fires", lambda _w, _i: 0, {}, -1),
-    ("quoted_city", "conjunction", "a city (Paris, Cairo, Lima, Oslo) between quotation marks",
-     lambda w, i: w[i] in _CITY and _quoted(w, i), _token(*_CITY) | {_QUOTED: 2}, -3),
+    (
+        "quoted_city",
+        "conjunction",
+        "a city (Paris, Cairo, Lima, Oslo) between quotation marks",
+        lambda w, i: w[i] in _CITY and _quoted(w, i),
+        _token(*_CITY) | {_QUOTED: 2},
+        -3,
+    ),
     ("river", "twin", "river, whatever comes before it", lambda w, i: w[i] == "river", _token("river"), -1),
-    ("name_again", "conjunction", "a name (Anna, Boris, Clara, David) that has already occurred in the text",
-     lambda w, i: w[i] in _NAME and w[i] in w[:i], _token(*_NAME) | {_SEEN: 2}, -3),
-    ("noise", "noise", "nothing in particular: a random sum over this token and the one before it", _noise,
-     {_TOKEN[w]: x for w, x in _NOISE_HERE.items()} | {_PREVIOUS[w]: x for w, x in _NOISE_BEFORE.items()}, -0.6),
-)  # fmt: skip
+    (
+        "name_again",
+        "conjunction",
+        "a name (Anna, Boris, Clara, David) that has already occurred in the text",
+        lambda w, i: w[i] in _NAME and w[i] in w[:i],
+        _token(*_NAME) | {_SEEN: 2},
+        -3,
+    ),
+    (
+        "noise",
+        "noise",
+        "nothing in particular: a random sum over this token and the one before it",
+        _noise,
+        {_TOKEN[w]: x for w, x in _NOISE_HERE.items()} | {_PREVIOUS[w]: x for w, x in _NOISE_BEFORE.items()},
+        -0.6,
+    ),
+)
 _SILENT = ("always_on", "dead", "noise")
 _SPECS = tuple(
     _Spec(
@@ -224,10 +302,20 @@ _SPECS = tuple(
 
 def _model() -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=LONGEST + 1, n_embd=WIDTH, n_layer=LAYER + 1, n_head=HEADS, n_inner=NEURONS,
-        activation_function="relu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        n_positions=LONGEST + 1,
+        n_embd=WIDTH,
+        n_layer=LAYER + 1,
+        n_head=HEADS,
+        n_inner=NEURONS,
+        activation_function="relu",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for name, weights in model.named_parameters():
@@ -336,20 +424,40 @@ def _write_neurons(model: GPT2LMHeadModel) -> None:
 _THING = ("the {noun}", "the {adjective} {noun}", "a {colour} {noun}", "the {digit} {plural}", "the {place}")
 _PLACE = ("dry river", "dry river", "river", "wide river", "old river", "river", "quiet garden", "hill")
 _CLAUSE = (
-    "{name} {verb} {thing}", "{name} {verb} {thing} in {city}", "{thing} cost {currency} {digit} {digit}",
-    "the {plural} went to {city}", "{name} went to New Haven", "the New {noun} {verb} {name}", "Haven {verb} {thing}",
-    "Mister {person} {verb} {thing}", "{name} {verb} Mister {person} on {day}", "{name} found chapter {digit}",
-)  # fmt: skip
+    "{name} {verb} {thing}",
+    "{name} {verb} {thing} in {city}",
+    "{thing} cost {currency} {digit} {digit}",
+    "the {plural} went to {city}",
+    "{name} went to New Haven",
+    "the New {noun} {verb} {name}",
+    "Haven {verb} {thing}",
+    "Mister {person} {verb} {thing}",
+    "{name} {verb} Mister {person} on {day}",
+    "{name} found chapter {digit}",
+)
 _SENTENCE = (
-    "{clause} .", "{clause} .", "{clause} and {clause} .", "{clause} on {day} .", "{thing} and {thing} .",
-    '{name} said " {clause} " .', '{name} said " {clause} , then {clause} " and went to {city} .',
-    '" {clause} " , said {name} .', "in the storm the bell rang .", "the bell rang near {thing} .",
-    "the storm left and the bell rang .", "the storm left and then the bell rang .",
+    "{clause} .",
+    "{clause} .",
+    "{clause} and {clause} .",
+    "{clause} on {day} .",
+    "{thing} and {thing} .",
+    '{name} said " {clause} " .',
+    '{name} said " {clause} , then {clause} " and went to {city} .',
+    '" {clause} " , said {name} .',
+    "in the storm the bell rang .",
+    "the bell rang near {thing} .",
+    "the storm left and the bell rang .",
+    "the storm left and then the bell rang .",
     "then a storm crossed {city} and {name} {verb} the {adjective} bell .",
-)  # fmt: skip
+)
 _GRAMMAR: Mapping[str, Sequence[str]] = {
-    **CLASSES, "thing": _THING, "place": _PLACE, "clause": _CLAUSE, "sentence": _SENTENCE, "person": ("Jones", *_NAME),
-}  # fmt: skip
+    **CLASSES,
+    "thing": _THING,
+    "place": _PLACE,
+    "clause": _CLAUSE,
+    "sentence": _SENTENCE,
+    "person": ("Jones", *_NAME),
+}
 
 
 def corpus(*, documents: int, seed: int) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from neuronaut.benchmarks.suite.pairs import Pair, Target
 from neuronaut.benchmarks.suite.pairs import counterfactuals as pairs_of
-from neuronaut.tests.planted import CLASSES, WORDS, PlantedNeuron
+from tests.planted import CLASSES, WORDS, PlantedNeuron
 
 _NAMES, _QUOTE = CLASSES["name"], ('"',)
 READS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data.activations import ROWS, Row, read_columns, read_last
+from neuronaut.data.harvest.activations import ROWS, Row, read_columns, read_last
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Neurons

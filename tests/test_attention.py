@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers.models.gpt2 import modeling_gpt2
 
-from neuronaut.causal.applying import Materials, apply
 from neuronaut.causal.attention import eager, patterns
 from neuronaut.causal.edits import Edit
+from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject

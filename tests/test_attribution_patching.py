@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuronaut.causal.applying import Materials
+from neuronaut.causal.agreement import agreement, overlap, spearman
 from neuronaut.causal.attribution_patching import Attribution, Line, attribution_patching
 from neuronaut.causal.edits import Edit
-from neuronaut.causal.grading import agreement, overlap, spearman
 from neuronaut.causal.grids import Grid, each_position, sites_of
+from neuronaut.causal.intervene import Materials
 from neuronaut.causal.measures import Direction, Effect, Question, metric
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import logits_at
@@ -39,8 +39,9 @@ def exact_moves(
 ) -> list[float]:
     """How far each node's patch really moves the metric towards the clean run (or away, noising)."""
     grid = Grid.listed(node.edit for node in found.nodes if node.edit is not None)
-    swept = sweep(subject, pairs, grid, directions=[found.direction], metrics=[found.metric],
-                  materials=materials or Materials())  # fmt: skip
+    swept = sweep(
+        subject, pairs, grid, directions=[found.direction], metrics=[found.metric], materials=materials or Materials()
+    )
     moved = []
     for cell in swept.cells:
         (effect,) = cell.effects
@@ -86,9 +87,14 @@ def sae(norm: Any = "none") -> Dictionary:
         return torch.randn(shape, generator=generator)
 
     return Dictionary(
-        id=SourceId("linear", "resid_post.0", "sae"), kind="standard", norm=norm, W_enc=draw(30, 16).T / 4,
-        W_dec=draw(30, 16), b_enc=draw(30), b_dec=draw(16),
-    )  # fmt: skip
+        id=SourceId("linear", "resid_post.0", "sae"),
+        kind="standard",
+        norm=norm,
+        W_enc=draw(30, 16).T / 4,
+        W_dec=draw(30, 16),
+        b_enc=draw(30),
+        b_dec=draw(16),
+    )
 
 
 @both_directions

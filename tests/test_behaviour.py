@@ -11,20 +11,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronaut.agent.investigation.behaviour import PARTS, BehaviourLab, prompts_of, split
-from neuronaut.agent.investigation.behaviour_holdout import examine, sham
-from neuronaut.agent.investigation.experiments import Design, Item, Measured, Tool
-from neuronaut.agent.investigation.hypotheses import Hypothesis
-from neuronaut.agent.investigation.session import Manner, Session, investigate
+from neuronaut.agent.loop.behaviour_examiner import examine, sham
+from neuronaut.agent.loop.behaviour_lab import PARTS, BehaviourLab, prompts_of, split
+from neuronaut.agent.loop.experiments import Design, Item, Measured, Tool
+from neuronaut.agent.loop.hypotheses import Hypothesis
+from neuronaut.agent.session import Manner, Session, investigate
 from neuronaut.agent.tools.table import tools_for
-from neuronaut.causal.applying import Materials, apply
+from neuronaut.causal.circuits.nodes import parse_nodes
+from neuronaut.causal.circuits.tasks import Task, open_task
 from neuronaut.causal.edits import Edit
-from neuronaut.causal.nodes import parse_nodes
+from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import donors, logits_at
-from neuronaut.causal.tasks import Task, open_task
-from neuronaut.data.journal_values import Experiment
-from neuronaut.data.store import Store
+from neuronaut.data.store.journal_values import Experiment
+from neuronaut.data.store.store import Store
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.circuits import gate, induction
@@ -175,8 +175,13 @@ def test_shares_add_up_over_what_is_cut(shares: dict[frozenset[str], float], cho
 
 def test_the_nulls_and_what_is_restored() -> None:
     lab = lab_of("and")
-    items = (Item("", about={"node": "head.0:0"}), about("restore", ["head.0:0"]), about("restore", ["head.1:1"]),
-             about("keep", []), about("restore", ["head.0:0", "head.0:1", "mlp_out.1"]))  # fmt: skip
+    items = (
+        Item("", about={"node": "head.0:0"}),
+        about("restore", ["head.0:0"]),
+        about("restore", ["head.1:1"]),
+        about("keep", []),
+        about("restore", ["head.0:0", "head.0:1", "mlp_out.1"]),
+    )
     design = Design("", "effect", items)
     token, none = lab.nulls()
     assert lab.expect(token, design) == (0.0, 0.0, 0.0, 1.0, 0.0) and lab.expect(none, design) == (None,) * 5
@@ -313,9 +318,13 @@ def scores(lab: BehaviourLab, nodes: dict[str, float]) -> dict[tuple[str, str], 
 def test_a_planted_circuit_is_faithful_and_complete_on_both_halves(name: str) -> None:
     found = scores(lab_of(name), CIRCUITS[name])
     assert found == pytest.approx(
-        {(half, metric): float(metric == "faithfulness") for half in ("natural", "counterfactual")
-         for metric in ("faithfulness", "completeness")}, abs=1e-4
-    )  # fmt: skip
+        {
+            (half, metric): float(metric == "faithfulness")
+            for half in ("natural", "counterfactual")
+            for metric in ("faithfulness", "completeness")
+        },
+        abs=1e-4,
+    )
 
 
 def test_a_circuit_without_its_backup_fails_the_counterfactual_half() -> None:

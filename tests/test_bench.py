@@ -9,22 +9,26 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from neuronaut.agent.investigation.budget import Limits
-from neuronaut.agent.investigation.session import Manner
+from neuronaut.agent.loop.budget import Limits
+from neuronaut.agent.session import Manner
 from neuronaut.benchmarks import columns, investigations
 from neuronaut.benchmarks.columns import Found, rescaled, swapped
 from neuronaut.benchmarks.comparing import difference, figures, summary, table
 from neuronaut.benchmarks.investigations import Line, Plan, graded, read, run, told
 from neuronaut.benchmarks.suite import Unit, World, grader
 from neuronaut.cli.main import main
-from neuronaut.data.store import Store
-from neuronaut.explainers.rules import Clause, Rule, Token
+from neuronaut.data.store.store import Store
+from neuronaut.rules.language import Clause, Rule, Token
 from neuronaut.subject.errors import NeuronautError
 
 PLAN = Plan(
-    levels=(1,), units=3, seed="tests", documents=30, columns=("scripted", "one-shot", "swapped", "token-only"),
+    levels=(1,),
+    units=3,
+    seed="tests",
+    documents=30,
+    columns=("scripted", "one-shot", "swapped", "token-only"),
     manner=Manner(limits=Limits(experiments=10)),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +152,12 @@ def test_the_difference_is_of_the_same_units(lines: list[Line]) -> None:
         line = line_of(lines, status="open", abstained=False, right=True, counterfactual=value)
         return replace(line, column=column, grade=replace(line.grade, unit=unit))
 
-    made = [named("a", "scripted", 1.0), named("b", "scripted", 0.9), named("a", "one-shot", 0.5),
-            named("c", "one-shot", 0.0)]  # fmt: skip
+    made = [
+        named("a", "scripted", 1.0),
+        named("b", "scripted", 0.9),
+        named("a", "one-shot", 0.5),
+        named("c", "one-shot", 0.0),
+    ]
     found = difference(made)
     assert found is not None and found.value == pytest.approx(0.5) and found.n == 1
 
@@ -215,8 +223,20 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     listed = CliRunner().invoke(main, ["bench"])
     assert listed.exit_code == 0 and listed.stdout.startswith("planted ")
-    arguments = ["bench", "planted", "--levels", "1", "--units", "3", "--seed", "a secret", "--policies",
-                 "token-only", "--out", str(tmp_path / "out.jsonl")]  # fmt: skip
+    arguments = [
+        "bench",
+        "planted",
+        "--levels",
+        "1",
+        "--units",
+        "3",
+        "--seed",
+        "a secret",
+        "--policies",
+        "token-only",
+        "--out",
+        str(tmp_path / "out.jsonl"),
+    ]
     shown = CliRunner().invoke(main, arguments)
     assert shown.exit_code == 0, shown.output
     assert "private seed with sha256" in shown.stdout and "a secret" not in shown.output

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronaut.data.records import Example, Split
-from neuronaut.explainers.render import quantised
+from neuronaut.llm.render import quantised
 from neuronaut.scorers.bills import Calibration, abs_dev_explained, ev_correlation, expected_values, rsquared
 from neuronaut.subject.errors import NeuronautError
 
@@ -19,9 +19,7 @@ Sequences = list[list[float]]
 
 def naive_normalised(records: Sequences) -> list[list[int]]:
     highest = max(max(0.0, x) for record in records for x in record)
-    return [
-        [0 if highest <= 0 else min(10, int(10 * max(0.0, x) / highest)) for x in record] for record in records
-    ]  # fmt: skip
+    return [[0 if highest <= 0 else min(10, int(10 * max(0.0, x) / highest)) for x in record] for record in records]
 
 
 def naive_ev(probabilities: dict[int, float]) -> float:

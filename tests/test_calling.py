@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.agent.batches import collect, send
-from neuronaut.data.calls import Call
-from neuronaut.data.store import Store
-from neuronaut.explainers.llm.asking import Asking
-from neuronaut.explainers.llm.calling import answered, called, in_words, spelled, told_of
-from neuronaut.explainers.llm.desk import Desk
-from neuronaut.explainers.llm.local import LocalLLM
-from neuronaut.explainers.llm.openai_batch import BatchAPI
-from neuronaut.explainers.llm.openai_chat import OpenAIChat
-from neuronaut.explainers.llm.openai_wire import Wire, read_chat
-from neuronaut.explainers.llm.prices import Price
-from neuronaut.explainers.llm.retrying import Malformed
-from neuronaut.explainers.llm.turns import Turns, plain
-from neuronaut.explainers.llm.values import Chat, Message, Reply, Sampling, ToolCall, ToolSpec, request_key
-from neuronaut.tests.fault_server import CALLING, Body, FaultServer, pieces
+from neuronaut.benchmarks.fault_server import CALLING, Body, FaultServer, pieces
+from neuronaut.data.store.calls import Call
+from neuronaut.data.store.store import Store
+from neuronaut.labelling.batches import collect, send
+from neuronaut.llm.client import Desk
+from neuronaut.llm.local.chat_format import Turns, plain
+from neuronaut.llm.local.local import LocalLLM
+from neuronaut.llm.openai.batch import BatchAPI
+from neuronaut.llm.openai.chat import OpenAIChat
+from neuronaut.llm.openai.retrying import Malformed
+from neuronaut.llm.openai.wire import Wire, read_chat
+from neuronaut.llm.prices import Price
+from neuronaut.llm.tasks import Asking
+from neuronaut.llm.tool_calls import answered, called, in_words, spelled, told_of
+from neuronaut.llm.types import Chat, Message, Reply, Sampling, ToolCall, ToolSpec, request_key
 from tests.families import CONTEXT, byte_tokenizer, tiny_model
 
 LOOK = ToolSpec(
@@ -75,9 +75,13 @@ def test_a_chat_without_tools_has_the_key_it_always_had() -> None:
 def test_tools_and_history_are_part_of_the_key() -> None:
     history = (*CHAT.messages, Message("assistant", "", calls=(CALL,)), Message("tool", "0.3", answers="call_1"))
     chats = [
-        PLAIN, CHAT, replace(CHAT, tools=(STOP, LOOK)), replace(CHAT, tool_choice="required"),
-        replace(CHAT, messages=history), replace(CHAT, messages=(*history[:-1], replace(history[-1], answers="other"))),
-    ]  # fmt: skip
+        PLAIN,
+        CHAT,
+        replace(CHAT, tools=(STOP, LOOK)),
+        replace(CHAT, tool_choice="required"),
+        replace(CHAT, messages=history),
+        replace(CHAT, messages=(*history[:-1], replace(history[-1], answers="other"))),
+    ]
     assert len({request_key(chat, model="m", endpoint="e") for chat in chats}) == len(chats)
     for chat in chats:
         assert Chat.parse(json.loads(json.dumps(chat.says())), prompt="p") == chat
@@ -90,14 +94,20 @@ def test_what_is_sent_of_tools() -> None:
     history = (*CHAT.messages, Message("assistant", "", calls=(CALL,)), Message("tool", "0.3", answers="call_1"))
     body = Wire("m", "http://x/v1").chat(replace(CHAT, messages=history, tool_choice="required"))
     assert body["tools"][1] == {
-        "type": "function", "function": {"name": "stop", "description": "End.", "parameters": STOP.parameters}
-    }  # fmt: skip
+        "type": "function",
+        "function": {"name": "stop", "description": "End.", "parameters": STOP.parameters},
+    }
     assert body["tool_choice"] == "required"
     assert body["messages"][2:] == [
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"text": "a: b"}'}}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"text": "a: b"}'}}
+            ],
+        },
         {"role": "tool", "content": "0.3", "tool_call_id": "call_1"},
-    ]  # fmt: skip
+    ]
     assert Wire("m", "http://x/v1").chat(PLAIN).keys().isdisjoint({"tools", "tool_choice"})
 
 
@@ -142,11 +152,12 @@ def test_an_entry_that_is_no_call_is_a_reason(entry: object) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["function", "name", "arguments", "id", "text"]), inner, max_size=4
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["function", "name", "arguments", "id", "text"]), inner, max_size=4)
     ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @given(calls=JSON, finish=st.sampled_from(["stop", "tool_calls", "length", None]))
@@ -261,16 +272,27 @@ def test_one_in_ten_of_each_fault() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        SAID, f"  {SAID}  ", f"I look.\n{SAID}\nThat is all.", f"```json\n{SAID}\n```", f"```{SAID}```",
-        f"<tool_call>\n{SAID}\n</tool_call>", f"<tool_call>{SAID}</tool_call>",
-        f"<think>\n{{\"name\": \"stop\", \"arguments\": {{}}}}\n</think>\n{SAID}",
-        f"perhaps {{\"broken\n</think>\n{SAID}", json.dumps(json.loads(SAID), indent=2),
-        f'{{"name": "stop", "arguments": {{}}}}\n\n{SAID}', f'{SAID}\n{{"result": 3}}',
+        SAID,
+        f"  {SAID}  ",
+        f"I look.\n{SAID}\nThat is all.",
+        f"```json\n{SAID}\n```",
+        f"```{SAID}```",
+        f"<tool_call>\n{SAID}\n</tool_call>",
+        f"<tool_call>{SAID}</tool_call>",
+        f'<think>\n{{"name": "stop", "arguments": {{}}}}\n</think>\n{SAID}',
+        f'perhaps {{"broken\n</think>\n{SAID}',
+        json.dumps(json.loads(SAID), indent=2),
+        f'{{"name": "stop", "arguments": {{}}}}\n\n{SAID}',
+        f'{SAID}\n{{"result": 3}}',
         f'{{"hypothesis": {SAID.replace("look", "stop")}}}\n{SAID}',
-        f"`{SAID}`", SAID + "\r\n", f"So.\r\n{SAID}\r\nDone.",
-        SAID.replace("{", '{"why": "to see", ', 1), f"{{curly}} is a token.\n{SAID}", "{" + "\n\n" + SAID[1:],
+        f"`{SAID}`",
+        SAID + "\r\n",
+        f"So.\r\n{SAID}\r\nDone.",
+        SAID.replace("{", '{"why": "to see", ', 1),
+        f"{{curly}} is a token.\n{SAID}",
+        "{" + "\n\n" + SAID[1:],
     ],
-)  # fmt: skip
+)
 def test_a_call_in_the_text_is_read(text: str) -> None:
     assert called(Reply("ok", text)) == ((ToolCall("look", '{"text": "a: b"}'),), None)
 
@@ -332,10 +354,15 @@ def test_a_call_that_was_cut_is_none(arguments: Any, indent: int | None, data: s
 
 
 PIECES: dict[str, bool] = {
-    "The tag `{` opens it.": False, f"I could call {SAID.replace('look', 'stop')} here.": False, "": False,
-    '{"seen": {"name": "stop", "arguments": {}}}': False, SAID: True, f"```json\n{SAID}\n```": True,
-    written("other", {"at": [1]}, 2): True, f"<tool_call>{SAID}</tool_call>": True,
-}  # fmt: skip
+    "The tag `{` opens it.": False,
+    f"I could call {SAID.replace('look', 'stop')} here.": False,
+    "": False,
+    '{"seen": {"name": "stop", "arguments": {}}}': False,
+    SAID: True,
+    f"```json\n{SAID}\n```": True,
+    written("other", {"at": [1]}, 2): True,
+    f"<tool_call>{SAID}</tool_call>": True,
+}
 
 
 @given(st.lists(st.sampled_from(list(PIECES)), max_size=6))
@@ -389,10 +416,14 @@ def test_a_chat_is_spelled_without_tools() -> None:
 
 def test_a_history_of_calls_in_words() -> None:
     history = [
-        Message("user", "Go."), Message("assistant", "Two.", calls=(CALL, ToolCall("stop", "{}", "call_2"))),
-        Message("tool", "0.3", answers="call_1"), Message("tool", "ended", answers="call_2"), Message("user", "On."),
-        Message("assistant", "", calls=(CALL,)), Message("tool", "0.4", answers="call_1"),
-    ]  # fmt: skip
+        Message("user", "Go."),
+        Message("assistant", "Two.", calls=(CALL, ToolCall("stop", "{}", "call_2"))),
+        Message("tool", "0.3", answers="call_1"),
+        Message("tool", "ended", answers="call_2"),
+        Message("user", "On."),
+        Message("assistant", "", calls=(CALL,)),
+        Message("tool", "0.4", answers="call_1"),
+    ]
     said = in_words(history)
     assert [message.role for message in said] == ["user", "assistant", "user", "assistant", "user"]
     assert said[1].content == f'Two.\n{SAID}\n{{"name": "stop", "arguments": {{}}}}'
@@ -403,9 +434,10 @@ def test_a_history_of_calls_in_words() -> None:
 def test_a_reply_is_answered_in_its_own_form() -> None:
     both = Reply("ok", "Hm.", calls=(CALL, ToolCall("stop", "{}", "call_2")))
     assert answered(both, ["0.3", "ended"]) == (
-        Message("assistant", "Hm.", calls=both.calls), Message("tool", "0.3", answers="call_1"),
+        Message("assistant", "Hm.", calls=both.calls),
+        Message("tool", "0.3", answers="call_1"),
         Message("tool", "ended", answers="call_2"),
-    )  # fmt: skip
+    )
     assert answered(Reply("ok", SAID), ["0.3"]) == (Message("assistant", SAID), Message("user", "0.3"))
     assert answered(Reply("empty", ""), ["Call a tool."])[0] == Message("assistant", "(nothing)")
 

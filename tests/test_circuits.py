@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from neuronaut.causal import records
-from neuronaut.causal.applying import Materials, apply
-from neuronaut.causal.circuit_runs import CircuitRuns
-from neuronaut.causal.circuits import CircuitSettings, evaluate_circuit, find_circuit
+from neuronaut.causal.circuits.find import CircuitSettings, evaluate_circuit, find_circuit
+from neuronaut.causal.circuits.nodes import Node, edits_of, listed, nodes_of, parse_nodes
+from neuronaut.causal.circuits.runs import CircuitRuns
+from neuronaut.causal.circuits.tasks import Task, generate
 from neuronaut.causal.edits import Edit
-from neuronaut.causal.nodes import Node, edits_of, listed, nodes_of, parse_nodes
+from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import donors, gather, logits_at
-from neuronaut.causal.tasks import Task, generate
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
@@ -42,9 +42,7 @@ def nodes(*texts: str) -> list[Node]:
 @pytest.mark.parametrize("kinds", [("head", "mlp"), ("head", "neuron")])
 def test_the_planted_induction_circuit_is_found_and_nothing_else(family: str, kinds: tuple[str, ...]) -> None:
     planted = induction(family, rows=20)  # pyright: ignore[reportArgumentType]
-    report = find_circuit(
-        planted.subject, task_of(planted), nodes=nodes_of(planted.subject, kinds), settings=FAST
-    )  # fmt: skip
+    report = find_circuit(planted.subject, task_of(planted), nodes=nodes_of(planted.subject, kinds), settings=FAST)
     assert {*map(str, report.circuit)} == {*planted.matters} == {"head.0:0", "head.1:0"}
     found = report.evaluation
     assert found.faithfulness.recovered == pytest.approx(1, abs=1e-4) and report.held_out and report.pairs == (10, 10)
@@ -137,16 +135,21 @@ def dictionary(features: int = 12) -> Dictionary:
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(features, D_MODEL, generator=generator)
     return Dictionary(
-        id=SourceId("gpt2", SITE, "sae"), kind="standard", W_enc=weights.T / 5, W_dec=weights,
-        b_enc=torch.ones(features), b_dec=torch.zeros(D_MODEL),
-    )  # fmt: skip
+        id=SourceId("gpt2", SITE, "sae"),
+        kind="standard",
+        W_enc=weights.T / 5,
+        W_dec=weights,
+        b_enc=torch.ones(features),
+        b_dec=torch.zeros(D_MODEL),
+    )
 
 
 def uneven(subject: Subject) -> Task:
     """Random pairs of different lengths."""
     clean, corrupted = (tiny_tokens(rows=4, positions=9, seed=seed) for seed in (1, 2))
-    sides = [[row[:length] for row, length in zip(side.tolist(), (9, 6, 8, 9), strict=True)] for side in
-             (clean, corrupted)]  # fmt: skip
+    sides = [
+        [row[:length] for row, length in zip(side.tolist(), (9, 6, 8, 9), strict=True)] for side in (clean, corrupted)
+    ]
     batches = (Batch.of(subject, side) for side in sides)
     return Task("uneven", Pairs.aligned(subject, *batches, torch.tensor([3, 4, 5, 6]), torch.tensor([7, 8, 9, 10])))
 
@@ -242,8 +245,10 @@ def test_the_built_in_subject_does_induction_by_its_previous_token_and_induction
 # --- nodes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["head.1:3", "mlp_out.2", "resid_post.2@sae:40", "mlp.2:17@last", "mlp_out.0@2-5",
-                                  "resid_post.2@res-jb:4@-1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["head.1:3", "mlp_out.2", "resid_post.2@sae:40", "mlp.2:17@last", "mlp_out.0@2-5", "resid_post.2@res-jb:4@-1"],
+)
 def test_nodes_as_text_say_what_they_are(text: str) -> None:
     (node,) = parse_nodes(text)
     assert str(node) == text

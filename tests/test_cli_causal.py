@@ -48,9 +48,7 @@ def lines(path: Path, *rows: object) -> Path:
 
 def test_run_shows_what_comes_next():
     (row,) = rows_of("run", "demo", PROMPT, "--top", 3)
-    assert tuple(row) == (
-        "prompt", "tokens", "answer", "next", "measures", "edits", "dictionaries", "controls"
-    )  # fmt: skip
+    assert tuple(row) == ("prompt", "tokens", "answer", "next", "measures", "edits", "dictionaries", "controls")
     assert row["answer"] == " name" == row["next"][0]["token"] and row["tokens"][-2:] == ["name", " ="]
     assert row["next"][0]["before"] > 0.9 and row["next"][0]["after"] is None and len(row["next"]) == 3
     assert '" name"' in run("run", "demo", PROMPT).stdout.splitlines()[2]
@@ -133,9 +131,7 @@ def test_a_record_is_run_again_to_the_bit(tmp_path):
 def test_the_lens_ends_with_what_the_model_says(tmp_path):
     picture = tmp_path / "lens.png"
     found = rows_of("lens", "demo", PROMPT, "--picture", picture)
-    assert tuple(found[0]) == (
-        "prompt", "position", "token", "site", "kl", "target", "rank", "probability", "top"
-    )  # fmt: skip
+    assert tuple(found[0]) == ("prompt", "position", "token", "site", "kl", "target", "rank", "probability", "top")
     assert found[-1]["site"] == "resid_post.3" and abs(found[-1]["kl"]) < 1e-4 < found[0]["kl"]
     assert found[-1]["top"][0]["token"] == " name" == found[0]["target"] and found[-1]["rank"] == 0
     assert drawn(picture)
@@ -169,8 +165,16 @@ def test_inputs_of_a_logit(method, tmp_path):
     picture = tmp_path / "tokens.png"
     (row,) = rows_of("attribute", "demo", PROMPT, "--inputs", method, "--picture", picture)
     assert tuple(row) == (
-        "prompt", "target", "method", "tokens", "values", "metric", "unit", "at_baseline", "completeness_error"
-    )  # fmt: skip
+        "prompt",
+        "target",
+        "method",
+        "tokens",
+        "values",
+        "metric",
+        "unit",
+        "at_baseline",
+        "completeness_error",
+    )
     assert len(row["values"]) == len(row["tokens"]) == 13 and row["target"] == 'logit of " name"' and drawn(picture)
     assert (row["completeness_error"] is not None) is (method == "integrated")
 
@@ -222,9 +226,24 @@ def test_a_probe_becomes_a_direction_of_an_edit(labelled, tmp_path):
     arguments = ["probe", "demo", "--prompts", labelled, "--shuffles", 20]
     found = rows_of(*arguments, "--picture", picture)
     assert tuple(found[0]) == (
-        "site", "positions", "method", "auroc", "ci_low", "ci_high", "accuracy", "accuracy_low", "accuracy_high",
-        "base_rate", "shuffled", "percentile", "p", "trained", "tested", "threshold", "direction",
-    )  # fmt: skip
+        "site",
+        "positions",
+        "method",
+        "auroc",
+        "ci_low",
+        "ci_high",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "base_rate",
+        "shuffled",
+        "percentile",
+        "p",
+        "trained",
+        "tested",
+        "threshold",
+        "direction",
+    )
     assert drawn(picture) and found[2]["auroc"] == 1 and found[2]["p"] < 0.1
     saved.write_text(run(*arguments, "--site", "resid_post.2", "--json").stdout)
     edit = ["--edit", "resid_post.2:round+=2@last", "--direction", f"round={saved}", "--answer", "]", "--wrong", ")"]
@@ -244,12 +263,26 @@ def test_a_probe_becomes_a_direction_of_an_edit(labelled, tmp_path):
 def test_patch_in_both_directions():
     found = rows_of("patch", "demo", "head.3:1-3=patch@last", *INDUCTION, "--controls", 4)
     assert tuple(found[0]) == (
-        "direction", "metric", "formula", "clean", "corrupted", "patched", "recovered", "ci_low", "ci_high",
-        "reason", "n", "values", "edits", "controls", "dictionaries",
-    )  # fmt: skip
+        "direction",
+        "metric",
+        "formula",
+        "clean",
+        "corrupted",
+        "patched",
+        "recovered",
+        "ci_low",
+        "ci_high",
+        "reason",
+        "n",
+        "values",
+        "edits",
+        "controls",
+        "dictionaries",
+    )
     assert [(row["direction"], row["metric"]) for row in found[::3]] == [
-        ("denoise", "logit_difference"), ("noise", "logit_difference"),
-    ]  # fmt: skip
+        ("denoise", "logit_difference"),
+        ("noise", "logit_difference"),
+    ]
     assert all(row["recovered"] > 0.9 and row["n"] == 16 for row in found)
     assert [one["controls"] for one in found[0]["controls"]] == ["random directions"]
     assert found[0]["controls"][0]["percentile"] == 100
@@ -272,8 +305,18 @@ def test_sweep_of_pairs_finds_the_heads(tmp_path):
     found = json.loads(result.stdout)
     assert tuple(found[0]) == ("site", "unit", "edit", "max_change", "effects")
     assert tuple(found[0]["effects"][0]) == (
-        "direction", "metric", "formula", "clean", "corrupted", "patched", "ci_low", "ci_high", "reason", "n", "value"
-    )  # fmt: skip
+        "direction",
+        "metric",
+        "formula",
+        "clean",
+        "corrupted",
+        "patched",
+        "ci_low",
+        "ci_high",
+        "reason",
+        "n",
+        "value",
+    )
     assert {row["edit"] for row in found[:3]} == {f"head.3:{head}=patch@last" for head in (1, 2, 3)}
     assert drawn(picture) and len(json.loads(output.read_text())["cells"]) == 16
     assert "16 cells in" in result.stderr and "(one by one: 34)" in result.stderr
@@ -285,8 +328,13 @@ def test_sweep_over_positions_shows_tokens(tmp_path):
     picture = tmp_path / "positions.png"
     found = rows_of("sweep", "demo", "resid_post=patch", "--over", "layers,positions", *PAIR, "--picture", picture)
     assert {row["position"] for row in found if row["site"] == "resid_post.0"} == {
-        "1 'x'", "2 ' ='", "3 ' ['", "4 '1'", "5 ','", "6 ' 2'"
-    }  # fmt: skip
+        "1 'x'",
+        "2 ' ='",
+        "3 ' ['",
+        "4 '1'",
+        "5 ','",
+        "6 ' 2'",
+    }
     (best,) = [row for row in found if row["site"] == "resid_post.0" and abs(row["effects"][0]["value"]) > 0.5]
     assert best["position"] == "3 ' ['" and drawn(picture)
 
@@ -305,8 +353,16 @@ def test_sweep_predicts_by_gradients():
     result = run("sweep", "demo", *arguments, "--json")
     found = json.loads(result.stdout)
     assert tuple(found[0]) == (
-        "unit", "edit", "predicted", "exact", "recovered", "ci_low", "ci_high", "direction", "metric"
-    )  # fmt: skip
+        "unit",
+        "edit",
+        "predicted",
+        "exact",
+        "recovered",
+        "ci_low",
+        "ci_high",
+        "direction",
+        "metric",
+    )
     assert [row["exact"] is not None for row in found] == [True] * 3 + [False] * 509
     # After the last layer's neurons only the final norm is not linear.
     assert all(row["predicted"] == pytest.approx(row["exact"], rel=0.1) for row in found[:3])
@@ -335,9 +391,21 @@ def test_steer_from_weak_to_strong(tmp_path):
     arguments = ["steer", "demo", "mlp.3:104+=1q", "x = [1, 2", "y = [a, b", "--answer", "]", "--wrong", ")", *few]
     found = rows_of(*arguments, "--picture", picture)
     assert tuple(found[0]) == (
-        "edit", "strength", "readout", "response", "effect", "ci_low", "ci_high", "n", "percentile", "p", "kl", "loss",
-        "max_change", "texts",
-    )  # fmt: skip
+        "edit",
+        "strength",
+        "readout",
+        "response",
+        "effect",
+        "ci_low",
+        "ci_high",
+        "n",
+        "percentile",
+        "p",
+        "kl",
+        "loss",
+        "max_change",
+        "texts",
+    )
     assert [row["strength"] for row in found] == [0, 1, 2] and abs(found[0]["effect"]) < 1e-5
     assert found[2]["effect"] < found[1]["effect"] < 0 < found[1]["kl"] < found[2]["kl"]
     assert all(len(row["texts"]) == 2 for row in found) and drawn(picture)

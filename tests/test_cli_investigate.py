@@ -11,19 +11,32 @@ import pytest
 from click.testing import CliRunner, Result
 from filelock import FileLock
 
-from neuronaut.agent.investigation.citing import uncited
-from neuronaut.agent.investigation.judging import FORMULA
+from neuronaut.agent.loop.judging import FORMULA
+from neuronaut.agent.report.citations import uncited
 from neuronaut.cli import investigating
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
-from neuronaut.cli.watching import Watch, told
-from neuronaut.data.store import Store
-from neuronaut.tests import journals, planted
+from neuronaut.cli.progress_view import Watch, told
+from neuronaut.data.store.store import Store
+from tests import journals, planted
 
 RIVER = "planted:mlp.2:3"
 """The neuron that fires on `river`, except directly after `dry`."""
-KINDS = {"begun", "phase", "baseline", "proposed", "decided", "planned", "observed", "judged", "spent", "frozen",
-         "holdout", "control", "ended"}  # fmt: skip
+KINDS = {
+    "begun",
+    "phase",
+    "baseline",
+    "proposed",
+    "decided",
+    "planned",
+    "observed",
+    "judged",
+    "spent",
+    "frozen",
+    "holdout",
+    "control",
+    "ended",
+}
 
 
 def run(*arguments: object, code: int = 0, **options: Any) -> Result:
@@ -107,8 +120,9 @@ def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
         page = tmp_path / f"page-{target.replace(':', '-')}.html"
         assert target in page.read_text(encoding="utf-8")
     assert [line.split()[:2] for line in result.stdout.splitlines()] == [
-        [RIVER, "budget"], ["planted:mlp.2:0", "budget"]
-    ]  # fmt: skip
+        [RIVER, "budget"],
+        ["planted:mlp.2:0", "budget"],
+    ]
     assert "2 budget" in result.stderr
     report = json.loads(run("investigate", *targets, "--json", code=4).stdout)[0]
     assert (report["spent"]["experiments"], report["limits"]["experiments"]) == (2, 2)
@@ -144,8 +158,19 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], code: int
 
 
 def test_a_transcript_is_followed_without_the_one_who_decided(done: Mapping[str, Any]) -> None:
-    again = json.loads(run("investigate", RIVER, "--budget", "experiments=30", "--policy", "replay", "--transcript",
-                           done["id"], "--json").stdout)[0]  # fmt: skip
+    again = json.loads(
+        run(
+            "investigate",
+            RIVER,
+            "--budget",
+            "experiments=30",
+            "--policy",
+            "replay",
+            "--transcript",
+            done["id"],
+            "--json",
+        ).stdout
+    )[0]
     first = json.loads(run("sessions", "show", done["id"], "--json").stdout)[0]
     assert again["id"] != first["id"]
     assert again["policy"] == "replay"

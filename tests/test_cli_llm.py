@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from neuronaut.agent import bench
+from neuronaut.benchmarks.fault_server import FaultServer
 from neuronaut.cli.main import main
+from neuronaut.labelling import inputs
 from neuronaut.subject.loading import DEMO
-from neuronaut.tests import planted
-from neuronaut.tests.fault_server import FaultServer
-from neuronaut.tests.test_label_llm import reader, served
+from tests import planted
+from tests.test_label_llm import reader, served
 
 FEATURES = "planted:mlp.2:0,3"
 
@@ -35,11 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A planted model, harvested, and a tiny random language model that reads with its tokenizer."""
     folder = tmp_path_factory.mktemp("cli-llm")
     model, corpus = planted.build(documents=60).save(folder)
-    before = bench.BACKGROUND, bench.RANDOM_WINDOWS
-    bench.BACKGROUND, bench.RANDOM_WINDOWS = 96, 48
+    before = inputs.BACKGROUND, inputs.RANDOM_WINDOWS
+    inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 96, 48
     run("harvest", model, "mlp.2", "--corpus", corpus, "--window", 32, "-d", folder / "p.db")
     yield folder
-    bench.BACKGROUND, bench.RANDOM_WINDOWS = before
+    inputs.BACKGROUND, inputs.RANDOM_WINDOWS = before
 
 
 @pytest.fixture

@@ -3,18 +3,17 @@
 import pytest
 import torch
 
-from neuronaut.causal.applying import Materials
-from neuronaut.causal.controlled import among_controls, patch_among_controls
-from neuronaut.causal.controls import matched
+from neuronaut.causal.controls import among_controls, matched, patch_among_controls
 from neuronaut.causal.edits import Edit
-from neuronaut.causal.next_tokens import last_logits, next_tokens
+from neuronaut.causal.intervene import Materials
 from neuronaut.causal.prompts import Batch, Pairs
+from neuronaut.causal.readouts import last_logits, next_tokens
 from neuronaut.causal.runs import compare, patching
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from neuronaut.subject.opening import open_source
-from neuronaut.tests.circuits import Circuit, linear_world
+from tests.circuits import Circuit, linear_world
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +56,10 @@ def test_controls_of_pairs_are_those_patched_one_by_one(world, pairs):
             assert standing is not None
             by_hand = [
                 patching(world.subject, pairs, [one], metrics=("logit_difference",))[direction]
-                .effects["logit_difference"].recovered
+                .effects["logit_difference"]
+                .recovered
                 for one in (edit, *sorts[sort])
-            ]  # fmt: skip
+            ]
             assert [standing.real, *standing.controls] == pytest.approx(by_hand, abs=1e-4)
 
 

@@ -104,8 +104,7 @@ def test_lone_surrogates_are_left_out_and_counted(tmp_path: Path):
 
 
 @given(
-    paragraphs=st.lists(st.text("ab \n", min_size=1, max_size=3000), min_size=1, max_size=20),
-    compressed=st.booleans(),
+    paragraphs=st.lists(st.text("ab \n", min_size=1, max_size=3000), min_size=1, max_size=20), compressed=st.booleans()
 )
 def test_a_text_file_is_cut_without_losing_a_character(tmp_path_factory, paragraphs: list[str], compressed: bool):
     text = "start\n" + "\n\n".join(paragraphs)

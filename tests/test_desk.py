@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from neuronaut.data.store import Store
-from neuronaut.explainers.llm.asking import Asking, together
-from neuronaut.explainers.llm.desk import HOPELESS, Desk
-from neuronaut.explainers.llm.openai_chat import OpenAIChat
-from neuronaut.explainers.llm.prices import Budget, Price
-from neuronaut.explainers.llm.values import Chat, Message, Probe, Reply, Sampling
+from neuronaut.benchmarks.fault_server import FaultServer, pieces
+from neuronaut.data.store.store import Store
+from neuronaut.llm.client import HOPELESS, Desk
+from neuronaut.llm.openai.chat import OpenAIChat
+from neuronaut.llm.prices import Budget, Price
+from neuronaut.llm.tasks import Asking, together
+from neuronaut.llm.types import Chat, Message, Probe, Reply, Sampling
 from neuronaut.subject.errors import NeuronautError
-from neuronaut.tests.fault_server import FaultServer, pieces
 
 
 def chat(text: str, *, seed: int | None = None) -> Chat:

@@ -28,9 +28,17 @@ def random_dictionary(kind: Kind, *, norm: Norm = "none", subtract: bool = True,
 
     extras = {"threshold": draw(24), "b_mag": draw(24), "r_mag": draw(24) / 4}
     return Dictionary(
-        id=ID, kind=kind, W_enc=draw(24, 10).T, W_dec=draw(24, 10), b_enc=draw(24), b_dec=draw(10), norm=norm,
-        subtract_b_dec=subtract, k=5 if kind == "topk" else 0, **{name: extras[name] for name in EXTRAS[kind]},
-    )  # fmt: skip
+        id=ID,
+        kind=kind,
+        W_enc=draw(24, 10).T,
+        W_dec=draw(24, 10),
+        b_enc=draw(24),
+        b_dec=draw(10),
+        norm=norm,
+        subtract_b_dec=subtract,
+        k=5 if kind == "topk" else 0,
+        **{name: extras[name] for name in EXTRAS[kind]},
+    )
 
 
 def reference(dictionary: Dictionary, vectors: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

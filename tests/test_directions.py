@@ -44,9 +44,14 @@ def dictionary_at(subject: Subject, site: str, *, norm: Norm = "none", seed: int
     d, generator = subject.width(site), torch.Generator().manual_seed(seed)
     W_enc, W_dec = (torch.randn(12, d, generator=generator) / d**0.5 for _ in range(2))
     return Dictionary(
-        id=SourceId(subject.name, site, "toy"), kind="standard", W_enc=W_enc.T, W_dec=W_dec,
-        b_enc=torch.full((12,), 50.0), b_dec=torch.randn(d, generator=generator), norm=norm,
-    )  # fmt: skip
+        id=SourceId(subject.name, site, "toy"),
+        kind="standard",
+        W_enc=W_enc.T,
+        W_dec=W_dec,
+        b_enc=torch.full((12,), 50.0),
+        b_dec=torch.randn(d, generator=generator),
+        norm=norm,
+    )
 
 
 def downstream(subject: Subject, site: str) -> str:
@@ -54,9 +59,12 @@ def downstream(subject: Subject, site: str) -> str:
     kind, _, layer = site.partition(".")
     middle = f"resid_mid.{layer}" if f"resid_mid.{layer}" in subject.sites else f"resid_post.{layer}"
     return {
-        "embed": "resid_pre.0", "head": middle, "attn_out": middle,
-        "mlp": f"resid_post.{layer}", "mlp_out": f"resid_post.{layer}",
-    }.get(kind, site)  # fmt: skip
+        "embed": "resid_pre.0",
+        "head": middle,
+        "attn_out": middle,
+        "mlp": f"resid_post.{layer}",
+        "mlp_out": f"resid_post.{layer}",
+    }.get(kind, site)
 
 
 def moved(subject: Subject, source: Source, index: int) -> Tensor:

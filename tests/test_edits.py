@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear
 
-from neuronaut.causal.applying import Materials, RowEdit, apply
 from neuronaut.causal.edits import Edit
+from neuronaut.causal.intervene import Materials, RowEdit, apply
 from neuronaut.causal.prompts import Batch
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
@@ -33,9 +33,13 @@ def dictionary(site: str = "resid_post.1", *, width: int = D_MODEL, features: in
         return torch.randn(shape, generator=generator)
 
     return Dictionary(
-        id=SourceId("gpt2", site, "sae"), kind="standard", W_enc=draw(features, width).T / 5,
-        W_dec=draw(features, width), b_enc=draw(features) + 1, b_dec=draw(width),
-    )  # fmt: skip
+        id=SourceId("gpt2", site, "sae"),
+        kind="standard",
+        W_enc=draw(features, width).T / 5,
+        W_dec=draw(features, width),
+        b_enc=draw(features) + 1,
+        b_dec=draw(width),
+    )
 
 
 def edited(subject: Subject, *edits: str | RowEdit, materials: Materials | None = None, batch: Batch = BATCH) -> Tensor:
@@ -47,11 +51,23 @@ def edited(subject: Subject, *edits: str | RowEdit, materials: Materials | None 
 # --- text and JSON -----------------------------------------------------------------------------
 
 TEXTS = (
-    "mlp.2:17=0", "head.1:3=mean@last", "resid_post.2@sae:40*=2", "resid_post.2@sae:40+=1.5q", "mlp.2:17=patch",
-    "mlp.0:3-5,9-=0..3q99@1,4,-2", "pattern.1:3=knockout@last>0", 'mlp.2=patch@" Ma\\"ry"~3', "embed:[0.5,-1]=2",
-    "resid_pre.1:truth>=-1.5", "mlp.2:1<=0.25q99.9", "pattern.0=uniform", "pattern.0:1=0.5@every>2-4",
-    "resid_post.1@res-jb/x+=2noise#4", "resid_post.1=resample#7~0", "head.0:1,3*=0@2-5",
-)  # fmt: skip
+    "mlp.2:17=0",
+    "head.1:3=mean@last",
+    "resid_post.2@sae:40*=2",
+    "resid_post.2@sae:40+=1.5q",
+    "mlp.2:17=patch",
+    "mlp.0:3-5,9-=0..3q99@1,4,-2",
+    "pattern.1:3=knockout@last>0",
+    'mlp.2=patch@" Ma\\"ry"~3',
+    "embed:[0.5,-1]=2",
+    "resid_pre.1:truth>=-1.5",
+    "mlp.2:1<=0.25q99.9",
+    "pattern.0=uniform",
+    "pattern.0:1=0.5@every>2-4",
+    "resid_post.1@res-jb/x+=2noise#4",
+    "resid_post.1=resample#7~0",
+    "head.0:1,3*=0@2-5",
+)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -64,9 +80,15 @@ def test_text_and_json_say_the_same(text: str) -> None:
 def test_text_means_what_the_grammar_says() -> None:
     edit = Edit.parse("mlp.0:3-5,9-=0..3q99@1,4,-2")
     assert edit == Edit(
-        site="mlp.0", units=(3, 4, 5, 9), negative=True, operation="clamp", low=0, high=3, quantile=99,
+        site="mlp.0",
+        units=(3, 4, 5, 9),
+        negative=True,
+        operation="clamp",
+        low=0,
+        high=3,
+        quantile=99,
         positions="1,4,-2",
-    )  # fmt: skip
+    )
     assert Edit.parse("mlp.0:1=zero") == Edit.parse("mlp.0:1=0.0") == Edit(site="mlp.0", units=(1,), operation="zero")
     assert Edit.parse("resid_post.2@sae:40+=1.5q") == Edit(
         site="resid_post.2", dictionary="sae", units=(40,), operation="add", value=1.5, quantile=100
@@ -88,9 +110,14 @@ numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: 0.5 if x == 0 else
 )
 def test_any_edit_survives_its_text(units, value, quantile, positions, control, operation) -> None:
     edit = Edit(
-        site="mlp.1", units=units, operation=operation, value=value, quantile=quantile, positions=positions,
+        site="mlp.1",
+        units=units,
+        operation=operation,
+        value=value,
+        quantile=quantile,
+        positions=positions,
         control=control,
-    )  # fmt: skip
+    )
     assert Edit.parse(str(edit)) == edit
 
 
@@ -188,9 +215,11 @@ def test_an_operation_is_what_it_says(text: str) -> None:
     read = subject.read(TOKENS, ["resid_post.1"])["resid_post.1"]
     donor = subject.read(TOKENS.flip(1), ["resid_post.1"])["resid_post.1"]
     materials = Materials(
-        sources={"resid_post.1@sae": SAE}, directions={"way": DIRECTION}, reference={"resid_post.1": REFERENCE},
+        sources={"resid_post.1@sae": SAE},
+        directions={"way": DIRECTION},
+        reference={"resid_post.1": REFERENCE},
         donors={"resid_post.1": donor},
-    )  # fmt: skip
+    )
     wanted = read.clone()
     for row, position in PLACES:
         wanted[row, position] = HANDS[text](read[row, position], donor[row, position])
@@ -229,8 +258,11 @@ def test_a_head_is_its_slice_of_the_input_of_the_output_projection(family: str) 
     with apply(subject, BATCH, [Edit.parse("head.1:2=0@every")]):
         z = subject.read(TOKENS, ["head.1"])["head.1"].unflatten(-1, (HEADS, -1))
     plain = subject.read(TOKENS, ["head.1"])["head.1"].unflatten(-1, (HEADS, -1))
-    assert z.shape[-1] == (D_HEAD if family not in ("gpt2", "gpt2_n_inner", "gpt_neox", "gpt_neox_sequential", "qwen2")
-                           else D_MODEL // HEADS)  # fmt: skip
+    assert z.shape[-1] == (
+        D_HEAD
+        if family not in ("gpt2", "gpt2_n_inner", "gpt_neox", "gpt_neox_sequential", "qwen2")
+        else D_MODEL // HEADS
+    )
     assert not z[:, :, 2].any()
     kept = [0, 1, 3]
     assert torch.equal(z[:, :, kept], plain[:, :, kept])

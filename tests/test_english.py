@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.explainers.english import WORDS, describe
-from neuronaut.explainers.phrases import visible
-from neuronaut.explainers.rules import (
+from neuronaut.rules.english import WORDS, describe, visible
+from neuronaut.rules.language import (
     CLASSES,
     Class,
     Clause,

@@ -6,22 +6,32 @@ import numpy as np
 import pytest
 import torch
 
-from neuronaut.agent.label import Result, label
 from neuronaut.benchmarks.suite.pairs import Pair, at_pivots, told
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
-from neuronaut.data.store import Store
+from neuronaut.data.harvest.harvest import harvest
+from neuronaut.data.store.store import Store
 from neuronaut.explainers.rule import RuleExplainer
-from neuronaut.explainers.rules import Rule
+from neuronaut.labelling.label import Result, label
+from neuronaut.rules.language import Rule
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.subject.model import Subject
-from neuronaut.tests.planted import LAYER, PlantedNeuron, build
-from neuronaut.tests.planted_pairs import counterfactuals
+from tests.planted import LAYER, PlantedNeuron, build
+from tests.planted_pairs import counterfactuals
 
 ANSWERED = (
-    "token_set", "graded", "bigram", "exception", "within", "digit_after_currency", "in_quotes", "position",
-    "repeated", "polysemantic", "conjunction", "twin",
-)  # fmt: skip
+    "token_set",
+    "graded",
+    "bigram",
+    "exception",
+    "within",
+    "digit_after_currency",
+    "in_quotes",
+    "position",
+    "repeated",
+    "polysemantic",
+    "conjunction",
+    "twin",
+)
 """Kinds of planted neurons that have an answer; every other kind is always on, dead or noise."""
 
 

@@ -15,11 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronaut.cli.main import main
-from neuronaut.data.export import WRITERS, Place, neuronpedia_lines, write_neuronpedia
 from neuronaut.data.records import ExampleList
-from neuronaut.data.rows import ROW_KEYS
-from neuronaut.data.store import Store
-from neuronaut.data.upload import EFFECTS, FEATURES, TEXT, TOKENS, shortened, write_uploads
+from neuronaut.data.store.export import (
+    EFFECTS,
+    FEATURES,
+    TEXT,
+    TOKENS,
+    WRITERS,
+    Place,
+    neuronpedia_lines,
+    shortened,
+    write_neuronpedia,
+    write_uploads,
+)
+from neuronaut.data.store.rows import ROW_KEYS
+from neuronaut.data.store.store import Store
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.directions import Promoted, TokenEffect, promoted
 from neuronaut.subject.errors import NeuronautError
@@ -71,8 +81,9 @@ def test_places(source, place):
 def test_neuronpedia_lines(store):
     lines = neuronpedia_lines(store, NEURONS)
     assert [(line["index"], line["description"]) for line in lines.explanations] == [
-        ("0", 'commas, "quotes"\nand lines — ü'), ("3", "brackets"),
-    ]  # fmt: skip
+        ("0", 'commas, "quotes"\nand lines — ü'),
+        ("3", "brackets"),
+    ]
     required = {"id", "modelId", "layer", "index", "description", "authorId"}
     for line in lines.explanations:
         assert set(line) == set(lines.explanations[0]) >= required
@@ -152,9 +163,14 @@ def wide(features: int, positions: int, windows: int = 40):
     }
     ids = np.random.default_rng(0).integers(0, 100, (windows, positions)).astype(np.int32)
     return replace(
-        base, windows=ids, window=positions, splits=np.zeros(windows, np.int8), pool=np.zeros(windows, bool),
-        documents=tuple(f"doc-{n}" for n in range(windows)), sources=(replace(base.sources[0], lists=lists),),
-    )  # fmt: skip
+        base,
+        windows=ids,
+        window=positions,
+        splits=np.zeros(windows, np.int8),
+        pool=np.zeros(windows, bool),
+        documents=tuple(f"doc-{n}" for n in range(windows)),
+        sources=(replace(base.sources[0], lists=lists),),
+    )
 
 
 EFFECT = tuple(TokenEffect(f" t{n}", 1.0 / (n + 1)) for n in range(99))

@@ -62,11 +62,17 @@ def write(
 def saelens(architecture: str, **more: Any) -> dict[str, Any]:
     """A cfg.json as SAELens 6 writes it."""
     return {
-        "d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu", "architecture": architecture,
-        "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+        "d_in": D,
+        "d_sae": F,
+        "dtype": "float32",
+        "device": "cpu",
+        "architecture": architecture,
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
         "metadata": {"hook_name": "blocks.3.hook_resid_post", "model_name": "toy", "sae_lens_version": "6.54.12"},
         **more,
-    }  # fmt: skip
+    }
 
 
 def pick(weights: dict[str, torch.Tensor], *names: str) -> dict[str, torch.Tensor]:
@@ -598,12 +604,7 @@ def test_weights_too_large_for_half_precision_are_not_lost(tmp_path: Path, weigh
 @pytest.mark.parametrize("norm", ["none", "constant_norm_rescale", "layer_norm"])
 @pytest.mark.parametrize("written_by_us", [False, True])
 def test_saelens_itself_agrees(
-    tmp_path: Path,
-    weights: dict[str, torch.Tensor],
-    vectors: torch.Tensor,
-    kind: str,
-    norm: str,
-    written_by_us: bool,
+    tmp_path: Path, weights: dict[str, torch.Tensor], vectors: torch.Tensor, kind: str, norm: str, written_by_us: bool
 ) -> None:
     sae_lens = pytest.importorskip("sae_lens")
     extra = {"k": 4, "rescale_acts_by_decoder_norm": True} if kind == "topk" else {}

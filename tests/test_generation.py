@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from neuronaut.causal.applying import Materials, RowEdit, apply
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.generation import Generated, generate
+from neuronaut.causal.intervene import Materials, RowEdit, apply
 from neuronaut.causal.prompts import Batch
 from neuronaut.causal.runs import donors, logits_at
 from neuronaut.subject.address import SourceId
@@ -27,9 +27,15 @@ SAE = {"resid_post.1@sae": dictionary()}
 MATERIALS = Materials(sources=SAE)
 
 EDITS = (
-    "resid_post.1:3+=4", "resid_mid.1:2+=4", "mlp.0:5=4@last", "head.1:2=0@every", "resid_post.1@sae:4=6",
-    "resid_pre.2:[1,0,2,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,3]*=-2", "mlp.0:7+=9@1-2", "mlp.1:3+=8@-2~5",
-)  # fmt: skip
+    "resid_post.1:3+=4",
+    "resid_mid.1:2+=4",
+    "mlp.0:5=4@last",
+    "head.1:2=0@every",
+    "resid_post.1@sae:4=6",
+    "resid_pre.2:[1,0,2,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,3]*=-2",
+    "mlp.0:7+=9@1-2",
+    "mlp.1:3+=8@-2~5",
+)
 """Of every sort of unit and every positional rule; the last is a control in a random direction."""
 
 
@@ -51,9 +57,9 @@ def close(found: Generated, wanted: Generated) -> None:
 
 def decided(edit: Edit, prompt: int, length: int, scope: str) -> list[int]:
     """The touched positions of a row of `length`, by the law as it is told, for rules that do not look at tokens."""
-    old = {
-        "all": range(1, prompt), "every": range(prompt), "last": [prompt - 1], "1-2": [1, 2], "-2": [prompt - 2],
-    }[edit.positions]  # fmt: skip
+    old = {"all": range(1, prompt), "every": range(prompt), "last": [prompt - 1], "1-2": [1, 2], "-2": [prompt - 2]}[
+        edit.positions
+    ]
     new = range(prompt, length) if edit.positions in ("all", "every", "last") else []
     return [*(old if scope != "decode" else []), *(new if scope != "prefill" else [])]
 
@@ -147,8 +153,10 @@ def test_company_padding_and_its_side_change_nothing(family: str) -> None:
     for side in ("left", "right"):
         fill = [[7] * (width - len(row)) for row in PROMPTS]
         rows = [f + r if side == "left" else r + f for f, r in zip(fill, PROMPTS, strict=True)]
-        real = [[0] * len(f) + [1] * len(r) if side == "left" else [1] * len(r) + [0] * len(f)
-                for f, r in zip(fill, PROMPTS, strict=True)]  # fmt: skip
+        real = [
+            [0] * len(f) + [1] * len(r) if side == "left" else [1] * len(r) + [0] * len(f)
+            for f, r in zip(fill, PROMPTS, strict=True)
+        ]
         padded = Batch.from_padded(torch.tensor(rows), torch.tensor(real))
         close(generate(subject, padded, edits, tokens=TOKENS), together)
     for row, prompt in enumerate(PROMPTS):

@@ -67,14 +67,23 @@ def test_logit_attribution_of_heads() -> None:
     fold_value_biases(subject.model)
     batch = Batch.of(subject, ["When John and Mary went to the shops, John gave the bag to"])
     found = logit_attribution(
-        subject, batch, token=single_token(subject, " Mary"), against=single_token(subject, " John"),
+        subject,
+        batch,
+        token=single_token(subject, " Mary"),
+        against=single_token(subject, " John"),
         split=sites_of(subject, "head"),
-    )  # fmt: skip
+    )
     values = dict(zip(found.components, found.values[0].tolist(), strict=True))
     wanted = {
-        "9:9": 1.9583, "9:6": 1.6281, "10:7": -1.4267, "11:1": -0.9117,
-        "11:10": -0.9042, "10:0": 0.6370, "10:10": 0.4524, "8:10": 0.4264,
-    }  # fmt: skip
+        "9:9": 1.9583,
+        "9:6": 1.6281,
+        "10:7": -1.4267,
+        "11:1": -0.9117,
+        "11:10": -0.9042,
+        "10:0": 0.6370,
+        "10:10": 0.4524,
+        "8:10": 0.4264,
+    }
     assert {unit: values[f"head.{unit}"] for unit in wanted} == pytest.approx(wanted, abs=2e-3)
 
 

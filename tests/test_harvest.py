@@ -15,25 +15,25 @@ import numpy as np
 import pytest
 import torch
 
-from neuronaut.data import harvest as module
-from neuronaut.data import histogram
-from neuronaut.data import state as state_module
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import collect, finish, harvest
-from neuronaut.data.mining import CAPACITY, PEAK_TOKENS, SILENCE
+from neuronaut.data.harvest import harvest as module
+from neuronaut.data.harvest import histogram
+from neuronaut.data.harvest import state as state_module
+from neuronaut.data.harvest.activations import TILE_ROWS, neurons, tiles, with_bos
+from neuronaut.data.harvest.harvest import collect, finish, harvest
+from neuronaut.data.harvest.mining import CAPACITY, PEAK_TOKENS, SILENCE
+from neuronaut.data.harvest.scan import priority, window_hash
+from neuronaut.data.harvest.state import QUANTILE, TOP, HarvestState
+from neuronaut.data.harvest.windows import WindowBatch, windows
 from neuronaut.data.records import ExampleList, HarvestResult, SourceResult
-from neuronaut.data.scan import priority, window_hash
 from neuronaut.data.splits import Splits, assign
-from neuronaut.data.state import QUANTILE, TOP, HarvestState
-from neuronaut.data.store import Store
-from neuronaut.data.tiles import ROWS, neurons, tiles, with_bos
-from neuronaut.data.windows import WindowBatch, windows
+from neuronaut.data.store.store import Store
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Source
-from neuronaut.tests.families import D_MODEL, tiny_subject
+from tests.families import D_MODEL, tiny_subject
 
 WINDOW = 32
 WORDS = [
@@ -78,11 +78,14 @@ def subject(family: str = "gpt2") -> Subject:
 def dictionary(kind: str, *, width: int = 40, bias: float = -6.0) -> Dictionary:
     g = torch.Generator().manual_seed(width)
     return Dictionary(
-        id=SourceId("gpt2", "resid_post.1", kind), kind="topk" if kind == "topk" else "standard",
-        W_enc=torch.randn(width, D_MODEL, generator=g).T, W_dec=torch.randn(width, D_MODEL, generator=g),
-        b_enc=bias * torch.rand(width, generator=g), b_dec=torch.randn(D_MODEL, generator=g) / 10,
+        id=SourceId("gpt2", "resid_post.1", kind),
+        kind="topk" if kind == "topk" else "standard",
+        W_enc=torch.randn(width, D_MODEL, generator=g).T,
+        W_dec=torch.randn(width, D_MODEL, generator=g),
+        b_enc=bias * torch.rand(width, generator=g),
+        b_dec=torch.randn(D_MODEL, generator=g) / 10,
         k=3 if kind == "topk" else 0,
-    )  # fmt: skip
+    )
 
 
 @cache
@@ -244,7 +247,7 @@ def test_a_window_has_the_same_bits_in_every_batch(family: str) -> None:
 
 def test_tiles_cover_every_window_and_feature_once() -> None:
     wide = dictionary("relu", width=5000)
-    tokens = np.random.default_rng(0).integers(1, 300, (ROWS + 5, 11))
+    tokens = np.random.default_rng(0).integers(1, 300, (TILE_ROWS + 5, 11))
     covered = np.zeros((len(tokens), wide.width), int)
     vectors = subject().read(with_bos(subject(), tokens), [wide.id.site])[wide.id.site][:, 1:]
     expected = wide.encode(vectors.reshape(-1, D_MODEL)).view(len(tokens), 11, -1)
@@ -328,18 +331,23 @@ def kill_yourself(folder: str) -> None:
 
 
 def test_a_killed_harvest_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    call = f"from neuronaut.tests.test_harvest import kill_yourself; kill_yourself({str(tmp_path)!r})"
-    assert subprocess.run([sys.executable, "-c", call]).returncode == -signal.SIGKILL
+    call = f"from tests.test_harvest import kill_yourself; kill_yourself({str(tmp_path)!r})"
+    assert subprocess.run([sys.executable, "-c", call], cwd=Path(__file__).parents[1]).returncode == -signal.SIGKILL
     (kept,) = tmp_path.glob("state-*.npz")
     reported: list[int] = []
     with Store(":memory:") as store:
         again = harvest(
-            subject(), sources(), corpus(240), store, window=WINDOW, checkpoint=tmp_path / "state",
+            subject(),
+            sources(),
+            corpus(240),
+            store,
+            window=WINDOW,
+            checkpoint=tmp_path / "state",
             progress=reported.append,
-        )  # fmt: skip
+        )
         assert not kept.exists()
         whole = harvest(subject(), sources(), corpus(240), store, window=WINDOW)
-    assert reported[0] == 6 * ROWS * WINDOW, "five batches were kept"
+    assert reported[0] == 6 * TILE_ROWS * WINDOW, "five batches were kept"
     assert content(again) == content(whole)
 
 
@@ -352,7 +360,7 @@ def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
 
     def progress(tokens: int) -> None:
-        if tokens > 2 * ROWS * WINDOW:
+        if tokens > 2 * TILE_ROWS * WINDOW:
             raise Stopped
 
     with Store(":memory:") as store, pytest.raises(Stopped):
@@ -386,9 +394,16 @@ def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path, monkeypatch:
     changed = Corpus.of("words", [*(document.text for _, document in corpus(96)), "one more document"])
     reported: list[int] = []
     with Store(":memory:") as store:
-        harvest(subject(), sources()[:1], changed, store, window=WINDOW, checkpoint=tmp_path / "state",
-                progress=reported.append)  # fmt: skip
-    assert reported[0] == ROWS * WINDOW, "it began at the beginning"
+        harvest(
+            subject(),
+            sources()[:1],
+            changed,
+            store,
+            window=WINDOW,
+            checkpoint=tmp_path / "state",
+            progress=reported.append,
+        )
+    assert reported[0] == TILE_ROWS * WINDOW, "it began at the beginning"
     assert set(tmp_path.glob("state-*.npz")) == kept
 
 
@@ -408,13 +423,13 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "_scan_batch", watched)
     sizes = []
     for documents in (40, 360):
-        state = collect(subject(), small, corpus(documents), splits(documents), window=8, rows=1 + ROWS // 8)
+        state = collect(subject(), small, corpus(documents), splits(documents), window=8, rows=1 + TILE_ROWS // 8)
         sizes.append((state.tokens, len(state.table.uid), sum(part.nbytes for part in _arrays(state))))
     (few, _, size), (many, kept, big) = sizes
     assert many > 8 * few
     listed = sum(TOP) + sum(QUANTILE)
     assert kept <= 32 + 2 * listed
-    assert max(held) <= 2 * 64 * (1 + ROWS // 8) + ROWS
+    assert max(held) <= 2 * 64 * (1 + TILE_ROWS // 8) + TILE_ROWS
     assert big == size
 
 

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from neuronaut.agent.bench import Bench
 from neuronaut.data.codec import window_digest
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
+from neuronaut.data.harvest.activations import neurons, with_bos
+from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Evidence
 from neuronaut.data.splits import assign
-from neuronaut.data.store import Store
-from neuronaut.data.tiles import neurons, with_bos
+from neuronaut.data.store.store import Store
+from neuronaut.labelling.inputs import Bench
 from neuronaut.scorers.holdout import PAIRS, Holdout, build
 from neuronaut.subject.address import Feature
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Source
-from neuronaut.tests.planted import LAYER
-from neuronaut.tests.planted import build as planted
+from tests.planted import LAYER
+from tests.planted import build as planted
 
 WINDOW = 32
 

@@ -4,44 +4,93 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("subject", "causal", "data", "explainers", "scorers", "agent", "benchmarks", "cli")
+FLOORS = (
+    ("subject",),
+    ("data", "rules", "causal"),
+    ("llm",),
+    ("explainers",),
+    ("scorers",),
+    ("labelling",),
+    ("agent",),
+    ("benchmarks",),
+    ("cli",),
+)  # a folder imports from floors before its own
+AGENT_FLOORS = (("loop",), ("tools", "policies", "report"), ("session", "replay"))
 
 
-def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+def floors(groups: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+    return {name: floor for floor, names in enumerate(groups) for name in names}
 
 
-def imported_folders(path: Path) -> set[str]:
-    """Folders of this package that a module imports, lazily or not."""
-    depth = len(path.relative_to(ROOT).parts) - 1
-    found = set()
+@cache
+def imports() -> Mapping[str, frozenset[str]]:
+    """By module of this package, the modules of this package that it imports, lazily or not."""
+    files = [path for folder in floors(FLOORS) for path in (ROOT / folder).rglob("*.py")]
+    names = {path: _name(path) for path in files}
+    known = set(names.values())
+    return {name: frozenset(_imports(path, known)) for path, name in names.items()}
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports(path: Path, known: set[str]) -> list[str]:
+    package = path.relative_to(ROOT).parent.parts
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == depth + 1:
-            found.add(node.module.split(".")[0])
-    return found & set(ORDER)
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            module = ".".join(filter(None, base))
+            whole = (f"{module}.{alias.name}".strip(".") for alias in node.names)
+            found += [name if name in known else module for name in whole]
+    return found
 
 
-@pytest.mark.parametrize("folder", ORDER)
-def test_a_folder_imports_only_from_folders_to_its_left(folder: str) -> None:
-    allowed = set(ORDER[: ORDER.index(folder)])
-    wrong = {str(p.relative_to(ROOT)): bad for p in modules(folder) if (bad := imported_folders(p) - allowed)}
+@pytest.mark.parametrize("folder", floors(FLOORS))
+def test_a_folder_imports_only_from_floors_below(folder: str) -> None:
+    floor = floors(FLOORS)
+    wrong = [
+        (name, other)
+        for name, others in imports().items()
+        if name.split(".")[0] == folder
+        for other in others
+        if (home := other.split(".")[0]) != folder and floor.get(home, -1) >= floor[folder]
+    ]
     assert not wrong
+
+
+def test_inside_agent_the_loop_is_below_all_and_sessions_are_on_top() -> None:
+    floor = floors(AGENT_FLOORS)
+    pairs = [
+        (name.split(".")[1], other.split(".")[1], name, other)
+        for name, others in imports().items()
+        for other in others
+        if name.startswith("agent.") and other.startswith("agent.")
+    ]
+    assert len(pairs) > 100
+    assert not [(name, other) for own, its, name, other in pairs if own != its and floor[its] >= floor[own]]
+
+
+def test_no_two_files_import_each_other() -> None:
+    every = imports()
+    assert not [(name, other) for name, others in every.items() for other in others if name in every.get(other, ())]
 
 
 def test_every_package_is_packaged() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {
-        ".".join(("neuronaut", *p.parent.relative_to(ROOT).parts))
-        for f in ORDER
-        for p in modules(f)
-        if p.name == "__init__.py"
+    folders = {path.parent for folder in floors(FLOORS) for path in (ROOT / folder).rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+    assert set(listed) == {".".join(("neuronaut", *folder.relative_to(ROOT).parts)) for folder in folders} | {
+        "neuronaut"
     }
-    assert set(listed) == found | {"neuronaut"}
 
 
 def test_importing_does_nothing() -> None:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from neuronaut.cli.exchange import ranges
 from neuronaut.cli.main import main
-from neuronaut.data.export import WRITERS, neuronpedia_lines, write_neuronpedia
-from neuronaut.data.importing import Imported, Sources, import_file
-from neuronaut.data.lines import tables
-from neuronaut.data.store import Store
-from neuronaut.explainers.rules import Rule
+from neuronaut.data.store.export import WRITERS, neuronpedia_lines, write_neuronpedia
+from neuronaut.data.store.importing import Imported, Sources, import_file
+from neuronaut.data.store.lines import tables
+from neuronaut.data.store.store import Store
+from neuronaut.rules.language import Rule
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.errors import NeuronautError
 from tests.stored import explanation, harvest_result, score
@@ -110,10 +110,19 @@ def test_neuronpedia_lines_come_back_and_go_out_as_they_came(labelled, fresh, tm
         assert neuronpedia_lines(fresh, source).explanations == lines
         assert all(row.keys() == lines[0].keys() and len(row["id"]) <= 25 for row in lines)
     theirs = {
-        "id": "cm5x8k", "modelId": "gpt2-small", "layer": "2-mlp", "index": "4", "description": "dates",
-        "authorId": "someone", "typeName": "np_max-act-logits", "explanationModelName": "gemini-2.0-flash",
-        "notes": None, "createdAt": "2024-11-25T23:13:39.441Z", "triggeredByUserId": None, "embedding": [0.25] * 256,
-    }  # fmt: skip
+        "id": "cm5x8k",
+        "modelId": "gpt2-small",
+        "layer": "2-mlp",
+        "index": "4",
+        "description": "dates",
+        "authorId": "someone",
+        "typeName": "np_max-act-logits",
+        "explanationModelName": "gemini-2.0-flash",
+        "notes": None,
+        "createdAt": "2024-11-25T23:13:39.441Z",
+        "triggeredByUserId": None,
+        "embedding": [0.25] * 256,
+    }
     taken(fresh, written(tmp_path / "theirs.jsonl", theirs), model="gpt2-small")
     (line,) = [row for row in neuronpedia_lines(fresh, NEURONS, model="gpt2-small").explanations if row["index"] == "4"]
     assert line == {key: value for key, value in theirs.items() if key != "embedding"}
@@ -188,8 +197,13 @@ def test_a_place_of_two_sources_is_not_guessed(tmp_path):
 
 def test_folders_give_their_explanations_in_order(tmp_path):
     tree = tmp_path / "v1" / "demo" / "2-mlp"
-    for name in ("explanations/batch-10.jsonl.gz", "explanations/batch-2.jsonl.gz", "features/batch-0.jsonl.gz",
-                 "explanation_scores/batch-0.jsonl", "source.jsonl"):  # fmt: skip
+    for name in (
+        "explanations/batch-10.jsonl.gz",
+        "explanations/batch-2.jsonl.gz",
+        "features/batch-0.jsonl.gz",
+        "explanation_scores/batch-0.jsonl",
+        "source.jsonl",
+    ):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).touch()
     wanted = ["batch-2.jsonl.gz", "batch-10.jsonl.gz"]
@@ -211,7 +225,10 @@ def test_folders_give_their_explanations_in_order(tmp_path):
 
 GOOD = '{"feature": "demo:mlp.2:1", "explanation": "here"}'
 BAD_LINES = {
-    "{": "is no JSON", "[1]": "JSON list, wanted one object", "[" * 9999: "is no JSON", "NaN": "is no JSON",
+    "{": "is no JSON",
+    "[1]": "JSON list, wanted one object",
+    "[" * 9999: "is no JSON",
+    "NaN": "is no JSON",
     '{"feature": "demo:mlp.2:1", "explanation": "x", "n": NaN}': "NaN is no number",
     '{"feature": "demo:mlp.2:1"}': "the columns are feature; wanted feature and explanation",
     '{"feature": "demo", "explanation": "x"}': "'demo' is not MODEL:SITE:INDEX",
@@ -221,7 +238,7 @@ BAD_LINES = {
     '{"modelId": "demo", "layer": "2-mlp", "index": "-1", "description": "x"}': "index is '-1', wanted a number",
     '{"modelId": "demo", "layer": 2, "index": "1", "description": "x"}': "layer is 2, wanted text",
     '{"modelId": "demo", "layer": "2-mlp", "index": 1, "description": "x", "id": "%s"}' % ("i" * 26): "id has 26",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("line", "words"), BAD_LINES.items(), ids=range(len(BAD_LINES)))

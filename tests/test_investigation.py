@@ -11,31 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from neuronaut.agent.investigation.alone import alone, under_way
-from neuronaut.agent.investigation.budget import Limits
-from neuronaut.agent.investigation.checkpoints import KEPT, Latest
-from neuronaut.agent.investigation.hypotheses import Hypothesis
-from neuronaut.agent.investigation.judging import judge, verdict
-from neuronaut.agent.investigation.replaying import replay
-from neuronaut.agent.investigation.work import Settings, Work
-from neuronaut.agent.policies.policy import NoActionError
-from neuronaut.data import database
-from neuronaut.data.journal_values import Charge, Observation
-from neuronaut.data.store import Store
-from neuronaut.explainers.rules import Rule
+from neuronaut.agent.loop.budget import Limits
+from neuronaut.agent.loop.hypotheses import Hypothesis
+from neuronaut.agent.loop.judging import judge, verdict
+from neuronaut.agent.loop.policy import NoActionError
+from neuronaut.agent.loop.resuming import KEPT, Latest, alone, under_way
+from neuronaut.agent.loop.run import InvestigationRun, Settings
+from neuronaut.agent.replay import replay
+from neuronaut.data.store import database
+from neuronaut.data.store.journal_values import Charge, Observation
+from neuronaut.data.store.store import Store
+from neuronaut.rules.language import Rule
 from neuronaut.subject.errors import NeuronautError
-from neuronaut.tests.investigating import (
-    LABEL_RULE,
-    RIVER_NOT_DRY,
-    TRUE_RULE,
-    Plain,
-    Windows,
-    harvested,
-    prepared,
-    run,
-    work_of,
-)
-from neuronaut.tests.planted import corpus
+from tests.investigating import LABEL_RULE, RIVER_NOT_DRY, TRUE_RULE, Plain, Windows, harvested, prepared, run, work_of
+from tests.planted import corpus
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +43,7 @@ def store(evidence: Path, tmp_path: Path) -> Any:
         yield opened
 
 
-def finished(store: Store, policy: Any, **said: Any) -> Work:
+def finished(store: Store, policy: Any, **said: Any) -> InvestigationRun:
     """An investigation that was run to its end."""
     work = work_of(store, prepared(store), policy, **said)
     run(work)
@@ -237,9 +226,12 @@ class Restless(Plain):
 
 @pytest.mark.parametrize(
     ("limits", "kind", "most"),
-    [(Limits(experiments=5), "experiments", 6), (Limits(experiments=None, fwd=150), "forwards", 150 + 2000),
-     (Limits(experiments=None, minutes=0.002), "minutes", 1)],
-)  # fmt: skip
+    [
+        (Limits(experiments=5), "experiments", 6),
+        (Limits(experiments=None, fwd=150), "forwards", 150 + 2000),
+        (Limits(experiments=None, minutes=0.002), "minutes", 1),
+    ],
+)
 def test_a_policy_that_never_ends_is_ended_by_its_budget(store: Store, limits: Limits, kind: str, most: float) -> None:
     work = finished(store, Restless(TRUE_RULE, number=30), limits=limits)
     row = work.journal.row(work.id)

@@ -15,22 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from neuronaut.agent import bench
-from neuronaut.agent import label as module
-from neuronaut.agent.label import Result, label
-from neuronaut.agent.rescore import score
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
+from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Explanation, Score
-from neuronaut.data.store import Store
-from neuronaut.explainers.batch import TrainBatch
+from neuronaut.data.store.store import Store
+from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
+from neuronaut.labelling import inputs
+from neuronaut.labelling import label as module
+from neuronaut.labelling.label import Result, label, score
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
-from neuronaut.tests.planted import LAYER, NEURONS, Planted, build
+from tests.planted import LAYER, NEURONS, Planted, build
 
 NAMES: tuple[str, ...] = ("day", "new_haven", "always", "never", "river", "name_again")
 """Planted neurons in three chunks; the second has nothing to explain."""
@@ -51,9 +50,13 @@ def dictionary(*, gain: float = 1.0) -> Dictionary:
     """Its features are the planted neurons, in reverse order."""
     eye = torch.eye(NEURONS).flip(1)
     return Dictionary(
-        id=SourceId("planted", f"mlp.{LAYER}", "eye"), kind="standard", W_enc=gain * eye, W_dec=eye.T / gain,
-        b_enc=torch.zeros(NEURONS), b_dec=torch.zeros(NEURONS),
-    )  # fmt: skip
+        id=SourceId("planted", f"mlp.{LAYER}", "eye"),
+        kind="standard",
+        W_enc=gain * eye,
+        W_dec=eye.T / gain,
+        b_enc=torch.zeros(NEURONS),
+        b_dec=torch.zeros(NEURONS),
+    )
 
 
 def index(name: str) -> int:
@@ -79,7 +82,7 @@ class Counting(RuleExplainer):
 def small() -> None:
     """Chunks of two, and little to learn from."""
     torch.set_num_threads(1)
-    module.CHUNK, bench.BACKGROUND, bench.RANDOM_WINDOWS = 2, 96, 12
+    module.CHUNK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 2, 96, 12
 
 
 def run(path: Path, **options: Any) -> list[Result]:
@@ -113,17 +116,18 @@ def run_killed(path: str) -> None:
 
 def start(call: str, path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", f"from neuronaut.tests.test_label import {call}; {call}({str(path)!r})"]
+        [sys.executable, "-c", f"from tests.test_label import {call}; {call}({str(path)!r})"],
+        cwd=Path(__file__).parents[1],
     )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def settings() -> Iterator[None]:
-    before = torch.get_num_threads(), module.CHUNK, bench.BACKGROUND, bench.RANDOM_WINDOWS
+    before = torch.get_num_threads(), module.CHUNK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS
     small()
     yield
     torch.set_num_threads(before[0])
-    module.CHUNK, bench.BACKGROUND, bench.RANDOM_WINDOWS = before[1:]
+    module.CHUNK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS = before[1:]
 
 
 @pytest.fixture(scope="module")

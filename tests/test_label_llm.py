@@ -17,25 +17,25 @@ from typing import Any
 import pytest
 import torch
 
-from neuronaut.agent import bench
-from neuronaut.agent.batches import collect, send
-from neuronaut.agent.choose import BestOf
-from neuronaut.agent.label import Result, label
-from neuronaut.agent.plan import estimate
-from neuronaut.agent.refine import Refine
-from neuronaut.agent.reproduce import reproduce
-from neuronaut.agent.rescore import score, score_from_stored
-from neuronaut.data.calls import Call, CallLog
+from neuronaut.benchmarks.fault_server import FaultServer
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
-from neuronaut.data.store import Store
-from neuronaut.data.tiles import neurons
+from neuronaut.data.harvest.activations import neurons
+from neuronaut.data.harvest.harvest import harvest
+from neuronaut.data.store.calls import Call, CallLog
+from neuronaut.data.store.store import Store
 from neuronaut.explainers.highlight import Highlight
-from neuronaut.explainers.llm.desk import Desk
-from neuronaut.explainers.llm.openai_batch import BatchAPI
-from neuronaut.explainers.llm.openai_chat import OpenAIChat
-from neuronaut.explainers.llm.prices import Price
 from neuronaut.explainers.oneshot import Oneshot
+from neuronaut.labelling import inputs
+from neuronaut.labelling.batches import collect, send
+from neuronaut.labelling.estimate import estimate
+from neuronaut.labelling.label import Result, label, score, score_from_stored
+from neuronaut.labelling.refine import Refine
+from neuronaut.labelling.reproduce import reproduce
+from neuronaut.labelling.selection import BestOf
+from neuronaut.llm.client import Desk
+from neuronaut.llm.openai.batch import BatchAPI
+from neuronaut.llm.openai.chat import OpenAIChat
+from neuronaut.llm.prices import Price
 from neuronaut.scorers.detection import Detection
 from neuronaut.scorers.llm_simulation import LLMSimulator
 from neuronaut.scorers.simulation import RuleSimulator
@@ -43,8 +43,7 @@ from neuronaut.scorers.simulation_json import JsonBackend
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
-from neuronaut.tests.fault_server import FaultServer
-from neuronaut.tests.planted import LAYER, Planted, build
+from tests.planted import LAYER, Planted, build
 
 NAMES = ("day", "colour", "river", "price")
 TRUE = {"day": " Monday", "colour": " red", "river": " river"}
@@ -117,12 +116,12 @@ def run(
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
-    before = torch.get_num_threads(), bench.BACKGROUND, bench.RANDOM_WINDOWS
+    before = torch.get_num_threads(), inputs.BACKGROUND, inputs.RANDOM_WINDOWS
     torch.set_num_threads(1)
-    bench.BACKGROUND, bench.RANDOM_WINDOWS = 96, 48
+    inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 96, 48
     yield
     torch.set_num_threads(before[0])
-    bench.BACKGROUND, bench.RANDOM_WINDOWS = before[1:]
+    inputs.BACKGROUND, inputs.RANDOM_WINDOWS = before[1:]
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +183,7 @@ def test_a_second_run_asks_nothing(whole: tuple[Path, list[Result]], database: P
 def killed_run(path: str, url: str, after: str) -> None:
     """A process that dies when so many replies are in the log."""
     torch.set_num_threads(1)
-    bench.BACKGROUND, bench.RANDOM_WINDOWS = 96, 48
+    inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 96, 48
     record, count = CallLog.record, 0
 
     def dying(self: CallLog, call: Call) -> None:
@@ -208,7 +207,7 @@ def test_killed_runs_end_like_an_undisturbed_one_and_pay_nothing_twice(
     with served(faults=0.2, kinds=("429", "500", "drop", "malformed"), hang=1) as server:
         for after in (1, 3, 40):
             call = f"killed_run({str(database)!r}, {server.url!r}, '{after}')"
-            code = f"from neuronaut.tests.test_label_llm import killed_run; {call}"
+            code = f"from tests.test_label_llm import killed_run; {call}"
             assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
             with Store(database) as store:
                 in_log.append((len(server.seen), {row["key"] for row in store.calls.rows(status="ok")}))

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data import histogram
-from neuronaut.data.lists import NO_UID, Lists
+from neuronaut.data.harvest import histogram
+from neuronaut.data.harvest.lists import NO_UID, Lists
 
 WIDTH, POSITIONS = 3, 2
 CAPACITIES = (3, 1, 2)
@@ -41,10 +41,13 @@ def offers(*, groups: int) -> st.SearchStrategy[list[Offer]]:
 def give(lists: Lists, batch: Sequence[Offer]) -> None:
     if batch:
         lists.offer(
-            np.array([o.feature for o in batch]), np.array([o.split for o in batch]),
-            np.array([o.score for o in batch], np.float32), np.array([o.uid for o in batch]),
-            np.array([o.group for o in batch]), np.stack([o.activations for o in batch]),
-        )  # fmt: skip
+            np.array([o.feature for o in batch]),
+            np.array([o.split for o in batch]),
+            np.array([o.score for o in batch], np.float32),
+            np.array([o.uid for o in batch]),
+            np.array([o.group for o in batch]),
+            np.stack([o.activations for o in batch]),
+        )
 
 
 def made(batches: Sequence[Sequence[Offer]]) -> Lists:
@@ -57,9 +60,13 @@ def made(batches: Sequence[Sequence[Offer]]) -> Lists:
 def content(lists: Lists) -> list[tuple[object, ...]]:
     feature, slot = lists.ordered()
     rows = zip(
-        feature, lists.score[feature, slot], lists.uid[feature, slot], lists.group[feature, slot],
-        lists.activations[feature, slot], strict=True,
-    )  # fmt: skip
+        feature,
+        lists.score[feature, slot],
+        lists.uid[feature, slot],
+        lists.group[feature, slot],
+        lists.activations[feature, slot],
+        strict=True,
+    )
     return [(int(f), float(s), int(u), int(g), a.tobytes()) for f, s, u, g, a in rows]
 
 

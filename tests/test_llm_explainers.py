@@ -10,17 +10,17 @@ import pytest
 from neuronaut.data.records import Example, Explanation, Kind, Statistics
 from neuronaut.explainers.answer import read
 from neuronaut.explainers.ask import Extent, PromptExplainer
-from neuronaut.explainers.batch import Background, TrainBatch, TrainEvidence
-from neuronaut.explainers.choose import active_windows, silent_windows
 from neuronaut.explainers.contrastive import Contrastive
-from neuronaut.explainers.evaluate import simulate
+from neuronaut.explainers.examples import active_windows, silent_windows
+from neuronaut.explainers.explainer import Background, TrainBatch, TrainEvidence
 from neuronaut.explainers.highlight import Highlight
-from neuronaut.explainers.llm.values import Chat, Message, Reply, request_key
 from neuronaut.explainers.oneshot import Oneshot
-from neuronaut.explainers.prompt import Prompt
-from neuronaut.explainers.rules import Rule
+from neuronaut.llm.prompt import Prompt
+from neuronaut.llm.types import Chat, Message, Reply, request_key
+from neuronaut.rules.evaluate import simulate
+from neuronaut.rules.language import Rule
 from neuronaut.subject.address import Feature
-from neuronaut.tests import golden
+from tests import golden
 
 EXPLAINERS = (Oneshot, Highlight, Contrastive)
 PEAK = 4.0
@@ -166,8 +166,11 @@ def test_windows_are_chosen_as_said() -> None:
     evidence = batch.features[0]
     examples = active_windows(evidence, top=3, quantile=2)
     assert [(e.kind, e.window) for e in examples] == [
-        ("top", "digest0"), ("top", "digest2"), ("top", "digest4"), ("quantile", "digest5"),
-    ]  # fmt: skip
+        ("top", "digest0"),
+        ("top", "digest2"),
+        ("top", "digest4"),
+        ("quantile", "digest5"),
+    ]
     silent = silent_windows(evidence, batch, examples, near_misses=6, others=6)
     assert [(near.example.window, near.position) for near in silent.near_misses] == [("digest6", 11), ("digest7", 6)]
     assert [e.window for e in silent.others] == ["digest8"]
@@ -200,9 +203,13 @@ def test_a_draw_is_another_sample_of_the_same_question() -> None:
 def test_settings_tell_apart_what_may_answer_differently(explainer: type[PromptExplainer]) -> None:
     own = Prompt("mine", "## user\n$windows")
     different = [
-        explainer(), explainer(draw=1), explainer(temperature=None), explainer(rules=False), explainer(prompt=own),
+        explainer(),
+        explainer(draw=1),
+        explainer(temperature=None),
+        explainer(rules=False),
+        explainer(prompt=own),
         explainer(extent=Extent(top=3)),
-    ]  # fmt: skip
+    ]
     assert len({repr(sorted(e.settings.items())) for e in different}) == len(different)
     assert asked(explainer(prompt=own), planted())[0].prompt == "mine"
 

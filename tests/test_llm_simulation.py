@@ -12,18 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronaut.data.records import Example, Explanation, Judgements, Kind, Score
-from neuronaut.explainers.llm.asking import Asking
-from neuronaut.explainers.llm.values import Chat, Reply, Request, Status, TokenLogprobs
-from neuronaut.explainers.prompt import Prompt
-from neuronaut.explainers.render import spelled
-from neuronaut.scorers.baselines import Baselines
-from neuronaut.scorers.holdout import Holdout
+from neuronaut.llm.prompt import Prompt
+from neuronaut.llm.render import spelled
+from neuronaut.llm.tasks import Asking
+from neuronaut.llm.types import Chat, Reply, Request, Status, TokenLogprobs
+from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.llm_simulation import NO_EXPLANATION, LLMSimulator
-from neuronaut.scorers.logprobs import distribution_at
+from neuronaut.scorers.reading import distribution_at
 from neuronaut.scorers.scorer import Case, measure
 from neuronaut.scorers.simulation_json import PROMPT, JsonBackend, parse
 from neuronaut.subject.address import Feature
-from neuronaut.tests import golden
+from tests import golden
 
 WORDS = (" the", " storm", " rain", " boat", "\n", "\t", " sank", '{"activations": [[0,10]]}')
 STRENGTH = {" storm": 10, " rain": 5}
@@ -224,9 +223,13 @@ def test_an_explanation_stays_on_its_line() -> None:
 def test_settings_name_all_that_determines_a_judgement() -> None:
     simulator = LLMSimulator(JsonBackend(logprobs=True), windows=7, seed=3)
     assert simulator.settings == {
-        "by": "logprobs", "prompt": {"simulate_json": Prompt.load(PROMPT).hash}, "scale": 10, "windows": 7,
-        "controls": True, "seed": 3,
-    }  # fmt: skip
+        "by": "logprobs",
+        "prompt": {"simulate_json": Prompt.load(PROMPT).hash},
+        "scale": 10,
+        "windows": 7,
+        "controls": True,
+        "seed": 3,
+    }
     assert [prompt.name for prompt in simulator.prompts] == ["simulate_json"]
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from neuronaut.explainers.llm.engine import EXPANSION, Engine, Job
-from neuronaut.explainers.llm.forward import Forward, Writing, _drawn
-from neuronaut.explainers.llm.local import LocalLLM
-from neuronaut.explainers.llm.turns import Refused, Turns, plain
-from neuronaut.explainers.llm.values import Chat, Message, Probe, Reply, Sampling
+from neuronaut.llm.local.chat_format import Refused, Turns, plain
+from neuronaut.llm.local.engine import EXPANSION, Engine, Job
+from neuronaut.llm.local.forward import Forward, Writing, _drawn
+from neuronaut.llm.local.local import LocalLLM
+from neuronaut.llm.types import Chat, Message, Probe, Reply, Sampling
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.loading import weights_digest
 from tests.families import CONTEXT, FAMILIES, VOCABULARY, byte_tokenizer, tiny_model

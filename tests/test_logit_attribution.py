@@ -30,9 +30,14 @@ def dictionary_at(subject: Subject, site: str, *, norm: Norm = "none") -> Dictio
     W_enc, W_dec = (torch.randn(30, d, generator=generator) / d**0.5 for _ in range(2))
     b_enc, b_dec = torch.randn(30, generator=generator), torch.randn(d, generator=generator)
     return Dictionary(
-        id=SourceId(subject.name, site, "toy"), kind="standard", W_enc=W_enc.T, W_dec=W_dec, b_enc=b_enc, b_dec=b_dec,
+        id=SourceId(subject.name, site, "toy"),
+        kind="standard",
+        W_enc=W_enc.T,
+        W_dec=W_dec,
+        b_enc=b_enc,
+        b_dec=b_dec,
         norm=norm,
-    )  # fmt: skip
+    )
 
 
 def before_cap(subject: Subject, tokens: Tensor) -> Tensor:
@@ -159,9 +164,12 @@ def test_the_induction_head_writes_all_of_the_answer(family: str) -> None:
 def test_the_neurons_of_a_gate_are_told_apart_and_inert_ones_are_worth_nothing() -> None:
     circuit = gate("or")
     found = logit_attribution(
-        circuit.subject, Batch(circuit.clean, torch.tensor([4])), token=circuit.answer, against=circuit.wrong,
+        circuit.subject,
+        Batch(circuit.clean, torch.tensor([4])),
+        token=circuit.answer,
+        against=circuit.wrong,
         split=["mlp.1", "head.1"],
-    )  # fmt: skip
+    )
     values = dict(zip(found.components, found.values[0].tolist(), strict=True))
     assert values["mlp.1:0"] == pytest.approx(10) and values["mlp.1:1"] == pytest.approx(-6)
     assert values["embed"] == pytest.approx(-3) and all(values[unit] == 0 for unit in circuit.inert)

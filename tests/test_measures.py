@@ -166,9 +166,12 @@ def test_planted_negatives_are_significant_no_more_often_than_they_should_be() -
         subject.model.transformer.h[2].mlp.c_proj.weight[silent] = 0
     batch = Batch(tiny_tokens(2, 8), torch.tensor([8, 8]))
     shifts, reports = separately(
-        subject, batch, [Edit.parse(f"mlp.2:{unit}+=2") for unit in range(width)],
-        lambda logits: metric("log_probability")(logits, Question(torch.tensor([5, 9]))), at_once=80,
-    )  # fmt: skip
+        subject,
+        batch,
+        [Edit.parse(f"mlp.2:{unit}+=2") for unit in range(width)],
+        lambda logits: metric("log_probability")(logits, Question(torch.tensor([5, 9]))),
+        at_once=80,
+    )
     plain = metric("log_probability")(subject.logits(batch.tokens)[:, -1], Question(torch.tensor([5, 9])))
     effects = (shifts - plain).mean(1).tolist()
     assert effects[silent] == pytest.approx(0, abs=1e-5)

@@ -7,26 +7,25 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from neuronaut.agent.bench import Bench
-from neuronaut.agent.label import opened
 from neuronaut.benchmarks.suite.pairs import at_pivots, told
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
+from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Explanation
-from neuronaut.data.store import Store
-from neuronaut.explainers.batch import TrainBatch
-from neuronaut.explainers.fit import _correlation
-from neuronaut.explainers.induce import induce
-from neuronaut.explainers.observed import Observed, disagreements
-from neuronaut.explainers.revise import revise
+from neuronaut.data.store.store import Store
+from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
-from neuronaut.explainers.rules import Clause, Rule, Token
-from neuronaut.explainers.sample import Sample, Windows
-from neuronaut.explainers.tree import Growth, grow
+from neuronaut.labelling.inputs import Bench
+from neuronaut.labelling.label import opened
+from neuronaut.rules.induce import induce
+from neuronaut.rules.language import Clause, Rule, Token
+from neuronaut.rules.observed import Observed, disagreements
+from neuronaut.rules.revise import _correlation, revise
+from neuronaut.rules.sample import Sample, Windows
+from neuronaut.rules.tree import Growth, grow
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
-from neuronaut.tests.planted import LAYER, LONGEST, PlantedNeuron, build, corpus
-from neuronaut.tests.planted_pairs import VOCABULARY, counterfactuals
+from tests.planted import LAYER, LONGEST, PlantedNeuron, build, corpus
+from tests.planted_pairs import VOCABULARY, counterfactuals
 
 PLANTED = build(documents=160)
 NEURONS = {neuron.name: neuron for neuron in PLANTED.neurons}
@@ -126,10 +125,7 @@ def test_what_text_does_not_show_is_learned_from_scans(name: str, pattern: str, 
     """From scans at all offsets, and from one at the right offset in one window: one word of the vocabulary tells."""
     made = World(without(pattern, documents=500))
     assert right(name, made.learned(name, Observed.none(LONGEST))) < 0.95
-    for observed in (
-        made.scan(name, carriers=3),
-        made.scan(name, carriers=1, offsets=(offset,), silent=offset == 0),
-    ):
+    for observed in (made.scan(name, carriers=3), made.scan(name, carriers=1, offsets=(offset,), silent=offset == 0)):
         explanation = made.learned(name, observed)
         assert right(name, explanation) >= 0.99, explanation.rule
     made.store.close()
@@ -154,9 +150,13 @@ def test_a_name_that_only_accompanies_the_cause_goes_once_it_is_measured_alone()
     activation = np.pad(text == 0, ((0, 0), (1, 0)))[:, :-1].astype(np.float32).ravel()
     held = np.repeat(np.arange(200) % 4 == 0, 12)
     sample = Sample(
-        Windows(SPELLED, text[:150]), Windows(SPELLED, text[150:]), activation,
-        np.where(held, 0, 1).astype(np.float32), held.astype(np.float32), SPELLED,
-    )  # fmt: skip
+        Windows(SPELLED, text[:150]),
+        Windows(SPELLED, text[150:]),
+        activation,
+        np.where(held, 0, 1).astype(np.float32),
+        held.astype(np.float32),
+        SPELLED,
+    )
     observed = Observed.at(scan, [6] * 10, [0.0] * 5 + [1.0] * 5)
     before = induce(sample, grow(sample, Growth()))
     assert before is not None and before.any[0].when == (Token(any=(" Haven",)),)

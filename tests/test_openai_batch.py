@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from neuronaut.explainers.llm.openai_batch import BatchAPI
-from neuronaut.explainers.llm.values import Chat, Message, Sampling
+from neuronaut.benchmarks.fault_server import FaultServer
+from neuronaut.llm.openai.batch import BatchAPI
+from neuronaut.llm.types import Chat, Message, Sampling
 from neuronaut.subject.errors import NeuronautError
-from neuronaut.tests.fault_server import FaultServer
 
 REQUESTS = {f"key-{n}": Chat((Message("user", f"request {n}"),), Sampling(max_tokens=100 + n)) for n in range(5)}
 

@@ -9,14 +9,13 @@ from threading import Barrier
 
 import pytest
 
-from neuronaut.explainers.llm.flow import Flow
-from neuronaut.explainers.llm.openai_chat import OpenAIChat
-from neuronaut.explainers.llm.openai_wire import Wire
-from neuronaut.explainers.llm.prices import price_of
-from neuronaut.explainers.llm.tokens import estimate
-from neuronaut.explainers.llm.values import Chat, Message, Probe, Reply, Request, Sampling, request_key
+from neuronaut.benchmarks.fault_server import FaultServer, pieces, predict
+from neuronaut.llm.openai.chat import OpenAIChat
+from neuronaut.llm.openai.retrying import Flow
+from neuronaut.llm.openai.wire import Wire
+from neuronaut.llm.prices import estimate, price_of
+from neuronaut.llm.types import Chat, Message, Probe, Reply, Request, Sampling, request_key
 from neuronaut.subject.errors import NeuronautError
-from neuronaut.tests.fault_server import FaultServer, pieces, predict
 
 PLANTED = "the neuron fires on colons"
 
@@ -145,10 +144,17 @@ def test_what_is_sent() -> None:
         ask(server, chat(temperature=0.0), temperature_fixed=True)
     first, *others = (seen.body for seen in server.seen)
     assert first == {
-        "model": "planted", "messages": [{"role": "system", "content": "Answer in a line."},
-        {"role": "user", "content": "What does it fire on?"}], "max_tokens": 1055, "temperature": 0.7, "seed": 4,
-        "logprobs": True, "top_logprobs": 3,
-    }  # fmt: skip
+        "model": "planted",
+        "messages": [
+            {"role": "system", "content": "Answer in a line."},
+            {"role": "user", "content": "What does it fire on?"},
+        ],
+        "max_tokens": 1055,
+        "temperature": 0.7,
+        "seed": 4,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
     assert all(body.keys() == {"model", "messages", "max_tokens"} for body in others)
     assert server.seen[0].key == request_key(request, model="planted+thinking=1000", endpoint=server.url)
     assert [token.token for token in reply.logprobs] == pieces(PLANTED)

@@ -61,9 +61,18 @@ def both(*, fold: bool) -> Both:
 
     model = tiny_model("gpt2")
     config = HookedTransformerConfig(
-        n_layers=model.config.n_layer, d_model=D_MODEL, n_heads=HEADS, d_head=D_MODEL // HEADS, d_mlp=4 * D_MODEL,
-        n_ctx=CONTEXT, d_vocab=VOCABULARY, act_fn="gelu_new", normalization_type="LN", eps=1e-5, device="cpu",
-    )  # fmt: skip
+        n_layers=model.config.n_layer,
+        d_model=D_MODEL,
+        n_heads=HEADS,
+        d_head=D_MODEL // HEADS,
+        d_mlp=4 * D_MODEL,
+        n_ctx=CONTEXT,
+        d_vocab=VOCABULARY,
+        act_fn="gelu_new",
+        normalization_type="LN",
+        eps=1e-5,
+        device="cpu",
+    )
     theirs = module.HookedTransformer(config)
     weights = {name: tensor.detach().clone() for name, tensor in convert_gpt2_weights(model, config).items()}
     theirs.load_and_process_state_dict(weights, fold_value_biases=fold)
@@ -140,9 +149,11 @@ def test_patching(models: Both, kind: str, direction: Direction) -> None:
     pairs = Pairs(batch(1), batch(2), *PAIRS_ENDS.T)
     sites = sites_of(models.ours, kind.partition(",")[0])
     grid = Grid.of(
-        Edit.parse(f"{sites[0]}=patch@every"), sites=sites, units=range(HEADS) if "units" in swept else None,
+        Edit.parse(f"{sites[0]}=patch@every"),
+        sites=sites,
+        units=range(HEADS) if "units" in swept else None,
         positions=range(POSITIONS) if "positions" in swept else None,
-    )  # fmt: skip
+    )
     ours = [cell.effect("logit_difference", direction) for cell in sweep(models.ours, pairs, grid).cells]
 
     def difference(logits: Tensor) -> Tensor:

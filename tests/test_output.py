@@ -12,14 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data.activations import read_columns
+from neuronaut.data.harvest.activations import read_columns
 from neuronaut.data.records import Example, Explanation, Judgements, Split, Statistics
-from neuronaut.explainers.batch import Background, TrainBatch, TrainEvidence
 from neuronaut.explainers.combined import Combined
-from neuronaut.explainers.llm.values import Chat, Reply, request_key
+from neuronaut.explainers.explainer import Background, TrainBatch, TrainEvidence
 from neuronaut.explainers.output import BEGINNINGS, LENGTH, Output, quoted
-from neuronaut.scorers.baselines import Baselines
-from neuronaut.scorers.holdout import Holdout
+from neuronaut.llm.types import Chat, Reply, request_key
+from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.output import OutputScorer
 from neuronaut.scorers.scorer import Case, measure
 from neuronaut.subject.address import Feature, SourceId
@@ -66,11 +65,16 @@ def examples(name: str, rows: Sequence[int], split: Split) -> list[Example]:
     read = read_columns(subject(), source(), windows()[list(rows)], [PLANTED[name].index])[:, :, 0]
     return [
         Example(
-            subject().decode_tokens(windows()[row]), windows()[row], values, "top" if values.max() > 0.2 else "random",
-            split, f"doc{row}", f"{split}{row:03d}",
+            subject().decode_tokens(windows()[row]),
+            windows()[row],
+            values,
+            "top" if values.max() > 0.2 else "random",
+            split,
+            f"doc{row}",
+            f"{split}{row:03d}",
         )
         for row, values in zip(rows, read, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 @cache
@@ -114,9 +118,7 @@ def test_a_rule_is_invited_for_what_a_feature_responds_to() -> None:
 
 
 @pytest.mark.parametrize("explainer", [Output, Combined])
-def test_the_promoted_token_is_shown_first_and_written_only_with_the_neuron(
-    explainer: type[Output | Combined],
-) -> None:
+def test_the_promoted_token_is_shown_first_and_written_only_with_the_neuron(explainer: type[Output | Combined]) -> None:
     names = ("day", "colour", "river", "seen_before", "quoted")
     for name, chat in zip(names, asked(explainer(subject()), batch(*names)), strict=True):
         shown = chat.messages[-1].content

@@ -8,12 +8,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
-from neuronaut.tests.planted import LAYER, LONGEST, WORDS, Planted, PlantedNeuron, build
+from tests.planted import LAYER, LONGEST, WORDS, Planted, PlantedNeuron, build
 
 NAMES = (
-    "day", "colour", "new_haven", "river_not_dry", "bell_after_storm", "price", "quoted", "early", "seen_before",
-    "three_causes", "always", "never", "quoted_city", "river", "name_again", "noise",
-)  # fmt: skip
+    "day",
+    "colour",
+    "new_haven",
+    "river_not_dry",
+    "bell_after_storm",
+    "price",
+    "quoted",
+    "early",
+    "seen_before",
+    "three_causes",
+    "always",
+    "never",
+    "quoted_city",
+    "river",
+    "name_again",
+    "noise",
+)
 
 
 @pytest.fixture(scope="module")

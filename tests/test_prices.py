@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronaut.explainers.llm.local import LocalLLM
-from neuronaut.explainers.llm.opening import open_llm
-from neuronaut.explainers.llm.prices import OPENAI, Budget, Price, cost, price_of
+from neuronaut.llm.local.local import LocalLLM
+from neuronaut.llm.open import open_llm
+from neuronaut.llm.prices import OPENAI, Budget, Price, cost, price_of
 from neuronaut.subject.errors import NeuronautError
 
 SERVER = "https://api.openai.com/v1"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuronaut.causal.applying import Materials, apply
 from neuronaut.causal.edits import Edit
+from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.probes import PENALTIES, Method, Probe, fit_probe, probe, read_examples
 from neuronaut.causal.prompts import Batch
 from neuronaut.subject.errors import NeuronautError

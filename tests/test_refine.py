@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from neuronaut.agent.choose import Judged, better
-from neuronaut.agent.refine import Refine, Trial, _sentences
 from neuronaut.data.records import Example, Explanation, Judgements
 from neuronaut.explainers.highlight import Highlight
-from neuronaut.explainers.llm.values import Reply
+from neuronaut.labelling.refine import Refine, Trial, _sentences
+from neuronaut.labelling.selection import Judged, better
+from neuronaut.llm.types import Reply
 from neuronaut.scorers.simulation import RuleSimulator
-from neuronaut.tests import golden
-from neuronaut.tests.test_llm_explainers import activations, planted
+from tests import golden
+from tests.test_llm_explainers import activations, planted
 
 EVIDENCE = planted().features[0]
 EXPLANATION = Explanation(EVIDENCE.feature, "the name `self` after an opening parenthesis", "refine:highlight")

@@ -13,17 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronaut.agent.investigation.citing import cited, line, quoted, runs, uncited
-from neuronaut.agent.investigation.exporting import to_inspect, to_lines
-from neuronaut.agent.investigation.page import page
-from neuronaut.agent.investigation.page_found import found
-from neuronaut.agent.investigation.page_parts import el
-from neuronaut.agent.investigation.page_plots import _apart
-from neuronaut.agent.investigation.report import assemble
-from neuronaut.agent.investigation.report_values import Report
+from neuronaut.agent.report.assemble import assemble
+from neuronaut.agent.report.citations import cited, line, quoted, runs, uncited
+from neuronaut.agent.report.export import to_inspect, to_lines
+from neuronaut.agent.report.page import page
+from neuronaut.agent.report.page_plots import _apart, el
+from neuronaut.agent.report.page_results import found
+from neuronaut.agent.report.report import Report
 from neuronaut.data.records import Example
-from neuronaut.data.store import Store
-from neuronaut.tests import journals, stored
+from neuronaut.data.store.store import Store
+from tests import journals, stored
 
 INSPECT = importlib.util.find_spec("inspect_ai")
 
@@ -127,17 +126,18 @@ def test_what_was_expected_stands_against_what_was_seen(report: Report) -> None:
 def test_the_odds_have_a_history(report: Report) -> None:
     history = report.contenders[1].history
     assert [standing.round for standing in history] == list(range(1, journals.ROUNDS + 1))
-    leads = [mine.log_odds - other.log_odds for mine, other in
-             zip(report.contenders[0].history, history, strict=True)]  # fmt: skip
+    leads = [mine.log_odds - other.log_odds for mine, other in zip(report.contenders[0].history, history, strict=True)]
     assert leads == sorted(leads)
 
 
 def test_claims_and_what_is_open(report: Report) -> None:
     verdicts = {(claim["claim"], claim["item"]): claim["verdict"] for claim in report.claims}
     assert verdicts == {
-        ("promotes", " bank"): "supported", ("promotes", " stone"): "untested", ("suppresses", " sand"): "supported",
+        ("promotes", " bank"): "supported",
+        ("promotes", " stone"): "untested",
+        ("suppresses", " sand"): "supported",
         ("reads", "head.0:1"): "untested",
-    }  # fmt: skip
+    }
     still = dict(report.open)
     assert still["experiments without a result"] == ("o4", "o8", "o12", "o16")
     assert still["negative controls that did not pass"] == ("sham",)
@@ -262,12 +262,20 @@ def test_labels_of_lines_do_not_overlap(heights: list[float]) -> None:
 
 def test_what_was_found_is_drawn_by_its_shape() -> None:
     parts = {name: read(f"<div>{found({name: value})}</div>").tags for name, value in SHAPES.items()}
-    counted = {name: {tag: tags.count(tag) for tag in ("svg", "polygon", "table", "pre", "span", "dl") if tag in tags}
-               for name, tags in parts.items()}  # fmt: skip
+    counted = {
+        name: {tag: tags.count(tag) for tag in ("svg", "polygon", "table", "pre", "span", "dl") if tag in tags}
+        for name, tags in parts.items()
+    }
     assert counted == {
-        "curve": {"svg": 1, "polygon": 2}, "by_length": {"svg": 2}, "shares": {"svg": 1}, "carriers": {"table": 1},
-        "top": {"table": 1}, "text": {"span": 2}, "odd": {"pre": 1}, "n": {"dl": 1},
-    }  # fmt: skip
+        "curve": {"svg": 1, "polygon": 2},
+        "by_length": {"svg": 2},
+        "shares": {"svg": 1},
+        "carriers": {"table": 1},
+        "top": {"table": 1},
+        "text": {"span": 2},
+        "odd": {"pre": 1},
+        "n": {"dl": 1},
+    }
     assert "&lt;b&gt;" in found(SHAPES)
     assert "&lt;i&gt;" in found(SHAPES)
     # Lengths are ordered as numbers, not as text.
@@ -293,9 +301,12 @@ def test_json_lines_hold_everything(store: Store, report: Report) -> None:
     assert (head["seed"], head["splits"], head["chain"]) == (0, {"train": 4}, "holds")
     counts = {name: sum(row["record"] == name for row in rest) for name in {row["record"] for row in rest}}
     assert counts == {
-        "event": len(store.journal.events(report.id)), "hypothesis": 3, "experiment": 16, "observation": 16,
+        "event": len(store.journal.events(report.id)),
+        "hypothesis": 3,
+        "experiment": 16,
+        "observation": 16,
         "decision": 1 + journals.ROUNDS,
-    }  # fmt: skip
+    }
     kinds = {row["kind"] for row in rest if row["record"] == "event"}
     assert {"begun", "judged", "holdout", "control", "ended"} <= kinds
     scan = next(row for row in rest if row["record"] == "experiment" and row["tool"] == "scan_vocabulary")

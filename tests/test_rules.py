@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.explainers.evaluate import LOOKBACK, TokenGrid, clause_matches, matches, predict, simulate
-from neuronaut.explainers.rules import (
+from neuronaut.rules.evaluate import BITS, LOOKBACK, TokenGrid, clause_matches, matches, predict, simulate, states
+from neuronaut.rules.language import (
     CLASSES,
     Class,
     Clause,
@@ -23,7 +23,6 @@ from neuronaut.explainers.rules import (
     Text,
     Token,
 )
-from neuronaut.explainers.scanner import BITS, states
 from neuronaut.subject.errors import NeuronautError
 
 # A second implementation, one token at a time and from the definitions.
@@ -266,9 +265,26 @@ def test_a_fault_is_named_by_its_path_in_one_line(text: str, path: str, hint: st
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+", "(a|a)*b", "((ab?))*", "(a*){2,}", "(?:a|b){3}", r"(a)\1", "(?P<x>a)", "(?x)a", "a(?#c)+", "(a+)(?x: )+",
-     "a*b*c*d*", "[[a]", "(", "a**", "[a--b]", "a{99999999999999}", "x" * 101],
-)  # fmt: skip
+    [
+        "(a+)+",
+        "(a|a)*b",
+        "((ab?))*",
+        "(a*){2,}",
+        "(?:a|b){3}",
+        r"(a)\1",
+        "(?P<x>a)",
+        "(?x)a",
+        "a(?#c)+",
+        "(a+)(?x: )+",
+        "a*b*c*d*",
+        "[[a]",
+        "(",
+        "a**",
+        "[a--b]",
+        "a{99999999999999}",
+        "x" * 101,
+    ],
+)
 def test_unsafe_patterns_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="for Regex"):
         Regex(pattern=pattern)

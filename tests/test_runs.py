@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from neuronaut.causal.applying import apply
 from neuronaut.causal.edits import Edit
-from neuronaut.causal.fidelity import fidelity
-from neuronaut.causal.measures import Question, metric, text_loss
+from neuronaut.causal.intervene import apply
+from neuronaut.causal.measures import Question, fidelity, metric, text_loss
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.records import Outcome, Trial, replay, run
 from neuronaut.causal.runs import compare, donors, gather, logits_at, patching, resumable, resume, separately
@@ -253,16 +252,25 @@ def test_donors_and_reference_are_read_where_edits_need_them() -> None:
 def trial(*texts: str) -> Trial:
     rows = tuple(tuple(row) for row in TOKENS.tolist())
     return Trial(
-        prompts=rows, edits=tuple(Edit.parse(text) for text in texts), metrics=("logit_difference", "kl", "rank"),
-        answers=(4, 5, 6), wrong=(7, 8, 9), donors=(rows[1], rows[2], rows[0]), reference=rows[:2],
+        prompts=rows,
+        edits=tuple(Edit.parse(text) for text in texts),
+        metrics=("logit_difference", "kl", "rank"),
+        answers=(4, 5, 6),
+        wrong=(7, 8, 9),
+        donors=(rows[1], rows[2], rows[0]),
+        reference=rows[:2],
         directions={"way": tuple(float(n) for n in range(-12, 12))},
-    )  # fmt: skip
+    )
 
 
 TRIAL = trial(
-    "resid_post.1@sae:1+=1.5q99@last", "head.0:2=resample#3", "mlp.2=patch@4-6", "pattern.1:0=knockout@last>0",
-    "resid_pre.1:way*=2~4", "mlp.0:1-9+=noise",
-)  # fmt: skip
+    "resid_post.1@sae:1+=1.5q99@last",
+    "head.0:2=resample#3",
+    "mlp.2=patch@4-6",
+    "pattern.1:0=knockout@last>0",
+    "resid_pre.1:way*=2~4",
+    "mlp.0:1-9+=noise",
+)
 SOURCES = {"resid_post.1@sae": SAE}
 
 

@@ -122,9 +122,15 @@ def test_a_features_gradient_goes_through_its_encoder(kind: Kind) -> None:
     extras = {name: 0.1 * torch.randn(9, generator=generator) for name in EXTRAS[kind]}
     W_enc, W_dec = torch.randn(9, 24, generator=generator), torch.randn(9, 24, generator=generator)
     dictionary = Dictionary(
-        id=SourceId("gpt2", "resid_pre.1", "toy"), kind=kind, W_enc=W_enc.T, W_dec=W_dec, b_enc=torch.ones(9),
-        b_dec=torch.zeros(24), k=4 if kind == "topk" else 0, **extras,
-    )  # fmt: skip
+        id=SourceId("gpt2", "resid_pre.1", "toy"),
+        kind=kind,
+        W_enc=W_enc.T,
+        W_dec=W_dec,
+        b_enc=torch.ones(9),
+        b_dec=torch.zeros(24),
+        k=4 if kind == "topk" else 0,
+        **extras,
+    )
     vector = subject.read(torch.tensor([TOKENS]), ["resid_pre.1"])["resid_pre.1"][:, -1]
     index = int(dictionary.encode(vector)[0].argmax())
     target = Activation(dictionary, Feature(dictionary.id, index))

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data import histogram, scan
-from neuronaut.data.lists import Lists
-from neuronaut.data.scan import SUM_UNIT, Rows, Scanner, SourceState, priority, window_hash
+from neuronaut.data.harvest import histogram, scan
+from neuronaut.data.harvest.lists import Lists
+from neuronaut.data.harvest.scan import SUM_UNIT, Rows, Scanner, SourceState, priority, window_hash
 from neuronaut.subject.errors import NeuronautError
 
 TOP, QUANTILE = (3, 1, 2), (2, 2, 1)
@@ -136,9 +136,14 @@ def test_the_scan_is_the_plain_loop(kind: str, compiled: bool) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    kind=st.sampled_from(("random", "tied", "sparse")), features=st.integers(1, 150), positions=st.integers(1, 9),
-    windows=st.integers(1, 30), batch=st.integers(5, 9), width=st.integers(33, 150), signed=st.booleans(),
-)  # fmt: skip
+    kind=st.sampled_from(("random", "tied", "sparse")),
+    features=st.integers(1, 150),
+    positions=st.integers(1, 9),
+    windows=st.integers(1, 30),
+    batch=st.integers(5, 9),
+    width=st.integers(33, 150),
+    signed=st.booleans(),
+)
 @needs_compiler
 def test_both_scans_agree_for_all_shapes_and_tilings(
     kind: str, features: int, positions: int, windows: int, batch: int, width: int, signed: bool

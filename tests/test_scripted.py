@@ -6,26 +6,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuronaut.agent.investigation.session import Manner, Session, investigate_all
-from neuronaut.agent.investigation.view import Refused, View
-from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy
-from neuronaut.agent.policies.standing import Standing
-from neuronaut.agent.policies.weaken import at_positions, rivals
+from neuronaut.agent.loop.view import Refused, View
+from neuronaut.agent.policies.progress import Standing
+from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy, at_positions, rivals
+from neuronaut.agent.session import Manner, Session, investigate_all
 from neuronaut.agent.tools.table import tools_for
 from neuronaut.benchmarks.suite.pairs import at_pivots, told
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
-from neuronaut.data.store import Store
-from neuronaut.explainers.rules import Position, Rule
+from neuronaut.data.harvest.harvest import harvest
+from neuronaut.data.store.store import Store
+from neuronaut.rules.language import Position, Rule
 from neuronaut.subject.address import Feature
 from neuronaut.subject.model import Subject
-from neuronaut.tests.planted import LAYER, LONGEST, PlantedNeuron, build
-from neuronaut.tests.planted_pairs import counterfactuals
+from tests.planted import LAYER, LONGEST, PlantedNeuron, build
+from tests.planted_pairs import counterfactuals
 
 KINDS = (
-    "token_set", "graded", "bigram", "exception", "within", "digit_after_currency", "in_quotes", "position",
-    "repeated", "polysemantic",
-)  # fmt: skip
+    "token_set",
+    "graded",
+    "bigram",
+    "exception",
+    "within",
+    "digit_after_currency",
+    "in_quotes",
+    "position",
+    "repeated",
+    "polysemantic",
+)
 SILENT = ("dead", "noise")
 WINDOW = 32
 """Half of what the model can take, since what is longer costs as much more."""
@@ -37,9 +44,7 @@ class Investigated:
     def __init__(self) -> None:
         planted = build(documents=120)
         self.subject = Subject(planted.model, planted.tokenizer, name="planted")
-        self.neurons = {
-            neuron.kind: neuron for neuron in reversed(planted.neurons) if neuron.kind in (*KINDS, *SILENT)
-        }  # fmt: skip
+        self.neurons = {neuron.kind: neuron for neuron in reversed(planted.neurons) if neuron.kind in (*KINDS, *SILENT)}
         self.corpus = Corpus.of("planted", planted.corpus)
         self.store = self.harvested()
         self.sessions = dict(zip(self.neurons, self.run(self.store, *self.neurons), strict=True))
@@ -132,8 +137,24 @@ def test_weaker_rivals_say_less_and_none_fires_everywhere() -> None:
 
 
 def _view(*refused: Refused, step: int = 1) -> View:
-    return View("plan", "feature", "the feature", 0, 0, None, 1.0, (), {"baseline": None}, (), (), {}, {},
-                refused[-1].reason, step, refused)  # fmt: skip
+    return View(
+        "plan",
+        "feature",
+        "the feature",
+        0,
+        0,
+        None,
+        1.0,
+        (),
+        {"baseline": None},
+        (),
+        (),
+        {},
+        {},
+        refused[-1].reason,
+        step,
+        refused,
+    )
 
 
 def test_a_refused_plan_is_not_made_again() -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data.rows import ROW_KEYS
-from neuronaut.data.search import Embedder, refresh, semantic_search, similar
-from neuronaut.data.store import Store
+from neuronaut.data.store.rows import ROW_KEYS
+from neuronaut.data.store.search import Embedder, refresh, semantic_search, similar
+from neuronaut.data.store.store import Store
 from neuronaut.subject.address import Feature
 from neuronaut.subject.errors import NeuronautError
 from tests.stored import explanation, harvest_result, score
@@ -44,11 +44,22 @@ def found(rows) -> list[str]:
 @pytest.mark.parametrize(
     ("query", "first"),
     [
-        ("self", 0), ("__init__", 0), ("`def __init__(`", 0), ("(", 0), ("month", 1), ("NAMES OF", 1), ("calls", 2),
-        ("x[0]", 4), ('"quoted" string', 4), ("==", 4), ('== "a*b"', 4), ("cook OR", None), ("cook AND", 3),
+        ("self", 0),
+        ("__init__", 0),
+        ("`def __init__(`", 0),
+        ("(", 0),
+        ("month", 1),
+        ("NAMES OF", 1),
+        ("calls", 2),
+        ("x[0]", 4),
+        ('"quoted" string', 4),
+        ("==", 4),
+        ('== "a*b"', 4),
+        ("cook OR", None),
+        ("cook AND", 3),
         ("nowhere", None),
     ],
-)  # fmt: skip
+)
 def test_words_and_code_are_found(store, query, first):
     expected = [] if first is None else [f"demo:mlp.2:{first}"]
     assert found(store.search_rows(query, source="demo:mlp.2")) == expected
@@ -163,7 +174,7 @@ def test_a_missing_model_is_one_line(store, tmp_path):
 
 def test_importing_loads_no_embedding_library():
     code = (
-        "import sys, neuronaut.data.search; sys.exit('sentence_transformers' in sys.modules or 'torch' in sys.modules)"
+        "import sys, neuronaut.data.store.search; sys.exit('sentence_transformers' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

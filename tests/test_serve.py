@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from neuronaut.explainers.llm.openai_chat import OpenAIChat
-from neuronaut.explainers.llm.values import Chat, Message, Sampling
+from neuronaut.llm.openai.chat import OpenAIChat
+from neuronaut.llm.types import Chat, Message, Sampling
 
 NEEDED = ("fastapi", "uvicorn", "accelerate")
 """What `transformers serve` imports beyond what is installed anyway."""
@@ -43,9 +43,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -61,9 +67,11 @@ def endpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     command = [Path(sys.executable).with_name("transformers"), "serve", checkpoint, "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*map(str, command), "--host", "127.0.0.1", "--device", "cpu"], stdout=output, stderr=output,
+            [*map(str, command), "--host", "127.0.0.1", "--device", "cpu"],
+            stdout=output,
+            stderr=output,
             env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
     try:
         _await(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}/v1"

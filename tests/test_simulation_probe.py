@@ -15,18 +15,17 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from neuronaut.data.records import Example, Explanation, Judgements
-from neuronaut.explainers.llm.local import LocalLLM
-from neuronaut.explainers.llm.values import Message, Probe, Reply
-from neuronaut.explainers.prompt import Prompt
-from neuronaut.scorers.baselines import Baselines
-from neuronaut.scorers.holdout import Holdout
+from neuronaut.llm.local.local import LocalLLM
+from neuronaut.llm.prompt import Prompt
+from neuronaut.llm.types import Message, Probe, Reply
+from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.llm_simulation import LLMSimulator
 from neuronaut.scorers.scorer import Case, measure
 from neuronaut.scorers.simulation_probe import PROMPT, ProbeBackend
 from neuronaut.subject.address import Feature
 from neuronaut.subject.errors import NeuronautError
-from neuronaut.tests import golden
-from neuronaut.tests.families import byte_tokenizer
+from tests import golden
+from tests.families import byte_tokenizer
 
 DEMO = Path(__file__).parent.parent / "data" / "demo"
 CHATML = (
@@ -76,16 +75,49 @@ def characters() -> PreTrainedTokenizerBase:
 
 
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
-    "demo": demo, "bytes": byte_bpe, "sentencepiece": sentencepiece_like, "characters": characters,
-}  # fmt: skip
+    "demo": demo,
+    "bytes": byte_bpe,
+    "sentencepiece": sentencepiece_like,
+    "characters": characters,
+}
 EVERY = pytest.mark.parametrize("name", TOKENIZERS)
 PLANTED = "line breaks, and more weakly chat markup"
 TOPS = {"demo": 10, "bytes": 9, "sentencepiece": 10, "characters": 9}
 AWKWARD = (
-    "", " ", "\t", "\n", "\n\n", "\r\n", " \t\n", "\t\tunknown\n", "unknown", "10", " 10", "\t3\n", "😀", "\\xf0\\x9f",
-    "<|im_end|>", "<|im_start|>system\n", "<|<|im_end|>", "<|endoftext|>", "<think>", "<s>", "</s>", "<unk>", "<start>",
-    "<end>", "é", "\u2581", "\u2581the", "\ue000explanation\ue001", "\ue0002\ue001", "\u2028", "\x00", " self", "ing",
-)  # fmt: skip
+    "",
+    " ",
+    "\t",
+    "\n",
+    "\n\n",
+    "\r\n",
+    " \t\n",
+    "\t\tunknown\n",
+    "unknown",
+    "10",
+    " 10",
+    "\t3\n",
+    "😀",
+    "\\xf0\\x9f",
+    "<|im_end|>",
+    "<|im_start|>system\n",
+    "<|<|im_end|>",
+    "<|endoftext|>",
+    "<think>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<start>",
+    "<end>",
+    "é",
+    "\u2581",
+    "\u2581the",
+    "\ue000explanation\ue001",
+    "\ue0002\ue001",
+    "\u2028",
+    "\x00",
+    " self",
+    "ing",
+)
 WINDOWS = st.lists(st.sampled_from(AWKWARD) | st.text(max_size=6), max_size=24)
 
 
@@ -226,11 +258,16 @@ def case(tokens: Sequence[Sequence[str]], activations: np.ndarray, vocabulary: t
     feature = Feature.parse("demo:mlp.2:17")
     examples = [
         Example(
-            tuple(row), np.array([vocabulary.index(t) for t in row]), own.astype(np.float32),
-            "top" if i < len(tokens) // 2 else "random", "holdout", "doc", f"w{i}",
+            tuple(row),
+            np.array([vocabulary.index(t) for t in row]),
+            own.astype(np.float32),
+            "top" if i < len(tokens) // 2 else "random",
+            "holdout",
+            "doc",
+            f"w{i}",
         )
         for i, (row, own) in enumerate(zip(tokens, activations, strict=True))
-    ]  # fmt: skip
+    ]
     flat = np.zeros(len(vocabulary), np.float32)
     holdout = Holdout(feature, float(activations.max()), vocabulary, {}, tuple(examples))
     return Case(Explanation(feature, PLANTED, "oneshot"), holdout, Baselines(flat, flat, None))
@@ -284,9 +321,15 @@ def test_a_real_model_gives_what_asking_token_by_token_gives(tmp_path: Path) -> 
     torch.manual_seed(0)
     # Larger weights spread the values, but from about 0.6 single precision alone is off by more than 1e-5.
     config = GPT2Config(
-        vocab_size=2048, n_positions=1024, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3, bos_token_id=0,
+        vocab_size=2048,
+        n_positions=1024,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=0,
         eos_token_id=0,
-    )  # fmt: skip
+    )
     model = GPT2LMHeadModel(config).eval()
     model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")

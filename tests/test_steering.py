@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from neuronaut.causal import steering
-from neuronaut.causal.applying import Materials, apply
 from neuronaut.causal.controls import random_directions
 from neuronaut.causal.doses import Trend, Usable, trend, usable
 from neuronaut.causal.edits import Edit
-from neuronaut.causal.fidelity import fidelity
-from neuronaut.causal.measures import Question, mean, metric
+from neuronaut.causal.intervene import Materials, apply
+from neuronaut.causal.measures import Question, fidelity, mean, metric
 from neuronaut.causal.prompts import Batch
 from neuronaut.causal.readouts import activation, answers, token_set
 from neuronaut.causal.runs import gather
@@ -66,9 +65,16 @@ def test_doses_are_what_one_run_at_a_time_shows(subject: Subject, text: str, mon
     edit, ids = Edit.parse(text), [5, 6, 7]
     batch, unrelated = Batch.of(subject, ROWS), Batch.of(subject, TEXT)
     found = dose_response(
-        subject, batch, edit, answers("log_probability", ids), text=unrelated, strengths=[2, -1, 0, 2], controls=4,
-        materials=MATERIALS, seed=9,
-    )  # fmt: skip
+        subject,
+        batch,
+        edit,
+        answers("log_probability", ids),
+        text=unrelated,
+        strengths=[2, -1, 0, 2],
+        controls=4,
+        materials=MATERIALS,
+        seed=9,
+    )
     lent = gather(subject, [edit], materials=MATERIALS, reference=unrelated)
     assert tuple(dose.strength for dose in found.doses) == STRENGTHS
 
@@ -113,9 +119,13 @@ def test_strength_is_in_the_features_own_activations(subject: Subject) -> None:
     assert found.unit == pytest.approx(peaks.tolist(), rel=1e-5)
     single = dose_response(subject, batch, Edit.parse("resid_post.1@sae:4+=1q"), readout, strengths=[-1, 0.5], **given)
     plain = dose_response(
-        subject, batch, Edit.parse("resid_post.1@sae:4+=1"), readout,
-        strengths=[-float(peaks[0]), 0.5 * float(peaks[0])], **given,
-    )  # fmt: skip
+        subject,
+        batch,
+        Edit.parse("resid_post.1@sae:4+=1"),
+        readout,
+        strengths=[-float(peaks[0]), 0.5 * float(peaks[0])],
+        **given,
+    )
     assert plain.unit is None
     for one, other in zip(single.doses, plain.doses, strict=True):
         assert one.effect.value == pytest.approx(other.effect.value, abs=1e-5) and one.standing is None
@@ -272,9 +282,14 @@ def test_what_cannot_be_steered_is_an_error(subject: Subject, edit: str, given: 
     text = Batch.of(subject, given.get("text", TEXT))
     with pytest.raises(NeuronautError, match=message):
         dose_response(
-            subject, Batch.of(subject, ROWS), Edit.parse(edit), given.get("readout", token_set([4])), text=text,
-            strengths=given.get("strengths", STRENGTHS), controls=2,
-        )  # fmt: skip
+            subject,
+            Batch.of(subject, ROWS),
+            Edit.parse(edit),
+            given.get("readout", token_set([4])),
+            text=text,
+            strengths=given.get("strengths", STRENGTHS),
+            controls=2,
+        )
 
 
 def test_an_empty_set_of_tokens_is_an_error() -> None:

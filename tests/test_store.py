@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from neuronaut.data import migrations
 from neuronaut.data.codec import grams, pack_activations, unpack_activations, window_digest
-from neuronaut.data.database import connect
-from neuronaut.data.store import Store
+from neuronaut.data.store import migrations
+from neuronaut.data.store.database import connect
+from neuronaut.data.store.store import Store
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.errors import NeuronautError
 from tests.stored import explanation, harvest_result, score, windows
@@ -319,8 +319,13 @@ def test_files_that_are_not_ours(tmp_path):
         store.write_harvest(harvest_result())
     content = damaged.read_bytes()
     damaged.write_bytes(content[:4096] + b"\x5a" * (len(content) - 4096))
-    for path, words in ((newer, "upgrade"), (other, "another program"), (text, "not a Neuronaut"), (tmp_path, "folder"),
-                        (tmp_path / "no" / "x.db", "no folder")):  # fmt: skip
+    for path, words in (
+        (newer, "upgrade"),
+        (other, "another program"),
+        (text, "not a Neuronaut"),
+        (tmp_path, "folder"),
+        (tmp_path / "no" / "x.db", "no folder"),
+    ):
         with pytest.raises(NeuronautError, match=words):
             Store(path)
     with pytest.raises(NeuronautError, match="damaged"), Store(damaged) as store:
@@ -434,8 +439,18 @@ def test_merge_adds_what_is_missing_once(tmp_path, store):
         other.add_result(explanation(text="here"), [score(0.3)], redo=True)
         other.add_result(explanation(source="demo:mlp.3", negative=True), [])
     added = store.merge(tmp_path / "other.db")
-    assert added == {"sources": 1, "features": 5, "windows": 12, "examples": 10, "explanations": 2, "scores": 1,
-                     "judgements": 0, "llm_calls": 0, "prompts": 0, "investigations": 0}  # fmt: skip
+    assert added == {
+        "sources": 1,
+        "features": 5,
+        "windows": 12,
+        "examples": 10,
+        "explanations": 2,
+        "scores": 1,
+        "judgements": 0,
+        "llm_calls": 0,
+        "prompts": 0,
+        "investigations": 0,
+    }
     feature = Feature.parse("demo:mlp.3:2")
     with Store(tmp_path / "other.db") as other:
         theirs, ours = other.evidence(feature), store.evidence(feature)

@@ -26,8 +26,8 @@ from neuronaut.benchmarks.suite.drafts import Supply
 from neuronaut.benchmarks.suite.grade import jaccard
 from neuronaut.benchmarks.suite.words import QUOTE
 from neuronaut.benchmarks.suite.world import FILLERS, VOCABULARY, _build
-from neuronaut.data.store import Store
-from neuronaut.explainers.rules import Clause, Condition, Inside, Position, Repeat, Rule, Token
+from neuronaut.data.store.store import Store
+from neuronaut.rules.language import Clause, Condition, Inside, Position, Repeat, Rule, Token
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
 

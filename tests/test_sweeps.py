@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from neuronaut.causal import pictures
-from neuronaut.causal.applying import Materials
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.grids import Axis, Grid, each_position, sites_of
+from neuronaut.causal.intervene import Materials
 from neuronaut.causal.measures import Effect, Interval, Question, metric
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import compare, donors, gather, patching
@@ -33,8 +33,9 @@ METRICS = ("logit_difference", "log_probability", "kl")
 
 def deep_subject() -> Subject:
     """12 layers of 12 heads of width 4, random."""
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=48, n_layer=LAYERS, n_head=HEADS,
-                        bos_token_id=0, eos_token_id=0)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=32, n_embd=48, n_layer=LAYERS, n_head=HEADS, bos_token_id=0, eos_token_id=0
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = GPT2LMHeadModel(config)
@@ -348,8 +349,11 @@ def test_what_does_not_fit_is_one_line_and_leaves_the_model(call: Callable[..., 
 def test_grids_stand_row_by_row_and_keep_what_they_do_not_vary() -> None:
     grid = Grid.of(Edit.parse("head.0:1=patch@last"), sites=["head.0", "head.2"], units=(3, 5))
     assert [str(edit) for edit in grid.edits] == [
-        "head.0:3=patch@last", "head.0:5=patch@last", "head.2:3=patch@last", "head.2:5=patch@last",
-    ]  # fmt: skip
+        "head.0:3=patch@last",
+        "head.0:5=patch@last",
+        "head.2:3=patch@last",
+        "head.2:5=patch@last",
+    ]
     assert grid.axes == (Axis("site", ("head.0", "head.2")), Axis("unit", ("3", "5")))
     assert grid.labels == [("head.0", "3"), ("head.0", "5"), ("head.2", "3"), ("head.2", "5")]
     assert Grid.of(Edit.parse("mlp.0=patch"), positions=[3, -1, '" a"']).edits[2] == Edit.parse('mlp.0=patch@" a"')

@@ -9,9 +9,18 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from neuronaut.causal.circuits.tasks import (
+    GENERATORS,
+    Row,
+    Task,
+    baseline,
+    generate,
+    next_token,
+    open_task,
+    read_task,
+    row_of,
+)
 from neuronaut.causal.prompts import single_token
-from neuronaut.causal.task_rows import GENERATORS, Row, next_token, row_of
-from neuronaut.causal.tasks import Task, baseline, generate, open_task, read_task
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.circuits import induction

@@ -6,30 +6,28 @@ from typing import Any
 import pytest
 import torch
 
-from neuronaut.agent.bench import Bench
-from neuronaut.agent.investigation.experiments import Measured
-from neuronaut.agent.investigation.hypotheses import Hypothesis
-from neuronaut.agent.investigation.lab import FeatureLab
-from neuronaut.agent.investigation.levels import LEVELS, levels_of
-from neuronaut.agent.tools import causal_tokens
-from neuronaut.agent.tools.causal_ablate import Ablate, PatchActivation
-from neuronaut.agent.tools.causal_attention import Attention
-from neuronaut.agent.tools.causal_cut import CutUpstream
-from neuronaut.agent.tools.causal_downstream import Downstream
-from neuronaut.agent.tools.causal_probe import ProbeProperty
-from neuronaut.agent.tools.causal_steer import Steer
-from neuronaut.agent.tools.causal_tokens import PromotedTokens
-from neuronaut.agent.tools.causal_upstream import Upstream
+from neuronaut.agent.loop.experiments import Measured
+from neuronaut.agent.loop.feature_lab import FeatureLab
+from neuronaut.agent.loop.hypotheses import Hypothesis
+from neuronaut.agent.loop.levels import LEVELS, levels_of
+from neuronaut.agent.tools.effects import steer
+from neuronaut.agent.tools.effects.ablate import Ablate, PatchActivation
+from neuronaut.agent.tools.effects.attention import Attention
+from neuronaut.agent.tools.effects.downstream import Downstream
+from neuronaut.agent.tools.effects.linear_probe import ProbeProperty
+from neuronaut.agent.tools.effects.steer import PromotedTokens, Steer
+from neuronaut.agent.tools.effects.upstream import CutUpstream, Upstream
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
-from neuronaut.data.store import Store
-from neuronaut.data.tiles import neurons
+from neuronaut.data.harvest.activations import neurons
+from neuronaut.data.harvest.harvest import harvest
+from neuronaut.data.store.store import Store
+from neuronaut.labelling.inputs import Bench
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Source
-from neuronaut.tests.planted import LAYER, PlantedNeuron, build
+from tests.planted import LAYER, PlantedNeuron, build
 
 INERT = "river"
 """The neuron whose output row is set to nothing."""
@@ -66,9 +64,13 @@ class World:
             read[row, channel] = 1 / float(written[row, channel])
             assert self.neurons[name].promotes
         return Dictionary(
-            id=SourceId("planted", f"resid_post.{LAYER}", "coded"), kind="standard", W_enc=read.T, W_dec=written,
-            b_enc=torch.zeros(len(CODED)), b_dec=torch.zeros(written.shape[1]),
-        )  # fmt: skip
+            id=SourceId("planted", f"resid_post.{LAYER}", "coded"),
+            kind="standard",
+            W_enc=read.T,
+            W_dec=written,
+            b_enc=torch.zeros(len(CODED)),
+            b_dec=torch.zeros(written.shape[1]),
+        )
 
     def lab(self, name: str, *, coded: bool = False, **claims: Any) -> FeatureLab:
         """The lab of a neuron or of the feature that is its code; `claims` are a rival's."""
@@ -116,7 +118,7 @@ def word(name: str | None) -> str:
 
 
 def test_promoted_tokens_are_the_planted_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal_tokens, "OTHERS", 8)
+    monkeypatch.setattr(steer, "OTHERS", 8)
     for neuron in promoting(world):
         found = run(PromotedTokens(), world.lab(neuron.name), count=1)
         assert [one["token"] for one in found.found["raises"]] == [word(neuron.promotes)], neuron.name
@@ -127,8 +129,8 @@ def test_promoted_tokens_are_the_planted_ones(world: World, monkeypatch: pytest.
 def test_promoted_tokens_are_compared_with_those_of_other_features(world: World) -> None:
     found = run(PromotedTokens(), world.lab("day"))
     silent = found.found["others_that_write_nothing"]
-    assert 0 < silent < causal_tokens.OTHERS
-    assert found.control is not None and found.control.what.startswith(f"{causal_tokens.OTHERS - silent} other")
+    assert 0 < silent < steer.OTHERS
+    assert found.control is not None and found.control.what.startswith(f"{steer.OTHERS - silent} other")
 
 
 def test_a_feature_that_writes_nothing_has_no_promoted_tokens(world: World) -> None:

@@ -10,43 +10,49 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from neuronaut.agent.bench import Bench
-from neuronaut.agent.investigation.experiments import Design, Measured, Tool
-from neuronaut.agent.investigation.hypotheses import Hypothesis
-from neuronaut.agent.investigation.lab import FeatureLab
-from neuronaut.agent.investigation.planning import design_of
+from neuronaut.agent.loop.experiments import Design, Measured, Tool, design_of
+from neuronaut.agent.loop.feature_lab import FeatureLab
+from neuronaut.agent.loop.hypotheses import Hypothesis
 from neuronaut.agent.tools.near_misses import MineNearMisses
 from neuronaut.agent.tools.places import places
+from neuronaut.agent.tools.positions_and_pairs import SwapPairs, SweepPositions, _period
 from neuronaut.agent.tools.probe_state import ProbeState
 from neuronaut.agent.tools.prune_context import PruneContext
 from neuronaut.agent.tools.random_edits import EditAtRandom
-from neuronaut.agent.tools.run_texts import RunTexts
 from neuronaut.agent.tools.scan_vocabulary import ScanVocabulary
 from neuronaut.agent.tools.surveys import KnownExplanations, LearnRule
-from neuronaut.agent.tools.swap_pairs import SwapPairs
-from neuronaut.agent.tools.sweep_positions import SweepPositions, _period
 from neuronaut.agent.tools.table import TOOLS, tools_for
+from neuronaut.agent.tools.window_edits import RunTexts
 from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest import harvest
+from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Explanation
-from neuronaut.data.store import Store
-from neuronaut.explainers.batch import TrainBatch
-from neuronaut.explainers.rules import Rule
+from neuronaut.data.store.store import Store
+from neuronaut.explainers.explainer import TrainBatch
+from neuronaut.labelling.inputs import Bench
+from neuronaut.rules.language import Rule
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Neurons
-from neuronaut.tests.planted import LAYER, build
+from tests.planted import LAYER, build
 
 LabOf = Callable[..., FeatureLab]
 
 MINE: dict[str, Tool[Any]] = {
     tool.name: tool
     for tool in (
-        RunTexts(), ScanVocabulary(), SwapPairs(), PruneContext(), SweepPositions(), MineNearMisses(), EditAtRandom(),
-        ProbeState(), LearnRule(), KnownExplanations(),
+        RunTexts(),
+        ScanVocabulary(),
+        SwapPairs(),
+        PruneContext(),
+        SweepPositions(),
+        MineNearMisses(),
+        EditAtRandom(),
+        ProbeState(),
+        LearnRule(),
+        KnownExplanations(),
     )
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +281,10 @@ def test_edits_at_the_boundary_break_the_leading_rule(lab_of: LabOf) -> None:
     lab = lab_of("new_haven", H1='{"any": [{"when": [{"token": " Haven"}, {"token": " New", "at": -1}], "value": 1}]}')
     design, measured = run(EditAtRandom(), lab, boundary=True)
     assert {item.about["group"] for item in design.items} == {
-        "a condition broken", "an unlisted token of the same class", "a cause written"
-    }  # fmt: skip
+        "a condition broken",
+        "an unlisted token of the same class",
+        "a cause written",
+    }
     assert {i for item in design.items for i in (0, -1) if f" at {i} in" in item.label} == {0, -1}
     written = np.array([item.about["group"] == "a cause written" for item in design.items])
     values = np.array(measured.values)

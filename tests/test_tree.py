@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from neuronaut.explainers.evaluate import TokenGrid, clause_matches, predict
-from neuronaut.explainers.induce import induce
-from neuronaut.explainers.rules import Clause, Condition, Position, Rule, Token
-from neuronaut.explainers.sample import Sample, Windows
-from neuronaut.explainers.tree import Growth, Leaf, grow
+from neuronaut.rules.evaluate import TokenGrid, clause_matches, predict
+from neuronaut.rules.induce import induce
+from neuronaut.rules.language import Clause, Condition, Position, Rule, Token
+from neuronaut.rules.sample import Sample, Windows
+from neuronaut.rules.tree import Growth, Leaf, grow
 
 VOCABULARY = (" New", " Haven", " river", " dry", " bell", " storm", " red", " 7", ' "', " the", " a", " cat", " .")
 ROWS, OWN, WIDTH = 300, 40, 24
@@ -40,9 +40,13 @@ def sample_of(truth: Truth, *, seed: int = 0, noise: float = 0.0) -> Sample:
     weight = np.repeat(np.array([1.0] * ROWS + [2.0] * OWN, np.float32), WIDTH)
     back = np.repeat(np.arange(ROWS + OWN) % 4 == 0, WIDTH)
     return Sample(
-        Windows(VOCABULARY, windows[:ROWS]), Windows(VOCABULARY, windows[ROWS:]), activation.ravel(),
-        np.where(back, 0, weight).astype(np.float32), np.where(back, weight, 0).astype(np.float32), VOCABULARY,
-    )  # fmt: skip
+        Windows(VOCABULARY, windows[:ROWS]),
+        Windows(VOCABULARY, windows[ROWS:]),
+        activation.ravel(),
+        np.where(back, 0, weight).astype(np.float32),
+        np.where(back, weight, 0).astype(np.float32),
+        VOCABULARY,
+    )
 
 
 def learned(truth: Truth, *, seed: int = 0, noise: float = 0.0, growth: Growth | None = None) -> Rule | None:
@@ -106,8 +110,19 @@ def raised(words: Sequence[str], at: int) -> float:
 
 
 TRUTHS: tuple[Truth, ...] = (
-    token_set, graded, bigram, exception, position, within, quoted, repeated, token_late, quoted_token, either, raised,
-)  # fmt: skip
+    token_set,
+    graded,
+    bigram,
+    exception,
+    position,
+    within,
+    quoted,
+    repeated,
+    token_late,
+    quoted_token,
+    either,
+    raised,
+)
 
 
 @pytest.mark.parametrize("truth", TRUTHS)
@@ -226,8 +241,7 @@ def test_tokens_without_weight_do_not_count() -> None:
     weight, check = (np.where(padding, 0, part).astype(np.float32) for part in (whole.weight, whole.check))
     wrong = np.where(padding, 50.0, whole.activation).astype(np.float32)
     rule = induce(
-        sample := Sample(whole.background, whole.own, wrong, weight, check, VOCABULARY),
-        grow(sample, Growth()),
+        sample := Sample(whole.background, whole.own, wrong, weight, check, VOCABULARY), grow(sample, Growth())
     )
     assert rule is not None
     assert miss(rule, token_set) == 0.0

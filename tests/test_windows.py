@@ -11,10 +11,10 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from neuronaut.data import stdlib
-from neuronaut.data import windows as module
 from neuronaut.data.corpus import Corpus
+from neuronaut.data.harvest import windows as module
+from neuronaut.data.harvest.windows import Dropped, WindowBatch, windows
 from neuronaut.data.splits import Splits, assign
-from neuronaut.data.windows import Dropped, WindowBatch, windows
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 

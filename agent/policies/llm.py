@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ...explainers.ask import rule_language
-from ...explainers.llm.asking import Asking
-from ...explainers.llm.calling import answered
-from ...explainers.llm.desk import Desk
-from ...explainers.llm.values import Chat, Reply, Sampling
-from ...explainers.prompt import Prompt
-from ...explainers.render import STEPS
-from ..investigation.actions import CALLS, Action
-from ..investigation.experiments import Tool
-from ..investigation.judging import HITS, ODDS, RESOLVED, SILENCES
-from ..investigation.levels import EDGES
-from ..investigation.planning import QUOTA
-from ..investigation.view import View
-from .policy import NoActionError, OutOfBudgetError
-from .reading import Misread, Turn
-from .showing import places
+from ...llm.client import Desk
+from ...llm.prompt import Prompt
+from ...llm.render import STEPS
+from ...llm.tasks import Asking
+from ...llm.tool_calls import answered
+from ...llm.types import Chat, Reply, Sampling
+from ..loop.experiments import Tool
+from ..loop.hypotheses import CALLS, Action
+from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
+from ..loop.levels import EDGES
+from ..loop.planning import QUOTA
+from ..loop.policy import NoActionError, OutOfBudgetError
+from ..loop.view import View
+from .llm_prompt import places
+from .llm_tools import Misread, Turn
 
 TOKENS = 20_000
 """The messages of a chat have at most so many, roughly, whatever a view holds; a repair adds the reply and its fault.
@@ -59,9 +59,13 @@ class LLMPolicy:
         """Hashes of all prompts, the language model, and how it is sampled."""
         llm = self._desk.llm
         return {
-            "prompts": {name: prompt.hash for name, prompt in self._prompts.items()}, "model": llm.model,
-            "endpoint": llm.endpoint, "temperature": self._temperature, "reply": REPLY, "version": 1,
-        }  # fmt: skip
+            "prompts": {name: prompt.hash for name, prompt in self._prompts.items()},
+            "model": llm.model,
+            "endpoint": llm.endpoint,
+            "temperature": self._temperature,
+            "reply": REPLY,
+            "version": 1,
+        }
 
     @property
     def asked(self) -> Sequence[Reply]:
@@ -86,14 +90,27 @@ class LLMPolicy:
         prompt = self._prompts["investigate_challenge" if turn.view.phase == "challenge" else "investigate_explore"]
         kind = turn.view.kind
         filled = {
-            **places(turn.view, turn.tools), "about": self._about(kind), "aim": _AIM[kind], "twin": _TWIN[kind],
-            "token": _TOKEN[kind], "open": turn.open, "most": str(CALLS), "quota": f"{QUOTA:.0%}",
-            "resolved": str(RESOLVED), "silences": str(SILENCES), "odds": f"{ODDS:g}", "hits": f"{HITS:.0%}",
-        }  # fmt: skip
+            **places(turn.view, turn.tools),
+            "about": self._about(kind),
+            "aim": _AIM[kind],
+            "twin": _TWIN[kind],
+            "token": _TOKEN[kind],
+            "open": turn.open,
+            "most": str(CALLS),
+            "quota": f"{QUOTA:.0%}",
+            "resolved": str(RESOLVED),
+            "silences": str(SILENCES),
+            "odds": f"{ODDS:g}",
+            "hits": f"{HITS:.0%}",
+        }
         return Chat(
-            prompt.render(filled), Sampling(temperature=self._temperature, max_tokens=REPLY), sample=_sample(turn),
-            prompt=prompt.name, tools=turn.specs, tool_choice="required",
-        )  # fmt: skip
+            prompt.render(filled),
+            Sampling(temperature=self._temperature, max_tokens=REPLY),
+            sample=_sample(turn),
+            prompt=prompt.name,
+            tools=turn.specs,
+            tool_choice="required",
+        )
 
     def _asking(self, turn: Turn) -> Asking[Action]:
         chat = self.chat(turn)

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ...explainers.llm.values import Reply
+from ...llm.types import Reply
 from ...subject.errors import NeuronautError
-from ..investigation.actions import Action
-from ..investigation.experiments import Tool
-from ..investigation.view import View
-from .policy import NoActionError, OutOfBudgetError
+from ..loop.experiments import Tool
+from ..loop.hypotheses import Action
+from ..loop.policy import NoActionError, OutOfBudgetError
+from ..loop.view import View
 
 _ACTION: TypeAdapter[Action] = TypeAdapter(Action)
 

@@ -14,14 +14,13 @@ What it decides follows from the view alone. As a challenger it draws other rand
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...causal.nodes import parse_nodes
-from ...explainers.llm.values import Reply
-from ..investigation.actions import Action, Call, Concede, Propose, Submit, UseTools
-from ..investigation.behaviour import JOIN
-from ..investigation.experiments import Tool
-from ..investigation.hypotheses import Hypothesis
-from ..investigation.levels import EDGES, levels_of
-from ..investigation.view import Done, View
+from ...causal.circuits.nodes import parse_nodes
+from ...llm.types import Reply
+from ..loop.behaviour_lab import JOIN
+from ..loop.experiments import Tool
+from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
+from ..loop.levels import EDGES, levels_of
+from ..loop.view import Done, View
 
 FAR = 0.1
 """Between expected and measured share: how far apart they are, beside being of other levels, for a revision."""
@@ -32,8 +31,11 @@ STRICT = 0.96
 """Threshold of the second pruning."""
 _PATTERN = 0.4
 """Share of attention from which on a head is called by its pattern."""
-_PATTERNS = {"previous": "looks at the previous token", "duplicate": "looks at earlier copies of its token",
-             "induction": "looks at what followed earlier copies of its token"}  # fmt: skip
+_PATTERNS = {
+    "previous": "looks at the previous token",
+    "duplicate": "looks at earlier copies of its token",
+    "induction": "looks at what followed earlier copies of its token",
+}
 _TOLD = 24
 """Nodes that a text names."""
 _SURVEYS = ("attribute_nodes", "find_circuit", "head_patterns", "direct_logits")

@@ -13,22 +13,11 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import mean
-from ...explainers.rules import Class, Condition, Position, Regex, Text, Token
-from ..investigation.experiments import Control, Design, Item, Measured
-from ..investigation.lab import FeatureLab
-from .changed import Expecting, as_expected, conditions, expected, flipped, ruled
-from .places import (
-    ACTIVE,
-    Place,
-    excerpt,
-    fires_on,
-    generator,
-    in_turn,
-    near_misses,
-    places,
-    silent_window,
-    training,
-)
+from ...rules.language import Class, Condition, Position, Regex, Text, Token
+from ..loop.experiments import Control, Design, Item, Measured
+from ..loop.feature_lab import FeatureLab
+from .places import ACTIVE, Place, excerpt, fires_on, generator, in_turn, near_misses, places, silent_window, training
+from .window_edits import Expecting, as_expected, conditions, expected, flipped, ruled
 
 POOL = 400
 """Places of each kind among which the rivals' disagreement chooses."""
@@ -87,11 +76,15 @@ class MineNearMisses:
             if flip
         }
         return Measured(
-            values, share.value, *(share.interval or (None, None)), n=len(values),
-            units="share of places that change with the unread context", normalised_by=lab.normalised_by,
+            values,
+            share.value,
+            *(share.interval or (None, None)),
+            n=len(values),
+            units="share of places that change with the unread context",
+            normalised_by=lab.normalised_by,
             control=None if quiet is None else Control(what, quiet.value, *(quiet.interval or ())),
             found={**_previous(lab), "was and is": flipping},
-        )  # fmt: skip
+        )
 
 
 def _copy(lab: FeatureLab, place: Place, label: str, rng: np.random.Generator, reach: int) -> Item:

@@ -5,6 +5,8 @@ least half as strong as its strongest examples; near misses are silent ones that
 elsewhere; silent places hold another token. Places are taken in turn from different tokens, since one token may be
 special. Windows keep their length,
 so that rules can be learned from whatever is made of them, and nothing here comes from any split but training.
+
+Arguments that causal tools share.
 """
 
 import zlib
@@ -19,9 +21,9 @@ from pydantic import Field
 
 from ...data.records import Example
 from ...subject.errors import NeuronautError
-from ..investigation.hypotheses import Said
-from ..investigation.lab import FeatureLab
-from ..investigation.levels import EDGES
+from ..loop.feature_lab import FeatureLab
+from ..loop.hypotheses import Said
+from ..loop.levels import EDGES
 
 SILENT, ACTIVE = EDGES[1], EDGES[2]
 """Below the one a place is silent, from the other on it is active; in units of the scale."""
@@ -217,3 +219,20 @@ def _in_window(lab: FeatureLab, example: Example, where: Where, before: int, see
     if place is None:
         raise NeuronautError(f"window {example.window} has no {where} place with {before} tokens before it")
     return place
+
+
+class ActiveArgs(Carried, frozen=True):
+    """Of tools that look at places where the feature is active."""
+
+    count: int = Field(6, ge=2, le=32, description="how many active places to use, the strongest first")
+
+
+class TokenArgs(Drawn, frozen=True):
+    """Of tools whose items are tokens."""
+
+    count: int = Field(6, ge=2, le=32, description="how many places to use; active ones are the strongest first")
+    tokens: tuple[str, ...] = Field(
+        (),
+        max_length=20,
+        description="tokens to ask about beside those that hypotheses claim, as the examples show them (' the')",
+    )

@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import mean
-from ...explainers.rules import CLASSES
+from ...rules.language import CLASSES
 from ...subject.errors import NeuronautError
-from ..investigation.experiments import Control, Design, Item, Measured
-from ..investigation.lab import FeatureLab
-from .changed import Expecting, as_expected
+from ..loop.experiments import Control, Design, Item, Measured
+from ..loop.feature_lab import FeatureLab
 from .places import Carried, Place, common_tokens, excerpt, generator, near_misses, places
+from .window_edits import Expecting, as_expected
 
 State = Literal["repeat", "induction", "double", "single", "parentheses", "brackets", "braces"]
 MARKS: Mapping[str, tuple[str, str]] = {
@@ -96,11 +96,15 @@ class ProbeState:
         quiet = mean(sham, seed=lab.seed) if sham else None
         means = {way: {d: round(float(np.mean(v)), 3) for d, v in curve.items()} for way, curve in curves.items()}
         return Measured(
-            values, gain.value, *(gain.interval or (None, None)), n=len(both), units="share of the scale, added",
+            values,
+            gain.value,
+            *(gain.interval or (None, None)),
+            n=len(both),
+            units="share of the scale, added",
             normalised_by=lab.normalised_by,
             control=quiet and Control("a neutral word at the same places", quiet.value, *(quiet.interval or ())),
             found={"mean by distance": means, "carriers": design.plan["carriers"]},
-        )  # fmt: skip
+        )
 
 
 def _places(lab: FeatureLab, args: ProbeArgs) -> list[Place]:
@@ -127,9 +131,7 @@ def _neutral(lab: FeatureLab) -> list[int]:
     return [token for token in common_tokens(lab) if CLASSES["word"](lab.vocabulary[token])]
 
 
-def _bare(
-    lab: FeatureLab, place: Place, what: str, words: Sequence[int], rng: np.random.Generator
-) -> tuple[int, ...]:  # fmt: skip
+def _bare(lab: FeatureLab, place: Place, what: str, words: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
     """The window without any earlier copy of the pivot token, or without any of the marks before it."""
     if what in MARKS:
         goes = [any(mark in lab.vocabulary[token] for mark in MARKS[what]) for token in place.ids[: place.pivot]]

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import mean
-from ..investigation.experiments import Control, Design, Item, Measured
-from ..investigation.lab import FeatureLab
+from ..loop.experiments import Control, Design, Item, Measured
+from ..loop.feature_lab import FeatureLab
 from .places import Carried, excerpt, generator, places, silent_window
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 9, 17, 33, 65, 129)
@@ -83,11 +83,15 @@ class PruneContext:
             for way, curve in curves.items()
         }
         return Measured(
-            values, length.value, *(length.interval or (None, None)), n=len(needed["filled"]),
-            units="tokens needed, the pivot included", normalised_by=lab.normalised_by,
+            values,
+            length.value,
+            *(length.interval or (None, None)),
+            n=len(needed["filled"]),
+            units="tokens needed, the pivot included",
+            normalised_by=lab.normalised_by,
             control=Control("the filling text itself at the same positions", quiet.value, *(quiet.interval or ())),
             found={"needed": needed, "mean by length": means, "carriers": design.plan["carriers"]},
-        )  # fmt: skip
+        )
 
 
 def _item(ids: tuple[int, ...], pivot: int, carrier: int, kept: int, way: Way, told: str) -> Item:

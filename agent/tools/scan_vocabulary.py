@@ -8,12 +8,21 @@ import numpy as np
 from pydantic import Field
 from torch.nn.functional import normalize
 
-from ...explainers.phrases import visible
-from ...explainers.rules import Token
-from ..investigation.experiments import Design, Measured
-from ..investigation.lab import FeatureLab
-from .changed import SHOWN, Expecting, as_expected, changed, conditions, design_changes, flipped, measure_changes
+from ...rules.english import visible
+from ...rules.language import Token
+from ..loop.experiments import Design, Measured
+from ..loop.feature_lab import FeatureLab
 from .places import ACTIVE, Carried, Where, common_tokens, places, special_tokens, training
+from .window_edits import (
+    FLIPS_SHOWN,
+    Expecting,
+    as_expected,
+    changed,
+    conditions,
+    design_changes,
+    flipped,
+    measure_changes,
+)
 
 KNOWN = 20
 """Tokens that stand at the offset before active places, whose neighbours in the embedding are tried first."""
@@ -49,19 +58,26 @@ class ScanVocabulary:
         tokens, left_out = _tokens(lab, back, each=max(args.most // len(found), 1))
         items = [
             changed(
-                place, place.put(place.pivot - back, token), carrier=number,
+                place,
+                place.put(place.pivot - back, token),
+                carrier=number,
                 label=f"{visible(lab.vocabulary[token])} at {args.offset} of carrier {number}",
-                group=f"carrier {number}", put=lab.vocabulary[token],
+                group=f"carrier {number}",
+                put=lab.vocabulary[token],
             )
             for number, place in enumerate(found, start=1)
             for token in tokens
-        ]  # fmt: skip
+        ]
         items = as_expected(lab, items, args.expect)
         what = "the pivot token itself is" if back == 0 else f"the token {back} before the pivot is"
         return design_changes(
             f"What happens when {what} replaced, in {len(found)} {args.carriers.replace('_', ' ')} windows?",
-            lab, found, items, seed=args.seed, about={"tokens": len(tokens), "left_out": left_out},
-        )  # fmt: skip
+            lab,
+            found,
+            items,
+            seed=args.seed,
+            about={"tokens": len(tokens), "left_out": left_out},
+        )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of tokens that flip the carrier, and the tokens that flip most carriers."""
@@ -69,7 +85,7 @@ class ScanVocabulary:
         flips = flipped(measured.values, [item.about["was"] for item in design.items])
         tried = Counter(item.about["put"] for item in design.items)
         counts = Counter(item.about["put"] for item, flip in zip(design.items, flips, strict=True) if flip)
-        common = {token: count for token, count in counts.most_common(SHOWN) if 2 * count > tried[token]}
+        common = {token: count for token, count in counts.most_common(FLIPS_SHOWN) if 2 * count > tried[token]}
         return replace(measured, found={**measured.found, "flipping most carriers": common})
 
 

@@ -13,14 +13,14 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import Mean, mean
-from ...data.search import similar
-from ...explainers.evaluate import TokenGrid, predict
-from ...explainers.observed import Disagreement, disagreements
+from ...data.store.search import similar
 from ...explainers.rule import RuleExplainer
-from ...explainers.rules import Rule
-from ..investigation.experiments import Design, Measured
-from ..investigation.hypotheses import Said
-from ..investigation.lab import FeatureLab
+from ...rules.evaluate import TokenGrid, predict
+from ...rules.language import Rule
+from ...rules.observed import Disagreement, disagreements
+from ..loop.experiments import Design, Measured
+from ..loop.feature_lab import FeatureLab
+from ..loop.hypotheses import Said
 
 SHOWN = 12
 
@@ -65,9 +65,15 @@ class LearnRule:
                 found["disagreements"] = [_plain(one) for one in told[:SHOWN]]
         low, high = (fit and fit.interval) or (None, None)
         return Measured(
-            (), fit and fit.value, low, high, n=len(lab.observed), units="share of measurements that it fits",
-            normalised_by=lab.normalised_by, found=found,
-        )  # fmt: skip
+            (),
+            fit and fit.value,
+            low,
+            high,
+            n=len(lab.observed),
+            units="share of measurements that it fits",
+            normalised_by=lab.normalised_by,
+            found=found,
+        )
 
     def _explainer(self, lab: FeatureLab, interventions: int) -> RuleExplainer:
         """The same explainer for the same lab: it keeps what its interventions gave."""
@@ -130,5 +136,10 @@ def _fit(rule: Rule, lab: FeatureLab) -> Mean:
 
 
 def _plain(one: Disagreement) -> dict[str, Any]:
-    return {"token": one.token, "offset": one.offset, "error": round(one.error, 4), "wrong": one.wrong,
-            "measured": one.measured}  # fmt: skip
+    return {
+        "token": one.token,
+        "offset": one.offset,
+        "error": round(one.error, 4),
+        "wrong": one.wrong,
+        "measured": one.measured,
+    }

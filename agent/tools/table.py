@@ -3,28 +3,23 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..investigation.experiments import Tool
-from .causal_ablate import Ablate, PatchActivation
-from .causal_attention import Attention
-from .causal_cut import CutUpstream
-from .causal_downstream import Downstream
-from .causal_probe import ProbeProperty
-from .causal_steer import Steer
-from .causal_tokens import PromotedTokens
-from .causal_upstream import Upstream
-from .circuit_nodes import CutNodes, RestoreNodes
-from .circuit_reading import AttentionTo, DirectLogits, HeadPatterns
-from .circuit_sets import CutTogether, KeepOnly, SwapPrompts
-from .circuit_surveys import AttributeNodes, FindCircuit
+from ..loop.experiments import Tool
+from .circuits.cuts import CutNodes, CutTogether, KeepOnly, RestoreNodes, SwapPrompts
+from .circuits.surveys import AttentionTo, AttributeNodes, DirectLogits, FindCircuit, HeadPatterns
+from .effects.ablate import Ablate, PatchActivation
+from .effects.attention import Attention
+from .effects.downstream import Downstream
+from .effects.linear_probe import ProbeProperty
+from .effects.steer import PromotedTokens, Steer
+from .effects.upstream import CutUpstream, Upstream
 from .near_misses import MineNearMisses
+from .positions_and_pairs import SwapPairs, SweepPositions
 from .probe_state import ProbeState
 from .prune_context import PruneContext
 from .random_edits import EditAtRandom
-from .run_texts import RunTexts
 from .scan_vocabulary import ScanVocabulary
 from .surveys import KnownExplanations, LearnRule
-from .swap_pairs import SwapPairs
-from .sweep_positions import SweepPositions
+from .window_edits import RunTexts
 
 _ALL: tuple[Tool[Any], ...] = (
     RunTexts(),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from ...data.store import Store
+from ...data.store.store import Store
 from .grade import Grade, table
 from .oneshot import oneshot
 from .world import worlds

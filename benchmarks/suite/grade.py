@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...causal.measures import Mean, mean
-from ...explainers.evaluate import TokenGrid, predict
-from ...explainers.rules import Rule
+from ...rules.evaluate import TokenGrid, predict
+from ...rules.language import Rule
 from ...scorers.metrics import agreement
 from .pairs import Pair, Target, at_pivots, counterfactuals, told
 from .truth import LONGEST, Cause, Unit
@@ -90,19 +90,27 @@ class Grader:
         rule = Rule.parse(rule) if isinstance(rule, str) else rule
         silent = rule is None
         base = Grade(
-            unit.address, unit.kind, unit.level, silent, silent == unit.abstain,
+            unit.address,
+            unit.kind,
+            unit.level,
+            silent,
+            silent == unit.abstain,
             promoted=None if promoted is None else jaccard(promoted, unit.promotes),
             suppressed=None if suppressed is None else jaccard(suppressed, unit.suppresses),
             upstream=None if upstream is None else set(upstream) == set(unit.upstream),
-        )  # fmt: skip
+        )
         if unit.abstain:
             return base
         natural, counterfactual = (CHANCE, CHANCE) if rule is None else self._accuracies(unit, rule)
         return replace(
-            base, natural=natural, counterfactual=counterfactual, pairs=len(self.pairs(unit)),
-            causes=self.recall(unit, rule, unit.causes), exceptions=self.recall(unit, rule, unit.exceptions),
+            base,
+            natural=natural,
+            counterfactual=counterfactual,
+            pairs=len(self.pairs(unit)),
+            causes=self.recall(unit, rule, unit.causes),
+            exceptions=self.recall(unit, rule, unit.exceptions),
             second=self.recall(unit, rule, unit.second),
-        )  # fmt: skip
+        )
 
     def _accuracies(self, unit: Unit, rule: Rule) -> tuple[float | None, float | None]:
         truth = np.array([unit.truth(window) for window in self._windows], np.float32)
@@ -211,16 +219,21 @@ def summary(grades: Sequence[Grade], *, seed: int = 0) -> Summary:
         if values:
             means[metric] = mean(values, seed=seed)
     return Summary(
-        len(answered), means,
-        sum(grade.abstained and grade.abstention_right for grade in grades), len(grades) - len(answered),
+        len(answered),
+        means,
+        sum(grade.abstained and grade.abstention_right for grade in grades),
+        len(grades) - len(answered),
         sum(grade.abstained and not grade.abstention_right for grade in grades),
-    )  # fmt: skip
+    )
 
 
 def table(grades: Sequence[Grade]) -> str:
     """A Markdown table, a line a level."""
-    lines = ["| level | units | counterfactual | natural | causes | exceptions | second meanings | abstained rightly "
-             "| wrongly |", "|--:|" + "--:|" * 8]  # fmt: skip
+    lines = [
+        "| level | units | counterfactual | natural | causes | exceptions | second meanings | abstained rightly "
+        "| wrongly |",
+        "|--:|" + "--:|" * 8,
+    ]
     for level in sorted({grade.level for grade in grades}):
         found = summary([grade for grade in grades if grade.level == level])
         cells = [_cell(found.means.get(metric)) for metric in METRICS[:5]]

@@ -34,9 +34,13 @@ def _with_second(supply: Supply, draft: Draft, kind: str) -> Draft:
     text, cause, phrase = _second(supply)
     condition = replace(draft.condition, causes=(*draft.condition.causes, cause))
     return replace(
-        draft, kind=kind, description=f"{draft.description}; also {text}", condition=condition,
-        phrases=(*draft.phrases, phrase), second=(cause,),
-    )  # fmt: skip
+        draft,
+        kind=kind,
+        description=f"{draft.description}; also {text}",
+        condition=condition,
+        phrases=(*draft.phrases, phrase),
+        second=(cause,),
+    )
 
 
 def rare_exception(supply: Supply) -> list[Draft]:
@@ -83,8 +87,10 @@ def hidden_quotes(supply: Supply) -> list[Draft]:
     draft = unless(supply, "hidden_quotes", share=_rare(supply), words=words, others=supply.take(2, 3), elsewhere=0.1)
     scaled = [  # quotation marks hold 0.3 of the text
         replace(phrase, weight=phrase.weight * share * 6 / 7, quoted=phrase.weight * 2)
-        if set(words) & set(phrase.words) else phrase for phrase in draft.phrases
-    ]  # fmt: skip
+        if set(words) & set(phrase.words)
+        else phrase
+        for phrase in draft.phrases
+    ]
     text = (
         f"{either(words)} between quotation marks, unless directly after {either(draft.condition.exceptions[0].before)}"
     )

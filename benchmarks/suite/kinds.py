@@ -5,7 +5,7 @@
     3  an exception; anything in quotes; a class in quotes; a word seen before
     4  what the corpus hides (hidden.py): rare exceptions, second conditions that hardly ever fail, rare second
        meanings, a word that comes along and is no cause, a twin that agrees with its sister on 99% of tokens
-    5  features of a dictionary (superposed.py): a chain through three layers, a class of which another feature has
+    5  features of a dictionary (graft.py): a chain through three layers, a class of which another feature has
        absorbed a word, a class split in two
     6  kinds of the levels before, grafted into a trained model (graft.py)
 
@@ -60,11 +60,13 @@ def _position(supply: Supply) -> list[Draft]:
     rng = supply.rng
     # Half of the places at most: a unit that is active on more would count as dense.
     first, step, late = rng.randint(2, 40), rng.randint(3, 5), rng.randint(34, 56)
-    text, places = rng.choice([
-        (f"positions {first} to {first + step + 2}", range(first, first + step + 3)),
-        (f"every position from {late}", range(late, LONGEST)),
-        (f"one position in {step}, from {first % step}", range(first % step, LONGEST, step)),
-    ])  # fmt: skip
+    text, places = rng.choice(
+        [
+            (f"positions {first} to {first + step + 2}", range(first, first + step + 3)),
+            (f"every position from {late}", range(late, LONGEST)),
+            (f"one position in {step}, from {first % step}", range(first % step, LONGEST, step)),
+        ]
+    )
     return [Draft("position", f"{text}, counted from 0", Predicate((Cause(places=tuple(places)),)))]
 
 
@@ -124,8 +126,10 @@ def _seen_before(supply: Supply) -> list[Draft]:
 def _chain(supply: Supply) -> list[Draft]:
     first, word = supply.take(1), supply.take(1)
     phrases = [
-        Phrase((None, *first, *word, None), 0.5), Phrase((*word, None, None), 0.3), Phrase((*first, None, None), 0.3)
-    ]  # fmt: skip
+        Phrase((None, *first, *word, None), 0.5),
+        Phrase((*word, None, None), 0.3),
+        Phrase((*first, None, None), 0.3),
+    ]
     text = f"any token directly after {first[0]} {word[0]}"
     return [Draft("chain", text, Predicate((Cause(before=word, two_before=first),)), tuple(phrases))]
 
@@ -176,12 +180,17 @@ LEVELS: Mapping[int, Sequence[Kind]] = {
     2: (_bigram, _class_after_class, _graded),
     3: (_exception, _quoted_class, _seen_before, _exception, _in_quotes, _quoted_class, _exception, _seen_before),
     4: (
-        rare_both, rare_exception, hidden_condition, twins, companion, rare_second, hidden_quotes, rare_near,
+        rare_both,
+        rare_exception,
+        hidden_condition,
+        twins,
+        companion,
+        rare_second,
+        hidden_quotes,
+        rare_near,
         polysemantic,
     ),
     5: (_chain, _absorbed, _split, _exception),
-    6: (
-        _exception, _bigram, _quoted_class, rare_second, _position, _seen_before, _graded, rare_exception, _in_quotes,
-    ),
-}  # fmt: skip
+    6: (_exception, _bigram, _quoted_class, rare_second, _position, _seen_before, _graded, rare_exception, _in_quotes),
+}
 SILENT: Sequence[Callable[[Supply], Draft]] = (_dead, _noise, _always)

@@ -6,10 +6,10 @@ A world is harvested, its units are labelled once from text and random edits, an
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...agent.label import label
 from ...data.records import Explanation
-from ...data.store import Store
+from ...data.store.store import Store
 from ...explainers.rule import RuleExplainer
+from ...labelling.label import label
 from .grade import Grade, Grader
 from .truth import Unit
 from .world import World
@@ -37,9 +37,8 @@ def oneshot(world: World, store: Store, *, each: int = 50, seed: int = 0) -> Ite
     judge = grader(world, store, each=each, seed=seed)
     explainer = RuleExplainer(world.subject, seed=seed)
     results = label(
-        world.features(), store, world.subject, explainer=explainer, scorers=[],
-        sources={world.source.id: world.source},
-    )  # fmt: skip
+        world.features(), store, world.subject, explainer=explainer, scorers=[], sources={world.source.id: world.source}
+    )
     units = {unit.address: unit for unit in world.units}
     for result in results:
         unit = units[str(result.feature)]

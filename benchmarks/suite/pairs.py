@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...explainers.evaluate import TokenGrid, predict
-from ...explainers.rules import Rule
+from ...rules.evaluate import TokenGrid, predict
+from ...rules.language import Rule
 from .truth import LONGEST, Cause, Unit
 
 Words = list[str]

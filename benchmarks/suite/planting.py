@@ -86,10 +86,15 @@ def plan_of(scene: Scene, drafts: Sequence[Draft], *, places: int, distractors: 
     ]
     heads = dict(zip(reading.HEADS, rng.sample(range(len(reading.HEADS)), len(reading.HEADS)), strict=True))
     return reading.Plan(
-        scene.words, before, tuple(made), reading.channels(scene.words, before, made, spare=spare), heads,
-        tuple(rng.sample(range(places), len(made))), tuple(round(2 ** rng.uniform(-1, 3), 3) for _ in made),
+        scene.words,
+        before,
+        tuple(made),
+        reading.channels(scene.words, before, made, spare=spare),
+        heads,
+        tuple(rng.sample(range(places), len(made))),
+        tuple(round(2 ** rng.uniform(-1, 3), 3) for _ in made),
         tuple(_effect(draft, len(scene.words), rng) for draft in made),
-    )  # fmt: skip
+    )
 
 
 def _effect(draft: Draft, tokens: int, rng: random.Random) -> dict[int, float]:
@@ -127,10 +132,21 @@ def blank(plan: reading.Plan, *, neurons: int, own_heads: int = 0, bulk: float =
     heads = len(reading.HEADS) + own_heads
     size = max(HEAD, -(-len(plan.channels) // heads))
     config = GPT2Config(
-        vocab_size=len(plan.words), n_positions=LONGEST + 1, n_embd=heads * size, n_layer=reading.LAYER + 1,
-        n_head=heads, n_inner=neurons, activation_function="relu", layer_norm_epsilon=1e-5 if bulk else EPSILON,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=len(plan.words),
+        n_positions=LONGEST + 1,
+        n_embd=heads * size,
+        n_layer=reading.LAYER + 1,
+        n_head=heads,
+        n_inner=neurons,
+        activation_function="relu",
+        layer_norm_epsilon=1e-5 if bulk else EPSILON,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
     model: Any = GPT2LMHeadModel(config)
     gain = bulk / (heads * size) ** 0.5 if bulk else GAIN
     with torch.no_grad():
@@ -148,9 +164,19 @@ def units_of(scene: Scene, plan: reading.Plan, source: SourceId, count: int) -> 
 def _unit(scene: Scene, plan: reading.Plan, source: SourceId, number: int) -> Unit:
     draft, index, effect = plan.drafts[number], plan.indices[number], plan.effects[number]
     return Unit(
-        f"{draft.kind}-{number}", draft.kind, scene.level, f"{source}:{index}", index, draft.description,
-        draft.dense or draft.condition, plan.scales[number], draft.condition.causes, draft.condition.exceptions,
-        draft.second, tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit > 0),
+        f"{draft.kind}-{number}",
+        draft.kind,
+        scene.level,
+        f"{source}:{index}",
+        index,
+        draft.description,
+        draft.dense or draft.condition,
+        plan.scales[number],
+        draft.condition.causes,
+        draft.condition.exceptions,
+        draft.second,
+        tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit > 0),
         tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit < 0),
-        reading.upstream(draft, plan.heads), draft.abstain,
-    )  # fmt: skip
+        reading.upstream(draft, plan.heads),
+        draft.abstain,
+    )

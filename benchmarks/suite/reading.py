@@ -87,11 +87,14 @@ def upstream(draft: Draft, heads: Mapping[str, int]) -> tuple[str, ...]:
     found: set[str] = {"mlp_out.1"} if is_joined(draft) else set()
     for cause in conditions([draft]):
         needs = {
-            f"head.0:{heads['before']}": cause.before, f"head.0:{heads['quotes']}": cause.quoted,
-            f"head.0:{heads['near']}": cause.near, f"head.0:{heads['once']}": cause.seen,
+            f"head.0:{heads['before']}": cause.before,
+            f"head.0:{heads['quotes']}": cause.quoted,
+            f"head.0:{heads['near']}": cause.near,
+            f"head.0:{heads['once']}": cause.seen,
             "mlp_out.0": cause.quoted or cause.near or cause.seen or cause.two_before,
-            f"head.1:{heads['before']}": cause.two_before, "mlp_out.1": cause.quoted,
-        }  # fmt: skip
+            f"head.1:{heads['before']}": cause.two_before,
+            "mlp_out.1": cause.quoted,
+        }
         found |= {name for name, needed in needs.items() if needed}
     return tuple(sorted(found, key=lambda name: (name.split(".")[1][0], name)))
 

@@ -34,6 +34,9 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" [^ ]+"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=words[0], eos_token=words[0], unk_token=UNKNOWN,
+        tokenizer_object=tokenizer,
+        bos_token=words[0],
+        eos_token=words[0],
+        unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...data.corpus import Corpus
-from ...data.harvest import HarvestResult, harvest
-from ...data.store import Store
+from ...data.harvest.harvest import HarvestResult, harvest
+from ...data.store.store import Store
 from ...subject.address import Feature
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
-from . import graft, kinds, planting, superposed
+from . import graft, kinds, planting
 from .drafts import Draft, Supply
 from .grammar import Grammar
 from .planting import Planted, Scene
@@ -28,7 +28,7 @@ VOCABULARY, FILLERS = 160, 36
 """Words of a world, and those of them that no unit owns."""
 FILLER: Mapping[int, float] = {4: 0.7}
 """By level, the share of the text's items that belong to no unit; 0.45 where none is given."""
-MODELS: Mapping[int, Callable[[Scene, Sequence[Draft]], Planted]] = {5: superposed.build, 6: graft.build}
+MODELS: Mapping[int, Callable[[Scene, Sequence[Draft]], Planted]] = {5: graft.build_superposed, 6: graft.build_grafted}
 """By level, what builds its subject; neurons planted alone where none is given."""
 
 

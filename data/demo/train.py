@@ -102,9 +102,18 @@ def train_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tokens: int
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=128, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        n_positions=CONTEXT,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
     model = GPT2LMHeadModel(config).train()
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     chosen = {id(p) for p in hidden}

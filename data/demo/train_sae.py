@@ -69,9 +69,15 @@ def train(vectors: Tensor, *, width: int, k: int, steps: int, rate: float, seed:
         if step % 500 == 0:
             print(f"step {step} loss {loss.item():.3f} dead {int(dead.sum())}", flush=True)
     return Dictionary(
-        id=SITE, kind="topk", k=k, W_enc=(encoder * scale).detach(), b_enc=encoder_bias.detach(),
-        W_dec=(decoder / scale).detach(), b_dec=(bias / scale).detach(), subtract_b_dec=True,
-    )  # fmt: skip
+        id=SITE,
+        kind="topk",
+        k=k,
+        W_enc=(encoder * scale).detach(),
+        b_enc=encoder_bias.detach(),
+        W_dec=(decoder / scale).detach(),
+        b_dec=(bias / scale).detach(),
+        subtract_b_dec=True,
+    )
 
 
 def _auxiliary(raw: Tensor, error: Tensor, dead: Tensor, decoder: Tensor, *, k: int) -> Tensor:

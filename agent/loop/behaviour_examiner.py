@@ -1,0 +1,196 @@
+"""Examining a behaviour's explanation: the baseline to beat, the holdout, which is read once, and the controls.
+
+The examination of a circuit on pairs that nothing has seen, once, at the end. It alone reads a lab's holdout.
+
+    natural          the holdout's pairs
+    counterfactual   pairs the other way round, the corrupted prompt asking for its own answer and the clean one being
+                     its corruption: drawn anew by the task's generator, or made of the holdout's where it has none. No
+                     tool corrupts in this direction; a circuit that leaves a backup out fails here
+
+Of both it wants faithfulness (the circuit alone: near 1) and completeness (what the model still does without it: near
+0), each with its interval; faithfulness also stands among that of random circuits of the same make-up.
+
+A sham is what the same experiments give where each node is taken for another of its kind: it ought to support nothing.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from ...causal.circuits.evaluate import Evaluation, evaluate
+from ...causal.circuits.nodes import Node
+from ...causal.circuits.tasks import Task, baseline
+from ...causal.measures import Effect
+from ...causal.prompts import Pairs
+from ...data.records import Score
+from ...data.store.journal_values import Experiment, Observation
+from ...subject.errors import NeuronautError
+from .behaviour_lab import BehaviourLab, effects
+from .controls import ControlResult, judged, permuted_and_dead, supporter
+from .hypotheses import Hypothesis
+
+LEAST_FAITHFUL = 0.75
+"""Share of the behaviour that a circuit must bring about by itself, on both halves of the holdout."""
+CHANCE = 0.05
+"""A circuit's faithfulness must be among this share of the best of random circuits of its make-up, on one half."""
+SHAMS = 3
+"""Times that each node is taken for another."""
+
+
+class BehaviourExaminer:
+    """Examines circuits of one behaviour."""
+
+    def __init__(self, lab: BehaviourLab) -> None:
+        self._lab = lab
+
+    def refusal(self) -> None:
+        """A task that the subject does not do is refused when its lab is made."""
+
+    def baseline(self) -> dict[str, Any]:
+        """All nodes together, which is what a circuit has to be as good as with fewer."""
+        return {
+            "text": "all nodes together",
+            "rule": None,
+            "scores": [],
+            "nodes": len(self._lab.nodes),
+            "metric": asdict(self._lab.baseline),
+        }
+
+    def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
+        """Faithfulness and completeness on both halves; to be called once."""
+        del text
+        return examine(self._lab, hypothesis) if hypothesis.nodes else []
+
+    def indescribable(self, hypothesis: Hypothesis) -> None:
+        """A circuit is always a list of nodes."""
+
+    def shortfall(self, scores: Sequence[Score]) -> str | None:
+        """Why a circuit with these holdout scores is not supported; None where it may be."""
+        for score in (score for score in scores if score.metric == "faithfulness" and score.value is not None):
+            if score.value is not None and score.value < LEAST_FAITHFUL:
+                return f"faithfulness of {score.value:.3f} on the {score.examples} holdout, wanted {LEAST_FAITHFUL}"
+        # Of one half only: where nodes back each other up, one without the other is as faithful in one direction.
+        among = [p for score in scores if isinstance(p := score.provenance.get("percentile"), float)]
+        if among and max(among) < 100 * (1 - CHANCE):
+            return f"random circuits of its make-up are as faithful on both halves (percentile {max(among):.0f})"
+        return None
+
+    def controls(
+        self,
+        hypotheses: Mapping[str, Hypothesis],
+        experiments: Sequence[Experiment],
+        observations: Mapping[str, Observation],
+        leader: str,
+    ) -> list[ControlResult]:
+        """Whether false observations leave the leader unsupported."""
+        used, real = judged(experiments, observations, "behaviour")
+        if not used:
+            return []
+        supported = supporter(hypotheses, used, observations, leader, "behaviour")
+        shams = [supported(sham(self._lab, used, number)) for number in range(SHAMS)]
+        what = f"the same experiments, each node taken for another, {SHAMS} times: how many support the leader"
+        # One of them may put equals in each other's places.
+        told = ControlResult("sham", what, sum(shams) <= 1, float(sum(shams)))
+        return [*permuted_and_dead(real, supported, seed=self._lab.seed), told]
+
+    def explanation(self, text: str, hypothesis: Hypothesis) -> None:
+        """A behaviour is no feature of the store: its explanation is in the journal."""
+
+
+SCORER = "circuit"
+CONTROLS = 100
+"""Random circuits that the examined one stands among, at most."""
+_SEED = 999_999_937
+"""Away from all seeds that tools draw with."""
+
+
+def examine(lab: BehaviourLab, hypothesis: Hypothesis) -> list[Score]:
+    """Score a hypothesis's nodes on both halves: a Score of faithfulness and one of completeness each.
+
+    `baselines` has the median of the random circuits; `provenance` the percentile among them, its p, the nodes and
+    what the pairs are. Where nothing can be measured, the value is None and the reason says why.
+    """
+    nodes = lab.circuit(hypothesis)
+    halves: dict[str, Callable[[], Task]] = {
+        "natural": lambda: lab._parts["holdout"],
+        "counterfactual": lambda: _reversed(_unseen(lab)),
+    }
+    return [score for half, rows in halves.items() for score in _scores(lab, nodes, half, rows)]
+
+
+def _unseen(lab: BehaviourLab) -> Task:
+    """As many pairs as in the holdout, drawn anew; the holdout's own where the task has no generator."""
+    own = lab._parts["holdout"]
+    return lab.drawn(len(own), seed=lab.seed + _SEED) if lab.has_generator else own
+
+
+def _reversed(task: Task) -> Task:
+    pairs = task.pairs
+    return Task(f"{task.name} reversed", Pairs(pairs.corrupted, pairs.clean, pairs.wrong, pairs.answers))
+
+
+def _scores(lab: BehaviourLab, nodes: tuple[Node, ...], half: str, rows: Callable[[], Task]) -> list[Score]:
+    try:
+        if not nodes:
+            raise NeuronautError("the hypothesis names no nodes")
+        task = rows()
+        baseline(lab.subject, task, metric_name=lab.metric, seed=lab.seed)
+        found = evaluate(lab.runs_of(task), nodes, subsets=0, controls=CONTROLS, seed=lab.seed)
+    except NeuronautError as error:
+        return [Score(SCORER, half, metric, None, str(error)) for metric in ("faithfulness", "completeness")]
+    said = {"nodes": [str(node) for node in nodes], "pairs": task.name, "seed": lab.seed, "metric": lab.metric}
+    return [
+        _score(half, "faithfulness", found.faithfulness, said, found),
+        _score(half, "completeness", found.ablated, said, None),
+    ]
+
+
+def _score(half: str, metric: str, effect: Effect, said: dict[str, object], found: Evaluation | None) -> Score:
+    low, high = effect.interval or (None, None)
+    control = None if found is None else found.control
+    among: dict[str, object] = {} if control is None else {"percentile": control.percentile, "p": control.p}
+    reason = effect.reason if effect.recovered is None else None
+    return Score(
+        SCORER,
+        half,
+        metric,
+        effect.recovered,
+        reason,
+        low,
+        high,
+        effect.n,
+        baselines={} if control is None else {"random_circuits": median(control.faithfulness)},
+        provenance={**said, **among, "formula": effect.formula},
+    )
+
+
+def sham(lab: BehaviourLab, experiments: Sequence[Experiment], number: int) -> dict[str, list[float]]:
+    """By experiment, what its items would have given where each node is taken for another of its kind."""
+    taken_for, found = _taken_for(lab, number), dict[str, list[float]]()
+    for experiment in experiments:
+        abouts = [_renamed(item["about"], taken_for) for item in experiment.design["items"]]
+        draw = experiment.design["plan"].get("prompts")
+        runs = lab.runs("select") if draw is None else lab.fresh(int(draw))
+        found[experiment.name] = [round(one.recovered or 0.0, 5) for one in effects(lab, runs, abouts)]
+    return found
+
+
+def _taken_for(lab: BehaviourLab, number: int) -> dict[str, str]:
+    """By node, the next one of its kind in a random cycle, so that none stays what it is where it has company."""
+    kinds: dict[str, list[str]] = {}
+    for node in lab.nodes:
+        kinds.setdefault(node.kind, []).append(str(node))
+    rng, found = random.Random(f"sham:{lab.seed}:{number}"), dict[str, str]()
+    for members in kinds.values():
+        cycle = rng.sample(members, len(members))
+        found |= dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
+    return found
+
+
+def _renamed(about: Mapping[str, Any], taken_for: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        what: taken_for[named] if isinstance(named, str) else [taken_for[one] for one in named]
+        for what, named in about.items()
+    }

@@ -1,0 +1,64 @@
+"""Hard limits of an investigation, and how much of each is left.
+
+What is spent is in the journal's ledger, so limits hold across interruptions. Exploring stops when a share
+`EXPLORE` of any limit is used: the rest is kept for the holdout and the report.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from ...data.store.journal_values import Charge
+from ...llm.prices import amounts, check_limits
+
+EXPLORE = 0.85
+"""Share of every limit that may be used before the explanation is frozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that an investigation may use; None for no limit."""
+
+    usd: float | None = None
+    tokens: int | None = None
+    """Of language models, input and output together."""
+    calls: int | None = None
+    fwd: int | None = None
+    """Forward passes: prompts that are run through the subject, however many to a batch."""
+    experiments: int | None = 60
+    """Surveys are not counted."""
+    minutes: float | None = None
+    """Of work, over all runs together."""
+
+    def __post_init__(self) -> None:
+        check_limits(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `usd=1,tokens=200k,calls=50,fwd=50k,experiments=40,minutes=10`, any of them."""
+        counts = ("tokens", "calls", "fwd", "experiments")
+        usage = (
+            "wanted any of usd, tokens, calls, fwd, experiments and minutes, as in fwd=50k,experiments=40,minutes=10"
+        )
+        return cls(**amounts(text, whole=counts, parts=("usd", "minutes"), usage=usage))
+
+    def used(self, spent: Charge) -> dict[str, tuple[float, float]]:
+        """By each kind that has a limit, what was used and the limit."""
+        values = {
+            "usd": spent.usd,
+            "tokens": spent.tokens,
+            "calls": spent.calls,
+            "fwd": spent.forwards,
+            "experiments": spent.experiments,
+            "minutes": spent.minutes,
+        }
+        return {kind: (values[kind], limit) for kind, limit in asdict(self).items() if limit is not None}
+
+    def exhausted(self, spent: Charge, *, share: float = EXPLORE) -> str | None:
+        """The kind of which this share is used; None where every one has room."""
+        over = [kind for kind, (used, limit) in self.used(spent).items() if used >= share * limit]
+        return " and ".join(over) or None
+
+    def left(self, spent: Charge, *, share: float = EXPLORE) -> Mapping[str, float]:
+        """By kind, what may still be used for exploring."""
+        return {kind: max(0.0, share * limit - used) for kind, (used, limit) in self.used(spent).items()}

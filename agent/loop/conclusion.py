@@ -1,0 +1,171 @@
+"""The nodes before and after exploring: what there is to beat, and how an investigation ends.
+
+From `freeze` on nothing is decided any more: the leader by the odds is fixed with the hash of what it says, the
+holdout is read once, the controls are run, and code draws the conclusion. An investigation that stands on false
+observations as well, or fails on the holdout, ends open.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from ...data.records import Score
+from ...data.store.journal_values import End
+from .controls import claims
+from .graph import State
+from .run import InvestigationRun
+
+HOLDOUT = "holdout"
+
+
+class Conclusion:
+    """The nodes of one investigation that ask no policy."""
+
+    def __init__(self, run: InvestigationRun) -> None:
+        self._run = run
+
+    def acquire(self, state: State) -> Mapping[str, Any]:
+        del state
+        refusal = self._run.examiner.refusal()
+        if refusal is None:
+            return {"next": "baseline"}
+        refused = {
+            "hypothesis": None,
+            "verdict": "no_explanation",
+            "evidence": "open",
+            "reason": refusal.reason,
+            "text": None,
+            "rule": None,
+            "nodes": {},
+            "hash": None,
+            "alike": [],
+        }
+        self._run.event("frozen", refused, key="frozen")
+        return {"next": "report", "stop": refusal.reason}
+
+    def baseline(self, state: State) -> Mapping[str, Any]:
+        del state
+        with self._run.charged("baseline", "baseline"):
+            self._run.event("baseline", self._run.examiner.baseline(), key="baseline")
+        return {}
+
+    def freeze(self, state: State) -> Mapping[str, Any]:
+        """Fix the leader by the odds."""
+        del state
+        found, hypotheses = self._run.verdict(), self._run.hypotheses()
+        leader = hypotheses.get(found.leader or "")
+        table = None if leader is None else self._run.examiner.indescribable(leader)
+        answer, reason = (found.answer, found.reason) if table is None else ("no_explanation", table)
+        body = {
+            "hypothesis": found.leader,
+            "verdict": answer,
+            "evidence": found.answer,
+            "reason": reason,
+            "alike": list(found.alike),
+            "nodes": dict(leader.nodes) if leader is not None else {},
+            "text": leader.text if leader is not None and answer != "no_explanation" else None,
+            "rule": None if leader is None or leader.rule is None else leader.rule.to_json(),
+        }
+        said = json.dumps([body["text"], body["rule"], body["nodes"]], sort_keys=True)
+        self._run.event("frozen", {**body, "hash": hashlib.sha256(said.encode()).hexdigest()}, key="frozen")
+        return {}
+
+    def holdout(self, state: State) -> Mapping[str, Any]:
+        """Read the holdout, once, for the frozen explanation."""
+        del state
+        frozen = self._frozen()
+        if frozen["text"] is None or self._run.journal.event_of(self._run.id, HOLDOUT) is not None:
+            return {}
+        self._run.journal.peek(self._run.id, HOLDOUT)
+        with self._run.charged(HOLDOUT, HOLDOUT):
+            scores = self._run.examiner.holdout(frozen["text"], self._run.hypotheses()[frozen["hypothesis"]])
+        self._run.event(
+            HOLDOUT,
+            {"scores": [asdict(score) for score in scores], "peeks": len(self._run.journal.peeks(self._run.id))},
+            key=HOLDOUT,
+        )
+        return {}
+
+    def controls(self, state: State) -> Mapping[str, Any]:
+        del state
+        frozen = self._frozen()
+        if frozen["verdict"] == "supported":
+            _, experiments, observations = self._run.standing()
+            with self._run.charged("controls", "controls"):
+                found = self._run.examiner.controls(
+                    self._run.hypotheses(), experiments, observations, frozen["hypothesis"]
+                )
+            for control in found:
+                self._run.event("control", asdict(control), key=f"control:{control.name}")
+        return {}
+
+    def report(self, state: State) -> Mapping[str, Any]:
+        """Draw the conclusion, and tell what single claims came to."""
+        status, reason = self._conclusion(state)
+        _, experiments, observations = self._run.standing()
+        told = claims(self._run.hypotheses(), experiments, observations)
+        self._run.event(
+            "concluded", {"status": status, "reason": reason, "claims": told, "stop": state["stop"]}, key="concluded"
+        )
+        return {}
+
+    def store(self, state: State) -> Mapping[str, Any]:
+        """Put the explanation and its scores where labels are, and close the investigation."""
+        del state
+        concluded = self._run.journal.event_of(self._run.id, "concluded") or {}
+        with self._run.store.transaction():
+            kept = self._keep(concluded)
+            ended = {"status": concluded["status"], "reason": concluded["reason"], "explanation_id": kept}
+            self._run.event("ended", ended, key="ended")
+            self._run.journal.finish(self._run.id, concluded["status"], reason=concluded["reason"], explanation=kept)
+        return {}
+
+    def _keep(self, concluded: Mapping[str, Any]) -> int | None:
+        frozen, read = self._frozen(), self._run.journal.event_of(self._run.id, HOLDOUT)
+        leader = self._run.hypotheses().get(frozen["hypothesis"] or "")
+        made = None
+        if frozen["text"] is not None and leader is not None:
+            made = self._run.examiner.explanation(frozen["text"], leader)
+        elif (refusal := self._run.examiner.refusal()) is not None:
+            made = refusal
+        elif leader is not None and (unnamed := self._run.examiner.explanation("none", leader)) is not None:
+            made = replace(unnamed, text=None, rule=None, status="no_pattern", reason=concluded["reason"])
+        if made is None:
+            return None
+        provenance = {
+            **self._run.provenance,
+            "investigation": self._run.id,
+            "verdict": concluded["status"],
+            "key": self._run.id,
+        }
+        scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in (read or {}).get("scores", [])]
+        return self._run.store.add_result(
+            replace(made, explainer=f"investigate:{self._run.policy.name}", provenance=provenance), scores
+        )
+
+    def _conclusion(self, state: State) -> tuple[End, str]:
+        """The status an investigation ends with, and why."""
+        frozen = self._frozen()
+        stop, answer, reason = state["stop"] or "", frozen["verdict"], frozen["reason"]
+        if answer == "supported":
+            read = self._run.journal.event_of(self._run.id, HOLDOUT) or {"scores": []}
+            scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in read["scores"]]
+            failed = [e["name"] for e in self._run.journal.events(self._run.id, kind="control") if not e["passed"]]
+            if fault := self._run.examiner.shortfall(scores):
+                return "open", fault
+            if failed:
+                return "open", f"the controls {', '.join(failed)} did not come out as they must"
+            return "supported", reason
+        observations = self._run.journal.observations(self._run.id).values()
+        if observations and all(observation.status == "error" for observation in observations):
+            return "error", f"every experiment failed; the last: {list(observations)[-1].reason}"
+        if answer == "open" and stop.startswith("budget"):
+            return "budget", f"{stop} is spent; {reason}"
+        return answer, reason if answer == "no_explanation" else f"{reason} ({stop})" if stop else reason
+
+    def _frozen(self) -> dict[str, Any]:
+        found = self._run.journal.event_of(self._run.id, "frozen")
+        assert found is not None, "freeze comes before what follows it"
+        return found

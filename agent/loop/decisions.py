@@ -1,0 +1,198 @@
+"""What is decided, and what becomes of a decision.
+
+Policies are asked here and nowhere else. A decision is kept by its step before anything follows from it, so that a
+node that is run again decides the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from ...data.store.journal_values import Charge, Experiment
+from .graph import State
+from .hypotheses import LIVE, NULLS, Action, Concede, Propose, Submit, UseTools
+from .planning import Planner, RejectedError
+from .policy import NoActionError, OutOfBudgetError
+from .run import InvestigationRun
+from .view import Phase, Refused, View
+from .views import view_of
+
+MISSES = 3
+"""Decisions in a row that may be invalid before exploring ends."""
+IDLE = 3
+"""Decisions for each round that may be run, so that one who only proposes comes to an end."""
+CHALLENGES, TURNS = 2, 2
+"""How often a leader is challenged, and how many plans each challenger may run."""
+ACTION: TypeAdapter[Action] = TypeAdapter(Action)
+
+
+class Decider:
+    """The nodes that ask a policy."""
+
+    def __init__(self, run: InvestigationRun) -> None:
+        self._run = run
+        self._planned: dict[int, list[Experiment]] = {}
+
+    def propose(self, state: State) -> Mapping[str, Any]:
+        """The first rivals: the policy's, and the two that are always there. Surveys may be run once before."""
+        run = self._run
+        nulls = [hypothesis.model_dump(mode="json", exclude_defaults=True) for hypothesis in run.lab.nulls()]
+        self._put_up(-1, nulls, origin="code")
+        action = self._decide(state, "propose", ("use_tools", "propose") if state["round"] == 0 else ("propose",))
+        if isinstance(action, Propose):
+            self._propose(state["step"], action, origin="proposer")
+            return {"step": state["step"] + 1, "misses": 0, "rejected": None, "next": "plan"}
+        if isinstance(action, UseTools):
+            try:
+                self._planned[state["step"]] = self._experiments(state, action)
+            except RejectedError as error:
+                return self._missed(state, str(error), again="propose")
+            return {"step": state["step"] + 1, "misses": 0, "rejected": None, "next": "preregister"}
+        return self._missed(state, f"{action}" if isinstance(action, str) else "wanted hypotheses", again="propose")
+
+    def plan(self, state: State) -> Mapping[str, Any]:
+        """Ask what to do next, and make experiments of it."""
+        run, challenging = self._run, state["role"] == "challenger"
+        if kind := run.exhausted():
+            return {"next": "freeze", "stop": f"budget: {kind}"}
+        if state["round"] >= run.settings.rounds or state["step"] >= IDLE * run.settings.rounds:
+            return {"next": "freeze", "stop": f"{state['round']} rounds were run in {state['step']} decisions"}
+        open_now = ("use_tools", "concede") if challenging else ("use_tools", "propose", "submit")
+        action = self._decide(state, "challenge" if challenging else "plan", open_now)
+        step = {"step": state["step"] + 1, "misses": 0, "rejected": None}
+        if isinstance(action, Propose):
+            self._propose(state["step"], action, origin="proposer")
+            return {**step, "next": "plan"}
+        if isinstance(action, Submit):
+            if state["challenges"] >= CHALLENGES:
+                return {**step, "next": "freeze", "stop": f"submitted: {action.reason}"}
+            return {**step, "next": "challenge"}
+        if isinstance(action, Concede):
+            return {**step, **self._conceded(state, action)}
+        if isinstance(action, UseTools):
+            try:
+                self._planned[state["step"]] = self._experiments(state, action)
+            except RejectedError as error:
+                return self._missed(state, str(error), again="plan")
+            return {**step, "next": "preregister"}
+        return self._missed(state, action, again="plan")
+
+    def _conceded(self, state: State, action: Concede) -> Mapping[str, Any]:
+        """What follows where a challenger found nothing: the end, unless the evidence is not enough for a verdict."""
+        run, found = self._run, self._run.verdict()
+        again = found.answer == "open" and state["challenges"] + 1 < CHALLENGES
+        words = f"the challenger conceded: {action.reason}" + f"; but {found.reason}" * again
+        run.event("challenged", {"verdict": words}, key=f"challenge:{state['challenges']}")
+        if again:
+            return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
+        return {"next": "freeze", "stop": "the challenger conceded"}
+
+    def _decide(self, state: State, phase: Phase, actions: Sequence[str]) -> Action | str:
+        """The action of this step, or why there is none. What was decided before stands."""
+        run, step = self._run, state["step"]
+        stored = run.journal.decision(run.id, step)
+        if stored is None:
+            try:
+                tools = [tool for tool in run.tools.values() if tool.survey or phase != "propose"]
+                action: Action | None = run.policy.decide(self._view(state, phase), actions, tools)
+                decided: dict[str, Any] = {"action": action.model_dump(mode="json", exclude_defaults=True)}
+                decided["action"]["action"] = action.action
+            except NoActionError as error:
+                decided = {"none": str(error), "repairs": error.repairs}
+            except OutOfBudgetError as error:
+                decided = {"none": str(error), "spent": True}
+            for reply in run.policy.asked:
+                tokens = reply.input_tokens + reply.output_tokens
+                run.journal.charge(run.id, reply.key, "call", Charge(calls=1, tokens=tokens, usd=run.price(reply)))
+            run.journal.decide(run.id, step, state["role"], decided)
+            stored = run.journal.decision(run.id, step) or decided
+        run.event(
+            "decided",
+            {"step": step, "role": state["role"], **{k: v for k, v in stored.items() if k != "role"}},
+            key=f"decided:{step}",
+        )
+        if "none" in stored:
+            return str(stored["none"])
+        action = ACTION.validate_python(stored["action"])
+        if action.action not in actions:
+            return f"{action.action} is not open now; open are {', '.join(actions)}"
+        if phase == "propose" and isinstance(action, UseTools):
+            surveys = {name for name, tool in run.tools.items() if tool.survey}
+            others = (call.tool for call in action.calls if call.tool not in surveys)
+            return next((f"{tool} is no survey; experiments need rivals, so propose first" for tool in others), action)
+        if isinstance(action, Propose):
+            return next((fault for one in action.hypotheses if (fault := run.lab.fault(one))), action)
+        return action
+
+    def _view(self, state: State, phase: Phase) -> View:
+        run = self._run
+        self._run.catch_up()
+        rivals, experiments, observations = run.standing()
+        spent = run.journal.spent(run.id)
+        return view_of(
+            run.lab,
+            rivals,
+            experiments,
+            observations,
+            phase=phase,
+            round=state["round"],
+            name=f"the {run.lab.kind}" if run.settings.hide_names else run.lab.target,
+            baseline=run.baseline(),
+            spent=spent._asdict(),
+            left=run.limits.left(spent),
+            rejected=state["rejected"],
+            step=state["step"],
+            refused=self._refused(state["role"]),
+        )
+
+    def _refused(self, role: str) -> list[Refused]:
+        """The decisions of a role that were not accepted."""
+        run = self._run
+        taken = {decision["step"]: decision for decision in run.journal.decisions(run.id)}
+        rejected = run.journal.events(run.id, kind="rejected")
+        return [
+            Refused(event["step"], taken[event["step"]].get("action"), event["reason"])
+            for event in rejected
+            if taken[event["step"]]["role"] == role
+        ]
+
+    def _missed(self, state: State, reason: str, *, again: str) -> Mapping[str, Any]:
+        """A decision that is not carried out: tell why, and ask again, a few times."""
+        run, misses = self._run, state["misses"] + 1
+        run.event("rejected", {"step": state["step"], "reason": reason}, key=f"rejected:{state['step']}")
+        update = {"step": state["step"] + 1, "misses": misses, "rejected": reason}
+        if misses < MISSES and run.exhausted() is None:
+            return {**update, "next": again}
+        return {**update, "next": "freeze", "stop": f"{misses} decisions in a row were not valid; the last: {reason}"}
+
+    def _propose(self, step: int, action: Propose, *, origin: str) -> None:
+        kinds = {hypothesis.kind for hypothesis in self._run.hypotheses().values()}
+        wanted = [h for h in action.hypotheses if not (h.kind in NULLS and h.kind in kinds)]
+        self._put_up(step, [h.model_dump(mode="json", exclude_defaults=True) for h in wanted], origin=origin)
+
+    def _put_up(self, step: int, bodies: Sequence[Mapping[str, Any]], *, origin: str) -> None:
+        names = self._run.journal.add_hypotheses(self._run.id, step, bodies, origin=origin)
+        self._run.event("proposed", {"names": names, "origin": origin}, key=f"proposed:{step}")
+
+    def planned(self, state: State) -> list[Experiment]:
+        """The experiments of the last decision; made again after a kill, which gives the same ones."""
+        run, step = self._run, state["step"] - 1
+        if step in self._planned:
+            return self._planned.pop(step)
+        if any(e.round > state["round"] for e in run.standing().experiments):
+            return []
+        action = ACTION.validate_python((run.journal.decision(run.id, step) or {})["action"])
+        return self._experiments(state, action) if isinstance(action, UseTools) else []
+
+    def _experiments(self, state: State, action: UseTools) -> list[Experiment]:
+        run = self._run
+        self._run.catch_up()
+        rivals, _, _ = run.standing()
+        live = [rival for rival in rivals if rival.status == "live"]
+        nulls = [rival for rival in live if rival.hypothesis.kind in NULLS]
+        kept = [rival for rival in live if rival not in nulls][: LIVE - len(nulls)]
+        named = {rival.name: rival.hypothesis for rival in live if rival in nulls or rival in kept}
+        planner = Planner(run, named, role=state["role"], round=state["round"] + 1)
+        with run.charged(f"design:{state['step']}", "design"):
+            return planner.plan(action.calls)

@@ -1,0 +1,154 @@
+"""Examining a feature's explanation: the baseline to beat, the holdout, which is read once, and the controls.
+
+The holdout has two halves. Natural: the feature's strongest holdout windows and as many random ones, and windows of
+all its quantiles. Counterfactual: minimal pairs of holdout windows, made by a generator that knows neither the
+explanation nor the transcript (data/counterfactual.py); and as the set `context` pairs that keep the token at the
+pivot (context_pairs.py), since only they can show that an exception or a second condition is missing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from ...data.records import Evidence, Explanation, Score
+from ...data.store.journal_values import Experiment, Observation
+from ...explainers.explainer import Limits as Bounds
+from ...explainers.explainer import TrainBatch, abstention
+from ...labelling.inputs import Bench
+from ...labelling.label import answered, scoring
+from ...llm.client import Desk
+from ...scorers.holdout import Holdout
+from ...scorers.scorer import Scorer
+from ...scorers.simulation import RuleSimulator
+from .context_pairs import context_pairs
+from .controls import ControlResult, judged, permuted_and_dead, supporter
+from .experiments import design_of
+from .feature_lab import FeatureLab
+from .hypotheses import Hypothesis
+
+SHAMS = 3
+"""Other units whose activations stand in for the feature's."""
+LEAST_AGREEMENT = {"counterfactual": 0.75, "context": 0.65}
+"""Below this balanced accuracy on the holdout's pairs an explanation is not supported, whatever its odds. Half of the
+context pairs flip, so that a rule without context has 0.5 there."""
+
+DENSE, TABLE = 0.15, 150
+"""Share of tokens on which a feature is active, and conditions, tokens and gains of a rule, above both of which the
+rule is a table of cases: dense sums without a pattern take 235 and more, real dense features with one fewer."""
+
+
+class FeatureExaminer:
+    """Examines explanations of one feature. Nothing that it reads reaches a policy or a tool."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        lab: FeatureLab,
+        evidence: Evidence,
+        batch: TrainBatch,
+        scorers: Sequence[Scorer],
+        *,
+        desk: Desk | None = None,
+    ) -> None:
+        self._bench, self._lab, self._evidence, self._batch = bench, lab, evidence, batch
+        self._scorers, self._desk = scorers, desk
+        lab.beside = tuple(self._others(np.random.default_rng(lab.seed)))
+
+    def refusal(self) -> Explanation | None:
+        """Why there is nothing to investigate: a dead, too rare or dense feature."""
+        return abstention(self._lab.evidence, explainer="investigation", limits=Bounds())
+
+    def baseline(self) -> dict[str, Any]:
+        """The one-shot explanation and its scores on `select`: what an investigation has to beat."""
+        made = self._lab.baseline
+        if made is None or made.text is None:
+            return {"text": None, "reason": made.reason if made else "no baseline", "rule": None, "scores": []}
+        judged = self._bench.judged([self._evidence], split="select")
+        scores = self._scores(made, judged[self._lab.feature])
+        return {"text": made.text, "rule": made.rule, "scores": [asdict(score) for score in scores]}
+
+    def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
+        """All scores on the holdout; to be called once."""
+        judged = self._bench.judged([self._evidence])[self._lab.feature]
+        pairs = context_pairs(
+            self._lab.subject,
+            self._lab.source,
+            self._lab.feature,
+            judged.examples,
+            peak=judged.peak,
+            corpus=self._batch.background.ids,
+            seed=self._lab.seed + 1,
+        )
+        judged = replace(judged, sets={**judged.sets, "context": pairs})
+        return self._scores(self.explanation(text, hypothesis), judged)
+
+    def explanation(self, text: str, hypothesis: Hypothesis) -> Explanation:
+        """The hypothesis as an explanation."""
+        rule = None if hypothesis.rule is None else hypothesis.rule.to_json()
+        seen = {example.window for example in self._lab.examples} | set(self._batch.background.digests)
+        return Explanation(self._lab.feature, text, "investigation", rule=rule, seen=tuple(sorted(seen)))
+
+    def indescribable(self, hypothesis: Hypothesis) -> str | None:
+        """Why a hypothesis is no explanation although it predicts: of a feature that is active nearly anywhere, a rule
+        that lists what it does case by case. None where it says something."""
+        density = self._lab.evidence.statistics.density
+        length = 0 if hypothesis.rule is None else hypothesis.rule.length()
+        if density <= DENSE or length <= TABLE:
+            return None
+        return f"active on {density:.0%} of all tokens, and the best rule is a table of {length} entries, no pattern"
+
+    def controls(
+        self,
+        hypotheses: Mapping[str, Hypothesis],
+        experiments: Sequence[Experiment],
+        observations: Mapping[str, Observation],
+        leader: str,
+    ) -> list[ControlResult]:
+        """Whether false observations leave the leader unsupported."""
+        used, real = judged(experiments, observations, "feature")
+        if not used:
+            return []
+        supported = supporter(hypotheses, used, observations, leader, "feature")
+        results = permuted_and_dead(real, supported, seed=self._lab.seed)
+        others = len(self._lab.beside)
+        if others:
+            shams = sum(map(supported, self._shams(used)))
+            what = f"the same inputs, other units' activations: by how many of {others} it is supported, too"
+            # One of them may be the feature's twin, for which the explanation does hold.
+            results.append(ControlResult("sham", what, shams <= 1 and shams < others, float(shams)))
+        return results
+
+    def shortfall(self, scores: Sequence[Score]) -> str | None:
+        """Why an explanation with these holdout scores is not supported; None where it may be."""
+        for score in scores:
+            least = LEAST_AGREEMENT.get(score.examples) if score.metric == "agreement" else None
+            if least is not None and score.value is not None and score.value < least:
+                return f"agreement of {score.value:.3f} on the {score.examples} pairs of the holdout, wanted {least}"
+        natural = next((s for s in scores if (s.examples, s.metric) == ("top_random", "correlation")), None)
+        if natural is not None and natural.ci_low is not None and natural.ci_low <= 0:
+            return f"its correlation on natural holdout windows may be zero (interval from {natural.ci_low:.2f})"
+        return None
+
+    def _others(self, rng: np.random.Generator) -> list[int]:
+        """Other units of the source that the training background shows alive."""
+        rows = self._lab.store.list_rows(self._lab.feature.source, limit=None)
+        alive = [int(str(row["feature"]).rstrip("-").rpartition(":")[2]) for row in rows if row["status"] != "dead"]
+        others = sorted(set(alive) - {self._lab.feature.index})
+        return [int(i) for i in rng.permutation(others)[:SHAMS]]
+
+    def _shams(self, experiments: Sequence[Experiment]) -> Iterator[dict[str, list[float]]]:
+        """What each unit beside it does at the items' pivots, in units of its own strongest value there."""
+        designs = [design_of(experiment.design) for experiment in experiments]
+        ends = np.cumsum([len(design.items) for design in designs])[:-1]
+        for values in self._lab.respond_others([item for design in designs for item in design.items]).T:
+            parts = np.split(values / max(float(values.max()), 1e-6), ends)
+            yield {e.name: part.tolist() for e, part in zip(experiments, parts, strict=True)}
+
+    def _scores(self, made: Explanation, holdout: Holdout) -> list[Score]:
+        cases = self._bench.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
+        # A rule is simulated by code, exactly and for nothing; words only need a judge.
+        scorers = self._scorers if made.rule is None else (RuleSimulator(seed=self._lab.seed),)
+        judged = next(iter(answered([scoring(scorers, cases, self._desk)], self._desk)), {})
+        return judged[made.feature][0] if made.feature in judged else []

@@ -1,0 +1,130 @@
+"""The order of an investigation as a LangGraph graph, and its state, which never grows.
+
+    acquire -> baseline -> propose -> plan -> preregister -> execute -> judge -> plan ...
+    propose -> preregister (surveys) ... judge -> propose
+    plan -> challenge -> plan (as the challenger) ... judge -> freeze -> holdout -> controls -> report -> store
+
+All that grows is in the journal; the state says where the investigation stands. A node may be run again after the
+process was killed in it: what it does is keyed, so that nothing is done or paid twice. Checkpoints are written
+before the next node begins (durability "sync").
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, TypedDict, get_args
+
+from langgraph.graph import END, START, StateGraph
+
+Role = Literal["proposer", "challenger"]
+
+
+class State(TypedDict):
+    """JSON-plain, of constant size."""
+
+    investigation: str
+    role: Role
+    """Who decides: proposer or challenger."""
+    step: int
+    """Decisions taken so far."""
+    round: int
+    """Plans that were run so far."""
+    turns: int
+    """Decisions of this challenger so far."""
+    challenges: int
+    challenged: str | None
+    """The leader that is challenged."""
+    misses: int
+    """Decisions in a row that were not accepted."""
+    rejected: str | None
+    """Why the last one was not."""
+    next: str
+    """The node that follows, where there is a choice."""
+    stop: str | None
+    """Why exploring ended."""
+
+
+Node = Callable[[State], Mapping[str, Any]]
+"""Returns what changes in the state."""
+
+NodeName = Literal[
+    "acquire",
+    "baseline",
+    "propose",
+    "plan",
+    "preregister",
+    "execute",
+    "judge",
+    "challenge",
+    "freeze",
+    "holdout",
+    "controls",
+    "report",
+    "store",
+]
+ORDER: tuple[NodeName, ...] = get_args(NodeName)
+
+
+class Nodes(Protocol):
+    """What each node does."""
+
+    def node(self, name: NodeName) -> Node:
+        """The function of a node of `ORDER`."""
+        ...
+
+
+def first_state(investigation: str) -> State:
+    """Where an investigation begins."""
+    return State(
+        investigation=investigation,
+        role="proposer",
+        step=0,
+        round=0,
+        turns=0,
+        challenges=0,
+        challenged=None,
+        misses=0,
+        rejected=None,
+        next="baseline",
+        stop=None,
+    )
+
+
+def build(nodes: Nodes, *, checkpointer: Any) -> Any:
+    """The compiled graph."""
+    graph = StateGraph(State)
+    for name in ORDER:
+        node: Any = _checked(name, nodes.node(name))
+        graph.add_node(name, node)
+    for one, other in (
+        (START, "acquire"),
+        ("baseline", "propose"),
+        ("preregister", "execute"),
+        ("execute", "judge"),
+        ("challenge", "plan"),
+        ("freeze", "holdout"),
+        ("holdout", "controls"),
+        ("controls", "report"),
+        ("report", "store"),
+        ("store", END),
+    ):
+        graph.add_edge(one, other)
+    for name, targets in (
+        ("acquire", ("baseline", "report")),
+        ("propose", ("propose", "preregister", "plan", "freeze")),
+        ("plan", ("plan", "preregister", "challenge", "freeze")),
+        ("judge", ("propose", "plan", "freeze")),
+    ):
+        graph.add_conditional_edges(name, lambda state: state["next"], list(targets))
+    return graph.compile(checkpointer=checkpointer)
+
+
+def _checked(name: str, node: Node) -> Node:
+    """The node, whose updates must be known keys: LangGraph drops unknown ones in silence."""
+    known = State.__annotations__
+
+    def run(state: State) -> Mapping[str, Any]:
+        update = node(state)
+        if unknown := set(update) - set(known):
+            raise KeyError(f"{name} returned {sorted(unknown)}, which the state does not have")
+        return update
+
+    return run

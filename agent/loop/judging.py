@@ -1,0 +1,307 @@
+"""Verdicts: arithmetic on what was predicted and what was seen, and nothing else.
+
+The odds of a rival move against those of the leader of the time by the log-likelihood ratio of the observed levels,
+over the items on which the two differ; where these are more than EFFECTIVE, the ratio is scaled down to so many,
+since items of one experiment are not independent. One that was wrong before is taken at its word less: the share of
+slips in its forecasts is that of its misses so far, counted together with RECORD items that slip as often as anyone
+may. So what is mostly right is not beaten by the base rate, which is never sure of anything. A hypothesis that is put
+up later does not count what was known before: it enters ENTRY nats below the best rival of that time. Among equals
+the shorter leads. An item that was measured before counts once. Whatever is said by anyone changes nothing here.
+
+    supported       at least RESOLVED predictions, SILENCES of them on silence, odds above ODDS over every rival that
+                    ever predicted otherwise, and the levels hit in at least HITS of the items (balanced over levels)
+    no_explanation  the leader is "no pattern", after TESTED experiments at least
+    open            anything else, which may be the end of an investigation
+    refuted         of a single hypothesis: odds below 1/ODDS of the leader's
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from math import exp, log
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.store.journal_values import Experiment, Observation
+from .hypotheses import NULLS, Hypothesis
+from .levels import SLIP, Forecast, base_rate, brier, expects_silence, forecast, levels_of, slipping
+from .view import Rival, Status
+
+FORMULA = "verdicts-1"
+"""Names this arithmetic, with that of levels.py, in stored verdicts: another one may come to other verdicts."""
+RESOLVED, SILENCES, ODDS, HITS = 8, 3, 20.0, 0.75
+TESTED = 4
+"""Experiments after which "no pattern" may be the answer."""
+EFFECTIVE = 6.0
+"""Items of one experiment that count in full."""
+ENTRY = log(10)
+RECORD = 25
+"""Items of which every hypothesis is believed to have slipped on a share of SLIP."""
+TELLING = 0.3
+"""Total variation between two forecasts of an item from which on they differ."""
+
+Answer = Literal["supported", "open", "no_explanation"]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a hypothesis has on record."""
+
+    log_odds: float
+    status: Status = "live"
+    resolved: int = 0
+    silences: int = 0
+    brier: float = 0.0
+    """Sum over what is resolved."""
+    right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
+    seen: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
+    """Items by level that was seen: on how many the likeliest level was that one, and how many there were."""
+
+    def believed(self, forecasts: Forecast, expected: Sequence[float | None]) -> Forecast:
+        """The forecasts with as many slips as are on record; where there was no opinion they stay."""
+        misses, items = float((self.seen - self.right).sum()), float(self.seen.sum())
+        slip = max(SLIP, (misses + SLIP * RECORD) / (items + RECORD))
+        sure = np.array([value is not None for value in expected])
+        return np.where(sure[:, None], slipping(forecasts, slip), forecasts)
+
+    @property
+    def hits(self) -> float | None:
+        met = self.seen > 0
+        return float((self.right[met] / self.seen[met]).mean()) if met.any() else None
+
+
+class Judge:
+    """Judges what was observed, experiment by experiment, and remembers those that nothing can change any more."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._tallies: dict[str, _Tally] = {}
+        self._met: set[object] = set()
+        """Items that were measured."""
+        self._taken = 0
+
+    def after(
+        self,
+        hypotheses: Mapping[str, Hypothesis],
+        experiments: Sequence[Experiment],
+        observations: Mapping[str, Observation],
+    ) -> tuple[Rival, ...]:
+        """How every hypothesis stands after all observations. The same experiments as the last time, and later ones."""
+        while self._taken < len(experiments) and experiments[self._taken].name in observations:
+            self._take(experiments[self._taken], hypotheses, observations)
+            self._taken += 1
+        # What was not observed yet may be by the next time.
+        ahead = self._copy() if self._taken < len(experiments) else self
+        for experiment in experiments[self._taken :]:
+            ahead._take(experiment, hypotheses, observations)
+        return _ranked(ahead._tallies, hypotheses)
+
+    def _copy(self) -> "Judge":
+        ahead = Judge(self._kind)
+        ahead._tallies, ahead._met = deepcopy(self._tallies), set(self._met)
+        return ahead
+
+    def _take(
+        self, experiment: Experiment, hypotheses: Mapping[str, Hypothesis], observations: Mapping[str, Observation]
+    ) -> None:
+        # The rivals of the first experiment begin level.
+        entry = _entry(self._tallies)
+        for prediction in experiment.predictions:
+            self._tallies.setdefault(prediction.hypothesis, _Tally(entry))
+        values = seen_of(experiment, observations)
+        if values is not None and counts_for_odds(experiment, self._kind):
+            new = self._new(experiment)
+            if new.any():
+                self._resolve(hypotheses, experiment, levels_of(values), new)
+
+    def _new(self, experiment: Experiment) -> NDArray[np.bool_]:
+        """Which items were not measured before, and from now on were. A response is known by its window up to the
+        pivot, an effect by what it is of and by the draw of prompts."""
+        said, draw = [], experiment.args.get("prompts")
+        for item in experiment.design["items"]:
+            known = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
+            said.append(known not in self._met)
+            self._met.add(known)
+        return np.array(said, np.bool_)
+
+    def _resolve(
+        self,
+        hypotheses: Mapping[str, Hypothesis],
+        experiment: Experiment,
+        seen: NDArray[np.int64],
+        new: NDArray[np.bool_],
+    ) -> None:
+        """Move the odds by what one experiment's new items showed."""
+        seen, items = seen[new], np.arange(int(new.sum()))
+        fresh = np.flatnonzero(new).tolist()
+        expected = {p.hypothesis: [p.expected[item] for item in fresh] for p in experiment.predictions}
+        said = {name: forecast(values, experiment.base) for name, values in expected.items()}
+        weighed = {name: self._tallies[name].believed(said[name], values) for name, values in expected.items()}
+        reference = experiment.reference or ""
+        for name, mine in said.items():
+            tally = self._tallies[name]
+            if reference in said and name != reference:
+                differ = telling(mine, said[reference])
+                ratio = np.log(weighed[name][items, seen] / weighed[reference][items, seen])[differ].sum()
+                tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
+            sure = np.array([value is not None for value in expected[name]])
+            if sure.any():
+                tally.resolved += 1
+                tally.silences += expects_silence(expected[name])
+                tally.brier += brier(mine[sure], seen[sure])
+                np.add.at(tally.right, seen[sure], (mine.argmax(axis=1) == seen)[sure])
+                np.add.at(tally.seen, seen[sure], 1)
+        best = _best(self._tallies)
+        for name, tally in self._tallies.items():
+            if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
+                tally.status = "refuted"
+
+
+def _best(tallies: Mapping[str, _Tally]) -> float:
+    return max(tally.log_odds for tally in tallies.values() if tally.status == "live")
+
+
+def _entry(tallies: Mapping[str, _Tally]) -> float:
+    """Where a hypothesis begins."""
+    return _best(tallies) - ENTRY if tallies else 0.0
+
+
+class Verdict(NamedTuple):
+    """What the evidence says as a whole."""
+
+    answer: Answer
+    leader: str | None
+    """Name of the hypothesis with the highest odds."""
+    reason: str
+    alike: tuple[str, ...] = ()
+    """Rivals that predicted the same throughout, so that nothing tells them from the leader."""
+
+
+def counts_for_odds(experiment: Experiment, kind: str) -> bool:
+    """Whether an experiment bears on the odds: responses of features, effects in behaviours. Effects of a feature are
+    about its single causal claims (claims.py)."""
+    return not experiment.survey and (experiment.design["readout"] == "response") == (kind == "feature")
+
+
+def judge(
+    hypotheses: Mapping[str, Hypothesis],
+    experiments: Sequence[Experiment],
+    observations: Mapping[str, Observation],
+    *,
+    kind: str,
+) -> tuple[Rival, ...]:
+    """How every hypothesis stands after all observations, the leader first, those that are out last."""
+    return Judge(kind).after(hypotheses, experiments, observations)
+
+
+def verdict(
+    rivals: Sequence[Rival], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
+) -> Verdict:
+    """What the evidence says as a whole; `rivals` as `judge` ranks them."""
+    live = [rival for rival in rivals if rival.status == "live"]
+    if not live:
+        return Verdict("open", None, "no hypothesis was put up")
+    leader = live[0]
+    alike = _alike(leader.name, experiments, observations)
+    if leader.hypothesis.kind == "no_pattern":
+        tested = sum(bool(e.predictions) and seen_of(e, observations) is not None for e in experiments)
+        if tested < TESTED:
+            return Verdict("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
+        return Verdict("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
+    others = [rival for rival in live[1:] if rival.name not in alike]
+    lead = leader.log_odds - max((rival.log_odds for rival in others), default=float("-inf"))
+    hits = leader.hits or 0.0
+    faults = [
+        f"only {leader.resolved} of its predictions are resolved, wanted {RESOLVED}" * (leader.resolved < RESOLVED),
+        f"only {leader.silences} of them are on silence, wanted {SILENCES}" * (leader.silences < SILENCES),
+        "no rival ever predicted otherwise" * (not others),
+        f"its odds are {exp(min(lead, 20)):.3g} to 1 over {others[0].name if others else ''}, wanted {ODDS:g}"
+        * (bool(others) and lead <= log(ODDS)),
+        f"it hits the level in {hits:.3f} of the items, wanted {HITS}" * (hits < HITS),
+    ]
+    found = [fault for fault in faults if fault]
+    return Verdict("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)
+
+
+def seen_of(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
+    """The observed values; None where there are none."""
+    observation = observations.get(experiment.name)
+    return observation.result["values"] if observation is not None and observation.status == "ok" else None
+
+
+def forecasts(experiment: Experiment, name: str) -> Forecast | None:
+    """The distribution over levels that a hypothesis gave each item; None where it made no prediction."""
+    said = next((p.expected for p in experiment.predictions if p.hypothesis == name), None)
+    return None if said is None else forecast(said, experiment.base)
+
+
+def telling(one: Forecast, other: Forecast) -> NDArray[np.bool_]:
+    """The items on which two forecasts differ. Each (item, level) -> (item,)."""
+    return np.abs(one - other).sum(axis=1) / 2 > TELLING
+
+
+def base_of(
+    experiments: Sequence[Experiment], observations: Mapping[str, Observation], readout: str
+) -> tuple[float, ...]:
+    """The base rate of levels among all that was seen of a readout."""
+    counts = np.zeros(4)
+    for experiment in experiments:
+        values = seen_of(experiment, observations)
+        if values is not None and not experiment.survey and experiment.design["readout"] == readout:
+            counts += np.bincount(levels_of(values), minlength=4)
+    return tuple(round(share, 6) for share in base_rate(counts.tolist()))
+
+
+def _length(hypothesis: Hypothesis) -> int:
+    """How much a hypothesis says, for choosing the shortest of equals."""
+    return len(hypothesis.nodes) if hypothesis.rule is None else hypothesis.rule.length()
+
+
+def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]) -> tuple[str, ...]:
+    """Rivals that predicted along with the leader and never differed from it on anything that bears on the odds."""
+    met: dict[str, bool] = {}
+    responses = any(e.predictions and e.design["readout"] == "response" for e in experiments)
+    for experiment in experiments:
+        mine = forecasts(experiment, leader)
+        if mine is None or seen_of(experiment, observations) is None:
+            continue
+        if not counts_for_odds(experiment, "feature" if responses else "behaviour"):
+            continue
+        for prediction in experiment.predictions:
+            if prediction.hypothesis != leader:
+                differs = bool(telling(mine, forecast(prediction.expected, experiment.base)).any())
+                met[prediction.hypothesis] = met.get(prediction.hypothesis, False) or differs
+    return tuple(name for name, differed in met.items() if not differed)
+
+
+def _ranked(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> tuple[Rival, ...]:
+    tallies = {**known, **{name: _Tally(_entry(known)) for name in hypotheses if name not in known}}
+    live = {name: tally.log_odds for name, tally in tallies.items() if tally.status == "live"}
+    top = max(live.values(), default=0.0)
+    total = sum(exp(value - top) for value in live.values())
+    rivals = [
+        Rival(
+            name,
+            hypotheses[name],
+            tally.status,
+            round(tally.log_odds, 6),
+            exp(tally.log_odds - top) / total if name in live else 0.0,
+            tally.resolved,
+            tally.silences,
+            tally.hits,
+            tally.brier / tally.resolved if tally.resolved else None,
+        )
+        for name, tally in tallies.items()
+    ]
+    # Among equals a claim that says more than a null stands first, then the shorter, then the older one.
+    order = list(hypotheses)
+
+    def place(rival: Rival) -> tuple[bool, float, bool, int, int]:
+        hypothesis = rival.hypothesis
+        null = hypothesis.kind in NULLS
+        return rival.status != "live", -rival.log_odds, null, _length(hypothesis), order.index(rival.name)
+
+    return tuple(sorted(rivals, key=place))

@@ -1,0 +1,176 @@
+"""What each node of the graph does.
+
+A node reads where the investigation stands from the journal, does one thing, and writes it down under a key that
+says what it is, so that a node that is run again after a kill finds it done.
+"""
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from ...data.store.journal_values import Charge, Experiment, Observation
+from ...subject.errors import NeuronautError
+from .conclusion import Conclusion
+from .decisions import TURNS, Decider
+from .experiments import Tool, design_of
+from .graph import Node, NodeName, State
+from .hypotheses import NULLS
+from .judging import FORMULA, Verdict, verdict
+from .run import InvestigationRun
+from .target import Lab
+from .view import Rival
+
+FAILURES = 6
+"""Experiments in a row that may fail before exploring ends."""
+
+
+class Nodes:
+    """The nodes of one investigation."""
+
+    def __init__(self, run: InvestigationRun) -> None:
+        self._run, self._decider = run, Decider(run)
+        conclusion = Conclusion(run)
+        self._bodies: Mapping[NodeName, Node] = {
+            "acquire": conclusion.acquire,
+            "baseline": conclusion.baseline,
+            "propose": self._decider.propose,
+            "plan": self._decider.plan,
+            "preregister": self.preregister,
+            "execute": self.execute,
+            "judge": self.judge,
+            "challenge": self.challenge,
+            "freeze": conclusion.freeze,
+            "holdout": conclusion.holdout,
+            "controls": conclusion.controls,
+            "report": conclusion.report,
+            "store": conclusion.store,
+        }
+
+    def node(self, name: NodeName) -> Node:
+        """The function of a node; it also tells that a phase begins, and charges the minutes."""
+        body = self._bodies[name]
+
+        def timed(state: State) -> Mapping[str, Any]:
+            began = time.monotonic()
+            if name not in ("plan", "preregister", "execute", "judge"):
+                self._run.event("phase", {"phase": name}, key=f"phase:{name}:{state['challenges']}")
+            update = body(state)
+            minutes = Charge(minutes=(time.monotonic() - began) / 60)
+            self._run.journal.charge(self._run.id, f"{name}:{uuid.uuid4().hex[:12]}", "minutes", minutes)
+            return update
+
+        return timed
+
+    def preregister(self, state: State) -> Mapping[str, Any]:
+        """Write down what will be done and what every rival predicts."""
+        run = self._run
+        run.journal.preregister(run.id, self._decider.planned(state))
+        names = [e.name for e in run.standing().experiments if e.round == state["round"] + 1]
+        run.event(
+            "planned",
+            {"round": state["round"] + 1, "role": state["role"], "experiments": names},
+            key=f"planned:{state['round'] + 1}",
+        )
+        return {"round": state["round"] + 1}
+
+    def execute(self, state: State) -> Mapping[str, Any]:
+        """Run what is planned and not observed."""
+        run = self._run
+        run.catch_up()
+        _, experiments, observed = run.standing()
+        for experiment in (e for e in experiments if e.round == state["round"] or e.name not in observed):
+            if experiment.name not in observed:
+                self._measure(experiment)
+            observation = run.standing().observations[experiment.name]
+            shown = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
+            run.event(
+                "observed",
+                {
+                    "experiment": experiment.name,
+                    "tool": experiment.tool,
+                    "status": observation.status,
+                    **shown,
+                    "reason": observation.reason,
+                    **observation.cost,
+                },
+                key=f"observed:{experiment.name}",
+            )
+        return {}
+
+    def _measure(self, experiment: Experiment) -> None:
+        """Measure one experiment, or take its result from where it was measured before; a failure has a reason and
+        no number."""
+        run, before = self._run, self._run.lab.meter.rows
+        known, fresh = run.journal.known(experiment.key), True
+        if kind := run.exhausted(share=1.0):
+            observation, fresh = Observation("error", {}, f"not run: the budget of {kind} is spent"), False
+        elif known is not None:
+            observation = Observation("ok", known, None, {"forwards": 0, "known": True})
+        else:
+            with run.lab.meter.counting(run.lab.subject):
+                observation = _measured(run.tools[experiment.tool], experiment, run.lab)
+            observation = replace(observation, cost={"forwards": run.lab.meter.rows - before})
+        charge = Charge(experiments=int(fresh and not experiment.survey), forwards=run.lab.meter.rows - before)
+        run.journal.observe(run.id, experiment.name, observation, charge=charge)
+        run.catch_up()
+
+    def judge(self, state: State) -> Mapping[str, Any]:
+        """Turn observations into odds, and see whether to go on."""
+        run, round = self._run, state["round"]
+        rivals, experiments, observations = run.standing()
+        judged = {"round": round, "formula": FORMULA, "rivals": [told(rival) for rival in rivals]}
+        run.event("judged", judged, key=f"judged:{round}")
+        spent = run.journal.spent(run.id)
+        limits = {kind: value for kind, value in asdict(run.limits).items() if value is not None}
+        run.event("spent", {**spent._asdict(), "limits": limits}, key=f"spent:{round}")
+        if kind := run.exhausted():
+            return {"next": "freeze", "stop": f"budget: {kind}"}
+        last = [observations[e.name].status for e in experiments if e.name in observations][-FAILURES:]
+        if len(last) == FAILURES and set(last) == {"error"}:
+            return {"next": "freeze", "stop": f"the last {FAILURES} experiments failed"}
+        if state["role"] == "proposer":
+            put_up = any(rival.hypothesis.kind not in NULLS for rival in rivals)
+            return {"next": "plan" if put_up else "propose"}
+        return self._challenged(state, verdict(rivals, experiments, observations))
+
+    def challenge(self, state: State) -> Mapping[str, Any]:
+        """Another context, which sees the leading text alone, tries to break it."""
+        del state
+        return {"role": "challenger", "turns": 0, "challenged": self._run.verdict().leader}
+
+    def _challenged(self, state: State, found: Verdict) -> Mapping[str, Any]:
+        """What follows from a challenger's round."""
+        stands = found.leader == state["challenged"] or (state["challenged"] in found.alike)
+        key = f"challenge:{state['challenges']}"
+        if stands and state["turns"] + 1 < TURNS:
+            return {"next": "plan", "turns": state["turns"] + 1}
+        if stands and found.answer != "open":
+            self._run.event("challenged", {"verdict": f"{found.leader} stands"}, key=key)
+            return {"next": "freeze", "stop": "the leader stood its challenge"}
+        words = f"{state['challenged']} stands, but: {found.reason}" if stands else f"{found.leader} leads instead"
+        self._run.event("challenged", {"verdict": words}, key=key)
+        return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
+
+
+def _measured(tool: Tool[Any], experiment: Experiment, lab: Lab) -> Observation:
+    try:
+        measured = tool.measure(design_of(experiment.design), lab)
+    except (NeuronautError, MemoryError, torch.OutOfMemoryError) as error:
+        return Observation("error", {}, " ".join(str(error).split()) or type(error).__name__, {})
+    numbers = [*measured.values, *(v for v in (measured.effect, measured.low, measured.high) if v is not None)]
+    if not all(abs(value) < float("inf") for value in numbers):
+        return Observation("error", {}, f"{tool.name} gave a value that is not a finite number", {})
+    wanted = 0 if tool.survey else len(experiment.design["items"])
+    if len(measured.values) != wanted:
+        return Observation("error", {}, f"{tool.name} gave {len(measured.values)} values for {wanted} items", {})
+    return Observation("ok", asdict(measured), None, {})
+
+
+def told(rival: Rival) -> dict[str, Any]:
+    """How a rival stands, as events tell it."""
+    row = asdict(rival)
+    return {**{key: value for key, value in row.items() if key != "hypothesis"}, "kind": rival.hypothesis.kind}

@@ -1,0 +1,143 @@
+"""From calls of tools to experiments that may be run: inputs chosen, predictions made, plans that test nothing refused.
+
+An experiment is refused where no two live rivals forecast any item differently, since then no outcome could tell
+them apart; and a plan is refused after which fewer than QUOTA of the experiments were ones for which the leader
+predicts silence, since an explanation that was only ever asked where it says yes was never in danger.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...data.store.journal_values import Experiment, Prediction
+from ...subject.errors import NeuronautError
+from .experiments import Design, Tool, written
+from .hypotheses import Call, Hypothesis
+from .judging import base_of, telling
+from .levels import MIDDLE, asks_for_silence, forecast
+from .run import InvestigationRun
+
+QUOTA = 0.4
+"""Least share of the experiments for which the leader predicts silence on at least half of the items."""
+
+
+class RejectedError(Exception):
+    """A plan that is not run; says why and what would do, in one line."""
+
+
+class Planner:
+    """Plans the calls of one decision."""
+
+    def __init__(self, run: InvestigationRun, rivals: Mapping[str, Hypothesis], *, role: str, round: int) -> None:
+        """`rivals` are the live hypotheses, the leader first."""
+        self._lab, self._tools, self._rivals = run.lab, run.tools, rivals
+        _, self._experiments, self._observations = run.standing()
+        self._role, self._round, self._revision = role, round, run.revision
+
+    def plan(self, calls: Sequence[Call]) -> list[Experiment]:
+        """The experiments of these calls, in order; raises RejectedError where the plan is not to be run."""
+        self._lab.rivals = self._rivals
+        planned: list[Experiment] = []
+        for call in calls:
+            planned.append(self._experiment(call, len(self._experiments) + len(planned) + 1))
+        self._check_quota(planned)
+        return planned
+
+    def _experiment(self, call: Call, number: int) -> Experiment:
+        tool = self._tools.get(call.tool)
+        if tool is None:
+            raise RejectedError(f"there is no tool {call.tool!r}; there are {', '.join(self._tools)}")
+        try:
+            args = tool.args.model_validate(call.args)
+            design = tool.design(args, self._lab)
+        except ValidationError as error:
+            raise RejectedError(f"{call.tool}: {_fault(error)}") from None
+        except NeuronautError as error:
+            raise RejectedError(f"{call.tool}: {error}") from None
+        base, predictions, reference = (), (), None
+        if not tool.survey:
+            base = base_of(self._experiments, self._observations, design.readout)
+            predictions = self._predictions(call, design)
+            reference = next(iter(self._rivals), None)
+            self._check_telling(call, design, predictions, base)
+        plain, body = args.model_dump(mode="json"), written(design)
+        key = self._key(tool, plain, body)
+        if (same := next((e.name for e in self._experiments if e.key == key), None)) is not None:
+            raise RejectedError(f"{call.tool}: {same} measured exactly this; another seed or other arguments are news")
+        return Experiment(
+            f"o{number}",
+            call.tool,
+            plain,
+            call.purpose,
+            tool.survey,
+            self._role,
+            self._round,
+            key,
+            body,
+            base,
+            reference,
+            predictions,
+        )
+
+    def _predictions(self, call: Call, design: Design) -> tuple[Prediction, ...]:
+        if unknown := sorted(set(call.expects) - set(self._rivals)):
+            raise RejectedError(f"{call.tool}: expects names {unknown[0]}; live are {', '.join(self._rivals)}")
+        found = []
+        for name, hypothesis in self._rivals.items():
+            if hypothesis.kind == "described" and design.readout == "response":
+                # A challenger sees the leader alone, so it speaks for no other.
+                if name not in call.expects and (self._role == "proposer" or name == next(iter(self._rivals))):
+                    raise RejectedError(
+                        f"{call.tool}: {name} has words only, so say in `expects` what it predicts here"
+                    )
+                said = MIDDLE[call.expects[name]] if name in call.expects else None
+                expected: tuple[float | None, ...] = (said,) * len(design.items)
+            else:
+                expected = self._lab.expect(hypothesis, design)
+            found.append(Prediction(name, expected))
+        return tuple(found)
+
+    def _check_telling(
+        self, call: Call, design: Design, predictions: Sequence[Prediction], base: Sequence[float]
+    ) -> None:
+        if not design.items:
+            raise RejectedError(f"{call.tool}: there is nothing to measure with these arguments; choose others")
+        if design.readout == "effect" and self._lab.kind == "feature":
+            # About single claims, not about the rivals: somebody must claim something.
+            if all(value is None for p in predictions for value in p.expected):
+                raise RejectedError(
+                    f"{call.tool}: no rival says what the feature writes or reads; first propose one that does"
+                )
+            return
+        said = [forecast(prediction.expected, base) for prediction in predictions]
+        if not any(telling(one, other).any() for one, other in combinations(said, 2)):
+            raise RejectedError(
+                f"{call.tool}: all rivals predict the same for all {len(design.items)} items, so nothing would be "
+                "learned; choose other inputs"
+            )
+
+    def _check_quota(self, planned: Sequence[Experiment]) -> None:
+        every = [e for e in (*self._experiments, *planned) if not e.survey]
+        if not any(not experiment.survey for experiment in planned):
+            return
+        silent = sum(asks_for_silence(p.expected for p in experiment.predictions) for experiment in every)
+        if silent < QUOTA * len(every):
+            raise RejectedError(
+                f"the leader would predict silence for only {silent} of {len(every)} experiments, wanted at least "
+                f"{QUOTA:.0%}; ask more where it says that nothing happens"
+            )
+
+    def _key(self, tool: Tool[Any], args: Mapping[str, Any], design: Mapping[str, Any]) -> str:
+        said = [self._lab.target, self._revision, tool.name, tool.version, args, design]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _fault(error: ValidationError) -> str:
+    """The first fault in one line."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(step) for step in first["loc"]) or "the arguments"
+    return f"{path}: {first['msg'].removeprefix('Value error, ')}; got {str(first['input'])[:80]}"

@@ -1,0 +1,139 @@
+"""One investigation at work: what it is done with, and what stands in its journal.
+
+Rows of the journal are only ever added, so what was read once is kept, and only what is new is read.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...data.store.journal import Journal
+from ...data.store.journal_values import Charge, Experiment, Observation
+from ...data.store.store import Store
+from ...llm.client import Desk
+from .budget import Limits
+from .experiments import Tool, design_of
+from .hypotheses import Hypothesis
+from .judging import Judge, Verdict, verdict
+from .policy import Policy
+from .target import Examiner, Lab
+from .view import Rival
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How long an investigation may go on by itself, beside its budget."""
+
+    rounds: int = 40
+    """Plans that are run at most."""
+    hide_names: bool = False
+    """Whether the target's name is kept from policies."""
+
+
+class Standing(NamedTuple):
+    """How the rivals stand, and on what."""
+
+    rivals: tuple[Rival, ...]
+    experiments: list[Experiment]
+    observations: dict[str, Observation]
+
+
+@dataclass(kw_only=True)
+class InvestigationRun:
+    """One investigation and what it is done with."""
+
+    id: str
+    store: Store
+    lab: Lab
+    examiner: Examiner
+    tools: Mapping[str, Tool[Any]]
+    policy: Policy
+    limits: Limits
+    settings: Settings
+    tell: Callable[[Mapping[str, Any]], None]
+    """Hears every event."""
+    revision: str
+    """Of the subject and the dictionary."""
+    price: Callable[[Any], float]
+    """Dollars of a reply."""
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    """Of the explanation that is stored at the end."""
+    desk: Desk | None = None
+    """What scorers ask a language model through."""
+    _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
+    _standing: Standing = Standing((), [], {})
+    _judge: Judge | None = None
+    _taken: int = 0
+    """Observations that the lab knows of."""
+
+    @property
+    def journal(self) -> Journal:
+        """What was said, predicted and seen."""
+        return self.store.journal
+
+    def baseline(self) -> Mapping[str, Any] | None:
+        """What there was to beat; None before the baseline is read."""
+        return self.journal.event_of(self.id, "baseline")
+
+    def hypotheses(self) -> dict[str, Hypothesis]:
+        """By name, in the order in which they were put up."""
+        for row in self.journal.hypotheses(self.id, after=len(self._hypotheses)):
+            self._hypotheses[row["name"]] = Hypothesis.model_validate(row["body"])
+        return self._hypotheses
+
+    def standing(self) -> Standing:
+        """How the rivals stand, and on what."""
+        known, hypotheses = self._standing, self.hypotheses()
+        experiments = self.journal.experiments(self.id, known=known.experiments)
+        observations = self.journal.observations(self.id, known=known.observations)
+        new = len(experiments) > len(known.experiments) or len(observations) > len(known.observations)
+        if new or len(hypotheses) > len(known.rivals):
+            self._judge = self._judge or Judge(self.lab.kind)
+            rivals = self._judge.after(hypotheses, experiments, observations)
+            self._standing = Standing(rivals, experiments, observations)
+        return self._standing
+
+    def verdict(self) -> Verdict:
+        """What the evidence says so far."""
+        return verdict(*self.standing())
+
+    def catch_up(self) -> None:
+        """Let the lab know what was observed, in order, each once."""
+        _, experiments, observations = self.standing()
+        by_name = {experiment.name: experiment for experiment in experiments}
+        for name, observation in list(observations.items())[self._taken :]:
+            self._taken += 1
+            if observation.status == "ok" and not by_name[name].survey:
+                self.lab.take(design_of(by_name[name].design), observation.result["values"])
+
+    def exhausted(self, share: float | None = None) -> str | None:
+        """The kind of budget that is used up."""
+        spent = self.journal.spent(self.id)
+        return self.limits.exhausted(spent) if share is None else self.limits.exhausted(spent, share=share)
+
+    def event(self, kind: str, payload: Mapping[str, Any], *, key: str) -> None:
+        """Write an event down once, and tell it."""
+        row = self.journal.event(self.id, kind, payload, key=key)
+        if row is not None:
+            self.tell({"investigation": self.id, **row})
+
+    @contextmanager
+    def charged(self, key: str, kind: str) -> "Generator[None]":
+        """Charge the forward passes of the block, and what scorers asked in it, once for its key."""
+        before, asked = self.lab.meter.rows, self._asked()
+        with self.lab.meter.counting(self.lab.subject):
+            yield
+        calls, tokens, usd = (now - then for now, then in zip(self._asked(), asked, strict=True))
+        charge = Charge(forwards=self.lab.meter.rows - before, calls=int(calls), tokens=int(tokens), usd=usd)
+        self.journal.charge(self.id, key, kind, charge)
+
+    def _asked(self) -> tuple[float, float, float]:
+        """Calls, tokens and dollars of the desk so far; answers from the log cost nothing."""
+        if self.desk is None:
+            return 0, 0, 0.0
+        spent = self.desk.spent
+        return spent.calls, spent.input_tokens + spent.output_tokens, spent.usd

@@ -1,0 +1,128 @@
+"""What an investigation needs of its target: a lab, in which tools experiment, and an examiner, for the end.
+
+A feature and a behaviour each have both. The lab shows nothing of the holdout; the examiner reads it, once.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+from ...data.records import Example, Explanation, Score, Statistics
+from ...data.store.journal_values import Experiment, Observation
+from ...subject.model import Subject
+from .controls import ControlResult
+from .experiments import Design
+from .hypotheses import Hypothesis
+
+
+class Meter:
+    """Counts the prompts that pass through a subject: one for each row of each forward pass."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    @contextmanager
+    def counting(self, subject: Subject) -> Generator[None]:
+        """Within the block every forward pass is counted, whoever asks for it."""
+
+        def count(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [*args, *kwargs.values()]
+            self.rows += next(len(part) for part in given if hasattr(part, "shape"))
+
+        handle = subject.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class Lab(Protocol):
+    """One target, ready for experiments."""
+
+    subject: Subject
+    seed: int
+    meter: Meter
+    """Counts every prompt that is run through the subject."""
+    rivals: Mapping[str, Hypothesis]
+    """The live hypotheses by name, the leader first; set before a tool designs an experiment."""
+
+    scale: float
+    """What 1 is in experiments' values."""
+
+    @property
+    def kind(self) -> Literal["feature", "behaviour"]:
+        """What it is of."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """What it is of: a feature's address, or the subject and the task."""
+        ...
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """Training examples, the strongest first; a behaviour has none."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What the harvest says of a feature."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """What a policy is told beside the examples."""
+        ...
+
+    def nulls(self) -> list[Hypothesis]:
+        """The rivals that are always there."""
+        ...
+
+    def fault(self, hypothesis: Hypothesis) -> str | None:
+        """Why a hypothesis cannot be put up here, in one line; None where it can."""
+        ...
+
+    def expect(self, hypothesis: Hypothesis, design: Design) -> tuple[float | None, ...]:
+        """What a hypothesis expects of each item, in units of the scale; None where it has no opinion."""
+        ...
+
+    def take(self, design: Design, values: Sequence[float]) -> None:
+        """Take note of what an experiment measured."""
+        ...
+
+
+class Examiner(Protocol):
+    """Examines what was found about one target."""
+
+    def refusal(self) -> Explanation | None:
+        """Why there is nothing to investigate; None where there is."""
+        ...
+
+    def baseline(self) -> dict[str, Any]:
+        """What an investigation has to beat: `text`, `rule`, `scores` on `select`."""
+        ...
+
+    def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
+        """All scores on the holdout; to be called once."""
+        ...
+
+    def controls(
+        self,
+        hypotheses: Mapping[str, Hypothesis],
+        experiments: Sequence[Experiment],
+        observations: Mapping[str, Observation],
+        leader: str,
+    ) -> list[ControlResult]:
+        """Whether false observations leave the leader unsupported."""
+        ...
+
+    def indescribable(self, hypothesis: Hypothesis) -> str | None:
+        """Why a hypothesis is no explanation although it predicts; None where it is one."""
+        ...
+
+    def shortfall(self, scores: Sequence[Score]) -> str | None:
+        """Why an explanation with these holdout scores is not supported; None where it may be."""
+        ...
+
+    def explanation(self, text: str, hypothesis: Hypothesis) -> Explanation | None:
+        """The hypothesis as an explanation for the store; None where there is no feature that it is of."""
+        ...

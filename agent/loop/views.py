@@ -1,0 +1,92 @@
+"""The view that a policy is given, made from the journal and the lab."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...data.records import Example
+from ...data.store.journal_values import Experiment, Observation
+from .experiments import Control, Measured, design_of
+from .target import Lab
+from .view import Done, Phase, Refused, Rival, View
+
+STRONG, WEAKER, NEAR, SILENT = 10, 5, 6, 3
+"""Training examples that a view holds: the strongest, others that are active, near misses, and other silent ones."""
+
+
+def view_of(
+    lab: Lab,
+    rivals: Sequence[Rival],
+    experiments: Sequence[Experiment],
+    observations: Mapping[str, Observation],
+    *,
+    phase: Phase,
+    round: int,
+    name: str,
+    baseline: Mapping[str, Any] | None,
+    spent: Mapping[str, float],
+    left: Mapping[str, float],
+    rejected: str | None,
+    step: int = 0,
+    refused: Sequence[Refused] = (),
+) -> View:
+    """What is known. A challenger is shown the leader without its odds, and the experiments of challengers only."""
+    challenged = phase == "challenge"
+    shown = [e for e in experiments if e.role == "challenger"] if challenged else list(experiments)
+    seen = [_bare(rivals[0])] if challenged and rivals else list(rivals)
+    return View(
+        phase,
+        lab.kind,
+        name,
+        round,
+        lab.seed,
+        lab.statistics,
+        lab.scale,
+        _spread(lab.examples),
+        {**lab.about(), "baseline": baseline},
+        tuple(seen),
+        tuple(_done(e, observations.get(e.name)) for e in shown if e.name in observations),
+        spent,
+        left,
+        rejected,
+        step,
+        tuple(refused),
+    )
+
+
+def measured_of(result: Mapping[str, Any]) -> Measured:
+    """A result as it was written down."""
+    control = None if result["control"] is None else Control(**result["control"])
+    return Measured(**{**result, "values": tuple(result["values"]), "control": control})
+
+
+def _spread(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Examples of every strength, in their order, which is the strongest first."""
+    active = [e for e in examples if e.kind not in ("near_miss", "silent")]
+    near, silent = ([e for e in examples if e.kind == kind] for kind in ("near_miss", "silent"))
+    weaker = active[STRONG:]
+    places = np.linspace(0, len(weaker) - 1, min(WEAKER, len(weaker))).round().astype(int)
+    chosen = {e.window for e in (*active[:STRONG], *(weaker[i] for i in places), *near[:NEAR], *silent[:SILENT])}
+    return tuple(e for e in examples if e.window in chosen)
+
+
+def _bare(leader: Rival) -> Rival:
+    return Rival(leader.name, leader.hypothesis, "live", 0.0, 1.0, 0, 0, None, None)
+
+
+def _done(experiment: Experiment, observation: Observation | None) -> Done:
+    ok = observation is not None and observation.status == "ok"
+    return Done(
+        experiment.name,
+        experiment.tool,
+        experiment.args,
+        experiment.purpose,
+        experiment.survey,
+        design_of(experiment.design),
+        measured_of(observation.result) if ok and observation is not None else None,
+        None if observation is None else observation.reason,
+        {prediction.hypothesis: prediction.expected for prediction in experiment.predictions},
+        experiment.role,
+        experiment.round,
+    )

@@ -1,0 +1,180 @@
+"""What a language model is shown of experiments and surveys: the last first, each with what came of it.
+
+Those of the last plan, and the last ones in any case, with their items and all that was found; those before with what
+they came to and where the leader was wrong, as far as there is room; of the rest how many there are.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...explainers.ask import in_steps
+from ...llm.render import STEPS
+from ...rules.language import Rule
+from ..loop.levels import LEVELS, levels_of
+from ..loop.view import Done, Rival, View
+from .text_budget import cost, line, marked, rows, section
+
+WHOLE = 3
+"""Experiments, and surveys, of which all is shown, at least."""
+SEEN, FOUND, LOOKED = 700, 500, 1300
+"""Tokens of an experiment's items, of what it found beside them, and of what a survey found; of the last one."""
+WRONG, RIGHT = 14, 4
+"""Items of an experiment that are shown: those whose level a live rival did not expect, the leader's first, the
+furthest off first, and others."""
+MISSED = 6
+"""Items of an older experiment that are shown: those on which the leader was wrong."""
+
+
+def window_names(view: View) -> dict[str, str]:
+    """By what a window is called in prompts, its digest."""
+    return {f"w{number}": example.window for number, example in enumerate(view.examples, start=1)}
+
+
+def trials(done: Sequence[Done], view: View, *, tokens: int) -> str:
+    """Experiments, the last first."""
+    last = max((one.round for one in done), default=0)
+    whole = {one.name for place, one in enumerate(done) if place < WHOLE or one.round == last}
+    blocks = (
+        [_headline(one, view), *(_whole(one, view, place) if one.name in whole else _missed(one, view))]
+        for place, one in enumerate(done)
+    )
+    return section(blocks, len(done), tokens=tokens)
+
+
+def hits(done: Done, name: str) -> tuple[int, int] | None:
+    """On how many items a rival expected the level that was seen, and of how many; None where it has no opinion."""
+    pairs = [(e, v) for e, v in _expected(done, name) if e is not None]
+    if not pairs:
+        return None
+    said, seen = (levels_of(side) for side in zip(*pairs, strict=True))
+    return int((said == seen).sum()), len(pairs)
+
+
+def _expected(done: Done, name: str) -> list[tuple[float | None, float]]:
+    """What a rival expected of each item, and what was seen."""
+    if done.measured is None or name not in done.expected:
+        return []
+    return list(zip(done.expected[name], done.measured.values, strict=True))
+
+
+def _headline(done: Done, view: View) -> str:
+    names = {digest: name for name, digest in window_names(view).items()}
+    args = {
+        key: [names.get(str(v), v) for v in value] if key == "windows" else value for key, value in done.args.items()
+    }
+    role = " (a challenger's)" if done.role == "challenger" and view.phase != "challenge" else ""
+    said = f"{line(done.name)} {line(done.tool)}{role} {marked(json.dumps(args, ensure_ascii=False), 160)}"
+    measured = done.measured
+    if measured is None:
+        return f"{said}: failed: {line(str(done.reason))}"
+    if measured.effect is not None:
+        between = "" if measured.low is None or measured.high is None else f" [{measured.low:.2g}, {measured.high:.2g}]"
+        said += f": {measured.effect:.2g}{between} {line(measured.units)}"
+    if measured.control is not None and measured.control.value is not None:
+        said += f"; control {measured.control.value:.2g}"
+    right = [(r.name, found) for r in _live(view) if (found := hits(done, r.name)) is not None]
+    if right:
+        said += f"; levels right: {', '.join(f'{name} {met} of {count}' for name, (met, count) in right)}"
+    return said
+
+
+def _whole(done: Done, view: View, place: int) -> list[str]:
+    measured = done.measured
+    lines = [f"   purpose: {line(done.purpose)}", f"   question: {line(done.design.question)}"]
+    if measured is None:
+        return lines
+    if measured.values:
+        counts = Counter(LEVELS[level] for level in levels_of(measured.values))
+        seen = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
+        control = "" if measured.control is None else f"; control: {line(measured.control.what)}"
+        whole = " (1 is all of the effect)" if done.design.readout == "effect" else ""
+        lines.append(f"   seen: {seen}{whole}{control}")
+        lines += _items(done, view, SEEN // (place + 1))
+    room = (LOOKED if done.survey else FOUND) // (place + 1)
+    found = rows(_found(done, view), tokens=room)
+    title = ["   found:"] if found else ["   found: nothing"] if done.survey else []
+    return [*lines, *title, *(f"     {row}" for row in found)]
+
+
+def _found(done: Done, view: View) -> dict[str, Any]:
+    """What was found beside the items' intervals; a learned rule on the scale on which rules are written, and the
+    words for it first."""
+    found = {} if done.measured is None else dict(done.measured.found)
+    if _intervals(done):
+        del found["items"]
+    if done.tool == "learn_rule" and "rule" in found:
+        rule = in_steps(Rule.model_validate(found.pop("rule")), view.scale)
+        said = json.dumps(rule.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+        found = {"text": found.pop("text"), "rule": said, **found}
+    return found
+
+
+def _intervals(done: Done) -> Mapping[str, Sequence[float]]:
+    """By label, the value and the ends of the interval of every item, where a tool gives them."""
+    items = {} if done.measured is None else done.measured.found.get("items")
+    known = isinstance(items, Mapping) and all(isinstance(v, list | tuple) and len(v) == 3 for v in items.values())
+    return items if items and known else {}
+
+
+def _live(view: View) -> list[Rival]:
+    return [rival for rival in view.rivals if rival.status == "live"]
+
+
+def _wrong(done: Done, name: str) -> list[bool]:
+    """By item, whether a rival expected another level than was seen; not where it expected none."""
+    return [e is not None and bool(levels_of([e])[0] != levels_of([v])[0]) for e, v in _expected(done, name)]
+
+
+def _items(done: Done, view: View, tokens: int) -> list[str]:
+    """Items with their values and what the live rivals expected, those first on which the leader was wrong."""
+    assert done.measured is not None
+    values, factor = done.measured.values, _factor(done)
+    named = [r.name for r in _live(view) if r.name in done.expected]
+    wrong = {name: _wrong(done, name) for name in named}
+    said = done.expected[named[0]] if named else (None,) * len(values)
+    off = [abs(v - (e or 0.0)) for v, e in zip(values, said, strict=True)]
+    # The leader's misses first, then those of other rivals.
+    rank = [
+        0 if said[i] is not None and wrong[named[0]][i] else 1 if any(w[i] for w in wrong.values()) else 2
+        for i in range(len(values))
+    ]
+    order = sorted(range(len(values)), key=lambda i: (rank[i], -off[i]))
+    shown = [i for i in order if rank[i] < 2][:WRONG] + [i for i in order if rank[i] == 2][:RIGHT]
+    lines: list[str] = []
+    intervals = _intervals(done)
+    for i in shown:
+        told = [
+            f"{name} {e * factor:.2g}{' wrong' * wrong[name][i]}"
+            for name in named
+            if (e := done.expected[name][i]) is not None
+        ]
+        expected = f" (expected: {', '.join(told)})" if told else ""
+        ends = intervals.get(done.design.items[i].label, ())[1:]
+        between = f" [{', '.join(f'{end * factor:.2g}' for end in ends)}]" if ends else ""
+        lines.append(f"   - {_label(done, i)}: {values[i] * factor:.2g}{between}{expected}")
+        tokens -= cost(lines[-1:])
+        if tokens < 0:
+            break
+    left = len(values) - len(lines)
+    return [*lines, f"   - and {left} items more"] if left else lines
+
+
+def _missed(done: Done, view: View) -> list[str]:
+    """The items of an older experiment on which the leader was wrong, in a line."""
+    leader = view.leader
+    if done.measured is None or leader is None or not (wrong := _wrong(done, leader.name)):
+        return []
+    missed = [i for i, one in enumerate(wrong) if one]
+    told = "; ".join(f"{_label(done, i, 50)}: {done.measured.values[i] * _factor(done):.2g}" for i in missed[:MISSED])
+    more = f"; and {len(missed) - MISSED} more" if len(missed) > MISSED else ""
+    return [f"   {line(leader.name)} missed {told}{more}"] if missed else []
+
+
+def _factor(done: Done) -> int:
+    return 1 if done.design.readout == "effect" else STEPS
+
+
+def _label(done: Done, place: int, most: int = 120) -> str:
+    return marked(done.design.items[place].label, most)

@@ -1,0 +1,232 @@
+"""What a language model is shown of a view: places to fill in a prompt, of bounded size however long it goes on.
+
+Every section has its own room in tokens, and whatever is newest or leads is put in first (llm_history.py). Whatever comes
+from a corpus, a model or a measurement stands on lines of its own between fences, spelled so that it cannot be
+anything else (render.py).
+Nothing is shown that another run of the same step could find different, such as minutes: so a decision that was
+interrupted is asked for in the same words, and paid for once.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import ceil, exp
+from typing import Any
+
+from ...data.records import Example
+from ...explainers.ask import in_steps
+from ...llm import render
+from ...llm.render import ACTIVE_MARKS, SILENT_MARKS, active, excerpt, fenced, spelled, strongest
+from ...rules.language import Rule
+from ..loop.experiments import Tool
+from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
+from ..loop.view import Done, Rival, View
+from .llm_history import hits, trials, window_names
+from .text_budget import LONG, cut, line, plain, section
+
+KNOWN, RIVALS, EXPERIMENTS, SURVEYS = 5000, 3000, 5000, 3500
+"""Tokens that each section has at most, roughly; of a section's parts the first is always shown."""
+LEADING = 4000
+"""Characters of the leader's rule."""
+WORST = 3
+"""Experiments that a refuted rival was wrong on most, which are named."""
+TOKENS_BEFORE = 4
+"""Tokens before a peak that are shown one by one."""
+
+
+def places(view: View, tools: Mapping[str, Tool[Any]]) -> dict[str, str]:
+    """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken. `tools`
+    by name: their arguments are shown as far as they are not the usual ones."""
+    done = [replace(one, args=_unusual(one, tools)) for one in reversed(view.done)]
+    # With its number: the second time that the same is refused is another question, not answered from the log.
+    refused = f"\nYour last decision, number {view.step}, was not carried out, with none of its calls:\n"
+    told = f"{refused}{fenced([line(view.rejected, LONG)])}\n" if view.rejected else ""
+    return {
+        "target": line(view.target),
+        "known": "\n\n".join(_behaviour(view) if view.kind == "behaviour" else _feature(view)),
+        "rivals": section((_rival(r, view) for r in _ordered(view.rivals)), len(view.rivals), tokens=RIVALS),
+        "standing": _standing(view),
+        "experiments": trials([one for one in done if not one.survey], view, tokens=EXPERIMENTS),
+        "surveys": trials([one for one in done if one.survey], view, tokens=SURVEYS),
+        "left": _left(view),
+        "rejected": told,
+    }
+
+
+def _unusual(done: Done, tools: Mapping[str, Tool[Any]]) -> dict[str, Any]:
+    usual = tools[done.tool].args().model_dump(mode="json") if done.tool in tools else {}
+    return {key: value for key, value in done.args.items() if key not in usual or value != usual[key]}
+
+
+# What is known from the start
+
+
+def _feature(view: View) -> list[str]:
+    highest = view.scale
+    rows: dict[str, list[list[str]]] = {"Active windows": [], "Near misses": [], "Other windows": []}
+    peaks = {e.tokens[int(e.activations.argmax())] for e in view.examples if active(e.activations, highest).any()}
+    for name, example in zip(window_names(view), view.examples, strict=True):
+        if active(example.activations, highest).any():
+            part = excerpt(example, before=24, after=6)
+            text = cut(render.marked(part, active(part.activations, highest)), LONG)
+            told = [strongest(part, highest, count=4), _tokens(example)]
+            rows["Active windows"].append([f"{name}: {text}", f"   {cut('; '.join(told), LONG)}"])
+        else:
+            rows[_silent(example, peaks)].append([f"{name}: {cut(_quiet(example, peaks), LONG)}"])
+    parts = [f"{title}:\n{section(found, len(found), tokens=KNOWN // 3)}" for title, found in rows.items()]
+    if view.statistics is not None:
+        parts.append(f"It is active on {view.statistics.density:.2%} of all tokens.")
+    return [*parts, *_baseline(view)]
+
+
+def _tokens(example: Example) -> str:
+    """The strongest token and those before it one by one, since a rule is about tokens."""
+    peak = int(example.activations.argmax())
+    return f"tokens: {plain(example.tokens[max(0, peak - TOKENS_BEFORE) : peak + 1])}"
+
+
+def _silent(example: Example, peaks: set[str]) -> str:
+    return "Near misses" if peaks & set(example.tokens) else "Other windows"
+
+
+def _quiet(example: Example, peaks: set[str]) -> str:
+    """A silent window around a token on which the feature fires elsewhere, if it holds one."""
+    found = [i for i, token in enumerate(example.tokens) if token in peaks]
+    pivot = found[-1] if found else min(24, len(example.tokens) - 1)
+    part = excerpt(example, before=24, after=6, pivot=pivot)
+    return render.marked(part, [token in peaks for token in part.tokens], ends=SILENT_MARKS)
+
+
+def _behaviour(view: View) -> list[str]:
+    about = view.about
+    # The formula's id ends in its version.
+    formula = re.sub(r"/\d+$", "", about["formula"])
+    lines = [f"metric: {about['metric']} = {formula}"]
+    lines += [f"its mean over {side} prompts: {about[side]:.3g}" for side in ("clean", "corrupted")]
+    for pair in about["prompts"]:
+        clean, corrupted, answer, wrong = (spelled(str(pair[k])) for k in ("clean", "corrupted", "answer", "wrong"))
+        lines += [f"clean prompt: {clean}{_mark(answer)}", f"corrupted prompt: {corrupted}{_mark(wrong)}"]
+    nodes = line(", ".join(about["nodes"]), 4 * LONG)
+    told = "The metric, and some prompts, each with its own answer marked after it, which is wrong for the other one:"
+    return [f"{told}\n{fenced([cut(one, LONG) for one in lines])}", f"Nodes:\n{fenced([nodes])}", *_baseline(view)]
+
+
+def _mark(token: str) -> str:
+    return f"{ACTIVE_MARKS[0]}{token}{ACTIVE_MARKS[1]}"
+
+
+def _baseline(view: View) -> list[str]:
+    """The explanation to beat; a challenger is not told of it."""
+    baseline = view.about.get("baseline")
+    if view.phase == "challenge" or not baseline or not baseline.get("text"):
+        return []
+    lines = [line(str(baseline["text"]), LONG)]
+    if baseline.get("rule"):
+        lines.append(_rule(Rule.parse(baseline["rule"]), view))
+    for score in baseline.get("scores", ())[:4]:
+        if score["value"] is not None:
+            lines.append(line(f"{score['metric']} on {score['examples']} windows: {score['value']:.2f}"))
+    scored = ", with its scores on other text" if len(lines) > 1 + bool(baseline.get("rule")) else ""
+    return [f"The explanation to beat{scored}:\n{fenced(lines)}"]
+
+
+# Rivals
+
+
+def _ordered(rivals: Sequence[Rival]) -> list[Rival]:
+    """Live ones as they stand, then those that are out, the last one first."""
+    out = [rival for rival in rivals if rival.status != "live"]
+    return [*(rival for rival in rivals if rival.status == "live"), *reversed(out)]
+
+
+def _rival(rival: Rival, view: View) -> list[str]:
+    claim = rival.hypothesis
+    if rival.status != "live":
+        return [f"{rival.name} {rival.status}: {line(claim.text)}", *_fall(rival, view)]
+    standing = ""
+    if view.phase != "challenge":
+        standing = f", revises {claim.parent}" if claim.parent else ""
+        share = "under 0.001" if rival.share < 0.001 else f"{rival.share:.3g}"
+        standing += f"; share of the odds {share}; {_record(rival)}"
+    lines = [f"{rival.name} ({claim.kind.replace('_', ' ')}{line(standing)})", f"   {line(claim.text, LONG)}"]
+    if claim.rule is not None:
+        # What leads is to be broken, which takes all of it.
+        lines.append(f"   rule: {_rule(claim.rule, view, LEADING if rival is view.leader else LONG)}")
+    if claim.nodes:
+        lines.append(f"   nodes: {plain(claim.nodes, LONG)}")
+    for name in ("promotes", "suppresses", "reads"):
+        if named := getattr(claim, name):
+            lines.append(f"   {name}: {plain(named)}")
+    return lines
+
+
+def _record(rival: Rival) -> str:
+    if rival.hypothesis.kind == "no_pattern":
+        return "no opinion but the base rate of levels"
+    told = f"{rival.resolved} experiments predicted, {rival.silences} of silence"
+    return told if rival.hits is None else f"{told}; right level on {rival.hits:.0%} of their items"
+
+
+def _fall(rival: Rival, view: View) -> list[str]:
+    """After what a rival was out, and the experiments that it was wrong on most."""
+    seen = [(one.name, found) for one in view.done if (found := hits(one, rival.name)) is not None]
+    if not seen or view.leader is None:
+        return []
+    behind = exp(min(view.leader.log_odds - rival.log_odds, 20))
+    odds = f"1 to {behind:.3g}" if behind < 1e6 else "1 to over a million"
+    worst = sorted(seen, key=lambda pair: pair[1][0] / pair[1][1])[:WORST]
+    missed = ", ".join(f"{name} {right} of {count}" for name, (right, count) in worst if right < count)
+    told = f"out after {seen[-1][0]}, {odds} against {view.leader.name}; {_record(rival)}"
+    return [line(f"   {told}" + (f"; worst on {missed}" if missed else ""))]
+
+
+def _standing(view: View) -> str:
+    """What is missing for the leader to be supported; to a challenger, how often the claim was right."""
+    leader = view.leader
+    if leader is None:
+        return ""
+    if view.phase == "challenge":
+        found = [one for done in view.done if (one := hits(done, leader.name)) is not None]
+        right, count = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0)
+        return f"\nIn your experiments the claim had the right level on {right} of {count} items.\n" if found else ""
+    tried = ", ".join(one.name for one in view.done if one.role == "challenger")
+    told = [f"A challenger tried to break the leader of its time: {tried}."] if tried else []
+    asked = [one for one in view.done if not one.survey]
+    if asked:
+        told.append(f"Of {len(asked)} experiments {sum(one.of_silence for one in asked)} were of silence.")
+    if leader.resolved:
+        missing = _missing(leader, [one for one in view.rivals if one.status == "live" and one is not leader])
+        told.append(
+            f"{leader.name} leads" + (f"; missing: {', '.join(missing)}." if missing else " and meets every bar.")
+        )
+    return "\n" + " ".join(told) + "\n" if told else ""
+
+
+def _missing(leader: Rival, others: Sequence[Rival]) -> list[str]:
+    """The bars that a leader does not meet."""
+    odds, ahead = 0.0, "a rival that predicts otherwise"
+    if others:
+        nearest = max(others, key=lambda one: one.log_odds)
+        odds = exp(min(leader.log_odds - nearest.log_odds, 20))
+        ahead = f"odds of {ODDS:g} to 1 over {nearest.name}, now {odds:.3g}, unless it only ever predicted the same"
+    hit = leader.hits or 0.0
+    return [
+        *([f"{RESOLVED - leader.resolved} predictions"] if leader.resolved < RESOLVED else []),
+        *([f"{SILENCES - leader.silences} predictions of silence"] if leader.silences < SILENCES else []),
+        *([ahead] if odds <= ODDS else []),
+        *([f"the right level on {HITS:.0%} of items, now {hit:.0%}"] if hit < HITS else []),
+    ]
+
+
+def _rule(rule: Rule, view: View, most: int = LONG) -> str:
+    return plain(in_steps(rule, view.scale).model_dump(mode="json", exclude_defaults=True), most)
+
+
+# Room
+
+
+def _left(view: View) -> str:
+    names = {"experiments": "experiments", "fwd": "prompts through the model"}
+    # Rounded up: whoever has a part of an experiment left may run one.
+    found = [f"{ceil(view.left[kind]):,} {name}" for kind, name in names.items() if kind in view.left]
+    return ", ".join(found) or "no limit is set"

@@ -1,0 +1,320 @@
+"""From a model's calls to an action, or to what is wrong with them.
+
+A call is taken as it is or refused with the exact fault; nothing is mended, guessed or read from prose. Rules come on
+the scale from 0 to 10, windows by the names that the prompt gives them, and characters as it spells them: all are
+translated here.
+
+What a language model may call at one step: every experiment as a tool, and the other actions beside them.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import Any, NamedTuple, TypeVar, get_args
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ...explainers.ask import in_units
+from ...llm.render import unspelled
+from ...llm.tool_calls import called
+from ...llm.types import Reply, ToolCall, ToolSpec
+from ...rules.evaluate import TokenGrid, predict
+from ...rules.language import Rule, fault_of
+from ..loop.experiments import Tool
+from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Said, Submit, UseTools, Words
+from ..loop.levels import Level
+from ..loop.view import View
+from .llm_history import window_names
+
+JOIN = " + "
+"""Between nodes that are cut together."""
+_UNANSWERED: Mapping[str, str] = {
+    "refused": "You declined ({reason}). Nothing but the analysis of a model is asked for here.",
+    "truncated": "The reply was cut at the limit of tokens. Be shorter.",
+    "empty": "The reply was empty.",
+    "failed": "There was no reply: {reason}.",
+}
+_REFUSED, _HELD = "Not carried out: ", "Not carried out, because of another call."
+
+Part = Call | Propose | Submit | Concede
+M = TypeVar("M", bound=BaseModel)
+
+
+class Claim(Said, frozen=True):
+    """A hypothesis about a feature, as a model puts it up."""
+
+    text: Words
+    rule: Rule | None = None
+    promotes: tuple[str, ...] = Field((), max_length=20)
+    suppresses: tuple[str, ...] = Field((), max_length=20)
+    reads: tuple[str, ...] = Field((), max_length=20)
+    parent: str | None = None
+
+
+class Nodes(Said, frozen=True):
+    """A hypothesis about a behaviour, as a model puts it up."""
+
+    text: Words
+    nodes: dict[str, float] = Field(min_length=1, max_length=200)
+    parent: str | None = None
+
+
+class Misread(NamedTuple):
+    """Why a reply is no action."""
+
+    reason: str
+    """The first fault, in one line."""
+    answers: tuple[str, ...]
+    """What is answered to each call, or to the reply where it makes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One decision that a model is to make: what is known and what is open."""
+
+    view: View
+    actions: Sequence[str]
+    tools: Mapping[str, Tool[Any]]
+    """By name; none where experiments are not open."""
+
+    @property
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """What the model may call."""
+        return offered(self.view, self.actions, self.tools)
+
+    @property
+    def open(self) -> str:
+        """Names of what may be called."""
+        return ", ".join(spec.name for spec in self.specs)
+
+    def read(self, reply: Reply) -> Action | Misread:
+        """The action that a reply's calls come to."""
+        found = called(reply)
+        if not found.calls:
+            why = _UNANSWERED.get(reply.status, "").format(reason=(reply.reason or "").rstrip("."))
+            why = why or f"The reply calls no tool: {found.reason}."
+            return Misread(why, (f"{why} Call one of: {self.open}.",))
+        parts: list[Part] = []
+        told: list[str] = []
+        for call in found.calls:
+            try:
+                parts.append(self._part(call))
+                told.append(_HELD)
+            except ValueError as error:
+                told.append(f"{_REFUSED}{error}.")
+        if len(parts) == len(told):
+            try:
+                return _joined(parts)
+            except ValueError as error:
+                told = [f"{_REFUSED}{error}."] * len(told)
+        reason = next(one for one in told if one.startswith(_REFUSED)).removeprefix(_REFUSED).removesuffix(".")
+        told[-1] += " Call again whatever you want to be done, corrected."
+        return Misread(reason, tuple(told))
+
+    def _part(self, call: ToolCall) -> Part:
+        """What one call asks for; ValueError says what is wrong with it."""
+        what, said = f"the arguments of {call.name}", _arguments(call)
+        if call.name in self.tools:
+            return self._call(self.tools[call.name], said, what)
+        if call.name == "propose" and "propose" in self.actions:
+            return self._proposal(said, what)
+        if call.name == "concede" and "concede" in self.actions:
+            return _valid(Concede, said, what)
+        if call.name == "submit" and "submit" in self.actions:
+            found = _valid(Submit, said, what)
+            if found.answer not in answers(self.view):
+                raise ValueError(f"the answer {found.answer!r} is none of {', '.join(answers(self.view))}")
+            return found
+        raise ValueError(f"there is no tool {call.name!r} now; there are {self.open}")
+
+    def _call(self, tool: Tool[Any], said: dict[str, Any], what: str) -> Call:
+        about = {key: said[key] for key in ("purpose", "expects") if key in said}
+        args = {key: value for key, value in said.items() if key not in about}
+        if isinstance(windows := args.get("windows"), list):
+            names = window_names(self.view)
+            args["windows"] = [names.get(name, name) if isinstance(name, str) else name for name in windows]
+        _valid(tool.args, args, what)
+        found = _valid(Call, {"tool": tool.name, "args": args, **about}, what)
+        missing = [] if tool.survey else [name for name in described(self.view) if name not in found.expects]
+        if missing:
+            raise ValueError(f"{what}: {missing[0]} has no rule, so say in `expects` which level it predicts")
+        return found
+
+    def _proposal(self, said: dict[str, Any], what: str) -> Propose:
+        listed = said.get("hypotheses")
+        if not isinstance(listed, list) or len(said) > 1:
+            raise ValueError(f"{what}: wanted `hypotheses`, a list, and nothing else")
+        make = self._circuit if self.view.kind == "behaviour" else self._claim
+        made = [make(claim, f"hypothesis {number}") for number, claim in enumerate(listed, start=1)]
+        return _valid(Propose, {"hypotheses": made}, what)
+
+    def _claim(self, said: object, what: str) -> Hypothesis:
+        claim = _valid(Claim, said, what)
+        self._check_parent(claim.parent, what)
+        if claim.rule is None:
+            return Hypothesis(**dict(claim), kind="described")
+        grid = TokenGrid.of([example.tokens for example in self.view.examples])
+        if not (predict(claim.rule, grid) > 0).any():
+            raise ValueError(
+                f"{what}: its rule predicts 0 for every token of all windows that are shown; spell tokens as they are "
+                "there, with the space before them"
+            )
+        return Hypothesis(**{**dict(claim), "rule": in_units(claim.rule, self.view.scale)}, kind="rule")
+
+    def _circuit(self, said: object, what: str) -> Hypothesis:
+        found = _valid(Nodes, said, what)
+        self._check_parent(found.parent, what)
+        known = self.view.about["nodes"]
+        if unknown := [node for joined in found.nodes for node in joined.split(JOIN) if node not in known]:
+            raise ValueError(f"{what}: {unknown[0]!r} is none of the nodes; name them as they are listed")
+        return Hypothesis(**dict(found), kind="circuit")
+
+    def _check_parent(self, parent: str | None, what: str) -> None:
+        names = [rival.name for rival in self.view.rivals]
+        if parent is not None and parent not in names:
+            raise ValueError(f"{what}: its parent {parent!r} is no rival that was put up; leave it out")
+
+
+def _joined(parts: Sequence[Part]) -> Action:
+    """Several experiments are one plan, several proposals are one; all else stands alone."""
+    calls = [part for part in parts if isinstance(part, Call)]
+    proposals = [part for part in parts if isinstance(part, Propose)]
+    if len(calls) == len(parts):
+        return _valid(UseTools, {"calls": calls}, "the plan")
+    if len(proposals) == len(parts):
+        every = [hypothesis for proposal in proposals for hypothesis in proposal.hypotheses]
+        return _valid(Propose, {"hypotheses": every}, "the proposals together")
+    if len(parts) == 1 and not isinstance(parts[0], Call):
+        return parts[0]
+    raise ValueError("experiments may be called together, and nothing else beside them; do one thing at a time")
+
+
+def _arguments(call: ToolCall) -> dict[str, Any]:
+    """A call's arguments as an object that can be written down; ValueError where they are none."""
+    try:
+        value = json.loads(call.arguments or "{}")
+        # Escapes can spell lone surrogates, and numbers infinity, which no journal takes.
+        value = json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the arguments of {call.name} are not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"the arguments of {call.name} are no JSON object")
+    return _unspelled(value)
+
+
+def _unspelled(value: Any) -> Any:
+    """JSON with every character as it is, where a model copied it as the prompt spells it."""
+    if isinstance(value, str):
+        return unspelled(value)
+    if isinstance(value, list):
+        return [_unspelled(one) for one in value]
+    return {unspelled(key): _unspelled(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def _valid(kind: type[M], said: object, what: str) -> M:
+    try:
+        return kind.model_validate(said)
+    except ValidationError as error:
+        raise ValueError(fault_of(error, what=what)) from None
+
+
+ENDS = ("open", "no_explanation")
+"""What may be submitted beside a hypothesis."""
+
+
+def offered(view: View, actions: Sequence[str], tools: Mapping[str, Tool[Any]]) -> tuple[ToolSpec, ...]:
+    """The tools, and the other actions that are open."""
+    others = [_OTHERS[action](view) for action in actions if action in _OTHERS]
+    return (*(_experiment(tool, view) for tool in tools.values()), *others)
+
+
+def described(view: View) -> list[str]:
+    """Live rivals that are words only, so that whoever plans an experiment says what they predict."""
+    return [r.name for r in view.rivals if r.status == "live" and r.hypothesis.kind == "described"]
+
+
+def answers(view: View) -> list[str]:
+    """What may be submitted."""
+    return [*(rival.name for rival in view.rivals if rival.status == "live"), *ENDS]
+
+
+def _experiment(tool: Tool[Any], view: View) -> ToolSpec:
+    schema = _plain(tool.args.model_json_schema())
+    properties = {**schema.get("properties", {}), "purpose": _text("why, in a few words")}
+    if "windows" in properties:
+        properties["windows"] = {**properties["windows"], "description": "w1, w2, ... as shown; none: the tool chooses"}
+    required = [*schema.get("required", ()), "purpose"]
+    if (names := described(view)) and not tool.survey:
+        level = {"type": "string", "enum": list(get_args(Level))}
+        properties["expects"] = {
+            **_object(dict.fromkeys(names, level), names),
+            "description": "the level that each hypothesis without a rule predicts",
+        }
+        required.append("expects")
+    about = " ".join(cleandoc(type(tool).__doc__ or tool.name).split())
+    said = {key: value for key, value in schema.items() if key != "description"}
+    return ToolSpec(
+        tool.name,
+        f"Survey. {about}" if tool.survey else about,
+        {**said, "type": "object", "properties": properties, "required": required},
+    )
+
+
+def _propose(view: View) -> ToolSpec:
+    texts = {"type": "array", "items": {"type": "string"}}
+    properties: dict[str, Any] = {"text": _text('the claim in a sentence or two that stand alone: not "as H3, but"')}
+    if view.kind == "behaviour":
+        properties["nodes"] = {"type": "object", "additionalProperties": {"type": "number"}}
+    else:
+        properties["rule"] = {"type": "object", "description": "in the rule language, with values from 0 to 10"}
+        properties |= dict.fromkeys(("promotes", "suppresses", "reads"), texts)
+    properties["parent"] = _text("name of the rival that this one revises, if any")
+    claim = _object(properties, ["text", "nodes"] if view.kind == "behaviour" else ["text"])
+    return ToolSpec(
+        "propose",
+        "Put up rival hypotheses.",
+        _object({"hypotheses": {"type": "array", "items": claim}}, ["hypotheses"]),
+    )
+
+
+def _submit(view: View) -> ToolSpec:
+    answer = {"type": "string", "enum": answers(view)}
+    return ToolSpec(
+        "submit",
+        "End the search: name the hypothesis that stands, or say that none does.",
+        _object({"answer": answer, "reason": _text("why, in a sentence")}, ["answer", "reason"]),
+    )
+
+
+def _concede(_: View) -> ToolSpec:
+    return ToolSpec(
+        "concede",
+        "End the challenge: no experiment that could break the claim is left.",
+        _object({"reason": _text("why, in a sentence")}, ["reason"]),
+    )
+
+
+_OTHERS: Mapping[str, Callable[[View], ToolSpec]] = {"propose": _propose, "submit": _submit, "concede": _concede}
+
+
+def _text(description: str) -> dict[str, str]:
+    return {"type": "string", "description": description}
+
+
+def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": dict(properties), "required": list(required), "additionalProperties": False}
+
+
+def _plain(schema: Any) -> Any:
+    """A schema without the titles that pydantic gives to everything."""
+    if isinstance(schema, list):
+        return [_plain(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    named = ("properties", "$defs")
+    return {
+        key: {name: _plain(part) for name, part in value.items()} if key in named else _plain(value)
+        for key, value in schema.items()
+        if key != "title"
+    }

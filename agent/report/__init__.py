@@ -1,0 +1,1 @@
+"""What an investigation found, for people: the report, its page, its citations, its exports."""

@@ -1,0 +1,259 @@
+"""Sessions: an investigation from a target to its report, begun, resumed, and never run twice at once.
+
+An investigation's id is the hash of what it is, so the same call again goes on where the last one stopped, or gives
+the finished report. LangGraph's checkpoints say which node comes next; they lie beside the database, in
+`NAME.checkpoints`, and are written before the next node begins. A lock file keeps a second process out.
+
+Getting a target ready: what is read once before an investigation, shared by all features of a source.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from ..causal.circuits.tasks import Task
+from ..data.store.journal import opened_id
+from ..data.store.journal_values import End, Opened
+from ..data.store.store import Store
+from ..explainers.rule import RuleExplainer
+from ..labelling.inputs import Bench
+from ..labelling.label import CHUNK, opened
+from ..llm.client import Desk
+from ..llm.prices import cost
+from ..scorers.scorer import Scorer
+from ..subject.address import Feature, SourceId
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from ..subject.sources import Source
+from .loop.behaviour_examiner import BehaviourExaminer
+from .loop.behaviour_lab import BehaviourLab
+from .loop.budget import Limits
+from .loop.feature_examiner import FeatureExaminer
+from .loop.feature_lab import FeatureLab
+from .loop.graph import build, first_state
+from .loop.nodes import Nodes
+from .loop.policy import Policy
+from .loop.resuming import alone, checkpoints, code_revision
+from .loop.run import InvestigationRun, Settings
+from .loop.target import Examiner, Lab
+from .report.assemble import Report, assemble
+from .tools.table import tools_for
+
+ENDLESS = 1_000_000
+"""Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A finished investigation."""
+
+    id: str
+    status: End
+    """supported, open, no_explanation, budget or error."""
+    reason: str
+    report: Report
+    """All of it; `print` shows it in short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How targets are investigated."""
+
+    policy: Policy | None = None
+    """Decides what is tried, as proposer and, apart, as challenger; None for the scripted one, which asks nobody."""
+    limits: Limits = Limits()
+    seed: int = 0
+    desk: Desk | None = None
+    """What a language model is asked through."""
+    scorers: Sequence[Scorer] = ()
+    """Judge an explanation that has no rule; one that has is simulated by code."""
+    settings: Settings = Settings()
+    on_event: Callable[[Mapping[str, Any]], None] | None = None
+    """Hears every event as it is written."""
+
+    def __post_init__(self) -> None:
+        if self.limits.usd is not None and self.desk is not None and self.desk.price is None:
+            raise NeuronautError(
+                f"a budget of usd={self.limits.usd:g} needs the price of {self.desk.llm.model}; "
+                "say it with --price in=0.15,out=0.60"
+            )
+
+    def policy_for(self, kind: str) -> Policy:
+        """Who decides about a target of this kind."""
+        if self.policy is not None:
+            return self.policy
+        from .policies.scripted import ScriptedPolicy
+        from .policies.scripted_behaviour import ScriptedBehaviourPolicy
+
+        return ScriptedPolicy() if kind == "feature" else ScriptedBehaviourPolicy()
+
+    def opened(self, kind: Any, target: str, subject: Subject, revision: str) -> Opened:
+        """What an investigation of a target is."""
+        policy = self.policy_for(kind)
+        said = {
+            "policy": dict(policy.settings),
+            "limits": asdict(self.limits),
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "revision": revision,
+        }
+        llm = None if self.desk is None else {"model": self.desk.llm.model, "endpoint": self.desk.llm.endpoint}
+        libraries = {name: version(name) for name in ("neuronaut", "torch", "transformers", "langgraph")}
+        provenance = {
+            "model": subject.revision,
+            "revision": revision,
+            "libraries": libraries,
+            "llm": llm,
+            "git": code_revision(),
+        }
+        return Opened(opened_id(kind, target, policy.name, said), kind, target, policy.name, said, provenance)
+
+    def price(self, reply: Any) -> float:
+        """Dollars of a reply; 0 where no price is known, since then no limit in dollars is allowed."""
+        price = None if self.desk is None else self.desk.price
+        return 0.0 if price is None else cost(price, reply.input_tokens, reply.output_tokens)
+
+
+SCRIPTED = Manner()
+
+
+def investigate(
+    target: str | Feature | Task,
+    subject: Subject,
+    store: Store,
+    manner: Manner = SCRIPTED,
+    *,
+    sources: Mapping[SourceId, Source] | None = None,
+    fork: Opened | None = None,
+) -> Session:
+    """Investigate a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
+
+    The same call again resumes or returns the finished session. `fork` is an investigation that was copied from
+    another (replay.py).
+    """
+    if isinstance(target, Task):
+        return _behaviour(target, subject, store, manner, fork)
+    feature = Feature.parse(target) if isinstance(target, str) else target
+    return next(investigate_all([feature], subject, store, manner, sources=sources, fork=fork))
+
+
+def investigate_all(
+    features: Sequence[Feature],
+    subject: Subject,
+    store: Store,
+    manner: Manner = SCRIPTED,
+    *,
+    sources: Mapping[SourceId, Source] | None = None,
+    fork: Opened | None = None,
+) -> Iterator[Session]:
+    """Investigate features one after another; what features of a source share is read once. See `investigate`."""
+    for members in chunks(features):
+        # Neurons have no revision beside the model's.
+        made = None if sources is None else sources.get(members[0].source)
+        dictionary = getattr(made, "revision", "") or _dictionary_revision(store, members[0].source)
+        revision = f"{subject.revision} {dictionary}".strip()
+        openings = {f: fork or manner.opened("feature", str(f), subject, revision) for f in members}
+        left = [feature for feature, opening in openings.items() if session(store, opening.id) is None]
+        ready = (
+            prepare(left, subject, store, sources=sources, scorers=manner.scorers, desk=manner.desk, seed=manner.seed)
+            if left
+            else ()
+        )
+        prepared = {one.feature: one for one in ready}
+        for feature, opening in openings.items():
+            if feature in prepared:
+                _run(store, opening, prepared[feature].lab, prepared[feature].examiner, manner, revision=revision)
+            yield _finished(store, opening.id)
+
+
+def session(store: Store, id: str) -> Session | None:
+    """The finished session of this id; None where there is none, or it has not ended."""
+    row = next((row for row in store.journal.rows() if row["id"] == id), None)
+    if row is None or row["ended"] is None:
+        return None
+    return Session(id, row["status"], row["reason"], assemble(store.journal, id))
+
+
+def _finished(store: Store, id: str) -> Session:
+    found = session(store, id)
+    assert found is not None, "an investigation that was run to its end has ended"
+    return found
+
+
+def _behaviour(task: Task, subject: Subject, store: Store, manner: Manner, fork: Opened | None) -> Session:
+    lab = BehaviourLab(subject, task, seed=manner.seed)
+    opening = fork or manner.opened("behaviour", lab.target, subject, subject.revision)
+    if session(store, opening.id) is None:
+        _run(store, opening, lab, BehaviourExaminer(lab), manner, revision=subject.revision)
+    return _finished(store, opening.id)
+
+
+def _dictionary_revision(store: Store, source: SourceId) -> str:
+    return next((str(row["revision"]) for row in store.sources() if row["source"] == str(source)), "")
+
+
+def _run(store: Store, opening: Opened, lab: Lab, examiner: Examiner, manner: Manner, *, revision: str) -> None:
+    """Begin or go on with one investigation, to its end."""
+    with alone(store.path, opening.id), checkpoints(store.path) as checkpointer:
+        store.journal.begin(opening)
+        run = InvestigationRun(
+            id=opening.id,
+            store=store,
+            lab=lab,
+            examiner=examiner,
+            tools=tools_for(lab.kind),
+            policy=manner.policy_for(lab.kind),
+            limits=manner.limits,
+            settings=manner.settings,
+            tell=manner.on_event or (lambda _: None),
+            revision=revision,
+            price=manner.price,
+            provenance=opening.provenance,
+            desk=manner.desk,
+        )
+        begun = {"target": opening.target, "policy": opening.policy, "settings": opening.settings}
+        run.event("begun", {**begun, "limits": asdict(manner.limits)}, key="begun")
+        graph = build(Nodes(run), checkpointer=checkpointer)
+        config = {"configurable": {"thread_id": opening.id}, "recursion_limit": ENDLESS}
+        resumed = bool(graph.get_state(config).values)
+        graph.invoke(None if resumed else first_state(opening.id), config, durability="sync")
+
+
+class Prepared(NamedTuple):
+    """A feature ready to be investigated."""
+
+    feature: Feature
+    lab: FeatureLab
+    examiner: Examiner
+
+
+def chunks(features: Sequence[Feature]) -> Iterator[list[Feature]]:
+    """Features that are read together: of one source, so many at a time."""
+    by_source: dict[SourceId, list[Feature]] = {}
+    for feature in dict.fromkeys(features):
+        by_source.setdefault(feature.source, []).append(feature)
+    for members in by_source.values():
+        yield from (members[start : start + CHUNK] for start in range(0, len(members), CHUNK))
+
+
+def prepare(
+    features: Sequence[Feature],
+    subject: Subject,
+    store: Store,
+    *,
+    sources: Mapping[SourceId, Source] | None,
+    scorers: Sequence[Scorer],
+    desk: Desk | None,
+    seed: int,
+) -> Iterator[Prepared]:
+    """Labs and examiners of features of one source: their evidence, and one-shot explanations, from shared forwards."""
+    source = opened(store, subject, features[0].source, sources)
+    bench = Bench(store, subject, source, seed=seed)
+    evidence = {feature: store.evidence(feature) for feature in features}
+    batch = bench.train(list(evidence.values()))
+    baselines = {made.feature: made for made in RuleExplainer(subject, seed=seed).explain(batch)}
+    for part in batch.features:
+        lab = FeatureLab(store, subject, source, part, batch, baseline=baselines[part.feature], seed=seed)
+        examiner = FeatureExaminer(bench, lab, evidence[part.feature], batch, scorers, desk=desk)
+        yield Prepared(part.feature, lab, examiner)

@@ -1,0 +1,1 @@
+"""Experiments on behaviours: nodes and sets of nodes, cut, kept and restored."""

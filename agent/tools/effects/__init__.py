@@ -1,0 +1,1 @@
+"""Experiments on what a feature does: ablation, steering, what it reads and what reads it."""

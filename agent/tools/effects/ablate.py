@@ -1,0 +1,136 @@
+"""Ablation and patching of a feature: what the subject says next without it, and with it where it was not."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from ....subject.errors import NeuronautError
+from ...loop.experiments import Design, Measured
+from ...loop.feature_lab import FeatureLab
+from ..places import Carried, TokenArgs, fires_on, places
+from .effects import Trial, moved, token_result
+from .inputs import choose_tokens, edit_of, from_json, reference_rows, silent_places, to_json
+
+REFERENCE = 16
+"""Background windows that means and draws are of."""
+
+
+class AblateArgs(TokenArgs, Carried, frozen=True):
+    """Arguments of `ablate`."""
+
+    how: Literal["mean", "zero", "resample"] = Field(
+        "zero", description="what its activation becomes: 0, its mean over text, or what it is at a random token"
+    )
+
+
+class Ablate:
+    """Takes the feature away where it is strongest and measures which tokens the model then expects less. Items are
+    tokens: those that hypotheses say are promoted or suppressed, and as many others of like frequency; a promoted
+    token gives a positive value, a suppressed one a negative, others are silent. The headline is the mean fall of the
+    claimed tokens' logits; random changes of the same size are the control."""
+
+    name: ClassVar[str] = "ablate"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
+    survey: ClassVar[bool] = False
+    args: type[AblateArgs] = AblateArgs
+
+    def design(self, args: AblateArgs, lab: FeatureLab) -> Design:
+        chosen = choose_tokens(lab, args.tokens, seed=args.seed)
+        return Design(
+            f"Which tokens does {lab.target} raise or lower, judged by what its {args.how} ablation takes away?",
+            "effect",
+            chosen.items,
+            {
+                "asked": chosen.asked,
+                "left_out": list(chosen.left_out),
+                "how": args.how,
+                "active": to_json(places(lab, "active", args.count, windows=args.windows, seed=args.seed)),
+                "reference": [] if args.how == "zero" else reference_rows(lab, REFERENCE, seed=args.seed),
+            },
+        )
+
+    def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        how, drawn = design.plan["how"], design.plan["how"] == "resample"
+        trials = [
+            Trial(place, (edit_of(lab, how, seed=number + 1 if drawn else 0),), -1.0)
+            for number, place in enumerate(from_json(design.plan["active"]))
+        ]
+        seen = moved(lab, trials, _ids(design), reference=design.plan["reference"])
+        strengths = [round(trial.place.value, 4) for trial in trials]
+        return token_result(
+            lab, design, seen, contrast=[1.0], units="logits", found={"how": how, "activations": strengths}
+        )
+
+
+class PatchArgs(TokenArgs, Carried, frozen=True):
+    """Arguments of `patch_activation`."""
+
+    direction: Literal["both", "on", "off"] = Field(
+        "both", description="on: active at silent places; off: silent at active places; both: the mean of the two"
+    )
+
+
+class PatchActivation:
+    """Sets the feature, at places that look alike but where it is silent, to what it is at its strongest places, and
+    the other way round, and measures the next token. Items are tokens, as in `ablate`: positive means that more of
+    the feature raises the token. The headline is the mean effect on the claimed tokens; random changes of the same
+    size are the control."""
+
+    name: ClassVar[str] = "patch_activation"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
+    survey: ClassVar[bool] = False
+    args: type[PatchArgs] = PatchArgs
+
+    def design(self, args: PatchArgs, lab: FeatureLab) -> Design:
+        chosen = choose_tokens(lab, args.tokens, seed=args.seed)
+        active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+        near = silent_places(lab, len(active), seed=args.seed, tokens=fires_on(lab))
+        # A feature of the token alone has no near misses: any silent place will do then.
+        silent = near + silent_places(lab, len(active) - len(near), seed=args.seed)
+        if not silent:
+            raise NeuronautError(f"{lab.target} is silent in no training window, so there is nowhere to set it")
+        return Design(
+            f"What does the model say next when the activation of {lab.target} is that of another place?",
+            "effect",
+            chosen.items,
+            {
+                "asked": chosen.asked,
+                "left_out": list(chosen.left_out),
+                "direction": args.direction,
+                "near_misses": len(near),
+                "silent": to_json(silent),
+                "active": to_json(active),
+            },
+        )
+
+    def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        active, silent = (from_json(design.plan[name]) for name in ("active", "silent"))
+        swaps = [(silent[i % len(silent)], one) for i, one in enumerate(active)]
+        trials = {
+            "on": [Trial(quiet, (edit_of(lab, "set", value=one.value * lab.scale),)) for quiet, one in swaps],
+            "off": [Trial(one, (edit_of(lab, "set", value=quiet.value * lab.scale),), -1.0) for quiet, one in swaps],
+        }
+        chosen = [name for name in trials if design.plan["direction"] in (name, "both")]
+        seen = moved(lab, [trial for name in chosen for trial in trials[name]], _ids(design))
+        by_direction = {
+            name: seen.real[at * len(swaps) : (at + 1) * len(swaps), 0][:, _ids(design)].mean(0).tolist()
+            for at, name in enumerate(chosen)
+        }
+        table = {
+            name: {item.label: round(effect, 4) for item, effect in zip(design.items, effects, strict=True)}
+            for name, effects in by_direction.items()
+        }
+        return token_result(
+            lab,
+            design,
+            seen,
+            contrast=[1.0],
+            units="logits",
+            found={"by_direction": table, "near_misses": design.plan["near_misses"]},
+        )
+
+
+def _ids(design: Design) -> list[int]:
+    return [item.about["id"] for item in design.items]

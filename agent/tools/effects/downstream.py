@@ -1,0 +1,156 @@
+"""What later parts of the subject read of a feature: how they change when it is taken away.
+
+The feature is set to zero at one active place of a whole window, and all later heads and neurons are read there and at
+every later position. A unit's change is the largest of these, in units of its own spread,
+
+    change = max over positions of |plain - ablated| / (standard deviation over the positions of the plain windows)
+
+(for a head the lengths of its vectors and of their spread). The sham is a change of the same norm in a random
+direction; the strongest change of any unit is compared with the strongest change of any unit under each sham.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ....causal.controls import random_directions
+from ....causal.intervene import RowEdit, apply
+from ....causal.measures import mean
+from ....subject.errors import NeuronautError
+from ...loop.experiments import Design, Measured
+from ...loop.feature_lab import FeatureLab
+from ..places import ActiveArgs, Place, places
+from .effects import among
+from .inputs import batch_of, edit_of, from_json, materials, to_json
+
+SHAMS = 12
+STILL = 0.01
+"""Of the largest spread at a site: the least that a unit's own is taken to be, so that dead ones stay small."""
+
+
+class DownstreamArgs(ActiveArgs, frozen=True):
+    """Arguments of `downstream`."""
+
+    top: int = Field(8, ge=1, le=50, description="how many neurons and how many heads to list")
+
+
+class Downstream:
+    """Finds which later neurons and heads read what the feature writes: it is taken away at its strongest places, and
+    they are ranked by how much they change, in units of their own spread. Positive means that the feature raises a
+    neuron. The headline is the change of the one that changes most; random changes of the same size are the control.
+    The output's own tokens are the business of `promoted_tokens` and `ablate`."""
+
+    name: ClassVar[str] = "downstream"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
+    survey: ClassVar[bool] = True
+    args: type[DownstreamArgs] = DownstreamArgs
+
+    def design(self, args: DownstreamArgs, lab: FeatureLab) -> Design:
+        active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+        question = f"Which later neurons and heads read what {lab.target} writes?"
+        return Design(question, "effect", (), {"active": to_json(active), "sites": _later(lab), "top": args.top})
+
+    def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        changes = [_changes(lab, from_json(design.plan["active"]), site) for site in design.plan["sites"]]
+        names = [name for one in changes for name in one.names]
+        real, signed = (torch.cat([getattr(one, part) for one in changes], dim=-1) for part in ("real", "signed"))
+        sham = torch.cat([one.sham for one in changes], dim=-1).mean(0)
+        order = real.mean(0).argsort(descending=True, stable=True).tolist()
+        headline = mean(real[:, order[0]], seed=lab.seed)
+        what = f"the strongest change of any unit under {SHAMS} random changes of the same norm"
+        control, rank = among(headline.value, sham.amax(-1).tolist(), what)
+
+        def listed(kind: str) -> list[dict[str, Any]]:
+            chosen = [unit for unit in order if names[unit].startswith(kind)][: design.plan["top"]]
+            return [
+                {
+                    "unit": names[unit],
+                    "deviations": round(float(real[:, unit].mean()), 4),
+                    "raised_by": round(float(signed[:, unit].mean()), 4),
+                    "sham": round(float(sham[:, unit].mean()), 4),
+                }
+                for unit in chosen
+            ]
+
+        heads = [{name: value for name, value in one.items() if name != "raised_by"} for one in listed("head")]
+        return Measured(
+            (),
+            headline.value,
+            headline.interval and headline.interval.low,
+            headline.interval and headline.interval.high,
+            headline.n,
+            "standard deviations of the unit",
+            "each unit's own standard deviation over the windows' positions",
+            control,
+            {"first": names[order[0]], "neurons": listed("mlp"), "heads": heads, **rank},
+        )
+
+
+def _later(lab: FeatureLab) -> list[str]:
+    after = lab.subject.sites[lab.subject.sites.index(lab.source.id.site) + 1 :]
+    found = [site for site in after if site.startswith(("head.", "mlp."))]
+    if not found:
+        raise NeuronautError(
+            f"no head or MLP of {lab.subject.name} comes after {lab.source.id.site}, so only the output reads "
+            f"{lab.target}; use promoted_tokens or ablate"
+        )
+    return found
+
+
+class _Changes(NamedTuple):
+    """Of the units of a site, in units of their spread."""
+
+    names: tuple[str, ...]
+    real: Tensor
+    """(place, unit)."""
+    signed: Tensor
+    """(place, unit): what the feature adds to a neuron; of a head the same as `real`."""
+    sham: Tensor
+    """(place, sham, unit)."""
+
+
+@torch.inference_mode()
+def _changes(lab: FeatureLab, active: Sequence[Place], site: str) -> _Changes:
+    """Of one site, so that no more than its vectors are in memory at once."""
+    plain = list[Tensor]()
+    moved = list[Tensor]()
+    for place in active:
+        vectors = _run(lab, place, site)
+        plain.append(vectors[0])
+        moved.append((vectors[:1] - vectors[1:])[:, place.pivot + _opening(lab) :])
+    heads = lab.subject.n_heads if site.startswith("head.") else None
+    spread = _sizes(torch.cat(plain).std(0, correction=0), heads)
+    unit = spread.clamp_min(STILL * float(spread.max()) or 1.0)
+    at = [_largest(one, heads) / unit for one in moved]
+    found = torch.stack(at)
+    names = tuple(f"{site}:{index}" for index in range(found.shape[-1]))
+    return _Changes(names, found[:, 0].abs(), found[:, 0], found[:, 1:].abs())
+
+
+def _run(lab: FeatureLab, place: Place, site: str) -> Tensor:
+    """The site's vectors plainly, ablated and under every sham: (1 + 1 + sham, position, width), float64 on the CPU."""
+    edit = edit_of(lab, "zero", positions=str(place.pivot + _opening(lab)))
+    edits = [edit, *random_directions(edit, count=SHAMS, seed=lab.seed)]
+    batch = batch_of(lab, [place] * (1 + len(edits)), whole=True)
+    placed = [RowEdit(one, (row,)) for row, one in enumerate(edits, start=1)]
+    with apply(lab.subject, batch, placed, materials=materials(lab)):
+        return lab.subject.read(batch.tokens, [site])[site].double().cpu()
+
+
+def _opening(lab: FeatureLab) -> int:
+    return int(lab.subject.bos is not None)
+
+
+def _sizes(vectors: Tensor, heads: int | None) -> Tensor:
+    """(..., width) -> (..., unit): neurons as they are, heads as their lengths."""
+    return vectors if heads is None else vectors.unflatten(-1, (heads, -1)).norm(dim=-1)
+
+
+def _largest(moved: Tensor, heads: int | None) -> Tensor:
+    """The change of the largest size over positions, with its sign: (variant, position, width) -> (variant, unit)."""
+    sizes = _sizes(moved, heads)
+    return sizes.gather(1, sizes.abs().argmax(1, keepdim=True))[:, 0]

@@ -1,0 +1,163 @@
+"""Steering: how the next token changes as a feature is held at ever higher activations where it is silent.
+
+What a feature writes, read off the weights: no text is run.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ....causal.doses import trend
+from ....causal.measures import mean
+from ....subject.address import Feature
+from ....subject.directions import Promoted, direction, promoted
+from ....subject.errors import NeuronautError
+from ...loop.experiments import Design, Measured
+from ...loop.feature_lab import FeatureLab
+from ..places import Drawn, TokenArgs, generator
+from .effects import Moved, Trial, among, asked_weights, moved, token_result
+from .inputs import choose_tokens, edit_of, from_json, silent_places, to_json
+
+
+class SteerArgs(TokenArgs, frozen=True):
+    """Arguments of `steer`."""
+
+    strengths: tuple[float, ...] = Field(
+        (0.5, 1.0, 1.5, 2.0),
+        min_length=2,
+        max_length=8,
+        description="activations to hold it at, 1 being that of its strongest examples; 0 is always among them",
+    )
+
+
+class Steer:
+    """Holds the feature at several strengths in random windows where it is silent and measures the next token: dose
+    and response. Items are tokens, as in `ablate`; values come from the slope over strength, positive where more of
+    the feature raises the token. The headline is the mean slope of the claimed tokens' logits; zero dose and random
+    directions of the same size are the control; the curve and whether it is monotone are in `found`."""
+
+    name: ClassVar[str] = "steer"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
+    survey: ClassVar[bool] = False
+    args: type[SteerArgs] = SteerArgs
+
+    def design(self, args: SteerArgs, lab: FeatureLab) -> Design:
+        chosen = choose_tokens(lab, args.tokens, seed=args.seed)
+        silent = silent_places(lab, args.count, seed=args.seed)
+        if len(silent) < 2:
+            raise NeuronautError(
+                f"{lab.target} is silent in {len(silent)} training windows; wanted at least 2 to steer"
+            )
+        return Design(
+            f"How does the next token change as {lab.target} is held at ever higher activations?",
+            "effect",
+            chosen.items,
+            {
+                "asked": chosen.asked,
+                "left_out": list(chosen.left_out),
+                "strengths": sorted({0.0, *args.strengths}),
+                "silent": to_json(silent),
+            },
+        )
+
+    def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        strengths = design.plan["strengths"]
+        edits = tuple(edit_of(lab, "set", value=strength * lab.scale) for strength in strengths)
+        ids = [item.about["id"] for item in design.items]
+        seen = moved(lab, [Trial(place, edits) for place in from_json(design.plan["silent"])], ids)
+        doses = torch.tensor(strengths, dtype=torch.float64)
+        away = doses - doses.mean()
+        slope = (away / away.square().sum()).tolist()
+        return token_result(
+            lab, design, seen, contrast=slope, units="logits per scale", found=_curve(design, seen, ids, lab.seed)
+        )
+
+
+def _curve(design: Design, seen: Moved, ids: list[int], seed: int) -> dict[str, Any]:
+    """Mean effect on the asked tokens by strength with its interval over places, and what random directions do."""
+    strengths, asked = design.plan["strengths"], asked_weights(design)
+    real, sham = seen.real[:, :, ids] @ asked, seen.sham.mean(0) @ asked
+    means = [mean(column, seed=seed) for column in real.T]
+    found = trend(strengths, [one.value for one in means])
+    curve = [
+        {
+            "strength": strength,
+            "effect": round(one.value, 4),
+            "low": one.interval and round(one.interval.low, 4),
+            "high": one.interval and round(one.interval.high, 4),
+            **_range(controls),
+        }
+        for strength, one, controls in zip(strengths, means, sham, strict=True)
+    ]
+    zero = curve[strengths.index(0.0)]["effect"]
+    return {"curve": curve, "sense": found.sense, "monotone": found.sense is not None, "zero_dose": zero}
+
+
+def _range(controls: Tensor) -> dict[str, float]:
+    low, high = controls.quantile(torch.tensor([0.025, 0.975], dtype=controls.dtype)).tolist()
+    return {"sham_low": round(low, 4), "sham_high": round(high, 4)}
+
+
+OTHERS = 50
+"""Features of the same source that it is compared with."""
+
+
+class PromotedArgs(Drawn, frozen=True):
+    """Arguments of `promoted_tokens`."""
+
+    count: int = Field(10, ge=1, le=50, description="tokens to list at either end")
+
+
+class PromotedTokens:
+    """Looks up, in the weights, which tokens the feature raises and lowers on its direct path to the output. The
+    headline is how many standard deviations of the vocabulary the top token stands out by; other features of the same
+    source are the control. Later layers may undo or add to this: `ablate` and `steer` measure it."""
+
+    name: ClassVar[str] = "promoted_tokens"
+    version: ClassVar[int] = 1
+    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
+    survey: ClassVar[bool] = True
+    args: type[PromotedArgs] = PromotedArgs
+
+    def design(self, args: PromotedArgs, lab: FeatureLab) -> Design:
+        width, own = lab.source.width, lab.feature.index
+        drawn = generator(lab, args.seed, "other features").permutation(width)
+        others = [index for index in drawn.tolist() if index != own][:OTHERS]
+        question = f"Which tokens does the direction that {lab.target} writes raise and lower?"
+        return Design(question, "effect", (), {"count": args.count, "others": others})
+
+    def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        own = promoted(lab.subject, lab.source, lab.feature, count=design.plan["count"])
+        if not own.top:
+            raise NeuronautError(f"{lab.target} writes nothing that reaches the output directly; ablate or steer it")
+        others = [
+            promoted(lab.subject, lab.source, Feature(lab.source.id, index, lab.feature.negative), count=1)
+            for index in design.plan["others"]
+        ]
+        writing = [_outstanding(one) for one in others if one.top]
+        height = _outstanding(own)
+        what = f"{len(writing)} other features of {lab.source.id}"
+        control, rank = among(height, writing, what) if writing else (None, {})
+        exact = direction(lab.subject, lab.source, lab.feature).exact
+        found = {
+            name: [{"token": one.token, "deviations": round(one.value / own.spread, 3)} for one in part]
+            for name, part in (("raises", own.top), ("lowers", own.bottom))
+        }
+        return Measured(
+            (),
+            height,
+            None,
+            None,
+            len(lab.vocabulary),
+            "standard deviations over the vocabulary",
+            "standard deviation over the vocabulary of what the direction adds to logits",
+            control,
+            {**found, "exact": exact, "others_that_write_nothing": len(others) - len(writing), **rank},
+        )
+
+
+def _outstanding(found: Promoted) -> float:
+    return found.top[0].value / found.spread

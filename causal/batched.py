@@ -1,0 +1,251 @@
+"""Many edits, each by itself, in few forwards: what sweeps are made of.
+
+The prompts are run plainly once, which gives the residual stream before every layer that is edited and the values that
+patches put in. Then the edits of a layer stand beside each other in the rows of one forward that begins at this layer
+(`resume`) and computes logits at the answers' positions only. No forward has more than `at_once` rows: there are as
+many edits in it as there is room for copies of the prompts, and more prompts than that are run in parts. Neither the
+company in a forward nor where it begins changes a result beyond rounding.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from .edits import Edit
+from .intervene import Materials, Report
+from .measures import Question, metric
+from .prompts import Batch
+from .runs import alike, donors, logits_at, resumable, resume, separately
+
+
+class Setting(NamedTuple):
+    """Which prompts are edited, and which lend their values to patches; by name."""
+
+    base: str
+    donor: str | None
+
+
+@dataclass(slots=True)
+class Cost:
+    """Forward passes and their rows: plain ones and edited ones, not those of proofs, references and fidelity."""
+
+    forwards: int = 0
+    rows: int = 0
+    equivalents: float = 0.0
+    """Forward passes, each counted as the share of the layers that it ran."""
+    row_equivalents: float = 0.0
+    """Rows, each counted so: what was computed, in whole runs of one prompt."""
+    one_by_one: int = 0
+    """Forward passes that one for each edit, of all prompts and all layers, would have taken; with as many `rows`."""
+
+    def add(self, rows: int, share: float = 1.0) -> None:
+        """Count a forward pass that ran this share of the layers."""
+        self.forwards += 1
+        self.rows += rows
+        self.equivalents += share
+        self.row_equivalents += rows * share
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Measured:
+    """Metrics without and with edits, on the CPU."""
+
+    plain: Mapping[str, Tensor]
+    """By name of the prompts: (metric, row)."""
+    edited: Mapping[str, Tensor]
+    """By setting: (edit, metric, row)."""
+    changes: Mapping[str, Tensor]
+    """By setting, the largest change of a coordinate at the edit's site: (edit,)."""
+    cost: Cost
+
+
+@torch.inference_mode()
+def measure(
+    subject: Subject,
+    edits: Sequence[Edit],
+    prompts: Mapping[str, Batch],
+    settings: Mapping[str, Setting],
+    question: Question,
+    *,
+    metrics: Sequence[str],
+    materials: Materials,
+    at_once: int,
+) -> Measured:
+    """Run every edit by itself in every setting. All prompts have equally many rows; KL is taken to the first of them.
+
+    Raises NeuronautError where no edit changes anything in any setting.
+    """
+    _check(subject, edits, prompts, metrics, at_once)
+    cost = Cost(one_by_one=len(prompts) + len(edits) * len(settings))
+    rows = torch.arange(len(question.answers)).split(at_once)
+    with alike(subject, edits):
+        first = _first_layers(subject, edits)
+        parts = [
+            _Part(subject, edits, metrics, _lent(materials, part), at_once, first, cost).measured(
+                {name: batch.take(part) for name, batch in prompts.items()}, settings, _rows(question, part)
+            )
+            for part in rows
+        ]
+    changes = {name: torch.stack([part.changes[name] for part in parts]).amax(0) for name in settings}
+    if not any(bool(change.any()) for change in changes.values()):
+        raise NeuronautError(
+            f"none of the {len(edits)} edits changed anything (the first: {edits[0]}); the prompts may be alike "
+            "there, or the units have these values already: choose other positions, units or prompts"
+        )
+    plain = {name: torch.cat([part.plain[name] for part in parts], -1) for name in prompts}
+    edited = {name: torch.cat([part.edited[name] for part in parts], -1) for name in settings}
+    return Measured(plain, edited, changes, cost)
+
+
+def observe(
+    subject: Subject, batch: Batch, sites: Sequence[str], change: Callable[[str, Tensor], Tensor] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One run's logits at the rows' last positions, (row, token), and its tensors at sites, (row, position, width).
+
+    `change`, where given, makes of a site and its tensor the one that flows on, and is seen, instead.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def look(site: str) -> Callable[[Tensor], Tensor]:
+        def looked(tensor: Tensor) -> Tensor:
+            seen[site] = tensor if change is None else change(site, tensor)
+            return seen[site]
+
+        return looked
+
+    with subject.editing({site: look(site) for site in sites}):
+        logits = logits_at(subject, batch.tokens, batch.last)
+    return logits, seen
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Part:
+    """Work on prompts that fit into one forward."""
+
+    subject: Subject
+    edits: Sequence[Edit]
+    metrics: Sequence[str]
+    materials: Materials
+    at_once: int
+    first: Sequence[int]
+    """By edit, the layer at which its forward begins."""
+    cost: Cost
+
+    def measured(self, prompts: Mapping[str, Batch], settings: Mapping[str, Setting], question: Question) -> Measured:
+        logits: dict[str, Tensor] = {}
+        seen: dict[str, dict[str, Tensor]] = {}
+        for name, batch in prompts.items():
+            logits[name], seen[name] = self._plain(batch, self._wanted(name, settings.values()))
+        question = replace(question, plain=logits[next(iter(prompts))])
+        edited: dict[str, Tensor] = {}
+        changes: dict[str, Tensor] = {}
+        for name, setting in settings.items():
+            lent = seen[setting.donor] if setting.donor else self.materials.donors
+            edited[name], changes[name] = self._edited(prompts[setting.base], seen[setting.base], lent, question)
+        plain = {name: self._values(found, question).cpu() for name, found in logits.items()}
+        return Measured(plain, edited, changes, self.cost)
+
+    def _wanted(self, name: str, settings: Iterable[Setting]) -> list[str]:
+        """What to keep of these prompts' plain run."""
+        wanted: set[str] = set()
+        for setting in settings:
+            if setting.base == name:
+                wanted |= {f"resid_pre.{layer}" for layer in self.first if layer}
+            if setting.donor == name:
+                wanted |= {edit.site for edit in self.edits if edit.needs_donor}
+        return sorted(wanted)
+
+    def _plain(self, batch: Batch, wanted: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        weights = [site for site in wanted if site.startswith("pattern.")]
+        logits, seen = observe(self.subject, batch, [site for site in wanted if site not in weights])
+        self.cost.add(len(batch))
+        if weights:
+            seen |= donors(self.subject, batch, weights)
+            self.cost.add(len(batch))
+        return logits, seen
+
+    def _edited(
+        self, batch: Batch, known: Mapping[str, Tensor], lent: Mapping[str, Tensor], question: Question
+    ) -> tuple[Tensor, Tensor]:
+        """(edit, metric, row) and (edit,)."""
+        room, layers = max(1, self.at_once // len(batch)), self.subject.n_layers
+        values: dict[int, Tensor] = {}
+        changes = torch.zeros(len(self.edits))
+        for layer, group in groupby(sorted(range(len(self.edits)), key=self.first.__getitem__), self.first.__getitem__):
+            for part in torch.tensor([*group]).split(room):
+                chosen = [self.edits[index] for index in part.tolist()]
+                sites = {edit.site for edit in chosen}
+                given = replace(self.materials, donors={site: lent[site] for site in sites & lent.keys()})
+                found, reports = self._forward(batch, chosen, layer, known, given, question)
+                values |= dict(zip(part.tolist(), found, strict=True))
+                changes[part] = torch.tensor([report.max_change for report in reports])
+                self.cost.add(len(batch) * len(part), (layers - layer) / layers)
+        return torch.stack([values[index] for index in range(len(self.edits))]).cpu(), changes
+
+    def _forward(
+        self,
+        batch: Batch,
+        edits: Sequence[Edit],
+        layer: int,
+        known: Mapping[str, Tensor],
+        materials: Materials,
+        question: Question,
+    ) -> tuple[Tensor, tuple[Report, ...]]:
+        """Edits beside each other from a layer on: (edit, metric, row)."""
+        residual = known[f"resid_pre.{layer}"].repeat(len(edits), 1, 1) if layer else None
+        with nullcontext() if residual is None else resume(self.subject, layer, residual):
+            return separately(
+                self.subject,
+                batch,
+                edits,
+                lambda logits: self._values(logits, question),
+                materials=materials,
+                at_once=len(batch) * len(edits),
+            )
+
+    def _values(self, logits: Tensor, question: Question) -> Tensor:
+        """(metric, row)."""
+        return torch.stack([metric(name)(logits, question) for name in self.metrics])
+
+
+def _first_layers(subject: Subject, edits: Sequence[Edit]) -> list[int]:
+    """Where each edit's forward may begin: at its own layer, or at the first where no run can begin in the middle."""
+    if all(not edit.layer for edit in edits) or resumable(subject):
+        return [0] * len(edits)
+    return [edit.layer or 0 for edit in edits]
+
+
+def _lent(materials: Materials, rows: Tensor) -> Materials:
+    """The materials for these rows of the prompts: a donor has a row for each prompt."""
+    return replace(materials, donors={site: one[rows] for site, one in materials.donors.items()})
+
+
+def _rows(question: Question, rows: Tensor) -> Question:
+    return Question(question.answers[rows], None if question.wrong is None else question.wrong[rows])
+
+
+def _check(
+    subject: Subject, edits: Sequence[Edit], prompts: Mapping[str, Batch], metrics: Sequence[str], at_once: int
+) -> None:
+    if not edits or not metrics or at_once < 1:
+        raise NeuronautError(
+            f"cannot run {len(edits)} edits, measure {len(metrics)} metrics, {at_once} rows at once; wanted at least "
+            "one of each"
+        )
+    for edit in edits:
+        # An unknown or refused site is an error that says so.
+        subject.width(f"head.{edit.layer}" if edit.on_pattern else edit.site)
+    drawn = next((edit for edit in edits if edit.operation in ("resample", "noise")), None)
+    longest = max(map(len, prompts.values()))
+    if drawn is not None and longest > at_once:
+        raise NeuronautError(
+            f"edit {drawn} draws for all {longest} prompts together, and {at_once} rows run at once; "
+            "raise at_once, or give fewer prompts"
+        )

@@ -1,0 +1,1 @@
+"""Circuits: the nodes that bring a behaviour about, found, pruned and tested."""

@@ -1,0 +1,157 @@
+"""How good a circuit is: faithfulness, completeness, minimality, and what random circuits of its make-up achieve.
+
+    faithfulness   F(C) of the circuit alone: near 1
+    completeness   cut out of the whole model, the circuit should leave nothing: F(M \\ C) near 0; and with any part K
+                   cut in both, circuit and model should stay alike: |F(C \\ K) - F(M \\ K)| near 0, for each node,
+                   for C itself and for random subsets K (Wang et al. 2022)
+    minimality     of a node v: F(C \\ K) - F(C \\ (K + v)), the largest over subsets K of the rest: every node's far
+                   from 0. K runs over none, all, and random ones, so that a node that another backs up shows too
+    control        F of other sets of as many nodes of each kind, and where the circuit stands among them by how near
+                   to 1 it is
+
+F is as in `circuit_runs`; intervals are bootstraps over pairs.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..controls import standing
+from ..measures import Effect, effect
+from .nodes import Node
+from .runs import CircuitRuns, Nodes
+
+SUBSETS, CONTROLS = 10, 50
+_TRIES = 20
+"""Draws for each random circuit wanted, before there are taken to be no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Circuit and model with the same nodes cut."""
+
+    cut: tuple[Node, ...]
+    circuit: float
+    """F(C \\ K)."""
+    model: float
+    """F(M \\ K)."""
+
+    @property
+    def size(self) -> float:
+        """How far apart the two are."""
+        return abs(self.circuit - self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What a node adds where it adds most."""
+
+    node: Node
+    value: float
+    """F with the node less F without it; the one of the largest size."""
+    cut: tuple[Node, ...]
+    """The nodes of the circuit that are cut meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class RandomCircuits:
+    """Circuits of the same make-up."""
+
+    faithfulness: tuple[float, ...]
+    percentile: float
+    """Percent of them that are further from 1 than the circuit; a tie counts half."""
+    p: float
+    """(1 + those at least as near) / (1 + all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a circuit is worth on a task."""
+
+    faithfulness: Effect
+    """`recovered` is F: 0 with all nodes cut (`corrupted`), 1 with none; `patched` are the circuit's own values."""
+    ablated: Effect
+    """The same of the whole model with the circuit cut."""
+    gaps: tuple[Gap, ...]
+    """The largest first."""
+    minimality: tuple[Contribution, ...]
+    """By node, in the order of the circuit."""
+    control: RandomCircuits | None
+    """None where there is no other circuit of this make-up."""
+
+    @property
+    def mean_gap(self) -> float:
+        """Over the subsets."""
+        return sum(gap.size for gap in self.gaps) / len(self.gaps)
+
+
+def evaluate(
+    runs: CircuitRuns, circuit: Sequence[Node], *, subsets: int = SUBSETS, controls: int = CONTROLS, seed: int = 0
+) -> Evaluation:
+    """Evaluate a circuit, which has at least one node; `seed` draws subsets, random circuits and bootstraps."""
+    rng, whole = random.Random(seed), frozenset(circuit)
+    drawn = [frozenset(node for node in circuit if rng.random() < 0.5) for _ in range(subsets)]
+    faithfulness, ablated = (
+        effect(runs.metric, clean=runs.clean, corrupted=runs.floor, patched=values[0], direction="denoise", seed=seed)
+        for values in (runs.alone([whole]), runs.cut([whole]))
+    )
+    return Evaluation(
+        faithfulness,
+        ablated,
+        _gaps(runs, circuit, drawn),
+        _contributions(runs, circuit, drawn),
+        _control(runs, whole, controls, rng),
+    )
+
+
+def _gaps(runs: CircuitRuns, circuit: Sequence[Node], drawn: Sequence[Nodes]) -> tuple[Gap, ...]:
+    whole = frozenset(circuit)
+    singles = [frozenset({node}) for node in circuit]
+    parts = [part for part in dict.fromkeys([whole, *singles, *drawn]) if part]
+    alone, model = runs.faithful([whole - part for part in parts]), runs.without(parts)
+    found = (Gap(_in_order(circuit, part), *both) for part, *both in zip(parts, alone, model, strict=True))
+    return tuple(sorted(found, key=lambda gap: -gap.size))
+
+
+def _contributions(runs: CircuitRuns, circuit: Sequence[Node], drawn: Sequence[Nodes]) -> tuple[Contribution, ...]:
+    whole = frozenset(circuit)
+    cases = {
+        node: list(dict.fromkeys(part - {node} for part in (frozenset[Node](), whole, *drawn))) for node in circuit
+    }
+    pairs = [(whole - part, whole - part - {node}) for node, parts in cases.items() for part in parts]
+    values = iter(runs.faithful([circuit for pair in pairs for circuit in pair]))
+    found: list[Contribution] = []
+    for node, parts in cases.items():
+        each = [Contribution(node, next(values) - next(values), _in_order(circuit, part)) for part in parts]
+        found.append(max(each, key=lambda one: abs(one.value)))
+    return tuple(found)
+
+
+def _control(runs: CircuitRuns, circuit: Nodes, count: int, rng: random.Random) -> RandomCircuits | None:
+    kinds: dict[str, list[Node]] = {}
+    for node in runs.nodes:
+        kinds.setdefault(node.kind, []).append(node)
+    makeup = Counter(node.kind for node in circuit)
+    found: dict[Nodes, None] = {}
+    for _ in range(_TRIES * count):
+        drawn = frozenset(node for kind, number in makeup.items() for node in rng.sample(kinds[kind], number))
+        if drawn != circuit:
+            found.setdefault(drawn)
+        if len(found) == count:
+            break
+    if not found:
+        return None
+    values = runs.faithful(list(found))
+    real = standing(_nearness(runs.faithful([circuit])[0]), [_nearness(value) for value in values])
+    return RandomCircuits(tuple(values), real.percentile, real.p)
+
+
+def _nearness(faithfulness: float) -> float:
+    """1 where it is perfect, 0 where it is off by all of the effect or more."""
+    return max(0.0, 1 - abs(1 - faithfulness))
+
+
+def _in_order(circuit: Sequence[Node], part: Iterable[Node]) -> tuple[Node, ...]:
+    chosen = frozenset(part)
+    return tuple(node for node in circuit if node in chosen)

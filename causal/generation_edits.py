@@ -1,0 +1,208 @@
+"""Edits of rows that grow as they are written: which positions each one touches, and what it has done to them.
+
+The counterpart of `applying` for text of which only the beginning is known. A position is decided once, when it is
+first run, and stays decided (see `generation`); rows are filled up on the left, so a row's position p stands in column
+p + offset[row].
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from .edits import Edit, quoted
+from .intervene import Materials, Report, RowEdit
+from .prompts import Batch, where
+from .units import Change, Supply, change, units_of
+
+Scope = Literal["every", "prefill", "decode"]
+
+_PLACED = frozenset({"patch", "resample", "noise"})
+"""Operations whose values belong to places that must be known before anything is written."""
+
+
+@dataclass(slots=True, eq=False)
+class Growing:
+    """An edit of growing rows."""
+
+    edit: Edit
+    rows: Tensor
+    """(row,), bool: the rows that it is for."""
+    work: Change
+    meant: Tensor
+    """(token,), bool: the written tokens that its rule means."""
+    touched: Tensor
+    """(row, column), bool: as far as it is decided."""
+    change: Tensor
+    """The largest so far, a scalar on the subject's device."""
+    index: tuple[Tensor, ...] = field(default=())
+    """(row, column) that it takes out of the site's tensor in the coming forward pass, and puts back."""
+    called: int = 0
+    fired: int = 0
+
+    def decide(self, column: int, chosen: Tensor, alive: Tensor) -> None:
+        """Whether the tokens (row,) that come to stand in a column are touched."""
+        self.touched[:, column] = self.rows & alive & self.meant[chosen]
+
+    def aim(self, columns: slice) -> None:
+        """Before a forward pass over these columns."""
+        found = self.touched[:, columns].nonzero(as_tuple=True)
+        self.index = tuple(part.to(self.change.device) for part in found)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        self.called += 1
+        if not len(self.index[0]):
+            return tensor
+        self.fired += 1
+        before = tensor[self.index]
+        after = self.work(before).to(before.dtype)
+        self.change = torch.maximum(self.change, (after - before).float().abs().amax())
+        return tensor.index_put(self.index, after)
+
+    def report(self, offset: Tensor) -> Report:
+        """So far; waits for the device."""
+        places = {
+            row: tuple((here.nonzero().flatten() - offset[row]).tolist())
+            for row, here in enumerate(self.touched)
+            if here.any()
+        }
+        return Report(self.edit, self.fired, places, float(self.change))
+
+
+def growing(
+    subject: Subject,
+    batch: Batch,
+    item: Edit | RowEdit,
+    *,
+    scope: Scope,
+    materials: Materials,
+    offset: Tensor,
+    columns: int,
+) -> Growing:
+    """An edit for rows that will have `columns` columns, with the prompts' positions decided."""
+    edit, numbers = (item.edit, item.rows) if isinstance(item, RowEdit) else (item, tuple(range(len(batch))))
+    _check(edit, numbers, scope, len(batch))
+    rows = torch.zeros(len(batch), dtype=torch.bool)
+    rows[list(numbers)] = True
+    meant = _written(subject, edit, scope)
+    found = torch.zeros_like(batch.real)
+    if scope != "decode":
+        found[rows] = _prompted(subject, batch.take(rows.nonzero().flatten()), edit.positions)
+    if not found.any() and not meant.any():
+        raise NeuronautError(
+            f"edit {edit} touches no position in scope {scope}; choose a scope or positions that are in it"
+        )
+    which, positions = found.nonzero(as_tuple=True)
+    touched = torch.zeros((len(batch), columns), dtype=torch.bool)
+    touched[which, positions + offset[which]] = True
+    work = _work(subject, batch, edit, (which, positions), materials)
+    return Growing(edit, rows, work, meant, touched, torch.zeros((), device=subject.device))
+
+
+def _check(edit: Edit, rows: Sequence[int], scope: Scope, count: int) -> None:
+    if scope not in get_args(Scope):
+        raise NeuronautError(f"there is no scope {scope!r}; there are {', '.join(get_args(Scope))}")
+    if not rows or len(set(rows)) != len(rows) or not 0 <= min(rows) <= max(rows) < count:
+        raise NeuronautError(f"edit {edit} is for rows {list(rows)}; wanted different ones from 0 to {count - 1}")
+    if edit.on_pattern:
+        raise NeuronautError(
+            f"edit {edit} is of an attention pattern, which grows with the row; edit head.{edit.layer} instead"
+        )
+    if edit.operation in _PLACED and scope != "prefill":
+        raise NeuronautError(
+            f"edit {edit} has values for the prompt's positions only, not for what is written; "
+            "pass scope='prefill', or use =, *= or +="
+        )
+
+
+def _reads(subject: Subject, rule: str) -> Tensor:
+    """(token,), bool: the tokens that read as a rule in quotes says."""
+    wanted = quoted(rule)
+    found = torch.tensor([string == wanted for string in subject.vocabulary])
+    if not found.any():
+        raise NeuronautError(f"{subject.name} has no token {wanted!r}; write one as its tokenizer does, space included")
+    return found
+
+
+def _written(subject: Subject, edit: Edit, scope: Scope) -> Tensor:
+    """(token,), bool: the written tokens that the edit means."""
+    rule, count = edit.positions, len(subject.vocabulary)
+    if scope == "prefill":
+        return torch.zeros(count, dtype=torch.bool)
+    if rule.startswith('"'):
+        return _reads(subject, rule)
+    return torch.full((count,), rule in ("all", "every", "last"))
+
+
+def _prompted(subject: Subject, batch: Batch, rule: str) -> Tensor:
+    """(row, position), bool. A token need not be in a prompt: it may be written later."""
+    if rule.startswith('"'):
+        return _reads(subject, rule)[batch.tokens] & batch.real
+    return where(subject, batch, rule)
+
+
+def _work(subject: Subject, batch: Batch, edit: Edit, index: tuple[Tensor, ...], materials: Materials) -> Change:
+    """What becomes of touched vectors; donors are those of the prompts' touched positions."""
+    units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
+    width = subject.width(edit.site)
+    reference = donor = None
+    if edit.needs_reference:
+        reference = units.get(_lent(edit, "reference", materials.reference, width).to(subject.device))
+    if edit.needs_donor:
+        run = _lent(edit, "donor", materials.donors, width)
+        if run.shape[:-1] != batch.tokens.shape:
+            raise NeuronautError(f"edit {edit}: the donor is of {tuple(run.shape[:-1])} tokens; wanted the prompts'")
+        donor = units.get(run[index].to(subject.device))
+    return change(edit, units, Supply(reference, donor))
+
+
+def _lent(edit: Edit, kind: str, lent: Mapping[str, Tensor], width: int) -> Tensor:
+    tensor = lent.get(edit.site)
+    if tensor is None or not tensor.numel() or tensor.shape[-1] != width:
+        shape = "none" if tensor is None else f"one of shape {tuple(tensor.shape)}"
+        raise NeuronautError(
+            f"edit {edit} needs a {kind} at {edit.site}, (..., {width}); there is {shape}; pass one in"
+        )
+    return tensor
+
+
+def by_site(running: Sequence[Growing]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Hooks by site. Edits of one site work one after the other, in the order in which they are given."""
+    groups: dict[str, list[Growing]] = {}
+    for one in running:
+        groups.setdefault(one.edit.site, []).append(one)
+
+    def chain(group: Sequence[Growing]) -> Callable[[Tensor], Tensor]:
+        def chained(tensor: Tensor) -> Tensor:
+            for one in group:
+                tensor = one(tensor)
+            return tensor
+
+        return chained
+
+    return {site: chain(group) for site, group in groups.items()}
+
+
+def judge(running: Sequence[Growing], reports: Sequence[Report], *, forwards: int, may_idle: bool) -> None:
+    """Raise NeuronautError for an edit that did not happen."""
+    for one, report in zip(running, reports, strict=True):
+        if one.called != forwards:
+            raise NeuronautError(
+                f"edit {report.edit} was passed {one.called} times in {forwards} forward passes, wanted once in each; "
+                "a fused kernel or a wrapper bypasses its site"
+            )
+        if not math.isfinite(report.max_change):
+            raise NeuronautError(
+                f"edit {report.edit} made values that are no finite numbers; choose a smaller strength"
+            )
+        if report.max_change == 0 and not may_idle:
+            reason = "the unit already had these values" if report.fired else "no position that it means came up"
+            raise NeuronautError(
+                f"edit {report.edit} changed nothing at {report.edit.site} in {forwards} forward passes: {reason}; "
+                "choose another value, position or unit"
+            )

@@ -1,0 +1,1 @@
+"""The causal verbs: one module per verb or pair of verbs."""

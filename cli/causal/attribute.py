@@ -1,0 +1,276 @@
+"""`neuronaut attribute`: what writes a logit, and which tokens of the prompt a logit or an activation rests on."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...subject.errors import NeuronautError
+from .. import display
+from ..common import Form, Row, emit, form_options, say
+from ..display import ends, quoted, signed, spanned_column
+from .inputs import Asked, answer_options, asked, picture_option, positions_option, prompts_option, top_option
+from .setup import dictionary_options, open_dictionaries, open_subject, sites_named, subject_options
+
+if TYPE_CHECKING:
+    from ...causal.logit_attribution import LogitAttribution
+    from ...causal.saliency import Saliency, Target
+    from ...subject.model import Subject
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@prompts_option
+@answer_options
+@click.option(
+    "--split",
+    multiple=True,
+    metavar="SITE",
+    help="By its units: head.3, mlp.2, head (all layers) or a dictionary resid_post.2@sae.",
+)
+@positions_option
+@click.option(
+    "--inputs",
+    "method",
+    type=click.Choice(["gradient", "integrated", "occlusion"]),
+    help="By tokens of the prompt instead.",
+)
+@click.option("--feature", metavar="FEATURE", help="With --inputs: of this feature's activation, not of a logit.")
+@click.option("--baseline", metavar="TOKEN", help="With --inputs: what stands for nothing; the mean of all tokens.")
+@top_option
+@picture_option
+@dictionary_options
+@subject_options
+@form_options
+def attribute(
+    model: str,
+    prompts: tuple[str, ...],
+    file: str | None,
+    answer: str | None,
+    wrong: str | None,
+    split: tuple[str, ...],
+    positions: str,
+    method: str | None,
+    feature: str | None,
+    baseline: str | None,
+    top: int,
+    picture: str | None,
+    form: Form,
+    **options: Any,
+) -> None:
+    """Say what wrote a logit, or which input tokens it rests on.
+
+    Direct logit attribution takes the answer's logit (less that of --wrong) apart into what every layer, or with
+    --split every head, neuron or feature, writes in its direction; the parts add up to it exactly. Over several
+    prompts the means are shown with their intervals. With --inputs the logit, or a feature's activation, is shared
+    out among the tokens of each prompt: by gradient x input, integrated gradients, or leaving each out.
+
+    \b
+    Examples:
+      neuronaut attribute demo "def __init__(self, name): self.name =" --split head
+      neuronaut attribute demo "data = list[name, key" --answer "]" --wrong ")" --split head --split mlp.3
+      neuronaut attribute demo "data = list[name, key" --answer "]" --inputs integrated --picture tokens.png
+      neuronaut attribute demo "import os" --inputs occlusion --feature demo:resid_post.2@sae:50
+    """
+    if method is None and (feature or baseline):
+        raise click.UsageError("--feature and --baseline go with --inputs; add --inputs integrated, for example")
+    if method is not None and (split or positions != "last"):
+        raise click.UsageError("--split and --positions are of what writes a logit; leave them out, or --inputs")
+    if feature is not None and (answer is not None or wrong is not None):
+        raise click.UsageError("--answer and --wrong are of a logit; leave them out, or --feature")
+    subject = open_subject(model, options)
+    questions = asked(subject, prompts, file, answer=answer, wrong=wrong)
+    if method is not None:
+        _attribute_inputs(subject, questions, method, feature, baseline, picture, form, options)
+        return
+    found = _attributed(subject, questions, split, positions, options)
+    rows = _components(found)
+    if picture is not None:
+        _draw_components(rows[:top], questions, subject, picture)
+    emit(rows, form, lambda shown: _component_table(shown, top))
+    if form == "table":
+        say(_told_logit(subject, questions, found))
+
+
+def _attributed(
+    subject: "Subject", questions: Asked, split: Sequence[str], positions: str, options: Mapping[str, Any]
+) -> "LogitAttribution":
+    from ...causal.logit_attribution import logit_attribution
+
+    named = [text for text in split if "@" in text]
+    dictionaries = open_dictionaries(subject, named, options)
+    parts = [dictionaries.get(text, text) for text in sites_named(subject, split)]
+    return logit_attribution(
+        subject, questions.batch, token=questions.answers, against=questions.wrong, positions=positions, split=parts
+    )
+
+
+def _components(found: "LogitAttribution") -> list[Row]:
+    from ...causal.measures import mean
+
+    spans = {name: mean(found.values[:, index]) for index, name in enumerate(found.components)}
+    return [
+        {"component": name, "value": value, **ends(spans[name].interval), "n": spans[name].n}
+        for name, value in found.ranked()
+    ]
+
+
+def _component_table(rows: list[Row], top: int) -> str:
+    columns = [display.key("component"), spanned_column("value", "logits"), display.Column("", _bar(rows))]
+    rest = rows[top:]
+    shown = rows[:top]
+    if rest:
+        total = sum(row["value"] for row in rest)
+        shown = [*shown, {"component": f"the other {len(rest)}", "value": total, "ci_low": None, "ci_high": None}]
+    return display.table(shown, columns)
+
+
+def _bar(rows: Sequence[Row], key: str = "value") -> Any:
+    """A bar to the right for what raises, light for what lowers."""
+    largest = max(abs(row[key]) for row in rows) or 1.0
+    return lambda row: ("█" if row[key] > 0 else "░") * min(24, round(24 * abs(row[key]) / largest))
+
+
+def _told_logit(subject: "Subject", questions: Asked, found: "LogitAttribution") -> str:
+    what = "logit" if questions.wrong is None else "logit difference"
+    total, said = float(found.total.mean()), float(found.logit.mean())
+    capped = "" if abs(total - said) < 1e-3 * max(1.0, abs(said)) else f" before the soft-cap, {said:.3g} after it"
+    return f"the parts add up to the {what} of {_answers(subject, questions)}: {total:.3g}{capped}"
+
+
+def _answers(subject: "Subject", questions: Asked) -> str:
+    """What is asked about, in words."""
+    different = set(_each_answer(subject, questions))
+    return different.pop() if len(different) == 1 else f"{len(different)} answers, on average"
+
+
+def _each_answer(subject: "Subject", questions: Asked) -> list[str]:
+    answers = [quoted(subject.vocabulary[id]) for id in questions.answers.tolist()]
+    if questions.wrong is None:
+        return answers
+    wrong = [quoted(subject.vocabulary[id]) for id in questions.wrong.tolist()]
+    return [f"{answer} over {other}" for answer, other in zip(answers, wrong, strict=True)]
+
+
+def _draw_components(rows: Sequence[Row], questions: Asked, subject: "Subject", picture: str) -> None:
+    from ...causal.measures import Interval
+    from ...causal.pictures import points
+
+    name = f"What writes {_answers(subject, questions)}"
+    intervals = [None if row["ci_low"] is None else Interval(row["ci_low"], row["ci_high"]) for row in rows]
+    points(
+        {name: [row["value"] for row in rows]},
+        labels=[row["component"] for row in rows],
+        intervals={name: intervals},
+        title="",
+        path=picture,
+        unit="logits",
+    )
+
+
+# Input tokens
+
+
+def _attribute_inputs(
+    subject: "Subject",
+    questions: Asked,
+    method: str,
+    feature: str | None,
+    baseline: str | None,
+    picture: str | None,
+    form: Form,
+    options: Mapping[str, Any],
+) -> None:
+    targets = _targets(subject, questions, feature, options)
+    found = [
+        _saliency(subject, ids, target, method, baseline)
+        for ids, target in zip(questions.batch.ids(), targets, strict=True)
+    ]
+    unit = "logits" if feature is None else "activation"
+    whats = [f"activation of {feature}" if feature else f"logit of {one}" for one in _each_answer(subject, questions)]
+    rows = [
+        {
+            "prompt": questions.texts[number],
+            "target": whats[number],
+            "method": one.method,
+            "tokens": questions.tokens(subject, number),
+            "values": list(one.values),
+            "metric": one.metric,
+            "unit": unit,
+            "at_baseline": one.at_baseline,
+            "completeness_error": one.completeness_error,
+        }
+        for number, one in enumerate(found)
+    ]
+    if picture is not None:
+        _draw_inputs(rows, picture)
+    emit(rows, form, lambda shown: "\n\n".join(map(_input_table, shown)))
+    if silent := [row["prompt"] for row in rows if feature is not None and row["metric"] == 0]:
+        say(f"{feature} is silent at the end of {', '.join(map(quoted, silent))}; end the prompt where it fires")
+
+
+def _targets(subject: "Subject", questions: Asked, feature: str | None, options: Mapping[str, Any]) -> "list[Target]":
+    from ...causal.saliency import Activation, Logit
+    from ...subject.address import Feature
+    from ...subject.opening import open_source
+
+    if feature is None:
+        wrong = [None] * len(questions.texts) if questions.wrong is None else questions.wrong.tolist()
+        return [Logit(answer, other) for answer, other in zip(questions.answers.tolist(), wrong, strict=True)]
+    chosen = Feature.parse(feature)
+    if chosen.source.model != subject.name:
+        raise NeuronautError(f"{feature} is a feature of {chosen.source.model}; wanted one of {subject.name}")
+    name = f"{chosen.source.site}@{chosen.source.dictionary}"
+    named = [name] if chosen.source.dictionary else []
+    source = open_dictionaries(subject, named, options).get(name) or open_source(subject, chosen.source)
+    return [Activation(source, chosen)] * len(questions.texts)
+
+
+def _saliency(subject: "Subject", ids: list[int], target: "Target", method: str, baseline: str | None) -> "Saliency":
+    from ...causal import saliency
+    from ...causal.prompts import single_token
+
+    if method == "gradient":
+        if baseline is not None:
+            raise NeuronautError("gradient x input has no baseline; leave --baseline out, or take --inputs integrated")
+        return saliency.gradient_x_input(subject, ids, target)
+    compute = {"integrated": saliency.integrated_gradients, "occlusion": saliency.occlusion}[method]
+    return compute(subject, ids, target, baseline="mean" if baseline is None else single_token(subject, baseline))
+
+
+def _input_table(row: Row) -> str:
+    tokens: list[Row] = [
+        {"position": place, "token": token, "value": value}
+        for place, (token, value) in enumerate(zip(row["tokens"], row["values"], strict=True))
+    ]
+    columns = [
+        display.key("position", right=True),
+        display.Column("token", lambda one: quoted(one["token"])),
+        display.Column("worth", lambda one: signed(one["value"]), right=True),
+        display.Column("", _bar(tokens)),
+    ]
+    return f"{row['target']} by {row['method'].replace('_', ' ')}\n{display.table(tokens, columns)}\n{_summed(row)}"
+
+
+def _summed(row: Row) -> str:
+    total = f"sum {sum(row['values']):.3g}, measured {row['metric']:.3g}"
+    if row["at_baseline"] is not None:
+        total += f", {row['at_baseline']:.3g} at the baseline"
+    error = row["completeness_error"]
+    return total if error is None else f"{total}: completeness error {error:+.2g}"
+
+
+def _draw_inputs(rows: Sequence[Row], picture: str) -> None:
+    from ...causal.pictures import bars
+
+    if len(rows) != 1:
+        raise NeuronautError(f"a picture shows one prompt, and {len(rows)} are given; leave --picture out, or name one")
+    (row,) = rows
+    bars(
+        {"worth": row["values"]},
+        labels=[f"{place} {quoted(token)}" for place, token in enumerate(row["tokens"])],
+        title=f"What the {row['target']} rests on, by {row['method'].replace('_', ' ')}",
+        path=picture,
+        unit=row["unit"],
+    )

@@ -1,0 +1,226 @@
+"""What the causal verbs are asked about: prompts with their answers, and pairs of clean and corrupted ones."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ...subject.errors import NeuronautError
+from ..common import Decorator, all_of, plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...causal.circuits.tasks import Task
+    from ...causal.prompts import Batch
+    from ...subject.model import Subject
+
+CONTROLS = 20
+"""Of each sort."""
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def _output(_ctx: click.Context, _parameter: click.Parameter, file: str | None) -> str | None:
+    """Refuse a file that cannot be written before the work is done for it."""
+    if file is not None and not Path(file).expanduser().absolute().parent.is_dir():
+        raise NeuronautError(f"{file} cannot be written, its folder does not exist; make it, or name another file")
+    return file
+
+
+def _picture(ctx: click.Context, parameter: click.Parameter, file: str | None) -> str | None:
+    if file is not None and Path(file).suffix not in PICTURES:
+        raise NeuronautError(f"--picture {file} is of no kind that can be drawn; end it in {', '.join(PICTURES)}")
+    return _output(ctx, parameter, file)
+
+
+answer_options = all_of(
+    click.option("--answer", metavar="TOKEN", help="The next token that is asked about; the likeliest if not given."),
+    click.option("--wrong", metavar="TOKEN", help="The token that it is set against."),
+)
+prompts_option = click.option(
+    "--prompts", "file", metavar="FILE", help="More prompts: JSON lines with prompt and maybe answer and wrong."
+)
+metric_option = partial(
+    click.option,
+    "--metric",
+    metavar="NAME",
+    help="logit_difference, log_probability, probability_difference, kl, rank or loss.",
+)
+controls_option = click.option(
+    "--controls", type=click.IntRange(0), metavar="N", help="Controls of each sort for a single edit.  [default: 20]"
+)
+
+
+def pair_options(*, rows: int) -> Decorator:
+    """The three ways of giving pairs; a generator draws so many if it is not told."""
+    return all_of(
+        click.option("--task", metavar="NAME", help="Pairs from a generator: induction, brackets, variable or ioi."),
+        click.option("--rows", type=click.IntRange(1), default=rows, show_default=True, help="How many it draws."),
+        click.option("--pairs", metavar="FILE", help="Pairs from JSON lines with clean, corrupted, answer and wrong."),
+        click.option("--clean", metavar="TEXT", help="One pair: the prompt that asks for the answer;"),
+        click.option("--corrupted", metavar="TEXT", help="one that asks for another, of as many tokens;"),
+        click.option("--answer", metavar="TOKEN", help="what comes after the clean prompt;"),
+        click.option("--wrong", metavar="TOKEN", help="what comes after the corrupted one."),
+    )
+
+
+seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is random.")
+top_option = click.option(
+    "--top", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="Rows of the table."
+)
+positions_option = click.option(
+    "--positions", default="last", show_default=True, metavar="RULE", help="last, all, 3-5, -2 or '\" name\"'."
+)
+picture_option = click.option(
+    "--picture", metavar="FILE", callback=_picture, help="Draw it, too: a .png, .svg or .pdf."
+)
+
+
+def output_option(name: str, what: str) -> Decorator:
+    """A file to be written at the end, which is checked at the beginning."""
+    return click.option(name, metavar="FILE", callback=_output, help=what)
+
+
+# Prompts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """Prompts and what is asked of each."""
+
+    texts: tuple[str, ...]
+    batch: "Batch"
+    answers: "Tensor"
+    """(row,) ids: the answers that were given, or the subject's own likeliest next tokens."""
+    wrong: "Tensor | None"
+    """(row,) ids."""
+
+    def tokens(self, subject: "Subject", row: int) -> list[str]:
+        """The strings of a prompt's tokens, BOS included."""
+        return list(subject.decode_tokens(self.batch.ids()[row]))
+
+
+def asked(
+    subject: "Subject", prompts: Sequence[str], file: str | None, *, answer: str | None = None, wrong: str | None = None
+) -> Asked:
+    """The prompts of the command line and of the file, with their answers."""
+    import torch
+
+    from ...causal.prompts import Batch
+    from ...causal.readouts import last_logits
+
+    rows = [*({"prompt": prompt} for prompt in prompts), *_prompt_lines(file)]
+    rows = [{"answer": answer, "wrong": wrong, **row} for row in rows]
+    if not rows:
+        raise NeuronautError("no prompt is given; add a text in quotes, or --prompts FILE")
+    texts = tuple(plain(row["prompt"]) for row in rows)
+    batch = Batch.of(subject, texts)
+    own = last_logits(subject, batch).argmax(-1).tolist()
+    answers = [
+        likeliest if row["answer"] is None else _token(subject, row["prompt"], row["answer"])
+        for row, likeliest in zip(rows, own, strict=True)
+    ]
+    others = [None if row["wrong"] is None else _token(subject, row["prompt"], row["wrong"]) for row in rows]
+    if len({other is None for other in others}) != 1:
+        number = others.index(None) + 1
+        raise NeuronautError(f"prompt {number} has no wrong answer and others have; give one to each, or to none")
+    against = None if None in others else torch.tensor(others)
+    return Asked(texts, batch, torch.tensor(answers), against)
+
+
+def _token(subject: "Subject", prompt: str, text: str) -> int:
+    from ...causal.circuits.tasks import next_token
+
+    return next_token(subject, prompt, plain(text))
+
+
+def _prompt_lines(file: str | None) -> list[dict[str, Any]]:
+    return [] if file is None else [row for _, row in lines(file, {"prompt": str}, {"answer": str, "wrong": str})]
+
+
+class Line(NamedTuple):
+    """A row of a file of JSON lines."""
+
+    number: int
+    row: dict[str, Any]
+
+
+def lines(file: str, wanted: Mapping[str, type], allowed: Mapping[str, type] = {}) -> Iterator[Line]:
+    """The objects of a file of JSON lines (- is stdin), each with the fields `wanted` and maybe those `allowed`."""
+    fields = {**wanted, **allowed}
+    for number, text in enumerate(read(file).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise _bad_line(file, number, f"this is no JSON ({error})", fields) from None
+        if not isinstance(row, dict):
+            raise _bad_line(file, number, "this is no object", fields)
+        if missing := [name for name in wanted if name not in row]:
+            raise _bad_line(file, number, f"{', '.join(missing)} is missing", fields)
+        if wrong := [name for name, kind in fields.items() if name in row and not isinstance(row[name], kind)]:
+            raise _bad_line(file, number, f"{wrong[0]} is {json.dumps(row[wrong[0]])[:40]}", fields)
+        yield Line(number, {name: row[name] for name in fields if name in row})
+
+
+def _bad_line(file: str, number: int, what: str, fields: Mapping[str, type]) -> NeuronautError:
+    names = {str: "text", bool: "true or false"}
+    shape = ", ".join(f'"{name}": {names[kind]}' for name, kind in fields.items())
+    return NeuronautError(f"{file}:{number}: {what}; wanted one object a line with {shape}")
+
+
+# Pairs
+
+
+def task_of(subject: "Subject", options: Mapping[str, Any], *, seed: int) -> "Task":
+    """The pairs that `pair_options` name, in one of the three ways."""
+    from ...causal.circuits import tasks
+
+    one = [options[name] for name in ("clean", "corrupted", "answer", "wrong")]
+    ways = [options["task"] is not None, options["pairs"] is not None, any(text is not None for text in one)]
+    if sum(ways) != 1 or (ways[2] and None in one):
+        raise click.UsageError(
+            "wanted pairs in one way: --task NAME, or --pairs FILE, or --clean, --corrupted, --answer and --wrong"
+        )
+    if options["task"] is not None:
+        return tasks.generate(subject, options["task"], rows=options["rows"], seed=seed)
+    if options["pairs"] is not None:
+        return tasks.read_task(subject, options["pairs"])
+    clean, corrupted, answer, wrong = map(plain, one)
+    return tasks.Task.of(subject, "one pair", [tasks.row_of(subject, (clean, corrupted, answer, wrong))])
+
+
+# Edits with controls, and files
+
+
+def count_controls(controls: int | None, edits: Sequence[str]) -> int:
+    """How many controls of each sort: only an edit that is alone has any."""
+    if len(edits) == 1:
+        return CONTROLS if controls is None else controls
+    if controls:
+        raise NeuronautError(f"--controls are those of one edit, and {len(edits)} are given; run them one by one")
+    return 0
+
+
+def write(file: str, text: str) -> None:
+    """Write a file that the user named."""
+    try:
+        Path(file).expanduser().write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise NeuronautError(f"{file} cannot be written ({error.strerror}); name a file elsewhere") from error
+
+
+def read(file: str) -> str:
+    """Read a file that the user named; - is stdin."""
+    try:
+        with click.open_file(str(Path(file).expanduser()), encoding="utf-8") as stream:
+            return stream.read()
+    except UnicodeDecodeError as error:
+        raise NeuronautError(f"{file} is not UTF-8 ({error.reason}); convert it") from None
+    except OSError as error:
+        raise NeuronautError(f"{file} cannot be read ({error.strerror}); check the path") from None

@@ -1,0 +1,155 @@
+"""`neuronaut probe`: whether a property of prompts can be read off a site, and along which direction."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import display
+from ..common import Form, Row, emit, form_options
+from ..display import ends, spanned, spanned_column
+from .inputs import lines, picture_option, positions_option, seed_option
+from .setup import open_subject, sites_named, subject_options
+
+if TYPE_CHECKING:
+    from ...causal.probes import Method, Probe
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--prompts", "file", required=True, metavar="FILE", help="JSON lines with prompt and label (true or false)."
+)
+@click.option(
+    "--site",
+    "sites",
+    multiple=True,
+    default=("resid_post",),
+    show_default=True,
+    metavar="SITE",
+    help="resid_post.2, mlp.1, resid_post (all layers) and so on.",
+)
+@positions_option
+@click.option(
+    "--method",
+    type=click.Choice(["ridge", "mean_difference"]),
+    default="ridge",
+    show_default=True,
+    help="How the direction is found.",
+)
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.3,
+    show_default=True,
+    help="Share of the prompts that it is judged on.",
+)
+@click.option(
+    "--shuffles",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Controls: the same probe, its labels shuffled.",
+)
+@seed_option
+@picture_option
+@subject_options
+@form_options
+def probe(
+    model: str,
+    file: str,
+    sites: tuple[str, ...],
+    positions: str,
+    method: "Method",
+    test_share: float,
+    shuffles: int,
+    seed: int,
+    picture: str | None,
+    form: Form,
+    **options: Any,
+) -> None:
+    """Ask whether a property can be read off a site.
+
+    Fits a linear probe that tells prompts labelled true from those labelled false, at each site, and judges it on
+    prompts that it has not seen: AUROC with its interval, beside what probes of shuffled labels reach. That
+    something can be read does not show that MODEL reads it; add the direction to a run, and see.
+
+    \b
+    Examples:
+      neuronaut probe demo --prompts brackets.jsonl
+      neuronaut probe demo --prompts brackets.jsonl --site mlp.1 --site resid_mid --picture probe.png
+      neuronaut probe demo --prompts brackets.jsonl --site resid_post.1 --json > round.json
+      neuronaut run demo "x = [1, 2" --direction round=round.json --edit resid_post.1:round+=1@last
+    """
+    from ...causal.probes import probe as fit
+    from ...causal.prompts import Batch
+
+    rows = [row for _, row in lines(file, {"prompt": str, "label": bool})]
+    subject = open_subject(model, options)
+    batch, labels = Batch.of(subject, [row["prompt"] for row in rows]), [row["label"] for row in rows]
+    found = [
+        fit(
+            subject,
+            batch,
+            labels,
+            site=site,
+            positions=positions,
+            method=method,
+            test_share=test_share,
+            shuffles=shuffles,
+            seed=seed,
+        )
+        for site in sites_named(subject, sites)
+    ]
+    if picture is not None:
+        _draw(found, picture)
+    emit(map(_row, found), form, lambda shown: display.table(shown, _COLUMNS))
+
+
+def _row(found: "Probe") -> Row:
+    low, high = found.accuracy.interval or (None, None)
+    return {
+        "site": found.site,
+        "positions": found.positions,
+        "method": found.method,
+        "auroc": found.auroc.value,
+        **ends(found.auroc.interval),
+        "accuracy": found.accuracy.value,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "base_rate": found.base_rate,
+        "shuffled": median(found.control.controls),
+        "percentile": found.control.percentile,
+        "p": found.control.p,
+        "trained": found.trained,
+        "tested": found.auroc.n,
+        "threshold": found.threshold,
+        "direction": found.direction.tolist(),
+    }
+
+
+_COLUMNS = [
+    display.key("site"),
+    spanned_column("auroc", "AUROC"),
+    display.Column("shuffled", lambda row: f"{row['shuffled']:.2f}", right=True),
+    display.Column("p", lambda row: f"{row['p']:.3f}", right=True),
+    display.Column("accuracy", lambda row: spanned(row["accuracy"], row["accuracy_low"], row["accuracy_high"])),
+    display.Column("base rate", lambda row: f"{row['base_rate']:.2f}", right=True),
+    display.key("trained", right=True),
+    display.key("tested", right=True),
+]
+
+
+def _draw(found: "Sequence[Probe]", picture: str) -> None:
+    from ...causal.pictures import points
+
+    controls = [median(one.control.controls) for one in found]
+    points(
+        {"probe": [one.auroc.value for one in found], "labels shuffled": controls},
+        labels=[one.site for one in found],
+        intervals={"probe": [one.auroc.interval for one in found]},
+        title=f"Linear probes read at {found[0].positions}, on {found[0].auroc.n} unseen prompts",
+        path=picture,
+        unit="AUROC",
+    )

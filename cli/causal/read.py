@@ -1,0 +1,291 @@
+"""Verbs that read what is in the model: `lens`, `heads`."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...subject.errors import NeuronautError
+from .. import display
+from ..common import Form, Row, emit, form_options
+from ..display import blocks, ends, quoted, spanned_column
+from .inputs import Asked, asked, picture_option, positions_option, prompts_option, seed_option
+from .setup import open_subject, sites_named, subject_options
+
+if TYPE_CHECKING:
+    from ...causal.heads import HeadScore
+    from ...causal.lens import Lens
+    from ...subject.model import Subject
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@prompts_option
+@click.option("--site", "sites", multiple=True, metavar="SITE", help="resid_post.2, resid_post (all) and so on.")
+@positions_option
+@click.option("--target", metavar="TOKEN", help="The token to follow; the subject's own likeliest if not given.")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Tokens for each site.")
+@picture_option
+@subject_options
+@form_options
+def lens(
+    model: str,
+    prompts: tuple[str, ...],
+    file: str | None,
+    sites: tuple[str, ...],
+    positions: str,
+    target: str | None,
+    top: int,
+    picture: str | None,
+    form: Form,
+    **options: Any,
+) -> None:
+    """See a prediction take shape, layer by layer.
+
+    The logit lens: each point of the residual stream is put through the final norm and the unembedding, as if it
+    were the last. KL says how far that is from what MODEL really says (0 at the last layer, which is checked);
+    rank how many tokens stand above the target. A picture shows all positions of one PROMPT.
+
+    \b
+    Examples:
+      neuronaut lens demo "def __init__(self, name): self.name ="
+      neuronaut lens demo "data = list[name, key" --positions -2,-1 --target "]" --site resid_post
+      neuronaut lens gpt2 "The Eiffel Tower is in" --picture lens.png --json
+    """
+    from ...causal.lens import lens as look
+    from ...causal.prompts import where
+
+    subject = open_subject(model, options)
+    questions = asked(subject, prompts, file, answer=target)
+    chosen = sites_named(subject, sites) or None
+    seen = look(subject, questions.batch.tokens, sites=chosen, top=top, targets=questions.answers[:, None])
+    if picture is not None:
+        _draw_lens(subject, questions, seen, picture)
+    places = where(subject, questions.batch, positions).nonzero().tolist()
+    rows = [
+        _lens_row(subject, questions, seen, site, row, position)
+        for row, position in places
+        for site in range(len(seen.sites))
+    ]
+    emit(rows, form, _lens_table)
+
+
+def _lens_row(subject: "Subject", questions: Asked, seen: "Lens", site: int, row: int, position: int) -> Row:
+    assert seen.ranks is not None and seen.target_probabilities is not None, "there is a target"
+    at = (site, row, position)
+    ids, probabilities = seen.top[at].tolist(), seen.probabilities[at].tolist()
+    return {
+        "prompt": questions.texts[row],
+        "position": position,
+        "token": questions.tokens(subject, row)[position],
+        "site": seen.sites[site],
+        "kl": float(seen.kl[at]),
+        "target": subject.vocabulary[int(questions.answers[row])],
+        "rank": int(seen.ranks[at]),
+        "probability": float(seen.target_probabilities[at]),
+        "top": [{"token": subject.vocabulary[id], "probability": p} for id, p in zip(ids, probabilities, strict=True)],
+    }
+
+
+def _lens_table(rows: list[Row]) -> str:
+    columns = [
+        display.key("site"),
+        display.Column("KL", lambda row: f"{row['kl']:.2f}", right=True),
+        display.Column("p(target)", lambda row: f"{row['probability']:.3f}", right=True),
+        display.key("rank", right=True),
+        display.Column("likeliest next tokens", _likeliest),
+    ]
+    places: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        places.setdefault((row["prompt"], row["position"]), []).append(row)
+    return blocks(
+        *(
+            f"{display.visible(prompt)}\nafter {quoted(block[0]['token'])} at position {position}, "
+            f"target {quoted(block[0]['target'])}\n{display.table(block, columns)}"
+            for (prompt, position), block in places.items()
+        )
+    )
+
+
+def _likeliest(row: display.Row) -> str:
+    return "  ".join(f"{quoted(one['token'])} {one['probability']:.2f}" for one in row["top"])
+
+
+def _draw_lens(subject: "Subject", questions: Asked, seen: "Lens", picture: str) -> None:
+    from ...causal.pictures import heat_map
+
+    if len(questions.texts) != 1:
+        raise NeuronautError(f"a picture shows one prompt, and there are {len(questions.texts)}; name one")
+    tokens = questions.tokens(subject, 0)
+    heat_map(
+        seen.probabilities[:, 0, :, 0].tolist(),
+        rows=seen.sites,
+        columns=[f"{place} {quoted(token)}" for place, token in enumerate(tokens)],
+        texts=[[quoted(token) for token in subject.decode_tokens(row)] for row in seen.top[:, 0, :, 0].tolist()],
+        title=f"Logit lens: likeliest next token after each position of {quoted(questions.texts[0])}",
+        path=picture,
+        unit="its probability",
+    )
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@prompts_option
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only previous, duplicate, induction or first.")
+@click.option("--rows", type=click.IntRange(1), default=8, show_default=True, help="Random sequences that are drawn.")
+@click.option(
+    "--period", type=click.IntRange(2), metavar="N", help="Tokens in each, before it is repeated.  [default: 50]"
+)
+@click.option("--show", metavar="HEAD", help="Where this head attends on PROMPT instead, such as head.3:1.")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Heads of each kind, or keys of each query, in the table.",
+)
+@seed_option
+@picture_option
+@subject_options
+@form_options
+def heads(
+    model: str,
+    prompts: tuple[str, ...],
+    file: str | None,
+    kinds: tuple[Any, ...],
+    rows: int,
+    period: int | None,
+    show: str | None,
+    top: int,
+    seed: int,
+    picture: str | None,
+    form: Form,
+    **options: Any,
+) -> None:
+    """Find heads by where they attend.
+
+    The share of each head's attention that goes to the token before (previous), to earlier occurrences of the same
+    token (duplicate), to what followed those (induction), or to the row's first token; on random tokens repeated
+    once, or on the PROMPTs. With --show, one head's attention on a prompt. Where a head looks is not yet what it
+    does: try `neuronaut patch` and `neuronaut run`.
+
+    \b
+    Examples:
+      neuronaut heads demo
+      neuronaut heads demo --kind induction --rows 32 --picture heads.png
+      neuronaut heads demo "def __init__(self, name): self.name =" --show head.3:1 --picture pattern.png
+    """
+    from ...causal.heads import KINDS, head_scores, repeated_tokens
+
+    subject = open_subject(model, options)
+    if show is not None:
+        _show_head(subject, asked(subject, prompts, file), show, top, picture, form)
+        return
+    given = prompts or file is not None
+    batch = (
+        asked(subject, prompts, file).batch if given else repeated_tokens(subject, rows=rows, period=period, seed=seed)
+    )
+    scores = head_scores(subject, batch, kinds=kinds or KINDS, seed=seed)
+    if picture is not None:
+        _draw_scores(subject, scores, picture)
+    emit(map(_score_row, scores), form, lambda found: _score_table(found, top))
+
+
+def _score_row(score: "HeadScore") -> Row:
+    return {
+        "kind": score.kind,
+        "head": score.unit,
+        "score": score.score.value,
+        **ends(score.score.interval),
+        "n": score.score.n,
+    }
+
+
+def _score_table(rows: list[Row], top: int) -> str:
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    shown = [row for kind in kinds for row in [row for row in rows if row["kind"] == kind][:top]]
+    columns = [
+        display.key("kind"),
+        display.key("head"),
+        spanned_column("score", "share of attention"),
+        display.key("n", "rows", right=True),
+    ]
+    return display.table(shown, columns)
+
+
+def _draw_scores(subject: "Subject", scores: "Sequence[HeadScore]", picture: str) -> None:
+    from ...causal.pictures import heat_maps
+
+    grids: dict[str, list[list[float | None]]] = {}
+    for score in scores:
+        grid = grids.setdefault(score.kind, [[None] * subject.n_heads for _ in range(subject.n_layers)])
+        grid[score.layer][score.head] = score.score.value
+    heat_maps(
+        grids,
+        rows=[f"layer {layer}" for layer in range(subject.n_layers)],
+        columns=[str(head) for head in range(subject.n_heads)],
+        title=f"Heads of {subject.name} by where they attend",
+        path=picture,
+        unit="share of attention",
+    )
+
+
+def _show_head(subject: "Subject", questions: Asked, head: str, top: int, picture: str | None, form: Form) -> None:
+    from ...causal.attention import patterns
+
+    match = re.fullmatch(r"(?:head|pattern)\.(\d+):(\d+)", head)
+    if match is None or int(match[2]) >= subject.n_heads:
+        raise NeuronautError(
+            f"--show {head} is no head of {subject.name}; wanted head.L:H, H from 0 to {subject.n_heads - 1}"
+        )
+    if len(questions.texts) != 1:
+        raise NeuronautError(f"--show takes one prompt, and there are {len(questions.texts)}; name one")
+    pattern = patterns(subject, questions.batch.tokens, [int(match[1])])[int(match[1])][0, int(match[2])].float()
+    tokens = questions.tokens(subject, 0)
+    if picture is not None:
+        _draw_pattern(pattern.tolist(), tokens, head, picture)
+    rows = [
+        {
+            "position": query,
+            "token": token,
+            "attention": pattern[query, : query + 1].tolist(),
+            "keys": [
+                {"position": key, "token": tokens[key], "weight": float(pattern[query, key])}
+                for key in pattern[query, : query + 1].argsort(descending=True, stable=True)[:top].tolist()
+            ],
+        }
+        for query, token in enumerate(tokens)
+    ]
+    emit(rows, form, _pattern_table)
+
+
+def _pattern_table(rows: list[Row]) -> str:
+    columns = [
+        display.key("position", right=True),
+        display.Column("token", lambda row: quoted(row["token"])),
+        display.Column(
+            "attends to",
+            lambda row: "  ".join(
+                f"{key['position']} {quoted(key['token'])} {key['weight']:.2f}" for key in row["keys"]
+            ),
+        ),
+    ]
+    return display.table(rows, columns)
+
+
+def _draw_pattern(pattern: list[list[float]], tokens: Sequence[str], head: str, picture: str) -> None:
+    from ...causal.pictures import heat_map
+
+    labels = [f"{place} {quoted(token)}" for place, token in enumerate(tokens)]
+    heat_map(
+        pattern,
+        rows=labels,
+        columns=labels,
+        title=f"Attention of {head}: from each row to each column",
+        path=picture,
+        unit="attention",
+    )

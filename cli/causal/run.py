@@ -1,0 +1,276 @@
+"""`neuronaut run`: what the subject says next, before and after edits; recorded, and run again to the bit."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...subject.errors import NeuronautError
+from .. import display
+from ..common import Form, Row, emit, form_options, plain, say
+from ..display import blocks, quoted, report_row, reports, signed, standing_row, standings, trusts
+from .inputs import (
+    Asked,
+    answer_options,
+    asked,
+    controls_option,
+    count_controls,
+    output_option,
+    picture_option,
+    prompts_option,
+    read,
+    seed_option,
+    write,
+)
+from .setup import Bench, material_options, open_bench, open_dictionaries, open_subject
+
+if TYPE_CHECKING:
+    from ...causal.readouts import NextToken
+    from ...causal.records import Outcome, Trial
+
+METRICS = ("kl", "log_probability", "rank", "logit_difference")
+"""What is measured of a run; the last needs a wrong answer."""
+
+
+@click.command("run")
+@click.argument("model")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@prompts_option
+@click.option("--edit", "edits", multiple=True, metavar="SPEC", help="An intervention, see below; all work together.")
+@click.option(
+    "--donor",
+    "donors",
+    multiple=True,
+    metavar="TEXT",
+    help="Where =patch takes values from: one text for each prompt, of as many tokens.",
+)
+@answer_options
+@click.option(
+    "--top", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Next tokens of each run."
+)
+@controls_option
+@seed_option
+@output_option("--record", "Write what was run, with its results and versions, as JSON.")
+@click.option("--replay", metavar="FILE", help="Run a record again, which must give the same to the bit.")
+@picture_option
+@material_options
+@form_options
+def run(
+    model: str,
+    prompts: tuple[str, ...],
+    file: str | None,
+    edits: tuple[str, ...],
+    donors: tuple[str, ...],
+    answer: str | None,
+    wrong: str | None,
+    top: int,
+    controls: int | None,
+    seed: int,
+    record: str | None,
+    replay: str | None,
+    picture: str | None,
+    form: Form,
+    **options: Any,
+) -> None:
+    """See what comes next, before and after edits.
+
+    Runs MODEL (a folder, a Hugging Face id, or demo) on each PROMPT and shows the likeliest next tokens; with
+    --edit also those of the edited run, what each edit did, and how an edit stands among controls. An edit is
+    SITE[:UNITS]CHANGE[@POSITIONS]: the site mlp.2, head.1 or resid_post.2@sae (a dictionary), the change =0, =mean,
+    =1.5, *=2, +=1.5q (q: the unit's largest activation in reference text), =patch or >=0, the positions last, 3-5
+    or '" name"'. A feature's full address works too.
+
+    \b
+    Examples:
+      neuronaut run demo "def __init__(self, name): self.name ="
+      neuronaut run demo "def __init__(self, name): self.name =" --edit head.3=0 --picture next.png
+      neuronaut run demo "import os" --edit demo:resid_post.2@sae:50=0 --top 10
+      neuronaut run demo "x = [1, 2" --donor "x = (1, 2" --edit resid_post.1=patch@3 --answer "]" --wrong ")"
+      neuronaut run gpt2 "When Mary and John" --edit 'pattern.5:1=knockout@last>0' --record r.json
+      neuronaut run gpt2 --replay r.json
+    """
+    if replay is not None:
+        _replayed(model, replay, (prompts, file, edits, donors, answer, wrong, record, picture), form, options)
+        return
+    of_edits = {"--record": record, "--donor": donors, "--controls": controls}
+    if not edits and (unused := [name for name, given in of_edits.items() if given]):
+        raise NeuronautError(f"{unused[0]} goes with an edit; add --edit, for example --edit mlp.2:17=0")
+    bench = open_bench(model, edits, options)
+    questions = asked(bench.subject, prompts, file, answer=answer, wrong=wrong)
+    rows, outcome = _edited(bench, questions, donors, top) if edits else (_plain(bench, questions, top), None)
+    ranked = _ranked(bench, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
+    rows = [row | {"controls": ranked} for row in rows]
+    if outcome is not None and record is not None:
+        write(record, outcome.model_dump_json(indent=1))
+    if picture is not None:
+        _draw(rows, picture)
+    emit(rows, form, _tables)
+
+
+def _plain(bench: Bench, questions: Asked, top: int) -> list[Row]:
+    from ...causal.readouts import last_logits, next_tokens
+
+    logits = last_logits(bench.subject, questions.batch)
+    nothing: Row = {"measures": {}, "edits": [], "dictionaries": {}}
+    return [
+        _prompt_row(bench, questions, number, next_tokens(bench.subject, row, None, top=top)) | nothing
+        for number, row in enumerate(logits)
+    ]
+
+
+def _edited(bench: Bench, questions: Asked, donors: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
+    from ...causal.readouts import next_tokens
+    from ...causal.records import observed
+
+    outcome, both = observed(bench.subject, _trial(bench, questions, donors), sources=bench.dictionaries)
+    measured = [
+        {name: {"before": outcome.before[name][number], "after": outcome.after[name][number]} for name in outcome.after}
+        for number in range(len(questions.texts))
+    ]
+    shared: Row = {
+        "edits": [report_row(report) for report in both.reports],
+        "dictionaries": {name: trust.model_dump() for name, trust in outcome.dictionaries.items()},
+    }
+    rows = [
+        _prompt_row(bench, questions, number, next_tokens(bench.subject, before, after, top=top))
+        | {"measures": measured[number], **shared}
+        for number, (before, after) in enumerate(zip(both.before, both.after, strict=True))
+    ]
+    return rows, outcome
+
+
+def _prompt_row(bench: Bench, questions: Asked, number: int, following: "Sequence[NextToken]") -> Row:
+    return {
+        "prompt": questions.texts[number],
+        "tokens": questions.tokens(bench.subject, number),
+        "answer": bench.subject.vocabulary[int(questions.answers[number])],
+        "next": [token._asdict() for token in following],
+    }
+
+
+def _trial(bench: Bench, questions: Asked, donors: Sequence[str]) -> "Trial":
+    from ...causal.prompts import Batch
+    from ...causal.records import Trial
+
+    def ids(batch: Batch | None) -> tuple[tuple[int, ...], ...] | None:
+        return None if batch is None else tuple(map(tuple, batch.ids()))
+
+    patched = any(edit.needs_donor for edit in bench.edits)
+    if bool(donors) is not patched or len(donors) not in (0, len(questions.texts)):
+        raise NeuronautError(
+            f"{len(donors)} donors for {len(questions.texts)} prompts; =patch takes its values from --donor, one for "
+            "each prompt, and other edits take none"
+        )
+    wrong = questions.wrong
+    return Trial(
+        prompts=ids(questions.batch) or (),
+        edits=bench.edits,
+        metrics=METRICS if wrong is not None else METRICS[:-1],
+        answers=tuple(questions.answers.tolist()),
+        wrong=None if wrong is None else tuple(wrong.tolist()),
+        donors=ids(Batch.of(bench.subject, [plain(text) for text in donors])) if donors else None,
+        reference=ids(bench.reference),
+        directions={name: tuple(vector.tolist()) for name, vector in bench.directions.items()},
+    )
+
+
+def _ranked(bench: Bench, questions: Asked, trial: "Trial", count: int, seed: int) -> list[Row]:
+    """How the edit's KL stands among those of its controls."""
+    from ...causal.controls import among_controls
+    from ...causal.prompts import Batch
+
+    if not count:
+        return []
+    donor = None if trial.donors is None else Batch.of(bench.subject, trial.donors)
+    found = among_controls(
+        bench.subject,
+        questions.batch,
+        bench.edits[0],
+        answers=questions.answers,
+        count=count,
+        materials=bench.lent(donor),
+        reference=bench.reference,
+        seed=seed,
+    )
+    return [standing_row(sort, ranked) for sort, ranked in found.items()]
+
+
+# Records
+
+
+def _replayed(model: str, file: str, others: Sequence[object], form: Form, options: Mapping[str, Any]) -> None:
+    from ...causal.records import Outcome, replay
+
+    if any(others):
+        raise click.UsageError("--replay runs what the record holds; leave out prompts, edits and what belongs to them")
+    stored = Outcome.load(read(file))
+    subject = open_subject(model, options)
+    named = [f"{edit.site}@{edit.dictionary}" for edit in stored.trial.edits if edit.dictionary]
+    again = replay(subject, stored, sources=open_dictionaries(subject, named, options))
+    if again != stored:
+        raise NeuronautError(f"{file} gave other results here, on the same model and libraries; is it another machine?")
+    rows = [
+        {
+            "prompt": "".join(subject.decode_tokens(ids[int(ids[0] == subject.bos) :])),
+            "metric": name,
+            "before": again.before[name][number],
+            "after": again.after[name][number],
+        }
+        for number, ids in enumerate(stored.trial.prompts)
+        for name in again.trial.metrics
+    ]
+    emit(rows, form, lambda found: display.table(found, [*map(display.key, ("metric", "before", "after", "prompt"))]))
+    say(f"the same to the bit as when {file} was recorded: {', '.join(map(str, stored.trial.edits))}")
+
+
+# What is shown
+
+
+def _draw(rows: Sequence[Row], picture: str) -> None:
+    from ...causal.pictures import bars
+
+    if len(rows) != 1:
+        raise NeuronautError(f"a picture shows one prompt, and {len(rows)} are given; leave --picture out, or run one")
+    (row,) = rows
+    sides = ("before", "after") if row["edits"] else ("before",)
+    bars(
+        {side: [token[side] for token in row["next"]] for side in sides},
+        labels=[quoted(token["token"]) for token in row["next"]],
+        path=picture,
+        unit="probability of the next token",
+        title="\n".join((display.visible(row["prompt"]), *(edit["edit"] for edit in row["edits"]))),
+    )
+
+
+def _tables(rows: list[Row]) -> str:
+    first = rows[0]
+    return blocks(
+        *map(_next, rows),
+        reports(first["edits"]),
+        *trusts(first["dictionaries"]),
+        standings(first["controls"], "KL to the plain run"),
+    )
+
+
+def _next(row: Row) -> str:
+    columns = [display.Column("next token", lambda token: quoted(token["token"]))]
+    if not row["edits"]:
+        columns.append(display.Column("probability", lambda token: f"{token['before']:.3f}", right=True))
+        return f"{display.visible(row['prompt'])}\n{display.table(row['next'], columns)}"
+    columns += [
+        display.Column("before", lambda token: f"{token['before']:.3f}", right=True),
+        display.Column("after", lambda token: f"{token['after']:.3f}", right=True),
+        display.Column("change", lambda token: signed(token["after"] - token["before"]), right=True),
+    ]
+    return f"{display.visible(row['prompt'])}\n{display.table(row['next'], columns)}\n{_measured(row)}"
+
+
+def _measured(row: Row) -> str:
+    found = row["measures"]
+    said = [f"KL {found['kl']['after']:.3g} nats"]
+    for name, what in (("log_probability", "log-probability of {}"), ("rank", "tokens above it")):
+        before, after = (display.number(found[name][side]) for side in ("before", "after"))
+        said.append(f"{what.format(quoted(row['answer']))} {before} → {after}")
+    if (difference := found.get("logit_difference")) is not None:
+        said.append(f"logit difference {difference['before']:.3g} → {difference['after']:.3g}")
+    return ", ".join(said)

@@ -1,0 +1,193 @@
+"""What the causal verbs work with: the subject, its edits, and the dictionaries, directions and text these refer to."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...subject.errors import NeuronautError
+from ..common import Count, all_of
+from .inputs import read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...causal.edits import Edit
+    from ...causal.intervene import Materials
+    from ...causal.prompts import Batch
+    from ...subject.dictionary import Dictionary
+    from ...subject.model import Subject
+
+WINDOW = 64
+"""Tokens in a row of reference text, where the model has room for them."""
+
+subject_options = all_of(
+    click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one."),
+    click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16."),
+)
+dictionary_options = all_of(
+    click.option(
+        "--sae", metavar="PATH", help="Where the dictionary lies: folder, file, or OWNER/NAME[/FOLDER] on the hub."
+    ),
+    click.option(
+        "--norm-scale", type=float, metavar="X", help="What vectors were multiplied by in the dictionary's training."
+    ),
+    click.option("--allow-pickle", is_flag=True, help="Read a dictionary that is a pickle."),
+)
+material_options = all_of(
+    click.option(
+        "--reference",
+        metavar="NAME",
+        help="Text that means, draws and quantiles are of: stdlib, a file or folder, or a dataset.",
+    ),
+    click.option(
+        "--reference-tokens", type=Count(), default="4k", show_default=True, metavar="N", help="How much of it."
+    ),
+    click.option(
+        "--direction",
+        "directions",
+        multiple=True,
+        metavar="NAME=FILE",
+        help="A direction that edits name: JSON numbers, or what `neuronaut probe --json` printed.",
+    ),
+    dictionary_options,
+    subject_options,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """A subject with edits and all that these refer to but a donor."""
+
+    subject: "Subject"
+    edits: "tuple[Edit, ...]"
+    dictionaries: "dict[str, Dictionary]"
+    """By `SITE@NAME`."""
+    directions: "dict[str, Tensor]"
+    """By name: (width of the site,)."""
+    reference: "Batch | None"
+
+    @property
+    def materials(self) -> "Materials":
+        """The dictionaries and directions, as runs take them."""
+        from ...causal.intervene import Materials
+
+        return Materials(sources=self.dictionaries, directions=self.directions)
+
+    def lent(self, donor: "Batch | None" = None) -> "Materials":
+        """The materials with the vectors of the reference, and of the donor's run, that the edits need."""
+        from ...causal.runs import gather
+
+        return gather(self.subject, self.edits, materials=self.materials, reference=self.reference, donor=donor)
+
+
+def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
+    """The subject, as `subject_options` say."""
+    from ..opening import Opening, load_subject
+
+    return load_subject(model, Opening(device=options["device"], dtype=options["dtype"]))
+
+
+def open_bench(model: str, texts: Sequence[str], options: Mapping[str, Any], *, always: str | None = None) -> Bench:
+    """The subject with what the edits refer to, as `material_options` say; an option that no edit needs is an error.
+
+    `always` says for what reference text is read whatever the edits need.
+    """
+    from ...causal.edits import Edit
+
+    # Edits and directions are read first, because a large model takes its time to load.
+    edits = tuple(Edit.parse(_without_model(model, text)) for text in texts)
+    directions = dict(map(_direction, options["directions"]))
+    _check_used("--direction", directions.keys(), {edit.direction for edit in edits})
+    needing = always or next((f"edit {edit} is about" for edit in edits if edit.needs_reference), None)
+    if options["reference"] is not None and needing is None:
+        raise NeuronautError("no edit needs --reference; means, draws, noise and quantiles do")
+    if needing is not None and options["reference"] is None and model != "demo":
+        raise NeuronautError(
+            f"{needing} reference text; add --reference FILE, FOLDER, stdlib, or a Hugging Face dataset"
+        )
+    subject = open_subject(model, options)
+    named = [f"{edit.site}@{edit.dictionary}" for edit in edits if edit.dictionary]
+    dictionaries = open_dictionaries(subject, named, options)
+    reference = needing and reference_rows(
+        subject, options["reference"] or "stdlib", tokens=options["reference_tokens"]
+    )
+    return Bench(subject, edits, dictionaries, directions, reference or None)
+
+
+def _without_model(model: str, text: str) -> str:
+    """The edit without the model's name, which a feature's full address has."""
+    return text.removeprefix(f"{model}:").removeprefix(f"{Path(model).name}:")
+
+
+def _check_used(option: str, given: Iterable[str], used: Iterable[object]) -> None:
+    if unused := sorted({*given} - {*used}):
+        raise NeuronautError(f"no edit names {', '.join(unused)} of {option}; name it in one, or leave it out")
+
+
+def sites_named(subject: "Subject", texts: Iterable[str]) -> list[str]:
+    """Sites as they are named: `head` is that of every layer, `mlp.0-3` of these; anything else is itself."""
+    from ..opening import sites_of
+
+    return [site for text in texts for site in ([text] if "@" in text else sites_of(subject, text))]
+
+
+def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping[str, Any]) -> "dict[str, Dictionary]":
+    """The dictionaries `SITE@NAME`: the built-in ones, and the one that `dictionary_options` say."""
+    from ...subject.address import SourceId
+    from ...subject.dictionary import Dictionary
+    from ...subject.opening import BUILT_IN
+    from ..opening import Opening, open_sources
+
+    ids = {name: SourceId.parse(f"{subject.name}:{name}") for name in named}
+    own = [name for name, id in ids.items() if (id.model, id.site, id.dictionary) not in BUILT_IN]
+    if options["sae"] is not None and len(own) != 1:
+        raise NeuronautError(
+            f"--sae is one dictionary, and {', '.join(own) or 'nothing'} names one; write SITE@NAME for it, once"
+        )
+    opening = Opening(**{key: options[key] for key in ("sae", "norm_scale", "allow_pickle")})
+    found: dict[str, Dictionary] = {}
+    for name in ids:
+        (source,) = open_sources(subject, [name], opening if name in own else Opening(), name=None)
+        assert isinstance(source, Dictionary), "the id has a dictionary"
+        found[name] = source
+    return found
+
+
+def _direction(text: str) -> "tuple[str, Tensor]":
+    """`NAME=FILE` as a name and a vector."""
+    import torch
+
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise NeuronautError(f"--direction {text} is not NAME=FILE; an example: --direction round=round.json")
+    try:
+        data = json.loads(read(file))
+    except ValueError as error:
+        raise NeuronautError(f"--direction {text}: {file} is no JSON ({error}); wanted a list of numbers") from None
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    vector = data.get("direction") if isinstance(data, dict) else data
+    if not isinstance(vector, list) or not vector or not all(isinstance(x, int | float) for x in vector):
+        raise NeuronautError(
+            f"--direction {text}: {file} holds no direction; wanted a list of numbers, or what "
+            "`neuronaut probe MODEL --site SITE --json` printed for one site"
+        )
+    return name, torch.tensor(vector, dtype=torch.float32)
+
+
+def reference_rows(subject: "Subject", name: str, *, tokens: int | None) -> "Batch":
+    """The beginning of a corpus in rows of WINDOW tokens, BOS in front where the subject has one."""
+    from ...causal.prompts import Batch
+    from ...data.corpus import Corpus
+    from ...data.harvest.activations import with_bos
+    from ..opening import sample
+
+    if tokens is None:
+        raise NeuronautError("--reference-tokens all is too much; give a number such as 20k")
+    window = min(WINDOW, subject.context - 1)
+    rows = sample(subject, Corpus.load(name), window=window, tokens=tokens)
+    return Batch.of(subject, with_bos(subject, rows).tolist())

@@ -1,0 +1,222 @@
+"""`neuronaut steer`: what a model writes at several strengths of an edit, how its answer moves, and what else does."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...subject.errors import NeuronautError
+from .. import display
+from ..common import Form, Row, emit, form_options, say
+from ..display import blocks, ends, quoted, signed, spanned_column, trusts
+from .inputs import Asked, answer_options, asked, metric_option, picture_option, prompts_option, seed_option
+from .setup import Bench, material_options, open_bench
+
+if TYPE_CHECKING:
+    from ...causal.doses import Dose, DoseResponse
+    from ...causal.prompts import Batch
+    from ...causal.readouts import Readout
+
+STRENGTHS = "-2,-1,-0.5,0,0.5,1,2,4"
+SIDE_ROWS = 16
+"""Rows of unrelated text on which side effects are measured."""
+
+
+@click.command()
+@click.argument("model")
+@click.argument("edit")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@prompts_option
+@click.option(
+    "--strengths",
+    default=STRENGTHS,
+    show_default=True,
+    metavar="X,X,...",
+    help="What takes the place of the edit's number.",
+)
+@answer_options
+@metric_option(help="Read out of the answer; kl of all next tokens if none is given.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(0),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Tokens that are written after each prompt.",
+)
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="Of what is written.")
+@click.option(
+    "--controls",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Random directions of the same norm, at each strength.",
+)
+@seed_option
+@picture_option
+@material_options
+@form_options
+def steer(
+    model: str,
+    edit: str,
+    prompts: tuple[str, ...],
+    file: str | None,
+    strengths: str,
+    answer: str | None,
+    wrong: str | None,
+    metric: str | None,
+    tokens: int,
+    temperature: float,
+    controls: int,
+    seed: int,
+    picture: str | None,
+    form: Form,
+    **options: Any,
+) -> None:
+    """Steer, from weak to strong.
+
+    EDIT adds to, sets or scales a feature or a direction (SITE:UNIT+=1q, =1q or *=1); its number is replaced by
+    each of the strengths. At each: how far the readout moves from the plain run, how that stands among random
+    directions of the same norm, what it costs on unrelated text (KL and loss, nats per token), and what MODEL
+    writes. q counts in the feature's largest activation on the reference text.
+
+    \b
+    Examples:
+      neuronaut steer demo resid_post.2@sae:819+=1q "def __init__(self, name): self.name ="
+      neuronaut steer demo demo:mlp.3:104+=1q "x = [1, 2" --answer "]" --wrong ")" --picture steer.png
+      neuronaut steer gpt2 resid_post.6:joy+=1 "I feel" --direction joy=joy.json --reference book.txt
+    """
+    from ...causal.steering import dose_response
+
+    doses = _numbers(strengths)
+    bench = open_bench(model, [edit], options, always="steering is measured on")
+    assert bench.reference is not None, "it is always read"
+    questions = asked(bench.subject, prompts, file, answer=answer, wrong=wrong)
+    found = dose_response(
+        bench.subject,
+        questions.batch,
+        bench.edits[0],
+        _readout(questions, metric, answer),
+        strengths=doses,
+        text=_some(bench.reference),
+        reference=bench.reference,
+        controls=controls,
+        seed=seed,
+        materials=bench.materials,
+    )
+    texts = _written(bench, questions, found, tokens, temperature, seed)
+    if picture is not None:
+        found.picture(picture)
+    rows = [_row(found, dose, written) for dose, written in zip(found.doses, texts, strict=True)]
+    emit(rows, form, lambda shown: _tables(shown, found, questions))
+    if form == "table":
+        say(_told(found))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise NeuronautError(f"--strengths {text} are no numbers; wanted for example -1,0,1,2") from None
+
+
+def _some(reference: "Batch") -> "Batch":
+    """A few rows from all over the text."""
+    return reference.take(range(0, len(reference), max(1, len(reference) // SIDE_ROWS))[:SIDE_ROWS])
+
+
+def _readout(questions: Asked, metric: str | None, answer: str | None) -> "Readout":
+    """What was asked for, or what the answers allow."""
+    from ...causal.readouts import answers
+
+    name = metric or ("logit_difference" if questions.wrong is not None else "log_probability" if answer else "kl")
+    wrong = None if questions.wrong is None else questions.wrong.tolist()
+    return answers(name, questions.answers.tolist(), wrong=wrong)
+
+
+def _written(
+    bench: Bench, questions: Asked, found: "DoseResponse", tokens: int, temperature: float, seed: int
+) -> list[list[str]]:
+    """What follows each prompt, by strength; a prompt's random numbers are the same at all strengths."""
+    from ...causal.generation import generate
+    from ...causal.intervene import RowEdit
+
+    count, strengths = len(questions.texts), [dose.strength for dose in found.doses]
+    if not tokens:
+        return [[] for _ in strengths]
+    edits = [
+        RowEdit(bench.edits[0].model_copy(update={"value": strength}), tuple(range(at * count, (at + 1) * count)))
+        for at, strength in enumerate(strengths)
+    ]
+    texts = generate(
+        bench.subject,
+        questions.batch.take([*range(count)] * len(strengths)),
+        edits,
+        tokens=tokens,
+        temperature=temperature,
+        seed=[seed + row for row in range(count)] * len(strengths),
+        materials=bench.lent(),
+        may_idle=True,
+    ).texts
+    return [list(texts[at * count : (at + 1) * count]) for at in range(len(strengths))]
+
+
+def _row(found: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
+    standing = dose.standing
+    return {
+        "edit": found.edit,
+        "strength": dose.strength,
+        "readout": found.readout,
+        "response": dose.response.value,
+        "effect": dose.effect.value,
+        **ends(dose.effect.interval),
+        "n": dose.effect.n,
+        "percentile": standing and standing.percentile,
+        "p": standing and standing.p,
+        "kl": dose.kl.value,
+        "loss": dose.loss.value,
+        "max_change": dose.max_change,
+        "texts": list(texts),
+    }
+
+
+def _tables(rows: list[Row], found: "DoseResponse", questions: Asked) -> str:
+    columns = [
+        display.Column("strength", lambda row: f"{row['strength']:g}", right=True),
+        display.key("response", found.readout, right=True),
+        spanned_column("effect"),
+        display.Column("percentile", lambda row: display.number(row["percentile"]), right=True),
+        display.Column("KL elsewhere", lambda row: f"{row['kl']:.3f}", right=True),
+        display.Column("loss elsewhere", lambda row: signed(row["loss"]), right=True),
+    ]
+    return blocks(
+        display.table(rows, columns),
+        *(_continued(rows, number, text) for number, text in enumerate(questions.texts)),
+        *trusts({name: asdict(one) for name, one in found.dictionaries.items()}),
+    )
+
+
+def _continued(rows: Sequence[Row], number: int, prompt: str) -> str:
+    if not rows[0]["texts"]:
+        return ""
+    columns = [
+        display.Column("strength", lambda row: f"{row['strength']:g}", right=True),
+        display.Column(quoted(prompt), lambda row: display.visible(row["texts"][number])),
+    ]
+    return display.table(rows, columns)
+
+
+def _told(found: "DoseResponse") -> str:
+    """The trend and the usable range, in words."""
+    going = found.trend.sense or "not going one way"
+    unit = (
+        ""
+        if found.unit is None
+        else f"; one of strength is {', '.join(map(display.number, found.unit))} in activations"
+    )
+    if found.usable is None:
+        return f"the response is {going}; no strength keeps the KL elsewhere below {found.bound:g} nats{unit}"
+    low, high = (f"{end:.2g}" for end in (found.usable.low, found.usable.high))
+    return f"the response is {going}; from {low} to {high} the KL elsewhere is below {found.bound:g} nats{unit}"

@@ -1,0 +1,460 @@
+"""`neuronaut sweep`: one edit at every cell of a grid of layers, units and positions, each cell by itself.
+
+`neuronaut patch`: what parts of one run do in another.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...subject.errors import NeuronautError
+from .. import display
+from ..common import Form, Row, emit, form_options, say
+from ..display import blocks, ends, report_row, reports, spanned, spanned_column, standing_row, standings, trusts
+from .inputs import (
+    asked,
+    controls_option,
+    count_controls,
+    metric_option,
+    output_option,
+    pair_options,
+    picture_option,
+    prompts_option,
+    seed_option,
+    task_of,
+    top_option,
+    write,
+)
+from .setup import Bench, material_options, open_bench
+
+if TYPE_CHECKING:
+    from ...causal.attribution_patching import Attribution, Line
+    from ...causal.circuits.tasks import Task
+    from ...causal.grids import Grid
+    from ...causal.measures import Direction, Effect
+    from ...causal.prompts import Batch
+    from ...causal.sweeps import Shift, Sweep
+
+
+AXES = ("layers", "units", "positions")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
+@click.option("--over", metavar="AXES", help="layers, units, positions, with commas between. Of a single EDIT.")
+@pair_options(rows=32)
+@click.option(
+    "--prompt",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help="A prompt without counterpart, in place of pairs; may be given again.",
+)
+@prompts_option
+@metric_option()
+@click.option("--only", type=click.Choice(["denoise", "noise"]), help="Only one direction of pairs.  [default: both]")
+@click.option("--predict", is_flag=True, help="Predict by gradients; patch a sample and the highest exactly.")
+@click.option(
+    "--line",
+    metavar="KIND:STEPS",
+    help="With --predict: gradients averaged along a line between the runs, site:8 or embed:8.",
+)
+@top_option
+@seed_option
+@picture_option
+@output_option("--output", "Write all that was measured, pair by pair, as JSON.")
+@material_options
+@form_options
+def sweep(
+    model: str,
+    edits: tuple[str, ...],
+    over: str | None,
+    texts: tuple[str, ...],
+    file: str | None,
+    metric: str | None,
+    only: "Direction | None",
+    predict: bool,
+    line: str | None,
+    top: int,
+    seed: int,
+    picture: str | None,
+    output: str | None,
+    form: Form,
+    **options: Any,
+) -> None:
+    """Try an edit everywhere.
+
+    EDIT, as in `run` or `patch`, at every layer, every unit or every position, or several of them crossed; each
+    cell by itself, many beside each other in a forward pass. A site may leave its layer out: head=patch --over
+    layers,units. Of pairs each cell has the fraction recovered in both directions, of prompts the mean change of
+    the metric. --predict is attribution patching: one backward pass for all cells, with how far it can be believed.
+    A --line is no better in general: compare the rank agreement that is told with each.
+
+    \b
+    Examples:
+      neuronaut sweep demo head=patch@last --over layers,units --task induction --picture heads.png
+      neuronaut sweep demo resid_post=patch --over layers,positions --clean "x = [1, 2" --corrupted "x = (1, 2" \\
+        --answer "]" --wrong ")"
+      neuronaut sweep demo resid_post.2@sae=0 --over units --prompt "def __init__(self, name): self.name ="
+      neuronaut sweep gpt2 mlp=patch --over layers,units --pairs ioi.jsonl --predict --output neurons.json
+    """
+    from ...causal.sweeps import Sweep
+
+    if line is not None and not predict:
+        raise click.UsageError("--line goes with --predict; add it")
+    unpaired = bool(texts) or file is not None
+    paired = predict or only or any(options[name] is not None for name in ("task", "pairs", "clean", "corrupted"))
+    if unpaired and paired:
+        raise click.UsageError("prompts have no counterpart; leave --prompt and --prompts out, or what is of pairs")
+    bench = open_bench(model, edits, options)
+    if unpaired:
+        found = _over_prompts(bench, over, texts, file, metric or "log_probability", seed, options)
+    else:
+        task, chosen = task_of(bench.subject, options, seed=seed), metric or "logit_difference"
+        if predict:
+            found = _predicted(bench, over, task, chosen, only or "denoise", line=line, top=top, seed=seed)
+        else:
+            found = _over_pairs(bench, over, task, chosen, only, seed)
+    if picture is not None:
+        found.picture(picture, title=f"{bench.subject.name}: {' '.join(map(str, bench.edits))}")
+    if output is not None:
+        write(output, json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
+    if isinstance(found, Sweep):
+        _show_cells(found, top, form)
+    else:
+        _show_nodes(found, top, form)
+
+
+def _grid(bench: Bench, over: str | None, batch: "Batch") -> "Grid":
+    """The edit over the axes that were named, or all edits one by one."""
+    from ...causal.controls import population
+    from ...causal.grids import Grid, each_position, sites_of
+
+    axes = over.split(",") if over else []
+    if wrong := [axis for axis in axes if axis not in AXES]:
+        raise NeuronautError(
+            f"--over {over}: there is no axis {wrong[0]!r}; wanted {', '.join(AXES)} with commas between"
+        )
+    if not axes:
+        return Grid.listed(bench.edits)
+    if len(bench.edits) != 1:
+        raise NeuronautError(f"--over goes with one edit, and {len(bench.edits)} are given; leave it out, or name one")
+    (edit,) = bench.edits
+    kind, _, layer = edit.site.partition(".")
+    sites = sites_of(bench.subject, kind) if "layers" in axes else (edit.site,)
+    if not layer and "layers" not in axes and edit.site not in bench.subject.sites:
+        raise NeuronautError(f"edit {edit} names no layer; add --over layers, or name one as in {kind}.0")
+    somewhere = edit.model_copy(update={"site": sites[0]})
+    units = edit.units or range(population(bench.subject, somewhere, sources=bench.dictionaries))
+    places, labels = each_position(bench.subject, batch) if "positions" in axes else (None, None)
+    return Grid.of(
+        edit,
+        sites=sites if "layers" in axes else None,
+        units=units if "units" in axes else None,
+        positions=places,
+        labels=labels,
+    )
+
+
+def _over_pairs(
+    bench: Bench, over: str | None, task: "Task", metric: str, only: "Direction | None", seed: int
+) -> "Sweep":
+    from ...causal.sweeps import SETTINGS
+    from ...causal.sweeps import sweep as run
+
+    return run(
+        bench.subject,
+        task.pairs,
+        _grid(bench, over, task.pairs.clean),
+        metrics=(metric,),
+        seed=seed,
+        directions=(only,) if only else tuple(SETTINGS),
+        materials=bench.materials,
+        reference=bench.reference,
+    )
+
+
+def _predicted(
+    bench: Bench,
+    over: str | None,
+    task: "Task",
+    metric: str,
+    direction: "Direction",
+    *,
+    line: str | None,
+    top: int,
+    seed: int,
+) -> "Attribution":
+    from ...causal.attribution_patching import attribution_patching
+
+    return attribution_patching(
+        bench.subject,
+        task.pairs,
+        _grid(bench, over, task.pairs.clean),
+        direction=direction,
+        metric=metric,
+        line=None if line is None else _line(line),
+        materials=bench.lent(),
+        top=top,
+        seed=seed,
+    )
+
+
+def _line(text: str) -> "Line":
+    from ...causal.attribution_patching import Line
+
+    kind, _, steps = text.partition(":")
+    if kind not in ("site", "embed") or not steps.isdecimal() or not int(steps):
+        raise NeuronautError(f"--line {text} is no line; wanted site:8 or embed:8, the number being that of its steps")
+    return Line(kind, int(steps))
+
+
+def _over_prompts(
+    bench: Bench,
+    over: str | None,
+    texts: Sequence[str],
+    file: str | None,
+    metric: str,
+    seed: int,
+    options: Mapping[str, Any],
+) -> "Sweep":
+    from ...causal.sweeps import sweep_prompts
+
+    if patch := next((edit for edit in bench.edits if edit.needs_donor), None):
+        raise NeuronautError(f"edit {patch} takes values from a counterpart; give pairs, not prompts")
+    questions = asked(bench.subject, texts, file, answer=options["answer"], wrong=options["wrong"])
+    return sweep_prompts(
+        bench.subject,
+        questions.batch,
+        _grid(bench, over, questions.batch),
+        answers=questions.answers,
+        wrong=questions.wrong,
+        metrics=(metric,),
+        materials=bench.materials,
+        reference=bench.reference,
+        seed=seed,
+    )
+
+
+# What is shown
+
+
+def _show_cells(found: "Sweep", top: int, form: Form) -> None:
+    """The largest effects first, of pairs in whichever direction is larger."""
+    names = [axis.name for axis in found.axes]
+    rows: list[Row] = [
+        dict(zip(names, cell.labels, strict=True))
+        | {
+            "edit": str(cell.edit),
+            "max_change": dict(cell.max_change),
+            "effects": [_cell_effect(effect) for effect in cell.effects],
+        }
+        for cell in found.cells
+    ]
+    rows.sort(key=_largest)
+    emit(rows, form, lambda shown: blocks(display.table(shown[:top], _columns(names, shown[0])), *_trusted(found)))
+    cost = found.cost
+    say(f"{len(rows):,} cells in {cost.forwards:,} forward passes (one by one: {cost.one_by_one:,})")
+
+
+def _largest(row: Row) -> float:
+    """Sorts the row with the largest effect, whatever its sign, first."""
+    return -max(abs(effect["value"] or 0.0) for effect in row["effects"])
+
+
+def _cell_effect(effect: "Effect | Shift") -> Row:
+    """An effect with `value`: the fraction recovered, or the mean change."""
+    from ...causal.measures import Effect
+
+    if isinstance(effect, Effect):
+        row = effect_row(effect)
+        del row["values"]
+        return row | {"value": row.pop("recovered")}
+    return {
+        "direction": None,
+        "metric": effect.metric,
+        "formula": effect.formula,
+        "value": effect.change.value,
+        **ends(effect.change.interval),
+        "n": effect.change.n,
+    }
+
+
+def _columns(names: Sequence[str], first: Row) -> list[display.Column]:
+    def effect(at: int) -> display.Column:
+        one = first["effects"][at]
+        header = f"{one['direction']}, recovered" if one["direction"] else f"change of {one['metric']}"
+        return display.Column(header, lambda row: _spanned(row["effects"][at]))
+
+    return [
+        *(display.key(name) for name in names),
+        *map(effect, range(len(first["effects"]))),
+        display.Column("largest change", lambda row: display.number(max(row["max_change"].values())), right=True),
+    ]
+
+
+def _spanned(effect: Row) -> str:
+    return spanned(effect["value"], effect["ci_low"], effect["ci_high"])
+
+
+def _trusted(found: "Sweep") -> list[str]:
+    return trusts({name: asdict(one) for name, one in found.dictionaries.items()})
+
+
+def _show_nodes(found: "Attribution", top: int, form: Form) -> None:
+    """The largest predictions first, beside what exact patching says of them."""
+    names, exact = [axis.name for axis in found.axes], {one.labels: one for one in found.verified}
+    rows = [
+        {name: label for name, label in zip(names, node.labels, strict=False)}
+        | {
+            "edit": None if node.edit is None else str(node.edit),
+            "predicted": node.score,
+            "exact": one and one.exact,
+            "recovered": one and one.effect.recovered,
+            **ends(one and one.effect.interval),
+            "direction": found.direction,
+            "metric": found.metric,
+        }
+        for node in found.ranked()
+        for one in [exact.get(node.labels)]
+    ]
+    columns = [
+        display.Column("edit", lambda row: row["edit"] or row[names[0]]),
+        display.key("predicted", right=True),
+        display.key("exact", right=True),
+        spanned_column("recovered"),
+    ]
+    emit(rows, form, lambda shown: display.table(shown[:top], columns))
+    sampled, agreed = len(found.agreement.exact), display.number(found.agreement.spearman)
+    say(
+        f"{len(rows):,} {found.direction} effects on the {found.metric} predicted; of {sampled} sampled ones the ranks "
+        f"agree with exact patching by {agreed} (Spearman)"
+    )
+    for doubt in found.doubts:
+        say(f"Warning: {doubt}")
+
+
+METRICS = ("logit_difference", "log_probability", "kl")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
+@pair_options(rows=32)
+@metric_option("metrics", multiple=True)
+@controls_option
+@seed_option
+@material_options
+@form_options
+def patch(
+    model: str,
+    edits: tuple[str, ...],
+    metrics: tuple[str, ...],
+    controls: int | None,
+    seed: int,
+    form: Form,
+    **options: Any,
+) -> None:
+    """Put parts of one run into another.
+
+    All EDITs together (SITE[:UNITS]=patch[@POSITIONS], or any that `run` takes), on pairs of prompts and in both
+    directions: denoise puts clean values into the corrupted prompts and shows what suffices for the answer; noise
+    puts corrupted values into the clean ones and shows what is needed. `recovered` is 0 where nothing came of it,
+    and 1 where the whole prompt might as well have been exchanged. A single EDIT is ranked among controls.
+
+    \b
+    Examples:
+      neuronaut patch demo head.3:1-3=patch@last --task induction
+      neuronaut patch demo resid_post.0=patch@3 --clean "x = [1, 2" --corrupted "x = (1, 2" --answer "]" --wrong ")"
+      neuronaut patch gpt2 head.9:9=patch@last --pairs ioi.jsonl --metric logit_difference --metric kl
+    """
+    from ...causal.measures import fidelity
+    from ...causal.runs import patching
+
+    count = count_controls(controls, edits)
+    bench = open_bench(model, edits, options)
+    task = task_of(bench.subject, options, seed=seed)
+    found = patching(
+        bench.subject, task.pairs, bench.edits, metrics=metrics or METRICS, materials=bench.lent(), seed=seed
+    )
+    ranked = _ranked(bench, task, count, seed) if count else {}
+    trust = {name: asdict(fidelity(bench.subject, one, task.pairs.clean)) for name, one in bench.dictionaries.items()}
+    rows = [
+        effect_row(effect)
+        | {
+            "edits": [report_row(report) for report in one.reports],
+            "controls": ranked.get(direction, []),
+            "dictionaries": trust,
+        }
+        for direction, one in found.items()
+        for effect in one.effects.values()
+    ]
+    emit(rows, form, lambda shown: _tables(shown, task))
+
+
+def _ranked(bench: Bench, task: "Task", count: int, seed: int) -> "dict[Direction, list[Row]]":
+    """How the single edit stands among its controls."""
+    from ...causal.controls import patch_among_controls
+    from ...causal.sweeps import SETTINGS
+
+    found = patch_among_controls(
+        bench.subject,
+        task.pairs,
+        bench.edits[0],
+        directions=tuple(SETTINGS),
+        count=count,
+        materials=bench.materials,
+        reference=bench.reference,
+        seed=seed,
+    )
+    return {
+        direction: [standing_row(sort, one) for sort, one in standings.items()]
+        for direction, standings in found.items()
+    }
+
+
+def effect_row(effect: "Effect") -> Row:
+    """An effect with the means of its runs, and each pair's values."""
+    sides = {"clean": effect.clean, "corrupted": effect.corrupted, "patched": effect.patched}
+    return {
+        "direction": effect.direction,
+        "metric": effect.metric,
+        "formula": effect.formula,
+        **{name: sum(values) / len(values) for name, values in sides.items()},
+        "recovered": effect.recovered,
+        **ends(effect.interval),
+        "reason": effect.reason,
+        "n": effect.n,
+        "values": {name: list(values) for name, values in sides.items()},
+    }
+
+
+_COLUMNS = [
+    display.key("direction"),
+    display.key("metric"),
+    *(display.key(name, right=True) for name in ("clean", "corrupted", "patched")),
+    spanned_column("recovered"),
+    display.Column("", lambda row: row["reason"] or ""),
+]
+
+
+def _tables(rows: list[Row], task: "Task") -> str:
+    directions = {row["direction"]: row for row in rows}
+    head = f"{len(task)} pairs of {task.name}" if len(task) > 1 else task.name
+    return blocks(
+        f"{head}\n{display.table(rows, _COLUMNS)}",
+        *(_worked(direction, row["edits"]) for direction, row in directions.items()),
+        *trusts(rows[0]["dictionaries"]),
+        *(
+            standings(row["controls"], f"{direction}, logit difference recovered")
+            for direction, row in directions.items()
+        ),
+    )
+
+
+def _worked(direction: str, done: Sequence[Row]) -> str:
+    return f"{direction}\n{reports(done)}"

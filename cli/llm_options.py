@@ -1,0 +1,141 @@
+"""What `-m` and the options beside it say: a language model, its price, its budget, and the desk that asks it."""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..subject.errors import NeuronautError
+from .common import all_of
+
+if TYPE_CHECKING:
+    from ..data.store.store import Store
+    from ..llm.client import Desk, Mode, Spent
+    from ..llm.openai.batch import BatchAPI
+
+llm_options = all_of(
+    click.option(
+        "-m",
+        "--llm",
+        metavar="LLM",
+        envvar="NEURONAUT_LLM",
+        help="Who explains and judges: openai:NAME, or hf:PATH for a model in this process.",
+    ),
+    click.option("--base-url", metavar="URL", help="Another OpenAI-compatible server, also from OPENAI_BASE_URL."),
+    click.option("-w", "--workers", type=click.IntRange(1), metavar="N", help="Requests in flight.  [default: 64]"),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="S",
+        help="Seconds after which a request is given up and tried again.  [default: 120]",
+    ),
+    click.option("--price", metavar="in=X,out=Y", help="Dollars per million tokens, where the model is not known."),
+    click.option(
+        "--temperature",
+        metavar="T",
+        default="0",
+        show_default=True,
+        help="Of explanations; 'none' for models that take no temperature.",
+    ),
+    click.option(
+        "--thinking",
+        type=click.IntRange(0),
+        default=0,
+        metavar="N",
+        help="Tokens that a model may think before each reply.",
+    ),
+    click.option(
+        "--tokenizer", metavar="PATH", help="Tokenizer of a vLLM server, which then simulates by -s simulation:probe."
+    ),
+    click.option("--no-controls", is_flag=True, help="Do not judge the empty and the shuffled explanation as well."),
+    click.option("--embedder", metavar="PATH", help="Embedding model of -s embedding."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """The options as they were given."""
+
+    llm: str | None = None
+    base_url: str | None = None
+    workers: int | None = None
+    timeout: float | None = None
+    price: str | None = None
+    temperature: str = "0"
+    thinking: int = 0
+    tokenizer: str | None = None
+    no_controls: bool = False
+    embedder: str | None = None
+
+    @property
+    def degrees(self) -> float | None:
+        """The temperature; None where the model takes none."""
+        if self.temperature == "none":
+            return None
+        try:
+            value = float(self.temperature)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 2:
+            raise NeuronautError(
+                f"--temperature {self.temperature} is not from 0 to 2; wanted for example 0.7, or none"
+            )
+        return value
+
+
+def split(options: Mapping[str, Any]) -> tuple[Language, dict[str, Any]]:
+    """The language options among some, and the others."""
+    own = {name: value for name, value in options.items() if name in Language.__slots__}
+    return Language(**own), {name: value for name, value in options.items() if name not in own}
+
+
+@contextmanager
+def desk_of(
+    language: Language, store: "Store", *, budget: str | None, mode: "Mode" = "live"
+) -> "Generator[Desk | None]":
+    """The desk, or None where no language model was named; closed afterwards."""
+    if language.llm is None:
+        yield None
+        return
+    from ..llm.client import Desk
+    from ..llm.open import open_llm
+    from ..llm.prices import Budget, Price
+
+    llm = open_llm(
+        language.llm,
+        base_url=language.base_url,
+        thinking=language.thinking,
+        in_flight=language.workers,
+        timeout=language.timeout,
+        temperature_fixed=language.degrees is None,
+        tokenizer=language.tokenizer,
+        prompt_logprobs=language.tokenizer is not None,
+    )
+    try:
+        price = Price.parse(language.price) if language.price else None
+        limit = Budget.parse(budget) if budget else None
+        yield Desk(llm, store.calls, price=price, budget=limit, mode=mode)
+    finally:
+        llm.close()
+
+
+def batch_api(language: Language) -> "BatchAPI":
+    """The batch API of the server that was named."""
+    from ..llm.openai.batch import BatchAPI
+
+    scheme, _, name = (language.llm or "").partition(":")
+    if scheme != "openai":
+        raise NeuronautError(f"--batch needs a server with a batch API; wanted -m openai:NAME, not {language.llm}")
+    fixed = language.degrees is None
+    return BatchAPI(name, base_url=language.base_url, thinking=language.thinking, temperature_fixed=fixed)
+
+
+def told(spent: "Spent", *, priced: bool) -> str:
+    """What a run used, in words."""
+    tokens = spent.input_tokens + spent.output_tokens
+    cost = f", ${spent.usd:,.4f}" if priced else ""
+    cached = f", {spent.cached:,} answered from the log" if spent.cached else ""
+    failed = f", {spent.failed:,} failed" if spent.failed else ""
+    return f"{spent.calls:,} calls, {tokens:,} tokens{cost}{cached}{failed}"

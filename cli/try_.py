@@ -1,0 +1,90 @@
+"""`neuronaut try`: a feature's real activation on the user's own text, beside what its explanation predicts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import display
+from .common import Form, Row, emit, opened, plain, result_options
+from .label import subject_options
+
+if TYPE_CHECKING:
+    from ..data.records import Explanation
+    from ..subject.address import Feature
+    from ..subject.model import Subject
+    from ..subject.sources import Source
+
+_BAR = 16
+"""Characters of the longest bar."""
+
+
+@click.command("try")
+@click.argument("feature")
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@subject_options
+@result_options
+def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **opening: Any) -> None:
+    """Try a feature on your own text.
+
+    For each token of each TEXT: the real activation of FEATURE, and what its rule predicts.
+
+    \b
+    Examples:
+      neuronaut try demo:mlp.2:17 "def __init__(self):"
+      neuronaut try demo:resid_post.2@sae:40 "import os" "import sys" --json
+    """
+    from .opening import Opening, one_feature, stored_sources, stored_subject
+
+    options = Opening(**opening)
+    with opened(database) as store:
+        chosen = one_feature(store, feature)
+        best = store.best(chosen)
+        subject = stored_subject(store, chosen.source.model, options)
+        source = stored_sources(store, subject, [chosen], options)[chosen.source]
+    explanation = best.explanation if best else None
+    rows = [run(plain(text), chosen, subject, source, explanation) for text in texts]
+    emit(rows, form, lambda found: "\n\n".join(map(_table, found)))
+
+
+def run(text: str, feature: "Feature", subject: "Subject", source: "Source", explanation: "Explanation | None") -> Row:
+    """One object of `try`; `predicted` is null where there is no rule to predict with."""
+    import numpy as np
+
+    from ..data.harvest.activations import read_columns
+    from ..rules.evaluate import simulate
+    from ..rules.language import Rule
+    from ..subject.errors import NeuronautError
+
+    ids = subject.encode(text)
+    if not ids:
+        raise NeuronautError(f"the text {text!r} has no tokens; give some words")
+    tokens = subject.decode_tokens(ids)
+    actual = read_columns(subject, source, np.array([ids]), [feature.index])[0, :, 0]
+    rule = Rule.parse(explanation.rule) if explanation and explanation.rule else None
+    return {
+        "text": text,
+        "tokens": list(tokens),
+        "actual": (-actual if feature.negative else actual).tolist(),
+        "predicted": None if rule is None else simulate(rule, tokens),
+    }
+
+
+def _table(row: Row) -> str:
+    predicted: Sequence[float | None] = row["predicted"] or [None] * len(row["tokens"])
+    highest = max(0.0, *row["actual"], *(value for value in predicted if value is not None))
+    lines: list[Row] = [
+        {"token": token, "actual": actual, "predicted": guess}
+        for token, actual, guess in zip(row["tokens"], row["actual"], predicted, strict=True)
+    ]
+    columns = [
+        display.key("token"),
+        display.Column("actual", lambda line: f"{line['actual']:.3f}", right=True),
+        display.Column(
+            "predicted",
+            lambda line: display.NOTHING if line["predicted"] is None else f"{line['predicted']:.3f}",
+            right=True,
+        ),
+        display.Column("", lambda line: "█" * round(_BAR * max(0.0, line["actual"]) / highest) if highest else ""),
+    ]
+    return display.table(lines, columns)

@@ -1,0 +1,1 @@
+"""One pass over a corpus: windows, activations, streaming statistics, shards that merge."""

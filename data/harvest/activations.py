@@ -1,0 +1,185 @@
+"""Reading chosen features on chosen windows, many rows to a forward pass.
+
+Rows that differ in a few tokens only, as those of a scan do, share a beginning: it is run once, and of each row just
+the ending (`read_last`).
+
+Windows run through the subject: the activations of sources, tile by tile.
+
+A dictionary encodes in tiles that stay in a CPU's cache, into a reused buffer; neurons are views of
+what the model computed. The dense (window, position, feature) tensor of a wide dictionary is never built.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...subject.address import SourceId
+from ...subject.model import Subject
+from ...subject.sources import Neurons, Source
+
+ROWS = 64
+"""Rows per forward."""
+ENDINGS = (1, 2, 4, 8, 16)
+"""Tokens after a beginning that rows may share."""
+SHARING = 4
+"""Rows from which on a beginning is run by itself."""
+ENDING_TOKENS, ENDING_ROWS = 2048, 512
+"""Tokens of endings per forward, and rows, for each of which the beginning's keys and values are held."""
+Row = tuple[int, ...]
+
+
+def read_columns(
+    subject: Subject, source: Source, tokens: NDArray[np.integer], features: Sequence[int]
+) -> NDArray[np.float32]:
+    """Activations of the chosen features on every window. tokens (row, position) -> (row, position, chosen)."""
+    chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
+    found = np.empty((*tokens.shape, len(chosen)), np.float32)
+    for start in range(0, len(tokens), ROWS):
+        found[start : start + ROWS] = _encode(subject, source, tokens[start : start + ROWS], chosen).cpu().numpy()
+    return found
+
+
+def read_own(
+    subject: Subject, source: Source, tokens: NDArray[np.integer], features: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """Each window's activation of its own feature. tokens (row, position), features (row,) -> (row, position).
+
+    Rows of many features share a forward: that is what makes interventions on a batch of features cheap.
+    """
+    found = np.empty(tokens.shape, np.float32)
+    for start in range(0, len(tokens), ROWS):
+        part = slice(start, start + ROWS)
+        wanted, column = np.unique(features[part], return_inverse=True)
+        read = _encode(subject, source, tokens[part], torch.from_numpy(wanted.astype(np.int64)).to(subject.device))
+        rows = torch.arange(len(read), device=read.device)
+        found[part] = read[rows, :, torch.from_numpy(column).to(read.device)].cpu().numpy()
+    return found
+
+
+def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: Sequence[int]) -> NDArray[np.float32]:
+    """Activations of the chosen features at the last token of each row. Rows of ids, of any length -> (row, chosen)."""
+    chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
+    found: dict[Row, NDArray[np.float32]] = {}
+    left = sorted(set(rows), key=lambda ids: (len(ids), ids))
+    for beginning, members in _sharing(left):
+        length = len(members[0]) - len(beginning)
+        size = min(ENDING_ROWS, ENDING_TOKENS // length)
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            read = _encode_endings(subject, source, beginning, [row[-length:] for row in part], chosen)
+            found |= dict(zip(part, read, strict=True))
+    left = [row for row in left if row not in found]
+    for start in range(0, len(left), ROWS):
+        part = left[start : start + ROWS]
+        # What stands after a causal model's last token cannot matter.
+        ids = np.zeros((len(part), len(part[-1])), np.int64)
+        for place, row in enumerate(part):
+            ids[place, : len(row)] = row
+        read = _encode(subject, source, ids, chosen).cpu().numpy()
+        found |= {row: read[place, len(row) - 1] for place, row in enumerate(part)}
+    return np.array([found[row] for row in rows], np.float32).reshape(-1, len(chosen))
+
+
+def _sharing(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """Beginnings with the rows that share them, as long as there are; each row at most once."""
+    for length in ENDINGS:
+        groups: dict[Row, list[Row]] = defaultdict(list)
+        for row in rows:
+            groups[row[:-length]].append(row)
+        shared = {beginning: group for beginning, group in groups.items() if beginning and len(group) >= SHARING}
+        yield from shared.items()
+        rows = [row for row in rows if row[:-length] not in shared]
+
+
+def _encode_endings(
+    subject: Subject, source: Source, beginning: Row, endings: Sequence[Row], chosen: torch.Tensor
+) -> NDArray[np.float32]:
+    """(row, chosen) activations at the last token of each ending."""
+    opening = with_bos(subject, np.array([beginning], np.int64))[0]
+    ends = torch.tensor(endings, dtype=torch.long, device=subject.device)
+    vectors = subject.read_endings(opening, ends, [source.id.site])[source.id.site][:, -1]
+    return source.encode(vectors.float(), chosen).float().cpu().numpy()
+
+
+def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chosen: torch.Tensor) -> torch.Tensor:
+    """(row, position, chosen) activations, BOS left out."""
+    vectors = subject.read(with_bos(subject, tokens), [source.id.site])[source.id.site]
+    vectors = vectors[:, int(subject.bos is not None) :]
+    flat = source.encode(vectors.reshape(-1, vectors.shape[2]).float(), chosen)
+    return flat.view(len(vectors), vectors.shape[1], -1).float()
+
+
+TILE_ROWS = 32
+"""Windows per forward, always: matrix products round by the number of rows, so that a short batch is filled up and
+a window's activations have the same bits whatever batch it came in. (On a CPU with several threads PyTorch's
+attention keeps this only for windows of 32 tokens and more.)"""
+
+
+def neurons(subject: Subject, sites: Iterable[str]) -> list[Source]:
+    """The neurons (coordinates) of each site as sources."""
+    return [Neurons(SourceId(subject.name, site), subject.width(site)) for site in sites]
+
+
+def tiles(
+    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool = False
+) -> Iterable[tuple[Source, slice, int, Tensor]]:
+    """Run windows (row, position) through the subject and yield activations tile by tile.
+
+    Each tile is (source, which windows, first feature, activations (window, position, feature)) with
+    BOS left out; it is overwritten by the next one. `whole` gives all features in one tile.
+    """
+    for start in range(0, len(tokens), TILE_ROWS):
+        part = tokens[start : start + TILE_ROWS]
+        filled = np.concatenate([part, np.repeat(part[:1], TILE_ROWS - len(part), axis=0)])
+        for source, span, first, tile in _full_tiles(subject, sources, filled, whole=whole):
+            if span.start < len(part):
+                stop = min(span.stop, len(part))
+                yield source, slice(start + span.start, start + stop), first, tile[: stop - span.start]
+
+
+def _full_tiles(
+    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool
+) -> Iterable[tuple[Source, slice, int, Tensor]]:
+    """The tiles of exactly TILE_ROWS windows."""
+    read = subject.read(with_bos(subject, tokens), list(dict.fromkeys(source.id.site for source in sources)))
+    for source in sources:
+        vectors = read[source.id.site]
+        positions, skip = vectors.shape[1], int(subject.bos is not None)
+        if isinstance(source, Neurons):
+            yield source, slice(0, len(vectors)), 0, vectors[:, skip:].float()
+            continue
+        rows, width = _tile_shape(vectors, source, whole=whole)
+        buffer = torch.empty(rows * positions * width, dtype=torch.float32, device=vectors.device)
+        for start in range(0, len(vectors), rows):
+            part = vectors[start : start + rows]
+            flat = part.reshape(-1, part.shape[2]).float()
+            for first in range(0, source.width, width):
+                features = slice(first, min(first + width, source.width))
+                n = features.stop - first
+                out = buffer[: len(flat) * n].view(len(flat), n)
+                source.encode(flat, None if n == source.width else features, out=out)
+                yield source, slice(start, start + len(part)), first, out.view(len(part), positions, n)[:, skip:]
+
+
+def _tile_shape(vectors: Tensor, source: Source, *, whole: bool) -> tuple[int, int]:
+    """Windows (a power of two, so that all tiles are alike) and features per tile.
+
+    About 4 MiB of 1024 features on a CPU, measured best: large enough for the matrix product, small
+    enough to be still in cache when it is scanned.
+    """
+    size, width = (1040 * 1024, 1024) if vectors.device.type == "cpu" else (1 << 28, 16384)
+    width = source.width if whole or not source.separable else min(width, source.width)
+    rows = max(1, min(len(vectors), size // width // vectors.shape[1]))
+    return 1 << (rows.bit_length() - 1), width
+
+
+def with_bos(subject: Subject, tokens: NDArray[np.integer]) -> Tensor:
+    """Windows as a tensor on the subject's device, BOS in front where the subject has one. (row, position [+ 1])."""
+    rows = torch.from_numpy(tokens.astype(np.int64)).to(subject.device)
+    if subject.bos is None:
+        return rows
+    return torch.cat([rows.new_full((len(rows), 1), subject.bos), rows], dim=1)

@@ -1,0 +1,202 @@
+"""One pass over a corpus that collects the evidence for every feature of every requested source.
+
+Per batch of windows: one forward of the subject, stopped after the last site; each source encodes
+in tiles that stay in cache, and each tile is scanned once (`scan.py`) into statistics and bounded
+lists. Everything kept is a function of the set of windows alone: two states merge by `absorb`,
+associatively and commutatively, so shards of a corpus may be harvested anywhere and a checkpoint is
+a state like any other. `finish` then mines silent windows and near misses from the pool, a uniform
+sample of the corpus that the state carries along, by running it through the subject once more.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ...subject.errors import NeuronautError
+from ...subject.model import Subject
+from ...subject.sources import Neurons, Source
+from ..corpus import Corpus
+from ..records import ExampleList, HarvestResult, Kind, SourceResult
+from ..splits import Splits, assign
+from .activations import TILE_ROWS, neurons, tiles
+from .lists import Lists
+from .mining import mine
+from .scan import SUM_UNIT, Rows, Scanner, window_hash
+from .state import POOL, QUANTILE, TOP, HarvestState, load_state, save_state
+from .windows import WindowBatch, windows
+
+if TYPE_CHECKING:
+    from ..store.store import Store
+
+CHECKPOINT_SECONDS = 60.0
+
+Progress = Callable[[int], None]
+"""Called with the number of corpus tokens done so far."""
+
+
+def collect(
+    subject: Subject,
+    sources: Sequence[Source],
+    corpus: Corpus,
+    splits: Splits,
+    *,
+    window: int = 64,
+    tokens: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    rows: int = TILE_ROWS,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    compiled: bool | None = None,
+) -> HarvestState:
+    """Harvest one shard, going on from `checkpoint` where that file exists. See `harvest`."""
+    scanner = Scanner(compiled=compiled)
+    state = HarvestState.empty(sources, window=window)
+    if checkpoint is not None and checkpoint.exists():
+        state = load_state(checkpoint, state)
+    saved, pruned = time.monotonic(), max(len(state.table.uid), 64 * rows)
+    for number, batch in enumerate(
+        windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows)
+    ):
+        if number < state.batches:
+            continue
+        _scan_batch(subject, sources, batch, scanner, state)
+        state.batches = number + 1
+        if len(state.table.uid) + len(state.unsaved) * rows > 2 * pruned:
+            state.prune()
+            pruned = max(len(state.table.uid), 64 * rows)
+        if progress is not None:
+            progress(state.tokens)
+        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            state.settle()
+            save_state(checkpoint, state)
+            saved = time.monotonic()
+    state.prune()
+    return state
+
+
+def _scan_batch(
+    subject: Subject, sources: Sequence[Source], batch: WindowBatch, scanner: Scanner, state: HarvestState
+) -> None:
+    rows = Rows(batch.uid, batch.cluster, batch.split, window_hash(batch.uid))
+    for source, window_span, first_feature, tile in tiles(subject, sources, batch.tokens):
+        part = Rows(rows.uid[window_span], rows.group[window_span], rows.split[window_span], rows.hash[window_span])
+        scanner.scan(tile, part, state.sources[str(source.id)], first_feature=first_feature)
+    state.tokens += batch.tokens.size
+    state.unsaved.append(batch)
+
+
+def finish(
+    subject: Subject, sources: Sequence[Source], corpus: Corpus, state: HarvestState, *, seed: int = 0
+) -> HarvestResult:
+    """Mine silent examples and near misses, order everything, and name the documents."""
+    state.prune()
+    if state.tokens == 0:
+        raise NeuronautError(
+            f"the corpus {corpus.name!r} gave no full window; give a larger one, or a smaller --window"
+        )
+    table = state.table
+    pool = table.pool(POOL)
+    mined = mine(subject, sources, state, pool)
+    results = [_source_result(source, state, mined[str(source.id)]) for source in sources]
+    names = {ordinal: document.name for ordinal, document in corpus}
+    return HarvestResult(
+        model=subject.name,
+        revision=subject.revision,
+        corpus=corpus.name,
+        tokens=state.tokens,
+        window=table.tokens.shape[1],
+        windows=table.tokens,
+        splits=table.split,
+        documents=tuple(names[int(ordinal)] for ordinal in table.uid >> 20),
+        pool=pool,
+        vocabulary=subject.vocabulary,
+        sources=tuple(results),
+        provenance={
+            "seed": seed,
+            "rows": TILE_ROWS,
+            "device": str(subject.device),
+            "torch": torch.__version__,
+            "dtype": str(subject.model.dtype).removeprefix("torch."),
+        },
+    )
+
+
+def _source_result(source: Source, state: HarvestState, mined: dict[Kind, ExampleList]) -> SourceResult:
+    kept = state.sources[str(source.id)]
+    lists: dict[Kind, ExampleList] = {}
+    kinds: dict[Kind, Lists | None] = {"top": kept.top, "quantile": kept.quantile, "bottom": kept.bottom}
+    for kind, part in kinds.items():
+        if part is not None:
+            feature, slot = part.ordered()
+            window = np.searchsorted(state.table.uid, part.uid[feature, slot])
+            lists[kind] = ExampleList(
+                feature.astype(np.int32), window.astype(np.int32), part.activations[feature, slot]
+            )
+    return SourceResult(
+        source=str(source.id),
+        kind="neurons" if isinstance(source, Neurons) else "dictionary",
+        width=source.width,
+        signed=source.signed,
+        revision=getattr(source, "revision", ""),
+        count=kept.count,
+        mean=kept.sum / SUM_UNIT / state.tokens,
+        peak=kept.peak,
+        trough=kept.trough,
+        histogram=kept.histogram,
+        lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
+    )
+
+
+def harvest(
+    subject: Subject,
+    sites: Sequence[str | Source],
+    corpus: Corpus,
+    store: "Store",
+    *,
+    tokens: int | None = None,
+    window: int = 64,
+    seed: int = 0,
+    paths: Mapping[str, str] | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> HarvestResult:
+    """Collect the evidence for every feature of `sites` over the corpus and write it to the store.
+
+    `sites` are site names (their neurons) or sources (dictionaries). `tokens` bounds the corpus tokens
+    read (None: all), `window` is the number of tokens in a window. `paths` says where the model (by its
+    name) and the dictionaries (by their id) lie, for who opens them later. A killed harvest goes on
+    from its checkpoint file when it is called again with the same arguments.
+    """
+    named = [site for site in sites if isinstance(site, str)]
+    sources = [*neurons(subject, named), *(site for site in sites if not isinstance(site, str))]
+    for source in sources:
+        store.check_source(
+            source.id, revision=getattr(source, "revision", ""), model_revision=subject.revision, width=source.width
+        )
+    splits = assign(corpus, seed=seed)
+    if checkpoint is not None:
+        checkpoint = checkpoint.with_name(
+            f"{checkpoint.name}-{_key(subject, sources, splits.digest, tokens, window, seed)}.npz"
+        )
+    state = collect(
+        subject, sources, corpus, splits, window=window, tokens=tokens, checkpoint=checkpoint, progress=progress
+    )
+    result = finish(subject, sources, corpus, state, seed=seed)
+    result = replace(result, provenance={**result.provenance, "corpus": splits.digest, "paths": dict(paths or {})})
+    store.write_harvest(result)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def _key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:
+    """What a checkpoint belongs to: anything that would change its content changes its name."""
+    named = [f"{source.id}{getattr(source, 'revision', '')}" for source in sources]
+    parts = [subject.revision, *named, TOP, QUANTILE, POOL, TILE_ROWS, *rest]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,107 @@
+"""Silent windows and near misses: where a feature stays quiet, checked on the subject itself.
+
+The lowest-hashed windows of the pool (at most one in 32 windows of the corpus, so that mining costs
+little) are run through the subject. A window is silent for a feature when its activation stays below
+a tenth of the feature's peak; a silent window that holds one of the tokens on which the feature
+peaks in its training examples is a near miss. Whatever is kept carries its measured activations.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...subject.model import Subject
+from ...subject.sources import Source
+from ..records import ExampleList, Kind
+from .activations import TILE_ROWS, tiles
+from .scan import SourceState, as_half, window_hash
+
+if TYPE_CHECKING:
+    from .state import HarvestState
+
+SILENCE = 0.1
+"""A window is silent for a feature while its activation stays below this fraction of the feature's peak."""
+CAPACITY: dict[Kind, tuple[int, int, int]] = {"silent": (4, 2, 4), "near_miss": (6, 2, 4)}
+"""Examples kept per feature in (train, select, holdout)."""
+PEAK_TOKENS = 3
+"""How many of a feature's peak tokens make near misses."""
+
+
+def mine(
+    subject: Subject, sources: Sequence[Source], state: "HarvestState", pool: NDArray[np.bool_]
+) -> dict[str, dict[Kind, ExampleList]]:
+    """Silent examples and near misses of every feature, by source."""
+    table = state.table
+    rows = np.flatnonzero(pool)
+    rows = rows[np.argsort(window_hash(~table.uid[rows]), kind="stable")]
+    seen = -(-state.tokens // table.tokens.shape[1])
+    rows = rows[: max(min(64, len(rows)), seen // 32)]
+    miners = {
+        str(source.id): _Miner(state, state.sources[str(source.id)], len(subject.vocabulary)) for source in sources
+    }
+    for start in range(0, len(rows), TILE_ROWS):
+        part = rows[start : start + TILE_ROWS]
+        for source, span, _, tile in tiles(subject, sources, table.tokens[part], whole=True):
+            miners[str(source.id)].take(part[span], tile)
+    return {name: miner.lists() for name, miner in miners.items()}
+
+
+class _Miner:
+    def __init__(self, state: "HarvestState", source: SourceState, vocabulary: int) -> None:
+        self._table, self._peak, self._vocabulary = state.table, source.peak, vocabulary
+        self._tokens = _peak_tokens(state, source)
+        self._left = {kind: np.tile(capacity, (len(source.peak), 1)) for kind, capacity in CAPACITY.items()}
+        self._found: dict[Kind, list[tuple[NDArray[np.int64], int, NDArray[np.float16]]]] = {k: [] for k in CAPACITY}
+
+    def take(self, rows: NDArray[np.int64], tile: torch.Tensor) -> None:
+        """Look at activations (window, position, feature) of the table's `rows`."""
+        quiet = (tile.amax(1).float().cpu().numpy() < SILENCE * self._peak) & (self._peak > 0)
+        for i, row in enumerate(rows):
+            split = int(self._table.split[row])
+            present = np.zeros(self._vocabulary + 1, bool)
+            present[self._table.tokens[row]] = True
+            near = quiet[i] & present[self._tokens].any(axis=1)
+            self._keep("near_miss", near, i, int(row), split, tile)
+            self._keep("silent", quiet[i] & ~near, i, int(row), split, tile)
+
+    def _keep(self, kind: Kind, wanted: NDArray[np.bool_], i: int, row: int, split: int, tile: torch.Tensor) -> None:
+        features = np.flatnonzero(wanted & (self._left[kind][:, split] > 0))
+        if len(features):
+            self._left[kind][features, split] -= 1
+            values = as_half(tile[i][:, torch.from_numpy(features).to(tile.device)].T).cpu().numpy()
+            self._found[kind].append((features, row, values))
+
+    def lists(self) -> dict[Kind, ExampleList]:
+        """What was found, by kind; the miner holds it no longer."""
+        return {kind: self._list(self._found.pop(kind)) for kind in list(self._found)}
+
+    def _list(self, parts: list[tuple[NDArray[np.int64], int, NDArray[np.float16]]]) -> ExampleList:
+        positions = self._table.tokens.shape[1]
+        if not parts:
+            return ExampleList(np.empty(0, np.int32), np.empty(0, np.int32), np.empty((0, positions), np.float16))
+        feature = np.concatenate([features for features, _, _ in parts])
+        row = np.concatenate([np.full(len(features), row) for features, row, _ in parts])
+        order = np.lexsort((self._table.split[row], feature))
+        place = np.argsort(order)
+        values = np.empty((len(feature), positions), np.float16)
+        end = len(feature)
+        while parts:  # each part is let go as it is placed: two copies at once would be the harvest's peak of memory
+            part = parts.pop()[2]
+            values[place[end - len(part) : end]] = part
+            end -= len(part)
+        return ExampleList(feature[order].astype(np.int32), row[order].astype(np.int32), values)
+
+
+def _peak_tokens(state: "HarvestState", source: SourceState) -> NDArray[np.int64]:
+    """The tokens of each feature's highest training peaks, (feature, PEAK_TOKENS), padded with -1."""
+    lists, table = source.top, state.table
+    train = slice(int(lists.offsets[0]), int(lists.offsets[1]))
+    order = np.argsort(-lists.score[:, train], axis=1, kind="stable")[:, :PEAK_TOKENS]
+    uid = np.take_along_axis(lists.uid[:, train], order, axis=1)
+    activations = np.take_along_axis(lists.activations[:, train], order[:, :, None], axis=1)
+    row = np.searchsorted(table.uid, uid).clip(0, len(table.uid) - 1)
+    tokens = table.tokens[row, activations.argmax(axis=2)].astype(np.int64)
+    return np.where(table.uid[row] == uid, tokens, -1)

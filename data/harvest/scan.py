@@ -1,0 +1,284 @@
+"""The scan of a tile of activations, compiled where there is a C compiler, in PyTorch where not.
+
+`scan.c` is built at the first harvest into the user's cache folder and loaded through ctypes; on a
+GPU, or on a machine without a compiler, `scan_torch` does the same on any device. Both give the
+same statistics and the same lists, whatever the tiles, batches and their order.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...subject.errors import NeuronautError
+from . import histogram
+from .lists import Lists
+
+SUM_UNIT = 2.0**20
+"""Sums are kept as integers of 1/SUM_UNIT, so that adding them up is exact in any order."""
+
+HALF_MAX = 65504.0
+"""The largest float16."""
+
+
+class Rows(NamedTuple):
+    """What identifies the windows of a tile; every array has shape (window,)."""
+
+    uid: NDArray[np.int64]
+    group: NDArray[np.int64]
+    split: NDArray[np.int8]
+    hash: NDArray[np.uint32]
+    """Seed of the windows' sampling priorities, from `window_hash`."""
+
+
+@dataclass(slots=True)
+class SourceState:
+    """What a harvest keeps of one source while it runs; its size does not depend on the corpus."""
+
+    count: NDArray[np.int64]
+    sum: NDArray[np.int64]
+    peak: NDArray[np.float32]
+    trough: NDArray[np.float32]
+    histogram: NDArray[np.int64]
+    top: Lists
+    quantile: Lists
+    bottom: Lists | None
+
+    @classmethod
+    def empty(
+        cls, width: int, positions: int, *, signed: bool, top: tuple[int, int, int], quantile: tuple[int, int, int]
+    ) -> "SourceState":
+        return cls(
+            count=np.zeros(width, np.int64),
+            sum=np.zeros(width, np.int64),
+            peak=np.zeros(width, np.float32),
+            trough=np.zeros(width, np.float32),
+            histogram=np.zeros((width, histogram.BINS), np.int64),
+            top=Lists.empty(width, positions, top),
+            quantile=Lists.empty(width, positions, quantile),
+            bottom=Lists.empty(width, positions, top) if signed else None,
+        )
+
+    def absorb(self, other: "SourceState") -> None:
+        """Merge another shard's state into this one."""
+        self.count += other.count
+        self.sum += other.sum
+        np.maximum(self.peak, other.peak, out=self.peak)
+        np.minimum(self.trough, other.trough, out=self.trough)
+        self.histogram += other.histogram
+        self.top.absorb(other.top)
+        self.quantile.absorb(other.quantile)
+        if self.bottom is not None and other.bottom is not None:
+            self.bottom.absorb(other.bottom)
+
+
+def window_hash(uid: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """32 well-mixed bits per window (splitmix64's finaliser)."""
+    x = uid.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(32)).astype(np.uint32)
+
+
+def priority(window_hashes: NDArray[np.uint32], features: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Sampling priority in [0, 1) of window-feature pairs: uniform, and a function of the pair alone."""
+    x = window_hashes ^ (features.astype(np.uint32) * np.uint32(0x9E3779B9))
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x7FEB352D)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return (x >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def as_half(activations: Tensor) -> Tensor:
+    """As float16; what is too large becomes its largest number, never infinity."""
+    return activations.clamp(-HALF_MAX, HALF_MAX).half()
+
+
+class Scanner:
+    """Scans tiles into a SourceState. `compiled` says whether by the C kernel."""
+
+    def __init__(self, *, compiled: bool | None = None) -> None:
+        """Use the kernel where it can be built (`compiled=None`), always (True: an error if not), never (False)."""
+        self._kernel = None if compiled is False else _kernel()
+        if compiled and self._kernel is None:
+            raise NeuronautError("no C compiler was found for the harvest kernel; install gcc or clang")
+        self.compiled = self._kernel is not None
+        self._pool = ThreadPoolExecutor(torch.get_num_threads()) if torch.get_num_threads() > 1 else None
+
+    def scan(self, tile: Tensor, rows: Rows, state: SourceState, *, first_feature: int) -> None:
+        """Scan activations (window, position, feature) of features `first_feature` onwards.
+
+        The feature axis is contiguous; window and position may be strided. Activations that are not
+        finite raise NeuronautError.
+        """
+        if self._kernel is None or tile.device.type != "cpu" or tile.dtype != torch.float32 or tile.stride(2) != 1:
+            broken = scan_torch(tile, rows, state, first_feature=first_feature)
+        else:
+            broken = self._scan_compiled(tile, rows, state, first_feature)
+        if broken:
+            raise NeuronautError(
+                f"{broken} windows of features {first_feature} to {first_feature + tile.shape[2] - 1} hold NaN or "
+                "infinite activations; check the dictionary, or load the model in float32"
+            )
+
+    def _scan_compiled(self, tile: Tensor, rows: Rows, state: SourceState, first_feature: int) -> int:
+        features = tile.shape[2]
+        parts = torch.get_num_threads() if self._pool is not None and features >= 256 else 1
+        edges = [features * part // parts // 64 * 64 for part in range(parts)] + [features]
+        spans = [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if start < stop]
+
+        def run(span: tuple[int, int]) -> int:
+            return self._call(tile[:, :, span[0] : span[1]], rows, state, first_feature + span[0])
+
+        if len(spans) == 1 or self._pool is None:
+            return sum(map(run, spans))
+        return sum(self._pool.map(run, spans))
+
+    def _call(self, tile: Tensor, rows: Rows, state: SourceState, first_feature: int) -> int:
+        windows, positions, features = tile.shape
+        lists = [_as_struct(part) for part in (state.top, state.bottom, state.quantile)]
+        assert self._kernel is not None
+        return self._kernel(
+            ctypes.c_void_p(tile.data_ptr()),
+            windows,
+            positions,
+            features,
+            tile.stride(0),
+            tile.stride(1),
+            first_feature,
+            _pointer(rows.uid),
+            _pointer(rows.group),
+            _pointer(rows.hash),
+            _pointer(rows.split),
+            _pointer(state.count),
+            _pointer(state.sum),
+            _pointer(state.peak),
+            _pointer(state.trough),
+            _pointer(state.histogram),
+            *(ctypes.byref(part) if part is not None else None for part in lists),
+        )
+
+
+def scan_torch(tile: Tensor, rows: Rows, state: SourceState, *, first_feature: int) -> int:
+    """The scan in PyTorch, on the tile's own device; returns how many window-feature pairs are not finite."""
+    features = tile.shape[2]
+    span = slice(first_feature, first_feature + features)
+    high, low, total = tile.amax(1).float(), tile.amin(1).float(), tile.double().sum(1)
+    finite = total.isfinite()
+    if not bool(finite.all()):
+        return int((~finite).sum())
+    state.count[span] += (tile > 0).sum((0, 1)).cpu().numpy()
+    state.sum[span] += (total * SUM_UNIT).round().long().sum(0).cpu().numpy()
+    # Adding zero turns a negative zero into the positive one, so that no order of tiles shows.
+    np.maximum(state.peak[span], high.amax(0).cpu().numpy() + 0, out=state.peak[span])
+    np.minimum(state.trough[span], low.amin(0).cpu().numpy() + 0, out=state.trough[span])
+    _, _, feature = (tile > 0).nonzero(as_tuple=True)
+    bins = histogram.bins(tile[tile > 0].float().cpu().numpy())
+    counts = np.bincount(feature.cpu().numpy() * histogram.BINS + bins, minlength=features * histogram.BINS)
+    state.histogram[span] += counts.reshape(features, histogram.BINS)
+    chance = priority(rows.hash[:, None], np.arange(span.start, span.stop)[None])
+    active = (high > 0).cpu().numpy()
+    _offer(state.top, tile, high.cpu().numpy(), active, rows, rows.group, first_feature)
+    _offer(state.quantile, tile, chance, active, rows, rows.uid, first_feature)
+    if state.bottom is not None:
+        negative = -low.cpu().numpy()
+        _offer(state.bottom, tile, negative, negative > 0, rows, rows.group, first_feature)
+    return 0
+
+
+def _offer(
+    lists: Lists,
+    tile: Tensor,
+    score: NDArray[np.float32],
+    wanted: NDArray[np.bool_],
+    rows: Rows,
+    group: NDArray[np.int64],
+    first_feature: int,
+) -> None:
+    worst = lists.worst[first_feature : first_feature + tile.shape[2]].T[rows.split]
+    window, feature = np.nonzero(wanted & (score >= worst))
+    if len(window) == 0:
+        return
+    where = torch.from_numpy(window).to(tile.device), torch.from_numpy(feature).to(tile.device)
+    activations = as_half(tile.transpose(1, 2)[where]).cpu().numpy()
+    lists.offer(
+        feature + first_feature,
+        rows.split[window].astype(np.int64),
+        score[window, feature],
+        rows.uid[window],
+        group[window],
+        activations,
+    )
+
+
+class _List(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012
+        *((name, ctypes.c_void_p) for name in ("score", "worst", "uid", "group", "activations")),
+        ("per_feature", ctypes.c_int64),
+        ("offsets", ctypes.c_int64 * 4),
+    ]
+
+
+def _as_struct(lists: Lists | None) -> _List | None:
+    if lists is None:
+        return None
+    pointers = (lists.score, lists.worst, lists.uid, lists.group, lists.activations)
+    return _List(*(_pointer(part) for part in pointers), lists.score.shape[1], (ctypes.c_int64 * 4)(*lists.offsets))
+
+
+def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+@cache
+def _kernel() -> Any | None:
+    """The compiled scan function, or None where it cannot be built."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    source = Path(__file__).with_name("scan.c")
+    key = hashlib.sha256(source.read_bytes() + f"{compiler} {platform.processor()} {_cpu_flags()}".encode()).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "neuronaut"
+    built = folder / f"scan-{key[:16]}.so"
+    try:
+        if not built.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, source, built)
+        scan = ctypes.CDLL(str(built)).scan
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    scan.restype = ctypes.c_int64
+    integers, pointers = [ctypes.c_int64] * 6, [ctypes.c_void_p] * 12
+    scan.argtypes = [ctypes.c_void_p, *integers, *pointers]
+    return scan
+
+
+def _compile(compiler: str, source: Path, built: Path) -> None:
+    """Build beside the target and rename, so that two processes may build at once."""
+    with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
+        made = Path(scratch) / "scan.so"
+        flags = ["-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared"]
+        subprocess.run([compiler, *flags, "-o", str(made), str(source), "-lm"], check=True, capture_output=True)
+        made.replace(built)
+
+
+def _cpu_flags() -> str:
+    """What -march=native depends on: a home folder may be shared by machines of several kinds."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

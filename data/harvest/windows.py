@@ -1,0 +1,196 @@
+"""Windows: documents as fixed-length runs of tokens, the unit that everything is harvested in.
+
+A document is cut into consecutive windows that do not overlap; what is left at its end is dropped, and
+so is a document shorter than a window (both are counted). A window never spans two documents. Its uid
+is made of the document's ordinal and its number therein, so it is the same for every batch size and
+sharding.
+
+A budget of N tokens takes a uniform sample of windows from the whole corpus, not its beginning: of each
+document the same fraction, N / (tokens expected in the corpus), namely the windows whose uids have the
+lowest hashes; which way a document's fraction of a window is rounded is drawn too. That expectation
+comes from the documents' lengths and the characters per token of a sample, both known before the first
+window, so every shard takes exactly its part of the same sample. It comes out within a few per cent of
+N. Where the corpus is more than 16 times the budget, only documents of low hash are tokenised at all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...subject.errors import NeuronautError
+from ..corpus import Corpus, Document
+from ..splits import Splits, chance
+
+if TYPE_CHECKING:
+    from ...subject.model import Subject
+
+NUMBERS = 1 << 20
+"""Windows that one document may have."""
+SPARE, DOCUMENTS = 16, 1000
+"""A budget is drawn from documents of this many times its size, and from about this many at least."""
+GROUP = 1 << 20
+"""Characters that are tokenised at once."""
+
+
+class WindowBatch(NamedTuple):
+    """Windows with where they come from."""
+
+    tokens: NDArray[np.int64]
+    """Token ids without BOS, shape (row, position)."""
+    uid: NDArray[np.int64]
+    """Document ordinal * 2**20 + number of the window in its document, shape (row,)."""
+    cluster: NDArray[np.int64]
+    """Smallest ordinal of the document's near-duplicates, shape (row,)."""
+    split: NDArray[np.int8]
+    """Index into SPLITS, shape (row,)."""
+
+
+@dataclass(slots=True)
+class Dropped:
+    """What was tokenised but fits into no window."""
+
+    tokens: int = 0
+    """Tokens at the ends of documents, and all those of documents shorter than a window."""
+    documents: int = 0
+    """Documents shorter than a window."""
+
+
+class _Choice(NamedTuple):
+    """Which windows a budget takes."""
+
+    documents: NDArray[np.bool_]
+    """Which documents are tokenised, shape (document,)."""
+    rate: float
+    """Fraction of their windows that is taken."""
+
+
+def windows(
+    corpus: Corpus,
+    subject: "Subject",
+    splits: Splits,
+    *,
+    window: int = 64,
+    tokens: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    rows: int = 32,
+    dropped: Dropped | None = None,
+) -> Iterator[WindowBatch]:
+    """Yield the windows of `window` tokens of one shard in batches of `rows`, the last of which may be smaller.
+
+    `tokens` bounds, to within a few per cent, the tokens of all shards together (None: all there are).
+    `shard` is (index, count). What fits into no window is added to `dropped`.
+    Raises NeuronautError for a window that the subject's context cannot hold, or a budget below one window.
+    """
+    if not 0 < window < subject.context:
+        raise NeuronautError(
+            f"a window of {window} tokens and BOS do not fit {subject.context} positions; "
+            f"give --window 1 to {subject.context - 1}"
+        )
+    if tokens is not None and tokens < window:
+        raise NeuronautError(f"a budget of {tokens} tokens is less than one window of {window}; give a larger --tokens")
+    choice = _choose(subject, splits, window, tokens)
+    parts = _cut(corpus, subject, splits, choice, window, shard, dropped or Dropped())
+    return _batches(parts, rows)
+
+
+def _choose(subject: "Subject", splits: Splits, window: int, tokens: int | None) -> _Choice:
+    documents = np.ones(len(splits.clusters), bool)
+    if tokens is None:
+        return _Choice(documents, 1.0)
+    sampled = sum(map(len, _tokenise(subject, list(splits.sample))))
+    per_token = sum(map(len, splits.sample)) / max(1, sampled)
+    expected = splits.characters // (per_token * window)
+    wanted = tokens / window
+    part = max(SPARE * wanted / max(1.0, expected.sum()), DOCUMENTS / len(documents))
+    documents = chance(np.arange(len(documents)), seed=splits.seed) < part
+    return _Choice(documents, wanted / max(1.0, expected[documents].sum()))
+
+
+def _cut(
+    corpus: Corpus,
+    subject: "Subject",
+    splits: Splits,
+    choice: _Choice,
+    window: int,
+    shard: tuple[int, int],
+    dropped: Dropped,
+) -> Iterator[WindowBatch]:
+    """The chosen windows, document by document."""
+    for group in _groups(corpus, choice.documents, shard):
+        rows = _tokenise(subject, [document.text for _, document in group])
+        for (ordinal, document), ids in zip(group, rows, strict=True):
+            count = len(ids) // window
+            dropped.tokens += len(ids) - count * window
+            dropped.documents += count == 0
+            if count > NUMBERS:
+                raise NeuronautError(
+                    f"the document {document.name} has {count} windows; {NUMBERS} are possible: cut it into several"
+                )
+            number = _taken(ordinal, count, choice.rate, splits.seed)
+            tokens = np.asarray(ids[: count * window], np.int64).reshape(count, window)[number]
+            cluster = np.full(len(number), splits.cluster(ordinal))
+            yield WindowBatch(
+                tokens, ordinal * NUMBERS + number, cluster, np.full(len(number), splits.split(ordinal), np.int8)
+            )
+
+
+def _taken(ordinal: int, count: int, rate: float, seed: int) -> NDArray[np.int64]:
+    """Which of a document's `count` windows are taken, in their order; each has the chance `rate`."""
+    # Other seeds than the documents' choice: the three draws must be independent.
+    rounding = float(chance(np.array([ordinal]), seed=seed ^ 1 << 32)[0])
+    draws = chance(ordinal * NUMBERS + np.arange(count), seed=seed ^ 1 << 33)
+    return np.sort(np.argsort(draws)[: int(count * rate + rounding)])
+
+
+def _groups(
+    corpus: Corpus, documents: NDArray[np.bool_], shard: tuple[int, int]
+) -> Iterator[list[tuple[int, Document]]]:
+    """The chosen documents of the shard in groups that are tokenised together."""
+    group: list[tuple[int, Document]] = []
+    size = 0
+    for ordinal, document in corpus.shard(*shard):
+        if ordinal >= len(documents):
+            raise NeuronautError(f"the corpus {corpus.name!r} grew while it was being read; run the command again")
+        if documents[ordinal]:
+            group.append((ordinal, document))
+            size += len(document.text)
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _tokenise(subject: "Subject", texts: list[str]) -> list[list[int]]:
+    # Not verbose: a document longer than the context is no reason for a warning, it is cut.
+    return subject.tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )["input_ids"]
+
+
+def _batches(parts: Iterator[WindowBatch], rows: int) -> Iterator[WindowBatch]:
+    """The same windows in batches of `rows`, the last of which may be smaller."""
+    waiting: list[WindowBatch] = []
+    count = 0
+    for part in parts:
+        waiting.append(part)
+        count += len(part.uid)
+        if count >= rows:
+            joined, whole = _join(waiting), count - count % rows
+            yield from (_slice(joined, start, start + rows) for start in range(0, whole, rows))
+            waiting, count = [_slice(joined, whole, count)], count - whole
+    if count:
+        yield _join(waiting)
+
+
+def _join(parts: list[WindowBatch]) -> WindowBatch:
+    tokens, uid, cluster, split = zip(*parts, strict=True)
+    return WindowBatch(np.concatenate(tokens), np.concatenate(uid), np.concatenate(cluster), np.concatenate(split))
+
+
+def _slice(batch: WindowBatch, start: int, stop: int) -> WindowBatch:
+    span = slice(start, stop)
+    return WindowBatch(batch.tokens[span], batch.uid[span], batch.cluster[span], batch.split[span])

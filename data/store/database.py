@@ -1,0 +1,113 @@
+"""Opening a database file, transactions, and the one-line errors that stand for SQLite's own.
+
+A file is opened for writing where its permissions allow, and only for reading where they do not.
+Every write happens inside `transaction`, which takes the write lock first, so that what a writer
+reads there cannot change before it writes. Writers of other processes wait their turn.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlite_utils import Database
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
+
+from ...subject.errors import NeuronautError
+
+BUSY_SECONDS = 60
+
+
+def connect(path: str, *, create: bool) -> Database:
+    """Open the file at `path` (":memory:" for none); `create` says whether it may be new."""
+    if path == ":memory:":
+        return _database(sqlite3.connect(path, isolation_level=None, check_same_thread=False))
+    file = Path(path).absolute()
+    if file.is_dir():
+        raise NeuronautError(f"{path} is a folder; wanted a database file, for example {path.rstrip('/')}/neuronaut.db")
+    if not file.exists():
+        _check_new(path, file, create)
+    with reported(path):
+        db = _database(
+            sqlite3.connect(_uri(file), uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        )
+        db.conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return db
+
+
+def _check_new(path: str, file: Path, create: bool) -> None:
+    if not create:
+        raise NeuronautError(f"there is no database {path}; make it with: neuronaut harvest MODEL SITE -d {path}")
+    if not file.parent.is_dir():
+        raise NeuronautError(f"there is no folder {file.parent} for the database; make it, or name another file")
+    if not os.access(file.parent, os.W_OK):
+        raise NeuronautError(f"the folder {file.parent} cannot be written to; name a database file elsewhere")
+
+
+def _uri(file: Path) -> str:
+    writable_folder = os.access(file.parent, os.W_OK)
+    if not file.exists() or (os.access(file, os.W_OK) and writable_folder):
+        return file.as_uri()
+    # A write-ahead log needs files beside the database; where none can be made, and none holds
+    # unfinished work, the file is promised not to change.
+    immutable = not writable_folder and not file.with_name(file.name + "-wal").exists()
+    return f"{file.as_uri()}?mode=ro" + ("&immutable=1" if immutable else "")
+
+
+def _database(connection: sqlite3.Connection) -> Database:
+    db = Database(connection, execute_plugins=False)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return db
+
+
+@contextmanager
+def transaction(db: Database, path: str) -> Iterator[sqlite3.Connection]:
+    """Hold the write lock; all of the block is written, or nothing. Blocks may be nested."""
+    if db.conn.in_transaction:
+        yield db.conn
+        return
+    with reported(path):
+        db.conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield db.conn
+        except BaseException:
+            if db.conn.in_transaction:
+                db.conn.execute("ROLLBACK")
+            raise
+        db.conn.execute("COMMIT")
+
+
+def keep_write_ahead_log(db: Database, path: str) -> None:
+    """Write to a log beside the file from now on, so that readers and a writer never wait for each other."""
+    # SQLite gives up on this pragma at once where another process is at the file, whatever the timeout.
+    locked = retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError) and "locked" in str(error))
+    patient = Retrying(retry=locked, stop=stop_after_delay(BUSY_SECONDS), wait=wait_random(0.01, 0.05), reraise=True)
+    with reported(path):
+        patient(db.conn.execute, "PRAGMA journal_mode = WAL")
+
+
+@contextmanager
+def reported(path: str) -> Iterator[None]:
+    """Turn SQLite's errors that a user can mend into one line each."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        message = str(error)
+        for sign, advice in _ADVICE.items():
+            if sign in message:
+                raise NeuronautError(f"{path}: {advice} (SQLite: {message})") from error
+        raise
+
+
+_ADVICE = {
+    "not a database": "this is not a Neuronaut database; name another file",
+    "malformed": "the database is damaged; restore a backup, or harvest into a new file",
+    "disk I/O error": "the disk could not be read or written; check it, then run the command again",
+    "readonly": "the database can only be read; change its permissions, or write to a copy",
+    "unable to open": "the database cannot be opened; check the permissions of the file and its folder",
+    "locked": f"another process has been writing for {BUSY_SECONDS} seconds; wait for it, then run the command again",
+    "disk is full": "the disk is full; make room, then run the command again",
+}

@@ -1,0 +1,344 @@
+"""Exports: the rows of `Store.list_rows` as JSON lines or CSV, and Neuronpedia's bulk format.
+
+Neuronpedia knows a feature by (modelId, layer, index). The modelId is here the model's name without
+its organisation (`gemma-2-2b` for `google/gemma-2-2b`), unless another is given; the layer is the
+site's layer number and a name, as in `20-gemmascope-res-16k`: the dictionary's, or the site's kind
+where there is none, as in `5-mlp`. The negative tail has no name there and is left out. Its import
+takes the columns of a file from the first line, so every line has the same keys, and skips an id
+that it has, so ids are made from the content and importing twice adds nothing. An explanation that was
+imported from Neuronpedia (data/importing.py) goes back under the id, author and type that it had there.
+
+Bodies for Neuronpedia's POST /api/feature/upload-batch, in which users bring features to sources of their own.
+
+A body obeys the limits that hold there: at most 128 features, texts of 512 characters (as JavaScript counts,
+in UTF-16 units), windows of 1024 tokens, 20 promoted and 20 suppressed tokens, and at least one window that
+activates the feature. Windows come in sections: the strongest ones, which are no quantile, and four even
+parts, by peak, of the uniform sample of active windows, so that a part's share of the sample estimates its
+share of all active windows. The explainer's model is left null, since there is no column for it.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from ...subject.address import Feature, SourceId
+from ...subject.directions import Promoted, TokenEffect
+from ...subject.errors import NeuronautError
+from ..records import Evidence, Example, Score, Statistics
+from .rows import ROW_KEYS, Row, StoredExplanation
+from .store import Store
+
+AUTHOR = "clkht01d40000jv08hvalcvly"
+"""The user that Neuronpedia's own batch labels belong to; an import needs one that exists there."""
+_BATCH = 1024
+ID_LENGTH = 25
+"""Characters of an id, at most, as Neuronpedia's columns take it."""
+_OPTIONAL = ("typeName", "explanationModelName", "notes", "triggeredByUserId")
+"""Columns of an explanation that may be null there."""
+
+
+def write_jsonl(rows: Iterable[Row], stream: TextIO) -> None:
+    """One JSON object a line."""
+    for row in rows:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_csv(rows: Iterable[Row], stream: TextIO) -> None:
+    """A header and one line per row; what is null is empty."""
+    # A field is quoted if it holds a character of the line's end, and one that holds a mere "\r" must be.
+    line = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(line, ROW_KEYS, lineterminator="\r\n")
+    for row in ({key: key for key in ROW_KEYS}, *rows):
+        writer.writerow(row)
+        stream.write(line.getvalue().removesuffix("\r\n") + "\n")
+        line.seek(0)
+        line.truncate()
+
+
+WRITERS: Mapping[str, Callable[[Iterable[Row], TextIO], None]] = {"jsonl": write_jsonl, "csv": write_csv}
+
+
+class Place(NamedTuple):
+    """Where Neuronpedia keeps a source."""
+
+    model: str
+    layer: str
+
+    @classmethod
+    def of(cls, source: SourceId, *, model: str | None = None) -> "Place":
+        """The place of a source; `model` replaces its modelId, as `gpt2-small` for gpt2."""
+        kind, _, layer = source.site.partition(".")
+        name = source.dictionary or kind.replace("_", "-")
+        return cls(model or source.model.rpartition("/")[2], f"{layer}-{name}" if layer else name)
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.layer}"
+
+
+def places(store: Store, sources: Sequence[SourceId] | None, *, model: str | None = None) -> dict[SourceId, Place]:
+    """The place of each source, of all in the store where none are given; an error where two have one place."""
+    chosen = sources or [SourceId.parse(str(row["source"])) for row in store.sources()]
+    found = {source: Place.of(source, model=model) for source in chosen}
+    if len(set(found.values())) < len(found):
+        raise NeuronautError(
+            "two sources have one place at Neuronpedia; export them one at a time, each with its model"
+        )
+    return found
+
+
+def explained(store: Store, source: SourceId, *, min_score: float | None = None) -> Iterator[StoredExplanation]:
+    """The best explanation of each feature of a source that has a text; not of negative tails."""
+    # The best come first, so they are the last to take their feature's place in the reverse order.
+    best = {stored.explanation.feature: stored for stored in reversed(store.explanations(source))}
+    for row in store.list_rows(source, min_score=min_score):
+        feature = Feature.parse(str(row["feature"]))
+        if row["explanation"] is not None and not feature.negative:
+            yield best[feature]
+
+
+class Lines(NamedTuple):
+    """Lines for Neuronpedia's tables Explanation and ExplanationScore."""
+
+    explanations: list[Row]
+    scores: list[Row]
+
+
+def neuronpedia_lines(
+    store: Store, source: SourceId, *, model: str | None = None, author: str = AUTHOR, min_score: float | None = None
+) -> Lines:
+    """The best explanation of each feature of a source, and its measured scores."""
+    place = Place.of(source, model=model)
+    lines = Lines([], [])
+    for stored in explained(store, source, min_score=min_score):
+        line = _explanation_line(stored, place, author)
+        lines.explanations.append(line)
+        scores = [score for score in store.scores(stored.id) if score.value is not None]
+        lines.scores.extend(_score_line(score, str(line["id"]), author) for score in scores)
+    return lines
+
+
+def write_neuronpedia(
+    store: Store,
+    folder: str | Path,
+    *,
+    sources: Sequence[SourceId] | None = None,
+    model: str | None = None,
+    author: str = AUTHOR,
+    min_score: float | None = None,
+    compress: bool = True,
+) -> list[Path]:
+    """Write `v1/MODEL/LAYER/{explanations,explanation_scores}/batch-N.jsonl[.gz]` and return the paths.
+
+    Without `sources`, all are written.
+    """
+    paths: list[Path] = []
+    for source, place in places(store, sources, model=model).items():
+        lines = neuronpedia_lines(store, source, model=model, author=author, min_score=min_score)
+        root = Path(folder) / "v1" / place.model / place.layer
+        paths += _write_batches(root / "explanations", lines.explanations, compress=compress)
+        paths += _write_batches(root / "explanation_scores", lines.scores, compress=compress)
+    return paths
+
+
+def _write_batches(folder: Path, lines: Sequence[Row], *, compress: bool) -> list[Path]:
+    paths: list[Path] = []
+    for start in range(0, len(lines), _BATCH):
+        path = folder / f"batch-{start // _BATCH}.jsonl{'.gz' if compress else ''}"
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[start : start + _BATCH])
+        # Without a time in the header, equal content is an equal file.
+        write_file(path, gzip.compress(text.encode(), mtime=0) if compress else text.encode())
+        paths.append(path)
+    return paths
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file into a folder that need not be there yet."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise NeuronautError(f"{path} cannot be written ({error.strerror}); name a folder elsewhere") from error
+
+
+def _explanation_line(stored: StoredExplanation, place: Place, author: str) -> Row:
+    explanation = stored.explanation
+    llm = explanation.provenance.get("llm")
+    named = [place.model, place.layer, str(explanation.feature.index)]
+    line = {
+        "id": _id("explanation", *named, explanation.explainer, str(llm), str(explanation.text)),
+        "modelId": named[0],
+        "layer": named[1],
+        "index": named[2],
+        "description": explanation.text,
+        "authorId": author,
+        "typeName": f"neuronaut_{explanation.explainer}",
+        "explanationModelName": None if llm is None else str(llm),
+        "notes": None,
+        "createdAt": stored.created,
+        "triggeredByUserId": None,
+    }
+    return line | _original(explanation.provenance, place)
+
+
+def _original(provenance: Mapping[str, object], place: Place) -> Row:
+    """What Neuronpedia itself says of an explanation that was imported from this place."""
+    origin = provenance.get("origin")
+    if not isinstance(origin, dict) or (origin.get("modelId"), origin.get("layer")) != place:
+        return {}
+    required = {key: origin[key] for key in ("id", "authorId", "createdAt") if key in origin}
+    return required | {key: origin.get(key) for key in _OPTIONAL}
+
+
+def _score_line(score: Score, explanation_id: str, author: str) -> Row:
+    details = {
+        "scorer": score.scorer,
+        "examples": score.examples,
+        "metric": score.metric,
+        "ci_low": score.ci_low,
+        "ci_high": score.ci_high,
+        "n": score.n,
+        "coverage": score.coverage,
+        "baselines": score.baselines,
+    }
+    llm = score.provenance.get("llm")
+    return {
+        "id": _id("score", explanation_id, score.value, *details.values()),
+        "explanationId": explanation_id,
+        "initiatedByUserId": author,
+        "value": score.value,
+        "explanationScoreTypeName": f"neuronaut_{score.scorer}_{score.examples}_{score.metric}",
+        "explanationScoreModelName": None if llm is None else str(llm),
+        "jsonDetails": json.dumps(details, sort_keys=True),
+    }
+
+
+def _id(*parts: object) -> str:
+    """An id for a row of Neuronpedia's, from the content."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
+
+
+FEATURES, TEXT, TOKENS, EFFECTS = 128, 512, 1024, 20
+"""The most that a body, a text, a window and a list of tokens may hold."""
+_SECTIONS = 4
+_TOP, _PER_SECTION = 20, 5
+"""Windows given of the strongest, and of each part of the sample."""
+
+
+class Uploads(NamedTuple):
+    """The files for one source."""
+
+    paths: list[Path]
+    shortened: list[Feature]
+    """Features whose text was too long."""
+    silent: list[Feature]
+    """Features that are explained and left out, because no stored window activates them."""
+
+
+def write_uploads(
+    store: Store,
+    folder: str | Path,
+    source: SourceId,
+    *,
+    promoted: Callable[[Feature], Promoted],
+    model: str | None = None,
+    method: str | None = None,
+    min_score: float | None = None,
+) -> Uploads:
+    """Write `MODEL/LAYER/upload-N.json`: the explained features of a source, not its negative tails.
+
+    `promoted` tells the tokens that a feature writes; `method` is a name of an explainer that Neuronpedia knows.
+    """
+    place = Place.of(source, model=model)
+    found = Uploads([], [], [])
+    batch: list[Row] = []
+
+    def flush() -> None:
+        path = Path(folder) / place.model / place.layer / f"upload-{len(found.paths)}.json"
+        body = {"modelId": place.model, "source": place.layer, "features": batch}
+        write_file(path, json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
+        found.paths.append(path)
+        batch.clear()
+
+    for stored in explained(store, source, min_score=min_score):
+        feature, text = stored.explanation.feature, str(stored.explanation.text)
+        evidence = store.evidence(feature)
+        if not (windows := _windows(evidence)):
+            found.silent.append(feature)
+            continue
+        if shortened(text) != text:
+            found.shortened.append(feature)
+        batch.append(_feature(evidence.statistics, feature, windows, promoted(feature), shortened(text), method))
+        if len(batch) == FEATURES:
+            flush()
+    if batch:
+        flush()
+    return found
+
+
+def _feature(
+    statistics: Statistics, feature: Feature, windows: Sequence[Row], effects: Promoted, text: str, method: str | None
+) -> Row:
+    return {
+        "index": feature.index,
+        "density": statistics.density,
+        "topLogits": _effects(effects.top),
+        "bottomLogits": _effects(effects.bottom),
+        "explanations": [{"text": text, "methodName": method, "modelName": None}],
+        "activations": list(windows),
+    }
+
+
+def _effects(effects: Sequence[TokenEffect]) -> list[Row]:
+    return [{"token": effect.token, "value": round(effect.value, 4)} for effect in effects[:EFFECTS]]
+
+
+def _windows(evidence: Evidence) -> list[Row]:
+    """Windows that activate the feature, the strongest of each section first."""
+    examples = [e for e in (*evidence.train, *evidence.select, *evidence.holdout) if e.peak > 0]
+    examples.sort(key=lambda example: (-example.peak, example.window))
+    top = [example for example in examples if example.kind == "top"][:_TOP]
+    sample = [example for example in examples if example.kind == "quantile"]
+    return [_window(example, None, None, None) for example in top] + [
+        _window(example, round(part[-1].peak, 4), round(part[0].peak, 4), len(part) / len(sample))
+        for part in _parts(sample)
+        for example in part[:_PER_SECTION]
+    ]
+
+
+def _parts(sample: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    ends = [round(number * len(sample) / _SECTIONS) for number in range(_SECTIONS + 1)]
+    return (sample[first:last] for first, last in zip(ends, ends[1:], strict=False) if first < last)
+
+
+def _window(example: Example, low: float | None, high: float | None, share: float | None) -> Row:
+    """At most TOKENS of the window, around its peak."""
+    first = max(0, min(int(example.activations.argmax()) - TOKENS // 2, len(example.tokens) - TOKENS))
+    return {
+        "tokens": list(example.tokens[first : first + TOKENS]),
+        "values": [round(value, 4) for value in example.activations[first : first + TOKENS].tolist()],
+        "quantileMin": low,
+        "quantileMax": high,
+        "quantileFraction": share,
+    }
+
+
+def shortened(text: str) -> str:
+    """The text, cut after a word and ended with an ellipsis where it has more than TEXT characters."""
+    if _units(text) <= TEXT:
+        return text
+    kept = text[: TEXT - 1]
+    while _units(kept) > TEXT - 1:
+        kept = kept[:-1]
+    words = re.match(r"(.*\S)\s", text[: len(kept) + 1], re.DOTALL)
+    return (words[1] if words else kept) + "…"
+
+
+def _units(text: str) -> int:
+    """Characters as JavaScript counts them."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2

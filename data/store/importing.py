@@ -1,0 +1,193 @@
+"""Imports: rows from outside, each of which says what a feature responds to, become explanations in the store.
+
+A row names its feature either by address, as our own exports do (columns `feature` and `explanation`), or by
+Neuronpedia's place and index (`modelId`, `layer`, `index`, `description`). What comes from outside stays
+recognisable: the explainer is "import:NAME", the windows that it was shown are unknown, and scores are left
+behind, because nothing here could check them. The key of an imported explanation is a digest of the feature,
+what is said and who said it, so importing twice adds nothing. A file with a line that cannot be read is not
+imported at all; a line whose feature is not in the database is left out and reported by its number.
+"""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...subject.address import Feature, SourceId
+from ...subject.errors import NeuronautError
+from ..codec import content_digest
+from ..records import Explanation
+from .export import ID_LENGTH, Place
+from .lines import malformed, read
+from .rows import ROW_KEYS, Row
+from .store import Store
+from .writing import clean
+
+RuleCheck = Callable[[str], str]
+"""Returns a rule's JSON as it is to be stored; a NeuronautError where it is no rule."""
+IMPORTED = "import:"
+UNNAMED = "unnamed"
+"""The explainer of rows that name none."""
+_OURS = frozenset({"feature", "explanation"})
+_NEURONPEDIA = frozenset({"modelId", "layer", "index", "description"})
+_SCORES = frozenset({"score", "scoreV1", "scoreV2"})
+_NOT_ORIGIN = frozenset({*ROW_KEYS, *_SCORES, "description", "rule", "rank", "similarity"})
+"""Columns that have a meaning of their own here, or none outside the database that they come from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What came of the rows of one file."""
+
+    file: str
+    rows: int = 0
+    added: int = 0
+    already_there: int = 0
+    without_text: int = 0
+    """Rows of features that are not explained."""
+    with_scores: int = 0
+    """Rows that bring a score, which is left behind."""
+    not_matched: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Why a row's feature was not found, with the numbers of the lines."""
+
+
+class _NotMatched(Exception):
+    """There is no such feature here; the message says why."""
+
+
+class Sources:
+    """Finds the source that a row means, among those in a store."""
+
+    def __init__(self, store: Store, *, source: SourceId | None = None, model: str | None = None) -> None:
+        """With `source`, all rows are of this one, by whatever one name they call it.
+
+        `model` is the modelId of all sources at Neuronpedia, as in `Place.of`.
+        """
+        self._only = source and SourceId.parse(str(store.known_source(source)))
+        self._called: SourceId | Place | None = None
+        self._widths = {SourceId.parse(str(row["source"])): int(row["width"]) for row in store.sources()}
+        self._called_by: dict[SourceId | Place, list[SourceId]] = defaultdict(list)
+        for known in self._widths:
+            self._called_by[known].append(known)
+            self._called_by[Place.of(known, model=model)].append(known)
+
+    def feature(self, called: SourceId | Place, index: int, *, negative: bool) -> Feature:
+        """The feature of an index in the source that is called so."""
+        source = self._source(called)
+        if index >= self._widths[source]:
+            raise _NotMatched(f"the index is beyond the {self._widths[source]:,} features of {source}")
+        return Feature(source, index, negative)
+
+    def _source(self, called: SourceId | Place) -> SourceId:
+        if self._only is not None:
+            self._called = self._called or called
+            if called != self._called:
+                raise NeuronautError(f"{called} and, before it, {self._called} cannot both be {self._only}")
+            return self._only
+        found = self._called_by.get(called, [])
+        if len(found) != 1:
+            raise _NotMatched(
+                f"{called} could be {' or '.join(map(str, found))}" if found else f"{called} is not in the database"
+            )
+        return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a row of either kind says."""
+
+    called: SourceId | Place
+    index: int
+    negative: bool
+    text: str | None
+    explainer: str | None
+    author: str | None
+    llm: str | None
+
+
+def import_file(store: Store, path: Path, *, sources: Sources, check_rule: RuleCheck) -> Imported:
+    """Store the explanations of a file: all that have a feature here or, where a line cannot be read, none."""
+    counts: Counter[str] = Counter()
+    not_matched: dict[str, list[int]] = defaultdict(list)
+    with store.transaction():
+        for number, row in read(path):
+            counts["rows"] += 1
+            counts["with_scores"] += any(row.get(column) is not None for column in _SCORES)
+            try:
+                counts[_import_row(store, row, path.name, sources, check_rule)] += 1
+            except _NotMatched as reason:
+                not_matched[str(reason)].append(number)
+            except (NeuronautError, ValueError) as error:
+                raise malformed(path, number, error) from None
+    return Imported(str(path), **counts, not_matched=dict(not_matched))
+
+
+def _import_row(store: Store, row: Row, file: str, sources: Sources, check_rule: RuleCheck) -> str:
+    """Store what a row says; returns the field of `Imported` that counts it."""
+    said = _said(row)
+    rule = _rule(row.get("rule"), check_rule)
+    if said.text is None or not said.text.strip():
+        return "without_text"
+    feature = sources.feature(said.called, said.index, negative=said.negative)
+    name = (said.explainer or UNNAMED).removeprefix(IMPORTED)
+    key = content_digest(IMPORTED, str(feature), said.text, rule, name, said.author, said.llm)
+    origin = {column: value for column, value in row.items() if column not in _NOT_ORIGIN and _plain(value)}
+    explanation = Explanation(
+        feature,
+        said.text,
+        f"{IMPORTED}{name}",
+        rule=rule,
+        provenance={"key": key, "seen": "unknown", "file": file, "origin": origin},
+    )
+    # An id is returned either way; SQLite's own count tells whether anything was written.
+    before = store.db.conn.total_changes
+    store.add_explanation(explanation)
+    return "added" if store.db.conn.total_changes > before else "already_there"
+
+
+def _said(row: Row) -> _Said:
+    if row.keys() >= _NEURONPEDIA:
+        called, index, negative = Place(_text(row, "modelId"), _text(row, "layer")), str(row["index"]), False
+        if not re.fullmatch("[0-9]{1,18}", index):
+            raise NeuronautError(f"index is {index!r}, wanted a number")
+        if len(_optional(row, "id") or "") > ID_LENGTH:
+            raise NeuronautError(f"id has {len(row['id'])} characters, wanted at most {ID_LENGTH}")
+        named = ("description", "typeName", "authorId", "explanationModelName")
+    elif row.keys() >= _OURS:
+        feature = Feature.parse(_text(row, "feature"))
+        called, index, negative = feature.source, feature.index, feature.negative
+        named = ("explanation", "explainer", "author", "llm")
+    else:
+        raise NeuronautError(
+            f"the columns are {', '.join(row) or 'none'}; wanted feature and explanation, "
+            f"or Neuronpedia's {', '.join(sorted(_NEURONPEDIA))}"
+        )
+    return _Said(called, int(index), negative, *(_optional(row, column) for column in named))
+
+
+def _optional(row: Row, column: str) -> str | None:
+    return None if row.get(column) is None else clean(_text(row, column))
+
+
+def _text(row: Row, column: str) -> str:
+    value = row[column]
+    if not isinstance(value, str):
+        raise NeuronautError(f"{column} is {json.dumps(value)[:60]}, wanted text")
+    return value
+
+
+def _rule(value: object, check_rule: RuleCheck) -> str | None:
+    """The rule of a row, in which it stands as JSON or as JSON in a text."""
+    if value is None:
+        return None
+    try:
+        return check_rule(value if isinstance(value, str) else json.dumps(value))
+    except NeuronautError as error:
+        raise NeuronautError(f"rule: {error}") from None
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))

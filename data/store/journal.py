@@ -1,0 +1,331 @@
+"""The journal: everything an investigation said, predicted, saw and spent, in an order that cannot be rewritten.
+
+An investigation is known by a short id. Its hypotheses, experiments, predictions and observations are rows that are
+only ever added; predictions are chained (journal_values.py). The database itself refuses an observation of an
+experiment that has no earlier prediction, a second one, and any change to either. What is spent is in the ledger,
+keyed by the hash of what was done, so that nothing is charged twice; what is decided is kept by step, so that an
+interrupted investigation goes on with the decisions it had taken. Each method is one transaction.
+"""
+
+import hashlib
+import json
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sqlite_utils import Database
+
+from ...subject.errors import NeuronautError
+from . import journal_values
+from .database import reported, transaction
+from .journal_values import Charge, End, Experiment, Json, Observation, Opened, Prediction, as_json
+from .writing import now
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """The investigations of one database."""
+
+    def __init__(self, path: str, db: Database) -> None:
+        self._path, self._db = path, db
+
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """What is written inside is written as a whole or not at all."""
+        return transaction(self._db, self._path)
+
+    # The investigation
+
+    def begin(self, opened: Opened) -> bool:
+        """Write an investigation down; False where it is there already."""
+        values = [
+            opened.id,
+            opened.kind,
+            opened.target,
+            opened.policy,
+            as_json(opened.settings),
+            as_json(opened.provenance),
+            opened.parent,
+            now(),
+        ]
+        with self.transaction() as connection:
+            cursor = connection.execute(
+                "INSERT INTO investigations (id, kind, target, policy, settings, provenance, parent, status, created)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?) ON CONFLICT DO NOTHING",
+                values,
+            )
+        return cursor.rowcount == 1
+
+    def finish(self, id: str, status: End, *, reason: str, explanation: int | None = None) -> None:
+        """Write down how an investigation ended. A finished one stays as it is."""
+        with self.transaction() as connection:
+            connection.execute(
+                "UPDATE investigations SET status = ?, reason = ?, explanation_id = ?, ended = ?"
+                " WHERE id = ? AND ended IS NULL",
+                [status, reason, explanation, now(), id],
+            )
+
+    def row(self, id: str) -> Row:
+        """An investigation; a NeuronautError where there is none of this id (or of one that begins so)."""
+        found = self._query(
+            "SELECT * FROM investigations WHERE id = ?1 OR (?1 <> '' AND id LIKE ?1 || '%') ORDER BY id", id
+        )
+        exact = [row for row in found if row["id"] == id] or found
+        if len(exact) != 1:
+            what = "no investigation" if not exact else f"{len(exact)} investigations beginning with"
+            raise NeuronautError(f"{self._path} has {what} {id or repr(id)}; see: neuronaut sessions list")
+        return _told(exact[0])
+
+    def rows(self, *, limit: int | None = None) -> list[Row]:
+        """All investigations, the latest first."""
+        found = self._query(
+            "SELECT * FROM investigations ORDER BY created DESC, id LIMIT ?", -1 if limit is None else limit
+        )
+        return [_told(row) for row in found]
+
+    # Events
+
+    def event(self, id: str, kind: str, payload: Json, *, key: str) -> Row | None:
+        """Append an event to an investigation's transcript; None where one of this key is there already."""
+        with self.transaction() as connection:
+            found = connection.execute("SELECT coalesce(max(seq), 0) + 1 FROM events WHERE investigation = ?", [id])
+            row = {"seq": found.fetchone()[0], "time": now(), "kind": kind, **payload}
+            cursor = connection.execute(
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (investigation, key) DO NOTHING",
+                [id, row["seq"], row["time"], kind, key, as_json(payload)],
+            )
+        return row if cursor.rowcount else None
+
+    def events(self, id: str, *, kind: str | None = None) -> list[Row]:
+        """The transcript, or what it has of one kind."""
+        found = self._query(
+            "SELECT * FROM events WHERE investigation = ? AND kind = coalesce(?, kind) ORDER BY seq", id, kind
+        )
+        return [
+            {"seq": row["seq"], "time": row["time"], "kind": row["kind"], **json.loads(row["payload"])} for row in found
+        ]
+
+    def event_of(self, id: str, key: str) -> Row | None:
+        """The event of a key; None where it was not told yet."""
+        found = self._query("SELECT payload FROM events WHERE investigation = ? AND key = ?", id, key)
+        return json.loads(found[0]["payload"]) if found else None
+
+    # Decisions
+
+    def decide(self, id: str, step: int, role: str, decision: Json) -> None:
+        """Keep what was decided at a step; the first decision stands."""
+        with self.transaction() as connection:
+            connection.execute(
+                "INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                [id, step, role, as_json(decision), now()],
+            )
+
+    def decision(self, id: str, step: int) -> Row | None:
+        """What was decided at a step, with its role; None where nothing was."""
+        found = self._query("SELECT * FROM decisions WHERE investigation = ? AND step = ?", id, step)
+        return {"role": found[0]["role"], **json.loads(found[0]["decision"])} if found else None
+
+    def decisions(self, id: str) -> list[Row]:
+        """All decisions in order, each with its step and role: the transcript that a replay follows."""
+        found = self._query("SELECT * FROM decisions WHERE investigation = ? ORDER BY step", id)
+        return [{"step": row["step"], "role": row["role"], **json.loads(row["decision"])} for row in found]
+
+    # Hypotheses
+
+    def add_hypotheses(self, id: str, step: int, hypotheses: Sequence[Json], *, origin: str) -> list[str]:
+        """Add hypotheses of a step, and return their names; those of a step are added once."""
+        with self.transaction() as connection:
+            known = connection.execute(
+                "SELECT name FROM hypotheses WHERE investigation = ? AND step = ? ORDER BY id", [id, step]
+            ).fetchall()
+            if known:
+                return [row["name"] for row in known]
+            count = connection.execute("SELECT count(*) FROM hypotheses WHERE investigation = ?", [id]).fetchone()[0]
+            names = [f"H{count + number}" for number in range(1, len(hypotheses) + 1)]
+            connection.executemany(
+                "INSERT INTO hypotheses (investigation, name, step, origin, body, created) VALUES (?, ?, ?, ?, ?, ?)",
+                [(id, name, step, origin, as_json(body), now()) for name, body in zip(names, hypotheses, strict=True)],
+            )
+        return names
+
+    def hypotheses(self, id: str, *, after: int = 0) -> list[Row]:
+        """By their order, from that after so many on: `name`, `step`, `origin`, `created` and `body`."""
+        found = self._query("SELECT * FROM hypotheses WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?", id, after)
+        return [{**row, "body": json.loads(row["body"])} for row in found]
+
+    # Experiments
+
+    def preregister(self, id: str, experiments: Iterable[Experiment]) -> None:
+        """Write experiments down with their predictions, before they are run; one that is known by name stays."""
+        with self.transaction() as connection:
+            for experiment in experiments:
+                self._preregister(connection, id, experiment)
+
+    def experiments(self, id: str, *, known: Sequence[Experiment] = ()) -> list[Experiment]:
+        """All that was planned, in order; `known` are the first of them, which need not be read again."""
+        predictions: dict[str, list[Prediction]] = {}
+        seen = sum(len(experiment.predictions) for experiment in known)
+        sql = "SELECT * FROM predictions WHERE investigation = ? AND seq > ? ORDER BY seq"
+        for row in self._query(sql, id, seen):
+            expected = tuple(json.loads(row["expected"]))
+            predictions.setdefault(row["experiment"], []).append(Prediction(row["hypothesis"], expected))
+        sql = "SELECT * FROM experiments WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?"
+        return [
+            *known,
+            *(
+                Experiment(
+                    row["name"],
+                    row["tool"],
+                    json.loads(row["args"]),
+                    row["purpose"],
+                    bool(row["survey"]),
+                    row["role"],
+                    row["round"],
+                    row["key"],
+                    _unpacked(row["design"]),
+                    tuple(json.loads(row["base"])),
+                    row["reference"],
+                    tuple(predictions.get(row["name"], ())),
+                )
+                for row in self._query(sql, id, len(known))
+            ),
+        ]
+
+    def observe(self, id: str, experiment: str, observation: Observation, *, charge: Charge) -> None:
+        """Write down what came of an experiment, and charge it; refused by the database where nothing was predicted
+        before, or something observed."""
+        key = self._query("SELECT key FROM experiments WHERE investigation = ? AND name = ?", id, experiment)[0]["key"]
+        with self.transaction() as connection:
+            self._charge(connection, id, key, "experiment", charge)
+            connection.execute(
+                "INSERT INTO observations VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    id,
+                    experiment,
+                    observation.status,
+                    _packed(observation.result),
+                    observation.reason,
+                    as_json(observation.cost),
+                    time.time_ns(),
+                ],
+            )
+
+    def observations(self, id: str, *, known: Mapping[str, Observation] | None = None) -> dict[str, Observation]:
+        """What was observed, by the experiment's name, in order; `known` are the first of them."""
+        known = known or {}
+        sql = "SELECT * FROM observations WHERE investigation = ? ORDER BY rowid LIMIT -1 OFFSET ?"
+        read = {
+            row["experiment"]: Observation(
+                row["status"], _unpacked(row["result"]), row["reason"], json.loads(row["cost"])
+            )
+            for row in self._query(sql, id, len(known))
+        }
+        return {**known, **read}
+
+    def known(self, key: str) -> dict[str, Any] | None:
+        """The result of an experiment of this key that went well, in whichever investigation; None where none did."""
+        sql = """SELECT result FROM observations JOIN experiments
+            ON experiments.investigation = observations.investigation AND name = experiment
+            WHERE key = ? AND status = 'ok' LIMIT 1"""
+        found = self._query(sql, key)
+        return _unpacked(found[0]["result"]) if found else None
+
+    def broken_link(self, id: str) -> str | None:
+        """Where the chain of predictions does not hold: the experiment and hypothesis; None where it holds."""
+        rows = self._query("SELECT * FROM predictions WHERE investigation = ? ORDER BY seq", id)
+        return journal_values.broken(id, rows)
+
+    # The holdout
+
+    def peek(self, id: str, purpose: str) -> None:
+        """Count a reading of the holdout, before it is read; the same purpose is counted once."""
+        with self.transaction() as connection:
+            connection.execute("INSERT INTO peeks VALUES (?, ?, ?) ON CONFLICT DO NOTHING", [id, purpose, now()])
+
+    def peeks(self, id: str) -> list[str]:
+        """What the holdout was read for."""
+        return [row["purpose"] for row in self._query("SELECT purpose FROM peeks WHERE investigation = ?", id)]
+
+    # The ledger
+
+    def charge(self, id: str, key: str, kind: str, charge: Charge) -> None:
+        """Charge something once: a key that is charged already stays as it is."""
+        with self.transaction() as connection:
+            self._charge(connection, id, key, kind, charge)
+
+    def spent(self, id: str) -> Charge:
+        """All that an investigation has used, in every run of it."""
+        columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in Charge._fields)
+        return Charge(**self._query(f"SELECT {columns} FROM ledger WHERE investigation = ?", id)[0])
+
+    # Forks
+
+    def fork(self, id: str, new: Opened, *, step: int) -> None:
+        """Copy the decisions before `step` under a new id. What follows from them is made again, each at its time: a
+        hypothesis that stood there from the beginning would predict what it was made of."""
+        if not self.begin(new):
+            raise NeuronautError(f"{new.id} is there already; go on with: neuronaut investigate --resume {new.id}")
+        with self.transaction() as connection:
+            connection.execute(
+                "INSERT INTO decisions (investigation, step, role, decision, created)"
+                " SELECT ?3, step, role, decision, created FROM decisions"
+                " WHERE investigation = ?1 AND step < ?2 ORDER BY step",
+                [id, step, new.id],
+            )
+
+    # Parts of transactions
+
+    def _preregister(self, connection: sqlite3.Connection, id: str, experiment: Experiment) -> None:
+        cursor = connection.execute(
+            "INSERT INTO experiments (investigation, name, tool, args, purpose, survey, role, round, key, design, base,"
+            " reference, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [
+                id,
+                experiment.name,
+                experiment.tool,
+                as_json(experiment.args),
+                experiment.purpose,
+                experiment.survey,
+                experiment.role,
+                experiment.round,
+                experiment.key,
+                _packed(experiment.design),
+                as_json(experiment.base),
+                experiment.reference,
+                now(),
+            ],
+        )
+        if cursor.rowcount:
+            journal_values.extend(connection, id, experiment)
+
+    def _charge(self, connection: sqlite3.Connection, id: str, key: str, kind: str, charge: Charge) -> None:
+        connection.execute(
+            f"INSERT INTO ledger (investigation, key, kind, {', '.join(Charge._fields)}, created)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [id, key, kind, *charge, now()],
+        )
+
+    def _query(self, sql: str, *values: object) -> list[Row]:
+        with reported(self._path):
+            return [dict(row) for row in self._db.conn.execute(sql, values)]
+
+
+def opened_id(kind: str, target: str, policy: str, settings: Json) -> str:
+    """The id of an investigation: the same one again has the same id."""
+    said = as_json({"kind": kind, "target": target, "policy": policy, "settings": settings})
+    return hashlib.sha256(said.encode()).hexdigest()[:10]
+
+
+def _told(row: Row) -> Row:
+    return {**row, **{name: json.loads(row[name]) for name in ("settings", "provenance")}}
+
+
+def _packed(value: Json) -> bytes:
+    return zlib.compress(as_json(value).encode("utf-8", "replace"))
+
+
+def _unpacked(packed: bytes) -> dict[str, Any]:
+    return json.loads(zlib.decompress(packed))

@@ -1,0 +1,279 @@
+"""Rows for people and machines: list, full-text search, and explanations read back.
+
+Every row has the keys of ROW_KEYS. Filters apply before the limit, so a short page is the end. What
+a user searches for is text, never a query language: words are looked up in the full-text index (as
+one phrase where quoted), what holds no word at all, like `(`, is looked up as it is.
+
+Judgements in the store: each scoring's predictions and truth, so that metrics can be computed again.
+
+All judgements of one scoring (the explanation's and its controls') share a round, which is the digest of their
+content: storing the same scoring twice changes nothing.
+"""
+
+import json
+import re
+import sqlite3
+import unicodedata
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...subject.address import Feature
+from ...subject.errors import NeuronautError
+from ..codec import content_digest
+from ..records import Explanation, Judgements, Score
+from .writing import clean, now
+
+Row = dict[str, Any]
+"""What a command prints: names and plain JSON values."""
+ROW_KEYS: tuple[str, ...] = (
+    "feature",
+    "status",
+    "explanation",
+    "explainer",
+    "score",
+    "ci_low",
+    "ci_high",
+    "metric",
+    "scorer",
+    "baseline",
+    "n",
+)
+
+Sort = Literal["feature", "score", "worst", "density", "peak"]
+SORTS: Mapping[str, str] = {
+    "feature": "source_id, idx, negative",
+    "score": "score IS NULL, score DESC, source_id, idx, negative",
+    "worst": "score IS NULL, score, source_id, idx, negative",
+    "density": "density IS NULL, density DESC, source_id, idx, negative",
+    "peak": "peak DESC, source_id, idx, negative",
+}
+_COLUMNS = ", ".join(ROW_KEYS)
+
+
+class Filter(NamedTuple):
+    """Conditions on rows, all of which hold; None asks for nothing."""
+
+    source: str | None = None
+    min_score: float | None = None
+    max_score: float | None = None
+    status: str | None = None
+
+    def sql(self) -> tuple[str, list[object]]:
+        """The condition as SQL, with its parameters."""
+        conditions = {
+            "source_id = (SELECT id FROM sources WHERE name = ?)": self.source,
+            "score >= ?": self.min_score,
+            "score <= ?": self.max_score,
+            "status = ?": self.status,
+        }
+        asked = {sql: value for sql, value in conditions.items() if value is not None}
+        return " AND ".join(("1", *asked)), list(asked.values())
+
+
+class StoredExplanation(NamedTuple):
+    """An explanation with what the store knows it by."""
+
+    id: int
+    explanation: Explanation
+    created: str
+    """UTC, ISO 8601."""
+
+
+def list_rows(connection: sqlite3.Connection, chosen: Filter, *, sort: str, limit: int | None) -> list[Row]:
+    """A row per feature, and per negative tail that has been explained."""
+    if sort not in SORTS:
+        raise NeuronautError(f"cannot sort by {sort!r}; wanted one of {', '.join(SORTS)}")
+    condition, values = chosen.sql()
+    sql = f"SELECT {_COLUMNS} FROM feature_rows WHERE {condition} ORDER BY {SORTS[sort]} LIMIT ?"
+    return [dict(row) for row in connection.execute(sql, [*values, _limit(limit)])]
+
+
+def search_rows(
+    connection: sqlite3.Connection, query: str, chosen: Filter, *, limit: int | None, markers: tuple[str, str] | None
+) -> list[Row]:
+    """Rows whose best explanation holds every term; those with the whole query as it stands come first."""
+    words, marks = _terms(query)
+    if not words and not marks:
+        raise NeuronautError("the query is empty; wanted some words, for example: neuronaut search 'method calls'")
+    condition, values = chosen.sql()
+    conditions = [condition, *["instr(lower(explanation), lower(?))"] * len(marks)]
+    columns = _COLUMNS
+    parameters: list[object] = [*values, *marks]
+    table, order = "best_explanations", "score IS NULL, score DESC"
+    if words:
+        table = "explanations_fts JOIN best_explanations ON explanation_id = explanations_fts.rowid"
+        conditions.append("explanations_fts MATCH ?")
+        parameters.append(" AND ".join('"' + word.replace('"', '""') + '"' for word in words))
+        order = "bm25(explanations_fts)"
+        if markers is not None:
+            marked = "highlight(explanations_fts, 0, ?, ?) AS explanation"
+            columns = ", ".join(marked if key == "explanation" else key for key in ROW_KEYS)
+            parameters = [*markers, *parameters]
+    sql = (
+        f"SELECT {columns} FROM {table} WHERE explanation IS NOT NULL AND {' AND '.join(conditions)}"
+        f" ORDER BY NOT instr(lower(best_explanations.explanation), lower(?)), {order}, explanation_id LIMIT ?"
+    )
+    found = connection.execute(sql, [*parameters, _searchable(query).strip().strip('"'), _limit(limit)]).fetchall()
+    return [dict(row) | {"rank": rank, "similarity": None} for rank, row in enumerate(found, start=1)]
+
+
+def rows_of(connection: sqlite3.Connection, view: str, column: str, ids: Sequence[int]) -> list[Row]:
+    """The rows of a view that have these ids in a column, in this order."""
+    sql = f"SELECT {_COLUMNS}, {column} AS id FROM {view} WHERE {column} IN (SELECT value FROM json_each(?))"
+    rows = {row["id"]: row for row in connection.execute(sql, [json.dumps(list(ids))])}
+    return [{key: rows[id_][key] for key in ROW_KEYS} for id_ in ids]
+
+
+def _terms(query: str) -> tuple[list[str], list[str]]:
+    """The query's terms that hold words, and those that hold none."""
+    parts = [phrase or bare for phrase, bare in re.findall(r'"([^"]+)"|([^\s"]+)', _searchable(query))]
+    words = [part for part in parts if any(map(_in_word, part))]
+    return words, [part.strip() for part in parts if part not in words and part.strip()]
+
+
+def _searchable(query: str) -> str:
+    return clean(query) or ""
+
+
+def _in_word(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] in "LN" or category == "Co"
+
+
+def _limit(limit: int | None) -> int:
+    return -1 if limit is None else limit
+
+
+def read_explanations(
+    connection: sqlite3.Connection, condition: str, values: Sequence[object]
+) -> Iterator[StoredExplanation]:
+    """Explanations that meet a condition on `explanations`, best first."""
+    sql = (
+        "SELECT explanations.*, sources.name AS source, features.idx FROM explanations"
+        " JOIN features ON features.id = feature_id JOIN sources ON sources.id = source_id"
+        " LEFT JOIN headlines ON headlines.explanation_id = explanations.id"
+        f" WHERE {condition} ORDER BY text IS NULL, place IS NULL, place, value DESC, explanations.id DESC"
+    )
+    for row in connection.execute(sql, values):
+        feature = Feature.parse(f"{row['source']}:{row['idx']}{'-' if row['negative'] else ''}")
+        explanation = Explanation(
+            feature,
+            row["text"],
+            row["explainer"],
+            reason=row["reason"],
+            status=row["status"],
+            rule=row["rule"],
+            seen=tuple(json.loads(row["seen"])),
+            provenance=json.loads(row["provenance"]),
+        )
+        yield StoredExplanation(row["id"], explanation, row["created"])
+
+
+def another_explanation(connection: sqlite3.Connection, feature: Feature, *, with_rule: bool) -> int | None:
+    """Id of the best explanation of the next explained feature of the source, in a circle; None where it is alone."""
+    sql = (
+        "SELECT explanation_id FROM best_explanations JOIN sources ON sources.id = source_id WHERE name = ?1"
+        " AND explanation IS NOT NULL AND idx <> ?2 AND (rule IS NOT NULL OR NOT ?3) ORDER BY idx < ?2, idx LIMIT 1"
+    )
+    row = connection.execute(sql, [str(feature.source), feature.index, with_rule]).fetchone()
+    return None if row is None else row[0]
+
+
+def read_scores(connection: sqlite3.Connection, explanation_id: int) -> list[Score]:
+    """The scores of an explanation, in the order in which they were added."""
+    sql = "SELECT * FROM scores WHERE explanation_id = ? ORDER BY id"
+    return [
+        Score(
+            row["scorer"],
+            row["examples"],
+            row["metric"],
+            row["value"],
+            reason=row["reason"],
+            ci_low=row["ci_low"],
+            ci_high=row["ci_high"],
+            n=row["n"],
+            coverage=row["coverage"],
+            baselines=json.loads(row["baselines"]),
+            windows=tuple(json.loads(row["windows"])),
+            provenance=json.loads(row["provenance"]),
+        )
+        for row in connection.execute(sql, [explanation_id])
+    ]
+
+
+def add_judgements(connection: sqlite3.Connection, explanation_id: int, judgements: Sequence[Judgements]) -> None:
+    """Store the judgements of one scoring of an explanation."""
+    digests = [_digest(part) for part in judgements]
+    around = content_digest(*sorted(digests))[:16]
+    connection.executemany(
+        "INSERT INTO judgements (explanation_id, scorer, examples, role, kind, units, items, true, predicted,"
+        " threshold, windows, missing, provenance, round, digest, created)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        [
+            (
+                explanation_id,
+                j.scorer,
+                j.examples,
+                j.role,
+                j.kind,
+                *j.true.shape,
+                _pack(j.true),
+                _pack(j.predicted),
+                j.threshold,
+                json.dumps(j.windows),
+                json.dumps(j.missing, sort_keys=True),
+                json.dumps(j.provenance, sort_keys=True),
+                around,
+                content_digest(around, digest),
+                now(),
+            )
+            for j, digest in zip(judgements, digests, strict=True)
+        ],
+    )
+
+
+def read_judgements(connection: sqlite3.Connection, explanation_id: int) -> list[list[Judgements]]:
+    """The judgements of an explanation, one list per scoring, the earliest first."""
+    rounds: dict[str, list[Judgements]] = {}
+    for row in connection.execute("SELECT * FROM judgements WHERE explanation_id = ? ORDER BY id", [explanation_id]):
+        shape = row["units"], row["items"]
+        rounds.setdefault(row["round"], []).append(
+            Judgements(
+                row["scorer"],
+                row["examples"],
+                row["role"],
+                row["kind"],
+                _unpack(row["true"], shape),
+                _unpack(row["predicted"], shape),
+                row["threshold"],
+                tuple(json.loads(row["windows"])),
+                json.loads(row["missing"]),
+                json.loads(row["provenance"]),
+            )
+        )
+    return list(rounds.values())
+
+
+def _digest(judgements: Judgements) -> str:
+    said = (judgements.scorer, judgements.examples, judgements.role, judgements.kind, judgements.threshold)
+    return content_digest(
+        *said,
+        judgements.true.tolist(),
+        np.nan_to_num(judgements.predicted, nan=-1e30).tolist(),
+        list(judgements.windows),
+        judgements.missing,
+        judgements.provenance,
+    )
+
+
+def _pack(values: NDArray[np.float32]) -> bytes:
+    return zlib.compress(values.astype("<f4").tobytes())
+
+
+def _unpack(blob: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    return np.frombuffer(zlib.decompress(blob), "<f4").reshape(shape)

@@ -1,0 +1,324 @@
+"""The store: everything found about a model, in one SQLite file.
+
+`Store` is the only door to the database. Each of its methods that writes is one transaction, so a
+process killed anywhere leaves the file as if the method had not been called. All SQL stands in this
+module and in those that it delegates to: migrations, writing, reading, rows, merging and embeddings.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from os import PathLike, fspath
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...subject.address import Feature, Selection, SourceId
+from ..records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
+from . import merging, reading, rows, writing
+from .calls import CallLog
+from .database import connect, reported, transaction
+from .journal import Journal
+from .migrations import migrate
+from .rows import Filter, Row, Sort, StoredExplanation
+
+
+class Store:
+    """A Neuronaut database, to be closed or used in a `with` statement."""
+
+    def __init__(self, path: str | PathLike[str], *, create: bool = True) -> None:
+        """Open the database, making it where there is none, unless `create` is false; ":memory:" is never written."""
+        self.path = fspath(path)
+        self._calls: CallLog | None = None
+        self.db = connect(self.path, create=create)
+        try:
+            migrate(self.db, self.path)
+        except BaseException:
+            self.close()
+            raise
+        self._connection = self.db.conn
+        self._windows = reading.Windows(self._connection)
+
+    @property
+    def calls(self) -> CallLog:
+        """The log of calls to language models."""
+        self._calls = self._calls or CallLog(self.path, self.db)
+        return self._calls
+
+    @property
+    def journal(self) -> Journal:
+        """The investigations."""
+        return Journal(self.path, self.db)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._calls is not None:
+            self._calls.close()
+        self.db.conn.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def transaction(self) -> AbstractContextManager[object]:
+        """What is written inside is written as a whole or not at all; methods that write may be called inside."""
+        return transaction(self.db, self.path)
+
+    # Evidence
+
+    def write_harvest(self, result: HarvestResult) -> None:
+        """Store a harvest. The same harvest twice changes nothing; a new one of a source replaces its statistics
+        and examples, and leaves its explanations."""
+        with transaction(self.db, self.path) as connection:
+            writing.write_harvest(connection, result)
+        self._windows.forget()
+
+    def check_source(self, source: SourceId, *, revision: str, model_revision: str, width: int) -> None:
+        """An error if the source is here with other weights, so that a harvest of it could not be stored."""
+        with reported(self.path):
+            writing.check_same_source(self._connection, str(source), revision, model_revision, width)
+
+    def sources(self) -> list[Row]:
+        """A row per source, with its width, how many features are alive and explained, and its harvest."""
+        sql = """SELECT name AS source, model, site, dictionary, kind, width, signed, revision, model_revision,
+            (SELECT count(*) FROM features WHERE source_id = sources.id AND count > 0) AS alive,
+            (SELECT count(DISTINCT feature_id) FROM explanations JOIN features ON features.id = feature_id
+             WHERE source_id = sources.id AND text IS NOT NULL) AS explained,
+            corpus, tokens, window, provenance, created AS harvested
+            FROM sources LEFT JOIN harvests ON source_id = sources.id ORDER BY name"""
+        return [
+            dict(row) | {"signed": bool(row["signed"]), "provenance": json.loads(row["provenance"] or "{}")}
+            for row in self._query(sql)
+        ]
+
+    def models(self) -> list[str]:
+        """The models that have a source here."""
+        return [row["model"] for row in self._query("SELECT DISTINCT model FROM sources ORDER BY model")]
+
+    def vocabulary(self, model: str) -> tuple[str, ...]:
+        """Token string of every token id of a model."""
+        with reported(self.path):
+            return self._windows.vocabulary(model)
+
+    def resolve(self, selection: Selection, *, seed: int = 0) -> list[Feature]:
+        """The features that a selection names, in its order; `random` draws among those alive, by `seed`.
+
+        Alive is a feature with an activation above zero somewhere (below, for the negative tail).
+        """
+        source = str(selection.source)
+        found = self._query("SELECT id, width FROM sources WHERE name = ?", source)
+        if not found or any(index >= found[0]["width"] for index in selection.indices):
+            raise reading.missing_source(self._connection, selection.source)
+        indices: Sequence[int] = selection.indices
+        if selection.kind == "all":
+            indices = range(found[0]["width"])
+        elif selection.kind != "indices":
+            alive = "trough < 0" if selection.negative else "count > 0"
+            sql = f"SELECT idx FROM features WHERE source_id = ? AND {alive} ORDER BY idx"
+            indices = [row["idx"] for row in self._query(sql, found[0]["id"])]
+        if selection.kind == "random":
+            indices = sorted(random.Random(seed).sample(indices, min(selection.count, len(indices))))
+        return [Feature(selection.source, index, selection.negative) for index in indices]
+
+    def features(self, text: str) -> list[Feature]:
+        """The features that a text names, for example "gpt2:mlp.5:0-99"; a bare source means those alive."""
+        return self.resolve(Selection.parse(text))
+
+    def evidence(self, feature: Feature) -> Evidence:
+        """A feature's statistics and examples, in splits that share no document and no near-duplicate text.
+
+        For the negative tail the signs are turned: its top examples are the bottom ones, its peak is minus the
+        trough. It has no quantile sample, no near misses and no histogram, which are taken from positive activations.
+        """
+        with reported(self.path):
+            return reading.read_evidence(self._connection, self._windows, feature)
+
+    def pool(self, model: str) -> dict[Split, NDArray[np.int32]]:
+        """Token ids of the pool, a uniform sample of the corpus, shape (window, position) in each split."""
+        with reported(self.path):
+            pool = reading.read_pool(self._connection, model)
+        length = max((len(window.ids) for windows in pool.values() for window in windows), default=0)
+        ids = {split: [window.ids for window in pool[split]] for split in SPLITS}
+        return {split: np.stack(ids[split]) if ids[split] else np.zeros((0, length), np.int32) for split in SPLITS}
+
+    def pool_windows(self, model: str, split: Split) -> list[reading.PoolWindow]:
+        """The windows of the pool in a split, with digest and document, in the order of `pool`."""
+        with reported(self.path):
+            return reading.read_pool(self._connection, model)[split]
+
+    # Explanations and scores
+
+    def add_explanation(self, explanation: Explanation, *, redo: bool = False) -> int:
+        """Store an explanation and return its id; see `add_result`."""
+        return self.add_result(explanation, (), redo=redo)
+
+    def add_scores(self, explanation_id: int, scores: Sequence[Score]) -> None:
+        """Store scores of an explanation; an error, and none is stored, if it saw one of their windows."""
+        with transaction(self.db, self.path) as connection:
+            writing.add_scores(connection, explanation_id, scores)
+
+    def add_judgements(self, explanation_id: int, judgements: Sequence[Judgements]) -> None:
+        """Store the judgements of one scoring of an explanation; the same ones twice change nothing."""
+        with transaction(self.db, self.path) as connection:
+            rows.add_judgements(connection, explanation_id, judgements)
+
+    def judgements(self, explanation_id: int) -> list[list[Judgements]]:
+        """The stored judgements of an explanation, one list per scoring."""
+        with reported(self.path):
+            return rows.read_judgements(self._connection, explanation_id)
+
+    def add_result(
+        self,
+        explanation: Explanation,
+        scores: Sequence[Score],
+        *,
+        judgements: Sequence[Judgements] = (),
+        redo: bool = False,
+    ) -> int:
+        """Store an explanation with its scores and the judgements that are worth keeping, and return its id.
+
+        If the feature has one of the same `provenance["key"]` that has not failed, that one's id is returned and
+        nothing is stored, unless `redo` asks for a further attempt.
+        """
+        with transaction(self.db, self.path) as connection:
+            explanation_id, is_same = writing.add_explanation(connection, explanation, redo=redo)
+            if is_same:
+                writing.add_scores(connection, explanation_id, scores)
+                rows.add_judgements(connection, explanation_id, judgements)
+        return explanation_id
+
+    def labelled(self, features: Iterable[Feature], explainer_key: str) -> set[Feature]:
+        """Those features that have an explanation (or an abstention, but no failure) of this explainer key."""
+        wanted = set(features)
+        sql = """SELECT idx, negative FROM explanations JOIN features ON features.id = feature_id
+            JOIN sources ON sources.id = source_id WHERE name = ? AND key = ? AND status <> 'failed'"""
+        done: set[Feature] = set()
+        for source in {feature.source for feature in wanted}:
+            rows_ = self._query(sql, str(source), explainer_key)
+            done |= {Feature(source, row["idx"], bool(row["negative"])) for row in rows_}
+        return wanted & done
+
+    def explanations(self, of: Feature | SourceId) -> list[StoredExplanation]:
+        """All explanations of a feature, or of all features of a source, the best first."""
+        condition, values = "sources.name = ?", [str(of)]
+        if isinstance(of, Feature):
+            condition += " AND features.idx = ? AND explanations.negative = ?"
+            values = [str(of.source), of.index, of.negative]
+        with reported(self.path):
+            return list(rows.read_explanations(self._connection, condition, values))
+
+    def explanation(self, explanation_id: int) -> StoredExplanation | None:
+        """The explanation of an id; None where there is none."""
+        with reported(self.path):
+            return next(rows.read_explanations(self._connection, "explanations.id = ?", [explanation_id]), None)
+
+    def best(self, feature: Feature) -> StoredExplanation | None:
+        """The explanation of a feature with the highest headline score, or the latest; None where there is none."""
+        return next(iter(self.explanations(feature)), None)
+
+    def another(self, feature: Feature, *, with_rule: bool) -> Explanation | None:
+        """The best explanation of another feature of the same source, for a control; None where there is none."""
+        with reported(self.path):
+            found = rows.another_explanation(self._connection, feature, with_rule=with_rule)
+        stored = None if found is None else self.explanation(found)
+        return None if stored is None else stored.explanation
+
+    def scores(self, explanation_id: int) -> list[Score]:
+        """The scores of an explanation."""
+        with reported(self.path):
+            return rows.read_scores(self._connection, explanation_id)
+
+    # Prompts
+
+    def keep_prompt(self, hash: str, name: str, text: str, *, use: bool = False) -> None:
+        """Keep the text of a prompt; with `use`, it takes the place of the package's own of this name."""
+        with transaction(self.db, self.path) as connection:
+            writing.keep_prompt(connection, hash, name, text)
+            if use:
+                writing.choose_prompt(connection, name, hash)
+
+    def drop_prompt(self, name: str) -> None:
+        """Use the package's own prompt of this name again."""
+        with transaction(self.db, self.path) as connection:
+            writing.choose_prompt(connection, name, None)
+
+    def chosen_prompts(self) -> Mapping[str, str]:
+        """Text of the user's own prompts, by the name of the one that each replaces."""
+        with reported(self.path):
+            return writing.chosen_prompts(self._connection)
+
+    def kept_prompt(self, hash: str) -> tuple[str, str] | None:
+        """Name and text of a prompt that was used once, by its hash."""
+        with reported(self.path):
+            return writing.kept_prompt(self._connection, hash)
+
+    # Rows
+
+    def list_rows(
+        self,
+        source: str | SourceId | None = None,
+        *,
+        min_score: float | None = None,
+        max_score: float | None = None,
+        status: str | None = None,
+        limit: int | None = None,
+        sort: Sort = "feature",
+    ) -> list[Row]:
+        """A row of `rows.ROW_KEYS` per feature."""
+        chosen = Filter(self.known_source(source), min_score, max_score, status)
+        with reported(self.path):
+            return rows.list_rows(self._connection, chosen, sort=sort, limit=limit)
+
+    def search_rows(
+        self,
+        query: str,
+        *,
+        min_score: float | None = None,
+        source: str | SourceId | None = None,
+        limit: int | None = 20,
+        markers: tuple[str, str] | None = None,
+    ) -> list[Row]:
+        """Rows whose best explanation holds the query's words, with `rank` from 1, and `similarity` None.
+
+        `markers` are put around the words that matched.
+        """
+        chosen = Filter(self.known_source(source), min_score)
+        with reported(self.path):
+            return rows.search_rows(self._connection, query, chosen, limit=limit, markers=markers)
+
+    def known_source(self, source: str | SourceId | None) -> str | None:
+        """The source's name; an error if it is not here."""
+        if source is None:
+            return None
+        if not self._query("SELECT 1 FROM sources WHERE name = ?", str(source)):
+            raise reading.missing_source(self._connection, SourceId.parse(str(source)))
+        return str(source)
+
+    # The file
+
+    def status(self) -> Row:
+        """Path, version, size in bytes, and counts of what is stored."""
+        with reported(self.path):
+            return merging.status(self.db, self.path)
+
+    def backup(self, path: str | PathLike[str]) -> None:
+        """Copy the database into a new file, also while it is in use."""
+        with reported(self.path):
+            merging.backup(self._connection, fspath(path))
+
+    def merge(self, other: str | PathLike[str]) -> dict[str, int]:
+        """Add what another database holds, nothing twice; the other is not changed. Returns counts of added rows."""
+        if not isinstance(other, str):
+            other = fspath(other)
+        return merging.merge(self.db, self.path, other)
+
+    def _query(self, sql: str, *values: object) -> list[Row]:
+        with reported(self.path):
+            return [dict(row) for row in self._connection.execute(sql, values)]

@@ -1,0 +1,294 @@
+"""Putting harvests, explanations and scores into the store, each call in one transaction.
+
+Nothing is written twice: a harvest, an explanation and a score are each known by a digest of what
+they say, so writing one again changes nothing. A window keeps the split it was first given.
+
+Prompts in the store: the text of every prompt that was used, by hash, and the user's own choices.
+"""
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...subject.address import SourceId
+from ...subject.errors import NeuronautError
+from ..codec import array_digest, content_digest, pack_activations, pack_ids, window_digest
+from ..records import SPLITS, ExampleList, Explanation, HarvestResult, Score, SourceResult
+
+
+def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None:
+    """Write a harvest; of a source harvested before, statistics and examples are replaced."""
+    digests = [window_digest(row) for row in result.windows]
+    window_ids = _write_windows(connection, result, digests)
+    _write_vocabulary(connection, result)
+    connection.execute("DELETE FROM pool WHERE model = ?", [result.model])
+    pool = ((result.model, int(row)) for row in np.unique(window_ids[result.pool]))
+    connection.executemany("INSERT INTO pool (model, window_id) VALUES (?, ?)", pool)
+    for source in result.sources:
+        _write_source(connection, result, source, window_ids)
+
+
+def _write_windows(connection: sqlite3.Connection, result: HarvestResult, digests: Sequence[str]) -> NDArray[np.int64]:
+    rows = (
+        (result.model, digest, pack_ids(ids), SPLITS[split], document)
+        for digest, ids, split, document in zip(digests, result.windows, result.splits, result.documents, strict=True)
+    )
+    connection.executemany(
+        "INSERT INTO windows (model, hash, tokens, split, document) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
+    )
+    sql = "SELECT id FROM windows WHERE hash = ? AND model = ?"
+    return np.array([connection.execute(sql, (digest, result.model)).fetchone()[0] for digest in digests], np.int64)
+
+
+def _write_vocabulary(connection: sqlite3.Connection, result: HarvestResult) -> None:
+    sql = "INSERT INTO vocabularies VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET tokens = excluded.tokens"
+    connection.execute(sql, [result.model, json.dumps(result.vocabulary)])
+
+
+def _write_source(
+    connection: sqlite3.Connection, result: HarvestResult, source: SourceResult, window_ids: NDArray[np.int64]
+) -> None:
+    source_id = _upsert_source(connection, result, source)
+    lists = [array for examples in source.lists.values() for array in _stored(examples, window_ids)]
+    statistics = (source.count, source.mean, source.peak, source.trough, source.histogram)
+    digest = content_digest(result.corpus, result.tokens, list(source.lists), array_digest([*statistics, *lists]))
+    previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [source_id]).fetchone()
+    if previous is not None and previous[0] == digest:
+        return
+    feature_ids = _write_features(connection, result, source, source_id)
+    connection.execute(
+        "DELETE FROM examples WHERE feature_id IN (SELECT id FROM features WHERE source_id = ?)", [source_id]
+    )
+    for kind, examples in source.lists.items():
+        connection.executemany(
+            "INSERT INTO examples (feature_id, kind, n, windows, activations) VALUES (?, ?, ?, ?, ?)",
+            _example_rows(kind, examples, feature_ids, window_ids),
+        )
+    connection.execute(
+        "INSERT OR REPLACE INTO harvests (source_id, digest, corpus, tokens, window, provenance, created)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [source_id, digest, result.corpus, result.tokens, result.window, _json(result.provenance), now()],
+    )
+
+
+def _stored(examples: ExampleList, window_ids: NDArray[np.int64]) -> tuple[NDArray[np.generic], ...]:
+    return examples.features, window_ids[examples.windows], examples.activations
+
+
+def _upsert_source(connection: sqlite3.Connection, result: HarvestResult, source: SourceResult) -> int:
+    name = SourceId.parse(source.source)
+    check_same_source(connection, source.source, source.revision, result.revision, source.width)
+    connection.execute(
+        "INSERT INTO sources (name, model, site, dictionary, kind, width, signed, revision, model_revision)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        [
+            source.source,
+            name.model,
+            name.site,
+            name.dictionary,
+            source.kind,
+            source.width,
+            source.signed,
+            source.revision,
+            result.revision,
+        ],
+    )
+    return connection.execute("SELECT id FROM sources WHERE name = ?", [source.source]).fetchone()[0]
+
+
+def check_same_source(
+    connection: sqlite3.Connection, name: str, revision: str, model_revision: str, width: int
+) -> None:
+    """Refuse to mix two models or dictionaries that go by one name: their features are not the same."""
+    sql = "SELECT revision, model_revision, width FROM sources WHERE name = ?"
+    known = connection.execute(sql, [name]).fetchone()
+    if known is not None and tuple(known) != (revision, model_revision, width):
+        raise NeuronautError(
+            f"{name} here is of other weights (dictionary {known[0] or '-'}, model {known[1] or '-'}, width {known[2]})"
+            f" than the new one ({revision or '-'}, {model_revision or '-'}, width {width});"
+            " use another name, or another database"
+        )
+
+
+def _write_features(
+    connection: sqlite3.Connection, result: HarvestResult, source: SourceResult, source_id: int
+) -> list[int]:
+    density = source.count / result.tokens
+    columns = (column.tolist() for column in (source.count, density, source.mean, source.peak, source.trough))
+    histograms = (row.tobytes() for row in source.histogram.astype("<i8", copy=False))
+    connection.executemany(
+        "INSERT INTO features (source_id, idx, tokens, count, density, mean, peak, trough, histogram)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source_id, idx) DO UPDATE SET tokens = excluded.tokens,"
+        " count = excluded.count, density = excluded.density, mean = excluded.mean, peak = excluded.peak,"
+        " trough = excluded.trough, histogram = excluded.histogram",
+        ((source_id, index, result.tokens, *row) for index, row in enumerate(zip(*columns, histograms, strict=True))),
+    )
+    rows = connection.execute("SELECT id FROM features WHERE source_id = ? ORDER BY idx", [source_id])
+    return [row[0] for row in rows]
+
+
+def _example_rows(
+    kind: str, examples: ExampleList, feature_ids: Sequence[int], window_ids: NDArray[np.int64]
+) -> Iterator[tuple[int, str, int, bytes, bytes]]:
+    if np.any(examples.features[1:] < examples.features[:-1]):
+        raise ValueError(f"the {kind} examples are not sorted by feature")
+    present, starts = np.unique(examples.features, return_index=True)
+    ends = np.append(starts[1:], len(examples.features))
+    for feature, start, end in zip(present.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        windows = pack_ids(window_ids[examples.windows[start:end]])
+        activations = pack_activations(examples.activations[start:end])
+        yield feature_ids[feature], kind, end - start, windows, activations
+
+
+def add_explanation(connection: sqlite3.Connection, explanation: Explanation, *, redo: bool) -> tuple[int, bool]:
+    """The explanation's id, and whether the row says what `explanation` says.
+
+    What is there with the same key stays as it is, unless it failed or `redo` asks for one more attempt.
+    """
+    target = (_feature_id(connection, explanation), explanation.feature.negative)
+    digest = _explanation_digest(explanation)
+    if (same := _find(connection, target, "digest = ?", digest)) is not None:
+        return same, True
+    key = explanation_key(explanation)
+    if not redo and (done := _find(connection, target, "status <> 'failed' AND key = ?", key)) is not None:
+        return done, False
+    cursor = connection.execute(
+        "INSERT INTO explanations (feature_id, negative, text, status, reason, rule, explainer, key, attempt, digest,"
+        " seen, provenance, created) SELECT ?, ?, ?, ?, ?, ?, ?, ?, coalesce(max(attempt), 0) + 1, ?, ?, ?, ?"
+        " FROM explanations WHERE feature_id = ? AND negative = ? AND key = ?",
+        [
+            *target,
+            clean(explanation.text),
+            explanation.status,
+            clean(explanation.reason),
+            clean(explanation.rule),
+            explanation.explainer,
+            key,
+            digest,
+            json.dumps(explanation.seen),
+            _json(explanation.provenance),
+            now(),
+            *target,
+            key,
+        ],
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid, True
+
+
+def explanation_key(explanation: Explanation) -> str:
+    """The key of the explainer that made it; one made by hand is its own key."""
+    return str(explanation.provenance.get("key") or _explanation_digest(explanation))
+
+
+def _explanation_digest(explanation: Explanation) -> str:
+    made = explanation.provenance
+    parts = (explanation.explainer, made.get("key"), made.get("attempt"), explanation.text, explanation.reason)
+    return content_digest(*parts, explanation.status, explanation.rule, sorted(explanation.seen))
+
+
+def _feature_id(connection: sqlite3.Connection, explanation: Explanation) -> int:
+    feature = explanation.feature
+    sql = "SELECT features.id FROM features JOIN sources ON sources.id = source_id WHERE name = ? AND idx = ?"
+    row = connection.execute(sql, [str(feature.source), feature.index]).fetchone()
+    if row is None:
+        raise NeuronautError(
+            f"{feature} is not in the database; run: neuronaut harvest {feature.source.model} {feature.source.site}"
+        )
+    return row[0]
+
+
+def _find(connection: sqlite3.Connection, target: tuple[int, bool], condition: str, value: str) -> int | None:
+    sql = f"SELECT id FROM explanations WHERE feature_id = ? AND negative = ? AND {condition} ORDER BY attempt DESC"
+    row = connection.execute(sql, [*target, value]).fetchone()
+    return None if row is None else row[0]
+
+
+def add_scores(connection: sqlite3.Connection, explanation_id: int, scores: Sequence[Score]) -> None:
+    """Add scores that are not there yet; one on a window that the explanation saw is refused."""
+    for score in scores:
+        _check_score(score)
+    try:
+        connection.executemany(
+            "INSERT INTO scores (explanation_id, scorer, examples, metric, value, reason, ci_low, ci_high, n, coverage,"
+            " baselines, windows, digest, provenance, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (explanation_id, digest) DO NOTHING",
+            [(explanation_id, *_score_row(score)) for score in scores],
+        )
+    except sqlite3.IntegrityError as error:
+        if "leak" in str(error):
+            raise NeuronautError(
+                f"a score of explanation {explanation_id} was refused: its explainer saw one of the scored windows;"
+                " score it on held-out examples"
+            ) from error
+        if "FOREIGN KEY" in str(error):
+            raise NeuronautError(f"there is no explanation {explanation_id}; add it before its scores") from error
+        raise
+
+
+def _check_score(score: Score) -> None:
+    numbers = (score.value, score.ci_low, score.ci_high, *score.baselines.values())
+    if any(number is not None and not math.isfinite(number) for number in numbers):
+        raise ValueError(f"the {score.metric} of {score.scorer} is not finite; wanted None with a reason")
+    if (score.value is None) != (score.reason is not None):
+        raise ValueError(f"the {score.metric} of {score.scorer} has value {score.value} and reason {score.reason!r}")
+
+
+def _score_row(score: Score) -> tuple[object, ...]:
+    said = (
+        score.scorer,
+        score.examples,
+        score.metric,
+        score.value,
+        clean(score.reason),
+        score.ci_low,
+        score.ci_high,
+        score.n,
+        score.coverage,
+        _json(score.baselines),
+        json.dumps(score.windows),
+    )
+    return *said, content_digest(*said), _json(score.provenance), now()
+
+
+def clean(text: str | None) -> str | None:
+    """The text without what SQLite cannot hold or search: lone surrogates and NULs."""
+    return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", " ")
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def keep_prompt(connection: sqlite3.Connection, hash: str, name: str, text: str) -> None:
+    """Keep a prompt's text, so that what was asked can be rebuilt whatever the package ships later."""
+    connection.execute("INSERT INTO prompts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", [hash, name, text, now()])
+
+
+def choose_prompt(connection: sqlite3.Connection, name: str, hash: str | None) -> None:
+    """Use the kept prompt of this hash under a name from now on; None goes back to the package's own."""
+    connection.execute("DELETE FROM prompt_choices WHERE name = ?", [name])
+    if hash is not None:
+        connection.execute("INSERT INTO prompt_choices VALUES (?, ?)", [name, hash])
+
+
+def chosen_prompts(connection: sqlite3.Connection) -> Mapping[str, str]:
+    """Text of the prompts that were chosen, by name."""
+    sql = "SELECT prompt_choices.name, text FROM prompt_choices JOIN prompts USING (hash) ORDER BY prompt_choices.name"
+    return {row["name"]: row["text"] for row in connection.execute(sql)}
+
+
+def kept_prompt(connection: sqlite3.Connection, hash: str) -> tuple[str, str] | None:
+    """Name and text of a kept prompt."""
+    row = connection.execute("SELECT name, text FROM prompts WHERE hash = ?", [hash]).fetchone()
+    return None if row is None else (row["name"], row["text"])

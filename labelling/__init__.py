@@ -1,0 +1,1 @@
+"""Labels batches of features: explain, choose, score, store."""

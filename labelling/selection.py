@@ -1,0 +1,159 @@
+"""Choosing between explanations by what they predict on `select`, which no explainer saw and no score is reported on.
+
+`BestOf` asks for several explanations of each feature and keeps the one that predicts best. `Refine` lets the
+model test its own explanation on sentences that it makes up, run through the subject, and revise it; a revision
+replaces the explanation only where it predicts better by more than its interval.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..data.records import Explanation, Judgements
+from ..explainers.explainer import Explainer, TrainBatch
+from ..llm.prompt import Prompt
+from ..llm.tasks import Asking, settled, together
+from ..scorers.holdout import Holdout
+from ..scorers.metrics import difference
+from ..scorers.scorer import Scorer, measure
+from ..subject.address import Feature
+from .inputs import Bench
+
+
+@runtime_checkable
+class Seated(Protocol):
+    """An explainer that needs a bench beside the training side, to choose on `select`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, object]: ...
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]: ...
+
+    def at(self, bench: Bench) -> Explainer:
+        """The explainer at this bench."""
+        ...
+
+
+class Judged(NamedTuple):
+    """What an explanation came to on `select`."""
+
+    judgements: Judgements | None
+    """Of the explanation itself; None where it could not be judged."""
+    value: float | None
+    metric: str
+
+
+class Chooser:
+    """Judges explanations on `select` with one scorer, the same for all."""
+
+    def __init__(self, scorer: Scorer, bench: Bench, batch: TrainBatch) -> None:
+        """`scorer` needs no controls: only what it says of the explanation itself counts."""
+        self._scorer, self._bench, self._batch = scorer, bench, batch
+        self._select: dict[Feature, Holdout] = {}
+
+    def judge(self, explanations: Mapping[Feature, Explanation]) -> Asking[dict[Feature, Judged]]:
+        """The features that have a text, judged."""
+        texts = {feature: made for feature, made in explanations.items() if made.text is not None}
+        missing = [feature for feature in texts if feature not in self._select]
+        if missing:
+            evidence = [self._bench.store.evidence(feature) for feature in missing]
+            self._select |= self._bench.judged(evidence, split="select")
+        cases = self._bench.cases(self._batch, texts, self._select) if texts else []
+        judged = yield from together([settled(self._scorer.judge(case)) for case in cases])
+        return {case.explanation.feature: _own(part) for case, part in zip(cases, judged, strict=True)}
+
+
+def _own(judgements: Sequence[Judgements]) -> Judged:
+    """The first set of examples decides: for a simulation the top and random windows."""
+    own = next((part for part in judgements if part.role == "explanation"), None)
+    score = next(iter(measure([own])), None) if own is not None else None
+    return Judged(own, score.value if score else None, score.metric if score else "")
+
+
+class BestOf:
+    """The best of several explanations."""
+
+    def __init__(self, draws: Sequence[Explainer], scorer: Scorer) -> None:
+        """`draws` are explainers that differ in their draw alone."""
+        self._draws, self._scorer = draws, scorer
+        self.name = f"best-of-{len(draws)}:{draws[0].name}"
+        self.prompts = (*draws[0].prompts, *scorer.prompts)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What, beside the evidence and the language model, determines an explanation."""
+        return {
+            "draws": [draw.settings for draw in self._draws],
+            "chosen_by": [self._scorer.name, self._scorer.settings],
+        }
+
+    def at(self, bench: Bench) -> Explainer:
+        """The explainer at this bench."""
+        return AtBench(self, lambda batch: self._explain(bench, batch))
+
+    def _explain(self, bench: Bench, batch: TrainBatch) -> Asking[list[Explanation]]:
+        drawn = yield from together([settled(draw.explain(batch)) for draw in self._draws])
+        candidates = [{made.feature: made for made in explanations} for explanations in drawn]
+        chooser = Chooser(self._scorer, bench, batch)
+        judged = yield from together([chooser.judge(texts) for texts in candidates])
+        return [self._best(part.feature, candidates, judged) for part in batch.features]
+
+    def _best(
+        self,
+        feature: Feature,
+        candidates: Sequence[Mapping[Feature, Explanation]],
+        judged: Sequence[Mapping[Feature, Judged]],
+    ) -> Explanation:
+        nothing = Judged(None, None, "")
+        values = [part.get(feature, nothing).value for part in judged]
+        texts = [part[feature].text is not None for part in candidates]
+        best = max(range(len(values)), key=lambda i: (texts[i], values[i] is not None, values[i] or 0.0, -i))
+        chosen = candidates[best][feature]
+        told = [
+            {"text": part[feature].text, "reason": part[feature].reason, "select": value}
+            for part, value in zip(candidates, values, strict=True)
+        ]
+        seen = sorted({window for part in candidates for window in part[feature].seen})
+        return replace(
+            chosen,
+            explainer=self.name,
+            seen=tuple(seen),
+            provenance={**chosen.provenance, "candidates": told, "chosen": best, "chosen_by": self._scorer.name},
+        )
+
+
+class AtBench:
+    """An explainer whose work is a function of the batch."""
+
+    def __init__(self, named: Seated, explain: Callable[[TrainBatch], Asking[list[Explanation]]]) -> None:
+        self.name, self.settings, self.prompts = named.name, named.settings, named.prompts
+        self._explain = explain
+
+    def explain(self, batch: TrainBatch) -> Asking[list[Explanation]]:
+        """One explanation per feature, in order."""
+        return self._explain(batch)
+
+
+def better(old: Judged, new: Judged) -> tuple[float | None, float | None, bool]:
+    """(difference, lower end of its 95% interval, whether the new one predicts better by more than its interval).
+
+    Both were judged on the same windows; the interval is that of the paired bootstrap. Items that either lacks are
+    left out. An explanation that could not be judged is never the better one.
+    """
+    if old.judgements is None or new.judgements is None:
+        return None, None, old.judgements is None and new.value is not None
+    a, b = old.judgements, new.judgements
+    known = np.isfinite(a.predicted) & np.isfinite(b.predicted)
+    metric = "correlation" if a.kind == "activation" else "auroc"
+    ours, theirs = (np.where(known, part.predicted, 0.0) for part in (b, a))
+    found = difference(a.true, ours, theirs, known, threshold=a.threshold)[metric]
+    if found.value is None:
+        # Undefined for one of the two, as a constant prediction is: the defined one is better.
+        return None, None, old.value is None and new.value is not None
+    return found.value, found.ci_low, found.ci_low is not None and found.ci_low > 0

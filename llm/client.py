@@ -1,0 +1,348 @@
+"""The desk: where whatever code asks of a language model is answered, once.
+
+A request is looked up in the log first, and only what is not answered there goes to the model, within the
+budget; whatever comes back is written down before anyone uses it. Many tasks are open at a time, as many as keep
+the model busy, so that one task's waiting is another's work. The budget is checked before each
+call: what a run spends goes beyond it by no more than the calls in flight.
+
+A rehearsal answers from the log, or with the request's own sample, and spends nothing: it is a dry run's
+estimate. With `deferred`, requests that are not answered yet are gathered for a batch instead, as long as what they
+are estimated to cost is within the budget. There a reply that is no answer stands, since a task that waited for a
+better one would never be done; only what failed is asked again, `TRIES` times in all.
+
+Requests and replies as the log of calls keeps them, and back; a reply reads the same before and after.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import partial
+from threading import Lock
+from typing import Generic, Literal, TypeVar, cast
+
+from ..data.store.calls import Call, CallLog
+from ..data.store.writing import clean
+from ..subject.errors import NeuronautError
+from .prices import Budget, Price, cost, price_of
+from .tasks import Asking
+from .types import LLM, Chat, Message, Probe, Reply, Request, Status, TokenLogprobs, ToolCall, request_key
+
+T = TypeVar("T")
+Mode = Literal["live", "rehearsal", "deferred"]
+HOPELESS = 8
+"""When so many calls have failed and none went well, the run stops."""
+TRIES = 3
+"""How often a batch asks what failed, as what has expired does."""
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a run has used so far; answers from the log cost nothing."""
+
+    calls: int = 0
+    cached: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+    answered: int = 0
+    failed: int = 0
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def minutes(self) -> float:
+        return (time.monotonic() - self.begun) / 60
+
+
+@dataclass(slots=True)
+class _Task(Generic[T]):
+    """An asking that waits for the replies of its round."""
+
+    asking: Asking[T]
+    replies: list[Reply | None] = field(default_factory=list)
+    left: int = 0
+
+
+class Desk:
+    """Answers askings through a log, a budget and a language model."""
+
+    def __init__(
+        self,
+        llm: LLM,
+        log: CallLog,
+        *,
+        price: Price | None = None,
+        budget: Budget | None = None,
+        mode: Mode = "live",
+        ahead: int = 4,
+    ) -> None:
+        """Without a `price`, that of the model is taken where it is known; a budget in dollars is refused where it is
+        not. At least `ahead` tasks are begun before any is waited for."""
+        price = price_of(llm.model, llm.endpoint, price)
+        if budget is not None and budget.usd is not None and price is None:
+            raise NeuronautError(
+                f"--budget usd={budget.usd:g} needs a price, and none is known for {llm.model} at {llm.endpoint}; "
+                "say it in dollars per million tokens: --price in=0.15,out=0.60"
+            )
+        self.llm, self.log, self.price, self.mode = llm, log, price, mode
+        self.budget, self.spent, self.outbox = budget or Budget(), Spent(), dict[str, Chat]()
+        self.stopped: str | None = None
+        """Why no further call is made, where that is so."""
+        self.ahead, self._lock = ahead, Lock()
+        self._rehearsed: dict[str, Reply] = {}
+
+    def run(self, tasks: Iterable[Asking[T]]) -> Iterator[T]:
+        """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none."""
+        return _Run(self, tasks).results()
+
+    def ask(self, asking: Asking[T]) -> T | None:
+        """The result of one asking; None where the budget or a batch left it open."""
+        return next(self.run([asking]), None)
+
+    def key(self, request: Request) -> str:
+        """What the log knows a request by."""
+        return request_key(request, model=self.llm.model, endpoint=self.llm.endpoint)
+
+    def known(self, requests: Sequence[Request]) -> dict[str, Reply]:
+        """Good answers that are in the log, by key."""
+        keys = [self.key(request) for request in requests]
+        found = {key: reply_of(call) for key, call in self.log.answers(keys).items()}
+        if self.mode == "deferred" and len(found) < len(keys):
+            for key, (call, tries) in self.log.unanswered(keys).items():
+                if call.status != "failed" or tries >= TRIES:
+                    found[key] = reply_of(call)
+        return found
+
+    def may_call(self) -> bool:
+        """Whether another call is within the budget."""
+        spent, limit = self.spent, self.budget
+        used = {
+            "usd": (spent.usd, limit.usd),
+            "tokens": (spent.input_tokens + spent.output_tokens, limit.tokens),
+            "calls": (spent.calls, limit.calls),
+            "minutes": (spent.minutes, limit.minutes),
+        }
+        over = [name for name, (value, bound) in used.items() if bound is not None and value >= bound]
+        if over:
+            self.stopped = f"the budget of {' and '.join(over)} is spent"
+        if HOPELESS <= spent.failed == spent.answered:
+            raise NeuronautError(
+                f"the first {spent.failed} calls to {self.llm.model} at {self.llm.endpoint} all failed; "
+                "see why with: neuronaut llm log --status failed"
+            )
+        return not over
+
+    def call(self, request: Request) -> Future[Reply]:
+        """Send a request; its reply is in the log before the future is done with."""
+        with self._lock:
+            self.spent.calls += 1
+        future: Future[Reply] = Future()
+        self.llm.submit(request).add_done_callback(partial(self._answered, request, future))
+        return future
+
+    def rehearse(self, request: Request) -> Reply:
+        """What a dry run takes for the reply; equal requests count once, as they are asked once."""
+        key = self.key(request)
+        if key in self._rehearsed:
+            return self._rehearsed[key]
+        if isinstance(request, Probe):
+            share = 1 / max(len(request.choices), 1)
+            probabilities = ((share,) * len(request.choices),) * len(request.positions)
+            reply = Reply("ok", input_tokens=len(request.ids), probabilities=probabilities)
+        else:
+            tokens = self.llm.count(request), self._length(request)
+            reply = Reply("ok", request.sample, input_tokens=tokens[0], output_tokens=tokens[1])
+        self._account(reply)
+        self.spent.calls += 1
+        self._rehearsed[key] = replace(reply, key=key)
+        return self._rehearsed[key]
+
+    def set_aside(self, request: Request, key: str) -> None:
+        """Keep a request for a batch; what it is estimated to use counts as spent."""
+        if isinstance(request, Probe):
+            raise NeuronautError("a batch takes chats only; use -s simulation:json, or leave --batch away")
+        self.outbox[key] = request
+        self.spent.calls += 1
+        self._spend(self.llm.count(request), self._length(request), batch=True)
+
+    def _length(self, request: Chat) -> int:
+        """Tokens of the sample reply."""
+        return self.llm.count(_said(request.sample)) - self.llm.count(_said(""))
+
+    def _answered(self, request: Request, future: Future[Reply], done: Future[Reply]) -> None:
+        """In the thread that got the reply: write it down, then hand it on."""
+        try:
+            reply = as_logged(replace(done.result(), key=self.key(request)))
+            self._account(reply)
+            self.log.record(call_of(request, reply, model=self.llm.model, endpoint=self.llm.endpoint, price=self.price))
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(reply)
+
+    def _account(self, reply: Reply) -> None:
+        with self._lock:
+            self.spent.answered += 1
+            self.spent.failed += reply.status == "failed"
+            self._spend(reply.input_tokens, reply.output_tokens, batch=False)
+
+    def _spend(self, input_tokens: int, output_tokens: int, *, batch: bool) -> None:
+        self.spent.input_tokens += input_tokens
+        self.spent.output_tokens += output_tokens
+        self.spent.usd += cost(self.price, input_tokens, output_tokens, batch=batch) if self.price else 0.0
+
+
+class _Run(Generic[T]):
+    """One run of the desk over tasks."""
+
+    def __init__(self, desk: Desk, tasks: Iterable[Asking[T]]) -> None:
+        self._desk, self._tasks = desk, iter(tasks)
+        self._waiting: deque[tuple[Request, str, _Task[T], int]] = deque()
+        self._flying: dict[Future[Reply], str] = {}
+        self._same: dict[str, list[tuple[_Task[T], int]]] = {}
+        """Who waits for each key in flight."""
+        self._open = 0
+        self._done: deque[T] = deque()
+        self._more = True
+
+    def results(self) -> Iterator[T]:
+        while True:
+            self._send()
+            while self._done:
+                yield self._done.popleft()
+            if self._more and self._wants_tasks():
+                self._begin_next()
+            elif self._flying:
+                self._collect()
+            elif not self._waiting or self._desk.stopped:
+                break
+
+    def _wants_tasks(self) -> bool:
+        if self._desk.mode != "rehearsal" and not self._desk.may_call():
+            self._more = False
+            return False
+        busy = len(self._waiting) + len(self._flying) >= self._desk.llm.in_flight
+        return not busy or self._open < self._desk.ahead
+
+    def _begin_next(self) -> None:
+        asking = next(self._tasks, None)
+        if asking is None:
+            self._more = False
+            return
+        self._open += 1
+        self._advance(_Task(asking), None)
+
+    def _advance(self, task: _Task[T], replies: list[Reply] | None) -> None:
+        """Let a task go on, as far as it comes with what is in the log."""
+        try:
+            requests = next(task.asking) if replies is None else task.asking.send(replies)
+        except StopIteration as stop:
+            self._open -= 1
+            self._done.append(stop.value)
+            return
+        desk = self._desk
+        keys, known = [desk.key(request) for request in requests], desk.known(requests)
+        desk.spent.cached += sum(key in known for key in keys)
+        task.replies = [known.get(key) for key in keys]
+        task.left = task.replies.count(None)
+        for place, (request, key) in enumerate(zip(requests, keys, strict=True)):
+            if key not in known:
+                self._waiting.append((request, key, task, place))
+        if task.left == 0:
+            self._advance(task, [reply for reply in task.replies if reply is not None])
+
+    def _send(self) -> None:
+        """Send, rehearse or set aside what waits."""
+        desk = self._desk
+        while self._waiting and (desk.mode != "live" or len(self._flying) < desk.llm.in_flight):
+            request, key, task, place = self._waiting.popleft()
+            if key in desk.outbox:
+                continue
+            if key in self._same:
+                self._same[key].append((task, place))
+            elif known := desk.known([request]):
+                # An equal request was answered while this one waited.
+                self._deliver(known[key], task, place)
+            elif desk.mode == "rehearsal":
+                self._deliver(desk.rehearse(request), task, place)
+            elif not desk.may_call():
+                self._waiting.appendleft((request, key, task, place))
+                return
+            elif desk.mode == "deferred":
+                desk.set_aside(request, key)
+            else:
+                self._same[key] = [(task, place)]
+                self._flying[desk.call(request)] = key
+
+    def _collect(self) -> None:
+        """Wait for a reply, and hand every one that is there to those who wait for it."""
+        done, _ = wait(self._flying, return_when=FIRST_COMPLETED)
+        for future in done:
+            reply = future.result()
+            for task, place in self._same.pop(self._flying.pop(future)):
+                self._deliver(reply, task, place)
+
+    def _deliver(self, reply: Reply, task: _Task[T], place: int) -> None:
+        task.replies[place] = reply
+        task.left -= 1
+        if task.left == 0:
+            self._advance(task, [known for known in task.replies if known is not None])
+
+
+def _said(text: str) -> Chat:
+    return Chat((Message("assistant", text),))
+
+
+def as_logged(reply: Reply) -> Reply:
+    """The reply as the log will give it: what is asked next must not depend on where it was read."""
+    calls = tuple(ToolCall(*(clean(part) or "" for part in astuple(call))) for call in reply.calls)
+    return replace(reply, text=clean(reply.text) or "", calls=calls)
+
+
+def call_of(
+    request: Request, reply: Reply, *, model: str, endpoint: str, price: Price | None, batch: bool = False
+) -> Call:
+    """A request and its reply as the log keeps them."""
+    reply = as_logged(reply)
+    detail = {
+        "logprobs": [[token.token, dict(token.top)] for token in reply.logprobs],
+        "probabilities": reply.probabilities,
+        "calls": [asdict(call) for call in reply.calls],
+        "raw": dict(reply.raw),
+    }
+    spent = cost(price, reply.input_tokens, reply.output_tokens, batch=batch) if price else None
+    return Call(
+        reply.key,
+        model,
+        endpoint,
+        request.prompt,
+        json.dumps(request.says(), ensure_ascii=False),
+        reply.status,
+        reply.text,
+        reply.reason,
+        reply.input_tokens,
+        reply.output_tokens,
+        reply.seconds,
+        spent,
+        detail,
+    )
+
+
+def reply_of(call: Call) -> Reply:
+    """A reply as it came."""
+    return Reply(
+        cast("Status", call.status),
+        call.reply,
+        call.reason,
+        call.input_tokens,
+        call.output_tokens,
+        call.seconds,
+        tuple(TokenLogprobs(token, top) for token, top in call.detail["logprobs"]),
+        tuple(tuple(row) for row in call.detail["probabilities"]),
+        # Logs of before there were tools have no calls.
+        tuple(ToolCall(**one) for one in call.detail.get("calls", ())),
+        call.key,
+        call.detail["raw"],
+    )

@@ -1,0 +1,188 @@
+"""OpenAI's Batch API: half the price, an answer within 24 hours. Submit, leave, come back, collect.
+
+A batch is named, in its metadata, by the hash of its requests, and is looked for before it is made. So whoever is
+killed between making a batch and writing down its id finds it again and pays once.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, TypeVar
+
+from openai import APIError
+from openai.types import Batch
+
+from ...subject.errors import NeuronautError
+from ..types import Chat, Reply
+from .retrying import Malformed, one_line, reason, retry_policy, spoiling
+from .wire import Wire, decoded, endpoint_of, read_chat
+
+T = TypeVar("T")
+
+MOST_REQUESTS, MOST_BYTES = 50_000, 180_000_000
+"""Of one batch; OpenAI takes up to 200 MB."""
+
+_NAME = "neuronaut"
+"""Where a batch's metadata holds the hash of its requests."""
+
+_REMEMBERED = 2 * 24 * 3600.0
+"""Seconds back that a batch with the same requests is looked for."""
+
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class BatchState:
+    """How far a batch is."""
+
+    status: str
+    """As OpenAI says: validating, in_progress, finalizing, completed, failed, expired, cancelling or cancelled."""
+    total: int
+    completed: int
+    failed: int
+    reason: str | None = None
+    """Why the batch as a whole failed."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it can be collected: nothing more will come."""
+        return self.status in _ENDED
+
+
+class BatchAPI:
+    """Batches for one model."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        thinking: int = 0,
+        temperature_fixed: bool = False,
+        most_requests: int = MOST_REQUESTS,
+        most_bytes: int = MOST_BYTES,
+        attempts: int = 6,
+        backoff: float = 1.0,
+        longest_backoff: float = 60.0,
+    ) -> None:
+        """All as for OpenAIChat; a batch holds at most `most_requests` and `most_bytes`."""
+        self._wire = Wire(model, endpoint_of(base_url), thinking=thinking, temperature_fixed=temperature_fixed)
+        self._client = self._wire.connect(api_key=api_key, timeout=timeout)
+        self._most_requests, self._most_bytes = most_requests, most_bytes
+        self._retrying = retry_policy(
+            attempts=attempts, backoff=backoff, longest_backoff=longest_backoff, stopped=Event()
+        )
+
+    def submit(self, requests: Mapping[str, Chat]) -> tuple[str, ...]:
+        """Ids of the batches that ask these requests, by key; of those under way already where they are the same."""
+        lines = (self._line(key, chat) for key, chat in requests.items())
+        return tuple(self._found_or_made(b"".join(part)) for part in self._parts(lines))
+
+    def poll(self, batch_id: str) -> BatchState:
+        """How far it is."""
+        batch = self._call(lambda: self._client.batches.retrieve(batch_id))
+        counts, errors = batch.request_counts, batch.errors and batch.errors.data
+        return BatchState(
+            batch.status,
+            total=counts.total if counts else 0,
+            completed=counts.completed if counts else 0,
+            failed=counts.failed if counts else 0,
+            reason=one_line(errors[0].message) if errors else None,
+        )
+
+    def collect(self, batch_id: str) -> Iterator[tuple[str, Reply]]:
+        """Replies by key of a batch that has ended; what expired or erred is "failed" with its reason.
+
+        Raises a NeuronautError for a batch that has not ended, or failed as a whole.
+        """
+        batch = self._call(lambda: self._client.batches.retrieve(batch_id))
+        if batch.status not in _ENDED:
+            raise NeuronautError(f"batch {batch_id} is {batch.status}; collect it once it has ended")
+        if batch.status == "failed":
+            raise NeuronautError(
+                f"batch {batch_id} failed ({self.poll(batch_id).reason}); mend that and submit it again"
+            )
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if file_id:
+                content = self._call(lambda file_id=file_id: self._client.files.content(file_id).content)
+                yield from map(_read_line, content.splitlines())
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.close()
+
+    def _line(self, key: str, chat: Chat) -> bytes:
+        asked = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": self._wire.chat(chat)}
+        return json.dumps(asked).encode() + b"\n"
+
+    def _parts(self, lines: Iterable[bytes]) -> Iterator[Sequence[bytes]]:
+        """The lines in runs that each fit a batch."""
+        part, size = [], 0
+        for line in lines:
+            if part and (len(part) == self._most_requests or size + len(line) > self._most_bytes):
+                yield part
+                part, size = [], 0
+            part.append(line)
+            size += len(line)
+        if part:
+            yield part
+
+    def _found_or_made(self, content: bytes) -> str:
+        name = hashlib.sha256(content).hexdigest()
+        if found := self._call(lambda: self._find(name)):
+            return found.id
+        upload = ("requests.jsonl", content, "application/jsonl")
+        file = self._call(lambda: self._client.files.create(file=upload, purpose="batch"))
+        return self._call(lambda: self._make(name, file.id)).id
+
+    def _make(self, name: str, file_id: str) -> Batch:
+        """Looks first, since an attempt may have been heard whose answer was lost."""
+        return self._find(name) or self._client.batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata={_NAME: name}
+        )
+
+    def _find(self, name: str) -> Batch | None:
+        """A recent batch of that name, if it is worth having."""
+        for batch in self._client.batches.list(limit=100):
+            if batch.created_at < time.time() - _REMEMBERED:
+                return None
+            if (batch.metadata or {}).get(_NAME) == name and _worth_having(batch):
+                return batch
+        return None
+
+    def _call(self, ask: Callable[[], T]) -> T:
+        try:
+            return self._retrying(ask)
+        except APIError as error:
+            endpoint, model = self._wire.endpoint, self._wire.model
+            raise spoiling(error, endpoint=endpoint, model=model) or NeuronautError(
+                f"the Batch API of {endpoint} failed ({reason(error)}); run the same command again to go on"
+            ) from error
+
+
+def _worth_having(batch: Batch) -> bool:
+    """Whether it has replies or will have."""
+    if batch.status == "completed":
+        return bool(batch.request_counts and batch.request_counts.completed)
+    return batch.status in ("validating", "in_progress", "finalizing")
+
+
+def _read_line(line: bytes) -> tuple[str, Reply]:
+    """A line of an output or error file: {custom_id, response: {status_code, body} | null, error | null}."""
+    result: Mapping[str, Any] = decoded(line.decode())
+    key, response = result["custom_id"], result.get("response") or {}
+    body = response.get("body") or {}
+    error = result.get("error") or body.get("error")
+    if error:
+        return key, Reply(
+            "failed", reason=f"{error.get('code') or response.get('status_code')}: {one_line(error.get('message'))}"
+        )
+    try:
+        return key, read_chat(body)
+    except Malformed as malformed:
+        return key, Reply("failed", reason=str(malformed))

@@ -1,0 +1,45 @@
+"""Code that asks a language model, written as if every answer were there at once.
+
+Such code is a generator: it yields the requests that it needs next, all of them together, and is sent their
+replies in the same order; what it returns is its result. So it neither waits nor knows of threads,
+retries, caches or budgets. `together` lets many ask side by side, and `Desk` (client.py) answers.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import TypeVar
+
+from .types import Reply, Request
+
+T = TypeVar("T")
+
+Asking = Generator[Sequence[Request], Sequence[Reply], T]
+"""Yields requests, receives their replies in order, returns a T."""
+
+
+def settled(value: list[T] | Asking[list[T]]) -> Asking[list[T]]:
+    """The list, or what the asking comes to."""
+    return value if isinstance(value, list) else (yield from value)
+
+
+def together(parts: Sequence[Asking[T]]) -> Asking[list[T]]:
+    """Run several askings side by side; each round puts the requests of all that are not done into one."""
+    results: dict[int, T] = {}
+    waiting: dict[int, Sequence[Request]] = {}
+
+    def advance(index: int, replies: Sequence[Reply] | None) -> None:
+        try:
+            waiting[index] = next(parts[index]) if replies is None else parts[index].send(replies)
+        except StopIteration as stop:
+            results[index] = stop.value
+
+    for index in range(len(parts)):
+        advance(index, None)
+    while waiting:
+        asked = dict(waiting)
+        waiting.clear()
+        replies = yield [request for requests in asked.values() for request in requests]
+        start = 0
+        for index, requests in asked.items():
+            advance(index, replies[start : start + len(requests)])
+            start += len(requests)
+    return [results[index] for index in range(len(parts))]

@@ -1,0 +1,1 @@
+"""The rule language, its evaluator, its English, and the learner."""

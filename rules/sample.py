@@ -1,0 +1,116 @@
+"""What a rule is learned from: windows, the feature's activation at every token, and weights.
+
+Two parts are joined: the background (a random sample of the corpus, the same for every feature, so
+that whatever depends on its tokens alone is computed once) and the feature's own rows (its examples,
+and the edited windows that were run through the subject). Flat arrays have one entry per token, the
+background's first. N tokens, V vocabulary entries; V itself stands for "before the window".
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evaluate import TokenGrid, matches
+from .language import CLASSES, Class, Condition, Induction, Inside, Repeat
+
+OFFSETS = (0, -1, -2, -3, -4)
+"""Offsets at which sets of tokens are tried, nearest first."""
+
+
+INSIDE = ("quotes", "double", "single", "triple", "parentheses", "brackets", "braces", "comment")
+BOOLEAN: tuple[Condition, ...] = (
+    *(Class(name=name, at=at) for at in (0, -1) for name in CLASSES),
+    *(Inside(what=what) for what in INSIDE),
+    Repeat(),
+    Induction(n=1),
+    Induction(n=2),
+)
+"""Conditions without a parameter to fit."""
+
+
+class Windows:
+    """Windows of token ids (row, position) and what can be computed from them alone."""
+
+    def __init__(self, vocabulary: tuple[str, ...], ids: NDArray[np.integer]) -> None:
+        self.ids = ids.astype(np.int32)
+        self.grid = TokenGrid(vocabulary, self.ids)
+        self._vocabulary, self._size = vocabulary, len(vocabulary)
+
+    @cached_property
+    def ids_of(self) -> dict[str, list[int]]:
+        """The token ids that spell each string."""
+        found: dict[str, list[int]] = {}
+        for i, token in enumerate(self._vocabulary):
+            found.setdefault(token, []).append(i)
+        return found
+
+    @cached_property
+    def shifted(self) -> dict[int, NDArray[np.int32]]:
+        """Token ids at each offset, V before the window's start. Each (row * position,)."""
+        found = {}
+        for offset in OFFSETS:
+            column = np.full(self.ids.shape, self._size, np.int32)
+            column[:, -offset:] = self.ids[:, : self.ids.shape[1] + offset]
+            found[offset] = column.ravel()
+        return found
+
+    @cached_property
+    def boolean(self) -> NDArray[np.float32]:
+        """Where each of `BOOLEAN` holds, as 0 and 1, (condition, row * position)."""
+        return np.stack([matches(condition, self.grid).ravel() for condition in BOOLEAN]).astype(np.float32)
+
+    def mask(self, condition: Condition) -> NDArray[np.bool_]:
+        """Where a condition holds, (row * position,)."""
+        if condition in BOOLEAN:
+            return self.boolean[BOOLEAN.index(condition)] > 0
+        return matches(condition, self.grid).ravel()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Windows with one feature's activations."""
+
+    background: Windows
+    own: Windows
+    activation: NDArray[np.float32]
+    """(N,)"""
+    weight: NDArray[np.float32]
+    """What a token counts when values are fitted; 0 for padding. (N,)"""
+    check: NDArray[np.float32]
+    """What a token counts when a split is checked: tokens of documents kept from fitting. (N,)"""
+    vocabulary: tuple[str, ...]
+    exact: NDArray[np.bool_] | None = None
+    """Which tokens an experiment was made for: one of them is reason enough for a split. None for no token. (N,)"""
+
+    @cached_property
+    def tokens(self) -> dict[int, NDArray[np.int32]]:
+        """Token ids by offset, V before the window's start; each (N,)."""
+        return {o: np.concatenate([self.background.shifted[o], self.own.shifted[o]]) for o in OFFSETS}
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        return np.arange(len(self.activation)) // self.own.ids.shape[1]
+
+    @cached_property
+    def positions(self) -> NDArray[np.int64]:
+        return np.arange(len(self.activation)) % self.own.ids.shape[1]
+
+    def mask(self, condition: Condition) -> NDArray[np.bool_]:
+        return np.concatenate([self.background.mask(condition), self.own.mask(condition)])
+
+    def boolean_sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sums of values (N, column) over the tokens where each of `BOOLEAN` holds, (condition, column)."""
+        split = self.background.ids.size
+        at, own = self._own_boolean
+        inside = self.background.boolean @ values[:split] + own @ values[split:][at]
+        return inside.astype(np.float32)
+
+    @cached_property
+    def _own_boolean(self) -> tuple[slice | NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens of the own rows, and where each of `BOOLEAN` holds of them. Experiments measure one token in many."""
+        if self.exact is None:
+            return slice(None), self.own.boolean
+        at = np.flatnonzero((self.weight + self.check)[self.background.ids.size :] > 0)
+        return at, self.own.boolean[:, at]
