@@ -2,8 +2,8 @@
 
 permuted   all observed values in a random order: the pattern is gone, the levels are all there
 dead       nothing ever happened
-sham       the same inputs, another unit's activations (of features, feature_examiner.py); the same experiments, each node
-           taken for another (of behaviours, behaviour_examiner.py)
+sham       of a feature the same inputs with another unit's activations (feature_examiner.py); of a behaviour the same
+           experiments with each node taken for another (behaviour_examiner.py)
 
 Single causal claims of features: what they write and read, against what experiments on effects saw.
 """
