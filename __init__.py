@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .explainers.oneshot import Oneshot
     from .explainers.rule import RuleExplainer
     from .labelling.label import Result, label, score
-    from .llm.client import Desk
+    from .llm.client import LLMClient
     from .llm.open import open_llm
     from .llm.prices import Budget, Price
     from .rules.language import Rule
@@ -77,7 +77,7 @@ _HOMES = {
     "explainers.oneshot": ("Oneshot",),
     "explainers.rule": ("RuleExplainer",),
     "labelling.label": ("Result", "label", "score"),
-    "llm.client": ("Desk",),
+    "llm.client": ("LLMClient",),
     "llm.open": ("open_llm",),
     "llm.prices": ("Budget", "Price"),
     "rules.language": ("Rule",),
@@ -103,7 +103,7 @@ __all__ = [
     "Budget",
     "Contrastive",
     "Corpus",
-    "Desk",
+    "LLMClient",
     "Detection",
     "Dictionary",
     "Document",

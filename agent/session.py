@@ -19,7 +19,7 @@ from ..data.store.store import Store
 from ..explainers.rule import RuleExplainer
 from ..labelling.inputs import Bench
 from ..labelling.label import CHUNK, opened
-from ..llm.client import Desk
+from ..llm.client import LLMClient
 from ..llm.prices import cost
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature, SourceId
@@ -64,7 +64,7 @@ class Manner:
     """Decides what is tried, as proposer and, apart, as challenger; None for the scripted one, which asks nobody."""
     limits: Limits = Limits()
     seed: int = 0
-    desk: Desk | None = None
+    client: LLMClient | None = None
     """What a language model is asked through."""
     scorers: Sequence[Scorer] = ()
     """Judge an explanation that has no rule; one that has is simulated by code."""
@@ -73,9 +73,9 @@ class Manner:
     """Hears every event as it is written."""
 
     def __post_init__(self) -> None:
-        if self.limits.usd is not None and self.desk is not None and self.desk.price is None:
+        if self.limits.usd is not None and self.client is not None and self.client.price is None:
             raise NeuronautError(
-                f"a budget of usd={self.limits.usd:g} needs the price of {self.desk.llm.model}; "
+                f"a budget of usd={self.limits.usd:g} needs the price of {self.client.llm.model}; "
                 "say it with --price in=0.15,out=0.60"
             )
 
@@ -98,7 +98,7 @@ class Manner:
             "seed": self.seed,
             "revision": revision,
         }
-        llm = None if self.desk is None else {"model": self.desk.llm.model, "endpoint": self.desk.llm.endpoint}
+        llm = None if self.client is None else {"model": self.client.llm.model, "endpoint": self.client.llm.endpoint}
         libraries = {name: version(name) for name in ("neuronaut", "torch", "transformers", "langgraph")}
         provenance = {
             "model": subject.revision,
@@ -111,7 +111,7 @@ class Manner:
 
     def price(self, reply: Any) -> float:
         """Dollars of a reply; 0 where no price is known, since then no limit in dollars is allowed."""
-        price = None if self.desk is None else self.desk.price
+        price = None if self.client is None else self.client.price
         return 0.0 if price is None else cost(price, reply.input_tokens, reply.output_tokens)
 
 
@@ -156,7 +156,9 @@ def investigate_all(
         openings = {f: fork or manner.opened("feature", str(f), subject, revision) for f in members}
         left = [feature for feature, opening in openings.items() if session(store, opening.id) is None]
         ready = (
-            prepare(left, subject, store, sources=sources, scorers=manner.scorers, desk=manner.desk, seed=manner.seed)
+            prepare(
+                left, subject, store, sources=sources, scorers=manner.scorers, client=manner.client, seed=manner.seed
+            )
             if left
             else ()
         )
@@ -210,7 +212,7 @@ def _run(store: Store, opening: Opened, lab: Lab, examiner: Examiner, manner: Ma
             revision=revision,
             price=manner.price,
             provenance=opening.provenance,
-            desk=manner.desk,
+            client=manner.client,
         )
         begun = {"target": opening.target, "policy": opening.policy, "settings": opening.settings}
         run.event("begun", {**begun, "limits": asdict(manner.limits)}, key="begun")
@@ -244,7 +246,7 @@ def prepare(
     *,
     sources: Mapping[SourceId, Source] | None,
     scorers: Sequence[Scorer],
-    desk: Desk | None,
+    client: LLMClient | None,
     seed: int,
 ) -> Iterator[Prepared]:
     """Labs and examiners of features of one source: their evidence, and one-shot explanations, from shared forwards."""
@@ -255,5 +257,5 @@ def prepare(
     baselines = {made.feature: made for made in RuleExplainer(subject, seed=seed).explain(batch)}
     for part in batch.features:
         lab = FeatureLab(store, subject, source, part, batch, baseline=baselines[part.feature], seed=seed)
-        examiner = FeatureExaminer(bench, lab, evidence[part.feature], batch, scorers, desk=desk)
+        examiner = FeatureExaminer(bench, lab, evidence[part.feature], batch, scorers, client=client)
         yield Prepared(part.feature, lab, examiner)

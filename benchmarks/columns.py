@@ -74,12 +74,12 @@ class Investigating:
         """Investigate the units in one call."""
         by_address = {unit.address: unit for unit in units}
         features = [feature for feature in world.features() if str(feature) in by_address]
-        desk = manner.desk if self._asks else None
+        client = manner.client if self._asks else None
         sessions = investigate_all(
             features,
             world.subject,
             store,
-            replace(manner, policy=self._policy(manner), desk=desk),
+            replace(manner, policy=self._policy(manner), client=client),
             sources={world.source.id: world.source},
         )
         for session in sessions:

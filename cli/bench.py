@@ -9,11 +9,11 @@ import click
 
 from ..subject.errors import NeuronautError
 from .common import Progress, debug_option, keeping, opened, say
-from .llm_options import desk_of, llm_options, split, told
+from .llm_options import llm_options, open_client, split, told
 
 if TYPE_CHECKING:
     from ..benchmarks.investigations import Line, Plan
-    from ..llm.client import Desk
+    from ..llm.client import LLMClient
 
 
 @click.group(invoke_without_command=True)
@@ -109,12 +109,12 @@ def planted(out: Path | None, keep: Path | None, *, as_json: bool, **options: An
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        plan, desk = _plan(options, stack, keep)
+        plan, client = _plan(options, stack, keep)
         seed = seed_told(plan.seed)
         say(f"{plan.units} units each of level {', '.join(map(str, plan.levels))}, {seed}")
         lines = _run(plan, out, keep)
-        if desk is not None:
-            say(told(desk.spent, priced=desk.price is not None))
+        if client is not None:
+            say(told(client.spent, priced=client.price is not None))
     if as_json:
         click.echo(json.dumps({"benchmark": "planted", "seed": seed, "units": plan.units, **summary(lines)}))
     else:
@@ -137,8 +137,8 @@ def _run(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]":
         return run(plan, out=out, keep=keep, hear=hear)
 
 
-def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, Desk | None]":
-    """What was asked for, and the desk at which a language model is asked."""
+def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, LLMClient | None]":
+    """What was asked for, and the client at which a language model is asked."""
     from ..agent.policies.llm import LLMPolicy
     from ..agent.session import Manner
     from ..benchmarks.investigations import DEFAULT, Plan
@@ -146,12 +146,14 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
 
     language, rest = split(options)
     limits = limits_of(rest["budget"], asks=language.llm is not None)
-    desk = policy = None
+    client = policy = None
     if language.llm is not None:
         calls = str(keep / "calls.db") if keep is not None else ":memory:"
-        desk = stack.enter_context(desk_of(language, stack.enter_context(opened(calls, create=True)), budget=None))
-        assert desk is not None, "a model was named"
-        policy = LLMPolicy(desk, temperature=language.degrees)
+        client = stack.enter_context(
+            open_client(language, stack.enter_context(opened(calls, create=True)), budget=None)
+        )
+        assert client is not None, "a model was named"
+        policy = LLMPolicy(client, temperature=language.degrees)
     named = rest["policies"]
     columns = DEFAULT if named is None else tuple(dict.fromkeys(name.strip() for name in named.split(",")))
     if named is None and policy is not None:
@@ -164,5 +166,5 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
         rest["units"],
         int(seed) if seed.lstrip("-").isdigit() else seed,
         columns,
-        Manner(policy, limits, desk=desk),
-    ), desk
+        Manner(policy, limits, client=client),
+    ), client

@@ -11,7 +11,7 @@ from . import display
 from .causal.inputs import output_option, pair_options, seed_option, write
 from .common import Form, as_json, emit, keeping, opened, result_options, say
 from .label import scorer_option, subject_options
-from .llm_options import desk_of, llm_options, split, told
+from .llm_options import llm_options, open_client, split, told
 from .progress_view import Watch
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def _run(
     language, _ = split(options)
     found: list[Session] = []
     heard: set[str] = set()
-    with desk_of(language, store, budget=None) as desk, Watch(lambda id: _texts(store, id)) as watch:
-        for session in sessions(store, wish, desk, _hearing(watch, form, heard)):
+    with open_client(language, store, budget=None) as client, Watch(lambda id: _texts(store, id)) as watch:
+        for session in sessions(store, wish, client, _hearing(watch, form, heard)):
             found.append(session)
             watch.clear()
             if session.id not in heard:
@@ -122,8 +122,8 @@ def _run(
             if form == "table":
                 click.echo(_line(session) if len(wish.targets) > 1 or found[1:] else _result(session))
         watch.clear()
-        if desk is not None:
-            say(told(desk.spent, priced=desk.price is not None))
+        if client is not None:
+            say(told(client.spent, priced=client.price is not None))
     if html is not None:
         for session in found:
             write_page(store, session.report, html if len(found) == 1 else _named(html, session.report.target))

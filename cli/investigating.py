@@ -16,7 +16,7 @@ from ..agent.policies.scripted_behaviour import ScriptedBehaviourPolicy
 from ..agent.session import Manner, Session, investigate, investigate_all
 from ..data.store.journal_values import Opened
 from ..data.store.store import Store
-from ..llm.client import Desk
+from ..llm.client import LLMClient
 from ..scorers.scorer import Scorer
 from ..subject.errors import NeuronautError
 from .causal.inputs import task_of
@@ -76,24 +76,24 @@ def resumed(store: Store, id: str, wish: Wish) -> Wish:
     )
 
 
-def sessions(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Iterator[Session]:
+def sessions(store: Store, wish: Wish, client: LLMClient | None, hears: Hears) -> Iterator[Session]:
     """Investigate all targets, one after another."""
     if wish.of_behaviour:
-        yield _behaviour(store, wish, desk, hears)
+        yield _behaviour(store, wish, client, hears)
         return
     features = chosen_features(store, wish.targets)
     subject = stored_subject(store, features[0].source.model, wish.opening)
     sources = stored_sources(store, subject, features, wish.opening)
-    policy = _policy(store, wish, desk)
+    policy = _policy(store, wish, client)
     made_from = Ingredients(
-        subject, sources, desk and desk.llm, store.chosen_prompts(), wish.degrees, embedder=wish.embedder
+        subject, sources, client and client.llm, store.chosen_prompts(), wish.degrees, embedder=wish.embedder
     )
     judges: Sequence[Scorer] = scorers_named(wish.scorers, made_from)
-    manner = Manner(policy, wish.limits, wish.seed, desk, judges, wish.settings, hears)
+    manner = Manner(policy, wish.limits, wish.seed, client, judges, wish.settings, hears)
     yield from investigate_all(features, subject, store, manner, sources=sources, fork=wish.begun)
 
 
-def _behaviour(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Session:
+def _behaviour(store: Store, wish: Wish, client: LLMClient | None, hears: Hears) -> Session:
     if len(wish.targets) != 1:
         raise NeuronautError(
             f"{len(wish.targets)} targets came with pairs of prompts; wanted one model, as in: "
@@ -103,13 +103,15 @@ def _behaviour(store: Store, wish: Wish, desk: Desk | None, hears: Hears) -> Ses
     task = task_of(subject, wish.pairs, seed=wish.seed)
     if wish.begun is not None and wish.begun.target != f"{subject.name} {task.name}":
         raise NeuronautError(f"{wish.begun.id} is about {wish.begun.target}, not {subject.name} {task.name}")
-    manner = Manner(_policy(store, wish, desk), wish.limits, wish.seed, desk, settings=wish.settings, on_event=hears)
+    manner = Manner(
+        _policy(store, wish, client), wish.limits, wish.seed, client, settings=wish.settings, on_event=hears
+    )
     return investigate(task, subject, store, manner, fork=wish.begun)
 
 
-def _policy(store: Store, wish: Wish, desk: Desk | None) -> Policy:
+def _policy(store: Store, wish: Wish, client: LLMClient | None) -> Policy:
     """Who decides; of an investigation that was begun, the same as then."""
-    made = POLICIES[wish.policy](store, wish, desk)
+    made = POLICIES[wish.policy](store, wish, client)
     then = None if wish.begun is None else wish.begun.settings["policy"]
     if then is not None and json.loads(json.dumps(dict(made.settings))) != then:
         model = f"; it asked {then['model']}" if "model" in then else ""
@@ -120,28 +122,28 @@ def _policy(store: Store, wish: Wish, desk: Desk | None) -> Policy:
     return made
 
 
-def _llm(store: Store, wish: Wish, desk: Desk | None) -> Policy:
+def _llm(store: Store, wish: Wish, client: LLMClient | None) -> Policy:
     del store
-    if desk is None:
+    if client is None:
         raise NeuronautError(
             "the policy llm asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
         )
-    return LLMPolicy(desk, temperature=wish.degrees)
+    return LLMPolicy(client, temperature=wish.degrees)
 
 
-def _replay(store: Store, wish: Wish, desk: Desk | None) -> Policy:
-    del desk
+def _replay(store: Store, wish: Wish, client: LLMClient | None) -> Policy:
+    del client
     if wish.transcript is None:
         raise NeuronautError("the policy replay takes the decisions of an investigation; name it with --transcript ID")
     return ReplayPolicy(store.journal.decisions(store.journal.row(wish.transcript)["id"]))
 
 
-def _scripted(store: Store, wish: Wish, desk: Desk | None) -> Policy:
-    del store, desk
+def _scripted(store: Store, wish: Wish, client: LLMClient | None) -> Policy:
+    del store, client
     return ScriptedBehaviourPolicy() if wish.of_behaviour else ScriptedPolicy()
 
 
-POLICIES: Mapping[str, Callable[[Store, Wish, Desk | None], Policy]] = {
+POLICIES: Mapping[str, Callable[[Store, Wish, LLMClient | None], Policy]] = {
     "scripted": _scripted,
     "llm": _llm,
     "random": lambda _, wish, __: RandomPolicy(seed=wish.seed),

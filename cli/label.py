@@ -10,7 +10,7 @@ import click
 
 from . import display
 from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, opened, result_options, say
-from .llm_options import Language, batch_api, desk_of, llm_options, split, told
+from .llm_options import Language, batch_api, llm_options, open_client, split, told
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..labelling.estimate import Estimate
     from ..labelling.label import Result
     from ..labelling.selection import Seated
-    from ..llm.client import Desk, Mode
+    from ..llm.client import LLMClient, Mode
     from ..scorers.scorer import Scorer
     from ..subject.address import Feature, SourceId
     from ..subject.model import Subject
@@ -48,7 +48,7 @@ class Work:
     subject: "Subject"
     sources: "dict[SourceId, Source]"
     features: "list[Feature]"
-    desk: "Desk | None"
+    client: "LLMClient | None"
     scorers: "list[Scorer]"
     explainer: "Explainer | Seated | None"
 
@@ -71,14 +71,14 @@ def _work(
     language, rest = split(options)
     opening = Opening(**rest)
     degrees = language.degrees
-    with opened(database, write=True) as store, desk_of(language, store, budget=limit, mode=mode) as desk:
+    with opened(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)
         subject = stored_subject(store, chosen[0].source.model, opening)
         sources = stored_sources(store, subject, chosen, opening)
         made_from = Ingredients(
             subject,
             sources,
-            desk and desk.llm,
+            client and client.llm,
             store.chosen_prompts(),
             degrees,
             not language.no_controls,
@@ -87,7 +87,7 @@ def _work(
         judges = scorers_named(scorers, made_from)
         chooser = scorers.split(",")[0]
         made = None if explainer is None else explainer_named(explainer, made_from, chooser=chooser)
-        yield Work(store, subject, sources, chosen, desk, judges, made)
+        yield Work(store, subject, sources, chosen, client, judges, made)
 
 
 @click.command()
@@ -162,7 +162,7 @@ def _plan(work: Work, form: Form, *, redo: bool, batch: bool) -> None:
         work.subject,
         explainer=work.explainer,
         scorers=work.scorers,
-        desk=work.desk,
+        client=work.client,
         sources=work.sources,
         redo=redo,
     )
@@ -189,16 +189,16 @@ def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None
             work.subject,
             explainer=work.explainer,
             scorers=work.scorers,
-            desk=work.desk,
+            client=work.client,
             sources=work.sources,
             redo=redo,
             minutes=minutes,
             on_skip=skip,
         )
-        rows = tell(results, progress, form, work.desk, kept=f"whatever was labelled is stored in {work.store.path}")
+        rows = tell(results, progress, form, work.client, kept=f"whatever was labelled is stored in {work.store.path}")
     if form == "json":
         emit(rows, form, lambda _: "")
-    _say_end(rows, left, len(work.features) - left, work.desk)
+    _say_end(rows, left, len(work.features) - left, work.client)
 
 
 @click.command()
@@ -235,7 +235,7 @@ def score(
 
     if limit is not None and (from_stored or options["llm"] is None):
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")
-    kept, desk = f"whatever was scored is stored in {database}", None
+    kept, client = f"whatever was scored is stored in {database}", None
     if from_stored:
         with opened(database, write=True) as store:
             chosen = chosen_features(store, features)
@@ -245,19 +245,19 @@ def score(
         with _work(
             features, database, scorers=scorers, explainer=None, limit=limit, mode="live", options=options
         ) as work:
-            chosen, desk = work.features, work.desk
+            chosen, client = work.features, work.client
             results = score_features(
-                chosen, work.store, work.subject, scorers=work.scorers, desk=work.desk, sources=work.sources
+                chosen, work.store, work.subject, scorers=work.scorers, client=work.client, sources=work.sources
             )
             with Progress("score", total=len(chosen), unit="features") as progress:
-                rows = tell(results, progress, form, work.desk, kept=kept)
+                rows = tell(results, progress, form, work.client, kept=kept)
     if form == "json":
         emit(rows, form, lambda _: "")
     scored = len({row["feature"] for row in rows})
-    if desk is not None:
-        say(told(desk.spent, priced=desk.price is not None))
-    if desk is not None and desk.stopped:
-        say(f"{scored:,} scored of {len(chosen):,}: {desk.stopped}; give the command again to go on")
+    if client is not None:
+        say(told(client.spent, priced=client.price is not None))
+    if client is not None and client.stopped:
+        say(f"{scored:,} scored of {len(chosen):,}: {client.stopped}; give the command again to go on")
     else:
         say(f"{scored:,} scored, {len(chosen) - scored:,} have nothing that could be scored")
 
@@ -266,9 +266,9 @@ def _collected(work: Work, language: Language) -> bool:
     """Whether nothing is under way; what ended is in the log afterwards."""
     from ..labelling.batches import collect
 
-    assert work.desk is not None
+    assert work.client is not None
     with closing(batch_api(language)) as api:
-        reports = collect(work.desk, api)
+        reports = collect(work.client, api)
     for report in reports:
         state = "collected" if report.collected else "under way"
         why = f" ({report.reason})" if report.reason else ""
@@ -282,13 +282,13 @@ def _collected(work: Work, language: Language) -> bool:
 def _sent(work: Work, language: Language) -> None:
     from ..labelling.batches import send
 
-    assert work.desk is not None
+    assert work.client is not None
     with closing(batch_api(language)) as api:
-        report = send(work.desk, api)
+        report = send(work.client, api)
     if report is not None:
         say(f"sent {report.requests:,} requests as batch {', '.join(report.remote)}; give the command again to collect")
-    if work.desk.stopped:
-        say(f"no more was asked: {work.desk.stopped}")
+    if work.client.stopped:
+        say(f"no more was asked: {work.client.stopped}")
 
 
 def _told_plan(plan: "Estimate") -> str:
@@ -300,17 +300,17 @@ def _told_plan(plan: "Estimate") -> str:
     return f"{line}: {plan.calls:,} calls, {tokens}, {cost}; {plan.cached:,} answers are in the log"
 
 
-def _say_end(rows: list[Row], left: int, done: int, desk: "Desk | None") -> None:
+def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") -> None:
     say(_summary(Counter(row["status"] for row in rows), skipped=done))
-    if desk is not None:
-        say(told(desk.spent, priced=desk.price is not None))
-    if len(rows) < left and (desk is None or desk.mode == "live"):
-        why = desk.stopped if desk is not None and desk.stopped else "the time is spent"
+    if client is not None:
+        say(told(client.spent, priced=client.price is not None))
+    if len(rows) < left and (client is None or client.mode == "live"):
+        why = client.stopped if client is not None and client.stopped else "the time is spent"
         say(f"{left - len(rows):,} features are left: {why}; give the command again to go on")
 
 
 def tell(
-    results: "Iterator[Result]", progress: Progress, form: Form | None, desk: "Desk | None" = None, *, kept: str
+    results: "Iterator[Result]", progress: Progress, form: Form | None, client: "LLMClient | None" = None, *, kept: str
 ) -> list[Row]:
     """Print each result as it comes, and return their rows; JSON is left to the end, and None prints nothing."""
     rows: list[Row] = []
@@ -319,8 +319,8 @@ def tell(
             rows.append(row_of(result))
             counts = Counter(row["status"] for row in rows)
             note = [f"{count} {status}" for status, count in counts.items()]
-            if desk is not None:
-                note.append(told(desk.spent, priced=desk.price is not None))
+            if client is not None:
+                note.append(told(client.spent, priced=client.price is not None))
             progress.reach(len(rows), ", ".join(note))
             if form == "nl":
                 progress.echo(as_json(rows[-1]))

@@ -20,7 +20,7 @@ from ..explainers.examples import active_windows
 from ..explainers.explainer import Explainer, TrainBatch, TrainEvidence
 from ..llm.prompt import Prompt
 from ..llm.render import active, excerpt, fenced, marked, strongest
-from ..llm.tasks import Asking, settled
+from ..llm.tasks import LLMTask, run_task
 from ..llm.types import Chat, Reply, Sampling
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature
@@ -76,9 +76,9 @@ class Refine:
         """The explainer at this bench."""
         return AtBench(self, lambda batch: self._explain(bench, batch))
 
-    def _explain(self, bench: Bench, batch: TrainBatch) -> Asking[list[Explanation]]:
+    def _explain(self, bench: Bench, batch: TrainBatch) -> LLMTask[list[Explanation]]:
         inner = self._inner.at(bench) if isinstance(self._inner, Seated) else self._inner
-        made = yield from settled(inner.explain(batch))
+        made = yield from run_task(inner.explain(batch))
         current = {e.feature: replace(e, explainer=self.name) for e in made}
         chooser = Chooser(self._scorer, bench, batch)
         judged = yield from chooser.judge(current)
@@ -105,7 +105,7 @@ class Refine:
 
     def _round(
         self, current: Mapping[Feature, Explanation], bench: Bench, batch: TrainBatch
-    ) -> Asking[dict[Feature, Explanation]]:
+    ) -> LLMTask[dict[Feature, Explanation]]:
         """A revision of every explanation that has a text and could be tested."""
         parts = {part.feature: part for part in batch.features}
         texts = [feature for feature, explanation in current.items() if explanation.text is not None]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer
-from ..llm.client import Desk
-from ..llm.tasks import Asking, settled
+from ..llm.client import LLMClient
+from ..llm.tasks import LLMTask, run_task
 from ..llm.types import Chat, Message, Reply, Request
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
@@ -71,16 +71,16 @@ def reproduce(
 ) -> Reproduced:
     """Make a stored explanation again. Raises NeuronautError where a request would not be the one that was sent."""
     provenance = stored.explanation.provenance
-    desk = Desk(Absent(str(provenance["llm"]), str(provenance["endpoint"])), store.calls)
+    client = LLMClient(Absent(str(provenance["llm"]), str(provenance["endpoint"])), store.calls)
     bench = Bench(store, subject, source)
     batch = bench.train([store.evidence(stored.explanation.feature)])
     asked: list[Request] = []
     seated = explainer.at(bench) if isinstance(explainer, Seated) else explainer
-    made = desk.ask(_listened(settled(seated.explain(batch)), asked))
+    made = client.ask(_listened(run_task(seated.explain(batch)), asked))
     if made is None:
         raise NeuronautError("the explanation could not be made again")
-    replies = desk.known(asked)
-    chats = [(desk.key(request), request) for request in asked if isinstance(request, Chat)]
+    replies = client.known(asked)
+    chats = [(client.key(request), request) for request in asked if isinstance(request, Chat)]
     told = [Asked(key, chat.prompt, chat.messages, replies[key].text) for key, chat in chats if key in replies]
     own = provenance.get("calls")
     missing = set(own) - {one.key for one in told} if isinstance(own, list) else set()
@@ -92,7 +92,7 @@ def reproduce(
     return Reproduced(told, made[0].text, made[0].text == stored.explanation.text)
 
 
-def _listened(asking: Asking[list], heard: list[Request]) -> Asking[list]:
+def _listened(asking: LLMTask[list], heard: list[Request]) -> LLMTask[list]:
     """The asking, with every request written down."""
     replies: Sequence[Reply] | None = None
     while True:

@@ -1,4 +1,4 @@
-"""The desk: where whatever code asks of a language model is answered, once.
+"""The client: answers what code asks of a language model, each request once.
 
 A request is looked up in the log first, and only what is not answered there goes to the model, within the
 budget; whatever comes back is written down before anyone uses it. Many tasks are open at a time, as many as keep
@@ -27,7 +27,7 @@ from ..data.store.calls import Call, CallLog
 from ..data.store.writing import clean
 from ..subject.errors import NeuronautError
 from .prices import Budget, Price, cost, price_of
-from .tasks import Asking
+from .tasks import LLMTask
 from .types import LLM, Chat, Message, Probe, Reply, Request, Status, TokenLogprobs, ToolCall, request_key
 
 T = TypeVar("T")
@@ -60,12 +60,12 @@ class Spent:
 class _Task(Generic[T]):
     """An asking that waits for the replies of its round."""
 
-    asking: Asking[T]
+    asking: LLMTask[T]
     replies: list[Reply | None] = field(default_factory=list)
     left: int = 0
 
 
-class Desk:
+class LLMClient:
     """Answers askings through a log, a budget and a language model."""
 
     def __init__(
@@ -93,11 +93,11 @@ class Desk:
         self.ahead, self._lock = ahead, Lock()
         self._rehearsed: dict[str, Reply] = {}
 
-    def run(self, tasks: Iterable[Asking[T]]) -> Iterator[T]:
+    def run(self, tasks: Iterable[LLMTask[T]]) -> Iterator[T]:
         """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none."""
         return _Run(self, tasks).results()
 
-    def ask(self, asking: Asking[T]) -> T | None:
+    def ask(self, asking: LLMTask[T]) -> T | None:
         """The result of one asking; None where the budget or a batch left it open."""
         return next(self.run([asking]), None)
 
@@ -195,10 +195,10 @@ class Desk:
 
 
 class _Run(Generic[T]):
-    """One run of the desk over tasks."""
+    """One run of the client over tasks."""
 
-    def __init__(self, desk: Desk, tasks: Iterable[Asking[T]]) -> None:
-        self._desk, self._tasks = desk, iter(tasks)
+    def __init__(self, client: LLMClient, tasks: Iterable[LLMTask[T]]) -> None:
+        self._client, self._tasks = client, iter(tasks)
         self._waiting: deque[tuple[Request, str, _Task[T], int]] = deque()
         self._flying: dict[Future[Reply], str] = {}
         self._same: dict[str, list[tuple[_Task[T], int]]] = {}
@@ -216,15 +216,15 @@ class _Run(Generic[T]):
                 self._begin_next()
             elif self._flying:
                 self._collect()
-            elif not self._waiting or self._desk.stopped:
+            elif not self._waiting or self._client.stopped:
                 break
 
     def _wants_tasks(self) -> bool:
-        if self._desk.mode != "rehearsal" and not self._desk.may_call():
+        if self._client.mode != "rehearsal" and not self._client.may_call():
             self._more = False
             return False
-        busy = len(self._waiting) + len(self._flying) >= self._desk.llm.in_flight
-        return not busy or self._open < self._desk.ahead
+        busy = len(self._waiting) + len(self._flying) >= self._client.llm.in_flight
+        return not busy or self._open < self._client.ahead
 
     def _begin_next(self) -> None:
         asking = next(self._tasks, None)
@@ -242,9 +242,9 @@ class _Run(Generic[T]):
             self._open -= 1
             self._done.append(stop.value)
             return
-        desk = self._desk
-        keys, known = [desk.key(request) for request in requests], desk.known(requests)
-        desk.spent.cached += sum(key in known for key in keys)
+        client = self._client
+        keys, known = [client.key(request) for request in requests], client.known(requests)
+        client.spent.cached += sum(key in known for key in keys)
         task.replies = [known.get(key) for key in keys]
         task.left = task.replies.count(None)
         for place, (request, key) in enumerate(zip(requests, keys, strict=True)):
@@ -255,26 +255,26 @@ class _Run(Generic[T]):
 
     def _send(self) -> None:
         """Send, rehearse or set aside what waits."""
-        desk = self._desk
-        while self._waiting and (desk.mode != "live" or len(self._flying) < desk.llm.in_flight):
+        client = self._client
+        while self._waiting and (client.mode != "live" or len(self._flying) < client.llm.in_flight):
             request, key, task, place = self._waiting.popleft()
-            if key in desk.outbox:
+            if key in client.outbox:
                 continue
             if key in self._same:
                 self._same[key].append((task, place))
-            elif known := desk.known([request]):
+            elif known := client.known([request]):
                 # An equal request was answered while this one waited.
                 self._deliver(known[key], task, place)
-            elif desk.mode == "rehearsal":
-                self._deliver(desk.rehearse(request), task, place)
-            elif not desk.may_call():
+            elif client.mode == "rehearsal":
+                self._deliver(client.rehearse(request), task, place)
+            elif not client.may_call():
                 self._waiting.appendleft((request, key, task, place))
                 return
-            elif desk.mode == "deferred":
-                desk.set_aside(request, key)
+            elif client.mode == "deferred":
+                client.set_aside(request, key)
             else:
                 self._same[key] = [(task, place)]
-                self._flying[desk.call(request)] = key
+                self._flying[client.call(request)] = key
 
     def _collect(self) -> None:
         """Wait for a reply, and hand every one that is there to those who wait for it."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..data.records import Judgements, Role
 from ..llm.prompt import Prompt
 from ..llm.render import fenced
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Reply, Sampling
 from .holdout import Holdout
 from .pairs import FEWEST, LENGTH
@@ -129,7 +129,7 @@ class Judge(ABC):
         """The prompts of a quiz for one explanation, which is put on one line."""
         return [self._chat([quiz.questions[i] for i in group], " ".join(explanation.split())) for group in quiz.rounds]
 
-    def judge(self, case: Case) -> Asking[list[Judgements]]:
+    def judge(self, case: Case) -> LLMTask[list[Judgements]]:
         """Judgements of the explanation and of its controls; none of an explanation without text."""
         texts = wordings(case, controls=self._controls, nothing=NOTHING)
         if not texts:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..data.records import Example, Judgements, Role
 from ..llm.prompt import Prompt
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..llm.types import Reply, Request
 from .holdout import Holdout
 from .scorer import Case
@@ -93,7 +93,7 @@ class LLMSimulator:
     def prompts(self) -> tuple[Prompt, ...]:
         return (self._backend.prompt,)
 
-    def judge(self, case: Case) -> Asking[list[Judgements]]:
+    def judge(self, case: Case) -> LLMTask[list[Judgements]]:
         """Predictions by the explanation, the baselines and the controls, on "top_random" and "random".
 
         Nothing is asked about an explanation without text.

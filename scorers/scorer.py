@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.records import Explanation, Judgements, Score
 from ..llm.prompt import Prompt
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from .holdout import Baselines, Holdout
 from .metrics import Measured, agreement, auroc, evaluate
 
@@ -50,7 +50,7 @@ class Scorer(Protocol):
         """Whether its judgements are worth keeping, because asking again would cost."""
         ...
 
-    def judge(self, case: Case) -> list[Judgements] | Asking[list[Judgements]]:
+    def judge(self, case: Case) -> list[Judgements] | LLMTask[list[Judgements]]:
         """Judgements of the explanation and of its controls, on each set of examples."""
         ...
 

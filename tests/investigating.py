@@ -48,7 +48,7 @@ def harvested(path: str = ":memory:", *, documents: int = 60, texts: Sequence[st
 def prepared(store: Store, index: int = RIVER_NOT_DRY) -> Prepared:
     """A planted neuron ready to be investigated."""
     feature = Feature.parse(f"planted:mlp.2:{index}")
-    return next(prepare([feature], subject(), store, sources=None, scorers=(), desk=None, seed=0))
+    return next(prepare([feature], subject(), store, sources=None, scorers=(), client=None, seed=0))
 
 
 class WindowsArgs(BaseModel):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from neuronaut.data.records import Example, Explanation, Judgements, Kind, Score
 from neuronaut.llm.prompt import Prompt
 from neuronaut.llm.render import spelled
-from neuronaut.llm.tasks import Asking
+from neuronaut.llm.tasks import LLMTask
 from neuronaut.llm.types import Chat, Reply, Request, Status, TokenLogprobs
 from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.llm_simulation import NO_EXPLANATION, LLMSimulator
@@ -54,7 +54,7 @@ def case(*, tops: int = 8, randoms: int = 12, other: str | None = "boats", text:
     )
 
 
-def answered(asking: Asking[list[Judgements]], replier: Replier) -> tuple[list[Judgements], list[Request]]:
+def answered(asking: LLMTask[list[Judgements]], replier: Replier) -> tuple[list[Judgements], list[Request]]:
     asked: list[Request] = []
     try:
         requests = next(asking)

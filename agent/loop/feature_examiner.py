@@ -18,7 +18,7 @@ from ...explainers.explainer import Limits as Bounds
 from ...explainers.explainer import TrainBatch, abstention
 from ...labelling.inputs import Bench
 from ...labelling.label import answered, scoring
-from ...llm.client import Desk
+from ...llm.client import LLMClient
 from ...scorers.holdout import Holdout
 from ...scorers.scorer import Scorer
 from ...scorers.simulation import RuleSimulator
@@ -50,10 +50,10 @@ class FeatureExaminer:
         batch: TrainBatch,
         scorers: Sequence[Scorer],
         *,
-        desk: Desk | None = None,
+        client: LLMClient | None = None,
     ) -> None:
         self._bench, self._lab, self._evidence, self._batch = bench, lab, evidence, batch
-        self._scorers, self._desk = scorers, desk
+        self._scorers, self._client = scorers, client
         lab.beside = tuple(self._others(np.random.default_rng(lab.seed)))
 
     def refusal(self) -> Explanation | None:
@@ -150,5 +150,5 @@ class FeatureExaminer:
         cases = self._bench.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
         scorers = self._scorers if made.rule is None else (RuleSimulator(seed=self._lab.seed),)
-        judged = next(iter(answered([scoring(scorers, cases, self._desk)], self._desk)), {})
+        judged = next(iter(answered([scoring(scorers, cases, self._client)], self._client)), {})
         return judged[made.feature][0] if made.feature in judged else []

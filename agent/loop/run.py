@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...data.store.journal import Journal
 from ...data.store.journal_values import Charge, Experiment, Observation
 from ...data.store.store import Store
-from ...llm.client import Desk
+from ...llm.client import LLMClient
 from .budget import Limits
 from .experiments import Tool, design_of
 from .hypotheses import Hypothesis
@@ -62,7 +62,7 @@ class InvestigationRun:
     """Dollars of a reply."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Of the explanation that is stored at the end."""
-    desk: Desk | None = None
+    client: LLMClient | None = None
     """What scorers ask a language model through."""
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
     _standing: Standing = Standing((), [], {})
@@ -132,8 +132,8 @@ class InvestigationRun:
         self.journal.charge(self.id, key, kind, charge)
 
     def _asked(self) -> tuple[float, float, float]:
-        """Calls, tokens and dollars of the desk so far; answers from the log cost nothing."""
-        if self.desk is None:
+        """Calls, tokens and dollars of the client so far; answers from the log cost nothing."""
+        if self.client is None:
             return 0, 0, 0.0
-        spent = self.desk.spent
+        spent = self.client.spent
         return spent.calls, spent.input_tokens + spent.output_tokens, spent.usd
