@@ -17,7 +17,7 @@ from ..data.store.journal import opened_id
 from ..data.store.journal_values import End, Opened
 from ..data.store.store import Store
 from ..explainers.rule import RuleExplainer
-from ..labelling.inputs import Bench
+from ..labelling.inputs import EvidenceLoader
 from ..labelling.label import CHUNK, opened
 from ..llm.client import LLMClient
 from ..llm.prices import cost
@@ -251,11 +251,11 @@ def prepare(
 ) -> Iterator[Prepared]:
     """Labs and examiners of features of one source: their evidence, and one-shot explanations, from shared forwards."""
     source = opened(store, subject, features[0].source, sources)
-    bench = Bench(store, subject, source, seed=seed)
+    loader = EvidenceLoader(store, subject, source, seed=seed)
     evidence = {feature: store.evidence(feature) for feature in features}
-    batch = bench.train(list(evidence.values()))
+    batch = loader.train(list(evidence.values()))
     baselines = {made.feature: made for made in RuleExplainer(subject, seed=seed).explain(batch)}
     for part in batch.features:
         lab = FeatureLab(store, subject, source, part, batch, baseline=baselines[part.feature], seed=seed)
-        examiner = FeatureExaminer(bench, lab, evidence[part.feature], batch, scorers, client=client)
+        examiner = FeatureExaminer(loader, lab, evidence[part.feature], batch, scorers, client=client)
         yield Prepared(part.feature, lab, examiner)

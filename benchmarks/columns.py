@@ -26,7 +26,7 @@ from ..data.store.store import Store
 from ..explainers.explainer import Limits as Bounds
 from ..explainers.explainer import abstention
 from ..explainers.rule import RuleExplainer
-from ..labelling.inputs import Bench
+from ..labelling.inputs import EvidenceLoader
 from ..labelling.label import label
 from ..rules.language import Rule
 from .suite import Unit, World
@@ -130,7 +130,7 @@ class TokenOnly:
         """Put the table as a rule, as investigations do for the rival that any explanation must beat."""
         by_address = {unit.address: unit for unit in units}
         evidence = [store.evidence(feature) for feature in world.features() if str(feature) in by_address]
-        batch = Bench(store, world.subject, world.source, seed=manner.seed).train(evidence)
+        batch = EvidenceLoader(store, world.subject, world.source, seed=manner.seed).train(evidence)
         for part in batch.features:
             unit = by_address[str(part.feature)]
             refusal = abstention(part, explainer="token-only", limits=Bounds())

@@ -26,7 +26,7 @@ from ..explainers.output import Output
 from ..explainers.rule import RuleExplainer
 from ..labelling.refine import Refine
 from ..labelling.reproduce import Absent
-from ..labelling.selection import BestOf, Seated
+from ..labelling.selection import BestOf, SelectingExplainer
 from ..llm.prompt import Prompt
 from ..llm.types import LLM
 from ..scorers.detection import Detection
@@ -92,7 +92,7 @@ _BEST_OF = re.compile(r"best-of-(\d+)(?::(.+))?")
 _REFINE = re.compile(r"refine(?::(.+))?")
 
 
-def explainer(name: str, made_from: Ingredients, *, chooser: str) -> Explainer | Seated:
+def explainer(name: str, made_from: Ingredients, *, chooser: str) -> Explainer | SelectingExplainer:
     """The explainer of a name; `chooser` names the scorer by which it chooses on `select`, if it does."""
     if best := _BEST_OF.fullmatch(name):
         return _best_of(int(best[1]), best[2] or DEFAULT_INNER, made_from, chooser)
@@ -121,7 +121,7 @@ def _best_of(count: int, inner: str, made_from: Ingredients, chooser: str) -> Be
     warm = replace(made_from, temperature=1.0) if made_from.temperature == 0 else made_from
     draws = [explainer(inner, replace(warm, draw=draw), chooser=chooser) for draw in range(1, count + 1)]
     judge = scorer(chooser, made_from.choosing())
-    return BestOf([draw for draw in draws if not isinstance(draw, Seated)], judge)
+    return BestOf([draw for draw in draws if not isinstance(draw, SelectingExplainer)], judge)
 
 
 def _simulation(how: str | None, i: Ingredients) -> Scorer:
@@ -212,7 +212,9 @@ def _needed(made_from: Ingredients, name: str) -> LLM:
     return made_from.llm
 
 
-def remade(made: Explanation, store: Store, subject: Subject, sources: Mapping[SourceId, Source]) -> Explainer | Seated:
+def remade(
+    made: Explanation, store: Store, subject: Subject, sources: Mapping[SourceId, Source]
+) -> Explainer | SelectingExplainer:
     """The explainer that made an explanation, with the prompts and settings of then."""
     settings = made.provenance.get("settings")
     if not isinstance(settings, dict):

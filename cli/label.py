@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..explainers.explainer import Explainer
     from ..labelling.estimate import Estimate
     from ..labelling.label import Result
-    from ..labelling.selection import Seated
+    from ..labelling.selection import SelectingExplainer
     from ..llm.client import LLMClient, Mode
     from ..scorers.scorer import Scorer
     from ..subject.address import Feature, SourceId
@@ -50,7 +50,7 @@ class Work:
     features: "list[Feature]"
     client: "LLMClient | None"
     scorers: "list[Scorer]"
-    explainer: "Explainer | Seated | None"
+    explainer: "Explainer | SelectingExplainer | None"
 
 
 @contextmanager

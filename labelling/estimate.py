@@ -16,7 +16,7 @@ from ..subject.address import Feature, SourceId
 from ..subject.model import Subject
 from ..subject.sources import Source
 from .label import PART, Job, answered, parts
-from .selection import Seated
+from .selection import SelectingExplainer
 
 REHEARSED = 3
 """Parts that are rehearsed, evenly spread over the features."""
@@ -42,7 +42,7 @@ def estimate(
     store: Store,
     subject: Subject,
     *,
-    explainer: Explainer | Seated,
+    explainer: Explainer | SelectingExplainer,
     scorers: Sequence[Scorer],
     client: LLMClient | None,
     sources: dict[SourceId, Source] | None = None,

@@ -30,8 +30,8 @@ from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.opening import open_source
 from ..subject.sources import Source
-from .inputs import Bench
-from .selection import Seated
+from .inputs import EvidenceLoader
+from .selection import SelectingExplainer
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Job:
     """What is done to every feature."""
 
     store: Store
-    explainer: Explainer | Seated
+    explainer: Explainer | SelectingExplainer
     scorers: Sequence[Scorer]
     client: LLMClient | None = None
     redo: bool = False
@@ -80,7 +80,7 @@ def label(
     store: Store,
     subject: Subject,
     *,
-    explainer: Explainer | Seated,
+    explainer: Explainer | SelectingExplainer,
     scorers: Sequence[Scorer],
     client: LLMClient | None = None,
     sources: Mapping[SourceId, Source] | None = None,
@@ -140,7 +140,7 @@ def parts(
         members = list(group)
         if done.issuperset(members):
             continue
-        bench = Bench(job.store, subject, opened(job.store, subject, source_id, sources))
+        loader = EvidenceLoader(job.store, subject, opened(job.store, subject, source_id, sources))
         # Chunks and parts are cut from all features, done or not, so that a call that goes on cuts the same ones.
         for start in range(0, len(members), CHUNK):
             if until is not None and time.monotonic() > until:
@@ -150,11 +150,11 @@ def parts(
             if not left:
                 continue
             evidence = {feature: job.store.evidence(feature) for feature in left}
-            batch = bench.train(list(evidence.values()))
+            batch = loader.train(list(evidence.values()))
             size = CHUNK if job.client is None else PART
             for first in range(0, len(chunk), size):
                 if part := [evidence[feature] for feature in chunk[first : first + size] if feature in evidence]:
-                    yield labelling(job, bench, part, _share(batch, part))
+                    yield labelling(job, loader, part, _share(batch, part))
 
 
 def _share(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
@@ -163,13 +163,13 @@ def _share(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
     return replace(batch, features=[part for part in batch.features if part.feature in wanted])
 
 
-def labelling(job: Job, bench: Bench, evidence: Sequence[Evidence], batch: TrainBatch) -> LLMTask[Kept]:
+def labelling(job: Job, loader: EvidenceLoader, evidence: Sequence[Evidence], batch: TrainBatch) -> LLMTask[Kept]:
     """Explain features and score the explanations; nothing is stored."""
-    explainer = job.explainer.at(bench) if isinstance(job.explainer, Seated) else job.explainer
+    explainer = job.explainer.bind(loader) if isinstance(job.explainer, SelectingExplainer) else job.explainer
     explanations = yield from run_task(explainer.explain(batch))
-    finished = {made.feature: _signed(made, job, bench) for made in explanations}
+    finished = {made.feature: _signed(made, job, loader) for made in explanations}
     explained = [part for part in evidence if finished[part.feature].text is not None]
-    cases = bench.cases(batch, finished, bench.judged(explained)) if explained else []
+    cases = loader.cases(batch, finished, loader.holdouts(explained)) if explained else []
     judged = yield from scoring(job.scorers, cases, job.client)
     return [
         (Result(feature, explanation, scores), kept)
@@ -201,15 +201,15 @@ def _by_llm(judgements: Judgements, client: LLMClient | None) -> Judgements:
     return replace(judgements, provenance={**judgements.provenance, **llm})
 
 
-def _signed(made: Explanation, job: Job, bench: Bench) -> Explanation:
+def _signed(made: Explanation, job: Job, loader: EvidenceLoader) -> Explanation:
     """The explanation with where it comes from."""
     llm = {} if job.client is None else {"llm": job.client.llm.model, "endpoint": job.client.llm.endpoint}
-    again = {"attempt": len(bench.store.explanations(made.feature)) + 1} if job.redo else {}
+    again = {"attempt": len(loader.store.explanations(made.feature)) + 1} if job.redo else {}
     provenance = {
         "key": job.key,
         "settings": dict(job.explainer.settings),
-        "model": bench.subject.revision,
-        "background": len(bench.background.ids),
+        "model": loader.subject.revision,
+        "background": len(loader.background.ids),
         "libraries": {name: version(name) for name in ("neuronaut", "torch", "transformers", "numpy")},
     }
     return replace(made, provenance={**made.provenance, **provenance, **llm, **again})
@@ -286,19 +286,22 @@ def _parts(
     sources: Mapping[SourceId, Source] | None,
 ) -> Iterator[LLMTask[list[_Scored]]]:
     for source_id, group in groupby(sorted(features, key=lambda f: str(f.source)), key=lambda f: f.source):
-        bench = Bench(store, subject, opened(store, subject, source_id, sources))
+        loader = EvidenceLoader(store, subject, opened(store, subject, source_id, sources))
         members = [(f, best) for f in group if (best := store.best(f)) is not None and best.explanation.text]
         size = CHUNK if client is None else PART
         for start in range(0, len(members), size):
-            yield _scored(bench, dict(members[start : start + size]), scorers, client)
+            yield _scored(loader, dict(members[start : start + size]), scorers, client)
 
 
 def _scored(
-    bench: Bench, best: Mapping[Feature, StoredExplanation], scorers: Sequence[Scorer], client: LLMClient | None
+    loader: EvidenceLoader,
+    best: Mapping[Feature, StoredExplanation],
+    scorers: Sequence[Scorer],
+    client: LLMClient | None,
 ) -> LLMTask[list[_Scored]]:
-    evidence = [bench.store.evidence(feature) for feature in best]
+    evidence = [loader.store.evidence(feature) for feature in best]
     explanations = {feature: stored.explanation for feature, stored in best.items()}
-    cases = bench.cases(bench.train(evidence), explanations, bench.judged(evidence), elsewhere=True)
+    cases = loader.cases(loader.train(evidence), explanations, loader.holdouts(evidence), elsewhere=True)
     judged = yield from scoring(scorers, cases, client)
     return [
         _Scored(stored.id, Result(feature, stored.explanation, judged[feature][0]), judged[feature][1])

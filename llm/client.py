@@ -58,15 +58,15 @@ class Spent:
 
 @dataclass(slots=True)
 class _Task(Generic[T]):
-    """An asking that waits for the replies of its round."""
+    """A task that waits for the replies of its round."""
 
-    asking: LLMTask[T]
+    steps: LLMTask[T]
     replies: list[Reply | None] = field(default_factory=list)
     left: int = 0
 
 
 class LLMClient:
-    """Answers askings through a log, a budget and a language model."""
+    """Answers tasks through a log, a budget and a language model."""
 
     def __init__(
         self,
@@ -97,9 +97,9 @@ class LLMClient:
         """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none."""
         return _Run(self, tasks).results()
 
-    def ask(self, asking: LLMTask[T]) -> T | None:
-        """The result of one asking; None where the budget or a batch left it open."""
-        return next(self.run([asking]), None)
+    def ask(self, task: LLMTask[T]) -> T | None:
+        """The result of one task; None where the budget or a batch left it open."""
+        return next(self.run([task]), None)
 
     def key(self, request: Request) -> str:
         """What the log knows a request by."""
@@ -227,17 +227,17 @@ class _Run(Generic[T]):
         return not busy or self._open < self._client.ahead
 
     def _begin_next(self) -> None:
-        asking = next(self._tasks, None)
-        if asking is None:
+        steps = next(self._tasks, None)
+        if steps is None:
             self._more = False
             return
         self._open += 1
-        self._advance(_Task(asking), None)
+        self._advance(_Task(steps), None)
 
     def _advance(self, task: _Task[T], replies: list[Reply] | None) -> None:
         """Let a task go on, as far as it comes with what is in the log."""
         try:
-            requests = next(task.asking) if replies is None else task.asking.send(replies)
+            requests = next(task.steps) if replies is None else task.steps.send(replies)
         except StopIteration as stop:
             self._open -= 1
             self._done.append(stop.value)

@@ -16,7 +16,7 @@ from ...data.records import Evidence, Explanation, Score
 from ...data.store.journal_values import Experiment, Observation
 from ...explainers.explainer import Limits as Bounds
 from ...explainers.explainer import TrainBatch, abstention
-from ...labelling.inputs import Bench
+from ...labelling.inputs import EvidenceLoader
 from ...labelling.label import answered, scoring
 from ...llm.client import LLMClient
 from ...scorers.holdout import Holdout
@@ -44,7 +44,7 @@ class FeatureExaminer:
 
     def __init__(
         self,
-        bench: Bench,
+        loader: EvidenceLoader,
         lab: FeatureLab,
         evidence: Evidence,
         batch: TrainBatch,
@@ -52,7 +52,7 @@ class FeatureExaminer:
         *,
         client: LLMClient | None = None,
     ) -> None:
-        self._bench, self._lab, self._evidence, self._batch = bench, lab, evidence, batch
+        self._loader, self._lab, self._evidence, self._batch = loader, lab, evidence, batch
         self._scorers, self._client = scorers, client
         lab.beside = tuple(self._others(np.random.default_rng(lab.seed)))
 
@@ -65,13 +65,13 @@ class FeatureExaminer:
         made = self._lab.baseline
         if made is None or made.text is None:
             return {"text": None, "reason": made.reason if made else "no baseline", "rule": None, "scores": []}
-        judged = self._bench.judged([self._evidence], split="select")
+        judged = self._loader.holdouts([self._evidence], split="select")
         scores = self._scores(made, judged[self._lab.feature])
         return {"text": made.text, "rule": made.rule, "scores": [asdict(score) for score in scores]}
 
     def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
         """All scores on the holdout; to be called once."""
-        judged = self._bench.judged([self._evidence])[self._lab.feature]
+        judged = self._loader.holdouts([self._evidence])[self._lab.feature]
         pairs = context_pairs(
             self._lab.subject,
             self._lab.source,
@@ -147,7 +147,7 @@ class FeatureExaminer:
             yield {e.name: part.tolist() for e, part in zip(experiments, parts, strict=True)}
 
     def _scores(self, made: Explanation, holdout: Holdout) -> list[Score]:
-        cases = self._bench.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
+        cases = self._loader.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
         scorers = self._scorers if made.rule is None else (RuleSimulator(seed=self._lab.seed),)
         judged = next(iter(answered([scoring(scorers, cases, self._client)], self._client)), {})

@@ -22,7 +22,7 @@ from .inputs import (
     seed_option,
     write,
 )
-from .setup import Bench, material_options, open_bench, open_dictionaries, open_subject
+from .setup import CausalSetup, material_options, open_dictionaries, open_setup, open_subject
 
 if TYPE_CHECKING:
     from ...causal.readouts import NextToken
@@ -95,10 +95,10 @@ def run(
     of_edits = {"--record": record, "--donor": donors, "--controls": controls}
     if not edits and (unused := [name for name, given in of_edits.items() if given]):
         raise NeuronautError(f"{unused[0]} goes with an edit; add --edit, for example --edit mlp.2:17=0")
-    bench = open_bench(model, edits, options)
-    questions = asked(bench.subject, prompts, file, answer=answer, wrong=wrong)
-    rows, outcome = _edited(bench, questions, donors, top) if edits else (_plain(bench, questions, top), None)
-    ranked = _ranked(bench, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
+    setup = open_setup(model, edits, options)
+    questions = asked(setup.subject, prompts, file, answer=answer, wrong=wrong)
+    rows, outcome = _edited(setup, questions, donors, top) if edits else (_plain(setup, questions, top), None)
+    ranked = _ranked(setup, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
     rows = [row | {"controls": ranked} for row in rows]
     if outcome is not None and record is not None:
         write(record, outcome.model_dump_json(indent=1))
@@ -107,22 +107,22 @@ def run(
     emit(rows, form, _tables)
 
 
-def _plain(bench: Bench, questions: Asked, top: int) -> list[Row]:
+def _plain(setup: CausalSetup, questions: Asked, top: int) -> list[Row]:
     from ...causal.readouts import last_logits, next_tokens
 
-    logits = last_logits(bench.subject, questions.batch)
+    logits = last_logits(setup.subject, questions.batch)
     nothing: Row = {"measures": {}, "edits": [], "dictionaries": {}}
     return [
-        _prompt_row(bench, questions, number, next_tokens(bench.subject, row, None, top=top)) | nothing
+        _prompt_row(setup, questions, number, next_tokens(setup.subject, row, None, top=top)) | nothing
         for number, row in enumerate(logits)
     ]
 
 
-def _edited(bench: Bench, questions: Asked, donors: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
+def _edited(setup: CausalSetup, questions: Asked, donors: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
     from ...causal.readouts import next_tokens
     from ...causal.records import observed
 
-    outcome, both = observed(bench.subject, _trial(bench, questions, donors), sources=bench.dictionaries)
+    outcome, both = observed(setup.subject, _trial(setup, questions, donors), sources=setup.dictionaries)
     measured = [
         {name: {"before": outcome.before[name][number], "after": outcome.after[name][number]} for name in outcome.after}
         for number in range(len(questions.texts))
@@ -132,30 +132,30 @@ def _edited(bench: Bench, questions: Asked, donors: Sequence[str], top: int) -> 
         "dictionaries": {name: trust.model_dump() for name, trust in outcome.dictionaries.items()},
     }
     rows = [
-        _prompt_row(bench, questions, number, next_tokens(bench.subject, before, after, top=top))
+        _prompt_row(setup, questions, number, next_tokens(setup.subject, before, after, top=top))
         | {"measures": measured[number], **shared}
         for number, (before, after) in enumerate(zip(both.before, both.after, strict=True))
     ]
     return rows, outcome
 
 
-def _prompt_row(bench: Bench, questions: Asked, number: int, following: "Sequence[NextToken]") -> Row:
+def _prompt_row(setup: CausalSetup, questions: Asked, number: int, following: "Sequence[NextToken]") -> Row:
     return {
         "prompt": questions.texts[number],
-        "tokens": questions.tokens(bench.subject, number),
-        "answer": bench.subject.vocabulary[int(questions.answers[number])],
+        "tokens": questions.tokens(setup.subject, number),
+        "answer": setup.subject.vocabulary[int(questions.answers[number])],
         "next": [token._asdict() for token in following],
     }
 
 
-def _trial(bench: Bench, questions: Asked, donors: Sequence[str]) -> "Trial":
+def _trial(setup: CausalSetup, questions: Asked, donors: Sequence[str]) -> "Trial":
     from ...causal.prompts import Batch
     from ...causal.records import Trial
 
     def ids(batch: Batch | None) -> tuple[tuple[int, ...], ...] | None:
         return None if batch is None else tuple(map(tuple, batch.ids()))
 
-    patched = any(edit.needs_donor for edit in bench.edits)
+    patched = any(edit.needs_donor for edit in setup.edits)
     if bool(donors) is not patched or len(donors) not in (0, len(questions.texts)):
         raise NeuronautError(
             f"{len(donors)} donors for {len(questions.texts)} prompts; =patch takes its values from --donor, one for "
@@ -164,32 +164,32 @@ def _trial(bench: Bench, questions: Asked, donors: Sequence[str]) -> "Trial":
     wrong = questions.wrong
     return Trial(
         prompts=ids(questions.batch) or (),
-        edits=bench.edits,
+        edits=setup.edits,
         metrics=METRICS if wrong is not None else METRICS[:-1],
         answers=tuple(questions.answers.tolist()),
         wrong=None if wrong is None else tuple(wrong.tolist()),
-        donors=ids(Batch.of(bench.subject, [plain(text) for text in donors])) if donors else None,
-        reference=ids(bench.reference),
-        directions={name: tuple(vector.tolist()) for name, vector in bench.directions.items()},
+        donors=ids(Batch.of(setup.subject, [plain(text) for text in donors])) if donors else None,
+        reference=ids(setup.reference),
+        directions={name: tuple(vector.tolist()) for name, vector in setup.directions.items()},
     )
 
 
-def _ranked(bench: Bench, questions: Asked, trial: "Trial", count: int, seed: int) -> list[Row]:
+def _ranked(setup: CausalSetup, questions: Asked, trial: "Trial", count: int, seed: int) -> list[Row]:
     """How the edit's KL stands among those of its controls."""
     from ...causal.controls import among_controls
     from ...causal.prompts import Batch
 
     if not count:
         return []
-    donor = None if trial.donors is None else Batch.of(bench.subject, trial.donors)
+    donor = None if trial.donors is None else Batch.of(setup.subject, trial.donors)
     found = among_controls(
-        bench.subject,
+        setup.subject,
         questions.batch,
-        bench.edits[0],
+        setup.edits[0],
         answers=questions.answers,
         count=count,
-        materials=bench.lent(donor),
-        reference=bench.reference,
+        materials=setup.lent(donor),
+        reference=setup.reference,
         seed=seed,
     )
     return [standing_row(sort, ranked) for sort, ranked in found.items()]

@@ -59,7 +59,7 @@ material_options = all_of(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bench:
+class CausalSetup:
     """A subject with edits and all that these refer to but a donor."""
 
     subject: "Subject"
@@ -91,7 +91,9 @@ def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     return load_subject(model, Opening(device=options["device"], dtype=options["dtype"]))
 
 
-def open_bench(model: str, texts: Sequence[str], options: Mapping[str, Any], *, always: str | None = None) -> Bench:
+def open_setup(
+    model: str, texts: Sequence[str], options: Mapping[str, Any], *, always: str | None = None
+) -> CausalSetup:
     """The subject with what the edits refer to, as `material_options` say; an option that no edit needs is an error.
 
     `always` says for what reference text is read whatever the edits need.
@@ -115,7 +117,7 @@ def open_bench(model: str, texts: Sequence[str], options: Mapping[str, Any], *, 
     reference = needing and reference_rows(
         subject, options["reference"] or "stdlib", tokens=options["reference_tokens"]
     )
-    return Bench(subject, edits, dictionaries, directions, reference or None)
+    return CausalSetup(subject, edits, dictionaries, directions, reference or None)
 
 
 def _without_model(model: str, text: str) -> str:
