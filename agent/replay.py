@@ -8,8 +8,8 @@ and goes on by itself.
 
 from typing import NamedTuple
 
-from ..data.store.journal import Journal, opened_id
-from ..data.store.journal_values import Opened
+from ..data.store.journal import Journal, investigation_id
+from ..data.store.journal_values import InvestigationRecord
 from ..subject.errors import NeuronautError
 from .loop.hypotheses import Hypothesis
 from .loop.judging import FORMULA, judge, verdict
@@ -67,7 +67,7 @@ def replay(journal: Journal, id: str) -> Replay:
     return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, None, others)
 
 
-def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> Opened:
+def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> InvestigationRecord:
     """Copy an investigation's decisions before `step`; the result is to be run with `investigate(..., fork=...)`, and
     with its own `seed` where one is given."""
     row = journal.row(id)
@@ -77,8 +77,8 @@ def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> Op
     settings = {**row["settings"], "fork": [row["id"], step]}
     if seed is not None:
         settings["seed"] = seed
-    new = Opened(
-        opened_id(row["kind"], row["target"], row["policy"], settings),
+    new = InvestigationRecord(
+        investigation_id(row["kind"], row["target"], row["policy"], settings),
         row["kind"],
         row["target"],
         row["policy"],

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from ..causal.circuits.tasks import Task
-from ..data.store.journal import opened_id
-from ..data.store.journal_values import End, Opened
+from ..data.store.journal import investigation_id
+from ..data.store.journal_values import End, InvestigationRecord
 from ..data.store.store import Store
 from ..explainers.rule import RuleExplainer
 from ..labelling.inputs import EvidenceLoader
@@ -57,7 +57,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class InvestigationConfig:
     """How targets are investigated."""
 
     policy: Policy | None = None
@@ -88,7 +88,7 @@ class Manner:
 
         return ScriptedPolicy() if kind == "feature" else ScriptedBehaviourPolicy()
 
-    def opened(self, kind: Any, target: str, subject: Subject, revision: str) -> Opened:
+    def describe(self, kind: Any, target: str, subject: Subject, revision: str) -> InvestigationRecord:
         """What an investigation of a target is."""
         policy = self.policy_for(kind)
         said = {
@@ -107,7 +107,9 @@ class Manner:
             "llm": llm,
             "git": code_revision(),
         }
-        return Opened(opened_id(kind, target, policy.name, said), kind, target, policy.name, said, provenance)
+        return InvestigationRecord(
+            investigation_id(kind, target, policy.name, said), kind, target, policy.name, said, provenance
+        )
 
     def price(self, reply: Any) -> float:
         """Dollars of a reply; 0 where no price is known, since then no limit in dollars is allowed."""
@@ -115,17 +117,17 @@ class Manner:
         return 0.0 if price is None else cost(price, reply.input_tokens, reply.output_tokens)
 
 
-SCRIPTED = Manner()
+SCRIPTED = InvestigationConfig()
 
 
 def investigate(
     target: str | Feature | Task,
     subject: Subject,
     store: Store,
-    manner: Manner = SCRIPTED,
+    config: InvestigationConfig = SCRIPTED,
     *,
     sources: Mapping[SourceId, Source] | None = None,
-    fork: Opened | None = None,
+    fork: InvestigationRecord | None = None,
 ) -> Session:
     """Investigate a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
 
@@ -133,19 +135,19 @@ def investigate(
     another (replay.py).
     """
     if isinstance(target, Task):
-        return _behaviour(target, subject, store, manner, fork)
+        return _behaviour(target, subject, store, config, fork)
     feature = Feature.parse(target) if isinstance(target, str) else target
-    return next(investigate_all([feature], subject, store, manner, sources=sources, fork=fork))
+    return next(investigate_all([feature], subject, store, config, sources=sources, fork=fork))
 
 
 def investigate_all(
     features: Sequence[Feature],
     subject: Subject,
     store: Store,
-    manner: Manner = SCRIPTED,
+    config: InvestigationConfig = SCRIPTED,
     *,
     sources: Mapping[SourceId, Source] | None = None,
-    fork: Opened | None = None,
+    fork: InvestigationRecord | None = None,
 ) -> Iterator[Session]:
     """Investigate features one after another; what features of a source share is read once. See `investigate`."""
     for members in chunks(features):
@@ -153,20 +155,20 @@ def investigate_all(
         made = None if sources is None else sources.get(members[0].source)
         dictionary = getattr(made, "revision", "") or _dictionary_revision(store, members[0].source)
         revision = f"{subject.revision} {dictionary}".strip()
-        openings = {f: fork or manner.opened("feature", str(f), subject, revision) for f in members}
-        left = [feature for feature, opening in openings.items() if session(store, opening.id) is None]
+        records = {f: fork or config.describe("feature", str(f), subject, revision) for f in members}
+        left = [feature for feature, record in records.items() if session(store, record.id) is None]
         ready = (
             prepare(
-                left, subject, store, sources=sources, scorers=manner.scorers, client=manner.client, seed=manner.seed
+                left, subject, store, sources=sources, scorers=config.scorers, client=config.client, seed=config.seed
             )
             if left
             else ()
         )
         prepared = {one.feature: one for one in ready}
-        for feature, opening in openings.items():
+        for feature, record in records.items():
             if feature in prepared:
-                _run(store, opening, prepared[feature].lab, prepared[feature].examiner, manner, revision=revision)
-            yield _finished(store, opening.id)
+                _run(store, record, prepared[feature].lab, prepared[feature].examiner, config, revision=revision)
+            yield _finished(store, record.id)
 
 
 def session(store: Store, id: str) -> Session | None:
@@ -183,43 +185,53 @@ def _finished(store: Store, id: str) -> Session:
     return found
 
 
-def _behaviour(task: Task, subject: Subject, store: Store, manner: Manner, fork: Opened | None) -> Session:
-    lab = BehaviourLab(subject, task, seed=manner.seed)
-    opening = fork or manner.opened("behaviour", lab.target, subject, subject.revision)
-    if session(store, opening.id) is None:
-        _run(store, opening, lab, BehaviourExaminer(lab), manner, revision=subject.revision)
-    return _finished(store, opening.id)
+def _behaviour(
+    task: Task, subject: Subject, store: Store, config: InvestigationConfig, fork: InvestigationRecord | None
+) -> Session:
+    lab = BehaviourLab(subject, task, seed=config.seed)
+    record = fork or config.describe("behaviour", lab.target, subject, subject.revision)
+    if session(store, record.id) is None:
+        _run(store, record, lab, BehaviourExaminer(lab), config, revision=subject.revision)
+    return _finished(store, record.id)
 
 
 def _dictionary_revision(store: Store, source: SourceId) -> str:
     return next((str(row["revision"]) for row in store.sources() if row["source"] == str(source)), "")
 
 
-def _run(store: Store, opening: Opened, lab: Lab, examiner: Examiner, manner: Manner, *, revision: str) -> None:
+def _run(
+    store: Store,
+    record: InvestigationRecord,
+    lab: Lab,
+    examiner: Examiner,
+    config: InvestigationConfig,
+    *,
+    revision: str,
+) -> None:
     """Begin or go on with one investigation, to its end."""
-    with alone(store.path, opening.id), checkpoints(store.path) as checkpointer:
-        store.journal.begin(opening)
+    with alone(store.path, record.id), checkpoints(store.path) as checkpointer:
+        store.journal.begin(record)
         run = InvestigationRun(
-            id=opening.id,
+            id=record.id,
             store=store,
             lab=lab,
             examiner=examiner,
             tools=tools_for(lab.kind),
-            policy=manner.policy_for(lab.kind),
-            limits=manner.limits,
-            settings=manner.settings,
-            tell=manner.on_event or (lambda _: None),
+            policy=config.policy_for(lab.kind),
+            limits=config.limits,
+            settings=config.settings,
+            tell=config.on_event or (lambda _: None),
             revision=revision,
-            price=manner.price,
-            provenance=opening.provenance,
-            client=manner.client,
+            price=config.price,
+            provenance=record.provenance,
+            client=config.client,
         )
-        begun = {"target": opening.target, "policy": opening.policy, "settings": opening.settings}
-        run.event("begun", {**begun, "limits": asdict(manner.limits)}, key="begun")
+        begun = {"target": record.target, "policy": record.policy, "settings": record.settings}
+        run.event("begun", {**begun, "limits": asdict(config.limits)}, key="begun")
         graph = build(Nodes(run), checkpointer=checkpointer)
-        config = {"configurable": {"thread_id": opening.id}, "recursion_limit": ENDLESS}
-        resumed = bool(graph.get_state(config).values)
-        graph.invoke(None if resumed else first_state(opening.id), config, durability="sync")
+        thread = {"configurable": {"thread_id": record.id}, "recursion_limit": ENDLESS}
+        resumed = bool(graph.get_state(thread).values)
+        graph.invoke(None if resumed else first_state(record.id), thread, durability="sync")
 
 
 class Prepared(NamedTuple):

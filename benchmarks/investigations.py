@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from ..agent.loop.resuming import code_revision
 from ..agent.loop.target import Meter
-from ..agent.session import Manner
+from ..agent.session import InvestigationConfig
 from ..data.store.store import Store
 from ..subject.errors import NeuronautError
 from .columns import COLUMNS, SWAPPED, SWAPPED_OF, Explaining, Found, swapped
@@ -83,7 +83,7 @@ class Plan:
     seed: int | str = 0
     """A number in public, any other string in private."""
     columns: tuple[str, ...] = DEFAULT
-    manner: Manner = Manner()
+    config: InvestigationConfig = InvestigationConfig()
     documents: int = 120
     """Of each world."""
 
@@ -95,7 +95,7 @@ class Plan:
             raise NeuronautError(f"there is no level {unknown[0]}; the levels are 1 to {max(LEVELS)}")
         if SWAPPED in self.columns and SWAPPED_OF not in self.columns:
             raise NeuronautError(f"{SWAPPED} are explanations of {SWAPPED_OF}; name {SWAPPED_OF}, too")
-        if "llm" in self.columns and self.manner.policy is None:
+        if "llm" in self.columns and self.config.policy is None:
             raise NeuronautError(
                 "the policy llm asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
             )
@@ -117,7 +117,7 @@ class Plan:
 
     def settings(self, column: str) -> str:
         """Hash of what determines a column's findings."""
-        said = COLUMNS[SWAPPED_OF if column == SWAPPED else column].settings(self.manner)
+        said = COLUMNS[SWAPPED_OF if column == SWAPPED else column].settings(self.config)
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -220,7 +220,7 @@ def _column(
         with Store(str((keep or Path(scratch)) / name)) as store:
             if not store.sources():
                 world.harvest(store)
-            explaining = COLUMNS[column].explain(units, world, store, plan.manner)
+            explaining = COLUMNS[column].explain(units, world, store, plan.config)
             for unit, found, forwards, seconds in metered(world, explaining):
                 yield graded(unit, found, judge, forwards=forwards, seconds=seconds, **base)
 

@@ -140,7 +140,7 @@ def _run(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]":
 def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, LLMClient | None]":
     """What was asked for, and the client at which a language model is asked."""
     from ..agent.policies.llm import LLMPolicy
-    from ..agent.session import Manner
+    from ..agent.session import InvestigationConfig
     from ..benchmarks.investigations import DEFAULT, Plan
     from .investigating import limits_of
 
@@ -166,5 +166,5 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
         rest["units"],
         int(seed) if seed.lstrip("-").isdigit() else seed,
         columns,
-        Manner(policy, limits, client=client),
+        InvestigationConfig(policy, limits, client=client),
     ), client

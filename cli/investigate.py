@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..agent.report.report import Report
     from ..agent.session import Session
     from ..data.store.store import Store
-    from .investigating import Wish
+    from .investigating import InvestigationRequest
 
 POLICIES = ("scripted", "llm", "random", "replay")
 EXITS: Mapping[str, int] = {"supported": 0, "open": 3, "no_explanation": 3, "budget": 4, "error": 1}
@@ -109,18 +109,18 @@ def _run(
 ) -> "list[Session]":
     from .investigating import sessions
 
-    wish = _wish(store, targets, options, resume=resume, budget=budget)
+    request = _wish(store, targets, options, resume=resume, budget=budget)
     language, _ = split(options)
     found: list[Session] = []
     heard: set[str] = set()
     with open_client(language, store, budget=None) as client, Watch(lambda id: _texts(store, id)) as watch:
-        for session in sessions(store, wish, client, _hearing(watch, form, heard)):
+        for session in sessions(store, request, client, _hearing(watch, form, heard)):
             found.append(session)
             watch.clear()
             if session.id not in heard:
                 say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
             if form == "table":
-                click.echo(_line(session) if len(wish.targets) > 1 or found[1:] else _result(session))
+                click.echo(_line(session) if len(request.targets) > 1 or found[1:] else _result(session))
         watch.clear()
         if client is not None:
             say(told(client.spent, priced=client.price is not None))
@@ -138,17 +138,17 @@ def _named(html: str, target: str) -> str:
 
 def _wish(
     store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None
-) -> "Wish":
+) -> "InvestigationRequest":
     from ..agent.loop.run import Settings
-    from .investigating import PAIRS, Wish, limits_of, resumed
-    from .opening import Opening
+    from .investigating import PAIRS, InvestigationRequest, limits_of, resumed
+    from .opening import LoadOptions
 
     language, rest = split(options)
     pairs = {name: rest.pop(name) for name in PAIRS}
     own = {name: rest.pop(name) for name in ("policy", "transcript", "seed", "scorers")}
     policy = own["policy"] or ("scripted" if language.llm is None else "llm")
     settings = Settings(hide_names=rest.pop("hide_names"))
-    wish = Wish(
+    request = InvestigationRequest(
         targets,
         policy,
         own["transcript"],
@@ -157,11 +157,11 @@ def _wish(
         own["seed"],
         own["scorers"],
         pairs,
-        Opening(**rest),
+        LoadOptions(**rest),
         language.degrees,
         language.embedder,
     )
-    return wish if resume is None else resumed(store, resume, wish)
+    return request if resume is None else resumed(store, resume, request)
 
 
 def _hearing(watch: Watch, form: Form, heard: set[str]) -> Callable[[Mapping[str, Any]], None]:

@@ -13,15 +13,15 @@ from ..agent.policies.random_policy import RandomPolicy
 from ..agent.policies.replay import ReplayPolicy
 from ..agent.policies.scripted import ScriptedPolicy
 from ..agent.policies.scripted_behaviour import ScriptedBehaviourPolicy
-from ..agent.session import Manner, Session, investigate, investigate_all
-from ..data.store.journal_values import Opened
+from ..agent.session import InvestigationConfig, Session, investigate, investigate_all
+from ..data.store.journal_values import InvestigationRecord
 from ..data.store.store import Store
 from ..llm.client import LLMClient
 from ..scorers.scorer import Scorer
 from ..subject.errors import NeuronautError
 from .causal.inputs import task_of
 from .factories import Ingredients, scorers_named
-from .opening import Opening, chosen_features, stored_sources, stored_subject
+from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
 PAIRS = ("task", "rows", "pairs", "clean", "corrupted", "answer", "wrong")
 """Options that give the pairs of a behaviour."""
@@ -29,7 +29,7 @@ Hears = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class InvestigationRequest:
     """What was asked for."""
 
     targets: tuple[str, ...]
@@ -41,11 +41,11 @@ class Wish:
     seed: int
     scorers: str
     pairs: Mapping[str, Any]
-    opening: Opening
+    load_options: LoadOptions
     degrees: float | None = 0.0
     """Temperature of the language model."""
     embedder: str | None = None
-    begun: Opened | None = None
+    begun: InvestigationRecord | None = None
     """The investigation to go on with."""
 
     @property
@@ -54,19 +54,21 @@ class Wish:
         return any(self.pairs[name] is not None for name in PAIRS if name != "rows")
 
 
-def resumed(store: Store, id: str, wish: Wish) -> Wish:
-    """The wish that an investigation was begun with."""
+def resumed(store: Store, id: str, request: InvestigationRequest) -> InvestigationRequest:
+    """The request that an investigation was begun with."""
     row = store.journal.row(id)
     said = row["settings"]
-    begun = Opened(row["id"], row["kind"], row["target"], row["policy"], said, row["provenance"], row["parent"])
-    if (row["kind"] == "behaviour") != wish.of_behaviour:
+    begun = InvestigationRecord(
+        row["id"], row["kind"], row["target"], row["policy"], said, row["provenance"], row["parent"]
+    )
+    if (row["kind"] == "behaviour") != request.of_behaviour:
         what = (
             "a behaviour; give its pairs again, with --task or --pairs" if row["kind"] == "behaviour" else "a feature"
         )
         raise NeuronautError(f"{row['id']} is about {what}")
-    target = row["target"].partition(" ")[0] if wish.of_behaviour else row["target"]
+    target = row["target"].partition(" ")[0] if request.of_behaviour else row["target"]
     return replace(
-        wish,
+        request,
         targets=(target,),
         policy=row["policy"],
         limits=Limits(**said["limits"]),
@@ -76,77 +78,77 @@ def resumed(store: Store, id: str, wish: Wish) -> Wish:
     )
 
 
-def sessions(store: Store, wish: Wish, client: LLMClient | None, hears: Hears) -> Iterator[Session]:
+def sessions(store: Store, request: InvestigationRequest, client: LLMClient | None, hears: Hears) -> Iterator[Session]:
     """Investigate all targets, one after another."""
-    if wish.of_behaviour:
-        yield _behaviour(store, wish, client, hears)
+    if request.of_behaviour:
+        yield _behaviour(store, request, client, hears)
         return
-    features = chosen_features(store, wish.targets)
-    subject = stored_subject(store, features[0].source.model, wish.opening)
-    sources = stored_sources(store, subject, features, wish.opening)
-    policy = _policy(store, wish, client)
+    features = chosen_features(store, request.targets)
+    subject = stored_subject(store, features[0].source.model, request.load_options)
+    sources = stored_sources(store, subject, features, request.load_options)
+    policy = _policy(store, request, client)
     made_from = Ingredients(
-        subject, sources, client and client.llm, store.chosen_prompts(), wish.degrees, embedder=wish.embedder
+        subject, sources, client and client.llm, store.chosen_prompts(), request.degrees, embedder=request.embedder
     )
-    judges: Sequence[Scorer] = scorers_named(wish.scorers, made_from)
-    manner = Manner(policy, wish.limits, wish.seed, client, judges, wish.settings, hears)
-    yield from investigate_all(features, subject, store, manner, sources=sources, fork=wish.begun)
+    judges: Sequence[Scorer] = scorers_named(request.scorers, made_from)
+    config = InvestigationConfig(policy, request.limits, request.seed, client, judges, request.settings, hears)
+    yield from investigate_all(features, subject, store, config, sources=sources, fork=request.begun)
 
 
-def _behaviour(store: Store, wish: Wish, client: LLMClient | None, hears: Hears) -> Session:
-    if len(wish.targets) != 1:
+def _behaviour(store: Store, request: InvestigationRequest, client: LLMClient | None, hears: Hears) -> Session:
+    if len(request.targets) != 1:
         raise NeuronautError(
-            f"{len(wish.targets)} targets came with pairs of prompts; wanted one model, as in: "
+            f"{len(request.targets)} targets came with pairs of prompts; wanted one model, as in: "
             "neuronaut investigate demo --task induction"
         )
-    subject = stored_subject(store, wish.targets[0], wish.opening)
-    task = task_of(subject, wish.pairs, seed=wish.seed)
-    if wish.begun is not None and wish.begun.target != f"{subject.name} {task.name}":
-        raise NeuronautError(f"{wish.begun.id} is about {wish.begun.target}, not {subject.name} {task.name}")
-    manner = Manner(
-        _policy(store, wish, client), wish.limits, wish.seed, client, settings=wish.settings, on_event=hears
+    subject = stored_subject(store, request.targets[0], request.load_options)
+    task = task_of(subject, request.pairs, seed=request.seed)
+    if request.begun is not None and request.begun.target != f"{subject.name} {task.name}":
+        raise NeuronautError(f"{request.begun.id} is about {request.begun.target}, not {subject.name} {task.name}")
+    config = InvestigationConfig(
+        _policy(store, request, client), request.limits, request.seed, client, settings=request.settings, on_event=hears
     )
-    return investigate(task, subject, store, manner, fork=wish.begun)
+    return investigate(task, subject, store, config, fork=request.begun)
 
 
-def _policy(store: Store, wish: Wish, client: LLMClient | None) -> Policy:
+def _policy(store: Store, request: InvestigationRequest, client: LLMClient | None) -> Policy:
     """Who decides; of an investigation that was begun, the same as then."""
-    made = POLICIES[wish.policy](store, wish, client)
-    then = None if wish.begun is None else wish.begun.settings["policy"]
+    made = POLICIES[request.policy](store, request, client)
+    then = None if request.begun is None else request.begun.settings["policy"]
     if then is not None and json.loads(json.dumps(dict(made.settings))) != then:
         model = f"; it asked {then['model']}" if "model" in then else ""
         raise NeuronautError(
-            f"{wish.begun and wish.begun.id} was begun with another {wish.policy} policy{model}; give the options that "
+            f"{request.begun and request.begun.id} was begun with another {request.policy} policy{model}; give the options that "
             "it was begun with, or investigate anew"
         )
     return made
 
 
-def _llm(store: Store, wish: Wish, client: LLMClient | None) -> Policy:
+def _llm(store: Store, request: InvestigationRequest, client: LLMClient | None) -> Policy:
     del store
     if client is None:
         raise NeuronautError(
             "the policy llm asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
         )
-    return LLMPolicy(client, temperature=wish.degrees)
+    return LLMPolicy(client, temperature=request.degrees)
 
 
-def _replay(store: Store, wish: Wish, client: LLMClient | None) -> Policy:
+def _replay(store: Store, request: InvestigationRequest, client: LLMClient | None) -> Policy:
     del client
-    if wish.transcript is None:
+    if request.transcript is None:
         raise NeuronautError("the policy replay takes the decisions of an investigation; name it with --transcript ID")
-    return ReplayPolicy(store.journal.decisions(store.journal.row(wish.transcript)["id"]))
+    return ReplayPolicy(store.journal.decisions(store.journal.row(request.transcript)["id"]))
 
 
-def _scripted(store: Store, wish: Wish, client: LLMClient | None) -> Policy:
+def _scripted(store: Store, request: InvestigationRequest, client: LLMClient | None) -> Policy:
     del store, client
-    return ScriptedBehaviourPolicy() if wish.of_behaviour else ScriptedPolicy()
+    return ScriptedBehaviourPolicy() if request.of_behaviour else ScriptedPolicy()
 
 
-POLICIES: Mapping[str, Callable[[Store, Wish, LLMClient | None], Policy]] = {
+POLICIES: Mapping[str, Callable[[Store, InvestigationRequest, LLMClient | None], Policy]] = {
     "scripted": _scripted,
     "llm": _llm,
-    "random": lambda _, wish, __: RandomPolicy(seed=wish.seed),
+    "random": lambda _, request, __: RandomPolicy(seed=request.seed),
     "replay": _replay,
 }
 

@@ -41,7 +41,7 @@ budget_option = click.option(
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class LabelSetup:
     """What both verbs open before they begin."""
 
     store: "Store"
@@ -54,7 +54,7 @@ class Work:
 
 
 @contextmanager
-def _work(
+def _open_setup(
     features: tuple[str, ...],
     database: str,
     *,
@@ -63,18 +63,18 @@ def _work(
     limit: str | None,
     mode: "Mode",
     options: dict[str, Any],
-) -> Generator[Work]:
+) -> Generator[LabelSetup]:
     from .factories import Ingredients, scorers_named
     from .factories import explainer as explainer_named
-    from .opening import Opening, chosen_features, stored_sources, stored_subject
+    from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
     language, rest = split(options)
-    opening = Opening(**rest)
+    load_options = LoadOptions(**rest)
     degrees = language.degrees
     with opened(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)
-        subject = stored_subject(store, chosen[0].source.model, opening)
-        sources = stored_sources(store, subject, chosen, opening)
+        subject = stored_subject(store, chosen[0].source.model, load_options)
+        sources = stored_sources(store, subject, chosen, load_options)
         made_from = Ingredients(
             subject,
             sources,
@@ -87,7 +87,7 @@ def _work(
         judges = scorers_named(scorers, made_from)
         chooser = scorers.split(",")[0]
         made = None if explainer is None else explainer_named(explainer, made_from, chooser=chooser)
-        yield Work(store, subject, sources, chosen, client, judges, made)
+        yield LabelSetup(store, subject, sources, chosen, client, judges, made)
 
 
 @click.command()
@@ -139,31 +139,31 @@ def label(
         raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = minutes_of(limit) if options["llm"] is None else None
-    with _work(
+    with _open_setup(
         features, database, scorers=scorers, explainer=explainer, limit=limit, mode=mode, options=options
-    ) as work:
+    ) as setup:
         if dry_run:
-            _plan(work, form, redo=redo, batch=batch)
+            _plan(setup, form, redo=redo, batch=batch)
         elif not batch:
-            _label(work, form, redo=redo, minutes=minutes)
-        elif _collected(work, split(options)[0]):
-            _label(work, form, redo=redo, minutes=None)
-            _sent(work, split(options)[0])
+            _label(setup, form, redo=redo, minutes=minutes)
+        elif _collected(setup, split(options)[0]):
+            _label(setup, form, redo=redo, minutes=None)
+            _sent(setup, split(options)[0])
 
 
-def _plan(work: Work, form: Form, *, redo: bool, batch: bool) -> None:
+def _plan(setup: LabelSetup, form: Form, *, redo: bool, batch: bool) -> None:
     from ..labelling.estimate import estimate
     from ..llm.prices import BATCH_DISCOUNT
 
-    assert work.explainer is not None
+    assert setup.explainer is not None
     plan = estimate(
-        work.features,
-        work.store,
-        work.subject,
-        explainer=work.explainer,
-        scorers=work.scorers,
-        client=work.client,
-        sources=work.sources,
+        setup.features,
+        setup.store,
+        setup.subject,
+        explainer=setup.explainer,
+        scorers=setup.scorers,
+        client=setup.client,
+        sources=setup.sources,
         redo=redo,
     )
     if batch and plan.usd is not None:
@@ -171,11 +171,11 @@ def _plan(work: Work, form: Form, *, redo: bool, batch: bool) -> None:
     emit([asdict(plan)], form, lambda _: _told_plan(plan))
 
 
-def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None:
+def _label(setup: LabelSetup, form: Form, *, redo: bool, minutes: float | None) -> None:
     from ..labelling.label import label as label_features
 
-    assert work.explainer is not None
-    left = len(work.features)
+    assert setup.explainer is not None
+    left = len(setup.features)
 
     def skip(done: int) -> None:
         nonlocal left
@@ -184,21 +184,23 @@ def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None
 
     with Progress("label", total=left, unit="features") as progress:
         results = label_features(
-            work.features,
-            work.store,
-            work.subject,
-            explainer=work.explainer,
-            scorers=work.scorers,
-            client=work.client,
-            sources=work.sources,
+            setup.features,
+            setup.store,
+            setup.subject,
+            explainer=setup.explainer,
+            scorers=setup.scorers,
+            client=setup.client,
+            sources=setup.sources,
             redo=redo,
             minutes=minutes,
             on_skip=skip,
         )
-        rows = tell(results, progress, form, work.client, kept=f"whatever was labelled is stored in {work.store.path}")
+        rows = tell(
+            results, progress, form, setup.client, kept=f"whatever was labelled is stored in {setup.store.path}"
+        )
     if form == "json":
         emit(rows, form, lambda _: "")
-    _say_end(rows, left, len(work.features) - left, work.client)
+    _say_end(rows, left, len(setup.features) - left, setup.client)
 
 
 @click.command()
@@ -242,15 +244,15 @@ def score(
             with Progress("score", total=len(chosen), unit="features") as progress:
                 rows = tell(score_from_stored(chosen, store), progress, form, None, kept=kept)
     else:
-        with _work(
+        with _open_setup(
             features, database, scorers=scorers, explainer=None, limit=limit, mode="live", options=options
-        ) as work:
-            chosen, client = work.features, work.client
+        ) as setup:
+            chosen, client = setup.features, setup.client
             results = score_features(
-                chosen, work.store, work.subject, scorers=work.scorers, client=work.client, sources=work.sources
+                chosen, setup.store, setup.subject, scorers=setup.scorers, client=setup.client, sources=setup.sources
             )
             with Progress("score", total=len(chosen), unit="features") as progress:
-                rows = tell(results, progress, form, work.client, kept=kept)
+                rows = tell(results, progress, form, setup.client, kept=kept)
     if form == "json":
         emit(rows, form, lambda _: "")
     scored = len({row["feature"] for row in rows})
@@ -262,13 +264,13 @@ def score(
         say(f"{scored:,} scored, {len(chosen) - scored:,} have nothing that could be scored")
 
 
-def _collected(work: Work, language: Language) -> bool:
+def _collected(setup: LabelSetup, language: Language) -> bool:
     """Whether nothing is under way; what ended is in the log afterwards."""
     from ..labelling.batches import collect
 
-    assert work.client is not None
+    assert setup.client is not None
     with closing(batch_api(language)) as api:
-        reports = collect(work.client, api)
+        reports = collect(setup.client, api)
     for report in reports:
         state = "collected" if report.collected else "under way"
         why = f" ({report.reason})" if report.reason else ""
@@ -279,16 +281,16 @@ def _collected(work: Work, language: Language) -> bool:
     return False
 
 
-def _sent(work: Work, language: Language) -> None:
+def _sent(setup: LabelSetup, language: Language) -> None:
     from ..labelling.batches import send
 
-    assert work.client is not None
+    assert setup.client is not None
     with closing(batch_api(language)) as api:
-        report = send(work.client, api)
+        report = send(setup.client, api)
     if report is not None:
         say(f"sent {report.requests:,} requests as batch {', '.join(report.remote)}; give the command again to collect")
-    if work.client.stopped:
-        say(f"no more was asked: {work.client.stopped}")
+    if setup.client.stopped:
+        say(f"no more was asked: {setup.client.stopped}")
 
 
 def _told_plan(plan: "Estimate") -> str:

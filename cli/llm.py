@@ -139,7 +139,7 @@ def _dollars(value: float | None) -> str:
 @click.argument("explanation_id", type=int)
 @subject_options
 @result_options
-def reproduce(explanation_id: int, database: str, form: Form, **opening: Any) -> None:
+def reproduce(explanation_id: int, database: str, form: Form, **load_options: Any) -> None:
     """Make an explanation again from the database alone, and print every prompt that led to it.
 
     Prompts are rendered from the stored evidence and must have the hash of those that were sent; replies come from
@@ -151,9 +151,9 @@ def reproduce(explanation_id: int, database: str, form: Form, **opening: Any) ->
     """
     from ..labelling.reproduce import reproduce as make_again
     from .factories import remade
-    from .opening import Opening, stored_sources, stored_subject
+    from .opening import LoadOptions, stored_sources, stored_subject
 
-    options = Opening(**opening)
+    options = LoadOptions(**load_options)
     with opened(database) as store:
         stored = store.explanation(explanation_id)
         if stored is None:

@@ -15,7 +15,7 @@ from neuronaut.agent.loop.behaviour_examiner import examine, sham
 from neuronaut.agent.loop.behaviour_lab import PARTS, BehaviourLab, prompts_of, split
 from neuronaut.agent.loop.experiments import Design, Item, Measured, Tool
 from neuronaut.agent.loop.hypotheses import Hypothesis
-from neuronaut.agent.session import Manner, Session, investigate
+from neuronaut.agent.session import InvestigationConfig, Session, investigate
 from neuronaut.agent.tools.table import tools_for
 from neuronaut.causal.circuits.nodes import parse_nodes
 from neuronaut.causal.circuits.tasks import Task, open_task
@@ -359,7 +359,9 @@ def test_a_sham_takes_every_node_for_another() -> None:
 
 def investigated(subject: Subject, task: Task) -> tuple[Session, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
-    found = investigate(task, subject, Store(":memory:"), Manner(on_event=lambda event: events.append(dict(event))))
+    found = investigate(
+        task, subject, Store(":memory:"), InvestigationConfig(on_event=lambda event: events.append(dict(event)))
+    )
     return found, events
 
 

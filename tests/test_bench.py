@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from neuronaut.agent.loop.budget import Limits
-from neuronaut.agent.session import Manner
+from neuronaut.agent.session import InvestigationConfig
 from neuronaut.benchmarks import columns, investigations
 from neuronaut.benchmarks.columns import Found, rescaled, swapped
 from neuronaut.benchmarks.comparing import difference, figures, summary, table
@@ -27,7 +27,7 @@ PLAN = Plan(
     seed="tests",
     documents=30,
     columns=("scripted", "one-shot", "swapped", "token-only"),
-    manner=Manner(limits=Limits(experiments=10)),
+    config=InvestigationConfig(limits=Limits(experiments=10)),
 )
 
 
@@ -107,7 +107,7 @@ def test_a_line_that_was_cut_off_is_made_again_and_no_other(
 
 
 def test_other_settings_are_other_findings() -> None:
-    other = replace(PLAN, manner=Manner(limits=Limits(experiments=30)))
+    other = replace(PLAN, config=InvestigationConfig(limits=Limits(experiments=30)))
     assert PLAN.settings("scripted") != other.settings("scripted")
     assert PLAN.settings("swapped") == PLAN.settings("scripted")
     assert PLAN.settings("one-shot") == other.settings("one-shot")

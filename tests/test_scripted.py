@@ -9,7 +9,7 @@ import pytest
 from neuronaut.agent.loop.view import Refused, View
 from neuronaut.agent.policies.progress import Standing
 from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy, at_positions, rivals
-from neuronaut.agent.session import Manner, Session, investigate_all
+from neuronaut.agent.session import InvestigationConfig, Session, investigate_all
 from neuronaut.agent.tools.table import tools_for
 from neuronaut.benchmarks.suite.pairs import at_pivots, told
 from neuronaut.data.corpus import Corpus
@@ -58,7 +58,7 @@ class Investigated:
 
     def run(self, store: Store, *kinds: str) -> list[Session]:
         features = [Feature.parse(f"planted:mlp.{LAYER}:{self.neurons[kind].index}") for kind in kinds]
-        return list(investigate_all(features, self.subject, store, Manner(ScriptedPolicy())))
+        return list(investigate_all(features, self.subject, store, InvestigationConfig(ScriptedPolicy())))
 
     def frozen(self, kind: str) -> dict[str, Any]:
         found = self.store.journal.event_of(self.sessions[kind].id, "frozen")

@@ -86,9 +86,9 @@ class CausalSetup:
 
 def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     """The subject, as `subject_options` say."""
-    from ..opening import Opening, load_subject
+    from ..opening import LoadOptions, load_subject
 
-    return load_subject(model, Opening(device=options["device"], dtype=options["dtype"]))
+    return load_subject(model, LoadOptions(device=options["device"], dtype=options["dtype"]))
 
 
 def open_setup(
@@ -142,7 +142,7 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
     from ...subject.address import SourceId
     from ...subject.dictionary import Dictionary
     from ...subject.opening import BUILT_IN
-    from ..opening import Opening, open_sources
+    from ..opening import LoadOptions, open_sources
 
     ids = {name: SourceId.parse(f"{subject.name}:{name}") for name in named}
     own = [name for name, id in ids.items() if (id.model, id.site, id.dictionary) not in BUILT_IN]
@@ -150,10 +150,10 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
         raise NeuronautError(
             f"--sae is one dictionary, and {', '.join(own) or 'nothing'} names one; write SITE@NAME for it, once"
         )
-    opening = Opening(**{key: options[key] for key in ("sae", "norm_scale", "allow_pickle")})
+    load_options = LoadOptions(**{key: options[key] for key in ("sae", "norm_scale", "allow_pickle")})
     found: dict[str, Dictionary] = {}
     for name in ids:
-        (source,) = open_sources(subject, [name], opening if name in own else Opening(), name=None)
+        (source,) = open_sources(subject, [name], load_options if name in own else LoadOptions(), name=None)
         assert isinstance(source, Dictionary), "the id has a dictionary"
         found[name] = source
     return found
