@@ -80,7 +80,7 @@ def matched(
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ControlRank:
     """A real effect among those of its controls, by size."""
 
     real: float
@@ -91,14 +91,14 @@ class Standing:
     """(1 + controls at least as large) / (1 + controls): how often a control would do as well."""
 
 
-def standing(real: float, controls: Sequence[float]) -> Standing:
+def rank_among(real: float, controls: Sequence[float]) -> ControlRank:
     """Rank an effect among those of its controls."""
     if not controls:
         raise NeuronautError("there are no controls to rank the effect among; draw some with other_units()")
     sizes = [abs(control) for control in controls]
     smaller, ties = sum(size < abs(real) for size in sizes), sum(size == abs(real) for size in sizes)
     percentile = 100 * (smaller + ties / 2) / len(sizes)
-    return Standing(real, tuple(controls), percentile, (1 + len(sizes) - smaller) / (1 + len(sizes)))
+    return ControlRank(real, tuple(controls), percentile, (1 + len(sizes) - smaller) / (1 + len(sizes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,10 @@ class Ranked:
 
     effect: float | None
     """None where it is withheld."""
-    standing: Standing | None
+    rank: ControlRank | None
     """None where the effect is withheld, or every control was silent."""
     silent: int
-    """Controls that changed nothing, and are left out of the standing."""
+    """Controls that changed nothing, and are left out of the rank."""
 
 
 Standings = dict[str, Ranked]
@@ -184,6 +184,6 @@ def _ranked(swept: Sweep, values: Sequence[float | None], run: str, sorts: Mappi
         start = span.stop
         acting = [at for at in span if swept.cells[at].max_change[run] > 0]
         known = [value for at in acting if (value := values[at]) is not None]
-        ranked = standing(real, known) if real is not None and known else None
+        ranked = rank_among(real, known) if real is not None and known else None
         found[sort] = Ranked(real, ranked, len(span) - len(acting))
     return found

@@ -3,7 +3,7 @@
 One edit is made at several strengths, each by itself. At each strength it has
 
     effect     the readout's mean change from the plain run over the prompts, with its interval
-    standing   that effect among those of changes of the same norm in random directions, the same ones at all strengths
+    rank       that effect among those of changes of the same norm in random directions, the same ones at all strengths
     kl, loss   on unrelated text, where it is at every position but BOS: KL(plain || edited), and the change of the
                text's own loss, both means over rows of nats per token, with their intervals
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .controls import random_directions, standing
+from .controls import random_directions, rank_among
 from .doses import Dose, DoseResponse, trend, usable
 from .edits import Edit
 from .intervene import NOTHING, Materials, Report, RowEdit, apply
@@ -139,7 +139,7 @@ def _doses(strengths: Sequence[float], seen: _Responses, sides: Tensor, *, seed:
             strength=strengths[at],
             response=mean(seen.steered[at], seed=seed),
             effect=mean(effects[at], seed=seed),
-            standing=standing(float(effects[at].double().mean()), controls) if controls else None,
+            rank=rank_among(float(effects[at].double().mean()), controls) if controls else None,
             kl=mean(sides[at, :, 0], seed=seed),
             loss=mean(sides[at, :, 1], seed=seed),
             max_change=seen.changes[at],

@@ -118,8 +118,8 @@ def _policy(store: Store, request: InvestigationRequest, client: LLMClient | Non
     if then is not None and json.loads(json.dumps(dict(made.settings))) != then:
         model = f"; it asked {then['model']}" if "model" in then else ""
         raise NeuronautError(
-            f"{request.begun and request.begun.id} was begun with another {request.policy} policy{model}; give the options that "
-            "it was begun with, or investigate anew"
+            f"{request.begun and request.begun.id} was begun with another {request.policy} policy{model}; "
+            "give the options that it was begun with, or investigate anew"
         )
     return made
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from neuronaut.agent.loop.view import Refused, View
-from neuronaut.agent.policies.progress import Standing
+from neuronaut.agent.policies.progress import PolicyState
 from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy, at_positions, rivals
 from neuronaut.agent.session import InvestigationConfig, Session, investigate_all
 from neuronaut.agent.tools.table import tools_for
@@ -163,14 +163,14 @@ def test_a_refused_plan_is_not_made_again() -> None:
     near = Refused(
         1, {"action": "use_tools", "calls": calls}, "scan_vocabulary: f has no near_miss place with 1 tokens"
     )
-    use = Standing(_view(near, step=2), tools).use(FIRST)
+    use = PolicyState(_view(near, step=2), tools).use(FIRST)
     assert use is not None and [c.args.get("carriers") for c in use.calls].count("near_miss") == 0
     assert len(use.calls) == 6, "the others are asked for together"
     alike = Refused(1, {"action": "use_tools", "calls": calls}, "scan_vocabulary: all rivals predict the same")
-    use = Standing(_view(alike, step=2), tools).use(FIRST)
+    use = PolicyState(_view(alike, step=2), tools).use(FIRST)
     assert use is not None and len(use.calls) == 1, "nobody knows which of them it was"
     alone = Refused(2, {"action": "use_tools", "calls": calls[:1]}, "scan_vocabulary: all rivals predict the same")
-    again = Standing(_view(alike, alone, step=3), tools).use(FIRST)
+    again = PolicyState(_view(alike, alone, step=3), tools).use(FIRST)
     assert again is not None and again.calls[0] != use.calls[0]
 
 

@@ -69,7 +69,7 @@ class Nodes:
         """Write down what will be done and what every rival predicts."""
         run = self._run
         run.journal.preregister(run.id, self._decider.planned(state))
-        names = [e.name for e in run.standing().experiments if e.round == state["round"] + 1]
+        names = [e.name for e in run.rival_state().experiments if e.round == state["round"] + 1]
         run.event(
             "planned",
             {"round": state["round"] + 1, "role": state["role"], "experiments": names},
@@ -81,11 +81,11 @@ class Nodes:
         """Run what is planned and not observed."""
         run = self._run
         run.catch_up()
-        _, experiments, observed = run.standing()
+        _, experiments, observed = run.rival_state()
         for experiment in (e for e in experiments if e.round == state["round"] or e.name not in observed):
             if experiment.name not in observed:
                 self._measure(experiment)
-            observation = run.standing().observations[experiment.name]
+            observation = run.rival_state().observations[experiment.name]
             shown = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
             run.event(
                 "observed",
@@ -121,7 +121,7 @@ class Nodes:
     def judge(self, state: State) -> Mapping[str, Any]:
         """Turn observations into odds, and see whether to go on."""
         run, round = self._run, state["round"]
-        rivals, experiments, observations = run.standing()
+        rivals, experiments, observations = run.rival_state()
         judged = {"round": round, "formula": FORMULA, "rivals": [told(rival) for rival in rivals]}
         run.event("judged", judged, key=f"judged:{round}")
         spent = run.journal.spent(run.id)

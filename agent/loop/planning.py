@@ -35,7 +35,7 @@ class Planner:
     def __init__(self, run: InvestigationRun, rivals: Mapping[str, Hypothesis], *, role: str, round: int) -> None:
         """`rivals` are the live hypotheses, the leader first."""
         self._lab, self._tools, self._rivals = run.lab, run.tools, rivals
-        _, self._experiments, self._observations = run.standing()
+        _, self._experiments, self._observations = run.rival_state()
         self._role, self._round, self._revision = role, round, run.revision
 
     def plan(self, calls: Sequence[Call]) -> list[Experiment]:

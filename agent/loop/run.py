@@ -34,7 +34,7 @@ class Settings:
     """Whether the target's name is kept from policies."""
 
 
-class Standing(NamedTuple):
+class RivalState(NamedTuple):
     """How the rivals stand, and on what."""
 
     rivals: tuple[Rival, ...]
@@ -65,7 +65,7 @@ class InvestigationRun:
     client: LLMClient | None = None
     """What scorers ask a language model through."""
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
-    _standing: Standing = Standing((), [], {})
+    _rival_state: RivalState = RivalState((), [], {})
     _judge: Judge | None = None
     _taken: int = 0
     """Observations that the lab knows of."""
@@ -85,25 +85,25 @@ class InvestigationRun:
             self._hypotheses[row["name"]] = Hypothesis.model_validate(row["body"])
         return self._hypotheses
 
-    def standing(self) -> Standing:
+    def rival_state(self) -> RivalState:
         """How the rivals stand, and on what."""
-        known, hypotheses = self._standing, self.hypotheses()
+        known, hypotheses = self._rival_state, self.hypotheses()
         experiments = self.journal.experiments(self.id, known=known.experiments)
         observations = self.journal.observations(self.id, known=known.observations)
         new = len(experiments) > len(known.experiments) or len(observations) > len(known.observations)
         if new or len(hypotheses) > len(known.rivals):
             self._judge = self._judge or Judge(self.lab.kind)
             rivals = self._judge.after(hypotheses, experiments, observations)
-            self._standing = Standing(rivals, experiments, observations)
-        return self._standing
+            self._rival_state = RivalState(rivals, experiments, observations)
+        return self._rival_state
 
     def verdict(self) -> Verdict:
         """What the evidence says so far."""
-        return verdict(*self.standing())
+        return verdict(*self.rival_state())
 
     def catch_up(self) -> None:
         """Let the lab know what was observed, in order, each once."""
-        _, experiments, observations = self.standing()
+        _, experiments, observations = self.rival_state()
         by_name = {experiment.name: experiment for experiment in experiments}
         for name, observation in list(observations.items())[self._taken :]:
             self._taken += 1

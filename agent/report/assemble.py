@@ -20,7 +20,7 @@ from ..loop.hypotheses import Hypothesis
 from ..loop.judging import counts_for_odds, forecasts, judge
 from ..loop.levels import LEVELS, brier, levels_of
 from ..loop.view import Rival
-from .report import Contender, Forecasted, Report, Standing, Trial
+from .report import Contender, Forecasted, OddsAtRound, Report, Trial
 
 
 def assemble(journal: Journal, id: str) -> Report:
@@ -83,12 +83,12 @@ def _contender(
     *,
     kind: str,
 ) -> Contender:
-    rounds: dict[int, Standing] = {}
+    rounds: dict[int, OddsAtRound] = {}
     for event in events:
         if event["kind"] == "judged":
             for told in event["rivals"]:
                 if told["name"] == rival.name:
-                    rounds[event["round"]] = Standing(event["round"], told["log_odds"], told["share"])
+                    rounds[event["round"]] = OddsAtRound(event["round"], told["log_odds"], told["share"])
     told = [_forecasted(experiment, observed.get(experiment.name), rival.name, kind) for experiment in experiments]
     return Contender(
         rival.name,

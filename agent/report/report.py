@@ -259,7 +259,7 @@ def _quote(text: str, sources: Iterable[str], *, whole: bool = False) -> Cited:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class OddsAtRound:
     """How a hypothesis stood after a round."""
 
     round: int
@@ -302,7 +302,7 @@ class Contender:
     silences: int
     hits: float | None
     brier: float | None
-    history: tuple[Standing, ...]
+    history: tuple[OddsAtRound, ...]
     forecasts: tuple[Forecasted, ...]
 
 

@@ -8,7 +8,7 @@ import click
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, plain, say
-from ..display import blocks, quoted, report_row, reports, signed, standing_row, standings, trusts
+from ..display import blocks, quoted, rank_row, rank_table, report_row, reports, signed, trusts
 from .inputs import (
     Asked,
     answer_options,
@@ -192,7 +192,7 @@ def _ranked(setup: CausalSetup, questions: Asked, trial: "Trial", count: int, se
         reference=setup.reference,
         seed=seed,
     )
-    return [standing_row(sort, ranked) for sort, ranked in found.items()]
+    return [rank_row(sort, ranked) for sort, ranked in found.items()]
 
 
 # Records
@@ -248,7 +248,7 @@ def _tables(rows: list[Row]) -> str:
         *map(_next, rows),
         reports(first["edits"]),
         *trusts(first["dictionaries"]),
-        standings(first["controls"], "KL to the plain run"),
+        rank_table(first["controls"], "KL to the plain run"),
     )
 
 

@@ -164,7 +164,7 @@ def _written(
 
 
 def _row(found: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
-    standing = dose.standing
+    rank = dose.rank
     return {
         "edit": found.edit,
         "strength": dose.strength,
@@ -173,8 +173,8 @@ def _row(found: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
         "effect": dose.effect.value,
         **ends(dose.effect.interval),
         "n": dose.effect.n,
-        "percentile": standing and standing.percentile,
-        "p": standing and standing.p,
+        "percentile": rank and rank.percentile,
+        "p": rank and rank.p,
         "kl": dose.kl.value,
         "loss": dose.loss.value,
         "max_change": dose.max_change,

@@ -13,7 +13,7 @@ import click
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, say
-from ..display import blocks, ends, report_row, reports, spanned, spanned_column, standing_row, standings, trusts
+from ..display import blocks, ends, rank_row, rank_table, report_row, reports, spanned, spanned_column, trusts
 from .inputs import (
     asked,
     controls_option,
@@ -411,10 +411,7 @@ def _ranked(setup: CausalSetup, task: "Task", count: int, seed: int) -> "dict[Di
         reference=setup.reference,
         seed=seed,
     )
-    return {
-        direction: [standing_row(sort, one) for sort, one in standings.items()]
-        for direction, standings in found.items()
-    }
+    return {direction: [rank_row(sort, one) for sort, one in ranks.items()] for direction, ranks in found.items()}
 
 
 def effect_row(effect: "Effect") -> Row:
@@ -450,7 +447,7 @@ def _tables(rows: list[Row], task: "Task") -> str:
         *(_worked(direction, row["edits"]) for direction, row in directions.items()),
         *trusts(rows[0]["dictionaries"]),
         *(
-            standings(row["controls"], f"{direction}, logit difference recovered")
+            rank_table(row["controls"], f"{direction}, logit difference recovered")
             for direction, row in directions.items()
         ),
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ....causal.controls import random_directions, standing
+from ....causal.controls import random_directions, rank_among
 from ....causal.edits import Edit
 from ....causal.measures import mean
 from ....causal.runs import gather, logits_at, separately
@@ -151,7 +151,7 @@ def among(value: float, controls: Sequence[float], what: str) -> tuple[Control, 
     """The control of a headline, and how the headline stands among its values."""
     drawn = torch.tensor(list(controls), dtype=torch.float64)
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    ranked = standing(value, controls)
+    ranked = rank_among(value, controls)
     return Control(what, float(drawn.mean()), low, high), {"percentile": ranked.percentile, "p": round(ranked.p, 4)}
 
 
