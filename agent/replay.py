@@ -12,7 +12,7 @@ from ..data.store.journal import Journal, investigation_id
 from ..data.store.journal_values import InvestigationRecord
 from ..subject.errors import NeuronautError
 from .loop.hypotheses import Hypothesis
-from .loop.judging import FORMULA, judge, verdict
+from .loop.judging import FORMULA, outcome_of, rank_rivals
 from .loop.nodes import told
 
 
@@ -56,11 +56,11 @@ def replay(journal: Journal, id: str) -> Replay:
         known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses if h["name"] in names}
         until = [e for e in every if e.round <= round]
         seen = {e.name: observations[e.name] for e in until if e.name in observations}
-        again = [told(rival) for rival in judge(known, until, seen, kind=kind)]
+        again = [told(rival) for rival in rank_rivals(known, until, seen, kind=kind)]
         if again != event["rivals"]:
             different.append(round)
     known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses}
-    found = verdict(judge(known, every, observations, kind=kind), every, observations)
+    found = outcome_of(rank_rivals(known, every, observations, kind=kind), every, observations)
     frozen = journal.event_of(id, "frozen")
     # A target that was refused has no hypotheses, so there is nothing to judge.
     kept = frozen is None or not known or (frozen["evidence"], frozen["hypothesis"]) == (found.answer, found.leader)

@@ -13,7 +13,7 @@ import torch
 
 from neuronaut.agent.loop.budget import Limits
 from neuronaut.agent.loop.hypotheses import Hypothesis
-from neuronaut.agent.loop.judging import judge, verdict
+from neuronaut.agent.loop.judging import outcome_of, rank_rivals
 from neuronaut.agent.loop.policy import NoActionError
 from neuronaut.agent.loop.resuming import KEPT, Latest, alone, under_way
 from neuronaut.agent.loop.run import InvestigationRun, Settings
@@ -120,7 +120,7 @@ def test_a_false_rule_is_refuted_by_what_is_seen(store: Store) -> None:
     work = finished(store, Plain('{"any":[{"when":[{"token":[" house"," garden"]}],"value":1.0}]}'))
     rivals = {rival.name: rival for rival in work.rival_state().rivals}
     assert rivals["H3"].status == "refuted"
-    assert work.verdict().leader in ("H1", "H2"), "a null predicts better"
+    assert work.outcome().leader in ("H1", "H2"), "a null predicts better"
 
 
 def test_a_policys_wish_is_no_verdict(store: Store) -> None:
@@ -375,7 +375,7 @@ def test_rivals_that_come_later_must_win_on_what_comes_later(store: Store) -> No
     work = finished(store, Plain(TRUE_RULE, rounds=4))
     _, experiments, observations = work.rival_state()
     hypotheses = {**work.hypotheses(), "H9": Hypothesis(text="late", rule=Rule.parse(TRUE_RULE))}
-    rivals = judge(hypotheses, experiments, observations, kind="feature")
+    rivals = rank_rivals(hypotheses, experiments, observations, kind="feature")
     late = next(rival for rival in rivals if rival.name == "H9")
     assert late.resolved == 0 and late.log_odds < rivals[0].log_odds - 2
-    assert verdict(rivals, experiments, observations).leader != "H9"
+    assert outcome_of(rivals, experiments, observations).leader != "H9"

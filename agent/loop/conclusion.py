@@ -54,7 +54,7 @@ class Conclusion:
     def freeze(self, state: State) -> Mapping[str, Any]:
         """Fix the leader by the odds."""
         del state
-        found, hypotheses = self._run.verdict(), self._run.hypotheses()
+        found, hypotheses = self._run.outcome(), self._run.hypotheses()
         leader = hypotheses.get(found.leader or "")
         table = None if leader is None else self._run.examiner.indescribable(leader)
         answer, reason = (found.answer, found.reason) if table is None else ("no_explanation", table)

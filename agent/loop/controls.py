@@ -16,7 +16,7 @@ import numpy as np
 
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import Hypothesis
-from .judging import counts_for_odds, judge, seen_of, verdict
+from .judging import counts_for_odds, outcome_of, rank_rivals, seen_of
 from .levels import EDGES
 
 Values = Mapping[str, Sequence[float]]
@@ -54,8 +54,8 @@ def supporter(
 
     def supported(values: Values) -> bool:
         false = {name: replace(observations[name], result={"values": list(row)}) for name, row in values.items()}
-        rivals = judge(hypotheses, experiments, false, kind=kind)
-        found = verdict(rivals, experiments, false)
+        rivals = rank_rivals(hypotheses, experiments, false, kind=kind)
+        found = outcome_of(rivals, experiments, false)
         return found.answer == "supported" and leader in (found.leader, *found.alike)
 
     return supported

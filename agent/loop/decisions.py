@@ -80,7 +80,7 @@ class Decider:
 
     def _conceded(self, state: State, action: Concede) -> Mapping[str, Any]:
         """What follows where a challenger found nothing: the end, unless the evidence is not enough for a verdict."""
-        run, found = self._run, self._run.verdict()
+        run, found = self._run, self._run.outcome()
         again = found.answer == "open" and state["challenges"] + 1 < CHALLENGES
         words = f"the challenger conceded: {action.reason}" + f"; but {found.reason}" * again
         run.event("challenged", {"verdict": words}, key=f"challenge:{state['challenges']}")

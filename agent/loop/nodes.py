@@ -19,7 +19,7 @@ from .decisions import TURNS, Decider
 from .experiments import Tool, design_of
 from .graph import Node, NodeName, State
 from .hypotheses import NULLS
-from .judging import FORMULA, Verdict, verdict
+from .judging import FORMULA, Outcome, outcome_of
 from .run import InvestigationRun
 from .target import Lab
 from .view import Rival
@@ -135,14 +135,14 @@ class Nodes:
         if state["role"] == "proposer":
             put_up = any(rival.hypothesis.kind not in NULLS for rival in rivals)
             return {"next": "plan" if put_up else "propose"}
-        return self._challenged(state, verdict(rivals, experiments, observations))
+        return self._challenged(state, outcome_of(rivals, experiments, observations))
 
     def challenge(self, state: State) -> Mapping[str, Any]:
         """Another context, which sees the leading text alone, tries to break it."""
         del state
-        return {"role": "challenger", "turns": 0, "challenged": self._run.verdict().leader}
+        return {"role": "challenger", "turns": 0, "challenged": self._run.outcome().leader}
 
-    def _challenged(self, state: State, found: Verdict) -> Mapping[str, Any]:
+    def _challenged(self, state: State, found: Outcome) -> Mapping[str, Any]:
         """What follows from a challenger's round."""
         stands = found.leader == state["challenged"] or (state["challenged"] in found.alike)
         key = f"challenge:{state['challenges']}"

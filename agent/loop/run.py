@@ -15,7 +15,7 @@ from ...llm.client import LLMClient
 from .budget import Limits
 from .experiments import Tool, design_of
 from .hypotheses import Hypothesis
-from .judging import Judge, Verdict, verdict
+from .judging import OddsUpdater, Outcome, outcome_of
 from .policy import Policy
 from .target import Examiner, Lab
 from .view import Rival
@@ -66,7 +66,7 @@ class InvestigationRun:
     """What scorers ask a language model through."""
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
     _rival_state: RivalState = RivalState((), [], {})
-    _judge: Judge | None = None
+    _updater: OddsUpdater | None = None
     _taken: int = 0
     """Observations that the lab knows of."""
 
@@ -92,14 +92,14 @@ class InvestigationRun:
         observations = self.journal.observations(self.id, known=known.observations)
         new = len(experiments) > len(known.experiments) or len(observations) > len(known.observations)
         if new or len(hypotheses) > len(known.rivals):
-            self._judge = self._judge or Judge(self.lab.kind)
-            rivals = self._judge.after(hypotheses, experiments, observations)
+            self._updater = self._updater or OddsUpdater(self.lab.kind)
+            rivals = self._updater.after(hypotheses, experiments, observations)
             self._rival_state = RivalState(rivals, experiments, observations)
         return self._rival_state
 
-    def verdict(self) -> Verdict:
+    def outcome(self) -> Outcome:
         """What the evidence says so far."""
-        return verdict(*self.rival_state())
+        return outcome_of(*self.rival_state())
 
     def catch_up(self) -> None:
         """Let the lab know what was observed, in order, each once."""

@@ -17,7 +17,7 @@ from ...data.store.journal_values import Experiment, Json, Observation
 from ...rules.language import Rule
 from ..loop.controls import claims
 from ..loop.hypotheses import Hypothesis
-from ..loop.judging import counts_for_odds, forecasts, judge
+from ..loop.judging import counts_for_odds, forecasts, rank_rivals
 from ..loop.levels import LEVELS, brier, levels_of
 from ..loop.view import Rival
 from .report import Contender, Forecasted, OddsAtRound, Report, Trial
@@ -30,7 +30,7 @@ def assemble(journal: Journal, id: str) -> Report:
     last = {event["kind"]: event for event in events}
     hypotheses, experiments, observed = journal.hypotheses(id), journal.experiments(id), journal.observations(id)
     parsed = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses}
-    rivals = judge(parsed, experiments, observed, kind=row["kind"])
+    rivals = rank_rivals(parsed, experiments, observed, kind=row["kind"])
     frozen, ended = last.get("frozen", {}), last.get("ended", {})
     origins = {h["name"]: h["origin"] for h in hypotheses}
     contenders = tuple(_contender(r, origins[r.name], events, experiments, observed, kind=row["kind"]) for r in rivals)
