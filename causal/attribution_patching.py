@@ -252,17 +252,17 @@ def attribution_patching(
 
 def _scored(task: _Task, pairs: Pairs) -> _Part:
     setting, prompts = SETTINGS[task.direction], {"clean": pairs.clean, "corrupted": pairs.corrupted}
-    assert setting.donor is not None, "patches have donors"
+    assert setting.source_run is not None, "patches have source runs"
     runs = {name: observe(task.subject, batch, task.kept) for name, batch in prompts.items()}
     task.passes.forwards += 2
     question = Question(pairs.answers, pairs.wrong, runs["clean"][0])
     values = {name: metric_of(task.metric)(logits, question).double() for name, (logits, _) in runs.items()}
-    batch, ends = prompts[setting.base], Ends(runs[setting.base][1], runs[setting.donor][1])
+    batch, ends = prompts[setting.base], Ends(runs[setting.base][1], runs[setting.source_run][1])
     slopes = Slopes(task.subject, batch, ends, question, task.metric, task.at_once, task.passes)
     towards = 1.0 if task.direction == "denoise" else -1.0
     gradients, wanted = _slopes(task, slopes, values["clean"] - values["corrupted"], values[setting.base], towards)
     scores, errors = worths(task.subject, batch, task.edits, ends, gradients, materials=task.materials)
-    totals = [((ends.donor[cut] - ends.base[cut]) * gradients[cut]).double().sum((1, 2)) for cut in task.cuts]
+    totals = [((ends.source_run[cut] - ends.base[cut]) * gradients[cut]).double().sum((1, 2)) for cut in task.cuts]
     return _Part(
         values["clean"].cpu(),
         values["corrupted"].cpu(),

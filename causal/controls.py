@@ -6,8 +6,8 @@ of the same site, or a change of the same norm in a random direction. The real e
 An edit's effect among those of its controls: the same run with other units, and with random changes of its norm.
 
 The controls of all sorts are run beside the edit (see `sweeps`), so that they cost a few forwards and meet the very
-same prompts, donors and reference. A control that changes nothing at its site, such as the ablation of a feature that
-is silent on these prompts, is no match for an edit that does: it is counted, and the edit is not ranked above it.
+same prompts, source runs and reference. A control that changes nothing at its site, such as the ablation of a feature
+that is silent on these prompts, is no match for an edit that does: it is counted, and the edit is not ranked above it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -139,12 +139,12 @@ def test_scores_are_slopes_by_finite_differences(family: str, direction: Directi
     """The site's vectors moved a little of the way by hand, in double precision."""
     subject = Subject(tiny_model(family).double(), byte_tokenizer(), name=family)
     pairs = random_pairs(subject, rows=2, positions=6)
-    base, donor, towards = (
+    base, source_run, towards = (
         (pairs.corrupted, pairs.clean, 1) if direction == "denoise" else (pairs.clean, pairs.corrupted, -1)
     )
     sites = ["embed", *(site for site in subject.sites if site.endswith(".1"))]
     found = attribution_patching(subject, pairs, Grid.of(ALL, sites=sites, positions=["3"]), direction=direction)
-    vectors = subject.read(donor.tokens, sites)
+    vectors = subject.read(source_run.tokens, sites)
     for node, site in zip(found.nodes, sites, strict=True):
 
         def moved(way: float, site: str = site) -> Tensor:

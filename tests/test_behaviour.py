@@ -22,7 +22,7 @@ from neuronaut.causal.circuits.tasks import Task, open_task
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch, Pairs
-from neuronaut.causal.runs import donors, logits_at
+from neuronaut.causal.runs import logits_at, read_source_run
 from neuronaut.data.store.journal_values import Experiment
 from neuronaut.data.store.store import Store
 from neuronaut.subject.errors import NeuronautError
@@ -217,8 +217,8 @@ def test_a_cut_is_the_patch_of_that_node_alone() -> None:
     pairs, found = lab.part("select").pairs, by_label("cut_nodes", lab, nodes=_NAMES)
     for name in _NAMES:
         (node,), edits = parse_nodes(name), [Edit.parse(f"{name}=patch")]
-        lent = Materials(donors=donors(lab.subject, pairs.corrupted, [node.site]))
-        with torch.inference_mode(), apply(lab.subject, pairs.clean, edits, materials=lent, may_idle=True):
+        patch_values = Materials(source_runs=read_source_run(lab.subject, pairs.corrupted, [node.site]))
+        with torch.inference_mode(), apply(lab.subject, pairs.clean, edits, materials=patch_values, may_idle=True):
             cut = logits_at(lab.subject, pairs.clean.tokens, pairs.clean.last)
         left = (cut.gather(1, pairs.answers[:, None]) - cut.gather(1, pairs.wrong[:, None])).mean()
         assert found[name] == pytest.approx(float((4 - left) / 8), abs=1e-4)

@@ -15,7 +15,7 @@ from neuronaut.causal.circuits.tasks import Task, generate
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch, Pairs
-from neuronaut.causal.runs import donors, gather, logits_at
+from neuronaut.causal.runs import gather, logits_at, read_source_run
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
@@ -159,9 +159,11 @@ def naive(subject: Subject, task: Task, cut: list[Edit], sources: dict[str, Dict
     values: list[Tensor] = []
     for row in range(len(task)):
         pairs = task.take([row]).pairs
-        lent = Materials(sources=sources, donors=donors(subject, pairs.corrupted, [*{edit.site for edit in cut}]))
-        lent = gather(subject, cut, materials=lent, reference=task.pairs.corrupted)
-        with torch.inference_mode(), apply(subject, pairs.clean, cut, materials=lent, may_idle=True):
+        patch_values = Materials(
+            sources=sources, source_runs=read_source_run(subject, pairs.corrupted, [*{edit.site for edit in cut}])
+        )
+        patch_values = gather(subject, cut, materials=patch_values, reference=task.pairs.corrupted)
+        with torch.inference_mode(), apply(subject, pairs.clean, cut, materials=patch_values, may_idle=True):
             logits = logits_at(subject, pairs.clean.tokens, pairs.clean.last)[0]
         values.append(logits[pairs.answers[0]] - logits[pairs.wrong[0]])
     return torch.stack(values)

@@ -75,11 +75,11 @@ def test_doses_are_what_one_run_at_a_time_shows(subject: Subject, text: str, mon
         materials=MATERIALS,
         seed=9,
     )
-    lent = gather(subject, [edit], materials=MATERIALS, reference=unrelated)
+    patch_values = gather(subject, [edit], materials=MATERIALS, reference=unrelated)
     assert tuple(dose.strength for dose in found.doses) == STRENGTHS
 
     def effect(one: Edit) -> float:
-        runs = [[alone(subject, row, given, lent)[-1].log_softmax(0) for given in (None, one)] for row in ROWS]
+        runs = [[alone(subject, row, given, patch_values)[-1].log_softmax(0) for given in (None, one)] for row in ROWS]
         changes = [after[id] - plain[id] for (plain, after), id in zip(runs, ids, strict=True)]
         return float(torch.stack(changes).mean())
 
@@ -90,7 +90,7 @@ def test_doses_are_what_one_run_at_a_time_shows(subject: Subject, text: str, mon
         assert dose.rank is not None
         wanted = [effect(control) for control in random_directions(one, count=4, seed=9)]
         assert dose.rank.controls == pytest.approx(wanted, abs=2e-5)
-        divergences, losses = side_effects(subject, one.model_copy(update={"positions": "all"}), lent)
+        divergences, losses = side_effects(subject, one.model_copy(update={"positions": "all"}), patch_values)
         for found_one, rows in ((dose.kl, divergences), (dose.loss, losses)):
             by_row = mean(rows, seed=9)
             assert found_one.value == pytest.approx(by_row.value, abs=2e-5) and found_one.n == 4

@@ -18,7 +18,7 @@ from neuronaut.causal.grids import Axis, Grid, each_position, sites_of
 from neuronaut.causal.intervene import Materials
 from neuronaut.causal.measures import Effect, Interval, Question, metric
 from neuronaut.causal.prompts import Batch, Pairs
-from neuronaut.causal.runs import compare, donors, gather, patching
+from neuronaut.causal.runs import compare, gather, patching, read_source_run
 from neuronaut.causal.sweeps import Shift, Sweep, sweep, sweep_prompts
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
@@ -90,12 +90,12 @@ def counting(subject: Subject) -> Iterator[Counter]:
 
 
 @torch.no_grad()
-def by_hand(model: Any, base: Tensor, donor: Tensor) -> Tensor:
+def by_hand(model: Any, base: Tensor, source_run: Tensor) -> Tensor:
     """Logits (layer, head, row, token) with one head's z replaced at all positions but the first, one run each."""
     projections = [block.attn.c_proj for block in model.transformer.h]
     z: list[Tensor] = []
     hooks = [p.register_forward_pre_hook(lambda _, args: z.append(args[0].clone())) for p in projections]
-    model(donor)
+    model(source_run)
     for hook in hooks:
         hook.remove()
     found = torch.zeros(LAYERS, HEADS, len(base), VOCABULARY)
@@ -122,8 +122,8 @@ def test_144_heads_take_a_tenth_of_the_forwards_and_give_the_same() -> None:
         found = sweep(subject, pairs, grid, metrics=METRICS)
     question = Question(pairs.answers, pairs.wrong, subject.logits(pairs.clean.tokens)[:, -1])
     runs = {"denoise": (pairs.corrupted, pairs.clean), "noise": (pairs.clean, pairs.corrupted)}
-    for direction, (base, donor) in runs.items():
-        logits = by_hand(subject.model, base.tokens, donor.tokens).flatten(0, 1)
+    for direction, (base, source_run) in runs.items():
+        logits = by_hand(subject.model, base.tokens, source_run.tokens).flatten(0, 1)
         for name in METRICS:
             wanted = torch.stack([metric(name)(one, question) for one in logits])
             patched = torch.tensor([cell.effect(name, direction).patched for cell in found.cells])
@@ -156,10 +156,12 @@ def test_a_forward_has_no_more_rows_than_allowed_and_that_changes_nothing() -> N
 def test_donors_of_prompts_go_with_their_rows() -> None:
     subject = deep_subject()
     pairs, site = random_pairs(subject, rows=5), "mlp.3"
-    lent = Materials(donors=donors(subject, pairs.clean, [site]))
+    patch_values = Materials(source_runs=read_source_run(subject, pairs.clean, [site]))
     grid = Grid.of(Edit.parse(f"{site}=patch"), units=range(3))
     wanted, found = (
-        sweep_prompts(subject, pairs.corrupted, grid, answers=pairs.answers, metrics=("kl",), materials=lent, at_once=n)
+        sweep_prompts(
+            subject, pairs.corrupted, grid, answers=pairs.answers, metrics=("kl",), materials=patch_values, at_once=n
+        )
         for n in (64, 2)
     )
     for one, other in zip(found.cells, wanted.cells, strict=True):
@@ -320,7 +322,7 @@ def test_what_hardly_differs_is_withheld_with_the_reason() -> None:
         ),
         (
             lambda s, p: sweep_prompts(s, p.clean, Grid.listed([Edit.parse("mlp.0=patch")]), answers=p.answers),
-            "needs a donor",
+            "needs a source run",
         ),
         (
             lambda s, p: sweep_prompts(

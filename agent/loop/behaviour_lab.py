@@ -357,8 +357,8 @@ def _restored(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node
     found: list[Effect] = []
     for nodes in sets:
         edits = edits_of(nodes, "patch")
-        lent = gather(lab.subject, edits, materials=Materials(sources=lab.sources), donor=pairs.clean)
-        with torch.inference_mode(), apply(lab.subject, pairs.corrupted, edits, materials=lent, may_idle=True):
+        patch_values = gather(lab.subject, edits, materials=Materials(sources=lab.sources), source_run=pairs.clean)
+        with torch.inference_mode(), apply(lab.subject, pairs.corrupted, edits, materials=patch_values, may_idle=True):
             logits = logits_at(lab.subject, pairs.corrupted.tokens, pairs.corrupted.last)
         patched = metric(runs.metric)(logits, question).cpu()
         found.append(

@@ -289,6 +289,6 @@ class _Hunt:
             metrics=(self._settings.metric,),
             answers=tuple(pairs.answers.tolist()),
             wrong=tuple(pairs.wrong.tolist()),
-            donors=corrupted if operation == "patch" else None,
+            source_runs=corrupted if operation == "patch" else None,
             reference=corrupted if operation == "mean" else None,
         )

@@ -38,8 +38,9 @@ METRICS = ("kl", "log_probability", "rank", "logit_difference")
 @prompts_option
 @click.option("--edit", "edits", multiple=True, metavar="SPEC", help="An intervention, see below; all work together.")
 @click.option(
+    "--source-run",
     "--donor",
-    "donors",
+    "source_runs",
     multiple=True,
     metavar="TEXT",
     help="Where =patch takes values from: one text for each prompt, of as many tokens.",
@@ -60,7 +61,7 @@ def run(
     prompts: tuple[str, ...],
     file: str | None,
     edits: tuple[str, ...],
-    donors: tuple[str, ...],
+    source_runs: tuple[str, ...],
     answer: str | None,
     wrong: str | None,
     top: int,
@@ -85,19 +86,19 @@ def run(
       neuronaut run demo "def __init__(self, name): self.name ="
       neuronaut run demo "def __init__(self, name): self.name =" --edit head.3=0 --picture next.png
       neuronaut run demo "import os" --edit demo:resid_post.2@sae:50=0 --top 10
-      neuronaut run demo "x = [1, 2" --donor "x = (1, 2" --edit resid_post.1=patch@3 --answer "]" --wrong ")"
+      neuronaut run demo "x = [1, 2" --source-run "x = (1, 2" --edit resid_post.1=patch@3 --answer "]" --wrong ")"
       neuronaut run gpt2 "When Mary and John" --edit 'pattern.5:1=knockout@last>0' --record r.json
       neuronaut run gpt2 --replay r.json
     """
     if replay is not None:
-        _replayed(model, replay, (prompts, file, edits, donors, answer, wrong, record, picture), form, options)
+        _replayed(model, replay, (prompts, file, edits, source_runs, answer, wrong, record, picture), form, options)
         return
-    of_edits = {"--record": record, "--donor": donors, "--controls": controls}
+    of_edits = {"--record": record, "--source-run": source_runs, "--controls": controls}
     if not edits and (unused := [name for name, given in of_edits.items() if given]):
         raise NeuronautError(f"{unused[0]} goes with an edit; add --edit, for example --edit mlp.2:17=0")
     setup = open_setup(model, edits, options)
     questions = asked(setup.subject, prompts, file, answer=answer, wrong=wrong)
-    rows, outcome = _edited(setup, questions, donors, top) if edits else (_plain(setup, questions, top), None)
+    rows, outcome = _edited(setup, questions, source_runs, top) if edits else (_plain(setup, questions, top), None)
     ranked = _ranked(setup, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
     rows = [row | {"controls": ranked} for row in rows]
     if outcome is not None and record is not None:
@@ -118,11 +119,11 @@ def _plain(setup: CausalSetup, questions: Asked, top: int) -> list[Row]:
     ]
 
 
-def _edited(setup: CausalSetup, questions: Asked, donors: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
+def _edited(setup: CausalSetup, questions: Asked, source_runs: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
     from ...causal.readouts import next_tokens
     from ...causal.records import observed
 
-    outcome, both = observed(setup.subject, _trial(setup, questions, donors), sources=setup.dictionaries)
+    outcome, both = observed(setup.subject, _trial(setup, questions, source_runs), sources=setup.dictionaries)
     measured = [
         {name: {"before": outcome.before[name][number], "after": outcome.after[name][number]} for name in outcome.after}
         for number in range(len(questions.texts))
@@ -148,18 +149,18 @@ def _prompt_row(setup: CausalSetup, questions: Asked, number: int, following: "S
     }
 
 
-def _trial(setup: CausalSetup, questions: Asked, donors: Sequence[str]) -> "Trial":
+def _trial(setup: CausalSetup, questions: Asked, source_runs: Sequence[str]) -> "Trial":
     from ...causal.prompts import Batch
     from ...causal.records import Trial
 
     def ids(batch: Batch | None) -> tuple[tuple[int, ...], ...] | None:
         return None if batch is None else tuple(map(tuple, batch.ids()))
 
-    patched = any(edit.needs_donor for edit in setup.edits)
-    if bool(donors) is not patched or len(donors) not in (0, len(questions.texts)):
+    patched = any(edit.needs_source_run for edit in setup.edits)
+    if bool(source_runs) is not patched or len(source_runs) not in (0, len(questions.texts)):
         raise NeuronautError(
-            f"{len(donors)} donors for {len(questions.texts)} prompts; =patch takes its values from --donor, one for "
-            "each prompt, and other edits take none"
+            f"{len(source_runs)} source runs for {len(questions.texts)} prompts; =patch takes its values from "
+            "--source-run, one for each prompt, and other edits take none"
         )
     wrong = questions.wrong
     return Trial(
@@ -168,7 +169,7 @@ def _trial(setup: CausalSetup, questions: Asked, donors: Sequence[str]) -> "Tria
         metrics=METRICS if wrong is not None else METRICS[:-1],
         answers=tuple(questions.answers.tolist()),
         wrong=None if wrong is None else tuple(wrong.tolist()),
-        donors=ids(Batch.of(setup.subject, [plain(text) for text in donors])) if donors else None,
+        source_runs=ids(Batch.of(setup.subject, [plain(text) for text in source_runs])) if source_runs else None,
         reference=ids(setup.reference),
         directions={name: tuple(vector.tolist()) for name, vector in setup.directions.items()},
     )
@@ -181,14 +182,14 @@ def _ranked(setup: CausalSetup, questions: Asked, trial: "Trial", count: int, se
 
     if not count:
         return []
-    donor = None if trial.donors is None else Batch.of(setup.subject, trial.donors)
+    source_run = None if trial.source_runs is None else Batch.of(setup.subject, trial.source_runs)
     found = among_controls(
         setup.subject,
         questions.batch,
         setup.edits[0],
         answers=questions.answers,
         count=count,
-        materials=setup.lent(donor),
+        materials=setup.patch_values(source_run),
         reference=setup.reference,
         seed=seed,
     )

@@ -60,7 +60,7 @@ material_options = all_of(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CausalSetup:
-    """A subject with edits and all that these refer to but a donor."""
+    """A subject with edits and all that these refer to but a source run."""
 
     subject: "Subject"
     edits: "tuple[Edit, ...]"
@@ -77,11 +77,13 @@ class CausalSetup:
 
         return Materials(sources=self.dictionaries, directions=self.directions)
 
-    def lent(self, donor: "Batch | None" = None) -> "Materials":
-        """The materials with the vectors of the reference, and of the donor's run, that the edits need."""
+    def patch_values(self, source_run: "Batch | None" = None) -> "Materials":
+        """The materials with the vectors of the reference, and of the source run, that the edits need."""
         from ...causal.runs import gather
 
-        return gather(self.subject, self.edits, materials=self.materials, reference=self.reference, donor=donor)
+        return gather(
+            self.subject, self.edits, materials=self.materials, reference=self.reference, source_run=source_run
+        )
 
 
 def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":

@@ -157,7 +157,7 @@ def _written(
         tokens=tokens,
         temperature=temperature,
         seed=[seed + row for row in range(count)] * len(strengths),
-        materials=setup.lent(),
+        materials=setup.patch_values(),
         may_idle=True,
     ).texts
     return [list(texts[at * count : (at + 1) * count]) for at in range(len(strengths))]

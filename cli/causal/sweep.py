@@ -198,7 +198,7 @@ def _predicted(
         direction=direction,
         metric=metric,
         line=None if line is None else _line(line),
-        materials=setup.lent(),
+        materials=setup.patch_values(),
         top=top,
         seed=seed,
     )
@@ -224,7 +224,7 @@ def _over_prompts(
 ) -> "Sweep":
     from ...causal.sweeps import sweep_prompts
 
-    if patch := next((edit for edit in setup.edits if edit.needs_donor), None):
+    if patch := next((edit for edit in setup.edits if edit.needs_source_run), None):
         raise NeuronautError(f"edit {patch} takes values from a counterpart; give pairs, not prompts")
     questions = asked(setup.subject, texts, file, answer=options["answer"], wrong=options["wrong"])
     return sweep_prompts(
@@ -379,7 +379,7 @@ def patch(
     setup = open_setup(model, edits, options)
     task = task_of(setup.subject, options, seed=seed)
     found = patching(
-        setup.subject, task.pairs, setup.edits, metrics=metrics or METRICS, materials=setup.lent(), seed=seed
+        setup.subject, task.pairs, setup.edits, metrics=metrics or METRICS, materials=setup.patch_values(), seed=seed
     )
     ranked = _ranked(setup, task, count, seed) if count else {}
     trust = {name: asdict(fidelity(setup.subject, one, task.pairs.clean)) for name, one in setup.dictionaries.items()}

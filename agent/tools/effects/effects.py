@@ -61,7 +61,7 @@ def moved(
     """Run every edit of every trial and SHAMS shams of each. `ids` are the items' tokens, `reference` the windows that
     means and draws are of. Raises NeuronautError where no edit changes anything."""
     columns = torch.tensor(list(ids))
-    lent = gather(
+    patch_values = gather(
         lab.subject,
         [edit for trial in trials for edit in trial.edits],
         materials=materials(lab),
@@ -71,10 +71,10 @@ def moved(
     for trial in trials:
         batch = batch_of(lab, [trial.place])
         plain = _centred(logits_at(lab.subject, batch.tokens, batch.last))[0]
-        seen, reports = separately(lab.subject, batch, trial.edits, _centred, materials=lent)
+        seen, reports = separately(lab.subject, batch, trial.edits, _centred, materials=patch_values)
         largest = max(largest, *(report.max_change for report in reports))
         others = [one for edit in trial.edits for one in random_directions(edit, count=SHAMS, seed=lab.seed)]
-        kept, _ = separately(lab.subject, batch, others, lambda x: _centred(x)[:, columns], materials=lent)
+        kept, _ = separately(lab.subject, batch, others, lambda x: _centred(x)[:, columns], materials=patch_values)
         real.append(trial.sense * (seen[:, 0] - plain))
         # A random direction has no sense: turned round in some trials it would cancel itself over the trials.
         sham.append((kept[:, 0] - plain[columns]).view(len(trial.edits), SHAMS, len(columns)))
