@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronaut.agent.loop.behaviour_examiner import examine, sham
+from neuronaut.agent.loop.behaviour_examiner import examine, random_control
 from neuronaut.agent.loop.behaviour_lab import PARTS, BehaviourLab, prompts_of, split
 from neuronaut.agent.loop.experiments import Design, Item, Measured, Tool
 from neuronaut.agent.loop.hypotheses import Hypothesis
@@ -350,7 +350,7 @@ def test_a_sham_takes_every_node_for_another() -> None:
     lab = lab_of("gpt2")
     design, found = use("cut_nodes", lab, nodes=_NAMES)
     planned = Experiment("o1", "cut_nodes", {}, "", False, "proposer", 1, "k", json.loads(json.dumps(asdict(design))))
-    (values,) = sham(lab, [planned], 0).values()
+    (values,) = random_control(lab, [planned], 0).values()
     assert values != list(found.values) and sorted(values) == pytest.approx(sorted(found.values), abs=1e-4)
 
 

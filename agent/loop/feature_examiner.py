@@ -28,7 +28,7 @@ from .experiments import design_of
 from .feature_lab import FeatureLab
 from .hypotheses import Hypothesis
 
-SHAMS = 3
+RANDOM_CONTROLS = 3
 """Other units whose activations stand in for the feature's."""
 LEAST_AGREEMENT = {"counterfactual": 0.75, "context": 0.65}
 """Below this balanced accuracy on the holdout's pairs an explanation is not supported, whatever its odds. Half of the
@@ -114,10 +114,12 @@ class FeatureExaminer:
         results = permuted_and_dead(real, supported, seed=self._lab.seed)
         others = len(self._lab.beside)
         if others:
-            shams = sum(map(supported, self._shams(used)))
+            random_controls = sum(map(supported, self._random_controls(used)))
             what = f"the same inputs, other units' activations: by how many of {others} it is supported, too"
             # One of them may be the feature's twin, for which the explanation does hold.
-            results.append(ControlResult("sham", what, shams <= 1 and shams < others, float(shams)))
+            results.append(
+                ControlResult("sham", what, random_controls <= 1 and random_controls < others, float(random_controls))
+            )
         return results
 
     def shortfall(self, scores: Sequence[Score]) -> str | None:
@@ -136,9 +138,9 @@ class FeatureExaminer:
         rows = self._lab.store.list_rows(self._lab.feature.source, limit=None)
         alive = [int(str(row["feature"]).rstrip("-").rpartition(":")[2]) for row in rows if row["status"] != "dead"]
         others = sorted(set(alive) - {self._lab.feature.index})
-        return [int(i) for i in rng.permutation(others)[:SHAMS]]
+        return [int(i) for i in rng.permutation(others)[:RANDOM_CONTROLS]]
 
-    def _shams(self, experiments: Sequence[Experiment]) -> Iterator[dict[str, list[float]]]:
+    def _random_controls(self, experiments: Sequence[Experiment]) -> Iterator[dict[str, list[float]]]:
         """What each unit beside it does at the items' pivots, in units of its own strongest value there."""
         designs = [design_of(experiment.design) for experiment in experiments]
         ends = np.cumsum([len(design.items) for design in designs])[:-1]

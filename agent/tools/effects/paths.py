@@ -161,8 +161,8 @@ class Cuts:
         """(edit, active place)."""
         return torch.stack([self.share(edit) for edit in edits])
 
-    def shams(self, edit: Edit, *, count: int) -> Tensor:
-        """Shares of changes of the edit's norm in random directions: (sham, active place)."""
+    def random_controls(self, edit: Edit, *, count: int) -> Tensor:
+        """Shares of changes of the edit's norm in random directions: (control, active place)."""
         return self.shares(random_directions(edit, count=count, seed=self.lab.seed))
 
 

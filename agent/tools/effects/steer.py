@@ -79,7 +79,7 @@ class Steer:
 def _curve(design: Design, seen: Moved, ids: list[int], seed: int) -> dict[str, Any]:
     """Mean effect on the asked tokens by strength with its interval over places, and what random directions do."""
     strengths, asked = design.plan["strengths"], asked_weights(design)
-    real, sham = seen.real[:, :, ids] @ asked, seen.sham.mean(0) @ asked
+    real, random_control = seen.real[:, :, ids] @ asked, seen.random_control.mean(0) @ asked
     means = [mean(column, seed=seed) for column in real.T]
     found = trend(strengths, [one.value for one in means])
     curve = [
@@ -90,7 +90,7 @@ def _curve(design: Design, seen: Moved, ids: list[int], seed: int) -> dict[str, 
             "high": one.interval and round(one.interval.high, 4),
             **_range(controls),
         }
-        for strength, one, controls in zip(strengths, means, sham, strict=True)
+        for strength, one, controls in zip(strengths, means, random_control, strict=True)
     ]
     zero = curve[strengths.index(0.0)]["effect"]
     return {"curve": curve, "sense": found.sense, "monotone": found.sense is not None, "zero_dose": zero}
