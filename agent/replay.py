@@ -13,7 +13,7 @@ from ..data.store.journal_values import InvestigationRecord
 from ..subject.errors import NeuronautError
 from .loop.hypotheses import Hypothesis
 from .loop.judging import FORMULA, outcome_of, rank_rivals
-from .loop.nodes import told
+from .loop.nodes import rival_row
 
 
 class Replay(NamedTuple):
@@ -56,7 +56,7 @@ def replay(journal: Journal, id: str) -> Replay:
         known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses if h["name"] in names}
         until = [e for e in every if e.round <= round]
         seen = {e.name: observations[e.name] for e in until if e.name in observations}
-        again = [told(rival) for rival in rank_rivals(known, until, seen, kind=kind)]
+        again = [rival_row(rival) for rival in rank_rivals(known, until, seen, kind=kind)]
         if again != event["rivals"]:
             different.append(round)
     known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses}

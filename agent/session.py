@@ -18,7 +18,7 @@ from ..data.store.journal_values import End, InvestigationRecord
 from ..data.store.store import Store
 from ..explainers.rule import RuleExplainer
 from ..labelling.inputs import EvidenceLoader
-from ..labelling.label import CHUNK, opened
+from ..labelling.label import CHUNK, open_harvested
 from ..llm.client import LLMClient
 from ..llm.prices import cost
 from ..scorers.scorer import Scorer
@@ -262,7 +262,7 @@ def prepare(
     seed: int,
 ) -> Iterator[Prepared]:
     """Labs and examiners of features of one source: their evidence, and one-shot explanations, from shared forwards."""
-    source = opened(store, subject, features[0].source, sources)
+    source = open_harvested(store, subject, features[0].source, sources)
     loader = EvidenceLoader(store, subject, source, seed=seed)
     evidence = {feature: store.evidence(feature) for feature in features}
     batch = loader.train(list(evidence.values()))

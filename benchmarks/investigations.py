@@ -45,7 +45,7 @@ class Place(NamedTuple):
     @property
     def name(self) -> str:
         """As lines have it; a private seed is told by its hash."""
-        return f"level {self.level}, {told(self.seed)}, {self.units} units, {self.documents} documents"
+        return f"level {self.level}, {format_seed(self.seed)}, {self.units} units, {self.documents} documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Plan:
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def told(seed: int | str) -> str:
+def format_seed(seed: int | str) -> str:
     """A seed in words that may be published."""
     number, _, part = str(seed).partition("/")
     of = f", part {part}" if part else ""

@@ -172,7 +172,7 @@ def patch_among_controls(
 
 
 def _grid(edit: Edit, sorts: Mapping[str, Sequence[Edit]]) -> Grid:
-    return Grid.listed([edit, *(control for controls in sorts.values() for control in controls)])
+    return Grid.of_edits([edit, *(control for controls in sorts.values() for control in controls)])
 
 
 def _ranked(swept: Sweep, values: Sequence[float | None], run: str, sorts: Mapping[str, Sequence[Edit]]) -> Standings:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..subject.errors import NeuronautError
-from .common import Progress, debug_option, keeping, opened, say
-from .llm_options import llm_options, open_client, split, told
+from .common import Progress, debug_option, keeping, open_store, say
+from .llm_options import format_spent, llm_options, open_client, split
 
 if TYPE_CHECKING:
     from ..benchmarks.investigations import Line, Plan
@@ -104,17 +104,17 @@ def planted(out: Path | None, keep: Path | None, *, as_json: bool, **options: An
       neuronaut bench planted --seed "a phrase that nobody has seen" -m openai:gpt-4o-mini --budget usd=0.2
     """
     from ..benchmarks.comparing import summary, table
-    from ..benchmarks.investigations import told as seed_told
+    from ..benchmarks.investigations import format_seed
 
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         plan, client = _plan(options, stack, keep)
-        seed = seed_told(plan.seed)
+        seed = format_seed(plan.seed)
         say(f"{plan.units} units each of level {', '.join(map(str, plan.levels))}, {seed}")
         lines = _run(plan, out, keep)
         if client is not None:
-            say(told(client.spent, priced=client.price is not None))
+            say(format_spent(client.spent, priced=client.price is not None))
     if as_json:
         click.echo(json.dumps({"benchmark": "planted", "seed": seed, "units": plan.units, **summary(lines)}))
     else:
@@ -150,7 +150,7 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
     if language.llm is not None:
         calls = str(keep / "calls.db") if keep is not None else ":memory:"
         client = stack.enter_context(
-            open_client(language, stack.enter_context(opened(calls, create=True)), budget=None)
+            open_client(language, stack.enter_context(open_store(calls, create=True)), budget=None)
         )
         assert client is not None, "a model was named"
         policy = LLMPolicy(client, temperature=language.degrees)

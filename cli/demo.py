@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import display
-from .common import Form, Progress, Row, emit, form_options, opened, say
+from .common import Form, Progress, Row, emit, form_options, open_store, say
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
@@ -39,7 +39,7 @@ def demo(database: str, form: Form) -> None:
 
     say("1/4 loading the built-in model")
     subject = load_subject("demo", LoadOptions())
-    with opened(database, create=True, write=True) as store:
+    with open_store(database, create=True, write=True) as store:
         chosen = _harvest(subject, store)
         rows = _label(subject, store, chosen)
         found = store.search_rows(QUERY, limit=3)

@@ -20,7 +20,7 @@ from .common import (
     debug_option,
     emit,
     min_score_option,
-    opened,
+    open_store,
     result_options,
     say,
     source_option,
@@ -101,7 +101,7 @@ def export(kind: str, output: str, source: str | None, min_score: float | None, 
             raise click.UsageError(f"--{name.replace('_', '-')} is not for --format {kind}; it goes with {others}")
     if takes and output == "-":
         raise click.UsageError(f"--format {kind} writes several files; name their folder with -o")
-    with opened(database) as store:
+    with open_store(database) as store:
         writer(ExportRequest(store, output, source, min_score, options))
 
 
@@ -224,7 +224,7 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
     if source is not None and model_id is not None:
         raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
     paths = list(dict.fromkeys(path for named in files for path in tables(named)))
-    with opened(database, write=True) as store, store.transaction():
+    with open_store(database, write=True) as store, store.transaction():
         sources = Sources(store, source=None if source is None else SourceId.parse(source), model=model_id)
         reports = [
             import_file(store, path, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())

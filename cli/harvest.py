@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Count, Form, Progress, Row, emit, keeping, opened, result_options, say
+from .common import Count, Form, Progress, Row, emit, keeping, open_store, result_options, say
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
@@ -78,7 +78,7 @@ def harvest(
     sources = open_sources(subject, sites, options, name=name)
     for line in pass_gate(subject, sources, text, window=window, force=force):
         say(line)
-    with opened(database, create=True, write=True) as store:
+    with open_store(database, create=True, write=True) as store:
         rows = collect(
             subject,
             sources,

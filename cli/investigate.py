@@ -9,9 +9,9 @@ import click
 
 from . import display
 from .causal.inputs import output_option, pair_options, seed_option, write
-from .common import Form, as_json, emit, keeping, opened, result_options, say
+from .common import Form, as_json, emit, keeping, open_store, result_options, say
 from .label import scorer_option, subject_options
-from .llm_options import llm_options, open_client, split, told
+from .llm_options import format_spent, llm_options, open_client, split
 from .progress_view import Watch
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def investigate(
     """
     _check(targets, options, resume=resume, budget=budget)
     with (
-        opened(database, create=options["task"] is not None or options["pairs"] is not None, write=True) as store,
+        open_store(database, create=options["task"] is not None or options["pairs"] is not None, write=True) as store,
         keeping(lambda: f"all that was done is stored in {store.path}"),
     ):
         found = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html)
@@ -123,7 +123,7 @@ def _run(
                 click.echo(_line(session) if len(request.targets) > 1 or found[1:] else _result(session))
         watch.clear()
         if client is not None:
-            say(told(client.spent, priced=client.price is not None))
+            say(format_spent(client.spent, priced=client.price is not None))
     if html is not None:
         for session in found:
             write_page(store, session.report, html if len(found) == 1 else _named(html, session.report.target))

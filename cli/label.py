@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import display
-from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, opened, result_options, say
-from .llm_options import Language, batch_api, llm_options, open_client, split, told
+from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, open_store, result_options, say
+from .llm_options import Language, batch_api, format_spent, llm_options, open_client, split
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
@@ -71,7 +71,7 @@ def _open_setup(
     language, rest = split(options)
     load_options = LoadOptions(**rest)
     degrees = language.degrees
-    with opened(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
+    with open_store(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)
         subject = stored_subject(store, chosen[0].source.model, load_options)
         sources = stored_sources(store, subject, chosen, load_options)
@@ -239,7 +239,7 @@ def score(
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")
     kept, client = f"whatever was scored is stored in {database}", None
     if from_stored:
-        with opened(database, write=True) as store:
+        with open_store(database, write=True) as store:
             chosen = chosen_features(store, features)
             with Progress("score", total=len(chosen), unit="features") as progress:
                 rows = tell(score_from_stored(chosen, store), progress, form, None, kept=kept)
@@ -257,7 +257,7 @@ def score(
         emit(rows, form, lambda _: "")
     scored = len({row["feature"] for row in rows})
     if client is not None:
-        say(told(client.spent, priced=client.price is not None))
+        say(format_spent(client.spent, priced=client.price is not None))
     if client is not None and client.stopped:
         say(f"{scored:,} scored of {len(chosen):,}: {client.stopped}; give the command again to go on")
     else:
@@ -305,7 +305,7 @@ def _told_plan(plan: "Estimate") -> str:
 def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") -> None:
     say(_summary(Counter(row["status"] for row in rows), skipped=done))
     if client is not None:
-        say(told(client.spent, priced=client.price is not None))
+        say(format_spent(client.spent, priced=client.price is not None))
     if len(rows) < left and (client is None or client.mode == "live"):
         why = client.stopped if client is not None and client.stopped else "the time is spent"
         say(f"{left - len(rows):,} features are left: {why}; give the command again to go on")
@@ -322,7 +322,7 @@ def tell(
             counts = Counter(row["status"] for row in rows)
             note = [f"{count} {status}" for status, count in counts.items()]
             if client is not None:
-                note.append(told(client.spent, priced=client.price is not None))
+                note.append(format_spent(client.spent, priced=client.price is not None))
             progress.reach(len(rows), ", ".join(note))
             if form == "nl":
                 progress.echo(as_json(rows[-1]))

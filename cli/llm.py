@@ -10,7 +10,7 @@ import click
 
 from ..subject.errors import NeuronautError
 from . import display
-from .common import Form, Row, emit, limit_option, opened, result_options, say
+from .common import Form, Row, emit, limit_option, open_store, result_options, say
 from .display import Column
 from .label import subject_options
 
@@ -46,7 +46,7 @@ def log(limit: int, status: str | None, prompt: str | None, full: bool, database
       neuronaut llm log --status refused --full
       neuronaut llm log --prompt detection --limit 3 --json
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         rows = [
             row | {"request": json.loads(row["request"])}
             for row in store.calls.rows(limit=limit, status=status, prompt=prompt)
@@ -65,7 +65,7 @@ def stats(database: str, form: Form) -> None:
     Examples:
       neuronaut llm stats --json
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         rows = store.calls.statistics()
     emit(rows, form, _statistics)
 
@@ -154,7 +154,7 @@ def reproduce(explanation_id: int, database: str, form: Form, **load_options: An
     from .opening import LoadOptions, stored_sources, stored_subject
 
     options = LoadOptions(**load_options)
-    with opened(database) as store:
+    with open_store(database) as store:
         stored = store.explanation(explanation_id)
         if stored is None:
             raise NeuronautError(f"there is no explanation {explanation_id}; show FEATURE --provenance tells the ids")

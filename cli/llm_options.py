@@ -132,7 +132,7 @@ def batch_api(language: Language) -> "BatchAPI":
     return BatchAPI(name, base_url=language.base_url, thinking=language.thinking, temperature_fixed=fixed)
 
 
-def told(spent: "Spent", *, priced: bool) -> str:
+def format_spent(spent: "Spent", *, priced: bool) -> str:
     """What a run used, in words."""
     tokens = spent.input_tokens + spent.output_tokens
     cost = f", ${spent.usd:,.4f}" if priced else ""

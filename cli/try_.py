@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import display
-from .common import Form, Row, emit, opened, plain, result_options
+from .common import Form, Row, emit, open_store, plain, result_options
 from .label import subject_options
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
     from .opening import LoadOptions, one_feature, stored_sources, stored_subject
 
     options = LoadOptions(**load_options)
-    with opened(database) as store:
+    with open_store(database) as store:
         chosen = one_feature(store, feature)
         best = store.best(chosen)
         subject = stored_subject(store, chosen.source.model, options)

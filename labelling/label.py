@@ -140,7 +140,7 @@ def parts(
         members = list(group)
         if done.issuperset(members):
             continue
-        loader = EvidenceLoader(job.store, subject, opened(job.store, subject, source_id, sources))
+        loader = EvidenceLoader(job.store, subject, open_harvested(job.store, subject, source_id, sources))
         # Chunks and parts are cut from all features, done or not, so that a call that goes on cuts the same ones.
         for start in range(0, len(members), CHUNK):
             if until is not None and time.monotonic() > until:
@@ -226,7 +226,9 @@ def _keep_prompts(job: Job) -> None:
         job.store.keep_prompt(prompt.hash, prompt.name, prompt.text)
 
 
-def opened(store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None) -> Source:
+def open_harvested(
+    store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None
+) -> Source:
     """The source, open already or opened as the store knows it; an error if it is not the one that was harvested."""
     source = (sources or {}).get(source_id) or open_stored(store, subject, source_id)
     revision = getattr(source, "revision", "")
@@ -286,7 +288,7 @@ def _parts(
     sources: Mapping[SourceId, Source] | None,
 ) -> Iterator[LLMTask[list[_Scored]]]:
     for source_id, group in groupby(sorted(features, key=lambda f: str(f.source)), key=lambda f: f.source):
-        loader = EvidenceLoader(store, subject, opened(store, subject, source_id, sources))
+        loader = EvidenceLoader(store, subject, open_harvested(store, subject, source_id, sources))
         members = [(f, best) for f in group if (best := store.best(f)) is not None and best.explanation.text]
         size = CHUNK if client is None else PART
         for start in range(0, len(members), size):

@@ -1,10 +1,10 @@
 """Simulation scoring by a language model, as published: it reads an explanation and predicts each token's activation.
 
-The highest-peaking holdout windows and as many random ones are simulated ("top_random"); the random half of
-the same judgements is the set "random". The truth is the raw activation, the prediction the expected value on the
-simulator's scale (0 to 10), so the correlation is the preferred score and nothing is calibrated (see published_metrics.py).
-The same simulator is asked twice more, without an explanation and with another feature's: what those score is
-what the score of this explanation is worth. How the model is asked is the backend's part.
+The highest-peaking holdout windows and as many random ones are simulated ("top_random"); the random half of the same
+judgements is the set "random". The truth is the raw activation, the prediction the expected value on the simulator's
+scale (0 to 10), so the correlation is the preferred score and nothing is calibrated (see published_metrics.py). The
+same simulator is asked twice more, without an explanation and with another feature's: what those score is what the
+score of this explanation is worth. How the model is asked is the backend's part.
 """
 
 from collections import Counter

@@ -14,7 +14,7 @@ from neuronaut.agent.session import InvestigationConfig
 from neuronaut.benchmarks import columns, investigations
 from neuronaut.benchmarks.columns import Found, rescaled, swapped
 from neuronaut.benchmarks.comparing import difference, figures, summary, table
-from neuronaut.benchmarks.investigations import Line, Plan, graded, read, run, told
+from neuronaut.benchmarks.investigations import Line, Plan, format_seed, graded, read, run
 from neuronaut.benchmarks.suite import Unit, World, grader
 from neuronaut.cli.main import main
 from neuronaut.data.store.store import Store
@@ -189,8 +189,8 @@ def test_causal_claims_count_where_there_is_something_to_claim_or_something_was_
 
 
 def test_a_private_seed_is_not_told() -> None:
-    assert told(7) == "public seed 7" and told("7/1") == "public seed 7, part 1"
-    assert "swordfish" not in told("swordfish/2") and told("swordfish") in told("swordfish/2")
+    assert format_seed(7) == "public seed 7" and format_seed("7/1") == "public seed 7, part 1"
+    assert "swordfish" not in format_seed("swordfish/2") and format_seed("swordfish") in format_seed("swordfish/2")
 
 
 def test_units_are_spread_evenly_over_worlds() -> None:

@@ -16,7 +16,7 @@ from neuronaut.agent.report.citations import uncited
 from neuronaut.cli import investigating
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
-from neuronaut.cli.progress_view import Watch, told
+from neuronaut.cli.progress_view import Watch, format_event
 from neuronaut.data.store.store import Store
 from tests import journals, planted
 
@@ -288,7 +288,7 @@ def test_every_kind_of_event_is_told_on_one_line(capsys: pytest.CaptureFixture[s
     with Store(":memory:") as store:
         events = store.journal.events(journals.fill(store.journal))
     assert {event["kind"] for event in events} >= KINDS
-    assert all(told(event) and "\n" not in told(event) for event in events)
+    assert all(format_event(event) and "\n" not in format_event(event) for event in events)
     plain = watched(events, capsys, live=False)
     assert len(plain.splitlines()) == len(events)
     assert "\x1b" not in plain

@@ -11,7 +11,7 @@ from neuronaut.agent.policies.progress import PolicyState
 from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy, at_positions, rivals
 from neuronaut.agent.session import InvestigationConfig, Session, investigate_all
 from neuronaut.agent.tools.table import tools_for
-from neuronaut.benchmarks.suite.pairs import at_pivots, told
+from neuronaut.benchmarks.suite.pairs import at_pivots, pair_accuracy
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
@@ -68,7 +68,7 @@ class Investigated:
     def agreement(self, neuron: PlantedNeuron, rule: Rule) -> float:
         pairs = counterfactuals(neuron, self.windows)
         half = max(max(neuron.truth(words)) for words in self.windows) / 2
-        return told(pairs, at_pivots(rule, pairs), half=half)
+        return pair_accuracy(pairs, at_pivots(rule, pairs), half=half)
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,7 @@ class Nodes:
         """Turn observations into odds, and see whether to go on."""
         run, round = self._run, state["round"]
         rivals, experiments, observations = run.rival_state()
-        judged = {"round": round, "formula": FORMULA, "rivals": [told(rival) for rival in rivals]}
+        judged = {"round": round, "formula": FORMULA, "rivals": [rival_row(rival) for rival in rivals]}
         run.event("judged", judged, key=f"judged:{round}")
         spent = run.journal.spent(run.id)
         limits = {kind: value for kind, value in asdict(run.limits).items() if value is not None}
@@ -170,7 +170,7 @@ def _measured(tool: Tool[Any], experiment: Experiment, lab: Lab) -> Observation:
     return Observation("ok", asdict(measured), None, {})
 
 
-def told(rival: Rival) -> dict[str, Any]:
+def rival_row(rival: Rival) -> dict[str, Any]:
     """How a rival stands, as events tell it."""
     row = asdict(rival)
     return {**{key: value for key, value in row.items() if key != "hypothesis"}, "kind": rival.hypothesis.kind}

@@ -197,6 +197,6 @@ def at_pivots(rule: Rule, pairs: Sequence[Pair]) -> NDArray[np.float32]:
     return said[np.arange(len(pairs)), [pair.pivot for pair in pairs]]
 
 
-def told(pairs: Sequence[Pair], said: NDArray[np.float32], *, half: float) -> float:
+def pair_accuracy(pairs: Sequence[Pair], said: NDArray[np.float32], *, half: float) -> float:
     """The share of edited pivots at which the prediction is on the truth's side of `half`."""
     return float(((said > half) == (np.array([pair.now for pair in pairs]) > half)).mean())

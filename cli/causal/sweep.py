@@ -140,7 +140,7 @@ def _grid(setup: CausalSetup, over: str | None, batch: "Batch") -> "Grid":
             f"--over {over}: there is no axis {wrong[0]!r}; wanted {', '.join(AXES)} with commas between"
         )
     if not axes:
-        return Grid.listed(setup.edits)
+        return Grid.of_edits(setup.edits)
     if len(setup.edits) != 1:
         raise NeuronautError(f"--over goes with one edit, and {len(setup.edits)} are given; leave it out, or name one")
     (edit,) = setup.edits

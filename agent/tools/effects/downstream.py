@@ -64,7 +64,7 @@ class Downstream:
         what = f"the strongest change of any unit under {RANDOM_CONTROLS} random changes of the same norm"
         control, rank = among(headline.value, random_control.amax(-1).tolist(), what)
 
-        def listed(kind: str) -> list[dict[str, Any]]:
+        def unit_rows(kind: str) -> list[dict[str, Any]]:
             chosen = [unit for unit in order if names[unit].startswith(kind)][: design.plan["top"]]
             return [
                 {
@@ -76,7 +76,7 @@ class Downstream:
                 for unit in chosen
             ]
 
-        heads = [{name: value for name, value in one.items() if name != "raised_by"} for one in listed("head")]
+        heads = [{name: value for name, value in one.items() if name != "raised_by"} for one in unit_rows("head")]
         return Measured(
             (),
             headline.value,
@@ -86,7 +86,7 @@ class Downstream:
             "standard deviations of the unit",
             "each unit's own standard deviation over the windows' positions",
             control,
-            {"first": names[order[0]], "neurons": listed("mlp"), "heads": heads, **rank},
+            {"first": names[order[0]], "neurons": unit_rows("mlp"), "heads": heads, **rank},
         )
 
 
