@@ -49,7 +49,16 @@ def replay(journal: Journal, id: str) -> Replay:
     rounds = {event["round"]: event for event in journal.events(id, kind="judged")}
     others = tuple({event["formula"] for event in rounds.values()} - {FORMULA})
     if (broken := journal.broken_link(id)) is not None:
-        return Replay(id, len(rounds), tuple(rounds), "open", None, False, broken, others)
+        return Replay(
+            id=id,
+            rounds=len(rounds),
+            different=tuple(rounds),
+            answer="open",
+            leader=None,
+            frozen=False,
+            broken=broken,
+            formulas=others,
+        )
     different = []
     for round, event in rounds.items():
         names = {rival["name"] for rival in event["rivals"]}
@@ -64,7 +73,16 @@ def replay(journal: Journal, id: str) -> Replay:
     frozen = journal.event_of(id, "frozen")
     # A target that was refused has no hypotheses, so there is nothing to judge.
     kept = frozen is None or not known or (frozen["evidence"], frozen["hypothesis"]) == (found.answer, found.leader)
-    return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, None, others)
+    return Replay(
+        id=id,
+        rounds=len(rounds),
+        different=tuple(different),
+        answer=found.answer,
+        leader=found.leader,
+        frozen=kept,
+        broken=None,
+        formulas=others,
+    )
 
 
 def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> InvestigationRecord:
@@ -78,13 +96,13 @@ def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> In
     if seed is not None:
         settings["seed"] = seed
     new = InvestigationRecord(
-        investigation_id(row["kind"], row["target"], row["policy"], settings),
-        row["kind"],
-        row["target"],
-        row["policy"],
-        settings,
-        row["provenance"],
-        row["id"],
+        id=investigation_id(row["kind"], row["target"], row["policy"], settings),
+        kind=row["kind"],
+        target=row["target"],
+        policy=row["policy"],
+        settings=settings,
+        provenance=row["provenance"],
+        parent=row["id"],
     )
     journal.fork(row["id"], new, step=step)
     return new

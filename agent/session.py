@@ -108,7 +108,12 @@ class InvestigationConfig:
             "git": code_revision(),
         }
         return InvestigationRecord(
-            investigation_id(kind, target, policy.name, said), kind, target, policy.name, said, provenance
+            id=investigation_id(kind, target, policy.name, said),
+            kind=kind,
+            target=target,
+            policy=policy.name,
+            settings=said,
+            provenance=provenance,
         )
 
     def price(self, reply: Any) -> float:

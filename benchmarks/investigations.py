@@ -189,7 +189,9 @@ def _lines(plan: Plan, place: Place, known: Mapping[Key, Line], keep: Path | Non
         done = {line.grade.unit for line in of[column]}
         left = [unit for unit in world.units if unit.address not in done]
         yield from of[column]
-        for line in _column(plan, place, column, left, world, judge, made, keep):
+        for line in _column(
+            plan, place=place, column=column, units=left, world=world, judge=judge, made=made, keep=keep
+        ):
             made[column].append(line)
             yield line
 

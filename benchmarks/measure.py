@@ -134,13 +134,13 @@ def _labelled(explanation: Explanation, scores: Mapping[str, float | None]) -> L
     rule = Rule.parse(explanation.rule) if explanation.rule else None
     group = str(explanation.feature.source).partition(":")[2]
     return Labelled(
-        str(explanation.feature),
-        group,
-        explanation.status,
-        explanation.text or explanation.reason,
-        len((explanation.text or "").split()) if rule else None,
-        rule.length() if rule else None,
-        scores,
+        feature=str(explanation.feature),
+        group=group,
+        status=explanation.status,
+        text=explanation.text or explanation.reason,
+        words=len((explanation.text or "").split()) if rule else None,
+        length=rule.length() if rule else None,
+        scores=scores,
     )
 
 

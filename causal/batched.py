@@ -88,9 +88,15 @@ def measure(
     with alike(subject, edits):
         first = _first_layers(subject, edits)
         parts = [
-            _Part(subject, edits, metrics, _patch_value(materials, part), at_once, first, cost).measured(
-                {name: batch.take(part) for name, batch in prompts.items()}, settings, _rows(question, part)
-            )
+            _Part(
+                subject=subject,
+                edits=edits,
+                metrics=metrics,
+                materials=_patch_value(materials, part),
+                at_once=at_once,
+                first=first,
+                cost=cost,
+            ).measured({name: batch.take(part) for name, batch in prompts.items()}, settings, _rows(question, part))
             for part in rows
         ]
     changes = {name: torch.stack([part.changes[name] for part in parts]).amax(0) for name in settings}
@@ -187,7 +193,9 @@ class _Part:
                 given = replace(
                     self.materials, source_runs={site: patch_values[site] for site in sites & patch_values.keys()}
                 )
-                found, reports = self._forward(batch, chosen, layer, known, given, question)
+                found, reports = self._forward(
+                    batch, edits=chosen, layer=layer, known=known, materials=given, question=question
+                )
                 values |= dict(zip(part.tolist(), found, strict=True))
                 changes[part] = torch.tensor([report.max_change for report in reports])
                 self.cost.add(len(batch) * len(part), (layers - layer) / layers)

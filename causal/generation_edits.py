@@ -101,7 +101,9 @@ def growing(
     touched = torch.zeros((len(batch), columns), dtype=torch.bool)
     touched[which, positions + offset[which]] = True
     work = _work(subject, batch, edit, (which, positions), materials)
-    return Growing(edit, rows, work, meant, touched, torch.zeros((), device=subject.device))
+    return Growing(
+        edit=edit, rows=rows, work=work, meant=meant, touched=touched, change=torch.zeros((), device=subject.device)
+    )
 
 
 def _check(edit: Edit, rows: Sequence[int], scope: Scope, count: int) -> None:

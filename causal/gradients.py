@@ -169,7 +169,14 @@ def worths(
     for index, edit in enumerate(edits):
         kinds.setdefault((edit.site, edit.dictionary, edit.direction), []).append(index)
     for (site, dictionary, _), members in kinds.items():
-        table = _table(subject, edits[members[0]], ends.base[site], ends.source_run[site], gradients[site], materials)
+        table = _table(
+            subject,
+            edit=edits[members[0]],
+            base=ends.base[site],
+            source_run=ends.source_run[site],
+            gradient=gradients[site],
+            materials=materials,
+        )
         summed: dict[str, Tensor] = {}
         for index in members:
             edit = edits[index]

@@ -179,9 +179,11 @@ def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Ma
     if not places:
         raise NeuronautError(f"edit {edit} touches no position; its rows have nothing but BOS")
     build = _on_pattern if edit.on_pattern else _on_vectors
-    index, work = build(subject, batch, edit, rows, found, materials)
+    index, work = build(subject, batch, edit, rows=rows, found=found, materials=materials)
     shape = (len(batch), batch.tokens.shape[1])
-    return _Running(edit, shape, places, index, work, torch.zeros((), device=subject.device))
+    return _Running(
+        edit=edit, shape=shape, places=places, index=index, work=work, change=torch.zeros((), device=subject.device)
+    )
 
 
 def _on_vectors(

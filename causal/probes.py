@@ -143,16 +143,16 @@ def fit_probe(
     correct = (along[:, 0] > fit.cuts[0]) == truth[test]
     share = float(truth[test].double().mean())
     return Probe(
-        site,
-        positions,
-        method,
-        direction.float(),
-        float(fit.cuts[0]) / length,
-        mean(correct.double(), seed=seed),
-        _auroc(along[:, 0], truth[test], seed),
-        max(share, 1 - share),
-        rank_among(aurocs[0], aurocs[1:]),
-        len(train),
+        site=site,
+        positions=positions,
+        method=method,
+        direction=direction.float(),
+        threshold=float(fit.cuts[0]) / length,
+        accuracy=mean(correct.double(), seed=seed),
+        auroc=_auroc(along[:, 0], truth[test], seed),
+        base_rate=max(share, 1 - share),
+        control=rank_among(aurocs[0], aurocs[1:]),
+        trained=len(train),
     )
 
 

@@ -179,8 +179,19 @@ def sweep(
         )
 
     cells = _cells(grid, found, [effects(cell) for cell in range(len(grid.edits))])
-    trial = _trial(grid, metrics, question, pairs.clean, pairs.corrupted, reference)
-    return _swept(subject, grid, cells, found.cost, trial, pairs.clean, patch_values, seed)
+    trial = _trial(
+        grid, metrics=metrics, question=question, batch=pairs.clean, source_run=pairs.corrupted, reference=reference
+    )
+    return _swept(
+        subject,
+        grid=grid,
+        cells=cells,
+        cost=found.cost,
+        trial=trial,
+        batch=pairs.clean,
+        materials=patch_values,
+        seed=seed,
+    )
 
 
 def sweep_prompts(
@@ -227,8 +238,10 @@ def sweep_prompts(
         )
 
     cells = _cells(grid, found, [shifts(cell) for cell in range(len(grid.edits))])
-    trial = _trial(grid, metrics, question, batch, None, reference)
-    return _swept(subject, grid, cells, found.cost, trial, batch, patch_values, seed)
+    trial = _trial(grid, metrics=metrics, question=question, batch=batch, source_run=None, reference=reference)
+    return _swept(
+        subject, grid=grid, cells=cells, cost=found.cost, trial=trial, batch=batch, materials=patch_values, seed=seed
+    )
 
 
 def _cells(grid: Grid, found: Measured, effects: Sequence[tuple[Effect | Shift, ...]]) -> tuple[Cell, ...]:
@@ -274,4 +287,11 @@ def _swept(
     named = {f"{edit.site}@{edit.dictionary}" for edit in grid.edits if edit.dictionary}
     used = {name: one for name, one in materials.sources.items() if name in named and isinstance(one, Dictionary)}
     trust = {name: fidelity(subject, one, batch) for name, one in sorted(used.items())}
-    return Sweep(grid.axes, cells, cost, trust, provenance_of(subject, trial, sources=used), seed)
+    return Sweep(
+        axes=grid.axes,
+        cells=cells,
+        cost=cost,
+        dictionaries=trust,
+        provenance=provenance_of(subject, trial, sources=used),
+        seed=seed,
+    )

@@ -149,17 +149,17 @@ def _wish(
     policy = own["policy"] or ("scripted" if language.llm is None else "llm")
     settings = Settings(hide_names=rest.pop("hide_names"))
     request = InvestigationRequest(
-        targets,
-        policy,
-        own["transcript"],
-        limits_of(budget, asks=language.llm is not None),
-        settings,
-        own["seed"],
-        own["scorers"],
-        pairs,
-        LoadOptions(**rest),
-        language.degrees,
-        language.embedder,
+        targets=targets,
+        policy=policy,
+        transcript=own["transcript"],
+        limits=limits_of(budget, asks=language.llm is not None),
+        settings=settings,
+        seed=own["seed"],
+        scorers=own["scorers"],
+        pairs=pairs,
+        load_options=LoadOptions(**rest),
+        degrees=language.degrees,
+        embedder=language.embedder,
     )
     return request if resume is None else resumed(store, resume, request)
 

@@ -59,7 +59,13 @@ def resumed(store: Store, id: str, request: InvestigationRequest) -> Investigati
     row = store.journal.row(id)
     said = row["settings"]
     begun = InvestigationRecord(
-        row["id"], row["kind"], row["target"], row["policy"], said, row["provenance"], row["parent"]
+        id=row["id"],
+        kind=row["kind"],
+        target=row["target"],
+        policy=row["policy"],
+        settings=said,
+        provenance=row["provenance"],
+        parent=row["parent"],
     )
     if (row["kind"] == "behaviour") != request.of_behaviour:
         what = (
@@ -91,7 +97,15 @@ def sessions(store: Store, request: InvestigationRequest, client: LLMClient | No
         subject, sources, client and client.llm, store.chosen_prompts(), request.degrees, embedder=request.embedder
     )
     judges: Sequence[Scorer] = scorers_named(request.scorers, made_from)
-    config = InvestigationConfig(policy, request.limits, request.seed, client, judges, request.settings, hears)
+    config = InvestigationConfig(
+        policy=policy,
+        limits=request.limits,
+        seed=request.seed,
+        client=client,
+        scorers=judges,
+        settings=request.settings,
+        on_event=hears,
+    )
     yield from investigate_all(features, subject, store, config, sources=sources, fork=request.begun)
 
 

@@ -76,18 +76,26 @@ def _open_setup(
         subject = stored_subject(store, chosen[0].source.model, load_options)
         sources = stored_sources(store, subject, chosen, load_options)
         made_from = Ingredients(
-            subject,
-            sources,
-            client and client.llm,
-            store.chosen_prompts(),
-            degrees,
-            not language.no_controls,
-            language.embedder,
+            subject=subject,
+            sources=sources,
+            llm=client and client.llm,
+            chosen=store.chosen_prompts(),
+            temperature=degrees,
+            controls=not language.no_controls,
+            embedder=language.embedder,
         )
         judges = scorers_named(scorers, made_from)
         chooser = scorers.split(",")[0]
         made = None if explainer is None else explainer_named(explainer, made_from, chooser=chooser)
-        yield LabelSetup(store, subject, sources, chosen, client, judges, made)
+        yield LabelSetup(
+            store=store,
+            subject=subject,
+            sources=sources,
+            features=chosen,
+            client=client,
+            scorers=judges,
+            explainer=made,
+        )
 
 
 @click.command()

@@ -83,7 +83,7 @@ def search(
     text = " ".join(query)
     with open_store(database) as store:
         if semantic or embedder:
-            rows = _by_meaning(store, text, embedder, min_score, source, limit)
+            rows = _by_meaning(store, text=text, embedder=embedder, min_score=min_score, source=source, limit=limit)
         else:
             # What the markers are is seen only on a terminal, so a program never meets them.
             markers = _MARKERS if form == "table" and display.in_colour() else None

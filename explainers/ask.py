@@ -137,14 +137,14 @@ class PromptExplainer(ABC):
         if error is not None:
             provenance["rule_error"] = error
         return Explanation(
-            evidence.feature,
-            answer.text,
-            self.name,
-            answer.reason,
-            answer.status,
-            rule.to_json() if rule is not None and error is None else None,
-            shown.windows,
-            provenance,
+            feature=evidence.feature,
+            text=answer.text,
+            explainer=self.name,
+            reason=answer.reason,
+            status=answer.status,
+            rule=rule.to_json() if rule is not None and error is None else None,
+            seen=shown.windows,
+            provenance=provenance,
         )
 
     def _hashes(self) -> dict[str, str]:

@@ -60,7 +60,9 @@ def estimate(
         for start in chosen:
             part = left[start : start + PART]
             before = _Used.of(client.spent)
-            for _ in answered(parts(job, part, set(), subject, sources, None), client):
+            for _ in answered(
+                parts(job, features=part, done=set(), subject=subject, sources=sources, until=None), client
+            ):
                 pass
             tried, last, share = tried + len(part), _Used.of(client.spent).less(before), len(part)
         # Features share requests (a window without an explanation is judged once), the earlier ones pay for them:
@@ -68,14 +70,14 @@ def estimate(
         used = _Used.of(client.spent).plus(last, times=(len(left) - tried) / share)
     usd = used.usd if client is not None and client.price is not None else None
     return Estimate(
-        len(dict.fromkeys(features)),
-        len(done),
-        len(left),
-        round(used.calls),
-        round(used.cached),
-        round(used.input_tokens),
-        round(used.output_tokens),
-        usd,
+        features=len(dict.fromkeys(features)),
+        done=len(done),
+        left=len(left),
+        calls=round(used.calls),
+        cached=round(used.cached),
+        input_tokens=round(used.input_tokens),
+        output_tokens=round(used.output_tokens),
+        usd=usd,
     )
 
 

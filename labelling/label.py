@@ -101,7 +101,9 @@ def label(
     if on_skip is not None:
         on_skip(len(done))
     until = None if minutes is None else time.monotonic() + 60 * minutes
-    for results in answered(parts(job, features, done, subject, sources, until), client):
+    for results in answered(
+        parts(job, features=features, done=done, subject=subject, sources=sources, until=until), client
+    ):
         _store(job, results)
         yield from (result for result, _ in results)
 
@@ -271,7 +273,9 @@ def score(
     for scorer in scorers:
         for prompt in scorer.prompts:
             store.keep_prompt(prompt.hash, prompt.name, prompt.text)
-    for group in answered(_parts(features, store, subject, scorers, client, sources), client):
+    for group in answered(
+        _parts(features, store=store, subject=subject, scorers=scorers, client=client, sources=sources), client
+    ):
         with store.transaction():
             for scored in group:
                 store.add_scores(scored.id, scored.result.scores)

@@ -163,7 +163,15 @@ def tested(
     found = read_own(subject, loader.source, tokens, np.array([feature.index for feature, _, _ in rows]))
     for (feature, expected, ids), row in zip(rows, found, strict=True):
         values = (-1.0 if feature.negative else 1.0) * row[: len(ids)]
-        example = Example(subject.decode_tokens(ids), np.array(ids), values, "random", "train", "", "")
+        example = Example(
+            tokens=subject.decode_tokens(ids),
+            ids=np.array(ids),
+            activations=values,
+            kind="random",
+            split="train",
+            document="",
+            window="",
+        )
         tests[feature].append(Trial(expected, example))
     return tests
 

@@ -314,35 +314,35 @@ def call_of(
     }
     spent = cost(price, reply.input_tokens, reply.output_tokens, batch=batch) if price else None
     return Call(
-        reply.key,
-        model,
-        endpoint,
-        request.prompt,
-        json.dumps(request.says(), ensure_ascii=False),
-        reply.status,
-        reply.text,
-        reply.reason,
-        reply.input_tokens,
-        reply.output_tokens,
-        reply.seconds,
-        spent,
-        detail,
+        key=reply.key,
+        model=model,
+        endpoint=endpoint,
+        prompt=request.prompt,
+        request=json.dumps(request.says(), ensure_ascii=False),
+        status=reply.status,
+        reply=reply.text,
+        reason=reply.reason,
+        input_tokens=reply.input_tokens,
+        output_tokens=reply.output_tokens,
+        seconds=reply.seconds,
+        cost=spent,
+        detail=detail,
     )
 
 
 def reply_of(call: Call) -> Reply:
     """A reply as it came."""
     return Reply(
-        cast("Status", call.status),
-        call.reply,
-        call.reason,
-        call.input_tokens,
-        call.output_tokens,
-        call.seconds,
-        tuple(TokenLogprobs(token, top) for token, top in call.detail["logprobs"]),
-        tuple(tuple(row) for row in call.detail["probabilities"]),
+        status=cast("Status", call.status),
+        text=call.reply,
+        reason=call.reason,
+        input_tokens=call.input_tokens,
+        output_tokens=call.output_tokens,
+        seconds=call.seconds,
+        logprobs=tuple(TokenLogprobs(token, top) for token, top in call.detail["logprobs"]),
+        probabilities=tuple(tuple(row) for row in call.detail["probabilities"]),
         # Logs of before there were tools have no calls.
-        tuple(ToolCall(**one) for one in call.detail.get("calls", ())),
-        call.key,
-        call.detail["raw"],
+        calls=tuple(ToolCall(**one) for one in call.detail.get("calls", ())),
+        key=call.key,
+        raw=call.detail["raw"],
     )

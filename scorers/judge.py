@@ -177,16 +177,16 @@ class Judge(ABC):
                 else:
                     missing[verdict.missing] += len(self.scored)
         return Judgements(
-            self.name,
-            self.examples,
-            role,
-            "class",
-            quiz.true,
-            predicted.reshape(quiz.true.shape),
-            0.5,
-            quiz.windows,
-            dict(missing),
-            {**self._asked, "calls": [reply.key for reply in replies]},
+            scorer=self.name,
+            examples=self.examples,
+            role=role,
+            kind="class",
+            true=quiz.true,
+            predicted=predicted.reshape(quiz.true.shape),
+            threshold=0.5,
+            windows=quiz.windows,
+            missing=dict(missing),
+            provenance={**self._asked, "calls": [reply.key for reply in replies]},
         )
 
     def _verdicts(self, reply: Reply, count: int) -> list[Verdict]:

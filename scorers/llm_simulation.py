@@ -142,7 +142,17 @@ class LLMSimulator:
                 **_means(readings[part]),
             }
             reasons = dict(missing) if windows else {"no holdout windows": 1}
-            found.append(self._laid(case, name, role, windows[part], predicted[part], reasons, provenance))
+            found.append(
+                self._laid(
+                    case,
+                    examples=name,
+                    role=role,
+                    windows=windows[part],
+                    predicted=predicted[part],
+                    missing=reasons,
+                    provenance=provenance,
+                )
+            )
         return found
 
     def _free(self, case: Case, windows: Sequence[Example]) -> list[Judgements]:
@@ -151,7 +161,15 @@ class LLMSimulator:
             return []
         known = token_predictions(case.baselines, np.stack([w.ids for w in windows]))
         return [
-            self._laid(case, name, role, windows[part], predicted[part], {}, {"by": "table"})
+            self._laid(
+                case,
+                examples=name,
+                role=role,
+                windows=windows[part],
+                predicted=predicted[part],
+                missing={},
+                provenance={"by": "table"},
+            )
             for role, predicted in known.items()
             for name, part in _sets(windows).items()
         ]
@@ -169,16 +187,16 @@ class LLMSimulator:
         true = _grid([w.activations for w in windows])
         digests = tuple(w.window for w in windows)
         return Judgements(
-            self.name,
-            examples,
-            role,
-            "activation",
-            true,
-            predicted,
-            case.holdout.peak / 2,
-            digests,
-            missing,
-            provenance,
+            scorer=self.name,
+            examples=examples,
+            role=role,
+            kind="activation",
+            true=true,
+            predicted=predicted,
+            threshold=case.holdout.peak / 2,
+            windows=digests,
+            missing=missing,
+            provenance=provenance,
         )
 
 

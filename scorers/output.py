@@ -245,7 +245,16 @@ class OutputScorer:
         predicted = np.array(read, np.float32).reshape(shape)
         provenance = {**self._asked, "calls": [reply.key for reply in replies]}
         return Judgements(
-            self.name, examples, role, "class", true, predicted, 0.5, found.windows, dict(missing), provenance
+            scorer=self.name,
+            examples=examples,
+            role=role,
+            kind="class",
+            true=true,
+            predicted=predicted,
+            threshold=0.5,
+            windows=found.windows,
+            missing=dict(missing),
+            provenance=provenance,
         )
 
 

@@ -156,14 +156,14 @@ def _score(half: str, metric: str, effect: Effect, said: dict[str, object], foun
     among: dict[str, object] = {} if control is None else {"percentile": control.percentile, "p": control.p}
     reason = effect.reason if effect.recovered is None else None
     return Score(
-        SCORER,
-        half,
-        metric,
-        effect.recovered,
-        reason,
-        low,
-        high,
-        effect.n,
+        scorer=SCORER,
+        examples=half,
+        metric=metric,
+        value=effect.recovered,
+        reason=reason,
+        ci_low=low,
+        ci_high=high,
+        n=effect.n,
         baselines={} if control is None else {"random_circuits": median(control.faithfulness)},
         provenance={**said, **among, "formula": effect.formula},
     )

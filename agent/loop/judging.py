@@ -284,15 +284,15 @@ def _ranked(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -
     total = sum(exp(value - top) for value in live.values())
     rivals = [
         Rival(
-            name,
-            hypotheses[name],
-            tally.status,
-            round(tally.log_odds, 6),
-            exp(tally.log_odds - top) / total if name in live else 0.0,
-            tally.resolved,
-            tally.silences,
-            tally.hits,
-            tally.brier / tally.resolved if tally.resolved else None,
+            name=name,
+            hypothesis=hypotheses[name],
+            status=tally.status,
+            log_odds=round(tally.log_odds, 6),
+            share=exp(tally.log_odds - top) / total if name in live else 0.0,
+            resolved=tally.resolved,
+            silences=tally.silences,
+            hits=tally.hits,
+            brier=tally.brier / tally.resolved if tally.resolved else None,
         )
         for name, tally in tallies.items()
     ]

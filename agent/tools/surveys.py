@@ -120,7 +120,16 @@ class KnownExplanations:
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """What the design holds; there is nothing to run."""
         n = len(design.plan["own"]) + len(design.plan["similar"])
-        return Measured((), None, None, None, n, "explanations", lab.normalised_by, found=dict(design.plan))
+        return Measured(
+            values=(),
+            effect=None,
+            low=None,
+            high=None,
+            n=n,
+            units="explanations",
+            normalised_by=lab.normalised_by,
+            found=dict(design.plan),
+        )
 
 
 def _half(lab: FeatureLab) -> float:

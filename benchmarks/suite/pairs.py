@@ -58,7 +58,16 @@ class Target:
         writes = (*unit.causes, *unit.exceptions)
         here = [f" {word}" for cause in writes for word in cause.here]
         before = [f" {word}" for cause in writes for word in cause.mentions]
-        return cls(unit.name, unit.truth, unit.at, unit.half, here, before, vocabulary, writes)
+        return cls(
+            name=unit.name,
+            truth=unit.truth,
+            at=unit.at,
+            half=unit.half,
+            here=here,
+            before=before,
+            vocabulary=vocabulary,
+            writes=writes,
+        )
 
 
 class Reads(NamedTuple):

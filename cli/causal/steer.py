@@ -106,7 +106,7 @@ def steer(
         seed=seed,
         materials=setup.materials,
     )
-    texts = _written(setup, questions, found, tokens, temperature, seed)
+    texts = _written(setup, questions=questions, found=found, tokens=tokens, temperature=temperature, seed=seed)
     if picture is not None:
         found.picture(picture)
     rows = [_row(found, dose, written) for dose, written in zip(found.doses, texts, strict=True)]

@@ -112,13 +112,15 @@ def sweep(
         raise click.UsageError("prompts have no counterpart; leave --prompt and --prompts out, or what is of pairs")
     setup = open_setup(model, edits, options)
     if unpaired:
-        found = _over_prompts(setup, over, texts, file, metric or "log_probability", seed, options)
+        found = _over_prompts(
+            setup, over=over, texts=texts, file=file, metric=metric or "log_probability", seed=seed, options=options
+        )
     else:
         task, chosen = task_of(setup.subject, options, seed=seed), metric or "logit_difference"
         if predict:
             found = _predicted(setup, over, task, chosen, only or "denoise", line=line, top=top, seed=seed)
         else:
-            found = _over_pairs(setup, over, task, chosen, only, seed)
+            found = _over_pairs(setup, over=over, task=task, metric=chosen, only=only, seed=seed)
     if picture is not None:
         found.picture(picture, title=f"{setup.subject.name}: {' '.join(map(str, setup.edits))}")
     if output is not None:

@@ -78,15 +78,15 @@ class Downstream:
 
         heads = [{name: value for name, value in one.items() if name != "raised_by"} for one in unit_rows("head")]
         return Measured(
-            (),
-            headline.value,
-            headline.interval and headline.interval.low,
-            headline.interval and headline.interval.high,
-            headline.n,
-            "standard deviations of the unit",
-            "each unit's own standard deviation over the windows' positions",
-            control,
-            {"first": names[order[0]], "neurons": unit_rows("mlp"), "heads": heads, **rank},
+            values=(),
+            effect=headline.value,
+            low=headline.interval and headline.interval.low,
+            high=headline.interval and headline.interval.high,
+            n=headline.n,
+            units="standard deviations of the unit",
+            normalised_by="each unit's own standard deviation over the windows' positions",
+            control=control,
+            found={"first": names[order[0]], "neurons": unit_rows("mlp"), "heads": heads, **rank},
         )
 
 

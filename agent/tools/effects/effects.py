@@ -124,16 +124,17 @@ def token_result(
     ]
     interval = headline.interval
     return Measured(
-        tuple(round(value, 5) for value in values),
-        headline.value,
-        interval and interval.low,
-        interval and interval.high,
-        headline.n,
-        units,
-        f"0: within what 95% of shams do ({bound:.3g} {units}); 1: {max(largest, 2 * bound):.3g} {units}, "
+        values=tuple(round(value, 5) for value in values),
+        effect=headline.value,
+        low=interval and interval.low,
+        high=interval and interval.high,
+        n=headline.n,
+        units=units,
+        normalised_by=f"0: within what 95% of shams do ({bound:.3g} {units}); "
+        f"1: {max(largest, 2 * bound):.3g} {units}, "
         + ("its own largest effect on any token" if largest >= 2 * bound else "twice that"),
-        control,
-        {
+        control=control,
+        found={
             "tokens": tokens,
             "most_raised": _extreme(lab, own, 1.0),
             "most_lowered": _extreme(lab, own, -1.0),

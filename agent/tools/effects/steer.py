@@ -147,15 +147,15 @@ class PromotedTokens:
             for name, part in (("raises", own.top), ("lowers", own.bottom))
         }
         return Measured(
-            (),
-            height,
-            None,
-            None,
-            len(lab.vocabulary),
-            "standard deviations over the vocabulary",
-            "standard deviation over the vocabulary of what the direction adds to logits",
-            control,
-            {**found, "exact": exact, "others_that_write_nothing": len(others) - len(writing), **rank},
+            values=(),
+            effect=height,
+            low=None,
+            high=None,
+            n=len(lab.vocabulary),
+            units="standard deviations over the vocabulary",
+            normalised_by="standard deviation over the vocabulary of what the direction adds to logits",
+            control=control,
+            found={**found, "exact": exact, "others_that_write_nothing": len(others) - len(writing), **rank},
         )
 
 

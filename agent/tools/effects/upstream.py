@@ -65,15 +65,15 @@ class Upstream:
             for i, row in zip(order, exact, strict=True)
         ]
         return Measured(
-            (),
-            headline.value,
-            headline.interval and headline.interval.low,
-            headline.interval and headline.interval.high,
-            headline.n,
-            "share of the activation",
-            "its activation at each place",
-            control,
-            {
+            values=(),
+            effect=headline.value,
+            low=headline.interval and headline.interval.low,
+            high=headline.interval and headline.interval.high,
+            n=headline.n,
+            units="share of the activation",
+            normalised_by="its activation at each place",
+            control=control,
+            found={
                 "components": sorted(components, key=lambda one: -one["share"]),
                 "of": len(nodes),
                 "tokens": [_tokens(lab, place) for place in pairing.active],
@@ -176,13 +176,19 @@ class CutUpstream:
             item.label: round(float(row.mean()), 4) for item, row in zip(design.items, random_controls, strict=False)
         }
         return Measured(
-            tuple(round(value, 5) for value in values),
-            headline.value,
-            headline.interval and headline.interval.low,
-            headline.interval and headline.interval.high,
-            headline.n,
-            "share of the activation",
-            f"its mean activation at these {len(pairing.active)} places: {float(cuts.plain.mean()):.3g}",
-            control,
-            {"shares": table, "shams": by_control, "how": plan["how"], "left_out": list(plan["left_out"]), **rank},
+            values=tuple(round(value, 5) for value in values),
+            effect=headline.value,
+            low=headline.interval and headline.interval.low,
+            high=headline.interval and headline.interval.high,
+            n=headline.n,
+            units="share of the activation",
+            normalised_by=f"its mean activation at these {len(pairing.active)} places: {float(cuts.plain.mean()):.3g}",
+            control=control,
+            found={
+                "shares": table,
+                "shams": by_control,
+                "how": plan["how"],
+                "left_out": list(plan["left_out"]),
+                **rank,
+            },
         )
