@@ -1,7 +1,7 @@
 """From what was typed to sessions: targets, who decides, what an interrupted investigation was begun with."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,10 +17,9 @@ from ..agent.session import InvestigationConfig, Session, investigate, investiga
 from ..data.store.journal_values import InvestigationRecord
 from ..data.store.store import Store
 from ..llm.client import LLMClient
-from ..scorers.scorer import Scorer
+from ..scorers.factory import ScorerOptions, make_scorers
 from ..subject.errors import NeuronautError
 from .causal.inputs import task_of
-from .factories import Ingredients, scorers_named
 from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
 PAIRS = ("task", "rows", "pairs", "clean", "corrupted", "answer", "wrong")
@@ -93,10 +92,8 @@ def sessions(store: Store, request: InvestigationRequest, client: LLMClient | No
     subject = stored_subject(store, features[0].source.model, request.load_options)
     sources = stored_sources(store, subject, features, request.load_options)
     policy = _policy(store, request, client)
-    made_from = Ingredients(
-        subject, sources, client and client.llm, store.chosen_prompts(), request.degrees, embedder=request.embedder
-    )
-    judges: Sequence[Scorer] = scorers_named(request.scorers, made_from)
+    options = ScorerOptions(client and client.llm, subject, sources, store.chosen_prompts(), embedder=request.embedder)
+    judges = make_scorers(request.scorers, options)
     config = InvestigationConfig(
         policy=policy,
         limits=request.limits,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..subject.errors import NeuronautError
 from . import display
 from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, open_store, result_options, say
 from .llm_options import Language, batch_api, format_spent, llm_options, open_client, split
@@ -64,8 +65,9 @@ def _open_setup(
     mode: "Mode",
     options: dict[str, Any],
 ) -> Generator[LabelSetup]:
-    from .factories import Ingredients, scorers_named
-    from .factories import explainer as explainer_named
+    from ..explainers.factory import ExplainerOptions
+    from ..labelling.factory import make_explainer
+    from ..scorers.factory import ScorerOptions, make_scorer, make_scorers
     from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
     language, rest = split(options)
@@ -75,25 +77,26 @@ def _open_setup(
         chosen = chosen_features(store, features)
         subject = stored_subject(store, chosen[0].source.model, load_options)
         sources = stored_sources(store, subject, chosen, load_options)
-        made_from = Ingredients(
-            subject=subject,
-            sources=sources,
-            llm=client and client.llm,
-            chosen=store.chosen_prompts(),
-            temperature=degrees,
-            controls=not language.no_controls,
-            embedder=language.embedder,
+        prompts, llm = store.chosen_prompts(), client and client.llm
+        judges = ScorerOptions(
+            llm, subject, sources, prompts, controls=not language.no_controls, embedder=language.embedder
         )
-        judges = scorers_named(scorers, made_from)
-        chooser = scorers.split(",")[0]
-        made = None if explainer is None else explainer_named(explainer, made_from, chooser=chooser)
+        made = None
+        if explainer is not None:
+            # The scorer that is named first chooses between candidates.
+            chooser = make_scorer(scorers.split(",")[0].strip(), judges.for_choosing())
+            made = make_explainer(explainer, subject, ExplainerOptions(prompts, degrees), chooser=chooser)
+            if made.prompts and llm is None:
+                raise NeuronautError(
+                    f"-e {explainer} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
+                )
         yield LabelSetup(
             store=store,
             subject=subject,
             sources=sources,
             features=chosen,
             client=client,
-            scorers=judges,
+            scorers=make_scorers(scorers, judges),
             explainer=made,
         )
 

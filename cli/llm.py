@@ -149,8 +149,8 @@ def reproduce(explanation_id: int, database: str, form: Form, **load_options: An
     Examples:
       neuronaut reproduce 17 -d gpt2.db
     """
+    from ..labelling.factory import remake_explainer
     from ..labelling.reproduce import reproduce as make_again
-    from .factories import remade
     from .opening import LoadOptions, stored_sources, stored_subject
 
     options = LoadOptions(**load_options)
@@ -167,7 +167,11 @@ def reproduce(explanation_id: int, database: str, form: Form, **load_options: An
         subject = stored_subject(store, feature.source.model, options)
         sources = stored_sources(store, subject, [feature], options)
         found = make_again(
-            store, subject, sources[feature.source], stored, remade(stored.explanation, store, subject, sources)
+            store,
+            subject,
+            sources[feature.source],
+            stored,
+            remake_explainer(stored.explanation, store, subject, sources),
         )
     rows: list[Row] = [
         {"key": one.key, "prompt": one.prompt, "messages": [m.says() for m in one.messages], "reply": one.reply}

@@ -39,8 +39,8 @@ def list_(database: str, form: Form) -> None:
     Examples:
       neuronaut prompts list --json
     """
+    from ..labelling.factory import shipped_prompts
     from ..llm.prompt import Prompt
-    from .factories import shipped_prompts
 
     chosen: dict[str, str] = {}
     if Path(database).exists():
@@ -123,7 +123,7 @@ def use(name: str, file: str | None, ours: bool, database: str, form: Form) -> N
 
 
 def _shipped(name: str) -> "Prompt":
-    from .factories import shipped_prompts
+    from ..labelling.factory import shipped_prompts
 
     known = shipped_prompts()
     if name not in known:

@@ -29,7 +29,7 @@ from neuronaut.data.harvest import harvest as data_harvest
 from neuronaut.data.store import rows
 from neuronaut.data.store.rows import ROW_KEYS
 from neuronaut.labelling import label as agent_label
-from neuronaut.subject import load_options, loading
+from neuronaut.subject import loading
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.formats import save_dictionary
@@ -465,7 +465,7 @@ def small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_dictionary(mirrored(families.D_MODEL, id="demo:resid_post.2@sae"), tmp_path / "sae", dtype=torch.float32)
     monkeypatch.setattr(loading, "DEMO", tmp_path / "tiny")
     monkeypatch.setattr(stdlib, "modules", lambda: iter(modules))
-    monkeypatch.setitem(load_options.BUILT_IN, ("demo", "resid_post.2", "sae"), tmp_path / "sae")
+    monkeypatch.setitem(opening.BUILT_IN, ("demo", "resid_post.2", "sae"), tmp_path / "sae")
     for name, value in {"WINDOW": 32, "TOKENS": 8000, "NEURONS": 2, "LATENTS": 2}.items():
         monkeypatch.setattr(demo, name, value)
 
