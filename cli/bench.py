@@ -142,7 +142,7 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
     from ..agent.policies.llm import LLMPolicy
     from ..agent.session import InvestigationConfig
     from ..benchmarks.investigations import DEFAULT, Plan
-    from .investigating import limits_of
+    from .investigate import limits_of
 
     language, rest = split(options)
     limits = limits_of(rest["budget"], asks=language.llm is not None)

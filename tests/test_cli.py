@@ -29,7 +29,7 @@ from neuronaut.data.harvest import harvest as data_harvest
 from neuronaut.data.store import rows
 from neuronaut.data.store.rows import ROW_KEYS
 from neuronaut.labelling import label as agent_label
-from neuronaut.subject import loading
+from neuronaut.subject import loading, opening
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.formats import save_dictionary

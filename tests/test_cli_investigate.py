@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from neuronaut.agent.loop.judging import FORMULA
 from neuronaut.agent.report.citations import uncited
-from neuronaut.cli import investigating
+from neuronaut.cli import investigate as verb
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
 from neuronaut.cli.progress_view import Watch, format_event
@@ -126,13 +126,13 @@ def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
     assert "2 budget" in result.stderr
     report = json.loads(run("investigate", *targets, "--json", code=4).stdout)[0]
     assert (report["spent"]["experiments"], report["limits"]["experiments"]) == (2, 2)
-    made = investigating.sessions
+    made = verb.sessions
 
     def ended(*given: Any) -> Any:
         statuses = iter(("supported", "no_explanation"))
         yield from (replace(session, status=next(statuses)) for session in made(*given))
 
-    monkeypatch.setattr(investigating, "sessions", ended)
+    monkeypatch.setattr(verb, "sessions", ended)
     assert "1 supported, 1 no explanation" in run("investigate", *targets, code=3).stderr
     assert set(EXITS.values()) == {0, 1, 3, 4}
 
