@@ -25,6 +25,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.benchmarks.throughput
 	$(BIN)/python -m neuronaut.benchmarks.faults
 	$(BIN)/python -m neuronaut.benchmarks.sweeps
+	$(BIN)/python -m neuronaut.benchmarks.waits
 
 # Retrains what data/demo ships: the tokenizer and model (about an hour on two cores), then the SAE (minutes).
 demo-model: $(VENV)/.ready

@@ -508,6 +508,6 @@ def test_a_local_model_takes_tools(tmp_path: Path) -> None:
     said = replace(CHAT, messages=(Message("user", "?"),))
     length = len(llm.tokenizer.encode(plain(spelled(said).messages)))
     assert llm.count(said) == length > llm.count(replace(said, tools=()))
-    reply = llm.submit(said).result(timeout=60)
+    reply = llm.submit(said).result(timeout=600)
     assert reply.reason == f"the prompt needs {length + 1} positions, the model has {CONTEXT}"
     llm.close()
