@@ -69,8 +69,7 @@ def steer(
             f"{min(map(len, prompts), default=0)} tokens; give prompts of at least one token"
         )
     edits = [_edit(source, clamp) for clamp in clamps]
-    opening = [] if subject.bos is None else [subject.bos]
-    batch, count = Batch.of(subject, [[*opening, *prompt] for prompt in prompts] * SLOTS), len(prompts)
+    batch, count = Batch.of(subject, [[*subject.bos_prefix, *prompt] for prompt in prompts] * SLOTS), len(prompts)
     # Under a name a source of any sort is held by its own edit.
     materials = Materials(sources={f"{source.id.site}@{_name(source)}": source})
     streams = torch.randint(2**31, (count,), generator=torch.Generator().manual_seed(seed)).tolist() * SLOTS

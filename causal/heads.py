@@ -51,9 +51,8 @@ def repeated_tokens(subject: Subject, *, rows: int = 8, period: int | None = Non
 
     `period` is by default 50, or what fits the subject's context and vocabulary.
     """
-    opening = [] if subject.bos is None else [subject.bos]
     allowed = torch.tensor([id for id in range(len(subject.vocabulary)) if id != subject.bos])
-    most = min((subject.context - len(opening)) // 2, len(allowed))
+    most = min((subject.context - len(subject.bos_prefix)) // 2, len(allowed))
     period = min(50, most) if period is None else period
     if not 2 <= period <= most or rows < 1:
         raise NeuronautError(
@@ -61,7 +60,7 @@ def repeated_tokens(subject: Subject, *, rows: int = 8, period: int | None = Non
         )
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.stack([allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(rows)])
-    tokens = torch.cat([torch.tensor([opening] * rows, dtype=torch.long), drawn, drawn], dim=1)
+    tokens = torch.cat([torch.tensor([subject.bos_prefix] * rows, dtype=torch.long), drawn, drawn], dim=1)
     return Batch(tokens, torch.full((rows,), tokens.shape[1]))
 
 

@@ -29,8 +29,7 @@ class Batch:
     @classmethod
     def of(cls, subject: Subject, prompts: Sequence[str | Sequence[int]]) -> Self:
         """Texts (BOS goes before each where the subject has one), or ids as they are."""
-        opening = [] if subject.bos is None else [subject.bos]
-        rows = [[*opening, *subject.encode(p)] if isinstance(p, str) else list(p) for p in prompts]
+        rows = [[*subject.bos_prefix, *subject.encode(p)] if isinstance(p, str) else list(p) for p in prompts]
         if not rows or not all(rows):
             raise NeuronautError(f"{'a prompt is empty' if rows else 'there is no prompt'}; give prompts with tokens")
         tokens = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
@@ -80,8 +79,8 @@ def where(subject: Subject, batch: Batch, rule: str) -> Tensor:
     if rule == "every":
         return batch.real
     if rule == "all":
-        opening = (place == 0) & (batch.tokens == (-1 if subject.bos is None else subject.bos))
-        return batch.real & ~opening
+        is_bos = (place == 0) & (batch.tokens == (-1 if subject.bos is None else subject.bos))
+        return batch.real & ~is_bos
     if rule == "last":
         return place == batch.last[:, None]
     return _token(subject, batch, quoted(rule)) if rule.startswith('"') else _numbered(batch, indices(rule))

@@ -147,9 +147,13 @@ class Dictionary:
         """Whether every vector is normed by its own size, so that a feature adds to it in proportion to that size."""
         return self.norm != "none"
 
-    @cached_property
+    @property
     def revision(self) -> str:
         """First 16 hex digits of the SHA-256 of all that decides the activations and the reconstruction."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(f"{self.kind} {self.k} {self.norm} {self.subtract_b_dec}".encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f" {name} {tuple(tensor.shape)} ".encode())

@@ -80,6 +80,11 @@ class Subject:
         with quiet():
             return cls(loaded.model, loaded.tokenizer, name=name or loaded.name)
 
+    @property
+    def bos_prefix(self) -> list[int]:
+        """The ids that stand before a row's first token: BOS, or none."""
+        return [] if self.bos is None else [self.bos]
+
     @cached_property
     def revision(self) -> str:
         """The first 16 hex digits of SHA-256 over the parameters' names, dtypes, shapes and values."""

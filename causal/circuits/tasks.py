@@ -87,10 +87,10 @@ Draw = Callable[[random.Random], Row | None]
 
 
 def _induction(subject: Subject) -> Draw:
-    opening = [] if subject.bos is None else [subject.bos]
-    special = {*opening, *subject.tokenizer.all_special_ids}
+    bos = subject.bos_prefix
+    special = {*bos, *subject.tokenizer.all_special_ids}
     words = [id for id in range(len(subject.vocabulary)) if id not in special]
-    period = min(PERIOD, len(words), (subject.context - len(opening)) * 2 // 3)
+    period = min(PERIOD, len(words), (subject.context - len(bos)) * 2 // 3)
     if period < 6:
         raise NeuronautError(f"{subject.name} has no room for induction: {subject.context} tokens, {len(words)} words")
     here = period // 2 - 1
@@ -101,7 +101,7 @@ def _induction(subject: Subject) -> Draw:
         swapped = list(first)
         swapped[here], swapped[there] = first[there], first[here]
         again = first[: here + 1]
-        return Row(opening + first + again, opening + swapped + again, first[here + 1], first[there + 1])
+        return Row(bos + first + again, bos + swapped + again, first[here + 1], first[there + 1])
 
     return draw
 
