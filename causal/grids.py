@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple, Self
 
 from ..subject.errors import NeuronautError
-from ..subject.model import Subject, listing
+from ..subject.model import Subject, join_sites
 from .edits import Edit
 from .prompts import Batch, where
 
@@ -83,7 +83,7 @@ def sites_of(subject: Subject, kind: str) -> tuple[str, ...]:
         return tuple(f"pattern.{layer}" for layer in range(subject.n_layers))
     found = tuple(site for site in subject.sites if site.partition(".")[0] == kind)
     if not found:
-        raise NeuronautError(f"{subject.name} has no site of kind {kind!r}; it has {listing(subject.sites)}")
+        raise NeuronautError(f"{subject.name} has no site of kind {kind!r}; it has {join_sites(subject.sites)}")
     return found
 
 

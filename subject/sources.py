@@ -1,6 +1,6 @@
 """Sources: families of features that are read at one site.
 
-The protocol is what the harvest, the explainers and the interventions know of a source; neurons
+The protocol is all that the harvest, the explainers and the interventions use of a source; neurons
 are the site's own coordinates, a dictionary (see `dictionary.py`) encodes the site's vector.
 """
 
