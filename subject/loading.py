@@ -145,7 +145,8 @@ def _load_model(
     if missing or misshapen:
         raise NeuronautError(
             f"the weights of {name} do not fit its config.json: {len(missing)} tensors are missing and "
-            f"{len(misshapen)} have another shape, the first is {(missing + misshapen)[0]}; get a complete copy of the model"
+            f"{len(misshapen)} have another shape, the first is {(missing + misshapen)[0]}; "
+            "get a complete copy of the model"
         )
     return model.to(device)
 
