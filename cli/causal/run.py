@@ -121,9 +121,9 @@ def _plain(setup: CausalSetup, questions: Asked, top: int) -> list[Row]:
 
 def _edited(setup: CausalSetup, questions: Asked, source_runs: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
     from ...causal.readouts import next_tokens
-    from ...causal.records import observed
+    from ...causal.records import run_with_logits
 
-    outcome, both = observed(setup.subject, _trial(setup, questions, source_runs), sources=setup.dictionaries)
+    outcome, both = run_with_logits(setup.subject, _trial(setup, questions, source_runs), sources=setup.dictionaries)
     measured = [
         {name: {"before": outcome.before[name][number], "after": outcome.after[name][number]} for name in outcome.after}
         for number in range(len(questions.texts))
@@ -177,13 +177,13 @@ def _trial(setup: CausalSetup, questions: Asked, source_runs: Sequence[str]) -> 
 
 def _ranked(setup: CausalSetup, questions: Asked, trial: "Trial", count: int, seed: int) -> list[Row]:
     """How the edit's KL stands among those of its controls."""
-    from ...causal.controls import among_controls
+    from ...causal.controls import rank_among_controls
     from ...causal.prompts import Batch
 
     if not count:
         return []
     source_run = None if trial.source_runs is None else Batch.of(setup.subject, trial.source_runs)
-    found = among_controls(
+    found = rank_among_controls(
         setup.subject,
         questions.batch,
         setup.edits[0],

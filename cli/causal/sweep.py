@@ -400,10 +400,10 @@ def patch(
 
 def _ranked(setup: CausalSetup, task: "Task", count: int, seed: int) -> "dict[Direction, list[Row]]":
     """How the single edit stands among its controls."""
-    from ...causal.controls import patch_among_controls
+    from ...causal.controls import rank_patch_among_controls
     from ...causal.sweeps import SETTINGS
 
-    found = patch_among_controls(
+    found = rank_patch_among_controls(
         setup.subject,
         task.pairs,
         setup.edits[0],
