@@ -168,8 +168,8 @@ def _compile_change(
     return compile_change(edit, units, Supply(reference, source_run))
 
 
-def _require_tensor(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], width: int) -> Tensor:
-    tensor = patch_values.get(edit.site)
+def _require_tensor(edit: Edit, kind: str, tensors: Mapping[str, Tensor], width: int) -> Tensor:
+    tensor = tensors.get(edit.site)
     if tensor is None or not tensor.numel() or tensor.shape[-1] != width:
         shape = "none" if tensor is None else f"one of shape {tuple(tensor.shape)}"
         raise NeuronautError(
@@ -178,22 +178,22 @@ def _require_tensor(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], w
     return tensor
 
 
-def hooks_by_site(running: Sequence[GrowingEdit]) -> dict[str, Callable[[Tensor], Tensor]]:
+def hooks_by_site(edits: Sequence[GrowingEdit]) -> dict[str, Callable[[Tensor], Tensor]]:
     """Hooks by site. Edits of one site work one after the other, in the order in which they are given."""
     groups: dict[str, list[GrowingEdit]] = {}
-    for edit in running:
-        groups.setdefault(edit.edit.site, []).append(edit)
+    for growing in edits:
+        groups.setdefault(growing.edit.site, []).append(growing)
 
     return {site: chain(group) for site, group in groups.items()}
 
 
-def check_applied(running: Sequence[GrowingEdit], reports: Sequence[Report], *, forwards: int, may_idle: bool) -> None:
+def check_applied(edits: Sequence[GrowingEdit], reports: Sequence[Report], *, forwards: int, may_idle: bool) -> None:
     """Raise NeuronautError for an edit that did not happen."""
-    for edit, report in zip(running, reports, strict=True):
-        if edit.called != forwards:
+    for growing, report in zip(edits, reports, strict=True):
+        if growing.called != forwards:
             raise NeuronautError(
-                f"edit {report.edit} was passed {edit.called} times in {forwards} forward passes, wanted once in each; "
-                "a fused kernel or a wrapper bypasses its site"
+                f"edit {report.edit} was passed {growing.called} times in {forwards} forward passes, wanted once in "
+                "each; a fused kernel or a wrapper bypasses its site"
             )
         if not math.isfinite(report.max_change):
             raise NeuronautError(

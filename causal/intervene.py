@@ -218,13 +218,13 @@ def _compile_vectors(
     return index, compile_change(edit, units, Supply(reference, source_run))
 
 
-def _require_tensor(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], shape: Sequence[int | None]) -> Tensor:
+def _require_tensor(edit: Edit, kind: str, tensors: Mapping[str, Tensor], shape: Sequence[int | None]) -> Tensor:
     """The tensor that an edit needs, or an error that says what is missing."""
-    if edit.site not in patch_values:
+    if edit.site not in tensors:
         raise NeuronautError(
-            f"edit {edit} needs a {kind} at {edit.site}; pass one in (there are: {', '.join(patch_values) or 'none'})"
+            f"edit {edit} needs a {kind} at {edit.site}; pass one in (there are: {', '.join(tensors) or 'none'})"
         )
-    tensor = patch_values[edit.site]
+    tensor = tensors[edit.site]
     fits = tensor.ndim == len(shape) and all(
         wanted is None or wanted == size for wanted, size in zip(shape, tensor.shape, strict=True)
     )

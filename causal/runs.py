@@ -141,8 +141,8 @@ def patching(
         clean, corrupted = (logits_at(subject, b.tokens, b.last) for b in (pairs.clean, pairs.corrupted))
         question = Question(pairs.answers, pairs.wrong, clean)
         for direction, (base, source_run) in runs.items():
-            patch_values = gather(subject, edits, materials=materials, source_run=source_run)
-            with apply(subject, base, edits, materials=patch_values, may_idle=may_idle) as ledger:
+            gathered = gather(subject, edits, materials=materials, source_run=source_run)
+            with apply(subject, base, edits, materials=gathered, may_idle=may_idle) as ledger:
                 patched = logits_at(subject, base.tokens, base.last)
             measured = {
                 name: [metric(name)(logits, question) for logits in (clean, corrupted, patched)] for name in metrics
@@ -183,13 +183,13 @@ def separately(
         row_edits = [
             RowEdit(edit, tuple(range(slot * len(batch), (slot + 1) * len(batch)))) for slot, edit in enumerate(part)
         ]
-        patch_values = replace(
+        copied = replace(
             materials,
             source_runs={
                 site: _repeat_rows(run_tensors, len(part)) for site, run_tensors in materials.source_runs.items()
             },
         )
-        with apply(subject, copies, row_edits, materials=patch_values, may_idle=True) as ledger:
+        with apply(subject, copies, row_edits, materials=copied, may_idle=True) as ledger:
             output = run(copies) if run else logits_at(subject, copies.tokens, copies.last)
         readings += [readout(rows) for rows in output.split(len(batch))]
         reports += [_renumber_rows(report, len(batch)) for report in ledger.reports]

@@ -62,13 +62,13 @@ def dose_response(
     _check(edit, strengths, text)
     chosen = sorted(set(map(float, strengths)))
     reference = text if reference is None else reference
-    patch_values = gather(subject, [edit], materials=materials, reference=reference)
+    gathered = gather(subject, [edit], materials=materials, reference=reference)
     edits = [edit.model_copy(update={"value": strength}) for strength in chosen]
-    responses = _measure_responses(subject, batch, edits, readout, patch_values, controls=controls, seed=seed)
+    responses = _measure_responses(subject, batch, edits, readout, gathered, controls=controls, seed=seed)
     if not any(responses.changes):
         raise NeuronautError(f"edit {edit} changed nothing at strengths {chosen}; choose others, or another unit")
-    doses = _build_doses(chosen, responses, _measure_side_effects(subject, text, edits, patch_values), seed=seed)
-    used = edited_dictionaries([edit], patch_values)
+    doses = _build_doses(chosen, responses, _measure_side_effects(subject, text, edits, gathered), seed=seed)
+    used = edited_dictionaries([edit], gathered)
     # The text stands where a trial has its source runs, so that the hash of the prompts is of all three.
     trial = Trial(
         prompts=batch.rows(), source_runs=text.rows(), reference=reference.rows(), edits=(edit,), metrics=(), answers=()
@@ -77,7 +77,7 @@ def dose_response(
         edit=str(edit),
         readout=readout.name,
         formula=readout.formula,
-        unit=_unit_of_strength(subject, edit, patch_values),
+        unit=_unit_of_strength(subject, edit, gathered),
         plain=mean(responses.plain, seed=seed),
         doses=doses,
         trend=trend(chosen, [dose.effect.value for dose in doses]),

@@ -162,9 +162,9 @@ def sweep(
     prompts = {"clean": pairs.clean, "corrupted": pairs.corrupted}
     settings = {direction: SETTINGS[direction] for direction in directions}
     question = Question(pairs.answers, pairs.wrong)
-    patch_values = gather(subject, grid.edits, materials=materials, reference=reference)
+    gathered = gather(subject, grid.edits, materials=materials, reference=reference)
     measured = measure(
-        subject, grid.edits, prompts, settings, question, metrics=metrics, materials=patch_values, at_once=at_once
+        subject, grid.edits, prompts, settings, question, metrics=metrics, materials=gathered, at_once=at_once
     )
     clean, corrupted = measured.plain["clean"], measured.plain["corrupted"]
 
@@ -193,7 +193,7 @@ def sweep(
         cost=measured.cost,
         trial=trial,
         batch=pairs.clean,
-        materials=patch_values,
+        materials=gathered,
         seed=seed,
     )
 
@@ -216,7 +216,7 @@ def sweep_prompts(
     KL is taken to the plain run. Patches take their values from the source runs in `materials`.
     """
     question = Question(answers, wrong)
-    patch_values = gather(subject, grid.edits, materials=materials, reference=reference)
+    gathered = gather(subject, grid.edits, materials=materials, reference=reference)
     measured = measure(
         subject,
         grid.edits,
@@ -224,7 +224,7 @@ def sweep_prompts(
         {"prompts": Setting("plain", None)},
         question,
         metrics=metrics,
-        materials=patch_values,
+        materials=gathered,
         at_once=at_once,
     )
     plain, edited = measured.plain["plain"], measured.edited["prompts"]
@@ -244,7 +244,7 @@ def sweep_prompts(
     cells = _build_cells(grid, measured, [shifts(cell) for cell in range(len(grid.edits))])
     trial = _describe_trial(grid, metrics=metrics, question=question, batch=batch, source_run=None, reference=reference)
     return _build_sweep(
-        subject, grid=grid, cells=cells, cost=measured.cost, trial=trial, batch=batch, materials=patch_values, seed=seed
+        subject, grid=grid, cells=cells, cost=measured.cost, trial=trial, batch=batch, materials=gathered, seed=seed
     )
 
 

@@ -105,7 +105,7 @@ def attribute(
     rows = _component_rows(attribution)
     if picture is not None:
         _draw_components(rows[:top], questions, subject, picture)
-    emit(rows, form, lambda shown: _component_table(shown, top))
+    emit(rows, form, lambda table_rows: _component_table(table_rows, top))
     if form == "table":
         say(_describe_logit(subject, questions, attribution))
 
@@ -136,11 +136,14 @@ def _component_rows(attribution: "LogitAttribution") -> list[Row]:
 def _component_table(rows: list[Row], top: int) -> str:
     columns = [display.key("component"), spanned_column("value", "logits"), display.Column("", _make_bar(rows))]
     rest = rows[top:]
-    shown = rows[:top]
+    table_rows = rows[:top]
     if rest:
         total = sum(row["value"] for row in rest)
-        shown = [*shown, {"component": f"the other {len(rest)}", "value": total, "ci_low": None, "ci_high": None}]
-    return display.table(shown, columns)
+        table_rows = [
+            *table_rows,
+            {"component": f"the other {len(rest)}", "value": total, "ci_low": None, "ci_high": None},
+        ]
+    return display.table(table_rows, columns)
 
 
 def _make_bar(rows: Sequence[Row], key: str = "value") -> Callable[[Mapping[str, Any]], str]:
@@ -224,7 +227,7 @@ def _attribute_inputs(
     ]
     if picture is not None:
         _draw_inputs(rows, picture)
-    emit(rows, form, lambda shown: "\n\n".join(map(_input_table, shown)))
+    emit(rows, form, lambda table_rows: "\n\n".join(map(_input_table, table_rows)))
     if silent := [row["prompt"] for row in rows if feature is not None and row["metric"] == 0]:
         say(f"{feature} is silent at the end of {', '.join(map(quoted, silent))}; end the prompt where it fires")
 

@@ -104,7 +104,7 @@ def probe(
     ]
     if picture is not None:
         _draw(probes, picture)
-    emit(map(_row, probes), form, lambda shown: display.table(shown, _COLUMNS))
+    emit(map(_row, probes), form, lambda table_rows: display.table(table_rows, _COLUMNS))
 
 
 def _row(result: "Probe") -> Row:

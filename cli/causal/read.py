@@ -196,7 +196,7 @@ def heads(
     scores = head_scores(subject, batch, kinds=kinds or KINDS, seed=seed)
     if picture is not None:
         _draw_scores(subject, scores, picture)
-    emit(map(_score_row, scores), form, lambda shown: _score_table(shown, top))
+    emit(map(_score_row, scores), form, lambda table_rows: _score_table(table_rows, top))
 
 
 def _score_row(score: "HeadScore") -> Row:
@@ -211,14 +211,14 @@ def _score_row(score: "HeadScore") -> Row:
 
 def _score_table(rows: list[Row], top: int) -> str:
     kinds = dict.fromkeys(row["kind"] for row in rows)
-    shown = [row for kind in kinds for row in [row for row in rows if row["kind"] == kind][:top]]
+    table_rows = [row for kind in kinds for row in [row for row in rows if row["kind"] == kind][:top]]
     columns = [
         display.key("kind"),
         display.key("head"),
         spanned_column("score", "share of attention"),
         display.key("n", "rows", right=True),
     ]
-    return display.table(shown, columns)
+    return display.table(table_rows, columns)
 
 
 def _draw_scores(subject: "Subject", scores: "Sequence[HeadScore]", picture: str) -> None:

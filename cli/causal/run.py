@@ -194,7 +194,7 @@ def _rank_controls(setup: CausalSetup, questions: Questions, trial: "Trial", cou
         setup.edits[0],
         answers=questions.answers,
         count=count,
-        materials=setup.patch_values(source_run),
+        materials=setup.gather_materials(source_run),
         reference=setup.reference,
         seed=seed,
     )
@@ -225,7 +225,11 @@ def _replay(model: str, file: str, others: Sequence[object], form: Form, options
         for number, ids in enumerate(stored.trial.prompts)
         for name in again.trial.metrics
     ]
-    emit(rows, form, lambda shown: display.table(shown, [*map(display.key, ("metric", "before", "after", "prompt"))]))
+    emit(
+        rows,
+        form,
+        lambda table_rows: display.table(table_rows, [*map(display.key, ("metric", "before", "after", "prompt"))]),
+    )
     say(f"the same to the bit as when {file} was recorded: {', '.join(map(str, stored.trial.edits))}")
 
 

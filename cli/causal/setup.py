@@ -77,7 +77,7 @@ class CausalSetup:
 
         return Materials(sources=self.dictionaries, directions=self.directions)
 
-    def patch_values(self, source_run: "Batch | None" = None) -> "Materials":
+    def gather_materials(self, source_run: "Batch | None" = None) -> "Materials":
         """The materials with the vectors of the reference, and of the source run, that the edits need."""
         from ...causal.runs import gather
 

@@ -120,7 +120,7 @@ def steer(
     if picture is not None:
         response.picture(picture)
     rows = [_row(response, dose, written) for dose, written in zip(response.doses, texts, strict=True)]
-    emit(rows, form, lambda shown: _tables(shown, response, questions))
+    emit(rows, form, lambda table_rows: _tables(table_rows, response, questions))
     if form == "table":
         say(_describe_trend(response))
 
@@ -167,7 +167,7 @@ def _write_texts(
         tokens=tokens,
         temperature=temperature,
         seed=[seed + row for row in range(count)] * len(strengths),
-        materials=setup.patch_values(),
+        materials=setup.gather_materials(),
         may_idle=True,
     ).texts
     return [list(texts[at * count : (at + 1) * count]) for at in range(len(strengths))]

@@ -197,7 +197,7 @@ def _predict(
         direction=direction,
         metric=metric,
         line=None if line is None else _read_line(line),
-        materials=setup.patch_values(),
+        materials=setup.gather_materials(),
         top=top,
         seed=seed,
     )
@@ -255,7 +255,13 @@ def _show_cells(result: "Sweep", top: int, form: Form) -> None:
         for cell in result.cells
     ]
     rows.sort(key=_sort_key)
-    emit(rows, form, lambda shown: blocks(display.table(shown[:top], _columns(names, shown[0])), *_trust_lines(result)))
+    emit(
+        rows,
+        form,
+        lambda table_rows: blocks(
+            display.table(table_rows[:top], _columns(names, table_rows[0])), *_trust_lines(result)
+        ),
+    )
     cost = result.cost
     say(f"{len(rows):,} cells in {cost.forwards:,} forward passes (one by one: {cost.one_by_one:,})")
 
@@ -331,7 +337,7 @@ def _show_nodes(result: "Attribution", top: int, form: Form) -> None:
         display.key("exact", right=True),
         spanned_column("recovered"),
     ]
-    emit(rows, form, lambda shown: display.table(shown[:top], columns))
+    emit(rows, form, lambda table_rows: display.table(table_rows[:top], columns))
     sampled, agreed = len(result.agreement.exact), display.number(result.agreement.spearman)
     say(
         f"{len(rows):,} {result.direction} effects on the {result.metric} predicted; of {sampled} sampled ones the "
@@ -382,7 +388,12 @@ def patch(
     setup = open_setup(model, edits, options)
     task = task_of(setup.subject, options, seed=seed)
     results = patching(
-        setup.subject, task.pairs, setup.edits, metrics=metrics or METRICS, materials=setup.patch_values(), seed=seed
+        setup.subject,
+        task.pairs,
+        setup.edits,
+        metrics=metrics or METRICS,
+        materials=setup.gather_materials(),
+        seed=seed,
     )
     ranked = _rank_controls(setup, task, count, seed) if count else {}
     trusted = {
@@ -399,7 +410,7 @@ def patch(
         for direction, result in results.items()
         for effect in result.effects.values()
     ]
-    emit(rows, form, lambda shown: _tables(shown, task))
+    emit(rows, form, lambda table_rows: _tables(table_rows, task))
 
 
 def _rank_controls(setup: CausalSetup, task: "Task", count: int, seed: int) -> "dict[Direction, list[Row]]":
