@@ -156,9 +156,8 @@ def investigate_all(
 ) -> Iterator[Session]:
     """Investigate features one after another; what features of a source share is read once. See `investigate`."""
     for members in chunks(features):
-        # Neurons have no revision beside the model's.
-        made = None if sources is None else sources.get(members[0].source)
-        dictionary = getattr(made, "revision", "") or _dictionary_revision(store, members[0].source)
+        source = None if sources is None else sources.get(members[0].source)
+        dictionary = (source and source.revision) or _dictionary_revision(store, members[0].source)
         revision = f"{subject.revision} {dictionary}".strip()
         records = {f: fork or config.describe("feature", str(f), subject, revision) for f in members}
         left = [feature for feature, record in records.items() if session(store, record.id) is None]

@@ -49,14 +49,14 @@ def random_subject() -> Subject:
 def random_pairs(subject: Subject, *, rows: int, period: int = 14) -> Pairs:
     """BOS, random tokens, and one of them again; corrupted, that one has changed places with another."""
     rng, found = random.Random(0), []
-    opening = [] if subject.bos is None else [subject.bos]
+    bos = subject.bos_prefix
     for _ in range(rows):
         words = rng.sample([id for id in range(len(subject.vocabulary)) if id != subject.bos], period)
         here, there = rng.sample(range(0, period - 1, 2), 2)
         swapped = list(words)
         swapped[here], swapped[there] = words[there], words[here]
         ends = words[here + 1], words[there + 1]
-        found.append(([*opening, *words, words[here]], [*opening, *swapped, words[here]], *ends))
+        found.append(([*bos, *words, words[here]], [*bos, *swapped, words[here]], *ends))
     clean, corrupted, answers, wrong = zip(*found, strict=True)
     batches = (Batch.of(subject, list(side)) for side in (clean, corrupted))
     return Pairs.aligned(subject, *batches, torch.tensor(answers), torch.tensor(wrong))

@@ -143,7 +143,7 @@ def _source_result(source: Source, state: HarvestState, mined: dict[Kind, Exampl
         kind="neurons" if isinstance(source, Neurons) else "dictionary",
         width=source.width,
         signed=source.signed,
-        revision=getattr(source, "revision", ""),
+        revision=source.revision,
         count=kept.count,
         mean=kept.sum / SUM_UNIT / state.tokens,
         peak=kept.peak,
@@ -176,9 +176,7 @@ def harvest(
     named = [site for site in sites if isinstance(site, str)]
     sources = [*neurons(subject, named), *(site for site in sites if not isinstance(site, str))]
     for source in sources:
-        store.check_source(
-            source.id, revision=getattr(source, "revision", ""), model_revision=subject.revision, width=source.width
-        )
+        store.check_source(source.id, revision=source.revision, model_revision=subject.revision, width=source.width)
     splits = assign(corpus, seed=seed)
     if checkpoint is not None:
         checkpoint = checkpoint.with_name(

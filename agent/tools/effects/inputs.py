@@ -81,8 +81,7 @@ def batch_of(lab: FeatureLab, places: Iterable[Place], *, whole: bool = False) -
 
 def windows(lab: FeatureLab, rows: Sequence[Sequence[int]]) -> Batch:
     """Token ids as rows with their BOS."""
-    opening = [] if lab.subject.bos is None else [lab.subject.bos]
-    return Batch.of(lab.subject, [[*opening, *row] for row in rows])
+    return Batch.of(lab.subject, [[*lab.subject.bos_prefix, *row] for row in rows])
 
 
 def materials(lab: FeatureLab) -> Materials:

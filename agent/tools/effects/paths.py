@@ -22,7 +22,7 @@ from torch import Tensor
 from ....causal.circuits.nodes import Node, edits_of
 from ....causal.controls import random_directions
 from ....causal.edits import Edit
-from ....causal.gradients import Ends, worths
+from ....causal.gradients import Ends, score_patches
 from ....causal.intervene import Materials, apply
 from ....causal.prompts import Batch
 from ....causal.readouts import activation
@@ -83,7 +83,7 @@ def predicted(lab: FeatureLab, pairing: Pairing, nodes: Sequence[Node]) -> Tenso
         values, gradients, metric = _gradients(lab, base, sites)
         for run in runs:
             ends = Ends(values, read_source_run(lab.subject, batch_of(lab, [run]), sites))
-            worth, _ = worths(lab.subject, base, edits, ends, gradients, materials=materials(lab))
+            worth, _ = score_patches(lab.subject, base, edits, ends, gradients, materials=materials(lab))
             found.append(-worth[:, 0] / metric)
     counts = [len(runs) for runs in pairing.silent]
     return torch.stack([torch.stack(part, dim=1).mean(1) for part in _split(found, counts)], dim=1)
