@@ -43,7 +43,7 @@ class Conclusion:
             "alike": [],
         }
         self._run.event("frozen", refused, key="frozen")
-        return {"next": "report", "stop": refusal.reason}
+        return {"next": "report", "stop": refusal.reason, "stop_code": "refused"}
 
     def baseline(self, state: State) -> Mapping[str, Any]:
         del state
@@ -161,7 +161,7 @@ class Conclusion:
         observations = self._run.journal.observations(self._run.id).values()
         if observations and all(observation.status == "error" for observation in observations):
             return "error", f"every experiment failed; the last: {list(observations)[-1].reason}"
-        if answer == "open" and stop.startswith("budget"):
+        if answer == "open" and state.get("stop_code") == "budget":
             return "budget", f"{stop} is spent; {reason}"
         return answer, reason if answer == "no_explanation" else f"{reason} ({stop})" if stop else reason
 

@@ -17,7 +17,7 @@ from ...subject.errors import NeuronautError
 from .conclusion import Conclusion
 from .decisions import TURNS, Decider
 from .experiments import Tool, design_of
-from .graph import Node, NodeName, State
+from .graph import Node, NodeName, State, stopped
 from .hypotheses import NULLS
 from .judging import FORMULA, Outcome, outcome_of
 from .run import InvestigationRun
@@ -128,10 +128,10 @@ class Nodes:
         limits = {kind: value for kind, value in asdict(run.limits).items() if value is not None}
         run.event("spent", {**spent._asdict(), "limits": limits}, key=f"spent:{round}")
         if kind := run.exhausted():
-            return {"next": "freeze", "stop": f"budget: {kind}"}
+            return stopped("budget", f"budget: {kind}")
         last = [observations[e.name].status for e in experiments if e.name in observations][-FAILURES:]
         if len(last) == FAILURES and set(last) == {"error"}:
-            return {"next": "freeze", "stop": f"the last {FAILURES} experiments failed"}
+            return stopped("failures", f"the last {FAILURES} experiments failed")
         if state["role"] == "proposer":
             put_up = any(rival.hypothesis.kind not in NULLS for rival in rivals)
             return {"next": "plan" if put_up else "propose"}
@@ -150,7 +150,7 @@ class Nodes:
             return {"next": "plan", "turns": state["turns"] + 1}
         if stands and found.answer != "open":
             self._run.event("challenged", {"verdict": f"{found.leader} stands"}, key=key)
-            return {"next": "freeze", "stop": "the leader stood its challenge"}
+            return stopped("stood", "the leader stood its challenge")
         words = f"{state['challenged']} stands, but: {found.reason}" if stands else f"{found.leader} leads instead"
         self._run.event("challenged", {"verdict": words}, key=key)
         return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}

@@ -90,27 +90,27 @@ class Turn:
 
     def read(self, reply: Reply) -> Action | Misread:
         """The action that a reply's calls come to."""
-        found = called(reply)
-        if not found.calls:
+        reading = called(reply)
+        if not reading.calls:
             why = _UNANSWERED.get(reply.status, "").format(reason=(reply.reason or "").rstrip("."))
-            why = why or f"The reply calls no tool: {found.reason}."
+            why = why or f"The reply calls no tool: {reading.reason}."
             return Misread(why, (f"{why} Call one of: {self.open}.",))
         parts: list[Part] = []
-        told: list[str] = []
-        for call in found.calls:
+        faults: list[str | None] = []
+        for call in reading.calls:
             try:
                 parts.append(self._part(call))
-                told.append(_HELD)
+                faults.append(None)
             except ValueError as error:
-                told.append(f"{_REFUSED}{error}.")
-        if len(parts) == len(told):
+                faults.append(str(error))
+        if all(fault is None for fault in faults):
             try:
                 return _joined(parts)
             except ValueError as error:
-                told = [f"{_REFUSED}{error}."] * len(told)
-        reason = next(one for one in told if one.startswith(_REFUSED)).removeprefix(_REFUSED).removesuffix(".")
-        told[-1] += " Call again whatever you want to be done, corrected."
-        return Misread(reason, tuple(told))
+                faults = [str(error)] * len(faults)
+        replies = [_HELD if fault is None else f"{_REFUSED}{fault}." for fault in faults]
+        replies[-1] += " Call again whatever you want to be done, corrected."
+        return Misread(next(fault for fault in faults if fault is not None), tuple(replies))
 
     def _part(self, call: ToolCall) -> Part:
         """What one call asks for; ValueError says what is wrong with it."""

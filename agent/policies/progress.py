@@ -16,14 +16,13 @@ from ..loop.hypotheses import Call, Hypothesis, UseTools
 from ..loop.judging import telling
 from ..loop.levels import forecast, levels_of
 from ..loop.planning import QUOTA
+from ..loop.rejections import Rejection
 from ..loop.view import Done, Rival, View
 
 APART = 0.25
 """How far a value is at least from what was expected, beside being of another level, to count as a surprise."""
 EVEN = (0.25,) * 4
 LEARN = "learn_rule"
-WANT_OF_SILENCE = "predict silence for only"
-"""In the reason for which a plan is refused that asks too much where the leader says yes."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +36,25 @@ class PolicyState:
         """Those of the calls that may be run, as one plan; one alone where a plan with it was refused."""
         left = [call for call in calls if call.tool in self.tools and not self.settled(call)]
         left = [call for call in left if not self.hopeless(call) and not self.postponed(call)]
-        doubtful = [call for call in left if any(call in plan for plan, why in self._refused if not _of_places(why))]
+        unclear = [plan for plan, rejection in self._refused if rejection.code != "no_place"]
+        doubtful = [call for call in left if any(call in plan for plan in unclear)]
         return UseTools(calls=tuple(doubtful[:1] or left[:8])) if left else None
 
     def settled(self, call: Call) -> bool:
         """Whether a call was run, or refused by itself."""
         if any(done.tool == call.tool and _within(call.args, done.args) for done in self.view.done):
             return True
-        return any(plan == [call] and WANT_OF_SILENCE not in reason for plan, reason in self._refused)
+        return any(plan == [call] and rejection.code != "silence_quota" for plan, rejection in self._refused)
 
     def postponed(self, call: Call) -> bool:
         """Whether a plan with it was refused for want of silence, and there is still too little."""
-        return not self.room and any(call in plan and WANT_OF_SILENCE in reason for plan, reason in self._refused)
+        waiting = (plan for plan, rejection in self._refused if rejection.code == "silence_quota")
+        return not self.room and any(call in plan for plan in waiting)
 
     def hopeless(self, call: Call) -> bool:
         """Whether it is known that there is no place for a call."""
         carriers = call.args.get("carriers")
-        return carriers is not None and any(f"no {carriers} place" in reason for _, reason in self._refused)
+        return carriers is not None and any(rejection.where == carriers for _, rejection in self._refused)
 
     @cached_property
     def room(self) -> bool:
@@ -68,9 +69,11 @@ class PolicyState:
         return next(back for back in range(len(steps) + 1) if self.view.step - 1 - back not in steps)
 
     @cached_property
-    def _refused(self) -> list[tuple[list[Call], str]]:
-        asked = [(refused.action or {}, refused.reason) for refused in self.view.refused]
-        return [([Call.model_validate(c) for c in action["calls"]], why) for action, why in asked if "calls" in action]
+    def _refused(self) -> list[tuple[list[Call], Rejection]]:
+        """The calls of every plan that was refused, and why it was."""
+        actions = [(refused.action or {}, refused.rejection) for refused in self.view.refused]
+        plans = [(action["calls"], rejection) for action, rejection in actions if "calls" in action]
+        return [([Call.model_validate(call) for call in calls], rejection) for calls, rejection in plans]
 
     def proposed(self, rule: Rule) -> bool:
         """Whether a rule that says the same was put up."""
@@ -87,8 +90,7 @@ class PolicyState:
 
     def inseparable(self, one: Rival, other: Rival) -> bool:
         """Whether edits on which the two differ were looked for, and none found."""
-        names = (f"{one.name} and {other.name} predict the same", f"{other.name} and {one.name} predict the same")
-        return any(name in reason for _, reason in self._refused for name in names)
+        return any({*rejection.rivals} == {one.name, other.name} for _, rejection in self._refused)
 
     @cached_property
     def learned(self) -> tuple[Done, ...]:
@@ -163,11 +165,6 @@ def _canonical(rule: Rule) -> str:
         return value
 
     return json.dumps(ordered(json.loads(rule.to_json())))
-
-
-def _of_places(reason: str) -> bool:
-    """Whether a plan was refused for calls that are known to be hopeless."""
-    return " place with " in reason
 
 
 def _within(asked: Mapping[str, Any], args: Mapping[str, Any]) -> bool:

@@ -31,7 +31,7 @@ from ..loop.experiments import Tool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
 from ..loop.view import Rival, View
-from .progress import LEARN, WANT_OF_SILENCE, PolicyState, claiming
+from .progress import LEARN, PolicyState, claiming
 
 REVISIONS = 7
 AIMED = 28
@@ -138,7 +138,8 @@ def _after_refusal(state: PolicyState) -> Action | None:
     """An edit that will hardly be refused: one where silence is expected, if there was too little of that; a plain
     one before exploring ends for want of plans."""
     view, purpose = state.view, "another one, since a plan was refused"
-    if state.misses == 1 and WANT_OF_SILENCE in (view.rejected or ""):
+    rejection = view.last_rejection
+    if state.misses == 1 and rejection is not None and rejection.code == "silence_quota":
         return UseTools(calls=(_edit(purpose, seed=1000 + view.step, expect="silence"),))
     if state.misses == MISSES - 1:
         return UseTools(calls=(_edit(purpose, seed=1000 + view.step),))

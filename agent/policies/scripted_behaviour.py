@@ -71,10 +71,9 @@ def _used(view: View, calls: Sequence[Call], known: set[str]) -> UseTools | None
     """Those of the calls that were not made before, less what was refused in this step."""
     made = {(done.tool, _key(done.args, call.args)) for done in view.done for call in calls if done.tool == call.tool}
     left = [call for call in calls if call.tool in known and (call.tool, _key(call.args, call.args)) not in made]
-    if view.rejected is not None:
-        refused = view.rejected.partition(":")[0]
-        left = [call for call in left if call.tool != refused]
-        if refused not in known:  # too little silence in the plan as a whole
+    if (rejection := view.last_rejection) is not None:
+        left = [call for call in left if call.tool != rejection.tool]
+        if rejection.tool is None:  # too little silence in the plan as a whole
             left = [call for call in left if call.args.get("expect") == "silence"]
     return UseTools(calls=tuple(left)) if left else None
 

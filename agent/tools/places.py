@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ...data.records import Example
-from ...subject.errors import NeuronautError
 from ..loop.feature_lab import FeatureLab
 from ..loop.hypotheses import StrictModel
 from ..loop.levels import EDGES
+from ..loop.rejections import RejectedError
 
 SILENT, ACTIVE = EDGES[1], EDGES[2]
 """Below the one a place is silent, from the other on it is active; in units of the scale."""
@@ -100,9 +100,11 @@ def places(
     drawn = {"active": _active, "near_miss": near_misses, "silent": _silent}
     chosen = drawn[where](lab, count, before, seed)
     if not chosen:
-        raise NeuronautError(
+        raise RejectedError(
+            "no_place",
             f"{lab.target} has no {where} place with {before} tokens before it in its training windows; "
-            f"use {'silent' if where != 'silent' else 'active'} places, or fewer tokens before"
+            f"use {'silent' if where != 'silent' else 'active'} places, or fewer tokens before",
+            where=where,
         )
     return chosen
 
@@ -217,7 +219,8 @@ def _in_window(lab: FeatureLab, example: Example, where: Where, before: int, see
         pivot = min(here, key=lambda p: rank.get(int(example.ids[p]), 0), default=None)
         place = None if pivot is None else Place(tuple(example.ids.tolist()), pivot, float(values[pivot]))
     if place is None:
-        raise NeuronautError(f"window {example.window} has no {where} place with {before} tokens before it")
+        message = f"window {example.window} has no {where} place with {before} tokens before it"
+        raise RejectedError("no_place", message, where=where)
     return place
 
 

@@ -28,6 +28,7 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.levels import levels_of
+from ..loop.rejections import RejectedError
 from .places import SILENT, Place, common_tokens, generator, in_turn, special_tokens, training
 from .window_edits import Expecting, as_expected, changed, design_changes, expected, measure_changes, ruled
 
@@ -148,8 +149,10 @@ def _apart(lab: FeatureLab, items: Sequence[Item], names: Sequence[str]) -> list
     one, other = (np.array(expected(lab, name, items), np.float64) for name in names)
     apart = np.flatnonzero(levels_of(one.tolist()) != levels_of(other.tolist())).tolist()
     if not apart:
-        raise NeuronautError(
-            f"{names[0]} and {names[1]} predict the same for all {len(items)} edits; name other rivals"
+        raise RejectedError(
+            "inseparable",
+            f"{names[0]} and {names[1]} predict the same for all {len(items)} edits; name other rivals",
+            rivals=(names[0], names[1]),
         )
     apart.sort(key=lambda i: -abs(one[i] - other[i]))
     return [items[i] for i in in_turn(apart, lambda i: (items[i].about["group"], bool(one[i] > other[i])))]
