@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from neuronaut.agent.loop.experiments import Design, Measured, Tool, design_of
+from neuronaut.agent.loop.experiments import AnyTool, Design, Measured, design_of
 from neuronaut.agent.loop.feature_lab import FeatureLab
 from neuronaut.agent.loop.hypotheses import Hypothesis
 from neuronaut.agent.tools.near_misses import MineNearMisses
@@ -38,7 +38,7 @@ from tests.planted import LAYER, build
 
 LabOf = Callable[..., FeatureLab]
 
-MINE: dict[str, Tool[Any]] = {
+MINE: dict[str, AnyTool] = {
     tool.name: tool
     for tool in (
         RunTexts(),
@@ -80,7 +80,7 @@ def lab_of() -> Iterator[LabOf]:
     store.close()
 
 
-def run(tool: Tool[Any], lab: FeatureLab, **args: Any) -> tuple[Design, Measured]:
+def run(tool: AnyTool, lab: FeatureLab, **args: Any) -> tuple[Design, Measured]:
     """Design and measure; what every tool promises is checked here."""
     given = tool.args(**args)
     design = tool.design(given, lab)

@@ -16,7 +16,7 @@ from ...data.store.journal_values import Charge, Experiment, Observation
 from ...subject.errors import NeuronautError
 from .conclusion import Conclusion
 from .decisions import TURNS, Decider
-from .experiments import Tool, design_of
+from .experiments import AnyTool, design_of
 from .graph import Node, NodeName, State, stopped
 from .hypotheses import NULLS
 from .judging import FORMULA, Outcome, outcome_of
@@ -156,7 +156,7 @@ class Nodes:
         return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
 
 
-def _measured(tool: Tool[Any], experiment: Experiment, lab: Lab) -> Observation:
+def _measured(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
     try:
         measured = tool.measure(design_of(experiment.design), lab)
     except (NeuronautError, MemoryError, torch.OutOfMemoryError) as error:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ...data.store.journal_values import Experiment, Prediction
 from ...subject.errors import NeuronautError
-from .experiments import Design, Tool, written
+from .experiments import AnyTool, Design, written
 from .hypotheses import Call, Hypothesis
 from .judging import base_of, telling
 from .levels import MIDDLE, asks_for_silence, forecast
@@ -138,7 +138,7 @@ class Planner:
                 f"{QUOTA:.0%}; ask more where it says that nothing happens",
             )
 
-    def _key(self, tool: Tool[Any], args: Mapping[str, Any], design: Mapping[str, Any]) -> str:
+    def _key(self, tool: AnyTool, args: Mapping[str, Any], design: Mapping[str, Any]) -> str:
         said = [self._lab.target, self._revision, tool.name, tool.version, args, design]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

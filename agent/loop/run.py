@@ -13,7 +13,7 @@ from ...data.store.journal_values import Charge, Experiment, Observation
 from ...data.store.store import Store
 from ...llm.client import LLMClient
 from .budget import Limits
-from .experiments import Tool, design_of
+from .experiments import AnyTool, design_of
 from .hypotheses import Hypothesis
 from .judging import OddsUpdater, Outcome, outcome_of
 from .policy import Policy
@@ -50,7 +50,7 @@ class InvestigationRun:
     store: Store
     lab: Lab
     examiner: Examiner
-    tools: Mapping[str, Tool[Any]]
+    tools: Mapping[str, AnyTool]
     policy: Policy
     limits: Limits
     settings: Settings

@@ -18,7 +18,7 @@ from ...explainers.ask import in_steps
 from ...llm import render
 from ...llm.render import ACTIVE_MARKS, SILENT_MARKS, active, excerpt, fenced, spelled, strongest
 from ...rules.language import Rule
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
 from ..loop.view import Done, Rival, View
 from .llm_history import hits, trials, window_names
@@ -34,7 +34,7 @@ TOKENS_BEFORE = 4
 """Tokens before a peak that are shown one by one."""
 
 
-def places(view: View, tools: Mapping[str, Tool[Any]]) -> dict[str, str]:
+def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
     """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken. `tools`
     by name: their arguments are shown as far as they are not the usual ones."""
     done = [replace(one, args=_unusual(one, tools)) for one in reversed(view.done)]
@@ -53,7 +53,7 @@ def places(view: View, tools: Mapping[str, Tool[Any]]) -> dict[str, str]:
     }
 
 
-def _unusual(done: Done, tools: Mapping[str, Tool[Any]]) -> dict[str, Any]:
+def _unusual(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
     usual = tools[done.tool].args().model_dump(mode="json") if done.tool in tools else {}
     return {key: value for key, value in done.args.items() if key not in usual or value != usual[key]}
 

@@ -21,7 +21,7 @@ from ...llm.tool_calls import called
 from ...llm.types import Reply, ToolCall, ToolSpec
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule, fault_of
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools, Words
 from ..loop.levels import Level
 from ..loop.view import View
@@ -75,7 +75,7 @@ class Turn:
 
     view: View
     actions: Sequence[str]
-    tools: Mapping[str, Tool[Any]]
+    tools: Mapping[str, AnyTool]
     """By name; none where experiments are not open."""
 
     @property
@@ -128,7 +128,7 @@ class Turn:
             return found
         raise ValueError(f"there is no tool {call.name!r} now; there are {self.open}")
 
-    def _call(self, tool: Tool[Any], said: dict[str, Any], what: str) -> Call:
+    def _call(self, tool: AnyTool, said: dict[str, Any], what: str) -> Call:
         about = {key: said[key] for key in ("purpose", "expects") if key in said}
         args = {key: value for key, value in said.items() if key not in about}
         if isinstance(windows := args.get("windows"), list):
@@ -223,7 +223,7 @@ ENDS = ("open", "no_explanation")
 """What may be submitted beside a hypothesis."""
 
 
-def offered(view: View, actions: Sequence[str], tools: Mapping[str, Tool[Any]]) -> tuple[ToolSpec, ...]:
+def offered(view: View, actions: Sequence[str], tools: Mapping[str, AnyTool]) -> tuple[ToolSpec, ...]:
     """The tools, and the other actions that are open."""
     others = [_OTHERS[action](view) for action in actions if action in _OTHERS]
     return (*(_experiment(tool, view) for tool in tools.values()), *others)
@@ -239,7 +239,7 @@ def answers(view: View) -> list[str]:
     return [*(rival.name for rival in view.rivals if rival.status == "live"), *ENDS]
 
 
-def _experiment(tool: Tool[Any], view: View) -> ToolSpec:
+def _experiment(tool: AnyTool, view: View) -> ToolSpec:
     schema = _plain(tool.args.model_json_schema())
     properties = {**schema.get("properties", {}), "purpose": _text("why, in a few words")}
     if "windows" in properties:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ...llm.render import spelled
 from ...llm.types import Reply
 from ...rules.language import Clause, Rule, Token
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
 from ..loop.levels import LEVELS, Level
 from ..loop.policy import NoActionError
@@ -49,7 +49,7 @@ class RandomPolicy:
         """Nobody is asked."""
         return ()
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
         """See Policy."""
         # With the step, so that what was refused once is not tried for ever.
         rng = random.Random(f"{self._seed} {view.round} {view.step}")
@@ -81,12 +81,12 @@ def _rival(view: View, rng: random.Random) -> Hypothesis:
     return Hypothesis(text=f"fires on {listed}" if at == 0 else f"fires directly after {listed}", rule=rule)
 
 
-def _call(tool: Tool[Any], view: View, rng: random.Random) -> Call:
+def _call(tool: AnyTool, view: View, rng: random.Random) -> Call:
     expects: dict[str, Level] = {} if tool.survey else {name: rng.choice(LEVELS) for name in described(view)}
     return Call(tool=tool.name, args=_arguments(tool, rng), purpose="drawn by lot", expects=expects)
 
 
-def _arguments(tool: Tool[Any], rng: random.Random) -> dict[str, Any]:
+def _arguments(tool: AnyTool, rng: random.Random) -> dict[str, Any]:
     """Some of the arguments that are numbers, choices or switches; all others are left at their defaults."""
     drawn = {
         name: value

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from ...llm.types import Reply
 from ...subject.errors import NeuronautError
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action
 from ..loop.policy import NoActionError, OutOfBudgetError
 from ..loop.view import View
@@ -41,7 +41,7 @@ class ReplayPolicy:
         """Nobody is asked."""
         return ()
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
         """See Policy; raises NeuronautError where the transcript ends or does not fit."""
         del tools
         decision, role = self._decisions.get(view.step), "challenger" if view.phase == "challenge" else "proposer"

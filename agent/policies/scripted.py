@@ -27,7 +27,7 @@ from ...llm.types import Reply
 from ...rules.english import describe
 from ...rules.evaluate import simulate
 from ...rules.language import Class, Clause, Condition, Position, Regex, Rule, Token
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
 from ..loop.view import Rival, View
@@ -104,7 +104,7 @@ class ScriptedPolicy:
     settings: Mapping[str, object] = {"version": 1, "revisions": REVISIONS, "aimed": AIMED}
     asked: Sequence[Reply] = ()
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:  # noqa: ARG002
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:  # noqa: ARG002
         """The next step of the programme."""
         state = PolicyState(view, frozenset(tool.name for tool in tools))
         if view.phase == "propose":

@@ -17,7 +17,7 @@ from typing import Any
 from ...causal.circuits.nodes import parse_nodes
 from ...llm.types import Reply
 from ..loop.behaviour_lab import JOIN
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
 from ..loop.levels import EDGES, levels_of
 from ..loop.view import Done, View
@@ -48,7 +48,7 @@ class ScriptedBehaviourPolicy:
     settings: Mapping[str, object] = {"version": 1}
     asked: Sequence[Reply] = ()
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
         """The next step of the programme."""
         known = {tool.name for tool in tools}
         if view.phase == "challenge":

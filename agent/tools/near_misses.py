@@ -7,7 +7,7 @@ reads the whole text, or where none has a rule), so that what is left of the dif
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +16,7 @@ from ...causal.measures import mean
 from ...rules.language import Class, Condition, Position, Regex, Text, Token
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
+from .base import FeatureTool
 from .places import ACTIVE, Place, excerpt, fires_on, generator, in_turn, near_misses, places, silent_window, training
 from .window_edits import Expecting, as_expected, conditions, expected, flipped, ruled
 
@@ -32,16 +33,12 @@ class MineArgs(Expecting, frozen=True):
     count: int = Field(40, ge=2, le=400, description="how many places, half of them silent ones where there are any")
 
 
-class MineNearMisses:
+class MineNearMisses(FeatureTool[MineArgs]):
     """Finds corpus places that hold the tokens on which it fires, active and silent ones, first those on which rivals
     disagree, and measures them with all the context replaced that no rival reads. Gives the share that changes by
     this; `found` sets the tokens before silent places against those before active ones, so exceptions show."""
 
-    name: ClassVar[str] = "mine_near_misses"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[MineArgs] = MineArgs
+    name = "mine_near_misses"
 
     def design(self, args: MineArgs, lab: FeatureLab) -> Design:
         """Copies of the chosen places; the control is tokens on which it never fires."""

@@ -12,7 +12,7 @@ does so because of which token stands where.
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,7 @@ from ...rules.evaluate import TokenGrid
 from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
+from .base import FeatureTool
 from .places import ACTIVE, Carried, Place, Where, common_tokens, excerpt, generator, in_turn, places, silent_window
 from .window_edits import Expecting, as_expected, by_carrier, changed, design_changes, measure_changes
 
@@ -35,15 +36,11 @@ class SweepArgs(Carried, Expecting, frozen=True):
     context: int = Field(4, ge=0, le=32, description="tokens before the pivot that move with it")
 
 
-class SweepPositions:
+class SweepPositions(FeatureTool[SweepArgs]):
     """Moves the pivot, with the tokens right before it, to every position of the window. Gives the share of positions
     at which it fires, the range of these, and whether it is every so-manyth one."""
 
-    name: ClassVar[str] = "sweep_positions"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[SweepArgs] = SweepArgs
+    name = "sweep_positions"
 
     def design(self, args: SweepArgs, lab: FeatureLab) -> Design:
         """Every position for every carrier; at the first ones the context that moves along is cut."""
@@ -120,16 +117,12 @@ class SwapArgs(Carried, Expecting, frozen=True):
     each: int = Field(10, ge=2, le=40, description="changes of each carrier")
 
 
-class SwapPairs:
+class SwapPairs(FeatureTool[SwapArgs]):
     """Swaps or replaces two tokens before the pivot together, keeping length, position and what is open (quotes,
     brackets). Tells whether the previous token matters or something that is counted over the text: compare the group
     "previous token" with the group "others"."""
 
-    name: ClassVar[str] = "swap_pairs"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[SwapArgs] = SwapArgs
+    name = "swap_pairs"
 
     def design(self, args: SwapArgs, lab: FeatureLab) -> Design:
         """Of every carrier as many changes that involve the previous token as ones that do not, where there are."""

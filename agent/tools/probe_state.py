@@ -7,7 +7,7 @@ word there. The headline is what the thing does: the mean of copies with it less
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +17,7 @@ from ...rules.language import CLASSES
 from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
+from .base import FeatureTool
 from .places import Carried, Place, common_tokens, excerpt, generator, near_misses, places
 from .window_edits import Expecting, as_expected
 
@@ -42,15 +43,11 @@ class ProbeArgs(Carried, Expecting, frozen=True):
     count: int = Field(6, ge=1, le=24, description="how many places, half of them near misses where there are any")
 
 
-class ProbeState:
+class ProbeState(FeatureTool[ProbeArgs]):
     """Puts an earlier copy of the pivot token in or takes it away, or opens and closes a quote or bracket before it, at
     several distances. Gives how much the copy or the open mark adds; `found` has the mean by distance."""
 
-    name: ClassVar[str] = "probe_state"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[ProbeArgs] = ProbeArgs
+    name = "probe_state"
 
     def design(self, args: ProbeArgs, lab: FeatureLab) -> Design:
         """Each place bare, and with the thing at every distance; the control is a neutral word at the same ones."""

@@ -6,7 +6,7 @@ happen to hold a cause, so several are tried, and the median counts. A length is
 activation is left.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,6 +14,7 @@ from pydantic import Field
 from ...causal.measures import mean
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
+from .base import FeatureTool
 from .places import Carried, excerpt, generator, places, silent_window
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 9, 17, 33, 65, 129)
@@ -29,15 +30,11 @@ class PruneArgs(Carried, frozen=True):
     fillings: int = Field(3, ge=1, le=9, description="texts that are put in the place of each one's context")
 
 
-class PruneContext:
+class PruneContext(FeatureTool[PruneArgs]):
     """Shortens the context before active pivots (1, 2, 3, ... tokens are kept), once with other text in its place and
     once moved to the window's start. Gives how many tokens, the pivot included, are needed to fire."""
 
-    name: ClassVar[str] = "prune_context"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[PruneArgs] = PruneArgs
+    name = "prune_context"
 
     def design(self, args: PruneArgs, lab: FeatureLab) -> Design:
         """Every length of every carrier in both ways; the control is the filling text itself."""

@@ -15,7 +15,7 @@ and repeats are left to other tools.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Literal, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,7 @@ from ..loop.experiments import Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.levels import levels_of
 from ..loop.rejections import RejectedError
+from .base import FeatureTool
 from .places import SILENT, Place, common_tokens, generator, in_turn, special_tokens, training
 from .window_edits import Expecting, as_expected, changed, design_changes, expected, measure_changes, ruled
 
@@ -49,16 +50,13 @@ class EditArgs(Expecting, frozen=True):
     )
 
 
-class EditAtRandom:
+class EditAtRandom(FeatureTool[EditArgs]):
     """Makes small random edits of training windows: another pivot token, tokens before it replaced, swapped, inserted
     or transplanted. Gives the share that flips. The general test of a rule; `aimed` tells two rivals apart and
     `boundary` attacks the leading rule's conditions."""
 
-    name: ClassVar[str] = "edit_at_random"
-    version: ClassVar[int] = 2
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[EditArgs] = EditArgs
+    name = "edit_at_random"
+    version = 2
 
     def design(self, args: EditArgs, lab: FeatureLab) -> Design:
         """The most telling of the candidates."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -12,6 +12,7 @@ from ...rules.english import visible
 from ...rules.language import Token
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
+from .base import FeatureTool
 from .places import ACTIVE, Carried, Where, common_tokens, places, special_tokens, training
 from .window_edits import (
     FLIPS_SHOWN,
@@ -39,16 +40,12 @@ class ScanArgs(Carried, Expecting, frozen=True):
     most: int = Field(900, ge=10, le=20000, description="most windows to run; of a larger vocabulary a part is taken")
 
 
-class ScanVocabulary:
+class ScanVocabulary(FeatureTool[ScanArgs]):
     """Puts every token of the vocabulary at an offset from the pivot, in windows where the feature fires or in near
     misses. Gives the share of tokens that flip it, and which: the decisive test for token sets, exceptions (offset -1,
     near_miss) and second causes (offset 0, near_miss)."""
 
-    name: ClassVar[str] = "scan_vocabulary"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[ScanArgs] = ScanArgs
+    name = "scan_vocabulary"
 
     def design(self, args: ScanArgs, lab: FeatureLab) -> Design:
         """Every chosen token in every carrier."""

@@ -6,7 +6,7 @@ explanation in the store, make another survey of the same call.
 
 import hashlib
 import json
-from typing import Any, ClassVar, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,6 +21,7 @@ from ...rules.observed import Disagreement, disagreements
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.hypotheses import StrictModel
+from .base import FeatureTool
 
 SHOWN = 12
 
@@ -29,15 +30,12 @@ class LearnArgs(StrictModel, frozen=True):
     interventions: int = Field(96, ge=8, le=512, description="edits that are run the first time, beside what is known")
 
 
-class LearnRule:
+class LearnRule(FeatureTool[LearnArgs]):
     """Learns a rule, without a language model, from the training examples and everything measured so far. Gives the
     rule as JSON and in English, how many measurements it fits, and where it does not."""
 
-    name: ClassVar[str] = "learn_rule"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[LearnArgs] = LearnArgs
+    name = "learn_rule"
+    survey = True
 
     def __init__(self) -> None:
         self._explainers: WeakKeyDictionary[FeatureLab, dict[int, RuleExplainer]] = WeakKeyDictionary()
@@ -87,15 +85,12 @@ class KnownArgs(StrictModel, frozen=True):
     limit: int = Field(10, ge=1, le=50, description="how many explanations of this and of similar features each")
 
 
-class KnownExplanations:
+class KnownExplanations(FeatureTool[KnownArgs]):
     """Looks up the explanations that the database has of this feature and of those that fire on the same texts, with
     their scores. They may be wrong, and are worth a test."""
 
-    name: ClassVar[str] = "known_explanations"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[KnownArgs] = KnownArgs
+    name = "known_explanations"
+    survey = True
 
     def design(self, args: KnownArgs, lab: FeatureLab) -> Design:
         """No items; the plan is what was found."""

@@ -12,7 +12,7 @@ anything is measured. The control has the same tokens in another order, measured
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, StringConstraints
@@ -23,6 +23,7 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.levels import EDGES, levels_of
+from .base import FeatureTool
 from .places import Drawn, Place, common_tokens, excerpt, generator, silent_window
 
 APART = 0.1
@@ -178,15 +179,11 @@ class TextsArgs(Drawn, frozen=True):
     )
 
 
-class RunTexts:
+class RunTexts(FeatureTool[TextsArgs]):
     """Runs texts that you write and reads the feature at every token. The marked («») or last token of each is what is
     predicted; gives the mean over texts."""
 
-    name: ClassVar[str] = "run_texts"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[TextsArgs] = TextsArgs
+    name = "run_texts"
 
     def design(self, args: TextsArgs, lab: FeatureLab) -> Design:
         """One item for each text, filled up with corpus text, which a causal model does not see."""

@@ -3,10 +3,10 @@
 Surveys of a behaviour's heads and logits: where heads look, and which components write the answer.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ....causal.attention import patterns
@@ -16,32 +16,27 @@ from ....causal.logit_attribution import logit_attribution
 from ....subject.errors import NeuronautError
 from ...loop.behaviour_lab import JOIN, BehaviourLab
 from ...loop.experiments import Design, Measured
+from ...loop.hypotheses import StrictModel
 from ...loop.levels import EDGES
+from ..base import BehaviourTool
 from .common import leader
 
 _TOP = 40
 
 
-class _Args(BaseModel, frozen=True):
-    model_config = ConfigDict(extra="forbid")
-
-
-class AttributeArgs(_Args, frozen=True):
+class AttributeArgs(StrictModel, frozen=True):
     """How many."""
 
     count: int = Field(_TOP, ge=1, le=200, description="Nodes to show, the largest first.")
 
 
-class AttributeNodes:
+class AttributeNodes(BehaviourTool[AttributeArgs]):
     """What every node is worth to first order (attribution patching, a few passes for all nodes): the share of the
     behaviour that cutting it would cost (noise) and that restoring it would bring back (denoise), and how far this
     agrees with patching. Cheap, and only a hint: a node at a bend of the model may be misjudged."""
 
-    name: ClassVar[str] = "attribute_nodes"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[AttributeArgs] = AttributeArgs
+    name = "attribute_nodes"
+    survey = True
 
     def design(self, args: AttributeArgs, lab: BehaviourLab) -> Design:
         """Nothing is chosen: all nodes."""
@@ -68,22 +63,19 @@ class AttributeNodes:
         )
 
 
-class FindArgs(_Args, frozen=True):
+class FindArgs(StrictModel, frozen=True):
     """How faithful."""
 
     threshold: float = Field(0.9, gt=0, lt=1, description="Faithfulness that the pruning keeps to.")
 
 
-class FindCircuit:
+class FindCircuit(BehaviourTool[FindArgs]):
     """Prunes all nodes down to a few that do the task alone (as faithful as `threshold`), and names their backups:
     a proposal of nodes, each with the share of the behaviour that goes when it alone is cut, on the pairs it was
     found on; `proposal` is in the form of a hypothesis's `nodes`."""
 
-    name: ClassVar[str] = "find_circuit"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[FindArgs] = FindArgs
+    name = "find_circuit"
+    survey = True
 
     def design(self, args: FindArgs, lab: BehaviourLab) -> Design:
         """Nothing is chosen: all nodes."""
@@ -149,26 +141,19 @@ def _survey(lab: BehaviourLab, found: dict[str, Any]) -> Measured:
 _SAMPLES, _KEYS = 2, 5
 
 
-class _TextArgs(BaseModel, frozen=True):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CountArgs(_TextArgs, frozen=True):
+class CountArgs(StrictModel, frozen=True):
     """How many."""
 
     count: int = Field(8, ge=1, le=100, description="Entries to show, the largest first.")
 
 
-class HeadPatterns:
+class HeadPatterns(BehaviourTool[CountArgs]):
     """Where each head looks on random tokens that are repeated: at the token before (previous), at earlier copies of
     the current token (duplicate), at what followed them (induction), or at the first token. It gives each kind's
     heads with the largest share of attention, 0 to 1; where a head looks is not what it is for."""
 
-    name: ClassVar[str] = "head_patterns"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[CountArgs] = CountArgs
+    name = "head_patterns"
+    survey = True
 
     def design(self, args: CountArgs, lab: BehaviourLab) -> Design:
         """Nothing is chosen: all heads."""
@@ -184,7 +169,7 @@ class HeadPatterns:
         return _text_survey(lab, shown, n=len(batch), units="share of attention")
 
 
-class AttentionArgs(_TextArgs, frozen=True):
+class AttentionArgs(StrictModel, frozen=True):
     """Which heads."""
 
     heads: tuple[str, ...] = Field(
@@ -193,16 +178,13 @@ class AttentionArgs(_TextArgs, frozen=True):
     count: int = Field(6, ge=1, le=32, description="Heads at most.")
 
 
-class AttentionTo:
+class AttentionTo(BehaviourTool[AttentionArgs]):
     """Where heads look from the last position of the task's clean prompts: mean share of attention on the first
     token, on the last one itself, on the one before it, and on the tokens that the corruption changes and those right
     after them; and for two prompts the tokens that get most."""
 
-    name: ClassVar[str] = "attention_to"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[AttentionArgs] = AttentionArgs
+    name = "attention_to"
+    survey = True
 
     def design(self, args: AttentionArgs, lab: BehaviourLab) -> Design:
         """The heads; refuses nodes that are none."""
@@ -249,16 +231,13 @@ def _looks(lab: BehaviourLab, weights: Tensor) -> dict[str, Any]:
     return {**{name: round(float(share.mean()), 4) for name, share in shares.items()}, "prompts": samples}
 
 
-class DirectLogits:
+class DirectLogits(BehaviourTool[CountArgs]):
     """Which components write the answer: the metric's logit difference on the clean prompts taken apart into what
     each head and MLP adds to it directly, as a share of the whole. A component that works through others does not
     show."""
 
-    name: ClassVar[str] = "direct_logits"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[CountArgs] = CountArgs
+    name = "direct_logits"
+    survey = True
 
     def design(self, args: CountArgs, lab: BehaviourLab) -> Design:
         """Nothing is chosen: all components."""

@@ -1,12 +1,13 @@
 """Ablation and patching of a feature: what the subject says next without it, and with it where it was not."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
+from ..base import FeatureTool
 from ..places import Carried, TokenArgs, fires_on, places
 from .effects import Trial, moved, token_result
 from .inputs import choose_tokens, edit_of, from_json, reference_rows, silent_places, to_json
@@ -23,17 +24,13 @@ class AblateArgs(TokenArgs, Carried, frozen=True):
     )
 
 
-class Ablate:
+class Ablate(FeatureTool[AblateArgs]):
     """Takes the feature away where it is strongest and measures which tokens the model then expects less. Items are
     tokens: those that hypotheses say are promoted or suppressed, and as many others of like frequency; a promoted
     token gives a positive value, a suppressed one a negative, others are silent. The headline is the mean fall of the
     claimed tokens' logits; random changes of the same size are the control."""
 
-    name: ClassVar[str] = "ablate"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[AblateArgs] = AblateArgs
+    name = "ablate"
 
     def design(self, args: AblateArgs, lab: FeatureLab) -> Design:
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
@@ -71,17 +68,13 @@ class PatchArgs(TokenArgs, Carried, frozen=True):
     )
 
 
-class PatchActivation:
+class PatchActivation(FeatureTool[PatchArgs]):
     """Sets the feature, at places that look alike but where it is silent, to what it is at its strongest places, and
     the other way round, and measures the next token. Items are tokens, as in `ablate`: positive means that more of
     the feature raises the token. The headline is the mean effect on the claimed tokens; random changes of the same
     size are the control."""
 
-    name: ClassVar[str] = "patch_activation"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[PatchArgs] = PatchArgs
+    name = "patch_activation"
 
     def design(self, args: PatchArgs, lab: FeatureLab) -> Design:
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)

@@ -6,7 +6,7 @@ another distance from every place, is a column of its own at the end.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from ....causal.measures import mean
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
+from ..base import FeatureTool
 from ..places import ActiveArgs, Place
 from .effects import among
 from .inputs import batch_of, upstream_nodes
@@ -35,17 +36,14 @@ class AttentionArgs(ActiveArgs, frozen=True):
     heads: int = Field(3, ge=1, le=12, description="how many heads to look at, those of the highest shares first")
 
 
-class Attention:
+class Attention(FeatureTool[AttentionArgs]):
     """Shows where the heads that the feature's activation comes through look from its strongest places: the offsets
     that get the most weight and the tokens there, and what kind of head each is (previous token, duplicate, induction,
     first). The headline is the weight of the first head on the offset that it mostly looks at; the other heads of its
     layer, on the same offset, are the control."""
 
-    name: ClassVar[str] = "attention"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[AttentionArgs] = AttentionArgs
+    name = "attention"
+    survey = True
 
     def design(self, args: AttentionArgs, lab: FeatureLab) -> Design:
         _heads(lab)  # Where there is none is an error that says so.

@@ -10,7 +10,7 @@ direction; the strongest change of any unit is compared with the strongest chang
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from ....causal.measures import mean
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
+from ..base import FeatureTool
 from ..places import ActiveArgs, Place, places
 from .effects import among
 from .inputs import batch_of, edit_of, from_json, materials, to_json
@@ -37,17 +38,14 @@ class DownstreamArgs(ActiveArgs, frozen=True):
     top: int = Field(8, ge=1, le=50, description="how many neurons and how many heads to list")
 
 
-class Downstream:
+class Downstream(FeatureTool[DownstreamArgs]):
     """Finds which later neurons and heads read what the feature writes: it is taken away at its strongest places, and
     they are ranked by how much they change, in units of their own spread. Positive means that the feature raises a
     neuron. The headline is the change of the one that changes most; random changes of the same size are the control.
     The output's own tokens are the business of `promoted_tokens` and `ablate`."""
 
-    name: ClassVar[str] = "downstream"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[DownstreamArgs] = DownstreamArgs
+    name = "downstream"
+    survey = True
 
     def design(self, args: DownstreamArgs, lab: FeatureLab) -> Design:
         active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)

@@ -3,7 +3,7 @@
 What a feature writes, read off the weights: no text is run.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from ....subject.directions import Promoted, direction, promoted
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
+from ..base import FeatureTool
 from ..places import Drawn, TokenArgs, generator
 from .effects import Moved, Trial, among, asked_weights, moved, token_result
 from .inputs import choose_tokens, edit_of, from_json, silent_places, to_json
@@ -32,17 +33,13 @@ class SteerArgs(TokenArgs, frozen=True):
     )
 
 
-class Steer:
+class Steer(FeatureTool[SteerArgs]):
     """Holds the feature at several strengths in random windows where it is silent and measures the next token: dose
     and response. Items are tokens, as in `ablate`; values come from the slope over strength, positive where more of
     the feature raises the token. The headline is the mean slope of the claimed tokens' logits; zero dose and random
     directions of the same size are the control; the curve and whether it is monotone are in `found`."""
 
-    name: ClassVar[str] = "steer"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[SteerArgs] = SteerArgs
+    name = "steer"
 
     def design(self, args: SteerArgs, lab: FeatureLab) -> Design:
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
@@ -111,16 +108,13 @@ class PromotedArgs(Drawn, frozen=True):
     count: int = Field(10, ge=1, le=50, description="tokens to list at either end")
 
 
-class PromotedTokens:
+class PromotedTokens(FeatureTool[PromotedArgs]):
     """Looks up, in the weights, which tokens the feature raises and lowers on its direct path to the output. The
     headline is how many standard deviations of the vocabulary the top token stands out by; other features of the same
     source are the control. Later layers may undo or add to this: `ablate` and `steer` measure it."""
 
-    name: ClassVar[str] = "promoted_tokens"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[PromotedArgs] = PromotedArgs
+    name = "promoted_tokens"
+    survey = True
 
     def design(self, args: PromotedArgs, lab: FeatureLab) -> Design:
         width, own = lab.source.width, lab.feature.index

@@ -3,7 +3,7 @@
 Cutting components before a feature, one at a time: which of them its activation depends on.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from ....causal.measures import mean
 from ....causal.saliency import Activation, occlusion
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
+from ..base import FeatureTool
 from ..places import ActiveArgs, Place, excerpt, places
 from .ablate import REFERENCE
 from .effects import among, asked_weights
@@ -31,17 +32,14 @@ class UpstreamArgs(ActiveArgs, frozen=True):
     each: int = Field(2, ge=1, le=8, description="silent windows for every active place")
 
 
-class Upstream:
+class Upstream(FeatureTool[UpstreamArgs]):
     """Finds which heads and MLPs the feature's activation comes through at its strongest examples, and which tokens:
     shares of all components by gradients, the highest of them checked by cutting, and the share of the activation that
     goes as each token is blotted out. The headline is the highest checked share; random changes of the
     same size there are the control. Name what it finds in `reads` of a hypothesis, then predict `cut_upstream`."""
 
-    name: ClassVar[str] = "upstream"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[UpstreamArgs] = UpstreamArgs
+    name = "upstream"
+    survey = True
 
     def design(self, args: UpstreamArgs, lab: FeatureLab) -> Design:
         upstream_nodes(lab.subject, lab.source.id.site)  # Where nothing comes before is an error that says so.
@@ -122,17 +120,13 @@ class CutArgs(ActiveArgs, frozen=True):
     each: int = Field(2, ge=1, le=8, description="silent windows for every active place")
 
 
-class CutUpstream:
+class CutUpstream(FeatureTool[CutArgs]):
     """Cuts components before the feature, one at a time, where it is strongest. Items are heads and MLPs: those that
     hypotheses say it reads, and as many others of the same kind; the value is the share of the activation that goes
     (0: nothing changes, 1: it falls silent, negative: it rises). The headline is the mean share of the claimed ones;
     random changes of the same size at the same components are the control."""
 
-    name: ClassVar[str] = "cut_upstream"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[CutArgs] = CutArgs
+    name = "cut_upstream"
 
     def design(self, args: CutArgs, lab: FeatureLab) -> Design:
         chosen = choose_nodes(lab, args.nodes, seed=args.seed)
