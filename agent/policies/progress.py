@@ -1,4 +1,4 @@
-"""Where an investigation stands, as the scripted policy reads it off a view.
+"""What is left to do in an investigation, as the scripted policies read it off a view.
 
 A call is settled when it was run, or refused alone. Of a plan of several calls that was refused no one knows which
 of them was at fault, so each is asked for again by itself; but where no place was found for one of them, the same
@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from ...rules.language import Rule
+from ..loop.experiments import Measured
 from ..loop.hypotheses import Call, Hypothesis, UseTools
 from ..loop.judging import telling
 from ..loop.levels import forecast, levels_of
@@ -40,11 +41,14 @@ class PolicyState:
         doubtful = [call for call in left if any(call in plan for plan in unclear)]
         return UseTools(calls=tuple(doubtful[:1] or left[:8])) if left else None
 
+    def has_run(self, call: Call) -> bool:
+        """Whether a call with these arguments was run."""
+        return any(done.tool == call.tool and _within(call.args, done.args) for done in self.view.done)
+
     def settled(self, call: Call) -> bool:
         """Whether a call was run, or refused by itself."""
-        if any(done.tool == call.tool and _within(call.args, done.args) for done in self.view.done):
-            return True
-        return any(plan == [call] and rejection.code != "silence_quota" for plan, rejection in self._refused)
+        alone = (rejection for plan, rejection in self._refused if plan == [call])
+        return self.has_run(call) or any(rejection.code != "silence_quota" for rejection in alone)
 
     def postponed(self, call: Call) -> bool:
         """Whether a plan with it was refused for want of silence, and there is still too little."""
@@ -59,8 +63,8 @@ class PolicyState:
     @cached_property
     def room(self) -> bool:
         """Whether one more experiment may expect activity."""
-        tried = [done for done in self.view.done if not done.survey]
-        return sum(done.of_silence for done in tried) >= QUOTA * (len(tried) + 1)
+        experiments = [done for done in self.view.done if not done.survey]
+        return sum(done.of_silence for done in experiments) >= QUOTA * (len(experiments) + 1)
 
     @property
     def misses(self) -> int:
@@ -77,31 +81,35 @@ class PolicyState:
 
     def proposed(self, rule: Rule) -> bool:
         """Whether a rule that says the same was put up."""
-        known = (rival.hypothesis.rule for rival in self.view.rivals if rival.hypothesis.rule is not None)
-        return any(_canonical(one) == _canonical(rule) for one in known)
+        rules = (rival.hypothesis.rule for rival in self.view.rivals if rival.hypothesis.rule is not None)
+        return any(_canonical(old) == _canonical(rule) for old in rules)
 
-    def alike(self, one: Rival, other: Rival) -> bool:
+    def alike(self, first: Rival, second: Rival) -> bool:
         """Whether the two never predicted otherwise than each other on what was measured."""
-        both = [(d.expected.get(one.name), d.expected.get(other.name)) for d in self.responses]
-        said = [(a, b) for a, b in both if a is not None and b is not None]
-        if any(set(a) == {None} or set(b) == {None} for a, b in said):
+        pairs = [(done.expected.get(first.name), done.expected.get(second.name)) for done in self.responses]
+        predicted = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if any(set(a) == {None} or set(b) == {None} for a, b in predicted):
             return False
-        return not any(telling(forecast(a, EVEN), forecast(b, EVEN)).any() for a, b in said)
+        return not any(telling(forecast(a, EVEN), forecast(b, EVEN)).any() for a, b in predicted)
 
-    def inseparable(self, one: Rival, other: Rival) -> bool:
+    def inseparable(self, first: Rival, second: Rival) -> bool:
         """Whether edits on which the two differ were looked for, and none found."""
-        return any({*rejection.rivals} == {one.name, other.name} for _, rejection in self._refused)
+        return any({*rejection.rivals} == {first.name, second.name} for _, rejection in self._refused)
+
+    def results(self, tool: str) -> list[Measured]:
+        """All that a tool measured, in order."""
+        return [done.measured for done in self.view.done if done.tool == tool and done.measured is not None]
 
     @cached_property
-    def learned(self) -> tuple[Done, ...]:
+    def learned(self) -> list[Measured]:
         """The rules that were learned, in order."""
-        return tuple(done for done in self.view.done if done.tool == LEARN and done.measured is not None)
+        return self.results(LEARN)
 
     @cached_property
     def since(self) -> tuple[Done, ...]:
         """The responses that were measured since a rule was learned last."""
         last = max((i for i, done in enumerate(self.view.done) if done.tool == LEARN), default=-1)
-        return tuple(d for d in self.view.done[last + 1 :] if d.measured is not None and _response(d))
+        return tuple(d for d in self.view.done[last + 1 :] if d.measured is not None and _is_response(d))
 
     @cached_property
     def best(self) -> Rival | None:
@@ -123,15 +131,15 @@ class PolicyState:
     @cached_property
     def responses(self) -> tuple[Done, ...]:
         """All experiments on responses that were measured."""
-        return tuple(done for done in self.view.done if done.measured is not None and _response(done))
+        return tuple(done for done in self.view.done if done.measured is not None and _is_response(done))
 
-    def made(self, tool: str) -> int:
+    def count(self, tool: str) -> int:
         """How many experiments of a tool were run."""
         return sum(done.tool == tool for done in self.view.done)
 
-    def found(self, tool: str) -> Mapping[str, Any] | None:
-        """What a survey found; None where it was not run or failed."""
-        return next((d.measured.found for d in self.view.done if d.tool == tool and d.measured is not None), None)
+    def survey(self, tool: str) -> Mapping[str, Any]:
+        """The tables of a survey; empty where it was not run or failed."""
+        return next((measured.found for measured in self.results(tool)), {})
 
 
 def claiming(hypothesis: Hypothesis) -> bool:
@@ -139,7 +147,7 @@ def claiming(hypothesis: Hypothesis) -> bool:
     return bool(hypothesis.promotes or hypothesis.suppresses or hypothesis.reads)
 
 
-def _response(done: Done) -> bool:
+def _is_response(done: Done) -> bool:
     return not done.survey and done.design.readout == "response"
 
 
@@ -149,9 +157,9 @@ def _wrong(done: Done, name: str) -> Iterator[bool]:
     if expected is None or done.measured is None:
         return
     pairs = [(e, v) for e, v in zip(expected, done.measured.values, strict=True) if e is not None]
-    said, seen = levels_of([e for e, _ in pairs]), levels_of([v for _, v in pairs])
-    for (value, true), one, other in zip(pairs, said, seen, strict=True):
-        yield bool(one != other) and abs(value - true) > APART
+    predicted, observed = levels_of([e for e, _ in pairs]), levels_of([v for _, v in pairs])
+    for (e, v), level, true_level in zip(pairs, predicted, observed, strict=True):
+        yield bool(level != true_level) and abs(e - v) > APART
 
 
 def _canonical(rule: Rule) -> str:
@@ -159,20 +167,21 @@ def _canonical(rule: Rule) -> str:
 
     def ordered(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: ordered(one) for key, one in sorted(value.items())}
-        if isinstance(value, list) and not all(isinstance(one, int) or one is None for one in value):
-            return sorted((ordered(one) for one in value), key=json.dumps)
+            return {key: ordered(part) for key, part in sorted(value.items())}
+        if isinstance(value, list) and not all(isinstance(part, int) or part is None for part in value):
+            return sorted((ordered(part) for part in value), key=json.dumps)
         return value
 
     return json.dumps(ordered(json.loads(rule.to_json())))
 
 
-def _within(asked: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
-    """Whether a call with these arguments was that one."""
-    return all(name in args and _plain(args[name]) == _plain(value) for name, value in asked.items())
+def _within(some: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
+    """Whether a call with some arguments was the one with all of these."""
+    return all(name in args and _as_lists(args[name]) == _as_lists(value) for name, value in some.items())
 
 
-def _plain(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
+    """The value with lists in the place of tuples."""
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _as_lists(part) for key, part in value.items()}
+    return [_as_lists(part) for part in value] if isinstance(value, list | tuple) else value
