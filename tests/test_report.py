@@ -18,7 +18,7 @@ from neuronaut.agent.report.citations import cited, line, quoted, runs, uncited
 from neuronaut.agent.report.export import to_inspect, to_lines
 from neuronaut.agent.report.page import page
 from neuronaut.agent.report.page_plots import _apart, el
-from neuronaut.agent.report.page_results import found
+from neuronaut.agent.report.page_results import draw_results
 from neuronaut.agent.report.report import Report
 from neuronaut.data.records import Example
 from neuronaut.data.store.store import Store
@@ -261,7 +261,7 @@ def test_labels_of_lines_do_not_overlap(heights: list[float]) -> None:
 
 
 def test_what_was_found_is_drawn_by_its_shape() -> None:
-    parts = {name: read(f"<div>{found({name: value})}</div>").tags for name, value in SHAPES.items()}
+    parts = {name: read(f"<div>{draw_results({name: value})}</div>").tags for name, value in SHAPES.items()}
     counted = {
         name: {tag: tags.count(tag) for tag in ("svg", "polygon", "table", "pre", "span", "dl") if tag in tags}
         for name, tags in parts.items()
@@ -276,10 +276,10 @@ def test_what_was_found_is_drawn_by_its_shape() -> None:
         "odd": {"pre": 1},
         "n": {"dl": 1},
     }
-    assert "&lt;b&gt;" in found(SHAPES)
-    assert "&lt;i&gt;" in found(SHAPES)
+    assert "&lt;b&gt;" in draw_results(SHAPES)
+    assert "&lt;i&gt;" in draw_results(SHAPES)
     # Lengths are ordered as numbers, not as text.
-    line = re.search(r'polyline points="([^"]*)"', found({"by_length": SHAPES["by_length"]["cut"]}))
+    line = re.search(r'polyline points="([^"]*)"', draw_results({"by_length": SHAPES["by_length"]["cut"]}))
     assert line is not None
     heights = [float(point.split(",")[1]) for point in line[1].split()]
     assert heights == sorted(heights, reverse=True)

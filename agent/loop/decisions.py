@@ -82,9 +82,9 @@ class Decider:
 
     def _conceded(self, state: State, action: Concede) -> Mapping[str, Any]:
         """What follows where a challenger found nothing: the end, unless the evidence is not enough for a verdict."""
-        run, found = self._run, self._run.outcome()
-        again = found.answer == "open" and state["challenges"] + 1 < CHALLENGES
-        words = f"the challenger conceded: {action.reason}" + f"; but {found.reason}" * again
+        run, outcome = self._run, self._run.outcome()
+        again = outcome.answer == "open" and state["challenges"] + 1 < CHALLENGES
+        words = f"the challenger conceded: {action.reason}" + f"; but {outcome.reason}" * again
         run.event("challenged", {"verdict": words}, key=f"challenge:{state['challenges']}")
         if again:
             return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
@@ -171,8 +171,8 @@ class Decider:
 
     def _propose(self, step: int, action: Propose, *, origin: str) -> None:
         kinds = {hypothesis.kind for hypothesis in self._run.hypotheses().values()}
-        wanted = [h for h in action.hypotheses if not (h.kind in NULLS and h.kind in kinds)]
-        self._put_up(step, [h.model_dump(mode="json", exclude_defaults=True) for h in wanted], origin=origin)
+        new = [h for h in action.hypotheses if not (h.kind in NULLS and h.kind in kinds)]
+        self._put_up(step, [h.model_dump(mode="json", exclude_defaults=True) for h in new], origin=origin)
 
     def _put_up(self, step: int, bodies: Sequence[Mapping[str, Any]], *, origin: str) -> None:
         names = self._run.journal.add_hypotheses(self._run.id, step, bodies, origin=origin)
@@ -194,8 +194,8 @@ class Decider:
         rivals, _, _ = run.rival_state()
         live = [rival for rival in rivals if rival.status == "live"]
         nulls = [rival for rival in live if rival.hypothesis.kind in NULLS]
-        kept = [rival for rival in live if rival not in nulls][: LIVE - len(nulls)]
-        named = {rival.name: rival.hypothesis for rival in live if rival in nulls or rival in kept}
-        planner = Planner(run, named, role=state["role"], round=state["round"] + 1)
+        claims = [rival for rival in live if rival not in nulls][: LIVE - len(nulls)]
+        hypotheses = {rival.name: rival.hypothesis for rival in live if rival in nulls or rival in claims}
+        planner = Planner(run, hypotheses, role=state["role"], round=state["round"] + 1)
         with run.charged(f"design:{state['step']}", "design"):
             return planner.plan(action.calls)

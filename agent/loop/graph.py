@@ -105,7 +105,7 @@ def build(nodes: Nodes, *, checkpointer: Any) -> Any:
     for name in ORDER:
         node: Any = _checked(name, nodes.node(name))
         graph.add_node(name, node)
-    for one, other in (
+    for node_from, node_to in (
         (START, "acquire"),
         ("baseline", "propose"),
         ("preregister", "execute"),
@@ -117,7 +117,7 @@ def build(nodes: Nodes, *, checkpointer: Any) -> Any:
         ("report", "store"),
         ("store", END),
     ):
-        graph.add_edge(one, other)
+        graph.add_edge(node_from, node_to)
     for name, targets in (
         ("acquire", ("baseline", "report")),
         ("propose", ("propose", "preregister", "plan", "freeze")),

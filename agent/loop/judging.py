@@ -120,40 +120,42 @@ class OddsUpdater:
     def _new(self, experiment: Experiment) -> NDArray[np.bool_]:
         """Which items were not measured before, and from now on were. A response is known by its window up to the
         pivot, an effect by what it is of and by the draw of prompts."""
-        said, draw = [], experiment.args.get("prompts")
+        new, draw = [], experiment.args.get("prompts")
         for item in experiment.design["items"]:
-            known = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
-            said.append(known not in self._met)
-            self._met.add(known)
-        return np.array(said, np.bool_)
+            item_key = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
+            new.append(item_key not in self._met)
+            self._met.add(item_key)
+        return np.array(new, np.bool_)
 
     def _resolve(
         self,
         hypotheses: Mapping[str, Hypothesis],
         experiment: Experiment,
-        seen: NDArray[np.int64],
+        observed: NDArray[np.int64],
         new: NDArray[np.bool_],
     ) -> None:
         """Move the odds by what one experiment's new items showed."""
-        seen, items = seen[new], np.arange(int(new.sum()))
+        observed, items = observed[new], np.arange(int(new.sum()))
         fresh = np.flatnonzero(new).tolist()
         expected = {p.hypothesis: [p.expected[item] for item in fresh] for p in experiment.predictions}
-        said = {name: forecast(values, experiment.base) for name, values in expected.items()}
-        weighed = {name: self._tallies[name].believed(said[name], values) for name, values in expected.items()}
+        forecasts_by_name = {name: forecast(values, experiment.base) for name, values in expected.items()}
+        weighed = {
+            name: self._tallies[name].believed(forecasts_by_name[name], values) for name, values in expected.items()
+        }
         reference = experiment.reference or ""
-        for name, mine in said.items():
+        for name, mine in forecasts_by_name.items():
             tally = self._tallies[name]
-            if reference in said and name != reference:
-                differ = telling(mine, said[reference])
-                ratio = np.log(weighed[name][items, seen] / weighed[reference][items, seen])[differ].sum()
+            if reference in forecasts_by_name and name != reference:
+                differ = telling(mine, forecasts_by_name[reference])
+                ratio = np.log(weighed[name][items, observed] / weighed[reference][items, observed])[differ].sum()
                 tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
             sure = np.array([value is not None for value in expected[name]])
             if sure.any():
                 tally.resolved += 1
                 tally.silences += expects_silence(expected[name])
-                tally.brier += brier(mine[sure], seen[sure])
-                np.add.at(tally.right, seen[sure], (mine.argmax(axis=1) == seen)[sure])
-                np.add.at(tally.seen, seen[sure], 1)
+                tally.brier += brier(mine[sure], observed[sure])
+                np.add.at(tally.right, observed[sure], (mine.argmax(axis=1) == observed)[sure])
+                np.add.at(tally.seen, observed[sure], 1)
         best = _best(self._tallies)
         for name, tally in self._tallies.items():
             if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
@@ -222,8 +224,8 @@ def outcome_of(
         * (bool(others) and lead <= log(ODDS)),
         f"it hits the level in {hits:.3f} of the items, wanted {HITS}" * (hits < HITS),
     ]
-    found = [fault for fault in faults if fault]
-    return Outcome("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)
+    unmet = [fault for fault in faults if fault]
+    return Outcome("open" if unmet else "supported", leader.name, "; ".join(unmet) or "it met every bar", alike)
 
 
 def seen_of(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
@@ -234,13 +236,13 @@ def seen_of(experiment: Experiment, observations: Mapping[str, Observation]) -> 
 
 def forecasts(experiment: Experiment, name: str) -> Forecast | None:
     """The distribution over levels that a hypothesis gave each item; None where it made no prediction."""
-    said = next((p.expected for p in experiment.predictions if p.hypothesis == name), None)
-    return None if said is None else forecast(said, experiment.base)
+    expected = next((p.expected for p in experiment.predictions if p.hypothesis == name), None)
+    return None if expected is None else forecast(expected, experiment.base)
 
 
-def telling(one: Forecast, other: Forecast) -> NDArray[np.bool_]:
+def telling(first: Forecast, second: Forecast) -> NDArray[np.bool_]:
     """The items on which two forecasts differ. Each (item, level) -> (item,)."""
-    return np.abs(one - other).sum(axis=1) / 2 > TELLING
+    return np.abs(first - second).sum(axis=1) / 2 > TELLING
 
 
 def base_of(

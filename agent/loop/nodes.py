@@ -81,19 +81,19 @@ class Nodes:
         """Run what is planned and not observed."""
         run = self._run
         run.catch_up()
-        _, experiments, observed = run.rival_state()
-        for experiment in (e for e in experiments if e.round == state["round"] or e.name not in observed):
-            if experiment.name not in observed:
+        _, experiments, observations = run.rival_state()
+        for experiment in (e for e in experiments if e.round == state["round"] or e.name not in observations):
+            if experiment.name not in observations:
                 self._measure(experiment)
             observation = run.rival_state().observations[experiment.name]
-            shown = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
+            numbers = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
             run.event(
                 "observed",
                 {
                     "experiment": experiment.name,
                     "tool": experiment.tool,
                     "status": observation.status,
-                    **shown,
+                    **numbers,
                     "reason": observation.reason,
                     **observation.cost,
                 },
@@ -105,11 +105,11 @@ class Nodes:
         """Measure one experiment, or take its result from where it was measured before; a failure has a reason and
         no number."""
         run, before = self._run, self._run.lab.meter.rows
-        known, fresh = run.journal.known(experiment.key), True
+        stored, fresh = run.journal.known(experiment.key), True
         if kind := run.exhausted(share=1.0):
             observation, fresh = Observation("error", {}, f"not run: the budget of {kind} is spent"), False
-        elif known is not None:
-            observation = Observation("ok", known, None, {"forwards": 0, "known": True})
+        elif stored is not None:
+            observation = Observation("ok", stored, None, {"forwards": 0, "known": True})
         else:
             with run.lab.meter.counting(run.lab.subject):
                 observation = _measured(run.tools[experiment.tool], experiment, run.lab)
@@ -142,16 +142,16 @@ class Nodes:
         del state
         return {"role": "challenger", "turns": 0, "challenged": self._run.outcome().leader}
 
-    def _challenged(self, state: State, found: Outcome) -> Mapping[str, Any]:
+    def _challenged(self, state: State, outcome: Outcome) -> Mapping[str, Any]:
         """What follows from a challenger's round."""
-        stands = found.leader == state["challenged"] or (state["challenged"] in found.alike)
+        stands = outcome.leader == state["challenged"] or (state["challenged"] in outcome.alike)
         key = f"challenge:{state['challenges']}"
         if stands and state["turns"] + 1 < TURNS:
             return {"next": "plan", "turns": state["turns"] + 1}
-        if stands and found.answer != "open":
-            self._run.event("challenged", {"verdict": f"{found.leader} stands"}, key=key)
+        if stands and outcome.answer != "open":
+            self._run.event("challenged", {"verdict": f"{outcome.leader} stands"}, key=key)
             return stopped("stood", "the leader stood its challenge")
-        words = f"{state['challenged']} stands, but: {found.reason}" if stands else f"{found.leader} leads instead"
+        words = f"{state['challenged']} stands, but: {outcome.reason}" if stands else f"{outcome.leader} leads instead"
         self._run.event("challenged", {"verdict": words}, key=key)
         return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
 

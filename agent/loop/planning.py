@@ -89,7 +89,7 @@ class Planner:
         if unknown := sorted(set(call.expects) - set(self._rivals)):
             message = f"expects names {unknown[0]}; live are {', '.join(self._rivals)}"
             raise RejectedError("bad_call", message).of_call(call.tool)
-        found = []
+        predictions = []
         for name, hypothesis in self._rivals.items():
             if hypothesis.kind == "described" and design.readout == "response":
                 # A challenger sees the leader alone, so it speaks for no other.
@@ -97,12 +97,12 @@ class Planner:
                     raise RejectedError(
                         "bad_call", f"{name} has words only, so say in `expects` what it predicts here"
                     ).of_call(call.tool)
-                said = MIDDLE[call.expects[name]] if name in call.expects else None
-                expected: tuple[float | None, ...] = (said,) * len(design.items)
+                value = MIDDLE[call.expects[name]] if name in call.expects else None
+                expected: tuple[float | None, ...] = (value,) * len(design.items)
             else:
                 expected = self._lab.expect(hypothesis, design)
-            found.append(Prediction(name, expected))
-        return tuple(found)
+            predictions.append(Prediction(name, expected))
+        return tuple(predictions)
 
     def _check_telling(
         self, call: Call, design: Design, predictions: Sequence[Prediction], base: Sequence[float]
@@ -118,8 +118,8 @@ class Planner:
                     "uninformative", "no rival says what the feature writes or reads; first propose one that does"
                 ).of_call(call.tool)
             return
-        said = [forecast(prediction.expected, base) for prediction in predictions]
-        if not any(telling(one, other).any() for one, other in combinations(said, 2)):
+        forecasts = [forecast(prediction.expected, base) for prediction in predictions]
+        if not any(telling(first, second).any() for first, second in combinations(forecasts, 2)):
             raise RejectedError(
                 "uninformative",
                 f"all rivals predict the same for all {len(design.items)} items, so nothing would be learned; choose "
@@ -139,8 +139,8 @@ class Planner:
             )
 
     def _key(self, tool: AnyTool, args: Mapping[str, Any], design: Mapping[str, Any]) -> str:
-        said = [self._lab.target, self._revision, tool.name, tool.version, args, design]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        identity = [self._lab.target, self._revision, tool.name, tool.version, args, design]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _fault(error: ValidationError) -> str:

@@ -124,10 +124,10 @@ class InvestigationRun:
     @contextmanager
     def charged(self, key: str, kind: str) -> "Generator[None]":
         """Charge the forward passes of the block, and what scorers asked in it, once for its key."""
-        before, asked = self.lab.meter.rows, self._asked()
+        before, before_llm = self.lab.meter.rows, self._asked()
         with self.lab.meter.counting(self.lab.subject):
             yield
-        calls, tokens, usd = (now - then for now, then in zip(self._asked(), asked, strict=True))
+        calls, tokens, usd = (now - then for now, then in zip(self._asked(), before_llm, strict=True))
         charge = Charge(forwards=self.lab.meter.rows - before, calls=int(calls), tokens=int(tokens), usd=usd)
         self.journal.charge(self.id, key, kind, charge)
 

@@ -32,9 +32,9 @@ def view_of(
     refused: Sequence[Refused] = (),
 ) -> View:
     """What is known. A challenger is shown the leader without its odds, and the experiments of challengers only."""
-    challenged = phase == "challenge"
-    shown = [e for e in experiments if e.role == "challenger"] if challenged else list(experiments)
-    seen = [_bare(rivals[0])] if challenged and rivals else list(rivals)
+    challenging = phase == "challenge"
+    visible = [e for e in experiments if e.role == "challenger"] if challenging else list(experiments)
+    visible_rivals = [_bare(rivals[0])] if challenging and rivals else list(rivals)
     return View(
         phase=phase,
         kind=lab.kind,
@@ -45,8 +45,8 @@ def view_of(
         scale=lab.scale,
         examples=_spread(lab.examples),
         about={**lab.about(), "baseline": baseline},
-        rivals=tuple(seen),
-        done=tuple(_done(e, observations.get(e.name)) for e in shown if e.name in observations),
+        rivals=tuple(visible_rivals),
+        done=tuple(_done(e, observations.get(e.name)) for e in visible if e.name in observations),
         spent=spent,
         left=left,
         rejected=rejected,

@@ -113,16 +113,16 @@ class LLMPolicy:
 
     def _asking(self, turn: Turn) -> LLMTask[Action]:
         chat = self.chat(turn)
-        found = yield from self._once(turn, chat)
+        action = yield from self._once(turn, chat)
         reply = self._asked[-1]
-        if isinstance(found, Misread) and reply.status != "failed":
-            shown = replace(reply, text=reply.text[:_ECHO], calls=reply.calls if reply.status == "ok" else ())
-            found = yield from self._once(
-                turn, replace(chat, messages=(*chat.messages, *answered(shown, found.answers)))
+        if isinstance(action, Misread) and reply.status != "failed":
+            echo = replace(reply, text=reply.text[:_ECHO], calls=reply.calls if reply.status == "ok" else ())
+            action = yield from self._once(
+                turn, replace(chat, messages=(*chat.messages, *answered(echo, action.answers)))
             )
-        if isinstance(found, Misread):
-            raise NoActionError(" ".join(found.reason.split()), repairs=len(self._asked) - 1)
-        return found
+        if isinstance(action, Misread):
+            raise NoActionError(" ".join(action.reason.split()), repairs=len(self._asked) - 1)
+        return action
 
     def _once(self, turn: Turn, chat: Chat) -> LLMTask[Action | Misread]:
         (reply,) = yield [chat]

@@ -114,43 +114,43 @@ class Turn:
 
     def _part(self, call: ToolCall) -> Part:
         """What one call asks for; ValueError says what is wrong with it."""
-        what, said = f"the arguments of {call.name}", _arguments(call)
+        what, arguments = f"the arguments of {call.name}", _arguments(call)
         if call.name in self.tools:
-            return self._call(self.tools[call.name], said, what)
+            return self._call(self.tools[call.name], arguments, what)
         if call.name == "propose" and "propose" in self.actions:
-            return self._proposal(said, what)
+            return self._proposal(arguments, what)
         if call.name == "concede" and "concede" in self.actions:
-            return _valid(Concede, said, what)
+            return _valid(Concede, arguments, what)
         if call.name == "submit" and "submit" in self.actions:
-            found = _valid(Submit, said, what)
-            if found.answer not in answers(self.view):
-                raise ValueError(f"the answer {found.answer!r} is none of {', '.join(answers(self.view))}")
-            return found
+            submission = _valid(Submit, arguments, what)
+            if submission.answer not in answers(self.view):
+                raise ValueError(f"the answer {submission.answer!r} is none of {', '.join(answers(self.view))}")
+            return submission
         raise ValueError(f"there is no tool {call.name!r} now; there are {self.open}")
 
-    def _call(self, tool: AnyTool, said: dict[str, Any], what: str) -> Call:
-        about = {key: said[key] for key in ("purpose", "expects") if key in said}
-        args = {key: value for key, value in said.items() if key not in about}
+    def _call(self, tool: AnyTool, arguments: dict[str, Any], what: str) -> Call:
+        about = {key: arguments[key] for key in ("purpose", "expects") if key in arguments}
+        args = {key: value for key, value in arguments.items() if key not in about}
         if isinstance(windows := args.get("windows"), list):
             names = window_names(self.view)
             args["windows"] = [names.get(name, name) if isinstance(name, str) else name for name in windows]
         _valid(tool.args, args, what)
-        found = _valid(Call, {"tool": tool.name, "args": args, **about}, what)
-        missing = [] if tool.survey else [name for name in described(self.view) if name not in found.expects]
+        call = _valid(Call, {"tool": tool.name, "args": args, **about}, what)
+        missing = [] if tool.survey else [name for name in described(self.view) if name not in call.expects]
         if missing:
             raise ValueError(f"{what}: {missing[0]} has no rule, so say in `expects` which level it predicts")
-        return found
+        return call
 
-    def _proposal(self, said: dict[str, Any], what: str) -> Propose:
-        listed = said.get("hypotheses")
-        if not isinstance(listed, list) or len(said) > 1:
+    def _proposal(self, arguments: dict[str, Any], what: str) -> Propose:
+        claims = arguments.get("hypotheses")
+        if not isinstance(claims, list) or len(arguments) > 1:
             raise ValueError(f"{what}: wanted `hypotheses`, a list, and nothing else")
         make = self._circuit if self.view.kind == "behaviour" else self._claim
-        made = [make(claim, f"hypothesis {number}") for number, claim in enumerate(listed, start=1)]
-        return _valid(Propose, {"hypotheses": made}, what)
+        hypotheses = [make(claim, f"hypothesis {number}") for number, claim in enumerate(claims, start=1)]
+        return _valid(Propose, {"hypotheses": hypotheses}, what)
 
-    def _claim(self, said: object, what: str) -> Hypothesis:
-        claim = _valid(Claim, said, what)
+    def _claim(self, arguments: object, what: str) -> Hypothesis:
+        claim = _valid(Claim, arguments, what)
         self._check_parent(claim.parent, what)
         if claim.rule is None:
             return Hypothesis(**dict(claim), kind="described")
@@ -162,13 +162,13 @@ class Turn:
             )
         return Hypothesis(**{**dict(claim), "rule": in_units(claim.rule, self.view.scale)}, kind="rule")
 
-    def _circuit(self, said: object, what: str) -> Hypothesis:
-        found = _valid(Nodes, said, what)
-        self._check_parent(found.parent, what)
-        known = self.view.about["nodes"]
-        if unknown := [node for joined in found.nodes for node in joined.split(JOIN) if node not in known]:
+    def _circuit(self, arguments: object, what: str) -> Hypothesis:
+        claim = _valid(Nodes, arguments, what)
+        self._check_parent(claim.parent, what)
+        nodes = self.view.about["nodes"]
+        if unknown := [node for joined in claim.nodes for node in joined.split(JOIN) if node not in nodes]:
             raise ValueError(f"{what}: {unknown[0]!r} is none of the nodes; name them as they are listed")
-        return Hypothesis(**dict(found), kind="circuit")
+        return Hypothesis(**dict(claim), kind="circuit")
 
     def _check_parent(self, parent: str | None, what: str) -> None:
         names = [rival.name for rival in self.view.rivals]
@@ -208,13 +208,13 @@ def _unspelled(value: Any) -> Any:
     if isinstance(value, str):
         return unspelled(value)
     if isinstance(value, list):
-        return [_unspelled(one) for one in value]
-    return {unspelled(key): _unspelled(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return [_unspelled(part) for part in value]
+    return {unspelled(key): _unspelled(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
-def _valid(kind: type[M], said: object, what: str) -> M:
+def _valid(kind: type[M], value: object, what: str) -> M:
     try:
-        return kind.model_validate(said)
+        return kind.model_validate(value)
     except ValidationError as error:
         raise ValueError(fault_of(error, what=what)) from None
 
@@ -253,11 +253,11 @@ def _experiment(tool: AnyTool, view: View) -> ToolSpec:
         }
         required.append("expects")
     about = " ".join(cleandoc(type(tool).__doc__ or tool.name).split())
-    said = {key: value for key, value in schema.items() if key != "description"}
+    rest = {key: value for key, value in schema.items() if key != "description"}
     return ToolSpec(
         tool.name,
         f"Survey. {about}" if tool.survey else about,
-        {**said, "type": "object", "properties": properties, "required": required},
+        {**rest, "type": "object", "properties": properties, "required": required},
     )
 
 
@@ -312,9 +312,9 @@ def _plain(schema: Any) -> Any:
         return [_plain(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    named = ("properties", "$defs")
+    by_name = ("properties", "$defs")
     return {
-        key: {name: _plain(part) for name, part in value.items()} if key in named else _plain(value)
+        key: {name: _plain(part) for name, part in value.items()} if key in by_name else _plain(value)
         for key, value in schema.items()
         if key != "title"
     }

@@ -77,8 +77,8 @@ def _rival(view: View, rng: random.Random) -> Hypothesis:
     tokens = tuple(rng.sample(occurring, min(rng.randint(1, PARTS), len(occurring))))
     at = rng.choice((0, 0, -1))
     rule = Rule(any=(Clause(when=(Token(any=tokens, at=at),), value=view.scale),))
-    listed = ", ".join(f"`{spelled(token)}`" for token in tokens)
-    return Hypothesis(text=f"fires on {listed}" if at == 0 else f"fires directly after {listed}", rule=rule)
+    names = ", ".join(f"`{spelled(token)}`" for token in tokens)
+    return Hypothesis(text=f"fires on {names}" if at == 0 else f"fires directly after {names}", rule=rule)
 
 
 def _call(tool: AnyTool, view: View, rng: random.Random) -> Call:

@@ -33,8 +33,8 @@ class ReplayPolicy:
     @property
     def settings(self) -> Mapping[str, object]:
         """A hash of all decisions."""
-        said = json.dumps([self._decisions[step] for step in sorted(self._decisions)], sort_keys=True)
-        return {"decisions": hashlib.sha256(said.encode()).hexdigest()}
+        transcript = json.dumps([self._decisions[step] for step in sorted(self._decisions)], sort_keys=True)
+        return {"decisions": hashlib.sha256(transcript.encode()).hexdigest()}
 
     @property
     def asked(self) -> Sequence[Reply]:

@@ -125,14 +125,14 @@ def _usage(report: Report) -> Row:
 
 def _sample(report: Report, events: list[Row], model: str, began: str, done: str) -> Row:
     answer = report.text if report.text is not None else report.reason or "no answer yet"
-    said = {"id": "answer", "role": "assistant", "content": answer, "source": "generate", "model": model}
+    message = {"id": "answer", "role": "assistant", "content": answer, "source": "generate", "model": model}
     return {
         "id": report.id,
         "epoch": 1,
         "input": report.question,
         "target": "",
-        "messages": [{"id": "question", "role": "user", "content": report.question, "source": "input"}, said],
-        "output": {"model": model, "choices": [{"message": said, "stop_reason": "stop"}], "completion": answer},
+        "messages": [{"id": "question", "role": "user", "content": report.question, "source": "input"}, message],
+        "output": {"model": model, "choices": [{"message": message, "stop_reason": "stop"}], "completion": answer},
         "scores": _scores(report),
         "metadata": {"report": str(report), "claims": list(report.claims)},
         "store": {},
@@ -149,12 +149,12 @@ def _sample(report: Report, events: list[Row], model: str, began: str, done: str
 
 def _scores(report: Report) -> Row:
     verdict = {"value": _VERDICT[report.status], "answer": report.text, "explanation": report.reason, "metadata": {}}
-    found = {
+    scores = {
         _name(score): {"value": score["value"], "explanation": json.dumps(score, ensure_ascii=False)}
         for score in report.scores
         if score["value"] is not None
     }
-    return {"verdict": verdict, **found}
+    return {"verdict": verdict, **scores}
 
 
 def _results(report: Report) -> list[Row]:

@@ -31,11 +31,11 @@ _VOID = ("meta", "line", "rect", "circle", "path", "polyline", "polygon")
 
 def el(tag: str, *parts: Part, **attributes: str | float | None) -> Html:
     """An element. Text in it is escaped, None is left out; `class_` is the attribute class, `aria_label` aria-label."""
-    named = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
-    said = "".join(f' {name}="{escape(_plain(value))}"' for name, value in named)
+    present = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
+    markup = "".join(f' {name}="{escape(_plain(value))}"' for name, value in present)
     if tag in _VOID:
-        return Html(f"<{tag}{said}/>")
-    return Html(f"<{tag}{said}>{join(parts)}</{tag}>")
+        return Html(f"<{tag}{markup}/>")
+    return Html(f"<{tag}{markup}>{join(parts)}</{tag}>")
 
 
 def join(parts: Iterable[Part]) -> Html:
@@ -115,14 +115,14 @@ def svg(width: int, height: int, label: str, *parts: Part, class_: str = "plot")
     return el("svg", *parts, viewBox=box, role="img", aria_label=label, class_=class_, style=style)
 
 
-def text(x: float, y: float, said: str, *, anchor: str = "start", class_: str = "tick") -> Html:
+def text(x: float, y: float, label: str, *, anchor: str = "start", class_: str = "tick") -> Html:
     """A label."""
-    return el("text", said, x=x, y=y, text_anchor=anchor, class_=class_)
+    return el("text", label, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 def odds(report: Report) -> Html | None:
     """The odds of every rival against the best of the others, over rounds; None before anything was judged."""
-    series = {c.name: found for c in report.contenders if (found := _against(c, report.contenders))}
+    series = {c.name: points for c in report.contenders if (points := _against(c, report.contenders))}
     if not series:
         return None
     rounds = sorted({round for points in series.values() for round, _ in points})
@@ -154,8 +154,8 @@ def _odds_grid(across: Axis, up: Axis, rounds: Sequence[int], top: float) -> Ite
         if abs(decade) <= top:
             y = up(decade)
             yield el("line", x1=across.first, x2=across.last, y1=y, y2=y, class_="zero" if decade == 0 else "grid")
-            said = f"{10**decade:,} : 1" if decade >= 0 else f"1 : {10**-decade:,}"
-            yield text(across.first - 8, y + 4, said, anchor="end")
+            label = f"{10**decade:,} : 1" if decade >= 0 else f"1 : {10**-decade:,}"
+            yield text(across.first - 8, y + 4, label, anchor="end")
     for bar in (log10(ODDS), -log10(ODDS)):
         yield el("line", x1=across.first, x2=across.last, y1=up(bar), y2=up(bar), class_="bar-line")
     yield text(across.first + 6, up(log10(ODDS)) - 5, f"supported above {ODDS:g} : 1", class_="tick faint")
@@ -217,13 +217,13 @@ def agreement(report: Report, name: str, *, colour: int) -> Html | None:
     dots = [
         el(
             "g",
-            el("title", f"{_listed(labels)}: {short(expected)} expected, {short(seen)} seen"),
-            el("circle", cx=across(expected), cy=up(seen), r=2.6 + min(5.0, log2(len(labels)) / 2)),
+            el("title", f"{_listed(labels)}: {short(expected)} expected, {short(value)} seen"),
+            el("circle", cx=across(expected), cy=up(value), r=2.6 + min(5.0, log2(len(labels)) / 2)),
             class_=f"cloud s{min(colour, COLOURS - 1)}",
         )
-        for (expected, seen), labels in points.items()
+        for (expected, value), labels in points.items()
     ]
-    drawn = svg(
+    plot = svg(
         304,
         300,
         f"forecasts of {name} against what was seen",
@@ -233,7 +233,7 @@ def agreement(report: Report, name: str, *, colour: int) -> Html | None:
         text(166, 296, "expected", anchor="middle", class_="axis"),
         text(46, 22, "seen", class_="axis"),
     )
-    return el("figure", drawn, el("figcaption", el("b", name), f" {sum(map(len, points.values())):,} forecasts"))
+    return el("figure", plot, el("figcaption", el("b", name), f" {sum(map(len, points.values())):,} forecasts"))
 
 
 def _gathered(report: Report, name: str) -> dict[tuple[float, float], list[str]]:
@@ -265,9 +265,9 @@ class Point(NamedTuple):
 def curve(points: Sequence[Point], *, across: str, up: str) -> Html:
     """A line through points with a band of their intervals, and one of their controls. `across` and `up` name the
     axes."""
-    found = [value for p in points for value in p[1:] if value is not None]
+    values = [value for p in points for value in p[1:] if value is not None]
     x = Axis(min(p.x for p in points), max(p.x for p in points), 56, 330)
-    y = Axis(min(0.0, *found), max(0.0, *found), 150, 12)
+    y = Axis(min(0.0, *values), max(0.0, *values), 150, 12)
     line = " ".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in points)
     dots = (el("circle", cx=x(p.x), cy=y(p.y), r=3) for p in points)
     marks = [el("g", el("title", _said(p, across)), dot, class_="dot s0") for p, dot in zip(points, dots, strict=True)]
@@ -303,18 +303,18 @@ def bars(rows: Sequence[tuple[str, Point]], *, label: str) -> Html:
     """Named values as horizontal bars with whiskers; `Point.x` is not used."""
     values = [value for _, p in rows for value in (p.y, p.low, p.high) if value is not None]
     x = Axis(min(0.0, *values), max(0.0, *values) or 1.0, 150, 420)
-    drawn: list[Html] = []
+    marks: list[Html] = []
     for number, (name, p) in enumerate(rows):
         top, zero, end = 6 + 22 * number, x(0.0), x(p.y)
-        drawn.append(text(142, top + 12, _clipped(visible(name)), anchor="end", class_="name"))
-        drawn.append(
+        marks.append(text(142, top + 12, _clipped(visible(name)), anchor="end", class_="name"))
+        marks.append(
             el("rect", x=min(zero, end), y=top, width=max(abs(end - zero), 1.0), height=15, rx=2, class_="fill s0")
         )
         if p.low is not None and p.high is not None:
-            drawn.append(el("line", x1=x(p.low), x2=x(p.high), y1=top + 7.5, y2=top + 7.5, class_="whisker"))
-        drawn.append(text(428, top + 12, short(p.y)))
-    drawn.append(el("line", x1=x(0.0), x2=x(0.0), y1=2, y2=22 * len(rows) + 4, class_="zero"))
-    return svg(480, 22 * len(rows) + 8, label, *drawn)
+            marks.append(el("line", x1=x(p.low), x2=x(p.high), y1=top + 7.5, y2=top + 7.5, class_="whisker"))
+        marks.append(text(428, top + 12, short(p.y)))
+    marks.append(el("line", x1=x(0.0), x2=x(0.0), y1=2, y2=22 * len(rows) + 4, class_="zero"))
+    return svg(480, 22 * len(rows) + 8, label, *marks)
 
 
 def interval(

@@ -65,8 +65,8 @@ def _source(report: "Report") -> list[str]:
 
 
 def _holdout(report: "Report") -> list[str]:
-    found = sorted(report.scores, key=_rank)
-    rows = [_score(score) for score in found[:_SCORES]]
+    scores = sorted(report.scores, key=_rank)
+    rows = [_score(score) for score in scores[:_SCORES]]
     read = cited(f"{len(report.peeks)}", ["holdout"])
     if report.peeks:
         rows.append(
@@ -81,8 +81,8 @@ def _holdout(report: "Report") -> list[str]:
 
 
 def _rank(score: Mapping[str, Any]) -> int:
-    known = (score["examples"], score["metric"])
-    return HEADLINES.index(known) if known in HEADLINES else len(HEADLINES)
+    key = (score["examples"], score["metric"])
+    return HEADLINES.index(key) if key in HEADLINES else len(HEADLINES)
 
 
 def _score(score: Mapping[str, Any]) -> str:
@@ -113,13 +113,13 @@ def _rivals(report: "Report") -> list[str]:
 
 def _rival(contender: "Contender", every: Sequence[str]) -> str:
     # The odds of one without opinions move by what the others foretold.
-    seen = [told.experiment for told in contender.forecasts if told.for_odds] or every
+    sources = [forecast.experiment for forecast in contender.forecasts if forecast.for_odds] or every
     parts: list[str | Cited] = [contender.name, " ", contender.status]
-    if seen:
+    if sources:
         numbers = f"share {contender.share:.2f}, resolved {contender.resolved} ({contender.silences} on silence)"
         if contender.hits is not None and contender.brier is not None:
             numbers += f", hits {contender.hits:.2f}, Brier {contender.brier:.2f}"
-        parts += [", ", cited(numbers, seen)]
+        parts += [", ", cited(numbers, sources)]
     return line(*parts, ": ", _quote(contender.body["text"], [contender.name]))
 
 
@@ -127,7 +127,7 @@ def _cut(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> l
     """The trials, where there are too many the last of them: what was asked when most was known."""
     shown = trials[-most:]
     leader = report.leader
-    said = {told.experiment: told for told in leader.forecasts} if leader else {}
+    forecasts = {forecast.experiment: forecast for forecast in leader.forecasts} if leader else {}
     rows = _more(len(trials) - len(shown), f"earlier {what}", [trial.name for trial in trials[: len(trials) - most]])
     for trial in shown:
         parts: list[str | Cited] = [trial.name, " ", cite_name(trial.tool)]
@@ -141,10 +141,9 @@ def _cut(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> l
             parts += [": ", _number(result["effect"], [trial.name], result["low"], result["high"], units=units)]
         if (control := result["control"]) is not None and control["value"] is not None:
             parts += ["; control ", _number(control["value"], [trial.name], control["low"], control["high"])]
-        if (told := said.get(trial.name)) is not None and leader is not None:
-            means = (
-                f"{short(told.expected)} expected, {short(told.seen)} seen, hits {told.hits * told.n:.0f} of {told.n}"
-            )
+        if (forecast := forecasts.get(trial.name)) is not None and leader is not None:
+            hits = f"hits {forecast.hits * forecast.n:.0f} of {forecast.n}"
+            means = f"{short(forecast.expected)} expected, {short(forecast.seen)} seen, {hits}"
             parts += [f"; {leader.name} ", cited(means, [trial.name])]
         rows.append(line(*parts))
     return rows
@@ -386,8 +385,9 @@ class Report:
     @property
     def question(self) -> str:
         """What is asked of the target."""
-        asked = "What does {} respond to, and what does it do?" if self.kind == "feature" else "What brings {} about?"
-        return asked.format(self.target)
+        if self.kind == "feature":
+            return f"What does {self.target} respond to, and what does it do?"
+        return f"What brings {self.target} about?"
 
     @property
     def leader(self) -> Contender | None:
