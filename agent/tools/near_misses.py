@@ -52,8 +52,8 @@ class MineNearMisses(FeatureTool[MineArgs]):
             [_copy(lab, place, f"{kind} {i}", rng, reach) for i, place in enumerate(pool, start=1)]
             for kind, pool in zip(("active", "silent", "other"), pools, strict=True)
         )
-        kept = as_expected(lab, [*silent, *active], args.expect)
-        chosen = in_turn(_telling_first(lab, kept), lambda item: item.about["was"] >= ACTIVE)[: args.count]
+        eligible = as_expected(lab, [*silent, *active], args.expect)
+        chosen = in_turn(_telling_first(lab, eligible), lambda item: item.about["was"] >= ACTIVE)[: args.count]
         question = f"Do places with the same token behave as in the corpus when {reach} tokens before it are kept?"
         control = [[list(item.ids), item.pivot] for item in others]
         return Design(question, "response", tuple(chosen), {"control": control, "kept": reach})
@@ -61,8 +61,8 @@ class MineNearMisses(FeatureTool[MineArgs]):
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of places at another level than in the corpus."""
         control = [Item("other", tuple(ids), pivot) for ids, pivot in design.plan["control"]]
-        found = lab.respond([*design.items, *control])
-        values, others = found[: len(design.items)], found[len(design.items) :]
+        responses = lab.respond([*design.items, *control])
+        values, others = responses[: len(design.items)], responses[len(design.items) :]
         flips = flipped(values, [item.about["was"] for item in design.items])
         share = mean([float(flip) for flip in flips], seed=lab.seed)
         quiet = mean(others, seed=lab.seed) if others else None
@@ -98,8 +98,8 @@ def _telling_first(lab: FeatureLab, items: Sequence[Item]) -> list[Item]:
     names = ruled(lab)
     if len(names) < 2 or not items:
         return list(items)
-    said = np.array([expected(lab, name, items) for name in names], np.float64)
-    return [items[i] for i in np.argsort(-np.ptp(said, axis=0), kind="stable").tolist()]
+    predictions = np.array([expected(lab, name, items) for name in names], np.float64)
+    return [items[i] for i in np.argsort(-np.ptp(predictions, axis=0), kind="stable").tolist()]
 
 
 def _others(lab: FeatureLab, count: int, rng: np.random.Generator) -> list[Place]:

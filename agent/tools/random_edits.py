@@ -62,7 +62,7 @@ class EditAtRandom(FeatureTool[EditArgs]):
         """The most telling of the candidates."""
         rng = generator(lab, args.seed, "edits")
         carriers: dict[Place, int] = {}
-        names = _two(lab, args.rivals) if args.aimed else ruled(lab)[:1]
+        names = _two_rivals(lab, args.rivals) if args.aimed else ruled(lab)[:1]
         if args.boundary and not names:
             raise NeuronautError("boundary needs a hypothesis with a rule; propose one, or edit without")
         items: list[Item] = []
@@ -72,18 +72,18 @@ class EditAtRandom(FeatureTool[EditArgs]):
             items += _at_random(lab, CANDIDATES * args.count, carriers, seed=args.seed)
         items = as_expected(lab, _distinct(items), args.expect)
         if args.aimed:
-            items = _apart(lab, items, names)
+            items = _separating(lab, items, names)
         elif args.boundary:
             items = in_turn(items, lambda item: item.about["group"])
         elif names and args.expect == "any":
             silent = [value is not None and value < SILENT for value in expected(lab, names[0], items)]
             halves = dict(zip((item.label for item in items), silent, strict=True))
             items = in_turn(items, lambda item: halves[item.label])
-        kept = items[: args.count]
-        used = {item.about["carrier"] for item in kept}
-        shown = [place for place, number in carriers.items() if number in used]
+        chosen = items[: args.count]
+        used = {item.about["carrier"] for item in chosen}
+        carrier_places = [place for place, number in carriers.items() if number in used]
         question = f"What do small edits change{' on which ' + ' and '.join(names) + ' differ' if args.aimed else ''}?"
-        return design_changes(question, lab, shown, kept, seed=args.seed, about={"candidates": len(items)})
+        return design_changes(question, lab, carrier_places, chosen, seed=args.seed, about={"candidates": len(items)})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of edits that flip; by kind of edit in `found`."""
@@ -117,43 +117,43 @@ def _at_boundaries(
 
 def _item(lab: FeatureLab, place: Place, ids: tuple[int, ...], carriers: dict[Place, int], group: str) -> Item:
     number = carriers.setdefault(place, len(carriers) + 1)
-    told = f"{differences(lab, place.ids, ids, place.pivot)} in carrier {number}"
-    return changed(place, ids, carrier=number, label=told, group=group)
+    label = f"{differences(lab, place.ids, ids, place.pivot)} in carrier {number}"
+    return changed(place, ids, carrier=number, label=label, group=group)
 
 
 def _distinct(items: Sequence[Item]) -> list[Item]:
     """Each edited text once, and no label twice."""
     texts = {(item.ids[: item.pivot + 1], item.pivot): item for item in reversed(items)}
-    found: dict[str, Item] = {}
+    by_label: dict[str, Item] = {}
     for item in reversed(list(texts.values())):
-        label = item.label if item.label not in found else f"{item.label} ({len(found)})"
-        found[label] = Item(label, item.ids, item.pivot, {**item.about, "put": label})
-    return list(found.values())
+        label = item.label if item.label not in by_label else f"{item.label} ({len(by_label)})"
+        by_label[label] = Item(label, item.ids, item.pivot, {**item.about, "put": label})
+    return list(by_label.values())
 
 
-def _two(lab: FeatureLab, named: Sequence[str]) -> list[str]:
+def _two_rivals(lab: FeatureLab, wanted: Sequence[str]) -> list[str]:
     """The two rivals that edits are aimed at."""
     with_rule = ruled(lab)
-    if unknown := [name for name in named if name not in with_rule]:
+    if unknown := [name for name in wanted if name not in with_rule]:
         raise NeuronautError(f"{unknown[0]} has no rule; rivals that have one: {', '.join(with_rule) or 'none'}")
-    names = list(dict.fromkeys([*named, *with_rule]))[:2]
+    names = list(dict.fromkeys([*wanted, *with_rule]))[:2]
     if len(names) < 2:
         raise NeuronautError(f"aimed edits need two rivals with rules, and there is {len(names)}; use aimed=false")
     return names
 
 
-def _apart(lab: FeatureLab, items: Sequence[Item], names: Sequence[str]) -> list[Item]:
+def _separating(lab: FeatureLab, items: Sequence[Item], names: Sequence[str]) -> list[Item]:
     """The items for which the two predict different levels, each kind of edit and each direction in turn."""
-    one, other = (np.array(expected(lab, name, items), np.float64) for name in names)
-    apart = np.flatnonzero(levels_of(one.tolist()) != levels_of(other.tolist())).tolist()
+    first, second = (np.array(expected(lab, name, items), np.float64) for name in names)
+    apart = np.flatnonzero(levels_of(first.tolist()) != levels_of(second.tolist())).tolist()
     if not apart:
         raise RejectedError(
             "inseparable",
             f"{names[0]} and {names[1]} predict the same for all {len(items)} edits; name other rivals",
             rivals=(names[0], names[1]),
         )
-    apart.sort(key=lambda i: -abs(one[i] - other[i]))
-    return [items[i] for i in in_turn(apart, lambda i: (items[i].about["group"], bool(one[i] > other[i])))]
+    apart.sort(key=lambda i: -abs(first[i] - second[i]))
+    return [items[i] for i in in_turn(apart, lambda i: (items[i].about["group"], bool(first[i] > second[i])))]
 
 
 WINDOWS = 600
@@ -179,17 +179,17 @@ def broken(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[Broken
     windows = training(lab)
     ids, values = windows.ids[:WINDOWS], windows.values[:WINDOWS]
     grid = TokenGrid(lab.vocabulary, ids)
-    found: list[Broken] = []
+    edits: list[Broken] = []
     for clause in rule.any:
         rows, positions = np.nonzero(clause_matches(clause, grid))
-        drawn = rng.permutation(len(rows))[:PLACES].tolist()
-        for row, pivot in ((int(rows[i]), int(positions[i])) for i in drawn):
+        chosen = rng.permutation(len(rows))[:PLACES].tolist()
+        for row, pivot in ((int(rows[i]), int(positions[i])) for i in chosen):
             place = Place(tuple(ids[row].tolist()), pivot, float(values[row, pivot]))
             for condition in clause.when:
-                found += _broken_at(lab, place, condition, rng)
+                edits += _broken_at(lab, place, condition, rng)
             for exception in (*clause.unless, *rule.unless):
-                found += _excepted_at(lab, place, exception, rng)
-    return found
+                edits += _excepted_at(lab, place, exception, rng)
+    return edits
 
 
 def brought_about(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[Broken]:

@@ -51,8 +51,8 @@ class ScanVocabulary(FeatureTool[ScanArgs]):
         """Every chosen token in every carrier."""
         back = -args.offset
         # The first token is the control's, so it is never the scan's.
-        found = places(lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed)
-        tokens, left_out = _tokens(lab, back, each=max(args.most // len(found), 1))
+        carriers = places(lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed)
+        tokens, left_out = _tokens(lab, back, each=max(args.most // len(carriers), 1))
         items = [
             changed(
                 place,
@@ -62,15 +62,15 @@ class ScanVocabulary(FeatureTool[ScanArgs]):
                 group=f"carrier {number}",
                 put=lab.vocabulary[token],
             )
-            for number, place in enumerate(found, start=1)
+            for number, place in enumerate(carriers, start=1)
             for token in tokens
         ]
         items = as_expected(lab, items, args.expect)
         what = "the pivot token itself is" if back == 0 else f"the token {back} before the pivot is"
         return design_changes(
-            f"What happens when {what} replaced, in {len(found)} {args.carriers.replace('_', ' ')} windows?",
+            f"What happens when {what} replaced, in {len(carriers)} {args.carriers.replace('_', ' ')} windows?",
             lab,
-            found,
+            carriers,
             items,
             seed=args.seed,
             about={"tokens": len(tokens), "left_out": left_out},
@@ -113,12 +113,12 @@ def _tokens(lab: FeatureLab, back: int, *, each: int) -> tuple[list[int], str]:
 
 def _named(lab: FeatureLab) -> list[int]:
     """Tokens that the rules of rivals name."""
-    named: set[str] = set()
+    names: set[str] = set()
     for hypothesis in lab.rivals.values():
         if hypothesis.rule is not None:
             tokens = [part for part in conditions(hypothesis.rule) if isinstance(part, Token)]
-            named |= {text for token in tokens for text in token.any}
-    return [token for token, text in enumerate(lab.vocabulary) if text in named]
+            names |= {text for token in tokens for text in token.any}
+    return [token for token, text in enumerate(lab.vocabulary) if text in names]
 
 
 def _nearest(lab: FeatureLab, back: int, allowed: set[int]) -> list[int]:
@@ -126,8 +126,8 @@ def _nearest(lab: FeatureLab, back: int, allowed: set[int]) -> list[int]:
     windows = training(lab)
     rows, positions = np.nonzero(windows.values[:, back:] >= ACTIVE)
     counts = np.bincount(windows.ids[rows, positions])
-    known = np.argsort(-counts, kind="stable")[: min(KNOWN, np.count_nonzero(counts))]
+    causes = np.argsort(-counts, kind="stable")[: min(KNOWN, np.count_nonzero(counts))]
     table: Any = lab.subject.model.get_input_embeddings()
     vectors = normalize(table.weight.detach().float(), dim=1)
-    likeness = (vectors @ vectors[known.tolist()].T).amax(dim=1)
+    likeness = (vectors @ vectors[causes.tolist()].T).amax(dim=1)
     return [token for token in likeness.argsort(descending=True, stable=True).tolist() if token in allowed]

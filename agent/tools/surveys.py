@@ -42,25 +42,25 @@ class LearnRule(FeatureTool[LearnArgs]):
 
     def design(self, args: LearnArgs, lab: FeatureLab) -> Design:
         """No items; the plan names the measurements."""
-        known = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in (lab.observed.ids, lab.observed.measured, lab.observed.activations):
-            known.update(np.ascontiguousarray(part).tobytes())
-        plan = {"measured": len(lab.observed), "known": known.hexdigest()[:16], "interventions": args.interventions}
+            digest.update(np.ascontiguousarray(part).tobytes())
+        plan = {"measured": len(lab.observed), "known": digest.hexdigest()[:16], "interventions": args.interventions}
         return Design("Which rule fits all that is known?", "response", (), plan)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of measurements on the right side of half the peak; no effect where there are none."""
         explainer = self._explainer(lab, design.plan["interventions"])
         learned = explainer.learn(lab.evidence, lab.batch, lab.observed)
-        found: dict[str, Any] = {"status": learned.status, "text": learned.text, "reason": learned.reason}
+        tables: dict[str, Any] = {"status": learned.status, "text": learned.text, "reason": learned.reason}
         fit: Mean | None = None
         if learned.rule is not None:
             rule = Rule.parse(learned.rule)
-            found |= {"rule": json.loads(learned.rule), "length": rule.length()}
+            tables |= {"rule": json.loads(learned.rule), "length": rule.length()}
             if len(lab.observed):
                 fit = _fit(rule, lab)
-                told = disagreements(rule, lab.observed, vocabulary=lab.vocabulary, half=_half(lab))
-                found["disagreements"] = [_plain(one) for one in told[:SHOWN]]
+                misfits = disagreements(rule, lab.observed, vocabulary=lab.vocabulary, half=_half(lab))
+                tables["disagreements"] = [_plain(misfit) for misfit in misfits[:SHOWN]]
         low, high = (fit and fit.interval) or (None, None)
         return Measured(
             (),
@@ -70,7 +70,7 @@ class LearnRule(FeatureTool[LearnArgs]):
             n=len(lab.observed),
             units="share of measurements that it fits",
             normalised_by=lab.normalised_by,
-            found=found,
+            found=tables,
         )
 
     def _explainer(self, lab: FeatureLab, interventions: int) -> RuleExplainer:
@@ -134,16 +134,16 @@ def _half(lab: FeatureLab) -> float:
 def _fit(rule: Rule, lab: FeatureLab) -> Mean:
     """The share of measurements that the rule has on the right side of half the peak."""
     observed = lab.observed
-    said = predict(rule, TokenGrid(lab.vocabulary, observed.ids))[observed.measured]
-    right = (said > _half(lab)) == (observed.activations[observed.measured] > _half(lab))
+    predictions = predict(rule, TokenGrid(lab.vocabulary, observed.ids))[observed.measured]
+    right = (predictions > _half(lab)) == (observed.activations[observed.measured] > _half(lab))
     return mean(right.astype(float).tolist(), seed=lab.seed)
 
 
-def _plain(one: Disagreement) -> dict[str, Any]:
+def _plain(misfit: Disagreement) -> dict[str, Any]:
     return {
-        "token": one.token,
-        "offset": one.offset,
-        "error": round(one.error, 4),
-        "wrong": one.wrong,
-        "measured": one.measured,
+        "token": misfit.token,
+        "offset": misfit.offset,
+        "error": round(misfit.error, 4),
+        "wrong": misfit.wrong,
+        "measured": misfit.measured,
     }

@@ -73,12 +73,14 @@ def as_expected(lab: FeatureLab, items: Sequence[Item], expect: Expect) -> list[
     leader = next(iter(ruled(lab)), None)
     if leader is None:
         raise NeuronautError(f"expect={expect} needs a hypothesis with a rule; use expect=any")
-    said = expected(lab, leader, items)
-    wanted = expect == "silence"
-    kept = [i for i, value in zip(items, said, strict=True) if value is not None and (value < EDGES[1]) == wanted]
-    if not kept:
+    predictions = expected(lab, leader, items)
+    silent = expect == "silence"
+    eligible = [
+        i for i, value in zip(items, predictions, strict=True) if value is not None and (value < EDGES[1]) == silent
+    ]
+    if not eligible:
         raise NeuronautError(f"{leader} predicts {expect} for none of these {len(items)} inputs; use expect=any")
-    return kept
+    return eligible
 
 
 def design_changes(
@@ -98,22 +100,22 @@ def design_changes(
     for place in carriers[:FIRST]:
         others = [token for token in tokens if token != place.ids[0]]
         if place.pivot and others:
-            drawn = rng.choice(others, size=min(RANDOM_CONTROLS, len(others)), replace=False).tolist()
-            random_controls += [[list(place.put(0, token)), place.pivot, round(place.value, 5)] for token in drawn]
-    told = [
+            picked = rng.choice(others, size=min(RANDOM_CONTROLS, len(others)), replace=False).tolist()
+            random_controls += [[list(place.put(0, token)), place.pivot, round(place.value, 5)] for token in picked]
+    rows = [
         {"text": excerpt(lab, place.ids, place.pivot), "position": place.pivot, "value": round(place.value, 3)}
         for place in carriers
     ]
     return Design(
-        question, "response", tuple(items), {"carriers": told, "control": random_controls, "about": dict(about or {})}
+        question, "response", tuple(items), {"carriers": rows, "control": random_controls, "about": dict(about or {})}
     )
 
 
 def measure_changes(design: Design, lab: FeatureLab) -> Measured:
     """Measure items and control: the share of items that flip."""
     random_controls = [(Item("sham", tuple(ids), pivot), was) for ids, pivot, was in design.plan["control"]]
-    found = lab.respond([*design.items, *(item for item, _ in random_controls)])
-    values, others = found[: len(design.items)], found[len(design.items) :]
+    responses = lab.respond([*design.items, *(item for item, _ in random_controls)])
+    values, others = responses[: len(design.items)], responses[len(design.items) :]
     flips = flipped(values, [item.about["was"] for item in design.items])
     share = by_carrier(design.items, flips, seed=lab.seed)
     control = None
@@ -130,7 +132,7 @@ def measure_changes(design: Design, lab: FeatureLab) -> Measured:
         units="share of changes that flip",
         normalised_by=lab.normalised_by,
         control=control,
-        found={**design.plan["about"], "carriers": design.plan["carriers"], **_told(design.items, values, flips)},
+        found={**design.plan["about"], "carriers": design.plan["carriers"], **_by_group(design.items, values, flips)},
     )
 
 
@@ -148,7 +150,7 @@ def by_carrier(items: Sequence[Item], values: Sequence[float], *, seed: int) -> 
     return mean([sum(group) / len(group) for group in groups.values()], seed=seed)
 
 
-def _told(items: Sequence[Item], values: Sequence[float], flips: Sequence[bool]) -> dict[str, Any]:
+def _by_group(items: Sequence[Item], values: Sequence[float], flips: Sequence[bool]) -> dict[str, Any]:
     """By group: how many items, their mean, the share that flips; and which flip, or, of most, which do not."""
     groups: dict[str, list[int]] = {}
     for i, item in enumerate(items):
@@ -217,8 +219,8 @@ class RunTexts(FeatureTool[TextsArgs]):
         ]
         control = None
         if design.plan["control"]:
-            found = lab.respond([Item("shuffled", tuple(ids), pivot) for ids, pivot in design.plan["control"]])
-            quiet = mean(found, seed=lab.seed)
+            responses = lab.respond([Item("shuffled", tuple(ids), pivot) for ids, pivot in design.plan["control"]])
+            quiet = mean(responses, seed=lab.seed)
             control = Control("the same tokens in another order", quiet.value, *(quiet.interval or ()))
         return Measured(
             values,

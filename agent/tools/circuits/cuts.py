@@ -150,13 +150,13 @@ class SwapPrompts(BehaviourTool[FreshArgs]):
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """All of it on the fresh prompts; refused where the subject does not do the task on them."""
         runs = lab.fresh(int(design.plan["prompts"]))
-        done = baseline(lab.subject, runs.task, metric_name=lab.metric, seed=lab.seed)
-        found = {
+        scores = baseline(lab.subject, runs.task, metric_name=lab.metric, seed=lab.seed)
+        tables = {
             "pairs": len(runs.task),
-            "accuracy": done.accuracy,
-            lab.metric: {"clean": done.clean.value, "corrupted": done.corrupted.value},
+            "accuracy": scores.accuracy,
+            lab.metric: {"clean": scores.clean.value, "corrupted": scores.corrupted.value},
         }
-        return measured(lab, runs, design, headline=0, found=found)
+        return measured(lab, runs, design, headline=0, tables=tables)
 
 
 def _control(

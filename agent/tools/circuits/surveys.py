@@ -44,21 +44,27 @@ class AttributeNodes(BehaviourTool[AttributeArgs]):
 
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """The nodes with the largest attributions."""
-        both = {
-            direction: [cell.score / one.difference for cell in one.nodes] for direction, one in lab.attribution.items()
+        attributions = {
+            direction: [cell.score / attribution.difference for cell in attribution.nodes]
+            for direction, attribution in lab.attribution.items()
         }
         order = sorted(lab.worth.items(), key=lambda pair: -abs(pair[1]))[: design.plan["count"]]
         places = {node: at for at, node in enumerate(lab.nodes)}
         table = [
-            {"node": str(node), **{direction: round(values[places[node]], 4) for direction, values in both.items()}}
+            {
+                "node": str(node),
+                **{direction: round(values[places[node]], 4) for direction, values in attributions.items()},
+            }
             for node, _ in order
         ]
         return _survey(
             lab,
             {
                 "nodes": table,
-                "rank_agreement": {way: one.agreement.spearman for way, one in lab.attribution.items()},
-                "doubts": list(dict.fromkeys(doubt for one in lab.attribution.values() for doubt in one.doubts)),
+                "rank_agreement": {way: attribution.agreement.spearman for way, attribution in lab.attribution.items()},
+                "doubts": list(
+                    dict.fromkeys(doubt for attribution in lab.attribution.values() for doubt in attribution.doubts)
+                ),
             },
         )
 
@@ -90,7 +96,7 @@ class FindCircuit(BehaviourTool[FindArgs]):
         report = find_circuit(
             lab.subject, lab.task, nodes=lab.nodes, settings=settings, sources=dict(lab.sources) or None
         )
-        backups = [[str(node) for node in (one.node, *one.nodes)] for one in report.backups]
+        backups = [[str(node) for node in (backup.node, *backup.nodes)] for backup in report.backups]
         control = report.evaluation.control
         return _survey(
             lab,
@@ -109,32 +115,35 @@ class FindCircuit(BehaviourTool[FindArgs]):
 
 def _proposal(lab: BehaviourLab, circuit: list[str], backups: list[list[str]]) -> dict[str, float]:
     """Shares of the circuit's nodes, and of nodes with their backups, where these together cost more than singly."""
-    singles = list(dict.fromkeys([*circuit, *(node for one in backups for node in one)]))
+    singles = list(dict.fromkeys([*circuit, *(node for group in backups for node in group)]))
     alone = _shares(lab, [[node] for node in singles])
     cost = dict(zip(singles, alone, strict=True))
-    found = {node: round(cost[node], 3) for node in circuit}
-    for one, share in zip(backups, _shares(lab, backups), strict=True):
-        beyond = share - sum(cost[node] for node in one)
+    proposal = {node: round(cost[node], 3) for node in circuit}
+    for group, share in zip(backups, _shares(lab, backups), strict=True):
+        beyond = share - sum(cost[node] for node in group)
         if abs(beyond) >= EDGES[1]:
-            found |= {node: round(cost[node], 3) for node in one} | {JOIN.join(one): round(beyond, 3)}
-    return found
+            proposal |= {node: round(cost[node], 3) for node in group} | {JOIN.join(group): round(beyond, 3)}
+    return proposal
 
 
 def _shares(lab: BehaviourLab, sets: list[list[str]]) -> list[float]:
-    cut = [frozenset(lab.parse_nodes(one)) for one in sets]
-    return [1 - kept for kept in lab.runs("explore").without(cut)] if cut else []
+    cut = [frozenset(lab.parse_nodes(nodes)) for nodes in sets]
+    return [1 - left for left in lab.runs("explore").without(cut)] if cut else []
 
 
-def _survey(lab: BehaviourLab, found: dict[str, Any]) -> Measured:
+def _survey(
+    lab: BehaviourLab, tables: dict[str, Any], *, n: int | None = None, units: str = "share of the behaviour"
+) -> Measured:
+    """Tables without a headline; `n` is by default the number of pairs."""
     return Measured(
         values=(),
         effect=None,
         low=None,
         high=None,
-        n=len(lab.task),
-        units="share of the behaviour",
+        n=len(lab.task) if n is None else n,
+        units=units,
         normalised_by=lab.normalised_by,
-        found=found,
+        found=tables,
     )
 
 
@@ -162,11 +171,11 @@ class HeadPatterns(BehaviourTool[CountArgs]):
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Head scores by kind."""
         batch = repeated_tokens(lab.subject, seed=lab.seed)
-        found: dict[str, list[dict[str, Any]]] = {}
-        for one in head_scores(lab.subject, batch, seed=lab.seed):
-            found.setdefault(one.kind, []).append({"head": one.unit, "share": round(one.score.value, 4)})
-        shown = {kind: heads[: design.plan["count"]] for kind, heads in found.items()}
-        return _text_survey(lab, shown, n=len(batch), units="share of attention")
+        by_kind: dict[str, list[dict[str, Any]]] = {}
+        for score in head_scores(lab.subject, batch, seed=lab.seed):
+            by_kind.setdefault(score.kind, []).append({"head": score.unit, "share": round(score.score.value, 4)})
+        tables = {kind: heads[: design.plan["count"]] for kind, heads in by_kind.items()}
+        return _survey(lab, tables, n=len(batch), units="share of attention")
 
 
 class AttentionArgs(StrictModel, frozen=True):
@@ -200,13 +209,13 @@ class AttentionTo(BehaviourTool[AttentionArgs]):
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Attention from the last position, on `explore`."""
         heads, clean = lab.parse_nodes(design.plan["heads"]), lab.task.pairs.clean
-        seen = patterns(lab.subject, clean.tokens, {int(head.site.partition(".")[2]) for head in heads})
+        by_layer = patterns(lab.subject, clean.tokens, {int(head.site.partition(".")[2]) for head in heads})
         rows = torch.arange(len(clean))
-        found: dict[str, Any] = {}
+        tables: dict[str, Any] = {}
         for head in heads:
-            pattern = seen[int(head.site.partition(".")[2])][:, head.unit or 0].float().cpu()
-            found[str(head)] = _looks(lab, pattern[rows, clean.last])
-        return _text_survey(lab, found, n=len(clean), units="share of attention")
+            pattern = by_layer[int(head.site.partition(".")[2])][:, head.unit or 0].float().cpu()
+            tables[str(head)] = _looks(lab, pattern[rows, clean.last])
+        return _survey(lab, tables, n=len(clean), units="share of attention")
 
 
 def _looks(lab: BehaviourLab, weights: Tensor) -> dict[str, Any]:
@@ -249,13 +258,7 @@ class DirectLogits(BehaviourTool[CountArgs]):
         parts = logit_attribution(lab.subject, pairs.clean, token=pairs.answers, against=pairs.wrong, split=split)
         whole = float(parts.total.mean())
         ranked = parts.ranked()[: design.plan["count"]]
-        found = [{"component": name, "share": round(value / whole, 4)} for name, value in ranked]
-        return _text_survey(
-            lab, {"components": found, "logit_difference": whole}, n=len(pairs), units="share of the logits"
+        components = [{"component": name, "share": round(value / whole, 4)} for name, value in ranked]
+        return _survey(
+            lab, {"components": components, "logit_difference": whole}, n=len(pairs), units="share of the logits"
         )
-
-
-def _text_survey(lab: BehaviourLab, found: dict[str, Any], *, n: int, units: str) -> Measured:
-    return Measured(
-        values=(), effect=None, low=None, high=None, n=n, units=units, normalised_by=lab.normalised_by, found=found
-    )

@@ -48,15 +48,15 @@ class Ablate(FeatureTool[AblateArgs]):
         )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
-        how, drawn = design.plan["how"], design.plan["how"] == "resample"
+        how, resampled = design.plan["how"], design.plan["how"] == "resample"
         trials = [
-            Trial(place, (edit_of(lab, how, seed=number + 1 if drawn else 0),), -1.0)
+            Trial(place, (edit_of(lab, how, seed=number + 1 if resampled else 0),), -1.0)
             for number, place in enumerate(from_json(design.plan["active"]))
         ]
-        seen = moved(lab, trials, _ids(design), reference=design.plan["reference"])
+        changes = moved(lab, trials, _ids(design), reference=design.plan["reference"])
         strengths = [round(trial.place.value, 4) for trial in trials]
         return token_result(
-            lab, design, seen, contrast=[1.0], units="logits", found={"how": how, "activations": strengths}
+            lab, design, changes, contrast=[1.0], units="logits", tables={"how": how, "activations": strengths}
         )
 
 
@@ -100,15 +100,17 @@ class PatchActivation(FeatureTool[PatchArgs]):
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         active, silent = (from_json(design.plan[name]) for name in ("active", "silent"))
-        swaps = [(silent[i % len(silent)], one) for i, one in enumerate(active)]
+        swaps = [(silent[i % len(silent)], strong) for i, strong in enumerate(active)]
         trials = {
-            "on": [Trial(quiet, (edit_of(lab, "set", value=one.value * lab.scale),)) for quiet, one in swaps],
-            "off": [Trial(one, (edit_of(lab, "set", value=quiet.value * lab.scale),), -1.0) for quiet, one in swaps],
+            "on": [Trial(quiet, (edit_of(lab, "set", value=strong.value * lab.scale),)) for quiet, strong in swaps],
+            "off": [
+                Trial(strong, (edit_of(lab, "set", value=quiet.value * lab.scale),), -1.0) for quiet, strong in swaps
+            ],
         }
         chosen = [name for name in trials if design.plan["direction"] in (name, "both")]
-        seen = moved(lab, [trial for name in chosen for trial in trials[name]], _ids(design))
+        changes = moved(lab, [trial for name in chosen for trial in trials[name]], _ids(design))
         by_direction = {
-            name: seen.real[at * len(swaps) : (at + 1) * len(swaps), 0][:, _ids(design)].mean(0).tolist()
+            name: changes.real[at * len(swaps) : (at + 1) * len(swaps), 0][:, _ids(design)].mean(0).tolist()
             for at, name in enumerate(chosen)
         }
         table = {
@@ -118,10 +120,10 @@ class PatchActivation(FeatureTool[PatchArgs]):
         return token_result(
             lab,
             design,
-            seen,
+            changes,
             contrast=[1.0],
             units="logits",
-            found={"by_direction": table, "near_misses": design.plan["near_misses"]},
+            tables={"by_direction": table, "near_misses": design.plan["near_misses"]},
         )
 
 

@@ -84,10 +84,10 @@ class Attention(FeatureTool[AttentionArgs]):
 
 
 def _heads(lab: FeatureLab) -> list[Node]:
-    found = [node for node in upstream_nodes(lab.subject, lab.source.id.site) if node.unit is not None]
-    if not found:
+    heads = [node for node in upstream_nodes(lab.subject, lab.source.id.site) if node.unit is not None]
+    if not heads:
         raise NeuronautError(f"no head of {lab.subject.name} comes before {lab.source.id.site}; look at a later site")
-    return found
+    return heads
 
 
 def _layer(node: Node) -> int:
@@ -97,15 +97,15 @@ def _layer(node: Node) -> int:
 def _looks(lab: FeatureLab, active: Sequence[Place], layers: Sequence[int]) -> dict[str, Tensor]:
     """Every head's looks in these layers, (place, token back), float64; the last column is BOS, or always 0."""
     batch, opening = batch_of(lab, active), int(lab.subject.bos is not None)
-    found: dict[str, Tensor] = {}
+    by_head: dict[str, Tensor] = {}
     for layer, pattern in patterns(lab.subject, batch.tokens, layers).items():
-        seen = pattern[torch.arange(len(batch)), :, batch.last].double().cpu()
-        looks = torch.zeros(*seen.shape[:2], lab.width + 1, dtype=torch.float64)
+        weights = pattern[torch.arange(len(batch)), :, batch.last].double().cpu()
+        looks = torch.zeros(*weights.shape[:2], lab.width + 1, dtype=torch.float64)
         for row, place in enumerate(active):
-            looks[row, :, : place.pivot + 1] = seen[row, :, opening : opening + place.pivot + 1].flip(-1)
-            looks[row, :, -1] = seen[row, :, 0] * opening
-        found |= {f"head.{layer}:{head}": looks[:, head] for head in range(looks.shape[1])}
-    return found
+            looks[row, :, : place.pivot + 1] = weights[row, :, opening : opening + place.pivot + 1].flip(-1)
+            looks[row, :, -1] = weights[row, :, 0] * opening
+        by_head |= {f"head.{layer}:{head}": looks[:, head] for head in range(looks.shape[1])}
+    return by_head
 
 
 def _beside(
@@ -119,18 +119,18 @@ def _beside(
 
 def _kinds(lab: FeatureLab, layers: Sequence[int]) -> dict[str, dict[str, float]]:
     """Head scores on repeated random tokens, by head and kind."""
-    found: dict[str, dict[str, float]] = {}
+    kinds: dict[str, dict[str, float]] = {}
     for score in head_scores(lab.subject, repeated_tokens(lab.subject, seed=lab.seed), layers=layers):
-        found.setdefault(score.unit, {})[score.kind] = round(score.score.value, 4)
-    return found
+        kinds.setdefault(score.unit, {})[score.kind] = round(score.score.value, 4)
+    return kinds
 
 
 def _listed(lab: FeatureLab, look: Tensor, active: Sequence[Place]) -> list[dict[str, Any]]:
     """The offsets of the most weight with the tokens that stand there."""
     means = look.mean(0)
-    listed: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for back in means.argsort(descending=True, stable=True)[:OFFSETS].tolist():
         at = Counter(lab.vocabulary[place.ids[place.pivot - back]] for place in active if back <= place.pivot)
         offset = "start" if back == lab.width else -back
-        listed.append({"offset": offset, "weight": round(float(means[back]), 4), "tokens": dict(at.most_common(4))})
-    return listed
+        rows.append({"offset": offset, "weight": round(float(means[back]), 4), "tokens": dict(at.most_common(4))})
+    return rows

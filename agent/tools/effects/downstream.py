@@ -54,9 +54,10 @@ class Downstream(FeatureTool[DownstreamArgs]):
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         changes = [_changes(lab, from_json(design.plan["active"]), site) for site in design.plan["sites"]]
-        names = [name for one in changes for name in one.names]
-        real, signed = (torch.cat([getattr(one, part) for one in changes], dim=-1) for part in ("real", "signed"))
-        random_control = torch.cat([one.random_control for one in changes], dim=-1).mean(0)
+        names = [name for site in changes for name in site.names]
+        real = torch.cat([site.real for site in changes], dim=-1)
+        signed = torch.cat([site.signed for site in changes], dim=-1)
+        random_control = torch.cat([site.random_control for site in changes], dim=-1).mean(0)
         order = real.mean(0).argsort(descending=True, stable=True).tolist()
         headline = mean(real[:, order[0]], seed=lab.seed)
         what = f"the strongest change of any unit under {RANDOM_CONTROLS} random changes of the same norm"
@@ -74,7 +75,7 @@ class Downstream(FeatureTool[DownstreamArgs]):
                 for unit in chosen
             ]
 
-        heads = [{name: value for name, value in one.items() if name != "raised_by"} for one in unit_rows("head")]
+        heads = [{name: value for name, value in row.items() if name != "raised_by"} for row in unit_rows("head")]
         return Measured(
             values=(),
             effect=headline.value,
@@ -90,13 +91,13 @@ class Downstream(FeatureTool[DownstreamArgs]):
 
 def _later(lab: FeatureLab) -> list[str]:
     after = lab.subject.sites[lab.subject.sites.index(lab.source.id.site) + 1 :]
-    found = [site for site in after if site.startswith(("head.", "mlp."))]
-    if not found:
+    sites = [site for site in after if site.startswith(("head.", "mlp."))]
+    if not sites:
         raise NeuronautError(
             f"no head or MLP of {lab.subject.name} comes after {lab.source.id.site}, so only the output reads "
             f"{lab.target}; use promoted_tokens or ablate"
         )
-    return found
+    return sites
 
 
 class _Changes(NamedTuple):
@@ -123,10 +124,9 @@ def _changes(lab: FeatureLab, active: Sequence[Place], site: str) -> _Changes:
     heads = lab.subject.n_heads if site.startswith("head.") else None
     spread = _sizes(torch.cat(plain).std(0, correction=0), heads)
     unit = spread.clamp_min(STILL * float(spread.max()) or 1.0)
-    at = [_largest(one, heads) / unit for one in moved]
-    found = torch.stack(at)
-    names = tuple(f"{site}:{index}" for index in range(found.shape[-1]))
-    return _Changes(names, found[:, 0].abs(), found[:, 0], found[:, 1:].abs())
+    changes = torch.stack([_largest(vectors, heads) / unit for vectors in moved])
+    names = tuple(f"{site}:{index}" for index in range(changes.shape[-1]))
+    return _Changes(names, changes[:, 0].abs(), changes[:, 0], changes[:, 1:].abs())
 
 
 def _run(lab: FeatureLab, place: Place, site: str) -> Tensor:

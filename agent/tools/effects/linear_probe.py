@@ -73,6 +73,6 @@ class ProbeProperty(FeatureTool[ProbeArgs]):
         )
 
 
-def _distinct(found: list[Place]) -> list[Place]:
+def _distinct(places: list[Place]) -> list[Place]:
     """Each text up to its place once: a probe must not be tested on what it was fitted on."""
-    return [*{place.ids[: place.pivot + 1]: place for place in found}.values()]
+    return [*{place.ids[: place.pivot + 1]: place for place in places}.values()]

@@ -72,7 +72,7 @@ class Upstream(FeatureTool[UpstreamArgs]):
             normalised_by="its activation at each place",
             control=control,
             found={
-                "components": sorted(components, key=lambda one: -one["share"]),
+                "components": sorted(components, key=lambda row: -row["share"]),
                 "of": len(nodes),
                 "tokens": [_tokens(lab, place) for place in pairing.active],
                 **rank,
@@ -96,14 +96,14 @@ def pairing_of(design: Design) -> Pairing:
 def _tokens(lab: FeatureLab, place: Place) -> dict[str, Any]:
     """What share of the activation goes as each token before the place gives way to the mean of all tokens."""
     (row,) = batch_of(lab, [place]).ids()
-    found = occlusion(lab.subject, row, Activation(lab.source, lab.feature), baseline="mean")
-    worth = torch.tensor(found.values) / found.metric
+    occluded = occlusion(lab.subject, row, Activation(lab.source, lab.feature), baseline="mean")
+    worth = torch.tensor(occluded.values) / occluded.metric
     order = worth.abs().argsort(descending=True, stable=True)[:TOKENS].tolist()
-    shown = [
+    rows = [
         {"offset": at - len(row) + 1, "token": lab.vocabulary[row[at]], "share": round(float(worth[at]), 4)}
         for at in order
     ]
-    return {"place": excerpt(lab, place.ids, place.pivot), "tokens": shown}
+    return {"place": excerpt(lab, place.ids, place.pivot), "tokens": rows}
 
 
 class CutArgs(ActiveArgs, frozen=True):
@@ -152,10 +152,10 @@ class CutUpstream(FeatureTool[CutArgs]):
         pairing = Pairing(tuple(from_json(plan["active"])), tuple(tuple(from_json(runs)) for runs in plan["silent"]))
         nodes = [parse_nodes(item.about["node"])[0] for item in design.items]
         edits = edits_each(nodes, plan["how"])
-        asked = asked_weights(design)
+        item_weights = asked_weights(design)
         cuts = Cuts.of(lab, pairing, edits, reference=plan["reference"])
-        found = cuts.shares(edits)
-        headline = mean(asked @ found, seed=lab.seed)
+        shares = cuts.shares(edits)
+        headline = mean(item_weights @ shares, seed=lab.seed)
         random_controls = torch.stack(
             [cuts.random_controls(edit, count=RANDOM_CONTROLS).mean(1) for edit in edits[: len(plan["asked"])]]
         )
@@ -164,7 +164,7 @@ class CutUpstream(FeatureTool[CutArgs]):
             random_controls.flatten().tolist(),
             f"{RANDOM_CONTROLS} random changes of the same norm each",
         )
-        values = found.mean(1).tolist()
+        values = shares.mean(1).tolist()
         table = {item.label: round(value, 4) for item, value in zip(design.items, values, strict=True)}
         by_control = {
             item.label: round(float(row.mean()), 4) for item, row in zip(design.items, random_controls, strict=False)
