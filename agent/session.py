@@ -34,7 +34,7 @@ from .loop.feature_lab import FeatureLab
 from .loop.graph import build, first_state
 from .loop.nodes import Nodes
 from .loop.policy import Policy
-from .loop.resuming import alone, checkpoints, code_revision
+from .loop.resuming import checkpoints, code_revision, hold_lock
 from .loop.run import InvestigationRun, Settings
 from .loop.target import Examiner, Lab
 from .report.assemble import Report, assemble
@@ -214,7 +214,7 @@ def _run(
     revision: str,
 ) -> None:
     """Begin or go on with one investigation, to its end."""
-    with alone(store.path, record.id), checkpoints(store.path) as checkpointer:
+    with hold_lock(store.path, record.id), checkpoints(store.path) as checkpointer:
         store.journal.begin(record)
         run = InvestigationRun(
             id=record.id,

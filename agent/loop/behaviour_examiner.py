@@ -29,7 +29,7 @@ from ...data.records import Score
 from ...data.store.journal_values import Experiment, Observation
 from ...subject.errors import NeuronautError
 from .behaviour_lab import BehaviourLab, effects
-from .controls import ControlResult, judged, permuted_and_dead, supporter
+from .controls import ControlResult, evidence_for_odds, permuted_and_dead, supporter
 from .hypotheses import Hypothesis
 
 LEAST_FAITHFUL = 0.75
@@ -86,7 +86,7 @@ class BehaviourExaminer:
         leader: str,
     ) -> list[ControlResult]:
         """Whether false observations leave the leader unsupported."""
-        used, real = judged(experiments, observations, "behaviour")
+        used, real = evidence_for_odds(experiments, observations, "behaviour")
         if not used:
             return []
         supported = supporter(hypotheses, used, observations, leader, "behaviour")

@@ -273,18 +273,18 @@ class BehaviourLab:
         if (restored := about.get("restore")) is not None:
             named = frozenset[Node]().union(*shares)
             back = named & {*self.parse_nodes(restored)}
-            return (round(_lost(shares, named), 4) if back == named else None) if back else 0.0
+            return (round(_share_lost(shares, named), 4) if back == named else None) if back else 0.0
         if (inside := about.get("keep")) is not None:
-            return round(max(0.0, 1 - _lost(shares, self._known.difference(self.parse_nodes(inside)))), 4)
+            return round(max(0.0, 1 - _share_lost(shares, self._known.difference(self.parse_nodes(inside)))), 4)
         cut = about["cut"] if "cut" in about else [about["node"]]
-        return round(_lost(shares, frozenset(self.parse_nodes(cut))), 4)
+        return round(_share_lost(shares, frozenset(self.parse_nodes(cut))), 4)
 
 
 def _key(about: Mapping[str, Any], prompts: int | None) -> str:
     return json.dumps([prompts, dict(about)], sort_keys=True)
 
 
-def _lost(shares: Shares, cut: frozenset[Node]) -> float:
+def _share_lost(shares: Shares, cut: frozenset[Node]) -> float:
     return min(1.0, sum(share for nodes, share in shares.items() if nodes <= cut))
 
 
@@ -326,7 +326,7 @@ def effects(lab: BehaviourLab, runs: CircuitRuns, abouts: Sequence[Mapping[str, 
     restores = [lab.parse_nodes(about["restore"]) for about in abouts if "restore" in about]
     gone = iter(runs.cut(cuts) if cuts else ())
     alone = iter(runs.alone(keeps) if keeps else ())
-    back = iter(_restored(lab, runs, restores))
+    back = iter(_restore_effects(lab, runs, restores))
     results: list[Effect] = []
     for about in abouts:
         if "restore" in about:
@@ -348,7 +348,7 @@ def _effect(lab: BehaviourLab, runs: CircuitRuns, patched: torch.Tensor, directi
     )
 
 
-def _restored(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node]]) -> list[Effect]:
+def _restore_effects(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node]]) -> list[Effect]:
     """The corrupted run with each set's clean values in it: one forward each."""
     if not sets:
         return []

@@ -75,7 +75,7 @@ class Conclusion:
     def holdout(self, state: State) -> Mapping[str, Any]:
         """Read the holdout, once, for the frozen explanation."""
         del state
-        frozen = self._frozen()
+        frozen = self._frozen_event()
         if frozen["text"] is None or self._run.journal.event_of(self._run.id, HOLDOUT) is not None:
             return {}
         self._run.journal.peek(self._run.id, HOLDOUT)
@@ -90,7 +90,7 @@ class Conclusion:
 
     def controls(self, state: State) -> Mapping[str, Any]:
         del state
-        frozen = self._frozen()
+        frozen = self._frozen_event()
         if frozen["verdict"] == "supported":
             _, experiments, observations = self._run.rival_state()
             with self._run.charged("controls", "controls"):
@@ -118,7 +118,7 @@ class Conclusion:
         del state
         concluded = self._run.journal.event_of(self._run.id, "concluded") or {}
         with self._run.store.transaction():
-            explanation = self._keep(concluded)
+            explanation = self._store_explanation(concluded)
             ended = {"status": concluded["status"], "reason": concluded["reason"], "explanation_id": explanation}
             self._run.event("ended", ended, key="ended")
             self._run.journal.finish(
@@ -126,8 +126,8 @@ class Conclusion:
             )
         return {}
 
-    def _keep(self, concluded: Mapping[str, Any]) -> int | None:
-        frozen, examined = self._frozen(), self._run.journal.event_of(self._run.id, HOLDOUT)
+    def _store_explanation(self, concluded: Mapping[str, Any]) -> int | None:
+        frozen, examined = self._frozen_event(), self._run.journal.event_of(self._run.id, HOLDOUT)
         leader = self._run.hypotheses().get(frozen["hypothesis"] or "")
         explanation = None
         if frozen["text"] is not None and leader is not None:
@@ -151,7 +151,7 @@ class Conclusion:
 
     def _conclusion(self, state: State) -> tuple[End, str]:
         """The status an investigation ends with, and why."""
-        frozen = self._frozen()
+        frozen = self._frozen_event()
         stop, answer, reason = state["stop"] or "", frozen["verdict"], frozen["reason"]
         if answer == "supported":
             examined = self._run.journal.event_of(self._run.id, HOLDOUT) or {"scores": []}
@@ -169,7 +169,7 @@ class Conclusion:
             return "budget", f"{stop} is spent; {reason}"
         return answer, reason if answer == "no_explanation" else f"{reason} ({stop})" if stop else reason
 
-    def _frozen(self) -> dict[str, Any]:
+    def _frozen_event(self) -> dict[str, Any]:
         frozen = self._run.journal.event_of(self._run.id, "frozen")
         assert frozen is not None, "freeze comes before what follows it"
         return frozen

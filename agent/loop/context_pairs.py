@@ -68,7 +68,7 @@ def context_pairs(
     read = _at_pivots(subject, source, feature, edits)
     flipped = (read > peak / 2) != np.array([edit.place.active for edit in edits])
     order = rng.permutation(len(edits)).tolist()
-    flips = _varied([i for i in order if flipped[i]], edits)[:PAIRS]
+    flips = _limit_repeats([i for i in order if flipped[i]], edits)[:PAIRS]
     others = [i for i in order if not flipped[i]][: len(flips)]
     chosen = [*flips, *others]
     return _scored([edits[i] for i in chosen], read[chosen], examples)
@@ -91,10 +91,10 @@ def _places(examples: Sequence[Example], peak: float) -> list[_Place]:
         for e in examples
         for i in np.flatnonzero(np.isin(e.ids, list(tokens)) & (e.activations < peak / 4))[:1]
     ]
-    return [*_different(firing), *_different(silent)]
+    return [*_prefer_new_tokens(firing), *_prefer_new_tokens(silent)]
 
 
-def _different(places: Sequence[_Place]) -> list[_Place]:
+def _prefer_new_tokens(places: Sequence[_Place]) -> list[_Place]:
     """Some places, those on a token that was not had before first; none so near the start that nothing is before it."""
     places = [place for place in places if place.pivot > max(BACK)]
     tokens: set[int] = set()
@@ -123,7 +123,7 @@ def _edits(places: Sequence[_Place], corpus: Ids, rng: np.random.Generator) -> l
     return edits
 
 
-def _varied(chosen: Sequence[int], edits: Sequence[_Edit]) -> list[int]:
+def _limit_repeats(chosen: Sequence[int], edits: Sequence[_Edit]) -> list[int]:
     """The chosen edits, of each token at each offset only a few."""
     counts: dict[tuple[int, int, bool], int] = {}
     varied = []

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import Hypothesis
-from .judging import counts_for_odds, outcome_of, rank_rivals, seen_of
+from .judging import counts_for_odds, observed_values, outcome_of, rank_rivals
 from .levels import EDGES
 
 Values = Mapping[str, Sequence[float]]
@@ -34,7 +34,7 @@ class ControlResult:
     """What was measured, as `what` says."""
 
 
-def judged(
+def evidence_for_odds(
     experiments: Sequence[Experiment], observations: Mapping[str, Observation], kind: str
 ) -> tuple[list[Experiment], dict[str, list[float]]]:
     """The experiments that bear on the odds, and what was observed in each."""
@@ -97,12 +97,12 @@ def claims(
                         "item": item,
                         "expected": expected,
                         "values": values,
-                        "verdict": _borne_out([value * expected >= EDGES[1] for value in values.values()]),
+                        "verdict": _claim_verdict([value * expected >= EDGES[1] for value in values.values()]),
                     }
     return list(rows.values())
 
 
-def _borne_out(agreed: Sequence[bool]) -> str:
+def _claim_verdict(agreed: Sequence[bool]) -> str:
     return "untested" if not agreed else "supported" if all(agreed) else "mixed" if any(agreed) else "refuted"
 
 
@@ -112,7 +112,7 @@ def _values_of(
     """The value of an item in every experiment on effects that measured it."""
     by_experiment: dict[str, float] = {}
     for experiment in experiments:
-        values = seen_of(experiment, observations)
+        values = observed_values(experiment, observations)
         if values is None or experiment.survey or experiment.design["readout"] != "effect":
             continue
         for item, value in zip(experiment.design["items"], values, strict=True):

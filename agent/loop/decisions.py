@@ -48,10 +48,10 @@ class Decider:
             try:
                 self._planned[state["step"]] = self._experiments(state, action)
             except RejectedError as error:
-                return self._missed(state, error.rejection, again="propose")
+                return self._reject(state, error.rejection, again="propose")
             return {"step": state["step"] + 1, "misses": 0, "rejected": None, "next": "preregister"}
         missed = action if isinstance(action, Rejection) else Rejection("wanted hypotheses", "not_open")
-        return self._missed(state, missed, again="propose")
+        return self._reject(state, missed, again="propose")
 
     def plan(self, state: State) -> Mapping[str, Any]:
         """Ask what to do next, and make experiments of it."""
@@ -71,16 +71,16 @@ class Decider:
                 return {**step, **stopped("submitted", f"submitted: {action.reason}")}
             return {**step, "next": "challenge"}
         if isinstance(action, Concede):
-            return {**step, **self._conceded(state, action)}
+            return {**step, **self._after_concession(state, action)}
         if isinstance(action, UseTools):
             try:
                 self._planned[state["step"]] = self._experiments(state, action)
             except RejectedError as error:
-                return self._missed(state, error.rejection, again="plan")
+                return self._reject(state, error.rejection, again="plan")
             return {**step, "next": "preregister"}
-        return self._missed(state, action, again="plan")
+        return self._reject(state, action, again="plan")
 
-    def _conceded(self, state: State, action: Concede) -> Mapping[str, Any]:
+    def _after_concession(self, state: State, action: Concede) -> Mapping[str, Any]:
         """What follows where a challenger found nothing: the end, unless the evidence is not enough for a verdict."""
         run, outcome = self._run, self._run.outcome()
         again = outcome.answer == "open" and state["challenges"] + 1 < CHALLENGES
@@ -160,7 +160,7 @@ class Decider:
             if decisions[event["step"]]["role"] == role
         ]
 
-    def _missed(self, state: State, rejection: Rejection, *, again: str) -> Mapping[str, Any]:
+    def _reject(self, state: State, rejection: Rejection, *, again: str) -> Mapping[str, Any]:
         """Writes down why a decision is not carried out, and has the policy asked again, a few times."""
         run, misses, reason = self._run, state["misses"] + 1, rejection.reason
         run.event("rejected", {"step": state["step"], **rejection.to_json()}, key=f"rejected:{state['step']}")

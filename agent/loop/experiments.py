@@ -113,14 +113,14 @@ AnyTool = Tool[Any, Any]
 """Of either kind of target; what it takes is checked against `args`, and `target` says which lab it wants."""
 
 
-def written(design: Design) -> dict[str, Any]:
+def design_to_json(design: Design) -> dict[str, Any]:
     """A design as it is written down."""
     # `asdict` would copy every token id by itself, which takes longer than all else that planning does.
     items = [{"label": i.label, "ids": i.ids, "pivot": i.pivot, "about": i.about} for i in design.items]
     return {"question": design.question, "readout": design.readout, "items": items, "plan": design.plan}
 
 
-def design_of(stored: Mapping[str, Any]) -> Design:
+def design_from_json(stored: Mapping[str, Any]) -> Design:
     """A design as it was written down."""
     items = [Item(item["label"], tuple(item["ids"]), item["pivot"], item["about"]) for item in stored["items"]]
     return Design(stored["question"], stored["readout"], tuple(items), stored["plan"])

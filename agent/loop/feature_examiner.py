@@ -23,8 +23,8 @@ from ...scorers.holdout import Holdout
 from ...scorers.scorer import Scorer
 from ...scorers.simulation import RuleSimulator
 from .context_pairs import context_pairs
-from .controls import ControlResult, judged, permuted_and_dead, supporter
-from .experiments import design_of
+from .controls import ControlResult, evidence_for_odds, permuted_and_dead, supporter
+from .experiments import design_from_json
 from .feature_lab import FeatureLab
 from .hypotheses import Hypothesis
 
@@ -112,7 +112,7 @@ class FeatureExaminer:
         leader: str,
     ) -> list[ControlResult]:
         """Whether false observations leave the leader unsupported."""
-        used, real = judged(experiments, observations, "feature")
+        used, real = evidence_for_odds(experiments, observations, "feature")
         if not used:
             return []
         supported = supporter(hypotheses, used, observations, leader, "feature")
@@ -147,7 +147,7 @@ class FeatureExaminer:
 
     def _random_controls(self, experiments: Sequence[Experiment]) -> Iterator[dict[str, list[float]]]:
         """What each unit beside it does at the items' pivots, in units of its own strongest value there."""
-        designs = [design_of(experiment.design) for experiment in experiments]
+        designs = [design_from_json(experiment.design) for experiment in experiments]
         ends = np.cumsum([len(design.items) for design in designs])[:-1]
         for values in self._lab.respond_others([item for design in designs for item in design.items]).T:
             parts = np.split(values / max(float(values.max()), 1e-6), ends)

@@ -163,7 +163,7 @@ class FeatureLab:
             return tuple(_effect_expected(hypothesis, item.about) for item in design.items)
         if hypothesis.rule is None:
             return (None,) * len(design.items)
-        grid = TokenGrid(self.vocabulary, _padded([item.ids for item in design.items]))
+        grid = TokenGrid(self.vocabulary, _pad([item.ids for item in design.items]))
         predictions = predict(hypothesis.rule, grid)
         rows = np.arange(len(design.items))
         values = predictions[rows, [item.pivot for item in design.items]] / self.scale
@@ -195,7 +195,7 @@ def _effect_expected(hypothesis: Hypothesis, about: Mapping[str, Any]) -> float 
     return None
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def _pad(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
     for row, ids in zip(padded, rows, strict=True):
         row[: len(ids)] = ids

@@ -53,7 +53,7 @@ def forecast(expected: Sequence[float | None], base: Sequence[float]) -> Forecas
     return np.array([distributions[value] for value in expected], np.float64).reshape(-1, 4)
 
 
-def slipping(forecasts: Forecast, slip: float) -> Forecast:
+def with_slip(forecasts: Forecast, slip: float) -> Forecast:
     """Forecasts of expected values with another share of slips than SLIP."""
     return slip / len(LEVELS) + (1 - slip) * (forecasts - SLIP / len(LEVELS)) / (1 - SLIP)
 

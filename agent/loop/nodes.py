@@ -16,7 +16,7 @@ from ...data.store.journal_values import Charge, Experiment, Observation
 from ...subject.errors import NeuronautError
 from .conclusion import Conclusion
 from .decisions import TURNS, Decider
-from .experiments import AnyTool, design_of
+from .experiments import AnyTool, design_from_json
 from .graph import Node, NodeName, State, stopped
 from .hypotheses import NULLS
 from .judging import FORMULA, Outcome, outcome_of
@@ -112,7 +112,7 @@ class Nodes:
             observation = Observation("ok", stored, None, {"forwards": 0, "known": True})
         else:
             with run.lab.meter.counting(run.lab.subject):
-                observation = _measured(run.tools[experiment.tool], experiment, run.lab)
+                observation = _run_tool(run.tools[experiment.tool], experiment, run.lab)
             observation = replace(observation, cost={"forwards": run.lab.meter.rows - before})
         charge = Charge(experiments=int(fresh and not experiment.survey), forwards=run.lab.meter.rows - before)
         run.journal.observe(run.id, experiment.name, observation, charge=charge)
@@ -135,14 +135,14 @@ class Nodes:
         if state["role"] == "proposer":
             put_up = any(rival.hypothesis.kind not in NULLS for rival in rivals)
             return {"next": "plan" if put_up else "propose"}
-        return self._challenged(state, outcome_of(rivals, experiments, observations))
+        return self._after_challenge(state, outcome_of(rivals, experiments, observations))
 
     def challenge(self, state: State) -> Mapping[str, Any]:
         """Another context, which sees the leading text alone, tries to break it."""
         del state
         return {"role": "challenger", "turns": 0, "challenged": self._run.outcome().leader}
 
-    def _challenged(self, state: State, outcome: Outcome) -> Mapping[str, Any]:
+    def _after_challenge(self, state: State, outcome: Outcome) -> Mapping[str, Any]:
         """What follows from a challenger's round."""
         stands = outcome.leader == state["challenged"] or (state["challenged"] in outcome.alike)
         key = f"challenge:{state['challenges']}"
@@ -156,9 +156,9 @@ class Nodes:
         return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
 
 
-def _measured(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
+def _run_tool(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
     try:
-        measured = tool.measure(design_of(experiment.design), lab)
+        measured = tool.measure(design_from_json(experiment.design), lab)
     except (NeuronautError, MemoryError, torch.OutOfMemoryError) as error:
         return Observation("error", {}, " ".join(str(error).split()) or type(error).__name__, {})
     numbers = [*measured.values, *(v for v in (measured.effect, measured.low, measured.high) if v is not None)]

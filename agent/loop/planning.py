@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from ...data.store.journal_values import Experiment, Prediction
 from ...subject.errors import NeuronautError
-from .experiments import AnyTool, Design, written
+from .experiments import AnyTool, Design, design_to_json
 from .hypotheses import Call, Hypothesis
-from .judging import base_of, telling
+from .judging import differing_items, observed_base_rate
 from .levels import MIDDLE, asks_for_silence, forecast
 from .rejections import RejectedError
 from .run import InvestigationRun
@@ -53,18 +53,18 @@ class Planner:
             args = tool.args.model_validate(call.args)
             design = tool.design(args, self._lab)
         except ValidationError as error:
-            raise RejectedError("bad_call", _fault(error)).of_call(call.tool) from None
+            raise RejectedError("bad_call", _first_fault(error)).of_call(call.tool) from None
         except RejectedError as error:
             raise error.of_call(call.tool) from None
         except NeuronautError as error:
             raise RejectedError("bad_call", str(error)).of_call(call.tool) from None
         base, predictions, reference = (), (), None
         if not tool.survey:
-            base = base_of(self._experiments, self._observations, design.readout)
+            base = observed_base_rate(self._experiments, self._observations, design.readout)
             predictions = self._predictions(call, design)
             reference = next(iter(self._rivals), None)
-            self._check_telling(call, design, predictions, base)
-        plain, body = args.model_dump(mode="json"), written(design)
+            self._check_informative(call, design, predictions, base)
+        plain, body = args.model_dump(mode="json"), design_to_json(design)
         key = self._key(tool, plain, body)
         if (same := next((e.name for e in self._experiments if e.key == key), None)) is not None:
             raise RejectedError(
@@ -104,7 +104,7 @@ class Planner:
             predictions.append(Prediction(name, expected))
         return tuple(predictions)
 
-    def _check_telling(
+    def _check_informative(
         self, call: Call, design: Design, predictions: Sequence[Prediction], base: Sequence[float]
     ) -> None:
         if not design.items:
@@ -119,7 +119,7 @@ class Planner:
                 ).of_call(call.tool)
             return
         forecasts = [forecast(prediction.expected, base) for prediction in predictions]
-        if not any(telling(first, second).any() for first, second in combinations(forecasts, 2)):
+        if not any(differing_items(first, second).any() for first, second in combinations(forecasts, 2)):
             raise RejectedError(
                 "uninformative",
                 f"all rivals predict the same for all {len(design.items)} items, so nothing would be learned; choose "
@@ -143,7 +143,7 @@ class Planner:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     """The first fault in one line."""
     first = error.errors(include_url=False)[0]
     path = ".".join(str(step) for step in first["loc"]) or "the arguments"

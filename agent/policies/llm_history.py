@@ -37,7 +37,10 @@ def trials(experiments: Sequence[Done], view: View, *, tokens: int) -> str:
     last = max((trial.round for trial in experiments), default=0)
     whole = {trial.name for place, trial in enumerate(experiments) if place < WHOLE or trial.round == last}
     blocks = (
-        [_headline(trial, view), *(_whole(trial, view, place) if trial.name in whole else _missed(trial, view))]
+        [
+            _headline(trial, view),
+            *(_in_full(trial, view, place) if trial.name in whole else _leader_misses(trial, view)),
+        ]
         for place, trial in enumerate(experiments)
     )
     return section(blocks, len(experiments), tokens=tokens)
@@ -80,7 +83,7 @@ def _headline(done: Done, view: View) -> str:
     return text
 
 
-def _whole(done: Done, view: View, place: int) -> list[str]:
+def _in_full(done: Done, view: View, place: int) -> list[str]:
     measured = done.measured
     lines = [f"   purpose: {line(done.purpose)}", f"   question: {line(done.design.question)}"]
     if measured is None:
@@ -93,12 +96,12 @@ def _whole(done: Done, view: View, place: int) -> list[str]:
         lines.append(f"   seen: {levels}{whole}{control}")
         lines += _items(done, view, SEEN // (place + 1))
     room = (LOOKED if done.survey else FOUND) // (place + 1)
-    tables = rows(_found(done, view), tokens=room)
+    tables = rows(_tables(done, view), tokens=room)
     title = ["   found:"] if tables else ["   found: nothing"] if done.survey else []
     return [*lines, *title, *(f"     {row}" for row in tables)]
 
 
-def _found(done: Done, view: View) -> dict[str, Any]:
+def _tables(done: Done, view: View) -> dict[str, Any]:
     """What was found beside the items' intervals; a learned rule on the scale on which rules are written, and the
     words for it first."""
     tables = {} if done.measured is None else dict(done.measured.found)
@@ -161,7 +164,7 @@ def _items(done: Done, view: View, tokens: int) -> list[str]:
     return [*lines, f"   - and {left} items more"] if left else lines
 
 
-def _missed(done: Done, view: View) -> list[str]:
+def _leader_misses(done: Done, view: View) -> list[str]:
     """The items of an older experiment on which the leader was wrong, in a line."""
     leader = view.leader
     if done.measured is None or leader is None or not (wrong := _wrong(done, leader.name)):

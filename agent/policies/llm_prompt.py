@@ -37,7 +37,7 @@ TOKENS_BEFORE = 4
 def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
     """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken. `tools`
     by name: their arguments are shown as far as they are not the usual ones."""
-    done = [replace(trial, args=_unusual(trial, tools)) for trial in reversed(view.done)]
+    done = [replace(trial, args=_without_defaults(trial, tools)) for trial in reversed(view.done)]
     # With its number: the second time that the same is refused is another question, not answered from the log.
     refused = f"\nYour last decision, number {view.step}, was not carried out, with none of its calls:\n"
     rejected = f"{refused}{fenced([line(view.rejected, LONG)])}\n" if view.rejected else ""
@@ -45,7 +45,7 @@ def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
         "target": line(view.target),
         "known": "\n\n".join(_behaviour(view) if view.kind == "behaviour" else _feature(view)),
         "rivals": section((_rival(r, view) for r in _ordered(view.rivals)), len(view.rivals), tokens=RIVALS),
-        "standing": _standing(view),
+        "standing": _leader_status(view),
         "experiments": trials([trial for trial in done if not trial.survey], view, tokens=EXPERIMENTS),
         "surveys": trials([trial for trial in done if trial.survey], view, tokens=SURVEYS),
         "left": _left(view),
@@ -53,7 +53,7 @@ def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
     }
 
 
-def _unusual(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
+def _without_defaults(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
     usual = tools[done.tool].args().model_dump(mode="json") if done.tool in tools else {}
     return {key: value for key, value in done.args.items() if key not in usual or value != usual[key]}
 
@@ -72,7 +72,7 @@ def _feature(view: View) -> list[str]:
             details = [strongest(part, highest, count=4), _tokens(example)]
             rows["Active windows"].append([f"{name}: {text}", f"   {cut('; '.join(details), LONG)}"])
         else:
-            rows[_silent(example, peaks)].append([f"{name}: {cut(_quiet(example, peaks), LONG)}"])
+            rows[_silent_kind(example, peaks)].append([f"{name}: {cut(_silent_text(example, peaks), LONG)}"])
     parts = [f"{title}:\n{section(blocks, len(blocks), tokens=KNOWN // 3)}" for title, blocks in rows.items()]
     if view.statistics is not None:
         parts.append(f"It is active on {view.statistics.density:.2%} of all tokens.")
@@ -85,11 +85,11 @@ def _tokens(example: Example) -> str:
     return f"tokens: {plain(example.tokens[max(0, peak - TOKENS_BEFORE) : peak + 1])}"
 
 
-def _silent(example: Example, peaks: set[str]) -> str:
+def _silent_kind(example: Example, peaks: set[str]) -> str:
     return "Near misses" if peaks & set(example.tokens) else "Other windows"
 
 
-def _quiet(example: Example, peaks: set[str]) -> str:
+def _silent_text(example: Example, peaks: set[str]) -> str:
     """A silent window around a token on which the feature fires elsewhere, if it holds one."""
     positions = [i for i, token in enumerate(example.tokens) if token in peaks]
     pivot = positions[-1] if positions else min(24, len(example.tokens) - 1)
@@ -142,7 +142,7 @@ def _ordered(rivals: Sequence[Rival]) -> list[Rival]:
 def _rival(rival: Rival, view: View) -> list[str]:
     claim = rival.hypothesis
     if rival.status != "live":
-        return [f"{rival.name} {rival.status}: {line(claim.text)}", *_fall(rival, view)]
+        return [f"{rival.name} {rival.status}: {line(claim.text)}", *_refutation(rival, view)]
     standing = ""
     if view.phase != "challenge":
         standing = f", revises {claim.parent}" if claim.parent else ""
@@ -166,7 +166,7 @@ def _record(rival: Rival) -> str:
     return record if rival.hits is None else f"{record}; right level on {rival.hits:.0%} of their items"
 
 
-def _fall(rival: Rival, view: View) -> list[str]:
+def _refutation(rival: Rival, view: View) -> list[str]:
     """After what a rival was out, and the experiments that it was wrong on most."""
     counts_by_name = [(done.name, counts) for done in view.done if (counts := hits(done, rival.name)) is not None]
     if not counts_by_name or view.leader is None:
@@ -179,7 +179,7 @@ def _fall(rival: Rival, view: View) -> list[str]:
     return [line(f"   {fall}" + (f"; worst on {missed}" if missed else ""))]
 
 
-def _standing(view: View) -> str:
+def _leader_status(view: View) -> str:
     """What is missing for the leader to be supported; to a challenger, how often the claim was right."""
     leader = view.leader
     if leader is None:

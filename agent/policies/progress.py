@@ -14,7 +14,7 @@ from typing import Any
 from ...rules.language import Rule
 from ..loop.experiments import Measured
 from ..loop.hypotheses import Call, Hypothesis, UseTools
-from ..loop.judging import telling
+from ..loop.judging import differing_items
 from ..loop.levels import forecast, levels_of
 from ..loop.planning import QUOTA
 from ..loop.rejections import Rejection
@@ -90,7 +90,7 @@ class PolicyState:
         predicted = [(a, b) for a, b in pairs if a is not None and b is not None]
         if any(set(a) == {None} or set(b) == {None} for a, b in predicted):
             return False
-        return not any(telling(forecast(a, EVEN), forecast(b, EVEN)).any() for a, b in predicted)
+        return not any(differing_items(forecast(a, EVEN), forecast(b, EVEN)).any() for a, b in predicted)
 
     def inseparable(self, first: Rival, second: Rival) -> bool:
         """Whether edits on which the two differ were looked for, and none found."""
@@ -115,13 +115,13 @@ class PolicyState:
     def best(self) -> Rival | None:
         """The rule to work on: the latest revision while nothing contradicted it, else the likeliest rule."""
         live = [r for r in self.view.rivals if r.status == "live" and r.hypothesis.kind == "rule"]
-        live = [rival for rival in live if not claiming(rival.hypothesis)]
+        live = [rival for rival in live if not makes_claims(rival.hypothesis)]
         revised = [r for r in live if r.hypothesis.parent is not None and not self.surprises(r.name, self.responses)]
         return max(revised, key=lambda rival: int(rival.name[1:]), default=live[0] if live else None)
 
     def others(self, best: Rival) -> list[Rival]:
         """The live rivals of a rule that say something else of when the feature fires."""
-        live = (rival for rival in self.view.rivals if rival.status == "live" and not claiming(rival.hypothesis))
+        live = (rival for rival in self.view.rivals if rival.status == "live" and not makes_claims(rival.hypothesis))
         return [rival for rival in live if rival.name != best.name]
 
     def surprises(self, name: str, among: Sequence[Done]) -> int:
@@ -142,7 +142,7 @@ class PolicyState:
         return next((measured.found for measured in self.results(tool)), {})
 
 
-def claiming(hypothesis: Hypothesis) -> bool:
+def makes_claims(hypothesis: Hypothesis) -> bool:
     """Whether it says what the feature writes or reads."""
     return bool(hypothesis.promotes or hypothesis.suppresses or hypothesis.reads)
 

@@ -29,7 +29,7 @@ from ..loop.hypotheses import Action, Call, Hypothesis, Propose, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
 from ..loop.view import Rival, View
 from .programme import Programme, make_call
-from .progress import LEARN, PolicyState, claiming
+from .progress import LEARN, PolicyState, makes_claims
 
 REVISIONS = 7
 AIMED = 28
@@ -148,7 +148,7 @@ def _revise(state: PolicyState) -> Action | None:
     """Learn a rule from all that was measured if the best one was surprised, and put it up."""
     best = state.best
     if state.learned and not state.since:
-        rule = _learned(state)
+        rule = _last_learned(state)
         if rule is not None and not state.proposed(rule):
             return Propose(hypotheses=(hypothesis(rule, parent=best.name if best else None),))
     if LEARN not in state.tools or len(state.learned) >= REVISIONS or not state.since:
@@ -158,7 +158,7 @@ def _revise(state: PolicyState) -> Action | None:
     return UseTools(calls=(make_call(LEARN, "the rule that fits all that was measured"),))
 
 
-def _learned(state: PolicyState) -> Rule | None:
+def _last_learned(state: PolicyState) -> Rule | None:
     """The rule that was learned last, if there is one to believe."""
     rule = state.learned[-1].found.get("rule")
     return None if rule is None else Rule.parse(json.dumps(rule))
@@ -186,7 +186,7 @@ def _aim(state: PolicyState) -> Action | None:
     if best is None or count >= AIMED:
         return None
     calm = [done for done in state.since if done.tool == EDIT and not state.surprises(best.name, [done])]
-    if len(calm) >= CALM and _firm(state, best):
+    if len(calm) >= CALM and _is_firm(state, best):
         return None
     rival, seed = _closest(state, best), 1 + count
     kinds: list[dict[str, Any]] = [{"boundary": True}, {"expect": "silence"} if best.silences < SILENCES else {}]
@@ -204,7 +204,7 @@ def _closest(state: PolicyState, best: Rival) -> Rival | None:
     return next((rival for rival in others if not state.inseparable(best, rival)), None)
 
 
-def _firm(state: PolicyState, best: Rival) -> bool:
+def _is_firm(state: PolicyState, best: Rival) -> bool:
     """Whether a verdict for this rival would not fail for want of experiments."""
     ahead = all(
         best.log_odds - rival.log_odds > FIRM
@@ -221,7 +221,7 @@ def _claim(state: PolicyState) -> Action | None:
         return None
     if (action := state.use(SURVEYS)) is not None:
         return action
-    if any(claiming(rival.hypothesis) for rival in state.view.rivals):
+    if any(makes_claims(rival.hypothesis) for rival in state.view.rivals):
         return state.use(EFFECTS)
     claims = _claims(state)
     if not any(claims.values()):

@@ -32,7 +32,7 @@ class Cited(NamedTuple):
         return f"{self.text} [{', '.join(self.sources)}]"
 
 
-def cited(text: str, sources: Iterable[str]) -> Cited:
+def cite(text: str, sources: Iterable[str]) -> Cited:
     """A number, with its interval and units, and where it comes from."""
     names = runs(sources)
     if unknown := [name for name in names if not re.fullmatch(_NAME, name)] or not names:
@@ -40,25 +40,25 @@ def cited(text: str, sources: Iterable[str]) -> Cited:
     return Cited(text, names)
 
 
-def quoted(text: str, sources: Iterable[str]) -> Cited:
+def quote(text: str, sources: Iterable[str]) -> Cited:
     """Words of a policy, a model or the corpus, as they are."""
-    return cited("“" + text.replace("“", '"').replace("”", '"') + "”", sources)
+    return cite("“" + text.replace("“", '"').replace("”", '"') + "”", sources)
 
 
 def cite_name(text: str) -> str | Cited:
     """A name as plain words where it reads as one, else as a quote from the journal."""
-    return quoted(text, ["journal"]) if uncited(text) else text
+    return quote(text, ["journal"]) if find_uncited(text) else text
 
 
 def line(*parts: str | Cited) -> str:
     """The parts joined; a ValueError where plain words hold a number or a quote."""
     for part in parts:
-        if isinstance(part, str) and (bare := uncited(part)):
+        if isinstance(part, str) and (bare := find_uncited(part)):
             raise ValueError(f"{bare[0]!r} has no source; give it one with `cited` or `quoted`")
     return "".join(map(str, parts))
 
 
-def uncited(text: str, known: Collection[str] | None = None) -> list[str]:
+def find_uncited(text: str, known: Collection[str] | None = None) -> list[str]:
     """The numbers and quotes without a source, and with `known`, the sources that are none of these names."""
     held: list[str] = []
 

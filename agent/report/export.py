@@ -69,7 +69,7 @@ def to_inspect(journal: Journal, id: str) -> Row:
     events = journal.events(report.id)
     ended = report.ended or (events[-1]["time"] if events else report.created)
     began, done = _time(report.created), _time(ended)
-    model, used = _asked(report), _usage(report)
+    model, used = _model_name(report), _usage(report)
     return {
         "version": INSPECT_VERSION,
         "status": _STATUS.get(report.status, "success"),
@@ -103,7 +103,7 @@ def _eval(report: Report, model: str, began: str) -> Row:
     }
 
 
-def _asked(report: Report) -> str:
+def _model_name(report: Report) -> str:
     llm = report.provenance.get("llm")
     return f"openai-api/{llm['model']}" if isinstance(llm, Mapping) else "none/none"
 
@@ -114,7 +114,7 @@ def _usage(report: Report) -> Row:
     total = report.spent["tokens"]
     # The ledger has one count for both directions.
     return {
-        _asked(report): {
+        _model_name(report): {
             "input_tokens": total,
             "output_tokens": 0,
             "total_tokens": total,

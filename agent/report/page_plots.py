@@ -32,7 +32,7 @@ _VOID = ("meta", "line", "rect", "circle", "path", "polyline", "polygon")
 def el(tag: str, *parts: Part, **attributes: str | float | None) -> Html:
     """An element. Text in it is escaped, None is left out; `class_` is the attribute class, `aria_label` aria-label."""
     present = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
-    markup = "".join(f' {name}="{escape(_plain(value))}"' for name, value in present)
+    markup = "".join(f' {name}="{escape(_as_text(value))}"' for name, value in present)
     if tag in _VOID:
         return Html(f"<{tag}{markup}/>")
     return Html(f"<{tag}{markup}>{join(parts)}</{tag}>")
@@ -40,10 +40,12 @@ def el(tag: str, *parts: Part, **attributes: str | float | None) -> Html:
 
 def join(parts: Iterable[Part]) -> Html:
     """Parts one after the other."""
-    return Html("".join(part if isinstance(part, Html) else escape(_plain(part)) for part in parts if part is not None))
+    return Html(
+        "".join(part if isinstance(part, Html) else escape(_as_text(part)) for part in parts if part is not None)
+    )
 
 
-def _plain(value: str | float) -> str:
+def _as_text(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
@@ -122,7 +124,7 @@ def text(x: float, y: float, label: str, *, anchor: str = "start", class_: str =
 
 def odds(report: Report) -> Html | None:
     """The odds of every rival against the best of the others, over rounds; None before anything was judged."""
-    series = {c.name: points for c in report.contenders if (points := _against(c, report.contenders))}
+    series = {c.name: points for c in report.contenders if (points := _lead_by_round(c, report.contenders))}
     if not series:
         return None
     rounds = sorted({round for points in series.values() for round, _ in points})
@@ -138,7 +140,7 @@ def odds(report: Report) -> Html | None:
     )
 
 
-def _against(contender: Contender, contenders: Sequence[Contender]) -> list[tuple[int, float]]:
+def _lead_by_round(contender: Contender, contenders: Sequence[Contender]) -> list[tuple[int, float]]:
     """By round, the powers of ten between a rival's odds and the best of the others'."""
     points = []
     for mine in contender.history:
@@ -166,7 +168,7 @@ def _odds_grid(across: Axis, up: Axis, rounds: Sequence[int], top: float) -> Ite
 def _odds_lines(
     series: Mapping[str, Sequence[tuple[int, float]]], order: Sequence[str], across: Axis, up: Axis
 ) -> Iterable[Html]:
-    heights = _apart([up(points[-1][1]) for points in series.values()], gap=15, last=up.first)
+    heights = _space_labels([up(points[-1][1]) for points in series.values()], gap=15, last=up.first)
     for (name, points), height in zip(series.items(), heights, strict=True):
         colour = f"s{min(order.index(name), COLOURS - 1)}"
         places = " ".join(f"{across(round):.1f},{up(value):.1f}" for round, value in points)
@@ -182,7 +184,7 @@ def _to_one(decades: float) -> str:
     return f"{size} : 1 {'for' if decades >= 0 else 'against'} it"
 
 
-def _apart(heights: Sequence[float], *, gap: float, last: float) -> list[float]:
+def _space_labels(heights: Sequence[float], *, gap: float, last: float) -> list[float]:
     """The heights, moved so that labels do not overlap and none is below `last`."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     placed = list(heights)
@@ -195,7 +197,7 @@ def _apart(heights: Sequence[float], *, gap: float, last: float) -> list[float]:
 
 def agreement(report: Report, name: str, *, colour: int) -> Html | None:
     """What a hypothesis expected of every item against what was seen; None where it expected nothing."""
-    points = _gathered(report, name)
+    points = _group_points(report, name)
     if not points:
         return None
     ends = [value for place in points for value in place]
@@ -217,7 +219,7 @@ def agreement(report: Report, name: str, *, colour: int) -> Html | None:
     dots = [
         el(
             "g",
-            el("title", f"{_listed(labels)}: {short(expected)} expected, {short(value)} seen"),
+            el("title", f"{_list_labels(labels)}: {short(expected)} expected, {short(value)} seen"),
             el("circle", cx=across(expected), cy=up(value), r=2.6 + min(5.0, log2(len(labels)) / 2)),
             class_=f"cloud s{min(colour, COLOURS - 1)}",
         )
@@ -236,7 +238,7 @@ def agreement(report: Report, name: str, *, colour: int) -> Html | None:
     return el("figure", plot, el("figcaption", el("b", name), f" {sum(map(len, points.values())):,} forecasts"))
 
 
-def _gathered(report: Report, name: str) -> dict[tuple[float, float], list[str]]:
+def _group_points(report: Report, name: str) -> dict[tuple[float, float], list[str]]:
     """Items by what was expected and what was seen, to hundredths: those of one place are one dot."""
     places: dict[tuple[float, float], list[str]] = {}
     for trial in report.experiments:
@@ -247,7 +249,7 @@ def _gathered(report: Report, name: str) -> dict[tuple[float, float], list[str]]
     return places
 
 
-def _listed(labels: Sequence[str]) -> str:
+def _list_labels(labels: Sequence[str]) -> str:
     return ", ".join(labels[:3]) + (f" and {len(labels) - 3:,} more" if len(labels) > 3 else "")
 
 
@@ -270,7 +272,9 @@ def curve(points: Sequence[Point], *, across: str, up: str) -> Html:
     y = Axis(min(0.0, *values), max(0.0, *values), 150, 12)
     line = " ".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in points)
     dots = (el("circle", cx=x(p.x), cy=y(p.y), r=3) for p in points)
-    marks = [el("g", el("title", _said(p, across)), dot, class_="dot s0") for p, dot in zip(points, dots, strict=True)]
+    marks = [
+        el("g", el("title", _point_title(p, across)), dot, class_="dot s0") for p, dot in zip(points, dots, strict=True)
+    ]
     ends = sorted({y.low, 0.0, y.high})
     return svg(
         350,
@@ -294,7 +298,7 @@ def _band(x: Axis, y: Axis, ends: Sequence[tuple[float, float | None, float | No
     return el("polygon", points=" ".join(there + back), class_=class_) if there and back else None
 
 
-def _said(point: Point, across: str) -> str:
+def _point_title(point: Point, across: str) -> str:
     interval = "" if point.low is None or point.high is None else f" ({short(point.low)} to {short(point.high)})"
     return f"{across} {short(point.x)}: {short(point.y)}{interval}"
 
@@ -306,7 +310,7 @@ def bars(rows: Sequence[tuple[str, Point]], *, label: str) -> Html:
     marks: list[Html] = []
     for number, (name, p) in enumerate(rows):
         top, zero, end = 6 + 22 * number, x(0.0), x(p.y)
-        marks.append(text(142, top + 12, _clipped(visible(name)), anchor="end", class_="name"))
+        marks.append(text(142, top + 12, _clip(visible(name)), anchor="end", class_="name"))
         marks.append(
             el("rect", x=min(zero, end), y=top, width=max(abs(end - zero), 1.0), height=15, rx=2, class_="fill s0")
         )
@@ -347,5 +351,5 @@ def interval(
     )
 
 
-def _clipped(name: str) -> str:
+def _clip(name: str) -> str:
     return name if len(name) <= 20 else f"{name[:19]}…"

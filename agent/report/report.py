@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...data.store.journal_values import Json
-from .citations import Cited, cite_name, cited, line, quoted, visible
+from .citations import Cited, cite, cite_name, line, quote, visible
 
 _CONTENDERS, _TRIALS, _SURVEYS, _CLAIMS, _SCORES = 5, 12, 4, 5, 6
 """Rows that are shown of each."""
@@ -67,7 +67,7 @@ def _source(report: "Report") -> list[str]:
 def _holdout(report: "Report") -> list[str]:
     scores = sorted(report.scores, key=_rank)
     rows = [_score(score) for score in scores[:_SCORES]]
-    read = cited(f"{len(report.peeks)}", ["holdout"])
+    read = cite(f"{len(report.peeks)}", ["holdout"])
     if report.peeks:
         rows.append(
             line(
@@ -98,7 +98,7 @@ def _score(score: Mapping[str, Any]) -> str:
     ]
     if best is not None:
         parts += ["; best baseline ", _number(best, ["holdout"])]
-    return line(*parts, "; n ", cited(f"{score['n']:,}", ["holdout"]))
+    return line(*parts, "; n ", cite(f"{score['n']:,}", ["holdout"]))
 
 
 COUNTERFACTUAL = ("counterfactual", "context")
@@ -119,7 +119,7 @@ def _rival(contender: "Contender", every: Sequence[str]) -> str:
         numbers = f"share {contender.share:.2f}, resolved {contender.resolved} ({contender.silences} on silence)"
         if contender.hits is not None and contender.brier is not None:
             numbers += f", hits {contender.hits:.2f}, Brier {contender.brier:.2f}"
-        parts += [", ", cited(numbers, sources)]
+        parts += [", ", cite(numbers, sources)]
     return line(*parts, ": ", _quote(contender.body["text"], [contender.name]))
 
 
@@ -144,7 +144,7 @@ def _cut(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> l
         if (forecast := forecasts.get(trial.name)) is not None and leader is not None:
             hits = f"hits {forecast.hits * forecast.n:.0f} of {forecast.n}"
             means = f"{short(forecast.expected)} expected, {short(forecast.seen)} seen, {hits}"
-            parts += [f"; {leader.name} ", cited(means, [trial.name])]
+            parts += [f"; {leader.name} ", cite(means, [trial.name])]
         rows.append(line(*parts))
     return rows
 
@@ -189,7 +189,7 @@ def _spent(report: "Report") -> list[str]:
         used, most = report.spent[kind], report.limits.get(limit)
         if used or most:
             of = "" if most is None else f" of {amount(kind, most)}"
-            parts += ["; " if parts else "", f"{kind} ", cited(f"{amount(kind, used)}{of}", ["ledger"])]
+            parts += ["; " if parts else "", f"{kind} ", cite(f"{amount(kind, used)}{of}", ["ledger"])]
     return [line(*parts)] if parts else []
 
 
@@ -213,11 +213,11 @@ def _provenance(report: "Report") -> list[str]:
     rows = [
         line(
             "id ",
-            cited(report.id, ["chain"]),
+            cite(report.id, ["chain"]),
             "; policy ",
             cite_name(report.policy),
             "; predictions ",
-            cited(f"{report.predictions:,}", ["chain"]),
+            cite(f"{report.predictions:,}", ["chain"]),
             ", made before they were tested; the chain ",
             "holds" if report.broken is None else "is BROKEN at " + report.broken,
         )
@@ -226,19 +226,19 @@ def _provenance(report: "Report") -> list[str]:
         if values:
             rows.append(line(name, " ", _quote(json.dumps(values, ensure_ascii=False, sort_keys=True), ["journal"])))
     if report.hash is not None:
-        rows.append(line("frozen as ", cited(report.hash, ["chain"]), " before the holdout was read"))
+        rows.append(line("frozen as ", cite(report.hash, ["chain"]), " before the holdout was read"))
     return rows
 
 
 def _more(count: int, what: str, sources: Iterable[str]) -> list[str]:
-    return [line(cited(f"{count:,}", sources), f" {what}")] if count > 0 else []
+    return [line(cite(f"{count:,}", sources), f" {what}")] if count > 0 else []
 
 
 def _number(
     value: float, sources: Iterable[str], low: float | None = None, high: float | None = None, *, units: str = ""
 ) -> Cited:
     interval = "" if low is None or high is None else f" ({short(low)} to {short(high)})"
-    return cited(f"{short(value)}{interval}{f' {units}' if units else ''}", sources)
+    return cite(f"{short(value)}{interval}{f' {units}' if units else ''}", sources)
 
 
 TINY = 0.0005
@@ -257,7 +257,7 @@ def short(value: float) -> str:
 def _quote(text: str, sources: Iterable[str], *, whole: bool = False) -> Cited:
     spelled = visible(text)
     cut = spelled if whole or len(spelled) <= _WORDS else f"{spelled[:_WORDS]}…"
-    return quoted(cut, sources)
+    return quote(cut, sources)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Windows(NamedTuple):
     """(row, position), in units of the scale."""
 
 
-def training(lab: FeatureLab) -> Windows:
+def training_windows(lab: FeatureLab) -> Windows:
     """The training examples, the strongest first, and the background."""
     digests = {example.window for example in lab.examples}
     rows = [row for row, digest in enumerate(lab.batch.background.digests) if digest not in digests]
@@ -88,7 +88,7 @@ def training(lab: FeatureLab) -> Windows:
     return Windows(ids.astype(np.int64), (values / lab.scale).astype(np.float32))
 
 
-def places(
+def find_places(
     lab: FeatureLab, where: Where, count: int, *, before: int = 0, windows: Sequence[str] = (), seed: int = 0
 ) -> list[Place]:
     """Up to `count` places with at least `before` tokens before them, of as many different tokens as there are.
@@ -97,7 +97,7 @@ def places(
     """
     if windows:
         return [_in_window(lab, lab.window(digest), where, before, seed) for digest in windows]
-    drawn = {"active": _active, "near_miss": near_misses, "silent": _silent}
+    drawn = {"active": _active, "near_miss": find_near_misses, "silent": _silent}
     chosen = drawn[where](lab, count, before, seed)
     if not chosen:
         raise RejectedError(
@@ -109,9 +109,9 @@ def places(
     return chosen
 
 
-def near_misses(lab: FeatureLab, count: int, before: int = 0, seed: int = 0) -> list[Place]:
+def find_near_misses(lab: FeatureLab, count: int, before: int = 0, seed: int = 0) -> list[Place]:
     """Random silent places of the tokens on which it fires, of those on which it fires most often first."""
-    windows, fires = training(lab), fires_on(lab)
+    windows, fires = training_windows(lab), fires_on(lab)
     rank = np.full(len(lab.vocabulary), -1)
     rank[list(fires)] = np.arange(len(fires))
     silent = (rank[windows.ids] >= 0) & (windows.values < SILENT)
@@ -128,7 +128,7 @@ def near_misses(lab: FeatureLab, count: int, before: int = 0, seed: int = 0) -> 
 
 def _silent(lab: FeatureLab, count: int, before: int, seed: int) -> list[Place]:
     """Random silent places, of different windows, of tokens on which it does not fire."""
-    windows = training(lab)
+    windows = training_windows(lab)
     quiet = (windows.values < SILENT) & ~np.isin(windows.ids, list(fires_on(lab)))
     quiet[:, :before] = False
     rng = generator(lab, seed, "silent places")
@@ -140,7 +140,7 @@ def _silent(lab: FeatureLab, count: int, before: int, seed: int) -> list[Place]:
 
 def fires_on(lab: FeatureLab) -> dict[int, float]:
     """By token id, the share of its occurrences that are active, of tokens that ever are; the highest first."""
-    windows = training(lab)
+    windows = training_windows(lab)
     size = len(lab.vocabulary)
     counts = np.bincount(windows.ids.ravel(), minlength=size)
     active = np.bincount(windows.ids[windows.values >= ACTIVE], minlength=size)

@@ -23,8 +23,19 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import ACTIVE, Carried, Place, Where, common_tokens, excerpt, generator, in_turn, places, silent_window
-from .window_edits import Expecting, as_expected, by_carrier, changed, design_changes, measure_changes
+from .places import (
+    ACTIVE,
+    Carried,
+    Place,
+    Where,
+    common_tokens,
+    excerpt,
+    find_places,
+    generator,
+    in_turn,
+    silent_window,
+)
+from .window_edits import Expecting, by_carrier, changed_copy, design_changes, filter_by_expectation, measure_changes
 
 LONGEST_PERIOD = 8
 """Of every so-manyth position."""
@@ -44,7 +55,7 @@ class SweepPositions(FeatureTool[SweepArgs]):
 
     def design(self, args: SweepArgs, lab: FeatureLab) -> Design:
         """Every position for every carrier; at the first ones the context that moves along is cut."""
-        carriers = places(lab, args.carriers, args.count, windows=args.windows, seed=args.seed)
+        carriers = find_places(lab, args.carriers, args.count, windows=args.windows, seed=args.seed)
         rng = generator(lab, args.seed, "sweep")
         items, control = [], []
         for number, place in enumerate(carriers, start=1):
@@ -56,7 +67,7 @@ class SweepPositions(FeatureTool[SweepArgs]):
                 ids = (*filling[: position + 1 - len(moved)], *moved, *filling[position + 1 :])
                 about = {"carrier": number, "position": position}
                 items.append(Item(f"carrier {number} at {position}", ids, position, about))
-        items = as_expected(lab, items, args.expect)
+        items = filter_by_expectation(lab, items, args.expect)
         texts = [excerpt(lab, place.ids, place.pivot, before=args.context) for place in carriers]
         question = "At which positions of the window does it fire?"
         return Design(question, "response", tuple(items), {"carriers": texts, "control": control})
@@ -126,7 +137,7 @@ class SwapPairs(FeatureTool[SwapArgs]):
 
     def design(self, args: SwapArgs, lab: FeatureLab) -> Design:
         """Of every carrier as many changes that involve the previous token as ones that do not, where there are."""
-        carriers = places(lab, args.carriers, args.count, before=3, windows=args.windows, seed=args.seed)
+        carriers = find_places(lab, args.carriers, args.count, before=3, windows=args.windows, seed=args.seed)
         rng, tokens = generator(lab, args.seed, "pairs"), common_tokens(lab)
         items = []
         for number, place in enumerate(carriers, start=1):
@@ -135,7 +146,7 @@ class SwapPairs(FeatureTool[SwapArgs]):
             items += in_turn(balanced, lambda item: item.about["group"])[: args.each]
         if not items:
             raise NeuronautError(f"{lab.target}: no pair of tokens can change without opening or closing a quotation")
-        items = as_expected(lab, items, args.expect)
+        items = filter_by_expectation(lab, items, args.expect)
         question = "Does the previous token matter when length, position and what is open stay as they are?"
         return design_changes(question, lab, carriers, items, seed=args.seed)
 
@@ -159,7 +170,7 @@ def _changes(place: Place, number: int, tokens: list[int], lab: FeatureLab, rng:
                 label += f": {''.join(lab.vocabulary[change[position]] for position in reversed(at))!r}"
             # A token that is put where it was would be no change of the previous one.
             if change[at[0]] != place.ids[at[0]]:
-                yield changed(place, place.change(change), carrier=number, label=label, group=f"{which} {verb}")
+                yield changed_copy(place, place.change(change), carrier=number, label=label, group=f"{which} {verb}")
 
 
 def _same_state(lab: FeatureLab, place: Place, items: list[Item]) -> list[bool]:

@@ -18,8 +18,8 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import Carried, Place, common_tokens, excerpt, generator, near_misses, places
-from .window_edits import Expecting, as_expected
+from .places import Carried, Place, common_tokens, excerpt, find_near_misses, find_places, generator
+from .window_edits import Expecting, filter_by_expectation
 
 State = Literal["repeat", "induction", "double", "single", "parentheses", "brackets", "braces"]
 MARKS: Mapping[str, tuple[str, str]] = {
@@ -56,15 +56,15 @@ class ProbeState(FeatureTool[ProbeArgs]):
         items, control, texts = [], [], []
         for number, place in enumerate(_places(lab, args), start=1):
             words = [token for token in neutral if token != place.token]
-            bare = _bare(lab, place, args.what, words, rng)
+            bare = _strip(lab, place, args.what, words, rng)
             texts.append(excerpt(lab, place.ids, place.pivot))
             items.append(_item(bare, place, number, "bare", 0))
             for distance in (d for d in DISTANCES if d <= place.pivot):
-                variants = _with(bare, place, args.what, distance, marks)
+                variants = _variants(bare, place, args.what, distance, marks)
                 items += [_item(ids, place, number, way, distance) for way, ids in variants.items()]
                 at = place.pivot - distance
                 control.append([[*bare[:at], int(rng.choice(words)), *bare[at + 1 :]], place.pivot, number])
-        items = as_expected(lab, items, args.expect)
+        items = filter_by_expectation(lab, items, args.expect)
         what = "an earlier copy of the token" if marks is None else f"an open mark ({args.what})"
         plan = {"carriers": texts, "control": control}
         return Design(f"Does {what} before the pivot matter, and how far away?", "response", tuple(items), plan)
@@ -107,9 +107,9 @@ class ProbeState(FeatureTool[ProbeArgs]):
 def _places(lab: FeatureLab, args: ProbeArgs) -> list[Place]:
     """Active places and near misses, half of each where there are."""
     if args.windows:
-        return places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
-    silent = near_misses(lab, args.count // 2, before=2, seed=args.seed)
-    return [*places(lab, "active", args.count - len(silent), before=2, seed=args.seed), *silent]
+        return find_places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
+    silent = find_near_misses(lab, args.count // 2, before=2, seed=args.seed)
+    return [*find_places(lab, "active", args.count - len(silent), before=2, seed=args.seed), *silent]
 
 
 def _marks(lab: FeatureLab, what: str) -> tuple[int, int]:
@@ -128,7 +128,7 @@ def _neutral(lab: FeatureLab) -> list[int]:
     return [token for token in common_tokens(lab) if CLASSES["word"](lab.vocabulary[token])]
 
 
-def _bare(lab: FeatureLab, place: Place, what: str, words: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
+def _strip(lab: FeatureLab, place: Place, what: str, words: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
     """The window without any earlier copy of the pivot token, or without any of the marks before it."""
     if what in MARKS:
         goes = [any(mark in lab.vocabulary[token] for mark in MARKS[what]) for token in place.ids[: place.pivot]]
@@ -138,7 +138,7 @@ def _bare(lab: FeatureLab, place: Place, what: str, words: Sequence[int], rng: n
     return place.change({position: drawn[position] for position, gone in enumerate(goes) if gone})
 
 
-def _with(
+def _variants(
     bare: tuple[int, ...], place: Place, what: str, distance: int, marks: tuple[int, int] | None
 ) -> dict[str, tuple[int, ...]]:
     """By way, the bare window with the thing at the distance; fewer ways where there is no room."""

@@ -15,7 +15,7 @@ from ...causal.measures import mean
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import Carried, excerpt, generator, places, silent_window
+from .places import Carried, excerpt, find_places, generator, silent_window
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 9, 17, 33, 65, 129)
 """Tokens that are kept, the pivot included; the whole context is always tried too."""
@@ -38,7 +38,7 @@ class PruneContext(FeatureTool[PruneArgs]):
 
     def design(self, args: PruneArgs, lab: FeatureLab) -> Design:
         """Every length of every carrier in both ways; the control is the filling text itself."""
-        carriers = places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
+        carriers = find_places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
         rng = generator(lab, args.seed, "prune")
         items, control = [], []
         for number, place in enumerate(carriers, start=1):

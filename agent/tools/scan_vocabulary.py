@@ -13,14 +13,14 @@ from ...rules.language import Token
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import ACTIVE, Carried, Where, common_tokens, places, special_tokens, training
+from .places import ACTIVE, Carried, Where, common_tokens, find_places, special_tokens, training_windows
 from .window_edits import (
     FLIPS_SHOWN,
     Expecting,
-    as_expected,
-    changed,
+    changed_copy,
     conditions,
     design_changes,
+    filter_by_expectation,
     flipped,
     measure_changes,
 )
@@ -51,10 +51,10 @@ class ScanVocabulary(FeatureTool[ScanArgs]):
         """Every chosen token in every carrier."""
         back = -args.offset
         # The first token is the control's, so it is never the scan's.
-        carriers = places(lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed)
+        carriers = find_places(lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed)
         tokens, left_out = _tokens(lab, back, each=max(args.most // len(carriers), 1))
         items = [
-            changed(
+            changed_copy(
                 place,
                 place.put(place.pivot - back, token),
                 carrier=number,
@@ -65,7 +65,7 @@ class ScanVocabulary(FeatureTool[ScanArgs]):
             for number, place in enumerate(carriers, start=1)
             for token in tokens
         ]
-        items = as_expected(lab, items, args.expect)
+        items = filter_by_expectation(lab, items, args.expect)
         what = "the pivot token itself is" if back == 0 else f"the token {back} before the pivot is"
         return design_changes(
             f"What happens when {what} replaced, in {len(carriers)} {args.carriers.replace('_', ' ')} windows?",
@@ -93,7 +93,7 @@ def _tokens(lab: FeatureLab, back: int, *, each: int) -> tuple[list[int], str]:
     if len(every) <= each:
         return every, "nothing"
     allowed = set(every)
-    shares = (_named(lab), _nearest(lab, back, allowed), common_tokens(lab))
+    shares = (_named_by_rules(lab), _nearest(lab, back, allowed), common_tokens(lab))
     chosen: dict[int, None] = {}
     for number, part in enumerate(shares, start=1):
         room = each * number // 4
@@ -111,7 +111,7 @@ def _tokens(lab: FeatureLab, back: int, *, each: int) -> tuple[list[int], str]:
     )
 
 
-def _named(lab: FeatureLab) -> list[int]:
+def _named_by_rules(lab: FeatureLab) -> list[int]:
     """Tokens that the rules of rivals name."""
     names: set[str] = set()
     for hypothesis in lab.rivals.values():
@@ -123,7 +123,7 @@ def _named(lab: FeatureLab) -> list[int]:
 
 def _nearest(lab: FeatureLab, back: int, allowed: set[int]) -> list[int]:
     """Tokens by the cosine of their input embedding with the nearest of those that stand there at active places."""
-    windows = training(lab)
+    windows = training_windows(lab)
     rows, positions = np.nonzero(windows.values[:, back:] >= ACTIVE)
     counts = np.bincount(windows.ids[rows, positions])
     causes = np.argsort(-counts, kind="stable")[: min(KNOWN, np.count_nonzero(counts))]

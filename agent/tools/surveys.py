@@ -60,7 +60,7 @@ class LearnRule(FeatureTool[LearnArgs]):
             if len(lab.observed):
                 fit = _fit(rule, lab)
                 misfits = disagreements(rule, lab.observed, vocabulary=lab.vocabulary, half=_half(lab))
-                tables["disagreements"] = [_plain(misfit) for misfit in misfits[:SHOWN]]
+                tables["disagreements"] = [_as_row(misfit) for misfit in misfits[:SHOWN]]
         low, high = (fit and fit.interval) or (None, None)
         return Measured(
             (),
@@ -139,7 +139,7 @@ def _fit(rule: Rule, lab: FeatureLab) -> Mean:
     return mean(right.astype(float).tolist(), seed=lab.seed)
 
 
-def _plain(misfit: Disagreement) -> dict[str, Any]:
+def _as_row(misfit: Disagreement) -> dict[str, Any]:
     return {
         "token": misfit.token,
         "offset": misfit.offset,

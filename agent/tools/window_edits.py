@@ -45,18 +45,18 @@ class Expecting(Drawn, frozen=True):
     )
 
 
-def changed(place: Place, ids: tuple[int, ...], *, carrier: int, label: str, group: str, put: str = "") -> Item:
+def changed_copy(place: Place, ids: tuple[int, ...], *, carrier: int, label: str, group: str, put: str = "") -> Item:
     """A copy of a place with other tokens; `group` is what its flips are told under, by `put` or else by label."""
     about = {"carrier": carrier, "was": round(place.value, 5), "group": group, "put": put or label}
     return Item(label, ids, place.pivot, about)
 
 
-def expected(lab: FeatureLab, name: str, items: Sequence[Item]) -> tuple[float | None, ...]:
+def expectations(lab: FeatureLab, name: str, items: Sequence[Item]) -> tuple[float | None, ...]:
     """What a rival expects of each item, in units of the scale."""
     return lab.expect(lab.rivals[name], Design("", "response", tuple(items)))
 
 
-def ruled(lab: FeatureLab) -> list[str]:
+def names_with_rules(lab: FeatureLab) -> list[str]:
     """Names of the rivals that have a rule, in their order."""
     return [name for name, hypothesis in lab.rivals.items() if hypothesis.rule is not None]
 
@@ -66,14 +66,14 @@ def conditions(rule: Rule) -> list[Condition]:
     return [*rule.unless, *(part for clause in rule.any for part in (*clause.when, *clause.unless))]
 
 
-def as_expected(lab: FeatureLab, items: Sequence[Item], expect: Expect) -> list[Item]:
+def filter_by_expectation(lab: FeatureLab, items: Sequence[Item], expect: Expect) -> list[Item]:
     """The items for which the leader's rule predicts this; NeuronautError where it predicts it of none."""
     if expect == "any":
         return list(items)
-    leader = next(iter(ruled(lab)), None)
+    leader = next(iter(names_with_rules(lab)), None)
     if leader is None:
         raise NeuronautError(f"expect={expect} needs a hypothesis with a rule; use expect=any")
-    predictions = expected(lab, leader, items)
+    predictions = expectations(lab, leader, items)
     silent = expect == "silence"
     eligible = [
         i for i, value in zip(items, predictions, strict=True) if value is not None and (value < EDGES[1]) == silent

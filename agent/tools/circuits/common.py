@@ -85,7 +85,7 @@ def choose(
     first = expected[0] if expected else [None] * len(items)
     silent = [value is not None and EDGES[0] <= value < EDGES[1] for value in first]
     active = [value is not None and not quiet for value, quiet in zip(first, silent, strict=True)]
-    spread = [_spread([row[at] for row in expected]) for at in range(len(items))]
+    spread = [_range([row[at] for row in expected]) for at in range(len(items))]
     places = list(range(len(items)))
     if by == "top":
         worth = list(lab.worth.values())
@@ -104,7 +104,7 @@ def choose(
     return [items[at] for at in (*pool[: count - len(contrast)], *contrast)]
 
 
-def _spread(values: Sequence[float | None]) -> float:
+def _range(values: Sequence[float | None]) -> float:
     numbers = [value for value in values if value is not None]
     return max(numbers) - min(numbers) if numbers else 0.0
 

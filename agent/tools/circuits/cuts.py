@@ -102,7 +102,7 @@ class CutTogether(BehaviourTool[TogetherArgs]):
         if args.sets:
             items = new_first(lab, (set_item("cut", nodes, lab=lab) for nodes in others), len(others))
         else:
-            some = _others(lab, first, seed) if args.expect == "silence" else _mixed(lab, first, seed)
+            some = _sets_outside(lab, first, seed) if args.expect == "silence" else _joint_sets(lab, first, seed)
             items = new_first(lab, (set_item("cut", nodes, lab=lab) for nodes in some), args.count)
         control = random_sets(lab, first, count=CONTROLS, seed=seed + 50, among=_outside(lab, first))
         plan = _control("cut", control, "random sets of the same make-up outside", lab)
@@ -181,7 +181,7 @@ def _parts(circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
     return [*parts, *(rng.sample(circuit, rng.randint(1, len(circuit))) for _ in range(_MANY))]
 
 
-def _others(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
+def _sets_outside(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
     """All nodes outside, and random halves of them."""
     others, rng = _outside(lab, circuit), random.Random(f"halves:{seed}")
     if not others:
@@ -190,7 +190,7 @@ def _others(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Seque
     return [others, *(half for half in halves if half)]
 
 
-def _mixed(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
+def _joint_sets(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
     """What the leader says of nodes together, then pairs of its circuit, then such pairs with nodes outside."""
     first, others, rng = leader(lab), _outside(lab, circuit), random.Random(f"pairs:{seed}")
     together: list[Sequence[Node]] = [] if first is None else [tuple(n) for n in lab.shares(first) if len(n) > 1]

@@ -8,8 +8,8 @@ from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import Carried, TokenArgs, fires_on, places
-from .effects import Trial, moved, token_result
+from ..places import Carried, TokenArgs, find_places, fires_on
+from .effects import Trial, measure_moves, token_result
 from .inputs import choose_tokens, edit_of, from_json, reference_rows, silent_places, to_json
 
 REFERENCE = 16
@@ -42,7 +42,7 @@ class Ablate(FeatureTool[AblateArgs]):
                 "asked": chosen.asked,
                 "left_out": list(chosen.left_out),
                 "how": args.how,
-                "active": to_json(places(lab, "active", args.count, windows=args.windows, seed=args.seed)),
+                "active": to_json(find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)),
                 "reference": [] if args.how == "zero" else reference_rows(lab, REFERENCE, seed=args.seed),
             },
         )
@@ -53,7 +53,7 @@ class Ablate(FeatureTool[AblateArgs]):
             Trial(place, (edit_of(lab, how, seed=number + 1 if resampled else 0),), -1.0)
             for number, place in enumerate(from_json(design.plan["active"]))
         ]
-        changes = moved(lab, trials, _ids(design), reference=design.plan["reference"])
+        changes = measure_moves(lab, trials, _ids(design), reference=design.plan["reference"])
         strengths = [round(trial.place.value, 4) for trial in trials]
         return token_result(
             lab, design, changes, contrast=[1.0], units="logits", tables={"how": how, "activations": strengths}
@@ -78,7 +78,7 @@ class PatchActivation(FeatureTool[PatchArgs]):
 
     def design(self, args: PatchArgs, lab: FeatureLab) -> Design:
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
-        active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+        active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         near = silent_places(lab, len(active), seed=args.seed, tokens=fires_on(lab))
         # A feature of the token alone has no near misses: any silent place will do then.
         silent = near + silent_places(lab, len(active) - len(near), seed=args.seed)
@@ -108,7 +108,7 @@ class PatchActivation(FeatureTool[PatchArgs]):
             ],
         }
         chosen = [name for name in trials if design.plan["direction"] in (name, "both")]
-        changes = moved(lab, [trial for name in chosen for trial in trials[name]], _ids(design))
+        changes = measure_moves(lab, [trial for name in chosen for trial in trials[name]], _ids(design))
         by_direction = {
             name: changes.real[at * len(swaps) : (at + 1) * len(swaps), 0][:, _ids(design)].mean(0).tolist()
             for at, name in enumerate(chosen)

@@ -23,8 +23,8 @@ from ..base import FeatureTool
 from ..places import ActiveArgs, Place
 from .effects import among
 from .inputs import batch_of, upstream_nodes
-from .paths import predicted
-from .upstream import paired, pairing_of
+from .paths import first_order_shares
+from .upstream import design_pairs, pairing_from_plan
 
 OFFSETS = 3
 """Offsets of a head that are listed."""
@@ -47,11 +47,11 @@ class Attention(FeatureTool[AttentionArgs]):
 
     def design(self, args: AttentionArgs, lab: FeatureLab) -> Design:
         _heads(lab)  # Where there is none is an error that says so.
-        return paired(lab, args, f"Where do the heads that {lab.target} reads look?", each=1, heads=args.heads)
+        return design_pairs(lab, args, f"Where do the heads that {lab.target} reads look?", each=1, heads=args.heads)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
-        pairing, heads = pairing_of(design), _heads(lab)
-        ranked = predicted(lab, pairing, heads).mean(1)
+        pairing, heads = pairing_from_plan(design), _heads(lab)
+        ranked = first_order_shares(lab, pairing, heads).mean(1)
         order = ranked.abs().argsort(descending=True, stable=True)[: design.plan["heads"]].tolist()
         chosen = {heads[i]: float(ranked[i]) for i in order}
         layers = sorted({_layer(node) for node in chosen})
@@ -59,14 +59,14 @@ class Attention(FeatureTool[AttentionArgs]):
         first = next(iter(chosen))
         back = int(looks[str(first)].mean(0).argmax())
         headline = mean(looks[str(first)][:, back], seed=lab.seed)
-        control, rank = _beside(lab, looks, first, back, headline.value)
+        control, rank = _other_heads(lab, looks, first, back, headline.value)
         kinds = _kinds(lab, layers)
         table = [
             {
                 "head": str(node),
                 "predicted_share": round(share, 4),
                 "kinds": kinds[str(node)],
-                "looks": _listed(lab, looks[str(node)], pairing.active),
+                "looks": _list_offsets(lab, looks[str(node)], pairing.active),
             }
             for node, share in chosen.items()
         ]
@@ -108,7 +108,7 @@ def _looks(lab: FeatureLab, active: Sequence[Place], layers: Sequence[int]) -> d
     return by_head
 
 
-def _beside(
+def _other_heads(
     lab: FeatureLab, looks: dict[str, Tensor], first: Node, back: int, real: float
 ) -> tuple[Control | None, dict[str, float]]:
     """What the other heads of the first one's layer give to the same offset."""
@@ -125,7 +125,7 @@ def _kinds(lab: FeatureLab, layers: Sequence[int]) -> dict[str, dict[str, float]
     return kinds
 
 
-def _listed(lab: FeatureLab, look: Tensor, active: Sequence[Place]) -> list[dict[str, Any]]:
+def _list_offsets(lab: FeatureLab, look: Tensor, active: Sequence[Place]) -> list[dict[str, Any]]:
     """The offsets of the most weight with the tokens that stand there."""
     means = look.mean(0)
     rows: list[dict[str, Any]] = []

@@ -23,7 +23,7 @@ from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import ActiveArgs, Place, places
+from ..places import ActiveArgs, Place, find_places
 from .effects import among
 from .inputs import batch_of, edit_of, from_json, materials, to_json
 
@@ -48,9 +48,9 @@ class Downstream(FeatureTool[DownstreamArgs]):
     survey = True
 
     def design(self, args: DownstreamArgs, lab: FeatureLab) -> Design:
-        active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+        active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         question = f"Which later neurons and heads read what {lab.target} writes?"
-        return Design(question, "effect", (), {"active": to_json(active), "sites": _later(lab), "top": args.top})
+        return Design(question, "effect", (), {"active": to_json(active), "sites": _later_sites(lab), "top": args.top})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         changes = [_changes(lab, from_json(design.plan["active"]), site) for site in design.plan["sites"]]
@@ -89,7 +89,7 @@ class Downstream(FeatureTool[DownstreamArgs]):
         )
 
 
-def _later(lab: FeatureLab) -> list[str]:
+def _later_sites(lab: FeatureLab) -> list[str]:
     after = lab.subject.sites[lab.subject.sites.index(lab.source.id.site) + 1 :]
     sites = [site for site in after if site.startswith(("head.", "mlp."))]
     if not sites:

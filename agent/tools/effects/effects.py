@@ -57,7 +57,7 @@ class Moved(NamedTuple):
 
 
 @torch.inference_mode()
-def moved(
+def measure_moves(
     lab: FeatureLab, trials: Sequence[Trial], ids: Sequence[int], *, reference: Sequence[Sequence[int]] = ()
 ) -> Moved:
     """Run every edit of every trial and RANDOM_CONTROLS controls of each. `ids` are the items' tokens, `reference` the

@@ -20,7 +20,7 @@ from ....subject.errors import NeuronautError
 from ....subject.model import Subject
 from ...loop.experiments import Item
 from ...loop.feature_lab import FeatureLab
-from ..places import ACTIVE, SILENT, Place, common_tokens, generator, special_tokens, training
+from ..places import ACTIVE, SILENT, Place, common_tokens, generator, special_tokens, training_windows
 
 MOST = 24
 """Claimed tokens or components of one experiment."""
@@ -43,23 +43,23 @@ def silent_places(
 ) -> list[Place]:
     """Random positions (or `at` this one, or of these tokens) of different windows, at which it is silent; fewer where
     there are no more."""
-    ids, values = training(lab)
+    ids, values = training_windows(lab)
     quiet = values < SILENT
     if at is not None:
         quiet[:, np.arange(quiet.shape[1]) != at] = False
     if tokens is not None:
         quiet &= np.isin(ids, list(tokens))
-    return _drawn(lab, quiet, count, generator(lab, seed, f"silent {at}"))
+    return _draw_places(lab, quiet, count, generator(lab, seed, f"silent {at}"))
 
 
 def active_places(lab: FeatureLab, count: int, *, seed: int) -> list[Place]:
     """As `silent_places`, positions at which it is active, however strong its window is."""
-    return _drawn(lab, training(lab).values >= ACTIVE, count, generator(lab, seed, "active"))
+    return _draw_places(lab, training_windows(lab).values >= ACTIVE, count, generator(lab, seed, "active"))
 
 
-def _drawn(lab: FeatureLab, mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> list[Place]:
+def _draw_places(lab: FeatureLab, mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> list[Place]:
     """One random position of each of `count` random windows that have one."""
-    ids, values = training(lab)
+    ids, values = training_windows(lab)
     rows = rng.permutation(np.flatnonzero(mask.any(axis=1)))[:count].tolist()
     pivots = [int(rng.choice(np.flatnonzero(mask[row]))) for row in rows]
     return [
@@ -138,7 +138,7 @@ def choose_tokens(lab: FeatureLab, tokens: Sequence[str], *, seed: int) -> Chose
     usable = [token for token in claimed if token in ids][:MOST]
     left_out = tuple(token for token in claimed if token not in usable)
     weights = {token: claimed[token] for token in usable} or _own_tokens(lab)
-    others = _alike(lab, ids, weights, seed=seed)
+    others = _tokens_alike(lab, ids, weights, seed=seed)
     items = tuple(Item(repr(token), about={"token": token, "id": ids[token]}) for token in [*weights, *others])
     return Chosen(items, weights, left_out)
 
@@ -158,7 +158,7 @@ def _own_tokens(lab: FeatureLab) -> dict[str, float]:
     return dict.fromkeys((lab.vocabulary[id] for id in common_tokens(lab)[:4]), 1.0)
 
 
-def _alike(lab: FeatureLab, ids: Mapping[str, int], tokens: Mapping[str, float], *, seed: int) -> list[str]:
+def _tokens_alike(lab: FeatureLab, ids: Mapping[str, int], tokens: Mapping[str, float], *, seed: int) -> list[str]:
     """For each asked token another one that is about as frequent."""
     counts, rng = _counts(lab), generator(lab, seed, "tokens")
     free = [token for token, id in ids.items() if token not in tokens and id not in special_tokens(lab)]

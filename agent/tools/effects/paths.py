@@ -30,7 +30,7 @@ from ....causal.runs import gather, read_source_run
 from ....causal.saliency import Activation
 from ....subject.errors import NeuronautError
 from ...loop.feature_lab import FeatureLab
-from ..places import SILENT, Place, fires_on, generator, training
+from ..places import SILENT, Place, fires_on, generator, training_windows
 from .inputs import batch_of, materials, silent_places, windows
 
 
@@ -61,7 +61,7 @@ def _silent_runs(lab: FeatureLab, place: Place, count: int, seed: int) -> list[P
 def _near_misses(lab: FeatureLab, place: Place, count: int, seed: int) -> list[Place]:
     """Silent places of tokens on which it fires, the place's own first; of each window as much before as the place
     has."""
-    ids, values = training(lab)
+    ids, values = training_windows(lab)
     missed = (values < SILENT) & np.isin(ids, list(fires_on(lab)))
     missed[:, : place.pivot] = False
     rows, positions = np.nonzero(missed)
@@ -74,7 +74,7 @@ def _near_misses(lab: FeatureLab, place: Place, count: int, seed: int) -> list[P
     ]
 
 
-def predicted(lab: FeatureLab, pairing: Pairing, nodes: Sequence[Node]) -> Tensor:
+def first_order_shares(lab: FeatureLab, pairing: Pairing, nodes: Sequence[Node]) -> Tensor:
     """Shares to first order: (node, active place)."""
     edits, shares = edits_each(nodes, "patch"), list[Tensor]()
     sites = list(dict.fromkeys(edit.site for edit in edits))

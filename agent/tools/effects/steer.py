@@ -18,7 +18,7 @@ from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
 from ..places import Drawn, TokenArgs, generator
-from .effects import Moved, Trial, among, asked_weights, moved, token_result
+from .effects import Moved, Trial, among, asked_weights, measure_moves, token_result
 from .inputs import choose_tokens, edit_of, from_json, silent_places, to_json
 
 
@@ -64,7 +64,7 @@ class Steer(FeatureTool[SteerArgs]):
         strengths = design.plan["strengths"]
         edits = tuple(edit_of(lab, "set", value=strength * lab.scale) for strength in strengths)
         ids = [item.about["id"] for item in design.items]
-        changes = moved(lab, [Trial(place, edits) for place in from_json(design.plan["silent"])], ids)
+        changes = measure_moves(lab, [Trial(place, edits) for place in from_json(design.plan["silent"])], ids)
         doses = torch.tensor(strengths, dtype=torch.float64)
         away = doses - doses.mean()
         slope = (away / away.square().sum()).tolist()

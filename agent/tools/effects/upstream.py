@@ -14,11 +14,11 @@ from ....causal.saliency import Activation, occlusion
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import ActiveArgs, Place, excerpt, places
+from ..places import ActiveArgs, Place, excerpt, find_places
 from .ablate import REFERENCE
 from .effects import among, asked_weights
 from .inputs import batch_of, choose_nodes, from_json, reference_rows, to_json, upstream_nodes
-from .paths import Cuts, Pairing, edits_each, pair, predicted
+from .paths import Cuts, Pairing, edits_each, first_order_shares, pair
 
 RANDOM_CONTROLS = 8
 TOKENS = 6
@@ -43,11 +43,13 @@ class Upstream(FeatureTool[UpstreamArgs]):
 
     def design(self, args: UpstreamArgs, lab: FeatureLab) -> Design:
         upstream_nodes(lab.subject, lab.source.id.site)  # Where nothing comes before is an error that says so.
-        return paired(lab, args, f"What does the activation of {lab.target} come from?", top=args.top, each=args.each)
+        return design_pairs(
+            lab, args, f"What does the activation of {lab.target} come from?", top=args.top, each=args.each
+        )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
-        pairing, nodes = pairing_of(design), upstream_nodes(lab.subject, lab.source.id.site)
-        first_order = predicted(lab, pairing, nodes).mean(1)
+        pairing, nodes = pairing_from_plan(design), upstream_nodes(lab.subject, lab.source.id.site)
+        first_order = first_order_shares(lab, pairing, nodes).mean(1)
         order = first_order.abs().argsort(descending=True, stable=True)[: design.plan["top"]].tolist()
         edits = edits_each([nodes[i] for i in order], "patch")
         cuts = Cuts.of(lab, pairing, edits)
@@ -80,15 +82,15 @@ class Upstream(FeatureTool[UpstreamArgs]):
         )
 
 
-def paired(lab: FeatureLab, args: ActiveArgs, question: str, *, each: int, **more: Any) -> Design:
+def design_pairs(lab: FeatureLab, args: ActiveArgs, question: str, *, each: int, **more: Any) -> Design:
     """The design of a survey of active places with silent runs."""
-    active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+    active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
     pairing = pair(lab, active, each=each, seed=args.seed)
     silent = [to_json(runs) for runs in pairing.silent]
     return Design(question, "effect", (), {"active": to_json(active), "silent": silent, **more})
 
 
-def pairing_of(design: Design) -> Pairing:
+def pairing_from_plan(design: Design) -> Pairing:
     silent = tuple(tuple(from_json(runs)) for runs in design.plan["silent"])
     return Pairing(tuple(from_json(design.plan["active"])), silent)
 
@@ -130,7 +132,7 @@ class CutUpstream(FeatureTool[CutArgs]):
 
     def design(self, args: CutArgs, lab: FeatureLab) -> Design:
         chosen = choose_nodes(lab, args.nodes, seed=args.seed)
-        active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+        active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         by_mean = args.how == "mean"
         silent = () if by_mean else pair(lab, active, each=args.each, seed=args.seed).silent
         return Design(
