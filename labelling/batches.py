@@ -50,7 +50,7 @@ def send(client: LLMClient, api: BatchAPI) -> BatchReport | None:
 
 def _sent(client: LLMClient, api: BatchAPI, batch: str, requests: dict[str, Chat]) -> BatchReport:
     remote = api.submit(dict(sorted(requests.items())))
-    client.log.sent_batch(batch, json.dumps(remote))
+    client.log.mark_sent(batch, json.dumps(remote))
     return BatchReport(tuple(remote), len(requests), 0, collected=False)
 
 
