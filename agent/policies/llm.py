@@ -17,7 +17,7 @@ from ...llm.client import LLMClient
 from ...llm.prompt import Prompt
 from ...llm.render import STEPS
 from ...llm.tasks import LLMTask
-from ...llm.tool_calls import answered
+from ...llm.tool_calls import answer_calls
 from ...llm.types import Chat, Reply, Sampling
 from ..loop.experiments import Tool
 from ..loop.hypotheses import CALLS, Action
@@ -119,7 +119,7 @@ class LLMPolicy:
         if isinstance(found, Misread) and reply.status != "failed":
             shown = replace(reply, text=reply.text[:_ECHO], calls=reply.calls if reply.status == "ok" else ())
             found = yield from self._once(
-                turn, replace(chat, messages=(*chat.messages, *answered(shown, found.answers)))
+                turn, replace(chat, messages=(*chat.messages, *answer_calls(shown, found.answers)))
             )
         if isinstance(found, Misread):
             raise NoActionError(" ".join(found.reason.split()), repairs=len(self._asked) - 1)
