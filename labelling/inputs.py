@@ -100,7 +100,7 @@ class EvidenceLoader:
     ) -> Explanation | None:
         if feature in known and len(known) > 1:
             return explanations[known[(known.index(feature) + 1) % len(known)]]
-        return self.store.another(feature, with_rule=with_rule) if elsewhere else None
+        return self.store.another_explanation(feature, with_rule=with_rule) if elsewhere else None
 
     def _drawn(self, split: Split) -> tuple[NDArray[np.int64], list[str]]:
         """Random windows of a split that no explainer was shown, with their digests."""

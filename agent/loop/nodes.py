@@ -105,7 +105,7 @@ class Nodes:
         """Measure one experiment, or take its result from where it was measured before; a failure has a reason and
         no number."""
         run, before = self._run, self._run.lab.meter.rows
-        stored, fresh = run.journal.known(experiment.key), True
+        stored, fresh = run.journal.known_result(experiment.key), True
         if kind := run.exhausted(share=1.0):
             observation, fresh = Observation("error", {}, f"not run: the budget of {kind} is spent"), False
         elif stored is not None:

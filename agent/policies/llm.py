@@ -16,7 +16,7 @@ from ...llm.client import LLMClient
 from ...llm.prompt import Prompt
 from ...llm.render import STEPS
 from ...llm.tasks import LLMTask
-from ...llm.tool_calls import answered
+from ...llm.tool_calls import answer_calls
 from ...llm.types import Chat, Reply, Sampling
 from ..loop.experiments import AnyTool
 from ..loop.hypotheses import CALLS, Action
@@ -118,7 +118,7 @@ class LLMPolicy:
         if isinstance(action, Misread) and reply.status != "failed":
             echo = replace(reply, text=reply.text[:_ECHO], calls=reply.calls if reply.status == "ok" else ())
             action = yield from self._once(
-                turn, replace(chat, messages=(*chat.messages, *answered(echo, action.answers)))
+                turn, replace(chat, messages=(*chat.messages, *answer_calls(echo, action.answers)))
             )
         if isinstance(action, Misread):
             raise NoActionError(" ".join(action.reason.split()), repairs=len(self._asked) - 1)

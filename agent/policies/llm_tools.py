@@ -17,10 +17,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ...explainers.ask import in_units
 from ...llm.render import unspelled
-from ...llm.tool_calls import called
+from ...llm.tool_calls import read_calls
 from ...llm.types import Reply, ToolCall, ToolSpec
 from ...rules.evaluate import TokenGrid, predict
-from ...rules.language import Rule, fault_of
+from ...rules.language import Rule, format_fault
 from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools, Words
 from ..loop.levels import Level
@@ -90,7 +90,7 @@ class Turn:
 
     def read(self, reply: Reply) -> Action | Misread:
         """The action that a reply's calls come to."""
-        reading = called(reply)
+        reading = read_calls(reply)
         if not reading.calls:
             why = _NO_CALL.get(reply.status, "").format(reason=(reply.reason or "").rstrip("."))
             why = why or f"The reply calls no tool: {reading.reason}."
@@ -218,7 +218,7 @@ def _validate(kind: type[M], value: object, what: str) -> M:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise ValueError(fault_of(error, what=what)) from None
+        raise ValueError(format_fault(error, what=what)) from None
 
 
 ENDS = ("open", "no_explanation")
