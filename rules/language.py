@@ -23,6 +23,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
@@ -285,6 +286,12 @@ class Rule(_Part, frozen=True):
         conditions = [*self.unless, *(part for clause in self.any for part in (*clause.when, *clause.unless))]
         strings = sum(len(condition.any) for condition in conditions if isinstance(condition, Token))
         return len(conditions) + strings + sum(len(clause.gains) for clause in self.any)
+
+
+@lru_cache(maxsize=4096)
+def parse_rule(text: str) -> Rule:
+    """Read a rule as `Rule.parse` does, once for each text: rules are frozen, so all its readers share one."""
+    return Rule.parse(text)
 
 
 def format_fault(error: ValidationError, *, what: str) -> str:
