@@ -43,6 +43,8 @@ KEPT = ROOT / "build" / "docs-check"
 MAKES_DATABASE = ("subject", "data", "rules", "explainers", "labelling", "scorers", "cli/demo.py")
 """What decides what is in demo.db."""
 ANYTHING = "…"
+FAILED = (1, 2)
+"""Exit codes of errors; 3 and 4 are answers of `investigate`."""
 PENDING: frozenset[str] = frozenset({"InvestigationConfig", "LLMClient", "make_explainer", "make_scorer"})
 """Public names that pages use already and the package does not have yet."""
 
@@ -273,7 +275,7 @@ def run_command(text: str) -> str:
         from neuronaut.cli.main import main
 
         result = CliRunner().invoke(main, calls[0], prog_name="neuronaut")
-        return result.stdout + (result.stderr if result.exit_code else "")
+        return result.stdout + (result.stderr if result.exit_code in FAILED else "")
     with tempfile.TemporaryDirectory() as bin:
         shim = Path(bin) / "neuronaut"
         shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m neuronaut "$@"\n', encoding="utf-8")
@@ -282,7 +284,7 @@ def run_command(text: str) -> str:
         done = subprocess.run(
             ["bash", "-c", text], capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
         )
-    return done.stdout + (done.stderr if done.returncode else "")
+    return done.stdout + (done.stderr if done.returncode in FAILED else "")
 
 
 def run_failures(block: Block, after: Block | None, page: Page) -> Iterator[Failure]:
