@@ -25,6 +25,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.benchmarks.throughput
 	$(BIN)/python -m neuronaut.benchmarks.faults
 	$(BIN)/python -m neuronaut.benchmarks.sweeps
+	$(BIN)/python -m neuronaut.benchmarks.waits
 
 # The site, into build/docs.
 docs: $(VENV)/.docs

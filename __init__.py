@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .agent.loop.budget import Limits
-    from .agent.session import Manner, Session, investigate, investigate_all
+    from .agent.session import InvestigationConfig, Session, investigate, investigate_all
     from .causal.attribution_patching import attribution_patching
     from .causal.circuits.find import find_circuit
     from .causal.circuits.tasks import open_task
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .explainers.oneshot import Oneshot
     from .explainers.rule import RuleExplainer
     from .labelling.label import Result, label, score
-    from .llm.client import Desk
+    from .llm.client import LLMClient
     from .llm.open import open_llm
     from .llm.prices import Budget, Price
     from .rules.language import Rule
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "agent.loop.budget": ("Limits",),
-    "agent.session": ("Manner", "Session", "investigate", "investigate_all"),
+    "agent.session": ("InvestigationConfig", "Session", "investigate", "investigate_all"),
     "causal.attribution_patching": ("attribution_patching",),
     "causal.circuits.find": ("find_circuit",),
     "causal.circuits.tasks": ("open_task",),
@@ -77,7 +77,7 @@ _HOMES = {
     "explainers.oneshot": ("Oneshot",),
     "explainers.rule": ("RuleExplainer",),
     "labelling.label": ("Result", "label", "score"),
-    "llm.client": ("Desk",),
+    "llm.client": ("LLMClient",),
     "llm.open": ("open_llm",),
     "llm.prices": ("Budget", "Price"),
     "rules.language": ("Rule",),
@@ -103,7 +103,7 @@ __all__ = [
     "Budget",
     "Contrastive",
     "Corpus",
-    "Desk",
+    "LLMClient",
     "Detection",
     "Dictionary",
     "Document",
@@ -120,7 +120,7 @@ __all__ = [
     "JsonBackend",
     "LLMSimulator",
     "Limits",
-    "Manner",
+    "InvestigationConfig",
     "Materials",
     "NeuronautError",
     "Oneshot",

@@ -8,12 +8,12 @@ and goes on by itself.
 
 from typing import NamedTuple
 
-from ..data.store.journal import Journal, opened_id
-from ..data.store.journal_values import Opened
+from ..data.store.journal import Journal, investigation_id
+from ..data.store.journal_values import InvestigationRecord
 from ..subject.errors import NeuronautError
 from .loop.hypotheses import Hypothesis
-from .loop.judging import FORMULA, judge, verdict
-from .loop.nodes import told
+from .loop.judging import FORMULA, outcome_of, rank_rivals
+from .loop.nodes import rival_row
 
 
 class Replay(NamedTuple):
@@ -49,25 +49,43 @@ def replay(journal: Journal, id: str) -> Replay:
     rounds = {event["round"]: event for event in journal.events(id, kind="judged")}
     others = tuple({event["formula"] for event in rounds.values()} - {FORMULA})
     if (broken := journal.broken_link(id)) is not None:
-        return Replay(id, len(rounds), tuple(rounds), "open", None, False, broken, others)
+        return Replay(
+            id=id,
+            rounds=len(rounds),
+            different=tuple(rounds),
+            answer="open",
+            leader=None,
+            frozen=False,
+            broken=broken,
+            formulas=others,
+        )
     different = []
     for round, event in rounds.items():
         names = {rival["name"] for rival in event["rivals"]}
         known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses if h["name"] in names}
         until = [e for e in every if e.round <= round]
         seen = {e.name: observations[e.name] for e in until if e.name in observations}
-        again = [told(rival) for rival in judge(known, until, seen, kind=kind)]
+        again = [rival_row(rival) for rival in rank_rivals(known, until, seen, kind=kind)]
         if again != event["rivals"]:
             different.append(round)
     known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses}
-    found = verdict(judge(known, every, observations, kind=kind), every, observations)
+    found = outcome_of(rank_rivals(known, every, observations, kind=kind), every, observations)
     frozen = journal.event_of(id, "frozen")
     # A target that was refused has no hypotheses, so there is nothing to judge.
     kept = frozen is None or not known or (frozen["evidence"], frozen["hypothesis"]) == (found.answer, found.leader)
-    return Replay(id, len(rounds), tuple(different), found.answer, found.leader, kept, None, others)
+    return Replay(
+        id=id,
+        rounds=len(rounds),
+        different=tuple(different),
+        answer=found.answer,
+        leader=found.leader,
+        frozen=kept,
+        broken=None,
+        formulas=others,
+    )
 
 
-def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> Opened:
+def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> InvestigationRecord:
     """Copy an investigation's decisions before `step`; the result is to be run with `investigate(..., fork=...)`, and
     with its own `seed` where one is given."""
     row = journal.row(id)
@@ -77,14 +95,14 @@ def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> Op
     settings = {**row["settings"], "fork": [row["id"], step]}
     if seed is not None:
         settings["seed"] = seed
-    new = Opened(
-        opened_id(row["kind"], row["target"], row["policy"], settings),
-        row["kind"],
-        row["target"],
-        row["policy"],
-        settings,
-        row["provenance"],
-        row["id"],
+    new = InvestigationRecord(
+        id=investigation_id(row["kind"], row["target"], row["policy"], settings),
+        kind=row["kind"],
+        target=row["target"],
+        policy=row["policy"],
+        settings=settings,
+        provenance=row["provenance"],
+        parent=row["id"],
     )
     journal.fork(row["id"], new, step=step)
     return new

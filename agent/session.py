@@ -13,13 +13,13 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from ..causal.circuits.tasks import Task
-from ..data.store.journal import opened_id
-from ..data.store.journal_values import End, Opened
+from ..data.store.journal import investigation_id
+from ..data.store.journal_values import End, InvestigationRecord
 from ..data.store.store import Store
 from ..explainers.rule import RuleExplainer
-from ..labelling.inputs import Bench
-from ..labelling.label import CHUNK, opened
-from ..llm.client import Desk
+from ..labelling.inputs import EvidenceLoader
+from ..labelling.label import CHUNK, open_harvested
+from ..llm.client import LLMClient
 from ..llm.prices import cost
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature, SourceId
@@ -57,14 +57,14 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class InvestigationConfig:
     """How targets are investigated."""
 
     policy: Policy | None = None
     """Decides what is tried, as proposer and, apart, as challenger; None for the scripted one, which asks nobody."""
     limits: Limits = Limits()
     seed: int = 0
-    desk: Desk | None = None
+    client: LLMClient | None = None
     """What a language model is asked through."""
     scorers: Sequence[Scorer] = ()
     """Judge an explanation that has no rule; one that has is simulated by code."""
@@ -73,9 +73,9 @@ class Manner:
     """Hears every event as it is written."""
 
     def __post_init__(self) -> None:
-        if self.limits.usd is not None and self.desk is not None and self.desk.price is None:
+        if self.limits.usd is not None and self.client is not None and self.client.price is None:
             raise NeuronautError(
-                f"a budget of usd={self.limits.usd:g} needs the price of {self.desk.llm.model}; "
+                f"a budget of usd={self.limits.usd:g} needs the price of {self.client.llm.model}; "
                 "say it with --price in=0.15,out=0.60"
             )
 
@@ -88,7 +88,7 @@ class Manner:
 
         return ScriptedPolicy() if kind == "feature" else ScriptedBehaviourPolicy()
 
-    def opened(self, kind: Any, target: str, subject: Subject, revision: str) -> Opened:
+    def describe(self, kind: Any, target: str, subject: Subject, revision: str) -> InvestigationRecord:
         """What an investigation of a target is."""
         policy = self.policy_for(kind)
         said = {
@@ -98,7 +98,7 @@ class Manner:
             "seed": self.seed,
             "revision": revision,
         }
-        llm = None if self.desk is None else {"model": self.desk.llm.model, "endpoint": self.desk.llm.endpoint}
+        llm = None if self.client is None else {"model": self.client.llm.model, "endpoint": self.client.llm.endpoint}
         libraries = {name: version(name) for name in ("neuronaut", "torch", "transformers", "langgraph")}
         provenance = {
             "model": subject.revision,
@@ -107,25 +107,32 @@ class Manner:
             "llm": llm,
             "git": code_revision(),
         }
-        return Opened(opened_id(kind, target, policy.name, said), kind, target, policy.name, said, provenance)
+        return InvestigationRecord(
+            id=investigation_id(kind, target, policy.name, said),
+            kind=kind,
+            target=target,
+            policy=policy.name,
+            settings=said,
+            provenance=provenance,
+        )
 
     def price(self, reply: Any) -> float:
         """Dollars of a reply; 0 where no price is known, since then no limit in dollars is allowed."""
-        price = None if self.desk is None else self.desk.price
+        price = None if self.client is None else self.client.price
         return 0.0 if price is None else cost(price, reply.input_tokens, reply.output_tokens)
 
 
-SCRIPTED = Manner()
+SCRIPTED = InvestigationConfig()
 
 
 def investigate(
     target: str | Feature | Task,
     subject: Subject,
     store: Store,
-    manner: Manner = SCRIPTED,
+    config: InvestigationConfig = SCRIPTED,
     *,
     sources: Mapping[SourceId, Source] | None = None,
-    fork: Opened | None = None,
+    fork: InvestigationRecord | None = None,
 ) -> Session:
     """Investigate a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
 
@@ -133,19 +140,19 @@ def investigate(
     another (replay.py).
     """
     if isinstance(target, Task):
-        return _behaviour(target, subject, store, manner, fork)
+        return _behaviour(target, subject, store, config, fork)
     feature = Feature.parse(target) if isinstance(target, str) else target
-    return next(investigate_all([feature], subject, store, manner, sources=sources, fork=fork))
+    return next(investigate_all([feature], subject, store, config, sources=sources, fork=fork))
 
 
 def investigate_all(
     features: Sequence[Feature],
     subject: Subject,
     store: Store,
-    manner: Manner = SCRIPTED,
+    config: InvestigationConfig = SCRIPTED,
     *,
     sources: Mapping[SourceId, Source] | None = None,
-    fork: Opened | None = None,
+    fork: InvestigationRecord | None = None,
 ) -> Iterator[Session]:
     """Investigate features one after another; what features of a source share is read once. See `investigate`."""
     for members in chunks(features):
@@ -153,18 +160,20 @@ def investigate_all(
         made = None if sources is None else sources.get(members[0].source)
         dictionary = getattr(made, "revision", "") or _dictionary_revision(store, members[0].source)
         revision = f"{subject.revision} {dictionary}".strip()
-        openings = {f: fork or manner.opened("feature", str(f), subject, revision) for f in members}
-        left = [feature for feature, opening in openings.items() if session(store, opening.id) is None]
+        records = {f: fork or config.describe("feature", str(f), subject, revision) for f in members}
+        left = [feature for feature, record in records.items() if session(store, record.id) is None]
         ready = (
-            prepare(left, subject, store, sources=sources, scorers=manner.scorers, desk=manner.desk, seed=manner.seed)
+            prepare(
+                left, subject, store, sources=sources, scorers=config.scorers, client=config.client, seed=config.seed
+            )
             if left
             else ()
         )
         prepared = {one.feature: one for one in ready}
-        for feature, opening in openings.items():
+        for feature, record in records.items():
             if feature in prepared:
-                _run(store, opening, prepared[feature].lab, prepared[feature].examiner, manner, revision=revision)
-            yield _finished(store, opening.id)
+                _run(store, record, prepared[feature].lab, prepared[feature].examiner, config, revision=revision)
+            yield _finished(store, record.id)
 
 
 def session(store: Store, id: str) -> Session | None:
@@ -181,43 +190,53 @@ def _finished(store: Store, id: str) -> Session:
     return found
 
 
-def _behaviour(task: Task, subject: Subject, store: Store, manner: Manner, fork: Opened | None) -> Session:
-    lab = BehaviourLab(subject, task, seed=manner.seed)
-    opening = fork or manner.opened("behaviour", lab.target, subject, subject.revision)
-    if session(store, opening.id) is None:
-        _run(store, opening, lab, BehaviourExaminer(lab), manner, revision=subject.revision)
-    return _finished(store, opening.id)
+def _behaviour(
+    task: Task, subject: Subject, store: Store, config: InvestigationConfig, fork: InvestigationRecord | None
+) -> Session:
+    lab = BehaviourLab(subject, task, seed=config.seed)
+    record = fork or config.describe("behaviour", lab.target, subject, subject.revision)
+    if session(store, record.id) is None:
+        _run(store, record, lab, BehaviourExaminer(lab), config, revision=subject.revision)
+    return _finished(store, record.id)
 
 
 def _dictionary_revision(store: Store, source: SourceId) -> str:
     return next((str(row["revision"]) for row in store.sources() if row["source"] == str(source)), "")
 
 
-def _run(store: Store, opening: Opened, lab: Lab, examiner: Examiner, manner: Manner, *, revision: str) -> None:
+def _run(
+    store: Store,
+    record: InvestigationRecord,
+    lab: Lab,
+    examiner: Examiner,
+    config: InvestigationConfig,
+    *,
+    revision: str,
+) -> None:
     """Begin or go on with one investigation, to its end."""
-    with alone(store.path, opening.id), checkpoints(store.path) as checkpointer:
-        store.journal.begin(opening)
+    with alone(store.path, record.id), checkpoints(store.path) as checkpointer:
+        store.journal.begin(record)
         run = InvestigationRun(
-            id=opening.id,
+            id=record.id,
             store=store,
             lab=lab,
             examiner=examiner,
             tools=tools_for(lab.kind),
-            policy=manner.policy_for(lab.kind),
-            limits=manner.limits,
-            settings=manner.settings,
-            tell=manner.on_event or (lambda _: None),
+            policy=config.policy_for(lab.kind),
+            limits=config.limits,
+            settings=config.settings,
+            tell=config.on_event or (lambda _: None),
             revision=revision,
-            price=manner.price,
-            provenance=opening.provenance,
-            desk=manner.desk,
+            price=config.price,
+            provenance=record.provenance,
+            client=config.client,
         )
-        begun = {"target": opening.target, "policy": opening.policy, "settings": opening.settings}
-        run.event("begun", {**begun, "limits": asdict(manner.limits)}, key="begun")
+        begun = {"target": record.target, "policy": record.policy, "settings": record.settings}
+        run.event("begun", {**begun, "limits": asdict(config.limits)}, key="begun")
         graph = build(Nodes(run), checkpointer=checkpointer)
-        config = {"configurable": {"thread_id": opening.id}, "recursion_limit": ENDLESS}
-        resumed = bool(graph.get_state(config).values)
-        graph.invoke(None if resumed else first_state(opening.id), config, durability="sync")
+        thread = {"configurable": {"thread_id": record.id}, "recursion_limit": ENDLESS}
+        resumed = bool(graph.get_state(thread).values)
+        graph.invoke(None if resumed else first_state(record.id), thread, durability="sync")
 
 
 class Prepared(NamedTuple):
@@ -244,16 +263,16 @@ def prepare(
     *,
     sources: Mapping[SourceId, Source] | None,
     scorers: Sequence[Scorer],
-    desk: Desk | None,
+    client: LLMClient | None,
     seed: int,
 ) -> Iterator[Prepared]:
     """Labs and examiners of features of one source: their evidence, and one-shot explanations, from shared forwards."""
-    source = opened(store, subject, features[0].source, sources)
-    bench = Bench(store, subject, source, seed=seed)
+    source = open_harvested(store, subject, features[0].source, sources)
+    loader = EvidenceLoader(store, subject, source, seed=seed)
     evidence = {feature: store.evidence(feature) for feature in features}
-    batch = bench.train(list(evidence.values()))
+    batch = loader.train(list(evidence.values()))
     baselines = {made.feature: made for made in RuleExplainer(subject, seed=seed).explain(batch)}
     for part in batch.features:
         lab = FeatureLab(store, subject, source, part, batch, baseline=baselines[part.feature], seed=seed)
-        examiner = FeatureExaminer(bench, lab, evidence[part.feature], batch, scorers, desk=desk)
+        examiner = FeatureExaminer(loader, lab, evidence[part.feature], batch, scorers, client=client)
         yield Prepared(part.feature, lab, examiner)

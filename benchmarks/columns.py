@@ -21,12 +21,12 @@ from ..agent.loop.feature_lab import FeatureLab
 from ..agent.loop.policy import Policy
 from ..agent.policies.random_policy import RandomPolicy
 from ..agent.policies.scripted import ScriptedPolicy
-from ..agent.session import Manner, Session, investigate_all
+from ..agent.session import InvestigationConfig, Session, investigate_all
 from ..data.store.store import Store
 from ..explainers.explainer import Limits as Bounds
 from ..explainers.explainer import abstention
 from ..explainers.rule import RuleExplainer
-from ..labelling.inputs import Bench
+from ..labelling.inputs import EvidenceLoader
 from ..labelling.label import label
 from ..rules.language import Rule
 from .suite import Unit, World
@@ -62,24 +62,24 @@ class Investigating:
 
     needs: str | None = None
 
-    def __init__(self, policy: Callable[[Manner], Policy], *, asks: bool = False) -> None:
+    def __init__(self, policy: Callable[[InvestigationConfig], Policy], *, asks: bool = False) -> None:
         """`asks`: whether the policy asks a language model."""
         self._policy, self._asks = policy, asks
 
-    def settings(self, manner: Manner) -> Mapping[str, Any]:
+    def settings(self, config: InvestigationConfig) -> Mapping[str, Any]:
         """All that determines what is found, beside the world."""
-        return {"policy": dict(self._policy(manner).settings), "limits": asdict(manner.limits), "seed": manner.seed}
+        return {"policy": dict(self._policy(config).settings), "limits": asdict(config.limits), "seed": config.seed}
 
-    def explain(self, units: Sequence[Unit], world: World, store: Store, manner: Manner) -> Explaining:
+    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Explaining:
         """Investigate the units in one call."""
         by_address = {unit.address: unit for unit in units}
         features = [feature for feature in world.features() if str(feature) in by_address]
-        desk = manner.desk if self._asks else None
+        client = config.client if self._asks else None
         sessions = investigate_all(
             features,
             world.subject,
             store,
-            replace(manner, policy=self._policy(manner), desk=desk),
+            replace(config, policy=self._policy(config), client=client),
             sources={world.source.id: world.source},
         )
         for session in sessions:
@@ -94,15 +94,15 @@ class OneShot:
     def __init__(self, *, interventions: int = 96) -> None:
         self._interventions = interventions
 
-    def settings(self, manner: Manner) -> Mapping[str, Any]:
+    def settings(self, config: InvestigationConfig) -> Mapping[str, Any]:
         """All that determines what is found, beside the world."""
-        return {"interventions": self._interventions, "seed": manner.seed}
+        return {"interventions": self._interventions, "seed": config.seed}
 
-    def explain(self, units: Sequence[Unit], world: World, store: Store, manner: Manner) -> Explaining:
+    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Explaining:
         """Label the units."""
         by_address = {unit.address: unit for unit in units}
         features = [feature for feature in world.features() if str(feature) in by_address]
-        explainer = RuleExplainer(world.subject, interventions=self._interventions, seed=manner.seed)
+        explainer = RuleExplainer(world.subject, interventions=self._interventions, seed=config.seed)
         results = label(
             features,
             store,
@@ -122,22 +122,22 @@ class TokenOnly:
 
     needs: str | None = None
 
-    def settings(self, manner: Manner) -> Mapping[str, Any]:
+    def settings(self, config: InvestigationConfig) -> Mapping[str, Any]:
         """All that determines what is found, beside the world."""
-        return {"seed": manner.seed}
+        return {"seed": config.seed}
 
-    def explain(self, units: Sequence[Unit], world: World, store: Store, manner: Manner) -> Explaining:
+    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Explaining:
         """Put the table as a rule, as investigations do for the rival that any explanation must beat."""
         by_address = {unit.address: unit for unit in units}
         evidence = [store.evidence(feature) for feature in world.features() if str(feature) in by_address]
-        batch = Bench(store, world.subject, world.source, seed=manner.seed).train(evidence)
+        batch = EvidenceLoader(store, world.subject, world.source, seed=config.seed).train(evidence)
         for part in batch.features:
             unit = by_address[str(part.feature)]
             refusal = abstention(part, explainer="token-only", limits=Bounds())
             if refusal is not None:
                 yield unit, Found(refusal.status, refusal.reason, None, None)
                 continue
-            table, *_ = FeatureLab(store, world.subject, world.source, part, batch, seed=manner.seed).nulls()
+            table, *_ = FeatureLab(store, world.subject, world.source, part, batch, seed=config.seed).nulls()
             yield unit, Found("explained", None, table.text, None if table.rule is None else table.rule.to_json())
 
 
@@ -145,9 +145,9 @@ COLUMNS: Mapping[str, Investigating | OneShot | TokenOnly] = {
     "scripted": Investigating(lambda _: ScriptedPolicy()),
     "one-shot": OneShot(),
     "text-only": OneShot(interventions=0),
-    "random": Investigating(lambda manner: RandomPolicy(seed=manner.seed)),
+    "random": Investigating(lambda config: RandomPolicy(seed=config.seed)),
     "token-only": TokenOnly(),
-    "llm": Investigating(lambda manner: _given(manner.policy), asks=True),
+    "llm": Investigating(lambda config: _given(config.policy), asks=True),
 }
 SWAPPED, SWAPPED_OF = "swapped", "scripted"
 """A column that is made of another one's findings."""

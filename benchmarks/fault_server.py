@@ -241,14 +241,18 @@ class FaultServer:
             choice["message"]["tool_calls"] = [_tool_call(key, place, *call) for place, call in enumerate(written)]
             choice["finish_reason"] = "length" if fault == "truncated" else "tool_calls"
         length = len(said) + sum(len(pieces(name + arguments)) for name, arguments in written)
-        return self._completion(key, body, "chat.completion", choice, used, length)
+        return self._completion(
+            key, body=body, kind="chat.completion", choice=choice, input_tokens=used, output_tokens=length
+        )
 
     def completion(self, key: str, body: Body) -> Body:
         """A completion whose prompt is token ids, as vLLM gives it."""
         ids, count = body["prompt"], body.get("prompt_logprobs", 0)
         told = [None, *(_ranked(self.predict(ids[:end]), ids[end], count) for end in range(1, len(ids)))]
         choice = {"index": 0, "text": "0", "finish_reason": "length", "prompt_logprobs": told}
-        return self._completion(key, body, "text_completion", choice, len(ids), 1)
+        return self._completion(
+            key, body=body, kind="text_completion", choice=choice, input_tokens=len(ids), output_tokens=1
+        )
 
     def batch(self, batch_id: str, *, looks: int = 1) -> Body:
         """A batch as it stands; looks bring it on."""
@@ -427,7 +431,7 @@ class _Handler(BaseHTTPRequestHandler):
                 reply = state.chat(key, body, fault) if path.startswith("/chat") else state.completion(key, body)
                 good = self._reply(reply, fault)
         finally:
-            state.note(Seen(path, key, fault, body, at, good))
+            state.note(Seen(path=path, key=key, fault=fault, body=body, at=at, good=good))
 
     def _reply(self, reply: Body, fault: str) -> bool:
         """Send a reply, whole or spoilt; whether it was whole."""

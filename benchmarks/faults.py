@@ -87,15 +87,15 @@ def run(folder: Path, options: argparse.Namespace) -> Report:
         good[one["key"]] = good.get(one["key"], 0) + one["good"]
     calm, killed = folder / "calm.db", folder / "killed.db"
     return Report(
-        options.features,
-        options.kills,
-        len(seen),
-        sum(good.values()),
-        len(twice),
-        sum(count > 1 for count in good.values()) - len(twice),
-        rows(calm, EXPLANATIONS) == rows(killed, EXPLANATIONS),
-        rows(calm, SCORES) == rows(killed, SCORES),
-        {str(status): count for status, count in rows(killed, STATUS)},
+        features=options.features,
+        kills=options.kills,
+        asked=len(seen),
+        answered=sum(good.values()),
+        paid_twice=len(twice),
+        in_flight_at_kills=sum(count > 1 for count in good.values()) - len(twice),
+        same_explanations=rows(calm, EXPLANATIONS) == rows(killed, EXPLANATIONS),
+        same_scores=rows(calm, SCORES) == rows(killed, SCORES),
+        status={str(status): count for status, count in rows(killed, STATUS)},
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from ..agent.loop.resuming import code_revision
 from ..agent.loop.target import Meter
-from ..agent.session import Manner
+from ..agent.session import InvestigationConfig
 from ..data.store.store import Store
 from ..subject.errors import NeuronautError
 from .columns import COLUMNS, SWAPPED, SWAPPED_OF, Explaining, Found, swapped
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     @property
     def name(self) -> str:
         """As lines have it; a private seed is told by its hash."""
-        return f"level {self.level}, {told(self.seed)}, {self.units} units, {self.documents} documents"
+        return f"level {self.level}, {format_seed(self.seed)}, {self.units} units, {self.documents} documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Plan:
     seed: int | str = 0
     """A number in public, any other string in private."""
     columns: tuple[str, ...] = DEFAULT
-    manner: Manner = Manner()
+    config: InvestigationConfig = InvestigationConfig()
     documents: int = 120
     """Of each world."""
 
@@ -95,7 +95,7 @@ class Plan:
             raise NeuronautError(f"there is no level {unknown[0]}; the levels are 1 to {max(LEVELS)}")
         if SWAPPED in self.columns and SWAPPED_OF not in self.columns:
             raise NeuronautError(f"{SWAPPED} are explanations of {SWAPPED_OF}; name {SWAPPED_OF}, too")
-        if "llm" in self.columns and self.manner.policy is None:
+        if "llm" in self.columns and self.config.policy is None:
             raise NeuronautError(
                 "the policy llm asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
             )
@@ -117,11 +117,11 @@ class Plan:
 
     def settings(self, column: str) -> str:
         """Hash of what determines a column's findings."""
-        said = COLUMNS[SWAPPED_OF if column == SWAPPED else column].settings(self.manner)
+        said = COLUMNS[SWAPPED_OF if column == SWAPPED else column].settings(self.config)
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def told(seed: int | str) -> str:
+def format_seed(seed: int | str) -> str:
     """A seed in words that may be published."""
     number, _, part = str(seed).partition("/")
     of = f", part {part}" if part else ""
@@ -189,7 +189,9 @@ def _lines(plan: Plan, place: Place, known: Mapping[Key, Line], keep: Path | Non
         done = {line.grade.unit for line in of[column]}
         left = [unit for unit in world.units if unit.address not in done]
         yield from of[column]
-        for line in _column(plan, place, column, left, world, judge, made, keep):
+        for line in _column(
+            plan, place=place, column=column, units=left, world=world, judge=judge, made=made, keep=keep
+        ):
             made[column].append(line)
             yield line
 
@@ -220,7 +222,7 @@ def _column(
         with Store(str((keep or Path(scratch)) / name)) as store:
             if not store.sources():
                 world.harvest(store)
-            explaining = COLUMNS[column].explain(units, world, store, plan.manner)
+            explaining = COLUMNS[column].explain(units, world, store, plan.config)
             for unit, found, forwards, seconds in metered(world, explaining):
                 yield graded(unit, found, judge, forwards=forwards, seconds=seconds, **base)
 

@@ -134,7 +134,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 @contextmanager
-def opened(database: Path | None, model: str, *, tokens: int) -> Iterator[tuple[Store, Subject]]:
+def open_database(database: Path | None, model: str, *, tokens: int) -> Iterator[tuple[Store, Subject]]:
     """The database's store and its subject; without a database the built-in subject, harvested in memory."""
     subject = Subject.load(model)
     with Store(database or ":memory:", create=database is None) as store:
@@ -167,7 +167,7 @@ def main(
     as_json: bool,
 ) -> None:
     costs = Costs()
-    with opened(database, model, tokens=tokens) as (store, subject):
+    with open_database(database, model, tokens=tokens) as (store, subject):
         chosen = choose(store, subject.name, neurons=neurons, latents=latents, seed=seed)
         found = list(measure(chosen, store, subject, costs))
     if figure is not None:

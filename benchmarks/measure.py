@@ -22,7 +22,7 @@ from ..data.records import Evidence, Explanation
 from ..data.store.store import Store
 from ..explainers.explainer import TrainBatch, TrainEvidence
 from ..explainers.rule import RuleExplainer
-from ..labelling.inputs import Bench
+from ..labelling.inputs import EvidenceLoader
 from ..labelling.label import CHUNK, open_stored
 from ..rules.language import Rule
 from ..scorers.holdout import Baselines, Holdout, ScoredWindows
@@ -102,25 +102,25 @@ def measure(features: Sequence[Feature], store: Store, subject: Subject, costs: 
     explainer, scorer = RuleExplainer(subject), RuleSimulator()
     for source in dict.fromkeys(feature.source for feature in features):
         with costs.watching(subject), costs.stage("background"):
-            bench = Bench(store, subject, open_stored(store, subject, source))
+            loader = EvidenceLoader(store, subject, open_stored(store, subject, source))
         members = [feature for feature in features if feature.source == source]
         for start in range(0, len(members), CHUNK):
             evidence = [store.evidence(feature) for feature in members[start : start + CHUNK]]
             with costs.watching(subject):
-                yield from _chunk(bench, evidence, explainer, scorer, costs)
+                yield from _chunk(loader, evidence, explainer, scorer, costs)
 
 
 def _chunk(
-    bench: Bench, evidence: Sequence[Evidence], explainer: RuleExplainer, scorer: RuleSimulator, costs: Costs
+    loader: EvidenceLoader, evidence: Sequence[Evidence], explainer: RuleExplainer, scorer: RuleSimulator, costs: Costs
 ) -> Iterator[Labelled]:
     with costs.stage("background"):
-        batch = bench.train(evidence)
+        batch = loader.train(evidence)
     with costs.stage("explain"):
         made = {explanation.feature: explanation for explanation in explainer.explain(batch)}
     with costs.stage("holdout"):
-        holdouts = bench.judged([part for part in evidence if made[part.feature].rule is not None])
+        holdouts = loader.holdouts([part for part in evidence if made[part.feature].rule is not None])
     with costs.stage("baselines"):
-        baselines = {case.explanation.feature: case.baselines for case in bench.cases(batch, made, holdouts)}
+        baselines = {case.explanation.feature: case.baselines for case in loader.cases(batch, made, holdouts)}
     for part in batch.features:
         explanation, scores = made[part.feature], {}
         if explanation.rule is not None:
@@ -134,13 +134,13 @@ def _labelled(explanation: Explanation, scores: Mapping[str, float | None]) -> L
     rule = Rule.parse(explanation.rule) if explanation.rule else None
     group = str(explanation.feature.source).partition(":")[2]
     return Labelled(
-        str(explanation.feature),
-        group,
-        explanation.status,
-        explanation.text or explanation.reason,
-        len((explanation.text or "").split()) if rule else None,
-        rule.length() if rule else None,
-        scores,
+        feature=str(explanation.feature),
+        group=group,
+        status=explanation.status,
+        text=explanation.text or explanation.reason,
+        words=len((explanation.text or "").split()) if rule else None,
+        length=rule.length() if rule else None,
+        scores=scores,
     )
 
 

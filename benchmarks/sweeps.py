@@ -2,11 +2,11 @@
 
     python -m neuronaut.benchmarks.sweeps [--pairs 8] [--threads 2] [--at-once 64]
 
-Work: every head patched by itself in both directions, on pairs of random tokens of which one is repeated (corrupted:
-it has changed places with another). `demo` is the built-in model (4 layers of 4 heads); `12 x 12` is random, in GPT-2's
+Work: every head patched by itself in both directions, on pairs of random tokens of which one is repeated (corrupted: it
+has changed places with another). `demo` is the built-in model (4 layers of 4 heads); `12 x 12` is random, in GPT-2's
 architecture, of width 192, with positions and vocabulary of 512. One forward per cell is the same edit by the same
-hooks, all pairs in one whole forward of their own, logits at the answer only, its donors read once. Neither counts the
-bootstrap of intervals, which is timed apart.
+hooks, all pairs in one whole forward of their own, logits at the answer only, its source runs read once. Neither counts
+the bootstrap of intervals, which is timed apart.
 
 `full forwards` weighs each forward pass by the share of the layers that it ran, `full rows` each row: the first is what
 a sweep saves where a forward's fixed cost rules (small models, GPUs), the second is what it computes less.
@@ -72,9 +72,9 @@ def one_by_one(subject: Subject, pairs: Pairs, grid: Grid) -> torch.Tensor:
     found = []
     for setting in SETTINGS.values():
         base = batches[setting.base]
-        lent = gather(subject, grid.edits, donor=batches[str(setting.donor)])
+        patch_values = gather(subject, grid.edits, source_run=batches[str(setting.source_run)])
         for edit in grid.edits:
-            with apply(subject, base, [edit], materials=lent):
+            with apply(subject, base, [edit], materials=patch_values):
                 found.append(METRICS["logit_difference"](logits_at(subject, base.tokens, base.last), question))
     return torch.stack(found)
 

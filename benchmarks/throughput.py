@@ -2,7 +2,7 @@
 
     python -m neuronaut.benchmarks.throughput [--calls 640] [--in-flight 64] [--delay 1.0]
 
-The server (fault_server.py) is a process of its own. Every call goes the whole way: desk, log in a database on
+The server (fault_server.py) is a process of its own. Every call goes the whole way: client, log in a database on
 disk, client, retry policy, HTTP. Ideal is calls / in flight x delay.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..data.store.store import Store
-from ..llm.client import Desk
+from ..llm.client import LLMClient
 from ..llm.openai.chat import OpenAIChat
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Message, Reply
 from .faults import server
 
@@ -32,9 +32,9 @@ def main() -> None:
         llm = OpenAIChat("planted", base_url=url, in_flight=options.in_flight)
         with Store(Path(folder) / "calls.db") as store:
             # The first calls open connections and load modules.
-            list(Desk(llm, store.calls).run(_questions(0, options.in_flight)))
+            list(LLMClient(llm, store.calls).run(_questions(0, options.in_flight)))
             begun, cpu = time.monotonic(), time.process_time()
-            done = list(Desk(llm, store.calls).run(_questions(options.in_flight, options.calls)))
+            done = list(LLMClient(llm, store.calls).run(_questions(options.in_flight, options.calls)))
             seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
         llm.close()
     ideal = options.calls / options.in_flight * options.delay
@@ -43,11 +43,11 @@ def main() -> None:
     print(json.dumps(figures | {"cpu_ms_per_call": round(1000 * cpu / options.calls, 2)}))
 
 
-def _questions(first: int, count: int) -> Iterator[Asking[Reply]]:
+def _questions(first: int, count: int) -> Iterator[LLMTask[Reply]]:
     return (_question(number) for number in range(first, first + count))
 
 
-def _question(number: int) -> Asking[Reply]:
+def _question(number: int) -> LLMTask[Reply]:
     text = f"question {number} " + "of some length that a prompt has " * 60
     (reply,) = yield [Chat((Message("user", text),))]
     return reply

@@ -99,7 +99,7 @@ def grade(
     exact = sweep(
         subject,
         pairs,
-        Grid.listed(grid.edits[index] for index in chosen),
+        Grid.of_edits(grid.edits[index] for index in chosen),
         directions=(direction,),
         metrics=(metric,),
         materials=materials,

@@ -159,7 +159,7 @@ class Weights(NamedTuple):
     """What a pattern's operation takes its numbers from."""
 
     value: float | None
-    donor: Tensor | None
+    source_run: Tensor | None
     """Patterns of another run, of the edited one's shape."""
 
 
@@ -189,8 +189,8 @@ def _knocked_out(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
 
 
 def _patched(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
-    assert given.donor is not None, "a patch has a donor"
-    return torch.where(edges, given.donor, pattern)
+    assert given.source_run is not None, "a patch has a source run"
+    return torch.where(edges, given.source_run, pattern)
 
 
 PATTERNS: Mapping[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {

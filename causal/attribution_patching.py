@@ -206,7 +206,16 @@ def attribution_patching(
         )
     metric_of(metric)  # An unknown one is an error that lists them.
     check(subject, grid.edits, materials)
-    task = _Task(subject, grid.edits, direction, metric, line, materials, at_once, Passes())
+    task = _Task(
+        subject=subject,
+        edits=grid.edits,
+        direction=direction,
+        metric=metric,
+        line=line,
+        materials=materials,
+        at_once=at_once,
+        passes=Passes(),
+    )
     parts = [_scored(task, _take(pairs, rows)) for rows in torch.arange(len(pairs)).split(at_once)]
     clean, corrupted = (torch.cat([getattr(part, name) for part in parts]) for name in ("clean", "corrupted"))
     difference = float((clean - corrupted).mean())
@@ -232,44 +241,52 @@ def attribution_patching(
         seed=seed,
     )
     return Attribution(
-        grid.axes,
-        tuple(nodes),
-        direction,
-        metric,
-        _formula(task),
-        tuple(clean.tolist()),
-        tuple(corrupted.tolist()),
-        cuts,
-        graded.agreement,
-        graded.verified,
-        doubts(cuts, graded.agreement, graded.verified, difference),
-        task.passes,
-        graded.sweep.cost,
-        graded.sweep.provenance,
-        seed,
+        axes=grid.axes,
+        nodes=tuple(nodes),
+        direction=direction,
+        metric=metric,
+        formula=_formula(task),
+        clean=tuple(clean.tolist()),
+        corrupted=tuple(corrupted.tolist()),
+        cuts=cuts,
+        agreement=graded.agreement,
+        verified=graded.verified,
+        doubts=doubts(cuts, graded.agreement, graded.verified, difference),
+        passes=task.passes,
+        exact=graded.sweep.cost,
+        provenance=graded.sweep.provenance,
+        seed=seed,
     )
 
 
 def _scored(task: _Task, pairs: Pairs) -> _Part:
     setting, prompts = SETTINGS[task.direction], {"clean": pairs.clean, "corrupted": pairs.corrupted}
-    assert setting.donor is not None, "patches have donors"
+    assert setting.source_run is not None, "patches have source runs"
     runs = {name: observe(task.subject, batch, task.kept) for name, batch in prompts.items()}
     task.passes.forwards += 2
     question = Question(pairs.answers, pairs.wrong, runs["clean"][0])
     values = {name: metric_of(task.metric)(logits, question).double() for name, (logits, _) in runs.items()}
-    batch, ends = prompts[setting.base], Ends(runs[setting.base][1], runs[setting.donor][1])
-    slopes = Slopes(task.subject, batch, ends, question, task.metric, task.at_once, task.passes)
+    batch, ends = prompts[setting.base], Ends(runs[setting.base][1], runs[setting.source_run][1])
+    slopes = Slopes(
+        subject=task.subject,
+        batch=batch,
+        ends=ends,
+        question=question,
+        metric=task.metric,
+        at_once=task.at_once,
+        passes=task.passes,
+    )
     towards = 1.0 if task.direction == "denoise" else -1.0
     gradients, wanted = _slopes(task, slopes, values["clean"] - values["corrupted"], values[setting.base], towards)
     scores, errors = worths(task.subject, batch, task.edits, ends, gradients, materials=task.materials)
-    totals = [((ends.donor[cut] - ends.base[cut]) * gradients[cut]).double().sum((1, 2)) for cut in task.cuts]
+    totals = [((ends.source_run[cut] - ends.base[cut]) * gradients[cut]).double().sum((1, 2)) for cut in task.cuts]
     return _Part(
-        values["clean"].cpu(),
-        values["corrupted"].cpu(),
-        towards * scores,
-        {name: towards * error for name, error in errors.items()},
-        towards * torch.stack(totals).cpu(),
-        wanted.cpu(),
+        clean=values["clean"].cpu(),
+        corrupted=values["corrupted"].cpu(),
+        scores=towards * scores,
+        errors={name: towards * error for name, error in errors.items()},
+        totals=towards * torch.stack(totals).cpu(),
+        wanted=wanted.cpu(),
     )
 
 

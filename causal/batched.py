@@ -22,14 +22,14 @@ from .edits import Edit
 from .intervene import Materials, Report
 from .measures import Question, metric
 from .prompts import Batch
-from .runs import alike, donors, logits_at, resumable, resume, separately
+from .runs import alike, logits_at, read_source_run, resumable, resume, separately
 
 
 class Setting(NamedTuple):
     """Which prompts are edited, and which lend their values to patches; by name."""
 
     base: str
-    donor: str | None
+    source_run: str | None
 
 
 @dataclass(slots=True)
@@ -88,9 +88,15 @@ def measure(
     with alike(subject, edits):
         first = _first_layers(subject, edits)
         parts = [
-            _Part(subject, edits, metrics, _lent(materials, part), at_once, first, cost).measured(
-                {name: batch.take(part) for name, batch in prompts.items()}, settings, _rows(question, part)
-            )
+            _Part(
+                subject=subject,
+                edits=edits,
+                metrics=metrics,
+                materials=_patch_value(materials, part),
+                at_once=at_once,
+                first=first,
+                cost=cost,
+            ).measured({name: batch.take(part) for name, batch in prompts.items()}, settings, _rows(question, part))
             for part in rows
         ]
     changes = {name: torch.stack([part.changes[name] for part in parts]).amax(0) for name in settings}
@@ -147,8 +153,10 @@ class _Part:
         edited: dict[str, Tensor] = {}
         changes: dict[str, Tensor] = {}
         for name, setting in settings.items():
-            lent = seen[setting.donor] if setting.donor else self.materials.donors
-            edited[name], changes[name] = self._edited(prompts[setting.base], seen[setting.base], lent, question)
+            patch_values = seen[setting.source_run] if setting.source_run else self.materials.source_runs
+            edited[name], changes[name] = self._edited(
+                prompts[setting.base], seen[setting.base], patch_values, question
+            )
         plain = {name: self._values(found, question).cpu() for name, found in logits.items()}
         return Measured(plain, edited, changes, self.cost)
 
@@ -158,8 +166,8 @@ class _Part:
         for setting in settings:
             if setting.base == name:
                 wanted |= {f"resid_pre.{layer}" for layer in self.first if layer}
-            if setting.donor == name:
-                wanted |= {edit.site for edit in self.edits if edit.needs_donor}
+            if setting.source_run == name:
+                wanted |= {edit.site for edit in self.edits if edit.needs_source_run}
         return sorted(wanted)
 
     def _plain(self, batch: Batch, wanted: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -167,12 +175,12 @@ class _Part:
         logits, seen = observe(self.subject, batch, [site for site in wanted if site not in weights])
         self.cost.add(len(batch))
         if weights:
-            seen |= donors(self.subject, batch, weights)
+            seen |= read_source_run(self.subject, batch, weights)
             self.cost.add(len(batch))
         return logits, seen
 
     def _edited(
-        self, batch: Batch, known: Mapping[str, Tensor], lent: Mapping[str, Tensor], question: Question
+        self, batch: Batch, known: Mapping[str, Tensor], patch_values: Mapping[str, Tensor], question: Question
     ) -> tuple[Tensor, Tensor]:
         """(edit, metric, row) and (edit,)."""
         room, layers = max(1, self.at_once // len(batch)), self.subject.n_layers
@@ -182,8 +190,12 @@ class _Part:
             for part in torch.tensor([*group]).split(room):
                 chosen = [self.edits[index] for index in part.tolist()]
                 sites = {edit.site for edit in chosen}
-                given = replace(self.materials, donors={site: lent[site] for site in sites & lent.keys()})
-                found, reports = self._forward(batch, chosen, layer, known, given, question)
+                given = replace(
+                    self.materials, source_runs={site: patch_values[site] for site in sites & patch_values.keys()}
+                )
+                found, reports = self._forward(
+                    batch, edits=chosen, layer=layer, known=known, materials=given, question=question
+                )
                 values |= dict(zip(part.tolist(), found, strict=True))
                 changes[part] = torch.tensor([report.max_change for report in reports])
                 self.cost.add(len(batch) * len(part), (layers - layer) / layers)
@@ -222,9 +234,9 @@ def _first_layers(subject: Subject, edits: Sequence[Edit]) -> list[int]:
     return [edit.layer or 0 for edit in edits]
 
 
-def _lent(materials: Materials, rows: Tensor) -> Materials:
-    """The materials for these rows of the prompts: a donor has a row for each prompt."""
-    return replace(materials, donors={site: one[rows] for site, one in materials.donors.items()})
+def _patch_value(materials: Materials, rows: Tensor) -> Materials:
+    """The materials for these rows of the prompts: a source run has a row for each prompt."""
+    return replace(materials, source_runs={site: one[rows] for site, one in materials.source_runs.items()})
 
 
 def _rows(question: Question, rows: Tensor) -> Question:

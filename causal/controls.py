@@ -6,8 +6,8 @@ of the same site, or a change of the same norm in a random direction. The real e
 An edit's effect among those of its controls: the same run with other units, and with random changes of its norm.
 
 The controls of all sorts are run beside the edit (see `sweeps`), so that they cost a few forwards and meet the very
-same prompts, donors and reference. A control that changes nothing at its site, such as the ablation of a feature that
-is silent on these prompts, is no match for an edit that does: it is counted, and the edit is not ranked above it.
+same prompts, source runs and reference. A control that changes nothing at its site, such as the ablation of a feature
+that is silent on these prompts, is no match for an edit that does: it is counted, and the edit is not ranked above it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def matched(
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ControlRank:
     """A real effect among those of its controls, by size."""
 
     real: float
@@ -91,14 +91,14 @@ class Standing:
     """(1 + controls at least as large) / (1 + controls): how often a control would do as well."""
 
 
-def standing(real: float, controls: Sequence[float]) -> Standing:
+def rank_among(real: float, controls: Sequence[float]) -> ControlRank:
     """Rank an effect among those of its controls."""
     if not controls:
         raise NeuronautError("there are no controls to rank the effect among; draw some with other_units()")
     sizes = [abs(control) for control in controls]
     smaller, ties = sum(size < abs(real) for size in sizes), sum(size == abs(real) for size in sizes)
     percentile = 100 * (smaller + ties / 2) / len(sizes)
-    return Standing(real, tuple(controls), percentile, (1 + len(sizes) - smaller) / (1 + len(sizes)))
+    return ControlRank(real, tuple(controls), percentile, (1 + len(sizes) - smaller) / (1 + len(sizes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,10 @@ class Ranked:
 
     effect: float | None
     """None where it is withheld."""
-    standing: Standing | None
+    rank: ControlRank | None
     """None where the effect is withheld, or every control was silent."""
     silent: int
-    """Controls that changed nothing, and are left out of the standing."""
+    """Controls that changed nothing, and are left out of the rank."""
 
 
 Standings = dict[str, Ranked]
@@ -172,7 +172,7 @@ def patch_among_controls(
 
 
 def _grid(edit: Edit, sorts: Mapping[str, Sequence[Edit]]) -> Grid:
-    return Grid.listed([edit, *(control for controls in sorts.values() for control in controls)])
+    return Grid.of_edits([edit, *(control for controls in sorts.values() for control in controls)])
 
 
 def _ranked(swept: Sweep, values: Sequence[float | None], run: str, sorts: Mapping[str, Sequence[Edit]]) -> Standings:
@@ -184,6 +184,6 @@ def _ranked(swept: Sweep, values: Sequence[float | None], run: str, sorts: Mappi
         start = span.stop
         acting = [at for at in span if swept.cells[at].max_change[run] > 0]
         known = [value for at in acting if (value := values[at]) is not None]
-        ranked = standing(real, known) if real is not None and known else None
+        ranked = rank_among(real, known) if real is not None and known else None
         found[sort] = Ranked(real, ranked, len(span) - len(acting))
     return found

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .controls import Standing
+from .controls import ControlRank
 from .measures import Fidelity, Interval, Mean
 from .pictures import lines
 from .records import Provenance
@@ -28,7 +28,7 @@ class Dose:
     """The readout under the edit."""
     effect: Mean
     """Its change from the plain run, prompt by prompt."""
-    standing: Standing | None
+    rank: ControlRank | None
     """None without controls."""
     kl: Mean
     """On unrelated text, nats per token, over rows."""
@@ -95,7 +95,7 @@ class DoseResponse:
         }
         curves = {name: [one.value for one in means] for name, means in measured.items()}
         bands = {name: [one.interval for one in means] for name, means in measured.items()}
-        drawn = [dose.standing.controls for dose in self.doses if dose.standing]
+        drawn = [dose.rank.controls for dose in self.doses if dose.rank]
         if drawn:
             name = f"{len(drawn[0])} random directions (mean, range)"
             curves[name] = [sum(one) / len(one) for one in drawn]

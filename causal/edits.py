@@ -7,7 +7,7 @@ after their softmax. UNITS are numbers (`17`, `3,5-9`): heads at `head.L` and `p
 coordinates elsewhere; a trailing `-` counts their negative tails (3 of a negative tail is an activation of -3); a
 word names a direction that is passed in, `[0.5,-1]` is one. Without units the whole vector, or every head, is meant.
 
-    CHANGE   what each touched unit becomes                       =patch       its value in another run (the donor)
+    CHANGE   what each touched unit becomes                       =patch       its value in another run (the source run)
     =0       zero (`=zero`)                                       =mean        its mean over the reference
     =1.5     that activation                                      =resample    its value at a random reference vector
     =0..3    clamped between the two; `>=0` and `<=3` bound one   +=2noise     itself plus Gaussian noise of that many
@@ -152,7 +152,7 @@ class Edit(BaseModel):
         return self.operation in _REFERRED or self.quantile is not None
 
     @property
-    def needs_donor(self) -> bool:
+    def needs_source_run(self) -> bool:
         """Whether it takes its values from another run."""
         return self.operation == "patch"
 

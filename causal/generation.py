@@ -73,8 +73,13 @@ def generate(
     """
     _check(subject, batch, tokens, temperature)
     rows = _Rows(subject, batch, tokens=tokens, cached=cached)
-    lent: dict[str, Any] = {"scope": scope, "materials": materials, "offset": rows.offset, "columns": rows.columns}
-    running = [growing(subject, batch, item, **lent) for item in edits]
+    patch_values: dict[str, Any] = {
+        "scope": scope,
+        "materials": materials,
+        "offset": rows.offset,
+        "columns": rows.columns,
+    }
+    running = [growing(subject, batch, item, **patch_values) for item in edits]
     noise, last = _Noise(temperature, seed, len(batch)), torch.tensor(sorted(stop), dtype=torch.long)
     alive = torch.ones(len(batch), dtype=torch.bool)
     written: list[_Step] = []

@@ -101,7 +101,9 @@ def growing(
     touched = torch.zeros((len(batch), columns), dtype=torch.bool)
     touched[which, positions + offset[which]] = True
     work = _work(subject, batch, edit, (which, positions), materials)
-    return Growing(edit, rows, work, meant, touched, torch.zeros((), device=subject.device))
+    return Growing(
+        edit=edit, rows=rows, work=work, meant=meant, touched=touched, change=torch.zeros((), device=subject.device)
+    )
 
 
 def _check(edit: Edit, rows: Sequence[int], scope: Scope, count: int) -> None:
@@ -147,22 +149,24 @@ def _prompted(subject: Subject, batch: Batch, rule: str) -> Tensor:
 
 
 def _work(subject: Subject, batch: Batch, edit: Edit, index: tuple[Tensor, ...], materials: Materials) -> Change:
-    """What becomes of touched vectors; donors are those of the prompts' touched positions."""
+    """What becomes of touched vectors; source runs are those of the prompts' touched positions."""
     units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
     width = subject.width(edit.site)
-    reference = donor = None
+    reference = source_run = None
     if edit.needs_reference:
-        reference = units.get(_lent(edit, "reference", materials.reference, width).to(subject.device))
-    if edit.needs_donor:
-        run = _lent(edit, "donor", materials.donors, width)
+        reference = units.get(_patch_value(edit, "reference", materials.reference, width).to(subject.device))
+    if edit.needs_source_run:
+        run = _patch_value(edit, "source run", materials.source_runs, width)
         if run.shape[:-1] != batch.tokens.shape:
-            raise NeuronautError(f"edit {edit}: the donor is of {tuple(run.shape[:-1])} tokens; wanted the prompts'")
-        donor = units.get(run[index].to(subject.device))
-    return change(edit, units, Supply(reference, donor))
+            raise NeuronautError(
+                f"edit {edit}: the source run is of {tuple(run.shape[:-1])} tokens; wanted the prompts'"
+            )
+        source_run = units.get(run[index].to(subject.device))
+    return change(edit, units, Supply(reference, source_run))
 
 
-def _lent(edit: Edit, kind: str, lent: Mapping[str, Tensor], width: int) -> Tensor:
-    tensor = lent.get(edit.site)
+def _patch_value(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], width: int) -> Tensor:
+    tensor = patch_values.get(edit.site)
     if tensor is None or not tensor.numel() or tensor.shape[-1] != width:
         shape = "none" if tensor is None else f"one of shape {tuple(tensor.shape)}"
         raise NeuronautError(

@@ -1,9 +1,9 @@
 """Gradients of a metric by the vectors of sites, at a run or along a straight line between two runs.
 
-The two runs are the ends: the base is the one that patches would be written into, the donor the one they would come
-from. Along a line the gradients are averaged by the midpoint rule, over m points (k - 1/2)/m of the way, k = 1..m; what
-multiplies them, donor - base, is the caller's. Every prompt is a row, rows do not see each other, and no pass has more
-than `at_once` of them.
+The two runs are the ends: the base is the one that patches would be written into, the source run the one they would
+come from. Along a line the gradients are averaged by the midpoint rule, over m points (k - 1/2)/m of the way, k = 1..m;
+what multiplies them, source run - base, is the caller's. Every prompt is a row, rows do not see each other, and no pass
+has more than `at_once` of them.
 
     point   at the base run itself
     embed   the vectors at `embed` move; all sites are read along the way ("EAP-IG inputs", Hanna et al. 2024)
@@ -11,9 +11,10 @@ than `at_once` of them.
 
 What each node of a grid is worth to first order: the change that a patch makes there, times a gradient.
 
-At a site the change is donor - base; a head or neuron is worth its coordinates' share of (donor - base) . gradient. A
-feature is worth (its activation in the donor - in the base) . (gradient . what a unit of it adds), which is what its
-error-preserving patch does; what all features of a dictionary leave of the vector's worth is that of its error.
+At a site the change is source run - base; a head or neuron is worth its coordinates' share of (source run - base) .
+gradient. A feature is worth (its activation in the source run - in the base) . (gradient . what a unit of it adds),
+which is what its error-preserving patch does; what all features of a dictionary leave of the vector's worth is that of
+its error.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ class Ends(NamedTuple):
     """The two runs' vectors, by site: (row, position, width)."""
 
     base: Mapping[str, Tensor]
-    donor: Mapping[str, Tensor]
+    source_run: Mapping[str, Tensor]
 
 
 @dataclass(slots=True)
@@ -86,12 +87,12 @@ class Slopes:
         for points in self._points(site, steps):
             _, found = self._gradients(len(points), [site], {site: points.flatten(0, 1)}, layer=layer)
             total += found[site].unflatten(0, points.shape[:2]).double().sum(0)
-        end, _ = self._gradients(1, [], {site: self.ends.donor[site]}, layer=layer)
+        end, _ = self._gradients(1, [], {site: self.ends.source_run[site]}, layer=layer)
         return (total / steps).to(self.ends.base[site].dtype), end
 
     def _points(self, site: str, steps: int) -> Iterator[Tensor]:
         """(point, row, position, width), as many points at a time as fit into a pass."""
-        start, stop = self.ends.base[site], self.ends.donor[site]
+        start, stop = self.ends.base[site], self.ends.source_run[site]
         ways = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
         for part in ways.to(start.device, start.dtype).split(max(1, self.at_once // len(self.batch))):
             yield start + part[:, None, None, None] * (stop - start)
@@ -168,7 +169,14 @@ def worths(
     for index, edit in enumerate(edits):
         kinds.setdefault((edit.site, edit.dictionary, edit.direction), []).append(index)
     for (site, dictionary, _), members in kinds.items():
-        table = _table(subject, edits[members[0]], ends.base[site], ends.donor[site], gradients[site], materials)
+        table = _table(
+            subject,
+            edit=edits[members[0]],
+            base=ends.base[site],
+            source_run=ends.source_run[site],
+            gradient=gradients[site],
+            materials=materials,
+        )
         summed: dict[str, Tensor] = {}
         for index in members:
             edit = edits[index]
@@ -179,7 +187,7 @@ def worths(
                 chosen = chosen[:, list(edit.units)]
             found[index] = chosen.sum(-1)
         if dictionary is not None:
-            whole = ((ends.donor[site] - ends.base[site]) * gradients[site]).sum(-1, keepdim=True)
+            whole = ((ends.source_run[site] - ends.base[site]) * gradients[site]).sum(-1, keepdim=True)
             for rule, features in summed.items():
                 left = _at(subject, batch, rule, whole)[:, 0] - features.sum(-1)
                 errors[f"{site}@{dictionary} error" + ("" if rule == "all" else f"@{rule}")] = left
@@ -192,25 +200,27 @@ def _at(subject: Subject, batch: Batch, rule: str, table: Tensor) -> Tensor:
     return torch.where(mask[..., None], table, 0).double().sum(1).cpu()
 
 
-def _table(subject: Subject, edit: Edit, base: Tensor, donor: Tensor, gradient: Tensor, materials: Materials) -> Tensor:
+def _table(
+    subject: Subject, edit: Edit, base: Tensor, source_run: Tensor, gradient: Tensor, materials: Materials
+) -> Tensor:
     """(row, position, unit): of heads, coordinates, features, or of the one direction."""
     units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
     if isinstance(units, Along):
-        flat, other = base.flatten(0, 1), donor.flatten(0, 1)
+        flat, other = base.flatten(0, 1), source_run.flatten(0, 1)
         moved = (units.put(flat, units.get(other)) - flat).view_as(base)
         return (moved * gradient).sum(-1, keepdim=True)
     if isinstance(units, Coded):
-        return _features(units, base, donor, gradient)
-    product = (donor - base) * gradient
+        return _features(units, base, source_run, gradient)
+    product = (source_run - base) * gradient
     if edit.site.startswith("head."):
         return product.unflatten(-1, (subject.n_heads, -1)).sum(-1)
     return product
 
 
-def _features(units: Coded, base: Tensor, donor: Tensor, gradient: Tensor) -> Tensor:
+def _features(units: Coded, base: Tensor, source_run: Tensor, gradient: Tensor) -> Tensor:
     """Of all features of the source."""
     source, flat = units.source, base.flatten(0, 1)
-    change = source.encode(donor.flatten(0, 1)) - source.encode(flat)
+    change = source.encode(source_run.flatten(0, 1)) - source.encode(flat)
     written = gradient.flatten(0, 1).float() @ source.directions(torch.arange(source.width, device=base.device)).T
     scale = NORMS[source.norm](flat.float()).scale if isinstance(source, Dictionary) else 1.0
     return (change * written * scale).unflatten(0, base.shape[:2])

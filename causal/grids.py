@@ -66,7 +66,7 @@ class Grid:
         return cls(tuple(axis for axis, _ in varied), edits)
 
     @classmethod
-    def listed(cls, edits: Iterable[Edit]) -> Self:
+    def of_edits(cls, edits: Iterable[Edit]) -> Self:
         """One axis, of any edits, each labelled with its text."""
         chosen = tuple(edits)
         return cls((Axis("edit", tuple(map(str, chosen))),), chosen)

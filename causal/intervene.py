@@ -41,7 +41,7 @@ class Materials:
     """By name: (width of the site,)."""
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     """By site: vectors of reference text, (vector, width)."""
-    donors: Mapping[str, Tensor] = field(default_factory=dict)
+    source_runs: Mapping[str, Tensor] = field(default_factory=dict)
     """By site: another run, row by row: (row, position, width); `pattern.L`: (row, head, query, key)."""
 
 
@@ -179,9 +179,11 @@ def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Ma
     if not places:
         raise NeuronautError(f"edit {edit} touches no position; its rows have nothing but BOS")
     build = _on_pattern if edit.on_pattern else _on_vectors
-    index, work = build(subject, batch, edit, rows, found, materials)
+    index, work = build(subject, batch, edit, rows=rows, found=found, materials=materials)
     shape = (len(batch), batch.tokens.shape[1])
-    return _Running(edit, shape, places, index, work, torch.zeros((), device=subject.device))
+    return _Running(
+        edit=edit, shape=shape, places=places, index=index, work=work, change=torch.zeros((), device=subject.device)
+    )
 
 
 def _on_vectors(
@@ -192,22 +194,22 @@ def _on_vectors(
     which, positions = (part.to(subject.device) for part in found.nonzero(as_tuple=True))
     index = (torch.tensor(rows, device=subject.device)[which], positions)
     width = subject.width(edit.site)
-    reference = donor = None
+    reference = source_run = None
     if edit.needs_reference:
-        reference = units.get(_lent(edit, "reference", materials.reference, (None, width)).to(subject.device))
-    if edit.needs_donor:
+        reference = units.get(_patch_value(edit, "reference", materials.reference, (None, width)).to(subject.device))
+    if edit.needs_source_run:
         shape = (*batch.tokens.shape, width)
-        donor = units.get(_lent(edit, "donor", materials.donors, shape).to(subject.device)[index])
-    return index, change(edit, units, Supply(reference, donor))
+        source_run = units.get(_patch_value(edit, "source run", materials.source_runs, shape).to(subject.device)[index])
+    return index, change(edit, units, Supply(reference, source_run))
 
 
-def _lent(edit: Edit, kind: str, lent: Mapping[str, Tensor], shape: Sequence[int | None]) -> Tensor:
+def _patch_value(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], shape: Sequence[int | None]) -> Tensor:
     """The tensor that an edit needs, or an error that says what is missing."""
-    if edit.site not in lent:
+    if edit.site not in patch_values:
         raise NeuronautError(
-            f"edit {edit} needs a {kind} at {edit.site}; pass one in (there are: {', '.join(lent) or 'none'})"
+            f"edit {edit} needs a {kind} at {edit.site}; pass one in (there are: {', '.join(patch_values) or 'none'})"
         )
-    tensor = lent[edit.site]
+    tensor = patch_values[edit.site]
     fits = tensor.ndim == len(shape) and all(
         wanted is None or wanted == size for wanted, size in zip(shape, tensor.shape, strict=True)
     )
@@ -232,9 +234,9 @@ def _on_pattern(
     keys = where(subject, batch.take(rows), edit.keys or "every")
     edges = (found[:, :, None] & keys[:, None, :])[:, None].to(subject.device)
     index = (torch.tensor(rows, device=subject.device)[:, None], torch.tensor(heads, device=subject.device)[None])
-    donor = None
-    if edit.needs_donor:
+    source_run = None
+    if edit.needs_source_run:
         shape = (len(batch), subject.n_heads, batch.tokens.shape[1], batch.tokens.shape[1])
-        donor = _lent(edit, "donor", materials.donors, shape).to(subject.device)[index]
+        source_run = _patch_value(edit, "source run", materials.source_runs, shape).to(subject.device)[index]
     work = PATTERNS[edit.operation]
-    return index, lambda pattern, allowed: work(pattern, edges & allowed, Weights(edit.value, donor))
+    return index, lambda pattern, allowed: work(pattern, edges & allowed, Weights(edit.value, source_run))

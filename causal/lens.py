@@ -66,7 +66,14 @@ def lens(
         found.append((best.indices, best.values.exp(), kl, *target))
     top_ids, probabilities, kl, *target = (torch.stack(column).cpu() for column in zip(*found, strict=True))
     ranks, target_probabilities = target or (None, None)
-    return Lens(tuple(chosen), top_ids, probabilities, kl, ranks, target_probabilities)
+    return Lens(
+        sites=tuple(chosen),
+        top=top_ids,
+        probabilities=probabilities,
+        kl=kl,
+        ranks=ranks,
+        target_probabilities=target_probabilities,
+    )
 
 
 def _target(seen: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .controls import Standing, standing
+from .controls import ControlRank, rank_among
 from .measures import RESAMPLES, Interval, Mean, mean
 from .prompts import Batch, where
 
@@ -53,7 +53,7 @@ class Probe:
     is over resampled examples of each class."""
     base_rate: float
     """What calling every test example by the more frequent label would score in accuracy."""
-    control: Standing
+    control: ControlRank
     """The AUROC among those of probes fitted to shuffled labels."""
     trained: int
     """How many examples it was fitted on."""
@@ -143,16 +143,16 @@ def fit_probe(
     correct = (along[:, 0] > fit.cuts[0]) == truth[test]
     share = float(truth[test].double().mean())
     return Probe(
-        site,
-        positions,
-        method,
-        direction.float(),
-        float(fit.cuts[0]) / length,
-        mean(correct.double(), seed=seed),
-        _auroc(along[:, 0], truth[test], seed),
-        max(share, 1 - share),
-        standing(aurocs[0], aurocs[1:]),
-        len(train),
+        site=site,
+        positions=positions,
+        method=method,
+        direction=direction.float(),
+        threshold=float(fit.cuts[0]) / length,
+        accuracy=mean(correct.double(), seed=seed),
+        auroc=_auroc(along[:, 0], truth[test], seed),
+        base_rate=max(share, 1 - share),
+        control=rank_among(aurocs[0], aurocs[1:]),
+        trained=len(train),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
@@ -29,7 +29,7 @@ Rows = tuple[tuple[int, ...], ...]
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
 
     @classmethod
     def load(cls, text: str) -> Self:
@@ -51,7 +51,9 @@ class Trial(_Data):
     answers: tuple[int, ...]
     """By prompt, the id of the answer."""
     wrong: tuple[int, ...] | None = None
-    donors: Rows | None = None
+    source_runs: Rows | None = Field(
+        None, validation_alias=AliasChoices("donors", "source_runs"), serialization_alias="donors"
+    )
     """The prompts that patches take their values from, row by row."""
     reference: Rows | None = None
     """The text that means, draws and quantiles are of."""
@@ -88,7 +90,7 @@ class Provenance(_Data):
     dtype: str
     device: str
     prompts: str
-    """First 16 hex digits of the SHA-256 of all the token ids: prompts, donors, reference."""
+    """First 16 hex digits of the SHA-256 of all the token ids: prompts, source runs, reference."""
     formulas: dict[str, str]
     """By metric."""
 
@@ -125,9 +127,11 @@ def observed(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary
     _check(subject, trial)
     batch = Batch.of(subject, trial.prompts)
     directions = {name: torch.tensor(values) for name, values in trial.directions.items()}
-    reference, donor = (None if rows is None else Batch.of(subject, rows) for rows in (trial.reference, trial.donors))
+    reference, source_run = (
+        None if rows is None else Batch.of(subject, rows) for rows in (trial.reference, trial.source_runs)
+    )
     given = Materials(sources=sources, directions=directions)
-    materials = gather(subject, trial.edits, materials=given, reference=reference, donor=donor)
+    materials = gather(subject, trial.edits, materials=given, reference=reference, source_run=source_run)
     both = compare(subject, batch, trial.edits, materials=materials)
     wrong = None if trial.wrong is None else torch.tensor(trial.wrong)
     question = Question(torch.tensor(trial.answers), wrong, both.before)
@@ -166,7 +170,7 @@ def provenance_of(subject: Subject, trial: Trial, *, sources: Mapping[str, Dicti
         attention=attention,
         dtype=str(subject.model.dtype).removeprefix("torch."),
         device=_device(subject.device),
-        prompts=prompts_hash(trial.prompts, trial.donors, trial.reference),
+        prompts=prompts_hash(trial.prompts, trial.source_runs, trial.reference),
         formulas={name: metric(name).formula for name in trial.metrics},
     )
 
@@ -188,8 +192,8 @@ def _check(subject: Subject, trial: Trial) -> None:
     counts = {len(trial.prompts), len(trial.answers), len(trial.prompts if trial.wrong is None else trial.wrong)}
     if len(counts) != 1:
         raise NeuronautError(f"the trial has {len(trial.prompts)} prompts and not as many answers; give one to each")
-    if trial.donors is not None and [*map(len, trial.donors)] != [*map(len, trial.prompts)]:
-        raise NeuronautError("the trial's donors are not aligned with its prompts; give rows of as many tokens")
+    if trial.source_runs is not None and [*map(len, trial.source_runs)] != [*map(len, trial.prompts)]:
+        raise NeuronautError("the trial's source runs are not aligned with its prompts; give rows of as many tokens")
     for id in (*trial.answers, *(trial.wrong or ())):
         if not 0 <= id < len(subject.vocabulary):
             raise NeuronautError(f"answer {id} is no token of {subject.name}, 0 to {len(subject.vocabulary) - 1}")

@@ -59,21 +59,21 @@ def gather(
     *,
     materials: Materials = NOTHING,
     reference: Batch | None = None,
-    donor: Batch | None = None,
+    source_run: Batch | None = None,
 ) -> Materials:
-    """The materials with what the edits need: vectors of the reference's tokens (all but BOS), the donor's run."""
+    """The materials with what the edits need: vectors of the reference's tokens (all but BOS), the source run."""
     found = materials
     if reference is not None and (sites := sorted({edit.site for edit in edits if edit.needs_reference})):
         kept = where(subject, reference, "all").to(subject.device)
         read = subject.read(reference.tokens, sites)
         found = replace(found, reference={**found.reference, **{site: read[site][kept] for site in sites}})
-    if donor is not None and (sites := sorted({edit.site for edit in edits if edit.needs_donor})):
+    if source_run is not None and (sites := sorted({edit.site for edit in edits if edit.needs_source_run})):
         with alike(subject, edits):
-            found = replace(found, donors={**found.donors, **donors(subject, donor, sites)})
+            found = replace(found, source_runs={**found.source_runs, **read_source_run(subject, source_run, sites)})
     return found
 
 
-def donors(subject: Subject, batch: Batch, sites: Sequence[str]) -> dict[str, Tensor]:
+def read_source_run(subject: Subject, batch: Batch, sites: Sequence[str]) -> dict[str, Tensor]:
     """A run's tensors at sites and patterns: (row, position, width), `pattern.L`: (row, head, query, key)."""
     layers = [int(site.partition(".")[2]) for site in sites if site.startswith("pattern.")]
     plain = [site for site in sites if not site.startswith("pattern.")]
@@ -125,7 +125,7 @@ def patching(
     seed: int = 0,
     may_idle: bool = False,
 ) -> dict[Direction, Patching]:
-    """Run the edits on the corrupted prompts with clean donors (denoising), and the other way round (noising).
+    """Run the edits on the corrupted prompts with clean source runs (denoising), and the other way round (noising).
 
     KL is taken to the clean run. Edits that change nothing are errors unless they `may_idle`. What only one of the two
     shows is no contradiction: denoising finds what suffices (a part of an AND is missed), noising what is needed (a
@@ -139,9 +139,9 @@ def patching(
     with alike(subject, edits):
         clean, corrupted = (logits_at(subject, b.tokens, b.last) for b in (pairs.clean, pairs.corrupted))
         question = Question(pairs.answers, pairs.wrong, clean)
-        for direction, (base, donor) in runs.items():
-            lent = gather(subject, edits, materials=materials, donor=donor)
-            with apply(subject, base, edits, materials=lent, may_idle=may_idle) as ledger:
+        for direction, (base, source_run) in runs.items():
+            patch_values = gather(subject, edits, materials=materials, source_run=source_run)
+            with apply(subject, base, edits, materials=patch_values, may_idle=may_idle) as ledger:
                 patched = logits_at(subject, base.tokens, base.last)
             measured = {
                 name: [metric(name)(logits, question) for logits in (clean, corrupted, patched)] for name in metrics
@@ -181,8 +181,10 @@ def separately(
         placed = [
             RowEdit(edit, tuple(range(slot * len(batch), (slot + 1) * len(batch)))) for slot, edit in enumerate(part)
         ]
-        lent = replace(materials, donors={site: _copies(one, len(part)) for site, one in materials.donors.items()})
-        with apply(subject, copies, placed, materials=lent, may_idle=True) as ledger:
+        patch_values = replace(
+            materials, source_runs={site: _copies(one, len(part)) for site, one in materials.source_runs.items()}
+        )
+        with apply(subject, copies, placed, materials=patch_values, may_idle=True) as ledger:
             logits = logits_at(subject, copies.tokens, copies.last)
         kept += [readout(rows) for rows in logits.split(len(batch))]
         reports += [_own(report, len(batch)) for report in ledger.reports]
@@ -194,8 +196,8 @@ def _own(report: Report, rows: int) -> Report:
     return replace(report, places={row % rows: places for row, places in report.places.items()})
 
 
-def _copies(donor: Tensor, count: int) -> Tensor:
-    return donor.repeat(count, *[1] * (donor.ndim - 1))
+def _copies(source_run: Tensor, count: int) -> Tensor:
+    return source_run.repeat(count, *[1] * (source_run.ndim - 1))
 
 
 class _Skipped(nn.Module):

@@ -3,7 +3,7 @@
 One edit is made at several strengths, each by itself. At each strength it has
 
     effect     the readout's mean change from the plain run over the prompts, with its interval
-    standing   that effect among those of changes of the same norm in random directions, the same ones at all strengths
+    rank       that effect among those of changes of the same norm in random directions, the same ones at all strengths
     kl, loss   on unrelated text, where it is at every position but BOS: KL(plain || edited), and the change of the
                text's own loss, both means over rows of nats per token, with their intervals
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .controls import random_directions, standing
+from .controls import random_directions, rank_among
 from .doses import Dose, DoseResponse, trend, usable
 from .edits import Edit
 from .intervene import NOTHING, Materials, Report, RowEdit, apply
@@ -63,22 +63,22 @@ def dose_response(
     _check(edit, strengths, text)
     chosen = sorted(set(map(float, strengths)))
     reference = text if reference is None else reference
-    lent = gather(subject, [edit], materials=materials, reference=reference)
+    patch_values = gather(subject, [edit], materials=materials, reference=reference)
     edits = [edit.model_copy(update={"value": strength}) for strength in chosen]
-    seen = _responses(subject, batch, edits, readout, lent, controls=controls, seed=seed)
+    seen = _responses(subject, batch, edits, readout, patch_values, controls=controls, seed=seed)
     if not any(seen.changes):
         raise NeuronautError(f"edit {edit} changed nothing at strengths {chosen}; choose others, or another unit")
-    doses = _doses(chosen, seen, _side_effects(subject, text, edits, lent), seed=seed)
+    doses = _doses(chosen, seen, _side_effects(subject, text, edits, patch_values), seed=seed)
     named = f"{edit.site}@{edit.dictionary}"
-    used = {name: one for name, one in lent.sources.items() if name == named and isinstance(one, Dictionary)}
+    used = {name: one for name, one in patch_values.sources.items() if name == named and isinstance(one, Dictionary)}
     rows = [tuple(map(tuple, one.ids())) for one in (batch, text, reference)]
-    # The text stands where a trial has its donors, so that the hash of the prompts is of all three.
-    trial = Trial(prompts=rows[0], donors=rows[1], reference=rows[2], edits=(edit,), metrics=(), answers=())
+    # The text stands where a trial has its source runs, so that the hash of the prompts is of all three.
+    trial = Trial(prompts=rows[0], source_runs=rows[1], reference=rows[2], edits=(edit,), metrics=(), answers=())
     return DoseResponse(
         edit=str(edit),
         readout=readout.name,
         formula=readout.formula,
-        unit=_unit(subject, edit, lent),
+        unit=_unit(subject, edit, patch_values),
         plain=mean(seen.plain, seed=seed),
         doses=doses,
         trend=trend(chosen, [dose.effect.value for dose in doses]),
@@ -139,7 +139,7 @@ def _doses(strengths: Sequence[float], seen: _Responses, sides: Tensor, *, seed:
             strength=strengths[at],
             response=mean(seen.steered[at], seed=seed),
             effect=mean(effects[at], seed=seed),
-            standing=standing(float(effects[at].double().mean()), controls) if controls else None,
+            rank=rank_among(float(effects[at].double().mean()), controls) if controls else None,
             kl=mean(sides[at, :, 0], seed=seed),
             loss=mean(sides[at, :, 1], seed=seed),
             max_change=seen.changes[at],

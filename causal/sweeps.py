@@ -150,7 +150,7 @@ def sweep(
     at_once: int = AT_ONCE,
     seed: int = 0,
 ) -> Sweep:
-    """Every edit by itself, on the corrupted prompts with clean donors (denoise), and the other way round (noise).
+    """Every edit by itself, on the corrupted prompts with clean source runs (denoise), and the other way round (noise).
 
     KL is taken to the clean run. `reference` is the text that means and draws are of; `at_once` bounds the rows of a
     forward and changes nothing beyond rounding. Raises NeuronautError where no edit changes anything.
@@ -158,8 +158,10 @@ def sweep(
     prompts = {"clean": pairs.clean, "corrupted": pairs.corrupted}
     settings = {direction: SETTINGS[direction] for direction in directions}
     question = Question(pairs.answers, pairs.wrong)
-    lent = gather(subject, grid.edits, materials=materials, reference=reference)
-    found = measure(subject, grid.edits, prompts, settings, question, metrics=metrics, materials=lent, at_once=at_once)
+    patch_values = gather(subject, grid.edits, materials=materials, reference=reference)
+    found = measure(
+        subject, grid.edits, prompts, settings, question, metrics=metrics, materials=patch_values, at_once=at_once
+    )
     clean, corrupted = found.plain["clean"], found.plain["corrupted"]
 
     def effects(cell: int) -> tuple[Effect, ...]:
@@ -177,8 +179,19 @@ def sweep(
         )
 
     cells = _cells(grid, found, [effects(cell) for cell in range(len(grid.edits))])
-    trial = _trial(grid, metrics, question, pairs.clean, pairs.corrupted, reference)
-    return _swept(subject, grid, cells, found.cost, trial, pairs.clean, lent, seed)
+    trial = _trial(
+        grid, metrics=metrics, question=question, batch=pairs.clean, source_run=pairs.corrupted, reference=reference
+    )
+    return _swept(
+        subject,
+        grid=grid,
+        cells=cells,
+        cost=found.cost,
+        trial=trial,
+        batch=pairs.clean,
+        materials=patch_values,
+        seed=seed,
+    )
 
 
 def sweep_prompts(
@@ -196,10 +209,10 @@ def sweep_prompts(
 ) -> Sweep:
     """As `sweep`, of ablations and other edits of prompts without counterparts; `answers` and `wrong` are ids, (row,).
 
-    KL is taken to the plain run. Patches take their values from the donors in `materials`.
+    KL is taken to the plain run. Patches take their values from the source runs in `materials`.
     """
     question = Question(answers, wrong)
-    lent = gather(subject, grid.edits, materials=materials, reference=reference)
+    patch_values = gather(subject, grid.edits, materials=materials, reference=reference)
     found = measure(
         subject,
         grid.edits,
@@ -207,7 +220,7 @@ def sweep_prompts(
         {"prompts": Setting("plain", None)},
         question,
         metrics=metrics,
-        materials=lent,
+        materials=patch_values,
         at_once=at_once,
     )
     plain, edited = found.plain["plain"], found.edited["prompts"]
@@ -225,8 +238,10 @@ def sweep_prompts(
         )
 
     cells = _cells(grid, found, [shifts(cell) for cell in range(len(grid.edits))])
-    trial = _trial(grid, metrics, question, batch, None, reference)
-    return _swept(subject, grid, cells, found.cost, trial, batch, lent, seed)
+    trial = _trial(grid, metrics=metrics, question=question, batch=batch, source_run=None, reference=reference)
+    return _swept(
+        subject, grid=grid, cells=cells, cost=found.cost, trial=trial, batch=batch, materials=patch_values, seed=seed
+    )
 
 
 def _cells(grid: Grid, found: Measured, effects: Sequence[tuple[Effect | Shift, ...]]) -> tuple[Cell, ...]:
@@ -235,7 +250,12 @@ def _cells(grid: Grid, found: Measured, effects: Sequence[tuple[Effect | Shift, 
 
 
 def _trial(
-    grid: Grid, metrics: Sequence[str], question: Question, batch: Batch, donor: Batch | None, reference: Batch | None
+    grid: Grid,
+    metrics: Sequence[str],
+    question: Question,
+    batch: Batch,
+    source_run: Batch | None,
+    reference: Batch | None,
 ) -> Trial:
     """The sweep's inputs as provenance takes them."""
 
@@ -249,7 +269,7 @@ def _trial(
         metrics=tuple(metrics),
         answers=answers,
         wrong=None if wrong is None else tuple(wrong.tolist()),
-        donors=rows(donor),
+        source_runs=rows(source_run),
         reference=rows(reference),
     )
 
@@ -267,4 +287,11 @@ def _swept(
     named = {f"{edit.site}@{edit.dictionary}" for edit in grid.edits if edit.dictionary}
     used = {name: one for name, one in materials.sources.items() if name in named and isinstance(one, Dictionary)}
     trust = {name: fidelity(subject, one, batch) for name, one in sorted(used.items())}
-    return Sweep(grid.axes, cells, cost, trust, provenance_of(subject, trial, sources=used), seed)
+    return Sweep(
+        axes=grid.axes,
+        cells=cells,
+        cost=cost,
+        dictionaries=trust,
+        provenance=provenance_of(subject, trial, sources=used),
+        seed=seed,
+    )

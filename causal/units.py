@@ -84,7 +84,7 @@ class Supply:
 
     reference: Tensor | None
     """(reference vector, value)."""
-    donor: Tensor | None
+    source_run: Tensor | None
     """(touched, value)."""
 
 
@@ -238,9 +238,9 @@ def _noise(edit: Edit, supply: Supply) -> Change:
 
 def _patch(edit: Edit, supply: Supply) -> Change:
     del edit
-    donor = supply.donor
-    assert donor is not None, "apply() gathers what an edit needs"
-    return lambda values: donor.expand_as(values)
+    source_run = supply.source_run
+    assert source_run is not None, "apply() gathers what an edit needs"
+    return lambda values: source_run.expand_as(values)
 
 
 _OPERATIONS: Mapping[str, Callable[[Edit, Supply], Change]] = {

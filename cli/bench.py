@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..subject.errors import NeuronautError
-from .common import Progress, debug_option, keeping, opened, say
-from .llm_options import desk_of, llm_options, split, told
+from .common import Progress, debug_option, keeping, open_store, say
+from .llm_options import format_spent, llm_options, open_client, split
 
 if TYPE_CHECKING:
     from ..benchmarks.investigations import Line, Plan
-    from ..llm.client import Desk
+    from ..llm.client import LLMClient
 
 
 @click.group(invoke_without_command=True)
@@ -104,17 +104,17 @@ def planted(out: Path | None, keep: Path | None, *, as_json: bool, **options: An
       neuronaut bench planted --seed "a phrase that nobody has seen" -m openai:gpt-4o-mini --budget usd=0.2
     """
     from ..benchmarks.comparing import summary, table
-    from ..benchmarks.investigations import told as seed_told
+    from ..benchmarks.investigations import format_seed
 
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        plan, desk = _plan(options, stack, keep)
-        seed = seed_told(plan.seed)
+        plan, client = _plan(options, stack, keep)
+        seed = format_seed(plan.seed)
         say(f"{plan.units} units each of level {', '.join(map(str, plan.levels))}, {seed}")
         lines = _run(plan, out, keep)
-        if desk is not None:
-            say(told(desk.spent, priced=desk.price is not None))
+        if client is not None:
+            say(format_spent(client.spent, priced=client.price is not None))
     if as_json:
         click.echo(json.dumps({"benchmark": "planted", "seed": seed, "units": plan.units, **summary(lines)}))
     else:
@@ -137,21 +137,23 @@ def _run(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]":
         return run(plan, out=out, keep=keep, hear=hear)
 
 
-def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, Desk | None]":
-    """What was asked for, and the desk at which a language model is asked."""
+def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, LLMClient | None]":
+    """What was asked for, and the client at which a language model is asked."""
     from ..agent.policies.llm import LLMPolicy
-    from ..agent.session import Manner
+    from ..agent.session import InvestigationConfig
     from ..benchmarks.investigations import DEFAULT, Plan
-    from .investigating import limits_of
+    from .investigate import limits_of
 
     language, rest = split(options)
     limits = limits_of(rest["budget"], asks=language.llm is not None)
-    desk = policy = None
+    client = policy = None
     if language.llm is not None:
         calls = str(keep / "calls.db") if keep is not None else ":memory:"
-        desk = stack.enter_context(desk_of(language, stack.enter_context(opened(calls, create=True)), budget=None))
-        assert desk is not None, "a model was named"
-        policy = LLMPolicy(desk, temperature=language.degrees)
+        client = stack.enter_context(
+            open_client(language, stack.enter_context(open_store(calls, create=True)), budget=None)
+        )
+        assert client is not None, "a model was named"
+        policy = LLMPolicy(client, temperature=language.degrees)
     named = rest["policies"]
     columns = DEFAULT if named is None else tuple(dict.fromkeys(name.strip() for name in named.split(",")))
     if named is None and policy is not None:
@@ -164,5 +166,5 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
         rest["units"],
         int(seed) if seed.lstrip("-").isdigit() else seed,
         columns,
-        Manner(policy, limits, desk=desk),
-    ), desk
+        InvestigationConfig(policy, limits, client=client),
+    ), client

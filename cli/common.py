@@ -113,7 +113,7 @@ def minutes_of(text: str | None) -> float | None:
 
 
 @contextmanager
-def opened(database: str, *, create: bool = False, write: bool = False) -> "Generator[Store]":
+def open_store(database: str, *, create: bool = False, write: bool = False) -> "Generator[Store]":
     """The database, closed afterwards; an error that says how to make one where there is none.
 
     `write` refuses one that can only be read, before any work is done for it.

@@ -3,7 +3,7 @@
 import click
 
 from . import display
-from .common import Form, Row, emit, opened, result_options
+from .common import Form, Row, emit, open_store, result_options
 
 
 @click.group()
@@ -29,7 +29,7 @@ def status(database: str, form: Form) -> None:
     Examples:
       neuronaut db status -d gpt2.db
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         found = store.status()
     emit(
         [found],
@@ -50,7 +50,7 @@ def backup(file: str, database: str, form: Form) -> None:
     Examples:
       neuronaut db backup before.db
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         store.backup(file)
     emit([{"database": database, "backup": file}], form, lambda _: f"{database} is copied into {file}")
 
@@ -67,7 +67,7 @@ def merge(other: str, database: str, form: Form) -> None:
     Examples:
       neuronaut db merge colleague.db -d mine.db
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         added = store.merge(other)
     emit([added], form, lambda _: _pairs(added))
 

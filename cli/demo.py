@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import display
-from .common import Form, Progress, Row, emit, form_options, opened, say
+from .common import Form, Progress, Row, emit, form_options, open_store, say
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
@@ -35,11 +35,11 @@ def demo(database: str, form: Form) -> None:
       neuronaut demo
       neuronaut demo --db try.db
     """
-    from .opening import Opening, load_subject
+    from .opening import LoadOptions, load_subject
 
     say("1/4 loading the built-in model")
-    subject = load_subject("demo", Opening())
-    with opened(database, create=True, write=True) as store:
+    subject = load_subject("demo", LoadOptions())
+    with open_store(database, create=True, write=True) as store:
         chosen = _harvest(subject, store)
         rows = _label(subject, store, chosen)
         found = store.search_rows(QUERY, limit=3)
@@ -54,9 +54,9 @@ _COLUMNS = [display.key("feature"), display.SCORE, display.BASELINE, display.EXP
 def _harvest(subject: "Subject", store: "Store") -> list[str]:
     """Harvest what is not there, and name the features to label."""
     from .harvest import collect
-    from .opening import Opening, load_corpus, open_sources, pass_gate
+    from .opening import LoadOptions, load_corpus, open_sources, pass_gate
 
-    sources = open_sources(subject, SITES, Opening(), name=None)
+    sources = open_sources(subject, SITES, LoadOptions(), name=None)
     here = {row["source"]: row["model_revision"] for row in store.sources() if row["harvested"]}
     missing = [source for source in sources if here.get(str(source.id)) != subject.revision]
     say(f"2/4 harvesting {len(missing)} sources" + ("" if missing else ": all are there"))

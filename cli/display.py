@@ -257,10 +257,10 @@ def _positions(row: Mapping[str, dict[str, list[int]]]) -> str:
     return f"{sum(map(len, places))} in {len(places)} prompts"
 
 
-def standing_row(sort: str, ranked: "Ranked") -> dict[str, Any]:
+def rank_row(sort: str, ranked: "Ranked") -> dict[str, Any]:
     """An effect among those of one sort of controls; null where there is nothing to rank it among."""
-    standing = ranked.standing
-    others = standing.controls if standing else ()
+    rank = ranked.rank
+    others = rank.controls if rank else ()
     return {
         "controls": sort,
         "n": len(others),
@@ -268,12 +268,12 @@ def standing_row(sort: str, ranked: "Ranked") -> dict[str, Any]:
         "effect": ranked.effect,
         "median": median(others) if others else None,
         "largest": max(others, key=abs) if others else None,
-        "percentile": standing and standing.percentile,
-        "p": standing and standing.p,
+        "percentile": rank and rank.percentile,
+        "p": rank and rank.p,
     }
 
 
-def standings(rows: Sequence[Row], effect: str) -> str:
+def rank_table(rows: Sequence[Row], effect: str) -> str:
     """An effect among those of its controls, one line for each sort; `effect` says what is compared."""
     columns = [
         key("controls", f"controls ({effect})"),

@@ -20,7 +20,7 @@ from .common import (
     debug_option,
     emit,
     min_score_option,
-    opened,
+    open_store,
     result_options,
     say,
     source_option,
@@ -38,7 +38,7 @@ model_id_option = click.option(
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ExportRequest:
     """What is to be exported, and where to."""
 
     store: "Store"
@@ -101,56 +101,60 @@ def export(kind: str, output: str, source: str | None, min_score: float | None, 
             raise click.UsageError(f"--{name.replace('_', '-')} is not for --format {kind}; it goes with {others}")
     if takes and output == "-":
         raise click.UsageError(f"--format {kind} writes several files; name their folder with -o")
-    with opened(database) as store:
-        writer(Wish(store, output, source, min_score, options))
+    with open_store(database) as store:
+        writer(ExportRequest(store, output, source, min_score, options))
 
 
-def _write_rows(kind: str) -> Callable[[Wish], None]:
-    def write(wish: Wish) -> None:
+def _write_rows(kind: str) -> Callable[[ExportRequest], None]:
+    def write(request: ExportRequest) -> None:
         from ..data.store.export import WRITERS
 
-        rows = wish.store.list_rows(wish.source, min_score=wish.min_score)
-        with _written(wish.output) as stream:
+        rows = request.store.list_rows(request.source, min_score=request.min_score)
+        with _written(request.output) as stream:
             WRITERS[kind](rows, stream)
-        if wish.output != "-":
-            say(f"{len(rows):,} features are in {wish.output}")
+        if request.output != "-":
+            say(f"{len(rows):,} features are in {request.output}")
 
     return write
 
 
-def _write_tree(wish: Wish) -> None:
+def _write_tree(request: ExportRequest) -> None:
     from ..data.store.export import write_neuronpedia
 
     _tell_paths(
         write_neuronpedia(
-            wish.store, wish.output, sources=wish.sources, model=wish.options["model_id"], min_score=wish.min_score
+            request.store,
+            request.output,
+            sources=request.sources,
+            model=request.options["model_id"],
+            min_score=request.min_score,
         )
     )
 
 
-def _write_uploads(wish: Wish) -> None:
+def _write_uploads(request: ExportRequest) -> None:
     from ..data.store.export import TEXT, places, write_uploads
     from ..subject.address import Feature
     from ..subject.directions import promoted
-    from .opening import Opening, stored_sources, stored_subject
+    from .opening import LoadOptions, stored_sources, stored_subject
 
-    given = dict(wish.options)
+    given = dict(request.options)
     model, method = given.pop("model_id"), given.pop("method")
-    opening = Opening(**given)
-    chosen = sorted(places(wish.store, wish.sources, model=model), key=str)
+    load_options = LoadOptions(**given)
+    chosen = sorted(places(request.store, request.sources, model=model), key=str)
     paths: list[Path] = []
     for name, sources in groupby(chosen, key=lambda source: source.model):
-        subject = stored_subject(wish.store, name, opening)
+        subject = stored_subject(request.store, name, load_options)
         for id in sources:
-            source = stored_sources(wish.store, subject, [Feature(id, 0)], opening)[id]
+            source = stored_sources(request.store, subject, [Feature(id, 0)], load_options)[id]
             found = write_uploads(
-                wish.store,
-                wish.output,
+                request.store,
+                request.output,
                 id,
                 promoted=lambda f, s=source, m=subject: promoted(m, s, f, count=20),
                 model=model,
                 method=method,
-                min_score=wish.min_score,
+                min_score=request.min_score,
             )
             paths += found.paths
             _tell_features(found.shortened, f"cut to {TEXT} characters")
@@ -159,7 +163,7 @@ def _write_uploads(wish: Wish) -> None:
 
 
 _OPENING = frozenset({"model", "sae", "norm_scale", "allow_pickle", "device", "dtype"})
-_FORMATS: Mapping[str, tuple[Callable[[Wish], None], frozenset[str]]] = {
+_FORMATS: Mapping[str, tuple[Callable[[ExportRequest], None], frozenset[str]]] = {
     "jsonl": (_write_rows("jsonl"), frozenset()),
     "csv": (_write_rows("csv"), frozenset()),
     "neuronpedia": (_write_tree, frozenset({"model_id"})),
@@ -220,7 +224,7 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
     if source is not None and model_id is not None:
         raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
     paths = list(dict.fromkeys(path for named in files for path in tables(named)))
-    with opened(database, write=True) as store, store.transaction():
+    with open_store(database, write=True) as store, store.transaction():
         sources = Sources(store, source=None if source is None else SourceId.parse(source), model=model_id)
         reports = [
             import_file(store, path, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Count, Form, Progress, Row, emit, keeping, opened, result_options, say
+from .common import Count, Form, Progress, Row, emit, keeping, open_store, result_options, say
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
@@ -55,7 +55,7 @@ def harvest(
     force: bool,
     database: str,
     form: Form,
-    **opening: Any,
+    **load_options: Any,
 ) -> None:
     """Collect the text that activates features.
 
@@ -70,15 +70,15 @@ def harvest(
       neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1
       neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
     """
-    from .opening import Opening, load_corpus, load_subject, open_sources, pass_gate, places
+    from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places
 
-    options = Opening(**opening)
+    options = LoadOptions(**load_options)
     text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
     subject = load_subject(model, options)
     sources = open_sources(subject, sites, options, name=name)
     for line in pass_gate(subject, sources, text, window=window, force=force):
         say(line)
-    with opened(database, create=True, write=True) as store:
+    with open_store(database, create=True, write=True) as store:
         rows = collect(
             subject,
             sources,

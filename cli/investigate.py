@@ -1,29 +1,67 @@
 """`neuronaut investigate`: rival explanations of a feature or a behaviour, put to experiments until one stands."""
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..subject.errors import NeuronautError
 from . import display
-from .causal.inputs import output_option, pair_options, seed_option, write
-from .common import Form, as_json, emit, keeping, opened, result_options, say
+from .causal.inputs import output_option, pair_options, seed_option, task_of, write
+from .common import Form, as_json, emit, keeping, open_store, result_options, say
 from .label import scorer_option, subject_options
-from .llm_options import desk_of, llm_options, split, told
+from .llm_options import format_spent, llm_options, open_client, split
 from .progress_view import Watch
 
 if TYPE_CHECKING:
+    from ..agent.loop.budget import Limits
+    from ..agent.loop.policy import Policy
+    from ..agent.loop.run import Settings
     from ..agent.report.report import Report
     from ..agent.session import Session
+    from ..data.store.journal_values import InvestigationRecord
     from ..data.store.store import Store
-    from .investigating import Wish
+    from ..llm.client import LLMClient
+    from .opening import LoadOptions
 
 POLICIES = ("scripted", "llm", "random", "replay")
 EXITS: Mapping[str, int] = {"supported": 0, "open": 3, "no_explanation": 3, "budget": 4, "error": 1}
 _WORST = (0, 3, 4, 1)
 """Exit codes, the best first."""
+
+
+PAIRS = ("task", "rows", "pairs", "clean", "corrupted", "answer", "wrong")
+"""Options that give the pairs of a behaviour."""
+
+
+@dataclass(frozen=True, slots=True)
+class InvestigationRequest:
+    """What was asked for."""
+
+    targets: tuple[str, ...]
+    policy: str
+    transcript: str | None
+    """Id of the investigation whose decisions are taken, of policy replay."""
+    limits: "Limits"
+    settings: "Settings"
+    seed: int
+    scorers: str
+    pairs: Mapping[str, Any]
+    load_options: "LoadOptions"
+    degrees: float | None = 0.0
+    """Temperature of the language model."""
+    embedder: str | None = None
+    begun: "InvestigationRecord | None" = None
+    """The investigation to go on with."""
+
+    @property
+    def of_behaviour(self) -> bool:
+        """Whether pairs were given, so that the target is a model."""
+        return any(self.pairs[name] is not None for name in PAIRS if name != "rows")
 
 
 @click.command()
@@ -72,7 +110,7 @@ def investigate(
     """
     _check(targets, options, resume=resume, budget=budget)
     with (
-        opened(database, create=options["task"] is not None or options["pairs"] is not None, write=True) as store,
+        open_store(database, create=options["task"] is not None or options["pairs"] is not None, write=True) as store,
         keeping(lambda: f"all that was done is stored in {store.path}"),
     ):
         found = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html)
@@ -107,23 +145,21 @@ def _run(
     form: Form,
     html: str | None,
 ) -> "list[Session]":
-    from .investigating import sessions
-
-    wish = _wish(store, targets, options, resume=resume, budget=budget)
+    request = _request(store, targets, options, resume=resume, budget=budget)
     language, _ = split(options)
     found: list[Session] = []
     heard: set[str] = set()
-    with desk_of(language, store, budget=None) as desk, Watch(lambda id: _texts(store, id)) as watch:
-        for session in sessions(store, wish, desk, _hearing(watch, form, heard)):
+    with open_client(language, store, budget=None) as client, Watch(lambda id: _texts(store, id)) as watch:
+        for session in sessions(store, request, client, _hearing(watch, form, heard)):
             found.append(session)
             watch.clear()
             if session.id not in heard:
                 say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
             if form == "table":
-                click.echo(_line(session) if len(wish.targets) > 1 or found[1:] else _result(session))
+                click.echo(_line(session) if len(request.targets) > 1 or found[1:] else _result(session))
         watch.clear()
-        if desk is not None:
-            say(told(desk.spent, priced=desk.price is not None))
+        if client is not None:
+            say(format_spent(client.spent, priced=client.price is not None))
     if html is not None:
         for session in found:
             write_page(store, session.report, html if len(found) == 1 else _named(html, session.report.target))
@@ -136,32 +172,150 @@ def _named(html: str, target: str) -> str:
     return str(path.with_name(f"{path.stem}-{re.sub('[^A-Za-z0-9._]+', '-', target)}{path.suffix}"))
 
 
-def _wish(
+def _request(
     store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None
-) -> "Wish":
+) -> InvestigationRequest:
     from ..agent.loop.run import Settings
-    from .investigating import PAIRS, Wish, limits_of, resumed
-    from .opening import Opening
+    from .opening import LoadOptions
 
     language, rest = split(options)
     pairs = {name: rest.pop(name) for name in PAIRS}
     own = {name: rest.pop(name) for name in ("policy", "transcript", "seed", "scorers")}
     policy = own["policy"] or ("scripted" if language.llm is None else "llm")
     settings = Settings(hide_names=rest.pop("hide_names"))
-    wish = Wish(
-        targets,
-        policy,
-        own["transcript"],
-        limits_of(budget, asks=language.llm is not None),
-        settings,
-        own["seed"],
-        own["scorers"],
-        pairs,
-        Opening(**rest),
-        language.degrees,
-        language.embedder,
+    request = InvestigationRequest(
+        targets=targets,
+        policy=policy,
+        transcript=own["transcript"],
+        limits=limits_of(budget, asks=language.llm is not None),
+        settings=settings,
+        seed=own["seed"],
+        scorers=own["scorers"],
+        pairs=pairs,
+        load_options=LoadOptions(**rest),
+        degrees=language.degrees,
+        embedder=language.embedder,
     )
-    return wish if resume is None else resumed(store, resume, wish)
+    return request if resume is None else _resumed(store, resume, request)
+
+
+def _resumed(store: "Store", id: str, request: InvestigationRequest) -> InvestigationRequest:
+    """The request that an investigation was begun with."""
+    from ..agent.loop.budget import Limits
+    from ..agent.loop.run import Settings
+    from ..data.store.journal_values import InvestigationRecord
+
+    row = store.journal.row(id)
+    settings = row["settings"]
+    begun = InvestigationRecord(
+        **{name: row[name] for name in ("id", "kind", "target", "policy", "settings", "provenance", "parent")}
+    )
+    if (row["kind"] == "behaviour") != request.of_behaviour:
+        kind = (
+            "a behaviour; give its pairs again, with --task or --pairs" if row["kind"] == "behaviour" else "a feature"
+        )
+        raise NeuronautError(f"{row['id']} is about {kind}")
+    target = row["target"].partition(" ")[0] if request.of_behaviour else row["target"]
+    return replace(
+        request,
+        targets=(target,),
+        policy=row["policy"],
+        limits=Limits(**settings["limits"]),
+        settings=Settings(**settings["settings"]),
+        seed=settings["seed"],
+        begun=begun,
+    )
+
+
+def sessions(
+    store: "Store", request: InvestigationRequest, client: "LLMClient | None", hear: Callable[[Mapping[str, Any]], None]
+) -> "Iterator[Session]":
+    """Investigate all targets, one after another."""
+    from ..agent.session import InvestigationConfig, investigate_all
+    from ..scorers.factory import ScorerOptions, make_scorers
+    from .opening import chosen_features, stored_sources, stored_subject
+
+    if request.of_behaviour:
+        yield _behaviour(store, request, client, hear)
+        return
+    features = chosen_features(store, request.targets)
+    subject = stored_subject(store, features[0].source.model, request.load_options)
+    sources = stored_sources(store, subject, features, request.load_options)
+    policy = _policy(store, request, client)
+    options = ScorerOptions(client and client.llm, subject, sources, store.chosen_prompts(), embedder=request.embedder)
+    config = InvestigationConfig(
+        policy=policy,
+        limits=request.limits,
+        seed=request.seed,
+        client=client,
+        scorers=make_scorers(request.scorers, options),
+        settings=request.settings,
+        on_event=hear,
+    )
+    yield from investigate_all(features, subject, store, config, sources=sources, fork=request.begun)
+
+
+def _behaviour(
+    store: "Store", request: InvestigationRequest, client: "LLMClient | None", hear: Callable[[Mapping[str, Any]], None]
+) -> "Session":
+    from ..agent.session import InvestigationConfig
+    from ..agent.session import investigate as investigate_behaviour
+    from .opening import stored_subject
+
+    if len(request.targets) != 1:
+        raise NeuronautError(
+            f"{len(request.targets)} targets came with pairs of prompts; wanted one model, as in: "
+            "neuronaut investigate demo --task induction"
+        )
+    subject = stored_subject(store, request.targets[0], request.load_options)
+    task = task_of(subject, request.pairs, seed=request.seed)
+    if request.begun is not None and request.begun.target != f"{subject.name} {task.name}":
+        raise NeuronautError(f"{request.begun.id} is about {request.begun.target}, not {subject.name} {task.name}")
+    config = InvestigationConfig(
+        policy=_policy(store, request, client),
+        limits=request.limits,
+        seed=request.seed,
+        client=client,
+        settings=request.settings,
+        on_event=hear,
+    )
+    return investigate_behaviour(task, subject, store, config, fork=request.begun)
+
+
+def _policy(store: "Store", request: InvestigationRequest, client: "LLMClient | None") -> "Policy":
+    """Who decides; of an investigation that was begun, the same as then."""
+    from ..agent.policies.factory import PolicyOptions, make_policy
+
+    transcript = request.transcript
+    decisions = None if transcript is None else store.journal.decisions(store.journal.row(transcript)["id"])
+    policy = make_policy(
+        request.policy,
+        "behaviour" if request.of_behaviour else "feature",
+        PolicyOptions(client, request.degrees, request.seed, decisions),
+    )
+    begun = request.begun
+    if begun is not None and json.loads(json.dumps(dict(policy.settings))) != (before := begun.settings["policy"]):
+        model = f"; it asked {before['model']}" if "model" in before else ""
+        raise NeuronautError(
+            f"{begun.id} was begun with another {request.policy} policy{model}; give the options that it was begun "
+            "with, or investigate anew"
+        )
+    return policy
+
+
+def limits_of(budget: str | None, *, asks: bool) -> "Limits":
+    """The budget; refuses limits on a language model where none is asked."""
+    from ..agent.loop.budget import Limits
+
+    if budget is None:
+        return Limits()
+    limits = Limits.parse(budget)
+    of_llm = [name for name in ("usd", "tokens", "calls") if asdict(limits)[name] is not None]
+    if of_llm and not asks:
+        raise NeuronautError(
+            f"--budget {budget} limits a language model, and none is named; add -m, or limit fwd, experiments, minutes"
+        )
+    return limits
 
 
 def _hearing(watch: Watch, form: Form, heard: set[str]) -> Callable[[Mapping[str, Any]], None]:

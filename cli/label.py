@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..subject.errors import NeuronautError
 from . import display
-from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, opened, result_options, say
-from .llm_options import Language, batch_api, desk_of, llm_options, split, told
+from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, open_store, result_options, say
+from .llm_options import Language, batch_api, format_spent, llm_options, open_client, split
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
     from ..explainers.explainer import Explainer
     from ..labelling.estimate import Estimate
     from ..labelling.label import Result
-    from ..labelling.selection import Seated
-    from ..llm.client import Desk, Mode
+    from ..labelling.selection import SelectingExplainer
+    from ..llm.client import LLMClient, Mode
     from ..scorers.scorer import Scorer
     from ..subject.address import Feature, SourceId
     from ..subject.model import Subject
@@ -41,20 +42,20 @@ budget_option = click.option(
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class LabelSetup:
     """What both verbs open before they begin."""
 
     store: "Store"
     subject: "Subject"
     sources: "dict[SourceId, Source]"
     features: "list[Feature]"
-    desk: "Desk | None"
+    client: "LLMClient | None"
     scorers: "list[Scorer]"
-    explainer: "Explainer | Seated | None"
+    explainer: "Explainer | SelectingExplainer | None"
 
 
 @contextmanager
-def _work(
+def _open_setup(
     features: tuple[str, ...],
     database: str,
     *,
@@ -63,31 +64,41 @@ def _work(
     limit: str | None,
     mode: "Mode",
     options: dict[str, Any],
-) -> Generator[Work]:
-    from .factories import Ingredients, scorers_named
-    from .factories import explainer as explainer_named
-    from .opening import Opening, chosen_features, stored_sources, stored_subject
+) -> Generator[LabelSetup]:
+    from ..explainers.factory import ExplainerOptions
+    from ..labelling.factory import make_explainer
+    from ..scorers.factory import ScorerOptions, make_scorer, make_scorers
+    from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
     language, rest = split(options)
-    opening = Opening(**rest)
+    load_options = LoadOptions(**rest)
     degrees = language.degrees
-    with opened(database, write=True) as store, desk_of(language, store, budget=limit, mode=mode) as desk:
+    with open_store(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)
-        subject = stored_subject(store, chosen[0].source.model, opening)
-        sources = stored_sources(store, subject, chosen, opening)
-        made_from = Ingredients(
-            subject,
-            sources,
-            desk and desk.llm,
-            store.chosen_prompts(),
-            degrees,
-            not language.no_controls,
-            language.embedder,
+        subject = stored_subject(store, chosen[0].source.model, load_options)
+        sources = stored_sources(store, subject, chosen, load_options)
+        prompts, llm = store.chosen_prompts(), client and client.llm
+        judges = ScorerOptions(
+            llm, subject, sources, prompts, controls=not language.no_controls, embedder=language.embedder
         )
-        judges = scorers_named(scorers, made_from)
-        chooser = scorers.split(",")[0]
-        made = None if explainer is None else explainer_named(explainer, made_from, chooser=chooser)
-        yield Work(store, subject, sources, chosen, desk, judges, made)
+        made = None
+        if explainer is not None:
+            # The scorer that is named first chooses between candidates.
+            chooser = make_scorer(scorers.split(",")[0].strip(), judges.for_choosing())
+            made = make_explainer(explainer, subject, ExplainerOptions(prompts, degrees), chooser=chooser)
+            if made.prompts and llm is None:
+                raise NeuronautError(
+                    f"-e {explainer} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
+                )
+        yield LabelSetup(
+            store=store,
+            subject=subject,
+            sources=sources,
+            features=chosen,
+            client=client,
+            scorers=make_scorers(scorers, judges),
+            explainer=made,
+        )
 
 
 @click.command()
@@ -139,31 +150,31 @@ def label(
         raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = minutes_of(limit) if options["llm"] is None else None
-    with _work(
+    with _open_setup(
         features, database, scorers=scorers, explainer=explainer, limit=limit, mode=mode, options=options
-    ) as work:
+    ) as setup:
         if dry_run:
-            _plan(work, form, redo=redo, batch=batch)
+            _plan(setup, form, redo=redo, batch=batch)
         elif not batch:
-            _label(work, form, redo=redo, minutes=minutes)
-        elif _collected(work, split(options)[0]):
-            _label(work, form, redo=redo, minutes=None)
-            _sent(work, split(options)[0])
+            _label(setup, form, redo=redo, minutes=minutes)
+        elif _collected(setup, split(options)[0]):
+            _label(setup, form, redo=redo, minutes=None)
+            _sent(setup, split(options)[0])
 
 
-def _plan(work: Work, form: Form, *, redo: bool, batch: bool) -> None:
+def _plan(setup: LabelSetup, form: Form, *, redo: bool, batch: bool) -> None:
     from ..labelling.estimate import estimate
     from ..llm.prices import BATCH_DISCOUNT
 
-    assert work.explainer is not None
+    assert setup.explainer is not None
     plan = estimate(
-        work.features,
-        work.store,
-        work.subject,
-        explainer=work.explainer,
-        scorers=work.scorers,
-        desk=work.desk,
-        sources=work.sources,
+        setup.features,
+        setup.store,
+        setup.subject,
+        explainer=setup.explainer,
+        scorers=setup.scorers,
+        client=setup.client,
+        sources=setup.sources,
         redo=redo,
     )
     if batch and plan.usd is not None:
@@ -171,11 +182,11 @@ def _plan(work: Work, form: Form, *, redo: bool, batch: bool) -> None:
     emit([asdict(plan)], form, lambda _: _told_plan(plan))
 
 
-def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None:
+def _label(setup: LabelSetup, form: Form, *, redo: bool, minutes: float | None) -> None:
     from ..labelling.label import label as label_features
 
-    assert work.explainer is not None
-    left = len(work.features)
+    assert setup.explainer is not None
+    left = len(setup.features)
 
     def skip(done: int) -> None:
         nonlocal left
@@ -184,21 +195,23 @@ def _label(work: Work, form: Form, *, redo: bool, minutes: float | None) -> None
 
     with Progress("label", total=left, unit="features") as progress:
         results = label_features(
-            work.features,
-            work.store,
-            work.subject,
-            explainer=work.explainer,
-            scorers=work.scorers,
-            desk=work.desk,
-            sources=work.sources,
+            setup.features,
+            setup.store,
+            setup.subject,
+            explainer=setup.explainer,
+            scorers=setup.scorers,
+            client=setup.client,
+            sources=setup.sources,
             redo=redo,
             minutes=minutes,
             on_skip=skip,
         )
-        rows = tell(results, progress, form, work.desk, kept=f"whatever was labelled is stored in {work.store.path}")
+        rows = tell(
+            results, progress, form, setup.client, kept=f"whatever was labelled is stored in {setup.store.path}"
+        )
     if form == "json":
         emit(rows, form, lambda _: "")
-    _say_end(rows, left, len(work.features) - left, work.desk)
+    _say_end(rows, left, len(setup.features) - left, setup.client)
 
 
 @click.command()
@@ -235,40 +248,40 @@ def score(
 
     if limit is not None and (from_stored or options["llm"] is None):
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")
-    kept, desk = f"whatever was scored is stored in {database}", None
+    kept, client = f"whatever was scored is stored in {database}", None
     if from_stored:
-        with opened(database, write=True) as store:
+        with open_store(database, write=True) as store:
             chosen = chosen_features(store, features)
             with Progress("score", total=len(chosen), unit="features") as progress:
                 rows = tell(score_from_stored(chosen, store), progress, form, None, kept=kept)
     else:
-        with _work(
+        with _open_setup(
             features, database, scorers=scorers, explainer=None, limit=limit, mode="live", options=options
-        ) as work:
-            chosen, desk = work.features, work.desk
+        ) as setup:
+            chosen, client = setup.features, setup.client
             results = score_features(
-                chosen, work.store, work.subject, scorers=work.scorers, desk=work.desk, sources=work.sources
+                chosen, setup.store, setup.subject, scorers=setup.scorers, client=setup.client, sources=setup.sources
             )
             with Progress("score", total=len(chosen), unit="features") as progress:
-                rows = tell(results, progress, form, work.desk, kept=kept)
+                rows = tell(results, progress, form, setup.client, kept=kept)
     if form == "json":
         emit(rows, form, lambda _: "")
     scored = len({row["feature"] for row in rows})
-    if desk is not None:
-        say(told(desk.spent, priced=desk.price is not None))
-    if desk is not None and desk.stopped:
-        say(f"{scored:,} scored of {len(chosen):,}: {desk.stopped}; give the command again to go on")
+    if client is not None:
+        say(format_spent(client.spent, priced=client.price is not None))
+    if client is not None and client.stopped:
+        say(f"{scored:,} scored of {len(chosen):,}: {client.stopped}; give the command again to go on")
     else:
         say(f"{scored:,} scored, {len(chosen) - scored:,} have nothing that could be scored")
 
 
-def _collected(work: Work, language: Language) -> bool:
+def _collected(setup: LabelSetup, language: Language) -> bool:
     """Whether nothing is under way; what ended is in the log afterwards."""
     from ..labelling.batches import collect
 
-    assert work.desk is not None
+    assert setup.client is not None
     with closing(batch_api(language)) as api:
-        reports = collect(work.desk, api)
+        reports = collect(setup.client, api)
     for report in reports:
         state = "collected" if report.collected else "under way"
         why = f" ({report.reason})" if report.reason else ""
@@ -279,16 +292,16 @@ def _collected(work: Work, language: Language) -> bool:
     return False
 
 
-def _sent(work: Work, language: Language) -> None:
+def _sent(setup: LabelSetup, language: Language) -> None:
     from ..labelling.batches import send
 
-    assert work.desk is not None
+    assert setup.client is not None
     with closing(batch_api(language)) as api:
-        report = send(work.desk, api)
+        report = send(setup.client, api)
     if report is not None:
         say(f"sent {report.requests:,} requests as batch {', '.join(report.remote)}; give the command again to collect")
-    if work.desk.stopped:
-        say(f"no more was asked: {work.desk.stopped}")
+    if setup.client.stopped:
+        say(f"no more was asked: {setup.client.stopped}")
 
 
 def _told_plan(plan: "Estimate") -> str:
@@ -300,17 +313,17 @@ def _told_plan(plan: "Estimate") -> str:
     return f"{line}: {plan.calls:,} calls, {tokens}, {cost}; {plan.cached:,} answers are in the log"
 
 
-def _say_end(rows: list[Row], left: int, done: int, desk: "Desk | None") -> None:
+def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") -> None:
     say(_summary(Counter(row["status"] for row in rows), skipped=done))
-    if desk is not None:
-        say(told(desk.spent, priced=desk.price is not None))
-    if len(rows) < left and (desk is None or desk.mode == "live"):
-        why = desk.stopped if desk is not None and desk.stopped else "the time is spent"
+    if client is not None:
+        say(format_spent(client.spent, priced=client.price is not None))
+    if len(rows) < left and (client is None or client.mode == "live"):
+        why = client.stopped if client is not None and client.stopped else "the time is spent"
         say(f"{left - len(rows):,} features are left: {why}; give the command again to go on")
 
 
 def tell(
-    results: "Iterator[Result]", progress: Progress, form: Form | None, desk: "Desk | None" = None, *, kept: str
+    results: "Iterator[Result]", progress: Progress, form: Form | None, client: "LLMClient | None" = None, *, kept: str
 ) -> list[Row]:
     """Print each result as it comes, and return their rows; JSON is left to the end, and None prints nothing."""
     rows: list[Row] = []
@@ -319,8 +332,8 @@ def tell(
             rows.append(row_of(result))
             counts = Counter(row["status"] for row in rows)
             note = [f"{count} {status}" for status, count in counts.items()]
-            if desk is not None:
-                note.append(told(desk.spent, priced=desk.price is not None))
+            if client is not None:
+                note.append(format_spent(client.spent, priced=client.price is not None))
             progress.reach(len(rows), ", ".join(note))
             if form == "nl":
                 progress.echo(as_json(rows[-1]))

@@ -10,7 +10,7 @@ import click
 
 from ..subject.errors import NeuronautError
 from . import display
-from .common import Form, Row, emit, limit_option, opened, result_options, say
+from .common import Form, Row, emit, limit_option, open_store, result_options, say
 from .display import Column
 from .label import subject_options
 
@@ -46,7 +46,7 @@ def log(limit: int, status: str | None, prompt: str | None, full: bool, database
       neuronaut llm log --status refused --full
       neuronaut llm log --prompt detection --limit 3 --json
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         rows = [
             row | {"request": json.loads(row["request"])}
             for row in store.calls.rows(limit=limit, status=status, prompt=prompt)
@@ -65,7 +65,7 @@ def stats(database: str, form: Form) -> None:
     Examples:
       neuronaut llm stats --json
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         rows = store.calls.statistics()
     emit(rows, form, _statistics)
 
@@ -139,7 +139,7 @@ def _dollars(value: float | None) -> str:
 @click.argument("explanation_id", type=int)
 @subject_options
 @result_options
-def reproduce(explanation_id: int, database: str, form: Form, **opening: Any) -> None:
+def reproduce(explanation_id: int, database: str, form: Form, **load_options: Any) -> None:
     """Make an explanation again from the database alone, and print every prompt that led to it.
 
     Prompts are rendered from the stored evidence and must have the hash of those that were sent; replies come from
@@ -149,12 +149,12 @@ def reproduce(explanation_id: int, database: str, form: Form, **opening: Any) ->
     Examples:
       neuronaut reproduce 17 -d gpt2.db
     """
+    from ..labelling.factory import remake_explainer
     from ..labelling.reproduce import reproduce as make_again
-    from .factories import remade
-    from .opening import Opening, stored_sources, stored_subject
+    from .opening import LoadOptions, stored_sources, stored_subject
 
-    options = Opening(**opening)
-    with opened(database) as store:
+    options = LoadOptions(**load_options)
+    with open_store(database) as store:
         stored = store.explanation(explanation_id)
         if stored is None:
             raise NeuronautError(f"there is no explanation {explanation_id}; show FEATURE --provenance tells the ids")
@@ -167,7 +167,11 @@ def reproduce(explanation_id: int, database: str, form: Form, **opening: Any) ->
         subject = stored_subject(store, feature.source.model, options)
         sources = stored_sources(store, subject, [feature], options)
         found = make_again(
-            store, subject, sources[feature.source], stored, remade(stored.explanation, store, subject, sources)
+            store,
+            subject,
+            sources[feature.source],
+            stored,
+            remake_explainer(stored.explanation, store, subject, sources),
         )
     rows: list[Row] = [
         {"key": one.key, "prompt": one.prompt, "messages": [m.says() for m in one.messages], "reply": one.reply}

@@ -1,4 +1,4 @@
-"""What `-m` and the options beside it say: a language model, its price, its budget, and the desk that asks it."""
+"""What `-m` and the options beside it say: a language model, its price, its budget, and the client that asks it."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from .common import all_of
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
-    from ..llm.client import Desk, Mode, Spent
+    from ..llm.client import LLMClient, Mode, Spent
     from ..llm.openai.batch import BatchAPI
 
 llm_options = all_of(
@@ -92,14 +92,14 @@ def split(options: Mapping[str, Any]) -> tuple[Language, dict[str, Any]]:
 
 
 @contextmanager
-def desk_of(
+def open_client(
     language: Language, store: "Store", *, budget: str | None, mode: "Mode" = "live"
-) -> "Generator[Desk | None]":
-    """The desk, or None where no language model was named; closed afterwards."""
+) -> "Generator[LLMClient | None]":
+    """The client, or None where no language model was named; closed afterwards."""
     if language.llm is None:
         yield None
         return
-    from ..llm.client import Desk
+    from ..llm.client import LLMClient
     from ..llm.open import open_llm
     from ..llm.prices import Budget, Price
 
@@ -116,7 +116,7 @@ def desk_of(
     try:
         price = Price.parse(language.price) if language.price else None
         limit = Budget.parse(budget) if budget else None
-        yield Desk(llm, store.calls, price=price, budget=limit, mode=mode)
+        yield LLMClient(llm, store.calls, price=price, budget=limit, mode=mode)
     finally:
         llm.close()
 
@@ -132,7 +132,7 @@ def batch_api(language: Language) -> "BatchAPI":
     return BatchAPI(name, base_url=language.base_url, thinking=language.thinking, temperature_fixed=fixed)
 
 
-def told(spent: "Spent", *, priced: bool) -> str:
+def format_spent(spent: "Spent", *, priced: bool) -> str:
     """What a run used, in words."""
     tokens = spent.input_tokens + spent.output_tokens
     cost = f", ${spent.usd:,.4f}" if priced else ""

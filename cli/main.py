@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ..subject.errors import NeuronautError
+from ..subject.errors import NeuronautError, UnknownNameError
 from .common import ARGUMENTS, DEBUG, Stopped, debug_option
 
 VERBS: Mapping[str, str] = {
@@ -85,6 +85,8 @@ class Verbs(click.Group):
                 raise
             click.echo(_stopped(stop, ctx.meta[ARGUMENTS]), err=True)
             ctx.exit(INTERRUPTED)
+        except UnknownNameError as error:
+            raise click.UsageError(str(error)) from error
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 raise

@@ -1,7 +1,7 @@
 """From what was typed to a subject, its sources and its corpus; everything heavy that verbs need.
 
 A harvest stores where the model and its dictionaries lie, and the dtype, so that labelling finds
-them again by the feature's address alone; the options of `Opening` say otherwise.
+them again by the feature's address alone; the options of `LoadOptions` say otherwise.
 """
 
 import re
@@ -37,7 +37,7 @@ _STREAMED = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class LoadOptions:
     """How a subject and its dictionary are opened, where that differs from what the store knows."""
 
     model: str | None = None
@@ -50,10 +50,10 @@ class Opening:
     dtype: str | None = None
 
 
-def load_subject(model: str, opening: Opening, *, name: str | None = None) -> Subject:
+def load_subject(model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
     """Load a model, on the GPU where there is one and no device is named."""
-    device = opening.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Subject.load(model, device=device, dtype=opening.dtype or "float32", name=name)
+    device = load_options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Subject.load(model, device=device, dtype=load_options.dtype or "float32", name=name)
 
 
 def load_corpus(model: str, corpus: str | None, *, tokens: int | None, text_column: str, encoding: str) -> Corpus:
@@ -80,10 +80,12 @@ def sites_of(subject: Subject, text: str) -> list[str]:
     return [text]
 
 
-def open_sources(subject: Subject, sites: Sequence[str], opening: Opening, *, name: str | None) -> list[Source]:
+def open_sources(
+    subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None
+) -> list[Source]:
     """The sources that a harvest names, each once; with a dictionary, one site or none (the declared one)."""
-    if opening.sae is not None:
-        return [_open_named(subject, sites, opening.sae, opening, name=name)]
+    if load_options.sae is not None:
+        return [_open_named(subject, sites, load_options.sae, load_options, name=name)]
     if not sites:
         raise NeuronautError(f"no site is named; {subject.name} has {listing(subject.sites)}")
     found: dict[SourceId, Source] = {}
@@ -96,26 +98,28 @@ def open_sources(subject: Subject, sites: Sequence[str], opening: Opening, *, na
     return list(found.values())
 
 
-def _open_named(subject: Subject, sites: Sequence[str], path: str, opening: Opening, *, name: str | None) -> Dictionary:
+def _open_named(
+    subject: Subject, sites: Sequence[str], path: str, load_options: LoadOptions, *, name: str | None
+) -> Dictionary:
     if len(sites) > 1:
         raise NeuronautError(f"{len(sites)} sites came with --sae; wanted the one that the dictionary was trained on")
     site, _, given = (
-        sites[0].partition("@") if sites else (declared_site(path, allow_pickle=opening.allow_pickle), "", "")
+        sites[0].partition("@") if sites else (declared_site(path, allow_pickle=load_options.allow_pickle), "", "")
     )
     if site is None:
         raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
     source = SourceId.parse(f"{subject.name}:{site}@{name or given or _name_of(path)}")
-    return _load(subject, source, path, opening)
+    return _load(subject, source, path, load_options)
 
 
-def _load(subject: Subject, source: SourceId, path: str, opening: Opening) -> Dictionary:
+def _load(subject: Subject, source: SourceId, path: str, load_options: LoadOptions) -> Dictionary:
     return load_dictionary(
         path,
         id=source,
         d_site=subject.width(source.site),
         device=subject.device,
-        norm_scale=opening.norm_scale,
-        allow_pickle=opening.allow_pickle,
+        norm_scale=load_options.norm_scale,
+        allow_pickle=load_options.allow_pickle,
     )
 
 
@@ -126,9 +130,11 @@ def _name_of(path: str) -> str:
     return re.sub(r"[:@\s]+", "-", (target.resolve() if target.exists() else target).name)
 
 
-def places(subject: Subject, model: str, sources: Iterable[Source], opening: Opening) -> dict[str, str]:
+def places(subject: Subject, model: str, sources: Iterable[Source], load_options: LoadOptions) -> dict[str, str]:
     """Where the model and the dictionary lie, for the store: by model name and by source."""
-    found = {subject.name: model} | ({str(source.id): opening.sae for source in sources} if opening.sae else {})
+    found = {subject.name: model} | (
+        {str(source.id): load_options.sae for source in sources} if load_options.sae else {}
+    )
     local = {key: Path(path).expanduser() for key, path in found.items()}
     return {key: str(local[key].resolve()) if local[key].exists() else path for key, path in found.items()}
 
@@ -214,14 +220,14 @@ def one_feature(store: Store, text: str) -> Feature:
     return feature
 
 
-def stored_subject(store: Store, model: str, opening: Opening) -> Subject:
+def stored_subject(store: Store, model: str, load_options: LoadOptions) -> Subject:
     """The subject that a model's features were harvested on."""
     known = _provenance(store, model)
-    path = opening.model or known.get("paths", {}).get(model, model)
-    if opening.model is None and Path(path).is_absolute() and not Path(path).exists():
+    path = load_options.model or known.get("paths", {}).get(model, model)
+    if load_options.model is None and Path(path).is_absolute() and not Path(path).exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
-    dtype = opening.dtype or known.get("dtype")
-    return load_subject(path, Opening(device=opening.device, dtype=dtype), name=model)
+    dtype = load_options.dtype or known.get("dtype")
+    return load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=model)
 
 
 def _provenance(store: Store, model: str) -> Mapping[str, Any]:
@@ -231,27 +237,27 @@ def _provenance(store: Store, model: str) -> Mapping[str, Any]:
 
 
 def stored_sources(
-    store: Store, subject: Subject, features: Iterable[Feature], opening: Opening
+    store: Store, subject: Subject, features: Iterable[Feature], load_options: LoadOptions
 ) -> dict[SourceId, Source]:
     """The sources of some features, opened where they were harvested from, or as `opening` says.
 
     Raises NeuronautError where the weights of the model or of a dictionary are not those of the harvest.
     """
     rows = {row["source"]: row for row in store.sources()}
-    return {id: _stored_source(rows[str(id)], subject, id, opening) for id in {f.source for f in features}}
+    return {id: _stored_source(rows[str(id)], subject, id, load_options) for id in {f.source for f in features}}
 
 
-def _stored_source(row: Mapping[str, Any], subject: Subject, id: SourceId, opening: Opening) -> Source:
+def _stored_source(row: Mapping[str, Any], subject: Subject, id: SourceId, load_options: LoadOptions) -> Source:
     if row["model_revision"] != subject.revision:
         raise NeuronautError(
             f"{id} was harvested on weights of revision {row['model_revision']}, but {id.model} here has "
             f"{subject.revision}; name the right model and dtype with --model and --dtype, or harvest again"
         )
     known = row["provenance"].get("paths", {}).get(str(id))
-    path = opening.sae or known or BUILT_IN.get((id.model, id.site, id.dictionary or ""))
+    path = load_options.sae or known or BUILT_IN.get((id.model, id.site, id.dictionary or ""))
     if id.dictionary is None or path is None:
         return open_source(subject, id)
-    source = _load(subject, id, str(path), opening)
+    source = _load(subject, id, str(path), load_options)
     if source.revision != row["revision"]:
         raise NeuronautError(
             f"{id} was harvested with a dictionary of revision {row['revision']}, but {path} has {source.revision}; "

@@ -44,7 +44,7 @@ class Watch:
             self._forget(event["investigation"])
         self._note(event)
         if not self._live:
-            if line := told(event):
+            if line := format_event(event):
                 say(f"{event['investigation']}  {line}")
             return
         lines = [display.cut(line) if display.on_terminal() else line[: display.width() - 1] for line in self._lines()]
@@ -70,13 +70,13 @@ class Watch:
         elif kind == "phase":
             self._phase = event["phase"]
         elif kind in ("planned", "challenged", "frozen"):
-            self._phase = told(event)
+            self._phase = format_event(event)
         elif kind == "judged":
             self._rivals = [rival for rival in event["rivals"] if rival["status"] == "live"]
         elif kind == "observed":
-            self._trials = [*self._trials, told(event)][-_TRIALS:]
+            self._trials = [*self._trials, format_event(event)][-_TRIALS:]
         elif kind == "spent":
-            self._spent = told(event)
+            self._spent = format_event(event)
 
     def _lines(self) -> list[str]:
         texts = self._texts(self._id)
@@ -88,7 +88,7 @@ class Watch:
         return [*said, f"  {self._spent}"] if self._spent else said
 
 
-def told(event: Mapping[str, Any]) -> str:
+def format_event(event: Mapping[str, Any]) -> str:
     """An event on one line; "" for those that say nothing by themselves."""
     return display.visible(_TOLD[event["kind"]](event)) if event["kind"] in _TOLD else ""
 

@@ -7,7 +7,7 @@ import click
 
 from ..subject.errors import NeuronautError
 from . import display
-from .common import Form, Row, emit, opened, result_options, say
+from .common import Form, Row, emit, open_store, result_options, say
 from .display import Column
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ def list_(database: str, form: Form) -> None:
     Examples:
       neuronaut prompts list --json
     """
+    from ..labelling.factory import shipped_prompts
     from ..llm.prompt import Prompt
-    from .factories import shipped_prompts
 
     chosen: dict[str, str] = {}
     if Path(database).exists():
-        with opened(database) as store:
+        with open_store(database) as store:
             chosen = dict(store.chosen_prompts())
     rows: list[Row] = []
     for name, prompt in shipped_prompts().items():
@@ -80,7 +80,7 @@ def show(name: str, ours: bool, database: str, form: Form) -> None:
     """
     found = None
     if not ours and Path(database).exists():
-        with opened(database) as store:
+        with open_store(database) as store:
             kept = store.kept_prompt(name)
             found = kept[1] if kept else store.chosen_prompts().get(name)
     text = found if found is not None else _shipped(name).text
@@ -108,7 +108,7 @@ def use(name: str, file: str | None, ours: bool, database: str, form: Form) -> N
     if ours == (file is not None):
         raise click.UsageError("give a FILE, or --ours to go back to the package's own")
     shipped = _shipped(name)
-    with opened(database, write=True) as store:
+    with open_store(database, write=True) as store:
         own = shipped
         if file is None:
             store.drop_prompt(name)
@@ -123,7 +123,7 @@ def use(name: str, file: str | None, ours: bool, database: str, form: Form) -> N
 
 
 def _shipped(name: str) -> "Prompt":
-    from .factories import shipped_prompts
+    from ..labelling.factory import shipped_prompts
 
     known = shipped_prompts()
     if name not in known:

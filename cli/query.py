@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import display
-from .common import Form, Row, emit, limit_option, min_score_option, opened, result_options, say, source_option
+from .common import Form, Row, emit, limit_option, min_score_option, open_store, result_options, say, source_option
 
 if TYPE_CHECKING:
     from ..data.store.rows import Sort
@@ -45,7 +45,7 @@ def list_(
       neuronaut list demo:mlp.2 --min-score 0.7 --sort score
       neuronaut list --status unlabelled --nl | wc -l
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         rows = store.list_rows(source, min_score=min_score, max_score=max_score, status=status, limit=limit, sort=sort)
     columns = [display.key("feature"), display.key("status"), display.SCORE, display.BASELINE, display.EXPLANATION]
     emit(rows, form, lambda found: display.table(found, columns))
@@ -81,9 +81,9 @@ def search(
       neuronaut search --semantic "names of functions" --source demo:mlp.2
     """
     text = " ".join(query)
-    with opened(database) as store:
+    with open_store(database) as store:
         if semantic or embedder:
-            rows = _by_meaning(store, text, embedder, min_score, source, limit)
+            rows = _by_meaning(store, text=text, embedder=embedder, min_score=min_score, source=source, limit=limit)
         else:
             # What the markers are is seen only on a terminal, so a program never meets them.
             markers = _MARKERS if form == "table" and display.in_colour() else None
@@ -141,7 +141,7 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
     from ..subject.address import Feature, Selection
 
     chosen = Feature.parse(feature)
-    with opened(database) as store:
+    with open_store(database) as store:
         store.resolve(Selection(chosen.source, "indices", (chosen.index,), negative=chosen.negative))
         found = find_similar(store, chosen, embedder=Embedder(embedder) if embedder else None, limit=limit)
     rows = [row | {"by": "activation"} for row in found.by_activation]
@@ -160,7 +160,7 @@ def models(database: str, form: Form) -> None:
       neuronaut models
       neuronaut models --json -d gpt2.db
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         found = store.sources()
     rows = [
         {"model": name, "sources": len(own), **{k: sum(row[k] for row in own) for k in ("width", "alive", "explained")}}
@@ -187,7 +187,7 @@ def sources(database: str, form: Form) -> None:
       neuronaut sources
       neuronaut sources --json | jq '.[].source'
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         rows = store.sources()
     columns = [
         display.key("source"),

@@ -8,7 +8,18 @@ import click
 
 from . import display
 from .causal.inputs import output_option, write
-from .common import Form, Row, as_json, database_option, debug_option, emit, limit_option, opened, result_options, say
+from .common import (
+    Form,
+    Row,
+    as_json,
+    database_option,
+    debug_option,
+    emit,
+    limit_option,
+    open_store,
+    result_options,
+    say,
+)
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
@@ -54,7 +65,7 @@ def list_(limit: int, database: str, form: Form) -> None:
     from ..agent.loop.resuming import under_way
 
     names = ("id", "created", "ended", "kind", "target", "policy", "status", "reason", "parent")
-    with opened(database) as store:
+    with open_store(database) as store:
         rows = [{name: row[name] for name in names} for row in store.journal.rows(limit=limit)]
         for row in rows:
             if row["status"] == "running" and not under_way(store.path, row["id"]):
@@ -77,7 +88,7 @@ def show(id: str, html: str | None, database: str, form: Form) -> None:
     from ..agent.report.assemble import assemble
     from .investigate import write_page
 
-    with opened(database) as store:
+    with open_store(database) as store:
         report = assemble(store.journal, id)
         if html is not None:
             write_page(store, report, html)
@@ -100,7 +111,7 @@ def replay(ctx: click.Context, id: str, database: str, form: Form) -> None:
     """
     from ..agent.replay import replay as judge_again
 
-    with opened(database) as store:
+    with open_store(database) as store:
         found = judge_again(store.journal, id)
     emit([{**found._asdict(), "same": found.same}], form, _replayed)
     ctx.exit(0 if found.same else 1)
@@ -120,7 +131,7 @@ def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> Non
     """
     from ..agent.replay import fork as copy
 
-    with opened(database, write=True) as store:
+    with open_store(database, write=True) as store:
         new = copy(store.journal, id, step=step, seed=seed)
     emit([{"id": new.id, "parent": new.parent, "step": step}], form, lambda rows: rows[0]["id"])
     pairs = " with the --task or --pairs that it was begun with" if new.kind == "behaviour" else ""
@@ -148,7 +159,7 @@ def export(id: str, kind: str, output: str | None, database: str) -> None:
       neuronaut sessions export 3fa92b > session.jsonl
       neuronaut sessions export 3fa92b --format inspect --output log.json
     """
-    with opened(database) as store:
+    with open_store(database) as store:
         lines = [as_json(row) for row in _lines(store, id)] if kind == "jsonl" else [_log(store, id)]
     if output is None:
         click.echo("\n".join(lines))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import display
-from .common import Form, Row, emit, opened, result_options
+from .common import Form, Row, emit, open_store, result_options
 
 if TYPE_CHECKING:
     from ..data.records import Example
@@ -36,7 +36,7 @@ def show(feature: str, count: int, provenance: bool, database: str, form: Form) 
     from ..subject.address import Feature, Selection
 
     chosen = Feature.parse(feature)
-    with opened(database) as store:
+    with open_store(database) as store:
         store.resolve(Selection(chosen.source, "indices", (chosen.index,), negative=chosen.negative))
         row = describe(store, chosen, count=count)
     emit([row], form, lambda _: page(row, provenance=provenance))

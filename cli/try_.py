@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import display
-from .common import Form, Row, emit, opened, plain, result_options
+from .common import Form, Row, emit, open_store, plain, result_options
 from .label import subject_options
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _BAR = 16
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
 @subject_options
 @result_options
-def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **opening: Any) -> None:
+def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load_options: Any) -> None:
     """Try a feature on your own text.
 
     For each token of each TEXT: the real activation of FEATURE, and what its rule predicts.
@@ -34,10 +34,10 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **open
       neuronaut try demo:mlp.2:17 "def __init__(self):"
       neuronaut try demo:resid_post.2@sae:40 "import os" "import sys" --json
     """
-    from .opening import Opening, one_feature, stored_sources, stored_subject
+    from .opening import LoadOptions, one_feature, stored_sources, stored_subject
 
-    options = Opening(**opening)
-    with opened(database) as store:
+    options = LoadOptions(**load_options)
+    with open_store(database) as store:
         chosen = one_feature(store, feature)
         best = store.best(chosen)
         subject = stored_subject(store, chosen.source.model, options)

@@ -58,7 +58,7 @@ class File:
     """The temporary file that `path` names, which is removed when nothing holds it."""
 
     @contextmanager
-    def opened(self) -> Iterator[TextIO]:
+    def open_text(self) -> Iterator[TextIO]:
         """The file as text, decompressed."""
         try:
             with _bytes(self.path) as raw, TextIOWrapper(raw, _codec(self.encoding)) as text:
@@ -124,7 +124,7 @@ def _spooled(stream: BinaryIO, file: File) -> Reader:
     shutil.copyfileobj(stream, spool)
     spool.flush()
     file = File(Path(spool.name), file.label, file.column, file.encoding, keeps=spool)
-    with file.opened() as text:
+    with file.open_text() as text:
         first = next((line for line in text if line.strip()), "")
     with suppress(json.JSONDecodeError):
         if isinstance(json.loads(first), dict):
@@ -135,7 +135,7 @@ def _spooled(stream: BinaryIO, file: File) -> Reader:
 def _text(file: File, _skipped: Counter[str]) -> Iterator[Document]:
     # A small file is cut finer, for it must give documents to every split.
     size = min(PIECE, max(PIECE // 16, file.path.stat().st_size // 40))
-    with file.opened() as text:
+    with file.open_text() as text:
         for number, piece in enumerate(_pieces(text, size)):
             yield Document(f"{file.label}#{number}", piece)
 
@@ -155,7 +155,7 @@ def _pieces(text: TextIO, size: int) -> Iterator[str]:
 
 
 def _jsonl(file: File, _skipped: Counter[str]) -> Iterator[Document]:
-    with file.opened() as text:
+    with file.open_text() as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue
@@ -199,7 +199,7 @@ def _folder(folder: Path, encoding: str, skipped: Counter[str]) -> Iterator[Docu
         elif path.stat().st_size > WHOLE:
             yield from _text(file, skipped)
         else:
-            with file.opened() as text:
+            with file.open_text() as text:
                 yield Document(file.label, text.read())
 
 

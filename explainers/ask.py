@@ -15,7 +15,7 @@ from typing import ClassVar
 from ..data.records import Explanation
 from ..llm.prompt import Prompt
 from ..llm.render import STEPS
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Reply, Sampling
 from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Rule
@@ -107,7 +107,7 @@ class PromptExplainer(ABC):
     def show(self, evidence: TrainEvidence, batch: TrainBatch) -> Shown:
         """What the prompt is filled with, other than `$rule`."""
 
-    def explain(self, batch: TrainBatch) -> Asking[list[Explanation]]:
+    def explain(self, batch: TrainBatch) -> LLMTask[list[Explanation]]:
         """One explanation per feature, in order; all questions are asked at once."""
         made = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
         asked = [(i, self.show(batch.features[i], batch)) for i, known in enumerate(made) if known is None]
@@ -137,14 +137,14 @@ class PromptExplainer(ABC):
         if error is not None:
             provenance["rule_error"] = error
         return Explanation(
-            evidence.feature,
-            answer.text,
-            self.name,
-            answer.reason,
-            answer.status,
-            rule.to_json() if rule is not None and error is None else None,
-            shown.windows,
-            provenance,
+            feature=evidence.feature,
+            text=answer.text,
+            explainer=self.name,
+            reason=answer.reason,
+            status=answer.status,
+            rule=rule.to_json() if rule is not None and error is None else None,
+            seen=shown.windows,
+            provenance=provenance,
         )
 
     def _hashes(self) -> dict[str, str]:

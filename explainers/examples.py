@@ -70,7 +70,15 @@ def background_example(evidence: TrainEvidence, batch: TrainBatch, row: int, *, 
     back = batch.background
     tokens = tuple(batch.vocabulary[i] for i in back.ids[row])
     ids, values = back.ids[row].astype(np.int64), evidence.background[row]
-    return Example(tokens, ids, values, kind, "train", back.documents[row], back.digests[row])
+    return Example(
+        tokens=tokens,
+        ids=ids,
+        activations=values,
+        kind=kind,
+        split="train",
+        document=back.documents[row],
+        window=back.digests[row],
+    )
 
 
 def _quiet(evidence: TrainEvidence, batch: TrainBatch, highest: float) -> Iterator[Example]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.records import Example, Explanation, Statistics
 from ..llm.prompt import Prompt
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..subject.address import Feature
 from ..subject.sources import Source
 
@@ -101,6 +101,6 @@ class Explainer(Protocol):
         """The prompts that it renders; none where it asks nobody."""
         ...
 
-    def explain(self, batch: TrainBatch) -> list[Explanation] | Asking[list[Explanation]]:
+    def explain(self, batch: TrainBatch) -> list[Explanation] | LLMTask[list[Explanation]]:
         """One explanation per feature, in order; what cannot be explained has a status and a reason, no text."""
         ...

@@ -14,7 +14,7 @@ from ..causal.clamp import Clamp, Continuations, steer
 from ..data.records import Explanation
 from ..llm.prompt import Prompt
 from ..llm.render import ACTIVE_MARKS, fenced, spelled
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..subject.address import Feature
 from ..subject.directions import Promoted, TokenEffect, direction, promoted
 from ..subject.model import Subject
@@ -117,7 +117,7 @@ class Output(PromptExplainer):
         places = output_places(self._writings, evidence.feature, batch)
         return Shown(places, tuple(Beginnings.of(batch.background).digests), evidence.statistics.peak)
 
-    def explain(self, batch: TrainBatch) -> Asking[list[Explanation]]:
+    def explain(self, batch: TrainBatch) -> LLMTask[list[Explanation]]:
         """As for every prompt; a feature that writes nothing is not asked about and has the status "no_pattern"."""
         silent = {evidence.feature for evidence in batch.features if self._is_silent(evidence, batch)}
         asked = [evidence for evidence in batch.features if evidence.feature not in silent]

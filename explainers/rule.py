@@ -234,12 +234,12 @@ class RuleExplainer:
         )
         back = np.repeat(held, background.ids.shape[1])
         sample = Sample(
-            background,
-            Windows(batch.vocabulary, own_ids),
-            np.concatenate([evidence.background.ravel(), own_activations.ravel()]),
-            np.where(back, 0, weight).astype(np.float32),
-            np.where(back, weight, 0).astype(np.float32),
-            batch.vocabulary,
+            background=background,
+            own=Windows(batch.vocabulary, own_ids),
+            activation=np.concatenate([evidence.background.ravel(), own_activations.ravel()]),
+            weight=np.where(back, 0, weight).astype(np.float32),
+            check=np.where(back, weight, 0).astype(np.float32),
+            vocabulary=batch.vocabulary,
         )
         return sample, replace(self._growth, prior=self._growth.prior + 0.3 * example_weight)
 

@@ -10,13 +10,13 @@ from typing import NamedTuple, Self
 
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer
-from ..llm.client import Desk, Spent
+from ..llm.client import LLMClient, Spent
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature, SourceId
 from ..subject.model import Subject
 from ..subject.sources import Source
 from .label import PART, Job, answered, parts
-from .selection import Seated
+from .selection import SelectingExplainer
 
 REHEARSED = 3
 """Parts that are rehearsed, evenly spread over the features."""
@@ -42,40 +42,42 @@ def estimate(
     store: Store,
     subject: Subject,
     *,
-    explainer: Explainer | Seated,
+    explainer: Explainer | SelectingExplainer,
     scorers: Sequence[Scorer],
-    desk: Desk | None,
+    client: LLMClient | None,
     sources: dict[SourceId, Source] | None = None,
     redo: bool = False,
 ) -> Estimate:
-    """Rehearse labelling; `desk` is in the mode "rehearsal". Nothing is stored and nobody is asked."""
-    job = Job(store, explainer, scorers, desk, redo)
+    """Rehearse labelling; `client` is in the mode "rehearsal". Nothing is stored and nobody is asked."""
+    job = Job(store, explainer, scorers, client, redo)
     done = set() if redo else store.labelled(features, job.key)
     left = [feature for feature in dict.fromkeys(features) if feature not in done]
     used = _Used()
-    if desk is not None and left:
+    if client is not None and left:
         starts = range(0, len(left), PART)
         chosen = sorted({starts[i * (len(starts) - 1) // max(REHEARSED - 1, 1)] for i in range(REHEARSED)})
         tried, last, share = 0, _Used(), 1
         for start in chosen:
             part = left[start : start + PART]
-            before = _Used.of(desk.spent)
-            for _ in answered(parts(job, part, set(), subject, sources, None), desk):
+            before = _Used.of(client.spent)
+            for _ in answered(
+                parts(job, features=part, done=set(), subject=subject, sources=sources, until=None), client
+            ):
                 pass
-            tried, last, share = tried + len(part), _Used.of(desk.spent).less(before), len(part)
+            tried, last, share = tried + len(part), _Used.of(client.spent).less(before), len(part)
         # Features share requests (a window without an explanation is judged once), the earlier ones pay for them:
         # what the last part adds is what every further one adds.
-        used = _Used.of(desk.spent).plus(last, times=(len(left) - tried) / share)
-    usd = used.usd if desk is not None and desk.price is not None else None
+        used = _Used.of(client.spent).plus(last, times=(len(left) - tried) / share)
+    usd = used.usd if client is not None and client.price is not None else None
     return Estimate(
-        len(dict.fromkeys(features)),
-        len(done),
-        len(left),
-        round(used.calls),
-        round(used.cached),
-        round(used.input_tokens),
-        round(used.output_tokens),
-        usd,
+        features=len(dict.fromkeys(features)),
+        done=len(done),
+        left=len(left),
+        calls=round(used.calls),
+        cached=round(used.cached),
+        input_tokens=round(used.input_tokens),
+        output_tokens=round(used.output_tokens),
+        usd=usd,
     )
 
 

@@ -1,6 +1,6 @@
-"""The bench: where features of one source are prepared for explainers and scorers.
+"""Loads the evidence of features of one source, for explainers and for scorers.
 
-What features share is read once. The two sides never meet: `train` gives what explainers may see, `judged` what
+What features share is read once. The two sides never meet: `train` gives what explainers may see, `holdouts` what
 scorers are given, from the holdout or, for choosing between explanations, from `select`.
 """
 
@@ -27,8 +27,8 @@ RANDOM_WINDOWS = 256
 """Random windows of a judged split that scorers draw windows and substitute tokens from."""
 
 
-class Bench:
-    """Prepares features of one source for explainers and scorers."""
+class EvidenceLoader:
+    """Loads the evidence of features of one source for explainers and scorers."""
 
     def __init__(self, store: Store, subject: Subject, source: Source, *, seed: int = 0) -> None:
         self.store, self.subject, self.source, self._seed = store, subject, source, seed
@@ -57,7 +57,7 @@ class Bench:
         ]
         return TrainBatch(self.source, self.subject.vocabulary, self.background, parts)
 
-    def judged(self, evidence: Sequence[Evidence], *, split: Split = "holdout") -> dict[Feature, Holdout]:
+    def holdouts(self, evidence: Sequence[Evidence], *, split: Split = "holdout") -> dict[Feature, Holdout]:
         """What scorers are given of the same features: the holdout, or `select`."""
         examples = {e.feature: e.holdout if split == "holdout" else e.select for e in evidence}
         peaks = {e.feature: e.statistics.peak for e in evidence}

@@ -22,16 +22,16 @@ from ..data.records import Evidence, Explanation, Judgements, Score
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer, TrainBatch
-from ..llm.client import Desk
-from ..llm.tasks import Asking, settled, together
+from ..llm.client import LLMClient
+from ..llm.tasks import LLMTask, gather, run_task
 from ..scorers.scorer import Case, Scorer, measure
 from ..subject.address import Feature, SourceId
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.opening import open_source
 from ..subject.sources import Source
-from .inputs import Bench
-from .selection import Seated
+from .inputs import EvidenceLoader
+from .selection import SelectingExplainer
 
 T = TypeVar("T")
 
@@ -62,15 +62,15 @@ class Job:
     """What is done to every feature."""
 
     store: Store
-    explainer: Explainer | Seated
+    explainer: Explainer | SelectingExplainer
     scorers: Sequence[Scorer]
-    desk: Desk | None = None
+    client: LLMClient | None = None
     redo: bool = False
 
     @property
     def key(self) -> str:
         """What its explanations are known by: explainer, language model, and all settings that change what is said."""
-        llm = {} if self.desk is None else {"llm": self.desk.llm.model, "endpoint": self.desk.llm.endpoint}
+        llm = {} if self.client is None else {"llm": self.client.llm.model, "endpoint": self.client.llm.endpoint}
         settings = json.dumps({"explainer": self.explainer.name, **llm, **self.explainer.settings}, sort_keys=True)
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
@@ -80,9 +80,9 @@ def label(
     store: Store,
     subject: Subject,
     *,
-    explainer: Explainer | Seated,
+    explainer: Explainer | SelectingExplainer,
     scorers: Sequence[Scorer],
-    desk: Desk | None = None,
+    client: LLMClient | None = None,
     sources: Mapping[SourceId, Source] | None = None,
     redo: bool = False,
     minutes: float | None = None,
@@ -90,18 +90,20 @@ def label(
 ) -> Iterator[Result]:
     """Explain and score features, store every result, and yield it.
 
-    `desk` answers what explainers and scorers ask of a language model. Features that this explainer labelled before
+    `client` answers what explainers and scorers ask of a language model. Features that this explainer labelled before
     are skipped (`on_skip` hears how many) unless `redo`, which adds a further explanation. `sources` are
     dictionaries that are open already; others are opened as the store knows them. After `minutes` no further
     chunk is begun.
     """
-    job = Job(store, explainer, scorers, desk, redo)
+    job = Job(store, explainer, scorers, client, redo)
     _keep_prompts(job)
     done = set() if redo else store.labelled(features, job.key)
     if on_skip is not None:
         on_skip(len(done))
     until = None if minutes is None else time.monotonic() + 60 * minutes
-    for results in answered(parts(job, features, done, subject, sources, until), desk):
+    for results in answered(
+        parts(job, features=features, done=done, subject=subject, sources=sources, until=until), client
+    ):
         _store(job, results)
         yield from (result for result, _ in results)
 
@@ -110,10 +112,10 @@ Kept = list[tuple[Result, list[Judgements]]]
 """Results with the judgements that are worth storing."""
 
 
-def answered(tasks: Iterable[Asking[T]], desk: Desk | None) -> Iterator[T]:
-    """What the tasks come to; without a desk, tasks that ask are an error."""
-    if desk is not None:
-        yield from desk.run(tasks)
+def answered(tasks: Iterable[LLMTask[T]], client: LLMClient | None) -> Iterator[T]:
+    """What the tasks come to; without a client, tasks that ask are an error."""
+    if client is not None:
+        yield from client.run(tasks)
         return
     for task in tasks:
         try:
@@ -133,14 +135,14 @@ def parts(
     subject: Subject,
     sources: Mapping[SourceId, Source] | None,
     until: float | None,
-) -> Iterator[Asking[Kept]]:
+) -> Iterator[LLMTask[Kept]]:
     """The work on features that are not done, part by part; evidence is read when a chunk is begun."""
     wanted = sorted(dict.fromkeys(features), key=lambda f: str(f.source))
     for source_id, group in groupby(wanted, key=lambda f: f.source):
         members = list(group)
         if done.issuperset(members):
             continue
-        bench = Bench(job.store, subject, opened(job.store, subject, source_id, sources))
+        loader = EvidenceLoader(job.store, subject, open_harvested(job.store, subject, source_id, sources))
         # Chunks and parts are cut from all features, done or not, so that a call that goes on cuts the same ones.
         for start in range(0, len(members), CHUNK):
             if until is not None and time.monotonic() > until:
@@ -150,11 +152,11 @@ def parts(
             if not left:
                 continue
             evidence = {feature: job.store.evidence(feature) for feature in left}
-            batch = bench.train(list(evidence.values()))
-            size = CHUNK if job.desk is None else PART
+            batch = loader.train(list(evidence.values()))
+            size = CHUNK if job.client is None else PART
             for first in range(0, len(chunk), size):
                 if part := [evidence[feature] for feature in chunk[first : first + size] if feature in evidence]:
-                    yield labelling(job, bench, part, _share(batch, part))
+                    yield labelling(job, loader, part, _share(batch, part))
 
 
 def _share(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
@@ -163,14 +165,14 @@ def _share(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
     return replace(batch, features=[part for part in batch.features if part.feature in wanted])
 
 
-def labelling(job: Job, bench: Bench, evidence: Sequence[Evidence], batch: TrainBatch) -> Asking[Kept]:
+def labelling(job: Job, loader: EvidenceLoader, evidence: Sequence[Evidence], batch: TrainBatch) -> LLMTask[Kept]:
     """Explain features and score the explanations; nothing is stored."""
-    explainer = job.explainer.at(bench) if isinstance(job.explainer, Seated) else job.explainer
-    explanations = yield from settled(explainer.explain(batch))
-    finished = {made.feature: _signed(made, job, bench) for made in explanations}
+    explainer = job.explainer.bind(loader) if isinstance(job.explainer, SelectingExplainer) else job.explainer
+    explanations = yield from run_task(explainer.explain(batch))
+    finished = {made.feature: _signed(made, job, loader) for made in explanations}
     explained = [part for part in evidence if finished[part.feature].text is not None]
-    cases = bench.cases(batch, finished, bench.judged(explained)) if explained else []
-    judged = yield from scoring(job.scorers, cases, job.desk)
+    cases = loader.cases(batch, finished, loader.holdouts(explained)) if explained else []
+    judged = yield from scoring(job.scorers, cases, job.client)
     return [
         (Result(feature, explanation, scores), kept)
         for feature, explanation in finished.items()
@@ -181,35 +183,35 @@ def labelling(job: Job, bench: Bench, evidence: Sequence[Evidence], batch: Train
 Judged = dict[Feature, tuple[list[Score], list[Judgements]]]
 
 
-def scoring(scorers: Sequence[Scorer], cases: Sequence[Case], desk: Desk | None) -> Asking[Judged]:
+def scoring(scorers: Sequence[Scorer], cases: Sequence[Case], client: LLMClient | None) -> LLMTask[Judged]:
     """Every scorer on every case, all of them side by side."""
     asked = [(case.explanation.feature, scorer, case) for case in cases for scorer in scorers]
-    judged = yield from together([settled(scorer.judge(case)) for _, scorer, case in asked])
+    judged = yield from gather([run_task(scorer.judge(case)) for _, scorer, case in asked])
     found: Judged = {case.explanation.feature: ([], []) for case in cases}
     for (feature, scorer, _), judgements in zip(asked, judged, strict=True):
         scores, kept = found[feature]
-        signed = [_by_llm(part, desk) for part in judgements] if scorer.stored else list(judgements)
+        signed = [_by_llm(part, client) for part in judgements] if scorer.stored else list(judgements)
         scores += measure(signed)
         kept += signed if scorer.stored else []
     return found
 
 
-def _by_llm(judgements: Judgements, desk: Desk | None) -> Judgements:
-    if desk is None or "calls" not in judgements.provenance:
+def _by_llm(judgements: Judgements, client: LLMClient | None) -> Judgements:
+    if client is None or "calls" not in judgements.provenance:
         return judgements
-    llm = {"llm": desk.llm.model, "endpoint": desk.llm.endpoint}
+    llm = {"llm": client.llm.model, "endpoint": client.llm.endpoint}
     return replace(judgements, provenance={**judgements.provenance, **llm})
 
 
-def _signed(made: Explanation, job: Job, bench: Bench) -> Explanation:
+def _signed(made: Explanation, job: Job, loader: EvidenceLoader) -> Explanation:
     """The explanation with where it comes from."""
-    llm = {} if job.desk is None else {"llm": job.desk.llm.model, "endpoint": job.desk.llm.endpoint}
-    again = {"attempt": len(bench.store.explanations(made.feature)) + 1} if job.redo else {}
+    llm = {} if job.client is None else {"llm": job.client.llm.model, "endpoint": job.client.llm.endpoint}
+    again = {"attempt": len(loader.store.explanations(made.feature)) + 1} if job.redo else {}
     provenance = {
         "key": job.key,
         "settings": dict(job.explainer.settings),
-        "model": bench.subject.revision,
-        "background": len(bench.background.ids),
+        "model": loader.subject.revision,
+        "background": len(loader.background.ids),
         "libraries": {name: version(name) for name in ("neuronaut", "torch", "transformers", "numpy")},
     }
     return replace(made, provenance={**made.provenance, **provenance, **llm, **again})
@@ -226,7 +228,9 @@ def _keep_prompts(job: Job) -> None:
         job.store.keep_prompt(prompt.hash, prompt.name, prompt.text)
 
 
-def opened(store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None) -> Source:
+def open_harvested(
+    store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None
+) -> Source:
     """The source, open already or opened as the store knows it; an error if it is not the one that was harvested."""
     source = (sources or {}).get(source_id) or open_stored(store, subject, source_id)
     revision = getattr(source, "revision", "")
@@ -262,14 +266,16 @@ def score(
     subject: Subject,
     *,
     scorers: Sequence[Scorer],
-    desk: Desk | None = None,
+    client: LLMClient | None = None,
     sources: Mapping[SourceId, Source] | None = None,
 ) -> Iterator[Result]:
     """Score the best explanation of each feature again and add the scores; features without one are passed over."""
     for scorer in scorers:
         for prompt in scorer.prompts:
             store.keep_prompt(prompt.hash, prompt.name, prompt.text)
-    for group in answered(_parts(features, store, subject, scorers, desk, sources), desk):
+    for group in answered(
+        _parts(features, store=store, subject=subject, scorers=scorers, client=client, sources=sources), client
+    ):
         with store.transaction():
             for scored in group:
                 store.add_scores(scored.id, scored.result.scores)
@@ -282,24 +288,27 @@ def _parts(
     store: Store,
     subject: Subject,
     scorers: Sequence[Scorer],
-    desk: Desk | None,
+    client: LLMClient | None,
     sources: Mapping[SourceId, Source] | None,
-) -> Iterator[Asking[list[_Scored]]]:
+) -> Iterator[LLMTask[list[_Scored]]]:
     for source_id, group in groupby(sorted(features, key=lambda f: str(f.source)), key=lambda f: f.source):
-        bench = Bench(store, subject, opened(store, subject, source_id, sources))
+        loader = EvidenceLoader(store, subject, open_harvested(store, subject, source_id, sources))
         members = [(f, best) for f in group if (best := store.best(f)) is not None and best.explanation.text]
-        size = CHUNK if desk is None else PART
+        size = CHUNK if client is None else PART
         for start in range(0, len(members), size):
-            yield _scored(bench, dict(members[start : start + size]), scorers, desk)
+            yield _scored(loader, dict(members[start : start + size]), scorers, client)
 
 
 def _scored(
-    bench: Bench, best: Mapping[Feature, StoredExplanation], scorers: Sequence[Scorer], desk: Desk | None
-) -> Asking[list[_Scored]]:
-    evidence = [bench.store.evidence(feature) for feature in best]
+    loader: EvidenceLoader,
+    best: Mapping[Feature, StoredExplanation],
+    scorers: Sequence[Scorer],
+    client: LLMClient | None,
+) -> LLMTask[list[_Scored]]:
+    evidence = [loader.store.evidence(feature) for feature in best]
     explanations = {feature: stored.explanation for feature, stored in best.items()}
-    cases = bench.cases(bench.train(evidence), explanations, bench.judged(evidence), elsewhere=True)
-    judged = yield from scoring(scorers, cases, desk)
+    cases = loader.cases(loader.train(evidence), explanations, loader.holdouts(evidence), elsewhere=True)
+    judged = yield from scoring(scorers, cases, client)
     return [
         _Scored(stored.id, Result(feature, stored.explanation, judged[feature][0]), judged[feature][1])
         for feature, stored in best.items()

@@ -20,12 +20,12 @@ from ..explainers.examples import active_windows
 from ..explainers.explainer import Explainer, TrainBatch, TrainEvidence
 from ..llm.prompt import Prompt
 from ..llm.render import active, excerpt, fenced, marked, strongest
-from ..llm.tasks import Asking, settled
+from ..llm.tasks import LLMTask, run_task
 from ..llm.types import Chat, Reply, Sampling
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature
-from .inputs import Bench
-from .selection import AtBench, Chooser, Seated, better
+from .inputs import EvidenceLoader
+from .selection import BoundExplainer, Chooser, SelectingExplainer, better
 
 SENTENCES = 10
 """Trial sentences in a round."""
@@ -48,7 +48,7 @@ class Refine:
 
     def __init__(
         self,
-        inner: Explainer | Seated,
+        inner: Explainer | SelectingExplainer,
         scorer: Scorer,
         *,
         rounds: int = 2,
@@ -72,18 +72,18 @@ class Refine:
             "chosen_by": [self._scorer.name, self._scorer.settings],
         }
 
-    def at(self, bench: Bench) -> Explainer:
-        """The explainer at this bench."""
-        return AtBench(self, lambda batch: self._explain(bench, batch))
+    def bind(self, loader: EvidenceLoader) -> Explainer:
+        """The explainer, bound to the evidence it chooses on."""
+        return BoundExplainer(self, lambda batch: self._explain(loader, batch))
 
-    def _explain(self, bench: Bench, batch: TrainBatch) -> Asking[list[Explanation]]:
-        inner = self._inner.at(bench) if isinstance(self._inner, Seated) else self._inner
-        made = yield from settled(inner.explain(batch))
+    def _explain(self, loader: EvidenceLoader, batch: TrainBatch) -> LLMTask[list[Explanation]]:
+        inner = self._inner.bind(loader) if isinstance(self._inner, SelectingExplainer) else self._inner
+        made = yield from run_task(inner.explain(batch))
         current = {e.feature: replace(e, explainer=self.name) for e in made}
-        chooser = Chooser(self._scorer, bench, batch)
+        chooser = Chooser(self._scorer, loader, batch)
         judged = yield from chooser.judge(current)
         for _ in range(self._rounds):
-            revised = yield from self._round(current, bench, batch)
+            revised = yield from self._round(current, loader, batch)
             again = yield from chooser.judge(revised)
             for feature, revision in revised.items():
                 difference, low, keep = (
@@ -104,13 +104,13 @@ class Refine:
         return list(current.values())
 
     def _round(
-        self, current: Mapping[Feature, Explanation], bench: Bench, batch: TrainBatch
-    ) -> Asking[dict[Feature, Explanation]]:
+        self, current: Mapping[Feature, Explanation], loader: EvidenceLoader, batch: TrainBatch
+    ) -> LLMTask[dict[Feature, Explanation]]:
         """A revision of every explanation that has a text and could be tested."""
         parts = {part.feature: part for part in batch.features}
         texts = [feature for feature, explanation in current.items() if explanation.text is not None]
         asked = yield [self._sentences(current[feature], parts[feature]) for feature in texts]
-        tests = tested({f: _sentences(reply) for f, reply in zip(texts, asked, strict=True)}, bench)
+        tests = tested({f: _sentences(reply) for f, reply in zip(texts, asked, strict=True)}, loader)
         texts = [feature for feature in texts if tests[feature]]
         replies = yield [self._revision(current[feature], parts[feature], tests[feature]) for feature in texts]
         return {
@@ -144,9 +144,11 @@ def default_prompt(name: str) -> Prompt:
     return Prompt.load(Path(__file__).with_name(f"{name}.md"))
 
 
-def tested(sentences: Mapping[Feature, Sequence[tuple[bool, str]]], bench: Bench) -> dict[Feature, list[Trial]]:
+def tested(
+    sentences: Mapping[Feature, Sequence[tuple[bool, str]]], loader: EvidenceLoader
+) -> dict[Feature, list[Trial]]:
     """Run texts through the subject, all of them together: what each feature did on its own ones."""
-    subject, width = bench.subject, bench.background.ids.shape[1]
+    subject, width = loader.subject, loader.background.ids.shape[1]
     rows = [
         (feature, expected, ids)
         for feature, found in sentences.items()
@@ -158,10 +160,18 @@ def tested(sentences: Mapping[Feature, Sequence[tuple[bool, str]]], bench: Bench
         return tests
     # Padding stands after the text, where a causal model cannot see it from within.
     tokens = np.array([ids + [ids[0]] * (width - len(ids)) for _, _, ids in rows], np.int64)
-    found = read_own(subject, bench.source, tokens, np.array([feature.index for feature, _, _ in rows]))
+    found = read_own(subject, loader.source, tokens, np.array([feature.index for feature, _, _ in rows]))
     for (feature, expected, ids), row in zip(rows, found, strict=True):
         values = (-1.0 if feature.negative else 1.0) * row[: len(ids)]
-        example = Example(subject.decode_tokens(ids), np.array(ids), values, "random", "train", "", "")
+        example = Example(
+            tokens=subject.decode_tokens(ids),
+            ids=np.array(ids),
+            activations=values,
+            kind="random",
+            split="train",
+            document="",
+            window="",
+        )
         tests[feature].append(Trial(expected, example))
     return tests
 

@@ -12,14 +12,14 @@ from typing import NamedTuple
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer
-from ..llm.client import Desk
-from ..llm.tasks import Asking, settled
+from ..llm.client import LLMClient
+from ..llm.tasks import LLMTask, run_task
 from ..llm.types import Chat, Message, Reply, Request
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .inputs import Bench
-from .selection import Seated
+from .inputs import EvidenceLoader
+from .selection import SelectingExplainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +67,20 @@ class Reproduced(NamedTuple):
 
 
 def reproduce(
-    store: Store, subject: Subject, source: Source, stored: StoredExplanation, explainer: Explainer | Seated
+    store: Store, subject: Subject, source: Source, stored: StoredExplanation, explainer: Explainer | SelectingExplainer
 ) -> Reproduced:
     """Make a stored explanation again. Raises NeuronautError where a request would not be the one that was sent."""
     provenance = stored.explanation.provenance
-    desk = Desk(Absent(str(provenance["llm"]), str(provenance["endpoint"])), store.calls)
-    bench = Bench(store, subject, source)
-    batch = bench.train([store.evidence(stored.explanation.feature)])
+    client = LLMClient(Absent(str(provenance["llm"]), str(provenance["endpoint"])), store.calls)
+    loader = EvidenceLoader(store, subject, source)
+    batch = loader.train([store.evidence(stored.explanation.feature)])
     asked: list[Request] = []
-    seated = explainer.at(bench) if isinstance(explainer, Seated) else explainer
-    made = desk.ask(_listened(settled(seated.explain(batch)), asked))
+    seated = explainer.bind(loader) if isinstance(explainer, SelectingExplainer) else explainer
+    made = client.ask(_listened(run_task(seated.explain(batch)), asked))
     if made is None:
         raise NeuronautError("the explanation could not be made again")
-    replies = desk.known(asked)
-    chats = [(desk.key(request), request) for request in asked if isinstance(request, Chat)]
+    replies = client.known(asked)
+    chats = [(client.key(request), request) for request in asked if isinstance(request, Chat)]
     told = [Asked(key, chat.prompt, chat.messages, replies[key].text) for key, chat in chats if key in replies]
     own = provenance.get("calls")
     missing = set(own) - {one.key for one in told} if isinstance(own, list) else set()
@@ -92,12 +92,12 @@ def reproduce(
     return Reproduced(told, made[0].text, made[0].text == stored.explanation.text)
 
 
-def _listened(asking: Asking[list], heard: list[Request]) -> Asking[list]:
-    """The asking, with every request written down."""
+def _listened(task: LLMTask[list], heard: list[Request]) -> LLMTask[list]:
+    """The task, with every request written down."""
     replies: Sequence[Reply] | None = None
     while True:
         try:
-            requests = next(asking) if replies is None else asking.send(replies)
+            requests = next(task) if replies is None else task.send(replies)
         except StopIteration as stop:
             return stop.value
         heard += requests

@@ -14,17 +14,17 @@ import numpy as np
 from ..data.records import Explanation, Judgements
 from ..explainers.explainer import Explainer, TrainBatch
 from ..llm.prompt import Prompt
-from ..llm.tasks import Asking, settled, together
+from ..llm.tasks import LLMTask, gather, run_task
 from ..scorers.holdout import Holdout
 from ..scorers.metrics import difference
 from ..scorers.scorer import Scorer, measure
 from ..subject.address import Feature
-from .inputs import Bench
+from .inputs import EvidenceLoader
 
 
 @runtime_checkable
-class Seated(Protocol):
-    """An explainer that needs a bench beside the training side, to choose on `select`."""
+class SelectingExplainer(Protocol):
+    """An explainer that needs a loader beside the training side, to choose on `select`."""
 
     @property
     def name(self) -> str: ...
@@ -35,8 +35,8 @@ class Seated(Protocol):
     @property
     def prompts(self) -> tuple[Prompt, ...]: ...
 
-    def at(self, bench: Bench) -> Explainer:
-        """The explainer at this bench."""
+    def bind(self, loader: EvidenceLoader) -> Explainer:
+        """The explainer, bound to the evidence it chooses on."""
         ...
 
 
@@ -52,20 +52,20 @@ class Judged(NamedTuple):
 class Chooser:
     """Judges explanations on `select` with one scorer, the same for all."""
 
-    def __init__(self, scorer: Scorer, bench: Bench, batch: TrainBatch) -> None:
+    def __init__(self, scorer: Scorer, loader: EvidenceLoader, batch: TrainBatch) -> None:
         """`scorer` needs no controls: only what it says of the explanation itself counts."""
-        self._scorer, self._bench, self._batch = scorer, bench, batch
+        self._scorer, self._loader, self._batch = scorer, loader, batch
         self._select: dict[Feature, Holdout] = {}
 
-    def judge(self, explanations: Mapping[Feature, Explanation]) -> Asking[dict[Feature, Judged]]:
+    def judge(self, explanations: Mapping[Feature, Explanation]) -> LLMTask[dict[Feature, Judged]]:
         """The features that have a text, judged."""
         texts = {feature: made for feature, made in explanations.items() if made.text is not None}
         missing = [feature for feature in texts if feature not in self._select]
         if missing:
-            evidence = [self._bench.store.evidence(feature) for feature in missing]
-            self._select |= self._bench.judged(evidence, split="select")
-        cases = self._bench.cases(self._batch, texts, self._select) if texts else []
-        judged = yield from together([settled(self._scorer.judge(case)) for case in cases])
+            evidence = [self._loader.store.evidence(feature) for feature in missing]
+            self._select |= self._loader.holdouts(evidence, split="select")
+        cases = self._loader.cases(self._batch, texts, self._select) if texts else []
+        judged = yield from gather([run_task(self._scorer.judge(case)) for case in cases])
         return {case.explanation.feature: _own(part) for case, part in zip(cases, judged, strict=True)}
 
 
@@ -93,15 +93,15 @@ class BestOf:
             "chosen_by": [self._scorer.name, self._scorer.settings],
         }
 
-    def at(self, bench: Bench) -> Explainer:
-        """The explainer at this bench."""
-        return AtBench(self, lambda batch: self._explain(bench, batch))
+    def bind(self, loader: EvidenceLoader) -> Explainer:
+        """The explainer, bound to the evidence it chooses on."""
+        return BoundExplainer(self, lambda batch: self._explain(loader, batch))
 
-    def _explain(self, bench: Bench, batch: TrainBatch) -> Asking[list[Explanation]]:
-        drawn = yield from together([settled(draw.explain(batch)) for draw in self._draws])
+    def _explain(self, loader: EvidenceLoader, batch: TrainBatch) -> LLMTask[list[Explanation]]:
+        drawn = yield from gather([run_task(draw.explain(batch)) for draw in self._draws])
         candidates = [{made.feature: made for made in explanations} for explanations in drawn]
-        chooser = Chooser(self._scorer, bench, batch)
-        judged = yield from together([chooser.judge(texts) for texts in candidates])
+        chooser = Chooser(self._scorer, loader, batch)
+        judged = yield from gather([chooser.judge(texts) for texts in candidates])
         return [self._best(part.feature, candidates, judged) for part in batch.features]
 
     def _best(
@@ -128,14 +128,14 @@ class BestOf:
         )
 
 
-class AtBench:
+class BoundExplainer:
     """An explainer whose work is a function of the batch."""
 
-    def __init__(self, named: Seated, explain: Callable[[TrainBatch], Asking[list[Explanation]]]) -> None:
+    def __init__(self, named: SelectingExplainer, explain: Callable[[TrainBatch], LLMTask[list[Explanation]]]) -> None:
         self.name, self.settings, self.prompts = named.name, named.settings, named.prompts
         self._explain = explain
 
-    def explain(self, batch: TrainBatch) -> Asking[list[Explanation]]:
+    def explain(self, batch: TrainBatch) -> LLMTask[list[Explanation]]:
         """One explanation per feature, in order."""
         return self._explain(batch)
 

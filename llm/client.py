@@ -1,4 +1,4 @@
-"""The desk: where whatever code asks of a language model is answered, once.
+"""The client: answers what code asks of a language model, each request once.
 
 A request is looked up in the log first, and only what is not answered there goes to the model, within the
 budget; whatever comes back is written down before anyone uses it. Many tasks are open at a time, as many as keep
@@ -27,7 +27,7 @@ from ..data.store.calls import Call, CallLog
 from ..data.store.writing import clean
 from ..subject.errors import NeuronautError
 from .prices import Budget, Price, cost, price_of
-from .tasks import Asking
+from .tasks import LLMTask
 from .types import LLM, Chat, Message, Probe, Reply, Request, Status, TokenLogprobs, ToolCall, request_key
 
 T = TypeVar("T")
@@ -58,15 +58,15 @@ class Spent:
 
 @dataclass(slots=True)
 class _Task(Generic[T]):
-    """An asking that waits for the replies of its round."""
+    """A task that waits for the replies of its round."""
 
-    asking: Asking[T]
+    steps: LLMTask[T]
     replies: list[Reply | None] = field(default_factory=list)
     left: int = 0
 
 
-class Desk:
-    """Answers askings through a log, a budget and a language model."""
+class LLMClient:
+    """Answers tasks through a log, a budget and a language model."""
 
     def __init__(
         self,
@@ -93,13 +93,13 @@ class Desk:
         self.ahead, self._lock = ahead, Lock()
         self._rehearsed: dict[str, Reply] = {}
 
-    def run(self, tasks: Iterable[Asking[T]]) -> Iterator[T]:
+    def run(self, tasks: Iterable[LLMTask[T]]) -> Iterator[T]:
         """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none."""
         return _Run(self, tasks).results()
 
-    def ask(self, asking: Asking[T]) -> T | None:
-        """The result of one asking; None where the budget or a batch left it open."""
-        return next(self.run([asking]), None)
+    def ask(self, task: LLMTask[T]) -> T | None:
+        """The result of one task; None where the budget or a batch left it open."""
+        return next(self.run([task]), None)
 
     def key(self, request: Request) -> str:
         """What the log knows a request by."""
@@ -195,10 +195,10 @@ class Desk:
 
 
 class _Run(Generic[T]):
-    """One run of the desk over tasks."""
+    """One run of the client over tasks."""
 
-    def __init__(self, desk: Desk, tasks: Iterable[Asking[T]]) -> None:
-        self._desk, self._tasks = desk, iter(tasks)
+    def __init__(self, client: LLMClient, tasks: Iterable[LLMTask[T]]) -> None:
+        self._client, self._tasks = client, iter(tasks)
         self._waiting: deque[tuple[Request, str, _Task[T], int]] = deque()
         self._flying: dict[Future[Reply], str] = {}
         self._same: dict[str, list[tuple[_Task[T], int]]] = {}
@@ -216,35 +216,35 @@ class _Run(Generic[T]):
                 self._begin_next()
             elif self._flying:
                 self._collect()
-            elif not self._waiting or self._desk.stopped:
+            elif not self._waiting or self._client.stopped:
                 break
 
     def _wants_tasks(self) -> bool:
-        if self._desk.mode != "rehearsal" and not self._desk.may_call():
+        if self._client.mode != "rehearsal" and not self._client.may_call():
             self._more = False
             return False
-        busy = len(self._waiting) + len(self._flying) >= self._desk.llm.in_flight
-        return not busy or self._open < self._desk.ahead
+        busy = len(self._waiting) + len(self._flying) >= self._client.llm.in_flight
+        return not busy or self._open < self._client.ahead
 
     def _begin_next(self) -> None:
-        asking = next(self._tasks, None)
-        if asking is None:
+        steps = next(self._tasks, None)
+        if steps is None:
             self._more = False
             return
         self._open += 1
-        self._advance(_Task(asking), None)
+        self._advance(_Task(steps), None)
 
     def _advance(self, task: _Task[T], replies: list[Reply] | None) -> None:
         """Let a task go on, as far as it comes with what is in the log."""
         try:
-            requests = next(task.asking) if replies is None else task.asking.send(replies)
+            requests = next(task.steps) if replies is None else task.steps.send(replies)
         except StopIteration as stop:
             self._open -= 1
             self._done.append(stop.value)
             return
-        desk = self._desk
-        keys, known = [desk.key(request) for request in requests], desk.known(requests)
-        desk.spent.cached += sum(key in known for key in keys)
+        client = self._client
+        keys, known = [client.key(request) for request in requests], client.known(requests)
+        client.spent.cached += sum(key in known for key in keys)
         task.replies = [known.get(key) for key in keys]
         task.left = task.replies.count(None)
         for place, (request, key) in enumerate(zip(requests, keys, strict=True)):
@@ -255,26 +255,26 @@ class _Run(Generic[T]):
 
     def _send(self) -> None:
         """Send, rehearse or set aside what waits."""
-        desk = self._desk
-        while self._waiting and (desk.mode != "live" or len(self._flying) < desk.llm.in_flight):
+        client = self._client
+        while self._waiting and (client.mode != "live" or len(self._flying) < client.llm.in_flight):
             request, key, task, place = self._waiting.popleft()
-            if key in desk.outbox:
+            if key in client.outbox:
                 continue
             if key in self._same:
                 self._same[key].append((task, place))
-            elif known := desk.known([request]):
+            elif known := client.known([request]):
                 # An equal request was answered while this one waited.
                 self._deliver(known[key], task, place)
-            elif desk.mode == "rehearsal":
-                self._deliver(desk.rehearse(request), task, place)
-            elif not desk.may_call():
+            elif client.mode == "rehearsal":
+                self._deliver(client.rehearse(request), task, place)
+            elif not client.may_call():
                 self._waiting.appendleft((request, key, task, place))
                 return
-            elif desk.mode == "deferred":
-                desk.set_aside(request, key)
+            elif client.mode == "deferred":
+                client.set_aside(request, key)
             else:
                 self._same[key] = [(task, place)]
-                self._flying[desk.call(request)] = key
+                self._flying[client.call(request)] = key
 
     def _collect(self) -> None:
         """Wait for a reply, and hand every one that is there to those who wait for it."""
@@ -314,35 +314,35 @@ def call_of(
     }
     spent = cost(price, reply.input_tokens, reply.output_tokens, batch=batch) if price else None
     return Call(
-        reply.key,
-        model,
-        endpoint,
-        request.prompt,
-        json.dumps(request.says(), ensure_ascii=False),
-        reply.status,
-        reply.text,
-        reply.reason,
-        reply.input_tokens,
-        reply.output_tokens,
-        reply.seconds,
-        spent,
-        detail,
+        key=reply.key,
+        model=model,
+        endpoint=endpoint,
+        prompt=request.prompt,
+        request=json.dumps(request.says(), ensure_ascii=False),
+        status=reply.status,
+        reply=reply.text,
+        reason=reply.reason,
+        input_tokens=reply.input_tokens,
+        output_tokens=reply.output_tokens,
+        seconds=reply.seconds,
+        cost=spent,
+        detail=detail,
     )
 
 
 def reply_of(call: Call) -> Reply:
     """A reply as it came."""
     return Reply(
-        cast("Status", call.status),
-        call.reply,
-        call.reason,
-        call.input_tokens,
-        call.output_tokens,
-        call.seconds,
-        tuple(TokenLogprobs(token, top) for token, top in call.detail["logprobs"]),
-        tuple(tuple(row) for row in call.detail["probabilities"]),
+        status=cast("Status", call.status),
+        text=call.reply,
+        reason=call.reason,
+        input_tokens=call.input_tokens,
+        output_tokens=call.output_tokens,
+        seconds=call.seconds,
+        logprobs=tuple(TokenLogprobs(token, top) for token, top in call.detail["logprobs"]),
+        probabilities=tuple(tuple(row) for row in call.detail["probabilities"]),
         # Logs of before there were tools have no calls.
-        tuple(ToolCall(**one) for one in call.detail.get("calls", ())),
-        call.key,
-        call.detail["raw"],
+        calls=tuple(ToolCall(**one) for one in call.detail.get("calls", ())),
+        key=call.key,
+        raw=call.detail["raw"],
     )

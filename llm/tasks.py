@@ -2,7 +2,7 @@
 
 Such code is a generator: it yields the requests that it needs next, all of them together, and is sent their
 replies in the same order; what it returns is its result. So it neither waits nor knows of threads,
-retries, caches or budgets. `together` lets many ask side by side, and `Desk` (client.py) answers.
+retries, caches or budgets. `gather` lets many ask side by side, and `LLMClient` (client.py) answers.
 """
 
 from collections.abc import Generator, Sequence
@@ -12,17 +12,17 @@ from .types import Reply, Request
 
 T = TypeVar("T")
 
-Asking = Generator[Sequence[Request], Sequence[Reply], T]
+LLMTask = Generator[Sequence[Request], Sequence[Reply], T]
 """Yields requests, receives their replies in order, returns a T."""
 
 
-def settled(value: list[T] | Asking[list[T]]) -> Asking[list[T]]:
-    """The list, or what the asking comes to."""
+def run_task(value: list[T] | LLMTask[list[T]]) -> LLMTask[list[T]]:
+    """Returns the list, or runs the task and returns its result."""
     return value if isinstance(value, list) else (yield from value)
 
 
-def together(parts: Sequence[Asking[T]]) -> Asking[list[T]]:
-    """Run several askings side by side; each round puts the requests of all that are not done into one."""
+def gather(parts: Sequence[LLMTask[T]]) -> LLMTask[list[T]]:
+    """Run tasks side by side; each round asks what all unfinished tasks need in one batch of requests."""
     results: dict[int, T] = {}
     waiting: dict[int, Sequence[Request]] = {}
 

@@ -176,7 +176,7 @@ class Reply:
     calls: tuple[ToolCall, ...] = ()
     """The calls that the model made in the server's own form; calling.py also finds one that is in the text."""
     key: str = ""
-    """Of the request, as the log knows it; set by the desk."""
+    """Of the request, as the log knows it; set by the client."""
     raw: Mapping[str, object] = field(default_factory=dict)
     """What else the server said that is worth keeping, for example its name of the model."""
 

@@ -75,12 +75,12 @@ def _phrase(clause: Clause, *, shown: int) -> str:
     named = _named(clause)
     head, graded = _named_head(clause, named, shown=shown) if named else _kind_head(clause, shown=shown)
     around = [condition for condition in clause.when if not _is_current(condition) and condition != _ANYWHERE]
-    conditions = listed(modifiers(around, shown=shown), "and", shown=shown + 1, more="condition")
+    conditions = join_items(modifiers(around, shown=shown), "and", shown=shown + 1, more="condition")
     if graded and conditions:
         conditions = f"in each case {conditions}"
     text = (", " if graded else " ").join(filter(None, [head, conditions])) or "on every token"
     told = [condition for condition in clause.unless if not (named and _is_current(condition))]
-    exempt = listed([modifier(c, shown=min(shown, 3)) for c in told], "or", shown=shown + 1, more="exception")
+    exempt = join_items([modifier(c, shown=min(shown, 3)) for c in told], "or", shown=shown + 1, more="exception")
     return f"{text}, except {exempt}" if exempt else text
 
 
@@ -170,7 +170,7 @@ def _instance(clause: Clause, example: str | None) -> str:
 def _ending(rule: Rule, *, top: float) -> str:
     """What is told of all clauses together: their exceptions, and a level elsewhere that is far from zero."""
     exceptions = rule.unless if len(rule.any) > 1 else ()
-    never = listed([modifier(c, shown=3) for c in exceptions], "or", shown=2, more="exception")
+    never = join_items([modifier(c, shown=3) for c in exceptions], "or", shown=2, more="exception")
     share = rule.floor / top if top > 0 else 0.0
     return (f"; never {never}" if never else "") + (f"; elsewhere at {share:.0%} of that" if share >= 0.1 else "")
 
@@ -220,7 +220,7 @@ def visible(text: str) -> str:
     return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
 
 
-def listed(items: Sequence[str], joint: str, *, shown: int, more: str) -> str:
+def join_items(items: Sequence[str], joint: str, *, shown: int, more: str) -> str:
     """`a, b and c`, or `a, b and 7 more words`: at most `shown` members, the count of what is left included."""
     if len(items) > max(shown, 1):
         kept = items[: max(shown - 1, 1)]
@@ -232,7 +232,7 @@ def listed(items: Sequence[str], joint: str, *, shown: int, more: str) -> str:
 def tokens(strings: Sequence[str], joint: str, *, shown: int) -> str:
     """Tokens in backticks; of a long set the first ones, and how many more of which kind there are."""
     kind = next((noun for name, noun in _MEMBERS.items() if all(map(CLASSES[name], strings))), "token")
-    return listed([*map(visible, strings)], joint, shown=shown, more=kind)
+    return join_items([*map(visible, strings)], joint, shown=shown, more=kind)
 
 
 def modifiers(conditions: Iterable[Condition], *, shown: int) -> list[str]:

@@ -107,5 +107,9 @@ def disagreements(rule: Rule, observed: Observed, *, vocabulary: Sequence[str], 
         bad = [i for i in at if wrong[i]]
         error = float(np.mean(true[bad] - told[bad]))
         involved = tuple(dict.fromkeys(rows[bad].tolist()))
-        made.append(Disagreement(vocabulary[token], offset, error, len(bad), len(at), involved))
+        made.append(
+            Disagreement(
+                token=vocabulary[token], offset=offset, error=error, wrong=len(bad), measured=len(at), rows=involved
+            )
+        )
     return sorted(made, key=lambda d: (-abs(d.error) * d.wrong**2 / d.measured, -d.offset, d.token))

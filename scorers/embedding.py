@@ -64,14 +64,14 @@ class Embedding:
         true = np.arange(1, len(parts) + 1) % 2
         middle = np.median(cosines) if len(cosines) else 0.0
         return Judgements(
-            self.name,
-            self.examples,
-            role,
-            "class",
-            true.astype(np.float32)[:, None],
-            ((1 + (cosines - middle) / 2) / 2).astype(np.float32)[:, None],
-            0.5,
-            tuple(part.example.window for part in parts),
-            missing,
-            self._made,
+            scorer=self.name,
+            examples=self.examples,
+            role=role,
+            kind="class",
+            true=true.astype(np.float32)[:, None],
+            predicted=((1 + (cosines - middle) / 2) / 2).astype(np.float32)[:, None],
+            threshold=0.5,
+            windows=tuple(part.example.window for part in parts),
+            missing=missing,
+            provenance=self._made,
         )

@@ -107,7 +107,15 @@ def build(
 def _examples(drawn: Sequence[tuple[NDArray, NDArray, str]], vocabulary: tuple[str, ...]) -> list[Example]:
     """Random windows as examples."""
     return [
-        Example(tuple(vocabulary[i] for i in ids), ids, own, "random", "holdout", "", digest)
+        Example(
+            tokens=tuple(vocabulary[i] for i in ids),
+            ids=ids,
+            activations=own,
+            kind="random",
+            split="holdout",
+            document="",
+            window=digest,
+        )
         for ids, own, digest in drawn
     ]
 

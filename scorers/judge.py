@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..data.records import Judgements, Role
 from ..llm.prompt import Prompt
 from ..llm.render import fenced
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Reply, Sampling
 from .holdout import Holdout
 from .pairs import FEWEST, LENGTH
@@ -129,7 +129,7 @@ class Judge(ABC):
         """The prompts of a quiz for one explanation, which is put on one line."""
         return [self._chat([quiz.questions[i] for i in group], " ".join(explanation.split())) for group in quiz.rounds]
 
-    def judge(self, case: Case) -> Asking[list[Judgements]]:
+    def judge(self, case: Case) -> LLMTask[list[Judgements]]:
         """Judgements of the explanation and of its controls; none of an explanation without text."""
         texts = wordings(case, controls=self._controls, nothing=NOTHING)
         if not texts:
@@ -177,16 +177,16 @@ class Judge(ABC):
                 else:
                     missing[verdict.missing] += len(self.scored)
         return Judgements(
-            self.name,
-            self.examples,
-            role,
-            "class",
-            quiz.true,
-            predicted.reshape(quiz.true.shape),
-            0.5,
-            quiz.windows,
-            dict(missing),
-            {**self._asked, "calls": [reply.key for reply in replies]},
+            scorer=self.name,
+            examples=self.examples,
+            role=role,
+            kind="class",
+            true=quiz.true,
+            predicted=predicted.reshape(quiz.true.shape),
+            threshold=0.5,
+            windows=quiz.windows,
+            missing=dict(missing),
+            provenance={**self._asked, "calls": [reply.key for reply in replies]},
         )
 
     def _verdicts(self, reply: Reply, count: int) -> list[Verdict]:

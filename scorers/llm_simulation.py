@@ -1,10 +1,10 @@
 """Simulation scoring by a language model, as published: it reads an explanation and predicts each token's activation.
 
-The highest-peaking holdout windows and as many random ones are simulated ("top_random"); the random half of
-the same judgements is the set "random". The truth is the raw activation, the prediction the expected value on the
-simulator's scale (0 to 10), so the correlation is the preferred score and nothing is calibrated (see bills.py).
-The same simulator is asked twice more, without an explanation and with another feature's: what those score is
-what the score of this explanation is worth. How the model is asked is the backend's part.
+The highest-peaking holdout windows and as many random ones are simulated ("top_random"); the random half of the same
+judgements is the set "random". The truth is the raw activation, the prediction the expected value on the simulator's
+scale (0 to 10), so the correlation is the preferred score and nothing is calibrated (see published_metrics.py). The
+same simulator is asked twice more, without an explanation and with another feature's: what those score is what the
+score of this explanation is worth. How the model is asked is the backend's part.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..data.records import Example, Judgements, Role
 from ..llm.prompt import Prompt
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..llm.types import Reply, Request
 from .holdout import Holdout
 from .scorer import Case
@@ -93,7 +93,7 @@ class LLMSimulator:
     def prompts(self) -> tuple[Prompt, ...]:
         return (self._backend.prompt,)
 
-    def judge(self, case: Case) -> Asking[list[Judgements]]:
+    def judge(self, case: Case) -> LLMTask[list[Judgements]]:
         """Predictions by the explanation, the baselines and the controls, on "top_random" and "random".
 
         Nothing is asked about an explanation without text.
@@ -142,7 +142,17 @@ class LLMSimulator:
                 **_means(readings[part]),
             }
             reasons = dict(missing) if windows else {"no holdout windows": 1}
-            found.append(self._laid(case, name, role, windows[part], predicted[part], reasons, provenance))
+            found.append(
+                self._laid(
+                    case,
+                    examples=name,
+                    role=role,
+                    windows=windows[part],
+                    predicted=predicted[part],
+                    missing=reasons,
+                    provenance=provenance,
+                )
+            )
         return found
 
     def _free(self, case: Case, windows: Sequence[Example]) -> list[Judgements]:
@@ -151,7 +161,15 @@ class LLMSimulator:
             return []
         known = token_predictions(case.baselines, np.stack([w.ids for w in windows]))
         return [
-            self._laid(case, name, role, windows[part], predicted[part], {}, {"by": "table"})
+            self._laid(
+                case,
+                examples=name,
+                role=role,
+                windows=windows[part],
+                predicted=predicted[part],
+                missing={},
+                provenance={"by": "table"},
+            )
             for role, predicted in known.items()
             for name, part in _sets(windows).items()
         ]
@@ -169,16 +187,16 @@ class LLMSimulator:
         true = _grid([w.activations for w in windows])
         digests = tuple(w.window for w in windows)
         return Judgements(
-            self.name,
-            examples,
-            role,
-            "activation",
-            true,
-            predicted,
-            case.holdout.peak / 2,
-            digests,
-            missing,
-            provenance,
+            scorer=self.name,
+            examples=examples,
+            role=role,
+            kind="activation",
+            true=true,
+            predicted=predicted,
+            threshold=case.holdout.peak / 2,
+            windows=digests,
+            missing=missing,
+            provenance=provenance,
         )
 
 

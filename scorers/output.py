@@ -32,7 +32,7 @@ from ..data.records import Example, Judgements, Role
 from ..explainers.output import LENGTH, STRENGTH, WRITTEN, quoted
 from ..llm.prompt import Prompt
 from ..llm.render import fenced
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Reply, Sampling
 from ..subject.address import Feature, SourceId
 from ..subject.directions import direction, promoted
@@ -196,7 +196,7 @@ class OutputScorer:
         hashes = {prompt.name: prompt.hash for prompt in self.prompts}
         return {"prompt": hashes, "rivals": self._rivals, "seed": self._seed, **SETTINGS}
 
-    def judge(self, case: Case) -> Asking[list[Judgements]]:
+    def judge(self, case: Case) -> LLMTask[list[Judgements]]:
         """Judgements on "tokens" and on "continuations"; none of an explanation without text."""
         texts = wordings(case, controls=self._controls, nothing=NOTHING)
         if not texts:
@@ -245,7 +245,16 @@ class OutputScorer:
         predicted = np.array(read, np.float32).reshape(shape)
         provenance = {**self._asked, "calls": [reply.key for reply in replies]}
         return Judgements(
-            self.name, examples, role, "class", true, predicted, 0.5, found.windows, dict(missing), provenance
+            scorer=self.name,
+            examples=examples,
+            role=role,
+            kind="class",
+            true=true,
+            predicted=predicted,
+            threshold=0.5,
+            windows=found.windows,
+            missing=dict(missing),
+            provenance=provenance,
         )
 
 

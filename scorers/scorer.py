@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.records import Explanation, Judgements, Score
 from ..llm.prompt import Prompt
-from ..llm.tasks import Asking
+from ..llm.tasks import LLMTask
 from .holdout import Baselines, Holdout
 from .metrics import Measured, agreement, auroc, evaluate
 
@@ -50,7 +50,7 @@ class Scorer(Protocol):
         """Whether its judgements are worth keeping, because asking again would cost."""
         ...
 
-    def judge(self, case: Case) -> list[Judgements] | Asking[list[Judgements]]:
+    def judge(self, case: Case) -> list[Judgements] | LLMTask[list[Judgements]]:
         """Judgements of the explanation and of its controls, on each set of examples."""
         ...
 
@@ -86,18 +86,18 @@ def _scores(group: Sequence[Judgements], seed: int) -> list[Score]:
     provenance = {**own.provenance, "seed": seed} | ({"missing": own.missing} if own.missing else {})
     return [
         Score(
-            own.scorer,
-            own.examples,
-            metric,
-            found.value,
-            _reason(found, own),
-            found.ci_low,
-            found.ci_high,
-            found.n,
-            coverage,
-            {role: by[metric].value for role, by in others.items() if metric in by},
-            own.windows,
-            {"formula": f"{metric}/1", **provenance},
+            scorer=own.scorer,
+            examples=own.examples,
+            metric=metric,
+            value=found.value,
+            reason=_reason(found, own),
+            ci_low=found.ci_low,
+            ci_high=found.ci_high,
+            n=found.n,
+            coverage=coverage,
+            baselines={role: by[metric].value for role, by in others.items() if metric in by},
+            windows=own.windows,
+            provenance={"formula": f"{metric}/1", **provenance},
         )
         for metric, found in _metrics(own, seed).items()
     ]

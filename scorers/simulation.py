@@ -58,16 +58,16 @@ class RuleSimulator:
         rule = Rule.parse(case.explanation.rule)
         return [
             Judgements(
-                self.name,
-                name,
-                role,
-                "activation",
-                windows.true,
-                windows.at(values),
-                case.holdout.peak / 2,
-                windows.digests,
-                {} if len(windows.ids) else {"no holdout windows": 1},
-                {"by": "rule"},
+                scorer=self.name,
+                examples=name,
+                role=role,
+                kind="activation",
+                true=windows.true,
+                predicted=windows.at(values),
+                threshold=case.holdout.peak / 2,
+                windows=windows.digests,
+                missing={} if len(windows.ids) else {"no holdout windows": 1},
+                provenance={"by": "rule"},
             )
             for name, windows in case.holdout.sets.items()
             for role, values in _predictions(rule, case, windows).items()

@@ -19,8 +19,8 @@ import numpy as np
 from ..llm.prompt import Prompt
 from ..llm.render import STEPS, fenced, spelled
 from ..llm.types import Chat, Reply, Sampling
-from .bills import expected_values
 from .llm_simulation import Reading
+from .published_metrics import expected_values
 from .reading import distribution_at, locate
 
 PROMPT = Path(__file__).with_name("simulate_json.md")

@@ -23,8 +23,8 @@ from ..llm.prompt import Prompt
 from ..llm.render import STEPS
 from ..llm.types import Message, Probe, Reply
 from ..subject.errors import NeuronautError
-from .bills import expected_values
 from .llm_simulation import Reading
+from .published_metrics import expected_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

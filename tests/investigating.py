@@ -20,7 +20,7 @@ from neuronaut.agent.loop.view import View
 from neuronaut.agent.session import Prepared, prepare
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
-from neuronaut.data.store.journal_values import Opened
+from neuronaut.data.store.journal_values import InvestigationRecord
 from neuronaut.data.store.store import Store
 from neuronaut.rules.language import Rule
 from neuronaut.subject.address import Feature
@@ -48,7 +48,7 @@ def harvested(path: str = ":memory:", *, documents: int = 60, texts: Sequence[st
 def prepared(store: Store, index: int = RIVER_NOT_DRY) -> Prepared:
     """A planted neuron ready to be investigated."""
     feature = Feature.parse(f"planted:mlp.2:{index}")
-    return next(prepare([feature], subject(), store, sources=None, scorers=(), desk=None, seed=0))
+    return next(prepare([feature], subject(), store, sources=None, scorers=(), client=None, seed=0))
 
 
 class WindowsArgs(BaseModel):
@@ -157,7 +157,7 @@ def work_of(
     tell: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> InvestigationRun:
     """One investigation with toy tools."""
-    store.journal.begin(Opened(id, "feature", str(one.feature), policy.name, {}, {}))
+    store.journal.begin(InvestigationRecord(id, "feature", str(one.feature), policy.name, {}, {}))
     return InvestigationRun(
         id=id,
         store=store,

@@ -5,9 +5,9 @@ from typing import Any
 
 from neuronaut.agent.loop.experiments import Control, Design, Item, Measured
 from neuronaut.agent.loop.hypotheses import Hypothesis
-from neuronaut.agent.loop.judging import judge
-from neuronaut.data.store.journal import Journal, opened_id
-from neuronaut.data.store.journal_values import Charge, Experiment, Observation, Opened, Prediction
+from neuronaut.agent.loop.judging import rank_rivals
+from neuronaut.data.store.journal import Journal, investigation_id
+from neuronaut.data.store.journal_values import Charge, Experiment, InvestigationRecord, Observation, Prediction
 from neuronaut.rules.language import Rule
 from tests import stored
 
@@ -43,9 +43,9 @@ HYPOTHESES = (
 def fill(journal: Journal, *, seed: int = 0, target: str = TARGET, until: str = "ended") -> str:
     """Write an investigation down, up to an event of this kind, and return its id."""
     settings = {"seed": seed, "rounds": ROUNDS}
-    id = opened_id("feature", target, "scripted", settings)
+    id = investigation_id("feature", target, "scripted", settings)
     provenance = {"packages": {"neuronaut": "1.0"}, "splits": {"train": 12}, "models": {"proposer": EVIL}}
-    journal.begin(Opened(id, "feature", target, "scripted", settings, provenance))
+    journal.begin(InvestigationRecord(id, "feature", target, "scripted", settings, provenance))
     for number, (kind, payload) in enumerate(_events(journal, id, target)):
         journal.event(id, kind, payload, key=f"{kind} {number}")
         if kind == until:
@@ -125,7 +125,7 @@ def _round(journal: Journal, id: str, round: int) -> Any:
                 **told,
             },
         )
-    rivals = judge(_hypotheses(journal, id), journal.experiments(id), journal.observations(id), kind="feature")
+    rivals = rank_rivals(_hypotheses(journal, id), journal.experiments(id), journal.observations(id), kind="feature")
     yield (
         "judged",
         {

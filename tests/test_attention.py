@@ -60,7 +60,7 @@ def test_writing_what_was_there_leaves_every_bit(family: str) -> None:
     own = {f"pattern.{layer}": pattern for layer, pattern in patterns(subject, TOKENS, LAYERS).items()}
     for text in ("pattern.{}=patch@every", "pattern.{}*=1"):
         texts = [text.format(layer) for layer in LAYERS]
-        assert torch.equal(edited(subject, *texts, materials=Materials(donors=own), may_idle=True), plain(subject))
+        assert torch.equal(edited(subject, *texts, materials=Materials(source_runs=own), may_idle=True), plain(subject))
 
 
 @every_family
@@ -69,9 +69,9 @@ def test_a_uniform_pattern_is_uniform_over_what_the_mask_allows(family: str) -> 
     for layer in LAYERS:
         site = f"head.{layer}"
         wanted = allowed_of(family, layer) / allowed_of(family, layer).sum(-1, keepdim=True)
-        donor = {f"pattern.{layer}": wanted.expand(3, HEADS, -1, -1)}
+        source_run = {f"pattern.{layer}": wanted.expand(3, HEADS, -1, -1)}
         found = edited(subject, f"pattern.{layer}=uniform@every")
-        same = edited(subject, f"pattern.{layer}=patch@every", materials=Materials(donors=donor))
+        same = edited(subject, f"pattern.{layer}=patch@every", materials=Materials(source_runs=source_run))
         torch.testing.assert_close(found, same, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(found, plain(subject), atol=1e-3)
         with apply(subject, BATCH, [Edit.parse(f"pattern.{layer}:1=uniform@5")]):
@@ -104,7 +104,7 @@ def test_one_heads_edge_by_hand(family: str) -> None:
     """z is the pattern times the values; the values are what z is under the identity pattern."""
     subject = tiny_subject(family)
     eye = {"pattern.1": torch.eye(POSITIONS).expand(3, HEADS, -1, -1)}
-    with apply(subject, BATCH, [Edit.parse("pattern.1=patch@every")], materials=Materials(donors=eye)):
+    with apply(subject, BATCH, [Edit.parse("pattern.1=patch@every")], materials=Materials(source_runs=eye)):
         values = subject.read(TOKENS, ["head.1"])["head.1"].unflatten(-1, (HEADS, -1))
     weights = patterns(subject, TOKENS, [1])[1]
     for change, factor in (("=0", 0.0), ("=0.5", None), ("*=3", 3.0)):

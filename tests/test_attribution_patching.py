@@ -38,7 +38,7 @@ def exact_moves(
     found: Attribution, subject: Subject, pairs: Pairs, *, materials: Materials | None = None
 ) -> list[float]:
     """How far each node's patch really moves the metric towards the clean run (or away, noising)."""
-    grid = Grid.listed(node.edit for node in found.nodes if node.edit is not None)
+    grid = Grid.of_edits(node.edit for node in found.nodes if node.edit is not None)
     swept = sweep(
         subject, pairs, grid, directions=[found.direction], metrics=[found.metric], materials=materials or Materials()
     )
@@ -125,7 +125,7 @@ def test_directions_and_positions_of_features_are_nodes_too() -> None:
         "mlp.0:4,5-=patch@last",
         "head.1=patch@last",
     ]
-    found = attribution_patching(subject, pairs, Grid.listed(map(Edit.parse, texts)), materials=materials)
+    found = attribution_patching(subject, pairs, Grid.of_edits(map(Edit.parse, texts)), materials=materials)
     assert [n.labels[0] for n in found.nodes[5:]] == ["resid_post.0@sae error@3", "resid_post.0@sae error@last"]
     exact = exact_moves(found, subject, pairs, materials=materials)
     assert [node.score for node in found.nodes[:5]] == pytest.approx(exact, abs=1e-5)
@@ -139,12 +139,12 @@ def test_scores_are_slopes_by_finite_differences(family: str, direction: Directi
     """The site's vectors moved a little of the way by hand, in double precision."""
     subject = Subject(tiny_model(family).double(), byte_tokenizer(), name=family)
     pairs = random_pairs(subject, rows=2, positions=6)
-    base, donor, towards = (
+    base, source_run, towards = (
         (pairs.corrupted, pairs.clean, 1) if direction == "denoise" else (pairs.clean, pairs.corrupted, -1)
     )
     sites = ["embed", *(site for site in subject.sites if site.endswith(".1"))]
     found = attribution_patching(subject, pairs, Grid.of(ALL, sites=sites, positions=["3"]), direction=direction)
-    vectors = subject.read(donor.tokens, sites)
+    vectors = subject.read(source_run.tokens, sites)
     for node, site in zip(found.nodes, sites, strict=True):
 
         def moved(way: float, site: str = site) -> Tensor:
@@ -171,7 +171,7 @@ def test_the_midpoint_rule_misses_by_a_quarter_with_twice_the_steps(over: Any) -
     errors = []
     for steps in (16, 32, 64):
         found = attribution_patching(
-            subject, pairs, Grid.listed([Edit.parse(f"{site}=patch")]), line=Line(over, steps), **rest
+            subject, pairs, Grid.of_edits([Edit.parse(f"{site}=patch")]), line=Line(over, steps), **rest
         )
         (error,) = [cut.error for cut in found.cuts if cut.site == site]
         assert found.nodes[0].score == pytest.approx(found.cuts[0].total, abs=1e-9)
@@ -211,7 +211,7 @@ def test_rows_at_once_change_nothing(line: Line | None) -> None:
 def test_every_smooth_metric_adds_up_along_a_line(name: str) -> None:
     subject = tiny_subject()
     pairs = random_pairs(subject, rows=2, positions=6)
-    found = attribution_patching(subject, pairs, Grid.listed([ALL]), metric=name, line=Line("embed", 96))
+    found = attribution_patching(subject, pairs, Grid.of_edits([ALL]), metric=name, line=Line("embed", 96))
     question = Question(pairs.answers, pairs.wrong, subject.logits(pairs.clean.tokens)[:, -1])
     corrupted = metric(name)(subject.logits(pairs.corrupted.tokens)[:, -1], question)
     assert found.corrupted == pytest.approx(corrupted.tolist(), abs=1e-5)
@@ -312,7 +312,7 @@ def test_what_cannot_be_predicted_is_refused_and_the_model_left(text: str, optio
     pairs = random_pairs(subject)
     before = subject.logits(pairs.clean.tokens)
     with pytest.raises(NeuronautError, match=says) as caught:
-        attribution_patching(subject, pairs, Grid.listed([Edit.parse(text)]), **options)
+        attribution_patching(subject, pairs, Grid.of_edits([Edit.parse(text)]), **options)
     assert "\n" not in str(caught.value) and torch.is_grad_enabled()
     assert torch.equal(subject.logits(pairs.clean.tokens), before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in subject.model.modules())

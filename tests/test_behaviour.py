@@ -11,18 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronaut.agent.loop.behaviour_examiner import examine, sham
+from neuronaut.agent.loop.behaviour_examiner import examine, random_control
 from neuronaut.agent.loop.behaviour_lab import PARTS, BehaviourLab, prompts_of, split
 from neuronaut.agent.loop.experiments import Design, Item, Measured, Tool
 from neuronaut.agent.loop.hypotheses import Hypothesis
-from neuronaut.agent.session import Manner, Session, investigate
+from neuronaut.agent.session import InvestigationConfig, Session, investigate
 from neuronaut.agent.tools.table import tools_for
 from neuronaut.causal.circuits.nodes import parse_nodes
 from neuronaut.causal.circuits.tasks import Task, open_task
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch, Pairs
-from neuronaut.causal.runs import donors, logits_at
+from neuronaut.causal.runs import logits_at, read_source_run
 from neuronaut.data.store.journal_values import Experiment
 from neuronaut.data.store.store import Store
 from neuronaut.subject.errors import NeuronautError
@@ -217,8 +217,8 @@ def test_a_cut_is_the_patch_of_that_node_alone() -> None:
     pairs, found = lab.part("select").pairs, by_label("cut_nodes", lab, nodes=_NAMES)
     for name in _NAMES:
         (node,), edits = parse_nodes(name), [Edit.parse(f"{name}=patch")]
-        lent = Materials(donors=donors(lab.subject, pairs.corrupted, [node.site]))
-        with torch.inference_mode(), apply(lab.subject, pairs.clean, edits, materials=lent, may_idle=True):
+        patch_values = Materials(source_runs=read_source_run(lab.subject, pairs.corrupted, [node.site]))
+        with torch.inference_mode(), apply(lab.subject, pairs.clean, edits, materials=patch_values, may_idle=True):
             cut = logits_at(lab.subject, pairs.clean.tokens, pairs.clean.last)
         left = (cut.gather(1, pairs.answers[:, None]) - cut.gather(1, pairs.wrong[:, None])).mean()
         assert found[name] == pytest.approx(float((4 - left) / 8), abs=1e-4)
@@ -350,7 +350,7 @@ def test_a_sham_takes_every_node_for_another() -> None:
     lab = lab_of("gpt2")
     design, found = use("cut_nodes", lab, nodes=_NAMES)
     planned = Experiment("o1", "cut_nodes", {}, "", False, "proposer", 1, "k", json.loads(json.dumps(asdict(design))))
-    (values,) = sham(lab, [planned], 0).values()
+    (values,) = random_control(lab, [planned], 0).values()
     assert values != list(found.values) and sorted(values) == pytest.approx(sorted(found.values), abs=1e-4)
 
 
@@ -359,7 +359,9 @@ def test_a_sham_takes_every_node_for_another() -> None:
 
 def investigated(subject: Subject, task: Task) -> tuple[Session, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
-    found = investigate(task, subject, Store(":memory:"), Manner(on_event=lambda event: events.append(dict(event))))
+    found = investigate(
+        task, subject, Store(":memory:"), InvestigationConfig(on_event=lambda event: events.append(dict(event)))
+    )
     return found, events
 
 

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from neuronaut.agent.loop.budget import Limits
-from neuronaut.agent.session import Manner
+from neuronaut.agent.session import InvestigationConfig
 from neuronaut.benchmarks import columns, investigations
 from neuronaut.benchmarks.columns import Found, rescaled, swapped
 from neuronaut.benchmarks.comparing import difference, figures, summary, table
-from neuronaut.benchmarks.investigations import Line, Plan, graded, read, run, told
+from neuronaut.benchmarks.investigations import Line, Plan, format_seed, graded, read, run
 from neuronaut.benchmarks.suite import Unit, World, grader
 from neuronaut.cli.main import main
 from neuronaut.data.store.store import Store
@@ -27,7 +27,7 @@ PLAN = Plan(
     seed="tests",
     documents=30,
     columns=("scripted", "one-shot", "swapped", "token-only"),
-    manner=Manner(limits=Limits(experiments=10)),
+    config=InvestigationConfig(limits=Limits(experiments=10)),
 )
 
 
@@ -107,7 +107,7 @@ def test_a_line_that_was_cut_off_is_made_again_and_no_other(
 
 
 def test_other_settings_are_other_findings() -> None:
-    other = replace(PLAN, manner=Manner(limits=Limits(experiments=30)))
+    other = replace(PLAN, config=InvestigationConfig(limits=Limits(experiments=30)))
     assert PLAN.settings("scripted") != other.settings("scripted")
     assert PLAN.settings("swapped") == PLAN.settings("scripted")
     assert PLAN.settings("one-shot") == other.settings("one-shot")
@@ -189,8 +189,8 @@ def test_causal_claims_count_where_there_is_something_to_claim_or_something_was_
 
 
 def test_a_private_seed_is_not_told() -> None:
-    assert told(7) == "public seed 7" and told("7/1") == "public seed 7, part 1"
-    assert "swordfish" not in told("swordfish/2") and told("swordfish") in told("swordfish/2")
+    assert format_seed(7) == "public seed 7" and format_seed("7/1") == "public seed 7, part 1"
+    assert "swordfish" not in format_seed("swordfish/2") and format_seed("swordfish") in format_seed("swordfish/2")
 
 
 def test_units_are_spread_evenly_over_worlds() -> None:

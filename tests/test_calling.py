@@ -15,7 +15,7 @@ from neuronaut.benchmarks.fault_server import CALLING, Body, FaultServer, pieces
 from neuronaut.data.store.calls import Call
 from neuronaut.data.store.store import Store
 from neuronaut.labelling.batches import collect, send
-from neuronaut.llm.client import Desk
+from neuronaut.llm.client import LLMClient
 from neuronaut.llm.local.chat_format import Turns, plain
 from neuronaut.llm.local.local import LocalLLM
 from neuronaut.llm.openai.batch import BatchAPI
@@ -23,7 +23,7 @@ from neuronaut.llm.openai.chat import OpenAIChat
 from neuronaut.llm.openai.retrying import Malformed
 from neuronaut.llm.openai.wire import Wire, read_chat
 from neuronaut.llm.prices import Price
-from neuronaut.llm.tasks import Asking
+from neuronaut.llm.tasks import LLMTask
 from neuronaut.llm.tool_calls import answered, called, in_words, spelled, told_of
 from neuronaut.llm.types import Chat, Message, Reply, Sampling, ToolCall, ToolSpec, request_key
 from tests.families import CONTEXT, byte_tokenizer, tiny_model
@@ -45,11 +45,11 @@ def looking(body: Body) -> list[tuple[str, Body]]:
     return [("look", {"text": body["messages"][-1]["content"]})]
 
 
-def client(server: FaultServer) -> OpenAIChat:
+def open_chat(server: FaultServer) -> OpenAIChat:
     return OpenAIChat("planted", base_url=server.url, backoff=0.01, longest_backoff=0.05)
 
 
-def asking(*chats: Chat) -> Asking[list[Reply]]:
+def asking(*chats: Chat) -> LLMTask[list[Reply]]:
     return list((yield chats))
 
 
@@ -174,21 +174,21 @@ def test_whatever_stands_for_calls_is_a_reply_or_malformed(calls: Any, finish: A
 @pytest.mark.parametrize("fault", ["truncated", "refusal", "empty"])
 def test_what_was_no_answer_is_none_with_calls(fault: str) -> None:
     with FaultServer(script=[fault], calls=looking) as server:
-        llm = client(server)
+        llm = open_chat(server)
         reply = llm.submit(CHAT).result()
         llm.close()
     assert reply.status == {"refusal": "refused"}.get(fault, fault)
     assert called(reply) == ((), reply.reason)
 
 
-# --- the desk and the log -------------------------------------------------------------------------
+# --- the client and the log -------------------------------------------------------------------------
 
 
 def test_a_logged_reply_gives_the_same_calls(store: Store) -> None:
     odd = {"text": "é\n</think>", "deep": [{"name": "x"}]}
     with FaultServer(calls=lambda _: [("look", odd), ("stop\ud800\0", {})]) as server:
-        llm = client(server)
-        first, again = (Desk(llm, store.calls).ask(asking(CHAT)) for _ in range(2))
+        llm = open_chat(server)
+        first, again = (LLMClient(llm, store.calls).ask(asking(CHAT)) for _ in range(2))
         llm.close()
         assert len(server.seen) == 1
     assert first is not None and first == again
@@ -198,9 +198,9 @@ def test_a_logged_reply_gives_the_same_calls(store: Store) -> None:
     assert [call["name"] for call in row["calls"]] == ["look", "stop? "]
     # What follows can be written down too.
     with FaultServer() as server:
-        llm = client(server)
+        llm = open_chat(server)
         later = replace(CHAT, messages=(*CHAT.messages, *answered(reply, ["0.3", "no such tool"])))
-        assert Desk(llm, store.calls).ask(asking(later)) is not None
+        assert LLMClient(llm, store.calls).ask(asking(later)) is not None
         llm.close()
 
 
@@ -209,37 +209,37 @@ def test_a_log_from_before_there_were_tools_is_read(store: Store) -> None:
     key = request_key(PLAIN, model="planted", endpoint="e")
     store.calls.record(Call(key, "planted", "e", "p", "{}", "ok", "as before", None, 1, 1, 0.1, None, detail))
     with FaultServer() as server:
-        llm = client(server)
-        desk = Desk(llm, store.calls)
-        desk.key = lambda _: key
-        assert desk.known([PLAIN])[key].text == "as before"
+        llm = open_chat(server)
+        client = LLMClient(llm, store.calls)
+        client.key = lambda _: key
+        assert client.known([PLAIN])[key].text == "as before"
         llm.close()
     assert store.calls.rows()[0]["calls"] == []
 
 
 def test_a_dry_run_counts_the_tools_and_takes_a_call_for_the_sample(store: Store) -> None:
     with FaultServer() as server:
-        llm = client(server)
+        llm = open_chat(server)
         plain, tools = llm.count(PLAIN), llm.count(CHAT)
-        desk = Desk(llm, store.calls, price=Price(1.0, 1.0), mode="rehearsal")
-        found = desk.ask(asking(replace(CHAT, sample=SAID)))
+        client = LLMClient(llm, store.calls, price=Price(1.0, 1.0), mode="rehearsal")
+        found = client.ask(asking(replace(CHAT, sample=SAID)))
         llm.close()
         assert not server.seen
     assert tools - plain > len(pieces(LOOK.description)) + 20
     assert found is not None
     assert called(found[0]).calls == (ToolCall("look", '{"text": "a: b"}'),)
-    assert 10 < desk.spent.output_tokens < len(SAID) / 2
+    assert 10 < client.spent.output_tokens < len(SAID) / 2
 
 
 def test_a_batch_takes_tools(store: Store) -> None:
     chats = [replace(CHAT, messages=(Message("user", f"look {n}"),)) for n in range(3)]
     with FaultServer(calls=looking, polls=0) as server:
-        llm, api = client(server), BatchAPI("planted", base_url=server.url, backoff=0.01)
-        desk = Desk(llm, store.calls, mode="deferred")
-        assert desk.ask(asking(*chats)) is None
-        send(desk, api)
-        collect(desk, api)
-        replies = Desk(llm, store.calls).ask(asking(*chats))
+        llm, api = open_chat(server), BatchAPI("planted", base_url=server.url, backoff=0.01)
+        client = LLMClient(llm, store.calls, mode="deferred")
+        assert client.ask(asking(*chats)) is None
+        send(client, api)
+        collect(client, api)
+        replies = LLMClient(llm, store.calls).ask(asking(*chats))
         llm.close()
         api.close()
         assert not server.seen
@@ -249,7 +249,7 @@ def test_a_batch_takes_tools(store: Store) -> None:
 
 def test_one_in_ten_of_each_fault() -> None:
     with FaultServer(calls=looking, faults=0.5, kinds=CALLING, seed=2) as server:
-        llm = client(server)
+        llm = open_chat(server)
         chats = [replace(CHAT, messages=(Message("user", f"about error {n}"),)) for n in range(300)]
         replies = [future.result() for future in [llm.submit(chat) for chat in chats]]
         llm.close()
@@ -508,6 +508,6 @@ def test_a_local_model_takes_tools(tmp_path: Path) -> None:
     said = replace(CHAT, messages=(Message("user", "?"),))
     length = len(llm.tokenizer.encode(plain(spelled(said).messages)))
     assert llm.count(said) == length > llm.count(replace(said, tools=()))
-    reply = llm.submit(said).result(timeout=60)
+    reply = llm.submit(said).result(timeout=600)
     assert reply.reason == f"the prompt needs {length + 1} positions, the model has {CONTEXT}"
     llm.close()

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from neuronaut.causal import records
 from neuronaut.causal.circuits.find import CircuitSettings, evaluate_circuit, find_circuit
-from neuronaut.causal.circuits.nodes import Node, edits_of, listed, nodes_of, parse_nodes
+from neuronaut.causal.circuits.nodes import Node, edits_of, join_nodes, nodes_of, parse_nodes
 from neuronaut.causal.circuits.runs import CircuitRuns
 from neuronaut.causal.circuits.tasks import Task, generate
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch, Pairs
-from neuronaut.causal.runs import donors, gather, logits_at
+from neuronaut.causal.runs import gather, logits_at, read_source_run
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
@@ -75,7 +75,7 @@ def test_an_or_has_one_part_in_the_circuit_and_the_other_as_its_backup() -> None
         assert score is not None and score.role == "enough, not needed"
     (gap,) = [gap for gap in report.evaluation.gaps if gap.cut == (backup.node,)]
     assert gap.size == pytest.approx(1, abs=1e-5), "the model has a redundancy that the circuit has not"
-    assert f"{backup.node}  " in report.table() and listed(backup.nodes) in report.table()
+    assert f"{backup.node}  " in report.table() and join_nodes(backup.nodes) in report.table()
 
 
 def test_a_backup_that_is_backed_up_itself_is_named_with_its_own() -> None:
@@ -159,9 +159,11 @@ def naive(subject: Subject, task: Task, cut: list[Edit], sources: dict[str, Dict
     values: list[Tensor] = []
     for row in range(len(task)):
         pairs = task.take([row]).pairs
-        lent = Materials(sources=sources, donors=donors(subject, pairs.corrupted, [*{edit.site for edit in cut}]))
-        lent = gather(subject, cut, materials=lent, reference=task.pairs.corrupted)
-        with torch.inference_mode(), apply(subject, pairs.clean, cut, materials=lent, may_idle=True):
+        patch_values = Materials(
+            sources=sources, source_runs=read_source_run(subject, pairs.corrupted, [*{edit.site for edit in cut}])
+        )
+        patch_values = gather(subject, cut, materials=patch_values, reference=task.pairs.corrupted)
+        with torch.inference_mode(), apply(subject, pairs.clean, cut, materials=patch_values, may_idle=True):
             logits = logits_at(subject, pairs.clean.tokens, pairs.clean.last)[0]
         values.append(logits[pairs.answers[0]] - logits[pairs.wrong[0]])
     return torch.stack(values)
@@ -256,7 +258,7 @@ def test_nodes_as_text_say_what_they_are(text: str) -> None:
 
 def test_several_nodes_in_short() -> None:
     found = nodes("head.1:3,0-1", "mlp_out.2", "mlp.0:4@last")
-    assert len(found) == 5 and listed(found) == "head.1:0-1,3 mlp.0:4@last mlp_out.2"
+    assert len(found) == 5 and join_nodes(found) == "head.1:0-1,3 mlp.0:4@last mlp_out.2"
     assert parse_nodes("mlp.2@last") == (Node("mlp.2", positions="last"),)
 
 

@@ -114,26 +114,24 @@ def test_every_verb_has_help_with_an_example(command):
     assert len(text.splitlines()[2].strip()) > 10
 
 
+WAIT = 600
+"""Seconds after which a process hangs; no test measures time."""
+
+
 def python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT, **options)
 
 
-def test_help_is_immediate_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
+    """How long it takes is measured by benchmarks/waits.py."""
     code = """
-import sys, time
-begun = time.perf_counter()
+import sys
 from neuronaut.cli.main import main
 main(["--help"], standalone_mode=False)
-spent = time.perf_counter() - begun
 heavy = {"torch", "transformers", "numpy", "pydantic", "sqlite_utils", "tqdm"} & set(sys.modules)
-print(heavy or "light", spent, file=sys.stderr)
+print(heavy or "light", file=sys.stderr)
 """
-    spent = []
-    for _ in range(3):
-        light, seconds = python(code).stderr.split()
-        assert light == "light"
-        spent.append(float(seconds))
-    assert min(spent) < 0.3
+    assert python(code).stderr.strip() == "light"
 
 
 def test_a_query_does_not_import_torch(world):
@@ -147,13 +145,15 @@ print("torch" in sys.modules)
 
 
 def test_the_module_runs_and_tells_its_version():
-    done = subprocess.run([sys.executable, "-m", "neuronaut", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "neuronaut", "--version"], capture_output=True, text=True, timeout=WAIT
+    )
     assert done.returncode == 0 and done.stdout.startswith("neuronaut, version ")
 
 
 def test_a_closed_pipe_is_silent(world):
     command = f"{sys.executable} -m neuronaut list --nl -d {world.database} | head -1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=WAIT)
     assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
 
 
@@ -570,7 +570,7 @@ def test_every_bad_input_is_one_line_and_exit_code_1(world, tmp_path):
 
 def traceback_of(arguments: list[str]) -> str:
     return subprocess.run(
-        [sys.executable, "-m", "neuronaut", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "neuronaut", *arguments], capture_output=True, text=True, timeout=WAIT
     ).stderr
 
 

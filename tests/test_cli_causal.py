@@ -83,7 +83,7 @@ def test_run_takes_a_features_full_address_and_its_quantiles():
 def test_run_patches_from_a_donor():
     arguments = [
         "x = (1, 2",
-        "--donor",
+        "--source-run",
         "x = [1, 2",
         "--edit",
         "resid_post.3=patch@last",
@@ -430,8 +430,8 @@ MISTAKES = {
     ("run", "demo", "x", "--edit", "resid_post.1@mine:1=0"): "give its folder or repository with --sae",
     ("run", "demo", "x", "--edit", "mlp.1:1=0", "--sae", "eye"): "nothing names one",
     ("run", "demo", "x", "--edit", "mlp.1:1=0", "--reference", "stdlib"): "no edit needs --reference",
-    ("run", "demo", "x", "--edit", "mlp.1:1=0", "--donor", "y"): "1 donors for 1 prompts",
-    ("run", "demo", "x", "--edit", "mlp.1=patch"): "0 donors for 1 prompts",
+    ("run", "demo", "x", "--edit", "mlp.1:1=0", "--source-run", "y"): "1 source runs for 1 prompts",
+    ("run", "demo", "x", "--edit", "mlp.1=patch"): "0 source runs for 1 prompts",
     ("run", "demo", "x", "--edit", "mlp.1:up+=1"): "no direction 'up'",
     ("run", "demo", "x", "--edit", "mlp.1:up+=1", "--direction", "up=/nowhere.json"): "/nowhere.json cannot be read",
     ("run", "demo", "x", "--edit", "mlp.1:up+=1", "--direction", "up"): "is not NAME=FILE",

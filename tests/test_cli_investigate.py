@@ -13,10 +13,10 @@ from filelock import FileLock
 
 from neuronaut.agent.loop.judging import FORMULA
 from neuronaut.agent.report.citations import uncited
-from neuronaut.cli import investigating
+from neuronaut.cli import investigate as verb
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
-from neuronaut.cli.progress_view import Watch, told
+from neuronaut.cli.progress_view import Watch, format_event
 from neuronaut.data.store.store import Store
 from tests import journals, planted
 
@@ -126,13 +126,13 @@ def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
     assert "2 budget" in result.stderr
     report = json.loads(run("investigate", *targets, "--json", code=4).stdout)[0]
     assert (report["spent"]["experiments"], report["limits"]["experiments"]) == (2, 2)
-    made = investigating.sessions
+    made = verb.sessions
 
     def ended(*given: Any) -> Any:
         statuses = iter(("supported", "no_explanation"))
         yield from (replace(session, status=next(statuses)) for session in made(*given))
 
-    monkeypatch.setattr(investigating, "sessions", ended)
+    monkeypatch.setattr(verb, "sessions", ended)
     assert "1 supported, 1 no explanation" in run("investigate", *targets, code=3).stderr
     assert set(EXITS.values()) == {0, 1, 3, 4}
 
@@ -288,7 +288,7 @@ def test_every_kind_of_event_is_told_on_one_line(capsys: pytest.CaptureFixture[s
     with Store(":memory:") as store:
         events = store.journal.events(journals.fill(store.journal))
     assert {event["kind"] for event in events} >= KINDS
-    assert all(told(event) and "\n" not in told(event) for event in events)
+    assert all(format_event(event) and "\n" not in format_event(event) for event in events)
     plain = watched(events, capsys, live=False)
     assert len(plain.splitlines()) == len(events)
     assert "\x1b" not in plain

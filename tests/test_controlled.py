@@ -39,10 +39,10 @@ def test_controls_of_prompts_are_those_run_one_by_one(world, pairs):
         return float((before.exp() * (before - after)).sum(-1).mean())
 
     for sort, ranked in found.items():
-        standing = ranked.standing
-        assert standing is not None and ranked.effect == standing.real and ranked.silent == 0
-        assert standing.real == pytest.approx(divergence(edit), abs=1e-5)
-        assert standing.controls == pytest.approx([divergence(one) for one in sorts[sort]], abs=1e-5)
+        rank = ranked.rank
+        assert rank is not None and ranked.effect == rank.real and ranked.silent == 0
+        assert rank.real == pytest.approx(divergence(edit), abs=1e-5)
+        assert rank.controls == pytest.approx([divergence(one) for one in sorts[sort]], abs=1e-5)
 
 
 def test_controls_of_pairs_are_those_patched_one_by_one(world, pairs):
@@ -50,23 +50,23 @@ def test_controls_of_pairs_are_those_patched_one_by_one(world, pairs):
     found = patch_among_controls(world.subject, pairs, edit, directions=("denoise", "noise"), count=3)
     sorts = matched(world.subject, edit, sources={}, count=3)
     assert len(sorts["other units"]) == 1
-    for direction, standings in found.items():
-        for sort, ranked in standings.items():
-            standing = ranked.standing
-            assert standing is not None
+    for direction, ranks in found.items():
+        for sort, ranked in ranks.items():
+            rank = ranked.rank
+            assert rank is not None
             by_hand = [
                 patching(world.subject, pairs, [one], metrics=("logit_difference",))[direction]
                 .effects["logit_difference"]
                 .recovered
                 for one in (edit, *sorts[sort])
             ]
-            assert [standing.real, *standing.controls] == pytest.approx(by_hand, abs=1e-4)
+            assert [rank.real, *rank.controls] == pytest.approx(by_hand, abs=1e-4)
 
 
 def test_an_inert_unit_does_not_stand_out(world, pairs):
     found = among_controls(world.subject, pairs.clean, Edit.parse("mlp.1:11=0"), answers=world.answer, count=11)
-    standing = found["other units"].standing
-    assert standing is not None and standing.percentile < 50 and standing.p > 0.5 and len(standing.controls) == 11
+    rank = found["other units"].rank
+    assert rank is not None and rank.percentile < 50 and rank.p > 0.5 and len(rank.controls) == 11
 
 
 def test_silent_controls_lend_no_significance():
@@ -83,7 +83,7 @@ def test_silent_controls_lend_no_significance():
     )["other units"]
     assert found.effect is not None and found.effect > 0.01 and found.silent == silent >= 15
     # All of 20 below the edit would be p = 0.048; those that never acted must not count towards it.
-    assert found.standing is None or found.standing.p >= 1 / (1 + 20 - silent) - 1e-9
+    assert found.rank is None or found.rank.p >= 1 / (1 + 20 - silent) - 1e-9
 
 
 def test_an_edit_without_controls_is_refused(world):

@@ -159,7 +159,7 @@ DIRECTION = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(9))
 REFERENCE = torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(10))
 PLACES = [(row, position) for row in range(3) for position in range(12) if position or TOKENS[row, 0] != 0]
 Hand = Callable[[Tensor, Tensor], Tensor]
-"""From a vector and the donor's at its place to the one that is wanted."""
+"""From a vector and the source run's at its place to the one that is wanted."""
 
 
 def feature(x: Tensor, index: int = 9) -> Tensor:
@@ -184,7 +184,7 @@ CODES = torch.stack([feature(x) for x in REFERENCE])
 FIRING = torch.tensor([x for x in REFERENCE[:, 5].tolist() if x > 0])
 HANDS: dict[str, Hand] = {
     "resid_post.1=0": lambda x, _: x * 0,
-    "resid_post.1=patch": lambda _, donor: donor,
+    "resid_post.1=patch": lambda _, source_run: source_run,
     "resid_post.1=mean": lambda _x, _d: REFERENCE.mean(0),
     "resid_post.1*=-2": lambda x, _: -2 * x,
     "resid_post.1:5=0": lambda x, _: column(x, 5, 0),
@@ -192,7 +192,7 @@ HANDS: dict[str, Hand] = {
     "resid_post.1:5-=3": lambda x, _: column(x, 5, -3),
     "resid_post.1:5-+=3": lambda x, _: column(x, 5, x[5] - 3),
     "resid_post.1:5=mean": lambda x, _: column(x, 5, REFERENCE[:, 5].mean()),
-    "resid_post.1:5=patch": lambda x, donor: column(x, 5, donor[5]),
+    "resid_post.1:5=patch": lambda x, source_run: column(x, 5, source_run[5]),
     "resid_post.1:5=-0.5..0.25": lambda x, _: column(x, 5, x[5].clamp(-0.5, 0.25)),
     "resid_post.1:5->=0.5": lambda x, _: column(x, 5, -max(-float(x[5]), 0.5)),
     "resid_post.1:5+=2q": lambda x, _: column(x, 5, x[5] + 2 * FIRING.max()),
@@ -201,11 +201,11 @@ HANDS: dict[str, Hand] = {
     "resid_post.1@sae:9=3": lambda x, _: towards(x, 3),
     "resid_post.1@sae:9+=1.5q": lambda x, _: towards(x, feature(x) + 1.5 * CODES.max()),
     "resid_post.1@sae:9=mean": lambda x, _: towards(x, CODES.mean()),
-    "resid_post.1@sae:9=patch": lambda x, donor: towards(x, feature(donor)),
+    "resid_post.1@sae:9=patch": lambda x, source_run: towards(x, feature(source_run)),
     "resid_post.1:way=2": lambda x, _: x + (2 - along(x)) * DIRECTION,
     "resid_post.1:way=0": lambda x, _: x - along(x) * DIRECTION,
     "resid_post.1:way+=-3": lambda x, _: x - 3 * DIRECTION,
-    "resid_post.1:way=patch": lambda x, donor: x + (along(donor) - along(x)) * DIRECTION,
+    "resid_post.1:way=patch": lambda x, source_run: x + (along(source_run) - along(x)) * DIRECTION,
 }
 
 
@@ -213,16 +213,16 @@ HANDS: dict[str, Hand] = {
 def test_an_operation_is_what_it_says(text: str) -> None:
     subject = tiny_subject()
     read = subject.read(TOKENS, ["resid_post.1"])["resid_post.1"]
-    donor = subject.read(TOKENS.flip(1), ["resid_post.1"])["resid_post.1"]
+    source_run = subject.read(TOKENS.flip(1), ["resid_post.1"])["resid_post.1"]
     materials = Materials(
         sources={"resid_post.1@sae": SAE},
         directions={"way": DIRECTION},
         reference={"resid_post.1": REFERENCE},
-        donors={"resid_post.1": donor},
+        source_runs={"resid_post.1": source_run},
     )
     wanted = read.clone()
     for row, position in PLACES:
-        wanted[row, position] = HANDS[text](read[row, position], donor[row, position])
+        wanted[row, position] = HANDS[text](read[row, position], source_run[row, position])
     with apply(subject, BATCH, [Edit.parse(text)], materials=materials) as ledger:
         found = subject.read(TOKENS, ["resid_post.1"])["resid_post.1"]
         logits = subject.logits(TOKENS)
@@ -274,7 +274,7 @@ def test_identity_edits_leave_every_bit(family: str) -> None:
     plain = subject.logits(TOKENS)
     for site in subject.sites:
         sae = dictionary(site, width=subject.width(site))
-        own = Materials(sources={f"{site}@sae": sae}, donors=subject.read(TOKENS, [site]))
+        own = Materials(sources={f"{site}@sae": sae}, source_runs=subject.read(TOKENS, [site]))
         for text in (
             f"{site}*=1",
             f"{site}=patch",
@@ -406,7 +406,7 @@ def test_positions_count_real_tokens_and_leave_bos_out() -> None:
         ("mlp.1:nowhere=0", "no direction 'nowhere'"),
         ("mlp.1:[1,2]=0", "wanted"),
         ("mlp.1=mean", "needs a reference at mlp.1"),
-        ("mlp.1=patch", "needs a donor at mlp.1"),
+        ("mlp.1=patch", "needs a source run at mlp.1"),
         ("resid_post.1:0+=2q", "never above zero in the reference"),
         ("mlp.1:3*=1", "changed nothing"),
         ("mlp.1:3+=1e38", "no finite numbers"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuronaut.benchmarks.suite.pairs import Pair, at_pivots, told
+from neuronaut.benchmarks.suite.pairs import Pair, at_pivots, pair_accuracy
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
@@ -75,7 +75,7 @@ def test_the_rule_agrees_with_the_truth_on_edited_windows(labels: Labels, kind: 
         assert result.explanation.rule is not None, (neuron.name, result.explanation.reason)
         pairs = counterfactuals(neuron, labels.windows, each=25)
         said = at_pivots(Rule.parse(result.explanation.rule), pairs)
-        assert told(pairs, said, half=0.5) >= 0.95, (neuron.name, result.explanation.text)
+        assert pair_accuracy(pairs, said, half=0.5) >= 0.95, (neuron.name, result.explanation.text)
 
 
 @pytest.mark.parametrize("kind", ANSWERED)

@@ -11,7 +11,7 @@ from neuronaut.causal.edits import Edit
 from neuronaut.causal.generation import Generated, generate
 from neuronaut.causal.intervene import Materials, RowEdit, apply
 from neuronaut.causal.prompts import Batch
-from neuronaut.causal.runs import donors, logits_at
+from neuronaut.causal.runs import logits_at, read_source_run
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
@@ -211,11 +211,11 @@ def test_a_token_rule_touches_the_token_wherever_it_comes_up() -> None:
 def test_a_patched_prompt_is_continued() -> None:
     subject = subject_of("gemma2")
     batch, other = batch_of(subject), batch_of(subject, [[0, *reversed(row[1:])] for row in PROMPTS])
-    lent = Materials(donors=donors(subject, other, ["resid_post.1"]))
+    patch_values = Materials(source_runs=read_source_run(subject, other, ["resid_post.1"]))
     edits = [RowEdit(Edit.parse("resid_post.1=patch@1,-1"), (2, 0))]
-    found = generate(subject, batch, edits, tokens=3, scope="prefill", materials=lent)
-    close(found, generate(subject, batch, edits, tokens=3, scope="prefill", materials=lent, cached=False))
-    with apply(subject, batch, edits, materials=lent):
+    found = generate(subject, batch, edits, tokens=3, scope="prefill", materials=patch_values)
+    close(found, generate(subject, batch, edits, tokens=3, scope="prefill", materials=patch_values, cached=False))
+    with apply(subject, batch, edits, materials=patch_values):
         first = logits_at(subject, batch.tokens, batch.last).log_softmax(1).amax(1)
     torch.testing.assert_close(torch.tensor([row[0] for row in found.logprobs]), first, rtol=1e-4, atol=1e-4)
 
@@ -283,7 +283,7 @@ def test_a_row_stops_and_the_others_go_on() -> None:
         (["mlp.1:96=1"], {}, "there is no unit 96"),
         (["pattern.1:3=0"], {}, "attention pattern, which grows with the row; edit head.1 instead"),
         (["mlp.1:3+=noise"], {}, "values for the prompt's positions only.*scope='prefill'"),
-        (["mlp.1=patch"], {"scope": "prefill"}, "needs a donor at mlp.1, .* there is none"),
+        (["mlp.1=patch"], {"scope": "prefill"}, "needs a source run at mlp.1, .* there is none"),
         (["mlp.1:3+=1q"], {}, "needs a reference at mlp.1"),
         (["mlp.1:3=9@1"], {"scope": "decode"}, "touches no position in scope decode"),
         (["mlp.1:3=9@9"], {}, "position 9 is outside row 0"),

@@ -13,7 +13,7 @@ from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Evidence
 from neuronaut.data.splits import assign
 from neuronaut.data.store.store import Store
-from neuronaut.labelling.inputs import Bench
+from neuronaut.labelling.inputs import EvidenceLoader
 from neuronaut.scorers.holdout import PAIRS, Holdout, build
 from neuronaut.subject.address import Feature
 from neuronaut.subject.model import Subject
@@ -29,7 +29,7 @@ class Made:
     subject: Subject
     source: Source
     store: Store
-    bench: Bench
+    loader: EvidenceLoader
     corpus: Corpus
     evidence: dict[Feature, Evidence]
     holdouts: dict[Feature, Holdout]
@@ -43,10 +43,10 @@ def made() -> Iterator[Made]:
     (source,) = neurons(subject, [f"mlp.{LAYER}"])
     with Store(":memory:") as store:
         harvest(subject, [source, f"mlp_out.{LAYER}"], corpus, store, window=WINDOW)
-        bench = Bench(store, subject, source)
+        loader = EvidenceLoader(store, subject, source)
         features = store.features(f"planted:mlp.{LAYER}:0,2,3,6")
         evidence = {feature: store.evidence(feature) for feature in features}
-        yield Made(subject, source, store, bench, corpus, evidence, bench.judged(list(evidence.values())))
+        yield Made(subject, source, store, loader, corpus, evidence, loader.holdouts(list(evidence.values())))
 
 
 def forward(made: Made, ids: np.ndarray, source: Source, index: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_only_holdout_windows_are_scored(made: Made) -> None:
     held = {w.window: w for w in made.store.pool_windows("planted", "holdout")}
     for feature, holdout in made.holdouts.items():
         own = {e.window: e for e in made.evidence[feature].holdout}
-        seen = {e.window for e in made.evidence[feature].train} | set(made.bench.background.digests)
+        seen = {e.window for e in made.evidence[feature].train} | set(made.loader.background.digests)
         for windows in holdout.sets.values():
             assert set(windows.digests) <= own.keys() | held.keys()
             assert not seen & set(windows.digests)
@@ -112,7 +112,7 @@ def test_a_top_window_that_the_uniform_sample_holds_too_stays_a_top_one(made: Ma
 def test_random_windows_come_from_many_documents(made: Made) -> None:
     """The first windows of the pool all lie in its first documents."""
     documents = {w.window: w.document for w in made.store.pool_windows("planted", "holdout")}
-    _, digests = made.bench._drawn("holdout")
+    _, digests = made.loader._drawn("holdout")
     assert len({documents[digest] for digest in digests}) >= 8
 
 
@@ -141,7 +141,7 @@ def test_the_negative_tail_is_turned_round(made: Made) -> None:
     index = int(np.argmin(troughs))
     feature = Feature(source.id, index, negative=True)
     evidence = made.store.evidence(feature)
-    holdout = Bench(made.store, made.subject, source).judged([evidence])[feature]
+    holdout = EvidenceLoader(made.store, made.subject, source).holdouts([evidence])[feature]
     assert holdout.peak == evidence.statistics.peak > 0
     for name in ("top_random", "counterfactual"):
         windows = holdout.sets[name]

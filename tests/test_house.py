@@ -84,6 +84,30 @@ def test_no_two_files_import_each_other() -> None:
     assert not [(name, other) for name, others in every.items() for other in others if name in every.get(other, ())]
 
 
+MOST_POSITIONAL = 5
+
+
+def test_no_call_of_our_own_has_many_positional_arguments() -> None:
+    """Counted on the syntax tree; functions that take any number of parts (*parts) are apart."""
+    trees = {path: ast.parse(path.read_text()) for folder in floors(FLOORS) for path in (ROOT / folder).rglob("*.py")}
+    takes_parts: dict[str, bool] = {}
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                parts = isinstance(node, ast.FunctionDef) and node.args.vararg is not None
+                takes_parts[node.name] = parts or takes_parts.get(node.name, False)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {name}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (name := getattr(node.func, "id", getattr(node.func, "attr", ""))) in takes_parts
+        and not takes_parts[name]
+        and sum(not isinstance(argument, ast.Starred) for argument in node.args) > MOST_POSITIONAL
+    ]
+    assert not wrong
+
+
 def test_every_package_is_packaged() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for folder in floors(FLOORS) for path in (ROOT / folder).rglob("*.py")}

@@ -13,7 +13,7 @@ import torch
 
 from neuronaut.agent.loop.budget import Limits
 from neuronaut.agent.loop.hypotheses import Hypothesis
-from neuronaut.agent.loop.judging import judge, verdict
+from neuronaut.agent.loop.judging import outcome_of, rank_rivals
 from neuronaut.agent.loop.policy import NoActionError
 from neuronaut.agent.loop.resuming import KEPT, Latest, alone, under_way
 from neuronaut.agent.loop.run import InvestigationRun, Settings
@@ -110,7 +110,7 @@ def test_words_change_no_verdict(store: Store, words: str) -> None:
     said = finished(store, Plain(TRUE_RULE, rounds=3, words=words), id="said")
     other = finished(store, Plain(TRUE_RULE, rounds=3, words="something else"), id="other")
     one, two = (
-        [(r.name, r.status, r.log_odds, r.hits, r.brier) for r in work.standing().rivals] for work in (said, other)
+        [(r.name, r.status, r.log_odds, r.hits, r.brier) for r in work.rival_state().rivals] for work in (said, other)
     )
     assert one == two
     assert said.journal.event_of("said", "frozen")["verdict"] == other.journal.event_of("other", "frozen")["verdict"]  # type: ignore[index]
@@ -118,9 +118,9 @@ def test_words_change_no_verdict(store: Store, words: str) -> None:
 
 def test_a_false_rule_is_refuted_by_what_is_seen(store: Store) -> None:
     work = finished(store, Plain('{"any":[{"when":[{"token":[" house"," garden"]}],"value":1.0}]}'))
-    rivals = {rival.name: rival for rival in work.standing().rivals}
+    rivals = {rival.name: rival for rival in work.rival_state().rivals}
     assert rivals["H3"].status == "refuted"
-    assert work.verdict().leader in ("H1", "H2"), "a null predicts better"
+    assert work.outcome().leader in ("H1", "H2"), "a null predicts better"
 
 
 def test_a_policys_wish_is_no_verdict(store: Store) -> None:
@@ -152,8 +152,8 @@ def test_failures_are_no_zeros(store: Store, error: Exception) -> None:
     work = finished(store, Plain(TRUE_RULE), tools={"windows": Windows(break_=fail)})
     row = work.journal.row(work.id)
     assert row["status"] == "error" and str(error) in row["reason"]
-    assert all(rival.resolved == 0 for rival in work.standing().rivals)
-    assert all(observation.result == {} for observation in work.standing().observations.values())
+    assert all(rival.resolved == 0 for rival in work.rival_state().rivals)
+    assert all(observation.result == {} for observation in work.rival_state().observations.values())
 
 
 def test_a_value_that_is_no_number_is_a_failure(store: Store) -> None:
@@ -163,7 +163,7 @@ def test_a_value_that_is_no_number_is_a_failure(store: Store) -> None:
             return replace(measured, values=(float("nan"), *measured.values[1:]))
 
     work = finished(store, Plain(TRUE_RULE, rounds=1), tools={"windows": Broken()})
-    assert {o.reason for o in work.standing().observations.values()} == {
+    assert {o.reason for o in work.rival_state().observations.values()} == {
         "windows gave a value that is not a finite number"
     }
 
@@ -373,9 +373,9 @@ def test_checkpoints_stay_small(store: Store, tmp_path: Path) -> None:
 
 def test_rivals_that_come_later_must_win_on_what_comes_later(store: Store) -> None:
     work = finished(store, Plain(TRUE_RULE, rounds=4))
-    _, experiments, observations = work.standing()
+    _, experiments, observations = work.rival_state()
     hypotheses = {**work.hypotheses(), "H9": Hypothesis(text="late", rule=Rule.parse(TRUE_RULE))}
-    rivals = judge(hypotheses, experiments, observations, kind="feature")
+    rivals = rank_rivals(hypotheses, experiments, observations, kind="feature")
     late = next(rival for rival in rivals if rival.name == "H9")
     assert late.resolved == 0 and late.log_odds < rivals[0].log_odds - 2
-    assert verdict(rivals, experiments, observations).leader != "H9"
+    assert outcome_of(rivals, experiments, observations).leader != "H9"

@@ -32,7 +32,7 @@ from neuronaut.labelling.label import Result, label, score, score_from_stored
 from neuronaut.labelling.refine import Refine
 from neuronaut.labelling.reproduce import reproduce
 from neuronaut.labelling.selection import BestOf
-from neuronaut.llm.client import Desk
+from neuronaut.llm.client import LLMClient
 from neuronaut.llm.openai.batch import BatchAPI
 from neuronaut.llm.openai.chat import OpenAIChat
 from neuronaut.llm.prices import Price
@@ -94,7 +94,7 @@ def served(**options: Any) -> FaultServer:
     return FaultServer(**{"answer": reader, "port": port()} | options)
 
 
-def client(server: FaultServer, **options: Any) -> OpenAIChat:
+def open_chat(server: FaultServer, **options: Any) -> OpenAIChat:
     return OpenAIChat("reader", base_url=server.url, backoff=0.02, longest_backoff=0.05, attempts=12, **options)
 
 
@@ -105,11 +105,13 @@ def scorers() -> list[Any]:
 def run(
     store: Store, server: FaultServer, *, names: Sequence[str] = NAMES, explainer: Any = None, **options: Any
 ) -> list[Result]:
-    llm = client(server)
+    llm = open_chat(server)
     try:
-        desk = Desk(llm, store.calls, price=Price(1.0, 2.0))
+        client = LLMClient(llm, store.calls, price=Price(1.0, 2.0))
         made = explainer or Highlight()
-        return list(label(features(*names), store, subject(), explainer=made, scorers=scorers(), desk=desk, **options))
+        return list(
+            label(features(*names), store, subject(), explainer=made, scorers=scorers(), client=client, **options)
+        )
     finally:
         llm.close()
 
@@ -196,8 +198,8 @@ def killed_run(path: str, url: str, after: str) -> None:
     CallLog.record = dying
     with Store(path) as store:
         llm = OpenAIChat("reader", base_url=url, backoff=0.02, longest_backoff=0.05, attempts=12)
-        desk = Desk(llm, store.calls, price=Price(1.0, 2.0))
-        list(label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), desk=desk))
+        client = LLMClient(llm, store.calls, price=Price(1.0, 2.0))
+        list(label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), client=client))
 
 
 def test_killed_runs_end_like_an_undisturbed_one_and_pay_nothing_twice(
@@ -222,9 +224,9 @@ def test_killed_runs_end_like_an_undisturbed_one_and_pay_nothing_twice(
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
 def test_a_dry_run_tells_the_cost_within_a_fifth(database: Path, names: Sequence[str]) -> None:
     with Store(database) as store, served() as server:
-        llm = client(server)
-        desk = Desk(llm, store.calls, price=Price(1.0, 2.0), mode="rehearsal")
-        plan = estimate(features(*names), store, subject(), explainer=Highlight(), scorers=scorers(), desk=desk)
+        llm = open_chat(server)
+        client = LLMClient(llm, store.calls, price=Price(1.0, 2.0), mode="rehearsal")
+        plan = estimate(features(*names), store, subject(), explainer=Highlight(), scorers=scorers(), client=client)
         llm.close()
         assert not server.seen and plan.left == len(names)
         run(store, server, names=names)
@@ -269,8 +271,10 @@ def test_one_feature_scored_alone_has_a_control_from_the_database(
 ) -> None:
     shutil.copy(whole[0], database)
     with Store(database) as store, served() as server:
-        llm = client(server)
-        (result,) = score(features("river"), store, subject(), scorers=[Detection(seed=1)], desk=Desk(llm, store.calls))
+        llm = open_chat(server)
+        (result,) = score(
+            features("river"), store, subject(), scorers=[Detection(seed=1)], client=LLMClient(llm, store.calls)
+        )
         llm.close()
     assert {"empty", "shuffled"} == set(result.scores[0].baselines)
 
@@ -316,16 +320,16 @@ def test_a_revision_is_kept_only_if_it_predicts_select_better(database: Path, re
 def test_a_batch_is_sent_left_and_collected(whole: tuple[Path, list[Result]], database: Path) -> None:
     with Store(database) as store, served(polls=2) as server:
         llm, api = (
-            client(server),
+            open_chat(server),
             BatchAPI("reader", base_url=server.url, api_key="k", backoff=0.02, longest_backoff=0.05),
         )
         done: list[Result] = []
         for _ in range(12):
-            desk = Desk(llm, store.calls, price=Price(1.0, 2.0), mode="deferred")
-            if all(report.collected for report in collect(desk, api)):
-                found = label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), desk=desk)
+            client = LLMClient(llm, store.calls, price=Price(1.0, 2.0), mode="deferred")
+            if all(report.collected for report in collect(client, api)):
+                found = label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), client=client)
                 done += list(found)
-                if send(desk, api) is None:
+                if send(client, api) is None:
                     break
         assert len(server.batches) == 2 and len(done) == len(NAMES)
         assert not [one for one in server.seen if one.path.startswith("/chat")]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from neuronaut.data.records import Example, Explanation, Judgements, Kind, Score
 from neuronaut.llm.prompt import Prompt
 from neuronaut.llm.render import spelled
-from neuronaut.llm.tasks import Asking
+from neuronaut.llm.tasks import LLMTask
 from neuronaut.llm.types import Chat, Reply, Request, Status, TokenLogprobs
 from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.llm_simulation import NO_EXPLANATION, LLMSimulator
@@ -54,7 +54,7 @@ def case(*, tops: int = 8, randoms: int = 12, other: str | None = "boats", text:
     )
 
 
-def answered(asking: Asking[list[Judgements]], replier: Replier) -> tuple[list[Judgements], list[Request]]:
+def answered(asking: LLMTask[list[Judgements]], replier: Replier) -> tuple[list[Judgements], list[Request]]:
     asked: list[Request] = []
     try:
         requests = next(asking)
@@ -65,7 +65,7 @@ def answered(asking: Asking[list[Judgements]], replier: Replier) -> tuple[list[J
         return stop.value, asked
 
 
-def listed(chat: Chat) -> list[str]:
+def join_nodes(chat: Chat) -> list[str]:
     """The tokens of the last turn, as they are shown."""
     return [line.split("\t", 1)[1] for line in re.split("~~~+\n?", chat.messages[-1].content)[1].splitlines()]
 
@@ -79,7 +79,7 @@ def knowing(request: Request) -> Reply:
     assert isinstance(request, Chat)
     said = request.messages[-1].content.split("~~~")[0]
     strength = STRENGTH if STORMS in said else {" boat": 9} if "boats" in said else {}
-    return Reply("ok", tell([strength.get(token, 0) for token in listed(request)]))
+    return Reply("ok", tell([strength.get(token, 0) for token in join_nodes(request)]))
 
 
 def scored(replier: Replier, *, backend: JsonBackend | None = None, **options: int) -> dict[tuple[str, str], Score]:
@@ -123,7 +123,7 @@ def test_a_reply_that_is_no_answer_is_missing_for_that_reason(status: Status) ->
     def faulty(request: Request) -> Reply:
         reply = knowing(request)
         assert isinstance(request, Chat)
-        return replace(reply, status=status) if listed(request)[0] in (" the", " boat", " sank") else reply
+        return replace(reply, status=status) if join_nodes(request)[0] in (" the", " boat", " sank") else reply
 
     judgements, _ = answered(LLMSimulator(JsonBackend()).judge(case()), faulty)
     own = next(j for j in judgements if j.role == "explanation" and j.examples == "top_random")

@@ -79,7 +79,7 @@ def user(text: str, **sampling: Any) -> Chat:
 
 
 def answers(llm: LocalLLM, requests: Sequence[Chat | Probe]) -> list[Reply]:
-    return [future.result(timeout=60) for future in [llm.submit(request) for request in requests]]
+    return [future.result(timeout=600) for future in [llm.submit(request) for request in requests]]
 
 
 @torch.no_grad()
@@ -503,10 +503,10 @@ def test_an_error_reaches_those_it_concerns(llm: LocalLLM) -> None:
         hook = llm._engine()._forward.model.register_forward_pre_hook(fail)
         future = llm.submit(user("x", max_tokens=3))
         if expected:
-            reply = future.result(timeout=60)
+            reply = future.result(timeout=600)
             assert (reply.status, reply.reason) == ("failed", "bad kernel")
         else:
-            assert isinstance(future.exception(timeout=60), KeyError)
+            assert isinstance(future.exception(timeout=600), KeyError)
         hook.remove()
     assert answers(llm, [user("x", max_tokens=3)])[0].text == before.text
 
@@ -523,7 +523,7 @@ def test_many_threads_may_ask(llm: LocalLLM) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=600)
     assert [found[place] for place in range(16)] == [reply.text for reply in answers(llm, chats)]
 
 
@@ -533,15 +533,15 @@ def test_closing_drops_what_has_not_begun(llm: LocalLLM) -> None:
 
     def hold(*_: Any) -> None:
         begun.set()
-        assert go.wait(timeout=60)
+        assert go.wait(timeout=600)
 
     hook = llm._engine()._forward.model.register_forward_pre_hook(hold)
     first = llm.submit(user("x", max_tokens=2))
-    assert begun.wait(timeout=60)
+    assert begun.wait(timeout=600)
     second = llm.submit(user("y", max_tokens=2))
     threading.Timer(0.1, go.set).start()
     llm.close()
     hook.remove()
-    assert first.result(timeout=60).output_tokens == 2
+    assert first.result(timeout=600).output_tokens == 2
     assert second.cancelled()
     assert llm.submit(user("z")).cancelled()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuronaut.causal.controls import other_units, population, random_directions, standing
+from neuronaut.causal.controls import other_units, population, random_directions, rank_among
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.measures import METRICS, Question, effect, mean, metric, text_loss
 from neuronaut.causal.prompts import Batch
@@ -150,12 +150,12 @@ def test_random_directions_differ_and_a_pattern_has_none() -> None:
 
 
 def test_standing_ranks_by_size_and_never_gives_p_zero() -> None:
-    found = standing(-3.0, [1, -2, 3, 4])
+    found = rank_among(-3.0, [1, -2, 3, 4])
     assert (found.percentile, found.p) == (62.5, 3 / 5)
-    assert standing(10, [1.0] * 19).p == pytest.approx(0.05)
-    assert standing(0, [0.0] * 9).p == 1
+    assert rank_among(10, [1.0] * 19).p == pytest.approx(0.05)
+    assert rank_among(0, [0.0] * 9).p == 1
     with pytest.raises(NeuronautError, match="no controls"):
-        standing(1, [])
+        rank_among(1, [])
 
 
 def test_planted_negatives_are_significant_no_more_often_than_they_should_be() -> None:
@@ -179,7 +179,7 @@ def test_planted_negatives_are_significant_no_more_often_than_they_should_be() -
     rng, significant = random.Random(0), 0
     for _ in range(200):
         real, *controls = rng.sample(range(width), 40)
-        significant += standing(effects[real], [effects[unit] for unit in controls]).p <= 0.05
-        assert standing(effects[silent], [effects[unit] for unit in controls if unit != silent]).p > 0.9
+        significant += rank_among(effects[real], [effects[unit] for unit in controls]).p <= 0.05
+        assert rank_among(effects[silent], [effects[unit] for unit in controls if unit != silent]).p > 0.9
     # Binomial with 200 tries of 0.05: more than 18 has a chance of less than 1%.
     assert significant <= 18

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from neuronaut.benchmarks.suite.pairs import at_pivots, told
+from neuronaut.benchmarks.suite.pairs import at_pivots, pair_accuracy
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Explanation
 from neuronaut.data.store.store import Store
 from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
-from neuronaut.labelling.inputs import Bench
-from neuronaut.labelling.label import opened
+from neuronaut.labelling.inputs import EvidenceLoader
+from neuronaut.labelling.label import open_harvested
 from neuronaut.rules.induce import induce
 from neuronaut.rules.language import Clause, Rule, Token
 from neuronaut.rules.observed import Observed, disagreements
@@ -52,10 +52,12 @@ class World:
         harvest(self.subject, [f"mlp.{LAYER}"], Corpus.of("planted", documents), self.store)
         self.features = self.store.features(f"planted:mlp.{LAYER}:0-{len(PLANTED.neurons) - 1}")
         self.explainer = RuleExplainer(self.subject)
-        self._bench = Bench(self.store, self.subject, opened(self.store, self.subject, self.features[0].source, None))
+        self._loader = EvidenceLoader(
+            self.store, self.subject, open_harvested(self.store, self.subject, self.features[0].source, None)
+        )
 
     def batch(self, name: str) -> TrainBatch:
-        return self._bench.train([self.store.evidence(self.features[NEURONS[name].index])])
+        return self._loader.train([self.store.evidence(self.features[NEURONS[name].index])])
 
     def learned(self, name: str, observed: Observed, *, measure: bool = False) -> Explanation:
         batch = self.batch(name)
@@ -94,7 +96,7 @@ def right(name: str, explanation: Explanation) -> float:
     neuron = NEURONS[name]
     pairs = counterfactuals(neuron, WINDOWS, each=12)
     half = max(max(neuron.truth(words)) for words in WINDOWS) / 2
-    return told(pairs, at_pivots(Rule.parse(explanation.rule), pairs), half=half)
+    return pair_accuracy(pairs, at_pivots(Rule.parse(explanation.rule), pairs), half=half)
 
 
 @pytest.fixture(scope="module")

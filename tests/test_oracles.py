@@ -161,10 +161,10 @@ def test_patching(models: Both, kind: str, direction: Direction) -> None:
         return (right - wrong).mean()
 
     tokens = [pairs.corrupted.tokens, pairs.clean.tokens]
-    base, donor = tokens if direction == "denoise" else reversed(tokens)
+    base, source_run = tokens if direction == "denoise" else reversed(tokens)
     with torch.no_grad():
-        start, end = difference(models.theirs(base)), difference(models.theirs(donor))
-        _, cache = models.theirs.run_with_cache(donor)
+        start, end = difference(models.theirs(base)), difference(models.theirs(source_run))
+        _, cache = models.theirs.run_with_cache(source_run)
         theirs = getattr(patching, name)(models.theirs, base, cache, difference)
     if swept == ("positions", "units"):
         theirs = theirs.transpose(1, 2)

@@ -125,7 +125,7 @@ def test_what_was_expected_stands_against_what_was_seen(report: Report) -> None:
 
 def test_the_odds_have_a_history(report: Report) -> None:
     history = report.contenders[1].history
-    assert [standing.round for standing in history] == list(range(1, journals.ROUNDS + 1))
+    assert [odds.round for odds in history] == list(range(1, journals.ROUNDS + 1))
     leads = [mine.log_odds - other.log_odds for mine, other in zip(report.contenders[0].history, history, strict=True)]
     assert leads == sorted(leads)
 

@@ -10,7 +10,7 @@ from neuronaut.causal.intervene import apply
 from neuronaut.causal.measures import Question, fidelity, metric, text_loss
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.records import Outcome, Trial, replay, run
-from neuronaut.causal.runs import compare, donors, gather, logits_at, patching, resumable, resume, separately
+from neuronaut.causal.runs import compare, gather, logits_at, patching, read_source_run, resumable, resume, separately
 from neuronaut.subject.errors import NeuronautError
 from tests.circuits import Circuit, gate, induction
 from tests.families import FAMILIES, tiny_subject, tiny_tokens
@@ -216,7 +216,7 @@ def test_edits_run_beside_each_other_as_alone() -> None:
         Edit.parse(f"head.{layer}:{head}=patch@{at}") for layer in (0, 2) for head in range(4) for at in ("3", "last")
     ]
     edits += [Edit.parse("mlp.1:3*=1"), Edit.parse("pattern.1:2=uniform"), Edit.parse("resid_post.0=patch@2-4")]
-    materials = gather(subject, edits, donor=corrupted)
+    materials = gather(subject, edits, source_run=corrupted)
     question = Question(torch.tensor([4, 5, 6]), torch.tensor([7, 8, 9]))
     found, reports = separately(
         subject,
@@ -239,11 +239,11 @@ def test_donors_and_reference_are_read_where_edits_need_them() -> None:
     subject = tiny_subject()
     batch = Batch.of(subject, [[0, 4, 5, 6], [0, 7]])
     edits = [Edit.parse(text) for text in ("mlp.1:3=mean", "head.0=patch", "pattern.2=patch", "resid_pre.1:2=3")]
-    found = gather(subject, edits, reference=batch, donor=batch)
+    found = gather(subject, edits, reference=batch, source_run=batch)
     read = subject.read(batch.tokens, ["mlp.1"])["mlp.1"]
     assert torch.equal(found.reference["mlp.1"], torch.stack([read[0, 1], read[0, 2], read[0, 3], read[1, 1]]))
-    assert set(found.reference) == {"mlp.1"} and set(found.donors) == {"head.0", "pattern.2"}
-    assert set(donors(subject, batch, ["embed"])) == {"embed"}
+    assert set(found.reference) == {"mlp.1"} and set(found.source_runs) == {"head.0", "pattern.2"}
+    assert set(read_source_run(subject, batch, ["embed"])) == {"embed"}
 
 
 # --- records -------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def trial(*texts: str) -> Trial:
         metrics=("logit_difference", "kl", "rank"),
         answers=(4, 5, 6),
         wrong=(7, 8, 9),
-        donors=(rows[1], rows[2], rows[0]),
+        source_runs=(rows[1], rows[2], rows[0]),
         reference=rows[:2],
         directions={"way": tuple(float(n) for n in range(-12, 12))},
     )
@@ -325,7 +325,7 @@ def test_a_record_is_not_run_on_something_else() -> None:
     [
         ({"answers": (1,)}, "not as many answers"),
         ({"answers": (1, 2, 900)}, "no token of"),
-        ({"donors": ((1, 2), (3, 4), (5, 6))}, "not aligned"),
+        ({"source_runs": ((1, 2), (3, 4), (5, 6))}, "not aligned"),
         ({"metrics": ("nice",)}, "no metric 'nice'"),
     ],
 )

@@ -17,7 +17,7 @@ from neuronaut.subject.errors import NeuronautError
 
 TOP, QUANTILE = (3, 1, 2), (2, 2, 1)
 
-needs_compiler = pytest.mark.skipif(scan._kernel() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(scan._compiled_kernel() is None, reason="no C compiler")
 SCANNERS = [pytest.param(True, marks=needs_compiler, id="compiled"), pytest.param(False, id="torch")]
 
 
@@ -227,7 +227,7 @@ def test_priorities_are_uniform_and_differ_between_features() -> None:
 
 
 def test_without_a_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_kernel", lambda: None)
+    monkeypatch.setattr(scan, "_compiled_kernel", lambda: None)
     assert not Scanner().compiled
     with pytest.raises(NeuronautError, match="no C compiler"):
         Scanner(compiled=True)

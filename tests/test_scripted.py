@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from neuronaut.agent.loop.view import Refused, View
-from neuronaut.agent.policies.progress import Standing
+from neuronaut.agent.policies.progress import PolicyState
 from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy, at_positions, rivals
-from neuronaut.agent.session import Manner, Session, investigate_all
+from neuronaut.agent.session import InvestigationConfig, Session, investigate_all
 from neuronaut.agent.tools.table import tools_for
-from neuronaut.benchmarks.suite.pairs import at_pivots, told
+from neuronaut.benchmarks.suite.pairs import at_pivots, pair_accuracy
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
@@ -58,7 +58,7 @@ class Investigated:
 
     def run(self, store: Store, *kinds: str) -> list[Session]:
         features = [Feature.parse(f"planted:mlp.{LAYER}:{self.neurons[kind].index}") for kind in kinds]
-        return list(investigate_all(features, self.subject, store, Manner(ScriptedPolicy())))
+        return list(investigate_all(features, self.subject, store, InvestigationConfig(ScriptedPolicy())))
 
     def frozen(self, kind: str) -> dict[str, Any]:
         found = self.store.journal.event_of(self.sessions[kind].id, "frozen")
@@ -68,7 +68,7 @@ class Investigated:
     def agreement(self, neuron: PlantedNeuron, rule: Rule) -> float:
         pairs = counterfactuals(neuron, self.windows)
         half = max(max(neuron.truth(words)) for words in self.windows) / 2
-        return told(pairs, at_pivots(rule, pairs), half=half)
+        return pair_accuracy(pairs, at_pivots(rule, pairs), half=half)
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +163,14 @@ def test_a_refused_plan_is_not_made_again() -> None:
     near = Refused(
         1, {"action": "use_tools", "calls": calls}, "scan_vocabulary: f has no near_miss place with 1 tokens"
     )
-    use = Standing(_view(near, step=2), tools).use(FIRST)
+    use = PolicyState(_view(near, step=2), tools).use(FIRST)
     assert use is not None and [c.args.get("carriers") for c in use.calls].count("near_miss") == 0
     assert len(use.calls) == 6, "the others are asked for together"
     alike = Refused(1, {"action": "use_tools", "calls": calls}, "scan_vocabulary: all rivals predict the same")
-    use = Standing(_view(alike, step=2), tools).use(FIRST)
+    use = PolicyState(_view(alike, step=2), tools).use(FIRST)
     assert use is not None and len(use.calls) == 1, "nobody knows which of them it was"
     alone = Refused(2, {"action": "use_tools", "calls": calls[:1]}, "scan_vocabulary: all rivals predict the same")
-    again = Standing(_view(alike, alone, step=3), tools).use(FIRST)
+    again = PolicyState(_view(alike, alone, step=3), tools).use(FIRST)
     assert again is not None and again.calls[0] != use.calls[0]
 
 

@@ -174,7 +174,8 @@ def test_a_missing_model_is_one_line(store, tmp_path):
 
 def test_importing_loads_no_embedding_library():
     code = (
-        "import sys, neuronaut.data.store.search; sys.exit('sentence_transformers' in sys.modules or 'torch' in sys.modules)"
+        "import sys, neuronaut.data.store.search;"
+        "sys.exit('sentence_transformers' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

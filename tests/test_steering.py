@@ -75,11 +75,11 @@ def test_doses_are_what_one_run_at_a_time_shows(subject: Subject, text: str, mon
         materials=MATERIALS,
         seed=9,
     )
-    lent = gather(subject, [edit], materials=MATERIALS, reference=unrelated)
+    patch_values = gather(subject, [edit], materials=MATERIALS, reference=unrelated)
     assert tuple(dose.strength for dose in found.doses) == STRENGTHS
 
     def effect(one: Edit) -> float:
-        runs = [[alone(subject, row, given, lent)[-1].log_softmax(0) for given in (None, one)] for row in ROWS]
+        runs = [[alone(subject, row, given, patch_values)[-1].log_softmax(0) for given in (None, one)] for row in ROWS]
         changes = [after[id] - plain[id] for (plain, after), id in zip(runs, ids, strict=True)]
         return float(torch.stack(changes).mean())
 
@@ -87,10 +87,10 @@ def test_doses_are_what_one_run_at_a_time_shows(subject: Subject, text: str, mon
         one = edit.model_copy(update={"value": dose.strength})
         assert dose.effect.value == pytest.approx(effect(one), abs=2e-5) and dose.effect.n == 3
         assert dose.response.value - found.plain.value == pytest.approx(dose.effect.value, abs=1e-5)
-        assert dose.standing is not None
+        assert dose.rank is not None
         wanted = [effect(control) for control in random_directions(one, count=4, seed=9)]
-        assert dose.standing.controls == pytest.approx(wanted, abs=2e-5)
-        divergences, losses = side_effects(subject, one.model_copy(update={"positions": "all"}), lent)
+        assert dose.rank.controls == pytest.approx(wanted, abs=2e-5)
+        divergences, losses = side_effects(subject, one.model_copy(update={"positions": "all"}), patch_values)
         for found_one, rows in ((dose.kl, divergences), (dose.loss, losses)):
             by_row = mean(rows, seed=9)
             assert found_one.value == pytest.approx(by_row.value, abs=2e-5) and found_one.n == 4
@@ -128,7 +128,7 @@ def test_strength_is_in_the_features_own_activations(subject: Subject) -> None:
     )
     assert plain.unit is None
     for one, other in zip(single.doses, plain.doses, strict=True):
-        assert one.effect.value == pytest.approx(other.effect.value, abs=1e-5) and one.standing is None
+        assert one.effect.value == pytest.approx(other.effect.value, abs=1e-5) and one.rank is None
     other = Batch.of(subject, ROWS)
     elsewhere = dose_response(
         subject, batch, Edit.parse("resid_post.1@sae:4+=1q"), readout, strengths=[0, 1], reference=other, **given
@@ -152,7 +152,7 @@ def test_a_planted_neuron_raises_its_token_by_four_a_unit(planted) -> None:  # n
     assert [dose.effect.value for dose in found.doses] == pytest.approx([-8, 0, 4, 12], rel=2e-3, abs=1e-3)
     assert found.trend == Trend("rising", ())
     strong = found.doses[-1]
-    assert strong.standing is not None and strong.standing.percentile == 100 and strong.kl.value > 1
+    assert strong.rank is not None and strong.rank.percentile == 100 and strong.kl.value > 1
     down = Edit(site=edit.site, units=edit.units, operation="add", value=1, negative=True)
     opposite = dose_response(subject, prompts, down, readout, text=text, strengths=[0, 1], controls=0)
     assert opposite.trend.sense == "falling" and opposite.doses[1].effect.value == pytest.approx(-4, rel=2e-3)
@@ -167,7 +167,7 @@ def test_an_inert_neuron_has_no_response_and_no_side_effects(planted) -> None:  
     assert [dose.max_change for dose in found.doses] == [0, 1, 4]
     for dose in found.doses:
         assert abs(dose.effect.value) < 1e-6 and abs(dose.kl.value) < 1e-6
-        assert dose.standing is not None and dose.standing.p > 0.5
+        assert dose.rank is not None and dose.rank.p > 0.5
     assert found.usable == Usable(0, 4, (False, False))
 
 

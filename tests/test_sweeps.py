@@ -18,7 +18,7 @@ from neuronaut.causal.grids import Axis, Grid, each_position, sites_of
 from neuronaut.causal.intervene import Materials
 from neuronaut.causal.measures import Effect, Interval, Question, metric
 from neuronaut.causal.prompts import Batch, Pairs
-from neuronaut.causal.runs import compare, donors, gather, patching
+from neuronaut.causal.runs import compare, gather, patching, read_source_run
 from neuronaut.causal.sweeps import Shift, Sweep, sweep, sweep_prompts
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
@@ -90,12 +90,12 @@ def counting(subject: Subject) -> Iterator[Counter]:
 
 
 @torch.no_grad()
-def by_hand(model: Any, base: Tensor, donor: Tensor) -> Tensor:
+def by_hand(model: Any, base: Tensor, source_run: Tensor) -> Tensor:
     """Logits (layer, head, row, token) with one head's z replaced at all positions but the first, one run each."""
     projections = [block.attn.c_proj for block in model.transformer.h]
     z: list[Tensor] = []
     hooks = [p.register_forward_pre_hook(lambda _, args: z.append(args[0].clone())) for p in projections]
-    model(donor)
+    model(source_run)
     for hook in hooks:
         hook.remove()
     found = torch.zeros(LAYERS, HEADS, len(base), VOCABULARY)
@@ -117,13 +117,13 @@ def test_144_heads_take_a_tenth_of_the_forwards_and_give_the_same() -> None:
     subject = deep_subject()
     pairs = random_pairs(subject, rows=2, positions=8)
     grid = Grid.of(Edit.parse("head.0=patch"), sites=sites_of(subject, "head"), units=range(HEADS))
-    sweep(subject, pairs, Grid.listed(grid.edits[-1:]))  # The proof that runs may begin in the middle, once.
+    sweep(subject, pairs, Grid.of_edits(grid.edits[-1:]))  # The proof that runs may begin in the middle, once.
     with counting(subject) as ran:
         found = sweep(subject, pairs, grid, metrics=METRICS)
     question = Question(pairs.answers, pairs.wrong, subject.logits(pairs.clean.tokens)[:, -1])
     runs = {"denoise": (pairs.corrupted, pairs.clean), "noise": (pairs.clean, pairs.corrupted)}
-    for direction, (base, donor) in runs.items():
-        logits = by_hand(subject.model, base.tokens, donor.tokens).flatten(0, 1)
+    for direction, (base, source_run) in runs.items():
+        logits = by_hand(subject.model, base.tokens, source_run.tokens).flatten(0, 1)
         for name in METRICS:
             wanted = torch.stack([metric(name)(one, question) for one in logits])
             patched = torch.tensor([cell.effect(name, direction).patched for cell in found.cells])
@@ -156,10 +156,12 @@ def test_a_forward_has_no_more_rows_than_allowed_and_that_changes_nothing() -> N
 def test_donors_of_prompts_go_with_their_rows() -> None:
     subject = deep_subject()
     pairs, site = random_pairs(subject, rows=5), "mlp.3"
-    lent = Materials(donors=donors(subject, pairs.clean, [site]))
+    patch_values = Materials(source_runs=read_source_run(subject, pairs.clean, [site]))
     grid = Grid.of(Edit.parse(f"{site}=patch"), units=range(3))
     wanted, found = (
-        sweep_prompts(subject, pairs.corrupted, grid, answers=pairs.answers, metrics=("kl",), materials=lent, at_once=n)
+        sweep_prompts(
+            subject, pairs.corrupted, grid, answers=pairs.answers, metrics=("kl",), materials=patch_values, at_once=n
+        )
         for n in (64, 2)
     )
     for one, other in zip(found.cells, wanted.cells, strict=True):
@@ -209,7 +211,7 @@ def test_neurons_features_patterns_and_lists_equal_one_by_one() -> None:
         Grid.of(Edit.parse("mlp.1:0=patch"), units=(3, 17, 60)),
         Grid.of(Edit.parse("resid_post.1@sae:0=patch"), units=range(5), positions=["3-4", "last"]),
         Grid.of(Edit.parse("pattern.0=patch"), sites=sites_of(subject, "pattern"), units=range(4)),
-        Grid.listed(Edit.parse(text) for text in texts),
+        Grid.of_edits(Edit.parse(text) for text in texts),
     ]
     materials = Materials(sources={"resid_post.1@sae": sae}, directions={"way": torch.arange(-12.0, 12.0)})
     for grid in grids:
@@ -308,23 +310,23 @@ def test_what_hardly_differs_is_withheld_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda s, p: sweep(s, p, Grid.listed([Edit.parse("mlp.9:1=0")])), "no site 'mlp.9'"),
-        (lambda s, p: sweep(s, p, Grid.listed([Edit.parse("head.0:9=0")])), "no unit 9"),
-        (lambda s, p: sweep(s, p, Grid.listed([Edit.parse("mlp.0:1=mean")])), "needs a reference"),
-        (lambda s, p: sweep(s, p, Grid.listed([Edit.parse("mlp.0:1=0")]), metrics=["nice"]), "no metric 'nice'"),
-        (lambda s, p: sweep(s, p, Grid.listed([Edit.parse("mlp.0:1=0")]), metrics=[]), "measure 0 metrics"),
-        (lambda s, p: sweep(s, p, Grid.listed([Edit.parse("mlp.0:1=0")]), at_once=0), "0 rows at once"),
+        (lambda s, p: sweep(s, p, Grid.of_edits([Edit.parse("mlp.9:1=0")])), "no site 'mlp.9'"),
+        (lambda s, p: sweep(s, p, Grid.of_edits([Edit.parse("head.0:9=0")])), "no unit 9"),
+        (lambda s, p: sweep(s, p, Grid.of_edits([Edit.parse("mlp.0:1=mean")])), "needs a reference"),
+        (lambda s, p: sweep(s, p, Grid.of_edits([Edit.parse("mlp.0:1=0")]), metrics=["nice"]), "no metric 'nice'"),
+        (lambda s, p: sweep(s, p, Grid.of_edits([Edit.parse("mlp.0:1=0")]), metrics=[]), "measure 0 metrics"),
+        (lambda s, p: sweep(s, p, Grid.of_edits([Edit.parse("mlp.0:1=0")]), at_once=0), "0 rows at once"),
         (
-            lambda s, p: sweep(s, p, Grid.listed([Edit.parse("mlp.0:1=resample")]), reference=p.clean, at_once=2),
+            lambda s, p: sweep(s, p, Grid.of_edits([Edit.parse("mlp.0:1=resample")]), reference=p.clean, at_once=2),
             "draws for all 3 prompts",
         ),
         (
-            lambda s, p: sweep_prompts(s, p.clean, Grid.listed([Edit.parse("mlp.0=patch")]), answers=p.answers),
-            "needs a donor",
+            lambda s, p: sweep_prompts(s, p.clean, Grid.of_edits([Edit.parse("mlp.0=patch")]), answers=p.answers),
+            "needs a source run",
         ),
         (
             lambda s, p: sweep_prompts(
-                s, p.clean, Grid.listed([Edit.parse("mlp.0=0")]), answers=p.answers, metrics=["logit_difference"]
+                s, p.clean, Grid.of_edits([Edit.parse("mlp.0=0")]), answers=p.answers, metrics=["logit_difference"]
             ),
             "needs 'wrong'",
         ),
@@ -358,7 +360,7 @@ def test_grids_stand_row_by_row_and_keep_what_they_do_not_vary() -> None:
     assert grid.labels == [("head.0", "3"), ("head.0", "5"), ("head.2", "3"), ("head.2", "5")]
     assert Grid.of(Edit.parse("mlp.0=patch"), positions=[3, -1, '" a"']).edits[2] == Edit.parse('mlp.0=patch@" a"')
     with pytest.raises(NeuronautError, match="0 edits do not fill"):
-        Grid.listed([])
+        Grid.of_edits([])
     with pytest.raises(NeuronautError, match="0 edits do not fill"):
         Grid.of(Edit.parse("head.0=patch"), units=[])
     with pytest.raises(NeuronautError, match="1 edits do not fill a grid of shape \\(2,\\)"):

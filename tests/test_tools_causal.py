@@ -21,7 +21,7 @@ from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.activations import neurons
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
-from neuronaut.labelling.inputs import Bench
+from neuronaut.labelling.inputs import EvidenceLoader
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
@@ -52,7 +52,7 @@ class World:
         harvest(self.subject, [*sites, self.dictionary], corpus, self.store)
         after, before = neurons(self.subject, sites)
         self.sources: dict[str, Source] = {"mlp": after, "before": before, "dictionary": self.dictionary}
-        self.benches = {s.id: Bench(self.store, self.subject, s) for s in self.sources.values()}
+        self.loaders = {s.id: EvidenceLoader(self.store, self.subject, s) for s in self.sources.values()}
         self.labs: dict[str, FeatureLab] = {}
 
     def _coded(self) -> Dictionary:
@@ -83,7 +83,7 @@ class World:
         key = f"{source.id}:{index}"
         if key not in self.labs:
             (feature,) = self.store.features(key)
-            batch = self.benches[source.id].train([self.store.evidence(feature)])
+            batch = self.loaders[source.id].train([self.store.evidence(feature)])
             self.labs[key] = FeatureLab(self.store, self.subject, source, batch.features[0], batch)
         lab = self.labs[key]
         lab.rivals = {"H1": Hypothesis(text="a claim", kind="described", **claims)} if claims else {}

@@ -28,7 +28,7 @@ from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Explanation
 from neuronaut.data.store.store import Store
 from neuronaut.explainers.explainer import TrainBatch
-from neuronaut.labelling.inputs import Bench
+from neuronaut.labelling.inputs import EvidenceLoader
 from neuronaut.rules.language import Rule
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.errors import NeuronautError
@@ -63,12 +63,12 @@ def lab_of() -> Iterator[LabOf]:
     store = Store(":memory:")
     harvest(subject, [f"mlp.{LAYER}"], Corpus.of("planted", planted.corpus), store)
     source = Neurons(SourceId("planted", f"mlp.{LAYER}"), subject.width(f"mlp.{LAYER}"))
-    bench = Bench(store, subject, source)
+    loader = EvidenceLoader(store, subject, source)
     indices = {neuron.name: neuron.index for neuron in planted.neurons}
 
     @cache
     def trained(name: str) -> TrainBatch:
-        return bench.train([store.evidence(Feature(source.id, indices[name]))])
+        return loader.train([store.evidence(Feature(source.id, indices[name]))])
 
     def make(name: str, **rules: str) -> FeatureLab:
         batch = trained(name)

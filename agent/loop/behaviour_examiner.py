@@ -10,7 +10,8 @@ The examination of a circuit on pairs that nothing has seen, once, at the end. I
 Of both it wants faithfulness (the circuit alone: near 1) and completeness (what the model still does without it: near
 0), each with its interval; faithfulness also stands among that of random circuits of the same make-up.
 
-A sham is what the same experiments give where each node is taken for another of its kind: it ought to support nothing.
+A random control is what the same experiments give where each node is taken for another of its kind: it ought to support
+nothing.
 """
 
 import random
@@ -35,7 +36,7 @@ LEAST_FAITHFUL = 0.75
 """Share of the behaviour that a circuit must bring about by itself, on both halves of the holdout."""
 CHANCE = 0.05
 """A circuit's faithfulness must be among this share of the best of random circuits of its make-up, on one half."""
-SHAMS = 3
+RANDOM_CONTROLS = 3
 """Times that each node is taken for another."""
 
 
@@ -89,10 +90,12 @@ class BehaviourExaminer:
         if not used:
             return []
         supported = supporter(hypotheses, used, observations, leader, "behaviour")
-        shams = [supported(sham(self._lab, used, number)) for number in range(SHAMS)]
-        what = f"the same experiments, each node taken for another, {SHAMS} times: how many support the leader"
+        random_controls = [supported(random_control(self._lab, used, number)) for number in range(RANDOM_CONTROLS)]
+        what = (
+            f"the same experiments, each node taken for another, {RANDOM_CONTROLS} times: how many support the leader"
+        )
         # One of them may put equals in each other's places.
-        told = ControlResult("sham", what, sum(shams) <= 1, float(sum(shams)))
+        told = ControlResult("sham", what, sum(random_controls) <= 1, float(sum(random_controls)))
         return [*permuted_and_dead(real, supported, seed=self._lab.seed), told]
 
     def explanation(self, text: str, hypothesis: Hypothesis) -> None:
@@ -153,20 +156,20 @@ def _score(half: str, metric: str, effect: Effect, said: dict[str, object], foun
     among: dict[str, object] = {} if control is None else {"percentile": control.percentile, "p": control.p}
     reason = effect.reason if effect.recovered is None else None
     return Score(
-        SCORER,
-        half,
-        metric,
-        effect.recovered,
-        reason,
-        low,
-        high,
-        effect.n,
+        scorer=SCORER,
+        examples=half,
+        metric=metric,
+        value=effect.recovered,
+        reason=reason,
+        ci_low=low,
+        ci_high=high,
+        n=effect.n,
         baselines={} if control is None else {"random_circuits": median(control.faithfulness)},
         provenance={**said, **among, "formula": effect.formula},
     )
 
 
-def sham(lab: BehaviourLab, experiments: Sequence[Experiment], number: int) -> dict[str, list[float]]:
+def random_control(lab: BehaviourLab, experiments: Sequence[Experiment], number: int) -> dict[str, list[float]]:
     """By experiment, what its items would have given where each node is taken for another of its kind."""
     taken_for, found = _taken_for(lab, number), dict[str, list[float]]()
     for experiment in experiments:

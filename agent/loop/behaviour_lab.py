@@ -189,7 +189,7 @@ class BehaviourLab:
         """Runs of any pairs with this lab's nodes cut to their corrupted values."""
         return CircuitRuns(self.subject, task, self.nodes, metric_name=self.metric, sources=self.sources)
 
-    def named(self, texts: Sequence[str]) -> tuple[Node, ...]:
+    def parse_nodes(self, texts: Sequence[str]) -> tuple[Node, ...]:
         """Nodes by their texts; refuses those that this lab does not cut."""
         found = [node for text in texts for node in parse_nodes(text)]
         if strange := [str(node) for node in found if node not in self._known]:
@@ -201,7 +201,7 @@ class BehaviourLab:
 
     def shares(self, hypothesis: Hypothesis) -> Shares:
         """What a circuit says goes where all nodes of a set are cut, beyond what goes with its parts."""
-        return {frozenset(self.named(text.split(JOIN))): share for text, share in hypothesis.nodes.items()}
+        return {frozenset(self.parse_nodes(text.split(JOIN))): share for text, share in hypothesis.nodes.items()}
 
     def circuit(self, hypothesis: Hypothesis) -> tuple[Node, ...]:
         """All nodes that a hypothesis names, in forward order."""
@@ -236,7 +236,7 @@ class BehaviourLab:
     @cached_property
     def attribution(self) -> dict[Direction, Attribution]:
         """What every node is worth to first order, on `explore`, in both directions."""
-        grid = Grid.listed(edit for node in self.nodes for edit in edits_of([node], "patch"))
+        grid = Grid.of_edits(edit for node in self.nodes for edit in edits_of([node], "patch"))
         directions: tuple[Direction, ...] = ("noise", "denoise")
         return {
             direction: attribution_patching(
@@ -272,12 +272,12 @@ class BehaviourLab:
     def _expected(self, shares: Shares, about: Mapping[str, Any]) -> float | None:
         if (restored := about.get("restore")) is not None:
             named = frozenset[Node]().union(*shares)
-            back = named & {*self.named(restored)}
+            back = named & {*self.parse_nodes(restored)}
             return (round(_lost(shares, named), 4) if back == named else None) if back else 0.0
         if (kept := about.get("keep")) is not None:
-            return round(max(0.0, 1 - _lost(shares, self._known.difference(self.named(kept)))), 4)
+            return round(max(0.0, 1 - _lost(shares, self._known.difference(self.parse_nodes(kept)))), 4)
         cut = about["cut"] if "cut" in about else [about["node"]]
-        return round(_lost(shares, frozenset(self.named(cut))), 4)
+        return round(_lost(shares, frozenset(self.parse_nodes(cut))), 4)
 
 
 def _key(about: Mapping[str, Any], prompts: int | None) -> str:
@@ -319,9 +319,11 @@ def prompts_of(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 def effects(lab: BehaviourLab, runs: CircuitRuns, abouts: Sequence[Mapping[str, Any]]) -> list[Effect]:
     """What each item does, measured on the runs' pairs."""
-    cut = [frozenset(lab.named(_cut(about))) for about in abouts if "restore" not in about and "keep" not in about]
-    kept = [frozenset(lab.named(about["keep"])) for about in abouts if "keep" in about]
-    restored = [lab.named(about["restore"]) for about in abouts if "restore" in about]
+    cut = [
+        frozenset(lab.parse_nodes(_cut(about))) for about in abouts if "restore" not in about and "keep" not in about
+    ]
+    kept = [frozenset(lab.parse_nodes(about["keep"])) for about in abouts if "keep" in about]
+    restored = [lab.parse_nodes(about["restore"]) for about in abouts if "restore" in about]
     gone = iter(runs.cut(cut) if cut else ())
     alone = iter(runs.alone(kept) if kept else ())
     back = iter(_restored(lab, runs, restored))
@@ -357,8 +359,8 @@ def _restored(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node
     found: list[Effect] = []
     for nodes in sets:
         edits = edits_of(nodes, "patch")
-        lent = gather(lab.subject, edits, materials=Materials(sources=lab.sources), donor=pairs.clean)
-        with torch.inference_mode(), apply(lab.subject, pairs.corrupted, edits, materials=lent, may_idle=True):
+        patch_values = gather(lab.subject, edits, materials=Materials(sources=lab.sources), source_run=pairs.clean)
+        with torch.inference_mode(), apply(lab.subject, pairs.corrupted, edits, materials=patch_values, may_idle=True):
             logits = logits_at(lab.subject, pairs.corrupted.tokens, pairs.corrupted.last)
         patched = metric(runs.metric)(logits, question).cpu()
         found.append(

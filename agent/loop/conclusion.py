@@ -54,7 +54,7 @@ class Conclusion:
     def freeze(self, state: State) -> Mapping[str, Any]:
         """Fix the leader by the odds."""
         del state
-        found, hypotheses = self._run.verdict(), self._run.hypotheses()
+        found, hypotheses = self._run.outcome(), self._run.hypotheses()
         leader = hypotheses.get(found.leader or "")
         table = None if leader is None else self._run.examiner.indescribable(leader)
         answer, reason = (found.answer, found.reason) if table is None else ("no_explanation", table)
@@ -92,7 +92,7 @@ class Conclusion:
         del state
         frozen = self._frozen()
         if frozen["verdict"] == "supported":
-            _, experiments, observations = self._run.standing()
+            _, experiments, observations = self._run.rival_state()
             with self._run.charged("controls", "controls"):
                 found = self._run.examiner.controls(
                     self._run.hypotheses(), experiments, observations, frozen["hypothesis"]
@@ -104,7 +104,7 @@ class Conclusion:
     def report(self, state: State) -> Mapping[str, Any]:
         """Draw the conclusion, and tell what single claims came to."""
         status, reason = self._conclusion(state)
-        _, experiments, observations = self._run.standing()
+        _, experiments, observations = self._run.rival_state()
         told = claims(self._run.hypotheses(), experiments, observations)
         self._run.event(
             "concluded", {"status": status, "reason": reason, "claims": told, "stop": state["stop"]}, key="concluded"

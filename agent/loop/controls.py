@@ -2,8 +2,8 @@
 
 permuted   all observed values in a random order: the pattern is gone, the levels are all there
 dead       nothing ever happened
-sham       the same inputs, another unit's activations (of features, feature_examiner.py); the same experiments, each node
-           taken for another (of behaviours, behaviour_examiner.py)
+sham       of a feature the same inputs with another unit's activations (feature_examiner.py); of a behaviour the same
+           experiments with each node taken for another (behaviour_examiner.py)
 
 Single causal claims of features: what they write and read, against what experiments on effects saw.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import Hypothesis
-from .judging import counts_for_odds, judge, seen_of, verdict
+from .judging import counts_for_odds, outcome_of, rank_rivals, seen_of
 from .levels import EDGES
 
 Values = Mapping[str, Sequence[float]]
@@ -54,8 +54,8 @@ def supporter(
 
     def supported(values: Values) -> bool:
         false = {name: replace(observations[name], result={"values": list(row)}) for name, row in values.items()}
-        rivals = judge(hypotheses, experiments, false, kind=kind)
-        found = verdict(rivals, experiments, false)
+        rivals = rank_rivals(hypotheses, experiments, false, kind=kind)
+        found = outcome_of(rivals, experiments, false)
         return found.answer == "supported" and leader in (found.leader, *found.alike)
 
     return supported

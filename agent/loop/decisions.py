@@ -80,7 +80,7 @@ class Decider:
 
     def _conceded(self, state: State, action: Concede) -> Mapping[str, Any]:
         """What follows where a challenger found nothing: the end, unless the evidence is not enough for a verdict."""
-        run, found = self._run, self._run.verdict()
+        run, found = self._run, self._run.outcome()
         again = found.answer == "open" and state["challenges"] + 1 < CHALLENGES
         words = f"the challenger conceded: {action.reason}" + f"; but {found.reason}" * again
         run.event("challenged", {"verdict": words}, key=f"challenge:{state['challenges']}")
@@ -128,7 +128,7 @@ class Decider:
     def _view(self, state: State, phase: Phase) -> View:
         run = self._run
         self._run.catch_up()
-        rivals, experiments, observations = run.standing()
+        rivals, experiments, observations = run.rival_state()
         spent = run.journal.spent(run.id)
         return view_of(
             run.lab,
@@ -180,7 +180,7 @@ class Decider:
         run, step = self._run, state["step"] - 1
         if step in self._planned:
             return self._planned.pop(step)
-        if any(e.round > state["round"] for e in run.standing().experiments):
+        if any(e.round > state["round"] for e in run.rival_state().experiments):
             return []
         action = ACTION.validate_python((run.journal.decision(run.id, step) or {})["action"])
         return self._experiments(state, action) if isinstance(action, UseTools) else []
@@ -188,7 +188,7 @@ class Decider:
     def _experiments(self, state: State, action: UseTools) -> list[Experiment]:
         run = self._run
         self._run.catch_up()
-        rivals, _, _ = run.standing()
+        rivals, _, _ = run.rival_state()
         live = [rival for rival in rivals if rival.status == "live"]
         nulls = [rival for rival in live if rival.hypothesis.kind in NULLS]
         kept = [rival for rival in live if rival not in nulls][: LIVE - len(nulls)]

@@ -16,9 +16,9 @@ from ...data.records import Evidence, Explanation, Score
 from ...data.store.journal_values import Experiment, Observation
 from ...explainers.explainer import Limits as Bounds
 from ...explainers.explainer import TrainBatch, abstention
-from ...labelling.inputs import Bench
+from ...labelling.inputs import EvidenceLoader
 from ...labelling.label import answered, scoring
-from ...llm.client import Desk
+from ...llm.client import LLMClient
 from ...scorers.holdout import Holdout
 from ...scorers.scorer import Scorer
 from ...scorers.simulation import RuleSimulator
@@ -28,7 +28,7 @@ from .experiments import design_of
 from .feature_lab import FeatureLab
 from .hypotheses import Hypothesis
 
-SHAMS = 3
+RANDOM_CONTROLS = 3
 """Other units whose activations stand in for the feature's."""
 LEAST_AGREEMENT = {"counterfactual": 0.75, "context": 0.65}
 """Below this balanced accuracy on the holdout's pairs an explanation is not supported, whatever its odds. Half of the
@@ -44,16 +44,16 @@ class FeatureExaminer:
 
     def __init__(
         self,
-        bench: Bench,
+        loader: EvidenceLoader,
         lab: FeatureLab,
         evidence: Evidence,
         batch: TrainBatch,
         scorers: Sequence[Scorer],
         *,
-        desk: Desk | None = None,
+        client: LLMClient | None = None,
     ) -> None:
-        self._bench, self._lab, self._evidence, self._batch = bench, lab, evidence, batch
-        self._scorers, self._desk = scorers, desk
+        self._loader, self._lab, self._evidence, self._batch = loader, lab, evidence, batch
+        self._scorers, self._client = scorers, client
         lab.beside = tuple(self._others(np.random.default_rng(lab.seed)))
 
     def refusal(self) -> Explanation | None:
@@ -65,13 +65,13 @@ class FeatureExaminer:
         made = self._lab.baseline
         if made is None or made.text is None:
             return {"text": None, "reason": made.reason if made else "no baseline", "rule": None, "scores": []}
-        judged = self._bench.judged([self._evidence], split="select")
+        judged = self._loader.holdouts([self._evidence], split="select")
         scores = self._scores(made, judged[self._lab.feature])
         return {"text": made.text, "rule": made.rule, "scores": [asdict(score) for score in scores]}
 
     def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
         """All scores on the holdout; to be called once."""
-        judged = self._bench.judged([self._evidence])[self._lab.feature]
+        judged = self._loader.holdouts([self._evidence])[self._lab.feature]
         pairs = context_pairs(
             self._lab.subject,
             self._lab.source,
@@ -114,10 +114,12 @@ class FeatureExaminer:
         results = permuted_and_dead(real, supported, seed=self._lab.seed)
         others = len(self._lab.beside)
         if others:
-            shams = sum(map(supported, self._shams(used)))
+            random_controls = sum(map(supported, self._random_controls(used)))
             what = f"the same inputs, other units' activations: by how many of {others} it is supported, too"
             # One of them may be the feature's twin, for which the explanation does hold.
-            results.append(ControlResult("sham", what, shams <= 1 and shams < others, float(shams)))
+            results.append(
+                ControlResult("sham", what, random_controls <= 1 and random_controls < others, float(random_controls))
+            )
         return results
 
     def shortfall(self, scores: Sequence[Score]) -> str | None:
@@ -136,9 +138,9 @@ class FeatureExaminer:
         rows = self._lab.store.list_rows(self._lab.feature.source, limit=None)
         alive = [int(str(row["feature"]).rstrip("-").rpartition(":")[2]) for row in rows if row["status"] != "dead"]
         others = sorted(set(alive) - {self._lab.feature.index})
-        return [int(i) for i in rng.permutation(others)[:SHAMS]]
+        return [int(i) for i in rng.permutation(others)[:RANDOM_CONTROLS]]
 
-    def _shams(self, experiments: Sequence[Experiment]) -> Iterator[dict[str, list[float]]]:
+    def _random_controls(self, experiments: Sequence[Experiment]) -> Iterator[dict[str, list[float]]]:
         """What each unit beside it does at the items' pivots, in units of its own strongest value there."""
         designs = [design_of(experiment.design) for experiment in experiments]
         ends = np.cumsum([len(design.items) for design in designs])[:-1]
@@ -147,8 +149,8 @@ class FeatureExaminer:
             yield {e.name: part.tolist() for e, part in zip(experiments, parts, strict=True)}
 
     def _scores(self, made: Explanation, holdout: Holdout) -> list[Score]:
-        cases = self._bench.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
+        cases = self._loader.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
         scorers = self._scorers if made.rule is None else (RuleSimulator(seed=self._lab.seed),)
-        judged = next(iter(answered([scoring(scorers, cases, self._desk)], self._desk)), {})
+        judged = next(iter(answered([scoring(scorers, cases, self._client)], self._client)), {})
         return judged[made.feature][0] if made.feature in judged else []

@@ -21,13 +21,13 @@ NULLS: tuple[Kind, ...] = ("token_identity", "no_pattern")
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1500)]
 
 
-class Said(BaseModel, frozen=True):
+class StrictModel(BaseModel, frozen=True):
     """What an investigation takes from outside: frozen, and nothing that is not known."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Hypothesis(Said, frozen=True):
+class Hypothesis(StrictModel, frozen=True):
     """One of several rivals."""
 
     text: Words
@@ -55,7 +55,7 @@ CALLS = 8
 """Tools that one decision uses at most."""
 
 
-class Call(Said, frozen=True):
+class Call(StrictModel, frozen=True):
     """One use of a tool."""
 
     tool: str
@@ -66,21 +66,21 @@ class Call(Said, frozen=True):
     """By hypothesis name, the level that those without an executable twin expect on every item."""
 
 
-class Propose(Said, frozen=True):
+class Propose(StrictModel, frozen=True):
     """Put rival hypotheses up."""
 
     action: Literal["propose"] = "propose"
     hypotheses: tuple[Hypothesis, ...] = Field(min_length=1, max_length=LIVE)
 
 
-class UseTools(Said, frozen=True):
+class UseTools(StrictModel, frozen=True):
     """Run experiments, whose outcome every hypothesis has to predict, or look something up."""
 
     action: Literal["use_tools"] = "use_tools"
     calls: tuple[Call, ...] = Field(min_length=1, max_length=CALLS)
 
 
-class Submit(Said, frozen=True):
+class Submit(StrictModel, frozen=True):
     """End the search: name the hypothesis that stands, or say that none does."""
 
     action: Literal["submit"] = "submit"
@@ -89,7 +89,7 @@ class Submit(Said, frozen=True):
     reason: Words = "nothing more is worth an experiment"
 
 
-class Concede(Said, frozen=True):
+class Concede(StrictModel, frozen=True):
     """The challenger's end: nothing more to try against the leader."""
 
     action: Literal["concede"] = "concede"

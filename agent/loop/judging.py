@@ -73,7 +73,7 @@ class _Tally:
         return float((self.right[met] / self.seen[met]).mean()) if met.any() else None
 
 
-class Judge:
+class OddsUpdater:
     """Judges what was observed, experiment by experiment, and remembers those that nothing can change any more."""
 
     def __init__(self, kind: str) -> None:
@@ -99,8 +99,8 @@ class Judge:
             ahead._take(experiment, hypotheses, observations)
         return _ranked(ahead._tallies, hypotheses)
 
-    def _copy(self) -> "Judge":
-        ahead = Judge(self._kind)
+    def _copy(self) -> "OddsUpdater":
+        ahead = OddsUpdater(self._kind)
         ahead._tallies, ahead._met = deepcopy(self._tallies), set(self._met)
         return ahead
 
@@ -169,7 +169,7 @@ def _entry(tallies: Mapping[str, _Tally]) -> float:
     return _best(tallies) - ENTRY if tallies else 0.0
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """What the evidence says as a whole."""
 
     answer: Answer
@@ -186,7 +186,7 @@ def counts_for_odds(experiment: Experiment, kind: str) -> bool:
     return not experiment.survey and (experiment.design["readout"] == "response") == (kind == "feature")
 
 
-def judge(
+def rank_rivals(
     hypotheses: Mapping[str, Hypothesis],
     experiments: Sequence[Experiment],
     observations: Mapping[str, Observation],
@@ -194,23 +194,23 @@ def judge(
     kind: str,
 ) -> tuple[Rival, ...]:
     """How every hypothesis stands after all observations, the leader first, those that are out last."""
-    return Judge(kind).after(hypotheses, experiments, observations)
+    return OddsUpdater(kind).after(hypotheses, experiments, observations)
 
 
-def verdict(
+def outcome_of(
     rivals: Sequence[Rival], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
-) -> Verdict:
-    """What the evidence says as a whole; `rivals` as `judge` ranks them."""
+) -> Outcome:
+    """What the evidence says as a whole; `rivals` as `rank_rivals` ranks them."""
     live = [rival for rival in rivals if rival.status == "live"]
     if not live:
-        return Verdict("open", None, "no hypothesis was put up")
+        return Outcome("open", None, "no hypothesis was put up")
     leader = live[0]
     alike = _alike(leader.name, experiments, observations)
     if leader.hypothesis.kind == "no_pattern":
         tested = sum(bool(e.predictions) and seen_of(e, observations) is not None for e in experiments)
         if tested < TESTED:
-            return Verdict("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
-        return Verdict("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
+            return Outcome("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
+        return Outcome("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
     others = [rival for rival in live[1:] if rival.name not in alike]
     lead = leader.log_odds - max((rival.log_odds for rival in others), default=float("-inf"))
     hits = leader.hits or 0.0
@@ -223,7 +223,7 @@ def verdict(
         f"it hits the level in {hits:.3f} of the items, wanted {HITS}" * (hits < HITS),
     ]
     found = [fault for fault in faults if fault]
-    return Verdict("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)
+    return Outcome("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)
 
 
 def seen_of(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
@@ -284,15 +284,15 @@ def _ranked(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -
     total = sum(exp(value - top) for value in live.values())
     rivals = [
         Rival(
-            name,
-            hypotheses[name],
-            tally.status,
-            round(tally.log_odds, 6),
-            exp(tally.log_odds - top) / total if name in live else 0.0,
-            tally.resolved,
-            tally.silences,
-            tally.hits,
-            tally.brier / tally.resolved if tally.resolved else None,
+            name=name,
+            hypothesis=hypotheses[name],
+            status=tally.status,
+            log_odds=round(tally.log_odds, 6),
+            share=exp(tally.log_odds - top) / total if name in live else 0.0,
+            resolved=tally.resolved,
+            silences=tally.silences,
+            hits=tally.hits,
+            brier=tally.brier / tally.resolved if tally.resolved else None,
         )
         for name, tally in tallies.items()
     ]

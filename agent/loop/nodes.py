@@ -19,7 +19,7 @@ from .decisions import TURNS, Decider
 from .experiments import Tool, design_of
 from .graph import Node, NodeName, State
 from .hypotheses import NULLS
-from .judging import FORMULA, Verdict, verdict
+from .judging import FORMULA, Outcome, outcome_of
 from .run import InvestigationRun
 from .target import Lab
 from .view import Rival
@@ -69,7 +69,7 @@ class Nodes:
         """Write down what will be done and what every rival predicts."""
         run = self._run
         run.journal.preregister(run.id, self._decider.planned(state))
-        names = [e.name for e in run.standing().experiments if e.round == state["round"] + 1]
+        names = [e.name for e in run.rival_state().experiments if e.round == state["round"] + 1]
         run.event(
             "planned",
             {"round": state["round"] + 1, "role": state["role"], "experiments": names},
@@ -81,11 +81,11 @@ class Nodes:
         """Run what is planned and not observed."""
         run = self._run
         run.catch_up()
-        _, experiments, observed = run.standing()
+        _, experiments, observed = run.rival_state()
         for experiment in (e for e in experiments if e.round == state["round"] or e.name not in observed):
             if experiment.name not in observed:
                 self._measure(experiment)
-            observation = run.standing().observations[experiment.name]
+            observation = run.rival_state().observations[experiment.name]
             shown = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
             run.event(
                 "observed",
@@ -121,8 +121,8 @@ class Nodes:
     def judge(self, state: State) -> Mapping[str, Any]:
         """Turn observations into odds, and see whether to go on."""
         run, round = self._run, state["round"]
-        rivals, experiments, observations = run.standing()
-        judged = {"round": round, "formula": FORMULA, "rivals": [told(rival) for rival in rivals]}
+        rivals, experiments, observations = run.rival_state()
+        judged = {"round": round, "formula": FORMULA, "rivals": [rival_row(rival) for rival in rivals]}
         run.event("judged", judged, key=f"judged:{round}")
         spent = run.journal.spent(run.id)
         limits = {kind: value for kind, value in asdict(run.limits).items() if value is not None}
@@ -135,14 +135,14 @@ class Nodes:
         if state["role"] == "proposer":
             put_up = any(rival.hypothesis.kind not in NULLS for rival in rivals)
             return {"next": "plan" if put_up else "propose"}
-        return self._challenged(state, verdict(rivals, experiments, observations))
+        return self._challenged(state, outcome_of(rivals, experiments, observations))
 
     def challenge(self, state: State) -> Mapping[str, Any]:
         """Another context, which sees the leading text alone, tries to break it."""
         del state
-        return {"role": "challenger", "turns": 0, "challenged": self._run.verdict().leader}
+        return {"role": "challenger", "turns": 0, "challenged": self._run.outcome().leader}
 
-    def _challenged(self, state: State, found: Verdict) -> Mapping[str, Any]:
+    def _challenged(self, state: State, found: Outcome) -> Mapping[str, Any]:
         """What follows from a challenger's round."""
         stands = found.leader == state["challenged"] or (state["challenged"] in found.alike)
         key = f"challenge:{state['challenges']}"
@@ -170,7 +170,7 @@ def _measured(tool: Tool[Any], experiment: Experiment, lab: Lab) -> Observation:
     return Observation("ok", asdict(measured), None, {})
 
 
-def told(rival: Rival) -> dict[str, Any]:
+def rival_row(rival: Rival) -> dict[str, Any]:
     """How a rival stands, as events tell it."""
     row = asdict(rival)
     return {**{key: value for key, value in row.items() if key != "hypothesis"}, "kind": rival.hypothesis.kind}

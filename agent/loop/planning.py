@@ -35,7 +35,7 @@ class Planner:
     def __init__(self, run: InvestigationRun, rivals: Mapping[str, Hypothesis], *, role: str, round: int) -> None:
         """`rivals` are the live hypotheses, the leader first."""
         self._lab, self._tools, self._rivals = run.lab, run.tools, rivals
-        _, self._experiments, self._observations = run.standing()
+        _, self._experiments, self._observations = run.rival_state()
         self._role, self._round, self._revision = role, round, run.revision
 
     def plan(self, calls: Sequence[Call]) -> list[Experiment]:
@@ -69,18 +69,18 @@ class Planner:
         if (same := next((e.name for e in self._experiments if e.key == key), None)) is not None:
             raise RejectedError(f"{call.tool}: {same} measured exactly this; another seed or other arguments are news")
         return Experiment(
-            f"o{number}",
-            call.tool,
-            plain,
-            call.purpose,
-            tool.survey,
-            self._role,
-            self._round,
-            key,
-            body,
-            base,
-            reference,
-            predictions,
+            name=f"o{number}",
+            tool=call.tool,
+            args=plain,
+            purpose=call.purpose,
+            survey=tool.survey,
+            role=self._role,
+            round=self._round,
+            key=key,
+            design=body,
+            base=base,
+            reference=reference,
+            predictions=predictions,
         )
 
     def _predictions(self, call: Call, design: Design) -> tuple[Prediction, ...]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...data.store.journal import Journal
 from ...data.store.journal_values import Charge, Experiment, Observation
 from ...data.store.store import Store
-from ...llm.client import Desk
+from ...llm.client import LLMClient
 from .budget import Limits
 from .experiments import Tool, design_of
 from .hypotheses import Hypothesis
-from .judging import Judge, Verdict, verdict
+from .judging import OddsUpdater, Outcome, outcome_of
 from .policy import Policy
 from .target import Examiner, Lab
 from .view import Rival
@@ -34,7 +34,7 @@ class Settings:
     """Whether the target's name is kept from policies."""
 
 
-class Standing(NamedTuple):
+class RivalState(NamedTuple):
     """How the rivals stand, and on what."""
 
     rivals: tuple[Rival, ...]
@@ -62,11 +62,11 @@ class InvestigationRun:
     """Dollars of a reply."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Of the explanation that is stored at the end."""
-    desk: Desk | None = None
+    client: LLMClient | None = None
     """What scorers ask a language model through."""
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
-    _standing: Standing = Standing((), [], {})
-    _judge: Judge | None = None
+    _rival_state: RivalState = RivalState((), [], {})
+    _updater: OddsUpdater | None = None
     _taken: int = 0
     """Observations that the lab knows of."""
 
@@ -85,25 +85,25 @@ class InvestigationRun:
             self._hypotheses[row["name"]] = Hypothesis.model_validate(row["body"])
         return self._hypotheses
 
-    def standing(self) -> Standing:
+    def rival_state(self) -> RivalState:
         """How the rivals stand, and on what."""
-        known, hypotheses = self._standing, self.hypotheses()
+        known, hypotheses = self._rival_state, self.hypotheses()
         experiments = self.journal.experiments(self.id, known=known.experiments)
         observations = self.journal.observations(self.id, known=known.observations)
         new = len(experiments) > len(known.experiments) or len(observations) > len(known.observations)
         if new or len(hypotheses) > len(known.rivals):
-            self._judge = self._judge or Judge(self.lab.kind)
-            rivals = self._judge.after(hypotheses, experiments, observations)
-            self._standing = Standing(rivals, experiments, observations)
-        return self._standing
+            self._updater = self._updater or OddsUpdater(self.lab.kind)
+            rivals = self._updater.after(hypotheses, experiments, observations)
+            self._rival_state = RivalState(rivals, experiments, observations)
+        return self._rival_state
 
-    def verdict(self) -> Verdict:
+    def outcome(self) -> Outcome:
         """What the evidence says so far."""
-        return verdict(*self.standing())
+        return outcome_of(*self.rival_state())
 
     def catch_up(self) -> None:
         """Let the lab know what was observed, in order, each once."""
-        _, experiments, observations = self.standing()
+        _, experiments, observations = self.rival_state()
         by_name = {experiment.name: experiment for experiment in experiments}
         for name, observation in list(observations.items())[self._taken :]:
             self._taken += 1
@@ -132,8 +132,8 @@ class InvestigationRun:
         self.journal.charge(self.id, key, kind, charge)
 
     def _asked(self) -> tuple[float, float, float]:
-        """Calls, tokens and dollars of the desk so far; answers from the log cost nothing."""
-        if self.desk is None:
+        """Calls, tokens and dollars of the client so far; answers from the log cost nothing."""
+        if self.client is None:
             return 0, 0, 0.0
-        spent = self.desk.spent
+        spent = self.client.spent
         return spent.calls, spent.input_tokens + spent.output_tokens, spent.usd

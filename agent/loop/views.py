@@ -36,22 +36,22 @@ def view_of(
     shown = [e for e in experiments if e.role == "challenger"] if challenged else list(experiments)
     seen = [_bare(rivals[0])] if challenged and rivals else list(rivals)
     return View(
-        phase,
-        lab.kind,
-        name,
-        round,
-        lab.seed,
-        lab.statistics,
-        lab.scale,
-        _spread(lab.examples),
-        {**lab.about(), "baseline": baseline},
-        tuple(seen),
-        tuple(_done(e, observations.get(e.name)) for e in shown if e.name in observations),
-        spent,
-        left,
-        rejected,
-        step,
-        tuple(refused),
+        phase=phase,
+        kind=lab.kind,
+        target=name,
+        round=round,
+        seed=lab.seed,
+        statistics=lab.statistics,
+        scale=lab.scale,
+        examples=_spread(lab.examples),
+        about={**lab.about(), "baseline": baseline},
+        rivals=tuple(seen),
+        done=tuple(_done(e, observations.get(e.name)) for e in shown if e.name in observations),
+        spent=spent,
+        left=left,
+        rejected=rejected,
+        step=step,
+        refused=tuple(refused),
     )
 
 
@@ -72,21 +72,31 @@ def _spread(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def _bare(leader: Rival) -> Rival:
-    return Rival(leader.name, leader.hypothesis, "live", 0.0, 1.0, 0, 0, None, None)
+    return Rival(
+        name=leader.name,
+        hypothesis=leader.hypothesis,
+        status="live",
+        log_odds=0.0,
+        share=1.0,
+        resolved=0,
+        silences=0,
+        hits=None,
+        brier=None,
+    )
 
 
 def _done(experiment: Experiment, observation: Observation | None) -> Done:
     ok = observation is not None and observation.status == "ok"
     return Done(
-        experiment.name,
-        experiment.tool,
-        experiment.args,
-        experiment.purpose,
-        experiment.survey,
-        design_of(experiment.design),
-        measured_of(observation.result) if ok and observation is not None else None,
-        None if observation is None else observation.reason,
-        {prediction.hypothesis: prediction.expected for prediction in experiment.predictions},
-        experiment.role,
-        experiment.round,
+        name=experiment.name,
+        tool=experiment.tool,
+        args=experiment.args,
+        purpose=experiment.purpose,
+        survey=experiment.survey,
+        design=design_of(experiment.design),
+        measured=measured_of(observation.result) if ok and observation is not None else None,
+        reason=None if observation is None else observation.reason,
+        expected={prediction.hypothesis: prediction.expected for prediction in experiment.predictions},
+        role=experiment.role,
+        round=experiment.round,
     )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ...explainers.ask import rule_language
-from ...llm.client import Desk
+from ...llm.client import LLMClient
 from ...llm.prompt import Prompt
 from ...llm.render import STEPS
-from ...llm.tasks import Asking
+from ...llm.tasks import LLMTask
 from ...llm.tool_calls import answered
 from ...llm.types import Chat, Reply, Sampling
 from ..loop.experiments import Tool
@@ -49,15 +49,15 @@ class LLMPolicy:
 
     name = "llm"
 
-    def __init__(self, desk: Desk, *, temperature: float | None = 0.0) -> None:
+    def __init__(self, client: LLMClient, *, temperature: float | None = 0.0) -> None:
         """`temperature` None leaves it to the server."""
-        self._desk, self._temperature = desk, temperature
+        self._client, self._temperature = client, temperature
         self._asked: list[Reply] = []
 
     @property
     def settings(self) -> Mapping[str, object]:
         """Hashes of all prompts, the language model, and how it is sampled."""
-        llm = self._desk.llm
+        llm = self._client.llm
         return {
             "prompts": {name: prompt.hash for name, prompt in self._prompts.items()},
             "model": llm.model,
@@ -75,9 +75,9 @@ class LLMPolicy:
     def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
         """See Policy."""
         self._asked = []
-        action = self._desk.ask(self._asking(self.turn(view, actions, tools)))
+        action = self._client.ask(self._asking(self.turn(view, actions, tools)))
         if action is None:
-            raise OutOfBudgetError(self._desk.stopped or "the language model is not asked any more")
+            raise OutOfBudgetError(self._client.stopped or "the language model is not asked any more")
         return action
 
     def turn(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Turn:
@@ -112,7 +112,7 @@ class LLMPolicy:
             tool_choice="required",
         )
 
-    def _asking(self, turn: Turn) -> Asking[Action]:
+    def _asking(self, turn: Turn) -> LLMTask[Action]:
         chat = self.chat(turn)
         found = yield from self._once(turn, chat)
         reply = self._asked[-1]
@@ -125,7 +125,7 @@ class LLMPolicy:
             raise NoActionError(" ".join(found.reason.split()), repairs=len(self._asked) - 1)
         return found
 
-    def _once(self, turn: Turn, chat: Chat) -> Asking[Action | Misread]:
+    def _once(self, turn: Turn, chat: Chat) -> LLMTask[Action | Misread]:
         (reply,) = yield [chat]
         self._asked.append(reply)
         return turn.read(reply)

@@ -1,8 +1,8 @@
 """What a language model is shown of a view: places to fill in a prompt, of bounded size however long it goes on.
 
-Every section has its own room in tokens, and whatever is newest or leads is put in first (llm_history.py). Whatever comes
-from a corpus, a model or a measurement stands on lines of its own between fences, spelled so that it cannot be
-anything else (render.py).
+Every section has its own room in tokens, and whatever is newest or leads is put in first (llm_history.py).
+Whatever comes from a corpus, a model or a measurement stands on lines of its own between fences, spelled so that it
+cannot be anything else (render.py).
 Nothing is shown that another run of the same step could find different, such as minutes: so a decision that was
 interrupted is asked for in the same words, and paid for once.
 """

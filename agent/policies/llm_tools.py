@@ -22,7 +22,7 @@ from ...llm.types import Reply, ToolCall, ToolSpec
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule, fault_of
 from ..loop.experiments import Tool
-from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Said, Submit, UseTools, Words
+from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools, Words
 from ..loop.levels import Level
 from ..loop.view import View
 from .llm_history import window_names
@@ -41,7 +41,7 @@ Part = Call | Propose | Submit | Concede
 M = TypeVar("M", bound=BaseModel)
 
 
-class Claim(Said, frozen=True):
+class Claim(StrictModel, frozen=True):
     """A hypothesis about a feature, as a model puts it up."""
 
     text: Words
@@ -52,7 +52,7 @@ class Claim(Said, frozen=True):
     parent: str | None = None
 
 
-class Nodes(Said, frozen=True):
+class Nodes(StrictModel, frozen=True):
     """A hypothesis about a behaviour, as a model puts it up."""
 
     text: Words

@@ -27,7 +27,7 @@ WANT_OF_SILENCE = "predict silence for only"
 
 
 @dataclass(frozen=True)
-class Standing:
+class PolicyState:
     """A view, and the names of the tools."""
 
     view: View

@@ -31,7 +31,7 @@ from ..loop.experiments import Tool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
 from ..loop.view import Rival, View
-from .progress import LEARN, WANT_OF_SILENCE, Standing, claiming
+from .progress import LEARN, WANT_OF_SILENCE, PolicyState, claiming
 
 REVISIONS = 7
 AIMED = 28
@@ -106,16 +106,16 @@ class ScriptedPolicy:
 
     def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:  # noqa: ARG002
         """The next step of the programme."""
-        standing = Standing(view, frozenset(tool.name for tool in tools))
+        state = PolicyState(view, frozenset(tool.name for tool in tools))
         if view.phase == "propose":
             return Propose(hypotheses=tuple(_first(view)))
         if view.phase == "challenge":
-            return _challenge(standing) or Concede()
-        if (action := _after_refusal(standing)) is not None:
+            return _challenge(state) or Concede()
+        if (action := _after_refusal(state)) is not None:
             return action
-        action = standing.use(FIRST) or _revise(standing) or _place(standing)
-        action = action or standing.use(SECOND) or _aim(standing)
-        return action or _claim(standing) or _submit(view)
+        action = state.use(FIRST) or _revise(state) or _place(state)
+        action = action or state.use(SECOND) or _aim(state)
+        return action or _claim(state) or _submit(view)
 
 
 def _first(view: View) -> list[Hypothesis]:
@@ -134,108 +134,108 @@ def _dense(one: Hypothesis, view: View) -> bool:
     return sum(said) > DENSE * len(said)
 
 
-def _after_refusal(standing: Standing) -> Action | None:
+def _after_refusal(state: PolicyState) -> Action | None:
     """An edit that will hardly be refused: one where silence is expected, if there was too little of that; a plain
     one before exploring ends for want of plans."""
-    view, purpose = standing.view, "another one, since a plan was refused"
-    if standing.misses == 1 and WANT_OF_SILENCE in (view.rejected or ""):
+    view, purpose = state.view, "another one, since a plan was refused"
+    if state.misses == 1 and WANT_OF_SILENCE in (view.rejected or ""):
         return UseTools(calls=(_edit(purpose, seed=1000 + view.step, expect="silence"),))
-    if standing.misses == MISSES - 1:
+    if state.misses == MISSES - 1:
         return UseTools(calls=(_edit(purpose, seed=1000 + view.step),))
     return None
 
 
-def _revise(standing: Standing) -> Action | None:
+def _revise(state: PolicyState) -> Action | None:
     """Learn a rule from all that was measured if the best one was surprised, and put it up."""
-    best = standing.best
-    if standing.learned and not standing.since:
-        rule = _learned(standing)
-        if rule is not None and not standing.proposed(rule):
+    best = state.best
+    if state.learned and not state.since:
+        rule = _learned(state)
+        if rule is not None and not state.proposed(rule):
             return Propose(hypotheses=(hypothesis(rule, parent=best.name if best else None),))
-    if LEARN not in standing.tools or len(standing.learned) >= REVISIONS or not standing.since:
+    if LEARN not in state.tools or len(state.learned) >= REVISIONS or not state.since:
         return None
-    if standing.learned and best is not None and not standing.surprises(best.name, standing.since):
+    if state.learned and best is not None and not state.surprises(best.name, state.since):
         return None
     return UseTools(calls=(_call(LEARN, "the rule that fits all that was measured"),))
 
 
-def _learned(standing: Standing) -> Rule | None:
+def _learned(state: PolicyState) -> Rule | None:
     """The rule that was learned last, if there is one to believe."""
-    measured = standing.learned[-1].measured
+    measured = state.learned[-1].measured
     assert measured is not None, "learned ones were measured"
     rule = measured.found.get("rule")
     return None if rule is None else Rule.parse(json.dumps(rule))
 
 
-def _place(standing: Standing) -> Action | None:
+def _place(state: PolicyState) -> Action | None:
     """Put up that the position matters, where moving the pivot surprised the best rule and showed that."""
-    best = standing.best
-    done = next((done for done in standing.responses if done.tool == "sweep_positions"), None)
+    best = state.best
+    done = next((done for done in state.responses if done.tool == "sweep_positions"), None)
     if best is None or best.hypothesis.rule is None or done is None or done.measured is None:
         return None
-    found, width = done.measured.found, standing.view.about["window"]
-    if found.get("every") is None or not standing.surprises(best.name, [done]):
+    found, width = done.measured.found, state.view.about["window"]
+    if found.get("every") is None or not state.surprises(best.name, [done]):
         return None
     last, every = found["last"], found["every"]
     span = (found["first"], last if last < width - every else None)
     made = at_positions(best.hypothesis.rule, Position(span=span, every=every))
-    new = [one.model_copy(update={"parent": best.name}) for one in made if one.rule and not standing.proposed(one.rule)]
+    new = [one.model_copy(update={"parent": best.name}) for one in made if one.rule and not state.proposed(one.rule)]
     return Propose(hypotheses=tuple(new)) if new else None
 
 
-def _aim(standing: Standing) -> Action | None:
+def _aim(state: PolicyState) -> Action | None:
     """Edits against the best rule, until nothing surprises and the bars of a verdict are met."""
-    best, count = standing.best, standing.made(EDIT)
+    best, count = state.best, state.made(EDIT)
     if best is None or count >= AIMED:
         return None
-    calm = [done for done in standing.since if done.tool == EDIT and not standing.surprises(best.name, [done])]
-    if len(calm) >= CALM and _firm(standing, best):
+    calm = [done for done in state.since if done.tool == EDIT and not state.surprises(best.name, [done])]
+    if len(calm) >= CALM and _firm(state, best):
         return None
-    rival, seed = _closest(standing, best), 1 + count
+    rival, seed = _closest(state, best), 1 + count
     kinds: list[dict[str, Any]] = [{"boundary": True}, {"expect": "silence"} if best.silences < SILENCES else {}]
     if rival is not None:
         pair = {"aimed": True, "rivals": [best.name, rival.name]}
         kinds = [{**pair, "expect": "silence"}, {**pair, "expect": "activity"}, *kinds]
     turned = [kinds[(count + i) % len(kinds)] for i in range(len(kinds))]
     calls = [_edit(f"whether {best.name} holds", seed=seed, **kind) for kind in turned]
-    return next((action for call in calls if (action := standing.use([call])) is not None), None)
+    return next((action for call in calls if (action := state.use([call])) is not None), None)
 
 
-def _closest(standing: Standing, best: Rival) -> Rival | None:
+def _closest(state: PolicyState, best: Rival) -> Rival | None:
     """The likeliest other rival from which edits may tell it."""
-    others = (rival for rival in standing.others(best) if rival.hypothesis.rule is not None)
-    return next((rival for rival in others if not standing.inseparable(best, rival)), None)
+    others = (rival for rival in state.others(best) if rival.hypothesis.rule is not None)
+    return next((rival for rival in others if not state.inseparable(best, rival)), None)
 
 
-def _firm(standing: Standing, best: Rival) -> bool:
+def _firm(state: PolicyState, best: Rival) -> bool:
     """Whether a verdict for this rival would not fail for want of experiments."""
     ahead = all(
         best.log_odds - rival.log_odds > FIRM
-        or (rival.hypothesis.rule is not None and standing.alike(best, rival) and standing.inseparable(best, rival))
-        for rival in standing.others(best)
+        or (rival.hypothesis.rule is not None and state.alike(best, rival) and state.inseparable(best, rival))
+        for rival in state.others(best)
     )
     return best.resolved >= RESOLVED and best.silences >= SILENCES and ahead
 
 
-def _claim(standing: Standing) -> Action | None:
+def _claim(state: PolicyState) -> Action | None:
     """Look up what the feature writes and reads, claim it, and test the claims."""
-    leader = standing.view.leader
+    leader = state.view.leader
     if leader is None or leader.hypothesis.kind != "rule":
         return None
-    if (action := standing.use(SURVEYS)) is not None:
+    if (action := state.use(SURVEYS)) is not None:
         return action
-    if any(claiming(rival.hypothesis) for rival in standing.view.rivals):
-        return standing.use(EFFECTS)
-    claims = _claims(standing)
+    if any(claiming(rival.hypothesis) for rival in state.view.rivals):
+        return state.use(EFFECTS)
+    claims = _claims(state)
     if not any(claims.values()):
         return None
     return Propose(hypotheses=(leader.hypothesis.model_copy(update={**claims, "parent": leader.name}),))
 
 
-def _claims(standing: Standing) -> dict[str, tuple[str, ...]]:
+def _claims(state: PolicyState) -> dict[str, tuple[str, ...]]:
     """What stands out of the surveys."""
-    tokens = standing.found("promoted_tokens") or {}
-    components = (standing.found("upstream") or {}).get("components", ())
+    tokens = state.found("promoted_tokens") or {}
+    components = (state.found("upstream") or {}).get("components", ())
     return {
         "promotes": _outstanding(tokens.get("raises", ())),
         "suppresses": _outstanding(tokens.get("lowers", ())),
@@ -256,9 +256,9 @@ def _submit(view: View) -> Submit:
     return Submit(answer=leader.name, reason="nothing surprises it any more, or no experiment is left")
 
 
-def _challenge(standing: Standing) -> Action | None:
+def _challenge(state: PolicyState) -> Action | None:
     """Other draws at the leader's boundary, and offsets that the proposer left out."""
-    return standing.use(
+    return state.use(
         (
             _call("edit_at_random", "an edit of its conditions", boundary=True, seed=101, count=40),
             _call("edit_at_random", "edits that know of no rule", seed=102, count=40),

@@ -17,10 +17,10 @@ from ...data.store.journal_values import Experiment, Json, Observation
 from ...rules.language import Rule
 from ..loop.controls import claims
 from ..loop.hypotheses import Hypothesis
-from ..loop.judging import counts_for_odds, forecasts, judge
+from ..loop.judging import counts_for_odds, forecasts, rank_rivals
 from ..loop.levels import LEVELS, brier, levels_of
 from ..loop.view import Rival
-from .report import Contender, Forecasted, Report, Standing, Trial
+from .report import Contender, Forecasted, OddsAtRound, Report, Trial
 
 
 def assemble(journal: Journal, id: str) -> Report:
@@ -30,7 +30,7 @@ def assemble(journal: Journal, id: str) -> Report:
     last = {event["kind"]: event for event in events}
     hypotheses, experiments, observed = journal.hypotheses(id), journal.experiments(id), journal.observations(id)
     parsed = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses}
-    rivals = judge(parsed, experiments, observed, kind=row["kind"])
+    rivals = rank_rivals(parsed, experiments, observed, kind=row["kind"])
     frozen, ended = last.get("frozen", {}), last.get("ended", {})
     origins = {h["name"]: h["origin"] for h in hypotheses}
     contenders = tuple(_contender(r, origins[r.name], events, experiments, observed, kind=row["kind"]) for r in rivals)
@@ -60,7 +60,7 @@ def assemble(journal: Journal, id: str) -> Report:
         trials=trials,
         claims=tuple(told),
         controls=controls,
-        open=tuple(_open(contenders, leading, trials, told, controls, scores)),
+        open=tuple(_open(contenders, leading=leading, trials=trials, told=told, controls=controls, scores=scores)),
         rejected=tuple(str(e["reason"]) for e in events if e["kind"] == "rejected"),
         spent=journal.spent(id)._asdict(),
         limits=_limits(last),
@@ -83,26 +83,26 @@ def _contender(
     *,
     kind: str,
 ) -> Contender:
-    rounds: dict[int, Standing] = {}
+    rounds: dict[int, OddsAtRound] = {}
     for event in events:
         if event["kind"] == "judged":
             for told in event["rivals"]:
                 if told["name"] == rival.name:
-                    rounds[event["round"]] = Standing(event["round"], told["log_odds"], told["share"])
+                    rounds[event["round"]] = OddsAtRound(event["round"], told["log_odds"], told["share"])
     told = [_forecasted(experiment, observed.get(experiment.name), rival.name, kind) for experiment in experiments]
     return Contender(
-        rival.name,
-        origin,
-        rival.hypothesis.model_dump(mode="json"),
-        rival.status,
-        rival.log_odds,
-        rival.share,
-        rival.resolved,
-        rival.silences,
-        rival.hits,
-        rival.brier,
-        tuple(rounds.values()),
-        tuple(one for one in told if one is not None),
+        name=rival.name,
+        origin=origin,
+        body=rival.hypothesis.model_dump(mode="json"),
+        status=rival.status,
+        log_odds=rival.log_odds,
+        share=rival.share,
+        resolved=rival.resolved,
+        silences=rival.silences,
+        hits=rival.hits,
+        brier=rival.brier,
+        history=tuple(rounds.values()),
+        forecasts=tuple(one for one in told if one is not None),
     )
 
 
@@ -116,13 +116,13 @@ def _forecasted(experiment: Experiment, observation: Observation | None, name: s
     expected = np.array([said[place] for place in places], np.float64)
     seen, forecast = levels_of(values.tolist()), forecast[places]
     return Forecasted(
-        experiment.name,
-        len(places),
-        float(expected.mean()),
-        float(values.mean()),
-        float((forecast.argmax(axis=1) == seen).mean()),
-        brier(forecast, seen),
-        counts_for_odds(experiment, kind),
+        experiment=experiment.name,
+        n=len(places),
+        expected=float(expected.mean()),
+        seen=float(values.mean()),
+        hits=float((forecast.argmax(axis=1) == seen).mean()),
+        brier=brier(forecast, seen),
+        for_odds=counts_for_odds(experiment, kind),
     )
 
 
@@ -139,20 +139,20 @@ def _trial(experiment: Experiment, observation: Observation | None) -> Trial:
         for place, (item, value) in enumerate(zip(design["items"], values, strict=bool(values)))
     )
     return Trial(
-        experiment.name,
-        experiment.tool,
-        experiment.purpose,
-        design["question"],
-        experiment.survey,
-        experiment.role,
-        experiment.round,
-        design["readout"],
-        experiment.args,
-        observation.status if observation else "planned",
-        observation.reason if observation else None,
-        result,
-        items,
-        int(observation.cost.get("forwards", 0)) if observation else 0,
+        name=experiment.name,
+        tool=experiment.tool,
+        purpose=experiment.purpose,
+        question=design["question"],
+        survey=experiment.survey,
+        role=experiment.role,
+        round=experiment.round,
+        readout=design["readout"],
+        args=experiment.args,
+        status=observation.status if observation else "planned",
+        reason=observation.reason if observation else None,
+        result=result,
+        items=items,
+        forwards=int(observation.cost.get("forwards", 0)) if observation else 0,
     )
 
 

@@ -45,7 +45,7 @@ def quoted(text: str, sources: Iterable[str]) -> Cited:
     return cited("“" + text.replace("“", '"').replace("”", '"') + "”", sources)
 
 
-def named(text: str) -> str | Cited:
+def cite_name(text: str) -> str | Cited:
     """A name as plain words where it reads as one, else as a quote from the journal."""
     return quoted(text, ["journal"]) if uncited(text) else text
 

@@ -258,8 +258,8 @@ class Point(NamedTuple):
     y: float
     low: float | None = None
     high: float | None = None
-    sham_low: float | None = None
-    sham_high: float | None = None
+    control_low: float | None = None
+    control_high: float | None = None
 
 
 def curve(points: Sequence[Point], *, across: str, up: str) -> Html:
@@ -278,7 +278,7 @@ def curve(points: Sequence[Point], *, across: str, up: str) -> Html:
         f"{up} by {across}",
         *(el("line", x1=56, x2=330, y1=y(v), y2=y(v), class_="grid") for v in ends),
         *(text(50, y(v) + 4, short(v), anchor="end") for v in ends),
-        _band(x, y, [(p.x, p.sham_low, p.sham_high) for p in points], "band sham"),
+        _band(x, y, [(p.x, p.control_low, p.control_high) for p in points], "band sham"),
         _band(x, y, [(p.x, p.low, p.high) for p in points], "band s0"),
         el("polyline", points=line, class_="series s0"),
         *marks,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...data.store.journal_values import Json
-from .citations import Cited, cited, line, named, quoted, visible
+from .citations import Cited, cite_name, cited, line, quoted, visible
 
 _CONTENDERS, _TRIALS, _SURVEYS, _CLAIMS, _SCORES = 5, 12, 4, 5, 6
 """Rows that are shown of each."""
@@ -48,7 +48,7 @@ def text_of(report: "Report") -> str:
 
 
 def _answer(report: "Report") -> list[str]:
-    rows = [line(named(report.target), ": ", report.status.replace("_", " ")), line(named(report.question))]
+    rows = [line(cite_name(report.target), ": ", report.status.replace("_", " ")), line(cite_name(report.question))]
     if report.text is not None:
         rows.append(line(_quote(report.text, _source(report), whole=True)))
     if report.rule is not None:
@@ -92,7 +92,10 @@ def _score(score: Mapping[str, Any]) -> str:
     if score["value"] is None:
         return line(what, "none: ", _quote(score["reason"] or "no reason", ["holdout"]))
     best = max((value for value in score["baselines"].values() if value is not None), default=None)
-    parts: list[str | Cited] = [named(what), _number(score["value"], ["holdout"], score["ci_low"], score["ci_high"])]
+    parts: list[str | Cited] = [
+        cite_name(what),
+        _number(score["value"], ["holdout"], score["ci_low"], score["ci_high"]),
+    ]
     if best is not None:
         parts += ["; best baseline ", _number(best, ["holdout"])]
     return line(*parts, "; n ", cited(f"{score['n']:,}", ["holdout"]))
@@ -127,7 +130,7 @@ def _cut(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> l
     said = {told.experiment: told for told in leader.forecasts} if leader else {}
     rows = _more(len(trials) - len(shown), f"earlier {what}", [trial.name for trial in trials[: len(trials) - most]])
     for trial in shown:
-        parts: list[str | Cited] = [trial.name, " ", named(trial.tool)]
+        parts: list[str | Cited] = [trial.name, " ", cite_name(trial.tool)]
         if trial.status != "ok":
             why = _quote(trial.reason, [trial.name]) if trial.reason else "not yet"
             rows.append(line(*parts, ": no result: ", why))
@@ -168,7 +171,7 @@ def _controls(report: "Report") -> list[str]:
     for control in report.controls:
         outcome = "passed" if control["passed"] else "not measured" if control["passed"] is None else "NOT passed"
         value = control.get("value")
-        parts: list[str | Cited] = [named(str(control["name"])), f": {outcome}"]
+        parts: list[str | Cited] = [cite_name(str(control["name"])), f": {outcome}"]
         if value is not None:
             parts += [", ", _number(value, ["controls"], control.get("low"), control.get("high"))]
         rows.append(line(*parts, ": ", _quote(control["what"], ["controls"])))
@@ -178,7 +181,7 @@ def _controls(report: "Report") -> list[str]:
 def _open(words: str, names: Sequence[str]) -> str:
     if not names:
         return line(words)
-    return line(words, ": ", named(", ".join(map(visible, names))))
+    return line(words, ": ", cite_name(", ".join(map(visible, names))))
 
 
 def _spent(report: "Report") -> list[str]:
@@ -213,7 +216,7 @@ def _provenance(report: "Report") -> list[str]:
             "id ",
             cited(report.id, ["chain"]),
             "; policy ",
-            named(report.policy),
+            cite_name(report.policy),
             "; predictions ",
             cited(f"{report.predictions:,}", ["chain"]),
             ", made before they were tested; the chain ",
@@ -259,7 +262,7 @@ def _quote(text: str, sources: Iterable[str], *, whole: bool = False) -> Cited:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class OddsAtRound:
     """How a hypothesis stood after a round."""
 
     round: int
@@ -302,7 +305,7 @@ class Contender:
     silences: int
     hits: float | None
     brier: float | None
-    history: tuple[Standing, ...]
+    history: tuple[OddsAtRound, ...]
     forecasts: tuple[Forecasted, ...]
 
 

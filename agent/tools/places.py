@@ -22,7 +22,7 @@ from pydantic import Field
 from ...data.records import Example
 from ...subject.errors import NeuronautError
 from ..loop.feature_lab import FeatureLab
-from ..loop.hypotheses import Said
+from ..loop.hypotheses import StrictModel
 from ..loop.levels import EDGES
 
 SILENT, ACTIVE = EDGES[1], EDGES[2]
@@ -34,7 +34,7 @@ T = TypeVar("T")
 Where = Literal["active", "near_miss", "silent"]
 
 
-class Drawn(Said, frozen=True):
+class Drawn(StrictModel, frozen=True):
     """Arguments of tools that draw something."""
 
     seed: int = Field(0, ge=0, description="another number gives another draw of whatever is random")

@@ -88,12 +88,12 @@ class ProbeState:
         if not both:
             raise NeuronautError("no place is left both with and without it; use expect=any")
         gain = mean([float(np.mean(there[c]) - np.mean(without[c])) for c in both], seed=lab.seed)
-        sham = [
+        random_control = [
             value - float(np.mean(without[number]))
             for value, (_, _, number) in zip(others, design.plan["control"], strict=True)
             if number in both
         ]
-        quiet = mean(sham, seed=lab.seed) if sham else None
+        quiet = mean(random_control, seed=lab.seed) if random_control else None
         means = {way: {d: round(float(np.mean(v)), 3) for d, v in curve.items()} for way, curve in curves.items()}
         return Measured(
             values,

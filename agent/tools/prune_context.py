@@ -46,18 +46,24 @@ class PruneContext:
         items, control = [], []
         for number, place in enumerate(found, start=1):
             lengths = [length for length in LENGTHS if length <= place.pivot]
-            items.append(_item(place.ids, place.pivot, number, place.pivot + 1, "filled", "whole"))
+            items.append(
+                _item(place.ids, pivot=place.pivot, carrier=number, kept=place.pivot + 1, way="filled", told="whole")
+            )
             for text in range(1, args.fillings + 1):
                 filling = silent_window(lab, rng, position=place.pivot).tolist()
                 control.append([filling, place.pivot])
                 for kept in lengths:
                     start = place.pivot + 1 - kept
                     ids = (*filling[:start], *place.ids[start:])
-                    items.append(_item(ids, place.pivot, number, kept, "filled", f"text {text}"))
+                    items.append(
+                        _item(ids, pivot=place.pivot, carrier=number, kept=kept, way="filled", told=f"text {text}")
+                    )
             for kept in lengths:
                 # What stands after the pivot cannot matter, so that the window's own text may end it.
                 ids = (*place.ids[place.pivot + 1 - kept :], *place.ids[: place.pivot + 1 - kept])
-                items.append(_item(ids, kept - 1, number, kept, "cut", "moved to the start"))
+                items.append(
+                    _item(ids, pivot=kept - 1, carrier=number, kept=kept, way="cut", told="moved to the start")
+                )
         told = [excerpt(lab, place.ids, place.pivot) for place in found]
         question = "How many tokens before and including the pivot does it need?"
         return Design(question, "response", tuple(items), {"carriers": told, "control": control})

@@ -20,12 +20,12 @@ from ...rules.language import Rule
 from ...rules.observed import Disagreement, disagreements
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
-from ..loop.hypotheses import Said
+from ..loop.hypotheses import StrictModel
 
 SHOWN = 12
 
 
-class LearnArgs(Said, frozen=True):
+class LearnArgs(StrictModel, frozen=True):
     interventions: int = Field(96, ge=8, le=512, description="edits that are run the first time, beside what is known")
 
 
@@ -83,7 +83,7 @@ class LearnRule:
         return own[interventions]
 
 
-class KnownArgs(Said, frozen=True):
+class KnownArgs(StrictModel, frozen=True):
     limit: int = Field(10, ge=1, le=50, description="how many explanations of this and of similar features each")
 
 
@@ -120,7 +120,16 @@ class KnownExplanations:
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """What the design holds; there is nothing to run."""
         n = len(design.plan["own"]) + len(design.plan["similar"])
-        return Measured((), None, None, None, n, "explanations", lab.normalised_by, found=dict(design.plan))
+        return Measured(
+            values=(),
+            effect=None,
+            low=None,
+            high=None,
+            n=n,
+            units="explanations",
+            normalised_by=lab.normalised_by,
+            found=dict(design.plan),
+        )
 
 
 def _half(lab: FeatureLab) -> float:

@@ -27,7 +27,7 @@ from .places import Drawn, Place, common_tokens, excerpt, generator, silent_wind
 
 APART = 0.1
 """How far a value is at least from its carrier's to have flipped, in units of the scale."""
-SHAMS = 2
+RANDOM_CONTROLS = 2
 """Changes of the first token, of each of the first FIRST carriers."""
 FIRST = 8
 FLIPS_SHOWN = 40
@@ -93,30 +93,34 @@ def design_changes(
     if not items:
         raise NeuronautError(f"{lab.target}: there is nothing to change with these arguments; choose others")
     rng, tokens = generator(lab, seed, "sham"), common_tokens(lab)
-    shams = []
+    random_controls = []
     for place in carriers[:FIRST]:
         others = [token for token in tokens if token != place.ids[0]]
         if place.pivot and others:
-            drawn = rng.choice(others, size=min(SHAMS, len(others)), replace=False).tolist()
-            shams += [[list(place.put(0, token)), place.pivot, round(place.value, 5)] for token in drawn]
+            drawn = rng.choice(others, size=min(RANDOM_CONTROLS, len(others)), replace=False).tolist()
+            random_controls += [[list(place.put(0, token)), place.pivot, round(place.value, 5)] for token in drawn]
     told = [
         {"text": excerpt(lab, place.ids, place.pivot), "position": place.pivot, "value": round(place.value, 3)}
         for place in carriers
     ]
-    return Design(question, "response", tuple(items), {"carriers": told, "control": shams, "about": dict(about or {})})
+    return Design(
+        question, "response", tuple(items), {"carriers": told, "control": random_controls, "about": dict(about or {})}
+    )
 
 
 def measure_changes(design: Design, lab: FeatureLab) -> Measured:
     """Measure items and control: the share of items that flip."""
-    shams = [(Item("sham", tuple(ids), pivot), was) for ids, pivot, was in design.plan["control"]]
-    found = lab.respond([*design.items, *(item for item, _ in shams)])
+    random_controls = [(Item("sham", tuple(ids), pivot), was) for ids, pivot, was in design.plan["control"]]
+    found = lab.respond([*design.items, *(item for item, _ in random_controls)])
     values, others = found[: len(design.items)], found[len(design.items) :]
     flips = flipped(values, [item.about["was"] for item in design.items])
     share = by_carrier(design.items, flips, seed=lab.seed)
     control = None
-    if shams:
-        quiet = mean([float(flip) for flip in flipped(others, [was for _, was in shams])], seed=lab.seed)
-        control = Control(f"{len(shams)} changes of the window's first token", quiet.value, *(quiet.interval or ()))
+    if random_controls:
+        quiet = mean([float(flip) for flip in flipped(others, [was for _, was in random_controls])], seed=lab.seed)
+        control = Control(
+            f"{len(random_controls)} changes of the window's first token", quiet.value, *(quiet.interval or ())
+        )
     return Measured(
         values,
         share.value,

@@ -22,7 +22,7 @@ from ...causal.measures import Mean, mean
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule
 from ...scorers.metrics import agreement
-from .pairs import Pair, Target, at_pivots, counterfactuals, told
+from .pairs import Pair, Target, at_pivots, counterfactuals, pair_accuracy
 from .truth import LONGEST, Cause, Unit
 
 CHANCE = 0.5
@@ -116,7 +116,7 @@ class Grader:
         truth = np.array([unit.truth(window) for window in self._windows], np.float32)
         natural = agreement(truth, predict(rule, self._grid), threshold=unit.half).value
         pairs = self.pairs(unit)
-        return natural, told(pairs, at_pivots(rule, pairs), half=unit.half) if pairs else None
+        return natural, pair_accuracy(pairs, at_pivots(rule, pairs), half=unit.half) if pairs else None
 
     def pairs(self, unit: Unit) -> list[Pair]:
         """The unit's counterfactual pairs, which depend on the seed, the windows and the unit alone."""

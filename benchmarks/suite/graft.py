@@ -152,7 +152,7 @@ def build_superposed(scene: Scene, drafts: Sequence[Draft]) -> Planted:
         writer.logits(("effect", number), {token: logit / scale / ACTING for token, logit in effect.items()})
     subject = Subject(model, word_tokenizer(scene.words), name=scene.name)
     source = SourceId(subject.name, f"resid_post.{LAYER}", "planted")
-    dictionary = _dictionary(source, plan, writer, directions, width, scene.rng)
+    dictionary = _dictionary(source, plan=plan, writer=writer, directions=directions, width=width, rng=scene.rng)
     return Planted(subject, dictionary, units_of(scene, plan, source, len(drafts)))
 
 

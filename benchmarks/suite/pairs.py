@@ -58,7 +58,16 @@ class Target:
         writes = (*unit.causes, *unit.exceptions)
         here = [f" {word}" for cause in writes for word in cause.here]
         before = [f" {word}" for cause in writes for word in cause.mentions]
-        return cls(unit.name, unit.truth, unit.at, unit.half, here, before, vocabulary, writes)
+        return cls(
+            name=unit.name,
+            truth=unit.truth,
+            at=unit.at,
+            half=unit.half,
+            here=here,
+            before=before,
+            vocabulary=vocabulary,
+            writes=writes,
+        )
 
 
 class Reads(NamedTuple):
@@ -197,6 +206,6 @@ def at_pivots(rule: Rule, pairs: Sequence[Pair]) -> NDArray[np.float32]:
     return said[np.arange(len(pairs)), [pair.pivot for pair in pairs]]
 
 
-def told(pairs: Sequence[Pair], said: NDArray[np.float32], *, half: float) -> float:
+def pair_accuracy(pairs: Sequence[Pair], said: NDArray[np.float32], *, half: float) -> float:
     """The share of edited pivots at which the prediction is on the truth's side of `half`."""
     return float(((said > half) == (np.array([pair.now for pair in pairs]) > half)).mean())

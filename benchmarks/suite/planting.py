@@ -86,14 +86,14 @@ def plan_of(scene: Scene, drafts: Sequence[Draft], *, places: int, distractors: 
     ]
     heads = dict(zip(reading.HEADS, rng.sample(range(len(reading.HEADS)), len(reading.HEADS)), strict=True))
     return reading.Plan(
-        scene.words,
-        before,
-        tuple(made),
-        reading.channels(scene.words, before, made, spare=spare),
-        heads,
-        tuple(rng.sample(range(places), len(made))),
-        tuple(round(2 ** rng.uniform(-1, 3), 3) for _ in made),
-        tuple(_effect(draft, len(scene.words), rng) for draft in made),
+        words=scene.words,
+        before=before,
+        drafts=tuple(made),
+        channels=reading.channels(scene.words, before, made, spare=spare),
+        heads=heads,
+        indices=tuple(rng.sample(range(places), len(made))),
+        scales=tuple(round(2 ** rng.uniform(-1, 3), 3) for _ in made),
+        effects=tuple(_effect(draft, len(scene.words), rng) for draft in made),
     )
 
 
@@ -164,19 +164,19 @@ def units_of(scene: Scene, plan: reading.Plan, source: SourceId, count: int) -> 
 def _unit(scene: Scene, plan: reading.Plan, source: SourceId, number: int) -> Unit:
     draft, index, effect = plan.drafts[number], plan.indices[number], plan.effects[number]
     return Unit(
-        f"{draft.kind}-{number}",
-        draft.kind,
-        scene.level,
-        f"{source}:{index}",
-        index,
-        draft.description,
-        draft.dense or draft.condition,
-        plan.scales[number],
-        draft.condition.causes,
-        draft.condition.exceptions,
-        draft.second,
-        tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit > 0),
-        tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit < 0),
-        reading.upstream(draft, plan.heads),
-        draft.abstain,
+        name=f"{draft.kind}-{number}",
+        kind=draft.kind,
+        level=scene.level,
+        address=f"{source}:{index}",
+        index=index,
+        description=draft.description,
+        condition=draft.dense or draft.condition,
+        scale=plan.scales[number],
+        causes=draft.condition.causes,
+        exceptions=draft.condition.exceptions,
+        second=draft.second,
+        promotes=tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit > 0),
+        suppresses=tuple(f" {plan.words[token]}" for token, logit in effect.items() if logit < 0),
+        upstream=reading.upstream(draft, plan.heads),
+        abstain=draft.abstain,
     )

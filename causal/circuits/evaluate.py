@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..controls import standing
+from ..controls import rank_among
 from ..measures import Effect, effect
 from .nodes import Node
 from .runs import CircuitRuns, Nodes
@@ -143,7 +143,7 @@ def _control(runs: CircuitRuns, circuit: Nodes, count: int, rng: random.Random) 
     if not found:
         return None
     values = runs.faithful(list(found))
-    real = standing(_nearness(runs.faithful([circuit])[0]), [_nearness(value) for value in values])
+    real = rank_among(_nearness(runs.faithful([circuit])[0]), [_nearness(value) for value in values])
     return RandomCircuits(tuple(values), real.percentile, real.p)
 
 

@@ -24,7 +24,7 @@ from ..measures import Direction, Effect
 from ..records import Provenance, Trial, provenance_of
 from ..runs import AT_ONCE
 from .evaluate import CONTROLS, SUBSETS, Evaluation, evaluate
-from .nodes import Node, listed, nodes_of
+from .nodes import Node, join_nodes, nodes_of
 from .runs import ABLATIONS, CircuitRuns
 from .search import Backup, NodeScore, Step, backups, prune, score_nodes
 from .tasks import Baseline, Task, baseline
@@ -90,7 +90,7 @@ class CircuitReport:
 
     def table(self) -> str:
         """The circuit node by node, and the verdicts on it, as text."""
-        backed = {backup.node: listed(backup.nodes) for backup in self.backups}
+        backed = {backup.node: join_nodes(backup.nodes) for backup in self.backups}
         rows = [["node", "noise", "denoise", "by itself", "adds", "backed up by"]]
         for added in self.evaluation.minimality:
             score = self.score(added.node)
@@ -120,7 +120,7 @@ class CircuitReport:
         return [
             f"faithfulness  {_fraction(found.faithfulness)} on {self.pairs[1]} {seen}",
             f"completeness  model without the circuit {_fraction(found.ablated)}; parts cut in both: mean gap "
-            f"{found.mean_gap:.2f}, largest {worst.size:.2f} ({listed(worst.cut)})",
+            f"{found.mean_gap:.2f}, largest {worst.size:.2f} ({join_nodes(worst.cut)})",
             f"minimality    least {least.value:.2f} ({least.node})",
             f"control       {control}",
             *([f"attribution   chose {len(self.scores)} nodes to patch; rank agreement {ranks}"] if ranks else []),
@@ -289,6 +289,6 @@ class _Hunt:
             metrics=(self._settings.metric,),
             answers=tuple(pairs.answers.tolist()),
             wrong=tuple(pairs.wrong.tolist()),
-            donors=corrupted if operation == "patch" else None,
+            source_runs=corrupted if operation == "patch" else None,
             reference=corrupted if operation == "mean" else None,
         )

@@ -125,7 +125,7 @@ def _units(units: list[int | None]) -> tuple[int, ...] | None:
     return tuple(numbers) if len(numbers) == len(units) else None
 
 
-def listed(nodes: Iterable[Node]) -> str:
+def join_nodes(nodes: Iterable[Node]) -> str:
     """Nodes in short: `head.1:0,3 mlp_out.2`."""
     found: list[str] = []
     for edit in edits_of(nodes, "patch"):

@@ -65,7 +65,7 @@ class CircuitRuns:
         self._all, self._at_once = frozenset(nodes), at_once
         self._cutting: Operation = ABLATIONS[ablation]
         pairs, edits, given = task.pairs, edits_of(nodes, self._cutting), Materials(sources=self.sources)
-        self._materials = gather(subject, edits, materials=given, reference=pairs.corrupted, donor=pairs.corrupted)
+        self._materials = gather(subject, edits, materials=given, reference=pairs.corrupted, source_run=pairs.corrupted)
         with torch.inference_mode():
             plain = logits_at(subject, pairs.clean.tokens, pairs.clean.last)
         self.forwards = 2
@@ -126,8 +126,8 @@ class CircuitRuns:
     def _some(self, sets: Sequence[Nodes], rows: Tensor) -> list[Tensor]:
         """Each set's values of these rows of the task, from one forward."""
         copies = self.task.pairs.clean.take(rows.repeat(len(sets)))
-        donors = {site: one[rows.repeat(len(sets))] for site, one in self._materials.donors.items()}
-        materials = replace(self._materials, donors=donors)
+        source_runs = {site: one[rows.repeat(len(sets))] for site, one in self._materials.source_runs.items()}
+        materials = replace(self._materials, source_runs=source_runs)
         edits = _row_edits(sets, self._cutting, len(rows))
         with apply(self.subject, copies, edits, materials=materials, may_idle=True) as ledger:
             logits = logits_at(self.subject, copies.tokens, copies.last)

@@ -242,4 +242,4 @@ def _predict(runs: CircuitRuns, *, at_once: int, seed: int) -> _Predicted:
 
 
 def _grid(nodes: Sequence[Node]) -> Grid:
-    return Grid.listed(edit for node in nodes for edit in edits_of([node], "patch"))
+    return Grid.of_edits(edit for node in nodes for edit in edits_of([node], "patch"))

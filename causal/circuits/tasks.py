@@ -354,7 +354,14 @@ def baseline(
     )
     clean, corrupted = (mean(side, seed=seed) for side in values)
     right = [float((side > 0).float().mean()) for side in differences]
-    found = Baseline(task.name, metric(metric_name).formula, clean, corrupted, right[0], 1 - right[1])
+    found = Baseline(
+        task=task.name,
+        metric=metric(metric_name).formula,
+        clean=clean,
+        corrupted=corrupted,
+        accuracy=right[0],
+        corrupted_accuracy=1 - right[1],
+    )
     if found.accuracy < least:
         raise NeuronautError(
             f"{subject.name} does not do {task.name}: the answer is above the wrong one in {found.accuracy:.0%} of "

@@ -82,7 +82,16 @@ def attribute(
     subject = open_subject(model, options)
     questions = asked(subject, prompts, file, answer=answer, wrong=wrong)
     if method is not None:
-        _attribute_inputs(subject, questions, method, feature, baseline, picture, form, options)
+        _attribute_inputs(
+            subject,
+            questions=questions,
+            method=method,
+            feature=feature,
+            baseline=baseline,
+            picture=picture,
+            form=form,
+            options=options,
+        )
         return
     found = _attributed(subject, questions, split, positions, options)
     rows = _components(found)

@@ -70,7 +70,7 @@ def circuit(
     From pairs of prompts (see `patch`), the few heads and MLPs of MODEL that do the task when all others are cut:
     every node is patched by itself in both directions, then what is not needed is pruned away. Half of the pairs
     are for the search, half for the verdict: faithfulness (the circuit alone), completeness (the model without it),
-    minimality (what each node adds), and the standing among random circuits of as many nodes of each sort.
+    minimality (what each node adds), and the rank among random circuits of as many nodes of each sort.
 
     \b
     Examples:

@@ -65,7 +65,7 @@ def lens(
         _draw_lens(subject, questions, seen, picture)
     places = where(subject, questions.batch, positions).nonzero().tolist()
     rows = [
-        _lens_row(subject, questions, seen, site, row, position)
+        _lens_row(subject, questions=questions, seen=seen, site=site, row=row, position=position)
         for row, position in places
         for site in range(len(seen.sites))
     ]
@@ -183,7 +183,7 @@ def heads(
 
     subject = open_subject(model, options)
     if show is not None:
-        _show_head(subject, asked(subject, prompts, file), show, top, picture, form)
+        _show_head(subject, questions=asked(subject, prompts, file), head=show, top=top, picture=picture, form=form)
         return
     given = prompts or file is not None
     batch = (

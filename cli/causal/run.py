@@ -8,7 +8,7 @@ import click
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, plain, say
-from ..display import blocks, quoted, report_row, reports, signed, standing_row, standings, trusts
+from ..display import blocks, quoted, rank_row, rank_table, report_row, reports, signed, trusts
 from .inputs import (
     Asked,
     answer_options,
@@ -22,7 +22,7 @@ from .inputs import (
     seed_option,
     write,
 )
-from .setup import Bench, material_options, open_bench, open_dictionaries, open_subject
+from .setup import CausalSetup, material_options, open_dictionaries, open_setup, open_subject
 
 if TYPE_CHECKING:
     from ...causal.readouts import NextToken
@@ -38,8 +38,9 @@ METRICS = ("kl", "log_probability", "rank", "logit_difference")
 @prompts_option
 @click.option("--edit", "edits", multiple=True, metavar="SPEC", help="An intervention, see below; all work together.")
 @click.option(
+    "--source-run",
     "--donor",
-    "donors",
+    "source_runs",
     multiple=True,
     metavar="TEXT",
     help="Where =patch takes values from: one text for each prompt, of as many tokens.",
@@ -60,7 +61,7 @@ def run(
     prompts: tuple[str, ...],
     file: str | None,
     edits: tuple[str, ...],
-    donors: tuple[str, ...],
+    source_runs: tuple[str, ...],
     answer: str | None,
     wrong: str | None,
     top: int,
@@ -85,20 +86,20 @@ def run(
       neuronaut run demo "def __init__(self, name): self.name ="
       neuronaut run demo "def __init__(self, name): self.name =" --edit head.3=0 --picture next.png
       neuronaut run demo "import os" --edit demo:resid_post.2@sae:50=0 --top 10
-      neuronaut run demo "x = [1, 2" --donor "x = (1, 2" --edit resid_post.1=patch@3 --answer "]" --wrong ")"
+      neuronaut run demo "x = [1, 2" --source-run "x = (1, 2" --edit resid_post.1=patch@3 --answer "]" --wrong ")"
       neuronaut run gpt2 "When Mary and John" --edit 'pattern.5:1=knockout@last>0' --record r.json
       neuronaut run gpt2 --replay r.json
     """
     if replay is not None:
-        _replayed(model, replay, (prompts, file, edits, donors, answer, wrong, record, picture), form, options)
+        _replayed(model, replay, (prompts, file, edits, source_runs, answer, wrong, record, picture), form, options)
         return
-    of_edits = {"--record": record, "--donor": donors, "--controls": controls}
+    of_edits = {"--record": record, "--source-run": source_runs, "--controls": controls}
     if not edits and (unused := [name for name, given in of_edits.items() if given]):
         raise NeuronautError(f"{unused[0]} goes with an edit; add --edit, for example --edit mlp.2:17=0")
-    bench = open_bench(model, edits, options)
-    questions = asked(bench.subject, prompts, file, answer=answer, wrong=wrong)
-    rows, outcome = _edited(bench, questions, donors, top) if edits else (_plain(bench, questions, top), None)
-    ranked = _ranked(bench, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
+    setup = open_setup(model, edits, options)
+    questions = asked(setup.subject, prompts, file, answer=answer, wrong=wrong)
+    rows, outcome = _edited(setup, questions, source_runs, top) if edits else (_plain(setup, questions, top), None)
+    ranked = _ranked(setup, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
     rows = [row | {"controls": ranked} for row in rows]
     if outcome is not None and record is not None:
         write(record, outcome.model_dump_json(indent=1))
@@ -107,22 +108,22 @@ def run(
     emit(rows, form, _tables)
 
 
-def _plain(bench: Bench, questions: Asked, top: int) -> list[Row]:
+def _plain(setup: CausalSetup, questions: Asked, top: int) -> list[Row]:
     from ...causal.readouts import last_logits, next_tokens
 
-    logits = last_logits(bench.subject, questions.batch)
+    logits = last_logits(setup.subject, questions.batch)
     nothing: Row = {"measures": {}, "edits": [], "dictionaries": {}}
     return [
-        _prompt_row(bench, questions, number, next_tokens(bench.subject, row, None, top=top)) | nothing
+        _prompt_row(setup, questions, number, next_tokens(setup.subject, row, None, top=top)) | nothing
         for number, row in enumerate(logits)
     ]
 
 
-def _edited(bench: Bench, questions: Asked, donors: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
+def _edited(setup: CausalSetup, questions: Asked, source_runs: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
     from ...causal.readouts import next_tokens
     from ...causal.records import observed
 
-    outcome, both = observed(bench.subject, _trial(bench, questions, donors), sources=bench.dictionaries)
+    outcome, both = observed(setup.subject, _trial(setup, questions, source_runs), sources=setup.dictionaries)
     measured = [
         {name: {"before": outcome.before[name][number], "after": outcome.after[name][number]} for name in outcome.after}
         for number in range(len(questions.texts))
@@ -132,67 +133,67 @@ def _edited(bench: Bench, questions: Asked, donors: Sequence[str], top: int) -> 
         "dictionaries": {name: trust.model_dump() for name, trust in outcome.dictionaries.items()},
     }
     rows = [
-        _prompt_row(bench, questions, number, next_tokens(bench.subject, before, after, top=top))
+        _prompt_row(setup, questions, number, next_tokens(setup.subject, before, after, top=top))
         | {"measures": measured[number], **shared}
         for number, (before, after) in enumerate(zip(both.before, both.after, strict=True))
     ]
     return rows, outcome
 
 
-def _prompt_row(bench: Bench, questions: Asked, number: int, following: "Sequence[NextToken]") -> Row:
+def _prompt_row(setup: CausalSetup, questions: Asked, number: int, following: "Sequence[NextToken]") -> Row:
     return {
         "prompt": questions.texts[number],
-        "tokens": questions.tokens(bench.subject, number),
-        "answer": bench.subject.vocabulary[int(questions.answers[number])],
+        "tokens": questions.tokens(setup.subject, number),
+        "answer": setup.subject.vocabulary[int(questions.answers[number])],
         "next": [token._asdict() for token in following],
     }
 
 
-def _trial(bench: Bench, questions: Asked, donors: Sequence[str]) -> "Trial":
+def _trial(setup: CausalSetup, questions: Asked, source_runs: Sequence[str]) -> "Trial":
     from ...causal.prompts import Batch
     from ...causal.records import Trial
 
     def ids(batch: Batch | None) -> tuple[tuple[int, ...], ...] | None:
         return None if batch is None else tuple(map(tuple, batch.ids()))
 
-    patched = any(edit.needs_donor for edit in bench.edits)
-    if bool(donors) is not patched or len(donors) not in (0, len(questions.texts)):
+    patched = any(edit.needs_source_run for edit in setup.edits)
+    if bool(source_runs) is not patched or len(source_runs) not in (0, len(questions.texts)):
         raise NeuronautError(
-            f"{len(donors)} donors for {len(questions.texts)} prompts; =patch takes its values from --donor, one for "
-            "each prompt, and other edits take none"
+            f"{len(source_runs)} source runs for {len(questions.texts)} prompts; =patch takes its values from "
+            "--source-run, one for each prompt, and other edits take none"
         )
     wrong = questions.wrong
     return Trial(
         prompts=ids(questions.batch) or (),
-        edits=bench.edits,
+        edits=setup.edits,
         metrics=METRICS if wrong is not None else METRICS[:-1],
         answers=tuple(questions.answers.tolist()),
         wrong=None if wrong is None else tuple(wrong.tolist()),
-        donors=ids(Batch.of(bench.subject, [plain(text) for text in donors])) if donors else None,
-        reference=ids(bench.reference),
-        directions={name: tuple(vector.tolist()) for name, vector in bench.directions.items()},
+        source_runs=ids(Batch.of(setup.subject, [plain(text) for text in source_runs])) if source_runs else None,
+        reference=ids(setup.reference),
+        directions={name: tuple(vector.tolist()) for name, vector in setup.directions.items()},
     )
 
 
-def _ranked(bench: Bench, questions: Asked, trial: "Trial", count: int, seed: int) -> list[Row]:
+def _ranked(setup: CausalSetup, questions: Asked, trial: "Trial", count: int, seed: int) -> list[Row]:
     """How the edit's KL stands among those of its controls."""
     from ...causal.controls import among_controls
     from ...causal.prompts import Batch
 
     if not count:
         return []
-    donor = None if trial.donors is None else Batch.of(bench.subject, trial.donors)
+    source_run = None if trial.source_runs is None else Batch.of(setup.subject, trial.source_runs)
     found = among_controls(
-        bench.subject,
+        setup.subject,
         questions.batch,
-        bench.edits[0],
+        setup.edits[0],
         answers=questions.answers,
         count=count,
-        materials=bench.lent(donor),
-        reference=bench.reference,
+        materials=setup.patch_values(source_run),
+        reference=setup.reference,
         seed=seed,
     )
-    return [standing_row(sort, ranked) for sort, ranked in found.items()]
+    return [rank_row(sort, ranked) for sort, ranked in found.items()]
 
 
 # Records
@@ -248,7 +249,7 @@ def _tables(rows: list[Row]) -> str:
         *map(_next, rows),
         reports(first["edits"]),
         *trusts(first["dictionaries"]),
-        standings(first["controls"], "KL to the plain run"),
+        rank_table(first["controls"], "KL to the plain run"),
     )
 
 

@@ -59,8 +59,8 @@ material_options = all_of(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bench:
-    """A subject with edits and all that these refer to but a donor."""
+class CausalSetup:
+    """A subject with edits and all that these refer to but a source run."""
 
     subject: "Subject"
     edits: "tuple[Edit, ...]"
@@ -77,21 +77,25 @@ class Bench:
 
         return Materials(sources=self.dictionaries, directions=self.directions)
 
-    def lent(self, donor: "Batch | None" = None) -> "Materials":
-        """The materials with the vectors of the reference, and of the donor's run, that the edits need."""
+    def patch_values(self, source_run: "Batch | None" = None) -> "Materials":
+        """The materials with the vectors of the reference, and of the source run, that the edits need."""
         from ...causal.runs import gather
 
-        return gather(self.subject, self.edits, materials=self.materials, reference=self.reference, donor=donor)
+        return gather(
+            self.subject, self.edits, materials=self.materials, reference=self.reference, source_run=source_run
+        )
 
 
 def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     """The subject, as `subject_options` say."""
-    from ..opening import Opening, load_subject
+    from ..opening import LoadOptions, load_subject
 
-    return load_subject(model, Opening(device=options["device"], dtype=options["dtype"]))
+    return load_subject(model, LoadOptions(device=options["device"], dtype=options["dtype"]))
 
 
-def open_bench(model: str, texts: Sequence[str], options: Mapping[str, Any], *, always: str | None = None) -> Bench:
+def open_setup(
+    model: str, texts: Sequence[str], options: Mapping[str, Any], *, always: str | None = None
+) -> CausalSetup:
     """The subject with what the edits refer to, as `material_options` say; an option that no edit needs is an error.
 
     `always` says for what reference text is read whatever the edits need.
@@ -115,7 +119,7 @@ def open_bench(model: str, texts: Sequence[str], options: Mapping[str, Any], *, 
     reference = needing and reference_rows(
         subject, options["reference"] or "stdlib", tokens=options["reference_tokens"]
     )
-    return Bench(subject, edits, dictionaries, directions, reference or None)
+    return CausalSetup(subject, edits, dictionaries, directions, reference or None)
 
 
 def _without_model(model: str, text: str) -> str:
@@ -140,7 +144,7 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
     from ...subject.address import SourceId
     from ...subject.dictionary import Dictionary
     from ...subject.opening import BUILT_IN
-    from ..opening import Opening, open_sources
+    from ..opening import LoadOptions, open_sources
 
     ids = {name: SourceId.parse(f"{subject.name}:{name}") for name in named}
     own = [name for name, id in ids.items() if (id.model, id.site, id.dictionary) not in BUILT_IN]
@@ -148,10 +152,10 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
         raise NeuronautError(
             f"--sae is one dictionary, and {', '.join(own) or 'nothing'} names one; write SITE@NAME for it, once"
         )
-    opening = Opening(**{key: options[key] for key in ("sae", "norm_scale", "allow_pickle")})
+    load_options = LoadOptions(**{key: options[key] for key in ("sae", "norm_scale", "allow_pickle")})
     found: dict[str, Dictionary] = {}
     for name in ids:
-        (source,) = open_sources(subject, [name], opening if name in own else Opening(), name=None)
+        (source,) = open_sources(subject, [name], load_options if name in own else LoadOptions(), name=None)
         assert isinstance(source, Dictionary), "the id has a dictionary"
         found[name] = source
     return found

@@ -11,7 +11,7 @@ from .. import display
 from ..common import Form, Row, emit, form_options, say
 from ..display import blocks, ends, quoted, signed, spanned_column, trusts
 from .inputs import Asked, answer_options, asked, metric_option, picture_option, prompts_option, seed_option
-from .setup import Bench, material_options, open_bench
+from .setup import CausalSetup, material_options, open_setup
 
 if TYPE_CHECKING:
     from ...causal.doses import Dose, DoseResponse
@@ -91,22 +91,22 @@ def steer(
     from ...causal.steering import dose_response
 
     doses = _numbers(strengths)
-    bench = open_bench(model, [edit], options, always="steering is measured on")
-    assert bench.reference is not None, "it is always read"
-    questions = asked(bench.subject, prompts, file, answer=answer, wrong=wrong)
+    setup = open_setup(model, [edit], options, always="steering is measured on")
+    assert setup.reference is not None, "it is always read"
+    questions = asked(setup.subject, prompts, file, answer=answer, wrong=wrong)
     found = dose_response(
-        bench.subject,
+        setup.subject,
         questions.batch,
-        bench.edits[0],
+        setup.edits[0],
         _readout(questions, metric, answer),
         strengths=doses,
-        text=_some(bench.reference),
-        reference=bench.reference,
+        text=_some(setup.reference),
+        reference=setup.reference,
         controls=controls,
         seed=seed,
-        materials=bench.materials,
+        materials=setup.materials,
     )
-    texts = _written(bench, questions, found, tokens, temperature, seed)
+    texts = _written(setup, questions=questions, found=found, tokens=tokens, temperature=temperature, seed=seed)
     if picture is not None:
         found.picture(picture)
     rows = [_row(found, dose, written) for dose, written in zip(found.doses, texts, strict=True)]
@@ -137,7 +137,7 @@ def _readout(questions: Asked, metric: str | None, answer: str | None) -> "Reado
 
 
 def _written(
-    bench: Bench, questions: Asked, found: "DoseResponse", tokens: int, temperature: float, seed: int
+    setup: CausalSetup, questions: Asked, found: "DoseResponse", tokens: int, temperature: float, seed: int
 ) -> list[list[str]]:
     """What follows each prompt, by strength; a prompt's random numbers are the same at all strengths."""
     from ...causal.generation import generate
@@ -147,24 +147,24 @@ def _written(
     if not tokens:
         return [[] for _ in strengths]
     edits = [
-        RowEdit(bench.edits[0].model_copy(update={"value": strength}), tuple(range(at * count, (at + 1) * count)))
+        RowEdit(setup.edits[0].model_copy(update={"value": strength}), tuple(range(at * count, (at + 1) * count)))
         for at, strength in enumerate(strengths)
     ]
     texts = generate(
-        bench.subject,
+        setup.subject,
         questions.batch.take([*range(count)] * len(strengths)),
         edits,
         tokens=tokens,
         temperature=temperature,
         seed=[seed + row for row in range(count)] * len(strengths),
-        materials=bench.lent(),
+        materials=setup.patch_values(),
         may_idle=True,
     ).texts
     return [list(texts[at * count : (at + 1) * count]) for at in range(len(strengths))]
 
 
 def _row(found: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
-    standing = dose.standing
+    rank = dose.rank
     return {
         "edit": found.edit,
         "strength": dose.strength,
@@ -173,8 +173,8 @@ def _row(found: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
         "effect": dose.effect.value,
         **ends(dose.effect.interval),
         "n": dose.effect.n,
-        "percentile": standing and standing.percentile,
-        "p": standing and standing.p,
+        "percentile": rank and rank.percentile,
+        "p": rank and rank.p,
         "kl": dose.kl.value,
         "loss": dose.loss.value,
         "max_change": dose.max_change,

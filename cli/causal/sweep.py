@@ -13,7 +13,7 @@ import click
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, say
-from ..display import blocks, ends, report_row, reports, spanned, spanned_column, standing_row, standings, trusts
+from ..display import blocks, ends, rank_row, rank_table, report_row, reports, spanned, spanned_column, trusts
 from .inputs import (
     asked,
     controls_option,
@@ -28,7 +28,7 @@ from .inputs import (
     top_option,
     write,
 )
-from .setup import Bench, material_options, open_bench
+from .setup import CausalSetup, material_options, open_setup
 
 if TYPE_CHECKING:
     from ...causal.attribution_patching import Attribution, Line
@@ -110,17 +110,19 @@ def sweep(
     paired = predict or only or any(options[name] is not None for name in ("task", "pairs", "clean", "corrupted"))
     if unpaired and paired:
         raise click.UsageError("prompts have no counterpart; leave --prompt and --prompts out, or what is of pairs")
-    bench = open_bench(model, edits, options)
+    setup = open_setup(model, edits, options)
     if unpaired:
-        found = _over_prompts(bench, over, texts, file, metric or "log_probability", seed, options)
+        found = _over_prompts(
+            setup, over=over, texts=texts, file=file, metric=metric or "log_probability", seed=seed, options=options
+        )
     else:
-        task, chosen = task_of(bench.subject, options, seed=seed), metric or "logit_difference"
+        task, chosen = task_of(setup.subject, options, seed=seed), metric or "logit_difference"
         if predict:
-            found = _predicted(bench, over, task, chosen, only or "denoise", line=line, top=top, seed=seed)
+            found = _predicted(setup, over, task, chosen, only or "denoise", line=line, top=top, seed=seed)
         else:
-            found = _over_pairs(bench, over, task, chosen, only, seed)
+            found = _over_pairs(setup, over=over, task=task, metric=chosen, only=only, seed=seed)
     if picture is not None:
-        found.picture(picture, title=f"{bench.subject.name}: {' '.join(map(str, bench.edits))}")
+        found.picture(picture, title=f"{setup.subject.name}: {' '.join(map(str, setup.edits))}")
     if output is not None:
         write(output, json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
     if isinstance(found, Sweep):
@@ -129,7 +131,7 @@ def sweep(
         _show_nodes(found, top, form)
 
 
-def _grid(bench: Bench, over: str | None, batch: "Batch") -> "Grid":
+def _grid(setup: CausalSetup, over: str | None, batch: "Batch") -> "Grid":
     """The edit over the axes that were named, or all edits one by one."""
     from ...causal.controls import population
     from ...causal.grids import Grid, each_position, sites_of
@@ -140,17 +142,17 @@ def _grid(bench: Bench, over: str | None, batch: "Batch") -> "Grid":
             f"--over {over}: there is no axis {wrong[0]!r}; wanted {', '.join(AXES)} with commas between"
         )
     if not axes:
-        return Grid.listed(bench.edits)
-    if len(bench.edits) != 1:
-        raise NeuronautError(f"--over goes with one edit, and {len(bench.edits)} are given; leave it out, or name one")
-    (edit,) = bench.edits
+        return Grid.of_edits(setup.edits)
+    if len(setup.edits) != 1:
+        raise NeuronautError(f"--over goes with one edit, and {len(setup.edits)} are given; leave it out, or name one")
+    (edit,) = setup.edits
     kind, _, layer = edit.site.partition(".")
-    sites = sites_of(bench.subject, kind) if "layers" in axes else (edit.site,)
-    if not layer and "layers" not in axes and edit.site not in bench.subject.sites:
+    sites = sites_of(setup.subject, kind) if "layers" in axes else (edit.site,)
+    if not layer and "layers" not in axes and edit.site not in setup.subject.sites:
         raise NeuronautError(f"edit {edit} names no layer; add --over layers, or name one as in {kind}.0")
     somewhere = edit.model_copy(update={"site": sites[0]})
-    units = edit.units or range(population(bench.subject, somewhere, sources=bench.dictionaries))
-    places, labels = each_position(bench.subject, batch) if "positions" in axes else (None, None)
+    units = edit.units or range(population(setup.subject, somewhere, sources=setup.dictionaries))
+    places, labels = each_position(setup.subject, batch) if "positions" in axes else (None, None)
     return Grid.of(
         edit,
         sites=sites if "layers" in axes else None,
@@ -161,25 +163,25 @@ def _grid(bench: Bench, over: str | None, batch: "Batch") -> "Grid":
 
 
 def _over_pairs(
-    bench: Bench, over: str | None, task: "Task", metric: str, only: "Direction | None", seed: int
+    setup: CausalSetup, over: str | None, task: "Task", metric: str, only: "Direction | None", seed: int
 ) -> "Sweep":
     from ...causal.sweeps import SETTINGS
     from ...causal.sweeps import sweep as run
 
     return run(
-        bench.subject,
+        setup.subject,
         task.pairs,
-        _grid(bench, over, task.pairs.clean),
+        _grid(setup, over, task.pairs.clean),
         metrics=(metric,),
         seed=seed,
         directions=(only,) if only else tuple(SETTINGS),
-        materials=bench.materials,
-        reference=bench.reference,
+        materials=setup.materials,
+        reference=setup.reference,
     )
 
 
 def _predicted(
-    bench: Bench,
+    setup: CausalSetup,
     over: str | None,
     task: "Task",
     metric: str,
@@ -192,13 +194,13 @@ def _predicted(
     from ...causal.attribution_patching import attribution_patching
 
     return attribution_patching(
-        bench.subject,
+        setup.subject,
         task.pairs,
-        _grid(bench, over, task.pairs.clean),
+        _grid(setup, over, task.pairs.clean),
         direction=direction,
         metric=metric,
         line=None if line is None else _line(line),
-        materials=bench.lent(),
+        materials=setup.patch_values(),
         top=top,
         seed=seed,
     )
@@ -214,7 +216,7 @@ def _line(text: str) -> "Line":
 
 
 def _over_prompts(
-    bench: Bench,
+    setup: CausalSetup,
     over: str | None,
     texts: Sequence[str],
     file: str | None,
@@ -224,18 +226,18 @@ def _over_prompts(
 ) -> "Sweep":
     from ...causal.sweeps import sweep_prompts
 
-    if patch := next((edit for edit in bench.edits if edit.needs_donor), None):
+    if patch := next((edit for edit in setup.edits if edit.needs_source_run), None):
         raise NeuronautError(f"edit {patch} takes values from a counterpart; give pairs, not prompts")
-    questions = asked(bench.subject, texts, file, answer=options["answer"], wrong=options["wrong"])
+    questions = asked(setup.subject, texts, file, answer=options["answer"], wrong=options["wrong"])
     return sweep_prompts(
-        bench.subject,
+        setup.subject,
         questions.batch,
-        _grid(bench, over, questions.batch),
+        _grid(setup, over, questions.batch),
         answers=questions.answers,
         wrong=questions.wrong,
         metrics=(metric,),
-        materials=bench.materials,
-        reference=bench.reference,
+        materials=setup.materials,
+        reference=setup.reference,
         seed=seed,
     )
 
@@ -376,13 +378,13 @@ def patch(
     from ...causal.runs import patching
 
     count = count_controls(controls, edits)
-    bench = open_bench(model, edits, options)
-    task = task_of(bench.subject, options, seed=seed)
+    setup = open_setup(model, edits, options)
+    task = task_of(setup.subject, options, seed=seed)
     found = patching(
-        bench.subject, task.pairs, bench.edits, metrics=metrics or METRICS, materials=bench.lent(), seed=seed
+        setup.subject, task.pairs, setup.edits, metrics=metrics or METRICS, materials=setup.patch_values(), seed=seed
     )
-    ranked = _ranked(bench, task, count, seed) if count else {}
-    trust = {name: asdict(fidelity(bench.subject, one, task.pairs.clean)) for name, one in bench.dictionaries.items()}
+    ranked = _ranked(setup, task, count, seed) if count else {}
+    trust = {name: asdict(fidelity(setup.subject, one, task.pairs.clean)) for name, one in setup.dictionaries.items()}
     rows = [
         effect_row(effect)
         | {
@@ -396,25 +398,22 @@ def patch(
     emit(rows, form, lambda shown: _tables(shown, task))
 
 
-def _ranked(bench: Bench, task: "Task", count: int, seed: int) -> "dict[Direction, list[Row]]":
+def _ranked(setup: CausalSetup, task: "Task", count: int, seed: int) -> "dict[Direction, list[Row]]":
     """How the single edit stands among its controls."""
     from ...causal.controls import patch_among_controls
     from ...causal.sweeps import SETTINGS
 
     found = patch_among_controls(
-        bench.subject,
+        setup.subject,
         task.pairs,
-        bench.edits[0],
+        setup.edits[0],
         directions=tuple(SETTINGS),
         count=count,
-        materials=bench.materials,
-        reference=bench.reference,
+        materials=setup.materials,
+        reference=setup.reference,
         seed=seed,
     )
-    return {
-        direction: [standing_row(sort, one) for sort, one in standings.items()]
-        for direction, standings in found.items()
-    }
+    return {direction: [rank_row(sort, one) for sort, one in ranks.items()] for direction, ranks in found.items()}
 
 
 def effect_row(effect: "Effect") -> Row:
@@ -450,7 +449,7 @@ def _tables(rows: list[Row], task: "Task") -> str:
         *(_worked(direction, row["edits"]) for direction, row in directions.items()),
         *trusts(rows[0]["dictionaries"]),
         *(
-            standings(row["controls"], f"{direction}, logit difference recovered")
+            rank_table(row["controls"], f"{direction}, logit difference recovered")
             for direction, row in directions.items()
         ),
     )

@@ -90,7 +90,12 @@ class Lists:
             at = (feature, span.start + rank)
             if len(feature):
                 self._offer_split(
-                    split, feature, other.score[at], other.uid[at], other.group[at], other.activations[at]
+                    split,
+                    features=feature,
+                    scores=other.score[at],
+                    uids=other.uid[at],
+                    groups=other.group[at],
+                    activations=other.activations[at],
                 )
 
     def ordered(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -64,8 +64,8 @@ class _Miner:
             present = np.zeros(self._vocabulary + 1, bool)
             present[self._table.tokens[row]] = True
             near = quiet[i] & present[self._tokens].any(axis=1)
-            self._keep("near_miss", near, i, int(row), split, tile)
-            self._keep("silent", quiet[i] & ~near, i, int(row), split, tile)
+            self._keep("near_miss", wanted=near, i=i, row=int(row), split=split, tile=tile)
+            self._keep("silent", wanted=quiet[i] & ~near, i=i, row=int(row), split=split, tile=tile)
 
     def _keep(self, kind: Kind, wanted: NDArray[np.bool_], i: int, row: int, split: int, tile: torch.Tensor) -> None:
         features = np.flatnonzero(wanted & (self._left[kind][:, split] > 0))

@@ -114,7 +114,7 @@ class Scanner:
 
     def __init__(self, *, compiled: bool | None = None) -> None:
         """Use the kernel where it can be built (`compiled=None`), always (True: an error if not), never (False)."""
-        self._kernel = None if compiled is False else _kernel()
+        self._kernel = None if compiled is False else _compiled_kernel()
         if compiled and self._kernel is None:
             raise NeuronautError("no C compiler was found for the harvest kernel; install gcc or clang")
         self.compiled = self._kernel is not None
@@ -193,11 +193,29 @@ def scan_torch(tile: Tensor, rows: Rows, state: SourceState, *, first_feature: i
     state.histogram[span] += counts.reshape(features, histogram.BINS)
     chance = priority(rows.hash[:, None], np.arange(span.start, span.stop)[None])
     active = (high > 0).cpu().numpy()
-    _offer(state.top, tile, high.cpu().numpy(), active, rows, rows.group, first_feature)
-    _offer(state.quantile, tile, chance, active, rows, rows.uid, first_feature)
+    _offer(
+        state.top,
+        tile=tile,
+        score=high.cpu().numpy(),
+        wanted=active,
+        rows=rows,
+        group=rows.group,
+        first_feature=first_feature,
+    )
+    _offer(
+        state.quantile, tile=tile, score=chance, wanted=active, rows=rows, group=rows.uid, first_feature=first_feature
+    )
     if state.bottom is not None:
         negative = -low.cpu().numpy()
-        _offer(state.bottom, tile, negative, negative > 0, rows, rows.group, first_feature)
+        _offer(
+            state.bottom,
+            tile=tile,
+            score=negative,
+            wanted=negative > 0,
+            rows=rows,
+            group=rows.group,
+            first_feature=first_feature,
+        )
     return 0
 
 
@@ -218,11 +236,11 @@ def _offer(
     activations = as_half(tile.transpose(1, 2)[where]).cpu().numpy()
     lists.offer(
         feature + first_feature,
-        rows.split[window].astype(np.int64),
-        score[window, feature],
-        rows.uid[window],
-        group[window],
-        activations,
+        splits=rows.split[window].astype(np.int64),
+        scores=score[window, feature],
+        uids=rows.uid[window],
+        groups=group[window],
+        activations=activations,
     )
 
 
@@ -246,7 +264,7 @@ def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
 
 
 @cache
-def _kernel() -> Any | None:
+def _compiled_kernel() -> Any | None:
     """The compiled scan function, or None where it cannot be built."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:

@@ -92,7 +92,9 @@ def windows(
     if tokens is not None and tokens < window:
         raise NeuronautError(f"a budget of {tokens} tokens is less than one window of {window}; give a larger --tokens")
     choice = _choose(subject, splits, window, tokens)
-    parts = _cut(corpus, subject, splits, choice, window, shard, dropped or Dropped())
+    parts = _cut(
+        corpus, subject=subject, splits=splits, choice=choice, window=window, shard=shard, dropped=dropped or Dropped()
+    )
     return _batches(parts, rows)
 
 

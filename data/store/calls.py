@@ -171,19 +171,19 @@ def _insert(connection: sqlite3.Connection, call: Call) -> None:
 
 def _call(row: sqlite3.Row) -> Call:
     return Call(
-        row["key"],
-        row["model"],
-        row["endpoint"],
-        row["prompt"],
-        row["request"],
-        row["status"],
-        row["reply"],
-        row["reason"],
-        row["input_tokens"],
-        row["output_tokens"],
-        row["seconds"],
-        row["cost"],
-        _detail(row["detail"]),
+        key=row["key"],
+        model=row["model"],
+        endpoint=row["endpoint"],
+        prompt=row["prompt"],
+        request=row["request"],
+        status=row["status"],
+        reply=row["reply"],
+        reason=row["reason"],
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        seconds=row["seconds"],
+        cost=row["cost"],
+        detail=_detail(row["detail"]),
     )
 
 

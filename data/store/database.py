@@ -1,4 +1,4 @@
-"""Opening a database file, transactions, and the one-line errors that stand for SQLite's own.
+"""LoadOptions a database file, transactions, and the one-line errors that stand for SQLite's own.
 
 A file is opened for writing where its permissions allow, and only for reading where they do not.
 Every write happens inside `transaction`, which takes the write lock first, so that what a writer

@@ -273,7 +273,16 @@ def write_uploads(
             continue
         if shortened(text) != text:
             found.shortened.append(feature)
-        batch.append(_feature(evidence.statistics, feature, windows, promoted(feature), shortened(text), method))
+        batch.append(
+            _feature(
+                evidence.statistics,
+                feature=feature,
+                windows=windows,
+                effects=promoted(feature),
+                text=shortened(text),
+                method=method,
+            )
+        )
         if len(batch) == FEATURES:
             flush()
     if batch:

@@ -21,7 +21,7 @@ from sqlite_utils import Database
 from ...subject.errors import NeuronautError
 from . import journal_values
 from .database import reported, transaction
-from .journal_values import Charge, End, Experiment, Json, Observation, Opened, Prediction, as_json
+from .journal_values import Charge, End, Experiment, InvestigationRecord, Json, Observation, Prediction, as_json
 from .writing import now
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ class Journal:
 
     # The investigation
 
-    def begin(self, opened: Opened) -> bool:
+    def begin(self, opened: InvestigationRecord) -> bool:
         """Write an investigation down; False where it is there already."""
         values = [
             opened.id,
@@ -177,18 +177,18 @@ class Journal:
             *known,
             *(
                 Experiment(
-                    row["name"],
-                    row["tool"],
-                    json.loads(row["args"]),
-                    row["purpose"],
-                    bool(row["survey"]),
-                    row["role"],
-                    row["round"],
-                    row["key"],
-                    _unpacked(row["design"]),
-                    tuple(json.loads(row["base"])),
-                    row["reference"],
-                    tuple(predictions.get(row["name"], ())),
+                    name=row["name"],
+                    tool=row["tool"],
+                    args=json.loads(row["args"]),
+                    purpose=row["purpose"],
+                    survey=bool(row["survey"]),
+                    role=row["role"],
+                    round=row["round"],
+                    key=row["key"],
+                    design=_unpacked(row["design"]),
+                    base=tuple(json.loads(row["base"])),
+                    reference=row["reference"],
+                    predictions=tuple(predictions.get(row["name"], ())),
                 )
                 for row in self._query(sql, id, len(known))
             ),
@@ -263,7 +263,7 @@ class Journal:
 
     # Forks
 
-    def fork(self, id: str, new: Opened, *, step: int) -> None:
+    def fork(self, id: str, new: InvestigationRecord, *, step: int) -> None:
         """Copy the decisions before `step` under a new id. What follows from them is made again, each at its time: a
         hypothesis that stood there from the beginning would predict what it was made of."""
         if not self.begin(new):
@@ -313,7 +313,7 @@ class Journal:
             return [dict(row) for row in self._db.conn.execute(sql, values)]
 
 
-def opened_id(kind: str, target: str, policy: str, settings: Json) -> str:
+def investigation_id(kind: str, target: str, policy: str, settings: Json) -> str:
     """The id of an investigation: the same one again has the same id."""
     said = as_json({"kind": kind, "target": target, "policy": policy, "settings": settings})
     return hashlib.sha256(said.encode()).hexdigest()[:10]

@@ -19,7 +19,7 @@ End = Literal["supported", "open", "no_explanation", "budget", "error"]
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class InvestigationRecord:
     """What an investigation is from its beginning on."""
 
     id: str

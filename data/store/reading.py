@@ -89,7 +89,14 @@ class Windows:
             ids = np.stack([unpack_ids(row["tokens"]) for row in group]).astype(np.int64)
             for row, window, row_grams in zip(group, ids, grams(ids), strict=True):
                 tokens = itemgetter(*window.tolist(), 0)(vocabulary)[:-1]
-                self._known[row["id"]] = _Window(tokens, window, row["split"], row["document"], row["hash"], row_grams)
+                self._known[row["id"]] = _Window(
+                    tokens=tokens,
+                    ids=window,
+                    split=row["split"],
+                    document=row["document"],
+                    digest=row["hash"],
+                    grams=row_grams,
+                )
 
 
 _Entry = tuple[_Window, Kind, NDArray[np.float32]]
@@ -135,7 +142,15 @@ def _splits(entries: Sequence[_Entry]) -> list[tuple[Example, ...]]:
         earlier |= {id(window): window for window, _, _ in kept}
         splits.append(
             tuple(
-                Example(window.tokens, window.ids, values, kind, window.split, window.document, window.digest)
+                Example(
+                    tokens=window.tokens,
+                    ids=window.ids,
+                    activations=values,
+                    kind=kind,
+                    split=window.split,
+                    document=window.document,
+                    window=window.digest,
+                )
                 for window, kind, values in kept
             )
         )
@@ -171,9 +186,23 @@ def _near_duplicate(window: _Window, other: _Window) -> bool:
 def _statistics(row: sqlite3.Row, *, negative: bool) -> Statistics:
     """Of the negative tail no histogram is kept, and density counts what is not above zero."""
     if negative:
-        return Statistics(row["tokens"], 1 - row["density"], -row["mean"], -row["trough"], -row["peak"], ())
+        return Statistics(
+            tokens=row["tokens"],
+            density=1 - row["density"],
+            mean=-row["mean"],
+            peak=-row["trough"],
+            trough=-row["peak"],
+            histogram=(),
+        )
     histogram = tuple(np.frombuffer(row["histogram"], "<i8").tolist())
-    return Statistics(row["tokens"], row["density"], row["mean"], row["peak"], row["trough"], histogram)
+    return Statistics(
+        tokens=row["tokens"],
+        density=row["density"],
+        mean=row["mean"],
+        peak=row["peak"],
+        trough=row["trough"],
+        histogram=histogram,
+    )
 
 
 def missing_source(connection: sqlite3.Connection, source: SourceId) -> NeuronautError:

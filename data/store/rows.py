@@ -244,16 +244,16 @@ def read_judgements(connection: sqlite3.Connection, explanation_id: int) -> list
         shape = row["units"], row["items"]
         rounds.setdefault(row["round"], []).append(
             Judgements(
-                row["scorer"],
-                row["examples"],
-                row["role"],
-                row["kind"],
-                _unpack(row["true"], shape),
-                _unpack(row["predicted"], shape),
-                row["threshold"],
-                tuple(json.loads(row["windows"])),
-                json.loads(row["missing"]),
-                json.loads(row["provenance"]),
+                scorer=row["scorer"],
+                examples=row["examples"],
+                role=row["role"],
+                kind=row["kind"],
+                true=_unpack(row["true"], shape),
+                predicted=_unpack(row["predicted"], shape),
+                threshold=row["threshold"],
+                windows=tuple(json.loads(row["windows"])),
+                missing=json.loads(row["missing"]),
+                provenance=json.loads(row["provenance"]),
             )
         )
     return list(rounds.values())

@@ -135,7 +135,14 @@ class Engine:
         # The seed is part of what the request says, so it is part of its key.
         luck = Generator().manual_seed(int(request_key(chat, model=self.model, endpoint=ENDPOINT)[:15], 16))
         limit = sampling.max_tokens if context is None else min(sampling.max_tokens, context - len(ids))
-        return Writing(ids, limit, self._turns.over, temperature, luck, sampling.top_logprobs)
+        return Writing(
+            prompt=ids,
+            limit=limit,
+            over=self._turns.over,
+            temperature=temperature,
+            luck=luck,
+            alternatives=sampling.top_logprobs,
+        )
 
     def _written(self, row: Writing, seconds: float) -> Reply:
         text, spoken = self._turns.text(row.written), self._turns.spoken(row.written)
@@ -144,7 +151,15 @@ class Engine:
             for id, top in zip(row.written[:spoken], row.top, strict=False)
         )
         status, reason = self._verdict(row, text)
-        return Reply(status, text, reason, len(row.prompt), len(row.written), seconds, logprobs)
+        return Reply(
+            status=status,
+            text=text,
+            reason=reason,
+            input_tokens=len(row.prompt),
+            output_tokens=len(row.written),
+            seconds=seconds,
+            logprobs=logprobs,
+        )
 
     def _verdict(self, row: Writing, text: str) -> tuple[Status, str | None]:
         if row.broken:

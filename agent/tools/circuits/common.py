@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from ....causal.circuits.nodes import Node, listed
+from ....causal.circuits.nodes import Node, join_nodes
 from ....causal.circuits.runs import CircuitRuns, Nodes
 from ....subject.errors import NeuronautError
 from ...loop.behaviour_lab import BehaviourLab, effects
@@ -42,7 +42,7 @@ def set_item(what: Literal["cut", "keep", "restore"], nodes: Iterable[Node], *, 
     """A set of nodes, in forward order."""
     chosen = frozenset(nodes)
     ordered = [node for node in lab.nodes if node in chosen]
-    return Item(f"{what} {listed(ordered)}", about={what: [str(node) for node in ordered]})
+    return Item(f"{what} {join_nodes(ordered)}", about={what: [str(node) for node in ordered]})
 
 
 def leader(lab: BehaviourLab) -> Hypothesis | None:
@@ -56,7 +56,7 @@ def circuit_of(lab: BehaviourLab, texts: Sequence[str]) -> tuple[Node, ...]:
     if texts or first is None:
         if not texts:
             raise NeuronautError("no rival names nodes; say which in `nodes`, such as head.1:0")
-        return lab.named(texts)
+        return lab.parse_nodes(texts)
     return lab.circuit(first)
 
 

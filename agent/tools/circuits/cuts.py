@@ -108,7 +108,7 @@ class CutTogether:
     def design(self, args: TogetherArgs, lab: BehaviourLab) -> Design:
         """The sets, and random ones as large as the first as a control."""
         seed = lab.seed * 100 + args.draw
-        first, *others = [lab.named(texts) for texts in args.sets] or [circuit_of(lab, ())]
+        first, *others = [lab.parse_nodes(texts) for texts in args.sets] or [circuit_of(lab, ())]
         if args.sets:
             items = new_first(lab, (set_item("cut", nodes, lab=lab) for nodes in others), len(others))
         else:
@@ -235,18 +235,18 @@ def node_design(args: NodeArgs, lab: BehaviourLab, *, question: str, item: Calla
     """The nodes that the arguments ask for, and random ones as a control."""
     seed = lab.seed * 100 + args.draw
     if args.nodes:
-        items = [item(node) for node in lab.named(args.nodes)]
+        items = [item(node) for node in lab.parse_nodes(args.nodes)]
     else:
         every = [item(node) for node in lab.nodes]
         items = choose(lab, every, by=args.choose, expect=args.expect, count=args.count, seed=seed)
-    others = lab.named(random_nodes(lab, _nodes(lab, items), seed=seed))
+    others = lab.parse_nodes(random_nodes(lab, _nodes(lab, items), seed=seed))
     control = [dict(item(node).about) for node in others]
     plan = {"control": control, "what": f"{len(control)} random nodes that no rival names"}
     return Design(question, "effect", tuple(items), plan)
 
 
 def _nodes(lab: BehaviourLab, items: Sequence[Item]) -> tuple[Node, ...]:
-    return lab.named([text for item in items for text in (item.about.get("restore") or [item.about["node"]])])
+    return lab.parse_nodes([text for item in items for text in (item.about.get("restore") or [item.about["node"]])])
 
 
 class CutNodes:

@@ -129,7 +129,7 @@ def _proposal(lab: BehaviourLab, circuit: list[str], backups: list[list[str]]) -
 
 
 def _shares(lab: BehaviourLab, sets: list[list[str]]) -> list[float]:
-    cut = [frozenset(lab.named(one)) for one in sets]
+    cut = [frozenset(lab.parse_nodes(one)) for one in sets]
     return [1 - kept for kept in lab.runs("explore").without(cut)] if cut else []
 
 
@@ -210,14 +210,14 @@ class AttentionTo:
         if not texts:
             ranked = sorted(lab.nodes, key=lambda node: -abs(lab.worth[node])) if first is None else lab.circuit(first)
             texts = tuple(str(node) for node in ranked if node.kind == "head")[: args.count]
-        heads = [node for node in lab.named(texts) if node.kind == "head"]
+        heads = [node for node in lab.parse_nodes(texts) if node.kind == "head"]
         if not heads or len(heads) < len(texts):
             raise NeuronautError(f"{', '.join(texts) or 'nothing'} is no list of heads; name some, such as head.1:0")
         return Design("Where do these heads look?", "effect", (), {"heads": [str(head) for head in heads]})
 
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Attention from the last position, on `explore`."""
-        heads, clean = lab.named(design.plan["heads"]), lab.task.pairs.clean
+        heads, clean = lab.parse_nodes(design.plan["heads"]), lab.task.pairs.clean
         seen = patterns(lab.subject, clean.tokens, {int(head.site.partition(".")[2]) for head in heads})
         rows = torch.arange(len(clean))
         found: dict[str, Any] = {}

@@ -73,15 +73,15 @@ class Attention:
             for node, share in chosen.items()
         ]
         return Measured(
-            (),
-            headline.value,
-            headline.interval and headline.interval.low,
-            headline.interval and headline.interval.high,
-            headline.n,
-            "share of attention",
-            "all of the attention that a head has at a place",
-            control,
-            {"heads": table, **rank},
+            values=(),
+            effect=headline.value,
+            low=headline.interval and headline.interval.low,
+            high=headline.interval and headline.interval.high,
+            n=headline.n,
+            units="share of attention",
+            normalised_by="all of the attention that a head has at a place",
+            control=control,
+            found={"heads": table, **rank},
         )
 
 

@@ -5,8 +5,8 @@ every later position. A unit's change is the largest of these, in units of its o
 
     change = max over positions of |plain - ablated| / (standard deviation over the positions of the plain windows)
 
-(for a head the lengths of its vectors and of their spread). The sham is a change of the same norm in a random
-direction; the strongest change of any unit is compared with the strongest change of any unit under each sham.
+(for a head the lengths of its vectors and of their spread). The control is a change of the same norm in a random
+direction; the strongest change of any unit is compared with the strongest change of any unit under each control.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from ..places import ActiveArgs, Place, places
 from .effects import among
 from .inputs import batch_of, edit_of, from_json, materials, to_json
 
-SHAMS = 12
+RANDOM_CONTROLS = 12
 STILL = 0.01
 """Of the largest spread at a site: the least that a unit's own is taken to be, so that dead ones stay small."""
 
@@ -58,35 +58,35 @@ class Downstream:
         changes = [_changes(lab, from_json(design.plan["active"]), site) for site in design.plan["sites"]]
         names = [name for one in changes for name in one.names]
         real, signed = (torch.cat([getattr(one, part) for one in changes], dim=-1) for part in ("real", "signed"))
-        sham = torch.cat([one.sham for one in changes], dim=-1).mean(0)
+        random_control = torch.cat([one.random_control for one in changes], dim=-1).mean(0)
         order = real.mean(0).argsort(descending=True, stable=True).tolist()
         headline = mean(real[:, order[0]], seed=lab.seed)
-        what = f"the strongest change of any unit under {SHAMS} random changes of the same norm"
-        control, rank = among(headline.value, sham.amax(-1).tolist(), what)
+        what = f"the strongest change of any unit under {RANDOM_CONTROLS} random changes of the same norm"
+        control, rank = among(headline.value, random_control.amax(-1).tolist(), what)
 
-        def listed(kind: str) -> list[dict[str, Any]]:
+        def unit_rows(kind: str) -> list[dict[str, Any]]:
             chosen = [unit for unit in order if names[unit].startswith(kind)][: design.plan["top"]]
             return [
                 {
                     "unit": names[unit],
                     "deviations": round(float(real[:, unit].mean()), 4),
                     "raised_by": round(float(signed[:, unit].mean()), 4),
-                    "sham": round(float(sham[:, unit].mean()), 4),
+                    "sham": round(float(random_control[:, unit].mean()), 4),
                 }
                 for unit in chosen
             ]
 
-        heads = [{name: value for name, value in one.items() if name != "raised_by"} for one in listed("head")]
+        heads = [{name: value for name, value in one.items() if name != "raised_by"} for one in unit_rows("head")]
         return Measured(
-            (),
-            headline.value,
-            headline.interval and headline.interval.low,
-            headline.interval and headline.interval.high,
-            headline.n,
-            "standard deviations of the unit",
-            "each unit's own standard deviation over the windows' positions",
-            control,
-            {"first": names[order[0]], "neurons": listed("mlp"), "heads": heads, **rank},
+            values=(),
+            effect=headline.value,
+            low=headline.interval and headline.interval.low,
+            high=headline.interval and headline.interval.high,
+            n=headline.n,
+            units="standard deviations of the unit",
+            normalised_by="each unit's own standard deviation over the windows' positions",
+            control=control,
+            found={"first": names[order[0]], "neurons": unit_rows("mlp"), "heads": heads, **rank},
         )
 
 
@@ -109,8 +109,8 @@ class _Changes(NamedTuple):
     """(place, unit)."""
     signed: Tensor
     """(place, unit): what the feature adds to a neuron; of a head the same as `real`."""
-    sham: Tensor
-    """(place, sham, unit)."""
+    random_control: Tensor
+    """(place, control, unit)."""
 
 
 @torch.inference_mode()
@@ -132,9 +132,10 @@ def _changes(lab: FeatureLab, active: Sequence[Place], site: str) -> _Changes:
 
 
 def _run(lab: FeatureLab, place: Place, site: str) -> Tensor:
-    """The site's vectors plainly, ablated and under every sham: (1 + 1 + sham, position, width), float64 on the CPU."""
+    """The site's vectors plainly, ablated and under every control: (1 + 1 + control, position, width), float64 on the
+    CPU."""
     edit = edit_of(lab, "zero", positions=str(place.pivot + _opening(lab)))
-    edits = [edit, *random_directions(edit, count=SHAMS, seed=lab.seed)]
+    edits = [edit, *random_directions(edit, count=RANDOM_CONTROLS, seed=lab.seed)]
     batch = batch_of(lab, [place] * (1 + len(edits)), whole=True)
     placed = [RowEdit(one, (row,)) for row, one in enumerate(edits, start=1)]
     with apply(lab.subject, batch, placed, materials=materials(lab)):

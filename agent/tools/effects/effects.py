@@ -1,13 +1,15 @@
-"""What edits of a feature do to the next token's logits, beside shams, and how that becomes values and a headline.
+"""What edits of a feature do to the next token's logits, beside random controls, and how that becomes values and a
+headline.
 
 An effect is the change of a token's logit above the vocabulary's mean: a feature that raises one token leaves the
-others silent, which their probabilities would not. A sham is a change of the same norm at the same positions in a
-random direction. With e an item's mean effect over the places, b the size that 95% of the shams' effects on the items
-stay within, and L the largest |e| of any token of the vocabulary,
+others silent, which their probabilities would not. A control is a change of the same norm at the same positions in a
+random direction. With e an item's mean effect over the places, b the size that 95% of the controls' effects on the
+items stay within, and L the largest |e| of any token of the vocabulary,
 
     value = sign(e) max(|e| - b, 0) / max(L - b, b)
 
-so that what a sham might do is silent, and 1 is the feature's own largest effect, if that is at least twice a sham's.
+so that what a control might do is silent, and 1 is the feature's own largest effect, if that is at least twice a
+control's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ....causal.controls import random_directions, standing
+from ....causal.controls import random_directions, rank_among
 from ....causal.edits import Edit
 from ....causal.measures import mean
 from ....causal.runs import gather, logits_at, separately
@@ -26,7 +28,7 @@ from ...loop.feature_lab import FeatureLab
 from ..places import Place
 from .inputs import batch_of, materials, windows
 
-SHAMS = 20
+RANDOM_CONTROLS = 20
 ROUNDING = 1e-3
 """Logits. Less than that is never told from rounding."""
 NOTHING = 1e-4
@@ -50,40 +52,40 @@ class Moved(NamedTuple):
 
     real: Tensor
     """(trial, dose, token), in the sense of having more of the feature."""
-    sham: Tensor
-    """(trial, dose, sham, item)."""
+    random_control: Tensor
+    """(trial, dose, control, item)."""
 
 
 @torch.inference_mode()
 def moved(
     lab: FeatureLab, trials: Sequence[Trial], ids: Sequence[int], *, reference: Sequence[Sequence[int]] = ()
 ) -> Moved:
-    """Run every edit of every trial and SHAMS shams of each. `ids` are the items' tokens, `reference` the windows that
-    means and draws are of. Raises NeuronautError where no edit changes anything."""
+    """Run every edit of every trial and RANDOM_CONTROLS controls of each. `ids` are the items' tokens, `reference` the
+    windows that means and draws are of. Raises NeuronautError where no edit changes anything."""
     columns = torch.tensor(list(ids))
-    lent = gather(
+    patch_values = gather(
         lab.subject,
         [edit for trial in trials for edit in trial.edits],
         materials=materials(lab),
         reference=windows(lab, reference) if reference else None,
     )
-    real, sham, largest = list[Tensor](), list[Tensor](), 0.0
+    real, random_control, largest = list[Tensor](), list[Tensor](), 0.0
     for trial in trials:
         batch = batch_of(lab, [trial.place])
         plain = _centred(logits_at(lab.subject, batch.tokens, batch.last))[0]
-        seen, reports = separately(lab.subject, batch, trial.edits, _centred, materials=lent)
+        seen, reports = separately(lab.subject, batch, trial.edits, _centred, materials=patch_values)
         largest = max(largest, *(report.max_change for report in reports))
-        others = [one for edit in trial.edits for one in random_directions(edit, count=SHAMS, seed=lab.seed)]
-        kept, _ = separately(lab.subject, batch, others, lambda x: _centred(x)[:, columns], materials=lent)
+        others = [one for edit in trial.edits for one in random_directions(edit, count=RANDOM_CONTROLS, seed=lab.seed)]
+        kept, _ = separately(lab.subject, batch, others, lambda x: _centred(x)[:, columns], materials=patch_values)
         real.append(trial.sense * (seen[:, 0] - plain))
         # A random direction has no sense: turned round in some trials it would cancel itself over the trials.
-        sham.append((kept[:, 0] - plain[columns]).view(len(trial.edits), SHAMS, len(columns)))
+        random_control.append((kept[:, 0] - plain[columns]).view(len(trial.edits), RANDOM_CONTROLS, len(columns)))
     if not largest > NOTHING * lab.scale:
         raise NeuronautError(
             f"the edit ({trials[0].edits[-1]}) changes nothing at {len(trials)} places: {lab.target} has these values "
             "there already; choose another operation or strength"
         )
-    return Moved(torch.stack(real), torch.stack(sham))
+    return Moved(torch.stack(real), torch.stack(random_control))
 
 
 def _centred(logits: Tensor) -> Tensor:
@@ -99,16 +101,18 @@ def token_result(
     asked tokens, suppressed ones counted negatively, with its interval over places."""
     weights = torch.tensor(list(contrast), dtype=torch.float64)
     real = torch.einsum("tdv,d->tv", seen.real, weights)
-    sham = torch.einsum("tdsi,d->si", seen.sham, weights) / len(real)
+    random_control = torch.einsum("tdsi,d->si", seen.random_control, weights) / len(real)
     columns = torch.tensor([item.about["id"] for item in design.items])
     effects, own = real[:, columns].mean(0), real.mean(0)
-    bound = max(float(sham.abs().flatten().quantile(0.95)), ROUNDING)
+    bound = max(float(random_control.abs().flatten().quantile(0.95)), ROUNDING)
     largest = float(own.abs().max())
     unit = max(largest - bound, bound)
     values = (effects.sign() * (effects.abs() - bound).clamp_min(0) / unit).tolist()
     asked = asked_weights(design)
     headline = mean((real[:, columns] @ asked), seed=lab.seed)
-    control, rank = among(headline.value, (sham @ asked).tolist(), f"{SHAMS} random directions of the same norm")
+    control, rank = among(
+        headline.value, (random_control @ asked).tolist(), f"{RANDOM_CONTROLS} random directions of the same norm"
+    )
     tokens = [
         {
             "token": item.about["token"],
@@ -120,16 +124,17 @@ def token_result(
     ]
     interval = headline.interval
     return Measured(
-        tuple(round(value, 5) for value in values),
-        headline.value,
-        interval and interval.low,
-        interval and interval.high,
-        headline.n,
-        units,
-        f"0: within what 95% of shams do ({bound:.3g} {units}); 1: {max(largest, 2 * bound):.3g} {units}, "
+        values=tuple(round(value, 5) for value in values),
+        effect=headline.value,
+        low=interval and interval.low,
+        high=interval and interval.high,
+        n=headline.n,
+        units=units,
+        normalised_by=f"0: within what 95% of shams do ({bound:.3g} {units}); "
+        f"1: {max(largest, 2 * bound):.3g} {units}, "
         + ("its own largest effect on any token" if largest >= 2 * bound else "twice that"),
-        control,
-        {
+        control=control,
+        found={
             "tokens": tokens,
             "most_raised": _extreme(lab, own, 1.0),
             "most_lowered": _extreme(lab, own, -1.0),
@@ -151,7 +156,7 @@ def among(value: float, controls: Sequence[float], what: str) -> tuple[Control, 
     """The control of a headline, and how the headline stands among its values."""
     drawn = torch.tensor(list(controls), dtype=torch.float64)
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    ranked = standing(value, controls)
+    ranked = rank_among(value, controls)
     return Control(what, float(drawn.mean()), low, high), {"percentile": ranked.percentile, "p": round(ranked.p, 4)}
 
 

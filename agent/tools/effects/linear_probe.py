@@ -55,15 +55,15 @@ class ProbeProperty:
         control = Control(f"{len(shuffled)} probes of shuffled labels", float(shuffled.mean()), low, high)
         interval = others.auroc.interval
         return Measured(
-            (),
-            others.auroc.value,
-            interval and interval.low,
-            interval and interval.high,
-            others.auroc.n,
-            "AUROC",
-            "the chance that an active place is ranked above a silent one",
-            control,
-            {
+            values=(),
+            effect=others.auroc.value,
+            low=interval and interval.low,
+            high=interval and interval.high,
+            n=others.auroc.n,
+            units="AUROC",
+            normalised_by="the chance that an active place is ranked above a silent one",
+            control=control,
+            found={
                 "with_the_feature": round(whole.auroc.value, 4),
                 "accuracy": round(others.accuracy.value, 4),
                 "base_rate": round(others.base_rate, 4),

@@ -26,7 +26,7 @@ from ....causal.gradients import Ends, worths
 from ....causal.intervene import Materials, apply
 from ....causal.prompts import Batch
 from ....causal.readouts import activation
-from ....causal.runs import donors, gather
+from ....causal.runs import gather, read_source_run
 from ....causal.saliency import Activation
 from ....subject.errors import NeuronautError
 from ...loop.feature_lab import FeatureLab
@@ -82,7 +82,7 @@ def predicted(lab: FeatureLab, pairing: Pairing, nodes: Sequence[Node]) -> Tenso
         base = batch_of(lab, [place])
         values, gradients, metric = _gradients(lab, base, sites)
         for run in runs:
-            ends = Ends(values, donors(lab.subject, batch_of(lab, [run]), sites))
+            ends = Ends(values, read_source_run(lab.subject, batch_of(lab, [run]), sites))
             worth, _ = worths(lab.subject, base, edits, ends, gradients, materials=materials(lab))
             found.append(-worth[:, 0] / metric)
     counts = [len(runs) for runs in pairing.silent]
@@ -127,7 +127,7 @@ class Cuts:
     """Each active place once for each of its silent runs."""
     counts: tuple[int, ...]
     """By active place."""
-    lent: Materials
+    patch_values: Materials
     plain: Tensor
     """(active place,): the activation, in the source's units, float64."""
 
@@ -139,28 +139,30 @@ class Cuts:
         """For these edits: patches from the silent runs, or means over `reference` windows."""
         if reference:
             counts = (1,) * len(pairing.active)
-            lent = gather(lab.subject, edits, reference=windows(lab, reference))
+            patch_values = gather(lab.subject, edits, reference=windows(lab, reference))
         else:
             counts = tuple(len(runs) for runs in pairing.silent)
-            lent = gather(lab.subject, edits, donor=batch_of(lab, [run for runs in pairing.silent for run in runs]))
+            patch_values = gather(
+                lab.subject, edits, source_run=batch_of(lab, [run for runs in pairing.silent for run in runs])
+            )
         rows = batch_of(lab, [place for place, n in zip(pairing.active, counts, strict=True) for _ in range(n)])
         plain = _read(lab, rows, counts)
         if float(plain.min()) <= 0:
             raise NeuronautError(f"{lab.target} is not active at all of the places; name windows in which it is")
-        return cls(lab, rows, counts, lent, plain)
+        return cls(lab, rows, counts, patch_values, plain)
 
     @torch.inference_mode()
     def share(self, edit: Edit) -> Tensor:
         """What goes with this edit: (active place,), float64."""
-        with apply(self.lab.subject, self.rows, [edit], materials=self.lent, may_idle=True):
+        with apply(self.lab.subject, self.rows, [edit], materials=self.patch_values, may_idle=True):
             return 1 - _read(self.lab, self.rows, self.counts) / self.plain
 
     def shares(self, edits: Sequence[Edit]) -> Tensor:
         """(edit, active place)."""
         return torch.stack([self.share(edit) for edit in edits])
 
-    def shams(self, edit: Edit, *, count: int) -> Tensor:
-        """Shares of changes of the edit's norm in random directions: (sham, active place)."""
+    def random_controls(self, edit: Edit, *, count: int) -> Tensor:
+        """Shares of changes of the edit's norm in random directions: (control, active place)."""
         return self.shares(random_directions(edit, count=count, seed=self.lab.seed))
 
 

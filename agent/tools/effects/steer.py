@@ -79,7 +79,7 @@ class Steer:
 def _curve(design: Design, seen: Moved, ids: list[int], seed: int) -> dict[str, Any]:
     """Mean effect on the asked tokens by strength with its interval over places, and what random directions do."""
     strengths, asked = design.plan["strengths"], asked_weights(design)
-    real, sham = seen.real[:, :, ids] @ asked, seen.sham.mean(0) @ asked
+    real, random_control = seen.real[:, :, ids] @ asked, seen.random_control.mean(0) @ asked
     means = [mean(column, seed=seed) for column in real.T]
     found = trend(strengths, [one.value for one in means])
     curve = [
@@ -90,7 +90,7 @@ def _curve(design: Design, seen: Moved, ids: list[int], seed: int) -> dict[str, 
             "high": one.interval and round(one.interval.high, 4),
             **_range(controls),
         }
-        for strength, one, controls in zip(strengths, means, sham, strict=True)
+        for strength, one, controls in zip(strengths, means, random_control, strict=True)
     ]
     zero = curve[strengths.index(0.0)]["effect"]
     return {"curve": curve, "sense": found.sense, "monotone": found.sense is not None, "zero_dose": zero}
@@ -147,15 +147,15 @@ class PromotedTokens:
             for name, part in (("raises", own.top), ("lowers", own.bottom))
         }
         return Measured(
-            (),
-            height,
-            None,
-            None,
-            len(lab.vocabulary),
-            "standard deviations over the vocabulary",
-            "standard deviation over the vocabulary of what the direction adds to logits",
-            control,
-            {**found, "exact": exact, "others_that_write_nothing": len(others) - len(writing), **rank},
+            values=(),
+            effect=height,
+            low=None,
+            high=None,
+            n=len(lab.vocabulary),
+            units="standard deviations over the vocabulary",
+            normalised_by="standard deviation over the vocabulary of what the direction adds to logits",
+            control=control,
+            found={**found, "exact": exact, "others_that_write_nothing": len(others) - len(writing), **rank},
         )
 
 

@@ -19,7 +19,7 @@ from .effects import among, asked_weights
 from .inputs import batch_of, choose_nodes, from_json, reference_rows, to_json, upstream_nodes
 from .paths import Cuts, Pairing, edits_each, pair, predicted
 
-SHAMS = 8
+RANDOM_CONTROLS = 8
 TOKENS = 6
 """Tokens of a window that are listed."""
 
@@ -56,22 +56,24 @@ class Upstream:
         exact = cuts.shares(edits)
         best = int(exact.mean(1).argmax())
         headline = mean(exact[best], seed=lab.seed)
-        what = f"{SHAMS} random changes of the same norm at {nodes[order[best]]}"
-        control, rank = among(headline.value, cuts.shams(edits[best], count=SHAMS).mean(1).tolist(), what)
+        what = f"{RANDOM_CONTROLS} random changes of the same norm at {nodes[order[best]]}"
+        control, rank = among(
+            headline.value, cuts.random_controls(edits[best], count=RANDOM_CONTROLS).mean(1).tolist(), what
+        )
         components = [
             {"node": str(nodes[i]), "predicted": round(float(first_order[i]), 4), "share": round(float(row.mean()), 4)}
             for i, row in zip(order, exact, strict=True)
         ]
         return Measured(
-            (),
-            headline.value,
-            headline.interval and headline.interval.low,
-            headline.interval and headline.interval.high,
-            headline.n,
-            "share of the activation",
-            "its activation at each place",
-            control,
-            {
+            values=(),
+            effect=headline.value,
+            low=headline.interval and headline.interval.low,
+            high=headline.interval and headline.interval.high,
+            n=headline.n,
+            units="share of the activation",
+            normalised_by="its activation at each place",
+            control=control,
+            found={
                 "components": sorted(components, key=lambda one: -one["share"]),
                 "of": len(nodes),
                 "tokens": [_tokens(lab, place) for place in pairing.active],
@@ -160,19 +162,33 @@ class CutUpstream:
         cuts = Cuts.of(lab, pairing, edits, reference=plan["reference"])
         found = cuts.shares(edits)
         headline = mean(asked @ found, seed=lab.seed)
-        shams = torch.stack([cuts.shams(edit, count=SHAMS).mean(1) for edit in edits[: len(plan["asked"])]])
-        control, rank = among(headline.value, shams.flatten().tolist(), f"{SHAMS} random changes of the same norm each")
+        random_controls = torch.stack(
+            [cuts.random_controls(edit, count=RANDOM_CONTROLS).mean(1) for edit in edits[: len(plan["asked"])]]
+        )
+        control, rank = among(
+            headline.value,
+            random_controls.flatten().tolist(),
+            f"{RANDOM_CONTROLS} random changes of the same norm each",
+        )
         values = found.mean(1).tolist()
         table = {item.label: round(value, 4) for item, value in zip(design.items, values, strict=True)}
-        by_sham = {item.label: round(float(row.mean()), 4) for item, row in zip(design.items, shams, strict=False)}
+        by_control = {
+            item.label: round(float(row.mean()), 4) for item, row in zip(design.items, random_controls, strict=False)
+        }
         return Measured(
-            tuple(round(value, 5) for value in values),
-            headline.value,
-            headline.interval and headline.interval.low,
-            headline.interval and headline.interval.high,
-            headline.n,
-            "share of the activation",
-            f"its mean activation at these {len(pairing.active)} places: {float(cuts.plain.mean()):.3g}",
-            control,
-            {"shares": table, "shams": by_sham, "how": plan["how"], "left_out": list(plan["left_out"]), **rank},
+            values=tuple(round(value, 5) for value in values),
+            effect=headline.value,
+            low=headline.interval and headline.interval.low,
+            high=headline.interval and headline.interval.high,
+            n=headline.n,
+            units="share of the activation",
+            normalised_by=f"its mean activation at these {len(pairing.active)} places: {float(cuts.plain.mean()):.3g}",
+            control=control,
+            found={
+                "shares": table,
+                "shams": by_control,
+                "how": plan["how"],
+                "left_out": list(plan["left_out"]),
+                **rank,
+            },
         )

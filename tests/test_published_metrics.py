@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from neuronaut.data.records import Example, Split
 from neuronaut.llm.render import quantised
-from neuronaut.scorers.bills import Calibration, abs_dev_explained, ev_correlation, expected_values, rsquared
+from neuronaut.scorers.published_metrics import (
+    Calibration,
+    abs_dev_explained,
+    ev_correlation,
+    expected_values,
+    rsquared,
+)
 from neuronaut.subject.errors import NeuronautError
 
 CLOSE = 1e-6

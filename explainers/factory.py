@@ -1,0 +1,78 @@
+"""Explainers by name, as they stand after `-e`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..llm.prompt import Prompt
+from ..subject.errors import UnknownNameError
+from ..subject.model import Subject
+from .combined import Combined
+from .contrastive import Contrastive
+from .explainer import Explainer
+from .highlight import Highlight
+from .oneshot import Oneshot
+from .output import Output
+from .rule import RuleExplainer
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainerOptions:
+    """What explainers that ask a language model have in common."""
+
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Text of the user's own prompts, by name; the package's are used for the rest."""
+    temperature: float | None = 0.0
+    """None for models that take none."""
+    draw: int = 0
+    """Another number is another sample of the same question."""
+
+    def prompt(self, name: str) -> Prompt | None:
+        """The user's own prompt of this name; None for the package's."""
+        return Prompt(name, self.prompts[name]) if name in self.prompts else None
+
+
+AS_SHIPPED = ExplainerOptions()
+"""The package's prompts, at temperature 0."""
+
+
+def _prompted(explainer: type[Oneshot | Highlight | Contrastive]) -> Callable[[Subject, ExplainerOptions], Explainer]:
+    """Makes an explainer that fills one prompt and needs nothing of the subject."""
+    return lambda _, options: explainer(
+        prompt=options.prompt(explainer.name),
+        temperature=options.temperature,
+        draw=options.draw,
+        language=options.prompt("rule_language"),
+    )
+
+
+def _combined(subject: Subject, options: ExplainerOptions) -> Explainer:
+    return Combined(
+        subject,
+        prompt=options.prompt("combined"),
+        temperature=options.temperature,
+        draw=options.draw,
+        language=options.prompt("rule_language"),
+    )
+
+
+def _output(subject: Subject, options: ExplainerOptions) -> Explainer:
+    return Output(subject, prompt=options.prompt("output"), temperature=options.temperature, draw=options.draw)
+
+
+EXPLAINERS: Mapping[str, Callable[[Subject, ExplainerOptions], Explainer]] = {
+    "rule": lambda subject, _: RuleExplainer(subject),
+    "oneshot": _prompted(Oneshot),
+    "highlight": _prompted(Highlight),
+    "contrastive": _prompted(Contrastive),
+    "output": _output,
+    "combined": _combined,
+}
+
+
+def make_base_explainer(name: str, subject: Subject, options: ExplainerOptions) -> Explainer:
+    """Make the explainer of a name of `EXPLAINERS`; raises UnknownNameError for any other."""
+    if name not in EXPLAINERS:
+        raise UnknownNameError(
+            f"-e {name}: there is none of this name; there are {', '.join(EXPLAINERS)}, best-of-N:NAME and refine:NAME"
+        )
+    return EXPLAINERS[name](subject, options)

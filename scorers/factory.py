@@ -1,0 +1,150 @@
+"""Scorers by name, as they stand after `-s`: `detection`, or `simulation:json` where a scorer asks in several ways."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
+
+from ..data.store.search import Embedder
+from ..llm.prompt import Prompt
+from ..llm.types import LLM
+from ..subject.address import SourceId
+from ..subject.errors import NeuronautError, UnknownNameError
+from ..subject.model import Subject
+from ..subject.sources import Source
+from .detection import Detection
+from .embedding import Embedding
+from .fuzzing import Fuzzing
+from .intruder import Intruder
+from .llm_simulation import LLMSimulator
+from .output import OutputScorer
+from .scorer import Scorer
+from .simulation import RuleSimulator
+from .simulation_json import JsonBackend
+from .simulation_probe import ProbeBackend
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerOptions:
+    """What scorers are made from."""
+
+    llm: LLM | None = None
+    """Who judges; None where only code may."""
+    subject: Subject | None = None
+    """The model under study, which `output` steers."""
+    sources: Mapping[SourceId, Source] = field(default_factory=dict)
+    """Where `output` finds the features that it steers."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Text of the user's own prompts, by name; the package's are used for the rest."""
+    controls: bool = True
+    """Whether the empty and another feature's explanation are judged as well."""
+    pairs: int = 10
+    """Pairs of active and silent excerpts that detection and fuzzing judge."""
+    embedder: str | None = None
+    """Name or folder of the embedding model of `embedding`."""
+
+    def prompt(self, name: str) -> Prompt | None:
+        """The user's own prompt of this name; None for the package's."""
+        return Prompt(name, self.prompts[name]) if name in self.prompts else None
+
+    def for_choosing(self) -> Self:
+        """The options of a scorer that chooses between explanations: no controls, excerpts enough to tell two apart."""
+        return replace(self, controls=False, pairs=20)
+
+    def needed_llm(self, scorer: str) -> LLM:
+        """The language model; raises NeuronautError where none is named."""
+        if self.llm is None:
+            raise NeuronautError(
+                f"-s {scorer} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
+            )
+        return self.llm
+
+
+def _simulation(way: str | None, options: ScorerOptions) -> Scorer:
+    if way == "rule" or options.llm is None and way is None:
+        return RuleSimulator()
+    llm = options.needed_llm("simulation")
+    if way == "probe" or way is None and llm.can_probe:
+        if not llm.can_probe:
+            raise NeuronautError(
+                "-s simulation:probe reads probabilities of the prompt, which this model does not give; "
+                "use -m hf:PATH, a vLLM server with --tokenizer, or -s simulation:json"
+            )
+        return LLMSimulator(ProbeBackend(llm.tokenizer, options.prompt("simulate_all")), controls=options.controls)
+    backend = JsonBackend(options.prompt("simulate_json"), logprobs=way == "logprobs")
+    return LLMSimulator(backend, controls=options.controls)
+
+
+def _paired(scorer: type[Detection | Fuzzing]) -> Callable[[str | None, ScorerOptions], Scorer]:
+    """Makes a scorer of paired excerpts."""
+
+    def make(way: str | None, options: ScorerOptions) -> Scorer:
+        options.needed_llm(scorer.name)
+        return scorer(
+            prompt=options.prompt(scorer.name),
+            count=options.pairs,
+            logprobs=way == "logprobs",
+            controls=options.controls,
+        )
+
+    return make
+
+
+def _intruder(_: str | None, options: ScorerOptions) -> Scorer:
+    options.needed_llm("intruder")
+    return Intruder(prompt=options.prompt("intruder"), controls=options.controls)
+
+
+def _embedding(_: str | None, options: ScorerOptions) -> Scorer:
+    return Embedding(Embedder(options.embedder) if options.embedder else Embedder(), controls=options.controls)
+
+
+def _output(_: str | None, options: ScorerOptions) -> Scorer:
+    options.needed_llm("output")
+    if options.subject is None:
+        raise NeuronautError("the scorer output steers the subject, and none was given; pass subject=")
+    return OutputScorer(
+        options.subject,
+        options.sources,
+        tokens=options.prompt("output_tokens"),
+        continuations=options.prompt("output_text"),
+        controls=options.controls,
+    )
+
+
+class _Maker(NamedTuple):
+    make: Callable[[str | None, ScorerOptions], Scorer]
+    ways: tuple[str, ...] = ()
+    """What may stand after the name."""
+
+
+SCORERS: Mapping[str, _Maker] = {
+    "simulation": _Maker(_simulation, ("rule", "json", "logprobs", "probe")),
+    "detection": _Maker(_paired(Detection), ("logprobs",)),
+    "fuzzing": _Maker(_paired(Fuzzing), ("logprobs",)),
+    "intruder": _Maker(_intruder),
+    "embedding": _Maker(_embedding),
+    "output": _Maker(_output),
+}
+
+
+CODE_ALONE = ScorerOptions()
+"""No language model judges."""
+
+
+def make_scorer(name: str, options: ScorerOptions = CODE_ALONE) -> Scorer:
+    """Make the scorer of a name, such as `detection` or `simulation:json`.
+
+    Raises UnknownNameError for any other name, NeuronautError where the options lack what the scorer needs.
+    """
+    base, _, way = name.partition(":")
+    if base not in SCORERS or way and way not in SCORERS[base].ways:
+        known = [f"{n}[:{'|'.join(maker.ways)}]" if maker.ways else n for n, maker in SCORERS.items()]
+        raise UnknownNameError(f"-s {name}: there is none of this name; there are {', '.join(known)}")
+    return SCORERS[base].make(way or None, options)
+
+
+def make_scorers(names: str, options: ScorerOptions) -> list[Scorer]:
+    """Make the scorers named with commas between; rules that a language model wrote beside its text are scored, too."""
+    scorers = [make_scorer(name.strip(), options) for name in dict.fromkeys(names.split(","))]
+    has_rules = any(isinstance(scorer, RuleSimulator) for scorer in scorers)
+    return scorers if options.llm is None or has_rules else [*scorers, RuleSimulator(name="rule")]
