@@ -45,7 +45,7 @@ MAKES_DATABASE = ("subject", "data", "rules", "explainers", "labelling", "scorer
 ANYTHING = "…"
 FAILED = (1, 2)
 """Exit codes of errors; 3 and 4 are answers of `investigate`."""
-PENDING: frozenset[str] = frozenset({"InvestigationConfig", "LLMClient", "make_explainer", "make_scorer"})
+PENDING: frozenset[str] = frozenset({"make_explainer", "make_scorer"})
 """Public names that pages use already and the package does not have yet."""
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>```+)(?P<info>[^`]*)$")
@@ -156,16 +156,26 @@ def commands(block: Block) -> list[Command]:
 
 def neuronaut_calls(text: str) -> list[list[str]]:
     """The arguments of each call of `neuronaut` in a line of shell."""
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
-    lexer.whitespace_split, lexer.commenters = True, "#"
-    calls: list[list[str]] = [[]]
-    for word in lexer:
-        if set(word) <= set("();<>|&"):
-            calls.append([])
-        else:
-            calls[-1].append(word)
+    calls = [shlex.split(part) for part in _shell_parts(text)]
     bare = ([word for word in call if not re.match(r"[A-Z_]+=", word)] for call in calls)
     return [call[1:] for call in bare if call and call[0] == "neuronaut"]
+
+
+def _shell_parts(text: str) -> list[str]:
+    """A line cut at what parts commands, outside of quotes, without its comment."""
+    parts, quote = [""], ""
+    for before, char in zip(" " + text, text, strict=False):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char == "#" and before.isspace():
+            break
+        elif char in "|;&<>()":
+            parts.append("")
+            continue
+        parts[-1] += char
+    return parts
 
 
 def parse(arguments: Sequence[str]) -> None:
@@ -211,7 +221,9 @@ def _import_failures(block: Block, tree: ast.Module) -> Iterator[Failure]:
             continue
         module = import_module(node.module or "")
         for alias in node.names:
-            if not hasattr(module, alias.name) and alias.name not in PENDING:
+            # The public names are listed; looking one up would import torch.
+            there = alias.name in getattr(module, "__all__", ()) or hasattr(module, alias.name)
+            if not there and alias.name not in PENDING:
                 yield Failure(
                     block.file, block.line + node.lineno - 1, f"{node.module} has no {alias.name}, which is imported"
                 )
