@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench demo-model clean
+.PHONY: demo test lint bench docs docs-check docs-check-slow demo-model clean
 
 demo: $(VENV)/.ready
 	$(BIN)/neuronaut demo
@@ -27,6 +27,18 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.benchmarks.sweeps
 	$(BIN)/python -m neuronaut.benchmarks.waits
 
+# The site, into build/docs.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Runs every example of the documentation and compares what it prints; the first time it makes a demo.db (two minutes).
+docs-check: $(VENV)/.ready
+	$(BIN)/python docs/check.py
+
+# The same, with what takes minutes: investigations, harvests, the notebooks.
+docs-check-slow: $(VENV)/.ready
+	$(BIN)/python docs/check.py --slow
+
 # Retrains what data/demo ships: the tokenizer and model (about an hour on two cores), then the SAE (minutes).
 demo-model: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.data.demo.train
@@ -36,6 +48,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.7"
 	touch $@
 
 clean:
