@@ -32,6 +32,7 @@ from ..loop.rejections import RejectedError
 from .base import FeatureTool
 from .places import SILENT, Place, common_tokens, generator, in_turn, special_tokens, training_windows
 from .window_edits import (
+    changed_copy,
     Expecting,
     design_changes,
     expectations,
