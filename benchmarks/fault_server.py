@@ -92,7 +92,7 @@ def answer(messages: Sequence[Body]) -> str:
 
 
 def predict(prefix: Sequence[int]) -> dict[int, float]:
-    """Log-probabilities of the next token: 0 to 10 only, peaked where the prefix's sum says."""
+    """Log-probabilities of the next token: 0 to 10 only, peaked at the prefix's sum modulo 11."""
     return {token: -1.0 * abs(token - sum(prefix) % 11) - 0.5 for token in range(11)}
 
 

@@ -35,7 +35,7 @@ SIZE = 20
 
 
 class Place(NamedTuple):
-    """Which world, before it is built."""
+    """A world before it is built."""
 
     level: int
     seed: str
@@ -75,7 +75,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which worlds and which columns."""
+    """The worlds and columns of a run."""
 
     levels: tuple[int, ...] = tuple(LEVELS)
     units: int = 20

@@ -1,4 +1,4 @@
-"""How arrays are packed into the store's blobs, and how windows and results are named by digests.
+"""Packs arrays into the store's blobs, and names windows and results by digests.
 
 A blob of activations holds float16 values of shape (example, position) with their shape before
 them; where most bits are zero only the others are kept, with their places. Packing is exact: what

@@ -34,7 +34,7 @@ class Corpus:
     def __init__(self, name: str, read: Reader) -> None:
         self.name = name
         self.skipped: Counter[str] = Counter()
-        """What the latest whole pass left out, by reason."""
+        """Counts of the documents that the latest whole pass left out, by reason."""
         self._read = read
 
     @classmethod

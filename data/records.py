@@ -12,7 +12,7 @@ Split = Literal["train", "select", "holdout"]
 SPLITS: tuple[Split, ...] = ("train", "select", "holdout")
 
 Kind = Literal["top", "bottom", "quantile", "random", "silent", "near_miss"]
-"""Why a window is an example of a feature.
+"""The reason why a window is an example of a feature.
 
 top: its highest peaks; bottom: its lowest troughs (signed sources); quantile: a uniform sample of the
 windows in which it is active, which spans all its quantiles; random: a window drawn without regard
@@ -103,7 +103,7 @@ class Score:
     scorer: str
     """For example "simulation"."""
     examples: str
-    """Which set of examples, for example "top_random", "quantile" or "counterfactual"."""
+    """Name of the set of examples, for example "top_random", "quantile" or "counterfactual"."""
     metric: str
     """"correlation" (Pearson's r over all tokens at once), "explained_variance", "auroc", "agreement" (balanced
     accuracy of "above the threshold") or "balanced_accuracy" (of a judge's yes and no)."""
@@ -133,14 +133,14 @@ FULL_COVERAGE = 0.95
 """Below this coverage a score is flagged."""
 
 Role = Literal["explanation", "token_rule", "token_table", "other_rule", "empty", "shuffled"]
-"""Who predicted: the explanation, or what it is compared with. token_rule, token_table and other_rule are
-predicted by code (scorers/holdout.py); empty and shuffled are what the same judge says when it is given no
-explanation, and another feature's."""
+"""The source of predictions: the explanation, or one that it is compared with. token_rule, token_table and
+other_rule are predicted by code (scorers/holdout.py); empty and shuffled by the same judge from no explanation,
+and from another feature's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgements:
-    """What a scorer predicted on one set of examples, beside the truth: all that any metric needs.
+    """A scorer's predictions on one set of examples, beside the truth: all that any metric needs.
 
     A unit is what the bootstrap resamples (a window, a pair, a question), an item is one prediction in it.
     """

@@ -12,13 +12,13 @@ from ..subject.errors import NeuronautError
 from .types import LLM
 
 
-def _openai(model: str, **options: Any) -> LLM:
+def _open_openai(model: str, **options: Any) -> LLM:
     from .openai.chat import OpenAIChat
 
     return OpenAIChat(model, **options)
 
 
-def _local(path: str, **options: Any) -> LLM:
+def _open_local(path: str, **options: Any) -> LLM:
     from .local.local import LocalLLM
 
     return LocalLLM(path, **options)
@@ -34,12 +34,12 @@ class _Scheme:
 
 SCHEMES: Mapping[str, _Scheme] = {
     "openai": _Scheme(
-        _openai,
+        _open_openai,
         frozenset(
             {"base_url", "thinking", "in_flight", "timeout", "temperature_fixed", "tokenizer", "prompt_logprobs"}
         ),
     ),
-    "hf": _Scheme(_local, frozenset({"device", "dtype", "batch_tokens"})),
+    "hf": _Scheme(_open_local, frozenset({"device", "dtype", "batch_tokens"})),
 }
 
 

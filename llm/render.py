@@ -2,7 +2,7 @@
 
 Every token is spelled on one line and back again without loss: a line feed is ↵, a tab ⇥, and each character
 that does not print, or that a rendering uses itself (the marks « » ‹ ›, the cuts ⋯ and ·, ↵, ⇥ and ⟨), is its code
-point, ⟨U+00AB⟩. So text holds no line break, no tab and no mark of ours, and whatever it says, it stays within
+point, ⟨U+00AB⟩. So text holds no line break, no tab and no mark of ours, and whatever it contains, it stays within
 its line, between its tabs and inside its marks; `fenced` puts around the lines a fence that none of them holds.
 """
 

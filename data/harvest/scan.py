@@ -36,7 +36,7 @@ HALF_MAX = 65504.0
 
 
 class Rows(NamedTuple):
-    """What identifies the windows of a tile; every array has shape (window,)."""
+    """The identity of a tile's windows; every array has shape (window,)."""
 
     uid: NDArray[np.int64]
     group: NDArray[np.int64]
@@ -128,7 +128,7 @@ def as_half(activations: Tensor) -> Tensor:
 
 
 class Scanner:
-    """Scans tiles into a SourceState. `compiled` says whether by the C kernel."""
+    """Scans tiles into a SourceState; by the C kernel where `compiled` is true."""
 
     def __init__(self, *, compiled: bool | None = None) -> None:
         """Use the kernel where it can be built (`compiled=None`), always (True: an error if not), never (False)."""

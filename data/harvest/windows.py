@@ -50,7 +50,7 @@ class WindowBatch(NamedTuple):
 
 @dataclass(slots=True)
 class Dropped:
-    """What was tokenised but fits into no window."""
+    """Counts of tokens and documents that fit into no window."""
 
     tokens: int = 0
     """Tokens at the ends of documents, and all those of documents shorter than a window."""
@@ -59,7 +59,7 @@ class Dropped:
 
 
 class _Choice(NamedTuple):
-    """Which windows a budget takes."""
+    """The windows that a budget takes."""
 
     documents: NDArray[np.bool_]
     """Which documents are tokenised, shape (document,)."""

@@ -24,7 +24,7 @@ class Call:
     """A request and its reply."""
 
     key: str
-    """Hash of model, endpoint and everything the request says."""
+    """Hash of model, endpoint and all that determines the answer."""
     model: str
     endpoint: str
     prompt: str

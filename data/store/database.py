@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def connect(path: str, *, create: bool) -> Database:
-    """Open the file at `path` (":memory:" for none); `create` says whether it may be new."""
+    """Open the file at `path` (":memory:" for none), which may be new only with `create`."""
     if path == ":memory:":
         return _configure(sqlite3.connect(path, isolation_level=None, check_same_thread=False))
     file = Path(path).absolute()

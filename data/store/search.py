@@ -95,7 +95,7 @@ def semantic_search(
 
 
 class Similar(NamedTuple):
-    """What resembles a feature, by two measures; rows have `rank` and `similarity`."""
+    """Features that resemble one, by two measures; rows have `rank` and `similarity`."""
 
     by_explanation: list[Row]
     """Cosine of the best explanations' vectors."""
