@@ -94,7 +94,7 @@ class Count(click.ParamType):
         return number
 
 
-def minutes_of(text: str | None) -> float | None:
+def parse_minutes(text: str | None) -> float | None:
     """The minutes of `minutes=5`, the only budget where no language model is asked; None where there is none."""
     if text is None:
         return None
@@ -149,12 +149,12 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def keeping(kept: Callable[[], str]) -> Generator[None]:
+def interruptible(describe_kept: Callable[[], str]) -> Generator[None]:
     """Turn an interrupt into `Stopped` with what is kept at that moment."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Stopped(kept()) from stop
+        raise Stopped(describe_kept()) from stop
 
 
 class Progress:
@@ -164,7 +164,7 @@ class Progress:
         self._what, self._total, self._unit = what, total, unit
         self._bar: tqdm[Any] | None = None
         self._done, self._note = 0, ""
-        self._begun = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -191,9 +191,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(advance)
-        elif time.monotonic() - self._told > SILENT_SECONDS:
-            self._told = time.monotonic()
-            say(self._line())
+        elif time.monotonic() - self._last_line > SILENT_SECONDS:
+            self._last_line = time.monotonic()
+            say(self._format_line())
 
     def echo(self, text: str) -> None:
         """Print a result without disturbing the bar."""
@@ -204,8 +204,8 @@ class Progress:
         click.echo(text)
         self._bar.refresh()
 
-    def _line(self) -> str:
-        rate = self._done / (time.monotonic() - self._begun)
+    def _format_line(self) -> str:
+        rate = self._done / (time.monotonic() - self._started)
         line = f"{self._what}: {self._done:,}"
         if self._total:
             line += f" of {self._total:,}"

@@ -64,10 +64,10 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
         return ""
     cells = [[column.header for column in columns], *([column.cell(row) for column in columns] for row in rows)]
     widths = [max(len(click.unstyle(line[i])) for line in cells) for i in range(len(columns))]
-    return "\n".join(_line(line, columns, widths) for line in cells)
+    return "\n".join(_join_cells(line, columns, widths) for line in cells)
 
 
-def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+def _join_cells(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
     *fixed, last = [
         " " * (size - len(click.unstyle(cell))) + cell
         if column.right
@@ -83,13 +83,13 @@ def cut(text: str, used: int = 0) -> str:
     room = max(width() - used, 12)
     if not on_terminal() or len(click.unstyle(text)) <= room:
         return text
-    kept, left = "", room - 1
+    shortened, left = "", room - 1
     for piece in _STYLE.split(text):
         if _STYLE.fullmatch(piece):
-            kept += piece
+            shortened += piece
         else:
-            kept, left = kept + piece[:left], max(0, left - len(piece))
-    return kept + "…"
+            shortened, left = shortened + piece[:left], max(0, left - len(piece))
+    return shortened + "…"
 
 
 _STYLE = re.compile(r"(\x1b\[[\d;]*m)")
@@ -128,10 +128,10 @@ def score(row: Row) -> str:
 
 def key(name: str, header: str | None = None, *, right: bool = False) -> Column:
     """A column that shows a key of the rows as it is."""
-    return Column(header or name, lambda row: _cell(row[name]), right)
+    return Column(header or name, lambda row: _format_cell(row[name]), right)
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):
@@ -159,12 +159,12 @@ def highlighted(tokens: Sequence[str], activations: Sequence[float], *, peak: fl
     """
     shades = [_shade(activation, peak) for activation in activations]
     spelled = [visible(token) for token in tokens]
-    first, last = _around(spelled, max(range(len(tokens)), key=activations.__getitem__), room)
-    shown = "".join(_marked(zip(spelled[first:last], shades[first:last], strict=True)))
-    return ("…" if first else "") + shown + ("…" if last < len(tokens) else "")
+    first, last = _fit_around(spelled, max(range(len(tokens)), key=activations.__getitem__), room)
+    text = "".join(_mark_active(zip(spelled[first:last], shades[first:last], strict=True)))
+    return ("…" if first else "") + text + ("…" if last < len(tokens) else "")
 
 
-def _marked(pieces: Iterator[tuple[str, int]]) -> Iterator[str]:
+def _mark_active(pieces: Iterator[tuple[str, int]]) -> Iterator[str]:
     if in_colour():
         for piece, shade in pieces:
             yield click.style(piece, fg="bright_white", bg=_SHADES[shade - 1]) if shade else piece
@@ -181,7 +181,7 @@ def _shade(activation: float, peak: float) -> int:
     return 0 if share < ACTIVE else min(len(_SHADES), int((share - ACTIVE) / (1 - ACTIVE) * len(_SHADES)) + 1)
 
 
-def _around(pieces: Sequence[str], centre: int, room: int | None) -> tuple[int, int]:
+def _fit_around(pieces: Sequence[str], centre: int, room: int | None) -> tuple[int, int]:
     """First and last (exclusive) of the pieces that fit, two thirds of them before the centre."""
     if room is None:
         return 0, len(pieces)
@@ -212,8 +212,8 @@ def spanned(value: float | None, low: float | None, high: float | None, *, digit
     if value is None:
         return NOTHING
     # Adding 0.0 takes the sign off a zero.
-    shown, *span = (f"{round(part, digits) + 0.0:.{digits}f}" for part in (value, low, high) if part is not None)
-    return f"{shown} [{span[0]}, {span[1]}]" if len(span) == 2 else shown
+    centre, *span = (f"{round(part, digits) + 0.0:.{digits}f}" for part in (value, low, high) if part is not None)
+    return f"{centre} [{span[0]}, {span[1]}]" if len(span) == 2 else centre
 
 
 def spanned_column(name: str, header: str | None = None, *, digits: int = 2) -> Column:
@@ -242,17 +242,17 @@ def reports(rows: Sequence[Row]) -> str:
     columns = [
         key("edit"),
         key("fired", right=True),
-        Column("positions", _positions),
+        Column("positions", _format_positions),
         key("max_change", "largest change", right=True),
     ]
     return table(rows, columns)
 
 
-def _positions(row: Mapping[str, dict[str, list[int]]]) -> str:
+def _format_positions(row: Mapping[str, dict[str, list[int]]]) -> str:
     from ..causal.edits import ranges
 
     places = list(row["places"].values())
-    if all(one == places[0] for one in places):
+    if all(positions == places[0] for positions in places):
         return ranges(places[0]) + (f" in {len(places)} prompts" if len(places) > 1 else "")
     return f"{sum(map(len, places))} in {len(places)} prompts"
 
@@ -295,10 +295,10 @@ _RANKED = {
 
 def trusts(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     """How far each dictionary can be trusted, in words."""
-    return [_trust(name, row) for name, row in rows.items()]
+    return [_format_trust(name, row) for name, row in rows.items()]
 
 
-def _trust(name: str, row: Mapping[str, float | None]) -> str:
+def _format_trust(name: str, row: Mapping[str, float | None]) -> str:
     lost = row["unexplained"]
     share = "no variance to rebuild" if lost is None else f"{lost:.0%} of the variance is not rebuilt"
     loss, rebuilt = (number(row[key]) for key in ("loss", "rebuilt_loss"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Count, Form, Progress, Row, emit, keeping, open_store, result_options, say
+from .common import Count, Form, Progress, Row, emit, interruptible, open_store, result_options, say
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
@@ -89,7 +89,7 @@ def harvest(
             seed=seed,
             paths=places(subject, model, sources, options),
         )
-    emit(rows, form, lambda found: "\n".join(map(_sentence, found)))
+    emit(rows, form, lambda rows: "\n".join(map(_format_row, rows)))
 
 
 def collect(
@@ -108,8 +108,11 @@ def collect(
 
     checkpoint = Path(f"{store.path}.harvest")
     say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
-    begun = time.monotonic()
-    with keeping(lambda: _kept(checkpoint)), Progress("harvest", total=tokens, unit="tokens") as progress:
+    started = time.monotonic()
+    with (
+        interruptible(lambda: _describe_kept(checkpoint)),
+        Progress("harvest", total=tokens, unit="tokens") as progress,
+    ):
         result = harvest_sources(
             subject,
             sources,
@@ -122,7 +125,7 @@ def collect(
             checkpoint=checkpoint,
             progress=progress.reach,
         )
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     counts = {found.source: (found.width, int((found.count > 0).sum())) for found in result.sources}
     return [
         {
@@ -140,15 +143,15 @@ def collect(
     ]
 
 
-def _kept(checkpoint: Path) -> str:
-    found = sorted(checkpoint.parent.glob(f"{checkpoint.name}-*.npz"), key=lambda path: path.stat().st_mtime)
-    if not found:
+def _describe_kept(checkpoint: Path) -> str:
+    checkpoints = sorted(checkpoint.parent.glob(f"{checkpoint.name}-*.npz"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
         return "nothing of this harvest is kept yet"
-    age = time.time() - found[-1].stat().st_mtime
-    return f"the harvest up to {age:.0f} s ago is kept in {found[-1]}"
+    age = time.time() - checkpoints[-1].stat().st_mtime
+    return f"the harvest up to {age:.0f} s ago is kept in {checkpoints[-1]}"
 
 
-def _sentence(row: Row) -> str:
+def _format_row(row: Row) -> str:
     return (
         f"{row['source']}: {row['features']:,} features, {row['alive']:,} alive, {row['dead']:,} dead, "
         f"{row['tokens']:,} tokens of {row['corpus']}, {row['tokens_per_second']:,} tokens/s"

@@ -55,7 +55,7 @@ llm_options = all_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Language:
+class LLMOptions:
     """The options as they were given."""
 
     llm: str | None = None
@@ -70,7 +70,7 @@ class Language:
     embedder: str | None = None
 
     @property
-    def degrees(self) -> float | None:
+    def temperature_value(self) -> float | None:
         """The temperature; None where the model takes none."""
         if self.temperature == "none":
             return None
@@ -85,15 +85,15 @@ class Language:
         return value
 
 
-def split(options: Mapping[str, Any]) -> tuple[Language, dict[str, Any]]:
+def split_options(options: Mapping[str, Any]) -> tuple[LLMOptions, dict[str, Any]]:
     """The language options among some, and the others."""
-    own = {name: value for name, value in options.items() if name in Language.__slots__}
-    return Language(**own), {name: value for name, value in options.items() if name not in own}
+    llm = {name: value for name, value in options.items() if name in LLMOptions.__slots__}
+    return LLMOptions(**llm), {name: value for name, value in options.items() if name not in llm}
 
 
 @contextmanager
 def open_client(
-    language: Language, store: "Store", *, budget: str | None, mode: "Mode" = "live"
+    language: LLMOptions, store: "Store", *, budget: str | None, mode: "Mode" = "live"
 ) -> "Generator[LLMClient | None]":
     """The client, or None where no language model was named; closed afterwards."""
     if language.llm is None:
@@ -109,7 +109,7 @@ def open_client(
         thinking=language.thinking,
         in_flight=language.workers,
         timeout=language.timeout,
-        temperature_fixed=language.degrees is None,
+        temperature_fixed=language.temperature_value is None,
         tokenizer=language.tokenizer,
         prompt_logprobs=language.tokenizer is not None,
     )
@@ -121,14 +121,14 @@ def open_client(
         llm.close()
 
 
-def batch_api(language: Language) -> "BatchAPI":
+def batch_api(language: LLMOptions) -> "BatchAPI":
     """The batch API of the server that was named."""
     from ..llm.openai.batch import BatchAPI
 
     scheme, _, name = (language.llm or "").partition(":")
     if scheme != "openai":
         raise NeuronautError(f"--batch needs a server with a batch API; wanted -m openai:NAME, not {language.llm}")
-    fixed = language.degrees is None
+    fixed = language.temperature_value is None
     return BatchAPI(name, base_url=language.base_url, thinking=language.thinking, temperature_fixed=fixed)
 
 

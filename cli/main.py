@@ -83,29 +83,29 @@ class Verbs(click.Group):
         except (Stopped, KeyboardInterrupt) as stop:
             if ctx.meta.get(DEBUG):
                 raise
-            click.echo(_stopped(stop, ctx.meta[ARGUMENTS]), err=True)
+            click.echo(_format_stop(stop, ctx.meta[ARGUMENTS]), err=True)
             ctx.exit(INTERRUPTED)
         except UnknownNameError as error:
             raise click.UsageError(str(error)) from error
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 raise
-            raise click.ClickException(_line(error)) from error
+            raise click.ClickException(_format_error(error)) from error
 
 
-def _stopped(stop: BaseException, arguments: list[str]) -> str:
-    kept = f"{stop}; go on with" if str(stop) else "run it again with"
-    return f"\nStopped: {kept}: {shlex.join(['neuronaut', *arguments])}"
+def _format_stop(stop: BaseException, arguments: list[str]) -> str:
+    advice = f"{stop}; go on with" if str(stop) else "run it again with"
+    return f"\nStopped: {advice}: {shlex.join(['neuronaut', *arguments])}"
 
 
-def _line(error: Exception) -> str:
-    said = " ".join(str(error).split())
+def _format_error(error: Exception) -> str:
+    message = " ".join(str(error).split())
     if isinstance(error, NeuronautError):
-        return said
+        return message
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; mend that and run the command again (--debug shows where it happened)"
-    return f"{type(error).__name__}: {said or 'no message'}; this was not expected, --debug shows where it happened"
+    return f"{type(error).__name__}: {message or 'no message'}; this was not expected, --debug shows where it happened"
 
 
 @click.group("neuronaut", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

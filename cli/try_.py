@@ -44,7 +44,7 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
         source = stored_sources(store, subject, [chosen], options)[chosen.source]
     explanation = best.explanation if best else None
     rows = [run(plain(text), chosen, subject, source, explanation) for text in texts]
-    emit(rows, form, lambda found: "\n\n".join(map(_table, found)))
+    emit(rows, form, lambda rows: "\n\n".join(map(_table, rows)))
 
 
 def run(text: str, feature: "Feature", subject: "Subject", source: "Source", explanation: "Explanation | None") -> Row:
