@@ -1,4 +1,4 @@
-"""`neuronaut bench`: how right explanations are, where the truth is known."""
+"""`neuronaut bench`: measures how right explanations are, where the truth is known."""
 
 import json
 from contextlib import ExitStack
@@ -138,7 +138,7 @@ def _run_plan(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]"
 
 
 def _make_plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, LLMClient | None]":
-    """What was asked for, and the client at which a language model is asked."""
+    """Read the options into a plan, and open the client where a language model is named."""
     from ..agent.policies.llm import LLMPolicy
     from ..agent.session import InvestigationConfig
     from ..benchmarks.investigations import DEFAULT, Plan

@@ -1,4 +1,4 @@
-"""`neuronaut db`: the database as a file."""
+"""`neuronaut db`: counts, copies and merges databases."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`neuronaut demo`: the whole main job on the built-in subject, in about two minutes."""
+"""`neuronaut demo`: harvests, labels and searches on the built-in subject, in about two minutes."""
 
 from typing import TYPE_CHECKING
 

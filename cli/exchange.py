@@ -39,18 +39,18 @@ model_id_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What is to be exported, and where to."""
+    """The options of one export."""
 
     store: "Store"
     output: str
     source: str | None
     min_score: float | None
     options: Mapping[str, Any]
-    """Those that only some formats take."""
+    """Options that only some formats take."""
 
     @property
     def sources(self) -> "list[SourceId] | None":
-        """The source that was named."""
+        """The one source to export; None for all."""
         from ..subject.address import SourceId
 
         return None if self.source is None else [SourceId.parse(str(self.store.known_source(self.source)))]
@@ -169,7 +169,7 @@ _FORMATS: Mapping[str, tuple[Callable[[ExportRequest], None], frozenset[str]]] =
     "neuronpedia": (_write_tree, frozenset({"model_id"})),
     "neuronpedia-upload": (_write_uploads, frozenset({"model_id", "method"}) | _OPENING),
 }
-"""How each format is written, and the options that only it and its like take; those that take any need a folder."""
+"""The writer of each format, and the options that only some formats take; those that take any need a folder."""
 
 
 def _print_paths(paths: Sequence[Path]) -> None:
@@ -240,7 +240,7 @@ _COLUMNS = [
         display.key(name, name.replace("_", " "), right=True)
         for name in ("rows", "added", "already_there", "without_text")
     ),
-    display.Column("not matched", lambda row: f"{sum(one['rows'] for one in row['not_matched']):,}", right=True),
+    display.Column("not matched", lambda row: f"{sum(reason['rows'] for reason in row['not_matched']):,}", right=True),
 ]
 
 
@@ -253,7 +253,7 @@ def _report_row(report: "Imported") -> Row:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, runs of them as first and last: `1-3, 7`."""
+    """Write ascending numbers, runs of them as first and last: `1-3, 7`."""
     runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 

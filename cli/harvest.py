@@ -1,4 +1,4 @@
-"""`neuronaut harvest`: collect the text that activates features."""
+"""`neuronaut harvest`: collects the text that activates features."""
 
 import time
 from pathlib import Path
@@ -10,6 +10,7 @@ from .common import Count, Form, Progress, Row, emit, interruptible, open_store,
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
+    from ..data.records import HarvestResult
     from ..data.store.store import Store
     from ..subject.model import Subject
     from ..subject.sources import Source
@@ -103,7 +104,7 @@ def collect(
     seed: int,
     paths: dict[str, str],
 ) -> list[Row]:
-    """Harvest into the store, with progress; one row per source."""
+    """Harvest into the store, with progress; returns one row per source."""
     from ..data.harvest.harvest import harvest as harvest_sources
 
     checkpoint = Path(f"{store.path}.harvest")
@@ -125,21 +126,24 @@ def collect(
             checkpoint=checkpoint,
             progress=progress.reach,
         )
-    seconds = time.monotonic() - started
-    counts = {found.source: (found.width, int((found.count > 0).sum())) for found in result.sources}
+    return _make_rows(result, time.monotonic() - started)
+
+
+def _make_rows(result: "HarvestResult", seconds: float) -> list[Row]:
+    alive = {source.source: int((source.count > 0).sum()) for source in result.sources}
     return [
         {
-            "source": name,
-            "features": width,
-            "alive": alive,
-            "dead": width - alive,
+            "source": source.source,
+            "features": source.width,
+            "alive": alive[source.source],
+            "dead": source.width - alive[source.source],
             "tokens": result.tokens,
             "corpus": result.corpus,
             "window": result.window,
             "seconds": round(seconds, 3),
             "tokens_per_second": round(result.tokens / seconds),
         }
-        for name, (width, alive) in counts.items()
+        for source in result.sources
     ]
 
 

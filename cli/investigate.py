@@ -1,4 +1,4 @@
-"""`neuronaut investigate`: rival explanations of a feature or a behaviour, put to experiments until one stands."""
+"""`neuronaut investigate`: puts rival explanations of a feature or a behaviour to experiments until one stands."""
 
 import json
 import re
@@ -40,7 +40,7 @@ PAIRS = ("task", "rows", "pairs", "clean", "corrupted", "answer", "wrong")
 
 @dataclass(frozen=True, slots=True)
 class InvestigationRequest:
-    """What was asked for."""
+    """The options of one call, read."""
 
     targets: tuple[str, ...]
     policy: str
@@ -171,7 +171,7 @@ def _run(
 
 
 def _page_file(html: str, target: str) -> str:
-    """The file of one page of several."""
+    """Name the file of one page of several, by its target."""
     path = Path(html)
     return str(path.with_name(f"{path.stem}-{re.sub('[^A-Za-z0-9._]+', '-', target)}{path.suffix}"))
 
@@ -204,7 +204,7 @@ def _request(
 
 
 def _resume_request(store: "Store", id: str, request: InvestigationRequest) -> InvestigationRequest:
-    """The request that an investigation was begun with."""
+    """Read back the request that an investigation was begun with."""
     from ..agent.loop.budget import Limits
     from ..agent.loop.run import Settings
     from ..data.store.journal_values import InvestigationRecord
@@ -293,7 +293,7 @@ def _run_behaviour(
 
 
 def _make_policy(store: "Store", request: InvestigationRequest, client: "LLMClient | None") -> "Policy":
-    """Who decides; of an investigation that was begun, the same as then."""
+    """Make the policy; that of a resumed investigation must be the same as then."""
     from ..agent.policies.factory import PolicyOptions, make_policy
 
     transcript = request.transcript
@@ -314,7 +314,7 @@ def _make_policy(store: "Store", request: InvestigationRequest, client: "LLMClie
 
 
 def parse_limits(budget: str | None, *, asks: bool) -> "Limits":
-    """The budget; refuses limits on a language model where none is asked."""
+    """Read the budget; refuses limits on a language model where none is asked."""
     from ..agent.loop.budget import Limits
 
     if budget is None:
@@ -329,7 +329,10 @@ def parse_limits(budget: str | None, *, asks: bool) -> "Limits":
 
 
 def _event_handler(watch: Watch, form: Form, active: set[str]) -> Callable[[Mapping[str, Any]], None]:
-    """What hears the events: the watch, and with --nl standard output. `heard` is told of whom there are any."""
+    """Return the handler of events: the watch, and with --nl standard output.
+
+    The ids of the investigations that have events are added to `active`.
+    """
 
     def on_event(event: Mapping[str, Any]) -> None:
         active.add(event["investigation"])
@@ -352,7 +355,7 @@ def _format_line(session: "Session") -> str:
 
 
 def _format_result(session: "Session") -> str:
-    """The verdict, the explanation, how it held, and where to see more."""
+    """Write the verdict, the explanation, its holdout scores, and where to see more."""
     report = session.report
     lines = [f"{report.target}: {session.status.replace('_', ' ')}"]
     if report.text is not None:
@@ -363,7 +366,7 @@ def _format_result(session: "Session") -> str:
 
 
 def _format_holdout(report: "Report") -> list[str]:
-    """What the holdout says in the first place."""
+    """Write the headline scores on the holdout."""
     from ..agent.report.report import HEADLINES
 
     return [
@@ -381,7 +384,7 @@ def _format_baseline(baselines: Mapping[str, float | None]) -> str:
 
 
 def write_page(store: "Store", report: "Report", file: str) -> None:
-    """The page of a report, with training examples where the feature is in the store."""
+    """Write the page of a report, with training examples where the feature is in the store."""
     from ..agent.report.page import page
     from ..subject.address import Feature
 

@@ -1,4 +1,4 @@
-"""`neuronaut label` and `neuronaut score`: explain a batch of features, and score what is explained."""
+"""`neuronaut label` and `neuronaut score`: explain features, and score explanations."""
 
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -55,7 +55,7 @@ budget_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class LabelSetup:
-    """What both verbs open before they begin."""
+    """The parts that both verbs open before they begin."""
 
     store: "Store"
     subject: "Subject"
@@ -260,12 +260,11 @@ def score(
 
     if limit is not None and (from_stored or options["llm"] is None):
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")
-    kept_note, client = f"whatever was scored is stored in {database}", None
+    client = None
     if from_stored:
         with open_store(database, write=True) as store:
             chosen = chosen_features(store, features)
-            with Progress("score", total=len(chosen), unit="features") as progress:
-                rows = print_results(score_from_stored(chosen, store), progress, form, None, kept_note=kept_note)
+            rows = _print_scored(score_from_stored(chosen, store), len(chosen), form, None, database)
     else:
         with _open_setup(
             features, database, scorers=scorers, explainer_name=None, limit=limit, mode="live", options=options
@@ -274,21 +273,30 @@ def score(
             results = score_features(
                 chosen, setup.store, setup.subject, scorers=setup.scorers, client=setup.client, sources=setup.sources
             )
-            with Progress("score", total=len(chosen), unit="features") as progress:
-                rows = print_results(results, progress, form, setup.client, kept_note=kept_note)
+            rows = _print_scored(results, len(chosen), form, client, database)
     if form == "json":
         emit(rows, form, lambda _: "")
-    scored = len({row["feature"] for row in rows})
+    _say_scored(len({row["feature"] for row in rows}), len(chosen), client)
+
+
+def _print_scored(
+    results: "Iterator[Result]", total: int, form: Form, client: "LLMClient | None", database: str
+) -> list[Row]:
+    with Progress("score", total=total, unit="features") as progress:
+        return print_results(results, progress, form, client, kept_note=f"whatever was scored is stored in {database}")
+
+
+def _say_scored(scored: int, total: int, client: "LLMClient | None") -> None:
     if client is not None:
         say(format_spent(client.spent, priced=client.price is not None))
     if client is not None and client.stopped:
-        say(f"{scored:,} scored of {len(chosen):,}: {client.stopped}; give the command again to go on")
+        say(f"{scored:,} scored of {total:,}: {client.stopped}; give the command again to go on")
     else:
-        say(f"{scored:,} scored, {len(chosen) - scored:,} have nothing that could be scored")
+        say(f"{scored:,} scored, {total - scored:,} have nothing that could be scored")
 
 
 def _collect_batches(setup: LabelSetup, language: LLMOptions) -> bool:
-    """Whether nothing is under way; what ended is in the log afterwards."""
+    """Put the replies of ended batches into the log; returns whether none is under way."""
     from ..labelling.batches import collect
 
     assert setup.client is not None
@@ -316,13 +324,13 @@ def _send_batch(setup: LabelSetup, language: LLMOptions) -> None:
         say(f"no more was asked: {setup.client.stopped}")
 
 
-def _format_estimate(plan: "Estimate") -> str:
-    line = f"would label {plan.left:,} of {plan.features:,} features, {plan.done:,} are done already"
-    if not plan.calls and not plan.cached:
+def _format_estimate(cost: "Estimate") -> str:
+    line = f"would label {cost.left:,} of {cost.features:,} features, {cost.done:,} are done already"
+    if not cost.calls and not cost.cached:
         return line
-    cost = "price not known (--price in=X,out=Y)" if plan.usd is None else f"${plan.usd:,.4f}"
-    tokens = f"{plan.input_tokens:,} tokens in and {plan.output_tokens:,} out"
-    return f"{line}: {plan.calls:,} calls, {tokens}, {cost}; {plan.cached:,} answers are in the log"
+    dollars = "price not known (--price in=X,out=Y)" if cost.usd is None else f"${cost.usd:,.4f}"
+    tokens = f"{cost.input_tokens:,} tokens in and {cost.output_tokens:,} out"
+    return f"{line}: {cost.calls:,} calls, {tokens}, {dollars}; {cost.cached:,} answers are in the log"
 
 
 def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") -> None:
@@ -342,7 +350,10 @@ def print_results(
     *,
     kept_note: str,
 ) -> list[Row]:
-    """Print each result as it comes, and return their rows; JSON is left to the end, and None prints nothing."""
+    """Print each result as it comes, and return their rows; JSON is left to the end, and None prints nothing.
+
+    `kept_note` says, where the user stops it, what is kept.
+    """
     rows: list[Row] = []
     with interruptible(lambda: kept_note):
         for result in results:
@@ -360,7 +371,7 @@ def print_results(
 
 
 def make_row(result: "Result") -> Row:
-    """A result as a row of `list`."""
+    """Make the row of a result, with the keys of `list`."""
     best, explanation = result.score, result.explanation
     baselines = [value for value in best.baselines.values() if value is not None] if best else []
     return {

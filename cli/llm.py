@@ -1,6 +1,5 @@
-"""`neuronaut llm`: the log of calls to language models, and what they used.
-
-`neuronaut reproduce`: what was asked for an explanation, rebuilt byte for byte.
+"""`neuronaut llm` lists the calls to language models and their costs; `neuronaut reproduce` rebuilds the prompts of an
+explanation byte for byte.
 """
 
 import json
@@ -92,7 +91,7 @@ def _format_table(rows: list[Row]) -> str:
 def _format_calls(rows: list[Row]) -> str:
     return "\n\n".join(
         f"call {row['id']}  {row['created']}  {row['model']} at {row['endpoint']}  {row['prompt']}  {row['status']}"
-        f"\n{_format_request(row['request'])}\n=== reply ===\n{display.plain_lines(_format_text(row['reply'], row['calls']))}"
+        f"\n{_format_request(row['request'])}\n{_format_turn('reply', _format_text(row['reply'], row['calls']))}"
         + (f"\n({row['reason']})" if row["reason"] else "")
         for row in rows
     )
@@ -102,13 +101,17 @@ def _format_request(request: Row) -> str:
     if "messages" not in request:
         return f"probe of {len(request['ids'])} tokens at {len(request['positions'])} positions"
     return "\n".join(
-        f"=== {m['role']} ===\n{display.plain_lines(_format_text(m['content'], m.get('calls', [])))}"
-        for m in request["messages"]
+        _format_turn(message["role"], _format_text(message["content"], message.get("calls", [])))
+        for message in request["messages"]
     )
 
 
+def _format_turn(role: str, text: str) -> str:
+    return f"=== {role} ===\n{display.plain_lines(text)}"
+
+
 def _format_text(text: str, calls: list[Row]) -> str:
-    """A text and the calls of tools beside it."""
+    """Write a text and the calls of tools beside it."""
     return "\n".join([*([text] if text or not calls else []), *(f"{c['name']} {c['arguments']}" for c in calls)])
 
 
@@ -173,13 +176,8 @@ def reproduce(explanation_id: int, database: str, form: Form, **load_options: An
             stored,
             remake_explainer(stored.explanation, store, subject, sources),
         )
-    rows: list[Row] = [
-        {
-            "key": request.key,
-            "prompt": request.prompt,
-            "messages": [m.says() for m in request.messages],
-            "reply": request.reply,
-        }
+    rows = [
+        request._asdict() | {"messages": [message.says() for message in request.messages]}
         for request in reproduced.requests
     ]
     emit(rows, form, _format_prompts)
@@ -194,8 +192,8 @@ def _format_prompts(rows: list[Row]) -> str:
         "\n".join(
             (
                 f"{row['prompt']} {row['key']}",
-                *(f"=== {m['role']} ===\n{display.plain_lines(m['content'])}" for m in row["messages"]),
-                f"=== reply ===\n{display.plain_lines(row['reply'])}",
+                *(_format_turn(message["role"], message["content"]) for message in row["messages"]),
+                _format_turn("reply", row["reply"]),
             )
         )
         for row in rows

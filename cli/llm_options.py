@@ -1,4 +1,4 @@
-"""What `-m` and the options beside it say: a language model, its price, its budget, and the client that asks it."""
+"""Reads `-m` and the options beside it, and opens the client of the language model that they name."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -86,16 +86,16 @@ class LLMOptions:
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[LLMOptions, dict[str, Any]]:
-    """The language options among some, and the others."""
-    llm = {name: value for name, value in options.items() if name in LLMOptions.__slots__}
-    return LLMOptions(**llm), {name: value for name, value in options.items() if name not in llm}
+    """Split options into those of the language model and the others."""
+    of_llm = {name: value for name, value in options.items() if name in LLMOptions.__slots__}
+    return LLMOptions(**of_llm), {name: value for name, value in options.items() if name not in of_llm}
 
 
 @contextmanager
 def open_client(
     language: LLMOptions, store: "Store", *, budget: str | None, mode: "Mode" = "live"
 ) -> "Generator[LLMClient | None]":
-    """The client, or None where no language model was named; closed afterwards."""
+    """Open the client, and close it afterwards; None where no language model was named."""
     if language.llm is None:
         yield None
         return
@@ -122,7 +122,7 @@ def open_client(
 
 
 def batch_api(language: LLMOptions) -> "BatchAPI":
-    """The batch API of the server that was named."""
+    """Open the batch API of the server that was named."""
     from ..llm.openai.batch import BatchAPI
 
     scheme, _, name = (language.llm or "").partition(":")
@@ -133,7 +133,7 @@ def batch_api(language: LLMOptions) -> "BatchAPI":
 
 
 def format_spent(spent: "Spent", *, priced: bool) -> str:
-    """What a run used, in words."""
+    """Write the calls, tokens and cost of a run."""
     tokens = spent.input_tokens + spent.output_tokens
     cost = f", ${spent.usd:,.4f}" if priced else ""
     cached = f", {spent.cached:,} answered from the log" if spent.cached else ""

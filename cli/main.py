@@ -46,7 +46,7 @@ VERBS: Mapping[str, str] = {
     "reproduce": "llm:reproduce",
     "db": "db:db",
 }
-"""Where each verb is defined, in the order of the help."""
+"""The module and the name of each verb, in the order of the help."""
 
 INTERRUPTED = 130
 
@@ -68,7 +68,7 @@ class Verbs(click.Group):
         return getattr(import_module(f".{module}", __package__), attribute)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and remember what was typed, so that an interrupted command can be told again."""
+        """Parse, and remember what was typed, so that an interrupted command can be repeated."""
         ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 

@@ -1,4 +1,4 @@
-"""From what was typed to a subject, its sources and its corpus; everything heavy that verbs need.
+"""Opens the subject, its sources and its corpus from what was typed; everything heavy that verbs need.
 
 A harvest stores where the model and its dictionaries lie, and the dtype, so that labelling finds
 them again by the feature's address alone; the options of `LoadOptions` say otherwise.
@@ -38,7 +38,7 @@ _STREAMED = 16
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a subject and its dictionary are opened, where that differs from what the store knows."""
+    """Options for opening a subject and its dictionary, where these differ from the store's."""
 
     model: str | None = None
     """Folder or repository of the model."""
@@ -57,7 +57,7 @@ def load_subject(model: str, load_options: LoadOptions, *, name: str | None = No
 
 
 def load_corpus(model: str, corpus: str | None, *, tokens: int | None, text_column: str, encoding: str) -> Corpus:
-    """The corpus that was named; of a dataset that is streamed, the beginning that the budget is drawn from."""
+    """Load the corpus that was named; of a streamed dataset, the beginning that the token budget is drawn from."""
     if corpus is None and model != "demo":
         raise NeuronautError(
             f"no corpus is named for {model}; add --corpus FILE, FOLDER, stdlib, or a Hugging Face dataset, "
@@ -70,7 +70,7 @@ def load_corpus(model: str, corpus: str | None, *, tokens: int | None, text_colu
 
 
 def sites_of(subject: Subject, text: str) -> list[str]:
-    """`mlp` is that site of every layer, `mlp.0-3` of these layers; anything else is itself."""
+    """Expand `mlp` to that site of every layer, `mlp.0-3` to these layers; anything else stands for itself."""
     if every := [site for site in subject.sites if site.startswith(f"{text}.")]:
         return every
     if match := re.fullmatch(r"([a-z_]+)\.(\d+)-(\d+)", text):
@@ -83,7 +83,7 @@ def sites_of(subject: Subject, text: str) -> list[str]:
 def open_sources(
     subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None
 ) -> list[Source]:
-    """The sources that a harvest names, each once; with a dictionary, one site or none (the declared one)."""
+    """Open the sources that a harvest names, each once; with a dictionary, one site or none (the declared one)."""
     if load_options.sae is not None:
         return [_open_named(subject, sites, load_options.sae, load_options, name=name)]
     if not sites:
@@ -124,14 +124,14 @@ def _load_dictionary(subject: Subject, source: SourceId, path: str, load_options
 
 
 def _name_dictionary(path: str) -> str:
-    """A dictionary's name from that of its folder."""
+    """Name a dictionary after its folder."""
     target = Path(path).expanduser()
     target = target.parent if target.is_file() else target
     return re.sub(r"[:@\s]+", "-", (target.resolve() if target.exists() else target).name)
 
 
 def places(subject: Subject, model: str, sources: Iterable[Source], load_options: LoadOptions) -> dict[str, str]:
-    """Where the model and the dictionary lie, for the store: by model name and by source."""
+    """Find where the model and the dictionary lie, for the store: paths by model name and by source."""
     paths = {subject.name: model} | (
         {str(source.id): load_options.sae for source in sources} if load_options.sae else {}
     )
@@ -145,7 +145,7 @@ def places(subject: Subject, model: str, sources: Iterable[Source], load_options
 def pass_gate(
     subject: Subject, sources: Iterable[Source], corpus: Corpus, *, window: int, force: bool
 ) -> Iterator[str]:
-    """Try every dictionary on the corpus's vectors: a line on how well it rebuilds them, and one on what is suspect.
+    """Try every dictionary on the corpus's vectors, and yield lines on how well it rebuilds them and what is suspect.
 
     Raises NeuronautError where a dictionary does not fit, unless `force`.
     """
@@ -159,7 +159,7 @@ def pass_gate(
 
 
 def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_TOKENS) -> NDArray[np.int64]:
-    """Windows from the corpus's first documents, a few of each, shape (window, position)."""
+    """Take windows from the corpus's first documents, a few of each, shape (window, position)."""
     rows: list[list[int]] = []
     for _, document in corpus:
         ids = subject.encode(document.text[: 16 * window * _GATE_WINDOWS])
@@ -175,7 +175,7 @@ def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_
 
 
 def _read_vectors(subject: Subject, tokens: NDArray[np.int64], site: str) -> Tensor:
-    """The site's vectors (row, width), BOS left out."""
+    """Read the site's vectors (row, width), BOS left out."""
     parts = [
         subject.read(with_bos(subject, tokens[start : start + 16]), [site])[site][:, int(subject.bos is not None) :]
         for start in range(0, len(tokens), 16)
@@ -184,7 +184,7 @@ def _read_vectors(subject: Subject, tokens: NDArray[np.int64], site: str) -> Ten
 
 
 def _neighbours(subject: Subject, site: str) -> list[str]:
-    """Sites close by whose vectors differ from the site's own: the layers beside it, and along the residual stream."""
+    """Find nearby sites whose vectors differ from the site's own: in the next layers, and along the residual stream."""
     family, _, layer = site.partition(".")
     if not layer:
         return []
@@ -202,7 +202,7 @@ def _neighbours(subject: Subject, site: str) -> list[str]:
 
 
 def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
-    """The features that were named, each once, all of one model; an error where there are none."""
+    """Look up the features that were named, each once, all of one model; an error where there are none."""
     features = list(dict.fromkeys(feature for text in texts for feature in store.features(text)))
     if not features:
         raise NeuronautError(
@@ -214,14 +214,14 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
 
 
 def one_feature(store: Store, text: str) -> Feature:
-    """The one feature that was named."""
+    """Look up the one feature that was named."""
     feature = Feature.parse(text)
     store.resolve(Selection(feature.source, "indices", (feature.index,), negative=feature.negative))
     return feature
 
 
 def stored_subject(store: Store, model: str, load_options: LoadOptions) -> Subject:
-    """The subject that a model's features were harvested on."""
+    """Open the subject that a model's features were harvested on."""
     provenance = _latest_provenance(store, model)
     path = load_options.model or provenance.get("paths", {}).get(model, model)
     if load_options.model is None and Path(path).is_absolute() and not Path(path).exists():
@@ -231,7 +231,7 @@ def stored_subject(store: Store, model: str, load_options: LoadOptions) -> Subje
 
 
 def _latest_provenance(store: Store, model: str) -> Mapping[str, Any]:
-    """Of the model's latest harvest."""
+    """The provenance of the model's latest harvest; empty without any."""
     rows = [row for row in store.sources() if row["model"] == model and row["harvested"]]
     return max(rows, key=lambda row: row["harvested"])["provenance"] if rows else {}
 
@@ -239,7 +239,7 @@ def _latest_provenance(store: Store, model: str) -> Mapping[str, Any]:
 def stored_sources(
     store: Store, subject: Subject, features: Iterable[Feature], load_options: LoadOptions
 ) -> dict[SourceId, Source]:
-    """The sources of some features, opened where they were harvested from, or as `opening` says.
+    """Open the sources of some features where they were harvested from, or as `load_options` say.
 
     Raises NeuronautError where the weights of the model or of a dictionary are not those of the harvest.
     """

@@ -1,4 +1,4 @@
-"""What an investigation is doing, on stderr: a few lines that are drawn anew on a terminal, else one line an event.
+"""Shows on stderr what an investigation is doing: a few lines drawn anew on a terminal, else one line an event.
 
 Text of models and of the corpus is spelled out where it does not print, so that it cannot steer the terminal.
 """
@@ -21,11 +21,13 @@ _UP = "\x1b[{}A\x1b[J"
 
 
 class Watch:
-    """Hears the events of investigations, and shows them; a context, within which the terminal is its own."""
+    """Shows the events of investigations; a context, within which nothing else should print to stderr."""
 
     def __init__(self, texts: Callable[[str], Mapping[str, str]], *, live: bool | None = None) -> None:
-        """`texts` gives the words of an investigation's hypotheses, by name. `live` says whether lines are drawn anew,
-        by default where stderr is a terminal."""
+        """`texts` gives the words of an investigation's hypotheses, by name.
+
+        `live` says whether lines are drawn anew, by default where stderr is a terminal.
+        """
         self._texts = texts
         self._live = sys.stderr.isatty() if live is None else live
         self._drawn = 0
@@ -39,7 +41,7 @@ class Watch:
             self.clear()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show an event as it is written down."""
+        """Show an event."""
         if event["investigation"] != self._id:
             self._reset(event["investigation"])
         self._update(event)
@@ -89,7 +91,7 @@ class Watch:
 
 
 def format_event(event: Mapping[str, Any]) -> str:
-    """An event on one line; "" for those that say nothing by themselves."""
+    """Write an event on one line; "" for those that say nothing by themselves."""
     return display.visible(_FORMATS[event["kind"]](event)) if event["kind"] in _FORMATS else ""
 
 

@@ -1,4 +1,4 @@
-"""`neuronaut prompts`: what language models are asked, and how to ask in one's own words."""
+"""`neuronaut prompts`: lists, prints and replaces the prompts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`neuronaut sessions`: investigations that were made, shown, judged again, forked and exported."""
+"""`neuronaut sessions`: lists investigations, shows them, judges them again, forks and exports them."""
 
 import json
 from collections.abc import Iterator
@@ -175,7 +175,7 @@ def _export_lines(store: "Store", id: str) -> Iterator[Row]:
     splits = None
     if row["kind"] == "feature" and any(s["source"] == row["target"].rpartition(":")[0] for s in store.sources()):
         evidence = store.evidence(Feature.parse(row["target"]))
-        splits = {name: len(getattr(evidence, name)) for name in ("train", "select", "holdout")}
+        splits = {"train": len(evidence.train), "select": len(evidence.select), "holdout": len(evidence.holdout)}
     return to_lines(store.journal, row["id"], splits=splits)
 
 

@@ -1,4 +1,4 @@
-"""`neuronaut show`: everything that is known of one feature."""
+"""`neuronaut show`: prints everything that is known of one feature."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def show(feature: str, count: int, provenance: bool, database: str, form: Form) 
 
 
 def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
-    """The row of `show`, with the `count` strongest examples."""
+    """Make the row of `show`, with the `count` strongest examples."""
     from ..data.store.rows import ROW_KEYS
 
     evidence, best = store.evidence(feature), store.best(feature)
@@ -82,7 +82,7 @@ def _example(example: "Example") -> dict[str, Any]:
 
 
 def page(row: Row, *, provenance: bool) -> str:
-    """The row of `show` as text."""
+    """Format the row of `show` as text."""
     parts = [_format_head(row), _format_statistics(row["stats"])]
     if row["scores"]:
         parts.append(_format_scores(row["scores"]))
@@ -117,7 +117,7 @@ def _format_statistics(stats: Mapping[str, Any]) -> str:
 
 
 def _format_histogram(counts: Sequence[int]) -> str:
-    """The bins in use as a sparkline between their ends."""
+    """Draw the bins in use as a sparkline between their ends."""
     from ..data.harvest.histogram import edges
 
     used = [number for number, count in enumerate(counts) if count]

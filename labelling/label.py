@@ -289,7 +289,7 @@ def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:
 
 class _Rescored(NamedTuple):
     id: int
-    """Of the explanation in the store."""
+    """Id of the explanation in the store."""
     result: Result
     judgements: list[Judgements]
 

@@ -192,8 +192,8 @@ def _format_examples(evidence: TrainEvidence) -> str:
 
 def _choose_examples(evidence: TrainEvidence) -> list[Example]:
     """Choose the training windows that are shown."""
-    shown = active_windows(evidence, top=SHOWN // 2, quantile=SHOWN - SHOWN // 2)
-    return [example for example in shown if active(example.activations, evidence.statistics.peak).any()]
+    windows = active_windows(evidence, top=SHOWN // 2, quantile=SHOWN - SHOWN // 2)
+    return [example for example in windows if active(example.activations, evidence.statistics.peak).any()]
 
 
 def _read_revision(old: Explanation, tests: Sequence[Trial], reply: Reply, evidence: TrainEvidence) -> Explanation:
