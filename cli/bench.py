@@ -1,4 +1,4 @@
-"""`neuronaut bench`: how right explanations are, where the truth is known."""
+"""`neuronaut bench`: measures how right explanations are, where the truth is known."""
 
 import json
 from contextlib import ExitStack
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..subject.errors import NeuronautError
-from .common import Progress, debug_option, keeping, open_store, say
-from .llm_options import format_spent, llm_options, open_client, split
+from .common import Progress, debug_option, interruptible, open_store, say
+from .llm_options import format_spent, llm_options, open_client, split_options
 
 if TYPE_CHECKING:
     from ..benchmarks.investigations import Line, Plan
@@ -41,16 +41,16 @@ class Levels(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """Read the levels, each once, in order."""
-        found: set[int] = set()
+        levels: set[int] = set()
         try:
             for part in str(value).split(","):
                 first, _, last = part.partition("-")
-                found |= set(range(int(first), int(last or first) + 1))
+                levels |= set(range(int(first), int(last or first) + 1))
         except ValueError:
-            found = set()
-        if not found:
+            levels = set()
+        if not levels:
             self.fail(f"{value!r} is no level or range of levels; wanted for example 3, 1-4 or 1,3,5-6", param, ctx)
-        return tuple(sorted(found))
+        return tuple(sorted(levels))
 
 
 @bench.command()
@@ -109,10 +109,10 @@ def planted(out: Path | None, keep: Path | None, *, as_json: bool, **options: An
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        plan, client = _plan(options, stack, keep)
+        plan, client = _make_plan(options, stack, keep)
         seed = format_seed(plan.seed)
         say(f"{plan.units} units each of level {', '.join(map(str, plan.levels))}, {seed}")
-        lines = _run(plan, out, keep)
+        lines = _run_plan(plan, out, keep)
         if client is not None:
             say(format_spent(client.spent, priced=client.price is not None))
     if as_json:
@@ -121,31 +121,31 @@ def planted(out: Path | None, keep: Path | None, *, as_json: bool, **options: An
         click.echo(f"Planted units, {seed}.\n\n{table(lines)}")
 
 
-def _run(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]":
+def _run_plan(plan: "Plan", out: Path | None, keep: Path | None) -> "list[Line]":
     """Run the plan with progress."""
     from ..benchmarks.investigations import run
 
-    kept = "nothing is kept without --out" if out is None else f"what was measured is in {out}"
+    kept_note = "nothing is kept without --out" if out is None else f"what was measured is in {out}"
     done = 0
-    with keeping(lambda: kept), Progress("bench", total=plan.total, unit="results") as progress:
+    with interruptible(lambda: kept_note), Progress("bench", total=plan.total, unit="results") as progress:
 
-        def hear(line: "Line") -> None:
+        def on_line(line: "Line") -> None:
             nonlocal done
             done += 1
             progress.reach(done, f"level {line.grade.level} {line.column}")
 
-        return run(plan, out=out, keep=keep, hear=hear)
+        return run(plan, out=out, keep=keep, hear=on_line)
 
 
-def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, LLMClient | None]":
-    """What was asked for, and the client at which a language model is asked."""
+def _make_plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tuple[Plan, LLMClient | None]":
+    """Read the options into a plan, and open the client where a language model is named."""
     from ..agent.policies.llm import LLMPolicy
     from ..agent.session import InvestigationConfig
     from ..benchmarks.investigations import DEFAULT, Plan
-    from .investigate import limits_of
+    from .investigate import parse_limits
 
-    language, rest = split(options)
-    limits = limits_of(rest["budget"], asks=language.llm is not None)
+    language, rest = split_options(options)
+    limits = parse_limits(rest["budget"], asks=language.llm is not None)
     client = policy = None
     if language.llm is not None:
         calls = str(keep / "calls.db") if keep is not None else ":memory:"
@@ -153,10 +153,10 @@ def _plan(options: dict[str, Any], stack: ExitStack, keep: Path | None) -> "tupl
             open_client(language, stack.enter_context(open_store(calls, create=True)), budget=None)
         )
         assert client is not None, "a model was named"
-        policy = LLMPolicy(client, temperature=language.degrees)
-    named = rest["policies"]
-    columns = DEFAULT if named is None else tuple(dict.fromkeys(name.strip() for name in named.split(",")))
-    if named is None and policy is not None:
+        policy = LLMPolicy(client, temperature=language.temperature_value)
+    names = rest["policies"]
+    columns = DEFAULT if names is None else tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    if names is None and policy is not None:
         columns += ("llm",)
     if policy is not None and "llm" not in columns:
         raise NeuronautError("-m names a language model, but llm is not among --policies; add it, or leave -m out")

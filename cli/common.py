@@ -1,4 +1,4 @@
-"""What verbs share: options, kinds of argument, how rows leave, how long work tells its progress.
+"""Shared by all verbs: options, kinds of argument, the printing of rows, and the progress of long work.
 
 Results go to stdout, everything else to stderr. This module is imported for `neuronaut --help`, so it
 imports nothing heavy.
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 SILENT_SECONDS = 10.0
-"""How often progress is told where stderr is not a terminal."""
+"""Seconds between lines of progress where stderr is not a terminal."""
 
 
 class Stopped(Exception):
@@ -65,7 +65,7 @@ limit_option = partial(click.option, "--limit", type=click.IntRange(min=1), meta
 
 
 def all_of(*options: Decorator) -> Decorator:
-    """Several options as one decorator, in this order in the help."""
+    """Combine several options into one decorator; the help lists them in this order."""
     return lambda function: reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
 
 
@@ -94,8 +94,8 @@ class Count(click.ParamType):
         return number
 
 
-def minutes_of(text: str | None) -> float | None:
-    """The minutes of `minutes=5`, the only budget where no language model is asked; None where there is none."""
+def parse_minutes(text: str | None) -> float | None:
+    """Read the minutes of `minutes=5`, the only budget where no language model is asked; None where there is none."""
     if text is None:
         return None
     key, _, value = text.partition("=")
@@ -114,7 +114,7 @@ def minutes_of(text: str | None) -> float | None:
 
 @contextmanager
 def open_store(database: str, *, create: bool = False, write: bool = False) -> "Generator[Store]":
-    """The database, closed afterwards; an error that says how to make one where there is none.
+    """Open the database, and close it afterwards; an error that says how to make one where there is none.
 
     `write` refuses one that can only be read, before any work is done for it.
     """
@@ -139,32 +139,32 @@ def emit(rows: Iterable[Row], form: Form, table: Callable[[list[Row]], str]) -> 
 
 
 def as_json(row: Row) -> str:
-    """One row on one line."""
+    """Write one row as JSON on one line."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
 def say(text: str) -> None:
-    """Tell the user something that is no result."""
+    """Print a message to the user, on stderr, since it is no result."""
     click.echo(text, err=True)
 
 
 @contextmanager
-def keeping(kept: Callable[[], str]) -> Generator[None]:
-    """Turn an interrupt into `Stopped` with what is kept at that moment."""
+def interruptible(describe_kept: Callable[[], str]) -> Generator[None]:
+    """Turn an interrupt into `Stopped` with what `describe_kept` says at that moment."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Stopped(kept()) from stop
+        raise Stopped(describe_kept()) from stop
 
 
 class Progress:
-    """How far long work is, on stderr: a bar on a terminal, else a line every ten seconds."""
+    """Shows the progress of long work on stderr: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self, what: str, *, total: int | None, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._bar: tqdm[Any] | None = None
         self._done, self._note = 0, ""
-        self._begun = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -180,20 +180,20 @@ class Progress:
             self._bar.close()
 
     def expect(self, total: int) -> None:
-        """There is so much to do, as it turns out."""
+        """Set how much there is to do, once that is known."""
         self._total = total
         if self._bar is not None:
             self._bar.reset(total)
 
     def reach(self, done: int, note: str = "") -> None:
-        """So much is done; `note` is told with it."""
+        """Set how much is done; `note` is shown beside it."""
         advance, self._done, self._note = done - self._done, done, note
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(advance)
-        elif time.monotonic() - self._told > SILENT_SECONDS:
-            self._told = time.monotonic()
-            say(self._line())
+        elif time.monotonic() - self._last_line > SILENT_SECONDS:
+            self._last_line = time.monotonic()
+            say(self._format_line())
 
     def echo(self, text: str) -> None:
         """Print a result without disturbing the bar."""
@@ -204,8 +204,8 @@ class Progress:
         click.echo(text)
         self._bar.refresh()
 
-    def _line(self) -> str:
-        rate = self._done / (time.monotonic() - self._begun)
+    def _format_line(self) -> str:
+        rate = self._done / (time.monotonic() - self._started)
         line = f"{self._what}: {self._done:,}"
         if self._total:
             line += f" of {self._total:,}"
@@ -216,7 +216,7 @@ class Progress:
 
 
 def plain(text: str) -> str:
-    """The text, or an error where the terminal passed on bytes that are no UTF-8."""
+    """Return the text, or raise NeuronautError where the terminal passed on bytes that are no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

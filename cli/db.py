@@ -1,4 +1,4 @@
-"""`neuronaut db`: the database as a file."""
+"""`neuronaut db`: counts, copies and merges databases."""
 
 import click
 
@@ -30,11 +30,11 @@ def status(database: str, form: Form) -> None:
       neuronaut db status -d gpt2.db
     """
     with open_store(database) as store:
-        found = store.status()
+        counts = store.status()
     emit(
-        [found],
+        [counts],
         form,
-        lambda _: _pairs({key: value for key, value in found.items() if key != "status"} | found["status"]),
+        lambda _: _format_counts({key: value for key, value in counts.items() if key != "status"} | counts["status"]),
     )
 
 
@@ -69,10 +69,10 @@ def merge(other: str, database: str, form: Form) -> None:
     """
     with open_store(database) as store:
         added = store.merge(other)
-    emit([added], form, lambda _: _pairs(added))
+    emit([added], form, lambda _: _format_counts(added))
 
 
-def _pairs(found: Row) -> str:
-    rows: list[Row] = [{"": name, "rows": value} for name, value in found.items()]
+def _format_counts(counts: Row) -> str:
+    rows: list[Row] = [{"": name, "rows": value} for name, value in counts.items()]
     size = max(len(row[""]) for row in rows)
     return "\n".join(f"{row['']:{size}}  {display.key('rows').cell(row)}" for row in rows)

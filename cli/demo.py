@@ -1,4 +1,4 @@
-"""`neuronaut demo`: the whole main job on the built-in subject, in about two minutes."""
+"""`neuronaut demo`: harvests, labels and searches on the built-in subject, in about two minutes."""
 
 from typing import TYPE_CHECKING
 
@@ -40,11 +40,11 @@ def demo(database: str, form: Form) -> None:
     say("1/4 loading the built-in model")
     subject = load_subject("demo", LoadOptions())
     with open_store(database, create=True, write=True) as store:
-        chosen = _harvest(subject, store)
-        rows = _label(subject, store, chosen)
-        found = store.search_rows(QUERY, limit=3)
-    emit(rows, form, lambda labelled: display.table(labelled, _COLUMNS))
-    say(f"4/4 searching for {QUERY!r}: " + (", ".join(row["feature"] for row in found) or "nothing is found"))
+        selections = _harvest(subject, store)
+        rows = _label_features(subject, store, selections)
+        matches = store.search_rows(QUERY, limit=3)
+    emit(rows, form, lambda rows: display.table(rows, _COLUMNS))
+    say(f"4/4 searching for {QUERY!r}: " + (", ".join(row["feature"] for row in matches) or "nothing is found"))
     say(_next_steps(rows, database))
 
 
@@ -68,12 +68,12 @@ def _harvest(subject: "Subject", store: "Store") -> list[str]:
     return [f"{source.id}:random:{LATENTS if source.id.dictionary else NEURONS}" for source in sources]
 
 
-def _label(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
+def _label_features(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
     """Label and score the features that are not done, and read the rows of all of them."""
     from ..explainers.rule import RuleExplainer
     from ..labelling.label import label
     from ..scorers.simulation import RuleSimulator
-    from .label import tell
+    from .label import print_results
     from .opening import chosen_features
 
     features = chosen_features(store, texts)
@@ -87,7 +87,7 @@ def _label(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
             scorers=[RuleSimulator()],
             on_skip=lambda done: progress.expect(len(features) - done),
         )
-        tell(results, progress, None, kept=f"whatever was labelled is stored in {store.path}")
+        print_results(results, progress, None, kept_note=f"whatever was labelled is stored in {store.path}")
     wanted = {str(feature) for feature in features}
     return [row for row in store.list_rows() if row["feature"] in wanted]
 

@@ -1,10 +1,8 @@
-"""How things look in a terminal, and in a file: tables, scores, sparklines, highlighted text.
+"""Formats results for a terminal or a file: tables, scores, sparklines, highlighted text, the rows of causal verbs.
 
 On a terminal a table fits its width and its last column is cut; in a file or a pipe nothing is cut.
 Text from a corpus or a model may hold anything, so whatever does not print is spelled out before it
 reaches the terminal.
-
-How the causal verbs' results look in a table, and which keys their parts have in JSON.
 """
 
 import os
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 NOTHING = "–"
-"""What stands for null."""
+"""Stands for null in a table."""
 ACTIVE = 0.25
 """From this fraction of the peak on, a token is marked as activating."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -59,15 +57,15 @@ def width() -> int:
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """Rows as aligned columns under their headers; empty where there are no rows."""
+    """Format rows as aligned columns under their headers; empty where there are no rows."""
     if not rows:
         return ""
     cells = [[column.header for column in columns], *([column.cell(row) for column in columns] for row in rows)]
     widths = [max(len(click.unstyle(line[i])) for line in cells) for i in range(len(columns))]
-    return "\n".join(_line(line, columns, widths) for line in cells)
+    return "\n".join(_join_cells(line, columns, widths) for line in cells)
 
 
-def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+def _join_cells(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
     *fixed, last = [
         " " * (size - len(click.unstyle(cell))) + cell
         if column.right
@@ -79,24 +77,24 @@ def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]
 
 
 def cut(text: str, used: int = 0) -> str:
-    """The text, on a terminal shortened to what is left of a line of which `used` characters are taken."""
+    """Cut the text, on a terminal, to the rest of a line of which `used` characters are taken."""
     room = max(width() - used, 12)
     if not on_terminal() or len(click.unstyle(text)) <= room:
         return text
-    kept, left = "", room - 1
+    shortened, left = "", room - 1
     for piece in _STYLE.split(text):
         if _STYLE.fullmatch(piece):
-            kept += piece
+            shortened += piece
         else:
-            kept, left = kept + piece[:left], max(0, left - len(piece))
-    return kept + "…"
+            shortened, left = shortened + piece[:left], max(0, left - len(piece))
+    return shortened + "…"
 
 
 _STYLE = re.compile(r"(\x1b\[[\d;]*m)")
 
 
 def visible(text: str) -> str:
-    """The text on one line, with every character that does not print spelled out."""
+    """Put the text on one line, with every character that does not print spelled out."""
     return "".join(_SPELLED.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
@@ -104,34 +102,34 @@ _SPELLED = {"\n": "↵", "\t": "⇥"}
 
 
 def plain_lines(text: str) -> str:
-    """The text on its own lines, with every other character that does not print spelled out."""
+    """Spell out every character that does not print; line breaks and tabs stay."""
     return "\n".join(
         "".join(c if c.isprintable() or c == "\t" else visible(c) for c in line) for line in text.split("\n")
     )
 
 
 def number(value: float | None) -> str:
-    """A number with three significant digits."""
+    """Format a number with three significant digits."""
     return NOTHING if value is None else f"{value:.3g}"
 
 
 def hundredths(value: float | None) -> str:
-    """A score without its interval."""
+    """Format a score without its interval."""
     return NOTHING if value is None else f"{value:.2f}"
 
 
 def score(row: Row) -> str:
-    """A score with its interval, `0.81 [0.72, 0.88]`."""
+    """Format a score with its interval, `0.81 [0.72, 0.88]`."""
     ends = row["ci_low"], row["ci_high"]
     return hundredths(row["score"]) + ("" if None in (row["score"], *ends) else f" [{ends[0]:.2f}, {ends[1]:.2f}]")
 
 
 def key(name: str, header: str | None = None, *, right: bool = False) -> Column:
-    """A column that shows a key of the rows as it is."""
-    return Column(header or name, lambda row: _cell(row[name]), right)
+    """Make a column that shows a key of the rows as it is."""
+    return Column(header or name, lambda row: _format_cell(row[name]), right)
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):
@@ -145,7 +143,7 @@ EXPLANATION = key("explanation")
 
 
 def sparkline(counts: Sequence[int]) -> str:
-    """Counts as bars whose height is their logarithm's share of the highest."""
+    """Draw counts as bars whose height is their logarithm's share of the highest."""
     highest = max(counts, default=0).bit_length()
     if not highest:
         return ""
@@ -153,18 +151,18 @@ def sparkline(counts: Sequence[int]) -> str:
 
 
 def highlighted(tokens: Sequence[str], activations: Sequence[float], *, peak: float, room: int | None = None) -> str:
-    """A window with its activating tokens in colour on a terminal, and marked «like this» elsewhere.
+    """Mark the activating tokens of a window, in colour on a terminal, «like this» elsewhere.
 
     `room` is how many characters may be shown; they are taken around the strongest token.
     """
     shades = [_shade(activation, peak) for activation in activations]
     spelled = [visible(token) for token in tokens]
-    first, last = _around(spelled, max(range(len(tokens)), key=activations.__getitem__), room)
-    shown = "".join(_marked(zip(spelled[first:last], shades[first:last], strict=True)))
-    return ("…" if first else "") + shown + ("…" if last < len(tokens) else "")
+    first, last = _fit_around(spelled, max(range(len(tokens)), key=activations.__getitem__), room)
+    text = "".join(_mark_active(zip(spelled[first:last], shades[first:last], strict=True)))
+    return ("…" if first else "") + text + ("…" if last < len(tokens) else "")
 
 
-def _marked(pieces: Iterator[tuple[str, int]]) -> Iterator[str]:
+def _mark_active(pieces: Iterator[tuple[str, int]]) -> Iterator[str]:
     if in_colour():
         for piece, shade in pieces:
             yield click.style(piece, fg="bright_white", bg=_SHADES[shade - 1]) if shade else piece
@@ -181,8 +179,8 @@ def _shade(activation: float, peak: float) -> int:
     return 0 if share < ACTIVE else min(len(_SHADES), int((share - ACTIVE) / (1 - ACTIVE) * len(_SHADES)) + 1)
 
 
-def _around(pieces: Sequence[str], centre: int, room: int | None) -> tuple[int, int]:
-    """First and last (exclusive) of the pieces that fit, two thirds of them before the centre."""
+def _fit_around(pieces: Sequence[str], centre: int, room: int | None) -> tuple[int, int]:
+    """Find the first and the last (exclusive) of the pieces that fit, two thirds of them before the centre."""
     if room is None:
         return 0, len(pieces)
     first, last, left = centre, centre + 1, room - 2 - len(pieces[centre])
@@ -197,38 +195,38 @@ def _around(pieces: Sequence[str], centre: int, room: int | None) -> tuple[int, 
 
 
 def quoted(text: str) -> str:
-    """A text in quotes, so that its spaces are seen."""
+    """Put a text in quotes, so that its spaces are seen."""
     mark = "'" if '"' in text else '"'
     return f"{mark}{visible(text)}{mark}"
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """A difference, with its sign."""
+    """Format a difference with its sign."""
     return NOTHING if value is None else f"{value:+.{digits}f}"
 
 
 def spanned(value: float | None, low: float | None, high: float | None, *, digits: int = 2) -> str:
-    """A value beside its interval, `0.81 [0.72, 0.88]`."""
+    """Format a value beside its interval, `0.81 [0.72, 0.88]`."""
     if value is None:
         return NOTHING
     # Adding 0.0 takes the sign off a zero.
-    shown, *span = (f"{round(part, digits) + 0.0:.{digits}f}" for part in (value, low, high) if part is not None)
-    return f"{shown} [{span[0]}, {span[1]}]" if len(span) == 2 else shown
+    centre, *span = (f"{round(part, digits) + 0.0:.{digits}f}" for part in (value, low, high) if part is not None)
+    return f"{centre} [{span[0]}, {span[1]}]" if len(span) == 2 else centre
 
 
 def spanned_column(name: str, header: str | None = None, *, digits: int = 2) -> Column:
-    """The key `name` of rows beside their ci_low and ci_high."""
+    """Make a column of the key `name` of rows beside their ci_low and ci_high."""
     return Column(header or name, lambda row: spanned(row[name], row["ci_low"], row["ci_high"], digits=digits))
 
 
 def ends(interval: "Interval | None") -> dict[str, Any]:
-    """An interval's ends, null where there is none."""
+    """The ends of an interval by their keys in JSON, null where there is none."""
     low, high = interval or (None, None)
     return {"ci_low": low, "ci_high": high}
 
 
 def report_row(report: "Report") -> dict[str, Any]:
-    """What an edit did."""
+    """The row of an edit's report."""
     return {
         "edit": str(report.edit),
         "fired": report.fired,
@@ -238,27 +236,27 @@ def report_row(report: "Report") -> dict[str, Any]:
 
 
 def reports(rows: Sequence[Row]) -> str:
-    """What edits did, one line each."""
+    """Format the reports of edits, one line each."""
     columns = [
         key("edit"),
         key("fired", right=True),
-        Column("positions", _positions),
+        Column("positions", _format_positions),
         key("max_change", "largest change", right=True),
     ]
     return table(rows, columns)
 
 
-def _positions(row: Mapping[str, dict[str, list[int]]]) -> str:
+def _format_positions(row: Mapping[str, dict[str, list[int]]]) -> str:
     from ..causal.edits import ranges
 
     places = list(row["places"].values())
-    if all(one == places[0] for one in places):
+    if all(positions == places[0] for positions in places):
         return ranges(places[0]) + (f" in {len(places)} prompts" if len(places) > 1 else "")
     return f"{sum(map(len, places))} in {len(places)} prompts"
 
 
 def rank_row(sort: str, ranked: "Ranked") -> dict[str, Any]:
-    """An effect among those of one sort of controls; null where there is nothing to rank it among."""
+    """The row of an effect's rank among controls of one sort; null where there is nothing to rank it among."""
     rank = ranked.rank
     others = rank.controls if rank else ()
     return {
@@ -274,7 +272,7 @@ def rank_row(sort: str, ranked: "Ranked") -> dict[str, Any]:
 
 
 def rank_table(rows: Sequence[Row], effect: str) -> str:
-    """An effect among those of its controls, one line for each sort; `effect` says what is compared."""
+    """Format an effect's ranks, one line for each sort of controls; `effect` says what is compared."""
     columns = [
         key("controls", f"controls ({effect})"),
         *(key(name, header, right=True) for name, header in _RANKED.items()),
@@ -294,11 +292,11 @@ _RANKED = {
 
 
 def trusts(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """How far each dictionary can be trusted, in words."""
-    return [_trust(name, row) for name, row in rows.items()]
+    """Say in words how far each dictionary can be trusted."""
+    return [_format_trust(name, row) for name, row in rows.items()]
 
 
-def _trust(name: str, row: Mapping[str, float | None]) -> str:
+def _format_trust(name: str, row: Mapping[str, float | None]) -> str:
     lost = row["unexplained"]
     share = "no variance to rebuild" if lost is None else f"{lost:.0%} of the variance is not rebuilt"
     loss, rebuilt = (number(row[key]) for key in ("loss", "rebuilt_loss"))
@@ -306,5 +304,5 @@ def _trust(name: str, row: Mapping[str, float | None]) -> str:
 
 
 def blocks(*parts: str) -> str:
-    """Parts with empty lines between, those left out that are empty."""
+    """Join the parts that are not empty, with empty lines between."""
     return "\n\n".join(part for part in parts if part)

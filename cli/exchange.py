@@ -39,18 +39,18 @@ model_id_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What is to be exported, and where to."""
+    """The options of one export."""
 
     store: "Store"
     output: str
     source: str | None
     min_score: float | None
     options: Mapping[str, Any]
-    """Those that only some formats take."""
+    """Options that only some formats take."""
 
     @property
     def sources(self) -> "list[SourceId] | None":
-        """The source that was named."""
+        """The one source to export; None for all."""
         from ..subject.address import SourceId
 
         return None if self.source is None else [SourceId.parse(str(self.store.known_source(self.source)))]
@@ -110,7 +110,7 @@ def _write_rows(kind: str) -> Callable[[ExportRequest], None]:
         from ..data.store.export import WRITERS
 
         rows = request.store.list_rows(request.source, min_score=request.min_score)
-        with _written(request.output) as stream:
+        with _open_output(request.output) as stream:
             WRITERS[kind](rows, stream)
         if request.output != "-":
             say(f"{len(rows):,} features are in {request.output}")
@@ -121,7 +121,7 @@ def _write_rows(kind: str) -> Callable[[ExportRequest], None]:
 def _write_tree(request: ExportRequest) -> None:
     from ..data.store.export import write_neuronpedia
 
-    _tell_paths(
+    _print_paths(
         write_neuronpedia(
             request.store,
             request.output,
@@ -138,16 +138,16 @@ def _write_uploads(request: ExportRequest) -> None:
     from ..subject.directions import promoted
     from .opening import LoadOptions, stored_sources, stored_subject
 
-    given = dict(request.options)
-    model, method = given.pop("model_id"), given.pop("method")
-    load_options = LoadOptions(**given)
-    chosen = sorted(places(request.store, request.sources, model=model), key=str)
+    opening_options = dict(request.options)
+    model, method = opening_options.pop("model_id"), opening_options.pop("method")
+    load_options = LoadOptions(**opening_options)
+    source_ids = sorted(places(request.store, request.sources, model=model), key=str)
     paths: list[Path] = []
-    for name, sources in groupby(chosen, key=lambda source: source.model):
+    for name, sources in groupby(source_ids, key=lambda source: source.model):
         subject = stored_subject(request.store, name, load_options)
         for id in sources:
             source = stored_sources(request.store, subject, [Feature(id, 0)], load_options)[id]
-            found = write_uploads(
+            uploads = write_uploads(
                 request.store,
                 request.output,
                 id,
@@ -156,10 +156,10 @@ def _write_uploads(request: ExportRequest) -> None:
                 method=method,
                 min_score=request.min_score,
             )
-            paths += found.paths
-            _tell_features(found.shortened, f"cut to {TEXT} characters")
-            _tell_features(found.silent, "left out, because no stored text activates them")
-    _tell_paths(paths)
+            paths += uploads.paths
+            _say_features(uploads.shortened, f"cut to {TEXT} characters")
+            _say_features(uploads.silent, "left out, because no stored text activates them")
+    _print_paths(paths)
 
 
 _OPENING = frozenset({"model", "sae", "norm_scale", "allow_pickle", "device", "dtype"})
@@ -169,24 +169,24 @@ _FORMATS: Mapping[str, tuple[Callable[[ExportRequest], None], frozenset[str]]] =
     "neuronpedia": (_write_tree, frozenset({"model_id"})),
     "neuronpedia-upload": (_write_uploads, frozenset({"model_id", "method"}) | _OPENING),
 }
-"""How each format is written, and the options that only it and its like take; those that take any need a folder."""
+"""The writer of each format, and the options that only some formats take; those that take any need a folder."""
 
 
-def _tell_paths(paths: Sequence[Path]) -> None:
+def _print_paths(paths: Sequence[Path]) -> None:
     for path in paths:
         click.echo(path)
     if not paths:
         say("nothing is explained that could be exported")
 
 
-def _tell_features(features: "Sequence[Feature]", what: str) -> None:
+def _say_features(features: "Sequence[Feature]", what: str) -> None:
     if features:
-        named = ", ".join(map(str, features[:5])) + (", …" if len(features) > 5 else "")
-        say(f"{len(features):,} {what}: {named}")
+        names = ", ".join(map(str, features[:5])) + (", …" if len(features) > 5 else "")
+        say(f"{len(features):,} {what}: {names}")
 
 
 @contextmanager
-def _written(output: str) -> Generator[TextIO]:
+def _open_output(output: str) -> Generator[TextIO]:
     if output == "-":
         yield sys.stdout
         return
@@ -223,15 +223,15 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
 
     if source is not None and model_id is not None:
         raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
-    paths = list(dict.fromkeys(path for named in files for path in list_tables(named)))
+    paths = list(dict.fromkeys(path for file in files for path in list_tables(file)))
     with open_store(database, write=True) as store, store.transaction():
         sources = Sources(store, source=None if source is None else SourceId.parse(source), model=model_id)
         reports = [
             import_file(store, path, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
             for path in paths
         ]
-    emit(map(_row, reports), form, lambda rows: display.table(rows, _COLUMNS))
-    _tell_end(reports, database)
+    emit(map(_report_row, reports), form, lambda rows: display.table(rows, _COLUMNS))
+    _say_end(reports, database)
 
 
 _COLUMNS = [
@@ -240,11 +240,11 @@ _COLUMNS = [
         display.key(name, name.replace("_", " "), right=True)
         for name in ("rows", "added", "already_there", "without_text")
     ),
-    display.Column("not matched", lambda row: f"{sum(one['rows'] for one in row['not_matched']):,}", right=True),
+    display.Column("not matched", lambda row: f"{sum(reason['rows'] for reason in row['not_matched']):,}", right=True),
 ]
 
 
-def _row(report: "Imported") -> Row:
+def _report_row(report: "Imported") -> Row:
     missing = [
         {"reason": reason, "rows": len(numbers), "lines": ranges(numbers)}
         for reason, numbers in report.not_matched.items()
@@ -253,12 +253,12 @@ def _row(report: "Imported") -> Row:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, runs of them as first and last: `1-3, 7`."""
+    """Write ascending numbers, runs of them as first and last: `1-3, 7`."""
     runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _tell_end(reports: "Sequence[Imported]", database: str) -> None:
+def _say_end(reports: "Sequence[Imported]", database: str) -> None:
     lines: dict[str, list[str]] = defaultdict(list)
     for report in reports:
         for reason, numbers in report.not_matched.items():

@@ -1,4 +1,4 @@
-"""`neuronaut harvest`: collect the text that activates features."""
+"""`neuronaut harvest`: collects the text that activates features."""
 
 import time
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Count, Form, Progress, Row, emit, keeping, open_store, result_options, say
+from .common import Count, Form, Progress, Row, emit, interruptible, open_store, result_options, say
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
+    from ..data.records import HarvestResult
     from ..data.store.store import Store
     from ..subject.model import Subject
     from ..subject.sources import Source
@@ -89,7 +90,7 @@ def harvest(
             seed=seed,
             paths=places(subject, model, sources, options),
         )
-    emit(rows, form, lambda found: "\n".join(map(_sentence, found)))
+    emit(rows, form, lambda rows: "\n".join(map(_format_row, rows)))
 
 
 def collect(
@@ -103,13 +104,16 @@ def collect(
     seed: int,
     paths: dict[str, str],
 ) -> list[Row]:
-    """Harvest into the store, with progress; one row per source."""
+    """Harvest into the store, with progress; returns one row per source."""
     from ..data.harvest.harvest import harvest as harvest_sources
 
     checkpoint = Path(f"{store.path}.harvest")
     say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
-    begun = time.monotonic()
-    with keeping(lambda: _kept(checkpoint)), Progress("harvest", total=tokens, unit="tokens") as progress:
+    started = time.monotonic()
+    with (
+        interruptible(lambda: _describe_kept(checkpoint)),
+        Progress("harvest", total=tokens, unit="tokens") as progress,
+    ):
         result = harvest_sources(
             subject,
             sources,
@@ -122,33 +126,36 @@ def collect(
             checkpoint=checkpoint,
             progress=progress.reach,
         )
-    seconds = time.monotonic() - begun
-    counts = {found.source: (found.width, int((found.count > 0).sum())) for found in result.sources}
+    return _make_rows(result, time.monotonic() - started)
+
+
+def _make_rows(result: "HarvestResult", seconds: float) -> list[Row]:
+    alive = {source.source: int((source.count > 0).sum()) for source in result.sources}
     return [
         {
-            "source": name,
-            "features": width,
-            "alive": alive,
-            "dead": width - alive,
+            "source": source.source,
+            "features": source.width,
+            "alive": alive[source.source],
+            "dead": source.width - alive[source.source],
             "tokens": result.tokens,
             "corpus": result.corpus,
             "window": result.window,
             "seconds": round(seconds, 3),
             "tokens_per_second": round(result.tokens / seconds),
         }
-        for name, (width, alive) in counts.items()
+        for source in result.sources
     ]
 
 
-def _kept(checkpoint: Path) -> str:
-    found = sorted(checkpoint.parent.glob(f"{checkpoint.name}-*.npz"), key=lambda path: path.stat().st_mtime)
-    if not found:
+def _describe_kept(checkpoint: Path) -> str:
+    checkpoints = sorted(checkpoint.parent.glob(f"{checkpoint.name}-*.npz"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
         return "nothing of this harvest is kept yet"
-    age = time.time() - found[-1].stat().st_mtime
-    return f"the harvest up to {age:.0f} s ago is kept in {found[-1]}"
+    age = time.time() - checkpoints[-1].stat().st_mtime
+    return f"the harvest up to {age:.0f} s ago is kept in {checkpoints[-1]}"
 
 
-def _sentence(row: Row) -> str:
+def _format_row(row: Row) -> str:
     return (
         f"{row['source']}: {row['features']:,} features, {row['alive']:,} alive, {row['dead']:,} dead, "
         f"{row['tokens']:,} tokens of {row['corpus']}, {row['tokens_per_second']:,} tokens/s"

@@ -1,4 +1,4 @@
-"""`neuronaut investigate`: rival explanations of a feature or a behaviour, put to experiments until one stands."""
+"""`neuronaut investigate`: puts rival explanations of a feature or a behaviour to experiments until one stands."""
 
 import json
 import re
@@ -12,9 +12,9 @@ import click
 from ..subject.errors import NeuronautError
 from . import display
 from .causal.inputs import output_option, pair_options, seed_option, task_of, write
-from .common import Form, as_json, emit, keeping, open_store, result_options, say
+from .common import Form, as_json, emit, interruptible, open_store, result_options, say
 from .label import scorer_option, subject_options
-from .llm_options import format_spent, llm_options, open_client, split
+from .llm_options import format_spent, llm_options, open_client, split_options
 from .progress_view import Watch
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ PAIRS = ("task", "rows", "pairs", "clean", "corrupted", "answer", "wrong")
 
 @dataclass(frozen=True, slots=True)
 class InvestigationRequest:
-    """What was asked for."""
+    """The options of one call, read."""
 
     targets: tuple[str, ...]
     policy: str
@@ -52,10 +52,10 @@ class InvestigationRequest:
     scorers: str
     pairs: Mapping[str, Any]
     load_options: "LoadOptions"
-    degrees: float | None = 0.0
+    temperature: float | None = 0.0
     """Temperature of the language model."""
     embedder: str | None = None
-    begun: "InvestigationRecord | None" = None
+    resumed: "InvestigationRecord | None" = None
     """The investigation to go on with."""
 
     @property
@@ -108,21 +108,23 @@ def investigate(
       neuronaut investigate demo --task induction --html induction.html
       neuronaut investigate --resume 3fa92b
     """
-    _check(targets, options, resume=resume, budget=budget)
+    _check_options(targets, options, resume=resume, budget=budget)
     with (
         open_store(database, create=options["task"] is not None or options["pairs"] is not None, write=True) as store,
-        keeping(lambda: f"all that was done is stored in {store.path}"),
+        interruptible(lambda: f"all that was done is stored in {store.path}"),
     ):
-        found = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html)
+        finished = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html)
     if form == "json":
-        emit([session.report.to_json() for session in found], form, lambda _: "")
-    if len(found) > 1:
-        statuses = [session.status for session in found]
+        emit([session.report.to_json() for session in finished], form, lambda _: "")
+    if len(finished) > 1:
+        statuses = [session.status for session in finished]
         say(", ".join(f"{statuses.count(s)} {s.replace('_', ' ')}" for s in EXITS if s in statuses))
-    ctx.exit(max((EXITS[session.status] for session in found), key=_WORST.index))
+    ctx.exit(max((EXITS[session.status] for session in finished), key=_WORST.index))
 
 
-def _check(targets: tuple[str, ...], options: Mapping[str, Any], *, resume: str | None, budget: str | None) -> None:
+def _check_options(
+    targets: tuple[str, ...], options: Mapping[str, Any], *, resume: str | None, budget: str | None
+) -> None:
     """Refuse what does not go together before anything is opened."""
     policy = options["policy"]
     if not targets and resume is None:
@@ -146,28 +148,30 @@ def _run(
     html: str | None,
 ) -> "list[Session]":
     request = _request(store, targets, options, resume=resume, budget=budget)
-    language, _ = split(options)
-    found: list[Session] = []
-    heard: set[str] = set()
-    with open_client(language, store, budget=None) as client, Watch(lambda id: _texts(store, id)) as watch:
-        for session in sessions(store, request, client, _hearing(watch, form, heard)):
-            found.append(session)
+    language, _ = split_options(options)
+    finished: list[Session] = []
+    active: set[str] = set()
+    with open_client(language, store, budget=None) as client, Watch(lambda id: _hypothesis_texts(store, id)) as watch:
+        for session in run_sessions(store, request, client, _event_handler(watch, form, active)):
+            finished.append(session)
             watch.clear()
-            if session.id not in heard:
+            if session.id not in active:
                 say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
             if form == "table":
-                click.echo(_line(session) if len(request.targets) > 1 or found[1:] else _result(session))
+                click.echo(
+                    _format_line(session) if len(request.targets) > 1 or finished[1:] else _format_result(session)
+                )
         watch.clear()
         if client is not None:
             say(format_spent(client.spent, priced=client.price is not None))
     if html is not None:
-        for session in found:
-            write_page(store, session.report, html if len(found) == 1 else _named(html, session.report.target))
-    return found
+        for session in finished:
+            write_page(store, session.report, html if len(finished) == 1 else _page_file(html, session.report.target))
+    return finished
 
 
-def _named(html: str, target: str) -> str:
-    """The file of one page of several."""
+def _page_file(html: str, target: str) -> str:
+    """Name the file of one page of several, by its target."""
     path = Path(html)
     return str(path.with_name(f"{path.stem}-{re.sub('[^A-Za-z0-9._]+', '-', target)}{path.suffix}"))
 
@@ -178,36 +182,36 @@ def _request(
     from ..agent.loop.run import Settings
     from .opening import LoadOptions
 
-    language, rest = split(options)
+    language, rest = split_options(options)
     pairs = {name: rest.pop(name) for name in PAIRS}
-    own = {name: rest.pop(name) for name in ("policy", "transcript", "seed", "scorers")}
-    policy = own["policy"] or ("scripted" if language.llm is None else "llm")
+    choices = {name: rest.pop(name) for name in ("policy", "transcript", "seed", "scorers")}
+    policy = choices["policy"] or ("scripted" if language.llm is None else "llm")
     settings = Settings(hide_names=rest.pop("hide_names"))
     request = InvestigationRequest(
         targets=targets,
         policy=policy,
-        transcript=own["transcript"],
-        limits=limits_of(budget, asks=language.llm is not None),
+        transcript=choices["transcript"],
+        limits=parse_limits(budget, asks=language.llm is not None),
         settings=settings,
-        seed=own["seed"],
-        scorers=own["scorers"],
+        seed=choices["seed"],
+        scorers=choices["scorers"],
         pairs=pairs,
         load_options=LoadOptions(**rest),
-        degrees=language.degrees,
+        temperature=language.temperature_value,
         embedder=language.embedder,
     )
-    return request if resume is None else _resumed(store, resume, request)
+    return request if resume is None else _resume_request(store, resume, request)
 
 
-def _resumed(store: "Store", id: str, request: InvestigationRequest) -> InvestigationRequest:
-    """The request that an investigation was begun with."""
+def _resume_request(store: "Store", id: str, request: InvestigationRequest) -> InvestigationRequest:
+    """Read back the request that an investigation was begun with."""
     from ..agent.loop.budget import Limits
     from ..agent.loop.run import Settings
     from ..data.store.journal_values import InvestigationRecord
 
     row = store.journal.row(id)
     settings = row["settings"]
-    begun = InvestigationRecord(
+    resumed = InvestigationRecord(
         **{name: row[name] for name in ("id", "kind", "target", "policy", "settings", "provenance", "parent")}
     )
     if (row["kind"] == "behaviour") != request.of_behaviour:
@@ -223,12 +227,15 @@ def _resumed(store: "Store", id: str, request: InvestigationRequest) -> Investig
         limits=Limits(**settings["limits"]),
         settings=Settings(**settings["settings"]),
         seed=settings["seed"],
-        begun=begun,
+        resumed=resumed,
     )
 
 
-def sessions(
-    store: "Store", request: InvestigationRequest, client: "LLMClient | None", hear: Callable[[Mapping[str, Any]], None]
+def run_sessions(
+    store: "Store",
+    request: InvestigationRequest,
+    client: "LLMClient | None",
+    on_event: Callable[[Mapping[str, Any]], None],
 ) -> "Iterator[Session]":
     """Investigate all targets, one after another."""
     from ..agent.session import InvestigationConfig, investigate_all
@@ -236,12 +243,12 @@ def sessions(
     from .opening import chosen_features, stored_sources, stored_subject
 
     if request.of_behaviour:
-        yield _behaviour(store, request, client, hear)
+        yield _run_behaviour(store, request, client, on_event)
         return
     features = chosen_features(store, request.targets)
     subject = stored_subject(store, features[0].source.model, request.load_options)
     sources = stored_sources(store, subject, features, request.load_options)
-    policy = _policy(store, request, client)
+    policy = _make_policy(store, request, client)
     options = ScorerOptions(client and client.llm, subject, sources, store.chosen_prompts(), embedder=request.embedder)
     config = InvestigationConfig(
         policy=policy,
@@ -250,13 +257,16 @@ def sessions(
         client=client,
         scorers=make_scorers(request.scorers, options),
         settings=request.settings,
-        on_event=hear,
+        on_event=on_event,
     )
-    yield from investigate_all(features, subject, store, config, sources=sources, fork=request.begun)
+    yield from investigate_all(features, subject, store, config, sources=sources, fork=request.resumed)
 
 
-def _behaviour(
-    store: "Store", request: InvestigationRequest, client: "LLMClient | None", hear: Callable[[Mapping[str, Any]], None]
+def _run_behaviour(
+    store: "Store",
+    request: InvestigationRequest,
+    client: "LLMClient | None",
+    on_event: Callable[[Mapping[str, Any]], None],
 ) -> "Session":
     from ..agent.session import InvestigationConfig
     from ..agent.session import investigate as investigate_behaviour
@@ -269,21 +279,21 @@ def _behaviour(
         )
     subject = stored_subject(store, request.targets[0], request.load_options)
     task = task_of(subject, request.pairs, seed=request.seed)
-    if request.begun is not None and request.begun.target != f"{subject.name} {task.name}":
-        raise NeuronautError(f"{request.begun.id} is about {request.begun.target}, not {subject.name} {task.name}")
+    if request.resumed is not None and request.resumed.target != f"{subject.name} {task.name}":
+        raise NeuronautError(f"{request.resumed.id} is about {request.resumed.target}, not {subject.name} {task.name}")
     config = InvestigationConfig(
-        policy=_policy(store, request, client),
+        policy=_make_policy(store, request, client),
         limits=request.limits,
         seed=request.seed,
         client=client,
         settings=request.settings,
-        on_event=hear,
+        on_event=on_event,
     )
-    return investigate_behaviour(task, subject, store, config, fork=request.begun)
+    return investigate_behaviour(task, subject, store, config, fork=request.resumed)
 
 
-def _policy(store: "Store", request: InvestigationRequest, client: "LLMClient | None") -> "Policy":
-    """Who decides; of an investigation that was begun, the same as then."""
+def _make_policy(store: "Store", request: InvestigationRequest, client: "LLMClient | None") -> "Policy":
+    """Make the policy; that of a resumed investigation must be the same as then."""
     from ..agent.policies.factory import PolicyOptions, make_policy
 
     transcript = request.transcript
@@ -291,20 +301,20 @@ def _policy(store: "Store", request: InvestigationRequest, client: "LLMClient | 
     policy = make_policy(
         request.policy,
         "behaviour" if request.of_behaviour else "feature",
-        PolicyOptions(client, request.degrees, request.seed, decisions),
+        PolicyOptions(client, request.temperature, request.seed, decisions),
     )
-    begun = request.begun
-    if begun is not None and json.loads(json.dumps(dict(policy.settings))) != (before := begun.settings["policy"]):
+    resumed = request.resumed
+    if resumed is not None and json.loads(json.dumps(dict(policy.settings))) != (before := resumed.settings["policy"]):
         model = f"; it asked {before['model']}" if "model" in before else ""
         raise NeuronautError(
-            f"{begun.id} was begun with another {request.policy} policy{model}; give the options that it was begun "
+            f"{resumed.id} was begun with another {request.policy} policy{model}; give the options that it was begun "
             "with, or investigate anew"
         )
     return policy
 
 
-def limits_of(budget: str | None, *, asks: bool) -> "Limits":
-    """The budget; refuses limits on a language model where none is asked."""
+def parse_limits(budget: str | None, *, asks: bool) -> "Limits":
+    """Read the budget; refuses limits on a language model where none is asked."""
     from ..agent.loop.budget import Limits
 
     if budget is None:
@@ -318,60 +328,63 @@ def limits_of(budget: str | None, *, asks: bool) -> "Limits":
     return limits
 
 
-def _hearing(watch: Watch, form: Form, heard: set[str]) -> Callable[[Mapping[str, Any]], None]:
-    """What hears the events: the watch, and with --nl standard output. `heard` is told of whom there are any."""
+def _event_handler(watch: Watch, form: Form, active: set[str]) -> Callable[[Mapping[str, Any]], None]:
+    """Return the handler of events: the watch, and with --nl standard output.
 
-    def hear(event: Mapping[str, Any]) -> None:
-        heard.add(event["investigation"])
+    The ids of the investigations that have events are added to `active`.
+    """
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        active.add(event["investigation"])
         if form == "nl":
             watch.clear()
             click.echo(as_json(dict(event)))
         watch(event)
 
-    return hear
+    return on_event
 
 
-def _texts(store: "Store", id: str) -> dict[str, str]:
+def _hypothesis_texts(store: "Store", id: str) -> dict[str, str]:
     return {row["name"]: row["body"]["text"] for row in store.journal.hypotheses(id)}
 
 
-def _line(session: "Session") -> str:
+def _format_line(session: "Session") -> str:
     report = session.report
-    said = display.visible(report.text or session.reason)
-    return display.cut(f"{report.target}  {session.status:14}  {session.id}  {said}")
+    text = display.visible(report.text or session.reason)
+    return display.cut(f"{report.target}  {session.status:14}  {session.id}  {text}")
 
 
-def _result(session: "Session") -> str:
-    """The verdict, the explanation, how it held, and where to see more."""
+def _format_result(session: "Session") -> str:
+    """Write the verdict, the explanation, its holdout scores, and where to see more."""
     report = session.report
     lines = [f"{report.target}: {session.status.replace('_', ' ')}"]
     if report.text is not None:
         lines.append(display.visible(report.text))
     lines.append(f"because {display.visible(session.reason)}")
-    lines += [f"holdout {line}" for line in _held(report)]
+    lines += [f"holdout {line}" for line in _format_holdout(report)]
     return "\n".join([*lines, f"see it all: neuronaut sessions show {session.id}  (--html FILE for a page)"])
 
 
-def _held(report: "Report") -> list[str]:
-    """What the holdout says in the first place."""
+def _format_holdout(report: "Report") -> list[str]:
+    """Write the headline scores on the holdout."""
     from ..agent.report.report import HEADLINES
 
     return [
         f"{s['examples'].replace('_', ' ')} {s['metric'].replace('_', ' ')} "
         + display.score({**s, "score": s["value"]})
-        + _beside(s["baselines"])
+        + _format_baseline(s["baselines"])
         for s in report.scores
         if s["value"] is not None and (s["examples"], s["metric"]) in HEADLINES
     ]
 
 
-def _beside(baselines: Mapping[str, float | None]) -> str:
-    known = [value for value in baselines.values() if value is not None]
-    return f", best baseline {max(known):.2f}" if known else ""
+def _format_baseline(baselines: Mapping[str, float | None]) -> str:
+    values = [value for value in baselines.values() if value is not None]
+    return f", best baseline {max(values):.2f}" if values else ""
 
 
 def write_page(store: "Store", report: "Report", file: str) -> None:
-    """The page of a report, with training examples where the feature is in the store."""
+    """Write the page of a report, with training examples where the feature is in the store."""
     from ..agent.report.page import page
     from ..subject.address import Feature
 

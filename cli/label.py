@@ -1,4 +1,4 @@
-"""`neuronaut label` and `neuronaut score`: explain a batch of features, and score what is explained."""
+"""`neuronaut label` and `neuronaut score`: explain features, and score explanations."""
 
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -10,8 +10,20 @@ import click
 
 from ..subject.errors import NeuronautError
 from . import display
-from .common import Form, Progress, Row, all_of, as_json, emit, keeping, minutes_of, open_store, result_options, say
-from .llm_options import Language, batch_api, format_spent, llm_options, open_client, split
+from .common import (
+    Form,
+    Progress,
+    Row,
+    all_of,
+    as_json,
+    emit,
+    interruptible,
+    open_store,
+    parse_minutes,
+    result_options,
+    say,
+)
+from .llm_options import LLMOptions, batch_api, format_spent, llm_options, open_client, split_options
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
@@ -43,7 +55,7 @@ budget_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class LabelSetup:
-    """What both verbs open before they begin."""
+    """The parts that both verbs open before they begin."""
 
     store: "Store"
     subject: "Subject"
@@ -60,7 +72,7 @@ def _open_setup(
     database: str,
     *,
     scorers: str,
-    explainer: str | None,
+    explainer_name: str | None,
     limit: str | None,
     mode: "Mode",
     options: dict[str, Any],
@@ -70,25 +82,25 @@ def _open_setup(
     from ..scorers.factory import ScorerOptions, make_scorer, make_scorers
     from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
-    language, rest = split(options)
+    language, rest = split_options(options)
     load_options = LoadOptions(**rest)
-    degrees = language.degrees
+    temperature = language.temperature_value
     with open_store(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)
         subject = stored_subject(store, chosen[0].source.model, load_options)
         sources = stored_sources(store, subject, chosen, load_options)
         prompts, llm = store.chosen_prompts(), client and client.llm
-        judges = ScorerOptions(
+        scorer_options = ScorerOptions(
             llm, subject, sources, prompts, controls=not language.no_controls, embedder=language.embedder
         )
-        made = None
-        if explainer is not None:
+        explainer = None
+        if explainer_name is not None:
             # The scorer that is named first chooses between candidates.
-            chooser = make_scorer(scorers.split(",")[0].strip(), judges.for_choosing())
-            made = make_explainer(explainer, subject, ExplainerOptions(prompts, degrees), chooser=chooser)
-            if made.prompts and llm is None:
+            chooser = make_scorer(scorers.split(",")[0].strip(), scorer_options.for_choosing())
+            explainer = make_explainer(explainer_name, subject, ExplainerOptions(prompts, temperature), chooser=chooser)
+            if explainer.prompts and llm is None:
                 raise NeuronautError(
-                    f"-e {explainer} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
+                    f"-e {explainer_name} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
                 )
         yield LabelSetup(
             store=store,
@@ -96,8 +108,8 @@ def _open_setup(
             sources=sources,
             features=chosen,
             client=client,
-            scorers=make_scorers(scorers, judges),
-            explainer=made,
+            scorers=make_scorers(scorers, scorer_options),
+            explainer=explainer,
         )
 
 
@@ -149,25 +161,25 @@ def label(
     if batch and options["llm"] is None:
         raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
-    minutes = minutes_of(limit) if options["llm"] is None else None
+    minutes = parse_minutes(limit) if options["llm"] is None else None
     with _open_setup(
-        features, database, scorers=scorers, explainer=explainer, limit=limit, mode=mode, options=options
+        features, database, scorers=scorers, explainer_name=explainer, limit=limit, mode=mode, options=options
     ) as setup:
         if dry_run:
-            _plan(setup, form, redo=redo, batch=batch)
+            _estimate(setup, form, redo=redo, batch=batch)
         elif not batch:
-            _label(setup, form, redo=redo, minutes=minutes)
-        elif _collected(setup, split(options)[0]):
-            _label(setup, form, redo=redo, minutes=None)
-            _sent(setup, split(options)[0])
+            _label_features(setup, form, redo=redo, minutes=minutes)
+        elif _collect_batches(setup, split_options(options)[0]):
+            _label_features(setup, form, redo=redo, minutes=None)
+            _send_batch(setup, split_options(options)[0])
 
 
-def _plan(setup: LabelSetup, form: Form, *, redo: bool, batch: bool) -> None:
+def _estimate(setup: LabelSetup, form: Form, *, redo: bool, batch: bool) -> None:
     from ..labelling.estimate import estimate
     from ..llm.prices import BATCH_DISCOUNT
 
     assert setup.explainer is not None
-    plan = estimate(
+    estimated = estimate(
         setup.features,
         setup.store,
         setup.subject,
@@ -177,12 +189,12 @@ def _plan(setup: LabelSetup, form: Form, *, redo: bool, batch: bool) -> None:
         sources=setup.sources,
         redo=redo,
     )
-    if batch and plan.usd is not None:
-        plan = replace(plan, usd=plan.usd * BATCH_DISCOUNT)
-    emit([asdict(plan)], form, lambda _: _told_plan(plan))
+    if batch and estimated.usd is not None:
+        estimated = replace(estimated, usd=estimated.usd * BATCH_DISCOUNT)
+    emit([asdict(estimated)], form, lambda _: _format_estimate(estimated))
 
 
-def _label(setup: LabelSetup, form: Form, *, redo: bool, minutes: float | None) -> None:
+def _label_features(setup: LabelSetup, form: Form, *, redo: bool, minutes: float | None) -> None:
     from ..labelling.label import label as label_features
 
     assert setup.explainer is not None
@@ -206,8 +218,8 @@ def _label(setup: LabelSetup, form: Form, *, redo: bool, minutes: float | None) 
             minutes=minutes,
             on_skip=skip,
         )
-        rows = tell(
-            results, progress, form, setup.client, kept=f"whatever was labelled is stored in {setup.store.path}"
+        rows = print_results(
+            results, progress, form, setup.client, kept_note=f"whatever was labelled is stored in {setup.store.path}"
         )
     if form == "json":
         emit(rows, form, lambda _: "")
@@ -248,35 +260,43 @@ def score(
 
     if limit is not None and (from_stored or options["llm"] is None):
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")
-    kept, client = f"whatever was scored is stored in {database}", None
+    client = None
     if from_stored:
         with open_store(database, write=True) as store:
             chosen = chosen_features(store, features)
-            with Progress("score", total=len(chosen), unit="features") as progress:
-                rows = tell(score_from_stored(chosen, store), progress, form, None, kept=kept)
+            rows = _print_scored(score_from_stored(chosen, store), len(chosen), form, None, database)
     else:
         with _open_setup(
-            features, database, scorers=scorers, explainer=None, limit=limit, mode="live", options=options
+            features, database, scorers=scorers, explainer_name=None, limit=limit, mode="live", options=options
         ) as setup:
             chosen, client = setup.features, setup.client
             results = score_features(
                 chosen, setup.store, setup.subject, scorers=setup.scorers, client=setup.client, sources=setup.sources
             )
-            with Progress("score", total=len(chosen), unit="features") as progress:
-                rows = tell(results, progress, form, setup.client, kept=kept)
+            rows = _print_scored(results, len(chosen), form, client, database)
     if form == "json":
         emit(rows, form, lambda _: "")
-    scored = len({row["feature"] for row in rows})
+    _say_scored(len({row["feature"] for row in rows}), len(chosen), client)
+
+
+def _print_scored(
+    results: "Iterator[Result]", total: int, form: Form, client: "LLMClient | None", database: str
+) -> list[Row]:
+    with Progress("score", total=total, unit="features") as progress:
+        return print_results(results, progress, form, client, kept_note=f"whatever was scored is stored in {database}")
+
+
+def _say_scored(scored: int, total: int, client: "LLMClient | None") -> None:
     if client is not None:
         say(format_spent(client.spent, priced=client.price is not None))
     if client is not None and client.stopped:
-        say(f"{scored:,} scored of {len(chosen):,}: {client.stopped}; give the command again to go on")
+        say(f"{scored:,} scored of {total:,}: {client.stopped}; give the command again to go on")
     else:
-        say(f"{scored:,} scored, {len(chosen) - scored:,} have nothing that could be scored")
+        say(f"{scored:,} scored, {total - scored:,} have nothing that could be scored")
 
 
-def _collected(setup: LabelSetup, language: Language) -> bool:
-    """Whether nothing is under way; what ended is in the log afterwards."""
+def _collect_batches(setup: LabelSetup, language: LLMOptions) -> bool:
+    """Put the replies of ended batches into the log; returns whether none is under way."""
     from ..labelling.batches import collect
 
     assert setup.client is not None
@@ -292,7 +312,7 @@ def _collected(setup: LabelSetup, language: Language) -> bool:
     return False
 
 
-def _sent(setup: LabelSetup, language: Language) -> None:
+def _send_batch(setup: LabelSetup, language: LLMOptions) -> None:
     from ..labelling.batches import send
 
     assert setup.client is not None
@@ -304,17 +324,17 @@ def _sent(setup: LabelSetup, language: Language) -> None:
         say(f"no more was asked: {setup.client.stopped}")
 
 
-def _told_plan(plan: "Estimate") -> str:
-    line = f"would label {plan.left:,} of {plan.features:,} features, {plan.done:,} are done already"
-    if not plan.calls and not plan.cached:
+def _format_estimate(cost: "Estimate") -> str:
+    line = f"would label {cost.left:,} of {cost.features:,} features, {cost.done:,} are done already"
+    if not cost.calls and not cost.cached:
         return line
-    cost = "price not known (--price in=X,out=Y)" if plan.usd is None else f"${plan.usd:,.4f}"
-    tokens = f"{plan.input_tokens:,} tokens in and {plan.output_tokens:,} out"
-    return f"{line}: {plan.calls:,} calls, {tokens}, {cost}; {plan.cached:,} answers are in the log"
+    dollars = "price not known (--price in=X,out=Y)" if cost.usd is None else f"${cost.usd:,.4f}"
+    tokens = f"{cost.input_tokens:,} tokens in and {cost.output_tokens:,} out"
+    return f"{line}: {cost.calls:,} calls, {tokens}, {dollars}; {cost.cached:,} answers are in the log"
 
 
 def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") -> None:
-    say(_summary(Counter(row["status"] for row in rows), skipped=done))
+    say(_format_summary(Counter(row["status"] for row in rows), skipped=done))
     if client is not None:
         say(format_spent(client.spent, priced=client.price is not None))
     if len(rows) < left and (client is None or client.mode == "live"):
@@ -322,14 +342,22 @@ def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") 
         say(f"{left - len(rows):,} features are left: {why}; give the command again to go on")
 
 
-def tell(
-    results: "Iterator[Result]", progress: Progress, form: Form | None, client: "LLMClient | None" = None, *, kept: str
+def print_results(
+    results: "Iterator[Result]",
+    progress: Progress,
+    form: Form | None,
+    client: "LLMClient | None" = None,
+    *,
+    kept_note: str,
 ) -> list[Row]:
-    """Print each result as it comes, and return their rows; JSON is left to the end, and None prints nothing."""
+    """Print each result as it comes, and return their rows; JSON is left to the end, and None prints nothing.
+
+    `kept_note` says, where the user stops it, what is kept.
+    """
     rows: list[Row] = []
-    with keeping(lambda: kept):
+    with interruptible(lambda: kept_note):
         for result in results:
-            rows.append(row_of(result))
+            rows.append(make_row(result))
             counts = Counter(row["status"] for row in rows)
             note = [f"{count} {status}" for status, count in counts.items()]
             if client is not None:
@@ -338,35 +366,35 @@ def tell(
             if form == "nl":
                 progress.echo(as_json(rows[-1]))
             elif form == "table":
-                progress.echo(_line(rows[-1], result.explanation.reason))
+                progress.echo(_format_line(rows[-1], result.explanation.reason))
     return rows
 
 
-def row_of(result: "Result") -> Row:
-    """A result as a row of `list`."""
-    best, made = result.score, result.explanation
-    measured = [value for value in best.baselines.values() if value is not None] if best else []
+def make_row(result: "Result") -> Row:
+    """Make the row of a result, with the keys of `list`."""
+    best, explanation = result.score, result.explanation
+    baselines = [value for value in best.baselines.values() if value is not None] if best else []
     return {
         "feature": str(result.feature),
-        "status": made.status,
-        "explanation": made.text,
-        "explainer": made.explainer,
+        "status": explanation.status,
+        "explanation": explanation.text,
+        "explainer": explanation.explainer,
         "score": best and best.value,
         "ci_low": best and best.ci_low,
         "ci_high": best and best.ci_high,
         "metric": best and best.metric,
         "scorer": best and best.scorer,
-        "baseline": max(measured, default=None),
+        "baseline": max(baselines, default=None),
         "n": best and best.n,
     }
 
 
-def _line(row: Row, reason: str | None) -> str:
-    measured = f"{display.score(row):18}  baseline {display.hundredths(row['baseline']):>5}"
-    said = row["explanation"] or reason or ""
-    return display.cut(f"{row['feature']}  {row['status']:9}  {measured}  {display.visible(said)}")
+def _format_line(row: Row, reason: str | None) -> str:
+    score = f"{display.score(row):18}  baseline {display.hundredths(row['baseline']):>5}"
+    text = row["explanation"] or reason or ""
+    return display.cut(f"{row['feature']}  {row['status']:9}  {score}  {display.visible(text)}")
 
 
-def _summary(counts: Counter[str], *, skipped: int) -> str:
+def _format_summary(counts: Counter[str], *, skipped: int) -> str:
     done = ", ".join(f"{count:,} {status}" for status, count in counts.most_common()) or "nothing to label"
     return done + (f"; {skipped:,} were done already" if skipped else "")

@@ -1,6 +1,5 @@
-"""`neuronaut llm`: the log of calls to language models, and what they used.
-
-`neuronaut reproduce`: what was asked for an explanation, rebuilt byte for byte.
+"""`neuronaut llm` lists the calls to language models and their costs; `neuronaut reproduce` rebuilds the prompts of an
+explanation byte for byte.
 """
 
 import json
@@ -51,7 +50,7 @@ def log(limit: int, status: str | None, prompt: str | None, full: bool, database
             row | {"request": json.loads(row["request"])}
             for row in store.calls.rows(limit=limit, status=status, prompt=prompt)
         ]
-    emit(rows, form, _pages if full else _table)
+    emit(rows, form, _format_calls if full else _format_table)
 
 
 @llm.command()
@@ -67,10 +66,10 @@ def stats(database: str, form: Form) -> None:
     """
     with open_store(database) as store:
         rows = store.calls.statistics()
-    emit(rows, form, _statistics)
+    emit(rows, form, _format_statistics)
 
 
-def _table(rows: list[Row]) -> str:
+def _format_table(rows: list[Row]) -> str:
     if not rows:
         return "no calls"
     return display.table(
@@ -83,36 +82,40 @@ def _table(rows: list[Row]) -> str:
             Column("status", lambda row: row["status"]),
             Column("tokens", lambda row: f"{row['input_tokens']:,}+{row['output_tokens']:,}", right=True),
             Column("s", lambda row: f"{row['seconds']:.1f}", right=True),
-            Column("cost", lambda row: _dollars(row["cost"]), right=True),
-            Column("reply", lambda row: display.visible(row["reason"] or _said(row["reply"], row["calls"]))),
+            Column("cost", lambda row: _format_dollars(row["cost"]), right=True),
+            Column("reply", lambda row: display.visible(row["reason"] or _format_text(row["reply"], row["calls"]))),
         ],
     )
 
 
-def _pages(rows: list[Row]) -> str:
+def _format_calls(rows: list[Row]) -> str:
     return "\n\n".join(
         f"call {row['id']}  {row['created']}  {row['model']} at {row['endpoint']}  {row['prompt']}  {row['status']}"
-        f"\n{_asked(row['request'])}\n=== reply ===\n{display.plain_lines(_said(row['reply'], row['calls']))}"
+        f"\n{_format_request(row['request'])}\n{_format_turn('reply', _format_text(row['reply'], row['calls']))}"
         + (f"\n({row['reason']})" if row["reason"] else "")
         for row in rows
     )
 
 
-def _asked(request: Row) -> str:
+def _format_request(request: Row) -> str:
     if "messages" not in request:
         return f"probe of {len(request['ids'])} tokens at {len(request['positions'])} positions"
     return "\n".join(
-        f"=== {m['role']} ===\n{display.plain_lines(_said(m['content'], m.get('calls', [])))}"
-        for m in request["messages"]
+        _format_turn(message["role"], _format_text(message["content"], message.get("calls", [])))
+        for message in request["messages"]
     )
 
 
-def _said(text: str, calls: list[Row]) -> str:
-    """A text and the calls of tools beside it."""
+def _format_turn(role: str, text: str) -> str:
+    return f"=== {role} ===\n{display.plain_lines(text)}"
+
+
+def _format_text(text: str, calls: list[Row]) -> str:
+    """Write a text and the calls of tools beside it."""
     return "\n".join([*([text] if text or not calls else []), *(f"{c['name']} {c['arguments']}" for c in calls)])
 
 
-def _statistics(rows: list[Row]) -> str:
+def _format_statistics(rows: list[Row]) -> str:
     if not rows:
         return "no calls"
     return display.table(
@@ -126,12 +129,12 @@ def _statistics(rows: list[Row]) -> str:
                 for name in ("calls", *STATES, "input_tokens", "output_tokens")
             ),
             Column("mean s", lambda row: f"{row['mean_seconds']:.2f}", right=True),
-            Column("cost", lambda row: _dollars(row["cost"]), right=True),
+            Column("cost", lambda row: _format_dollars(row["cost"]), right=True),
         ],
     )
 
 
-def _dollars(value: float | None) -> str:
+def _format_dollars(value: float | None) -> str:
     return display.NOTHING if value is None else f"${value:,.4f}"
 
 
@@ -166,31 +169,31 @@ def reproduce(explanation_id: int, database: str, form: Form, **load_options: An
         feature = stored.explanation.feature
         subject = stored_subject(store, feature.source.model, options)
         sources = stored_sources(store, subject, [feature], options)
-        found = make_again(
+        reproduced = make_again(
             store,
             subject,
             sources[feature.source],
             stored,
             remake_explainer(stored.explanation, store, subject, sources),
         )
-    rows: list[Row] = [
-        {"key": one.key, "prompt": one.prompt, "messages": [m.as_dict() for m in one.messages], "reply": one.reply}
-        for one in found.asked
+    rows = [
+        request._asdict() | {"messages": [message.as_dict() for message in request.messages]}
+        for request in reproduced.requests
     ]
-    emit(rows, form, _prompt_pages)
+    emit(rows, form, _format_prompts)
     say(
         f"{len(rows)} prompts, each with the hash of the one that was sent; the text is "
-        + ("the same" if found.same else f"now: {found.text}")
+        + ("the same" if reproduced.same else f"now: {reproduced.text}")
     )
 
 
-def _prompt_pages(rows: list[Row]) -> str:
+def _format_prompts(rows: list[Row]) -> str:
     return "\n\n".join(
         "\n".join(
             (
                 f"{row['prompt']} {row['key']}",
-                *(f"=== {m['role']} ===\n{display.plain_lines(m['content'])}" for m in row["messages"]),
-                f"=== reply ===\n{display.plain_lines(row['reply'])}",
+                *(_format_turn(message["role"], message["content"]) for message in row["messages"]),
+                _format_turn("reply", row["reply"]),
             )
         )
         for row in rows

@@ -1,4 +1,4 @@
-"""What `-m` and the options beside it say: a language model, its price, its budget, and the client that asks it."""
+"""Reads `-m` and the options beside it, and opens the client of the language model that they name."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -55,7 +55,7 @@ llm_options = all_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Language:
+class LLMOptions:
     """The options as they were given."""
 
     llm: str | None = None
@@ -70,7 +70,7 @@ class Language:
     embedder: str | None = None
 
     @property
-    def degrees(self) -> float | None:
+    def temperature_value(self) -> float | None:
         """The temperature; None where the model takes none."""
         if self.temperature == "none":
             return None
@@ -85,17 +85,17 @@ class Language:
         return value
 
 
-def split(options: Mapping[str, Any]) -> tuple[Language, dict[str, Any]]:
-    """The language options among some, and the others."""
-    own = {name: value for name, value in options.items() if name in Language.__slots__}
-    return Language(**own), {name: value for name, value in options.items() if name not in own}
+def split_options(options: Mapping[str, Any]) -> tuple[LLMOptions, dict[str, Any]]:
+    """Split options into those of the language model and the others."""
+    of_llm = {name: value for name, value in options.items() if name in LLMOptions.__slots__}
+    return LLMOptions(**of_llm), {name: value for name, value in options.items() if name not in of_llm}
 
 
 @contextmanager
 def open_client(
-    language: Language, store: "Store", *, budget: str | None, mode: "Mode" = "live"
+    language: LLMOptions, store: "Store", *, budget: str | None, mode: "Mode" = "live"
 ) -> "Generator[LLMClient | None]":
-    """The client, or None where no language model was named; closed afterwards."""
+    """Open the client, and close it afterwards; None where no language model was named."""
     if language.llm is None:
         yield None
         return
@@ -109,7 +109,7 @@ def open_client(
         thinking=language.thinking,
         in_flight=language.workers,
         timeout=language.timeout,
-        temperature_fixed=language.degrees is None,
+        temperature_fixed=language.temperature_value is None,
         tokenizer=language.tokenizer,
         prompt_logprobs=language.tokenizer is not None,
     )
@@ -121,19 +121,19 @@ def open_client(
         llm.close()
 
 
-def batch_api(language: Language) -> "BatchAPI":
-    """The batch API of the server that was named."""
+def batch_api(language: LLMOptions) -> "BatchAPI":
+    """Open the batch API of the server that was named."""
     from ..llm.openai.batch import BatchAPI
 
     scheme, _, name = (language.llm or "").partition(":")
     if scheme != "openai":
         raise NeuronautError(f"--batch needs a server with a batch API; wanted -m openai:NAME, not {language.llm}")
-    fixed = language.degrees is None
+    fixed = language.temperature_value is None
     return BatchAPI(name, base_url=language.base_url, thinking=language.thinking, temperature_fixed=fixed)
 
 
 def format_spent(spent: "Spent", *, priced: bool) -> str:
-    """What a run used, in words."""
+    """Write the calls, tokens and cost of a run."""
     tokens = spent.input_tokens + spent.output_tokens
     cost = f", ${spent.usd:,.4f}" if priced else ""
     cached = f", {spent.cached:,} answered from the log" if spent.cached else ""

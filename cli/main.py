@@ -46,7 +46,7 @@ VERBS: Mapping[str, str] = {
     "reproduce": "llm:reproduce",
     "db": "db:db",
 }
-"""Where each verb is defined, in the order of the help."""
+"""The module and the name of each verb, in the order of the help."""
 
 INTERRUPTED = 130
 
@@ -68,7 +68,7 @@ class Verbs(click.Group):
         return getattr(import_module(f".{module}", __package__), attribute)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and remember what was typed, so that an interrupted command can be told again."""
+        """Parse, and remember what was typed, so that an interrupted command can be repeated."""
         ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
@@ -83,29 +83,29 @@ class Verbs(click.Group):
         except (Stopped, KeyboardInterrupt) as stop:
             if ctx.meta.get(DEBUG):
                 raise
-            click.echo(_stopped(stop, ctx.meta[ARGUMENTS]), err=True)
+            click.echo(_format_stop(stop, ctx.meta[ARGUMENTS]), err=True)
             ctx.exit(INTERRUPTED)
         except UnknownNameError as error:
             raise click.UsageError(str(error)) from error
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 raise
-            raise click.ClickException(_line(error)) from error
+            raise click.ClickException(_format_error(error)) from error
 
 
-def _stopped(stop: BaseException, arguments: list[str]) -> str:
-    kept = f"{stop}; go on with" if str(stop) else "run it again with"
-    return f"\nStopped: {kept}: {shlex.join(['neuronaut', *arguments])}"
+def _format_stop(stop: BaseException, arguments: list[str]) -> str:
+    advice = f"{stop}; go on with" if str(stop) else "run it again with"
+    return f"\nStopped: {advice}: {shlex.join(['neuronaut', *arguments])}"
 
 
-def _line(error: Exception) -> str:
-    said = " ".join(str(error).split())
+def _format_error(error: Exception) -> str:
+    message = " ".join(str(error).split())
     if isinstance(error, NeuronautError):
-        return said
+        return message
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; mend that and run the command again (--debug shows where it happened)"
-    return f"{type(error).__name__}: {said or 'no message'}; this was not expected, --debug shows where it happened"
+    return f"{type(error).__name__}: {message or 'no message'}; this was not expected, --debug shows where it happened"
 
 
 @click.group("neuronaut", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -1,4 +1,4 @@
-"""From what was typed to a subject, its sources and its corpus; everything heavy that verbs need.
+"""Opens the subject, its sources and its corpus from what was typed; everything heavy that verbs need.
 
 A harvest stores where the model and its dictionaries lie, and the dtype, so that labelling finds
 them again by the feature's address alone; the options of `LoadOptions` say otherwise.
@@ -38,7 +38,7 @@ _STREAMED = 16
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a subject and its dictionary are opened, where that differs from what the store knows."""
+    """Options for opening a subject and its dictionary, where these differ from the store's."""
 
     model: str | None = None
     """Folder or repository of the model."""
@@ -57,7 +57,7 @@ def load_subject(model: str, load_options: LoadOptions, *, name: str | None = No
 
 
 def load_corpus(model: str, corpus: str | None, *, tokens: int | None, text_column: str, encoding: str) -> Corpus:
-    """The corpus that was named; of a dataset that is streamed, the beginning that the budget is drawn from."""
+    """Load the corpus that was named; of a streamed dataset, the beginning that the token budget is drawn from."""
     if corpus is None and model != "demo":
         raise NeuronautError(
             f"no corpus is named for {model}; add --corpus FILE, FOLDER, stdlib, or a Hugging Face dataset, "
@@ -70,7 +70,7 @@ def load_corpus(model: str, corpus: str | None, *, tokens: int | None, text_colu
 
 
 def sites_of(subject: Subject, text: str) -> list[str]:
-    """`mlp` is that site of every layer, `mlp.0-3` of these layers; anything else is itself."""
+    """Expand `mlp` to that site of every layer, `mlp.0-3` to these layers; anything else stands for itself."""
     if every := [site for site in subject.sites if site.startswith(f"{text}.")]:
         return every
     if match := re.fullmatch(r"([a-z_]+)\.(\d+)-(\d+)", text):
@@ -83,19 +83,19 @@ def sites_of(subject: Subject, text: str) -> list[str]:
 def open_sources(
     subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None
 ) -> list[Source]:
-    """The sources that a harvest names, each once; with a dictionary, one site or none (the declared one)."""
+    """Open the sources that a harvest names, each once; with a dictionary, one site or none (the declared one)."""
     if load_options.sae is not None:
         return [_open_named(subject, sites, load_options.sae, load_options, name=name)]
     if not sites:
         raise NeuronautError(f"no site is named; {subject.name} has {join_sites(subject.sites)}")
-    found: dict[SourceId, Source] = {}
+    sources: dict[SourceId, Source] = {}
     for text in sites:
         family, _, dictionary = text.partition("@")
         for site in sites_of(subject, family):
             subject.width(site)
             source = SourceId(subject.name, site, dictionary or None)
-            found[source] = found.get(source) or open_source(subject, source)
-    return list(found.values())
+            sources[source] = sources.get(source) or open_source(subject, source)
+    return list(sources.values())
 
 
 def _open_named(
@@ -103,16 +103,16 @@ def _open_named(
 ) -> Dictionary:
     if len(sites) > 1:
         raise NeuronautError(f"{len(sites)} sites came with --sae; wanted the one that the dictionary was trained on")
-    site, _, given = (
+    site, _, dictionary_name = (
         sites[0].partition("@") if sites else (declared_site(path, allow_pickle=load_options.allow_pickle), "", "")
     )
     if site is None:
         raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
-    source = SourceId.parse(f"{subject.name}:{site}@{name or given or _name_of(path)}")
-    return _load(subject, source, path, load_options)
+    source = SourceId.parse(f"{subject.name}:{site}@{name or dictionary_name or _name_dictionary(path)}")
+    return _load_dictionary(subject, source, path, load_options)
 
 
-def _load(subject: Subject, source: SourceId, path: str, load_options: LoadOptions) -> Dictionary:
+def _load_dictionary(subject: Subject, source: SourceId, path: str, load_options: LoadOptions) -> Dictionary:
     return load_dictionary(
         path,
         id=source,
@@ -123,20 +123,20 @@ def _load(subject: Subject, source: SourceId, path: str, load_options: LoadOptio
     )
 
 
-def _name_of(path: str) -> str:
-    """A dictionary's name from that of its folder."""
+def _name_dictionary(path: str) -> str:
+    """Name a dictionary after its folder."""
     target = Path(path).expanduser()
     target = target.parent if target.is_file() else target
     return re.sub(r"[:@\s]+", "-", (target.resolve() if target.exists() else target).name)
 
 
 def places(subject: Subject, model: str, sources: Iterable[Source], load_options: LoadOptions) -> dict[str, str]:
-    """Where the model and the dictionary lie, for the store: by model name and by source."""
-    found = {subject.name: model} | (
+    """Find where the model and the dictionary lie, for the store: paths by model name and by source."""
+    paths = {subject.name: model} | (
         {str(source.id): load_options.sae for source in sources} if load_options.sae else {}
     )
-    local = {key: Path(path).expanduser() for key, path in found.items()}
-    return {key: str(local[key].resolve()) if local[key].exists() else path for key, path in found.items()}
+    local = {key: Path(path).expanduser() for key, path in paths.items()}
+    return {key: str(local[key].resolve()) if local[key].exists() else path for key, path in paths.items()}
 
 
 # The gate
@@ -145,21 +145,21 @@ def places(subject: Subject, model: str, sources: Iterable[Source], load_options
 def pass_gate(
     subject: Subject, sources: Iterable[Source], corpus: Corpus, *, window: int, force: bool
 ) -> Iterator[str]:
-    """Try every dictionary on the corpus's vectors: a line on how well it rebuilds them, and one on what is suspect.
+    """Try every dictionary on the corpus's vectors, and yield lines on how well it rebuilds them and what is suspect.
 
     Raises NeuronautError where a dictionary does not fit, unless `force`.
     """
     for source in sources:
         if isinstance(source, Dictionary):
             tokens, site = sample(subject, corpus, window=window), source.id.site
-            vectors = {near: _vectors(subject, tokens, near) for near in (site, *_neighbours(subject, site))}
+            vectors = {near: _read_vectors(subject, tokens, near) for near in (site, *_neighbours(subject, site))}
             yield str(check(source, vectors[site], force=force))
             if warning := sweep(source, vectors).warning:
                 yield f"Warning: {warning}"
 
 
 def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_TOKENS) -> NDArray[np.int64]:
-    """Windows from the corpus's first documents, a few of each, shape (window, position)."""
+    """Take windows from the corpus's first documents, a few of each, shape (window, position)."""
     rows: list[list[int]] = []
     for _, document in corpus:
         ids = subject.encode(document.text[: 16 * window * _GATE_WINDOWS])
@@ -174,8 +174,8 @@ def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_
     return np.array(rows, np.int64)
 
 
-def _vectors(subject: Subject, tokens: NDArray[np.int64], site: str) -> Tensor:
-    """The site's vectors (row, width), BOS left out."""
+def _read_vectors(subject: Subject, tokens: NDArray[np.int64], site: str) -> Tensor:
+    """Read the site's vectors (row, width), BOS left out."""
     parts = [
         subject.read(with_bos(subject, tokens[start : start + 16]), [site])[site][:, int(subject.bos is not None) :]
         for start in range(0, len(tokens), 16)
@@ -184,25 +184,25 @@ def _vectors(subject: Subject, tokens: NDArray[np.int64], site: str) -> Tensor:
 
 
 def _neighbours(subject: Subject, site: str) -> list[str]:
-    """Sites close by whose vectors differ from the site's own: the layers beside it, and along the residual stream."""
+    """Find nearby sites whose vectors differ from the site's own: in the next layers, and along the residual stream."""
     family, _, layer = site.partition(".")
     if not layer:
         return []
     near = [f"{family}.{int(layer) + step}" for step in (-1, 1)]
     if family.startswith("resid"):
         near += [f"{kind}.{layer}" for kind in ("resid_pre", "resid_mid", "resid_post")]
-    found = [site]
+    distinct = [site]
     for other in near:
-        if other in subject.sites and not any(same_site(other, known) for known in found):
-            found.append(other)
-    return [other for other in found[1:] if subject.width(other) == subject.width(site)]
+        if other in subject.sites and not any(same_site(other, other_site) for other_site in distinct):
+            distinct.append(other)
+    return [other for other in distinct[1:] if subject.width(other) == subject.width(site)]
 
 
 # What the store knows
 
 
 def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
-    """The features that were named, each once, all of one model; an error where there are none."""
+    """Look up the features that were named, each once, all of one model; an error where there are none."""
     features = list(dict.fromkeys(feature for text in texts for feature in store.features(text)))
     if not features:
         raise NeuronautError(
@@ -214,24 +214,24 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
 
 
 def one_feature(store: Store, text: str) -> Feature:
-    """The one feature that was named."""
+    """Look up the one feature that was named."""
     feature = Feature.parse(text)
     store.resolve(Selection(feature.source, "indices", (feature.index,), negative=feature.negative))
     return feature
 
 
 def stored_subject(store: Store, model: str, load_options: LoadOptions) -> Subject:
-    """The subject that a model's features were harvested on."""
-    known = _provenance(store, model)
-    path = load_options.model or known.get("paths", {}).get(model, model)
+    """Open the subject that a model's features were harvested on."""
+    provenance = _latest_provenance(store, model)
+    path = load_options.model or provenance.get("paths", {}).get(model, model)
     if load_options.model is None and Path(path).is_absolute() and not Path(path).exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
-    dtype = load_options.dtype or known.get("dtype")
+    dtype = load_options.dtype or provenance.get("dtype")
     return load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=model)
 
 
-def _provenance(store: Store, model: str) -> Mapping[str, Any]:
-    """Of the model's latest harvest."""
+def _latest_provenance(store: Store, model: str) -> Mapping[str, Any]:
+    """The provenance of the model's latest harvest; empty without any."""
     rows = [row for row in store.sources() if row["model"] == model and row["harvested"]]
     return max(rows, key=lambda row: row["harvested"])["provenance"] if rows else {}
 
@@ -239,25 +239,25 @@ def _provenance(store: Store, model: str) -> Mapping[str, Any]:
 def stored_sources(
     store: Store, subject: Subject, features: Iterable[Feature], load_options: LoadOptions
 ) -> dict[SourceId, Source]:
-    """The sources of some features, opened where they were harvested from, or as `opening` says.
+    """Open the sources of some features where they were harvested from, or as `load_options` say.
 
     Raises NeuronautError where the weights of the model or of a dictionary are not those of the harvest.
     """
     rows = {row["source"]: row for row in store.sources()}
-    return {id: _stored_source(rows[str(id)], subject, id, load_options) for id in {f.source for f in features}}
+    return {id: _open_stored(rows[str(id)], subject, id, load_options) for id in {f.source for f in features}}
 
 
-def _stored_source(row: Mapping[str, Any], subject: Subject, id: SourceId, load_options: LoadOptions) -> Source:
+def _open_stored(row: Mapping[str, Any], subject: Subject, id: SourceId, load_options: LoadOptions) -> Source:
     if row["model_revision"] != subject.revision:
         raise NeuronautError(
             f"{id} was harvested on weights of revision {row['model_revision']}, but {id.model} here has "
             f"{subject.revision}; name the right model and dtype with --model and --dtype, or harvest again"
         )
-    known = row["provenance"].get("paths", {}).get(str(id))
-    path = load_options.sae or known or BUILT_IN.get((id.model, id.site, id.dictionary or ""))
+    harvested_from = row["provenance"].get("paths", {}).get(str(id))
+    path = load_options.sae or harvested_from or BUILT_IN.get((id.model, id.site, id.dictionary or ""))
     if id.dictionary is None or path is None:
         return open_source(subject, id)
-    source = _load(subject, id, str(path), load_options)
+    source = _load_dictionary(subject, id, str(path), load_options)
     if source.revision != row["revision"]:
         raise NeuronautError(
             f"{id} was harvested with a dictionary of revision {row['revision']}, but {path} has {source.revision}; "

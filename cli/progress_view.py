@@ -1,4 +1,4 @@
-"""What an investigation is doing, on stderr: a few lines that are drawn anew on a terminal, else one line an event.
+"""Shows on stderr what an investigation is doing: a few lines drawn anew on a terminal, else one line an event.
 
 Text of models and of the corpus is spelled out where it does not print, so that it cannot steer the terminal.
 """
@@ -21,15 +21,17 @@ _UP = "\x1b[{}A\x1b[J"
 
 
 class Watch:
-    """Hears the events of investigations, and shows them; a context, within which the terminal is its own."""
+    """Shows the events of investigations; a context, within which nothing else should print to stderr."""
 
     def __init__(self, texts: Callable[[str], Mapping[str, str]], *, live: bool | None = None) -> None:
-        """`texts` gives the words of an investigation's hypotheses, by name. `live` says whether lines are drawn anew,
-        by default where stderr is a terminal."""
+        """`texts` gives the words of an investigation's hypotheses, by name.
+
+        `live` says whether lines are drawn anew, by default where stderr is a terminal.
+        """
         self._texts = texts
         self._live = sys.stderr.isatty() if live is None else live
         self._drawn = 0
-        self._forget("")
+        self._reset("")
 
     def __enter__(self) -> Self:
         return self
@@ -39,10 +41,10 @@ class Watch:
             self.clear()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show an event as it is written down."""
+        """Show an event."""
         if event["investigation"] != self._id:
-            self._forget(event["investigation"])
-        self._note(event)
+            self._reset(event["investigation"])
+        self._update(event)
         if not self._live:
             if line := format_event(event):
                 say(f"{event['investigation']}  {line}")
@@ -58,12 +60,12 @@ class Watch:
             click.echo(_UP.format(self._drawn), err=True, nl=False, color=True)
             self._drawn = 0
 
-    def _forget(self, id: str) -> None:
+    def _reset(self, id: str) -> None:
         self._id, self._target, self._phase, self._spent = id, "", "", ""
         self._rivals: list[Row] = []
         self._trials: list[str] = []
 
-    def _note(self, event: Mapping[str, Any]) -> None:
+    def _update(self, event: Mapping[str, Any]) -> None:
         kind = event["kind"]
         if kind == "begun":
             self._target = event["target"]
@@ -80,25 +82,25 @@ class Watch:
 
     def _lines(self) -> list[str]:
         texts = self._texts(self._id)
-        said = [f"{self._target or self._id}  {self._phase}"]
+        lines = [f"{self._target or self._id}  {self._phase}"]
         for rival in self._rivals[:_RIVALS]:
             words = display.visible(texts.get(rival["name"], ""))
-            said.append(f"  {rival['name']:4} {_bar(rival['share'])} {rival['share']:4.0%}  {words}")
-        said += [f"  {line}" for line in self._trials]
-        return [*said, f"  {self._spent}"] if self._spent else said
+            lines.append(f"  {rival['name']:4} {_bar(rival['share'])} {rival['share']:4.0%}  {words}")
+        lines += [f"  {line}" for line in self._trials]
+        return [*lines, f"  {self._spent}"] if self._spent else lines
 
 
 def format_event(event: Mapping[str, Any]) -> str:
-    """An event on one line; "" for those that say nothing by themselves."""
-    return display.visible(_TOLD[event["kind"]](event)) if event["kind"] in _TOLD else ""
+    """Write an event on one line; "" for those that say nothing by themselves."""
+    return display.visible(_FORMATS[event["kind"]](event)) if event["kind"] in _FORMATS else ""
 
 
-def _baseline(event: Mapping[str, Any]) -> str:
+def _format_baseline(event: Mapping[str, Any]) -> str:
     value = next((s["value"] for s in event.get("scores") or () if s["value"] is not None), None)
     return f"to beat: {event.get('text') or event.get('reason')}" + ("" if value is None else f" ({value:.2f})")
 
 
-def _decided(event: Mapping[str, Any]) -> str:
+def _format_decision(event: Mapping[str, Any]) -> str:
     action = event.get("action")
     if not isinstance(action, Mapping):
         return f"step {event['step']}, {event['role']}: no decision: {event.get('none', '')}"
@@ -106,56 +108,56 @@ def _decided(event: Mapping[str, Any]) -> str:
     return f"step {event['step']}, {event['role']}: {action['action']} {calls}".rstrip()
 
 
-def _observed(event: Mapping[str, Any]) -> str:
+def _format_observation(event: Mapping[str, Any]) -> str:
     name = f"{event['experiment']} {event['tool']}"
     if event["status"] != "ok":
         return f"{name}: no result: {event['reason']}"
     if event["effect"] is None:
         return f"{name}: done"
-    spread = "" if event["low"] is None or event["high"] is None else f" ({event['low']:.2f} to {event['high']:.2f})"
-    return f"{name}: {event['effect']:.3g}{spread} {event['units']}"
+    interval = "" if event["low"] is None or event["high"] is None else f" ({event['low']:.2f} to {event['high']:.2f})"
+    return f"{name}: {event['effect']:.3g}{interval} {event['units']}"
 
 
-def _judged(event: Mapping[str, Any]) -> str:
+def _format_odds(event: Mapping[str, Any]) -> str:
     live = [f"{r['name']} {r['share']:.0%}" for r in event["rivals"] if r["status"] == "live"][:_RIVALS]
     return f"round {event['round']}: {', '.join(live)}"
 
 
-def _frozen(event: Mapping[str, Any]) -> str:
+def _format_frozen(event: Mapping[str, Any]) -> str:
     return f"frozen: {event['hypothesis'] or 'nothing'}, {event['verdict']}"
 
 
-def _holdout(event: Mapping[str, Any]) -> str:
+def _format_holdout(event: Mapping[str, Any]) -> str:
     values = [f"{s['examples']} {s['metric']} {s['value']:.2f}" for s in event["scores"] if s["value"] is not None]
     return f"holdout: {', '.join(values) or 'no score'}"
 
 
-def _control(event: Mapping[str, Any]) -> str:
+def _format_control(event: Mapping[str, Any]) -> str:
     return f"control {event['name']}: {'passed' if event['passed'] else 'NOT passed'}"
 
 
-def _spent(event: Mapping[str, Any]) -> str:
-    said = [f"{event['experiments']:,} experiments", f"{event['forwards']:,} forwards", f"{event['minutes']:.1f} min"]
+def _format_spent(event: Mapping[str, Any]) -> str:
+    parts = [f"{event['experiments']:,} experiments", f"{event['forwards']:,} forwards", f"{event['minutes']:.1f} min"]
     if event["calls"]:
-        said += [f"{event['calls']:,} calls", f"{event['tokens']:,} tokens", f"${event['usd']:,.4f}"]
-    return ", ".join(said)
+        parts += [f"{event['calls']:,} calls", f"{event['tokens']:,} tokens", f"${event['usd']:,.4f}"]
+    return ", ".join(parts)
 
 
-_TOLD: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+_FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "begun": lambda event: f"{event['target']}, policy {event['policy']}",
     "phase": lambda event: event["phase"],
-    "baseline": _baseline,
+    "baseline": _format_baseline,
     "proposed": lambda event: f"{event['origin']} puts up {', '.join(event['names'])}",
-    "decided": _decided,
+    "decided": _format_decision,
     "rejected": lambda event: f"step {event['step']} is not carried out: {event['reason']}",
     "planned": lambda event: f"round {event['round']}, {event['role']}: {', '.join(event['experiments'])}",
-    "observed": _observed,
-    "judged": _judged,
+    "observed": _format_observation,
+    "judged": _format_odds,
     "challenged": lambda event: f"challenged: {event['verdict']}",
-    "frozen": _frozen,
-    "holdout": _holdout,
-    "control": _control,
-    "spent": _spent,
+    "frozen": _format_frozen,
+    "holdout": _format_holdout,
+    "control": _format_control,
+    "spent": _format_spent,
     "ended": lambda event: f"{event['status']}: {event['reason']}",
 }
 

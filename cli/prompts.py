@@ -1,4 +1,4 @@
-"""`neuronaut prompts`: what language models are asked, and how to ask in one's own words."""
+"""`neuronaut prompts`: lists, prints and replaces the prompts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,14 +42,14 @@ def list_(database: str, form: Form) -> None:
     from ..labelling.factory import shipped_prompts
     from ..llm.prompt import Prompt
 
-    chosen: dict[str, str] = {}
+    own_texts: dict[str, str] = {}
     if Path(database).exists():
         with open_store(database) as store:
-            chosen = dict(store.chosen_prompts())
+            own_texts = dict(store.chosen_prompts())
     rows: list[Row] = []
     for name, prompt in shipped_prompts().items():
-        used = Prompt(name, chosen[name]) if name in chosen else prompt
-        rows.append({"name": name, "hash": used.hash, "own": name in chosen, "places": sorted(used.places)})
+        used = Prompt(name, own_texts[name]) if name in own_texts else prompt
+        rows.append({"name": name, "hash": used.hash, "own": name in own_texts, "places": sorted(used.places)})
     emit(
         rows,
         form,
@@ -78,12 +78,12 @@ def show(name: str, ours: bool, database: str, form: Form) -> None:
     Examples:
       neuronaut prompts show detection
     """
-    found = None
+    own_text = None
     if not ours and Path(database).exists():
         with open_store(database) as store:
-            kept = store.kept_prompt(name)
-            found = kept[1] if kept else store.chosen_prompts().get(name)
-    text = found if found is not None else _shipped(name).text
+            stored = store.kept_prompt(name)
+            own_text = stored[1] if stored else store.chosen_prompts().get(name)
+    text = own_text if own_text is not None else _shipped(name).text
     emit([{"name": name, "text": text}], form, lambda _: text.rstrip("\n"))
 
 
@@ -125,7 +125,7 @@ def use(name: str, file: str | None, ours: bool, database: str, form: Form) -> N
 def _shipped(name: str) -> "Prompt":
     from ..labelling.factory import shipped_prompts
 
-    known = shipped_prompts()
-    if name not in known:
-        raise NeuronautError(f"there is no prompt {name!r}; there are {', '.join(known)}")
-    return known[name]
+    shipped = shipped_prompts()
+    if name not in shipped:
+        raise NeuronautError(f"there is no prompt {name!r}; there are {', '.join(shipped)}")
+    return shipped[name]

@@ -48,8 +48,8 @@ def list_(
     with open_store(database) as store:
         rows = store.list_rows(source, min_score=min_score, max_score=max_score, status=status, limit=limit, sort=sort)
     columns = [display.key("feature"), display.key("status"), display.SCORE, display.BASELINE, display.EXPLANATION]
-    emit(rows, form, lambda found: display.table(found, columns))
-    _tell_nothing(rows)
+    emit(rows, form, lambda rows: display.table(rows, columns))
+    _say_if_empty(rows)
 
 
 @click.command()
@@ -83,19 +83,21 @@ def search(
     text = " ".join(query)
     with open_store(database) as store:
         if semantic or embedder:
-            rows = _by_meaning(store, text=text, embedder=embedder, min_score=min_score, source=source, limit=limit)
+            rows = _search_by_meaning(
+                store, text=text, embedder=embedder, min_score=min_score, source=source, limit=limit
+            )
         else:
             # What the markers are is seen only on a terminal, so a program never meets them.
             markers = _MARKERS if form == "table" and display.in_colour() else None
             rows = store.search_rows(text, min_score=min_score, source=source, limit=limit, markers=markers)
-    emit(rows, form, lambda found: display.table(found, _ranked(found)))
-    _tell_nothing(rows)
+    emit(rows, form, lambda rows: display.table(rows, _rank_columns(rows)))
+    _say_if_empty(rows)
 
 
 _MARKERS = ("\ue000", "\ue001")
 
 
-def _by_meaning(
+def _search_by_meaning(
     store: "Store", text: str, embedder: str | None, min_score: float | None, source: str | None, limit: int
 ) -> list[Row]:
     from ..data.store.search import DEFAULT_MODEL, Embedder, semantic_search
@@ -104,19 +106,19 @@ def _by_meaning(
     return [*semantic_search(store, text, embedder=with_model, min_score=min_score, source=source, limit=limit)]
 
 
-def _ranked(rows: Sequence[Row]) -> list[display.Column]:
+def _rank_columns(rows: Sequence[Row]) -> list[display.Column]:
     similarity = display.Column("similarity", lambda row: f"{row['similarity']:.2f}", right=True)
     by_meaning = bool(rows) and rows[0]["similarity"] is not None
-    explanation = display.Column("explanation", lambda row: _marked(row["explanation"]))
+    explanation = display.Column("explanation", lambda row: _highlight_matches(row["explanation"]))
     middle = [similarity] if by_meaning else []
     return [display.key("rank", right=True), display.key("feature"), *middle, display.SCORE, explanation]
 
 
-def _marked(text: str | None) -> str:
-    shown = display.EXPLANATION.cell({"explanation": text})
+def _highlight_matches(text: str | None) -> str:
+    cell = display.EXPLANATION.cell({"explanation": text})
     for marker, style in zip(_MARKERS, ("\x1b[1;33m", "\x1b[0m"), strict=True):
-        shown = shown.replace(marker.encode("unicode_escape").decode(), style)
-    return shown
+        cell = cell.replace(marker.encode("unicode_escape").decode(), style)
+    return cell
 
 
 @click.command()
@@ -143,11 +145,11 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
     chosen = Feature.parse(feature)
     with open_store(database) as store:
         store.resolve(Selection(chosen.source, "indices", (chosen.index,), negative=chosen.negative))
-        found = find_similar(store, chosen, embedder=Embedder(embedder) if embedder else None, limit=limit)
-    rows = [row | {"by": "activation"} for row in found.by_activation]
-    rows += [row | {"by": "explanation"} for row in found.by_explanation]
-    emit(rows, form, lambda shown: display.table(shown, [display.key("by"), *_ranked(shown)]))
-    _tell_nothing(rows)
+        neighbours = find_similar(store, chosen, embedder=Embedder(embedder) if embedder else None, limit=limit)
+    rows = [row | {"by": "activation"} for row in neighbours.by_activation]
+    rows += [row | {"by": "explanation"} for row in neighbours.by_explanation]
+    emit(rows, form, lambda rows: display.table(rows, [display.key("by"), *_rank_columns(rows)]))
+    _say_if_empty(rows)
 
 
 @click.command()
@@ -161,18 +163,18 @@ def models(database: str, form: Form) -> None:
       neuronaut models --json -d gpt2.db
     """
     with open_store(database) as store:
-        found = store.sources()
+        stored = store.sources()
     rows = [
         {"model": name, "sources": len(own), **{k: sum(row[k] for row in own) for k in ("width", "alive", "explained")}}
-        for name in dict.fromkeys(row["model"] for row in found)
-        for own in [[row for row in found if row["model"] == name]]
+        for name in dict.fromkeys(row["model"] for row in stored)
+        for own in [[row for row in stored if row["model"] == name]]
     ]
     columns = [
         display.key("model"),
-        *_counted(sources="sources", width="features", alive="alive", explained="explained"),
+        *_count_columns(sources="sources", width="features", alive="alive", explained="explained"),
     ]
-    emit(rows, form, lambda shown: display.table(shown, columns))
-    _tell_nothing(rows)
+    emit(rows, form, lambda rows: display.table(rows, columns))
+    _say_if_empty(rows)
 
 
 @click.command()
@@ -191,17 +193,17 @@ def sources(database: str, form: Form) -> None:
         rows = store.sources()
     columns = [
         display.key("source"),
-        *_counted(width="features", alive="alive", explained="explained", tokens="tokens"),
+        *_count_columns(width="features", alive="alive", explained="explained", tokens="tokens"),
         display.key("corpus"),
     ]
-    emit(rows, form, lambda shown: display.table(shown, columns))
-    _tell_nothing(rows)
+    emit(rows, form, lambda rows: display.table(rows, columns))
+    _say_if_empty(rows)
 
 
-def _counted(**headers: str) -> list[display.Column]:
+def _count_columns(**headers: str) -> list[display.Column]:
     return [display.key(name, header, right=True) for name, header in headers.items()]
 
 
-def _tell_nothing(rows: Sequence[Row]) -> None:
+def _say_if_empty(rows: Sequence[Row]) -> None:
     if not rows:
         say("nothing was found")

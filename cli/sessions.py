@@ -1,4 +1,4 @@
-"""`neuronaut sessions`: investigations that were made, shown, judged again, forked and exported."""
+"""`neuronaut sessions`: lists investigations, shows them, judges them again, forks and exports them."""
 
 import json
 from collections.abc import Iterator
@@ -30,8 +30,8 @@ class Listing(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `list` before options that are not the group's own."""
-        asked = set(args) & set(self.get_help_option_names(ctx))
-        if not asked and (not args or args[0].startswith("-")):
+        wants_help = set(args) & set(self.get_help_option_names(ctx))
+        if not wants_help and (not args or args[0].startswith("-")):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
@@ -70,7 +70,7 @@ def list_(limit: int, database: str, form: Form) -> None:
         for row in rows:
             if row["status"] == "running" and not is_running(store.path, row["id"]):
                 row |= {"status": "interrupted", "reason": f"go on with: neuronaut investigate --resume {row['id']}"}
-    emit(rows, form, _table)
+    emit(rows, form, _format_table)
 
 
 @sessions.command()
@@ -112,9 +112,9 @@ def replay(ctx: click.Context, id: str, database: str, form: Form) -> None:
     from ..agent.replay import replay as judge_again
 
     with open_store(database) as store:
-        found = judge_again(store.journal, id)
-    emit([{**found._asdict(), "same": found.same}], form, _replayed)
-    ctx.exit(0 if found.same else 1)
+        replayed = judge_again(store.journal, id)
+    emit([{**replayed._asdict(), "same": replayed.same}], form, _format_replay)
+    ctx.exit(0 if replayed.same else 1)
 
 
 @sessions.command()
@@ -160,14 +160,14 @@ def export(id: str, kind: str, output: str | None, database: str) -> None:
       neuronaut sessions export 3fa92b --format inspect --output log.json
     """
     with open_store(database) as store:
-        lines = [as_json(row) for row in _lines(store, id)] if kind == "jsonl" else [_log(store, id)]
+        lines = [as_json(row) for row in _export_lines(store, id)] if kind == "jsonl" else [_export_log(store, id)]
     if output is None:
         click.echo("\n".join(lines))
     else:
         write(output, "\n".join(lines))
 
 
-def _lines(store: "Store", id: str) -> Iterator[Row]:
+def _export_lines(store: "Store", id: str) -> Iterator[Row]:
     from ..agent.report.export import to_lines
     from ..subject.address import Feature
 
@@ -175,17 +175,17 @@ def _lines(store: "Store", id: str) -> Iterator[Row]:
     splits = None
     if row["kind"] == "feature" and any(s["source"] == row["target"].rpartition(":")[0] for s in store.sources()):
         evidence = store.evidence(Feature.parse(row["target"]))
-        splits = {name: len(getattr(evidence, name)) for name in ("train", "select", "holdout")}
+        splits = {"train": len(evidence.train), "select": len(evidence.select), "holdout": len(evidence.holdout)}
     return to_lines(store.journal, row["id"], splits=splits)
 
 
-def _log(store: "Store", id: str) -> str:
+def _export_log(store: "Store", id: str) -> str:
     from ..agent.report.export import to_inspect
 
     return json.dumps(to_inspect(store.journal, id), ensure_ascii=False, allow_nan=False)
 
 
-def _table(rows: list[Row]) -> str:
+def _format_table(rows: list[Row]) -> str:
     if not rows:
         return "no investigations"
     return display.table(
@@ -201,7 +201,7 @@ def _table(rows: list[Row]) -> str:
     )
 
 
-def _replayed(rows: list[Row]) -> str:
+def _format_replay(rows: list[Row]) -> str:
     from ..agent.loop.judging import FORMULA
 
     row: dict[str, Any] = rows[0]

@@ -1,4 +1,4 @@
-"""`neuronaut show`: everything that is known of one feature."""
+"""`neuronaut show`: prints everything that is known of one feature."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -43,13 +43,13 @@ def show(feature: str, count: int, provenance: bool, database: str, form: Form) 
 
 
 def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
-    """The row of `show`, with the `count` strongest examples."""
+    """Make the row of `show`, with the `count` strongest examples."""
     from ..data.store.rows import ROW_KEYS
 
     evidence, best = store.evidence(feature), store.best(feature)
-    found = [row for row in store.list_rows(feature.source) if row["feature"] == str(feature)]
+    rows = [row for row in store.list_rows(feature.source) if row["feature"] == str(feature)]
     # A negative tail has a row only once it has been explained.
-    row = found[0] if found else dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
+    row = rows[0] if rows else dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
     examples = [e for e in (*evidence.train, *evidence.select, *evidence.holdout) if e.kind == "top"]
     examples.sort(key=lambda example: (-example.peak, example.window))
     source = next(row for row in store.sources() if row["source"] == str(feature.source))
@@ -82,18 +82,18 @@ def _example(example: "Example") -> dict[str, Any]:
 
 
 def page(row: Row, *, provenance: bool) -> str:
-    """The row of `show` as text."""
-    parts = [_head(row), _statistics(row["stats"])]
+    """Format the row of `show` as text."""
+    parts = [_format_head(row), _format_statistics(row["stats"])]
     if row["scores"]:
-        parts.append(_scores(row["scores"]))
+        parts.append(_format_scores(row["scores"]))
     if row["examples"]:
-        parts.append(_examples(row["examples"], peak=row["stats"]["peak"]))
+        parts.append(_format_examples(row["examples"], peak=row["stats"]["peak"]))
     if provenance:
         parts.append(json.dumps(row["provenance"], indent=2, ensure_ascii=False))
     return "\n\n".join(parts)
 
 
-def _head(row: Row) -> str:
+def _format_head(row: Row) -> str:
     explained = row["provenance"]["explanation"]
     lines = [f"{_bold(row['feature'])}  {row['status']}" + (f" by {row['explainer']}" if row["explainer"] else "")]
     if row["score"] is not None:
@@ -107,17 +107,17 @@ def _head(row: Row) -> str:
     return "\n".join(lines)
 
 
-def _statistics(stats: Mapping[str, Any]) -> str:
-    named = {"peak": stats["peak"], "trough": stats["trough"], "mean": stats["mean"]}
-    told = "  ".join(f"{name} {display.number(value)}" for name, value in named.items())
-    lines = [f"active on {stats['density']:.3%} of {stats['tokens']:,} tokens  {told}"]
+def _format_statistics(stats: Mapping[str, Any]) -> str:
+    values = {"peak": stats["peak"], "trough": stats["trough"], "mean": stats["mean"]}
+    numbers = "  ".join(f"{name} {display.number(value)}" for name, value in values.items())
+    lines = [f"active on {stats['density']:.3%} of {stats['tokens']:,} tokens  {numbers}"]
     if any(stats["histogram"]):
-        lines.append(_histogram(stats["histogram"]))
+        lines.append(_format_histogram(stats["histogram"]))
     return "\n".join(lines)
 
 
-def _histogram(counts: Sequence[int]) -> str:
-    """The bins in use as a sparkline between their ends."""
+def _format_histogram(counts: Sequence[int]) -> str:
+    """Draw the bins in use as a sparkline between their ends."""
     from ..data.harvest.histogram import edges
 
     used = [number for number, count in enumerate(counts) if count]
@@ -126,7 +126,7 @@ def _histogram(counts: Sequence[int]) -> str:
     return f"activations {display.number(low)} {display.sparkline(counts[first:last])} {display.number(high)}"
 
 
-def _scores(scores: Sequence[Row]) -> str:
+def _format_scores(scores: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for score in scores for name in score["baselines"]))
     rows = [{**score, "score": score["value"]} for score in scores]
     columns = [
@@ -136,12 +136,12 @@ def _scores(scores: Sequence[Row]) -> str:
         display.SCORE,
         display.key("n", right=True),
         *map(_baseline, names),
-        display.Column("", _doubt),
+        display.Column("", _format_doubt),
     ]
     return display.table(rows, columns)
 
 
-def _doubt(score: Mapping[str, Any]) -> str:
+def _format_doubt(score: Mapping[str, Any]) -> str:
     """Why there is no value, or why it is not to be trusted."""
     return score["reason"] or (f"only {score['coverage']:.0%} was answered" if score["flagged"] else "")
 
@@ -150,7 +150,7 @@ def _baseline(name: str) -> display.Column:
     return display.Column(name, lambda row: display.hundredths(row["baselines"].get(name)), right=True)
 
 
-def _examples(examples: Sequence[Row], *, peak: float) -> str:
+def _format_examples(examples: Sequence[Row], *, peak: float) -> str:
     room = display.width() - 18 if display.on_terminal() else None
     lines = [
         f"{display.number(e['peak']):>7}  {e['split']:7}  "

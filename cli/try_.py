@@ -1,4 +1,4 @@
-"""`neuronaut try`: a feature's real activation on the user's own text, beside what its explanation predicts."""
+"""`neuronaut try`: prints a feature's real activations on the user's own text, beside those that its rule predicts."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,11 +44,11 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
         source = stored_sources(store, subject, [chosen], options)[chosen.source]
     explanation = best.explanation if best else None
     rows = [run(plain(text), chosen, subject, source, explanation) for text in texts]
-    emit(rows, form, lambda found: "\n\n".join(map(_table, found)))
+    emit(rows, form, lambda rows: "\n\n".join(map(_table, rows)))
 
 
 def run(text: str, feature: "Feature", subject: "Subject", source: "Source", explanation: "Explanation | None") -> Row:
-    """One object of `try`; `predicted` is null where there is no rule to predict with."""
+    """Run one text and make its row; `predicted` is null where there is no rule to predict with."""
     import numpy as np
 
     from ..data.harvest.activations import read_columns

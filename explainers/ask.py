@@ -36,7 +36,7 @@ _SAMPLE_RULE = (
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much a prompt shows of a feature; an explainer uses what its prompt has room for."""
+    """The numbers of windows and tokens that a prompt shows; an explainer uses those that its prompt has room for."""
 
     top: int = 8
     """Windows with the highest peaks."""
@@ -68,7 +68,7 @@ class PromptExplainer(ABC):
     name: ClassVar[str]
     """The explainer's name after `-e`, and the prompt file's name."""
     extent: ClassVar[Extent]
-    """How much is shown unless the constructor is given another extent."""
+    """The extent unless the constructor is given another."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class PromptExplainer(ABC):
 
     @property
     def settings(self) -> dict[str, object]:
-        """What, beside the evidence and the language model, determines an explanation."""
+        """All that, beside the evidence and the language model, determines an explanation."""
         return {
             "prompt": self._hashes(),
             "temperature": self._temperature,

@@ -95,7 +95,7 @@ class Explainer(Protocol):
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What, beside the evidence and the language model, determines an explanation; hashes of prompts included."""
+        """All that, beside evidence and language model, determines an explanation, hashes of prompts included."""
         ...
 
     @property

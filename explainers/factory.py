@@ -22,7 +22,7 @@ class ExplainerOptions:
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Text of the user's own prompts, by name; the package's are used for the rest."""
     temperature: float | None = 0.0
-    """None for models that take none."""
+    """The temperature of replies; None for models that take none."""
     draw: int = 0
     """Another number is another sample of the same question."""
 

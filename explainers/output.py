@@ -45,9 +45,9 @@ class OutputEffect(NamedTuple):
 
     promoted: Promoted
     plain: Continuations
-    """Of each beginning, without the feature."""
+    """The continuation of each beginning without the feature."""
     steered: Continuations
-    """Of each beginning, with the feature held."""
+    """The continuation of each beginning with the feature held."""
 
 
 class Beginnings(NamedTuple):
@@ -55,7 +55,7 @@ class Beginnings(NamedTuple):
 
     ids: list[list[int]]
     digests: list[str]
-    """Of the windows."""
+    """Digests of the windows."""
 
     @classmethod
     def of(cls, background: Background) -> "Beginnings":

@@ -81,7 +81,7 @@ class RuleExplainer:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What, beside the evidence, determines an explanation."""
+        """All that, beside the evidence, determines an explanation."""
         return {
             "interventions": self._interventions,
             "seed": self._seed,

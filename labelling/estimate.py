@@ -1,7 +1,7 @@
-"""What a run would cost: it is rehearsed on a few parts, with sample replies, and the rest is taken to be alike.
+"""Estimates the cost of a run: it is rehearsed on a few parts, with sample replies, and the rest is taken to be alike.
 
 Prompts are rendered exactly, so their tokens are counted on real text; replies have the length of the samples that
-come with each question. What the log answers costs nothing, as in the run itself.
+come with each question. Requests that the log answers cost nothing, as in the run itself.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..scorers.scorer import Scorer
 from ..subject.address import Feature, SourceId
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .label import PART, Job, answered, parts
+from .label import PART, LabelJob, label_tasks, run_tasks
 from .selection import SelectingExplainer
 
 REHEARSED = 3
@@ -24,7 +24,7 @@ REHEARSED = 3
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What labelling would take."""
+    """The cost of labelling some features."""
 
     features: int
     done: int
@@ -49,25 +49,10 @@ def estimate(
     redo: bool = False,
 ) -> Estimate:
     """Rehearse labelling; `client` is in the mode "rehearsal". Nothing is stored and nobody is asked."""
-    job = Job(store, explainer, scorers, client, redo)
+    job = LabelJob(store, subject, scorers, client, sources or {}, explainer=explainer, redo=redo)
     done = set() if redo else store.labelled(features, job.key)
     left = [feature for feature in dict.fromkeys(features) if feature not in done]
-    used = _Used()
-    if client is not None and left:
-        starts = range(0, len(left), PART)
-        chosen = sorted({starts[i * (len(starts) - 1) // max(REHEARSED - 1, 1)] for i in range(REHEARSED)})
-        tried, last, share = 0, _Used(), 1
-        for start in chosen:
-            part = left[start : start + PART]
-            before = _Used.of(client.spent)
-            for _ in answered(
-                parts(job, features=part, done=set(), subject=subject, sources=sources, until=None), client
-            ):
-                pass
-            tried, last, share = tried + len(part), _Used.of(client.spent).less(before), len(part)
-        # Features share requests (a window without an explanation is judged once), the earlier ones pay for them:
-        # what the last part adds is what every further one adds.
-        used = _Used.of(client.spent).plus(last, times=(len(left) - tried) / share)
+    used = _rehearse(job, left, client) if client is not None and left else _Usage()
     usd = used.usd if client is not None and client.price is not None else None
     return Estimate(
         features=len(dict.fromkeys(features)),
@@ -81,8 +66,24 @@ def estimate(
     )
 
 
-class _Used(NamedTuple):
-    """What was used, so that it can be added up."""
+def _rehearse(job: LabelJob, features: Sequence[Feature], client: LLMClient) -> "_Usage":
+    """Rehearse labelling on a few parts of the features, and extrapolate to all."""
+    starts = range(0, len(features), PART)
+    rehearsed_starts = sorted({starts[i * (len(starts) - 1) // max(REHEARSED - 1, 1)] for i in range(REHEARSED)})
+    rehearsed, last, size = 0, _Usage(), 1
+    for start in rehearsed_starts:
+        part = features[start : start + PART]
+        before = _Usage.of(client.spent)
+        for _ in run_tasks(label_tasks(job, part, done=set(), until=None), client):
+            pass
+        rehearsed, last, size = rehearsed + len(part), _Usage.of(client.spent).less(before), len(part)
+    # Features share requests (a window without an explanation is judged once), the earlier ones pay for them:
+    # every further part adds as much as the last one.
+    return _Usage.of(client.spent).plus(last, times=(len(features) - rehearsed) / size)
+
+
+class _Usage(NamedTuple):
+    """Calls, tokens and dollars, which can be added up."""
 
     calls: float = 0
     cached: float = 0
@@ -92,10 +93,10 @@ class _Used(NamedTuple):
 
     @classmethod
     def of(cls, spent: Spent) -> Self:
-        return cls(*(getattr(spent, name) for name in cls._fields))
+        return cls(spent.calls, spent.cached, spent.input_tokens, spent.output_tokens, spent.usd)
 
-    def less(self, other: "_Used") -> "_Used":
+    def less(self, other: "_Usage") -> "_Usage":
         return self.plus(other, times=-1)
 
-    def plus(self, other: "_Used", *, times: float) -> "_Used":
-        return _Used(*(a + times * b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: "_Usage", *, times: float) -> "_Usage":
+        return _Usage(*(a + times * b for a, b in zip(self, other, strict=True)))

@@ -1,7 +1,7 @@
-"""Explainers by name, those that are made of others included: `best-of-5:highlight`, `refine:contrastive`.
+"""Makes explainers by name, those that are made of others included: `best-of-5:highlight`, `refine:contrastive`.
 
-An explainer made of others chooses between explanations on `select`, by a scorer. What an explanation was made with is
-stored as the explainer's settings; `remake_explainer` reads them and makes the same explainer again.
+An explainer made of others chooses between explanations on `select`, by a scorer. Every explanation is stored with its
+explainer's settings; `remake_explainer` reads them and makes the same explainer again.
 """
 
 import re
@@ -22,11 +22,11 @@ from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
 from .refine import Refine
-from .reproduce import Absent
+from .reproduce import AbsentLLM
 from .selection import BestOf, SelectingExplainer
 
 DEFAULT_INNER = "highlight"
-"""What best-of-N and refine are made of where nothing is named."""
+"""The explainer inside best-of-N and refine where none is named."""
 _BEST_OF = re.compile(r"best-of-(\d+)(?::(.+))?")
 _REFINE = re.compile(r"refine(?::(.+))?")
 _PROMPT_FOLDERS = ("explainers", "scorers", "labelling")
@@ -42,7 +42,7 @@ def make_explainer(
     """
     chooser = chooser or make_scorer("simulation:rule")
     if best := _BEST_OF.fullmatch(name):
-        return _best_of(int(best[1]), best[2] or DEFAULT_INNER, subject, options, chooser)
+        return _make_best_of(int(best[1]), best[2] or DEFAULT_INNER, subject, options, chooser)
     if refined := _REFINE.fullmatch(name):
         inner = make_explainer(refined[1] or DEFAULT_INNER, subject, options, chooser=chooser)
         shipped = shipped_prompts()
@@ -51,7 +51,7 @@ def make_explainer(
     return make_base_explainer(name, subject, options)
 
 
-def _best_of(count: int, inner: str, subject: Subject, options: ExplainerOptions, chooser: Scorer) -> BestOf:
+def _make_best_of(count: int, inner: str, subject: Subject, options: ExplainerOptions, chooser: Scorer) -> BestOf:
     if not 2 <= count <= 100 or inner not in EXPLAINERS or inner == "rule":
         raise NeuronautError(
             f"-e best-of-{count}:{inner} is not known; wanted 2 to 100 samples of one of "
@@ -71,17 +71,17 @@ def shipped_prompts() -> dict[str, Prompt]:
 
 
 class _StoredSettings(NamedTuple):
-    """An explainer's settings, read back."""
+    """The settings of an explainer, read back."""
 
     hashes: frozenset[str]
-    """Of all prompts."""
+    """The hashes of all prompts."""
     temperature: float | None
     chooser: str
     """Name of the scorer that chose."""
 
 
 def _read_settings(settings: Mapping[str, Any]) -> _StoredSettings:
-    """Read what `settings` of a base explainer, of `BestOf` or of `Refine` wrote."""
+    """Read the settings that a base explainer, `BestOf` or `Refine` wrote."""
     match settings:
         case {"draws": [first, *_], "chosen_by": [scorer, by]}:
             inner = _read_settings(first)
@@ -99,14 +99,14 @@ def _hashes(settings: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _scorer_name(scorer: str, settings: Mapping[str, Any]) -> str:
-    way = settings.get("by") if scorer == "simulation" else "logprobs" if settings.get("logprobs") else None
-    return f"{scorer}:{way}" if way else scorer
+    variant = settings.get("by") if scorer == "simulation" else "logprobs" if settings.get("logprobs") else None
+    return f"{scorer}:{variant}" if variant else scorer
 
 
 def remake_explainer(
     explanation: Explanation, store: Store, subject: Subject, sources: Mapping[SourceId, Source]
 ) -> Explainer | SelectingExplainer:
-    """Make the explainer that made an explanation, with the prompts and settings of then."""
+    """Make the explainer of a stored explanation again, with the prompts and settings of then."""
     settings = explanation.provenance.get("settings")
     if not isinstance(settings, dict):
         raise NeuronautError(
@@ -114,7 +114,7 @@ def remake_explainer(
         )
     stored = _read_settings(settings)
     prompts = dict(prompt for hash in stored.hashes if (prompt := store.kept_prompt(hash)) is not None)
-    llm = Absent(str(explanation.provenance["llm"]), str(explanation.provenance["endpoint"]))
+    llm = AbsentLLM(str(explanation.provenance["llm"]), str(explanation.provenance["endpoint"]))
     chooser = make_scorer(stored.chooser, ScorerOptions(llm, subject, sources, prompts).for_choosing())
     options = ExplainerOptions(prompts, stored.temperature)
     return make_explainer(explanation.explainer, subject, options, chooser=chooser)

@@ -1,12 +1,13 @@
-"""Label a batch of features: explain on the training side, score on the holdout, store each result at once.
+"""Labels features, that is, explains them on the training side and scores the explanations on the holdout.
 
 Features of one source are taken in chunks, so that their forwards are shared. Where a language model is asked, a
-chunk is cut into parts, and several parts are open at a time. What a part comes to is stored in one
+chunk is cut into parts, and several parts are open at a time. The results of a part are stored in one
 transaction, since its features are each other's controls: whatever stops the process, the same call goes on
-with what is left, calls that were answered are read from the log, and the database ends as if nothing had
-happened. Two processes may label into one database; a feature that both took is stored once.
+with the features that are left, calls that were answered are read from the log, and the database ends as if nothing
+had happened. Two processes may label into one database; a feature that both took is stored once.
 
-Score what is explained already: ask scorers anew, or compute the metrics again from stored judgements.
+Features that are explained already can be scored again: scorers judge anew (`score`), or the metrics are computed
+again from stored judgements (`score_from_stored`).
 """
 
 import hashlib
@@ -16,13 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..data.records import Evidence, Explanation, Judgements, Score
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer, TrainBatch
 from ..llm.client import LLMClient
+from ..llm.prompt import Prompt
 from ..llm.tasks import LLMTask, gather, run_task
 from ..scorers.scorer import Case, Scorer, measure
 from ..subject.address import Feature, SourceId
@@ -31,7 +33,7 @@ from ..subject.model import Subject
 from ..subject.opening import open_source
 from ..subject.sources import Source
 from .inputs import EvidenceLoader
-from .selection import SelectingExplainer
+from .selection import SelectingExplainer, bind
 
 T = TypeVar("T")
 
@@ -59,20 +61,57 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is done to every feature."""
+    """The work on all features of one call: where they are stored, who scores them, and what is open already."""
 
     store: Store
-    explainer: Explainer | SelectingExplainer
+    subject: Subject
     scorers: Sequence[Scorer]
-    client: LLMClient | None = None
+    client: LLMClient | None
+    sources: Mapping[SourceId, Source]
+    """Sources that are open; others are opened as the store knows them."""
+
+    @property
+    def part_size(self) -> int:
+        """Features that are stored together."""
+        return CHUNK if self.client is None else PART
+
+    @property
+    def llm(self) -> dict[str, object]:
+        """The language model, for provenance; empty where none is asked."""
+        return {} if self.client is None else {"llm": self.client.llm.model, "endpoint": self.client.llm.endpoint}
+
+    def open_loader(self, source_id: SourceId) -> EvidenceLoader:
+        """Open the loader of a source's evidence."""
+        return EvidenceLoader(
+            self.store, self.subject, open_harvested(self.store, self.subject, source_id, self.sources)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelJob(Job):
+    """A job that explains features before it scores them."""
+
+    explainer: Explainer | SelectingExplainer
     redo: bool = False
 
     @property
     def key(self) -> str:
-        """What its explanations are known by: explainer, language model, and all settings that change what is said."""
-        llm = {} if self.client is None else {"llm": self.client.llm.model, "endpoint": self.client.llm.endpoint}
-        settings = json.dumps({"explainer": self.explainer.name, **llm, **self.explainer.settings}, sort_keys=True)
+        """The hash by which its explanations are known: of the explainer, the language model and all settings."""
+        settings = json.dumps({"explainer": self.explainer.name, **self.llm, **self.explainer.settings}, sort_keys=True)
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+class Part(NamedTuple):
+    """Features that are labelled together and stored in one transaction."""
+
+    loader: EvidenceLoader
+    evidence: Sequence[Evidence]
+    batch: TrainBatch
+    """The training side of the same features."""
+
+
+PartResults = list[tuple[Result, list[Judgements]]]
+"""Results with the judgements that are worth storing."""
 
 
 def label(
@@ -90,30 +129,26 @@ def label(
 ) -> Iterator[Result]:
     """Explain and score features, store every result, and yield it.
 
-    `client` answers what explainers and scorers ask of a language model. Features that this explainer labelled before
-    are skipped (`on_skip` hears how many) unless `redo`, which adds a further explanation. `sources` are
+    `client` answers the requests of explainers and scorers. Features that this explainer labelled before
+    are skipped (`on_skip` is called with their number) unless `redo`, which adds a further explanation. `sources` are
     dictionaries that are open already; others are opened as the store knows them. After `minutes` no further
     chunk is begun.
     """
-    job = Job(store, explainer, scorers, client, redo)
-    _keep_prompts(job)
+    job = LabelJob(store, subject, scorers, client, sources or {}, explainer=explainer, redo=redo)
+    _store_prompts(store, (*explainer.prompts, *(prompt for scorer in scorers for prompt in scorer.prompts)))
     done = set() if redo else store.labelled(features, job.key)
     if on_skip is not None:
         on_skip(len(done))
     until = None if minutes is None else time.monotonic() + 60 * minutes
-    for results in answered(
-        parts(job, features=features, done=done, subject=subject, sources=sources, until=until), client
-    ):
-        _store(job, results)
+    for results in run_tasks(label_tasks(job, features, done=done, until=until), client):
+        with store.transaction():
+            for result, judgements in results:
+                store.add_result(result.explanation, result.scores, judgements=judgements, redo=redo)
         yield from (result for result, _ in results)
 
 
-Kept = list[tuple[Result, list[Judgements]]]
-"""Results with the judgements that are worth storing."""
-
-
-def answered(tasks: Iterable[LLMTask[T]], client: LLMClient | None) -> Iterator[T]:
-    """What the tasks come to; without a client, tasks that ask are an error."""
+def run_tasks(tasks: Iterable[LLMTask[T]], client: LLMClient | None) -> Iterator[T]:
+    """Run tasks and yield their results; without a client, tasks that ask are an error."""
     if client is not None:
         yield from client.run(tasks)
         return
@@ -128,21 +163,19 @@ def answered(tasks: Iterable[LLMTask[T]], client: LLMClient | None) -> Iterator[
             )
 
 
-def parts(
-    job: Job,
-    features: Sequence[Feature],
-    done: set[Feature],
-    subject: Subject,
-    sources: Mapping[SourceId, Source] | None,
-    until: float | None,
-) -> Iterator[LLMTask[Kept]]:
-    """The work on features that are not done, part by part; evidence is read when a chunk is begun."""
+def label_tasks(
+    job: LabelJob, features: Sequence[Feature], *, done: set[Feature], until: float | None
+) -> Iterator[LLMTask[PartResults]]:
+    """Yield the work on features that are not done, part by part; evidence is read when a chunk is begun.
+
+    No chunk is begun after `until`, in seconds of the monotonic clock.
+    """
     wanted = sorted(dict.fromkeys(features), key=lambda f: str(f.source))
     for source_id, group in groupby(wanted, key=lambda f: f.source):
         members = list(group)
         if done.issuperset(members):
             continue
-        loader = EvidenceLoader(job.store, subject, open_harvested(job.store, subject, source_id, sources))
+        loader = job.open_loader(source_id)
         # Chunks and parts are cut from all features, done or not, so that a call that goes on cuts the same ones.
         for start in range(0, len(members), CHUNK):
             if until is not None and time.monotonic() > until:
@@ -153,85 +186,86 @@ def parts(
                 continue
             evidence = {feature: job.store.evidence(feature) for feature in left}
             batch = loader.train(list(evidence.values()))
-            size = CHUNK if job.client is None else PART
-            for first in range(0, len(chunk), size):
-                if part := [evidence[feature] for feature in chunk[first : first + size] if feature in evidence]:
-                    yield labelling(job, loader, part, _share(batch, part))
+            for first in range(0, len(chunk), job.part_size):
+                cut = chunk[first : first + job.part_size]
+                if members_left := [evidence[feature] for feature in cut if feature in evidence]:
+                    yield label_part(job, Part(loader, members_left, _restrict(batch, members_left)))
 
 
-def _share(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
-    """The part of a batch that is about some of its features."""
+def _restrict(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
+    """Restrict a batch to some of its features."""
     wanted = {part.feature for part in evidence}
     return replace(batch, features=[part for part in batch.features if part.feature in wanted])
 
 
-def labelling(job: Job, loader: EvidenceLoader, evidence: Sequence[Evidence], batch: TrainBatch) -> LLMTask[Kept]:
+def label_part(job: LabelJob, part: Part) -> LLMTask[PartResults]:
     """Explain features and score the explanations; nothing is stored."""
-    explainer = job.explainer.bind(loader) if isinstance(job.explainer, SelectingExplainer) else job.explainer
-    explanations = yield from run_task(explainer.explain(batch))
-    finished = {made.feature: _signed(made, job, loader) for made in explanations}
-    explained = [part for part in evidence if finished[part.feature].text is not None]
-    cases = loader.cases(batch, finished, loader.holdouts(explained)) if explained else []
-    judged = yield from scoring(job.scorers, cases, job.client)
+    loader = part.loader
+    drafts = yield from run_task(bind(job.explainer, loader).explain(part.batch))
+    explanations = {draft.feature: _add_provenance(draft, job, loader) for draft in drafts}
+    explained = [e for e in part.evidence if explanations[e.feature].text is not None]
+    cases = loader.cases(part.batch, explanations, loader.holdouts(explained)) if explained else []
+    scored = yield from score_cases(job.scorers, cases, job.client)
+    nothing = Scored([], [])
     return [
-        (Result(feature, explanation, scores), kept)
-        for feature, explanation in finished.items()
-        for scores, kept in [judged.get(feature, ([], []))]
+        (Result(feature, explanation, scored.get(feature, nothing).scores), scored.get(feature, nothing).judgements)
+        for feature, explanation in explanations.items()
     ]
 
 
-Judged = dict[Feature, tuple[list[Score], list[Judgements]]]
+class Scored(NamedTuple):
+    """The scores of one explanation, and the judgements behind them that are worth storing."""
+
+    scores: list[Score]
+    judgements: list[Judgements]
 
 
-def scoring(scorers: Sequence[Scorer], cases: Sequence[Case], client: LLMClient | None) -> LLMTask[Judged]:
-    """Every scorer on every case, all of them side by side."""
-    asked = [(case.explanation.feature, scorer, case) for case in cases for scorer in scorers]
-    judged = yield from gather([run_task(scorer.judge(case)) for _, scorer, case in asked])
-    found: Judged = {case.explanation.feature: ([], []) for case in cases}
-    for (feature, scorer, _), judgements in zip(asked, judged, strict=True):
-        scores, kept = found[feature]
-        signed = [_by_llm(part, client) for part in judgements] if scorer.stored else list(judgements)
-        scores += measure(signed)
-        kept += signed if scorer.stored else []
-    return found
+def score_cases(
+    scorers: Sequence[Scorer], cases: Sequence[Case], client: LLMClient | None
+) -> LLMTask[dict[Feature, Scored]]:
+    """Run every scorer on every case, all of them side by side."""
+    pairs = [(scorer, case) for case in cases for scorer in scorers]
+    judgements_of_pairs = yield from gather([run_task(scorer.judge(case)) for scorer, case in pairs])
+    scored = {case.explanation.feature: Scored([], []) for case in cases}
+    for (scorer, case), judgements in zip(pairs, judgements_of_pairs, strict=True):
+        scores, stored = scored[case.explanation.feature]
+        if scorer.stored:
+            judgements = [_add_llm(part, client) for part in judgements]
+            stored += judgements
+        scores += measure(judgements)
+    return scored
 
 
-def _by_llm(judgements: Judgements, client: LLMClient | None) -> Judgements:
+def _add_llm(judgements: Judgements, client: LLMClient | None) -> Judgements:
+    """Add the language model to the provenance of judgements that came from calls."""
     if client is None or "calls" not in judgements.provenance:
         return judgements
     llm = {"llm": client.llm.model, "endpoint": client.llm.endpoint}
     return replace(judgements, provenance={**judgements.provenance, **llm})
 
 
-def _signed(made: Explanation, job: Job, loader: EvidenceLoader) -> Explanation:
-    """The explanation with where it comes from."""
-    llm = {} if job.client is None else {"llm": job.client.llm.model, "endpoint": job.client.llm.endpoint}
-    again = {"attempt": len(loader.store.explanations(made.feature)) + 1} if job.redo else {}
+def _add_provenance(explanation: Explanation, job: LabelJob, loader: EvidenceLoader) -> Explanation:
+    """Add to an explanation where it comes from."""
+    again = {"attempt": len(job.store.explanations(explanation.feature)) + 1} if job.redo else {}
     provenance = {
         "key": job.key,
         "settings": dict(job.explainer.settings),
-        "model": loader.subject.revision,
+        "model": job.subject.revision,
         "background": len(loader.background.ids),
         "libraries": {name: version(name) for name in ("neuronaut", "torch", "transformers", "numpy")},
     }
-    return replace(made, provenance={**made.provenance, **provenance, **llm, **again})
+    return replace(explanation, provenance={**explanation.provenance, **provenance, **job.llm, **again})
 
 
-def _store(job: Job, results: Kept) -> None:
-    with job.store.transaction():
-        for result, judgements in results:
-            job.store.add_result(result.explanation, result.scores, judgements=judgements, redo=job.redo)
-
-
-def _keep_prompts(job: Job) -> None:
-    for prompt in (*job.explainer.prompts, *(prompt for scorer in job.scorers for prompt in scorer.prompts)):
-        job.store.keep_prompt(prompt.hash, prompt.name, prompt.text)
+def _store_prompts(store: Store, prompts: Iterable[Prompt]) -> None:
+    for prompt in prompts:
+        store.keep_prompt(prompt.hash, prompt.name, prompt.text)
 
 
 def open_harvested(
     store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None
 ) -> Source:
-    """The source, open already or opened as the store knows it; an error if it is not the one that was harvested."""
+    """Open a source as the store knows it, unless `sources` has it; an error if another one was harvested."""
     source = (sources or {}).get(source_id) or open_stored(store, subject, source_id)
     store.check_source(source_id, revision=source.revision, model_revision=subject.revision, width=source.width)
     return source
@@ -252,9 +286,9 @@ def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:
     return open_source(subject, source_id, path=row["provenance"].get("paths", {}).get(str(source_id)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Scored:
+class _Rescored(NamedTuple):
     id: int
+    """Id of the explanation in the store."""
     result: Result
     judgements: list[Judgements]
 
@@ -269,49 +303,35 @@ def score(
     sources: Mapping[SourceId, Source] | None = None,
 ) -> Iterator[Result]:
     """Score the best explanation of each feature again and add the scores; features without one are passed over."""
-    for scorer in scorers:
-        for prompt in scorer.prompts:
-            store.keep_prompt(prompt.hash, prompt.name, prompt.text)
-    for group in answered(
-        _parts(features, store=store, subject=subject, scorers=scorers, client=client, sources=sources), client
-    ):
+    _store_prompts(store, (prompt for scorer in scorers for prompt in scorer.prompts))
+    job = Job(store, subject, scorers, client, sources or {})
+    for group in run_tasks(_score_tasks(job, features), client):
         with store.transaction():
-            for scored in group:
-                store.add_scores(scored.id, scored.result.scores)
-                store.add_judgements(scored.id, scored.judgements)
-        yield from (scored.result for scored in group)
+            for rescored in group:
+                store.add_scores(rescored.id, rescored.result.scores)
+                store.add_judgements(rescored.id, rescored.judgements)
+        yield from (rescored.result for rescored in group)
 
 
-def _parts(
-    features: Sequence[Feature],
-    store: Store,
-    subject: Subject,
-    scorers: Sequence[Scorer],
-    client: LLMClient | None,
-    sources: Mapping[SourceId, Source] | None,
-) -> Iterator[LLMTask[list[_Scored]]]:
+def _score_tasks(job: Job, features: Sequence[Feature]) -> Iterator[LLMTask[list[_Rescored]]]:
     for source_id, group in groupby(sorted(features, key=lambda f: str(f.source)), key=lambda f: f.source):
-        loader = EvidenceLoader(store, subject, open_harvested(store, subject, source_id, sources))
-        members = [(f, best) for f in group if (best := store.best(f)) is not None and best.explanation.text]
-        size = CHUNK if client is None else PART
-        for start in range(0, len(members), size):
-            yield _scored(loader, dict(members[start : start + size]), scorers, client)
+        loader = job.open_loader(source_id)
+        members = [(f, best) for f in group if (best := job.store.best(f)) is not None and best.explanation.text]
+        for start in range(0, len(members), job.part_size):
+            yield _score_part(job, loader, dict(members[start : start + job.part_size]))
 
 
-def _scored(
-    loader: EvidenceLoader,
-    best: Mapping[Feature, StoredExplanation],
-    scorers: Sequence[Scorer],
-    client: LLMClient | None,
-) -> LLMTask[list[_Scored]]:
-    evidence = [loader.store.evidence(feature) for feature in best]
+def _score_part(
+    job: Job, loader: EvidenceLoader, best: Mapping[Feature, StoredExplanation]
+) -> LLMTask[list[_Rescored]]:
+    evidence = [job.store.evidence(feature) for feature in best]
     explanations = {feature: stored.explanation for feature, stored in best.items()}
     cases = loader.cases(loader.train(evidence), explanations, loader.holdouts(evidence), elsewhere=True)
-    judged = yield from scoring(scorers, cases, client)
+    scored = yield from score_cases(job.scorers, cases, job.client)
     return [
-        _Scored(stored.id, Result(feature, stored.explanation, judged[feature][0]), judged[feature][1])
+        _Rescored(stored.id, Result(feature, stored.explanation, scored[feature].scores), scored[feature].judgements)
         for feature, stored in best.items()
-        if judged[feature][0]
+        if scored[feature].scores
     ]
 
 
@@ -322,8 +342,7 @@ def score_from_stored(features: Sequence[Feature], store: Store) -> Iterator[Res
     """
     for feature in features:
         for stored in store.explanations(feature):
-            rounds = store.judgements(stored.id)
-            scores = [score for judgements in rounds for score in measure(judgements)]
+            scores = [score for judgements in store.judgements(stored.id) for score in measure(judgements)]
             if scores:
                 store.add_scores(stored.id, scores)
                 yield Result(feature, stored.explanation, scores)

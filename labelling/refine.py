@@ -1,7 +1,7 @@
-"""Refine: an explanation is tested on sentences that the model makes up, and revised where they speak against it.
+"""Refines an explanation: it is tested on sentences that the model makes up, and revised.
 
 Each round (1) asks for texts on which the explanation says that the feature fires, and for near ones on which
-it does not; (2) runs them through the subject; (3) shows what really happened and asks for a better
+it does not; (2) runs them through the subject; (3) shows the real activations and asks for a better
 explanation; (4) keeps that one only if it predicts `select` better by more than the paired 95% interval.
 """
 
@@ -25,7 +25,7 @@ from ..llm.types import Chat, Reply, Sampling
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature
 from .inputs import EvidenceLoader
-from .selection import BoundExplainer, Chooser, SelectingExplainer, better
+from .selection import BoundExplainer, Chooser, Comparison, SelectingExplainer, bind, compare
 
 SENTENCES = 10
 """Trial sentences in a round."""
@@ -36,7 +36,7 @@ _LINE = re.compile(r"^\s*([+-])\s+(\S.*?)\s*$", re.MULTILINE)
 
 
 class Trial(NamedTuple):
-    """A made-up text and what the feature did on it."""
+    """A made-up text with the feature's activations on it."""
 
     expected: bool
     """Whether the explanation says that the feature fires."""
@@ -63,7 +63,7 @@ class Refine:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What, beside the evidence and the language model, determines an explanation."""
+        """All that, beside the evidence and the language model, determines an explanation."""
         return {
             "inner": self._inner.settings,
             "rounds": self._rounds,
@@ -73,86 +73,78 @@ class Refine:
         }
 
     def bind(self, loader: EvidenceLoader) -> Explainer:
-        """The explainer, bound to the evidence it chooses on."""
+        """Bind the explainer to the evidence that it chooses on."""
         return BoundExplainer(self, lambda batch: self._explain(loader, batch))
 
     def _explain(self, loader: EvidenceLoader, batch: TrainBatch) -> LLMTask[list[Explanation]]:
-        inner = self._inner.bind(loader) if isinstance(self._inner, SelectingExplainer) else self._inner
-        made = yield from run_task(inner.explain(batch))
-        current = {e.feature: replace(e, explainer=self.name) for e in made}
+        explanations = yield from run_task(bind(self._inner, loader).explain(batch))
+        current = {e.feature: replace(e, explainer=self.name) for e in explanations}
         chooser = Chooser(self._scorer, loader, batch)
-        judged = yield from chooser.judge(current)
+        scores = yield from chooser.judge(current)
         for _ in range(self._rounds):
-            revised = yield from self._round(current, loader, batch)
-            again = yield from chooser.judge(revised)
-            for feature, revision in revised.items():
-                difference, low, keep = (
-                    better(judged[feature], again[feature]) if feature in again else (None, None, False)
-                )
-                told = {
-                    "text": revision.text,
-                    "reason": revision.reason,
-                    "difference": difference,
-                    "ci_low": low,
-                    "kept": keep,
-                    "tests": revision.provenance["tests"],
-                }
-                base = revision if keep else current[feature]
-                rounds = [*_rounds(current[feature]), told]
-                current[feature] = replace(base, provenance={**base.provenance, "rounds": rounds})
-                judged[feature] = again[feature] if keep else judged[feature]
+            revisions = yield from self._revise_all(current, loader, batch)
+            new_scores = yield from chooser.judge(revisions)
+            for feature, revision in revisions.items():
+                comparison = Comparison(None, None, better=False)
+                if feature in new_scores:
+                    comparison = compare(scores[feature], new_scores[feature])
+                if comparison.better:
+                    scores[feature] = new_scores[feature]
+                current[feature] = _add_round(current[feature], revision, comparison)
         return list(current.values())
 
-    def _round(
+    def _revise_all(
         self, current: Mapping[Feature, Explanation], loader: EvidenceLoader, batch: TrainBatch
     ) -> LLMTask[dict[Feature, Explanation]]:
-        """A revision of every explanation that has a text and could be tested."""
-        parts = {part.feature: part for part in batch.features}
-        texts = [feature for feature, explanation in current.items() if explanation.text is not None]
-        asked = yield [self._sentences(current[feature], parts[feature]) for feature in texts]
-        tests = tested({f: _sentences(reply) for f, reply in zip(texts, asked, strict=True)}, loader)
-        texts = [feature for feature in texts if tests[feature]]
-        replies = yield [self._revision(current[feature], parts[feature], tests[feature]) for feature in texts]
+        """Revise every explanation that has a text and could be tested."""
+        evidence = {part.feature: part for part in batch.features}
+        features = [feature for feature, explanation in current.items() if explanation.text is not None]
+        replies = yield [self._ask_sentences(current[feature], evidence[feature]) for feature in features]
+        sentences = {f: _read_sentences(reply) for f, reply in zip(features, replies, strict=True)}
+        tests = run_trials(sentences, loader)
+        features = [feature for feature in features if tests[feature]]
+        replies = yield [self._ask_revision(current[f], evidence[f], tests[f]) for f in features]
         return {
-            feature: _revised(current[feature], tests[feature], reply, parts[feature])
-            for feature, reply in zip(texts, replies, strict=True)
+            feature: _read_revision(current[feature], tests[feature], reply, evidence[feature])
+            for feature, reply in zip(features, replies, strict=True)
         }
 
-    def _sentences(self, explanation: Explanation, evidence: TrainEvidence) -> Chat:
-        places = {"explanation": explanation.text or "", "count": str(SENTENCES), "examples": _shown(evidence)}
-        half = "\n".join([*["+ " + "word " * 10] * (SENTENCES // 2), *["- " + "word " * 10] * (SENTENCES // 2)])
+    def _ask_sentences(self, explanation: Explanation, evidence: TrainEvidence) -> Chat:
+        examples = _format_examples(evidence)
+        places = {"explanation": explanation.text or "", "count": str(SENTENCES), "examples": examples}
+        sample = "\n".join([*["+ " + "word " * 10] * (SENTENCES // 2), *["- " + "word " * 10] * (SENTENCES // 2)])
         # Texts to test with should differ from round to round, so they are drawn, not the likeliest.
-        sampling = Sampling(None if self._temperature is None else 1.0, 600, seed=len(_rounds(explanation)))
-        return Chat(self._ask.render(places), sampling, sample=half, prompt=self._ask.name)
+        sampling = Sampling(None if self._temperature is None else 1.0, 600, seed=len(_earlier_rounds(explanation)))
+        return Chat(self._ask.render(places), sampling, sample=sample, prompt=self._ask.name)
 
-    def _revision(self, explanation: Explanation, evidence: TrainEvidence, tests: Sequence[Trial]) -> Chat:
+    def _ask_revision(self, explanation: Explanation, evidence: TrainEvidence, tests: Sequence[Trial]) -> Chat:
         peak = evidence.statistics.peak
         lines = [
             f"expected {'active' if test.expected else 'silent'}, was {'active' if fired(test, peak) else 'silent'}: "
             + marked(part := excerpt(test.example, before=64, after=64), list(active(part.activations, peak)))
             for test in tests
         ]
-        places = {"explanation": explanation.text or "", "examples": _shown(evidence), "tests": fenced(lines)}
-        sample = f"[EXPLANATION]: {explanation.feature} {len(_rounds(explanation))} " + "word " * 30
+        places = {"explanation": explanation.text or "", "examples": _format_examples(evidence), "tests": fenced(lines)}
+        sample = f"[EXPLANATION]: {explanation.feature} {len(_earlier_rounds(explanation))} " + "word " * 30
         return Chat(
             self._revise.render(places), Sampling(self._temperature, 300), sample=sample, prompt=self._revise.name
         )
 
 
 def default_prompt(name: str) -> Prompt:
-    """The package's own prompt of this name."""
+    """Load the package's own prompt of this name."""
     return Prompt.load(Path(__file__).with_name(f"{name}.md"))
 
 
-def tested(
+def run_trials(
     sentences: Mapping[Feature, Sequence[tuple[bool, str]]], loader: EvidenceLoader
 ) -> dict[Feature, list[Trial]]:
-    """Run texts through the subject, all of them together: what each feature did on its own ones."""
+    """Run texts through the subject, all of them together; returns each feature's activations on its own ones."""
     subject, width = loader.subject, loader.background.ids.shape[1]
     rows = [
         (feature, expected, ids)
-        for feature, found in sentences.items()
-        for expected, text in found
+        for feature, texts in sentences.items()
+        for expected, text in texts
         if (ids := subject.encode(text)[:width])
     ]
     tests: dict[Feature, list[Trial]] = {feature: [] for feature in sentences}
@@ -160,8 +152,8 @@ def tested(
         return tests
     # Padding stands after the text, where a causal model cannot see it from within.
     tokens = np.array([ids + [ids[0]] * (width - len(ids)) for _, _, ids in rows], np.int64)
-    found = read_own(subject, loader.source, tokens, np.array([feature.index for feature, _, _ in rows]))
-    for (feature, expected, ids), row in zip(rows, found, strict=True):
+    activations = read_own(subject, loader.source, tokens, np.array([feature.index for feature, _, _ in rows]))
+    for (feature, expected, ids), row in zip(rows, activations, strict=True):
         values = (-1.0 if feature.negative else 1.0) * row[: len(ids)]
         example = Example(
             tokens=subject.decode_tokens(ids),
@@ -177,47 +169,64 @@ def tested(
 
 
 def fired(test: Trial, peak: float) -> bool:
-    """Whether the feature was clearly active somewhere."""
+    """Whether the feature was clearly active at any token."""
     return bool(active(test.example.activations, peak).any())
 
 
-def _sentences(reply: Reply) -> list[tuple[bool, str]]:
-    """The texts of a reply, and whether the feature should fire on each; line breaks and tabs as they were shown."""
+def _read_sentences(reply: Reply) -> list[tuple[bool, str]]:
+    """Read the texts of a reply, with whether the feature should fire on each; `↵` and `⇥` are spelled back."""
     lines = _LINE.findall(reply.text) if reply.status == "ok" else []
     return [(sign == "+", text.replace("↵", "\n").replace("⇥", "\t")) for sign, text in lines]
 
 
-def _shown(evidence: TrainEvidence) -> str:
+def _format_examples(evidence: TrainEvidence) -> str:
     peak = evidence.statistics.peak
-    parts = [excerpt(example, before=24, after=8) for example in _examples(evidence)]
+    excerpts = [excerpt(example, before=24, after=8) for example in _choose_examples(evidence)]
     return fenced(
-        [f"{marked(part, list(active(part.activations, peak)))}   [{strongest(part, peak, count=3)}]" for part in parts]
+        [
+            f"{marked(window, list(active(window.activations, peak)))}   [{strongest(window, peak, count=3)}]"
+            for window in excerpts
+        ]
     )
 
 
-def _examples(evidence: TrainEvidence) -> list[Example]:
-    """The training windows that are shown."""
-    shown = active_windows(evidence, top=SHOWN // 2, quantile=SHOWN - SHOWN // 2)
-    return [example for example in shown if active(example.activations, evidence.statistics.peak).any()]
+def _choose_examples(evidence: TrainEvidence) -> list[Example]:
+    """Choose the training windows that are shown."""
+    windows = active_windows(evidence, top=SHOWN // 2, quantile=SHOWN - SHOWN // 2)
+    return [example for example in windows if active(example.activations, evidence.statistics.peak).any()]
 
 
-def _revised(old: Explanation, tests: Sequence[Trial], reply: Reply, evidence: TrainEvidence) -> Explanation:
+def _read_revision(old: Explanation, tests: Sequence[Trial], reply: Reply, evidence: TrainEvidence) -> Explanation:
     peak = evidence.statistics.peak
     right = sum(test.expected == fired(test, peak) for test in tests)
-    calls = [*_list(old.provenance.get("calls")), reply.key]
+    calls = [*_as_list(old.provenance.get("calls")), reply.key]
     provenance = {**old.provenance, "calls": calls, "tests": f"{right} of {len(tests)} as expected"}
-    seen = tuple(sorted({*old.seen, *(example.window for example in _examples(evidence))}))
+    digests = tuple(sorted({*old.seen, *(example.window for example in _choose_examples(evidence))}))
     # Its rule, if any, is that of the words that are revised.
-    made = replace(old, seen=seen, provenance=provenance, rule=None)
+    revision = replace(old, seen=digests, provenance=provenance, rule=None)
     if reply.status != "ok":
-        return replace(made, text=None, reason=f"{reply.status}: {reply.reason}", status="failed")
+        return replace(revision, text=None, reason=f"{reply.status}: {reply.reason}", status="failed")
     answer = read_answer(reply.text)
-    return replace(made, text=answer.text, reason=answer.reason, status=answer.status)
+    return replace(revision, text=answer.text, reason=answer.reason, status=answer.status)
 
 
-def _rounds(explanation: Explanation) -> list[object]:
-    return _list(explanation.provenance.get("rounds"))
+def _add_round(old: Explanation, revision: Explanation, comparison: Comparison) -> Explanation:
+    """The better of two explanations, with a record of the round in its provenance."""
+    record = {
+        "text": revision.text,
+        "reason": revision.reason,
+        "difference": comparison.difference,
+        "ci_low": comparison.ci_low,
+        "kept": comparison.better,
+        "tests": revision.provenance["tests"],
+    }
+    base = revision if comparison.better else old
+    return replace(base, provenance={**base.provenance, "rounds": [*_earlier_rounds(old), record]})
 
 
-def _list(value: object) -> list[object]:
+def _earlier_rounds(explanation: Explanation) -> list[object]:
+    return _as_list(explanation.provenance.get("rounds"))
+
+
+def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else []

@@ -1,7 +1,7 @@
-"""Reproduce: make an explanation again from what the store keeps, and show what was asked, byte for byte.
+"""Makes an explanation again from the store alone, and shows the requests that led to it, byte for byte.
 
-The explainer runs as it did, but every reply comes from the log. A request is found there only by the hash of all that
-it says, so a request that is found is the one that was sent.
+The explainer runs as it did, but every reply comes from the log. A request is found there only by the hash of its whole
+content, so a request that is found is the one that was sent.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
 from .inputs import EvidenceLoader
-from .selection import SelectingExplainer
+from .selection import SelectingExplainer, bind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
-class Absent:
-    """A language model that is only known by name: whatever is not in the log stays unanswered."""
+class AbsentLLM:
+    """A language model of which only the name is known: a request that is not in the log is an error."""
 
     model: str
     endpoint: str
@@ -40,22 +40,22 @@ class Absent:
         raise NeuronautError(f"{self.model} is only known by name here, and has no tokenizer")
 
     def submit(self, request: Request) -> Future[Reply]:
-        """An error: nobody is asked."""
+        """Raise NeuronautError, since nobody is asked."""
         raise NeuronautError(
             f"a request of the prompt {request.prompt} is not in the log of this database; the evidence, a prompt or "
             "the code has changed since"
         )
 
     def count(self, request: Request) -> int:
-        """Nothing is counted, since nothing is sent."""
+        """Count nothing, since nothing is sent."""
         del request
         return 0
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing, since nothing is open."""
 
 
-class Asked(NamedTuple):
+class SentRequest(NamedTuple):
     """A request that led to an explanation, and its reply."""
 
     key: str
@@ -67,7 +67,7 @@ class Asked(NamedTuple):
 class Reproduced(NamedTuple):
     """An explanation made again."""
 
-    asked: list[Asked]
+    requests: list[SentRequest]
     text: str | None
     same: bool
     """Whether the text is the stored one."""
@@ -76,36 +76,35 @@ class Reproduced(NamedTuple):
 def reproduce(
     store: Store, subject: Subject, source: Source, stored: StoredExplanation, explainer: Explainer | SelectingExplainer
 ) -> Reproduced:
-    """Make a stored explanation again. Raises NeuronautError where a request would not be the one that was sent."""
+    """Make a stored explanation again; raises NeuronautError where a request would not be the one that was sent."""
     provenance = stored.explanation.provenance
-    client = LLMClient(Absent(str(provenance["llm"]), str(provenance["endpoint"])), store.calls)
+    client = LLMClient(AbsentLLM(str(provenance["llm"]), str(provenance["endpoint"])), store.calls)
     loader = EvidenceLoader(store, subject, source)
     batch = loader.train([store.evidence(stored.explanation.feature)])
-    asked: list[Request] = []
-    seated = explainer.bind(loader) if isinstance(explainer, SelectingExplainer) else explainer
-    made = client.ask(_listened(run_task(seated.explain(batch)), asked))
-    if made is None:
+    requests: list[Request] = []
+    explanations = client.ask(_record_requests(run_task(bind(explainer, loader).explain(batch)), requests))
+    if explanations is None:
         raise NeuronautError("the explanation could not be made again")
-    replies = client.logged_replies(asked)
-    chats = [(client.key(request), request) for request in asked if isinstance(request, Chat)]
-    told = [Asked(key, chat.prompt, chat.messages, replies[key].text) for key, chat in chats if key in replies]
-    own = provenance.get("calls")
-    missing = set(own) - {one.key for one in told} if isinstance(own, list) else set()
+    replies = client.logged_replies(requests)
+    chats = [(client.key(request), request) for request in requests if isinstance(request, Chat)]
+    sent = [SentRequest(key, chat.prompt, chat.messages, replies[key].text) for key, chat in chats if key in replies]
+    calls = provenance.get("calls")
+    missing = set(calls) - {request.key for request in sent} if isinstance(calls, list) else set()
     if missing:
         raise NeuronautError(
             f"{len(missing)} of the requests that led to explanation {stored.id} are not made again; the evidence, a "
             "prompt or the code has changed since"
         )
-    return Reproduced(told, made[0].text, made[0].text == stored.explanation.text)
+    return Reproduced(sent, explanations[0].text, explanations[0].text == stored.explanation.text)
 
 
-def _listened(task: LLMTask[list], heard: list[Request]) -> LLMTask[list]:
-    """The task, with every request written down."""
+def _record_requests(task: LLMTask[list], recorded: list[Request]) -> LLMTask[list]:
+    """Run the task, and add every request to `recorded`."""
     replies: Sequence[Reply] | None = None
     while True:
         try:
             requests = next(task) if replies is None else task.send(replies)
         except StopIteration as stop:
             return stop.value
-        heard += requests
+        recorded += requests
         replies = yield requests

@@ -1,7 +1,7 @@
-"""Choosing between explanations by what they predict on `select`, which no explainer saw and no score is reported on.
+"""Chooses between explanations by their predictions on `select`, which no explainer saw and no score is reported on.
 
-`BestOf` asks for several explanations of each feature and keeps the one that predicts best. `Refine` lets the
-model test its own explanation on sentences that it makes up, run through the subject, and revise it; a revision
+`BestOf` asks for several explanations of each feature and keeps the one that predicts best. `Refine` (refine.py) lets
+the model test its own explanation on sentences that it makes up, run through the subject, and revise it; a revision
 replaces the explanation only where it predicts better by more than its interval.
 """
 
@@ -27,24 +27,35 @@ class SelectingExplainer(Protocol):
     """An explainer that needs a loader beside the training side, to choose on `select`."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The explainer's name after `-e`."""
+        ...
 
     @property
-    def settings(self) -> Mapping[str, object]: ...
+    def settings(self) -> Mapping[str, object]:
+        """All that, beside the evidence and the language model, determines an explanation."""
+        ...
 
     @property
-    def prompts(self) -> tuple[Prompt, ...]: ...
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts that the explainer and its scorer render."""
+        ...
 
     def bind(self, loader: EvidenceLoader) -> Explainer:
-        """The explainer, bound to the evidence it chooses on."""
+        """Bind the explainer to the evidence that it chooses on."""
         ...
 
 
-class Judged(NamedTuple):
-    """What an explanation came to on `select`."""
+def bind(explainer: Explainer | SelectingExplainer, loader: EvidenceLoader) -> Explainer:
+    """Bind an explainer to its evidence where it chooses on any; another is returned as it is."""
+    return explainer.bind(loader) if isinstance(explainer, SelectingExplainer) else explainer
+
+
+class SelectScore(NamedTuple):
+    """The score of an explanation on `select`."""
 
     judgements: Judgements | None
-    """Of the explanation itself; None where it could not be judged."""
+    """Those of the explanation itself; None where it could not be judged."""
     value: float | None
     metric: str
 
@@ -53,27 +64,27 @@ class Chooser:
     """Judges explanations on `select` with one scorer, the same for all."""
 
     def __init__(self, scorer: Scorer, loader: EvidenceLoader, batch: TrainBatch) -> None:
-        """`scorer` needs no controls: only what it says of the explanation itself counts."""
+        """`scorer` needs no controls: only its judgements of the explanation itself count."""
         self._scorer, self._loader, self._batch = scorer, loader, batch
         self._select: dict[Feature, Holdout] = {}
 
-    def judge(self, explanations: Mapping[Feature, Explanation]) -> LLMTask[dict[Feature, Judged]]:
-        """The features that have a text, judged."""
-        texts = {feature: made for feature, made in explanations.items() if made.text is not None}
+    def judge(self, explanations: Mapping[Feature, Explanation]) -> LLMTask[dict[Feature, SelectScore]]:
+        """Judge the explanations that have a text."""
+        texts = {feature: explanation for feature, explanation in explanations.items() if explanation.text is not None}
         missing = [feature for feature in texts if feature not in self._select]
         if missing:
             evidence = [self._loader.store.evidence(feature) for feature in missing]
             self._select |= self._loader.holdouts(evidence, split="select")
         cases = self._loader.cases(self._batch, texts, self._select) if texts else []
-        judged = yield from gather([run_task(self._scorer.judge(case)) for case in cases])
-        return {case.explanation.feature: _own(part) for case, part in zip(cases, judged, strict=True)}
+        judgements = yield from gather([run_task(self._scorer.judge(case)) for case in cases])
+        return {case.explanation.feature: _select_score(judged) for case, judged in zip(cases, judgements, strict=True)}
 
 
-def _own(judgements: Sequence[Judgements]) -> Judged:
-    """The first set of examples decides: for a simulation the top and random windows."""
-    own = next((part for part in judgements if part.role == "explanation"), None)
+def _select_score(judgements: Sequence[Judgements]) -> SelectScore:
+    """Score by the first set of examples: for a simulation the top and random windows."""
+    own = next((judged for judged in judgements if judged.role == "explanation"), None)
     score = next(iter(measure([own])), None) if own is not None else None
-    return Judged(own, score.value if score else None, score.metric if score else "")
+    return SelectScore(own, score.value if score else None, score.metric if score else "")
 
 
 class BestOf:
@@ -87,73 +98,85 @@ class BestOf:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What, beside the evidence and the language model, determines an explanation."""
+        """All that, beside the evidence and the language model, determines an explanation."""
         return {
             "draws": [draw.settings for draw in self._draws],
             "chosen_by": [self._scorer.name, self._scorer.settings],
         }
 
     def bind(self, loader: EvidenceLoader) -> Explainer:
-        """The explainer, bound to the evidence it chooses on."""
+        """Bind the explainer to the evidence that it chooses on."""
         return BoundExplainer(self, lambda batch: self._explain(loader, batch))
 
     def _explain(self, loader: EvidenceLoader, batch: TrainBatch) -> LLMTask[list[Explanation]]:
-        drawn = yield from gather([run_task(draw.explain(batch)) for draw in self._draws])
-        candidates = [{made.feature: made for made in explanations} for explanations in drawn]
+        draws = yield from gather([run_task(draw.explain(batch)) for draw in self._draws])
+        candidates = [{explanation.feature: explanation for explanation in explanations} for explanations in draws]
         chooser = Chooser(self._scorer, loader, batch)
-        judged = yield from gather([chooser.judge(texts) for texts in candidates])
-        return [self._best(part.feature, candidates, judged) for part in batch.features]
+        scores = yield from gather([chooser.judge(texts) for texts in candidates])
+        return [self._best(part.feature, candidates, scores) for part in batch.features]
 
     def _best(
         self,
         feature: Feature,
         candidates: Sequence[Mapping[Feature, Explanation]],
-        judged: Sequence[Mapping[Feature, Judged]],
+        scores: Sequence[Mapping[Feature, SelectScore]],
     ) -> Explanation:
-        nothing = Judged(None, None, "")
-        values = [part.get(feature, nothing).value for part in judged]
+        nothing = SelectScore(None, None, "")
+        values = [part.get(feature, nothing).value for part in scores]
         texts = [part[feature].text is not None for part in candidates]
         best = max(range(len(values)), key=lambda i: (texts[i], values[i] is not None, values[i] or 0.0, -i))
         chosen = candidates[best][feature]
-        told = [
+        rows = [
             {"text": part[feature].text, "reason": part[feature].reason, "select": value}
             for part, value in zip(candidates, values, strict=True)
         ]
-        seen = sorted({window for part in candidates for window in part[feature].seen})
+        digests = sorted({window for part in candidates for window in part[feature].seen})
         return replace(
             chosen,
             explainer=self.name,
-            seen=tuple(seen),
-            provenance={**chosen.provenance, "candidates": told, "chosen": best, "chosen_by": self._scorer.name},
+            seen=tuple(digests),
+            provenance={**chosen.provenance, "candidates": rows, "chosen": best, "chosen_by": self._scorer.name},
         )
 
 
 class BoundExplainer:
-    """An explainer whose work is a function of the batch."""
+    """An explainer that works by a function of the batch."""
 
-    def __init__(self, named: SelectingExplainer, explain: Callable[[TrainBatch], LLMTask[list[Explanation]]]) -> None:
-        self.name, self.settings, self.prompts = named.name, named.settings, named.prompts
+    def __init__(
+        self, explainer: SelectingExplainer, explain: Callable[[TrainBatch], LLMTask[list[Explanation]]]
+    ) -> None:
+        self.name, self.settings, self.prompts = explainer.name, explainer.settings, explainer.prompts
         self._explain = explain
 
     def explain(self, batch: TrainBatch) -> LLMTask[list[Explanation]]:
-        """One explanation per feature, in order."""
+        """Explain every feature, in order."""
         return self._explain(batch)
 
 
-def better(old: Judged, new: Judged) -> tuple[float | None, float | None, bool]:
-    """(difference, lower end of its 95% interval, whether the new one predicts better by more than its interval).
+class Comparison(NamedTuple):
+    """Whether a new explanation predicts better than an old one."""
 
-    Both were judged on the same windows; the interval is that of the paired bootstrap. Items that either lacks are
-    left out. An explanation that could not be judged is never the better one.
+    difference: float | None
+    """The new score minus the old one; None where it is undefined."""
+    ci_low: float | None
+    """Lower end of its 95% interval, by the paired bootstrap."""
+    better: bool
+    """Whether the new one predicts better by more than the interval."""
+
+
+def compare(old: SelectScore, new: SelectScore) -> Comparison:
+    """Compare the scores of two explanations that were judged on the same windows.
+
+    Items that either lacks are left out. An explanation that could not be judged is never the better one.
     """
     if old.judgements is None or new.judgements is None:
-        return None, None, old.judgements is None and new.value is not None
+        return Comparison(None, None, old.judgements is None and new.value is not None)
     a, b = old.judgements, new.judgements
-    known = np.isfinite(a.predicted) & np.isfinite(b.predicted)
+    both = np.isfinite(a.predicted) & np.isfinite(b.predicted)
     metric = "correlation" if a.kind == "activation" else "auroc"
-    ours, theirs = (np.where(known, part.predicted, 0.0) for part in (b, a))
-    found = difference(a.true, ours, theirs, known, threshold=a.threshold)[metric]
-    if found.value is None:
+    ours, theirs = (np.where(both, part.predicted, 0.0) for part in (b, a))
+    measured = difference(a.true, ours, theirs, both, threshold=a.threshold)[metric]
+    if measured.value is None:
         # Undefined for one of the two, as a constant prediction is: the defined one is better.
-        return None, None, old.value is None and new.value is not None
-    return found.value, found.ci_low, found.ci_low is not None and found.ci_low > 0
+        return Comparison(None, None, old.value is None and new.value is not None)
+    return Comparison(measured.value, measured.ci_low, measured.ci_low is not None and measured.ci_low > 0)

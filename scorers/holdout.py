@@ -90,16 +90,12 @@ def build_holdouts(
         n = len(kinds["top"])
         top = {e.window for e in kinds["top"]}
         values = background[:, :, column] * signs[feature]
-        random_windows = [(ids[i], values[i], digest) for i, digest in enumerate(digests[:DRAWN]) if digest not in top][
-            :n
-        ]
+        random_windows = [(ids[i], values[i], digest) for i, digest in enumerate(digests[:DRAWN]) if digest not in top]
+        random_windows = random_windows[:n]
+        tops, quantiles = ([(e.ids, e.activations, e.window) for e in kinds[kind]] for kind in ("top", "quantile"))
         sets = {
-            "top_random": _score_whole_windows(
-                [*((e.ids, e.activations, e.window) for e in kinds["top"]), *random_windows], ids.shape[1]
-            ),
-            "quantile": _score_whole_windows(
-                [(e.ids, e.activations, e.window) for e in kinds["quantile"]], ids.shape[1]
-            ),
+            "top_random": _score_whole_windows([*tops, *random_windows], ids.shape[1]),
+            "quantile": _score_whole_windows(quantiles, ids.shape[1]),
             "counterfactual": _score_pivots(examples[feature], pairs[feature], edited[feature], ids.shape[1]),
         }
         # A window of several kinds is a top one first, then a random one: each of these sets must be whole.

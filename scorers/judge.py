@@ -89,7 +89,7 @@ class Judge(ABC):
     """Name of the scorer, and of the prompt file."""
     examples: ClassVar[str]
     choices: ClassVar[tuple[int, ...]] = (0, 1)
-    """What a question may be answered with."""
+    """The possible answers to a question."""
     scored: ClassVar[tuple[int, ...]] = (1,)
     """Choices whose probabilities are the items of a question."""
     stored = True

@@ -82,7 +82,7 @@ class _Writer(NamedTuple):
 
     feature: Feature
     norm: float
-    """Of its direction in the residual stream."""
+    """Norm of its direction in the residual stream."""
     lists: list[str]
     """Its promoted tokens in LISTS lists of equal rank."""
 

@@ -49,7 +49,7 @@ class JsonBackend:
 
     @property
     def name(self) -> str:
-        """ "logprobs" where they are used, else "json"."""
+        """The backend's name after `-s simulation:`."""
         return "logprobs" if self._logprobs else "json"
 
     def request(self, explanation: str, tokens: Sequence[str]) -> Chat:

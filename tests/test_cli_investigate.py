@@ -126,13 +126,13 @@ def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
     assert "2 budget" in result.stderr
     report = json.loads(run("investigate", *targets, "--json", code=4).stdout)[0]
     assert (report["spent"]["experiments"], report["limits"]["experiments"]) == (2, 2)
-    made = verb.sessions
+    made = verb.run_sessions
 
     def ended(*given: Any) -> Any:
         statuses = iter(("supported", "no_explanation"))
         yield from (replace(session, status=next(statuses)) for session in made(*given))
 
-    monkeypatch.setattr(verb, "sessions", ended)
+    monkeypatch.setattr(verb, "run_sessions", ended)
     assert "1 supported, 1 no explanation" in run("investigate", *targets, code=3).stderr
     assert set(EXITS.values()) == {0, 1, 3, 4}
 

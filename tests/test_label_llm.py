@@ -256,7 +256,7 @@ def test_what_was_asked_is_rebuilt_byte_for_byte(whole: tuple[Path, list[Result]
         stored = store.best(features("river")[0])
         assert stored is not None
         found = reproduce(store, subject(), source, stored, Highlight())
-        (asked,) = found.asked
+        (asked,) = found.requests
         (call,) = [row for row in store.calls.rows() if row["key"] == asked.key]
         assert [{"role": m.role, "content": m.content} for m in asked.messages] == json.loads(call["request"])[
             "messages"

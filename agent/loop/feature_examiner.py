@@ -17,7 +17,7 @@ from ...data.store.journal_values import Experiment, Observation
 from ...explainers.explainer import Limits as Bounds
 from ...explainers.explainer import TrainBatch, abstention
 from ...labelling.inputs import EvidenceLoader
-from ...labelling.label import answered, scoring
+from ...labelling.label import run_tasks, score_cases
 from ...llm.client import LLMClient
 from ...scorers.holdout import Holdout
 from ...scorers.scorer import Scorer
@@ -159,5 +159,5 @@ class FeatureExaminer:
         )
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
         scorers = self._scorers if explanation.rule is None else (RuleSimulator(seed=self._lab.seed),)
-        answers = next(iter(answered([scoring(scorers, cases, self._client)], self._client)), {})
+        answers = next(iter(run_tasks([score_cases(scorers, cases, self._client)], self._client)), {})
         return answers[explanation.feature][0] if explanation.feature in answers else []

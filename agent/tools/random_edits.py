@@ -32,8 +32,8 @@ from ..loop.rejections import RejectedError
 from .base import FeatureTool
 from .places import SILENT, Place, common_tokens, generator, in_turn, special_tokens, training_windows
 from .window_edits import (
-    changed_copy,
     Expecting,
+    changed_copy,
     design_changes,
     expectations,
     filter_by_expectation,
