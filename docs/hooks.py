@@ -27,7 +27,7 @@ PAGES = {
 """By path in the repository, the page of the site."""
 PICTURES = {"benchmarks/labels.png": "labels.png", "benchmarks/sweep.png": "sweep.png"}
 HELP = "<!-- help -->"
-WIDTH = 96
+WIDTH = 88
 """Characters of a line of help."""
 
 _FENCE = re.compile(r"^( *```+\w+) [^\n`{]*$", re.M)
