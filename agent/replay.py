@@ -64,22 +64,24 @@ def replay(journal: Journal, id: str) -> Replay:
         names = {rival["name"] for rival in event["rivals"]}
         known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses if h["name"] in names}
         until = [e for e in every if e.round <= round]
-        seen = {e.name: observations[e.name] for e in until if e.name in observations}
-        again = [rival_row(rival) for rival in rank_rivals(known, until, seen, kind=kind)]
+        observed = {e.name: observations[e.name] for e in until if e.name in observations}
+        again = [rival_row(rival) for rival in rank_rivals(known, until, observed, kind=kind)]
         if again != event["rivals"]:
             different.append(round)
     known = {h["name"]: Hypothesis.model_validate(h["body"]) for h in hypotheses}
-    found = outcome_of(rank_rivals(known, every, observations, kind=kind), every, observations)
+    outcome = outcome_of(rank_rivals(known, every, observations, kind=kind), every, observations)
     frozen = journal.event_of(id, "frozen")
     # A target that was refused has no hypotheses, so there is nothing to judge.
-    kept = frozen is None or not known or (frozen["evidence"], frozen["hypothesis"]) == (found.answer, found.leader)
+    as_frozen = (
+        frozen is None or not known or (frozen["evidence"], frozen["hypothesis"]) == (outcome.answer, outcome.leader)
+    )
     return Replay(
         id=id,
         rounds=len(rounds),
         different=tuple(different),
-        answer=found.answer,
-        leader=found.leader,
-        frozen=kept,
+        answer=outcome.answer,
+        leader=outcome.leader,
+        frozen=as_frozen,
         broken=None,
         formulas=others,
     )

@@ -34,7 +34,7 @@ from .loop.feature_lab import FeatureLab
 from .loop.graph import build, first_state
 from .loop.nodes import Nodes
 from .loop.policy import Policy
-from .loop.resuming import alone, checkpoints, code_revision
+from .loop.resuming import checkpoints, code_revision, hold_lock
 from .loop.run import InvestigationRun, Settings
 from .loop.target import Examiner, Lab
 from .report.assemble import Report, assemble
@@ -91,7 +91,7 @@ class InvestigationConfig:
     def describe(self, kind: Any, target: str, subject: Subject, revision: str) -> InvestigationRecord:
         """What an investigation of a target is."""
         policy = self.policy_for(kind)
-        said = {
+        settings = {
             "policy": dict(policy.settings),
             "limits": asdict(self.limits),
             "settings": asdict(self.settings),
@@ -108,11 +108,11 @@ class InvestigationConfig:
             "git": code_revision(),
         }
         return InvestigationRecord(
-            id=investigation_id(kind, target, policy.name, said),
+            id=investigation_id(kind, target, policy.name, settings),
             kind=kind,
             target=target,
             policy=policy.name,
-            settings=said,
+            settings=settings,
             provenance=provenance,
         )
 
@@ -156,9 +156,8 @@ def investigate_all(
 ) -> Iterator[Session]:
     """Investigate features one after another; what features of a source share is read once. See `investigate`."""
     for members in chunks(features):
-        # Neurons have no revision beside the model's.
-        made = None if sources is None else sources.get(members[0].source)
-        dictionary = getattr(made, "revision", "") or _dictionary_revision(store, members[0].source)
+        source = None if sources is None else sources.get(members[0].source)
+        dictionary = (source and source.revision) or _dictionary_revision(store, members[0].source)
         revision = f"{subject.revision} {dictionary}".strip()
         records = {f: fork or config.describe("feature", str(f), subject, revision) for f in members}
         left = [feature for feature, record in records.items() if session(store, record.id) is None]
@@ -169,7 +168,7 @@ def investigate_all(
             if left
             else ()
         )
-        prepared = {one.feature: one for one in ready}
+        prepared = {member.feature: member for member in ready}
         for feature, record in records.items():
             if feature in prepared:
                 _run(store, record, prepared[feature].lab, prepared[feature].examiner, config, revision=revision)
@@ -185,9 +184,9 @@ def session(store: Store, id: str) -> Session | None:
 
 
 def _finished(store: Store, id: str) -> Session:
-    found = session(store, id)
-    assert found is not None, "an investigation that was run to its end has ended"
-    return found
+    finished = session(store, id)
+    assert finished is not None, "an investigation that was run to its end has ended"
+    return finished
 
 
 def _behaviour(
@@ -214,7 +213,7 @@ def _run(
     revision: str,
 ) -> None:
     """Begin or go on with one investigation, to its end."""
-    with alone(store.path, record.id), checkpoints(store.path) as checkpointer:
+    with hold_lock(store.path, record.id), checkpoints(store.path) as checkpointer:
         store.journal.begin(record)
         run = InvestigationRun(
             id=record.id,
@@ -271,7 +270,7 @@ def prepare(
     loader = EvidenceLoader(store, subject, source, seed=seed)
     evidence = {feature: store.evidence(feature) for feature in features}
     batch = loader.train(list(evidence.values()))
-    baselines = {made.feature: made for made in RuleExplainer(subject, seed=seed).explain(batch)}
+    baselines = {explanation.feature: explanation for explanation in RuleExplainer(subject, seed=seed).explain(batch)}
     for part in batch.features:
         lab = FeatureLab(store, subject, source, part, batch, baseline=baselines[part.feature], seed=seed)
         examiner = FeatureExaminer(loader, lab, evidence[part.feature], batch, scorers, client=client)

@@ -1,10 +1,10 @@
-"""Who explains planted units, side by side: investigations by several policies, and what they have to beat.
+"""The columns of the benchmark: investigations of planted units by several policies, and their baselines.
 
     scripted     an investigation by the scripted policy
     one-shot     the rule explainer as `label` runs it: text, minimal pairs and pruned contexts, once
-    text-only    the same without interventions: what is learned from text alone
+    text-only    the same without interventions: learned from text alone
     random       an investigation in which chance decides
-    swapped      what the scripted policy found of another unit of the world, brought to this unit's scale
+    swapped      the scripted policy's finding on another unit of the world, brought to this unit's scale
     token-only   the mean activation of every token
     llm          an investigation in which a language model decides
 
@@ -33,28 +33,28 @@ from .suite import Unit, World
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What was made of one unit."""
+class Finding:
+    """An explanation of one unit, with its claims and its cost."""
 
     status: str
-    """Of an investigation how it ended, of an explanation its own."""
+    """How an investigation ended, or an explanation's own status."""
     reason: str | None
     text: str | None
     rule: str | None
     """JSON; None for an abstention."""
     promotes: tuple[str, ...] | None = None
-    """Tokens that are claimed and were found to be promoted; None of who makes no such claims."""
+    """Tokens that are claimed to be promoted, with support by experiments; None from columns without such claims."""
     suppresses: tuple[str, ...] | None = None
     reads: tuple[str, ...] | None = None
     brier: float | None = None
-    """Of all that the final leader predicted beforehand: 0 is perfect, 2 is wholly wrong."""
+    """Brier score of the final leader's predictions: 0 is perfect, 2 is wholly wrong."""
     experiments: int = 0
     tokens: int = 0
     usd: float = 0.0
     investigation: str | None = None
 
 
-Explaining = Iterator[tuple[Unit, Found]]
+Findings = Iterator[tuple[Unit, Finding]]
 
 
 class Investigating:
@@ -67,10 +67,10 @@ class Investigating:
         self._policy, self._asks = policy, asks
 
     def settings(self, config: InvestigationConfig) -> Mapping[str, Any]:
-        """All that determines what is found, beside the world."""
+        """All settings that determine the findings, beside the world."""
         return {"policy": dict(self._policy(config).settings), "limits": asdict(config.limits), "seed": config.seed}
 
-    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Explaining:
+    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Findings:
         """Investigate the units in one call."""
         by_address = {unit.address: unit for unit in units}
         features = [feature for feature in world.features() if str(feature) in by_address]
@@ -83,7 +83,7 @@ class Investigating:
             sources={world.source.id: world.source},
         )
         for session in sessions:
-            yield by_address[session.report.target], of_session(session)
+            yield by_address[session.report.target], read_session(session)
 
 
 class OneShot:
@@ -95,10 +95,10 @@ class OneShot:
         self._interventions = interventions
 
     def settings(self, config: InvestigationConfig) -> Mapping[str, Any]:
-        """All that determines what is found, beside the world."""
+        """All settings that determine the findings, beside the world."""
         return {"interventions": self._interventions, "seed": config.seed}
 
-    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Explaining:
+    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Findings:
         """Label the units."""
         by_address = {unit.address: unit for unit in units}
         features = [feature for feature in world.features() if str(feature) in by_address]
@@ -113,20 +113,21 @@ class OneShot:
             redo=True,
         )
         for result in results:
-            made = result.explanation
-            yield by_address[str(result.feature)], Found(made.status, made.reason, made.text, made.rule)
+            explanation = result.explanation
+            finding = Finding(explanation.status, explanation.reason, explanation.text, explanation.rule)
+            yield by_address[str(result.feature)], finding
 
 
 class TokenOnly:
-    """What a table of the tokens' mean activations says."""
+    """A column of tables of the tokens' mean activations."""
 
     needs: str | None = None
 
     def settings(self, config: InvestigationConfig) -> Mapping[str, Any]:
-        """All that determines what is found, beside the world."""
+        """All settings that determine the findings, beside the world."""
         return {"seed": config.seed}
 
-    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Explaining:
+    def explain(self, units: Sequence[Unit], world: World, store: Store, config: InvestigationConfig) -> Findings:
         """Put the table as a rule, as investigations do for the rival that any explanation must beat."""
         by_address = {unit.address: unit for unit in units}
         evidence = [store.evidence(feature) for feature in world.features() if str(feature) in by_address]
@@ -135,10 +136,10 @@ class TokenOnly:
             unit = by_address[str(part.feature)]
             refusal = abstention(part, explainer="token-only", limits=Bounds())
             if refusal is not None:
-                yield unit, Found(refusal.status, refusal.reason, None, None)
+                yield unit, Finding(refusal.status, refusal.reason, None, None)
                 continue
             table, *_ = FeatureLab(store, world.subject, world.source, part, batch, seed=config.seed).nulls()
-            yield unit, Found("explained", None, table.text, None if table.rule is None else table.rule.to_json())
+            yield unit, Finding("explained", None, table.text, None if table.rule is None else table.rule.to_json())
 
 
 COLUMNS: Mapping[str, Investigating | OneShot | TokenOnly] = {
@@ -147,21 +148,21 @@ COLUMNS: Mapping[str, Investigating | OneShot | TokenOnly] = {
     "text-only": OneShot(interventions=0),
     "random": Investigating(lambda config: RandomPolicy(seed=config.seed)),
     "token-only": TokenOnly(),
-    "llm": Investigating(lambda config: _given(config.policy), asks=True),
+    "llm": Investigating(lambda config: _require_policy(config.policy), asks=True),
 }
 SWAPPED, SWAPPED_OF = "swapped", "scripted"
 """A column that is made of another one's findings."""
 
 
-def swapped(units: Sequence[Unit], found: Mapping[str, Found]) -> Explaining:
-    """For each unit what was found, by address, of the next one of the world that has a rule."""
+def swap_findings(units: Sequence[Unit], findings: Mapping[str, Finding]) -> Findings:
+    """For each unit the finding (by address) on the next one of the world that has a rule."""
     for place, unit in enumerate(units):
-        others = [other for other in (*units[place + 1 :], *units[:place]) if found[other.address].rule is not None]
+        others = [other for other in (*units[place + 1 :], *units[:place]) if findings[other.address].rule is not None]
         if not others:
-            yield unit, Found(SWAPPED, "no other unit of this world has a rule", None, None)
+            yield unit, Finding(SWAPPED, "no other unit of this world has a rule", None, None)
             continue
-        other = found[others[0].address]
-        rule = rescaled(Rule.parse(other.rule or ""), unit.scale / others[0].scale)
+        other = findings[others[0].address]
+        rule = rescale_rule(Rule.parse(other.rule or ""), unit.scale / others[0].scale)
         yield (
             unit,
             replace(
@@ -178,8 +179,8 @@ def swapped(units: Sequence[Unit], found: Mapping[str, Found]) -> Explaining:
         )
 
 
-def rescaled(rule: Rule, factor: float) -> Rule:
-    """The rule with all that it predicts multiplied."""
+def rescale_rule(rule: Rule, factor: float) -> Rule:
+    """The rule with all its predictions multiplied."""
     clauses = tuple(
         clause.model_copy(
             update={"value": clause.value * factor, "gains": {t: v * factor for t, v in clause.gains.items()}}
@@ -189,20 +190,20 @@ def rescaled(rule: Rule, factor: float) -> Rule:
     return rule.model_copy(update={"any": clauses, "floor": rule.floor * factor})
 
 
-def of_session(session: Session) -> Found:
-    """What an investigation says in the end: the rule that was frozen, and the claims that experiments bore out."""
+def read_session(session: Session) -> Finding:
+    """The finding of an investigation: the rule that was frozen, and the claims that experiments bore out."""
     report = session.report
     silent = session.status == "no_explanation" or report.rule is None
-    held: dict[str, tuple[str, ...]] = {
+    claims: dict[str, tuple[str, ...]] = {
         kind: tuple(c["item"] for c in report.claims if c["claim"] == kind and c["verdict"] == "supported")
         for kind in ("promotes", "suppresses", "reads")
     }
-    return Found(
+    return Finding(
         session.status,
         session.reason,
         report.text,
         None if silent else json.dumps(report.rule),
-        **held,
+        **claims,
         brier=None if silent or report.leader is None else report.leader.brier,
         experiments=int(report.spent["experiments"]),
         tokens=int(report.spent["tokens"]),
@@ -211,6 +212,6 @@ def of_session(session: Session) -> Found:
     )
 
 
-def _given(policy: Policy | None) -> Policy:
+def _require_policy(policy: Policy | None) -> Policy:
     assert policy is not None, "Plan checks that there is one"
     return policy

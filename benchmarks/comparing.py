@@ -3,10 +3,11 @@
     summary(lines)   plain JSON: {column: {"all" or a level: figures}}, and the paired differences
     table(lines)     the same as Markdown
 
-The headline is counterfactual accuracy, where 0.5 is chance and an abstention counts as chance. Abstentions are told
-as precision (of all abstentions, those on units without an answer) and recall (of those units, those abstained on).
-`supported` is the share of units with an answer of which an investigation said that its explanation is; whether it may
-say so shows in the accuracy over these units alone, and in the share of units without an answer that got support.
+The headline is counterfactual accuracy, where 0.5 is chance and an abstention counts as chance. Abstentions have a
+precision (of all abstentions, those on units without an answer) and a recall (of those units, those abstained on).
+`supported` is the share of units with an answer whose explanation an investigation calls supported; whether it is
+right to do so shows in the accuracy over these units alone, and in the share of units without an answer that got
+support.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from .suite.grade import METRICS
 
 HEADLINE, ALL = "counterfactual", "all"
 PAIR = ("scripted", "one-shot")
-"""Columns whose difference is told, unit by unit."""
+"""Columns whose difference is taken, unit by unit."""
 TITLES: Mapping[str, str] = {"text-only": "one-shot, no interventions"}
 
 Figures = dict[str, Any]
@@ -34,13 +35,13 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         },
         "difference": {
             "of": list(PAIR),
-            **{key: _told(difference(part)) for key, part in _by_level(lines).items() if set(PAIR) <= set(columns)},
+            **{key: _as_json(difference(part)) for key, part in _by_level(lines).items() if set(PAIR) <= set(columns)},
         },
     }
 
 
 def figures(lines: Sequence[Line]) -> Figures:
-    """What one column comes to. Means are [value, low, high, n]; None where no unit has any."""
+    """The figures of one column. Means are [value, low, high, n]; None where no unit has any."""
     grades = [line.grade for line in lines]
     silent = [grade for grade in grades if grade.abstained]
     empty = [line for line in lines if line.grade.abstention_right == line.grade.abstained]
@@ -49,13 +50,13 @@ def figures(lines: Sequence[Line]) -> Figures:
     statuses = [line.found.status for line in lines]
     return {
         "units": len(lines),
-        **{metric: _told(_mean(getattr(grade, metric) for grade in grades)) for metric in METRICS},
-        "brier": _told(_mean(line.found.brier for line in answered)),
+        **{metric: _as_json(_mean(map(value, grades))) for metric, value in METRICS.items()},
+        "brier": _as_json(_mean(line.found.brier for line in answered)),
         "abstention_precision": [sum(grade.abstention_right for grade in silent), len(silent)],
         "abstention_recall": [sum(line.grade.abstained for line in empty), len(empty)],
         "statuses": {status: statuses.count(status) for status in dict.fromkeys(statuses)},
         "supported": [len(supported), len(answered)],
-        "supported_counterfactual": _told(_mean(line.grade.counterfactual for line in supported)),
+        "supported_counterfactual": _as_json(_mean(line.grade.counterfactual for line in supported)),
         "supported_without_answer": [sum(line.found.status == "supported" for line in empty), len(empty)],
         "experiments": _sum(lines, lambda line: line.found.experiments),
         "forwards": _sum(lines, lambda line: line.forwards),
@@ -67,20 +68,20 @@ def figures(lines: Sequence[Line]) -> Figures:
 
 def difference(lines: Sequence[Line]) -> Mean | None:
     """Mean over units of the headline of the first of `PAIR` minus that of the second."""
-    one, other = ({x.grade.unit: x.grade.counterfactual for x in lines if x.column == name} for name in PAIR)
-    both = [(value, other.get(unit)) for unit, value in one.items()]
+    first, second = ({x.grade.unit: x.grade.counterfactual for x in lines if x.column == name} for name in PAIR)
+    both = [(value, second.get(unit)) for unit, value in first.items()]
     return _mean(a - b for a, b in both if a is not None and b is not None)
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Markdown: the headline by level, then all metrics over all levels, then what it cost by unit."""
-    found = summary(lines)
-    columns = found["columns"]
+    """Markdown: the headline by level, then all metrics over all levels, then the cost by unit."""
+    summarised = summary(lines)
+    columns = summarised["columns"]
     if not columns:
         return "no units"
     titles = [TITLES.get(name, name) for name in columns]
     levels = list(_by_level(lines))
-    difference = found["difference"]
+    difference = summarised["difference"]
     paired = len(difference) > 1
     by_level = [
         [
@@ -119,7 +120,7 @@ def _each(key: str, form: str) -> Callable[[Figures], str]:
 
 
 def _supported(key: str, show: Callable[[str], Callable[[Figures], str]]) -> Callable[[Figures], str]:
-    """Of investigations only: others never say that an explanation is supported."""
+    """A figure of investigations only: other columns never call an explanation supported."""
     investigated = {"supported", "open", "no_explanation", "budget", "error"}
     return lambda figures: show(key)(figures) if investigated & set(figures["statuses"]) else "–"
 
@@ -155,16 +156,16 @@ ROWS: Mapping[str, Callable[[Figures], str]] = {
 
 def _by_level(lines: Sequence[Line]) -> dict[str, list[Line]]:
     levels = sorted({line.grade.level for line in lines})
-    found = {str(level): [line for line in lines if line.grade.level == level] for level in levels}
-    return {**found, ALL: list(lines)}
+    by_level = {str(level): [line for line in lines if line.grade.level == level] for level in levels}
+    return {**by_level, ALL: list(lines)}
 
 
 def _mean(values: Iterable[float | None]) -> Mean | None:
-    known = [float(value) for value in values if value is not None]
-    return mean(known) if known else None
+    numbers = [float(value) for value in values if value is not None]
+    return mean(numbers) if numbers else None
 
 
-def _told(value: Mean | None) -> list[float | int | None] | None:
+def _as_json(value: Mean | None) -> list[float | int | None] | None:
     if value is None:
         return None
     low, high = (None, None) if value.interval is None else value.interval
@@ -175,12 +176,12 @@ def _sum(lines: Sequence[Line], of: Callable[[Line], float]) -> float:
     return round(sum(map(of, lines)), 4)
 
 
-def _cell(value: Sequence[Any] | None, *, signed: bool = False) -> str:
+def _cell(value: Sequence[float | None] | None, *, signed: bool = False) -> str:
     if value is None:
         return "–"
     form = "+.3f" if signed else ".3f"
     mean, low, high, _ = value
-    return format(mean, form) + ("" if low is None else f" ({low:{form}} to {high:{form}})")
+    return f"{mean:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,12 +1,12 @@
-"""A server that speaks OpenAI's protocol over real HTTP, and misbehaves as told.
+"""A server that speaks OpenAI's protocol over real HTTP, with faults by a script or by chance.
 
     python -m neuronaut.benchmarks.fault_server --port 0 --faults 0.2 --delay 1.0 --seed 1 --log FILE
 
 It prints its port.
 A fault is taken from a script, in order of arrival, or drawn. Faults of transport are drawn anew for every attempt at
-a request, what the model says amiss once for each request: so the last word on a request does not depend on how
-often it was asked, nor on the server's address. A request is known by its Idempotency-Key, else by the hash of its
-body, and is paid for once per key.
+a request, faults of the model's reply once for each request: so the last reply to a request does not depend on how
+often it was sent, nor on the server's address. A request is identified by its Idempotency-Key, else by the hash of
+its body, and is paid for once per key.
 
 Faults: a status ("500"; "429:2", "429:300ms" and "429:date" say when to come back), "quota", "hang" (beyond any
 client's patience), "drop" (the connection, amid the reply), "malformed" (JSON), "refusal", "empty", "truncated",
@@ -36,7 +36,7 @@ TRANSPORT = ("429", "429:1", "500", "503", "hang", "drop", "malformed")
 SPEECH = ("refusal", "empty", "truncated", "error-word")
 KINDS = TRANSPORT + SPEECH
 CALLING = ("429", "bad-call", "empty", "refusal", "error-word")
-"""What befalls a model that calls tools: with faults=0.5, each in one of ten requests."""
+"""Faults of a model that calls tools: with faults=0.5, each in one of ten requests."""
 
 _CODES = {400: "context_length_exceeded", 401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 
@@ -46,40 +46,40 @@ def chance(*parts: object) -> float:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
 
 
-def judged(message: str, count: int) -> str:
+def judge_excerpts(message: str, count: int) -> str:
     """0 or 1 for every excerpt."""
     return json.dumps({str(item): int(chance(message, item) < 0.5) for item in range(1, count + 1)})
 
 
-def found(message: str, count: int) -> str:
+def choose_intruder(message: str, count: int) -> str:
     """One of the excerpts."""
     return json.dumps({"intruder": 1 + int(chance(message) * count)})
 
 
-def chosen(message: str, count: int) -> str:
+def choose_answers(message: str, count: int) -> str:
     """A or B for every question."""
     return json.dumps({str(item): "AB"[chance(message, item) < 0.5] for item in range(1, count + 1)})
 
 
-def simulated(message: str, count: int) -> str:
+def simulate(message: str, count: int) -> str:
     """An activation for every token."""
     return json.dumps({"activations": [[token, int(11 * chance(message, token) ** 4)] for token in range(count)]})
 
 
-def explained(message: str, _: int) -> str:
+def explain(message: str, _: int) -> str:
     """A description by some word of the message."""
     words = re.findall(r"[A-Za-z]{3,}", message)
     return f"[EXPLANATION]: the word `{words[int(chance(message) * len(words))]}` in running text, and nothing else."
 
 
 ANSWERS: list[tuple[str, Callable[[str, int], str]]] = [
-    (r"Answer for excerpts 1 to (\d+)", judged),
-    (r"Answer for questions 1 to (\d+)", chosen),
-    (r"Which excerpt, 1 to (\d+), is the intruder", found),
-    (r"The text has (\d+) tokens, numbered 0 to", simulated),
-    (r"(?=[A-Za-z]{3})()", explained),
+    (r"Answer for excerpts 1 to (\d+)", judge_excerpts),
+    (r"Answer for questions 1 to (\d+)", choose_answers),
+    (r"Which excerpt, 1 to (\d+), is the intruder", choose_intruder),
+    (r"The text has (\d+) tokens, numbered 0 to", simulate),
+    (r"(?=[A-Za-z]{3})()", explain),
 ]
-"""What is answered, by the first pattern that the last message holds; its group is how many items there are."""
+"""The first pattern in the last message decides who answers; its group is how many items there are."""
 
 
 def answer(messages: Sequence[Body]) -> str:
@@ -102,8 +102,8 @@ def pieces(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One request as it came and what was done to it."""
+class SeenRequest:
+    """One request as it came, and the fault that it met."""
 
     path: str
     key: str
@@ -134,17 +134,20 @@ class FaultServer:
         predict: Callable[[Sequence[int]], dict[int, float]] = predict,
         calls: Callable[[Body], Sequence[tuple[str, Body]]] | None = None,
     ) -> None:
-        """`faults` is the share of requests that meet one of `kinds`; `script` replaces the draw for the first requests
-        and lines of batches; `housekeeping` holds faults of calls about files and batches. A good reply takes `delay`
-        seconds, a batch ends after `polls` looks at it. Where a request has tools, `calls` gives from its body the
-        names and arguments to call, instead of a text; none at all leaves it to `answer`."""
+        """`faults` is the share of requests that meet one of `kinds`.
+
+        `script` replaces the draw for the first requests and lines of batches; `housekeeping` holds faults of calls
+        about files and batches. A good reply takes `delay` seconds, a batch ends after `polls` looks at it. Where a
+        request has tools, `calls` gives from its body the names and arguments to call, instead of a text; none at
+        all leaves it to `answer`.
+        """
         self.faults, self.kinds, self.seed = faults, tuple(kinds), seed
         self.delay, self.hang, self.polls, self.log = delay, hang, polls, log
         self.answer, self.predict, self.calls = answer, predict, calls
         self.script, self.housekeeping = iter(script), iter(housekeeping)
         self.lock, self.stopping = threading.Lock(), threading.Event()
-        self._seen: list[Seen] = []
-        self.asked: Counter[str] = Counter()
+        self._seen: list[SeenRequest] = []
+        self.attempts: Counter[str] = Counter()
         self.good: Counter[str] = Counter()
         self.paid: dict[str, tuple[int, int]] = {}
         """Tokens in and out of each request that the model answered, whether or not the reply arrived."""
@@ -166,15 +169,15 @@ class FaultServer:
         self.http.server_close()
 
     def fault(self, body: Body, attempt: int) -> str:
-        """What befalls this attempt at what the body asks; "ok" for nothing."""
-        asked = json.dumps(body, sort_keys=True)
+        """The fault that this attempt at a request meets; "ok" for none."""
+        content = json.dumps(body, sort_keys=True)
         with self.lock:
             if scripted := next(self.script, None):
                 return scripted
         for kinds, salt in ((TRANSPORT, attempt), ((*SPEECH, "bad-call"), "speech")):
             mine = [kind for kind in self.kinds if kind in kinds]
             share = self.faults * len(mine) / len(self.kinds)
-            roll = chance(self.seed, asked, salt)
+            roll = chance(self.seed, content, salt)
             if roll < share:
                 return mine[int(roll / share * len(mine))]
         return "ok"
@@ -192,25 +195,25 @@ class FaultServer:
                 self.busy -= 1
 
     @property
-    def seen(self) -> list[Seen]:
-        """Every request so far. A client may have its reply before the request is noted, so a moment is waited for."""
+    def seen(self) -> list[SeenRequest]:
+        """Every request so far; waits a moment, since a client may have its reply before the request is noted."""
         until = time.monotonic() + 1.0
         while self.busy and time.monotonic() < until:
             time.sleep(0.005)
         return self._seen
 
-    def note(self, seen: Seen) -> None:
+    def note(self, request: SeenRequest) -> None:
         """Keep a record, in the log file too."""
         with self.lock:
-            self._seen.append(seen)
-            self.good[seen.key] += seen.good
+            self._seen.append(request)
+            self.good[request.key] += request.good
             if self.log:
                 line = {
-                    "key": seen.key,
-                    "fault": seen.fault,
-                    "good": seen.good,
-                    "at": seen.at,
-                    "paid": self.paid.get(seen.key),
+                    "key": request.key,
+                    "fault": request.fault,
+                    "good": request.good,
+                    "at": request.at,
+                    "paid": self.paid.get(request.key),
                 }
                 with self.log.open("a") as file:
                     file.write(json.dumps(line) + "\n")
@@ -224,15 +227,15 @@ class FaultServer:
             text, calls = "", ()
         whole = pieces(text)
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(whole)
-        said = whole[: len(whole) // 2 if fault == "truncated" else limit]
+        sent = whole[: len(whole) // 2 if fault == "truncated" else limit]
         refusal = "I cannot help with that." if fault == "refusal" else None
         choice: Body = {
             "index": 0,
-            "message": {"role": "assistant", "content": None if refusal else "".join(said), "refusal": refusal},
-            "finish_reason": "length" if len(said) < len(whole) else "stop",
+            "message": {"role": "assistant", "content": None if refusal else "".join(sent), "refusal": refusal},
+            "finish_reason": "length" if len(sent) < len(whole) else "stop",
         }
         if body.get("logprobs"):
-            choice["logprobs"] = {"content": [_logprobs(token, body.get("top_logprobs", 0)) for token in said]}
+            choice["logprobs"] = {"content": [_logprobs(token, body.get("top_logprobs", 0)) for token in sent]}
         used = sum(len(pieces(m["content"] or "")) + 4 for m in body["messages"]) + 3
         written = [(name, json.dumps(arguments)) for name, arguments in calls]
         if written and fault in ("bad-call", "truncated"):
@@ -240,7 +243,7 @@ class FaultServer:
         if written:
             choice["message"]["tool_calls"] = [_tool_call(key, place, *call) for place, call in enumerate(written)]
             choice["finish_reason"] = "length" if fault == "truncated" else "tool_calls"
-        length = len(said) + sum(len(pieces(name + arguments)) for name, arguments in written)
+        length = len(sent) + sum(len(pieces(name + arguments)) for name, arguments in written)
         return self._completion(
             key, body=body, kind="chat.completion", choice=choice, input_tokens=used, output_tokens=length
         )
@@ -248,8 +251,8 @@ class FaultServer:
     def completion(self, key: str, body: Body) -> Body:
         """A completion whose prompt is token ids, as vLLM gives it."""
         ids, count = body["prompt"], body.get("prompt_logprobs", 0)
-        told = [None, *(_ranked(self.predict(ids[:end]), ids[end], count) for end in range(1, len(ids)))]
-        choice = {"index": 0, "text": "0", "finish_reason": "length", "prompt_logprobs": told}
+        logprobs = [None, *(_ranked(self.predict(ids[:end]), ids[end], count) for end in range(1, len(ids)))]
+        choice = {"index": 0, "text": "0", "finish_reason": "length", "prompt_logprobs": logprobs}
         return self._completion(
             key, body=body, kind="text_completion", choice=choice, input_tokens=len(ids), output_tokens=1
         )
@@ -259,11 +262,11 @@ class FaultServer:
         batch = self.batches[batch_id]
         batch["looks"] += looks
         ended = batch["looks"] > self.polls
-        shown = {name: value for name, value in batch.items() if name not in ("looks", "end")}
-        return shown | (batch["end"] if ended else {})
+        public = {name: value for name, value in batch.items() if name not in ("looks", "end")}
+        return public | (batch["end"] if ended else {})
 
     def make_batch(self, body: Body) -> Body:
-        """Answers all lines of a batch at once, and shows them when it has been looked at often enough."""
+        """Answer all lines of a batch at once, and show them when it has been looked at often enough."""
         lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
         faults = [self.fault(line["body"], 0) for line in lines]
         results = [self._batch_line(line, fault) for line, fault in zip(lines, faults, strict=True)]
@@ -277,9 +280,9 @@ class FaultServer:
         if status == "failed":
             end["errors"] = {"object": "list", "data": [{"code": "invalid_json_line", "message": "line 1 is not JSON"}]}
         else:
-            for name, found in (("output", right), ("error", wrong)):
-                lines_found = "\n".join(json.dumps(result) for result in found)
-                end |= {f"{name}_file_id": self.keep(lines_found.encode())} if found else {}
+            for name, part in (("output", right), ("error", wrong)):
+                content = "\n".join(json.dumps(result) for result in part)
+                end |= {f"{name}_file_id": self.keep(content.encode())} if part else {}
         batch_id = f"batch_{len(self.batches)}"
         self.batches[batch_id] = {
             "id": batch_id,
@@ -342,13 +345,13 @@ def _logprobs(token: str, count: int) -> Body:
 
 
 def _ranked(logprobs: dict[int, float], actual: int, count: int) -> Body:
-    """As vLLM tells: the likeliest tokens, and the actual one."""
+    """A prompt's token as vLLM gives it: the likeliest tokens, and the actual one."""
     likeliest = sorted(logprobs, key=lambda token: -logprobs[token])
-    kept = dict.fromkeys([actual, *likeliest[:count]])
+    listed = dict.fromkeys([actual, *likeliest[:count]])
     ranks = {token: rank for rank, token in enumerate(likeliest, start=1)}
     return {
         str(token): {"logprob": logprobs.get(token, -30.0), "rank": ranks.get(token, 99), "decoded_token": f"<{token}>"}
-        for token in kept
+        for token in listed
     }
 
 
@@ -414,8 +417,8 @@ class _Handler(BaseHTTPRequestHandler):
         state, body, at = self.server_state, json.loads(content), time.monotonic()
         key = self.headers.get("Idempotency-Key") or hashlib.sha256(content).hexdigest()
         with state.lock:
-            state.asked[key] += 1
-            attempt = state.asked[key]
+            state.attempts[key] += 1
+            attempt = state.attempts[key]
         fault = state.fault(body, attempt)
         good = False
         try:
@@ -431,7 +434,7 @@ class _Handler(BaseHTTPRequestHandler):
                 reply = state.chat(key, body, fault) if path.startswith("/chat") else state.completion(key, body)
                 good = self._reply(reply, fault)
         finally:
-            state.note(Seen(path=path, key=key, fault=fault, body=body, at=at, good=good))
+            state.note(SeenRequest(path=path, key=key, fault=fault, body=body, at=at, good=good))
 
     def _reply(self, reply: Body, fault: str) -> bool:
         """Send a reply, whole or spoilt; whether it was whole."""

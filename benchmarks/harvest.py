@@ -31,20 +31,21 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from neuronaut.data.corpus import Corpus
-from neuronaut.data.harvest.activations import TILE_ROWS, neurons, tiles
-from neuronaut.data.harvest.harvest import harvest
-from neuronaut.data.store.store import Store
-from neuronaut.subject.address import SourceId
-from neuronaut.subject.dictionary import Dictionary
-from neuronaut.subject.model import Subject
-from neuronaut.subject.opening import open_source
-from neuronaut.subject.sources import Source
+from ..data.corpus import Corpus
+from ..data.harvest.activations import TILE_ROWS, neurons, tiles
+from ..data.harvest.harvest import harvest
+from ..data.store.store import Store
+from ..subject.address import SourceId
+from ..subject.dictionary import Dictionary
+from ..subject.model import Subject
+from ..subject.opening import open_source
+from ..subject.sources import Source
 
 VOCABULARY, WINDOW = 8192, 128
 
 
 def random_subject() -> Subject:
+    """A random GPT-2 of 6 layers whose tokens are the words t0, t1, ..."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCABULARY, n_positions=WINDOW + 1, n_embd=256, n_layer=6, n_head=8, bos_token_id=0, eos_token_id=0
@@ -78,7 +79,7 @@ def random_dictionary(subject: Subject, *, kind: str) -> Source:
     return Dictionary(
         id=site,
         kind="standard" if kind == "relu" else "topk",
-        k=32 if kind == "topk" else None,
+        k=32 if kind == "topk" else 0,
         W_enc=encoder,
         W_dec=encoder.T.contiguous(),
         b_enc=torch.full((VOCABULARY,), float(bias)),
@@ -87,7 +88,7 @@ def random_dictionary(subject: Subject, *, kind: str) -> Source:
     )
 
 
-def limit(subject: Subject, sources: Sequence[Source], *, window: int, batches: int) -> float:
+def measure_limit(subject: Subject, sources: Sequence[Source], *, window: int, batches: int) -> float:
     """Tokens per second of the truncated forward and the encode alone."""
     rng = np.random.default_rng(2)
     tokens = rng.integers(1, len(subject.vocabulary), size=(TILE_ROWS, window))
@@ -100,7 +101,8 @@ def limit(subject: Subject, sources: Sequence[Source], *, window: int, batches: 
     return batches * tokens.size / (time.perf_counter() - start)
 
 
-def work(name: str, tokens: int, folder: Path) -> tuple[Subject, list[Source], Corpus, int]:
+def build_work(name: str, tokens: int, folder: Path) -> tuple[Subject, list[Source], Corpus, int]:
+    """Subject, sources, corpus and window of the work of a name."""
     if name == "demo":
         subject = Subject.load("demo")
         sae = open_source(subject, SourceId("demo", "resid_post.2", "sae"))
@@ -116,13 +118,13 @@ def work(name: str, tokens: int, folder: Path) -> tuple[Subject, list[Source], C
 def measure(name: str, tokens: int) -> dict[str, object]:
     """One side-by-side run."""
     with tempfile.TemporaryDirectory() as folder:
-        subject, sources, corpus, window = work(name, tokens, Path(folder))
-        before = limit(subject, sources, window=window, batches=16)
+        subject, sources, corpus, window = build_work(name, tokens, Path(folder))
+        before = measure_limit(subject, sources, window=window, batches=16)
         start = time.perf_counter()
         with Store(Path(folder) / "bench.db") as store:
             result = harvest(subject, sources, corpus, store, window=window)
         seconds = time.perf_counter() - start
-        after = limit(subject, sources, window=window, batches=16)
+        after = measure_limit(subject, sources, window=window, batches=16)
     rate, bound = result.tokens / seconds, (before + after) / 2
     return {
         "work": name,
@@ -137,6 +139,7 @@ def measure(name: str, tokens: int) -> dict[str, object]:
 
 
 def main() -> None:
+    """Measure and print one JSON object a work."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", nargs="*", default=["sae", "topk", "neurons", "demo"])
     parser.add_argument("--tokens", type=int, default=800_000)
@@ -150,7 +153,7 @@ def main() -> None:
         return
     for name in options.work:
         for tokens in (200_000, 2_000_000):
-            command = [sys.executable, "-m", "neuronaut.benchmarks.harvest", name, "--tokens", str(tokens)]
+            command = [sys.executable, "-m", __spec__.name, name, "--tokens", str(tokens)]
             subprocess.run([*command, "--threads", str(options.threads)], check=True)
 
 

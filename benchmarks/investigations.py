@@ -1,11 +1,11 @@
-"""Investigations against what they have to beat, on the same planted units, graded by the truth (suite/grade.py).
+"""Investigations and their baselines on the same planted units, graded by the truth (suite/grade.py).
 
 Worlds are built one after another; in each, one column (columns.py) after another explains the units from a harvest
-of its own, so that none profits from another's experiments. Each finding is graded and written down as a line of
-JSON as soon as it is there; what is in the file already is not made again, if the world and all settings are the
-same. `comparing` makes the tables.
+of its own, so that none profits from another's experiments. Each finding is graded and written as a line of
+JSON as soon as it is there; a line that is in the file already is not made again, if the world and all settings are
+the same. `comparing` makes the tables.
 
-Forward passes (prompts that were run) and seconds are counted from one finding to the next; what the units of a
+Forward passes (prompts that were run) and seconds are counted from one finding to the next; work that the units of a
 world share, such as reading the background, is counted with the first.
 """
 
@@ -24,7 +24,7 @@ from ..agent.loop.target import Meter
 from ..agent.session import InvestigationConfig
 from ..data.store.store import Store
 from ..subject.errors import NeuronautError
-from .columns import COLUMNS, SWAPPED, SWAPPED_OF, Explaining, Found, swapped
+from .columns import COLUMNS, SWAPPED, SWAPPED_OF, Finding, Findings, swap_findings
 from .suite import Grade, Grader, Unit, World, grader
 from .suite.kinds import LEVELS
 
@@ -44,22 +44,22 @@ class Place(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As lines have it; a private seed is told by its hash."""
+        """The name in lines; a private seed is given by its hash."""
         return f"level {self.level}, {format_seed(self.seed)}, {self.units} units, {self.documents} documents"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What became of one unit in one column."""
+    """The finding of one column on one unit, with its grade."""
 
     place: str
     column: str
     settings: str
-    """Hash of all that determines what is found, beside the place."""
+    """Hash of all settings that determine the finding, beside the place."""
     grade: Grade
-    found: Found
+    found: Finding
     description: str
-    """Of the unit, as it is in truth."""
+    """The truth about the unit, in words."""
     forwards: int
     seconds: float
     code: Mapping[str, Any] | None = None
@@ -67,10 +67,10 @@ class Line:
 
     @classmethod
     def of_json(cls, row: Mapping[str, Any]) -> Self:
-        """Read what `asdict` gave."""
-        listed = {name: row["found"][name] for name in ("promotes", "suppresses", "reads")}
-        found = Found(**{**row["found"], **{k: None if v is None else tuple(v) for k, v in listed.items()}})
-        return cls(**{**row, "grade": Grade(**row["grade"]), "found": found})
+        """Read what `asdict` returned, also after JSON."""
+        claims = {name: row["found"][name] for name in ("promotes", "suppresses", "reads")}
+        finding = Finding(**{**row["found"], **{k: None if v is None else tuple(v) for k, v in claims.items()}})
+        return cls(**{**row, "grade": Grade(**row["grade"]), "found": finding})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,9 @@ class Plan:
     """Of each world."""
 
     def __post_init__(self) -> None:
-        known = (*COLUMNS, SWAPPED)
-        if unknown := [name for name in self.columns if name not in known]:
-            raise NeuronautError(f"there is no policy {unknown[0]!r} here; there are {', '.join(known)}")
+        columns = (*COLUMNS, SWAPPED)
+        if unknown := [name for name in self.columns if name not in columns]:
+            raise NeuronautError(f"there is no policy {unknown[0]!r} here; there are {', '.join(columns)}")
         if unknown := [level for level in self.levels if level not in LEVELS]:
             raise NeuronautError(f"there is no level {unknown[0]}; the levels are 1 to {max(LEVELS)}")
         if SWAPPED in self.columns and SWAPPED_OF not in self.columns:
@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """How many lines it comes to."""
+        """The number of lines."""
         return len(self.levels) * self.units * len(self.columns)
 
     def places(self) -> list[Place]:
@@ -116,9 +116,9 @@ class Plan:
         ]
 
     def settings(self, column: str) -> str:
-        """Hash of what determines a column's findings."""
-        said = COLUMNS[SWAPPED_OF if column == SWAPPED else column].settings(self.config)
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        """Hash of the settings that determine a column's findings."""
+        settings = COLUMNS[SWAPPED_OF if column == SWAPPED else column].settings(self.config)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def format_seed(seed: int | str) -> str:
@@ -135,25 +135,25 @@ def run(
 ) -> list[Line]:
     """All lines of a plan, those that `out` has and those that are made now, which are added to it.
 
-    The databases are kept in the folder `keep`, if there is one, as WORLD-COLUMN.db. `hear` is told every line.
+    The databases are kept in the folder `keep`, if there is one, as WORLD-COLUMN.db. `hear` is called with every line.
     """
-    known = {_key(line): line for line in read(out)} if out is not None and out.exists() else {}
-    found: list[Line] = []
+    earlier = {_key(line): line for line in read(out)} if out is not None and out.exists() else {}
+    lines: list[Line] = []
     with ExitStack() as stack:
         file = None if out is None else stack.enter_context(out.open("a", encoding="utf-8"))
         for place in plan.places():
-            for line in _lines(plan, place, known, keep):
-                if file is not None and _key(line) not in known:
+            for line in _world_lines(plan, place, earlier, keep):
+                if file is not None and _key(line) not in earlier:
                     file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
                     file.flush()
-                found.append(line)
+                lines.append(line)
                 if hear is not None:
                     hear(line)
-    return found
+    return lines
 
 
 def read(out: Path) -> list[Line]:
-    """The lines of a file. A last one that was cut off by a kill is taken away."""
+    """The lines of a file; a last one that was cut off by a kill is removed from it."""
     text = out.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
@@ -171,81 +171,92 @@ def _key(line: Line) -> Key:
     return line.place, line.column, line.settings, line.grade.unit
 
 
-def _lines(plan: Plan, place: Place, known: Mapping[Key, Line], keep: Path | None) -> Iterator[Line]:
+def _world_lines(plan: Plan, place: Place, earlier: Mapping[Key, Line], keep: Path | None) -> Iterator[Line]:
     """The lines of one world, which is built only if some are missing."""
-    here = [line for line in known.values() if line.place == place.name]
-    of = {name: [x for x in here if (x.column, x.settings) == (name, plan.settings(name))] for name in plan.columns}
-    if all(len(lines) == place.units for lines in of.values()):
-        for lines in of.values():
+    of_world = [line for line in earlier.values() if line.place == place.name]
+    by_column = {
+        name: [x for x in of_world if (x.column, x.settings) == (name, plan.settings(name))] for name in plan.columns
+    }
+    if all(len(lines) == place.units for lines in by_column.values()):
+        for lines in by_column.values():
             yield from lines
         return
     world = World.build(place.level, place.seed, units=place.units, documents=place.documents)
-    made: dict[str, list[Line]] = {}
     with Store(":memory:") as store:
         world.harvest(store)
         judge = grader(world, store)
     for column in sorted(plan.columns, key=lambda name: name == SWAPPED):
-        made[column] = list(of[column])
-        done = {line.grade.unit for line in of[column]}
-        left = [unit for unit in world.units if unit.address not in done]
-        yield from of[column]
-        for line in _column(
-            plan, place=place, column=column, units=left, world=world, judge=judge, made=made, keep=keep
+        explained = {line.grade.unit for line in by_column[column]}
+        missing = [unit for unit in world.units if unit.address not in explained]
+        yield from list(by_column[column])
+        for line in _column_lines(
+            plan, place=place, column=column, units=missing, world=world, judge=judge, others=by_column, keep=keep
         ):
-            made[column].append(line)
+            by_column[column].append(line)
             yield line
 
 
-def _column(
+def _column_lines(
     plan: Plan,
     place: Place,
     column: str,
     units: Sequence[Unit],
     world: World,
     judge: Grader,
-    made: Mapping[str, Sequence[Line]],
+    others: Mapping[str, Sequence[Line]],
     keep: Path | None,
 ) -> Iterator[Line]:
-    """What one column says of the units, graded."""
+    """The graded findings of one column on the units; `others` are the lines of the columns before."""
     if not units:
         return
     base = {"place": place.name, "column": column, "settings": plan.settings(column), "code": code_revision()}
     if column == SWAPPED:
-        of = {line.grade.unit: line.found for line in made[SWAPPED_OF]}
-        wanted = {unit.address for unit in units}
-        for unit, found in swapped(world.units, of):
-            if unit.address in wanted:
-                yield graded(unit, found, judge, forwards=0, seconds=0.0, **base)
+        findings = {line.grade.unit: line.found for line in others[SWAPPED_OF]}
+        missing = {unit.address for unit in units}
+        for unit, finding in swap_findings(world.units, findings):
+            if unit.address in missing:
+                yield grade_finding(unit, finding, judge, forwards=0, seconds=0.0, **base)
         return
     with tempfile.TemporaryDirectory() as scratch:
         name = f"{world.subject.name}-{column}.db"
         with Store(str((keep or Path(scratch)) / name)) as store:
             if not store.sources():
                 world.harvest(store)
-            explaining = COLUMNS[column].explain(units, world, store, plan.config)
-            for unit, found, forwards, seconds in metered(world, explaining):
-                yield graded(unit, found, judge, forwards=forwards, seconds=seconds, **base)
+            for metered in meter_findings(world, COLUMNS[column].explain(units, world, store, plan.config)):
+                yield grade_finding(
+                    metered.unit, metered.finding, judge, forwards=metered.forwards, seconds=metered.seconds, **base
+                )
 
 
-def metered(world: World, explaining: Explaining) -> Iterator[tuple[Unit, Found, int, float]]:
+class Metered(NamedTuple):
+    """A finding with its cost."""
+
+    unit: Unit
+    finding: Finding
+    forwards: int
+    seconds: float
+
+
+def meter_findings(world: World, findings: Findings) -> Iterator[Metered]:
     """Findings with the forward passes and seconds that each took."""
     meter = Meter()
     while True:
         rows, began = meter.rows, time.monotonic()
         with meter.counting(world.subject):
-            one = next(explaining, None)
-        if one is None:
+            explained = next(findings, None)
+        if explained is None:
             return
-        yield *one, meter.rows - rows, round(time.monotonic() - began, 3)
+        unit, finding = explained
+        yield Metered(unit, finding, meter.rows - rows, round(time.monotonic() - began, 3))
 
 
-def graded(unit: Unit, found: Found, judge: Grader, **base: Any) -> Line:
+def grade_finding(unit: Unit, finding: Finding, judge: Grader, **base: Any) -> Line:
     """A finding as a line. Causal claims count where there is something to claim or something was claimed."""
     pairs = {
-        "promoted": (found.promotes, unit.promotes),
-        "suppressed": (found.suppresses, unit.suppresses),
-        "upstream": (found.reads, unit.upstream),
+        "promoted": (finding.promotes, unit.promotes),
+        "suppressed": (finding.suppresses, unit.suppresses),
+        "upstream": (finding.reads, unit.upstream),
     }
-    claims = {name: said for name, (said, true) in pairs.items() if said or true}
-    grade = judge.grade(unit, found.rule, **({} if unit.abstain else claims))
-    return Line(grade=grade, found=found, description=unit.description, **base)
+    claims = {name: claimed for name, (claimed, true) in pairs.items() if claimed or true}
+    grade = judge.grade(unit, finding.rule, **({} if unit.abstain else claims))
+    return Line(grade=grade, found=finding, description=unit.description, **base)

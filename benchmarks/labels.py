@@ -1,4 +1,4 @@
-"""What the rule explainer's labels are worth on a real model, and what they cost.
+"""How well the rule explainer's labels predict activations of a real model, and their cost.
 
     python -m neuronaut.benchmarks.labels [DATABASE] [--model demo] [--neurons 100] [--latents 100]
                                           [--figure FILE.png] [--json]
@@ -7,13 +7,12 @@ Random alive neurons (the same number from every layer) and random alive latents
 dictionaries are explained and scored on their holdout. Nothing is stored. Without a database the built-in
 subject is harvested first. Medians are over the features that got a rule, with a 95% bootstrap interval
 over features; the baselines are scored on the same windows of the same features, and so is, for orientation
-only, a table of bigrams (bigrams.py).
+only, a table of bigrams (measure.py).
 
-The whole distribution of labels' correlations as a figure: one panel per layer and one for the latents.
-
-Each curve is an empirical distribution: the height at x is the share of features with a correlation of at
-most x, so a curve further to the right is better. A dot marks the median. Colours are Okabe and Ito's,
-and the curves differ in their dashes as well.
+The figure shows the whole distribution of the correlations, one panel per layer and one for the latents. Each
+curve is an empirical distribution: the height at x is the share of features with a correlation of at most x, so
+a curve further to the right is better. A dot marks the median. Colours are Okabe and Ito's, and the curves differ
+in their dashes as well.
 """
 
 import json
@@ -47,7 +46,7 @@ CORRELATIONS = {
     "other_rule": "other rule",
 }
 OTHER_METRICS = {"explained_variance": "explained variance", "auroc": "AUROC", "agreement": "agreement"}
-"""Both: key of a score within its set, and what it is called in a table."""
+"""In both, the key of a score within its set, and its name in a table."""
 STATUSES = ("explained", "dead", "too_rare", "dense", "no_pattern")
 DRAWS = 2000
 
@@ -65,19 +64,19 @@ class Median(NamedTuple):
 
 
 def median(values: Sequence[float | None], *, seed: int = 0) -> Median | None:
-    """None where no feature has a value."""
-    known = np.array([value for value in values if value is not None])
-    if not len(known):
+    """The median of the features that have a value; None where none has."""
+    numbers = np.array([value for value in values if value is not None])
+    if not len(numbers):
         return None
-    picks = np.random.default_rng(seed).integers(len(known), size=(DRAWS, len(known)))
-    low, high = np.quantile(np.median(known[picks], axis=1), (0.025, 0.975))
-    return Median(float(np.median(known)), float(low), float(high), len(known))
+    picks = np.random.default_rng(seed).integers(len(numbers), size=(DRAWS, len(numbers)))
+    low, high = np.quantile(np.median(numbers[picks], axis=1), (0.025, 0.975))
+    return Median(float(np.median(numbers)), float(low), float(high), len(numbers))
 
 
-def groups(found: Sequence[Labelled]) -> dict[str, list[Labelled]]:
-    """Features by source, and where there are several sources of a kind, all of them together."""
+def group_features(features: Sequence[Labelled]) -> dict[str, list[Labelled]]:
+    """Features by source, and where there are several layers of neurons, all of them together."""
     split: dict[str, list[Labelled]] = {}
-    for labelled in found:
+    for labelled in features:
         split.setdefault(labelled.group, []).append(labelled)
     layers = [name for name in split if "@" not in name]
     if len(layers) > 1:
@@ -85,15 +84,15 @@ def groups(found: Sequence[Labelled]) -> dict[str, list[Labelled]]:
     return split
 
 
-def report(found: Sequence[Labelled], costs: Costs) -> str:
+def format_report(features: Sequence[Labelled], costs: Costs) -> str:
     """Four Markdown tables: correlations, other metrics, statuses and lengths, costs."""
-    split = groups(found)
+    split = group_features(features)
     shares = [_status_row(name, group) for name, group in split.items()]
     parts = [
         _medians("median correlation", split, CORRELATIONS),
         _medians("median of other metrics", split, OTHER_METRICS),
         _table(["labels", "features", *(f"{status} %" for status in STATUSES), "words", "rule length"], shares),
-        _cost_table(costs, len(found)),
+        _cost_table(costs, len(features)),
     ]
     return "\n\n".join(parts)
 
@@ -109,14 +108,14 @@ def _medians(title: str, split: Mapping[str, Sequence[Labelled]], keys: Mapping[
 
 def _cells(group: Sequence[Labelled], keys: Sequence[str]) -> list[str]:
     medians = [median([labelled.scores.get(key) for labelled in group]) for key in keys]
-    return [str(medians[0].n if medians[0] else 0), *(str(found) if found else "–" for found in medians)]
+    return [str(medians[0].n if medians[0] else 0), *(str(value) if value else "–" for value in medians)]
 
 
 def _status_row(name: str, group: Sequence[Labelled]) -> list[str]:
     counts = Counter(labelled.status for labelled in group)
     shares = [f"{100 * counts[status] / len(group):.0f}" for status in STATUSES]
     lengths = [median([labelled.words for labelled in group]), median([labelled.length for labelled in group])]
-    return [name, str(len(group)), *shares, *(f"{found.value:.0f}" if found else "–" for found in lengths)]
+    return [name, str(len(group)), *shares, *(f"{length.value:.0f}" if length else "–" for length in lengths)]
 
 
 def _cost_table(costs: Costs, features: int) -> str:
@@ -166,29 +165,25 @@ def main(
     *,
     as_json: bool,
 ) -> None:
+    """Label, and print tables or JSON."""
     costs = Costs()
     with open_database(database, model, tokens=tokens) as (store, subject):
         chosen = choose(store, subject.name, neurons=neurons, latents=latents, seed=seed)
-        found = list(measure(chosen, store, subject, costs))
+        features = list(measure(chosen, store, subject, costs))
     if figure is not None:
-        draw(
-            {name: group for name, group in groups(found).items() if name != "all neurons"}, figure, model=subject.name
-        )
+        groups = {name: group for name, group in group_features(features).items() if name != "all neurons"}
+        draw(groups, figure, model=subject.name)
     if as_json:
         click.echo(
             json.dumps(
                 {
-                    "features": [asdict(labelled) for labelled in found],
+                    "features": [asdict(labelled) for labelled in features],
                     "costs": {"seconds": dict(costs.stages), "in_forwards": dict(costs.forwards)},
                 }
             )
         )
     else:
-        click.echo(report(found, costs))
-
-
-if __name__ == "__main__":
-    main()
+        click.echo(format_report(features, costs))
 
 
 CURVES = (
@@ -237,3 +232,7 @@ def _panel(panel: Axes, name: str, group: Sequence[Labelled], examples: str) -> 
     panel.set_ylabel("share of features at or below", fontsize=9)
     panel.tick_params(labelbottom=True)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    main()

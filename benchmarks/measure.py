@@ -1,9 +1,8 @@
-"""Explain and score features as `agent.label` does, store nothing, and keep what it cost.
+"""Explains and scores features as `label` does, stores nothing, and keeps the cost.
 
-A table of bigrams, for orientation: what two tokens of context are worth, whatever it takes to say it.
-
-The mean activation of every (previous token, token) that the training side holds, drawn towards the token
-table where it was seen rarely. It is as long as the corpus is wide, so it is no explanation.
+`Bigrams` shows for orientation what two tokens of context are worth, however long the table: the mean activation of
+every (previous token, token) that the training side holds, drawn towards the token table where it occurs rarely. It
+is as long as the corpus is wide, so it is no explanation.
 """
 
 import time
@@ -35,7 +34,7 @@ from ..subject.model import Subject
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One feature's label and what it scored."""
+    """One feature's label and its scores."""
 
     feature: str
     group: str
@@ -51,7 +50,7 @@ class Labelled:
 
 @dataclass(slots=True)
 class Costs:
-    """Seconds by stage, and those of them that the subject's forwards took."""
+    """Seconds by stage, and the part of them in the subject's forwards."""
 
     stages: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     forwards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -59,6 +58,7 @@ class Costs:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
         self._stage, start = name, time.perf_counter()
         try:
             yield
@@ -72,9 +72,9 @@ class Costs:
 
         def timed(tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
             start = time.perf_counter()
-            found = read(tokens, sites)
+            vectors = read(tokens, sites)
             self.forwards[self._stage] += time.perf_counter() - start
-            return found
+            return vectors
 
         with patch.object(subject, "read", timed):
             yield
@@ -98,7 +98,7 @@ def choose(store: Store, model: str, *, neurons: int, latents: int, seed: int = 
 
 
 def measure(features: Sequence[Feature], store: Store, subject: Subject, costs: Costs) -> Iterator[Labelled]:
-    """Explain and score features, sources in turn, as `agent.label` does, but store nothing."""
+    """Explain and score features, sources in turn, as `label` does, but store nothing."""
     explainer, scorer = RuleExplainer(subject), RuleSimulator()
     for source in dict.fromkeys(feature.source for feature in features):
         with costs.watching(subject), costs.stage("background"):
@@ -107,25 +107,25 @@ def measure(features: Sequence[Feature], store: Store, subject: Subject, costs: 
         for start in range(0, len(members), CHUNK):
             evidence = [store.evidence(feature) for feature in members[start : start + CHUNK]]
             with costs.watching(subject):
-                yield from _chunk(loader, evidence, explainer, scorer, costs)
+                yield from _measure_chunk(loader, evidence, explainer, scorer, costs)
 
 
-def _chunk(
+def _measure_chunk(
     loader: EvidenceLoader, evidence: Sequence[Evidence], explainer: RuleExplainer, scorer: RuleSimulator, costs: Costs
 ) -> Iterator[Labelled]:
     with costs.stage("background"):
         batch = loader.train(evidence)
     with costs.stage("explain"):
-        made = {explanation.feature: explanation for explanation in explainer.explain(batch)}
+        explanations = {explanation.feature: explanation for explanation in explainer.explain(batch)}
     with costs.stage("holdout"):
-        holdouts = loader.holdouts([part for part in evidence if made[part.feature].rule is not None])
+        holdouts = loader.holdouts([part for part in evidence if explanations[part.feature].rule is not None])
     with costs.stage("baselines"):
-        baselines = {case.explanation.feature: case.baselines for case in loader.cases(batch, made, holdouts)}
+        baselines = {case.explanation.feature: case.baselines for case in loader.cases(batch, explanations, holdouts)}
     for part in batch.features:
-        explanation, scores = made[part.feature], {}
+        explanation, scores = explanations[part.feature], {}
         if explanation.rule is not None:
             with costs.stage("score"):
-                scores = _scores(explanation, holdouts[part.feature], baselines[part.feature], scorer)
+                scores = _score(explanation, holdouts[part.feature], baselines[part.feature], scorer)
             scores |= _bigram_scores(part, batch, holdouts[part.feature], baselines[part.feature].token_table)
         yield _labelled(explanation, scores)
 
@@ -144,15 +144,15 @@ def _labelled(explanation: Explanation, scores: Mapping[str, float | None]) -> L
     )
 
 
-def _scores(
+def _score(
     explanation: Explanation, holdout: Holdout, baselines: Baselines, scorer: RuleSimulator
 ) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for score in scorer.score(explanation, holdout, baselines):
-        found[f"{score.examples} {score.metric}"] = score.value
+        values[f"{score.examples} {score.metric}"] = score.value
         if score.metric == "correlation":
-            found |= {f"{score.examples} {name}": value for name, value in score.baselines.items()}
-    return found
+            values |= {f"{score.examples} {name}": value for name, value in score.baselines.items()}
+    return values
 
 
 def _bigram_scores(
@@ -170,33 +170,34 @@ BACK_OFF = 2.0
 
 
 class Bigrams(NamedTuple):
-    """Mean activation by (previous token, token), backing off to the token alone."""
+    """Mean activation by (previous token, token), backing off to the token alone; V is the vocabulary's size."""
 
     keys: NDArray[np.int64]
     """Sorted, previous * (V + 1) + token; V as the previous token is the start of a window."""
     values: NDArray[np.float64]
+    """Mean of the bigram less its token's, shape of the keys."""
     table: NDArray[np.float32]
     """By token, (V,)."""
 
     @classmethod
     def of(cls, evidence: TrainEvidence, batch: TrainBatch, table: NDArray[np.float32]) -> "Bigrams":
-        """From the background and the training examples, each window once: what the token table is made from."""
+        """From the background and the training examples, each window once: the token table's own data."""
         natural = [e for e in {e.window: e for e in evidence.examples}.values() if e.kind != "bottom"]
         ids = np.concatenate([batch.background.ids, *(e.ids[None] for e in natural)])
         activations = np.concatenate([evidence.background, *(e.activations[None] for e in natural)]).ravel()
-        keys, at = np.unique(_pairs(ids, len(table)), return_inverse=True)
+        keys, at = np.unique(_bigram_keys(ids, len(table)), return_inverse=True)
         residual = np.bincount(at.ravel(), activations - table[ids.ravel()])
         return cls(keys, residual / (np.bincount(at.ravel()) + BACK_OFF), table)
 
     def predict(self, windows: ScoredWindows) -> NDArray[np.float32]:
         """Predictions at the scored tokens, (unit, token)."""
-        wanted = _pairs(windows.ids, len(self.table))
-        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        known = np.where(self.keys[at] == wanted, self.values[at], 0.0)
-        return windows.at((self.table[windows.ids] + known).astype(np.float32))
+        keys = _bigram_keys(windows.ids, len(self.table))
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        residual = np.where(self.keys[at] == keys, self.values[at], 0.0)
+        return windows.at((self.table[windows.ids] + residual).astype(np.float32))
 
 
-def _pairs(ids: NDArray[np.integer], size: int) -> NDArray[np.int64]:
+def _bigram_keys(ids: NDArray[np.integer], size: int) -> NDArray[np.int64]:
     before = np.full(ids.shape, size, np.int64)
     before[:, 1:] = ids[:, :-1]
     return before * (size + 1) + ids

@@ -4,7 +4,7 @@
 
 In each carrier every token is put in `back` tokens before its last one, and a neuron is read at the last one: by
 `read_last`, with whole rows in full batches, and, a sample of them, one row at a time. All in turns in one process;
-told are the best microseconds a row of each, the ratios and the largest difference.
+the output gives the best microseconds a row of each, the ratios and the largest difference.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SAMPLE = 200
 """Rows that are run one at a time."""
 
 
-def scan(subject: Subject, *, carriers: int, length: int, back: int) -> list[Row]:
+def scan_rows(subject: Subject, *, carriers: int, length: int, back: int) -> list[Row]:
     """Every token of the vocabulary at one place of random carriers."""
     rng, size = np.random.default_rng(0), len(subject.vocabulary)
     rows: list[Row] = []
@@ -35,12 +35,13 @@ def scan(subject: Subject, *, carriers: int, length: int, back: int) -> list[Row
     return rows
 
 
-def whole(subject: Subject, source: Source, rows: list[Row], features: list[int]) -> NDArray[np.float32]:
-    """The same from every row as a whole."""
+def read_whole(subject: Subject, source: Source, rows: list[Row], features: list[int]) -> NDArray[np.float32]:
+    """The activations that `read_last` gives, from every row run as a whole."""
     return read_columns(subject, source, np.array(rows), features)[:, -1]
 
 
 def main() -> None:
+    """Time the three ways and print their ratios."""
     parser = argparse.ArgumentParser(description="A vocabulary scan with shared beginnings beside one without")
     parser.add_argument("--carriers", type=int, default=4)
     parser.add_argument("--length", type=int, default=24)
@@ -51,19 +52,19 @@ def main() -> None:
     subject = Subject.load("demo")
     site = f"mlp.{subject.n_layers - 2}"
     source, features = Neurons(SourceId("demo", site), subject.width(site)), [0]
-    rows = scan(subject, carriers=options.carriers, length=options.length, back=options.back)
+    rows = scan_rows(subject, carriers=options.carriers, length=options.length, back=options.back)
 
-    def timed(work: Callable[[], NDArray[np.float32]]) -> tuple[float, NDArray[np.float32]]:
+    def timed(read: Callable[[], NDArray[np.float32]]) -> tuple[float, NDArray[np.float32]]:
         began = time.perf_counter()
-        found = work()
-        return time.perf_counter() - began, found
+        activations = read()
+        return time.perf_counter() - began, activations
 
     sample = rows[:: len(rows) // SAMPLE]
     runs = [
         (
             timed(lambda: read_last(subject, source, rows, features)),
-            timed(lambda: whole(subject, source, rows, features)),
-            timed(lambda: np.concatenate([whole(subject, source, [row], features) for row in sample])),
+            timed(lambda: read_whole(subject, source, rows, features)),
+            timed(lambda: np.concatenate([read_whole(subject, source, [row], features) for row in sample])),
         )
         for _ in range(REPEATS)
     ]

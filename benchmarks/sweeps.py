@@ -1,4 +1,4 @@
-"""Sweeps of heads beside one forward per cell, both in this run: forwards, what they compute, seconds, agreement.
+"""Sweeps of heads beside one forward per cell, both in this run: forwards, their work, seconds, agreement.
 
     python -m neuronaut.benchmarks.sweeps [--pairs 8] [--threads 2] [--at-once 64]
 
@@ -8,8 +8,8 @@ architecture, of width 192, with positions and vocabulary of 512. One forward pe
 hooks, all pairs in one whole forward of their own, logits at the answer only, its source runs read once. Neither counts
 the bootstrap of intervals, which is timed apart.
 
-`full forwards` weighs each forward pass by the share of the layers that it ran, `full rows` each row: the first is what
-a sweep saves where a forward's fixed cost rules (small models, GPUs), the second is what it computes less.
+`full forwards` weighs each forward pass by the share of the layers that it ran, `full rows` each row: the first shows
+the saving where a forward's fixed cost rules (small models, GPUs), the second the saving of computation.
 """
 
 import argparse
@@ -21,21 +21,22 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from neuronaut.causal.batched import measure
-from neuronaut.causal.edits import Edit
-from neuronaut.causal.grids import Grid, sites_of
-from neuronaut.causal.intervene import NOTHING, apply
-from neuronaut.causal.measures import METRICS, Question
-from neuronaut.causal.prompts import Batch, Pairs
-from neuronaut.causal.runs import gather, logits_at
-from neuronaut.causal.sweeps import SETTINGS, sweep
-from neuronaut.subject.model import Subject
+from ..causal.batched import measure
+from ..causal.edits import Edit
+from ..causal.grids import Grid, sites_of
+from ..causal.intervene import NOTHING, apply
+from ..causal.measures import METRICS, Question
+from ..causal.prompts import Batch, Pairs
+from ..causal.runs import gather, logits_at
+from ..causal.sweeps import SETTINGS, sweep
+from ..subject.model import Subject
 
 REPEATS = 3
 """Each is timed this often, in turns, and the fastest time counts."""
 
 
 def random_subject() -> Subject:
+    """A random GPT-2 of 12 layers of 12 heads."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=512, n_positions=64, n_embd=192, n_layer=12, n_head=12, bos_token_id=0, eos_token_id=0
@@ -48,18 +49,18 @@ def random_subject() -> Subject:
 
 def random_pairs(subject: Subject, *, rows: int, period: int = 14) -> Pairs:
     """BOS, random tokens, and one of them again; corrupted, that one has changed places with another."""
-    rng, found = random.Random(0), []
-    opening = [] if subject.bos is None else [subject.bos]
+    rng, rows_of_pairs = random.Random(0), []
+    bos = subject.bos_prefix
     for _ in range(rows):
         words = rng.sample([id for id in range(len(subject.vocabulary)) if id != subject.bos], period)
-        here, there = rng.sample(range(0, period - 1, 2), 2)
+        first, second = rng.sample(range(0, period - 1, 2), 2)
         swapped = list(words)
-        swapped[here], swapped[there] = words[there], words[here]
-        ends = words[here + 1], words[there + 1]
-        found.append(([*opening, *words, words[here]], [*opening, *swapped, words[here]], *ends))
-    clean, corrupted, answers, wrong = zip(*found, strict=True)
-    batches = (Batch.of(subject, list(side)) for side in (clean, corrupted))
-    return Pairs.aligned(subject, *batches, torch.tensor(answers), torch.tensor(wrong))
+        swapped[first], swapped[second] = words[second], words[first]
+        ends = words[first + 1], words[second + 1]
+        rows_of_pairs.append(([*bos, *words, words[first]], [*bos, *swapped, words[first]], *ends))
+    clean, corrupted, answers, wrong = zip(*rows_of_pairs, strict=True)
+    clean_batch, corrupted_batch = (Batch.of(subject, list(side)) for side in (clean, corrupted))
+    return Pairs.aligned(subject, clean_batch, corrupted_batch, torch.tensor(answers), torch.tensor(wrong))
 
 
 @torch.inference_mode()
@@ -69,50 +70,53 @@ def one_by_one(subject: Subject, pairs: Pairs, grid: Grid) -> torch.Tensor:
     question = Question(pairs.answers, pairs.wrong)
     for batch in batches.values():
         logits_at(subject, batch.tokens, batch.last)
-    found = []
+    differences = []
     for setting in SETTINGS.values():
         base = batches[setting.base]
         patch_values = gather(subject, grid.edits, source_run=batches[str(setting.source_run)])
         for edit in grid.edits:
             with apply(subject, base, [edit], materials=patch_values):
-                found.append(METRICS["logit_difference"](logits_at(subject, base.tokens, base.last), question))
-    return torch.stack(found)
+                differences.append(METRICS["logit_difference"](logits_at(subject, base.tokens, base.last), question))
+    return torch.stack(differences)
 
 
-def swept(subject: Subject, pairs: Pairs, grid: Grid, *, at_once: int) -> torch.Tensor:
-    found = measure(
+def in_one_sweep(subject: Subject, pairs: Pairs, grid: Grid, *, at_once: int) -> torch.Tensor:
+    """The same logit differences by a sweep."""
+    measured = measure(
         subject,
         grid.edits,
         {"clean": pairs.clean, "corrupted": pairs.corrupted},
-        SETTINGS,
+        {str(direction): setting for direction, setting in SETTINGS.items()},
         Question(pairs.answers, pairs.wrong),
         metrics=["logit_difference"],
         materials=NOTHING,
         at_once=at_once,
     )
-    return torch.cat([found.edited[direction][:, 0] for direction in SETTINGS])
+    return torch.cat([measured.edited[direction][:, 0] for direction in SETTINGS])
 
 
-def seconds(work: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+def time_call(work: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+    """Seconds of a call, and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
 
 
 def compare(name: str, subject: Subject, *, rows: int, at_once: int) -> None:
+    """Time both ways on one subject and print a table."""
     pairs = random_pairs(subject, rows=rows)
     grid = Grid.of(Edit.parse("head.0=patch"), sites=sites_of(subject, "head"), units=range(subject.n_heads))
     cost = sweep(subject, pairs, grid, at_once=at_once).cost
     times = [
         (
-            seconds(lambda: swept(subject, pairs, grid, at_once=at_once)),
-            seconds(lambda: one_by_one(subject, pairs, grid)),
+            time_call(lambda: in_one_sweep(subject, pairs, grid, at_once=at_once)),
+            time_call(lambda: one_by_one(subject, pairs, grid)),
         )
         for _ in range(REPEATS)
     ]
     error = float((times[0][0][1] - times[0][1][1]).abs().max())
     ours, theirs = (min(run[side][0] for run in times) for side in (0, 1))
-    whole, _ = seconds(lambda: torch.tensor(sweep(subject, pairs, grid, at_once=at_once).cost.rows))
+    whole, _ = time_call(lambda: torch.tensor(sweep(subject, pairs, grid, at_once=at_once).cost.rows))
     print(f"\n{name}: {len(grid.edits)} heads x 2 directions, {rows} pairs of {pairs.clean.tokens.shape[1]} tokens")
     print(f"{'':16}{'forwards':>10}{'full forwards':>15}{'full rows':>11}{'seconds':>9}")
     print(f"{'one per cell':16}{cost.one_by_one:10}{cost.one_by_one:15.1f}{cost.rows:11.1f}{theirs:9.3f}")
@@ -123,6 +127,7 @@ def compare(name: str, subject: Subject, *, rows: int, at_once: int) -> None:
 
 
 def main() -> None:
+    """Compare on the built-in model and on a random one."""
     parser = argparse.ArgumentParser(description="Sweeps of heads beside one forward per cell")
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,4 +1,4 @@
-"""How near the calls of a run come to what the server allows: 64 in flight, each of which takes a second.
+"""How near the calls of a run come to the server's limit: 64 in flight, each of which takes a second.
 
     python -m neuronaut.benchmarks.throughput [--calls 640] [--in-flight 64] [--delay 1.0]
 
@@ -22,6 +22,7 @@ from .faults import server
 
 
 def main() -> None:
+    """Time the calls and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=640)
     parser.add_argument("--in-flight", type=int, default=64)
@@ -34,11 +35,11 @@ def main() -> None:
             # The first calls open connections and load modules.
             list(LLMClient(llm, store.calls).run(_questions(0, options.in_flight)))
             begun, cpu = time.monotonic(), time.process_time()
-            done = list(LLMClient(llm, store.calls).run(_questions(options.in_flight, options.calls)))
+            replies = list(LLMClient(llm, store.calls).run(_questions(options.in_flight, options.calls)))
             seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
         llm.close()
     ideal = options.calls / options.in_flight * options.delay
-    assert len(done) == options.calls
+    assert len(replies) == options.calls
     figures = {"calls": options.calls, "seconds": round(seconds, 2), "ideal": ideal, "ratio": round(ideal / seconds, 3)}
     print(json.dumps(figures | {"cpu_ms_per_call": round(1000 * cpu / options.calls, 2)}))
 

@@ -1,4 +1,4 @@
-"""How far an approximation is right: whether it adds up, ranks as the exact result does, and holds where it is highest.
+"""Grades an approximation: whether it adds up, ranks as the exact result does, and holds where it is highest.
 
 completeness   sum over a cut - what the cut is responsible for; also as a share of M(clean) - M(corrupted)
 spearman       correlation of the ranks, ties sharing their mean rank
@@ -40,6 +40,7 @@ class Cut:
 
     @property
     def error(self) -> float:
+        """How far the scores miss what they should add up to, in the metric's unit."""
         return self.total - self.wanted
 
 
@@ -112,57 +113,60 @@ def grade(
         for effect in cell.effects
         if isinstance(effect, Effect)
     }
-    moved = {index: _moved(effect) for index, effect in effects.items()}
-    agreed = agreement([scores[index] for index in drawn], [moved[index] for index in drawn], top=top)
+    moves = {index: _measure_move(effect) for index, effect in effects.items()}
+    compared = agreement([scores[index] for index in drawn], [moves[index] for index in drawn], top=top)
     labels = grid.labels
     verified = tuple(
-        Verified(labels[index], grid.edits[index], scores[index], moved[index], effects[index]) for index in best
+        Verified(labels[index], grid.edits[index], scores[index], moves[index], effects[index]) for index in best
     )
-    return Graded(agreed, verified, exact)
+    return Graded(compared, verified, exact)
 
 
-def _moved(effect: Effect) -> float:
+def _measure_move(effect: Effect) -> float:
     """How far a patch moved the metric towards the clean run (denoising), or away from it (noising)."""
     ends = (effect.patched, effect.corrupted) if effect.direction == "denoise" else (effect.clean, effect.patched)
     return (sum(ends[0]) - sum(ends[1])) / effect.n
 
 
 def agreement(predicted: Sequence[float], exact: Sequence[float], *, top: int) -> Agreement:
-    """Set predictions beside exact effects, node by node; k is at most half of them."""
+    """Compare predictions with exact effects, node by node; k is at most half of them."""
     k = max(1, min(top, len(predicted) // 2))
     rank = spearman(torch.tensor(predicted), torch.tensor(exact))
     return Agreement(tuple(predicted), tuple(exact), rank, k, overlap(predicted, exact, k))
 
 
-def spearman(one: Tensor, other: Tensor) -> float | None:
+def spearman(predicted: Tensor, exact: Tensor) -> float | None:
     """Rank correlation of (n,) and (n,)."""
-    if len(one) < 3:
+    if len(predicted) < 3:
         return None
-    first, second = (_ranks(values) for values in (one, other))
+    first, second = (_rank_values(values) for values in (predicted, exact))
     size = first.norm() * second.norm()
     return float(first @ second / size) if size > 0 else None
 
 
-def _ranks(values: Tensor) -> Tensor:
+def _rank_values(values: Tensor) -> Tensor:
     """Centred mean ranks, float64."""
     _, place, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return ((last - (counts - 1) / 2) - (len(values) + 1) / 2)[place]
 
 
-def overlap(one: Sequence[float], other: Sequence[float], k: int) -> float:
+def overlap(predicted: Sequence[float], exact: Sequence[float], k: int) -> float:
     """Share of the k largest by size that both have."""
     chosen = [
-        set(torch.tensor(values).abs().argsort(descending=True, stable=True)[:k].tolist()) for values in (one, other)
+        set(torch.tensor(values).abs().argsort(descending=True, stable=True)[:k].tolist())
+        for values in (predicted, exact)
     ]
     return len(chosen[0] & chosen[1]) / k
 
 
-def doubts(cuts: Sequence[Cut], agreed: Agreement, verified: Sequence[Verified], difference: float) -> tuple[str, ...]:
-    """What does not hold, in words; `difference` is M(clean) - M(corrupted)."""
+def find_doubts(
+    cuts: Sequence[Cut], agreed: Agreement, verified: Sequence[Verified], difference: float
+) -> tuple[str, ...]:
+    """Say what does not hold; `difference` is M(clean) - M(corrupted)."""
     if abs(difference) < EPSILON:
         return (f"clean and corrupted differ by {difference:.2g} only, so nothing can be told of their parts",)
-    found = [
+    texts = [
         f"the scores at {cut.site} add up to {cut.total:.3g}, wanted {cut.wanted:.3g}: from there on the model "
         "is far from linear between the two runs; try the other direction, a line, or more steps of it"
         for cut in cuts
@@ -170,16 +174,16 @@ def doubts(cuts: Sequence[Cut], agreed: Agreement, verified: Sequence[Verified],
     ]
     count = len(agreed.predicted)
     if agreed.spearman is None:
-        found.append(f"no ranking can be compared: predictions or exact effects of {count} sampled nodes are all alike")
+        texts.append(f"no ranking can be compared: predictions or exact effects of {count} sampled nodes are all alike")
     elif agreed.spearman < RANKED:
-        found.append(
+        texts.append(
             f"on {count} sampled nodes the ranks agree with exact patching by {agreed.spearman:.2f} only (Spearman)"
         )
-    wrong = [one for one in verified if abs(one.predicted - one.exact) > TOLERANCE * abs(difference)]
-    if wrong:
-        worst = max(wrong, key=lambda one: abs(one.predicted - one.exact))
-        found.append(
-            f"{len(wrong)} of the {len(verified)} highest scores are far from exact patching, most {worst.edit}: "
+    missed = [node for node in verified if abs(node.predicted - node.exact) > TOLERANCE * abs(difference)]
+    if missed:
+        worst = max(missed, key=lambda node: abs(node.predicted - node.exact))
+        texts.append(
+            f"{len(missed)} of the {len(verified)} highest scores are far from exact patching, most {worst.edit}: "
             f"predicted {worst.predicted:.3g}, exact {worst.exact:.3g}; take the exact ones"
         )
-    return tuple(found)
+    return tuple(texts)

@@ -40,16 +40,16 @@ def patterns(subject: Subject, tokens: Tensor, layers: Iterable[int]) -> dict[in
         raise NeuronautError(f"no layer to read patterns of; {subject.name} has 0 to {subject.n_layers - 1}")
     for layer in wanted:
         prove(subject, layer)
-    seen: dict[int, Tensor] = {}
-    with watching(subject, {layer: _keep(seen, layer) for layer in wanted}):
+    recorded: dict[int, Tensor] = {}
+    with watch_patterns(subject, {layer: _record_pattern(recorded, layer) for layer in wanted}):
         subject.read(tokens, [f"head.{wanted[-1]}"])
-    return seen
+    return recorded
 
 
-def _keep(seen: dict[int, Tensor], layer: int) -> Watch:
+def _record_pattern(recorded: dict[int, Tensor], layer: int) -> Watch:
     def keep(pattern: Tensor, allowed: Tensor) -> Tensor:
         del allowed
-        seen[layer] = pattern
+        recorded[layer] = pattern
         return pattern
 
     return keep
@@ -58,22 +58,22 @@ def _keep(seen: dict[int, Tensor], layer: int) -> Watch:
 @contextmanager
 def eager(subject: Subject) -> Generator[None]:
     """Within the block the model runs its eager attention, whose softmax is PyTorch's own."""
-    before: Any = subject.model.config._attn_implementation
+    previous: Any = subject.model.config._attn_implementation
     subject.model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        subject.model.set_attn_implementation(before)
+        subject.model.set_attn_implementation(previous)
 
 
 @contextmanager
-def watching(subject: Subject, watches: Mapping[int, Watch]) -> Generator[None]:
+def watch_patterns(subject: Subject, watches: Mapping[int, Watch]) -> Generator[None]:
     """Within the block, the patterns of these layers pass through their watches, once in each forward pass."""
     mode = _Softmax()
     with eager(subject), ExitStack() as hooks:
         for layer, watch in watches.items():
-            module = _attention(subject, layer)
-            hooks.enter_context(module.register_forward_pre_hook(mode.opening(watch)))
+            module = _find_attention(subject, layer)
+            hooks.enter_context(module.register_forward_pre_hook(mode.make_opening_hook(watch)))
             # Also after an exception: a read that stops inside the attention leaves it that way.
             hooks.enter_context(module.register_forward_hook(mode.close, always_call=True))
         hooks.enter_context(mode)
@@ -87,13 +87,13 @@ class _Softmax(TorchFunctionMode):
         super().__init__()
         self._watch: Watch | None = None
 
-    def opening(self, watch: Watch) -> Callable[..., None]:
-        def enter(*_: Any) -> None:
+    def make_opening_hook(self, watch: Watch) -> Callable[..., None]:
+        def set_watch(*_: object) -> None:
             self._watch = watch
 
-        return enter
+        return set_watch
 
-    def close(self, *_: Any) -> None:
+    def close(self, *_: object) -> None:
         self._watch = None
 
     def __torch_function__(
@@ -110,35 +110,38 @@ class _Softmax(TorchFunctionMode):
 
 def prove(subject: Subject, layer: int) -> None:
     """Raise NeuronautError unless this layer's patterns are what the model uses; two short forward passes, once."""
-    known = _proven.setdefault(subject, set())
-    if layer in known:
+    proven = _proven.setdefault(subject, set())
+    if layer in proven:
         return
-    if failure := _failure(subject, layer):
+    if failure := _find_failure(subject, layer):
         raise NeuronautError(f"site pattern.{layer} of {subject.name} is refused: {failure}")
-    known.add(layer)
+    proven.add(layer)
 
 
 @torch.inference_mode()
-def _failure(subject: Subject, layer: int) -> str | None:
+def _find_failure(subject: Subject, layer: int) -> str | None:
     tokens = torch.randint(subject.model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
-    site, seen = f"head.{layer}", []
+    site, captured = f"head.{layer}", []
 
     def plain(pattern: Tensor, allowed: Tensor) -> Tensor:
-        seen.append(pattern)
+        captured.append(pattern)
         return pattern.masked_fill(~allowed, 0)
 
     def identity(pattern: Tensor, allowed: Tensor) -> Tensor:
         del allowed
         return torch.eye(pattern.shape[-1], device=pattern.device, dtype=pattern.dtype).expand_as(pattern)
 
-    with watching(subject, {layer: plain}):
+    with watch_patterns(subject, {layer: plain}):
         z = subject.read(tokens, [site])[site]
-    if len(seen) != 1 or seen[0].shape != (2, subject.n_heads, 8, 8):
-        shapes = [tuple(pattern.shape) for pattern in seen]
-        return f"its attention calls softmax {len(seen)} times in one forward pass, shapes {shapes}; wanted one pattern"
-    with watching(subject, {layer: identity}):
+    if len(captured) != 1 or captured[0].shape != (2, subject.n_heads, 8, 8):
+        shapes = [tuple(pattern.shape) for pattern in captured]
+        return (
+            f"its attention calls softmax {len(captured)} times in one forward pass, shapes {shapes}; "
+            "wanted one pattern"
+        )
+    with watch_patterns(subject, {layer: identity}):
         values = subject.read(tokens, [site])[site].unflatten(-1, (subject.n_heads, -1)).transpose(1, 2)
-    mixed = (seen[0].float() @ values.float()).transpose(1, 2).flatten(2)
+    mixed = (captured[0].float() @ values.float()).transpose(1, 2).flatten(2)
     error = float((mixed - z.float()).abs().max() / z.float().abs().max().clamp_min(1e-30))
     allowed = ROUNDING * torch.finfo(z.dtype).eps
     # Written so that a NaN fails.
@@ -147,11 +150,11 @@ def _failure(subject: Subject, layer: int) -> str | None:
     )
 
 
-def _attention(subject: Subject, layer: int) -> nn.Module:
+def _find_attention(subject: Subject, layer: int) -> nn.Module:
     """The module that holds the output projection, and so computes the pattern."""
     subject.width(f"head.{layer}")  # An unknown or refused layer is an error that says so.
-    row = architecture_of(subject.model.config.model_type, name=subject.name)
-    path = f"{row.layers}.{layer}.{row.attention}".rpartition(".")[0]
+    architecture = architecture_of(subject.model.config.model_type, name=subject.name)
+    path = f"{architecture.layers}.{layer}.{architecture.attention}".rpartition(".")[0]
     return subject.model.base_model.get_submodule(path)
 
 
@@ -163,42 +166,42 @@ class Weights(NamedTuple):
     """Patterns of another run, of the edited one's shape."""
 
 
-def _set(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
-    assert given.value is not None, "a set has a value"
-    return pattern.masked_fill(edges, given.value)
+def _set(pattern: Tensor, edges: Tensor, weights: Weights) -> Tensor:
+    assert weights.value is not None, "a set has a value"
+    return pattern.masked_fill(edges, weights.value)
 
 
-def _scaled(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
-    assert given.value is not None, "a scale has a factor"
-    return torch.where(edges, pattern * given.value, pattern)
+def _scale(pattern: Tensor, edges: Tensor, weights: Weights) -> Tensor:
+    assert weights.value is not None, "a scale has a factor"
+    return torch.where(edges, pattern * weights.value, pattern)
 
 
-def _uniform(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
+def _share_equally(pattern: Tensor, edges: Tensor, weights: Weights) -> Tensor:
     """The weight that a query gives to the edges, shared equally among them."""
-    del given
+    del weights
     total = pattern.masked_fill(~edges, 0).sum(-1, keepdim=True)
     return torch.where(edges, total / edges.sum(-1, keepdim=True).clamp_min(1), pattern)
 
 
-def _knocked_out(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
+def _knock_out(pattern: Tensor, edges: Tensor, weights: Weights) -> Tensor:
     """As if the edges were masked: their weight goes to the query's other keys; a query without others writes zero."""
-    del given
-    kept = pattern.masked_fill(edges, 0)
-    total = kept.sum(-1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
-    return torch.where(edges.any(-1, keepdim=True), kept / total, pattern)
+    del weights
+    remaining = pattern.masked_fill(edges, 0)
+    total = remaining.sum(-1, keepdim=True).clamp_min(torch.finfo(remaining.dtype).tiny)
+    return torch.where(edges.any(-1, keepdim=True), remaining / total, pattern)
 
 
-def _patched(pattern: Tensor, edges: Tensor, given: Weights) -> Tensor:
-    assert given.source_run is not None, "a patch has a source run"
-    return torch.where(edges, given.source_run, pattern)
+def _patch(pattern: Tensor, edges: Tensor, weights: Weights) -> Tensor:
+    assert weights.source_run is not None, "a patch has a source run"
+    return torch.where(edges, weights.source_run, pattern)
 
 
 PATTERNS: Mapping[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {
-    "zero": lambda pattern, edges, _given: pattern.masked_fill(edges, 0),
+    "zero": lambda pattern, edges, _weights: pattern.masked_fill(edges, 0),
     "set": _set,
-    "scale": _scaled,
-    "uniform": _uniform,
-    "knockout": _knocked_out,
-    "patch": _patched,
+    "scale": _scale,
+    "uniform": _share_equally,
+    "knockout": _knock_out,
+    "patch": _patch,
 }
 """By operation, what becomes of patterns (row, head, query, key) at `edges`, bool of the same shape."""

@@ -1,7 +1,7 @@
 """Attribution patching: what patching would do, for every node at once, by gradients, and how far that is right.
 
 With M the metric, a the values of a node and `base` the run that would be patched (corrupted to denoise, clean to
-noise), the first-order prediction of how far patching the node alone moves M towards the clean run, or away from it, is
+noise), the first-order prediction of how far patching the node alone moves M sign the clean run, or away from it, is
 
     score = sum over positions and coordinates of (a_clean - a_corrupted) . dM/da at base             (Nanda 2023)
     score = the same with the mean of dM/da along a line between the runs, by the midpoint rule       (see `gradients`)
@@ -24,10 +24,10 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .agreement import Agreement, Cut, Verified, doubts, grade
+from .agreement import Agreement, Cut, Verified, find_doubts, grade
 from .batched import Cost, observe
 from .edits import Edit
-from .gradients import Ends, Passes, Slopes, check, worths
+from .gradients import Ends, Passes, Slopes, check_patches, score_patches
 from .grids import Axis, Grid
 from .intervene import NOTHING, Materials
 from .measures import EPSILON, Direction, Question
@@ -106,7 +106,7 @@ class Attribution:
         data["nodes"] = [
             asdict(node) | {"edit": node.edit and str(node.edit), "score": node.score} for node in self.nodes
         ]
-        data["verified"] = [asdict(one) | {"edit": str(one.edit)} for one in self.verified]
+        data["verified"] = [asdict(node) | {"edit": str(node.edit)} for node in self.verified]
         return data
 
     def picture(self, path: str | Path, *, title: str = "") -> None:
@@ -133,7 +133,7 @@ class Attribution:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Task:
-    """What is asked, the same for every part of the prompts."""
+    """The inputs that all parts of the prompts share."""
 
     subject: Subject
     edits: Sequence[Edit]
@@ -146,6 +146,7 @@ class _Task:
 
     @property
     def sites(self) -> list[str]:
+        """The sites of the edits."""
         return list(dict.fromkeys(edit.site for edit in self.edits))
 
     @property
@@ -157,7 +158,7 @@ class _Task:
         return [site for site in ("embed", *(f"resid_post.{layer}" for layer in layers)) if site in self.subject.sites]
 
     @property
-    def kept(self) -> list[str]:
+    def recorded(self) -> list[str]:
         """The sites whose vectors are needed of both runs."""
         over = self.line.over if self.line else None
         begins = {"embed": ["embed"], "site": [f"resid_pre.{edit.layer}" for edit in self.edits if edit.layer]}
@@ -165,7 +166,7 @@ class _Task:
 
 
 class _Part(NamedTuple):
-    """Scores of some pairs, in the sense of moving towards the clean run; on the CPU."""
+    """Scores of some pairs, in the sense of moving sign the clean run; on the CPU."""
 
     clean: Tensor
     """(row,), as corrupted."""
@@ -205,7 +206,7 @@ def attribution_patching(
             f"cannot take a sample of {sample}, the top {top}, {at_once} rows at once, and {line}; wanted at least 1"
         )
     metric_of(metric)  # An unknown one is an error that lists them.
-    check(subject, grid.edits, materials)
+    check_patches(subject, grid.edits, materials)
     task = _Task(
         subject=subject,
         edits=grid.edits,
@@ -216,22 +217,17 @@ def attribution_patching(
         at_once=at_once,
         passes=Passes(),
     )
-    parts = [_scored(task, _take(pairs, rows)) for rows in torch.arange(len(pairs)).split(at_once)]
-    clean, corrupted = (torch.cat([getattr(part, name) for part in parts]) for name in ("clean", "corrupted"))
-    difference = float((clean - corrupted).mean())
-    scores, totals, wanted = (torch.cat([getattr(p, n) for p in parts], 1) for n in ("scores", "totals", "wanted"))
-    errors = {name: torch.cat([part.errors[name] for part in parts]) for name in parts[0].errors}
-    nodes = [
-        Node(labels, edit, tuple(row.tolist()))
-        for labels, edit, row in zip(grid.labels, grid.edits, scores, strict=True)
-    ]
-    nodes += [Node((name,), None, tuple(row.tolist())) for name, row in errors.items()]
-    cuts = tuple(_cut(*found, difference) for found in zip(task.cuts, totals.mean(1), wanted.mean(1), strict=True))
+    whole = _join_parts([_score_part(task, pairs.take(rows)) for rows in torch.arange(len(pairs)).split(at_once)])
+    difference = float((whole.clean - whole.corrupted).mean())
+    cuts = tuple(
+        _check_cut(site, total, wanted, difference)
+        for site, total, wanted in zip(task.cuts, whole.totals.mean(1), whole.wanted.mean(1), strict=True)
+    )
     graded = grade(
         subject,
         pairs,
         grid,
-        scores.mean(1).tolist(),
+        whole.scores.mean(1).tolist(),
         direction=direction,
         metric=metric,
         materials=materials,
@@ -242,16 +238,16 @@ def attribution_patching(
     )
     return Attribution(
         axes=grid.axes,
-        nodes=tuple(nodes),
+        nodes=_build_nodes(grid, whole),
         direction=direction,
         metric=metric,
-        formula=_formula(task),
-        clean=tuple(clean.tolist()),
-        corrupted=tuple(corrupted.tolist()),
+        formula=_describe_formula(task),
+        clean=tuple(whole.clean.tolist()),
+        corrupted=tuple(whole.corrupted.tolist()),
         cuts=cuts,
         agreement=graded.agreement,
         verified=graded.verified,
-        doubts=doubts(cuts, graded.agreement, graded.verified, difference),
+        doubts=find_doubts(cuts, graded.agreement, graded.verified, difference),
         passes=task.passes,
         exact=graded.sweep.cost,
         provenance=graded.sweep.provenance,
@@ -259,10 +255,32 @@ def attribution_patching(
     )
 
 
-def _scored(task: _Task, pairs: Pairs) -> _Part:
+def _join_parts(parts: Sequence[_Part]) -> _Part:
+    """The parts as one, with the rows of all of them."""
+    return _Part(
+        clean=torch.cat([part.clean for part in parts]),
+        corrupted=torch.cat([part.corrupted for part in parts]),
+        scores=torch.cat([part.scores for part in parts], 1),
+        errors={name: torch.cat([part.errors[name] for part in parts]) for name in parts[0].errors},
+        totals=torch.cat([part.totals for part in parts], 1),
+        wanted=torch.cat([part.wanted for part in parts], 1),
+    )
+
+
+def _build_nodes(grid: Grid, whole: _Part) -> tuple[Node, ...]:
+    """The grid's cells, row by row, then the errors of dictionaries."""
+    cells = [
+        Node(labels, edit, tuple(row.tolist()))
+        for labels, edit, row in zip(grid.labels, grid.edits, whole.scores, strict=True)
+    ]
+    errors = [Node((name,), None, tuple(row.tolist())) for name, row in whole.errors.items()]
+    return (*cells, *errors)
+
+
+def _score_part(task: _Task, pairs: Pairs) -> _Part:
     setting, prompts = SETTINGS[task.direction], {"clean": pairs.clean, "corrupted": pairs.corrupted}
     assert setting.source_run is not None, "patches have source runs"
-    runs = {name: observe(task.subject, batch, task.kept) for name, batch in prompts.items()}
+    runs = {name: observe(task.subject, batch, task.recorded) for name, batch in prompts.items()}
     task.passes.forwards += 2
     question = Question(pairs.answers, pairs.wrong, runs["clean"][0])
     values = {name: metric_of(task.metric)(logits, question).double() for name, (logits, _) in runs.items()}
@@ -276,45 +294,41 @@ def _scored(task: _Task, pairs: Pairs) -> _Part:
         at_once=task.at_once,
         passes=task.passes,
     )
-    towards = 1.0 if task.direction == "denoise" else -1.0
-    gradients, wanted = _slopes(task, slopes, values["clean"] - values["corrupted"], values[setting.base], towards)
-    scores, errors = worths(task.subject, batch, task.edits, ends, gradients, materials=task.materials)
+    sign = 1.0 if task.direction == "denoise" else -1.0
+    gradients, wanted = _take_gradients(task, slopes, values["clean"] - values["corrupted"], values[setting.base], sign)
+    scores, errors = score_patches(task.subject, batch, task.edits, ends, gradients, materials=task.materials)
     totals = [((ends.source_run[cut] - ends.base[cut]) * gradients[cut]).double().sum((1, 2)) for cut in task.cuts]
     return _Part(
         clean=values["clean"].cpu(),
         corrupted=values["corrupted"].cpu(),
-        scores=towards * scores,
-        errors={name: towards * error for name, error in errors.items()},
-        totals=towards * torch.stack(totals).cpu(),
+        scores=sign * scores,
+        errors={name: sign * error for name, error in errors.items()},
+        totals=sign * torch.stack(totals).cpu(),
         wanted=wanted.cpu(),
     )
 
 
-def _slopes(
-    task: _Task, slopes: Slopes, difference: Tensor, base: Tensor, towards: float
+def _take_gradients(
+    task: _Task, slopes: Slopes, difference: Tensor, base: Tensor, sign: float
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradients by site, and what the scores of each cut should add up to, (cut, row)."""
     sites = list(dict.fromkeys([*task.sites, *task.cuts]))
     if task.line is not None and task.line.over == "site":
-        found = {site: slopes.along_site(site, steps=task.line.steps) for site in sites}
-        ends = [towards * (found[cut][1].double() - base) for cut in task.cuts]
-        return {site: gradient for site, (gradient, _) in found.items()}, torch.stack(ends)
+        along = {site: slopes.along_site(site, steps=task.line.steps) for site in sites}
+        ends = [sign * (along[cut][1].double() - base) for cut in task.cuts]
+        return {site: gradient for site, (gradient, _) in along.items()}, torch.stack(ends)
     whole = difference.expand(len(task.cuts), -1)
     if task.line is not None:
         return slopes.along_embed(sites, steps=task.line.steps), whole
     return slopes.at_base(sites), whole
 
 
-def _cut(site: str, total: Tensor, wanted: Tensor, difference: float) -> Cut:
+def _check_cut(site: str, total: Tensor, wanted: Tensor, difference: float) -> Cut:
     error = float(total - wanted)
     return Cut(site, float(total), float(wanted), error / difference if abs(difference) >= EPSILON else None)
 
 
-def _take(pairs: Pairs, rows: Tensor) -> Pairs:
-    return Pairs(pairs.clean.take(rows), pairs.corrupted.take(rows), pairs.answers[rows], pairs.wrong[rows])
-
-
-def _formula(task: _Task) -> str:
+def _describe_formula(task: _Task) -> str:
     base = SETTINGS[task.direction].base
     text = {
         "point": f"at the {base} run",

@@ -92,11 +92,13 @@ def measure(
                 subject=subject,
                 edits=edits,
                 metrics=metrics,
-                materials=_patch_value(materials, part),
+                materials=_take_materials(materials, part),
                 at_once=at_once,
                 first=first,
                 cost=cost,
-            ).measured({name: batch.take(part) for name, batch in prompts.items()}, settings, _rows(question, part))
+            ).measure(
+                {name: batch.take(part) for name, batch in prompts.items()}, settings, _take_question(question, part)
+            )
             for part in rows
         ]
     changes = {name: torch.stack([part.changes[name] for part in parts]).amax(0) for name in settings}
@@ -117,23 +119,23 @@ def observe(
 
     `change`, where given, makes of a site and its tensor the one that flows on, and is seen, instead.
     """
-    seen: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
-    def look(site: str) -> Callable[[Tensor], Tensor]:
-        def looked(tensor: Tensor) -> Tensor:
-            seen[site] = tensor if change is None else change(site, tensor)
-            return seen[site]
+    def make_recorder(site: str) -> Callable[[Tensor], Tensor]:
+        def record(tensor: Tensor) -> Tensor:
+            tensors[site] = tensor if change is None else change(site, tensor)
+            return tensors[site]
 
-        return looked
+        return record
 
-    with subject.editing({site: look(site) for site in sites}):
+    with subject.editing({site: make_recorder(site) for site in sites}):
         logits = logits_at(subject, batch.tokens, batch.last)
-    return logits, seen
+    return logits, tensors
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Part:
-    """Work on prompts that fit into one forward."""
+    """Measures edits on prompts that fit into one forward."""
 
     subject: Subject
     edits: Sequence[Edit]
@@ -144,43 +146,43 @@ class _Part:
     """By edit, the layer at which its forward begins."""
     cost: Cost
 
-    def measured(self, prompts: Mapping[str, Batch], settings: Mapping[str, Setting], question: Question) -> Measured:
+    def measure(self, prompts: Mapping[str, Batch], settings: Mapping[str, Setting], question: Question) -> Measured:
         logits: dict[str, Tensor] = {}
-        seen: dict[str, dict[str, Tensor]] = {}
+        tensors: dict[str, dict[str, Tensor]] = {}
         for name, batch in prompts.items():
-            logits[name], seen[name] = self._plain(batch, self._wanted(name, settings.values()))
+            logits[name], tensors[name] = self._run_plain(batch, self._sites_to_keep(name, settings.values()))
         question = replace(question, plain=logits[next(iter(prompts))])
         edited: dict[str, Tensor] = {}
         changes: dict[str, Tensor] = {}
         for name, setting in settings.items():
-            patch_values = seen[setting.source_run] if setting.source_run else self.materials.source_runs
-            edited[name], changes[name] = self._edited(
-                prompts[setting.base], seen[setting.base], patch_values, question
+            patch_values = tensors[setting.source_run] if setting.source_run else self.materials.source_runs
+            edited[name], changes[name] = self._run_edited(
+                prompts[setting.base], tensors[setting.base], patch_values, question
             )
-        plain = {name: self._values(found, question).cpu() for name, found in logits.items()}
+        plain = {name: self._measure_logits(prompt_logits, question).cpu() for name, prompt_logits in logits.items()}
         return Measured(plain, edited, changes, self.cost)
 
-    def _wanted(self, name: str, settings: Iterable[Setting]) -> list[str]:
+    def _sites_to_keep(self, name: str, settings: Iterable[Setting]) -> list[str]:
         """What to keep of these prompts' plain run."""
-        wanted: set[str] = set()
+        sites: set[str] = set()
         for setting in settings:
             if setting.base == name:
-                wanted |= {f"resid_pre.{layer}" for layer in self.first if layer}
+                sites |= {f"resid_pre.{layer}" for layer in self.first if layer}
             if setting.source_run == name:
-                wanted |= {edit.site for edit in self.edits if edit.needs_source_run}
-        return sorted(wanted)
+                sites |= {edit.site for edit in self.edits if edit.needs_source_run}
+        return sorted(sites)
 
-    def _plain(self, batch: Batch, wanted: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        weights = [site for site in wanted if site.startswith("pattern.")]
-        logits, seen = observe(self.subject, batch, [site for site in wanted if site not in weights])
+    def _run_plain(self, batch: Batch, sites: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        weights = [site for site in sites if site.startswith("pattern.")]
+        logits, tensors = observe(self.subject, batch, [site for site in sites if site not in weights])
         self.cost.add(len(batch))
         if weights:
-            seen |= read_source_run(self.subject, batch, weights)
+            tensors |= read_source_run(self.subject, batch, weights)
             self.cost.add(len(batch))
-        return logits, seen
+        return logits, tensors
 
-    def _edited(
-        self, batch: Batch, known: Mapping[str, Tensor], patch_values: Mapping[str, Tensor], question: Question
+    def _run_edited(
+        self, batch: Batch, residuals: Mapping[str, Tensor], patch_values: Mapping[str, Tensor], question: Question
     ) -> tuple[Tensor, Tensor]:
         """(edit, metric, row) and (edit,)."""
         room, layers = max(1, self.at_once // len(batch)), self.subject.n_layers
@@ -190,39 +192,39 @@ class _Part:
             for part in torch.tensor([*group]).split(room):
                 chosen = [self.edits[index] for index in part.tolist()]
                 sites = {edit.site for edit in chosen}
-                given = replace(
+                chosen_materials = replace(
                     self.materials, source_runs={site: patch_values[site] for site in sites & patch_values.keys()}
                 )
-                found, reports = self._forward(
-                    batch, edits=chosen, layer=layer, known=known, materials=given, question=question
+                measured, reports = self._run_together(
+                    batch, edits=chosen, layer=layer, residuals=residuals, materials=chosen_materials, question=question
                 )
-                values |= dict(zip(part.tolist(), found, strict=True))
+                values |= dict(zip(part.tolist(), measured, strict=True))
                 changes[part] = torch.tensor([report.max_change for report in reports])
                 self.cost.add(len(batch) * len(part), (layers - layer) / layers)
         return torch.stack([values[index] for index in range(len(self.edits))]).cpu(), changes
 
-    def _forward(
+    def _run_together(
         self,
         batch: Batch,
         edits: Sequence[Edit],
         layer: int,
-        known: Mapping[str, Tensor],
+        residuals: Mapping[str, Tensor],
         materials: Materials,
         question: Question,
     ) -> tuple[Tensor, tuple[Report, ...]]:
         """Edits beside each other from a layer on: (edit, metric, row)."""
-        residual = known[f"resid_pre.{layer}"].repeat(len(edits), 1, 1) if layer else None
+        residual = residuals[f"resid_pre.{layer}"].repeat(len(edits), 1, 1) if layer else None
         with nullcontext() if residual is None else resume(self.subject, layer, residual):
             return separately(
                 self.subject,
                 batch,
                 edits,
-                lambda logits: self._values(logits, question),
+                lambda logits: self._measure_logits(logits, question),
                 materials=materials,
                 at_once=len(batch) * len(edits),
             )
 
-    def _values(self, logits: Tensor, question: Question) -> Tensor:
+    def _measure_logits(self, logits: Tensor, question: Question) -> Tensor:
         """(metric, row)."""
         return torch.stack([metric(name)(logits, question) for name in self.metrics])
 
@@ -234,12 +236,12 @@ def _first_layers(subject: Subject, edits: Sequence[Edit]) -> list[int]:
     return [edit.layer or 0 for edit in edits]
 
 
-def _patch_value(materials: Materials, rows: Tensor) -> Materials:
+def _take_materials(materials: Materials, rows: Tensor) -> Materials:
     """The materials for these rows of the prompts: a source run has a row for each prompt."""
-    return replace(materials, source_runs={site: one[rows] for site, one in materials.source_runs.items()})
+    return replace(materials, source_runs={site: run[rows] for site, run in materials.source_runs.items()})
 
 
-def _rows(question: Question, rows: Tensor) -> Question:
+def _take_question(question: Question, rows: Tensor) -> Question:
     return Question(question.answers[rows], None if question.wrong is None else question.wrong[rows])
 
 

@@ -68,17 +68,16 @@ def steer(
             f"there is nothing to continue: {len(prompts)} prompts, the shortest of "
             f"{min(map(len, prompts), default=0)} tokens; give prompts of at least one token"
         )
-    edits = [_edit(source, clamp) for clamp in clamps]
-    opening = [] if subject.bos is None else [subject.bos]
-    batch, count = Batch.of(subject, [[*opening, *prompt] for prompt in prompts] * SLOTS), len(prompts)
+    edits = [_compile_clamp(source, clamp) for clamp in clamps]
+    batch, count = Batch.of(subject, [[*subject.bos_prefix, *prompt] for prompt in prompts] * SLOTS), len(prompts)
     # Under a name a source of any sort is held by its own edit.
-    materials = Materials(sources={f"{source.id.site}@{_name(source)}": source})
+    materials = Materials(sources={f"{source.id.site}@{_material_name(source)}": source})
     streams = torch.randint(2**31, (count,), generator=torch.Generator().manual_seed(seed)).tolist() * SLOTS
     slots, written = (None, *edits), list[Continuations]()
     for start in range(0, len(slots), SLOTS):
         part = slots[start : start + SLOTS]
         held = [RowEdit(edit, tuple(range(at * count, (at + 1) * count))) for at, edit in enumerate(part) if edit]
-        found = generate(
+        continuations = generate(
             subject,
             batch,
             held,
@@ -88,17 +87,17 @@ def steer(
             cached=False,
             materials=materials,
         ).tokens
-        written += [found[at * count : (at + 1) * count] for at in range(len(part))]
+        written += [continuations[at * count : (at + 1) * count] for at in range(len(part))]
     return Steered(written[0], tuple(written[1:]))
 
 
-def _name(source: Source) -> str:
+def _material_name(source: Source) -> str:
     return source.id.dictionary or "neurons"
 
 
-def _edit(source: Source, clamp: Clamp) -> Edit:
+def _compile_clamp(source: Source, clamp: Clamp) -> Edit:
     index = checked_index(source, clamp.feature)
     if not math.isfinite(clamp.activation):
         raise NeuronautError(f"{clamp.feature} cannot be held at {clamp.activation}; give a finite activation")
-    held = -clamp.activation if clamp.feature.negative else clamp.activation
-    return Edit(site=source.id.site, dictionary=_name(source), units=(index,), operation="set", value=held)
+    value = -clamp.activation if clamp.feature.negative else clamp.activation
+    return Edit(site=source.id.site, dictionary=_material_name(source), units=(index,), operation="set", value=value)

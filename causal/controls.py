@@ -3,8 +3,6 @@
 A control keeps everything of the edit (site, operation, strength, positions) but what it is about: it has other units
 of the same site, or a change of the same norm in a random direction. The real effect is then ranked among theirs.
 
-An edit's effect among those of its controls: the same run with other units, and with random changes of its norm.
-
 The controls of all sorts are run beside the edit (see `sweeps`), so that they cost a few forwards and meet the very
 same prompts, source runs and reference. A control that changes nothing at its site, such as the ablation of a feature
 that is silent on these prompts, is no match for an edit that does: it is counted, and the edit is not ranked above it.
@@ -46,13 +44,13 @@ def other_units(edit: Edit, *, population: int, count: int, seed: int = 0) -> tu
             f"edit {edit} has no matched units: {len(real)} of {population} are its own; use random directions instead"
         )
     generator = torch.Generator().manual_seed(seed)
-    found: dict[tuple[int, ...], None] = {}
+    sets: dict[tuple[int, ...], None] = {}
     for _ in range(_TRIES * count):
         chosen = others[torch.randperm(len(others), generator=generator)[: len(real)]]
-        found.setdefault(tuple(sorted(chosen.tolist())))
-        if len(found) == count:
+        sets.setdefault(tuple(sorted(chosen.tolist())))
+        if len(sets) == count:
             break
-    return tuple(edit.model_copy(update={"units": units}) for units in found)
+    return tuple(edit.model_copy(update={"units": units}) for units in sets)
 
 
 def random_directions(edit: Edit, *, count: int, seed: int = 0) -> tuple[Edit, ...]:
@@ -60,23 +58,23 @@ def random_directions(edit: Edit, *, count: int, seed: int = 0) -> tuple[Edit, .
     if edit.on_pattern:
         raise NeuronautError(f"edit {edit} is of a pattern, which has no directions; use other heads as controls")
     seeds = torch.randint(2**31, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return tuple(edit.model_copy(update={"control": one}) for one in seeds)
+    return tuple(edit.model_copy(update={"control": control_seed}) for control_seed in seeds)
 
 
-def matched(
+def draw_controls(
     subject: Subject, edit: Edit, *, sources: Mapping[str, Source], count: int, seed: int = 0
 ) -> dict[str, tuple[Edit, ...]]:
     """At most `count` controls of each sort that the edit has: `other units`, `random directions`."""
-    found: dict[str, tuple[Edit, ...]] = {}
+    controls: dict[str, tuple[Edit, ...]] = {}
     size = population(subject, edit, sources=sources)
     # A multiple of a quantile means nothing of units that never fire in the reference, as most may not.
     if edit.units is not None and edit.quantile is None and 2 * len(edit.units) <= size:
-        found["other units"] = other_units(edit, population=size, count=count, seed=seed)
+        controls["other units"] = other_units(edit, population=size, count=count, seed=seed)
     if not edit.on_pattern:
-        found["random directions"] = random_directions(edit, count=count, seed=seed)
-    if not found:
+        controls["random directions"] = random_directions(edit, count=count, seed=seed)
+    if not controls:
         raise NeuronautError(f"edit {edit} has no controls; name fewer heads, so that there are others")
-    return found
+    return controls
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +111,11 @@ class Ranked:
     """Controls that changed nothing, and are left out of the rank."""
 
 
-Standings = dict[str, Ranked]
-"""By sort of controls; see `controls.matched`."""
+RanksBySort = dict[str, Ranked]
+"""By sort of controls; see `draw_controls`."""
 
 
-def among_controls(
+def rank_among_controls(
     subject: Subject,
     batch: Batch,
     edit: Edit,
@@ -128,9 +126,9 @@ def among_controls(
     materials: Materials = NOTHING,
     reference: Batch | None = None,
     seed: int = 0,
-) -> Standings:
+) -> RanksBySort:
     """Rank how far an edit of prompts without counterparts moves a metric, on average, among `count` of each sort."""
-    sorts = matched(subject, edit, sources=materials.sources, count=count, seed=seed)
+    sorts = draw_controls(subject, edit, sources=materials.sources, count=count, seed=seed)
     swept = sweep_prompts(
         subject,
         batch,
@@ -141,10 +139,10 @@ def among_controls(
         reference=reference,
         seed=seed,
     )
-    return _ranked(swept, swept.values(metric), "prompts", sorts)
+    return _rank_sorts(swept, swept.values(metric), "prompts", sorts)
 
 
-def patch_among_controls(
+def rank_patch_among_controls(
     subject: Subject,
     pairs: Pairs,
     edit: Edit,
@@ -155,9 +153,9 @@ def patch_among_controls(
     materials: Materials = NOTHING,
     reference: Batch | None = None,
     seed: int = 0,
-) -> dict[Direction, Standings]:
-    """As `among_controls`, of the fraction that an edit of pairs recovers."""
-    sorts = matched(subject, edit, sources=materials.sources, count=count, seed=seed)
+) -> dict[Direction, RanksBySort]:
+    """As `rank_among_controls`, of the fraction that an edit of pairs recovers."""
+    sorts = draw_controls(subject, edit, sources=materials.sources, count=count, seed=seed)
     swept = sweep(
         subject,
         pairs,
@@ -168,22 +166,26 @@ def patch_among_controls(
         reference=reference,
         seed=seed,
     )
-    return {direction: _ranked(swept, swept.values(metric, direction), direction, sorts) for direction in directions}
+    return {
+        direction: _rank_sorts(swept, swept.values(metric, direction), direction, sorts) for direction in directions
+    }
 
 
 def _grid(edit: Edit, sorts: Mapping[str, Sequence[Edit]]) -> Grid:
     return Grid.of_edits([edit, *(control for controls in sorts.values() for control in controls)])
 
 
-def _ranked(swept: Sweep, values: Sequence[float | None], run: str, sorts: Mapping[str, Sequence[Edit]]) -> Standings:
+def _rank_sorts(
+    swept: Sweep, values: Sequence[float | None], run: str, sorts: Mapping[str, Sequence[Edit]]
+) -> RanksBySort:
     """The first value among those of each sort, which follow it in order; `run` names the runs they are of."""
-    found: Standings = {}
+    ranks: RanksBySort = {}
     real, start = values[0], 1
     for sort, controls in sorts.items():
         span = range(start, start + len(controls))
         start = span.stop
-        acting = [at for at in span if swept.cells[at].max_change[run] > 0]
-        known = [value for at in acting if (value := values[at]) is not None]
-        ranked = rank_among(real, known) if real is not None and known else None
-        found[sort] = Ranked(real, ranked, len(span) - len(acting))
-    return found
+        active = [at for at in span if swept.cells[at].max_change[run] > 0]
+        effects = [value for at in active if (value := values[at]) is not None]
+        rank = rank_among(real, effects) if real is not None and effects else None
+        ranks[sort] = Ranked(real, rank, len(span) - len(active))
+    return ranks

@@ -1,4 +1,4 @@
-"""Doses of steering and what they brought about: values, the trend over strength, and the range that is usable.
+"""Doses of steering and their responses: the values, the trend over strength, and the range that is usable.
 
 The trend is monotone where no step between neighbouring strengths goes back by more than TOLERANCE of the response's
 range. The usable range reaches from the gentlest strength to where the KL on unrelated text crosses a bound, placed
@@ -93,13 +93,13 @@ class DoseResponse:
             "KL on unrelated text": [dose.kl for dose in self.doses],
             "loss on unrelated text": [dose.loss for dose in self.doses],
         }
-        curves = {name: [one.value for one in means] for name, means in measured.items()}
-        bands = {name: [one.interval for one in means] for name, means in measured.items()}
+        curves = {name: [mean.value for mean in means] for name, means in measured.items()}
+        bands = {name: [mean.interval for mean in means] for name, means in measured.items()}
         drawn = [dose.rank.controls for dose in self.doses if dose.rank]
         if drawn:
             name = f"{len(drawn[0])} random directions (mean, range)"
-            curves[name] = [sum(one) / len(one) for one in drawn]
-            bands[name] = [Interval(min(one), max(one)) for one in drawn]
+            curves[name] = [sum(effects) / len(effects) for effects in drawn]
+            bands[name] = [Interval(min(effects), max(effects)) for effects in drawn]
         lines(
             [dose.strength for dose in self.doses],
             curves,
@@ -112,30 +112,30 @@ class DoseResponse:
 
 
 def trend(strengths: Sequence[float], effects: Sequence[float]) -> Trend:
-    """Of effects by rising strength."""
+    """The trend of effects by rising strength."""
     least = TOLERANCE * (max(effects) - min(effects))
     sense, turns = 0, []
-    for at in range(len(effects) - 1):
-        step = effects[at + 1] - effects[at]
+    for index in range(len(effects) - 1):
+        step = effects[index + 1] - effects[index]
         sign = 0 if abs(step) <= least else 1 if step > 0 else -1
         if sign and sense and sign != sense:
-            turns.append(strengths[at])
+            turns.append(strengths[index])
         sense = sign or sense
-    named: dict[int, Literal["rising", "falling"]] = {1: "rising", -1: "falling"}
-    return Trend(None if turns else named.get(sense), tuple(turns))
+    senses: dict[int, Literal["rising", "falling"]] = {1: "rising", -1: "falling"}
+    return Trend(None if turns else senses.get(sense), tuple(turns))
 
 
 def usable(strengths: Sequence[float], divergences: Sequence[float], *, bound: float) -> Usable | None:
-    """Of KLs in nats by rising strength; None where every one is above the bound."""
+    """The usable range, from KLs in nats by rising strength; None where every one is above the bound."""
     gentlest = min(range(len(divergences)), key=divergences.__getitem__)
     if divergences[gentlest] > bound:
         return None
-    low, low_reached = _crossing(strengths, divergences, bound, range(gentlest, -1, -1))
-    high, high_reached = _crossing(strengths, divergences, bound, range(gentlest, len(strengths)))
+    low, low_reached = _find_crossing(strengths, divergences, bound, range(gentlest, -1, -1))
+    high, high_reached = _find_crossing(strengths, divergences, bound, range(gentlest, len(strengths)))
     return Usable(low, high, (low_reached, high_reached))
 
 
-def _crossing(
+def _find_crossing(
     strengths: Sequence[float], divergences: Sequence[float], bound: float, order: Sequence[int]
 ) -> tuple[float, bool]:
     """Where the KL first crosses the bound on the way through `order`, or where the way ends, and whether it does."""

@@ -33,7 +33,7 @@ of the same norm as the change, in one direction drawn from that seed, is added 
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Annotated, Any, Literal, Self
 
@@ -86,24 +86,24 @@ _CHANGES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 _EXAMPLES = 'mlp.2:17=0, head.1:3=mean@last, resid_post.2@sae:40+=1.5q, pattern.1:3=knockout@last>0, mlp.2=patch@" a"'
 
 
-def _checked_positions(rule: str) -> str:
+def _check_positions(rule: str) -> str:
     if not re.fullmatch(_POSITIONS, rule):
         raise NeuronautError(
             f'positions {rule!r} are not understood; wanted all, every, last, 3, 2-5, 1,4,-2 or a token such as " Mary"'
         )
     if rule.startswith('"'):
-        return json.dumps(quoted(rule), ensure_ascii=False)
+        return json.dumps(read_quoted(rule), ensure_ascii=False)
     if rule not in ("all", "every", "last"):
         indices(rule)  # A falling range is an error that says so.
     return rule
 
 
-def quoted(rule: str) -> str:
+def read_quoted(rule: str) -> str:
     """The token that a rule in quotes means."""
     return json.loads(rule, strict=False)
 
 
-Positions = Annotated[str, AfterValidator(_checked_positions)]
+Positions = Annotated[str, AfterValidator(_check_positions)]
 
 
 class Edit(BaseModel):
@@ -160,26 +160,27 @@ class Edit(BaseModel):
     def parse(cls, text: str) -> Self:
         """Read an edit from the command line's text, or from JSON where it begins with `{`."""
         if text.lstrip().startswith("{"):
-            return cls._from(lambda: cls.model_validate_json(text), text)
+            return cls._load(lambda: cls.model_validate_json(text), text)
         match = _TEXT.fullmatch(text.strip())
-        fields = match and _change(match["sign"] + match["change"])
+        fields = match and _parse_change(match["sign"] + match["change"])
         if match is None or fields is None:
             raise NeuronautError(f"edit {text!r} is not SITE[:UNITS]CHANGE[@POSITIONS]; some that are: {_EXAMPLES}")
         fields |= {name: match[name] for name in ("dictionary", "keys", "control") if match[name]}
         fields |= {name: match[name] for name in ("positions", "seed") if match[name]}
         if match["units"]:
-            fields |= {"units": _numbers(match["units"]), "negative": bool(match["tail"])}
-        elif named := match["direction"]:
-            fields["direction"] = tuple(named[1:-1].split(",")) if named.startswith("[") else named
-        return cls._from(lambda: cls.model_validate({"site": match["site"], **fields}), text)
+            fields |= {"units": tuple(indices(match["units"])), "negative": bool(match["tail"])}
+        elif direction := match["direction"]:
+            listed = direction.startswith("[")
+            fields["direction"] = tuple(direction[1:-1].split(",")) if listed else direction
+        return cls._load(lambda: cls.model_validate({"site": match["site"], **fields}), text)
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Self:
         """Read an edit from the object that `model_dump()` gives."""
-        return cls._from(lambda: cls.model_validate(dict(data)), str(dict(data)))
+        return cls._load(lambda: cls.model_validate(dict(data)), str(dict(data)))
 
     @classmethod
-    def _from(cls, make: Any, text: str) -> Self:
+    def _load(cls, make: Callable[[], Self], text: str) -> Self:
         try:
             return make()
         except ValidationError as error:
@@ -194,43 +195,43 @@ class Edit(BaseModel):
         places = f"@{self.positions}{keys}" if keys or self.positions != "all" else ""
         seed = f"#{self.seed}" if self.seed else ""
         control = "" if self.control is None else f"~{self.control}"
-        return f"{self.site}{dictionary}{self._target()}{self._change()}{places}{seed}{control}"
+        return f"{self.site}{dictionary}{self._format_target()}{self._format_change()}{places}{seed}{control}"
 
-    def _target(self) -> str:
+    def _format_target(self) -> str:
         if self.units is not None:
             return f":{ranges(self.units)}{'-' if self.negative else ''}"
         if self.direction is None:
             return ""
         if isinstance(self.direction, str):
             return f":{self.direction}"
-        return f":[{','.join(map(_short, self.direction))}]"
+        return f":[{','.join(map(_format_number, self.direction))}]"
 
-    def _change(self) -> str:
-        quantile = "" if self.quantile is None else "q" if self.quantile == 100 else f"q{_short(self.quantile)}"
+    def _format_change(self) -> str:
+        quantile = "" if self.quantile is None else "q" if self.quantile == 100 else f"q{_format_number(self.quantile)}"
         if self.operation == "clamp":
-            low, high = (None if bound is None else _short(bound) for bound in (self.low, self.high))
-            bounded = f"={low}..{high}" if low and high else f">={low}" if low else f"<={high}"
-            return bounded + quantile
-        value = "" if self.value is None else _short(self.value)
+            low, high = (None if bound is None else _format_number(bound) for bound in (self.low, self.high))
+            bounds_text = f"={low}..{high}" if low and high else f">={low}" if low else f"<={high}"
+            return bounds_text + quantile
+        value = "" if self.value is None else _format_number(self.value)
         forms = {"set": f"={value}{quantile}", "scale": f"*={value}", "add": f"+={value}{quantile}"}
         forms |= {"zero": "=0", "noise": f"+={value}noise"}
         return forms.get(self.operation, f"={self.operation}")
 
     @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        for wrong, message in self._complaints():
+    def _check_sense(self) -> Self:
+        for wrong, message in self._check_rules():
             if wrong:
                 raise NeuronautError(f"edit of {self.site} by {self.operation}: {message}")
         return self
 
-    def _complaints(self) -> Iterable[tuple[bool, str]]:
-        """What can be wrong, and what to say of it."""
+    def _check_rules(self) -> Iterable[tuple[bool, str]]:
+        """Yields whether the edit breaks each rule, with the message for it."""
         scalar = self.units is not None or self.direction is not None
         bounds = [bound for bound in (self.low, self.high) if bound is not None]
         kind = self.site.partition(".")[0]
-        named = self.direction is None or isinstance(self.direction, tuple) or re.fullmatch(_NAME, self.direction)
+        well_named = self.direction is None or isinstance(self.direction, tuple) or re.fullmatch(_NAME, self.direction)
         yield not _SITE.fullmatch(self.site), "a site reads like mlp.2, resid_post.0, head.1, embed or pattern.1"
-        yield not named, "a direction's name begins with a letter and has letters, digits, _ and -"
+        yield not well_named, "a direction's name begins with a letter and has letters, digits, _ and -"
         yield (
             isinstance(self.direction, tuple) and not any(self.direction),
             "the direction is zero; give one that is not",
@@ -264,35 +265,31 @@ class Edit(BaseModel):
             )
 
 
-def _change(text: str) -> dict[str, Any] | None:
+def _parse_change(text: str) -> dict[str, Any] | None:
     """The fields of `=0`, `+=1.5q` and so on; None where it is none of them."""
     for operation, pattern in _CHANGES:
         if match := pattern.fullmatch(text):
-            found = match.groupdict()
-            fields: dict[str, Any] = {name: found[name] for name in ("value", "low", "high") if found.get(name)}
+            groups = match.groupdict()
+            fields: dict[str, Any] = {name: groups[name] for name in ("value", "low", "high") if groups.get(name)}
             if operation == "noise":
                 fields.setdefault("value", 1.0)
-            if "quantile" in found and re.search(r"q[\d.]*$", text):
-                fields["quantile"] = found["quantile"] or 100
-            return fields | {"operation": found.get("word") or operation}
+            if "quantile" in groups and re.search(r"q[\d.]*$", text):
+                fields["quantile"] = groups["quantile"] or 100
+            return fields | {"operation": groups.get("word") or operation}
     return None
 
 
 def indices(rule: str) -> list[int]:
     """The numbers of `3,5-9,-2`, in their order; a range includes both ends."""
-    found: list[int] = []
+    numbers: list[int] = []
     for part in rule.split(","):
         # A range from the row's end to its beginning, such as -3-1, would mean both of its ends and nothing between.
         match = re.fullmatch(r"(-\d+)|(\d+)(?:-(\d+))?", part)
         first, last = (0, -1) if match is None else (int(match[1] or match[2]), int(match[1] or match[3] or match[2]))
         if last < first:
             raise NeuronautError(f"{rule!r} is not a list of numbers and rising ranges such as 3,5-9")
-        found.extend(range(first, last + 1))
-    return list(dict.fromkeys(found))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(indices(text))
+        numbers.extend(range(first, last + 1))
+    return list(dict.fromkeys(numbers))
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -301,5 +298,5 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def _short(number: float) -> str:
+def _format_number(number: float) -> str:
     return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)

@@ -20,7 +20,6 @@ each are counted from its own first token; filling and company move a logit by r
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .edits import Edit
-from .generation_edits import Growing, Scope, by_site, growing, judge
+from .generation_edits import GrowingEdit, Scope, check_applied, compile_growing, hooks_by_site
 from .intervene import NOTHING, Materials, Report, RowEdit
 from .prompts import Batch
 
@@ -73,29 +72,28 @@ def generate(
     """
     _check(subject, batch, tokens, temperature)
     rows = _Rows(subject, batch, tokens=tokens, cached=cached)
-    patch_values: dict[str, Any] = {
-        "scope": scope,
-        "materials": materials,
-        "offset": rows.offset,
-        "columns": rows.columns,
-    }
-    running = [growing(subject, batch, item, **patch_values) for item in edits]
+    running = [
+        compile_growing(
+            subject, batch, item, scope=scope, materials=materials, offset=rows.offset, columns=rows.columns
+        )
+        for item in edits
+    ]
     noise, last = _Noise(temperature, seed, len(batch)), torch.tensor(sorted(stop), dtype=torch.long)
     alive = torch.ones(len(batch), dtype=torch.bool)
     written: list[_Step] = []
-    with subject.editing(by_site(running)):
+    with subject.editing(hooks_by_site(running)):
         while True:
             logits = rows.logits(running)
-            chosen = noise.added(logits).argmax(1)
+            chosen = noise.add_to(logits).argmax(1)
             logprobs = logits.log_softmax(1).gather(1, chosen[:, None])[:, 0]
             written.append(_Step(chosen.cpu(), logprobs.cpu(), alive))
             alive = alive & ~torch.isin(written[-1].chosen, last)
             if len(written) == tokens or not alive.any():
                 break
             rows.append(written[-1].chosen, alive, running)
-    reports = tuple(one.report(rows.offset) for one in running)
-    judge(running, reports, forwards=len(written), may_idle=may_idle)
-    return _generated(subject, written, reports)
+    reports = tuple(edit.report(rows.offset) for edit in running)
+    check_applied(running, reports, forwards=len(written), may_idle=may_idle)
+    return _collect_steps(subject, written, reports)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -108,14 +106,14 @@ class _Step:
     """bool: whether the row had not come to its end before."""
 
 
-def _generated(subject: Subject, written: Sequence[_Step], reports: tuple[Report, ...]) -> Generated:
-    chosen, logprobs, counts = (
-        torch.stack([getattr(step, part) for step in written], dim=1) for part in ("chosen", "logprobs", "counts")
-    )
+def _collect_steps(subject: Subject, written: Sequence[_Step], reports: tuple[Report, ...]) -> Generated:
+    chosen = torch.stack([step.chosen for step in written], dim=1)
+    logprobs = torch.stack([step.logprobs for step in written], dim=1)
+    counts = torch.stack([step.counts for step in written], dim=1)
     if not logprobs.isfinite().all():
         raise NeuronautError("the logits under these edits are no finite numbers; choose a smaller strength")
-    ids = tuple(tuple(row[kept].tolist()) for row, kept in zip(chosen, counts, strict=True))
-    scores = tuple(tuple(row[kept].tolist()) for row, kept in zip(logprobs, counts, strict=True))
+    ids = tuple(tuple(row[counted].tolist()) for row, counted in zip(chosen, counts, strict=True))
+    scores = tuple(tuple(row[counted].tolist()) for row, counted in zip(logprobs, counts, strict=True))
     return Generated(ids, tuple("".join(subject.decode_tokens(row)) for row in ids), scores, reports)
 
 
@@ -133,18 +131,18 @@ class _Rows:
         self._ids = torch.zeros((len(batch), self.columns), dtype=torch.long, device=subject.device)
         self._ids[:, :width] = batch.tokens.gather(1, place[:, :width] % width).to(subject.device)
 
-    def append(self, chosen: Tensor, alive: Tensor, running: Sequence[Growing]) -> None:
+    def append(self, chosen: Tensor, alive: Tensor, running: Sequence[GrowingEdit]) -> None:
         """One token to every row: (row,) ids, and whether the row still counts."""
-        for one in running:
-            one.decide(self._end, chosen, alive)
+        for edit in running:
+            edit.decide(self._end, chosen, alive)
         self._ids[:, self._end] = chosen.to(self._ids.device)
         self._end += 1
 
-    def logits(self, running: Sequence[Growing]) -> Tensor:
+    def logits(self, running: Sequence[GrowingEdit]) -> Tensor:
         """What comes after the rows as they stand: (row, token), float32."""
         columns = slice(0 if self._past is None else self._end - 1, self._end)
-        for one in running:
-            one.aim(columns)
+        for edit in running:
+            edit.aim(columns)
         output = self._subject.model(
             self._ids[:, columns],
             attention_mask=self._real[:, : self._end].long(),
@@ -158,17 +156,19 @@ class _Rows:
 
 
 class _Noise:
-    """What is added to the logits before the highest is chosen: nothing, or Gumbel noise, which makes it a sample."""
+    """Added to the logits before the highest is chosen: nothing, or Gumbel noise, which makes it a sample."""
 
     def __init__(self, temperature: float, seed: int | Sequence[int], rows: int) -> None:
-        streams = [(seed, row) for row in range(rows)] if isinstance(seed, int) else [(one, 0) for one in seed]
+        streams = (
+            [(seed, row) for row in range(rows)] if isinstance(seed, int) else [(row_seed, 0) for row_seed in seed]
+        )
         if len(streams) != rows or min(min(stream) for stream in streams) < 0:
             raise NeuronautError(f"seeds {seed} do not fit {rows} rows; give one, or one for each, at least 0")
         # Neighbouring seeds are spread, so that row 1 of seed 0 is not row 0 of seed 1.
         states = [int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0]) for stream in streams]
         self._temperature, self._streams = temperature, [torch.Generator().manual_seed(state) for state in states]
 
-    def added(self, logits: Tensor) -> Tensor:
+    def add_to(self, logits: Tensor) -> Tensor:
         """(row, token) -> the same."""
         if self._temperature == 0:
             return logits

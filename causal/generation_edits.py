@@ -1,6 +1,6 @@
 """Edits of rows that grow as they are written: which positions each one touches, and what it has done to them.
 
-The counterpart of `applying` for text of which only the beginning is known. A position is decided once, when it is
+The counterpart of `intervene` for text of which only the beginning is known. A position is decided once, when it is
 first run, and stays decided (see `generation`); rows are filled up on the left, so a row's position p stands in column
 p + offset[row].
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .edits import Edit, quoted
-from .intervene import Materials, Report, RowEdit
+from .edits import Edit, read_quoted
+from .intervene import Materials, Report, RowEdit, chain
 from .prompts import Batch, where
-from .units import Change, Supply, change, units_of
+from .units import Change, Supply, compile_change, units_of
 
 Scope = Literal["every", "prefill", "decode"]
 
@@ -27,7 +27,7 @@ _PLACED = frozenset({"patch", "resample", "noise"})
 
 
 @dataclass(slots=True, eq=False)
-class Growing:
+class GrowingEdit:
     """An edit of growing rows."""
 
     edit: Edit
@@ -51,10 +51,11 @@ class Growing:
 
     def aim(self, columns: slice) -> None:
         """Before a forward pass over these columns."""
-        found = self.touched[:, columns].nonzero(as_tuple=True)
-        self.index = tuple(part.to(self.change.device) for part in found)
+        index = self.touched[:, columns].nonzero(as_tuple=True)
+        self.index = tuple(part.to(self.change.device) for part in index)
 
     def __call__(self, tensor: Tensor) -> Tensor:
+        """The site's tensor with the touched positions of this forward pass edited."""
         self.called += 1
         if not len(self.index[0]):
             return tensor
@@ -74,7 +75,7 @@ class Growing:
         return Report(self.edit, self.fired, places, float(self.change))
 
 
-def growing(
+def compile_growing(
     subject: Subject,
     batch: Batch,
     item: Edit | RowEdit,
@@ -83,25 +84,25 @@ def growing(
     materials: Materials,
     offset: Tensor,
     columns: int,
-) -> Growing:
+) -> GrowingEdit:
     """An edit for rows that will have `columns` columns, with the prompts' positions decided."""
     edit, numbers = (item.edit, item.rows) if isinstance(item, RowEdit) else (item, tuple(range(len(batch))))
     _check(edit, numbers, scope, len(batch))
     rows = torch.zeros(len(batch), dtype=torch.bool)
     rows[list(numbers)] = True
-    meant = _written(subject, edit, scope)
-    found = torch.zeros_like(batch.real)
+    meant = _mark_written(subject, edit, scope)
+    prompt_mask = torch.zeros_like(batch.real)
     if scope != "decode":
-        found[rows] = _prompted(subject, batch.take(rows.nonzero().flatten()), edit.positions)
-    if not found.any() and not meant.any():
+        prompt_mask[rows] = _mark_prompt(subject, batch.take(rows.nonzero().flatten()), edit.positions)
+    if not prompt_mask.any() and not meant.any():
         raise NeuronautError(
             f"edit {edit} touches no position in scope {scope}; choose a scope or positions that are in it"
         )
-    which, positions = found.nonzero(as_tuple=True)
+    row_of, positions = prompt_mask.nonzero(as_tuple=True)
     touched = torch.zeros((len(batch), columns), dtype=torch.bool)
-    touched[which, positions + offset[which]] = True
-    work = _work(subject, batch, edit, (which, positions), materials)
-    return Growing(
+    touched[row_of, positions + offset[row_of]] = True
+    work = _compile_change(subject, batch, edit, (row_of, positions), materials)
+    return GrowingEdit(
         edit=edit, rows=rows, work=work, meant=meant, touched=touched, change=torch.zeros((), device=subject.device)
     )
 
@@ -122,51 +123,53 @@ def _check(edit: Edit, rows: Sequence[int], scope: Scope, count: int) -> None:
         )
 
 
-def _reads(subject: Subject, rule: str) -> Tensor:
+def _match_tokens(subject: Subject, rule: str) -> Tensor:
     """(token,), bool: the tokens that read as a rule in quotes says."""
-    wanted = quoted(rule)
-    found = torch.tensor([string == wanted for string in subject.vocabulary])
-    if not found.any():
+    wanted = read_quoted(rule)
+    matches = torch.tensor([string == wanted for string in subject.vocabulary])
+    if not matches.any():
         raise NeuronautError(f"{subject.name} has no token {wanted!r}; write one as its tokenizer does, space included")
-    return found
+    return matches
 
 
-def _written(subject: Subject, edit: Edit, scope: Scope) -> Tensor:
+def _mark_written(subject: Subject, edit: Edit, scope: Scope) -> Tensor:
     """(token,), bool: the written tokens that the edit means."""
     rule, count = edit.positions, len(subject.vocabulary)
     if scope == "prefill":
         return torch.zeros(count, dtype=torch.bool)
     if rule.startswith('"'):
-        return _reads(subject, rule)
+        return _match_tokens(subject, rule)
     return torch.full((count,), rule in ("all", "every", "last"))
 
 
-def _prompted(subject: Subject, batch: Batch, rule: str) -> Tensor:
+def _mark_prompt(subject: Subject, batch: Batch, rule: str) -> Tensor:
     """(row, position), bool. A token need not be in a prompt: it may be written later."""
     if rule.startswith('"'):
-        return _reads(subject, rule)[batch.tokens] & batch.real
+        return _match_tokens(subject, rule)[batch.tokens] & batch.real
     return where(subject, batch, rule)
 
 
-def _work(subject: Subject, batch: Batch, edit: Edit, index: tuple[Tensor, ...], materials: Materials) -> Change:
+def _compile_change(
+    subject: Subject, batch: Batch, edit: Edit, index: tuple[Tensor, ...], materials: Materials
+) -> Change:
     """What becomes of touched vectors; source runs are those of the prompts' touched positions."""
     units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
     width = subject.width(edit.site)
     reference = source_run = None
     if edit.needs_reference:
-        reference = units.get(_patch_value(edit, "reference", materials.reference, width).to(subject.device))
+        reference = units.get(_require_tensor(edit, "reference", materials.reference, width).to(subject.device))
     if edit.needs_source_run:
-        run = _patch_value(edit, "source run", materials.source_runs, width)
+        run = _require_tensor(edit, "source run", materials.source_runs, width)
         if run.shape[:-1] != batch.tokens.shape:
             raise NeuronautError(
                 f"edit {edit}: the source run is of {tuple(run.shape[:-1])} tokens; wanted the prompts'"
             )
         source_run = units.get(run[index].to(subject.device))
-    return change(edit, units, Supply(reference, source_run))
+    return compile_change(edit, units, Supply(reference, source_run))
 
 
-def _patch_value(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], width: int) -> Tensor:
-    tensor = patch_values.get(edit.site)
+def _require_tensor(edit: Edit, kind: str, tensors: Mapping[str, Tensor], width: int) -> Tensor:
+    tensor = tensors.get(edit.site)
     if tensor is None or not tensor.numel() or tensor.shape[-1] != width:
         shape = "none" if tensor is None else f"one of shape {tuple(tensor.shape)}"
         raise NeuronautError(
@@ -175,30 +178,22 @@ def _patch_value(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], widt
     return tensor
 
 
-def by_site(running: Sequence[Growing]) -> dict[str, Callable[[Tensor], Tensor]]:
+def hooks_by_site(edits: Sequence[GrowingEdit]) -> dict[str, Callable[[Tensor], Tensor]]:
     """Hooks by site. Edits of one site work one after the other, in the order in which they are given."""
-    groups: dict[str, list[Growing]] = {}
-    for one in running:
-        groups.setdefault(one.edit.site, []).append(one)
-
-    def chain(group: Sequence[Growing]) -> Callable[[Tensor], Tensor]:
-        def chained(tensor: Tensor) -> Tensor:
-            for one in group:
-                tensor = one(tensor)
-            return tensor
-
-        return chained
+    groups: dict[str, list[GrowingEdit]] = {}
+    for growing in edits:
+        groups.setdefault(growing.edit.site, []).append(growing)
 
     return {site: chain(group) for site, group in groups.items()}
 
 
-def judge(running: Sequence[Growing], reports: Sequence[Report], *, forwards: int, may_idle: bool) -> None:
+def check_applied(edits: Sequence[GrowingEdit], reports: Sequence[Report], *, forwards: int, may_idle: bool) -> None:
     """Raise NeuronautError for an edit that did not happen."""
-    for one, report in zip(running, reports, strict=True):
-        if one.called != forwards:
+    for growing, report in zip(edits, reports, strict=True):
+        if growing.called != forwards:
             raise NeuronautError(
-                f"edit {report.edit} was passed {one.called} times in {forwards} forward passes, wanted once in each; "
-                "a fused kernel or a wrapper bypasses its site"
+                f"edit {report.edit} was passed {growing.called} times in {forwards} forward passes, wanted once in "
+                "each; a fused kernel or a wrapper bypasses its site"
             )
         if not math.isfinite(report.max_change):
             raise NeuronautError(

@@ -9,12 +9,10 @@ has more than `at_once` of them.
     embed   the vectors at `embed` move; all sites are read along the way ("EAP-IG inputs", Hanna et al. 2024)
     site    the vectors at one site move, and all before it stay the base's; each site has its own line
 
-What each node of a grid is worth to first order: the change that a patch makes there, times a gradient.
-
-At a site the change is source run - base; a head or neuron is worth its coordinates' share of (source run - base) .
-gradient. A feature is worth (its activation in the source run - in the base) . (gradient . what a unit of it adds),
-which is what its error-preserving patch does; what all features of a dictionary leave of the vector's worth is that of
-its error.
+`score_patches` then gives each patch's worth to first order: the change that it makes, times a gradient. At a site the
+change is source run - base; a head or neuron is worth its coordinates' share of (source run - base) . gradient. A
+feature is worth (its activation in the source run - in the base) . (gradient . what a unit of it adds), which is what
+its error-preserving patch does; what all features of a dictionary leave of the vector's worth is that of its error.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,8 +71,8 @@ class Slopes:
         """By site, the mean over the line."""
         total: dict[str, Tensor] = {}
         for points in self._points("embed", steps):
-            _, found = self._gradients(len(points), sites, {"embed": points.flatten(0, 1)})
-            for site, gradient in found.items():
+            _, gradients = self._gradients(len(points), sites, {"embed": points.flatten(0, 1)})
+            for site, gradient in gradients.items():
                 summed = gradient.unflatten(0, points.shape[:2]).double().sum(0)
                 total[site] = total.get(site, 0) + summed
         return {site: (summed / steps).to(self.ends.base[site].dtype) for site, summed in total.items()}
@@ -85,8 +83,8 @@ class Slopes:
         layer = 0 if not number or resumable(self.subject) else int(number)
         total = torch.zeros_like(self.ends.base[site], dtype=torch.float64)
         for points in self._points(site, steps):
-            _, found = self._gradients(len(points), [site], {site: points.flatten(0, 1)}, layer=layer)
-            total += found[site].unflatten(0, points.shape[:2]).double().sum(0)
+            _, gradients = self._gradients(len(points), [site], {site: points.flatten(0, 1)}, layer=layer)
+            total += gradients[site].unflatten(0, points.shape[:2]).double().sum(0)
         end, _ = self._gradients(1, [], {site: self.ends.source_run[site]}, layer=layer)
         return (total / steps).to(self.ends.base[site].dtype), end
 
@@ -102,10 +100,13 @@ class Slopes:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The metric, (count x row,), and its gradients, of `count` copies of the prompts with some vectors `moved`."""
         leaves: dict[str, Tensor] = {}
-        batch, question = self.batch.take(torch.arange(len(self.batch)).repeat(count)), _copies(self.question, count)
+        batch, question = (
+            self.batch.take(torch.arange(len(self.batch)).repeat(count)),
+            _repeat_question(self.question, count),
+        )
         begin = resume(self.subject, layer, self._residual(layer, count)) if layer else nullcontext()
         with torch.enable_grad(), begin:
-            logits, _ = observe(self.subject, batch, list({*sites, *moved}), _leaf(leaves, moved))
+            logits, _ = observe(self.subject, batch, list({*sites, *moved}), _make_leaves(leaves, moved))
             values = metric(self.metric)(logits, question)
             if not values.requires_grad:
                 raise NeuronautError(f"metric {self.metric} has no gradient; choose one that changes smoothly")
@@ -118,18 +119,18 @@ class Slopes:
         return self.ends.base[f"resid_pre.{layer}"].repeat(count, 1, 1)
 
 
-def _leaf(leaves: dict[str, Tensor], moved: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
+def _make_leaves(leaves: dict[str, Tensor], moved: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
     """Makes every site's tensor one that a gradient can be taken by: the moved one, or itself plus nothing."""
 
-    def change(site: str, tensor: Tensor) -> Tensor:
+    def make_leaf(site: str, tensor: Tensor) -> Tensor:
         leaves[site] = moved[site].detach().clone() if site in moved else torch.zeros_like(tensor)
         leaves[site].requires_grad_()
         return leaves[site] if site in moved else tensor + leaves[site]
 
-    return change
+    return make_leaf
 
 
-def _copies(question: Question, count: int) -> Question:
+def _repeat_question(question: Question, count: int) -> Question:
     wrong, plain = question.wrong, question.plain
     return replace(
         question,
@@ -142,7 +143,7 @@ def _copies(question: Question, count: int) -> Question:
 _Kind = tuple[str, str | None, str | tuple[float, ...] | None]
 
 
-def check(subject: Subject, edits: Sequence[Edit], materials: Materials) -> None:
+def check_patches(subject: Subject, edits: Sequence[Edit], materials: Materials) -> None:
     """Raise NeuronautError for an edit that is no patch of a vector's units."""
     for edit in edits:
         if edit.operation != "patch" or edit.on_pattern or edit.control is not None:
@@ -152,7 +153,7 @@ def check(subject: Subject, edits: Sequence[Edit], materials: Materials) -> None
         units_of(subject, edit, sources=materials.sources, directions=materials.directions)
 
 
-def worths(
+def score_patches(
     subject: Subject,
     batch: Batch,
     edits: Sequence[Edit],
@@ -161,15 +162,18 @@ def worths(
     *,
     materials: Materials,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Each patch's worth, (edit, row), and by name that of what each dictionary leaves out at its features' positions,
-    (row,). Of a feature's negative tail it is the same: a patch puts the same vector there."""
-    found = torch.zeros(len(edits), len(batch), dtype=torch.float64)
+    """Score each patch to first order, (edit, row), and by name what each dictionary leaves out, (row,).
+
+    What a dictionary leaves out is taken at its features' positions. A feature's negative tail has the feature's own
+    score: a patch puts the same vector there.
+    """
+    scores = torch.zeros(len(edits), len(batch), dtype=torch.float64)
     errors: dict[str, Tensor] = {}
     kinds: dict[_Kind, list[int]] = {}
     for index, edit in enumerate(edits):
         kinds.setdefault((edit.site, edit.dictionary, edit.direction), []).append(index)
     for (site, dictionary, _), members in kinds.items():
-        table = _table(
+        table = _score_units(
             subject,
             edit=edits[members[0]],
             base=ends.base[site],
@@ -181,26 +185,26 @@ def worths(
         for index in members:
             edit = edits[index]
             if edit.positions not in summed:
-                summed[edit.positions] = _at(subject, batch, edit.positions, table)
+                summed[edit.positions] = _sum_positions(subject, batch, edit.positions, table)
             chosen = summed[edit.positions]
             if edit.units is not None:
                 chosen = chosen[:, list(edit.units)]
-            found[index] = chosen.sum(-1)
+            scores[index] = chosen.sum(-1)
         if dictionary is not None:
             whole = ((ends.source_run[site] - ends.base[site]) * gradients[site]).sum(-1, keepdim=True)
             for rule, features in summed.items():
-                left = _at(subject, batch, rule, whole)[:, 0] - features.sum(-1)
+                left = _sum_positions(subject, batch, rule, whole)[:, 0] - features.sum(-1)
                 errors[f"{site}@{dictionary} error" + ("" if rule == "all" else f"@{rule}")] = left
-    return found, errors
+    return scores, errors
 
 
-def _at(subject: Subject, batch: Batch, rule: str, table: Tensor) -> Tensor:
+def _sum_positions(subject: Subject, batch: Batch, rule: str, table: Tensor) -> Tensor:
     """Summed over the positions of a rule: (row, position, unit) -> (row, unit), float64 on the CPU."""
     mask = where(subject, batch, rule).to(table.device)
     return torch.where(mask[..., None], table, 0).double().sum(1).cpu()
 
 
-def _table(
+def _score_units(
     subject: Subject, edit: Edit, base: Tensor, source_run: Tensor, gradient: Tensor, materials: Materials
 ) -> Tensor:
     """(row, position, unit): of heads, coordinates, features, or of the one direction."""
@@ -210,14 +214,14 @@ def _table(
         moved = (units.put(flat, units.get(other)) - flat).view_as(base)
         return (moved * gradient).sum(-1, keepdim=True)
     if isinstance(units, Coded):
-        return _features(units, base, source_run, gradient)
+        return _score_features(units, base, source_run, gradient)
     product = (source_run - base) * gradient
     if edit.site.startswith("head."):
         return product.unflatten(-1, (subject.n_heads, -1)).sum(-1)
     return product
 
 
-def _features(units: Coded, base: Tensor, source_run: Tensor, gradient: Tensor) -> Tensor:
+def _score_features(units: Coded, base: Tensor, source_run: Tensor, gradient: Tensor) -> Tensor:
     """Of all features of the source."""
     source, flat = units.source, base.flatten(0, 1)
     change = source.encode(source_run.flatten(0, 1)) - source.encode(flat)

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from ..subject.errors import NeuronautError
-from ..subject.model import Subject, listing
+from ..subject.model import Subject, join_sites
 from .edits import Edit
 from .prompts import Batch, where
 
@@ -51,19 +51,21 @@ class Grid:
 
         `labels` are those of `positions`, where these should not speak for themselves.
         """
-        varied: list[tuple[Axis, list[dict[str, Any]]]] = []
+        axes: list[tuple[Axis, list[dict[str, object]]]] = []
         if sites is not None:
-            varied.append((Axis("site", tuple(sites)), [{"site": site} for site in sites]))
+            axes.append((Axis("site", tuple(sites)), [{"site": site} for site in sites]))
         if units is not None:
             numbers = list(units)
-            varied.append((Axis("unit", tuple(map(str, numbers))), [{"units": (number,)} for number in numbers]))
+            axes.append((Axis("unit", tuple(map(str, numbers))), [{"units": (number,)} for number in numbers]))
         if positions is not None:
             rules = [str(rule) for rule in positions]
-            varied.append((Axis("position", tuple(labels or rules)), [{"positions": rule} for rule in rules]))
+            axes.append((Axis("position", tuple(labels or rules)), [{"positions": rule} for rule in rules]))
         base = edit.model_dump()
-        cells = product(*(changes for _, changes in varied))
-        edits = tuple(Edit.load(base | {k: v for change in cell for k, v in change.items()}) for cell in cells)
-        return cls(tuple(axis for axis, _ in varied), edits)
+        cells = product(*(changes for _, changes in axes))
+        edits = tuple(
+            Edit.load(base | {name: value for change in cell for name, value in change.items()}) for cell in cells
+        )
+        return cls(tuple(axis for axis, _ in axes), edits)
 
     @classmethod
     def of_edits(cls, edits: Iterable[Edit]) -> Self:
@@ -81,10 +83,10 @@ def sites_of(subject: Subject, kind: str) -> tuple[str, ...]:
     """The sites of a kind, such as `head` or `resid_pre`, or the patterns of all layers, in forward order."""
     if kind == "pattern":
         return tuple(f"pattern.{layer}" for layer in range(subject.n_layers))
-    found = tuple(site for site in subject.sites if site.partition(".")[0] == kind)
-    if not found:
-        raise NeuronautError(f"{subject.name} has no site of kind {kind!r}; it has {listing(subject.sites)}")
-    return found
+    sites = tuple(site for site in subject.sites if site.partition(".")[0] == kind)
+    if not sites:
+        raise NeuronautError(f"{subject.name} has no site of kind {kind!r}; it has {join_sites(subject.sites)}")
+    return sites
 
 
 class Places(NamedTuple):
@@ -105,6 +107,7 @@ def each_position(subject: Subject, batch: Batch) -> Places:
     touched = where(subject, batch, "all").any(0).nonzero().flatten().tolist()
     strings = [{*subject.decode_tokens(batch.tokens[:, place].tolist())} for place in touched]
     labels = (
-        f"{at} {min(found)!r}" if len(found) == 1 else f"{at}" for at, found in zip(touched, strings, strict=True)
+        f"{place} {min(tokens)!r}" if len(tokens) == 1 else f"{place}"
+        for place, tokens in zip(touched, strings, strict=True)
     )
     return Places(tuple(touched), tuple(labels))

@@ -51,9 +51,8 @@ def repeated_tokens(subject: Subject, *, rows: int = 8, period: int | None = Non
 
     `period` is by default 50, or what fits the subject's context and vocabulary.
     """
-    opening = [] if subject.bos is None else [subject.bos]
     allowed = torch.tensor([id for id in range(len(subject.vocabulary)) if id != subject.bos])
-    most = min((subject.context - len(opening)) // 2, len(allowed))
+    most = min((subject.context - len(subject.bos_prefix)) // 2, len(allowed))
     period = min(50, most) if period is None else period
     if not 2 <= period <= most or rows < 1:
         raise NeuronautError(
@@ -61,7 +60,7 @@ def repeated_tokens(subject: Subject, *, rows: int = 8, period: int | None = Non
         )
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.stack([allowed[torch.randperm(len(allowed), generator=generator)[:period]] for _ in range(rows)])
-    tokens = torch.cat([torch.tensor([opening] * rows, dtype=torch.long), drawn, drawn], dim=1)
+    tokens = torch.cat([torch.tensor([subject.bos_prefix] * rows, dtype=torch.long), drawn, drawn], dim=1)
     return Batch(tokens, torch.full((rows,), tokens.shape[1]))
 
 
@@ -84,24 +83,24 @@ def head_scores(
         raise NeuronautError(
             f"no row has a query with a key for the {missing} score; give longer text, or repeated_tokens()"
         )
-    found: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
+    shares: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
     for part in torch.arange(len(batch)).split(ROWS):
-        seen = patterns(subject, batch.tokens[part], chosen)
-        stacked = torch.stack([seen[layer] for layer in chosen], dim=1).float().cpu()
+        layer_patterns = patterns(subject, batch.tokens[part], chosen)
+        stacked = torch.stack([layer_patterns[layer] for layer in chosen], dim=1).float().cpu()
         for kind in kinds:
-            found[kind].append(_shares(stacked, keys[kind][part]))
+            shares[kind].append(_measure_shares(stacked, keys[kind][part]))
     return tuple(
-        score for kind in kinds for score in _sorted(kind, torch.cat(found[kind])[rows[kind]], list(chosen), seed)
+        score for kind in kinds for score in _rank_heads(kind, torch.cat(shares[kind])[rows[kind]], list(chosen), seed)
     )
 
 
-def _shares(pattern: Tensor, keys: Tensor) -> Tensor:
+def _measure_shares(pattern: Tensor, keys: Tensor) -> Tensor:
     """Each row's mean over its queries: (row, layer, head, query, key), (row, query, key) -> (row, layer, head)."""
     onto = torch.einsum("rlhqk,rqk->rlh", pattern, keys.to(pattern.dtype))
     return onto / keys.any(-1).sum(-1).clamp_min(1)[:, None, None]
 
 
-def _sorted(kind: Kind, shares: Tensor, layers: list[int], seed: int) -> list[HeadScore]:
+def _rank_heads(kind: Kind, shares: Tensor, layers: list[int], seed: int) -> list[HeadScore]:
     """From (row, layer, head)."""
     scores = [
         HeadScore(kind, layer, head, mean(shares[:, index, head], seed=seed))
@@ -117,30 +116,30 @@ def _steps_back(tokens: Tensor) -> Tensor:
     return place[:, None] - place
 
 
-def _previous(tokens: Tensor) -> Tensor:
+def _mark_previous(tokens: Tensor) -> Tensor:
     not_first = torch.arange(tokens.shape[1]) > 0
     return ((_steps_back(tokens) == 1) & not_first).expand(len(tokens), -1, -1)
 
 
-def _duplicate(tokens: Tensor) -> Tensor:
+def _mark_duplicate(tokens: Tensor) -> Tensor:
     return (tokens[:, :, None] == tokens[:, None]) & (_steps_back(tokens) > 0)
 
 
-def _induction(tokens: Tensor) -> Tensor:
+def _mark_induction(tokens: Tensor) -> Tensor:
     """The duplicates, one step on; what rolls round to the first key is no earlier than it."""
-    return _duplicate(tokens).roll(1, dims=2) & (_steps_back(tokens) > 0)
+    return _mark_duplicate(tokens).roll(1, dims=2) & (_steps_back(tokens) > 0)
 
 
-def _first(tokens: Tensor) -> Tensor:
+def _mark_first(tokens: Tensor) -> Tensor:
     keys = _steps_back(tokens) > 0
     keys[:, 1:] = False
     return keys.expand(len(tokens), -1, -1)
 
 
 _KEYS: Mapping[Kind, Callable[[Tensor], Tensor]] = {
-    "previous": _previous,
-    "duplicate": _duplicate,
-    "induction": _induction,
-    "first": _first,
+    "previous": _mark_previous,
+    "duplicate": _mark_duplicate,
+    "induction": _mark_induction,
+    "first": _mark_first,
 }
 """From tokens (row, position) to the keys that count: (row, query, key), bool."""

@@ -3,25 +3,26 @@
 An edit touches its positions in its rows and nothing else; the rows of one forward may carry different edits, which is
 what makes a sweep one forward instead of many. Edits of one site work in the order in which they are given, each on
 what the one before it left. Each is counted as it fires and its largest change is kept on the device, so that a
-forward waits for nothing; the counts are judged when the block ends, and whatever did not happen is an error.
+forward waits for nothing; the counts are checked when the block ends, and whatever did not happen is an error.
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .attention import PATTERNS, Weights, prove, watching
+from .attention import PATTERNS, Weights, prove, watch_patterns
 from .edits import Edit
 from .prompts import Batch, where
-from .units import Change, Supply, change, units_of
+from .units import Change, Supply, compile_change, units_of
 
 
 class RowEdit(NamedTuple):
@@ -48,6 +49,13 @@ class Materials:
 NOTHING = Materials()
 
 
+def edited_dictionaries(edits: Iterable[Edit], materials: Materials) -> dict[str, Dictionary]:
+    """The dictionaries whose features these edits change, by `SITE@NAME` in order."""
+    names = sorted({f"{edit.site}@{edit.dictionary}" for edit in edits if edit.dictionary})
+    sources = {name: materials.sources[name] for name in names if name in materials.sources}
+    return {name: source for name, source in sources.items() if isinstance(source, Dictionary)}
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What an edit did in the forwards of a block."""
@@ -70,16 +78,17 @@ class Ledger:
     @property
     def reports(self) -> tuple[Report, ...]:
         """So far, or of the whole block after its end; waits for the device."""
-        changes = torch.stack([one.change for one in self._running]).tolist()
+        changes = torch.stack([edit.change for edit in self._running]).tolist()
         return tuple(
-            Report(one.edit, one.fired, one.places, change) for one, change in zip(self._running, changes, strict=True)
+            Report(edit.edit, edit.fired, edit.places, change)
+            for edit, change in zip(self._running, changes, strict=True)
         )
 
-    def count(self, *_: Any) -> None:
+    def count(self, *_: object) -> None:
         """Called before each forward."""
         self.forwards += 1
 
-    def judge(self, *, may_idle: bool) -> None:
+    def check_applied(self, *, may_idle: bool) -> None:
         """Raise NeuronautError for an edit that did not happen."""
         for report in self.reports:
             if report.fired != self.forwards or not self.forwards:
@@ -118,23 +127,25 @@ def apply(
     running = [_compile(subject, batch, item, materials) for item in edits]
     ledger = Ledger(running)
     groups: dict[str, list[_Running]] = {}
-    for one in running:
-        groups.setdefault(one.edit.site, []).append(one)
-    vectors = {site: _chain(group) for site, group in groups.items() if not group[0].edit.on_pattern}
-    weights = {int(site.partition(".")[2]): _chain(group) for site, group in groups.items() if group[0].edit.on_pattern}
+    for edit in running:
+        groups.setdefault(edit.edit.site, []).append(edit)
+    vectors = {site: chain(group) for site, group in groups.items() if not group[0].edit.on_pattern}
+    weights = {int(site.partition(".")[2]): chain(group) for site, group in groups.items() if group[0].edit.on_pattern}
     with subject.model.base_model.register_forward_pre_hook(ledger.count), subject.editing(vectors):
         if weights:
-            with watching(subject, weights):
+            with watch_patterns(subject, weights):
                 yield ledger
         else:
             yield ledger
-    ledger.judge(may_idle=may_idle)
+    ledger.check_applied(may_idle=may_idle)
 
 
-def _chain(group: Sequence["_Running"]) -> Callable[..., Tensor]:
+def chain(group: Sequence[Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """One hook for several edits of a site, each on what the one before it left."""
+
     def chained(tensor: Tensor, *masks: Tensor) -> Tensor:
-        for one in group:
-            tensor = one(tensor, *masks)
+        for edit in group:
+            tensor = edit(tensor, *masks)
         return tensor
 
     return chained
@@ -172,44 +183,48 @@ def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Ma
     edit, rows = (item.edit, list(item.rows)) if isinstance(item, RowEdit) else (item, list(range(len(batch))))
     if not rows or len(set(rows)) != len(rows) or not 0 <= min(rows) <= max(rows) < len(batch):
         raise NeuronautError(f"edit {edit} is for rows {rows}; wanted different ones from 0 to {len(batch) - 1}")
-    found = where(subject, batch.take(rows), edit.positions)
+    mask = where(subject, batch.take(rows), edit.positions)
     places = {
-        row: tuple(here.nonzero().flatten().tolist()) for row, here in zip(rows, found, strict=True) if here.any()
+        row: tuple(row_mask.nonzero().flatten().tolist())
+        for row, row_mask in zip(rows, mask, strict=True)
+        if row_mask.any()
     }
     if not places:
         raise NeuronautError(f"edit {edit} touches no position; its rows have nothing but BOS")
-    build = _on_pattern if edit.on_pattern else _on_vectors
-    index, work = build(subject, batch, edit, rows=rows, found=found, materials=materials)
+    build = _compile_pattern if edit.on_pattern else _compile_vectors
+    index, work = build(subject, batch, edit, rows=rows, mask=mask, materials=materials)
     shape = (len(batch), batch.tokens.shape[1])
     return _Running(
         edit=edit, shape=shape, places=places, index=index, work=work, change=torch.zeros((), device=subject.device)
     )
 
 
-def _on_vectors(
-    subject: Subject, batch: Batch, edit: Edit, rows: list[int], found: Tensor, materials: Materials
+def _compile_vectors(
+    subject: Subject, batch: Batch, edit: Edit, rows: list[int], mask: Tensor, materials: Materials
 ) -> tuple[tuple[Tensor, ...], Change]:
     """The touched (row, position) and what becomes of the vectors there, (touched, width)."""
     units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
-    which, positions = (part.to(subject.device) for part in found.nonzero(as_tuple=True))
-    index = (torch.tensor(rows, device=subject.device)[which], positions)
+    row_of, positions = (part.to(subject.device) for part in mask.nonzero(as_tuple=True))
+    index = (torch.tensor(rows, device=subject.device)[row_of], positions)
     width = subject.width(edit.site)
     reference = source_run = None
     if edit.needs_reference:
-        reference = units.get(_patch_value(edit, "reference", materials.reference, (None, width)).to(subject.device))
+        reference = units.get(_require_tensor(edit, "reference", materials.reference, (None, width)).to(subject.device))
     if edit.needs_source_run:
         shape = (*batch.tokens.shape, width)
-        source_run = units.get(_patch_value(edit, "source run", materials.source_runs, shape).to(subject.device)[index])
-    return index, change(edit, units, Supply(reference, source_run))
-
-
-def _patch_value(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], shape: Sequence[int | None]) -> Tensor:
-    """The tensor that an edit needs, or an error that says what is missing."""
-    if edit.site not in patch_values:
-        raise NeuronautError(
-            f"edit {edit} needs a {kind} at {edit.site}; pass one in (there are: {', '.join(patch_values) or 'none'})"
+        source_run = units.get(
+            _require_tensor(edit, "source run", materials.source_runs, shape).to(subject.device)[index]
         )
-    tensor = patch_values[edit.site]
+    return index, compile_change(edit, units, Supply(reference, source_run))
+
+
+def _require_tensor(edit: Edit, kind: str, tensors: Mapping[str, Tensor], shape: Sequence[int | None]) -> Tensor:
+    """The tensor that an edit needs, or an error that says what is missing."""
+    if edit.site not in tensors:
+        raise NeuronautError(
+            f"edit {edit} needs a {kind} at {edit.site}; pass one in (there are: {', '.join(tensors) or 'none'})"
+        )
+    tensor = tensors[edit.site]
     fits = tensor.ndim == len(shape) and all(
         wanted is None or wanted == size for wanted, size in zip(shape, tensor.shape, strict=True)
     )
@@ -220,8 +235,8 @@ def _patch_value(edit: Edit, kind: str, patch_values: Mapping[str, Tensor], shap
     return tensor
 
 
-def _on_pattern(
-    subject: Subject, batch: Batch, edit: Edit, rows: list[int], found: Tensor, materials: Materials
+def _compile_pattern(
+    subject: Subject, batch: Batch, edit: Edit, rows: list[int], mask: Tensor, materials: Materials
 ) -> tuple[tuple[Tensor, ...], Callable[[Tensor, Tensor], Tensor]]:
     """The touched (row, head) and what becomes of their patterns, (row, head, query, key)."""
     assert edit.layer is not None, "a pattern has a layer"
@@ -232,11 +247,11 @@ def _on_pattern(
             f"edit {edit}: there is no head {max(heads)}; {subject.name} has 0 to {subject.n_heads - 1}"
         )
     keys = where(subject, batch.take(rows), edit.keys or "every")
-    edges = (found[:, :, None] & keys[:, None, :])[:, None].to(subject.device)
+    edges = (mask[:, :, None] & keys[:, None, :])[:, None].to(subject.device)
     index = (torch.tensor(rows, device=subject.device)[:, None], torch.tensor(heads, device=subject.device)[None])
     source_run = None
     if edit.needs_source_run:
         shape = (len(batch), subject.n_heads, batch.tokens.shape[1], batch.tokens.shape[1])
-        source_run = _patch_value(edit, "source run", materials.source_runs, shape).to(subject.device)[index]
+        source_run = _require_tensor(edit, "source run", materials.source_runs, shape).to(subject.device)[index]
     work = PATTERNS[edit.operation]
     return index, lambda pattern, allowed: work(pattern, edges & allowed, Weights(edit.value, source_run))

@@ -50,21 +50,21 @@ def lens(
     logits of `tokens`.
     Raises NeuronautError where the lens at the last layer is not the subject's logits within rounding.
     """
-    chosen = _checked(subject, sites, top)
+    chosen = _choose_sites(subject, sites, top)
     last = f"resid_post.{subject.n_layers - 1}"
     vectors = subject.read(tokens, [*dict.fromkeys((*chosen, last))])
     real = subject.logits(tokens)
     _check_last(subject, _unembed(subject, vectors[last]), real)
     own = real.float().log_softmax(-1)
     ids = None if targets is None else targets.to(subject.device).expand(tokens.shape)[..., None]
-    found: list[tuple[Tensor, ...]] = []
+    columns: list[tuple[Tensor, ...]] = []
     for site in chosen:
-        seen = _unembed(subject, vectors[site]).float().log_softmax(-1)
-        best = seen.topk(top, dim=-1)
-        kl = (own.exp() * (own - seen)).sum(-1)
-        target = () if ids is None else _target(seen, ids)
-        found.append((best.indices, best.values.exp(), kl, *target))
-    top_ids, probabilities, kl, *target = (torch.stack(column).cpu() for column in zip(*found, strict=True))
+        logprobs = _unembed(subject, vectors[site]).float().log_softmax(-1)
+        likeliest = logprobs.topk(top, dim=-1)
+        kl = (own.exp() * (own - logprobs)).sum(-1)
+        target = () if ids is None else _rank_target(logprobs, ids)
+        columns.append((likeliest.indices, likeliest.values.exp(), kl, *target))
+    top_ids, probabilities, kl, *target = (torch.stack(parts).cpu() for parts in zip(*columns, strict=True))
     ranks, target_probabilities = target or (None, None)
     return Lens(
         sites=tuple(chosen),
@@ -76,10 +76,10 @@ def lens(
     )
 
 
-def _target(seen: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _rank_target(logprobs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Rank and probability of the ids (row, position, 1) in log-probabilities (row, position, token)."""
-    logged = seen.gather(-1, ids)
-    return (seen > logged).sum(-1), logged[..., 0].exp()
+    target_logprobs = logprobs.gather(-1, ids)
+    return (logprobs > target_logprobs).sum(-1), target_logprobs[..., 0].exp()
 
 
 def _unembed(subject: Subject, residual: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ def _unembed(subject: Subject, residual: Tensor) -> Tensor:
     return unembed(subject.model, architecture, residual)
 
 
-def _check_last(subject: Subject, seen: Tensor, real: Tensor) -> None:
-    error = float((seen.float() - real.float()).abs().max() / real.float().abs().max().clamp_min(1e-30))
+def _check_last(subject: Subject, lens_logits: Tensor, real: Tensor) -> None:
+    error = float((lens_logits.float() - real.float()).abs().max() / real.float().abs().max().clamp_min(1e-30))
     allowed = ROUNDING * torch.finfo(real.dtype).eps
     if not error <= allowed:
         raise NeuronautError(
@@ -97,7 +97,7 @@ def _check_last(subject: Subject, seen: Tensor, real: Tensor) -> None:
         )
 
 
-def _checked(subject: Subject, sites: Sequence[str] | None, top: int) -> list[str]:
+def _choose_sites(subject: Subject, sites: Sequence[str] | None, top: int) -> list[str]:
     if sites is None:
         sites = [
             site for site in subject.sites if site == "resid_pre.0" or site.startswith(("resid_mid", "resid_post"))

@@ -112,34 +112,34 @@ def logit_attribution(
     """
     mask = where(subject, batch, positions)
     places = mask.nonzero()
-    parts = _names(subject)
-    spans = _spans(subject, split, parts)
+    part_names = _list_parts(subject)
+    spans = _map_spans(subject, split, part_names)
     final = f"resid_post.{subject.n_layers - 1}"
-    sites = ["resid_pre.0", *parts[1:], final, *(_site(unit) for unit in split)]
-    passed = subject.read(batch.tokens, [*dict.fromkeys(sites)])
-    vectors = {site: tensor[mask.to(tensor.device)].float() for site, tensor in passed.items()}
+    sites = ["resid_pre.0", *part_names[1:], final, *(_site(unit) for unit in split)]
+    recorded = subject.read(batch.tokens, [*dict.fromkeys(sites)])
+    vectors = {site: tensor[mask.to(tensor.device)].float() for site, tensor in recorded.items()}
     vectors["embed"] = vectors["resid_pre.0"]
-    weights, offset = _difference(subject, token, against, places[:, 0])
+    weights, offset = _unembed_difference(subject, token, against, places[:, 0])
     norm = _Norm.at(_final_norm(subject), vectors[final])
     reader = norm.carry_back(weights)
     total = (_apply(_final_norm(subject), vectors[final]) * weights).sum(-1) + offset
-    found: list[_Part] = []
-    for index, name in enumerate(parts):
-        unit, start = spans.get(index, (None, index))
+    parts: list[_Part] = []
+    for index, name in enumerate(part_names):
+        unit, first = spans.get(index, (None, index))
         if unit is None:
-            found.append(_Part((name,), (vectors[name] * reader).sum(-1, keepdim=True)))
-        elif start == index:
-            found += _split(subject, unit, _read_from(subject, _site(unit), vectors[_site(unit)], reader))
-    found.append(_Part(("bias",), ((norm.bias * weights).sum(-1) + offset)[:, None]))
-    values = torch.cat([part.values for part in found], dim=1)
-    size = sum((vectors[name].abs() * reader.abs()).sum(-1) for name in parts) + values.abs().sum(-1)
+            parts.append(_Part((name,), (vectors[name] * reader).sum(-1, keepdim=True)))
+        elif first == index:
+            parts += _split_unit(subject, unit, _carry_reader(subject, _site(unit), vectors[_site(unit)], reader))
+    parts.append(_Part(("bias",), ((norm.bias * weights).sum(-1) + offset)[:, None]))
+    values = torch.cat([part.values for part in parts], dim=1)
+    size = sum((vectors[name].abs() * reader.abs()).sum(-1) for name in part_names) + values.abs().sum(-1)
     _check_sum(subject, values.sum(-1), total, size)
-    names = tuple(name for part in found for name in part.names)
-    logit = _spoken(subject, vectors[final], token, against, places[:, 0])
-    return LogitAttribution(names, values.cpu(), places, total.cpu(), logit.cpu())
+    components = tuple(name for part in parts for name in part.names)
+    logit = _read_logit(subject, vectors[final], token, against, places[:, 0])
+    return LogitAttribution(components, values.cpu(), places, total.cpu(), logit.cpu())
 
 
-def _names(subject: Subject) -> list[str]:
+def _list_parts(subject: Subject) -> list[str]:
     """What the final residual stream is the sum of."""
     return ["embed", *(f"{kind}.{layer}" for layer in range(subject.n_layers) for kind in ("attn_out", "mlp_out"))]
 
@@ -152,7 +152,7 @@ _Spans = dict[int, tuple[str | Dictionary, int]]
 """By the index of each part that is taken apart: into what, and the first of the parts that go with it."""
 
 
-def _spans(subject: Subject, split: Sequence[str | Dictionary], parts: list[str]) -> _Spans:
+def _map_spans(subject: Subject, split: Sequence[str | Dictionary], parts: list[str]) -> _Spans:
     spans: _Spans = {}
     for unit in split:
         kind, _, layer = _site(unit).partition(".")
@@ -177,7 +177,7 @@ def _spans(subject: Subject, split: Sequence[str | Dictionary], parts: list[str]
     return spans
 
 
-def _difference(
+def _unembed_difference(
     subject: Subject, token: Tensor | int, against: Tensor | int | None, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Rows of the unembedding, (place, d_model), and their biases, (place,): token less against."""
@@ -185,7 +185,7 @@ def _difference(
     assert isinstance(head, nn.Linear), "every family unembeds by a linear map"
 
     def rows_of(chosen: Tensor | int) -> tuple[Tensor, Tensor]:
-        ids = _ids(subject, chosen, rows)
+        ids = _tokens_of_places(subject, chosen, rows)
         weights = head.weight[ids].float()
         return weights, weights.new_zeros(len(ids)) if head.bias is None else head.bias[ids].float()
 
@@ -196,7 +196,7 @@ def _difference(
     return weights - other, bias - other_bias
 
 
-def _ids(subject: Subject, chosen: Tensor | int, rows: Tensor) -> Tensor:
+def _tokens_of_places(subject: Subject, chosen: Tensor | int, rows: Tensor) -> Tensor:
     """The token of each place."""
     ids = torch.as_tensor(chosen)
     ids = (ids[rows] if ids.ndim else ids.expand(len(rows))).to(subject.device)
@@ -206,17 +206,17 @@ def _ids(subject: Subject, chosen: Tensor | int, rows: Tensor) -> Tensor:
     return ids
 
 
-def _spoken(
+def _read_logit(
     subject: Subject, residual: Tensor, token: Tensor | int, against: Tensor | int | None, rows: Tensor
 ) -> Tensor:
     architecture = architecture_of(subject.model.config.model_type, name=subject.name)
     logits = unembed(subject.model, architecture, residual.to(subject.model.dtype)).float()
     places = torch.arange(len(rows), device=logits.device)
-    chosen = logits[places, _ids(subject, token, rows)]
-    return chosen if against is None else chosen - logits[places, _ids(subject, against, rows)]
+    chosen = logits[places, _tokens_of_places(subject, token, rows)]
+    return chosen if against is None else chosen - logits[places, _tokens_of_places(subject, against, rows)]
 
 
-def _read_from(subject: Subject, site: str, vectors: Tensor, reader: Tensor) -> _Reader:
+def _carry_reader(subject: Subject, site: str, vectors: Tensor, reader: Tensor) -> _Reader:
     """Carry what reads the residual stream back to a site."""
     projection, norm = branch(subject, site)
     bias = reader.new_zeros(len(reader))
@@ -227,23 +227,23 @@ def _read_from(subject: Subject, site: str, vectors: Tensor, reader: Tensor) -> 
         reader = frozen.carry_back(reader)
     if projection is not None:
         bias = bias + (_apply(projection, torch.zeros_like(vectors[:1])) * reader).sum(-1)
-        reader = _transposed(projection, vectors, reader)
+        reader = _carry_through(projection, vectors, reader)
     return _Reader(vectors, reader, bias)
 
 
-def _split(subject: Subject, unit: str | Dictionary, reader: _Reader) -> list[_Part]:
+def _split_unit(subject: Subject, unit: str | Dictionary, reader: _Reader) -> list[_Part]:
     site = _site(unit)
     kind, _, layer = site.partition(".")
     behind = {"head": f"attn_out.{layer} bias", "mlp": f"mlp_out.{layer} bias"}.get(kind)
     bias = [_Part((behind,), reader.bias[:, None])] if behind else []
     if isinstance(unit, Dictionary):
-        return [*_features(unit, reader), *bias]
+        return [*_split_features(unit, reader), *bias]
     products = reader.vectors * reader.weights
     values = products.unflatten(-1, (subject.n_heads, -1)).sum(-1) if kind == "head" else products
     return [_Part(tuple(f"{site}:{index}" for index in range(values.shape[1])), values), *bias]
 
 
-def _features(dictionary: Dictionary, reader: _Reader) -> list[_Part]:
+def _split_features(dictionary: Dictionary, reader: _Reader) -> list[_Part]:
     """Each active feature's decoder vector, the decoder's bias (with what its norm puts back), and the error."""
     activations = dictionary.encode(reader.vectors)
     empty = dictionary.decode(torch.zeros_like(activations), vectors=reader.vectors)
@@ -269,7 +269,7 @@ def _apply(module: nn.Module, vectors: Tensor) -> Tensor:
     return module(vectors.to(next(module.parameters()).dtype)).float()
 
 
-def _transposed(projection: nn.Module, vectors: Tensor, reader: Tensor) -> Tensor:
+def _carry_through(projection: nn.Module, vectors: Tensor, reader: Tensor) -> Tensor:
     """What reads a projection's input as `reader` reads its output, whichever way round its weights lie."""
     with torch.enable_grad():
         inputs = vectors.to(next(projection.parameters()).dtype, copy=True).requires_grad_()
@@ -277,9 +277,9 @@ def _transposed(projection: nn.Module, vectors: Tensor, reader: Tensor) -> Tenso
     return torch.autograd.grad(written, inputs, reader.to(written.dtype))[0].float()
 
 
-def _check_sum(subject: Subject, found: Tensor, total: Tensor, size: Tensor) -> None:
+def _check_sum(subject: Subject, parts_sum: Tensor, total: Tensor, size: Tensor) -> None:
     allowed = ROUNDING * torch.finfo(subject.model.dtype).eps
-    error = float(((found - total).abs() / size.clamp_min(1e-30)).max())
+    error = float(((parts_sum - total).abs() / size.clamp_min(1e-30)).max())
     if not error <= allowed:
         raise NeuronautError(
             f"the parts of {subject.name} miss its logit by {error:.2g} of their sizes (allowed {allowed:.2g}); "

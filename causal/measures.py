@@ -1,4 +1,4 @@
-"""What a run's answer is worth in numbers, how far an edit moved it, and how sure that is.
+"""Metrics of a run's answer, how far an edit moved them, and how sure that is.
 
 A metric reads the logits at the answer's position, one number for each example; its sign and its unit stand beside its
 formula's id. An effect keeps the raw values of every example beside the fraction
@@ -9,10 +9,9 @@ formula's id. An effect keeps the raw values of every example beside the fractio
 with each M the mean over examples; where the denominator is too small to divide by, the fraction is withheld and says
 why. Intervals are percentile bootstraps over examples, 95%, from a seed.
 
-How far a dictionary can be trusted where it is used: what its reconstruction leaves out, and what that costs.
-
-An error-preserving edit changes nothing but the feature, however bad the dictionary is; but what a feature is taken to
-stand for is only as good as the reconstruction that it is a part of. So these figures stand beside every result.
+Fidelity is how far a dictionary can be trusted where it is used: what its reconstruction leaves out, and what that
+costs. An error-preserving edit changes nothing but the feature, however bad the dictionary is; but what a feature is
+taken to stand for is only as good as the reconstruction that it is a part of. So it stands beside every result.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ Direction = Literal["denoise", "noise"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Question:
-    """What the examples are asked about."""
+    """The answers that the examples ask for."""
 
     answers: Tensor
     """(row,) ids."""
@@ -56,16 +55,18 @@ class Metric:
     compute: Callable[[Tensor, Question], Tensor]
     """(row, token) -> (row,), float32."""
     needs: tuple[str, ...] = ()
-    """What of the question it needs beside the answers."""
+    """What of the question it needs beside the answers: `wrong`, `plain`."""
 
     def __call__(self, logits: Tensor, question: Question) -> Tensor:
-        missing = next((name for name in self.needs if getattr(question, name) is None), None)
+        """The metric of each row's logits at its answer's position. (row, token) -> (row,), float32."""
+        optional = {"wrong": question.wrong, "plain": question.plain}
+        missing = next((name for name in self.needs if optional[name] is None), None)
         if missing is not None:
             raise NeuronautError(f"metric {self.formula} needs {missing!r} in the question; pass it, or choose another")
         return self.compute(logits.float(), question)
 
 
-def _at(scores: Tensor, ids: Tensor | None) -> Tensor:
+def _take_tokens(scores: Tensor, ids: Tensor | None) -> Tensor:
     assert ids is not None, "Metric checks what it needs"
     return scores.gather(1, ids.to(scores.device)[:, None])[:, 0]
 
@@ -77,20 +78,22 @@ def _kl(logits: Tensor, question: Question) -> Tensor:
 
 
 def _rank(logits: Tensor, question: Question) -> Tensor:
-    return (logits > _at(logits, question.answers)[:, None]).sum(-1).float()
+    return (logits > _take_tokens(logits, question.answers)[:, None]).sum(-1).float()
 
 
 METRICS: Mapping[str, Metric] = {
     "logit_difference": Metric(
-        "logit[answer]-logit[wrong]/1", lambda x, q: _at(x, q.answers) - _at(x, q.wrong), ("wrong",)
+        "logit[answer]-logit[wrong]/1", lambda x, q: _take_tokens(x, q.answers) - _take_tokens(x, q.wrong), ("wrong",)
     ),
-    "log_probability": Metric("ln p[answer]/1", lambda x, q: _at(x.log_softmax(-1), q.answers)),
+    "log_probability": Metric("ln p[answer]/1", lambda x, q: _take_tokens(x.log_softmax(-1), q.answers)),
     "probability_difference": Metric(
-        "p[answer]-p[wrong]/1", lambda x, q: _at(x.softmax(-1), q.answers) - _at(x.softmax(-1), q.wrong), ("wrong",)
+        "p[answer]-p[wrong]/1",
+        lambda x, q: _take_tokens(x.softmax(-1), q.answers) - _take_tokens(x.softmax(-1), q.wrong),
+        ("wrong",),
     ),
     "kl": Metric("KL(plain||edited) nats/1", _kl, ("plain",)),
     "rank": Metric("tokens above answer/1", _rank),
-    "loss": Metric("-ln p[answer]/1", lambda x, q: -_at(x.log_softmax(-1), q.answers)),
+    "loss": Metric("-ln p[answer]/1", lambda x, q: -_take_tokens(x.log_softmax(-1), q.answers)),
 }
 """By name; all but `kl`, `rank` and `loss` grow as the answer is favoured."""
 
@@ -131,9 +134,9 @@ class Mean:
 
 def mean(values: Sequence[float] | Tensor, *, seed: int = 0) -> Mean:
     """The mean of (example,) values with its interval."""
-    data = _examples(values)
-    drawn = data[_resamples(len(data), seed)].mean(1)
-    return Mean(float(data.mean()), _interval(drawn) if len(data) > 1 else None, len(data))
+    data = _check_examples(values)
+    drawn = data[_draw_resamples(len(data), seed)].mean(1)
+    return Mean(float(data.mean()), percentile_interval(drawn) if len(data) > 1 else None, len(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ class Effect:
 
     @property
     def n(self) -> int:
+        """How many examples there are."""
         return len(self.patched)
 
 
@@ -170,37 +174,37 @@ def effect(
     epsilon: float = EPSILON,
 ) -> Effect:
     """The effect on one metric, from its (example,) values in the three runs."""
-    rows = torch.stack([_examples(part) for part in (clean, corrupted, patched)])
-    numerator, denominator = _parts(rows.mean(1, keepdim=True), direction)
+    rows = torch.stack([_check_examples(part) for part in (clean, corrupted, patched)])
+    numerator, denominator = _split_fraction(rows.mean(1, keepdim=True), direction)
     recovered, interval, reason = None, None, None
     if float(denominator.abs()) < epsilon:
         reason = f"clean and corrupted differ by {float(denominator.abs()):.2g} on average, below {epsilon:g}"
     else:
         recovered = float(numerator / denominator)
-        interval, reason = _ratio_interval(rows, direction, seed, epsilon)
+        interval, reason = _interval_of_fraction(rows, direction, seed, epsilon)
     raw = (tuple(part.tolist()) for part in rows)
     formula = f"{metric(name).formula} {direction}/1"
     return Effect(name, formula, direction, *raw, recovered=recovered, interval=interval, reason=reason)
 
 
-def _parts(rows: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+def _split_fraction(rows: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
     """Numerator and denominator of the fraction; `rows` is (clean, corrupted, patched) x anything."""
     clean, corrupted, patched = rows
     return (patched - corrupted if direction == "denoise" else clean - patched), clean - corrupted
 
 
-def _ratio_interval(
+def _interval_of_fraction(
     rows: Tensor, direction: Direction, seed: int, epsilon: float
 ) -> tuple[Interval | None, str | None]:
     if rows.shape[1] < 2:
         return None, "one example has no interval"
-    numerator, denominator = _parts(rows[:, _resamples(rows.shape[1], seed)].mean(2), direction)
+    numerator, denominator = _split_fraction(rows[:, _draw_resamples(rows.shape[1], seed)].mean(2), direction)
     if bool((denominator.abs() < epsilon).any()) or bool((denominator > 0).any() and (denominator < 0).any()):
         return None, "clean and corrupted are no different in some resamples of the examples, so no interval is known"
-    return _interval(numerator / denominator), None
+    return percentile_interval(numerator / denominator), None
 
 
-def _examples(values: Sequence[float] | Tensor) -> Tensor:
+def _check_examples(values: Sequence[float] | Tensor) -> Tensor:
     data = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     if data.ndim != 1 or not len(data) or not bool(data.isfinite().all()):
         raise NeuronautError(
@@ -209,19 +213,20 @@ def _examples(values: Sequence[float] | Tensor) -> Tensor:
     return data
 
 
-def _resamples(count: int, seed: int) -> Tensor:
+def _draw_resamples(count: int, seed: int) -> Tensor:
     """(resample, example): indices drawn with replacement."""
     return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
 
 
-def _interval(drawn: Tensor) -> Interval:
+def percentile_interval(drawn: Tensor) -> Interval:
+    """The 95% interval of a statistic's resampled values: (resample,)."""
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
     return Interval(low, high)
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Figures over all tokens of some prompts but BOS."""
+    """How well a dictionary rebuilds a site, over all tokens of some prompts but BOS."""
 
     unexplained: float | None
     """Share of the vectors' variance that the reconstruction misses; None of vectors that do not vary."""
@@ -234,8 +239,8 @@ class Fidelity:
 @torch.inference_mode()
 def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity:
     """How well a dictionary rebuilds its site on these prompts; three forwards."""
-    site, kept = dictionary.id.site, where(subject, batch, "all").to(subject.device)
-    vectors = subject.read(batch.tokens, [site])[site][kept]
+    site, mask = dictionary.id.site, where(subject, batch, "all").to(subject.device)
+    vectors = subject.read(batch.tokens, [site])[site][mask]
     rebuilt = dictionary.reconstruct(vectors)
     centred = vectors.float() - vectors.float().mean(0)
     variance, missed = float(centred.square().sum()), float((vectors.float() - rebuilt).square().sum())
@@ -250,5 +255,5 @@ def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity
         return tensor.masked_scatter(places[..., None], dictionary.reconstruct(tensor[places]).to(tensor.dtype))
 
     with subject.editing({site: rebuild}):
-        spoiled = text_loss(subject.logits(longer.tokens), longer)
-    return Fidelity(unexplained, float(plain.mean()), float(spoiled.mean()))
+        rebuilt_loss = text_loss(subject.logits(longer.tokens), longer)
+    return Fidelity(unexplained, float(plain.mean()), float(rebuilt_loss.mean()))

@@ -7,7 +7,7 @@ a sign's; what has no value is grey and crossed out, never a colour that stands 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from .measures import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Values = Sequence[Sequence[float | None]]
 """Rows of cells; None where a value is withheld."""
@@ -66,25 +68,26 @@ def heat_maps(
     `texts`, by name too, are written into the cells instead of their numbers.
     """
     grids = {name: _array(values, len(rows), len(columns)) for name, values in panels.items()}
-    known = np.concatenate([grid[np.isfinite(grid)] for grid in grids.values()])
-    if not known.size:
+    finite = np.concatenate([grid[np.isfinite(grid)] for grid in grids.values()])
+    if not finite.size:
         raise NeuronautError(f"there is nothing to draw in {path}: every value is withheld")
-    peak = float(np.abs(known).max()) or 1.0
+    peak = float(np.abs(finite).max()) or 1.0
     longest = max((len(text) for panel in (texts or {}).values() for row in panel for text in row), default=0)
     width = min(24.0, 1.8 + max(2.6, max(0.42, LETTER * longest) * len(columns)) * len(grids))
     figure = _figure(width, min(24.0, 1.4 + max(1.6, 0.32 * len(rows))), title)
-    drawn: Any = None
+    image: AxesImage | None = None
     places = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
     for axes, (name, grid) in zip(places, grids.items(), strict=True):
         axes.set_facecolor("#BBBBBB")
-        drawn = axes.imshow(np.ma.masked_invalid(grid), cmap="RdBu_r", vmin=-peak, vmax=peak, aspect="auto")
+        image = axes.imshow(np.ma.masked_invalid(grid), cmap="RdBu_r", vmin=-peak, vmax=peak, aspect="auto")
         axes.set_title(name, fontsize=9, parse_math=False)
         axes.set_xlabel(x_label)
-        _tick(axes.xaxis, columns, rotation=90 if max(map(len, columns)) > 3 else 0)
+        _label_ticks(axes.xaxis, columns, rotation=90 if max(map(len, columns)) > 3 else 0)
         _write_in(axes, grid, peak, None if texts is None else texts[name])
-    _tick(places[0].yaxis, rows)
-    scale = figure.colorbar(drawn, ax=list(places), label=unit)
-    if known.min() >= 0:
+    _label_ticks(places[0].yaxis, rows)
+    assert image is not None, "there is a panel"
+    scale = figure.colorbar(image, ax=list(places), label=unit)
+    if finite.min() >= 0:
         scale.ax.set_ylim(0, peak)
     _save(figure, path)
 
@@ -136,7 +139,7 @@ def points(
             axes.hlines(y, *_bounds(intervals[name]), color=COLOURS[0], lw=1.2)
         axes.set_title(name, fontsize=9, parse_math=False)
         axes.set_xlabel(unit)
-    _tick(places[0].yaxis, labels)
+    _label_ticks(places[0].yaxis, labels)
     places[0].invert_yaxis()
     _save(figure, path)
 
@@ -153,7 +156,7 @@ def bars(
         axes.barh(
             y, _array([values], 1, len(labels))[0], height=thick, color=COLOURS[number % len(COLOURS)], label=name
         )
-    _tick(axes.yaxis, labels)
+    _label_ticks(axes.yaxis, labels)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
     if len(series) > 1:
@@ -190,11 +193,11 @@ def _array(values: Values, rows: int, columns: int) -> np.ndarray:
 
 
 def _bounds(intervals: Sequence[Interval | None]) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.array([(np.nan, np.nan) if one is None else one for one in intervals], dtype=float).T
+    low, high = np.array([(np.nan, np.nan) if interval is None else interval for interval in intervals], dtype=float).T
     return low, high
 
 
-def _tick(axis: Any, labels: Sequence[str], *, rotation: int = 0) -> None:
+def _label_ticks(axis: "Axis", labels: Sequence[str], *, rotation: int = 0) -> None:
     """Every label, or every so many where they are too many to read."""
     step = -(-len(labels) // TICKS)
     axis.set_ticks(range(0, len(labels), step), labels[::step], fontsize=7)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .controls import ControlRank, rank_among
-from .measures import RESAMPLES, Interval, Mean, mean
+from .measures import RESAMPLES, Mean, mean, percentile_interval
 from .prompts import Batch, where
 
 Method = Literal["ridge", "mean_difference"]
@@ -84,7 +84,7 @@ def probe(
     shuffles: int = 100,
     seed: int = 0,
 ) -> Probe:
-    """_Fit and judge a probe for a property that row i of the batch has where `labels[i]`.
+    """Fit and judge a probe for a property that row i of the batch has where `labels[i]`.
 
     Each class is parted by itself, `test_share` of it for the test. Raises NeuronautError where a class has fewer than
     two examples in a part, and where two examples are the same as far as the site can see, which would let the test
@@ -107,12 +107,12 @@ def read_examples(subject: Subject, batch: Batch, *, site: str, positions: str =
     """One vector for each row, the mean over the positions that the rule means: (row, width), float32, on the CPU."""
     mask = where(subject, batch, positions)
     _check_distinct(batch, mask)
-    found: list[Tensor] = []
+    means: list[Tensor] = []
     for part in torch.arange(len(batch)).split(AT_ONCE):
         vectors = subject.read(batch.tokens[part], [site])[site].float().cpu()
         chosen = mask[part, :, None]
-        found.append((vectors * chosen).sum(1) / chosen.sum(1))
-    return torch.cat(found)
+        means.append((vectors * chosen).sum(1) / chosen.sum(1))
+    return torch.cat(means)
 
 
 def fit_probe(
@@ -133,13 +133,13 @@ def fit_probe(
             f"no probe by {method!r} with {shuffles} shuffles; methods are {', '.join(_FITS)}, with at least 1 shuffle"
         )
     generator = torch.Generator().manual_seed(seed)
-    train, test = _parts(truth, len(vectors), test_share, generator)
+    train, test = _split_examples(truth, len(vectors), test_share, generator)
     inputs = vectors.double().cpu()
-    learnt, asked = (_shuffled(truth[part], shuffles, generator) for part in (train, test))
-    fit = _FITS[method](inputs[train], learnt)
+    train_labels, test_labels = (_shuffle_labels(truth[part], shuffles, generator) for part in (train, test))
+    fit = _FITS[method](inputs[train], train_labels)
     along = inputs[test] @ fit.weights
-    aurocs = [float(_above(*columns).mean()) for columns in zip(along.T, asked.T, strict=True)]
-    direction, length = _direction(inputs[train], truth[train], fit.weights[:, 0], site)
+    aurocs = [float(_compare_classes(*columns).mean()) for columns in zip(along.T, test_labels.T, strict=True)]
+    direction, length = _scale_direction(inputs[train], truth[train], fit.weights[:, 0], site)
     correct = (along[:, 0] > fit.cuts[0]) == truth[test]
     share = float(truth[test].double().mean())
     return Probe(
@@ -149,14 +149,14 @@ def fit_probe(
         direction=direction.float(),
         threshold=float(fit.cuts[0]) / length,
         accuracy=mean(correct.double(), seed=seed),
-        auroc=_auroc(along[:, 0], truth[test], seed),
+        auroc=_measure_auroc(along[:, 0], truth[test], seed),
         base_rate=max(share, 1 - share),
         control=rank_among(aurocs[0], aurocs[1:]),
         trained=len(train),
     )
 
 
-def _direction(inputs: Tensor, truth: Tensor, weights: Tensor, site: str) -> tuple[Tensor, float]:
+def _scale_direction(inputs: Tensor, truth: Tensor, weights: Tensor, site: str) -> tuple[Tensor, float]:
     """The weights at the length that the class means are apart along them, and what turns cuts into its multiples."""
     unit = weights / weights.norm().clamp_min(1e-300)
     gap = float((inputs[truth].mean(0) - inputs[~truth].mean(0)) @ unit)
@@ -165,14 +165,14 @@ def _direction(inputs: Tensor, truth: Tensor, weights: Tensor, site: str) -> tup
     return unit * gap, gap * float(weights.norm())
 
 
-def _mean_difference(inputs: Tensor, labels: Tensor) -> _Fit:
+def _fit_mean_difference(inputs: Tensor, labels: Tensor) -> _Fit:
     """inputs: (example, width), labels: (example, labelling), bool."""
     true, false = (inputs.T @ (chosen / chosen.sum(0)) for chosen in (labels.double(), (~labels).double()))
     weights = true - false
     return _Fit(weights, ((true + false) / 2 * weights).sum(0))
 
 
-def _ridge(inputs: Tensor, labels: Tensor) -> _Fit:
+def _fit_ridge(inputs: Tensor, labels: Tensor) -> _Fit:
     """inputs: (example, width), labels: (example, labelling), bool."""
     targets = 2 * labels.double() - 1
     middle, offset = inputs.mean(0), targets.mean(0)
@@ -182,20 +182,20 @@ def _ridge(inputs: Tensor, labels: Tensor) -> _Fit:
     weights = torch.zeros(inputs.shape[1], len(offset), dtype=inputs.dtype)
     for penalty in PENALTIES:
         shrunk = sizes.square() + penalty * sizes.square().mean().clamp_min(1e-300)
-        kept = sizes.square() / shrunk
-        leverage = (left.square() @ kept + 1 / len(inputs))[:, None]
-        errors = (targets - offset - left @ (kept[:, None] * turned)) / (1 - leverage).clamp_min(1e-12)
+        shrinkage = sizes.square() / shrunk
+        leverage = (left.square() @ shrinkage + 1 / len(inputs))[:, None]
+        errors = (targets - offset - left @ (shrinkage[:, None] * turned)) / (1 - leverage).clamp_min(1e-12)
         press = errors.square().mean(0)
-        found = right.T @ ((sizes / shrunk)[:, None] * turned)
-        weights = torch.where(press < best, found, weights)
+        solution = right.T @ ((sizes / shrunk)[:, None] * turned)
+        weights = torch.where(press < best, solution, weights)
         best = torch.minimum(best, press)
     return _Fit(weights, middle @ weights - offset)
 
 
-_FITS: Mapping[str, Callable[[Tensor, Tensor], _Fit]] = {"ridge": _ridge, "mean_difference": _mean_difference}
+_FITS: Mapping[str, Callable[[Tensor, Tensor], _Fit]] = {"ridge": _fit_ridge, "mean_difference": _fit_mean_difference}
 
 
-def _parts(truth: Tensor, count: int, test_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _split_examples(truth: Tensor, count: int, test_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Indices of the examples to train on, and of those to test on."""
     if len(truth) != count:
         raise NeuronautError(f"there are {count} examples and {len(truth)} labels; wanted one label an example")
@@ -214,27 +214,26 @@ def _parts(truth: Tensor, count: int, test_share: float, generator: torch.Genera
     return torch.cat(train).sort().values, torch.cat(test).sort().values
 
 
-def _shuffled(labels: Tensor, shuffles: int, generator: torch.Generator) -> Tensor:
+def _shuffle_labels(labels: Tensor, shuffles: int, generator: torch.Generator) -> Tensor:
     """The labels themselves, then shuffled: (example, 1 + shuffles)."""
     orders = [torch.randperm(len(labels), generator=generator) for _ in range(shuffles)]
     return torch.stack([labels, *(labels[order] for order in orders)], dim=1)
 
 
-def _above(along: Tensor, truth: Tensor) -> Tensor:
+def _compare_classes(along: Tensor, truth: Tensor) -> Tensor:
     """1 where a true example is above a false one, 1/2 where they are level: (true, false)."""
     true, false = along[truth][:, None], along[~truth]
     return (true > false).double() + (true == false).double() / 2
 
 
-def _auroc(along: Tensor, truth: Tensor, seed: int) -> Mean:
-    above, generator = _above(along, truth), torch.Generator().manual_seed(seed)
-    true, false = (_draws(count, generator) for count in above.shape)
+def _measure_auroc(along: Tensor, truth: Tensor, seed: int) -> Mean:
+    above, generator = _compare_classes(along, truth), torch.Generator().manual_seed(seed)
+    true, false = (_draw_shares(count, generator) for count in above.shape)
     drawn = ((true @ above) * false).sum(1)
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
-    return Mean(float(above.mean()), Interval(low, high), len(along))
+    return Mean(float(above.mean()), percentile_interval(drawn), len(along))
 
 
-def _draws(count: int, generator: torch.Generator) -> Tensor:
+def _draw_shares(count: int, generator: torch.Generator) -> Tensor:
     """How large a share of each resample each of `count` examples has: (resample, example)."""
     drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
     return torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(
@@ -243,15 +242,15 @@ def _draws(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _check_distinct(batch: Batch, mask: Tensor) -> None:
-    """What a causal model has read up to the last position that is probed must differ between examples."""
-    seen: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    """Raise NeuronautError for two examples that a causal model cannot tell apart at the last position probed."""
+    first_rows: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     for row, ids in enumerate(batch.ids()):
         places = tuple(mask[row].nonzero()[:, 0].tolist())
         if not places:
             raise NeuronautError(f"the rule means no position of example {row}; name one that every example has")
-        known = seen.setdefault((tuple(ids[: places[-1] + 1]), places), row)
-        if known != row:
+        first = first_rows.setdefault((tuple(ids[: places[-1] + 1]), places), row)
+        if first != row:
             raise NeuronautError(
-                f"examples {known} and {row} are the same up to the probed position {places[-1]}, so a test would see "
+                f"examples {first} and {row} are the same up to the probed position {places[-1]}, so a test would see "
                 "what was trained on; leave one out, or probe a later position"
             )

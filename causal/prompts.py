@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .edits import indices, quoted
+from .edits import indices, read_quoted
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,7 @@ class Batch:
     @classmethod
     def of(cls, subject: Subject, prompts: Sequence[str | Sequence[int]]) -> Self:
         """Texts (BOS goes before each where the subject has one), or ids as they are."""
-        opening = [] if subject.bos is None else [subject.bos]
-        rows = [[*opening, *subject.encode(p)] if isinstance(p, str) else list(p) for p in prompts]
+        rows = [[*subject.bos_prefix, *subject.encode(p)] if isinstance(p, str) else list(p) for p in prompts]
         if not rows or not all(rows):
             raise NeuronautError(f"{'a prompt is empty' if rows else 'there is no prompt'}; give prompts with tokens")
         tokens = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
@@ -70,25 +69,32 @@ class Batch:
         """Each row's real token ids."""
         return [row[:length] for row, length in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
 
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """As `ids`, in the form that records keep."""
+        return tuple(map(tuple, self.ids()))
+
 
 def where(subject: Subject, batch: Batch, rule: str) -> Tensor:
     """The positions that `rule` means (see `edits`): (row, position), bool.
 
     Raises NeuronautError where a row is too short for a position, and where no row has the token.
     """
-    place = torch.arange(batch.tokens.shape[1])
+    position = torch.arange(batch.tokens.shape[1])
     if rule == "every":
         return batch.real
     if rule == "all":
-        opening = (place == 0) & (batch.tokens == (-1 if subject.bos is None else subject.bos))
-        return batch.real & ~opening
+        is_bos = (position == 0) & (batch.tokens == (-1 if subject.bos is None else subject.bos))
+        return batch.real & ~is_bos
     if rule == "last":
-        return place == batch.last[:, None]
-    return _token(subject, batch, quoted(rule)) if rule.startswith('"') else _numbered(batch, indices(rule))
+        return position == batch.last[:, None]
+    return (
+        _mark_token(subject, batch, read_quoted(rule)) if rule.startswith('"') else _mark_numbers(batch, indices(rule))
+    )
 
 
-def _numbered(batch: Batch, numbers: list[int]) -> Tensor:
-    found = torch.zeros_like(batch.tokens, dtype=torch.bool)
+def _mark_numbers(batch: Batch, numbers: list[int]) -> Tensor:
+    """The positions of these numbers, in each row: (row, position), bool."""
+    mask = torch.zeros_like(batch.tokens, dtype=torch.bool)
     for number in numbers:
         places = batch.lengths + number if number < 0 else torch.full_like(batch.lengths, number)
         outside = (places < 0) | (places >= batch.lengths)
@@ -98,25 +104,28 @@ def _numbered(batch: Batch, numbers: list[int]) -> Tensor:
                 f"position {number} is outside row {row}, which has {int(batch.lengths[row])} tokens, "
                 f"0 to {int(batch.last[row])}; name a position that every edited row has"
             )
-        found[torch.arange(len(batch)), places] = True
-    return found
+        mask[torch.arange(len(batch)), places] = True
+    return mask
 
 
-def _token(subject: Subject, batch: Batch, text: str) -> Tensor:
+def _mark_token(subject: Subject, batch: Batch, text: str) -> Tensor:
+    """The positions of the tokens that read so: (row, position), bool."""
     ids = [id for id, string in enumerate(subject.vocabulary) if string == text]
-    found = torch.isin(batch.tokens, torch.tensor(ids, dtype=torch.long)) & batch.real
-    if not found.any():
-        shown = " ".join(map(repr, subject.decode_tokens(batch.ids()[0][:12])))
-        raise NeuronautError(f"no row has the token {text!r}; the first begins {shown}; write the token as shown there")
-    return found
+    mask = torch.isin(batch.tokens, torch.tensor(ids, dtype=torch.long)) & batch.real
+    if not mask.any():
+        tokens = " ".join(map(repr, subject.decode_tokens(batch.ids()[0][:12])))
+        raise NeuronautError(
+            f"no row has the token {text!r}; the first begins {tokens}; write the token as shown there"
+        )
+    return mask
 
 
 def single_token(subject: Subject, text: str) -> int:
     """The id of a text that is one token, or an error that shows its tokens."""
     ids = subject.encode(text)
     if len(ids) != 1:
-        shown = " ".join(map(repr, subject.decode_tokens(ids)))
-        raise NeuronautError(f"answer {text!r} is {len(ids)} tokens ({shown}); wanted one, often with a leading space")
+        tokens = " ".join(map(repr, subject.decode_tokens(ids)))
+        raise NeuronautError(f"answer {text!r} is {len(ids)} tokens ({tokens}); wanted one, often with a leading space")
     return ids[0]
 
 
@@ -133,7 +142,7 @@ class Pairs:
 
     @classmethod
     def of(cls, subject: Subject, rows: Sequence[tuple[str, str, str, str]]) -> Self:
-        """From (clean, corrupted, answer, wrong) texts; refuses a pair whose tokens do not stand side by side."""
+        """Read (clean, corrupted, answer, wrong) texts; refuses a pair whose tokens do not stand side by side."""
         clean = Batch.of(subject, [row[0] for row in rows])
         corrupted = Batch.of(subject, [row[1] for row in rows])
         answers, wrong = (torch.tensor([single_token(subject, row[at]) for row in rows]) for at in (2, 3))
@@ -141,27 +150,34 @@ class Pairs:
 
     @classmethod
     def aligned(cls, subject: Subject, clean: Batch, corrupted: Batch, answers: Tensor, wrong: Tensor) -> Self:
-        """From token ids; as `of`."""
+        """As `of`, from token ids."""
         counts = [len(clean), len(corrupted), len(answers), len(wrong)]
         if len(set(counts)) != 1:
             raise NeuronautError(
                 f"{counts} clean prompts, corrupted ones, answers and wrong ones; wanted as many of each"
             )
-        for row, (one, other) in enumerate(zip(clean.ids(), corrupted.ids(), strict=True)):
-            if len(one) != len(other):
-                raise NeuronautError(_misaligned(subject, row, one, other))
+        for row, (clean_ids, corrupted_ids) in enumerate(zip(clean.ids(), corrupted.ids(), strict=True)):
+            if len(clean_ids) != len(corrupted_ids):
+                raise NeuronautError(_describe_misalignment(subject, row, clean_ids, corrupted_ids))
         return cls(clean, corrupted, answers, wrong)
 
     def __len__(self) -> int:
         return len(self.clean)
 
+    def take(self, rows: Sequence[int] | Tensor) -> Self:
+        """The pairs of these rows."""
+        chosen = torch.as_tensor(rows)
+        return type(self)(
+            self.clean.take(chosen), self.corrupted.take(chosen), self.answers[chosen], self.wrong[chosen]
+        )
 
-def _misaligned(subject: Subject, row: int, clean: list[int], corrupted: list[int]) -> str:
+
+def _describe_misalignment(subject: Subject, row: int, clean: list[int], corrupted: list[int]) -> str:
     blocks = SequenceMatcher(None, clean, corrupted, autojunk=False).get_opcodes()
-    _, start, stop, other_start, other_stop = next(b for b in blocks if b[2] - b[1] != b[4] - b[3])
-    texts = ["".join(subject.decode_tokens(ids)) for ids in (clean[start:stop], corrupted[other_start:other_stop])]
+    _, start, end, other_start, other_end = next(b for b in blocks if b[2] - b[1] != b[4] - b[3])
+    texts = ["".join(subject.decode_tokens(ids)) for ids in (clean[start:end], corrupted[other_start:other_end])]
     return (
         f"pair {row} is not aligned: {len(clean)} clean tokens, {len(corrupted)} corrupted; from position {start} on "
-        f"the clean prompt has {texts[0]!r} ({stop - start} tokens) where the corrupted has {texts[1]!r} "
-        f"({other_stop - other_start}); choose words of equally many tokens"
+        f"the clean prompt has {texts[0]!r} ({end - start} tokens) where the corrupted has {texts[1]!r} "
+        f"({other_end - other_start}); choose words of equally many tokens"
     )

@@ -1,9 +1,8 @@
-"""What a run is read out for, one number for each row: the answer's metrics, a set of tokens, a feature further on.
+"""Readouts of a run, one number for each row: the answer's metrics, a set of tokens, a feature further on.
 
 A readout runs the subject as it is at that moment, edited or not, over rows of any number, and then makes numbers of
-what it has seen of a batch's rows, beside what the plain run showed of them.
-
-What the subject would say next, before and after an edit: the most probable tokens of either.
+what this run and the plain one gave for a batch's rows. `next_tokens` reads out the most probable tokens instead,
+before and after an edit.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,29 +32,31 @@ class Readout:
     run: Callable[[Subject, Batch], Tensor]
     """A forward pass over rows: (row, ...)."""
     read: Callable[[Tensor, Tensor], Tensor]
-    """From what a run showed of a batch, and a plain run of it, (row, ...) each, to (row,), float32."""
+    """From what a run gave for a batch, and a plain run of it, (row, ...) each, to (row,), float32."""
 
 
-def _last_logits(subject: Subject, batch: Batch) -> Tensor:
+@torch.inference_mode()
+def last_logits(subject: Subject, batch: Batch) -> Tensor:
+    """Logits at the last position of each row: (row, token)."""
     return logits_at(subject, batch.tokens, batch.last)
 
 
 def answers(name: str, ids: Sequence[int] = (), *, wrong: Sequence[int] | None = None) -> Readout:
     """A metric of `measures` at the rows' last positions; one answer for each row, which only `kl` does without."""
-    measured = metric(name)
+    chosen_metric = metric(name)
     wanted = torch.tensor(list(ids), dtype=torch.long)
     against = None if wrong is None else torch.tensor(list(wrong), dtype=torch.long)
 
     def read(logits: Tensor, plain: Tensor) -> Tensor:
-        given = [one for one in (wanted, against) if one is not None and (len(one) or name != "kl")]
-        if any(one.shape != (len(logits),) for one in given):
+        sides = [side for side in (wanted, against) if side is not None and (len(side) or name != "kl")]
+        if any(side.shape != (len(logits),) for side in sides):
             raise NeuronautError(
                 f"metric {name} has {len(wanted)} answers for {len(logits)} prompts; give an answer to each, and a "
                 "wrong one or none to each"
             )
-        return measured(logits, Question(wanted, against, plain))
+        return chosen_metric(logits, Question(wanted, against, plain))
 
-    return Readout(name, measured.formula, _last_logits, read)
+    return Readout(name, chosen_metric.formula, last_logits, read)
 
 
 def token_set(ids: Sequence[int]) -> Readout:
@@ -69,7 +70,7 @@ def token_set(ids: Sequence[int]) -> Readout:
             raise NeuronautError(
                 f"token ids {chosen} are not all among the {len(subject.vocabulary)} of {subject.name}"
             )
-        return _last_logits(subject, batch)
+        return last_logits(subject, batch)
 
     def read(logits: Tensor, plain: Tensor) -> Tensor:
         del plain
@@ -103,12 +104,6 @@ class NextToken(NamedTuple):
     """Its probability, 0 to 1."""
     after: float | None
     """As `before`, with the edits; None where there are none."""
-
-
-@torch.inference_mode()
-def last_logits(subject: Subject, batch: Batch) -> Tensor:
-    """Logits at the last position of each row: (row, token)."""
-    return logits_at(subject, batch.tokens, batch.last)
 
 
 def next_tokens(subject: Subject, before: Tensor, after: Tensor | None, *, top: int) -> list[NextToken]:

@@ -109,7 +109,7 @@ class Outcome(_Data):
     provenance: Provenance
 
 
-class Ran(NamedTuple):
+class TrialRun(NamedTuple):
     """A trial's outcome, and the logits and reports that it was measured on."""
 
     outcome: Outcome
@@ -118,11 +118,11 @@ class Ran(NamedTuple):
 
 def run(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | None = None) -> Outcome:
     """Run a trial; dictionaries go by their `SITE@NAME`. KL is taken to the run without edits."""
-    return observed(subject, trial, sources=sources).outcome
+    return run_with_logits(subject, trial, sources=sources).outcome
 
 
-def observed(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | None = None) -> Ran:
-    """As `run`, and what no record keeps."""
+def run_with_logits(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | None = None) -> TrialRun:
+    """Run a trial as `run` does, and keep its logits and reports too, which no record holds."""
     sources = {} if sources is None else sources
     _check(subject, trial)
     batch = Batch.of(subject, trial.prompts)
@@ -130,29 +130,32 @@ def observed(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary
     reference, source_run = (
         None if rows is None else Batch.of(subject, rows) for rows in (trial.reference, trial.source_runs)
     )
-    given = Materials(sources=sources, directions=directions)
-    materials = gather(subject, trial.edits, materials=given, reference=reference, source_run=source_run)
-    both = compare(subject, batch, trial.edits, materials=materials)
+    references = Materials(sources=sources, directions=directions)
+    materials = gather(subject, trial.edits, materials=references, reference=reference, source_run=source_run)
+    comparison = compare(subject, batch, trial.edits, materials=materials)
     wrong = None if trial.wrong is None else torch.tensor(trial.wrong)
-    question = Question(torch.tensor(trial.answers), wrong, both.before)
+    question = Question(torch.tensor(trial.answers), wrong, comparison.before)
 
-    def measured(logits: torch.Tensor) -> dict[str, tuple[float, ...]]:
+    def measure_all(logits: torch.Tensor) -> dict[str, tuple[float, ...]]:
         return {name: tuple(metric(name)(logits, question).tolist()) for name in trial.metrics}
 
-    done = tuple(Done(fired=one.fired, places=dict(one.places), max_change=one.max_change) for one in both.reports)
-    before, after = measured(both.before), measured(both.after)
-    trust = {name: Trust(**asdict(fidelity(subject, sources[name], batch))) for name in _dictionaries(trial)}
+    done = tuple(
+        Done(fired=report.fired, places=dict(report.places), max_change=report.max_change)
+        for report in comparison.reports
+    )
+    before, after = measure_all(comparison.before), measure_all(comparison.after)
+    trust = {name: Trust(**asdict(fidelity(subject, sources[name], batch))) for name in _list_dictionaries(trial)}
     provenance = provenance_of(subject, trial, sources=sources)
     outcome = Outcome(trial=trial, before=before, after=after, done=done, dictionaries=trust, provenance=provenance)
-    return Ran(outcome, both)
+    return TrialRun(outcome, comparison)
 
 
 def replay(subject: Subject, outcome: Outcome, *, sources: Mapping[str, Dictionary] | None = None) -> Outcome:
     """Run a stored outcome's trial again, on the very model, dictionaries and libraries, or not at all."""
-    now = provenance_of(subject, outcome.trial, sources=sources or {}).model_dump()
+    here = provenance_of(subject, outcome.trial, sources=sources or {}).model_dump()
     for name, stored in outcome.provenance.model_dump().items():
-        if now[name] != stored:
-            raise NeuronautError(f"the record was made with {name} {stored}, here it is {now[name]}; run it there")
+        if here[name] != stored:
+            raise NeuronautError(f"the record was made with {name} {stored}, here it is {here[name]}; run it there")
     return run(subject, outcome.trial, sources=sources)
 
 
@@ -164,12 +167,12 @@ def provenance_of(subject: Subject, trial: Trial, *, sources: Mapping[str, Dicti
     return Provenance(
         model=subject.name,
         revision=subject.revision,
-        dictionaries={name: sources[name].revision for name in _dictionaries(trial) if name in sources},
+        dictionaries={name: sources[name].revision for name in _list_dictionaries(trial) if name in sources},
         torch=torch.__version__,
         transformers=transformers.__version__,
         attention=attention,
         dtype=str(subject.model.dtype).removeprefix("torch."),
-        device=_device(subject.device),
+        device=_name_device(subject.device),
         prompts=prompts_hash(trial.prompts, trial.source_runs, trial.reference),
         formulas={name: metric(name).formula for name in trial.metrics},
     )
@@ -180,11 +183,11 @@ def prompts_hash(*parts: Sequence[Sequence[int]] | None) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _dictionaries(trial: Trial) -> list[str]:
+def _list_dictionaries(trial: Trial) -> list[str]:
     return sorted({f"{edit.site}@{edit.dictionary}" for edit in trial.edits if edit.dictionary})
 
 
-def _device(device: torch.device) -> str:
+def _name_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -8,7 +8,6 @@ first puts out the known residual stream. That this gives the whole run's logits
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -62,25 +61,27 @@ def gather(
     source_run: Batch | None = None,
 ) -> Materials:
     """The materials with what the edits need: vectors of the reference's tokens (all but BOS), the source run."""
-    found = materials
+    gathered = materials
     if reference is not None and (sites := sorted({edit.site for edit in edits if edit.needs_reference})):
-        kept = where(subject, reference, "all").to(subject.device)
-        read = subject.read(reference.tokens, sites)
-        found = replace(found, reference={**found.reference, **{site: read[site][kept] for site in sites}})
+        mask = where(subject, reference, "all").to(subject.device)
+        vectors = subject.read(reference.tokens, sites)
+        gathered = replace(gathered, reference={**gathered.reference, **{site: vectors[site][mask] for site in sites}})
     if source_run is not None and (sites := sorted({edit.site for edit in edits if edit.needs_source_run})):
         with alike(subject, edits):
-            found = replace(found, source_runs={**found.source_runs, **read_source_run(subject, source_run, sites)})
-    return found
+            gathered = replace(
+                gathered, source_runs={**gathered.source_runs, **read_source_run(subject, source_run, sites)}
+            )
+    return gathered
 
 
 def read_source_run(subject: Subject, batch: Batch, sites: Sequence[str]) -> dict[str, Tensor]:
     """A run's tensors at sites and patterns: (row, position, width), `pattern.L`: (row, head, query, key)."""
     layers = [int(site.partition(".")[2]) for site in sites if site.startswith("pattern.")]
     plain = [site for site in sites if not site.startswith("pattern.")]
-    found = dict(subject.read(batch.tokens, plain)) if plain else {}
+    tensors = dict(subject.read(batch.tokens, plain)) if plain else {}
     if layers:
-        found |= {f"pattern.{layer}": pattern for layer, pattern in patterns(subject, batch.tokens, layers).items()}
-    return found
+        tensors |= {f"pattern.{layer}": pattern for layer, pattern in patterns(subject, batch.tokens, layers).items()}
+    return tensors
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -135,13 +136,13 @@ def patching(
         "denoise": (pairs.corrupted, pairs.clean),
         "noise": (pairs.clean, pairs.corrupted),
     }
-    found: dict[Direction, Patching] = {}
+    results: dict[Direction, Patching] = {}
     with alike(subject, edits):
         clean, corrupted = (logits_at(subject, b.tokens, b.last) for b in (pairs.clean, pairs.corrupted))
         question = Question(pairs.answers, pairs.wrong, clean)
         for direction, (base, source_run) in runs.items():
-            patch_values = gather(subject, edits, materials=materials, source_run=source_run)
-            with apply(subject, base, edits, materials=patch_values, may_idle=may_idle) as ledger:
+            gathered = gather(subject, edits, materials=materials, source_run=source_run)
+            with apply(subject, base, edits, materials=gathered, may_idle=may_idle) as ledger:
                 patched = logits_at(subject, base.tokens, base.last)
             measured = {
                 name: [metric(name)(logits, question) for logits in (clean, corrupted, patched)] for name in metrics
@@ -150,8 +151,8 @@ def patching(
                 name: effect(name, clean=a, corrupted=b, patched=c, direction=direction, seed=seed)
                 for name, (a, b, c) in measured.items()
             }
-            found[direction] = Patching(effects, ledger.reports)
-    return found
+            results[direction] = Patching(effects, ledger.reports)
+    return results
 
 
 @torch.inference_mode()
@@ -163,58 +164,62 @@ def separately(
     *,
     materials: Materials = NOTHING,
     at_once: int = AT_ONCE,
+    run: Callable[[Batch], Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Report, ...]]:
     """Each edit by itself on all the rows, as many edits in one forward as `at_once` rows have room for.
 
     `readout` maps the logits at the rows' last positions, (row of the batch, token), to what is kept of them, such as a
-    metric's (row,). Gives (edit, ...) and each edit's report; an edit may leave everything as it was, and then reports
-    a change of 0.
+    metric's (row,). Where `run` is given, its output for the rows takes the place of these logits. Gives (edit, ...)
+    and each edit's report; an edit may leave everything as it was, and then reports a change of 0.
     """
     if not edits:
         raise NeuronautError("there are no edits to run; give at least one")
     room = max(1, at_once // len(batch))
-    kept: list[Tensor] = []
+    readings: list[Tensor] = []
     reports: list[Report] = []
     for start in range(0, len(edits), room):
         part = edits[start : start + room]
         copies = batch.take(torch.arange(len(batch)).repeat(len(part)))
-        placed = [
+        row_edits = [
             RowEdit(edit, tuple(range(slot * len(batch), (slot + 1) * len(batch)))) for slot, edit in enumerate(part)
         ]
-        patch_values = replace(
-            materials, source_runs={site: _copies(one, len(part)) for site, one in materials.source_runs.items()}
+        copied = replace(
+            materials,
+            source_runs={
+                site: _repeat_rows(run_tensors, len(part)) for site, run_tensors in materials.source_runs.items()
+            },
         )
-        with apply(subject, copies, placed, materials=patch_values, may_idle=True) as ledger:
-            logits = logits_at(subject, copies.tokens, copies.last)
-        kept += [readout(rows) for rows in logits.split(len(batch))]
-        reports += [_own(report, len(batch)) for report in ledger.reports]
-    return torch.stack(kept), tuple(reports)
+        with apply(subject, copies, row_edits, materials=copied, may_idle=True) as ledger:
+            output = run(copies) if run else logits_at(subject, copies.tokens, copies.last)
+        readings += [readout(rows) for rows in output.split(len(batch))]
+        reports += [_renumber_rows(report, len(batch)) for report in ledger.reports]
+    return torch.stack(readings), tuple(reports)
 
 
-def _own(report: Report, rows: int) -> Report:
+def _renumber_rows(report: Report, rows: int) -> Report:
     """The report with the batch's own row numbers."""
     return replace(report, places={row % rows: places for row, places in report.places.items()})
 
 
-def _copies(source_run: Tensor, count: int) -> Tensor:
+def _repeat_rows(source_run: Tensor, count: int) -> Tensor:
     return source_run.repeat(count, *[1] * (source_run.ndim - 1))
 
 
-class _Skipped(nn.Module):
+class _SkippedBlock(nn.Module):
     """Stands where a block is that need not run."""
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         return hidden_states
 
 
-class _Known(nn.Module):
+class _KnownBlock(nn.Module):
     """Stands where the last block is that need not run, and puts out what it would have."""
 
     def __init__(self, residual: Tensor) -> None:
         super().__init__()
         self._residual = residual
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         if hidden_states.shape != self._residual.shape:
             raise NeuronautError(
                 f"the residual stream to resume from has shape {tuple(self._residual.shape)}; the tokens need "
@@ -246,8 +251,8 @@ def _without(subject: Subject, layer: int, residual: Tensor) -> Generator[None]:
     owner = subject.model.base_model.get_submodule(parent)
     blocks = getattr(owner, name)
     # The places stay, because some families look up a block's kind of attention by its place.
-    known = [*(_Skipped() for _ in range(layer - 1)), _Known(residual)]
-    setattr(owner, name, nn.ModuleList([*known, *blocks[layer:]]))
+    stand_ins = [*(_SkippedBlock() for _ in range(layer - 1)), _KnownBlock(residual)]
+    setattr(owner, name, nn.ModuleList([*stand_ins, *blocks[layer:]]))
     try:
         yield
     finally:
@@ -262,13 +267,13 @@ def resumable(subject: Subject) -> str | None:
     """Why runs cannot begin in the middle of this model; None where it is proven that they can, by three short runs."""
     if subject in _resumable:
         return None
-    if (failure := _failure(subject)) is None:
+    if (failure := _find_failure(subject)) is None:
         _resumable.add(subject)
     return failure
 
 
 @torch.inference_mode()
-def _failure(subject: Subject) -> str | None:
+def _find_failure(subject: Subject) -> str | None:
     tokens = torch.randint(subject.model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
     layer = max(1, subject.n_layers - 1)
     site = f"resid_post.{layer - 1}"
@@ -278,7 +283,7 @@ def _failure(subject: Subject) -> str | None:
             resumed = subject.logits(tokens)
     except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
         return f"its blocks cannot be left out ({type(error).__name__}: {error})"
-    off = float((resumed - whole).abs().max() / whole.abs().max())
+    difference = float((resumed - whole).abs().max() / whole.abs().max())
     allowed = ROUNDING * torch.finfo(whole.dtype).eps
     # Written so that a NaN fails.
-    return None if off <= allowed else f"its logits are off by {off:.2g} (allowed {allowed:.2g})"
+    return None if difference <= allowed else f"its logits are off by {difference:.2g} (allowed {allowed:.2g})"

@@ -46,7 +46,7 @@ class Logit:
                     f"token {token} is outside the vocabulary of {subject.name}, "
                     f"0 to {subject.model.config.vocab_size - 1}"
                 )
-        logits = subject.run(tokens, positions=[_place(self.position, tokens)])[:, 0].float()
+        logits = subject.run(tokens, positions=[_resolve_position(self.position, tokens)])[:, 0].float()
         return logits[:, self.token] - (0.0 if self.against is None else logits[:, self.against])
 
 
@@ -62,16 +62,16 @@ class Activation:
     def measure(self, subject: Subject, tokens: Tensor) -> Tensor:
         """In the caller's grad mode. (row, position) ids -> (row,)."""
         index = torch.tensor([checked_index(self.source, self.feature)], device=subject.device)
-        place = _place(self.position, tokens)
-        seen: list[Tensor] = []
+        place = _resolve_position(self.position, tokens)
+        captured: list[Tensor] = []
 
-        def look(vectors: Tensor) -> Tensor:
-            seen.append(vectors)
+        def capture(vectors: Tensor) -> Tensor:
+            captured.append(vectors)
             return vectors
 
-        with subject.editing({self.source.id.site: look}):
+        with subject.editing({self.source.id.site: capture}):
             subject.run(tokens, positions=[place])
-        activation = self.source.encode(seen[0][:, place], index)[:, 0].float()
+        activation = self.source.encode(captured[0][:, place], index)[:, 0].float()
         return -activation if self.feature.negative else activation
 
 
@@ -96,9 +96,9 @@ class Saliency:
 @torch.inference_mode(False)
 def gradient_x_input(subject: Subject, tokens: Sequence[int], target: Target) -> Saliency:
     """One forward and one backward pass. `tokens` are ids, BOS first where the subject has one."""
-    ids = _row(tokens)
-    inputs = _embedded(subject, ids)
-    values, gradients = _gradients(subject, ids, inputs, target)
+    ids = _as_row(tokens)
+    inputs = _read_embeddings(subject, ids)
+    values, gradients = _take_gradients(subject, ids, inputs, target)
     worth = (inputs.float() * gradients.float()).sum(-1)[0]
     return Saliency("gradient_x_input", tuple(worth.tolist()), float(values), None, None)
 
@@ -110,15 +110,15 @@ def integrated_gradients(
     """`steps` forward and backward rows, `at_once` of them in memory at a time, which changes nothing but rounding."""
     if steps < 1 or at_once < 1:
         raise NeuronautError(f"cannot integrate in {steps} steps, {at_once} at once; wanted at least 1 of each")
-    ids = _row(tokens)
-    inputs, start = _embedded(subject, ids), _baseline(subject, ids, baseline)
+    ids = _as_row(tokens)
+    inputs, start = _read_embeddings(subject, ids), _read_baseline(subject, ids, baseline)
     difference = (inputs - start).double()
     total = torch.zeros_like(difference)
     for part in ((torch.arange(steps) + 0.5) / steps).to(inputs.device, torch.float64).split(at_once):
         points = (start.double() + part[:, None, None] * difference).to(inputs.dtype)
-        total += _gradients(subject, ids, points, target)[1].double().sum(0)
+        total += _take_gradients(subject, ids, points, target)[1].double().sum(0)
     worth = (difference * total / steps).sum(-1)[0]
-    metric, at_baseline = _measured(subject, ids, torch.cat([inputs, start]), target).tolist()
+    metric, at_baseline = _measure_inputs(subject, ids, torch.cat([inputs, start]), target).tolist()
     error = float(worth.sum()) - (metric - at_baseline)
     return Saliency("integrated_gradients", tuple(worth.tolist()), metric, at_baseline, error)
 
@@ -130,70 +130,70 @@ def occlusion(
     """One forward row for each token that can matter, `at_once` of them in memory at a time."""
     if at_once < 1:
         raise NeuronautError(f"cannot run {at_once} rows at once; wanted at least 1")
-    ids = _row(tokens)
-    inputs, start = _embedded(subject, ids), _baseline(subject, ids, baseline)
-    metric, at_baseline = _measured(subject, ids, torch.cat([inputs, start]), target).tolist()
+    ids = _as_row(tokens)
+    inputs, start = _read_embeddings(subject, ids), _read_baseline(subject, ids, baseline)
+    metric, at_baseline = _measure_inputs(subject, ids, torch.cat([inputs, start]), target).tolist()
     worth = torch.zeros(ids.shape[1])
     changed = (inputs != start).any(-1)[0].cpu()
-    changed[_place(target.position, ids) + 1 :] = False  # The metric cannot see these.
+    changed[_resolve_position(target.position, ids) + 1 :] = False  # The metric cannot see these.
     for places in changed.nonzero()[:, 0].split(at_once):
         rows = inputs.repeat(len(places), 1, 1)
         rows[torch.arange(len(places)), places] = start[0, places]
-        worth[places] = metric - _measured(subject, ids, rows, target).cpu()
+        worth[places] = metric - _measure_inputs(subject, ids, rows, target).cpu()
     return Saliency("occlusion", tuple(worth.tolist()), metric, at_baseline, None)
 
 
-def _row(tokens: Sequence[int]) -> Tensor:
+def _as_row(tokens: Sequence[int]) -> Tensor:
     if not tokens:
         raise NeuronautError("there is no token to attribute to; give a prompt of at least one")
     return torch.tensor([list(tokens)])
 
 
-def _place(position: int, tokens: Tensor) -> int:
+def _resolve_position(position: int, tokens: Tensor) -> int:
     count = tokens.shape[1]
     if not -count <= position < count:
         raise NeuronautError(f"position {position} is outside the prompt of {count} tokens, {-count} to {count - 1}")
     return position % count
 
 
-def _embedded(subject: Subject, ids: Tensor) -> Tensor:
+def _read_embeddings(subject: Subject, ids: Tensor) -> Tensor:
     """The vectors at `embed`, free of inference mode: (1, position, d_model)."""
     return subject.read(ids, ["embed"])["embed"].clone()
 
 
-def _baseline(subject: Subject, ids: Tensor, baseline: Baseline) -> Tensor:
+def _read_baseline(subject: Subject, ids: Tensor, baseline: Baseline) -> Tensor:
     """The vectors at `embed` with every token but BOS replaced: (1, position, d_model)."""
-    kept = ids == subject.bos if subject.bos is not None else torch.zeros_like(ids, dtype=torch.bool)
-    kept[:, 1:] = False
+    is_bos = ids == subject.bos if subject.bos is not None else torch.zeros_like(ids, dtype=torch.bool)
+    is_bos[:, 1:] = False
     if baseline == "mean":
-        before = _embedded(subject, ids)
+        before = _read_embeddings(subject, ids)
         table = subject.model.get_input_embeddings()
-        move = _mean_row(subject, table) - table(ids.to(subject.device)).float()
-        return torch.where(kept[..., None].to(before.device), before, before + move.to(before.dtype))
-    replaced = ids.masked_fill(~kept, baseline)
+        shift = _average_embedding(subject, table) - table(ids.to(subject.device)).float()
+        return torch.where(is_bos[..., None].to(before.device), before, before + shift.to(before.dtype))
+    replaced = ids.masked_fill(~is_bos, baseline)
     if torch.equal(replaced, ids):
         raise NeuronautError(f"every token of the prompt is the baseline, {baseline}; choose another token")
-    return _embedded(subject, replaced)
+    return _read_embeddings(subject, replaced)
 
 
-def _mean_row(subject: Subject, table: nn.Module) -> Tensor:
+def _average_embedding(subject: Subject, table: nn.Module) -> Tensor:
     """The mean embedding of the vocabulary, (d_model,), in parts so that a large one is never in memory twice."""
     count = subject.model.config.vocab_size
     rows = (table(part).double().sum(0) for part in torch.arange(count, device=subject.device).split(4096))
     return (torch.stack([*rows]).sum(0) / count).float()
 
 
-def _measured(subject: Subject, ids: Tensor, inputs: Tensor, target: Target) -> Tensor:
+def _measure_inputs(subject: Subject, ids: Tensor, inputs: Tensor, target: Target) -> Tensor:
     """The metric where the prompt's vectors at `embed` are `inputs` (row, position, d_model): (row,)."""
     with subject.editing({"embed": lambda _: inputs}):
         return target.measure(subject, ids.expand(len(inputs), -1))
 
 
-def _gradients(subject: Subject, ids: Tensor, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+def _take_gradients(subject: Subject, ids: Tensor, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """The metric, (row,), and its gradients (row, position, d_model) by the `inputs`."""
     with torch.enable_grad():
         points = inputs.clone().requires_grad_()
-        values = _measured(subject, ids, points, target)
+        values = _measure_inputs(subject, ids, points, target)
         # Rows do not see each other, so the gradient of the sum has each row's own.
         (gradients,) = torch.autograd.grad(values.sum(), points)
     return values.detach(), gradients

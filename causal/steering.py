@@ -11,25 +11,24 @@ Strengths are multiples of the edit's quantile (`+=1q`: of the feature's own pea
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .controls import random_directions, rank_among
 from .doses import Dose, DoseResponse, trend, usable
 from .edits import Edit
-from .intervene import NOTHING, Materials, Report, RowEdit, apply
+from .intervene import NOTHING, Materials, edited_dictionaries
 from .measures import fidelity, mean, text_loss
 from .prompts import Batch, where
 from .readouts import Readout
 from .records import Trial, provenance_of
-from .runs import AT_ONCE, gather
-from .units import Columns, Supply, change, units_of
+from .runs import AT_ONCE, gather, separately
+from .units import Columns, Supply, compile_change, units_of
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 BOUND = 0.1
@@ -63,35 +62,35 @@ def dose_response(
     _check(edit, strengths, text)
     chosen = sorted(set(map(float, strengths)))
     reference = text if reference is None else reference
-    patch_values = gather(subject, [edit], materials=materials, reference=reference)
+    gathered = gather(subject, [edit], materials=materials, reference=reference)
     edits = [edit.model_copy(update={"value": strength}) for strength in chosen]
-    seen = _responses(subject, batch, edits, readout, patch_values, controls=controls, seed=seed)
-    if not any(seen.changes):
+    responses = _measure_responses(subject, batch, edits, readout, gathered, controls=controls, seed=seed)
+    if not any(responses.changes):
         raise NeuronautError(f"edit {edit} changed nothing at strengths {chosen}; choose others, or another unit")
-    doses = _doses(chosen, seen, _side_effects(subject, text, edits, patch_values), seed=seed)
-    named = f"{edit.site}@{edit.dictionary}"
-    used = {name: one for name, one in patch_values.sources.items() if name == named and isinstance(one, Dictionary)}
-    rows = [tuple(map(tuple, one.ids())) for one in (batch, text, reference)]
+    doses = _build_doses(chosen, responses, _measure_side_effects(subject, text, edits, gathered), seed=seed)
+    used = edited_dictionaries([edit], gathered)
     # The text stands where a trial has its source runs, so that the hash of the prompts is of all three.
-    trial = Trial(prompts=rows[0], source_runs=rows[1], reference=rows[2], edits=(edit,), metrics=(), answers=())
+    trial = Trial(
+        prompts=batch.rows(), source_runs=text.rows(), reference=reference.rows(), edits=(edit,), metrics=(), answers=()
+    )
     return DoseResponse(
         edit=str(edit),
         readout=readout.name,
         formula=readout.formula,
-        unit=_unit(subject, edit, patch_values),
-        plain=mean(seen.plain, seed=seed),
+        unit=_unit_of_strength(subject, edit, gathered),
+        plain=mean(responses.plain, seed=seed),
         doses=doses,
         trend=trend(chosen, [dose.effect.value for dose in doses]),
         bound=bound,
         usable=usable(chosen, [dose.kl.value for dose in doses], bound=bound),
-        dictionaries={name: fidelity(subject, one, text) for name, one in used.items()},
+        dictionaries={name: fidelity(subject, dictionary, text) for name, dictionary in used.items()},
         provenance=provenance_of(subject, trial, sources=used),
         seed=seed,
     )
 
 
 class _Responses(NamedTuple):
-    """What the prompts showed."""
+    """The readout of the prompts, plainly and under every edit."""
 
     plain: Tensor
     """(prompt,)."""
@@ -103,7 +102,7 @@ class _Responses(NamedTuple):
     """By strength, the largest change of a coordinate at the site."""
 
 
-def _responses(
+def _measure_responses(
     subject: Subject,
     batch: Batch,
     edits: Sequence[Edit],
@@ -114,45 +113,45 @@ def _responses(
     seed: int,
 ) -> _Responses:
     others = [control for edit in edits for control in random_directions(edit, count=controls, seed=seed)]
-    whole = readout.run(subject, batch)
-    plain = readout.read(whole, whole)
-    values, reports = _each(
+    plain_output = readout.run(subject, batch)
+    plain = readout.read(plain_output, plain_output)
+    values, reports = separately(
         subject,
         batch,
         [*edits, *others],
-        lambda rows: readout.run(subject, rows),
-        lambda shown: readout.read(shown, whole),
+        lambda output: readout.read(output, plain_output),
+        run=lambda rows: readout.run(subject, rows),
         materials=materials,
-        rows=AT_ONCE,
+        at_once=AT_ONCE,
     )
     effects = (values[len(edits) :] - plain).double().mean(1)
     changes = tuple(report.max_change for report in reports[: len(edits)])
     return _Responses(plain, values[: len(edits)], effects.view(len(edits), controls), changes)
 
 
-def _doses(strengths: Sequence[float], seen: _Responses, sides: Tensor, *, seed: int) -> tuple[Dose, ...]:
-    effects = seen.steered - seen.plain
+def _build_doses(strengths: Sequence[float], responses: _Responses, sides: Tensor, *, seed: int) -> tuple[Dose, ...]:
+    effects = responses.steered - responses.plain
 
     def dose(at: int) -> Dose:
-        controls = seen.controlled[at].tolist()
+        controls = responses.controlled[at].tolist()
         return Dose(
             strength=strengths[at],
-            response=mean(seen.steered[at], seed=seed),
+            response=mean(responses.steered[at], seed=seed),
             effect=mean(effects[at], seed=seed),
             rank=rank_among(float(effects[at].double().mean()), controls) if controls else None,
             kl=mean(sides[at, :, 0], seed=seed),
             loss=mean(sides[at, :, 1], seed=seed),
-            max_change=seen.changes[at],
+            max_change=responses.changes[at],
         )
 
     return tuple(map(dose, range(len(strengths))))
 
 
-def _side_effects(subject: Subject, text: Batch, edits: Sequence[Edit], materials: Materials) -> Tensor:
+def _measure_side_effects(subject: Subject, text: Batch, edits: Sequence[Edit], materials: Materials) -> Tensor:
     """KL and change of the loss on unrelated text: (edit, row, 2), in nats per token."""
     everywhere = [edit.model_copy(update={"positions": "all"}) for edit in edits]
     room = max(1, LOGITS // (text.tokens.shape[1] * len(subject.vocabulary)))
-    found: list[Tensor] = []
+    readings: list[Tensor] = []
     for start in range(0, len(text), room):
         block = text.take(range(start, min(start + room, len(text))))
         plain = subject.logits(block.tokens).float().log_softmax(-1)
@@ -166,37 +165,20 @@ def _side_effects(subject: Subject, text: Batch, edits: Sequence[Edit], material
             per_token = (divergence * counted).sum(1) / counted.sum(1)
             return torch.stack([per_token, text_loss(logits, block) - loss], dim=1)
 
-        run = lambda rows: subject.logits(rows.tokens)  # noqa: E731
-        found.append(_each(subject, block, everywhere, run, read, materials=materials, rows=room)[0])
-    return torch.cat(found, dim=1)
+        values, _ = separately(
+            subject,
+            block,
+            everywhere,
+            read,
+            run=lambda rows: subject.logits(rows.tokens),
+            materials=materials,
+            at_once=room,
+        )
+        readings.append(values)
+    return torch.cat(readings, dim=1)
 
 
-def _each(
-    subject: Subject,
-    batch: Batch,
-    edits: Sequence[Edit],
-    run: Callable[[Batch], Tensor],
-    read: Callable[[Tensor], Tensor],
-    *,
-    materials: Materials,
-    rows: int,
-) -> tuple[Tensor, tuple[Report, ...]]:
-    """Each edit by itself on the batch, about `rows` rows a forward: what is read, (edit, ...), and the reports."""
-    at_once = max(1, rows // len(batch))
-    found: list[Tensor] = []
-    reports: list[Report] = []
-    for start in range(0, len(edits), at_once):
-        part = edits[start : start + at_once]
-        copies = batch.take(torch.arange(len(batch)).repeat(len(part)))
-        placed = [RowEdit(edit, tuple(range(at * len(batch), (at + 1) * len(batch)))) for at, edit in enumerate(part)]
-        with apply(subject, copies, placed, materials=materials, may_idle=True) as ledger:
-            shown = run(copies)
-        found += [read(one) for one in shown.split(len(batch))]
-        reports += ledger.reports
-    return torch.stack(found), tuple(reports)
-
-
-def _unit(subject: Subject, edit: Edit, materials: Materials) -> tuple[float, ...] | None:
+def _unit_of_strength(subject: Subject, edit: Edit, materials: Materials) -> tuple[float, ...] | None:
     """What one of strength is in activations, by unit."""
     if edit.quantile is None:
         return None
@@ -204,8 +186,8 @@ def _unit(subject: Subject, edit: Edit, materials: Materials) -> tuple[float, ..
     reference = units.get(materials.reference[edit.site].to(subject.device)).float()
     # Setting columns of nothing to one of strength shows the amounts themselves.
     bare = Columns(torch.arange(reference.shape[1], device=subject.device))
-    one = edit.model_copy(update={"operation": "set", "value": 1.0, "control": None})
-    return tuple(change(one, bare, Supply(reference, None))(torch.zeros_like(reference[:1]))[0].tolist())
+    unit_edit = edit.model_copy(update={"operation": "set", "value": 1.0, "control": None})
+    return tuple(compile_change(unit_edit, bare, Supply(reference, None))(torch.zeros_like(reference[:1]))[0].tolist())
 
 
 def _check(edit: Edit, strengths: Sequence[float], text: Batch) -> None:

@@ -1,7 +1,7 @@
 """Sweeps: what one edit does at every cell of a grid, each cell by itself.
 
 Patches of clean and corrupted prompts are run in both directions; ablations and other edits may be run on prompts
-that have no counterpart, too. The cells share their forwards (see `cells`): over L layers about L forwards take the
+that have no counterpart, too. The cells share their forwards (see `batched`): over L layers about L forwards take the
 place of one for each cell. The rows that are computed are as many as before, but on average pass half of the layers.
 """
 
@@ -12,13 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .batched import Cost, Measured, Setting, measure
 from .edits import Edit
 from .grids import Axis, Grid
-from .intervene import NOTHING, Materials
+from .intervene import NOTHING, Materials, edited_dictionaries
 from .measures import Direction, Effect, Fidelity, Interval, Mean, Question, effect, fidelity, mean, metric
 from .pictures import heat_maps, points
 from .prompts import Batch, Pairs
@@ -58,11 +57,11 @@ class Cell:
 
     def effect(self, metric: str, direction: Direction | None = None) -> Effect | Shift:
         """The effect on a metric; with the direction where there are pairs."""
-        for one in self.effects:
-            if (one.metric, _direction(one)) == (metric, direction):
-                return one
-        known = ", ".join(f"{one.metric} {_direction(one) or ''}".strip() for one in self.effects)
-        raise NeuronautError(f"the sweep has no {metric} {direction or 'without direction'}; it has {known}")
+        for cell_effect in self.effects:
+            if (cell_effect.metric, _direction(cell_effect)) == (metric, direction):
+                return cell_effect
+        choices = ", ".join(f"{each.metric} {_direction(each) or ''}".strip() for each in self.effects)
+        raise NeuronautError(f"the sweep has no {metric} {direction or 'without direction'}; it has {choices}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +84,9 @@ class Sweep:
 
     def top(self, count: int, *, metric: str, direction: Direction | None = None) -> tuple[Cell, ...]:
         """The cells with the largest values, whatever their sign; withheld ones are left out."""
-        known = [(v, cell) for v, cell in zip(self.values(metric, direction), self.cells, strict=True) if v is not None]
-        return tuple(cell for _, cell in sorted(known, key=lambda one: -abs(one[0]))[:count])
+        values = zip(self.values(metric, direction), self.cells, strict=True)
+        measured = [(value, cell) for value, cell in values if value is not None]
+        return tuple(cell for _, cell in sorted(measured, key=lambda pair: -abs(pair[0]))[:count])
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as objects, lists, strings and numbers."""
@@ -98,16 +98,18 @@ class Sweep:
     def picture(self, path: str | Path, *, metric: str | None = None, title: str = "") -> None:
         """Draw a metric (by default the first): two axes as a heat map, one as points; a panel for each direction."""
         name = metric or self.cells[0].effects[0].metric
-        directions: list[Direction | None] = [_direction(one) for one in self.cells[0].effects if one.metric == name]
+        directions: list[Direction | None] = [
+            _direction(effect) for effect in self.cells[0].effects if effect.metric == name
+        ]
         if not directions or len(self.axes) not in (1, 2):
             raise NeuronautError(
                 f"cannot draw {name} over {len(self.axes)} axes; wanted a metric that was measured and 1 or 2 axes"
             )
         unit = f"{name}, {'fraction recovered' if directions[0] else 'mean change'}"
-        panels: dict[str, list[float | None]] = {one or "edited": self.values(name, one) for one in directions}
+        panels: dict[str, list[float | None]] = {side or "edited": self.values(name, side) for side in directions}
         *rows, columns = self.axes
         if rows:
-            grids = {panel: _folded(values, len(columns.labels)) for panel, values in panels.items()}
+            grids = {panel: _fold_rows(values, len(columns.labels)) for panel, values in panels.items()}
             heat_maps(
                 grids,
                 rows=rows[0].labels,
@@ -118,7 +120,9 @@ class Sweep:
                 x_label=columns.name,
             )
         else:
-            spans = {one or "edited": [_interval(c.effect(name, one)) for c in self.cells] for one in directions}
+            spans = {
+                side or "edited": [_interval(cell.effect(name, side)) for cell in self.cells] for side in directions
+            }
             points(panels, labels=columns.labels, title=title, path=path, intervals=spans, unit=unit)
 
 
@@ -134,7 +138,7 @@ def _interval(effect: Effect | Shift) -> Interval | None:
     return effect.interval if isinstance(effect, Effect) else effect.change.interval
 
 
-def _folded(values: list[float | None], width: int) -> list[list[float | None]]:
+def _fold_rows(values: list[float | None], width: int) -> list[list[float | None]]:
     return [values[start : start + width] for start in range(0, len(values), width)]
 
 
@@ -158,11 +162,11 @@ def sweep(
     prompts = {"clean": pairs.clean, "corrupted": pairs.corrupted}
     settings = {direction: SETTINGS[direction] for direction in directions}
     question = Question(pairs.answers, pairs.wrong)
-    patch_values = gather(subject, grid.edits, materials=materials, reference=reference)
-    found = measure(
-        subject, grid.edits, prompts, settings, question, metrics=metrics, materials=patch_values, at_once=at_once
+    gathered = gather(subject, grid.edits, materials=materials, reference=reference)
+    measured = measure(
+        subject, grid.edits, prompts, settings, question, metrics=metrics, materials=gathered, at_once=at_once
     )
-    clean, corrupted = found.plain["clean"], found.plain["corrupted"]
+    clean, corrupted = measured.plain["clean"], measured.plain["corrupted"]
 
     def effects(cell: int) -> tuple[Effect, ...]:
         return tuple(
@@ -170,7 +174,7 @@ def sweep(
                 name,
                 clean=clean[at],
                 corrupted=corrupted[at],
-                patched=found.edited[direction][cell, at],
+                patched=measured.edited[direction][cell, at],
                 direction=direction,
                 seed=seed,
             )
@@ -178,18 +182,18 @@ def sweep(
             for at, name in enumerate(metrics)
         )
 
-    cells = _cells(grid, found, [effects(cell) for cell in range(len(grid.edits))])
-    trial = _trial(
+    cells = _build_cells(grid, measured, [effects(cell) for cell in range(len(grid.edits))])
+    trial = _describe_trial(
         grid, metrics=metrics, question=question, batch=pairs.clean, source_run=pairs.corrupted, reference=reference
     )
-    return _swept(
+    return _build_sweep(
         subject,
         grid=grid,
         cells=cells,
-        cost=found.cost,
+        cost=measured.cost,
         trial=trial,
         batch=pairs.clean,
-        materials=patch_values,
+        materials=gathered,
         seed=seed,
     )
 
@@ -212,18 +216,18 @@ def sweep_prompts(
     KL is taken to the plain run. Patches take their values from the source runs in `materials`.
     """
     question = Question(answers, wrong)
-    patch_values = gather(subject, grid.edits, materials=materials, reference=reference)
-    found = measure(
+    gathered = gather(subject, grid.edits, materials=materials, reference=reference)
+    measured = measure(
         subject,
         grid.edits,
         {"plain": batch},
         {"prompts": Setting("plain", None)},
         question,
         metrics=metrics,
-        materials=patch_values,
+        materials=gathered,
         at_once=at_once,
     )
-    plain, edited = found.plain["plain"], found.edited["prompts"]
+    plain, edited = measured.plain["plain"], measured.edited["prompts"]
 
     def shifts(cell: int) -> tuple[Shift, ...]:
         return tuple(
@@ -237,19 +241,21 @@ def sweep_prompts(
             for at, name in enumerate(metrics)
         )
 
-    cells = _cells(grid, found, [shifts(cell) for cell in range(len(grid.edits))])
-    trial = _trial(grid, metrics=metrics, question=question, batch=batch, source_run=None, reference=reference)
-    return _swept(
-        subject, grid=grid, cells=cells, cost=found.cost, trial=trial, batch=batch, materials=patch_values, seed=seed
+    cells = _build_cells(grid, measured, [shifts(cell) for cell in range(len(grid.edits))])
+    trial = _describe_trial(grid, metrics=metrics, question=question, batch=batch, source_run=None, reference=reference)
+    return _build_sweep(
+        subject, grid=grid, cells=cells, cost=measured.cost, trial=trial, batch=batch, materials=gathered, seed=seed
     )
 
 
-def _cells(grid: Grid, found: Measured, effects: Sequence[tuple[Effect | Shift, ...]]) -> tuple[Cell, ...]:
-    changes = [{name: float(one[cell]) for name, one in found.changes.items()} for cell in range(len(grid.edits))]
+def _build_cells(grid: Grid, measured: Measured, effects: Sequence[tuple[Effect | Shift, ...]]) -> tuple[Cell, ...]:
+    changes = [
+        {name: float(by_edit[cell]) for name, by_edit in measured.changes.items()} for cell in range(len(grid.edits))
+    ]
     return tuple(Cell(*parts) for parts in zip(grid.labels, grid.edits, changes, effects, strict=True))
 
 
-def _trial(
+def _describe_trial(
     grid: Grid,
     metrics: Sequence[str],
     question: Question,
@@ -258,23 +264,19 @@ def _trial(
     reference: Batch | None,
 ) -> Trial:
     """The sweep's inputs as provenance takes them."""
-
-    def rows(of: Batch | None) -> tuple[tuple[int, ...], ...] | None:
-        return None if of is None else tuple(map(tuple, of.ids()))
-
     answers, wrong = tuple(question.answers.tolist()), question.wrong
     return Trial(
-        prompts=rows(batch) or (),
+        prompts=batch.rows(),
         edits=grid.edits,
         metrics=tuple(metrics),
         answers=answers,
         wrong=None if wrong is None else tuple(wrong.tolist()),
-        source_runs=rows(source_run),
-        reference=rows(reference),
+        source_runs=None if source_run is None else source_run.rows(),
+        reference=None if reference is None else reference.rows(),
     )
 
 
-def _swept(
+def _build_sweep(
     subject: Subject,
     grid: Grid,
     cells: tuple[Cell, ...],
@@ -284,9 +286,8 @@ def _swept(
     materials: Materials,
     seed: int,
 ) -> Sweep:
-    named = {f"{edit.site}@{edit.dictionary}" for edit in grid.edits if edit.dictionary}
-    used = {name: one for name, one in materials.sources.items() if name in named and isinstance(one, Dictionary)}
-    trust = {name: fidelity(subject, one, batch) for name, one in sorted(used.items())}
+    used = edited_dictionaries(grid.edits, materials)
+    trust = {name: fidelity(subject, dictionary, batch) for name, dictionary in used.items()}
     return Sweep(
         axes=grid.axes,
         cells=cells,

@@ -41,9 +41,11 @@ class Columns:
     sign: float = 1.0
 
     def get(self, vectors: Tensor) -> Tensor:
+        """The coordinates at these columns, times the sign. (touched, width) -> (touched, value)."""
         return self.sign * vectors[:, self.columns]
 
     def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+        """The vectors with these columns at `values` (touched, value), nothing else changed."""
         edited = vectors.clone()
         edited[:, self.columns] = self.sign * values.to(edited.dtype)
         return edited
@@ -58,9 +60,11 @@ class Coded:
     sign: float = 1.0
 
     def get(self, vectors: Tensor) -> Tensor:
+        """The features' activations, times the sign. (touched, width) -> (touched, value)."""
         return self.sign * self.source.encode(vectors, self.features)
 
     def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+        """The vectors with these features at `values` (touched, value), by the source's own edit."""
         return self.source.edit(vectors, self.features, self.sign * values)
 
 
@@ -72,9 +76,11 @@ class Along:
     """(width,), float32."""
 
     def get(self, vectors: Tensor) -> Tensor:
+        """How often the direction is in each vector. (touched, width) -> (touched, 1)."""
         return (vectors.float() @ self.direction / self.direction.square().sum())[:, None]
 
     def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+        """The vectors moved along the direction until it is in them `values` (touched, 1) times."""
         return vectors + ((values - self.get(vectors)) * self.direction).to(vectors.dtype)
 
 
@@ -93,9 +99,9 @@ def units_of(subject: Subject, edit: Edit, *, sources: Mapping[str, Source], dir
     width, device = subject.width(edit.site), subject.device
     sign = -1.0 if edit.negative else 1.0
     if edit.direction is not None:
-        return Along(_direction(edit, edit.direction, width, directions).to(device).float())
+        return Along(_find_direction(edit, edit.direction, width, directions).to(device).float())
     if edit.dictionary is not None:
-        source = _source(edit, sources)
+        source = _find_source(edit, sources)
         _check(edit, source.width, f"{source.id}")
         if edit.negative and not source.signed:
             raise NeuronautError(f"{edit}: activations of {source.id} are never below 0; leave the trailing - out")
@@ -117,21 +123,23 @@ def _check(edit: Edit, count: int, name: str) -> None:
         raise NeuronautError(f"{edit}: there is no unit {wrong} at {name}, which has 0 to {count - 1}")
 
 
-def _source(edit: Edit, sources: Mapping[str, Source]) -> Source:
+def _find_source(edit: Edit, sources: Mapping[str, Source]) -> Source:
     name = f"{edit.site}@{edit.dictionary}"
     if name not in sources:
         raise NeuronautError(f"{edit}: there is no dictionary {name}; there are {', '.join(sources) or 'none'}")
     return sources[name]
 
 
-def _direction(edit: Edit, named: str | tuple[float, ...], width: int, directions: Mapping[str, Tensor]) -> Tensor:
-    if not isinstance(named, str):
-        vector = torch.tensor(named)
-    elif named in directions:
-        vector = directions[named]
+def _find_direction(
+    edit: Edit, direction: str | tuple[float, ...], width: int, directions: Mapping[str, Tensor]
+) -> Tensor:
+    if not isinstance(direction, str):
+        vector = torch.tensor(direction)
+    elif direction in directions:
+        vector = directions[direction]
     else:
-        known = ", ".join(directions) or "none"
-        raise NeuronautError(f"{edit}: there is no direction {named!r}; there are {known}; pass it in")
+        choices = ", ".join(directions) or "none"
+        raise NeuronautError(f"{edit}: there is no direction {direction!r}; there are {choices}; pass it in")
     if vector.shape != (width,) or not bool(vector.isfinite().all()) or not bool(vector.any()):
         raise NeuronautError(
             f"{edit}: the direction has shape {tuple(vector.shape)}; wanted ({width},), finite and not zero"
@@ -139,17 +147,17 @@ def _direction(edit: Edit, named: str | tuple[float, ...], width: int, direction
     return vector
 
 
-def change(edit: Edit, units: Units, supply: Supply) -> Change:
+def compile_change(edit: Edit, units: Units, supply: Supply) -> Change:
     """What the edit makes of the vectors it touches."""
     operation = _OPERATIONS[edit.operation](edit, supply)
 
     def changed(vectors: Tensor) -> Tensor:
         return units.put(vectors, operation(units.get(vectors)))
 
-    return changed if edit.control is None else _randomised(changed, edit.control)
+    return changed if edit.control is None else _randomise(changed, edit.control)
 
 
-def _randomised(changed: Change, seed: int) -> Change:
+def _randomise(changed: Change, seed: int) -> Change:
     """Vectors of the same norms as the changes, all in one random direction, added instead of them."""
 
     def control(vectors: Tensor) -> Tensor:
@@ -160,11 +168,11 @@ def _randomised(changed: Change, seed: int) -> Change:
     return control
 
 
-def _amount(edit: Edit, supply: Supply, number: float | None) -> Tensor | float | None:
+def _resolve_amount(edit: Edit, supply: Supply, number: float | None) -> Tensor | float | None:
     """A number of the edit as activations: itself, or that multiple of each unit's own quantile."""
     if edit.quantile is None or number is None:
         return number
-    reference = _reference(supply).float()
+    reference = _require_reference(supply).float()
     firing = reference.masked_fill(reference <= 0, torch.nan)
     peaks = firing.nanquantile(edit.quantile / 100, dim=0)
     if bool(peaks.isnan().any()):
@@ -174,19 +182,19 @@ def _amount(edit: Edit, supply: Supply, number: float | None) -> Tensor | float 
     return number * peaks
 
 
-def _reference(supply: Supply) -> Tensor:
+def _require_reference(supply: Supply) -> Tensor:
     assert supply.reference is not None, "apply() gathers what an edit needs"
     return supply.reference
 
 
 def _set(edit: Edit, supply: Supply) -> Change:
-    amount = _amount(edit, supply, edit.value)
+    amount = _resolve_amount(edit, supply, edit.value)
     assert amount is not None, "the edit was checked"
     return lambda values: torch.zeros_like(values) + amount
 
 
 def _add(edit: Edit, supply: Supply) -> Change:
-    amount = _amount(edit, supply, edit.value)
+    amount = _resolve_amount(edit, supply, edit.value)
     assert amount is not None, "the edit was checked"
     return lambda values: values + amount
 
@@ -199,7 +207,7 @@ def _scale(edit: Edit, supply: Supply) -> Change:
 
 
 def _clamp(edit: Edit, supply: Supply) -> Change:
-    low, high = _amount(edit, supply, edit.low), _amount(edit, supply, edit.high)
+    low, high = _resolve_amount(edit, supply, edit.low), _resolve_amount(edit, supply, edit.high)
 
     def clamped(values: Tensor) -> Tensor:
         values = values if low is None else values.maximum(torch.as_tensor(low, device=values.device).to(values))
@@ -210,12 +218,12 @@ def _clamp(edit: Edit, supply: Supply) -> Change:
 
 def _mean(edit: Edit, supply: Supply) -> Change:
     del edit
-    mean = _reference(supply).float().mean(0)
+    mean = _require_reference(supply).float().mean(0)
     return lambda values: mean.expand_as(values)
 
 
 def _resample(edit: Edit, supply: Supply) -> Change:
-    reference = _reference(supply)
+    reference = _require_reference(supply)
 
     def drawn(values: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(edit.seed)
@@ -227,7 +235,7 @@ def _resample(edit: Edit, supply: Supply) -> Change:
 
 def _noise(edit: Edit, supply: Supply) -> Change:
     assert edit.value is not None, "the edit was checked"
-    size = _reference(supply).float().std(0, correction=0) * edit.value
+    size = _require_reference(supply).float().std(0, correction=0) * edit.value
 
     def noisy(values: Tensor) -> Tensor:
         drawn = torch.randn(values.shape, generator=torch.Generator().manual_seed(edit.seed))

@@ -217,13 +217,13 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
       neuronaut import v1/gpt2-small --model-id gpt2-small -d gpt2.db
     """
     from ..data.store.importing import Sources, import_file
-    from ..data.store.lines import tables
+    from ..data.store.lines import list_tables
     from ..rules.language import Rule
     from ..subject.address import SourceId
 
     if source is not None and model_id is not None:
         raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
-    paths = list(dict.fromkeys(path for named in files for path in tables(named)))
+    paths = list(dict.fromkeys(path for named in files for path in list_tables(named)))
     with open_store(database, write=True) as store, store.transaction():
         sources = Sources(store, source=None if source is None else SourceId.parse(source), model=model_id)
         reports = [

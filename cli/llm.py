@@ -174,7 +174,7 @@ def reproduce(explanation_id: int, database: str, form: Form, **load_options: An
             remake_explainer(stored.explanation, store, subject, sources),
         )
     rows: list[Row] = [
-        {"key": one.key, "prompt": one.prompt, "messages": [m.says() for m in one.messages], "reply": one.reply}
+        {"key": one.key, "prompt": one.prompt, "messages": [m.as_dict() for m in one.messages], "reply": one.reply}
         for one in found.asked
     ]
     emit(rows, form, _prompt_pages)

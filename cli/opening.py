@@ -24,7 +24,7 @@ from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site, load_dictionary
 from ..subject.formats_sites import same_site
 from ..subject.gate import check, sweep
-from ..subject.model import Subject, listing
+from ..subject.model import Subject, join_sites
 from ..subject.opening import BUILT_IN, open_source
 from ..subject.sources import Source
 
@@ -87,7 +87,7 @@ def open_sources(
     if load_options.sae is not None:
         return [_open_named(subject, sites, load_options.sae, load_options, name=name)]
     if not sites:
-        raise NeuronautError(f"no site is named; {subject.name} has {listing(subject.sites)}")
+        raise NeuronautError(f"no site is named; {subject.name} has {join_sites(subject.sites)}")
     found: dict[SourceId, Source] = {}
     for text in sites:
         family, _, dictionary = text.partition("@")

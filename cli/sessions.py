@@ -62,13 +62,13 @@ def list_(limit: int, database: str, form: Form) -> None:
     Examples:
       neuronaut sessions list --limit 5 --json
     """
-    from ..agent.loop.resuming import under_way
+    from ..agent.loop.resuming import is_running
 
     names = ("id", "created", "ended", "kind", "target", "policy", "status", "reason", "parent")
     with open_store(database) as store:
         rows = [{name: row[name] for name in names} for row in store.journal.rows(limit=limit)]
         for row in rows:
-            if row["status"] == "running" and not under_way(store.path, row["id"]):
+            if row["status"] == "running" and not is_running(store.path, row["id"]):
                 row |= {"status": "interrupted", "reason": f"go on with: neuronaut investigate --resume {row['id']}"}
     emit(rows, form, _table)
 

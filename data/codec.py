@@ -31,7 +31,7 @@ def pack_activations(activations: NDArray[np.float16]) -> bytes:
 
 
 def unpack_activations(blob: bytes) -> NDArray[np.float16]:
-    """The activations of `pack_activations`, shape (example, position)."""
+    """Unpack what `pack_activations` packed, shape (example, position)."""
     form, examples, positions = _HEADER.unpack_from(blob)
     if form == _DENSE:
         return np.frombuffer(blob, "<f2", offset=_HEADER.size).reshape(examples, positions)
@@ -48,7 +48,7 @@ def pack_ids(ids: NDArray[np.integer]) -> bytes:
 
 
 def unpack_ids(blob: bytes) -> NDArray[np.int32]:
-    """The ids of `pack_ids`, shape (n,)."""
+    """Unpack what `pack_ids` packed, shape (n,)."""
     return np.frombuffer(blob, "<i4")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Self
 
 from ..subject.errors import NeuronautError
-from .readers import Document, Reader, reader_of
+from .readers import Document, Reader, open_reader
 
 __all__ = ["Corpus", "Document"]
 
@@ -51,7 +51,7 @@ class Corpus:
         Raises NeuronautError where there is nothing to read, or where it cannot be read as text.
         """
         name = "stdin" if source == "-" else str(source)
-        corpus = cls(name, reader_of(str(source), column=text_column, encoding=encoding))
+        corpus = cls(name, open_reader(str(source), column=text_column, encoding=encoding))
         # A wrong column or encoding should show now, not when the model has been loaded.
         next(iter(corpus))
         return corpus
@@ -60,7 +60,7 @@ class Corpus:
         skipped: Counter[str] = Counter()
         ordinal = 0
         for document in self._read(skipped):
-            if reason := _unfit(document.text):
+            if reason := _reason_unfit(document.text):
                 skipped[reason] += 1
             else:
                 yield ordinal, document
@@ -87,7 +87,7 @@ def _head(read: Reader, characters: int, skipped: Counter[str]) -> Iterator[Docu
             return
 
 
-def _unfit(text: str) -> str:
+def _reason_unfit(text: str) -> str:
     """Why a text can be no document; empty where it can."""
     if not text.strip():
         return "empty documents"

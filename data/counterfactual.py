@@ -1,4 +1,4 @@
-"""Minimal pairs: windows and their smallest telling edits, to be run through the subject.
+"""Minimal pairs: windows with one small edit each, to be run through the subject.
 
 The edits know the evidence and nothing of any explanation. For a window with a pivot (the token of
 its peak, or of a near miss) one thing is changed: the pivot token itself; one of the tokens before it;
@@ -61,12 +61,12 @@ def minimal_pairs(
         editor.swap_before,
     )
     pairs: list[Pair] = []
-    seen = {example.ids.tobytes() for example in examples}
+    taken = {example.ids.tobytes() for example in examples}
     for attempt in range(4 * count):
         pivot = pivots[attempt % len(pivots)]
         tokens = edits[(attempt // len(pivots) + attempt) % len(edits)](pivot)
-        if tokens is not None and tokens.tobytes() not in seen:
-            seen.add(tokens.tobytes())
+        if tokens is not None and tokens.tobytes() not in taken:
+            taken.add(tokens.tobytes())
             pairs.append(Pair(pivot.example, tokens, pivot.position))
             if len(pairs) == count:
                 break
@@ -104,9 +104,9 @@ class _Editor:
     def substitute_pivot(self, pivot: _Pivot) -> Ids | None:
         """Another token at the pivot: one time in three one on which the feature peaks elsewhere."""
         tokens = self._copy(pivot)
-        donors = [p for p in self._pivots if p.active]
-        if donors and self._rng.random() < 1 / 3:
-            tokens[pivot.position] = self._token(donors[self._rng.integers(len(donors))])
+        peaks = [p for p in self._pivots if p.active]
+        if peaks and self._rng.random() < 1 / 3:
+            tokens[pivot.position] = self._token(peaks[self._rng.integers(len(peaks))])
         else:
             tokens[pivot.position] = self._substitute()
         return tokens
@@ -116,7 +116,7 @@ class _Editor:
         if pivot.position == 0:
             return None
         tokens = self._copy(pivot)
-        tokens[pivot.position - self._back(pivot)] = self._substitute()
+        tokens[pivot.position - self._draw_distance(pivot)] = self._substitute()
         return tokens
 
     def insert_before(self, pivot: _Pivot) -> Ids | None:
@@ -125,7 +125,7 @@ class _Editor:
         if pivot.position < n:
             return None
         tokens = self._copy(pivot)
-        end = pivot.position - min(self._back(pivot) - 1, pivot.position - n)
+        end = pivot.position - min(self._draw_distance(pivot) - 1, pivot.position - n)
         tokens[: end - n] = tokens[n:end].copy()
         tokens[end - n : end] = [self._substitute() for _ in range(n)]
         return tokens
@@ -143,13 +143,13 @@ class _Editor:
         """The tokens before the pivot, taken from before the same (or another) pivot that behaved otherwise."""
         tokens = self._copy(pivot)
         others = [p for p in self._pivots if p.active != pivot.active and p.position > 0]
-        donors = [p for p in others if self._token(p) == tokens[pivot.position]] or others
-        if not donors or pivot.position == 0:
+        sources = [p for p in others if self._token(p) == tokens[pivot.position]] or others
+        if not sources or pivot.position == 0:
             return None
-        donor = donors[self._rng.integers(len(donors))]
-        run = min(int(self._rng.choice((1, 1, 2, 3, REACH))), pivot.position, donor.position)
-        source = self._examples[donor.example].ids
-        tokens[pivot.position - run : pivot.position] = source[donor.position - run : donor.position]
+        source = sources[self._rng.integers(len(sources))]
+        run = min(int(self._rng.choice((1, 1, 2, 3, REACH))), pivot.position, source.position)
+        source_ids = self._examples[source.example].ids
+        tokens[pivot.position - run : pivot.position] = source_ids[source.position - run : source.position]
         return tokens
 
     def _copy(self, pivot: _Pivot) -> Ids:
@@ -158,7 +158,8 @@ class _Editor:
     def _token(self, pivot: _Pivot) -> int:
         return int(self._examples[pivot.example].ids[pivot.position])
 
-    def _back(self, pivot: _Pivot) -> int:
+    def _draw_distance(self, pivot: _Pivot) -> int:
+        """How far before the pivot to edit, the nearest positions most often."""
         return min(int(self._rng.geometric(0.3)), pivot.position, REACH)
 
     def _substitute(self) -> int:

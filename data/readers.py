@@ -1,4 +1,4 @@
-"""Readers: from what a corpus is called to the documents in it.
+"""Readers: from the name of a corpus to its documents.
 
 A reader yields documents from the start each time it is called, one in memory at a time, and counts in
 its argument, by reason, what it leaves out. What is wrong with a file becomes one line (NeuronautError);
@@ -61,65 +61,68 @@ class File:
     def open_text(self) -> Iterator[TextIO]:
         """The file as text, decompressed."""
         try:
-            with _bytes(self.path) as raw, TextIOWrapper(raw, _codec(self.encoding)) as text:
+            with _open_bytes(self.path) as raw, TextIOWrapper(raw, _codec(self.encoding)) as text:
                 yield text
         except UnicodeDecodeError:
-            offset, wrong = self.undecodable() or (0, 0)
+            offset, value = self.undecodable_byte() or (0, 0)
             raise NeuronautError(
-                f"{self.label} is not {self.encoding}: byte {offset} is {wrong:#04x}; "
+                f"{self.label} is not {self.encoding}: byte {offset} is {value:#04x}; "
                 "give the encoding that it has, for example --encoding latin-1"
             ) from None
         except UNREADABLE as error:
             raise NeuronautError(f"cannot read {self.label}: {error}; is it whole, and is its suffix right?") from None
 
-    def undecodable(self) -> tuple[int, int] | None:
+    def undecodable_byte(self) -> tuple[int, int] | None:
         """Offset and value of the first byte that is not in the file's encoding."""
         decoder = codecs.getincrementaldecoder(_codec(self.encoding))()
-        done = 0
-        with _bytes(self.path) as raw:
+        start = 0
+        with _open_bytes(self.path) as raw:
             while True:
                 chunk = raw.read(WHOLE)
                 pending = len(decoder.getstate()[0])
                 try:
                     decoder.decode(chunk, final=not chunk)
                 except UnicodeDecodeError as error:
-                    return done - pending + error.start, error.object[error.start]
+                    return start - pending + error.start, error.object[error.start]
                 if not chunk:
                     return None
-                done += len(chunk)
+                start += len(chunk)
 
 
-def reader_of(source: str, *, column: str, encoding: str) -> Reader:
-    """The reader of a corpus by its name on the command line."""
+def open_reader(source: str, *, column: str, encoding: str) -> Reader:
+    """The reader of a corpus by its name on the command line; NeuronautError where there is no such thing."""
     try:
         codecs.lookup(encoding)
     except LookupError:
         raise NeuronautError(f"{encoding!r} is no encoding that Python knows; utf-8 and latin-1 are two") from None
     if source == "stdlib":
-        return _stdlib
+        return _read_stdlib
     if source == "-":
-        return _spooled(sys.stdin.buffer, File(Path(), "stdin", column, encoding))
+        return _spool(sys.stdin.buffer, File(Path(), "stdin", column, encoding))
     path = Path(source).expanduser()
     if path.is_dir():
-        return partial(_folder, path, encoding)
+        return partial(_read_folder, path, encoding)
     file = File(path, path.name, column, encoding)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if path.is_file():
-        return partial(FORMATS.get(kind, _text), file)
+        return partial(FORMATS.get(kind, _read_text), file)
     if path.exists():
         with path.open("rb") as pipe:
-            return _spooled(pipe, file)
+            return _spool(pipe, file)
     if source.startswith(PATH_STARTS) or kind in {".txt", *FORMATS}:
         raise NeuronautError(f"there is no file or folder {source}; check the path, or use: --corpus stdlib")
-    return partial(_dataset, source, column)
+    return partial(_read_dataset, source, column)
 
 
-def _stdlib(_skipped: Counter[str]) -> Iterator[Document]:
+def _read_stdlib(_skipped: Counter[str]) -> Iterator[Document]:
     return starmap(Document, stdlib.modules())
 
 
-def _spooled(stream: BinaryIO, file: File) -> Reader:
-    """What can be read only once, copied to a temporary file; JSONL where its first line is a JSON object."""
+def _spool(stream: BinaryIO, file: File) -> Reader:
+    """A reader of a stream, which can be read only once, from a temporary copy.
+
+    The copy is read as JSONL where its first line is a JSON object.
+    """
     spool = tempfile.NamedTemporaryFile(prefix="neuronaut-")  # noqa: SIM115 (the File holds it open)
     shutil.copyfileobj(stream, spool)
     spool.flush()
@@ -128,19 +131,19 @@ def _spooled(stream: BinaryIO, file: File) -> Reader:
         first = next((line for line in text if line.strip()), "")
     with suppress(json.JSONDecodeError):
         if isinstance(json.loads(first), dict):
-            return partial(_jsonl, file)
-    return partial(_text, file)
+            return partial(_read_jsonl, file)
+    return partial(_read_text, file)
 
 
-def _text(file: File, _skipped: Counter[str]) -> Iterator[Document]:
+def _read_text(file: File, _skipped: Counter[str]) -> Iterator[Document]:
     # A small file is cut finer, for it must give documents to every split.
     size = min(PIECE, max(PIECE // 16, file.path.stat().st_size // 40))
     with file.open_text() as text:
-        for number, piece in enumerate(_pieces(text, size)):
+        for number, piece in enumerate(_cut_pieces(text, size)):
             yield Document(f"{file.label}#{number}", piece)
 
 
-def _pieces(text: TextIO, size: int) -> Iterator[str]:
+def _cut_pieces(text: TextIO, size: int) -> Iterator[str]:
     """Cut at the first blank line after `size` characters; without one, at the line that passes four times that."""
     lines: list[str] = []
     length = 0
@@ -154,7 +157,7 @@ def _pieces(text: TextIO, size: int) -> Iterator[str]:
         yield "".join(lines)
 
 
-def _jsonl(file: File, _skipped: Counter[str]) -> Iterator[Document]:
+def _read_jsonl(file: File, _skipped: Counter[str]) -> Iterator[Document]:
     with file.open_text() as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
@@ -166,10 +169,10 @@ def _jsonl(file: File, _skipped: Counter[str]) -> Iterator[Document]:
                 raise NeuronautError(f"{name} is not JSON ({error.msg}); want one object a line") from None
             if not isinstance(row, dict):
                 raise NeuronautError(f"{name} is a JSON {type(row).__name__}; want one object a line")
-            yield Document(name, _field(row, file.column, name))
+            yield Document(name, _read_field(row, file.column, name))
 
 
-def _parquet(file: File, _skipped: Counter[str]) -> Iterator[Document]:
+def _read_parquet(file: File, _skipped: Counter[str]) -> Iterator[Document]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
@@ -184,20 +187,23 @@ def _parquet(file: File, _skipped: Counter[str]) -> Iterator[Document]:
         for batch in table.iter_batches(batch_size=256, columns=[file.column]):
             for value in batch.column(0).to_pylist():
                 name = f"{file.label}:{number}"
-                yield Document(name, _field({file.column: value}, file.column, name))
+                yield Document(name, _read_field({file.column: value}, file.column, name))
                 number += 1
 
 
-FORMATS: Mapping[str, Callable[[File, Counter[str]], Iterator[Document]]] = {".jsonl": _jsonl, ".parquet": _parquet}
+FORMATS: Mapping[str, Callable[[File, Counter[str]], Iterator[Document]]] = {
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
 
 
-def _folder(folder: Path, encoding: str, skipped: Counter[str]) -> Iterator[Document]:
+def _read_folder(folder: Path, encoding: str, skipped: Counter[str]) -> Iterator[Document]:
     for path in _walk(folder, skipped):
         file = File(path, path.relative_to(folder).as_posix(), "", encoding)
-        if reason := _no_text(file):
+        if reason := _reason_no_text(file):
             skipped[reason] += 1
         elif path.stat().st_size > WHOLE:
-            yield from _text(file, skipped)
+            yield from _read_text(file, skipped)
         else:
             with file.open_text() as text:
                 yield Document(file.label, text.read())
@@ -215,18 +221,18 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
             skipped["links to folders and special files"] += 1
 
 
-def _no_text(file: File) -> str:
+def _reason_no_text(file: File) -> str:
     """Why a file in a folder is left out; empty where it is text."""
     try:
         with file.path.open("rb") as raw:
             if b"\0" in raw.read(8192):
                 return "binary files"
-        return f"files that are not {file.encoding}" if file.undecodable() else ""
+        return f"files that are not {file.encoding}" if file.undecodable_byte() else ""
     except UNREADABLE:
         return "unreadable files"
 
 
-def _dataset(source: str, column: str, _skipped: Counter[str]) -> Iterator[Document]:
+def _read_dataset(source: str, column: str, _skipped: Counter[str]) -> Iterator[Document]:
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
@@ -238,18 +244,18 @@ def _dataset(source: str, column: str, _skipped: Counter[str]) -> Iterator[Docum
     try:
         rows = datasets.load_dataset(name, subset or None, split="train", streaming=True)
         for number, row in enumerate(rows):
-            yield Document(f"{source}:{number}", _field(row, column, f"{source}:{number}"))
+            yield Document(f"{source}:{number}", _read_field(row, column, f"{source}:{number}"))
     except NeuronautError:
         raise
     except Exception as error:  # the library's errors have no base in common
-        what = str(error).partition("\n")[0] or type(error).__name__
+        message = str(error).partition("\n")[0] or type(error).__name__
         raise NeuronautError(
-            f"{source} is no file or folder, and as a Hugging Face dataset it gives: {what}; "
+            f"{source} is no file or folder, and as a Hugging Face dataset it gives: {message}; "
             "check the name (NAME or NAME:SUBSET) and the network"
         ) from None
 
 
-def _field(row: Mapping[str, object], column: str, where: str) -> str:
+def _read_field(row: Mapping[str, object], column: str, where: str) -> str:
     """The text of a row; null is the empty text, which a corpus leaves out and counts."""
     _check_column(list(row), column, where)
     value = row[column]
@@ -268,5 +274,5 @@ def _codec(encoding: str) -> str:
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
-def _bytes(path: Path) -> gzip.GzipFile | BufferedReader:
+def _open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

@@ -50,7 +50,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What one pass over the corpus says of a feature."""
+    """A feature's activations over one pass of the corpus."""
 
     tokens: int
     """Corpus tokens seen, BOS not counted."""
@@ -90,7 +90,7 @@ class Explanation:
     status: str = "explained"
     """One of "explained", "dead", "too_rare", "dense", "no_pattern", "failed"."""
     rule: str | None = None
-    """The rule as JSON (see explainers/rules.py)."""
+    """The rule as JSON (see rules/language.py)."""
     seen: tuple[str, ...] = ()
     """Digests of the windows that the explainer was shown."""
     provenance: dict[str, object] = field(default_factory=dict)
@@ -178,7 +178,7 @@ class ExampleList(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SourceResult:
-    """What a harvest found out about one source. F is the source's width."""
+    """Statistics and examples of all features of one source, from one harvest. F is the source's width."""
 
     source: str
     """The SourceId as text, for example "demo:resid_post.2@sae"."""

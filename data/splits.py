@@ -1,4 +1,4 @@
-"""Splits: which documents evidence may be shown from, and which it is judged on.
+"""Splits: which documents explainers see, and which ones explanations are scored on.
 
 Near-duplicate documents fall into one split. Each document is reduced to a MinHash signature of its
 runs of four words; documents that share a band of the signature, and agree in at least three tenths of
@@ -76,7 +76,7 @@ def assign(corpus: Corpus, *, seed: int = 0) -> Splits:
         signatures += signature(document.text).tobytes()
         contents.append(content)
         characters.append(len(document.text))
-        sample = _sampled(sample, document.text, content)
+        sample = _update_sample(sample, document.text, content)
     content = np.frombuffer(contents, np.uint64)
     clusters = _clusters(np.frombuffer(signatures, np.uint16).reshape(len(content), -1), content)
     return Splits(
@@ -90,17 +90,17 @@ def assign(corpus: Corpus, *, seed: int = 0) -> Splits:
 
 
 def chance(values: NDArray[np.uint64] | NDArray[np.int64], *, seed: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for every integer, uniform and independent of its neighbours' and of other seeds'."""
+    """A number in [0, 1) for every integer, uniform, and independent of its neighbours' and of other seeds'."""
     salt = _mix(np.array([seed], np.int64).view(np.uint64))
     return (_mix(values.view(np.uint64) ^ salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _sampled(sample: list[tuple[float, str]], text: str, content: int) -> list[tuple[float, str]]:
-    """The passages of lowest draw among those so far and the text's."""
+def _update_sample(sample: list[tuple[float, str]], text: str, content: int) -> list[tuple[float, str]]:
+    """The passages of lowest draw among the sample's and the text's."""
     draws = chance(np.uint64(content) + np.arange(-(-len(text) // PASSAGE), dtype=np.uint64), seed=0)
     (low,) = np.nonzero(draws < (sample[-1][0] if len(sample) == SAMPLE else 1.0))
-    found = [(float(draws[number]), text[number * PASSAGE : (number + 1) * PASSAGE]) for number in low]
-    return sorted(sample + found)[:SAMPLE] if found else sample
+    passages = [(float(draws[number]), text[number * PASSAGE : (number + 1) * PASSAGE]) for number in low]
+    return sorted(sample + passages)[:SAMPLE] if passages else sample
 
 
 def signature(text: str) -> NDArray[np.uint16]:
@@ -157,15 +157,15 @@ def _clusters(signatures: NDArray[np.uint16], content: NDArray[np.uint64]) -> ND
 def _pairs(signatures: NDArray[np.uint16], content: NDArray[np.uint64]) -> Iterator[list[int]]:
     """Documents that share a band, each with the one of smallest content hash there, if their signatures agree."""
     bands = signatures.view(np.uint64)
-    found: list[NDArray[np.int64]] = []
+    by_band: list[NDArray[np.int64]] = []
     for band in bands.T:
         order = np.lexsort((content, band))
         ranked = band[order]
         first = np.arange(len(order))
         first[1:][ranked[1:] == ranked[:-1]] = 0
         pairs = np.stack([order, order[np.maximum.accumulate(first)]], axis=1)
-        found.append(pairs[pairs[:, 0] != pairs[:, 1]])
-    pairs = np.unique(np.concatenate(found), axis=0)
+        by_band.append(pairs[pairs[:, 0] != pairs[:, 1]])
+    pairs = np.unique(np.concatenate(by_band), axis=0)
     for start in range(0, len(pairs), 4096):
         left, right = pairs[start : start + 4096].T
         alike = (signatures[left] == signatures[right]).mean(axis=1) >= ALIKE

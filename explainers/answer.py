@@ -1,4 +1,4 @@
-"""Reading a reader's reply: the text after `[EXPLANATION]:`, and a rule after `[RULE]:` where there is one.
+"""Reads a language model's reply: the text after `[EXPLANATION]:`, and a rule after `[RULE]:` where there is one.
 
 The last such line counts, so that drafts may precede it. What models put around it is taken off: a block of
 thought, bold type, quotation marks, code fences, a label without its brackets. Nothing is guessed: a reply
@@ -18,13 +18,13 @@ from ..subject.errors import NeuronautError
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a reply says."""
+    """The explanation that a reply gives, or why it gives none."""
 
     status: Literal["explained", "no_pattern", "failed"]
     text: str | None = None
     """The explanation; None unless the status is "explained"."""
     reason: str | None = None
-    """Why there is none: "unparsed: ...", or what the reader said of the missing pattern."""
+    """Why there is none: "unparsed: ...", or the model's words that there is no pattern."""
     rule: Rule | None = None
     rule_error: str | None = None
     """Why a rule that the reply holds was left out."""
@@ -50,39 +50,39 @@ _DECLINED = re.compile(
 _NO_RULE = frozenset({"", "none", "null", "n/a", "no rule"})
 
 
-def read(reply: str) -> Answer:
-    """What a reply says; never an error."""
-    sections = _sections(without_thought(reply))
+def read_answer(reply: str) -> Answer:
+    """Read a reply; what cannot be read becomes an answer with the status "failed", never an error."""
+    sections = _split_sections(without_thought(reply))
     if "EXPLANATION" not in sections:
         return Answer("failed", reason="unparsed: no [EXPLANATION] line")
-    text = _paragraph(sections["EXPLANATION"])
+    text = _first_paragraph(sections["EXPLANATION"])
     if not any(character.isalnum() for character in text):
         return Answer("failed", reason="unparsed: nothing after [EXPLANATION]")
     if _DECLINED.match(text):
         return Answer("failed", reason=f"unparsed: declined in words: {text[:200]}")
     if _NO_PATTERN.match(text):
         return Answer("no_pattern", reason=f"the reader answered: {text}")
-    rule, error = _rule(sections.get("RULE", ""))
+    rule, error = _read_rule(sections.get("RULE", ""))
     return Answer("explained", text, None, rule, error)
 
 
-def _sections(text: str) -> dict[str, str]:
-    """What follows each label up to the next one; of equal labels the last counts."""
+def _split_sections(text: str) -> dict[str, str]:
+    """The text that follows each label up to the next one; of equal labels the last counts."""
     labels = list(_LABEL.finditer(text))
     ends = [*(label.start() for label in labels[1:]), len(text)]
     return {(m[m.lastgroup or 0]).upper(): text[m.end() : end] for m, end in zip(labels, ends, strict=False)}
 
 
-def _paragraph(section: str) -> str:
+def _first_paragraph(section: str) -> str:
     """The first paragraph on one line, without what only dresses it."""
     first = re.split(r"\n[ \t]*\n", _FENCE.sub("", section).strip(), maxsplit=1)[0]
     text = " ".join(first.split())
     for _ in range(2):
-        text = next((bare for ends in _WRAPPERS if (bare := _bare(text, *ends)) is not None), text)
+        text = next((unwrapped for ends in _WRAPPERS if (unwrapped := _unwrap(text, *ends)) is not None), text)
     return text
 
 
-def _bare(text: str, left: str, right: str) -> str | None:
+def _unwrap(text: str, left: str, right: str) -> str | None:
     """The text without a pair that encloses it all, or that was opened before the label and closes here."""
     closed = text.endswith(right) and len(text) > len(right)
     inner = text.removesuffix(right)
@@ -91,12 +91,12 @@ def _bare(text: str, left: str, right: str) -> str | None:
     return inner.strip() if closed and left == right == "**" and left not in inner else None
 
 
-def _rule(section: str) -> tuple[Rule | None, str | None]:
+def _read_rule(section: str) -> tuple[Rule | None, str | None]:
     """The section's first JSON object as a rule, or why there is none; None twice where none was given."""
     start = section.find("{")
     if start < 0:
-        said = " ".join(_FENCE.sub("", section).split())
-        return None, None if said.strip("`*\"'.()").lower() in _NO_RULE else f"no JSON object after [RULE]: {said[:80]}"
+        text = " ".join(_FENCE.sub("", section).split())
+        return None, None if text.strip("`*\"'.()").lower() in _NO_RULE else f"no JSON object after [RULE]: {text[:80]}"
     try:
         _, end = json.JSONDecoder().raw_decode(section, start)
         return Rule.parse(section[start:end]), None

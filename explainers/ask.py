@@ -1,8 +1,8 @@
-"""What explainers that ask one question have in common: a prompt filled with training windows, one reply read.
+"""The base of explainers that ask one question: a prompt is filled with training windows, and one reply is read.
 
-A feature with no answer (dead, too rare, dense) is not asked about. All questions of a batch are put at once.
-Whatever goes wrong with a reply (refused, cut, empty, unreadable) is an explanation without text, with status
-"failed" and the reason. The activations that a reader sees run from 0 to 10, and a rule it returns predicts on
+A feature that cannot be explained (dead, too rare, dense) is not asked about. All questions of a batch are put at
+once. Whatever goes wrong with a reply (refused, cut, empty, unreadable) is an explanation without text, with status
+"failed" and the reason. The activations in a prompt run from 0 to 10, and a rule in the reply predicts on
 that scale, so the rule is scaled back to the source's units; one that fires on no training window is left out.
 """
 
@@ -19,7 +19,7 @@ from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Reply, Sampling
 from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Rule
-from .answer import Answer, read
+from .answer import Answer, read_answer
 from .explainer import Limits, TrainBatch, TrainEvidence, abstention
 
 TEXT_TOKENS, RULE_TOKENS = 200, 500
@@ -51,10 +51,11 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What a prompt is filled with for one feature."""
+class PromptFill:
+    """The texts that fill a prompt for one feature, and the windows that they come from."""
 
     places: Mapping[str, str]
+    """Text by the name of the place, `$rule` aside."""
     windows: tuple[str, ...]
     """Digests of all windows that any part is shown of."""
     highest: float
@@ -65,9 +66,9 @@ class PromptExplainer(ABC):
     """Fills one prompt for each feature, and reads text and rule from the reply."""
 
     name: ClassVar[str]
-    """What it is called after `-e`, and the prompt file's name."""
+    """The explainer's name after `-e`, and the prompt file's name."""
     extent: ClassVar[Extent]
-    """How much is shown unless the constructor is told otherwise."""
+    """How much is shown unless the constructor is given another extent."""
 
     def __init__(
         self,
@@ -79,8 +80,10 @@ class PromptExplainer(ABC):
         language: Prompt | None = None,
         extent: Extent | None = None,
     ) -> None:
-        """Another `draw` is another sample of the same question; `rules` invites a rule beside the text, in the words
-        of `language`."""
+        """Another `draw` is another sample of the same question.
+
+        `rules` invites a rule beside the text, in the words of `language`.
+        """
         self._prompt = prompt or Prompt.load(Path(__file__).with_name(f"{self.name}.md"))
         self._language = (language or rule_language()) if rules else None
         self._temperature, self._draw, self._limits = temperature, draw, Limits()
@@ -104,35 +107,37 @@ class PromptExplainer(ABC):
         }
 
     @abstractmethod
-    def show(self, evidence: TrainEvidence, batch: TrainBatch) -> Shown:
-        """What the prompt is filled with, other than `$rule`."""
+    def fill(self, evidence: TrainEvidence, batch: TrainBatch) -> PromptFill:
+        """Fill the places of the prompt, other than `$rule`."""
 
     def explain(self, batch: TrainBatch) -> LLMTask[list[Explanation]]:
-        """One explanation per feature, in order; all questions are asked at once."""
-        made = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
-        asked = [(i, self.show(batch.features[i], batch)) for i, known in enumerate(made) if known is None]
-        replies = (yield [self._chat(shown, batch.features[i]) for i, shown in asked]) if asked else ()
-        for (i, shown), reply in zip(asked, replies, strict=True):
-            made[i] = self._explanation(batch.features[i], shown, reply)
-        return [explanation for explanation in made if explanation is not None]
+        """Explain every feature, in order; all questions are asked at once."""
+        explanations = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
+        questions = [
+            (i, self.fill(batch.features[i], batch)) for i, abstained in enumerate(explanations) if abstained is None
+        ]
+        replies = (yield [self._chat(fill, batch.features[i]) for i, fill in questions]) if questions else ()
+        for (i, fill), reply in zip(questions, replies, strict=True):
+            explanations[i] = self._explanation(batch.features[i], fill, reply)
+        return [explanation for explanation in explanations if explanation is not None]
 
-    def _chat(self, shown: Shown, evidence: TrainEvidence) -> Chat:
+    def _chat(self, fill: PromptFill, evidence: TrainEvidence) -> Chat:
         rule = "" if self._language is None else "\n\n" + self._language.render({})[-1].content
         room = TEXT_TOKENS + (RULE_TOKENS if self._language else 0)
         return Chat(
-            self._prompt.render({**shown.places, "rule": rule}),
+            self._prompt.render({**fill.places, "rule": rule}),
             Sampling(temperature=self._temperature, max_tokens=room, seed=self._draw or None),
             # Texts differ between features, and so do the questions that are asked about them.
             sample=f"{_SAMPLE} ({evidence.feature}/{self._draw})" + (_SAMPLE_RULE if self._language else ""),
             prompt=self._prompt.name,
         )
 
-    def _explanation(self, evidence: TrainEvidence, shown: Shown, reply: Reply) -> Explanation:
-        answer = read(reply.text) if reply.status == "ok" else Answer("failed", reason=_unanswered(reply))
+    def _explanation(self, evidence: TrainEvidence, fill: PromptFill, reply: Reply) -> Explanation:
+        answer = read_answer(reply.text) if reply.status == "ok" else Answer("failed", reason=_failure_reason(reply))
         provenance: dict[str, object] = {"calls": [reply.key], "prompt": self._hashes()}
         rule, error = None, answer.rule_error
         if answer.rule is not None:
-            rule = in_units(answer.rule, shown.highest)
+            rule = in_units(answer.rule, fill.highest)
             error = None if fires(rule, evidence) else "the rule fires on no training window"
         if error is not None:
             provenance["rule_error"] = error
@@ -143,7 +148,7 @@ class PromptExplainer(ABC):
             reason=answer.reason,
             status=answer.status,
             rule=rule.to_json() if rule is not None and error is None else None,
-            seen=shown.windows,
+            seen=fill.windows,
             provenance=provenance,
         )
 
@@ -152,29 +157,29 @@ class PromptExplainer(ABC):
 
 
 def rule_language() -> Prompt:
-    """How a rule is written, in words for a reader."""
+    """Load the description of the rule language, written for a language model."""
     return Prompt.load(Path(__file__).with_name("rule_language.md"))
 
 
 def in_units(rule: Rule, highest: float) -> Rule:
-    """A rule that predicts from 0 to 10 as one that predicts from 0 to `highest`; values outside are moved inside."""
-    return rescaled(rule, lambda value: min(max(value, 0.0), STEPS) * highest / STEPS)
+    """Scale a rule that predicts from 0 to 10 to one that predicts from 0 to `highest`; values outside are clipped."""
+    return rescale(rule, lambda value: min(max(value, 0.0), STEPS) * highest / STEPS)
 
 
 def in_steps(rule: Rule, highest: float) -> Rule:
-    """A rule that predicts from 0 to `highest` as one that predicts from 0 to 10, to two digits or so."""
-    return rescaled(rule, lambda value: float(f"{value * STEPS / highest:.2g}"))
+    """Scale a rule that predicts from 0 to `highest` to one that predicts from 0 to 10, to two significant digits."""
+    return rescale(rule, lambda value: float(f"{value * STEPS / highest:.2g}"))
 
 
-def rescaled(rule: Rule, scaled: Callable[[float], float]) -> Rule:
-    """The same conditions with every value changed."""
+def rescale(rule: Rule, scale: Callable[[float], float]) -> Rule:
+    """Scale every value of a rule; its conditions stay."""
     clauses = (
         clause.model_copy(
-            update={"value": scaled(clause.value), "gains": {token: scaled(g) for token, g in clause.gains.items()}}
+            update={"value": scale(clause.value), "gains": {token: scale(g) for token, g in clause.gains.items()}}
         )
         for clause in rule.any
     )
-    return rule.model_copy(update={"any": tuple(clauses), "floor": scaled(rule.floor)})
+    return rule.model_copy(update={"any": tuple(clauses), "floor": scale(rule.floor)})
 
 
 def fires(rule: Rule, evidence: TrainEvidence) -> bool:
@@ -182,5 +187,5 @@ def fires(rule: Rule, evidence: TrainEvidence) -> bool:
     return bool((predict(rule, TokenGrid.of([example.tokens for example in evidence.examples])) > 0).any())
 
 
-def _unanswered(reply: Reply) -> str:
+def _failure_reason(reply: Reply) -> str:
     return f"{reply.status}: {reply.reason}" if reply.reason else reply.status

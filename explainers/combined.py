@@ -1,4 +1,5 @@
-"""Both sides in one prompt: the windows that `highlight` shows, and the tokens and continuations of `output`.
+"""Explains the input and the output side in one prompt: the windows of `highlight`, the tokens and continuations of
+`output`.
 
 A feature that writes nothing is still explained, by what it responds to.
 """
@@ -6,11 +7,11 @@ A feature that writes nothing is still explained, by what it responds to.
 from ..llm.prompt import Prompt
 from ..llm.render import fenced
 from ..subject.model import Subject
-from .ask import Extent, PromptExplainer, Shown
+from .ask import Extent, PromptExplainer, PromptFill
 from .examples import active_windows
 from .explainer import TrainBatch, TrainEvidence
 from .highlight import active_lines
-from .output import SETTINGS, Beginnings, Writings, output_places
+from .output import SETTINGS, Beginnings, OutputEffects, fill_output_places
 
 
 class Combined(PromptExplainer):
@@ -31,18 +32,19 @@ class Combined(PromptExplainer):
     ) -> None:
         """`rules` invites a rule for what it responds to."""
         super().__init__(prompt=prompt, temperature=temperature, draw=draw, rules=rules, language=language)
-        self._writings = Writings(subject)
+        self._effects = OutputEffects(subject)
 
     @property
     def settings(self) -> dict[str, object]:
+        """The settings of every prompt explainer, and those of the output side."""
         return {**super().settings, "output": SETTINGS}
 
-    def show(self, evidence: TrainEvidence, batch: TrainBatch) -> Shown:
-        """Marked windows, tokens and continuations."""
+    def fill(self, evidence: TrainEvidence, batch: TrainBatch) -> PromptFill:
+        """Fill in marked windows, tokens and continuations."""
         examples = active_windows(evidence, top=self._extent.top, quantile=self._extent.quantile)
         places = {
             "windows": fenced(active_lines(examples, self._extent)),
-            **output_places(self._writings, evidence.feature, batch),
+            **fill_output_places(self._effects, evidence.feature, batch),
         }
-        seen = (*(example.window for example in examples), *Beginnings.of(batch.background).digests)
-        return Shown(places, tuple(dict.fromkeys(seen)), max(example.peak for example in examples))
+        digests = (*(example.window for example in examples), *Beginnings.of(batch.background).digests)
+        return PromptFill(places, tuple(dict.fromkeys(digests)), max(example.peak for example in examples))

@@ -1,8 +1,7 @@
-"""What every explainer is: it sees the training side of some features of one source, and nothing else, and describes
-each.
+"""The protocol of explainers, and the evidence that they are given: the training side of some features of one source.
 
-First it asks whether a feature can be explained at all: one that never fires, fires too rarely, or fires everywhere
-is given no text, whoever explains, and no language model is asked about it.
+Every explainer abstains first where there is nothing to explain: a feature that never fires, fires too rarely, or
+fires everywhere is given no text, and no language model is asked about it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,8 +63,11 @@ class Limits:
 
 
 def abstention(evidence: TrainEvidence, *, explainer: str, limits: Limits) -> Explanation | None:
-    """An explanation without text, with status "dead", "too_rare" or "dense" and a reason; None where there is
-    something to explain."""
+    """Decide whether a feature cannot be explained.
+
+    Returns an explanation without text, with status "dead", "too_rare" or "dense" and a reason; None where there is
+    something to explain.
+    """
     statistics = evidence.statistics
     active = {e.window for e in evidence.examples if e.kind in ("top", "quantile") and e.peak > 0}
     strong = float((evidence.background > statistics.peak / 3).mean()) if statistics.peak > 0 else 0.0
@@ -88,7 +90,7 @@ class Explainer(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called after `-e`."""
+        """The explainer's name after `-e`."""
         ...
 
     @property
@@ -102,5 +104,5 @@ class Explainer(Protocol):
         ...
 
     def explain(self, batch: TrainBatch) -> list[Explanation] | LLMTask[list[Explanation]]:
-        """One explanation per feature, in order; what cannot be explained has a status and a reason, no text."""
+        """Explain every feature, in order; what cannot be explained has a status and a reason, no text."""
         ...

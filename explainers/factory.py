@@ -1,4 +1,4 @@
-"""Explainers by name, as they stand after `-e`."""
+"""Makes explainers by name, as they stand after `-e`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from .rule import RuleExplainer
 
 @dataclass(frozen=True, slots=True)
 class ExplainerOptions:
-    """What explainers that ask a language model have in common."""
+    """Options that all explainers which ask a language model take."""
 
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Text of the user's own prompts, by name; the package's are used for the rest."""
@@ -35,8 +35,10 @@ AS_SHIPPED = ExplainerOptions()
 """The package's prompts, at temperature 0."""
 
 
-def _prompted(explainer: type[Oneshot | Highlight | Contrastive]) -> Callable[[Subject, ExplainerOptions], Explainer]:
-    """Makes an explainer that fills one prompt and needs nothing of the subject."""
+def _prompt_explainer_maker(
+    explainer: type[Oneshot | Highlight | Contrastive],
+) -> Callable[[Subject, ExplainerOptions], Explainer]:
+    """Return the maker of an explainer that fills one prompt and needs nothing of the subject."""
     return lambda _, options: explainer(
         prompt=options.prompt(explainer.name),
         temperature=options.temperature,
@@ -45,7 +47,7 @@ def _prompted(explainer: type[Oneshot | Highlight | Contrastive]) -> Callable[[S
     )
 
 
-def _combined(subject: Subject, options: ExplainerOptions) -> Explainer:
+def _make_combined(subject: Subject, options: ExplainerOptions) -> Explainer:
     return Combined(
         subject,
         prompt=options.prompt("combined"),
@@ -55,17 +57,17 @@ def _combined(subject: Subject, options: ExplainerOptions) -> Explainer:
     )
 
 
-def _output(subject: Subject, options: ExplainerOptions) -> Explainer:
+def _make_output(subject: Subject, options: ExplainerOptions) -> Explainer:
     return Output(subject, prompt=options.prompt("output"), temperature=options.temperature, draw=options.draw)
 
 
 EXPLAINERS: Mapping[str, Callable[[Subject, ExplainerOptions], Explainer]] = {
     "rule": lambda subject, _: RuleExplainer(subject),
-    "oneshot": _prompted(Oneshot),
-    "highlight": _prompted(Highlight),
-    "contrastive": _prompted(Contrastive),
-    "output": _output,
-    "combined": _combined,
+    "oneshot": _prompt_explainer_maker(Oneshot),
+    "highlight": _prompt_explainer_maker(Highlight),
+    "contrastive": _prompt_explainer_maker(Contrastive),
+    "output": _make_output,
+    "combined": _make_combined,
 }
 
 

@@ -1,10 +1,10 @@
-"""Windows of running text with the active tokens marked, and the strongest of them with their activations."""
+"""Explains from windows of running text with the active tokens marked, the strongest beside their activations."""
 
 from collections.abc import Sequence
 
 from ..data.records import Example
 from ..llm.render import active, excerpt, fenced, marked, strongest
-from .ask import Extent, PromptExplainer, Shown
+from .ask import Extent, PromptExplainer, PromptFill
 from .examples import active_windows
 from .explainer import TrainBatch, TrainEvidence
 
@@ -18,15 +18,15 @@ class Highlight(PromptExplainer):
     name = "highlight"
     extent = Extent(top=8, quantile=4)
 
-    def show(self, evidence: TrainEvidence, batch: TrainBatch) -> Shown:  # noqa: ARG002
-        """The windows with the highest peaks, then weaker ones."""
+    def fill(self, evidence: TrainEvidence, batch: TrainBatch) -> PromptFill:  # noqa: ARG002
+        """Fill in the windows with the highest peaks, then weaker ones."""
         examples = active_windows(evidence, top=self._extent.top, quantile=self._extent.quantile)
         places = {"windows": fenced(active_lines(examples, self._extent))}
-        return Shown(places, tuple(e.window for e in examples), max(e.peak for e in examples))
+        return PromptFill(places, tuple(e.window for e in examples), max(e.peak for e in examples))
 
 
 def active_lines(examples: Sequence[Example], extent: Extent) -> list[str]:
-    """Two lines for each window: the marked text, and its strongest tokens."""
+    """Write two lines for each window: the marked text, and its strongest tokens."""
     highest = max(example.peak for example in examples)
     lines = []
     for i, example in enumerate(examples, start=1):

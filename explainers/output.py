@@ -1,8 +1,8 @@
-"""The output side: explains a feature by what it writes, not by what it fires on.
+"""Explains a feature by its output side: what it writes, not what it fires on.
 
-Shown are the tokens that the feature's direction raises and lowers the most (subject/directions.py), and a few
+The prompt shows the tokens that the feature's direction raises and lowers the most (subject/directions.py), and a few
 neutral beginnings of training text, continued by the subject as it is and with the feature held at twice its peak
-(causal/clamping.py). All features of a batch are steered together, on the same beginnings: for F features
+(causal/clamp.py). All features of a batch are steered together, on the same beginnings: for F features
 and the defaults here that takes 12 * ceil((F + 1) / 4) forwards of 16 short rows.
 """
 
@@ -18,7 +18,7 @@ from ..llm.tasks import LLMTask
 from ..subject.address import Feature
 from ..subject.directions import Promoted, TokenEffect, direction, promoted
 from ..subject.model import Subject
-from .ask import Extent, PromptExplainer, Shown
+from .ask import Extent, PromptExplainer, PromptFill
 from .explainer import Background, TrainBatch, TrainEvidence, abstention
 
 STRENGTH = 2.0
@@ -40,8 +40,8 @@ SETTINGS = {
 NOTHING = "(nothing: what it writes is zero)"
 
 
-class Writing(NamedTuple):
-    """What a feature does to the subject's output."""
+class OutputEffect(NamedTuple):
+    """The effect of a feature on the subject's output."""
 
     promoted: Promoted
     plain: Continuations
@@ -51,7 +51,7 @@ class Writing(NamedTuple):
 
 
 class Beginnings(NamedTuple):
-    """Neutral text to continue: how training windows begin, each of another document."""
+    """Neutral texts to continue: the beginnings of training windows, each of another document."""
 
     ids: list[list[int]]
     digests: list[str]
@@ -59,40 +59,40 @@ class Beginnings(NamedTuple):
 
     @classmethod
     def of(cls, background: Background) -> "Beginnings":
-        """The first of the background, whose order is random."""
+        """Take the first windows of the background, whose order is random."""
         first = {document: row for row, document in reversed(list(enumerate(background.documents)))}
         rows = sorted(first.values())[:BEGINNINGS]
         return cls([background.ids[row, :LENGTH].tolist() for row in rows], [background.digests[row] for row in rows])
 
 
-class Writings:
-    """What the features of a batch write, worked out for all of them at once and kept until another batch comes."""
+class OutputEffects:
+    """Measures the output effects of all features of a batch at once, and keeps them until another batch comes."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self._known: dict[Feature, Writing | None] = {}
+        self._effects: dict[Feature, OutputEffect | None] = {}
         self._background: Background | None = None
 
-    def of(self, feature: Feature, batch: TrainBatch) -> Writing | None:
-        """None where the feature never fires, or its direction is zero, so that there is nothing to show."""
-        if self._background is not batch.background or feature not in self._known:
-            self._known, self._background = self._written(batch), batch.background
-        return self._known[feature]
+    def of(self, feature: Feature, batch: TrainBatch) -> OutputEffect | None:
+        """The effect of one feature; None where it never fires or its direction is zero."""
+        if self._background is not batch.background or feature not in self._effects:
+            self._effects, self._background = self._measure(batch), batch.background
+        return self._effects[feature]
 
-    def _written(self, batch: TrainBatch) -> dict[Feature, Writing | None]:
+    def _measure(self, batch: TrainBatch) -> dict[Feature, OutputEffect | None]:
         subject, source = self.subject, batch.source
         clamps = [
             Clamp(evidence.feature, STRENGTH * evidence.statistics.peak)
             for evidence in batch.features
             if evidence.statistics.peak > 0 and bool(direction(subject, source, evidence.feature).vector.any())
         ]
-        found: dict[Feature, Writing | None] = {evidence.feature: None for evidence in batch.features}
+        effects: dict[Feature, OutputEffect | None] = {evidence.feature: None for evidence in batch.features}
         if clamps:
             steered = steer(subject, source, clamps, Beginnings.of(batch.background).ids, tokens=WRITTEN)
             for clamp, rows in zip(clamps, steered.steered, strict=True):
                 tokens = promoted(subject, source, clamp.feature, count=LISTED)
-                found[clamp.feature] = Writing(tokens, steered.plain, rows)
-        return found
+                effects[clamp.feature] = OutputEffect(tokens, steered.plain, rows)
+        return effects
 
 
 class Output(PromptExplainer):
@@ -106,56 +106,57 @@ class Output(PromptExplainer):
     ) -> None:
         """A rule is not invited: rules say when a feature fires, not what it writes."""
         super().__init__(prompt=prompt, temperature=temperature, draw=draw, rules=False)
-        self._writings = Writings(subject)
+        self._effects = OutputEffects(subject)
 
     @property
     def settings(self) -> dict[str, object]:
+        """The settings of every prompt explainer, and those of the output side."""
         return {**super().settings, "output": SETTINGS}
 
-    def show(self, evidence: TrainEvidence, batch: TrainBatch) -> Shown:
-        """Tokens and continuations; no window beyond the beginnings."""
-        places = output_places(self._writings, evidence.feature, batch)
-        return Shown(places, tuple(Beginnings.of(batch.background).digests), evidence.statistics.peak)
+    def fill(self, evidence: TrainEvidence, batch: TrainBatch) -> PromptFill:
+        """Fill in tokens and continuations; the only windows are the beginnings."""
+        places = fill_output_places(self._effects, evidence.feature, batch)
+        return PromptFill(places, tuple(Beginnings.of(batch.background).digests), evidence.statistics.peak)
 
     def explain(self, batch: TrainBatch) -> LLMTask[list[Explanation]]:
-        """As for every prompt; a feature that writes nothing is not asked about and has the status "no_pattern"."""
+        """Explain every feature; one that writes nothing is not asked about and has the status "no_pattern"."""
         silent = {evidence.feature for evidence in batch.features if self._is_silent(evidence, batch)}
-        asked = [evidence for evidence in batch.features if evidence.feature not in silent]
-        made = yield from super().explain(replace(batch, features=asked))
-        found = {explanation.feature: explanation for explanation in made}
+        writing = [evidence for evidence in batch.features if evidence.feature not in silent]
+        explanations = yield from super().explain(replace(batch, features=writing))
+        by_feature = {explanation.feature: explanation for explanation in explanations}
         reason = "it writes nothing: its direction in the residual stream is zero"
-        found |= {f: Explanation(f, None, self.name, reason=reason, status="no_pattern") for f in silent}
-        return [found[evidence.feature] for evidence in batch.features]
+        by_feature |= {f: Explanation(f, None, self.name, reason=reason, status="no_pattern") for f in silent}
+        return [by_feature[evidence.feature] for evidence in batch.features]
 
     def _is_silent(self, evidence: TrainEvidence, batch: TrainBatch) -> bool:
         explained = abstention(evidence, explainer=self.name, limits=self._limits) is None
-        return explained and self._writings.of(evidence.feature, batch) is None
+        return explained and self._effects.of(evidence.feature, batch) is None
 
 
-def output_places(writings: Writings, feature: Feature, batch: TrainBatch) -> dict[str, str]:
-    """What fills `$raised`, `$lowered` and `$continuations`."""
-    writing = writings.of(feature, batch)
-    if writing is None:
+def fill_output_places(effects: OutputEffects, feature: Feature, batch: TrainBatch) -> dict[str, str]:
+    """Fill `$raised`, `$lowered` and `$continuations`."""
+    effect = effects.of(feature, batch)
+    if effect is None:
         return dict.fromkeys(("raised", "lowered", "continuations"), NOTHING)
     lines: list[str] = []
     beginnings = Beginnings.of(batch.background).ids
-    for number, rows in enumerate(zip(beginnings, writing.plain, writing.steered, strict=True), start=1):
-        begins, plain, steered = (quoted("".join(writings.subject.decode_tokens(row))) for row in rows)
+    for number, rows in enumerate(zip(beginnings, effect.plain, effect.steered, strict=True), start=1):
+        begins, plain, steered = (quoted("".join(effects.subject.decode_tokens(row))) for row in rows)
         lines += [f"{number}. {begins}", f"   without: {plain}", f"   with: {steered}"]
     return {
-        "raised": _listed(writing.promoted.top, writing.promoted.spread),
-        "lowered": _listed(writing.promoted.bottom, writing.promoted.spread),
+        "raised": _format_token_effects(effect.promoted.top, effect.promoted.spread),
+        "lowered": _format_token_effects(effect.promoted.bottom, effect.promoted.spread),
         "continuations": fenced(lines),
     }
 
 
-def _listed(effects: Sequence[TokenEffect], spread: float) -> str:
-    """A line for each token: the token, a tab, by how many standard deviations over the vocabulary it is moved."""
-    moved = [(quoted(effect.token), effect.value / spread) for effect in effects]
-    lines = [f"{token}\t{by:+.1f}" for token, by in moved if abs(by) >= LEAST]
+def _format_token_effects(effects: Sequence[TokenEffect], spread: float) -> str:
+    """Write a line for each token: the token, a tab, its shift in standard deviations over the vocabulary."""
+    shifts = [(quoted(effect.token), effect.value / spread) for effect in effects]
+    lines = [f"{token}\t{shift:+.1f}" for token, shift in shifts if abs(shift) >= LEAST]
     return fenced(lines) if lines else "(none stands out)"
 
 
 def quoted(text: str) -> str:
-    """The text on one line between « and »; what it holds cannot end it."""
+    """Put the text on one line between « and »; nothing in it can end it."""
     return ACTIVE_MARKS[0] + spelled(text) + ACTIVE_MARKS[1]

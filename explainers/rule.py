@@ -6,7 +6,7 @@ and silent training windows; (3) runs all of these, of all features, through the
 forwards; (4) grows a tree of token conditions on background, examples and interventions; (5) reduces
 the tree to a short rule and says it in English.
 
-`learn` does the same for one feature of which experiments have measured more: see `revise`.
+`learn` does the same for one feature that experiments have measured further (`rules.revise`).
 """
 
 import zlib
@@ -43,8 +43,8 @@ BROKEN = 0.5
 """A pruned context is broken when less than this fraction of the activation is left."""
 
 
-class _Rows(NamedTuple):
-    """Windows that were made for one feature, and which of their tokens may be learned from."""
+class _Interventions(NamedTuple):
+    """Windows that were edited for one feature, and which of their tokens may be learned from."""
 
     ids: NDArray[np.int64]
     """(row, position)"""
@@ -54,10 +54,10 @@ class _Rows(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """A feature's interventions and what they gave, kept for learning again."""
+    """A feature's interventions with the measured activations, kept for learning again."""
 
     evidence: TrainEvidence
-    rows: _Rows
+    rows: _Interventions
     activations: NDArray[np.float32]
 
 
@@ -70,12 +70,14 @@ class RuleExplainer:
     def __init__(
         self, subject: Subject, *, interventions: int = 96, growth: Growth | None = None, seed: int = 0
     ) -> None:
-        """`interventions` is the number of minimal pairs per feature; with 0 no context is pruned, either, so that it
-        learns from text alone."""
+        """`interventions` is the number of minimal pairs per feature.
+
+        With 0 no context is pruned, either, so that rules are learned from text alone.
+        """
         self._subject, self._interventions, self._seed = subject, interventions, seed
         self._growth, self._limits = growth or Growth(), Limits()
         self._background: tuple[Background, Windows] | None = None
-        self._edited: dict[Feature, _Measured] = {}
+        self._measured: dict[Feature, _Measured] = {}
 
     @property
     def settings(self) -> dict[str, object]:
@@ -89,23 +91,25 @@ class RuleExplainer:
         }
 
     def explain(self, batch: TrainBatch) -> list[Explanation]:
-        """One explanation per feature, in order; abstentions have a status and a reason instead of a text."""
-        refused = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
-        chosen = [evidence for evidence, refusal in zip(batch.features, refused, strict=True) if refusal is None]
-        edited = [self._interventions_for(evidence, batch) for evidence in chosen]
-        measured = self._measure(batch.source, chosen, edited)
-        made = iter(
+        """Explain every feature, in order; abstentions have a status and a reason instead of a text."""
+        abstentions = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
+        explainable = [
+            evidence for evidence, abstained in zip(batch.features, abstentions, strict=True) if abstained is None
+        ]
+        interventions = [self._make_interventions(evidence, batch) for evidence in explainable]
+        measured = self._measure(batch.source, explainable, interventions)
+        learned = iter(
             self._learn(evidence, batch, rows, activations)
-            for evidence, rows, activations in zip(chosen, edited, measured, strict=True)
+            for evidence, rows, activations in zip(explainable, interventions, measured, strict=True)
         )
-        return [refusal if refusal is not None else next(made) for refusal in refused]
+        return [abstained if abstained is not None else next(learned) for abstained in abstentions]
 
     def learn(
         self, evidence: TrainEvidence, batch: TrainBatch, observed: Observed, *, measure: bool = True
     ) -> Explanation:
-        """The explanation that also holds for what experiments measured (`revise`); without any it is `explain`'s.
+        """Learn an explanation that also holds for what experiments measured; without any it is that of `explain`.
 
-        With `measure` its provenance has a "fit" (`fit.Fit`), which takes as long again. The first call for a
+        With `measure` its provenance has a "fit" (`rules.revise.Fit`), which takes as long again. The first call for a
         feature runs its interventions; later ones, with more or other observed windows, do not run the subject
         again. Raises NeuronautError where the observed windows are not as long as the batch's.
         """
@@ -115,24 +119,24 @@ class RuleExplainer:
                 f"observed windows of {observed.ids.shape[1]} tokens for {evidence.feature}, whose training windows "
                 f"have {width}; measure in windows of {width}"
             )
-        refusal = abstention(evidence, explainer=self.name, limits=self._limits)
-        if refusal is not None:
-            return refusal
-        known = self._edited.get(evidence.feature)
-        if known is None or known.evidence is not evidence:
-            rows = self._interventions_for(evidence, batch)
+        abstained = abstention(evidence, explainer=self.name, limits=self._limits)
+        if abstained is not None:
+            return abstained
+        measured = self._measured.get(evidence.feature)
+        if measured is None or measured.evidence is not evidence:
+            rows = self._make_interventions(evidence, batch)
             (activations,) = self._measure(batch.source, [evidence], [rows])
-            known = self._edited[evidence.feature] = _Measured(evidence, rows, activations)
-        return self._learn(evidence, batch, known.rows, known.activations, observed, measure=measure)
+            measured = self._measured[evidence.feature] = _Measured(evidence, rows, activations)
+        return self._learn(evidence, batch, measured.rows, measured.activations, observed, measure=measure)
 
-    def _interventions_for(self, evidence: TrainEvidence, batch: TrainBatch) -> _Rows:
+    def _make_interventions(self, evidence: TrainEvidence, batch: TrainBatch) -> _Interventions:
         """Pruned contexts of the strongest examples, then minimal pairs."""
         examples = [e for e in evidence.examples if e.kind in ("top", "quantile", "silent", "near_miss")]
-        examples += _random_examples(evidence, batch, count=8)
+        examples += _strongest_background(evidence, batch, count=8)
         ids, weights, documents = [], [], []
         top = sorted((e for e in examples if e.kind == "top"), key=lambda e: -e.peak)[:PRUNED_EXAMPLES]
         for example in top if self._interventions else ():
-            for row, weight in _pruned(example):
+            for row, weight in _prune_context(example):
                 ids.append(row)
                 weights.append(weight)
                 documents.append(example.document)
@@ -150,41 +154,43 @@ class RuleExplainer:
             weights.append(weight)
             documents.append(examples[pair.example].document)
         width = batch.background.ids.shape[1]
-        return _Rows(
+        return _Interventions(
             np.array(ids, np.int64).reshape(-1, width), np.array(weights, np.float32).reshape(-1, width), documents
         )
 
     def _measure(
-        self, source: Source, chosen: Sequence[TrainEvidence], rows: Sequence[_Rows]
+        self, source: Source, evidence: Sequence[TrainEvidence], interventions: Sequence[_Interventions]
     ) -> list[NDArray[np.float32]]:
-        """Each feature's activation on its own rows, all features in shared forwards."""
-        if not chosen:
+        """Measure each feature on its own interventions, all features in shared forwards."""
+        if not evidence:
             return []
-        counts = [len(part.ids) for part in rows]
-        features = np.repeat([evidence.feature.index for evidence in chosen], counts)
-        signs = np.repeat([-1.0 if evidence.feature.negative else 1.0 for evidence in chosen], counts)
-        found = read_own(self._subject, source, np.concatenate([part.ids for part in rows]), features)
-        found *= signs[:, None].astype(np.float32)
-        return np.split(found, np.cumsum(counts)[:-1])
+        counts = [len(intervention.ids) for intervention in interventions]
+        features = np.repeat([part.feature.index for part in evidence], counts)
+        signs = np.repeat([-1.0 if part.feature.negative else 1.0 for part in evidence], counts)
+        activations = read_own(
+            self._subject, source, np.concatenate([intervention.ids for intervention in interventions]), features
+        )
+        activations *= signs[:, None].astype(np.float32)
+        return np.split(activations, np.cumsum(counts)[:-1])
 
     def _learn(
         self,
         evidence: TrainEvidence,
         batch: TrainBatch,
-        rows: _Rows,
+        rows: _Interventions,
         activations: NDArray[np.float32],
         observed: Observed | None = None,
         *,
         measure: bool = False,
     ) -> Explanation:
-        sample, growth = self._sample(evidence, batch, rows, activations)
-        found: dict[str, object] = {}
+        sample, growth = self._build_sample(evidence, batch, rows, activations)
+        fit_provenance: dict[str, object] = {}
         if observed is not None and len(observed):
             pivot_weight = PIVOT_SHARE * batch.background.ids.size / max(float(rows.weight.sum()), 1.0)
             scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
             rule = revise(sample, growth, observed, **scale)
             if rule is not None and measure:
-                found["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
+                fit_provenance["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
         else:
             rule = induce(sample, grow(sample, growth))
         if rule is None:
@@ -192,30 +198,30 @@ class RuleExplainer:
             return Explanation(evidence.feature, None, self.name, reason=reason, status="no_pattern")
         top = max((e for e in evidence.examples if e.kind == "top"), key=lambda e: e.peak)
         text = describe(rule, peak=evidence.statistics.peak, example=_snippet(top))
-        seen = {e.window for e in evidence.examples}
+        digests = {e.window for e in evidence.examples}
         return Explanation(
             evidence.feature,
             text,
             self.name,
             rule=rule.to_json(),
-            seen=tuple(sorted(seen)),
+            seen=tuple(sorted(digests)),
             provenance={
                 "context": _context_needed(activations, rows),
                 "length": rule.length(),
                 **self.settings,
-                **found,
+                **fit_provenance,
             },
         )
 
-    def _sample(
-        self, evidence: TrainEvidence, batch: TrainBatch, rows: _Rows, activations: NDArray[np.float32]
+    def _build_sample(
+        self, evidence: TrainEvidence, batch: TrainBatch, rows: _Interventions, activations: NDArray[np.float32]
     ) -> tuple[Sample, Growth]:
-        """Background, examples and interventions as one weighted sample.
+        """Put background, examples and interventions into one weighted sample.
 
         Of interventions only the pivots count. A quarter of the documents, by the hash of their names, is
-        kept for checking splits.
+        kept for checking the tree's splits.
         """
-        background = self._windows(batch)
+        background = self._background_windows(batch)
         examples = list({e.window: e for e in evidence.examples if e.kind != "bottom"}.values())
         own_ids = np.concatenate([np.stack([e.ids for e in examples]), rows.ids])
         own_activations = np.concatenate([np.stack([e.activations for e in examples]), activations])
@@ -226,56 +232,56 @@ class RuleExplainer:
             [np.full((len(examples), own_ids.shape[1]), example_weight), rows.weight * pivot_weight]
         ).astype(np.float32)
         weight = np.concatenate([np.ones(background.ids.size, np.float32), own_weight.ravel()])
-        held = np.array(
+        checked_documents = np.array(
             [
-                _held_back(name)
+                _is_for_checking(name)
                 for name in (*batch.background.documents, *(e.document for e in examples), *rows.documents)
             ]
         )
-        back = np.repeat(held, background.ids.shape[1])
+        checked = np.repeat(checked_documents, background.ids.shape[1])
         sample = Sample(
             background=background,
             own=Windows(batch.vocabulary, own_ids),
             activation=np.concatenate([evidence.background.ravel(), own_activations.ravel()]),
-            weight=np.where(back, 0, weight).astype(np.float32),
-            check=np.where(back, weight, 0).astype(np.float32),
+            weight=np.where(checked, 0, weight).astype(np.float32),
+            check=np.where(checked, weight, 0).astype(np.float32),
             vocabulary=batch.vocabulary,
         )
         return sample, replace(self._growth, prior=self._growth.prior + 0.3 * example_weight)
 
-    def _windows(self, batch: TrainBatch) -> Windows:
-        """The background's windows, built once for as long as batches share it."""
+    def _background_windows(self, batch: TrainBatch) -> Windows:
+        """Build the background's windows, once for as long as batches share them."""
         if self._background is None or self._background[0] is not batch.background:
             self._background = batch.background, Windows(batch.vocabulary, batch.background.ids)
         return self._background[1]
 
 
-def _held_back(document: str) -> bool:
+def _is_for_checking(document: str) -> bool:
     return zlib.crc32(document.encode()) % 4 == 0
 
 
-def _random_examples(evidence: TrainEvidence, batch: TrainBatch, *, count: int) -> list[Example]:
-    """The background windows in which the feature is strongest: they hold pivots that no list kept."""
+def _strongest_background(evidence: TrainEvidence, batch: TrainBatch, *, count: int) -> list[Example]:
+    """Take the background windows in which the feature is strongest: they hold pivots that no list kept."""
     rows = np.argsort(-evidence.background.max(axis=1), kind="stable")[:count]
     return [background_example(evidence, batch, row, kind="random") for row in rows.tolist()]
 
 
-def _pruned(example: Example) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """The window's tokens up to its peak, cut to ever shorter contexts, moved to the window's start."""
+def _prune_context(example: Example) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Cut the tokens up to the peak to contexts of `PRUNED` lengths, each moved to the window's start, with weights."""
     pivot = int(example.activations.argmax())
-    found = []
+    pruned = []
     for length in PRUNED:
         if length <= pivot:
             row, weight = example.ids.copy(), np.zeros(len(example.ids), np.float32)
             row[:length] = example.ids[pivot + 1 - length : pivot + 1]
             row[length:] = example.ids[0]
             weight[length - 1] = 1.0
-            found.append((row, weight))
-    return found
+            pruned.append((row, weight))
+    return pruned
 
 
-def _context_needed(activations: NDArray[np.float32], rows: _Rows) -> int | None:
-    """Fewest tokens of context, the peak token included, that keep half of the activation in most top examples.
+def _context_needed(activations: NDArray[np.float32], rows: _Interventions) -> int | None:
+    """The fewest tokens of context, the peak token included, that keep half of the activation in most top examples.
 
     Pruned rows come first, in the order of `PRUNED` for each example; None where the window was too short.
     """
@@ -285,9 +291,9 @@ def _context_needed(activations: NDArray[np.float32], rows: _Rows) -> int | None
     for end in range(1, len(lengths) + 1):
         if end == len(lengths) or lengths[end] <= lengths[end - 1]:
             values = [activations[i, lengths[i] - 1] for i in range(start, end)]
-            kept = [int(lengths[start + i]) for i, value in enumerate(values) if value >= BROKEN * max(values)]
-            if end - start > 1 and lengths[start] == PRUNED[0] and kept:
-                needed.append(kept[0])
+            sufficient = [int(lengths[start + i]) for i, value in enumerate(values) if value >= BROKEN * max(values)]
+            if end - start > 1 and lengths[start] == PRUNED[0] and sufficient:
+                needed.append(sufficient[0])
             start = end
         if len(needed) == PRUNED_EXAMPLES:
             break

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..data.codec import content_digest
 from ..data.store.calls import Call
-from ..llm.client import LLMClient, call_of
+from ..llm.client import LLMClient, to_call
 from ..llm.openai.batch import BatchAPI
 from ..llm.types import Chat, Reply
 
@@ -40,7 +40,7 @@ def send(client: LLMClient, api: BatchAPI) -> BatchReport | None:
     if not client.outbox:
         return None
     requests = [
-        (key, chat.prompt, json.dumps(chat.says(), ensure_ascii=False, sort_keys=True))
+        (key, chat.prompt, json.dumps(chat.as_dict(), ensure_ascii=False, sort_keys=True))
         for key, chat in sorted(client.outbox.items())
     ]
     batch = content_digest(*(key for key, _, _ in requests))[:32]
@@ -50,7 +50,7 @@ def send(client: LLMClient, api: BatchAPI) -> BatchReport | None:
 
 def _sent(client: LLMClient, api: BatchAPI, batch: str, requests: dict[str, Chat]) -> BatchReport:
     remote = api.submit(dict(sorted(requests.items())))
-    client.log.sent_batch(batch, json.dumps(remote))
+    client.log.mark_sent(batch, json.dumps(remote))
     return BatchReport(tuple(remote), len(requests), 0, collected=False)
 
 
@@ -76,6 +76,6 @@ def _collected(client: LLMClient, api: BatchAPI, row: dict[str, object]) -> Batc
 
 def _call(client: LLMClient, key: str, chat: Chat, reply: Reply) -> Call:
     llm = client.llm
-    return call_of(
+    return to_call(
         chat, replace(reply, key=key), model=llm.model, endpoint=llm.endpoint, price=client.price, batch=True
     )

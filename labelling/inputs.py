@@ -1,7 +1,7 @@
 """Loads the evidence of features of one source, for explainers and for scorers.
 
-What features share is read once. The two sides never meet: `train` gives what explainers may see, `holdouts` what
-scorers are given, from the holdout or, for choosing between explanations, from `select`.
+Windows that features share are read once. The two sides never meet: `train` gives what explainers may see,
+`holdouts` what scorers are given, from the holdout or, for choosing between explanations, from `select`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from ..data.harvest.activations import read_columns
 from ..data.records import Evidence, Explanation, Split
 from ..data.store.store import Store
 from ..explainers.explainer import Background, TrainBatch, TrainEvidence
-from ..rules.language import Rule
-from ..scorers.holdout import Baselines, Holdout, build, token_baselines
+from ..rules.language import parse_rule
+from ..scorers.holdout import Baselines, Holdout, build_holdouts, token_baselines
 from ..scorers.scorer import Case
 from ..subject.address import Feature
 from ..subject.errors import NeuronautError
@@ -42,7 +42,7 @@ class EvidenceLoader:
         self._random: dict[Split, tuple[NDArray[np.int64], list[str]]] = {}
 
     def train(self, evidence: Sequence[Evidence]) -> TrainBatch:
-        """The training side of some features."""
+        """Load the training side of some features."""
         features = [part.feature for part in evidence]
         width = self.background.ids.shape[1]
         if any(len(example.ids) != width for part in evidence for example in (*part.train, *part.holdout)):
@@ -50,32 +50,36 @@ class EvidenceLoader:
                 f"{self.source.id} was harvested in other windows than the pool of {self.source.id.model}, which has "
                 f"windows of {width} tokens; harvest it again with --window {width}"
             )
-        read = read_columns(self.subject, self.source, self.background.ids, [f.index for f in features])
+        activations = read_columns(self.subject, self.source, self.background.ids, [f.index for f in features])
         parts = [
-            TrainEvidence(e.feature, e.statistics, e.train, (-1.0 if e.feature.negative else 1.0) * read[:, :, i])
+            TrainEvidence(
+                e.feature, e.statistics, e.train, (-1.0 if e.feature.negative else 1.0) * activations[:, :, i]
+            )
             for i, e in enumerate(evidence)
         ]
         return TrainBatch(self.source, self.subject.vocabulary, self.background, parts)
 
     def holdouts(self, evidence: Sequence[Evidence], *, split: Split = "holdout") -> dict[Feature, Holdout]:
-        """What scorers are given of the same features: the holdout, or `select`."""
+        """Load what scorers are given of the same features: the holdout, or `select`."""
         examples = {e.feature: e.holdout if split == "holdout" else e.select for e in evidence}
         peaks = {e.feature: e.statistics.peak for e in evidence}
-        found = build(self.subject, self.source, examples, peaks, self._drawn(split), seed=self._seed)
-        return {holdout.feature: holdout for holdout in found}
+        holdouts = build_holdouts(
+            self.subject, self.source, examples, peaks, self._random_windows(split), seed=self._seed
+        )
+        return {holdout.feature: holdout for holdout in holdouts}
 
     def cases(
         self,
         batch: TrainBatch,
         explanations: Mapping[Feature, Explanation],
-        judged: Mapping[Feature, Holdout],
+        holdouts: Mapping[Feature, Holdout],
         *,
         elsewhere: bool = False,
     ) -> list[Case]:
-        """The explanations that have a text, each with what it is judged on and compared with.
+        """Make the case of every explanation that has a text: the windows that it is judged on, and its baselines.
 
         The other explanation, for controls, is that of the next explained feature of the batch; where there is none
-        and `elsewhere`, one from the database. While labelling goes on what that holds is a matter of chance.
+        and `elsewhere`, one from the database, whose contents are a matter of chance while labelling goes on.
         """
         texts = [f for f, explanation in explanations.items() if explanation.text is not None]
         ruled = [f for f in texts if explanations[f].rule is not None]
@@ -83,32 +87,32 @@ class EvidenceLoader:
         cases = []
         for feature in texts:
             other_rule = self._other(feature, ruled, explanations, with_rule=True, elsewhere=elsewhere)
-            rule = Rule.parse(other_rule.rule) if other_rule is not None and other_rule.rule else None
+            rule = parse_rule(other_rule.rule) if other_rule is not None and other_rule.rule else None
             baselines = Baselines(*token_baselines(parts[feature], batch), rule)
             other = self._other(feature, texts, explanations, with_rule=False, elsewhere=elsewhere)
-            cases.append(Case(explanations[feature], judged[feature], baselines, other))
+            cases.append(Case(explanations[feature], holdouts[feature], baselines, other))
         return cases
 
     def _other(
         self,
         feature: Feature,
-        known: Sequence[Feature],
+        explained: Sequence[Feature],
         explanations: Mapping[Feature, Explanation],
         *,
         with_rule: bool,
         elsewhere: bool,
     ) -> Explanation | None:
-        if feature in known and len(known) > 1:
-            return explanations[known[(known.index(feature) + 1) % len(known)]]
-        return self.store.another(feature, with_rule=with_rule) if elsewhere else None
+        if feature in explained and len(explained) > 1:
+            return explanations[explained[(explained.index(feature) + 1) % len(explained)]]
+        return self.store.another_explanation(feature, with_rule=with_rule) if elsewhere else None
 
-    def _drawn(self, split: Split) -> tuple[NDArray[np.int64], list[str]]:
+    def _random_windows(self, split: Split) -> tuple[NDArray[np.int64], list[str]]:
         """Random windows of a split that no explainer was shown, with their digests."""
         if split not in self._random:
-            model, shown = self.source.id.model, set(self.background.digests)
+            model, background = self.source.id.model, set(self.background.digests)
             # By digest, since the first windows of the corpus all come from its first few documents.
             windows = sorted(self.store.pool_windows(model, split), key=lambda w: w.window)
-            windows = [w for w in windows if w.window not in shown][:RANDOM_WINDOWS]
+            windows = [w for w in windows if w.window not in background][:RANDOM_WINDOWS]
             if not windows:
                 raise NeuronautError(f"the pool of {model} has no {split} window; harvest it on a larger corpus")
             self._random[split] = np.stack([w.ids for w in windows]).astype(np.int64), [w.window for w in windows]

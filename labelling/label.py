@@ -233,8 +233,7 @@ def open_harvested(
 ) -> Source:
     """The source, open already or opened as the store knows it; an error if it is not the one that was harvested."""
     source = (sources or {}).get(source_id) or open_stored(store, subject, source_id)
-    revision = getattr(source, "revision", "")
-    store.check_source(source_id, revision=revision, model_revision=subject.revision, width=source.width)
+    store.check_source(source_id, revision=source.revision, model_revision=subject.revision, width=source.width)
     return source
 
 

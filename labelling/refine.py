@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data.harvest.activations import read_own
 from ..data.records import Example, Explanation
-from ..explainers.answer import read
+from ..explainers.answer import read_answer
 from ..explainers.examples import active_windows
 from ..explainers.explainer import Explainer, TrainBatch, TrainEvidence
 from ..llm.prompt import Prompt
@@ -211,7 +211,7 @@ def _revised(old: Explanation, tests: Sequence[Trial], reply: Reply, evidence: T
     made = replace(old, seen=seen, provenance=provenance, rule=None)
     if reply.status != "ok":
         return replace(made, text=None, reason=f"{reply.status}: {reply.reason}", status="failed")
-    answer = read(reply.text)
+    answer = read_answer(reply.text)
     return replace(made, text=answer.text, reason=answer.reason, status=answer.status)
 
 

@@ -7,7 +7,7 @@ it says, so a request that is found is the one that was sent.
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
@@ -21,6 +21,9 @@ from ..subject.sources import Source
 from .inputs import EvidenceLoader
 from .selection import SelectingExplainer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True, slots=True)
 class Absent:
@@ -30,7 +33,11 @@ class Absent:
     endpoint: str
     in_flight: int = 1
     can_probe: bool = False
-    tokenizer: None = None
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """An error: there is no model to have one."""
+        raise NeuronautError(f"{self.model} is only known by name here, and has no tokenizer")
 
     def submit(self, request: Request) -> Future[Reply]:
         """An error: nobody is asked."""
@@ -79,7 +86,7 @@ def reproduce(
     made = client.ask(_listened(run_task(seated.explain(batch)), asked))
     if made is None:
         raise NeuronautError("the explanation could not be made again")
-    replies = client.known(asked)
+    replies = client.logged_replies(asked)
     chats = [(client.key(request), request) for request in asked if isinstance(request, Chat)]
     told = [Asked(key, chat.prompt, chat.messages, replies[key].text) for key, chat in chats if key in replies]
     own = provenance.get("calls")

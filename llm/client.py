@@ -1,16 +1,14 @@
-"""The client: answers what code asks of a language model, each request once.
+"""The client: answers the requests of tasks with a language model, each request once.
 
-A request is looked up in the log first, and only what is not answered there goes to the model, within the
-budget; whatever comes back is written down before anyone uses it. Many tasks are open at a time, as many as keep
-the model busy, so that one task's waiting is another's work. The budget is checked before each
-call: what a run spends goes beyond it by no more than the calls in flight.
+A request is looked up in the log first, and only one that is not answered there goes to the model, within the
+budget; every reply is recorded before anyone uses it, and reads the same from the log as it came. Many tasks are
+open at a time, as many as keep the model busy, so that one task's waiting is another's work. The budget is checked
+before each call: a run spends more than it by no more than the calls in flight.
 
 A rehearsal answers from the log, or with the request's own sample, and spends nothing: it is a dry run's
-estimate. With `deferred`, requests that are not answered yet are gathered for a batch instead, as long as what they
-are estimated to cost is within the budget. There a reply that is no answer stands, since a task that waited for a
-better one would never be done; only what failed is asked again, `TRIES` times in all.
-
-Requests and replies as the log of calls keeps them, and back; a reply reads the same before and after.
+estimate. With `deferred`, requests that are not answered yet are gathered for a batch instead, as long as their
+estimated cost is within the budget. There a reply that is no answer stands, since a task that waited for a
+better one would never be done; only failed requests are sent again, `TRIES` times in all.
 """
 
 import json
@@ -26,7 +24,7 @@ from typing import Generic, Literal, TypeVar, cast
 from ..data.store.calls import Call, CallLog
 from ..data.store.writing import clean
 from ..subject.errors import NeuronautError
-from .prices import Budget, Price, cost, price_of
+from .prices import Budget, Price, cost, find_price
 from .tasks import LLMTask
 from .types import LLM, Chat, Message, Probe, Reply, Request, Status, TokenLogprobs, ToolCall, request_key
 
@@ -35,12 +33,12 @@ Mode = Literal["live", "rehearsal", "deferred"]
 HOPELESS = 8
 """When so many calls have failed and none went well, the run stops."""
 TRIES = 3
-"""How often a batch asks what failed, as what has expired does."""
+"""How often a batch sends a request that failed, for example because it expired."""
 
 
 @dataclass(slots=True)
 class Spent:
-    """What a run has used so far; answers from the log cost nothing."""
+    """The cost of a run so far; answers from the log cost nothing."""
 
     calls: int = 0
     cached: int = 0
@@ -53,6 +51,7 @@ class Spent:
 
     @property
     def minutes(self) -> float:
+        """Minutes since the run began."""
         return (time.monotonic() - self.begun) / 60
 
 
@@ -62,7 +61,8 @@ class _Task(Generic[T]):
 
     steps: LLMTask[T]
     replies: list[Reply | None] = field(default_factory=list)
-    left: int = 0
+    missing: int = 0
+    """How many of the replies have not come yet."""
 
 
 class LLMClient:
@@ -78,9 +78,12 @@ class LLMClient:
         mode: Mode = "live",
         ahead: int = 4,
     ) -> None:
-        """Without a `price`, that of the model is taken where it is known; a budget in dollars is refused where it is
-        not. At least `ahead` tasks are begun before any is waited for."""
-        price = price_of(llm.model, llm.endpoint, price)
+        """Without a `price`, that of the model is taken where it is known.
+
+        A budget in dollars is refused where no price is known. At least `ahead` tasks are begun before any is
+        waited for.
+        """
+        price = find_price(llm.model, llm.endpoint, price)
         if budget is not None and budget.usd is not None and price is None:
             raise NeuronautError(
                 f"--budget usd={budget.usd:g} needs a price, and none is known for {llm.model} at {llm.endpoint}; "
@@ -102,18 +105,18 @@ class LLMClient:
         return next(self.run([task]), None)
 
     def key(self, request: Request) -> str:
-        """What the log knows a request by."""
+        """The key of a request in the log."""
         return request_key(request, model=self.llm.model, endpoint=self.llm.endpoint)
 
-    def known(self, requests: Sequence[Request]) -> dict[str, Reply]:
-        """Good answers that are in the log, by key."""
+    def logged_replies(self, requests: Sequence[Request]) -> dict[str, Reply]:
+        """Good answers that are in the log, by key; with `deferred` also the replies that stand without being one."""
         keys = [self.key(request) for request in requests]
-        found = {key: reply_of(call) for key, call in self.log.answers(keys).items()}
-        if self.mode == "deferred" and len(found) < len(keys):
+        replies = {key: to_reply(call) for key, call in self.log.answers(keys).items()}
+        if self.mode == "deferred" and len(replies) < len(keys):
             for key, (call, tries) in self.log.unanswered(keys).items():
                 if call.status != "failed" or tries >= TRIES:
-                    found[key] = reply_of(call)
-        return found
+                    replies[key] = to_reply(call)
+        return replies
 
     def may_call(self) -> bool:
         """Whether another call is within the budget."""
@@ -139,11 +142,11 @@ class LLMClient:
         with self._lock:
             self.spent.calls += 1
         future: Future[Reply] = Future()
-        self.llm.submit(request).add_done_callback(partial(self._answered, request, future))
+        self.llm.submit(request).add_done_callback(partial(self._record, request, future))
         return future
 
     def rehearse(self, request: Request) -> Reply:
-        """What a dry run takes for the reply; equal requests count once, as they are asked once."""
+        """A dry run's stand-in for the reply; equal requests count once, as they are sent once."""
         key = self.key(request)
         if key in self._rehearsed:
             return self._rehearsed[key]
@@ -152,7 +155,7 @@ class LLMClient:
             probabilities = ((share,) * len(request.choices),) * len(request.positions)
             reply = Reply("ok", input_tokens=len(request.ids), probabilities=probabilities)
         else:
-            tokens = self.llm.count(request), self._length(request)
+            tokens = self.llm.count(request), self._count_sample(request)
             reply = Reply("ok", request.sample, input_tokens=tokens[0], output_tokens=tokens[1])
         self._account(reply)
         self.spent.calls += 1
@@ -160,23 +163,23 @@ class LLMClient:
         return self._rehearsed[key]
 
     def set_aside(self, request: Request, key: str) -> None:
-        """Keep a request for a batch; what it is estimated to use counts as spent."""
+        """Keep a request for a batch; its estimated cost counts as spent."""
         if isinstance(request, Probe):
             raise NeuronautError("a batch takes chats only; use -s simulation:json, or leave --batch away")
         self.outbox[key] = request
         self.spent.calls += 1
-        self._spend(self.llm.count(request), self._length(request), batch=True)
+        self._spend(self.llm.count(request), self._count_sample(request), batch=True)
 
-    def _length(self, request: Chat) -> int:
+    def _count_sample(self, request: Chat) -> int:
         """Tokens of the sample reply."""
-        return self.llm.count(_said(request.sample)) - self.llm.count(_said(""))
+        return self.llm.count(_as_chat(request.sample)) - self.llm.count(_as_chat(""))
 
-    def _answered(self, request: Request, future: Future[Reply], done: Future[Reply]) -> None:
-        """In the thread that got the reply: write it down, then hand it on."""
+    def _record(self, request: Request, future: Future[Reply], replied: Future[Reply]) -> None:
+        """Record the reply, then hand it on; runs in the thread that got it."""
         try:
-            reply = as_logged(replace(done.result(), key=self.key(request)))
+            reply = as_logged(replace(replied.result(), key=self.key(request)))
             self._account(reply)
-            self.log.record(call_of(request, reply, model=self.llm.model, endpoint=self.llm.endpoint, price=self.price))
+            self.log.record(to_call(request, reply, model=self.llm.model, endpoint=self.llm.endpoint, price=self.price))
         except BaseException as error:
             future.set_exception(error)
         else:
@@ -200,21 +203,22 @@ class _Run(Generic[T]):
     def __init__(self, client: LLMClient, tasks: Iterable[LLMTask[T]]) -> None:
         self._client, self._tasks = client, iter(tasks)
         self._waiting: deque[tuple[Request, str, _Task[T], int]] = deque()
-        self._flying: dict[Future[Reply], str] = {}
-        self._same: dict[str, list[tuple[_Task[T], int]]] = {}
-        """Who waits for each key in flight."""
+        self._in_flight: dict[Future[Reply], str] = {}
+        self._waiting_for: dict[str, list[tuple[_Task[T], int]]] = {}
+        """By key in flight, the tasks that wait for its reply, and its place among theirs."""
         self._open = 0
         self._done: deque[T] = deque()
         self._more = True
 
     def results(self) -> Iterator[T]:
+        """The results of the tasks as they are done."""
         while True:
             self._send()
             while self._done:
                 yield self._done.popleft()
             if self._more and self._wants_tasks():
                 self._begin_next()
-            elif self._flying:
+            elif self._in_flight:
                 self._collect()
             elif not self._waiting or self._client.stopped:
                 break
@@ -223,7 +227,7 @@ class _Run(Generic[T]):
         if self._client.mode != "rehearsal" and not self._client.may_call():
             self._more = False
             return False
-        busy = len(self._waiting) + len(self._flying) >= self._client.llm.in_flight
+        busy = len(self._waiting) + len(self._in_flight) >= self._client.llm.in_flight
         return not busy or self._open < self._client.ahead
 
     def _begin_next(self) -> None:
@@ -235,7 +239,7 @@ class _Run(Generic[T]):
         self._advance(_Task(steps), None)
 
     def _advance(self, task: _Task[T], replies: list[Reply] | None) -> None:
-        """Let a task go on, as far as it comes with what is in the log."""
+        """Let a task go on, as far as it comes with the replies in the log."""
         try:
             requests = next(task.steps) if replies is None else task.steps.send(replies)
         except StopIteration as stop:
@@ -243,28 +247,28 @@ class _Run(Generic[T]):
             self._done.append(stop.value)
             return
         client = self._client
-        keys, known = [client.key(request) for request in requests], client.known(requests)
-        client.spent.cached += sum(key in known for key in keys)
-        task.replies = [known.get(key) for key in keys]
-        task.left = task.replies.count(None)
+        keys, logged = [client.key(request) for request in requests], client.logged_replies(requests)
+        client.spent.cached += sum(key in logged for key in keys)
+        task.replies = [logged.get(key) for key in keys]
+        task.missing = task.replies.count(None)
         for place, (request, key) in enumerate(zip(requests, keys, strict=True)):
-            if key not in known:
+            if key not in logged:
                 self._waiting.append((request, key, task, place))
-        if task.left == 0:
+        if task.missing == 0:
             self._advance(task, [reply for reply in task.replies if reply is not None])
 
     def _send(self) -> None:
-        """Send, rehearse or set aside what waits."""
+        """Send, rehearse or set aside the waiting requests."""
         client = self._client
-        while self._waiting and (client.mode != "live" or len(self._flying) < client.llm.in_flight):
+        while self._waiting and (client.mode != "live" or len(self._in_flight) < client.llm.in_flight):
             request, key, task, place = self._waiting.popleft()
             if key in client.outbox:
                 continue
-            if key in self._same:
-                self._same[key].append((task, place))
-            elif known := client.known([request]):
+            if key in self._waiting_for:
+                self._waiting_for[key].append((task, place))
+            elif logged := client.logged_replies([request]):
                 # An equal request was answered while this one waited.
-                self._deliver(known[key], task, place)
+                self._deliver(logged[key], task, place)
             elif client.mode == "rehearsal":
                 self._deliver(client.rehearse(request), task, place)
             elif not client.may_call():
@@ -273,35 +277,35 @@ class _Run(Generic[T]):
             elif client.mode == "deferred":
                 client.set_aside(request, key)
             else:
-                self._same[key] = [(task, place)]
-                self._flying[client.call(request)] = key
+                self._waiting_for[key] = [(task, place)]
+                self._in_flight[client.call(request)] = key
 
     def _collect(self) -> None:
-        """Wait for a reply, and hand every one that is there to those who wait for it."""
-        done, _ = wait(self._flying, return_when=FIRST_COMPLETED)
-        for future in done:
+        """Wait for a reply, and hand every one that has come to the tasks that wait for it."""
+        replied, _ = wait(self._in_flight, return_when=FIRST_COMPLETED)
+        for future in replied:
             reply = future.result()
-            for task, place in self._same.pop(self._flying.pop(future)):
+            for task, place in self._waiting_for.pop(self._in_flight.pop(future)):
                 self._deliver(reply, task, place)
 
     def _deliver(self, reply: Reply, task: _Task[T], place: int) -> None:
         task.replies[place] = reply
-        task.left -= 1
-        if task.left == 0:
-            self._advance(task, [known for known in task.replies if known is not None])
+        task.missing -= 1
+        if task.missing == 0:
+            self._advance(task, [reply for reply in task.replies if reply is not None])
 
 
-def _said(text: str) -> Chat:
+def _as_chat(text: str) -> Chat:
     return Chat((Message("assistant", text),))
 
 
 def as_logged(reply: Reply) -> Reply:
-    """The reply as the log will give it: what is asked next must not depend on where it was read."""
+    """The reply as the log will give it: later requests must not depend on where it was read."""
     calls = tuple(ToolCall(*(clean(part) or "" for part in astuple(call))) for call in reply.calls)
     return replace(reply, text=clean(reply.text) or "", calls=calls)
 
 
-def call_of(
+def to_call(
     request: Request, reply: Reply, *, model: str, endpoint: str, price: Price | None, batch: bool = False
 ) -> Call:
     """A request and its reply as the log keeps them."""
@@ -318,7 +322,7 @@ def call_of(
         model=model,
         endpoint=endpoint,
         prompt=request.prompt,
-        request=json.dumps(request.says(), ensure_ascii=False),
+        request=json.dumps(request.as_dict(), ensure_ascii=False),
         status=reply.status,
         reply=reply.text,
         reason=reply.reason,
@@ -330,8 +334,8 @@ def call_of(
     )
 
 
-def reply_of(call: Call) -> Reply:
-    """A reply as it came."""
+def to_reply(call: Call) -> Reply:
+    """The reply of a call in the log, as it came."""
     return Reply(
         status=cast("Status", call.status),
         text=call.reply,
@@ -342,7 +346,7 @@ def reply_of(call: Call) -> Reply:
         logprobs=tuple(TokenLogprobs(token, top) for token, top in call.detail["logprobs"]),
         probabilities=tuple(tuple(row) for row in call.detail["probabilities"]),
         # Logs of before there were tools have no calls.
-        calls=tuple(ToolCall(**one) for one in call.detail.get("calls", ())),
+        calls=tuple(ToolCall(**tool_call) for tool_call in call.detail.get("calls", ())),
         key=call.key,
         raw=call.detail["raw"],
     )

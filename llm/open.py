@@ -1,6 +1,6 @@
 """From a name on the command line to a language model: `openai:gpt-4o-mini`, `hf:PATH`.
 
-What stands before the first colon is the scheme. Each takes its own options; one that it does not take is an error.
+The part before the first colon is the scheme. Each takes its own options; one that it does not take is an error.
 Nothing is imported, loaded or connected to before it is needed.
 """
 
@@ -26,6 +26,8 @@ def _local(path: str, **options: Any) -> LLM:
 
 @dataclass(frozen=True, slots=True)
 class _Scheme:
+    """A constructor and the options that it takes."""
+
     make: Callable[..., LLM]
     options: frozenset[str]
 
@@ -55,11 +57,11 @@ def open_llm(
     dtype: str | None = None,
     batch_tokens: int | None = None,
 ) -> LLM:
-    """The language model that `text` names.
+    """Open the language model that `text` names.
 
     For openai: any server that speaks OpenAI's protocol, at `base_url`; `thinking` tokens on top of a reply's limit;
     `in_flight` requests at once, each for `timeout` seconds at most; `temperature_fixed` where the model takes no
-    temperature; `prompt_logprobs` where the server tells them, with its `tokenizer`. For hf: a folder or Hugging Face
+    temperature; `prompt_logprobs` where the server gives them, with its `tokenizer`. For hf: a folder or Hugging Face
     id on `device` in `dtype`, in batches of `batch_tokens`. Raises NeuronautError for any other name or a misplaced
     option.
     """
@@ -69,7 +71,7 @@ def open_llm(
             f"model {text!r} does not say where it runs; wanted openai:NAME, as in openai:gpt-4o-mini "
             "(any OpenAI-compatible server), or hf:PATH (a local Hugging Face model)"
         )
-    asked: dict[str, Any] = {
+    every: dict[str, object] = {
         "base_url": base_url,
         "thinking": thinking,
         "in_flight": in_flight,
@@ -81,7 +83,7 @@ def open_llm(
         "dtype": dtype,
         "batch_tokens": batch_tokens,
     }
-    options = {option: value for option, value in asked.items() if value}
+    options = {option: value for option, value in every.items() if value}
     for option in options.keys() - SCHEMES[scheme].options:
         home = next(other for other, row in SCHEMES.items() if option in row.options)
         raise NeuronautError(f"{option} is for {home}: models, and {text} is none; leave it out")

@@ -1,11 +1,10 @@
-"""What asking costs, and how much of it is allowed.
+"""Prices of models, budgets, and estimates of tokens.
 
 Prices are of OpenAI's own server and hold for nobody else's; a model in process costs nothing; every other price is
-unknown until the user says it. An unknown price is None, never zero, so that no total is too small in silence.
+unknown until the user gives it. An unknown price is None, never zero, so that no total is too small in silence.
 
-How many tokens a text comes to for a model whose tokenizer is not at hand.
-
-Today's byte-pair tokenizers first cut text into much the same pieces: a word with the one sign before it, three
+`estimate` counts tokens for a model whose tokenizer is not at hand. Today's byte-pair tokenizers first cut text into
+much the same pieces: a word with the one sign before it, three
 digits, signs with the blank before and the line ends after, white space. One pattern finds them, and each is
 a token per so many characters. On English, Python, JSON and lists of tokens the sum is within 12% of cl100k's,
 o200k's and DeepSeek's (measured); on other scripts it is up to 60% too high.
@@ -24,7 +23,7 @@ from ..subject.errors import NeuronautError
 from .types import Message
 
 BATCH_DISCOUNT = 0.5
-"""What a batch API asks of the usual price."""
+"""Share of the usual price that a batch API charges."""
 
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -41,12 +40,12 @@ class Price:
     def parse(cls, text: str) -> Self:
         """Read `in=0.15,out=0.60`."""
         usage = "wanted dollars per million tokens, as in in=0.15,out=0.60"
-        parts = _parts(text, ("in", "out"), of="price", usage=usage)
-        if len(parts) < 2:
-            raise NeuronautError(f"price {text!r} lacks {'in' if 'out' in parts else 'out'}=; {usage}")
-        prices = {key: _number(value, key, of="price", usage=usage) for key, value in parts.items()}
+        values = _parse_pairs(text, ("in", "out"), of="price", usage=usage)
+        if len(values) < 2:
+            raise NeuronautError(f"price {text!r} lacks {'in' if 'out' in values else 'out'}=; {usage}")
+        prices = {key: _parse_number(value, key, of="price", usage=usage) for key, value in values.items()}
         if bad := next((key for key, value in prices.items() if value < 0), None):
-            raise NeuronautError(f"price {bad}={parts[bad]} is below zero; {usage}")
+            raise NeuronautError(f"price {bad}={values[bad]} is below zero; {usage}")
         return cls(float(prices["in"]), float(prices["out"]))
 
 
@@ -72,11 +71,11 @@ OPENAI: Mapping[str, Price] = MappingProxyType(
         "gpt-3.5-turbo": Price(0.50, 1.50),
     }
 )
-"""As of 2026-01, from memory and without cached input: check the vendor's page, and say another with --price."""
+"""As of 2026-01, from memory and without cached input: check the vendor's page, and give another with --price."""
 
 
-def price_of(model: str, endpoint: str, override: Price | None = None) -> Price | None:
-    """What `model` costs at `endpoint` (an LLM's own attributes), or None where nobody said.
+def find_price(model: str, endpoint: str, override: Price | None = None) -> Price | None:
+    """The price of `model` at `endpoint` (an LLM's own attributes), or None where it is unknown.
 
     A dated name (gpt-4o-mini-2024-07-18) has its family's price unless it has a row of its own.
     """
@@ -114,7 +113,7 @@ class Budget:
     def parse(cls, text: str) -> Self:
         """Read `usd=5,tokens=2M,calls=100,minutes=30`, any of them; k, M and B multiply tokens and calls."""
         usage = "wanted any of usd, tokens, calls and minutes, as in usd=5,tokens=2M,calls=100,minutes=30"
-        return cls(**amounts(text, whole=("tokens", "calls"), parts=("usd", "minutes"), usage=usage))
+        return cls(**parse_amounts(text, whole=("tokens", "calls"), parts=("usd", "minutes"), usage=usage))
 
 
 def check_limits(limits: Mapping[str, float | None]) -> None:
@@ -125,31 +124,33 @@ def check_limits(limits: Mapping[str, float | None]) -> None:
             raise NeuronautError(f"budget {name}={value} is not positive; leave it out for no limit")
 
 
-def amounts(text: str, *, whole: tuple[str, ...], parts: tuple[str, ...], usage: str) -> dict[str, Any]:
+def parse_amounts(text: str, *, whole: tuple[str, ...], parts: tuple[str, ...], usage: str) -> dict[str, Any]:
     """Read `key=value,key=value` of a budget: whole numbers, in which k, M and B multiply, and others."""
-    said = _parts(text, (*whole, *parts), of="budget", usage=usage)
-    return {
-        key: _count(value, key, usage=usage) if key in whole else float(_number(value, key, of="budget", usage=usage))
-        for key, value in said.items()
-    }
+    amounts: dict[str, Any] = {}
+    for key, value in _parse_pairs(text, (*whole, *parts), of="budget", usage=usage).items():
+        if key in whole:
+            amounts[key] = _parse_count(value, key, usage=usage)
+        else:
+            amounts[key] = float(_parse_number(value, key, of="budget", usage=usage))
+    return amounts
 
 
-def _parts(text: str, keys: tuple[str, ...], *, of: str, usage: str) -> dict[str, str]:
+def _parse_pairs(text: str, keys: tuple[str, ...], *, of: str, usage: str) -> dict[str, str]:
     """The values of `key=value,key=value` by key."""
-    parts: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in text.split(","):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise NeuronautError(f"{of} {text!r}: {part.strip()!r} is no key=value; {usage}")
         if key not in keys:
             raise NeuronautError(f"{of} {text!r} has an unknown key {key!r}; {usage}")
-        if key in parts:
+        if key in values:
             raise NeuronautError(f"{of} {text!r} says {key}= twice; {usage}")
-        parts[key] = value
-    return parts
+        values[key] = value
+    return values
 
 
-def _number(value: str, key: str, *, of: str, usage: str, unit: str = "") -> Decimal:
+def _parse_number(value: str, key: str, *, of: str, usage: str, unit: str = "") -> Decimal:
     try:
         number = Decimal(value.removesuffix(unit))
     except InvalidOperation:
@@ -159,11 +160,11 @@ def _number(value: str, key: str, *, of: str, usage: str, unit: str = "") -> Dec
     return number
 
 
-def _count(value: str, key: str, *, usage: str) -> int:
+def _parse_count(value: str, key: str, *, usage: str) -> int:
     unit = value[-1:] if value[-1:].isalpha() else ""
     if unit.lower() not in _UNITS and value[:1].isdigit():
         raise NeuronautError(f"budget {key}={value} has an unknown unit; wanted k, M or B, as in {key}=2M")
-    number = _number(value, key, of="budget", usage=usage, unit=unit) * _UNITS.get(unit.lower(), 1)
+    number = _parse_number(value, key, of="budget", usage=usage, unit=unit) * _UNITS.get(unit.lower(), 1)
     if number != int(number):
         raise NeuronautError(f"budget {key}={value} is not a whole number; {usage}")
     return int(number)
@@ -188,7 +189,7 @@ MESSAGE, REPLY = 4, 3
 
 def estimate(text: str) -> int:
     """Tokens of a text, roughly."""
-    return sum(_tokens(piece) for piece in _PIECE.finditer(text))
+    return sum(_estimate_piece(piece) for piece in _PIECE.finditer(text))
 
 
 def estimate_chat(messages: Sequence[Message]) -> int:
@@ -196,6 +197,6 @@ def estimate_chat(messages: Sequence[Message]) -> int:
     return sum(estimate(message.content) + MESSAGE for message in messages) + REPLY
 
 
-def _tokens(piece: re.Match[str]) -> int:
+def _estimate_piece(piece: re.Match[str]) -> int:
     kind, length = piece.lastgroup or "space", len(piece.group().strip())
     return 1 if kind == "word" and length <= _WORD else max(1, math.ceil(length / _PER_TOKEN[kind]))

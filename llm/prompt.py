@@ -1,8 +1,8 @@
 """Prompts are Markdown files: one file is one chat, and code only fills in what changes.
 
 `## system`, `## user` and `## assistant` open a message; turns before the last are worked examples. `$name` is a
-place to fill (`string.Template`; `$$` is a dollar). What is filled in is data: it is never searched for
-places or headings, so text from a corpus cannot become an instruction's form. A prompt is known by the
+place to fill (`string.Template`; `$$` is a dollar). The values filled in are data: they are never searched for
+places or headings, so text from a corpus cannot become an instruction's form. A prompt is identified by the
 hash of its file, which is stored with every result.
 """
 

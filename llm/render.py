@@ -21,11 +21,11 @@ STEPS = 10
 ACTIVE = 3
 """From this number on a token is marked as active."""
 ACTIVE_MARKS, SILENT_MARKS = ("«", "»"), ("‹", "›")
-"""Around active tokens, and around tokens that are pointed out for staying silent."""
+"""Marks around active tokens, and around tokens that are pointed out for staying silent."""
 CUT = "⋯"
-"""Stands where a window is not shown to its end."""
+"""The mark where a window is not shown to its end."""
 WORD_CUT = "·"
-"""Stands where a word is cut into tokens: what a description says of pieces of words can be seen."""
+"""The mark where a word is cut into tokens, so that descriptions of pieces of words can be understood."""
 
 _SPELLED = {"\n": "↵", "\t": "⇥"}
 _OWN = frozenset("".join((*ACTIVE_MARKS, *SILENT_MARKS, CUT, WORD_CUT, *_SPELLED.values(), "⟨")))
@@ -37,14 +37,14 @@ def spelled(text: str) -> str:
 
 
 def unspelled(text: str) -> str:
-    """The text that was spelled so; code points that no text can hold are left as they stand."""
-    back = {mark: character for character, mark in _SPELLED.items()}
+    """The text that `spelled` spelled; code points that no text can hold are left as they stand."""
+    characters = {mark: character for character, mark in _SPELLED.items()}
 
-    def character(found: re.Match[str]) -> str:
-        code = int(found[1] or "0", 16)
-        return back.get(found[0]) or (chr(code) if code < 0xD800 or 0xE000 <= code <= 0x10FFFF else found[0])
+    def decode(mark: re.Match[str]) -> str:
+        code = int(mark[1] or "0", 16)
+        return characters.get(mark[0]) or (chr(code) if code < 0xD800 or 0xE000 <= code <= 0x10FFFF else mark[0])
 
-    return re.sub("⟨U\\+([0-9A-F]{4,6})⟩|[↵⇥]", character, text)
+    return re.sub("⟨U\\+([0-9A-F]{4,6})⟩|[↵⇥]", decode, text)
 
 
 def quantised(activations: NDArray[np.float32], highest: float) -> NDArray[np.int64]:

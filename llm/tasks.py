@@ -1,8 +1,8 @@
-"""Code that asks a language model, written as if every answer were there at once.
+"""Tasks: code that asks a language model, written as if every answer were there at once.
 
-Such code is a generator: it yields the requests that it needs next, all of them together, and is sent their
-replies in the same order; what it returns is its result. So it neither waits nor knows of threads,
-retries, caches or budgets. `gather` lets many ask side by side, and `LLMClient` (client.py) answers.
+A task is a generator: it yields the requests that it needs next, all of them together, and is sent their
+replies in the same order; its return value is its result. So it neither waits nor knows of threads,
+retries, caches or budgets. `gather` runs many side by side, and `LLMClient` (client.py) answers.
 """
 
 from collections.abc import Generator, Sequence
@@ -35,11 +35,11 @@ def gather(parts: Sequence[LLMTask[T]]) -> LLMTask[list[T]]:
     for index in range(len(parts)):
         advance(index, None)
     while waiting:
-        asked = dict(waiting)
+        batch = dict(waiting)
         waiting.clear()
-        replies = yield [request for requests in asked.values() for request in requests]
+        replies = yield [request for requests in batch.values() for request in requests]
         start = 0
-        for index, requests in asked.items():
+        for index, requests in batch.items():
             advance(index, replies[start : start + len(requests)])
             start += len(requests)
     return [results[index] for index in range(len(parts))]

@@ -1,12 +1,12 @@
-"""What is asked of a language model and what comes back; nothing here knows who answers.
+"""Requests to a language model, its replies, and the protocol of a model; nothing here knows who answers.
 
-A request is everything that determines its answer, so its key is the hash of what it says. It is either a
+A request is everything that determines its answer, so its key is the hash of its content. It is either a
 chat, answered with text, or a probe, answered with probabilities of given tokens at given positions of a
 prompt. Sampling parameters belong to one request and are shared by none.
 
 A chat may offer tools. Then the reply may hold calls of them, whose arguments are the string that came: whether they
-are what the tool wants is for whoever asked to say. What a chat without tools says is the same as if there were none,
-so that its key is, too.
+fit the tool is for the caller to check. A chat without tools has no field for them, so its key is the same as before
+there were tools.
 """
 
 import hashlib
@@ -14,7 +14,10 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Role = Literal["system", "user", "assistant", "tool"]
 ToolChoice = Literal["auto", "required"]
@@ -26,7 +29,7 @@ failed: no reply after all retries, or an error of the request's own. Only "ok" 
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool that a model may call, as it is told of it."""
+    """A tool that a model may call, as it is described to the model."""
 
     name: str
     description: str
@@ -34,7 +37,7 @@ class ToolSpec:
     """JSON schema of the arguments, an object."""
 
     def function(self) -> dict[str, object]:
-        """As OpenAI's protocol and chat templates take it."""
+        """The tool as OpenAI's protocol and chat templates take it."""
         return {"type": "function", "function": asdict(self)}
 
 
@@ -46,7 +49,7 @@ class ToolCall:
     arguments: str
     """As it came, which should be a JSON object and need not be."""
     id: str = ""
-    """By which the answer is told to be the answer to this call."""
+    """The answer to this call names it by this id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +63,15 @@ class Message:
     answers: str = ""
     """Id of the call that a tool's turn answers."""
 
-    def says(self) -> dict[str, object]:
-        """The fields that say anything."""
+    def as_dict(self) -> dict[str, object]:
+        """The role, the content, and the other fields that are not empty."""
         return {name: value for name, value in asdict(self).items() if value or name in ("role", "content")}
 
     @classmethod
-    def parse(cls, said: Mapping[str, Any]) -> Self:
-        """The message that says so."""
-        calls = tuple(ToolCall(**call) for call in said.get("calls", ()))
-        return cls(said["role"], said["content"], calls, said.get("answers", ""))
+    def parse(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what `as_dict` returned, also after JSON."""
+        calls = tuple(ToolCall(**call) for call in fields.get("calls", ()))
+        return cls(fields["role"], fields["content"], calls, fields.get("answers", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +81,11 @@ class Sampling:
     temperature: float | None = 0.0
     """None leaves it to the server, as some models demand."""
     max_tokens: int = 300
-    """Tokens of the reply at most; what a model thinks beforehand comes on top (see the client)."""
+    """Tokens of the reply at most; those of thinking beforehand come on top (see openai/wire.py)."""
     top_logprobs: int = 0
     """How many alternatives are wanted at each token of the reply; 0 for none."""
     seed: int | None = None
-    """Tells apart samples of one prompt, and is passed on to servers that take a seed."""
+    """Distinguishes samples of one prompt, and is passed on to servers that take a seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,33 +96,33 @@ class Chat:
     sampling: Sampling = Sampling()
     sample: str = ""
     """A reply of the usual form and length, from which a dry run estimates; not part of the key. Where a call is
-    usual, it is one in the form that models without calls of their own are told (see calling.py)."""
+    usual, it is one in the form for models without calls of their own (see tool_calls.py)."""
     prompt: str = ""
     """Name of the prompt file it was rendered from, for the log; not part of the key."""
     tools: tuple[ToolSpec, ...] = ()
-    """What the model may call."""
+    """The tools that the model may call."""
     tool_choice: ToolChoice = "auto"
     """Only with tools."""
 
-    def says(self) -> dict[str, object]:
-        """All that determines the answer."""
-        said: dict[str, object] = {
-            "messages": [message.says() for message in self.messages],
+    def as_dict(self) -> dict[str, object]:
+        """All fields that determine the answer."""
+        fields: dict[str, object] = {
+            "messages": [message.as_dict() for message in self.messages],
             "sampling": asdict(self.sampling),
         }
         if self.tools:
-            said |= {"tools": [asdict(tool) for tool in self.tools], "tool_choice": self.tool_choice}
-        return said
+            fields |= {"tools": [asdict(tool) for tool in self.tools], "tool_choice": self.tool_choice}
+        return fields
 
     @classmethod
-    def parse(cls, said: Mapping[str, Any], *, prompt: str) -> Self:
-        """The chat that says so."""
+    def parse(cls, fields: Mapping[str, Any], *, prompt: str) -> Self:
+        """Read what `as_dict` returned, also after JSON."""
         return cls(
-            tuple(map(Message.parse, said["messages"])),
-            Sampling(**said["sampling"]),
+            tuple(map(Message.parse, fields["messages"])),
+            Sampling(**fields["sampling"]),
             prompt=prompt,
-            tools=tuple(ToolSpec(**tool) for tool in said.get("tools", ())),
-            tool_choice=said.get("tool_choice", "auto"),
+            tools=tuple(ToolSpec(**tool) for tool in fields.get("tools", ())),
+            tool_choice=fields.get("tool_choice", "auto"),
         )
 
 
@@ -134,8 +137,8 @@ class Probe:
     """Token ids whose probabilities are wanted."""
     prompt: str = ""
 
-    def says(self) -> dict[str, object]:
-        """All that determines the answer."""
+    def as_dict(self) -> dict[str, object]:
+        """All fields that determine the answer."""
         return {"ids": self.ids, "positions": self.positions, "choices": self.choices}
 
 
@@ -143,9 +146,9 @@ Request = Chat | Probe
 
 
 def request_key(request: Request, *, model: str, endpoint: str) -> str:
-    """The name of a request and its answer: hash of model, endpoint and everything the request says."""
-    said = {"model": model, "endpoint": endpoint, **request.says()}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    """The key of a request and its answer: hash of model, endpoint and all that determines the answer."""
+    content = {"model": model, "endpoint": endpoint, **request.as_dict()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back."""
+    """A model's reply to a request."""
 
     status: Status
     text: str = ""
@@ -172,13 +175,13 @@ class Reply:
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the reply's tokens, where asked for and given."""
     probabilities: tuple[tuple[float | None, ...], ...] = ()
-    """Of a probe, (position, choice); None where the server did not tell."""
+    """Of a probe, (position, choice); None where the server did not give it."""
     calls: tuple[ToolCall, ...] = ()
-    """The calls that the model made in the server's own form; calling.py also finds one that is in the text."""
+    """The calls that the model made in the server's own form; tool_calls.py also finds one that is in the text."""
     key: str = ""
-    """Of the request, as the log knows it; set by the client."""
+    """Key of the request in the log; set by the client."""
     raw: Mapping[str, object] = field(default_factory=dict)
-    """What else the server said that is worth keeping, for example its name of the model."""
+    """Further fields of the server's reply that are worth keeping, for example its name of the model."""
 
 
 class LLM(Protocol):
@@ -205,13 +208,16 @@ class LLM(Protocol):
         ...
 
     @property
-    def tokenizer(self) -> Any:
-        """Its transformers tokenizer, with which probes are assembled; only of one that answers probes."""
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Its tokenizer, with which probes are assembled; only of one that answers probes."""
         ...
 
     def submit(self, request: Request) -> Future[Reply]:
-        """Begin to answer. The future holds a Reply, "failed" after all retries; it raises a NeuronautError
-        only for what spoils every call alike (a wrong key, an unknown model)."""
+        """Begin to answer.
+
+        The future holds a Reply, "failed" after all retries; it raises a NeuronautError only for an error that every
+        call would meet alike (a wrong key, an unknown model).
+        """
         ...
 
     def count(self, request: Request) -> int:

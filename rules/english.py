@@ -1,10 +1,8 @@
 """A rule in English: fires on ` self` directly after `(`, most strongly in `def __init__(self`.
 
-Clauses are told strongest first. A clause is its current tokens (the head), what must hold around them, and
-what may not. Where lists are long or clauses many, the strongest are told and the others counted, so that a
-description stays under about `WORDS` words.
-
-The parts of a rule as English phrases: tokens, lists and single conditions.
+The clauses stand strongest first. A clause is its current tokens (the head), the conditions that must hold around
+them, and the exceptions. Where lists are long or clauses many, the strongest are spelled out and the others
+counted, so that a description stays under about `WORDS` words.
 
 A token stands in backticks with its spaces kept; line feeds, tabs and other invisible characters are escaped
 as in Python, so a line feed reads `\\n` and a backslash `\\\\`. A list is cut to its first members, and the rest
@@ -36,7 +34,7 @@ WORDS = 60
 """About how long a description may be."""
 
 STRONG, WEAK = 0.7, 0.3
-"""From this share of the strongest on, an activation is told as strong; below that share, as weak."""
+"""From the first share of the strongest on, an activation is called strong; below the second, weak."""
 
 _SHOWN = (5, 3, 2, 1)
 """How many tokens of a set are shown; the first of these with which the strongest clause fits."""
@@ -48,7 +46,7 @@ def describe(rule: Rule, *, peak: float | None = None, example: str | None = Non
     """Say on which tokens the rule predicts activation: a clause of a sentence, without a full stop.
 
     `peak` is the feature's highest activation, in the rule's units: against it the strongest clause may itself be
-    weak. `example` is a piece of text that the feature is strong in, told with the strongest clause.
+    weak. `example` is a piece of text that the feature is strong in, quoted with the strongest clause.
     """
     first, *others = sorted(rule.any, key=_strength, reverse=True)
     if not others:
@@ -56,41 +54,42 @@ def describe(rule: Rule, *, peak: float | None = None, example: str | None = Non
     top = _strength(first)
     verb = "fires weakly" if peak is not None and top < WEAK * peak else "fires"
     ending = _ending(rule, top=top)
-    told = ""
+    text = ""
     for shown in _SHOWN:
-        told = f"{verb} {_phrase(first, shown=shown)}{_instance(first, example)}"
-        if _words(told + ending) <= WORDS:
+        text = f"{verb} {_phrase(first, shown=shown)}{_instance(first, example)}"
+        if _count_words(text + ending) <= WORDS:
             break
     for count, clause in enumerate(others):
         more = f"; {_degree(_strength(clause), top)} {_phrase(clause, shown=3)}"
-        if _words(told + more + ending) > WORDS:
+        if _count_words(text + more + ending) > WORDS:
             left = len(others) - count
-            return f"{told}; and {left} weaker pattern{'' if left == 1 else 's'}{ending}"
-        told += more
-    return told + ending
+            return f"{text}; and {left} weaker pattern{'' if left == 1 else 's'}{ending}"
+        text += more
+    return text + ending
 
 
 def _phrase(clause: Clause, *, shown: int) -> str:
-    """A clause without its verb."""
-    named = _named(clause)
+    """A clause without its verb; of each list of tokens at most `shown` are shown."""
+    named = _named_tokens(clause)
     head, graded = _named_head(clause, named, shown=shown) if named else _kind_head(clause, shown=shown)
     around = [condition for condition in clause.when if not _is_current(condition) and condition != _ANYWHERE]
     conditions = join_items(modifiers(around, shown=shown), "and", shown=shown + 1, more="condition")
     if graded and conditions:
         conditions = f"in each case {conditions}"
     text = (", " if graded else " ").join(filter(None, [head, conditions])) or "on every token"
-    told = [condition for condition in clause.unless if not (named and _is_current(condition))]
-    exempt = join_items([modifier(c, shown=min(shown, 3)) for c in told], "or", shown=shown + 1, more="exception")
+    exceptions = [condition for condition in clause.unless if not (named and _is_current(condition))]
+    phrases = [modifier(condition, shown=min(shown, 3)) for condition in exceptions]
+    exempt = join_items(phrases, "or", shown=shown + 1, more="exception")
     return f"{text}, except {exempt}" if exempt else text
 
 
 class _Head(NamedTuple):
-    """What a clause says of the current token."""
+    """The part of a clause that names the current token."""
 
     text: str
-    """Begins with "on"; empty where the clause says nothing of it."""
+    """Begins with "on"; empty where the clause has no condition on it."""
     graded: bool
-    """Whether the text tells stronger tokens from weaker ones."""
+    """Whether the text distinguishes stronger tokens from weaker ones."""
 
 
 def _named_head(clause: Clause, named: Sequence[str], *, shown: int) -> _Head:
@@ -109,7 +108,7 @@ def _kind_head(clause: Clause, *, shown: int) -> _Head:
     return _Head(f"on {nouns or 'every token'}, most strongly {strong}", graded=True)
 
 
-def _named(clause: Clause) -> list[str]:
+def _named_tokens(clause: Clause) -> list[str]:
     """The current tokens that the clause names and that its other conditions on them let pass, strongest first."""
     required = [condition for condition in clause.when if _is_current(condition)]
     excepted = [condition for condition in clause.unless if _is_current(condition)]
@@ -152,7 +151,8 @@ def _degrees(clause: Clause, named: Sequence[str]) -> dict[str, list[str]]:
 def _strength(clause: Clause) -> float:
     """The highest activation that the clause predicts."""
     return max(
-        (clause.gains.get(token, clause.value) for token in _named(clause) or [*clause.gains]), default=clause.value
+        (clause.gains.get(token, clause.value) for token in _named_tokens(clause) or [*clause.gains]),
+        default=clause.value,
     )
 
 
@@ -168,14 +168,14 @@ def _instance(clause: Clause, example: str | None) -> str:
 
 
 def _ending(rule: Rule, *, top: float) -> str:
-    """What is told of all clauses together: their exceptions, and a level elsewhere that is far from zero."""
+    """The part on all clauses together: their exceptions, and a level elsewhere that is far from zero."""
     exceptions = rule.unless if len(rule.any) > 1 else ()
     never = join_items([modifier(c, shown=3) for c in exceptions], "or", shown=2, more="exception")
     share = rule.floor / top if top > 0 else 0.0
     return (f"; never {never}" if never else "") + (f"; elsewhere at {share:.0%} of that" if share >= 0.1 else "")
 
 
-def _words(text: str) -> int:
+def _count_words(text: str) -> int:
     return len(text.split())
 
 
@@ -197,7 +197,7 @@ _MEMBERS: Mapping[ClassName, str] = {
     "identifier": "name",
     "punctuation": "punctuation mark",
 }
-"""What the members of a set are called, by the first class that all of them belong to."""
+"""The noun for the members of a set, by the first class that all of them belong to."""
 
 _INSIDE: Mapping[InsideName, str] = {
     "single": "inside single quotes",
@@ -213,19 +213,19 @@ _INSIDE: Mapping[InsideName, str] = {
 
 def visible(text: str) -> str:
     """The text in backticks, with invisible characters and backslashes escaped."""
-    shown = "".join(
+    escaped = "".join(
         character if character.isprintable() and character != "\\" else character.encode("unicode_escape").decode()
         for character in text
     )
-    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
+    return f"`` {escaped} ``" if "`" in escaped else f"`{escaped}`"
 
 
 def join_items(items: Sequence[str], joint: str, *, shown: int, more: str) -> str:
-    """`a, b and c`, or `a, b and 7 more words`: at most `shown` members, the count of what is left included."""
+    """`a, b and c`, or `a, b and 7 more words`: at most `shown` members, the count of the rest included."""
     if len(items) > max(shown, 1):
-        kept = items[: max(shown - 1, 1)]
-        left = len(items) - len(kept)
-        items = [*kept, f"{left} more {more}{'' if left == 1 else 's'}"]
+        first = items[: max(shown - 1, 1)]
+        left = len(items) - len(first)
+        items = [*first, f"{left} more {more}{'' if left == 1 else 's'}"]
     return f" {joint} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
@@ -267,7 +267,7 @@ def modifier(condition: Condition, *, shown: int) -> str:
 
 
 def noun(condition: Token | Class | Regex | Text, *, shown: int, plural: bool = False) -> str:
-    """What a condition on a token or a text says that it is."""
+    """A condition on a token or a text as a noun: its tokens, the class, the pattern or the text."""
     match condition:
         case Token():
             return tokens(condition.any, "or", shown=shown)

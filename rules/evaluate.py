@@ -2,15 +2,10 @@
 
 A `TokenGrid` interns the windows' token strings. A condition on a token is evaluated once per distinct
 string and spread over the windows by indexing. Text conditions are found in the one string that all
-windows join to; quotes and brackets by one scan of every window's text; repeats by sorting n-grams. What
-is slow to compute is computed on first use and kept with the grid.
+windows join to; open quotations, brackets and comments by one scan of every window's text (`scan_states`);
+repeats by sorting n-grams. Masks that are slow to compute are computed on first use and kept with the grid.
 
 Shapes: W windows of up to P tokens; masks and predictions are (W, P), False and 0 on padding.
-
-What is open at a place in a text: quotations, brackets, comments.
-
-One left-to-right scan in which the state at an offset depends on the text before it only, so that a
-causal model could have computed it. The rules are those of source code, with enough give for prose.
 """
 
 import re
@@ -77,7 +72,7 @@ class TokenGrid:
             row[: len(window)] = [index[token] for token in window]
         return cls(tuple(index), ids)
 
-    def spell(self, key: object, holds: Callable[[str], bool]) -> Mask:
+    def map_strings(self, key: object, holds: Callable[[str], bool]) -> Mask:
         """Where the token's string satisfies `holds`; evaluated once per string and kept under `key`."""
         if key not in self._tables:
             self._tables[key] = np.array([*map(holds, self.strings), False], dtype=np.bool_)
@@ -110,7 +105,7 @@ class TokenGrid:
             return bits
         starts = self.ends - self._lengths
         for row, begin, end, start in zip(bits, self.begins[:, 0], self.ends[:, -1], starts, strict=True):
-            changes = np.array([(0, 0), *states(self.text[begin:end])])
+            changes = np.array([(0, 0), *scan_states(self.text[begin:end])])
             row[:] = changes[np.searchsorted(changes[:, 0], start - begin, side="right") - 1, 1]
         return bits
 
@@ -130,14 +125,14 @@ class TokenGrid:
             self._since_first[n] = since.reshape(grams.shape)
         return self._since_first[n]
 
-    def searched(self, pattern: str) -> Mask:
+    def search(self, pattern: str) -> Mask:
         """Where the pattern is found in the last `LOOKBACK` characters up to the token's end, shape (W, P)."""
         if pattern not in self._searched:
             search, text = re.compile(pattern).search, self.text
             froms = np.maximum(self.begins, self.ends - LOOKBACK)
             spans = zip(froms.ravel().tolist(), self.ends.ravel().tolist(), strict=True)
-            found = [search(text[start:end]) is not None for start, end in spans]
-            self._searched[pattern] = np.array(found, dtype=np.bool_).reshape(self.codes.shape)
+            hits = [search(text[start:end]) is not None for start, end in spans]
+            self._searched[pattern] = np.array(hits, dtype=np.bool_).reshape(self.codes.shape)
         return self._searched[pattern]
 
     def ending(self, text: str) -> Mask:
@@ -187,16 +182,17 @@ def _holds(condition: Condition, grid: TokenGrid) -> Mask:
     """Where the condition holds, and anything on padding."""
     match condition:
         case Token():
-            return _placed(condition, _among(condition.any, grid))
+            return _place(condition, _is_among(condition.any, grid))
         case Class():
-            return _placed(condition, grid.spell(condition.name, CLASSES[condition.name]))
+            return _place(condition, grid.map_strings(condition.name, CLASSES[condition.name]))
         case Regex(of="text"):
-            return _placed(condition, grid.searched(condition.pattern))
+            return _place(condition, grid.search(condition.pattern))
         case Regex():
             search = re.compile(condition.pattern).search
-            return _placed(condition, grid.spell(("regex", condition.pattern), lambda token: bool(search(token))))
+            holds = grid.map_strings(("regex", condition.pattern), lambda token: bool(search(token)))
+            return _place(condition, holds)
         case Text():
-            return _placed(condition, grid.ending(condition.ending))
+            return _place(condition, grid.ending(condition.ending))
         case Position():
             return _in_span(condition, grid.codes.shape)
         case Inside():
@@ -211,27 +207,27 @@ def _ranks(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.unique(values, return_inverse=True)[1].reshape(values.shape)
 
 
-def _among(strings: Sequence[str], grid: TokenGrid) -> Mask:
+def _is_among(strings: Sequence[str], grid: TokenGrid) -> Mask:
     table = np.zeros(len(grid.strings) + 1, dtype=np.bool_)
     table[[grid.index[string] for string in strings if string in grid.index]] = True
     return table[grid.codes]
 
 
-def _placed(condition: Token | Class | Regex | Text, held: Mask) -> Mask:
-    """Where the condition holds, from where it holds of the token itself."""
+def _place(condition: Token | Class | Regex | Text, mask: Mask) -> Mask:
+    """Where the condition holds at its offset or offsets, from the mask of the tokens that satisfy it."""
     if condition.within is None:
-        return _shifted(held, -condition.at)
-    placed = np.zeros_like(held)
-    for offset in range(1, min(condition.within, held.shape[1] - 1) + 1):
-        placed |= _shifted(held, offset)
+        return _shift(mask, -condition.at)
+    placed = np.zeros_like(mask)
+    for offset in range(1, min(condition.within, mask.shape[1] - 1) + 1):
+        placed |= _shift(mask, offset)
     return placed
 
 
-def _shifted(held: Mask, by: int) -> Mask:
+def _shift(mask: Mask, by: int) -> Mask:
     if by == 0:
-        return held
-    shifted = np.zeros_like(held)
-    shifted[:, by:] = held[:, :-by]
+        return mask
+    shifted = np.zeros_like(mask)
+    shifted[:, by:] = mask[:, :-by]
     return shifted
 
 
@@ -243,7 +239,7 @@ def _in_span(condition: Position, shape: tuple[int, ...]) -> Mask:
 
 
 def _values(clause: Clause, grid: TokenGrid) -> NDArray[np.float32]:
-    """What the clause predicts for each string, and, unused, for padding."""
+    """The clause's prediction for each string and, unused, for padding."""
     values = np.full(len(grid.strings) + 1, clause.value, dtype=np.float32)
     for token, gain in clause.gains.items():
         if token in grid.index:
@@ -261,7 +257,7 @@ BITS: dict[InsideName, int] = {
     "braces": 32,
     "comment": 64,
 }
-"""How `states` codes what is open."""
+"""The bit of each kind of quotation, bracket and comment in `scan_states`."""
 
 _MARK = re.compile(r"\\[^\n]|['\"#()\[\]{}\n]")
 _PREFIXES = frozenset({"r", "b", "u", "f", "rb", "br", "fr", "rf"})
@@ -277,15 +273,17 @@ _DELIMITERS = {
 }
 
 
-def states(text: str) -> Iterator[tuple[int, int]]:
+def scan_states(text: str) -> Iterator[tuple[int, int]]:
     """Scan a text and yield `(offset, bits)`: from this offset on, this is open; nothing is open at 0.
 
-    A backslash hides the next character, other than a line feed. Outside quotations and comments: `#` opens a
-    comment to the line's end; each kind of bracket is counted on its own, and a closing one without its opening
-    one is ignored; a quote opens a one-line string, which the same quote or the line's end closes, but a `'`
-    after a letter, digit or underscore is an apostrophe, unless these are a prefix of Python's strings (r, b, u,
-    f and pairs of them); a third quote right after an empty string opens a triple-quoted one, which three such
-    quotes in a row close. Inside quotations and comments nothing else opens or closes.
+    One scan from left to right: the state at an offset depends on the text before it only, so that a causal model
+    could have computed it. The rules are those of source code, with enough give for prose. A backslash hides the next
+    character, other than a line feed. Outside quotations and comments: `#` opens a comment to the line's end; each
+    kind of bracket is counted on its own, and a closing one without its opening one is ignored; a quote opens a
+    one-line string, which the same quote or the line's end closes, but a `'` after a letter, digit or underscore is an
+    apostrophe, unless these are a prefix of Python's strings (r, b, u, f and pairs of them); a third quote right after
+    an empty string opens a triple-quoted one, which three such quotes in a row close. Inside quotations and comments
+    nothing else opens or closes.
     """
     depth = dict.fromkeys(_DEPTHS, 0)
     opened = ""  # the delimiter of the open quotation, "#" in a comment
@@ -296,7 +294,7 @@ def states(text: str) -> Iterator[tuple[int, int]]:
         if character == "\n":
             opened = opened if len(opened) == 3 else ""
         elif character in "'\"":
-            opened, run = _quoted(character, opened, run, apostrophe=_is_apostrophe(text, at))
+            opened, run = _add_quote(character, opened, run, apostrophe=_is_apostrophe(text, at))
             run_end = at + 1
         elif opened:
             continue
@@ -309,7 +307,7 @@ def states(text: str) -> Iterator[tuple[int, int]]:
         yield mark.end(), _DELIMITERS[opened] | sum(_DEPTHS[bracket] for bracket, count in depth.items() if count)
 
 
-def _quoted(quote: str, opened: str, run: str, *, apostrophe: bool) -> tuple[str, str]:
+def _add_quote(quote: str, opened: str, run: str, *, apostrophe: bool) -> tuple[str, str]:
     """The open delimiter and the run of quotes after one more quote."""
     if not opened and run == quote * 2:
         return quote * 3, ""

@@ -1,13 +1,14 @@
-"""From a tree's leaves to a short rule: name the floor, keep what stands out, drop what does not matter.
+"""From a tree's leaves to a short rule.
 
 Leaves that predict next to nothing become the rule's floor; every other leaf becomes a clause. Then
 conditions, and whole clauses, are left out one after another for as long as the squared error of
 the rule on its sample stays within a small tolerance.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class _Draft:
 
 
 def induce(sample: Sample, leaves: list[Leaf]) -> Rule | None:
-    """The rule that the leaves amount to; None where no leaf stands out from the floor."""
+    """The rule of a tree's leaves; None where no leaf stands out from the floor."""
     means = [_mean(sample, leaf) for leaf in leaves]
     lowest, highest = min(means), max(float(leaf.predicted.max()) for leaf in leaves)
     quiet = lowest + QUIET * (highest - lowest)
@@ -82,7 +83,7 @@ def _draft(sample: Sample, leaf: Leaf, floor: float, quiet: float) -> _Draft | N
 
 
 class _Fit:
-    """Squared error of drafts on the sample; what a change of one draft costs is found from what it matches alone."""
+    """Squared error of drafts on the sample; a change of one draft is costed on the tokens that it matches alone."""
 
     def __init__(self, sample: Sample, drafts: list[_Draft], floor: float) -> None:
         self._sample, self._floor = sample, np.float32(floor)
@@ -95,7 +96,7 @@ class _Fit:
         self._predictions = [self._predict(draft) for draft in drafts]
 
     def without(self, i: int) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-        """What the other drafts predict, the loss of that per token, and its sum."""
+        """The prediction of all drafts but one, its loss per token, and the sum of that."""
         others = self._predictions[:i] + self._predictions[i + 1 :]
         best = np.full(len(self._used), -np.inf, np.float32)
         for prediction in others:
@@ -111,20 +112,22 @@ class _Fit:
         return total + float((joined - loss[matched]).sum(dtype=np.float64))
 
     def replace(self, i: int, draft: _Draft) -> None:
+        """Put another draft in the place of one."""
         self.drafts[i], self._predictions[i] = draft, self._predict(draft)
 
     def remove(self, i: int) -> None:
+        """Leave one draft out."""
         del self.drafts[i], self._predictions[i]
 
     def _loss(self, at: slice | NDArray[np.int64], predicted: NDArray[np.float32]) -> NDArray[np.float32]:
-        known = np.where(np.isneginf(predicted), self._floor, predicted)
-        return self._weight[at] * (self._activation[at] - known) ** 2
+        filled = np.where(np.isneginf(predicted), self._floor, predicted)
+        return self._weight[at] * (self._activation[at] - filled) ** 2
 
     def _predict(self, draft: _Draft) -> NDArray[np.float32]:
-        found = np.full(len(self._used), -np.inf, np.float32)
+        predicted = np.full(len(self._used), -np.inf, np.float32)
         matched, values = self._matches(draft)
-        found[matched] = values
-        return found
+        predicted[matched] = values
+        return predicted
 
     def _matches(self, draft: _Draft) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The tokens that a draft matches, and its prediction for them."""
@@ -156,10 +159,10 @@ def _simplify(sample: Sample, drafts: list[_Draft], floor: float) -> list[_Draft
         others = fit.without(i)
         if len(fit.drafts) > 1 and others[2] <= allowed:
             fit.remove(i)
-            i = 0  # what that clause made necessary elsewhere may be gone, too
+            i = 0  # conditions that this clause made necessary elsewhere may be gone, too
             continue
         draft = fit.drafts[i]
-        for shorten in (*_dropped_conditions(draft), *_dropped_members(draft)):
+        for shorten in (*_drop_conditions(draft), *_drop_members(draft)):
             shorter = shorten(draft)
             if shorter is not None and fit.error(shorter, others) <= allowed:
                 draft = shorter
@@ -173,47 +176,68 @@ _Shorten = Callable[[_Draft], _Draft | None]
 """From a draft to a shorter one; None where there is nothing left to drop."""
 
 
-def _dropped_conditions(draft: _Draft) -> Iterator[_Shorten]:
-    def drop(current: _Draft, kind: str, condition: Condition) -> _Draft | None:
-        left = tuple(c for c in getattr(current, kind) if c != condition)
-        shorter = replace(current, **{kind: left})
-        if names_current(condition) and kind == "when":
-            shorter = replace(shorter, gains={})
-        return shorter if shorter.when else None
-
-    for kind in ("unless", "when"):
-        for condition in getattr(draft, kind):
-            yield partial(drop, kind=kind, condition=condition)
+def _drop_conditions(draft: _Draft) -> Iterator[_Shorten]:
+    """Ways to leave out a condition, exceptions first."""
+    for exception in draft.unless:
+        yield partial(_drop_exception, exception=exception)
+    for condition in draft.when:
+        yield partial(_drop_condition, condition=condition)
 
 
-def _dropped_members(draft: _Draft) -> Iterator[_Shorten]:
-    """Single tokens of small sets: a set of causes may hold one that only comes along with them."""
-
-    def drop(current: _Draft, kind: str, condition: Token, member: str) -> _Draft | None:
-        found = next((c for c in getattr(current, kind) if _same_place(c, condition)), None)
-        if found is None or len(found.any) == 1:
-            return None
-        fewer = found.model_copy(update={"any": tuple(token for token in found.any if token != member)})
-        gains = {
-            t: g for t, g in current.gains.items() if t != member or kind != "when" or not names_current(condition)
-        }
-        return replace(
-            current, **{kind: tuple(fewer if c is found else c for c in getattr(current, kind))}, gains=gains
-        )
-
-    for kind in ("unless", "when"):
-        for condition in getattr(draft, kind):
-            if isinstance(condition, Token) and 1 < len(condition.any) <= SMALL_SET:
-                for member in condition.any:
-                    yield partial(drop, kind=kind, condition=condition, member=member)
+def _drop_exception(draft: _Draft, exception: Condition) -> _Draft | None:
+    return replace(draft, unless=tuple(c for c in draft.unless if c != exception)) if draft.when else None
 
 
-def _same_place(condition: Condition, other: Token) -> bool:
-    """Whether a condition is what is left of another set."""
+def _drop_condition(draft: _Draft, condition: Condition) -> _Draft | None:
+    when = tuple(c for c in draft.when if c != condition)
+    gains = {} if names_current(condition) else draft.gains
+    return replace(draft, when=when, gains=gains) if when else None
+
+
+def _drop_members(draft: _Draft) -> Iterator[_Shorten]:
+    """Ways to leave single tokens out of small sets: a set of causes may hold one that only comes along with them."""
+    for exception, member in _members(draft.unless):
+        yield partial(_drop_exception_member, exception=exception, member=member)
+    for condition, member in _members(draft.when):
+        yield partial(_drop_condition_member, condition=condition, member=member)
+
+
+def _members(conditions: Iterable[Condition]) -> Iterator[tuple[Token, str]]:
+    """The small sets of tokens, each with each of its tokens."""
+    for condition in conditions:
+        if isinstance(condition, Token) and 1 < len(condition.any) <= SMALL_SET:
+            for member in condition.any:
+                yield condition, member
+
+
+def _drop_exception_member(draft: _Draft, exception: Token, member: str) -> _Draft | None:
+    unless = _without_member(draft.unless, exception, member)
+    return None if unless is None else replace(draft, unless=unless)
+
+
+def _drop_condition_member(draft: _Draft, condition: Token, member: str) -> _Draft | None:
+    when = _without_member(draft.when, condition, member)
+    if when is None:
+        return None
+    gains = {t: g for t, g in draft.gains.items() if t != member or not names_current(condition)}
+    return replace(draft, when=when, gains=gains)
+
+
+def _without_member(conditions: Sequence[Condition], whole: Token, member: str) -> tuple[Condition, ...] | None:
+    """The conditions with a token left out of what remains of a set; None where no other token would remain."""
+    remaining = next((c for c in conditions if _is_part(c, whole)), None)
+    if remaining is None or len(remaining.any) == 1:
+        return None
+    fewer = remaining.model_copy(update={"any": tuple(token for token in remaining.any if token != member)})
+    return tuple(fewer if c is remaining else c for c in conditions)
+
+
+def _is_part(condition: Condition, whole: Token) -> TypeGuard[Token]:
+    """Whether a condition is what remains of a set of tokens."""
     return (
         isinstance(condition, Token)
-        and (condition.at, condition.within) == (other.at, other.within)
-        and set(condition.any) <= set(other.any)
+        and (condition.at, condition.within) == (whole.at, whole.within)
+        and set(condition.any) <= set(whole.any)
     )
 
 

@@ -8,23 +8,23 @@ else the highest prediction of the clauses that match, else `floor`.
     {"any": [{"when": [{"token": [" self"]}, {"text": "(", "at": -1}], "value": 4.2, "gains": {" self": 5.0}}],
      "unless": [{"inside": "comment"}]}
 
-A condition is told by its one key: token, class, regex, text, position, inside, repeat or induction.
+A condition is recognised by its one key: token, class, regex, text, position, inside, repeat or induction.
 Conditions read token strings and the text they join to, never ids, and nothing after the current token.
 Offsets that reach back past the start of the window hold no token, so a condition there is false.
 
-Which regular expressions a rule may hold: those that cannot take exponential time.
-
-Backtracking explodes where a repeated group can match the same text in several ways. So a group that is
-repeated may hold neither a repetition nor alternatives, and there are no back-references, named groups,
-conditionals, comments or flags other than a leading `(?i)`. A few unbounded repetitions side by side cost
-a polynomial, which the short texts that rules search keep small.
+A rule may hold only regular expressions that cannot take exponential time. Backtracking explodes where a
+repeated group can match the same text in several ways. So a group that is repeated may hold neither a
+repetition nor alternatives, and there are no back-references, named groups, conditionals, comments or flags
+other than a leading `(?i)`. A few unbounded repetitions side by side cost a polynomial, which the short texts
+that rules search keep small.
 """
 
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from functools import lru_cache
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -174,7 +174,7 @@ class Position(_Part, frozen=True):
 
     @field_validator("span", mode="before")
     @classmethod
-    def _open_start(cls, span: Any) -> Any:
+    def _open_start(cls, span: object) -> object:
         return (0, span[1]) if isinstance(span, list | tuple) and len(span) == 2 and span[0] is None else span
 
     @field_validator("span")
@@ -189,7 +189,7 @@ class Position(_Part, frozen=True):
 class Inside(_Part, frozen=True):
     """A quotation, bracket or comment is open where the current token starts. `{"inside": "double"}`.
 
-    `scanner.states` defines the scanner. single, double: a one-line string in such quotes; triple: either
+    `evaluate.scan_states` is the scanner. single, double: a one-line string in such quotes; triple: either
     triple quote; quotes: any of the three; parentheses `(`, brackets `[`, braces `{`; comment: `#` to the line's end.
     """
 
@@ -223,9 +223,9 @@ KINDS = (Token, Class, Regex, Text, Position, Inside, Repeat, Induction)
 
 
 def _tag(value: object) -> str | None:
-    """Name the union's member, in angle brackets so that it can be told from a JSON key in the path of a fault."""
-    if isinstance(value, _Part):
-        return f"<{getattr(value, 'key', None)}>"
+    """Name the union's member, in angle brackets, which no JSON key in the path of a fault has."""
+    if isinstance(value, KINDS):
+        return f"<{value.key}>"
     keys = value if isinstance(value, dict) else ()
     return next((f"<{kind.key}>" for kind in KINDS if kind.key in keys), None)
 
@@ -274,7 +274,7 @@ class Rule(_Part, frozen=True):
         try:
             return cls.model_validate_json(text, by_alias=True, by_name=False)
         except ValidationError as error:
-            raise NeuronautError(fault_of(error, what="the rule")) from None
+            raise NeuronautError(format_fault(error, what="the rule")) from None
 
     def to_json(self) -> str:
         """Compact JSON, one line, defaults left out; `Rule.parse` reads it back to an equal rule."""
@@ -282,20 +282,26 @@ class Rule(_Part, frozen=True):
         return json.dumps({"version": self.version, **fields}, ensure_ascii=False, separators=(",", ":"))
 
     def length(self) -> int:
-        """How much the rule says: conditions, token strings in them, and gains."""
+        """The number of conditions, token strings in them, and gains."""
         conditions = [*self.unless, *(part for clause in self.any for part in (*clause.when, *clause.unless))]
         strings = sum(len(condition.any) for condition in conditions if isinstance(condition, Token))
         return len(conditions) + strings + sum(len(clause.gains) for clause in self.any)
 
 
-def fault_of(error: ValidationError, *, what: str) -> str:
+@lru_cache(maxsize=4096)
+def parse_rule(text: str) -> Rule:
+    """Read a rule as `Rule.parse` does, once for each text: rules are frozen, so all its readers share one."""
+    return Rule.parse(text)
+
+
+def format_fault(error: ValidationError, *, what: str) -> str:
     """The first fault of `what`, in one line: where in the JSON, what was wanted, what came."""
     first = error.errors(include_url=False)[0]
     steps = [step for step in first["loc"] if not re.fullmatch("<[a-z]+>", str(step))]
     path = "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    came = repr(first["input"])
-    came = came if len(came) <= 60 else came[:59] + "…"
-    return f"{what} at {path}: {first['msg'].removeprefix('Value error, ')}; got {came}; correct it there"
+    value = repr(first["input"])
+    value = value if len(value) <= 60 else value[:59] + "…"
+    return f"{what} at {path}: {first['msg'].removeprefix('Value error, ')}; got {value}; correct it there"
 
 
 UNBOUNDED = 3

@@ -1,8 +1,8 @@
-"""What experiments have measured: windows of token ids, and the activation at some of their tokens.
+"""Measurements by experiments: windows of token ids, and the activation at some of their tokens.
 
 An investigation chooses the windows (scans of the vocabulary, swaps, near misses) and measures them; a rule is
-learned from them together with the training side of a feature (`rule.RuleExplainer.learn`). `disagreements` says
-where a rule and the measurements part, which is where to experiment next.
+learned from them together with the training side of a feature (`rule.RuleExplainer.learn`). `disagreements` lists
+the tokens at which a rule and the measurements differ, which is where to experiment next.
 """
 
 from collections import defaultdict
@@ -70,7 +70,7 @@ class Observed:
 
 
 class Disagreement(NamedTuple):
-    """A token at an offset from measured pivots at which rule and measurements part."""
+    """A token at an offset from measured pivots at which rule and measurements differ."""
 
     token: str
     offset: int
@@ -90,26 +90,26 @@ def disagreements(rule: Rule, observed: Observed, *, vocabulary: Sequence[str], 
     A token's size is the sum of errors of its wrong pivots times the share of its pivots that are wrong: a token
     that stands in every wrong window and in as many right ones explains nothing.
     """
-    said = predict(rule, TokenGrid(vocabulary, observed.ids))
     rows, positions = np.nonzero(observed.measured)
-    true, told = observed.activations[rows, positions], said[rows, positions]
-    wrong = (true > half) != (told > half)
-    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+    true = observed.activations[rows, positions]
+    predicted = predict(rule, TokenGrid(vocabulary, observed.ids))[rows, positions]
+    wrong = (true > half) != (predicted > half)
+    pivots: dict[tuple[int, int], list[int]] = defaultdict(list)
     for offset in OFFSETS:
         inside = np.flatnonzero(positions + offset >= 0)
         tokens = observed.ids[rows[inside], positions[inside] + offset]
         suspects = np.unique(tokens[wrong[inside]])
         for i, token in zip(inside.tolist(), tokens.tolist(), strict=True):
             if token in suspects:
-                found[token, offset].append(i)
-    made = []
-    for (token, offset), at in found.items():
+                pivots[token, offset].append(i)
+    result = []
+    for (token, offset), at in pivots.items():
         bad = [i for i in at if wrong[i]]
-        error = float(np.mean(true[bad] - told[bad]))
+        error = float(np.mean(true[bad] - predicted[bad]))
         involved = tuple(dict.fromkeys(rows[bad].tolist()))
-        made.append(
+        result.append(
             Disagreement(
                 token=vocabulary[token], offset=offset, error=error, wrong=len(bad), measured=len(at), rows=involved
             )
         )
-    return sorted(made, key=lambda d: (-abs(d.error) * d.wrong**2 / d.measured, -d.offset, d.token))
+    return sorted(result, key=lambda d: (-abs(d.error) * d.wrong**2 / d.measured, -d.offset, d.token))

@@ -10,19 +10,18 @@
 4. Of all rounds' rules, and the one learned without experiments, that of least cost stands: the share of variance
    that it leaves unexplained in text and the explainer's own edits, plus the square root of the share of pivots
    that are counterexamples. The root makes the last few count, so that one exception among thousands of pivots
-   changes the rule; the first term keeps a unit without a short rule from being told by its experiments alone.
-   The words of the rule are thinned out as far as that costs nothing (`tidy`).
+   changes the rule; the first term keeps a unit without a short rule from being described by its experiments alone.
+   The rule is shortened as far as that costs nothing (`tidy`).
 
-How well a learned rule holds on what it was not learned from, beside a table of tokens: is there a pattern at all?
-
-A second rule is learned with less, and held against what it was denied: some carriers, that is measured windows
-that differ in the last tokens up to the pivot only (every fourth, by hash, and one at least where there are two),
-and the edits that the explainer itself made of the documents it keeps for checking splits. Agreement is the
-balanced accuracy of "above half the peak" on those pivots, so that a rule that always says the same gets 0.5.
-On the text of the kept documents stands the correlation of the rule itself. The table is the mean of each token
-over what the second rule was learned from. A rule that does no better than the table there, or fails on new
-carriers, has found no pattern. One that gets there with hundreds of words (a random sum over the last two tokens
-can be spelled out so) is a table of its own: its length says it, and no agreement does.
+`fit` measures how well a learned rule holds on data that it was not learned from, beside a table of tokens: is
+there a pattern at all? A second rule is learned with less, and held against the data that it was denied: some
+carriers, that is measured windows that differ in the last tokens up to the pivot only (every fourth, by hash, and
+one at least where there are two), and the edits that the explainer itself made of the documents it keeps for
+checking splits. Agreement is the balanced accuracy of "above half the peak" on those pivots, so that a rule that
+always predicts the same gets 0.5. On the text of the kept documents stands the correlation of the rule itself. The
+table is the mean of each token over the data that the second rule was learned from. A rule that does no better than
+the table there, or fails on new carriers, has no pattern. One that gets there with hundreds of words (a random sum
+over the last two tokens can be spelled out so) is a table of its own: its length shows it, and no agreement does.
 """
 
 import zlib
@@ -36,7 +35,7 @@ from .induce import induce
 from .language import Rule
 from .observed import Observed
 from .sample import Sample, Windows
-from .tidy import Known, tidied
+from .tidy import Measure, shorten_rule
 from .tree import Growth, grow
 
 SHARE = 0.15
@@ -50,20 +49,20 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
 
     `pivot_weight` is what a measured pivot counts at first, `half` the activation that parts active from silent.
     """
-    joined = _joined(sample, observed, pivot_weight=pivot_weight)
-    pivots = np.concatenate([_edited(sample), len(sample.activation) + np.flatnonzero(observed.measured)])
-    known = Known(joined, pivots, text=len(sample.activation), half=half)
+    joined = _join(sample, observed, pivot_weight=pivot_weight)
+    pivots = np.concatenate([_find_edits(sample), len(sample.activation) + np.flatnonzero(observed.measured)])
+    measure = Measure(joined, pivots, text=len(sample.activation), half=half)
     best = induce(sample, grow(sample, growth))
-    least, fewest, since = known.cost(best) if best is not None else np.inf, len(pivots), 0
+    least, fewest, since = measure.cost(best) if best is not None else np.inf, len(pivots), 0
     raised = np.ones(len(pivots), np.float32)
     while since < PATIENCE:
-        weighed = _weighed(joined, pivots, raised)
-        rule = induce(weighed, grow(weighed, growth))
+        reweighted = _reweight(joined, pivots, raised)
+        rule = induce(reweighted, grow(reweighted, growth))
         if rule is None:
             wrong = joined.activation[pivots] > half
         else:
-            rule = known.refitted(rule)  # raised weights choose conditions, they do not set values
-            wrong, cost = known.wrong(known.predict(rule)), known.cost(rule)
+            rule = measure.refit(rule)  # raised weights choose conditions, they do not set values
+            wrong, cost = measure.wrong(measure.predict(rule)), measure.cost(rule)
             if cost < least:
                 best, least = rule, cost
         since = 0 if wrong.sum() < fewest else since + 1
@@ -71,17 +70,17 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
         if not fewest:
             break
         raised[wrong] *= RAISE
-    return tidied(best, known) if best is not None else None
+    return shorten_rule(best, measure) if best is not None else None
 
 
-def _edited(sample: Sample) -> NDArray[np.int64]:
-    """The explainer's own edits in the sample: where one token of an own row counts."""
+def _find_edits(sample: Sample) -> NDArray[np.int64]:
+    """Indices of the explainer's own edits in the sample: the tokens that alone of an own row count."""
     split = sample.background.ids.size
     counts = (sample.weight + sample.check)[split:].reshape(sample.own.ids.shape) > 0
     return split + np.flatnonzero(counts & (counts.sum(axis=1) == 1)[:, None])
 
 
-def _joined(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:
+def _join(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:
     """The sample with the measured windows behind its own ones."""
     mass = float(sample.weight.sum() + sample.check.sum())
     each = min(pivot_weight, SHARE * mass / max(len(observed), 1))
@@ -97,7 +96,8 @@ def _joined(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sampl
     )
 
 
-def _weighed(sample: Sample, pivots: NDArray[np.int64], raised: NDArray[np.float32]) -> Sample:
+def _reweight(sample: Sample, pivots: NDArray[np.int64], raised: NDArray[np.float32]) -> Sample:
+    """The sample with the pivots' weights multiplied by `raised`."""
     weight, check = sample.weight.copy(), sample.check.copy()
     weight[pivots] *= raised
     check[pivots] *= raised
@@ -111,7 +111,7 @@ VARIED = 5
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a rule is worth on what it was not learned from. None where a side is constant, or nothing is there."""
+    """Agreement of a rule with data that it was not learned from; None where a side is constant, or has no data."""
 
     kept: float | None
     """Pearson's r on the kept documents."""
@@ -134,26 +134,26 @@ class Fit:
     observed: int
     """Measured pivots."""
     length: int
-    """What the rule says, in conditions, tokens and gains."""
+    """The rule's length in conditions, tokens and gains."""
 
 
 def fit(rule: Rule, sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: float, half: float) -> Fit:
     """Hold a rule that was learned from a sample and measured windows against both, with a second learning."""
     split = sample.background.ids.size
-    kept = np.flatnonzero(sample.check[:split] > 0)
-    true, codes = sample.activation[kept], sample.tokens[0][kept]
-    back = _denied(observed)
-    shown, hidden = observed.only(~back), observed.only(back)
-    edits = _edits(sample)
+    checked = np.flatnonzero(sample.check[:split] > 0)
+    true, codes = sample.activation[checked], sample.tokens[0][checked]
+    denied = _choose_denied(observed)
+    allowed, hidden = observed.only(~denied), observed.only(denied)
+    edits = _checked_edits(sample)
     check = sample.check.copy()
     check[split:][edits.measured.ravel()] = 0
     less = replace(sample, check=check)
-    other = revise(less, growth, shown, pivot_weight=pivot_weight, half=half)
-    table = _table(less, shown)
-    on_edits, on_hidden = (_said(other, part, sample.vocabulary) for part in (edits, hidden))
-    said = _said(rule, observed, sample.vocabulary) > half
+    other = revise(less, growth, allowed, pivot_weight=pivot_weight, half=half)
+    table = _token_means(less, allowed)
+    on_edits, on_hidden = (_predict_pivots(other, part, sample.vocabulary) for part in (edits, hidden))
+    active = _predict_pivots(rule, observed, sample.vocabulary) > half
     return Fit(
-        kept=_correlation(true, predict(rule, sample.background.grid).ravel()[kept]),
+        kept=_correlation(true, predict(rule, sample.background.grid).ravel()[checked]),
         kept_table=_correlation(true, table[codes]),
         edited_agreement=_agreement(edits, on_edits, half),
         edited_correlation=_correlation(edits.activations[edits.measured], on_edits),
@@ -161,14 +161,14 @@ def fit(rule: Rule, sample: Sample, growth: Growth, observed: Observed, *, pivot
         observed_agreement=_agreement(hidden, on_hidden, half),
         observed_correlation=_correlation(hidden.activations[hidden.measured], on_hidden),
         observed_table=_agreement(hidden, table[hidden.ids[hidden.measured]], half),
-        wrong=int((said != (observed.activations[observed.measured] > half)).sum()),
+        wrong=int((active != (observed.activations[observed.measured] > half)).sum()),
         observed=len(observed),
         length=rule.length(),
     )
 
 
-def _denied(observed: Observed) -> NDArray[np.bool_]:
-    """The rows of every fourth carrier, (row,)."""
+def _choose_denied(observed: Observed) -> NDArray[np.bool_]:
+    """Which rows the second rule is denied: those of every fourth carrier, (row,)."""
     keys = []
     for ids, measured in zip(observed.ids, observed.measured, strict=True):
         last = int(np.flatnonzero(measured)[-1]) if measured.any() else 0
@@ -177,7 +177,7 @@ def _denied(observed: Observed) -> NDArray[np.bool_]:
     return np.isin(np.array(keys, np.int64), carriers[1::QUARTER])
 
 
-def _edits(sample: Sample) -> Observed:
+def _checked_edits(sample: Sample) -> Observed:
     """The explainer's own edits of kept documents: rows of which a single token is checked."""
     split = sample.background.ids.size
     check = sample.check[split:].reshape(sample.own.ids.shape) > 0
@@ -185,15 +185,15 @@ def _edits(sample: Sample) -> Observed:
     return Observed(sample.own.ids.astype(np.int64), sample.activation[split:].reshape(check.shape), measured)
 
 
-def _said(rule: Rule | None, observed: Observed, vocabulary: tuple[str, ...]) -> NDArray[np.floating]:
-    """What a rule predicts at measured pivots, (pivot,); no rule predicts silence."""
+def _predict_pivots(rule: Rule | None, observed: Observed, vocabulary: tuple[str, ...]) -> NDArray[np.floating]:
+    """A rule's predictions at measured pivots, (pivot,); no rule predicts silence."""
     if rule is None:
         return np.zeros(len(observed))
     return predict(rule, TokenGrid(vocabulary, observed.ids))[observed.measured]
 
 
-def _table(sample: Sample, observed: Observed) -> NDArray[np.float64]:
-    """Mean activation by token id over what is learned from; the mean of all where a token never stands."""
+def _token_means(sample: Sample, observed: Observed) -> NDArray[np.float64]:
+    """Mean activation by token id over sample and measurements; the mean of all where a token never stands."""
     ids = np.concatenate([sample.tokens[0], observed.ids[observed.measured]])
     each = float(sample.weight.max())
     weight = np.concatenate([sample.weight, np.full(len(observed), each, np.float32)])
@@ -203,15 +203,15 @@ def _table(sample: Sample, observed: Observed) -> NDArray[np.float64]:
     return np.where(weights > 0, sums / np.maximum(weights, 1e-12), sums.sum() / weights.sum())
 
 
-def _correlation(true: NDArray[np.floating], said: NDArray[np.floating]) -> float | None:
+def _correlation(true: NDArray[np.floating], predicted: NDArray[np.floating]) -> float | None:
     # The standard deviation of equal values may be a rounding error above zero.
-    if len(true) < 2 or not np.ptp(true) or not np.ptp(said):
+    if len(true) < 2 or not np.ptp(true) or not np.ptp(predicted):
         return None
-    return round(float(np.corrcoef(true, said)[0, 1]), 4)
+    return round(float(np.corrcoef(true, predicted)[0, 1]), 4)
 
 
-def _agreement(observed: Observed, said: NDArray[np.floating], half: float) -> float | None:
+def _agreement(observed: Observed, predicted: NDArray[np.floating], half: float) -> float | None:
     active = observed.activations[observed.measured] > half
     if active.all() or not active.any():
         return None
-    return round(float(((said > half)[active].mean() + (said <= half)[~active].mean()) / 2), 4)
+    return round(float(((predicted > half)[active].mean() + (predicted <= half)[~active].mean()) / 2), 4)

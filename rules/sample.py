@@ -1,4 +1,4 @@
-"""What a rule is learned from: windows, the feature's activation at every token, and weights.
+"""The sample that a rule is learned from: windows, the feature's activation at every token, and weights.
 
 Two parts are joined: the background (a random sample of the corpus, the same for every feature, so
 that whatever depends on its tokens alone is computed once) and the feature's own rows (its examples,
@@ -41,20 +41,20 @@ class Windows:
     @cached_property
     def ids_of(self) -> dict[str, list[int]]:
         """The token ids that spell each string."""
-        found: dict[str, list[int]] = {}
+        ids: dict[str, list[int]] = {}
         for i, token in enumerate(self._vocabulary):
-            found.setdefault(token, []).append(i)
-        return found
+            ids.setdefault(token, []).append(i)
+        return ids
 
     @cached_property
     def shifted(self) -> dict[int, NDArray[np.int32]]:
         """Token ids at each offset, V before the window's start. Each (row * position,)."""
-        found = {}
+        by_offset = {}
         for offset in OFFSETS:
             column = np.full(self.ids.shape, self._size, np.int32)
             column[:, -offset:] = self.ids[:, : self.ids.shape[1] + offset]
-            found[offset] = column.ravel()
-        return found
+            by_offset[offset] = column.ravel()
+        return by_offset
 
     @cached_property
     def boolean(self) -> NDArray[np.float32]:
@@ -77,9 +77,9 @@ class Sample:
     activation: NDArray[np.float32]
     """(N,)"""
     weight: NDArray[np.float32]
-    """What a token counts when values are fitted; 0 for padding. (N,)"""
+    """A token's weight when values are fitted; 0 for padding. (N,)"""
     check: NDArray[np.float32]
-    """What a token counts when a split is checked: tokens of documents kept from fitting. (N,)"""
+    """A token's weight when a split is checked, above 0 for tokens of documents kept from fitting. (N,)"""
     vocabulary: tuple[str, ...]
     exact: NDArray[np.bool_] | None = None
     """Which tokens an experiment was made for: one of them is reason enough for a split. None for no token. (N,)"""
@@ -91,13 +91,16 @@ class Sample:
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
+        """Each token's window, (N,)."""
         return np.arange(len(self.activation)) // self.own.ids.shape[1]
 
     @cached_property
     def positions(self) -> NDArray[np.int64]:
+        """Each token's position in its window, (N,)."""
         return np.arange(len(self.activation)) % self.own.ids.shape[1]
 
     def mask(self, condition: Condition) -> NDArray[np.bool_]:
+        """Where a condition holds, (N,)."""
         return np.concatenate([self.background.mask(condition), self.own.mask(condition)])
 
     def boolean_sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,10 +1,10 @@
-"""Say a rule in fewer words without saying anything else of what is known.
+"""Shorten a rule without changing its predictions on the sample by much.
 
-A tree parts what belongs together: causes fall into several clauses where one was found first, exceptions to a
-clause only say that another one was there, and each offset of "one of the last tokens" gets its own clause.
+A tree splits causes that belong together: they fall into several clauses where one was found first, exceptions to
+a clause only mark that another one was there, and each offset of "one of the last tokens" gets its own clause.
 Shorter rules are tried one after another: without a clause or a condition, with two clauses in one, or with a
 token looked for at several offsets at once. One is taken where it has no more counterexamples and its squared
-error stays within a small tolerance. At last values become the means of what each clause is left to predict.
+error stays within a small tolerance. At last values become the means of the tokens that each clause decides.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ LONGEST = 24
 """Rules of more clauses than this are no candidates for reading and stay as they are."""
 
 
-class Known:
-    """What a rule is held against: the tokens of a sample that weigh, and which of them may not be missed."""
+class Measure:
+    """Measures rules on a sample: squared error on the tokens that weigh, and the pivots that are wrong."""
 
     def __init__(self, sample: Sample, pivots: NDArray[np.int64], *, text: int, half: float) -> None:
-        """`pivots` are indices into the sample, of which the first `text` tokens are no experiment's."""
+        """`pivots` are indices into the sample, whose first `text` tokens are no experiment's."""
         self._sample, self.half = sample, half
         weight = sample.weight + sample.check
         self._used = np.flatnonzero(weight > 0)
@@ -48,34 +48,35 @@ class Known:
 
     def matched(self, clause: Clause) -> NDArray[np.int64]:
         """Where a clause holds."""
-        found = np.ones(len(self._used), np.bool_)
+        matched = np.ones(len(self._used), np.bool_)
         for condition in clause.when:
-            found &= self._mask(condition)
+            matched &= self._mask(condition)
         for condition in clause.unless:
-            found &= ~self._mask(condition)
-        return np.flatnonzero(found)
+            matched &= ~self._mask(condition)
+        return np.flatnonzero(matched)
 
-    def error(self, said: NDArray[np.float32]) -> float:
-        return float((self._weight * (self.activation - said) ** 2).sum())
+    def error(self, predicted: NDArray[np.float32]) -> float:
+        """Squared error of predictions for the tokens that weigh."""
+        return float((self._weight * (self.activation - predicted) ** 2).sum())
 
     def cost(self, rule: Rule) -> float:
         """Variance left unexplained in text, and the root of the share of pivots that are wrong."""
-        said, at = self.predict(rule), self._text
+        predicted, at = self.predict(rule), self._text
         weight, true = self._weight[at], self.activation[at]
         constant = float((weight * (true - np.average(true, weights=weight)) ** 2).sum())
-        left = float((weight * (true - said[at]) ** 2).sum())
-        return left / max(constant, 1e-30) + float(self.wrong(said).mean()) ** 0.5
+        unexplained = float((weight * (true - predicted[at]) ** 2).sum())
+        return unexplained / max(constant, 1e-30) + float(self.wrong(predicted).mean()) ** 0.5
 
-    def wrong(self, said: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def wrong(self, predicted: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which pivots are put on the wrong side of half the peak, (pivot,)."""
-        return (said[self._pivots] > self.half) != self._active
+        return (predicted[self._pivots] > self.half) != self._active
 
-    def refitted(self, rule: Rule) -> Rule:
-        """The same conditions with values that are the means of the tokens that the clause decides."""
-        said, clauses = self.predict(rule), []
+    def refit(self, rule: Rule) -> Rule:
+        """The same conditions, with values that are the means of the tokens that the clause decides."""
+        predicted, clauses = self.predict(rule), []
         for clause in rule.any:
             at = self.matched(clause)
-            at = at[self._values(clause)[self._tokens[at]] >= said[at]]
+            at = at[self._values(clause)[self._tokens[at]] >= predicted[at]]
             value = self._mean(at, clause.value)
             gains = {t: self._mean(at[np.isin(self._tokens[at], self._ids(t))], g) for t, g in clause.gains.items()}
             clauses.append(clause.model_copy(update={"value": value, "gains": gains}))
@@ -100,28 +101,26 @@ class Known:
         return self._sample.background.ids_of[token]
 
 
-def tidied(rule: Rule, known: Known) -> Rule:
-    """The shortest rule on the way of single changes that is as good as this one."""
+def shorten_rule(rule: Rule, measure: Measure) -> Rule:
+    """Change a rule step by step to shorter ones that are as good as it, for as long as there is one."""
     if len(rule.any) > LONGEST:
         return rule
-    said = known.predict(rule)
-    allowed = known.error(said) * (1 + TOLERANCE) + 1e-9 * known.error(np.zeros_like(said))
-    wrong = int(known.wrong(said).sum())
+    predicted = measure.predict(rule)
+    allowed = measure.error(predicted) * (1 + TOLERANCE) + 1e-9 * measure.error(np.zeros_like(predicted))
+    wrong = int(measure.wrong(predicted).sum())
 
-    def good(candidate: Rule) -> bool:
-        said = known.predict(candidate)
-        return int(known.wrong(said).sum()) <= wrong and known.error(said) <= allowed
+    def is_good(candidate: Rule) -> bool:
+        predicted = measure.predict(candidate)
+        return int(measure.wrong(predicted).sum()) <= wrong and measure.error(predicted) <= allowed
 
-    found = next((r for r in _shorter(rule) if good(r)), None)
-    while found is not None:
-        rule = found
-        found = next((r for r in _shorter(rule) if good(r)), None)
-    fitted = known.refitted(rule)
-    return fitted if good(fitted) else rule
+    while (shorter := next(filter(is_good, _shorter_rules(rule)), None)) is not None:
+        rule = shorter
+    fitted = measure.refit(rule)
+    return fitted if is_good(fitted) else rule
 
 
-def _shorter(rule: Rule) -> Iterator[Rule]:
-    """Rules that are one change away, and say less or say it in fewer clauses."""
+def _shorter_rules(rule: Rule) -> Iterator[Rule]:
+    """Rules that are one change away, and shorter or of fewer clauses."""
     clauses = rule.any
     for i in range(len(clauses)):
         if len(clauses) > 1:
@@ -133,10 +132,10 @@ def _shorter(rule: Rule) -> Iterator[Rule]:
         for j, other in enumerate(clauses):
             if i != j:
                 rest = tuple(c for k, c in enumerate(clauses) if k not in (i, j))
-                for joined in _joined(clause, other):
-                    made = rule.model_copy(update={"any": (joined, *rest)})
-                    if made.length() <= rule.length():
-                        yield made
+                for joined in _join_clauses(clause, other):
+                    candidate = rule.model_copy(update={"any": (joined, *rest)})
+                    if candidate.length() <= rule.length():
+                        yield candidate
 
 
 def _fewer_conditions(clause: Clause) -> Iterator[Clause]:
@@ -145,11 +144,11 @@ def _fewer_conditions(clause: Clause) -> Iterator[Clause]:
     for condition in clause.when:
         if len(clause.when) > 1:
             named = isinstance(condition, Token) and not condition.at and not condition.within
-            left = {"when": tuple(c for c in clause.when if c is not condition)}
-            yield clause.model_copy(update=left | ({"gains": {}} if named else {}))
+            fewer = {"when": tuple(c for c in clause.when if c is not condition)}
+            yield clause.model_copy(update=fewer | ({"gains": {}} if named else {}))
 
 
-def _joined(clause: Clause, other: Clause) -> Iterator[Clause]:
+def _join_clauses(clause: Clause, other: Clause) -> Iterator[Clause]:
     """The clause with the other's tokens beside its own, or with a token of both at all of their offsets."""
     theirs = [c for c in other.when if isinstance(c, Token)]
     for mine in (c for c in clause.when if isinstance(c, Token)):
@@ -157,13 +156,14 @@ def _joined(clause: Clause, other: Clause) -> Iterator[Clause]:
             if (mine.at, mine.within) == (their.at, their.within):
                 both = mine.model_copy(update={"any": tuple(dict.fromkeys((*mine.any, *their.any)))})
                 named = not mine.at and not mine.within
-                yield from _with(clause, mine, both, gains=_gains(clause, other, mine, their) if named else None)
+                gains = _join_gains(clause, other, mine, their) if named else None
+                yield from _replace_condition(clause, mine, both, gains=gains)
             elif set(mine.any) == set(their.any) and mine.at and (their.at or their.within):
                 for reach in WITHIN:
-                    yield from _with(clause, mine, Token(any=mine.any, within=reach), gains=None)
+                    yield from _replace_condition(clause, mine, Token(any=mine.any, within=reach), gains=None)
 
 
-def _with(clause: Clause, old: Token, new: Token, *, gains: dict[str, float] | None) -> Iterator[Clause]:
+def _replace_condition(clause: Clause, old: Token, new: Token, *, gains: dict[str, float] | None) -> Iterator[Clause]:
     """The clause with one condition replaced, without its exceptions and with them."""
     when = tuple(new if c is old else c for c in clause.when)
     for unless in dict.fromkeys(((), clause.unless)):
@@ -172,8 +172,8 @@ def _with(clause: Clause, old: Token, new: Token, *, gains: dict[str, float] | N
         )
 
 
-def _gains(clause: Clause, other: Clause, mine: Token, their: Token) -> dict[str, float]:
-    """By token, what either clause predicted; none where that is about the same for all."""
-    said = {token: other.gains.get(token, other.value) for token in their.any}
-    said |= {token: clause.gains.get(token, clause.value) for token in mine.any}
-    return {} if max(said.values()) - min(said.values()) < 0.1 * max(map(abs, said.values())) else said
+def _join_gains(clause: Clause, other: Clause, mine: Token, their: Token) -> dict[str, float]:
+    """Either clause's prediction by token; none where it is about the same for all."""
+    gains = {token: other.gains.get(token, other.value) for token in their.any}
+    gains |= {token: clause.gains.get(token, clause.value) for token in mine.any}
+    return {} if max(gains.values()) - min(gains.values()) < 0.1 * max(map(abs, gains.values())) else gains

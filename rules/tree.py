@@ -1,6 +1,6 @@
 """Grow a small tree of token conditions that predicts one feature's activation.
 
-Best first: of all leaves, the split that removes most squared error is made, as long as it also
+Best first: of all leaves' splits, the one that removes most squared error is made, as long as it also
 helps on documents kept from fitting. A leaf predicts its mean, or, once it names its current
 tokens, the mean of each (drawn towards the leaf's by a few tokens' weight). Candidate splits are sets
 of tokens at an offset (chosen by ordering tokens by their mean residual, which is optimal for squared
@@ -46,7 +46,7 @@ class Leaf:
     at: NDArray[np.int64]
     """Indices of its tokens in the sample."""
     predicted: NDArray[np.float32]
-    """What it predicts for them, same shape."""
+    """Its predictions for them, same shape."""
     when: tuple[Condition, ...] = ()
     unless: tuple[Condition, ...] = ()
     named: bool = False
@@ -61,7 +61,7 @@ class Split:
     condition: Condition | None
     """None where nothing is worth a split."""
     gain: float
-    """Squared error that it removes, less what its length costs."""
+    """Squared error that it removes, less the cost of its length."""
 
 
 class _View:
@@ -77,6 +77,7 @@ class _View:
             self.spread[sample.exact[leaf.at]] = 0
 
     def candidates(self) -> Iterator[Split]:
+        """All splits of the leaf that are tried."""
         for offset in OFFSETS:
             yield from self._token_sets(offset)
         yield from self._conditions()
@@ -137,13 +138,13 @@ class _View:
         return before
 
     def _conditions(self) -> Iterator[Split]:
-        known = {*self.leaf.when, *self.leaf.unless}
+        own = {*self.leaf.when, *self.leaf.unless}
         values = np.zeros((len(self.sample.activation), 2), np.float32)
         values[self.leaf.at, 0], values[self.leaf.at, 1] = self.weight, self.weighted
         inside, part = self.sample.boolean_sums(values).astype(np.float64).T
         for condition, gain in zip(BOOLEAN, self._gain(inside, part).tolist(), strict=True):
             named = self.leaf.named and isinstance(condition, Class) and condition.at == 0
-            if condition not in known and not named:
+            if condition not in own and not named:
                 yield self._split(condition, gain)
 
     def _positions(self) -> Iterator[Split]:
@@ -156,9 +157,11 @@ class _View:
             last = None if end == len(weights) - 1 else end - 1
             yield self._split(Position(span=(first, last)), float(gains[first, end]))
 
-    def _gain(self, inside, part):  # noqa: ANN001, ANN202
-        """Squared error removed by giving a part of the leaf, of weight `inside` and weighted residual `part`, and the
-        rest their own means. Works on arrays; 0 where a side is empty."""
+    def _gain(self, inside: float | NDArray[np.float64], part: float | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Squared error removed by giving a part of the leaf and the rest their own means.
+
+        The part has the weight `inside` and the weighted residual `part`. Works on arrays; 0 where a side is empty.
+        """
         prior = self.growth.prior
         outside = self.mass - inside
         gain = part**2 / (np.maximum(inside, 0) + prior) + (self.total - part) ** 2 / (np.maximum(outside, 0) + prior)

@@ -1,16 +1,16 @@
-"""Detection: from the explanation alone, does the feature fire in this excerpt?
+"""Detection: a language model is asked, from the explanation alone, in which excerpts the feature fires.
 
 After Paulo et al. 2024 ("Automatically Interpreting Millions of Features"), with changes: the windows are holdout
-only, active and silent excerpts are paired by place (pairs.py), and half of the silent ones are tempting, that
-is, hold a token on which the feature peaks elsewhere, where there are such. A unit of the bootstrap is an excerpt.
+only, active and silent excerpts are paired by place (pairs.py), and, where there are such, half of the silent ones
+are tempting: they hold a token on which the feature peaks elsewhere. A unit of the bootstrap is an excerpt.
 """
 
 import numpy as np
 
 from ..llm.render import marked
 from .holdout import Holdout
-from .judge import Judge, Quiz, too_few
-from .pairs import FEWEST, Ground, Mask, Pair, decks, pairs
+from .judge import Judge, Quiz, empty_quiz
+from .pairs import FEWEST, ExcerptPool, Mask, Pair, choose_pairs, deal_prompts
 
 TOO_FEW = "pairs of an active and a silent excerpt"
 
@@ -22,24 +22,24 @@ class Detection(Judge):
     examples = "windows"
 
     def quiz(self, holdout: Holdout) -> Quiz:
-        """Questions about active and silent excerpts, as many of either."""
-        ground = Ground(holdout, seed=self._seed)
-        found = detectable(ground, count=self._count)
-        if len(found) < FEWEST:
-            return too_few(len(found), TOO_FEW)
-        parts = [part for pair in found for part in pair.excerpts]
+        """Lay out questions about active and silent excerpts, as many of either."""
+        pool = ExcerptPool(holdout, seed=self._seed)
+        pairs = choose_detection_pairs(pool, count=self._count)
+        if len(pairs) < FEWEST:
+            return empty_quiz(len(pairs), TOO_FEW)
+        excerpts = [excerpt for pair in pairs for excerpt in pair.excerpts]
         return Quiz(
-            [(marked(part, [False] * len(part.tokens)),) for part in parts],
-            decks(len(found), size=self._per_prompt, rng=ground.rng),
-            np.tile(np.array([[1], [0]], np.float32), (len(found), 1)),
-            tuple(part.example.window for part in parts),
+            [(marked(excerpt, [False] * len(excerpt.tokens)),) for excerpt in excerpts],
+            deal_prompts(len(pairs), size=self._per_prompt, rng=pool.rng),
+            np.tile(np.array([[1], [0]], np.float32), (len(pairs), 1)),
+            tuple(excerpt.example.window for excerpt in excerpts),
         )
 
 
-def detectable(ground: Ground, *, count: int) -> list[Pair]:
-    """Pairs of an active excerpt and one silent throughout, which is in turn from a random window and tempting."""
+def choose_detection_pairs(pool: ExcerptPool, *, count: int) -> list[Pair]:
+    """Pair active excerpts with silent ones, which are in turn preferred from random windows and tempting."""
 
     def silent(start: int, marks: Mask) -> Mask:  # noqa: ARG001
-        return ground.silent(start)
+        return pool.silent(start)
 
-    return pairs(ground, count=count, fits=silent, wishes=(ground.random, ground.tempting))
+    return choose_pairs(pool, count=count, fits=silent, preferences=(pool.random, pool.tempting))

@@ -1,8 +1,8 @@
-"""Embedding: how near in meaning is the explanation to excerpts in which the feature fires, and to silent ones?
+"""Embedding: the explanation is compared with active and with silent excerpts by the cosine of their vectors.
 
-The prediction is the cosine between the explanation's vector and the excerpt's, moved so that the median over the
-excerpts, of which half are active, is at 0.5: `(1 + (cosine - median) / 2) / 2`, fixed without looking at the
-truth. AUROC is what counts. No language model is asked. The excerpts are those of detection.
+The prediction is the cosine, moved so that the median over the excerpts, of which half are active, is at 0.5:
+`(1 + (cosine - median) / 2) / 2`, fixed without looking at the truth. AUROC is the metric that counts. No language
+model is asked. The excerpts are those of detection.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from ..data.records import Judgements, Role
 from ..data.store.search import Embedder
 from ..llm.prompt import Prompt
 from ..llm.render import Excerpt
-from .detection import TOO_FEW, detectable
-from .judge import shortage, wordings
-from .pairs import FEWEST, LENGTH, Ground
+from .detection import TOO_FEW, choose_detection_pairs
+from .judge import format_shortage, judged_texts
+from .pairs import FEWEST, LENGTH, ExcerptPool
 from .scorer import Case
 
 
@@ -29,49 +29,49 @@ class Embedding:
     prompts: tuple[Prompt, ...] = ()
 
     def __init__(self, embedder: Embedder, *, count: int = 10, seed: int = 0, controls: bool = True) -> None:
-        """`count` pairs of an active and a silent excerpt at most."""
+        """`count` is the most pairs of an active and a silent excerpt."""
         self._embedder, self._count, self._seed, self._controls = embedder, count, seed, controls
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What, beside the case, determines a judgement."""
-        return {**self._made, "controls": self._controls, "version": 1}
+        """All that, beside the case, determines a judgement."""
+        return {**self._provenance, "controls": self._controls, "version": 1}
 
     @property
-    def _made(self) -> dict[str, object]:
+    def _provenance(self) -> dict[str, object]:
         return {"embedder": self._embedder.model, "count": self._count, "length": LENGTH, "seed": self._seed}
 
     def judge(self, case: Case) -> list[Judgements]:
-        """Judgements of the explanation and of its controls; none of an explanation without text."""
-        texts = wordings(case, controls=self._controls, nothing="")
+        """Judge the explanation and its controls; an explanation without text gets no judgement."""
+        texts = judged_texts(case, controls=self._controls, nothing="")
         if not texts:
             return []
-        found = detectable(Ground(case.holdout, seed=self._seed), count=self._count)
-        if len(found) < FEWEST:
-            return [self._judgements("explanation", [], np.empty(0, np.float32), shortage(len(found), TOO_FEW))]
-        parts = [part for pair in found for part in pair.excerpts]
-        vectors = self._embedder.embed([*("".join(part.tokens) for part in parts), *texts.values()])
-        excerpts, explanations = vectors[: len(parts)], vectors[len(parts) :]
+        pairs = choose_detection_pairs(ExcerptPool(case.holdout, seed=self._seed), count=self._count)
+        if len(pairs) < FEWEST:
+            return [self._judgements("explanation", [], np.empty(0, np.float32), format_shortage(len(pairs), TOO_FEW))]
+        excerpts = [excerpt for pair in pairs for excerpt in pair.excerpts]
+        vectors = self._embedder.embed([*("".join(excerpt.tokens) for excerpt in excerpts), *texts.values()])
+        excerpt_vectors, explanation_vectors = vectors[: len(excerpts)], vectors[len(excerpts) :]
         return [
-            self._judgements(role, parts, excerpts @ vector, {})
-            for role, vector in zip(texts, explanations, strict=True)
+            self._judgements(role, excerpts, excerpt_vectors @ vector, {})
+            for role, vector in zip(texts, explanation_vectors, strict=True)
         ]
 
     def _judgements(
-        self, role: Role, parts: Sequence[Excerpt], cosines: NDArray[np.float32], missing: dict[str, int]
+        self, role: Role, excerpts: Sequence[Excerpt], cosines: NDArray[np.float32], missing: dict[str, int]
     ) -> Judgements:
-        """Of excerpts that are active and silent in turn."""
-        true = np.arange(1, len(parts) + 1) % 2
-        middle = np.median(cosines) if len(cosines) else 0.0
+        """Lay the cosines of excerpts, active and silent in turn, beside the truth."""
+        true = np.arange(1, len(excerpts) + 1) % 2
+        median = np.median(cosines) if len(cosines) else 0.0
         return Judgements(
             scorer=self.name,
             examples=self.examples,
             role=role,
             kind="class",
             true=true.astype(np.float32)[:, None],
-            predicted=((1 + (cosines - middle) / 2) / 2).astype(np.float32)[:, None],
+            predicted=((1 + (cosines - median) / 2) / 2).astype(np.float32)[:, None],
             threshold=0.5,
-            windows=tuple(part.example.window for part in parts),
+            windows=tuple(excerpt.example.window for excerpt in excerpts),
             missing=missing,
-            provenance=self._made,
+            provenance=self._provenance,
         )

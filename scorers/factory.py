@@ -1,4 +1,4 @@
-"""Scorers by name, as they stand after `-s`: `detection`, or `simulation:json` where a scorer asks in several ways."""
+"""Makes scorers by name, as they stand after `-s`: `detection`, or `simulation:json` where there are variants."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,10 +25,10 @@ from .simulation_probe import ProbeBackend
 
 @dataclass(frozen=True, slots=True)
 class ScorerOptions:
-    """What scorers are made from."""
+    """Everything that scorers are made from."""
 
     llm: LLM | None = None
-    """Who judges; None where only code may."""
+    """The judge; None where only code judges."""
     subject: Subject | None = None
     """The model under study, which `output` steers."""
     sources: Mapping[SourceId, Source] = field(default_factory=dict)
@@ -47,11 +47,11 @@ class ScorerOptions:
         return Prompt(name, self.prompts[name]) if name in self.prompts else None
 
     def for_choosing(self) -> Self:
-        """The options of a scorer that chooses between explanations: no controls, excerpts enough to tell two apart."""
+        """Options of a scorer that chooses between explanations: no controls, and more pairs."""
         return replace(self, controls=False, pairs=20)
 
-    def needed_llm(self, scorer: str) -> LLM:
-        """The language model; raises NeuronautError where none is named."""
+    def require_llm(self, scorer: str) -> LLM:
+        """Return the language model; raises NeuronautError where none is named."""
         if self.llm is None:
             raise NeuronautError(
                 f"-s {scorer} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
@@ -59,47 +59,47 @@ class ScorerOptions:
         return self.llm
 
 
-def _simulation(way: str | None, options: ScorerOptions) -> Scorer:
-    if way == "rule" or options.llm is None and way is None:
+def _make_simulation(variant: str | None, options: ScorerOptions) -> Scorer:
+    if variant == "rule" or options.llm is None and variant is None:
         return RuleSimulator()
-    llm = options.needed_llm("simulation")
-    if way == "probe" or way is None and llm.can_probe:
+    llm = options.require_llm("simulation")
+    if variant == "probe" or variant is None and llm.can_probe:
         if not llm.can_probe:
             raise NeuronautError(
                 "-s simulation:probe reads probabilities of the prompt, which this model does not give; "
                 "use -m hf:PATH, a vLLM server with --tokenizer, or -s simulation:json"
             )
         return LLMSimulator(ProbeBackend(llm.tokenizer, options.prompt("simulate_all")), controls=options.controls)
-    backend = JsonBackend(options.prompt("simulate_json"), logprobs=way == "logprobs")
+    backend = JsonBackend(options.prompt("simulate_json"), logprobs=variant == "logprobs")
     return LLMSimulator(backend, controls=options.controls)
 
 
-def _paired(scorer: type[Detection | Fuzzing]) -> Callable[[str | None, ScorerOptions], Scorer]:
-    """Makes a scorer of paired excerpts."""
+def _pair_judge_maker(scorer: type[Detection | Fuzzing]) -> Callable[[str | None, ScorerOptions], Scorer]:
+    """Return the maker of a scorer of paired excerpts."""
 
-    def make(way: str | None, options: ScorerOptions) -> Scorer:
-        options.needed_llm(scorer.name)
+    def make(variant: str | None, options: ScorerOptions) -> Scorer:
+        options.require_llm(scorer.name)
         return scorer(
             prompt=options.prompt(scorer.name),
             count=options.pairs,
-            logprobs=way == "logprobs",
+            logprobs=variant == "logprobs",
             controls=options.controls,
         )
 
     return make
 
 
-def _intruder(_: str | None, options: ScorerOptions) -> Scorer:
-    options.needed_llm("intruder")
+def _make_intruder(_: str | None, options: ScorerOptions) -> Scorer:
+    options.require_llm("intruder")
     return Intruder(prompt=options.prompt("intruder"), controls=options.controls)
 
 
-def _embedding(_: str | None, options: ScorerOptions) -> Scorer:
+def _make_embedding(_: str | None, options: ScorerOptions) -> Scorer:
     return Embedding(Embedder(options.embedder) if options.embedder else Embedder(), controls=options.controls)
 
 
-def _output(_: str | None, options: ScorerOptions) -> Scorer:
-    options.needed_llm("output")
+def _make_output(_: str | None, options: ScorerOptions) -> Scorer:
+    options.require_llm("output")
     if options.subject is None:
         raise NeuronautError("the scorer output steers the subject, and none was given; pass subject=")
     return OutputScorer(
@@ -113,38 +113,41 @@ def _output(_: str | None, options: ScorerOptions) -> Scorer:
 
 class _Maker(NamedTuple):
     make: Callable[[str | None, ScorerOptions], Scorer]
-    ways: tuple[str, ...] = ()
-    """What may stand after the name."""
+    variants: tuple[str, ...] = ()
+    """The words that may stand after the name and a colon."""
 
 
 SCORERS: Mapping[str, _Maker] = {
-    "simulation": _Maker(_simulation, ("rule", "json", "logprobs", "probe")),
-    "detection": _Maker(_paired(Detection), ("logprobs",)),
-    "fuzzing": _Maker(_paired(Fuzzing), ("logprobs",)),
-    "intruder": _Maker(_intruder),
-    "embedding": _Maker(_embedding),
-    "output": _Maker(_output),
+    "simulation": _Maker(_make_simulation, ("rule", "json", "logprobs", "probe")),
+    "detection": _Maker(_pair_judge_maker(Detection), ("logprobs",)),
+    "fuzzing": _Maker(_pair_judge_maker(Fuzzing), ("logprobs",)),
+    "intruder": _Maker(_make_intruder),
+    "embedding": _Maker(_make_embedding),
+    "output": _Maker(_make_output),
 }
 
 
-CODE_ALONE = ScorerOptions()
+CODE_ONLY = ScorerOptions()
 """No language model judges."""
 
 
-def make_scorer(name: str, options: ScorerOptions = CODE_ALONE) -> Scorer:
+def make_scorer(name: str, options: ScorerOptions = CODE_ONLY) -> Scorer:
     """Make the scorer of a name, such as `detection` or `simulation:json`.
 
     Raises UnknownNameError for any other name, NeuronautError where the options lack what the scorer needs.
     """
-    base, _, way = name.partition(":")
-    if base not in SCORERS or way and way not in SCORERS[base].ways:
-        known = [f"{n}[:{'|'.join(maker.ways)}]" if maker.ways else n for n, maker in SCORERS.items()]
-        raise UnknownNameError(f"-s {name}: there is none of this name; there are {', '.join(known)}")
-    return SCORERS[base].make(way or None, options)
+    base, _, variant = name.partition(":")
+    if base not in SCORERS or variant and variant not in SCORERS[base].variants:
+        names = [f"{n}[:{'|'.join(maker.variants)}]" if maker.variants else n for n, maker in SCORERS.items()]
+        raise UnknownNameError(f"-s {name}: there is none of this name; there are {', '.join(names)}")
+    return SCORERS[base].make(variant or None, options)
 
 
 def make_scorers(names: str, options: ScorerOptions) -> list[Scorer]:
-    """Make the scorers named with commas between; rules that a language model wrote beside its text are scored, too."""
+    """Make the scorers of a list of names with commas between.
+
+    With a language model a scorer of the rules that it wrote beside its texts is added.
+    """
     scorers = [make_scorer(name.strip(), options) for name in dict.fromkeys(names.split(","))]
     has_rules = any(isinstance(scorer, RuleSimulator) for scorer in scorers)
     return scorers if options.llm is None or has_rules else [*scorers, RuleSimulator(name="rule")]

@@ -1,4 +1,4 @@
-"""Fuzzing: some tokens of an excerpt are marked; are they the ones that the explanation speaks of?
+"""Fuzzing: a language model is asked whether the marked tokens of an excerpt are those of the explanation.
 
 After Paulo et al. 2024, with pairs: each excerpt whose truly active tokens are marked has a partner, marked at the
 same places, where the feature is silent; so a guess from the marks' number and places is right on exactly one of
@@ -10,8 +10,8 @@ import numpy as np
 
 from ..llm.render import marked
 from .holdout import Holdout
-from .judge import Judge, Quiz, too_few
-from .pairs import FEWEST, Ground, decks, pairs
+from .judge import Judge, Quiz, empty_quiz
+from .pairs import FEWEST, ExcerptPool, choose_pairs, deal_prompts
 
 TOO_FEW = "pairs of rightly and wrongly marked excerpts"
 
@@ -23,15 +23,15 @@ class Fuzzing(Judge):
     examples = "marks"
 
     def quiz(self, holdout: Holdout) -> Quiz:
-        """Questions about rightly and wrongly marked excerpts, as many of either."""
-        ground = Ground(holdout, seed=self._seed)
-        found = pairs(ground, count=self._count, fits=ground.unfit, wishes=(ground.fires, ground.silent))
-        if len(found) < FEWEST:
-            return too_few(len(found), TOO_FEW)
-        parts = [(part, pair.marks) for pair in found for part in pair.excerpts]
+        """Lay out questions about rightly and wrongly marked excerpts, as many of either."""
+        pool = ExcerptPool(holdout, seed=self._seed)
+        pairs = choose_pairs(pool, count=self._count, fits=pool.unfit, preferences=(pool.fires, pool.silent))
+        if len(pairs) < FEWEST:
+            return empty_quiz(len(pairs), TOO_FEW)
+        marked_excerpts = [(excerpt, pair.marks) for pair in pairs for excerpt in pair.excerpts]
         return Quiz(
-            [(marked(part, marks),) for part, marks in parts],
-            decks(len(found), size=self._per_prompt, rng=ground.rng),
-            np.tile(np.array([1, 0], np.float32), (len(found), 1)),
-            tuple(part.example.window for part, _ in parts),
+            [(marked(excerpt, marks),) for excerpt, marks in marked_excerpts],
+            deal_prompts(len(pairs), size=self._per_prompt, rng=pool.rng),
+            np.tile(np.array([1, 0], np.float32), (len(pairs), 1)),
+            tuple(excerpt.example.window for excerpt, _ in marked_excerpts),
         )

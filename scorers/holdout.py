@@ -1,15 +1,14 @@
-"""What an explanation is scored on: holdout windows with the subject's own activations, in three sets.
+"""Builds the windows that explanations are scored on, and the baselines that they are compared with.
 
-top_random: the feature's highest-peaking holdout windows and as many random ones. quantile: a uniform
-sample of the holdout windows in which it is active. counterfactual: minimal pairs made from holdout
-windows (data/counterfactual.py) and run through the subject; only the pivot tokens of the original
-and of the edited window count. The sets are kept apart: each answers another question.
+The windows are of the holdout, with the subject's own activations, in three sets. top_random: the feature's
+highest-peaking holdout windows and as many random ones. quantile: a uniform sample of the holdout windows in which it
+is active. counterfactual: minimal pairs made from holdout windows (data/counterfactual.py) and run through the
+subject; only the pivot tokens of the original and of the edited window count. The sets are kept apart: each answers
+another question.
 
-What an explanation must beat, learned from the same training side as the explanation itself.
-
-token_rule: the best rule that names one token and its mean activation. token_table: the mean activation
-of every token of the vocabulary, the ceiling of what can be said without context. other_rule: another
-feature's rule, which shows what a score is worth that any rule would get.
+The baselines are learned from the same training side as the explanation itself. token_rule: the best rule that names
+one token and its mean activation. token_table: the mean activation of every token of the vocabulary, the ceiling of
+what can be said without context. other_rule: another feature's rule, whose score any rule would get.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,12 +29,12 @@ from ..subject.sources import Source
 PAIRS = 64
 """Minimal pairs per feature."""
 DRAWN = 32
-"""Random windows that are read; as many of them are scored as there are top windows."""
+"""Random windows whose activations are read; as many of them are scored as there are top windows."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredWindows:
-    """Windows to predict, and the tokens of them that count. A unit is what the bootstrap resamples."""
+    """Windows to predict, and their tokens that are scored. A unit is what the bootstrap resamples."""
 
     ids: NDArray[np.int64]
     """Token ids, (row, position)."""
@@ -48,7 +47,7 @@ class ScoredWindows:
     """Digests of the corpus windows involved."""
 
     def at(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pick the scored tokens out of values (row, position) -> (unit, token)."""
+        """Pick the scored tokens out of values, (row, position) -> (unit, token)."""
         return values[self.rows, self.positions]
 
 
@@ -61,11 +60,11 @@ class Holdout:
     vocabulary: tuple[str, ...]
     sets: Mapping[str, ScoredWindows]
     examples: tuple[Example, ...] = ()
-    """All its windows with activations, each once: those of the sets that are natural text, random ones (kind
-    "random"), silent ones and near misses. For judges that choose their own."""
+    """All its windows with activations, each once, for judges that choose their own: those of the sets that are
+    natural text, random ones (kind "random"), silent ones and near misses."""
 
 
-def build(
+def build_holdouts(
     subject: Subject,
     source: Source,
     examples: Mapping[Feature, Sequence[Example]],
@@ -74,7 +73,7 @@ def build(
     *,
     seed: int,
 ) -> list[Holdout]:
-    """Holdout sets of several features of one source, in shared forwards.
+    """Build the holdout sets of several features of one source, in shared forwards.
 
     `examples` are the store's holdout examples; `random` are random holdout windows, ids (row, position)
     and digests, that no explainer was shown; substitutes for minimal pairs come from them, too.
@@ -83,61 +82,69 @@ def build(
     signs = {feature: -1.0 if feature.negative else 1.0 for feature in features}
     ids, digests = random
     background = read_columns(subject, source, ids[:DRAWN], [feature.index for feature in features])
-    pairs = {f: _pairs(examples[f], peaks[f], ids, seed) for f in features}
+    pairs = {f: _make_pairs(examples[f], peaks[f], ids, seed) for f in features}
     edited = _measure(subject, source, pairs, signs)
     holdouts = []
     for column, feature in enumerate(features):
         kinds = {kind: [e for e in examples[feature] if e.kind == kind] for kind in ("top", "quantile")}
         n = len(kinds["top"])
         top = {e.window for e in kinds["top"]}
-        own = background[:, :, column] * signs[feature]
-        drawn = [(ids[i], own[i], digest) for i, digest in enumerate(digests[:DRAWN]) if digest not in top][:n]
+        values = background[:, :, column] * signs[feature]
+        random_windows = [(ids[i], values[i], digest) for i, digest in enumerate(digests[:DRAWN]) if digest not in top][
+            :n
+        ]
         sets = {
-            "top_random": _whole([*((e.ids, e.activations, e.window) for e in kinds["top"]), *drawn], ids.shape[1]),
-            "quantile": _whole([(e.ids, e.activations, e.window) for e in kinds["quantile"]], ids.shape[1]),
-            "counterfactual": _paired(examples[feature], pairs[feature], edited[feature], ids.shape[1]),
+            "top_random": _score_whole_windows(
+                [*((e.ids, e.activations, e.window) for e in kinds["top"]), *random_windows], ids.shape[1]
+            ),
+            "quantile": _score_whole_windows(
+                [(e.ids, e.activations, e.window) for e in kinds["quantile"]], ids.shape[1]
+            ),
+            "counterfactual": _score_pivots(examples[feature], pairs[feature], edited[feature], ids.shape[1]),
         }
         # A window of several kinds is a top one first, then a random one: each of these sets must be whole.
-        order = (*examples[feature], *_examples(drawn, subject.vocabulary), *kinds["top"])
-        known = {e.window: e for e in order}
-        holdouts.append(Holdout(feature, peaks[feature], subject.vocabulary, sets, tuple(known.values())))
+        order = (*examples[feature], *_as_examples(random_windows, subject.vocabulary), *kinds["top"])
+        windows = {e.window: e for e in order}
+        holdouts.append(Holdout(feature, peaks[feature], subject.vocabulary, sets, tuple(windows.values())))
     return holdouts
 
 
-def _examples(drawn: Sequence[tuple[NDArray, NDArray, str]], vocabulary: tuple[str, ...]) -> list[Example]:
-    """Random windows as examples."""
+def _as_examples(random_windows: Sequence[tuple[NDArray, NDArray, str]], vocabulary: tuple[str, ...]) -> list[Example]:
+    """Make examples of random windows, each (token ids, activations, digest)."""
     return [
         Example(
             tokens=tuple(vocabulary[i] for i in ids),
             ids=ids,
-            activations=own,
+            activations=values,
             kind="random",
             split="holdout",
             document="",
             window=digest,
         )
-        for ids, own, digest in drawn
+        for ids, values, digest in random_windows
     ]
 
 
-def _pairs(examples: Sequence[Example], peak: float, ids: NDArray[np.int64], seed: int) -> list[Pair]:
+def _make_pairs(examples: Sequence[Example], peak: float, ids: NDArray[np.int64], seed: int) -> list[Pair]:
     return minimal_pairs(examples, peak=peak, corpus=ids, count=PAIRS, seed=seed + 1)
 
 
-def _measure(subject: Subject, source: Source, pairs, signs) -> dict[Feature, NDArray[np.float32]]:  # noqa: ANN001
-    """Activations of each feature on its own edited windows, (pair, position)."""
-    rows = [(feature, pair) for feature, found in pairs.items() for pair in found]
+def _measure(
+    subject: Subject, source: Source, pairs: Mapping[Feature, Sequence[Pair]], signs: Mapping[Feature, float]
+) -> dict[Feature, NDArray[np.float32]]:
+    """Measure each feature on its own edited windows, (pair, position)."""
+    rows = [(feature, pair) for feature, feature_pairs in pairs.items() for pair in feature_pairs]
     if not rows:
         return dict.fromkeys(pairs, np.empty((0, 0), np.float32))
     tokens = np.stack([pair.tokens for _, pair in rows])
-    found = read_own(subject, source, tokens, np.array([feature.index for feature, _ in rows]))
-    found *= np.array([signs[feature] for feature, _ in rows], np.float32)[:, None]
-    counts = np.cumsum([len(part) for part in pairs.values()])[:-1]
-    return dict(zip(pairs, np.split(found, counts), strict=True))
+    activations = read_own(subject, source, tokens, np.array([feature.index for feature, _ in rows]))
+    activations *= np.array([signs[feature] for feature, _ in rows], np.float32)[:, None]
+    counts = np.cumsum([len(feature_pairs) for feature_pairs in pairs.values()])[:-1]
+    return dict(zip(pairs, np.split(activations, counts), strict=True))
 
 
-def _whole(windows: list[tuple[NDArray, NDArray, str]], width: int) -> ScoredWindows:
-    """Every token of every window counts; a window is a unit."""
+def _score_whole_windows(windows: list[tuple[NDArray, NDArray, str]], width: int) -> ScoredWindows:
+    """Score every token of every window; a window is a unit."""
     n = len(windows)
     ids = np.stack([w[0] for w in windows]) if n else np.empty((0, width), np.int64)
     true = np.stack([w[1] for w in windows]) if n else np.empty((0, width), np.float32)
@@ -145,11 +152,13 @@ def _whole(windows: list[tuple[NDArray, NDArray, str]], width: int) -> ScoredWin
     return ScoredWindows(ids, true, rows, positions, tuple(w[2] for w in windows))
 
 
-def _paired(examples: Sequence[Example], pairs, edited: NDArray[np.float32], width: int) -> ScoredWindows:  # noqa: ANN001
-    """The pivots of the original and the edited window count; a pair is a unit."""
+def _score_pivots(
+    examples: Sequence[Example], pairs: Sequence[Pair], edited: NDArray[np.float32], width: int
+) -> ScoredWindows:
+    """Score the pivots of the original and of the edited window; a pair is a unit."""
     n = len(pairs)
     if not n:
-        return _whole([], width)
+        return _score_whole_windows([], width)
     pivots = np.array([pair.pivot for pair in pairs])
     originals = [examples[pair.example] for pair in pairs]
     true = np.array(
@@ -164,7 +173,7 @@ def _paired(examples: Sequence[Example], pairs, edited: NDArray[np.float32], wid
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """The baselines' predictions for one feature."""
+    """The predictions of the baselines for one feature."""
 
     token_rule: NDArray[np.float32]
     token_table: NDArray[np.float32]
@@ -174,7 +183,7 @@ class Baselines:
 
 
 def token_baselines(evidence: TrainEvidence, batch: TrainBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(token_rule, token_table) from the background and the training examples, every token counted once."""
+    """Learn (token_rule, token_table), both (vocabulary,), from the background and the training examples."""
     size = len(batch.vocabulary)
     natural = [e for e in {e.window: e for e in evidence.examples}.values() if e.kind != "bottom"]
     ids = np.concatenate([batch.background.ids.ravel(), *(e.ids for e in natural)])

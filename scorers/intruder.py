@@ -1,4 +1,4 @@
-"""Intruder: of five excerpts with marked tokens four belong together; which does not?
+"""Intruder: of five excerpts with marked tokens four belong together, and a language model is asked which does not.
 
 The four are active excerpts with their truly active tokens marked; the intruder is a silent excerpt, marked at the
 places that are active in an excerpt of another group. Asked with no explanation (role "empty") this is the
@@ -14,18 +14,18 @@ import numpy as np
 from ..llm.prompt import Prompt
 from ..llm.render import Excerpt, marked
 from .holdout import Holdout
-from .judge import Judge, Quiz, too_few
-from .pairs import FEWEST, Ground, Mask, partner, spread
+from .judge import Judge, Quiz, empty_quiz
+from .pairs import FEWEST, ExcerptPool, Mask, find_partner, spread_evenly
 
 SIZE = 5
 """Excerpts in a group."""
 TOO_FEW = f"groups of {SIZE - 1} active excerpts and an intruder"
 
 
-class Marked(NamedTuple):
+class MarkedExcerpt(NamedTuple):
     """An excerpt and the tokens of it that are marked."""
 
-    part: Excerpt
+    excerpt: Excerpt
     marks: Mask
 
 
@@ -46,63 +46,64 @@ class Intruder(Judge):
         logprobs: bool = False,
         controls: bool = True,
     ) -> None:
-        """As for every judge; `count` groups at most, each a prompt of its own."""
+        """The arguments are those of every judge; `count` is the most groups, each a prompt of its own."""
         super().__init__(prompt=prompt, count=count, per_prompt=1, seed=seed, logprobs=logprobs, controls=controls)
 
     def keys(self, count: int) -> tuple[str, ...]:  # noqa: ARG002
-        """One question, one key."""
+        """The one key of the one question."""
         return ("intruder",)
 
     def quiz(self, holdout: Holdout) -> Quiz:
-        """A question for each group."""
-        ground = Ground(holdout, seed=self._seed)
-        groups = _groups(ground, count=self._count)
+        """Lay out a question about each group."""
+        pool = ExcerptPool(holdout, seed=self._seed)
+        groups = _make_groups(pool, count=self._count)
         if len(groups) < FEWEST:
-            return too_few(len(groups), TOO_FEW)
-        places = ground.rng.permutation(np.arange(len(groups)) % SIZE)
+            return empty_quiz(len(groups), TOO_FEW)
+        places = pool.rng.permutation(np.arange(len(groups)) % SIZE)
         ordered = [
-            [*active[:place], odd, *active[place:]] for (odd, *active), place in zip(groups, places, strict=True)
+            [*active[:place], intruder, *active[place:]]
+            for (intruder, *active), place in zip(groups, places, strict=True)
         ]
         return Quiz(
-            [tuple(marked(part, marks) for part, marks in group) for group in ordered],
+            [tuple(marked(excerpt, marks) for excerpt, marks in group) for group in ordered],
             [(i,) for i in range(len(groups))],
             (np.arange(SIZE) == places[:, None]).astype(np.float32),
-            tuple(part.example.window for group in ordered for part, _ in group),
+            tuple(excerpt.example.window for group in ordered for excerpt, _ in group),
         )
 
 
-def _groups(ground: Ground, *, count: int) -> list[list[Marked]]:
-    """Groups of excerpts, the intruder first; no window is shown twice."""
-    each = SIZE - 1
-    wanted = each * min(count, len(ground.firing) // each)
-    spread_out = [ground.firing[i] for i in spread(len(ground.firing), wanted)[:wanted]]
-    active = ground.rng.permutation(np.array(spread_out, np.int64))
-    free = np.ones(len(ground.examples), bool)
-    free[active] = False
-    found = []
-    for start in range(0, wanted, each):
-        others = np.concatenate([active[:start], active[start + each :]])
-        odd = _intruder(ground, [int(window) for window in ground.rng.permutation(others)], free)
-        if odd is not None:
-            found.append([odd, *(_marked(ground, int(window)) for window in active[start : start + each])])
-    return found
+def _make_groups(pool: ExcerptPool, *, count: int) -> list[list[MarkedExcerpt]]:
+    """Make groups of excerpts, the intruder first; no window is shown twice."""
+    size = SIZE - 1
+    wanted = size * min(count, len(pool.firing) // size)
+    spread = [pool.firing[i] for i in spread_evenly(len(pool.firing), wanted)[:wanted]]
+    active = pool.rng.permutation(np.array(spread, np.int64))
+    unused = np.ones(len(pool.examples), bool)
+    unused[active] = False
+    groups = []
+    for start in range(0, wanted, size):
+        others = np.concatenate([active[:start], active[start + size :]])
+        intruder = _make_intruder(pool, [int(window) for window in pool.rng.permutation(others)], unused)
+        if intruder is not None:
+            groups.append([intruder, *(_mark_active(pool, int(window)) for window in active[start : start + size])])
+    return groups
 
 
-def _intruder(ground: Ground, models: list[int], free: Mask) -> Marked | None:
-    """A silent excerpt marked as the excerpt of the first of `models` that has one at the same place."""
+def _make_intruder(pool: ExcerptPool, models: list[int], unused: Mask) -> MarkedExcerpt | None:
+    """Mark a silent excerpt as the excerpt of the first of `models` that has one at the same place."""
 
     def silent(start: int, marks: Mask) -> Mask:  # noqa: ARG001
-        return ground.silent(start)
+        return pool.silent(start)
 
     for model in models:
-        beside = partner(ground, model, free=free, fits=silent, wish=ground.silent)
-        if beside is not None:
-            start, window = beside
-            free[window] = False
-            return Marked(ground.excerpt(window, start), ground.marks(model, start))
+        partner = find_partner(pool, model, unused=unused, fits=silent, preference=pool.silent)
+        if partner is not None:
+            start, window = partner
+            unused[window] = False
+            return MarkedExcerpt(pool.excerpt(window, start), pool.marks(model, start))
     return None
 
 
-def _marked(ground: Ground, window: int) -> Marked:
-    start = ground.starts(window)[0]
-    return Marked(ground.excerpt(window, start), ground.marks(window, start))
+def _mark_active(pool: ExcerptPool, window: int) -> MarkedExcerpt:
+    start = pool.starts(window)[0]
+    return MarkedExcerpt(pool.excerpt(window, start), pool.marks(window, start))

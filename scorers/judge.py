@@ -1,4 +1,4 @@
-"""What judges that ask a language model for verdicts have in common: questions, prompts, replies, predictions by role.
+"""The base of scorers that ask a language model for verdicts: questions, prompts, replies, predictions by role.
 
 A judge lays out a quiz from the holdout: numbered lines of text, questions about them, and the truth. The same
 prompts are asked once with the explanation, once with none (the floor that the texts alone allow) and once with
@@ -24,7 +24,7 @@ from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Reply, Sampling
 from .holdout import Holdout
 from .pairs import FEWEST, LENGTH
-from .reading import Found, distribution_at, located
+from .reading import ReadValue, distribution_at, read_values
 from .scorer import Case
 
 NOTHING = "(none is given)"
@@ -35,7 +35,7 @@ ALTERNATIVES = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quiz:
-    """What a judge asks about one feature, and what is true."""
+    """The questions of a judge about one feature, and the truth."""
 
     questions: Sequence[tuple[str, ...]]
     """The lines of text that each question is about."""
@@ -46,21 +46,24 @@ class Quiz:
     windows: tuple[str, ...]
     """Digests of all windows that any part is shown of."""
     shortage: Mapping[str, int] = field(default_factory=dict)
-    """Why nothing is asked, from `shortage`; empty where something is."""
+    """Why nothing is asked, from `format_shortage`; empty where something is."""
 
 
-def too_few(count: int, what: str) -> Quiz:
-    """A quiz without a question, since there is too little to ask about."""
-    return Quiz((), (), np.empty((0, 1), np.float32), (), shortage(count, what))
+def empty_quiz(count: int, what: str) -> Quiz:
+    """Make a quiz without a question, since there is too little to ask about."""
+    return Quiz((), (), np.empty((0, 1), np.float32), (), format_shortage(count, what))
 
 
-def shortage(count: int, what: str) -> dict[str, int]:
-    """The reason for which nothing is asked, as judgements have it under `missing`."""
+def format_shortage(count: int, what: str) -> dict[str, int]:
+    """Write the reason for which nothing is asked, as judgements have it under `missing`."""
     return {f"only {count} {what}, {FEWEST} are wanted": count}
 
 
-def wordings(case: Case, *, controls: bool, nothing: str) -> dict[Role, str]:
-    """What is judged, by role; nothing where the explanation has no text, no shuffled one where there is no other."""
+def judged_texts(case: Case, *, controls: bool, nothing: str) -> dict[Role, str]:
+    """The texts to judge, by role: none where the explanation has no text, no "shuffled" where there is no other.
+
+    `nothing` stands for the explanation in the role "empty".
+    """
     if case.explanation.text is None:
         return {}
     other = None if case.other is None else case.other.text
@@ -71,19 +74,19 @@ def wordings(case: Case, *, controls: bool, nothing: str) -> dict[Role, str]:
 
 
 class Verdict(NamedTuple):
-    """What a reply says to one question."""
+    """The answer of a reply to one question."""
 
     predicted: Mapping[int, float]
     """Probability of each choice."""
     missing: str | None = None
-    """Why there is none."""
+    """Why there is no answer."""
 
 
 class Judge(ABC):
     """Asks a language model for verdicts on excerpts of holdout windows."""
 
     name: ClassVar[str]
-    """The scorer's, and the prompt file's."""
+    """Name of the scorer, and of the prompt file."""
     examples: ClassVar[str]
     choices: ClassVar[tuple[int, ...]] = (0, 1)
     """What a question may be answered with."""
@@ -101,37 +104,39 @@ class Judge(ABC):
         logprobs: bool = False,
         controls: bool = True,
     ) -> None:
-        """`count` pairs or groups at most. With `logprobs` predictions are probabilities instead of 0 and 1; the
-        model must tell log-probabilities. `controls` asks for the roles empty and shuffled as well."""
+        """`count` is the most pairs or groups; `controls` asks for the roles empty and shuffled as well.
+
+        With `logprobs` predictions are probabilities instead of 0 and 1, from a model that gives log-probabilities.
+        """
         self._prompt = prompt or Prompt.load(Path(__file__).with_name(f"{self.name}.md"))
         self._count, self._per_prompt, self._seed = count, per_prompt, seed
         self._logprobs, self._controls = logprobs, controls
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """The one prompt that it fills."""
+        """The one prompt that the judge fills."""
         return (self._prompt,)
 
     @property
     def settings(self) -> dict[str, object]:
-        """What, beside the case, determines a judgement."""
-        return {**self._asked, "controls": self._controls, "version": 1}
+        """All that, beside the case, determines a judgement."""
+        return {**self._provenance, "controls": self._controls, "version": 1}
 
     @abstractmethod
     def quiz(self, holdout: Holdout) -> Quiz:
-        """What is asked about a feature; without a question where there are too few windows."""
+        """Lay out the questions about a feature; none where there are too few windows."""
 
     def keys(self, count: int) -> tuple[str, ...]:
-        """Under which keys the reply answers the questions of a prompt."""
+        """The keys under which a reply answers the `count` questions of a prompt."""
         return tuple(str(number) for number in range(1, count + 1))
 
     def chats(self, quiz: Quiz, explanation: str) -> list[Chat]:
-        """The prompts of a quiz for one explanation, which is put on one line."""
+        """Write the prompts of a quiz for one explanation, which is put on one line."""
         return [self._chat([quiz.questions[i] for i in group], " ".join(explanation.split())) for group in quiz.rounds]
 
     def judge(self, case: Case) -> LLMTask[list[Judgements]]:
-        """Judgements of the explanation and of its controls; none of an explanation without text."""
-        texts = wordings(case, controls=self._controls, nothing=NOTHING)
+        """Judge the explanation and its controls; an explanation without text gets no judgement."""
+        texts = judged_texts(case, controls=self._controls, nothing=NOTHING)
         if not texts:
             return []
         quiz = self.quiz(case.holdout)
@@ -142,7 +147,7 @@ class Judge(ABC):
         return [self._judgements(quiz, role, replies[i * n : (i + 1) * n]) for i, role in enumerate(texts)]
 
     @property
-    def _asked(self) -> dict[str, object]:
+    def _provenance(self) -> dict[str, object]:
         return {
             "prompt": {self._prompt.name: self._prompt.hash},
             "count": self._count,
@@ -186,27 +191,27 @@ class Judge(ABC):
             threshold=0.5,
             windows=quiz.windows,
             missing=dict(missing),
-            provenance={**self._asked, "calls": [reply.key for reply in replies]},
+            provenance={**self._provenance, "calls": [reply.key for reply in replies]},
         )
 
     def _verdicts(self, reply: Reply, count: int) -> list[Verdict]:
         if reply.status != "ok":
             return [Verdict({}, reply.status)] * count
-        return [self._verdict(reply, found) for found in located(reply.text, self.keys(count))]
+        return [self._verdict(reply, value) for value in read_values(reply.text, self.keys(count))]
 
-    def _verdict(self, reply: Reply, found: Found | None) -> Verdict:
-        if found is None or str(found.value) not in map(str, self.choices):
+    def _verdict(self, reply: Reply, answer: ReadValue | None) -> Verdict:
+        if answer is None or str(answer.value) not in map(str, self.choices):
             return Verdict({}, "unparsed")
         if not self._logprobs:
-            return Verdict({int(str(found.value)): 1.0})
-        told = distribution_at(reply, found.offset) or {}
-        weights = {choice: _weight(told, choice) for choice in self.choices}
+            return Verdict({int(str(answer.value)): 1.0})
+        probabilities = distribution_at(reply, answer.offset) or {}
+        weights = {choice: _choice_probability(probabilities, choice) for choice in self.choices}
         total = sum(weights.values())
         if total == 0:
             return Verdict({}, "no log-probabilities")
         return Verdict({choice: weight / total for choice, weight in weights.items()})
 
 
-def _weight(told: Mapping[str, float], choice: int) -> float:
-    """Probability of the tokens that write a choice, whatever punctuation they end with."""
-    return sum(p for token, p in told.items() if token.rstrip("\"',}] \n") == str(choice))
+def _choice_probability(probabilities: Mapping[str, float], choice: int) -> float:
+    """The probability of all tokens that write a choice, whatever punctuation they end with."""
+    return sum(probability for token, probability in probabilities.items() if token.rstrip("\"',}] \n") == str(choice))

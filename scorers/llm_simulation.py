@@ -1,10 +1,10 @@
-"""Simulation scoring by a language model, as published: it reads an explanation and predicts each token's activation.
+"""Scores explanations by simulation, as published: a language model reads one and predicts each token's activation.
 
 The highest-peaking holdout windows and as many random ones are simulated ("top_random"); the random half of the same
 judgements is the set "random". The truth is the raw activation, the prediction the expected value on the simulator's
 scale (0 to 10), so the correlation is the preferred score and nothing is calibrated (see published_metrics.py). The
-same simulator is asked twice more, without an explanation and with another feature's: what those score is what the
-score of this explanation is worth. How the model is asked is the backend's part.
+same simulator is asked twice more, without an explanation and with another feature's: the score of this explanation
+is worth what it has above theirs. How the model is asked is the backend's part.
 """
 
 from collections import Counter
@@ -27,18 +27,18 @@ NO_EXPLANATION = "(no explanation is given)"
 
 
 class Reading(NamedTuple):
-    """What one reply says of one window."""
+    """The values that one reply gives for one window."""
 
     values: NDArray[np.float32]
     """Expected value at each token, from 0 to the backend's top; NaN where the reply has none."""
     missing: dict[str, int]
     """Tokens without a value, by reason."""
     notes: dict[str, float]
-    """How the values came about, as means over tokens, for the provenance."""
+    """Means over tokens that describe how the values were read, for the provenance."""
 
     @classmethod
     def nothing(cls, tokens: int, reason: str) -> "Reading":
-        """No value at any token."""
+        """Make a reading without a value at any token."""
         return cls(np.full(tokens, np.nan, np.float32), {reason: tokens}, {})
 
 
@@ -46,22 +46,26 @@ class Backend(Protocol):
     """One way to have a language model predict the activations in a window."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The backend's name after `-s simulation:`."""
+        ...
 
     @property
-    def prompt(self) -> Prompt: ...
+    def prompt(self) -> Prompt:
+        """The prompt that the backend fills."""
+        ...
 
     @property
     def top(self) -> int:
-        """The highest value of its scale."""
+        """The highest value of the backend's scale."""
         ...
 
     def request(self, explanation: str, tokens: Sequence[str]) -> Request:
-        """What to ask about one window."""
+        """Write the request about one window."""
         ...
 
     def read(self, reply: Reply, *, tokens: int) -> Reading:
-        """One value per token of the window; a reply that is no answer has none."""
+        """Read one value per token of the window; a reply that is no answer has none."""
         ...
 
 
@@ -72,13 +76,15 @@ class LLMSimulator:
     stored = True
 
     def __init__(self, backend: Backend, *, windows: int = 5, controls: bool = True, seed: int = 0) -> None:
-        """`windows` top ones and as many random ones, which the seed chooses, are simulated. Without controls a
-        third of the calls are made."""
+        """`windows` top windows and as many random ones, which the seed chooses, are simulated.
+
+        Without controls a third of the calls are made.
+        """
         self._backend, self._windows, self._controls, self._seed = backend, windows, controls, seed
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What, beside the case, determines a judgement."""
+        """All that, beside the case, determines a judgement."""
         backend = self._backend
         return {
             "by": backend.name,
@@ -91,90 +97,93 @@ class LLMSimulator:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
+        """The prompt of the backend."""
         return (self._backend.prompt,)
 
     def judge(self, case: Case) -> LLMTask[list[Judgements]]:
-        """Predictions by the explanation, the baselines and the controls, on "top_random" and "random".
+        """Judge the explanation, the baselines and the controls on "top_random" and "random".
 
         Nothing is asked about an explanation without text.
         """
         if not case.explanation.text:
             return []
-        windows = self._chosen(case.holdout)
+        windows = self._choose_windows(case.holdout)
         texts = self._texts(case, case.explanation.text)
         requests = [self._backend.request(text, w.tokens) for text in texts.values() for w in windows]
         replies = (yield requests) if requests else []
         n = len(windows)
-        found = [self._judgements(case, role, windows, replies[i * n : (i + 1) * n]) for i, role in enumerate(texts)]
-        return [part for parts in found for part in parts] + self._free(case, windows)
+        judgements = [
+            self._judgements(case, role, windows, replies[i * n : (i + 1) * n]) for i, role in enumerate(texts)
+        ]
+        return [part for parts in judgements for part in parts] + self._baseline_judgements(case, windows)
 
     def _texts(self, case: Case, text: str) -> dict[Role, str]:
-        texts: dict[Role, str] = {"explanation": _line(text)}
+        texts: dict[Role, str] = {"explanation": _on_one_line(text)}
         if self._controls:
             texts["empty"] = NO_EXPLANATION
             if case.other is not None and case.other.text:
-                texts["shuffled"] = _line(case.other.text)
+                texts["shuffled"] = _on_one_line(case.other.text)
         return texts
 
-    def _chosen(self, holdout: Holdout) -> list[Example]:
-        """As many top windows as random ones, the highest-peaking first, then the random ones."""
+    def _choose_windows(self, holdout: Holdout) -> list[Example]:
+        """Choose as many top windows as random ones, the highest-peaking first, then the random ones."""
         tops = sorted((e for e in holdout.examples if e.kind == "top"), key=lambda e: (-e.peak, e.window))
         randoms = sorted((e for e in holdout.examples if e.kind == "random"), key=lambda e: e.window)
         n = min(self._windows, len(tops), len(randoms))
-        drawn = np.random.default_rng(self._seed).permutation(len(randoms))[:n]
-        return [*tops[:n], *(randoms[i] for i in drawn)]
+        picks = np.random.default_rng(self._seed).permutation(len(randoms))[:n]
+        return [*tops[:n], *(randoms[i] for i in picks)]
 
     def _judgements(
         self, case: Case, role: Role, windows: Sequence[Example], replies: Sequence[Reply]
     ) -> list[Judgements]:
-        """One role's predictions on both sets."""
+        """Lay one role's predictions on both sets beside the truth."""
         readings = [self._backend.read(r, tokens=len(w.ids)) for r, w in zip(replies, windows, strict=True)]
-        predicted = _grid([reading.values for reading in readings])
-        found = []
-        for name, part in _sets(windows).items():
-            missing = sum((Counter(reading.missing) for reading in readings[part]), Counter[str]())
+        predicted = _stack([reading.values for reading in readings])
+        judgements = []
+        for name, rows in _sets(windows).items():
+            missing = sum((Counter(reading.missing) for reading in readings[rows]), Counter[str]())
             provenance = {
                 "by": self._backend.name,
                 "prompt": {self._backend.prompt.name: self._backend.prompt.hash},
-                "windows": len(windows[part]),
+                "windows": len(windows[rows]),
                 "scale": self._backend.top,
-                "calls": [reply.key for reply in replies[part]],
-                **_means(readings[part]),
+                "calls": [reply.key for reply in replies[rows]],
+                **_mean_notes(readings[rows]),
             }
             reasons = dict(missing) if windows else {"no holdout windows": 1}
-            found.append(
-                self._laid(
+            judgements.append(
+                self._make_judgements(
                     case,
                     examples=name,
                     role=role,
-                    windows=windows[part],
-                    predicted=predicted[part],
+                    windows=windows[rows],
+                    predicted=predicted[rows],
                     missing=reasons,
                     provenance=provenance,
                 )
             )
-        return found
+        return judgements
 
-    def _free(self, case: Case, windows: Sequence[Example]) -> list[Judgements]:
-        """What the baselines predict that ask nobody."""
+    def _baseline_judgements(self, case: Case, windows: Sequence[Example]) -> list[Judgements]:
+        """Judge the baselines, for which no language model is asked."""
         if not windows:
             return []
-        known = token_predictions(case.baselines, np.stack([w.ids for w in windows]))
+        predictions = token_predictions(case.baselines, np.stack([w.ids for w in windows]))
         return [
-            self._laid(
+            self._make_judgements(
                 case,
                 examples=name,
                 role=role,
-                windows=windows[part],
-                predicted=predicted[part],
+                windows=windows[rows],
+                predicted=predicted[rows],
                 missing={},
                 provenance={"by": "table"},
             )
-            for role, predicted in known.items()
-            for name, part in _sets(windows).items()
+            for role, predicted in predictions.items()
+            for name, rows in _sets(windows).items()
         ]
 
-    def _laid(
+    def _make_judgements(
         self,
         case: Case,
         examples: str,
@@ -184,7 +193,7 @@ class LLMSimulator:
         missing: dict[str, int],
         provenance: dict[str, object],
     ) -> Judgements:
-        true = _grid([w.activations for w in windows])
+        true = _stack([w.activations for w in windows])
         digests = tuple(w.window for w in windows)
         return Judgements(
             scorer=self.name,
@@ -201,20 +210,20 @@ class LLMSimulator:
 
 
 def _sets(windows: Sequence[Example]) -> dict[str, slice]:
-    """The sets as parts of the chosen windows, whose second half is random."""
+    """The rows of each set among the chosen windows, whose second half is random."""
     return {"top_random": slice(0, None), "random": slice(len(windows) // 2, None)}
 
 
-def _grid(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _stack(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.stack(rows).astype(np.float32) if rows else np.empty((0, 0), np.float32)
 
 
-def _means(readings: Sequence[Reading]) -> dict[str, float]:
+def _mean_notes(readings: Sequence[Reading]) -> dict[str, float]:
     """The mean of each note over the windows that have it."""
     names = dict.fromkeys(name for reading in readings for name in reading.notes)
     return {name: float(np.mean([r.notes[name] for r in readings if name in r.notes])) for name in names}
 
 
-def _line(text: str) -> str:
-    """Text on one line, so that it cannot look like another part of the prompt."""
+def _on_one_line(text: str) -> str:
+    """Put a text on one line, so that it cannot look like another part of the prompt."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""How well predicted activations match the true ones: one number, its interval, or why there is none.
+"""Measures how well predicted activations match the true ones: one number and its interval, or why there is none.
 
 Tokens are pooled: a metric is taken over all scored tokens of all windows at once, never as the mean of
 per-window values. Every metric is a function of how often each window counts. With every window counted
@@ -64,7 +64,9 @@ def explained_variance(
 def auroc(
     true: ArrayLike, predicted: ArrayLike, mask: ArrayLike | None = None, *, threshold: float, seed: int = 0
 ) -> Measured:
-    """How often an active token is predicted above a silent one, ties as a half. Arrays are (window, position).
+    """The share of pairs with the active token predicted above the silent one, ties as a half.
+
+    Arrays are (window, position).
 
     A token is active where its true activation is above `threshold`, in activation units; half of the feature's
     peak is customary. Holds (active tokens x windows) numbers in memory while it works.
@@ -83,7 +85,7 @@ def evaluate(
 def agreement(
     true: ArrayLike, predicted: ArrayLike, mask: ArrayLike | None = None, *, threshold: float, seed: int = 0
 ) -> Measured:
-    """Balanced accuracy of "above the threshold": mean of the rates at which active and silent tokens are told rightly.
+    """Balanced accuracy of "above the threshold": the mean of the hit rates on active and on silent tokens.
 
     Arrays are (window, position), the threshold is in activation units; 0.5 is chance, whatever the mix.
     """
@@ -125,8 +127,8 @@ class _Windows(NamedTuple):
             raise ValueError(
                 f"true {t.shape}, predicted {p.shape}, mask {m.shape}; wanted one shape (window, position)"
             )
-        kept = m.any(axis=1)
-        t, p, m = t[kept], p[kept], m[kept]
+        scored = m.any(axis=1)
+        t, p, m = t[scored], p[scored], m[scored]
         return cls(np.where(m, t, 0.0), np.where(m, p, 0.0), m)
 
     def check(self) -> None:
@@ -160,11 +162,11 @@ def _measure(prepare: Prepare, windows: _Windows, seed: int) -> Measured:
         return Measured(None, "out of floating-point range", n=n)
     if n < FEWEST_WINDOWS:
         return Measured(value, n=n)
-    drawn = statistic(_draws(n, seed))
-    drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) < DRAWS / 2:
+    draws = statistic(_draws(n, seed))
+    draws = draws[np.isfinite(draws)]
+    if len(draws) < DRAWS / 2:
         return Measured(value, n=n)
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    low, high = np.quantile(draws, (0.025, 0.975))
     return Measured(value, None, float(low), float(high), n)
 
 
@@ -218,7 +220,7 @@ def _explained_variance(windows: _Windows) -> Statistic:
 
 
 def _standard(values: Floats, mask: NDArray[np.bool_], if_constant: str) -> Floats:
-    """Shifted to mean 0 and scaled to a largest size of 1, so that sums of squares neither cancel nor overflow."""
+    """Shift to mean 0 and scale to a largest size of 1, so that sums of squares neither cancel nor overflow."""
     scored = values[mask]
     if scored.min() == scored.max():
         raise _UndefinedError(if_constant)
@@ -233,13 +235,19 @@ def _variance(n: Floats, total: Floats, squares: Floats) -> Floats:
     return np.where(variance > 1e-12 * square, variance, np.nan)
 
 
-def _auroc(windows: _Windows, *, threshold: float) -> Statistic:
+def _active_and_silent(windows: _Windows, threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which scored tokens are truly active and which are not, both (window, position) and neither empty."""
     active = windows.mask & (windows.true > threshold)
     silent = windows.mask & ~active
     if not active.any():
         raise _UndefinedError("no positive tokens")
     if not silent.any():
         raise _UndefinedError("no negative tokens")
+    return active, silent
+
+
+def _auroc(windows: _Windows, *, threshold: float) -> Statistic:
+    active, silent = _active_and_silent(windows, threshold)
     wins = _wins(windows.predicted, active, silent)
     per_window = np.stack([active.sum(axis=1), silent.sum(axis=1)], axis=1, dtype=np.float64)
 
@@ -253,14 +261,9 @@ def _auroc(windows: _Windows, *, threshold: float) -> Statistic:
 
 
 def _agreement(windows: _Windows, *, threshold: float) -> Statistic:
-    active = windows.mask & (windows.true > threshold)
-    silent = windows.mask & ~active
-    if not active.any():
-        raise _UndefinedError("no positive tokens")
-    if not silent.any():
-        raise _UndefinedError("no negative tokens")
-    said = windows.predicted > threshold
-    parts = (active & said, active, silent & ~said, silent)
+    active, silent = _active_and_silent(windows, threshold)
+    predicted_active = windows.predicted > threshold
+    parts = (active & predicted_active, active, silent & ~predicted_active, silent)
     per_window = np.stack([part.sum(axis=1) for part in parts], axis=1).astype(np.float64)
 
     def statistic(counts: Floats) -> Floats:
@@ -273,7 +276,7 @@ def _agreement(windows: _Windows, *, threshold: float) -> Statistic:
 
 
 def _wins(predicted: Floats, active: NDArray[np.bool_], silent: NDArray[np.bool_]) -> Floats:
-    """Rightly ranked pairs of an active token in window u and a silent one in window v, (u, v), ties as a half.
+    """Count rightly ranked pairs of an active token in window u and a silent one in window v, (u, v), ties as a half.
 
     A silent token is below a level from the first level above it, and below or level with it from the first that
     is not below it: half a win is entered at each of the two, and summed over the levels.

@@ -1,4 +1,4 @@
-"""Which excerpts judges are asked about: pairs of one where the feature fires and one where it does not.
+"""Chooses the excerpts that judges are asked about: pairs of one where the feature fires and one where it does not.
 
 All excerpts have the same number of tokens, and the two of a pair stand at the same place of their windows (and,
 where tokens are marked, have the same tokens marked), so that neither length nor position tells them apart: any guess
@@ -31,12 +31,12 @@ FIRES = 0.2
 MARKED = 0.3
 """From this fraction of its excerpt's peak a token is marked, as in Paulo et al. 2024."""
 FEWEST = 3
-"""Below this many pairs or groups nothing is asked."""
+"""With fewer pairs or groups than this nothing is asked."""
 
 Mask = NDArray[np.bool_]
 Fits = Callable[[int, Mask], Mask]
-"""From the start of an excerpt and the marks of the active one to the windows that may stand beside it, (w,)."""
-Wish = Callable[[int], Mask]
+"""From the start and the marks of an active excerpt to the windows that may be its partner, (w,)."""
+Preference = Callable[[int], Mask]
 """From the start of an excerpt to the windows that are preferred, (w,)."""
 
 
@@ -55,11 +55,14 @@ class Pair:
         return self.active, self.silent
 
 
-class Ground:
-    """One feature's windows, and where in them it fires and is silent; w windows of t tokens, s starts of excerpts."""
+class ExcerptPool:
+    """The windows of one feature, and where in them it fires and is silent.
+
+    Shapes are in w windows of t tokens, and s starts of excerpts.
+    """
 
     def __init__(self, holdout: Holdout, *, seed: int) -> None:
-        self.rng = np.random.default_rng(_number(f"{seed} {holdout.feature}"))
+        self.rng = np.random.default_rng(_hash_to_int(f"{seed} {holdout.feature}"))
         self.examples = sorted(holdout.examples, key=lambda example: example.window)
         width = len(self.examples[0].ids) if self.examples else LENGTH
         self._length = min(LENGTH, width)
@@ -75,17 +78,17 @@ class Ground:
         self._repeated = self._holding({int(self.examples[i].ids[self._shares[i].argmax()]) for i in self.firing})
 
     def excerpt(self, window: int, start: int) -> Excerpt:
-        """The excerpt of a window that begins at a token."""
+        """The excerpt of a window that begins at the token `start`."""
         return Excerpt(self.examples[window], start, start + self._length)
 
     def starts(self, window: int) -> list[int]:
-        """Where excerpts that hold the window's peak can begin, in random order; those with a lead where there are."""
+        """Starts of excerpts that hold the window's peak, in random order; those with a lead where there are."""
         peak, last = int(self._shares[window].argmax()), self._shares.shape[1] - self._length
         low, high = max(0, peak - self._length + 1), min(max(0, peak - LEAD), last)
         return [int(start) for start in self.rng.permutation(np.arange(min(low, high), high + 1))]
 
     def marks(self, window: int, start: int) -> Mask:
-        """Which tokens of an excerpt are truly active: `MARKED` of its peak, and not silent; (token,)."""
+        """Which tokens of an excerpt are truly active, at `MARKED` of its peak and not silent, (token,)."""
         shares = self._spans[window, start]
         return shares >= max(MARKED * shares.max(), SILENCE)
 
@@ -110,54 +113,58 @@ class Ground:
         return self._repeated[:, start]
 
     def _holding(self, tokens: set[int]) -> Mask:
-        """Excerpts that hold one of the token ids, not among the first tokens, (w, s)."""
+        """Which excerpts hold one of the token ids after the first tokens, (w, s)."""
         ids = np.array([example.ids for example in self.examples], np.int64).reshape(self._shares.shape)
         held = sliding_window_view(np.isin(ids, list(tokens)), self._length, axis=1)
         return np.asarray(held[:, :, min(LEAD, self._length - 1) :].any(axis=2), np.bool_)
 
 
-def pairs(ground: Ground, *, count: int, fits: Fits, wishes: Sequence[Wish]) -> list[Pair]:
-    """Up to `count` pairs whose active windows are spread over the range of peaks; the wishes take turns."""
-    order = [ground.firing[i] for i in spread(len(ground.firing), count)]
-    free = np.ones(len(ground.examples), bool)
-    free[order[:count]] = False
-    found: list[Pair] = []
+def choose_pairs(pool: ExcerptPool, *, count: int, fits: Fits, preferences: Sequence[Preference]) -> list[Pair]:
+    """Choose up to `count` pairs whose active windows are spread over the peaks; the preferences take turns."""
+    order = [pool.firing[i] for i in spread_evenly(len(pool.firing), count)]
+    unused = np.ones(len(pool.examples), bool)
+    unused[order[:count]] = False
+    pairs: list[Pair] = []
     for place, window in enumerate(order):
-        if len(found) == count or (place >= count and not free[window]):
+        if len(pairs) == count or (place >= count and not unused[window]):
             continue
-        free[window] = False
-        beside = partner(ground, window, free=free, fits=fits, wish=wishes[len(found) % len(wishes)])
-        if beside is not None:
-            start, other = beside
-            free[other] = False
-            marks = ground.marks(window, start)
-            found.append(Pair(ground.excerpt(window, start), ground.excerpt(other, start), marks))
-    return found
+        unused[window] = False
+        partner = find_partner(
+            pool, window, unused=unused, fits=fits, preference=preferences[len(pairs) % len(preferences)]
+        )
+        if partner is not None:
+            start, other = partner
+            unused[other] = False
+            marks = pool.marks(window, start)
+            pairs.append(Pair(pool.excerpt(window, start), pool.excerpt(other, start), marks))
+    return pairs
 
 
-def partner(ground: Ground, window: int, *, free: Mask, fits: Fits, wish: Wish) -> tuple[int, int] | None:
-    """Where the excerpt of an active window begins, and a free window whose excerpt there fits; None without one.
+def find_partner(
+    pool: ExcerptPool, window: int, *, unused: Mask, fits: Fits, preference: Preference
+) -> tuple[int, int] | None:
+    """Find (start, window): where the excerpt of an active window begins, and an unused window that fits there.
 
-    One that is wished for is taken before any that only fits.
+    One that is preferred is taken before any that only fits; None where none fits.
     """
     fallback = None
-    for start in ground.starts(window):
-        fit = free & fits(start, ground.marks(window, start))
-        if (wished := fit & wish(start)).any():
-            return start, int(ground.rng.choice(np.flatnonzero(wished)))
+    for start in pool.starts(window):
+        fit = unused & fits(start, pool.marks(window, start))
+        if (preferred := fit & preference(start)).any():
+            return start, int(pool.rng.choice(np.flatnonzero(preferred)))
         if fallback is None and fit.any():
-            fallback = start, int(ground.rng.choice(np.flatnonzero(fit)))
+            fallback = start, int(pool.rng.choice(np.flatnonzero(fit)))
     return fallback
 
 
-def spread(total: int, count: int) -> list[int]:
-    """All indices below `total`; the first `count` are evenly spaced."""
+def spread_evenly(total: int, count: int) -> list[int]:
+    """Order all indices below `total` so that the first `count` are evenly spaced."""
     first = [int(i) for i in np.unique(np.linspace(0, total - 1, min(count, total)).round())]
     return [*first, *(i for i in range(total) if i not in set(first))]
 
 
-def decks(count: int, *, size: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Prompts of at most `size` items in random order, such that the two of a pair never share one.
+def deal_prompts(count: int, *, size: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Deal items to prompts of at most `size` in random order, such that the two of a pair never share one.
 
     Items are numbered pair by pair: 2i and 2i + 1 are pair i. Otherwise one of the two would tell of the other.
     """
@@ -168,5 +175,5 @@ def decks(count: int, *, size: int, rng: np.random.Generator) -> list[tuple[int,
     ]
 
 
-def _number(text: str) -> int:
+def _hash_to_int(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

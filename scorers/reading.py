@@ -1,14 +1,14 @@
-"""Reading a judge's reply: one value for each numbered item, or none; prose is never searched for a verdict.
+"""Reads a judge's reply: one value for each numbered item, or none, and the distribution over what stands there.
 
-What counts is the last flat JSON object that has an item's key among its own, `{"1": 0, "2": 1}`; without one,
-the last list of exactly as many values as there are items that stands alone on its lines. Code fences around
-either do no harm, nor do single quotes or a trailing comma. A block of thought is no part of the reply, and one
-that is never closed leaves nothing of it. An item that the object lacks, or that it answers in two ways, has no value.
+The value comes from the last flat JSON object that has an item's key among its own, `{"1": 0, "2": 1}`; without one,
+from the last list of exactly as many values as there are items that stands alone on its lines. Prose is never
+searched for a verdict. Code fences around either do no harm, nor do single quotes or a trailing comma. A block of
+thought is no part of the reply, and one that is never closed leaves nothing of it. An item that the object lacks, or
+that it answers in two ways, has no value.
 
-What a model would have written instead: the distribution over what stands at one character of its reply.
-
-A reply with log-probabilities lists its tokens, each with the likeliest alternatives. A token need not begin
-where a value does (` 3`, `,3`), so the alternatives that share what comes before the value in its token are cut there.
+The distribution at a character of the reply comes from log-probabilities: a reply that has them lists its tokens,
+each with the likeliest alternatives. A token need not begin where a value does (` 3`, `,3`), so the alternatives that
+share the beginning of the token up to the value are cut there.
 """
 
 import re
@@ -31,66 +31,66 @@ _LISTED = re.compile(_VALUE)
 _LITERALS: dict[str, object] = {"true": True, "false": False, "null": None}
 
 
-class Found(NamedTuple):
-    """What a reply says of one item."""
+class ReadValue(NamedTuple):
+    """The value of one item in a reply."""
 
     value: object
     offset: int
-    """Of the value in the reply; of a string, that of what is in it."""
+    """Where the value begins in the reply; of a string, after its quotation mark."""
 
 
-def numbered(text: str, count: int) -> list[object | None]:
-    """The value of each of items 1 to `count`, None where there is none; which values are valid the caller knows."""
+def read_numbered(text: str, count: int) -> list[object | None]:
+    """Read the value of each of the items 1 to `count`, None where there is none; the caller knows which are valid."""
     keys = [str(item) for item in range(1, count + 1)]
-    return [None if found is None else found.value for found in located(text, keys)]
+    return [None if value is None else value.value for value in read_values(text, keys)]
 
 
-def located(text: str, keys: Sequence[str]) -> list[Found | None]:
-    """What the reply says under each key, with where it stands; a list that stands alone has the keys' order."""
-    said = _THOUGHT.sub(lambda thought: " " * len(thought[0]), text)
-    for found in reversed(list(_OBJECT.finditer(said))):
-        values: dict[str, list[Found]] = {}
-        for pair in _KEY_AND_VALUE.finditer(said, *found.span()):
-            values.setdefault(_bare(pair[1]), []).append(_found(pair, 2))
+def read_values(text: str, keys: Sequence[str]) -> list[ReadValue | None]:
+    """Read the value under each key, with its offset; a list that stands alone has the keys' order."""
+    reply = _THOUGHT.sub(lambda thought: " " * len(thought[0]), text)
+    for match in reversed(list(_OBJECT.finditer(reply))):
+        values: dict[str, list[ReadValue]] = {}
+        for pair in _KEY_AND_VALUE.finditer(reply, *match.span()):
+            values.setdefault(_unquote(pair[1]), []).append(_read_value(pair, 2))
         if not values.keys().isdisjoint(keys):
-            return [_agreed(values.get(key, [])) for key in keys]
-    for found in reversed(list(_LIST.finditer(said))):
-        listed = [_found(value, 0) for value in _LISTED.finditer(said, *found.span())]
-        if len(listed) == len(keys):
-            return list(listed)
+            return [_single_value(values.get(key, [])) for key in keys]
+    for match in reversed(list(_LIST.finditer(reply))):
+        items = [_read_value(value, 0) for value in _LISTED.finditer(reply, *match.span())]
+        if len(items) == len(keys):
+            return list(items)
     return [None] * len(keys)
 
 
-def _found(match: re.Match[str], group: int) -> Found:
+def _read_value(match: re.Match[str], group: int) -> ReadValue:
     token = match[group]
     quoted = token[0] in "\"'"
-    value = _bare(token) if quoted else _LITERALS[token] if token in _LITERALS else _number(token)
-    return Found(value, match.start(group) + quoted)
+    value = _unquote(token) if quoted else _LITERALS[token] if token in _LITERALS else _parse_number(token)
+    return ReadValue(value, match.start(group) + quoted)
 
 
-def _agreed(values: list[Found]) -> Found | None:
+def _single_value(values: list[ReadValue]) -> ReadValue | None:
     """The item's value, unless the object gives it two different ones."""
-    return values[-1] if len({repr(found.value) for found in values}) == 1 else None
+    return values[-1] if len({repr(value.value) for value in values}) == 1 else None
 
 
-def _bare(token: str) -> str:
+def _unquote(token: str) -> str:
     return token[1:-1] if token[0] in "\"'" else token
 
 
-def _number(token: str) -> float:
+def _parse_number(token: str) -> float:
     return float(token) if "." in token else int(token)
 
 
 class Place(NamedTuple):
-    """A character of a reply, as its tokens have it."""
+    """Where a character of a reply stands among its tokens."""
 
     token: int
     inside: int
-    """Characters of the token before it."""
+    """How many characters of the token stand before it."""
 
 
 def locate(reply: Reply, offset: int) -> Place | None:
-    """The token that holds the character at `offset` of `reply.text`; None where the tokens do not spell the text.
+    """Find the token that holds the character at `offset` of `reply.text`; None where the tokens do not spell the text.
 
     Tokens may spell more than the text: thoughts before it, end marks after it.
     """
@@ -105,26 +105,26 @@ def locate(reply: Reply, offset: int) -> Place | None:
 
 
 def distribution_at(reply: Reply, offset: int) -> dict[str, float] | None:
-    """Probability of each alternative for the rest of the token from character `offset` of the text on.
+    """The probability of each alternative for the rest of the token from character `offset` of the text on.
 
     None where there are no log-probabilities for it. The strings are as the tokenizer cuts them (`3`, `3]`, `yes`),
-    and the probabilities sum to less than 1: only the likeliest are told.
+    and the probabilities sum to less than 1: only the likeliest are listed.
     """
     place = locate(reply, offset)
     if place is None:
         return None
-    told = reply.logprobs[place.token]
-    before = told.token[: place.inside]
-    found: dict[str, float] = {}
-    for alternative, logprob in told.top.items():
-        rest = _rest(alternative, before)
+    token = reply.logprobs[place.token]
+    before = token.token[: place.inside]
+    probabilities: dict[str, float] = {}
+    for alternative, logprob in token.top.items():
+        rest = _rest_of_token(alternative, before)
         if rest is not None:
-            found[rest] = found.get(rest, 0.0) + exp(logprob)
-    return found or None
+            probabilities[rest] = probabilities.get(rest, 0.0) + exp(logprob)
+    return probabilities or None
 
 
-def _rest(alternative: str, before: str) -> str | None:
-    """An alternative token without what stands before the value; space before it may be there or not."""
+def _rest_of_token(alternative: str, before: str) -> str | None:
+    """Cut from an alternative token the part before the value; space before it may be there or not."""
     if not before.strip():
         return alternative.lstrip()
     return alternative[len(before) :] if alternative.startswith(before) else None

@@ -1,6 +1,6 @@
-"""What every scorer is, and how judgements become scores.
+"""The protocol of scorers, and the step from judgements to scores.
 
-A scorer only judges: it lays predictions beside the truth. The numbers are computed here, from judgements alone,
+A scorer only judges: it lays predictions beside the truth. The metrics are computed here, from judgements alone,
 so they can be computed again from stored ones without asking anyone.
 """
 
@@ -20,7 +20,7 @@ from .metrics import Measured, agreement, auroc, evaluate
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An explanation and what it is judged on."""
+    """An explanation, and the holdout and baselines that it is judged with."""
 
     explanation: Explanation
     holdout: Holdout
@@ -33,16 +33,18 @@ class Scorer(Protocol):
     """Judges explanations on text that their explainer never saw."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The scorer's name in scores."""
+        ...
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What, beside the case, determines a judgement."""
+        """All that, beside the case, determines a judgement."""
         ...
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """The prompts that it renders; none where it asks nobody."""
+        """The prompts that the scorer renders; none where it asks nobody."""
         ...
 
     @property
@@ -51,7 +53,7 @@ class Scorer(Protocol):
         ...
 
     def judge(self, case: Case) -> list[Judgements] | LLMTask[list[Judgements]]:
-        """Judgements of the explanation and of its controls, on each set of examples."""
+        """Judge the explanation and its controls on each set of examples."""
         ...
 
 
@@ -60,20 +62,22 @@ PAIRED = ("counterfactual", "context")
 
 
 def measure(judgements: Sequence[Judgements], *, seed: int = 0) -> list[Score]:
-    """Scores of one explanation: every metric on each (scorer, set of examples), the other roles as baselines.
+    """Score one explanation: every metric on each (scorer, set of examples), with the other roles as baselines.
 
     Items without a prediction are left out and lower the coverage; a metric is null with a reason where it is
     undefined or nothing was predicted.
     """
-    named = sorted(judgements, key=_named)
-    return [score for _, group in groupby(named, key=_named) for score in _scores(list(group), seed)]
+    ordered = sorted(judgements, key=_scorer_and_examples)
+    return [
+        score for _, group in groupby(ordered, key=_scorer_and_examples) for score in _score_group(list(group), seed)
+    ]
 
 
-def _named(judgements: Judgements) -> tuple[str, str]:
+def _scorer_and_examples(judgements: Judgements) -> tuple[str, str]:
     return judgements.scorer, judgements.examples
 
 
-def _scores(group: Sequence[Judgements], seed: int) -> list[Score]:
+def _score_group(group: Sequence[Judgements], seed: int) -> list[Score]:
     own = next((part for part in group if part.role == "explanation"), None)
     if own is None:
         return []
@@ -89,39 +93,39 @@ def _scores(group: Sequence[Judgements], seed: int) -> list[Score]:
             scorer=own.scorer,
             examples=own.examples,
             metric=metric,
-            value=found.value,
-            reason=_reason(found, own),
-            ci_low=found.ci_low,
-            ci_high=found.ci_high,
-            n=found.n,
+            value=measured.value,
+            reason=_reason(measured, own),
+            ci_low=measured.ci_low,
+            ci_high=measured.ci_high,
+            n=measured.n,
             coverage=coverage,
-            baselines={role: by[metric].value for role, by in others.items() if metric in by},
+            baselines={role: metrics[metric].value for role, metrics in others.items() if metric in metrics},
             windows=own.windows,
             provenance={"formula": f"{metric}/1", **provenance},
         )
-        for metric, found in _metrics(own, seed).items()
+        for metric, measured in _metrics(own, seed).items()
     ]
 
 
-def _reason(found: Measured, own: Judgements) -> str | None:
+def _reason(measured: Measured, own: Judgements) -> str | None:
     """Why there is no value; where nothing at all was predicted, why that was."""
-    if found.reason == "no tokens" and own.missing:
+    if measured.reason == "no tokens" and own.missing:
         return ", ".join(f"{count} {reason}" for reason, count in sorted(own.missing.items()))
-    return found.reason
+    return measured.reason
 
 
 def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:
-    known = np.isfinite(own.predicted)
-    predicted = np.where(known, own.predicted, 0.0)
+    predicted_mask = np.isfinite(own.predicted)
+    predicted = np.where(predicted_mask, own.predicted, 0.0)
     if own.kind == "activation":
-        found = evaluate(own.true, predicted, known, threshold=own.threshold, seed=seed)
+        metrics = evaluate(own.true, predicted, predicted_mask, threshold=own.threshold, seed=seed)
         if "scale" in own.provenance or own.role in ("empty", "shuffled"):
             # What is predicted on a scale of 0 to 10 has no error in activation units.
-            del found["explained_variance"]
+            del metrics["explained_variance"]
         if own.examples in PAIRED:
-            found["agreement"] = agreement(own.true, predicted, known, threshold=own.threshold, seed=seed)
-        return found
+            metrics["agreement"] = agreement(own.true, predicted, predicted_mask, threshold=own.threshold, seed=seed)
+        return metrics
     return {
-        "balanced_accuracy": agreement(own.true, predicted, known, threshold=own.threshold, seed=seed),
-        "auroc": auroc(own.true, predicted, known, threshold=own.threshold, seed=seed),
+        "balanced_accuracy": agreement(own.true, predicted, predicted_mask, threshold=own.threshold, seed=seed),
+        "auroc": auroc(own.true, predicted, predicted_mask, threshold=own.threshold, seed=seed),
     }

@@ -1,4 +1,4 @@
-"""The simulation scorer without a language model: the explanation's rule predicts every token's activation.
+"""Scores explanations by simulation without a language model: the rule predicts every token's activation.
 
 Nothing is calibrated on the holdout. Pearson's r (over all tokens at once), explained variance and AUROC (a token
 is active above half of the feature's peak) are taken on each holdout set, and on the counterfactual set
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..data.records import Explanation, Judgements, Role, Score
 from ..llm.prompt import Prompt
 from ..rules.evaluate import TokenGrid, predict
-from ..rules.language import Rule
+from ..rules.language import Rule, parse_rule
 from .holdout import Baselines, Holdout, ScoredWindows
 from .scorer import Case, measure
 
@@ -26,16 +26,16 @@ class RuleSimulator:
     prompts: tuple[Prompt, ...] = ()
 
     def __init__(self, *, name: str = "simulation", seed: int = 0) -> None:
-        """`name` tells its scores from those of a language model that simulates the text."""
+        """Another `name` sets its scores apart from those of a language model that simulates the text."""
         self.name, self._seed = name, seed
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What, beside the case, determines a judgement."""
+        """All that, beside the case, determines a judgement."""
         return {"by": "rule"}
 
     def score(self, explanation: Explanation, holdout: Holdout, baselines: Baselines) -> list[Score]:
-        """Every metric on every holdout set; null with a reason where it is undefined."""
+        """Score every metric on every holdout set; null with a reason where it is undefined."""
         if not explanation.rule:
             return [
                 Score(
@@ -52,10 +52,10 @@ class RuleSimulator:
         return measure(self.judge(Case(explanation, holdout, baselines)), seed=self._seed)
 
     def judge(self, case: Case) -> list[Judgements]:
-        """The rule's predictions and those of the baselines, on every set that has windows; none without a rule."""
+        """Judge the rule and the baselines on every set of the holdout; an explanation without rule gets nothing."""
         if not case.explanation.rule:
             return []
-        rule = Rule.parse(case.explanation.rule)
+        rule = parse_rule(case.explanation.rule)
         return [
             Judgements(
                 scorer=self.name,
@@ -70,21 +70,21 @@ class RuleSimulator:
                 provenance={"by": "rule"},
             )
             for name, windows in case.holdout.sets.items()
-            for role, values in _predictions(rule, case, windows).items()
+            for role, values in _predict_roles(rule, case, windows).items()
         ]
 
 
-def _predictions(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role, NDArray[np.float32]]:
+def _predict_roles(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role, NDArray[np.float32]]:
     grid = TokenGrid(case.holdout.vocabulary, windows.ids)
-    found: dict[Role, NDArray[np.float32]] = {
+    predictions: dict[Role, NDArray[np.float32]] = {
         "explanation": predict(rule, grid),
         **token_predictions(case.baselines, windows.ids),
     }
     if case.baselines.other_rule is not None:
-        found["other_rule"] = predict(case.baselines.other_rule, grid)
-    return found
+        predictions["other_rule"] = predict(case.baselines.other_rule, grid)
+    return predictions
 
 
 def token_predictions(baselines: Baselines, ids: NDArray[np.int64]) -> dict[Role, NDArray[np.float32]]:
-    """What the baselines that know single tokens predict, each of the shape of `ids`."""
+    """Predict by the baselines that know single tokens, each in the shape of `ids`."""
     return {"token_rule": baselines.token_rule[ids], "token_table": baselines.token_table[ids]}

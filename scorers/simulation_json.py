@@ -1,6 +1,6 @@
-"""Simulation by a chat: the model writes one JSON object with a value for each numbered token.
+"""Simulates by a chat: the model writes one JSON object with a value for each numbered token.
 
-Works with any chat model. The numbers make alignment certain: a token has the value that is written beside its
+This works with any chat model. The numbers make alignment certain: a token has the value that is written beside its
 index, or none. A reply whose indices are not this window's is not used at all, since its numbering may be shifted.
 With log-probabilities the prediction is the expected value of the distribution at the first token of the
 written value, over 0..10 as published; else the integer itself. Where a tokenizer writes 10 as `1`, `0`, the
@@ -49,10 +49,11 @@ class JsonBackend:
 
     @property
     def name(self) -> str:
+        """ "logprobs" where they are used, else "json"."""
         return "logprobs" if self._logprobs else "json"
 
     def request(self, explanation: str, tokens: Sequence[str]) -> Chat:
-        """One chat that lists the window's tokens by number."""
+        """Write one chat that lists the window's tokens by number."""
         places = {
             "explanation": explanation,
             "top": str(self.top),
@@ -69,20 +70,20 @@ class JsonBackend:
         )
 
     def read(self, reply: Reply, *, tokens: int) -> Reading:
-        """The values written beside the indices; reasons are the reply's status, "unparsed" or "misnumbered"."""
+        """Read the values beside the indices; reasons are the reply's status, "unparsed" or "misnumbered"."""
         if reply.status != "ok":
             return Reading.nothing(tokens, reply.status)
-        written = parse(reply.text)
-        if any(not 0 <= index < tokens for index in written):
+        values_by_index = parse(reply.text)
+        if any(not 0 <= index < tokens for index in values_by_index):
             return Reading.nothing(tokens, "misnumbered")
         values = np.full(tokens, np.nan, np.float32)
         sampled = 0
-        for index, found in written.items():
-            if found is None or found.value > self.top:
+        for index, written in values_by_index.items():
+            if written is None or written.value > self.top:
                 continue
-            expected = _expected(reply, found) if self._logprobs else None
+            expected = _expected_value(reply, written) if self._logprobs else None
             sampled += expected is None
-            values[index] = found.value if expected is None else expected
+            values[index] = written.value if expected is None else expected
         absent = int(np.isnan(values).sum())
         return Reading(
             values, {"unparsed": absent} if absent else {}, {"sampled": sampled / tokens} if self._logprobs else {}
@@ -90,7 +91,7 @@ class JsonBackend:
 
 
 def parse(text: str) -> dict[int, Written | None]:
-    """Values by index in the last object with "activations"; None for one that is not a whole number, or not one.
+    """Read the values by index in the last object with "activations"; None for one that is no single whole number.
 
     Thoughts, code fences and prose around the object are passed over.
     """
@@ -100,28 +101,28 @@ def parse(text: str) -> dict[int, Written | None]:
         return {}
     begin = openings[-1].end()
     end = text.find("}", begin)
-    found: dict[int, Written | None] = {}
+    values: dict[int, Written | None] = {}
     for pair in _PAIR.finditer(text, begin, end if end >= 0 else len(text)):
         index, value = int(pair[1]), pair[2]
         written = Written(int(value), pair.start(2)) if value.isascii() and value.isdigit() else None
-        told = found.get(index, written)
-        agreed = written is not None and told is not None and told.value == written.value
-        found[index] = told if agreed else None
-    return found
+        earlier = values.get(index, written)
+        agreed = written is not None and earlier is not None and earlier.value == written.value
+        values[index] = earlier if agreed else None
+    return values
 
 
-def _expected(reply: Reply, written: Written) -> float | None:
-    """The expected value at a written value; None where there are no log-probabilities for it."""
-    told = distribution_at(reply, written.offset)
-    if told is None:
+def _expected_value(reply: Reply, written: Written) -> float | None:
+    """The expected value of the distribution at a written value; None where there are no log-probabilities for it."""
+    probabilities = distribution_at(reply, written.offset)
+    if probabilities is None:
         return None
     row = np.full(STEPS + 1, np.nan)
-    for text, probability in told.items():
+    for text, probability in probabilities.items():
         digits = _DIGITS.match(text)
         if digits and int(digits[1]) <= STEPS:
             row[int(digits[1])] = np.nansum([row[int(digits[1])], probability])
     if written.value in (1, 10) and _is_lone_one(reply, written.offset):
-        row = _shared(row, told.get("1", 0.0), distribution_at(reply, written.offset + 1))
+        row = _share_one_and_ten(row, probabilities.get("1", 0.0), distribution_at(reply, written.offset + 1))
     expected = float(expected_values(row))
     return None if np.isnan(expected) else expected
 
@@ -132,10 +133,10 @@ def _is_lone_one(reply: Reply, offset: int) -> bool:
     return place is not None and reply.logprobs[place.token].token[place.inside :] == "1"
 
 
-def _shared(row: np.ndarray, one: float, following: dict[str, float] | None) -> np.ndarray:
-    """The probability of a lone token `1`, shared between 1 and 10 by the chance that `0` follows."""
-    zero = sum(p for text, p in (following or {}).items() if text.startswith("0"))
+def _share_one_and_ten(row: np.ndarray, one_probability: float, following: dict[str, float] | None) -> np.ndarray:
+    """Share the probability of a lone token `1` between 1 and 10 by the chance that `0` follows."""
+    zero_follows = sum(probability for text, probability in (following or {}).items() if text.startswith("0"))
     row = np.nan_to_num(row)
-    row[1] -= one * zero
-    row[10] += one * zero
+    row[1] -= one_probability * zero_follows
+    row[10] += one_probability * zero_follows
     return row

@@ -1,4 +1,4 @@
-"""Simulation in one pass, as published: every token of the window stands before a tab and `unknown`, and the
+"""Simulates in one pass, as published: every token of the window stands before a tab and `unknown`, and the
 prediction at a token is the distribution over the values at its tab, where a measured value would come next.
 
 The prompt is put together from token ids, never from text: `ids(token) + TAB + UNKNOWN + NEWLINE` for each token of the
@@ -44,7 +44,7 @@ class Pieces:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         # Its own copy: a tokenizer takes one thread at a time, and a local model goes on using its own.
         self._tokenizer = copy.deepcopy(tokenizer)
-        self._known: dict[tuple[str, str], Ids] = {}
+        self._cache: dict[tuple[str, str], Ids] = {}
         added = [token.content for token in tokenizer.added_tokens_decoder.values() if len(token.content.strip()) > 1]
         self._markup = re.compile(f"(?={'|'.join(map(re.escape, added))})" if added else "(?!)")
         self.tab, self.newline = self.after("a", "\t"), self.after("a", "\n")
@@ -57,28 +57,28 @@ class Pieces:
         self._check()
 
     def after(self, before: str, text: str) -> Ids:
-        """The ids of a text that follows another, or on its own where the two are not cut apart."""
-        if (before, text) not in self._known:
-            self._known[before, text] = _following(before, text, self._plain)
-        return self._known[before, text]
+        """The ids of a text that follows another, or of the text alone where the two are not cut apart."""
+        if (before, text) not in self._cache:
+            self._cache[before, text] = _encode_after(before, text, self._encode_untrusted)
+        return self._cache[before, text]
 
     def template(self, text: str, *, first: bool) -> Ids:
         """The ids of trusted text, in which the tokenizer's special tokens count as such."""
-        return self._encode(text) if first else _following("a", text, self._encode)
+        return self._encode(text) if first else _encode_after("a", text, self._encode)
 
     def lines(self, text: str) -> Ids:
         """The ids of lines with tabs, cut at every newline and tab."""
-        return tuple(chain.from_iterable(self._cut(text)))
+        return tuple(chain.from_iterable(self._split_lines(text)))
 
-    def _cut(self, text: str) -> Iterator[Ids]:
+    def _split_lines(self, text: str) -> Iterator[Ids]:
         before = "\n"
         for piece in re.split(r"([\t\n])", text):
             separator = {"\t": self.tab, "\n": self.newline}.get(piece)
             yield self.after(before, piece) if separator is None else separator
             before = piece if separator is not None else before
 
-    def _plain(self, text: str) -> Ids:
-        """Ids of untrusted text: what spells an added token is cut inside that spelling, so that none comes of it."""
+    def _encode_untrusted(self, text: str) -> Ids:
+        """Encode untrusted text: the spelling of an added token is cut inside, so that it never becomes that token."""
         cuts = [0, *(match.start() + 1 for match in self._markup.finditer(text)), len(text)]
         return tuple(chain.from_iterable(self._encode(text[a:b]) for a, b in pairwise(cuts)))
 
@@ -101,7 +101,7 @@ class Pieces:
             )
 
 
-def _following(before: str, text: str, encode: Callable[[str], Ids]) -> Ids:
+def _encode_after(before: str, text: str, encode: Callable[[str], Ids]) -> Ids:
     head, whole = encode(before), encode(before + text)
     return whole[len(head) :] if whole[: len(head)] == head else encode(text)
 
@@ -117,7 +117,7 @@ class ProbeBackend:
         self._pieces = Pieces(tokenizer)
         places = {"explanation": _EXPLANATION, "top": str(self._pieces.top)}
         messages = self.prompt.render(places)
-        self._frame = self._framed(tokenizer, messages)
+        self._frame = self._encode_frame(tokenizer, messages)
         """Ids of the prompt up to the window's first token; None where the explanation goes."""
 
     @property
@@ -126,10 +126,10 @@ class ProbeBackend:
         return self._pieces.top
 
     def request(self, explanation: str, tokens: Sequence[str]) -> Probe:
-        """One probe whose positions are the tabs after the window's tokens."""
+        """Write one probe whose positions are the tabs after the window's tokens."""
         pieces = self._pieces
-        about = pieces.after("\n", explanation)
-        ids = [id for part in self._frame for id in (about if part is None else part)]
+        explanation_ids = pieces.after("\n", explanation)
+        ids = [id for segment in self._frame for id in (explanation_ids if segment is None else segment)]
         positions = []
         for token in tokens:
             ids += (*pieces.after("\n", token), *pieces.tab)
@@ -138,7 +138,7 @@ class ProbeBackend:
         return Probe(tuple(ids), tuple(positions), pieces.values, prompt=self.prompt.name)
 
     def read(self, reply: Reply, *, tokens: int) -> Reading:
-        """Expected values over the digits; reasons are the reply's status, "malformed" or "no digit".
+        """Read expected values over the digits; reasons are the reply's status, "malformed" or "no digit".
 
         The note "digit_mass" is the probability of any digit at all: near 1 where the model has got the format.
         """
@@ -146,15 +146,17 @@ class ProbeBackend:
             return Reading.nothing(tokens, reply.status)
         if len(reply.probabilities) != tokens or any(len(row) != self.top + 1 for row in reply.probabilities):
             return Reading.nothing(tokens, "malformed")
-        told = np.array(reply.probabilities, np.float64)
-        values = expected_values(told).astype(np.float32)
+        probabilities = np.array(reply.probabilities, np.float64)
+        values = expected_values(probabilities).astype(np.float32)
         absent = int(np.isnan(values).sum())
         return Reading(
-            values, {"no digit": absent} if absent else {}, {"digit_mass": float(np.nansum(told, axis=1).mean())}
+            values,
+            {"no digit": absent} if absent else {},
+            {"digit_mass": float(np.nansum(probabilities, axis=1).mean())},
         )
 
-    def _framed(self, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[Ids | None]:
-        """The conversation in ids, up to where the answer's first line would begin."""
+    def _encode_frame(self, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[Ids | None]:
+        """Encode the conversation, up to where the answer's first line would begin."""
         answers = [m.content for m in messages if m.role == "assistant" and "\t" in m.content]
         if not answers or _EXPLANATION not in messages[-1].content:
             raise NeuronautError(
@@ -162,8 +164,8 @@ class ProbeBackend:
                 "it needs `## assistant` messages with lines of token, tab and value, and $explanation in the last one"
             )
         opening = answers[0][: answers[0].rfind("\n", 0, answers[0].index("\t")) + 1]
-        parts: list[Ids | None] = [_start(tokenizer)]
-        for i, piece in enumerate(_MARKED.split(_conversation(tokenizer, messages))):
+        parts: list[Ids | None] = [_bos_ids(tokenizer)]
+        for i, piece in enumerate(_MARKED.split(_format_conversation(tokenizer, messages))):
             if i % 2 == 0:
                 parts.append(self._pieces.template(piece, first=i == 0))
             else:
@@ -171,16 +173,19 @@ class ProbeBackend:
         return [*parts, self._pieces.lines(opening)]
 
 
-def _conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
-    """The messages in the model's own chat format, or as paragraphs for a base model; a mark for each worked answer."""
+def _format_conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+    """Write the messages in the model's own chat format, or as paragraphs for a base model.
+
+    A mark stands for each worked answer.
+    """
     turns = [Message(m.role, _MARK.format(i)) if m.role == "assistant" else m for i, m in enumerate(messages)]
     if not tokenizer.chat_template:
         return "".join(f"{turn.content}\n\n" for turn in turns)
-    text = _templated(tokenizer, turns)
+    text = _apply_template(tokenizer, turns)
     if turns[0].role == "system" and (text is None or turns[0].content not in text):
         # Some chat formats know no system turn, others drop it.
         first = Message("user", f"{turns[0].content}\n\n{turns[1].content}")
-        text = _templated(tokenizer, [first, *turns[2:]])
+        text = _apply_template(tokenizer, [first, *turns[2:]])
     if text is None:
         raise NeuronautError(
             f"the chat format of {tokenizer.name_or_path or 'this model'} takes no conversation of "
@@ -189,19 +194,19 @@ def _conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
     return text
 
 
-def _templated(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Message]) -> str | None:
+def _apply_template(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Message]) -> str | None:
     from jinja2 import TemplateError
 
-    said = [{"role": turn.role, "content": turn.content} for turn in turns]
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         return str(
-            tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         )
     except TemplateError:
         return None
 
 
-def _start(tokenizer: "PreTrainedTokenizerBase") -> Ids:
+def _bos_ids(tokenizer: "PreTrainedTokenizerBase") -> Ids:
     """The beginning-of-text id where the tokenizer puts one by itself; a chat format has its own."""
     ids = tuple(tokenizer.encode("a"))
     return ids[:1] if not tokenizer.chat_template and ids and ids[0] == tokenizer.bos_token_id else ()

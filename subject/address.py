@@ -1,4 +1,4 @@
-"""How sources and features are named: `MODEL:SITE[@DICTIONARY]:INDEX[-]`.
+"""The names of sources and features: `MODEL:SITE[@DICTIONARY]:INDEX[-]`.
 
 A source is named without the index. A selection names many features of one source: an index, a
 range `0-99` (both ends included), a list `5,17,40-60`, `all`, `alive` or `random:100`, each with
@@ -26,6 +26,7 @@ class SourceId:
 
     @classmethod
     def parse(cls, text: str) -> Self:
+        """Read `gpt2:mlp.5` or `gpt2:resid_pre.8@res-jb`; anything else is a NeuronautError."""
         if (match := _SOURCE.fullmatch(text)) is None:
             raise NeuronautError(f"{text!r} is not MODEL:SITE or MODEL:SITE@NAME; an example: gpt2:mlp.5")
         return cls(match["model"], match["site"], match["dictionary"])
@@ -45,6 +46,7 @@ class Feature:
 
     @classmethod
     def parse(cls, text: str) -> Self:
+        """Read `gpt2:mlp.5:131`, with a trailing `-` for the negative tail; anything else is a NeuronautError."""
         source, _, index = text.rpartition(":")
         if not re.fullmatch(r"\d+-?", index):
             raise NeuronautError(f"{text!r} is not MODEL:SITE:INDEX; an example: gpt2:mlp.5:131")

@@ -10,9 +10,12 @@ more, that norm's output) is what the branch adds to the residual stream. The ta
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .errors import NeuronautError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Side = Literal["input", "output"]
 
@@ -48,17 +51,18 @@ class Architecture:
     softcap: str | None = None
     """Config key of the cap c in logits = c tanh(x / c); no cap where it is null."""
 
-    def has_resid_mid(self, config: Any) -> bool:
+    def has_resid_mid(self, config: "PreTrainedConfig") -> bool:
+        """Whether the MLP reads what attention has written; not where both branches read the block's input."""
         return self.parallel is None or not getattr(config, self.parallel)
 
-    def ports(self, config: Any) -> dict[str, Port]:
+    def ports(self, config: "PreTrainedConfig") -> dict[str, Port]:
         """The port of every site, in forward order."""
         ports = {"embed": Port(f"{self.layers}.0", "input")}
         for index in range(config.num_hidden_layers):
-            ports |= {f"{kind}.{index}": port for kind, port in self._layer(f"{self.layers}.{index}", config)}
+            ports |= {f"{kind}.{index}": port for kind, port in self._layer_ports(f"{self.layers}.{index}", config)}
         return ports
 
-    def _layer(self, layer: str, config: Any) -> Iterator[tuple[str, Port]]:
+    def _layer_ports(self, layer: str, config: "PreTrainedConfig") -> Iterator[tuple[str, Port]]:
         yield "resid_pre", Port(layer, "input")
         yield "head", Port(f"{layer}.{self.attention}", "input")
         yield "attn_out", Port(f"{layer}.{self.attention_norm or self.attention}", "output")

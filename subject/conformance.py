@@ -1,4 +1,4 @@
-"""Prove the architecture table on the model that was loaded; a site without a proof is refused.
+"""The proof of the architecture table on the model that was loaded; a site without a proof is refused.
 
 One forward pass over a few random tokens records every site, then these claims are checked:
 
@@ -18,10 +18,10 @@ A failed claim refuses every site it is about and keeps the measured error.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architecture import Architecture
@@ -44,6 +44,8 @@ class Conformance(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
+    """An equation that holds where the table is right."""
+
     text: str
     sites: tuple[str, ...]
     """The sites that are refused where the claim fails."""
@@ -54,14 +56,14 @@ class _Claim:
 @torch.inference_mode()
 def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
     """Check every site that `architecture` claims for `model`; one forward pass over 2 rows of 8 tokens."""
-    points, refused = _resolve(model, architecture)
-    logits, passed = _run(model, points)
-    refused |= _misfired(points, [point for point, _ in passed])
+    points, refused = _resolve_points(model, architecture)
+    logits, passed = _record_points(model, points)
+    refused |= _find_misfired(points, [point for point, _ in passed])
     tensors = dict(passed)
     values = {site: tensors[point] for site, point in points.items() if site not in refused}
     tolerance = ROUNDING * torch.finfo(model.dtype).eps
     for claim in _claims(model, architecture, values, logits):
-        if failure := _failure(claim, tolerance):
+        if failure := _check_claim(claim, tolerance):
             refused |= {site: failure for site in claim.sites if site not in refused}
     proven = {site: point for site, point in points.items() if site not in refused}
     return Conformance(proven, {site: values[site].shape[-1] for site in proven}, refused)
@@ -70,13 +72,14 @@ def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
 def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor) -> Tensor:
     """Logits of a final residual stream: final norm, unembedding, declared soft-cap. (..., d_model) -> (..., token)."""
     normed = model.base_model.get_submodule(architecture.final_norm)(residual)
-    head: Any = model.get_output_embeddings()
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Module), "a subject has an unembedding"
     logits = head(normed)
     cap = architecture.softcap and getattr(model.config, architecture.softcap)
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def _resolve(model: PreTrainedModel, architecture: Architecture) -> tuple[dict[str, Point], dict[str, str]]:
+def _resolve_points(model: PreTrainedModel, architecture: Architecture) -> tuple[dict[str, Point], dict[str, str]]:
     points: dict[str, Point] = {}
     refused: dict[str, str] = {}
     for site, port in architecture.ports(model.config).items():
@@ -87,7 +90,7 @@ def _resolve(model: PreTrainedModel, architecture: Architecture) -> tuple[dict[s
     return points, refused
 
 
-def _run(model: PreTrainedModel, points: dict[str, Point]) -> tuple[Tensor, list[tuple[Point, Tensor]]]:
+def _record_points(model: PreTrainedModel, points: dict[str, Point]) -> tuple[Tensor, list[tuple[Point, Tensor]]]:
     """The logits of random tokens, and the tensors that passed the points on the way."""
     tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
     logits: list[Tensor] = []
@@ -95,7 +98,7 @@ def _run(model: PreTrainedModel, points: dict[str, Point]) -> tuple[Tensor, list
     return logits[0], passed
 
 
-def _misfired(points: dict[str, Point], passed: list[Point]) -> dict[str, str]:
+def _find_misfired(points: dict[str, Point], passed: list[Point]) -> dict[str, str]:
     """The sites whose hook did not fire exactly once, or not in its turn."""
     counts = Counter(passed)
     refused = {
@@ -105,13 +108,15 @@ def _misfired(points: dict[str, Point], passed: list[Point]) -> dict[str, str]:
     }
     expected = dict.fromkeys(point for site, point in points.items() if site not in refused)
     actual = [point for point in passed if point in expected]
-    early_or_late = {wanted for wanted, came in zip(expected, actual, strict=True) if wanted != came}
+    early_or_late = {
+        expected_point for expected_point, fired in zip(expected, actual, strict=True) if expected_point != fired
+    }
     return refused | {
         site: "its hook fired out of forward order" for site, point in points.items() if point in early_or_late
     }
 
 
-def _failure(claim: _Claim, tolerance: float) -> str | None:
+def _check_claim(claim: _Claim, tolerance: float) -> str | None:
     try:
         error = claim.error()
     except KeyError as missing:

@@ -49,16 +49,16 @@ class Normalised(NamedTuple):
     """(row, 1) where it differs between vectors."""
 
 
-def _as_it_is(vectors: Tensor) -> Normalised:
+def _leave_unchanged(vectors: Tensor) -> Normalised:
     return Normalised(vectors, 1.0, 0.0)
 
 
-def _rescaled(vectors: Tensor) -> Normalised:
+def _rescale(vectors: Tensor) -> Normalised:
     scale = vectors.norm(dim=-1, keepdim=True) / math.sqrt(vectors.shape[-1])
     return Normalised(vectors / scale, scale, 0.0)
 
 
-def _standardised(vectors: Tensor) -> Normalised:
+def _standardise(vectors: Tensor) -> Normalised:
     mean = vectors.mean(dim=-1, keepdim=True)
     centred = vectors - mean
     deviation = centred.std(dim=-1, keepdim=True)
@@ -67,9 +67,9 @@ def _standardised(vectors: Tensor) -> Normalised:
 
 
 NORMS: Mapping[Norm, Callable[[Tensor], Normalised]] = {
-    "none": _as_it_is,
-    "constant_norm_rescale": _rescaled,
-    "layer_norm": _standardised,
+    "none": _leave_unchanged,
+    "constant_norm_rescale": _rescale,
+    "layer_norm": _standardise,
 }
 
 
@@ -112,9 +112,9 @@ class Dictionary:
         tensors = self.tensors()
         for name, shape in shapes.items():
             if name not in tensors or tensors[name].shape != shape:
-                found = f"has shape {tuple(tensors[name].shape)}" if name in tensors else "is missing"
+                problem = f"has shape {tuple(tensors[name].shape)}" if name in tensors else "is missing"
                 raise NeuronautError(
-                    f"{name} of {self.id} {found}; wanted {shape} beside W_enc {(d_site, width)} in a {self.kind} SAE"
+                    f"{name} of {self.id} {problem}; wanted {shape} beside W_enc {(d_site, width)} in a {self.kind} SAE"
                 )
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
@@ -147,9 +147,13 @@ class Dictionary:
         """Whether every vector is normed by its own size, so that a feature adds to it in proportion to that size."""
         return self.norm != "none"
 
-    @cached_property
+    @property
     def revision(self) -> str:
         """First 16 hex digits of the SHA-256 of all that decides the activations and the reconstruction."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(f"{self.kind} {self.k} {self.norm} {self.subtract_b_dec}".encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f" {name} {tuple(tensor.shape)} ".encode())
@@ -158,9 +162,9 @@ class Dictionary:
 
     def tensors(self) -> dict[str, Tensor]:
         """The canonical tensors by field name, those of other kinds left out."""
-        found = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_enc": self.b_enc, "b_dec": self.b_dec}
+        required = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_enc": self.b_enc, "b_dec": self.b_dec}
         extras = {"threshold": self.threshold, "b_mag": self.b_mag, "r_mag": self.r_mag}
-        return found | {name: tensor for name, tensor in extras.items() if tensor is not None}
+        return required | {name: tensor for name, tensor in extras.items() if tensor is not None}
 
     def to(self, device: torch.device | str) -> Self:
         """The same dictionary on another device."""
@@ -219,22 +223,22 @@ def _relu(dictionary: Dictionary, linear: Tensor, features: Features | None) -> 
 
 def _topk(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:
     del features
-    kept = linear.topk(dictionary.k, dim=-1, sorted=False)
-    return linear.zero_().scatter_(-1, kept.indices, kept.values.relu())
+    largest = linear.topk(dictionary.k, dim=-1, sorted=False)
+    return linear.zero_().scatter_(-1, largest.indices, largest.values.relu())
 
 
 def _jumprelu(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:
-    threshold = _chosen(dictionary.threshold, features).clamp(min=0)
+    threshold = _select(dictionary.threshold, features).clamp(min=0)
     return linear.masked_fill_(linear <= threshold, 0)
 
 
 def _gated(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:
     closed = linear <= 0
-    magnitude = linear.sub_(_chosen(dictionary.b_enc, features)).mul_(_chosen(dictionary.r_mag, features).exp())
-    return magnitude.add_(_chosen(dictionary.b_mag, features)).masked_fill_(closed, 0).relu_()
+    magnitude = linear.sub_(_select(dictionary.b_enc, features)).mul_(_select(dictionary.r_mag, features).exp())
+    return magnitude.add_(_select(dictionary.b_mag, features)).masked_fill_(closed, 0).relu_()
 
 
-def _chosen(tensor: Tensor | None, features: Features | None) -> Tensor:
+def _select(tensor: Tensor | None, features: Features | None) -> Tensor:
     assert tensor is not None, "__post_init__ holds that every kind has its tensors"
     return tensor if features is None else tensor[features]
 

@@ -63,7 +63,7 @@ def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
     if projection is not None:
         vector = _without_bias(projection, vector)
     if norm is not None:
-        vector = _through(norm, vector)
+        vector = _pass_norm(norm, vector)
     exact = norm is None and not source.rescales
     return Direction(-vector if feature.negative else vector, exact)
 
@@ -75,7 +75,7 @@ def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
     Divided by the final norm's denominator at a position, these add up over all parts of the residual stream, and
     with what the norm's and the unembedding's biases give, to the logits there before a soft-cap.
     """
-    normed = _through(subject.model.base_model.get_submodule(_architecture(subject).final_norm), vector)
+    normed = _pass_norm(subject.model.base_model.get_submodule(_architecture(subject).final_norm), vector)
     head = subject.model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a subject has an unembedding"
     return _without_bias(head, normed)
@@ -89,10 +89,12 @@ def promoted(subject: Subject, source: Source, feature: Feature, *, count: int =
     if not spread > 0:
         return Promoted((), (), 0.0)
 
-    def first(order: Tensor) -> tuple[TokenEffect, ...]:
+    def take_first(order: Tensor) -> tuple[TokenEffect, ...]:
         return tuple(TokenEffect(subject.vocabulary[i], float(effect[i])) for i in order[:count].tolist())
 
-    return Promoted(first(effect.argsort(descending=True, stable=True)), first(effect.argsort(stable=True)), spread)
+    return Promoted(
+        take_first(effect.argsort(descending=True, stable=True)), take_first(effect.argsort(stable=True)), spread
+    )
 
 
 def checked_index(source: Source, feature: Feature) -> int:
@@ -125,7 +127,7 @@ def branch(subject: Subject, site: str) -> tuple[nn.Module | None, nn.Module | N
     return module(projection), module(norm)
 
 
-def _through(norm: nn.Module, vector: Tensor) -> Tensor:
+def _pass_norm(norm: nn.Module, vector: Tensor) -> Tensor:
     """What a norm makes of a part of its input but for the division: the mean out of a LayerNorm's, times the gain."""
     part = vector - vector.mean() if isinstance(norm, nn.LayerNorm) else vector
     size = part.square().mean().sqrt()

@@ -6,10 +6,8 @@ lies: its shape does, against the width of the subject's site. Where both sides 
 format whose own configuration fixes the orientation is taken. What has no place is refused with
 its name: a tensor left over, an unknown architecture, a site that differs from the declared one.
 
-What a file asks to be done around its weights, done to the weights once instead.
-
-Each fold returns a dictionary with the same reconstruction of the site's vectors; all but
-`unit_decoder` keep the activations as well.
+What a file asks to be done around its weights (a scale, centring, decoder norms) is folded into them once. Each fold
+keeps the reconstruction of the site's vectors, and all but `_fold_decoder_norms` keep the activations as well.
 """
 
 import json
@@ -89,7 +87,7 @@ def load_dictionary(
     if declared is not None and not same_site(declared, id.site):
         raise NeuronautError(f"{path} was trained on {declared}, but {id.site} is asked for; give it {declared}")
     tensors = {name: tensor.float() for name, tensor in read_tensors(location.weights).items()}
-    dictionary = _format(location, tensors).convert(Checkpoint(location, tensors, id, d_site))
+    dictionary = _recognise(location, tensors).convert(Checkpoint(location, tensors, id, d_site))
     scale = location.norm_scale if norm_scale is None else norm_scale
     if scale is None and location.config.get("normalize_activations") in _AVERAGE:
         raise NeuronautError(
@@ -97,11 +95,11 @@ def load_dictionary(
             "pass --norm-scale, sqrt(width) over the mean norm of its training vectors"
         )
     if scale is not None:
-        dictionary = scaled_inputs(dictionary, scale)
-    if _model_options(location.config).get("center_writing_weights"):
-        dictionary = centred_inputs(dictionary)
+        dictionary = _fold_scale(dictionary, scale)
+    if _read_model_options(location.config).get("center_writing_weights"):
+        dictionary = _fold_centring(dictionary)
     if location.config.get("rescale_acts_by_decoder_norm"):
-        dictionary = unit_decoder(dictionary)
+        dictionary = _fold_decoder_norms(dictionary)
     return dictionary.to(device)
 
 
@@ -152,21 +150,21 @@ def save_dictionary(
     save_file(tensors, target / "sae_weights.safetensors")
 
 
-def _format(location: Location, tensors: Mapping[str, Tensor]) -> Format:
-    found = [format for format in FORMATS if format.recognises(location, set(tensors))]
-    if len(found) == 1:
-        return found[0]
-    kinds = f"fits {' and '.join(format.name for format in found)}" if found else "is of no known format"
-    listed = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items())[:20])
+def _recognise(location: Location, tensors: Mapping[str, Tensor]) -> Format:
+    matching = [format for format in FORMATS if format.recognises(location, set(tensors))]
+    if len(matching) == 1:
+        return matching[0]
+    kinds = f"fits {' and '.join(format.name for format in matching)}" if matching else "is of no known format"
+    tensor_list = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items())[:20])
     raise NeuronautError(
         f"{location.weights} {kinds} ({', '.join(format.name for format in FORMATS)}); "
-        f"it holds {listed or 'no tensors'}, and {'a' if location.config else 'no'} cfg.json lies beside it"
+        f"it holds {tensor_list or 'no tensors'}, and {'a' if location.config else 'no'} cfg.json lies beside it"
     )
 
 
-def _saelens(checkpoint: Checkpoint) -> Dictionary:
+def _convert_saelens(checkpoint: Checkpoint) -> Dictionary:
     config, tensors = checkpoint.location.config, dict(checkpoint.tensors)
-    kind, k = _saelens_kind(checkpoint)
+    kind, k = _read_saelens_kind(checkpoint)
     norm = config.get("normalize_activations") or "none"
     norm = "none" if norm in _AVERAGE else norm
     if norm not in NORMS:
@@ -178,11 +176,11 @@ def _saelens(checkpoint: Checkpoint) -> Dictionary:
     if (factor := tensors.pop("scaling_factor", None)) is not None:
         W_dec = W_dec * factor[:, None]
     if kind == "jumprelu" and "topk_threshold" in tensors:
-        tensors["threshold"] = _pooled_threshold(tensors.pop("topk_threshold"), W_dec, config)
+        tensors["threshold"] = _expand_threshold(tensors.pop("topk_threshold"), W_dec, config)
     bias = "b_gate" if kind == "gated" else "b_enc"
-    own = ("W_enc", "W_dec", "b_dec", bias, *EXTRAS[kind])
-    if set(tensors) != set(own):
-        raise _refusal(checkpoint, f"{', '.join(sorted(tensors))} in a {kind} SAE", ", ".join(own))
+    wanted = ("W_enc", "W_dec", "b_dec", bias, *EXTRAS[kind])
+    if set(tensors) != set(wanted):
+        raise _refusal(checkpoint, f"{', '.join(sorted(tensors))} in a {kind} SAE", ", ".join(wanted))
     return Dictionary(
         id=checkpoint.id,
         kind=kind,
@@ -205,7 +203,7 @@ _ARCHITECTURES: Mapping[str, Kind] = {
 }
 
 
-def _saelens_kind(checkpoint: Checkpoint) -> tuple[Kind, int]:
+def _read_saelens_kind(checkpoint: Checkpoint) -> tuple[Kind, int]:
     """The kind and, for topk, k. Before version 6 a TopK SAE was a standard one with another activation function."""
     config = checkpoint.location.config
     function = config.get("activation_fn", config.get("activation_fn_str", "relu"))
@@ -221,14 +219,14 @@ def _saelens_kind(checkpoint: Checkpoint) -> tuple[Kind, int]:
     return kind, int(k) if kind == "topk" else 0
 
 
-def _pooled_threshold(threshold: Tensor, W_dec: Tensor, config: Mapping[str, Any]) -> Tensor:
+def _expand_threshold(threshold: Tensor, W_dec: Tensor, config: Mapping[str, Any]) -> Tensor:
     """One threshold for all features of a training checkpoint, in the units of `linear`."""
     each = threshold.expand(W_dec.shape[0])
     return each / W_dec.norm(dim=1) if config.get("rescale_acts_by_decoder_norm") else each.contiguous()
 
 
-def _gemma_scope(checkpoint: Checkpoint) -> Dictionary:
-    checkpoint = checkpoint._replace(tensors={_capital(name): value for name, value in checkpoint.tensors.items()})
+def _convert_gemma_scope(checkpoint: Checkpoint) -> Dictionary:
+    checkpoint = checkpoint._replace(tensors={_capitalise(name): value for name, value in checkpoint.tensors.items()})
     tensors = checkpoint.tensors
     return Dictionary(
         id=checkpoint.id,
@@ -242,7 +240,7 @@ def _gemma_scope(checkpoint: Checkpoint) -> Dictionary:
     )
 
 
-def _sparsify(checkpoint: Checkpoint) -> Dictionary:
+def _convert_sparsify(checkpoint: Checkpoint) -> Dictionary:
     config, tensors = checkpoint.location.config, checkpoint.tensors
     if config.get("transcode") or "W_skip" in tensors:
         raise _refusal(checkpoint, "a transcoder, which rebuilds another site than it reads", "an SAE")
@@ -269,7 +267,7 @@ def _is_saelens(location: Location, names: set[str]) -> bool:
 def _is_gemma_scope(location: Location, names: set[str]) -> bool:
     jump = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
     lower_case = "w_enc" in names
-    return {_capital(name) for name in names} == jump and (lower_case or not location.config)
+    return {_capitalise(name) for name in names} == jump and (lower_case or not location.config)
 
 
 def _is_sparsify(location: Location, names: set[str]) -> bool:
@@ -278,9 +276,9 @@ def _is_sparsify(location: Location, names: set[str]) -> bool:
 
 
 FORMATS = (
-    Format("SAELens", _is_saelens, _saelens),
-    Format("Gemma Scope", _is_gemma_scope, _gemma_scope),
-    Format("sparsify", _is_sparsify, _sparsify),
+    Format("SAELens", _is_saelens, _convert_saelens),
+    Format("Gemma Scope", _is_gemma_scope, _convert_gemma_scope),
+    Format("sparsify", _is_sparsify, _convert_sparsify),
 )
 
 
@@ -289,27 +287,27 @@ def by_feature(W_enc: Tensor) -> Tensor:
     return W_enc.T.contiguous().T
 
 
-def _capital(name: str) -> str:
+def _capitalise(name: str) -> str:
     return name.replace("w_", "W_") if name in ("w_enc", "w_dec") else name
 
 
-def _model_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _read_model_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
     metadata = config.get("metadata") or {}
     return metadata.get("model_from_pretrained_kwargs") or config.get("model_from_pretrained_kwargs") or {}
 
 
-def _refusal(checkpoint: Checkpoint, came: str, wanted: str) -> NeuronautError:
-    return NeuronautError(f"{checkpoint.location.weights} holds {came}; wanted {wanted}")
+def _refusal(checkpoint: Checkpoint, content: str, wanted: str) -> NeuronautError:
+    return NeuronautError(f"{checkpoint.location.weights} holds {content}; wanted {wanted}")
 
 
-def scaled_inputs(dictionary: Dictionary, scale: float) -> Dictionary:
+def _fold_scale(dictionary: Dictionary, scale: float) -> Dictionary:
     """The dictionary that takes `x` where the given one takes `x * scale`."""
     return replace(
         dictionary, W_enc=dictionary.W_enc * scale, W_dec=dictionary.W_dec / scale, b_dec=dictionary.b_dec / scale
     )
 
 
-def centred_inputs(dictionary: Dictionary) -> Dictionary:
+def _fold_centring(dictionary: Dictionary) -> Dictionary:
     """The dictionary that takes `x` where the given one takes `x - mean(x)`, the mean over d_site.
 
     TransformerLens centres all that writes to the residual stream where asked to
@@ -321,13 +319,13 @@ def centred_inputs(dictionary: Dictionary) -> Dictionary:
         raise NeuronautError(f"{dictionary.id} wants centred vectors and {dictionary.norm}, which cannot be combined")
     means = dictionary.W_enc.mean(dim=0)
     shift = -means * dictionary.b_dec.sum() * dictionary.subtract_b_dec
-    gained = {}
+    gated = {}
     if dictionary.b_mag is not None and dictionary.r_mag is not None:
-        gained = {"b_mag": dictionary.b_mag + shift * dictionary.r_mag.exp()}
-    return replace(dictionary, W_enc=dictionary.W_enc - means, b_enc=dictionary.b_enc + shift, **gained)
+        gated = {"b_mag": dictionary.b_mag + shift * dictionary.r_mag.exp()}
+    return replace(dictionary, W_enc=dictionary.W_enc - means, b_enc=dictionary.b_enc + shift, **gated)
 
 
-def unit_decoder(dictionary: Dictionary) -> Dictionary:
+def _fold_decoder_norms(dictionary: Dictionary) -> Dictionary:
     """Activations in units of the decoder's norms: what SAELens calls rescale_acts_by_decoder_norm."""
     norms = dictionary.W_dec.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     tensors = {"b_enc": dictionary.b_enc, "b_mag": dictionary.b_mag, "threshold": dictionary.threshold}

@@ -51,7 +51,7 @@ def locate(path: str | Path, *, allow_pickle: bool = False) -> Location:
     local = Path(path).expanduser()
     if not local.exists():
         local = _fetch(str(path))
-    weights = local if local.is_file() else _weights(local, allow_pickle=allow_pickle)
+    weights = local if local.is_file() else _find_weights(local, allow_pickle=allow_pickle)
     if weights.suffix not in READERS:
         raise NeuronautError(f"{weights.name} is no weight file; wanted one of {', '.join(READERS)}")
     if weights.suffix in (".pt", ".pth") and not allow_pickle:
@@ -93,18 +93,20 @@ READERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
 }
 
 
-def _weights(folder: Path, *, allow_pickle: bool) -> Path:
-    found = [file for file in sorted(folder.iterdir()) if file.suffix in READERS and file.name not in _NOT_WEIGHTS]
-    safe = [file for file in found if file.suffix not in (".pt", ".pth")]
-    candidates = safe or found
+def _find_weights(folder: Path, *, allow_pickle: bool) -> Path:
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in READERS and file.name not in _NOT_WEIGHTS]
+    safe = [file for file in files if file.suffix not in (".pt", ".pth")]
+    candidates = safe or files
     if safe or allow_pickle:
         candidates = [file for file in candidates if file.name in _KNOWN] or candidates
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        raise NeuronautError(f"{folder} holds several weight files, {_some(candidates)}; name the one that is meant")
+        raise NeuronautError(
+            f"{folder} holds several weight files, {_join_first(candidates)}; name the one that is meant"
+        )
     below = {file.parent.relative_to(folder) for suffix in READERS for file in folder.rglob(f"*{suffix}")}
-    hint = f"; there are some in {_some(sorted(below))}" if below else ""
+    hint = f"; there are some in {_join_first(sorted(below))}" if below else ""
     raise NeuronautError(f"{folder} holds no weight file ({', '.join(READERS)}){hint}")
 
 
@@ -138,7 +140,7 @@ def _fetch(name: str) -> Path:
         raise NeuronautError(f"{name} is neither here nor on Hugging Face: {_first_line(error)}") from error
     # The hub's transport differs between its versions, and their errors have no base in common.
     except Exception as error:
-        if (cached := _cached(lambda: snapshot_download(repository, local_files_only=True), inside)) is None:
+        if (cached := _find_cached(lambda: snapshot_download(repository, local_files_only=True), inside)) is None:
             raise NeuronautError(
                 f"{name} is not here, and Hugging Face cannot be reached ({type(error).__name__}): you seem to be "
                 "offline; fetch it on a connected machine and give the folder"
@@ -146,7 +148,7 @@ def _fetch(name: str) -> Path:
         return cached
 
 
-def _cached(snapshot: Callable[[], str], inside: PurePosixPath) -> Path | None:
+def _find_cached(snapshot: Callable[[], str], inside: PurePosixPath) -> Path | None:
     try:
         cached = Path(snapshot()) / inside
     except OSError:
@@ -163,14 +165,14 @@ def _files_in(folder: PurePosixPath, files: Iterable[str], name: str) -> list[st
         chosen = [path for path in paths if path.parent == folder and path.suffix in READERS]
     if not chosen:
         elsewhere = sorted({str(path.parent) for path in paths if path.suffix in READERS})
-        raise NeuronautError(f"{name} holds no weight file; there are some in {_some(elsewhere)}")
+        raise NeuronautError(f"{name} holds no weight file; there are some in {_join_first(elsewhere)}")
     beside = [path for path in paths if path.parent == folder and path.name in (*CONFIGS, _SCALER)]
     return [str(path) for path in (*chosen, *beside)]
 
 
-def _some(names: Iterable[object]) -> str:
-    listed = [str(getattr(name, "name", None) or name) for name in names]
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+def _join_first(names: Iterable[object]) -> str:
+    texts = [str(getattr(name, "name", None) or name) for name in names]
+    return ", ".join(texts[:8]) + (f" and {len(texts) - 8} more" if len(texts) > 8 else "")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Which site a dictionary's files name: TransformerLens' hook names, module paths, folder names.
+"""The site that a dictionary's files name: TransformerLens' hook names, module paths, folder names.
 
 SAELens writes a hook name into its configuration; Gemma Scope 2 a module path; sparsify and Gemma
-Scope 1 say it by the folder alone. Where nothing is said the answer is None, and the gate judges.
+Scope 1 name it by the folder alone. Where nothing names a site the answer is None, and the gate judges.
 """
 
 import re
@@ -43,7 +43,7 @@ def named_site(config: Mapping[str, Any], weights: Path) -> str | None:
 
     Raises NeuronautError where they name a point that is no site.
     """
-    if hook := _hook(config):
+    if hook := _read_hook_name(config):
         if (site := _tl_site(hook) or _module_site(hook)) is None:
             raise NeuronautError(f"{weights} was trained on {hook}, which is none of the sites that can be read")
         return site
@@ -51,19 +51,19 @@ def named_site(config: Mapping[str, Any], weights: Path) -> str | None:
     return _scope_site(weights) or _tl_site(folder) or _module_site(folder)
 
 
-def same_site(one: str, other: str) -> bool:
+def same_site(first: str, second: str) -> bool:
     """Whether two sites hold the same vectors: what leaves a block is what enters the next."""
-    return _entering(one) == _entering(other)
+    return _shared_name(first) == _shared_name(second)
 
 
 def tl_name(site: str) -> str:
     """TransformerLens' hook name of a site."""
     family, _, layer = site.partition(".")
-    point = next((hook for hook, known in _HOOKS.items() if known == family), None)
+    point = next((hook for hook, site_family in _HOOKS.items() if site_family == family), None)
     return f"blocks.{layer}.{point}" if point else f"hook_{site}"
 
 
-def _hook(config: Mapping[str, Any]) -> str | None:
+def _read_hook_name(config: Mapping[str, Any]) -> str | None:
     for table in (config, config.get("metadata") or {}, config.get("meta") or {}):
         for key in ("hook_name", "hook_point", "hf_hook_point_in"):
             if table.get(key):
@@ -94,6 +94,7 @@ def _scope_site(weights: Path) -> str | None:
     return f"{_SCOPE_POINTS[repository['point']]}.{layer[1]}" if layer else "embed"
 
 
-def _entering(site: str) -> str:
+def _shared_name(site: str) -> str:
+    """The site under one name, of the two that the point between two blocks has."""
     family, _, layer = site.partition(".")
     return f"resid_pre.{int(layer) + 1}" if family == "resid_post" else site

@@ -1,4 +1,4 @@
-"""The load gate: whether a dictionary fits the vectors that the subject really has at its site.
+"""The load gate: it checks whether a dictionary fits the vectors that the subject really has at its site.
 
 A wrong transpose, a missing scale or a wrong site does not raise anything; it only makes every
 number after it worthless. So a dictionary is asked to rebuild some thousands of real vectors first.
@@ -42,14 +42,14 @@ class Gate:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What looks wrong although it need not be; empty where nothing does."""
-        found = {
+        """What looks wrong but need not be, in words; empty where nothing does."""
+        checks = {
             f"only {1 - self.fvu:.0%} of the variance is rebuilt": not self.fvu <= 0.5,
             f"scale: the reconstruction wants a factor {self.gain:.2f}": not 0.8 <= self.gain <= 1.25,
             f"biases: {self.offset:.0%} of the error is constant": not self.offset <= 0.25,
             f"{self.dead_share:.0%} of the features never fired": self.dead_share > 0.9,
         }
-        return tuple(doubt for doubt, holds in found.items() if holds)
+        return tuple(doubt for doubt, holds in checks.items() if holds)
 
     def __str__(self) -> str:
         line = (

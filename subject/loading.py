@@ -1,4 +1,4 @@
-"""From a name on the command line to a model in memory.
+"""Loads a model and its tokenizer by the name that the command line gives.
 
 Only safetensors weights are read, no code that comes with a model is run, and a checkpoint that lacks
 a weight is an error instead of a random one. Whatever is wrong with what the user named becomes
@@ -47,15 +47,15 @@ def load(
     """
     if dtype not in DTYPES:
         raise NeuronautError(f"dtype {dtype!r} is not known; wanted one of: {', '.join(DTYPES)}")
-    target = _checked_device(device)
-    folder = _folder(name_or_path)
+    target = _check_device(device)
+    folder = _find_folder(name_or_path)
     source = str(folder or name_or_path)
     with quiet():
-        family = _model_type(source, name_or_path, revision=revision)
+        family = _read_model_type(source, name_or_path, revision=revision)
         if not any_family:
             architecture_of(family, name=name_or_path)
-        model = _model(source, name_or_path, device=target, dtype=DTYPES[dtype], revision=revision)
-        tokenizer = _tokenizer(source, name_or_path, revision=revision)
+        model = _load_model(source, name_or_path, device=target, dtype=DTYPES[dtype], revision=revision)
+        tokenizer = _load_tokenizer(source, name_or_path, revision=revision)
     name = "demo" if folder == DEMO else folder.resolve().name if folder else name_or_path
     return Loaded(model, tokenizer, name)
 
@@ -87,7 +87,7 @@ def quiet() -> Generator[None]:
         logging.set_tqdm_hook(hook)
 
 
-def _checked_device(device: str) -> torch.device:
+def _check_device(device: str) -> torch.device:
     try:
         target = torch.device(device)
         torch.zeros(1, device=target).item()
@@ -98,7 +98,7 @@ def _checked_device(device: str) -> torch.device:
     return target
 
 
-def _folder(name_or_path: str) -> Path | None:
+def _find_folder(name_or_path: str) -> Path | None:
     """The local folder that is meant, or None where it must be a repository of the hub."""
     folder = DEMO if name_or_path == "demo" else Path(name_or_path).expanduser()
     if (folder / "config.json").is_file():
@@ -116,7 +116,7 @@ def _folder(name_or_path: str) -> Path | None:
     return None
 
 
-def _model_type(source: str, name: str, *, revision: str | None) -> object:
+def _read_model_type(source: str, name: str, *, revision: str | None) -> object:
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, json.JSONDecodeError) as error:
@@ -124,7 +124,7 @@ def _model_type(source: str, name: str, *, revision: str | None) -> object:
     return config.get("model_type")
 
 
-def _model(
+def _load_model(
     source: str, name: str, *, device: torch.device, dtype: torch.dtype, revision: str | None
 ) -> PreTrainedModel:
     try:
@@ -141,16 +141,17 @@ def _model(
         raise _unreadable(source, name, "safetensors weights (no other format is read)", error) from error
     model, report = loaded
     # Without this, transformers would fill in random weights.
-    absent, misshapen = sorted(report["missing_keys"]), sorted(key for key, *_ in report["mismatched_keys"])
-    if absent or misshapen:
+    missing, misshapen = sorted(report["missing_keys"]), sorted(key for key, *_ in report["mismatched_keys"])
+    if missing or misshapen:
         raise NeuronautError(
-            f"the weights of {name} do not fit its config.json: {len(absent)} tensors are missing and {len(misshapen)} "
-            f"have another shape, the first is {(absent + misshapen)[0]}; get a complete copy of the model"
+            f"the weights of {name} do not fit its config.json: {len(missing)} tensors are missing and "
+            f"{len(misshapen)} have another shape, the first is {(missing + misshapen)[0]}; "
+            "get a complete copy of the model"
         )
     return model.to(device)
 
 
-def _tokenizer(source: str, name: str, *, revision: str | None) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, name: str, *, revision: str | None) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError, ImportError) as error:

@@ -80,6 +80,11 @@ class Subject:
         with quiet():
             return cls(loaded.model, loaded.tokenizer, name=name or loaded.name)
 
+    @property
+    def bos_prefix(self) -> list[int]:
+        """The ids that stand before a row's first token: BOS, or none."""
+        return [] if self.bos is None else [self.bos]
+
     @cached_property
     def revision(self) -> str:
         """The first 16 hex digits of SHA-256 over the parameters' names, dtypes, shapes and values."""
@@ -109,8 +114,8 @@ class Subject:
 
         tokens: (row, position) ids -> site: (row, position, width), in the subject's dtype and not copied.
         """
-        tokens = self._checked(tokens)
-        return self._recorded(lambda: self.model.base_model(tokens, use_cache=False), sites)
+        tokens = self._check_tokens(tokens)
+        return self._record(lambda: self.model.base_model(tokens, use_cache=False), sites)
 
     @torch.inference_mode()
     def read_endings(self, beginning: Tensor, endings: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
@@ -119,22 +124,22 @@ class Subject:
         beginning: (position,) ids, endings: (row, position) ids -> site: (row, position of the ending, width). Equal to
         `read` but for rounding.
         """
-        rows = self._checked(torch.cat([beginning.expand(len(endings), -1), endings], dim=1))
+        rows = self._check_tokens(torch.cat([beginning.expand(len(endings), -1), endings], dim=1))
         start, cache = len(beginning), DynamicCache(config=self.model.config)
-        self._recorded(lambda: self.model.base_model(rows[:1, :start], past_key_values=cache, use_cache=True), sites)
+        self._record(lambda: self.model.base_model(rows[:1, :start], past_key_values=cache, use_cache=True), sites)
         if not cache.get_seq_length():
             # The sites come before any attention, so nothing of the beginning matters.
-            return {site: found[:, start:] for site, found in self.read(rows, sites).items()}
+            return {site: tensor[:, start:] for site, tensor in self.read(rows, sites).items()}
         cache.batch_repeat_interleave(len(rows))
-        return self._recorded(
+        return self._record(
             lambda: self.model.base_model(rows[:, start:], past_key_values=cache, use_cache=True), sites
         )
 
-    def _recorded(self, run: Callable[[], object], sites: Sequence[str]) -> dict[str, Tensor]:
+    def _record(self, run: Callable[[], object], sites: Sequence[str]) -> dict[str, Tensor]:
         """The tensors at `sites` in one forward pass, which is stopped after the last of them."""
         points = {site: self._point(site) for site in sites}
         if not points:
-            raise NeuronautError(f"no site to read; {self.name} has {listing(self.sites)}")
+            raise NeuronautError(f"no site to read; {self.name} has {join_sites(self.sites)}")
         last = points[max(sites, key=self._order.__getitem__)]
         passed = record(run, dict.fromkeys(points.values()), last=last)
         fired, tensors = Counter(point for point, _ in passed), dict(passed)
@@ -156,9 +161,9 @@ class Subject:
 
         With `positions`, only theirs are computed, in their order: (row, chosen, token).
         """
-        tokens = self._checked(tokens)
-        kept = {} if positions is None else {"logits_to_keep": torch.as_tensor(positions, device=self.device)}
-        return self.model(tokens, use_cache=False, **kept).logits
+        tokens = self._check_tokens(tokens)
+        options = {} if positions is None else {"logits_to_keep": torch.as_tensor(positions, device=self.device)}
+        return self.model(tokens, use_cache=False, **options).logits
 
     @contextmanager
     def editing(self, edits: Mapping[str, Edit]) -> Generator[None]:
@@ -172,12 +177,12 @@ class Subject:
             for site in sorted(edits, key=self._order.__getitem__):
                 kind, _, layer = site.partition(".")
                 if kind == "resid_mid":
-                    self._shift_middle(layer, edits[site], hooks)
+                    self._edit_resid_mid(layer, edits[site], hooks)
                 else:
                     hooks.enter_context(attach(points[site], edits[site]))
             yield
 
-    def _shift_middle(self, layer: str, edit: Edit, hooks: ExitStack) -> None:
+    def _edit_resid_mid(self, layer: str, edit: Edit, hooks: ExitStack) -> None:
         before: list[Tensor] = []
 
         def shifted(contribution: Tensor) -> Tensor:
@@ -193,9 +198,9 @@ class Subject:
             return self._points[site]
         if site in self.refused:
             raise NeuronautError(f"site {site} of {self.name} is refused: {self.refused[site]}")
-        raise NeuronautError(f"{self.name} has no site {site!r}; it has {listing(self.sites)}")
+        raise NeuronautError(f"{self.name} has no site {site!r}; it has {join_sites(self.sites)}")
 
-    def _checked(self, tokens: Tensor) -> Tensor:
+    def _check_tokens(self, tokens: Tensor) -> Tensor:
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
             raise NeuronautError(
                 f"tokens have shape {tuple(tokens.shape)} and dtype {tokens.dtype}; wanted (row, position) of ids"
@@ -221,7 +226,7 @@ def _check_name(name: str) -> None:
         ) from error
 
 
-def listing(sites: Iterable[str]) -> str:
+def join_sites(sites: Iterable[str]) -> str:
     """Sites in short, for an error: `embed, resid_pre.0-3, mlp.0, mlp.2-3`."""
     layers: dict[str, list[int]] = {}
     for kind, _, layer in (site.partition(".") for site in sites):

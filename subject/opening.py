@@ -1,4 +1,4 @@
-"""From a source's name to the source: neurons need nothing else, a dictionary needs its folder."""
+"""Opens a source by its name: neurons need nothing else, a dictionary needs its folder."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def open_source(subject: Subject, source: SourceId, *, path: str | None = None) 
     """The neurons of a site, or the dictionary at `path` (a folder, file or Hugging Face repository)."""
     if source.dictionary is None:
         return Neurons(source, subject.width(source.site))
-    known = path or BUILT_IN.get((source.model, source.site, source.dictionary))
-    if known is None:
+    location = path or BUILT_IN.get((source.model, source.site, source.dictionary))
+    if location is None:
         raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
-    return load_dictionary(str(known), id=source, device=str(subject.device), d_site=subject.width(source.site))
+    return load_dictionary(str(location), id=source, device=str(subject.device), d_site=subject.width(source.site))

@@ -1,6 +1,6 @@
 """Sources: families of features that are read at one site.
 
-The protocol is what the harvest, the explainers and the interventions know of a source; neurons
+The protocol is all that the harvest, the explainers and the interventions use of a source; neurons
 are the site's own coordinates, a dictionary (see `dictionary.py`) encodes the site's vector.
 """
 
@@ -20,7 +20,14 @@ class Source(Protocol):
     """A family of features at a site."""
 
     @property
-    def id(self) -> SourceId: ...
+    def id(self) -> SourceId:
+        """What it is called in addresses."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """What its weights are known by; empty where it has none beside the model's, as neurons."""
+        ...
 
     @property
     def width(self) -> int:
@@ -71,14 +78,22 @@ class Neurons:
     separable: bool = True
     rescales: bool = False
 
+    @property
+    def revision(self) -> str:
+        """Empty: neurons have no weights beside the model's."""
+        return ""
+
     def encode(self, vectors: Tensor, features: Features | None = None, *, out: Tensor | None = None) -> Tensor:
+        """The coordinates themselves. (row, d_site) -> (row, chosen)."""
         chosen = vectors if features is None else vectors[:, features]
         return chosen if out is None else out.copy_(chosen)
 
     def edit(self, vectors: Tensor, features: Tensor, values: Tensor) -> Tensor:
+        """The vectors with the chosen coordinates set to `values` (row, chosen)."""
         edited = vectors.clone()
         edited[:, features] = values.to(edited.dtype)
         return edited
 
     def directions(self, features: Tensor) -> Tensor:
+        """The basis vectors of the chosen coordinates. (chosen,) -> (chosen, d_site), float32."""
         return one_hot(features, self.width).float()

@@ -15,14 +15,14 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 def token_strings(tokenizer: PreTrainedTokenizerBase, *, count: int) -> tuple[str, ...]:
     """The string of every id below `count`; ids that the tokenizer does not know are `<unused-ID>`."""
     added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
-    known = len(tokenizer)
-    pieces = tokenizer.convert_ids_to_tokens(list(range(min(count, known))))
-    read = _read_byte_level if _is_byte_level(tokenizer) else _read_sentencepiece
+    size = len(tokenizer)
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(count, size))))
+    read_piece = _read_byte_level if _is_byte_level(tokenizer) else _read_sentencepiece
     strings = [
-        added[id] if id in added else f"<unused-{id}>" if piece is None else read(piece)
+        added[id] if id in added else f"<unused-{id}>" if piece is None else read_piece(piece)
         for id, piece in enumerate(pieces)
     ]
-    return tuple(strings + [f"<unused-{id}>" for id in range(known, count)])
+    return tuple(strings + [f"<unused-{id}>" for id in range(size, count)])
 
 
 def byte_alphabet() -> dict[str, int]:

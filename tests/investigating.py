@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -18,6 +18,7 @@ from neuronaut.agent.loop.nodes import Nodes
 from neuronaut.agent.loop.run import InvestigationRun, Settings
 from neuronaut.agent.loop.view import View
 from neuronaut.agent.session import Prepared, prepare
+from neuronaut.agent.tools.base import FeatureTool
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.journal_values import InvestigationRecord
@@ -61,14 +62,10 @@ class WindowsArgs(BaseModel):
 
 
 @dataclass
-class Windows:
+class Windows(FeatureTool[WindowsArgs]):
     """Reads training windows at their highest, or their lowest, activation."""
 
-    name: ClassVar[str] = "windows"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[WindowsArgs] = WindowsArgs
+    name = "windows"
     runs: int = 0
     break_: Callable[[], None] | None = None
     """Called before each measurement."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from neuronaut.agent.loop.behaviour_examiner import examine, random_control
 from neuronaut.agent.loop.behaviour_lab import PARTS, BehaviourLab, prompts_of, split
-from neuronaut.agent.loop.experiments import Design, Item, Measured, Tool
+from neuronaut.agent.loop.experiments import AnyTool, Design, Item, Measured
 from neuronaut.agent.loop.hypotheses import Hypothesis
 from neuronaut.agent.session import InvestigationConfig, Session, investigate
 from neuronaut.agent.tools.table import tools_for
@@ -64,7 +64,7 @@ def circuit(nodes: dict[str, float]) -> Hypothesis:
 
 def use(tool: str, lab: BehaviourLab, **args: Any) -> tuple[Design, Measured]:
     """Design and measure, with the design as it comes back from the journal."""
-    chosen: Tool[Any] = TOOLS[tool]
+    chosen: AnyTool = TOOLS[tool]
     design = chosen.design(chosen.args.model_validate(args), lab)
     stored = json.loads(json.dumps(asdict(design)))
     items = tuple(Item(**{**item, "ids": tuple(item["ids"])}) for item in stored["items"])

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from neuronaut.agent.loop.budget import Limits
 from neuronaut.agent.session import InvestigationConfig
 from neuronaut.benchmarks import columns, investigations
-from neuronaut.benchmarks.columns import Found, rescaled, swapped
+from neuronaut.benchmarks.columns import Finding, rescale_rule, swap_findings
 from neuronaut.benchmarks.comparing import difference, figures, summary, table
-from neuronaut.benchmarks.investigations import Line, Plan, format_seed, graded, read, run
+from neuronaut.benchmarks.investigations import Line, Plan, format_seed, grade_finding, read, run
 from neuronaut.benchmarks.suite import Unit, World, grader
 from neuronaut.cli.main import main
 from neuronaut.data.store.store import Store
@@ -94,7 +94,7 @@ def test_a_line_that_was_cut_off_is_made_again_and_no_other(
     file.write_text("".join(json.dumps(asdict(line)) + "\n" for line in whole)[:-20])
     asked, explain = [], columns.TokenOnly.explain
 
-    def counted(self: columns.TokenOnly, units: Sequence[Unit], *rest: Any) -> Iterator[tuple[Unit, Found]]:
+    def counted(self: columns.TokenOnly, units: Sequence[Unit], *rest: Any) -> Iterator[tuple[Unit, Finding]]:
         asked.append([unit.address for unit in units])
         return explain(self, units, *rest)
 
@@ -165,11 +165,13 @@ def test_the_difference_is_of_the_same_units(lines: list[Line]) -> None:
 def test_swapped_rules_come_from_another_unit_at_this_ones_scale() -> None:
     world = World.build(1, "tests", units=3, documents=30)
     rule = Rule(any=(Clause(when=(Token(any=("a",)),), value=2.0, gains={"a": 4.0}),), floor=1.0)
-    assert rescaled(rule, 0.5) == Rule(any=(Clause(when=(Token(any=("a",)),), value=1.0, gains={"a": 2.0}),), floor=0.5)
+    assert rescale_rule(rule, 0.5) == Rule(
+        any=(Clause(when=(Token(any=("a",)),), value=1.0, gains={"a": 2.0}),), floor=0.5
+    )
     one, other, _ = world.units
-    found = {u.address: Found("supported", None, "x", rule.to_json() if u == other else None) for u in world.units}
-    taken = {unit.address: given for unit, given in swapped(world.units, found)}
-    assert taken[one.address].rule == rescaled(rule, one.scale / other.scale).to_json()
+    found = {u.address: Finding("supported", None, "x", rule.to_json() if u == other else None) for u in world.units}
+    taken = {unit.address: given for unit, given in swap_findings(world.units, found)}
+    assert taken[one.address].rule == rescale_rule(rule, one.scale / other.scale).to_json()
     assert taken[other.address].rule is None
 
 
@@ -180,11 +182,13 @@ def test_causal_claims_count_where_there_is_something_to_claim_or_something_was_
         judge = grader(world, store)
     unit = next(unit for unit in world.units if unit.promotes and not unit.upstream)
     base = {"place": "", "column": "", "settings": "", "forwards": 0, "seconds": 0.0}
-    nothing = graded(unit, Found("open", None, None, None, (), (), ()), judge, **base).grade
+    nothing = grade_finding(unit, Finding("open", None, None, None, (), (), ()), judge, **base).grade
     assert nothing.promoted == 0 and nothing.upstream is None
-    right = graded(unit, Found("open", None, None, None, unit.promotes, (), ("head.0:1",)), judge, **base).grade
+    right = grade_finding(
+        unit, Finding("open", None, None, None, unit.promotes, (), ("head.0:1",)), judge, **base
+    ).grade
     assert right.promoted == 1 and right.upstream is False
-    silent = graded(unit, Found("explained", None, None, None), judge, **base).grade
+    silent = grade_finding(unit, Finding("explained", None, None, None), judge, **base).grade
     assert silent.upstream is None and silent.suppressed is None
 
 

@@ -16,7 +16,7 @@ from neuronaut.data.store.calls import Call
 from neuronaut.data.store.store import Store
 from neuronaut.labelling.batches import collect, send
 from neuronaut.llm.client import LLMClient
-from neuronaut.llm.local.chat_format import Turns, plain
+from neuronaut.llm.local.chat_format import ChatFormat, plain
 from neuronaut.llm.local.local import LocalLLM
 from neuronaut.llm.openai.batch import BatchAPI
 from neuronaut.llm.openai.chat import OpenAIChat
@@ -24,7 +24,7 @@ from neuronaut.llm.openai.retrying import Malformed
 from neuronaut.llm.openai.wire import Wire, read_chat
 from neuronaut.llm.prices import Price
 from neuronaut.llm.tasks import LLMTask
-from neuronaut.llm.tool_calls import answered, called, in_words, spelled, told_of
+from neuronaut.llm.tool_calls import answer_calls, describe_tools, read_calls, spell_out_calls, spell_out_tools
 from neuronaut.llm.types import Chat, Message, Reply, Sampling, ToolCall, ToolSpec, request_key
 from tests.families import CONTEXT, byte_tokenizer, tiny_model
 
@@ -65,8 +65,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_a_chat_without_tools_has_the_key_it_always_had() -> None:
     key = "fcaf08a7f0c528f85bff767744ce78903bcbdf09ed83c05a76ecc01aabe369ed"
     assert request_key(PLAIN, model="m", endpoint="e") == key
-    assert PLAIN.says().keys() == {"messages", "sampling"}
-    assert PLAIN.says()["messages"] == [
+    assert PLAIN.as_dict().keys() == {"messages", "sampling"}
+    assert PLAIN.as_dict()["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Find out."},
     ]
@@ -84,7 +84,7 @@ def test_tools_and_history_are_part_of_the_key() -> None:
     ]
     assert len({request_key(chat, model="m", endpoint="e") for chat in chats}) == len(chats)
     for chat in chats:
-        assert Chat.parse(json.loads(json.dumps(chat.says())), prompt="p") == chat
+        assert Chat.parse(json.loads(json.dumps(chat.as_dict())), prompt="p") == chat
 
 
 # --- the server's own form ------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_an_entry_that_is_no_call_is_a_reason(entry: object) -> None:
     reply = read_chat(completion([native("{}"), entry]))
     assert (reply.status, reply.calls) == ("failed", ())
     assert reply.reason and reply.reason.startswith("tool call 2 has no name with arguments: ")
-    assert called(reply).reason == reply.reason
+    assert read_calls(reply).reason == reply.reason
 
 
 JSON = st.recursive(
@@ -178,7 +178,7 @@ def test_what_was_no_answer_is_none_with_calls(fault: str) -> None:
         reply = llm.submit(CHAT).result()
         llm.close()
     assert reply.status == {"refusal": "refused"}.get(fault, fault)
-    assert called(reply) == ((), reply.reason)
+    assert read_calls(reply) == ((), reply.reason)
 
 
 # --- the client and the log -------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_a_logged_reply_gives_the_same_calls(store: Store) -> None:
     # What follows can be written down too.
     with FaultServer() as server:
         llm = open_chat(server)
-        later = replace(CHAT, messages=(*CHAT.messages, *answered(reply, ["0.3", "no such tool"])))
+        later = replace(CHAT, messages=(*CHAT.messages, *answer_calls(reply, ["0.3", "no such tool"])))
         assert LLMClient(llm, store.calls).ask(asking(later)) is not None
         llm.close()
 
@@ -212,7 +212,7 @@ def test_a_log_from_before_there_were_tools_is_read(store: Store) -> None:
         llm = open_chat(server)
         client = LLMClient(llm, store.calls)
         client.key = lambda _: key
-        assert client.known([PLAIN])[key].text == "as before"
+        assert client.logged_replies([PLAIN])[key].text == "as before"
         llm.close()
     assert store.calls.rows()[0]["calls"] == []
 
@@ -227,7 +227,7 @@ def test_a_dry_run_counts_the_tools_and_takes_a_call_for_the_sample(store: Store
         assert not server.seen
     assert tools - plain > len(pieces(LOOK.description)) + 20
     assert found is not None
-    assert called(found[0]).calls == (ToolCall("look", '{"text": "a: b"}'),)
+    assert read_calls(found[0]).calls == (ToolCall("look", '{"text": "a: b"}'),)
     assert 10 < client.spent.output_tokens < len(SAID) / 2
 
 
@@ -257,7 +257,7 @@ def test_one_in_ten_of_each_fault() -> None:
     broken = 0
     for chat, reply in zip(chats, replies, strict=True):
         assert reply.status in ("ok", "empty", "refused")
-        for call in called(reply).calls:
+        for call in read_calls(reply).calls:
             whole = json.dumps({"text": chat.messages[0].content})
             assert call.name == "look" and call.arguments in (whole, whole[:-1])
             broken += call.arguments != whole
@@ -294,7 +294,7 @@ def test_one_in_ten_of_each_fault() -> None:
     ],
 )
 def test_a_call_in_the_text_is_read(text: str) -> None:
-    assert called(Reply("ok", text)) == ((ToolCall("look", '{"text": "a: b"}'),), None)
+    assert read_calls(Reply("ok", text)) == ((ToolCall("look", '{"text": "a: b"}'),), None)
 
 
 @pytest.mark.parametrize(
@@ -321,14 +321,14 @@ def test_a_call_in_the_text_is_read(text: str) -> None:
     ],
 )
 def test_what_is_no_call_has_a_reason(text: str, reason: str) -> None:
-    found = called(Reply("ok", text))
+    found = read_calls(Reply("ok", text))
     assert found.calls == ()
     assert found.reason and reason in found.reason
 
 
 def test_native_calls_come_before_the_text_and_only_of_a_good_reply() -> None:
-    assert called(Reply("ok", SAID, calls=(CALL, CALL))).calls == (CALL, CALL)
-    assert called(Reply("truncated", SAID, "cut", calls=(CALL,))) == ((), "cut")
+    assert read_calls(Reply("ok", SAID, calls=(CALL, CALL))).calls == (CALL, CALL)
+    assert read_calls(Reply("truncated", SAID, "cut", calls=(CALL,))) == ((), "cut")
 
 
 ARGUMENTS = st.dictionaries(st.text(max_size=6), JSON | st.just({"name": "stop", "arguments": {}}), max_size=3)
@@ -342,7 +342,7 @@ def written(name: str, arguments: Any, indent: int | None) -> str:
 
 @given(name=NAMES, arguments=ARGUMENTS, indent=INDENTS)
 def test_any_call_is_read_as_it_was_written(name: str, arguments: Any, indent: int | None) -> None:
-    (call,) = called(Reply("ok", written(name, arguments, indent))).calls
+    (call,) = read_calls(Reply("ok", written(name, arguments, indent))).calls
     assert (call.name, json.loads(call.arguments)) == (name, arguments)
 
 
@@ -350,7 +350,7 @@ def test_any_call_is_read_as_it_was_written(name: str, arguments: Any, indent: i
 def test_a_call_that_was_cut_is_none(arguments: Any, indent: int | None, data: st.DataObject) -> None:
     """Also where its arguments hold what looks like a call."""
     whole = written("look", arguments, indent)
-    assert called(Reply("ok", whole[: data.draw(st.integers(0, len(whole) - 1))])).calls == ()
+    assert read_calls(Reply("ok", whole[: data.draw(st.integers(0, len(whole) - 1))])).calls == ()
 
 
 PIECES: dict[str, bool] = {
@@ -369,7 +369,7 @@ PIECES: dict[str, bool] = {
 def test_of_paragraphs_the_last_call_counts(paragraphs: list[str]) -> None:
     calls = [paragraph for paragraph in paragraphs if PIECES[paragraph]]
     wanted = ["other" if "other" in calls[-1] else "look"] if calls else []
-    assert [call.name for call in called(Reply("ok", "\n".join(paragraphs))).calls] == wanted
+    assert [call.name for call in read_calls(Reply("ok", "\n".join(paragraphs))).calls] == wanted
 
 
 SCRAPS = ['{"', '"name"', ":", "}", "{", "\n", "<think>", "</think>", '"arguments"', "```", SAID]
@@ -378,13 +378,13 @@ SCRAPS = ['{"', '"name"', ":", "}", "{", "\n", "<think>", "</think>", '"argument
 @given(st.lists(st.sampled_from(SCRAPS)))
 @settings(max_examples=300)
 def test_any_text_is_read_or_has_a_reason(parts: list[str]) -> None:
-    found = called(Reply("ok", "".join(parts)))
+    found = read_calls(Reply("ok", "".join(parts)))
     assert bool(found.calls) != bool(found.reason)
     assert len(found.calls) <= 1
 
 
 def test_a_name_that_no_log_holds_is_cleaned() -> None:
-    (call,) = called(Reply("ok", r'{"name": "a\ud800", "arguments": {"b": "\ud800"}}')).calls
+    (call,) = read_calls(Reply("ok", r'{"name": "a\ud800", "arguments": {"b": "\ud800"}}')).calls
     assert call.name == "a?"
     assert call.arguments.isascii()
 
@@ -393,25 +393,25 @@ def test_a_name_that_no_log_holds_is_cleaned() -> None:
 
 
 def test_the_form_that_is_told_is_the_form_that_is_read() -> None:
-    told = told_of(CHAT.tools, required=False)
+    told = describe_tools(CHAT.tools, required=False)
     for tool in CHAT.tools:
         assert f"{tool.name}: {tool.description}\n{json.dumps(tool.parameters)}" in told
     form = next(line for line in told.splitlines() if line.startswith('{"name"'))
-    (call,) = called(Reply("ok", form.replace('"..."', '"look"').replace("{...}", "{}"))).calls
+    (call,) = read_calls(Reply("ok", form.replace('"..."', '"look"').replace("{...}", "{}"))).calls
     assert call == ToolCall("look", "{}")
     # What is told is no call itself.
-    assert called(Reply("ok", told)).calls == ()
-    assert told_of(CHAT.tools, required=True) != told
+    assert read_calls(Reply("ok", told)).calls == ()
+    assert describe_tools(CHAT.tools, required=True) != told
 
 
 def test_a_chat_is_spelled_without_tools() -> None:
-    there = spelled(CHAT)
+    there = spell_out_tools(CHAT)
     assert (there.tools, there.messages[1:], there.sampling) == ((), CHAT.messages[1:], CHAT.sampling)
-    assert there.messages[0].content == f"Be brief.\n\n{told_of(CHAT.tools, required=False)}"
+    assert there.messages[0].content == f"Be brief.\n\n{describe_tools(CHAT.tools, required=False)}"
     bare = replace(CHAT, messages=CHAT.messages[1:], tool_choice="required")
-    assert [message.role for message in spelled(bare).messages] == ["system", "user"]
-    assert spelled(bare).messages[0].content == told_of(CHAT.tools, required=True)
-    assert spelled(PLAIN) == PLAIN
+    assert [message.role for message in spell_out_tools(bare).messages] == ["system", "user"]
+    assert spell_out_tools(bare).messages[0].content == describe_tools(CHAT.tools, required=True)
+    assert spell_out_tools(PLAIN) == PLAIN
 
 
 def test_a_history_of_calls_in_words() -> None:
@@ -424,29 +424,29 @@ def test_a_history_of_calls_in_words() -> None:
         Message("assistant", "", calls=(CALL,)),
         Message("tool", "0.4", answers="call_1"),
     ]
-    said = in_words(history)
+    said = spell_out_calls(history)
     assert [message.role for message in said] == ["user", "assistant", "user", "assistant", "user"]
     assert said[1].content == f'Two.\n{SAID}\n{{"name": "stop", "arguments": {{}}}}'
     assert (said[2].content, said[3].content) == ("0.3\n\nended\n\nOn.", SAID)
-    assert in_words(said) == said
+    assert spell_out_calls(said) == said
 
 
 def test_a_reply_is_answered_in_its_own_form() -> None:
     both = Reply("ok", "Hm.", calls=(CALL, ToolCall("stop", "{}", "call_2")))
-    assert answered(both, ["0.3", "ended"]) == (
+    assert answer_calls(both, ["0.3", "ended"]) == (
         Message("assistant", "Hm.", calls=both.calls),
         Message("tool", "0.3", answers="call_1"),
         Message("tool", "ended", answers="call_2"),
     )
-    assert answered(Reply("ok", SAID), ["0.3"]) == (Message("assistant", SAID), Message("user", "0.3"))
-    assert answered(Reply("empty", ""), ["Call a tool."])[0] == Message("assistant", "(nothing)")
+    assert answer_calls(Reply("ok", SAID), ["0.3"]) == (Message("assistant", SAID), Message("user", "0.3"))
+    assert answer_calls(Reply("empty", ""), ["Call a tool."])[0] == Message("assistant", "(nothing)")
 
 
 @pytest.mark.parametrize("arguments", ['{"text": "a', "", "[]", "null", "{'a': 1}"])
 def test_broken_arguments_are_shown_as_text(arguments: str) -> None:
     """Servers that parse the history would refuse it with these."""
     reply = Reply("ok", "Hm.", calls=(CALL, ToolCall("look", arguments, "call_2")))
-    said, answer = answered(reply, ["it is no JSON object"])
+    said, answer = answer_calls(reply, ["it is no JSON object"])
     assert (said.role, said.calls) == ("assistant", ())
     assert said.content == f'Hm.\n{SAID}\n{{"name": "look", "arguments": {arguments}}}'
     assert answer == Message("user", "it is no JSON object")
@@ -473,7 +473,7 @@ def template(calls: str, *, heard: str = HEARD) -> str:
 def rendered(text: str | None, chat: Chat) -> str:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = text
-    return str(tokenizer.decode(Turns(tokenizer, stops=[]).chat_ids(chat)))
+    return str(tokenizer.decode(ChatFormat(tokenizer, stops=[]).chat_ids(chat)))
 
 
 def test_a_template_whose_calls_are_read_is_given_the_tools() -> None:
@@ -485,12 +485,12 @@ def test_a_template_whose_calls_are_read_is_given_the_tools() -> None:
 
 @pytest.mark.parametrize("other", [template(NAMED), template(JOINED), template(""), template(TAGGED, heard="")])
 def test_any_other_template_is_told_in_words(other: str) -> None:
-    told = told_of(CHAT.tools, required=False)
+    told = describe_tools(CHAT.tools, required=False)
     assert rendered(other, CHAT) == f"[system]Be brief.\n\n{told}[user]Find out.[assistant]"
 
 
 def test_a_base_model_is_told_in_words() -> None:
-    told = told_of(CHAT.tools, required=False)
+    told = describe_tools(CHAT.tools, required=False)
     assert rendered(None, CHAT) == f"System: Be brief.\n\n{told}\n\nUser: Find out.\n\nAssistant:"
 
 
@@ -506,7 +506,7 @@ def test_a_local_model_takes_tools(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path)
     llm = LocalLLM(str(tmp_path))
     said = replace(CHAT, messages=(Message("user", "?"),))
-    length = len(llm.tokenizer.encode(plain(spelled(said).messages)))
+    length = len(llm.tokenizer.encode(plain(spell_out_tools(said).messages)))
     assert llm.count(said) == length > llm.count(replace(said, tools=()))
     reply = llm.submit(said).result(timeout=600)
     assert reply.reason == f"the prompt needs {length + 1} positions, the model has {CONTEXT}"

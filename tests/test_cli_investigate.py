@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from filelock import FileLock
 
 from neuronaut.agent.loop.judging import FORMULA
-from neuronaut.agent.report.citations import uncited
+from neuronaut.agent.report.citations import find_uncited
 from neuronaut.cli import investigate as verb
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
@@ -216,7 +216,7 @@ def test_sessions_are_listed_by_default(done: Mapping[str, Any]) -> None:
 def test_a_report_is_shown_and_cites(done: Mapping[str, Any], tmp_path: Path) -> None:
     text = run("sessions", "show", done["id"][:7], "--html", tmp_path / "page.html").stdout
     assert text.startswith(f"{RIVER}: supported")
-    assert uncited(text) == []
+    assert find_uncited(text) == []
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     report = json.loads(run("sessions", "show", done["id"], "--json").stdout)[0]
     assert report["broken"] is None

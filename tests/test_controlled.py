@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from neuronaut.causal.controls import among_controls, matched, patch_among_controls
+from neuronaut.causal.controls import draw_controls, rank_among_controls, rank_patch_among_controls
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials
 from neuronaut.causal.prompts import Batch, Pairs
@@ -29,9 +29,9 @@ def pairs(world: Circuit) -> Pairs:
 
 def test_controls_of_prompts_are_those_run_one_by_one(world, pairs):
     edit = Edit.parse("mlp.0:3=0")
-    found = among_controls(world.subject, pairs.clean, edit, answers=world.answer, count=4, seed=1)
+    found = rank_among_controls(world.subject, pairs.clean, edit, answers=world.answer, count=4, seed=1)
     assert [*found] == ["other units", "random directions"]
-    sorts = matched(world.subject, edit, sources={}, count=4, seed=1)
+    sorts = draw_controls(world.subject, edit, sources={}, count=4, seed=1)
 
     def divergence(one: Edit) -> float:
         both = compare(world.subject, pairs.clean, [one])
@@ -47,8 +47,8 @@ def test_controls_of_prompts_are_those_run_one_by_one(world, pairs):
 
 def test_controls_of_pairs_are_those_patched_one_by_one(world, pairs):
     edit = Edit.parse("head.0:0=patch@last")
-    found = patch_among_controls(world.subject, pairs, edit, directions=("denoise", "noise"), count=3)
-    sorts = matched(world.subject, edit, sources={}, count=3)
+    found = rank_patch_among_controls(world.subject, pairs, edit, directions=("denoise", "noise"), count=3)
+    sorts = draw_controls(world.subject, edit, sources={}, count=3)
     assert len(sorts["other units"]) == 1
     for direction, ranks in found.items():
         for sort, ranked in ranks.items():
@@ -64,7 +64,7 @@ def test_controls_of_pairs_are_those_patched_one_by_one(world, pairs):
 
 
 def test_an_inert_unit_does_not_stand_out(world, pairs):
-    found = among_controls(world.subject, pairs.clean, Edit.parse("mlp.1:11=0"), answers=world.answer, count=11)
+    found = rank_among_controls(world.subject, pairs.clean, Edit.parse("mlp.1:11=0"), answers=world.answer, count=11)
     rank = found["other units"].rank
     assert rank is not None and rank.percentile < 50 and rank.p > 0.5 and len(rank.controls) == 11
 
@@ -76,9 +76,9 @@ def test_silent_controls_lend_no_significance():
     batch = Batch.of(subject, ["import os"])
     active = sae.encode(subject.read(batch.tokens, ["resid_post.2"])["resid_post.2"][0, 1:]).amax(0)
     edit = Edit.parse(f"{name}:{int(active.argmax())}=0")
-    controls = matched(subject, edit, sources={name: sae}, count=20)["other units"]
+    controls = draw_controls(subject, edit, sources={name: sae}, count=20)["other units"]
     silent = sum(not bool(active[list(one.units or ())].any()) for one in controls)
-    found = among_controls(
+    found = rank_among_controls(
         subject, batch, edit, answers=torch.tensor([0]), count=20, materials=Materials(sources={name: sae})
     )["other units"]
     assert found.effect is not None and found.effect > 0.01 and found.silent == silent >= 15
@@ -88,9 +88,9 @@ def test_silent_controls_lend_no_significance():
 
 def test_an_edit_without_controls_is_refused(world):
     with pytest.raises(NeuronautError, match="has no controls"):
-        matched(world.subject, Edit.parse("pattern.0=uniform"), sources={}, count=3)
+        draw_controls(world.subject, Edit.parse("pattern.0=uniform"), sources={}, count=3)
     quantile = Edit.parse("mlp.0:3+=1q")
-    assert [*matched(world.subject, quantile, sources={}, count=3)] == ["random directions"]
+    assert [*draw_controls(world.subject, quantile, sources={}, count=3)] == ["random directions"]
 
 
 def test_next_tokens_are_the_likeliest_of_either_run(world, pairs):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from neuronaut.data import stdlib
 from neuronaut.data.corpus import Corpus, Document
-from neuronaut.data.readers import _dataset
+from neuronaut.data.readers import _read_dataset
 from neuronaut.subject.errors import NeuronautError
 
 TEXTS = ["Ein Satz über Öl.", "line one\nline two", "日本語の文"]
@@ -240,7 +240,7 @@ def test_a_dataset_is_streamed_from_its_train_split(tmp_path: Path):
     pytest.importorskip("datasets")
     (tmp_path / "train.jsonl").write_text(jsonl([{"text": text} for text in TEXTS]))
     (tmp_path / "test.jsonl").write_text(jsonl([{"text": "not of the train split"}]))
-    corpus = Corpus("local", partial(_dataset, str(tmp_path), "text"))
+    corpus = Corpus("local", partial(_read_dataset, str(tmp_path), "text"))
     assert texts(corpus) == texts(corpus) == TEXTS
 
 

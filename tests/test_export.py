@@ -24,7 +24,7 @@ from neuronaut.data.store.export import (
     WRITERS,
     Place,
     neuronpedia_lines,
-    shortened,
+    shorten,
     write_neuronpedia,
     write_uploads,
 )
@@ -140,7 +140,7 @@ def javascript_length(text: str) -> int:
 
 @given(st.text(st.sampled_from("ab \n\t🙂é"), max_size=2 * TEXT) | st.text(max_size=2 * TEXT))
 def test_a_text_is_cut_only_where_it_must_be_and_after_a_word(text):
-    cut = shortened(text)
+    cut = shorten(text)
     assert javascript_length(cut) <= TEXT
     assert (cut == text) == (javascript_length(text) <= TEXT)
     if cut != text:

@@ -14,7 +14,7 @@ from neuronaut.data.records import Evidence
 from neuronaut.data.splits import assign
 from neuronaut.data.store.store import Store
 from neuronaut.labelling.inputs import EvidenceLoader
-from neuronaut.scorers.holdout import PAIRS, Holdout, build
+from neuronaut.scorers.holdout import PAIRS, Holdout, build_holdouts
 from neuronaut.subject.address import Feature
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Source
@@ -112,7 +112,7 @@ def test_a_top_window_that_the_uniform_sample_holds_too_stays_a_top_one(made: Ma
 def test_random_windows_come_from_many_documents(made: Made) -> None:
     """The first windows of the pool all lie in its first documents."""
     documents = {w.window: w.document for w in made.store.pool_windows("planted", "holdout")}
-    _, digests = made.loader._drawn("holdout")
+    _, digests = made.loader._random_windows("holdout")
     assert len({documents[digest] for digest in digests}) >= 8
 
 
@@ -154,5 +154,5 @@ def test_without_examples_the_sets_are_empty(made: Made) -> None:
     feature = next(iter(made.evidence))
     ids = np.stack([w.ids for w in made.store.pool_windows("planted", "holdout")[:4]]).astype(np.int64)
     digests = [window_digest(row.astype(np.int32)) for row in ids]
-    (holdout,) = build(made.subject, made.source, {feature: ()}, {feature: 1.0}, (ids, digests), seed=0)
+    (holdout,) = build_holdouts(made.subject, made.source, {feature: ()}, {feature: 1.0}, (ids, digests), seed=0)
     assert [len(windows.ids) for windows in holdout.sets.values()] == [0, 0, 0]

@@ -14,7 +14,7 @@ from neuronaut.cli.exchange import ranges
 from neuronaut.cli.main import main
 from neuronaut.data.store.export import WRITERS, neuronpedia_lines, write_neuronpedia
 from neuronaut.data.store.importing import Imported, Sources, import_file
-from neuronaut.data.store.lines import tables
+from neuronaut.data.store.lines import list_tables
 from neuronaut.data.store.store import Store
 from neuronaut.rules.language import Rule
 from neuronaut.subject.address import Feature, SourceId
@@ -208,8 +208,8 @@ def test_folders_give_their_explanations_in_order(tmp_path):
         (tree / name).touch()
     wanted = ["batch-2.jsonl.gz", "batch-10.jsonl.gz"]
     for folder in (tmp_path, tree, tree / "explanations"):
-        assert [path.name for path in tables(str(folder))] == wanted
-    assert [path.name for path in tables(str(tree / "features"))] == ["batch-0.jsonl.gz"]
+        assert [path.name for path in list_tables(str(folder))] == wanted
+    assert [path.name for path in list_tables(str(tree / "features"))] == ["batch-0.jsonl.gz"]
     (tmp_path / "empty").mkdir()
     for named, words in {
         "empty": "holds no explanations",
@@ -218,7 +218,7 @@ def test_folders_give_their_explanations_in_order(tmp_path):
     }.items():
         (tmp_path / "a.txt").touch()
         with pytest.raises(NeuronautError, match=words):
-            tables(str(tmp_path / named))
+            list_tables(str(tmp_path / named))
 
 
 # What cannot be read

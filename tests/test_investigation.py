@@ -15,7 +15,7 @@ from neuronaut.agent.loop.budget import Limits
 from neuronaut.agent.loop.hypotheses import Hypothesis
 from neuronaut.agent.loop.judging import outcome_of, rank_rivals
 from neuronaut.agent.loop.policy import NoActionError
-from neuronaut.agent.loop.resuming import KEPT, Latest, alone, under_way
+from neuronaut.agent.loop.resuming import KEPT, Latest, hold_lock, is_running
 from neuronaut.agent.loop.run import InvestigationRun, Settings
 from neuronaut.agent.replay import replay
 from neuronaut.data.store import database
@@ -336,12 +336,12 @@ def test_killed_anywhere_it_ends_the_same(evidence: Path, tmp_path: Path) -> Non
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "locked.db")
-    with alone(path, "abc"):
+    with hold_lock(path, "abc"):
         read, write = os.pipe()
         if (child := os.fork()) == 0:
             try:
-                os.write(write, b"under way, " * under_way(path, "abc"))
-                with alone(path, "abc"):
+                os.write(write, b"under way, " * is_running(path, "abc"))
+                with hold_lock(path, "abc"):
                     os.write(write, b"let in")
             except NeuronautError as error:
                 os.write(write, str(error).encode())
@@ -351,8 +351,8 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         with os.fdopen(read) as told:
             words = told.read()
             assert words.startswith("under way") and "running in another process" in words
-    assert not under_way(path, "abc") and not under_way(path, "xyz")
-    with alone(path, "abc"):
+    assert not is_running(path, "abc") and not is_running(path, "xyz")
+    with hold_lock(path, "abc"):
         pass
 
 

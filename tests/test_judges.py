@@ -28,8 +28,8 @@ from neuronaut.scorers.fuzzing import Fuzzing
 from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.intruder import SIZE, Intruder
 from neuronaut.scorers.judge import NOTHING, Judge, Quiz
-from neuronaut.scorers.pairs import LENGTH, MARKED, Ground, pairs
-from neuronaut.scorers.reading import numbered
+from neuronaut.scorers.pairs import LENGTH, MARKED, ExcerptPool, choose_pairs
+from neuronaut.scorers.reading import read_numbered
 from neuronaut.scorers.scorer import Case, measure
 from neuronaut.subject.address import Feature
 from tests import golden
@@ -189,23 +189,23 @@ def value(judgements: Judgements, metric: str) -> float | None:
     ],
 )
 def test_only_the_final_answer_is_read(reply: str, wanted: list[object]) -> None:
-    assert numbered(reply, 3) == wanted
+    assert read_numbered(reply, 3) == wanted
 
 
 @given(st.text(alphabet="{}[]\"':,01 \n\\<think>/", max_size=200), st.integers(1, 6))
 def test_any_reply_is_read_without_an_error(text: str, count: int) -> None:
-    assert len(numbered(text, count)) == count
+    assert len(read_numbered(text, count)) == count
 
 
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.text(alphabet="ab, .()12\n", max_size=40))
 def test_an_answer_is_read_whatever_prose_is_around_it(values: list[int], prose: str) -> None:
     said = json.dumps({str(i): v for i, v in enumerate(values, start=1)}, indent=1)
-    assert numbered(f"{prose}\n{said}\n{prose}", len(values)) == values
+    assert read_numbered(f"{prose}\n{said}\n{prose}", len(values)) == values
 
 
 @pytest.mark.parametrize("part", ['{"1": ', '{"1": 0, ', '["', "[0, ", "<think>", '{"'])
 def test_reading_takes_no_time_on_hostile_replies(part: str) -> None:
-    assert numbered(part * 3000, 1) == [None]
+    assert read_numbered(part * 3000, 1) == [None]
 
 
 # ---- what is asked ----
@@ -264,8 +264,8 @@ def test_half_of_detections_silent_excerpts_are_tempting_and_half_random() -> No
 
 def test_fuzzings_wrong_marks_are_half_on_excerpts_in_which_the_feature_fires_elsewhere() -> None:
     for index in range(10):
-        ground = Ground(holdout(index), seed=0)
-        found = pairs(ground, count=10, fits=ground.unfit, wishes=(ground.fires, ground.silent))
+        pool = ExcerptPool(holdout(index), seed=0)
+        found = choose_pairs(pool, count=10, fits=pool.unfit, preferences=(pool.fires, pool.silent))
         for i, pair in enumerate(found):
             assert (pair.silent.activations[pair.marks] < SILENCE * 8).all()
             assert (pair.active.activations[pair.marks] >= MARKED * pair.active.activations.max()).all()

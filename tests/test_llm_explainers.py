@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from neuronaut.data.records import Example, Explanation, Kind, Statistics
-from neuronaut.explainers.answer import read
+from neuronaut.explainers.answer import read_answer
 from neuronaut.explainers.ask import Extent, PromptExplainer
 from neuronaut.explainers.contrastive import Contrastive
 from neuronaut.explainers.examples import active_windows, silent_windows
@@ -218,7 +218,7 @@ def test_settings_tell_apart_what_may_answer_differently(explainer: type[PromptE
 @pytest.mark.parametrize("rules", [True, False])
 def test_the_sample_is_a_reply(explainer: type[PromptExplainer], rules: bool) -> None:
     chat = asked(explainer(rules=rules), planted())[0]
-    answer = read(chat.sample)
+    answer = read_answer(chat.sample)
     assert answer.status == "explained" and (answer.rule is not None) is rules and answer.rule_error is None
     assert ("[RULE]" in chat.messages[0].content) is rules
     assert chat.prompt == explainer.name

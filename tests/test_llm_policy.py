@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from neuronaut.agent.loop.budget import Limits
-from neuronaut.agent.loop.experiments import Control, Design, Item, Measured, Tool
+from neuronaut.agent.loop.experiments import AnyTool, Control, Design, Item, Measured
 from neuronaut.agent.loop.hypotheses import Action, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools
 from neuronaut.agent.loop.policy import NoActionError, OutOfBudgetError, Policy
 from neuronaut.agent.loop.view import Done, Rival, View
@@ -87,7 +87,7 @@ class Cut(Swap):
     target = "behaviour"
 
 
-TOOLS: tuple[Tool[Any], ...] = (Swap(), Look(), Cut())
+TOOLS: tuple[AnyTool, ...] = (Swap(), Look(), Cut())
 
 
 # --- views ----------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def decided(*calls: tuple[str, Body], on: View | None = None, actions: Sequence[
         return policy.decide(on or view(), actions, TOOLS)
 
 
-def chat(of: View, actions: Sequence[str] = PLAN, tools: Sequence[Tool[Any]] = TOOLS) -> Chat:
+def chat(of: View, actions: Sequence[str] = PLAN, tools: Sequence[AnyTool] = TOOLS) -> Chat:
     with asking() as (policy, _):
         return policy.chat(policy.turn(of, actions, tools))
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from neuronaut.llm.local.chat_format import Refused, Turns, plain
+from neuronaut.llm.local.chat_format import ChatFormat, Refused, plain
 from neuronaut.llm.local.engine import EXPANSION, Engine, Job
-from neuronaut.llm.local.forward import Forward, Writing, _drawn
+from neuronaut.llm.local.forward import Forward, Writing, _draw
 from neuronaut.llm.local.local import LocalLLM
 from neuronaut.llm.types import Chat, Message, Probe, Reply, Sampling
 from neuronaut.subject.errors import NeuronautError
@@ -210,7 +210,7 @@ def test_logits_that_are_not_finite_are_no_answer() -> None:
         model.get_output_embeddings().weight[3] = float("nan")  # pyright: ignore
     engine = Engine(model, tokenizer_of(), name="broken")
     probe, chat = Probe((1, 2), (1,), (4,)), user("Hi")
-    replies = [engine.answer([job])[0] for job in map(engine.job, (probe, chat)) if isinstance(job, Job)]
+    replies = [engine.answer([job])[0] for job in map(engine.prepare, (probe, chat)) if isinstance(job, Job)]
     assert [reply.status for reply in replies] == ["failed", "failed"]
     assert [reply.reason for reply in replies] == [
         "the model's logits are not finite in torch.float32; load it as float32"
@@ -238,7 +238,7 @@ def test_greedy_replies_are_those_of_generate(family: str) -> None:
 def test_a_reply_ends_at_any_of_the_ends(tmp_path: Path, opened: Callable[..., LocalLLM]) -> None:
     chat = user("Tell me.", max_tokens=12)
     free = opened(folder_of(tmp_path / "free"))
-    written = Writing(free._engine()._turns.ids(chat.messages), 12, lambda _: False)  # pyright: ignore
+    written = Writing(free._engine()._format.ids(chat.messages), 12, lambda _: False)  # pyright: ignore
     free._engine()._forward.write([written])
     end = written.written[6]
     place = written.written.index(end)
@@ -266,7 +266,7 @@ def test_draws_follow_the_temperature() -> None:
     scores = torch.tensor([0.0, 1.0, -float("inf"), 2.0])
     for temperature in (0.5, 1.0, 2.0):
         row = Writing([0], 1, lambda _: False, temperature, Generator().manual_seed(0))
-        drawn = Counter(_drawn(scores, row) for _ in range(4000))
+        drawn = Counter(_draw(scores, row) for _ in range(4000))
         for id, chance in enumerate((scores / temperature).softmax(-1).tolist()):
             assert abs(drawn[id] / 4000 - chance) < 4 * (chance * (1 - chance) / 4000) ** 0.5 + 1e-9
 
@@ -286,7 +286,7 @@ def test_alternatives_are_log_probabilities(tmp_path: Path, opened: Callable[...
     chat = user("What is it?", max_tokens=5, top_logprobs=4, temperature=0.7)
     reply, bare = answers(llm, [chat, user("Other", max_tokens=5)])
     assert bare.logprobs == ()
-    ids = llm._engine()._turns.ids(chat.messages)
+    ids = llm._engine()._format.ids(chat.messages)
     strings = llm._engine()._strings
     assert len(reply.logprobs) == 5
     for token in reply.logprobs:
@@ -319,7 +319,7 @@ def test_the_template_is_the_models_own() -> None:
     wanted = tokenizer.apply_chat_template(
         [{"role": m.role, "content": m.content} for m in TALK], add_generation_prompt=True, return_dict=False
     )
-    assert Turns(tokenizer, stops=[]).ids(TALK) == wanted
+    assert ChatFormat(tokenizer, stops=[]).ids(TALK) == wanted
 
 
 MARKUP = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_<|im_end|>end|>", "<<|im_end|>|im_end|>"]
@@ -330,10 +330,10 @@ MARKUP = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_<|im_end|>end|>",
 def test_markup_in_a_message_stays_text(template: str | None, parts: list[str]) -> None:
     tokenizer = tokenizer_of(template)
     content = "a" + "".join(parts) + "a"
-    ids = Turns(tokenizer, stops=[]).ids([Message("user", content)])
+    ids = ChatFormat(tokenizer, stops=[]).ids([Message("user", content)])
     special = Counter(id for id in ids if id in tokenizer.all_special_ids)
     empty = Counter(
-        id for id in Turns(tokenizer, stops=[]).ids([Message("user", "")]) if id in tokenizer.all_special_ids
+        id for id in ChatFormat(tokenizer, stops=[]).ids([Message("user", "")]) if id in tokenizer.all_special_ids
     )
     assert special == empty
     # Joined again, the prompt says the very same.
@@ -343,21 +343,21 @@ def test_markup_in_a_message_stays_text(template: str | None, parts: list[str]) 
 def test_added_tokens_are_markup_where_the_template_writes_them() -> None:
     tokenizer = tokenizer_of(CHATML + "<tool>")
     tool, other = (tokenizer.convert_tokens_to_ids(token) for token in ("<tool>", "<other>"))
-    ids = Turns(tokenizer, stops=[]).ids([Message("user", "<tool><other>")])
+    ids = ChatFormat(tokenizer, stops=[]).ids([Message("user", "<tool><other>")])
     assert (ids.count(tool), ids.count(other)) == (1, 1)
 
 
 @pytest.mark.parametrize("template", [STRICT, DEAF])
 def test_a_system_message_without_a_place_joins_the_user(template: str) -> None:
     tokenizer = tokenizer_of(template)
-    text = tokenizer.decode(Turns(tokenizer, stops=[]).ids(TALK))
+    text = tokenizer.decode(ChatFormat(tokenizer, stops=[]).ids(TALK))
     assert text == "[user] Be brief. \n\nHi[assistant]Yes?[user]So\n[assistant]"
 
 
 def test_a_conversation_that_the_template_refuses(tmp_path: Path, opened: Callable[..., LocalLLM]) -> None:
     strange = Chat((Message("assistant", "I begin."),))
     with pytest.raises(Refused):
-        Turns(tokenizer_of(STRICT), stops=[]).ids(strange.messages)
+        ChatFormat(tokenizer_of(STRICT), stops=[]).ids(strange.messages)
     llm = opened(folder_of(tmp_path, template=STRICT))
     (reply,) = answers(llm, [strange])
     assert (reply.status, reply.reason) == ("failed", "the chat template takes no conversation of assistant")
@@ -366,32 +366,32 @@ def test_a_conversation_that_the_template_refuses(tmp_path: Path, opened: Callab
 
 def test_a_base_model_continues_plain_turns() -> None:
     tokenizer = tokenizer_of()
-    turns = Turns(tokenizer, stops=[tokenizer.convert_tokens_to_ids("<|im_end|>")])
+    turns = ChatFormat(tokenizer, stops=[tokenizer.convert_tokens_to_ids("<|im_end|>")])
     text = tokenizer.decode(turns.ids(TALK))
     assert text == "System:  Be brief. \n\nUser: Hi\n\nAssistant: Yes?\n\nUser: So\n\n\nAssistant:"
     written = tokenizer.encode(" A reply.\nUser: Mr\n\nUser")
-    ends = [turns.over(written[:count]) for count in range(1, len(written) + 1)]
+    ends = [turns.is_over(written[:count]) for count in range(1, len(written) + 1)]
     heading = len(tokenizer.encode(" A reply.\nUser:"))
     assert ends.index(True) == heading - 1
     assert turns.text(written[:heading]) == "A reply."
-    assert tokenizer.decode(written[: turns.spoken(written[:heading])]) == " A reply."
+    assert tokenizer.decode(written[: turns.count_text(written[:heading])]) == " A reply."
     ended = tokenizer.encode(" A reply.<|im_end|>")
-    assert turns.over(ended)
+    assert turns.is_over(ended)
     assert turns.text(ended) == "A reply."
-    assert turns.spoken(ended) == len(ended) - 1
-    assert not turns.over(tokenizer.encode(" A reply.\nUsers"))
+    assert turns.count_text(ended) == len(ended) - 1
+    assert not turns.is_over(tokenizer.encode(" A reply.\nUsers"))
 
 
 def test_a_text_opens_as_the_tokenizer_has_it() -> None:
     tokenizer = tokenizer_of()
     bos = tokenizer.bos_token_id
-    assert Turns(tokenizer, stops=[]).ids(TALK)[0] != bos
+    assert ChatFormat(tokenizer, stops=[]).ids(TALK)[0] != bos
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", bos)]
     )
-    ids = Turns(tokenizer, stops=[]).ids(TALK)
+    ids = ChatFormat(tokenizer, stops=[]).ids(TALK)
     assert (ids[0], ids.count(bos)) == (bos, 1)
 
 

@@ -13,7 +13,7 @@ from neuronaut.benchmarks.fault_server import FaultServer, pieces, predict
 from neuronaut.llm.openai.chat import OpenAIChat
 from neuronaut.llm.openai.retrying import Flow
 from neuronaut.llm.openai.wire import Wire
-from neuronaut.llm.prices import estimate, price_of
+from neuronaut.llm.prices import estimate, find_price
 from neuronaut.llm.types import Chat, Message, Probe, Reply, Request, Sampling, request_key
 from neuronaut.subject.errors import NeuronautError
 
@@ -338,6 +338,6 @@ def test_how_a_model_is_asked_is_part_of_its_name() -> None:
             llm.close()
         assert len({one.key for one in server.seen}) == 3
         assert len({one.body["model"] for one in server.seen}) == 1
-    assert price_of("gpt-5-mini+thinking=500", "https://api.openai.com/v1") == price_of(
+    assert find_price("gpt-5-mini+thinking=500", "https://api.openai.com/v1") == find_price(
         "gpt-5-mini", "https://api.openai.com/v1"
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from neuronaut.llm.local.local import LocalLLM
 from neuronaut.llm.open import open_llm
-from neuronaut.llm.prices import OPENAI, Budget, Price, cost, price_of
+from neuronaut.llm.prices import OPENAI, Budget, Price, cost, find_price
 from neuronaut.subject.errors import NeuronautError
 
 SERVER = "https://api.openai.com/v1"
@@ -41,16 +41,16 @@ def test_a_bad_price_is_one_line(text: str, message: str) -> None:
 
 
 def test_only_openai_has_openai_prices() -> None:
-    assert price_of("gpt-4o-mini", SERVER) == Price(0.15, 0.6)
-    assert price_of("gpt-4o-mini-2024-07-18", SERVER) == Price(0.15, 0.6)
-    assert price_of("gpt-4o-2024-05-13", SERVER) == Price(5.0, 15.0) != price_of("gpt-4o-2024-08-06", SERVER)
+    assert find_price("gpt-4o-mini", SERVER) == Price(0.15, 0.6)
+    assert find_price("gpt-4o-mini-2024-07-18", SERVER) == Price(0.15, 0.6)
+    assert find_price("gpt-4o-2024-05-13", SERVER) == Price(5.0, 15.0) != find_price("gpt-4o-2024-08-06", SERVER)
     for unknown in ("gpt-4o-mini-audio", "gpt-4o-mini-2024", "gpt-4o-minimal", "llama", "", "-2024-07-18"):
-        assert price_of(unknown, SERVER) is None
+        assert find_price(unknown, SERVER) is None
     for elsewhere in ("http://localhost:8000/v1", "https://api.openai.com.example.org/v1", "https://example.org", ""):
-        assert price_of("gpt-4o-mini", elsewhere) is None
-    assert price_of("whatever@1234", "local") == Price(0.0, 0.0)
-    assert price_of("gpt-4o-mini", SERVER, Price(1.0, 2.0)) == Price(1.0, 2.0)
-    assert price_of("gpt-4o-mini", "http://localhost:8000/v1", Price(1.0, 2.0)) == Price(1.0, 2.0)
+        assert find_price("gpt-4o-mini", elsewhere) is None
+    assert find_price("whatever@1234", "local") == Price(0.0, 0.0)
+    assert find_price("gpt-4o-mini", SERVER, Price(1.0, 2.0)) == Price(1.0, 2.0)
+    assert find_price("gpt-4o-mini", "http://localhost:8000/v1", Price(1.0, 2.0)) == Price(1.0, 2.0)
 
 
 def test_the_table_cannot_be_changed() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronaut.data.records import Example
-from neuronaut.explainers.answer import read
+from neuronaut.explainers.answer import read_answer
 from neuronaut.explainers.ask import Extent
 from neuronaut.explainers.contrastive import Contrastive
 from neuronaut.explainers.highlight import Highlight
@@ -183,7 +183,7 @@ def test_a_fence_cannot_be_closed_from_inside(tokens: list[str]) -> None:
     ],
 )
 def test_an_explanation_is_read_out_of_its_dress(reply: str, text: str) -> None:
-    answer = read(reply)
+    answer = read_answer(reply)
     assert (answer.status, answer.text, answer.reason) == ("explained", text, None)
 
 
@@ -203,7 +203,7 @@ def test_an_explanation_is_read_out_of_its_dress(reply: str, text: str) -> None:
     ],
 )
 def test_what_is_no_explanation_is_unparsed(reply: str, reason: str) -> None:
-    answer = read(reply)
+    answer = read_answer(reply)
     assert (answer.status, answer.text, answer.rule) == ("failed", None, None)
     assert answer.reason is not None and answer.reason.startswith(f"unparsed: {reason}")
 
@@ -212,7 +212,7 @@ def test_what_is_no_explanation_is_unparsed(reply: str, reason: str) -> None:
     "said", ["no pattern", "`no pattern`", "No clear pattern: unrelated words.", "**No pattern.**"]
 )
 def test_no_pattern_is_an_answer_without_text(said: str) -> None:
-    answer = read(f"[EXPLANATION]: {said}\n[RULE]: {RULE}")
+    answer = read_answer(f"[EXPLANATION]: {said}\n[RULE]: {RULE}")
     assert (answer.status, answer.text, answer.rule) == ("no_pattern", None, None)
     assert answer.reason is not None and "pattern" in answer.reason.lower()
 
@@ -232,7 +232,7 @@ RULE = '{"any": [{"when": [{"token": [" self"]}], "value": 9}]}'
     ],
 )
 def test_a_rule_is_read_beside_the_text(section: str) -> None:
-    answer = read(f"[EXPLANATION]: the word{section}")
+    answer = read_answer(f"[EXPLANATION]: the word{section}")
     assert (answer.text, answer.rule, answer.rule_error) == ("the word", Rule.parse(RULE), None)
 
 
@@ -250,7 +250,7 @@ def test_a_rule_is_read_beside_the_text(section: str) -> None:
     ],
 )
 def test_a_faulty_rule_leaves_the_text(section: str, error: str | None) -> None:
-    answer = read(f"[EXPLANATION]: the word\n{section}")
+    answer = read_answer(f"[EXPLANATION]: the word\n{section}")
     assert (answer.status, answer.text, answer.rule) == ("explained", "the word", None)
     assert (error is None and answer.rule_error is None) or error in (answer.rule_error or "")
 
@@ -259,7 +259,7 @@ def test_a_faulty_rule_leaves_the_text(section: str, error: str | None) -> None:
     st.lists(st.sampled_from(("[EXPLANATION]:", "[RULE]:", "**", "```", "<think>", "</think>", "{", "\n", "x", RULE)))
 )
 def test_reading_never_fails(parts: list[str]) -> None:
-    answer = read("".join(parts))
+    answer = read_answer("".join(parts))
     assert (answer.text is None) == (answer.reason is not None) == (answer.status != "explained")
 
 
@@ -281,7 +281,7 @@ def test_prompts_say_what_code_does(explainer: type[Oneshot | Highlight | Contra
     assert [prompt.name for prompt in own] == [explainer.name]
     system = own[0].messages()[0].content
     assert "$rule" in system and "[EXPLANATION]: " in system and f"0 to {STEPS}" in system
-    assert read(system).status == "explained"
+    assert read_answer(system).status == "explained"
 
 
 def test_what_is_filled_in_is_never_searched() -> None:

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronaut.agent.report.assemble import assemble
-from neuronaut.agent.report.citations import cited, line, quoted, runs, uncited
+from neuronaut.agent.report.citations import cite, find_uncited, line, quote, runs
 from neuronaut.agent.report.export import to_inspect, to_lines
 from neuronaut.agent.report.page import page
-from neuronaut.agent.report.page_plots import _apart, el
-from neuronaut.agent.report.page_results import found
+from neuronaut.agent.report.page_plots import _space_labels, el
+from neuronaut.agent.report.page_results import draw_results
 from neuronaut.agent.report.report import Report
 from neuronaut.data.records import Example
 from neuronaut.data.store.store import Store
@@ -62,11 +62,11 @@ def report(store: Store) -> Report:
     ],
 )
 def test_the_lint_finds_numbers_and_quotes_without_a_source(text: str, bare: list[str]) -> None:
-    assert uncited(text) == bare
+    assert find_uncited(text) == bare
 
 
 def test_the_lint_finds_sources_that_do_not_exist() -> None:
-    assert uncited("3 [o7], 4 [o2-o9], 5 [ledger]", known={"o2", "o7"}) == ["o9"]
+    assert find_uncited("3 [o7], 4 [o2-o9], 5 [ledger]", known={"o2", "o7"}) == ["o9"]
 
 
 def test_plain_words_cannot_hold_a_number_and_nothing_is_cited_to_nobody() -> None:
@@ -76,15 +76,15 @@ def test_plain_words_cannot_hold_a_number_and_nothing_is_cited_to_nobody() -> No
         line("as ", "“said”")
     for sources in ([], ["somebody"], ["o7", "7"]):
         with pytest.raises(ValueError, match="no source"):
-            cited("0.94", sources)
-    assert line("an effect of ", cited("0.94", ["o7"])) == "an effect of 0.94 [o7]"
+            cite("0.94", sources)
+    assert line("an effect of ", cite("0.94", ["o7"])) == "an effect of 0.94 [o7]"
 
 
 @given(st.text())
 def test_whatever_is_quoted_the_line_passes_the_lint_and_hides_nothing(said: str) -> None:
-    text = line("x", quoted(said, ["H1"]), "; ", cited("7", ["o1"]))
-    assert uncited(text) == []
-    assert uncited(text.removesuffix(" [o1]")) == ["7"]
+    text = line("x", quote(said, ["H1"]), "; ", cite("7", ["o1"]))
+    assert find_uncited(text) == []
+    assert find_uncited(text.removesuffix(" [o1]")) == ["7"]
 
 
 def test_sources_in_a_row_are_told_as_one() -> None:
@@ -147,7 +147,7 @@ def test_claims_and_what_is_open(report: Report) -> None:
 def test_the_text_is_short_and_every_number_names_its_source(report: Report) -> None:
     text = str(report)
     names = {trial.name for trial in report.trials} | {contender.name for contender in report.contenders}
-    assert uncited(text, names) == []
+    assert find_uncited(text, names) == []
     assert len(text.split("\n")) <= 60
     assert "0.93 (0.83 to 1.03) [holdout]" in text
     assert "0.17 (0.05 to 0.40) share of the tokens [o2]" in text
@@ -160,7 +160,7 @@ def test_the_text_is_short_and_every_number_names_its_source(report: Report) -> 
 def test_an_investigation_that_has_not_ended_has_a_report(store: Store, until: str) -> None:
     report = assemble(store.journal, journals.fill(store.journal, until=until))
     assert report.status == "running"
-    assert uncited(str(report)) == []
+    assert find_uncited(str(report)) == []
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["question"] == report.question
     assert page(report).endswith("</html>")
 
@@ -254,14 +254,14 @@ SHAPES = {
 
 @given(st.lists(st.floats(0, 250), max_size=12))
 def test_labels_of_lines_do_not_overlap(heights: list[float]) -> None:
-    placed = _apart(heights, gap=15, last=250)
+    placed = _space_labels(heights, gap=15, last=250)
     ordered = sorted(placed)
     assert all(b - a >= 15 - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
     assert all(height <= 250 for height in placed)
 
 
 def test_what_was_found_is_drawn_by_its_shape() -> None:
-    parts = {name: read(f"<div>{found({name: value})}</div>").tags for name, value in SHAPES.items()}
+    parts = {name: read(f"<div>{draw_results({name: value})}</div>").tags for name, value in SHAPES.items()}
     counted = {
         name: {tag: tags.count(tag) for tag in ("svg", "polygon", "table", "pre", "span", "dl") if tag in tags}
         for name, tags in parts.items()
@@ -276,10 +276,10 @@ def test_what_was_found_is_drawn_by_its_shape() -> None:
         "odd": {"pre": 1},
         "n": {"dl": 1},
     }
-    assert "&lt;b&gt;" in found(SHAPES)
-    assert "&lt;i&gt;" in found(SHAPES)
+    assert "&lt;b&gt;" in draw_results(SHAPES)
+    assert "&lt;i&gt;" in draw_results(SHAPES)
     # Lengths are ordered as numbers, not as text.
-    line = re.search(r'polyline points="([^"]*)"', found({"by_length": SHAPES["by_length"]["cut"]}))
+    line = re.search(r'polyline points="([^"]*)"', draw_results({"by_length": SHAPES["by_length"]["cut"]}))
     assert line is not None
     heights = [float(point.split(",")[1]) for point in line[1].split()]
     assert heights == sorted(heights, reverse=True)

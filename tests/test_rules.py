@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.rules.evaluate import BITS, LOOKBACK, TokenGrid, clause_matches, matches, predict, simulate, states
+from neuronaut.rules.evaluate import BITS, LOOKBACK, TokenGrid, clause_matches, matches, predict, scan_states, simulate
 from neuronaut.rules.language import (
     CLASSES,
     Class,
@@ -322,7 +322,7 @@ def test_harmless_patterns_are_accepted(pattern: str) -> None:
     ],
 )
 def test_what_is_open_after_a_text(text: str, opened: set[str]) -> None:
-    bits = [0, *(bits for _, bits in states(text))][-1]
+    bits = [0, *(bits for _, bits in scan_states(text))][-1]
     assert {name for name, bit in BITS.items() if bits & bit and name != "quotes"} == opened
 
 

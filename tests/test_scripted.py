@@ -1,11 +1,13 @@
 """The scripted policy finds what is planted, abstains where nothing is, decides the same twice, and heeds refusals."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from neuronaut.agent.loop.rejections import RejectedError, Rejection
 from neuronaut.agent.loop.view import Refused, View
 from neuronaut.agent.policies.progress import PolicyState
 from neuronaut.agent.policies.scripted import FIRST, MISSES, ScriptedPolicy, at_positions, rivals
@@ -151,7 +153,7 @@ def _view(*refused: Refused, step: int = 1) -> View:
         (),
         {},
         {},
-        refused[-1].reason,
+        refused[-1].rejection.reason,
         step,
         refused,
     )
@@ -160,21 +162,39 @@ def _view(*refused: Refused, step: int = 1) -> View:
 def test_a_refused_plan_is_not_made_again() -> None:
     calls = [call.model_dump(mode="json") for call in FIRST]
     tools = frozenset(tools_for("feature"))
-    near = Refused(
-        1, {"action": "use_tools", "calls": calls}, "scan_vocabulary: f has no near_miss place with 1 tokens"
-    )
+    plan = {"action": "use_tools", "calls": calls}
+    near = Refused(1, plan, Rejection("no such place", "no_place", tool="scan_vocabulary", where="near_miss"))
     use = PolicyState(_view(near, step=2), tools).use(FIRST)
     assert use is not None and [c.args.get("carriers") for c in use.calls].count("near_miss") == 0
     assert len(use.calls) == 6, "the others are asked for together"
-    alike = Refused(1, {"action": "use_tools", "calls": calls}, "scan_vocabulary: all rivals predict the same")
+    alike = Refused(1, plan, Rejection("all predict the same", "uninformative", tool="scan_vocabulary"))
     use = PolicyState(_view(alike, step=2), tools).use(FIRST)
     assert use is not None and len(use.calls) == 1, "nobody knows which of them it was"
-    alone = Refused(2, {"action": "use_tools", "calls": calls[:1]}, "scan_vocabulary: all rivals predict the same")
+    alone = Refused(2, {"action": "use_tools", "calls": calls[:1]}, alike.rejection)
     again = PolicyState(_view(alike, alone, step=3), tools).use(FIRST)
     assert again is not None and again.calls[0] != use.calls[0]
 
 
+def test_a_plan_with_too_little_silence_is_put_off() -> None:
+    plan, tools = {"action": "use_tools", "calls": [FIRST[0].model_dump(mode="json")]}, frozenset(["scan_vocabulary"])
+    quota = PolicyState(_view(Refused(1, plan, Rejection("too few", "silence_quota")), step=2), tools)
+    assert not quota.settled(FIRST[0]) and quota.postponed(FIRST[0])
+    edit = ScriptedPolicy().decide(quota.view, ("use_tools",), list(tools_for("feature").values()))
+    assert edit.action == "use_tools" and edit.calls[0].args["expect"] == "silence"
+
+
+def test_a_rejection_comes_back_from_the_journal_and_one_without_a_code_is_unspecified() -> None:
+    error = RejectedError("inseparable", "they predict the same", rivals=("H3", "H4")).of_call("edit_at_random")
+    stored = {"seq": 7, "kind": "rejected", "step": 2, **json.loads(json.dumps(error.rejection.to_json()))}
+    assert Rejection.from_json(stored) == error.rejection
+    assert (str(error), error.rejection.tool) == ("edit_at_random: they predict the same", "edit_at_random")
+    plan = {"action": "use_tools", "calls": [FIRST[0].model_dump(mode="json")]}
+    before = Refused(1, plan, Rejection.from_json({"step": 1, "reason": "f has no silent place with 1 tokens"}))
+    state = PolicyState(_view(before, step=2), frozenset(["scan_vocabulary"]))
+    assert before.rejection.code == "unspecified" and state.settled(FIRST[0]) and not state.hopeless(FIRST[0])
+
+
 def test_before_too_many_refusals_it_makes_a_plain_edit() -> None:
-    refused = [Refused(step, {"action": "use_tools", "calls": []}, "no") for step in range(1, MISSES)]
+    refused = [Refused(step, {"action": "use_tools", "calls": []}, Rejection("no")) for step in range(1, MISSES)]
     action = ScriptedPolicy().decide(_view(*refused, step=MISSES), ("use_tools",), list(tools_for("feature").values()))
     assert action.action == "use_tools" and action.calls[0].tool == "edit_at_random"

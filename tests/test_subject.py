@@ -20,7 +20,7 @@ from transformers.utils import logging
 from neuronaut.subject.architecture import ARCHITECTURES, Architecture, Port
 from neuronaut.subject.conformance import unembed
 from neuronaut.subject.errors import NeuronautError
-from neuronaut.subject.model import Subject, listing
+from neuronaut.subject.model import Subject, join_sites
 from neuronaut.subject.vocabulary import byte_alphabet, token_strings
 from tests.families import (
     D_HEAD,
@@ -392,7 +392,7 @@ def test_unknown_sites_name_the_known_ones() -> None:
         subject.width("resid_mid.0")
     with pytest.raises(NeuronautError, match="no site to read; gpt_neox has embed"):
         subject.read(TOKENS, [])
-    assert listing(["embed", "mlp.0", "mlp.2", "mlp.3"]) == "embed, mlp.0, mlp.2-3"
+    assert join_sites(["embed", "mlp.0", "mlp.2", "mlp.3"]) == "embed, mlp.0, mlp.2-3"
 
 
 # --- editing ------------------------------------------------------------------------------------

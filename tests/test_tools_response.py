@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from neuronaut.agent.loop.experiments import Design, Measured, Tool, design_of
+from neuronaut.agent.loop.experiments import AnyTool, Design, Measured, design_from_json
 from neuronaut.agent.loop.feature_lab import FeatureLab
 from neuronaut.agent.loop.hypotheses import Hypothesis
 from neuronaut.agent.tools.near_misses import MineNearMisses
-from neuronaut.agent.tools.places import places
+from neuronaut.agent.tools.places import find_places
 from neuronaut.agent.tools.positions_and_pairs import SwapPairs, SweepPositions, _period
 from neuronaut.agent.tools.probe_state import ProbeState
 from neuronaut.agent.tools.prune_context import PruneContext
@@ -38,7 +38,7 @@ from tests.planted import LAYER, build
 
 LabOf = Callable[..., FeatureLab]
 
-MINE: dict[str, Tool[Any]] = {
+MINE: dict[str, AnyTool] = {
     tool.name: tool
     for tool in (
         RunTexts(),
@@ -80,7 +80,7 @@ def lab_of() -> Iterator[LabOf]:
     store.close()
 
 
-def run(tool: Tool[Any], lab: FeatureLab, **args: Any) -> tuple[Design, Measured]:
+def run(tool: AnyTool, lab: FeatureLab, **args: Any) -> tuple[Design, Measured]:
     """Design and measure; what every tool promises is checked here."""
     given = tool.args(**args)
     design = tool.design(given, lab)
@@ -162,11 +162,11 @@ def test_only_training_windows_can_be_named(lab_of: LabOf) -> None:
 
 def test_places_are_of_different_tokens(lab_of: LabOf) -> None:
     lab = lab_of("day")
-    found = places(lab, "active", 3)
+    found = find_places(lab, "active", 3)
     assert {lab.vocabulary[place.token] for place in found} == {" Monday", " Friday", " Sunday"}
     assert all(place.value > 0.9 for place in found)
     with pytest.raises(NeuronautError, match="no near_miss place"):
-        places(lab, "near_miss", 3)
+        find_places(lab, "near_miss", 3)
 
 
 def test_what_is_between_quotes_is_not_mistaken_for_what_follows_a_token(lab_of: LabOf) -> None:
@@ -381,6 +381,6 @@ def test_designs_survive_being_written_down(lab_of: LabOf) -> None:
     for name, tool in MINE.items():
         args = tool.args(texts=[" the dry river"]) if name == "run_texts" else tool.args()
         design = tool.design(args, lab)
-        again = design_of(json.loads(json.dumps(asdict(design))))
+        again = design_from_json(json.loads(json.dumps(asdict(design))))
         assert again.items == design.items, name
         json.dumps(asdict(tool.measure(again, lab)))

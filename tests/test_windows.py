@@ -50,7 +50,7 @@ def splits() -> Splits:
 
 
 def together(**options: object) -> WindowBatch:
-    return module._join(list(windows(corpus(), subject(), splits(), **options)))
+    return module.join_batches(list(windows(corpus(), subject(), splits(), **options)))
 
 
 def test_windows_are_the_consecutive_full_runs_of_each_document():
@@ -110,7 +110,7 @@ def test_neither_batch_size_nor_sharding_changes_the_windows(rows: int, count: i
             for index in range(count)
             for batch in windows(corpus(), subject(), splits(), tokens=tokens, shard=(index, count), rows=rows)
         ]
-    assert equal(module._join(parts), whole(tokens))
+    assert equal(module.join_batches(parts), whole(tokens))
 
 
 def test_a_budget_takes_about_as_many_tokens_from_everywhere():
@@ -134,9 +134,9 @@ def test_a_small_budget_tokenises_a_small_part_of_a_large_corpus(monkeypatch: py
     many = Corpus.of("many", [" ".join(rng.choices(MODULES[0].split(), k=300)) for _ in range(1500)])
     assigned = assign(many)
     dropped = Dropped()
-    found = module._join(list(windows(many, subject(), assigned, tokens=20_000, dropped=dropped)))
+    found = module.join_batches(list(windows(many, subject(), assigned, tokens=20_000, dropped=dropped)))
     everything = Dropped()
-    total = module._join(list(windows(many, subject(), assigned, dropped=everything))).tokens.size
+    total = module.join_batches(list(windows(many, subject(), assigned, dropped=everything))).tokens.size
     assert total > 30 * 20_000
     assert found.tokens.size == pytest.approx(20_000, rel=0.05)
     assert dropped.tokens < 0.7 * everything.tokens

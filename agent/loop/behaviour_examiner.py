@@ -29,7 +29,7 @@ from ...data.records import Score
 from ...data.store.journal_values import Experiment, Observation
 from ...subject.errors import NeuronautError
 from .behaviour_lab import BehaviourLab, effects
-from .controls import ControlResult, judged, permuted_and_dead, supporter
+from .controls import ControlResult, evidence_for_odds, permuted_and_dead, supporter
 from .hypotheses import Hypothesis
 
 LEAST_FAITHFUL = 0.75
@@ -86,7 +86,7 @@ class BehaviourExaminer:
         leader: str,
     ) -> list[ControlResult]:
         """Whether false observations leave the leader unsupported."""
-        used, real = judged(experiments, observations, "behaviour")
+        used, real = evidence_for_odds(experiments, observations, "behaviour")
         if not used:
             return []
         supported = supporter(hypotheses, used, observations, leader, "behaviour")
@@ -95,8 +95,8 @@ class BehaviourExaminer:
             f"the same experiments, each node taken for another, {RANDOM_CONTROLS} times: how many support the leader"
         )
         # One of them may put equals in each other's places.
-        told = ControlResult("sham", what, sum(random_controls) <= 1, float(sum(random_controls)))
-        return [*permuted_and_dead(real, supported, seed=self._lab.seed), told]
+        sham = ControlResult("sham", what, sum(random_controls) <= 1, float(sum(random_controls)))
+        return [*permuted_and_dead(real, supported, seed=self._lab.seed), sham]
 
     def explanation(self, text: str, hypothesis: Hypothesis) -> None:
         """A behaviour is no feature of the store: its explanation is in the journal."""
@@ -140,19 +140,21 @@ def _scores(lab: BehaviourLab, nodes: tuple[Node, ...], half: str, rows: Callabl
             raise NeuronautError("the hypothesis names no nodes")
         task = rows()
         baseline(lab.subject, task, metric_name=lab.metric, seed=lab.seed)
-        found = evaluate(lab.runs_of(task), nodes, subsets=0, controls=CONTROLS, seed=lab.seed)
+        evaluation = evaluate(lab.runs_of(task), nodes, subsets=0, controls=CONTROLS, seed=lab.seed)
     except NeuronautError as error:
         return [Score(SCORER, half, metric, None, str(error)) for metric in ("faithfulness", "completeness")]
-    said = {"nodes": [str(node) for node in nodes], "pairs": task.name, "seed": lab.seed, "metric": lab.metric}
+    provenance = {"nodes": [str(node) for node in nodes], "pairs": task.name, "seed": lab.seed, "metric": lab.metric}
     return [
-        _score(half, "faithfulness", found.faithfulness, said, found),
-        _score(half, "completeness", found.ablated, said, None),
+        _score(half, "faithfulness", evaluation.faithfulness, provenance, evaluation),
+        _score(half, "completeness", evaluation.ablated, provenance, None),
     ]
 
 
-def _score(half: str, metric: str, effect: Effect, said: dict[str, object], found: Evaluation | None) -> Score:
+def _score(
+    half: str, metric: str, effect: Effect, provenance: dict[str, object], evaluation: Evaluation | None
+) -> Score:
     low, high = effect.interval or (None, None)
-    control = None if found is None else found.control
+    control = None if evaluation is None else evaluation.control
     among: dict[str, object] = {} if control is None else {"percentile": control.percentile, "p": control.p}
     reason = effect.reason if effect.recovered is None else None
     return Score(
@@ -165,35 +167,35 @@ def _score(half: str, metric: str, effect: Effect, said: dict[str, object], foun
         ci_high=high,
         n=effect.n,
         baselines={} if control is None else {"random_circuits": median(control.faithfulness)},
-        provenance={**said, **among, "formula": effect.formula},
+        provenance={**provenance, **among, "formula": effect.formula},
     )
 
 
 def random_control(lab: BehaviourLab, experiments: Sequence[Experiment], number: int) -> dict[str, list[float]]:
     """By experiment, what its items would have given where each node is taken for another of its kind."""
-    taken_for, found = _taken_for(lab, number), dict[str, list[float]]()
+    successors, values = _successors(lab, number), dict[str, list[float]]()
     for experiment in experiments:
-        abouts = [_renamed(item["about"], taken_for) for item in experiment.design["items"]]
+        abouts = [_exchange_nodes(item["about"], successors) for item in experiment.design["items"]]
         draw = experiment.design["plan"].get("prompts")
         runs = lab.runs("select") if draw is None else lab.fresh(int(draw))
-        found[experiment.name] = [round(one.recovered or 0.0, 5) for one in effects(lab, runs, abouts)]
-    return found
+        values[experiment.name] = [round(effect.recovered or 0.0, 5) for effect in effects(lab, runs, abouts)]
+    return values
 
 
-def _taken_for(lab: BehaviourLab, number: int) -> dict[str, str]:
+def _successors(lab: BehaviourLab, number: int) -> dict[str, str]:
     """By node, the next one of its kind in a random cycle, so that none stays what it is where it has company."""
     kinds: dict[str, list[str]] = {}
     for node in lab.nodes:
         kinds.setdefault(node.kind, []).append(str(node))
-    rng, found = random.Random(f"sham:{lab.seed}:{number}"), dict[str, str]()
+    rng, successors = random.Random(f"sham:{lab.seed}:{number}"), dict[str, str]()
     for members in kinds.values():
         cycle = rng.sample(members, len(members))
-        found |= dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
-    return found
+        successors |= dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
+    return successors
 
 
-def _renamed(about: Mapping[str, Any], taken_for: Mapping[str, str]) -> dict[str, Any]:
+def _exchange_nodes(about: Mapping[str, Any], successors: Mapping[str, str]) -> dict[str, Any]:
     return {
-        what: taken_for[named] if isinstance(named, str) else [taken_for[one] for one in named]
-        for what, named in about.items()
+        what: successors[nodes] if isinstance(nodes, str) else [successors[node] for node in nodes]
+        for what, nodes in about.items()
     }

@@ -102,17 +102,17 @@ class BehaviourLab:
 
     def about(self) -> dict[str, Any]:
         """What is known from the start, as plain JSON."""
-        found, pairs = self.baseline, self.task.pairs
+        baseline, pairs = self.baseline, self.task.pairs
         clean, corrupted = (side.ids()[:_SHOWN] for side in (pairs.clean, pairs.corrupted))
         text = self.subject.decode_tokens
         samples = [
             {
-                "clean": "".join(text(one)),
-                "corrupted": "".join(text(other)),
+                "clean": "".join(text(clean_ids)),
+                "corrupted": "".join(text(corrupted_ids)),
                 "answer": text([answer])[0],
                 "wrong": text([wrong])[0],
             }
-            for one, other, answer, wrong in zip(
+            for clean_ids, corrupted_ids, answer, wrong in zip(
                 clean, corrupted, pairs.answers.tolist()[:_SHOWN], pairs.wrong.tolist()[:_SHOWN], strict=True
             )
         ]
@@ -120,10 +120,10 @@ class BehaviourLab:
             "task": self.task.name,
             "metric": self.metric,
             "formula": METRICS[self.metric].formula,
-            "clean": found.clean.value,
-            "corrupted": found.corrupted.value,
-            "accuracy": found.accuracy,
-            "corrupted_accuracy": found.corrupted_accuracy,
+            "clean": baseline.clean.value,
+            "corrupted": baseline.corrupted.value,
+            "accuracy": baseline.accuracy,
+            "corrupted_accuracy": baseline.corrupted_accuracy,
             "pairs": {"explore": len(self._parts["explore"]), "select": len(self._parts["select"])},
             "fresh": self.has_generator,
             "prompts": samples,
@@ -178,12 +178,12 @@ class BehaviourLab:
                 f"{self.task.name} has no generator, so there are no fresh prompts; use select, or one of "
                 f"{', '.join(GENERATORS)}"
             )
-        known = {prompt for part in self._parts.values() for both in prompts_of(part) for prompt in both}
-        found = generate(self.subject, self.task.name, rows=2 * rows, seed=seed)
-        new = [row for row, both in enumerate(prompts_of(found)) if not known & {*both}]
+        own = {prompt for part in self._parts.values() for prompts in prompts_of(part) for prompt in prompts}
+        task = generate(self.subject, self.task.name, rows=2 * rows, seed=seed)
+        new = [row for row, prompts in enumerate(prompts_of(task)) if not own & {*prompts}]
         if len(new) < LEAST:
             raise NeuronautError(f"the generator of {self.task.name} has no prompts but the task's; take fewer rows")
-        return found.take(new[:rows])
+        return task.take(new[:rows])
 
     def runs_of(self, task: Task) -> CircuitRuns:
         """Runs of any pairs with this lab's nodes cut to their corrupted values."""
@@ -191,13 +191,13 @@ class BehaviourLab:
 
     def parse_nodes(self, texts: Sequence[str]) -> tuple[Node, ...]:
         """Nodes by their texts; refuses those that this lab does not cut."""
-        found = [node for text in texts for node in parse_nodes(text)]
-        if strange := [str(node) for node in found if node not in self._known]:
+        nodes = [node for text in texts for node in parse_nodes(text)]
+        if unknown := [str(node) for node in nodes if node not in self._known]:
             raise NeuronautError(
-                f"{', '.join(strange)} is none of the {len(self.nodes)} nodes of {self.target}, such as "
+                f"{', '.join(unknown)} is none of the {len(self.nodes)} nodes of {self.target}, such as "
                 f"{self.nodes[0]} and {self.nodes[-1]}"
             )
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(nodes))
 
     def shares(self, hypothesis: Hypothesis) -> Shares:
         """What a circuit says goes where all nodes of a set are cut, beyond what goes with its parts."""
@@ -256,8 +256,8 @@ class BehaviourLab:
     @property
     def worth(self) -> dict[Node, float]:
         """By node, the larger of the two directions' attributions, as a share of the behaviour."""
-        both = [(one.difference, one.nodes[: len(self.nodes)]) for one in self.attribution.values()]
-        shares = [[cell.score / whole for cell in cells] for whole, cells in both]
+        count = len(self.nodes)
+        shares = [[cell.score / way.difference for cell in way.nodes[:count]] for way in self.attribution.values()]
         return {node: max(pair, key=abs) for node, *pair in zip(self.nodes, *shares, strict=True)}
 
     @cached_property
@@ -273,18 +273,18 @@ class BehaviourLab:
         if (restored := about.get("restore")) is not None:
             named = frozenset[Node]().union(*shares)
             back = named & {*self.parse_nodes(restored)}
-            return (round(_lost(shares, named), 4) if back == named else None) if back else 0.0
-        if (kept := about.get("keep")) is not None:
-            return round(max(0.0, 1 - _lost(shares, self._known.difference(self.parse_nodes(kept)))), 4)
+            return (round(_share_lost(shares, named), 4) if back == named else None) if back else 0.0
+        if (inside := about.get("keep")) is not None:
+            return round(max(0.0, 1 - _share_lost(shares, self._known.difference(self.parse_nodes(inside)))), 4)
         cut = about["cut"] if "cut" in about else [about["node"]]
-        return round(_lost(shares, frozenset(self.parse_nodes(cut))), 4)
+        return round(_share_lost(shares, frozenset(self.parse_nodes(cut))), 4)
 
 
 def _key(about: Mapping[str, Any], prompts: int | None) -> str:
     return json.dumps([prompts, dict(about)], sort_keys=True)
 
 
-def _lost(shares: Shares, cut: frozenset[Node]) -> float:
+def _share_lost(shares: Shares, cut: frozenset[Node]) -> float:
     return min(1.0, sum(share for nodes, share in shares.items() if nodes <= cut))
 
 
@@ -293,11 +293,11 @@ def split(task: Task, *, seed: int) -> dict[Part, Task]:
     rows = prompts_of(task)
     group = list(range(len(rows)))
     first: dict[tuple[int, ...], int] = {}
-    for row, both in enumerate(rows):
-        for prompt in both:
-            one, other = group[first.setdefault(prompt, row)], group[row]
-            group = [one if each == other else each for each in group]
-    groups = [[row for row in range(len(rows)) if group[row] == one] for one in dict.fromkeys(group)]
+    for row, prompts in enumerate(rows):
+        for prompt in prompts:
+            joined, absorbed = group[first.setdefault(prompt, row)], group[row]
+            group = [joined if number == absorbed else number for number in group]
+    groups = [[row for row in range(len(rows)) if group[row] == number] for number in dict.fromkeys(group)]
     random.Random(f"parts of {task.name}: {seed}").shuffle(groups)
     dealt: dict[Part, list[int]] = {part: [] for part in PARTS}
     for members in groups:
@@ -319,23 +319,23 @@ def prompts_of(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 def effects(lab: BehaviourLab, runs: CircuitRuns, abouts: Sequence[Mapping[str, Any]]) -> list[Effect]:
     """What each item does, measured on the runs' pairs."""
-    cut = [
+    cuts = [
         frozenset(lab.parse_nodes(_cut(about))) for about in abouts if "restore" not in about and "keep" not in about
     ]
-    kept = [frozenset(lab.parse_nodes(about["keep"])) for about in abouts if "keep" in about]
-    restored = [lab.parse_nodes(about["restore"]) for about in abouts if "restore" in about]
-    gone = iter(runs.cut(cut) if cut else ())
-    alone = iter(runs.alone(kept) if kept else ())
-    back = iter(_restored(lab, runs, restored))
-    found: list[Effect] = []
+    keeps = [frozenset(lab.parse_nodes(about["keep"])) for about in abouts if "keep" in about]
+    restores = [lab.parse_nodes(about["restore"]) for about in abouts if "restore" in about]
+    gone = iter(runs.cut(cuts) if cuts else ())
+    alone = iter(runs.alone(keeps) if keeps else ())
+    back = iter(_restore_effects(lab, runs, restores))
+    results: list[Effect] = []
     for about in abouts:
         if "restore" in about:
-            found.append(next(back))
+            results.append(next(back))
         elif "keep" in about:
-            found.append(_effect(lab, runs, next(alone), "denoise"))
+            results.append(_effect(lab, runs, next(alone), "denoise"))
         else:
-            found.append(_effect(lab, runs, next(gone), "noise"))
-    return found
+            results.append(_effect(lab, runs, next(gone), "noise"))
+    return results
 
 
 def _cut(about: Mapping[str, Any]) -> list[str]:
@@ -348,7 +348,7 @@ def _effect(lab: BehaviourLab, runs: CircuitRuns, patched: torch.Tensor, directi
     )
 
 
-def _restored(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node]]) -> list[Effect]:
+def _restore_effects(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node]]) -> list[Effect]:
     """The corrupted run with each set's clean values in it: one forward each."""
     if not sets:
         return []
@@ -356,14 +356,14 @@ def _restored(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node
     plain, corrupted = runs.task.logits(lab.subject)
     question = Question(pairs.answers, pairs.wrong, plain)
     clean, base = (metric(runs.metric)(logits, question).cpu() for logits in (plain, corrupted))
-    found: list[Effect] = []
+    results: list[Effect] = []
     for nodes in sets:
         edits = edits_of(nodes, "patch")
         patch_values = gather(lab.subject, edits, materials=Materials(sources=lab.sources), source_run=pairs.clean)
         with torch.inference_mode(), apply(lab.subject, pairs.corrupted, edits, materials=patch_values, may_idle=True):
             logits = logits_at(lab.subject, pairs.corrupted.tokens, pairs.corrupted.last)
         patched = metric(runs.metric)(logits, question).cpu()
-        found.append(
+        results.append(
             effect(runs.metric, clean=clean, corrupted=base, patched=patched, direction="denoise", seed=lab.seed)
         )
-    return found
+    return results

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from ...data.store.journal_values import Charge
-from ...llm.prices import amounts, check_limits
+from ...llm.prices import check_limits, parse_amounts
 
 EXPLORE = 0.85
 """Share of every limit that may be used before the explanation is frozen."""
@@ -40,7 +40,7 @@ class Limits:
         usage = (
             "wanted any of usd, tokens, calls, fwd, experiments and minutes, as in fwd=50k,experiments=40,minutes=10"
         )
-        return cls(**amounts(text, whole=counts, parts=("usd", "minutes"), usage=usage))
+        return cls(**parse_amounts(text, whole=counts, parts=("usd", "minutes"), usage=usage))
 
     def used(self, spent: Charge) -> dict[str, tuple[float, float]]:
         """By each kind that has a limit, what was used and the limit."""

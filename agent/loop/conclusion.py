@@ -43,7 +43,7 @@ class Conclusion:
             "alike": [],
         }
         self._run.event("frozen", refused, key="frozen")
-        return {"next": "report", "stop": refusal.reason}
+        return {"next": "report", "stop": refusal.reason, "stop_code": "refused"}
 
     def baseline(self, state: State) -> Mapping[str, Any]:
         del state
@@ -54,28 +54,28 @@ class Conclusion:
     def freeze(self, state: State) -> Mapping[str, Any]:
         """Fix the leader by the odds."""
         del state
-        found, hypotheses = self._run.outcome(), self._run.hypotheses()
-        leader = hypotheses.get(found.leader or "")
+        outcome, hypotheses = self._run.outcome(), self._run.hypotheses()
+        leader = hypotheses.get(outcome.leader or "")
         table = None if leader is None else self._run.examiner.indescribable(leader)
-        answer, reason = (found.answer, found.reason) if table is None else ("no_explanation", table)
+        answer, reason = (outcome.answer, outcome.reason) if table is None else ("no_explanation", table)
         body = {
-            "hypothesis": found.leader,
+            "hypothesis": outcome.leader,
             "verdict": answer,
-            "evidence": found.answer,
+            "evidence": outcome.answer,
             "reason": reason,
-            "alike": list(found.alike),
+            "alike": list(outcome.alike),
             "nodes": dict(leader.nodes) if leader is not None else {},
             "text": leader.text if leader is not None and answer != "no_explanation" else None,
             "rule": None if leader is None or leader.rule is None else leader.rule.to_json(),
         }
-        said = json.dumps([body["text"], body["rule"], body["nodes"]], sort_keys=True)
-        self._run.event("frozen", {**body, "hash": hashlib.sha256(said.encode()).hexdigest()}, key="frozen")
+        content = json.dumps([body["text"], body["rule"], body["nodes"]], sort_keys=True)
+        self._run.event("frozen", {**body, "hash": hashlib.sha256(content.encode()).hexdigest()}, key="frozen")
         return {}
 
     def holdout(self, state: State) -> Mapping[str, Any]:
         """Read the holdout, once, for the frozen explanation."""
         del state
-        frozen = self._frozen()
+        frozen = self._frozen_event()
         if frozen["text"] is None or self._run.journal.event_of(self._run.id, HOLDOUT) is not None:
             return {}
         self._run.journal.peek(self._run.id, HOLDOUT)
@@ -90,14 +90,14 @@ class Conclusion:
 
     def controls(self, state: State) -> Mapping[str, Any]:
         del state
-        frozen = self._frozen()
+        frozen = self._frozen_event()
         if frozen["verdict"] == "supported":
             _, experiments, observations = self._run.rival_state()
             with self._run.charged("controls", "controls"):
-                found = self._run.examiner.controls(
+                results = self._run.examiner.controls(
                     self._run.hypotheses(), experiments, observations, frozen["hypothesis"]
                 )
-            for control in found:
+            for control in results:
                 self._run.event("control", asdict(control), key=f"control:{control.name}")
         return {}
 
@@ -105,9 +105,11 @@ class Conclusion:
         """Draw the conclusion, and tell what single claims came to."""
         status, reason = self._conclusion(state)
         _, experiments, observations = self._run.rival_state()
-        told = claims(self._run.hypotheses(), experiments, observations)
+        verdicts = claims(self._run.hypotheses(), experiments, observations)
         self._run.event(
-            "concluded", {"status": status, "reason": reason, "claims": told, "stop": state["stop"]}, key="concluded"
+            "concluded",
+            {"status": status, "reason": reason, "claims": verdicts, "stop": state["stop"]},
+            key="concluded",
         )
         return {}
 
@@ -116,23 +118,25 @@ class Conclusion:
         del state
         concluded = self._run.journal.event_of(self._run.id, "concluded") or {}
         with self._run.store.transaction():
-            kept = self._keep(concluded)
-            ended = {"status": concluded["status"], "reason": concluded["reason"], "explanation_id": kept}
+            explanation = self._store_explanation(concluded)
+            ended = {"status": concluded["status"], "reason": concluded["reason"], "explanation_id": explanation}
             self._run.event("ended", ended, key="ended")
-            self._run.journal.finish(self._run.id, concluded["status"], reason=concluded["reason"], explanation=kept)
+            self._run.journal.finish(
+                self._run.id, concluded["status"], reason=concluded["reason"], explanation=explanation
+            )
         return {}
 
-    def _keep(self, concluded: Mapping[str, Any]) -> int | None:
-        frozen, read = self._frozen(), self._run.journal.event_of(self._run.id, HOLDOUT)
+    def _store_explanation(self, concluded: Mapping[str, Any]) -> int | None:
+        frozen, examined = self._frozen_event(), self._run.journal.event_of(self._run.id, HOLDOUT)
         leader = self._run.hypotheses().get(frozen["hypothesis"] or "")
-        made = None
+        explanation = None
         if frozen["text"] is not None and leader is not None:
-            made = self._run.examiner.explanation(frozen["text"], leader)
+            explanation = self._run.examiner.explanation(frozen["text"], leader)
         elif (refusal := self._run.examiner.refusal()) is not None:
-            made = refusal
+            explanation = refusal
         elif leader is not None and (unnamed := self._run.examiner.explanation("none", leader)) is not None:
-            made = replace(unnamed, text=None, rule=None, status="no_pattern", reason=concluded["reason"])
-        if made is None:
+            explanation = replace(unnamed, text=None, rule=None, status="no_pattern", reason=concluded["reason"])
+        if explanation is None:
             return None
         provenance = {
             **self._run.provenance,
@@ -140,18 +144,18 @@ class Conclusion:
             "verdict": concluded["status"],
             "key": self._run.id,
         }
-        scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in (read or {}).get("scores", [])]
+        scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in (examined or {}).get("scores", [])]
         return self._run.store.add_result(
-            replace(made, explainer=f"investigate:{self._run.policy.name}", provenance=provenance), scores
+            replace(explanation, explainer=f"investigate:{self._run.policy.name}", provenance=provenance), scores
         )
 
     def _conclusion(self, state: State) -> tuple[End, str]:
         """The status an investigation ends with, and why."""
-        frozen = self._frozen()
+        frozen = self._frozen_event()
         stop, answer, reason = state["stop"] or "", frozen["verdict"], frozen["reason"]
         if answer == "supported":
-            read = self._run.journal.event_of(self._run.id, HOLDOUT) or {"scores": []}
-            scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in read["scores"]]
+            examined = self._run.journal.event_of(self._run.id, HOLDOUT) or {"scores": []}
+            scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in examined["scores"]]
             failed = [e["name"] for e in self._run.journal.events(self._run.id, kind="control") if not e["passed"]]
             if fault := self._run.examiner.shortfall(scores):
                 return "open", fault
@@ -161,11 +165,11 @@ class Conclusion:
         observations = self._run.journal.observations(self._run.id).values()
         if observations and all(observation.status == "error" for observation in observations):
             return "error", f"every experiment failed; the last: {list(observations)[-1].reason}"
-        if answer == "open" and stop.startswith("budget"):
+        if answer == "open" and state.get("stop_code") == "budget":
             return "budget", f"{stop} is spent; {reason}"
         return answer, reason if answer == "no_explanation" else f"{reason} ({stop})" if stop else reason
 
-    def _frozen(self) -> dict[str, Any]:
-        found = self._run.journal.event_of(self._run.id, "frozen")
-        assert found is not None, "freeze comes before what follows it"
-        return found
+    def _frozen_event(self) -> dict[str, Any]:
+        frozen = self._run.journal.event_of(self._run.id, "frozen")
+        assert frozen is not None, "freeze comes before what follows it"
+        return frozen

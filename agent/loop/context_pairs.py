@@ -68,17 +68,17 @@ def context_pairs(
     read = _at_pivots(subject, source, feature, edits)
     flipped = (read > peak / 2) != np.array([edit.place.active for edit in edits])
     order = rng.permutation(len(edits)).tolist()
-    flips = _varied([i for i in order if flipped[i]], edits)[:PAIRS]
+    flips = _limit_repeats([i for i in order if flipped[i]], edits)[:PAIRS]
     others = [i for i in order if not flipped[i]][: len(flips)]
-    kept = [*flips, *others]
-    return _scored([edits[i] for i in kept], read[kept], examples)
+    chosen = [*flips, *others]
+    return _scored([edits[i] for i in chosen], read[chosen], examples)
 
 
 def _at_pivots(subject: Subject, source: Source, feature: Feature, edits: Sequence[_Edit]) -> NDArray[np.float32]:
     """What each edit gives. What stands after a causal model's pivot cannot matter, and is not run. -> (edit,)"""
     rows = [tuple(edit.ids[: edit.place.pivot + 1].tolist()) for edit in edits]
-    found = read_last(subject, source, rows, [feature.index])[:, 0]
-    return -found if feature.negative else found
+    values = read_last(subject, source, rows, [feature.index])[:, 0]
+    return -values if feature.negative else values
 
 
 def _places(examples: Sequence[Example], peak: float) -> list[_Place]:
@@ -91,18 +91,18 @@ def _places(examples: Sequence[Example], peak: float) -> list[_Place]:
         for e in examples
         for i in np.flatnonzero(np.isin(e.ids, list(tokens)) & (e.activations < peak / 4))[:1]
     ]
-    return [*_different(firing), *_different(silent)]
+    return [*_prefer_new_tokens(firing), *_prefer_new_tokens(silent)]
 
 
-def _different(places: Sequence[_Place]) -> list[_Place]:
+def _prefer_new_tokens(places: Sequence[_Place]) -> list[_Place]:
     """Some places, those on a token that was not had before first; none so near the start that nothing is before it."""
     places = [place for place in places if place.pivot > max(BACK)]
-    had: set[int] = set()
+    tokens: set[int] = set()
     first, rest = [], []
     for place in places:
         token = int(place.example.ids[place.pivot])
-        (rest if token in had else first).append(place)
-        had.add(token)
+        (rest if token in tokens else first).append(place)
+        tokens.add(token)
     return [*first, *rest][:CARRIERS]
 
 
@@ -111,7 +111,7 @@ def _edits(places: Sequence[_Place], corpus: Ids, rng: np.random.Generator) -> l
     common = kinds[np.argsort(-counts, kind="stable")]
     rest = rng.permutation(common[NEAREST // 2 :])
     nearest = np.concatenate([common[: NEAREST // 2], rest])[:NEAREST]
-    found = []
+    edits = []
     for place in places:
         for back in (1, *BACK):
             tokens = nearest if back == 1 else rng.permutation(common)[:FURTHER]
@@ -119,20 +119,20 @@ def _edits(places: Sequence[_Place], corpus: Ids, rng: np.random.Generator) -> l
                 ids = place.example.ids.copy()
                 if ids[place.pivot - back] != token:
                     ids[place.pivot - back] = token
-                    found.append(_Edit(place, ids, token, back))
-    return found
+                    edits.append(_Edit(place, ids, token, back))
+    return edits
 
 
-def _varied(chosen: Sequence[int], edits: Sequence[_Edit]) -> list[int]:
+def _limit_repeats(chosen: Sequence[int], edits: Sequence[_Edit]) -> list[int]:
     """The chosen edits, of each token at each offset only a few."""
     counts: dict[tuple[int, int, bool], int] = {}
-    kept = []
+    varied = []
     for i in chosen:
         key = (edits[i].token, edits[i].back, edits[i].place.active)
         counts[key] = counts.get(key, 0) + 1
         if counts[key] <= SAME:
-            kept.append(i)
-    return kept
+            varied.append(i)
+    return varied
 
 
 def _scored(edits: Sequence[_Edit], read: NDArray[np.float32], examples: Sequence[Example]) -> ScoredWindows:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import Hypothesis
-from .judging import counts_for_odds, outcome_of, rank_rivals, seen_of
+from .judging import counts_for_odds, observed_values, outcome_of, rank_rivals
 from .levels import EDGES
 
 Values = Mapping[str, Sequence[float]]
@@ -34,7 +34,7 @@ class ControlResult:
     """What was measured, as `what` says."""
 
 
-def judged(
+def evidence_for_odds(
     experiments: Sequence[Experiment], observations: Mapping[str, Observation], kind: str
 ) -> tuple[list[Experiment], dict[str, list[float]]]:
     """The experiments that bear on the odds, and what was observed in each."""
@@ -55,8 +55,8 @@ def supporter(
     def supported(values: Values) -> bool:
         false = {name: replace(observations[name], result={"values": list(row)}) for name, row in values.items()}
         rivals = rank_rivals(hypotheses, experiments, false, kind=kind)
-        found = outcome_of(rivals, experiments, false)
-        return found.answer == "supported" and leader in (found.leader, *found.alike)
+        outcome = outcome_of(rivals, experiments, false)
+        return outcome.answer == "supported" and leader in (outcome.leader, *outcome.alike)
 
     return supported
 
@@ -81,41 +81,41 @@ def claims(
     it), `claim`, `item`, `expected`, `values` (by experiment name) and `verdict`: supported where every measurement
     agrees in level or is stronger in its direction, refuted where none does, mixed else, untested where there is none.
     What experiments saw of a claim has nothing to do with who makes it, nor with when the feature fires."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, hypothesis in hypotheses.items():
-        for claim, sort, expected, named in (
+        for claim, key, expected, items in (
             ("promotes", "token", 1.0, hypothesis.promotes),
             ("suppresses", "token", -1.0, hypothesis.suppresses),
             ("reads", "node", 1.0, hypothesis.reads),
         ):
-            for what in named:
-                if (claim, what) not in found:
-                    values = _values_of(sort, what, experiments, observations)
-                    found[claim, what] = {
+            for item in items:
+                if (claim, item) not in rows:
+                    values = _values_of(key, item, experiments, observations)
+                    rows[claim, item] = {
                         "hypothesis": name,
                         "claim": claim,
-                        "item": what,
+                        "item": item,
                         "expected": expected,
                         "values": values,
-                        "verdict": _borne_out([value * expected >= EDGES[1] for value in values.values()]),
+                        "verdict": _claim_verdict([value * expected >= EDGES[1] for value in values.values()]),
                     }
-    return list(found.values())
+    return list(rows.values())
 
 
-def _borne_out(agreed: Sequence[bool]) -> str:
+def _claim_verdict(agreed: Sequence[bool]) -> str:
     return "untested" if not agreed else "supported" if all(agreed) else "mixed" if any(agreed) else "refuted"
 
 
 def _values_of(
-    sort: str, what: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
+    key: str, name: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
 ) -> dict[str, float]:
     """The value of an item in every experiment on effects that measured it."""
-    values: dict[str, float] = {}
+    by_experiment: dict[str, float] = {}
     for experiment in experiments:
-        seen = seen_of(experiment, observations)
-        if seen is None or experiment.survey or experiment.design["readout"] != "effect":
+        values = observed_values(experiment, observations)
+        if values is None or experiment.survey or experiment.design["readout"] != "effect":
             continue
-        for item, value in zip(experiment.design["items"], seen, strict=True):
-            if item.get("about", {}).get(sort) == what:
-                values[experiment.name] = value
-    return values
+        for item, value in zip(experiment.design["items"], values, strict=True):
+            if item.get("about", {}).get(key) == name:
+                by_experiment[experiment.name] = value
+    return by_experiment

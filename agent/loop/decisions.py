@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ...data.store.journal_values import Charge, Experiment
-from .graph import State
+from .graph import State, stopped
 from .hypotheses import LIVE, NULLS, Action, Concede, Propose, Submit, UseTools
-from .planning import Planner, RejectedError
+from .planning import Planner
 from .policy import NoActionError, OutOfBudgetError
+from .rejections import RejectedError, Rejection
 from .run import InvestigationRun
 from .view import Phase, Refused, View
 from .views import view_of
@@ -47,17 +48,18 @@ class Decider:
             try:
                 self._planned[state["step"]] = self._experiments(state, action)
             except RejectedError as error:
-                return self._missed(state, str(error), again="propose")
+                return self._reject(state, error.rejection, again="propose")
             return {"step": state["step"] + 1, "misses": 0, "rejected": None, "next": "preregister"}
-        return self._missed(state, f"{action}" if isinstance(action, str) else "wanted hypotheses", again="propose")
+        missed = action if isinstance(action, Rejection) else Rejection("wanted hypotheses", "not_open")
+        return self._reject(state, missed, again="propose")
 
     def plan(self, state: State) -> Mapping[str, Any]:
         """Ask what to do next, and make experiments of it."""
         run, challenging = self._run, state["role"] == "challenger"
         if kind := run.exhausted():
-            return {"next": "freeze", "stop": f"budget: {kind}"}
+            return stopped("budget", f"budget: {kind}")
         if state["round"] >= run.settings.rounds or state["step"] >= IDLE * run.settings.rounds:
-            return {"next": "freeze", "stop": f"{state['round']} rounds were run in {state['step']} decisions"}
+            return stopped("rounds", f"{state['round']} rounds were run in {state['step']} decisions")
         open_now = ("use_tools", "concede") if challenging else ("use_tools", "propose", "submit")
         action = self._decide(state, "challenge" if challenging else "plan", open_now)
         step = {"step": state["step"] + 1, "misses": 0, "rejected": None}
@@ -66,29 +68,29 @@ class Decider:
             return {**step, "next": "plan"}
         if isinstance(action, Submit):
             if state["challenges"] >= CHALLENGES:
-                return {**step, "next": "freeze", "stop": f"submitted: {action.reason}"}
+                return {**step, **stopped("submitted", f"submitted: {action.reason}")}
             return {**step, "next": "challenge"}
         if isinstance(action, Concede):
-            return {**step, **self._conceded(state, action)}
+            return {**step, **self._after_concession(state, action)}
         if isinstance(action, UseTools):
             try:
                 self._planned[state["step"]] = self._experiments(state, action)
             except RejectedError as error:
-                return self._missed(state, str(error), again="plan")
+                return self._reject(state, error.rejection, again="plan")
             return {**step, "next": "preregister"}
-        return self._missed(state, action, again="plan")
+        return self._reject(state, action, again="plan")
 
-    def _conceded(self, state: State, action: Concede) -> Mapping[str, Any]:
+    def _after_concession(self, state: State, action: Concede) -> Mapping[str, Any]:
         """What follows where a challenger found nothing: the end, unless the evidence is not enough for a verdict."""
-        run, found = self._run, self._run.outcome()
-        again = found.answer == "open" and state["challenges"] + 1 < CHALLENGES
-        words = f"the challenger conceded: {action.reason}" + f"; but {found.reason}" * again
+        run, outcome = self._run, self._run.outcome()
+        again = outcome.answer == "open" and state["challenges"] + 1 < CHALLENGES
+        words = f"the challenger conceded: {action.reason}" + f"; but {outcome.reason}" * again
         run.event("challenged", {"verdict": words}, key=f"challenge:{state['challenges']}")
         if again:
             return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
-        return {"next": "freeze", "stop": "the challenger conceded"}
+        return stopped("conceded", "the challenger conceded")
 
-    def _decide(self, state: State, phase: Phase, actions: Sequence[str]) -> Action | str:
+    def _decide(self, state: State, phase: Phase, actions: Sequence[str]) -> Action | Rejection:
         """The action of this step, or why there is none. What was decided before stands."""
         run, step = self._run, state["step"]
         stored = run.journal.decision(run.id, step)
@@ -113,16 +115,18 @@ class Decider:
             key=f"decided:{step}",
         )
         if "none" in stored:
-            return str(stored["none"])
+            return Rejection(str(stored["none"]), "no_action")
         action = ACTION.validate_python(stored["action"])
         if action.action not in actions:
-            return f"{action.action} is not open now; open are {', '.join(actions)}"
+            return Rejection(f"{action.action} is not open now; open are {', '.join(actions)}", "not_open")
         if phase == "propose" and isinstance(action, UseTools):
             surveys = {name for name, tool in run.tools.items() if tool.survey}
-            others = (call.tool for call in action.calls if call.tool not in surveys)
-            return next((f"{tool} is no survey; experiments need rivals, so propose first" for tool in others), action)
+            experiments = (call.tool for call in action.calls if call.tool not in surveys)
+            reasons = (f"{tool} is no survey; experiments need rivals, so propose first" for tool in experiments)
+            return next((Rejection(reason, "not_open") for reason in reasons), action)
         if isinstance(action, Propose):
-            return next((fault for one in action.hypotheses if (fault := run.lab.fault(one))), action)
+            faults = (run.lab.fault(hypothesis) for hypothesis in action.hypotheses)
+            return next((Rejection(fault, "bad_hypothesis") for fault in faults if fault), action)
         return action
 
     def _view(self, state: State, phase: Phase) -> View:
@@ -149,27 +153,26 @@ class Decider:
     def _refused(self, role: str) -> list[Refused]:
         """The decisions of a role that were not accepted."""
         run = self._run
-        taken = {decision["step"]: decision for decision in run.journal.decisions(run.id)}
-        rejected = run.journal.events(run.id, kind="rejected")
+        decisions = {decision["step"]: decision for decision in run.journal.decisions(run.id)}
         return [
-            Refused(event["step"], taken[event["step"]].get("action"), event["reason"])
-            for event in rejected
-            if taken[event["step"]]["role"] == role
+            Refused(event["step"], decisions[event["step"]].get("action"), Rejection.from_json(event))
+            for event in run.journal.events(run.id, kind="rejected")
+            if decisions[event["step"]]["role"] == role
         ]
 
-    def _missed(self, state: State, reason: str, *, again: str) -> Mapping[str, Any]:
-        """A decision that is not carried out: tell why, and ask again, a few times."""
-        run, misses = self._run, state["misses"] + 1
-        run.event("rejected", {"step": state["step"], "reason": reason}, key=f"rejected:{state['step']}")
+    def _reject(self, state: State, rejection: Rejection, *, again: str) -> Mapping[str, Any]:
+        """Writes down why a decision is not carried out, and has the policy asked again, a few times."""
+        run, misses, reason = self._run, state["misses"] + 1, rejection.reason
+        run.event("rejected", {"step": state["step"], **rejection.to_json()}, key=f"rejected:{state['step']}")
         update = {"step": state["step"] + 1, "misses": misses, "rejected": reason}
         if misses < MISSES and run.exhausted() is None:
             return {**update, "next": again}
-        return {**update, "next": "freeze", "stop": f"{misses} decisions in a row were not valid; the last: {reason}"}
+        return {**update, **stopped("misses", f"{misses} decisions in a row were not valid; the last: {reason}")}
 
     def _propose(self, step: int, action: Propose, *, origin: str) -> None:
         kinds = {hypothesis.kind for hypothesis in self._run.hypotheses().values()}
-        wanted = [h for h in action.hypotheses if not (h.kind in NULLS and h.kind in kinds)]
-        self._put_up(step, [h.model_dump(mode="json", exclude_defaults=True) for h in wanted], origin=origin)
+        new = [h for h in action.hypotheses if not (h.kind in NULLS and h.kind in kinds)]
+        self._put_up(step, [h.model_dump(mode="json", exclude_defaults=True) for h in new], origin=origin)
 
     def _put_up(self, step: int, bodies: Sequence[Mapping[str, Any]], *, origin: str) -> None:
         names = self._run.journal.add_hypotheses(self._run.id, step, bodies, origin=origin)
@@ -191,8 +194,8 @@ class Decider:
         rivals, _, _ = run.rival_state()
         live = [rival for rival in rivals if rival.status == "live"]
         nulls = [rival for rival in live if rival.hypothesis.kind in NULLS]
-        kept = [rival for rival in live if rival not in nulls][: LIVE - len(nulls)]
-        named = {rival.name: rival.hypothesis for rival in live if rival in nulls or rival in kept}
-        planner = Planner(run, named, role=state["role"], round=state["round"] + 1)
+        claims = [rival for rival in live if rival not in nulls][: LIVE - len(nulls)]
+        hypotheses = {rival.name: rival.hypothesis for rival in live if rival in nulls or rival in claims}
+        planner = Planner(run, hypotheses, role=state["role"], round=state["round"] + 1)
         with run.charged(f"design:{state['step']}", "design"):
             return planner.plan(action.calls)

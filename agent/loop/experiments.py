@@ -6,9 +6,10 @@ itself (weights, neighbours, known explanations, a learned rule): it is kept and
 comes of it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
@@ -78,36 +79,48 @@ class Measured:
 
 
 A = TypeVar("A", bound=BaseModel)
+L = TypeVar("L")
 
 
-class Tool(Protocol, Generic[A]):
-    """One kind of experiment. Its class docstring is what policies are told about it."""
+class Tool(ABC, Generic[A, L]):
+    """One kind of experiment, with arguments A, in a lab L. Its class docstring is what policies are told about it."""
 
     name: ClassVar[str]
-    version: ClassVar[int]
+    version: ClassVar[int] = 1
     """Raised whenever the same arguments would give another result: part of what an experiment is known by."""
     target: ClassVar[Literal["feature", "behaviour"]]
-    survey: ClassVar[bool]
+    survey: ClassVar[bool] = False
     args: type[A]
     """Pydantic model of the arguments; every one has a default and a description."""
 
-    def design(self, args: A, lab: Any) -> Design:
+    def __init_subclass__(cls) -> None:
+        """Takes the model of the arguments from the type parameter."""
+        super().__init_subclass__()
+        arguments = [get_args(base)[0] for base in vars(cls).get("__orig_bases__", ()) if get_args(base)]
+        if arguments and isinstance(arguments[0], type):
+            cls.args = arguments[0]
+
+    @abstractmethod
+    def design(self, args: A, lab: L) -> Design:
         """Choose the inputs; deterministic in (args, what the lab knows, its seed). No holdout text."""
-        ...
 
-    def measure(self, design: Design, lab: Any) -> Measured:
+    @abstractmethod
+    def measure(self, design: Design, lab: L) -> Measured:
         """Measure exactly these items, and the control; everything is charged to the lab's counter."""
-        ...
 
 
-def written(design: Design) -> dict[str, Any]:
+AnyTool = Tool[Any, Any]
+"""Of either kind of target; what it takes is checked against `args`, and `target` says which lab it wants."""
+
+
+def design_to_json(design: Design) -> dict[str, Any]:
     """A design as it is written down."""
     # `asdict` would copy every token id by itself, which takes longer than all else that planning does.
     items = [{"label": i.label, "ids": i.ids, "pivot": i.pivot, "about": i.about} for i in design.items]
     return {"question": design.question, "readout": design.readout, "items": items, "plan": design.plan}
 
 
-def design_of(stored: Mapping[str, Any]) -> Design:
+def design_from_json(stored: Mapping[str, Any]) -> Design:
     """A design as it was written down."""
     items = [Item(item["label"], tuple(item["ids"]), item["pivot"], item["about"]) for item in stored["items"]]
     return Design(stored["question"], stored["readout"], tuple(items), stored["plan"])

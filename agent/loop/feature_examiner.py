@@ -23,8 +23,8 @@ from ...scorers.holdout import Holdout
 from ...scorers.scorer import Scorer
 from ...scorers.simulation import RuleSimulator
 from .context_pairs import context_pairs
-from .controls import ControlResult, judged, permuted_and_dead, supporter
-from .experiments import design_of
+from .controls import ControlResult, evidence_for_odds, permuted_and_dead, supporter
+from .experiments import design_from_json
 from .feature_lab import FeatureLab
 from .hypotheses import Hypothesis
 
@@ -62,27 +62,32 @@ class FeatureExaminer:
 
     def baseline(self) -> dict[str, Any]:
         """The one-shot explanation and its scores on `select`: what an investigation has to beat."""
-        made = self._lab.baseline
-        if made is None or made.text is None:
-            return {"text": None, "reason": made.reason if made else "no baseline", "rule": None, "scores": []}
-        judged = self._loader.holdouts([self._evidence], split="select")
-        scores = self._scores(made, judged[self._lab.feature])
-        return {"text": made.text, "rule": made.rule, "scores": [asdict(score) for score in scores]}
+        explanation = self._lab.baseline
+        if explanation is None or explanation.text is None:
+            return {
+                "text": None,
+                "reason": explanation.reason if explanation else "no baseline",
+                "rule": None,
+                "scores": [],
+            }
+        holdouts = self._loader.holdouts([self._evidence], split="select")
+        scores = self._scores(explanation, holdouts[self._lab.feature])
+        return {"text": explanation.text, "rule": explanation.rule, "scores": [asdict(score) for score in scores]}
 
     def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
         """All scores on the holdout; to be called once."""
-        judged = self._loader.holdouts([self._evidence])[self._lab.feature]
+        holdout = self._loader.holdouts([self._evidence])[self._lab.feature]
         pairs = context_pairs(
             self._lab.subject,
             self._lab.source,
             self._lab.feature,
-            judged.examples,
-            peak=judged.peak,
+            holdout.examples,
+            peak=holdout.peak,
             corpus=self._batch.background.ids,
             seed=self._lab.seed + 1,
         )
-        judged = replace(judged, sets={**judged.sets, "context": pairs})
-        return self._scores(self.explanation(text, hypothesis), judged)
+        holdout = replace(holdout, sets={**holdout.sets, "context": pairs})
+        return self._scores(self.explanation(text, hypothesis), holdout)
 
     def explanation(self, text: str, hypothesis: Hypothesis) -> Explanation:
         """The hypothesis as an explanation."""
@@ -107,7 +112,7 @@ class FeatureExaminer:
         leader: str,
     ) -> list[ControlResult]:
         """Whether false observations leave the leader unsupported."""
-        used, real = judged(experiments, observations, "feature")
+        used, real = evidence_for_odds(experiments, observations, "feature")
         if not used:
             return []
         supported = supporter(hypotheses, used, observations, leader, "feature")
@@ -142,15 +147,17 @@ class FeatureExaminer:
 
     def _random_controls(self, experiments: Sequence[Experiment]) -> Iterator[dict[str, list[float]]]:
         """What each unit beside it does at the items' pivots, in units of its own strongest value there."""
-        designs = [design_of(experiment.design) for experiment in experiments]
+        designs = [design_from_json(experiment.design) for experiment in experiments]
         ends = np.cumsum([len(design.items) for design in designs])[:-1]
         for values in self._lab.respond_others([item for design in designs for item in design.items]).T:
             parts = np.split(values / max(float(values.max()), 1e-6), ends)
             yield {e.name: part.tolist() for e, part in zip(experiments, parts, strict=True)}
 
-    def _scores(self, made: Explanation, holdout: Holdout) -> list[Score]:
-        cases = self._loader.cases(self._batch, {made.feature: made}, {made.feature: holdout}, elsewhere=True)
+    def _scores(self, explanation: Explanation, holdout: Holdout) -> list[Score]:
+        cases = self._loader.cases(
+            self._batch, {explanation.feature: explanation}, {explanation.feature: holdout}, elsewhere=True
+        )
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
-        scorers = self._scorers if made.rule is None else (RuleSimulator(seed=self._lab.seed),)
-        judged = next(iter(answered([scoring(scorers, cases, self._client)], self._client)), {})
-        return judged[made.feature][0] if made.feature in judged else []
+        scorers = self._scorers if explanation.rule is None else (RuleSimulator(seed=self._lab.seed),)
+        answers = next(iter(answered([scoring(scorers, cases, self._client)], self._client)), {})
+        return answers[explanation.feature][0] if explanation.feature in answers else []

@@ -129,13 +129,13 @@ class FeatureLab:
         ids without BOS -> (row, position)."""
         if not len(ids):
             return np.empty(ids.shape, np.float32)
-        found = read_own(self.subject, self.source, ids, np.full(len(ids), self.feature.index))
-        return -found if self.feature.negative else found
+        activations = read_own(self.subject, self.source, ids, np.full(len(ids), self.feature.index))
+        return -activations if self.feature.negative else activations
 
     def respond(self, items: Sequence[Item]) -> tuple[float, ...]:
         """The activation at each item's pivot, in units of the scale."""
-        found = self._at_pivots(items)[:, 0] / self.scale
-        return tuple(round(float(value), 5) for value in (-found if self.feature.negative else found))
+        values = self._at_pivots(items)[:, 0] / self.scale
+        return tuple(round(float(value), 5) for value in (-values if self.feature.negative else values))
 
     def respond_others(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """What the units `beside` do at each item's pivot, in the source's units. -> (item, unit)."""
@@ -163,10 +163,10 @@ class FeatureLab:
             return tuple(_effect_expected(hypothesis, item.about) for item in design.items)
         if hypothesis.rule is None:
             return (None,) * len(design.items)
-        grid = TokenGrid(self.vocabulary, _padded([item.ids for item in design.items]))
-        said = predict(hypothesis.rule, grid)
+        grid = TokenGrid(self.vocabulary, _pad([item.ids for item in design.items]))
+        predictions = predict(hypothesis.rule, grid)
         rows = np.arange(len(design.items))
-        values = said[rows, [item.pivot for item in design.items]] / self.scale
+        values = predictions[rows, [item.pivot for item in design.items]] / self.scale
         return tuple(round(float(value), 4) for value in values)
 
     def take(self, design: Design, values: Sequence[float]) -> None:
@@ -195,8 +195,8 @@ def _effect_expected(hypothesis: Hypothesis, about: Mapping[str, Any]) -> float 
     return None
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    found = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
-    for row, ids in zip(found, rows, strict=True):
+def _pad(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int64)
+    for row, ids in zip(padded, rows, strict=True):
         row[: len(ids)] = ids
-    return found
+    return padded

@@ -15,6 +15,9 @@ from typing import Any, Literal, Protocol, TypedDict, get_args
 from langgraph.graph import END, START, StateGraph
 
 Role = Literal["proposer", "challenger"]
+StopCode = Literal["refused", "budget", "rounds", "submitted", "conceded", "stood", "misses", "failures"]
+"""refused: there is nothing to investigate; stood: the leader stood its challenge; misses: too many decisions in a row
+were not carried out; failures: too many experiments in a row failed."""
 
 
 class State(TypedDict):
@@ -40,6 +43,8 @@ class State(TypedDict):
     """The node that follows, where there is a choice."""
     stop: str | None
     """Why exploring ended."""
+    stop_code: StopCode | None
+    """The same for code; not there in what was written before there were codes."""
 
 
 Node = Callable[[State], Mapping[str, Any]]
@@ -85,7 +90,13 @@ def first_state(investigation: str) -> State:
         rejected=None,
         next="baseline",
         stop=None,
+        stop_code=None,
     )
+
+
+def stopped(code: StopCode, reason: str) -> dict[str, Any]:
+    """The update that ends exploring."""
+    return {"next": "freeze", "stop": reason, "stop_code": code}
 
 
 def build(nodes: Nodes, *, checkpointer: Any) -> Any:
@@ -94,7 +105,7 @@ def build(nodes: Nodes, *, checkpointer: Any) -> Any:
     for name in ORDER:
         node: Any = _checked(name, nodes.node(name))
         graph.add_node(name, node)
-    for one, other in (
+    for node_from, node_to in (
         (START, "acquire"),
         ("baseline", "propose"),
         ("preregister", "execute"),
@@ -106,7 +117,7 @@ def build(nodes: Nodes, *, checkpointer: Any) -> Any:
         ("report", "store"),
         ("store", END),
     ):
-        graph.add_edge(one, other)
+        graph.add_edge(node_from, node_to)
     for name, targets in (
         ("acquire", ("baseline", "report")),
         ("propose", ("propose", "preregister", "plan", "freeze")),

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import NULLS, Hypothesis
-from .levels import SLIP, Forecast, base_rate, brier, expects_silence, forecast, levels_of, slipping
+from .levels import SLIP, Forecast, base_rate, brier, expects_silence, forecast, levels_of, with_slip
 from .view import Rival, Status
 
 FORMULA = "verdicts-1"
@@ -65,7 +65,7 @@ class _Tally:
         misses, items = float((self.seen - self.right).sum()), float(self.seen.sum())
         slip = max(SLIP, (misses + SLIP * RECORD) / (items + RECORD))
         sure = np.array([value is not None for value in expected])
-        return np.where(sure[:, None], slipping(forecasts, slip), forecasts)
+        return np.where(sure[:, None], with_slip(forecasts, slip), forecasts)
 
     @property
     def hits(self) -> float | None:
@@ -97,7 +97,7 @@ class OddsUpdater:
         ahead = self._copy() if self._taken < len(experiments) else self
         for experiment in experiments[self._taken :]:
             ahead._take(experiment, hypotheses, observations)
-        return _ranked(ahead._tallies, hypotheses)
+        return _rank(ahead._tallies, hypotheses)
 
     def _copy(self) -> "OddsUpdater":
         ahead = OddsUpdater(self._kind)
@@ -111,49 +111,51 @@ class OddsUpdater:
         entry = _entry(self._tallies)
         for prediction in experiment.predictions:
             self._tallies.setdefault(prediction.hypothesis, _Tally(entry))
-        values = seen_of(experiment, observations)
+        values = observed_values(experiment, observations)
         if values is not None and counts_for_odds(experiment, self._kind):
-            new = self._new(experiment)
+            new = self._mark_new(experiment)
             if new.any():
                 self._resolve(hypotheses, experiment, levels_of(values), new)
 
-    def _new(self, experiment: Experiment) -> NDArray[np.bool_]:
+    def _mark_new(self, experiment: Experiment) -> NDArray[np.bool_]:
         """Which items were not measured before, and from now on were. A response is known by its window up to the
         pivot, an effect by what it is of and by the draw of prompts."""
-        said, draw = [], experiment.args.get("prompts")
+        new, draw = [], experiment.args.get("prompts")
         for item in experiment.design["items"]:
-            known = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
-            said.append(known not in self._met)
-            self._met.add(known)
-        return np.array(said, np.bool_)
+            item_key = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
+            new.append(item_key not in self._met)
+            self._met.add(item_key)
+        return np.array(new, np.bool_)
 
     def _resolve(
         self,
         hypotheses: Mapping[str, Hypothesis],
         experiment: Experiment,
-        seen: NDArray[np.int64],
+        observed: NDArray[np.int64],
         new: NDArray[np.bool_],
     ) -> None:
         """Move the odds by what one experiment's new items showed."""
-        seen, items = seen[new], np.arange(int(new.sum()))
+        observed, items = observed[new], np.arange(int(new.sum()))
         fresh = np.flatnonzero(new).tolist()
         expected = {p.hypothesis: [p.expected[item] for item in fresh] for p in experiment.predictions}
-        said = {name: forecast(values, experiment.base) for name, values in expected.items()}
-        weighed = {name: self._tallies[name].believed(said[name], values) for name, values in expected.items()}
+        forecasts_by_name = {name: forecast(values, experiment.base) for name, values in expected.items()}
+        weighed = {
+            name: self._tallies[name].believed(forecasts_by_name[name], values) for name, values in expected.items()
+        }
         reference = experiment.reference or ""
-        for name, mine in said.items():
+        for name, mine in forecasts_by_name.items():
             tally = self._tallies[name]
-            if reference in said and name != reference:
-                differ = telling(mine, said[reference])
-                ratio = np.log(weighed[name][items, seen] / weighed[reference][items, seen])[differ].sum()
+            if reference in forecasts_by_name and name != reference:
+                differ = differing_items(mine, forecasts_by_name[reference])
+                ratio = np.log(weighed[name][items, observed] / weighed[reference][items, observed])[differ].sum()
                 tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
             sure = np.array([value is not None for value in expected[name]])
             if sure.any():
                 tally.resolved += 1
                 tally.silences += expects_silence(expected[name])
-                tally.brier += brier(mine[sure], seen[sure])
-                np.add.at(tally.right, seen[sure], (mine.argmax(axis=1) == seen)[sure])
-                np.add.at(tally.seen, seen[sure], 1)
+                tally.brier += brier(mine[sure], observed[sure])
+                np.add.at(tally.right, observed[sure], (mine.argmax(axis=1) == observed)[sure])
+                np.add.at(tally.seen, observed[sure], 1)
         best = _best(self._tallies)
         for name, tally in self._tallies.items():
             if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
@@ -207,7 +209,7 @@ def outcome_of(
     leader = live[0]
     alike = _alike(leader.name, experiments, observations)
     if leader.hypothesis.kind == "no_pattern":
-        tested = sum(bool(e.predictions) and seen_of(e, observations) is not None for e in experiments)
+        tested = sum(bool(e.predictions) and observed_values(e, observations) is not None for e in experiments)
         if tested < TESTED:
             return Outcome("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
         return Outcome("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
@@ -222,11 +224,11 @@ def outcome_of(
         * (bool(others) and lead <= log(ODDS)),
         f"it hits the level in {hits:.3f} of the items, wanted {HITS}" * (hits < HITS),
     ]
-    found = [fault for fault in faults if fault]
-    return Outcome("open" if found else "supported", leader.name, "; ".join(found) or "it met every bar", alike)
+    unmet = [fault for fault in faults if fault]
+    return Outcome("open" if unmet else "supported", leader.name, "; ".join(unmet) or "it met every bar", alike)
 
 
-def seen_of(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
+def observed_values(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
     """The observed values; None where there are none."""
     observation = observations.get(experiment.name)
     return observation.result["values"] if observation is not None and observation.status == "ok" else None
@@ -234,22 +236,22 @@ def seen_of(experiment: Experiment, observations: Mapping[str, Observation]) -> 
 
 def forecasts(experiment: Experiment, name: str) -> Forecast | None:
     """The distribution over levels that a hypothesis gave each item; None where it made no prediction."""
-    said = next((p.expected for p in experiment.predictions if p.hypothesis == name), None)
-    return None if said is None else forecast(said, experiment.base)
+    expected = next((p.expected for p in experiment.predictions if p.hypothesis == name), None)
+    return None if expected is None else forecast(expected, experiment.base)
 
 
-def telling(one: Forecast, other: Forecast) -> NDArray[np.bool_]:
+def differing_items(first: Forecast, second: Forecast) -> NDArray[np.bool_]:
     """The items on which two forecasts differ. Each (item, level) -> (item,)."""
-    return np.abs(one - other).sum(axis=1) / 2 > TELLING
+    return np.abs(first - second).sum(axis=1) / 2 > TELLING
 
 
-def base_of(
+def observed_base_rate(
     experiments: Sequence[Experiment], observations: Mapping[str, Observation], readout: str
 ) -> tuple[float, ...]:
     """The base rate of levels among all that was seen of a readout."""
     counts = np.zeros(4)
     for experiment in experiments:
-        values = seen_of(experiment, observations)
+        values = observed_values(experiment, observations)
         if values is not None and not experiment.survey and experiment.design["readout"] == readout:
             counts += np.bincount(levels_of(values), minlength=4)
     return tuple(round(share, 6) for share in base_rate(counts.tolist()))
@@ -266,18 +268,18 @@ def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping
     responses = any(e.predictions and e.design["readout"] == "response" for e in experiments)
     for experiment in experiments:
         mine = forecasts(experiment, leader)
-        if mine is None or seen_of(experiment, observations) is None:
+        if mine is None or observed_values(experiment, observations) is None:
             continue
         if not counts_for_odds(experiment, "feature" if responses else "behaviour"):
             continue
         for prediction in experiment.predictions:
             if prediction.hypothesis != leader:
-                differs = bool(telling(mine, forecast(prediction.expected, experiment.base)).any())
+                differs = bool(differing_items(mine, forecast(prediction.expected, experiment.base)).any())
                 met[prediction.hypothesis] = met.get(prediction.hypothesis, False) or differs
     return tuple(name for name, differed in met.items() if not differed)
 
 
-def _ranked(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> tuple[Rival, ...]:
+def _rank(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> tuple[Rival, ...]:
     tallies = {**known, **{name: _Tally(_entry(known)) for name in hypotheses if name not in known}}
     live = {name: tally.log_odds for name, tally in tallies.items() if tally.status == "live"}
     top = max(live.values(), default=0.0)

@@ -41,17 +41,19 @@ def expects_silence(expected: Sequence[float | None]) -> bool:
 def asks_for_silence(predicted: Iterable[Sequence[float | None]]) -> bool:
     """Whether the likeliest rival that says anything expects silence; `predicted` by rival, the likeliest first. No
     pattern, when it leads, predicts nothing, silence neither."""
-    return expects_silence(next((said for said in predicted if any(value is not None for value in said)), ()))
+    return expects_silence(
+        next((expected for expected in predicted if any(value is not None for value in expected)), ())
+    )
 
 
 def forecast(expected: Sequence[float | None], base: Sequence[float]) -> Forecast:
     """The distribution over levels of each item. `base` (level,) is for items without an opinion."""
     # Rules say few different things of many items.
-    said = {value: base if value is None else _around(value) for value in set(expected)}
-    return np.array([said[value] for value in expected], np.float64).reshape(-1, 4)
+    distributions = {value: base if value is None else _around(value) for value in set(expected)}
+    return np.array([distributions[value] for value in expected], np.float64).reshape(-1, 4)
 
 
-def slipping(forecasts: Forecast, slip: float) -> Forecast:
+def with_slip(forecasts: Forecast, slip: float) -> Forecast:
     """Forecasts of expected values with another share of slips than SLIP."""
     return slip / len(LEVELS) + (1 - slip) * (forecasts - SLIP / len(LEVELS)) / (1 - SLIP)
 
@@ -62,9 +64,9 @@ def base_rate(counts: Sequence[float]) -> tuple[float, ...]:
     return tuple((count + 1) / total for count in counts)
 
 
-def brier(forecasts: Forecast, seen: NDArray[np.int64]) -> float:
+def brier(forecasts: Forecast, observed: NDArray[np.int64]) -> float:
     """Mean over items of the squared distance between forecast and what was seen: 0 is perfect, 2 is wholly wrong."""
-    return float(((forecasts - np.eye(len(LEVELS))[seen]) ** 2).sum(axis=1).mean())
+    return float(((forecasts - np.eye(len(LEVELS))[observed]) ** 2).sum(axis=1).mean())
 
 
 def _around(value: float) -> list[float]:

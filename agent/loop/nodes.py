@@ -16,8 +16,8 @@ from ...data.store.journal_values import Charge, Experiment, Observation
 from ...subject.errors import NeuronautError
 from .conclusion import Conclusion
 from .decisions import TURNS, Decider
-from .experiments import Tool, design_of
-from .graph import Node, NodeName, State
+from .experiments import AnyTool, design_from_json
+from .graph import Node, NodeName, State, stopped
 from .hypotheses import NULLS
 from .judging import FORMULA, Outcome, outcome_of
 from .run import InvestigationRun
@@ -81,19 +81,19 @@ class Nodes:
         """Run what is planned and not observed."""
         run = self._run
         run.catch_up()
-        _, experiments, observed = run.rival_state()
-        for experiment in (e for e in experiments if e.round == state["round"] or e.name not in observed):
-            if experiment.name not in observed:
+        _, experiments, observations = run.rival_state()
+        for experiment in (e for e in experiments if e.round == state["round"] or e.name not in observations):
+            if experiment.name not in observations:
                 self._measure(experiment)
             observation = run.rival_state().observations[experiment.name]
-            shown = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
+            numbers = {key: observation.result.get(key) for key in ("effect", "low", "high", "units")}
             run.event(
                 "observed",
                 {
                     "experiment": experiment.name,
                     "tool": experiment.tool,
                     "status": observation.status,
-                    **shown,
+                    **numbers,
                     "reason": observation.reason,
                     **observation.cost,
                 },
@@ -105,14 +105,14 @@ class Nodes:
         """Measure one experiment, or take its result from where it was measured before; a failure has a reason and
         no number."""
         run, before = self._run, self._run.lab.meter.rows
-        known, fresh = run.journal.known(experiment.key), True
+        stored, fresh = run.journal.known_result(experiment.key), True
         if kind := run.exhausted(share=1.0):
             observation, fresh = Observation("error", {}, f"not run: the budget of {kind} is spent"), False
-        elif known is not None:
-            observation = Observation("ok", known, None, {"forwards": 0, "known": True})
+        elif stored is not None:
+            observation = Observation("ok", stored, None, {"forwards": 0, "known": True})
         else:
             with run.lab.meter.counting(run.lab.subject):
-                observation = _measured(run.tools[experiment.tool], experiment, run.lab)
+                observation = _run_tool(run.tools[experiment.tool], experiment, run.lab)
             observation = replace(observation, cost={"forwards": run.lab.meter.rows - before})
         charge = Charge(experiments=int(fresh and not experiment.survey), forwards=run.lab.meter.rows - before)
         run.journal.observe(run.id, experiment.name, observation, charge=charge)
@@ -128,37 +128,37 @@ class Nodes:
         limits = {kind: value for kind, value in asdict(run.limits).items() if value is not None}
         run.event("spent", {**spent._asdict(), "limits": limits}, key=f"spent:{round}")
         if kind := run.exhausted():
-            return {"next": "freeze", "stop": f"budget: {kind}"}
+            return stopped("budget", f"budget: {kind}")
         last = [observations[e.name].status for e in experiments if e.name in observations][-FAILURES:]
         if len(last) == FAILURES and set(last) == {"error"}:
-            return {"next": "freeze", "stop": f"the last {FAILURES} experiments failed"}
+            return stopped("failures", f"the last {FAILURES} experiments failed")
         if state["role"] == "proposer":
             put_up = any(rival.hypothesis.kind not in NULLS for rival in rivals)
             return {"next": "plan" if put_up else "propose"}
-        return self._challenged(state, outcome_of(rivals, experiments, observations))
+        return self._after_challenge(state, outcome_of(rivals, experiments, observations))
 
     def challenge(self, state: State) -> Mapping[str, Any]:
         """Another context, which sees the leading text alone, tries to break it."""
         del state
         return {"role": "challenger", "turns": 0, "challenged": self._run.outcome().leader}
 
-    def _challenged(self, state: State, found: Outcome) -> Mapping[str, Any]:
+    def _after_challenge(self, state: State, outcome: Outcome) -> Mapping[str, Any]:
         """What follows from a challenger's round."""
-        stands = found.leader == state["challenged"] or (state["challenged"] in found.alike)
+        stands = outcome.leader == state["challenged"] or (state["challenged"] in outcome.alike)
         key = f"challenge:{state['challenges']}"
         if stands and state["turns"] + 1 < TURNS:
             return {"next": "plan", "turns": state["turns"] + 1}
-        if stands and found.answer != "open":
-            self._run.event("challenged", {"verdict": f"{found.leader} stands"}, key=key)
-            return {"next": "freeze", "stop": "the leader stood its challenge"}
-        words = f"{state['challenged']} stands, but: {found.reason}" if stands else f"{found.leader} leads instead"
+        if stands and outcome.answer != "open":
+            self._run.event("challenged", {"verdict": f"{outcome.leader} stands"}, key=key)
+            return stopped("stood", "the leader stood its challenge")
+        words = f"{state['challenged']} stands, but: {outcome.reason}" if stands else f"{outcome.leader} leads instead"
         self._run.event("challenged", {"verdict": words}, key=key)
         return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
 
 
-def _measured(tool: Tool[Any], experiment: Experiment, lab: Lab) -> Observation:
+def _run_tool(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
     try:
-        measured = tool.measure(design_of(experiment.design), lab)
+        measured = tool.measure(design_from_json(experiment.design), lab)
     except (NeuronautError, MemoryError, torch.OutOfMemoryError) as error:
         return Observation("error", {}, " ".join(str(error).split()) or type(error).__name__, {})
     numbers = [*measured.values, *(v for v in (measured.effect, measured.low, measured.high) if v is not None)]

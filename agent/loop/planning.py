@@ -15,18 +15,15 @@ from pydantic import ValidationError
 
 from ...data.store.journal_values import Experiment, Prediction
 from ...subject.errors import NeuronautError
-from .experiments import Design, Tool, written
+from .experiments import AnyTool, Design, design_to_json
 from .hypotheses import Call, Hypothesis
-from .judging import base_of, telling
+from .judging import differing_items, observed_base_rate
 from .levels import MIDDLE, asks_for_silence, forecast
+from .rejections import RejectedError
 from .run import InvestigationRun
 
 QUOTA = 0.4
 """Least share of the experiments for which the leader predicts silence on at least half of the items."""
-
-
-class RejectedError(Exception):
-    """A plan that is not run; says why and what would do, in one line."""
 
 
 class Planner:
@@ -50,24 +47,29 @@ class Planner:
     def _experiment(self, call: Call, number: int) -> Experiment:
         tool = self._tools.get(call.tool)
         if tool is None:
-            raise RejectedError(f"there is no tool {call.tool!r}; there are {', '.join(self._tools)}")
+            there = ", ".join(self._tools)
+            raise RejectedError("bad_call", f"there is no tool {call.tool!r}; there are {there}", tool=call.tool)
         try:
             args = tool.args.model_validate(call.args)
             design = tool.design(args, self._lab)
         except ValidationError as error:
-            raise RejectedError(f"{call.tool}: {_fault(error)}") from None
+            raise RejectedError("bad_call", _first_fault(error)).of_call(call.tool) from None
+        except RejectedError as error:
+            raise error.of_call(call.tool) from None
         except NeuronautError as error:
-            raise RejectedError(f"{call.tool}: {error}") from None
+            raise RejectedError("bad_call", str(error)).of_call(call.tool) from None
         base, predictions, reference = (), (), None
         if not tool.survey:
-            base = base_of(self._experiments, self._observations, design.readout)
+            base = observed_base_rate(self._experiments, self._observations, design.readout)
             predictions = self._predictions(call, design)
             reference = next(iter(self._rivals), None)
-            self._check_telling(call, design, predictions, base)
-        plain, body = args.model_dump(mode="json"), written(design)
+            self._check_informative(call, design, predictions, base)
+        plain, body = args.model_dump(mode="json"), design_to_json(design)
         key = self._key(tool, plain, body)
         if (same := next((e.name for e in self._experiments if e.key == key), None)) is not None:
-            raise RejectedError(f"{call.tool}: {same} measured exactly this; another seed or other arguments are news")
+            raise RejectedError(
+                "repeated", f"{same} measured exactly this; another seed or other arguments are news"
+            ).of_call(call.tool)
         return Experiment(
             name=f"o{number}",
             tool=call.tool,
@@ -85,40 +87,44 @@ class Planner:
 
     def _predictions(self, call: Call, design: Design) -> tuple[Prediction, ...]:
         if unknown := sorted(set(call.expects) - set(self._rivals)):
-            raise RejectedError(f"{call.tool}: expects names {unknown[0]}; live are {', '.join(self._rivals)}")
-        found = []
+            message = f"expects names {unknown[0]}; live are {', '.join(self._rivals)}"
+            raise RejectedError("bad_call", message).of_call(call.tool)
+        predictions = []
         for name, hypothesis in self._rivals.items():
             if hypothesis.kind == "described" and design.readout == "response":
                 # A challenger sees the leader alone, so it speaks for no other.
                 if name not in call.expects and (self._role == "proposer" or name == next(iter(self._rivals))):
                     raise RejectedError(
-                        f"{call.tool}: {name} has words only, so say in `expects` what it predicts here"
-                    )
-                said = MIDDLE[call.expects[name]] if name in call.expects else None
-                expected: tuple[float | None, ...] = (said,) * len(design.items)
+                        "bad_call", f"{name} has words only, so say in `expects` what it predicts here"
+                    ).of_call(call.tool)
+                value = MIDDLE[call.expects[name]] if name in call.expects else None
+                expected: tuple[float | None, ...] = (value,) * len(design.items)
             else:
                 expected = self._lab.expect(hypothesis, design)
-            found.append(Prediction(name, expected))
-        return tuple(found)
+            predictions.append(Prediction(name, expected))
+        return tuple(predictions)
 
-    def _check_telling(
+    def _check_informative(
         self, call: Call, design: Design, predictions: Sequence[Prediction], base: Sequence[float]
     ) -> None:
         if not design.items:
-            raise RejectedError(f"{call.tool}: there is nothing to measure with these arguments; choose others")
+            raise RejectedError("bad_call", "there is nothing to measure with these arguments; choose others").of_call(
+                call.tool
+            )
         if design.readout == "effect" and self._lab.kind == "feature":
             # About single claims, not about the rivals: somebody must claim something.
             if all(value is None for p in predictions for value in p.expected):
                 raise RejectedError(
-                    f"{call.tool}: no rival says what the feature writes or reads; first propose one that does"
-                )
+                    "uninformative", "no rival says what the feature writes or reads; first propose one that does"
+                ).of_call(call.tool)
             return
-        said = [forecast(prediction.expected, base) for prediction in predictions]
-        if not any(telling(one, other).any() for one, other in combinations(said, 2)):
+        forecasts = [forecast(prediction.expected, base) for prediction in predictions]
+        if not any(differing_items(first, second).any() for first, second in combinations(forecasts, 2)):
             raise RejectedError(
-                f"{call.tool}: all rivals predict the same for all {len(design.items)} items, so nothing would be "
-                "learned; choose other inputs"
-            )
+                "uninformative",
+                f"all rivals predict the same for all {len(design.items)} items, so nothing would be learned; choose "
+                "other inputs",
+            ).of_call(call.tool)
 
     def _check_quota(self, planned: Sequence[Experiment]) -> None:
         every = [e for e in (*self._experiments, *planned) if not e.survey]
@@ -127,16 +133,17 @@ class Planner:
         silent = sum(asks_for_silence(p.expected for p in experiment.predictions) for experiment in every)
         if silent < QUOTA * len(every):
             raise RejectedError(
+                "silence_quota",
                 f"the leader would predict silence for only {silent} of {len(every)} experiments, wanted at least "
-                f"{QUOTA:.0%}; ask more where it says that nothing happens"
+                f"{QUOTA:.0%}; ask more where it says that nothing happens",
             )
 
-    def _key(self, tool: Tool[Any], args: Mapping[str, Any], design: Mapping[str, Any]) -> str:
-        said = [self._lab.target, self._revision, tool.name, tool.version, args, design]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    def _key(self, tool: AnyTool, args: Mapping[str, Any], design: Mapping[str, Any]) -> str:
+        identity = [self._lab.target, self._revision, tool.name, tool.version, args, design]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     """The first fault in one line."""
     first = error.errors(include_url=False)[0]
     path = ".".join(str(step) for step in first["loc"]) or "the arguments"

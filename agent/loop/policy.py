@@ -1,10 +1,10 @@
 """What a policy is: it decides what is done next, from what is known. It never judges."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...llm.types import Reply
-from .experiments import Tool
+from .experiments import AnyTool
 from .hypotheses import Action
 from .view import View
 
@@ -41,7 +41,7 @@ class Policy(Protocol):
         asked."""
         ...
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
         """One of the `actions` (propose, use_tools, submit, concede) that are open now, with these tools.
 
         Raises NoActionError, or OutOfBudgetError.

@@ -70,7 +70,7 @@ def checkpoints(path: str) -> Generator[BaseCheckpointSaver[Any]]:
 
 
 @contextmanager
-def alone(path: str, id: str) -> Generator[None]:
+def hold_lock(path: str, id: str) -> Generator[None]:
     """Hold the investigation's lock; an error where another process has it. A database in memory has none."""
     if path == ":memory:":
         yield
@@ -88,12 +88,12 @@ def alone(path: str, id: str) -> Generator[None]:
         lock.release()
 
 
-def under_way(path: str, id: str) -> bool:
+def is_running(path: str, id: str) -> bool:
     """Whether a process is at this investigation now, or that cannot be told."""
     if not Path(_lock(path, id)).exists():
         return False
     try:
-        with alone(path, id):
+        with hold_lock(path, id):
             return False
     except (NeuronautError, OSError):
         return True

@@ -13,7 +13,7 @@ from ...data.store.journal_values import Charge, Experiment, Observation
 from ...data.store.store import Store
 from ...llm.client import LLMClient
 from .budget import Limits
-from .experiments import Tool, design_of
+from .experiments import AnyTool, design_from_json
 from .hypotheses import Hypothesis
 from .judging import OddsUpdater, Outcome, outcome_of
 from .policy import Policy
@@ -50,7 +50,7 @@ class InvestigationRun:
     store: Store
     lab: Lab
     examiner: Examiner
-    tools: Mapping[str, Tool[Any]]
+    tools: Mapping[str, AnyTool]
     policy: Policy
     limits: Limits
     settings: Settings
@@ -67,7 +67,7 @@ class InvestigationRun:
     _hypotheses: dict[str, Hypothesis] = field(default_factory=dict)
     _rival_state: RivalState = RivalState((), [], {})
     _updater: OddsUpdater | None = None
-    _taken: int = 0
+    _taken_count: int = 0
     """Observations that the lab knows of."""
 
     @property
@@ -105,10 +105,10 @@ class InvestigationRun:
         """Let the lab know what was observed, in order, each once."""
         _, experiments, observations = self.rival_state()
         by_name = {experiment.name: experiment for experiment in experiments}
-        for name, observation in list(observations.items())[self._taken :]:
-            self._taken += 1
+        for name, observation in list(observations.items())[self._taken_count :]:
+            self._taken_count += 1
             if observation.status == "ok" and not by_name[name].survey:
-                self.lab.take(design_of(by_name[name].design), observation.result["values"])
+                self.lab.take(design_from_json(by_name[name].design), observation.result["values"])
 
     def exhausted(self, share: float | None = None) -> str | None:
         """The kind of budget that is used up."""
@@ -124,14 +124,14 @@ class InvestigationRun:
     @contextmanager
     def charged(self, key: str, kind: str) -> "Generator[None]":
         """Charge the forward passes of the block, and what scorers asked in it, once for its key."""
-        before, asked = self.lab.meter.rows, self._asked()
+        before, before_llm = self.lab.meter.rows, self._llm_spent()
         with self.lab.meter.counting(self.lab.subject):
             yield
-        calls, tokens, usd = (now - then for now, then in zip(self._asked(), asked, strict=True))
+        calls, tokens, usd = (now - then for now, then in zip(self._llm_spent(), before_llm, strict=True))
         charge = Charge(forwards=self.lab.meter.rows - before, calls=int(calls), tokens=int(tokens), usd=usd)
         self.journal.charge(self.id, key, kind, charge)
 
-    def _asked(self) -> tuple[float, float, float]:
+    def _llm_spent(self) -> tuple[float, float, float]:
         """Calls, tokens and dollars of the client so far; answers from the log cost nothing."""
         if self.client is None:
             return 0, 0, 0.0

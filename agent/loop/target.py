@@ -26,8 +26,8 @@ class Meter:
         """Within the block every forward pass is counted, whoever asks for it."""
 
         def count(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = [*args, *kwargs.values()]
-            self.rows += next(len(part) for part in given if hasattr(part, "shape"))
+            values = [*args, *kwargs.values()]
+            self.rows += next(len(value) for value in values if hasattr(value, "shape"))
 
         handle = subject.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
         try:

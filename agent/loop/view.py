@@ -12,6 +12,7 @@ from ...data.records import Example, Statistics
 from .experiments import Design, Measured
 from .hypotheses import Hypothesis
 from .levels import asks_for_silence
+from .rejections import Rejection
 
 Phase = Literal["propose", "plan", "challenge"]
 Status = Literal["live", "refuted", "retired"]
@@ -73,7 +74,7 @@ class Refused:
     step: int
     action: Mapping[str, Any] | None
     """As plain JSON; None where the policy gave none."""
-    reason: str
+    rejection: Rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,11 @@ class View:
     """Decisions that were taken before this one."""
     refused: tuple[Refused, ...] = ()
     """All decisions that were not accepted, in order. A challenger sees its own."""
+
+    @property
+    def last_rejection(self) -> Rejection | None:
+        """Why the decision right before this one was not accepted; None where it was."""
+        return next((refused.rejection for refused in self.refused[-1:] if refused.step == self.step - 1), None)
 
     @property
     def leader(self) -> Rival | None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...data.records import Example
 from ...data.store.journal_values import Experiment, Observation
-from .experiments import Control, Measured, design_of
+from .experiments import Control, Measured, design_from_json
 from .target import Lab
 from .view import Done, Phase, Refused, Rival, View
 
@@ -32,9 +32,9 @@ def view_of(
     refused: Sequence[Refused] = (),
 ) -> View:
     """What is known. A challenger is shown the leader without its odds, and the experiments of challengers only."""
-    challenged = phase == "challenge"
-    shown = [e for e in experiments if e.role == "challenger"] if challenged else list(experiments)
-    seen = [_bare(rivals[0])] if challenged and rivals else list(rivals)
+    challenging = phase == "challenge"
+    visible = [e for e in experiments if e.role == "challenger"] if challenging else list(experiments)
+    visible_rivals = [_without_odds(rivals[0])] if challenging and rivals else list(rivals)
     return View(
         phase=phase,
         kind=lab.kind,
@@ -43,10 +43,10 @@ def view_of(
         seed=lab.seed,
         statistics=lab.statistics,
         scale=lab.scale,
-        examples=_spread(lab.examples),
+        examples=_sample_strengths(lab.examples),
         about={**lab.about(), "baseline": baseline},
-        rivals=tuple(seen),
-        done=tuple(_done(e, observations.get(e.name)) for e in shown if e.name in observations),
+        rivals=tuple(visible_rivals),
+        done=tuple(_done(e, observations.get(e.name)) for e in visible if e.name in observations),
         spent=spent,
         left=left,
         rejected=rejected,
@@ -55,13 +55,13 @@ def view_of(
     )
 
 
-def measured_of(result: Mapping[str, Any]) -> Measured:
+def measured_from_json(result: Mapping[str, Any]) -> Measured:
     """A result as it was written down."""
     control = None if result["control"] is None else Control(**result["control"])
     return Measured(**{**result, "values": tuple(result["values"]), "control": control})
 
 
-def _spread(examples: Sequence[Example]) -> tuple[Example, ...]:
+def _sample_strengths(examples: Sequence[Example]) -> tuple[Example, ...]:
     """Examples of every strength, in their order, which is the strongest first."""
     active = [e for e in examples if e.kind not in ("near_miss", "silent")]
     near, silent = ([e for e in examples if e.kind == kind] for kind in ("near_miss", "silent"))
@@ -71,7 +71,7 @@ def _spread(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(e for e in examples if e.window in chosen)
 
 
-def _bare(leader: Rival) -> Rival:
+def _without_odds(leader: Rival) -> Rival:
     return Rival(
         name=leader.name,
         hypothesis=leader.hypothesis,
@@ -93,8 +93,8 @@ def _done(experiment: Experiment, observation: Observation | None) -> Done:
         args=experiment.args,
         purpose=experiment.purpose,
         survey=experiment.survey,
-        design=design_of(experiment.design),
-        measured=measured_of(observation.result) if ok and observation is not None else None,
+        design=design_from_json(experiment.design),
+        measured=measured_from_json(observation.result) if ok and observation is not None else None,
         reason=None if observation is None else observation.reason,
         expected={prediction.hypothesis: prediction.expected for prediction in experiment.predictions},
         role=experiment.role,

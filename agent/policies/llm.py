@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ...explainers.ask import rule_language
 from ...llm.client import LLMClient
 from ...llm.prompt import Prompt
 from ...llm.render import STEPS
 from ...llm.tasks import LLMTask
-from ...llm.tool_calls import answered
+from ...llm.tool_calls import answer_calls
 from ...llm.types import Chat, Reply, Sampling
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import CALLS, Action
 from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
 from ..loop.levels import EDGES
@@ -72,7 +71,7 @@ class LLMPolicy:
         """All replies of the last decision; more than one where there was a repair."""
         return tuple(self._asked)
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
         """See Policy."""
         self._asked = []
         action = self._client.ask(self._asking(self.turn(view, actions, tools)))
@@ -80,7 +79,7 @@ class LLMPolicy:
             raise OutOfBudgetError(self._client.stopped or "the language model is not asked any more")
         return action
 
-    def turn(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Turn:
+    def turn(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Turn:
         """What is to be decided."""
         usable = {tool.name: tool for tool in tools if tool.target == view.kind} if "use_tools" in actions else {}
         return Turn(view, actions, usable)
@@ -114,16 +113,16 @@ class LLMPolicy:
 
     def _asking(self, turn: Turn) -> LLMTask[Action]:
         chat = self.chat(turn)
-        found = yield from self._once(turn, chat)
+        action = yield from self._once(turn, chat)
         reply = self._asked[-1]
-        if isinstance(found, Misread) and reply.status != "failed":
-            shown = replace(reply, text=reply.text[:_ECHO], calls=reply.calls if reply.status == "ok" else ())
-            found = yield from self._once(
-                turn, replace(chat, messages=(*chat.messages, *answered(shown, found.answers)))
+        if isinstance(action, Misread) and reply.status != "failed":
+            echo = replace(reply, text=reply.text[:_ECHO], calls=reply.calls if reply.status == "ok" else ())
+            action = yield from self._once(
+                turn, replace(chat, messages=(*chat.messages, *answer_calls(echo, action.answers)))
             )
-        if isinstance(found, Misread):
-            raise NoActionError(" ".join(found.reason.split()), repairs=len(self._asked) - 1)
-        return found
+        if isinstance(action, Misread):
+            raise NoActionError(" ".join(action.reason.split()), repairs=len(self._asked) - 1)
+        return action
 
     def _once(self, turn: Turn, chat: Chat) -> LLMTask[Action | Misread]:
         (reply,) = yield [chat]

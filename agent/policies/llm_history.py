@@ -32,15 +32,18 @@ def window_names(view: View) -> dict[str, str]:
     return {f"w{number}": example.window for number, example in enumerate(view.examples, start=1)}
 
 
-def trials(done: Sequence[Done], view: View, *, tokens: int) -> str:
+def trials(experiments: Sequence[Done], view: View, *, tokens: int) -> str:
     """Experiments, the last first."""
-    last = max((one.round for one in done), default=0)
-    whole = {one.name for place, one in enumerate(done) if place < WHOLE or one.round == last}
+    last = max((trial.round for trial in experiments), default=0)
+    whole = {trial.name for place, trial in enumerate(experiments) if place < WHOLE or trial.round == last}
     blocks = (
-        [_headline(one, view), *(_whole(one, view, place) if one.name in whole else _missed(one, view))]
-        for place, one in enumerate(done)
+        [
+            _headline(trial, view),
+            *(_in_full(trial, view, place) if trial.name in whole else _leader_misses(trial, view)),
+        ]
+        for place, trial in enumerate(experiments)
     )
-    return section(blocks, len(done), tokens=tokens)
+    return section(blocks, len(experiments), tokens=tokens)
 
 
 def hits(done: Done, name: str) -> tuple[int, int] | None:
@@ -48,8 +51,8 @@ def hits(done: Done, name: str) -> tuple[int, int] | None:
     pairs = [(e, v) for e, v in _expected(done, name) if e is not None]
     if not pairs:
         return None
-    said, seen = (levels_of(side) for side in zip(*pairs, strict=True))
-    return int((said == seen).sum()), len(pairs)
+    predicted, observed = (levels_of(side) for side in zip(*pairs, strict=True))
+    return int((predicted == observed).sum()), len(pairs)
 
 
 def _expected(done: Done, name: str) -> list[tuple[float | None, float]]:
@@ -65,50 +68,50 @@ def _headline(done: Done, view: View) -> str:
         key: [names.get(str(v), v) for v in value] if key == "windows" else value for key, value in done.args.items()
     }
     role = " (a challenger's)" if done.role == "challenger" and view.phase != "challenge" else ""
-    said = f"{line(done.name)} {line(done.tool)}{role} {marked(json.dumps(args, ensure_ascii=False), 160)}"
+    text = f"{line(done.name)} {line(done.tool)}{role} {marked(json.dumps(args, ensure_ascii=False), 160)}"
     measured = done.measured
     if measured is None:
-        return f"{said}: failed: {line(str(done.reason))}"
+        return f"{text}: failed: {line(str(done.reason))}"
     if measured.effect is not None:
         between = "" if measured.low is None or measured.high is None else f" [{measured.low:.2g}, {measured.high:.2g}]"
-        said += f": {measured.effect:.2g}{between} {line(measured.units)}"
+        text += f": {measured.effect:.2g}{between} {line(measured.units)}"
     if measured.control is not None and measured.control.value is not None:
-        said += f"; control {measured.control.value:.2g}"
-    right = [(r.name, found) for r in _live(view) if (found := hits(done, r.name)) is not None]
+        text += f"; control {measured.control.value:.2g}"
+    right = [(r.name, counts) for r in _live(view) if (counts := hits(done, r.name)) is not None]
     if right:
-        said += f"; levels right: {', '.join(f'{name} {met} of {count}' for name, (met, count) in right)}"
-    return said
+        text += f"; levels right: {', '.join(f'{name} {met} of {count}' for name, (met, count) in right)}"
+    return text
 
 
-def _whole(done: Done, view: View, place: int) -> list[str]:
+def _in_full(done: Done, view: View, place: int) -> list[str]:
     measured = done.measured
     lines = [f"   purpose: {line(done.purpose)}", f"   question: {line(done.design.question)}"]
     if measured is None:
         return lines
     if measured.values:
         counts = Counter(LEVELS[level] for level in levels_of(measured.values))
-        seen = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
+        levels = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
         control = "" if measured.control is None else f"; control: {line(measured.control.what)}"
         whole = " (1 is all of the effect)" if done.design.readout == "effect" else ""
-        lines.append(f"   seen: {seen}{whole}{control}")
+        lines.append(f"   seen: {levels}{whole}{control}")
         lines += _items(done, view, SEEN // (place + 1))
     room = (LOOKED if done.survey else FOUND) // (place + 1)
-    found = rows(_found(done, view), tokens=room)
-    title = ["   found:"] if found else ["   found: nothing"] if done.survey else []
-    return [*lines, *title, *(f"     {row}" for row in found)]
+    tables = rows(_tables(done, view), tokens=room)
+    title = ["   found:"] if tables else ["   found: nothing"] if done.survey else []
+    return [*lines, *title, *(f"     {row}" for row in tables)]
 
 
-def _found(done: Done, view: View) -> dict[str, Any]:
+def _tables(done: Done, view: View) -> dict[str, Any]:
     """What was found beside the items' intervals; a learned rule on the scale on which rules are written, and the
     words for it first."""
-    found = {} if done.measured is None else dict(done.measured.found)
+    tables = {} if done.measured is None else dict(done.measured.found)
     if _intervals(done):
-        del found["items"]
-    if done.tool == "learn_rule" and "rule" in found:
-        rule = in_steps(Rule.model_validate(found.pop("rule")), view.scale)
-        said = json.dumps(rule.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
-        found = {"text": found.pop("text"), "rule": said, **found}
-    return found
+        del tables["items"]
+    if done.tool == "learn_rule" and "rule" in tables:
+        rule = in_steps(Rule.model_validate(tables.pop("rule")), view.scale)
+        rule_json = json.dumps(rule.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+        tables = {"text": tables.pop("text"), "rule": rule_json, **tables}
+    return tables
 
 
 def _intervals(done: Done) -> Mapping[str, Sequence[float]]:
@@ -131,26 +134,26 @@ def _items(done: Done, view: View, tokens: int) -> list[str]:
     """Items with their values and what the live rivals expected, those first on which the leader was wrong."""
     assert done.measured is not None
     values, factor = done.measured.values, _factor(done)
-    named = [r.name for r in _live(view) if r.name in done.expected]
-    wrong = {name: _wrong(done, name) for name in named}
-    said = done.expected[named[0]] if named else (None,) * len(values)
-    off = [abs(v - (e or 0.0)) for v, e in zip(values, said, strict=True)]
+    names = [r.name for r in _live(view) if r.name in done.expected]
+    wrong = {name: _wrong(done, name) for name in names}
+    leading = done.expected[names[0]] if names else (None,) * len(values)
+    off = [abs(v - (e or 0.0)) for v, e in zip(values, leading, strict=True)]
     # The leader's misses first, then those of other rivals.
     rank = [
-        0 if said[i] is not None and wrong[named[0]][i] else 1 if any(w[i] for w in wrong.values()) else 2
+        0 if leading[i] is not None and wrong[names[0]][i] else 1 if any(w[i] for w in wrong.values()) else 2
         for i in range(len(values))
     ]
     order = sorted(range(len(values)), key=lambda i: (rank[i], -off[i]))
-    shown = [i for i in order if rank[i] < 2][:WRONG] + [i for i in order if rank[i] == 2][:RIGHT]
+    chosen = [i for i in order if rank[i] < 2][:WRONG] + [i for i in order if rank[i] == 2][:RIGHT]
     lines: list[str] = []
     intervals = _intervals(done)
-    for i in shown:
-        told = [
+    for i in chosen:
+        expectations = [
             f"{name} {e * factor:.2g}{' wrong' * wrong[name][i]}"
-            for name in named
+            for name in names
             if (e := done.expected[name][i]) is not None
         ]
-        expected = f" (expected: {', '.join(told)})" if told else ""
+        expected = f" (expected: {', '.join(expectations)})" if expectations else ""
         ends = intervals.get(done.design.items[i].label, ())[1:]
         between = f" [{', '.join(f'{end * factor:.2g}' for end in ends)}]" if ends else ""
         lines.append(f"   - {_label(done, i)}: {values[i] * factor:.2g}{between}{expected}")
@@ -161,15 +164,15 @@ def _items(done: Done, view: View, tokens: int) -> list[str]:
     return [*lines, f"   - and {left} items more"] if left else lines
 
 
-def _missed(done: Done, view: View) -> list[str]:
+def _leader_misses(done: Done, view: View) -> list[str]:
     """The items of an older experiment on which the leader was wrong, in a line."""
     leader = view.leader
     if done.measured is None or leader is None or not (wrong := _wrong(done, leader.name)):
         return []
-    missed = [i for i, one in enumerate(wrong) if one]
-    told = "; ".join(f"{_label(done, i, 50)}: {done.measured.values[i] * _factor(done):.2g}" for i in missed[:MISSED])
+    missed = [i for i, is_wrong in enumerate(wrong) if is_wrong]
+    items = "; ".join(f"{_label(done, i, 50)}: {done.measured.values[i] * _factor(done):.2g}" for i in missed[:MISSED])
     more = f"; and {len(missed) - MISSED} more" if len(missed) > MISSED else ""
-    return [f"   {line(leader.name)} missed {told}{more}"] if missed else []
+    return [f"   {line(leader.name)} missed {items}{more}"] if missed else []
 
 
 def _factor(done: Done) -> int:

@@ -18,7 +18,7 @@ from ...explainers.ask import in_steps
 from ...llm import render
 from ...llm.render import ACTIVE_MARKS, SILENT_MARKS, active, excerpt, fenced, spelled, strongest
 from ...rules.language import Rule
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
 from ..loop.view import Done, Rival, View
 from .llm_history import hits, trials, window_names
@@ -34,26 +34,26 @@ TOKENS_BEFORE = 4
 """Tokens before a peak that are shown one by one."""
 
 
-def places(view: View, tools: Mapping[str, Tool[Any]]) -> dict[str, str]:
+def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
     """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken. `tools`
     by name: their arguments are shown as far as they are not the usual ones."""
-    done = [replace(one, args=_unusual(one, tools)) for one in reversed(view.done)]
+    done = [replace(trial, args=_without_defaults(trial, tools)) for trial in reversed(view.done)]
     # With its number: the second time that the same is refused is another question, not answered from the log.
     refused = f"\nYour last decision, number {view.step}, was not carried out, with none of its calls:\n"
-    told = f"{refused}{fenced([line(view.rejected, LONG)])}\n" if view.rejected else ""
+    rejected = f"{refused}{fenced([line(view.rejected, LONG)])}\n" if view.rejected else ""
     return {
         "target": line(view.target),
         "known": "\n\n".join(_behaviour(view) if view.kind == "behaviour" else _feature(view)),
         "rivals": section((_rival(r, view) for r in _ordered(view.rivals)), len(view.rivals), tokens=RIVALS),
-        "standing": _standing(view),
-        "experiments": trials([one for one in done if not one.survey], view, tokens=EXPERIMENTS),
-        "surveys": trials([one for one in done if one.survey], view, tokens=SURVEYS),
+        "standing": _leader_status(view),
+        "experiments": trials([trial for trial in done if not trial.survey], view, tokens=EXPERIMENTS),
+        "surveys": trials([trial for trial in done if trial.survey], view, tokens=SURVEYS),
         "left": _left(view),
-        "rejected": told,
+        "rejected": rejected,
     }
 
 
-def _unusual(done: Done, tools: Mapping[str, Tool[Any]]) -> dict[str, Any]:
+def _without_defaults(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
     usual = tools[done.tool].args().model_dump(mode="json") if done.tool in tools else {}
     return {key: value for key, value in done.args.items() if key not in usual or value != usual[key]}
 
@@ -69,11 +69,11 @@ def _feature(view: View) -> list[str]:
         if active(example.activations, highest).any():
             part = excerpt(example, before=24, after=6)
             text = cut(render.marked(part, active(part.activations, highest)), LONG)
-            told = [strongest(part, highest, count=4), _tokens(example)]
-            rows["Active windows"].append([f"{name}: {text}", f"   {cut('; '.join(told), LONG)}"])
+            details = [strongest(part, highest, count=4), _tokens(example)]
+            rows["Active windows"].append([f"{name}: {text}", f"   {cut('; '.join(details), LONG)}"])
         else:
-            rows[_silent(example, peaks)].append([f"{name}: {cut(_quiet(example, peaks), LONG)}"])
-    parts = [f"{title}:\n{section(found, len(found), tokens=KNOWN // 3)}" for title, found in rows.items()]
+            rows[_silent_kind(example, peaks)].append([f"{name}: {cut(_silent_text(example, peaks), LONG)}"])
+    parts = [f"{title}:\n{section(blocks, len(blocks), tokens=KNOWN // 3)}" for title, blocks in rows.items()]
     if view.statistics is not None:
         parts.append(f"It is active on {view.statistics.density:.2%} of all tokens.")
     return [*parts, *_baseline(view)]
@@ -85,14 +85,14 @@ def _tokens(example: Example) -> str:
     return f"tokens: {plain(example.tokens[max(0, peak - TOKENS_BEFORE) : peak + 1])}"
 
 
-def _silent(example: Example, peaks: set[str]) -> str:
+def _silent_kind(example: Example, peaks: set[str]) -> str:
     return "Near misses" if peaks & set(example.tokens) else "Other windows"
 
 
-def _quiet(example: Example, peaks: set[str]) -> str:
+def _silent_text(example: Example, peaks: set[str]) -> str:
     """A silent window around a token on which the feature fires elsewhere, if it holds one."""
-    found = [i for i, token in enumerate(example.tokens) if token in peaks]
-    pivot = found[-1] if found else min(24, len(example.tokens) - 1)
+    positions = [i for i, token in enumerate(example.tokens) if token in peaks]
+    pivot = positions[-1] if positions else min(24, len(example.tokens) - 1)
     part = excerpt(example, before=24, after=6, pivot=pivot)
     return render.marked(part, [token in peaks for token in part.tokens], ends=SILENT_MARKS)
 
@@ -107,8 +107,8 @@ def _behaviour(view: View) -> list[str]:
         clean, corrupted, answer, wrong = (spelled(str(pair[k])) for k in ("clean", "corrupted", "answer", "wrong"))
         lines += [f"clean prompt: {clean}{_mark(answer)}", f"corrupted prompt: {corrupted}{_mark(wrong)}"]
     nodes = line(", ".join(about["nodes"]), 4 * LONG)
-    told = "The metric, and some prompts, each with its own answer marked after it, which is wrong for the other one:"
-    return [f"{told}\n{fenced([cut(one, LONG) for one in lines])}", f"Nodes:\n{fenced([nodes])}", *_baseline(view)]
+    title = "The metric, and some prompts, each with its own answer marked after it, which is wrong for the other one:"
+    return [f"{title}\n{fenced([cut(text, LONG) for text in lines])}", f"Nodes:\n{fenced([nodes])}", *_baseline(view)]
 
 
 def _mark(token: str) -> str:
@@ -142,7 +142,7 @@ def _ordered(rivals: Sequence[Rival]) -> list[Rival]:
 def _rival(rival: Rival, view: View) -> list[str]:
     claim = rival.hypothesis
     if rival.status != "live":
-        return [f"{rival.name} {rival.status}: {line(claim.text)}", *_fall(rival, view)]
+        return [f"{rival.name} {rival.status}: {line(claim.text)}", *_refutation(rival, view)]
     standing = ""
     if view.phase != "challenge":
         standing = f", revises {claim.parent}" if claim.parent else ""
@@ -154,59 +154,59 @@ def _rival(rival: Rival, view: View) -> list[str]:
         lines.append(f"   rule: {_rule(claim.rule, view, LEADING if rival is view.leader else LONG)}")
     if claim.nodes:
         lines.append(f"   nodes: {plain(claim.nodes, LONG)}")
-    for name in ("promotes", "suppresses", "reads"):
-        if named := getattr(claim, name):
-            lines.append(f"   {name}: {plain(named)}")
+    effects = {"promotes": claim.promotes, "suppresses": claim.suppresses, "reads": claim.reads}
+    lines += [f"   {name}: {plain(items)}" for name, items in effects.items() if items]
     return lines
 
 
 def _record(rival: Rival) -> str:
     if rival.hypothesis.kind == "no_pattern":
         return "no opinion but the base rate of levels"
-    told = f"{rival.resolved} experiments predicted, {rival.silences} of silence"
-    return told if rival.hits is None else f"{told}; right level on {rival.hits:.0%} of their items"
+    record = f"{rival.resolved} experiments predicted, {rival.silences} of silence"
+    return record if rival.hits is None else f"{record}; right level on {rival.hits:.0%} of their items"
 
 
-def _fall(rival: Rival, view: View) -> list[str]:
+def _refutation(rival: Rival, view: View) -> list[str]:
     """After what a rival was out, and the experiments that it was wrong on most."""
-    seen = [(one.name, found) for one in view.done if (found := hits(one, rival.name)) is not None]
-    if not seen or view.leader is None:
+    counts_by_name = [(done.name, counts) for done in view.done if (counts := hits(done, rival.name)) is not None]
+    if not counts_by_name or view.leader is None:
         return []
     behind = exp(min(view.leader.log_odds - rival.log_odds, 20))
     odds = f"1 to {behind:.3g}" if behind < 1e6 else "1 to over a million"
-    worst = sorted(seen, key=lambda pair: pair[1][0] / pair[1][1])[:WORST]
+    worst = sorted(counts_by_name, key=lambda pair: pair[1][0] / pair[1][1])[:WORST]
     missed = ", ".join(f"{name} {right} of {count}" for name, (right, count) in worst if right < count)
-    told = f"out after {seen[-1][0]}, {odds} against {view.leader.name}; {_record(rival)}"
-    return [line(f"   {told}" + (f"; worst on {missed}" if missed else ""))]
+    fall = f"out after {counts_by_name[-1][0]}, {odds} against {view.leader.name}; {_record(rival)}"
+    return [line(f"   {fall}" + (f"; worst on {missed}" if missed else ""))]
 
 
-def _standing(view: View) -> str:
+def _leader_status(view: View) -> str:
     """What is missing for the leader to be supported; to a challenger, how often the claim was right."""
     leader = view.leader
     if leader is None:
         return ""
     if view.phase == "challenge":
-        found = [one for done in view.done if (one := hits(done, leader.name)) is not None]
-        right, count = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0)
-        return f"\nIn your experiments the claim had the right level on {right} of {count} items.\n" if found else ""
-    tried = ", ".join(one.name for one in view.done if one.role == "challenger")
-    told = [f"A challenger tried to break the leader of its time: {tried}."] if tried else []
-    asked = [one for one in view.done if not one.survey]
-    if asked:
-        told.append(f"Of {len(asked)} experiments {sum(one.of_silence for one in asked)} were of silence.")
+        scored = [counts for done in view.done if (counts := hits(done, leader.name)) is not None]
+        right, count = (sum(column) for column in zip(*scored, strict=True)) if scored else (0, 0)
+        return f"\nIn your experiments the claim had the right level on {right} of {count} items.\n" if scored else ""
+    tried = ", ".join(done.name for done in view.done if done.role == "challenger")
+    sentences = [f"A challenger tried to break the leader of its time: {tried}."] if tried else []
+    experiments = [done for done in view.done if not done.survey]
+    if experiments:
+        silent = sum(done.of_silence for done in experiments)
+        sentences.append(f"Of {len(experiments)} experiments {silent} were of silence.")
     if leader.resolved:
-        missing = _missing(leader, [one for one in view.rivals if one.status == "live" and one is not leader])
-        told.append(
+        missing = _missing(leader, [rival for rival in view.rivals if rival.status == "live" and rival is not leader])
+        sentences.append(
             f"{leader.name} leads" + (f"; missing: {', '.join(missing)}." if missing else " and meets every bar.")
         )
-    return "\n" + " ".join(told) + "\n" if told else ""
+    return "\n" + " ".join(sentences) + "\n" if sentences else ""
 
 
 def _missing(leader: Rival, others: Sequence[Rival]) -> list[str]:
     """The bars that a leader does not meet."""
     odds, ahead = 0.0, "a rival that predicts otherwise"
     if others:
-        nearest = max(others, key=lambda one: one.log_odds)
+        nearest = max(others, key=lambda rival: rival.log_odds)
         odds = exp(min(leader.log_odds - nearest.log_odds, 20))
         ahead = f"odds of {ODDS:g} to 1 over {nearest.name}, now {odds:.3g}, unless it only ever predicted the same"
     hit = leader.hits or 0.0
@@ -228,5 +228,5 @@ def _rule(rule: Rule, view: View, most: int = LONG) -> str:
 def _left(view: View) -> str:
     names = {"experiments": "experiments", "fwd": "prompts through the model"}
     # Rounded up: whoever has a part of an experiment left may run one.
-    found = [f"{ceil(view.left[kind]):,} {name}" for kind, name in names.items() if kind in view.left]
-    return ", ".join(found) or "no limit is set"
+    amounts = [f"{ceil(view.left[kind]):,} {name}" for kind, name in names.items() if kind in view.left]
+    return ", ".join(amounts) or "no limit is set"

@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ...explainers.ask import in_units
 from ...llm.render import unspelled
-from ...llm.tool_calls import called
+from ...llm.tool_calls import read_calls
 from ...llm.types import Reply, ToolCall, ToolSpec
 from ...rules.evaluate import TokenGrid, predict
-from ...rules.language import Rule, fault_of
-from ..loop.experiments import Tool
+from ...rules.language import Rule, format_fault
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools, Words
 from ..loop.levels import Level
 from ..loop.view import View
@@ -29,7 +29,7 @@ from .llm_history import window_names
 
 JOIN = " + "
 """Between nodes that are cut together."""
-_UNANSWERED: Mapping[str, str] = {
+_NO_CALL: Mapping[str, str] = {
     "refused": "You declined ({reason}). Nothing but the analysis of a model is asked for here.",
     "truncated": "The reply was cut at the limit of tokens. Be shorter.",
     "empty": "The reply was empty.",
@@ -75,13 +75,13 @@ class Turn:
 
     view: View
     actions: Sequence[str]
-    tools: Mapping[str, Tool[Any]]
+    tools: Mapping[str, AnyTool]
     """By name; none where experiments are not open."""
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
         """What the model may call."""
-        return offered(self.view, self.actions, self.tools)
+        return tool_specs(self.view, self.actions, self.tools)
 
     @property
     def open(self) -> str:
@@ -90,67 +90,69 @@ class Turn:
 
     def read(self, reply: Reply) -> Action | Misread:
         """The action that a reply's calls come to."""
-        found = called(reply)
-        if not found.calls:
-            why = _UNANSWERED.get(reply.status, "").format(reason=(reply.reason or "").rstrip("."))
-            why = why or f"The reply calls no tool: {found.reason}."
+        reading = read_calls(reply)
+        if not reading.calls:
+            why = _NO_CALL.get(reply.status, "").format(reason=(reply.reason or "").rstrip("."))
+            why = why or f"The reply calls no tool: {reading.reason}."
             return Misread(why, (f"{why} Call one of: {self.open}.",))
         parts: list[Part] = []
-        told: list[str] = []
-        for call in found.calls:
+        faults: list[str | None] = []
+        for call in reading.calls:
             try:
                 parts.append(self._part(call))
-                told.append(_HELD)
+                faults.append(None)
             except ValueError as error:
-                told.append(f"{_REFUSED}{error}.")
-        if len(parts) == len(told):
+                faults.append(str(error))
+        if all(fault is None for fault in faults):
             try:
-                return _joined(parts)
+                return _join_parts(parts)
             except ValueError as error:
-                told = [f"{_REFUSED}{error}."] * len(told)
-        reason = next(one for one in told if one.startswith(_REFUSED)).removeprefix(_REFUSED).removesuffix(".")
-        told[-1] += " Call again whatever you want to be done, corrected."
-        return Misread(reason, tuple(told))
+                faults = [str(error)] * len(faults)
+        replies = [_HELD if fault is None else f"{_REFUSED}{fault}." for fault in faults]
+        replies[-1] += " Call again whatever you want to be done, corrected."
+        return Misread(next(fault for fault in faults if fault is not None), tuple(replies))
 
     def _part(self, call: ToolCall) -> Part:
         """What one call asks for; ValueError says what is wrong with it."""
-        what, said = f"the arguments of {call.name}", _arguments(call)
+        what, arguments = f"the arguments of {call.name}", _arguments(call)
         if call.name in self.tools:
-            return self._call(self.tools[call.name], said, what)
+            return self._call(self.tools[call.name], arguments, what)
         if call.name == "propose" and "propose" in self.actions:
-            return self._proposal(said, what)
+            return self._proposal(arguments, what)
         if call.name == "concede" and "concede" in self.actions:
-            return _valid(Concede, said, what)
+            return _validate(Concede, arguments, what)
         if call.name == "submit" and "submit" in self.actions:
-            found = _valid(Submit, said, what)
-            if found.answer not in answers(self.view):
-                raise ValueError(f"the answer {found.answer!r} is none of {', '.join(answers(self.view))}")
-            return found
+            submission = _validate(Submit, arguments, what)
+            if submission.answer not in possible_answers(self.view):
+                raise ValueError(
+                    f"the answer {submission.answer!r} is none of {', '.join(possible_answers(self.view))}"
+                )
+            return submission
         raise ValueError(f"there is no tool {call.name!r} now; there are {self.open}")
 
-    def _call(self, tool: Tool[Any], said: dict[str, Any], what: str) -> Call:
-        about = {key: said[key] for key in ("purpose", "expects") if key in said}
-        args = {key: value for key, value in said.items() if key not in about}
+    def _call(self, tool: AnyTool, arguments: dict[str, Any], what: str) -> Call:
+        about = {key: arguments[key] for key in ("purpose", "expects") if key in arguments}
+        args = {key: value for key, value in arguments.items() if key not in about}
         if isinstance(windows := args.get("windows"), list):
             names = window_names(self.view)
             args["windows"] = [names.get(name, name) if isinstance(name, str) else name for name in windows]
-        _valid(tool.args, args, what)
-        found = _valid(Call, {"tool": tool.name, "args": args, **about}, what)
-        missing = [] if tool.survey else [name for name in described(self.view) if name not in found.expects]
+        _validate(tool.args, args, what)
+        call = _validate(Call, {"tool": tool.name, "args": args, **about}, what)
+        missing = [] if tool.survey else [name for name in described_rivals(self.view) if name not in call.expects]
         if missing:
             raise ValueError(f"{what}: {missing[0]} has no rule, so say in `expects` which level it predicts")
-        return found
+        return call
 
-    def _proposal(self, said: dict[str, Any], what: str) -> Propose:
-        listed = said.get("hypotheses")
-        if not isinstance(listed, list) or len(said) > 1:
+    def _proposal(self, arguments: dict[str, Any], what: str) -> Propose:
+        claims = arguments.get("hypotheses")
+        if not isinstance(claims, list) or len(arguments) > 1:
             raise ValueError(f"{what}: wanted `hypotheses`, a list, and nothing else")
         make = self._circuit if self.view.kind == "behaviour" else self._claim
-        made = [make(claim, f"hypothesis {number}") for number, claim in enumerate(listed, start=1)]
-        return _valid(Propose, {"hypotheses": made}, what)
+        hypotheses = [make(claim, f"hypothesis {number}") for number, claim in enumerate(claims, start=1)]
+        return _validate(Propose, {"hypotheses": hypotheses}, what)
 
-    def _claim(self, said: object, what: str) -> Hypothesis:
-        claim = _valid(Claim, said, what)
+    def _claim(self, arguments: object, what: str) -> Hypothesis:
+        claim = _validate(Claim, arguments, what)
         self._check_parent(claim.parent, what)
         if claim.rule is None:
             return Hypothesis(**dict(claim), kind="described")
@@ -162,13 +164,13 @@ class Turn:
             )
         return Hypothesis(**{**dict(claim), "rule": in_units(claim.rule, self.view.scale)}, kind="rule")
 
-    def _circuit(self, said: object, what: str) -> Hypothesis:
-        found = _valid(Nodes, said, what)
-        self._check_parent(found.parent, what)
-        known = self.view.about["nodes"]
-        if unknown := [node for joined in found.nodes for node in joined.split(JOIN) if node not in known]:
+    def _circuit(self, arguments: object, what: str) -> Hypothesis:
+        claim = _validate(Nodes, arguments, what)
+        self._check_parent(claim.parent, what)
+        nodes = self.view.about["nodes"]
+        if unknown := [node for joined in claim.nodes for node in joined.split(JOIN) if node not in nodes]:
             raise ValueError(f"{what}: {unknown[0]!r} is none of the nodes; name them as they are listed")
-        return Hypothesis(**dict(found), kind="circuit")
+        return Hypothesis(**dict(claim), kind="circuit")
 
     def _check_parent(self, parent: str | None, what: str) -> None:
         names = [rival.name for rival in self.view.rivals]
@@ -176,15 +178,15 @@ class Turn:
             raise ValueError(f"{what}: its parent {parent!r} is no rival that was put up; leave it out")
 
 
-def _joined(parts: Sequence[Part]) -> Action:
+def _join_parts(parts: Sequence[Part]) -> Action:
     """Several experiments are one plan, several proposals are one; all else stands alone."""
     calls = [part for part in parts if isinstance(part, Call)]
     proposals = [part for part in parts if isinstance(part, Propose)]
     if len(calls) == len(parts):
-        return _valid(UseTools, {"calls": calls}, "the plan")
+        return _validate(UseTools, {"calls": calls}, "the plan")
     if len(proposals) == len(parts):
         every = [hypothesis for proposal in proposals for hypothesis in proposal.hypotheses]
-        return _valid(Propose, {"hypotheses": every}, "the proposals together")
+        return _validate(Propose, {"hypotheses": every}, "the proposals together")
     if len(parts) == 1 and not isinstance(parts[0], Call):
         return parts[0]
     raise ValueError("experiments may be called together, and nothing else beside them; do one thing at a time")
@@ -208,44 +210,44 @@ def _unspelled(value: Any) -> Any:
     if isinstance(value, str):
         return unspelled(value)
     if isinstance(value, list):
-        return [_unspelled(one) for one in value]
-    return {unspelled(key): _unspelled(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return [_unspelled(part) for part in value]
+    return {unspelled(key): _unspelled(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
-def _valid(kind: type[M], said: object, what: str) -> M:
+def _validate(kind: type[M], value: object, what: str) -> M:
     try:
-        return kind.model_validate(said)
+        return kind.model_validate(value)
     except ValidationError as error:
-        raise ValueError(fault_of(error, what=what)) from None
+        raise ValueError(format_fault(error, what=what)) from None
 
 
 ENDS = ("open", "no_explanation")
 """What may be submitted beside a hypothesis."""
 
 
-def offered(view: View, actions: Sequence[str], tools: Mapping[str, Tool[Any]]) -> tuple[ToolSpec, ...]:
+def tool_specs(view: View, actions: Sequence[str], tools: Mapping[str, AnyTool]) -> tuple[ToolSpec, ...]:
     """The tools, and the other actions that are open."""
     others = [_OTHERS[action](view) for action in actions if action in _OTHERS]
     return (*(_experiment(tool, view) for tool in tools.values()), *others)
 
 
-def described(view: View) -> list[str]:
+def described_rivals(view: View) -> list[str]:
     """Live rivals that are words only, so that whoever plans an experiment says what they predict."""
     return [r.name for r in view.rivals if r.status == "live" and r.hypothesis.kind == "described"]
 
 
-def answers(view: View) -> list[str]:
+def possible_answers(view: View) -> list[str]:
     """What may be submitted."""
     return [*(rival.name for rival in view.rivals if rival.status == "live"), *ENDS]
 
 
-def _experiment(tool: Tool[Any], view: View) -> ToolSpec:
-    schema = _plain(tool.args.model_json_schema())
+def _experiment(tool: AnyTool, view: View) -> ToolSpec:
+    schema = _without_titles(tool.args.model_json_schema())
     properties = {**schema.get("properties", {}), "purpose": _text("why, in a few words")}
     if "windows" in properties:
         properties["windows"] = {**properties["windows"], "description": "w1, w2, ... as shown; none: the tool chooses"}
     required = [*schema.get("required", ()), "purpose"]
-    if (names := described(view)) and not tool.survey:
+    if (names := described_rivals(view)) and not tool.survey:
         level = {"type": "string", "enum": list(get_args(Level))}
         properties["expects"] = {
             **_object(dict.fromkeys(names, level), names),
@@ -253,11 +255,11 @@ def _experiment(tool: Tool[Any], view: View) -> ToolSpec:
         }
         required.append("expects")
     about = " ".join(cleandoc(type(tool).__doc__ or tool.name).split())
-    said = {key: value for key, value in schema.items() if key != "description"}
+    rest = {key: value for key, value in schema.items() if key != "description"}
     return ToolSpec(
         tool.name,
         f"Survey. {about}" if tool.survey else about,
-        {**said, "type": "object", "properties": properties, "required": required},
+        {**rest, "type": "object", "properties": properties, "required": required},
     )
 
 
@@ -279,7 +281,7 @@ def _propose(view: View) -> ToolSpec:
 
 
 def _submit(view: View) -> ToolSpec:
-    answer = {"type": "string", "enum": answers(view)}
+    answer = {"type": "string", "enum": possible_answers(view)}
     return ToolSpec(
         "submit",
         "End the search: name the hypothesis that stands, or say that none does.",
@@ -306,15 +308,15 @@ def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str,
     return {"type": "object", "properties": dict(properties), "required": list(required), "additionalProperties": False}
 
 
-def _plain(schema: Any) -> Any:
+def _without_titles(schema: Any) -> Any:
     """A schema without the titles that pydantic gives to everything."""
     if isinstance(schema, list):
-        return [_plain(part) for part in schema]
+        return [_without_titles(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    named = ("properties", "$defs")
+    by_name = ("properties", "$defs")
     return {
-        key: {name: _plain(part) for name, part in value.items()} if key in named else _plain(value)
+        key: {name: _without_titles(part) for name, part in value.items()} if key in by_name else _without_titles(value)
         for key, value in schema.items()
         if key != "title"
     }

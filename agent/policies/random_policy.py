@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from ...llm.render import spelled
 from ...llm.types import Reply
 from ...rules.language import Clause, Rule, Token
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
 from ..loop.levels import LEVELS, Level
 from ..loop.policy import NoActionError
 from ..loop.view import View
-from .llm_tools import answers, described
+from .llm_tools import described_rivals, possible_answers
 
 RIVALS, CALLS, PARTS = 3, 3, 4
 """Rivals of one proposal, tools of one plan, and tokens or nodes of a rival, at most."""
@@ -49,7 +49,7 @@ class RandomPolicy:
         """Nobody is asked."""
         return ()
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
         """See Policy."""
         # With the step, so that what was refused once is not tried for ever.
         rng = random.Random(f"{self._seed} {view.round} {view.step}")
@@ -57,18 +57,18 @@ class RandomPolicy:
         if "concede" in actions and (not usable or rng.random() < CONCEDES):
             return Concede()
         if "submit" in actions and (not usable or view.round >= self._rounds or view.step >= STEPS * self._rounds):
-            return Submit(answer=rng.choice(answers(view)))
+            return Submit(answer=rng.choice(possible_answers(view)))
         # After a refusal more often, since other rivals may make the same experiments acceptable.
         share = 0.6 if view.rejected else 0.2
         if "propose" in actions and ("use_tools" not in actions or rng.random() < share):
-            return Propose(hypotheses=tuple(_rival(view, rng) for _ in range(RIVALS)))
+            return Propose(hypotheses=tuple(_draw_rival(view, rng) for _ in range(RIVALS)))
         if "use_tools" in actions and usable:
             chosen = [rng.choice(usable) for _ in range(rng.randint(1, CALLS))]
-            return UseTools(calls=tuple(_call(tool, view, rng) for tool in chosen))
+            return UseTools(calls=tuple(_draw_call(tool, view, rng) for tool in chosen))
         raise NoActionError(f"of {', '.join(actions)} nothing can be done without tools")
 
 
-def _rival(view: View, rng: random.Random) -> Hypothesis:
+def _draw_rival(view: View, rng: random.Random) -> Hypothesis:
     if view.kind == "behaviour":
         nodes = rng.sample(list(view.about["nodes"]), min(rng.randint(1, PARTS), len(view.about["nodes"])))
         shares = {node: round(rng.random(), 2) for node in nodes}
@@ -77,21 +77,21 @@ def _rival(view: View, rng: random.Random) -> Hypothesis:
     tokens = tuple(rng.sample(occurring, min(rng.randint(1, PARTS), len(occurring))))
     at = rng.choice((0, 0, -1))
     rule = Rule(any=(Clause(when=(Token(any=tokens, at=at),), value=view.scale),))
-    listed = ", ".join(f"`{spelled(token)}`" for token in tokens)
-    return Hypothesis(text=f"fires on {listed}" if at == 0 else f"fires directly after {listed}", rule=rule)
+    names = ", ".join(f"`{spelled(token)}`" for token in tokens)
+    return Hypothesis(text=f"fires on {names}" if at == 0 else f"fires directly after {names}", rule=rule)
 
 
-def _call(tool: Tool[Any], view: View, rng: random.Random) -> Call:
-    expects: dict[str, Level] = {} if tool.survey else {name: rng.choice(LEVELS) for name in described(view)}
-    return Call(tool=tool.name, args=_arguments(tool, rng), purpose="drawn by lot", expects=expects)
+def _draw_call(tool: AnyTool, view: View, rng: random.Random) -> Call:
+    expects: dict[str, Level] = {} if tool.survey else {name: rng.choice(LEVELS) for name in described_rivals(view)}
+    return Call(tool=tool.name, args=_draw_arguments(tool, rng), purpose="drawn by lot", expects=expects)
 
 
-def _arguments(tool: Tool[Any], rng: random.Random) -> dict[str, Any]:
+def _draw_arguments(tool: AnyTool, rng: random.Random) -> dict[str, Any]:
     """Some of the arguments that are numbers, choices or switches; all others are left at their defaults."""
     drawn = {
         name: value
         for name, schema in tool.args.model_json_schema().get("properties", {}).items()
-        if rng.random() < 0.5 and (value := _drawn(schema, rng)) is not None
+        if rng.random() < 0.5 and (value := _draw_value(schema, rng)) is not None
     }
     try:
         tool.args.model_validate(drawn)
@@ -100,7 +100,7 @@ def _arguments(tool: Tool[Any], rng: random.Random) -> dict[str, Any]:
     return drawn
 
 
-def _drawn(schema: Mapping[str, Any], rng: random.Random) -> Any:
+def _draw_value(schema: Mapping[str, Any], rng: random.Random) -> Any:
     if "enum" in schema:
         return rng.choice(schema["enum"])
     kind, default = schema.get("type"), schema.get("default")

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from ...llm.types import Reply
 from ...subject.errors import NeuronautError
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action
 from ..loop.policy import NoActionError, OutOfBudgetError
 from ..loop.view import View
@@ -33,15 +33,15 @@ class ReplayPolicy:
     @property
     def settings(self) -> Mapping[str, object]:
         """A hash of all decisions."""
-        said = json.dumps([self._decisions[step] for step in sorted(self._decisions)], sort_keys=True)
-        return {"decisions": hashlib.sha256(said.encode()).hexdigest()}
+        transcript = json.dumps([self._decisions[step] for step in sorted(self._decisions)], sort_keys=True)
+        return {"decisions": hashlib.sha256(transcript.encode()).hexdigest()}
 
     @property
     def asked(self) -> Sequence[Reply]:
         """Nobody is asked."""
         return ()
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
+    def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
         """See Policy; raises NeuronautError where the transcript ends or does not fit."""
         del tools
         decision, role = self._decisions.get(view.step), "challenger" if view.phase == "challenge" else "proposer"

@@ -12,9 +12,8 @@
 What it decides follows from the view alone. As a challenger it edits at the leader's boundary and scans where nobody
 has, with draws of its own, and concedes.
 
-Rivals of a rule: what is left of it when a part of what it says is dropped.
-
-Each says less than the rule does, so that experiments which tell them apart are experiments on the dropped part.
+The first rivals of a rule are what is left of it when a part of what it says is dropped. Each says less than the rule
+does, so that experiments which tell them apart are experiments on the dropped part.
 """
 
 import json
@@ -23,15 +22,14 @@ from math import log
 from typing import Any
 
 from ...data.records import Example
-from ...llm.types import Reply
 from ...rules.english import describe
 from ...rules.evaluate import simulate
 from ...rules.language import Class, Clause, Condition, Position, Regex, Rule, Token
-from ..loop.experiments import Tool
-from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
+from ..loop.hypotheses import Action, Call, Hypothesis, Propose, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
 from ..loop.view import Rival, View
-from .progress import LEARN, WANT_OF_SILENCE, PolicyState, claiming
+from .programme import Programme, make_call
+from .progress import LEARN, PolicyState, makes_claims
 
 REVISIONS = 7
 AIMED = 28
@@ -46,17 +44,13 @@ MISSES = 3
 """Refusals in a row after which an investigation ends."""
 
 
-def _call(tool: str, purpose: str, **args: Any) -> Call:
-    return Call(tool=tool, args=args, purpose=purpose)
-
-
 def _edit(purpose: str, *, seed: int, **args: Any) -> Call:
-    return _call(EDIT, purpose, seed=seed, count=COUNT, **args)
+    return make_call(EDIT, purpose, seed=seed, count=COUNT, **args)
 
 
 def _scan(offset: int, carriers: str, count: int, **args: Any) -> Call:
     where = "where it fires" if carriers == "active" else "where it is silent"
-    return _call(
+    return make_call(
         "scan_vocabulary",
         f"which tokens at {offset} matter {where}",
         offset=offset,
@@ -68,11 +62,11 @@ def _scan(offset: int, carriers: str, count: int, **args: Any) -> Call:
 
 OUT, READ = 3.0, 0.25
 """Standard deviations over the vocabulary, and share of the activation, from which on something is claimed."""
-SURVEYS = (_call("promoted_tokens", "what it writes"), _call("upstream", "what it reads", count=3))
+SURVEYS = (make_call("promoted_tokens", "what it writes"), make_call("upstream", "what it reads", count=3))
 EFFECTS = (
-    _call("ablate", "whether what it is said to write goes with it"),
-    _call("steer", "whether what it is said to write comes with it", count=2),
-    _call("cut_upstream", "whether it needs what it is said to read"),
+    make_call("ablate", "whether what it is said to write goes with it"),
+    make_call("steer", "whether what it is said to write comes with it", count=2),
+    make_call("cut_upstream", "whether it needs what it is said to read"),
 )
 FIRST = (
     _scan(0, "silent", 2),
@@ -82,63 +76,68 @@ FIRST = (
     _scan(-1, "near_miss", 1),
     _scan(-1, "active", 2),
     _scan(-2, "silent", 1),
-    _call("prune_context", "how much context it needs", count=3),
+    make_call("prune_context", "how much context it needs", count=3),
 )
 SECOND = (
     _edit("edits that know of no rule", seed=1),
     _edit("whether each of its conditions is needed", seed=2, boundary=True),
     _scan(-2, "near_miss", 1),
     _scan(-2, "active", 1),
-    _call("mine_near_misses", "what silences it on its own tokens", count=40),
-    _call("probe_state", "whether an earlier copy matters", what="repeat"),
-    _call("probe_state", "whether quotes matter", what="double"),
-    _call("swap_pairs", "whether the previous token matters, or what is open", count=4),
-    _call("sweep_positions", "whether the position matters", count=2),
+    make_call("mine_near_misses", "what silences it on its own tokens", count=40),
+    make_call("probe_state", "whether an earlier copy matters", what="repeat"),
+    make_call("probe_state", "whether quotes matter", what="double"),
+    make_call("swap_pairs", "whether the previous token matters, or what is open", count=4),
+    make_call("sweep_positions", "whether the position matters", count=2),
+)
+
+CHALLENGE = (
+    make_call("edit_at_random", "an edit of its conditions", boundary=True, seed=101, count=40),
+    make_call("edit_at_random", "edits that know of no rule", seed=102, count=40),
+    _scan(0, "near_miss", 1, seed=103),
+    _scan(-1, "active", 1, seed=104),
 )
 
 
-class ScriptedPolicy:
+class ScriptedPolicy(Programme):
     """Investigates a feature by a fixed programme, without asking anybody."""
 
-    name = "scripted"
     settings: Mapping[str, object] = {"version": 1, "revisions": REVISIONS, "aimed": AIMED}
-    asked: Sequence[Reply] = ()
+    abstains = "nothing predicts better than the base rate"
+    ends = "nothing surprises it any more, or no experiment is left"
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:  # noqa: ARG002
-        """The next step of the programme."""
-        state = PolicyState(view, frozenset(tool.name for tool in tools))
-        if view.phase == "propose":
-            return Propose(hypotheses=tuple(_first(view)))
-        if view.phase == "challenge":
-            return _challenge(state) or Concede()
+    def first_rivals(self, view: View) -> list[Hypothesis]:
+        """The one-shot rule and its weaker versions; the tokens at the peaks where there is none."""
+        baseline = view.about.get("baseline") or {}
+        if not baseline.get("rule"):
+            return [hypothesis(at_peaks(view.examples, view.scale))]
+        own, *weaker = rivals(Rule.parse(baseline["rule"]), baseline["text"])
+        return [own, *(rival for rival in weaker if not _is_dense(rival, view))]
+
+    def challenge(self, state: PolicyState) -> Action | None:
+        """Other draws at the leader's boundary, and offsets that the proposer left out."""
+        return state.use(CHALLENGE)
+
+    def next_step(self, state: PolicyState) -> Action | None:
+        """A sure edit after refusals; else surveys of what matters, revisions, aimed edits, and claims."""
         if (action := _after_refusal(state)) is not None:
             return action
-        action = state.use(FIRST) or _revise(state) or _place(state)
-        action = action or state.use(SECOND) or _aim(state)
-        return action or _claim(state) or _submit(view)
+        action = state.use(FIRST) or _revise(state) or _propose_positions(state)
+        return action or state.use(SECOND) or _aim(state) or _claim(state)
 
 
-def _first(view: View) -> list[Hypothesis]:
-    """The one-shot rule and its weaker versions; the tokens at the peaks where there is none."""
-    baseline = view.about.get("baseline") or {}
-    if not baseline.get("rule"):
-        return [hypothesis(at_peaks(view.examples, view.scale))]
-    own, *weaker = rivals(Rule.parse(baseline["rule"]), baseline["text"])
-    return [own, *(one for one in weaker if not _dense(one, view))]
-
-
-def _dense(one: Hypothesis, view: View) -> bool:
+def _is_dense(claim: Hypothesis, view: View) -> bool:
     """Whether it expects activity nearly everywhere, so that hardly any experiment could ask it for silence."""
-    assert one.rule is not None, "weaker versions are rules"
-    said = [value > view.scale / 2 for example in view.examples for value in simulate(one.rule, example.tokens)]
-    return sum(said) > DENSE * len(said)
+    assert claim.rule is not None, "weaker versions are rules"
+    active = [value > view.scale / 2 for example in view.examples for value in simulate(claim.rule, example.tokens)]
+    return sum(active) > DENSE * len(active)
 
 
 def _after_refusal(state: PolicyState) -> Action | None:
     """An edit that will hardly be refused: one where silence is expected, if there was too little of that; a plain
     one before exploring ends for want of plans."""
     view, purpose = state.view, "another one, since a plan was refused"
-    if state.misses == 1 and WANT_OF_SILENCE in (view.rejected or ""):
+    rejection = view.last_rejection
+    if state.misses == 1 and rejection is not None and rejection.code == "silence_quota":
         return UseTools(calls=(_edit(purpose, seed=1000 + view.step, expect="silence"),))
     if state.misses == MISSES - 1:
         return UseTools(calls=(_edit(purpose, seed=1000 + view.step),))
@@ -149,47 +148,45 @@ def _revise(state: PolicyState) -> Action | None:
     """Learn a rule from all that was measured if the best one was surprised, and put it up."""
     best = state.best
     if state.learned and not state.since:
-        rule = _learned(state)
+        rule = _last_learned(state)
         if rule is not None and not state.proposed(rule):
             return Propose(hypotheses=(hypothesis(rule, parent=best.name if best else None),))
     if LEARN not in state.tools or len(state.learned) >= REVISIONS or not state.since:
         return None
     if state.learned and best is not None and not state.surprises(best.name, state.since):
         return None
-    return UseTools(calls=(_call(LEARN, "the rule that fits all that was measured"),))
+    return UseTools(calls=(make_call(LEARN, "the rule that fits all that was measured"),))
 
 
-def _learned(state: PolicyState) -> Rule | None:
+def _last_learned(state: PolicyState) -> Rule | None:
     """The rule that was learned last, if there is one to believe."""
-    measured = state.learned[-1].measured
-    assert measured is not None, "learned ones were measured"
-    rule = measured.found.get("rule")
+    rule = state.learned[-1].found.get("rule")
     return None if rule is None else Rule.parse(json.dumps(rule))
 
 
-def _place(state: PolicyState) -> Action | None:
+def _propose_positions(state: PolicyState) -> Action | None:
     """Put up that the position matters, where moving the pivot surprised the best rule and showed that."""
     best = state.best
     done = next((done for done in state.responses if done.tool == "sweep_positions"), None)
     if best is None or best.hypothesis.rule is None or done is None or done.measured is None:
         return None
-    found, width = done.measured.found, state.view.about["window"]
-    if found.get("every") is None or not state.surprises(best.name, [done]):
+    sweep, width = done.measured.found, state.view.about["window"]
+    if sweep.get("every") is None or not state.surprises(best.name, [done]):
         return None
-    last, every = found["last"], found["every"]
-    span = (found["first"], last if last < width - every else None)
-    made = at_positions(best.hypothesis.rule, Position(span=span, every=every))
-    new = [one.model_copy(update={"parent": best.name}) for one in made if one.rule and not state.proposed(one.rule)]
+    last, every = sweep["last"], sweep["every"]
+    span = (sweep["first"], last if last < width - every else None)
+    claims = at_positions(best.hypothesis.rule, Position(span=span, every=every))
+    new = [c.model_copy(update={"parent": best.name}) for c in claims if c.rule and not state.proposed(c.rule)]
     return Propose(hypotheses=tuple(new)) if new else None
 
 
 def _aim(state: PolicyState) -> Action | None:
     """Edits against the best rule, until nothing surprises and the bars of a verdict are met."""
-    best, count = state.best, state.made(EDIT)
+    best, count = state.best, state.count(EDIT)
     if best is None or count >= AIMED:
         return None
     calm = [done for done in state.since if done.tool == EDIT and not state.surprises(best.name, [done])]
-    if len(calm) >= CALM and _firm(state, best):
+    if len(calm) >= CALM and _is_firm(state, best):
         return None
     rival, seed = _closest(state, best), 1 + count
     kinds: list[dict[str, Any]] = [{"boundary": True}, {"expect": "silence"} if best.silences < SILENCES else {}]
@@ -207,7 +204,7 @@ def _closest(state: PolicyState, best: Rival) -> Rival | None:
     return next((rival for rival in others if not state.inseparable(best, rival)), None)
 
 
-def _firm(state: PolicyState, best: Rival) -> bool:
+def _is_firm(state: PolicyState, best: Rival) -> bool:
     """Whether a verdict for this rival would not fail for want of experiments."""
     ahead = all(
         best.log_odds - rival.log_odds > FIRM
@@ -224,7 +221,7 @@ def _claim(state: PolicyState) -> Action | None:
         return None
     if (action := state.use(SURVEYS)) is not None:
         return action
-    if any(claiming(rival.hypothesis) for rival in state.view.rivals):
+    if any(makes_claims(rival.hypothesis) for rival in state.view.rivals):
         return state.use(EFFECTS)
     claims = _claims(state)
     if not any(claims.values()):
@@ -234,38 +231,19 @@ def _claim(state: PolicyState) -> Action | None:
 
 def _claims(state: PolicyState) -> dict[str, tuple[str, ...]]:
     """What stands out of the surveys."""
-    tokens = state.found("promoted_tokens") or {}
-    components = (state.found("upstream") or {}).get("components", ())
+    tokens = state.survey("promoted_tokens")
+    components = state.survey("upstream").get("components", ())
     return {
         "promotes": _outstanding(tokens.get("raises", ())),
         "suppresses": _outstanding(tokens.get("lowers", ())),
-        "reads": tuple(one["node"] for one in components if one["share"] >= READ),
+        "reads": tuple(component["node"] for component in components if component["share"] >= READ),
     }
 
 
 def _outstanding(tokens: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The tokens that are moved at least half as much as the first one, and by OUT deviations."""
-    moved = {one["token"]: abs(one["deviations"]) for one in tokens}
+    moved = {row["token"]: abs(row["deviations"]) for row in tokens}
     return tuple(token for token, value in moved.items() if value >= max(OUT, max(moved.values()) / 2))
-
-
-def _submit(view: View) -> Submit:
-    leader = view.leader
-    if leader is None or leader.hypothesis.kind == "no_pattern":
-        return Submit(answer="no_explanation", reason="nothing predicts better than the base rate")
-    return Submit(answer=leader.name, reason="nothing surprises it any more, or no experiment is left")
-
-
-def _challenge(state: PolicyState) -> Action | None:
-    """Other draws at the leader's boundary, and offsets that the proposer left out."""
-    return state.use(
-        (
-            _call("edit_at_random", "an edit of its conditions", boundary=True, seed=101, count=40),
-            _call("edit_at_random", "edits that know of no rule", seed=102, count=40),
-            _scan(0, "near_miss", 1, seed=103),
-            _scan(-1, "active", 1, seed=104),
-        )
-    )
 
 
 FROM_PEAKS = 12
@@ -274,10 +252,11 @@ FROM_PEAKS = 12
 
 def rivals(rule: Rule, text: str) -> list[Hypothesis]:
     """The rule and those of its weaker versions that say something else, none twice, and none that it always fires."""
-    found = {rule.to_json(): Hypothesis(text=text, rule=rule)}
-    for weaker in (one for one in _weaker(rule) if all(clause.when for clause in one.any)):
-        found.setdefault(weaker.to_json(), hypothesis(weaker))
-    return list(found.values())
+    claims = {rule.to_json(): Hypothesis(text=text, rule=rule)}
+    for weaker in _weaker(rule):
+        if all(clause.when for clause in weaker.any):
+            claims.setdefault(weaker.to_json(), hypothesis(weaker))
+    return list(claims.values())
 
 
 def hypothesis(rule: Rule, *, parent: str | None = None) -> Hypothesis:
@@ -290,8 +269,8 @@ def at_positions(rule: Rule, position: Position) -> list[Hypothesis]:
     top = max(clause.value for clause in rule.any)
     clauses = (_update(c, when=(*(w for w in c.when if not isinstance(w, Position)), position)) for c in rule.any)
     alone = Rule(any=(Clause(when=(position,), value=top),))
-    both = _of(rule, clauses)
-    return [hypothesis(alone), hypothesis(both)] if both != alone else [hypothesis(alone)]
+    beside = _with_clauses(rule, clauses)
+    return [hypothesis(alone), hypothesis(beside)] if beside != alone else [hypothesis(alone)]
 
 
 def at_peaks(examples: Sequence[Example], scale: float) -> Rule:
@@ -302,18 +281,18 @@ def at_peaks(examples: Sequence[Example], scale: float) -> Rule:
 
 def _weaker(rule: Rule) -> Iterator[Rule]:
     clauses = rule.any
-    yield _of(rule, (_update(clause, unless=()) for clause in clauses), unless=())
+    yield _with_clauses(rule, (_update(clause, unless=()) for clause in clauses), unless=())
     if all(_current(clause) for clause in clauses):
-        yield _of(rule, (_update(clause, when=_current(clause), unless=()) for clause in clauses), unless=())
+        yield _with_clauses(rule, (_update(clause, when=_current(clause), unless=()) for clause in clauses), unless=())
     if len(clauses) > 1:
         yield rule.model_copy(update={"any": clauses[:1]})
-    yield _of(rule, (_update(clause, when=_nearest(clause)) for clause in clauses))
+    yield _with_clauses(rule, (_update(clause, when=_nearest(clause)) for clause in clauses))
 
 
-def _of(rule: Rule, clauses: Iterable[Clause], **fields: object) -> Rule:
+def _with_clauses(rule: Rule, clauses: Iterable[Clause], **fields: object) -> Rule:
     """The rule with these clauses, none twice."""
-    each = {clause.model_dump_json(): clause for clause in clauses}
-    return rule.model_copy(update={"any": tuple(each.values()), **fields})
+    distinct = {clause.model_dump_json(): clause for clause in clauses}
+    return rule.model_copy(update={"any": tuple(distinct.values()), **fields})
 
 
 def _update(clause: Clause, **fields: object) -> Clause:

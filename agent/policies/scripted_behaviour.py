@@ -12,15 +12,14 @@ What it decides follows from the view alone. As a challenger it draws other rand
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from ...causal.circuits.nodes import parse_nodes
-from ...llm.types import Reply
 from ..loop.behaviour_lab import JOIN
-from ..loop.experiments import Tool
-from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, Submit, UseTools
+from ..loop.hypotheses import Action, Call, Hypothesis, Propose, UseTools
 from ..loop.levels import EDGES, levels_of
-from ..loop.view import Done, View
+from ..loop.view import View
+from .programme import Programme, make_call
+from .progress import PolicyState
 
 FAR = 0.1
 """Between expected and measured share: how far apart they are, beside being of other levels, for a revision."""
@@ -36,88 +35,68 @@ _PATTERNS = {
     "duplicate": "looks at earlier copies of its token",
     "induction": "looks at what followed earlier copies of its token",
 }
-_TOLD = 24
+_NAMED = 24
 """Nodes that a text names."""
 _SURVEYS = ("attribute_nodes", "find_circuit", "head_patterns", "direct_logits")
 
 
-class ScriptedBehaviourPolicy:
+class ScriptedBehaviourPolicy(Programme):
     """Investigates a behaviour by a fixed programme."""
 
-    name = "scripted"
     settings: Mapping[str, object] = {"version": 1}
-    asked: Sequence[Reply] = ()
+    abstains = "nothing more is worth an experiment"
+    ends = "the programme is through"
 
-    def decide(self, view: View, actions: Sequence[str], tools: Sequence[Tool[Any]]) -> Action:
-        """The next step of the programme."""
-        known = {tool.name for tool in tools}
-        if view.phase == "challenge":
-            calls = [] if view.done else _challenges(view)
-            return _used(view, calls, known) or Concede()
-        if view.phase == "propose":
-            return Propose(hypotheses=tuple(_first(view)))
-        if "propose" in actions and (new := _proposals(view)):
+    def first_rivals(self, view: View) -> list[Hypothesis]:
+        """The MLPs alone, and the nulls."""
+        nulls = [
+            Hypothesis(text="Only the last token matters.", kind="token_identity"),
+            Hypothesis(text="No pattern.", kind="no_pattern"),
+        ]
+        mlps = [node for node in view.about["nodes"] if node.startswith("mlp_out.")]
+        if not mlps:
+            return nulls
+        text = f"{view.about['task']} is done by the MLPs alone; no head matters."
+        return [Hypothesis(text=text, kind="circuit", nodes=dict.fromkeys(mlps, 0.5)), *nulls]
+
+    def challenge(self, state: PolicyState) -> Action | None:
+        """Other random nodes and sets, once."""
+        return None if state.view.done else _use(state, _challenges(state.view))
+
+    def next_step(self, state: PolicyState) -> Action | None:
+        """What surveys and surprises say that no rival says yet, then the rounds in order."""
+        if new := _proposals(state):
             return Propose(hypotheses=tuple(new))
-        for calls in _programme(view):
-            if action := _used(view, calls, known):
-                return action
-        leader = view.leader
-        if leader is None or leader.hypothesis.kind == "no_pattern":
-            return Submit(answer="no_explanation")
-        return Submit(answer=leader.name, reason="the programme is through")
+        return next((action for calls in _rounds(state) if (action := _use(state, calls)) is not None), None)
 
 
-def _used(view: View, calls: Sequence[Call], known: set[str]) -> UseTools | None:
-    """Those of the calls that were not made before, less what was refused in this step."""
-    made = {(done.tool, _key(done.args, call.args)) for done in view.done for call in calls if done.tool == call.tool}
-    left = [call for call in calls if call.tool in known and (call.tool, _key(call.args, call.args)) not in made]
-    if view.rejected is not None:
-        refused = view.rejected.partition(":")[0]
-        left = [call for call in left if call.tool != refused]
-        if refused not in known:  # too little silence in the plan as a whole
+def _use(state: PolicyState, calls: Sequence[Call]) -> UseTools | None:
+    """Those of the calls that were not run before, less what was refused in this step."""
+    left = [call for call in calls if call.tool in state.tools and not state.has_run(call)]
+    if (rejection := state.view.last_rejection) is not None:
+        left = [call for call in left if call.tool != rejection.tool]
+        if rejection.tool is None:  # too little silence in the plan as a whole
             left = [call for call in left if call.args.get("expect") == "silence"]
     return UseTools(calls=tuple(left)) if left else None
-
-
-def _key(args: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The arguments that a call names."""
-    return repr([(name, _plain(args.get(name))) for name in sorted(asked)])
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 # Hypotheses
 
 
-def _first(view: View) -> list[Hypothesis]:
-    mlps = [node for node in view.about["nodes"] if node.startswith("mlp_out.")]
-    nulls = [
-        Hypothesis(text="Only the last token matters.", kind="token_identity"),
-        Hypothesis(text="No pattern.", kind="no_pattern"),
-    ]
-    if not mlps:
-        return nulls
-    text = f"{view.about['task']} is done by the MLPs alone; no head matters."
-    return [Hypothesis(text=text, kind="circuit", nodes=dict.fromkeys(mlps, 0.5)), *nulls]
-
-
-def _proposals(view: View) -> list[Hypothesis]:
+def _proposals(state: PolicyState) -> list[Hypothesis]:
     """What the surveys and surprises say that no rival says yet."""
-    new = [*_from_surveys(view), *_revised(view)]
-    known = [rival.hypothesis.nodes for rival in view.rivals]
-    return [hypothesis for hypothesis in new if hypothesis.nodes not in known]
+    new = [*_from_surveys(state), *_revised(state)]
+    circuits = [rival.hypothesis.nodes for rival in state.view.rivals]
+    return [hypothesis for hypothesis in new if hypothesis.nodes not in circuits]
 
 
-def _from_surveys(view: View) -> Iterator[Hypothesis]:
-    for done in _surveyed(view, "find_circuit"):
-        assert done.measured is not None, "surveyed ones were measured"
-        if nodes := dict(done.measured.found["proposal"]):
-            yield Hypothesis(text=_told(view, nodes), kind="circuit", nodes=nodes)
-    for done in _surveyed(view, "attribute_nodes"):
-        assert done.measured is not None, "surveyed ones were measured"
-        heads = [row["node"] for row in done.measured.found["nodes"] if row["node"].startswith("head.")]
+def _from_surveys(state: PolicyState) -> Iterator[Hypothesis]:
+    view = state.view
+    for measured in state.results("find_circuit"):
+        if nodes := dict(measured.found["proposal"]):
+            yield Hypothesis(text=_describe(state, nodes), kind="circuit", nodes=nodes)
+    for measured in state.results("attribute_nodes"):
+        heads = [row["node"] for row in measured.found["nodes"] if row["node"].startswith("head.")]
         if heads:
             layer = heads[0].partition(":")[0]
             nodes = {node: 0.5 for node in view.about["nodes"] if node.startswith(f"{layer}:")}
@@ -125,26 +104,26 @@ def _from_surveys(view: View) -> Iterator[Hypothesis]:
             yield Hypothesis(text=text, kind="circuit", nodes=nodes)
 
 
-def _revised(view: View) -> Iterator[Hypothesis]:
+def _revised(state: PolicyState) -> Iterator[Hypothesis]:
     """The leader with the shares that were measured, where these are others."""
-    leader = view.leader
-    revisions = sum(rival.hypothesis.parent is not None for rival in view.rivals)
+    leader = state.view.leader
+    revisions = sum(rival.hypothesis.parent is not None for rival in state.view.rivals)
     if leader is None or leader.hypothesis.kind != "circuit" or revisions >= REVISIONS:
         return
-    seen = _seen(view)
     nodes = dict(leader.hypothesis.nodes)
-    wrong = {node: value for node, value in seen.items() if _surprising(nodes.get(node, 0.0), value)}
+    shares = _measured_shares(state.view)
+    wrong = {node: share for node, share in shares.items() if _is_surprise(nodes.get(node, 0.0), share)}
     if wrong:
-        nodes |= {node: round(value, 3) for node, value in wrong.items()}
-        yield Hypothesis(text=_told(view, nodes), kind="circuit", nodes=nodes, parent=leader.name)
+        nodes |= {node: round(share, 3) for node, share in wrong.items()}
+        yield Hypothesis(text=_describe(state, nodes), kind="circuit", nodes=nodes, parent=leader.name)
 
 
-def _surprising(expected: float, value: float) -> bool:
-    one, other = levels_of([expected, value])
-    return bool(one != other) and abs(expected - value) >= FAR
+def _is_surprise(expected: float, value: float) -> bool:
+    levels = levels_of([expected, value])
+    return bool(levels[0] != levels[1]) and abs(expected - value) >= FAR
 
 
-def _seen(view: View) -> dict[str, float]:
+def _measured_shares(view: View) -> dict[str, float]:
     """By node, the mean share that went when it alone was cut."""
     values: dict[str, list[float]] = {}
     for done in view.done:
@@ -153,110 +132,100 @@ def _seen(view: View) -> dict[str, float]:
         for item, value in zip(done.design.items, done.measured.values, strict=True):
             if "node" in item.about:
                 values.setdefault(item.about["node"], []).append(value)
-    return {node: sum(those) / len(those) for node, those in values.items()}
+    return {node: sum(shares) / len(shares) for node, shares in values.items()}
 
 
-def _told(view: View, nodes: Mapping[str, float]) -> str:
+def _describe(state: PolicyState, nodes: Mapping[str, float]) -> str:
     """A circuit in words."""
-    patterns = _patterns(view)
+    patterns = _patterns(state)
     single = sorted((node for node in nodes if JOIN not in node), key=lambda node: -abs(nodes[node]))
     needed = [node for node in single if abs(nodes[node]) >= EDGES[1]]
     rest = [node for node in single if node not in needed]
 
-    def named(node: str) -> str:
+    def name(node: str) -> str:
         return f"{node} ({patterns[node]})" if node in patterns else node
 
-    text = f"{view.about['task']} needs {', '.join(map(named, needed[:_TOLD])) or 'no node by itself'}"
+    text = f"{state.view.about['task']} needs {', '.join(map(name, needed[:_NAMED])) or 'no node by itself'}"
     if rest:
-        text += f"; {', '.join(map(named, rest[:_TOLD]))} take part, and none of these is missed alone"
+        text += f"; {', '.join(map(name, rest[:_NAMED]))} take part, and none of these is missed alone"
     together = [node.replace(JOIN, " and ") for node in nodes if JOIN in node]
-    return text + "".join(f"; {both} back each other up" for both in together[:4]) + "."
+    return text + "".join(f"; {backups} back each other up" for backups in together[:4]) + "."
 
 
-def _patterns(view: View) -> dict[str, str]:
+def _patterns(state: PolicyState) -> dict[str, str]:
     """By head, what it is called for where it looks."""
-    found: dict[str, str] = {}
-    for done in _surveyed(view, "head_patterns"):
-        assert done.measured is not None, "surveyed ones were measured"
+    patterns: dict[str, str] = {}
+    for measured in state.results("head_patterns"):
         for kind, words in _PATTERNS.items():
-            rows = done.measured.found.get(kind, [])
-            found |= {row["head"]: words for row in rows if row["share"] >= _PATTERN}
-    return found
-
-
-def _surveyed(view: View, tool: str) -> list[Done]:
-    return [done for done in view.done if done.tool == tool and done.measured is not None]
+            rows = measured.found.get(kind, [])
+            patterns |= {row["head"]: words for row in rows if row["share"] >= _PATTERN}
+    return patterns
 
 
 # Experiments
 
 
-def _programme(view: View) -> Iterator[list[Call]]:
+def _rounds(state: PolicyState) -> Iterator[list[Call]]:
     """The rounds, in order; each is what is still wanted of it."""
+    view = state.view
     yield [Call(tool=tool, purpose="to see which nodes may matter, and how") for tool in _SURVEYS]
     leading = next(
         (rival.hypothesis for rival in view.rivals if rival.status == "live" and rival.hypothesis.nodes), None
     )
     if leading is None:
         return
-    claimed, again = _circuit(view), max(0, len(_surveyed(view, "find_circuit")) - 1)
+    claimed, again = _circuit(state), max(0, len(state.results("find_circuit")) - 1)
     if claimed:
-        others = [node for node in _ranked(view) if node not in claimed][: max(2, len(claimed) // 2)]
+        others = [node for node in _ranked(state) if node not in claimed][: max(2, len(claimed) // 2)]
         yield [Call(tool="cut_nodes", args={"nodes": [*claimed, *others][:64]}, purpose="does each cost what is said?")]
     yield [
-        _call("cut_nodes", "is anything missed that is worth much?", choose="top", expect="silence"),
-        _call("cut_together", "is anything outside needed, or are there backups outside?", expect="silence"),
-        _call("keep_only", "does the circuit do it alone?", draw=again),
-        _call("cut_together", "do its parts add up, or back each other up?", draw=again),
+        make_call("cut_nodes", "is anything missed that is worth much?", choose="top", expect="silence"),
+        make_call("cut_together", "is anything outside needed, or are there backups outside?", expect="silence"),
+        make_call("keep_only", "does the circuit do it alone?", draw=again),
+        make_call("cut_together", "do its parts add up, or back each other up?", draw=again),
     ]
-    if _weak_alone(view):
-        yield [_call("find_circuit", "the circuit alone does too little", threshold=STRICT)]
+    if _is_weak_alone(state):
+        yield [make_call("find_circuit", "the circuit alone does too little", threshold=STRICT)]
     fresh = [
-        _call("swap_prompts", "does the rest stay silent on fresh prompts?", prompts=1, expect="silence"),
-        _call("swap_prompts", "are the shares the same on fresh prompts?", prompts=2, expect="activity"),
+        make_call("swap_prompts", "does the rest stay silent on fresh prompts?", prompts=1, expect="silence"),
+        make_call("swap_prompts", "are the shares the same on fresh prompts?", prompts=2, expect="activity"),
     ]
     yield [
-        _call("cut_nodes", "are other nodes silent?", choose="random", expect="silence", draw=1 + again),
-        _call("keep_only", "do random circuits do it, too?", expect="silence"),
+        make_call("cut_nodes", "are other nodes silent?", choose="random", expect="silence", draw=1 + again),
+        make_call("keep_only", "do random circuits do it, too?", expect="silence"),
         *(fresh if view.about["fresh"] else []),
-        _call("cut_together", "are other halves of the rest silent?", expect="silence", draw=1),
+        make_call("cut_together", "are other halves of the rest silent?", expect="silence", draw=1),
     ]
     yield [
-        _call("restore_nodes", "is anything outside enough by itself?", choose="top", expect="silence"),
-        _call("keep_only", "which random circuits do it, too?", expect="silence", draw=1),
-        _call("cut_together", "do its parts matter as much beside others?", draw=1 + again),
+        make_call("restore_nodes", "is anything outside enough by itself?", choose="top", expect="silence"),
+        make_call("keep_only", "which random circuits do it, too?", expect="silence", draw=1),
+        make_call("cut_together", "do its parts matter as much beside others?", draw=1 + again),
     ]
-
-
-def _call(tool: str, purpose: str, **args: Any) -> Call:
-    return Call(tool=tool, args=args, purpose=purpose)
 
 
 def _challenges(view: View) -> list[Call]:
-    last = [_call("swap_prompts", "does it break on fresh prompts?", prompts=3, expect="silence")]
+    last = [make_call("swap_prompts", "does it break on fresh prompts?", prompts=3, expect="silence")]
     return [
-        _call("cut_nodes", "is there a node outside that matters?", choose="random", expect="silence", draw=50),
-        _call("cut_together", "do nodes outside matter together?", expect="silence", draw=50),
+        make_call("cut_nodes", "is there a node outside that matters?", choose="random", expect="silence", draw=50),
+        make_call("cut_together", "do nodes outside matter together?", expect="silence", draw=50),
         *(last if view.about["fresh"] else []),
-        _call("keep_only", "which part can be left out?", draw=50),
+        make_call("keep_only", "which part can be left out?", draw=50),
     ]
 
 
-def _circuit(view: View) -> list[str]:
+def _circuit(state: PolicyState) -> list[str]:
     """All single nodes that the latest pruning names, with backups."""
-    found = _surveyed(view, "find_circuit")[-1:]
-    texts = [text for done in found if done.measured for text in done.measured.found["proposal"]]
+    texts = [text for measured in state.results("find_circuit")[-1:] for text in measured.found["proposal"]]
     return [str(node) for node in dict.fromkeys(n for t in texts for part in t.split(JOIN) for n in parse_nodes(part))]
 
 
-def _ranked(view: View) -> list[str]:
-    """Nodes by attribution, the largest first, as far as they were shown."""
-    surveys = [done.measured for done in _surveyed(view, "attribute_nodes") if done.measured is not None]
-    shown = [row["node"] for survey in surveys for row in survey.found["nodes"]]
-    return list(dict.fromkeys([*shown, *view.about["nodes"]]))
+def _ranked(state: PolicyState) -> list[str]:
+    """Nodes by attribution, the largest first, as far as a survey lists them; then all others."""
+    listed = [row["node"] for measured in state.results("attribute_nodes") for row in measured.found["nodes"]]
+    return list(dict.fromkeys([*listed, *state.view.about["nodes"]]))
 
 
-def _weak_alone(view: View) -> bool:
+def _is_weak_alone(state: PolicyState) -> bool:
     """Whether the circuit did too little alone, when it was last asked to."""
-    alone = [done.measured.effect for done in view.done if done.tool == "keep_only" and done.measured is not None]
+    alone = [measured.effect for measured in state.results("keep_only")]
     return bool(alone) and (alone[-1] or 0.0) < ALONE

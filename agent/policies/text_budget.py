@@ -26,15 +26,15 @@ NOTHING = "(none)"
 def section(blocks: Iterable[Sequence[str]], count: int, *, tokens: int) -> str:
     """The first of `count` blocks of lines, as many as there is room for and one at least, in a fence, and how many
     there are beside them."""
-    shown: list[str] = []
+    lines_shown: list[str] = []
     taken = 0
     for lines in blocks:
         tokens -= cost(lines)
         if tokens < 0 and taken:
             break
-        shown += lines
+        lines_shown += lines
         taken += 1
-    return (fenced(shown) + (f"\n... and {count - taken} more" if taken < count else "")) if taken else NOTHING
+    return (fenced(lines_shown) + (f"\n... and {count - taken} more" if taken < count else "")) if taken else NOTHING
 
 
 def cost(lines: Sequence[str]) -> int:
@@ -49,10 +49,10 @@ def line(text: str, most: int = LINE) -> str:
 
 def marked(text: str, most: int = LINE) -> str:
     """What a tool wrote, with the marks that it puts around tokens."""
-    said = spelled(text[: most + 1])
+    text = spelled(text[: most + 1])
     for mark in ACTIVE_MARKS:
-        said = said.replace(spelled(mark), mark)
-    return cut(said, most)
+        text = text.replace(spelled(mark), mark)
+    return cut(text, most)
 
 
 def plain(value: Any, most: int = LINE) -> str:
@@ -60,19 +60,21 @@ def plain(value: Any, most: int = LINE) -> str:
     return line(json.dumps(dict(value) if isinstance(value, Mapping) else value, ensure_ascii=False), most)
 
 
-def cut(said: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
     """A spelled line, cut where it is long."""
-    return said if len(said) <= most else said[: most - 1] + CUT
+    return text if len(text) <= most else text[: most - 1] + CUT
 
 
-def rows(found: Mapping[str, Any], *, tokens: int) -> list[str]:
-    """What an experiment found, with numbers of two digits: single values first, then tables row by row, remarks last.
-    The tables share the room, row for row, and each says how many of its rows are left out."""
-    tables = {name: _table(value) for name, value in found.items() if isinstance(value, Mapping | list) and value}
-    tables = dict(sorted(tables.items(), key=lambda pair: _remarks(found[pair[0]])))
-    single = [(name, value) for name, value in found.items() if name not in tables and value not in (None, [], {})]
-    lines = [f"{line(name)}: {_said(value, WHOLE_RULE)}" for name, value in single]
-    lines = [one for i, one in enumerate(lines) if i < FIRST or cost(lines[: i + 1]) <= tokens]
+def rows(results: Mapping[str, Any], *, tokens: int) -> list[str]:
+    """Results of an experiment, with numbers of two digits: single values first, then tables row by row, remarks last.
+
+    The tables share the room, row for row, and each says how many of its rows are left out.
+    """
+    tables = {name: _table(value) for name, value in results.items() if isinstance(value, Mapping | list) and value}
+    tables = dict(sorted(tables.items(), key=lambda pair: _is_remarks(results[pair[0]])))
+    single = [(name, value) for name, value in results.items() if name not in tables and value not in (None, [], {})]
+    lines = [f"{line(name)}: {_as_text(value, WHOLE_RULE)}" for name, value in single]
+    lines = [row for i, row in enumerate(lines) if i < FIRST or cost(lines[: i + 1]) <= tokens]
     tokens -= cost(lines)
     shown = dict.fromkeys(tables, 0)
     for place in range(max(map(len, tables.values()), default=0)):
@@ -87,31 +89,31 @@ def rows(found: Mapping[str, Any], *, tokens: int) -> list[str]:
     return lines
 
 
-def _remarks(value: Any) -> bool:
+def _is_remarks(value: Any) -> bool:
     """Whether a list is of sentences."""
-    return isinstance(value, list) and any(isinstance(one, str) and len(one) > NAME for one in value)
+    return isinstance(value, list) and any(isinstance(part, str) and len(part) > NAME for part in value)
 
 
 def _table(value: Mapping[str, Any] | list[Any]) -> list[str]:
     """A row for each entry: in the order of the tool, numbers by name with the largest first."""
-    if _remarks(value):
-        return [_said(one, 2 * NAME) for one in value]
+    if _is_remarks(value):
+        return [_as_text(part, 2 * NAME) for part in value]
     if isinstance(value, Mapping):
-        return [f"{_name(name)}: {_said(one, ROW)}" for name, one in _largest(value)]
-    if all(isinstance(one, int | float | str) for one in value):
+        return [f"{_name(name)}: {_as_text(part, ROW)}" for name, part in _largest(value)]
+    if all(isinstance(part, int | float | str) for part in value):
         return [cut(", ".join(map(_name, value)), LONG)]
-    return [_row(one) if isinstance(one, Mapping) else _said(one, ROW) for one in value]
+    return [_row(part) if isinstance(part, Mapping) else _as_text(part, ROW) for part in value]
 
 
 def _row(entry: Mapping[str, Any]) -> str:
     """What an entry is of, then its numbers."""
-    told = sorted(entry.items(), key=lambda pair: not isinstance(pair[1], str))
-    return cut(", ".join(f"{line(name)} {_name(one)}" for name, one in told), ROW)
+    fields = sorted(entry.items(), key=lambda pair: not isinstance(pair[1], str))
+    return cut(", ".join(f"{line(name)} {_name(value)}" for name, value in fields), ROW)
 
 
 def _largest(value: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The entries, numbers with the largest first."""
-    if all(isinstance(one, int | float) for one in value.values()):
+    if all(isinstance(part, int | float) for part in value.values()):
         return sorted(value.items(), key=lambda pair: -abs(pair[1]))
     return list(value.items())
 
@@ -119,11 +121,11 @@ def _largest(value: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _name(value: Any) -> str:
     """A value within a row; text whose ends could be mistaken stands in quotes."""
     if isinstance(value, str) and re.fullmatch(r"[\w.:]+|\w.*[\w»]", value):
-        return _said(value, ROW)
+        return _as_text(value, ROW)
     return marked(json.dumps(_rounded(value), ensure_ascii=False), ROW)
 
 
-def _said(value: Any, most: int) -> str:
+def _as_text(value: Any, most: int) -> str:
     return marked(value if isinstance(value, str) else json.dumps(_rounded(value), ensure_ascii=False), most)
 
 
@@ -131,5 +133,5 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.2g}")
     if isinstance(value, list | tuple):
-        return [_rounded(one) for one in value]
-    return {name: _rounded(one) for name, one in _largest(value)} if isinstance(value, Mapping) else value
+        return [_rounded(part) for part in value]
+    return {name: _rounded(part) for name, part in _largest(value)} if isinstance(value, Mapping) else value

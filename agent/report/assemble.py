@@ -36,7 +36,7 @@ def assemble(journal: Journal, id: str) -> Report:
     contenders = tuple(_contender(r, origins[r.name], events, experiments, observed, kind=row["kind"]) for r in rivals)
     leading = frozen.get("hypothesis") or next((r.name for r in rivals if r.status == "live"), None)
     ordered = {leading: parsed[leading], **parsed} if leading else parsed
-    told = [c for c in claims(ordered, experiments, observed) if c["values"] or c["hypothesis"] == leading]
+    claim_rows = [c for c in claims(ordered, experiments, observed) if c["values"] or c["hypothesis"] == leading]
     trials = tuple(_trial(experiment, observed.get(experiment.name)) for experiment in experiments)
     controls = tuple({e["name"]: _payload(e) for e in events if e["kind"] == "control"}.values())
     scores = tuple(map(_without_windows, last.get("holdout", {}).get("scores", ())))
@@ -58,9 +58,11 @@ def assemble(journal: Journal, id: str) -> Report:
         peeks=tuple(journal.peeks(id)),
         contenders=contenders,
         trials=trials,
-        claims=tuple(told),
+        claims=tuple(claim_rows),
         controls=controls,
-        open=tuple(_open(contenders, leading=leading, trials=trials, told=told, controls=controls, scores=scores)),
+        open=tuple(
+            _open(contenders, leading=leading, trials=trials, claims=claim_rows, controls=controls, scores=scores)
+        ),
         rejected=tuple(str(e["reason"]) for e in events if e["kind"] == "rejected"),
         spent=journal.spent(id)._asdict(),
         limits=_limits(last),
@@ -107,21 +109,21 @@ def _contender(
 
 
 def _forecasted(experiment: Experiment, observation: Observation | None, name: str, kind: str) -> Forecasted | None:
-    said = next((p.expected for p in experiment.predictions if p.hypothesis == name), ())
-    places = [place for place, value in enumerate(said) if value is not None]
+    predicted = next((p.expected for p in experiment.predictions if p.hypothesis == name), ())
+    places = [place for place, value in enumerate(predicted) if value is not None]
     forecast = forecasts(experiment, name)
     if forecast is None or not places or observation is None or observation.status != "ok":
         return None
     values = np.array(observation.result["values"], np.float64)[places]
-    expected = np.array([said[place] for place in places], np.float64)
-    seen, forecast = levels_of(values.tolist()), forecast[places]
+    expected = np.array([predicted[place] for place in places], np.float64)
+    observed, forecast = levels_of(values.tolist()), forecast[places]
     return Forecasted(
         experiment=experiment.name,
         n=len(places),
         expected=float(expected.mean()),
         seen=float(values.mean()),
-        hits=float((forecast.argmax(axis=1) == seen).mean()),
-        brier=brier(forecast, seen),
+        hits=float((forecast.argmax(axis=1) == observed).mean()),
+        brier=brier(forecast, observed),
         for_odds=counts_for_odds(experiment, kind),
     )
 
@@ -160,7 +162,7 @@ def _open(
     contenders: Sequence[Contender],
     leading: str | None,
     trials: Sequence[Trial],
-    told: Sequence[Mapping[str, Any]],
+    claims: Sequence[Mapping[str, Any]],
     controls: Sequence[Mapping[str, Any]],
     scores: Sequence[Mapping[str, Any]],
 ) -> Iterable[tuple[str, tuple[str, ...]]]:
@@ -170,7 +172,7 @@ def _open(
     if failed := tuple(trial.name for trial in trials if trial.status != "ok"):
         yield "experiments without a result", failed
     for verdict, words in (("untested", "claims that nothing tested"), ("mixed", "claims with mixed evidence")):
-        if named := tuple(f"{claim['claim']} {claim['item']!r}" for claim in told if claim["verdict"] == verdict):
+        if named := tuple(f"{claim['claim']} {claim['item']!r}" for claim in claims if claim["verdict"] == verdict):
             yield words, named
     if failing := tuple(str(control["name"]) for control in controls if control["passed"] is False):
         yield "negative controls that did not pass", failing
@@ -186,9 +188,9 @@ CLOSE = 0.02
 
 def _baseline(event: Mapping[str, Any]) -> Json:
     """The explanation to beat, its rule as JSON, its scores without windows."""
-    found = _payload(event)
-    scores = [_without_windows(score) for score in found.get("scores") or ()]
-    return {**found, "rule": _rule(found.get("rule")), "scores": scores}
+    payload = _payload(event)
+    scores = [_without_windows(score) for score in payload.get("scores") or ()]
+    return {**payload, "rule": _rule(payload.get("rule")), "scores": scores}
 
 
 def _rule(rule: str | Json | None) -> Json | None:

@@ -25,40 +25,40 @@ _CLAUSE = re.compile(r";|\.(?=\s|$)|\n")
 class Cited(NamedTuple):
     """A piece of text with its sources."""
 
-    said: str
+    text: str
     sources: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.said} [{', '.join(self.sources)}]"
+        return f"{self.text} [{', '.join(self.sources)}]"
 
 
-def cited(said: str, sources: Iterable[str]) -> Cited:
+def cite(text: str, sources: Iterable[str]) -> Cited:
     """A number, with its interval and units, and where it comes from."""
-    found = runs(sources)
-    if unknown := [name for name in found if not re.fullmatch(_NAME, name)] or not found:
-        raise ValueError(f"{said!r} has no source; came {unknown or found}, wanted names such as o7, H2 or holdout")
-    return Cited(said, found)
+    names = runs(sources)
+    if unknown := [name for name in names if not re.fullmatch(_NAME, name)] or not names:
+        raise ValueError(f"{text!r} has no source; came {unknown or names}, wanted names such as o7, H2 or holdout")
+    return Cited(text, names)
 
 
-def quoted(text: str, sources: Iterable[str]) -> Cited:
+def quote(text: str, sources: Iterable[str]) -> Cited:
     """Words of a policy, a model or the corpus, as they are."""
-    return cited("“" + text.replace("“", '"').replace("”", '"') + "”", sources)
+    return cite("“" + text.replace("“", '"').replace("”", '"') + "”", sources)
 
 
 def cite_name(text: str) -> str | Cited:
     """A name as plain words where it reads as one, else as a quote from the journal."""
-    return quoted(text, ["journal"]) if uncited(text) else text
+    return quote(text, ["journal"]) if find_uncited(text) else text
 
 
 def line(*parts: str | Cited) -> str:
     """The parts joined; a ValueError where plain words hold a number or a quote."""
     for part in parts:
-        if isinstance(part, str) and (bare := uncited(part)):
+        if isinstance(part, str) and (bare := find_uncited(part)):
             raise ValueError(f"{bare[0]!r} has no source; give it one with `cited` or `quoted`")
     return "".join(map(str, parts))
 
 
-def uncited(text: str, known: Collection[str] | None = None) -> list[str]:
+def find_uncited(text: str, known: Collection[str] | None = None) -> list[str]:
     """The numbers and quotes without a source, and with `known`, the sources that are none of these names."""
     held: list[str] = []
 
@@ -68,14 +68,14 @@ def uncited(text: str, known: Collection[str] | None = None) -> list[str]:
 
     # What a quote holds is not looked into: neither its numbers nor what reads like a citation in it.
     masked = _QUOTE.sub(hold, text.replace("\x00", ""))
-    found: list[str] = []
+    missing: list[str] = []
     for clause in _CLAUSE.split(masked):
         *covered, bare = _CITATION.sub("\x01", clause).split("\x01")
         del covered
-        found += [held[int(m[1])] if m[1] else m[0] for m in re.finditer(f"\x00(\\d+)\x00|{_NUMBER.pattern}", bare)]
+        missing += [held[int(m[1])] if m[1] else m[0] for m in re.finditer(f"\x00(\\d+)\x00|{_NUMBER.pattern}", bare)]
     if known is not None:
-        found += [name for names in _CITATION.findall(masked) for name in _missing(names, known)]
-    return found
+        missing += [name for names in _CITATION.findall(masked) for name in _missing(names, known)]
+    return missing
 
 
 def runs(names: Iterable[str]) -> tuple[str, ...]:

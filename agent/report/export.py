@@ -69,7 +69,7 @@ def to_inspect(journal: Journal, id: str) -> Row:
     events = journal.events(report.id)
     ended = report.ended or (events[-1]["time"] if events else report.created)
     began, done = _time(report.created), _time(ended)
-    model, used = _asked(report), _usage(report)
+    model, used = _model_name(report), _usage(report)
     return {
         "version": INSPECT_VERSION,
         "status": _STATUS.get(report.status, "success"),
@@ -103,7 +103,7 @@ def _eval(report: Report, model: str, began: str) -> Row:
     }
 
 
-def _asked(report: Report) -> str:
+def _model_name(report: Report) -> str:
     llm = report.provenance.get("llm")
     return f"openai-api/{llm['model']}" if isinstance(llm, Mapping) else "none/none"
 
@@ -114,7 +114,7 @@ def _usage(report: Report) -> Row:
     total = report.spent["tokens"]
     # The ledger has one count for both directions.
     return {
-        _asked(report): {
+        _model_name(report): {
             "input_tokens": total,
             "output_tokens": 0,
             "total_tokens": total,
@@ -125,14 +125,14 @@ def _usage(report: Report) -> Row:
 
 def _sample(report: Report, events: list[Row], model: str, began: str, done: str) -> Row:
     answer = report.text if report.text is not None else report.reason or "no answer yet"
-    said = {"id": "answer", "role": "assistant", "content": answer, "source": "generate", "model": model}
+    message = {"id": "answer", "role": "assistant", "content": answer, "source": "generate", "model": model}
     return {
         "id": report.id,
         "epoch": 1,
         "input": report.question,
         "target": "",
-        "messages": [{"id": "question", "role": "user", "content": report.question, "source": "input"}, said],
-        "output": {"model": model, "choices": [{"message": said, "stop_reason": "stop"}], "completion": answer},
+        "messages": [{"id": "question", "role": "user", "content": report.question, "source": "input"}, message],
+        "output": {"model": model, "choices": [{"message": message, "stop_reason": "stop"}], "completion": answer},
         "scores": _scores(report),
         "metadata": {"report": str(report), "claims": list(report.claims)},
         "store": {},
@@ -149,12 +149,12 @@ def _sample(report: Report, events: list[Row], model: str, began: str, done: str
 
 def _scores(report: Report) -> Row:
     verdict = {"value": _VERDICT[report.status], "answer": report.text, "explanation": report.reason, "metadata": {}}
-    found = {
+    scores = {
         _name(score): {"value": score["value"], "explanation": json.dumps(score, ensure_ascii=False)}
         for score in report.scores
         if score["value"] is not None
     }
-    return {"verdict": verdict, **found}
+    return {"verdict": verdict, **scores}
 
 
 def _results(report: Report) -> list[Row]:

@@ -18,7 +18,7 @@ from ..loop.levels import LEVELS, forecast
 from . import page_plots as plots
 from .citations import visible
 from .page_plots import Html, Part, cites, el, folded, join, section, table, window
-from .page_results import found
+from .page_results import draw_results
 from .report import COUNTERFACTUAL, KINDS, Contender, Report, Trial, amount, short
 
 _EXAMPLES = 8
@@ -111,20 +111,20 @@ def _to_beat(report: Report) -> Html | None:
 def _score(score: Mapping[str, Any]) -> list[Part]:
     half = "counterfactual" if score["examples"] in COUNTERFACTUAL else "natural"
     which = "" if score["examples"] == half else f" {score['examples'].replace('_', ' ')}"
-    named: list[Part] = [join([el("b", half), which]), _words(score["metric"])]
+    cells: list[Part] = [join([el("b", half), which]), _words(score["metric"])]
     if score["value"] is None:
-        return [*named, "", join([el("span", f"none: {score['reason']}", class_="note")]), score["n"], ""]
+        return [*cells, "", join([el("span", f"none: {score['reason']}", class_="note")]), score["n"], ""]
     others = {name: value for name, value in score["baselines"].items() if value is not None}
     low, high = score["ci_low"], score["ci_high"]
     ends = [score["value"], *others.values(), *(v for v in (low, high) if v is not None)]
     axis = (min(0.0, *ends), max(1.0, *ends))
-    told = short(score["value"]) + ("" if low is None or high is None else f" ({short(low)} to {short(high)})")
+    text = short(score["value"]) + ("" if low is None or high is None else f" ({short(low)} to {short(high)})")
     baselines = ", ".join(f"{_words(name)} {short(value)}" for name, value in others.items())
-    drawn = plots.interval(score["value"], low, high, axis=axis, marks=others)
+    plot = plots.interval(score["value"], low, high, axis=axis, marks=others)
     return [
-        *named,
-        drawn,
-        join([el("b", told), cites(["holdout"])]),
+        *cells,
+        plot,
+        join([el("b", text), cites(["holdout"])]),
         f"{score['n']:,}",
         el("span", baselines, class_="note"),
     ]
@@ -134,13 +134,13 @@ def _rivals(report: Report) -> Html | None:
     if not report.contenders:
         return None
     rows = [_rival(contender, number) for number, contender in enumerate(report.contenders)]
-    drawn = plots.odds(report)
+    plot = plots.odds(report)
     header = ("", "claim", "stands", "share", "resolved", "on silence", "levels hit", "Brier")
     note = (
         "Every rival said what it expected before an experiment was run; its odds move by what was then seen, by "
         "arithmetic alone. Below: each rival's odds against the best of the others."
     )
-    return section("rivals", "Rivals", drawn and el("div", drawn, class_="card"), table(header, rows), note=note)
+    return section("rivals", "Rivals", plot and el("div", plot, class_="card"), table(header, rows), note=note)
 
 
 def _rival(contender: Contender, number: int) -> list[Part]:
@@ -149,12 +149,12 @@ def _rival(contender: Contender, number: int) -> list[Part]:
     badge = "quiet" if contender.status == "live" else contender.status
     # A null is never put aside, however little speaks for it.
     stands = "null" if contender.body["kind"] in NULLS else contender.status
-    seen = cites(told.experiment for told in contender.forecasts if told.for_odds) if contender.resolved else None
+    tests = [forecast.experiment for forecast in contender.forecasts if forecast.for_odds]
     return [
         el("span", mark, id=contender.name),
         _claimed(contender),
         el("span", stands, class_=f"badge {badge}"),
-        join([f"{contender.share:.2f}", seen]),
+        join([f"{contender.share:.2f}", cites(tests) if contender.resolved else None]),
         contender.resolved,
         contender.silences,
         *("–" if value is None else f"{value:.2f}" for value in (contender.hits, contender.brier)),
@@ -172,15 +172,15 @@ def _claimed(contender: Contender) -> Html:
 
 
 def _forecasts(report: Report) -> Html | None:
-    drawn = [plots.agreement(report, c.name, colour=number) for number, c in enumerate(report.contenders)]
-    kept = [figure for figure in drawn if figure is not None][:_PANELS]
-    if not kept:
+    figures = [plots.agreement(report, c.name, colour=number) for number, c in enumerate(report.contenders)]
+    shown = [figure for figure in figures if figure is not None][:_PANELS]
+    if not shown:
         return None
     note = (
         "One dot for every item of every experiment, in units of the target's own strength: 0 is silent, 1 as strong "
         "as its strongest examples. A dot in a shaded square is a level that was foretold."
     )
-    return section("forecasts", "Forecast against seen", el("div", *kept, class_="pair"), note=note)
+    return section("forecasts", "Forecast against seen", el("div", *shown, class_="pair"), note=note)
 
 
 def _claims(report: Report) -> Html | None:
@@ -192,8 +192,8 @@ def _claims(report: Report) -> Html | None:
 
 def _claim(claim: Mapping[str, Any]) -> list[Part]:
     badge = el("span", claim["verdict"], class_=f"badge {claim['verdict']}")
-    seen = [join([short(value), cites([name]), " "]) for name, value in claim["values"].items()]
-    return [claim["claim"], el("code", visible(claim["item"])), badge, join(seen or ["–"])]
+    values = [join([short(value), cites([name]), " "]) for name, value in claim["values"].items()]
+    return [claim["claim"], el("code", visible(claim["item"])), badge, join(values or ["–"])]
 
 
 def _examples(examples: Sequence[Example]) -> Html | None:
@@ -223,9 +223,9 @@ def _controls(report: Report) -> Html | None:
 def _control(control: Mapping[str, Any]) -> list[Part]:
     outcome = "passed" if control["passed"] else "not measured" if control["passed"] is None else "failed"
     value = control.get("value")
-    told: Part = "–" if value is None else join([short(value), cites(["controls"])])
+    text: Part = "–" if value is None else join([short(value), cites(["controls"])])
     badge = el("span", outcome, class_=f"badge {outcome}")
-    return [_words(control["name"]), badge, told, visible(control["what"])]
+    return [_words(control["name"]), badge, text, visible(control["what"])]
 
 
 def _open(report: Report) -> Html | None:
@@ -292,14 +292,14 @@ def trial_row(trial: Trial, leader: Contender | None, order: Sequence[str]) -> H
             class_="trial",
         ),
     )
-    told: list[Part] = [el("p", el("b", visible(trial.question))), _about(trial)]
+    parts: list[Part] = [el("p", el("b", visible(trial.question))), _about(trial)]
     if trial.reason:
-        told.append(el("p", "No result: ", visible(trial.reason), class_="miss"))
+        parts.append(el("p", "No result: ", visible(trial.reason), class_="miss"))
     if trial.items:
-        told.append(_items(trial, leader, order))
+        parts.append(_items(trial, leader, order))
     if beside := trial.result.get("found"):
-        told += [el("h3", "Found beside"), found(beside)]
-    return el("details", summary, el("div", *told), id=trial.name)
+        parts += [el("h3", "Found beside"), draw_results(beside)]
+    return el("details", summary, el("div", *parts), id=trial.name)
 
 
 def _figure(trial: Trial) -> Html:
@@ -318,7 +318,9 @@ def _about(trial: Trial) -> Html:
         result = trial.result
         terms += [("n", f"{result['n']:,}"), ("1 is", visible(result["normalised_by"]))]
         if control := result["control"]:
-            terms.append(("control", join([visible(control["what"]), ": ", _spread(control), cites([trial.name])])))
+            terms.append(
+                ("control", join([visible(control["what"]), ": ", _control_range(control), cites([trial.name])]))
+            )
     if trial.forwards:
         terms.append(("forward passes", f"{trial.forwards:,}"))
     if trial.args:
@@ -328,7 +330,7 @@ def _about(trial: Trial) -> Html:
     return el("dl", *(join([el("dt", name), el("dd", value)]) for name, value in terms))
 
 
-def _spread(control: Any) -> str:
+def _control_range(control: Mapping[str, Any]) -> str:
     if control["value"] is None:
         return "no value"
     ends = control["low"], control["high"]

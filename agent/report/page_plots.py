@@ -31,19 +31,21 @@ _VOID = ("meta", "line", "rect", "circle", "path", "polyline", "polygon")
 
 def el(tag: str, *parts: Part, **attributes: str | float | None) -> Html:
     """An element. Text in it is escaped, None is left out; `class_` is the attribute class, `aria_label` aria-label."""
-    named = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
-    said = "".join(f' {name}="{escape(_plain(value))}"' for name, value in named)
+    present = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
+    markup = "".join(f' {name}="{escape(_as_text(value))}"' for name, value in present)
     if tag in _VOID:
-        return Html(f"<{tag}{said}/>")
-    return Html(f"<{tag}{said}>{join(parts)}</{tag}>")
+        return Html(f"<{tag}{markup}/>")
+    return Html(f"<{tag}{markup}>{join(parts)}</{tag}>")
 
 
 def join(parts: Iterable[Part]) -> Html:
     """Parts one after the other."""
-    return Html("".join(part if isinstance(part, Html) else escape(_plain(part)) for part in parts if part is not None))
+    return Html(
+        "".join(part if isinstance(part, Html) else escape(_as_text(part)) for part in parts if part is not None)
+    )
 
 
-def _plain(value: str | float) -> str:
+def _as_text(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
@@ -115,14 +117,14 @@ def svg(width: int, height: int, label: str, *parts: Part, class_: str = "plot")
     return el("svg", *parts, viewBox=box, role="img", aria_label=label, class_=class_, style=style)
 
 
-def text(x: float, y: float, said: str, *, anchor: str = "start", class_: str = "tick") -> Html:
+def text(x: float, y: float, label: str, *, anchor: str = "start", class_: str = "tick") -> Html:
     """A label."""
-    return el("text", said, x=x, y=y, text_anchor=anchor, class_=class_)
+    return el("text", label, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 def odds(report: Report) -> Html | None:
     """The odds of every rival against the best of the others, over rounds; None before anything was judged."""
-    series = {c.name: found for c in report.contenders if (found := _against(c, report.contenders))}
+    series = {c.name: points for c in report.contenders if (points := _lead_by_round(c, report.contenders))}
     if not series:
         return None
     rounds = sorted({round for points in series.values() for round, _ in points})
@@ -138,7 +140,7 @@ def odds(report: Report) -> Html | None:
     )
 
 
-def _against(contender: Contender, contenders: Sequence[Contender]) -> list[tuple[int, float]]:
+def _lead_by_round(contender: Contender, contenders: Sequence[Contender]) -> list[tuple[int, float]]:
     """By round, the powers of ten between a rival's odds and the best of the others'."""
     points = []
     for mine in contender.history:
@@ -154,8 +156,8 @@ def _odds_grid(across: Axis, up: Axis, rounds: Sequence[int], top: float) -> Ite
         if abs(decade) <= top:
             y = up(decade)
             yield el("line", x1=across.first, x2=across.last, y1=y, y2=y, class_="zero" if decade == 0 else "grid")
-            said = f"{10**decade:,} : 1" if decade >= 0 else f"1 : {10**-decade:,}"
-            yield text(across.first - 8, y + 4, said, anchor="end")
+            label = f"{10**decade:,} : 1" if decade >= 0 else f"1 : {10**-decade:,}"
+            yield text(across.first - 8, y + 4, label, anchor="end")
     for bar in (log10(ODDS), -log10(ODDS)):
         yield el("line", x1=across.first, x2=across.last, y1=up(bar), y2=up(bar), class_="bar-line")
     yield text(across.first + 6, up(log10(ODDS)) - 5, f"supported above {ODDS:g} : 1", class_="tick faint")
@@ -166,7 +168,7 @@ def _odds_grid(across: Axis, up: Axis, rounds: Sequence[int], top: float) -> Ite
 def _odds_lines(
     series: Mapping[str, Sequence[tuple[int, float]]], order: Sequence[str], across: Axis, up: Axis
 ) -> Iterable[Html]:
-    heights = _apart([up(points[-1][1]) for points in series.values()], gap=15, last=up.first)
+    heights = _space_labels([up(points[-1][1]) for points in series.values()], gap=15, last=up.first)
     for (name, points), height in zip(series.items(), heights, strict=True):
         colour = f"s{min(order.index(name), COLOURS - 1)}"
         places = " ".join(f"{across(round):.1f},{up(value):.1f}" for round, value in points)
@@ -182,7 +184,7 @@ def _to_one(decades: float) -> str:
     return f"{size} : 1 {'for' if decades >= 0 else 'against'} it"
 
 
-def _apart(heights: Sequence[float], *, gap: float, last: float) -> list[float]:
+def _space_labels(heights: Sequence[float], *, gap: float, last: float) -> list[float]:
     """The heights, moved so that labels do not overlap and none is below `last`."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     placed = list(heights)
@@ -195,7 +197,7 @@ def _apart(heights: Sequence[float], *, gap: float, last: float) -> list[float]:
 
 def agreement(report: Report, name: str, *, colour: int) -> Html | None:
     """What a hypothesis expected of every item against what was seen; None where it expected nothing."""
-    points = _gathered(report, name)
+    points = _group_points(report, name)
     if not points:
         return None
     ends = [value for place in points for value in place]
@@ -217,13 +219,13 @@ def agreement(report: Report, name: str, *, colour: int) -> Html | None:
     dots = [
         el(
             "g",
-            el("title", f"{_listed(labels)}: {short(expected)} expected, {short(seen)} seen"),
-            el("circle", cx=across(expected), cy=up(seen), r=2.6 + min(5.0, log2(len(labels)) / 2)),
+            el("title", f"{_list_labels(labels)}: {short(expected)} expected, {short(value)} seen"),
+            el("circle", cx=across(expected), cy=up(value), r=2.6 + min(5.0, log2(len(labels)) / 2)),
             class_=f"cloud s{min(colour, COLOURS - 1)}",
         )
-        for (expected, seen), labels in points.items()
+        for (expected, value), labels in points.items()
     ]
-    drawn = svg(
+    plot = svg(
         304,
         300,
         f"forecasts of {name} against what was seen",
@@ -233,10 +235,10 @@ def agreement(report: Report, name: str, *, colour: int) -> Html | None:
         text(166, 296, "expected", anchor="middle", class_="axis"),
         text(46, 22, "seen", class_="axis"),
     )
-    return el("figure", drawn, el("figcaption", el("b", name), f" {sum(map(len, points.values())):,} forecasts"))
+    return el("figure", plot, el("figcaption", el("b", name), f" {sum(map(len, points.values())):,} forecasts"))
 
 
-def _gathered(report: Report, name: str) -> dict[tuple[float, float], list[str]]:
+def _group_points(report: Report, name: str) -> dict[tuple[float, float], list[str]]:
     """Items by what was expected and what was seen, to hundredths: those of one place are one dot."""
     places: dict[tuple[float, float], list[str]] = {}
     for trial in report.experiments:
@@ -247,7 +249,7 @@ def _gathered(report: Report, name: str) -> dict[tuple[float, float], list[str]]
     return places
 
 
-def _listed(labels: Sequence[str]) -> str:
+def _list_labels(labels: Sequence[str]) -> str:
     return ", ".join(labels[:3]) + (f" and {len(labels) - 3:,} more" if len(labels) > 3 else "")
 
 
@@ -265,12 +267,14 @@ class Point(NamedTuple):
 def curve(points: Sequence[Point], *, across: str, up: str) -> Html:
     """A line through points with a band of their intervals, and one of their controls. `across` and `up` name the
     axes."""
-    found = [value for p in points for value in p[1:] if value is not None]
+    values = [value for p in points for value in p[1:] if value is not None]
     x = Axis(min(p.x for p in points), max(p.x for p in points), 56, 330)
-    y = Axis(min(0.0, *found), max(0.0, *found), 150, 12)
+    y = Axis(min(0.0, *values), max(0.0, *values), 150, 12)
     line = " ".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in points)
     dots = (el("circle", cx=x(p.x), cy=y(p.y), r=3) for p in points)
-    marks = [el("g", el("title", _said(p, across)), dot, class_="dot s0") for p, dot in zip(points, dots, strict=True)]
+    marks = [
+        el("g", el("title", _point_title(p, across)), dot, class_="dot s0") for p, dot in zip(points, dots, strict=True)
+    ]
     ends = sorted({y.low, 0.0, y.high})
     return svg(
         350,
@@ -294,7 +298,7 @@ def _band(x: Axis, y: Axis, ends: Sequence[tuple[float, float | None, float | No
     return el("polygon", points=" ".join(there + back), class_=class_) if there and back else None
 
 
-def _said(point: Point, across: str) -> str:
+def _point_title(point: Point, across: str) -> str:
     interval = "" if point.low is None or point.high is None else f" ({short(point.low)} to {short(point.high)})"
     return f"{across} {short(point.x)}: {short(point.y)}{interval}"
 
@@ -303,18 +307,18 @@ def bars(rows: Sequence[tuple[str, Point]], *, label: str) -> Html:
     """Named values as horizontal bars with whiskers; `Point.x` is not used."""
     values = [value for _, p in rows for value in (p.y, p.low, p.high) if value is not None]
     x = Axis(min(0.0, *values), max(0.0, *values) or 1.0, 150, 420)
-    drawn: list[Html] = []
+    marks: list[Html] = []
     for number, (name, p) in enumerate(rows):
         top, zero, end = 6 + 22 * number, x(0.0), x(p.y)
-        drawn.append(text(142, top + 12, _clipped(visible(name)), anchor="end", class_="name"))
-        drawn.append(
+        marks.append(text(142, top + 12, _clip(visible(name)), anchor="end", class_="name"))
+        marks.append(
             el("rect", x=min(zero, end), y=top, width=max(abs(end - zero), 1.0), height=15, rx=2, class_="fill s0")
         )
         if p.low is not None and p.high is not None:
-            drawn.append(el("line", x1=x(p.low), x2=x(p.high), y1=top + 7.5, y2=top + 7.5, class_="whisker"))
-        drawn.append(text(428, top + 12, short(p.y)))
-    drawn.append(el("line", x1=x(0.0), x2=x(0.0), y1=2, y2=22 * len(rows) + 4, class_="zero"))
-    return svg(480, 22 * len(rows) + 8, label, *drawn)
+            marks.append(el("line", x1=x(p.low), x2=x(p.high), y1=top + 7.5, y2=top + 7.5, class_="whisker"))
+        marks.append(text(428, top + 12, short(p.y)))
+    marks.append(el("line", x1=x(0.0), x2=x(0.0), y1=2, y2=22 * len(rows) + 4, class_="zero"))
+    return svg(480, 22 * len(rows) + 8, label, *marks)
 
 
 def interval(
@@ -347,5 +351,5 @@ def interval(
     )
 
 
-def _clipped(name: str) -> str:
+def _clip(name: str) -> str:
     return name if len(name) <= 20 else f"{name[:19]}…"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...data.store.journal_values import Json
-from .citations import Cited, cite_name, cited, line, quoted, visible
+from .citations import Cited, cite, cite_name, line, quote, visible
 
 _CONTENDERS, _TRIALS, _SURVEYS, _CLAIMS, _SCORES = 5, 12, 4, 5, 6
 """Rows that are shown of each."""
@@ -65,9 +65,9 @@ def _source(report: "Report") -> list[str]:
 
 
 def _holdout(report: "Report") -> list[str]:
-    found = sorted(report.scores, key=_rank)
-    rows = [_score(score) for score in found[:_SCORES]]
-    read = cited(f"{len(report.peeks)}", ["holdout"])
+    scores = sorted(report.scores, key=_rank)
+    rows = [_score(score) for score in scores[:_SCORES]]
+    read = cite(f"{len(report.peeks)}", ["holdout"])
     if report.peeks:
         rows.append(
             line(
@@ -81,8 +81,8 @@ def _holdout(report: "Report") -> list[str]:
 
 
 def _rank(score: Mapping[str, Any]) -> int:
-    known = (score["examples"], score["metric"])
-    return HEADLINES.index(known) if known in HEADLINES else len(HEADLINES)
+    key = (score["examples"], score["metric"])
+    return HEADLINES.index(key) if key in HEADLINES else len(HEADLINES)
 
 
 def _score(score: Mapping[str, Any]) -> str:
@@ -98,7 +98,7 @@ def _score(score: Mapping[str, Any]) -> str:
     ]
     if best is not None:
         parts += ["; best baseline ", _number(best, ["holdout"])]
-    return line(*parts, "; n ", cited(f"{score['n']:,}", ["holdout"]))
+    return line(*parts, "; n ", cite(f"{score['n']:,}", ["holdout"]))
 
 
 COUNTERFACTUAL = ("counterfactual", "context")
@@ -113,13 +113,13 @@ def _rivals(report: "Report") -> list[str]:
 
 def _rival(contender: "Contender", every: Sequence[str]) -> str:
     # The odds of one without opinions move by what the others foretold.
-    seen = [told.experiment for told in contender.forecasts if told.for_odds] or every
+    sources = [forecast.experiment for forecast in contender.forecasts if forecast.for_odds] or every
     parts: list[str | Cited] = [contender.name, " ", contender.status]
-    if seen:
+    if sources:
         numbers = f"share {contender.share:.2f}, resolved {contender.resolved} ({contender.silences} on silence)"
         if contender.hits is not None and contender.brier is not None:
             numbers += f", hits {contender.hits:.2f}, Brier {contender.brier:.2f}"
-        parts += [", ", cited(numbers, seen)]
+        parts += [", ", cite(numbers, sources)]
     return line(*parts, ": ", _quote(contender.body["text"], [contender.name]))
 
 
@@ -127,7 +127,7 @@ def _cut(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> l
     """The trials, where there are too many the last of them: what was asked when most was known."""
     shown = trials[-most:]
     leader = report.leader
-    said = {told.experiment: told for told in leader.forecasts} if leader else {}
+    forecasts = {forecast.experiment: forecast for forecast in leader.forecasts} if leader else {}
     rows = _more(len(trials) - len(shown), f"earlier {what}", [trial.name for trial in trials[: len(trials) - most]])
     for trial in shown:
         parts: list[str | Cited] = [trial.name, " ", cite_name(trial.tool)]
@@ -141,11 +141,10 @@ def _cut(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> l
             parts += [": ", _number(result["effect"], [trial.name], result["low"], result["high"], units=units)]
         if (control := result["control"]) is not None and control["value"] is not None:
             parts += ["; control ", _number(control["value"], [trial.name], control["low"], control["high"])]
-        if (told := said.get(trial.name)) is not None and leader is not None:
-            means = (
-                f"{short(told.expected)} expected, {short(told.seen)} seen, hits {told.hits * told.n:.0f} of {told.n}"
-            )
-            parts += [f"; {leader.name} ", cited(means, [trial.name])]
+        if (forecast := forecasts.get(trial.name)) is not None and leader is not None:
+            hits = f"hits {forecast.hits * forecast.n:.0f} of {forecast.n}"
+            means = f"{short(forecast.expected)} expected, {short(forecast.seen)} seen, {hits}"
+            parts += [f"; {leader.name} ", cite(means, [trial.name])]
         rows.append(line(*parts))
     return rows
 
@@ -190,7 +189,7 @@ def _spent(report: "Report") -> list[str]:
         used, most = report.spent[kind], report.limits.get(limit)
         if used or most:
             of = "" if most is None else f" of {amount(kind, most)}"
-            parts += ["; " if parts else "", f"{kind} ", cited(f"{amount(kind, used)}{of}", ["ledger"])]
+            parts += ["; " if parts else "", f"{kind} ", cite(f"{amount(kind, used)}{of}", ["ledger"])]
     return [line(*parts)] if parts else []
 
 
@@ -214,11 +213,11 @@ def _provenance(report: "Report") -> list[str]:
     rows = [
         line(
             "id ",
-            cited(report.id, ["chain"]),
+            cite(report.id, ["chain"]),
             "; policy ",
             cite_name(report.policy),
             "; predictions ",
-            cited(f"{report.predictions:,}", ["chain"]),
+            cite(f"{report.predictions:,}", ["chain"]),
             ", made before they were tested; the chain ",
             "holds" if report.broken is None else "is BROKEN at " + report.broken,
         )
@@ -227,19 +226,19 @@ def _provenance(report: "Report") -> list[str]:
         if values:
             rows.append(line(name, " ", _quote(json.dumps(values, ensure_ascii=False, sort_keys=True), ["journal"])))
     if report.hash is not None:
-        rows.append(line("frozen as ", cited(report.hash, ["chain"]), " before the holdout was read"))
+        rows.append(line("frozen as ", cite(report.hash, ["chain"]), " before the holdout was read"))
     return rows
 
 
 def _more(count: int, what: str, sources: Iterable[str]) -> list[str]:
-    return [line(cited(f"{count:,}", sources), f" {what}")] if count > 0 else []
+    return [line(cite(f"{count:,}", sources), f" {what}")] if count > 0 else []
 
 
 def _number(
     value: float, sources: Iterable[str], low: float | None = None, high: float | None = None, *, units: str = ""
 ) -> Cited:
     interval = "" if low is None or high is None else f" ({short(low)} to {short(high)})"
-    return cited(f"{short(value)}{interval}{f' {units}' if units else ''}", sources)
+    return cite(f"{short(value)}{interval}{f' {units}' if units else ''}", sources)
 
 
 TINY = 0.0005
@@ -258,7 +257,7 @@ def short(value: float) -> str:
 def _quote(text: str, sources: Iterable[str], *, whole: bool = False) -> Cited:
     spelled = visible(text)
     cut = spelled if whole or len(spelled) <= _WORDS else f"{spelled[:_WORDS]}…"
-    return quoted(cut, sources)
+    return quote(cut, sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,8 +385,9 @@ class Report:
     @property
     def question(self) -> str:
         """What is asked of the target."""
-        asked = "What does {} respond to, and what does it do?" if self.kind == "feature" else "What brings {} about?"
-        return asked.format(self.target)
+        if self.kind == "feature":
+            return f"What does {self.target} respond to, and what does it do?"
+        return f"What brings {self.target} about?"
 
     @property
     def leader(self) -> Contender | None:

@@ -7,7 +7,7 @@ reads the whole text, or where none has a rule), so that what is left of the dif
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -16,8 +16,20 @@ from ...causal.measures import mean
 from ...rules.language import Class, Condition, Position, Regex, Text, Token
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
-from .places import ACTIVE, Place, excerpt, fires_on, generator, in_turn, near_misses, places, silent_window, training
-from .window_edits import Expecting, as_expected, conditions, expected, flipped, ruled
+from .base import FeatureTool
+from .places import (
+    ACTIVE,
+    Place,
+    excerpt,
+    find_near_misses,
+    find_places,
+    fires_on,
+    generator,
+    in_turn,
+    silent_window,
+    training_windows,
+)
+from .window_edits import Expecting, conditions, expectations, filter_by_expectation, flipped, names_with_rules
 
 POOL = 400
 """Places of each kind among which the rivals' disagreement chooses."""
@@ -32,31 +44,27 @@ class MineArgs(Expecting, frozen=True):
     count: int = Field(40, ge=2, le=400, description="how many places, half of them silent ones where there are any")
 
 
-class MineNearMisses:
+class MineNearMisses(FeatureTool[MineArgs]):
     """Finds corpus places that hold the tokens on which it fires, active and silent ones, first those on which rivals
     disagree, and measures them with all the context replaced that no rival reads. Gives the share that changes by
     this; `found` sets the tokens before silent places against those before active ones, so exceptions show."""
 
-    name: ClassVar[str] = "mine_near_misses"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[MineArgs] = MineArgs
+    name = "mine_near_misses"
 
     def design(self, args: MineArgs, lab: FeatureLab) -> Design:
         """Copies of the chosen places; the control is tokens on which it never fires."""
         rng, reach = generator(lab, args.seed, "mine"), _reach(lab)
         pools = [
-            places(lab, "active", POOL, seed=args.seed),
-            near_misses(lab, POOL, seed=args.seed),
+            find_places(lab, "active", POOL, seed=args.seed),
+            find_near_misses(lab, POOL, seed=args.seed),
             _others(lab, CONTROLS, rng),
         ]
         active, silent, others = (
             [_copy(lab, place, f"{kind} {i}", rng, reach) for i, place in enumerate(pool, start=1)]
             for kind, pool in zip(("active", "silent", "other"), pools, strict=True)
         )
-        kept = as_expected(lab, [*silent, *active], args.expect)
-        chosen = in_turn(_telling_first(lab, kept), lambda item: item.about["was"] >= ACTIVE)[: args.count]
+        eligible = filter_by_expectation(lab, [*silent, *active], args.expect)
+        chosen = in_turn(_disputed_first(lab, eligible), lambda item: item.about["was"] >= ACTIVE)[: args.count]
         question = f"Do places with the same token behave as in the corpus when {reach} tokens before it are kept?"
         control = [[list(item.ids), item.pivot] for item in others]
         return Design(question, "response", tuple(chosen), {"control": control, "kept": reach})
@@ -64,8 +72,8 @@ class MineNearMisses:
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of places at another level than in the corpus."""
         control = [Item("other", tuple(ids), pivot) for ids, pivot in design.plan["control"]]
-        found = lab.respond([*design.items, *control])
-        values, others = found[: len(design.items)], found[len(design.items) :]
+        responses = lab.respond([*design.items, *control])
+        values, others = responses[: len(design.items)], responses[len(design.items) :]
         flips = flipped(values, [item.about["was"] for item in design.items])
         share = mean([float(flip) for flip in flips], seed=lab.seed)
         quiet = mean(others, seed=lab.seed) if others else None
@@ -96,18 +104,18 @@ def _copy(lab: FeatureLab, place: Place, label: str, rng: np.random.Generator, r
     return Item(f"{label}: {text}", ids, place.pivot, {"was": round(place.value, 5), "text": text})
 
 
-def _telling_first(lab: FeatureLab, items: Sequence[Item]) -> list[Item]:
+def _disputed_first(lab: FeatureLab, items: Sequence[Item]) -> list[Item]:
     """Those on which the rivals' rules are furthest apart first; the order stays among equals."""
-    names = ruled(lab)
+    names = names_with_rules(lab)
     if len(names) < 2 or not items:
         return list(items)
-    said = np.array([expected(lab, name, items) for name in names], np.float64)
-    return [items[i] for i in np.argsort(-np.ptp(said, axis=0), kind="stable").tolist()]
+    predictions = np.array([expectations(lab, name, items) for name in names], np.float64)
+    return [items[i] for i in np.argsort(-np.ptp(predictions, axis=0), kind="stable").tolist()]
 
 
 def _others(lab: FeatureLab, count: int, rng: np.random.Generator) -> list[Place]:
     """Random places of tokens on which it never fires."""
-    windows, fires = training(lab), fires_on(lab)
+    windows, fires = training_windows(lab), fires_on(lab)
     rows, positions = np.nonzero(~np.isin(windows.ids, list(fires)))
     drawn = rng.choice(len(rows), size=min(count, len(rows)), replace=False).tolist()
     return [
@@ -118,7 +126,7 @@ def _others(lab: FeatureLab, count: int, rng: np.random.Generator) -> list[Place
 
 def _previous(lab: FeatureLab) -> dict[str, Any]:
     """What stands before active and before silent places of the tokens on which it fires, in the whole corpus part."""
-    windows = training(lab)
+    windows = training_windows(lab)
     here, before, values = windows.ids[:, 1:], windows.ids[:, :-1], windows.values[:, 1:]
     table, only = {}, Counter[str]()
     for token in list(fires_on(lab))[:SHOWN]:
@@ -137,7 +145,7 @@ def _previous(lab: FeatureLab) -> dict[str, Any]:
 
 def _reach(lab: FeatureLab) -> int:
     """How many tokens before the pivot the rivals' rules read, FAR at most."""
-    rules = [rule for name in ruled(lab) if (rule := lab.rivals[name].rule) is not None]
+    rules = [rule for name in names_with_rules(lab) if (rule := lab.rivals[name].rule) is not None]
     reaches = [_read_by(condition) for rule in rules for condition in conditions(rule)]
     return min(max(reaches, default=0), FAR) if rules else FAR
 

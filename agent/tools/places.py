@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ...data.records import Example
-from ...subject.errors import NeuronautError
 from ..loop.feature_lab import FeatureLab
 from ..loop.hypotheses import StrictModel
 from ..loop.levels import EDGES
+from ..loop.rejections import RejectedError
 
 SILENT, ACTIVE = EDGES[1], EDGES[2]
 """Below the one a place is silent, from the other on it is active; in units of the scale."""
@@ -79,16 +79,16 @@ class Windows(NamedTuple):
     """(row, position), in units of the scale."""
 
 
-def training(lab: FeatureLab) -> Windows:
+def training_windows(lab: FeatureLab) -> Windows:
     """The training examples, the strongest first, and the background."""
-    shown = {example.window for example in lab.examples}
-    rows = [row for row, digest in enumerate(lab.batch.background.digests) if digest not in shown]
+    digests = {example.window for example in lab.examples}
+    rows = [row for row, digest in enumerate(lab.batch.background.digests) if digest not in digests]
     ids = np.concatenate([np.stack([e.ids for e in lab.examples]), lab.batch.background.ids[rows]])
     values = np.concatenate([np.stack([e.activations for e in lab.examples]), lab.evidence.background[rows]])
     return Windows(ids.astype(np.int64), (values / lab.scale).astype(np.float32))
 
 
-def places(
+def find_places(
     lab: FeatureLab, where: Where, count: int, *, before: int = 0, windows: Sequence[str] = (), seed: int = 0
 ) -> list[Place]:
     """Up to `count` places with at least `before` tokens before them, of as many different tokens as there are.
@@ -97,19 +97,21 @@ def places(
     """
     if windows:
         return [_in_window(lab, lab.window(digest), where, before, seed) for digest in windows]
-    drawn = {"active": _active, "near_miss": near_misses, "silent": _silent}
+    drawn = {"active": _active, "near_miss": find_near_misses, "silent": _silent}
     chosen = drawn[where](lab, count, before, seed)
     if not chosen:
-        raise NeuronautError(
+        raise RejectedError(
+            "no_place",
             f"{lab.target} has no {where} place with {before} tokens before it in its training windows; "
-            f"use {'silent' if where != 'silent' else 'active'} places, or fewer tokens before"
+            f"use {'silent' if where != 'silent' else 'active'} places, or fewer tokens before",
+            where=where,
         )
     return chosen
 
 
-def near_misses(lab: FeatureLab, count: int, before: int = 0, seed: int = 0) -> list[Place]:
+def find_near_misses(lab: FeatureLab, count: int, before: int = 0, seed: int = 0) -> list[Place]:
     """Random silent places of the tokens on which it fires, of those on which it fires most often first."""
-    windows, fires = training(lab), fires_on(lab)
+    windows, fires = training_windows(lab), fires_on(lab)
     rank = np.full(len(lab.vocabulary), -1)
     rank[list(fires)] = np.arange(len(fires))
     silent = (rank[windows.ids] >= 0) & (windows.values < SILENT)
@@ -117,33 +119,33 @@ def near_misses(lab: FeatureLab, count: int, before: int = 0, seed: int = 0) -> 
     rows, positions = np.nonzero(silent)
     drawn = generator(lab, seed, "near misses").permutation(len(rows))
     order = drawn[np.argsort(rank[windows.ids[rows[drawn], positions[drawn]]], kind="stable")]
-    found = zip(rows[order].tolist(), positions[order].tolist(), strict=True)
+    pairs = zip(rows[order].tolist(), positions[order].tolist(), strict=True)
     return [
         Place(tuple(windows.ids[row].tolist()), pivot, float(windows.values[row, pivot]))
-        for row, pivot in in_turn(found, lambda at: int(windows.ids[at]))[:count]
+        for row, pivot in in_turn(pairs, lambda at: int(windows.ids[at]))[:count]
     ]
 
 
 def _silent(lab: FeatureLab, count: int, before: int, seed: int) -> list[Place]:
     """Random silent places, of different windows, of tokens on which it does not fire."""
-    windows = training(lab)
+    windows = training_windows(lab)
     quiet = (windows.values < SILENT) & ~np.isin(windows.ids, list(fires_on(lab)))
     quiet[:, :before] = False
     rng = generator(lab, seed, "silent places")
     rows = rng.permutation(np.flatnonzero(quiet.any(axis=1)))[:count].tolist()
     pivots = [int(rng.choice(np.flatnonzero(quiet[row]))) for row in rows]
-    found = zip(rows, pivots, strict=True)
-    return [Place(tuple(windows.ids[row].tolist()), at, float(windows.values[row, at])) for row, at in found]
+    pairs = zip(rows, pivots, strict=True)
+    return [Place(tuple(windows.ids[row].tolist()), at, float(windows.values[row, at])) for row, at in pairs]
 
 
 def fires_on(lab: FeatureLab) -> dict[int, float]:
     """By token id, the share of its occurrences that are active, of tokens that ever are; the highest first."""
-    windows = training(lab)
+    windows = training_windows(lab)
     size = len(lab.vocabulary)
-    seen = np.bincount(windows.ids.ravel(), minlength=size)
+    counts = np.bincount(windows.ids.ravel(), minlength=size)
     active = np.bincount(windows.ids[windows.values >= ACTIVE], minlength=size)
-    found = np.flatnonzero(active)
-    shares = {int(token): float(active[token] / seen[token]) for token in found}
+    tokens = np.flatnonzero(active)
+    shares = {int(token): float(active[token] / counts[token]) for token in tokens}
     return dict(sorted(shares.items(), key=lambda pair: (-pair[1], -int(active[pair[0]]), pair[0])))
 
 
@@ -171,15 +173,15 @@ def generator(lab: FeatureLab, seed: int, use: str) -> np.random.Generator:
     return np.random.default_rng([lab.seed, seed, zlib.crc32(use.encode())])
 
 
-def in_turn(found: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
+def in_turn(items: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
     """Reordered so that the first of every group come first, then the second of every group, and so on."""
     met: Counter[Hashable] = Counter()
     ranked: list[tuple[int, T]] = []
-    for one in found:
-        group = key(one)
-        ranked.append((met[group], one))
+    for item in items:
+        group = key(item)
+        ranked.append((met[group], item))
         met[group] += 1
-    return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
+    return [item for _, item in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def excerpt(lab: FeatureLab, ids: Sequence[int], pivot: int, *, before: int = 8) -> str:
@@ -190,8 +192,8 @@ def excerpt(lab: FeatureLab, ids: Sequence[int], pivot: int, *, before: int = 8)
 
 def _active(lab: FeatureLab, count: int, before: int, seed: int) -> list[Place]:
     """Of every example that has one, one place; the strongest examples first."""
-    found = (_active_in(lab, example, before, seed) for example in lab.examples)
-    return in_turn([place for place in found if place is not None], lambda place: place.token)[:count]
+    candidates = (_active_in(lab, example, before, seed) for example in lab.examples)
+    return in_turn([place for place in candidates if place is not None], lambda place: place.token)[:count]
 
 
 def _active_in(lab: FeatureLab, example: Example, before: int, seed: int) -> Place | None:
@@ -217,7 +219,8 @@ def _in_window(lab: FeatureLab, example: Example, where: Where, before: int, see
         pivot = min(here, key=lambda p: rank.get(int(example.ids[p]), 0), default=None)
         place = None if pivot is None else Place(tuple(example.ids.tolist()), pivot, float(values[pivot]))
     if place is None:
-        raise NeuronautError(f"window {example.window} has no {where} place with {before} tokens before it")
+        message = f"window {example.window} has no {where} place with {before} tokens before it"
+        raise RejectedError("no_place", message, where=where)
     return place
 
 

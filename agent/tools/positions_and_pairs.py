@@ -12,7 +12,7 @@ does so because of which token stands where.
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -22,8 +22,20 @@ from ...rules.evaluate import TokenGrid
 from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
-from .places import ACTIVE, Carried, Place, Where, common_tokens, excerpt, generator, in_turn, places, silent_window
-from .window_edits import Expecting, as_expected, by_carrier, changed, design_changes, measure_changes
+from .base import FeatureTool
+from .places import (
+    ACTIVE,
+    Carried,
+    Place,
+    Where,
+    common_tokens,
+    excerpt,
+    find_places,
+    generator,
+    in_turn,
+    silent_window,
+)
+from .window_edits import Expecting, by_carrier, changed_copy, design_changes, filter_by_expectation, measure_changes
 
 LONGEST_PERIOD = 8
 """Of every so-manyth position."""
@@ -35,22 +47,18 @@ class SweepArgs(Carried, Expecting, frozen=True):
     context: int = Field(4, ge=0, le=32, description="tokens before the pivot that move with it")
 
 
-class SweepPositions:
+class SweepPositions(FeatureTool[SweepArgs]):
     """Moves the pivot, with the tokens right before it, to every position of the window. Gives the share of positions
     at which it fires, the range of these, and whether it is every so-manyth one."""
 
-    name: ClassVar[str] = "sweep_positions"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[SweepArgs] = SweepArgs
+    name = "sweep_positions"
 
     def design(self, args: SweepArgs, lab: FeatureLab) -> Design:
         """Every position for every carrier; at the first ones the context that moves along is cut."""
-        found = places(lab, args.carriers, args.count, windows=args.windows, seed=args.seed)
+        carriers = find_places(lab, args.carriers, args.count, windows=args.windows, seed=args.seed)
         rng = generator(lab, args.seed, "sweep")
         items, control = [], []
-        for number, place in enumerate(found, start=1):
+        for number, place in enumerate(carriers, start=1):
             filling = silent_window(lab, rng, position=place.pivot).tolist()
             segment = place.ids[max(0, place.pivot - args.context) : place.pivot + 1]
             control.append(filling)
@@ -59,10 +67,10 @@ class SweepPositions:
                 ids = (*filling[: position + 1 - len(moved)], *moved, *filling[position + 1 :])
                 about = {"carrier": number, "position": position}
                 items.append(Item(f"carrier {number} at {position}", ids, position, about))
-        items = as_expected(lab, items, args.expect)
-        told = [excerpt(lab, place.ids, place.pivot, before=args.context) for place in found]
+        items = filter_by_expectation(lab, items, args.expect)
+        texts = [excerpt(lab, place.ids, place.pivot, before=args.context) for place in carriers]
         question = "At which positions of the window does it fire?"
-        return Design(question, "response", tuple(items), {"carriers": told, "control": control})
+        return Design(question, "response", tuple(items), {"carriers": texts, "control": control})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of positions at which it fires; `found` has the mean by position and what the positions are."""
@@ -80,26 +88,26 @@ class SweepPositions:
             normalised_by=lab.normalised_by,
             control=Control("the text around, at the same positions", quiet.value, *(quiet.interval or ())),
             found={
-                **_told(design.items, values),
-                "control": _told(design.items, others),
+                **_summarise(design.items, values),
+                "control": _summarise(design.items, others),
                 "carriers": design.plan["carriers"],
             },
         )
 
 
-def _told(items: Sequence[Item], values: Sequence[float]) -> Mapping[str, Any]:
+def _summarise(items: Sequence[Item], values: Sequence[float]) -> Mapping[str, Any]:
     """The curve over positions, and the range and period of those that are active in most carriers."""
     groups: dict[int, list[float]] = {}
     for item, value in zip(items, values, strict=True):
         groups.setdefault(item.pivot, []).append(value)
     curve = {position: float(np.median(groups[position])) for position in sorted(groups)}
     active = [position for position, value in curve.items() if value >= ACTIVE]
-    told: dict[str, Any] = {"median by position": {str(p): round(value, 3) for p, value in curve.items()}}
+    summary: dict[str, Any] = {"median by position": {str(p): round(value, 3) for p, value in curve.items()}}
     if active:
         inside = [position for position in curve if active[0] <= position <= active[-1]]
-        told |= {"first": active[0], "last": active[-1], "share between": round(len(active) / len(inside), 3)}
-        told["every"] = _period(inside, active)
-    return told
+        summary |= {"first": active[0], "last": active[-1], "share between": round(len(active) / len(inside), 3)}
+        summary["every"] = _period(inside, active)
+    return summary
 
 
 def _period(inside: Sequence[int], active: Sequence[int]) -> int | None:
@@ -120,31 +128,27 @@ class SwapArgs(Carried, Expecting, frozen=True):
     each: int = Field(10, ge=2, le=40, description="changes of each carrier")
 
 
-class SwapPairs:
+class SwapPairs(FeatureTool[SwapArgs]):
     """Swaps or replaces two tokens before the pivot together, keeping length, position and what is open (quotes,
     brackets). Tells whether the previous token matters or something that is counted over the text: compare the group
     "previous token" with the group "others"."""
 
-    name: ClassVar[str] = "swap_pairs"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[SwapArgs] = SwapArgs
+    name = "swap_pairs"
 
     def design(self, args: SwapArgs, lab: FeatureLab) -> Design:
         """Of every carrier as many changes that involve the previous token as ones that do not, where there are."""
-        found = places(lab, args.carriers, args.count, before=3, windows=args.windows, seed=args.seed)
+        carriers = find_places(lab, args.carriers, args.count, before=3, windows=args.windows, seed=args.seed)
         rng, tokens = generator(lab, args.seed, "pairs"), common_tokens(lab)
         items = []
-        for number, place in enumerate(found, start=1):
-            made = [change for change in _changes(place, number, tokens, lab, rng) if change.ids != place.ids]
-            kept = [item for item, same in zip(made, _same_state(lab, place, made), strict=True) if same]
-            items += in_turn(kept, lambda item: item.about["group"])[: args.each]
+        for number, place in enumerate(carriers, start=1):
+            changes = [change for change in _changes(place, number, tokens, lab, rng) if change.ids != place.ids]
+            balanced = [item for item, same in zip(changes, _same_state(lab, place, changes), strict=True) if same]
+            items += in_turn(balanced, lambda item: item.about["group"])[: args.each]
         if not items:
             raise NeuronautError(f"{lab.target}: no pair of tokens can change without opening or closing a quotation")
-        items = as_expected(lab, items, args.expect)
+        items = filter_by_expectation(lab, items, args.expect)
         question = "Does the previous token matter when length, position and what is open stay as they are?"
-        return design_changes(question, lab, found, items, seed=args.seed)
+        return design_changes(question, lab, carriers, items, seed=args.seed)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of changes that flip; by group in `found`."""
@@ -158,19 +162,19 @@ def _changes(place: Place, number: int, tokens: list[int], lab: FeatureLab, rng:
         near, far = pairs[index]
         at = (place.pivot - near, place.pivot - far)
         swap = {at[0]: place.ids[at[1]], at[1]: place.ids[at[0]]}
-        drawn = dict(zip(at, rng.choice(tokens, size=2).tolist(), strict=True))
+        replacement = dict(zip(at, rng.choice(tokens, size=2).tolist(), strict=True))
         which = "previous token" if near == 1 else "others"
-        for verb, change in (("swapped", swap), ("replaced", drawn)):
-            told = f"{verb} -{near} and -{far} of carrier {number}"
+        for verb, change in (("swapped", swap), ("replaced", replacement)):
+            label = f"{verb} -{near} and -{far} of carrier {number}"
             if verb == "replaced":
-                told += f": {''.join(lab.vocabulary[change[position]] for position in reversed(at))!r}"
+                label += f": {''.join(lab.vocabulary[change[position]] for position in reversed(at))!r}"
             # A token that is put where it was would be no change of the previous one.
             if change[at[0]] != place.ids[at[0]]:
-                yield changed(place, place.change(change), carrier=number, label=told, group=f"{which} {verb}")
+                yield changed_copy(place, place.change(change), carrier=number, label=label, group=f"{which} {verb}")
 
 
-def _same_state(lab: FeatureLab, place: Place, made: list[Item]) -> list[bool]:
+def _same_state(lab: FeatureLab, place: Place, items: list[Item]) -> list[bool]:
     """Whether the same is open at the pivot as in the unchanged window."""
-    grid = TokenGrid(lab.vocabulary, np.array([place.ids, *(item.ids for item in made)], np.int64))
+    grid = TokenGrid(lab.vocabulary, np.array([place.ids, *(item.ids for item in items)], np.int64))
     state = grid.open[:, place.pivot]
     return (state[1:] == state[0]).tolist()

@@ -7,7 +7,7 @@ word there. The headline is what the thing does: the mean of copies with it less
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,8 +17,9 @@ from ...rules.language import CLASSES
 from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
-from .places import Carried, Place, common_tokens, excerpt, generator, near_misses, places
-from .window_edits import Expecting, as_expected
+from .base import FeatureTool
+from .places import Carried, Place, common_tokens, excerpt, find_near_misses, find_places, generator
+from .window_edits import Expecting, filter_by_expectation
 
 State = Literal["repeat", "induction", "double", "single", "parentheses", "brackets", "braces"]
 MARKS: Mapping[str, tuple[str, str]] = {
@@ -42,41 +43,37 @@ class ProbeArgs(Carried, Expecting, frozen=True):
     count: int = Field(6, ge=1, le=24, description="how many places, half of them near misses where there are any")
 
 
-class ProbeState:
+class ProbeState(FeatureTool[ProbeArgs]):
     """Puts an earlier copy of the pivot token in or takes it away, or opens and closes a quote or bracket before it, at
     several distances. Gives how much the copy or the open mark adds; `found` has the mean by distance."""
 
-    name: ClassVar[str] = "probe_state"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[ProbeArgs] = ProbeArgs
+    name = "probe_state"
 
     def design(self, args: ProbeArgs, lab: FeatureLab) -> Design:
         """Each place bare, and with the thing at every distance; the control is a neutral word at the same ones."""
         marks = _marks(lab, args.what) if args.what in MARKS else None
         rng, neutral = generator(lab, args.seed, "probe"), _neutral(lab)
-        items, control, told = [], [], []
+        items, control, texts = [], [], []
         for number, place in enumerate(_places(lab, args), start=1):
             words = [token for token in neutral if token != place.token]
-            bare = _bare(lab, place, args.what, words, rng)
-            told.append(excerpt(lab, place.ids, place.pivot))
+            bare = _strip(lab, place, args.what, words, rng)
+            texts.append(excerpt(lab, place.ids, place.pivot))
             items.append(_item(bare, place, number, "bare", 0))
             for distance in (d for d in DISTANCES if d <= place.pivot):
-                made = _with(bare, place, args.what, distance, marks)
-                items += [_item(ids, place, number, way, distance) for way, ids in made.items()]
+                variants = _variants(bare, place, args.what, distance, marks)
+                items += [_item(ids, place, number, way, distance) for way, ids in variants.items()]
                 at = place.pivot - distance
                 control.append([[*bare[:at], int(rng.choice(words)), *bare[at + 1 :]], place.pivot, number])
-        items = as_expected(lab, items, args.expect)
+        items = filter_by_expectation(lab, items, args.expect)
         what = "an earlier copy of the token" if marks is None else f"an open mark ({args.what})"
-        plan = {"carriers": told, "control": control}
+        plan = {"carriers": texts, "control": control}
         return Design(f"Does {what} before the pivot matter, and how far away?", "response", tuple(items), plan)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The mean with the thing less the mean without, over places; of the control likewise."""
         control = [Item("neutral", tuple(ids), pivot) for ids, pivot, _ in design.plan["control"]]
-        found = lab.respond([*design.items, *control])
-        values, others = found[: len(design.items)], found[len(design.items) :]
+        responses = lab.respond([*design.items, *control])
+        values, others = responses[: len(design.items)], responses[len(design.items) :]
         without: dict[int, list[float]] = {}
         there: dict[int, list[float]] = {}
         curves: dict[str, dict[str, list[float]]] = {}
@@ -84,14 +81,14 @@ class ProbeState:
             way, carrier = item.about["way"], item.about["carrier"]
             (there if way in WITH else without).setdefault(carrier, []).append(value)
             curves.setdefault(way, {}).setdefault(str(item.about["distance"]), []).append(value)
-        both = [carrier for carrier in there if carrier in without]
-        if not both:
+        carriers = [carrier for carrier in there if carrier in without]
+        if not carriers:
             raise NeuronautError("no place is left both with and without it; use expect=any")
-        gain = mean([float(np.mean(there[c]) - np.mean(without[c])) for c in both], seed=lab.seed)
+        gain = mean([float(np.mean(there[c]) - np.mean(without[c])) for c in carriers], seed=lab.seed)
         random_control = [
             value - float(np.mean(without[number]))
             for value, (_, _, number) in zip(others, design.plan["control"], strict=True)
-            if number in both
+            if number in carriers
         ]
         quiet = mean(random_control, seed=lab.seed) if random_control else None
         means = {way: {d: round(float(np.mean(v)), 3) for d, v in curve.items()} for way, curve in curves.items()}
@@ -99,7 +96,7 @@ class ProbeState:
             values,
             gain.value,
             *(gain.interval or (None, None)),
-            n=len(both),
+            n=len(carriers),
             units="share of the scale, added",
             normalised_by=lab.normalised_by,
             control=quiet and Control("a neutral word at the same places", quiet.value, *(quiet.interval or ())),
@@ -110,20 +107,20 @@ class ProbeState:
 def _places(lab: FeatureLab, args: ProbeArgs) -> list[Place]:
     """Active places and near misses, half of each where there are."""
     if args.windows:
-        return places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
-    silent = near_misses(lab, args.count // 2, before=2, seed=args.seed)
-    return [*places(lab, "active", args.count - len(silent), before=2, seed=args.seed), *silent]
+        return find_places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
+    silent = find_near_misses(lab, args.count // 2, before=2, seed=args.seed)
+    return [*find_places(lab, "active", args.count - len(silent), before=2, seed=args.seed), *silent]
 
 
 def _marks(lab: FeatureLab, what: str) -> tuple[int, int]:
     """The commonest tokens that are nothing but the opening and the closing mark."""
-    found = []
+    tokens = []
     for mark in MARKS[what]:
         token = next((token for token in common_tokens(lab) if lab.vocabulary[token].strip() == mark), None)
         if token is None:
             raise NeuronautError(f"no token of the corpus is {mark!r} alone; probe something else than {what}")
-        found.append(token)
-    return found[0], found[1]
+        tokens.append(token)
+    return tokens[0], tokens[1]
 
 
 def _neutral(lab: FeatureLab) -> list[int]:
@@ -131,7 +128,7 @@ def _neutral(lab: FeatureLab) -> list[int]:
     return [token for token in common_tokens(lab) if CLASSES["word"](lab.vocabulary[token])]
 
 
-def _bare(lab: FeatureLab, place: Place, what: str, words: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
+def _strip(lab: FeatureLab, place: Place, what: str, words: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
     """The window without any earlier copy of the pivot token, or without any of the marks before it."""
     if what in MARKS:
         goes = [any(mark in lab.vocabulary[token] for mark in MARKS[what]) for token in place.ids[: place.pivot]]
@@ -141,16 +138,16 @@ def _bare(lab: FeatureLab, place: Place, what: str, words: Sequence[int], rng: n
     return place.change({position: drawn[position] for position, gone in enumerate(goes) if gone})
 
 
-def _with(
+def _variants(
     bare: tuple[int, ...], place: Place, what: str, distance: int, marks: tuple[int, int] | None
 ) -> dict[str, tuple[int, ...]]:
     """By way, the bare window with the thing at the distance; fewer ways where there is no room."""
     changed, at = Place(bare, place.pivot, 0.0), place.pivot - distance
     if marks is not None:
-        found = {"opened": changed.put(at, marks[0])}
+        variants = {"opened": changed.put(at, marks[0])}
         if distance > 1:
-            found["opened and closed"] = changed.change({at: marks[0], place.pivot - distance // 2: marks[1]})
-        return found
+            variants["opened and closed"] = changed.change({at: marks[0], place.pivot - distance // 2: marks[1]})
+        return variants
     if what == "repeat":
         return {"copied": changed.put(at, place.token)}
     # The copied pair must not overlap the pivot's own.

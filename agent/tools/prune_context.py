@@ -6,7 +6,7 @@ happen to hold a cause, so several are tried, and the median counts. A length is
 activation is left.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,7 +14,8 @@ from pydantic import Field
 from ...causal.measures import mean
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
-from .places import Carried, excerpt, generator, places, silent_window
+from .base import FeatureTool
+from .places import Carried, excerpt, find_places, generator, silent_window
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 9, 17, 33, 65, 129)
 """Tokens that are kept, the pivot included; the whole context is always tried too."""
@@ -29,50 +30,50 @@ class PruneArgs(Carried, frozen=True):
     fillings: int = Field(3, ge=1, le=9, description="texts that are put in the place of each one's context")
 
 
-class PruneContext:
+class PruneContext(FeatureTool[PruneArgs]):
     """Shortens the context before active pivots (1, 2, 3, ... tokens are kept), once with other text in its place and
     once moved to the window's start. Gives how many tokens, the pivot included, are needed to fire."""
 
-    name: ClassVar[str] = "prune_context"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[PruneArgs] = PruneArgs
+    name = "prune_context"
 
     def design(self, args: PruneArgs, lab: FeatureLab) -> Design:
         """Every length of every carrier in both ways; the control is the filling text itself."""
-        found = places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
+        carriers = find_places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
         rng = generator(lab, args.seed, "prune")
         items, control = [], []
-        for number, place in enumerate(found, start=1):
+        for number, place in enumerate(carriers, start=1):
             lengths = [length for length in LENGTHS if length <= place.pivot]
             items.append(
-                _item(place.ids, pivot=place.pivot, carrier=number, kept=place.pivot + 1, way="filled", told="whole")
+                _item(
+                    place.ids, pivot=place.pivot, carrier=number, length=place.pivot + 1, way="filled", variant="whole"
+                )
             )
             for text in range(1, args.fillings + 1):
                 filling = silent_window(lab, rng, position=place.pivot).tolist()
                 control.append([filling, place.pivot])
-                for kept in lengths:
-                    start = place.pivot + 1 - kept
+                for length in lengths:
+                    start = place.pivot + 1 - length
                     ids = (*filling[:start], *place.ids[start:])
                     items.append(
-                        _item(ids, pivot=place.pivot, carrier=number, kept=kept, way="filled", told=f"text {text}")
+                        _item(
+                            ids, pivot=place.pivot, carrier=number, length=length, way="filled", variant=f"text {text}"
+                        )
                     )
-            for kept in lengths:
+            for length in lengths:
                 # What stands after the pivot cannot matter, so that the window's own text may end it.
-                ids = (*place.ids[place.pivot + 1 - kept :], *place.ids[: place.pivot + 1 - kept])
+                ids = (*place.ids[place.pivot + 1 - length :], *place.ids[: place.pivot + 1 - length])
                 items.append(
-                    _item(ids, pivot=kept - 1, carrier=number, kept=kept, way="cut", told="moved to the start")
+                    _item(ids, pivot=length - 1, carrier=number, length=length, way="cut", variant="moved to the start")
                 )
-        told = [excerpt(lab, place.ids, place.pivot) for place in found]
+        texts = [excerpt(lab, place.ids, place.pivot) for place in carriers]
         question = "How many tokens before and including the pivot does it need?"
-        return Design(question, "response", tuple(items), {"carriers": told, "control": control})
+        return Design(question, "response", tuple(items), {"carriers": texts, "control": control})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The needed length, filled; a mean over carriers. `found` has both ways by carrier, and the curves."""
         control = [Item("filling", tuple(ids), pivot) for ids, pivot in design.plan["control"]]
-        found = lab.respond([*design.items, *control])
-        values, others = found[: len(design.items)], found[len(design.items) :]
+        responses = lab.respond([*design.items, *control])
+        values, others = responses[: len(design.items)], responses[len(design.items) :]
         curves: dict[str, dict[int, list[float]]] = {way: {} for way in WAYS}
         needed: dict[str, list[int]] = {way: [] for way in WAYS}
         for number in range(1, len(design.plan["carriers"]) + 1):
@@ -81,11 +82,11 @@ class PruneContext:
             own["cut"][whole] = own["filled"][whole]
             for way, curve in own.items():
                 needed[way].append(_needed(curve))
-                for kept, value in curve.items():
-                    curves[way].setdefault(kept, []).append(value)
+                for tokens, value in curve.items():
+                    curves[way].setdefault(tokens, []).append(value)
         length, quiet = mean([float(n) for n in needed["filled"]], seed=lab.seed), mean(list(others), seed=lab.seed)
         means = {
-            way: {str(kept): round(float(np.mean(curve[kept])), 3) for kept in sorted(curve)}
+            way: {str(tokens): round(float(np.mean(curve[tokens])), 3) for tokens in sorted(curve)}
             for way, curve in curves.items()
         }
         return Measured(
@@ -100,26 +101,26 @@ class PruneContext:
         )
 
 
-def _item(ids: tuple[int, ...], pivot: int, carrier: int, kept: int, way: Way, told: str) -> Item:
-    about = {"carrier": carrier, "kept": kept, "way": way}
-    return Item(f"{kept} tokens of carrier {carrier}, {way}, {told}", ids, pivot, about)
+def _item(ids: tuple[int, ...], pivot: int, carrier: int, length: int, way: Way, variant: str) -> Item:
+    about = {"carrier": carrier, "kept": length, "way": way}
+    return Item(f"{length} tokens of carrier {carrier}, {way}, {variant}", ids, pivot, about)
 
 
 def _curve(design: Design, values: tuple[float, ...], carrier: int, way: Way) -> dict[int, float]:
     """By length, the median value."""
-    found: dict[int, list[float]] = {}
+    by_length: dict[int, list[float]] = {}
     for item, value in zip(design.items, values, strict=True):
         if item.about["carrier"] == carrier and item.about["way"] == way:
-            found.setdefault(item.about["kept"], []).append(value)
-    return {kept: float(np.median(group)) for kept, group in found.items()}
+            by_length.setdefault(item.about["kept"], []).append(value)
+    return {length: float(np.median(group)) for length, group in by_length.items()}
 
 
 def _needed(curve: dict[int, float]) -> int:
     """The shortest length from which on half of the whole context's activation is left."""
     enough = LEFT * curve[max(curve)]
     needed = max(curve)
-    for kept in sorted(curve, reverse=True):
-        if curve[kept] < enough:
+    for length in sorted(curve, reverse=True):
+        if curve[length] < enough:
             break
-        needed = kept
+        needed = length
     return needed

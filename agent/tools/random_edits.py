@@ -15,7 +15,7 @@ and repeats are left to other tools.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Literal, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from pydantic import Field
@@ -28,8 +28,17 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.levels import levels_of
-from .places import SILENT, Place, common_tokens, generator, in_turn, special_tokens, training
-from .window_edits import Expecting, as_expected, changed, design_changes, expected, measure_changes, ruled
+from ..loop.rejections import RejectedError
+from .base import FeatureTool
+from .places import SILENT, Place, common_tokens, generator, in_turn, special_tokens, training_windows
+from .window_edits import (
+    Expecting,
+    design_changes,
+    expectations,
+    filter_by_expectation,
+    measure_changes,
+    names_with_rules,
+)
 
 CANDIDATES = 10
 """Edits that are made for each that is kept."""
@@ -48,22 +57,19 @@ class EditArgs(Expecting, frozen=True):
     )
 
 
-class EditAtRandom:
+class EditAtRandom(FeatureTool[EditArgs]):
     """Makes small random edits of training windows: another pivot token, tokens before it replaced, swapped, inserted
     or transplanted. Gives the share that flips. The general test of a rule; `aimed` tells two rivals apart and
     `boundary` attacks the leading rule's conditions."""
 
-    name: ClassVar[str] = "edit_at_random"
-    version: ClassVar[int] = 2
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[EditArgs] = EditArgs
+    name = "edit_at_random"
+    version = 2
 
     def design(self, args: EditArgs, lab: FeatureLab) -> Design:
         """The most telling of the candidates."""
         rng = generator(lab, args.seed, "edits")
         carriers: dict[Place, int] = {}
-        names = _two(lab, args.rivals) if args.aimed else ruled(lab)[:1]
+        names = _two_rivals(lab, args.rivals) if args.aimed else names_with_rules(lab)[:1]
         if args.boundary and not names:
             raise NeuronautError("boundary needs a hypothesis with a rule; propose one, or edit without")
         items: list[Item] = []
@@ -71,20 +77,20 @@ class EditAtRandom:
             items += _at_boundaries(lab, names, carriers, rng)
         if args.aimed or not args.boundary:
             items += _at_random(lab, CANDIDATES * args.count, carriers, seed=args.seed)
-        items = as_expected(lab, _distinct(items), args.expect)
+        items = filter_by_expectation(lab, _distinct(items), args.expect)
         if args.aimed:
-            items = _apart(lab, items, names)
+            items = _separating(lab, items, names)
         elif args.boundary:
             items = in_turn(items, lambda item: item.about["group"])
         elif names and args.expect == "any":
-            silent = [value is not None and value < SILENT for value in expected(lab, names[0], items)]
+            silent = [value is not None and value < SILENT for value in expectations(lab, names[0], items)]
             halves = dict(zip((item.label for item in items), silent, strict=True))
             items = in_turn(items, lambda item: halves[item.label])
-        kept = items[: args.count]
-        used = {item.about["carrier"] for item in kept}
-        shown = [place for place, number in carriers.items() if number in used]
+        chosen = items[: args.count]
+        used = {item.about["carrier"] for item in chosen}
+        carrier_places = [place for place, number in carriers.items() if number in used]
         question = f"What do small edits change{' on which ' + ' and '.join(names) + ' differ' if args.aimed else ''}?"
-        return design_changes(question, lab, shown, kept, seed=args.seed, about={"candidates": len(items)})
+        return design_changes(question, lab, carrier_places, chosen, seed=args.seed, about={"candidates": len(items)})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of edits that flip; by kind of edit in `found`."""
@@ -112,47 +118,49 @@ def _at_boundaries(
 ) -> list[Item]:
     """Edits of the rivals' conditions."""
     rules = [rule for name in names if (rule := lab.rivals[name].rule) is not None]
-    edits = [edit for rule in rules for edit in (*broken(lab, rule, rng), *brought_about(lab, rule, rng))]
+    edits = [edit for rule in rules for edit in (*break_conditions(lab, rule, rng), *write_causes(lab, rule, rng))]
     return [_item(lab, edit.place, edit.place.change(edit.tokens), carriers, edit.group) for edit in edits]
 
 
 def _item(lab: FeatureLab, place: Place, ids: tuple[int, ...], carriers: dict[Place, int], group: str) -> Item:
     number = carriers.setdefault(place, len(carriers) + 1)
-    told = f"{differences(lab, place.ids, ids, place.pivot)} in carrier {number}"
-    return changed(place, ids, carrier=number, label=told, group=group)
+    label = f"{differences(lab, place.ids, ids, place.pivot)} in carrier {number}"
+    return changed_copy(place, ids, carrier=number, label=label, group=group)
 
 
 def _distinct(items: Sequence[Item]) -> list[Item]:
     """Each edited text once, and no label twice."""
     texts = {(item.ids[: item.pivot + 1], item.pivot): item for item in reversed(items)}
-    found: dict[str, Item] = {}
+    by_label: dict[str, Item] = {}
     for item in reversed(list(texts.values())):
-        label = item.label if item.label not in found else f"{item.label} ({len(found)})"
-        found[label] = Item(label, item.ids, item.pivot, {**item.about, "put": label})
-    return list(found.values())
+        label = item.label if item.label not in by_label else f"{item.label} ({len(by_label)})"
+        by_label[label] = Item(label, item.ids, item.pivot, {**item.about, "put": label})
+    return list(by_label.values())
 
 
-def _two(lab: FeatureLab, named: Sequence[str]) -> list[str]:
+def _two_rivals(lab: FeatureLab, wanted: Sequence[str]) -> list[str]:
     """The two rivals that edits are aimed at."""
-    with_rule = ruled(lab)
-    if unknown := [name for name in named if name not in with_rule]:
+    with_rule = names_with_rules(lab)
+    if unknown := [name for name in wanted if name not in with_rule]:
         raise NeuronautError(f"{unknown[0]} has no rule; rivals that have one: {', '.join(with_rule) or 'none'}")
-    names = list(dict.fromkeys([*named, *with_rule]))[:2]
+    names = list(dict.fromkeys([*wanted, *with_rule]))[:2]
     if len(names) < 2:
         raise NeuronautError(f"aimed edits need two rivals with rules, and there is {len(names)}; use aimed=false")
     return names
 
 
-def _apart(lab: FeatureLab, items: Sequence[Item], names: Sequence[str]) -> list[Item]:
+def _separating(lab: FeatureLab, items: Sequence[Item], names: Sequence[str]) -> list[Item]:
     """The items for which the two predict different levels, each kind of edit and each direction in turn."""
-    one, other = (np.array(expected(lab, name, items), np.float64) for name in names)
-    apart = np.flatnonzero(levels_of(one.tolist()) != levels_of(other.tolist())).tolist()
+    first, second = (np.array(expectations(lab, name, items), np.float64) for name in names)
+    apart = np.flatnonzero(levels_of(first.tolist()) != levels_of(second.tolist())).tolist()
     if not apart:
-        raise NeuronautError(
-            f"{names[0]} and {names[1]} predict the same for all {len(items)} edits; name other rivals"
+        raise RejectedError(
+            "inseparable",
+            f"{names[0]} and {names[1]} predict the same for all {len(items)} edits; name other rivals",
+            rivals=(names[0], names[1]),
         )
-    apart.sort(key=lambda i: -abs(one[i] - other[i]))
-    return [items[i] for i in in_turn(apart, lambda i: (items[i].about["group"], bool(one[i] > other[i])))]
+    apart.sort(key=lambda i: -abs(first[i] - second[i]))
+    return [items[i] for i in in_turn(apart, lambda i: (items[i].about["group"], bool(first[i] > second[i])))]
 
 
 WINDOWS = 600
@@ -163,7 +171,7 @@ PLACES, MOST = 4, 24
 OnToken = Token | Class | Regex
 
 
-class Broken(NamedTuple):
+class PlannedEdit(NamedTuple):
     """A place, and what is changed in it."""
 
     place: Place
@@ -173,27 +181,27 @@ class Broken(NamedTuple):
     group: str
 
 
-def broken(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[Broken]:
+def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[PlannedEdit]:
     """The edits of every clause of a rule."""
-    windows = training(lab)
+    windows = training_windows(lab)
     ids, values = windows.ids[:WINDOWS], windows.values[:WINDOWS]
     grid = TokenGrid(lab.vocabulary, ids)
-    found: list[Broken] = []
+    edits: list[PlannedEdit] = []
     for clause in rule.any:
         rows, positions = np.nonzero(clause_matches(clause, grid))
-        drawn = rng.permutation(len(rows))[:PLACES].tolist()
-        for row, pivot in ((int(rows[i]), int(positions[i])) for i in drawn):
+        chosen = rng.permutation(len(rows))[:PLACES].tolist()
+        for row, pivot in ((int(rows[i]), int(positions[i])) for i in chosen):
             place = Place(tuple(ids[row].tolist()), pivot, float(values[row, pivot]))
             for condition in clause.when:
-                found += _broken_at(lab, place, condition, rng)
+                edits += _break_condition(lab, place, condition, rng)
             for exception in (*clause.unless, *rule.unless):
-                found += _excepted_at(lab, place, exception, rng)
-    return found
+                edits += _put_exception_in(lab, place, exception, rng)
+    return edits
 
 
-def brought_about(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[Broken]:
+def write_causes(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[PlannedEdit]:
     """Every clause written into random places, without and with an exception to it."""
-    windows = training(lab)
+    windows = training_windows(lab)
     for clause in rule.any:
         causes = [(condition, _pool(lab, condition)) for condition in clause.when if _on_token(condition)]
         excepted = [(c, _pool(lab, c)) for c in (*clause.unless, *rule.unless) if _on_token(c)]
@@ -216,47 +224,51 @@ def brought_about(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iter
 
 def _pool(lab: FeatureLab, condition: OnToken) -> list[int]:
     """All tokens of which a condition on a token holds."""
-    holds, special = _holds(condition), special_tokens(lab)
+    holds, special = _matcher(condition), special_tokens(lab)
     return [token for token, text in enumerate(lab.vocabulary) if token not in special and holds(text)]
 
 
-def _broken_at(lab: FeatureLab, place: Place, condition: Condition, rng: np.random.Generator) -> Iterator[Broken]:
+def _break_condition(
+    lab: FeatureLab, place: Place, condition: Condition, rng: np.random.Generator
+) -> Iterator[PlannedEdit]:
     """The condition's tokens replaced by others: any, and some of the same class."""
     if not _on_token(condition):
         return
-    holds = _holds(condition)
+    holds = _matcher(condition)
     at = [p for p in _positions(place, condition) if holds(lab.vocabulary[place.ids[p]])]
     others = [token for token in common_tokens(lab) if not holds(lab.vocabulary[token])]
-    alike = _alike(lab, [place.ids[p] for p in at], others)
+    alike = _of_same_classes(lab, [place.ids[p] for p in at], others)
     for group, pool in (("a condition broken", others), ("an unlisted token of the same class", alike)):
         if at and pool:
             yield _put(lab, place, dict(zip(at, rng.choice(pool, size=len(at)).tolist(), strict=True)), group)
 
 
-def _excepted_at(lab: FeatureLab, place: Place, exception: Condition, rng: np.random.Generator) -> Iterator[Broken]:
+def _put_exception_in(
+    lab: FeatureLab, place: Place, exception: Condition, rng: np.random.Generator
+) -> Iterator[PlannedEdit]:
     """A token that is excluded put in, and one of the same class that is not."""
     if not _on_token(exception) or not (at := list(_positions(place, exception))):
         return
-    holds, tokens = _holds(exception), common_tokens(lab)
+    holds, tokens = _matcher(exception), common_tokens(lab)
     inside = [token for token in tokens if holds(lab.vocabulary[token])]
     outside = [token for token in tokens if not holds(lab.vocabulary[token])]
-    alike = _alike(lab, inside, outside)
+    alike = _of_same_classes(lab, inside, outside)
     for group, pool in (("an excluded token put in", inside), ("a token like the excluded ones put in", alike)):
         if pool:
             yield _put(lab, place, {int(rng.choice(at)): int(rng.choice(pool))}, group)
 
 
-def _put(lab: FeatureLab, place: Place, tokens: dict[int, int], group: str) -> Broken:
-    return Broken(place, tokens, differences(lab, place.ids, place.change(tokens), place.pivot), group)
+def _put(lab: FeatureLab, place: Place, tokens: dict[int, int], group: str) -> PlannedEdit:
+    return PlannedEdit(place, tokens, differences(lab, place.ids, place.change(tokens), place.pivot), group)
 
 
 def differences(lab: FeatureLab, was: Sequence[int], now: Sequence[int], pivot: int) -> str:
     """In words, which tokens an edited window has instead of which, by offset from the pivot."""
-    changed = [position for position, (old, new) in enumerate(zip(was, now, strict=True)) if old != new]
-    if len(changed) > 3:
-        return f"{len(changed)} tokens changed from {changed[0] - pivot} to {changed[-1] - pivot}"
+    positions = [position for position, (old, new) in enumerate(zip(was, now, strict=True)) if old != new]
+    if len(positions) > 3:
+        return f"{len(positions)} tokens changed from {positions[0] - pivot} to {positions[-1] - pivot}"
     return ", ".join(
-        f"{visible(lab.vocabulary[now[p]])} for {visible(lab.vocabulary[was[p]])} at {p - pivot}" for p in changed
+        f"{visible(lab.vocabulary[now[p]])} for {visible(lab.vocabulary[was[p]])} at {p - pivot}" for p in positions
     )
 
 
@@ -264,7 +276,7 @@ def _on_token(condition: Condition) -> TypeGuard[OnToken]:
     return isinstance(condition, Token | Class) or (isinstance(condition, Regex) and condition.of == "token")
 
 
-def _holds(condition: OnToken) -> Callable[[str], bool]:
+def _matcher(condition: OnToken) -> Callable[[str], bool]:
     match condition:
         case Token():
             return set(condition.any).__contains__
@@ -283,7 +295,7 @@ def _positions(place: Place, condition: OnToken) -> range:
     return range(at, at + 1) if at >= 0 else range(0)
 
 
-def _alike(lab: FeatureLab, members: Sequence[int], others: Sequence[int]) -> list[int]:
+def _of_same_classes(lab: FeatureLab, members: Sequence[int], others: Sequence[int]) -> list[int]:
     """Those of the others that are of every class that all members are of."""
     shared = [holds for holds in CLASSES.values() if members and all(holds(lab.vocabulary[t]) for t in members)]
     return [t for t in others if shared and all(holds(lab.vocabulary[t]) for holds in shared)]

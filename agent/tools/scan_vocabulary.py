@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -12,14 +12,15 @@ from ...rules.english import visible
 from ...rules.language import Token
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
-from .places import ACTIVE, Carried, Where, common_tokens, places, special_tokens, training
+from .base import FeatureTool
+from .places import ACTIVE, Carried, Where, common_tokens, find_places, special_tokens, training_windows
 from .window_edits import (
     FLIPS_SHOWN,
     Expecting,
-    as_expected,
-    changed,
+    changed_copy,
     conditions,
     design_changes,
+    filter_by_expectation,
     flipped,
     measure_changes,
 )
@@ -39,25 +40,21 @@ class ScanArgs(Carried, Expecting, frozen=True):
     most: int = Field(900, ge=10, le=20000, description="most windows to run; of a larger vocabulary a part is taken")
 
 
-class ScanVocabulary:
+class ScanVocabulary(FeatureTool[ScanArgs]):
     """Puts every token of the vocabulary at an offset from the pivot, in windows where the feature fires or in near
     misses. Gives the share of tokens that flip it, and which: the decisive test for token sets, exceptions (offset -1,
     near_miss) and second causes (offset 0, near_miss)."""
 
-    name: ClassVar[str] = "scan_vocabulary"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[ScanArgs] = ScanArgs
+    name = "scan_vocabulary"
 
     def design(self, args: ScanArgs, lab: FeatureLab) -> Design:
         """Every chosen token in every carrier."""
         back = -args.offset
         # The first token is the control's, so it is never the scan's.
-        found = places(lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed)
-        tokens, left_out = _tokens(lab, back, each=max(args.most // len(found), 1))
+        carriers = find_places(lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed)
+        tokens, left_out = _tokens(lab, back, each=max(args.most // len(carriers), 1))
         items = [
-            changed(
+            changed_copy(
                 place,
                 place.put(place.pivot - back, token),
                 carrier=number,
@@ -65,15 +62,15 @@ class ScanVocabulary:
                 group=f"carrier {number}",
                 put=lab.vocabulary[token],
             )
-            for number, place in enumerate(found, start=1)
+            for number, place in enumerate(carriers, start=1)
             for token in tokens
         ]
-        items = as_expected(lab, items, args.expect)
+        items = filter_by_expectation(lab, items, args.expect)
         what = "the pivot token itself is" if back == 0 else f"the token {back} before the pivot is"
         return design_changes(
-            f"What happens when {what} replaced, in {len(found)} {args.carriers.replace('_', ' ')} windows?",
+            f"What happens when {what} replaced, in {len(carriers)} {args.carriers.replace('_', ' ')} windows?",
             lab,
-            found,
+            carriers,
             items,
             seed=args.seed,
             about={"tokens": len(tokens), "left_out": left_out},
@@ -96,7 +93,7 @@ def _tokens(lab: FeatureLab, back: int, *, each: int) -> tuple[list[int], str]:
     if len(every) <= each:
         return every, "nothing"
     allowed = set(every)
-    shares = (_named(lab), _nearest(lab, back, allowed), common_tokens(lab))
+    shares = (_named_by_rules(lab), _nearest(lab, back, allowed), common_tokens(lab))
     chosen: dict[int, None] = {}
     for number, part in enumerate(shares, start=1):
         room = each * number // 4
@@ -114,23 +111,23 @@ def _tokens(lab: FeatureLab, back: int, *, each: int) -> tuple[list[int], str]:
     )
 
 
-def _named(lab: FeatureLab) -> list[int]:
+def _named_by_rules(lab: FeatureLab) -> list[int]:
     """Tokens that the rules of rivals name."""
-    named: set[str] = set()
+    names: set[str] = set()
     for hypothesis in lab.rivals.values():
         if hypothesis.rule is not None:
             tokens = [part for part in conditions(hypothesis.rule) if isinstance(part, Token)]
-            named |= {text for token in tokens for text in token.any}
-    return [token for token, text in enumerate(lab.vocabulary) if text in named]
+            names |= {text for token in tokens for text in token.any}
+    return [token for token, text in enumerate(lab.vocabulary) if text in names]
 
 
 def _nearest(lab: FeatureLab, back: int, allowed: set[int]) -> list[int]:
     """Tokens by the cosine of their input embedding with the nearest of those that stand there at active places."""
-    windows = training(lab)
+    windows = training_windows(lab)
     rows, positions = np.nonzero(windows.values[:, back:] >= ACTIVE)
     counts = np.bincount(windows.ids[rows, positions])
-    known = np.argsort(-counts, kind="stable")[: min(KNOWN, np.count_nonzero(counts))]
+    causes = np.argsort(-counts, kind="stable")[: min(KNOWN, np.count_nonzero(counts))]
     table: Any = lab.subject.model.get_input_embeddings()
     vectors = normalize(table.weight.detach().float(), dim=1)
-    likeness = (vectors @ vectors[known.tolist()].T).amax(dim=1)
+    likeness = (vectors @ vectors[causes.tolist()].T).amax(dim=1)
     return [token for token in likeness.argsort(descending=True, stable=True).tolist() if token in allowed]

@@ -6,7 +6,7 @@ explanation in the store, make another survey of the same call.
 
 import hashlib
 import json
-from typing import Any, ClassVar, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,6 +21,7 @@ from ...rules.observed import Disagreement, disagreements
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.hypotheses import StrictModel
+from .base import FeatureTool
 
 SHOWN = 12
 
@@ -29,40 +30,37 @@ class LearnArgs(StrictModel, frozen=True):
     interventions: int = Field(96, ge=8, le=512, description="edits that are run the first time, beside what is known")
 
 
-class LearnRule:
+class LearnRule(FeatureTool[LearnArgs]):
     """Learns a rule, without a language model, from the training examples and everything measured so far. Gives the
     rule as JSON and in English, how many measurements it fits, and where it does not."""
 
-    name: ClassVar[str] = "learn_rule"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[LearnArgs] = LearnArgs
+    name = "learn_rule"
+    survey = True
 
     def __init__(self) -> None:
         self._explainers: WeakKeyDictionary[FeatureLab, dict[int, RuleExplainer]] = WeakKeyDictionary()
 
     def design(self, args: LearnArgs, lab: FeatureLab) -> Design:
         """No items; the plan names the measurements."""
-        known = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in (lab.observed.ids, lab.observed.measured, lab.observed.activations):
-            known.update(np.ascontiguousarray(part).tobytes())
-        plan = {"measured": len(lab.observed), "known": known.hexdigest()[:16], "interventions": args.interventions}
+            digest.update(np.ascontiguousarray(part).tobytes())
+        plan = {"measured": len(lab.observed), "known": digest.hexdigest()[:16], "interventions": args.interventions}
         return Design("Which rule fits all that is known?", "response", (), plan)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The share of measurements on the right side of half the peak; no effect where there are none."""
         explainer = self._explainer(lab, design.plan["interventions"])
         learned = explainer.learn(lab.evidence, lab.batch, lab.observed)
-        found: dict[str, Any] = {"status": learned.status, "text": learned.text, "reason": learned.reason}
+        tables: dict[str, Any] = {"status": learned.status, "text": learned.text, "reason": learned.reason}
         fit: Mean | None = None
         if learned.rule is not None:
             rule = Rule.parse(learned.rule)
-            found |= {"rule": json.loads(learned.rule), "length": rule.length()}
+            tables |= {"rule": json.loads(learned.rule), "length": rule.length()}
             if len(lab.observed):
                 fit = _fit(rule, lab)
-                told = disagreements(rule, lab.observed, vocabulary=lab.vocabulary, half=_half(lab))
-                found["disagreements"] = [_plain(one) for one in told[:SHOWN]]
+                misfits = disagreements(rule, lab.observed, vocabulary=lab.vocabulary, half=_half(lab))
+                tables["disagreements"] = [_as_row(misfit) for misfit in misfits[:SHOWN]]
         low, high = (fit and fit.interval) or (None, None)
         return Measured(
             (),
@@ -72,7 +70,7 @@ class LearnRule:
             n=len(lab.observed),
             units="share of measurements that it fits",
             normalised_by=lab.normalised_by,
-            found=found,
+            found=tables,
         )
 
     def _explainer(self, lab: FeatureLab, interventions: int) -> RuleExplainer:
@@ -87,15 +85,12 @@ class KnownArgs(StrictModel, frozen=True):
     limit: int = Field(10, ge=1, le=50, description="how many explanations of this and of similar features each")
 
 
-class KnownExplanations:
+class KnownExplanations(FeatureTool[KnownArgs]):
     """Looks up the explanations that the database has of this feature and of those that fire on the same texts, with
     their scores. They may be wrong, and are worth a test."""
 
-    name: ClassVar[str] = "known_explanations"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[KnownArgs] = KnownArgs
+    name = "known_explanations"
+    survey = True
 
     def design(self, args: KnownArgs, lab: FeatureLab) -> Design:
         """No items; the plan is what was found."""
@@ -139,16 +134,16 @@ def _half(lab: FeatureLab) -> float:
 def _fit(rule: Rule, lab: FeatureLab) -> Mean:
     """The share of measurements that the rule has on the right side of half the peak."""
     observed = lab.observed
-    said = predict(rule, TokenGrid(lab.vocabulary, observed.ids))[observed.measured]
-    right = (said > _half(lab)) == (observed.activations[observed.measured] > _half(lab))
+    predictions = predict(rule, TokenGrid(lab.vocabulary, observed.ids))[observed.measured]
+    right = (predictions > _half(lab)) == (observed.activations[observed.measured] > _half(lab))
     return mean(right.astype(float).tolist(), seed=lab.seed)
 
 
-def _plain(one: Disagreement) -> dict[str, Any]:
+def _as_row(misfit: Disagreement) -> dict[str, Any]:
     return {
-        "token": one.token,
-        "offset": one.offset,
-        "error": round(one.error, 4),
-        "wrong": one.wrong,
-        "measured": one.measured,
+        "token": misfit.token,
+        "offset": misfit.offset,
+        "error": round(misfit.error, 4),
+        "wrong": misfit.wrong,
+        "measured": misfit.measured,
     }

@@ -1,9 +1,9 @@
 """The tools there are, by name: what a policy may call."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from ..loop.experiments import Tool
+from ..loop.experiments import AnyTool
 from .circuits.cuts import CutNodes, CutTogether, KeepOnly, RestoreNodes, SwapPrompts
 from .circuits.surveys import AttentionTo, AttributeNodes, DirectLogits, FindCircuit, HeadPatterns
 from .effects.ablate import Ablate, PatchActivation
@@ -21,7 +21,7 @@ from .scan_vocabulary import ScanVocabulary
 from .surveys import KnownExplanations, LearnRule
 from .window_edits import RunTexts
 
-_ALL: tuple[Tool[Any], ...] = (
+_ALL: tuple[AnyTool, ...] = (
     RunTexts(),
     ScanVocabulary(),
     SwapPairs(),
@@ -53,9 +53,9 @@ _ALL: tuple[Tool[Any], ...] = (
     DirectLogits(),
 )
 
-TOOLS: Mapping[str, Tool[Any]] = {tool.name: tool for tool in _ALL}
+TOOLS: Mapping[str, AnyTool] = {tool.name: tool for tool in _ALL}
 
 
-def tools_for(kind: Literal["feature", "behaviour"]) -> dict[str, Tool[Any]]:
+def tools_for(kind: Literal["feature", "behaviour"]) -> dict[str, AnyTool]:
     """The tools for features, or those for behaviours."""
     return {name: tool for name, tool in TOOLS.items() if tool.target == kind}

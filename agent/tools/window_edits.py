@@ -12,7 +12,7 @@ anything is measured. The control has the same tokens in another order, measured
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, StringConstraints
@@ -23,6 +23,7 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.levels import EDGES, levels_of
+from .base import FeatureTool
 from .places import Drawn, Place, common_tokens, excerpt, generator, silent_window
 
 APART = 0.1
@@ -44,18 +45,18 @@ class Expecting(Drawn, frozen=True):
     )
 
 
-def changed(place: Place, ids: tuple[int, ...], *, carrier: int, label: str, group: str, put: str = "") -> Item:
+def changed_copy(place: Place, ids: tuple[int, ...], *, carrier: int, label: str, group: str, put: str = "") -> Item:
     """A copy of a place with other tokens; `group` is what its flips are told under, by `put` or else by label."""
     about = {"carrier": carrier, "was": round(place.value, 5), "group": group, "put": put or label}
     return Item(label, ids, place.pivot, about)
 
 
-def expected(lab: FeatureLab, name: str, items: Sequence[Item]) -> tuple[float | None, ...]:
+def expectations(lab: FeatureLab, name: str, items: Sequence[Item]) -> tuple[float | None, ...]:
     """What a rival expects of each item, in units of the scale."""
     return lab.expect(lab.rivals[name], Design("", "response", tuple(items)))
 
 
-def ruled(lab: FeatureLab) -> list[str]:
+def names_with_rules(lab: FeatureLab) -> list[str]:
     """Names of the rivals that have a rule, in their order."""
     return [name for name, hypothesis in lab.rivals.items() if hypothesis.rule is not None]
 
@@ -65,19 +66,21 @@ def conditions(rule: Rule) -> list[Condition]:
     return [*rule.unless, *(part for clause in rule.any for part in (*clause.when, *clause.unless))]
 
 
-def as_expected(lab: FeatureLab, items: Sequence[Item], expect: Expect) -> list[Item]:
+def filter_by_expectation(lab: FeatureLab, items: Sequence[Item], expect: Expect) -> list[Item]:
     """The items for which the leader's rule predicts this; NeuronautError where it predicts it of none."""
     if expect == "any":
         return list(items)
-    leader = next(iter(ruled(lab)), None)
+    leader = next(iter(names_with_rules(lab)), None)
     if leader is None:
         raise NeuronautError(f"expect={expect} needs a hypothesis with a rule; use expect=any")
-    said = expected(lab, leader, items)
-    wanted = expect == "silence"
-    kept = [i for i, value in zip(items, said, strict=True) if value is not None and (value < EDGES[1]) == wanted]
-    if not kept:
+    predictions = expectations(lab, leader, items)
+    silent = expect == "silence"
+    eligible = [
+        i for i, value in zip(items, predictions, strict=True) if value is not None and (value < EDGES[1]) == silent
+    ]
+    if not eligible:
         raise NeuronautError(f"{leader} predicts {expect} for none of these {len(items)} inputs; use expect=any")
-    return kept
+    return eligible
 
 
 def design_changes(
@@ -97,22 +100,22 @@ def design_changes(
     for place in carriers[:FIRST]:
         others = [token for token in tokens if token != place.ids[0]]
         if place.pivot and others:
-            drawn = rng.choice(others, size=min(RANDOM_CONTROLS, len(others)), replace=False).tolist()
-            random_controls += [[list(place.put(0, token)), place.pivot, round(place.value, 5)] for token in drawn]
-    told = [
+            picked = rng.choice(others, size=min(RANDOM_CONTROLS, len(others)), replace=False).tolist()
+            random_controls += [[list(place.put(0, token)), place.pivot, round(place.value, 5)] for token in picked]
+    rows = [
         {"text": excerpt(lab, place.ids, place.pivot), "position": place.pivot, "value": round(place.value, 3)}
         for place in carriers
     ]
     return Design(
-        question, "response", tuple(items), {"carriers": told, "control": random_controls, "about": dict(about or {})}
+        question, "response", tuple(items), {"carriers": rows, "control": random_controls, "about": dict(about or {})}
     )
 
 
 def measure_changes(design: Design, lab: FeatureLab) -> Measured:
     """Measure items and control: the share of items that flip."""
     random_controls = [(Item("sham", tuple(ids), pivot), was) for ids, pivot, was in design.plan["control"]]
-    found = lab.respond([*design.items, *(item for item, _ in random_controls)])
-    values, others = found[: len(design.items)], found[len(design.items) :]
+    responses = lab.respond([*design.items, *(item for item, _ in random_controls)])
+    values, others = responses[: len(design.items)], responses[len(design.items) :]
     flips = flipped(values, [item.about["was"] for item in design.items])
     share = by_carrier(design.items, flips, seed=lab.seed)
     control = None
@@ -129,7 +132,7 @@ def measure_changes(design: Design, lab: FeatureLab) -> Measured:
         units="share of changes that flip",
         normalised_by=lab.normalised_by,
         control=control,
-        found={**design.plan["about"], "carriers": design.plan["carriers"], **_told(design.items, values, flips)},
+        found={**design.plan["about"], "carriers": design.plan["carriers"], **_by_group(design.items, values, flips)},
     )
 
 
@@ -147,7 +150,7 @@ def by_carrier(items: Sequence[Item], values: Sequence[float], *, seed: int) -> 
     return mean([sum(group) / len(group) for group in groups.values()], seed=seed)
 
 
-def _told(items: Sequence[Item], values: Sequence[float], flips: Sequence[bool]) -> dict[str, Any]:
+def _by_group(items: Sequence[Item], values: Sequence[float], flips: Sequence[bool]) -> dict[str, Any]:
     """By group: how many items, their mean, the share that flips; and which flip, or, of most, which do not."""
     groups: dict[str, list[int]] = {}
     for i, item in enumerate(items):
@@ -178,15 +181,11 @@ class TextsArgs(Drawn, frozen=True):
     )
 
 
-class RunTexts:
+class RunTexts(FeatureTool[TextsArgs]):
     """Runs texts that you write and reads the feature at every token. The marked («») or last token of each is what is
     predicted; gives the mean over texts."""
 
-    name: ClassVar[str] = "run_texts"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[TextsArgs] = TextsArgs
+    name = "run_texts"
 
     def design(self, args: TextsArgs, lab: FeatureLab) -> Design:
         """One item for each text, filled up with corpus text, which a causal model does not see."""
@@ -220,8 +219,8 @@ class RunTexts:
         ]
         control = None
         if design.plan["control"]:
-            found = lab.respond([Item("shuffled", tuple(ids), pivot) for ids, pivot in design.plan["control"]])
-            quiet = mean(found, seed=lab.seed)
+            responses = lab.respond([Item("shuffled", tuple(ids), pivot) for ids, pivot in design.plan["control"]])
+            quiet = mean(responses, seed=lab.seed)
             control = Control("the same tokens in another order", quiet.value, *(quiet.interval or ()))
         return Measured(
             values,

@@ -1,4 +1,4 @@
-"""What the rule explainer alone makes of planted units, by level: the figure that an investigation has to beat.
+"""Grades of the rule explainer alone on planted units, by level: the figure that an investigation has to beat.
 
 python -m neuronaut.benchmarks.suite [--levels 1-4] [--units 20] [--seed 0] [--json] [--details]
 """
@@ -21,15 +21,17 @@ from .world import worlds
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
 @click.option("--details", is_flag=True, help="Print every unit, too.")
 def main(levels: str, units: int, seed: str, *, as_json: bool, details: bool) -> None:
+    """Label and grade the units, and print a table or JSON."""
     first, _, last = levels.partition("-")
     grades: list[Grade] = []
     for level in range(int(first), int(last or first) + 1):
         for world in worlds(level, seed, units=units):
             with Store(":memory:") as store:
-                for one in oneshot(world, store):
-                    grades.append(one.grade)
+                for labelled in oneshot(world, store):
+                    grades.append(labelled.grade)
                     if details:
-                        click.echo(f"{one.grade}\n    {one.unit.description}\n    {one.explanation.text}")
+                        unit, text = labelled.unit.description, labelled.explanation.text
+                        click.echo(f"{labelled.grade}\n    {unit}\n    {text}")
     click.echo(json.dumps([asdict(grade) for grade in grades]) if as_json else table(grades))
 
 

@@ -1,4 +1,4 @@
-"""What kinds of units are made of: words that nobody has yet, phrases that show them, and a class with an exception."""
+"""The parts of kinds of units: words that no unit has yet, phrases that show them, and a class with an exception."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class Draft:
     second: tuple[Cause, ...] = ()
     abstain: bool = False
     dense: Sum | None = None
-    """Where given, what the unit computes instead of the condition."""
+    """Where given, the sum that the unit computes instead of the condition."""
 
 
 class Supply:

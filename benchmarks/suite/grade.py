@@ -1,7 +1,7 @@
-"""How right an explanation of a planted unit is, by the truth.
+"""Grades of explanations of planted units, by the truth.
 
 natural         balanced accuracy of "above half the unit's scale" on every token of natural windows
-counterfactual  the headline: share of edited pivots (pairs.py), half of which flip the truth, told rightly
+counterfactual  the headline: share of edited pivots (pairs.py), half of which flip the truth, predicted rightly
 causes, exceptions, second meanings
                 recall: on windows written for one of them, the share in which the rule is right both where it
                 holds and where one part of it is taken back (for an exception: with and without it)
@@ -12,8 +12,9 @@ natural accuracy 0.5, which is chance, and as recall 0. Units without an answer 
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ PROBES = 24
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What became of one unit. None where the unit has nothing of the kind, or nothing was claimed."""
+    """The grade of one unit's explanation; None where the unit has nothing of the kind, or nothing was claimed."""
 
     unit: str
     kind: str
@@ -62,7 +63,7 @@ class Probe(NamedTuple):
 
 
 class Grader:
-    """Grades explanations of units; the same pairs and windows for whoever explains them."""
+    """Grades explanations of units; the same pairs and windows for every explainer."""
 
     def __init__(
         self, vocabulary: Sequence[str], windows: Sequence[Sequence[str]], *, each: int = 50, seed: int = 0
@@ -125,38 +126,32 @@ class Grader:
             self._pairs[unit.name] = counterfactuals(target, self._windows, each=self._each, seed=self._seed)
         return self._pairs[unit.name]
 
-    def recall(self, unit: Unit, rule: Rule | None, wanted: Sequence[Cause]) -> float | None:
+    def recall(self, unit: Unit, rule: Rule | None, causes: Sequence[Cause]) -> float | None:
         """Mean over causes or exceptions of the share of probes that the rule is right about; None without any."""
-        found = [probes for cause in wanted if (probes := self.probes(unit, cause))]
-        if not found:
+        by_cause = [probes for cause in causes if (probes := self.probes(unit, cause))]
+        if not by_cause:
             return None
-        return float(np.mean([0.0 if rule is None else _share(rule, probes, unit.half) for probes in found]))
+        return float(np.mean([0.0 if rule is None else _share_right(rule, probes, unit.half) for probes in by_cause]))
 
     def probes(self, unit: Unit, cause: Cause) -> list[Probe]:
         """Windows for one of the unit's causes or exceptions; the unit is active in the first, silent in the second."""
         rng = random.Random(f"{self._seed}:{unit.name}:{cause}")
         make = _without_exception if cause in unit.exceptions else _with_and_without
         tried = (make(unit, cause, list(rng.choice(self._windows)), rng) for _ in range(40 * PROBES))
-        found: list[Probe] = []
-        for probe in tried:
-            if probe is not None:
-                found.append(probe)
-            if len(found) == PROBES:
-                break
-        return found
+        return list(islice((probe for probe in tried if probe is not None), PROBES))
 
 
 def jaccard(claimed: Iterable[str], true: Iterable[str]) -> float:
-    """How much two sets share; 1 where both are empty."""
-    one, other = set(claimed), set(true)
-    return len(one & other) / len(one | other) if one | other else 1.0
+    """The Jaccard index of two sets; 1 where both are empty."""
+    first, second = set(claimed), set(true)
+    return len(first & second) / len(first | second) if first | second else 1.0
 
 
 def _with_and_without(unit: Unit, cause: Cause, tokens: list[str], rng: random.Random) -> Probe | None:
     """The cause alone written into a window, and one of the tokens that this took put back."""
     place = rng.choice(cause.places) if cause.places else rng.randrange(LONGEST)
     written, rest = list(tokens), [other for other in unit.causes if other != cause]
-    if not cause.write(written, place, rng) or unit.at(written, place) <= unit.half or _any(rest, written, place):
+    if not cause.write(written, place, rng) or unit.at(written, place) <= unit.half or _holds_any(rest, written, place):
         return None
     undone, elsewhere = list(written), place
     changed = [at for at in range(LONGEST) if written[at] != tokens[at]]
@@ -174,18 +169,20 @@ def _without_exception(unit: Unit, exception: Cause, tokens: list[str], rng: ran
     if not cause.write(tokens, place, rng) or unit.at(tokens, place) <= unit.half:
         return None
     silenced = list(tokens)
-    if not exception.write(silenced, place, rng) or unit.at(silenced, place) > 0 or not _any([cause], silenced, place):
+    if not exception.write(silenced, place, rng) or unit.at(silenced, place) > 0:
+        return None
+    if not _holds_any([cause], silenced, place):
         return None
     return Probe(tuple(tokens), place, tuple(silenced), place)
 
 
-def _any(causes: Sequence[Cause], tokens: Sequence[str], place: int) -> bool:
+def _holds_any(causes: Sequence[Cause], tokens: Sequence[str], place: int) -> bool:
     words = [token.strip() for token in tokens]
     return any(cause.holds(words, place) for cause in causes)
 
 
-def _share(rule: Rule, probes: Sequence[Probe], half: float) -> float:
-    """The share of probes of which both windows are told rightly."""
+def _share_right(rule: Rule, probes: Sequence[Probe], half: float) -> float:
+    """The share of probes whose two windows are both predicted rightly."""
     rows = np.arange(len(probes))
     active = predict(rule, TokenGrid.of([probe.active for probe in probes]))[rows, [probe.place for probe in probes]]
     silent = predict(rule, TokenGrid.of([probe.silent for probe in probes]))
@@ -193,12 +190,22 @@ def _share(rule: Rule, probes: Sequence[Probe], half: float) -> float:
     return float(((active > half) & (silent <= half)).mean())
 
 
-METRICS = ("counterfactual", "natural", "causes", "exceptions", "second", "promoted", "suppressed", "upstream")
+METRICS: Mapping[str, Callable[[Grade], float | None]] = {
+    "counterfactual": lambda grade: grade.counterfactual,
+    "natural": lambda grade: grade.natural,
+    "causes": lambda grade: grade.causes,
+    "exceptions": lambda grade: grade.exceptions,
+    "second": lambda grade: grade.second,
+    "promoted": lambda grade: grade.promoted,
+    "suppressed": lambda grade: grade.suppressed,
+    "upstream": lambda grade: grade.upstream,
+}
+_IN_TABLE = ("counterfactual", "natural", "causes", "exceptions", "second")
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Means over units with 95% bootstrap intervals, and how abstentions were dealt with."""
+    """Means over units with 95% bootstrap intervals, and counts of abstentions."""
 
     units: int
     """Units with an answer."""
@@ -211,11 +218,11 @@ class Summary:
 
 
 def summary(grades: Sequence[Grade], *, seed: int = 0) -> Summary:
-    """All of the grades together."""
+    """Summarise the grades, all together."""
     answered = [grade for grade in grades if grade.abstention_right != grade.abstained]
     means: dict[str, Mean] = {}
-    for metric in METRICS:
-        values = [float(value) for grade in grades if (value := getattr(grade, metric)) is not None]
+    for metric, value_of in METRICS.items():
+        values = [float(value) for grade in grades if (value := value_of(grade)) is not None]
         if values:
             means[metric] = mean(values, seed=seed)
     return Summary(
@@ -235,11 +242,11 @@ def table(grades: Sequence[Grade]) -> str:
         "|--:|" + "--:|" * 8,
     ]
     for level in sorted({grade.level for grade in grades}):
-        found = summary([grade for grade in grades if grade.level == level])
-        cells = [_cell(found.means.get(metric)) for metric in METRICS[:5]]
+        at_level = summary([grade for grade in grades if grade.level == level])
+        cells = [_cell(at_level.means.get(metric)) for metric in _IN_TABLE]
         lines.append(
-            f"| {level} | {found.units} | {' | '.join(cells)} | {found.abstained_rightly} of {found.abstain} "
-            f"| {found.abstained_wrongly} |"
+            f"| {level} | {at_level.units} | {' | '.join(cells)} "
+            f"| {at_level.abstained_rightly} of {at_level.abstain} | {at_level.abstained_wrongly} |"
         )
     return "\n".join(lines)
 

@@ -1,19 +1,19 @@
-"""Level 6: planted units grafted into a transformer that was really trained on the world's text.
+"""Levels 5 and 6: planted units as features of a dictionary, and grafted into a trained transformer.
 
-The model has channels, heads and MLP neurons of its own beside the planted ones, and only these are trained (about a
-minute on two cores); so the neighbours of a unit in `mlp.2` are natural, polysemantic neurons. Neither part reads the
-other's channels, but both write logits, and they share LayerNorm. A large constant (BULK) keeps its scale within a few
-per cent, all that planted weights read sums to 0, and their thresholds stand on a channel and not in a bias. What is
-exact is therefore the sign: a unit is active where its predicate is, and silent (0) where it is not; its size is the
-predicate's within a tenth. A dense sum (noise), which has no gap about its threshold, is true in size only.
+Level 6 (`build_grafted`): the transformer was really trained on the world's text. It has channels, heads and MLP
+neurons of its own beside the planted ones, and only these are trained (about a minute on two cores); so the neighbours
+of a unit in `mlp.2` are natural, polysemantic neurons. Neither part reads the other's channels, but both write logits,
+and they share LayerNorm. A large constant (BULK) keeps its scale within a few per cent, all that planted weights read
+sums to 0, and their thresholds stand on a channel and not in a bias. What is exact is therefore the sign: a unit is
+active where its predicate is, and silent (0) where it is not; its size is the predicate's within a tenth. A dense sum
+(noise), which has no gap about its threshold, is true in size only.
 
-Level 5: units that are features of a dictionary, in superposition.
-
-A neuron of layer 1 computes each unit and adds its activation along a random unit vector. All these vectors, and the
-decoders of many random and dead features, lie in far fewer dimensions than there are features, so no channel
-belongs to one of them; a feature that acts on logits has a part of its vector on a channel that the unembedding reads.
-The dictionary at `resid_post.1` has more features than the site has dimensions. Its encoder reads what the unit is
-made of, each decoder row is the vector that the model really adds, so that setting a feature takes its effect away.
+Level 5 (`build_superposed`): the features are in superposition. A neuron of layer 1 computes each unit and adds its
+activation along a random unit vector. All these vectors, and the decoders of many random and dead features, lie in far
+fewer dimensions than there are features, so no channel belongs to one of them; a feature that acts on logits has a part
+of its vector on a channel that the unembedding reads. The dictionary at `resid_post.1` has more features than the site
+has dimensions. Its encoder reads the channels that the unit is made of, each decoder row is the vector that the model
+really adds, so that setting a feature takes its effect away.
 """
 
 import random
@@ -55,23 +55,24 @@ def build_grafted(scene: Scene, drafts: Sequence[Draft]) -> Planted:
         writer.unit(reading.LAYER, index, number, {("effect", number): 1.0} if plan.effects[number] else {})
         writer.logits(("effect", number), plan.effects[number])
     tokenizer = word_tokenizer(scene.words)
-    rows = [ids for text in scene.texts for ids in _cut(tokenizer.encode(text, add_special_tokens=False))]
+    rows = [ids for text in scene.texts for ids in _cut_rows(tokenizer.encode(text, add_special_tokens=False))]
     seed = scene.rng.randrange(2**31)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _train(model, _own(model, plan, needed), torch.tensor(rows))
+        _train(model, _own_masks(model, plan, needed), torch.tensor(rows))
     writer.calibrate(_scale_at_bos(model, plan))
     subject = Subject(model, tokenizer, name=scene.name)
     source = SourceId(subject.name, f"mlp.{reading.LAYER}")
     return Planted(subject, Neurons(source, subject.width(source.site)), units_of(scene, plan, source, len(drafts)))
 
 
-def _cut(ids: Sequence[int]) -> Iterator[list[int]]:
+def _cut_rows(ids: Sequence[int]) -> Iterator[list[int]]:
+    """The ids of a document as rows of BOS and LONGEST tokens."""
     for start in range(0, len(ids) - LONGEST + 1, LONGEST):
         yield [0, *ids[start : start + LONGEST]]
 
 
-def _own(model: GPT2LMHeadModel, plan: reading.Plan, planted: int) -> dict[str, Tensor]:
+def _own_masks(model: GPT2LMHeadModel, plan: reading.Plan, planted: int) -> dict[str, Tensor]:
     """By parameter, 1 where it is the model's own and 0 where it is planted."""
     config: Any = model.config
     width, neurons = config.n_embd, config.n_inner
@@ -81,7 +82,7 @@ def _own(model: GPT2LMHeadModel, plan: reading.Plan, planted: int) -> dict[str, 
     first = (torch.arange(neurons) >= planted).float()
     last = torch.ones(neurons)
     last[list(plan.indices)] = 0
-    own: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}
     for name, weights in model.named_parameters():
         neuron = last if f".h.{reading.LAYER}." in name else first
         sides = {
@@ -93,18 +94,18 @@ def _own(model: GPT2LMHeadModel, plan: reading.Plan, planted: int) -> dict[str, 
         reads, writes = next(
             (pair for part, pair in sides.items() if part in name), (torch.ones(len(weights)), channel)
         )
-        own[name] = torch.outer(reads, writes) if weights.ndim == 2 else writes
-    return own
+        masks[name] = torch.outer(reads, writes) if weights.ndim == 2 else writes
+    return masks
 
 
-def _train(model: GPT2LMHeadModel, own: dict[str, Tensor], rows: Tensor) -> None:
-    """Next-token prediction; what is planted has no gradient."""
-    parameters: dict[str, Any] = dict(model.named_parameters())
+def _train(model: GPT2LMHeadModel, masks: dict[str, Tensor], rows: Tensor) -> None:
+    """Train on next-token prediction; planted weights have no gradient."""
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weights in parameters.items():
             if weights.ndim == 2:
-                weights += own[name] * torch.randn_like(weights) * (0.3 if "wte" in name or "wpe" in name else 0.05)
-    hooks = [weights.register_hook(lambda grad, mask=own[name]: grad * mask) for name, weights in parameters.items()]
+                weights += masks[name] * torch.randn_like(weights) * (0.3 if "wte" in name or "wpe" in name else 0.05)
+    hooks = [weights.register_hook(lambda grad, mask=masks[name]: grad * mask) for name, weights in parameters.items()]
     optimizer = torch.optim.Adam(parameters.values(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     for _ in range(STEPS):
@@ -120,7 +121,7 @@ def _train(model: GPT2LMHeadModel, own: dict[str, Tensor], rows: Tensor) -> None
 
 
 def _scale_at_bos(model: GPT2LMHeadModel, plan: reading.Plan) -> float:
-    """What the first norm makes of a difference of 1 at BOS."""
+    """The size after the first norm of a difference of 1 at BOS."""
     transformer: Any = model.transformer
     with torch.no_grad():
         normed = transformer.h[0].ln_1(transformer.wte.weight[0] + transformer.wpe.weight[0])
@@ -132,7 +133,7 @@ SPARE = 24
 MORE = 40
 """Features beyond the site's dimensions."""
 ACTING = 0.6
-"""What a unit vector has on its own effect's channel."""
+"""A unit vector's part on its own effect's channel."""
 LAYER = 1
 
 
@@ -164,7 +165,7 @@ def _dictionary(
     width: int,
     rng: random.Random,
 ) -> Dictionary:
-    """Encoders that read what units read from the residual stream itself; features without a draft never fire."""
+    """Encoders that read the units' channels from the residual stream itself; features without a draft never fire."""
     features = width + MORE
     encoder, decoder = torch.zeros(features, width), torch.zeros(features, width)
     by_index = dict(zip(plan.indices, range(len(plan.indices)), strict=True))
@@ -190,5 +191,5 @@ def _direction(rng: random.Random, effect: reading.Channel | None) -> dict[readi
     """A random unit vector by channel."""
     drawn = [rng.gauss(0, 1) for _ in range(SPARE)]
     length = sum(value * value for value in drawn) ** 0.5 / (1 - ACTING**2 if effect else 1.0) ** 0.5
-    found: dict[reading.Channel, float] = {("spare", number): value / length for number, value in enumerate(drawn)}
-    return found | ({effect: ACTING} if effect else {})
+    parts: dict[reading.Channel, float] = {("spare", number): value / length for number, value in enumerate(drawn)}
+    return parts | ({effect: ACTING} if effect else {})

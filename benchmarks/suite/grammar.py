@@ -44,7 +44,7 @@ class Grammar:
         }
 
     def documents(self, count: int, *, seed: str) -> tuple[str, ...]:
-        """Each depends on the seed and its number alone."""
+        """So many documents, each of which depends on the seed and its number alone."""
         return tuple(self._document(random.Random(f"{seed}:{number}")) for number in range(count))
 
     def _document(self, rng: random.Random) -> str:

@@ -1,9 +1,9 @@
-"""The kinds of planted units, level by level: each draws its words, says when it fires, and how text shows it.
+"""The kinds of planted units, level by level: each draws its words, its condition, and the phrases that show it.
 
     1  a set of tokens; a band of positions, the later part, every n-th
     2  a word directly after another; a class directly after a class; grades
     3  an exception; anything in quotes; a class in quotes; a word seen before
-    4  what the corpus hides (hidden.py): rare exceptions, second conditions that hardly ever fail, rare second
+    4  hidden by the corpus (hidden.py): rare exceptions, second conditions that hardly ever fail, rare second
        meanings, a word that comes along and is no cause, a twin that agrees with its sister on 99% of tokens
     5  features of a dictionary (graft.py): a chain through three layers, a class of which another feature has
        absorbed a word, a class split in two
@@ -39,13 +39,13 @@ def build(level: int, supply: Supply, *, units: int) -> list[Draft]:
     if level not in LEVELS:
         raise NeuronautError(f"there is no level {level}; the levels are 1 to {max(LEVELS)}")
     silent = max(1, units // 8) if units > 1 else 0
-    made: list[Draft] = []
+    drafts: list[Draft] = []
     for turn in range(units):
-        if len(made) < units - silent:
-            made += LEVELS[level][turn % len(LEVELS[level])](supply)
+        if len(drafts) < units - silent:
+            drafts += LEVELS[level][turn % len(LEVELS[level])](supply)
     first = supply.rng.randrange(len(SILENT))
-    made = made[: units - silent]
-    return made + [SILENT[(first + number) % len(SILENT)](supply) for number in range(silent)]
+    drafts = drafts[: units - silent]
+    return drafts + [SILENT[(first + number) % len(SILENT)](supply) for number in range(silent)]
 
 
 # Level 1

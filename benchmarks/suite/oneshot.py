@@ -1,4 +1,4 @@
-"""What the rule explainer alone makes of planted units: the figure that an investigation has to beat.
+"""The rule explainer alone on planted units: the figure that an investigation has to beat.
 
 A world is harvested, its units are labelled once from text and random edits, and the rules are graded.
 """
@@ -17,7 +17,7 @@ from .world import World
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A unit, what was said of it, and how right that is."""
+    """A unit, its explanation, and the grade of that."""
 
     unit: Unit
     explanation: Explanation

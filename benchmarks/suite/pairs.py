@@ -2,7 +2,7 @@
 
 A window is edited once: a token swapped, put in, taken out, pushed away from the pivot, or cleared away
 before it, with a preference for the words that the unit's truth reads; or one of its causes or exceptions is
-written there. The predicate says what the unit does at the pivot before and after. Every other window has had a
+written there. The predicate gives the unit's activation at the pivot before and after. Every other window has had a
 cause or exception written at the pivot beforehand, so that meanings that are rare in text count as much as common ones.
 Pairs are kept until each of the four transitions (silent or active, before and after) has its share, so that half of
 the edits flip the truth. Nothing here is shared with data/counterfactual.py, which makes the explainer's and the
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is to be told right: a truth, and the words that it reads, with their leading spaces."""
+    """A truth to be predicted, and the words that it reads, with their leading spaces."""
 
     name: str
     truth: Callable[[Sequence[str]], list[float]]
@@ -55,6 +55,7 @@ class Target:
 
     @classmethod
     def of(cls, unit: Unit, vocabulary: Sequence[str]) -> "Target":
+        """The target of a unit, whose edits draw from the vocabulary."""
         writes = (*unit.causes, *unit.exceptions)
         here = [f" {word}" for cause in writes for word in cause.here]
         before = [f" {word}" for cause in writes for word in cause.mentions]
@@ -71,7 +72,7 @@ class Target:
 
 
 class Reads(NamedTuple):
-    """What may be put in at a pivot, before it, and anywhere."""
+    """The words that may be put in at a pivot, before it, and anywhere."""
 
     here: Sequence[str]
     before: Sequence[str]
@@ -80,6 +81,7 @@ class Reads(NamedTuple):
 
     @classmethod
     def of(cls, target: Target, pivot: str) -> "Reads":
+        """The words for a target and the token at the pivot."""
         return cls(target.here, [*target.before, pivot], target.vocabulary, target.writes)
 
 
@@ -87,24 +89,24 @@ Edit = Callable[[Words, int, Reads, random.Random], int]
 """Changes the words in place and gives the pivot's new position; a window too short for the edit stays as it is."""
 
 
-def _some(preferred: Sequence[str], reads: Reads, rng: random.Random) -> str:
+def _draw_word(preferred: Sequence[str], reads: Reads, rng: random.Random) -> str:
     return rng.choice(preferred) if preferred and rng.random() < 0.7 else rng.choice(reads.vocabulary)
 
 
-def _back(pivot: int, rng: random.Random) -> int:
+def _draw_before(pivot: int, rng: random.Random) -> int:
     """A position before the pivot, the nearest ones most often, any of them sometimes."""
     near = rng.random() < 0.7
     return pivot - (min(pivot, 1 + int(rng.expovariate(0.6))) if near else rng.randint(1, pivot))
 
 
 def _swap_pivot(words: Words, pivot: int, reads: Reads, rng: random.Random) -> int:
-    words[pivot] = _some(reads.here, reads, rng)
+    words[pivot] = _draw_word(reads.here, reads, rng)
     return pivot
 
 
 def _swap_before(words: Words, pivot: int, reads: Reads, rng: random.Random) -> int:
     if pivot:
-        words[_back(pivot, rng)] = _some(reads.before, reads, rng)
+        words[_draw_before(pivot, rng)] = _draw_word(reads.before, reads, rng)
     return pivot
 
 
@@ -115,7 +117,7 @@ def _swap_anywhere(words: Words, pivot: int, reads: Reads, rng: random.Random) -
 
 def _insert(words: Words, pivot: int, reads: Reads, rng: random.Random) -> int:
     """One more token before the pivot, which moves on; the window's last token makes room."""
-    words.insert(_back(pivot, rng) + 1 if pivot else 0, _some(reads.before, reads, rng))
+    words.insert(_draw_before(pivot, rng) + 1 if pivot else 0, _draw_word(reads.before, reads, rng))
     words.pop()
     return pivot + 1
 
@@ -133,7 +135,7 @@ def _delete(words: Words, pivot: int, reads: Reads, rng: random.Random) -> int:
     if not pivot:
         return pivot
     causes = [place for place in range(pivot) if words[place] in reads.before]
-    words.pop(rng.choice(causes) if causes and rng.random() < 0.7 else _back(pivot, rng))
+    words.pop(rng.choice(causes) if causes and rng.random() < 0.7 else _draw_before(pivot, rng))
     words.append(rng.choice(reads.vocabulary))
     return pivot - 1
 
@@ -148,7 +150,7 @@ def _clear(words: Words, pivot: int, reads: Reads, rng: random.Random) -> int:
 
 
 def _write(words: Words, pivot: int, reads: Reads, rng: random.Random) -> int:
-    """All that one of the causes or exceptions asks for."""
+    """Everything that one of the causes or exceptions wants."""
     rng.choice(reads.writes).write(words, pivot, rng)
     return pivot
 
@@ -164,35 +166,35 @@ def counterfactuals(target: Target, windows: Sequence[Sequence[str]], *, each: i
     rng = random.Random(f"{seed}:{target.name}")
     truths = [target.truth(words) for words in windows]
     edits = (*EDITS, _write) if target.writes else EDITS
-    found: dict[tuple[bool, bool], tuple[dict[tuple[str, ...], Pair], ...]] = defaultdict(lambda: ({}, {}))
+    by_transition: dict[tuple[bool, bool], tuple[dict[tuple[str, ...], Pair], ...]] = defaultdict(lambda: ({}, {}))
     for _ in range(400 * each):
         row = rng.randrange(len(windows))
-        was = _pivot(target, windows[row], truths[row], rng)
+        place = _draw_pivot(target, windows[row], truths[row], rng)
         original = list(windows[row])
         if target.writes and rng.random() < 0.5:
-            rng.choice(target.writes).write(original, was, rng)
+            rng.choice(target.writes).write(original, place, rng)
         words = list(original)
-        pivot = rng.choice(edits)(words, was, Reads.of(target, words[was]), rng)
+        pivot = rng.choice(edits)(words, place, Reads.of(target, words[place]), rng)
         if pivot >= LONGEST or words == original:
             continue
-        before, now = target.at(original, was), target.at(words, pivot)
-        kept = found[before > target.half, now > target.half][words[pivot] == original[was]]
-        if len(kept) < each:
-            kept[*words, str(pivot)] = Pair(tuple(original), tuple(words), pivot, before, now)
-        elif len(found) == 4 and all(len(kind) == each for kinds in found.values() for kind in kinds):
+        was, now = target.at(original, place), target.at(words, pivot)
+        pairs = by_transition[was > target.half, now > target.half][words[pivot] == original[place]]
+        if len(pairs) < each:
+            pairs[*words, str(pivot)] = Pair(tuple(original), tuple(words), pivot, was, now)
+        elif len(by_transition) == 4 and all(len(part) == each for both in by_transition.values() for part in both):
             break
-    mixed = [_alternating(*(list(kept.values()) for kept in kinds)) for kinds in found.values()]
+    mixed = [_alternate(*(list(part.values()) for part in both)) for both in by_transition.values()]
     fewest = min(each, *map(len, mixed)) if len(mixed) == 4 else 0
     return [pair for pairs in mixed for pair in pairs[:fewest]]
 
 
-def _alternating(first: Sequence[Pair], second: Sequence[Pair]) -> list[Pair]:
+def _alternate(first: Sequence[Pair], second: Sequence[Pair]) -> list[Pair]:
     """One of each in turn; the rest of the longer comes last."""
     return [pair for both in zip_longest(first, second) for pair in both if pair is not None]
 
 
-def _pivot(target: Target, words: Sequence[str], truth: Sequence[float], rng: random.Random) -> int:
-    """A position at which an edit may tell: active, of a word that the truth reads, near one of these, or any."""
+def _draw_pivot(target: Target, words: Sequence[str], truth: Sequence[float], rng: random.Random) -> int:
+    """A position at which an edit may matter: active, of a word that the truth reads, near one of these, or any."""
     active = [place for place, value in enumerate(truth) if value > target.half]
     read = [place for place, word in enumerate(words) if word in target.here]
     places = rng.choice([active, read, range(len(words))]) or range(len(words))
@@ -201,11 +203,11 @@ def _pivot(target: Target, words: Sequence[str], truth: Sequence[float], rng: ra
 
 
 def at_pivots(rule: Rule, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-    """What the rule predicts at the edited pivots, shape (pair,)."""
-    said = predict(rule, TokenGrid.of([pair.edited for pair in pairs]))
-    return said[np.arange(len(pairs)), [pair.pivot for pair in pairs]]
+    """The rule's predictions at the edited pivots, shape (pair,)."""
+    predicted = predict(rule, TokenGrid.of([pair.edited for pair in pairs]))
+    return predicted[np.arange(len(pairs)), [pair.pivot for pair in pairs]]
 
 
-def pair_accuracy(pairs: Sequence[Pair], said: NDArray[np.float32], *, half: float) -> float:
+def pair_accuracy(pairs: Sequence[Pair], predicted: NDArray[np.float32], *, half: float) -> float:
     """The share of edited pivots at which the prediction is on the truth's side of `half`."""
-    return float(((said > half) == (np.array([pair.now for pair in pairs]) > half)).mean())
+    return float(((predicted > half) == (np.array([pair.now for pair in pairs]) > half)).mean())

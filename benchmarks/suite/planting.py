@@ -36,7 +36,7 @@ PROMOTED, SUPPRESSED = 4.0, -3.0
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a model is built for."""
+    """The world that a model is built for."""
 
     name: str
     level: int
@@ -71,34 +71,34 @@ def neurons(scene: Scene, drafts: Sequence[Draft]) -> Planted:
 
 
 def plan_of(scene: Scene, drafts: Sequence[Draft], *, places: int, distractors: int, spare: int = 0) -> reading.Plan:
-    """Draw what is open: the drafts' places among so many, their scales and effects; distractors stand behind them."""
+    """Draw the drafts' places among so many, their scales and effects; distractors stand behind them."""
     rng = scene.rng
     read = dict.fromkeys(word for cause in reading.conditions(drafts) for word in (*cause.before, *cause.two_before))
     others = [word for word in scene.words[3:] if word not in read]
     before = (*read, *rng.sample(others, max(0, COPIED - len(read))))
-    made = [
-        replace(draft, dense=_sum(scene, before, rng.uniform(0.25, 0.4))) if draft.kind == kinds.NOISE else draft
+    planted = [
+        replace(draft, dense=_draw_sum(scene, before, rng.uniform(0.25, 0.4))) if draft.kind == kinds.NOISE else draft
         for draft in drafts
     ]
-    made += [
-        Draft("distractor", "", Predicate(), abstain=True, dense=_sum(scene, before, rng.uniform(0.01, 0.05)))
+    planted += [
+        Draft("distractor", "", Predicate(), abstain=True, dense=_draw_sum(scene, before, rng.uniform(0.01, 0.05)))
         for _ in range(distractors)
     ]
     heads = dict(zip(reading.HEADS, rng.sample(range(len(reading.HEADS)), len(reading.HEADS)), strict=True))
     return reading.Plan(
         words=scene.words,
         before=before,
-        drafts=tuple(made),
-        channels=reading.channels(scene.words, before, made, spare=spare),
+        drafts=tuple(planted),
+        channels=reading.channels(scene.words, before, planted, spare=spare),
         heads=heads,
-        indices=tuple(rng.sample(range(places), len(made))),
-        scales=tuple(round(2 ** rng.uniform(-1, 3), 3) for _ in made),
-        effects=tuple(_effect(draft, len(scene.words), rng) for draft in made),
+        indices=tuple(rng.sample(range(places), len(planted))),
+        scales=tuple(round(2 ** rng.uniform(-1, 3), 3) for _ in planted),
+        effects=tuple(_draw_effect(draft, len(scene.words), rng) for draft in planted),
     )
 
 
-def _effect(draft: Draft, tokens: int, rng: random.Random) -> dict[int, float]:
-    """Logits by token id; one unit in six, and whatever deserves no explanation, writes nothing."""
+def _draw_effect(draft: Draft, tokens: int, rng: random.Random) -> dict[int, float]:
+    """Logits by token id; one unit in six, and every unit without an answer, writes nothing."""
     if draft.abstain or rng.random() < 1 / 6:
         return {}
     chosen = rng.sample(range(3, tokens), rng.randint(1, 3) + rng.randint(0, 2))
@@ -106,7 +106,7 @@ def _effect(draft: Draft, tokens: int, rng: random.Random) -> dict[int, float]:
     return {token: PROMOTED if place < ups else SUPPRESSED for place, token in enumerate(chosen)}
 
 
-def _sum(scene: Scene, before: Sequence[str], density: float) -> Sum:
+def _draw_sum(scene: Scene, before: Sequence[str], density: float) -> Sum:
     """A random sum that is positive on such a fraction of the corpus."""
     rng = scene.rng
     here = {word: rng.gauss(0, 0.6) for word in scene.words}
@@ -127,7 +127,7 @@ def _ids(scene: Scene) -> NDArray[np.int64]:
 def blank(plan: reading.Plan, *, neurons: int, own_heads: int = 0, bulk: float = 0.0) -> GPT2LMHeadModel:
     """All weights zero but for norms; with room for heads that are not planted, and for their channels.
 
-    Norms undo their epsilon, or, where `bulk` is given, what this constant on the channel BULK makes of the variance.
+    Norms undo their epsilon, or, where `bulk` is given, the variance that this constant on the channel BULK makes.
     """
     heads = len(reading.HEADS) + own_heads
     size = max(HEAD, -(-len(plan.channels) // heads))

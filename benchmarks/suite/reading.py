@@ -1,4 +1,4 @@
-"""Where everything of a planted part stands in a model, and what each condition reads there.
+"""The places of planted parts in a model, and the channels that each condition reads there.
 
 The residual stream is a direct sum of one-hot blocks and flags (see wiring.py); a channel goes by its kind and its
 word, place or number. A condition becomes a weighted sum of channels that is positive exactly where it holds.
@@ -19,13 +19,13 @@ Channel = tuple[str, str | int]
 Reads = Mapping[Channel, float]
 """Weight by channel."""
 ONE, ZERO, BULK = ("one", ""), ("zero", ""), ("bulk", "")
-"""Always 1; always 0; what nothing reads, for who needs a norm of known size."""
+"""Always 1; always 0; read by nothing, for a norm of known size."""
 QUOTES, ONCE, ODD, QUOTED, SEEN = (("flag", name) for name in ("quotes", "once", "odd", "quoted", "seen"))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where everything of a planted part stands."""
+    """The places of all planted parts."""
 
     words: tuple[str, ...]
     """The vocabulary, by token id."""
@@ -38,7 +38,7 @@ class Plan:
     indices: tuple[int, ...]
     """The neuron of `mlp.2`, or the feature, of each draft."""
     scales: tuple[float, ...]
-    """What each draft's unit is where its condition is 1."""
+    """Activation of each draft's unit where its condition is 1."""
     effects: tuple[Mapping[int, float], ...]
     """Logits by token id that each draft's unit adds at its scale."""
 
@@ -57,20 +57,22 @@ def channels(words: Sequence[str], before: Sequence[str], drafts: Sequence[Draft
 
 
 def conditions(drafts: Iterable[Draft]) -> list[Cause]:
-    """All causes and exceptions."""
+    """All causes and exceptions of the drafts."""
     return [cause for draft in drafts for cause in (*draft.condition.causes, *draft.condition.exceptions)]
 
 
 def is_joined(draft: Draft) -> bool:
-    """Whether it has several causes, which the layer before joins."""
+    """Whether a draft has several causes, which the layer before joins."""
     return len(draft.condition.causes) > 1
 
 
 def near_words(drafts: Iterable[Draft]) -> list[str]:
+    """The words that conditions look for among the tokens before."""
     return list(dict.fromkeys(word for cause in conditions(drafts) for word in cause.near))
 
 
 def bigrams(drafts: Iterable[Draft]) -> list[tuple[str, str]]:
+    """The pairs of words that conditions look for directly before the token."""
     return [(first, word) for c in conditions(drafts) for first in c.two_before for word in c.before]
 
 
@@ -84,7 +86,7 @@ def upstream(draft: Draft, heads: Mapping[str, int]) -> tuple[str, ...]:
     """The heads and MLPs that a draft's neuron needs, in forward order."""
     if draft.dense is not None:
         return (f"head.0:{heads['before']}",)
-    found: set[str] = {"mlp_out.1"} if is_joined(draft) else set()
+    parts: set[str] = {"mlp_out.1"} if is_joined(draft) else set()
     for cause in conditions([draft]):
         needs = {
             f"head.0:{heads['before']}": cause.before,
@@ -95,11 +97,11 @@ def upstream(draft: Draft, heads: Mapping[str, int]) -> tuple[str, ...]:
             f"head.1:{heads['before']}": cause.two_before,
             "mlp_out.1": cause.quoted,
         }
-        found |= {name for name, needed in needs.items() if needed}
-    return tuple(sorted(found, key=lambda name: (name.split(".")[1][0], name)))
+        parts |= {name for name, needed in needs.items() if needed}
+    return tuple(sorted(parts, key=lambda name: (name.split(".")[1][0], name)))
 
 
-# What conditions read
+# Conditions as sums of channels
 
 
 class _Form(NamedTuple):
@@ -121,8 +123,8 @@ def _form(cause: Cause) -> _Form:
         [SEEN] if cause.seen else [],
         [("place", 1 + place) for place in cause.places],
     ]
-    given = [part for part in parts if part]
-    return _Form({channel: 1.0 for part in given for channel in part}, len(given))
+    parts = [part for part in parts if part]
+    return _Form({channel: 1.0 for part in parts for channel in part}, len(parts))
 
 
 def any_of(condition: Predicate) -> dict[Channel, float]:
@@ -135,7 +137,7 @@ def any_of(condition: Predicate) -> dict[Channel, float]:
 
 
 def reads_of(draft: Draft, number: int) -> dict[Channel, float]:
-    """What the neuron of a draft reads: its condition, where that is positive."""
+    """The channels that the neuron of a draft reads, by weight: a sum that is positive where its condition holds."""
     condition, dense = draft.condition, draft.dense
     if dense is not None:
         summed: dict[Channel, float] = {("token", word): weight for word, weight in dense.here.items()}

@@ -1,9 +1,9 @@
-"""What a planted unit does, as data that is its own predicate.
+"""The truth about a planted unit, as data that is its own predicate.
 
 A unit fires at a token where one of its causes holds and none of its exceptions does. A cause is a
-conjunction of conditions on the window up to that token. The data can be asked twice: `holds` says whether
-a condition is met, `write` edits a window so that it is. What a rule has learned is found out by running it
-on windows that were written so, never by comparing its syntax.
+conjunction of conditions on the window up to that token. The data has two uses: `holds` tests whether
+a condition is met, `write` edits a window so that it is. A rule is examined by running it on windows that
+were written so, never by comparing its syntax.
 
 Predicates take the tokens of a window of at most LONGEST tokens, `<bos>` not counted; a token's leading space
 does not matter.
@@ -22,7 +22,7 @@ REACH = 4
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Conditions that hold together; what is left empty asks for nothing. Words are given without their space."""
+    """Conditions that hold together; an empty field is no condition. Words are given without their space."""
 
     here: tuple[str, ...] = ()
     """The token is one of these."""
@@ -40,7 +40,7 @@ class Cause:
     """Its position in the window, from 0, is one of these."""
 
     def holds(self, words: Sequence[str], at: int) -> bool:
-        """Whether it is met at a position of a window; words without their space."""
+        """Whether the cause is met at a position of a window; words without their space."""
         return (
             (not self.here or words[at] in self.here)
             and (not self.before or (at > 0 and words[at - 1] in self.before))
@@ -52,7 +52,7 @@ class Cause:
         )
 
     def write(self, tokens: list[str], at: int, rng: random.Random) -> bool:
-        """Edit tokens so that it holds at a position; False, and anything may have changed, where it cannot."""
+        """Edit tokens so that the cause holds at a position; False, after edits or none, where it cannot."""
         far = at - REACH - 1
         if (self.places and at not in self.places) or (far < 0 and (self.quoted or self.seen)) or at < 2:
             return False
@@ -69,7 +69,7 @@ class Cause:
 
     @property
     def mentions(self) -> tuple[str, ...]:
-        """The words that it reads before the token, the quotation mark included."""
+        """The words that the cause reads before the token, the quotation mark included."""
         return (*self.before, *self.two_before, *self.near, *((QUOTE,) if self.quoted else ()))
 
 
@@ -83,6 +83,7 @@ class Predicate:
     """By current word, the fraction of the unit's scale; 1 for words that are not here."""
 
     def __call__(self, words: Sequence[str], at: int) -> float:
+        """The activation at a position, as a fraction of the unit's scale."""
         if not any(cause.holds(words, at) for cause in self.causes):
             return 0.0
         silenced = any(exception.holds(words, at) for exception in self.exceptions)
@@ -91,7 +92,7 @@ class Predicate:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """A random dense unit: `max(0, here[word] + before[word before] - threshold)`; no pattern is to be found in it."""
+    """A random dense unit: `max(0, here[word] + before[word before] - threshold)`; it has no pattern."""
 
     here: Mapping[str, float]
     before: Mapping[str, float]
@@ -99,8 +100,9 @@ class Sum:
     threshold: float
 
     def __call__(self, words: Sequence[str], at: int) -> float:
-        here = words[at] if words[at] in self.here else UNKNOWN
-        return max(0.0, self.here[here] + self.before.get(words[at - 1] if at else BOS, 0.0) - self.threshold)
+        """The activation at a position, as a fraction of the unit's scale."""
+        word = words[at] if words[at] in self.here else UNKNOWN
+        return max(0.0, self.here[word] + self.before.get(words[at - 1] if at else BOS, 0.0) - self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class Unit:
     """A neuron, or a feature of a dictionary, of which everything is known."""
 
     name: str
-    """Says what it is; for reports, never to be shown to who explains it."""
+    """The kind and a number; for reports, never to be shown to an explainer."""
     kind: str
     level: int
     address: str
@@ -129,19 +131,19 @@ class Unit:
     suppresses: tuple[str, ...] = ()
     """Tokens whose logits it lowers, by 3 at its scale."""
     upstream: tuple[str, ...] = ()
-    """Heads as "head.0:2" and MLPs as "mlp_out.0" without which it is not what it is; none where it reads the token
-    or the place alone."""
+    """Heads as "head.0:2" and MLPs as "mlp_out.0" that the unit depends on; none where it reads the token or the place
+    alone."""
     abstain: bool = False
     """Whether the right answer is that there is nothing to explain."""
 
     @property
     def inert(self) -> bool:
-        """Whether it writes nothing."""
+        """Whether the unit has no effect on logits."""
         return not self.promotes and not self.suppresses
 
     @property
     def half(self) -> float:
-        """It counts as active above this."""
+        """The activation above which the unit counts as active."""
         return self.scale / 2
 
     def at(self, tokens: Sequence[str], place: int) -> float:

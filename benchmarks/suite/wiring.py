@@ -1,14 +1,14 @@
-"""Weights by hand: what conditions read, and the heads and neurons that compute it, in GPT-2's class.
+"""Weights by hand: the heads and neurons that compute the units' conditions, in GPT-2's class.
 
 The residual stream is a direct sum of one-hot blocks (the token, the position, the token before), flags, one
-channel an effect on logits, and the channels ONE and ZERO. All that is read is a sum of channels whose weights sum
-to 0 by way of ZERO, so the mean that LayerNorm takes out does not matter; thresholds stand on ONE and not in biases,
-so its scale changes the size of a neuron's activation and not its sign.
+channel an effect on logits, and the channels ONE and ZERO. Every neuron and head reads a sum of channels whose weights
+sum to 0 by way of ZERO, so the mean that LayerNorm takes out does not matter; thresholds stand on ONE and not in
+biases, so its scale changes the size of a neuron's activation and not its sign.
 
     layer 0  attention  "before" copies the previous token; "quotes" writes 1 / (1 + quotes so far); "near" the share
                         of each word among the last four tokens; "once" writes 1 / (1 + occurrences of this token)
              MLP        turns these into flags by steps: an odd number of quotes, a word near, seen before; a bigram
-    layer 1  attention  "before" copies what the bigram's flag was at the previous token
+    layer 1  attention  "before" copies the bigram's flag of the previous token
              MLP        sharpens the quote flag, and joins unrelated causes with "or"
     layer 2  MLP        the planted neurons, each `relu(weights · channels)`
 
@@ -45,7 +45,7 @@ from .words import BOS, QUOTE
 SHARP = 60.0
 """An attention score, or minus one: e^-60 is nothing."""
 CODE = 32
-"""Length of the random signs that tell tokens apart where they are compared."""
+"""Length of the random signs by which tokens are compared."""
 
 
 class Step(NamedTuple):
@@ -57,8 +57,17 @@ class Step(NamedTuple):
     writes: Reads
 
 
+class _HeadWeights(NamedTuple):
+    """Views of a head's weights: query, key and value (width, d_head), output (d_head, width)."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+
+
 class Writer:
-    """Writes a plan into a model's weights; what the plan does not use is left as it is."""
+    """Writes a plan into a model's weights; weights that the plan does not use are left as they are."""
 
     def __init__(self, model: GPT2LMHeadModel, plan: Plan) -> None:
         self._model, self._plan, self._at = model, plan, plan.channels
@@ -68,7 +77,7 @@ class Writer:
         """Queries and keys are each multiplied by it, to undo the division of scores."""
 
     def conditions(self) -> None:
-        """All that units read: embeddings, heads, and the neurons of layers 0 and 1."""
+        """Write everything that units read: embeddings, heads, and the neurons of layers 0 and 1."""
         with torch.no_grad():
             self._embed()
             self._head_before(0, [(("token", word), ("before", word)) for word in self._plan.before])
@@ -82,13 +91,13 @@ class Writer:
             self._layer_1()
 
     def calibrate(self, scale: float) -> None:
-        """Divide what the heads that count write by the norm's scale at BOS, which they take it from."""
+        """Divide the values of the heads that count by the norm's scale at BOS, where they read them."""
         with torch.no_grad():
             for head in ("quotes", "once"):
-                self._three(0, head)[2][:, 0] /= scale
+                self._head_weights(0, head).value[:, 0] /= scale
 
     def unit(self, layer: int, neuron: int, number: int, writes: Reads) -> None:
-        """The neuron of a draft, which adds so much to each channel at its scale."""
+        """Write the neuron of a draft, which adds so much to each channel at its scale."""
         mlp: Any = self._model.transformer.h[layer].mlp
         draft, scale = self._plan.drafts[number], self._plan.scales[number]
         reads = {channel: scale * weight for channel, weight in reads_of(draft, number).items()}
@@ -98,7 +107,7 @@ class Writer:
                 mlp.c_proj.weight[neuron, self._at[channel]] = weight / scale
 
     def logits(self, channel: Channel, logits: Mapping[int, float]) -> None:
-        """What a channel adds to logits, by token id."""
+        """Write a channel's effect on logits, by token id."""
         with torch.no_grad():
             for token, logit in logits.items():
                 self.column(self._model.lm_head.weight[token], {channel: logit})
@@ -117,50 +126,49 @@ class Writer:
             weights[self._at[channel]] += weight
         weights[self._at[ZERO]] -= sum(reads.values())
 
-    def _three(self, layer: int, head: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Views of a head's query, key and value, (width, d_head) each, and of its output, (d_head, width)."""
+    def _head_weights(self, layer: int, head: str) -> "_HeadWeights":
         attention: Any = self._model.transformer.h[layer].attn
         start = self._plan.heads[head] * self._size
         query, key, value = (part[:, start : start + self._size] for part in attention.c_attn.weight.chunk(3, dim=1))
-        return query, key, value, attention.c_proj.weight[start : start + self._size]
+        return _HeadWeights(query, key, value, attention.c_proj.weight[start : start + self._size])
 
-    def _carry(self, layer: int, head: str, pairs: Sequence[tuple[Channel, Channel]]) -> None:
-        """The head writes to the second channel of each pair what the first is where it attends."""
-        _, _, value, output = self._three(layer, head)
+    def _copy(self, layer: int, head: str, pairs: Sequence[tuple[Channel, Channel]]) -> None:
+        """Let the head copy the first channel of each pair, where it attends, to the second."""
+        weights = self._head_weights(layer, head)
         for dimension, (read, written) in enumerate(pairs):
-            self.column(value[:, dimension], {read: 1.0})
-            output[dimension, self._at[written]] = 1.0
+            self.column(weights.value[:, dimension], {read: 1.0})
+            weights.output[dimension, self._at[written]] = 1.0
 
     def _head_before(self, layer: int, pairs: Sequence[tuple[Channel, Channel]]) -> None:
         if not pairs:
             return
-        query, key, _, _ = self._three(layer, "before")
+        query, key, *_ = self._head_weights(layer, "before")
         sharp = SHARP**0.5 * self._root
         for place in range(1, LONGEST + 1):
             self.column(query[:, place], {("place", place): sharp})
             self.column(key[:, place], {("place", place - 1): sharp})
-        self._carry(layer, "before", pairs)
+        self._copy(layer, "before", pairs)
 
     def _head_quotes(self) -> None:
-        query, key, _, _ = self._three(0, "quotes")
+        query, key, *_ = self._head_weights(0, "quotes")
         self.column(query[:, 0], {ONE: SHARP**0.5 * self._root})
         counted = {ONE: -1.0, ("token", BOS): 1.0, ("token", QUOTE): 1.0}
         self.column(key[:, 0], {channel: SHARP**0.5 * self._root * sign for channel, sign in counted.items()})
-        self._carry(0, "quotes", [(("token", BOS), QUOTES)])
+        self._copy(0, "quotes", [(("token", BOS), QUOTES)])
 
     def _head_near(self) -> None:
         words = near_words(self._plan.drafts)
-        query, key, _, _ = self._three(0, "near")
+        query, key, *_ = self._head_weights(0, "near")
         sharp = SHARP**0.5 * self._root
         for place in range(1, LONGEST + 1):
             self.column(query[:, place], {("place", place): sharp})
             near = {("place", earlier): sharp for earlier in range(max(0, place - REACH), place)}
             self.column(key[:, place], {ONE: -sharp, **near})
-        self._carry(0, "near", [(("token", word), ("share", word)) for word in words])
+        self._copy(0, "near", [(("token", word), ("share", word)) for word in words])
 
     def _head_once(self) -> None:
         """Scores are minus the number of signs in which two tokens' codes differ, times 10; `<bos>` scores 0."""
-        query, key, _, _ = self._three(0, "once")
+        query, key, *_ = self._head_weights(0, "once")
         size = 5.0**0.5 * self._root
         generator = torch.Generator().manual_seed(0)
         codes = size * (2.0 * torch.randint(2, (len(self._plan.words), CODE), generator=generator) - 1)
@@ -171,14 +179,14 @@ class Writer:
                     self.column(key[:, dimension], {("token", word): sign})
         self.column(query[:, CODE], {ONE: size * CODE**0.5})
         self.column(key[:, CODE], {ONE: -size * CODE**0.5, ("token", BOS): size * CODE**0.5})
-        self._carry(0, "once", [(("token", BOS), ONCE)])
+        self._copy(0, "once", [(("token", BOS), ONCE)])
 
     def _layer_0(self) -> None:
         steps = [*_parity(), Step({ONE: 1.0, ONCE: -1.0}, 0.53, 0.64, {SEEN: 1.0})]
         steps += [
             Step({("share", word): 1.0}, 0.08, 0.16, {("near", word): 1.0}) for word in near_words(self._plan.drafts)
         ]
-        used = self._steps(0, steps)
+        used = self._write_steps(0, steps)
         mlp: Any = self._model.transformer.h[0].mlp
         for unit, pair in enumerate(bigrams(self._plan.drafts), start=used):
             self.column(mlp.c_fc.weight[:, unit], {("before", pair[0]): 2.0, ("token", pair[1]): 2.0, ONE: -3.0})
@@ -189,10 +197,10 @@ class Writer:
         for number, draft in enumerate(self._plan.drafts):
             if is_joined(draft):
                 steps.append(Step(any_of(draft.condition), 0.6, 0.9, {("any", number): 1.0}))
-        self._steps(1, steps)
+        self._write_steps(1, steps)
 
-    def _steps(self, layer: int, steps: Sequence[Step]) -> int:
-        """Write steps to the first neurons; the next one that is free comes back."""
+    def _write_steps(self, layer: int, steps: Sequence[Step]) -> int:
+        """Write steps to the first neurons; returns the number of the next one that is free."""
         mlp: Any = self._model.transformer.h[layer].mlp
         for number, step in enumerate(steps):
             rise = 1 / (step.high - step.low)

@@ -1,6 +1,6 @@
 """Words that mean nothing, and the tokenizer that makes each a token.
 
-Words are joined syllables, so no prior about English tells what goes with what. The one sign with a
+Words are joined syllables, so no prior about English helps to guess which words belong together. The one sign with a
 meaning is the quotation mark. Words are separate tokens that begin with a space; decoding only joins, so
 a window's tokens are its text.
 """
@@ -17,11 +17,11 @@ _ONSETS, _VOWELS, _CODAS = "bdfgklmnprstvz", "aeiou", ("", "", "", "l", "n", "r"
 
 def nonsense(count: int, rng: random.Random) -> list[str]:
     """So many different words of two or three syllables."""
-    found: dict[str, None] = {}
-    while len(found) < count:
+    words: dict[str, None] = {}
+    while len(words) < count:
         syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((2, 2, 3))))
-        found["".join(syllables) + rng.choice(_CODAS)] = None
-    return list(found)
+        words["".join(syllables) + rng.choice(_CODAS)] = None
+    return list(words)
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

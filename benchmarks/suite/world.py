@@ -29,7 +29,7 @@ VOCABULARY, FILLERS = 160, 36
 FILLER: Mapping[int, float] = {4: 0.7}
 """By level, the share of the text's items that belong to no unit; 0.45 where none is given."""
 MODELS: Mapping[int, Callable[[Scene, Sequence[Draft]], Planted]] = {5: graft.build_superposed, 6: graft.build_grafted}
-"""By level, what builds its subject; neurons planted alone where none is given."""
+"""By level, the function that builds its subject; neurons planted alone where none is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class World:
     level: int
     subject: Subject
     source: Source
-    """What the units belong to: the neurons `mlp.2`, or a dictionary (level 5)."""
+    """The source of the units: the neurons `mlp.2`, or a dictionary (level 5)."""
     texts: tuple[str, ...]
     """One string a document."""
     units: tuple[Unit, ...]
@@ -63,7 +63,7 @@ class World:
         return [Feature.parse(unit.address) for unit in self.units]
 
     def windows(self, *, length: int = LONGEST) -> list[tuple[str, ...]]:
-        """The corpus cut into windows of tokens; what is left at a document's end is dropped."""
+        """The corpus cut into windows of tokens; the rest at a document's end is dropped."""
         documents = [self.subject.decode_tokens(self.subject.encode(text)) for text in self.texts]
         return [tokens[at : at + length] for tokens in documents for at in range(0, len(tokens) - length + 1, length)]
 

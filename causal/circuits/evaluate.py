@@ -9,7 +9,7 @@
     control        F of other sets of as many nodes of each kind, and where the circuit stands among them by how near
                    to 1 it is
 
-F is as in `circuit_runs`; intervals are bootstraps over pairs.
+F is as in `runs`; intervals are bootstraps over pairs.
 """
 
 import random
@@ -99,52 +99,54 @@ def evaluate(
     return Evaluation(
         faithfulness,
         ablated,
-        _gaps(runs, circuit, drawn),
-        _contributions(runs, circuit, drawn),
-        _control(runs, whole, controls, rng),
+        _measure_gaps(runs, circuit, drawn),
+        _measure_contributions(runs, circuit, drawn),
+        _compare_random(runs, whole, controls, rng),
     )
 
 
-def _gaps(runs: CircuitRuns, circuit: Sequence[Node], drawn: Sequence[Nodes]) -> tuple[Gap, ...]:
+def _measure_gaps(runs: CircuitRuns, circuit: Sequence[Node], drawn: Sequence[Nodes]) -> tuple[Gap, ...]:
     whole = frozenset(circuit)
     singles = [frozenset({node}) for node in circuit]
     parts = [part for part in dict.fromkeys([whole, *singles, *drawn]) if part]
     alone, model = runs.faithful([whole - part for part in parts]), runs.without(parts)
-    found = (Gap(_in_order(circuit, part), *both) for part, *both in zip(parts, alone, model, strict=True))
-    return tuple(sorted(found, key=lambda gap: -gap.size))
+    gaps = (Gap(_in_order(circuit, part), *both) for part, *both in zip(parts, alone, model, strict=True))
+    return tuple(sorted(gaps, key=lambda gap: -gap.size))
 
 
-def _contributions(runs: CircuitRuns, circuit: Sequence[Node], drawn: Sequence[Nodes]) -> tuple[Contribution, ...]:
+def _measure_contributions(
+    runs: CircuitRuns, circuit: Sequence[Node], drawn: Sequence[Nodes]
+) -> tuple[Contribution, ...]:
     whole = frozenset(circuit)
     cases = {
         node: list(dict.fromkeys(part - {node} for part in (frozenset[Node](), whole, *drawn))) for node in circuit
     }
     pairs = [(whole - part, whole - part - {node}) for node, parts in cases.items() for part in parts]
     values = iter(runs.faithful([circuit for pair in pairs for circuit in pair]))
-    found: list[Contribution] = []
+    largest: list[Contribution] = []
     for node, parts in cases.items():
-        each = [Contribution(node, next(values) - next(values), _in_order(circuit, part)) for part in parts]
-        found.append(max(each, key=lambda one: abs(one.value)))
-    return tuple(found)
+        contributions = [Contribution(node, next(values) - next(values), _in_order(circuit, part)) for part in parts]
+        largest.append(max(contributions, key=lambda contribution: abs(contribution.value)))
+    return tuple(largest)
 
 
-def _control(runs: CircuitRuns, circuit: Nodes, count: int, rng: random.Random) -> RandomCircuits | None:
+def _compare_random(runs: CircuitRuns, circuit: Nodes, count: int, rng: random.Random) -> RandomCircuits | None:
     kinds: dict[str, list[Node]] = {}
     for node in runs.nodes:
         kinds.setdefault(node.kind, []).append(node)
     makeup = Counter(node.kind for node in circuit)
-    found: dict[Nodes, None] = {}
+    circuits: dict[Nodes, None] = {}
     for _ in range(_TRIES * count):
         drawn = frozenset(node for kind, number in makeup.items() for node in rng.sample(kinds[kind], number))
         if drawn != circuit:
-            found.setdefault(drawn)
-        if len(found) == count:
+            circuits.setdefault(drawn)
+        if len(circuits) == count:
             break
-    if not found:
+    if not circuits:
         return None
-    values = runs.faithful(list(found))
-    real = rank_among(_nearness(runs.faithful([circuit])[0]), [_nearness(value) for value in values])
-    return RandomCircuits(tuple(values), real.percentile, real.p)
+    values = runs.faithful(list(circuits))
+    rank = rank_among(_nearness(runs.faithful([circuit])[0]), [_nearness(value) for value in values])
+    return RandomCircuits(tuple(values), rank.percentile, rank.p)
 
 
 def _nearness(faithfulness: float) -> float:

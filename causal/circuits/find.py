@@ -3,14 +3,13 @@
 `find_circuit` takes a task that the subject does (`baseline`), scores all nodes, prunes them and names their backups
 on one half of the pairs, and evaluates what is left on the other half, which the search never saw; with fewer than
 HALVES pairs both are done on all of them, and the report says so. `evaluate_circuit` puts a circuit of one's own to
-the same test. How each is done stands in `circuit_search`, `circuit_runs` and `circuit_evaluation`.
-
-What is known of a circuit, as text and as data.
+the same test. How each is done stands in `search`, `runs` and `evaluate`. A `CircuitReport` has all that was measured,
+as data and as text.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from statistics import median
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..runs import AT_ONCE
 from .evaluate import CONTROLS, SUBSETS, Evaluation, evaluate
 from .nodes import Node, join_nodes, nodes_of
 from .runs import ABLATIONS, CircuitRuns
-from .search import Backup, NodeScore, Step, backups, prune, score_nodes
+from .search import Backup, NodeScore, Step, find_backups, prune, score_nodes
 from .tasks import Baseline, Task, baseline
 
 
@@ -42,7 +41,8 @@ class Passes:
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        """All passes."""
+        return sum(asdict(self).values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class CircuitReport:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as numbers, strings, lists and objects."""
-        data = _plain(self)
+        data = _to_plain(self)
         for score, written in zip(self.scores, data["scores"], strict=True):
             written["role"] = score.role
         data["evaluation"]["mean_gap"] = self.evaluation.mean_gap
@@ -96,57 +96,60 @@ class CircuitReport:
             score = self.score(added.node)
             alone = ["-", "-", "-"]
             if score is not None:
-                alone = [_number(score.noise.recovered), _number(score.denoise.recovered), score.role]
-            rows.append([str(added.node), *alone, _number(added.value), backed.get(added.node, "")])
+                alone = [_format_number(score.noise.recovered), _format_number(score.denoise.recovered), score.role]
+            rows.append([str(added.node), *alone, _format_number(added.value), backed.get(added.node, "")])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(node.kind for node in self.circuit).items())
         head = f"circuit of {self.task} in {self.provenance.model}: {len(self.circuit)} of {len(self.nodes)} nodes"
-        return "\n".join([f"{head} ({kinds}), cut: {self.ablation}", *lines, *self._verdicts()])
+        return "\n".join([f"{head} ({kinds}), cut: {self.ablation}", *lines, *self._summarise()])
 
-    def _verdicts(self) -> list[str]:
-        found, passes = self.evaluation, self.passes
-        worst, least = found.gaps[0], min(found.minimality, key=lambda one: abs(one.value))
-        seen = "pairs that the search did not see" if self.held_out else "pairs, the search's own"
+    def _summarise(self) -> list[str]:
+        evaluation = self.evaluation
+        worst, least = evaluation.gaps[0], min(evaluation.minimality, key=lambda added: abs(added.value))
+        pairs = "pairs that the search did not see" if self.held_out else "pairs, the search's own"
         control = "no other circuit of this make-up"
-        if found.control is not None:
-            values = found.control.faithfulness
+        if evaluation.control is not None:
+            values = evaluation.control.faithfulness
             control = (
                 f"{len(values)} random circuits of this make-up: median {median(values):.2f}, highest "
-                f"{max(values):.2f}; percentile {found.control.percentile:.0f}, p = {found.control.p:.2g}"
+                f"{max(values):.2f}; percentile {evaluation.control.percentile:.0f}, p = {evaluation.control.p:.2g}"
             )
-        ranks = ", ".join(f"{_number(one.spearman)} {direction}" for direction, one in self.agreement.items())
-        by = ", ".join(f"{getattr(passes, field.name)} {field.name}" for field in fields(passes))
+        ranks = ", ".join(
+            f"{_format_number(ranked.spearman)} {direction}" for direction, ranked in self.agreement.items()
+        )
+        by = ", ".join(f"{count} {purpose}" for purpose, count in asdict(self.passes).items())
         return [
-            f"faithfulness  {_fraction(found.faithfulness)} on {self.pairs[1]} {seen}",
-            f"completeness  model without the circuit {_fraction(found.ablated)}; parts cut in both: mean gap "
-            f"{found.mean_gap:.2f}, largest {worst.size:.2f} ({join_nodes(worst.cut)})",
+            f"faithfulness  {_format_fraction(evaluation.faithfulness)} on {self.pairs[1]} {pairs}",
+            f"completeness  model without the circuit {_format_fraction(evaluation.ablated)}; parts cut in both: mean "
+            f"gap {evaluation.mean_gap:.2f}, largest {worst.size:.2f} ({join_nodes(worst.cut)})",
             f"minimality    least {least.value:.2f} ({least.node})",
             f"control       {control}",
             *([f"attribution   chose {len(self.scores)} nodes to patch; rank agreement {ranks}"] if ranks else []),
-            f"passes        {passes.total}: {by}",
+            f"passes        {self.passes.total}: {by}",
         ]
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _fraction(effect: Effect) -> str:
+def _format_fraction(effect: Effect) -> str:
     spread = "" if effect.interval is None else f" [{effect.interval.low:.2f}, {effect.interval.high:.2f}]"
-    return _number(effect.recovered) + spread
+    return _format_number(effect.recovered) + spread
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: object) -> Any:
+    """The value as JSON knows it."""
     if isinstance(value, Node):
         return str(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
+        return {str(key): _to_plain(item) for key, item in value.items()}
+    return [_to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 FAITHFUL = 0.9
@@ -161,7 +164,7 @@ class CircuitSettings:
 
     threshold: float = FAITHFUL
     ablation: str = "corrupted"
-    """What a cut node puts out; see `circuit_runs`."""
+    """What a cut node puts out; see `runs`."""
     metric: str = "logit_difference"
     subsets: int = SUBSETS
     """Random parts of the circuit that are cut for completeness and minimality."""
@@ -198,9 +201,9 @@ def find_circuit(
     sources: Mapping[str, Dictionary] | None = None,
 ) -> CircuitReport:
     """Look for a minimal circuit among the nodes, by default all heads and MLPs; dictionaries go by `SITE@NAME`."""
-    hunt = _Hunt(subject, task, nodes_of(subject) if nodes is None else nodes, settings, sources or {})
-    found, steps = prune(hunt.search, hunt.scores.order, tolerance=settings.tolerance)
-    return hunt.report([node for node in reversed(hunt.scores.order) if node in found], steps)
+    search = _Search(subject, task, nodes_of(subject) if nodes is None else nodes, settings, sources or {})
+    circuit, steps = prune(search.search_runs, search.scores.order, tolerance=settings.tolerance)
+    return search.report([node for node in reversed(search.scores.order) if node in circuit], steps)
 
 
 def evaluate_circuit(
@@ -218,10 +221,10 @@ def evaluate_circuit(
         raise NeuronautError(f"{', '.join(strange)} is not among the {len(universe)} nodes; name all there are to cut")
     if not circuit or len(set(circuit)) != len(circuit):
         raise NeuronautError(f"the circuit has {len(circuit)} nodes, maybe one of them twice; name each of them once")
-    return _Hunt(subject, task, universe, settings, sources or {}).report(list(circuit), ())
+    return _Search(subject, task, universe, settings, sources or {}).report(list(circuit), ())
 
 
-class _Hunt:
+class _Search:
     """What finding and evaluating share: the baseline, the scores, the two halves of the pairs."""
 
     def __init__(
@@ -236,8 +239,8 @@ class _Hunt:
         self._baseline = baseline(subject, task, metric_name=settings.metric, seed=settings.seed)
         halves = [range(0, len(task), 2), range(1, len(task), 2)]
         parts = [task.take(half) for half in halves] if len(task) >= HALVES else [task, task]
-        self.search, self._test = (self._runs(part, nodes) for part in parts)
-        self.scores = score_nodes(self.search, most=settings.patched, at_once=settings.at_once, seed=settings.seed)
+        self.search_runs, self._test = (self._runs(part, nodes) for part in parts)
+        self.scores = score_nodes(self.search_runs, most=settings.patched, at_once=settings.at_once, seed=settings.seed)
 
     def _runs(self, task: Task, nodes: Sequence[Node]) -> CircuitRuns:
         return CircuitRuns(
@@ -251,40 +254,42 @@ class _Hunt:
         )
 
     def report(self, circuit: Sequence[Node], steps: Sequence[Step]) -> CircuitReport:
-        settings, pruning = self._settings, self.search.forwards
-        found = backups(self.search, frozenset(circuit), self.scores.ranks, tolerance=settings.tolerance)
-        looking = self.search.forwards - pruning
+        settings, pruning = self._settings, self.search_runs.forwards
+        replacements = find_backups(
+            self.search_runs, frozenset(circuit), self.scores.ranks, tolerance=settings.tolerance
+        )
+        backing = self.search_runs.forwards - pruning
         evaluation = evaluate(
             self._test, circuit, subsets=settings.subsets, controls=settings.controls, seed=settings.seed
         )
-        trial = self._trial(circuit)
+        trial = self._build_trial(circuit)
         return CircuitReport(
             task=self._task.name,
             circuit=tuple(circuit),
-            nodes=self.search.nodes,
+            nodes=self.search_runs.nodes,
             threshold=settings.threshold,
             ablation=settings.ablation,
-            pairs=(len(self.search.task), len(self._test.task)),
-            held_out=self._test.task is not self.search.task,
+            pairs=(len(self.search_runs.task), len(self._test.task)),
+            held_out=self._test.task is not self.search_runs.task,
             baseline=self._baseline,
             scores=tuple(self.scores.exact.values()),
             agreement=self.scores.agreement,
             steps=tuple(steps),
-            backups=found,
+            backups=replacements,
             evaluation=evaluation,
-            passes=Passes(2, self.scores.passes, pruning, looking, self._test.forwards),
+            passes=Passes(2, self.scores.passes, pruning, backing, self._test.forwards),
             seed=settings.seed,
             trial=trial,
             provenance=provenance_of(self._subject, trial, sources=self._sources),
         )
 
-    def _trial(self, circuit: Sequence[Node]) -> Trial:
+    def _build_trial(self, circuit: Sequence[Node]) -> Trial:
         """The circuit alone on the evaluation's pairs, as a record that can be run; idle edits are errors there."""
         cut = self._test.reports([node for node in self._test.nodes if node not in circuit])
         pairs, operation = self._test.task.pairs, ABLATIONS[self._settings.ablation]
-        clean, corrupted = (tuple(tuple(row) for row in batch.ids()) for batch in (pairs.clean, pairs.corrupted))
+        corrupted = pairs.corrupted.rows()
         return Trial(
-            prompts=clean,
+            prompts=pairs.clean.rows(),
             edits=tuple(report.edit for report in cut if report.max_change > 0),
             metrics=(self._settings.metric,),
             answers=tuple(pairs.answers.tolist()),

@@ -60,8 +60,8 @@ def nodes_of(
     """All heads, MLPs or neurons of the subject, in forward order, once for each of the position rules."""
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise NeuronautError(f"no nodes of kind {', '.join(wrong)}; there are {', '.join(KINDS)}")
-    found = [node for layer in range(subject.n_layers) for kind in kinds for node in KINDS[kind](subject, layer)]
-    return tuple(Node(node.site, node.unit, None, rule) for node in found for rule in positions)
+    nodes = [node for layer in range(subject.n_layers) for kind in kinds for node in KINDS[kind](subject, layer)]
+    return tuple(Node(node.site, node.unit, None, rule) for node in nodes for rule in positions)
 
 
 KINDS: Mapping[str, Callable[[Subject, int], Iterable[Node]]] = {
@@ -79,13 +79,13 @@ def check_nodes(subject: Subject, batch: Batch, nodes: Sequence[Node]) -> None:
     """Raise NeuronautError where there are no nodes, or two that share a part at a position."""
     if not nodes:
         raise NeuronautError("there are no nodes to look for a circuit among; give some, such as head.1:3 or mlp_out.2")
-    if again := [node for node, count in Counter(nodes).items() if count > 1]:
-        raise NeuronautError(f"node {again[0]} is given twice; give each once")
+    if repeated := [node for node, count in Counter(nodes).items() if count > 1]:
+        raise NeuronautError(f"node {repeated[0]} is given twice; give each once")
     rules = {rule: where(subject, batch, rule) for rule in {node.positions for node in nodes}}
     groups = [list(group) for _, group in groupby(sorted(nodes, key=_place), _place)]
     for some, others in [(group, group) for group in groups] + list(combinations(groups, 2)):
         meet = bool((rules[some[0].positions] & rules[others[0].positions]).any())
-        if meet and (clash := _clash(some, others)):
+        if meet and (clash := _find_clash(some, others)):
             raise NeuronautError(f"nodes {clash[0]} and {clash[1]} overlap; leave one of the two out")
 
 
@@ -93,7 +93,7 @@ def _place(node: Node) -> tuple[str, str, str]:
     return node.site, node.positions, node.dictionary or ""
 
 
-def _clash(some: Sequence[Node], others: Sequence[Node]) -> tuple[Node, Node] | None:
+def _find_clash(some: Sequence[Node], others: Sequence[Node]) -> tuple[Node, Node] | None:
     """Two different nodes of two groups (each of one place) that have a part in common, at equal positions."""
     (kind, _, layer), (other, _, its_layer) = some[0].site.partition("."), others[0].site.partition(".")
     if some[0].site != others[0].site:
@@ -101,9 +101,11 @@ def _clash(some: Sequence[Node], others: Sequence[Node]) -> tuple[Node, Node] | 
         return (some[0], others[0]) if part else None
     if some[0].dictionary != others[0].dictionary:
         return some[0], others[0]
-    its = {node.unit: node for node in others}
+    by_unit = {node.unit: node for node in others}
     for node in some:
-        twins = its.values() if node.unit is None else [its[unit] for unit in (node.unit, None) if unit in its]
+        twins = (
+            by_unit.values() if node.unit is None else [by_unit[unit] for unit in (node.unit, None) if unit in by_unit]
+        )
         if other := next((twin for twin in twins if twin is not node), None):
             return node, other
     return None
@@ -115,21 +117,21 @@ def edits_of(nodes: Iterable[Node], operation: Operation) -> tuple[Edit, ...]:
     for node in nodes:
         places.setdefault(_place(node), []).append(node.unit)
     return tuple(
-        Edit(site=site, dictionary=dictionary or None, units=_units(units), positions=rule, operation=operation)
+        Edit(site=site, dictionary=dictionary or None, units=_join_units(units), positions=rule, operation=operation)
         for (site, rule, dictionary), units in sorted(places.items())
     )
 
 
-def _units(units: list[int | None]) -> tuple[int, ...] | None:
+def _join_units(units: list[int | None]) -> tuple[int, ...] | None:
     numbers = sorted(unit for unit in units if unit is not None)
     return tuple(numbers) if len(numbers) == len(units) else None
 
 
 def join_nodes(nodes: Iterable[Node]) -> str:
     """Nodes in short: `head.1:0,3 mlp_out.2`."""
-    found: list[str] = []
+    texts: list[str] = []
     for edit in edits_of(nodes, "patch"):
         site = f"{edit.site}@{edit.dictionary}" if edit.dictionary else edit.site
         units = "" if edit.units is None else f":{ranges(edit.units)}"
-        found.append(f"{site}{units}" + ("" if edit.positions == "all" else f"@{edit.positions}"))
-    return " ".join(found) or "nothing"
+        texts.append(f"{site}{units}" + ("" if edit.positions == "all" else f"@{edit.positions}"))
+    return " ".join(texts) or "nothing"

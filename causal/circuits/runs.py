@@ -64,14 +64,16 @@ class CircuitRuns:
         self.sources: Mapping[str, Source] = {} if sources is None else sources
         self._all, self._at_once = frozenset(nodes), at_once
         self._cutting: Operation = ABLATIONS[ablation]
-        pairs, edits, given = task.pairs, edits_of(nodes, self._cutting), Materials(sources=self.sources)
-        self._materials = gather(subject, edits, materials=given, reference=pairs.corrupted, source_run=pairs.corrupted)
+        pairs, edits, references = task.pairs, edits_of(nodes, self._cutting), Materials(sources=self.sources)
+        self._materials = gather(
+            subject, edits, materials=references, reference=pairs.corrupted, source_run=pairs.corrupted
+        )
         with torch.inference_mode():
             plain = logits_at(subject, pairs.clean.tokens, pairs.clean.last)
         self.forwards = 2
         self._question = Question(pairs.answers, pairs.wrong, plain)
-        self.clean = self._measured(plain, torch.arange(len(task)))
-        self._known: dict[Nodes, Tensor] = {frozenset(): self.clean}
+        self.clean = self._measure(plain, torch.arange(len(task)))
+        self._values: dict[Nodes, Tensor] = {frozenset(): self.clean}
         self.floor = self.cut([self._all])[0]
         self._span = float((self.clean.double() - self.floor.double()).mean())
         if abs(self._span) < EPSILON:
@@ -82,12 +84,12 @@ class CircuitRuns:
 
     def cut(self, sets: Sequence[Nodes]) -> Tensor:
         """The metric on the clean prompts with the nodes of each set cut: (set, row)."""
-        new = [one for one in dict.fromkeys(sets) if one not in self._known]
+        new = [nodes for nodes in dict.fromkeys(sets) if nodes not in self._values]
         room = max(1, self._at_once // len(self.task))
         for start in range(0, len(new), room):
             part = new[start : start + room]
-            self._known |= zip(part, self._run(part), strict=True)
-        return torch.stack([self._known[one] for one in sets])
+            self._values |= zip(part, self._run_sets(part), strict=True)
+        return torch.stack([self._values[nodes] for nodes in sets])
 
     def alone(self, circuits: Sequence[Nodes]) -> Tensor:
         """The metric with all nodes cut but each circuit's: (circuit, row)."""
@@ -118,27 +120,27 @@ class CircuitRuns:
             logits_at(self.subject, pairs.clean.tokens, pairs.clean.last)
         return ledger.reports
 
-    def _run(self, sets: Sequence[Nodes]) -> list[Tensor]:
-        parts = [self._some(sets, rows) for rows in torch.arange(len(self.task)).split(self._at_once)]
+    def _run_sets(self, sets: Sequence[Nodes]) -> list[Tensor]:
+        parts = [self._run_rows(sets, rows) for rows in torch.arange(len(self.task)).split(self._at_once)]
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     @torch.inference_mode()
-    def _some(self, sets: Sequence[Nodes], rows: Tensor) -> list[Tensor]:
+    def _run_rows(self, sets: Sequence[Nodes], rows: Tensor) -> list[Tensor]:
         """Each set's values of these rows of the task, from one forward."""
         copies = self.task.pairs.clean.take(rows.repeat(len(sets)))
-        source_runs = {site: one[rows.repeat(len(sets))] for site, one in self._materials.source_runs.items()}
+        source_runs = {site: run[rows.repeat(len(sets))] for site, run in self._materials.source_runs.items()}
         materials = replace(self._materials, source_runs=source_runs)
         edits = _row_edits(sets, self._cutting, len(rows))
         with apply(self.subject, copies, edits, materials=materials, may_idle=True) as ledger:
             logits = logits_at(self.subject, copies.tokens, copies.last)
         self.forwards += ledger.forwards
-        return [self._measured(part, rows) for part in logits.split(len(rows))]
+        return [self._measure(part, rows) for part in logits.split(len(rows))]
 
-    def _measured(self, logits: Tensor, rows: Tensor) -> Tensor:
-        asked, plain = self._question, self._question.plain
-        assert asked.wrong is not None and plain is not None, "pairs have both"
-        question = Question(asked.answers[rows], asked.wrong[rows], plain[rows.to(plain.device)])
-        return metric(self.metric)(logits, question).cpu()
+    def _measure(self, logits: Tensor, rows: Tensor) -> Tensor:
+        question, plain = self._question, self._question.plain
+        assert question.wrong is not None and plain is not None, "pairs have both"
+        row_question = Question(question.answers[rows], question.wrong[rows], plain[rows.to(plain.device)])
+        return metric(self.metric)(logits, row_question).cpu()
 
 
 def _row_edits(sets: Sequence[Nodes], operation: Operation, rows: int) -> list[RowEdit]:

@@ -1,7 +1,11 @@
 """The search for a circuit: nodes are scored, pruned while the rest stays faithful, and then their backups are named.
 
-Scores rank the nodes: patching each by itself in both directions, because noising misses what another node backs up
-(an OR) and denoising what works only together with another (an AND); the larger of the two counts.
+Scores rank the nodes, each patched by itself in both directions. Noising writes a node's corrupted value into the clean
+run and shows whether the model needs the node; a part of an OR, which another node backs up, is not needed. Denoising
+writes its clean value into the corrupted run and shows whether the node is enough; a part of an AND, which works only
+together with another, is not. The larger of the two counts. All nodes are patched exactly where they are few. Where
+they are many, attribution patching ranks them first, by gradients and in both directions too, and those with the
+largest predictions are patched; the others rank below them.
 
 Pruning starts from all nodes and keeps a set whose faithfulness is within the tolerance of the target. It removes as
 many of the lowest-ranked nodes as can go together (by bisection), ranks the rest again by what removing each of them
@@ -11,15 +15,6 @@ A node whose loss costs the circuit more than the whole model, beyond the tolera
 a minimal set of other nodes that brings the rest of the circuit as far as the model comes (or as far behind it as the
 whole circuit is). Then those are cut too, for a backup may be backed up itself, until the model loses as much as the
 circuit.
-
-Scores of nodes, each patched by itself in both directions: where the search for a circuit begins.
-
-Noising writes a node's corrupted value into the clean run and shows whether the model needs the node; a part of an OR
-is not needed. Denoising writes its clean value into the corrupted run and shows whether the node is enough; a part of
-an AND is not. The larger of the two ranks a node.
-
-All nodes are patched exactly where they are few. Where they are many, attribution patching ranks them first, by
-gradients and in both directions too, and those with the largest predictions are patched; the others rank below them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,21 +60,21 @@ def prune(
 
     `candidates` are removed from the front where nothing else tells them apart. All of them together must be faithful.
     """
-    order, steps, in_context = list(candidates), list[Step](), False
+    order, steps, reranked = list(candidates), list[Step](), False
     while True:
-        dropped = _droppable(runs, order, tolerance=tolerance, target=target, fixed=fixed)
+        dropped = _count_droppable(runs, order, tolerance=tolerance, target=target, fixed=fixed)
         order = order[dropped:]
-        kept = fixed.union(order)
+        circuit = fixed.union(order)
         if dropped:
-            steps.append(Step(len(kept), runs.faithful([kept])[0]))
-        if not order or (in_context and not dropped):
+            steps.append(Step(len(circuit), runs.faithful([circuit])[0]))
+        if not order or (reranked and not dropped):
             return frozenset(order), tuple(steps)
-        values = runs.faithful([kept - {node} for node in order])
+        values = runs.faithful([circuit - {node} for node in order])
         harm = {node: abs(target - value) for node, value in zip(order, values, strict=True)}
-        order, in_context = sorted(order, key=harm.__getitem__), True
+        order, reranked = sorted(order, key=harm.__getitem__), True
 
 
-def _droppable(runs: CircuitRuns, order: Sequence[Node], *, tolerance: float, target: float, fixed: Nodes) -> int:
+def _count_droppable(runs: CircuitRuns, order: Sequence[Node], *, tolerance: float, target: float, fixed: Nodes) -> int:
     """How many from the front can go together, found by bisection: one more could not, or not in this order."""
     low, high = 0, len(order) + 1
     while high - low > 1:
@@ -92,7 +87,9 @@ def _droppable(runs: CircuitRuns, order: Sequence[Node], *, tolerance: float, ta
     return low
 
 
-def backups(runs: CircuitRuns, circuit: Nodes, ranks: Mapping[Node, int], *, tolerance: float) -> tuple[Backup, ...]:
+def find_backups(
+    runs: CircuitRuns, circuit: Nodes, ranks: Mapping[Node, int], *, tolerance: float
+) -> tuple[Backup, ...]:
     """The backups of each node of the circuit that has any; none where the circuit is not faithful.
 
     `ranks` orders all nodes, the least first.
@@ -103,16 +100,18 @@ def backups(runs: CircuitRuns, circuit: Nodes, ranks: Mapping[Node, int], *, tol
     order = sorted(circuit, key=lambda node: -ranks[node])
     cut = runs.without([frozenset({node}) for node in order])
     alone = runs.faithful([circuit - {node} for node in order])
-    found: list[Backup] = []
+    replaced: list[Backup] = []
     for node, model, rest in zip(order, cut, alone, strict=True):
-        others = _taking_over(runs, circuit, node, ranks, tolerance=tolerance, whole=whole, loss=abs(whole - rest))
-        if others:
-            both = runs.without([frozenset({node, *others})])[0]
-            found.append(Backup(node, others, rest, model, both))
-    return tuple(found)
+        replacements = _find_replacements(
+            runs, circuit, node, ranks, tolerance=tolerance, whole=whole, loss=abs(whole - rest)
+        )
+        if replacements:
+            both = runs.without([frozenset({node, *replacements})])[0]
+            replaced.append(Backup(node, replacements, rest, model, both))
+    return tuple(replaced)
 
 
-def _taking_over(
+def _find_replacements(
     runs: CircuitRuns,
     circuit: Nodes,
     node: Node,
@@ -123,17 +122,17 @@ def _taking_over(
     loss: float,
 ) -> tuple[Node, ...]:
     """The nodes without which the model loses about as much by `node` as the circuit, which then loses `loss`."""
-    found: list[Node] = []
+    replacements: list[Node] = []
     while True:
-        left = [other for other in ranks if other not in circuit and other not in found]
-        model = runs.without([frozenset({node, *found})])[0]
+        left = [other for other in ranks if other not in circuit and other not in replacements]
+        model = runs.without([frozenset({node, *replacements})])[0]
         if not left or loss - abs(1 - model) <= tolerance:
-            return tuple(found)
+            return tuple(replacements)
         left.sort(key=ranks.__getitem__)
         new, _ = prune(runs, left, tolerance=tolerance, target=model - (1 - whole), fixed=circuit - {node})
         if not new:  # Only where rounding decides.
-            return tuple(found)
-        found += sorted(new, key=lambda other: -ranks[other])
+            return tuple(replacements)
+        replacements += sorted(new, key=lambda other: -ranks[other])
 
 
 SHARE = 0.1
@@ -220,7 +219,7 @@ class _Predicted(NamedTuple):
 
 def _predict(runs: CircuitRuns, *, at_once: int, seed: int) -> _Predicted:
     materials = Materials(sources=runs.sources)
-    found: dict[Direction, Attribution] = {
+    attributions: dict[Direction, Attribution] = {
         direction: attribution_patching(
             runs.subject,
             runs.task.pairs,
@@ -235,10 +234,12 @@ def _predict(runs: CircuitRuns, *, at_once: int, seed: int) -> _Predicted:
     }
     sizes = {
         node: max(abs(cell.score) for cell in cells)
-        for node, *cells in zip(runs.nodes, *(one.nodes[: len(runs.nodes)] for one in found.values()), strict=True)
+        for node, *cells in zip(
+            runs.nodes, *(attribution.nodes[: len(runs.nodes)] for attribution in attributions.values()), strict=True
+        )
     }
-    passes = sum(one.passes.forwards + one.passes.backwards + one.exact.forwards for one in found.values())
-    return _Predicted(sizes, {direction: one.agreement for direction, one in found.items()}, passes)
+    passes = sum(each.passes.forwards + each.passes.backwards + each.exact.forwards for each in attributions.values())
+    return _Predicted(sizes, {direction: each.agreement for direction, each in attributions.items()}, passes)
 
 
 def _grid(nodes: Sequence[Node]) -> Grid:

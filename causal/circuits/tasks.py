@@ -2,11 +2,9 @@
 
 A pair is aligned token by token. Its clean prompt asks for `answer`, its corrupted one for `wrong`, or at least not for
 `answer`; each of the two is one token, the one that follows in the prompt's own tokenization. A task is read from a
-JSONL file with the fields clean, corrupted, answer and wrong, or drawn by a generator (see `task_rows`), the same rows
-for the same seed. A generator that finds too few rows, because the subject's tokenizer splits its words, refuses. On a
-task that the subject does not do no circuit can be looked for: `baseline` says so.
-
-Rows of tasks: texts turned into aligned tokens, and the generators that draw rows by themselves.
+JSONL file with the fields clean, corrupted, answer and wrong, or drawn by a generator, the same rows for the same seed.
+A generator that finds too few rows, because the subject's tokenizer splits its words, refuses. On a task that the
+subject does not do no circuit can be looked for: `baseline` says so.
 
 Each generator takes a subject and gives what draws one row from a random number generator:
 
@@ -58,15 +56,15 @@ class Row(NamedTuple):
 def pairs_of(subject: Subject, rows: Sequence[Row]) -> Pairs:
     """The rows as a batch of pairs; refuses what is not aligned."""
     clean, corrupted, answers, wrong = zip(*rows, strict=True)
-    one, other = (Batch.of(subject, side) for side in (clean, corrupted))
-    return Pairs.aligned(subject, one, other, torch.tensor(answers), torch.tensor(wrong))
+    clean_batch, corrupted_batch = (Batch.of(subject, side) for side in (clean, corrupted))
+    return Pairs.aligned(subject, clean_batch, corrupted_batch, torch.tensor(answers), torch.tensor(wrong))
 
 
 def row_of(subject: Subject, texts: Texts) -> Row:
     """The texts' tokens; refuses those that are not aligned, and answers that are not one token."""
     clean, corrupted, answer, wrong = texts
-    one, other = (Batch.of(subject, [text]).ids()[0] for text in (clean, corrupted))
-    row = Row(one, other, next_token(subject, clean, answer), next_token(subject, corrupted, wrong))
+    clean_ids, corrupted_ids = (Batch.of(subject, [text]).ids()[0] for text in (clean, corrupted))
+    row = Row(clean_ids, corrupted_ids, next_token(subject, clean, answer), next_token(subject, corrupted, wrong))
     pairs_of(subject, [row])
     return row
 
@@ -87,10 +85,10 @@ Draw = Callable[[random.Random], Row | None]
 
 
 def _induction(subject: Subject) -> Draw:
-    opening = [] if subject.bos is None else [subject.bos]
-    special = {*opening, *subject.tokenizer.all_special_ids}
+    bos = subject.bos_prefix
+    special = {*bos, *subject.tokenizer.all_special_ids}
     words = [id for id in range(len(subject.vocabulary)) if id not in special]
-    period = min(PERIOD, len(words), (subject.context - len(opening)) * 2 // 3)
+    period = min(PERIOD, len(words), (subject.context - len(bos)) * 2 // 3)
     if period < 6:
         raise NeuronautError(f"{subject.name} has no room for induction: {subject.context} tokens, {len(words)} words")
     here = period // 2 - 1
@@ -101,12 +99,12 @@ def _induction(subject: Subject) -> Draw:
         swapped = list(first)
         swapped[here], swapped[there] = first[there], first[here]
         again = first[: here + 1]
-        return Row(opening + first + again, opening + swapped + again, first[here + 1], first[there + 1])
+        return Row(bos + first + again, bos + swapped + again, first[here + 1], first[there + 1])
 
     return draw
 
 
-def _written(write: Callable[[random.Random], Texts]) -> Callable[[Subject], Draw]:
+def _generate_texts(write: Callable[[random.Random], Texts]) -> Callable[[Subject], Draw]:
     """A generator of texts, as one of rows."""
 
     def generator(subject: Subject) -> Draw:
@@ -223,9 +221,9 @@ def _ioi(rng: random.Random) -> Texts:
 
 GENERATORS: Mapping[str, Callable[[Subject], Draw]] = {
     "induction": _induction,
-    "brackets": _written(_brackets),
-    "variable": _written(_variable),
-    "ioi": _written(_ioi),
+    "brackets": _generate_texts(_brackets),
+    "variable": _generate_texts(_variable),
+    "ioi": _generate_texts(_ioi),
 }
 """By name, what makes a subject's draw."""
 
@@ -255,9 +253,7 @@ class Task:
 
     def take(self, rows: Sequence[int]) -> "Task":
         """The task of these rows."""
-        chosen, pairs = list(rows), self.pairs
-        clean, corrupted = (side.take(chosen) for side in (pairs.clean, pairs.corrupted))
-        return Task(self.name, Pairs(clean, corrupted, pairs.answers[chosen], pairs.wrong[chosen]))
+        return Task(self.name, self.pairs.take(list(rows)))
 
     def logits(self, subject: Subject) -> tuple[Tensor, Tensor]:
         """Of the clean and the corrupted prompts at their last positions: (row, token) each."""
@@ -283,7 +279,7 @@ def read_task(subject: Subject, path: str | Path) -> Task:
         if not line.strip():
             continue
         try:
-            rows.append(row_of(subject, _fields(line)))
+            rows.append(row_of(subject, _read_fields(line)))
         except NeuronautError as error:
             raise NeuronautError(f"line {number} of {path}: {str(error).removeprefix('pair 0 is ')}") from error
     if not rows:
@@ -291,7 +287,7 @@ def read_task(subject: Subject, path: str | Path) -> Task:
     return Task.of(subject, Path(path).name, rows)
 
 
-def _fields(line: str) -> Texts:
+def _read_fields(line: str) -> Texts:
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
@@ -311,14 +307,14 @@ def generate(subject: Subject, name: str, *, rows: int = 64, seed: int = 0) -> T
     if rows < 1:
         raise NeuronautError(f"a task of {rows} rows has no prompts; wanted 1 row or more")
     rng, draw = random.Random(f"{name}:{seed}"), GENERATORS[name](subject)
-    found: dict[str, Row] = {}
+    drawn: dict[str, Row] = {}
     for _ in range(_TRIES * rows):
         if (row := draw(rng)) is not None:
-            found.setdefault(str(row.clean), row)
-        if len(found) == rows:
-            return Task.of(subject, name, list(found.values()))
+            drawn.setdefault(str(row.clean), row)
+        if len(drawn) == rows:
+            return Task.of(subject, name, list(drawn.values()))
     raise NeuronautError(
-        f"of {_TRIES * rows} prompts drawn for {name}, {len(found)} are different, aligned and have one-token answers "
+        f"of {_TRIES * rows} prompts drawn for {name}, {len(drawn)} are different, aligned and have one-token answers "
         f"in the tokens of {subject.name}, wanted {rows}; ask for fewer rows, or take induction or a JSONL of your own"
     )
 
@@ -354,7 +350,7 @@ def baseline(
     )
     clean, corrupted = (mean(side, seed=seed) for side in values)
     right = [float((side > 0).float().mean()) for side in differences]
-    found = Baseline(
+    result = Baseline(
         task=task.name,
         metric=metric(metric_name).formula,
         clean=clean,
@@ -362,9 +358,9 @@ def baseline(
         accuracy=right[0],
         corrupted_accuracy=1 - right[1],
     )
-    if found.accuracy < least:
+    if result.accuracy < least:
         raise NeuronautError(
-            f"{subject.name} does not do {task.name}: the answer is above the wrong one in {found.accuracy:.0%} of "
+            f"{subject.name} does not do {task.name}: the answer is above the wrong one in {result.accuracy:.0%} of "
             f"{len(task)} clean prompts, wanted {least:.0%}; choose another task or subject"
         )
     moved = mean(differences[0] - differences[1], seed=seed)
@@ -373,4 +369,4 @@ def baseline(
             f"corrupting {task.name} does not lower the answer: its logit difference falls by {moved.value:.3g} on "
             f"average over {len(task)} pairs, interval {moved.interval}; corrupt what the answer depends on"
         )
-    return found
+    return result

@@ -1,6 +1,6 @@
 """`neuronaut attribute`: what writes a logit, and which tokens of the prompt a logit or an activation rests on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +9,15 @@ from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, say
 from ..display import ends, quoted, signed, spanned_column
-from .inputs import Asked, answer_options, asked, picture_option, positions_option, prompts_option, top_option
+from .inputs import (
+    Questions,
+    answer_options,
+    picture_option,
+    positions_option,
+    prompts_option,
+    read_questions,
+    top_option,
+)
 from .setup import dictionary_options, open_dictionaries, open_subject, sites_named, subject_options
 
 if TYPE_CHECKING:
@@ -80,7 +88,7 @@ def attribute(
     if feature is not None and (answer is not None or wrong is not None):
         raise click.UsageError("--answer and --wrong are of a logit; leave them out, or --feature")
     subject = open_subject(model, options)
-    questions = asked(subject, prompts, file, answer=answer, wrong=wrong)
+    questions = read_questions(subject, prompts, file, answer=answer, wrong=wrong)
     if method is not None:
         _attribute_inputs(
             subject,
@@ -93,17 +101,17 @@ def attribute(
             options=options,
         )
         return
-    found = _attributed(subject, questions, split, positions, options)
-    rows = _components(found)
+    attribution = _attribute_logit(subject, questions, split, positions, options)
+    rows = _component_rows(attribution)
     if picture is not None:
         _draw_components(rows[:top], questions, subject, picture)
-    emit(rows, form, lambda shown: _component_table(shown, top))
+    emit(rows, form, lambda table_rows: _component_table(table_rows, top))
     if form == "table":
-        say(_told_logit(subject, questions, found))
+        say(_describe_logit(subject, questions, attribution))
 
 
-def _attributed(
-    subject: "Subject", questions: Asked, split: Sequence[str], positions: str, options: Mapping[str, Any]
+def _attribute_logit(
+    subject: "Subject", questions: Questions, split: Sequence[str], positions: str, options: Mapping[str, Any]
 ) -> "LogitAttribution":
     from ...causal.logit_attribution import logit_attribution
 
@@ -115,46 +123,49 @@ def _attributed(
     )
 
 
-def _components(found: "LogitAttribution") -> list[Row]:
+def _component_rows(attribution: "LogitAttribution") -> list[Row]:
     from ...causal.measures import mean
 
-    spans = {name: mean(found.values[:, index]) for index, name in enumerate(found.components)}
+    spans = {name: mean(attribution.values[:, index]) for index, name in enumerate(attribution.components)}
     return [
         {"component": name, "value": value, **ends(spans[name].interval), "n": spans[name].n}
-        for name, value in found.ranked()
+        for name, value in attribution.ranked()
     ]
 
 
 def _component_table(rows: list[Row], top: int) -> str:
-    columns = [display.key("component"), spanned_column("value", "logits"), display.Column("", _bar(rows))]
+    columns = [display.key("component"), spanned_column("value", "logits"), display.Column("", _make_bar(rows))]
     rest = rows[top:]
-    shown = rows[:top]
+    table_rows = rows[:top]
     if rest:
         total = sum(row["value"] for row in rest)
-        shown = [*shown, {"component": f"the other {len(rest)}", "value": total, "ci_low": None, "ci_high": None}]
-    return display.table(shown, columns)
+        table_rows = [
+            *table_rows,
+            {"component": f"the other {len(rest)}", "value": total, "ci_low": None, "ci_high": None},
+        ]
+    return display.table(table_rows, columns)
 
 
-def _bar(rows: Sequence[Row], key: str = "value") -> Any:
-    """A bar to the right for what raises, light for what lowers."""
+def _make_bar(rows: Sequence[Row], key: str = "value") -> Callable[[Mapping[str, Any]], str]:
+    """Gives what draws a row's bar: dark for what raises, light for what lowers."""
     largest = max(abs(row[key]) for row in rows) or 1.0
     return lambda row: ("█" if row[key] > 0 else "░") * min(24, round(24 * abs(row[key]) / largest))
 
 
-def _told_logit(subject: "Subject", questions: Asked, found: "LogitAttribution") -> str:
-    what = "logit" if questions.wrong is None else "logit difference"
-    total, said = float(found.total.mean()), float(found.logit.mean())
-    capped = "" if abs(total - said) < 1e-3 * max(1.0, abs(said)) else f" before the soft-cap, {said:.3g} after it"
-    return f"the parts add up to the {what} of {_answers(subject, questions)}: {total:.3g}{capped}"
+def _describe_logit(subject: "Subject", questions: Questions, attribution: "LogitAttribution") -> str:
+    kind = "logit" if questions.wrong is None else "logit difference"
+    total, logit = float(attribution.total.mean()), float(attribution.logit.mean())
+    capped = "" if abs(total - logit) < 1e-3 * max(1.0, abs(logit)) else f" before the soft-cap, {logit:.3g} after it"
+    return f"the parts add up to the {kind} of {_describe_answers(subject, questions)}: {total:.3g}{capped}"
 
 
-def _answers(subject: "Subject", questions: Asked) -> str:
-    """What is asked about, in words."""
-    different = set(_each_answer(subject, questions))
+def _describe_answers(subject: "Subject", questions: Questions) -> str:
+    """The answers that are asked about, in words."""
+    different = set(_answer_texts(subject, questions))
     return different.pop() if len(different) == 1 else f"{len(different)} answers, on average"
 
 
-def _each_answer(subject: "Subject", questions: Asked) -> list[str]:
+def _answer_texts(subject: "Subject", questions: Questions) -> list[str]:
     answers = [quoted(subject.vocabulary[id]) for id in questions.answers.tolist()]
     if questions.wrong is None:
         return answers
@@ -162,11 +173,11 @@ def _each_answer(subject: "Subject", questions: Asked) -> list[str]:
     return [f"{answer} over {other}" for answer, other in zip(answers, wrong, strict=True)]
 
 
-def _draw_components(rows: Sequence[Row], questions: Asked, subject: "Subject", picture: str) -> None:
+def _draw_components(rows: Sequence[Row], questions: Questions, subject: "Subject", picture: str) -> None:
     from ...causal.measures import Interval
     from ...causal.pictures import points
 
-    name = f"What writes {_answers(subject, questions)}"
+    name = f"What writes {_describe_answers(subject, questions)}"
     intervals = [None if row["ci_low"] is None else Interval(row["ci_low"], row["ci_high"]) for row in rows]
     points(
         {name: [row["value"] for row in rows]},
@@ -183,7 +194,7 @@ def _draw_components(rows: Sequence[Row], questions: Asked, subject: "Subject", 
 
 def _attribute_inputs(
     subject: "Subject",
-    questions: Asked,
+    questions: Questions,
     method: str,
     feature: str | None,
     baseline: str | None,
@@ -191,35 +202,39 @@ def _attribute_inputs(
     form: Form,
     options: Mapping[str, Any],
 ) -> None:
-    targets = _targets(subject, questions, feature, options)
-    found = [
-        _saliency(subject, ids, target, method, baseline)
+    targets = _open_targets(subject, questions, feature, options)
+    results = [
+        _measure_saliency(subject, ids, target, method, baseline)
         for ids, target in zip(questions.batch.ids(), targets, strict=True)
     ]
     unit = "logits" if feature is None else "activation"
-    whats = [f"activation of {feature}" if feature else f"logit of {one}" for one in _each_answer(subject, questions)]
+    names = [
+        f"activation of {feature}" if feature else f"logit of {answer}" for answer in _answer_texts(subject, questions)
+    ]
     rows = [
         {
             "prompt": questions.texts[number],
-            "target": whats[number],
-            "method": one.method,
+            "target": names[number],
+            "method": result.method,
             "tokens": questions.tokens(subject, number),
-            "values": list(one.values),
-            "metric": one.metric,
+            "values": list(result.values),
+            "metric": result.metric,
             "unit": unit,
-            "at_baseline": one.at_baseline,
-            "completeness_error": one.completeness_error,
+            "at_baseline": result.at_baseline,
+            "completeness_error": result.completeness_error,
         }
-        for number, one in enumerate(found)
+        for number, result in enumerate(results)
     ]
     if picture is not None:
         _draw_inputs(rows, picture)
-    emit(rows, form, lambda shown: "\n\n".join(map(_input_table, shown)))
+    emit(rows, form, lambda table_rows: "\n\n".join(map(_input_table, table_rows)))
     if silent := [row["prompt"] for row in rows if feature is not None and row["metric"] == 0]:
         say(f"{feature} is silent at the end of {', '.join(map(quoted, silent))}; end the prompt where it fires")
 
 
-def _targets(subject: "Subject", questions: Asked, feature: str | None, options: Mapping[str, Any]) -> "list[Target]":
+def _open_targets(
+    subject: "Subject", questions: Questions, feature: str | None, options: Mapping[str, Any]
+) -> "list[Target]":
     from ...causal.saliency import Activation, Logit
     from ...subject.address import Feature
     from ...subject.opening import open_source
@@ -236,7 +251,9 @@ def _targets(subject: "Subject", questions: Asked, feature: str | None, options:
     return [Activation(source, chosen)] * len(questions.texts)
 
 
-def _saliency(subject: "Subject", ids: list[int], target: "Target", method: str, baseline: str | None) -> "Saliency":
+def _measure_saliency(
+    subject: "Subject", ids: list[int], target: "Target", method: str, baseline: str | None
+) -> "Saliency":
     from ...causal import saliency
     from ...causal.prompts import single_token
 
@@ -255,14 +272,14 @@ def _input_table(row: Row) -> str:
     ]
     columns = [
         display.key("position", right=True),
-        display.Column("token", lambda one: quoted(one["token"])),
-        display.Column("worth", lambda one: signed(one["value"]), right=True),
-        display.Column("", _bar(tokens)),
+        display.Column("token", lambda row: quoted(row["token"])),
+        display.Column("worth", lambda row: signed(row["value"]), right=True),
+        display.Column("", _make_bar(tokens)),
     ]
-    return f"{row['target']} by {row['method'].replace('_', ' ')}\n{display.table(tokens, columns)}\n{_summed(row)}"
+    return f"{row['target']} by {row['method'].replace('_', ' ')}\n{display.table(tokens, columns)}\n{_sum_line(row)}"
 
 
-def _summed(row: Row) -> str:
+def _sum_line(row: Row) -> str:
     total = f"sum {sum(row['values']):.3g}, measured {row['metric']:.3g}"
     if row["at_baseline"] is not None:
         total += f", {row['at_baseline']:.3g} at the baseline"

@@ -84,41 +84,40 @@ def circuit(
 
     settings = CircuitSettings(threshold=threshold, ablation=ablation, metric=metric, controls=controls, seed=seed)
     subject = open_subject(model, options)
-    universe = _nodes(subject, nodes)
+    universe = _read_nodes(subject, nodes)
     named = [f"{node.site}@{node.dictionary}" for node in universe if node.dictionary]
     sources = open_dictionaries(subject, named, options)
     task = task_of(subject, options, seed=seed)
     if given:
-        chosen = _nodes(subject, given)
-        found = evaluate_circuit(subject, task, chosen, nodes=universe, settings=settings, sources=sources)
+        chosen = _read_nodes(subject, given)
+        report = evaluate_circuit(subject, task, chosen, nodes=universe, settings=settings, sources=sources)
     else:
-        found = find_circuit(subject, task, nodes=universe, settings=settings, sources=sources)
+        report = find_circuit(subject, task, nodes=universe, settings=settings, sources=sources)
     if picture is not None:
-        _draw(subject, found, picture)
+        _draw(subject, report, picture)
     if record is not None:
-        write(record, run_trial(subject, found.trial, sources=sources).model_dump_json(indent=1))
-    emit([json.loads(json.dumps(found.to_json()))], form, lambda _: found.table())
+        write(record, run_trial(subject, report.trial, sources=sources).model_dump_json(indent=1))
+    emit([json.loads(json.dumps(report.to_json()))], form, lambda _: report.table())
 
 
-def _nodes(subject: "Subject", texts: Sequence[str]) -> "list[Node]":
+def _read_nodes(subject: "Subject", texts: Sequence[str]) -> "list[Node]":
     from ...causal.circuits.nodes import KINDS, nodes_of, parse_nodes
 
-    found = [node for text in texts for node in (nodes_of(subject, [text]) if text in KINDS else parse_nodes(text))]
-    return list(dict.fromkeys(found))
+    nodes = [node for text in texts for node in (nodes_of(subject, [text]) if text in KINDS else parse_nodes(text))]
+    return list(dict.fromkeys(nodes))
 
 
-def _draw(subject: "Subject", found: "CircuitReport", picture: str) -> None:
-    """What each node does by itself, in both directions; those of the circuit are marked."""
+def _draw(subject: "Subject", report: "CircuitReport", picture: str) -> None:
+    """Draw what each node does by itself, in both directions; those of the circuit are marked."""
     from ...causal.pictures import points
 
-    scores = sorted(found.scores, key=lambda one: -max(abs(one.noise.recovered or 0), abs(one.denoise.recovered or 0)))
-    shown = scores[:40]
-    sides = {"denoise": [one.denoise for one in shown], "noise": [one.noise for one in shown]}
+    scores = sorted(report.scores, key=lambda score: -score.rank)[:40]
+    sides = {"denoise": [score.denoise for score in scores], "noise": [score.noise for score in scores]}
     points(
-        {name: [one.recovered for one in effects] for name, effects in sides.items()},
-        intervals={name: [one.interval for one in effects] for name, effects in sides.items()},
-        labels=[f"● {one.node}" if one.node in found.circuit else str(one.node) for one in shown],
-        title=f"Nodes of {subject.name} for {found.task}, each patched by itself; ● in the circuit",
+        {name: [effect.recovered for effect in effects] for name, effects in sides.items()},
+        intervals={name: [effect.interval for effect in effects] for name, effects in sides.items()},
+        labels=[f"● {score.node}" if score.node in report.circuit else str(score.node) for score in scores],
+        title=f"Nodes of {subject.name} for {report.task}, each patched by itself; ● in the circuit",
         path=picture,
-        unit=f"{shown[0].noise.metric}, fraction recovered",
+        unit=f"{scores[0].noise.metric}, fraction recovered",
     )

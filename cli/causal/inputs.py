@@ -1,4 +1,4 @@
-"""What the causal verbs are asked about: prompts with their answers, and pairs of clean and corrupted ones."""
+"""The inputs of the causal verbs: prompts with their answers, and pairs of clean and corrupted ones."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,17 +24,17 @@ CONTROLS = 20
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def _output(_ctx: click.Context, _parameter: click.Parameter, file: str | None) -> str | None:
+def _check_output(_ctx: click.Context, _parameter: click.Parameter, file: str | None) -> str | None:
     """Refuse a file that cannot be written before the work is done for it."""
     if file is not None and not Path(file).expanduser().absolute().parent.is_dir():
         raise NeuronautError(f"{file} cannot be written, its folder does not exist; make it, or name another file")
     return file
 
 
-def _picture(ctx: click.Context, parameter: click.Parameter, file: str | None) -> str | None:
+def _check_picture(ctx: click.Context, parameter: click.Parameter, file: str | None) -> str | None:
     if file is not None and Path(file).suffix not in PICTURES:
         raise NeuronautError(f"--picture {file} is of no kind that can be drawn; end it in {', '.join(PICTURES)}")
-    return _output(ctx, parameter, file)
+    return _check_output(ctx, parameter, file)
 
 
 answer_options = all_of(
@@ -76,21 +76,21 @@ positions_option = click.option(
     "--positions", default="last", show_default=True, metavar="RULE", help="last, all, 3-5, -2 or '\" name\"'."
 )
 picture_option = click.option(
-    "--picture", metavar="FILE", callback=_picture, help="Draw it, too: a .png, .svg or .pdf."
+    "--picture", metavar="FILE", callback=_check_picture, help="Draw it, too: a .png, .svg or .pdf."
 )
 
 
 def output_option(name: str, what: str) -> Decorator:
     """A file to be written at the end, which is checked at the beginning."""
-    return click.option(name, metavar="FILE", callback=_output, help=what)
+    return click.option(name, metavar="FILE", callback=_check_output, help=what)
 
 
 # Prompts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
-    """Prompts and what is asked of each."""
+class Questions:
+    """Prompts with the answer that each is asked for."""
 
     texts: tuple[str, ...]
     batch: "Batch"
@@ -104,16 +104,16 @@ class Asked:
         return list(subject.decode_tokens(self.batch.ids()[row]))
 
 
-def asked(
+def read_questions(
     subject: "Subject", prompts: Sequence[str], file: str | None, *, answer: str | None = None, wrong: str | None = None
-) -> Asked:
+) -> Questions:
     """The prompts of the command line and of the file, with their answers."""
     import torch
 
     from ...causal.prompts import Batch
     from ...causal.readouts import last_logits
 
-    rows = [*({"prompt": prompt} for prompt in prompts), *_prompt_lines(file)]
+    rows = [*({"prompt": prompt} for prompt in prompts), *_read_prompts(file)]
     rows = [{"answer": answer, "wrong": wrong, **row} for row in rows]
     if not rows:
         raise NeuronautError("no prompt is given; add a text in quotes, or --prompts FILE")
@@ -121,24 +121,24 @@ def asked(
     batch = Batch.of(subject, texts)
     own = last_logits(subject, batch).argmax(-1).tolist()
     answers = [
-        likeliest if row["answer"] is None else _token(subject, row["prompt"], row["answer"])
+        likeliest if row["answer"] is None else _read_token(subject, row["prompt"], row["answer"])
         for row, likeliest in zip(rows, own, strict=True)
     ]
-    others = [None if row["wrong"] is None else _token(subject, row["prompt"], row["wrong"]) for row in rows]
+    others = [None if row["wrong"] is None else _read_token(subject, row["prompt"], row["wrong"]) for row in rows]
     if len({other is None for other in others}) != 1:
         number = others.index(None) + 1
         raise NeuronautError(f"prompt {number} has no wrong answer and others have; give one to each, or to none")
     against = None if None in others else torch.tensor(others)
-    return Asked(texts, batch, torch.tensor(answers), against)
+    return Questions(texts, batch, torch.tensor(answers), against)
 
 
-def _token(subject: "Subject", prompt: str, text: str) -> int:
+def _read_token(subject: "Subject", prompt: str, text: str) -> int:
     from ...causal.circuits.tasks import next_token
 
     return next_token(subject, prompt, plain(text))
 
 
-def _prompt_lines(file: str | None) -> list[dict[str, Any]]:
+def _read_prompts(file: str | None) -> list[dict[str, Any]]:
     return [] if file is None else [row for _, row in lines(file, {"prompt": str}, {"answer": str, "wrong": str})]
 
 
@@ -158,17 +158,17 @@ def lines(file: str, wanted: Mapping[str, type], allowed: Mapping[str, type] = {
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise _bad_line(file, number, f"this is no JSON ({error})", fields) from None
+            raise _line_error(file, number, f"this is no JSON ({error})", fields) from None
         if not isinstance(row, dict):
-            raise _bad_line(file, number, "this is no object", fields)
+            raise _line_error(file, number, "this is no object", fields)
         if missing := [name for name in wanted if name not in row]:
-            raise _bad_line(file, number, f"{', '.join(missing)} is missing", fields)
+            raise _line_error(file, number, f"{', '.join(missing)} is missing", fields)
         if wrong := [name for name, kind in fields.items() if name in row and not isinstance(row[name], kind)]:
-            raise _bad_line(file, number, f"{wrong[0]} is {json.dumps(row[wrong[0]])[:40]}", fields)
+            raise _line_error(file, number, f"{wrong[0]} is {json.dumps(row[wrong[0]])[:40]}", fields)
         yield Line(number, {name: row[name] for name in fields if name in row})
 
 
-def _bad_line(file: str, number: int, what: str, fields: Mapping[str, type]) -> NeuronautError:
+def _line_error(file: str, number: int, what: str, fields: Mapping[str, type]) -> NeuronautError:
     names = {str: "text", bool: "true or false"}
     shape = ", ".join(f'"{name}": {names[kind]}' for name, kind in fields.items())
     return NeuronautError(f"{file}:{number}: {what}; wanted one object a line with {shape}")
@@ -181,9 +181,9 @@ def task_of(subject: "Subject", options: Mapping[str, Any], *, seed: int) -> "Ta
     """The pairs that `pair_options` name, in one of the three ways."""
     from ...causal.circuits import tasks
 
-    one = [options[name] for name in ("clean", "corrupted", "answer", "wrong")]
-    ways = [options["task"] is not None, options["pairs"] is not None, any(text is not None for text in one)]
-    if sum(ways) != 1 or (ways[2] and None in one):
+    single = [options[name] for name in ("clean", "corrupted", "answer", "wrong")]
+    ways = [options["task"] is not None, options["pairs"] is not None, any(text is not None for text in single)]
+    if sum(ways) != 1 or (ways[2] and None in single):
         raise click.UsageError(
             "wanted pairs in one way: --task NAME, or --pairs FILE, or --clean, --corrupted, --answer and --wrong"
         )
@@ -191,7 +191,7 @@ def task_of(subject: "Subject", options: Mapping[str, Any], *, seed: int) -> "Ta
         return tasks.generate(subject, options["task"], rows=options["rows"], seed=seed)
     if options["pairs"] is not None:
         return tasks.read_task(subject, options["pairs"])
-    clean, corrupted, answer, wrong = map(plain, one)
+    clean, corrupted, answer, wrong = map(plain, single)
     return tasks.Task.of(subject, "one pair", [tasks.row_of(subject, (clean, corrupted, answer, wrong))])
 
 

@@ -88,7 +88,7 @@ def probe(
     rows = [row for _, row in lines(file, {"prompt": str, "label": bool})]
     subject = open_subject(model, options)
     batch, labels = Batch.of(subject, [row["prompt"] for row in rows]), [row["label"] for row in rows]
-    found = [
+    probes = [
         fit(
             subject,
             batch,
@@ -103,29 +103,29 @@ def probe(
         for site in sites_named(subject, sites)
     ]
     if picture is not None:
-        _draw(found, picture)
-    emit(map(_row, found), form, lambda shown: display.table(shown, _COLUMNS))
+        _draw(probes, picture)
+    emit(map(_row, probes), form, lambda table_rows: display.table(table_rows, _COLUMNS))
 
 
-def _row(found: "Probe") -> Row:
-    low, high = found.accuracy.interval or (None, None)
+def _row(result: "Probe") -> Row:
+    low, high = result.accuracy.interval or (None, None)
     return {
-        "site": found.site,
-        "positions": found.positions,
-        "method": found.method,
-        "auroc": found.auroc.value,
-        **ends(found.auroc.interval),
-        "accuracy": found.accuracy.value,
+        "site": result.site,
+        "positions": result.positions,
+        "method": result.method,
+        "auroc": result.auroc.value,
+        **ends(result.auroc.interval),
+        "accuracy": result.accuracy.value,
         "accuracy_low": low,
         "accuracy_high": high,
-        "base_rate": found.base_rate,
-        "shuffled": median(found.control.controls),
-        "percentile": found.control.percentile,
-        "p": found.control.p,
-        "trained": found.trained,
-        "tested": found.auroc.n,
-        "threshold": found.threshold,
-        "direction": found.direction.tolist(),
+        "base_rate": result.base_rate,
+        "shuffled": median(result.control.controls),
+        "percentile": result.control.percentile,
+        "p": result.control.p,
+        "trained": result.trained,
+        "tested": result.auroc.n,
+        "threshold": result.threshold,
+        "direction": result.direction.tolist(),
     }
 
 
@@ -141,15 +141,15 @@ _COLUMNS = [
 ]
 
 
-def _draw(found: "Sequence[Probe]", picture: str) -> None:
+def _draw(probes: "Sequence[Probe]", picture: str) -> None:
     from ...causal.pictures import points
 
-    controls = [median(one.control.controls) for one in found]
+    controls = [median(result.control.controls) for result in probes]
     points(
-        {"probe": [one.auroc.value for one in found], "labels shuffled": controls},
-        labels=[one.site for one in found],
-        intervals={"probe": [one.auroc.interval for one in found]},
-        title=f"Linear probes read at {found[0].positions}, on {found[0].auroc.n} unseen prompts",
+        {"probe": [result.auroc.value for result in probes], "labels shuffled": controls},
+        labels=[result.site for result in probes],
+        intervals={"probe": [result.auroc.interval for result in probes]},
+        title=f"Linear probes read at {probes[0].positions}, on {probes[0].auroc.n} unseen prompts",
         path=picture,
         unit="AUROC",
     )

@@ -1,4 +1,4 @@
-"""Verbs that read what is in the model: `lens`, `heads`."""
+"""`neuronaut lens` and `neuronaut heads`: what can be read off a model without changing it."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options
 from ..display import blocks, ends, quoted, spanned_column
-from .inputs import Asked, asked, picture_option, positions_option, prompts_option, seed_option
+from .inputs import Questions, picture_option, positions_option, prompts_option, read_questions, seed_option
 from .setup import open_subject, sites_named, subject_options
 
 if TYPE_CHECKING:
-    from ...causal.heads import HeadScore
+    from ...causal.heads import HeadScore, Kind
     from ...causal.lens import Lens
     from ...subject.model import Subject
 
@@ -54,37 +54,37 @@ def lens(
       neuronaut lens demo "data = list[name, key" --positions -2,-1 --target "]" --site resid_post
       neuronaut lens gpt2 "The Eiffel Tower is in" --picture lens.png --json
     """
-    from ...causal.lens import lens as look
+    from ...causal.lens import lens as run_lens
     from ...causal.prompts import where
 
     subject = open_subject(model, options)
-    questions = asked(subject, prompts, file, answer=target)
+    questions = read_questions(subject, prompts, file, answer=target)
     chosen = sites_named(subject, sites) or None
-    seen = look(subject, questions.batch.tokens, sites=chosen, top=top, targets=questions.answers[:, None])
+    result = run_lens(subject, questions.batch.tokens, sites=chosen, top=top, targets=questions.answers[:, None])
     if picture is not None:
-        _draw_lens(subject, questions, seen, picture)
+        _draw_lens(subject, questions, result, picture)
     places = where(subject, questions.batch, positions).nonzero().tolist()
     rows = [
-        _lens_row(subject, questions=questions, seen=seen, site=site, row=row, position=position)
+        _lens_row(subject, questions=questions, result=result, site=site, row=row, position=position)
         for row, position in places
-        for site in range(len(seen.sites))
+        for site in range(len(result.sites))
     ]
     emit(rows, form, _lens_table)
 
 
-def _lens_row(subject: "Subject", questions: Asked, seen: "Lens", site: int, row: int, position: int) -> Row:
-    assert seen.ranks is not None and seen.target_probabilities is not None, "there is a target"
+def _lens_row(subject: "Subject", questions: Questions, result: "Lens", site: int, row: int, position: int) -> Row:
+    assert result.ranks is not None and result.target_probabilities is not None, "there is a target"
     at = (site, row, position)
-    ids, probabilities = seen.top[at].tolist(), seen.probabilities[at].tolist()
+    ids, probabilities = result.top[at].tolist(), result.probabilities[at].tolist()
     return {
         "prompt": questions.texts[row],
         "position": position,
         "token": questions.tokens(subject, row)[position],
-        "site": seen.sites[site],
-        "kl": float(seen.kl[at]),
+        "site": result.sites[site],
+        "kl": float(result.kl[at]),
         "target": subject.vocabulary[int(questions.answers[row])],
-        "rank": int(seen.ranks[at]),
-        "probability": float(seen.target_probabilities[at]),
+        "rank": int(result.ranks[at]),
+        "probability": float(result.target_probabilities[at]),
         "top": [{"token": subject.vocabulary[id], "probability": p} for id, p in zip(ids, probabilities, strict=True)],
     }
 
@@ -95,7 +95,7 @@ def _lens_table(rows: list[Row]) -> str:
         display.Column("KL", lambda row: f"{row['kl']:.2f}", right=True),
         display.Column("p(target)", lambda row: f"{row['probability']:.3f}", right=True),
         display.key("rank", right=True),
-        display.Column("likeliest next tokens", _likeliest),
+        display.Column("likeliest next tokens", _format_tokens),
     ]
     places: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
@@ -109,21 +109,21 @@ def _lens_table(rows: list[Row]) -> str:
     )
 
 
-def _likeliest(row: display.Row) -> str:
-    return "  ".join(f"{quoted(one['token'])} {one['probability']:.2f}" for one in row["top"])
+def _format_tokens(row: display.Row) -> str:
+    return "  ".join(f"{quoted(token['token'])} {token['probability']:.2f}" for token in row["top"])
 
 
-def _draw_lens(subject: "Subject", questions: Asked, seen: "Lens", picture: str) -> None:
+def _draw_lens(subject: "Subject", questions: Questions, result: "Lens", picture: str) -> None:
     from ...causal.pictures import heat_map
 
     if len(questions.texts) != 1:
         raise NeuronautError(f"a picture shows one prompt, and there are {len(questions.texts)}; name one")
     tokens = questions.tokens(subject, 0)
     heat_map(
-        seen.probabilities[:, 0, :, 0].tolist(),
-        rows=seen.sites,
+        result.probabilities[:, 0, :, 0].tolist(),
+        rows=result.sites,
         columns=[f"{place} {quoted(token)}" for place, token in enumerate(tokens)],
-        texts=[[quoted(token) for token in subject.decode_tokens(row)] for row in seen.top[:, 0, :, 0].tolist()],
+        texts=[[quoted(token) for token in subject.decode_tokens(row)] for row in result.top[:, 0, :, 0].tolist()],
         title=f"Logit lens: likeliest next token after each position of {quoted(questions.texts[0])}",
         path=picture,
         unit="its probability",
@@ -156,7 +156,7 @@ def heads(
     model: str,
     prompts: tuple[str, ...],
     file: str | None,
-    kinds: tuple[Any, ...],
+    kinds: "tuple[Kind, ...]",
     rows: int,
     period: int | None,
     show: str | None,
@@ -183,16 +183,20 @@ def heads(
 
     subject = open_subject(model, options)
     if show is not None:
-        _show_head(subject, questions=asked(subject, prompts, file), head=show, top=top, picture=picture, form=form)
+        _show_head(
+            subject, questions=read_questions(subject, prompts, file), head=show, top=top, picture=picture, form=form
+        )
         return
-    given = prompts or file is not None
+    has_prompts = prompts or file is not None
     batch = (
-        asked(subject, prompts, file).batch if given else repeated_tokens(subject, rows=rows, period=period, seed=seed)
+        read_questions(subject, prompts, file).batch
+        if has_prompts
+        else repeated_tokens(subject, rows=rows, period=period, seed=seed)
     )
     scores = head_scores(subject, batch, kinds=kinds or KINDS, seed=seed)
     if picture is not None:
         _draw_scores(subject, scores, picture)
-    emit(map(_score_row, scores), form, lambda found: _score_table(found, top))
+    emit(map(_score_row, scores), form, lambda table_rows: _score_table(table_rows, top))
 
 
 def _score_row(score: "HeadScore") -> Row:
@@ -207,14 +211,14 @@ def _score_row(score: "HeadScore") -> Row:
 
 def _score_table(rows: list[Row], top: int) -> str:
     kinds = dict.fromkeys(row["kind"] for row in rows)
-    shown = [row for kind in kinds for row in [row for row in rows if row["kind"] == kind][:top]]
+    table_rows = [row for kind in kinds for row in [row for row in rows if row["kind"] == kind][:top]]
     columns = [
         display.key("kind"),
         display.key("head"),
         spanned_column("score", "share of attention"),
         display.key("n", "rows", right=True),
     ]
-    return display.table(shown, columns)
+    return display.table(table_rows, columns)
 
 
 def _draw_scores(subject: "Subject", scores: "Sequence[HeadScore]", picture: str) -> None:
@@ -234,7 +238,7 @@ def _draw_scores(subject: "Subject", scores: "Sequence[HeadScore]", picture: str
     )
 
 
-def _show_head(subject: "Subject", questions: Asked, head: str, top: int, picture: str | None, form: Form) -> None:
+def _show_head(subject: "Subject", questions: Questions, head: str, top: int, picture: str | None, form: Form) -> None:
     from ...causal.attention import patterns
 
     match = re.fullmatch(r"(?:head|pattern)\.(\d+):(\d+)", head)

@@ -10,15 +10,15 @@ from .. import display
 from ..common import Form, Row, emit, form_options, plain, say
 from ..display import blocks, quoted, rank_row, rank_table, report_row, reports, signed, trusts
 from .inputs import (
-    Asked,
+    Questions,
     answer_options,
-    asked,
     controls_option,
     count_controls,
     output_option,
     picture_option,
     prompts_option,
     read,
+    read_questions,
     seed_option,
     write,
 )
@@ -91,16 +91,20 @@ def run(
       neuronaut run gpt2 --replay r.json
     """
     if replay is not None:
-        _replayed(model, replay, (prompts, file, edits, source_runs, answer, wrong, record, picture), form, options)
+        _replay(model, replay, (prompts, file, edits, source_runs, answer, wrong, record, picture), form, options)
         return
-    of_edits = {"--record": record, "--source-run": source_runs, "--controls": controls}
-    if not edits and (unused := [name for name, given in of_edits.items() if given]):
+    edit_options = {"--record": record, "--source-run": source_runs, "--controls": controls}
+    if not edits and (unused := [name for name, value in edit_options.items() if value]):
         raise NeuronautError(f"{unused[0]} goes with an edit; add --edit, for example --edit mlp.2:17=0")
     setup = open_setup(model, edits, options)
-    questions = asked(setup.subject, prompts, file, answer=answer, wrong=wrong)
-    rows, outcome = _edited(setup, questions, source_runs, top) if edits else (_plain(setup, questions, top), None)
-    ranked = _ranked(setup, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
-    rows = [row | {"controls": ranked} for row in rows]
+    questions = read_questions(setup.subject, prompts, file, answer=answer, wrong=wrong)
+    rows, outcome = (
+        _run_edited(setup, questions, source_runs, top) if edits else (_run_plain(setup, questions, top), None)
+    )
+    controls_rows = (
+        _rank_controls(setup, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
+    )
+    rows = [row | {"controls": controls_rows} for row in rows]
     if outcome is not None and record is not None:
         write(record, outcome.model_dump_json(indent=1))
     if picture is not None:
@@ -108,7 +112,7 @@ def run(
     emit(rows, form, _tables)
 
 
-def _plain(setup: CausalSetup, questions: Asked, top: int) -> list[Row]:
+def _run_plain(setup: CausalSetup, questions: Questions, top: int) -> list[Row]:
     from ...causal.readouts import last_logits, next_tokens
 
     logits = last_logits(setup.subject, questions.batch)
@@ -119,28 +123,32 @@ def _plain(setup: CausalSetup, questions: Asked, top: int) -> list[Row]:
     ]
 
 
-def _edited(setup: CausalSetup, questions: Asked, source_runs: Sequence[str], top: int) -> "tuple[list[Row], Outcome]":
+def _run_edited(
+    setup: CausalSetup, questions: Questions, source_runs: Sequence[str], top: int
+) -> "tuple[list[Row], Outcome]":
     from ...causal.readouts import next_tokens
-    from ...causal.records import observed
+    from ...causal.records import run_with_logits
 
-    outcome, both = observed(setup.subject, _trial(setup, questions, source_runs), sources=setup.dictionaries)
+    outcome, comparison = run_with_logits(
+        setup.subject, _build_trial(setup, questions, source_runs), sources=setup.dictionaries
+    )
     measured = [
         {name: {"before": outcome.before[name][number], "after": outcome.after[name][number]} for name in outcome.after}
         for number in range(len(questions.texts))
     ]
     shared: Row = {
-        "edits": [report_row(report) for report in both.reports],
+        "edits": [report_row(report) for report in comparison.reports],
         "dictionaries": {name: trust.model_dump() for name, trust in outcome.dictionaries.items()},
     }
     rows = [
         _prompt_row(setup, questions, number, next_tokens(setup.subject, before, after, top=top))
         | {"measures": measured[number], **shared}
-        for number, (before, after) in enumerate(zip(both.before, both.after, strict=True))
+        for number, (before, after) in enumerate(zip(comparison.before, comparison.after, strict=True))
     ]
     return rows, outcome
 
 
-def _prompt_row(setup: CausalSetup, questions: Asked, number: int, following: "Sequence[NextToken]") -> Row:
+def _prompt_row(setup: CausalSetup, questions: Questions, number: int, following: "Sequence[NextToken]") -> Row:
     return {
         "prompt": questions.texts[number],
         "tokens": questions.tokens(setup.subject, number),
@@ -149,12 +157,9 @@ def _prompt_row(setup: CausalSetup, questions: Asked, number: int, following: "S
     }
 
 
-def _trial(setup: CausalSetup, questions: Asked, source_runs: Sequence[str]) -> "Trial":
+def _build_trial(setup: CausalSetup, questions: Questions, source_runs: Sequence[str]) -> "Trial":
     from ...causal.prompts import Batch
     from ...causal.records import Trial
-
-    def ids(batch: Batch | None) -> tuple[tuple[int, ...], ...] | None:
-        return None if batch is None else tuple(map(tuple, batch.ids()))
 
     patched = any(edit.needs_source_run for edit in setup.edits)
     if bool(source_runs) is not patched or len(source_runs) not in (0, len(questions.texts)):
@@ -164,42 +169,42 @@ def _trial(setup: CausalSetup, questions: Asked, source_runs: Sequence[str]) -> 
         )
     wrong = questions.wrong
     return Trial(
-        prompts=ids(questions.batch) or (),
+        prompts=questions.batch.rows(),
         edits=setup.edits,
         metrics=METRICS if wrong is not None else METRICS[:-1],
         answers=tuple(questions.answers.tolist()),
         wrong=None if wrong is None else tuple(wrong.tolist()),
-        source_runs=ids(Batch.of(setup.subject, [plain(text) for text in source_runs])) if source_runs else None,
-        reference=ids(setup.reference),
+        source_runs=Batch.of(setup.subject, [plain(text) for text in source_runs]).rows() if source_runs else None,
+        reference=None if setup.reference is None else setup.reference.rows(),
         directions={name: tuple(vector.tolist()) for name, vector in setup.directions.items()},
     )
 
 
-def _ranked(setup: CausalSetup, questions: Asked, trial: "Trial", count: int, seed: int) -> list[Row]:
+def _rank_controls(setup: CausalSetup, questions: Questions, trial: "Trial", count: int, seed: int) -> list[Row]:
     """How the edit's KL stands among those of its controls."""
-    from ...causal.controls import among_controls
+    from ...causal.controls import rank_among_controls
     from ...causal.prompts import Batch
 
     if not count:
         return []
     source_run = None if trial.source_runs is None else Batch.of(setup.subject, trial.source_runs)
-    found = among_controls(
+    ranks = rank_among_controls(
         setup.subject,
         questions.batch,
         setup.edits[0],
         answers=questions.answers,
         count=count,
-        materials=setup.patch_values(source_run),
+        materials=setup.gather_materials(source_run),
         reference=setup.reference,
         seed=seed,
     )
-    return [rank_row(sort, ranked) for sort, ranked in found.items()]
+    return [rank_row(sort, rank) for sort, rank in ranks.items()]
 
 
 # Records
 
 
-def _replayed(model: str, file: str, others: Sequence[object], form: Form, options: Mapping[str, Any]) -> None:
+def _replay(model: str, file: str, others: Sequence[object], form: Form, options: Mapping[str, Any]) -> None:
     from ...causal.records import Outcome, replay
 
     if any(others):
@@ -220,7 +225,11 @@ def _replayed(model: str, file: str, others: Sequence[object], form: Form, optio
         for number, ids in enumerate(stored.trial.prompts)
         for name in again.trial.metrics
     ]
-    emit(rows, form, lambda found: display.table(found, [*map(display.key, ("metric", "before", "after", "prompt"))]))
+    emit(
+        rows,
+        form,
+        lambda table_rows: display.table(table_rows, [*map(display.key, ("metric", "before", "after", "prompt"))]),
+    )
     say(f"the same to the bit as when {file} was recorded: {', '.join(map(str, stored.trial.edits))}")
 
 
@@ -246,14 +255,14 @@ def _draw(rows: Sequence[Row], picture: str) -> None:
 def _tables(rows: list[Row]) -> str:
     first = rows[0]
     return blocks(
-        *map(_next, rows),
+        *map(_next_table, rows),
         reports(first["edits"]),
         *trusts(first["dictionaries"]),
         rank_table(first["controls"], "KL to the plain run"),
     )
 
 
-def _next(row: Row) -> str:
+def _next_table(row: Row) -> str:
     columns = [display.Column("next token", lambda token: quoted(token["token"]))]
     if not row["edits"]:
         columns.append(display.Column("probability", lambda token: f"{token['before']:.3f}", right=True))
@@ -263,15 +272,15 @@ def _next(row: Row) -> str:
         display.Column("after", lambda token: f"{token['after']:.3f}", right=True),
         display.Column("change", lambda token: signed(token["after"] - token["before"]), right=True),
     ]
-    return f"{display.visible(row['prompt'])}\n{display.table(row['next'], columns)}\n{_measured(row)}"
+    return f"{display.visible(row['prompt'])}\n{display.table(row['next'], columns)}\n{_measure_line(row)}"
 
 
-def _measured(row: Row) -> str:
-    found = row["measures"]
-    said = [f"KL {found['kl']['after']:.3g} nats"]
+def _measure_line(row: Row) -> str:
+    measures = row["measures"]
+    parts = [f"KL {measures['kl']['after']:.3g} nats"]
     for name, what in (("log_probability", "log-probability of {}"), ("rank", "tokens above it")):
-        before, after = (display.number(found[name][side]) for side in ("before", "after"))
-        said.append(f"{what.format(quoted(row['answer']))} {before} → {after}")
-    if (difference := found.get("logit_difference")) is not None:
-        said.append(f"logit difference {difference['before']:.3g} → {difference['after']:.3g}")
-    return ", ".join(said)
+        before, after = (display.number(measures[name][side]) for side in ("before", "after"))
+        parts.append(f"{what.format(quoted(row['answer']))} {before} → {after}")
+    if (difference := measures.get("logit_difference")) is not None:
+        parts.append(f"logit difference {difference['before']:.3g} → {difference['after']:.3g}")
+    return ", ".join(parts)

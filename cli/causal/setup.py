@@ -1,4 +1,4 @@
-"""What the causal verbs work with: the subject, its edits, and the dictionaries, directions and text these refer to."""
+"""The setup of the causal verbs: the subject, its edits, and the dictionaries, directions and text these refer to."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ class CausalSetup:
 
         return Materials(sources=self.dictionaries, directions=self.directions)
 
-    def patch_values(self, source_run: "Batch | None" = None) -> "Materials":
+    def gather_materials(self, source_run: "Batch | None" = None) -> "Materials":
         """The materials with the vectors of the reference, and of the source run, that the edits need."""
         from ...causal.runs import gather
 
@@ -103,8 +103,8 @@ def open_setup(
     from ...causal.edits import Edit
 
     # Edits and directions are read first, because a large model takes its time to load.
-    edits = tuple(Edit.parse(_without_model(model, text)) for text in texts)
-    directions = dict(map(_direction, options["directions"]))
+    edits = tuple(Edit.parse(_strip_model(model, text)) for text in texts)
+    directions = dict(map(_read_direction, options["directions"]))
     _check_used("--direction", directions.keys(), {edit.direction for edit in edits})
     needing = always or next((f"edit {edit} is about" for edit in edits if edit.needs_reference), None)
     if options["reference"] is not None and needing is None:
@@ -122,13 +122,13 @@ def open_setup(
     return CausalSetup(subject, edits, dictionaries, directions, reference or None)
 
 
-def _without_model(model: str, text: str) -> str:
+def _strip_model(model: str, text: str) -> str:
     """The edit without the model's name, which a feature's full address has."""
     return text.removeprefix(f"{model}:").removeprefix(f"{Path(model).name}:")
 
 
-def _check_used(option: str, given: Iterable[str], used: Iterable[object]) -> None:
-    if unused := sorted({*given} - {*used}):
+def _check_used(option: str, names: Iterable[str], used: Iterable[object]) -> None:
+    if unused := sorted({*names} - {*used}):
         raise NeuronautError(f"no edit names {', '.join(unused)} of {option}; name it in one, or leave it out")
 
 
@@ -153,15 +153,15 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
             f"--sae is one dictionary, and {', '.join(own) or 'nothing'} names one; write SITE@NAME for it, once"
         )
     load_options = LoadOptions(**{key: options[key] for key in ("sae", "norm_scale", "allow_pickle")})
-    found: dict[str, Dictionary] = {}
+    dictionaries: dict[str, Dictionary] = {}
     for name in ids:
         (source,) = open_sources(subject, [name], load_options if name in own else LoadOptions(), name=None)
         assert isinstance(source, Dictionary), "the id has a dictionary"
-        found[name] = source
-    return found
+        dictionaries[name] = source
+    return dictionaries
 
 
-def _direction(text: str) -> "tuple[str, Tensor]":
+def _read_direction(text: str) -> "tuple[str, Tensor]":
     """`NAME=FILE` as a name and a vector."""
     import torch
 

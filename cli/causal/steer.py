@@ -10,7 +10,15 @@ from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, say
 from ..display import blocks, ends, quoted, signed, spanned_column, trusts
-from .inputs import Asked, answer_options, asked, metric_option, picture_option, prompts_option, seed_option
+from .inputs import (
+    Questions,
+    answer_options,
+    metric_option,
+    picture_option,
+    prompts_option,
+    read_questions,
+    seed_option,
+)
 from .setup import CausalSetup, material_options, open_setup
 
 if TYPE_CHECKING:
@@ -90,45 +98,47 @@ def steer(
     """
     from ...causal.steering import dose_response
 
-    doses = _numbers(strengths)
+    doses = _read_strengths(strengths)
     setup = open_setup(model, [edit], options, always="steering is measured on")
     assert setup.reference is not None, "it is always read"
-    questions = asked(setup.subject, prompts, file, answer=answer, wrong=wrong)
-    found = dose_response(
+    questions = read_questions(setup.subject, prompts, file, answer=answer, wrong=wrong)
+    response = dose_response(
         setup.subject,
         questions.batch,
         setup.edits[0],
-        _readout(questions, metric, answer),
+        _choose_readout(questions, metric, answer),
         strengths=doses,
-        text=_some(setup.reference),
+        text=_spread_rows(setup.reference),
         reference=setup.reference,
         controls=controls,
         seed=seed,
         materials=setup.materials,
     )
-    texts = _written(setup, questions=questions, found=found, tokens=tokens, temperature=temperature, seed=seed)
+    texts = _write_texts(
+        setup, questions=questions, response=response, tokens=tokens, temperature=temperature, seed=seed
+    )
     if picture is not None:
-        found.picture(picture)
-    rows = [_row(found, dose, written) for dose, written in zip(found.doses, texts, strict=True)]
-    emit(rows, form, lambda shown: _tables(shown, found, questions))
+        response.picture(picture)
+    rows = [_row(response, dose, written) for dose, written in zip(response.doses, texts, strict=True)]
+    emit(rows, form, lambda table_rows: _tables(table_rows, response, questions))
     if form == "table":
-        say(_told(found))
+        say(_describe_trend(response))
 
 
-def _numbers(text: str) -> list[float]:
+def _read_strengths(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise NeuronautError(f"--strengths {text} are no numbers; wanted for example -1,0,1,2") from None
 
 
-def _some(reference: "Batch") -> "Batch":
+def _spread_rows(reference: "Batch") -> "Batch":
     """A few rows from all over the text."""
     return reference.take(range(0, len(reference), max(1, len(reference) // SIDE_ROWS))[:SIDE_ROWS])
 
 
-def _readout(questions: Asked, metric: str | None, answer: str | None) -> "Readout":
-    """What was asked for, or what the answers allow."""
+def _choose_readout(questions: Questions, metric: str | None, answer: str | None) -> "Readout":
+    """The metric of that name, or the one that the answers allow."""
     from ...causal.readouts import answers
 
     name = metric or ("logit_difference" if questions.wrong is not None else "log_probability" if answer else "kl")
@@ -136,14 +146,14 @@ def _readout(questions: Asked, metric: str | None, answer: str | None) -> "Reado
     return answers(name, questions.answers.tolist(), wrong=wrong)
 
 
-def _written(
-    setup: CausalSetup, questions: Asked, found: "DoseResponse", tokens: int, temperature: float, seed: int
+def _write_texts(
+    setup: CausalSetup, questions: Questions, response: "DoseResponse", tokens: int, temperature: float, seed: int
 ) -> list[list[str]]:
     """What follows each prompt, by strength; a prompt's random numbers are the same at all strengths."""
     from ...causal.generation import generate
     from ...causal.intervene import RowEdit
 
-    count, strengths = len(questions.texts), [dose.strength for dose in found.doses]
+    count, strengths = len(questions.texts), [dose.strength for dose in response.doses]
     if not tokens:
         return [[] for _ in strengths]
     edits = [
@@ -157,18 +167,18 @@ def _written(
         tokens=tokens,
         temperature=temperature,
         seed=[seed + row for row in range(count)] * len(strengths),
-        materials=setup.patch_values(),
+        materials=setup.gather_materials(),
         may_idle=True,
     ).texts
     return [list(texts[at * count : (at + 1) * count]) for at in range(len(strengths))]
 
 
-def _row(found: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
+def _row(response: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
     rank = dose.rank
     return {
-        "edit": found.edit,
+        "edit": response.edit,
         "strength": dose.strength,
-        "readout": found.readout,
+        "readout": response.readout,
         "response": dose.response.value,
         "effect": dose.effect.value,
         **ends(dose.effect.interval),
@@ -182,10 +192,10 @@ def _row(found: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
     }
 
 
-def _tables(rows: list[Row], found: "DoseResponse", questions: Asked) -> str:
+def _tables(rows: list[Row], response: "DoseResponse", questions: Questions) -> str:
     columns = [
         display.Column("strength", lambda row: f"{row['strength']:g}", right=True),
-        display.key("response", found.readout, right=True),
+        display.key("response", response.readout, right=True),
         spanned_column("effect"),
         display.Column("percentile", lambda row: display.number(row["percentile"]), right=True),
         display.Column("KL elsewhere", lambda row: f"{row['kl']:.3f}", right=True),
@@ -193,12 +203,12 @@ def _tables(rows: list[Row], found: "DoseResponse", questions: Asked) -> str:
     ]
     return blocks(
         display.table(rows, columns),
-        *(_continued(rows, number, text) for number, text in enumerate(questions.texts)),
-        *trusts({name: asdict(one) for name, one in found.dictionaries.items()}),
+        *(_text_table(rows, number, text) for number, text in enumerate(questions.texts)),
+        *trusts({name: asdict(fidelity) for name, fidelity in response.dictionaries.items()}),
     )
 
 
-def _continued(rows: Sequence[Row], number: int, prompt: str) -> str:
+def _text_table(rows: Sequence[Row], number: int, prompt: str) -> str:
     if not rows[0]["texts"]:
         return ""
     columns = [
@@ -208,15 +218,15 @@ def _continued(rows: Sequence[Row], number: int, prompt: str) -> str:
     return display.table(rows, columns)
 
 
-def _told(found: "DoseResponse") -> str:
+def _describe_trend(response: "DoseResponse") -> str:
     """The trend and the usable range, in words."""
-    going = found.trend.sense or "not going one way"
+    going = response.trend.sense or "not going one way"
     unit = (
         ""
-        if found.unit is None
-        else f"; one of strength is {', '.join(map(display.number, found.unit))} in activations"
+        if response.unit is None
+        else f"; one of strength is {', '.join(map(display.number, response.unit))} in activations"
     )
-    if found.usable is None:
-        return f"the response is {going}; no strength keeps the KL elsewhere below {found.bound:g} nats{unit}"
-    low, high = (f"{end:.2g}" for end in (found.usable.low, found.usable.high))
-    return f"the response is {going}; from {low} to {high} the KL elsewhere is below {found.bound:g} nats{unit}"
+    if response.usable is None:
+        return f"the response is {going}; no strength keeps the KL elsewhere below {response.bound:g} nats{unit}"
+    low, high = (f"{end:.2g}" for end in (response.usable.low, response.usable.high))
+    return f"the response is {going}; from {low} to {high} the KL elsewhere is below {response.bound:g} nats{unit}"

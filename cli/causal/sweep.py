@@ -1,7 +1,4 @@
-"""`neuronaut sweep`: one edit at every cell of a grid of layers, units and positions, each cell by itself.
-
-`neuronaut patch`: what parts of one run do in another.
-"""
+"""`neuronaut sweep` and `neuronaut patch`: edits at every cell of a grid, and parts of one run put into another."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +12,6 @@ from .. import display
 from ..common import Form, Row, emit, form_options, say
 from ..display import blocks, ends, rank_row, rank_table, report_row, reports, spanned, spanned_column, trusts
 from .inputs import (
-    asked,
     controls_option,
     count_controls,
     metric_option,
@@ -23,6 +19,7 @@ from .inputs import (
     pair_options,
     picture_option,
     prompts_option,
+    read_questions,
     seed_option,
     task_of,
     top_option,
@@ -112,23 +109,23 @@ def sweep(
         raise click.UsageError("prompts have no counterpart; leave --prompt and --prompts out, or what is of pairs")
     setup = open_setup(model, edits, options)
     if unpaired:
-        found = _over_prompts(
+        result = _sweep_prompts(
             setup, over=over, texts=texts, file=file, metric=metric or "log_probability", seed=seed, options=options
         )
     else:
         task, chosen = task_of(setup.subject, options, seed=seed), metric or "logit_difference"
         if predict:
-            found = _predicted(setup, over, task, chosen, only or "denoise", line=line, top=top, seed=seed)
+            result = _predict(setup, over, task, chosen, only or "denoise", line=line, top=top, seed=seed)
         else:
-            found = _over_pairs(setup, over=over, task=task, metric=chosen, only=only, seed=seed)
+            result = _sweep_pairs(setup, over=over, task=task, metric=chosen, only=only, seed=seed)
     if picture is not None:
-        found.picture(picture, title=f"{setup.subject.name}: {' '.join(map(str, setup.edits))}")
+        result.picture(picture, title=f"{setup.subject.name}: {' '.join(map(str, setup.edits))}")
     if output is not None:
-        write(output, json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
-    if isinstance(found, Sweep):
-        _show_cells(found, top, form)
+        write(output, json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False))
+    if isinstance(result, Sweep):
+        _show_cells(result, top, form)
     else:
-        _show_nodes(found, top, form)
+        _show_nodes(result, top, form)
 
 
 def _grid(setup: CausalSetup, over: str | None, batch: "Batch") -> "Grid":
@@ -162,7 +159,7 @@ def _grid(setup: CausalSetup, over: str | None, batch: "Batch") -> "Grid":
     )
 
 
-def _over_pairs(
+def _sweep_pairs(
     setup: CausalSetup, over: str | None, task: "Task", metric: str, only: "Direction | None", seed: int
 ) -> "Sweep":
     from ...causal.sweeps import SETTINGS
@@ -180,7 +177,7 @@ def _over_pairs(
     )
 
 
-def _predicted(
+def _predict(
     setup: CausalSetup,
     over: str | None,
     task: "Task",
@@ -199,14 +196,14 @@ def _predicted(
         _grid(setup, over, task.pairs.clean),
         direction=direction,
         metric=metric,
-        line=None if line is None else _line(line),
-        materials=setup.patch_values(),
+        line=None if line is None else _read_line(line),
+        materials=setup.gather_materials(),
         top=top,
         seed=seed,
     )
 
 
-def _line(text: str) -> "Line":
+def _read_line(text: str) -> "Line":
     from ...causal.attribution_patching import Line
 
     kind, _, steps = text.partition(":")
@@ -215,7 +212,7 @@ def _line(text: str) -> "Line":
     return Line(kind, int(steps))
 
 
-def _over_prompts(
+def _sweep_prompts(
     setup: CausalSetup,
     over: str | None,
     texts: Sequence[str],
@@ -228,7 +225,7 @@ def _over_prompts(
 
     if patch := next((edit for edit in setup.edits if edit.needs_source_run), None):
         raise NeuronautError(f"edit {patch} takes values from a counterpart; give pairs, not prompts")
-    questions = asked(setup.subject, texts, file, answer=options["answer"], wrong=options["wrong"])
+    questions = read_questions(setup.subject, texts, file, answer=options["answer"], wrong=options["wrong"])
     return sweep_prompts(
         setup.subject,
         questions.batch,
@@ -245,9 +242,9 @@ def _over_prompts(
 # What is shown
 
 
-def _show_cells(found: "Sweep", top: int, form: Form) -> None:
+def _show_cells(result: "Sweep", top: int, form: Form) -> None:
     """The largest effects first, of pairs in whichever direction is larger."""
-    names = [axis.name for axis in found.axes]
+    names = [axis.name for axis in result.axes]
     rows: list[Row] = [
         dict(zip(names, cell.labels, strict=True))
         | {
@@ -255,16 +252,22 @@ def _show_cells(found: "Sweep", top: int, form: Form) -> None:
             "max_change": dict(cell.max_change),
             "effects": [_cell_effect(effect) for effect in cell.effects],
         }
-        for cell in found.cells
+        for cell in result.cells
     ]
-    rows.sort(key=_largest)
-    emit(rows, form, lambda shown: blocks(display.table(shown[:top], _columns(names, shown[0])), *_trusted(found)))
-    cost = found.cost
+    rows.sort(key=_sort_key)
+    emit(
+        rows,
+        form,
+        lambda table_rows: blocks(
+            display.table(table_rows[:top], _columns(names, table_rows[0])), *_trust_lines(result)
+        ),
+    )
+    cost = result.cost
     say(f"{len(rows):,} cells in {cost.forwards:,} forward passes (one by one: {cost.one_by_one:,})")
 
 
-def _largest(row: Row) -> float:
-    """Sorts the row with the largest effect, whatever its sign, first."""
+def _sort_key(row: Row) -> float:
+    """The key that sorts the row with the largest effect, whatever its sign, first."""
     return -max(abs(effect["value"] or 0.0) for effect in row["effects"])
 
 
@@ -288,9 +291,13 @@ def _cell_effect(effect: "Effect | Shift") -> Row:
 
 def _columns(names: Sequence[str], first: Row) -> list[display.Column]:
     def effect(at: int) -> display.Column:
-        one = first["effects"][at]
-        header = f"{one['direction']}, recovered" if one["direction"] else f"change of {one['metric']}"
-        return display.Column(header, lambda row: _spanned(row["effects"][at]))
+        cell_effect = first["effects"][at]
+        header = (
+            f"{cell_effect['direction']}, recovered"
+            if cell_effect["direction"]
+            else f"change of {cell_effect['metric']}"
+        )
+        return display.Column(header, lambda row: _format_effect(row["effects"][at]))
 
     return [
         *(display.key(name) for name in names),
@@ -299,30 +306,30 @@ def _columns(names: Sequence[str], first: Row) -> list[display.Column]:
     ]
 
 
-def _spanned(effect: Row) -> str:
+def _format_effect(effect: Row) -> str:
     return spanned(effect["value"], effect["ci_low"], effect["ci_high"])
 
 
-def _trusted(found: "Sweep") -> list[str]:
-    return trusts({name: asdict(one) for name, one in found.dictionaries.items()})
+def _trust_lines(result: "Sweep") -> list[str]:
+    return trusts({name: asdict(trust) for name, trust in result.dictionaries.items()})
 
 
-def _show_nodes(found: "Attribution", top: int, form: Form) -> None:
+def _show_nodes(result: "Attribution", top: int, form: Form) -> None:
     """The largest predictions first, beside what exact patching says of them."""
-    names, exact = [axis.name for axis in found.axes], {one.labels: one for one in found.verified}
+    names, exact = [axis.name for axis in result.axes], {verified.labels: verified for verified in result.verified}
     rows = [
         {name: label for name, label in zip(names, node.labels, strict=False)}
         | {
             "edit": None if node.edit is None else str(node.edit),
             "predicted": node.score,
-            "exact": one and one.exact,
-            "recovered": one and one.effect.recovered,
-            **ends(one and one.effect.interval),
-            "direction": found.direction,
-            "metric": found.metric,
+            "exact": verified and verified.exact,
+            "recovered": verified and verified.effect.recovered,
+            **ends(verified and verified.effect.interval),
+            "direction": result.direction,
+            "metric": result.metric,
         }
-        for node in found.ranked()
-        for one in [exact.get(node.labels)]
+        for node in result.ranked()
+        for verified in [exact.get(node.labels)]
     ]
     columns = [
         display.Column("edit", lambda row: row["edit"] or row[names[0]]),
@@ -330,13 +337,13 @@ def _show_nodes(found: "Attribution", top: int, form: Form) -> None:
         display.key("exact", right=True),
         spanned_column("recovered"),
     ]
-    emit(rows, form, lambda shown: display.table(shown[:top], columns))
-    sampled, agreed = len(found.agreement.exact), display.number(found.agreement.spearman)
+    emit(rows, form, lambda table_rows: display.table(table_rows[:top], columns))
+    sampled, agreed = len(result.agreement.exact), display.number(result.agreement.spearman)
     say(
-        f"{len(rows):,} {found.direction} effects on the {found.metric} predicted; of {sampled} sampled ones the ranks "
-        f"agree with exact patching by {agreed} (Spearman)"
+        f"{len(rows):,} {result.direction} effects on the {result.metric} predicted; of {sampled} sampled ones the "
+        f"ranks agree with exact patching by {agreed} (Spearman)"
     )
-    for doubt in found.doubts:
+    for doubt in result.doubts:
         say(f"Warning: {doubt}")
 
 
@@ -380,30 +387,38 @@ def patch(
     count = count_controls(controls, edits)
     setup = open_setup(model, edits, options)
     task = task_of(setup.subject, options, seed=seed)
-    found = patching(
-        setup.subject, task.pairs, setup.edits, metrics=metrics or METRICS, materials=setup.patch_values(), seed=seed
+    results = patching(
+        setup.subject,
+        task.pairs,
+        setup.edits,
+        metrics=metrics or METRICS,
+        materials=setup.gather_materials(),
+        seed=seed,
     )
-    ranked = _ranked(setup, task, count, seed) if count else {}
-    trust = {name: asdict(fidelity(setup.subject, one, task.pairs.clean)) for name, one in setup.dictionaries.items()}
+    ranked = _rank_controls(setup, task, count, seed) if count else {}
+    trusted = {
+        name: asdict(fidelity(setup.subject, dictionary, task.pairs.clean))
+        for name, dictionary in setup.dictionaries.items()
+    }
     rows = [
         effect_row(effect)
         | {
-            "edits": [report_row(report) for report in one.reports],
+            "edits": [report_row(report) for report in result.reports],
             "controls": ranked.get(direction, []),
-            "dictionaries": trust,
+            "dictionaries": trusted,
         }
-        for direction, one in found.items()
-        for effect in one.effects.values()
+        for direction, result in results.items()
+        for effect in result.effects.values()
     ]
-    emit(rows, form, lambda shown: _tables(shown, task))
+    emit(rows, form, lambda table_rows: _tables(table_rows, task))
 
 
-def _ranked(setup: CausalSetup, task: "Task", count: int, seed: int) -> "dict[Direction, list[Row]]":
+def _rank_controls(setup: CausalSetup, task: "Task", count: int, seed: int) -> "dict[Direction, list[Row]]":
     """How the single edit stands among its controls."""
-    from ...causal.controls import patch_among_controls
+    from ...causal.controls import rank_patch_among_controls
     from ...causal.sweeps import SETTINGS
 
-    found = patch_among_controls(
+    ranks = rank_patch_among_controls(
         setup.subject,
         task.pairs,
         setup.edits[0],
@@ -413,7 +428,7 @@ def _ranked(setup: CausalSetup, task: "Task", count: int, seed: int) -> "dict[Di
         reference=setup.reference,
         seed=seed,
     )
-    return {direction: [rank_row(sort, one) for sort, one in ranks.items()] for direction, ranks in found.items()}
+    return {direction: [rank_row(sort, rank) for sort, rank in by_sort.items()] for direction, by_sort in ranks.items()}
 
 
 def effect_row(effect: "Effect") -> Row:
@@ -446,7 +461,7 @@ def _tables(rows: list[Row], task: "Task") -> str:
     head = f"{len(task)} pairs of {task.name}" if len(task) > 1 else task.name
     return blocks(
         f"{head}\n{display.table(rows, _COLUMNS)}",
-        *(_worked(direction, row["edits"]) for direction, row in directions.items()),
+        *(_report_table(direction, row["edits"]) for direction, row in directions.items()),
         *trusts(rows[0]["dictionaries"]),
         *(
             rank_table(row["controls"], f"{direction}, logit difference recovered")
@@ -455,5 +470,5 @@ def _tables(rows: list[Row], task: "Task") -> str:
     )
 
 
-def _worked(direction: str, done: Sequence[Row]) -> str:
+def _report_table(direction: str, done: Sequence[Row]) -> str:
     return f"{direction}\n{reports(done)}"

@@ -1,4 +1,4 @@
-"""Train the built-in subject: tokenizer, then transformer. `python -m neuronaut.data.demo.train`
+"""Train the built-in subject, tokenizer then transformer, by `python -m neuronaut.data.demo.train`.
 
 1. A byte-level BPE tokenizer of 2048 tokens on the standard library's training modules.
 2. A GPT-2-architecture model (4 layers, d_model 128, context 128, about 1.07M parameters) on the
@@ -65,6 +65,7 @@ def batches(stream: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def next_token_loss(model: GPT2LMHeadModel, rows: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of each next token of rows (row, position)."""
     logits = model(rows).logits[:, :-1].flatten(0, 1).float()
     return cross_entropy(logits, rows[:, 1:].flatten())
 
@@ -97,10 +98,7 @@ def head_scores(model: GPT2LMHeadModel, *, period: int = 50, rows: int = 64) -> 
     return {"previous": previous, "induction": induction}
 
 
-def train_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tokens: int, seed: int) -> GPT2LMHeadModel:
-    """Train the transformer on about `tokens` tokens and save it as fp16 safetensors."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+def _new_model() -> GPT2LMHeadModel:
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=CONTEXT,
@@ -114,10 +112,17 @@ def train_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tokens: int
         attn_pdrop=0.0,
         use_cache=False,
     )
-    model = GPT2LMHeadModel(config).train()
+    return GPT2LMHeadModel(config).train()
+
+
+def train_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tokens: int, seed: int) -> GPT2LMHeadModel:
+    """Train the transformer on about `tokens` tokens and save it as fp16 safetensors."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = _new_model()
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
-    chosen = {id(p) for p in hidden}
-    other = [p for p in model.parameters() if id(p) not in chosen]
+    hidden_ids = {id(p) for p in hidden}
+    other = [p for p in model.parameters() if id(p) not in hidden_ids]
     optimizers = [
         torch.optim.Muon(hidden, lr=0.02, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(other, lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01),
@@ -150,6 +155,7 @@ def train_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tokens: int
 
 
 def main() -> None:
+    """Train tokenizer and model, and write them into the folder with card.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
     parser.add_argument("--tokens", type=int, default=48_000_000)

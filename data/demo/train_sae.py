@@ -88,6 +88,7 @@ def _auxiliary(raw: Tensor, error: Tensor, dead: Tensor, decoder: Tensor, *, k: 
 
 
 def main() -> None:
+    """Train the SAE on the demo model in the folder, and write it there with card.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
     parser.add_argument("--width", type=int, default=1024)

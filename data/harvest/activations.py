@@ -1,12 +1,11 @@
-"""Reading chosen features on chosen windows, many rows to a forward pass.
+"""Activations of sources on windows: of chosen features as arrays, of all features tile by tile.
 
-Rows that differ in a few tokens only, as those of a scan do, share a beginning: it is run once, and of each row just
-the ending (`read_last`).
+Chosen features are read many rows to a forward pass. Rows that differ in a few tokens only, as those of a
+vocabulary scan do, share a beginning: `read_last` runs it once, and of each row just the ending.
 
-Windows run through the subject: the activations of sources, tile by tile.
-
-A dictionary encodes in tiles that stay in a CPU's cache, into a reused buffer; neurons are views of
-what the model computed. The dense (window, position, feature) tensor of a wide dictionary is never built.
+All features are read in tiles (`tiles`): a dictionary encodes into a reused buffer that stays in a CPU's cache,
+neurons are views of what the model computed. The dense (window, position, feature) tensor of a wide dictionary
+is never built.
 """
 
 from collections import defaultdict
@@ -37,10 +36,10 @@ def read_columns(
 ) -> NDArray[np.float32]:
     """Activations of the chosen features on every window. tokens (row, position) -> (row, position, chosen)."""
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
-    found = np.empty((*tokens.shape, len(chosen)), np.float32)
+    activations = np.empty((*tokens.shape, len(chosen)), np.float32)
     for start in range(0, len(tokens), ROWS):
-        found[start : start + ROWS] = _encode(subject, source, tokens[start : start + ROWS], chosen).cpu().numpy()
-    return found
+        activations[start : start + ROWS] = _encode(subject, source, tokens[start : start + ROWS], chosen).cpu().numpy()
+    return activations
 
 
 def read_own(
@@ -50,42 +49,42 @@ def read_own(
 
     Rows of many features share a forward: that is what makes interventions on a batch of features cheap.
     """
-    found = np.empty(tokens.shape, np.float32)
+    activations = np.empty(tokens.shape, np.float32)
     for start in range(0, len(tokens), ROWS):
         part = slice(start, start + ROWS)
-        wanted, column = np.unique(features[part], return_inverse=True)
-        read = _encode(subject, source, tokens[part], torch.from_numpy(wanted.astype(np.int64)).to(subject.device))
+        distinct, column = np.unique(features[part], return_inverse=True)
+        read = _encode(subject, source, tokens[part], torch.from_numpy(distinct.astype(np.int64)).to(subject.device))
         rows = torch.arange(len(read), device=read.device)
-        found[part] = read[rows, :, torch.from_numpy(column).to(read.device)].cpu().numpy()
-    return found
+        activations[part] = read[rows, :, torch.from_numpy(column).to(read.device)].cpu().numpy()
+    return activations
 
 
 def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: Sequence[int]) -> NDArray[np.float32]:
     """Activations of the chosen features at the last token of each row. Rows of ids, of any length -> (row, chosen)."""
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
-    found: dict[Row, NDArray[np.float32]] = {}
-    left = sorted(set(rows), key=lambda ids: (len(ids), ids))
-    for beginning, members in _sharing(left):
+    values: dict[Row, NDArray[np.float32]] = {}
+    distinct = sorted(set(rows), key=lambda ids: (len(ids), ids))
+    for beginning, members in _group_by_beginning(distinct):
         length = len(members[0]) - len(beginning)
         size = min(ENDING_ROWS, ENDING_TOKENS // length)
         for start in range(0, len(members), size):
             part = members[start : start + size]
             read = _encode_endings(subject, source, beginning, [row[-length:] for row in part], chosen)
-            found |= dict(zip(part, read, strict=True))
-    left = [row for row in left if row not in found]
-    for start in range(0, len(left), ROWS):
-        part = left[start : start + ROWS]
+            values |= dict(zip(part, read, strict=True))
+    whole = [row for row in distinct if row not in values]
+    for start in range(0, len(whole), ROWS):
+        part = whole[start : start + ROWS]
         # What stands after a causal model's last token cannot matter.
         ids = np.zeros((len(part), len(part[-1])), np.int64)
         for place, row in enumerate(part):
             ids[place, : len(row)] = row
         read = _encode(subject, source, ids, chosen).cpu().numpy()
-        found |= {row: read[place, len(row) - 1] for place, row in enumerate(part)}
-    return np.array([found[row] for row in rows], np.float32).reshape(-1, len(chosen))
+        values |= {row: read[place, len(row) - 1] for place, row in enumerate(part)}
+    return np.array([values[row] for row in rows], np.float32).reshape(-1, len(chosen))
 
 
-def _sharing(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
-    """Beginnings with the rows that share them, as long as there are; each row at most once."""
+def _group_by_beginning(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """The beginnings that at least SHARING rows share, the longest first, with these rows; each row at most once."""
     for length in ENDINGS:
         groups: dict[Row, list[Row]] = defaultdict(list)
         for row in rows:

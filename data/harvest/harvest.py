@@ -2,7 +2,7 @@
 
 Per batch of windows: one forward of the subject, stopped after the last site; each source encodes
 in tiles that stay in cache, and each tile is scanned once (`scan.py`) into statistics and bounded
-lists. Everything kept is a function of the set of windows alone: two states merge by `absorb`,
+lists. The state is a function of the set of windows alone: two states merge by `absorb`,
 associatively and commutatively, so shards of a corpus may be harvested anywhere and a checkpoint is
 a state like any other. `finish` then mines silent windows and near misses from the pool, a uniform
 sample of the corpus that the state carries along, by running it through the subject once more.
@@ -128,9 +128,9 @@ def finish(
 
 
 def _source_result(source: Source, state: HarvestState, mined: dict[Kind, ExampleList]) -> SourceResult:
-    kept = state.sources[str(source.id)]
+    own = state.sources[str(source.id)]
     lists: dict[Kind, ExampleList] = {}
-    kinds: dict[Kind, Lists | None] = {"top": kept.top, "quantile": kept.quantile, "bottom": kept.bottom}
+    kinds: dict[Kind, Lists | None] = {"top": own.top, "quantile": own.quantile, "bottom": own.bottom}
     for kind, part in kinds.items():
         if part is not None:
             feature, slot = part.ordered()
@@ -143,12 +143,12 @@ def _source_result(source: Source, state: HarvestState, mined: dict[Kind, Exampl
         kind="neurons" if isinstance(source, Neurons) else "dictionary",
         width=source.width,
         signed=source.signed,
-        revision=getattr(source, "revision", ""),
-        count=kept.count,
-        mean=kept.sum / SUM_UNIT / state.tokens,
-        peak=kept.peak,
-        trough=kept.trough,
-        histogram=kept.histogram,
+        revision=source.revision,
+        count=own.count,
+        mean=own.sum / SUM_UNIT / state.tokens,
+        peak=own.peak,
+        trough=own.trough,
+        histogram=own.histogram,
         lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
     )
 
@@ -169,20 +169,18 @@ def harvest(
     """Collect the evidence for every feature of `sites` over the corpus and write it to the store.
 
     `sites` are site names (their neurons) or sources (dictionaries). `tokens` bounds the corpus tokens
-    read (None: all), `window` is the number of tokens in a window. `paths` says where the model (by its
-    name) and the dictionaries (by their id) lie, for who opens them later. A killed harvest goes on
+    read (None: all), `window` is the number of tokens in a window. `paths` are the folders of the model (by
+    its name) and of the dictionaries (by their id), for later commands. A killed harvest goes on
     from its checkpoint file when it is called again with the same arguments.
     """
     named = [site for site in sites if isinstance(site, str)]
     sources = [*neurons(subject, named), *(site for site in sites if not isinstance(site, str))]
     for source in sources:
-        store.check_source(
-            source.id, revision=getattr(source, "revision", ""), model_revision=subject.revision, width=source.width
-        )
+        store.check_source(source.id, revision=source.revision, model_revision=subject.revision, width=source.width)
     splits = assign(corpus, seed=seed)
     if checkpoint is not None:
         checkpoint = checkpoint.with_name(
-            f"{checkpoint.name}-{_key(subject, sources, splits.digest, tokens, window, seed)}.npz"
+            f"{checkpoint.name}-{_checkpoint_key(subject, sources, splits.digest, tokens, window, seed)}.npz"
         )
     state = collect(
         subject, sources, corpus, splits, window=window, tokens=tokens, checkpoint=checkpoint, progress=progress
@@ -195,8 +193,8 @@ def harvest(
     return result
 
 
-def _key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:
-    """What a checkpoint belongs to: anything that would change its content changes its name."""
+def _checkpoint_key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:
+    """Hash of all that determines a checkpoint's content, for its name."""
     named = [f"{source.id}{getattr(source, 'revision', '')}" for source in sources]
     parts = [subject.revision, *named, TOP, QUANTILE, POOL, TILE_ROWS, *rest]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

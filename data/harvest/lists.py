@@ -57,10 +57,25 @@ class Lists:
         for split in range(3):
             chosen = splits == split
             if chosen.any() and self.offsets[split] < self.offsets[split + 1]:
-                parts = (features, scores, uids, groups, activations)
-                self._offer_split(split, *(part[chosen] for part in parts))
+                self._offer_split(
+                    split,
+                    features=features[chosen],
+                    scores=scores[chosen],
+                    uids=uids[chosen],
+                    groups=groups[chosen],
+                    activations=activations[chosen],
+                )
 
-    def _offer_split(self, split, features, scores, uids, groups, activations) -> None:  # noqa: ANN001
+    def _offer_split(
+        self,
+        split: int,
+        features: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        uids: NDArray[np.int64],
+        groups: NDArray[np.int64],
+        activations: NDArray[np.float16],
+    ) -> None:
+        """Offer candidates of one split."""
         span = slice(int(self.offsets[split]), int(self.offsets[split + 1]))
         capacity = span.stop - span.start
         changed, rows = np.unique(features, return_inverse=True)
@@ -69,17 +84,17 @@ class Lists:
         score = np.concatenate([self.score[changed, span].ravel(), scores])
         uid = np.concatenate([self.uid[changed, span].ravel(), uids])
         group = np.concatenate([self.group[changed, span].ravel(), groups])
-        kept = _best(row, score, uid, group, capacity)
-        rank = np.arange(len(kept)) - np.searchsorted(row[kept], row[kept])
-        at = (changed[row[kept]], span.start + rank)
-        # Old activations are read before any slot is overwritten: kept may move an entry within its row.
-        values = np.empty((len(kept), self.activations.shape[2]), np.float16)
-        is_old = kept < len(old_rows)
-        values[is_old] = self.activations[changed, span].reshape(len(old_rows), -1)[kept[is_old]]
-        values[~is_old] = activations[kept[~is_old] - len(old_rows)]
+        best = _best(row, score, uid, group, capacity)
+        rank = np.arange(len(best)) - np.searchsorted(row[best], row[best])
+        at = (changed[row[best]], span.start + rank)
+        # Old activations are read before any slot is overwritten: an entry may move within its row.
+        values = np.empty((len(best), self.activations.shape[2]), np.float16)
+        is_old = best < len(old_rows)
+        values[is_old] = self.activations[changed, span].reshape(len(old_rows), -1)[best[is_old]]
+        values[~is_old] = activations[best[~is_old] - len(old_rows)]
         self.score[changed, span], self.uid[changed, span], self.group[changed, span] = -np.inf, NO_UID, -1
         self.activations[changed, span] = 0
-        self.score[at], self.uid[at], self.group[at], self.activations[at] = score[kept], uid[kept], group[kept], values
+        self.score[at], self.uid[at], self.group[at], self.activations[at] = score[best], uid[best], group[best], values
         self.worst[changed, split] = self.score[changed, span].min(axis=1)
 
     def absorb(self, other: "Lists") -> None:
@@ -98,6 +113,17 @@ class Lists:
                     activations=other.activations[at],
                 )
 
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The arrays themselves, by name: what a checkpoint holds."""
+        return {
+            "score": self.score,
+            "uid": self.uid,
+            "group": self.group,
+            "activations": self.activations,
+            "worst": self.worst,
+            "offsets": self.offsets,
+        }
+
     def ordered(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All entries as (feature, slot) index arrays, sorted by feature, split, then best first."""
         feature, slot = np.nonzero(self.uid != NO_UID)
@@ -106,7 +132,9 @@ class Lists:
         return feature[order], slot[order]
 
 
-def _best(row, score, uid, group, capacity: int) -> NDArray[np.int64]:  # noqa: ANN001
+def _best(
+    row: NDArray[np.int64], score: NDArray[np.float32], uid: NDArray[np.int64], group: NDArray[np.int64], capacity: int
+) -> NDArray[np.int64]:
     """Indices of the best `capacity` entries of each row, one per group, sorted by row, best first."""
     order = np.lexsort((uid, -score, row))
     order = order[uid[order] != NO_UID]

@@ -3,11 +3,11 @@
 The lowest-hashed windows of the pool (at most one in 32 windows of the corpus, so that mining costs
 little) are run through the subject. A window is silent for a feature when its activation stays below
 a tenth of the feature's peak; a silent window that holds one of the tokens on which the feature
-peaks in its training examples is a near miss. Whatever is kept carries its measured activations.
+peaks in its training examples is a near miss. Every example carries its measured activations.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +37,8 @@ def mine(
     table = state.table
     rows = np.flatnonzero(pool)
     rows = rows[np.argsort(window_hash(~table.uid[rows]), kind="stable")]
-    seen = -(-state.tokens // table.tokens.shape[1])
-    rows = rows[: max(min(64, len(rows)), seen // 32)]
+    harvested = -(-state.tokens // table.tokens.shape[1])
+    rows = rows[: max(min(64, len(rows)), harvested // 32)]
     miners = {
         str(source.id): _Miner(state, state.sources[str(source.id)], len(subject.vocabulary)) for source in sources
     }
@@ -49,12 +49,25 @@ def mine(
     return {name: miner.lists() for name, miner in miners.items()}
 
 
+class _Examples(NamedTuple):
+    """Examples that one window is to some features."""
+
+    features: NDArray[np.int64]
+    """Shape (feature,)."""
+    row: int
+    """The window's row in the table."""
+    activations: NDArray[np.float16]
+    """Shape (feature, position)."""
+
+
 class _Miner:
+    """Collects the silent examples and near misses of one source."""
+
     def __init__(self, state: "HarvestState", source: SourceState, vocabulary: int) -> None:
         self._table, self._peak, self._vocabulary = state.table, source.peak, vocabulary
         self._tokens = _peak_tokens(state, source)
-        self._left = {kind: np.tile(capacity, (len(source.peak), 1)) for kind, capacity in CAPACITY.items()}
-        self._found: dict[Kind, list[tuple[NDArray[np.int64], int, NDArray[np.float16]]]] = {k: [] for k in CAPACITY}
+        self._room = {kind: np.tile(capacity, (len(source.peak), 1)) for kind, capacity in CAPACITY.items()}
+        self._examples: dict[Kind, list[_Examples]] = {kind: [] for kind in CAPACITY}
 
     def take(self, rows: NDArray[np.int64], tile: torch.Tensor) -> None:
         """Look at activations (window, position, feature) of the table's `rows`."""
@@ -64,34 +77,35 @@ class _Miner:
             present = np.zeros(self._vocabulary + 1, bool)
             present[self._table.tokens[row]] = True
             near = quiet[i] & present[self._tokens].any(axis=1)
-            self._keep("near_miss", wanted=near, i=i, row=int(row), split=split, tile=tile)
-            self._keep("silent", wanted=quiet[i] & ~near, i=i, row=int(row), split=split, tile=tile)
+            self._add("near_miss", near, int(row), split, tile[i])
+            self._add("silent", quiet[i] & ~near, int(row), split, tile[i])
 
-    def _keep(self, kind: Kind, wanted: NDArray[np.bool_], i: int, row: int, split: int, tile: torch.Tensor) -> None:
-        features = np.flatnonzero(wanted & (self._left[kind][:, split] > 0))
+    def _add(self, kind: Kind, quiet: NDArray[np.bool_], row: int, split: int, activations: torch.Tensor) -> None:
+        """Add a window (position, feature) to the lists of the quiet features that have room in its split."""
+        features = np.flatnonzero(quiet & (self._room[kind][:, split] > 0))
         if len(features):
-            self._left[kind][features, split] -= 1
-            values = as_half(tile[i][:, torch.from_numpy(features).to(tile.device)].T).cpu().numpy()
-            self._found[kind].append((features, row, values))
+            self._room[kind][features, split] -= 1
+            values = as_half(activations[:, torch.from_numpy(features).to(activations.device)].T).cpu().numpy()
+            self._examples[kind].append(_Examples(features, row, values))
 
     def lists(self) -> dict[Kind, ExampleList]:
-        """What was found, by kind; the miner holds it no longer."""
-        return {kind: self._list(self._found.pop(kind)) for kind in list(self._found)}
+        """The examples by kind; the miner holds them no longer."""
+        return {kind: self._list(self._examples.pop(kind)) for kind in list(self._examples)}
 
-    def _list(self, parts: list[tuple[NDArray[np.int64], int, NDArray[np.float16]]]) -> ExampleList:
+    def _list(self, parts: list[_Examples]) -> ExampleList:
         positions = self._table.tokens.shape[1]
         if not parts:
             return ExampleList(np.empty(0, np.int32), np.empty(0, np.int32), np.empty((0, positions), np.float16))
-        feature = np.concatenate([features for features, _, _ in parts])
-        row = np.concatenate([np.full(len(features), row) for features, row, _ in parts])
+        feature = np.concatenate([part.features for part in parts])
+        row = np.concatenate([np.full(len(part.features), part.row) for part in parts])
         order = np.lexsort((self._table.split[row], feature))
         place = np.argsort(order)
         values = np.empty((len(feature), positions), np.float16)
         end = len(feature)
         while parts:  # each part is let go as it is placed: two copies at once would be the harvest's peak of memory
-            part = parts.pop()[2]
-            values[place[end - len(part) : end]] = part
-            end -= len(part)
+            activations = parts.pop().activations
+            values[place[end - len(activations) : end]] = activations
+            end -= len(activations)
         return ExampleList(feature[order].astype(np.int32), row[order].astype(np.int32), values)
 
 

@@ -12,11 +12,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Rows(NamedTuple):
 
 @dataclass(slots=True)
 class SourceState:
-    """What a harvest keeps of one source while it runs; its size does not depend on the corpus."""
+    """The statistics and lists of one source while a harvest runs; their size does not depend on the corpus."""
 
     count: NDArray[np.int64]
     sum: NDArray[np.int64]
@@ -61,6 +62,7 @@ class SourceState:
     def empty(
         cls, width: int, positions: int, *, signed: bool, top: tuple[int, int, int], quantile: tuple[int, int, int]
     ) -> "SourceState":
+        """The state before the first window; `top` and `quantile` are capacities in (train, select, holdout)."""
         return cls(
             count=np.zeros(width, np.int64),
             sum=np.zeros(width, np.int64),
@@ -71,6 +73,22 @@ class SourceState:
             quantile=Lists.empty(width, positions, quantile),
             bottom=Lists.empty(width, positions, top) if signed else None,
         )
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The arrays themselves, by name, a list's as `LIST/NAME`: what a checkpoint holds."""
+        lists = {"top": self.top, "quantile": self.quantile, "bottom": self.bottom}
+        return {
+            "count": self.count,
+            "sum": self.sum,
+            "peak": self.peak,
+            "trough": self.trough,
+            "histogram": self.histogram,
+        } | {
+            f"{kind}/{name}": array
+            for kind, part in lists.items()
+            if part is not None
+            for name, array in part.arrays().items()
+        }
 
     def absorb(self, other: "SourceState") -> None:
         """Merge another shard's state into this one."""
@@ -197,13 +215,13 @@ def scan_torch(tile: Tensor, rows: Rows, state: SourceState, *, first_feature: i
         state.top,
         tile=tile,
         score=high.cpu().numpy(),
-        wanted=active,
+        eligible=active,
         rows=rows,
         group=rows.group,
         first_feature=first_feature,
     )
     _offer(
-        state.quantile, tile=tile, score=chance, wanted=active, rows=rows, group=rows.uid, first_feature=first_feature
+        state.quantile, tile=tile, score=chance, eligible=active, rows=rows, group=rows.uid, first_feature=first_feature
     )
     if state.bottom is not None:
         negative = -low.cpu().numpy()
@@ -211,7 +229,7 @@ def scan_torch(tile: Tensor, rows: Rows, state: SourceState, *, first_feature: i
             state.bottom,
             tile=tile,
             score=negative,
-            wanted=negative > 0,
+            eligible=negative > 0,
             rows=rows,
             group=rows.group,
             first_feature=first_feature,
@@ -223,13 +241,14 @@ def _offer(
     lists: Lists,
     tile: Tensor,
     score: NDArray[np.float32],
-    wanted: NDArray[np.bool_],
+    eligible: NDArray[np.bool_],
     rows: Rows,
     group: NDArray[np.int64],
     first_feature: int,
 ) -> None:
+    """Offer a tile's eligible windows to the lists; `score` and `eligible` have shape (window, feature)."""
     worst = lists.worst[first_feature : first_feature + tile.shape[2]].T[rows.split]
-    window, feature = np.nonzero(wanted & (score >= worst))
+    window, feature = np.nonzero(eligible & (score >= worst))
     if len(window) == 0:
         return
     where = torch.from_numpy(window).to(tile.device), torch.from_numpy(feature).to(tile.device)
@@ -245,6 +264,8 @@ def _offer(
 
 
 class _List(ctypes.Structure):
+    """The `list` of scan.c."""
+
     _fields_ = [  # noqa: RUF012
         *((name, ctypes.c_void_p) for name in ("score", "worst", "uid", "group", "activations")),
         ("per_feature", ctypes.c_int64),
@@ -259,12 +280,12 @@ def _as_struct(lists: Lists | None) -> _List | None:
     return _List(*(_pointer(part) for part in pointers), lists.score.shape[1], (ctypes.c_int64 * 4)(*lists.offsets))
 
 
-def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
+def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
 @cache
-def _compiled_kernel() -> Any | None:
+def _compiled_kernel() -> Callable[..., int] | None:
     """The compiled scan function, or None where it cannot be built."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -289,14 +310,14 @@ def _compiled_kernel() -> Any | None:
 def _compile(compiler: str, source: Path, built: Path) -> None:
     """Build beside the target and rename, so that two processes may build at once."""
     with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
-        made = Path(scratch) / "scan.so"
+        library = Path(scratch) / "scan.so"
         flags = ["-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared"]
-        subprocess.run([compiler, *flags, "-o", str(made), str(source), "-lm"], check=True, capture_output=True)
-        made.replace(built)
+        subprocess.run([compiler, *flags, "-o", str(library), str(source), "-lm"], check=True, capture_output=True)
+        library.replace(built)
 
 
 def _cpu_flags() -> str:
-    """What -march=native depends on: a home folder may be shared by machines of several kinds."""
+    """The CPU's features, on which -march=native depends; a home folder may be shared by machines of several kinds."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,12 +1,11 @@
-"""What a harvest keeps while it runs, or a shard of one: bounded, mergeable, the same in any order.
+"""The state of a harvest while it runs, or of a shard of one: bounded, mergeable, the same in any order.
 
-A harvest's state as one .npz file, written beside its name and renamed, so that it is whole or absent.
+A checkpoint is a state as one .npz file, written beside its name and renamed, so that it is whole or absent.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 
 from ...subject.errors import NeuronautError
 from ...subject.sources import Source
-from .lists import Lists
 from .scan import SourceState, window_hash
-from .windows import WindowBatch
+from .windows import WindowBatch, join_batches
 
 TOP = (20, 8, 12)
 """Examples kept per feature in (train, select, holdout) for the top and the bottom lists."""
@@ -37,15 +35,18 @@ class WindowTable:
 
     @classmethod
     def empty(cls, positions: int) -> "WindowTable":
+        """A table without windows, for windows of so many positions."""
         return cls(np.empty(0, np.int64), np.empty((0, positions), np.int32), np.empty(0, np.int8))
 
     def add(self, uid: NDArray[np.int64], tokens: NDArray[np.int32], split: NDArray[np.int8]) -> None:
+        """Add the windows that the table does not hold yet."""
         merged, first = np.unique(np.concatenate([self.uid, uid]), return_index=True)
         self.uid = merged
         self.tokens = np.concatenate([self.tokens, tokens])[first]
         self.split = np.concatenate([self.split, split])[first]
 
     def keep(self, chosen: NDArray[np.bool_]) -> None:
+        """Drop all rows but the chosen ones."""
         self.uid, self.tokens, self.split = self.uid[chosen], self.tokens[chosen], self.split[chosen]
 
     def pool(self, size: int) -> NDArray[np.bool_]:
@@ -71,6 +72,7 @@ class HarvestState:
 
     @classmethod
     def empty(cls, sources: Sequence[Source], *, window: int) -> "HarvestState":
+        """The state before the first batch of windows of `window` tokens."""
         states = {
             str(source.id): SourceState.empty(source.width, window, signed=source.signed, top=TOP, quantile=QUANTILE)
             for source in sources
@@ -95,10 +97,8 @@ class HarvestState:
     def settle(self) -> None:
         """Move the latest batches' windows into the table."""
         if self.unsaved:
-            uid, tokens, split = (
-                np.concatenate([getattr(b, key) for b in self.unsaved]) for key in ("uid", "tokens", "split")
-            )
-            self.table.add(uid, tokens.astype(np.int32), split)
+            joined = join_batches(self.unsaved)
+            self.table.add(joined.uid, joined.tokens.astype(np.int32), joined.split)
             self.unsaved.clear()
 
     def prune(self) -> None:
@@ -112,24 +112,26 @@ class HarvestState:
         self.table.keep(used)
 
 
-def save_state(path: Path, state: "HarvestState") -> None:
+def save_state(path: Path, state: HarvestState) -> None:
     """Write a state whose windows are settled; the old file stays until the new one is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".part")
     with scratch.open("wb") as file:
-        np.savez(file, allow_pickle=False, tokens=state.tokens, batches=state.batches, **_arrays(state))
+        table = {"table/uid": state.table.uid, "table/tokens": state.table.tokens, "table/split": state.table.split}
+        arrays = table | _source_arrays(state)
+        np.savez(file, allow_pickle=False, tokens=state.tokens, batches=state.batches, **arrays)
     scratch.replace(path)
 
 
-def load_state(path: Path, empty: "HarvestState") -> "HarvestState":
-    """Fill an empty state of the same sources from a file."""
+def load_state(path: Path, empty: HarvestState) -> HarvestState:
+    """Fill an empty state of the same sources from a file; NeuronautError where the file is not whole."""
     try:
         with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
             state = empty
             state.tokens, state.batches = int(file["tokens"]), int(file["batches"])
-            _assign(state.table, "table", file)
-            for name, source in state.sources.items():
-                _assign(source, name, file)
+            state.table = WindowTable(file["table/uid"], file["table/tokens"], file["table/split"])
+            for path_in_file, array in _source_arrays(state).items():
+                array[...] = file[path_in_file]
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise NeuronautError(
             f"{path} is not a whole harvest checkpoint ({error}); delete it and harvest again"
@@ -137,31 +139,8 @@ def load_state(path: Path, empty: "HarvestState") -> "HarvestState":
     return state
 
 
-def _arrays(state: "HarvestState") -> dict[str, NDArray[Any]]:
-    found = dict(_named("table", state.table))
-    for name, source in state.sources.items():
-        found |= dict(_named(name, source))
-    return found
-
-
-def _named(prefix: str, value: Any) -> list[tuple[str, NDArray[Any]]]:
-    """Every array below a dataclass, by its path."""
-    found: list[tuple[str, NDArray[Any]]] = []
-    for part in fields(value):
-        inner = getattr(value, part.name)
-        path = f"{prefix}/{part.name}"
-        if isinstance(inner, Lists):
-            found += _named(path, inner)
-        elif inner is not None:
-            found.append((path, inner))
-    return found
-
-
-def _assign(value: Any, prefix: str, file: Any) -> None:
-    for part in fields(value):
-        inner = getattr(value, part.name)
-        path = f"{prefix}/{part.name}"
-        if isinstance(inner, Lists):
-            _assign(inner, path, file)
-        elif inner is not None:
-            setattr(value, part.name, file[path])
+def _source_arrays(state: HarvestState) -> dict[str, NDArray[np.generic]]:
+    """The arrays of all sources, by their path in a checkpoint."""
+    return {
+        f"{name}/{path}": array for name, source in state.sources.items() for path, array in source.arrays().items()
+    }

@@ -13,7 +13,7 @@ window, so every shard takes exactly its part of the same sample. It comes out w
 N. Where the corpus is more than 16 times the budget, only documents of low hash are tokenised at all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,14 +91,15 @@ def windows(
         )
     if tokens is not None and tokens < window:
         raise NeuronautError(f"a budget of {tokens} tokens is less than one window of {window}; give a larger --tokens")
-    choice = _choose(subject, splits, window, tokens)
-    parts = _cut(
+    choice = _choose_documents(subject, splits, window, tokens)
+    parts = _cut_documents(
         corpus, subject=subject, splits=splits, choice=choice, window=window, shard=shard, dropped=dropped or Dropped()
     )
     return _batches(parts, rows)
 
 
-def _choose(subject: "Subject", splits: Splits, window: int, tokens: int | None) -> _Choice:
+def _choose_documents(subject: "Subject", splits: Splits, window: int, tokens: int | None) -> _Choice:
+    """The documents that a budget of tokens is drawn from, and the fraction of their windows that it takes."""
     documents = np.ones(len(splits.clusters), bool)
     if tokens is None:
         return _Choice(documents, 1.0)
@@ -111,7 +112,7 @@ def _choose(subject: "Subject", splits: Splits, window: int, tokens: int | None)
     return _Choice(documents, wanted / max(1.0, expected[documents].sum()))
 
 
-def _cut(
+def _cut_documents(
     corpus: Corpus,
     subject: "Subject",
     splits: Splits,
@@ -131,7 +132,7 @@ def _cut(
                 raise NeuronautError(
                     f"the document {document.name} has {count} windows; {NUMBERS} are possible: cut it into several"
                 )
-            number = _taken(ordinal, count, choice.rate, splits.seed)
+            number = _draw_windows(ordinal, count, choice.rate, splits.seed)
             tokens = np.asarray(ids[: count * window], np.int64).reshape(count, window)[number]
             cluster = np.full(len(number), splits.cluster(ordinal))
             yield WindowBatch(
@@ -139,7 +140,7 @@ def _cut(
             )
 
 
-def _taken(ordinal: int, count: int, rate: float, seed: int) -> NDArray[np.int64]:
+def _draw_windows(ordinal: int, count: int, rate: float, seed: int) -> NDArray[np.int64]:
     """Which of a document's `count` windows are taken, in their order; each has the chance `rate`."""
     # Other seeds than the documents' choice: the three draws must be independent.
     rounding = float(chance(np.array([ordinal]), seed=seed ^ 1 << 32)[0])
@@ -181,14 +182,15 @@ def _batches(parts: Iterator[WindowBatch], rows: int) -> Iterator[WindowBatch]:
         waiting.append(part)
         count += len(part.uid)
         if count >= rows:
-            joined, whole = _join(waiting), count - count % rows
+            joined, whole = join_batches(waiting), count - count % rows
             yield from (_slice(joined, start, start + rows) for start in range(0, whole, rows))
             waiting, count = [_slice(joined, whole, count)], count - whole
     if count:
-        yield _join(waiting)
+        yield join_batches(waiting)
 
 
-def _join(parts: list[WindowBatch]) -> WindowBatch:
+def join_batches(parts: Sequence[WindowBatch]) -> WindowBatch:
+    """One batch of the windows of several, in their order."""
     tokens, uid, cluster, split = zip(*parts, strict=True)
     return WindowBatch(np.concatenate(tokens), np.concatenate(uid), np.concatenate(cluster), np.concatenate(split))
 

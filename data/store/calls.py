@@ -1,8 +1,8 @@
 """The log of calls to language models, which is also their cache; and the batches that are under way.
 
-A call is written down the moment its reply is there, by whichever thread got it, in a transaction of its own; so
-a process that is killed loses at most what was in flight. Only a call that went well is ever an answer;
-the others are kept to be looked at. For a database in memory the log shares the store's connection.
+A call is recorded the moment its reply arrives, by whichever thread got it, in a transaction of its own; so
+a process that is killed loses at most the calls in flight. Only a call that went well is ever an answer;
+failed ones are kept for inspection. For a database in memory the log shares the store's connection.
 """
 
 import json
@@ -15,15 +15,13 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from .database import connect, reported, transaction
+from .database import Row, connect, transaction, translate_errors
 from .writing import clean, now
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request and what came back."""
+    """A request and its reply."""
 
     key: str
     """Hash of model, endpoint and everything the request says."""
@@ -62,11 +60,11 @@ class CallLog:
             self._db.conn.close()
 
     def answers(self, keys: Iterable[str]) -> dict[str, Call]:
-        """The calls that went well, of these keys."""
+        """Of these keys, the calls that went well."""
         sql = "SELECT * FROM llm_calls WHERE status = 'ok' AND key IN (SELECT value FROM json_each(?))"
-        with self._lock, reported(self._path):
+        with self._lock, translate_errors(self._path):
             rows = self._db.conn.execute(sql, [json.dumps(list(keys))]).fetchall()
-        return {row["key"]: _call(row) for row in rows}
+        return {row["key"]: _read_call(row) for row in rows}
 
     def unanswered(self, keys: Iterable[str]) -> dict[str, tuple[Call, int]]:
         """Of these keys, those that never went well: the latest call, and how many there were."""
@@ -74,12 +72,12 @@ class CallLog:
             "SELECT *, max(id), count(*) AS tries FROM llm_calls WHERE key IN (SELECT value FROM json_each(?))"
             " GROUP BY key HAVING sum(status = 'ok') = 0"
         )
-        with self._lock, reported(self._path):
+        with self._lock, translate_errors(self._path):
             rows = self._db.conn.execute(sql, [json.dumps(list(keys))]).fetchall()
-        return {row["key"]: (_call(row), row["tries"]) for row in rows}
+        return {row["key"]: (_read_call(row), row["tries"]) for row in rows}
 
     def record(self, call: Call) -> None:
-        """Write a call down; a second good answer to one request is left out."""
+        """Record a call; a second good answer to one request is left out."""
         with self._lock, transaction(self._db, self._path) as connection:
             _insert(connection, call)
 
@@ -90,11 +88,11 @@ class CallLog:
             " key, request, reply, detail FROM llm_calls"
             " WHERE (?1 IS NULL OR status = ?1) AND (?2 IS NULL OR prompt = ?2) ORDER BY id DESC LIMIT ?3"
         )
-        with self._lock, reported(self._path):
+        with self._lock, translate_errors(self._path):
             values = [status, prompt, -1 if limit is None else limit]
             rows = [dict(row) for row in self._db.conn.execute(sql, values)]
         for row in rows:
-            row["calls"] = _detail(row.pop("detail")).get("calls", [])
+            row["calls"] = _unpack_detail(row.pop("detail")).get("calls", [])
         return rows
 
     def statistics(self) -> list[Row]:
@@ -105,39 +103,39 @@ class CallLog:
             sum(output_tokens) AS output_tokens, avg(seconds) AS mean_seconds,
             CASE WHEN count(cost) = count(*) THEN sum(cost) END AS cost
             FROM llm_calls GROUP BY model, endpoint, prompt ORDER BY model, endpoint, prompt"""
-        with self._lock, reported(self._path):
+        with self._lock, translate_errors(self._path):
             return [dict(row) for row in self._db.conn.execute(sql)]
 
     # Batches
 
     def begin_batch(self, batch: str, model: str, endpoint: str, requests: Sequence[tuple[str, str, str]]) -> None:
-        """Write down, before it is sent, which (key, prompt, request) a batch holds."""
+        """Record a batch with its requests (key, prompt, request), before it is sent."""
         with self._lock, transaction(self._db, self._path) as connection:
             connection.execute("INSERT INTO llm_batches VALUES (?, ?, ?, NULL, ?)", [batch, model, endpoint, now()])
             connection.executemany(
                 "INSERT INTO llm_batch_requests VALUES (?, ?, ?, ?)", ((batch, *request) for request in requests)
             )
 
-    def sent_batch(self, batch: str, remote: str) -> None:
-        """The server took the batch and calls it `remote`."""
+    def mark_sent(self, batch: str, remote: str) -> None:
+        """Record that the server took the batch, under its own name `remote`."""
         with self._lock, transaction(self._db, self._path) as connection:
             connection.execute("UPDATE llm_batches SET remote = ? WHERE id = ?", [remote, batch])
 
     def batches(self, model: str, endpoint: str) -> list[Row]:
-        """Batches that are not collected, with how many requests each has."""
+        """The batches that are not collected yet, each with its number of `requests`."""
         sql = """SELECT id, remote, created, (SELECT count(*) FROM llm_batch_requests WHERE batch_id = id) AS requests
             FROM llm_batches WHERE model = ? AND endpoint = ? ORDER BY created"""
-        with self._lock, reported(self._path):
+        with self._lock, translate_errors(self._path):
             return [dict(row) for row in self._db.conn.execute(sql, [model, endpoint])]
 
     def batch_requests(self, batch: str) -> dict[str, tuple[str, str]]:
         """Prompt name and request of a batch, by key."""
         sql = "SELECT key, prompt, request FROM llm_batch_requests WHERE batch_id = ?"
-        with self._lock, reported(self._path):
+        with self._lock, translate_errors(self._path):
             return {row["key"]: (row["prompt"], row["request"]) for row in self._db.conn.execute(sql, [batch])}
 
     def end_batch(self, batch: str, calls: Iterable[Call]) -> None:
-        """Write down what a batch brought, and forget the batch."""
+        """Record the calls of a batch, and forget the batch."""
         with self._lock, transaction(self._db, self._path) as connection:
             for call in calls:
                 _insert(connection, call)
@@ -169,7 +167,7 @@ def _insert(connection: sqlite3.Connection, call: Call) -> None:
     )
 
 
-def _call(row: sqlite3.Row) -> Call:
+def _read_call(row: sqlite3.Row) -> Call:
     return Call(
         key=row["key"],
         model=row["model"],
@@ -183,9 +181,9 @@ def _call(row: sqlite3.Row) -> Call:
         output_tokens=row["output_tokens"],
         seconds=row["seconds"],
         cost=row["cost"],
-        detail=_detail(row["detail"]),
+        detail=_unpack_detail(row["detail"]),
     )
 
 
-def _detail(packed: bytes) -> dict[str, Any]:
+def _unpack_detail(packed: bytes) -> dict[str, Any]:
     return json.loads(zlib.decompress(packed))

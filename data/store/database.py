@@ -1,4 +1,4 @@
-"""LoadOptions a database file, transactions, and the one-line errors that stand for SQLite's own.
+"""Opening a database file, transactions, and the one-line errors that replace SQLite's own.
 
 A file is opened for writing where its permissions allow, and only for reading where they do not.
 Every write happens inside `transaction`, which takes the write lock first, so that what a writer
@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlite_utils import Database
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
@@ -17,19 +18,21 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from ...subject.errors import NeuronautError
 
 BUSY_SECONDS = 60
+Row = dict[str, Any]
+"""A row by column, or what a command prints: names and plain JSON values."""
 
 
 def connect(path: str, *, create: bool) -> Database:
     """Open the file at `path` (":memory:" for none); `create` says whether it may be new."""
     if path == ":memory:":
-        return _database(sqlite3.connect(path, isolation_level=None, check_same_thread=False))
+        return _configure(sqlite3.connect(path, isolation_level=None, check_same_thread=False))
     file = Path(path).absolute()
     if file.is_dir():
         raise NeuronautError(f"{path} is a folder; wanted a database file, for example {path.rstrip('/')}/neuronaut.db")
     if not file.exists():
         _check_new(path, file, create)
-    with reported(path):
-        db = _database(
+    with translate_errors(path):
+        db = _configure(
             sqlite3.connect(_uri(file), uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         )
         db.conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -55,7 +58,7 @@ def _uri(file: Path) -> str:
     return f"{file.as_uri()}?mode=ro" + ("&immutable=1" if immutable else "")
 
 
-def _database(connection: sqlite3.Connection) -> Database:
+def _configure(connection: sqlite3.Connection) -> Database:
     db = Database(connection, execute_plugins=False)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")
@@ -69,7 +72,7 @@ def transaction(db: Database, path: str) -> Iterator[sqlite3.Connection]:
     if db.conn.in_transaction:
         yield db.conn
         return
-    with reported(path):
+    with translate_errors(path):
         db.conn.execute("BEGIN IMMEDIATE")
         try:
             yield db.conn
@@ -85,13 +88,13 @@ def keep_write_ahead_log(db: Database, path: str) -> None:
     # SQLite gives up on this pragma at once where another process is at the file, whatever the timeout.
     locked = retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError) and "locked" in str(error))
     patient = Retrying(retry=locked, stop=stop_after_delay(BUSY_SECONDS), wait=wait_random(0.01, 0.05), reraise=True)
-    with reported(path):
+    with translate_errors(path):
         patient(db.conn.execute, "PRAGMA journal_mode = WAL")
 
 
 @contextmanager
-def reported(path: str) -> Iterator[None]:
-    """Turn SQLite's errors that a user can mend into one line each."""
+def translate_errors(path: str) -> Iterator[None]:
+    """Turn those of SQLite's errors that a user can mend into one line each."""
     try:
         yield
     except sqlite3.DatabaseError as error:

@@ -1,20 +1,21 @@
-"""Exports: the rows of `Store.list_rows` as JSON lines or CSV, and Neuronpedia's bulk format.
+"""Exports: the rows of `Store.list_rows` as JSON lines or CSV, and Neuronpedia's two formats.
 
 Neuronpedia knows a feature by (modelId, layer, index). The modelId is here the model's name without
 its organisation (`gemma-2-2b` for `google/gemma-2-2b`), unless another is given; the layer is the
 site's layer number and a name, as in `20-gemmascope-res-16k`: the dictionary's, or the site's kind
-where there is none, as in `5-mlp`. The negative tail has no name there and is left out. Its import
-takes the columns of a file from the first line, so every line has the same keys, and skips an id
-that it has, so ids are made from the content and importing twice adds nothing. An explanation that was
-imported from Neuronpedia (data/importing.py) goes back under the id, author and type that it had there.
+where there is none, as in `5-mlp`. The negative tail has no name there and is left out.
 
-Bodies for Neuronpedia's POST /api/feature/upload-batch, in which users bring features to sources of their own.
+The bulk format (`write_neuronpedia`) is what Neuronpedia itself imports. Its import takes the columns of a
+file from the first line, so every line has the same keys, and skips an id that it has, so ids are made from
+the content and importing twice adds nothing. An explanation that was imported from Neuronpedia
+(store/importing.py) goes back under the id, author and type that it had there.
 
-A body obeys the limits that hold there: at most 128 features, texts of 512 characters (as JavaScript counts,
-in UTF-16 units), windows of 1024 tokens, 20 promoted and 20 suppressed tokens, and at least one window that
-activates the feature. Windows come in sections: the strongest ones, which are no quantile, and four even
-parts, by peak, of the uniform sample of active windows, so that a part's share of the sample estimates its
-share of all active windows. The explainer's model is left null, since there is no column for it.
+Uploads (`write_uploads`) are bodies for POST /api/feature/upload-batch, by which users bring features to sources
+of their own. A body obeys the limits that hold there: at most 128 features, texts of 512 characters (as
+JavaScript counts, in UTF-16 units), windows of 1024 tokens, 20 promoted and 20 suppressed tokens, and at least
+one window that activates the feature. Windows come in sections: the strongest ones, which are no quantile, and
+four even parts, by peak, of the uniform sample of active windows, so that a part's share of the sample estimates
+its share of all active windows. The explainer's model is left null, since there is no column for it.
 """
 
 import csv
@@ -44,13 +45,13 @@ _OPTIONAL = ("typeName", "explanationModelName", "notes", "triggeredByUserId")
 
 
 def write_jsonl(rows: Iterable[Row], stream: TextIO) -> None:
-    """One JSON object a line."""
+    """Write one JSON object a line."""
     for row in rows:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_csv(rows: Iterable[Row], stream: TextIO) -> None:
-    """A header and one line per row; what is null is empty."""
+    """Write a header and one line per row; null is the empty field."""
     # A field is quoted if it holds a character of the line's end, and one that holds a mere "\r" must be.
     line = io.StringIO()
     writer: csv.DictWriter[str] = csv.DictWriter(line, ROW_KEYS, lineterminator="\r\n")
@@ -84,15 +85,15 @@ class Place(NamedTuple):
 def places(store: Store, sources: Sequence[SourceId] | None, *, model: str | None = None) -> dict[SourceId, Place]:
     """The place of each source, of all in the store where none are given; an error where two have one place."""
     chosen = sources or [SourceId.parse(str(row["source"])) for row in store.sources()]
-    found = {source: Place.of(source, model=model) for source in chosen}
-    if len(set(found.values())) < len(found):
+    by_source = {source: Place.of(source, model=model) for source in chosen}
+    if len(set(by_source.values())) < len(by_source):
         raise NeuronautError(
             "two sources have one place at Neuronpedia; export them one at a time, each with its model"
         )
-    return found
+    return by_source
 
 
-def explained(store: Store, source: SourceId, *, min_score: float | None = None) -> Iterator[StoredExplanation]:
+def read_best(store: Store, source: SourceId, *, min_score: float | None = None) -> Iterator[StoredExplanation]:
     """The best explanation of each feature of a source that has a text; not of negative tails."""
     # The best come first, so they are the last to take their feature's place in the reverse order.
     best = {stored.explanation.feature: stored for stored in reversed(store.explanations(source))}
@@ -115,7 +116,7 @@ def neuronpedia_lines(
     """The best explanation of each feature of a source, and its measured scores."""
     place = Place.of(source, model=model)
     lines = Lines([], [])
-    for stored in explained(store, source, min_score=min_score):
+    for stored in read_best(store, source, min_score=min_score):
         line = _explanation_line(stored, place, author)
         lines.explanations.append(line)
         scores = [score for score in store.scores(stored.id) if score.value is not None]
@@ -169,12 +170,12 @@ def write_file(path: Path, content: bytes) -> None:
 def _explanation_line(stored: StoredExplanation, place: Place, author: str) -> Row:
     explanation = stored.explanation
     llm = explanation.provenance.get("llm")
-    named = [place.model, place.layer, str(explanation.feature.index)]
+    index = str(explanation.feature.index)
     line = {
-        "id": _id("explanation", *named, explanation.explainer, str(llm), str(explanation.text)),
-        "modelId": named[0],
-        "layer": named[1],
-        "index": named[2],
+        "id": _id("explanation", *place, index, explanation.explainer, str(llm), str(explanation.text)),
+        "modelId": place.model,
+        "layer": place.layer,
+        "index": index,
         "description": explanation.text,
         "authorId": author,
         "typeName": f"neuronaut_{explanation.explainer}",
@@ -183,11 +184,11 @@ def _explanation_line(stored: StoredExplanation, place: Place, author: str) -> R
         "createdAt": stored.created,
         "triggeredByUserId": None,
     }
-    return line | _original(explanation.provenance, place)
+    return line | _original_columns(explanation.provenance, place)
 
 
-def _original(provenance: Mapping[str, object], place: Place) -> Row:
-    """What Neuronpedia itself says of an explanation that was imported from this place."""
+def _original_columns(provenance: Mapping[str, object], place: Place) -> Row:
+    """The columns that an explanation had at Neuronpedia, where it was imported from this place."""
     origin = provenance.get("origin")
     if not isinstance(origin, dict) or (origin.get("modelId"), origin.get("layer")) != place:
         return {}
@@ -227,7 +228,7 @@ FEATURES, TEXT, TOKENS, EFFECTS = 128, 512, 1024, 20
 """The most that a body, a text, a window and a list of tokens may hold."""
 _SECTIONS = 4
 _TOP, _PER_SECTION = 20, 5
-"""Windows given of the strongest, and of each part of the sample."""
+"""How many of the strongest windows are uploaded, and of each part of the sample."""
 
 
 class Uploads(NamedTuple):
@@ -252,45 +253,46 @@ def write_uploads(
 ) -> Uploads:
     """Write `MODEL/LAYER/upload-N.json`: the explained features of a source, not its negative tails.
 
-    `promoted` tells the tokens that a feature writes; `method` is a name of an explainer that Neuronpedia knows.
+    `promoted` returns the tokens that a feature writes; `method` is a name of an explainer that Neuronpedia knows.
     """
     place = Place.of(source, model=model)
-    found = Uploads([], [], [])
+    uploads = Uploads([], [], [])
     batch: list[Row] = []
-
-    def flush() -> None:
-        path = Path(folder) / place.model / place.layer / f"upload-{len(found.paths)}.json"
-        body = {"modelId": place.model, "source": place.layer, "features": batch}
-        write_file(path, json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
-        found.paths.append(path)
-        batch.clear()
-
-    for stored in explained(store, source, min_score=min_score):
+    for stored in read_best(store, source, min_score=min_score):
         feature, text = stored.explanation.feature, str(stored.explanation.text)
         evidence = store.evidence(feature)
-        if not (windows := _windows(evidence)):
-            found.silent.append(feature)
+        if not (windows := _upload_windows(evidence)):
+            uploads.silent.append(feature)
             continue
-        if shortened(text) != text:
-            found.shortened.append(feature)
+        short = shorten(text)
+        if short != text:
+            uploads.shortened.append(feature)
         batch.append(
-            _feature(
+            _upload_feature(
                 evidence.statistics,
                 feature=feature,
                 windows=windows,
                 effects=promoted(feature),
-                text=shortened(text),
+                text=short,
                 method=method,
             )
         )
         if len(batch) == FEATURES:
-            flush()
+            uploads.paths.append(_write_upload(Path(folder), place, len(uploads.paths), batch))
+            batch = []
     if batch:
-        flush()
-    return found
+        uploads.paths.append(_write_upload(Path(folder), place, len(uploads.paths), batch))
+    return uploads
 
 
-def _feature(
+def _write_upload(folder: Path, place: Place, number: int, features: Sequence[Row]) -> Path:
+    path = folder / place.model / place.layer / f"upload-{number}.json"
+    body = {"modelId": place.model, "source": place.layer, "features": features}
+    write_file(path, json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
+    return path
+
+
+def _upload_feature(
     statistics: Statistics, feature: Feature, windows: Sequence[Row], effects: Promoted, text: str, method: str | None
 ) -> Row:
     return {
@@ -307,25 +309,26 @@ def _effects(effects: Sequence[TokenEffect]) -> list[Row]:
     return [{"token": effect.token, "value": round(effect.value, 4)} for effect in effects[:EFFECTS]]
 
 
-def _windows(evidence: Evidence) -> list[Row]:
+def _upload_windows(evidence: Evidence) -> list[Row]:
     """Windows that activate the feature, the strongest of each section first."""
     examples = [e for e in (*evidence.train, *evidence.select, *evidence.holdout) if e.peak > 0]
     examples.sort(key=lambda example: (-example.peak, example.window))
     top = [example for example in examples if example.kind == "top"][:_TOP]
     sample = [example for example in examples if example.kind == "quantile"]
-    return [_window(example, None, None, None) for example in top] + [
-        _window(example, round(part[-1].peak, 4), round(part[0].peak, 4), len(part) / len(sample))
-        for part in _parts(sample)
+    return [_upload_window(example, None, None, None) for example in top] + [
+        _upload_window(example, round(part[-1].peak, 4), round(part[0].peak, 4), len(part) / len(sample))
+        for part in _split_evenly(sample)
         for example in part[:_PER_SECTION]
     ]
 
 
-def _parts(sample: Sequence[Example]) -> Iterator[Sequence[Example]]:
+def _split_evenly(sample: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """The sample in _SECTIONS even parts, without empty ones."""
     ends = [round(number * len(sample) / _SECTIONS) for number in range(_SECTIONS + 1)]
     return (sample[first:last] for first, last in zip(ends, ends[1:], strict=False) if first < last)
 
 
-def _window(example: Example, low: float | None, high: float | None, share: float | None) -> Row:
+def _upload_window(example: Example, low: float | None, high: float | None, share: float | None) -> Row:
     """At most TOKENS of the window, around its peak."""
     first = max(0, min(int(example.activations.argmax()) - TOKENS // 2, len(example.tokens) - TOKENS))
     return {
@@ -337,17 +340,17 @@ def _window(example: Example, low: float | None, high: float | None, share: floa
     }
 
 
-def shortened(text: str) -> str:
-    """The text, cut after a word and ended with an ellipsis where it has more than TEXT characters."""
-    if _units(text) <= TEXT:
+def shorten(text: str) -> str:
+    """Cut a text of more than TEXT characters after a word, and end it with an ellipsis."""
+    if _count_units(text) <= TEXT:
         return text
-    kept = text[: TEXT - 1]
-    while _units(kept) > TEXT - 1:
-        kept = kept[:-1]
-    words = re.match(r"(.*\S)\s", text[: len(kept) + 1], re.DOTALL)
-    return (words[1] if words else kept) + "…"
+    start = text[: TEXT - 1]
+    while _count_units(start) > TEXT - 1:
+        start = start[:-1]
+    words = re.match(r"(.*\S)\s", text[: len(start) + 1], re.DOTALL)
+    return (words[1] if words else start) + "…"
 
 
-def _units(text: str) -> int:
-    """Characters as JavaScript counts them."""
+def _count_units(text: str) -> int:
+    """Count characters as JavaScript does."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2

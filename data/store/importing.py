@@ -1,10 +1,10 @@
-"""Imports: rows from outside, each of which says what a feature responds to, become explanations in the store.
+"""Imports: rows from outside, each with an explanation of one feature, become explanations in the store.
 
 A row names its feature either by address, as our own exports do (columns `feature` and `explanation`), or by
 Neuronpedia's place and index (`modelId`, `layer`, `index`, `description`). What comes from outside stays
 recognisable: the explainer is "import:NAME", the windows that it was shown are unknown, and scores are left
 behind, because nothing here could check them. The key of an imported explanation is a digest of the feature,
-what is said and who said it, so importing twice adds nothing. A file with a line that cannot be read is not
+the text and its author, so importing twice adds nothing. A file with a line that cannot be read is not
 imported at all; a line whose feature is not in the database is left out and reported by its number.
 """
 
@@ -40,7 +40,7 @@ _NOT_ORIGIN = frozenset({*ROW_KEYS, *_SCORES, "description", "rule", "rank", "si
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What came of the rows of one file."""
+    """Counts of one file's rows, by what became of them."""
 
     file: str
     rows: int = 0
@@ -51,7 +51,7 @@ class Imported:
     with_scores: int = 0
     """Rows that bring a score, which is left behind."""
     not_matched: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Why a row's feature was not found, with the numbers of the lines."""
+    """Line numbers of the rows whose feature is not in the database, by reason."""
 
 
 class _NotMatched(Exception):
@@ -70,9 +70,9 @@ class Sources:
         self._called: SourceId | Place | None = None
         self._widths = {SourceId.parse(str(row["source"])): int(row["width"]) for row in store.sources()}
         self._called_by: dict[SourceId | Place, list[SourceId]] = defaultdict(list)
-        for known in self._widths:
-            self._called_by[known].append(known)
-            self._called_by[Place.of(known, model=model)].append(known)
+        for stored in self._widths:
+            self._called_by[stored].append(stored)
+            self._called_by[Place.of(stored, model=model)].append(stored)
 
     def feature(self, called: SourceId | Place, index: int, *, negative: bool) -> Feature:
         """The feature of an index in the source that is called so."""
@@ -87,17 +87,17 @@ class Sources:
             if called != self._called:
                 raise NeuronautError(f"{called} and, before it, {self._called} cannot both be {self._only}")
             return self._only
-        found = self._called_by.get(called, [])
-        if len(found) != 1:
+        matches = self._called_by.get(called, [])
+        if len(matches) != 1:
             raise _NotMatched(
-                f"{called} could be {' or '.join(map(str, found))}" if found else f"{called} is not in the database"
+                f"{called} could be {' or '.join(map(str, matches))}" if matches else f"{called} is not in the database"
             )
-        return found[0]
+        return matches[0]
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """What a row of either kind says."""
+class _ParsedRow:
+    """A row of either kind."""
 
     called: SourceId | Place
     index: int
@@ -126,18 +126,18 @@ def import_file(store: Store, path: Path, *, sources: Sources, check_rule: RuleC
 
 
 def _import_row(store: Store, row: Row, file: str, sources: Sources, check_rule: RuleCheck) -> str:
-    """Store what a row says; returns the field of `Imported` that counts it."""
-    said = _said(row)
-    rule = _rule(row.get("rule"), check_rule)
-    if said.text is None or not said.text.strip():
+    """Store a row's explanation; returns the field of `Imported` that counts it."""
+    parsed = _parse_row(row)
+    rule = _parse_rule(row.get("rule"), check_rule)
+    if parsed.text is None or not parsed.text.strip():
         return "without_text"
-    feature = sources.feature(said.called, said.index, negative=said.negative)
-    name = (said.explainer or UNNAMED).removeprefix(IMPORTED)
-    key = content_digest(IMPORTED, str(feature), said.text, rule, name, said.author, said.llm)
-    origin = {column: value for column, value in row.items() if column not in _NOT_ORIGIN and _plain(value)}
+    feature = sources.feature(parsed.called, parsed.index, negative=parsed.negative)
+    name = (parsed.explainer or UNNAMED).removeprefix(IMPORTED)
+    key = content_digest(IMPORTED, str(feature), parsed.text, rule, name, parsed.author, parsed.llm)
+    origin = {column: value for column, value in row.items() if column not in _NOT_ORIGIN and _is_plain(value)}
     explanation = Explanation(
         feature,
-        said.text,
+        parsed.text,
         f"{IMPORTED}{name}",
         rule=rule,
         provenance={"key": key, "seen": "unknown", "file": file, "origin": origin},
@@ -148,24 +148,24 @@ def _import_row(store: Store, row: Row, file: str, sources: Sources, check_rule:
     return "added" if store.db.conn.total_changes > before else "already_there"
 
 
-def _said(row: Row) -> _Said:
+def _parse_row(row: Row) -> _ParsedRow:
     if row.keys() >= _NEURONPEDIA:
         called, index, negative = Place(_text(row, "modelId"), _text(row, "layer")), str(row["index"]), False
         if not re.fullmatch("[0-9]{1,18}", index):
             raise NeuronautError(f"index is {index!r}, wanted a number")
         if len(_optional(row, "id") or "") > ID_LENGTH:
             raise NeuronautError(f"id has {len(row['id'])} characters, wanted at most {ID_LENGTH}")
-        named = ("description", "typeName", "authorId", "explanationModelName")
+        columns = ("description", "typeName", "authorId", "explanationModelName")
     elif row.keys() >= _OURS:
         feature = Feature.parse(_text(row, "feature"))
         called, index, negative = feature.source, feature.index, feature.negative
-        named = ("explanation", "explainer", "author", "llm")
+        columns = ("explanation", "explainer", "author", "llm")
     else:
         raise NeuronautError(
             f"the columns are {', '.join(row) or 'none'}; wanted feature and explanation, "
             f"or Neuronpedia's {', '.join(sorted(_NEURONPEDIA))}"
         )
-    return _Said(called, int(index), negative, *(_optional(row, column) for column in named))
+    return _ParsedRow(called, int(index), negative, *(_optional(row, column) for column in columns))
 
 
 def _optional(row: Row, column: str) -> str | None:
@@ -179,7 +179,7 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _rule(value: object, check_rule: RuleCheck) -> str | None:
+def _parse_rule(value: object, check_rule: RuleCheck) -> str | None:
     """The rule of a row, in which it stands as JSON or as JSON in a text."""
     if value is None:
         return None
@@ -189,5 +189,5 @@ def _rule(value: object, check_rule: RuleCheck) -> str | None:
         raise NeuronautError(f"rule: {error}") from None
 
 
-def _plain(value: object) -> bool:
+def _is_plain(value: object) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))

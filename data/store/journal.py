@@ -1,9 +1,9 @@
-"""The journal: everything an investigation said, predicted, saw and spent, in an order that cannot be rewritten.
+"""The journal: an investigation's decisions, predictions, observations and costs, in an order that cannot be rewritten.
 
-An investigation is known by a short id. Its hypotheses, experiments, predictions and observations are rows that are
+An investigation has a short id. Its hypotheses, experiments, predictions and observations are rows that are
 only ever added; predictions are chained (journal_values.py). The database itself refuses an observation of an
-experiment that has no earlier prediction, a second one, and any change to either. What is spent is in the ledger,
-keyed by the hash of what was done, so that nothing is charged twice; what is decided is kept by step, so that an
+experiment that has no earlier prediction, a second one, and any change to either. The ledger holds the costs,
+keyed by a hash of the experiment or call, so that nothing is charged twice; decisions are kept by step, so that an
 interrupted investigation goes on with the decisions it had taken. Each method is one transaction.
 """
 
@@ -20,11 +20,9 @@ from sqlite_utils import Database
 
 from ...subject.errors import NeuronautError
 from . import journal_values
-from .database import reported, transaction
+from .database import Row, transaction, translate_errors
 from .journal_values import Charge, End, Experiment, InvestigationRecord, Json, Observation, Prediction, as_json
 from .writing import now
-
-Row = dict[str, Any]
 
 
 class Journal:
@@ -34,21 +32,21 @@ class Journal:
         self._path, self._db = path, db
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        """What is written inside is written as a whole or not at all."""
+        """A block whose writes are all stored, or none."""
         return transaction(self._db, self._path)
 
     # The investigation
 
-    def begin(self, opened: InvestigationRecord) -> bool:
+    def begin(self, record: InvestigationRecord) -> bool:
         """Write an investigation down; False where it is there already."""
         values = [
-            opened.id,
-            opened.kind,
-            opened.target,
-            opened.policy,
-            as_json(opened.settings),
-            as_json(opened.provenance),
-            opened.parent,
+            record.id,
+            record.kind,
+            record.target,
+            record.policy,
+            as_json(record.settings),
+            as_json(record.provenance),
+            record.parent,
             now(),
         ]
         with self.transaction() as connection:
@@ -69,30 +67,30 @@ class Journal:
             )
 
     def row(self, id: str) -> Row:
-        """An investigation; a NeuronautError where there is none of this id (or of one that begins so)."""
-        found = self._query(
+        """The investigation of an id, or of the beginning of one; NeuronautError where there is not just one."""
+        rows = self._query(
             "SELECT * FROM investigations WHERE id = ?1 OR (?1 <> '' AND id LIKE ?1 || '%') ORDER BY id", id
         )
-        exact = [row for row in found if row["id"] == id] or found
-        if len(exact) != 1:
-            what = "no investigation" if not exact else f"{len(exact)} investigations beginning with"
-            raise NeuronautError(f"{self._path} has {what} {id or repr(id)}; see: neuronaut sessions list")
-        return _told(exact[0])
+        matches = [row for row in rows if row["id"] == id] or rows
+        if len(matches) != 1:
+            count = "no investigation" if not matches else f"{len(matches)} investigations beginning with"
+            raise NeuronautError(f"{self._path} has {count} {id or repr(id)}; see: neuronaut sessions list")
+        return _parse_investigation(matches[0])
 
     def rows(self, *, limit: int | None = None) -> list[Row]:
         """All investigations, the latest first."""
-        found = self._query(
+        rows = self._query(
             "SELECT * FROM investigations ORDER BY created DESC, id LIMIT ?", -1 if limit is None else limit
         )
-        return [_told(row) for row in found]
+        return [_parse_investigation(row) for row in rows]
 
     # Events
 
     def event(self, id: str, kind: str, payload: Json, *, key: str) -> Row | None:
         """Append an event to an investigation's transcript; None where one of this key is there already."""
         with self.transaction() as connection:
-            found = connection.execute("SELECT coalesce(max(seq), 0) + 1 FROM events WHERE investigation = ?", [id])
-            row = {"seq": found.fetchone()[0], "time": now(), "kind": kind, **payload}
+            next_seq = connection.execute("SELECT coalesce(max(seq), 0) + 1 FROM events WHERE investigation = ?", [id])
+            row = {"seq": next_seq.fetchone()[0], "time": now(), "kind": kind, **payload}
             cursor = connection.execute(
                 "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (investigation, key) DO NOTHING",
                 [id, row["seq"], row["time"], kind, key, as_json(payload)],
@@ -100,23 +98,23 @@ class Journal:
         return row if cursor.rowcount else None
 
     def events(self, id: str, *, kind: str | None = None) -> list[Row]:
-        """The transcript, or what it has of one kind."""
-        found = self._query(
+        """The events of the transcript in order, all or those of one kind."""
+        rows = self._query(
             "SELECT * FROM events WHERE investigation = ? AND kind = coalesce(?, kind) ORDER BY seq", id, kind
         )
         return [
-            {"seq": row["seq"], "time": row["time"], "kind": row["kind"], **json.loads(row["payload"])} for row in found
+            {"seq": row["seq"], "time": row["time"], "kind": row["kind"], **json.loads(row["payload"])} for row in rows
         ]
 
     def event_of(self, id: str, key: str) -> Row | None:
-        """The event of a key; None where it was not told yet."""
-        found = self._query("SELECT payload FROM events WHERE investigation = ? AND key = ?", id, key)
-        return json.loads(found[0]["payload"]) if found else None
+        """The payload of the event of a key; None where there is no such event yet."""
+        rows = self._query("SELECT payload FROM events WHERE investigation = ? AND key = ?", id, key)
+        return json.loads(rows[0]["payload"]) if rows else None
 
     # Decisions
 
     def decide(self, id: str, step: int, role: str, decision: Json) -> None:
-        """Keep what was decided at a step; the first decision stands."""
+        """Keep the decision of a step; the first one stands."""
         with self.transaction() as connection:
             connection.execute(
                 "INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -124,25 +122,25 @@ class Journal:
             )
 
     def decision(self, id: str, step: int) -> Row | None:
-        """What was decided at a step, with its role; None where nothing was."""
-        found = self._query("SELECT * FROM decisions WHERE investigation = ? AND step = ?", id, step)
-        return {"role": found[0]["role"], **json.loads(found[0]["decision"])} if found else None
+        """The decision of a step, with its role; None where there is none."""
+        rows = self._query("SELECT * FROM decisions WHERE investigation = ? AND step = ?", id, step)
+        return {"role": rows[0]["role"], **json.loads(rows[0]["decision"])} if rows else None
 
     def decisions(self, id: str) -> list[Row]:
         """All decisions in order, each with its step and role: the transcript that a replay follows."""
-        found = self._query("SELECT * FROM decisions WHERE investigation = ? ORDER BY step", id)
-        return [{"step": row["step"], "role": row["role"], **json.loads(row["decision"])} for row in found]
+        rows = self._query("SELECT * FROM decisions WHERE investigation = ? ORDER BY step", id)
+        return [{"step": row["step"], "role": row["role"], **json.loads(row["decision"])} for row in rows]
 
     # Hypotheses
 
     def add_hypotheses(self, id: str, step: int, hypotheses: Sequence[Json], *, origin: str) -> list[str]:
         """Add hypotheses of a step, and return their names; those of a step are added once."""
         with self.transaction() as connection:
-            known = connection.execute(
+            rows = connection.execute(
                 "SELECT name FROM hypotheses WHERE investigation = ? AND step = ? ORDER BY id", [id, step]
             ).fetchall()
-            if known:
-                return [row["name"] for row in known]
+            if rows:
+                return [row["name"] for row in rows]
             count = connection.execute("SELECT count(*) FROM hypotheses WHERE investigation = ?", [id]).fetchone()[0]
             names = [f"H{count + number}" for number in range(1, len(hypotheses) + 1)]
             connection.executemany(
@@ -152,9 +150,9 @@ class Journal:
         return names
 
     def hypotheses(self, id: str, *, after: int = 0) -> list[Row]:
-        """By their order, from that after so many on: `name`, `step`, `origin`, `created` and `body`."""
-        found = self._query("SELECT * FROM hypotheses WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?", id, after)
-        return [{**row, "body": json.loads(row["body"])} for row in found]
+        """The hypotheses in order, without the first `after`: `name`, `step`, `origin`, `created` and `body`."""
+        rows = self._query("SELECT * FROM hypotheses WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?", id, after)
+        return [{**row, "body": json.loads(row["body"])} for row in rows]
 
     # Experiments
 
@@ -165,11 +163,11 @@ class Journal:
                 self._preregister(connection, id, experiment)
 
     def experiments(self, id: str, *, known: Sequence[Experiment] = ()) -> list[Experiment]:
-        """All that was planned, in order; `known` are the first of them, which need not be read again."""
+        """All planned experiments in order; `known` are the first of them, which need not be read again."""
         predictions: dict[str, list[Prediction]] = {}
-        seen = sum(len(experiment.predictions) for experiment in known)
+        last_seq = sum(len(experiment.predictions) for experiment in known)
         sql = "SELECT * FROM predictions WHERE investigation = ? AND seq > ? ORDER BY seq"
-        for row in self._query(sql, id, seen):
+        for row in self._query(sql, id, last_seq):
             expected = tuple(json.loads(row["expected"]))
             predictions.setdefault(row["experiment"], []).append(Prediction(row["hypothesis"], expected))
         sql = "SELECT * FROM experiments WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?"
@@ -185,7 +183,7 @@ class Journal:
                     role=row["role"],
                     round=row["round"],
                     key=row["key"],
-                    design=_unpacked(row["design"]),
+                    design=_unpack(row["design"]),
                     base=tuple(json.loads(row["base"])),
                     reference=row["reference"],
                     predictions=tuple(predictions.get(row["name"], ())),
@@ -195,8 +193,10 @@ class Journal:
         ]
 
     def observe(self, id: str, experiment: str, observation: Observation, *, charge: Charge) -> None:
-        """Write down what came of an experiment, and charge it; refused by the database where nothing was predicted
-        before, or something observed."""
+        """Write down the observation of an experiment, and charge it.
+
+        The database refuses it where nothing was predicted before, or something observed.
+        """
         key = self._query("SELECT key FROM experiments WHERE investigation = ? AND name = ?", id, experiment)[0]["key"]
         with self.transaction() as connection:
             self._charge(connection, id, key, "experiment", charge)
@@ -206,7 +206,7 @@ class Journal:
                     id,
                     experiment,
                     observation.status,
-                    _packed(observation.result),
+                    _pack(observation.result),
                     observation.reason,
                     as_json(observation.cost),
                     time.time_ns(),
@@ -214,29 +214,29 @@ class Journal:
             )
 
     def observations(self, id: str, *, known: Mapping[str, Observation] | None = None) -> dict[str, Observation]:
-        """What was observed, by the experiment's name, in order; `known` are the first of them."""
+        """The observations in order, by the experiment's name; `known` are the first of them."""
         known = known or {}
         sql = "SELECT * FROM observations WHERE investigation = ? ORDER BY rowid LIMIT -1 OFFSET ?"
         read = {
             row["experiment"]: Observation(
-                row["status"], _unpacked(row["result"]), row["reason"], json.loads(row["cost"])
+                row["status"], _unpack(row["result"]), row["reason"], json.loads(row["cost"])
             )
             for row in self._query(sql, id, len(known))
         }
         return {**known, **read}
 
-    def known(self, key: str) -> dict[str, Any] | None:
+    def known_result(self, key: str) -> dict[str, Any] | None:
         """The result of an experiment of this key that went well, in whichever investigation; None where none did."""
         sql = """SELECT result FROM observations JOIN experiments
             ON experiments.investigation = observations.investigation AND name = experiment
             WHERE key = ? AND status = 'ok' LIMIT 1"""
-        found = self._query(sql, key)
-        return _unpacked(found[0]["result"]) if found else None
+        rows = self._query(sql, key)
+        return _unpack(rows[0]["result"]) if rows else None
 
     def broken_link(self, id: str) -> str | None:
-        """Where the chain of predictions does not hold: the experiment and hypothesis; None where it holds."""
+        """The experiment and hypothesis at which the chain of predictions breaks; None where it holds."""
         rows = self._query("SELECT * FROM predictions WHERE investigation = ? ORDER BY seq", id)
-        return journal_values.broken(id, rows)
+        return journal_values.find_broken_link(id, rows)
 
     # The holdout
 
@@ -246,7 +246,7 @@ class Journal:
             connection.execute("INSERT INTO peeks VALUES (?, ?, ?) ON CONFLICT DO NOTHING", [id, purpose, now()])
 
     def peeks(self, id: str) -> list[str]:
-        """What the holdout was read for."""
+        """The purposes for which the holdout was read."""
         return [row["purpose"] for row in self._query("SELECT purpose FROM peeks WHERE investigation = ?", id)]
 
     # The ledger
@@ -264,8 +264,11 @@ class Journal:
     # Forks
 
     def fork(self, id: str, new: InvestigationRecord, *, step: int) -> None:
-        """Copy the decisions before `step` under a new id. What follows from them is made again, each at its time: a
-        hypothesis that stood there from the beginning would predict what it was made of."""
+        """Copy the decisions before `step` under a new id.
+
+        Hypotheses and experiments are made again from them, each at its time: a hypothesis that stood there from
+        the beginning would predict the observations that it was made from.
+        """
         if not self.begin(new):
             raise NeuronautError(f"{new.id} is there already; go on with: neuronaut investigate --resume {new.id}")
         with self.transaction() as connection:
@@ -292,14 +295,14 @@ class Journal:
                 experiment.role,
                 experiment.round,
                 experiment.key,
-                _packed(experiment.design),
+                _pack(experiment.design),
                 as_json(experiment.base),
                 experiment.reference,
                 now(),
             ],
         )
         if cursor.rowcount:
-            journal_values.extend(connection, id, experiment)
+            journal_values.extend_chain(connection, id, experiment)
 
     def _charge(self, connection: sqlite3.Connection, id: str, key: str, kind: str, charge: Charge) -> None:
         connection.execute(
@@ -309,23 +312,23 @@ class Journal:
         )
 
     def _query(self, sql: str, *values: object) -> list[Row]:
-        with reported(self._path):
+        with translate_errors(self._path):
             return [dict(row) for row in self._db.conn.execute(sql, values)]
 
 
 def investigation_id(kind: str, target: str, policy: str, settings: Json) -> str:
     """The id of an investigation: the same one again has the same id."""
-    said = as_json({"kind": kind, "target": target, "policy": policy, "settings": settings})
-    return hashlib.sha256(said.encode()).hexdigest()[:10]
+    content = as_json({"kind": kind, "target": target, "policy": policy, "settings": settings})
+    return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 
-def _told(row: Row) -> Row:
+def _parse_investigation(row: Row) -> Row:
     return {**row, **{name: json.loads(row[name]) for name in ("settings", "provenance")}}
 
 
-def _packed(value: Json) -> bytes:
+def _pack(value: Json) -> bytes:
     return zlib.compress(as_json(value).encode("utf-8", "replace"))
 
 
-def _unpacked(packed: bytes) -> dict[str, Any]:
+def _unpack(packed: bytes) -> dict[str, Any]:
     return json.loads(zlib.decompress(packed))

@@ -1,9 +1,7 @@
-"""What an investigation writes into its journal, as values that know nothing of storage.
+"""The values of an investigation's journal, and the chain of its predictions.
 
-The chain of an investigation's predictions.
-
-Each prediction's hash covers the hash before it, what was predicted, of what and by whom, and when. So none can be
-changed, left out or put in later without a link that no longer fits.
+Each prediction's hash covers the hash before it, the predicted values, their experiment and hypothesis, and the
+time. So none can be changed, left out or put in later without a link that no longer fits.
 """
 
 import hashlib
@@ -20,7 +18,7 @@ End = Literal["supported", "open", "no_explanation", "budget", "error"]
 
 @dataclass(frozen=True, slots=True)
 class InvestigationRecord:
-    """What an investigation is from its beginning on."""
+    """An investigation as it begins."""
 
     id: str
     kind: Literal["feature", "behaviour"]
@@ -28,15 +26,15 @@ class InvestigationRecord:
     """A feature's address, or `MODEL TASK`."""
     policy: str
     settings: Json
-    """All that determines the id, with the target and the policy."""
+    """Everything that determines the id, beside the target and the policy."""
     provenance: Json
-    """Revisions, corpus, library versions: what the numbers rest on."""
+    """Revisions, corpus, library versions: what the numbers depend on."""
     parent: str | None = None
     """The investigation that this one was forked from."""
 
 
 class Prediction(NamedTuple):
-    """What one hypothesis says of an experiment's items, before it is run."""
+    """One hypothesis's predictions for an experiment's items, before it is run."""
 
     hypothesis: str
     """Its name."""
@@ -49,7 +47,7 @@ class Experiment:
     """An experiment or survey as it was planned."""
 
     name: str
-    """o1, o2, ... by the order of planning, which its observation is cited by."""
+    """o1, o2, ... in the order of planning; its observation is cited by this name."""
     tool: str
     args: Json
     purpose: str
@@ -58,8 +56,8 @@ class Experiment:
     """Whose idea it was: "proposer" or "challenger"."""
     round: int
     key: str
-    """Hash of the target, its revision, the tool with its version and arguments, and the design: what an observation
-    is known by in all investigations."""
+    """Hash of the target, its revision, the tool with its version and arguments, and the design: it identifies an
+    observation across investigations."""
     design: Json
     base: tuple[float, ...] = ()
     """The base rate of levels that items without an opinion are forecast by."""
@@ -70,7 +68,7 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What came of an experiment."""
+    """The outcome of an experiment."""
 
     status: Literal["ok", "error"]
     result: Json
@@ -80,7 +78,7 @@ class Observation:
 
 
 class Charge(NamedTuple):
-    """What something cost."""
+    """The cost of an experiment, a call or a whole investigation."""
 
     experiments: int = 0
     forwards: int = 0
@@ -91,7 +89,7 @@ class Charge(NamedTuple):
     minutes: float = 0.0
 
 
-def extend(connection: sqlite3.Connection, id: str, experiment: Experiment) -> None:
+def extend_chain(connection: sqlite3.Connection, id: str, experiment: Experiment) -> None:
     """Add an experiment's predictions to the end of an investigation's chain, within the caller's transaction."""
     last = connection.execute(
         "SELECT seq, hash FROM predictions WHERE investigation = ? ORDER BY seq DESC LIMIT 1", [id]
@@ -116,8 +114,8 @@ def extend(connection: sqlite3.Connection, id: str, experiment: Experiment) -> N
         )
 
 
-def broken(id: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """Where the chain does not hold: the experiment and hypothesis; None where it holds. `rows` in order."""
+def find_broken_link(id: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """The experiment and hypothesis at which the chain breaks, None where it holds; `rows` in order."""
     previous = _genesis(id)
     for row in rows:
         if row["previous"] != previous or row["hash"] != _link(previous, row):
@@ -127,7 +125,7 @@ def broken(id: str, rows: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def as_json(value: object) -> str:
-    """The one way in which a value is written."""
+    """A value as JSON, always in the same form."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -136,5 +134,5 @@ def _genesis(id: str) -> str:
 
 
 def _link(previous: str, row: Mapping[str, Any]) -> str:
-    said = [previous, row["experiment"], row["hypothesis"], row["expected"], row["created"]]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    content = [previous, row["experiment"], row["hypothesis"], row["expected"], row["created"]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -27,16 +27,16 @@ class Line(NamedTuple):
     row: Row
 
 
-def tables(named: str) -> list[Path]:
-    """The file that was named, or of a folder: all in folders called `explanations`, or else those in itself."""
-    path = Path(named).expanduser()
+def list_tables(name: str) -> list[Path]:
+    """List the file itself, or of a folder: all files in folders called `explanations`, or else those in itself."""
+    path = Path(name).expanduser()
     if path.is_dir():
-        below = sorted((file for file in path.rglob("*") if _form(file) in FORMS), key=_in_order)
-        found = [file for file in below if file.parent.name == EXPLANATIONS]
-        found = found or [file for file in below if file.parent == path]
-        if not found:
+        below = sorted((file for file in path.rglob("*") if _form(file) in FORMS), key=_sort_key)
+        files = [file for file in below if file.parent.name == EXPLANATIONS]
+        files = files or [file for file in below if file.parent == path]
+        if not files:
             raise NeuronautError(f"the folder {path} holds no explanations; wanted files {_WANTED}")
-        return found
+        return files
     if not path.exists():
         raise NeuronautError(f"there is no file or folder {path}; check the path")
     if _form(path) not in FORMS:
@@ -98,8 +98,8 @@ def _form(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
-def _in_order(path: Path) -> list[tuple[int, str]]:
-    """Sorts batch-2 before batch-10."""
+def _sort_key(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts batch-2 before batch-10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", str(path))]
 
 

@@ -1,9 +1,9 @@
 """Whole files: status, backup, and merging another database into this one.
 
-A merge copies what is missing and changes nothing that is there, so doing it again adds nothing.
-What a row is, is decided by its content: a window by its hash, an explanation and a score by their
-digests. A source that is harvested here keeps its own examples; explanations come in all the same. An investigation
-is known by its id, the hash of what it is: one that is here stays as it is, even where the other got further.
+A merge copies the rows that are missing and changes none that are there, so doing it again adds nothing.
+Rows are compared by content: windows by their hash, explanations and scores by their digests. A source that is
+harvested here keeps its own examples; explanations come in all the same. Investigations are compared by their id,
+a hash of their settings: one that is here stays as it is, even where the other got further.
 """
 
 import os
@@ -16,7 +16,7 @@ from sqlite_utils import Database
 
 from ...subject.errors import NeuronautError
 from ..codec import pack_ids, unpack_ids
-from .database import connect, reported, transaction
+from .database import connect, transaction, translate_errors
 from .migrations import MIGRATIONS, migrate
 from .writing import check_same_source
 
@@ -66,7 +66,7 @@ def backup(connection: sqlite3.Connection, path: str) -> None:
 def merge(db: Database, path: str, other: str) -> dict[str, int]:
     """Add what the database file `other` holds; returns how many rows of each table are new."""
     source = connect(other, create=False)
-    with tempfile.TemporaryDirectory() as scratch, reported(other):
+    with tempfile.TemporaryDirectory() as scratch, translate_errors(other):
         try:
             # The copy may be migrated, and lies where the log of a read-only file can be made.
             copied = str(Path(scratch) / "other.db")
@@ -90,10 +90,10 @@ def _merge_attached(connection: sqlite3.Connection) -> dict[str, int]:
     before = _counts(connection)
     for row in connection.execute("SELECT name, revision, model_revision, width FROM other.sources").fetchall():
         check_same_source(connection, *row)
-    kept = {name for (name,) in connection.execute("SELECT name FROM sources JOIN harvests ON source_id = sources.id")}
+    own = {name for (name,) in connection.execute("SELECT name FROM sources JOIN harvests ON source_id = sources.id")}
     for statement in _COPY_EVIDENCE:
         connection.execute(statement)
-    new = [name for (name,) in connection.execute("SELECT name FROM other.sources") if name not in kept]
+    new = [name for (name,) in connection.execute("SELECT name FROM other.sources") if name not in own]
     for name in new:
         _copy_harvest(connection, name)
     _copy_explanations(connection)

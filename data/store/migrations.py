@@ -18,7 +18,7 @@ APPLICATION_ID = 0x4E524E54
 
 def migrate(db: Database, path: str) -> None:
     """Bring the file to this code's version; an error if it is newer, or another program's."""
-    version, tables = _standing(db.conn)
+    version, tables = _read_version(db.conn)
     if version > len(MIGRATIONS):
         raise NeuronautError(
             f"{path} is of version {version}, this Neuronaut knows {len(MIGRATIONS)}; upgrade neuronaut to open it"
@@ -30,14 +30,14 @@ def migrate(db: Database, path: str) -> None:
     keep_write_ahead_log(db, path)
     with transaction(db, path) as connection:
         # Another process may have migrated the file while this one waited for the lock.
-        for step in MIGRATIONS[_standing(connection)[0] :]:
+        for step in MIGRATIONS[_read_version(connection)[0] :]:
             step(db)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
-def _standing(connection: sqlite3.Connection) -> tuple[int, int]:
-    """The version that a file is at and how many tables it has, of one moment: another process may be migrating it."""
+def _read_version(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Read a file's version and its number of tables at one moment: another process may be migrating it."""
     version, application, tables = connection.execute(
         "SELECT user_version, application_id, (SELECT count(*) FROM sqlite_master)"
         " FROM pragma_user_version, pragma_application_id"

@@ -116,9 +116,9 @@ def read_evidence(connection: sqlite3.Connection, windows: Windows, feature: Fea
     decoded: list[tuple[Kind, list[int], NDArray[np.float16]]] = [
         (kind, unpack_ids(ids).tolist(), unpack_activations(blob)) for kind, ids, blob in lists
     ]
-    known = windows.load((window for _, ids, _ in decoded for window in ids), feature.source.model)
+    by_id = windows.load((window for _, ids, _ in decoded for window in ids), feature.source.model)
     entries: list[_Entry] = [
-        (known[window], kind, values)
+        (by_id[window], kind, values)
         for kind, ids, rows in decoded
         for window, values in zip(ids, rows.astype(np.float32), strict=True)
     ]
@@ -133,13 +133,14 @@ def read_evidence(connection: sqlite3.Connection, windows: Windows, feature: Fea
 
 
 def _splits(entries: Sequence[_Entry]) -> list[tuple[Example, ...]]:
+    """The examples of each of SPLITS, without those that would leak from an earlier split."""
     earlier: dict[int, _Window] = {}
     splits = []
     for split in SPLITS:
-        own = [entry for entry in entries if entry[0].split == split]
-        leaking = _leaking({id(window): window for window, _, _ in own}, earlier.values())
-        kept = [entry for entry in own if id(entry[0]) not in leaking]
-        earlier |= {id(window): window for window, _, _ in kept}
+        in_split = [entry for entry in entries if entry[0].split == split]
+        leaking = _leaking({id(window): window for window, _, _ in in_split}, earlier.values())
+        clean = [entry for entry in in_split if id(entry[0]) not in leaking]
+        earlier |= {id(window): window for window, _, _ in clean}
         splits.append(
             tuple(
                 Example(
@@ -151,7 +152,7 @@ def _splits(entries: Sequence[_Entry]) -> list[tuple[Example, ...]]:
                     document=window.document,
                     window=window.digest,
                 )
-                for window, kind, values in kept
+                for window, kind, values in clean
             )
         )
     return splits
@@ -184,7 +185,7 @@ def _near_duplicate(window: _Window, other: _Window) -> bool:
 
 
 def _statistics(row: sqlite3.Row, *, negative: bool) -> Statistics:
-    """Of the negative tail no histogram is kept, and density counts what is not above zero."""
+    """A feature's statistics; the negative tail has no histogram, and its density counts what is not above zero."""
     if negative:
         return Statistics(
             tokens=row["tokens"],
@@ -210,9 +211,9 @@ def missing_source(connection: sqlite3.Connection, source: SourceId) -> Neuronau
     row = connection.execute("SELECT width FROM sources WHERE name = ?", [str(source)]).fetchone()
     if row is not None:
         return NeuronautError(f"{source} has {row[0]} features; wanted an index from 0 to {row[0] - 1}")
-    known = ", ".join(name for (name,) in connection.execute("SELECT name FROM sources ORDER BY name"))
+    names = ", ".join(name for (name,) in connection.execute("SELECT name FROM sources ORDER BY name"))
     return NeuronautError(
-        f"{source} is not in the database, which holds {known or 'no source'};"
+        f"{source} is not in the database, which holds {names or 'no source'};"
         f" run: neuronaut harvest {source.model} {source.site}"
     )
 

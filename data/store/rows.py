@@ -1,13 +1,12 @@
-"""Rows for people and machines: list, full-text search, and explanations read back.
+"""Rows for people and machines: list and full-text search; explanations, scores and judgements read back.
 
 Every row has the keys of ROW_KEYS. Filters apply before the limit, so a short page is the end. What
 a user searches for is text, never a query language: words are looked up in the full-text index (as
 one phrase where quoted), what holds no word at all, like `(`, is looked up as it is.
 
-Judgements in the store: each scoring's predictions and truth, so that metrics can be computed again.
-
-All judgements of one scoring (the explanation's and its controls') share a round, which is the digest of their
-content: storing the same scoring twice changes nothing.
+Judgements hold each scoring's predictions and truth, so that metrics can be computed again. All judgements of one
+scoring (the explanation's and its controls') share a round, which is the digest of their content: storing the same
+scoring twice changes nothing.
 """
 
 import json
@@ -16,7 +15,7 @@ import sqlite3
 import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +24,9 @@ from ...subject.address import Feature
 from ...subject.errors import NeuronautError
 from ..codec import content_digest
 from ..records import Explanation, Judgements, Score
+from .database import Row
 from .writing import clean, now
 
-Row = dict[str, Any]
-"""What a command prints: names and plain JSON values."""
 ROW_KEYS: tuple[str, ...] = (
     "feature",
     "status",
@@ -70,12 +68,12 @@ class Filter(NamedTuple):
             "score <= ?": self.max_score,
             "status = ?": self.status,
         }
-        asked = {sql: value for sql, value in conditions.items() if value is not None}
-        return " AND ".join(("1", *asked)), list(asked.values())
+        conditions = {sql: value for sql, value in conditions.items() if value is not None}
+        return " AND ".join(("1", *conditions)), list(conditions.values())
 
 
 class StoredExplanation(NamedTuple):
-    """An explanation with what the store knows it by."""
+    """An explanation with its id in the store."""
 
     id: int
     explanation: Explanation
@@ -117,11 +115,11 @@ def search_rows(
         f"SELECT {columns} FROM {table} WHERE explanation IS NOT NULL AND {' AND '.join(conditions)}"
         f" ORDER BY NOT instr(lower(best_explanations.explanation), lower(?)), {order}, explanation_id LIMIT ?"
     )
-    found = connection.execute(sql, [*parameters, _searchable(query).strip().strip('"'), _limit(limit)]).fetchall()
-    return [dict(row) | {"rank": rank, "similarity": None} for rank, row in enumerate(found, start=1)]
+    rows = connection.execute(sql, [*parameters, _searchable(query).strip().strip('"'), _limit(limit)]).fetchall()
+    return [dict(row) | {"rank": rank, "similarity": None} for rank, row in enumerate(rows, start=1)]
 
 
-def rows_of(connection: sqlite3.Connection, view: str, column: str, ids: Sequence[int]) -> list[Row]:
+def read_rows(connection: sqlite3.Connection, view: str, column: str, ids: Sequence[int]) -> list[Row]:
     """The rows of a view that have these ids in a column, in this order."""
     sql = f"SELECT {_COLUMNS}, {column} AS id FROM {view} WHERE {column} IN (SELECT value FROM json_each(?))"
     rows = {row["id"]: row for row in connection.execute(sql, [json.dumps(list(ids))])}
@@ -208,7 +206,7 @@ def read_scores(connection: sqlite3.Connection, explanation_id: int) -> list[Sco
 def add_judgements(connection: sqlite3.Connection, explanation_id: int, judgements: Sequence[Judgements]) -> None:
     """Store the judgements of one scoring of an explanation."""
     digests = [_digest(part) for part in judgements]
-    around = content_digest(*sorted(digests))[:16]
+    round_digest = content_digest(*sorted(digests))[:16]
     connection.executemany(
         "INSERT INTO judgements (explanation_id, scorer, examples, role, kind, units, items, true, predicted,"
         " threshold, windows, missing, provenance, round, digest, created)"
@@ -228,8 +226,8 @@ def add_judgements(connection: sqlite3.Connection, explanation_id: int, judgemen
                 json.dumps(j.windows),
                 json.dumps(j.missing, sort_keys=True),
                 json.dumps(j.provenance, sort_keys=True),
-                around,
-                content_digest(around, digest),
+                round_digest,
+                content_digest(round_digest, digest),
                 now(),
             )
             for j, digest in zip(judgements, digests, strict=True)
@@ -260,9 +258,12 @@ def read_judgements(connection: sqlite3.Connection, explanation_id: int) -> list
 
 
 def _digest(judgements: Judgements) -> str:
-    said = (judgements.scorer, judgements.examples, judgements.role, judgements.kind, judgements.threshold)
     return content_digest(
-        *said,
+        judgements.scorer,
+        judgements.examples,
+        judgements.role,
+        judgements.kind,
+        judgements.threshold,
         judgements.true.tolist(),
         np.nan_to_num(judgements.predicted, nan=-1e30).tolist(),
         list(judgements.windows),

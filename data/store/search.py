@@ -1,13 +1,9 @@
-"""Search by meaning: explanations as vectors, compared by the cosine of their angle.
+"""Search by meaning, and features that resemble one: explanations as vectors, and windows that features share.
 
-Vectors are kept in the store beside the digest of the text that they stand for, and brought up to
-date when a search needs them. The search is exhaustive: every row that passes the filters is
-compared, in batches, so that the nearest are found whatever the filters and the limit.
-
-What the search by meaning and by shared windows asks of the database.
-
-A vector belongs to an explanation and an embedding model, and is stale when the digest of the text
-that it was made from is no longer that of the explanation's text.
+A vector belongs to an explanation and an embedding model. It is kept in the store beside the digest of the text
+that it was made from, is stale when that is no longer the digest of the explanation's text, and is brought up to
+date when a search needs it. Vectors are compared by the cosine of their angle. The search is exhaustive: every row
+that passes the filters is compared, in batches, so that the nearest are found whatever the filters and the limit.
 """
 
 import sqlite3
@@ -21,7 +17,7 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
 from ..codec import content_digest, unpack_ids
-from .rows import Filter, Row, rows_of
+from .rows import Filter, Row, read_rows
 from .store import Store
 
 if TYPE_CHECKING:
@@ -130,11 +126,11 @@ def _nearest(
         ids, cosines = np.append(ids, batch_ids), np.append(cosines, vectors @ vector)
         order = np.lexsort((ids, -cosines))[:limit]
         ids, cosines = ids[order], cosines[order]
-    rows = rows_of(store.db.conn, "best_explanations", "explanation_id", ids.tolist())
-    return _ranked(rows, cosines.tolist())
+    rows = read_rows(store.db.conn, "best_explanations", "explanation_id", ids.tolist())
+    return _add_ranks(rows, cosines.tolist())
 
 
-def _ranked(rows: Sequence[Row], similarities: Sequence[float]) -> list[Row]:
+def _add_ranks(rows: Sequence[Row], similarities: Sequence[float]) -> list[Row]:
     return [
         row | {"rank": rank, "similarity": similarity}
         for rank, (row, similarity) in enumerate(zip(rows, similarities, strict=True), start=1)
@@ -143,8 +139,8 @@ def _ranked(rows: Sequence[Row], similarities: Sequence[float]) -> list[Row]:
 
 def _sharing_windows(store: Store, feature: Feature, limit: int) -> list[Row]:
     overlaps = sorted(window_overlap(store.db.conn, feature), key=lambda overlap: (-overlap[1], overlap[0]))[:limit]
-    rows = rows_of(store.db.conn, "feature_status", "feature_id", [feature_id for feature_id, _ in overlaps])
-    return _ranked(rows, [overlap for _, overlap in overlaps])
+    rows = read_rows(store.db.conn, "feature_status", "feature_id", [feature_id for feature_id, _ in overlaps])
+    return _add_ranks(rows, [overlap for _, overlap in overlaps])
 
 
 _BATCH = 4096
@@ -154,7 +150,7 @@ def stale_texts(connection: sqlite3.Connection, model: str) -> list[tuple[int, s
     """Id and text of every explanation that has no vector of its present text."""
     sql = """SELECT id, text, content_hash FROM explanations
         LEFT JOIN embeddings ON explanation_id = id AND model = ? WHERE text IS NOT NULL ORDER BY id"""
-    return [(id_, text) for id_, text, known in connection.execute(sql, [model]) if known != content_digest(text)]
+    return [(id_, text) for id_, text, digest in connection.execute(sql, [model]) if digest != content_digest(text)]
 
 
 def store_vectors(
@@ -187,18 +183,18 @@ def candidates(
 
 def window_overlap(connection: sqlite3.Connection, feature: Feature) -> list[tuple[int, float]]:
     """Features (by id) of the same model that share top windows with this one, and the Jaccard index."""
-    own = connection.execute(
+    row = connection.execute(
         "SELECT feature_id, windows FROM examples JOIN features ON features.id = feature_id"
         " JOIN sources ON sources.id = source_id WHERE name = ? AND idx = ? AND examples.kind = ?",
         [str(feature.source), feature.index, "bottom" if feature.negative else "top"],
     ).fetchone()
-    if own is None:
+    if row is None:
         return []
-    windows = np.unique(unpack_ids(own[1]))
+    feature_id, windows = row[0], np.unique(unpack_ids(row[1]))
     cursor = connection.execute(
         "SELECT feature_id, windows FROM examples JOIN features ON features.id = feature_id"
         " JOIN sources ON sources.id = source_id WHERE model = ? AND examples.kind = 'top' AND feature_id <> ?",
-        [feature.source.model, own[0]],
+        [feature.source.model, feature_id],
     )
     overlaps: list[tuple[int, float]] = []
     while batch := cursor.fetchmany(_BATCH):

@@ -1,8 +1,8 @@
-"""The store: everything found about a model, in one SQLite file.
+"""The store: evidence, explanations, scores and investigations of models, in one SQLite file.
 
 `Store` is the only door to the database. Each of its methods that writes is one transaction, so a
 process killed anywhere leaves the file as if the method had not been called. All SQL stands in this
-module and in those that it delegates to: migrations, writing, reading, rows, merging and embeddings.
+folder: in this module and in those that it delegates to.
 """
 
 import json
@@ -20,7 +20,7 @@ from ...subject.address import Feature, Selection, SourceId
 from ..records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
 from . import merging, reading, rows, writing
 from .calls import CallLog
-from .database import connect, reported, transaction
+from .database import connect, transaction, translate_errors
 from .journal import Journal
 from .migrations import migrate
 from .rows import Filter, Row, Sort, StoredExplanation
@@ -50,7 +50,7 @@ class Store:
 
     @property
     def journal(self) -> Journal:
-        """The investigations."""
+        """The journal of investigations."""
         return Journal(self.path, self.db)
 
     def close(self) -> None:
@@ -68,21 +68,24 @@ class Store:
         self.close()
 
     def transaction(self) -> AbstractContextManager[object]:
-        """What is written inside is written as a whole or not at all; methods that write may be called inside."""
+        """A block whose writes are all stored, or none; methods that write may be called inside."""
         return transaction(self.db, self.path)
 
     # Evidence
 
     def write_harvest(self, result: HarvestResult) -> None:
-        """Store a harvest. The same harvest twice changes nothing; a new one of a source replaces its statistics
-        and examples, and leaves its explanations."""
+        """Store a harvest.
+
+        The same harvest twice changes nothing; a new one of a source replaces its statistics and examples, and
+        leaves its explanations.
+        """
         with transaction(self.db, self.path) as connection:
             writing.write_harvest(connection, result)
         self._windows.forget()
 
     def check_source(self, source: SourceId, *, revision: str, model_revision: str, width: int) -> None:
-        """An error if the source is here with other weights, so that a harvest of it could not be stored."""
-        with reported(self.path):
+        """Raise NeuronautError if the source is here with other weights, so that its harvest could not be stored."""
+        with translate_errors(self.path):
             writing.check_same_source(self._connection, str(source), revision, model_revision, width)
 
     def sources(self) -> list[Row]:
@@ -104,7 +107,7 @@ class Store:
 
     def vocabulary(self, model: str) -> tuple[str, ...]:
         """Token string of every token id of a model."""
-        with reported(self.path):
+        with translate_errors(self.path):
             return self._windows.vocabulary(model)
 
     def resolve(self, selection: Selection, *, seed: int = 0) -> list[Feature]:
@@ -113,16 +116,16 @@ class Store:
         Alive is a feature with an activation above zero somewhere (below, for the negative tail).
         """
         source = str(selection.source)
-        found = self._query("SELECT id, width FROM sources WHERE name = ?", source)
-        if not found or any(index >= found[0]["width"] for index in selection.indices):
+        matches = self._query("SELECT id, width FROM sources WHERE name = ?", source)
+        if not matches or any(index >= matches[0]["width"] for index in selection.indices):
             raise reading.missing_source(self._connection, selection.source)
         indices: Sequence[int] = selection.indices
         if selection.kind == "all":
-            indices = range(found[0]["width"])
+            indices = range(matches[0]["width"])
         elif selection.kind != "indices":
             alive = "trough < 0" if selection.negative else "count > 0"
             sql = f"SELECT idx FROM features WHERE source_id = ? AND {alive} ORDER BY idx"
-            indices = [row["idx"] for row in self._query(sql, found[0]["id"])]
+            indices = [row["idx"] for row in self._query(sql, matches[0]["id"])]
         if selection.kind == "random":
             indices = sorted(random.Random(seed).sample(indices, min(selection.count, len(indices))))
         return [Feature(selection.source, index, selection.negative) for index in indices]
@@ -137,12 +140,12 @@ class Store:
         For the negative tail the signs are turned: its top examples are the bottom ones, its peak is minus the
         trough. It has no quantile sample, no near misses and no histogram, which are taken from positive activations.
         """
-        with reported(self.path):
+        with translate_errors(self.path):
             return reading.read_evidence(self._connection, self._windows, feature)
 
     def pool(self, model: str) -> dict[Split, NDArray[np.int32]]:
         """Token ids of the pool, a uniform sample of the corpus, shape (window, position) in each split."""
-        with reported(self.path):
+        with translate_errors(self.path):
             pool = reading.read_pool(self._connection, model)
         length = max((len(window.ids) for windows in pool.values() for window in windows), default=0)
         ids = {split: [window.ids for window in pool[split]] for split in SPLITS}
@@ -150,7 +153,7 @@ class Store:
 
     def pool_windows(self, model: str, split: Split) -> list[reading.PoolWindow]:
         """The windows of the pool in a split, with digest and document, in the order of `pool`."""
-        with reported(self.path):
+        with translate_errors(self.path):
             return reading.read_pool(self._connection, model)[split]
 
     # Explanations and scores
@@ -171,7 +174,7 @@ class Store:
 
     def judgements(self, explanation_id: int) -> list[list[Judgements]]:
         """The stored judgements of an explanation, one list per scoring."""
-        with reported(self.path):
+        with translate_errors(self.path):
             return rows.read_judgements(self._connection, explanation_id)
 
     def add_result(
@@ -196,14 +199,14 @@ class Store:
 
     def labelled(self, features: Iterable[Feature], explainer_key: str) -> set[Feature]:
         """Those features that have an explanation (or an abstention, but no failure) of this explainer key."""
-        wanted = set(features)
+        candidates = set(features)
         sql = """SELECT idx, negative FROM explanations JOIN features ON features.id = feature_id
             JOIN sources ON sources.id = source_id WHERE name = ? AND key = ? AND status <> 'failed'"""
-        done: set[Feature] = set()
-        for source in {feature.source for feature in wanted}:
+        labelled: set[Feature] = set()
+        for source in {feature.source for feature in candidates}:
             rows_ = self._query(sql, str(source), explainer_key)
-            done |= {Feature(source, row["idx"], bool(row["negative"])) for row in rows_}
-        return wanted & done
+            labelled |= {Feature(source, row["idx"], bool(row["negative"])) for row in rows_}
+        return candidates & labelled
 
     def explanations(self, of: Feature | SourceId) -> list[StoredExplanation]:
         """All explanations of a feature, or of all features of a source, the best first."""
@@ -211,28 +214,28 @@ class Store:
         if isinstance(of, Feature):
             condition += " AND features.idx = ? AND explanations.negative = ?"
             values = [str(of.source), of.index, of.negative]
-        with reported(self.path):
+        with translate_errors(self.path):
             return list(rows.read_explanations(self._connection, condition, values))
 
     def explanation(self, explanation_id: int) -> StoredExplanation | None:
         """The explanation of an id; None where there is none."""
-        with reported(self.path):
+        with translate_errors(self.path):
             return next(rows.read_explanations(self._connection, "explanations.id = ?", [explanation_id]), None)
 
     def best(self, feature: Feature) -> StoredExplanation | None:
         """The explanation of a feature with the highest headline score, or the latest; None where there is none."""
         return next(iter(self.explanations(feature)), None)
 
-    def another(self, feature: Feature, *, with_rule: bool) -> Explanation | None:
+    def another_explanation(self, feature: Feature, *, with_rule: bool) -> Explanation | None:
         """The best explanation of another feature of the same source, for a control; None where there is none."""
-        with reported(self.path):
-            found = rows.another_explanation(self._connection, feature, with_rule=with_rule)
-        stored = None if found is None else self.explanation(found)
+        with translate_errors(self.path):
+            explanation_id = rows.another_explanation(self._connection, feature, with_rule=with_rule)
+        stored = None if explanation_id is None else self.explanation(explanation_id)
         return None if stored is None else stored.explanation
 
     def scores(self, explanation_id: int) -> list[Score]:
         """The scores of an explanation."""
-        with reported(self.path):
+        with translate_errors(self.path):
             return rows.read_scores(self._connection, explanation_id)
 
     # Prompts
@@ -251,12 +254,12 @@ class Store:
 
     def chosen_prompts(self) -> Mapping[str, str]:
         """Text of the user's own prompts, by the name of the one that each replaces."""
-        with reported(self.path):
+        with translate_errors(self.path):
             return writing.chosen_prompts(self._connection)
 
     def kept_prompt(self, hash: str) -> tuple[str, str] | None:
         """Name and text of a prompt that was used once, by its hash."""
-        with reported(self.path):
+        with translate_errors(self.path):
             return writing.kept_prompt(self._connection, hash)
 
     # Rows
@@ -273,7 +276,7 @@ class Store:
     ) -> list[Row]:
         """A row of `rows.ROW_KEYS` per feature."""
         chosen = Filter(self.known_source(source), min_score, max_score, status)
-        with reported(self.path):
+        with translate_errors(self.path):
             return rows.list_rows(self._connection, chosen, sort=sort, limit=limit)
 
     def search_rows(
@@ -290,7 +293,7 @@ class Store:
         `markers` are put around the words that matched.
         """
         chosen = Filter(self.known_source(source), min_score)
-        with reported(self.path):
+        with translate_errors(self.path):
             return rows.search_rows(self._connection, query, chosen, limit=limit, markers=markers)
 
     def known_source(self, source: str | SourceId | None) -> str | None:
@@ -305,12 +308,12 @@ class Store:
 
     def status(self) -> Row:
         """Path, version, size in bytes, and counts of what is stored."""
-        with reported(self.path):
+        with translate_errors(self.path):
             return merging.status(self.db, self.path)
 
     def backup(self, path: str | PathLike[str]) -> None:
         """Copy the database into a new file, also while it is in use."""
-        with reported(self.path):
+        with translate_errors(self.path):
             merging.backup(self._connection, fspath(path))
 
     def merge(self, other: str | PathLike[str]) -> dict[str, int]:
@@ -320,5 +323,5 @@ class Store:
         return merging.merge(self.db, self.path, other)
 
     def _query(self, sql: str, *values: object) -> list[Row]:
-        with reported(self.path):
+        with translate_errors(self.path):
             return [dict(row) for row in self._connection.execute(sql, values)]

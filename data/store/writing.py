@@ -1,9 +1,8 @@
-"""Putting harvests, explanations and scores into the store, each call in one transaction.
+"""Writes harvests, explanations, scores and prompts into the store, each call in one transaction.
 
-Nothing is written twice: a harvest, an explanation and a score are each known by a digest of what
-they say, so writing one again changes nothing. A window keeps the split it was first given.
-
-Prompts in the store: the text of every prompt that was used, by hash, and the user's own choices.
+Nothing is written twice: a harvest, an explanation and a score are each compared by a digest of their content,
+so writing one again changes nothing. A window keeps the split it was first given. Of prompts, the text of every
+one that was used is kept by hash, beside the user's own choices.
 """
 
 import json
@@ -54,7 +53,7 @@ def _write_source(
     connection: sqlite3.Connection, result: HarvestResult, source: SourceResult, window_ids: NDArray[np.int64]
 ) -> None:
     source_id = _upsert_source(connection, result, source)
-    lists = [array for examples in source.lists.values() for array in _stored(examples, window_ids)]
+    lists = [array for examples in source.lists.values() for array in _list_arrays(examples, window_ids)]
     statistics = (source.count, source.mean, source.peak, source.trough, source.histogram)
     digest = content_digest(result.corpus, result.tokens, list(source.lists), array_digest([*statistics, *lists]))
     previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [source_id]).fetchone()
@@ -76,7 +75,7 @@ def _write_source(
     )
 
 
-def _stored(examples: ExampleList, window_ids: NDArray[np.int64]) -> tuple[NDArray[np.generic], ...]:
+def _list_arrays(examples: ExampleList, window_ids: NDArray[np.int64]) -> tuple[NDArray[np.generic], ...]:
     return examples.features, window_ids[examples.windows], examples.activations
 
 
@@ -106,10 +105,10 @@ def check_same_source(
 ) -> None:
     """Refuse to mix two models or dictionaries that go by one name: their features are not the same."""
     sql = "SELECT revision, model_revision, width FROM sources WHERE name = ?"
-    known = connection.execute(sql, [name]).fetchone()
-    if known is not None and tuple(known) != (revision, model_revision, width):
+    own = connection.execute(sql, [name]).fetchone()
+    if own is not None and tuple(own) != (revision, model_revision, width):
         raise NeuronautError(
-            f"{name} here is of other weights (dictionary {known[0] or '-'}, model {known[1] or '-'}, width {known[2]})"
+            f"{name} here is of other weights (dictionary {own[0] or '-'}, model {own[1] or '-'}, width {own[2]})"
             f" than the new one ({revision or '-'}, {model_revision or '-'}, width {width});"
             " use another name, or another database"
         )
@@ -146,17 +145,17 @@ def _example_rows(
 
 
 def add_explanation(connection: sqlite3.Connection, explanation: Explanation, *, redo: bool) -> tuple[int, bool]:
-    """The explanation's id, and whether the row says what `explanation` says.
+    """Add an explanation; returns the row's id, and whether the row holds this very explanation.
 
-    What is there with the same key stays as it is, unless it failed or `redo` asks for one more attempt.
+    A row of the same key stays as it is and is returned, unless it failed or `redo` asks for one more attempt.
     """
     target = (_feature_id(connection, explanation), explanation.feature.negative)
     digest = _explanation_digest(explanation)
     if (same := _find(connection, target, "digest = ?", digest)) is not None:
         return same, True
     key = explanation_key(explanation)
-    if not redo and (done := _find(connection, target, "status <> 'failed' AND key = ?", key)) is not None:
-        return done, False
+    if not redo and (earlier := _find(connection, target, "status <> 'failed' AND key = ?", key)) is not None:
+        return earlier, False
     cursor = connection.execute(
         "INSERT INTO explanations (feature_id, negative, text, status, reason, rule, explainer, key, attempt, digest,"
         " seen, provenance, created) SELECT ?, ?, ?, ?, ?, ?, ?, ?, coalesce(max(attempt), 0) + 1, ?, ?, ?, ?"
@@ -187,8 +186,9 @@ def explanation_key(explanation: Explanation) -> str:
 
 
 def _explanation_digest(explanation: Explanation) -> str:
-    made = explanation.provenance
-    parts = (explanation.explainer, made.get("key"), made.get("attempt"), explanation.text, explanation.reason)
+    provenance = explanation.provenance
+    key, attempt = provenance.get("key"), provenance.get("attempt")
+    parts = (explanation.explainer, key, attempt, explanation.text, explanation.reason)
     return content_digest(*parts, explanation.status, explanation.rule, sorted(explanation.seen))
 
 
@@ -240,7 +240,7 @@ def _check_score(score: Score) -> None:
 
 
 def _score_row(score: Score) -> tuple[object, ...]:
-    said = (
+    content = (
         score.scorer,
         score.examples,
         score.metric,
@@ -253,7 +253,7 @@ def _score_row(score: Score) -> tuple[object, ...]:
         _json(score.baselines),
         json.dumps(score.windows),
     )
-    return *said, content_digest(*said), _json(score.provenance), now()
+    return *content, content_digest(*content), _json(score.provenance), now()
 
 
 def clean(text: str | None) -> str | None:
@@ -271,7 +271,7 @@ def _json(value: object) -> str:
 
 
 def keep_prompt(connection: sqlite3.Connection, hash: str, name: str, text: str) -> None:
-    """Keep a prompt's text, so that what was asked can be rebuilt whatever the package ships later."""
+    """Keep a prompt's text, so that requests can be rebuilt whatever the package ships later."""
     connection.execute("INSERT INTO prompts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", [hash, name, text, now()])
 
 

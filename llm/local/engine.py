@@ -1,4 +1,4 @@
-"""A local model as something that answers batches of requests: it checks them, groups them and words its replies.
+"""A local model that answers batches of requests: it checks them, groups them and makes replies of its output.
 
 A batch is of one kind: chats of about equal length, or probes in the order of their ids, so that those that begin
 alike stand together and share that beginning. Its padded tokens are bounded. An answer does not depend on the
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...subject.loading import load, quiet, weights_digest
 from ...subject.vocabulary import token_strings
 from ..types import Chat, Probe, Reply, Request, Status, TokenLogprobs, request_key
-from .chat_format import Refused, Turns
+from .chat_format import ChatFormat, Refused
 from .forward import Forward, Writing
 
 ENDPOINT = "local"
@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
 
 class Engine:
-    """A loaded model with its way of being spoken to.
+    """A loaded model with the form of its chats.
 
     Attributes: `model` (its name, @, eight digits of a hash of its weights), `tokenizer`.
     """
@@ -52,16 +52,16 @@ class Engine:
         self.model, self.tokenizer = f"{name}@{weights_digest(model)[:8]}", tokenizer
         self._forward = Forward(model, name=name)
         config = model.generation_config
-        listed = getattr(config, "eos_token_id", None)
-        ends = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id]
-        self._turns = Turns(tokenizer, stops=[id for id in ends if isinstance(id, int)])
+        eos = getattr(config, "eos_token_id", None)
+        ends = [*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id]
+        self._format = ChatFormat(tokenizer, stops=[id for id in ends if isinstance(id, int)])
         samples = config is not None and config.do_sample
         self._temperature = float(config.temperature or 1.0) if config is not None and samples else 0.0
-        """Where a chat leaves it to the model."""
+        """The temperature where a chat leaves it to the model."""
 
     @classmethod
     def load(cls, path: str, *, device: str | None, dtype: str | None, name: str | None) -> Self:
-        """Load a folder, a Hugging Face id or `demo`; see LocalLLM for what None stands for."""
+        """Load a folder, a Hugging Face id or `demo`; see LocalLLM for the defaults."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         loaded = load(path, device=device, dtype=dtype, any_family=True)
@@ -73,19 +73,19 @@ class Engine:
         if isinstance(request, Probe):
             return len(request.ids)
         try:
-            return len(self._turns.chat_ids(request))
+            return len(self._format.chat_ids(request))
         except Refused:
-            return len(self._turns.plain_ids(request))
+            return len(self._format.plain_ids(request))
 
-    def job(self, request: Request) -> Job | Reply:
-        """The request made ready, or at once the reply to what cannot be asked."""
+    def prepare(self, request: Request) -> Job | Reply:
+        """The request made ready, or at once the reply to one that cannot be answered."""
         if isinstance(request, Probe):
-            reason = self._bad_probe(request)
+            reason = self._fault_in_probe(request)
             if reason is None and not request.positions:
                 return Reply("ok", input_tokens=len(request.ids))
             return Reply("failed", reason=reason) if reason else Job(request, request.ids)
         try:
-            ids = tuple(self._turns.chat_ids(request))
+            ids = tuple(self._format.chat_ids(request))
         except Refused as refusal:
             return Reply("failed", reason=str(refusal))
         if request.sampling.max_tokens < 1:
@@ -105,7 +105,7 @@ class Engine:
             shared = 0
             if isinstance(job.request, Probe):
                 before, logits = min(before, *job.request.positions), logits + len(job.request.positions)
-                shared = self._forward.shared(jobs[places[0]].ids, job.ids, before=int(before))
+                shared = self._forward.shared_length(jobs[places[0]].ids, job.ids, before=int(before))
             if batch and (
                 rows * (longest - shared) > batch_tokens
                 or rows * longest > EXPANSION * batch_tokens
@@ -121,36 +121,36 @@ class Engine:
         chats = [(job.request, job.ids) for job in jobs if isinstance(job.request, Chat)]
         probes = [job.request for job in jobs if isinstance(job.request, Probe)]
         if probes:
-            found = self._forward.probabilities(probes)
+            probabilities = self._forward.probabilities(probes)
             seconds = time.perf_counter() - start
-            return [self._probed(probe, rows, seconds) for probe, rows in zip(probes, found, strict=True)]
-        rows = [self._row(chat, ids) for chat, ids in chats]
+            return [self._probe_reply(probe, rows, seconds) for probe, rows in zip(probes, probabilities, strict=True)]
+        rows = [self._begin_writing(chat, ids) for chat, ids in chats]
         self._forward.write(rows)
         seconds = time.perf_counter() - start
-        return [self._written(row, seconds) for row in rows]
+        return [self._chat_reply(row, seconds) for row in rows]
 
-    def _row(self, chat: Chat, ids: tuple[int, ...]) -> Writing:
+    def _begin_writing(self, chat: Chat, ids: tuple[int, ...]) -> Writing:
         sampling, context = chat.sampling, self._forward.context
         temperature = self._temperature if sampling.temperature is None else sampling.temperature
-        # The seed is part of what the request says, so it is part of its key.
-        luck = Generator().manual_seed(int(request_key(chat, model=self.model, endpoint=ENDPOINT)[:15], 16))
+        # The seed is a field of the request, so it is part of its key.
+        generator = Generator().manual_seed(int(request_key(chat, model=self.model, endpoint=ENDPOINT)[:15], 16))
         limit = sampling.max_tokens if context is None else min(sampling.max_tokens, context - len(ids))
         return Writing(
             prompt=ids,
             limit=limit,
-            over=self._turns.over,
+            is_over=self._format.is_over,
             temperature=temperature,
-            luck=luck,
+            generator=generator,
             alternatives=sampling.top_logprobs,
         )
 
-    def _written(self, row: Writing, seconds: float) -> Reply:
-        text, spoken = self._turns.text(row.written), self._turns.spoken(row.written)
+    def _chat_reply(self, row: Writing, seconds: float) -> Reply:
+        text, length = self._format.text(row.written), self._format.count_text(row.written)
         logprobs = tuple(
             TokenLogprobs(self._strings[id], self._by_string(top))
-            for id, top in zip(row.written[:spoken], row.top, strict=False)
+            for id, top in zip(row.written[:length], row.top, strict=False)
         )
-        status, reason = self._verdict(row, text)
+        status, reason = self._status(row, text)
         return Reply(
             status=status,
             text=text,
@@ -161,7 +161,8 @@ class Engine:
             logprobs=logprobs,
         )
 
-    def _verdict(self, row: Writing, text: str) -> tuple[Status, str | None]:
+    def _status(self, row: Writing, text: str) -> tuple[Status, str | None]:
+        """Status and reason of a reply."""
         if row.broken:
             return "failed", self._not_finite
         if not row.ended:
@@ -169,20 +170,19 @@ class Engine:
         return ("ok", None) if text.strip() else ("empty", "the reply has no text")
 
     def _by_string(self, top: dict[int, float]) -> dict[str, float]:
-        """Of two ids with one string, the likelier one counts."""
+        """Log-probabilities by string; of two ids with one string, the likelier one counts."""
         return {self._strings[id]: value for id, value in reversed(top.items())}
 
-    def _probed(self, probe: Probe, found: list[list[float]], seconds: float) -> Reply:
-        if not all(map(math.isfinite, (value for row in found for value in row))):
+    def _probe_reply(self, probe: Probe, rows: list[list[float]], seconds: float) -> Reply:
+        if not all(map(math.isfinite, (value for row in rows for value in row))):
             return Reply("failed", reason=self._not_finite, input_tokens=len(probe.ids), seconds=seconds)
-        probabilities = tuple(map(tuple, found))
-        return Reply("ok", input_tokens=len(probe.ids), seconds=seconds, probabilities=probabilities)
+        return Reply("ok", input_tokens=len(probe.ids), seconds=seconds, probabilities=tuple(map(tuple, rows)))
 
     @property
     def _not_finite(self) -> str:
         return f"the model's logits are not finite in {self._forward.model.dtype}; load it as float32"
 
-    def _bad_probe(self, probe: Probe) -> str | None:
+    def _fault_in_probe(self, probe: Probe) -> str | None:
         width, length = self._forward.width, len(probe.ids)
         if unknown := [id for id in (*probe.ids, *probe.choices) if not 0 <= id < width]:
             return f"token id {unknown[0]} is outside the vocabulary, 0 to {width - 1}"

@@ -1,9 +1,9 @@
-"""What a local causal model computes: the next tokens of some prompts, and probabilities at places of some others.
+"""The forward passes of a local causal model: the next tokens of prompts, and probabilities at places of prompts.
 
 Replies are written in a batch padded on the left, over one cache of keys and values; a row that is done leaves
-the batch. Each row draws from its own generator, one number per token, so its company does not change its luck.
+the batch. Each row draws from its own generator, one number per token, so its company does not change its draws.
 
-Probes share work. What all rows of a batch begin with is run once, as a single row, and its cache is expanded for the
+Probes share work. The prefix of all rows of a batch is run once, as a single row, and its cache is expanded for the
 rest of each row, padded on the right, where causal attention never looks. The single row is kept: a later batch that
 begins with it, or with much of it, goes on from there.
 
@@ -38,14 +38,14 @@ class Writing:
     prompt: Sequence[int]
     limit: int
     """Tokens at most."""
-    over: Callable[[Sequence[int]], bool]
+    is_over: Callable[[Sequence[int]], bool]
     """Whether the reply ended with its last token."""
     temperature: float = 0.0
     """0 takes the likeliest token."""
-    luck: Generator = field(default_factory=Generator)
+    generator: Generator = field(default_factory=Generator)
     alternatives: int = 0
     written: list[int] = field(default_factory=list)
-    """With the token that ended it."""
+    """The reply's tokens so far, with the one that ended it."""
     top: list[dict[int, float]] = field(default_factory=list)
     """Log-probabilities of the likeliest ids at each token, before any temperature."""
     ended: bool = False
@@ -54,6 +54,7 @@ class Writing:
 
     @property
     def active(self) -> bool:
+        """Whether the reply wants another token."""
         return not self.ended and not self.broken and len(self.written) < self.limit
 
 
@@ -92,21 +93,21 @@ class Forward:
             last = torch.arange(len(rows)), torch.full((len(rows),), ids.shape[1] - 1)
             logits = self._logits(ids, mask, cache, last, positions=(mask.cumsum(-1) - 1).clamp_min(0))
             _extend(rows, logits.float())
-            kept = [index for index, row in enumerate(rows) if row.active]
-            if not kept:
+            active = [index for index, row in enumerate(rows) if row.active]
+            if not active:
                 return
-            if len(kept) < len(rows):
-                rows, mask = [rows[index] for index in kept], mask[kept]
-                cache.batch_select_indices(self._tensor(kept))
+            if len(active) < len(rows):
+                rows, mask = [rows[index] for index in active], mask[active]
+                cache.batch_select_indices(self._tensor(active))
             ids = self._tensor([[row.written[-1]] for row in rows])
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
 
-    def shared(self, first: tuple[int, ...], last: tuple[int, ...], *, before: int) -> int:
+    def shared_length(self, first: tuple[int, ...], last: tuple[int, ...], *, before: int) -> int:
         """How many tokens a batch of probes would share whose ids, in order, go from `first` to `last`.
 
         `before` is the first position that is wanted: a position inside the prefix would not be run again.
         """
-        return len(self._shared(_common(first, last)[:before]))
+        return len(self._choose_prefix(_common_prefix(first, last)[:before]))
 
     @torch.inference_mode()
     def probabilities(self, probes: Sequence[Probe]) -> list[list[list[float]]]:
@@ -116,7 +117,7 @@ class Forward:
         """
         rows = [probe.ids[: max(probe.positions) + 1] for probe in probes]
         first = min(min(probe.positions) for probe in probes)
-        prefix = self._run_prefix(_common(min(rows), max(rows))[:first])
+        prefix = self._run_prefix(_common_prefix(min(rows), max(rows))[:first])
         cache = copy.deepcopy(self._prefix_cache) if prefix else self._cache()
         cache.batch_repeat_interleave(len(rows))
         longest = max(map(len, rows)) - prefix
@@ -126,17 +127,17 @@ class Forward:
         places = [(row, at - prefix) for row, probe in enumerate(probes) for at in probe.positions]
         logits = self._logits(ids, mask, cache, tuple(torch.tensor(places).T), positions=self._positions(prefix, ids))
         sums = torch.cat([part.float().logsumexp(-1) for part in logits.split(_ROWS)])
-        found, start = list[list[list[float]]](), 0
+        probabilities, start = list[list[list[float]]](), 0
         for probe in probes:
             span = slice(start, start + len(probe.positions))
             chosen = logits[span][:, list(probe.choices)].float()
-            found.append((chosen - sums[span, None]).exp().tolist())
+            probabilities.append((chosen - sums[span, None]).exp().tolist())
             start = span.stop
-        return found
+        return probabilities
 
-    def _run_prefix(self, wanted: tuple[int, ...]) -> int:
-        """Have the cache of a prefix that all rows share; its length."""
-        prefix = self._shared(wanted)
+    def _run_prefix(self, longest: tuple[int, ...]) -> int:
+        """Fill the cache of a prefix of `longest`, which all rows share; returns the prefix's length."""
+        prefix = self._choose_prefix(longest)
         if prefix and prefix != self._prefix:
             cache, ids = self._cache(), self._tensor([prefix])
             place = torch.tensor([0]), torch.tensor([0])
@@ -144,10 +145,10 @@ class Forward:
             self._prefix, self._prefix_cache = prefix, cache
         return len(prefix)
 
-    def _shared(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        """What of `wanted` to share: what it has in common with the prefix at hand if that is at least half of it."""
-        known = _common(self._prefix, wanted)
-        return known if 2 * len(known) >= len(wanted) else wanted
+    def _choose_prefix(self, longest: tuple[int, ...]) -> tuple[int, ...]:
+        """The prefix to share: the part of `longest` that is cached where that is at least half of it, else it all."""
+        cached = _common_prefix(self._prefix, longest)
+        return cached if 2 * len(cached) >= len(longest) else longest
 
     def _logits(
         self, ids: Tensor, mask: Tensor, cache: DynamicCache, places: tuple[Tensor, ...], *, positions: Tensor
@@ -164,7 +165,7 @@ class Forward:
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)
 
-    def _tensor(self, rows: Sequence[Any]) -> Tensor:
+    def _tensor(self, rows: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(rows, device=self.model.device)
 
 
@@ -172,25 +173,24 @@ def _extend(rows: Sequence[Writing], logits: Tensor) -> None:
     """Give each row its next token; logits: (row, token)."""
     likeliest = logits.argmax(-1).tolist()
     finite = logits.logsumexp(-1).isfinite().tolist()
-    for row, best, sound, scores in zip(rows, likeliest, finite, logits, strict=True):
-        if not sound:
+    for row, best, is_finite, scores in zip(rows, likeliest, finite, logits, strict=True):
+        if not is_finite:
             row.broken = True
             continue
-        row.written.append(_drawn(scores, row) if row.temperature > 0 else best)
+        row.written.append(_draw(scores, row) if row.temperature > 0 else best)
         if row.alternatives:
             values, ids = scores.log_softmax(-1).topk(min(row.alternatives, len(scores)))
             row.top.append(dict(zip(ids.tolist(), values.tolist(), strict=True)))
-        row.ended = row.over(row.written)
+        row.ended = row.is_over(row.written)
 
 
-def _drawn(scores: Tensor, row: Writing) -> int:
-    """A token at the row's temperature, by one number from its generator."""
+def _draw(scores: Tensor, row: Writing) -> int:
+    """Draw a token at the row's temperature, by one number from its generator."""
     chances = (scores.cpu().double() / row.temperature).softmax(-1).cumsum(-1)
-    luck = torch.rand(1, generator=row.luck, dtype=torch.float64) * chances[-1]
-    return min(int(torch.searchsorted(chances, luck, right=True)), len(chances) - 1)
+    number = torch.rand(1, generator=row.generator, dtype=torch.float64) * chances[-1]
+    return min(int(torch.searchsorted(chances, number, right=True)), len(chances) - 1)
 
 
-def _common(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
-    """What both begin with."""
+def _common_prefix(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
     return first[:same]

@@ -1,8 +1,8 @@
 """A local Hugging Face model, in this process, as a language model that answers requests.
 
 Requests stand in a queue. One worker thread takes a batch from it, answers it, settles its futures and looks again,
-so that there is never more than one batch at work, and the next is made of all that came meanwhile. A batch that
-does not fit into memory is halved.
+so that there is never more than one batch at work, and the next is made of all requests that came meanwhile. A batch
+that does not fit into memory is halved.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class LocalLLM:
 
     Chats are sampled at their temperature, from the whole distribution; None takes the temperature of the
     model's generation_config where that samples, else the likeliest token. The output tokens of a reply include
-    the one that ended it. How a base model is asked, and where its reply ends, is in turns.py.
+    the one that ended it. The form for a base model, and where its reply ends, are in chat_format.py.
     """
 
     endpoint = ENDPOINT
@@ -81,7 +81,7 @@ class LocalLLM:
         """Put the request into the queue."""
         future: Future[Reply] = Future()
         with self._lock:
-            job = self._engine().job(request)
+            job = self._engine().prepare(request)
         if isinstance(job, Reply):
             future.set_result(job)
             return future
@@ -125,12 +125,13 @@ class LocalLLM:
             if not self._queue:
                 return []
             jobs = [waiting.job for waiting in self._queue]
-            taken = set(self._engine().next_batch(jobs, batch_tokens=self._batch_tokens))
-            batch = [waiting for place, waiting in enumerate(self._queue) if place in taken]
-            self._queue = [waiting for place, waiting in enumerate(self._queue) if place not in taken]
+            chosen = set(self._engine().next_batch(jobs, batch_tokens=self._batch_tokens))
+            batch = [waiting for place, waiting in enumerate(self._queue) if place in chosen]
+            self._queue = [waiting for place, waiting in enumerate(self._queue) if place not in chosen]
             return batch
 
     def _settle(self, batch: Sequence[_Waiting]) -> None:
+        """Answer a batch and settle its futures."""
         if not batch:
             return
         replies, full = list[Reply](), False

@@ -1,7 +1,7 @@
 """OpenAI's Batch API: half the price, an answer within 24 hours. Submit, leave, come back, collect.
 
-A batch is named, in its metadata, by the hash of its requests, and is looked for before it is made. So whoever is
-killed between making a batch and writing down its id finds it again and pays once.
+A batch is named, in its metadata, by the hash of its requests, and is looked for before it is made. So a process that
+is killed between making a batch and recording its id finds it again and pays once.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from openai.types import Batch
 
 from ...subject.errors import NeuronautError
 from ..types import Chat, Reply
-from .retrying import Malformed, one_line, reason, retry_policy, spoiling
-from .wire import Wire, decoded, endpoint_of, read_chat
+from .retrying import Malformed, describe_error, fatal_error, one_line, retry_policy
+from .wire import Wire, decode_body, find_endpoint, read_chat
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class BatchState:
     """How far a batch is."""
 
     status: str
-    """As OpenAI says: validating, in_progress, finalizing, completed, failed, expired, cancelling or cancelled."""
+    """In OpenAI's words: validating, in_progress, finalizing, completed, failed, expired, cancelling or cancelled."""
     total: int
     completed: int
     failed: int
@@ -71,7 +71,7 @@ class BatchAPI:
         longest_backoff: float = 60.0,
     ) -> None:
         """All as for OpenAIChat; a batch holds at most `most_requests` and `most_bytes`."""
-        self._wire = Wire(model, endpoint_of(base_url), thinking=thinking, temperature_fixed=temperature_fixed)
+        self._wire = Wire(model, find_endpoint(base_url), thinking=thinking, temperature_fixed=temperature_fixed)
         self._client = self._wire.connect(api_key=api_key, timeout=timeout)
         self._most_requests, self._most_bytes = most_requests, most_bytes
         self._retrying = retry_policy(
@@ -79,12 +79,12 @@ class BatchAPI:
         )
 
     def submit(self, requests: Mapping[str, Chat]) -> tuple[str, ...]:
-        """Ids of the batches that ask these requests, by key; of those under way already where they are the same."""
-        lines = (self._line(key, chat) for key, chat in requests.items())
-        return tuple(self._found_or_made(b"".join(part)) for part in self._parts(lines))
+        """Send requests, by key, as batches; returns their ids, of those under way already where they are the same."""
+        lines = (self._format_line(key, chat) for key, chat in requests.items())
+        return tuple(self._find_or_create(b"".join(part)) for part in self._split(lines))
 
     def poll(self, batch_id: str) -> BatchState:
-        """How far it is."""
+        """How far a batch is."""
         batch = self._call(lambda: self._client.batches.retrieve(batch_id))
         counts, errors = batch.request_counts, batch.errors and batch.errors.data
         return BatchState(
@@ -96,7 +96,7 @@ class BatchAPI:
         )
 
     def collect(self, batch_id: str) -> Iterator[tuple[str, Reply]]:
-        """Replies by key of a batch that has ended; what expired or erred is "failed" with its reason.
+        """Replies by key of a batch that has ended; one that expired or erred is "failed" with its reason.
 
         Raises a NeuronautError for a batch that has not ended, or failed as a whole.
         """
@@ -116,11 +116,11 @@ class BatchAPI:
         """Disconnect."""
         self._client.close()
 
-    def _line(self, key: str, chat: Chat) -> bytes:
-        asked = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": self._wire.chat(chat)}
-        return json.dumps(asked).encode() + b"\n"
+    def _format_line(self, key: str, chat: Chat) -> bytes:
+        request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": self._wire.chat(chat)}
+        return json.dumps(request).encode() + b"\n"
 
-    def _parts(self, lines: Iterable[bytes]) -> Iterator[Sequence[bytes]]:
+    def _split(self, lines: Iterable[bytes]) -> Iterator[Sequence[bytes]]:
         """The lines in runs that each fit a batch."""
         part, size = [], 0
         for line in lines:
@@ -132,26 +132,27 @@ class BatchAPI:
         if part:
             yield part
 
-    def _found_or_made(self, content: bytes) -> str:
+    def _find_or_create(self, content: bytes) -> str:
+        """The id of the batch of this content."""
         name = hashlib.sha256(content).hexdigest()
-        if found := self._call(lambda: self._find(name)):
-            return found.id
+        if batch := self._call(lambda: self._find(name)):
+            return batch.id
         upload = ("requests.jsonl", content, "application/jsonl")
         file = self._call(lambda: self._client.files.create(file=upload, purpose="batch"))
-        return self._call(lambda: self._make(name, file.id)).id
+        return self._call(lambda: self._create(name, file.id)).id
 
-    def _make(self, name: str, file_id: str) -> Batch:
-        """Looks first, since an attempt may have been heard whose answer was lost."""
+    def _create(self, name: str, file_id: str) -> Batch:
+        """Create a batch; looks for it first, since an earlier attempt may have got through whose answer was lost."""
         return self._find(name) or self._client.batches.create(
             input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata={_NAME: name}
         )
 
     def _find(self, name: str) -> Batch | None:
-        """A recent batch of that name, if it is worth having."""
+        """A recent batch of that name that has replies, or will have."""
         for batch in self._client.batches.list(limit=100):
             if batch.created_at < time.time() - _REMEMBERED:
                 return None
-            if (batch.metadata or {}).get(_NAME) == name and _worth_having(batch):
+            if (batch.metadata or {}).get(_NAME) == name and _has_replies(batch):
                 return batch
         return None
 
@@ -160,13 +161,13 @@ class BatchAPI:
             return self._retrying(ask)
         except APIError as error:
             endpoint, model = self._wire.endpoint, self._wire.model
-            raise spoiling(error, endpoint=endpoint, model=model) or NeuronautError(
-                f"the Batch API of {endpoint} failed ({reason(error)}); run the same command again to go on"
+            raise fatal_error(error, endpoint=endpoint, model=model) or NeuronautError(
+                f"the Batch API of {endpoint} failed ({describe_error(error)}); run the same command again to go on"
             ) from error
 
 
-def _worth_having(batch: Batch) -> bool:
-    """Whether it has replies or will have."""
+def _has_replies(batch: Batch) -> bool:
+    """Whether a batch has replies, or will have."""
     if batch.status == "completed":
         return bool(batch.request_counts and batch.request_counts.completed)
     return batch.status in ("validating", "in_progress", "finalizing")
@@ -174,7 +175,7 @@ def _worth_having(batch: Batch) -> bool:
 
 def _read_line(line: bytes) -> tuple[str, Reply]:
     """A line of an output or error file: {custom_id, response: {status_code, body} | null, error | null}."""
-    result: Mapping[str, Any] = decoded(line.decode())
+    result: Mapping[str, Any] = decode_body(line.decode())
     key, response = result["custom_id"], result.get("response") or {}
     body = response.get("body") or {}
     error = result.get("error") or body.get("error")

@@ -10,16 +10,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING
 
 from openai import APIConnectionError, APIError, APITimeoutError, OpenAI, RateLimitError
 
 from ...subject.errors import NeuronautError
 from ..prices import estimate, estimate_chat
-from ..tool_calls import spelled
+from ..tool_calls import spell_out_tools
 from ..types import Chat, Probe, Reply, Request, request_key
-from .retrying import Flow, Malformed, one_line, reason, retry_policy, spoiling
-from .wire import Wire, decoded, endpoint_of, read_chat, read_probe
+from .retrying import Flow, Malformed, describe_error, fatal_error, one_line, retry_policy
+from .wire import Wire, decode_body, find_endpoint, read_chat, read_probe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _FILTERED = frozenset({"content_filter", "content_policy_violation"})
 """Codes of errors with which a filter declines a request."""
@@ -44,13 +47,15 @@ class OpenAIChat:
         backoff: float = 1.0,
         longest_backoff: float = 60.0,
     ) -> None:
-        """`base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY; a key is missed at the first
-        submit only. At most `in_flight` requests are with the server at once; one that takes over `timeout`
-        seconds is given up and retried. `thinking` tokens are allowed on top of each reply's; `temperature_fixed` is
-        for models that take no temperature. With `prompt_logprobs` the server, vLLM, answers probes.
-        `tokenizer` is a folder or id for transformers, by default the model's name. For `attempts`, `backoff` and
-        `longest_backoff` see retry_policy."""
-        self._wire = Wire(model, endpoint_of(base_url), thinking=thinking, temperature_fixed=temperature_fixed)
+        """`base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY.
+
+        A key is missed at the first submit only. At most `in_flight` requests are with the server at once; one that
+        takes over `timeout` seconds is given up and retried. `thinking` tokens are allowed on top of each reply's;
+        `temperature_fixed` is for models that take no temperature. With `prompt_logprobs` the server, vLLM, answers
+        probes. `tokenizer` is a folder or id for transformers, by default the model's name. For `attempts`,
+        `backoff` and `longest_backoff` see retry_policy.
+        """
+        self._wire = Wire(model, find_endpoint(base_url), thinking=thinking, temperature_fixed=temperature_fixed)
         self._variant = f"+thinking={thinking}" * (thinking > 0) + "+own-temperature" * temperature_fixed
         self._api_key, self._timeout = api_key, timeout
         self._tokenizer, self._prompt_logprobs = tokenizer, prompt_logprobs
@@ -66,8 +71,10 @@ class OpenAIChat:
 
     @property
     def model(self) -> str:
-        """The model's name, and after a plus how it is asked where that changes what it answers: so it is part of what
-        an answer is known by."""
+        """The model's name, and after a plus the settings that change its answers: so they are part of a request's key.
+
+        For example `gpt-5-mini+thinking=500`.
+        """
         return self._wire.model + self._variant
 
     @property
@@ -77,7 +84,7 @@ class OpenAIChat:
 
     @property
     def in_flight(self) -> int:
-        """How many requests the server bears at once, as found so far."""
+        """How many requests the server bears at once, as measured so far."""
         return self._flow.limit
 
     @property
@@ -85,9 +92,13 @@ class OpenAIChat:
         """Whether the server was said to have prompt_logprobs."""
         return self._prompt_logprobs
 
-    @cached_property
-    def tokenizer(self) -> Any:
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's own tokenizer, from transformers; probes are assembled with it."""
+        return self._loaded_tokenizer
+
+    @cached_property
+    def _loaded_tokenizer(self) -> "PreTrainedTokenizerBase":
         from transformers import AutoTokenizer
 
         name = self._tokenizer or self._wire.model
@@ -102,7 +113,7 @@ class OpenAIChat:
         """Tokens of the prompt: exact for probes, by the tokenizer where one was named, else an estimate."""
         if isinstance(request, Probe):
             return len(request.ids)
-        messages = spelled(request).messages
+        messages = spell_out_tools(request).messages
         if self._tokenizer is None:
             return estimate_chat(messages)
         if self.tokenizer.chat_template:
@@ -116,35 +127,36 @@ class OpenAIChat:
             raise NeuronautError(
                 f"{self.endpoint} was not said to answer probes; use a server with prompt_logprobs (vLLM) and say so"
             )
-        return self._pool.submit(self._answer, self._connected(), request)
+        return self._pool.submit(self._answer, self._connect(), request)
 
     def close(self) -> None:
-        """Drop what is not begun or waits to be retried, await what the server is at, and disconnect."""
+        """Drop requests that are not begun or wait to be retried, await those at the server, and disconnect."""
         self._stopped.set()
         self._flow.close()
         self._pool.shutdown(cancel_futures=True)
         if self._client:
             self._client.close()
 
-    def _connected(self) -> OpenAI:
+    def _connect(self) -> OpenAI:
         with self._connecting:
             self._client = self._client or self._wire.connect(api_key=self._api_key, timeout=self._timeout)
             return self._client
 
     def _answer(self, client: OpenAI, request: Request) -> Reply:
-        """The reply, after retries; raises what spoils every call alike."""
+        """The reply, after retries; raises an error that every call would meet alike."""
         try:
             return self._retrying(self._attempt, client, request)
         except (APIError, Malformed) as error:
             if getattr(error, "code", None) in _FILTERED:
-                return Reply("refused", reason=reason(error))
-            if self._unreachable(error):
+                return Reply("refused", reason=describe_error(error))
+            if self._is_unreachable(error):
                 raise NeuronautError(
-                    f"{self.endpoint} cannot be reached ({reason(error)}); start the server, or correct the base URL"
+                    f"{self.endpoint} cannot be reached ({describe_error(error)}); "
+                    "start the server, or correct the base URL"
                 ) from error
-            if spoilt := spoiling(error, endpoint=self.endpoint, model=self.model):
-                raise spoilt from error
-            return Reply("failed", reason=reason(error))
+            if fatal := fatal_error(error, endpoint=self.endpoint, model=self.model):
+                raise fatal from error
+            return Reply("failed", reason=describe_error(error))
 
     def _attempt(self, client: OpenAI, request: Request) -> Reply:
         key = request_key(request, model=self.model, endpoint=self.endpoint)
@@ -152,10 +164,10 @@ class OpenAIChat:
             began = time.monotonic()
             text = self._call(client, request, headers={"Idempotency-Key": key})
             self._reached = True
-            body = decoded(text)
+            body = decode_body(text)
             reply = read_probe(body, request) if isinstance(request, Probe) else read_chat(body)
         reply = replace(reply, seconds=time.monotonic() - began)
-        return reply if body.get("usage") else self._estimated(request, reply)
+        return reply if body.get("usage") else self._estimate_usage(request, reply)
 
     def _call(self, client: OpenAI, request: Chat | Probe, *, headers: dict[str, str]) -> str:
         """The body that the server sends."""
@@ -167,7 +179,7 @@ class OpenAIChat:
         create = client.chat.completions.with_raw_response.create
         return create(model=self.model, messages=body["messages"], extra_body=body, extra_headers=headers).text
 
-    def _estimated(self, request: Request, reply: Reply) -> Reply:
+    def _estimate_usage(self, request: Request, reply: Reply) -> Reply:
         """The reply with tokens estimated, from a server that does not count them."""
         return replace(
             reply,
@@ -176,6 +188,6 @@ class OpenAIChat:
             raw={**reply.raw, "usage": "estimated"},
         )
 
-    def _unreachable(self, error: APIError | Malformed) -> bool:
+    def _is_unreachable(self, error: APIError | Malformed) -> bool:
         """Whether no connection ever stood, as where no server runs."""
         return not self._reached and isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError)

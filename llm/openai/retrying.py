@@ -1,14 +1,12 @@
-"""The one retry policy for language models over a network, and what becomes of an error.
+"""The one retry policy for language models over a network, the kinds of error, and the number of requests at once.
 
-An error is transient (worth another attempt), spoils every call alike (a NeuronautError), or belongs to the one
-request (a reply that failed). Between attempts: as long as the server asks, else exponential backoff with full
+An error is transient (worth another attempt), fatal (every call would meet it: a NeuronautError), or belongs to the
+one request (a reply that failed). Between attempts: as long as the server asks, else exponential backoff with full
 jitter, drawn from a generator of its own, so that no one's seed is touched.
 
-How many requests may be under way at once: as many as the server bears, found as TCP finds it.
-
-Each 429 halves the limit, at most once per round trip: a request that had begun before the last halving tells
-nothing new. Successes widen it, together by an eighth of the most per round trip, so that a halving from
-the top is made good in four.
+`Flow` keeps as many requests under way as the server bears, which it measures as TCP does. Each 429 halves the limit,
+at most once per round trip: a request that had begun before the last halving brings no news. Successes widen it,
+together by an eighth of the most per round trip, so that a halving from the top is made good in four.
 """
 
 import random
@@ -31,7 +29,7 @@ LONGEST_WAIT = 600.0
 _TRANSIENT = frozenset({408, 409, 429})
 """Statuses that another attempt may change, beside those from 500 on."""
 
-_SPOILS: dict[object, str] = {
+_FATAL: dict[object, str] = {
     401: "set OPENAI_API_KEY to a key for this server",
     403: "use a key that may use this model, or another model",
     404: "name a model that the server has, and check the base URL",
@@ -43,7 +41,7 @@ _SPOILS: dict[object, str] = {
 
 
 class Malformed(Exception):
-    """A reply with status 200 is not what the protocol says."""
+    """A reply with status 200 is not of the protocol's form."""
 
 
 def retry_policy(*, attempts: int, backoff: float, longest_backoff: float, stopped: Event) -> Retrying:
@@ -55,9 +53,9 @@ def retry_policy(*, attempts: int, backoff: float, longest_backoff: float, stopp
     dice = random.Random()
 
     def wait(state: RetryCallState) -> float:
-        told = wanted_wait(state.outcome.exception() if state.outcome else None)
-        if told is not None:
-            return told + dice.uniform(0, backoff)
+        requested = requested_wait(state.outcome.exception() if state.outcome else None)
+        if requested is not None:
+            return requested + dice.uniform(0, backoff)
         return dice.uniform(0, min(longest_backoff, backoff * 2 ** (state.attempt_number - 1)))
 
     return Retrying(
@@ -72,12 +70,12 @@ def retry_policy(*, attempts: int, backoff: float, longest_backoff: float, stopp
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may fare better."""
     if isinstance(error, APIStatusError):
-        again = error.status_code in _TRANSIENT or error.status_code >= 500
-        return again and error.code not in _SPOILS and (wanted_wait(error) or 0) <= LONGEST_WAIT
+        transient = error.status_code in _TRANSIENT or error.status_code >= 500
+        return transient and error.code not in _FATAL and (requested_wait(error) or 0) <= LONGEST_WAIT
     return isinstance(error, APIConnectionError | Malformed)
 
 
-def wanted_wait(error: BaseException | None) -> float | None:
+def requested_wait(error: BaseException | None) -> float | None:
     """Seconds that the server asks to wait (Retry-After in seconds or as a date, retry-after-ms), or None."""
     if not isinstance(error, APIStatusError):
         return None
@@ -93,19 +91,21 @@ def wanted_wait(error: BaseException | None) -> float | None:
         return None
 
 
-def spoiling(error: APIError | Malformed, *, endpoint: str, model: str) -> NeuronautError | None:
+def fatal_error(error: APIError | Malformed, *, endpoint: str, model: str) -> NeuronautError | None:
     """The error as the user should read it, if every call would meet it."""
-    known = (getattr(error, "code", None), getattr(error, "status_code", None))
-    advice = next((_SPOILS[name] for name in known if name in _SPOILS), None)
-    return NeuronautError(f"{endpoint} refuses calls of {model} ({reason(error)}); {advice}") if advice else None
+    codes = (getattr(error, "code", None), getattr(error, "status_code", None))
+    advice = next((_FATAL[code] for code in codes if code in _FATAL), None)
+    if advice is None:
+        return None
+    return NeuronautError(f"{endpoint} refuses calls of {model} ({describe_error(error)}); {advice}")
 
 
-def reason(error: APIError | Malformed) -> str:
-    """What went wrong, in one line, with the server's own message."""
+def describe_error(error: APIError | Malformed) -> str:
+    """The error in one line, with the server's own message."""
     if isinstance(error, APIStatusError):
         body = error.body if isinstance(error.body, dict) else {}
-        said = body.get("message") or body.get("detail") or error.body or error.response.reason_phrase
-        return f"{error.status_code}: {one_line(said)}"
+        message = body.get("message") or body.get("detail") or error.body or error.response.reason_phrase
+        return f"{error.status_code}: {one_line(message)}"
     if isinstance(error, APITimeoutError):
         return "no reply within the time limit"
     if isinstance(error, APIConnectionError):
@@ -120,7 +120,7 @@ def one_line(text: object) -> str:
 
 
 _GAIN = 1 / 8
-"""Of the most, per round trip without a 429."""
+"""The limit's growth per round trip without a 429, as a share of the most."""
 
 
 class Flow:
@@ -157,7 +157,7 @@ class Flow:
         self._leave(widen=True)
 
     def close(self) -> None:
-        """Turn away whoever waits for a place."""
+        """Turn away all requests that wait for a place."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -2,8 +2,8 @@
 
 Servers differ in what they call the limit on tokens, models in whether they take a temperature. Probes need a
 server with vLLM's `prompt_logprobs`. Its completion holds a list, per prompt token null (the first) or {token id
-as a string: {"logprob", "rank", "decoded_token"}}: what that place was predicted to hold, the actual token
-always among it. So the prediction after position p stands at p + 1.
+as a string: {"logprob", "rank", "decoded_token"}}: the tokens predicted for that place, the actual one always
+among them. So the prediction after position p stands at p + 1.
 """
 
 import json
@@ -28,13 +28,13 @@ PROMPT_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """How one model of one server is spoken to."""
+    """The form of requests to one model of one server."""
 
     model: str
     endpoint: str
     """The server's base URL."""
     thinking: int = 0
-    """Tokens on top of a reply's, for what the model thinks beforehand."""
+    """Tokens on top of a reply's, for the model's thinking beforehand."""
     temperature_fixed: bool = False
     """The model takes no temperature, so that none is sent."""
 
@@ -44,7 +44,7 @@ class Wire:
         limit = "max_completion_tokens" if is_openai(self.endpoint) else "max_tokens"
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [_message(message) for message in chat.messages],
+            "messages": [_format_message(message) for message in chat.messages],
             limit: sampling.max_tokens + self.thinking,
         }
         if sampling.temperature is not None and not self.temperature_fixed:
@@ -58,7 +58,7 @@ class Wire:
         return body
 
     def probe(self, probe: Probe) -> dict[str, Any]:
-        """Body of POST /completions. A token follows the last position, so that its prediction is told too."""
+        """Body of POST /completions; a token follows the last position, so that its prediction is given too."""
         follows = () if max(probe.positions) + 1 < len(probe.ids) else probe.choices[:1]
         return {
             "model": self.model,
@@ -78,18 +78,18 @@ class Wire:
         return OpenAI(api_key=key, base_url=self.endpoint, timeout=timeout, max_retries=0)
 
 
-def endpoint_of(base_url: str | None) -> str:
+def find_endpoint(base_url: str | None) -> str:
     """The given URL, else that of OPENAI_BASE_URL, else OpenAI's."""
     return (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
 
 
 def is_openai(endpoint: str) -> bool:
-    """Whether it is OpenAI's own server, whichever the region."""
+    """Whether an endpoint is OpenAI's own server, whichever the region."""
     return (urlsplit(endpoint).hostname or "").endswith("api.openai.com")
 
 
-def decoded(text: str) -> Mapping[str, Any]:
-    """The JSON object in a body; Malformed where there is none."""
+def decode_body(text: str) -> Mapping[str, Any]:
+    """Decode the JSON object in a body; Malformed where there is none."""
     try:
         body = json.loads(text)
     except ValueError as error:
@@ -105,10 +105,10 @@ def read_chat(body: Mapping[str, Any]) -> Reply:
         choice = body["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
         text, refusal = message.get("content") or "", message.get("refusal")
-        logprobs = tuple(_token(token) for token in (choice.get("logprobs") or {}).get("content") or ())
-        calls, broken = _calls(message.get("tool_calls") or [])
-        status, reason = _outcome(text, refusal, finish, calls=calls, broken=broken)
-        input_tokens, output_tokens = _usage(body)
+        logprobs = tuple(_read_token(token) for token in (choice.get("logprobs") or {}).get("content") or ())
+        calls, broken = _read_calls(message.get("tool_calls") or [])
+        status, reason = _read_status(text, refusal, finish, calls=calls, broken=broken)
+        input_tokens, output_tokens = _read_usage(body)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Malformed(f"the reply has no choice with a message: {one_line(json.dumps(body))}") from error
     return Reply(
@@ -126,9 +126,9 @@ def read_chat(body: Mapping[str, Any]) -> Reply:
 def read_probe(body: Mapping[str, Any], probe: Probe) -> Reply:
     """The probabilities in a completion with prompt_logprobs; Malformed where it has none."""
     try:
-        told = [body["choices"][0]["prompt_logprobs"][position + 1] or {} for position in probe.positions]
-        probabilities = tuple(tuple(_probability(entry.get(str(choice))) for choice in probe.choices) for entry in told)
-        input_tokens, output_tokens = _usage(body)
+        rows = [body["choices"][0]["prompt_logprobs"][position + 1] or {} for position in probe.positions]
+        probabilities = tuple(tuple(_probability(row.get(str(choice))) for choice in probe.choices) for row in rows)
+        input_tokens, output_tokens = _read_usage(body)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Malformed("the reply has no prompt_logprobs for every position; the server must be vLLM") from error
     return Reply(
@@ -140,20 +140,20 @@ def read_probe(body: Mapping[str, Any], probe: Probe) -> Reply:
     )
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _format_message(message: Message) -> dict[str, Any]:
     """A turn as a body holds it; one that only calls has no content, as in replies."""
-    sent: dict[str, Any] = {"role": message.role, "content": message.content}
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.calls:
         functions = [(call.id, {"name": call.name, "arguments": call.arguments}) for call in message.calls]
         calls = [{"id": id, "type": "function", "function": function} for id, function in functions]
-        sent |= {"content": message.content or None, "tool_calls": calls}
-    return sent | ({"tool_call_id": message.answers} if message.answers else {})
+        turn |= {"content": message.content or None, "tool_calls": calls}
+    return turn | ({"tool_call_id": message.answers} if message.answers else {})
 
 
-def _calls(listed: Sequence[Any]) -> tuple[tuple[ToolCall, ...], str | None]:
-    """The calls, or what is wrong with the first that is none."""
+def _read_calls(entries: Sequence[Any]) -> tuple[tuple[ToolCall, ...], str | None]:
+    """The calls, or the fault of the first entry that is none."""
     calls = list[ToolCall]()
-    for place, entry in enumerate(listed):
+    for place, entry in enumerate(entries):
         function = entry.get("function") if isinstance(entry, dict) else None
         name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (0, 0)
         # Some servers give the arguments as the object itself, and calls without an id.
@@ -164,10 +164,10 @@ def _calls(listed: Sequence[Any]) -> tuple[tuple[ToolCall, ...], str | None]:
     return tuple(calls), None
 
 
-def _outcome(
+def _read_status(
     text: str, refusal: str | None, finish: str | None, *, calls: Sequence[ToolCall], broken: str | None
 ) -> tuple[Status, str | None]:
-    """Status and reason: from what the server says of the reply, never from the reply's words."""
+    """Status and reason: from the server's fields, never from the reply's words."""
     if refusal or finish == "content_filter":
         return "refused", f"declined: {one_line(refusal or 'the content filter')}"
     if finish == "length":
@@ -177,13 +177,13 @@ def _outcome(
     return ("ok", None) if text.strip() or calls else ("empty", "no text in the reply")
 
 
-def _usage(body: Mapping[str, Any]) -> tuple[int, int]:
+def _read_usage(body: Mapping[str, Any]) -> tuple[int, int]:
     usage = body.get("usage") or {}
     return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
 
 
-def _token(token: Mapping[str, Any]) -> TokenLogprobs:
-    """Of several alternatives with the same string the likelier stands: they come in falling order."""
+def _read_token(token: Mapping[str, Any]) -> TokenLogprobs:
+    """A token; of several alternatives with the same string the likelier stands: they come in falling order."""
     top = {other["token"]: other["logprob"] for other in reversed(token.get("top_logprobs") or ())}
     return TokenLogprobs(token["token"], {token["token"]: token["logprob"]} | top)
 

@@ -81,11 +81,11 @@ def choose(
     Where silence is asked for, one in four are ones of which the rivals' expectations differ most: beside what should
     be silent stands what should not, or else nothing could be learned.
     """
-    said = expected_of(lab, items)
-    first = said[0] if said else [None] * len(items)
+    expected = expected_of(lab, items)
+    first = expected[0] if expected else [None] * len(items)
     silent = [value is not None and EDGES[0] <= value < EDGES[1] for value in first]
     active = [value is not None and not quiet for value, quiet in zip(first, silent, strict=True)]
-    spread = [_spread([row[at] for row in said]) for at in range(len(items))]
+    spread = [_range([row[at] for row in expected]) for at in range(len(items))]
     places = list(range(len(items)))
     if by == "top":
         worth = list(lab.worth.values())
@@ -95,18 +95,18 @@ def choose(
     differing = sorted(places, key=lambda at: -spread[at])
     if by == "differ":
         places = differing
-    wanted = {"any": [True] * len(items), "silence": silent, "activity": active}[expect]
-    pool = sorted((at for at in places if wanted[at]), key=lambda at: not lab.is_new(items[at], prompts=prompts))
+    mask = {"any": [True] * len(items), "silence": silent, "activity": active}[expect]
+    pool = sorted((at for at in places if mask[at]), key=lambda at: not lab.is_new(items[at], prompts=prompts))
     if not pool:
         raise NeuronautError(f"the leader expects {expect} of none of the {len(items)} nodes; ask for another")
     beside = [at for at in differing if spread[at] > 0 and at not in pool] if expect == "silence" else []
-    kept = beside[: min(count // 4, len(pool))]
-    return [items[at] for at in (*pool[: count - len(kept)], *kept)]
+    contrast = beside[: min(count // 4, len(pool))]
+    return [items[at] for at in (*pool[: count - len(contrast)], *contrast)]
 
 
-def _spread(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return max(known) - min(known) if known else 0.0
+def _range(values: Sequence[float | None]) -> float:
+    numbers = [value for value in values if value is not None]
+    return max(numbers) - min(numbers) if numbers else 0.0
 
 
 def new_first(lab: BehaviourLab, items: Iterable[Item], count: int) -> list[Item]:
@@ -131,14 +131,14 @@ def random_sets(
         kinds.setdefault(node.kind, []).append(node)
     makeup = Counter(node.kind for node in like)
     sizes = {kind: min(number, len(kinds.get(kind, []))) for kind, number in makeup.items()}
-    found: dict[Nodes, None] = {}
+    sets: dict[Nodes, None] = {}
     for _ in range(_TRIES * count):
         drawn = [node for kind, number in sizes.items() if number for node in rng.sample(kinds[kind], number)]
         if drawn and frozenset(drawn) != frozenset(like):
-            found.setdefault(frozenset(drawn))
-        if len(found) == count:
+            sets.setdefault(frozenset(drawn))
+        if len(sets) == count:
             break
-    return [tuple(node for node in lab.nodes if node in one) for one in found]
+    return [tuple(node for node in lab.nodes if node in chosen) for chosen in sets]
 
 
 def measured(
@@ -147,18 +147,18 @@ def measured(
     design: Design,
     *,
     headline: int | None = None,
-    found: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> Measured:
     """All items of a design and its control. The headline is the item of this index, or the largest."""
-    said = effects(lab, runs, [item.about for item in design.items])
-    if failed := next((one.reason for one in said if one.recovered is None), None):
+    measurements = effects(lab, runs, [item.about for item in design.items])
+    if failed := next((effect.reason for effect in measurements if effect.recovered is None), None):
         raise NeuronautError(f"{lab.target} cannot be measured: {failed}")
-    values = [round(float(one.recovered or 0.0), 5) for one in said]
+    values = [round(float(effect.recovered or 0.0), 5) for effect in measurements]
     at = max(range(len(values)), key=lambda index: abs(values[index])) if headline is None else headline
-    low, high = said[at].interval or (None, None)
+    low, high = measurements[at].interval or (None, None)
     spans = {
-        item.label: [value, *(round(end, 4) for end in one.interval or ())]
-        for item, value, one in zip(design.items, values, said, strict=True)
+        item.label: [value, *(round(end, 4) for end in effect.interval or ())]
+        for item, value, effect in zip(design.items, values, measurements, strict=True)
     }
     return Measured(
         values=tuple(values),
@@ -169,7 +169,7 @@ def measured(
         units=f"share of the behaviour, {design.items[at].label}",
         normalised_by=lab.normalised_by,
         control=_control(lab, runs, design.plan),
-        found={"items": spans, **(found or {})},
+        found={"items": spans, **(tables or {})},
     )
 
 
@@ -177,6 +177,6 @@ def _control(lab: BehaviourLab, runs: CircuitRuns, plan: Mapping[str, Any]) -> C
     abouts = plan.get("control") or []
     if not abouts:
         return None
-    values = torch.tensor([one.recovered or 0.0 for one in effects(lab, runs, abouts)], dtype=torch.float64)
+    values = torch.tensor([effect.recovered or 0.0 for effect in effects(lab, runs, abouts)], dtype=torch.float64)
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Control(str(plan["what"]), float(values.mean()), low, high)

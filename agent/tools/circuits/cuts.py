@@ -9,15 +9,17 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ....causal.circuits.nodes import Node
 from ....causal.circuits.tasks import baseline
 from ....subject.errors import NeuronautError
 from ...loop.behaviour_lab import FRESH, BehaviourLab
 from ...loop.experiments import Design, Item, Measured
+from ...loop.hypotheses import StrictModel
+from ..base import BehaviourTool
 from .common import (
     CONTROLS,
     Choose,
@@ -38,11 +40,7 @@ _MANY = 64
 """Random sets that are drawn to choose from."""
 
 
-class _Args(BaseModel, frozen=True):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CircuitArgs(_Args, frozen=True):
+class CircuitArgs(StrictModel, frozen=True):
     """Which circuit."""
 
     nodes: tuple[str, ...] = Field((), description="The set, such as head.1:0; none: what the leader names.")
@@ -53,16 +51,12 @@ class CircuitArgs(_Args, frozen=True):
     draw: int = Field(0, ge=0, le=99, description="Another number draws other random sets.")
 
 
-class KeepOnly:
+class KeepOnly(BehaviourTool[CircuitArgs]):
     """Cuts all nodes but a set, so that the set has to do the task alone. An item's value is the share of the
     behaviour that stays (faithfulness): of the whole set, and of it less one node in turn, or with expect="silence"
     of all but the set and of random sets of its make-up. The headline is that of the whole set."""
 
-    name: ClassVar[str] = "keep_only"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = False
-    args: type[CircuitArgs] = CircuitArgs
+    name = "keep_only"
 
     def design(self, args: CircuitArgs, lab: BehaviourLab) -> Design:
         """The set, what it is compared with, and random circuits as a control."""
@@ -82,7 +76,7 @@ class KeepOnly:
         return measured(lab, lab.runs("select"), design, headline=0)
 
 
-class TogetherArgs(_Args, frozen=True):
+class TogetherArgs(StrictModel, frozen=True):
     """Which sets."""
 
     sets: tuple[tuple[str, ...], ...] = Field(
@@ -95,15 +89,11 @@ class TogetherArgs(_Args, frozen=True):
     draw: int = Field(0, ge=0, le=99, description="Another number draws other random sets.")
 
 
-class CutTogether:
+class CutTogether(BehaviourTool[TogetherArgs]):
     """Cuts sets of nodes, each set at once: finds nodes that back each other up, none of which is missed alone. An
     item's value is the share of the behaviour that goes; the headline is that of the first set."""
 
-    name: ClassVar[str] = "cut_together"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = False
-    args: type[TogetherArgs] = TogetherArgs
+    name = "cut_together"
 
     def design(self, args: TogetherArgs, lab: BehaviourLab) -> Design:
         """The sets, and random ones as large as the first as a control."""
@@ -112,7 +102,7 @@ class CutTogether:
         if args.sets:
             items = new_first(lab, (set_item("cut", nodes, lab=lab) for nodes in others), len(others))
         else:
-            some = _others(lab, first, seed) if args.expect == "silence" else _mixed(lab, first, seed)
+            some = _sets_outside(lab, first, seed) if args.expect == "silence" else _joint_sets(lab, first, seed)
             items = new_first(lab, (set_item("cut", nodes, lab=lab) for nodes in some), args.count)
         control = random_sets(lab, first, count=CONTROLS, seed=seed + 50, among=_outside(lab, first))
         plan = _control("cut", control, "random sets of the same make-up outside", lab)
@@ -124,7 +114,7 @@ class CutTogether:
         return measured(lab, lab.runs("select"), design, headline=0)
 
 
-class FreshArgs(_Args, frozen=True):
+class FreshArgs(StrictModel, frozen=True):
     """Which prompts and nodes."""
 
     prompts: int = Field(1, ge=1, le=FRESH, description="Which draw of fresh prompts.")
@@ -132,16 +122,12 @@ class FreshArgs(_Args, frozen=True):
     count: int = Field(12, ge=1, le=64, description="Nodes at most, beside the whole circuit.")
 
 
-class SwapPrompts:
+class SwapPrompts(BehaviourTool[FreshArgs]):
     """Repeats on fresh prompts, which the task's generator draws anew: the circuit alone, the circuit cut, and nodes
     cut one by one. Values as in keep_only and cut_nodes; the headline is what goes with the circuit. `found` says how
     well the subject does the task on these prompts."""
 
-    name: ClassVar[str] = "swap_prompts"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = False
-    args: type[FreshArgs] = FreshArgs
+    name = "swap_prompts"
 
     def design(self, args: FreshArgs, lab: BehaviourLab) -> Design:
         """The circuit and the nodes; refuses a task without a generator."""
@@ -164,13 +150,13 @@ class SwapPrompts:
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """All of it on the fresh prompts; refused where the subject does not do the task on them."""
         runs = lab.fresh(int(design.plan["prompts"]))
-        done = baseline(lab.subject, runs.task, metric_name=lab.metric, seed=lab.seed)
-        found = {
+        scores = baseline(lab.subject, runs.task, metric_name=lab.metric, seed=lab.seed)
+        tables = {
             "pairs": len(runs.task),
-            "accuracy": done.accuracy,
-            lab.metric: {"clean": done.clean.value, "corrupted": done.corrupted.value},
+            "accuracy": scores.accuracy,
+            lab.metric: {"clean": scores.clean.value, "corrupted": scores.corrupted.value},
         }
-        return measured(lab, runs, design, headline=0, found=found)
+        return measured(lab, runs, design, headline=0, tables=tables)
 
 
 def _control(
@@ -195,7 +181,7 @@ def _parts(circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
     return [*parts, *(rng.sample(circuit, rng.randint(1, len(circuit))) for _ in range(_MANY))]
 
 
-def _others(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
+def _sets_outside(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
     """All nodes outside, and random halves of them."""
     others, rng = _outside(lab, circuit), random.Random(f"halves:{seed}")
     if not others:
@@ -204,7 +190,7 @@ def _others(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Seque
     return [others, *(half for half in halves if half)]
 
 
-def _mixed(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
+def _joint_sets(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequence[Node]]:
     """What the leader says of nodes together, then pairs of its circuit, then such pairs with nodes outside."""
     first, others, rng = leader(lab), _outside(lab, circuit), random.Random(f"pairs:{seed}")
     together: list[Sequence[Node]] = [] if first is None else [tuple(n) for n in lab.shares(first) if len(n) > 1]
@@ -214,10 +200,8 @@ def _mixed(lab: BehaviourLab, circuit: Sequence[Node], seed: int) -> list[Sequen
     return [*together, *pairs, *beside]
 
 
-class NodeArgs(BaseModel, frozen=True):
+class NodeArgs(StrictModel, frozen=True):
     """Which nodes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     nodes: tuple[str, ...] = Field((), description="Nodes by name, such as head.1:0; none: chosen as below.")
     choose: Choose = Field(
@@ -249,16 +233,12 @@ def _nodes(lab: BehaviourLab, items: Sequence[Item]) -> tuple[Node, ...]:
     return lab.parse_nodes([text for item in items for text in (item.about.get("restore") or [item.about["node"]])])
 
 
-class CutNodes:
+class CutNodes(BehaviourTool[NodeArgs]):
     """Cuts each of a set of nodes by itself: its value on the corrupted prompt is put into the clean run. An item's
     value is the share of the behaviour that goes; the headline is the largest. A node that another backs up is
     silent here (see cut_together)."""
 
-    name: ClassVar[str] = "cut_nodes"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = False
-    args: type[NodeArgs] = NodeArgs
+    name = "cut_nodes"
 
     def design(self, args: NodeArgs, lab: BehaviourLab) -> Design:
         """Choose the nodes."""
@@ -269,16 +249,12 @@ class CutNodes:
         return measured(lab, lab.runs("select"), design)
 
 
-class RestoreNodes:
+class RestoreNodes(BehaviourTool[NodeArgs]):
     """Restores each of a set of nodes by itself: its value on the clean prompt is put into the corrupted run. An
     item's value is the share of the behaviour that comes back; the first is that of all the leader's nodes. The
     headline is the largest. A node that works only together with another is silent here."""
 
-    name: ClassVar[str] = "restore_nodes"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = False
-    args: type[NodeArgs] = NodeArgs
+    name = "restore_nodes"
 
     def design(self, args: NodeArgs, lab: BehaviourLab) -> Design:
         """Choose the nodes."""

@@ -3,10 +3,10 @@
 Surveys of a behaviour's heads and logits: where heads look, and which components write the answer.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ....causal.attention import patterns
@@ -16,32 +16,27 @@ from ....causal.logit_attribution import logit_attribution
 from ....subject.errors import NeuronautError
 from ...loop.behaviour_lab import JOIN, BehaviourLab
 from ...loop.experiments import Design, Measured
+from ...loop.hypotheses import StrictModel
 from ...loop.levels import EDGES
+from ..base import BehaviourTool
 from .common import leader
 
 _TOP = 40
 
 
-class _Args(BaseModel, frozen=True):
-    model_config = ConfigDict(extra="forbid")
-
-
-class AttributeArgs(_Args, frozen=True):
+class AttributeArgs(StrictModel, frozen=True):
     """How many."""
 
     count: int = Field(_TOP, ge=1, le=200, description="Nodes to show, the largest first.")
 
 
-class AttributeNodes:
+class AttributeNodes(BehaviourTool[AttributeArgs]):
     """What every node is worth to first order (attribution patching, a few passes for all nodes): the share of the
     behaviour that cutting it would cost (noise) and that restoring it would bring back (denoise), and how far this
     agrees with patching. Cheap, and only a hint: a node at a bend of the model may be misjudged."""
 
-    name: ClassVar[str] = "attribute_nodes"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[AttributeArgs] = AttributeArgs
+    name = "attribute_nodes"
+    survey = True
 
     def design(self, args: AttributeArgs, lab: BehaviourLab) -> Design:
         """Nothing is chosen: all nodes."""
@@ -49,41 +44,44 @@ class AttributeNodes:
 
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """The nodes with the largest attributions."""
-        both = {
-            direction: [cell.score / one.difference for cell in one.nodes] for direction, one in lab.attribution.items()
+        attributions = {
+            direction: [cell.score / attribution.difference for cell in attribution.nodes]
+            for direction, attribution in lab.attribution.items()
         }
         order = sorted(lab.worth.items(), key=lambda pair: -abs(pair[1]))[: design.plan["count"]]
         places = {node: at for at, node in enumerate(lab.nodes)}
         table = [
-            {"node": str(node), **{direction: round(values[places[node]], 4) for direction, values in both.items()}}
+            {
+                "node": str(node),
+                **{direction: round(values[places[node]], 4) for direction, values in attributions.items()},
+            }
             for node, _ in order
         ]
         return _survey(
             lab,
             {
                 "nodes": table,
-                "rank_agreement": {way: one.agreement.spearman for way, one in lab.attribution.items()},
-                "doubts": list(dict.fromkeys(doubt for one in lab.attribution.values() for doubt in one.doubts)),
+                "rank_agreement": {way: attribution.agreement.spearman for way, attribution in lab.attribution.items()},
+                "doubts": list(
+                    dict.fromkeys(doubt for attribution in lab.attribution.values() for doubt in attribution.doubts)
+                ),
             },
         )
 
 
-class FindArgs(_Args, frozen=True):
+class FindArgs(StrictModel, frozen=True):
     """How faithful."""
 
     threshold: float = Field(0.9, gt=0, lt=1, description="Faithfulness that the pruning keeps to.")
 
 
-class FindCircuit:
+class FindCircuit(BehaviourTool[FindArgs]):
     """Prunes all nodes down to a few that do the task alone (as faithful as `threshold`), and names their backups:
     a proposal of nodes, each with the share of the behaviour that goes when it alone is cut, on the pairs it was
     found on; `proposal` is in the form of a hypothesis's `nodes`."""
 
-    name: ClassVar[str] = "find_circuit"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[FindArgs] = FindArgs
+    name = "find_circuit"
+    survey = True
 
     def design(self, args: FindArgs, lab: BehaviourLab) -> Design:
         """Nothing is chosen: all nodes."""
@@ -98,7 +96,7 @@ class FindCircuit:
         report = find_circuit(
             lab.subject, lab.task, nodes=lab.nodes, settings=settings, sources=dict(lab.sources) or None
         )
-        backups = [[str(node) for node in (one.node, *one.nodes)] for one in report.backups]
+        backups = [[str(node) for node in (backup.node, *backup.nodes)] for backup in report.backups]
         control = report.evaluation.control
         return _survey(
             lab,
@@ -117,58 +115,54 @@ class FindCircuit:
 
 def _proposal(lab: BehaviourLab, circuit: list[str], backups: list[list[str]]) -> dict[str, float]:
     """Shares of the circuit's nodes, and of nodes with their backups, where these together cost more than singly."""
-    singles = list(dict.fromkeys([*circuit, *(node for one in backups for node in one)]))
+    singles = list(dict.fromkeys([*circuit, *(node for group in backups for node in group)]))
     alone = _shares(lab, [[node] for node in singles])
     cost = dict(zip(singles, alone, strict=True))
-    found = {node: round(cost[node], 3) for node in circuit}
-    for one, share in zip(backups, _shares(lab, backups), strict=True):
-        beyond = share - sum(cost[node] for node in one)
+    proposal = {node: round(cost[node], 3) for node in circuit}
+    for group, share in zip(backups, _shares(lab, backups), strict=True):
+        beyond = share - sum(cost[node] for node in group)
         if abs(beyond) >= EDGES[1]:
-            found |= {node: round(cost[node], 3) for node in one} | {JOIN.join(one): round(beyond, 3)}
-    return found
+            proposal |= {node: round(cost[node], 3) for node in group} | {JOIN.join(group): round(beyond, 3)}
+    return proposal
 
 
 def _shares(lab: BehaviourLab, sets: list[list[str]]) -> list[float]:
-    cut = [frozenset(lab.parse_nodes(one)) for one in sets]
-    return [1 - kept for kept in lab.runs("explore").without(cut)] if cut else []
+    cut = [frozenset(lab.parse_nodes(nodes)) for nodes in sets]
+    return [1 - left for left in lab.runs("explore").without(cut)] if cut else []
 
 
-def _survey(lab: BehaviourLab, found: dict[str, Any]) -> Measured:
+def _survey(
+    lab: BehaviourLab, tables: dict[str, Any], *, n: int | None = None, units: str = "share of the behaviour"
+) -> Measured:
+    """Tables without a headline; `n` is by default the number of pairs."""
     return Measured(
         values=(),
         effect=None,
         low=None,
         high=None,
-        n=len(lab.task),
-        units="share of the behaviour",
+        n=len(lab.task) if n is None else n,
+        units=units,
         normalised_by=lab.normalised_by,
-        found=found,
+        found=tables,
     )
 
 
 _SAMPLES, _KEYS = 2, 5
 
 
-class _TextArgs(BaseModel, frozen=True):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CountArgs(_TextArgs, frozen=True):
+class CountArgs(StrictModel, frozen=True):
     """How many."""
 
     count: int = Field(8, ge=1, le=100, description="Entries to show, the largest first.")
 
 
-class HeadPatterns:
+class HeadPatterns(BehaviourTool[CountArgs]):
     """Where each head looks on random tokens that are repeated: at the token before (previous), at earlier copies of
     the current token (duplicate), at what followed them (induction), or at the first token. It gives each kind's
     heads with the largest share of attention, 0 to 1; where a head looks is not what it is for."""
 
-    name: ClassVar[str] = "head_patterns"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[CountArgs] = CountArgs
+    name = "head_patterns"
+    survey = True
 
     def design(self, args: CountArgs, lab: BehaviourLab) -> Design:
         """Nothing is chosen: all heads."""
@@ -177,14 +171,14 @@ class HeadPatterns:
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Head scores by kind."""
         batch = repeated_tokens(lab.subject, seed=lab.seed)
-        found: dict[str, list[dict[str, Any]]] = {}
-        for one in head_scores(lab.subject, batch, seed=lab.seed):
-            found.setdefault(one.kind, []).append({"head": one.unit, "share": round(one.score.value, 4)})
-        shown = {kind: heads[: design.plan["count"]] for kind, heads in found.items()}
-        return _text_survey(lab, shown, n=len(batch), units="share of attention")
+        by_kind: dict[str, list[dict[str, Any]]] = {}
+        for score in head_scores(lab.subject, batch, seed=lab.seed):
+            by_kind.setdefault(score.kind, []).append({"head": score.unit, "share": round(score.score.value, 4)})
+        tables = {kind: heads[: design.plan["count"]] for kind, heads in by_kind.items()}
+        return _survey(lab, tables, n=len(batch), units="share of attention")
 
 
-class AttentionArgs(_TextArgs, frozen=True):
+class AttentionArgs(StrictModel, frozen=True):
     """Which heads."""
 
     heads: tuple[str, ...] = Field(
@@ -193,16 +187,13 @@ class AttentionArgs(_TextArgs, frozen=True):
     count: int = Field(6, ge=1, le=32, description="Heads at most.")
 
 
-class AttentionTo:
+class AttentionTo(BehaviourTool[AttentionArgs]):
     """Where heads look from the last position of the task's clean prompts: mean share of attention on the first
     token, on the last one itself, on the one before it, and on the tokens that the corruption changes and those right
     after them; and for two prompts the tokens that get most."""
 
-    name: ClassVar[str] = "attention_to"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[AttentionArgs] = AttentionArgs
+    name = "attention_to"
+    survey = True
 
     def design(self, args: AttentionArgs, lab: BehaviourLab) -> Design:
         """The heads; refuses nodes that are none."""
@@ -218,13 +209,13 @@ class AttentionTo:
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """Attention from the last position, on `explore`."""
         heads, clean = lab.parse_nodes(design.plan["heads"]), lab.task.pairs.clean
-        seen = patterns(lab.subject, clean.tokens, {int(head.site.partition(".")[2]) for head in heads})
+        by_layer = patterns(lab.subject, clean.tokens, {int(head.site.partition(".")[2]) for head in heads})
         rows = torch.arange(len(clean))
-        found: dict[str, Any] = {}
+        tables: dict[str, Any] = {}
         for head in heads:
-            pattern = seen[int(head.site.partition(".")[2])][:, head.unit or 0].float().cpu()
-            found[str(head)] = _looks(lab, pattern[rows, clean.last])
-        return _text_survey(lab, found, n=len(clean), units="share of attention")
+            pattern = by_layer[int(head.site.partition(".")[2])][:, head.unit or 0].float().cpu()
+            tables[str(head)] = _looks(lab, pattern[rows, clean.last])
+        return _survey(lab, tables, n=len(clean), units="share of attention")
 
 
 def _looks(lab: BehaviourLab, weights: Tensor) -> dict[str, Any]:
@@ -249,16 +240,13 @@ def _looks(lab: BehaviourLab, weights: Tensor) -> dict[str, Any]:
     return {**{name: round(float(share.mean()), 4) for name, share in shares.items()}, "prompts": samples}
 
 
-class DirectLogits:
+class DirectLogits(BehaviourTool[CountArgs]):
     """Which components write the answer: the metric's logit difference on the clean prompts taken apart into what
     each head and MLP adds to it directly, as a share of the whole. A component that works through others does not
     show."""
 
-    name: ClassVar[str] = "direct_logits"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "behaviour"
-    survey: ClassVar[bool] = True
-    args: type[CountArgs] = CountArgs
+    name = "direct_logits"
+    survey = True
 
     def design(self, args: CountArgs, lab: BehaviourLab) -> Design:
         """Nothing is chosen: all components."""
@@ -270,13 +258,7 @@ class DirectLogits:
         parts = logit_attribution(lab.subject, pairs.clean, token=pairs.answers, against=pairs.wrong, split=split)
         whole = float(parts.total.mean())
         ranked = parts.ranked()[: design.plan["count"]]
-        found = [{"component": name, "share": round(value / whole, 4)} for name, value in ranked]
-        return _text_survey(
-            lab, {"components": found, "logit_difference": whole}, n=len(pairs), units="share of the logits"
+        components = [{"component": name, "share": round(value / whole, 4)} for name, value in ranked]
+        return _survey(
+            lab, {"components": components, "logit_difference": whole}, n=len(pairs), units="share of the logits"
         )
-
-
-def _text_survey(lab: BehaviourLab, found: dict[str, Any], *, n: int, units: str) -> Measured:
-    return Measured(
-        values=(), effect=None, low=None, high=None, n=n, units=units, normalised_by=lab.normalised_by, found=found
-    )

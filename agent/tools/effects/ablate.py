@@ -1,14 +1,15 @@
 """Ablation and patching of a feature: what the subject says next without it, and with it where it was not."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..places import Carried, TokenArgs, fires_on, places
-from .effects import Trial, moved, token_result
+from ..base import FeatureTool
+from ..places import Carried, TokenArgs, find_places, fires_on
+from .effects import Trial, measure_moves, token_result
 from .inputs import choose_tokens, edit_of, from_json, reference_rows, silent_places, to_json
 
 REFERENCE = 16
@@ -23,17 +24,13 @@ class AblateArgs(TokenArgs, Carried, frozen=True):
     )
 
 
-class Ablate:
+class Ablate(FeatureTool[AblateArgs]):
     """Takes the feature away where it is strongest and measures which tokens the model then expects less. Items are
     tokens: those that hypotheses say are promoted or suppressed, and as many others of like frequency; a promoted
     token gives a positive value, a suppressed one a negative, others are silent. The headline is the mean fall of the
     claimed tokens' logits; random changes of the same size are the control."""
 
-    name: ClassVar[str] = "ablate"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[AblateArgs] = AblateArgs
+    name = "ablate"
 
     def design(self, args: AblateArgs, lab: FeatureLab) -> Design:
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
@@ -45,21 +42,21 @@ class Ablate:
                 "asked": chosen.asked,
                 "left_out": list(chosen.left_out),
                 "how": args.how,
-                "active": to_json(places(lab, "active", args.count, windows=args.windows, seed=args.seed)),
+                "active": to_json(find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)),
                 "reference": [] if args.how == "zero" else reference_rows(lab, REFERENCE, seed=args.seed),
             },
         )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
-        how, drawn = design.plan["how"], design.plan["how"] == "resample"
+        how, resampled = design.plan["how"], design.plan["how"] == "resample"
         trials = [
-            Trial(place, (edit_of(lab, how, seed=number + 1 if drawn else 0),), -1.0)
+            Trial(place, (edit_of(lab, how, seed=number + 1 if resampled else 0),), -1.0)
             for number, place in enumerate(from_json(design.plan["active"]))
         ]
-        seen = moved(lab, trials, _ids(design), reference=design.plan["reference"])
+        changes = measure_moves(lab, trials, _ids(design), reference=design.plan["reference"])
         strengths = [round(trial.place.value, 4) for trial in trials]
         return token_result(
-            lab, design, seen, contrast=[1.0], units="logits", found={"how": how, "activations": strengths}
+            lab, design, changes, contrast=[1.0], units="logits", tables={"how": how, "activations": strengths}
         )
 
 
@@ -71,21 +68,17 @@ class PatchArgs(TokenArgs, Carried, frozen=True):
     )
 
 
-class PatchActivation:
+class PatchActivation(FeatureTool[PatchArgs]):
     """Sets the feature, at places that look alike but where it is silent, to what it is at its strongest places, and
     the other way round, and measures the next token. Items are tokens, as in `ablate`: positive means that more of
     the feature raises the token. The headline is the mean effect on the claimed tokens; random changes of the same
     size are the control."""
 
-    name: ClassVar[str] = "patch_activation"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[PatchArgs] = PatchArgs
+    name = "patch_activation"
 
     def design(self, args: PatchArgs, lab: FeatureLab) -> Design:
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
-        active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+        active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         near = silent_places(lab, len(active), seed=args.seed, tokens=fires_on(lab))
         # A feature of the token alone has no near misses: any silent place will do then.
         silent = near + silent_places(lab, len(active) - len(near), seed=args.seed)
@@ -107,15 +100,17 @@ class PatchActivation:
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         active, silent = (from_json(design.plan[name]) for name in ("active", "silent"))
-        swaps = [(silent[i % len(silent)], one) for i, one in enumerate(active)]
+        swaps = [(silent[i % len(silent)], strong) for i, strong in enumerate(active)]
         trials = {
-            "on": [Trial(quiet, (edit_of(lab, "set", value=one.value * lab.scale),)) for quiet, one in swaps],
-            "off": [Trial(one, (edit_of(lab, "set", value=quiet.value * lab.scale),), -1.0) for quiet, one in swaps],
+            "on": [Trial(quiet, (edit_of(lab, "set", value=strong.value * lab.scale),)) for quiet, strong in swaps],
+            "off": [
+                Trial(strong, (edit_of(lab, "set", value=quiet.value * lab.scale),), -1.0) for quiet, strong in swaps
+            ],
         }
         chosen = [name for name in trials if design.plan["direction"] in (name, "both")]
-        seen = moved(lab, [trial for name in chosen for trial in trials[name]], _ids(design))
+        changes = measure_moves(lab, [trial for name in chosen for trial in trials[name]], _ids(design))
         by_direction = {
-            name: seen.real[at * len(swaps) : (at + 1) * len(swaps), 0][:, _ids(design)].mean(0).tolist()
+            name: changes.real[at * len(swaps) : (at + 1) * len(swaps), 0][:, _ids(design)].mean(0).tolist()
             for at, name in enumerate(chosen)
         }
         table = {
@@ -125,10 +120,10 @@ class PatchActivation:
         return token_result(
             lab,
             design,
-            seen,
+            changes,
             contrast=[1.0],
             units="logits",
-            found={"by_direction": table, "near_misses": design.plan["near_misses"]},
+            tables={"by_direction": table, "near_misses": design.plan["near_misses"]},
         )
 
 

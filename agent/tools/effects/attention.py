@@ -6,7 +6,7 @@ another distance from every place, is a column of its own at the end.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,11 +19,12 @@ from ....causal.measures import mean
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
+from ..base import FeatureTool
 from ..places import ActiveArgs, Place
 from .effects import among
 from .inputs import batch_of, upstream_nodes
-from .paths import predicted
-from .upstream import paired, pairing_of
+from .paths import first_order_shares
+from .upstream import design_pairs, pairing_from_plan
 
 OFFSETS = 3
 """Offsets of a head that are listed."""
@@ -35,25 +36,22 @@ class AttentionArgs(ActiveArgs, frozen=True):
     heads: int = Field(3, ge=1, le=12, description="how many heads to look at, those of the highest shares first")
 
 
-class Attention:
+class Attention(FeatureTool[AttentionArgs]):
     """Shows where the heads that the feature's activation comes through look from its strongest places: the offsets
     that get the most weight and the tokens there, and what kind of head each is (previous token, duplicate, induction,
     first). The headline is the weight of the first head on the offset that it mostly looks at; the other heads of its
     layer, on the same offset, are the control."""
 
-    name: ClassVar[str] = "attention"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[AttentionArgs] = AttentionArgs
+    name = "attention"
+    survey = True
 
     def design(self, args: AttentionArgs, lab: FeatureLab) -> Design:
         _heads(lab)  # Where there is none is an error that says so.
-        return paired(lab, args, f"Where do the heads that {lab.target} reads look?", each=1, heads=args.heads)
+        return design_pairs(lab, args, f"Where do the heads that {lab.target} reads look?", each=1, heads=args.heads)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
-        pairing, heads = pairing_of(design), _heads(lab)
-        ranked = predicted(lab, pairing, heads).mean(1)
+        pairing, heads = pairing_from_plan(design), _heads(lab)
+        ranked = first_order_shares(lab, pairing, heads).mean(1)
         order = ranked.abs().argsort(descending=True, stable=True)[: design.plan["heads"]].tolist()
         chosen = {heads[i]: float(ranked[i]) for i in order}
         layers = sorted({_layer(node) for node in chosen})
@@ -61,14 +59,14 @@ class Attention:
         first = next(iter(chosen))
         back = int(looks[str(first)].mean(0).argmax())
         headline = mean(looks[str(first)][:, back], seed=lab.seed)
-        control, rank = _beside(lab, looks, first, back, headline.value)
+        control, rank = _other_heads(lab, looks, first, back, headline.value)
         kinds = _kinds(lab, layers)
         table = [
             {
                 "head": str(node),
                 "predicted_share": round(share, 4),
                 "kinds": kinds[str(node)],
-                "looks": _listed(lab, looks[str(node)], pairing.active),
+                "looks": _list_offsets(lab, looks[str(node)], pairing.active),
             }
             for node, share in chosen.items()
         ]
@@ -86,10 +84,10 @@ class Attention:
 
 
 def _heads(lab: FeatureLab) -> list[Node]:
-    found = [node for node in upstream_nodes(lab.subject, lab.source.id.site) if node.unit is not None]
-    if not found:
+    heads = [node for node in upstream_nodes(lab.subject, lab.source.id.site) if node.unit is not None]
+    if not heads:
         raise NeuronautError(f"no head of {lab.subject.name} comes before {lab.source.id.site}; look at a later site")
-    return found
+    return heads
 
 
 def _layer(node: Node) -> int:
@@ -99,18 +97,18 @@ def _layer(node: Node) -> int:
 def _looks(lab: FeatureLab, active: Sequence[Place], layers: Sequence[int]) -> dict[str, Tensor]:
     """Every head's looks in these layers, (place, token back), float64; the last column is BOS, or always 0."""
     batch, opening = batch_of(lab, active), int(lab.subject.bos is not None)
-    found: dict[str, Tensor] = {}
+    by_head: dict[str, Tensor] = {}
     for layer, pattern in patterns(lab.subject, batch.tokens, layers).items():
-        seen = pattern[torch.arange(len(batch)), :, batch.last].double().cpu()
-        looks = torch.zeros(*seen.shape[:2], lab.width + 1, dtype=torch.float64)
+        weights = pattern[torch.arange(len(batch)), :, batch.last].double().cpu()
+        looks = torch.zeros(*weights.shape[:2], lab.width + 1, dtype=torch.float64)
         for row, place in enumerate(active):
-            looks[row, :, : place.pivot + 1] = seen[row, :, opening : opening + place.pivot + 1].flip(-1)
-            looks[row, :, -1] = seen[row, :, 0] * opening
-        found |= {f"head.{layer}:{head}": looks[:, head] for head in range(looks.shape[1])}
-    return found
+            looks[row, :, : place.pivot + 1] = weights[row, :, opening : opening + place.pivot + 1].flip(-1)
+            looks[row, :, -1] = weights[row, :, 0] * opening
+        by_head |= {f"head.{layer}:{head}": looks[:, head] for head in range(looks.shape[1])}
+    return by_head
 
 
-def _beside(
+def _other_heads(
     lab: FeatureLab, looks: dict[str, Tensor], first: Node, back: int, real: float
 ) -> tuple[Control | None, dict[str, float]]:
     """What the other heads of the first one's layer give to the same offset."""
@@ -121,18 +119,18 @@ def _beside(
 
 def _kinds(lab: FeatureLab, layers: Sequence[int]) -> dict[str, dict[str, float]]:
     """Head scores on repeated random tokens, by head and kind."""
-    found: dict[str, dict[str, float]] = {}
+    kinds: dict[str, dict[str, float]] = {}
     for score in head_scores(lab.subject, repeated_tokens(lab.subject, seed=lab.seed), layers=layers):
-        found.setdefault(score.unit, {})[score.kind] = round(score.score.value, 4)
-    return found
+        kinds.setdefault(score.unit, {})[score.kind] = round(score.score.value, 4)
+    return kinds
 
 
-def _listed(lab: FeatureLab, look: Tensor, active: Sequence[Place]) -> list[dict[str, Any]]:
+def _list_offsets(lab: FeatureLab, look: Tensor, active: Sequence[Place]) -> list[dict[str, Any]]:
     """The offsets of the most weight with the tokens that stand there."""
     means = look.mean(0)
-    listed: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for back in means.argsort(descending=True, stable=True)[:OFFSETS].tolist():
         at = Counter(lab.vocabulary[place.ids[place.pivot - back]] for place in active if back <= place.pivot)
         offset = "start" if back == lab.width else -back
-        listed.append({"offset": offset, "weight": round(float(means[back]), 4), "tokens": dict(at.most_common(4))})
-    return listed
+        rows.append({"offset": offset, "weight": round(float(means[back]), 4), "tokens": dict(at.most_common(4))})
+    return rows

@@ -10,7 +10,7 @@ direction; the strongest change of any unit is compared with the strongest chang
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -22,7 +22,8 @@ from ....causal.measures import mean
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..places import ActiveArgs, Place, places
+from ..base import FeatureTool
+from ..places import ActiveArgs, Place, find_places
 from .effects import among
 from .inputs import batch_of, edit_of, from_json, materials, to_json
 
@@ -37,28 +38,26 @@ class DownstreamArgs(ActiveArgs, frozen=True):
     top: int = Field(8, ge=1, le=50, description="how many neurons and how many heads to list")
 
 
-class Downstream:
+class Downstream(FeatureTool[DownstreamArgs]):
     """Finds which later neurons and heads read what the feature writes: it is taken away at its strongest places, and
     they are ranked by how much they change, in units of their own spread. Positive means that the feature raises a
     neuron. The headline is the change of the one that changes most; random changes of the same size are the control.
     The output's own tokens are the business of `promoted_tokens` and `ablate`."""
 
-    name: ClassVar[str] = "downstream"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[DownstreamArgs] = DownstreamArgs
+    name = "downstream"
+    survey = True
 
     def design(self, args: DownstreamArgs, lab: FeatureLab) -> Design:
-        active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+        active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         question = f"Which later neurons and heads read what {lab.target} writes?"
-        return Design(question, "effect", (), {"active": to_json(active), "sites": _later(lab), "top": args.top})
+        return Design(question, "effect", (), {"active": to_json(active), "sites": _later_sites(lab), "top": args.top})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         changes = [_changes(lab, from_json(design.plan["active"]), site) for site in design.plan["sites"]]
-        names = [name for one in changes for name in one.names]
-        real, signed = (torch.cat([getattr(one, part) for one in changes], dim=-1) for part in ("real", "signed"))
-        random_control = torch.cat([one.random_control for one in changes], dim=-1).mean(0)
+        names = [name for site in changes for name in site.names]
+        real = torch.cat([site.real for site in changes], dim=-1)
+        signed = torch.cat([site.signed for site in changes], dim=-1)
+        random_control = torch.cat([site.random_control for site in changes], dim=-1).mean(0)
         order = real.mean(0).argsort(descending=True, stable=True).tolist()
         headline = mean(real[:, order[0]], seed=lab.seed)
         what = f"the strongest change of any unit under {RANDOM_CONTROLS} random changes of the same norm"
@@ -76,7 +75,7 @@ class Downstream:
                 for unit in chosen
             ]
 
-        heads = [{name: value for name, value in one.items() if name != "raised_by"} for one in unit_rows("head")]
+        heads = [{name: value for name, value in row.items() if name != "raised_by"} for row in unit_rows("head")]
         return Measured(
             values=(),
             effect=headline.value,
@@ -90,15 +89,15 @@ class Downstream:
         )
 
 
-def _later(lab: FeatureLab) -> list[str]:
+def _later_sites(lab: FeatureLab) -> list[str]:
     after = lab.subject.sites[lab.subject.sites.index(lab.source.id.site) + 1 :]
-    found = [site for site in after if site.startswith(("head.", "mlp."))]
-    if not found:
+    sites = [site for site in after if site.startswith(("head.", "mlp."))]
+    if not sites:
         raise NeuronautError(
             f"no head or MLP of {lab.subject.name} comes after {lab.source.id.site}, so only the output reads "
             f"{lab.target}; use promoted_tokens or ablate"
         )
-    return found
+    return sites
 
 
 class _Changes(NamedTuple):
@@ -125,10 +124,9 @@ def _changes(lab: FeatureLab, active: Sequence[Place], site: str) -> _Changes:
     heads = lab.subject.n_heads if site.startswith("head.") else None
     spread = _sizes(torch.cat(plain).std(0, correction=0), heads)
     unit = spread.clamp_min(STILL * float(spread.max()) or 1.0)
-    at = [_largest(one, heads) / unit for one in moved]
-    found = torch.stack(at)
-    names = tuple(f"{site}:{index}" for index in range(found.shape[-1]))
-    return _Changes(names, found[:, 0].abs(), found[:, 0], found[:, 1:].abs())
+    changes = torch.stack([_largest(vectors, heads) / unit for vectors in moved])
+    names = tuple(f"{site}:{index}" for index in range(changes.shape[-1]))
+    return _Changes(names, changes[:, 0].abs(), changes[:, 0], changes[:, 1:].abs())
 
 
 def _run(lab: FeatureLab, place: Place, site: str) -> Tensor:

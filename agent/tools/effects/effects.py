@@ -57,7 +57,7 @@ class Moved(NamedTuple):
 
 
 @torch.inference_mode()
-def moved(
+def measure_moves(
     lab: FeatureLab, trials: Sequence[Trial], ids: Sequence[int], *, reference: Sequence[Sequence[int]] = ()
 ) -> Moved:
     """Run every edit of every trial and RANDOM_CONTROLS controls of each. `ids` are the items' tokens, `reference` the
@@ -73,13 +73,17 @@ def moved(
     for trial in trials:
         batch = batch_of(lab, [trial.place])
         plain = _centred(logits_at(lab.subject, batch.tokens, batch.last))[0]
-        seen, reports = separately(lab.subject, batch, trial.edits, _centred, materials=patch_values)
+        edited, reports = separately(lab.subject, batch, trial.edits, _centred, materials=patch_values)
         largest = max(largest, *(report.max_change for report in reports))
-        others = [one for edit in trial.edits for one in random_directions(edit, count=RANDOM_CONTROLS, seed=lab.seed)]
-        kept, _ = separately(lab.subject, batch, others, lambda x: _centred(x)[:, columns], materials=patch_values)
-        real.append(trial.sense * (seen[:, 0] - plain))
+        others = [
+            control for edit in trial.edits for control in random_directions(edit, count=RANDOM_CONTROLS, seed=lab.seed)
+        ]
+        controlled, _ = separately(
+            lab.subject, batch, others, lambda x: _centred(x)[:, columns], materials=patch_values
+        )
+        real.append(trial.sense * (edited[:, 0] - plain))
         # A random direction has no sense: turned round in some trials it would cancel itself over the trials.
-        random_control.append((kept[:, 0] - plain[columns]).view(len(trial.edits), RANDOM_CONTROLS, len(columns)))
+        random_control.append((controlled[:, 0] - plain[columns]).view(len(trial.edits), RANDOM_CONTROLS, len(columns)))
     if not largest > NOTHING * lab.scale:
         raise NeuronautError(
             f"the edit ({trials[0].edits[-1]}) changes nothing at {len(trials)} places: {lab.target} has these values "
@@ -95,23 +99,25 @@ def _centred(logits: Tensor) -> Tensor:
 
 
 def token_result(
-    lab: FeatureLab, design: Design, seen: Moved, *, contrast: Sequence[float], units: str, found: Mapping[str, Any]
+    lab: FeatureLab, design: Design, changes: Moved, *, contrast: Sequence[float], units: str, tables: Mapping[str, Any]
 ) -> Measured:
     """The result for a design whose items are tokens. `contrast` weighs the doses. The headline is the mean over the
     asked tokens, suppressed ones counted negatively, with its interval over places."""
     weights = torch.tensor(list(contrast), dtype=torch.float64)
-    real = torch.einsum("tdv,d->tv", seen.real, weights)
-    random_control = torch.einsum("tdsi,d->si", seen.random_control, weights) / len(real)
+    real = torch.einsum("tdv,d->tv", changes.real, weights)
+    random_control = torch.einsum("tdsi,d->si", changes.random_control, weights) / len(real)
     columns = torch.tensor([item.about["id"] for item in design.items])
     effects, own = real[:, columns].mean(0), real.mean(0)
     bound = max(float(random_control.abs().flatten().quantile(0.95)), ROUNDING)
     largest = float(own.abs().max())
     unit = max(largest - bound, bound)
     values = (effects.sign() * (effects.abs() - bound).clamp_min(0) / unit).tolist()
-    asked = asked_weights(design)
-    headline = mean((real[:, columns] @ asked), seed=lab.seed)
+    item_weights = asked_weights(design)
+    headline = mean((real[:, columns] @ item_weights), seed=lab.seed)
     control, rank = among(
-        headline.value, (random_control @ asked).tolist(), f"{RANDOM_CONTROLS} random directions of the same norm"
+        headline.value,
+        (random_control @ item_weights).tolist(),
+        f"{RANDOM_CONTROLS} random directions of the same norm",
     )
     tokens = [
         {
@@ -140,24 +146,24 @@ def token_result(
             "most_lowered": _extreme(lab, own, -1.0),
             **rank,
             "left_out": list(design.plan["left_out"]),
-            **found,
+            **tables,
         },
     )
 
 
 def asked_weights(design: Design) -> Tensor:
     """What each item counts in the headline: +1 or -1 over how many are asked about, 0 for controls. (item,)."""
-    asked = design.plan["asked"]
+    weights = design.plan["asked"]
     names = [item.about.get("token", item.about.get("node")) for item in design.items]
-    return torch.tensor([asked.get(name, 0.0) for name in names], dtype=torch.float64) / len(asked)
+    return torch.tensor([weights.get(name, 0.0) for name in names], dtype=torch.float64) / len(weights)
 
 
 def among(value: float, controls: Sequence[float], what: str) -> tuple[Control, dict[str, float]]:
     """The control of a headline, and how the headline stands among its values."""
-    drawn = torch.tensor(list(controls), dtype=torch.float64)
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    values = torch.tensor(list(controls), dtype=torch.float64)
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     ranked = rank_among(value, controls)
-    return Control(what, float(drawn.mean()), low, high), {"percentile": ranked.percentile, "p": round(ranked.p, 4)}
+    return Control(what, float(values.mean()), low, high), {"percentile": ranked.percentile, "p": round(ranked.p, 4)}
 
 
 def _extreme(lab: FeatureLab, effects: Tensor, sense: float) -> list[dict[str, Any]]:

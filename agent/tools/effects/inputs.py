@@ -20,7 +20,7 @@ from ....subject.errors import NeuronautError
 from ....subject.model import Subject
 from ...loop.experiments import Item
 from ...loop.feature_lab import FeatureLab
-from ..places import ACTIVE, SILENT, Place, common_tokens, generator, special_tokens, training
+from ..places import ACTIVE, SILENT, Place, common_tokens, generator, special_tokens, training_windows
 
 MOST = 24
 """Claimed tokens or components of one experiment."""
@@ -30,12 +30,12 @@ NEAREST = 12
 
 def to_json(places: Iterable[Place]) -> list[dict[str, Any]]:
     """Places as a design's plan holds them."""
-    return [{"ids": list(one.ids), "pivot": one.pivot, "value": one.value} for one in places]
+    return [{"ids": list(place.ids), "pivot": place.pivot, "value": place.value} for place in places]
 
 
 def from_json(plan: Sequence[Mapping[str, Any]]) -> list[Place]:
     """Places from a design's plan."""
-    return [Place(tuple(one["ids"]), one["pivot"], one["value"]) for one in plan]
+    return [Place(tuple(row["ids"]), row["pivot"], row["value"]) for row in plan]
 
 
 def silent_places(
@@ -43,23 +43,23 @@ def silent_places(
 ) -> list[Place]:
     """Random positions (or `at` this one, or of these tokens) of different windows, at which it is silent; fewer where
     there are no more."""
-    ids, values = training(lab)
+    ids, values = training_windows(lab)
     quiet = values < SILENT
     if at is not None:
         quiet[:, np.arange(quiet.shape[1]) != at] = False
     if tokens is not None:
         quiet &= np.isin(ids, list(tokens))
-    return _drawn(lab, quiet, count, generator(lab, seed, f"silent {at}"))
+    return _draw_places(lab, quiet, count, generator(lab, seed, f"silent {at}"))
 
 
 def active_places(lab: FeatureLab, count: int, *, seed: int) -> list[Place]:
     """As `silent_places`, positions at which it is active, however strong its window is."""
-    return _drawn(lab, training(lab).values >= ACTIVE, count, generator(lab, seed, "active"))
+    return _draw_places(lab, training_windows(lab).values >= ACTIVE, count, generator(lab, seed, "active"))
 
 
-def _drawn(lab: FeatureLab, mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> list[Place]:
+def _draw_places(lab: FeatureLab, mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> list[Place]:
     """One random position of each of `count` random windows that have one."""
-    ids, values = training(lab)
+    ids, values = training_windows(lab)
     rows = rng.permutation(np.flatnonzero(mask.any(axis=1)))[:count].tolist()
     pivots = [int(rng.choice(np.flatnonzero(mask[row]))) for row in rows]
     return [
@@ -81,8 +81,7 @@ def batch_of(lab: FeatureLab, places: Iterable[Place], *, whole: bool = False) -
 
 def windows(lab: FeatureLab, rows: Sequence[Sequence[int]]) -> Batch:
     """Token ids as rows with their BOS."""
-    opening = [] if lab.subject.bos is None else [lab.subject.bos]
-    return Batch.of(lab.subject, [[*opening, *row] for row in rows])
+    return Batch.of(lab.subject, [[*lab.subject.bos_prefix, *row] for row in rows])
 
 
 def materials(lab: FeatureLab) -> Materials:
@@ -122,53 +121,53 @@ class Chosen(NamedTuple):
     """What was claimed and is not among the items: no token or no component before the feature, or one too many."""
 
 
-def choose_tokens(lab: FeatureLab, given: Sequence[str], *, seed: int) -> Chosen:
+def choose_tokens(lab: FeatureLab, tokens: Sequence[str], *, seed: int) -> Chosen:
     """The claimed tokens and as many others of like frequency.
 
     Where neither `given` nor any rival names one, the tokens that its direct path raises and lowers the most, and
     where it writes nothing, the most frequent ones.
     """
     ids = _by_string(lab)
-    if wrong := [token for token in given if token not in ids]:
+    if wrong := [token for token in tokens if token not in ids]:
         raise NeuronautError(f"{wrong[0]!r} is no token of {lab.subject.name}; write tokens as the examples show them")
-    claimed = dict.fromkeys(given, 1.0)
+    claimed = dict.fromkeys(tokens, 1.0)
     for rival in lab.rivals.values():
         for token, sign in [*((t, 1.0) for t in rival.promotes), *((t, -1.0) for t in rival.suppresses)]:
             claimed.setdefault(token, sign)
     usable = [token for token in claimed if token in ids][:MOST]
     left_out = tuple(token for token in claimed if token not in usable)
-    asked = {token: claimed[token] for token in usable} or _own_tokens(lab)
-    others = _alike(lab, ids, asked, seed=seed)
-    items = tuple(Item(repr(token), about={"token": token, "id": ids[token]}) for token in [*asked, *others])
-    return Chosen(items, asked, left_out)
+    weights = {token: claimed[token] for token in usable} or _own_tokens(lab)
+    others = _tokens_alike(lab, ids, weights, seed=seed)
+    items = tuple(Item(repr(token), about={"token": token, "id": ids[token]}) for token in [*weights, *others])
+    return Chosen(items, weights, left_out)
 
 
 def _by_string(lab: FeatureLab) -> dict[str, int]:
     """The first id of every token's string."""
-    found: dict[str, int] = {}
+    ids: dict[str, int] = {}
     for id, token in enumerate(lab.vocabulary):
-        found.setdefault(token, id)
-    return found
+        ids.setdefault(token, id)
+    return ids
 
 
 def _own_tokens(lab: FeatureLab) -> dict[str, float]:
     own = promoted(lab.subject, lab.source, lab.feature, count=3)
     if own.top:
-        return {one.token: 1.0 for one in own.top} | {one.token: -1.0 for one in own.bottom}
+        return {entry.token: 1.0 for entry in own.top} | {entry.token: -1.0 for entry in own.bottom}
     return dict.fromkeys((lab.vocabulary[id] for id in common_tokens(lab)[:4]), 1.0)
 
 
-def _alike(lab: FeatureLab, ids: Mapping[str, int], asked: Mapping[str, float], *, seed: int) -> list[str]:
+def _tokens_alike(lab: FeatureLab, ids: Mapping[str, int], tokens: Mapping[str, float], *, seed: int) -> list[str]:
     """For each asked token another one that is about as frequent."""
     counts, rng = _counts(lab), generator(lab, seed, "tokens")
-    free = [token for token, id in ids.items() if token not in asked and id not in special_tokens(lab)]
+    free = [token for token, id in ids.items() if token not in tokens and id not in special_tokens(lab)]
     sizes = np.log1p([counts[ids[token]] for token in free])
-    found: list[str] = []
-    for token in asked:
+    others: list[str] = []
+    for token in tokens:
         order = np.argsort(np.abs(sizes - np.log1p(counts[ids[token]])), kind="stable")
-        nearest = [free[i] for i in order[: NEAREST + len(found)].tolist() if free[i] not in found]
-        found += [nearest[int(rng.integers(len(nearest)))]] if nearest else []
-    return found
+        nearest = [free[i] for i in order[: NEAREST + len(others)].tolist() if free[i] not in others]
+        others += [nearest[int(rng.integers(len(nearest)))]] if nearest else []
+    return others
 
 
 def _counts(lab: FeatureLab) -> NDArray[np.int64]:
@@ -178,29 +177,29 @@ def _counts(lab: FeatureLab) -> NDArray[np.int64]:
 def upstream_nodes(subject: Subject, site: str) -> tuple[Node, ...]:
     """Heads and MLPs that are computed before a site."""
     before = set(subject.sites[: subject.sites.index(site)])
-    found = tuple(node for node in nodes_of(subject, ("head", "mlp")) if node.site in before)
-    if not found:
+    nodes = tuple(node for node in nodes_of(subject, ("head", "mlp")) if node.site in before)
+    if not nodes:
         raise NeuronautError(f"no head or MLP of {subject.name} comes before {site}; look at a later site")
-    return found
+    return nodes
 
 
-def choose_nodes(lab: FeatureLab, given: Sequence[str], *, seed: int) -> Chosen:
+def choose_nodes(lab: FeatureLab, texts: Sequence[str], *, seed: int) -> Chosen:
     """The claimed components and as many others of the same kinds; where none is claimed, those closest before it."""
-    known = {str(node): node for node in upstream_nodes(lab.subject, lab.source.id.site)}
-    for text in given:
+    nodes = {str(node): node for node in upstream_nodes(lab.subject, lab.source.id.site)}
+    for text in texts:
         parse_nodes(text)  # What is no component at all is an error that shows some.
-    if wrong := [text for text in given if text not in known]:
+    if wrong := [text for text in texts if text not in nodes]:
         raise NeuronautError(
-            f"{wrong[0]} is not computed before {lab.source.id.site}; before it are {', '.join(known)}"
+            f"{wrong[0]} is not computed before {lab.source.id.site}; before it are {', '.join(nodes)}"
         )
-    claimed = dict.fromkeys([*given, *(text for rival in lab.rivals.values() for text in rival.reads)])
-    usable = [text for text in claimed if text in known][:MOST] or [*known][-MOST:]
+    claimed = dict.fromkeys([*texts, *(text for rival in lab.rivals.values() for text in rival.reads)])
+    usable = [text for text in claimed if text in nodes][:MOST] or [*nodes][-MOST:]
     rng = generator(lab, seed, "components")
-    free = [text for text in known if text not in usable]
+    free = [text for text in nodes if text not in usable]
     others: list[str] = []
     for text in usable:
         left = [other for other in free if other not in others]
-        same = [other for other in left if known[other].kind == known[text].kind] or left
+        same = [other for other in left if nodes[other].kind == nodes[text].kind] or left
         others += [same[int(rng.integers(len(same)))]] if same else []
     items = tuple(Item(text, about={"node": text}) for text in [*usable, *others])
     return Chosen(items, dict.fromkeys(usable, 1.0), tuple(text for text in claimed if text not in usable))

@@ -1,7 +1,5 @@
 """Whether a site says that a feature is active even where the feature itself is left out."""
 
-from typing import ClassVar, Literal
-
 import torch
 from pydantic import Field
 
@@ -9,6 +7,7 @@ from ....causal.probes import fit_probe, read_examples
 from ....subject.directions import checked_index
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
+from ..base import FeatureTool
 from ..places import Drawn, Place, fires_on
 from .inputs import active_places, from_json, silent_places, to_json, windows
 
@@ -19,17 +18,14 @@ class ProbeArgs(Drawn, frozen=True):
     count: int = Field(80, ge=20, le=400, description="active places to use at most, and as many silent ones")
 
 
-class ProbeProperty:
+class ProbeProperty(FeatureTool[ProbeArgs]):
     """Fits a linear probe for "the feature is active here" at its own site with the feature itself set to zero: how
     much of the property other directions carry. Half of the silent places hold a token on which it fires elsewhere.
     The headline is the probe's AUROC on places that it was not fitted on (0.5: the others know nothing, 1: they know
     it as well); probes of shuffled labels are the control; the probe with the feature is in `found`."""
 
-    name: ClassVar[str] = "probe_property"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[ProbeArgs] = ProbeArgs
+    name = "probe_property"
+    survey = True
 
     def design(self, args: ProbeArgs, lab: FeatureLab) -> Design:
         active = active_places(lab, args.count, seed=args.seed)
@@ -77,6 +73,6 @@ class ProbeProperty:
         )
 
 
-def _distinct(found: list[Place]) -> list[Place]:
+def _distinct(places: list[Place]) -> list[Place]:
     """Each text up to its place once: a probe must not be tested on what it was fitted on."""
-    return [*{place.ids[: place.pivot + 1]: place for place in found}.values()]
+    return [*{place.ids[: place.pivot + 1]: place for place in places}.values()]

@@ -22,7 +22,7 @@ from torch import Tensor
 from ....causal.circuits.nodes import Node, edits_of
 from ....causal.controls import random_directions
 from ....causal.edits import Edit
-from ....causal.gradients import Ends, worths
+from ....causal.gradients import Ends, score_patches
 from ....causal.intervene import Materials, apply
 from ....causal.prompts import Batch
 from ....causal.readouts import activation
@@ -30,7 +30,7 @@ from ....causal.runs import gather, read_source_run
 from ....causal.saliency import Activation
 from ....subject.errors import NeuronautError
 from ...loop.feature_lab import FeatureLab
-from ..places import SILENT, Place, fires_on, generator, training
+from ..places import SILENT, Place, fires_on, generator, training_windows
 from .inputs import batch_of, materials, silent_places, windows
 
 
@@ -45,7 +45,7 @@ class Pairing(NamedTuple):
 def pair(lab: FeatureLab, active: Sequence[Place], *, each: int, seed: int) -> Pairing:
     """Draw silent runs for active places; those for which there is none are an error."""
     silent = tuple(tuple(_silent_runs(lab, place, each, seed)) for place in active)
-    if missing := [place.pivot for place, found in zip(active, silent, strict=True) if not found]:
+    if missing := [place.pivot for place, runs in zip(active, silent, strict=True) if not runs]:
         raise NeuronautError(
             f"{lab.target} is active at position {missing[0]} of every training window, so there is no silent run to "
             "patch from; cut by the mean"
@@ -61,48 +61,48 @@ def _silent_runs(lab: FeatureLab, place: Place, count: int, seed: int) -> list[P
 def _near_misses(lab: FeatureLab, place: Place, count: int, seed: int) -> list[Place]:
     """Silent places of tokens on which it fires, the place's own first; of each window as much before as the place
     has."""
-    ids, values = training(lab)
+    ids, values = training_windows(lab)
     missed = (values < SILENT) & np.isin(ids, list(fires_on(lab)))
     missed[:, : place.pivot] = False
     rows, positions = np.nonzero(missed)
-    drawn = generator(lab, seed, f"near misses of {place.token} at {place.pivot}").permutation(len(rows))
-    own = ids[rows[drawn], positions[drawn]] == place.token
-    chosen = drawn[np.argsort(~own, kind="stable")][:count]
+    order = generator(lab, seed, f"near misses of {place.token} at {place.pivot}").permutation(len(rows))
+    own = ids[rows[order], positions[order]] == place.token
+    chosen = order[np.argsort(~own, kind="stable")][:count]
     return [
         Place(tuple(ids[row, at - place.pivot :].tolist()), place.pivot, float(values[row, at]))
         for row, at in zip(rows[chosen].tolist(), positions[chosen].tolist(), strict=True)
     ]
 
 
-def predicted(lab: FeatureLab, pairing: Pairing, nodes: Sequence[Node]) -> Tensor:
+def first_order_shares(lab: FeatureLab, pairing: Pairing, nodes: Sequence[Node]) -> Tensor:
     """Shares to first order: (node, active place)."""
-    edits, found = edits_each(nodes, "patch"), list[Tensor]()
+    edits, shares = edits_each(nodes, "patch"), list[Tensor]()
     sites = list(dict.fromkeys(edit.site for edit in edits))
     for place, runs in zip(pairing.active, pairing.silent, strict=True):
         base = batch_of(lab, [place])
         values, gradients, metric = _gradients(lab, base, sites)
         for run in runs:
             ends = Ends(values, read_source_run(lab.subject, batch_of(lab, [run]), sites))
-            worth, _ = worths(lab.subject, base, edits, ends, gradients, materials=materials(lab))
-            found.append(-worth[:, 0] / metric)
+            worth, _ = score_patches(lab.subject, base, edits, ends, gradients, materials=materials(lab))
+            shares.append(-worth[:, 0] / metric)
     counts = [len(runs) for runs in pairing.silent]
-    return torch.stack([torch.stack(part, dim=1).mean(1) for part in _split(found, counts)], dim=1)
+    return torch.stack([torch.stack(part, dim=1).mean(1) for part in _split(shares, counts)], dim=1)
 
 
-def _split(found: list[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+def _split(shares: list[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
     ends = torch.tensor(counts).cumsum(0).tolist()
-    return [found[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    return [shares[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def _gradients(
     lab: FeatureLab, base: Batch, sites: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
     """One row's vectors at sites, the activation's gradients by them, (1, position, width), and the activation."""
-    seen: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     leaves: dict[str, Tensor] = {}
 
     def look(site: str, tensor: Tensor) -> Tensor:
-        seen[site], leaves[site] = tensor.detach(), torch.zeros_like(tensor, requires_grad=True)
+        values[site], leaves[site] = tensor.detach(), torch.zeros_like(tensor, requires_grad=True)
         return tensor + leaves[site]
 
     target = Activation(lab.source, lab.feature)
@@ -110,7 +110,7 @@ def _gradients(
         with lab.subject.editing({site: lambda tensor, site=site: look(site, tensor) for site in sites}):
             value = target.measure(lab.subject, base.tokens)
         gradients = torch.autograd.grad(value.sum(), [leaves[site] for site in sites])
-    return seen, dict(zip(sites, gradients, strict=True)), float(value.detach())
+    return values, dict(zip(sites, gradients, strict=True)), float(value.detach())
 
 
 def edits_each(nodes: Sequence[Node], operation: str) -> tuple[Edit, ...]:
@@ -169,5 +169,5 @@ class Cuts:
 def _read(lab: FeatureLab, rows: Batch, counts: Sequence[int]) -> Tensor:
     """The activation at the last positions, the mean over each place's rows."""
     readout = activation(lab.source, lab.feature)
-    seen = readout.run(lab.subject, rows)
-    return torch.stack([part.mean() for part in readout.read(seen, seen).double().cpu().split(list(counts))])
+    outputs = readout.run(lab.subject, rows)
+    return torch.stack([part.mean() for part in readout.read(outputs, outputs).double().cpu().split(list(counts))])

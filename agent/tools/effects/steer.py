@@ -3,7 +3,7 @@
 What a feature writes, read off the weights: no text is run.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -16,8 +16,9 @@ from ....subject.directions import Promoted, direction, promoted
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
+from ..base import FeatureTool
 from ..places import Drawn, TokenArgs, generator
-from .effects import Moved, Trial, among, asked_weights, moved, token_result
+from .effects import Moved, Trial, among, asked_weights, measure_moves, token_result
 from .inputs import choose_tokens, edit_of, from_json, silent_places, to_json
 
 
@@ -32,17 +33,13 @@ class SteerArgs(TokenArgs, frozen=True):
     )
 
 
-class Steer:
+class Steer(FeatureTool[SteerArgs]):
     """Holds the feature at several strengths in random windows where it is silent and measures the next token: dose
     and response. Items are tokens, as in `ablate`; values come from the slope over strength, positive where more of
     the feature raises the token. The headline is the mean slope of the claimed tokens' logits; zero dose and random
     directions of the same size are the control; the curve and whether it is monotone are in `found`."""
 
-    name: ClassVar[str] = "steer"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[SteerArgs] = SteerArgs
+    name = "steer"
 
     def design(self, args: SteerArgs, lab: FeatureLab) -> Design:
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
@@ -67,33 +64,38 @@ class Steer:
         strengths = design.plan["strengths"]
         edits = tuple(edit_of(lab, "set", value=strength * lab.scale) for strength in strengths)
         ids = [item.about["id"] for item in design.items]
-        seen = moved(lab, [Trial(place, edits) for place in from_json(design.plan["silent"])], ids)
+        changes = measure_moves(lab, [Trial(place, edits) for place in from_json(design.plan["silent"])], ids)
         doses = torch.tensor(strengths, dtype=torch.float64)
         away = doses - doses.mean()
         slope = (away / away.square().sum()).tolist()
         return token_result(
-            lab, design, seen, contrast=slope, units="logits per scale", found=_curve(design, seen, ids, lab.seed)
+            lab,
+            design,
+            changes,
+            contrast=slope,
+            units="logits per scale",
+            tables=_curve(design, changes, ids, lab.seed),
         )
 
 
-def _curve(design: Design, seen: Moved, ids: list[int], seed: int) -> dict[str, Any]:
+def _curve(design: Design, changes: Moved, ids: list[int], seed: int) -> dict[str, Any]:
     """Mean effect on the asked tokens by strength with its interval over places, and what random directions do."""
-    strengths, asked = design.plan["strengths"], asked_weights(design)
-    real, random_control = seen.real[:, :, ids] @ asked, seen.random_control.mean(0) @ asked
+    strengths, item_weights = design.plan["strengths"], asked_weights(design)
+    real, random_control = changes.real[:, :, ids] @ item_weights, changes.random_control.mean(0) @ item_weights
     means = [mean(column, seed=seed) for column in real.T]
-    found = trend(strengths, [one.value for one in means])
+    fit = trend(strengths, [effect.value for effect in means])
     curve = [
         {
             "strength": strength,
-            "effect": round(one.value, 4),
-            "low": one.interval and round(one.interval.low, 4),
-            "high": one.interval and round(one.interval.high, 4),
+            "effect": round(effect.value, 4),
+            "low": effect.interval and round(effect.interval.low, 4),
+            "high": effect.interval and round(effect.interval.high, 4),
             **_range(controls),
         }
-        for strength, one, controls in zip(strengths, means, random_control, strict=True)
+        for strength, effect, controls in zip(strengths, means, random_control, strict=True)
     ]
     zero = curve[strengths.index(0.0)]["effect"]
-    return {"curve": curve, "sense": found.sense, "monotone": found.sense is not None, "zero_dose": zero}
+    return {"curve": curve, "sense": fit.sense, "monotone": fit.sense is not None, "zero_dose": zero}
 
 
 def _range(controls: Tensor) -> dict[str, float]:
@@ -111,16 +113,13 @@ class PromotedArgs(Drawn, frozen=True):
     count: int = Field(10, ge=1, le=50, description="tokens to list at either end")
 
 
-class PromotedTokens:
+class PromotedTokens(FeatureTool[PromotedArgs]):
     """Looks up, in the weights, which tokens the feature raises and lowers on its direct path to the output. The
     headline is how many standard deviations of the vocabulary the top token stands out by; other features of the same
     source are the control. Later layers may undo or add to this: `ablate` and `steer` measure it."""
 
-    name: ClassVar[str] = "promoted_tokens"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[PromotedArgs] = PromotedArgs
+    name = "promoted_tokens"
+    survey = True
 
     def design(self, args: PromotedArgs, lab: FeatureLab) -> Design:
         width, own = lab.source.width, lab.feature.index
@@ -137,13 +136,13 @@ class PromotedTokens:
             promoted(lab.subject, lab.source, Feature(lab.source.id, index, lab.feature.negative), count=1)
             for index in design.plan["others"]
         ]
-        writing = [_outstanding(one) for one in others if one.top]
+        writing = [_outstanding(entry) for entry in others if entry.top]
         height = _outstanding(own)
         what = f"{len(writing)} other features of {lab.source.id}"
         control, rank = among(height, writing, what) if writing else (None, {})
         exact = direction(lab.subject, lab.source, lab.feature).exact
-        found = {
-            name: [{"token": one.token, "deviations": round(one.value / own.spread, 3)} for one in part]
+        tables = {
+            name: [{"token": entry.token, "deviations": round(entry.value / own.spread, 3)} for entry in part]
             for name, part in (("raises", own.top), ("lowers", own.bottom))
         }
         return Measured(
@@ -155,9 +154,9 @@ class PromotedTokens:
             units="standard deviations over the vocabulary",
             normalised_by="standard deviation over the vocabulary of what the direction adds to logits",
             control=control,
-            found={**found, "exact": exact, "others_that_write_nothing": len(others) - len(writing), **rank},
+            found={**tables, "exact": exact, "others_that_write_nothing": len(others) - len(writing), **rank},
         )
 
 
-def _outstanding(found: Promoted) -> float:
-    return found.top[0].value / found.spread
+def _outstanding(listing: Promoted) -> float:
+    return listing.top[0].value / listing.spread

@@ -3,7 +3,7 @@
 Cutting components before a feature, one at a time: which of them its activation depends on.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,11 +13,12 @@ from ....causal.measures import mean
 from ....causal.saliency import Activation, occlusion
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..places import ActiveArgs, Place, excerpt, places
+from ..base import FeatureTool
+from ..places import ActiveArgs, Place, excerpt, find_places
 from .ablate import REFERENCE
 from .effects import among, asked_weights
 from .inputs import batch_of, choose_nodes, from_json, reference_rows, to_json, upstream_nodes
-from .paths import Cuts, Pairing, edits_each, pair, predicted
+from .paths import Cuts, Pairing, edits_each, first_order_shares, pair
 
 RANDOM_CONTROLS = 8
 TOKENS = 6
@@ -31,25 +32,24 @@ class UpstreamArgs(ActiveArgs, frozen=True):
     each: int = Field(2, ge=1, le=8, description="silent windows for every active place")
 
 
-class Upstream:
+class Upstream(FeatureTool[UpstreamArgs]):
     """Finds which heads and MLPs the feature's activation comes through at its strongest examples, and which tokens:
     shares of all components by gradients, the highest of them checked by cutting, and the share of the activation that
     goes as each token is blotted out. The headline is the highest checked share; random changes of the
     same size there are the control. Name what it finds in `reads` of a hypothesis, then predict `cut_upstream`."""
 
-    name: ClassVar[str] = "upstream"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = True
-    args: type[UpstreamArgs] = UpstreamArgs
+    name = "upstream"
+    survey = True
 
     def design(self, args: UpstreamArgs, lab: FeatureLab) -> Design:
         upstream_nodes(lab.subject, lab.source.id.site)  # Where nothing comes before is an error that says so.
-        return paired(lab, args, f"What does the activation of {lab.target} come from?", top=args.top, each=args.each)
+        return design_pairs(
+            lab, args, f"What does the activation of {lab.target} come from?", top=args.top, each=args.each
+        )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
-        pairing, nodes = pairing_of(design), upstream_nodes(lab.subject, lab.source.id.site)
-        first_order = predicted(lab, pairing, nodes).mean(1)
+        pairing, nodes = pairing_from_plan(design), upstream_nodes(lab.subject, lab.source.id.site)
+        first_order = first_order_shares(lab, pairing, nodes).mean(1)
         order = first_order.abs().argsort(descending=True, stable=True)[: design.plan["top"]].tolist()
         edits = edits_each([nodes[i] for i in order], "patch")
         cuts = Cuts.of(lab, pairing, edits)
@@ -74,7 +74,7 @@ class Upstream:
             normalised_by="its activation at each place",
             control=control,
             found={
-                "components": sorted(components, key=lambda one: -one["share"]),
+                "components": sorted(components, key=lambda row: -row["share"]),
                 "of": len(nodes),
                 "tokens": [_tokens(lab, place) for place in pairing.active],
                 **rank,
@@ -82,15 +82,15 @@ class Upstream:
         )
 
 
-def paired(lab: FeatureLab, args: ActiveArgs, question: str, *, each: int, **more: Any) -> Design:
+def design_pairs(lab: FeatureLab, args: ActiveArgs, question: str, *, each: int, **more: Any) -> Design:
     """The design of a survey of active places with silent runs."""
-    active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+    active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
     pairing = pair(lab, active, each=each, seed=args.seed)
     silent = [to_json(runs) for runs in pairing.silent]
     return Design(question, "effect", (), {"active": to_json(active), "silent": silent, **more})
 
 
-def pairing_of(design: Design) -> Pairing:
+def pairing_from_plan(design: Design) -> Pairing:
     silent = tuple(tuple(from_json(runs)) for runs in design.plan["silent"])
     return Pairing(tuple(from_json(design.plan["active"])), silent)
 
@@ -98,14 +98,14 @@ def pairing_of(design: Design) -> Pairing:
 def _tokens(lab: FeatureLab, place: Place) -> dict[str, Any]:
     """What share of the activation goes as each token before the place gives way to the mean of all tokens."""
     (row,) = batch_of(lab, [place]).ids()
-    found = occlusion(lab.subject, row, Activation(lab.source, lab.feature), baseline="mean")
-    worth = torch.tensor(found.values) / found.metric
+    occluded = occlusion(lab.subject, row, Activation(lab.source, lab.feature), baseline="mean")
+    worth = torch.tensor(occluded.values) / occluded.metric
     order = worth.abs().argsort(descending=True, stable=True)[:TOKENS].tolist()
-    shown = [
+    rows = [
         {"offset": at - len(row) + 1, "token": lab.vocabulary[row[at]], "share": round(float(worth[at]), 4)}
         for at in order
     ]
-    return {"place": excerpt(lab, place.ids, place.pivot), "tokens": shown}
+    return {"place": excerpt(lab, place.ids, place.pivot), "tokens": rows}
 
 
 class CutArgs(ActiveArgs, frozen=True):
@@ -122,21 +122,17 @@ class CutArgs(ActiveArgs, frozen=True):
     each: int = Field(2, ge=1, le=8, description="silent windows for every active place")
 
 
-class CutUpstream:
+class CutUpstream(FeatureTool[CutArgs]):
     """Cuts components before the feature, one at a time, where it is strongest. Items are heads and MLPs: those that
     hypotheses say it reads, and as many others of the same kind; the value is the share of the activation that goes
     (0: nothing changes, 1: it falls silent, negative: it rises). The headline is the mean share of the claimed ones;
     random changes of the same size at the same components are the control."""
 
-    name: ClassVar[str] = "cut_upstream"
-    version: ClassVar[int] = 1
-    target: ClassVar[Literal["feature", "behaviour"]] = "feature"
-    survey: ClassVar[bool] = False
-    args: type[CutArgs] = CutArgs
+    name = "cut_upstream"
 
     def design(self, args: CutArgs, lab: FeatureLab) -> Design:
         chosen = choose_nodes(lab, args.nodes, seed=args.seed)
-        active = places(lab, "active", args.count, windows=args.windows, seed=args.seed)
+        active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         by_mean = args.how == "mean"
         silent = () if by_mean else pair(lab, active, each=args.each, seed=args.seed).silent
         return Design(
@@ -158,10 +154,10 @@ class CutUpstream:
         pairing = Pairing(tuple(from_json(plan["active"])), tuple(tuple(from_json(runs)) for runs in plan["silent"]))
         nodes = [parse_nodes(item.about["node"])[0] for item in design.items]
         edits = edits_each(nodes, plan["how"])
-        asked = asked_weights(design)
+        item_weights = asked_weights(design)
         cuts = Cuts.of(lab, pairing, edits, reference=plan["reference"])
-        found = cuts.shares(edits)
-        headline = mean(asked @ found, seed=lab.seed)
+        shares = cuts.shares(edits)
+        headline = mean(item_weights @ shares, seed=lab.seed)
         random_controls = torch.stack(
             [cuts.random_controls(edit, count=RANDOM_CONTROLS).mean(1) for edit in edits[: len(plan["asked"])]]
         )
@@ -170,7 +166,7 @@ class CutUpstream:
             random_controls.flatten().tolist(),
             f"{RANDOM_CONTROLS} random changes of the same norm each",
         )
-        values = found.mean(1).tolist()
+        values = shares.mean(1).tolist()
         table = {item.label: round(value, 4) for item, value in zip(design.items, values, strict=True)}
         by_control = {
             item.label: round(float(row.mean()), 4) for item, row in zip(design.items, random_controls, strict=False)
