@@ -53,7 +53,7 @@ _TITLE = re.compile(r'title="([^"]+)"')
 _INLINE = re.compile(r"`neuronaut (?P<verb>[a-z]+)(?P<rest>[^`]*)`")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
-_TIMED = re.compile(r"\d[\d,.]*(?=(?:/s| ?(?:s|ms|us|seconds|minutes))\b)")
+_TIMED = re.compile(r"\d[\d,.]*(?= ?(?:\w*/s|s|ms|us|seconds|minutes)\b)")
 
 
 class Failure(NamedTuple):

@@ -27,7 +27,7 @@ PAGES = {
 """By path in the repository, the page of the site."""
 PICTURES = {"benchmarks/labels.png": "labels.png", "benchmarks/sweep.png": "sweep.png"}
 HELP = "<!-- help -->"
-WIDTH = 96
+WIDTH = 88
 """Characters of a line of help."""
 
 _FENCE = re.compile(r"^( *```+\w+) [^\n`{]*$", re.M)
@@ -48,7 +48,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Put in the help, turn links, and take the checker's marks off the fences."""
     del config, files
     source = page.file.src_uri
-    if source.startswith("verbs/"):
+    if source.startswith("verbs/") and HELP in markdown:
         markdown = markdown.replace(HELP, help_of(Path(source).stem))
     markdown = _LINK.sub(lambda link: link[1] + _turned(link[2], source), markdown)
     return _FENCE.sub(lambda fence: fence[1] + _title(fence[0]), markdown)
