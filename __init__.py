@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .agent.loop.budget import Limits
     from .agent.session import InvestigationConfig, Session, investigate, investigate_all
     from .causal.attribution_patching import attribution_patching
-    from .causal.circuits.find import find_circuit
+    from .causal.circuits.find import CircuitSettings, find_circuit
     from .causal.circuits.tasks import open_task
     from .causal.edits import Edit
     from .causal.generation import generate
@@ -26,18 +26,24 @@ if TYPE_CHECKING:
     from .data.corpus import Corpus, Document
     from .data.harvest.harvest import harvest
     from .data.records import Evidence, Example, Explanation, Score
+    from .data.store.search import Embedder, semantic_search, similar
     from .data.store.store import Store
     from .explainers.contrastive import Contrastive
+    from .explainers.factory import ExplainerOptions
     from .explainers.highlight import Highlight
     from .explainers.oneshot import Oneshot
     from .explainers.rule import RuleExplainer
+    from .labelling.factory import make_explainer
+    from .labelling.inspect import describe, try_text
     from .labelling.label import Result, label, score
     from .llm.client import LLMClient
     from .llm.open import open_llm
     from .llm.prices import Budget, Price
+    from .rules.evaluate import simulate
     from .rules.language import Rule
     from .scorers.detection import Detection
     from .scorers.embedding import Embedding
+    from .scorers.factory import ScorerOptions, make_scorer
     from .scorers.fuzzing import Fuzzing
     from .scorers.intruder import Intruder
     from .scorers.llm_simulation import LLMSimulator
@@ -55,7 +61,7 @@ _HOMES = {
     "agent.loop.budget": ("Limits",),
     "agent.session": ("InvestigationConfig", "Session", "investigate", "investigate_all"),
     "causal.attribution_patching": ("attribution_patching",),
-    "causal.circuits.find": ("find_circuit",),
+    "causal.circuits.find": ("CircuitSettings", "find_circuit"),
     "causal.circuits.tasks": ("open_task",),
     "causal.edits": ("Edit",),
     "causal.generation": ("generate",),
@@ -71,18 +77,24 @@ _HOMES = {
     "data.corpus": ("Corpus", "Document"),
     "data.harvest.harvest": ("harvest",),
     "data.records": ("Evidence", "Example", "Explanation", "Score"),
+    "data.store.search": ("Embedder", "semantic_search", "similar"),
     "data.store.store": ("Store",),
     "explainers.contrastive": ("Contrastive",),
+    "explainers.factory": ("ExplainerOptions",),
     "explainers.highlight": ("Highlight",),
     "explainers.oneshot": ("Oneshot",),
     "explainers.rule": ("RuleExplainer",),
+    "labelling.factory": ("make_explainer",),
+    "labelling.inspect": ("describe", "try_text"),
     "labelling.label": ("Result", "label", "score"),
     "llm.client": ("LLMClient",),
     "llm.open": ("open_llm",),
     "llm.prices": ("Budget", "Price"),
+    "rules.evaluate": ("simulate",),
     "rules.language": ("Rule",),
     "scorers.detection": ("Detection",),
     "scorers.embedding": ("Embedding",),
+    "scorers.factory": ("ScorerOptions", "make_scorer"),
     "scorers.fuzzing": ("Fuzzing",),
     "scorers.intruder": ("Intruder",),
     "scorers.llm_simulation": ("LLMSimulator",),
@@ -101,26 +113,29 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Batch",
     "Budget",
+    "CircuitSettings",
     "Contrastive",
     "Corpus",
-    "LLMClient",
     "Detection",
     "Dictionary",
     "Document",
     "Edit",
+    "Embedder",
     "Embedding",
     "Evidence",
     "Example",
+    "ExplainerOptions",
     "Explanation",
     "Feature",
     "Fuzzing",
     "Grid",
     "Highlight",
     "Intruder",
+    "InvestigationConfig",
     "JsonBackend",
+    "LLMClient",
     "LLMSimulator",
     "Limits",
-    "InvestigationConfig",
     "Materials",
     "NeuronautError",
     "Oneshot",
@@ -132,6 +147,7 @@ __all__ = [
     "RuleExplainer",
     "RuleSimulator",
     "Score",
+    "ScorerOptions",
     "Selection",
     "Session",
     "SourceId",
@@ -139,6 +155,7 @@ __all__ = [
     "Subject",
     "apply",
     "attribution_patching",
+    "describe",
     "dose_response",
     "find_circuit",
     "generate",
@@ -150,12 +167,18 @@ __all__ = [
     "lens",
     "load_dictionary",
     "logit_attribution",
+    "make_explainer",
+    "make_scorer",
     "open_llm",
     "open_source",
     "open_task",
     "probe",
     "score",
+    "semantic_search",
+    "similar",
+    "simulate",
     "sweep",
+    "try_text",
 ]
 
 

@@ -46,7 +46,12 @@ ENDLESS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A finished investigation."""
+    """A finished investigation.
+
+    >>> session = investigate("demo:mlp.1:17", subject, store, InvestigationConfig(limits=Limits(experiments=2)))
+    >>> session.status in ("supported", "open", "no_explanation", "budget")
+    True
+    """
 
     id: str
     status: End
@@ -58,7 +63,11 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class InvestigationConfig:
-    """How targets are investigated."""
+    """How targets are investigated.
+
+    >>> InvestigationConfig(limits=Limits(experiments=20, minutes=5), seed=1).policy_for("feature").name
+    'scripted'
+    """
 
     policy: Policy | None = None
     """Decides what is tried, as proposer and, apart, as challenger; None for the scripted one, which asks nobody."""
@@ -138,6 +147,10 @@ def investigate(
 
     The same call again resumes or returns the finished session. `fork` is an investigation that was copied from
     another (replay.py).
+
+    >>> session = investigate("demo:mlp.1:17", subject, store, InvestigationConfig(limits=Limits(experiments=2)))
+    >>> print(session.report.kind)
+    feature
     """
     if isinstance(target, Task):
         return _behaviour(target, subject, store, config, fork)
@@ -154,7 +167,13 @@ def investigate_all(
     sources: Mapping[SourceId, Source] | None = None,
     fork: InvestigationRecord | None = None,
 ) -> Iterator[Session]:
-    """Investigate features one after another; what features of a source share is read once. See `investigate`."""
+    """Investigate features one after another; what features of a source share is read once. See `investigate`.
+
+    >>> features = store.features("demo:mlp.1:17")
+    >>> config = InvestigationConfig(limits=Limits(experiments=2))
+    >>> [session.report.target for session in investigate_all(features, subject, store, config)]
+    ['demo:mlp.1:17']
+    """
     for members in chunks(features):
         source = None if sources is None else sources.get(members[0].source)
         dictionary = (source and source.revision) or _dictionary_revision(store, members[0].source)

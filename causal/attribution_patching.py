@@ -200,6 +200,12 @@ def attribution_patching(
 
     Without a line the gradient is taken at the base run: three forwards and one backward in all. With one it is
     steps as many rows for `embed`, and that for each site for `site`. `at_once` bounds the rows of a pass.
+
+    >>> pairs = Pairs.of(subject, [("x = [1, 2", "x = (1, 2", "]", ")"), ("y = [3, 4", "y = (3, 4", "]", ")")])
+    >>> grid = Grid.of(Edit.parse("resid_post.0=patch"), sites=["resid_post.0", "resid_post.1"])
+    >>> attribution = attribution_patching(subject, pairs, grid, sample=2, top=1)
+    >>> len(attribution.nodes)
+    2
     """
     if sample < 1 or top < 1 or at_once < 1 or (line is not None and line.steps < 1):
         raise NeuronautError(

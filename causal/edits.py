@@ -107,7 +107,12 @@ Positions = Annotated[str, AfterValidator(_check_positions)]
 
 
 class Edit(BaseModel):
-    """One intervention; see the module for what each part means. Raises NeuronautError where it makes no sense."""
+    """One intervention; see the module for what each part means. Raises NeuronautError where it makes no sense.
+
+    >>> edit = Edit.parse("head.1:3=mean@last")
+    >>> edit.site, edit.units, edit.operation, edit.positions
+    ('head.1', (3,), 'mean', 'last')
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -69,6 +69,10 @@ def generate(
     texts of one seed differ only by what was edited. `cached=False` runs whole rows at every step.
 
     Raises NeuronautError for what does not fit together and, unless they `may_idle`, for edits that changed nothing.
+
+    >>> batch = Batch.of(subject, ["def f(self"])
+    >>> len(generate(subject, batch, tokens=3).tokens[0])
+    3
     """
     _check(subject, batch, tokens, temperature)
     rows = _Rows(subject, batch, tokens=tokens, cached=cached)

@@ -27,7 +27,12 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Edits in rows and columns. Raises NeuronautError where there is none, or not one for each cell."""
+    """Edits in rows and columns. Raises NeuronautError where there is none, or not one for each cell.
+
+    >>> grid = Grid.of(Edit.parse("resid_post.0=patch"), sites=["resid_post.0", "resid_post.1"], positions=[1, 2])
+    >>> [str(edit) for edit in grid.edits][:2]
+    ['resid_post.0=patch@1', 'resid_post.0=patch@2']
+    """
 
     axes: tuple[Axis, ...]
     edits: tuple[Edit, ...]

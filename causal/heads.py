@@ -70,6 +70,11 @@ def head_scores(
     """Every head's scores on the batch, kind by kind, the highest first. Takes one forward for ROWS rows.
 
     `seed` is the bootstrap's. Raises NeuronautError where no row has a key of a kind, such as a repeated token.
+
+    >>> from neuronaut.causal.heads import repeated_tokens
+    >>> scores = head_scores(subject, repeated_tokens(subject, rows=2), layers=[3], kinds=["induction"])
+    >>> sorted(score.unit for score in scores)
+    ['head.3:0', 'head.3:1', 'head.3:2', 'head.3:3']
     """
     wrong = [kind for kind in kinds if kind not in _KEYS]
     chosen = range(subject.n_layers) if layers is None else sorted({*layers})

@@ -34,7 +34,12 @@ class RowEdit(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Materials:
-    """What edits refer to and do not hold themselves."""
+    """What edits refer to and do not hold themselves.
+
+    >>> batch = Batch.of(subject, ["x = [1, 2"])
+    >>> Materials(source_runs=subject.read(batch.tokens, ["resid_post.1"])).source_runs["resid_post.1"].shape[-1]
+    128
+    """
 
     sources: Mapping[str, Source] = field(default_factory=dict)
     """Dictionaries by `SITE@NAME`."""
@@ -121,6 +126,12 @@ def apply(
     A bare edit is for every row. Raises NeuronautError at once for what does not fit together, and at the end of the
     block where an edit did not fire once in every forward or, unless it `may_idle`, left every vector as it was.
     Pattern edits run the model's eager attention; run the plain model within `attention.eager` to compare.
+
+    >>> batch = Batch.of(subject, ["def __init__(self, name): self.name ="])
+    >>> with apply(subject, batch, [Edit.parse("head.3=0")]) as ledger:
+    ...     logits = subject.logits(batch.tokens)
+    >>> ledger.reports[0].fired
+    1
     """
     if not edits:
         raise NeuronautError("no edit was given; run the subject without apply(), or name an edit such as mlp.2:17=0")

@@ -49,6 +49,10 @@ def lens(
     (row, position): one to follow everywhere, or one a position. Takes two forwards, and memory for three times the
     logits of `tokens`.
     Raises NeuronautError where the lens at the last layer is not the subject's logits within rounding.
+
+    >>> batch = Batch.of(subject, ["def __init__(self, name): self.name ="])
+    >>> lens(subject, batch.tokens, sites=["resid_post.2", "resid_post.3"], top=3).sites
+    ('resid_post.2', 'resid_post.3')
     """
     chosen = _choose_sites(subject, sites, top)
     last = f"resid_post.{subject.n_layers - 1}"

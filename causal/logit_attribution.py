@@ -109,6 +109,11 @@ def logit_attribution(
     that of `attn_out.L`, `mlp.L` (by neuron) that of `mlp_out.L`, a dictionary that of its site (at the residual
     stream, of all that was written before), by active feature.
     Raises NeuronautError where two of them explain the same, and where the sum is not the logit within rounding.
+
+    >>> batch = Batch.of(subject, ["def __init__(self, name): self.name ="])
+    >>> parts = logit_attribution(subject, batch, token=subject.encode(" name")[0])
+    >>> bool(abs(parts.values.sum() - parts.total.sum()) < 1e-3)
+    True
     """
     mask = where(subject, batch, positions)
     places = mask.nonzero()

@@ -89,6 +89,11 @@ def probe(
     Each class is parted by itself, `test_share` of it for the test. Raises NeuronautError where a class has fewer than
     two examples in a part, and where two examples are the same as far as the site can see, which would let the test
     see what was trained on.
+
+    >>> batch = Batch.of(subject, [f"{word} = {i}" for i in range(8) for word in ("alpha", "beta")])
+    >>> found = probe(subject, batch, [True, False] * 8, site="resid_post.1", shuffles=5)
+    >>> 0 <= found.auroc.value <= 1
+    True
     """
     vectors = read_examples(subject, batch, site=site, positions=positions)
     return fit_probe(

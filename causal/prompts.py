@@ -19,7 +19,12 @@ from .edits import indices, read_quoted
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of tokens for one forward pass."""
+    """Rows of tokens for one forward pass.
+
+    >>> batch = Batch.of(subject, ["def f(self):", "import os"])
+    >>> len(batch), batch.lengths.tolist() == [len(row) for row in batch.ids()]
+    (2, True)
+    """
 
     tokens: Tensor
     """(row, position) ids, padded on the right."""
@@ -131,7 +136,12 @@ def single_token(subject: Subject, text: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Clean and corrupted prompts that are aligned token by token, with the answer and a wrong one to each."""
+    """Clean and corrupted prompts that are aligned token by token, with the answer and a wrong one to each.
+
+    >>> pairs = Pairs.of(subject, [("x = [1, 2", "x = (1, 2", "]", ")")])
+    >>> subject.decode_tokens(pairs.answers.tolist())
+    (']',)
+    """
 
     clean: Batch
     corrupted: Batch

@@ -58,6 +58,15 @@ def dose_response(
 
     `edit` adds, sets or scales, and its value gives way to the strengths; quantiles are of `reference`, by default the
     text. Raises NeuronautError for an edit without strength, and where no strength changes anything.
+
+    >>> from neuronaut.causal.readouts import answers
+    >>> batch, text = Batch.of(subject, ["def f(self):", "import os"]), Batch.of(subject, ["class A:", "x = 1"])
+    >>> edit = Edit.parse("mlp.1:17+=1")
+    >>> response = dose_response(
+    ...     subject, batch, edit, answers("log_probability", [5, 6]), text=text, strengths=(0.0, 1.0), controls=2
+    ... )
+    >>> [dose.strength for dose in response.doses]
+    [0.0, 1.0]
     """
     _check(edit, strengths, text)
     chosen = sorted(set(map(float, strengths)))

@@ -158,6 +158,11 @@ def sweep(
 
     KL is taken to the clean run. `reference` is the text that means and draws are of; `at_once` bounds the rows of a
     forward and changes nothing beyond rounding. Raises NeuronautError where no edit changes anything.
+
+    >>> pairs = Pairs.of(subject, [("x = [1, 2", "x = (1, 2", "]", ")"), ("y = [3, 4", "y = (3, 4", "]", ")")])
+    >>> grid = Grid.of(Edit.parse("resid_post.0=patch"), sites=["resid_post.0", "resid_post.1"])
+    >>> len(sweep(subject, pairs, grid, directions=["denoise"]).cells)
+    2
     """
     prompts = {"clean": pairs.clean, "corrupted": pairs.corrupted}
     settings = {direction: SETTINGS[direction] for direction in directions}

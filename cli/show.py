@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +10,7 @@ from . import display
 from .common import Form, Row, emit, open_store, result_options
 
 if TYPE_CHECKING:
-    from ..data.records import Example
-    from ..data.store.rows import StoredExplanation
-    from ..data.store.store import Store
-    from ..subject.address import Feature
+    pass
 
 
 @click.command()
@@ -33,6 +29,7 @@ def show(feature: str, count: int, provenance: bool, database: str, form: Form) 
       neuronaut show demo:mlp.2:17 -n 3 --provenance
       neuronaut show demo:mlp.2:17 --json | jq '.[0].scores'
     """
+    from ..labelling.inspect import describe
     from ..subject.address import Feature, Selection
 
     chosen = Feature.parse(feature)
@@ -40,45 +37,6 @@ def show(feature: str, count: int, provenance: bool, database: str, form: Form) 
         store.resolve(Selection(chosen.source, "indices", (chosen.index,), negative=chosen.negative))
         row = describe(store, chosen, count=count)
     emit([row], form, lambda _: page(row, provenance=provenance))
-
-
-def describe(store: "Store", feature: "Feature", *, count: int) -> Row:
-    """Make the row of `show`, with the `count` strongest examples."""
-    from ..data.store.rows import ROW_KEYS
-
-    evidence, best = store.evidence(feature), store.best(feature)
-    rows = [row for row in store.list_rows(feature.source) if row["feature"] == str(feature)]
-    # A negative tail has a row only once it has been explained.
-    row = rows[0] if rows else dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
-    examples = [e for e in (*evidence.train, *evidence.select, *evidence.holdout) if e.kind == "top"]
-    examples.sort(key=lambda example: (-example.peak, example.window))
-    source = next(row for row in store.sources() if row["source"] == str(feature.source))
-    harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
-    scores = [{**asdict(score), "flagged": score.flagged} for score in store.scores(best.id)] if best else []
-    for score in scores:
-        del score["windows"]
-    return row | {
-        "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
-        "stats": asdict(evidence.statistics),
-        "examples": [_example(example) for example in examples[:count]],
-        "scores": scores,
-        "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
-    }
-
-
-def _origin(best: "StoredExplanation") -> dict[str, Any]:
-    return {"id": best.id, "created": best.created, "reason": best.explanation.reason, **best.explanation.provenance}
-
-
-def _example(example: "Example") -> dict[str, Any]:
-    return {
-        "kind": example.kind,
-        "split": example.split,
-        "document": example.document,
-        "peak": example.peak,
-        "tokens": list(example.tokens),
-        "activations": [round(value, 4) for value in example.activations.tolist()],
-    }
 
 
 def page(row: Row, *, provenance: bool) -> str:

@@ -10,10 +10,7 @@ from .common import Form, Row, emit, open_store, plain, result_options
 from .label import subject_options
 
 if TYPE_CHECKING:
-    from ..data.records import Explanation
-    from ..subject.address import Feature
-    from ..subject.model import Subject
-    from ..subject.sources import Source
+    pass
 
 _BAR = 16
 """Characters of the longest bar."""
@@ -34,40 +31,16 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
       neuronaut try demo:mlp.2:17 "def __init__(self):"
       neuronaut try demo:resid_post.2@sae:40 "import os" "import sys" --json
     """
+    from ..labelling.inspect import try_text
     from .opening import LoadOptions, one_feature, stored_sources, stored_subject
 
     options = LoadOptions(**load_options)
     with open_store(database) as store:
         chosen = one_feature(store, feature)
-        best = store.best(chosen)
         subject = stored_subject(store, chosen.source.model, options)
         source = stored_sources(store, subject, [chosen], options)[chosen.source]
-    explanation = best.explanation if best else None
-    rows = [run(plain(text), chosen, subject, source, explanation) for text in texts]
+        rows = [try_text(plain(text), chosen, store, subject, source=source) for text in texts]
     emit(rows, form, lambda rows: "\n\n".join(map(_table, rows)))
-
-
-def run(text: str, feature: "Feature", subject: "Subject", source: "Source", explanation: "Explanation | None") -> Row:
-    """Run one text and make its row; `predicted` is null where there is no rule to predict with."""
-    import numpy as np
-
-    from ..data.harvest.activations import read_columns
-    from ..rules.evaluate import simulate
-    from ..rules.language import Rule
-    from ..subject.errors import NeuronautError
-
-    ids = subject.encode(text)
-    if not ids:
-        raise NeuronautError(f"the text {text!r} has no tokens; give some words")
-    tokens = subject.decode_tokens(ids)
-    actual = read_columns(subject, source, np.array([ids]), [feature.index])[0, :, 0]
-    rule = Rule.parse(explanation.rule) if explanation and explanation.rule else None
-    return {
-        "text": text,
-        "tokens": list(tokens),
-        "actual": (-actual if feature.negative else actual).tolist(),
-        "predicted": None if rule is None else simulate(rule, tokens),
-    }
 
 
 def _table(row: Row) -> str:

@@ -29,7 +29,12 @@ __all__ = ["Corpus", "Document"]
 
 
 class Corpus:
-    """A named stream of documents; iterating yields `(ordinal, document)`, from the start each time."""
+    """A named stream of documents; iterating yields `(ordinal, document)`, from the start each time.
+
+    >>> corpus = Corpus.of("mine", ["A first document.", "And a second one."])
+    >>> [document.text for _, document in corpus]
+    ['A first document.', 'And a second one.']
+    """
 
     def __init__(self, name: str, read: Reader) -> None:
         self.name = name

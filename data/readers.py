@@ -37,7 +37,11 @@ UNREADABLE = (OSError, EOFError, zlib.error)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with the name that leads back to it: `json/decoder.py`, `news.jsonl:17`, `book.txt#3`."""
+    """A text with the name that leads back to it: `json/decoder.py`, `news.jsonl:17`, `book.txt#3`.
+
+    >>> Document("notes.txt", "Some text.").name
+    'notes.txt'
+    """
 
     name: str
     text: str

@@ -23,7 +23,12 @@ silent window that holds a token on which it peaks elsewhere.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A window with one feature's activation at every token."""
+    """A window with one feature's activation at every token.
+
+    >>> example = store.evidence(Feature.parse("demo:mlp.1:17")).train[0]
+    >>> len(example.tokens) == len(example.activations), bool(example.peak == max(example.activations))
+    (True, True)
+    """
 
     tokens: tuple[str, ...]
     """Token strings; BOS is part of the context but not of the window."""
@@ -68,7 +73,12 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A feature's examples in three splits that share no document and no near-duplicate text."""
+    """A feature's examples in three splits that share no document and no near-duplicate text.
+
+    >>> evidence = store.evidence(Feature.parse("demo:mlp.1:17"))
+    >>> {example.split for example in evidence.holdout}
+    {'holdout'}
+    """
 
     feature: Feature
     statistics: Statistics
@@ -79,7 +89,12 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a feature responds to, in words and, optionally, as an executable rule."""
+    """What a feature responds to, in words and, optionally, as an executable rule.
+
+    >>> best = store.best(Feature.parse("demo:mlp.1:17"))
+    >>> best.explanation.explainer
+    'rule'
+    """
 
     feature: Feature
     text: str | None
@@ -98,7 +113,13 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well an explanation predicts activations that its explainer never saw."""
+    """How well an explanation predicts activations that its explainer never saw.
+
+    >>> best = store.best(Feature.parse("demo:mlp.1:17"))
+    >>> headline = next(s for s in store.scores(best.id) if (s.examples, s.metric) == ("top_random", "correlation"))
+    >>> headline.ci_low <= headline.value <= headline.ci_high
+    True
+    """
 
     scorer: str
     """For example "simulation"."""

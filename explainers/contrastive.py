@@ -15,7 +15,11 @@ NONE_FOUND = "(none was found)"
 
 
 class Contrastive(PromptExplainer):
-    """Explains from marked windows and silent ones."""
+    """Explains from marked windows and silent ones.
+
+    >>> Contrastive(temperature=0.7).name
+    'contrastive'
+    """
 
     name = "contrastive"
     extent = Extent(top=8, quantile=3, near_misses=6, silent=3)

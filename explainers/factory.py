@@ -17,7 +17,11 @@ from .rule import RuleExplainer
 
 @dataclass(frozen=True, slots=True)
 class ExplainerOptions:
-    """Options that all explainers which ask a language model take."""
+    """Options that all explainers which ask a language model take.
+
+    >>> make_explainer("highlight", subject, ExplainerOptions(temperature=0.7, draw=1)).settings["draw"]
+    1
+    """
 
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Text of the user's own prompts, by name; the package's are used for the rest."""

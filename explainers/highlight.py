@@ -13,7 +13,11 @@ STRONGEST = 4
 
 
 class Highlight(PromptExplainer):
-    """Explains from marked windows."""
+    """Explains from marked windows.
+
+    >>> Highlight(rules=False).prompts[0].name
+    'highlight'
+    """
 
     name = "highlight"
     extent = Extent(top=8, quantile=4)

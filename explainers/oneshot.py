@@ -15,7 +15,11 @@ SPARSE = 0.2
 
 
 class Oneshot(PromptExplainer):
-    """Explains from lists of tokens with their activations."""
+    """Explains from lists of tokens with their activations.
+
+    >>> Oneshot().settings["temperature"]
+    0.0
+    """
 
     name = "oneshot"
     extent = Extent(top=6, before=24, after=6)

@@ -62,7 +62,12 @@ class _Measured(NamedTuple):
 
 
 class RuleExplainer:
-    """Explains features by learned rules. Deterministic; needs the subject for its interventions."""
+    """Explains features by learned rules. Deterministic; needs the subject for its interventions.
+
+    >>> explainer = RuleExplainer(subject, interventions=32)
+    >>> explainer.name, explainer.prompts
+    ('rule', ())
+    """
 
     name = "rule"
     prompts: tuple[Prompt, ...] = ()

@@ -39,6 +39,9 @@ def make_explainer(
 
     `chooser` judges the candidates of best-of-N and refine on `select`; by default the rules that they carry are
     simulated. Raises UnknownNameError for any other name, NeuronautError for a best-of-N that cannot be.
+
+    >>> make_explainer("refine:contrastive", subject).name
+    'refine:contrastive'
     """
     chooser = chooser or make_scorer("simulation:rule")
     if best := _BEST_OF.fullmatch(name):

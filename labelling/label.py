@@ -45,7 +45,12 @@ PART = 8
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One labelled feature."""
+    """One labelled feature.
+
+    >>> result = next(score(store.features("demo:mlp.1:17"), store, subject, scorers=[RuleSimulator()]))
+    >>> result.score.metric
+    'correlation'
+    """
 
     feature: Feature
     explanation: Explanation
@@ -133,6 +138,12 @@ def label(
     are skipped (`on_skip` is called with their number) unless `redo`, which adds a further explanation. `sources` are
     dictionaries that are open already; others are opened as the store knows them. After `minutes` no further
     chunk is begun.
+
+    >>> results = label(
+    ...     store.features("demo:mlp.1:18"), store, subject, explainer=RuleExplainer(subject), scorers=[RuleSimulator()]
+    ... )
+    >>> [str(result.feature) for result in results]
+    ['demo:mlp.1:18']
     """
     job = LabelJob(store, subject, scorers, client, sources or {}, explainer=explainer, redo=redo)
     _store_prompts(store, (*explainer.prompts, *(prompt for scorer in scorers for prompt in scorer.prompts)))
@@ -302,7 +313,12 @@ def score(
     client: LLMClient | None = None,
     sources: Mapping[SourceId, Source] | None = None,
 ) -> Iterator[Result]:
-    """Score the best explanation of each feature again and add the scores; features without one are passed over."""
+    """Score the best explanation of each feature again and add the scores; features without one are passed over.
+
+    >>> results = score(store.features("demo:mlp.1:17"), store, subject, scorers=[RuleSimulator()])
+    >>> {part.scorer for result in results for part in result.scores}
+    {'simulation'}
+    """
     _store_prompts(store, (prompt for scorer in scorers for prompt in scorer.prompts))
     job = Job(store, subject, scorers, client, sources or {})
     for group in run_tasks(_score_tasks(job, features), client):

@@ -66,7 +66,13 @@ class _Task(Generic[T]):
 
 
 class LLMClient:
-    """Answers tasks through a log, a budget and a language model."""
+    """Answers tasks through a log, a budget and a language model.
+
+    >>> llm = open_llm("openai:gpt-4o-mini")
+    >>> client = LLMClient(llm, store.calls, price=Price(0.15, 0.60), budget=Budget(usd=1.0))
+    >>> client.spent.calls
+    0
+    """
 
     def __init__(
         self,

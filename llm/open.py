@@ -64,6 +64,9 @@ def open_llm(
     temperature; `prompt_logprobs` where the server gives them, with its `tokenizer`. For hf: a folder or Hugging Face
     id on `device` in `dtype`, in batches of `batch_tokens`. Raises NeuronautError for any other name or a misplaced
     option.
+
+    >>> open_llm("openai:gpt-4o-mini", base_url="http://localhost:8000/v1").model
+    'gpt-4o-mini'
     """
     scheme, _, name = text.partition(":")
     if scheme not in SCHEMES or not name.strip():

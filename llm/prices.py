@@ -31,7 +31,11 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars per million tokens."""
+    """US dollars per million tokens.
+
+    >>> Price.parse("in=0.15,out=0.60")
+    Price(input=0.15, output=0.6)
+    """
 
     input: float
     output: float
@@ -97,7 +101,11 @@ def cost(price: Price, input_tokens: float, output_tokens: float, batch: bool = 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that may be spent; None where there is no limit."""
+    """The most that may be spent; None where there is no limit.
+
+    >>> Budget.parse("usd=2,minutes=30")
+    Budget(usd=2.0, tokens=None, calls=None, minutes=30.0)
+    """
 
     usd: float | None = None
     tokens: int | None = None

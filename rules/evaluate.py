@@ -174,7 +174,12 @@ def clause_matches(clause: Clause, grid: TokenGrid) -> Mask:
 
 
 def simulate(rule: Rule, tokens: Sequence[str]) -> list[float]:
-    """The rule's activation at every token of one window."""
+    """The rule's activation at every token of one window.
+
+    >>> rule = Rule.parse('{"any": [{"when": [{"token": ["self"]}], "value": 2.0}]}')
+    >>> simulate(rule, ["def", "self"])
+    [0.0, 2.0]
+    """
     return predict(rule, TokenGrid.of([tokens]))[0].tolist()
 
 

@@ -260,7 +260,12 @@ class Clause(_Part, frozen=True):
 
 
 class Rule(_Part, frozen=True):
-    """Alternatives, exceptions to all of them, and what is predicted where nothing matches."""
+    """Alternatives, exceptions to all of them, and what is predicted where nothing matches.
+
+    >>> rule = Rule.parse('{"any": [{"when": [{"token": ["self"]}, {"token": ["("], "at": -1}], "value": 2.0}]}')
+    >>> simulate(rule, ["def", " f", "(", "self", ")"])
+    [0.0, 0.0, 0.0, 2.0, 0.0]
+    """
 
     version: Literal[1] = 1
     any: tuple[Clause, ...] = Field(min_length=1)

@@ -16,7 +16,11 @@ TOO_FEW = "pairs of an active and a silent excerpt"
 
 
 class Detection(Judge):
-    """Shows plain excerpts and asks in which the feature fires."""
+    """Shows plain excerpts and asks in which the feature fires.
+
+    >>> Detection(count=20).name
+    'detection'
+    """
 
     name = "detection"
     examples = "windows"

@@ -21,7 +21,11 @@ from .scorer import Case
 
 
 class Embedding:
-    """Compares explanations and excerpts as vectors. The role "empty" is the empty text's vector."""
+    """Compares explanations and excerpts as vectors. The role "empty" is the empty text's vector.
+
+    >>> Embedding(Embedder("sentence-transformers/all-MiniLM-L6-v2")).name
+    'embedding'
+    """
 
     name = "embedding"
     examples = "windows"

@@ -25,7 +25,11 @@ from .simulation_probe import ProbeBackend
 
 @dataclass(frozen=True, slots=True)
 class ScorerOptions:
-    """Everything that scorers are made from."""
+    """Everything that scorers are made from.
+
+    >>> make_scorer("embedding", ScorerOptions(controls=False)).settings["controls"]
+    False
+    """
 
     llm: LLM | None = None
     """The judge; None where only code judges."""
@@ -135,6 +139,9 @@ def make_scorer(name: str, options: ScorerOptions = CODE_ONLY) -> Scorer:
     """Make the scorer of a name, such as `detection` or `simulation:json`.
 
     Raises UnknownNameError for any other name, NeuronautError where the options lack what the scorer needs.
+
+    >>> make_scorer("simulation").settings
+    {'by': 'rule'}
     """
     base, _, variant = name.partition(":")
     if base not in SCORERS or variant and variant not in SCORERS[base].variants:

@@ -17,7 +17,11 @@ TOO_FEW = "pairs of rightly and wrongly marked excerpts"
 
 
 class Fuzzing(Judge):
-    """Shows excerpts with marked tokens and asks where the marks fit."""
+    """Shows excerpts with marked tokens and asks where the marks fit.
+
+    >>> Fuzzing(controls=False).name
+    'fuzzing'
+    """
 
     name = "fuzzing"
     examples = "marks"

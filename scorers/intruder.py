@@ -30,7 +30,11 @@ class MarkedExcerpt(NamedTuple):
 
 
 class Intruder(Judge):
-    """Shows groups of excerpts with marked tokens and asks which one does not belong."""
+    """Shows groups of excerpts with marked tokens and asks which one does not belong.
+
+    >>> Intruder(count=5).name
+    'intruder'
+    """
 
     name = "intruder"
     examples = "groups"

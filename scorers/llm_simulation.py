@@ -70,7 +70,11 @@ class Backend(Protocol):
 
 
 class LLMSimulator:
-    """Scores explanations by how well a language model that reads them predicts activations."""
+    """Scores explanations by how well a language model that reads them predicts activations.
+
+    >>> LLMSimulator(JsonBackend(), windows=3).name
+    'simulation'
+    """
 
     name = "simulation"
     stored = True

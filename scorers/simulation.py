@@ -19,7 +19,11 @@ from .scorer import Case, measure
 
 
 class RuleSimulator:
-    """Scores explanations that have a rule."""
+    """Scores explanations that have a rule.
+
+    >>> RuleSimulator().settings
+    {'by': 'rule'}
+    """
 
     name = "simulation"
     stored = False

@@ -39,7 +39,11 @@ class Written(NamedTuple):
 
 
 class JsonBackend:
-    """Asks a chat model for one JSON object per window, with or without log-probabilities."""
+    """Asks a chat model for one JSON object per window, with or without log-probabilities.
+
+    >>> LLMSimulator(JsonBackend(logprobs=True)).settings["by"]
+    'logprobs'
+    """
 
     top = STEPS
 

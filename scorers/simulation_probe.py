@@ -107,7 +107,11 @@ def _encode_after(before: str, text: str, encode: Callable[[str], Ids]) -> Ids:
 
 
 class ProbeBackend:
-    """Asks any model that answers probes, chat or base; one probe per window."""
+    """Asks any model that answers probes, chat or base; one probe per window.
+
+    >>> LLMSimulator(ProbeBackend(subject.tokenizer)).settings["by"]
+    'probe'
+    """
 
     name = "probe"
 

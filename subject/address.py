@@ -17,7 +17,11 @@ _PART = re.compile(r"(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class SourceId:
-    """The name of a family of features at a site."""
+    """The name of a family of features at a site.
+
+    >>> str(SourceId.parse("demo:resid_post.2@sae"))
+    'demo:resid_post.2@sae'
+    """
 
     model: str
     site: str
@@ -37,7 +41,12 @@ class SourceId:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """The address of one unit of a source."""
+    """The address of one unit of a source.
+
+    >>> feature = Feature.parse("demo:resid_post.2@sae:40")
+    >>> feature.source.dictionary, feature.index, feature.negative
+    ('sae', 40, False)
+    """
 
     source: SourceId
     index: int
@@ -58,7 +67,11 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Many features of one source, still to be resolved against what the store holds."""
+    """Many features of one source, still to be resolved against what the store holds.
+
+    >>> Selection.parse("demo:mlp.1:0-2").indices
+    (0, 1, 2)
+    """
 
     source: SourceId
     kind: str

@@ -78,6 +78,14 @@ class Dictionary:
     """A sparse autoencoder as a source: F features that encode and rebuild a site's vectors.
 
     Tensors are float32. Raises NeuronautError where a tensor is missing, misshapen or not finite.
+
+    >>> import torch
+    >>> sae = Dictionary(
+    ...     id=SourceId("demo", "resid_post.1", "mine"), kind="standard", W_enc=torch.eye(64), W_dec=torch.eye(64),
+    ...     b_enc=torch.zeros(64), b_dec=torch.zeros(64),
+    ... )
+    >>> sae.encode(torch.full((1, 64), -1.0)).max().item()
+    0.0
     """
 
     id: SourceId

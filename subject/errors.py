@@ -2,7 +2,14 @@
 
 
 class NeuronautError(Exception):
-    """Something the user can mend: what came, what was wanted, what to do, in one line."""
+    r"""Something the user can mend: what came, what was wanted, what to do, in one line.
+
+    >>> try:
+    ...     Feature.parse("demo:mlp.1")
+    ... except NeuronautError as error:
+    ...     print("one line:", "\n" not in str(error))
+    one line: True
+    """
 
 
 class UnknownNameError(NeuronautError):

@@ -81,6 +81,11 @@ def load_dictionary(
     site's vectors were multiplied by in training; folded into the weights. Raises NeuronautError
     where the format is unknown, the width or the declared site differ, a weight is not finite, or
     the file asks for a norm scale that it does not hold.
+
+    >>> from neuronaut.subject.opening import BUILT_IN
+    >>> folder = BUILT_IN["demo", "resid_post.2", "sae"]
+    >>> load_dictionary(folder, id=SourceId("demo", "resid_post.2", "sae"), d_site=subject.width("resid_post.2")).width
+    1024
     """
     location = locate(path, allow_pickle=allow_pickle)
     declared = named_site(location.config, location.weights)

@@ -35,6 +35,10 @@ class Subject:
     parameter requires a gradient), `tokenizer`, `device`, `sites` (the proven ones, in forward
     order), `refused` (site -> why it could not be proven), `n_layers`, `n_heads`, `d_model`, `bos` (id of
     the token that opens a row, or None), `context` (the most positions a row may have).
+
+    >>> subject = Subject.load("demo")
+    >>> subject.read(Batch.of(subject, ["import os"]).tokens, ["mlp.1"])["mlp.1"].shape[-1] == subject.width("mlp.1")
+    True
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:

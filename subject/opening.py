@@ -13,7 +13,11 @@ BUILT_IN = {("demo", "resid_post.2", "sae"): Path(__file__).parent.parent / "dat
 
 
 def open_source(subject: Subject, source: SourceId, *, path: str | None = None) -> Source:
-    """The neurons of a site, or the dictionary at `path` (a folder, file or Hugging Face repository)."""
+    """The neurons of a site, or the dictionary at `path` (a folder, file or Hugging Face repository).
+
+    >>> open_source(subject, SourceId.parse("demo:resid_post.2@sae")).width
+    1024
+    """
     if source.dictionary is None:
         return Neurons(source, subject.width(source.site))
     location = path or BUILT_IN.get((source.model, source.site, source.dictionary))

@@ -17,7 +17,11 @@ EXPLORE = 0.85
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most that an investigation may use; None for no limit."""
+    """The most that an investigation may use; None for no limit.
+
+    >>> Limits.parse("experiments=40,minutes=10").experiments
+    40
+    """
 
     usd: float | None = None
     tokens: int | None = None

@@ -160,7 +160,11 @@ HALVES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitSettings:
-    """How a circuit is looked for and tested."""
+    """How a circuit is looked for and tested.
+
+    >>> CircuitSettings(threshold=0.8, controls=20).metric
+    'logit_difference'
+    """
 
     threshold: float = FAITHFUL
     ablation: str = "corrupted"
@@ -200,7 +204,14 @@ def find_circuit(
     settings: CircuitSettings = DEFAULT,
     sources: Mapping[str, Dictionary] | None = None,
 ) -> CircuitReport:
-    """Look for a minimal circuit among the nodes, by default all heads and MLPs; dictionaries go by `SITE@NAME`."""
+    """Look for a minimal circuit among the nodes, by default all heads and MLPs; dictionaries go by `SITE@NAME`.
+
+    >>> from neuronaut.causal.circuits.find import CircuitSettings
+    >>> task = open_task(subject, "induction", rows=16)
+    >>> report = find_circuit(subject, task, settings=CircuitSettings(controls=2, subsets=2))
+    >>> report.circuit[0].kind in ("head", "mlp")
+    True
+    """
     search = _Search(subject, task, nodes_of(subject) if nodes is None else nodes, settings, sources or {})
     circuit, steps = prune(search.search_runs, search.scores.order, tolerance=settings.tolerance)
     return search.report([node for node in reversed(search.scores.order) if node in circuit], steps)

@@ -264,7 +264,11 @@ class Task:
 
 
 def open_task(subject: Subject, name: str, *, rows: int = 64, seed: int = 0) -> Task:
-    """A generator's task of this many rows, or the one in a JSONL file, all of it."""
+    """A generator's task of this many rows, or the one in a JSONL file, all of it.
+
+    >>> len(open_task(subject, "induction", rows=8))
+    8
+    """
     if name in GENERATORS:
         return generate(subject, name, rows=rows, seed=seed)
     if Path(name).is_file():

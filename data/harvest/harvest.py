@@ -172,6 +172,11 @@ def harvest(
     read (None: all), `window` is the number of tokens in a window. `paths` are the folders of the model (by
     its name) and of the dictionaries (by their id), for later commands. A killed harvest goes on
     from its checkpoint file when it is called again with the same arguments.
+
+    >>> memory = Store(":memory:")
+    >>> result = harvest(subject, ["mlp.2"], Corpus.load("stdlib"), memory, tokens=20_000)
+    >>> [row["source"] for row in memory.sources()]
+    ['demo:mlp.2']
     """
     named = [site for site in sites if isinstance(site, str)]
     sources = [*neurons(subject, named), *(site for site in sites if not isinstance(site, str))]

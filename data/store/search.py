@@ -29,7 +29,11 @@ _EMBED_BATCH = 256
 
 
 class Embedder:
-    """Turns texts into unit vectors with a sentence-transformers model, loaded when first needed."""
+    """Turns texts into unit vectors with a sentence-transformers model, loaded when first needed.
+
+    >>> Embedder("sentence-transformers/all-MiniLM-L6-v2").model
+    'sentence-transformers/all-MiniLM-L6-v2'
+    """
 
     def __init__(self, model: str = DEFAULT_MODEL, *, device: str = "cpu") -> None:
         """`model` is a folder, or a name on the Hugging Face hub."""
@@ -85,7 +89,12 @@ def semantic_search(
     source: str | SourceId | None = None,
     limit: int = 20,
 ) -> list[Row]:
-    """Rows whose best explanation is nearest in meaning, with `rank` from 1 and `similarity`, a cosine."""
+    """Rows whose best explanation is nearest in meaning, with `rank` from 1 and `similarity`, a cosine.
+
+    >>> rows = semantic_search(store, "names after a bracket", embedder=Embedder(minilm), limit=3)
+    >>> [row["rank"] for row in rows]
+    [1]
+    """
     if not query.strip():
         raise NeuronautError("the query is empty; wanted some words, for example: neuronaut search 'method calls'")
     refresh(store, embedder)
@@ -104,7 +113,12 @@ class Similar(NamedTuple):
 
 
 def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit: int = 20) -> Similar:
-    """Features that resemble this one; by explanation only where there is an embedder and an explanation."""
+    """Features that resemble this one; by explanation only where there is an embedder and an explanation.
+
+    >>> neighbours = similar(store, Feature.parse("demo:mlp.1:17"), embedder=None, limit=3)
+    >>> len(neighbours.by_activation) <= 3
+    True
+    """
     by_explanation: list[Row] = []
     best = store.best(feature)
     if embedder is not None and best is not None and best.explanation.text is not None:

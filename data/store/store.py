@@ -27,7 +27,13 @@ from .rows import Filter, Row, Sort, StoredExplanation
 
 
 class Store:
-    """A Neuronaut database, to be closed or used in a `with` statement."""
+    """A Neuronaut database, to be closed or used in a `with` statement.
+
+    >>> [row["source"] for row in store.sources()]
+    ['demo:mlp.1']
+    >>> store.features("demo:mlp.1:0-2")[0].index
+    0
+    """
 
     def __init__(self, path: str | PathLike[str], *, create: bool = True) -> None:
         """Open the database, making it where there is none, unless `create` is false; ":memory:" is never written."""

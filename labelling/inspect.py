@@ -1,0 +1,89 @@
+"""What is known of a feature, and how it and its rule take a text of one's own: what `show` and `try` print."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..data.harvest.activations import read_columns
+from ..data.records import Example
+from ..data.store.rows import ROW_KEYS, StoredExplanation
+from ..data.store.store import Store
+from ..rules.evaluate import simulate
+from ..rules.language import parse_rule
+from ..subject.address import Feature
+from ..subject.errors import NeuronautError
+from ..subject.model import Subject
+from ..subject.sources import Source
+from .label import open_stored
+
+
+def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, Any]:
+    """Make the row of `show`, with the `count` strongest examples.
+
+    >>> row = describe(store, Feature.parse("demo:mlp.1:17"), count=2)
+    >>> row["status"], len(row["examples"])
+    ('explained', 2)
+    """
+    evidence, best = store.evidence(feature), store.best(feature)
+    rows = [row for row in store.list_rows(feature.source) if row["feature"] == str(feature)]
+    # A negative tail has a row only once it has been explained.
+    row = rows[0] if rows else dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
+    examples = [e for e in (*evidence.train, *evidence.select, *evidence.holdout) if e.kind == "top"]
+    examples.sort(key=lambda example: (-example.peak, example.window))
+    source = next(row for row in store.sources() if row["source"] == str(feature.source))
+    harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
+    scores = [{**asdict(score), "flagged": score.flagged} for score in store.scores(best.id)] if best else []
+    for score in scores:
+        del score["windows"]
+    return row | {
+        "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
+        "stats": asdict(evidence.statistics),
+        "examples": [_example(example) for example in examples[:count]],
+        "scores": scores,
+        "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
+    }
+
+
+def _origin(best: StoredExplanation) -> dict[str, Any]:
+    return {"id": best.id, "created": best.created, "reason": best.explanation.reason, **best.explanation.provenance}
+
+
+def _example(example: Example) -> dict[str, Any]:
+    return {
+        "kind": example.kind,
+        "split": example.split,
+        "document": example.document,
+        "peak": example.peak,
+        "tokens": list(example.tokens),
+        "activations": [round(value, 4) for value in example.activations.tolist()],
+    }
+
+
+def try_text(
+    text: str, feature: Feature, store: Store, subject: Subject, *, source: Source | None = None
+) -> dict[str, Any]:
+    """Run one text and lay what the best explanation's rule predicts beside what the feature does.
+
+    Returns `text`, `tokens`, `actual` and `predicted`, by token and in the source's units; `predicted` is None where
+    there is no rule. `source` is one that is open already. Raises NeuronautError for a text without tokens.
+
+    >>> row = try_text("import os", Feature.parse("demo:mlp.1:17"), store, subject)
+    >>> len(row["tokens"]) == len(row["actual"]) == len(row["predicted"])
+    True
+    """
+    source = source or open_stored(store, subject, feature.source)
+    best = store.best(feature)
+    ids = subject.encode(text)
+    if not ids:
+        raise NeuronautError(f"the text {text!r} has no tokens; give some words")
+    tokens = subject.decode_tokens(ids)
+    actual = read_columns(subject, source, np.array([ids]), [feature.index])[0, :, 0]
+    rule = parse_rule(best.explanation.rule) if best and best.explanation.rule else None
+    return {
+        "text": text,
+        "tokens": list(tokens),
+        "actual": (-actual if feature.negative else actual).tolist(),
+        "predicted": None if rule is None else simulate(rule, tokens),
+    }
