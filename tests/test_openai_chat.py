@@ -65,7 +65,7 @@ def test_what_is_final_is_asked_once(fault: str, status: str, reason: str) -> No
         reply = ask(server)
     assert reply.status == status
     assert reply.reason and reply.reason.startswith(reason)
-    assert sum(server.asked.values()) == 1
+    assert sum(server.attempts.values()) == 1
 
 
 def test_a_good_reply_about_an_error_is_good() -> None:
@@ -87,7 +87,7 @@ def test_a_good_reply_about_an_error_is_good() -> None:
 def test_after_all_attempts_the_reply_has_failed(fault: str, reason: str) -> None:
     with scripted(*[fault] * 3) as server:
         reply = ask(server, attempts=3, timeout=1 if fault == "hang" else 600)
-        assert (reply.status, sum(server.asked.values())) == ("failed", 3)
+        assert (reply.status, sum(server.attempts.values())) == ("failed", 3)
     assert reply.reason and reply.reason.startswith(reason)
 
 
@@ -99,7 +99,7 @@ def test_what_spoils_every_call_is_an_error_at_once(fault: str, advice: str) -> 
     with scripted(fault) as server, pytest.raises(NeuronautError, match=advice) as caught:
         ask(server)
     assert "\n" not in str(caught.value)
-    assert sum(server.asked.values()) == 1
+    assert sum(server.attempts.values()) == 1
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
@@ -122,7 +122,7 @@ def test_the_server_says_how_long_to_wait(fault: str, least: float, most: float)
 def test_a_wait_of_hours_is_not_waited() -> None:
     with scripted("429:7200") as server:
         assert ask(server).status == "failed"
-    assert sum(server.asked.values()) == 1
+    assert sum(server.attempts.values()) == 1
 
 
 def test_openai_itself_wants_a_key_at_the_first_submit_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_closing_awaits_what_is_with_the_server_and_drops_the_rest() -> None:
     assert [future.done() and not future.cancelled() and future.exception() is None for future in futures].count(
         True
     ) == 2
-    assert sum(server.asked.values()) == 2
+    assert sum(server.attempts.values()) == 2
 
 
 def test_probes_through_prompt_logprobs() -> None:
