@@ -33,6 +33,7 @@ from .base import FeatureTool
 from .places import SILENT, Place, common_tokens, generator, in_turn, special_tokens, training_windows
 from .window_edits import (
     Expecting,
+    changed_copy,
     design_changes,
     expectations,
     filter_by_expectation,
@@ -171,7 +172,7 @@ PLACES, MOST = 4, 24
 OnToken = Token | Class | Regex
 
 
-class PlannedEdit(NamedTuple):
+class Edit(NamedTuple):
     """A place, and what is changed in it."""
 
     place: Place
@@ -181,12 +182,12 @@ class PlannedEdit(NamedTuple):
     group: str
 
 
-def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[PlannedEdit]:
+def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[Edit]:
     """The edits of every clause of a rule."""
     windows = training_windows(lab)
     ids, values = windows.ids[:WINDOWS], windows.values[:WINDOWS]
     grid = TokenGrid(lab.vocabulary, ids)
-    edits: list[PlannedEdit] = []
+    edits: list[Edit] = []
     for clause in rule.any:
         rows, positions = np.nonzero(clause_matches(clause, grid))
         chosen = rng.permutation(len(rows))[:PLACES].tolist()
@@ -199,7 +200,7 @@ def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> l
     return edits
 
 
-def write_causes(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[PlannedEdit]:
+def write_causes(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[Edit]:
     """Every clause written into random places, without and with an exception to it."""
     windows = training_windows(lab)
     for clause in rule.any:
@@ -228,9 +229,7 @@ def _pool(lab: FeatureLab, condition: OnToken) -> list[int]:
     return [token for token, text in enumerate(lab.vocabulary) if token not in special and holds(text)]
 
 
-def _break_condition(
-    lab: FeatureLab, place: Place, condition: Condition, rng: np.random.Generator
-) -> Iterator[PlannedEdit]:
+def _break_condition(lab: FeatureLab, place: Place, condition: Condition, rng: np.random.Generator) -> Iterator[Edit]:
     """The condition's tokens replaced by others: any, and some of the same class."""
     if not _on_token(condition):
         return
@@ -243,9 +242,7 @@ def _break_condition(
             yield _put(lab, place, dict(zip(at, rng.choice(pool, size=len(at)).tolist(), strict=True)), group)
 
 
-def _put_exception_in(
-    lab: FeatureLab, place: Place, exception: Condition, rng: np.random.Generator
-) -> Iterator[PlannedEdit]:
+def _put_exception_in(lab: FeatureLab, place: Place, exception: Condition, rng: np.random.Generator) -> Iterator[Edit]:
     """A token that is excluded put in, and one of the same class that is not."""
     if not _on_token(exception) or not (at := list(_positions(place, exception))):
         return
@@ -258,8 +255,8 @@ def _put_exception_in(
             yield _put(lab, place, {int(rng.choice(at)): int(rng.choice(pool))}, group)
 
 
-def _put(lab: FeatureLab, place: Place, tokens: dict[int, int], group: str) -> PlannedEdit:
-    return PlannedEdit(place, tokens, differences(lab, place.ids, place.change(tokens), place.pivot), group)
+def _put(lab: FeatureLab, place: Place, tokens: dict[int, int], group: str) -> Edit:
+    return Edit(place, tokens, differences(lab, place.ids, place.change(tokens), place.pivot), group)
 
 
 def differences(lab: FeatureLab, was: Sequence[int], now: Sequence[int], pivot: int) -> str:
