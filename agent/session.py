@@ -2,15 +2,14 @@
 
 An investigation's id is the hash of what it is, so the same call again goes on where the last one stopped, or gives
 the finished report. LangGraph's checkpoints say which node comes next; they lie beside the database, in
-`NAME.checkpoints`, and are written before the next node begins. A lock file keeps a second process out.
-
-Getting a target ready: what is read once before an investigation, shared by all features of a source.
+`NAME.checkpoints`, and are written before the next node begins. A lock file keeps a second process out. What features
+of a source share is read once for all of them (`prepare`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..causal.circuits.tasks import Task
 from ..data.store.journal import investigation_id
@@ -21,6 +20,7 @@ from ..labelling.inputs import EvidenceLoader
 from ..labelling.label import CHUNK, open_harvested
 from ..llm.client import LLMClient
 from ..llm.prices import cost
+from ..llm.types import Reply
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature, SourceId
 from ..subject.errors import NeuronautError
@@ -58,7 +58,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class InvestigationConfig:
-    """How targets are investigated."""
+    """Settings of investigations."""
 
     policy: Policy | None = None
     """Decides what is tried, as proposer and, apart, as challenger; None for the scripted one, which asks nobody."""
@@ -80,7 +80,7 @@ class InvestigationConfig:
             )
 
     def policy_for(self, kind: str) -> Policy:
-        """Who decides about a target of this kind."""
+        """The policy that decides about a target of this kind."""
         if self.policy is not None:
             return self.policy
         from .policies.scripted import ScriptedPolicy
@@ -88,8 +88,10 @@ class InvestigationConfig:
 
         return ScriptedPolicy() if kind == "feature" else ScriptedBehaviourPolicy()
 
-    def describe(self, kind: Any, target: str, subject: Subject, revision: str) -> InvestigationRecord:
-        """What an investigation of a target is."""
+    def describe(
+        self, kind: Literal["feature", "behaviour"], target: str, subject: Subject, revision: str
+    ) -> InvestigationRecord:
+        """The record of an investigation: all that determines it, and its provenance."""
         policy = self.policy_for(kind)
         settings = {
             "policy": dict(policy.settings),
@@ -116,7 +118,7 @@ class InvestigationConfig:
             provenance=provenance,
         )
 
-    def price(self, reply: Any) -> float:
+    def price(self, reply: Reply) -> float:
         """Dollars of a reply; 0 where no price is known, since then no limit in dollars is allowed."""
         price = None if self.client is None else self.client.price
         return 0.0 if price is None else cost(price, reply.input_tokens, reply.output_tokens)
@@ -134,7 +136,7 @@ def investigate(
     sources: Mapping[SourceId, Source] | None = None,
     fork: InvestigationRecord | None = None,
 ) -> Session:
-    """Investigate a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
+    """Investigates a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
 
     The same call again resumes or returns the finished session. `fork` is an investigation that was copied from
     another (replay.py).
@@ -154,11 +156,11 @@ def investigate_all(
     sources: Mapping[SourceId, Source] | None = None,
     fork: InvestigationRecord | None = None,
 ) -> Iterator[Session]:
-    """Investigate features one after another; what features of a source share is read once. See `investigate`."""
+    """Investigates features one after another; what features of a source share is read once. See `investigate`."""
     for members in chunks(features):
         # Neurons have no revision beside the model's.
-        made = None if sources is None else sources.get(members[0].source)
-        dictionary = getattr(made, "revision", "") or _dictionary_revision(store, members[0].source)
+        source = None if sources is None else sources.get(members[0].source)
+        dictionary = getattr(source, "revision", "") or _dictionary_revision(store, members[0].source)
         revision = f"{subject.revision} {dictionary}".strip()
         records = {f: fork or config.describe("feature", str(f), subject, revision) for f in members}
         left = [feature for feature, record in records.items() if session(store, record.id) is None]
@@ -213,7 +215,7 @@ def _run(
     *,
     revision: str,
 ) -> None:
-    """Begin or go on with one investigation, to its end."""
+    """Begins or goes on with one investigation, to its end."""
     with hold_lock(store.path, record.id), checkpoints(store.path) as checkpointer:
         store.journal.begin(record)
         run = InvestigationRun(
@@ -248,7 +250,7 @@ class Prepared(NamedTuple):
 
 
 def chunks(features: Sequence[Feature]) -> Iterator[list[Feature]]:
-    """Features that are read together: of one source, so many at a time."""
+    """Groups features that are read together: of one source, so many at a time."""
     by_source: dict[SourceId, list[Feature]] = {}
     for feature in dict.fromkeys(features):
         by_source.setdefault(feature.source, []).append(feature)
@@ -266,7 +268,7 @@ def prepare(
     client: LLMClient | None,
     seed: int,
 ) -> Iterator[Prepared]:
-    """Labs and examiners of features of one source: their evidence, and one-shot explanations, from shared forwards."""
+    """Makes labs and examiners for features of one source; evidence and one-shot explanations share their forwards."""
     source = open_harvested(store, subject, features[0].source, sources)
     loader = EvidenceLoader(store, subject, source, seed=seed)
     evidence = {feature: store.evidence(feature) for feature in features}

@@ -133,8 +133,10 @@ def _is_dense(claim: Hypothesis, view: View) -> bool:
 
 
 def _after_refusal(state: PolicyState) -> Action | None:
-    """An edit that will hardly be refused: one where silence is expected, if there was too little of that; a plain
-    one before exploring ends for want of plans."""
+    """An edit that will hardly be refused, after one or two refusals.
+
+    One where silence is expected, if there was too little of that; a plain one before exploring ends for want of plans.
+    """
     view, purpose = state.view, "another one, since a plan was refused"
     rejection = view.last_rejection
     if state.misses == 1 and rejection is not None and rejection.code == "silence_quota":
@@ -145,7 +147,7 @@ def _after_refusal(state: PolicyState) -> Action | None:
 
 
 def _revise(state: PolicyState) -> Action | None:
-    """Learn a rule from all that was measured if the best one was surprised, and put it up."""
+    """Learns a rule from all that was measured if the best one was surprised, and puts it up."""
     best = state.best
     if state.learned and not state.since:
         rule = _last_learned(state)
@@ -165,7 +167,7 @@ def _last_learned(state: PolicyState) -> Rule | None:
 
 
 def _propose_positions(state: PolicyState) -> Action | None:
-    """Put up that the position matters, where moving the pivot surprised the best rule and showed that."""
+    """Puts up that the position matters, where moving the pivot surprised the best rule and showed that."""
     best = state.best
     done = next((done for done in state.responses if done.tool == "sweep_positions"), None)
     if best is None or best.hypothesis.rule is None or done is None or done.measured is None:
@@ -215,7 +217,7 @@ def _is_firm(state: PolicyState, best: Rival) -> bool:
 
 
 def _claim(state: PolicyState) -> Action | None:
-    """Look up what the feature writes and reads, claim it, and test the claims."""
+    """Looks up what the feature writes and reads, claims it, and tests the claims."""
     leader = state.view.leader
     if leader is None or leader.hypothesis.kind != "rule":
         return None
@@ -230,7 +232,7 @@ def _claim(state: PolicyState) -> Action | None:
 
 
 def _claims(state: PolicyState) -> dict[str, tuple[str, ...]]:
-    """What stands out of the surveys."""
+    """What stands out of the surveys, as a hypothesis's fields."""
     tokens = state.survey("promoted_tokens")
     components = state.survey("upstream").get("components", ())
     return {
@@ -265,7 +267,7 @@ def hypothesis(rule: Rule, *, parent: str | None = None) -> Hypothesis:
 
 
 def at_positions(rule: Rule, position: Position) -> list[Hypothesis]:
-    """That nothing but the position matters, and that it matters beside what a rule says."""
+    """Hypotheses that nothing but the position matters, and that it matters beside what a rule says."""
     top = max(clause.value for clause in rule.any)
     clauses = (_update(c, when=(*(w for w in c.when if not isinstance(w, Position)), position)) for c in rule.any)
     alone = Rule(any=(Clause(when=(position,), value=top),))
@@ -274,7 +276,7 @@ def at_positions(rule: Rule, position: Position) -> list[Hypothesis]:
 
 
 def at_peaks(examples: Sequence[Example], scale: float) -> Rule:
-    """The tokens at which the strongest examples peak, whatever stands before."""
+    """A rule of the tokens at which the strongest examples peak, whatever stands before."""
     tokens = [example.tokens[int(example.activations.argmax())] for example in examples[:FROM_PEAKS]]
     return Rule(any=(Clause(when=(Token(any=tuple(dict.fromkeys(tokens))),), value=float(f"{scale:.3g}")),))
 

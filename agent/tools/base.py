@@ -1,4 +1,4 @@
-"""What experiments on features have in common, and those on behaviours: the lab that they are run in."""
+"""The bases of all experiments: a tool on features is run in a FeatureLab, one on behaviours in a BehaviourLab."""
 
 from typing import Generic
 
