@@ -9,7 +9,7 @@ of a source share is read once for all of them (`prepare`).
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..causal.circuits.tasks import Task
 from ..data.store.journal import investigation_id
@@ -39,6 +39,9 @@ from .loop.run import InvestigationRun, Settings
 from .loop.target import Examiner, Lab
 from .report.assemble import Report, assemble
 from .tools.table import tools_for
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
 
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
@@ -236,7 +239,7 @@ def _run(
         begun = {"target": record.target, "policy": record.policy, "settings": record.settings}
         run.event("begun", {**begun, "limits": asdict(config.limits)}, key="begun")
         graph = build(Nodes(run), checkpointer=checkpointer)
-        thread = {"configurable": {"thread_id": record.id}, "recursion_limit": ENDLESS}
+        thread: RunnableConfig = {"configurable": {"thread_id": record.id}, "recursion_limit": ENDLESS}
         resumed = bool(graph.get_state(thread).values)
         graph.invoke(None if resumed else first_state(record.id), thread, durability="sync")
 
