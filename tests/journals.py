@@ -5,7 +5,7 @@ from typing import Any
 
 from neuronaut.agent.loop.experiments import Control, Design, Item, Measured
 from neuronaut.agent.loop.hypotheses import Hypothesis
-from neuronaut.agent.loop.judging import judge
+from neuronaut.agent.loop.judging import rank_rivals
 from neuronaut.data.store.journal import Journal, investigation_id
 from neuronaut.data.store.journal_values import Charge, Experiment, InvestigationRecord, Observation, Prediction
 from neuronaut.rules.language import Rule
@@ -125,7 +125,7 @@ def _round(journal: Journal, id: str, round: int) -> Any:
                 **told,
             },
         )
-    rivals = judge(_hypotheses(journal, id), journal.experiments(id), journal.observations(id), kind="feature")
+    rivals = rank_rivals(_hypotheses(journal, id), journal.experiments(id), journal.observations(id), kind="feature")
     yield (
         "judged",
         {

@@ -19,14 +19,13 @@ from ...llm.tool_calls import called
 from ...llm.types import Reply, ToolCall, ToolSpec
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule, fault_of
+from ..loop.behaviour_lab import JOIN
 from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools, Words
 from ..loop.levels import Level
 from ..loop.view import View
 from .llm_history import window_names
 
-JOIN = " + "
-"""Between nodes that are cut together."""
 _NO_CALL: Mapping[str, str] = {
     "refused": "You declined ({reason}). Nothing but the analysis of a model is asked for here.",
     "truncated": "The reply was cut at the limit of tokens. Be shorter.",

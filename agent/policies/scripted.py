@@ -1,6 +1,6 @@
 """The scripted policy of features: scans that leave nothing out, a rule learned from them, experiments against it.
 
-    propose   the one-shot rule and its weaker versions (`weaken`)
+    propose   the one-shot rule and its weaker versions (`rivals`)
     plan      FIRST: the vocabulary at 0 and -1, in places where it fires and in silent ones, and how much context it
               needs; a rule is learned from all that was measured, and put up where it is new
               SECOND: the same further back, pairs, positions, what is open, near misses
@@ -25,6 +25,7 @@ from ...data.records import Example
 from ...rules.english import describe
 from ...rules.evaluate import simulate
 from ...rules.language import Class, Clause, Condition, Position, Regex, Rule, Token
+from ..loop.decisions import MISSES
 from ..loop.hypotheses import Action, Call, Hypothesis, Propose, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
 from ..loop.view import Rival, View
@@ -40,8 +41,6 @@ FIRM = log(ODDS)
 EDIT, COUNT = "edit_at_random", 24
 DENSE = 0.3
 """Share of the examples' tokens on which a first rival may expect activity."""
-MISSES = 3
-"""Refusals in a row after which an investigation ends."""
 
 
 def _edit(purpose: str, *, seed: int, **args: Any) -> Call:

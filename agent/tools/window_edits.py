@@ -10,7 +10,7 @@ fixed before anything is measured. The control has the same tokens in another or
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, StringConstraints
@@ -21,7 +21,7 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.levels import EDGES, levels_of
-from .base import FeatureTool
+from .base import Expect, FeatureTool
 from .places import Drawn, Place, common_tokens, excerpt, generator, silent_window
 
 APART = 0.1
@@ -31,8 +31,6 @@ RANDOM_CONTROLS = 2
 FIRST = 8
 FLIPS_SHOWN = 40
 """Flips of one group that are told."""
-
-Expect = Literal["any", "silence", "activity"]
 
 
 class Expecting(Drawn, frozen=True):

@@ -17,11 +17,10 @@ from ....subject.errors import NeuronautError
 from ...loop.behaviour_lab import FRESH, BehaviourLab
 from ...loop.experiments import Design, Item, Measured
 from ...loop.hypotheses import StrictModel
-from ..base import BehaviourTool
+from ..base import BehaviourTool, Expect
 from .common import (
     CONTROLS,
     Choose,
-    Expect,
     choose,
     circuit_of,
     leader,
