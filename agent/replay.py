@@ -41,7 +41,7 @@ class Replay(NamedTuple):
 
 
 def replay(journal: Journal, id: str) -> Replay:
-    """Judge a stored investigation again; one whose chain is broken is not judged. `id` may be the beginning of one."""
+    """Judges a stored investigation again, unless its chain is broken. `id` may be the beginning of one."""
     row = journal.row(id)
     id, kind = row["id"], row["kind"]
     every, observations = journal.experiments(id), journal.observations(id)
@@ -88,8 +88,10 @@ def replay(journal: Journal, id: str) -> Replay:
 
 
 def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> InvestigationRecord:
-    """Copy an investigation's decisions before `step`; the result is to be run with `investigate(..., fork=...)`, and
-    with its own `seed` where one is given."""
+    """Copies an investigation's decisions before `step`, to be run with `investigate(..., fork=...)`.
+
+    The copy has its own `seed` where one is given.
+    """
     row = journal.row(id)
     steps = [decision["step"] for decision in journal.decisions(row["id"])]
     if not 0 <= step <= len(steps):

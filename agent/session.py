@@ -2,15 +2,14 @@
 
 An investigation's id is the hash of what it is, so the same call again goes on where the last one stopped, or gives
 the finished report. LangGraph's checkpoints say which node comes next; they lie beside the database, in
-`NAME.checkpoints`, and are written before the next node begins. A lock file keeps a second process out.
-
-Getting a target ready: what is read once before an investigation, shared by all features of a source.
+`NAME.checkpoints`, and are written before the next node begins. A lock file keeps a second process out. What features
+of a source share is read once for all of them (`prepare`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..causal.circuits.tasks import Task
 from ..data.store.journal import investigation_id
@@ -21,6 +20,7 @@ from ..labelling.inputs import EvidenceLoader
 from ..labelling.label import CHUNK, open_harvested
 from ..llm.client import LLMClient
 from ..llm.prices import cost
+from ..llm.types import Reply
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature, SourceId
 from ..subject.errors import NeuronautError
@@ -39,6 +39,9 @@ from .loop.run import InvestigationRun, Settings
 from .loop.target import Examiner, Lab
 from .report.assemble import Report, assemble
 from .tools.table import tools_for
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
 
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
@@ -63,7 +66,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class InvestigationConfig:
-    """How targets are investigated.
+    """Settings of investigations.
 
     >>> InvestigationConfig(limits=Limits(experiments=20, minutes=5), seed=1).policy_for("feature").name
     'scripted'
@@ -89,7 +92,7 @@ class InvestigationConfig:
             )
 
     def policy_for(self, kind: str) -> Policy:
-        """Who decides about a target of this kind."""
+        """The policy that decides about a target of this kind."""
         if self.policy is not None:
             return self.policy
         from .policies.scripted import ScriptedPolicy
@@ -97,8 +100,10 @@ class InvestigationConfig:
 
         return ScriptedPolicy() if kind == "feature" else ScriptedBehaviourPolicy()
 
-    def describe(self, kind: Any, target: str, subject: Subject, revision: str) -> InvestigationRecord:
-        """What an investigation of a target is."""
+    def describe(
+        self, kind: Literal["feature", "behaviour"], target: str, subject: Subject, revision: str
+    ) -> InvestigationRecord:
+        """The record of an investigation: all that determines it, and its provenance."""
         policy = self.policy_for(kind)
         settings = {
             "policy": dict(policy.settings),
@@ -125,7 +130,7 @@ class InvestigationConfig:
             provenance=provenance,
         )
 
-    def price(self, reply: Any) -> float:
+    def price(self, reply: Reply) -> float:
         """Dollars of a reply; 0 where no price is known, since then no limit in dollars is allowed."""
         price = None if self.client is None else self.client.price
         return 0.0 if price is None else cost(price, reply.input_tokens, reply.output_tokens)
@@ -143,7 +148,7 @@ def investigate(
     sources: Mapping[SourceId, Source] | None = None,
     fork: InvestigationRecord | None = None,
 ) -> Session:
-    """Investigate a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
+    """Investigates a feature (its address) or a behaviour (a task of clean and corrupted prompts), to the end.
 
     The same call again resumes or returns the finished session. `fork` is an investigation that was copied from
     another (replay.py).
@@ -231,7 +236,7 @@ def _run(
     *,
     revision: str,
 ) -> None:
-    """Begin or go on with one investigation, to its end."""
+    """Begins or goes on with one investigation, to its end."""
     with hold_lock(store.path, record.id), checkpoints(store.path) as checkpointer:
         store.journal.begin(record)
         run = InvestigationRun(
@@ -252,7 +257,7 @@ def _run(
         begun = {"target": record.target, "policy": record.policy, "settings": record.settings}
         run.event("begun", {**begun, "limits": asdict(config.limits)}, key="begun")
         graph = build(Nodes(run), checkpointer=checkpointer)
-        thread = {"configurable": {"thread_id": record.id}, "recursion_limit": ENDLESS}
+        thread: RunnableConfig = {"configurable": {"thread_id": record.id}, "recursion_limit": ENDLESS}
         resumed = bool(graph.get_state(thread).values)
         graph.invoke(None if resumed else first_state(record.id), thread, durability="sync")
 
@@ -266,7 +271,7 @@ class Prepared(NamedTuple):
 
 
 def chunks(features: Sequence[Feature]) -> Iterator[list[Feature]]:
-    """Features that are read together: of one source, so many at a time."""
+    """Groups features that are read together: of one source, so many at a time."""
     by_source: dict[SourceId, list[Feature]] = {}
     for feature in dict.fromkeys(features):
         by_source.setdefault(feature.source, []).append(feature)
@@ -284,7 +289,7 @@ def prepare(
     client: LLMClient | None,
     seed: int,
 ) -> Iterator[Prepared]:
-    """Labs and examiners of features of one source: their evidence, and one-shot explanations, from shared forwards."""
+    """Makes labs and examiners for features of one source; evidence and one-shot explanations share their forwards."""
     source = open_harvested(store, subject, features[0].source, sources)
     loader = EvidenceLoader(store, subject, source, seed=seed)
     evidence = {feature: store.evidence(feature) for feature in features}

@@ -1,14 +1,14 @@
 """Examining a behaviour's explanation: the baseline to beat, the holdout, which is read once, and the controls.
 
-The examination of a circuit on pairs that nothing has seen, once, at the end. It alone reads a lab's holdout.
+A circuit is examined at the end on pairs that nothing has seen:
 
     natural          the holdout's pairs
     counterfactual   pairs the other way round, the corrupted prompt asking for its own answer and the clean one being
                      its corruption: drawn anew by the task's generator, or made of the holdout's where it has none. No
                      tool corrupts in this direction; a circuit that leaves a backup out fails here
 
-Of both it wants faithfulness (the circuit alone: near 1) and completeness (what the model still does without it: near
-0), each with its interval; faithfulness also stands among that of random circuits of the same make-up.
+On both it is scored for faithfulness (the circuit alone: near 1) and completeness (what the model still does without
+it: near 0), each with its interval; faithfulness also stands among that of random circuits of the same make-up.
 
 A random control is what the same experiments give where each node is taken for another of its kind: it ought to support
 nothing.
@@ -47,7 +47,7 @@ class BehaviourExaminer:
         self._lab = lab
 
     def refusal(self) -> None:
-        """A task that the subject does not do is refused when its lab is made."""
+        """Nothing is refused here: a task that the subject does not do is refused when its lab is made."""
 
     def baseline(self) -> dict[str, Any]:
         """All nodes together, which is what a circuit has to be as good as with fewer."""
@@ -65,7 +65,7 @@ class BehaviourExaminer:
         return examine(self._lab, hypothesis) if hypothesis.nodes else []
 
     def indescribable(self, hypothesis: Hypothesis) -> None:
-        """A circuit is always a list of nodes."""
+        """Nothing is indescribable here: a circuit is always a list of nodes."""
 
     def shortfall(self, scores: Sequence[Score]) -> str | None:
         """Why a circuit with these holdout scores is not supported; None where it may be."""
@@ -99,7 +99,7 @@ class BehaviourExaminer:
         return [*permuted_and_dead(real, supported, seed=self._lab.seed), sham]
 
     def explanation(self, text: str, hypothesis: Hypothesis) -> None:
-        """A behaviour is no feature of the store: its explanation is in the journal."""
+        """No explanation for the store: a behaviour is none of its features, so the journal alone has it."""
 
 
 SCORER = "circuit"
@@ -110,7 +110,7 @@ _SEED = 999_999_937
 
 
 def examine(lab: BehaviourLab, hypothesis: Hypothesis) -> list[Score]:
-    """Score a hypothesis's nodes on both halves: a Score of faithfulness and one of completeness each.
+    """Scores a hypothesis's nodes on both halves: a Score of faithfulness and one of completeness each.
 
     `baselines` has the median of the random circuits; `provenance` the percentile among them, its p, the nodes and
     what the pairs are. Where nothing can be measured, the value is None and the reason says why.
@@ -130,6 +130,7 @@ def _unseen(lab: BehaviourLab) -> Task:
 
 
 def _reversed(task: Task) -> Task:
+    """The task with clean and corrupted prompts in each other's place."""
     pairs = task.pairs
     return Task(f"{task.name} reversed", Pairs(pairs.corrupted, pairs.clean, pairs.wrong, pairs.answers))
 
@@ -172,7 +173,7 @@ def _score(
 
 
 def random_control(lab: BehaviourLab, experiments: Sequence[Experiment], number: int) -> dict[str, list[float]]:
-    """By experiment, what its items would have given where each node is taken for another of its kind."""
+    """What each experiment's items would have given where each node is taken for another of its kind, by name."""
     successors, values = _successors(lab, number), dict[str, list[float]]()
     for experiment in experiments:
         abouts = [_exchange_nodes(item["about"], successors) for item in experiment.design["items"]]
@@ -183,7 +184,7 @@ def random_control(lab: BehaviourLab, experiments: Sequence[Experiment], number:
 
 
 def _successors(lab: BehaviourLab, number: int) -> dict[str, str]:
-    """By node, the next one of its kind in a random cycle, so that none stays what it is where it has company."""
+    """The next node of its kind in a random cycle, by node, so that none stays what it is where it has company."""
     kinds: dict[str, list[str]] = {}
     for node in lab.nodes:
         kinds.setdefault(node.kind, []).append(str(node))
@@ -195,6 +196,7 @@ def _successors(lab: BehaviourLab, number: int) -> dict[str, str]:
 
 
 def _exchange_nodes(about: Mapping[str, Any], successors: Mapping[str, str]) -> dict[str, Any]:
+    """An item's `about` with each node's successor in its place."""
     return {
         what: successors[nodes] if isinstance(nodes, str) else [successors[node] for node in nodes]
         for what, nodes in about.items()

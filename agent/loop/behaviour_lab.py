@@ -68,7 +68,8 @@ class BehaviourLab:
         seed: int = 0,
     ) -> None:
         """`nodes` are by default all heads and MLPs. Refuses a task that the subject does not do, one with too few
-        different prompts, and nodes that overlap or of which the answer does not come."""
+        different prompts, and nodes that overlap or of which the answer does not come.
+        """
         self.subject, self.seed, self.metric = subject, seed, metric
         self.nodes: tuple[Node, ...] = nodes_of(subject) if nodes is None else tuple(nodes)
         self.sources: Mapping[str, Dictionary] = sources or {}
@@ -87,7 +88,7 @@ class BehaviourLab:
 
     @property
     def target(self) -> str:
-        """Subject and task."""
+        """The subject's name and the task's."""
         return f"{self.subject.name} {self.task.name}"
 
     @property
@@ -101,7 +102,7 @@ class BehaviourLab:
         return self.task.name in GENERATORS
 
     def about(self) -> dict[str, Any]:
-        """What is known from the start, as plain JSON."""
+        """The task, its metric and its nodes as plain JSON, for policies."""
         baseline, pairs = self.baseline, self.task.pairs
         clean, corrupted = (side.ids()[:_SHOWN] for side in (pairs.clean, pairs.corrupted))
         text = self.subject.decode_tokens
@@ -131,7 +132,7 @@ class BehaviourLab:
         }
 
     def nulls(self) -> list[Hypothesis]:
-        """The rivals that are always there."""
+        """The two rivals that are always there."""
         return [
             Hypothesis(
                 text="Only the last token matters: nothing is carried to it from what stands before it.",
@@ -200,7 +201,7 @@ class BehaviourLab:
         return tuple(dict.fromkeys(nodes))
 
     def shares(self, hypothesis: Hypothesis) -> Shares:
-        """What a circuit says goes where all nodes of a set are cut, beyond what goes with its parts."""
+        """The share that goes where all nodes of a set are cut, beyond what goes with its parts, as a circuit says."""
         return {frozenset(self.parse_nodes(text.split(JOIN))): share for text, share in hypothesis.nodes.items()}
 
     def circuit(self, hypothesis: Hypothesis) -> tuple[Node, ...]:
@@ -225,7 +226,7 @@ class BehaviourLab:
         return tuple(self._expected(shares, item.about) for item in design.items)
 
     def take(self, design: Design, values: Sequence[float]) -> None:
-        """Take note of what an experiment measured."""
+        """Notes what an experiment measured."""
         for item, _ in zip(design.items, values, strict=True):
             self._measured.add(_key(item.about, design.plan.get("prompts")))
 
@@ -235,7 +236,7 @@ class BehaviourLab:
 
     @cached_property
     def attribution(self) -> dict[Direction, Attribution]:
-        """What every node is worth to first order, on `explore`, in both directions."""
+        """The worth of every node to first order, on `explore`, in both directions."""
         grid = Grid.of_edits(edit for node in self.nodes for edit in edits_of([node], "patch"))
         directions: tuple[Direction, ...] = ("noise", "denoise")
         return {
@@ -255,7 +256,7 @@ class BehaviourLab:
 
     @property
     def worth(self) -> dict[Node, float]:
-        """By node, the larger of the two directions' attributions, as a share of the behaviour."""
+        """The larger of the two directions' attributions, as a share of the behaviour, by node."""
         count = len(self.nodes)
         shares = [[cell.score / way.difference for cell in way.nodes[:count]] for way in self.attribution.values()]
         return {node: max(pair, key=abs) for node, *pair in zip(self.nodes, *shares, strict=True)}
@@ -289,7 +290,7 @@ def _share_lost(shares: Shares, cut: frozenset[Node]) -> float:
 
 
 def split(task: Task, *, seed: int) -> dict[Part, Task]:
-    """Deal a task's pairs into parts so that no prompt is in two; refuses a task with too few prompts for that."""
+    """Deals a task's pairs into parts so that no prompt is in two; refuses a task with too few prompts for that."""
     rows = prompts_of(task)
     group = list(range(len(rows)))
     first: dict[tuple[int, ...], int] = {}
@@ -312,13 +313,13 @@ def split(task: Task, *, seed: int) -> dict[Part, Task]:
 
 
 def prompts_of(task: Task) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """By pair, the token ids of its two prompts."""
+    """The token ids of each pair's two prompts."""
     clean, corrupted = (map(tuple, side.ids()) for side in (task.pairs.clean, task.pairs.corrupted))
     return list(zip(clean, corrupted, strict=True))
 
 
 def effects(lab: BehaviourLab, runs: CircuitRuns, abouts: Sequence[Mapping[str, Any]]) -> list[Effect]:
-    """What each item does, measured on the runs' pairs."""
+    """Measures the effect of each item on the runs' pairs; `abouts` are the items' `about`."""
     cuts = [
         frozenset(lab.parse_nodes(_cut(about))) for about in abouts if "restore" not in about and "keep" not in about
     ]
@@ -349,7 +350,7 @@ def _effect(lab: BehaviourLab, runs: CircuitRuns, patched: torch.Tensor, directi
 
 
 def _restore_effects(lab: BehaviourLab, runs: CircuitRuns, sets: Sequence[Sequence[Node]]) -> list[Effect]:
-    """The corrupted run with each set's clean values in it: one forward each."""
+    """The effects of putting each set's clean values into the corrupted run: one forward each."""
     if not sets:
         return []
     pairs = runs.task.pairs

@@ -39,7 +39,7 @@ class Limits:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `usd=1,tokens=200k,calls=50,fwd=50k,experiments=40,minutes=10`, any of them."""
+        """Reads `usd=1,tokens=200k,calls=50,fwd=50k,experiments=40,minutes=10`, any of them."""
         counts = ("tokens", "calls", "fwd", "experiments")
         usage = (
             "wanted any of usd, tokens, calls, fwd, experiments and minutes, as in fwd=50k,experiments=40,minutes=10"
@@ -47,7 +47,7 @@ class Limits:
         return cls(**parse_amounts(text, whole=counts, parts=("usd", "minutes"), usage=usage))
 
     def used(self, spent: Charge) -> dict[str, tuple[float, float]]:
-        """By each kind that has a limit, what was used and the limit."""
+        """What was used and the limit, by each kind that has a limit."""
         values = {
             "usd": spent.usd,
             "tokens": spent.tokens,
@@ -59,10 +59,10 @@ class Limits:
         return {kind: (values[kind], limit) for kind, limit in asdict(self).items() if limit is not None}
 
     def exhausted(self, spent: Charge, *, share: float = EXPLORE) -> str | None:
-        """The kind of which this share is used; None where every one has room."""
+        """The kinds of which this share is used, in words; None where every one has room."""
         over = [kind for kind, (used, limit) in self.used(spent).items() if used >= share * limit]
         return " and ".join(over) or None
 
     def left(self, spent: Charge, *, share: float = EXPLORE) -> Mapping[str, float]:
-        """By kind, what may still be used for exploring."""
+        """What may still be used for exploring, by kind."""
         return {kind: max(0.0, share * limit - used) for kind, (used, limit) in self.used(spent).items()}

@@ -27,6 +27,7 @@ class Conclusion:
         self._run = run
 
     def acquire(self, state: State) -> Mapping[str, Any]:
+        """Refuses a target about which nothing can be found, such as a dead feature."""
         del state
         refusal = self._run.examiner.refusal()
         if refusal is None:
@@ -46,13 +47,14 @@ class Conclusion:
         return {"next": "report", "stop": refusal.reason, "stop_code": "refused"}
 
     def baseline(self, state: State) -> Mapping[str, Any]:
+        """Writes down what there is to beat."""
         del state
         with self._run.charged("baseline", "baseline"):
             self._run.event("baseline", self._run.examiner.baseline(), key="baseline")
         return {}
 
     def freeze(self, state: State) -> Mapping[str, Any]:
-        """Fix the leader by the odds."""
+        """Fixes the leader by the odds."""
         del state
         outcome, hypotheses = self._run.outcome(), self._run.hypotheses()
         leader = hypotheses.get(outcome.leader or "")
@@ -73,7 +75,7 @@ class Conclusion:
         return {}
 
     def holdout(self, state: State) -> Mapping[str, Any]:
-        """Read the holdout, once, for the frozen explanation."""
+        """Reads the holdout, once, for the frozen explanation."""
         del state
         frozen = self._frozen_event()
         if frozen["text"] is None or self._run.journal.event_of(self._run.id, HOLDOUT) is not None:
@@ -89,6 +91,7 @@ class Conclusion:
         return {}
 
     def controls(self, state: State) -> Mapping[str, Any]:
+        """Runs the negative controls of a supported explanation."""
         del state
         frozen = self._frozen_event()
         if frozen["verdict"] == "supported":
@@ -102,7 +105,7 @@ class Conclusion:
         return {}
 
     def report(self, state: State) -> Mapping[str, Any]:
-        """Draw the conclusion, and tell what single claims came to."""
+        """Draws the conclusion, and the verdicts on single claims."""
         status, reason = self._conclusion(state)
         _, experiments, observations = self._run.rival_state()
         verdicts = claims(self._run.hypotheses(), experiments, observations)
@@ -114,7 +117,7 @@ class Conclusion:
         return {}
 
     def store(self, state: State) -> Mapping[str, Any]:
-        """Put the explanation and its scores where labels are, and close the investigation."""
+        """Puts the explanation and its scores where labels are, and closes the investigation."""
         del state
         concluded = self._run.journal.event_of(self._run.id, "concluded") or {}
         with self._run.store.transaction():
@@ -127,6 +130,7 @@ class Conclusion:
         return {}
 
     def _store_explanation(self, concluded: Mapping[str, Any]) -> int | None:
+        """Stores what was found with its scores, an abstention too; returns its id, None where there is nothing."""
         frozen, examined = self._frozen_event(), self._run.journal.event_of(self._run.id, HOLDOUT)
         leader = self._run.hypotheses().get(frozen["hypothesis"] or "")
         explanation = None

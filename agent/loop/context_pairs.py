@@ -75,14 +75,14 @@ def context_pairs(
 
 
 def _at_pivots(subject: Subject, source: Source, feature: Feature, edits: Sequence[_Edit]) -> NDArray[np.float32]:
-    """What each edit gives. What stands after a causal model's pivot cannot matter, and is not run. -> (edit,)"""
+    """The activation that each edit gives, (edit,). What stands after a causal model's pivot is not run."""
     rows = [tuple(edit.ids[: edit.place.pivot + 1].tolist()) for edit in edits]
     values = read_last(subject, source, rows, [feature.index])[:, 0]
     return -values if feature.negative else values
 
 
 def _places(examples: Sequence[Example], peak: float) -> list[_Place]:
-    """Where the feature fires, on different tokens as far as there are, and where it is silent on these tokens."""
+    """Places where the feature fires, on different tokens as far as there are, and silent places of these tokens."""
     strong = [e for e in examples if e.peak > peak / 2]
     firing = [_Place(e, int(e.activations.argmax()), True) for e in strong]
     tokens = {int(place.example.ids[place.pivot]) for place in firing}
@@ -95,7 +95,7 @@ def _places(examples: Sequence[Example], peak: float) -> list[_Place]:
 
 
 def _prefer_new_tokens(places: Sequence[_Place]) -> list[_Place]:
-    """Some places, those on a token that was not had before first; none so near the start that nothing is before it."""
+    """Some places, those on a token that was not had before first; none too near the start."""
     places = [place for place in places if place.pivot > max(BACK)]
     tokens: set[int] = set()
     first, rest = [], []

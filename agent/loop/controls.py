@@ -1,11 +1,11 @@
-"""Negative controls: what was judged is judged again, on observations that ought to support nothing.
+"""Negative controls, which judge again on observations that ought to support nothing; and verdicts on single claims.
 
-permuted   all observed values in a random order: the pattern is gone, the levels are all there
-dead       nothing ever happened
-sham       of a feature the same inputs with another unit's activations (feature_examiner.py); of a behaviour the same
-           experiments with each node taken for another (behaviour_examiner.py)
+    permuted   all observed values in a random order: the pattern is gone, the levels are all there
+    dead       nothing ever happened
+    sham       of a feature the same inputs with another unit's activations (feature_examiner.py); of a behaviour the
+               same experiments with each node taken for another (behaviour_examiner.py)
 
-Single causal claims of features: what they write and read, against what experiments on effects saw.
+Claims about what a feature writes and reads are held against what experiments on effects saw.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ def supporter(
     leader: str,
     kind: str,
 ) -> Callable[[Values], bool]:
-    """Whether other values of the same experiments would have supported the leader, or what says the same."""
+    """Builds a function: would other values of these experiments have supported the leader, or what says the same?"""
 
     def supported(values: Values) -> bool:
         false = {name: replace(observations[name], result={"values": list(row)}) for name, row in values.items()}
@@ -77,10 +77,13 @@ def permuted_and_dead(values: Values, supported: Callable[[Values], bool], *, se
 def claims(
     hypotheses: Mapping[str, Hypothesis], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
 ) -> list[dict[str, Any]]:
-    """Every claim about what a feature writes or reads, with what experiments saw: `hypothesis` (the first that makes
-    it), `claim`, `item`, `expected`, `values` (by experiment name) and `verdict`: supported where every measurement
-    agrees in level or is stronger in its direction, refuted where none does, mixed else, untested where there is none.
-    What experiments saw of a claim has nothing to do with who makes it, nor with when the feature fires."""
+    """Every claim about what a feature writes or reads, with what experiments saw of it.
+
+    A row has `hypothesis` (the first that makes it), `claim`, `item`, `expected`, `values` (by experiment name) and
+    `verdict`: supported where every measurement agrees in level or is stronger in its direction, refuted where none
+    does, mixed else, untested where there is none. What experiments saw of a claim has nothing to do with who makes it,
+    nor with when the feature fires.
+    """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, hypothesis in hypotheses.items():
         for claim, key, expected, items in (
@@ -109,7 +112,7 @@ def _claim_verdict(agreed: Sequence[bool]) -> str:
 def _values_of(
     key: str, name: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
 ) -> dict[str, float]:
-    """The value of an item in every experiment on effects that measured it."""
+    """The measured values of a claimed token or node, by the experiment on effects that measured it."""
     by_experiment: dict[str, float] = {}
     for experiment in experiments:
         values = observed_values(experiment, observations)

@@ -1,4 +1,4 @@
-"""What is decided, and what becomes of a decision.
+"""Asks policies what to do next, and carries their decisions out or rejects them.
 
 Policies are asked here and nowhere else. A decision is kept by its step before anything follows from it, so that a
 node that is run again decides the same.
@@ -36,7 +36,7 @@ class Decider:
         self._planned: dict[int, list[Experiment]] = {}
 
     def propose(self, state: State) -> Mapping[str, Any]:
-        """The first rivals: the policy's, and the two that are always there. Surveys may be run once before."""
+        """Puts up the first rivals: the policy's, and the two that are always there. Surveys may be run once before."""
         run = self._run
         nulls = [hypothesis.model_dump(mode="json", exclude_defaults=True) for hypothesis in run.lab.nulls()]
         self._put_up(-1, nulls, origin="code")
@@ -54,7 +54,7 @@ class Decider:
         return self._reject(state, missed, again="propose")
 
     def plan(self, state: State) -> Mapping[str, Any]:
-        """Ask what to do next, and make experiments of it."""
+        """Asks what to do next, and makes experiments of it."""
         run, challenging = self._run, state["role"] == "challenger"
         if kind := run.exhausted():
             return stopped("budget", f"budget: {kind}")
@@ -81,7 +81,7 @@ class Decider:
         return self._reject(state, action, again="plan")
 
     def _after_concession(self, state: State, action: Concede) -> Mapping[str, Any]:
-        """What follows where a challenger found nothing: the end, unless the evidence is not enough for a verdict."""
+        """Ends exploring where a challenger found nothing, unless the evidence is not enough for a verdict."""
         run, outcome = self._run, self._run.outcome()
         again = outcome.answer == "open" and state["challenges"] + 1 < CHALLENGES
         words = f"the challenger conceded: {action.reason}" + f"; but {outcome.reason}" * again
@@ -91,7 +91,7 @@ class Decider:
         return stopped("conceded", "the challenger conceded")
 
     def _decide(self, state: State, phase: Phase, actions: Sequence[str]) -> Action | Rejection:
-        """The action of this step, or why there is none. What was decided before stands."""
+        """The action of this step, or why there is none; what was decided before stands."""
         run, step = self._run, state["step"]
         stored = run.journal.decision(run.id, step)
         if stored is None:

@@ -1,4 +1,4 @@
-"""What an experiment is: inputs that a tool has chosen, a value for each, and what bears witness beside them.
+"""What an experiment is: inputs that a tool has chosen, a value for each, and a control beside them.
 
 A tool works in two steps, so that predictions can be written down in between. `design` chooses the inputs, without
 measuring them; `measure` measures exactly these. A survey measures what makes no difference between rivals by
@@ -45,7 +45,7 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the same measurement gives where nothing should come of it."""
+    """The same measurement where nothing should come of it."""
 
     what: str
     """For example "20 random directions of the same norm"."""
@@ -58,7 +58,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of it. A tool that cannot measure raises NeuronautError: there is no number for a failure."""
+    """What an experiment measured. A tool that cannot measure raises NeuronautError: a failure is no number."""
 
     values: tuple[float, ...]
     """By item, in units of the scale (levels.py); empty for surveys."""
@@ -102,11 +102,11 @@ class Tool(ABC, Generic[A, L]):
 
     @abstractmethod
     def design(self, args: A, lab: L) -> Design:
-        """Choose the inputs; deterministic in (args, what the lab knows, its seed). No holdout text."""
+        """Chooses the inputs; deterministic in (args, what the lab knows, its seed). No holdout text."""
 
     @abstractmethod
     def measure(self, design: Design, lab: L) -> Measured:
-        """Measure exactly these items, and the control; everything is charged to the lab's counter."""
+        """Measures exactly these items, and the control; everything is charged to the lab's counter."""
 
 
 AnyTool = Tool[Any, Any]
@@ -114,13 +114,13 @@ AnyTool = Tool[Any, Any]
 
 
 def design_to_json(design: Design) -> dict[str, Any]:
-    """A design as it is written down."""
+    """A design as the journal keeps it."""
     # `asdict` would copy every token id by itself, which takes longer than all else that planning does.
     items = [{"label": i.label, "ids": i.ids, "pivot": i.pivot, "about": i.about} for i in design.items]
     return {"question": design.question, "readout": design.readout, "items": items, "plan": design.plan}
 
 
 def design_from_json(stored: Mapping[str, Any]) -> Design:
-    """A design as it was written down."""
+    """A design from the journal."""
     items = [Item(item["label"], tuple(item["ids"]), item["pivot"], item["about"]) for item in stored["items"]]
     return Design(stored["question"], stored["readout"], tuple(items), stored["plan"])

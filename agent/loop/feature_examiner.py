@@ -96,8 +96,10 @@ class FeatureExaminer:
         return Explanation(self._lab.feature, text, "investigation", rule=rule, seen=tuple(sorted(seen)))
 
     def indescribable(self, hypothesis: Hypothesis) -> str | None:
-        """Why a hypothesis is no explanation although it predicts: of a feature that is active nearly anywhere, a rule
-        that lists what it does case by case. None where it says something."""
+        """Why a hypothesis is no explanation although it predicts; None where it says something.
+
+        Of a feature that is active nearly anywhere, a rule that lists what it does case by case is none.
+        """
         density = self._lab.evidence.statistics.density
         length = 0 if hypothesis.rule is None else hypothesis.rule.length()
         if density <= DENSE or length <= TABLE:

@@ -5,7 +5,7 @@ hypothesis expects of an experiment's items, and collects what was measured, so 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ from ...subject.sources import Source
 from .experiments import Design, Item
 from .hypotheses import Hypothesis
 from .target import Meter
-
-if TYPE_CHECKING:
-    pass
 
 STRONGEST = 12
 """Training examples whose median peak is the scale."""
@@ -93,11 +90,11 @@ class FeatureLab:
         return self.evidence.statistics
 
     def about(self) -> dict[str, Any]:
-        """What a policy is told beside the examples."""
+        """The site, the windows' width and the size of the vocabulary, for policies."""
         return {"site": self.feature.source.site, "window": self.width, "vocabulary": len(self.vocabulary)}
 
     def nulls(self) -> list[Hypothesis]:
-        """The rivals that are always there."""
+        """The two rivals that are always there."""
         rule = self._token_identity()
         text = f"Only the current token matters: {describe(rule, peak=self.evidence.statistics.peak)}."
         return [
@@ -125,8 +122,10 @@ class FeatureLab:
         return Rule(any=(Clause(when=(Token(any=tuple(gains)),), value=max(gains.values()), gains=gains),))
 
     def read(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
-        """The feature's activation at every token, in the source's units, its tail turned upwards. (row, position)
-        ids without BOS -> (row, position)."""
+        """The feature's activation at every token, in the source's units, its tail turned upwards.
+
+        (row, position) ids without BOS -> (row, position).
+        """
         if not len(ids):
             return np.empty(ids.shape, np.float32)
         activations = read_own(self.subject, self.source, ids, np.full(len(ids), self.feature.index))
@@ -138,12 +137,15 @@ class FeatureLab:
         return tuple(round(float(value), 5) for value in (-values if self.feature.negative else values))
 
     def respond_others(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """What the units `beside` do at each item's pivot, in the source's units. -> (item, unit)."""
+        """The activations of the units `beside` at each item's pivot, in the source's units. -> (item, unit)."""
         return self._at_pivots(items)[:, 1:]
 
     def _at_pivots(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """The feature and the units beside it. -> (item, 1 + unit). What is equal up to the pivot is run once, in the
-        whole investigation; what stands after a causal model's pivot cannot matter."""
+        """The activations of the feature and of the units beside it at the pivots. -> (item, 1 + unit).
+
+        What is equal up to the pivot is run once, in the whole investigation; what stands after a causal model's pivot
+        cannot matter.
+        """
         prefixes = [item.ids[: item.pivot + 1] for item in items]
         new = [prefix for prefix in dict.fromkeys(prefixes) if prefix not in self._read]
         columns = [self.feature.index, *self.beside]
@@ -170,7 +172,7 @@ class FeatureLab:
         return tuple(round(float(value), 4) for value in values)
 
     def take(self, design: Design, values: Sequence[float]) -> None:
-        """Take note of what an experiment measured."""
+        """Notes what an experiment measured."""
         items = [(item, value) for item, value in zip(design.items, values, strict=True) if len(item.ids) == self.width]
         if design.readout == "response" and items:
             ids = np.array([item.ids for item, _ in items], np.int64)
@@ -185,7 +187,7 @@ def _scale(examples: Sequence[Example]) -> float:
 
 
 def _effect_expected(hypothesis: Hypothesis, about: Mapping[str, Any]) -> float | None:
-    """By what the hypothesis claims: 1 for what it names, 0 for what it does not, -1 for what it says is lowered."""
+    """1 for what the hypothesis names, 0 for what it does not, -1 for what it says is lowered; None: no opinion."""
     if (token := about.get("token")) is not None:
         if not (hypothesis.promotes or hypothesis.suppresses):
             return None

@@ -10,9 +10,13 @@ before the next node begins (durability "sync").
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, get_args
 
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
+
+if TYPE_CHECKING:
+    from langgraph.graph.state import CompiledStateGraph
 
 Role = Literal["proposer", "challenger"]
 StopCode = Literal["refused", "budget", "rounds", "submitted", "conceded", "stood", "misses", "failures"]
@@ -21,7 +25,7 @@ were not carried out; failures: too many experiments in a row failed."""
 
 
 class State(TypedDict):
-    """JSON-plain, of constant size."""
+    """Where an investigation stands: JSON-plain, of constant size."""
 
     investigation: str
     role: Role
@@ -69,7 +73,7 @@ ORDER: tuple[NodeName, ...] = get_args(NodeName)
 
 
 class Nodes(Protocol):
-    """What each node does."""
+    """The functions of all nodes."""
 
     def node(self, name: NodeName) -> Node:
         """The function of a node of `ORDER`."""
@@ -77,7 +81,7 @@ class Nodes(Protocol):
 
 
 def first_state(investigation: str) -> State:
-    """Where an investigation begins."""
+    """The state at the beginning."""
     return State(
         investigation=investigation,
         role="proposer",
@@ -99,13 +103,14 @@ def stopped(code: StopCode, reason: str) -> dict[str, Any]:
     return {"next": "freeze", "stop": reason, "stop_code": code}
 
 
-def build(nodes: Nodes, *, checkpointer: Any) -> Any:
-    """The compiled graph."""
+def build(nodes: Nodes, *, checkpointer: BaseCheckpointSaver[Any]) -> "CompiledStateGraph[State]":
+    """Compiles the graph."""
     graph = StateGraph(State)
     for name in ORDER:
+        # LangGraph's own types ask for parameters that it does not need.
         node: Any = _checked(name, nodes.node(name))
         graph.add_node(name, node)
-    for node_from, node_to in (
+    for first, second in (
         (START, "acquire"),
         ("baseline", "propose"),
         ("preregister", "execute"),
@@ -117,7 +122,7 @@ def build(nodes: Nodes, *, checkpointer: Any) -> Any:
         ("report", "store"),
         ("store", END),
     ):
-        graph.add_edge(node_from, node_to)
+        graph.add_edge(first, second)
     for name, targets in (
         ("acquire", ("baseline", "report")),
         ("propose", ("propose", "preregister", "plan", "freeze")),
@@ -129,7 +134,7 @@ def build(nodes: Nodes, *, checkpointer: Any) -> Any:
 
 
 def _checked(name: str, node: Node) -> Node:
-    """The node, whose updates must be known keys: LangGraph drops unknown ones in silence."""
+    """The node, with an error for updates of unknown keys, which LangGraph drops in silence."""
     known = State.__annotations__
 
     def run(state: State) -> Mapping[str, Any]:

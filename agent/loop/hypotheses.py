@@ -1,10 +1,9 @@
-"""Hypotheses: a claim in words with an executable twin, so that code can say what it predicts.
+"""Hypotheses, a claim in words with an executable twin that predicts; and the four actions of policies, as data.
 
 For a feature the twin is a rule of token conditions, and claims about what it writes and reads; for a behaviour
 it is the nodes that bring it about. Two rivals are always there: `token_identity` (nothing but the current token
 matters) and `no_pattern` (nothing in particular does: whatever is asked, the base rate is all that can be said).
-
-What a policy may do: four actions, as data. Everything else an investigation does is code.
+Everything that an investigation does beside the four actions is code.
 """
 
 from typing import Annotated, Any, Literal
@@ -22,7 +21,7 @@ Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, ma
 
 
 class StrictModel(BaseModel, frozen=True):
-    """What an investigation takes from outside: frozen, and nothing that is not known."""
+    """The base of what an investigation takes from outside: frozen, and without fields that it does not know."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -89,7 +89,7 @@ class OddsUpdater:
         experiments: Sequence[Experiment],
         observations: Mapping[str, Observation],
     ) -> tuple[Rival, ...]:
-        """How every hypothesis stands after all observations. The same experiments as the last time, and later ones."""
+        """The standing of every hypothesis after all observations: those of the last time, and later ones."""
         while self._taken < len(experiments) and experiments[self._taken].name in observations:
             self._take(experiments[self._taken], hypotheses, observations)
             self._taken += 1
@@ -118,8 +118,10 @@ class OddsUpdater:
                 self._resolve(hypotheses, experiment, levels_of(values), new)
 
     def _mark_new(self, experiment: Experiment) -> NDArray[np.bool_]:
-        """Which items were not measured before, and from now on were. A response is known by its window up to the
-        pivot, an effect by what it is of and by the draw of prompts."""
+        """Which items were not measured before; from now on they were.
+
+        A response is known by its window up to the pivot, an effect by what it is of and by the draw of prompts.
+        """
         new, draw = [], experiment.args.get("prompts")
         for item in experiment.design["items"]:
             item_key = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
@@ -134,7 +136,7 @@ class OddsUpdater:
         observed: NDArray[np.int64],
         new: NDArray[np.bool_],
     ) -> None:
-        """Move the odds by what one experiment's new items showed."""
+        """Moves the odds by what one experiment's new items showed."""
         observed, items = observed[new], np.arange(int(new.sum()))
         fresh = np.flatnonzero(new).tolist()
         expected = {p.hypothesis: [p.expected[item] for item in fresh] for p in experiment.predictions}
@@ -167,7 +169,7 @@ def _best(tallies: Mapping[str, _Tally]) -> float:
 
 
 def _entry(tallies: Mapping[str, _Tally]) -> float:
-    """Where a hypothesis begins."""
+    """The log odds with which a hypothesis begins."""
     return _best(tallies) - ENTRY if tallies else 0.0
 
 
@@ -183,8 +185,10 @@ class Outcome(NamedTuple):
 
 
 def counts_for_odds(experiment: Experiment, kind: str) -> bool:
-    """Whether an experiment bears on the odds: responses of features, effects in behaviours. Effects of a feature are
-    about its single causal claims (claims.py)."""
+    """Whether an experiment bears on the odds: responses of features, effects in behaviours.
+
+    Effects of a feature are about its single causal claims (controls.py).
+    """
     return not experiment.survey and (experiment.design["readout"] == "response") == (kind == "feature")
 
 
@@ -195,14 +199,14 @@ def rank_rivals(
     *,
     kind: str,
 ) -> tuple[Rival, ...]:
-    """How every hypothesis stands after all observations, the leader first, those that are out last."""
+    """Ranks every hypothesis by all observations, the leader first, those that are out last."""
     return OddsUpdater(kind).after(hypotheses, experiments, observations)
 
 
 def outcome_of(
     rivals: Sequence[Rival], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
 ) -> Outcome:
-    """What the evidence says as a whole; `rivals` as `rank_rivals` ranks them."""
+    """Sums the evidence up; `rivals` as `rank_rivals` ranks them."""
     live = [rival for rival in rivals if rival.status == "live"]
     if not live:
         return Outcome("open", None, "no hypothesis was put up")
@@ -248,7 +252,7 @@ def differing_items(first: Forecast, second: Forecast) -> NDArray[np.bool_]:
 def observed_base_rate(
     experiments: Sequence[Experiment], observations: Mapping[str, Observation], readout: str
 ) -> tuple[float, ...]:
-    """The base rate of levels among all that was seen of a readout."""
+    """The base rate of levels among all observations of a readout."""
     counts = np.zeros(4)
     for experiment in experiments:
         values = observed_values(experiment, observations)

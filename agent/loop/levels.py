@@ -39,8 +39,10 @@ def expects_silence(expected: Sequence[float | None]) -> bool:
 
 
 def asks_for_silence(predicted: Iterable[Sequence[float | None]]) -> bool:
-    """Whether the likeliest rival that says anything expects silence; `predicted` by rival, the likeliest first. No
-    pattern, when it leads, predicts nothing, silence neither."""
+    """Whether the likeliest rival that says anything expects silence; `predicted` by rival, the likeliest first.
+
+    No pattern, when it leads, predicts nothing, silence neither.
+    """
     return expects_silence(
         next((expected for expected in predicted if any(value is not None for value in expected)), ())
     )

@@ -1,4 +1,4 @@
-"""What each node of the graph does.
+"""The nodes of the graph, with what each does.
 
 A node reads where the investigation stands from the journal, does one thing, and writes it down under a key that
 says what it is, so that a node that is run again after a kill finds it done.
@@ -66,7 +66,7 @@ class Nodes:
         return timed
 
     def preregister(self, state: State) -> Mapping[str, Any]:
-        """Write down what will be done and what every rival predicts."""
+        """Writes down what will be done and what every rival predicts."""
         run = self._run
         run.journal.preregister(run.id, self._decider.planned(state))
         names = [e.name for e in run.rival_state().experiments if e.round == state["round"] + 1]
@@ -78,7 +78,7 @@ class Nodes:
         return {"round": state["round"] + 1}
 
     def execute(self, state: State) -> Mapping[str, Any]:
-        """Run what is planned and not observed."""
+        """Runs what is planned and not observed."""
         run = self._run
         run.catch_up()
         _, experiments, observations = run.rival_state()
@@ -102,8 +102,10 @@ class Nodes:
         return {}
 
     def _measure(self, experiment: Experiment) -> None:
-        """Measure one experiment, or take its result from where it was measured before; a failure has a reason and
-        no number."""
+        """Measures one experiment, or takes its result from where it was measured before.
+
+        A failure has a reason and no number.
+        """
         run, before = self._run, self._run.lab.meter.rows
         stored, fresh = run.journal.known_result(experiment.key), True
         if kind := run.exhausted(share=1.0):
@@ -119,7 +121,7 @@ class Nodes:
         run.catch_up()
 
     def judge(self, state: State) -> Mapping[str, Any]:
-        """Turn observations into odds, and see whether to go on."""
+        """Turns observations into odds, and decides whether to go on."""
         run, round = self._run, state["round"]
         rivals, experiments, observations = run.rival_state()
         judged = {"round": round, "formula": FORMULA, "rivals": [rival_row(rival) for rival in rivals]}
@@ -138,12 +140,12 @@ class Nodes:
         return self._after_challenge(state, outcome_of(rivals, experiments, observations))
 
     def challenge(self, state: State) -> Mapping[str, Any]:
-        """Another context, which sees the leading text alone, tries to break it."""
+        """Begins a challenge: a policy that sees the leading text alone tries to break it."""
         del state
         return {"role": "challenger", "turns": 0, "challenged": self._run.outcome().leader}
 
     def _after_challenge(self, state: State, outcome: Outcome) -> Mapping[str, Any]:
-        """What follows from a challenger's round."""
+        """Decides what follows from a challenger's round."""
         stands = outcome.leader == state["challenged"] or (state["challenged"] in outcome.alike)
         key = f"challenge:{state['challenges']}"
         if stands and state["turns"] + 1 < TURNS:
@@ -171,6 +173,6 @@ def _run_tool(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
 
 
 def rival_row(rival: Rival) -> dict[str, Any]:
-    """How a rival stands, as events tell it."""
+    """A rival's standing, for events."""
     row = asdict(rival)
     return {**{key: value for key, value in row.items() if key != "hypothesis"}, "kind": rival.hypothesis.kind}

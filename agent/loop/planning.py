@@ -1,4 +1,4 @@
-"""From calls of tools to experiments that may be run: inputs chosen, predictions made, plans that test nothing refused.
+"""Makes experiments of calls of tools: inputs chosen, predictions made, plans that test nothing refused.
 
 An experiment is refused where no two live rivals forecast any item differently, since then no outcome could tell
 them apart; and a plan is refused after which fewer than QUOTA of the experiments were ones for which the leader
@@ -36,7 +36,7 @@ class Planner:
         self._role, self._round, self._revision = role, round, run.revision
 
     def plan(self, calls: Sequence[Call]) -> list[Experiment]:
-        """The experiments of these calls, in order; raises RejectedError where the plan is not to be run."""
+        """Makes the experiments of these calls, in order; raises RejectedError where the plan is not to be run."""
         self._lab.rivals = self._rivals
         planned: list[Experiment] = []
         for call in calls:

@@ -1,4 +1,4 @@
-"""What a policy is: it decides what is done next, from what is known. It never judges."""
+"""The protocol of policies, which decide what is done next from what is known, and never judge."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -10,8 +10,10 @@ from .view import View
 
 
 class NoActionError(Exception):
-    """A policy had no valid action to give, even after its repair; says why in one line. The turn is counted and
-    skipped."""
+    """A policy had no valid action to give, even after its repair; says why in one line.
+
+    The turn is counted and skipped.
+    """
 
     def __init__(self, reason: str, *, repairs: int = 0) -> None:
         super().__init__(reason)
@@ -37,8 +39,10 @@ class Policy(Protocol):
 
     @property
     def asked(self) -> Sequence[Reply]:
-        """What a language model answered for the last decision, with the keys that the log knows; empty where none is
-        asked."""
+        """What a language model answered for the last decision, with the keys that the log knows.
+
+        Empty where none is asked.
+        """
         ...
 
     def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:

@@ -4,7 +4,7 @@ No policy reads the sentence. What one may react to is in the code and the detai
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from ...subject.errors import NeuronautError
@@ -75,5 +75,5 @@ class RejectedError(NeuronautError):
 
     def of_call(self, tool: str) -> "RejectedError":
         """The same of a call, said with the tool's name."""
-        named = replace(self.rejection, tool=tool)
-        return RejectedError(named.code, f"{tool}: {self}", tool=tool, where=named.where, rivals=named.rivals)
+        why = self.rejection
+        return RejectedError(why.code, f"{tool}: {self}", tool=tool, where=why.where, rivals=why.rivals)

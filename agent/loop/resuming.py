@@ -1,11 +1,8 @@
-"""LangGraph's checkpoints in a file beside the database, of which only the latest are kept.
+"""Going on with investigations: checkpoints and a lock in files beside the database, and the revision of this code.
 
-A checkpoint says which node comes next, and nothing else is read from it: what an investigation knows is in the
-journal, and forks copy decisions. So the file stays small however long an investigation goes on.
-
-One process at a time: a lock file beside the database for each investigation.
-
-Which revision of this code is running, where it runs from its own repository.
+A checkpoint of LangGraph says which node comes next, and nothing else is read from it: what an investigation knows is
+in the journal, and forks copy decisions. So only the latest are kept, and the file stays small however long an
+investigation goes on. The lock file of an investigation keeps a second process out.
 """
 
 import sqlite3
@@ -40,7 +37,7 @@ class Latest(SqliteSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> "RunnableConfig":
-        """Save a checkpoint, then drop those that are too old. Ids rise with time."""
+        """Saves a checkpoint, then drops those that are too old; ids rise with time."""
         saved = super().put(config, checkpoint, metadata, new_versions)
         thread = saved.get("configurable", {})["thread_id"]
         oldest = (
@@ -56,7 +53,7 @@ class Latest(SqliteSaver):
 
 @contextmanager
 def checkpoints(path: str) -> Generator[BaseCheckpointSaver[Any]]:
-    """The checkpoints of the database at `path`; of one in memory they are in memory, too."""
+    """Opens the checkpoints of the database at `path`; of one in memory they are in memory, too."""
     if path == ":memory:":
         yield InMemorySaver()
         return
@@ -71,7 +68,7 @@ def checkpoints(path: str) -> Generator[BaseCheckpointSaver[Any]]:
 
 @contextmanager
 def hold_lock(path: str, id: str) -> Generator[None]:
-    """Hold the investigation's lock; an error where another process has it. A database in memory has none."""
+    """Holds the investigation's lock; an error where another process has it. A database in memory has none."""
     if path == ":memory:":
         yield
         return

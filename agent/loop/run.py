@@ -1,4 +1,4 @@
-"""One investigation at work: what it is done with, and what stands in its journal.
+"""One investigation at work: its parts, and what stands in its journal.
 
 Rows of the journal are only ever added, so what was read once is kept, and only what is new is read.
 """
@@ -12,6 +12,7 @@ from ...data.store.journal import Journal
 from ...data.store.journal_values import Charge, Experiment, Observation
 from ...data.store.store import Store
 from ...llm.client import LLMClient
+from ...llm.types import Reply
 from .budget import Limits
 from .experiments import AnyTool, design_from_json
 from .hypotheses import Hypothesis
@@ -44,7 +45,7 @@ class RivalState(NamedTuple):
 
 @dataclass(kw_only=True)
 class InvestigationRun:
-    """One investigation and what it is done with."""
+    """One investigation and all its parts."""
 
     id: str
     store: Store
@@ -58,7 +59,7 @@ class InvestigationRun:
     """Hears every event."""
     revision: str
     """Of the subject and the dictionary."""
-    price: Callable[[Any], float]
+    price: Callable[[Reply], float]
     """Dollars of a reply."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Of the explanation that is stored at the end."""
@@ -72,7 +73,7 @@ class InvestigationRun:
 
     @property
     def journal(self) -> Journal:
-        """What was said, predicted and seen."""
+        """The journal of hypotheses, predictions and observations."""
         return self.store.journal
 
     def baseline(self) -> Mapping[str, Any] | None:
@@ -98,11 +99,11 @@ class InvestigationRun:
         return self._rival_state
 
     def outcome(self) -> Outcome:
-        """What the evidence says so far."""
+        """The verdict of the evidence so far."""
         return outcome_of(*self.rival_state())
 
     def catch_up(self) -> None:
-        """Let the lab know what was observed, in order, each once."""
+        """Lets the lab know what was observed, in order, each once."""
         _, experiments, observations = self.rival_state()
         by_name = {experiment.name: experiment for experiment in experiments}
         for name, observation in list(observations.items())[self._taken_count :]:
@@ -111,19 +112,19 @@ class InvestigationRun:
                 self.lab.take(design_from_json(by_name[name].design), observation.result["values"])
 
     def exhausted(self, share: float | None = None) -> str | None:
-        """The kind of budget that is used up."""
+        """The kinds of budget that are used up, in words; None where none is."""
         spent = self.journal.spent(self.id)
         return self.limits.exhausted(spent) if share is None else self.limits.exhausted(spent, share=share)
 
     def event(self, kind: str, payload: Mapping[str, Any], *, key: str) -> None:
-        """Write an event down once, and tell it."""
+        """Writes an event down once, and tells it."""
         row = self.journal.event(self.id, kind, payload, key=key)
         if row is not None:
             self.tell({"investigation": self.id, **row})
 
     @contextmanager
     def charged(self, key: str, kind: str) -> "Generator[None]":
-        """Charge the forward passes of the block, and what scorers asked in it, once for its key."""
+        """Charges the forward passes of the block, and what scorers asked in it, once for its key."""
         before, before_llm = self.lab.meter.rows, self._llm_spent()
         with self.lab.meter.counting(self.lab.subject):
             yield

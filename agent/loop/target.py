@@ -1,4 +1,4 @@
-"""What an investigation needs of its target: a lab, in which tools experiment, and an examiner, for the end.
+"""The protocols of targets: a lab, in which tools experiment, and an examiner, for the end.
 
 A feature and a behaviour each have both. The lab shows nothing of the holdout; the examiner reads it, once.
 """
@@ -23,7 +23,7 @@ class Meter:
 
     @contextmanager
     def counting(self, subject: Subject) -> Generator[None]:
-        """Within the block every forward pass is counted, whoever asks for it."""
+        """Counts every forward pass within the block, whoever asks for it."""
 
         def count(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             values = [*args, *kwargs.values()]
@@ -51,12 +51,12 @@ class Lab(Protocol):
 
     @property
     def kind(self) -> Literal["feature", "behaviour"]:
-        """What it is of."""
+        """Whether the target is a feature or a behaviour."""
         ...
 
     @property
     def target(self) -> str:
-        """What it is of: a feature's address, or the subject and the task."""
+        """The target's name: a feature's address, or the subject and the task."""
         ...
 
     @property
@@ -66,15 +66,15 @@ class Lab(Protocol):
 
     @property
     def statistics(self) -> Statistics | None:
-        """What the harvest says of a feature."""
+        """The harvest's statistics of a feature; None of a behaviour."""
         ...
 
     def about(self) -> dict[str, Any]:
-        """What a policy is told beside the examples."""
+        """What policies are told beside the examples, as plain JSON."""
         ...
 
     def nulls(self) -> list[Hypothesis]:
-        """The rivals that are always there."""
+        """The two rivals that are always there."""
         ...
 
     def fault(self, hypothesis: Hypothesis) -> str | None:
@@ -86,12 +86,12 @@ class Lab(Protocol):
         ...
 
     def take(self, design: Design, values: Sequence[float]) -> None:
-        """Take note of what an experiment measured."""
+        """Notes what an experiment measured."""
         ...
 
 
 class Examiner(Protocol):
-    """Examines what was found about one target."""
+    """Examines explanations of one target."""
 
     def refusal(self) -> Explanation | None:
         """Why there is nothing to investigate; None where there is."""

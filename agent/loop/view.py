@@ -1,4 +1,4 @@
-"""What a policy sees: everything that the investigation knows, and nothing through which more could be had.
+"""The view of a policy: everything that the investigation knows, and nothing through which more could be had.
 
 A view is made of values. It holds no subject, no store and no holdout text, so a policy can only choose among
 actions. It is cut to a bounded size by whoever renders it, not here.
@@ -20,7 +20,7 @@ Status = Literal["live", "refuted", "retired"]
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A hypothesis and how it stands. Verdicts are code's alone."""
+    """A hypothesis and its standing. Verdicts are code's alone."""
 
     name: str
     """H1, H2, ..."""

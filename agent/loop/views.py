@@ -1,4 +1,4 @@
-"""The view that a policy is given, made from the journal and the lab."""
+"""Makes the view of a policy from the journal and the lab."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ def view_of(
     step: int = 0,
     refused: Sequence[Refused] = (),
 ) -> View:
-    """What is known. A challenger is shown the leader without its odds, and the experiments of challengers only."""
+    """Makes a step's view. A challenger is shown the leader without its odds, and challengers' experiments only."""
     challenging = phase == "challenge"
     visible = [e for e in experiments if e.role == "challenger"] if challenging else list(experiments)
     visible_rivals = [_without_odds(rivals[0])] if challenging and rivals else list(rivals)
@@ -56,7 +56,7 @@ def view_of(
 
 
 def measured_from_json(result: Mapping[str, Any]) -> Measured:
-    """A result as it was written down."""
+    """A result from the journal."""
     control = None if result["control"] is None else Control(**result["control"])
     return Measured(**{**result, "values": tuple(result["values"]), "control": control})
 
@@ -72,6 +72,7 @@ def _sample_strengths(examples: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def _without_odds(leader: Rival) -> Rival:
+    """The leader as a challenger sees it."""
     return Rival(
         name=leader.name,
         hypothesis=leader.hypothesis,

@@ -80,12 +80,12 @@ class LLMPolicy:
         return action
 
     def turn(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Turn:
-        """What is to be decided."""
+        """The decision that is to be made."""
         usable = {tool.name: tool for tool in tools if tool.target == view.kind} if "use_tools" in actions else {}
         return Turn(view, actions, usable)
 
     def chat(self, turn: Turn) -> Chat:
-        """What is asked."""
+        """The chat that asks for a decision."""
         prompt = self._prompts["investigate_challenge" if turn.view.phase == "challenge" else "investigate_explore"]
         kind = turn.view.kind
         filled = {

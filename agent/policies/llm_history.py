@@ -1,7 +1,7 @@
-"""What a language model is shown of experiments and surveys: the last first, each with what came of it.
+"""Experiments and surveys as a language model is shown them: the last first, each with its results.
 
-Those of the last plan, and the last ones in any case, with their items and all that was found; those before with what
-they came to and where the leader was wrong, as far as there is room; of the rest how many there are.
+Those of the last plan, and the last ones in any case, are shown with their items and all that was found; those before
+with their headline and where the leader was wrong, as far as there is room; of the rest how many there are.
 """
 
 import json
@@ -28,12 +28,12 @@ MISSED = 6
 
 
 def window_names(view: View) -> dict[str, str]:
-    """By what a window is called in prompts, its digest."""
+    """The digest of each window, by its name in prompts."""
     return {f"w{number}": example.window for number, example in enumerate(view.examples, start=1)}
 
 
 def trials(experiments: Sequence[Done], view: View, *, tokens: int) -> str:
-    """Experiments, the last first."""
+    """Lists experiments, the last first."""
     last = max((trial.round for trial in experiments), default=0)
     whole = {trial.name for place, trial in enumerate(experiments) if place < WHOLE or trial.round == last}
     blocks = (
@@ -56,7 +56,7 @@ def hits(done: Done, name: str) -> tuple[int, int] | None:
 
 
 def _expected(done: Done, name: str) -> list[tuple[float | None, float]]:
-    """What a rival expected of each item, and what was seen."""
+    """A rival's expectation of each item, and what was seen."""
     if done.measured is None or name not in done.expected:
         return []
     return list(zip(done.expected[name], done.measured.values, strict=True))
@@ -102,8 +102,10 @@ def _in_full(done: Done, view: View, place: int) -> list[str]:
 
 
 def _tables(done: Done, view: View) -> dict[str, Any]:
-    """What was found beside the items' intervals; a learned rule on the scale on which rules are written, and the
-    words for it first."""
+    """The results beside the items' intervals.
+
+    A learned rule is on the scale on which rules are written, with the words for it first.
+    """
     tables = {} if done.measured is None else dict(done.measured.found)
     if _intervals(done):
         del tables["items"]

@@ -1,4 +1,4 @@
-"""What a language model is shown of a view: places to fill in a prompt, of bounded size however long it goes on.
+"""A view as a language model is shown it: texts for a prompt's places, of bounded size however long it goes on.
 
 Every section has its own room in tokens, and whatever is newest or leads is put in first (llm_history.py).
 Whatever comes from a corpus, a model or a measurement stands on lines of its own between fences, spelled so that it
@@ -35,8 +35,10 @@ TOKENS_BEFORE = 4
 
 
 def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
-    """What is known, the rivals, experiments, surveys, what is left, and why the last decision was not taken. `tools`
-    by name: their arguments are shown as far as they are not the usual ones."""
+    """Fills a prompt's places: what is known, the rivals, experiments, surveys, what is left, the last rejection.
+
+    `tools` by name: their arguments are shown as far as they are not the usual ones.
+    """
     done = [replace(trial, args=_without_defaults(trial, tools)) for trial in reversed(view.done)]
     # With its number: the second time that the same is refused is another question, not answered from the log.
     refused = f"\nYour last decision, number {view.step}, was not carried out, with none of its calls:\n"
@@ -167,7 +169,7 @@ def _record(rival: Rival) -> str:
 
 
 def _refutation(rival: Rival, view: View) -> list[str]:
-    """After what a rival was out, and the experiments that it was wrong on most."""
+    """The experiment after which a rival was out, and those that it was wrong on most."""
     counts_by_name = [(done.name, counts) for done in view.done if (counts := hits(done, rival.name)) is not None]
     if not counts_by_name or view.leader is None:
         return []

@@ -1,10 +1,8 @@
-"""From a model's calls to an action, or to what is wrong with them.
+"""Tool calls of a language model: what it may call at one step, and how its calls become an action.
 
-A call is taken as it is or refused with the exact fault; nothing is mended, guessed or read from prose. Rules come on
-the scale from 0 to 10, windows by the names that the prompt gives them, and characters as it spells them: all are
-translated here.
-
-What a language model may call at one step: every experiment as a tool, and the other actions beside them.
+Every experiment is a tool, and the other actions are beside them. A call is taken as it is or refused with the exact
+fault; nothing is mended, guessed or read from prose. Rules come on the scale from 0 to 10, windows by the names that
+the prompt gives them, and characters as it spells them: all are translated here.
 """
 
 import json
@@ -21,14 +19,13 @@ from ...llm.tool_calls import read_calls
 from ...llm.types import Reply, ToolCall, ToolSpec
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule, format_fault
+from ..loop.behaviour_lab import JOIN
 from ..loop.experiments import AnyTool
 from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools, Words
 from ..loop.levels import Level
 from ..loop.view import View
 from .llm_history import window_names
 
-JOIN = " + "
-"""Between nodes that are cut together."""
 _NO_CALL: Mapping[str, str] = {
     "refused": "You declined ({reason}). Nothing but the analysis of a model is asked for here.",
     "truncated": "The reply was cut at the limit of tokens. Be shorter.",
@@ -237,7 +234,7 @@ def described_rivals(view: View) -> list[str]:
 
 
 def possible_answers(view: View) -> list[str]:
-    """What may be submitted."""
+    """Answers that may be submitted."""
     return [*(rival.name for rival in view.rivals if rival.status == "live"), *ENDS]
 
 

@@ -50,7 +50,7 @@ class RandomPolicy:
         return ()
 
     def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
-        """See Policy."""
+        """Draws one of the open actions; see Policy."""
         # With the step, so that what was refused once is not tried for ever.
         rng = random.Random(f"{self._seed} {view.round} {view.step}")
         usable = [tool for tool in tools if tool.target == view.kind]

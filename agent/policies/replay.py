@@ -42,7 +42,7 @@ class ReplayPolicy:
         return ()
 
     def decide(self, view: View, actions: Sequence[str], tools: Sequence[AnyTool]) -> Action:
-        """See Policy; raises NeuronautError where the transcript ends or does not fit."""
+        """Gives the transcript's decision; raises NeuronautError where the transcript ends or does not fit."""
         del tools
         decision, role = self._decisions.get(view.step), "challenger" if view.phase == "challenge" else "proposer"
         if decision is None:

@@ -1,6 +1,6 @@
 """The scripted policy of features: scans that leave nothing out, a rule learned from them, experiments against it.
 
-    propose   the one-shot rule and its weaker versions (`weaken`)
+    propose   the one-shot rule and its weaker versions (`rivals`)
     plan      FIRST: the vocabulary at 0 and -1, in places where it fires and in silent ones, and how much context it
               needs; a rule is learned from all that was measured, and put up where it is new
               SECOND: the same further back, pairs, positions, what is open, near misses
@@ -25,6 +25,7 @@ from ...data.records import Example
 from ...rules.english import describe
 from ...rules.evaluate import simulate
 from ...rules.language import Class, Clause, Condition, Position, Regex, Rule, Token
+from ..loop.decisions import MISSES
 from ..loop.hypotheses import Action, Call, Hypothesis, Propose, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
 from ..loop.view import Rival, View
@@ -40,8 +41,6 @@ FIRM = log(ODDS)
 EDIT, COUNT = "edit_at_random", 24
 DENSE = 0.3
 """Share of the examples' tokens on which a first rival may expect activity."""
-MISSES = 3
-"""Refusals in a row after which an investigation ends."""
 
 
 def _edit(purpose: str, *, seed: int, **args: Any) -> Call:
@@ -133,8 +132,10 @@ def _is_dense(claim: Hypothesis, view: View) -> bool:
 
 
 def _after_refusal(state: PolicyState) -> Action | None:
-    """An edit that will hardly be refused: one where silence is expected, if there was too little of that; a plain
-    one before exploring ends for want of plans."""
+    """An edit that will hardly be refused, after one or two refusals.
+
+    One where silence is expected, if there was too little of that; a plain one before exploring ends for want of plans.
+    """
     view, purpose = state.view, "another one, since a plan was refused"
     rejection = view.last_rejection
     if state.misses == 1 and rejection is not None and rejection.code == "silence_quota":
@@ -145,7 +146,7 @@ def _after_refusal(state: PolicyState) -> Action | None:
 
 
 def _revise(state: PolicyState) -> Action | None:
-    """Learn a rule from all that was measured if the best one was surprised, and put it up."""
+    """Learns a rule from all that was measured if the best one was surprised, and puts it up."""
     best = state.best
     if state.learned and not state.since:
         rule = _last_learned(state)
@@ -165,7 +166,7 @@ def _last_learned(state: PolicyState) -> Rule | None:
 
 
 def _propose_positions(state: PolicyState) -> Action | None:
-    """Put up that the position matters, where moving the pivot surprised the best rule and showed that."""
+    """Puts up that the position matters, where moving the pivot surprised the best rule and showed that."""
     best = state.best
     done = next((done for done in state.responses if done.tool == "sweep_positions"), None)
     if best is None or best.hypothesis.rule is None or done is None or done.measured is None:
@@ -215,7 +216,7 @@ def _is_firm(state: PolicyState, best: Rival) -> bool:
 
 
 def _claim(state: PolicyState) -> Action | None:
-    """Look up what the feature writes and reads, claim it, and test the claims."""
+    """Looks up what the feature writes and reads, claims it, and tests the claims."""
     leader = state.view.leader
     if leader is None or leader.hypothesis.kind != "rule":
         return None
@@ -230,7 +231,7 @@ def _claim(state: PolicyState) -> Action | None:
 
 
 def _claims(state: PolicyState) -> dict[str, tuple[str, ...]]:
-    """What stands out of the surveys."""
+    """What stands out of the surveys, as a hypothesis's fields."""
     tokens = state.survey("promoted_tokens")
     components = state.survey("upstream").get("components", ())
     return {
@@ -265,7 +266,7 @@ def hypothesis(rule: Rule, *, parent: str | None = None) -> Hypothesis:
 
 
 def at_positions(rule: Rule, position: Position) -> list[Hypothesis]:
-    """That nothing but the position matters, and that it matters beside what a rule says."""
+    """Hypotheses that nothing but the position matters, and that it matters beside what a rule says."""
     top = max(clause.value for clause in rule.any)
     clauses = (_update(c, when=(*(w for w in c.when if not isinstance(w, Position)), position)) for c in rule.any)
     alone = Rule(any=(Clause(when=(position,), value=top),))
@@ -274,7 +275,7 @@ def at_positions(rule: Rule, position: Position) -> list[Hypothesis]:
 
 
 def at_peaks(examples: Sequence[Example], scale: float) -> Rule:
-    """The tokens at which the strongest examples peak, whatever stands before."""
+    """A rule of the tokens at which the strongest examples peak, whatever stands before."""
     tokens = [example.tokens[int(example.activations.argmax())] for example in examples[:FROM_PEAKS]]
     return Rule(any=(Clause(when=(Token(any=tuple(dict.fromkeys(tokens))),), value=float(f"{scale:.3g}")),))
 

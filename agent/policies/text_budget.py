@@ -24,8 +24,10 @@ NOTHING = "(none)"
 
 
 def section(blocks: Iterable[Sequence[str]], count: int, *, tokens: int) -> str:
-    """The first of `count` blocks of lines, as many as there is room for and one at least, in a fence, and how many
-    there are beside them."""
+    """The first of `count` blocks of lines, in a fence: as many as there is room for, and one at least.
+
+    How many there are beside them is said below.
+    """
     lines_shown: list[str] = []
     taken = 0
     for lines in blocks:
@@ -38,17 +40,17 @@ def section(blocks: Iterable[Sequence[str]], count: int, *, tokens: int) -> str:
 
 
 def cost(lines: Sequence[str]) -> int:
-    """Tokens of lines, roughly."""
+    """The number of tokens of lines, roughly."""
     return sum(estimate(line) + 1 for line in lines)
 
 
 def line(text: str, most: int = LINE) -> str:
-    """Any text on one line, cut where it is long."""
+    """Puts any text on one line, cut where it is long."""
     return cut(spelled(text[: most + 1]), most)
 
 
 def marked(text: str, most: int = LINE) -> str:
-    """What a tool wrote, with the marks that it puts around tokens."""
+    """Spells what a tool wrote, with the marks that it puts around tokens."""
     text = spelled(text[: most + 1])
     for mark in ACTIVE_MARKS:
         text = text.replace(spelled(mark), mark)
@@ -56,12 +58,12 @@ def marked(text: str, most: int = LINE) -> str:
 
 
 def plain(value: Any, most: int = LINE) -> str:
-    """Any value as JSON on one line."""
+    """Writes any value as JSON on one line."""
     return line(json.dumps(dict(value) if isinstance(value, Mapping) else value, ensure_ascii=False), most)
 
 
 def cut(text: str, most: int) -> str:
-    """A spelled line, cut where it is long."""
+    """Cuts a spelled line where it is long."""
     return text if len(text) <= most else text[: most - 1] + CUT
 
 

@@ -1,8 +1,8 @@
-"""The report of an investigation: all that its journal holds, as one value, whether it has ended or not.
+"""Assembles the report of an investigation, all that its journal holds, as one value, whether it has ended or not.
 
 Nothing is taken from memory and nothing is judged here: how the rivals stand is what `judging` makes of the
 predictions and observations that are written down, what each forecast against what was seen comes from the same
-rows, and the rest are the journal's own words. The text (`telling`) and the page (`page`) show a report and nothing
+rows, and the rest are the journal's own words. The text (`report`) and the page (`page`) show a report and nothing
 else, so a report that was made again from the journal of a finished investigation is the same.
 """
 
@@ -24,7 +24,7 @@ from .report import Contender, Forecasted, OddsAtRound, Report, Trial
 
 
 def assemble(journal: Journal, id: str) -> Report:
-    """The report of an investigation from its journal alone; `id` may be the beginning of one."""
+    """Assembles the report of an investigation from its journal alone; `id` may be the beginning of one."""
     row = journal.row(id)
     id, events = row["id"], journal.events(row["id"])
     last = {event["kind"]: event for event in events}
@@ -88,10 +88,10 @@ def _contender(
     rounds: dict[int, OddsAtRound] = {}
     for event in events:
         if event["kind"] == "judged":
-            for told in event["rivals"]:
-                if told["name"] == rival.name:
-                    rounds[event["round"]] = OddsAtRound(event["round"], told["log_odds"], told["share"])
-    told = [_forecasted(experiment, observed.get(experiment.name), rival.name, kind) for experiment in experiments]
+            for row in event["rivals"]:
+                if row["name"] == rival.name:
+                    rounds[event["round"]] = OddsAtRound(event["round"], row["log_odds"], row["share"])
+    forecasts = [_forecasted(experiment, observed.get(experiment.name), rival.name, kind) for experiment in experiments]
     return Contender(
         name=rival.name,
         origin=origin,
@@ -104,7 +104,7 @@ def _contender(
         hits=rival.hits,
         brier=rival.brier,
         history=tuple(rounds.values()),
-        forecasts=tuple(one for one in told if one is not None),
+        forecasts=tuple(forecast for forecast in forecasts if forecast is not None),
     )
 
 
@@ -172,8 +172,8 @@ def _open(
     if failed := tuple(trial.name for trial in trials if trial.status != "ok"):
         yield "experiments without a result", failed
     for verdict, words in (("untested", "claims that nothing tested"), ("mixed", "claims with mixed evidence")):
-        if named := tuple(f"{claim['claim']} {claim['item']!r}" for claim in claims if claim["verdict"] == verdict):
-            yield words, named
+        if names := tuple(f"{claim['claim']} {claim['item']!r}" for claim in claims if claim["verdict"] == verdict):
+            yield words, names
     if failing := tuple(str(control["name"]) for control in controls if control["passed"] is False):
         yield "negative controls that did not pass", failing
     if missing := tuple(f"{s['examples']} {s['metric']}" for s in scores if s["value"] is None):

@@ -41,7 +41,7 @@ def cite(text: str, sources: Iterable[str]) -> Cited:
 
 
 def quote(text: str, sources: Iterable[str]) -> Cited:
-    """Words of a policy, a model or the corpus, as they are."""
+    """Words of a policy, a model or the corpus, as they are, and where they come from."""
     return cite("“" + text.replace("“", '"').replace("”", '"') + "”", sources)
 
 
@@ -51,7 +51,7 @@ def cite_name(text: str) -> str | Cited:
 
 
 def line(*parts: str | Cited) -> str:
-    """The parts joined; a ValueError where plain words hold a number or a quote."""
+    """Joins the parts; a ValueError where plain words hold a number or a quote."""
     for part in parts:
         if isinstance(part, str) and (bare := find_uncited(part)):
             raise ValueError(f"{bare[0]!r} has no source; give it one with `cited` or `quoted`")
@@ -79,7 +79,7 @@ def find_uncited(text: str, known: Collection[str] | None = None) -> list[str]:
 
 
 def runs(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, three or more experiments in a row as one: o1, o2, o3, o5 are o1-o3, o5."""
+    """Shortens names: three or more experiments in a row become one, so o1, o2, o3, o5 are o1-o3, o5."""
     names = list(names)
     experiments = sorted({int(name[1:]) for name in names if re.fullmatch(r"o\d+", name)})
     others = [name for name in dict.fromkeys(names) if not re.fullmatch(r"o\d+", name)]

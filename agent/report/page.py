@@ -2,10 +2,8 @@
 
 It is for showing to others, so it begins with the answer and how well it held on text that nobody had seen, then
 how it came about: rivals and their odds, what each forecast against what was seen, and every experiment with its
-numbers. Numbers link to what they come from. Text of corpora and models is escaped by `page_parts`.
-
-One experiment or survey on the page: a line that opens into its items, what was expected of them, and what was
-found beside.
+numbers, as a line that opens into its items and results. Numbers link to what they come from. Text of corpora and
+models is escaped by `page_plots`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,8 @@
-"""Plots as inline SVG: the odds of rivals over rounds, forecast against seen, curves, bars, intervals.
+"""HTML elements, and plots as inline SVG: odds over rounds, forecast against seen, curves, bars, intervals.
 
-Colours are classes that the page's style sheet fills, so that a plot follows light and dark. Every mark has a title,
-which browsers show where the pointer rests.
-
-HTML from values: whatever is not made by `el` is escaped, so that no text of a corpus or a model can be markup.
+Whatever is not made by `el` is escaped, so that no text of a corpus or a model can be markup. Colours are classes that
+the page's style sheet fills, so that a plot follows light and dark. Every mark has a title, which browsers show where
+the pointer rests.
 """
 
 import json
@@ -107,6 +106,7 @@ class Axis(NamedTuple):
     last: float
 
     def __call__(self, value: float) -> float:
+        """The pixel of a value; values beyond the ends are drawn at them."""
         share = (min(max(value, self.low), self.high) - self.low) / ((self.high - self.low) or 1.0)
         return self.first + share * (self.last - self.first)
 
@@ -141,7 +141,7 @@ def odds(report: Report) -> Html | None:
 
 
 def _lead_by_round(contender: Contender, contenders: Sequence[Contender]) -> list[tuple[int, float]]:
-    """By round, the powers of ten between a rival's odds and the best of the others'."""
+    """The powers of ten between a rival's odds and the best of the others', by round."""
     points = []
     for mine in contender.history:
         others = [s.log_odds for c in contenders if c is not contender for s in c.history if s.round == mine.round]
@@ -265,8 +265,10 @@ class Point(NamedTuple):
 
 
 def curve(points: Sequence[Point], *, across: str, up: str) -> Html:
-    """A line through points with a band of their intervals, and one of their controls. `across` and `up` name the
-    axes."""
+    """Draws a line through points, with a band of their intervals, and one of their controls.
+
+    `across` and `up` name the axes.
+    """
     values = [value for p in points for value in p[1:] if value is not None]
     x = Axis(min(p.x for p in points), max(p.x for p in points), 56, 330)
     y = Axis(min(0.0, *values), max(0.0, *values), 150, 12)

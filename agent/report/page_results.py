@@ -1,4 +1,4 @@
-"""What a tool found beside its values, drawn by its shape: windows of tokens, curves, bars, tables, else JSON.
+"""Draws a tool's results beside its values by their shape: windows of tokens, curves, bars, tables, else JSON.
 
 {"tokens": [...], "values": [...]}        a window with a background by value
 [{"dose": 1, "mean": 0.4, "low": ...}]    a curve: rows of numbers of which the first one rises
@@ -27,7 +27,7 @@ _ENDS = (("low", "ci_low"), ("high", "ci_high"), ("sham_low",), ("sham_high",))
 
 
 def draw_results(results: Mapping[str, Any]) -> Html:
-    """All results beside the values, under their names; single words and numbers first, together."""
+    """Draws all results under their names; single words and numbers first, together."""
     single = {name: value for name, value in results.items() if _is_single(value)}
     parts: list[Part] = [_terms(single)] if single else []
     for name, value in results.items():
@@ -38,7 +38,7 @@ def draw_results(results: Mapping[str, Any]) -> Html:
 
 
 def _draw(name: str, value: Any, *, deep: bool = False) -> Html:
-    """What a value is drawn as; `deep` within another."""
+    """Draws one value; `deep` within another."""
     if (tokens := _window(value)) is not None:
         return tokens
     if points := _curve(value):

@@ -1,9 +1,8 @@
-"""A report as text of at most about 60 lines, in which every number and every quote names its source.
+"""A report of an investigation: its values, which know nothing of the journal they came from, and its text.
 
-What is cut is counted. Text of models and of the corpus is quoted, with what does not print spelled out, so that it
-can neither pass for the report's own words nor steer a terminal.
-
-What a report is made of: values that know nothing of the journal they came from.
+The text has at most about 60 lines, in which every number and every quote names its source. What is cut is counted.
+Text of models and of the corpus is quoted, with what does not print spelled out, so that it can neither pass for the
+report's own words nor steer a terminal.
 """
 
 import json
@@ -30,7 +29,7 @@ HEADLINES = (
 
 
 def text_of(report: "Report") -> str:
-    """The whole report."""
+    """Writes the whole report as text."""
     sections = (
         ("", _answer(report)),
         ("Holdout", _holdout(report)),
@@ -262,7 +261,7 @@ def _quote(text: str, sources: Iterable[str], *, whole: bool = False) -> Cited:
 
 @dataclass(frozen=True, slots=True)
 class OddsAtRound:
-    """How a hypothesis stood after a round."""
+    """A hypothesis's odds after a round."""
 
     round: int
     log_odds: float
@@ -273,7 +272,7 @@ class OddsAtRound:
 
 @dataclass(frozen=True, slots=True)
 class Forecasted:
-    """What a hypothesis expected of an experiment against what was seen."""
+    """A hypothesis's expectation of an experiment against what was seen."""
 
     experiment: str
     n: int

@@ -1,10 +1,13 @@
-"""What experiments on features have in common, and those on behaviours: the lab that they are run in."""
+"""The bases of all experiments: a tool on features is run in a FeatureLab, one on behaviours in a BehaviourLab."""
 
-from typing import Generic
+from typing import Generic, Literal
 
 from ..loop.behaviour_lab import BehaviourLab
 from ..loop.experiments import A, Tool
 from ..loop.feature_lab import FeatureLab
+
+Expect = Literal["any", "silence", "activity"]
+"""What the leading hypothesis expects of the inputs that are asked for."""
 
 
 class FeatureTool(Tool[A, FeatureLab], Generic[A]):

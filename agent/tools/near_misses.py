@@ -41,13 +41,16 @@ FAR = 16
 
 
 class MineArgs(Expecting, frozen=True):
+    """Arguments of `mine_near_misses`."""
+
     count: int = Field(40, ge=2, le=400, description="how many places, half of them silent ones where there are any")
 
 
 class MineNearMisses(FeatureTool[MineArgs]):
     """Finds corpus places that hold the tokens on which it fires, active and silent ones, first those on which rivals
     disagree, and measures them with all the context replaced that no rival reads. Gives the share that changes by
-    this; `found` sets the tokens before silent places against those before active ones, so exceptions show."""
+    this; `found` sets the tokens before silent places against those before active ones, so exceptions show.
+    """
 
     name = "mine_near_misses"
 

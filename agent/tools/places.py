@@ -1,12 +1,10 @@
-"""Where a feature is asked: places in training windows, and what tools put around them.
+"""Places in training windows, where a feature is asked, and arguments that causal tools share.
 
 A place is a position in a training window with its harvested activation. Active places are where the feature is at
 least half as strong as its strongest examples; near misses are silent ones that hold a token on which it fires
 elsewhere; silent places hold another token. Places are taken in turn from different tokens, since one token may be
-special. Windows keep their length,
-so that rules can be learned from whatever is made of them, and nothing here comes from any split but training.
-
-Arguments that causal tools share.
+special. Windows keep their length, so that rules can be learned from whatever is made of them, and nothing here comes
+from any split but training.
 """
 
 import zlib
@@ -59,6 +57,7 @@ class Place:
 
     @property
     def token(self) -> int:
+        """The token at the pivot."""
         return self.ids[self.pivot]
 
     def put(self, position: int, token: int) -> tuple[int, ...]:
@@ -93,7 +92,7 @@ def find_places(
 ) -> list[Place]:
     """Up to `count` places with at least `before` tokens before them, of as many different tokens as there are.
 
-    With `windows` (digests) one place of each of these. Raises NeuronautError where there is no place.
+    With `windows` (digests) one place of each of these. Raises RejectedError where there is no place.
     """
     if windows:
         return [_in_window(lab, lab.window(digest), where, before, seed) for digest in windows]
@@ -174,7 +173,7 @@ def generator(lab: FeatureLab, seed: int, use: str) -> np.random.Generator:
 
 
 def in_turn(items: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
-    """Reordered so that the first of every group come first, then the second of every group, and so on."""
+    """Reorders so that the first of every group come first, then the second of every group, and so on."""
     met: Counter[Hashable] = Counter()
     ranked: list[tuple[int, T]] = []
     for item in items:
@@ -225,13 +224,13 @@ def _in_window(lab: FeatureLab, example: Example, where: Where, before: int, see
 
 
 class ActiveArgs(Carried, frozen=True):
-    """Of tools that look at places where the feature is active."""
+    """Arguments of tools that look at places where the feature is active."""
 
     count: int = Field(6, ge=2, le=32, description="how many active places to use, the strongest first")
 
 
 class TokenArgs(Drawn, frozen=True):
-    """Of tools whose items are tokens."""
+    """Arguments of tools whose items are tokens."""
 
     count: int = Field(6, ge=2, le=32, description="how many places to use; active ones are the strongest first")
     tokens: tuple[str, ...] = Field(

@@ -1,13 +1,12 @@
-"""The pivot, with the tokens right before it, at every position of the window: is the position the cause?
+"""Experiments that tell the position, the previous token and what is counted over the text apart.
 
-What stands before the moved tokens is corpus text in which the feature is silent where it can be. The control is that
-text at the same positions: where the position alone makes it fire, the control fires too.
+SweepPositions puts the pivot, with the tokens right before it, at every position of the window. What stands before the
+moved tokens is corpus text in which the feature is silent where it can be. The control is that text at the same
+positions: where the position alone makes it fire, the control fires too.
 
-Pairs of tokens change while everything that is counted stays: is it the previous token, or what is open?
-
-Two tokens before the pivot change places, or are replaced together. Only changes are kept after which the same
-quotations and brackets are open at the pivot as before, so length, position and parity are fixed, and what flips
-does so because of which token stands where.
+SwapPairs lets two tokens before the pivot change places, or replaces them together. Only changes are kept after which
+the same quotations and brackets are open at the pivot as before, so length, position and parity are fixed, and what
+flips does so because of which token stands where.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +41,8 @@ LONGEST_PERIOD = 8
 
 
 class SweepArgs(Carried, Expecting, frozen=True):
+    """Arguments of `sweep_positions`."""
+
     carriers: Where = Field("active", description="active: windows where it fires; near_miss: silent near misses")
     count: int = Field(3, ge=1, le=12, description="how many carriers")
     context: int = Field(4, ge=0, le=32, description="tokens before the pivot that move with it")
@@ -49,7 +50,8 @@ class SweepArgs(Carried, Expecting, frozen=True):
 
 class SweepPositions(FeatureTool[SweepArgs]):
     """Moves the pivot, with the tokens right before it, to every position of the window. Gives the share of positions
-    at which it fires, the range of these, and whether it is every so-manyth one."""
+    at which it fires, the range of these, and whether it is every so-manyth one.
+    """
 
     name = "sweep_positions"
 
@@ -123,6 +125,8 @@ REACH = 8
 
 
 class SwapArgs(Carried, Expecting, frozen=True):
+    """Arguments of `swap_pairs`."""
+
     carriers: Where = Field("active", description="active: windows where it fires; near_miss: silent near misses")
     count: int = Field(6, ge=1, le=24, description="how many carriers")
     each: int = Field(10, ge=2, le=40, description="changes of each carrier")
@@ -131,7 +135,8 @@ class SwapArgs(Carried, Expecting, frozen=True):
 class SwapPairs(FeatureTool[SwapArgs]):
     """Swaps or replaces two tokens before the pivot together, keeping length, position and what is open (quotes,
     brackets). Tells whether the previous token matters or something that is counted over the text: compare the group
-    "previous token" with the group "others"."""
+    "previous token" with the group "others".
+    """
 
     name = "swap_pairs"
 

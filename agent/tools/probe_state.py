@@ -35,6 +35,8 @@ WITH: tuple[str, ...] = ("copied", "opened")
 
 
 class ProbeArgs(Carried, Expecting, frozen=True):
+    """Arguments of `probe_state`."""
+
     what: State = Field(
         "repeat",
         description="repeat: an earlier copy of the pivot token; induction: of it and the token before it; else which "
@@ -45,7 +47,8 @@ class ProbeArgs(Carried, Expecting, frozen=True):
 
 class ProbeState(FeatureTool[ProbeArgs]):
     """Puts an earlier copy of the pivot token in or takes it away, or opens and closes a quote or bracket before it, at
-    several distances. Gives how much the copy or the open mark adds; `found` has the mean by distance."""
+    several distances. Gives how much the copy or the open mark adds; `found` has the mean by distance.
+    """
 
     name = "probe_state"
 

@@ -1,4 +1,4 @@
-"""How much of the text before the pivot is needed: ever shorter contexts.
+"""Pruning of the text before the pivot: ever shorter contexts, until the feature falls silent.
 
 The context is cut in two ways. Filled: what is taken away is replaced by other corpus text, in which the feature is
 silent at that position, so the pivot stays where it was. Cut: the rest moves to the window's start. Any one text may
@@ -26,13 +26,16 @@ WAYS: tuple[Way, ...] = ("filled", "cut")
 
 
 class PruneArgs(Carried, frozen=True):
+    """Arguments of `prune_context`."""
+
     count: int = Field(6, ge=1, le=24, description="how many active windows")
     fillings: int = Field(3, ge=1, le=9, description="texts that are put in the place of each one's context")
 
 
 class PruneContext(FeatureTool[PruneArgs]):
     """Shortens the context before active pivots (1, 2, 3, ... tokens are kept), once with other text in its place and
-    once moved to the window's start. Gives how many tokens, the pivot included, are needed to fire."""
+    once moved to the window's start. Gives how many tokens, the pivot included, are needed to fire.
+    """
 
     name = "prune_context"
 

@@ -1,16 +1,15 @@
 """Small random edits of training windows: the test that knows of no hypothesis, or one that is aimed at two of them.
 
 Edits are the minimal pairs of `data/counterfactual.py`. Rules are code, so that many more can be made than are
-measured: of these half are kept for which the leader's rule predicts silence; or those that break a condition of
-its rule (`boundary`); or those of all these on which two rivals differ (`aimed`).
+measured: of these half are kept for which the leader's rule predicts silence; or those at the boundary of its rule
+(`boundary`); or those of all these on which two rivals differ (`aimed`).
 
-Edits at the boundary of a rule: one of its conditions is broken at a time, or an exception is brought about.
-
-At a training place where a clause holds, the tokens that meet one condition are replaced by some that do not: by any,
-and by one of the same class that the rule does not list. A token that the rule excludes is put in, and one of the
-same class that it does not exclude. Since a rule may name what hardly occurs, its clauses are also written into places
-of other tokens, every token that they name once, without and with each exception. Conditions on quotations, positions
-and repeats are left to other tools.
+At the boundary of a rule one of its conditions is broken at a time, or an exception is brought about. At a training
+place where a clause holds, the tokens that meet one condition are replaced by some that do not: by any, and by one of
+the same class that the rule does not list. A token that the rule excludes is put in, and one of the same class that it
+does not exclude. Since a rule may name what hardly occurs, its clauses are also written into places of other tokens,
+every token that they name once, without and with each exception. Conditions on quotations, positions and repeats are
+left to other tools.
 """
 
 import re
@@ -46,6 +45,8 @@ CANDIDATES = 10
 
 
 class EditArgs(Expecting, frozen=True):
+    """Arguments of `edit_at_random`."""
+
     count: int = Field(40, ge=2, le=400, description="how many edits are measured")
     aimed: bool = Field(False, description="keep only edits on which two rivals differ in level")
     rivals: tuple[str, ...] = Field(
@@ -61,13 +62,14 @@ class EditArgs(Expecting, frozen=True):
 class EditAtRandom(FeatureTool[EditArgs]):
     """Makes small random edits of training windows: another pivot token, tokens before it replaced, swapped, inserted
     or transplanted. Gives the share that flips. The general test of a rule; `aimed` tells two rivals apart and
-    `boundary` attacks the leading rule's conditions."""
+    `boundary` attacks the leading rule's conditions.
+    """
 
     name = "edit_at_random"
     version = 2
 
     def design(self, args: EditArgs, lab: FeatureLab) -> Design:
-        """The most telling of the candidates."""
+        """Keeps the most telling of the candidates."""
         rng = generator(lab, args.seed, "edits")
         carriers: dict[Place, int] = {}
         names = _two_rivals(lab, args.rivals) if args.aimed else names_with_rules(lab)[:1]
@@ -172,7 +174,7 @@ PLACES, MOST = 4, 24
 OnToken = Token | Class | Regex
 
 
-class PlannedEdit(NamedTuple):
+class Edit(NamedTuple):
     """A place, and what is changed in it."""
 
     place: Place
@@ -182,12 +184,12 @@ class PlannedEdit(NamedTuple):
     group: str
 
 
-def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[PlannedEdit]:
-    """The edits of every clause of a rule."""
+def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[Edit]:
+    """Edits at places where a clause holds, of every clause of a rule."""
     windows = training_windows(lab)
     ids, values = windows.ids[:WINDOWS], windows.values[:WINDOWS]
     grid = TokenGrid(lab.vocabulary, ids)
-    edits: list[PlannedEdit] = []
+    edits: list[Edit] = []
     for clause in rule.any:
         rows, positions = np.nonzero(clause_matches(clause, grid))
         chosen = rng.permutation(len(rows))[:PLACES].tolist()
@@ -200,8 +202,8 @@ def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> l
     return edits
 
 
-def write_causes(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[PlannedEdit]:
-    """Every clause written into random places, without and with an exception to it."""
+def write_causes(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[Edit]:
+    """Edits that write every clause into random places, without and with an exception to it."""
     windows = training_windows(lab)
     for clause in rule.any:
         causes = [(condition, _pool(lab, condition)) for condition in clause.when if _on_token(condition)]
@@ -229,10 +231,8 @@ def _pool(lab: FeatureLab, condition: OnToken) -> list[int]:
     return [token for token, text in enumerate(lab.vocabulary) if token not in special and holds(text)]
 
 
-def _break_condition(
-    lab: FeatureLab, place: Place, condition: Condition, rng: np.random.Generator
-) -> Iterator[PlannedEdit]:
-    """The condition's tokens replaced by others: any, and some of the same class."""
+def _break_condition(lab: FeatureLab, place: Place, condition: Condition, rng: np.random.Generator) -> Iterator[Edit]:
+    """Edits that replace the condition's tokens by others: any, and some of the same class."""
     if not _on_token(condition):
         return
     holds = _matcher(condition)
@@ -244,10 +244,8 @@ def _break_condition(
             yield _put(lab, place, dict(zip(at, rng.choice(pool, size=len(at)).tolist(), strict=True)), group)
 
 
-def _put_exception_in(
-    lab: FeatureLab, place: Place, exception: Condition, rng: np.random.Generator
-) -> Iterator[PlannedEdit]:
-    """A token that is excluded put in, and one of the same class that is not."""
+def _put_exception_in(lab: FeatureLab, place: Place, exception: Condition, rng: np.random.Generator) -> Iterator[Edit]:
+    """Edits that put in a token that is excluded, and one of the same class that is not."""
     if not _on_token(exception) or not (at := list(_positions(place, exception))):
         return
     holds, tokens = _matcher(exception), common_tokens(lab)
@@ -259,8 +257,8 @@ def _put_exception_in(
             yield _put(lab, place, {int(rng.choice(at)): int(rng.choice(pool))}, group)
 
 
-def _put(lab: FeatureLab, place: Place, tokens: dict[int, int], group: str) -> PlannedEdit:
-    return PlannedEdit(place, tokens, differences(lab, place.ids, place.change(tokens), place.pivot), group)
+def _put(lab: FeatureLab, place: Place, tokens: dict[int, int], group: str) -> Edit:
+    return Edit(place, tokens, differences(lab, place.ids, place.change(tokens), place.pivot), group)
 
 
 def differences(lab: FeatureLab, was: Sequence[int], now: Sequence[int], pivot: int) -> str:

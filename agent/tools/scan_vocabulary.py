@@ -1,4 +1,4 @@
-"""The whole vocabulary, put at one offset from the pivot of a few windows: exceptions and further causes show."""
+"""Scans of the vocabulary: every token at one offset from the pivot, so that exceptions and further causes show."""
 
 from collections import Counter
 from dataclasses import replace
@@ -30,6 +30,8 @@ KNOWN = 20
 
 
 class ScanArgs(Carried, Expecting, frozen=True):
+    """Arguments of `scan_vocabulary`."""
+
     offset: int = Field(0, le=0, ge=-32, description="where the token is put: 0 replaces the pivot, -1 the one before")
     carriers: Where = Field(
         "active",
@@ -43,7 +45,8 @@ class ScanArgs(Carried, Expecting, frozen=True):
 class ScanVocabulary(FeatureTool[ScanArgs]):
     """Puts every token of the vocabulary at an offset from the pivot, in windows where the feature fires or in near
     misses. Gives the share of tokens that flip it, and which: the decisive test for token sets, exceptions (offset -1,
-    near_miss) and second causes (offset 0, near_miss)."""
+    near_miss) and second causes (offset 0, near_miss).
+    """
 
     name = "scan_vocabulary"
 

@@ -27,12 +27,15 @@ SHOWN = 12
 
 
 class LearnArgs(StrictModel, frozen=True):
+    """Arguments of `learn_rule`."""
+
     interventions: int = Field(96, ge=8, le=512, description="edits that are run the first time, beside what is known")
 
 
 class LearnRule(FeatureTool[LearnArgs]):
     """Learns a rule, without a language model, from the training examples and everything measured so far. Gives the
-    rule as JSON and in English, how many measurements it fits, and where it does not."""
+    rule as JSON and in English, how many measurements it fits, and where it does not.
+    """
 
     name = "learn_rule"
     survey = True
@@ -82,12 +85,15 @@ class LearnRule(FeatureTool[LearnArgs]):
 
 
 class KnownArgs(StrictModel, frozen=True):
+    """Arguments of `known_explanations`."""
+
     limit: int = Field(10, ge=1, le=50, description="how many explanations of this and of similar features each")
 
 
 class KnownExplanations(FeatureTool[KnownArgs]):
     """Looks up the explanations that the database has of this feature and of those that fire on the same texts, with
-    their scores. They may be wrong, and are worth a test."""
+    their scores. They may be wrong, and are worth a test.
+    """
 
     name = "known_explanations"
     survey = True

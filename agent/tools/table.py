@@ -1,4 +1,4 @@
-"""The tools there are, by name: what a policy may call."""
+"""The table of all tools by name, which a policy may call."""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -1,18 +1,16 @@
-"""Experiments that change windows and ask what flips: what they share, whatever the change.
+"""Experiments that change windows and ask what flips: what they share; and RunTexts, which runs a policy's own texts.
 
 Every item is a copy of a place (its carrier) with something changed. It has flipped where its level is another than
 the carrier's, and by more than a rounding's breadth. The control is a change where none should matter, that of the
 window's first token. The headline is the share of items that flip, a mean over carriers with its interval.
 
-Texts of the policy's own, token by token.
-
-A text stands at the window's start; its item is the token that is marked with «», or the last one: it is fixed before
-anything is measured. The control has the same tokens in another order, measured at the same position.
+A text of a policy stands at the window's start; its item is the token that is marked with «», or the last one: it is
+fixed before anything is measured. The control has the same tokens in another order, measured at the same position.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, StringConstraints
@@ -23,7 +21,7 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.levels import EDGES, levels_of
-from .base import FeatureTool
+from .base import Expect, FeatureTool
 from .places import Drawn, Place, common_tokens, excerpt, generator, silent_window
 
 APART = 0.1
@@ -33,8 +31,6 @@ RANDOM_CONTROLS = 2
 FIRST = 8
 FLIPS_SHOWN = 40
 """Flips of one group that are told."""
-
-Expect = Literal["any", "silence", "activity"]
 
 
 class Expecting(Drawn, frozen=True):
@@ -46,7 +42,7 @@ class Expecting(Drawn, frozen=True):
 
 
 def changed_copy(place: Place, ids: tuple[int, ...], *, carrier: int, label: str, group: str, put: str = "") -> Item:
-    """A copy of a place with other tokens; `group` is what its flips are told under, by `put` or else by label."""
+    """A copy of a place with other tokens; its flips are listed under `group`, by `put` or else by label."""
     about = {"carrier": carrier, "was": round(place.value, 5), "group": group, "put": put or label}
     return Item(label, ids, place.pivot, about)
 
@@ -92,7 +88,7 @@ def design_changes(
     seed: int,
     about: Mapping[str, Any] | None = None,
 ) -> Design:
-    """The experiment on these items, with its control; `about` joins what is found."""
+    """Designs the experiment on these items, with its control; `about` joins what is found."""
     if not items:
         raise NeuronautError(f"{lab.target}: there is nothing to change with these arguments; choose others")
     rng, tokens = generator(lab, seed, "sham"), common_tokens(lab)
@@ -112,7 +108,7 @@ def design_changes(
 
 
 def measure_changes(design: Design, lab: FeatureLab) -> Measured:
-    """Measure items and control: the share of items that flip."""
+    """Measures items and control: the share of items that flip."""
     random_controls = [(Item("sham", tuple(ids), pivot), was) for ids, pivot, was in design.plan["control"]]
     responses = lab.respond([*design.items, *(item for item, _ in random_controls)])
     values, others = responses[: len(design.items)], responses[len(design.items) :]
@@ -176,6 +172,8 @@ Words = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
 
 class TextsArgs(Drawn, frozen=True):
+    """Arguments of `run_texts`."""
+
     texts: tuple[Words, ...] = Field(
         (), max_length=64, description="texts to run; «» around a token marks the one that is asked, else the last one"
     )
@@ -183,7 +181,8 @@ class TextsArgs(Drawn, frozen=True):
 
 class RunTexts(FeatureTool[TextsArgs]):
     """Runs texts that you write and reads the feature at every token. The marked («») or last token of each is what is
-    predicted; gives the mean over texts."""
+    predicted; gives the mean over texts.
+    """
 
     name = "run_texts"
 

@@ -20,8 +20,8 @@ from ...loop.behaviour_lab import BehaviourLab, effects
 from ...loop.experiments import Control, Design, Item, Measured
 from ...loop.hypotheses import Hypothesis
 from ...loop.levels import EDGES
+from ..base import Expect
 
-Expect = Literal["any", "silence", "activity"]
 Choose = Literal["top", "random", "differ"]
 CONTROLS = 20
 """Random nodes or sets that stand beside an experiment, at most."""

@@ -1,8 +1,6 @@
-"""Experiments on behaviours with sets of nodes: a circuit alone, sets cut together, and all of it on fresh prompts.
+"""Experiments on behaviours, node by node and with sets of nodes: each cut, kept alone or restored.
 
 Random halves of the nodes outside a circuit, and random circuits of its make-up, are where silence is expected.
-
-Experiments on behaviours, node by node: each of a set of nodes is cut, or restored, by itself.
 """
 
 import random
@@ -19,11 +17,10 @@ from ....subject.errors import NeuronautError
 from ...loop.behaviour_lab import FRESH, BehaviourLab
 from ...loop.experiments import Design, Item, Measured
 from ...loop.hypotheses import StrictModel
-from ..base import BehaviourTool
+from ..base import BehaviourTool, Expect
 from .common import (
     CONTROLS,
     Choose,
-    Expect,
     choose,
     circuit_of,
     leader,
@@ -54,7 +51,8 @@ class CircuitArgs(StrictModel, frozen=True):
 class KeepOnly(BehaviourTool[CircuitArgs]):
     """Cuts all nodes but a set, so that the set has to do the task alone. An item's value is the share of the
     behaviour that stays (faithfulness): of the whole set, and of it less one node in turn, or with expect="silence"
-    of all but the set and of random sets of its make-up. The headline is that of the whole set."""
+    of all but the set and of random sets of its make-up. The headline is that of the whole set.
+    """
 
     name = "keep_only"
 
@@ -91,7 +89,8 @@ class TogetherArgs(StrictModel, frozen=True):
 
 class CutTogether(BehaviourTool[TogetherArgs]):
     """Cuts sets of nodes, each set at once: finds nodes that back each other up, none of which is missed alone. An
-    item's value is the share of the behaviour that goes; the headline is that of the first set."""
+    item's value is the share of the behaviour that goes; the headline is that of the first set.
+    """
 
     name = "cut_together"
 
@@ -125,7 +124,8 @@ class FreshArgs(StrictModel, frozen=True):
 class SwapPrompts(BehaviourTool[FreshArgs]):
     """Repeats on fresh prompts, which the task's generator draws anew: the circuit alone, the circuit cut, and nodes
     cut one by one. Values as in keep_only and cut_nodes; the headline is what goes with the circuit. `found` says how
-    well the subject does the task on these prompts."""
+    well the subject does the task on these prompts.
+    """
 
     name = "swap_prompts"
 
@@ -216,7 +216,7 @@ class NodeArgs(StrictModel, frozen=True):
 
 
 def node_design(args: NodeArgs, lab: BehaviourLab, *, question: str, item: Callable[[Node], Item]) -> Design:
-    """The nodes that the arguments ask for, and random ones as a control."""
+    """Designs an experiment on the nodes that the arguments ask for, with random ones as a control."""
     seed = lab.seed * 100 + args.draw
     if args.nodes:
         items = [item(node) for node in lab.parse_nodes(args.nodes)]
@@ -236,7 +236,8 @@ def _nodes(lab: BehaviourLab, items: Sequence[Item]) -> tuple[Node, ...]:
 class CutNodes(BehaviourTool[NodeArgs]):
     """Cuts each of a set of nodes by itself: its value on the corrupted prompt is put into the clean run. An item's
     value is the share of the behaviour that goes; the headline is the largest. A node that another backs up is
-    silent here (see cut_together)."""
+    silent here (see cut_together).
+    """
 
     name = "cut_nodes"
 
@@ -252,7 +253,8 @@ class CutNodes(BehaviourTool[NodeArgs]):
 class RestoreNodes(BehaviourTool[NodeArgs]):
     """Restores each of a set of nodes by itself: its value on the clean prompt is put into the corrupted run. An
     item's value is the share of the behaviour that comes back; the first is that of all the leader's nodes. The
-    headline is the largest. A node that works only together with another is silent here."""
+    headline is the largest. A node that works only together with another is silent here.
+    """
 
     name = "restore_nodes"
 

@@ -1,6 +1,6 @@
-"""Surveys of a behaviour, on the pairs that hypotheses may come from: what nodes are worth, and a circuit.
+"""Surveys of a behaviour, on the pairs that hypotheses may come from.
 
-Surveys of a behaviour's heads and logits: where heads look, and which components write the answer.
+They say what nodes are worth, prune them to a circuit, and show where heads look and which components write the answer.
 """
 
 from typing import Any
@@ -33,7 +33,8 @@ class AttributeArgs(StrictModel, frozen=True):
 class AttributeNodes(BehaviourTool[AttributeArgs]):
     """What every node is worth to first order (attribution patching, a few passes for all nodes): the share of the
     behaviour that cutting it would cost (noise) and that restoring it would bring back (denoise), and how far this
-    agrees with patching. Cheap, and only a hint: a node at a bend of the model may be misjudged."""
+    agrees with patching. Cheap, and only a hint: a node at a bend of the model may be misjudged.
+    """
 
     name = "attribute_nodes"
     survey = True
@@ -78,7 +79,8 @@ class FindArgs(StrictModel, frozen=True):
 class FindCircuit(BehaviourTool[FindArgs]):
     """Prunes all nodes down to a few that do the task alone (as faithful as `threshold`), and names their backups:
     a proposal of nodes, each with the share of the behaviour that goes when it alone is cut, on the pairs it was
-    found on; `proposal` is in the form of a hypothesis's `nodes`."""
+    found on; `proposal` is in the form of a hypothesis's `nodes`.
+    """
 
     name = "find_circuit"
     survey = True
@@ -159,7 +161,8 @@ class CountArgs(StrictModel, frozen=True):
 class HeadPatterns(BehaviourTool[CountArgs]):
     """Where each head looks on random tokens that are repeated: at the token before (previous), at earlier copies of
     the current token (duplicate), at what followed them (induction), or at the first token. It gives each kind's
-    heads with the largest share of attention, 0 to 1; where a head looks is not what it is for."""
+    heads with the largest share of attention, 0 to 1; where a head looks is not what it is for.
+    """
 
     name = "head_patterns"
     survey = True
@@ -190,7 +193,8 @@ class AttentionArgs(StrictModel, frozen=True):
 class AttentionTo(BehaviourTool[AttentionArgs]):
     """Where heads look from the last position of the task's clean prompts: mean share of attention on the first
     token, on the last one itself, on the one before it, and on the tokens that the corruption changes and those right
-    after them; and for two prompts the tokens that get most."""
+    after them; and for two prompts the tokens that get most.
+    """
 
     name = "attention_to"
     survey = True
@@ -243,7 +247,8 @@ def _looks(lab: BehaviourLab, weights: Tensor) -> dict[str, Any]:
 class DirectLogits(BehaviourTool[CountArgs]):
     """Which components write the answer: the metric's logit difference on the clean prompts taken apart into what
     each head and MLP adds to it directly, as a share of the whole. A component that works through others does not
-    show."""
+    show.
+    """
 
     name = "direct_logits"
     survey = True

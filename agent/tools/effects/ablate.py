@@ -28,11 +28,13 @@ class Ablate(FeatureTool[AblateArgs]):
     """Takes the feature away where it is strongest and measures which tokens the model then expects less. Items are
     tokens: those that hypotheses say are promoted or suppressed, and as many others of like frequency; a promoted
     token gives a positive value, a suppressed one a negative, others are silent. The headline is the mean fall of the
-    claimed tokens' logits; random changes of the same size are the control."""
+    claimed tokens' logits; random changes of the same size are the control.
+    """
 
     name = "ablate"
 
     def design(self, args: AblateArgs, lab: FeatureLab) -> Design:
+        """Chooses the tokens and the active places."""
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
         return Design(
             f"Which tokens does {lab.target} raise or lower, judged by what its {args.how} ablation takes away?",
@@ -48,6 +50,7 @@ class Ablate(FeatureTool[AblateArgs]):
         )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Takes the feature away at each place; `found` has the places' activations."""
         how, resampled = design.plan["how"], design.plan["how"] == "resample"
         trials = [
             Trial(place, (edit_of(lab, how, seed=number + 1 if resampled else 0),), -1.0)
@@ -72,11 +75,13 @@ class PatchActivation(FeatureTool[PatchArgs]):
     """Sets the feature, at places that look alike but where it is silent, to what it is at its strongest places, and
     the other way round, and measures the next token. Items are tokens, as in `ablate`: positive means that more of
     the feature raises the token. The headline is the mean effect on the claimed tokens; random changes of the same
-    size are the control."""
+    size are the control.
+    """
 
     name = "patch_activation"
 
     def design(self, args: PatchArgs, lab: FeatureLab) -> Design:
+        """Chooses the tokens, and active places with silent ones that look alike."""
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
         active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         near = silent_places(lab, len(active), seed=args.seed, tokens=fires_on(lab))
@@ -99,6 +104,7 @@ class PatchActivation(FeatureTool[PatchArgs]):
         )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Sets the feature at silent places, at active ones, or both; `found` has each direction by itself."""
         active, silent = (from_json(design.plan[name]) for name in ("active", "silent"))
         swaps = [(silent[i % len(silent)], strong) for i, strong in enumerate(active)]
         trials = {

@@ -1,4 +1,4 @@
-"""Where the heads look that a feature's activation comes through.
+"""Attention of the heads that a feature's activation comes through.
 
 A look is a head's attention from an active place, by how many tokens back: 0 is the place itself; BOS, which is at
 another distance from every place, is a column of its own at the end.
@@ -40,16 +40,19 @@ class Attention(FeatureTool[AttentionArgs]):
     """Shows where the heads that the feature's activation comes through look from its strongest places: the offsets
     that get the most weight and the tokens there, and what kind of head each is (previous token, duplicate, induction,
     first). The headline is the weight of the first head on the offset that it mostly looks at; the other heads of its
-    layer, on the same offset, are the control."""
+    layer, on the same offset, are the control.
+    """
 
     name = "attention"
     survey = True
 
     def design(self, args: AttentionArgs, lab: FeatureLab) -> Design:
+        """Chooses active places with silent runs; refuses a site that no head comes before."""
         _heads(lab)  # Where there is none is an error that says so.
         return design_pairs(lab, args, f"Where do the heads that {lab.target} reads look?", each=1, heads=args.heads)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Reads the patterns of the heads with the highest shares to first order."""
         pairing, heads = pairing_from_plan(design), _heads(lab)
         ranked = first_order_shares(lab, pairing, heads).mean(1)
         order = ranked.abs().argsort(descending=True, stable=True)[: design.plan["heads"]].tolist()

@@ -1,4 +1,4 @@
-"""What later parts of the subject read of a feature: how they change when it is taken away.
+"""Downstream readers of a feature: later neurons and heads that change when it is taken away.
 
 The feature is set to zero at one active place of a whole window, and all later heads and neurons are read there and at
 every later position. A unit's change is the largest of these, in units of its own spread,
@@ -42,17 +42,20 @@ class Downstream(FeatureTool[DownstreamArgs]):
     """Finds which later neurons and heads read what the feature writes: it is taken away at its strongest places, and
     they are ranked by how much they change, in units of their own spread. Positive means that the feature raises a
     neuron. The headline is the change of the one that changes most; random changes of the same size are the control.
-    The output's own tokens are the business of `promoted_tokens` and `ablate`."""
+    The output's own tokens are the business of `promoted_tokens` and `ablate`.
+    """
 
     name = "downstream"
     survey = True
 
     def design(self, args: DownstreamArgs, lab: FeatureLab) -> Design:
+        """Chooses the active places and the later sites."""
         active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         question = f"Which later neurons and heads read what {lab.target} writes?"
         return Design(question, "effect", (), {"active": to_json(active), "sites": _later_sites(lab), "top": args.top})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Ranks the later units by how much they change."""
         changes = [_changes(lab, from_json(design.plan["active"]), site) for site in design.plan["sites"]]
         names = [name for site in changes for name in site.names]
         real = torch.cat([site.real for site in changes], dim=-1)
@@ -114,7 +117,7 @@ class _Changes(NamedTuple):
 
 @torch.inference_mode()
 def _changes(lab: FeatureLab, active: Sequence[Place], site: str) -> _Changes:
-    """Of one site, so that no more than its vectors are in memory at once."""
+    """The changes of one site's units, so that no more than its vectors are in memory at once."""
     plain = list[Tensor]()
     moved = list[Tensor]()
     for place in active:
@@ -131,11 +134,12 @@ def _changes(lab: FeatureLab, active: Sequence[Place], site: str) -> _Changes:
 
 def _run(lab: FeatureLab, place: Place, site: str) -> Tensor:
     """The site's vectors plainly, ablated and under every control: (1 + 1 + control, position, width), float64 on the
-    CPU."""
+    CPU.
+    """
     edit = edit_of(lab, "zero", positions=str(place.pivot + _opening(lab)))
     edits = [edit, *random_directions(edit, count=RANDOM_CONTROLS, seed=lab.seed)]
     batch = batch_of(lab, [place] * (1 + len(edits)), whole=True)
-    placed = [RowEdit(one, (row,)) for row, one in enumerate(edits, start=1)]
+    placed = [RowEdit(each, (row,)) for row, each in enumerate(edits, start=1)]
     with apply(lab.subject, batch, placed, materials=materials(lab)):
         return lab.subject.read(batch.tokens, [site])[site].double().cpu()
 

@@ -1,5 +1,4 @@
-"""What edits of a feature do to the next token's logits, beside random controls, and how that becomes values and a
-headline.
+"""Effects of a feature's edits on the next token's logits, beside random controls, as values and a headline.
 
 An effect is the change of a token's logit above the vocabulary's mean: a feature that raises one token leaves the
 others silent, which their probabilities would not. A control is a change of the same norm at the same positions in a
@@ -60,8 +59,11 @@ class Moved(NamedTuple):
 def measure_moves(
     lab: FeatureLab, trials: Sequence[Trial], ids: Sequence[int], *, reference: Sequence[Sequence[int]] = ()
 ) -> Moved:
-    """Run every edit of every trial and RANDOM_CONTROLS controls of each. `ids` are the items' tokens, `reference` the
-    windows that means and draws are of. Raises NeuronautError where no edit changes anything."""
+    """Runs every edit of every trial and RANDOM_CONTROLS controls of each.
+
+    `ids` are the items' tokens, `reference` the windows that means and draws are of. Raises NeuronautError where no
+    edit changes anything.
+    """
     columns = torch.tensor(list(ids))
     patch_values = gather(
         lab.subject,
@@ -101,8 +103,10 @@ def _centred(logits: Tensor) -> Tensor:
 def token_result(
     lab: FeatureLab, design: Design, changes: Moved, *, contrast: Sequence[float], units: str, tables: Mapping[str, Any]
 ) -> Measured:
-    """The result for a design whose items are tokens. `contrast` weighs the doses. The headline is the mean over the
-    asked tokens, suppressed ones counted negatively, with its interval over places."""
+    """The result for a design whose items are tokens. `contrast` weighs the doses.
+
+    The headline is the mean over the asked tokens, suppressed ones counted negatively, with its interval over places.
+    """
     weights = torch.tensor(list(contrast), dtype=torch.float64)
     real = torch.einsum("tdv,d->tv", changes.real, weights)
     random_control = torch.einsum("tdsi,d->si", changes.random_control, weights) / len(real)
@@ -136,9 +140,7 @@ def token_result(
         high=interval and interval.high,
         n=headline.n,
         units=units,
-        normalised_by=f"0: within what 95% of shams do ({bound:.3g} {units}); "
-        f"1: {max(largest, 2 * bound):.3g} {units}, "
-        + ("its own largest effect on any token" if largest >= 2 * bound else "twice that"),
+        normalised_by=_describe_scale(bound, largest, units),
         control=control,
         found={
             "tokens": tokens,
@@ -149,6 +151,12 @@ def token_result(
             **tables,
         },
     )
+
+
+def _describe_scale(bound: float, largest: float, units: str) -> str:
+    top = "its own largest effect on any token" if largest >= 2 * bound else "twice that"
+    low, high = f"within what 95% of shams do ({bound:.3g} {units})", f"{max(largest, 2 * bound):.3g} {units}"
+    return f"0: {low}; 1: {high}, {top}"
 
 
 def asked_weights(design: Design) -> Tensor:

@@ -1,4 +1,4 @@
-"""What causal tools choose before anything is measured: silent places, edits of the feature, tokens, components.
+"""Inputs of causal tools, chosen before anything is measured: silent places, edits of the feature, tokens, components.
 
 Tools run a place's window up to the place, because what stands after a causal model's position cannot matter to it.
 Chosen tokens and components are those that rivals claim something of, and as many that nobody does: tokens of like
@@ -41,8 +41,10 @@ def from_json(plan: Sequence[Mapping[str, Any]]) -> list[Place]:
 def silent_places(
     lab: FeatureLab, count: int, *, seed: int, at: int | None = None, tokens: Collection[int] | None = None
 ) -> list[Place]:
-    """Random positions (or `at` this one, or of these tokens) of different windows, at which it is silent; fewer where
-    there are no more."""
+    """Random positions of different windows at which it is silent; fewer where there are no more.
+
+    `at` asks for one position, `tokens` for these tokens.
+    """
     ids, values = training_windows(lab)
     quiet = values < SILENT
     if at is not None:
@@ -124,7 +126,7 @@ class Chosen(NamedTuple):
 def choose_tokens(lab: FeatureLab, tokens: Sequence[str], *, seed: int) -> Chosen:
     """The claimed tokens and as many others of like frequency.
 
-    Where neither `given` nor any rival names one, the tokens that its direct path raises and lowers the most, and
+    Where neither `tokens` nor any rival names one, the tokens that its direct path raises and lowers the most, and
     where it writes nothing, the most frequent ones.
     """
     ids = _by_string(lab)

@@ -22,12 +22,14 @@ class ProbeProperty(FeatureTool[ProbeArgs]):
     """Fits a linear probe for "the feature is active here" at its own site with the feature itself set to zero: how
     much of the property other directions carry. Half of the silent places hold a token on which it fires elsewhere.
     The headline is the probe's AUROC on places that it was not fitted on (0.5: the others know nothing, 1: they know
-    it as well); probes of shuffled labels are the control; the probe with the feature is in `found`."""
+    it as well); probes of shuffled labels are the control; the probe with the feature is in `found`.
+    """
 
     name = "probe_property"
     survey = True
 
     def design(self, args: ProbeArgs, lab: FeatureLab) -> Design:
+        """Chooses active places and silent ones."""
         active = active_places(lab, args.count, seed=args.seed)
         near = silent_places(lab, len(active) // 2, seed=args.seed, tokens=fires_on(lab))
         silent = [*near, *silent_places(lab, len(active) - len(near), seed=args.seed)]
@@ -36,6 +38,7 @@ class ProbeProperty(FeatureTool[ProbeArgs]):
         return Design(question, "effect", (), plan)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Fits a probe with the feature set to zero, and one with it."""
         active, silent = (from_json(design.plan[name]) for name in ("active", "silent"))
         rows = [place.ids[: place.pivot + 1] for place in (*active, *silent)]
         labels, site = [True] * len(active) + [False] * len(silent), lab.source.id.site

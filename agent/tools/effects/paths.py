@@ -1,4 +1,4 @@
-"""How much of a feature's activation comes through each head and MLP before it, and how that is asked.
+"""Paths into a feature: how much of its activation comes through each head and MLP before it.
 
 A component is cut at all positions, by its values in a silent run or by its mean over text; its share is
 
@@ -7,8 +7,8 @@ A component is cut at all positions, by its values in a silent run or by its mea
 A silent run is another training window, as long up to a position at which the feature is silent. Half of a place's
 silent runs are near misses, if there are any: what silences the feature on its own tokens is cut in with them, so
 components that carry an exception have a share too. Shares need not add up to 1: of two causes that are both needed
-each has all of it. To first order, share = (values - those in the silent
-run) . d activation / d values, over the activation, for all components from one backward pass.
+each has all of it. To first order, share = (values - those in the silent run) . d activation / d values, over the
+activation, for all components from one backward pass.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Pairing(NamedTuple):
 
 
 def pair(lab: FeatureLab, active: Sequence[Place], *, each: int, seed: int) -> Pairing:
-    """Draw silent runs for active places; those for which there is none are an error."""
+    """Draws silent runs for active places; those for which there is none are an error."""
     silent = tuple(tuple(_silent_runs(lab, place, each, seed)) for place in active)
     if missing := [place.pivot for place, runs in zip(active, silent, strict=True) if not runs]:
         raise NeuronautError(
@@ -59,8 +59,10 @@ def _silent_runs(lab: FeatureLab, place: Place, count: int, seed: int) -> list[P
 
 
 def _near_misses(lab: FeatureLab, place: Place, count: int, seed: int) -> list[Place]:
-    """Silent places of tokens on which it fires, the place's own first; of each window as much before as the place
-    has."""
+    """Silent places of tokens on which it fires, the place's own first.
+
+    Of each window there is as much before as the place has.
+    """
     ids, values = training_windows(lab)
     missed = (values < SILENT) & np.isin(ids, list(fires_on(lab)))
     missed[:, : place.pivot] = False
@@ -136,7 +138,7 @@ class Cuts:
     def of(
         cls, lab: FeatureLab, pairing: Pairing, edits: Sequence[Edit], *, reference: Sequence[Sequence[int]] = ()
     ) -> Self:
-        """For these edits: patches from the silent runs, or means over `reference` windows."""
+        """Prepares these edits: patches from the silent runs, or means over `reference` windows."""
         if reference:
             counts = (1,) * len(pairing.active)
             patch_values = gather(lab.subject, edits, reference=windows(lab, reference))
@@ -153,12 +155,12 @@ class Cuts:
 
     @torch.inference_mode()
     def share(self, edit: Edit) -> Tensor:
-        """What goes with this edit: (active place,), float64."""
+        """The share that goes with this edit: (active place,), float64."""
         with apply(self.lab.subject, self.rows, [edit], materials=self.patch_values, may_idle=True):
             return 1 - _read(self.lab, self.rows, self.counts) / self.plain
 
     def shares(self, edits: Sequence[Edit]) -> Tensor:
-        """(edit, active place)."""
+        """The shares that go with each of these edits: (edit, active place)."""
         return torch.stack([self.share(edit) for edit in edits])
 
     def random_controls(self, edit: Edit, *, count: int) -> Tensor:

@@ -1,7 +1,4 @@
-"""Steering: how the next token changes as a feature is held at ever higher activations where it is silent.
-
-What a feature writes, read off the weights: no text is run.
-"""
+"""Steering, which holds a feature at ever higher activations where it is silent, and what it writes by the weights."""
 
 from typing import Any
 
@@ -37,11 +34,13 @@ class Steer(FeatureTool[SteerArgs]):
     """Holds the feature at several strengths in random windows where it is silent and measures the next token: dose
     and response. Items are tokens, as in `ablate`; values come from the slope over strength, positive where more of
     the feature raises the token. The headline is the mean slope of the claimed tokens' logits; zero dose and random
-    directions of the same size are the control; the curve and whether it is monotone are in `found`."""
+    directions of the same size are the control; the curve and whether it is monotone are in `found`.
+    """
 
     name = "steer"
 
     def design(self, args: SteerArgs, lab: FeatureLab) -> Design:
+        """Chooses the tokens and the silent places."""
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
         silent = silent_places(lab, args.count, seed=args.seed)
         if len(silent) < 2:
@@ -61,6 +60,7 @@ class Steer(FeatureTool[SteerArgs]):
         )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Holds the feature at each strength; `found` has the curve."""
         strengths = design.plan["strengths"]
         edits = tuple(edit_of(lab, "set", value=strength * lab.scale) for strength in strengths)
         ids = [item.about["id"] for item in design.items]
@@ -116,12 +116,14 @@ class PromotedArgs(Drawn, frozen=True):
 class PromotedTokens(FeatureTool[PromotedArgs]):
     """Looks up, in the weights, which tokens the feature raises and lowers on its direct path to the output. The
     headline is how many standard deviations of the vocabulary the top token stands out by; other features of the same
-    source are the control. Later layers may undo or add to this: `ablate` and `steer` measure it."""
+    source are the control. Later layers may undo or add to this: `ablate` and `steer` measure it.
+    """
 
     name = "promoted_tokens"
     survey = True
 
     def design(self, args: PromotedArgs, lab: FeatureLab) -> Design:
+        """Chooses other features of the source to compare with."""
         width, own = lab.source.width, lab.feature.index
         drawn = generator(lab, args.seed, "other features").permutation(width)
         others = [index for index in drawn.tolist() if index != own][:OTHERS]
@@ -129,6 +131,7 @@ class PromotedTokens(FeatureTool[PromotedArgs]):
         return Design(question, "effect", (), {"count": args.count, "others": others})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Reads the direct path of the feature's direction, and of the others'."""
         own = promoted(lab.subject, lab.source, lab.feature, count=design.plan["count"])
         if not own.top:
             raise NeuronautError(f"{lab.target} writes nothing that reaches the output directly; ablate or steer it")

@@ -1,7 +1,4 @@
-"""What a feature's activation comes from: the components before it and the tokens of the window.
-
-Cutting components before a feature, one at a time: which of them its activation depends on.
-"""
+"""Sources of a feature's activation: the components before it, cut one at a time, and the tokens of the window."""
 
 from typing import Any, Literal
 
@@ -36,18 +33,21 @@ class Upstream(FeatureTool[UpstreamArgs]):
     """Finds which heads and MLPs the feature's activation comes through at its strongest examples, and which tokens:
     shares of all components by gradients, the highest of them checked by cutting, and the share of the activation that
     goes as each token is blotted out. The headline is the highest checked share; random changes of the
-    same size there are the control. Name what it finds in `reads` of a hypothesis, then predict `cut_upstream`."""
+    same size there are the control. Name what it finds in `reads` of a hypothesis, then predict `cut_upstream`.
+    """
 
     name = "upstream"
     survey = True
 
     def design(self, args: UpstreamArgs, lab: FeatureLab) -> Design:
+        """Chooses active places with silent runs; refuses a site that nothing comes before."""
         upstream_nodes(lab.subject, lab.source.id.site)  # Where nothing comes before is an error that says so.
         return design_pairs(
             lab, args, f"What does the activation of {lab.target} come from?", top=args.top, each=args.each
         )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Ranks all components to first order, and cuts the highest."""
         pairing, nodes = pairing_from_plan(design), upstream_nodes(lab.subject, lab.source.id.site)
         first_order = first_order_shares(lab, pairing, nodes).mean(1)
         order = first_order.abs().argsort(descending=True, stable=True)[: design.plan["top"]].tolist()
@@ -83,7 +83,7 @@ class Upstream(FeatureTool[UpstreamArgs]):
 
 
 def design_pairs(lab: FeatureLab, args: ActiveArgs, question: str, *, each: int, **more: Any) -> Design:
-    """The design of a survey of active places with silent runs."""
+    """Designs a survey of active places with silent runs; `more` joins the plan."""
     active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
     pairing = pair(lab, active, each=each, seed=args.seed)
     silent = [to_json(runs) for runs in pairing.silent]
@@ -91,6 +91,7 @@ def design_pairs(lab: FeatureLab, args: ActiveArgs, question: str, *, each: int,
 
 
 def pairing_from_plan(design: Design) -> Pairing:
+    """The places and their silent runs, from a design's plan."""
     silent = tuple(tuple(from_json(runs)) for runs in design.plan["silent"])
     return Pairing(tuple(from_json(design.plan["active"])), silent)
 
@@ -126,11 +127,13 @@ class CutUpstream(FeatureTool[CutArgs]):
     """Cuts components before the feature, one at a time, where it is strongest. Items are heads and MLPs: those that
     hypotheses say it reads, and as many others of the same kind; the value is the share of the activation that goes
     (0: nothing changes, 1: it falls silent, negative: it rises). The headline is the mean share of the claimed ones;
-    random changes of the same size at the same components are the control."""
+    random changes of the same size at the same components are the control.
+    """
 
     name = "cut_upstream"
 
     def design(self, args: CutArgs, lab: FeatureLab) -> Design:
+        """Chooses the components, the active places and what they are cut with."""
         chosen = choose_nodes(lab, args.nodes, seed=args.seed)
         active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
         by_mean = args.how == "mean"
@@ -150,6 +153,7 @@ class CutUpstream(FeatureTool[CutArgs]):
         )
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
+        """Cuts each component by itself."""
         plan = design.plan
         pairing = Pairing(tuple(from_json(plan["active"])), tuple(tuple(from_json(runs)) for runs in plan["silent"]))
         nodes = [parse_nodes(item.about["node"])[0] for item in design.items]
