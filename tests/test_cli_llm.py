@@ -168,9 +168,9 @@ def test_a_batch_ends_although_some_requests_have_no_answer() -> None:
 
     with served(answer=refusing, polls=0) as server:
         job = ["label", FEATURES, "-e", "highlight", "-s", "detection", *asked(server), "--batch"]
-        said = [run(*job).stderr for _ in range(4)]
-        assert "2 failed" in said[-1] or "1 failed" in said[-1]
-        assert "sent" not in said[-1]
+        outputs = [run(*job).stderr for _ in range(4)]
+        assert "2 failed" in outputs[-1] or "1 failed" in outputs[-1]
+        assert "sent" not in outputs[-1]
         keys = [one.key for one in server.seen if one.path.startswith("/chat")]
         assert len(server.batches) <= 2 and not keys
 
@@ -193,8 +193,8 @@ def test_a_score_that_a_budget_stops_says_so(server: FaultServer) -> None:
 
 def test_a_lone_surrogate_in_a_reply_is_the_same_for_whoever_reads_it() -> None:
     def broken(messages: Sequence[dict[str, Any]]) -> str:
-        said = reader(messages)
-        return said + " \ud83d" if said.startswith("[EXPLANATION]") else said
+        text = reader(messages)
+        return text + " \ud83d" if text.startswith("[EXPLANATION]") else text
 
     with served(answer=broken) as server:
         run("label", FEATURES, "-e", "highlight", "-s", "detection", *asked(server))

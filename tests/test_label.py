@@ -177,20 +177,20 @@ def test_everything_is_stored_as_it_was_yielded(whole: tuple[Path, list[Result]]
 
 
 def test_explained_features_have_scores_and_abstentions_a_reason(whole: tuple[Path, list[Result]]) -> None:
-    found = dict(zip(NAMES, whole[1], strict=True))
+    results = dict(zip(NAMES, whole[1], strict=True))
     for name in ("day", "new_haven", "river", "name_again"):
-        assert found[name].explanation.status == "explained"
-        headline = found[name].score
+        assert results[name].explanation.status == "explained"
+        headline = results[name].score
         assert headline is not None
         assert headline.value is not None
         assert headline.value > 0.8
         assert set(headline.baselines) == {"token_rule", "token_table", "other_rule"}
     for name, status in (("always", "dense"), ("never", "dead")):
-        assert found[name].explanation.status == status
-        assert found[name].explanation.reason
-        assert found[name].explanation.text is None
-        assert found[name].scores == []
-        assert found[name].score is None
+        assert results[name].explanation.status == status
+        assert results[name].explanation.reason
+        assert results[name].explanation.text is None
+        assert results[name].scores == []
+        assert results[name].score is None
 
 
 def test_no_score_is_nan(whole: tuple[Path, list[Result]]) -> None:
@@ -347,8 +347,8 @@ def test_scoring_again_adds_nothing_twice(whole: tuple[Path, list[Result]], data
     explained = [result.feature for result in whole[1] if result.explanation.rule is not None]
     assert [result.feature for result in results] == explained
     for again, first in zip(results, (r for r in whole[1] if r.explanation.rule is not None), strict=True):
-        assert said(again.scores) == said(first.scores)
+        assert comparable(again.scores) == comparable(first.scores)
 
 
-def said(scores: Sequence[Score]) -> list[tuple[object, ...]]:
+def comparable(scores: Sequence[Score]) -> list[tuple[object, ...]]:
     return [(s.examples, s.metric, s.value, s.ci_low, s.ci_high, s.windows) for s in scores]

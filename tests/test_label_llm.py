@@ -147,20 +147,20 @@ def whole(harvested: Path) -> tuple[Path, list[Result]]:
         return path, run(store, server)
 
 
-def said(path: Path) -> list[list[tuple[object, ...]]]:
+def read_results(path: Path) -> list[list[tuple[object, ...]]]:
     """Explanations and scores, without row ids and times."""
     explanations = """SELECT feature_id, text, status, reason, rule, explainer, key, seen, provenance
         FROM explanations ORDER BY 1, 2"""
-    made = """SELECT feature_id, scorer, examples, metric, value, scores.reason, ci_low, n, coverage, baselines
+    scores = """SELECT feature_id, scorer, examples, metric, value, scores.reason, ci_low, n, coverage, baselines
         FROM scores JOIN explanations ON explanations.id = explanation_id ORDER BY 1, 2, 3, 4"""
     with Store(path) as store:
-        return [[tuple(row) for row in store.db.execute(sql)] for sql in (explanations, made)]
+        return [[tuple(row) for row in store.db.execute(sql)] for sql in (explanations, scores)]
 
 
 def test_planted_features_are_explained_and_scored(whole: tuple[Path, list[Result]]) -> None:
-    found = dict(zip(NAMES, whole[1], strict=True))
+    results = dict(zip(NAMES, whole[1], strict=True))
     for name, word in TRUE.items():
-        result = found[name]
+        result = results[name]
         assert result.explanation.text is not None and f"`{word}`" in result.explanation.text
         by = {(s.scorer, s.examples, s.metric): s for s in result.scores}
         headline = by["simulation", "top_random", "correlation"]
@@ -218,7 +218,7 @@ def test_killed_runs_end_like_an_undisturbed_one_and_pay_nothing_twice(
         for seen, keys in in_log:
             assert len(keys) > 0
             assert not {one.key for one in server.seen[seen:]} & keys, "what was in the log was asked again"
-    assert said(database) == said(whole[0])
+    assert read_results(database) == read_results(whole[0])
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
@@ -246,7 +246,7 @@ def test_metrics_come_again_from_stored_judgements(whole: tuple[Path, list[Resul
             assert [(s.scorer, s.metric, s.value, s.ci_low, s.baselines) for s in sorted(after.scores, key=str)] == [
                 (s.scorer, s.metric, s.value, s.ci_low, s.baselines) for s in sorted(kept, key=str)
             ]
-    assert said(database)[1] == said(whole[0])[1]
+    assert read_results(database)[1] == read_results(whole[0])[1]
 
 
 def test_what_was_asked_is_rebuilt_byte_for_byte(whole: tuple[Path, list[Result]], database: Path) -> None:
@@ -255,13 +255,13 @@ def test_what_was_asked_is_rebuilt_byte_for_byte(whole: tuple[Path, list[Result]
     with Store(database) as store:
         stored = store.best(features("river")[0])
         assert stored is not None
-        found = reproduce(store, subject(), source, stored, Highlight())
-        (asked,) = found.requests
-        (call,) = [row for row in store.calls.rows() if row["key"] == asked.key]
-        assert [{"role": m.role, "content": m.content} for m in asked.messages] == json.loads(call["request"])[
+        reproduced = reproduce(store, subject(), source, stored, Highlight())
+        (request,) = reproduced.requests
+        (call,) = [row for row in store.calls.rows() if row["key"] == request.key]
+        assert [{"role": m.role, "content": m.content} for m in request.messages] == json.loads(call["request"])[
             "messages"
         ]
-        assert found.same and found.text == stored.explanation.text
+        assert reproduced.same and reproduced.text == stored.explanation.text
         with pytest.raises(NeuronautError, match="is not in the log"):
             reproduce(store, subject(), source, stored, Highlight(temperature=0.5))
 
@@ -312,8 +312,8 @@ def test_a_revision_is_kept_only_if_it_predicts_select_better(database: Path, re
     with Store(database) as store, served(answer=revising) as server:
         refine = Refine(Highlight(), LLMSimulator(JsonBackend(), windows=5, controls=False), rounds=1)
         (result,) = run(store, server, names=("river",), explainer=refine)
-    (told,) = result.explanation.provenance["rounds"]  # pyright: ignore[reportGeneralTypeIssues]
-    assert told["kept"] == kept and told["tests"].endswith("of 6 as expected")
+    (record,) = result.explanation.provenance["rounds"]  # pyright: ignore[reportGeneralTypeIssues]
+    assert record["kept"] == kept and record["tests"].endswith("of 6 as expected")
     assert result.explanation.text == (f"the words `{revision}`" if kept else "the words ` stones`")
 
 
@@ -327,8 +327,8 @@ def test_a_batch_is_sent_left_and_collected(whole: tuple[Path, list[Result]], da
         for _ in range(12):
             client = LLMClient(llm, store.calls, price=Price(1.0, 2.0), mode="deferred")
             if all(report.collected for report in collect(client, api)):
-                found = label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), client=client)
-                done += list(found)
+                results = label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), client=client)
+                done += list(results)
                 if send(client, api) is None:
                     break
         assert len(server.batches) == 2 and len(done) == len(NAMES)
@@ -337,7 +337,7 @@ def test_a_batch_is_sent_left_and_collected(whole: tuple[Path, list[Result]], da
         api.close()
         llm.close()
     assert [r.explanation.text for r in done] == [r.explanation.text for r in whole[1]]
-    assert said(database)[1] == said(whole[0])[1]
+    assert read_results(database)[1] == read_results(whole[0])[1]
 
 
 def test_without_a_language_model_it_is_asked_for(database: Path) -> None:
