@@ -82,6 +82,7 @@ def test_no_name_is_waited_for_that_is_there() -> None:
         ("```python\nx = (\n```\n", "page.md:2: "),
         ("```console run\n$ neuronaut --version\nneuronaut, version 9\n```\n", "+neuronaut, version "),
         ("```console run\n$ neuronaut models -d none.db\n```\n", "+Error: "),
+        ("```console run\n$ neuronaut models -d none.db\n…\n```\n", "models -d none.db: fails"),
         ("```python run\nprint(2)\n```\n\n```text output\n3\n```\n", "-3\n+2"),
         ("```python run\n1 / 0\n```\n", "ZeroDivisionError"),
         ("```console run\n$ cat words.txt\nother\n```\n", "other"),
