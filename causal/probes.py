@@ -84,7 +84,7 @@ def probe(
     shuffles: int = 100,
     seed: int = 0,
 ) -> Probe:
-    """Fit and judge a probe for a property that row i of the batch has where `labels[i]`.
+    """Fit a probe and test it, for a property that row i of the batch has where `labels[i]`.
 
     Each class is parted by itself, `test_share` of it for the test. Raises NeuronautError where a class has fewer than
     two examples in a part, and where two examples are the same as far as the site can see, which would let the test

@@ -45,8 +45,6 @@ MAKES_DATABASE = ("subject", "data", "rules", "explainers", "labelling", "scorer
 ANYTHING = "…"
 FAILED = (1, 2)
 """Exit codes of errors; 3 and 4 are answers of `investigate`."""
-PENDING: frozenset[str] = frozenset({"make_explainer", "make_scorer"})
-"""Public names that pages use already and the package does not have yet."""
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>```+)(?P<info>[^`]*)$")
 _TITLE = re.compile(r'title="([^"]+)"')
@@ -223,7 +221,7 @@ def _import_failures(block: Block, tree: ast.Module) -> Iterator[Failure]:
         for alias in node.names:
             # The public names are listed; looking one up would import torch.
             there = alias.name in getattr(module, "__all__", ()) or hasattr(module, alias.name)
-            if not there and alias.name not in PENDING:
+            if not there:
                 yield Failure(
                     block.file, block.line + node.lineno - 1, f"{node.module} has no {alias.name}, which is imported"
                 )
