@@ -23,8 +23,7 @@ from ..agent.policies.random_policy import RandomPolicy
 from ..agent.policies.scripted import ScriptedPolicy
 from ..agent.session import InvestigationConfig, Session, investigate_all
 from ..data.store.store import Store
-from ..explainers.explainer import Limits as Bounds
-from ..explainers.explainer import abstention
+from ..explainers.explainer import AbstentionLimits, abstention
 from ..explainers.rule import RuleExplainer
 from ..labelling.inputs import EvidenceLoader
 from ..labelling.label import label
@@ -134,7 +133,7 @@ class TokenOnly:
         batch = EvidenceLoader(store, world.subject, world.source, seed=config.seed).train(evidence)
         for part in batch.features:
             unit = by_address[str(part.feature)]
-            refusal = abstention(part, explainer="token-only", limits=Bounds())
+            refusal = abstention(part, explainer="token-only", limits=AbstentionLimits())
             if refusal is not None:
                 yield unit, Finding(refusal.status, refusal.reason, None, None)
                 continue

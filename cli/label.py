@@ -46,7 +46,12 @@ subject_options = all_of(
     click.option("--dtype", metavar="T", help="float32, bfloat16 or float16; as it was harvested with."),
 )
 scorer_option = click.option(
-    "-s", "--scorers", default="simulation", show_default=True, metavar="NAMES", help="Scorers, with commas between."
+    "-s",
+    "--scorers",
+    default="simulation",
+    show_default=True,
+    metavar="NAMES",
+    help="Scorers, with commas between: simulation, detection, fuzzing, intruder, embedding, output.",
 )
 budget_option = click.option(
     "--budget", "limit", metavar="usd=X,tokens=N,calls=N,minutes=N", help="Ask no more once any of these is spent."
@@ -147,8 +152,8 @@ def label(
 
     Scores come from text that the explainer never saw. FEATURES are addresses MODEL:SITE:INDEX, where the index
     may be 17, 0-99, 5,17,40-60, alive, all or random:100; a source alone means those alive. What is labelled
-    already is skipped. Every call to a language model is written down with its reply, and is never paid twice; features
-    are stored as they are done, so a command that was stopped goes on when it is given again.
+    already is skipped. Every call to a language model is written down with its reply, and one that went well is never
+    paid again; features are stored as they are done, so a command that was stopped goes on when it is given again.
 
     \b
     Examples:
@@ -297,7 +302,7 @@ def _say_scored(scored: int, total: int, client: "LLMClient | None") -> None:
 
 def _collect_batches(setup: LabelSetup, language: LLMOptions) -> bool:
     """Put the replies of ended batches into the log; returns whether none is under way."""
-    from ..labelling.batches import collect
+    from ..labelling.batch_api import collect
 
     assert setup.client is not None
     with closing(batch_api(language)) as api:
@@ -313,7 +318,7 @@ def _collect_batches(setup: LabelSetup, language: LLMOptions) -> bool:
 
 
 def _send_batch(setup: LabelSetup, language: LLMOptions) -> None:
-    from ..labelling.batches import send
+    from ..labelling.batch_api import send
 
     assert setup.client is not None
     with closing(batch_api(language)) as api:

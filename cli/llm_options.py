@@ -21,7 +21,8 @@ llm_options = all_of(
         "--llm",
         metavar="LLM",
         envvar="NEURONAUT_LLM",
-        help="Who explains and judges: openai:NAME, or hf:PATH for a model in this process.",
+        help="The language model that explains and judges (not the one under study): openai:NAME, or hf:PATH "
+        "for one in this process.",
     ),
     click.option("--base-url", metavar="URL", help="Another OpenAI-compatible server, also from OPENAI_BASE_URL."),
     click.option("-w", "--workers", type=click.IntRange(1), metavar="N", help="Requests in flight.  [default: 64]"),

@@ -20,7 +20,7 @@ from ..llm.types import Chat, Reply, Sampling
 from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Rule
 from .answer import Answer, read_answer
-from .explainer import Limits, TrainBatch, TrainEvidence, abstention
+from .explainer import AbstentionLimits, TrainBatch, TrainEvidence, abstention
 
 TEXT_TOKENS, RULE_TOKENS = 200, 500
 """Room for the reply's text, and for a rule beside it."""
@@ -86,7 +86,7 @@ class PromptExplainer(ABC):
         """
         self._prompt = prompt or Prompt.load(Path(__file__).with_name(f"{self.name}.md"))
         self._language = (language or rule_language()) if rules else None
-        self._temperature, self._draw, self._limits = temperature, draw, Limits()
+        self._temperature, self._draw, self._limits = temperature, draw, AbstentionLimits()
         self._extent = extent or self.extent
 
     @property

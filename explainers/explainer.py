@@ -53,7 +53,7 @@ class TrainBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AbstentionLimits:
     """When an explainer abstains. Fractions of corpus tokens or of the feature's peak."""
 
     min_windows: int = 5
@@ -62,7 +62,7 @@ class Limits:
     """A feature above a third of its peak on more than this fraction of tokens is dense."""
 
 
-def abstention(evidence: TrainEvidence, *, explainer: str, limits: Limits) -> Explanation | None:
+def abstention(evidence: TrainEvidence, *, explainer: str, limits: AbstentionLimits) -> Explanation | None:
     """Decide whether a feature cannot be explained.
 
     Returns an explanation without text, with status "dead", "too_rare" or "dense" and a reason; None where there is

@@ -32,7 +32,7 @@ from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
 from .examples import background_example
-from .explainer import Background, Limits, TrainBatch, TrainEvidence, abstention
+from .explainer import AbstentionLimits, Background, TrainBatch, TrainEvidence, abstention
 
 PRUNED = (1, 2, 3, 5, 9, 17, 33)
 """Lengths of context, the peak token included, that context pruning tries."""
@@ -80,7 +80,7 @@ class RuleExplainer:
         With 0 no context is pruned, either, so that rules are learned from text alone.
         """
         self._subject, self._interventions, self._seed = subject, interventions, seed
-        self._growth, self._limits = growth or Growth(), Limits()
+        self._growth, self._limits = growth or Growth(), AbstentionLimits()
         self._background: tuple[Background, Windows] | None = None
         self._measured: dict[Feature, _Measured] = {}
 

@@ -74,22 +74,24 @@ class EvidenceLoader:
         explanations: Mapping[Feature, Explanation],
         holdouts: Mapping[Feature, Holdout],
         *,
-        elsewhere: bool = False,
+        fall_back_to_store: bool = False,
     ) -> list[Case]:
         """Make the case of every explanation that has a text: the windows that it is judged on, and its baselines.
 
         The other explanation, for controls, is that of the next explained feature of the batch; where there is none
-        and `elsewhere`, one from the database, whose contents are a matter of chance while labelling goes on.
+        and `fall_back_to_store`, one from the database: not reproducible while another process is labelling.
         """
         texts = [f for f, explanation in explanations.items() if explanation.text is not None]
         ruled = [f for f in texts if explanations[f].rule is not None]
         parts = {part.feature: part for part in batch.features}
         cases = []
         for feature in texts:
-            other_rule = self._other(feature, ruled, explanations, with_rule=True, elsewhere=elsewhere)
+            other_rule = self._other(
+                feature, ruled, explanations, with_rule=True, fall_back_to_store=fall_back_to_store
+            )
             rule = parse_rule(other_rule.rule) if other_rule is not None and other_rule.rule else None
             baselines = Baselines(*token_baselines(parts[feature], batch), rule)
-            other = self._other(feature, texts, explanations, with_rule=False, elsewhere=elsewhere)
+            other = self._other(feature, texts, explanations, with_rule=False, fall_back_to_store=fall_back_to_store)
             cases.append(Case(explanations[feature], holdouts[feature], baselines, other))
         return cases
 
@@ -100,11 +102,11 @@ class EvidenceLoader:
         explanations: Mapping[Feature, Explanation],
         *,
         with_rule: bool,
-        elsewhere: bool,
+        fall_back_to_store: bool,
     ) -> Explanation | None:
         if feature in explained and len(explained) > 1:
             return explanations[explained[(explained.index(feature) + 1) % len(explained)]]
-        return self.store.another_explanation(feature, with_rule=with_rule) if elsewhere else None
+        return self.store.another_explanation(feature, with_rule=with_rule) if fall_back_to_store else None
 
     def _random_windows(self, split: Split) -> tuple[NDArray[np.int64], list[str]]:
         """Random windows of a split that no explainer was shown, with their digests."""

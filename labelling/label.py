@@ -240,7 +240,7 @@ def score_cases(
     scored = {case.explanation.feature: Scored([], []) for case in cases}
     for (scorer, case), judgements in zip(pairs, judgements_of_pairs, strict=True):
         scores, stored = scored[case.explanation.feature]
-        if scorer.stored:
+        if scorer.keeps_judgements:
             judgements = [_add_llm(part, client) for part in judgements]
             stored += judgements
         scores += measure(judgements)
@@ -342,7 +342,7 @@ def _score_part(
 ) -> LLMTask[list[_Rescored]]:
     evidence = [job.store.evidence(feature) for feature in best]
     explanations = {feature: stored.explanation for feature, stored in best.items()}
-    cases = loader.cases(loader.train(evidence), explanations, loader.holdouts(evidence), elsewhere=True)
+    cases = loader.cases(loader.train(evidence), explanations, loader.holdouts(evidence), fall_back_to_store=True)
     scored = yield from score_cases(job.scorers, cases, job.client)
     return [
         _Rescored(stored.id, Result(feature, stored.explanation, scored[feature].scores), scored[feature].judgements)

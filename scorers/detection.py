@@ -9,13 +9,13 @@ import numpy as np
 
 from ..llm.render import marked
 from .holdout import Holdout
-from .judge import Judge, Quiz, empty_quiz
 from .pairs import FEWEST, ExcerptPool, Mask, Pair, choose_pairs, deal_prompts
+from .quiz import Quiz, QuizScorer, empty_quiz
 
 TOO_FEW = "pairs of an active and a silent excerpt"
 
 
-class Detection(Judge):
+class Detection(QuizScorer):
     """Shows plain excerpts and asks in which the feature fires.
 
     >>> Detection(count=20).name

@@ -15,8 +15,8 @@ from ..data.store.search import Embedder
 from ..llm.prompt import Prompt
 from ..llm.render import Excerpt
 from .detection import TOO_FEW, choose_detection_pairs
-from .judge import format_shortage, judged_texts
 from .pairs import FEWEST, LENGTH, ExcerptPool
+from .quiz import format_shortage, judged_texts
 from .scorer import Case
 
 
@@ -29,7 +29,7 @@ class Embedding:
 
     name = "embedding"
     examples = "windows"
-    stored = True
+    keeps_judgements = True
     prompts: tuple[Prompt, ...] = ()
 
     def __init__(self, embedder: Embedder, *, count: int = 10, seed: int = 0, controls: bool = True) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 
 from ..llm.render import marked
 from .holdout import Holdout
-from .judge import Judge, Quiz, empty_quiz
 from .pairs import FEWEST, ExcerptPool, choose_pairs, deal_prompts
+from .quiz import Quiz, QuizScorer, empty_quiz
 
 TOO_FEW = "pairs of rightly and wrongly marked excerpts"
 
 
-class Fuzzing(Judge):
+class Fuzzing(QuizScorer):
     """Shows excerpts with marked tokens and asks where the marks fit.
 
     >>> Fuzzing(controls=False).name

@@ -14,8 +14,8 @@ import numpy as np
 from ..llm.prompt import Prompt
 from ..llm.render import Excerpt, marked
 from .holdout import Holdout
-from .judge import Judge, Quiz, empty_quiz
 from .pairs import FEWEST, ExcerptPool, Mask, find_partner, spread_evenly
+from .quiz import Quiz, QuizScorer, empty_quiz
 
 SIZE = 5
 """Excerpts in a group."""
@@ -29,7 +29,7 @@ class MarkedExcerpt(NamedTuple):
     marks: Mask
 
 
-class Intruder(Judge):
+class Intruder(QuizScorer):
     """Shows groups of excerpts with marked tokens and asks which one does not belong.
 
     >>> Intruder(count=5).name

@@ -77,7 +77,7 @@ class LLMSimulator:
     """
 
     name = "simulation"
-    stored = True
+    keeps_judgements = True
 
     def __init__(self, backend: Backend, *, windows: int = 5, controls: bool = True, seed: int = 0) -> None:
         """`windows` top windows and as many random ones, which the seed chooses, are simulated.

@@ -39,7 +39,7 @@ from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
 from .holdout import Holdout
-from .judge import NOTHING, judged_texts
+from .quiz import NOTHING, judged_texts
 from .reading import read_numbered
 from .scorer import Case
 
@@ -161,7 +161,7 @@ class OutputScorer:
     """Asks a language model which tokens and continuations are the feature's."""
 
     name = "output"
-    stored = True
+    keeps_judgements = True
 
     def __init__(
         self,

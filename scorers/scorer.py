@@ -48,7 +48,7 @@ class Scorer(Protocol):
         ...
 
     @property
-    def stored(self) -> bool:
+    def keeps_judgements(self) -> bool:
         """Whether its judgements are worth keeping, because asking again would cost."""
         ...
 

@@ -26,7 +26,7 @@ class RuleSimulator:
     """
 
     name = "simulation"
-    stored = False
+    keeps_judgements = False
     prompts: tuple[Prompt, ...] = ()
 
     def __init__(self, *, name: str = "simulation", seed: int = 0) -> None:

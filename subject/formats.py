@@ -3,8 +3,8 @@
 A format is recognised by the names of its tensors, never by the name of its file, and converted by
 its row of `FORMATS`; a further format is a further row. Names do not tell which way round a matrix
 lies: its shape does, against the width of the subject's site. Where both sides are equal, only a
-format whose own configuration fixes the orientation is taken. What has no place is refused with
-its name: a tensor left over, an unknown architecture, a site that differs from the declared one.
+format whose own configuration fixes the orientation is taken. Whatever cannot be represented raises an error
+that names it: an unknown architecture, a transcoder, a site that differs from the declared one.
 
 What a file asks to be done around its weights (a scale, centring, decoder norms) is folded into them once. Each fold
 keeps the reconstruction of the site's vectors, and all but `_fold_decoder_norms` keep the activations as well.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from neuronaut.benchmarks.fault_server import CALLING, Body, FaultServer, pieces
 from neuronaut.data.store.calls import Call
 from neuronaut.data.store.store import Store
-from neuronaut.labelling.batches import collect, send
+from neuronaut.labelling.batch_api import collect, send
 from neuronaut.llm.client import LLMClient
 from neuronaut.llm.local.chat_format import ChatFormat, plain
 from neuronaut.llm.local.local import LocalLLM

@@ -151,6 +151,7 @@ def test_an_edit_changes_the_chosen_features_and_keeps_the_error(kind: Kind, nor
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_the_vectors(kind: Kind) -> None:
+    torch.manual_seed(0)
     dictionary = random_dictionary(kind)
     vectors = torch.randn(5, 10, requires_grad=True)
     activations = dictionary.encode(vectors)

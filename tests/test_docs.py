@@ -2,6 +2,7 @@
 says so fails where it should."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from neuronaut.cli.main import VERBS
 
 ROOT = Path(__file__).parent.parent
 RUN = frozenset({"run"})
+PACKAGES = ("agent", "causal", "cli", "data", "explainers", "labelling", "llm", "rules", "scorers", "subject", "tests")
 
 
 def _checker() -> ModuleType:
@@ -122,3 +124,15 @@ def test_what_is_right_passes(tmp_path: Path, text: str) -> None:
 )
 def test_outputs_are_compared_exactly_but_for_dots_and_times(expected: str, actual: str, same: bool) -> None:
     assert docs.matches(expected, actual) is same
+
+
+NAMED = re.compile(r"`(_?[A-Za-z][\w.]*)(?:\([^`]*\))?`")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "extending").glob("*.md")), ids=lambda page: page.stem)
+def test_what_a_recipe_names_is_in_the_code(page: Path) -> None:
+    """Names in backticks, functions with their arguments included; `..._yours` stands for the reader's own."""
+    code = "\n".join(path.read_text() for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
+    words = set(re.findall(r"\w+", code))
+    names = {name for name in NAMED.findall(page.read_text()) if not name.endswith("_yours")}
+    assert {name for name in names if not set(name.split(".")) <= words} == set()

@@ -26,7 +26,7 @@ from neuronaut.data.store.store import Store
 from neuronaut.explainers.highlight import Highlight
 from neuronaut.explainers.oneshot import Oneshot
 from neuronaut.labelling import inputs
-from neuronaut.labelling.batches import collect, send
+from neuronaut.labelling.batch_api import collect, send
 from neuronaut.labelling.estimate import estimate
 from neuronaut.labelling.label import Result, label, score, score_from_stored
 from neuronaut.labelling.refine import Refine

@@ -84,7 +84,7 @@ def endpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             process.wait()
 
 
-def _await(url: str, process: subprocess.Popen[bytes], log: Path, *, seconds: float = 60.0) -> None:
+def _await(url: str, process: subprocess.Popen[bytes], log: Path, *, seconds: float = 600.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:

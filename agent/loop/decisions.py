@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ...data.store.journal_values import Charge, Experiment
+from .build_view import view_of
 from .graph import State, stopped
 from .hypotheses import LIVE, NULLS, Action, Concede, Propose, Submit, UseTools
 from .planning import Planner
@@ -17,7 +18,6 @@ from .policy import NoActionError, OutOfBudgetError
 from .rejections import RejectedError, Rejection
 from .run import InvestigationRun
 from .view import Phase, Refused, View
-from .views import view_of
 
 MISSES = 3
 """Decisions in a row that may be invalid before exploring ends."""

@@ -14,8 +14,7 @@ import numpy as np
 
 from ...data.records import Evidence, Explanation, Score
 from ...data.store.journal_values import Experiment, Observation
-from ...explainers.explainer import Limits as Bounds
-from ...explainers.explainer import TrainBatch, abstention
+from ...explainers.explainer import AbstentionLimits, TrainBatch, abstention
 from ...labelling.inputs import EvidenceLoader
 from ...labelling.label import run_tasks, score_cases
 from ...llm.client import LLMClient
@@ -58,7 +57,7 @@ class FeatureExaminer:
 
     def refusal(self) -> Explanation | None:
         """Why there is nothing to investigate: a dead, too rare or dense feature."""
-        return abstention(self._lab.evidence, explainer="investigation", limits=Bounds())
+        return abstention(self._lab.evidence, explainer="investigation", limits=AbstentionLimits())
 
     def baseline(self) -> dict[str, Any]:
         """The one-shot explanation and its scores on `select`: what an investigation has to beat."""
@@ -157,7 +156,7 @@ class FeatureExaminer:
 
     def _scores(self, explanation: Explanation, holdout: Holdout) -> list[Score]:
         cases = self._loader.cases(
-            self._batch, {explanation.feature: explanation}, {explanation.feature: holdout}, elsewhere=True
+            self._batch, {explanation.feature: explanation}, {explanation.feature: holdout}, fall_back_to_store=True
         )
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
         scorers = self._scorers if explanation.rule is None else (RuleSimulator(seed=self._lab.seed),)

@@ -92,8 +92,8 @@ def semantic_search(
     """Rows whose best explanation is nearest in meaning, with `rank` from 1 and `similarity`, a cosine.
 
     >>> rows = semantic_search(store, "names after a bracket", embedder=Embedder(minilm), limit=3)
-    >>> [row["rank"] for row in rows]
-    [1]
+    >>> rows[0]["rank"]
+    1
     """
     if not query.strip():
         raise NeuronautError("the query is empty; wanted some words, for example: neuronaut search 'method calls'")

@@ -82,7 +82,7 @@ class Verdict(NamedTuple):
     """Why there is no answer."""
 
 
-class Judge(ABC):
+class QuizScorer(ABC):
     """Asks a language model for verdicts on excerpts of holdout windows."""
 
     name: ClassVar[str]
@@ -92,7 +92,7 @@ class Judge(ABC):
     """The possible answers to a question."""
     scored: ClassVar[tuple[int, ...]] = (1,)
     """Choices whose probabilities are the items of a question."""
-    stored = True
+    keeps_judgements = True
 
     def __init__(
         self,
