@@ -221,12 +221,13 @@ def add_scores(connection: sqlite3.Connection, explanation_id: int, scores: Sequ
             [(explanation_id, *_score_row(score)) for score in scores],
         )
     except sqlite3.IntegrityError as error:
-        if "leak" in str(error):
+        # The only trigger on scores is the one that refuses a leak.
+        if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
             raise NeuronautError(
                 f"a score of explanation {explanation_id} was refused: its explainer saw one of the scored windows;"
                 " score it on held-out examples"
             ) from error
-        if "FOREIGN KEY" in str(error):
+        if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             raise NeuronautError(f"there is no explanation {explanation_id}; add it before its scores") from error
         raise
 
