@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.padding import pad_activations, pad_ids
 from ..data.records import Evidence, Explanation
 from ..data.store.store import Store
 from ..explainers.explainer import TrainBatch, TrainEvidence
@@ -160,7 +161,11 @@ def _bigram_scores(
 ) -> dict[str, float | None]:
     bigrams = Bigrams.of(evidence, batch, table)
     return {
-        f"{name} bigram_table": correlation(windows.true, bigrams.predict(windows)).value if len(windows.ids) else None
+        f"{name} bigram_table": correlation(
+            np.nan_to_num(windows.true), bigrams.predict(windows), ~np.isnan(windows.true)
+        ).value
+        if len(windows.ids)
+        else None
         for name, windows in holdout.sets.items()
     }
 
@@ -183,10 +188,13 @@ class Bigrams(NamedTuple):
     def of(cls, evidence: TrainEvidence, batch: TrainBatch, table: NDArray[np.float32]) -> "Bigrams":
         """From the background and the training examples, each window once: the token table's own data."""
         natural = [e for e in {e.window: e for e in evidence.examples}.values() if e.kind != "bottom"]
-        ids = np.concatenate([batch.background.ids, *(e.ids[None] for e in natural)])
-        activations = np.concatenate([evidence.background, *(e.activations[None] for e in natural)]).ravel()
-        keys, at = np.unique(_bigram_keys(ids, len(table)), return_inverse=True)
-        residual = np.bincount(at.ravel(), activations - table[ids.ravel()])
+        width = batch.background.ids.shape[1]
+        ids = np.concatenate([batch.background.ids, pad_ids([e.ids for e in natural], width=width)])
+        own = pad_activations([e.activations for e in natural], width=width)
+        real = ids >= 0
+        activations = np.concatenate([evidence.background, own])[real]
+        keys, at = np.unique(_bigram_keys(ids, len(table))[real], return_inverse=True)
+        residual = np.bincount(at.ravel(), activations - table[ids[real]])
         return cls(keys, residual / (np.bincount(at.ravel()) + BACK_OFF), table)
 
     def predict(self, windows: ScoredWindows) -> NDArray[np.float32]:

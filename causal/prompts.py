@@ -34,7 +34,7 @@ class Batch:
     @classmethod
     def of(cls, subject: Subject, prompts: Sequence[str | Sequence[int]]) -> Self:
         """Texts (BOS goes before each where the subject has one), or ids as they are."""
-        rows = [[*subject.bos_prefix, *subject.encode(p)] if isinstance(p, str) else list(p) for p in prompts]
+        rows = [subject.row(p) if isinstance(p, str) else list(p) for p in prompts]
         if not rows or not all(rows):
             raise NeuronautError(f"{'a prompt is empty' if rows else 'there is no prompt'}; give prompts with tokens")
         tokens = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)

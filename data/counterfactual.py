@@ -45,12 +45,12 @@ def minimal_pairs(
     """Up to `count` edits of the examples, cycling through pivots and kinds of edit; no two edited windows are equal.
 
     `peak` is the feature's highest activation: a pivot is active above half of it. `corpus` are token ids
-    of any shape to draw substitutes from.
+    of any shape to draw substitutes from, padding below 0.
     """
     pivots = _pivots(examples, peak)
     if not pivots:
         return []
-    editor = _Editor(examples, pivots, corpus.ravel().astype(np.int64), np.random.default_rng(seed))
+    editor = _Editor(examples, pivots, corpus[corpus >= 0].astype(np.int64), np.random.default_rng(seed))
     edits = (
         editor.transplant,
         editor.substitute_pivot,

@@ -173,7 +173,7 @@ class Judgements:
     kind: Literal["activation", "class"]
     """activation: both sides are activations, on any scale; class: true is 0 or 1, predicted the probability of 1."""
     true: NDArray[np.float32]
-    """(unit, item)"""
+    """(unit, item); NaN where a unit has fewer items."""
     predicted: NDArray[np.float32]
     """(unit, item); NaN where there is no prediction."""
     threshold: float
@@ -209,6 +209,8 @@ class SourceResult:
     signed: bool
     revision: str
     """Hash of the dictionary's weights; "" for neurons."""
+    tokens: int
+    """Tokens that the statistics count: those of text whose vectors are not massive."""
     count: NDArray[np.int64]
     """Tokens with an activation above zero, shape (F,)."""
     mean: NDArray[np.float64]
@@ -228,11 +230,12 @@ class HarvestResult:
     """Hash of the subject's weights."""
     corpus: str
     tokens: int
-    """Tokens counted in the statistics."""
+    """Corpus tokens read, BOS not counted."""
     window: int
     """Tokens in a window."""
     windows: NDArray[np.int32]
-    """Token ids of every window that is an example or belongs to the pool, shape (window, position)."""
+    """Token ids of every window that is an example or belongs to the pool, shape (window, position); a window that is
+    shorter ends in PADDING."""
     splits: NDArray[np.int8]
     """Index into SPLITS of every window."""
     documents: tuple[str, ...]

@@ -72,8 +72,8 @@ def silent_windows(
 def background_example(evidence: TrainEvidence, batch: TrainBatch, row: int, *, kind: Kind) -> Example:
     """Make an example of the feature from a row of the background."""
     back = batch.background
-    tokens = tuple(batch.vocabulary[i] for i in back.ids[row])
-    ids, values = back.ids[row].astype(np.int64), evidence.background[row]
+    ids = back.ids[row][back.ids[row] >= 0].astype(np.int64)
+    tokens, values = tuple(batch.vocabulary[i] for i in ids), evidence.background[row, : len(ids)]
     return Example(
         tokens=tokens,
         ids=ids,

@@ -22,8 +22,8 @@ from ..subject.sources import Source
 class Background:
     """A uniform random sample of the corpus's training windows, the same for every feature."""
 
-    ids: NDArray[np.int32]
-    """Token ids, (row, position)."""
+    ids: NDArray[np.int64]
+    """Token ids, (row, position); a shorter window ends in padding, below 0."""
     documents: Sequence[str]
     """Name of each row's document."""
     digests: Sequence[str]
@@ -39,7 +39,7 @@ class TrainEvidence:
     examples: Sequence[Example]
     """For a feature's negative tail activations are sign-flipped, here and in `background`."""
     background: NDArray[np.float32]
-    """(row, position)"""
+    """(row, position); 0 on padding."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,8 @@ class Beginnings(NamedTuple):
     @classmethod
     def of(cls, background: Background) -> "Beginnings":
         """Take the first windows of the background, whose order is random."""
-        first = {document: row for row, document in reversed(list(enumerate(background.documents)))}
+        whole = background.ids[:, :LENGTH].min(axis=1) >= 0
+        first = {document: row for row, document in reversed(list(enumerate(background.documents))) if whole[row]}
         rows = sorted(first.values())[:BEGINNINGS]
         return cls([background.ids[row, :LENGTH].tolist() for row in rows], [background.digests[row] for row in rows])
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..data.counterfactual import minimal_pairs
 from ..data.harvest.activations import read_own
+from ..data.padding import pad_activations, pad_ids
 from ..data.records import Example, Explanation
 from ..llm.prompt import Prompt
 from ..rules.english import describe
@@ -159,9 +160,7 @@ class RuleExplainer:
             weights.append(weight)
             documents.append(examples[pair.example].document)
         width = batch.background.ids.shape[1]
-        return _Interventions(
-            np.array(ids, np.int64).reshape(-1, width), np.array(weights, np.float32).reshape(-1, width), documents
-        )
+        return _Interventions(pad_ids(ids, width=width), pad_activations(weights, width=width), documents)
 
     def _measure(
         self, source: Source, evidence: Sequence[TrainEvidence], interventions: Sequence[_Interventions]
@@ -191,7 +190,7 @@ class RuleExplainer:
         sample, growth = self._build_sample(evidence, batch, rows, activations)
         fit_provenance: dict[str, object] = {}
         if observed is not None and len(observed):
-            pivot_weight = PIVOT_SHARE * batch.background.ids.size / max(float(rows.weight.sum()), 1.0)
+            pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(float(rows.weight.sum()), 1.0)
             scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
             rule = revise(sample, growth, observed, **scale)
             if rule is not None and measure:
@@ -228,22 +227,24 @@ class RuleExplainer:
         """
         background = self._background_windows(batch)
         examples = list({e.window: e for e in evidence.examples if e.kind != "bottom"}.values())
-        own_ids = np.concatenate([np.stack([e.ids for e in examples]), rows.ids])
-        own_activations = np.concatenate([np.stack([e.activations for e in examples]), activations])
-        mass = float(background.ids.size)
-        example_weight = EXAMPLE_SHARE * mass / (len(examples) * background.ids.shape[1])
+        width = background.ids.shape[1]
+        own_ids = np.concatenate([pad_ids([e.ids for e in examples], width=width), rows.ids])
+        own_activations = np.concatenate([pad_activations([e.activations for e in examples], width=width), activations])
+        real = (background.ids >= 0).ravel().astype(np.float32)
+        mass = float(real.sum())
+        example_weight = EXAMPLE_SHARE * mass / sum(len(e.ids) for e in examples)
         pivot_weight = PIVOT_SHARE * mass / max(float(rows.weight.sum()), 1.0)
         own_weight = np.concatenate(
-            [np.full((len(examples), own_ids.shape[1]), example_weight), rows.weight * pivot_weight]
+            [np.where(own_ids[: len(examples)] >= 0, example_weight, 0), rows.weight * pivot_weight]
         ).astype(np.float32)
-        weight = np.concatenate([np.ones(background.ids.size, np.float32), own_weight.ravel()])
+        weight = np.concatenate([real, own_weight.ravel()])
         checked_documents = np.array(
             [
                 _is_for_checking(name)
                 for name in (*batch.background.documents, *(e.document for e in examples), *rows.documents)
             ]
         )
-        checked = np.repeat(checked_documents, background.ids.shape[1])
+        checked = np.repeat(checked_documents, width)
         sample = Sample(
             background=background,
             own=Windows(batch.vocabulary, own_ids),

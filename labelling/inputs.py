@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.harvest.activations import read_columns
-from ..data.records import Evidence, Explanation, Split
+from ..data.padding import pad_ids
+from ..data.records import SPLITS, Evidence, Explanation, Split
 from ..data.store.store import Store
 from ..explainers.explainer import Background, TrainBatch, TrainEvidence
 from ..rules.language import parse_rule
@@ -36,8 +37,9 @@ class EvidenceLoader:
         train = sorted(store.pool_windows(model, "train"), key=lambda w: w.window)[:BACKGROUND]
         if not train:
             raise NeuronautError(f"no pool of {model} in the database; run: neuronaut harvest {model} {source.id.site}")
+        width = max(len(w.ids) for split in SPLITS for w in store.pool_windows(model, split))
         self.background = Background(
-            np.stack([w.ids for w in train]), [w.document for w in train], [w.window for w in train]
+            pad_ids([w.ids for w in train], width=width), [w.document for w in train], [w.window for w in train]
         )
         self._random: dict[Split, tuple[NDArray[np.int64], list[str]]] = {}
 
@@ -45,7 +47,7 @@ class EvidenceLoader:
         """Load the training side of some features."""
         features = [part.feature for part in evidence]
         width = self.background.ids.shape[1]
-        if any(len(example.ids) != width for part in evidence for example in (*part.train, *part.holdout)):
+        if any(len(example.ids) > width for part in evidence for example in (*part.train, *part.holdout)):
             raise NeuronautError(
                 f"{self.source.id} was harvested in other windows than the pool of {self.source.id.model}, which has "
                 f"windows of {width} tokens; harvest it again with --window {width}"
@@ -117,5 +119,6 @@ class EvidenceLoader:
             windows = [w for w in windows if w.window not in background][:RANDOM_WINDOWS]
             if not windows:
                 raise NeuronautError(f"the pool of {model} has no {split} window; harvest it on a larger corpus")
-            self._random[split] = np.stack([w.ids for w in windows]).astype(np.int64), [w.window for w in windows]
+            ids = pad_ids([w.ids for w in windows], width=self.background.ids.shape[1])
+            self._random[split] = ids, [w.window for w in windows]
         return self._random[split]

@@ -172,10 +172,10 @@ def compare(old: SelectScore, new: SelectScore) -> Comparison:
     if old.judgements is None or new.judgements is None:
         return Comparison(None, None, old.judgements is None and new.value is not None)
     a, b = old.judgements, new.judgements
-    both = np.isfinite(a.predicted) & np.isfinite(b.predicted)
+    both = np.isfinite(a.predicted) & np.isfinite(b.predicted) & ~np.isnan(a.true)
     metric = "correlation" if a.kind == "activation" else "auroc"
     ours, theirs = (np.where(both, part.predicted, 0.0) for part in (b, a))
-    measured = difference(a.true, ours, theirs, both, threshold=a.threshold)[metric]
+    measured = difference(np.where(both, a.true, 0.0), ours, theirs, both, threshold=a.threshold)[metric]
     if measured.value is None:
         # Undefined for one of the two, as a constant prediction is: the defined one is better.
         return Comparison(None, None, old.value is None and new.value is not None)

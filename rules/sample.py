@@ -3,7 +3,7 @@
 Two parts are joined: the background (a random sample of the corpus, the same for every feature, so
 that whatever depends on its tokens alone is computed once) and the feature's own rows (its examples,
 and the edited windows that were run through the subject). Flat arrays have one entry per token, the
-background's first. N tokens, V vocabulary entries; V itself stands for "before the window".
+background's first. N tokens, V vocabulary entries; V itself stands for "before the window", and for padding.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ BOOLEAN: tuple[Condition, ...] = (
 
 
 class Windows:
-    """Windows of token ids (row, position) and what can be computed from them alone."""
+    """Windows of token ids (row, position), padding negative, and what can be computed from them alone."""
 
     def __init__(self, vocabulary: tuple[str, ...], ids: NDArray[np.integer]) -> None:
         self.ids = ids.astype(np.int32)
@@ -48,11 +48,11 @@ class Windows:
 
     @cached_property
     def shifted(self) -> dict[int, NDArray[np.int32]]:
-        """Token ids at each offset, V before the window's start. Each (row * position,)."""
-        by_offset = {}
+        """Token ids at each offset, V before the window's start and on padding. Each (row * position,)."""
+        by_offset, known = {}, np.where(self.ids < 0, self._size, self.ids)
         for offset in OFFSETS:
             column = np.full(self.ids.shape, self._size, np.int32)
-            column[:, -offset:] = self.ids[:, : self.ids.shape[1] + offset]
+            column[:, -offset:] = known[:, : self.ids.shape[1] + offset]
             by_offset[offset] = column.ravel()
         return by_offset
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..data.counterfactual import Pair, minimal_pairs
 from ..data.harvest.activations import read_columns, read_own
+from ..data.padding import pad_activations, pad_ids
 from ..data.records import Example
 from ..explainers.explainer import TrainBatch, TrainEvidence
 from ..rules.language import Rule
@@ -39,7 +40,7 @@ class ScoredWindows:
     ids: NDArray[np.int64]
     """Token ids, (row, position)."""
     true: NDArray[np.float32]
-    """The subject's activations at the scored tokens, (unit, token)."""
+    """The subject's activations at the scored tokens, (unit, token); NaN where a shorter unit has none."""
     rows: NDArray[np.int64]
     positions: NDArray[np.int64]
     """Where each scored token stands in `ids`, both (unit, token)."""
@@ -83,14 +84,17 @@ def build_holdouts(
     ids, digests = random
     background = read_columns(subject, source, ids[:DRAWN], [feature.index for feature in features])
     pairs = {f: _make_pairs(examples[f], peaks[f], ids, seed) for f in features}
-    edited = _measure(subject, source, pairs, signs)
+    edited = _measure(subject, source, pairs, signs, width=ids.shape[1])
     holdouts = []
     for column, feature in enumerate(features):
         kinds = {kind: [e for e in examples[feature] if e.kind == kind] for kind in ("top", "quantile")}
         n = len(kinds["top"])
         top = {e.window for e in kinds["top"]}
         values = background[:, :, column] * signs[feature]
-        random_windows = [(ids[i], values[i], digest) for i, digest in enumerate(digests[:DRAWN]) if digest not in top]
+        real = [row[row >= 0] for row in ids[:DRAWN]]
+        random_windows = [
+            (row, values[i, : len(row)], digests[i]) for i, row in enumerate(real) if digests[i] not in top
+        ]
         random_windows = random_windows[:n]
         tops, quantiles = ([(e.ids, e.activations, e.window) for e in kinds[kind]] for kind in ("top", "quantile"))
         sets = {
@@ -126,13 +130,18 @@ def _make_pairs(examples: Sequence[Example], peak: float, ids: NDArray[np.int64]
 
 
 def _measure(
-    subject: Subject, source: Source, pairs: Mapping[Feature, Sequence[Pair]], signs: Mapping[Feature, float]
+    subject: Subject,
+    source: Source,
+    pairs: Mapping[Feature, Sequence[Pair]],
+    signs: Mapping[Feature, float],
+    *,
+    width: int,
 ) -> dict[Feature, NDArray[np.float32]]:
     """Measure each feature on its own edited windows, (pair, position)."""
     rows = [(feature, pair) for feature, feature_pairs in pairs.items() for pair in feature_pairs]
     if not rows:
         return dict.fromkeys(pairs, np.empty((0, 0), np.float32))
-    tokens = np.stack([pair.tokens for _, pair in rows])
+    tokens = pad_ids([pair.tokens for _, pair in rows], width=width)
     activations = read_own(subject, source, tokens, np.array([feature.index for feature, _ in rows]))
     activations *= np.array([signs[feature] for feature, _ in rows], np.float32)[:, None]
     counts = np.cumsum([len(feature_pairs) for feature_pairs in pairs.values()])[:-1]
@@ -141,11 +150,10 @@ def _measure(
 
 def _score_whole_windows(windows: list[tuple[NDArray, NDArray, str]], width: int) -> ScoredWindows:
     """Score every token of every window; a window is a unit."""
-    n = len(windows)
-    ids = np.stack([w[0] for w in windows]) if n else np.empty((0, width), np.int64)
-    true = np.stack([w[1] for w in windows]) if n else np.empty((0, width), np.float32)
-    rows, positions = np.indices(ids.shape)
-    return ScoredWindows(ids, true, rows, positions, tuple(w[2] for w in windows))
+    ids = pad_ids([w[0] for w in windows], width=width)
+    true = np.where(ids >= 0, pad_activations([w[1] for w in windows], width=width), np.float32(np.nan))
+    places = np.indices(ids.shape)
+    return ScoredWindows(ids, true, places[0], places[1], tuple(w[2] for w in windows))
 
 
 def _score_pivots(
@@ -160,7 +168,7 @@ def _score_pivots(
     true = np.array(
         [[e.activations[p], row[p]] for e, row, p in zip(originals, edited, pivots, strict=True)], np.float32
     )
-    ids = np.concatenate([np.stack([e.ids for e in originals]), np.stack([pair.tokens for pair in pairs])])
+    ids = pad_ids([*(e.ids for e in originals), *(pair.tokens for pair in pairs)], width=width)
     rows = np.stack([np.arange(n), np.arange(n) + n], axis=1)
     return ScoredWindows(
         ids, true, rows, np.stack([pivots, pivots], axis=1), tuple(dict.fromkeys(e.window for e in originals))
@@ -182,8 +190,9 @@ def token_baselines(evidence: TrainEvidence, batch: TrainBatch) -> tuple[NDArray
     """Learn (token_rule, token_table), both (vocabulary,), from the background and the training examples."""
     size = len(batch.vocabulary)
     natural = [e for e in {e.window: e for e in evidence.examples}.values() if e.kind != "bottom"]
-    ids = np.concatenate([batch.background.ids.ravel(), *(e.ids for e in natural)])
-    activations = np.concatenate([evidence.background.ravel(), *(e.activations for e in natural)]).astype(np.float64)
+    real = batch.background.ids >= 0
+    ids = np.concatenate([batch.background.ids[real], *(e.ids for e in natural)])
+    activations = np.concatenate([evidence.background[real], *(e.activations for e in natural)]).astype(np.float64)
     mean = float(activations.mean())
     counts = np.bincount(ids, minlength=size)
     sums = np.bincount(ids, activations - mean, minlength=size)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.padding import pad_ids
 from ..data.records import Example, Judgements, Role
 from ..llm.prompt import Prompt
 from ..llm.tasks import LLMTask
@@ -172,7 +173,8 @@ class LLMSimulator:
         """Judge the baselines, for which no language model is asked."""
         if not windows:
             return []
-        predictions = token_predictions(case.baselines, np.stack([w.ids for w in windows]))
+        ids = pad_ids([w.ids for w in windows], width=max(len(w.ids) for w in windows))
+        predictions = token_predictions(case.baselines, ids)
         return [
             self._make_judgements(
                 case,
@@ -197,7 +199,9 @@ class LLMSimulator:
         missing: dict[str, int],
         provenance: dict[str, object],
     ) -> Judgements:
-        true = _stack([w.activations for w in windows])
+        true = np.full(predicted.shape, np.nan, np.float32)
+        for row, window in zip(true, windows, strict=True):
+            row[: len(window.activations)] = window.activations
         digests = tuple(w.window for w in windows)
         return Judgements(
             scorer=self.name,
@@ -219,7 +223,11 @@ def _sets(windows: Sequence[Example]) -> dict[str, slice]:
 
 
 def _stack(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.stack(rows).astype(np.float32) if rows else np.empty((0, 0), np.float32)
+    """The rows as (row, item), NaN behind the shorter ones' ends."""
+    stacked = np.full((len(rows), max(map(len, rows), default=0)), np.nan, np.float32)
+    for target, row in zip(stacked, rows, strict=True):
+        target[: len(row)] = row
+    return stacked
 
 
 def _mean_notes(readings: Sequence[Reading]) -> dict[str, float]:

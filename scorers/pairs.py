@@ -19,11 +19,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ..data.harvest.mining import SILENCE
+from ..data.padding import pad_activations, pad_ids
 from ..llm.render import Excerpt
 from .holdout import Holdout
 
 LENGTH = 24
 """Tokens of an excerpt."""
+SHORT = 0.25
+"""At most this share of the windows is left out for being shorter than an excerpt."""
 LEAD = 6
 """Tokens of an excerpt that stand before the peak, where the window has them: what fires depends on them."""
 FIRES = 0.2
@@ -63,19 +66,27 @@ class ExcerptPool:
 
     def __init__(self, holdout: Holdout, *, seed: int) -> None:
         self.rng = np.random.default_rng(_hash_to_int(f"{seed} {holdout.feature}"))
-        self.examples = sorted(holdout.examples, key=lambda example: example.window)
-        width = len(self.examples[0].ids) if self.examples else LENGTH
-        self._length = min(LENGTH, width)
-        activations = np.array([example.activations for example in self.examples], np.float32).reshape(-1, width)
-        self._shares = activations / (holdout.peak if holdout.peak > 0 else np.inf)
+        lengths = [len(example.ids) for example in holdout.examples] or [LENGTH]
+        # Where many windows are short, excerpts are, too; a window that is shorter still is none.
+        self._length = min(LENGTH, int(np.quantile(lengths, SHORT)))
+        self.examples = sorted(
+            (example for example in holdout.examples if len(example.ids) >= self._length), key=lambda e: e.window
+        )
+        width, unit = max(lengths), holdout.peak if holdout.peak > 0 else np.inf
+        self._ids = pad_ids([example.ids for example in self.examples], width=width)
+        activations = pad_activations([example.activations for example in self.examples], width=width)
+        # A span that reaches into padding is neither silent nor active: no comparison with NaN holds.
+        self._shares = np.where(self._ids >= 0, activations / unit, np.float32(np.nan))
         self._spans = sliding_window_view(self._shares, self._length, axis=1)
         self._peaks = self._spans.max(axis=2)
-        firing = [
-            i for i, example in enumerate(self.examples) if example.kind != "random" and self._shares[i].max() >= FIRES
-        ]
-        self.firing = sorted(firing, key=lambda i: -self._shares[i].max())
+        tops = [example.peak / unit for example in self.examples]
+        firing = [i for i, example in enumerate(self.examples) if example.kind != "random" and tops[i] >= FIRES]
+        self.firing = sorted(firing, key=lambda i: -tops[i])
         """Windows in which it fires, but for those that were drawn at random; the highest peak first."""
-        self._repeated = self._holding({int(self.examples[i].ids[self._shares[i].argmax()]) for i in self.firing})
+        self._repeated = self._holding({int(self.examples[i].ids[self._pivot(i)]) for i in self.firing})
+
+    def _pivot(self, window: int) -> int:
+        return int(self.examples[window].activations.argmax())
 
     def excerpt(self, window: int, start: int) -> Excerpt:
         """The excerpt of a window that begins at the token `start`."""
@@ -83,7 +94,7 @@ class ExcerptPool:
 
     def starts(self, window: int) -> list[int]:
         """Starts of excerpts that hold the window's peak, in random order; those with a lead where there are."""
-        peak, last = int(self._shares[window].argmax()), self._shares.shape[1] - self._length
+        peak, last = self._pivot(window), len(self.examples[window].ids) - self._length
         low, high = max(0, peak - self._length + 1), min(max(0, peak - LEAD), last)
         return [int(start) for start in self.rng.permutation(np.arange(min(low, high), high + 1))]
 
@@ -98,7 +109,7 @@ class ExcerptPool:
 
     def unfit(self, start: int, marks: Mask) -> Mask:
         """Windows whose excerpt is silent at the marks, (w,)."""
-        return self._spans[:, start, marks].max(axis=1) < SILENCE
+        return (self._spans[:, start, marks].max(axis=1) < SILENCE) & ~np.isnan(self._peaks[:, start])
 
     def fires(self, start: int) -> Mask:
         """Windows whose excerpt is active somewhere, (w,)."""
@@ -114,8 +125,7 @@ class ExcerptPool:
 
     def _holding(self, tokens: set[int]) -> Mask:
         """Which excerpts hold one of the token ids after the first tokens, (w, s)."""
-        ids = np.array([example.ids for example in self.examples], np.int64).reshape(self._shares.shape)
-        held = sliding_window_view(np.isin(ids, list(tokens)), self._length, axis=1)
+        held = sliding_window_view(np.isin(self._ids, list(tokens)), self._length, axis=1)
         return np.asarray(held[:, :, min(LEAD, self._length - 1) :].any(axis=2), np.bool_)
 
 

@@ -81,7 +81,8 @@ def _score_group(group: Sequence[Judgements], seed: int) -> list[Score]:
     own = next((part for part in group if part.role == "explanation"), None)
     if own is None:
         return []
-    coverage = float(np.isfinite(own.predicted).mean()) if own.predicted.size else 0.0
+    items = ~np.isnan(own.true)
+    coverage = float(np.isfinite(own.predicted[items]).mean()) if items.any() else 0.0
     if not own.true.size:
         metric = "correlation" if own.kind == "activation" else "balanced_accuracy"
         reason = ", ".join(own.missing) or "no windows"
@@ -115,17 +116,17 @@ def _reason(measured: Measured, own: Judgements) -> str | None:
 
 
 def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:
-    predicted_mask = np.isfinite(own.predicted)
-    predicted = np.where(predicted_mask, own.predicted, 0.0)
+    predicted_mask = np.isfinite(own.predicted) & ~np.isnan(own.true)
+    predicted, true = np.where(predicted_mask, own.predicted, 0.0), np.nan_to_num(own.true, nan=0.0)
     if own.kind == "activation":
-        metrics = evaluate(own.true, predicted, predicted_mask, threshold=own.threshold, seed=seed)
+        metrics = evaluate(true, predicted, predicted_mask, threshold=own.threshold, seed=seed)
         if "scale" in own.provenance or own.role in ("empty", "shuffled"):
             # What is predicted on a scale of 0 to 10 has no error in activation units.
             del metrics["explained_variance"]
         if own.examples in PAIRED:
-            metrics["agreement"] = agreement(own.true, predicted, predicted_mask, threshold=own.threshold, seed=seed)
+            metrics["agreement"] = agreement(true, predicted, predicted_mask, threshold=own.threshold, seed=seed)
         return metrics
     return {
-        "balanced_accuracy": agreement(own.true, predicted, predicted_mask, threshold=own.threshold, seed=seed),
-        "auroc": auroc(own.true, predicted, predicted_mask, threshold=own.threshold, seed=seed),
+        "balanced_accuracy": agreement(true, predicted, predicted_mask, threshold=own.threshold, seed=seed),
+        "auroc": auroc(true, predicted, predicted_mask, threshold=own.threshold, seed=seed),
     }

@@ -90,5 +90,5 @@ def _predict_roles(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role,
 
 
 def token_predictions(baselines: Baselines, ids: NDArray[np.int64]) -> dict[Role, NDArray[np.float32]]:
-    """Predict by the baselines that know single tokens, each in the shape of `ids`."""
+    """Predict by the baselines that know single tokens, each in the shape of `ids`; any number on padding."""
     return {"token_rule": baselines.token_rule[ids], "token_table": baselines.token_table[ids]}

@@ -22,27 +22,33 @@ from .conformance import prove
 from .errors import NeuronautError
 from .hooks import Point, attach, record
 from .loading import load, quiet, weights_digest
+from .reading import TextReader, choose_reading
 from .vocabulary import token_strings
 
 Edit = Callable[[Tensor], Tensor]
 """From a site's tensor (row, position, width) to the one that takes its place."""
 
 
-class Subject:
+class Subject(TextReader):
     """A model under study with its tokenizer.
 
     Attributes: `name` (on the command line and in feature addresses), `model` (in eval mode, no
     parameter requires a gradient), `tokenizer`, `device`, `sites` (the proven ones, in forward
-    order), `refused` (site -> why it could not be proven), `n_layers`, `n_heads`, `d_model`, `bos` (id of
-    the token that opens a row, or None), `context` (the most positions a row may have).
+    order), `refused` (site -> why it could not be proven), `n_layers`, `n_heads`, `d_model`, `reading` (how text
+    becomes rows), `context` (the most positions a row may have).
 
     >>> subject = Subject.load("demo")
     >>> subject.read(Batch.of(subject, ["import os"]).tokens, ["mlp.1"])["mlp.1"].shape[-1] == subject.width("mlp.1")
     True
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-        """Take over a model in memory: it is put into eval mode and its parameters stop requiring gradients."""
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, bos: str = "auto"
+    ) -> None:
+        """Take over a model in memory: it is put into eval mode and its parameters stop requiring gradients.
+
+        `bos`: whether BOS stands before each row, "auto", "always" or "never" (see `reading`).
+        """
         _check_name(name)
         config = model.config
         architecture = architecture_of(config.model_type, name=name)
@@ -57,8 +63,7 @@ class Subject:
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
-        bos = tokenizer.bos_token_id
-        self.bos = bos if isinstance(bos, int) else None
+        self.reading = choose_reading(tokenizer, config.model_type, name=name, bos=bos)
         self.context: int = config.max_position_embeddings
         self._token_count: int = config.vocab_size
         self._points, self._widths, self.refused = prove(model, architecture)
@@ -74,20 +79,16 @@ class Subject:
         dtype: str = "float32",
         name: str | None = None,
         revision: str | None = None,
+        bos: str = "auto",
     ) -> Self:
         """Load a local folder, a Hugging Face id (at `revision`), or `demo`, the built-in subject.
 
         `name` replaces the folder's base name, or the id, in feature addresses. `dtype` is "float32",
-        "bfloat16" or "float16". Raises NeuronautError for whatever the user can mend.
+        "bfloat16" or "float16"; `bos` is "auto", "always" or "never". Raises NeuronautError for what the user can mend.
         """
         loaded = load(name_or_path, device=device, dtype=dtype, revision=revision)
         with quiet():
-            return cls(loaded.model, loaded.tokenizer, name=name or loaded.name)
-
-    @property
-    def bos_prefix(self) -> list[int]:
-        """The ids that stand before a row's first token: BOS, or none."""
-        return [] if self.bos is None else [self.bos]
+            return cls(loaded.model, loaded.tokenizer, name=name or loaded.name, bos=bos)
 
     @cached_property
     def revision(self) -> str:
@@ -98,10 +99,6 @@ class Subject:
     def vocabulary(self) -> tuple[str, ...]:
         """One string per token id, such that joining them gives the text."""
         return token_strings(self.tokenizer, count=self._token_count)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
     def decode_tokens(self, ids: Iterable[int]) -> tuple[str, ...]:
         """The string of each token id."""

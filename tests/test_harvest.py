@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from neuronaut.data.harvest.windows import WindowBatch, windows
 from neuronaut.data.records import ExampleList, HarvestResult, SourceResult
 from neuronaut.data.splits import Splits, assign
 from neuronaut.data.store.store import Store
-from neuronaut.subject.address import SourceId
+from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
@@ -134,11 +134,16 @@ class Truth:
         tokens = with_bos(subject(), self.batch.tokens)
         self.read = subject().read(tokens, list(dict.fromkeys(source.id.site for source in sources())))
 
+    @staticmethod
+    def of(of: Subject, batch: WindowBatch, source: Source) -> np.ndarray:
+        """(window, position, feature) of a subject whose rows have no BOS."""
+        return of.read(with_bos(of, batch.tokens), [source.id.site])[source.id.site].numpy()
+
     def activations(self, source: Source) -> np.ndarray:
         """(window, position, feature)"""
         vectors = self.read[source.id.site][:, 1:]
-        flat = source.encode(vectors.reshape(-1, vectors.shape[2]))
-        return flat.view(len(vectors), WINDOW, -1).numpy()
+        flat = source.encode(vectors.reshape(-1, vectors.shape[2])).view(len(vectors), WINDOW, -1)
+        return flat.masked_fill(torch.from_numpy(self.batch.tokens < 0)[:, :, None], 0).numpy()
 
 
 @cache
@@ -171,10 +176,11 @@ def named(batch: WindowBatch, found: HarvestResult) -> np.ndarray:
 def test_it_is_what_brute_force_finds(result: HarvestResult, number: int) -> None:
     source, batch = sources()[number], truth().batch
     found, x = result.sources[number], truth().activations(source)
-    assert result.tokens == batch.tokens.size
+    assert result.tokens == found.tokens == (batch.tokens >= 0).sum()
+    assert (batch.tokens[:, -1] < 0).any(), "some windows are shorter"
     assert (found.source, found.width, found.signed) == (str(source.id), source.width, source.signed)
     assert (found.count == (x > 0).sum((0, 1))).all()
-    assert np.allclose(found.mean, x.mean((0, 1), dtype=np.float64), atol=1e-6)
+    assert np.allclose(found.mean, x.sum((0, 1), dtype=np.float64) / found.tokens, atol=1e-6)
     assert np.allclose(found.peak, x.max((0, 1)).clip(0), rtol=1e-5, atol=1e-6)
     assert np.allclose(found.trough, x.min((0, 1)).clip(None, 0), rtol=1e-5, atol=1e-6)
     assert (found.histogram.sum(1) == found.count).all()
@@ -239,10 +245,10 @@ def test_a_window_has_the_same_bits_in_every_batch(family: str) -> None:
     model = subject(family)
     source = neurons(model, ["mlp.2"])
     tokens = np.random.default_rng(0).integers(1, 300, (50, WINDOW))
-    whole = torch.cat([tile.clone() for _, _, _, tile in tiles(model, source, tokens)])
+    whole = torch.cat([tile.activations.clone() for tile in tiles(model, source, tokens)])
     for rows in (1, 3, 31, 33):
         parts = [tokens[start : start + rows] for start in range(0, len(tokens), rows)]
-        assert torch.equal(torch.cat([t.clone() for part in parts for _, _, _, t in tiles(model, source, part)]), whole)
+        assert torch.equal(torch.cat([t.activations.clone() for part in parts for t in tiles(model, source, part)]), whole)
 
 
 def test_tiles_cover_every_window_and_feature_once() -> None:
@@ -251,10 +257,10 @@ def test_tiles_cover_every_window_and_feature_once() -> None:
     covered = np.zeros((len(tokens), wide.width), int)
     vectors = subject().read(with_bos(subject(), tokens), [wide.id.site])[wide.id.site][:, 1:]
     expected = wide.encode(vectors.reshape(-1, D_MODEL)).view(len(tokens), 11, -1)
-    for _, span, first, tile in tiles(subject(), [wide], tokens):
-        features = slice(first, first + tile.shape[2])
-        covered[span, features] += 1
-        assert torch.allclose(tile, expected[span, :, features], rtol=1e-4, atol=1e-4)
+    for tile in tiles(subject(), [wide], tokens):
+        features = slice(tile.first_feature, tile.first_feature + tile.activations.shape[2])
+        covered[tile.rows, features] += 1
+        assert torch.allclose(tile.activations, expected[tile.rows, :, features], rtol=1e-4, atol=1e-4)
     assert (covered == 1).all()
 
 
@@ -347,8 +353,14 @@ def test_a_killed_harvest_goes_on_to_the_same_result(tmp_path: Path) -> None:
         )
         assert not kept.exists()
         whole = harvest(subject(), sources(), corpus(240), store, window=WINDOW)
-    assert reported[0] == 6 * TILE_ROWS * WINDOW, "five batches were kept"
+    assert reported[0] == progress_after(6, corpus(240)), "five batches were kept"
     assert content(again) == content(whole)
+
+
+def progress_after(batches: int, of: Corpus) -> int:
+    """Tokens of the first batches of a corpus."""
+    parts = islice(windows(of, subject(), assign(of), window=WINDOW, rows=TILE_ROWS), batches)
+    return sum(int((part.tokens >= 0).sum()) for part in parts)
 
 
 class Stopped(Exception):
@@ -359,8 +371,10 @@ def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
     """The file that a harvest leaves behind when it stops after two batches."""
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
 
-    def progress(tokens: int) -> None:
-        if tokens > 2 * TILE_ROWS * WINDOW:
+    batches = iter([None, None])
+
+    def progress(_tokens: int) -> None:
+        if next(batches, "no more") == "no more":
             raise Stopped
 
     with Store(":memory:") as store, pytest.raises(Stopped):
@@ -403,7 +417,7 @@ def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path, monkeypatch:
             checkpoint=tmp_path / "state",
             progress=reported.append,
         )
-    assert reported[0] == TILE_ROWS * WINDOW, "it began at the beginning"
+    assert reported[0] == progress_after(1, changed), "it began at the beginning"
     assert set(tmp_path.glob("state-*.npz")) == kept
 
 
@@ -450,10 +464,81 @@ def test_shards_of_other_sources_do_not_merge() -> None:
         one.absorb(other)
 
 
-def test_a_corpus_without_a_whole_window_is_an_error() -> None:
-    short = Corpus.of("short", ["one", "two", "three"])
-    with Store(":memory:") as store, pytest.raises(NeuronautError, match="gave no full window"):
-        harvest(subject(), ["mlp.0"], short, store, window=60)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_short_documents_are_read_as_if_each_were_alone(family: str) -> None:
+    """300 documents of 1 to 60 tokens: nothing is lost, and padding changes nothing."""
+    of, rng = subject(family), random.Random(5)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 7))) + str(number) for number in range(300)]
+    short = Corpus.of("short", texts)
+    state = collect(of, neurons(of, ["mlp.1"]), short, assign(short), window=60)
+    alone = [of.read(torch.tensor([of.row(text)]), ["mlp.1"])["mlp.1"][0, len(of.bos_prefix) :] for text in texts]
+    total = torch.cat(alone)
+    (own,) = state.sources.values()
+    assert state.tokens == state.given.tokens == len(total)
+    # A value within rounding of zero may fall on either side of it.
+    assert np.abs(own.count - (total > 0).sum(0).numpy()).max() <= 1
+    assert np.allclose(own.sum / 2**20, total.double().sum(0), rtol=1e-4, atol=1e-3)
+    assert np.allclose(own.peak, total.amax(0).clip(min=0), rtol=1e-4, atol=1e-5)
+    with Store(":memory:") as store:
+        harvest(of, ["mlp.1"], short, store, window=60)
+        for index in range(0, of.width("mlp.1"), 9):
+            evidence = store.evidence(Feature.parse(f"{of.name}:mlp.1:{index}"))
+            for example in (*evidence.train, *evidence.holdout):
+                document = int(example.document.split(":")[1])
+                assert "".join(example.tokens) == texts[document]
+                assert np.allclose(example.activations, alone[document][:, index], rtol=2e-3, atol=1e-4)
+
+
+class Sink(Subject):
+    """A subject whose first token and whose `MARK` have a hundred times the usual norm from layer 1 on."""
+
+    mark = -1
+
+    def read(self, tokens: torch.Tensor, sites: Sequence[str]) -> dict[str, torch.Tensor]:
+        scale = torch.ones(*tokens.shape, 1)
+        scale[:, 0] = scale[tokens == self.mark] = 100.0
+        return {site: value * scale.to(value) for site, value in super().read(tokens, sites).items()}
+
+
+def test_massive_positions_are_in_no_statistic_and_no_example_and_are_counted() -> None:
+    tiny = tiny_subject("llama")
+    of = Sink(tiny.model, tiny.tokenizer, name="sink", bos="never")
+    of.mark = of.encode(" tax")[0]
+    state = collect(of, neurons(of, ["resid_post.1", "mlp.2"]), corpus(), splits(), window=WINDOW)
+    batch = next(windows(corpus(), of, splits(), window=WINDOW, rows=1 << 20))
+    massive = (batch.tokens == of.mark) & (batch.tokens >= 0)
+    massive[:, 0] = True
+    assert set(state.reading.norm_limits) == {"resid_post.1", "resid_pre.2"}
+    for name, own in state.sources.items():
+        assert own.uncounted.tolist() == [massive.sum()], name
+    plain = Truth.of(of, batch, neurons(of, ["resid_post.1"])[0])
+    plain[massive | (batch.tokens < 0)] = 0
+    own = state.sources["sink:resid_post.1"]
+    assert np.allclose(own.peak, plain.max((0, 1)), rtol=1e-4, atol=1e-5)
+    result = finish(of, neurons(of, ["resid_post.1", "mlp.2"]), corpus(), state)
+    assert result.provenance["left_out"]["massive"] == dict.fromkeys(state.sources, int(massive.sum()))
+    assert result.sources[0].tokens == result.tokens - massive.sum()
+
+
+def test_special_tokens_count_nowhere_where_they_are_read_as_tokens() -> None:
+    texts = [f"{text[:60]}<|endoftext|>{text[60:]}" for text in (document.text for _, document in corpus())]
+    marked = Corpus.of("marked", texts)
+    as_text = collect(subject(), neurons(subject(), ["mlp.1"]), marked, assign(marked), window=WINDOW)
+    assert as_text.special == 0
+    assert as_text.sources["gpt2:mlp.1"].uncounted.tolist() == [0]
+    of = subject().reading_as(replace(subject().reading, special_tokens=True))
+    as_tokens = collect(of, neurons(of, ["mlp.1"]), marked, assign(marked), window=WINDOW)
+    assert as_tokens.special == len(texts)
+    assert as_tokens.sources["gpt2:mlp.1"].uncounted.tolist() == [len(texts)]
+    assert as_tokens.tokens < as_text.tokens
+    with pytest.raises(NeuronautError, match="shards of different readings"):
+        as_text.absorb(as_tokens)
+
+
+def test_a_budget_that_takes_nothing_is_an_error() -> None:
+    state = HarvestState.empty(sources(), window=WINDOW)
+    with pytest.raises(NeuronautError, match="took no window of the corpus 'words'"):
+        finish(subject(), sources(), corpus(), state)
 
 
 def test_activations_that_are_not_finite_stop_the_harvest() -> None:

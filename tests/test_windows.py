@@ -13,19 +13,22 @@ from transformers import PreTrainedTokenizerFast
 from neuronaut.data import stdlib
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import windows as module
-from neuronaut.data.harvest.windows import Dropped, WindowBatch, windows
+from neuronaut.data.harvest.windows import Given, WindowBatch, windows
+from neuronaut.data.padding import PADDING
 from neuronaut.data.splits import Splits, assign
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
+from neuronaut.subject.reading import Reading, TextReader, choose_reading
 
 MODULES = [text for _, text in stdlib.modules() if 3_000 < len(text) < 40_000][:20]
 
 
-@dataclass(frozen=True)
-class Reader:
+@dataclass
+class Reader(TextReader):
     """As much of a subject as windows need."""
 
     tokenizer: PreTrainedTokenizerFast
+    reading: Reading
     context: int = 128
 
 
@@ -36,7 +39,7 @@ def subject() -> Subject:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", model_max_length=128
     )
-    return cast("Subject", Reader(tokenizer))
+    return cast("Subject", Reader(tokenizer, choose_reading(tokenizer, "gpt2", name="tiny")))
 
 
 @cache
@@ -49,24 +52,30 @@ def splits() -> Splits:
     return assign(corpus())
 
 
+def count(batch: WindowBatch) -> int:
+    """Tokens without padding."""
+    return int((batch.tokens >= 0).sum())
+
+
 def together(**options: object) -> WindowBatch:
     return module.join_batches(list(windows(corpus(), subject(), splits(), **options)))
 
 
-def test_windows_are_the_consecutive_full_runs_of_each_document():
-    dropped = Dropped()
-    found = together(window=50, dropped=dropped)
-    expected, uids, remainders = [], [], 0
+def test_windows_are_the_consecutive_runs_of_each_document_and_what_is_left():
+    given = Given()
+    batch = together(window=50, given=given)
+    expected, uids, tokens = [], [], 0
     for ordinal, document in corpus():
         ids = subject().tokenizer.encode(document.text, add_special_tokens=False, verbose=False)
-        count = len(ids) // 50
-        expected += [ids[50 * number : 50 * number + 50] for number in range(count)]
-        uids += [ordinal * 2**20 + number for number in range(count)]
-        remainders += len(ids) - 50 * count
-    assert found.tokens.tolist() == expected
-    assert found.uid.tolist() == uids
-    assert dropped == Dropped(tokens=remainders, documents=1)
-    assert [values.dtype.name for values in found] == ["int64", "int64", "int64", "int8"]
+        runs = [ids[start : start + 50] for start in range(0, len(ids), 50)]
+        expected += [run + [PADDING] * (50 - len(run)) for run in runs]
+        uids += [ordinal * 2**20 + number for number in range(len(runs))]
+        tokens += len(ids)
+    assert batch.tokens.tolist() == expected
+    assert batch.uid.tolist() == uids
+    assert (batch.tokens >= 0).sum() == tokens
+    assert given == Given(tokens=tokens)
+    assert [values.dtype.name for values in batch] == ["int64", "int64", "int64", "int8"]
 
 
 def test_a_window_carries_its_documents_cluster_and_split():
@@ -115,17 +124,18 @@ def test_neither_batch_size_nor_sharding_changes_the_windows(rows: int, count: i
 
 def test_a_budget_takes_about_as_many_tokens_from_everywhere():
     everything = whole(None)
+    total = count(everything)
     for part in (0.1, 0.3, 0.7):
-        found = together(tokens=round(part * everything.tokens.size))
-        assert found.tokens.size == pytest.approx(part * everything.tokens.size, rel=0.04)
-        assert np.isin(found.uid, everything.uid).all()
-        halves = np.histogram(found.uid, [0, np.median(everything.uid), everything.uid[-1]])[0]
+        batch = together(tokens=round(part * total))
+        assert count(batch) == pytest.approx(part * total, rel=0.04)
+        assert np.isin(batch.uid, everything.uid).all()
+        halves = np.histogram(batch.uid, [0, np.median(everything.uid), everything.uid[-1]])[0]
         assert halves[0] == pytest.approx(halves[1], rel=0.15)
 
 
 def test_a_budget_above_the_corpus_takes_all_of_it():
     everything = whole(None)
-    assert equal(everything, together(tokens=2 * everything.tokens.size))
+    assert equal(everything, together(tokens=2 * count(everything)))
 
 
 def test_a_small_budget_tokenises_a_small_part_of_a_large_corpus(monkeypatch: pytest.MonkeyPatch):
@@ -133,13 +143,12 @@ def test_a_small_budget_tokenises_a_small_part_of_a_large_corpus(monkeypatch: py
     rng = random.Random(0)
     many = Corpus.of("many", [" ".join(rng.choices(MODULES[0].split(), k=300)) for _ in range(1500)])
     assigned = assign(many)
-    dropped = Dropped()
-    found = module.join_batches(list(windows(many, subject(), assigned, tokens=20_000, dropped=dropped)))
-    everything = Dropped()
-    total = module.join_batches(list(windows(many, subject(), assigned, dropped=everything))).tokens.size
+    given, everything = Given(), Given()
+    batch = module.join_batches(list(windows(many, subject(), assigned, tokens=20_000, given=given)))
+    total = count(module.join_batches(list(windows(many, subject(), assigned, given=everything))))
     assert total > 30 * 20_000
-    assert found.tokens.size == pytest.approx(20_000, rel=0.05)
-    assert dropped.tokens < 0.7 * everything.tokens
+    assert count(batch) == pytest.approx(20_000, rel=0.05)
+    assert given.tokens < 0.7 * everything.tokens
 
 
 @pytest.mark.parametrize("window", [0, 128, 500])
@@ -169,9 +178,21 @@ def test_a_corpus_that_grew_between_passes_is_an_error():
         list(windows(grown, subject(), splits()))
 
 
-def test_only_short_documents_give_no_batch_and_are_counted():
-    dropped = Dropped()
+def test_short_documents_are_windows_that_end_in_padding():
+    given = Given()
     short = Corpus.of("short", ["one line", "two lines", "three more words"])
-    assert list(windows(short, subject(), assign(short), tokens=1000, dropped=dropped)) == []
-    assert dropped.documents == 3
-    assert dropped.tokens > 3
+    batch = module.join_batches(list(windows(short, subject(), assign(short), tokens=1000, given=given)))
+    assert batch.tokens.shape == (3, 64)
+    assert given.tokens == count(batch)
+    assert [subject().tokenizer.decode(row[row >= 0]) for row in batch.tokens] == [d.text for _, d in short]
+
+
+def test_a_documents_own_bos_is_left_out_and_special_tokens_are_text():
+    texts = ["<|endoftext|>one line", "<|endoftext|><|endoftext|>two lines", "three<|endoftext|>words", "four"]
+    own, given = Corpus.of("own", texts), Given()
+    assert subject().bos == subject().tokenizer.bos_token_id, "GPT-2 is read with BOS, so the rows have it already"
+    batch = module.join_batches(list(windows(own, subject(), assign(own), given=given)))
+    assert (given.own_bos, given.spelled) == (2, 1)
+    assert not np.isin(batch.tokens, list(subject().special_ids)).any()
+    read = [subject().tokenizer.decode(row[row >= 0]) for row in batch.tokens]
+    assert read == ["one line", "two lines", "three<|endoftext|>words", "four"]

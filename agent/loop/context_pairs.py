@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.harvest.activations import read_last
+from ...data.padding import pad_ids
 from ...data.records import Example
 from ...scorers.holdout import ScoredWindows
 from ...subject.address import Feature
@@ -59,10 +60,10 @@ def context_pairs(
 ) -> ScoredWindows:
     """Pairs for one feature; a unit is the pivot of the original and of the edited window. Empty where no edit flips.
 
-    `examples` are holdout windows with activations; `corpus` are token ids to put in, of any shape.
+    `examples` are holdout windows with activations; `corpus` are token ids to put in, of any shape, padding below 0.
     """
     rng = np.random.default_rng(seed)
-    edits = _edits(_places(examples, peak), corpus.ravel().astype(np.int64), rng)
+    edits = _edits(_places(examples, peak), corpus[corpus >= 0].astype(np.int64), rng)
     if not edits:
         return _scored([], np.empty(0, np.float32), examples)
     read = _at_pivots(subject, source, feature, edits)
@@ -136,9 +137,9 @@ def _limit_repeats(chosen: Sequence[int], edits: Sequence[_Edit]) -> list[int]:
 
 
 def _scored(edits: Sequence[_Edit], read: NDArray[np.float32], examples: Sequence[Example]) -> ScoredWindows:
-    n, width = len(edits), len(examples[0].ids) if examples else 0
+    n, width = len(edits), max((len(example.ids) for example in examples), default=0)
     originals = [edit.place for edit in edits]
-    ids = np.array([*(p.example.ids for p in originals), *(e.ids for e in edits)], np.int64).reshape(2 * n, width)
+    ids = pad_ids([*(p.example.ids for p in originals), *(e.ids for e in edits)], width=width)
     was = [place.example.activations[place.pivot] for place in originals]
     pivots = np.array([place.pivot for place in originals], np.int64)
     true = np.stack([np.array(was, np.float32), read.astype(np.float32)], axis=1).reshape(n, 2)

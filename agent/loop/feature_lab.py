@@ -55,7 +55,7 @@ class FeatureLab:
         self.feature: Feature = evidence.feature
         self.vocabulary = batch.vocabulary
         self.width = batch.background.ids.shape[1]
-        """Tokens of every window."""
+        """Tokens of every window that experiments make."""
         self.examples: tuple[Example, ...] = tuple(
             sorted((e for e in {e.window: e for e in evidence.examples}.values()), key=lambda e: -e.peak)
         )
@@ -151,6 +151,14 @@ class FeatureLab:
         columns = [self.feature.index, *self.beside]
         self._read |= dict(zip(new, read_last(self.subject, self.source, new, columns), strict=True))
         return np.array([self._read[prefix] for prefix in prefixes], np.float32).reshape(-1, len(columns))
+
+    def fill(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """A window (position,) at full width: where it ends its first token is repeated.
+
+        What stands after a causal model's pivot cannot matter, so experiments have windows of one width.
+        """
+        real = ids[ids >= 0]
+        return np.append(real, np.full(self.width - len(real), real[0])).astype(np.int64)
 
     def window(self, digest: str) -> Example:
         """The training example of a window's digest; refuses windows of other splits."""

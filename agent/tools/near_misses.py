@@ -119,7 +119,7 @@ def _disputed_first(lab: FeatureLab, items: Sequence[Item]) -> list[Item]:
 def _others(lab: FeatureLab, count: int, rng: np.random.Generator) -> list[Place]:
     """Random places of tokens on which it never fires."""
     windows, fires = training_windows(lab), fires_on(lab)
-    rows, positions = np.nonzero(~np.isin(windows.ids, list(fires)))
+    rows, positions = np.nonzero(~np.isin(windows.ids, list(fires)) & np.isfinite(windows.values))
     drawn = rng.choice(len(rows), size=min(count, len(rows)), replace=False).tolist()
     return [
         Place(tuple(windows.ids[rows[i]].tolist()), int(positions[i]), float(windows.values[rows[i], positions[i]]))

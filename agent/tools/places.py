@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...data.padding import pad_activations, pad_ids
 from ...data.records import Example
 from ..loop.feature_lab import FeatureLab
 from ..loop.hypotheses import StrictModel
@@ -73,18 +74,21 @@ class Windows(NamedTuple):
     """All training windows of a feature, each once."""
 
     ids: NDArray[np.int64]
-    """(row, position)"""
+    """(row, position), filled up to full width."""
     values: NDArray[np.float32]
-    """(row, position), in units of the scale."""
+    """(row, position), in units of the scale; NaN where a shorter window has no token of its own."""
 
 
 def training_windows(lab: FeatureLab) -> Windows:
     """The training examples, the strongest first, and the background."""
     digests = {example.window for example in lab.examples}
     rows = [row for row, digest in enumerate(lab.batch.background.digests) if digest not in digests]
-    ids = np.concatenate([np.stack([e.ids for e in lab.examples]), lab.batch.background.ids[rows]])
-    values = np.concatenate([np.stack([e.activations for e in lab.examples]), lab.evidence.background[rows]])
-    return Windows(ids.astype(np.int64), (values / lab.scale).astype(np.float32))
+    back = lab.batch.background.ids[rows]
+    ids = np.concatenate([pad_ids([e.ids for e in lab.examples], width=lab.width), back])
+    own = pad_activations([e.activations for e in lab.examples], width=lab.width)
+    values = np.concatenate([own, lab.evidence.background[rows]]) / lab.scale
+    filled = np.stack([lab.fill(row) for row in ids])
+    return Windows(filled, np.where(ids >= 0, values, np.nan).astype(np.float32))
 
 
 def find_places(
@@ -141,7 +145,7 @@ def fires_on(lab: FeatureLab) -> dict[int, float]:
     """By token id, the share of its occurrences that are active, of tokens that ever are; the highest first."""
     windows = training_windows(lab)
     size = len(lab.vocabulary)
-    counts = np.bincount(windows.ids.ravel(), minlength=size)
+    counts = np.bincount(windows.ids[np.isfinite(windows.values)], minlength=size)
     active = np.bincount(windows.ids[windows.values >= ACTIVE], minlength=size)
     tokens = np.flatnonzero(active)
     shares = {int(token): float(active[token] / counts[token]) for token in tokens}
@@ -150,9 +154,10 @@ def fires_on(lab: FeatureLab) -> dict[int, float]:
 
 def silent_window(lab: FeatureLab, rng: np.random.Generator, *, position: int) -> NDArray[np.int64]:
     """A random background window in which the feature is silent at this position; any where there is none such."""
-    quiet = np.flatnonzero(lab.evidence.background[:, position] < SILENT * lab.scale)
-    rows = quiet if len(quiet) else np.arange(len(lab.batch.background.ids))
-    return lab.batch.background.ids[int(rng.choice(rows))].astype(np.int64)
+    ids = lab.batch.background.ids
+    quiet = np.flatnonzero((lab.evidence.background[:, position] < SILENT * lab.scale) & (ids[:, position] >= 0))
+    rows = quiet if len(quiet) else np.arange(len(ids))
+    return lab.fill(ids[int(rng.choice(rows))])
 
 
 def special_tokens(lab: FeatureLab) -> set[int]:
@@ -160,9 +165,15 @@ def special_tokens(lab: FeatureLab) -> set[int]:
     return set(lab.subject.tokenizer.all_special_ids)
 
 
+def count_tokens(lab: FeatureLab) -> NDArray[np.int64]:
+    """How often each token stands in the background, by id."""
+    ids = lab.batch.background.ids
+    return np.bincount(ids[ids >= 0], minlength=len(lab.vocabulary))
+
+
 def common_tokens(lab: FeatureLab) -> list[int]:
     """The tokens of the background that stand for text, the most frequent first."""
-    counts = np.bincount(lab.batch.background.ids.ravel(), minlength=len(lab.vocabulary))
+    counts = count_tokens(lab)
     special = special_tokens(lab)
     return [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] and int(i) not in special]
 
@@ -203,7 +214,7 @@ def _active_in(lab: FeatureLab, example: Example, before: int, seed: int) -> Pla
         return None
     near = before + np.flatnonzero(values[before:] >= max(NEAR_PEAK * top, ACTIVE))
     pivot = int(generator(lab, seed, example.window).choice(near))
-    return Place(tuple(example.ids.tolist()), pivot, float(values[pivot]))
+    return Place(tuple(lab.fill(example.ids).tolist()), pivot, float(values[pivot]))
 
 
 def _in_window(lab: FeatureLab, example: Example, where: Where, before: int, seed: int) -> Place:
@@ -216,7 +227,7 @@ def _in_window(lab: FeatureLab, example: Example, where: Where, before: int, see
         quiet = [p for p in range(before, len(values)) if values[p] < SILENT]
         here = [p for p in quiet if (int(example.ids[p]) in rank) == (where == "near_miss")]
         pivot = min(here, key=lambda p: rank.get(int(example.ids[p]), 0), default=None)
-        place = None if pivot is None else Place(tuple(example.ids.tolist()), pivot, float(values[pivot]))
+        place = None if pivot is None else Place(tuple(lab.fill(example.ids).tolist()), pivot, float(values[pivot]))
     if place is None:
         message = f"window {example.window} has no {where} place with {before} tokens before it"
         raise RejectedError("no_place", message, where=where)

@@ -107,9 +107,9 @@ def _at_random(lab: FeatureLab, count: int, carriers: dict[Place, int], *, seed:
     )
     items = []
     for pair in pairs:
-        example, ids = lab.examples[pair.example], tuple(pair.tokens.tolist())
+        example, ids = lab.examples[pair.example], tuple(lab.fill(pair.tokens).tolist())
         value = float(example.activations[pair.pivot]) / lab.scale
-        place = Place(tuple(example.ids.tolist()), pair.pivot, value)
+        place = Place(tuple(lab.fill(example.ids).tolist()), pair.pivot, value)
         changes = [position for position, (a, b) in enumerate(zip(place.ids, ids, strict=True)) if a != b]
         group = "the pivot" if changes == [pair.pivot] else "one token before" if len(changes) == 1 else "several"
         items.append(_item(lab, place, ids, carriers, group))
@@ -191,7 +191,7 @@ def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> l
     grid = TokenGrid(lab.vocabulary, ids)
     edits: list[Edit] = []
     for clause in rule.any:
-        rows, positions = np.nonzero(clause_matches(clause, grid))
+        rows, positions = np.nonzero(clause_matches(clause, grid) & np.isfinite(values))
         chosen = rng.permutation(len(rows))[:PLACES].tolist()
         for row, pivot in ((int(rows[i]), int(positions[i])) for i in chosen):
             place = Place(tuple(ids[row].tolist()), pivot, float(values[row, pivot]))
@@ -214,7 +214,8 @@ def write_causes(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Itera
             if not causes or not all(pools):
                 continue
             for number in range(min(MOST, max(PLACES, *map(len, pools)))):
-                row, pivot = (int(rng.integers(size)) for size in windows.ids.shape)
+                row = int(rng.integers(len(windows.ids)))
+                pivot = int(rng.integers(np.isfinite(windows.values[row]).sum()))
                 place = Place(tuple(windows.ids[row].tolist()), pivot, float(windows.values[row, pivot]))
                 at = [_positions(place, condition) for condition, _ in conditions]
                 if all(at):

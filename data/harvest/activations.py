@@ -9,7 +9,8 @@ is never built.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -105,11 +106,44 @@ def _encode_endings(
 
 
 def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chosen: torch.Tensor) -> torch.Tensor:
-    """(row, position, chosen) activations, BOS left out."""
-    vectors = subject.read(with_bos(subject, tokens), [source.id.site])[source.id.site]
-    vectors = vectors[:, int(subject.bos is not None) :]
+    """(row, position, chosen) activations, BOS left out; 0 at positions that do not count."""
+    read = _read(subject, [source], tokens)
+    vectors = read[source.id.site][:, len(subject.bos_prefix) :]
     flat = source.encode(vectors.reshape(-1, vectors.shape[2]).float(), chosen)
-    return flat.view(len(vectors), vectors.shape[1], -1).float()
+    counted = torch.from_numpy(find_counted(subject, source.id.site, tokens, read)).to(flat.device)
+    return flat.view(len(vectors), vectors.shape[1], -1).float().masked_fill(~counted[:, :, None], 0)
+
+
+def _read(subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer]) -> dict[str, Tensor]:
+    """The vectors of the sources' sites, and of those that tell which positions are massive, BOS included."""
+    sites = [source.id.site for source in sources]
+    telling = filter(subject.reading.norm_limits.__contains__, (norm_site(subject, site) or "" for site in sites))
+    return subject.read(with_bos(subject, tokens), list(dict.fromkeys([*sites, *telling])))
+
+
+def norm_site(subject: Subject, site: str) -> str | None:
+    """The residual-stream site whose vectors tell whether a position is massive: its own, or before its block."""
+    if site.startswith(("resid", "embed")):
+        return site
+    before = f"resid_pre.{site.partition('.')[2]}"
+    return before if before in subject.sites else None
+
+
+def find_counted(
+    subject: Subject, site: str, tokens: NDArray[np.integer], vectors: Mapping[str, Tensor]
+) -> NDArray[np.bool_]:
+    """Which positions count in statistics at `site`: those of text whose vectors are not massive, (row, position).
+
+    tokens: (row, position) without BOS; vectors: site -> (row, position, width), BOS included.
+    """
+    counted = tokens >= 0
+    if subject.reading.special_tokens:
+        counted &= ~np.isin(tokens, list(subject.special_ids))
+    telling = norm_site(subject, site)
+    if telling is not None and (limit := subject.reading.norm_limits.get(telling)) is not None:
+        norms = vectors[telling][:, len(subject.bos_prefix) :].float().norm(dim=-1)
+        counted = counted & (norms <= limit).cpu().numpy()
+    return counted
 
 
 TILE_ROWS = 32
@@ -123,33 +157,55 @@ def neurons(subject: Subject, sites: Iterable[str]) -> list[Source]:
     return [Neurons(SourceId(subject.name, site), subject.width(site)) for site in sites]
 
 
+class Tile(NamedTuple):
+    """Activations of some features of a source on some windows."""
+
+    source: Source
+    rows: slice
+    """Which windows."""
+    first_feature: int
+    activations: Tensor
+    """(window, position, feature), BOS left out; overwritten by the next tile."""
+    counted: NDArray[np.bool_]
+    """Which positions count, (window, position): not padding, special tokens and massive ones."""
+
+    @property
+    def silenced(self) -> Tensor:
+        """The activations, 0 where a position does not count."""
+        if self.counted.all():
+            return self.activations
+        uncounted = torch.from_numpy(~self.counted).to(self.activations.device)
+        return self.activations.masked_fill(uncounted[:, :, None], 0)
+
+
 def tiles(
     subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool = False
-) -> Iterable[tuple[Source, slice, int, Tensor]]:
+) -> Iterable[Tile]:
     """Run windows (row, position) through the subject and yield activations tile by tile.
 
-    Each tile is (source, which windows, first feature, activations (window, position, feature)) with
-    BOS left out; it is overwritten by the next one. `whole` gives all features in one tile.
+    `whole` gives all features in one tile.
     """
     for start in range(0, len(tokens), TILE_ROWS):
         part = tokens[start : start + TILE_ROWS]
         filled = np.concatenate([part, np.repeat(part[:1], TILE_ROWS - len(part), axis=0)])
-        for source, span, first, tile in _full_tiles(subject, sources, filled, whole=whole):
-            if span.start < len(part):
-                stop = min(span.stop, len(part))
-                yield source, slice(start + span.start, start + stop), first, tile[: stop - span.start]
+        for tile in _full_tiles(subject, sources, filled, whole=whole):
+            if tile.rows.start < len(part):
+                stop = min(tile.rows.stop, len(part))
+                size, rows = stop - tile.rows.start, slice(start + tile.rows.start, start + stop)
+                yield tile._replace(rows=rows, activations=tile.activations[:size], counted=tile.counted[:size])
 
 
 def _full_tiles(
     subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool
-) -> Iterable[tuple[Source, slice, int, Tensor]]:
+) -> Iterable[Tile]:
     """The tiles of exactly TILE_ROWS windows."""
-    read = subject.read(with_bos(subject, tokens), list(dict.fromkeys(source.id.site for source in sources)))
+    read = _read(subject, sources, tokens)
     for source in sources:
         vectors = read[source.id.site]
-        positions, skip = vectors.shape[1], int(subject.bos is not None)
+        positions, skip = vectors.shape[1], len(subject.bos_prefix)
+        counted = find_counted(subject, source.id.site, tokens, read)
         if isinstance(source, Neurons):
-            yield source, slice(0, len(vectors)), 0, vectors[:, skip:].float()
+            yield Tile(source, slice(0, len(vectors)), 0, vectors[:, skip:].float(), counted)
             continue
         rows, width = _tile_shape(vectors, source, whole=whole)
         buffer = torch.empty(rows * positions * width, dtype=torch.float32, device=vectors.device)
@@ -161,7 +217,8 @@ def _full_tiles(
                 n = features.stop - first
                 out = buffer[: len(flat) * n].view(len(flat), n)
                 source.encode(flat, None if n == source.width else features, out=out)
-                yield source, slice(start, start + len(part)), first, out.view(len(part), positions, n)[:, skip:]
+                span, activations = slice(start, start + len(part)), out.view(len(part), positions, n)[:, skip:]
+                yield Tile(source, span, first, activations, counted[span])
 
 
 def _tile_shape(vectors: Tensor, source: Source, *, whole: bool) -> tuple[int, int]:
@@ -177,8 +234,11 @@ def _tile_shape(vectors: Tensor, source: Source, *, whole: bool) -> tuple[int, i
 
 
 def with_bos(subject: Subject, tokens: NDArray[np.integer]) -> Tensor:
-    """Windows as a tensor on the subject's device, BOS in front where the subject has one. (row, position [+ 1])."""
-    rows = torch.from_numpy(tokens.astype(np.int64)).to(subject.device)
+    """Windows as a tensor on the subject's device, BOS in front where rows begin with it. (row, position [+ 1]).
+
+    Padding becomes some token: it stands behind all that is read, where a causal model's positions cannot see it.
+    """
+    rows = torch.from_numpy(tokens.astype(np.int64)).clamp(min=0).to(subject.device)
     if subject.bos is None:
         return rows
     return torch.cat([rows.new_full((len(rows), 1), subject.bos), rows], dim=1)

@@ -11,7 +11,7 @@ sample of the corpus that the state carries along, by running it through the sub
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,11 @@ from ..records import ExampleList, HarvestResult, Kind, SourceResult
 from ..splits import Splits, assign
 from .activations import TILE_ROWS, neurons, tiles
 from .lists import Lists
+from .massive import norm_limits
 from .mining import mine
 from .scan import SUM_UNIT, Rows, Scanner, window_hash
 from .state import POOL, QUANTILE, TOP, HarvestState, load_state, save_state
-from .windows import WindowBatch, windows
+from .windows import Given, WindowBatch, windows
 
 if TYPE_CHECKING:
     from ..store.store import Store
@@ -59,9 +60,13 @@ def collect(
     state = HarvestState.empty(sources, window=window)
     if checkpoint is not None and checkpoint.exists():
         state = load_state(checkpoint, state)
+    limits = norm_limits(subject, [source.id.site for source in sources], splits.sample, window=window)
+    state.reading = replace(subject.reading, norm_limits=limits)
+    subject = subject.reading_as(state.reading)
+    given = Given()
     saved, pruned = time.monotonic(), max(len(state.table.uid), 64 * rows)
     for number, batch in enumerate(
-        windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows)
+        windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows, given=given)
     ):
         if number < state.batches:
             continue
@@ -74,8 +79,10 @@ def collect(
             progress(state.tokens)
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             state.settle()
+            state.given = replace(given)
             save_state(checkpoint, state)
             saved = time.monotonic()
+    state.given = given
     state.prune()
     return state
 
@@ -83,11 +90,16 @@ def collect(
 def _scan_batch(
     subject: Subject, sources: Sequence[Source], batch: WindowBatch, scanner: Scanner, state: HarvestState
 ) -> None:
-    rows = Rows(batch.uid, batch.cluster, batch.split, window_hash(batch.uid))
-    for source, window_span, first_feature, tile in tiles(subject, sources, batch.tokens):
-        part = Rows(rows.uid[window_span], rows.group[window_span], rows.split[window_span], rows.hash[window_span])
-        scanner.scan(tile, part, state.sources[str(source.id)], first_feature=first_feature)
-    state.tokens += batch.tokens.size
+    hashes = window_hash(batch.uid)
+    for tile in tiles(subject, sources, batch.tokens):
+        own, span = state.sources[str(tile.source.id)], tile.rows
+        rows = Rows(batch.uid[span], batch.cluster[span], batch.split[span], hashes[span], tile.counted)
+        scanner.scan(tile.activations, rows, own, first_feature=tile.first_feature)
+        if tile.first_feature == 0:
+            own.uncounted += int((batch.tokens[span] >= 0).sum()) - int(tile.counted.sum())
+    state.tokens += int((batch.tokens >= 0).sum())
+    if subject.reading.special_tokens:
+        state.special += int(np.isin(batch.tokens, list(subject.special_ids)).sum())
     state.unsaved.append(batch)
 
 
@@ -98,8 +110,9 @@ def finish(
     state.prune()
     if state.tokens == 0:
         raise NeuronautError(
-            f"the corpus {corpus.name!r} gave no full window; give a larger one, or a smaller --window"
+            f"the budget took no window of the corpus {corpus.name!r}; give a larger --tokens, or a larger corpus"
         )
+    subject = subject.reading_as(state.reading or subject.reading)
     table = state.table
     pool = table.pool(POOL)
     mined = mine(subject, sources, state, pool)
@@ -123,12 +136,22 @@ def finish(
             "device": str(subject.device),
             "torch": torch.__version__,
             "dtype": str(subject.model.dtype).removeprefix("torch."),
+            "reading": asdict(subject.reading),
+            "given": asdict(state.given),
+            "left_out": _count_left_out(state),
         },
     )
 
 
+def _count_left_out(state: HarvestState) -> dict[str, object]:
+    """Tokens that are in no statistic, by reason; massive ones by source."""
+    massive = {name: int(own.uncounted[0]) - state.special for name, own in state.sources.items()}
+    return {"budget": state.given.tokens - state.tokens, "special": state.special, "massive": massive}
+
+
 def _source_result(source: Source, state: HarvestState, mined: dict[Kind, ExampleList]) -> SourceResult:
     own = state.sources[str(source.id)]
+    tokens = state.tokens - int(own.uncounted[0])
     lists: dict[Kind, ExampleList] = {}
     kinds: dict[Kind, Lists | None] = {"top": own.top, "quantile": own.quantile, "bottom": own.bottom}
     for kind, part in kinds.items():
@@ -144,8 +167,9 @@ def _source_result(source: Source, state: HarvestState, mined: dict[Kind, Exampl
         width=source.width,
         signed=source.signed,
         revision=source.revision,
+        tokens=tokens,
         count=own.count,
-        mean=own.sum / SUM_UNIT / state.tokens,
+        mean=own.sum / SUM_UNIT / max(tokens, 1),
         peak=own.peak,
         trough=own.trough,
         histogram=own.histogram,
@@ -201,5 +225,5 @@ def harvest(
 def _checkpoint_key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:
     """Hash of all that determines a checkpoint's content, for its name."""
     named = [f"{source.id}{getattr(source, 'revision', '')}" for source in sources]
-    parts = [subject.revision, *named, TOP, QUANTILE, POOL, TILE_ROWS, *rest]
+    parts = [subject.revision, subject.reading, *named, TOP, QUANTILE, POOL, TILE_ROWS, *rest]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

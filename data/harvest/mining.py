@@ -44,8 +44,8 @@ def mine(
     }
     for start in range(0, len(rows), TILE_ROWS):
         part = rows[start : start + TILE_ROWS]
-        for source, span, _, tile in tiles(subject, sources, table.tokens[part], whole=True):
-            miners[str(source.id)].take(part[span], tile)
+        for tile in tiles(subject, sources, table.tokens[part], whole=True):
+            miners[str(tile.source.id)].take(part[tile.rows], tile.silenced)
     return {name: miner.lists() for name, miner in miners.items()}
 
 
@@ -75,7 +75,7 @@ class _Miner:
         for i, row in enumerate(rows):
             split = int(self._table.split[row])
             present = np.zeros(self._vocabulary + 1, bool)
-            present[self._table.tokens[row]] = True
+            present[self._table.tokens[row][self._table.tokens[row] >= 0]] = True
             near = quiet[i] & present[self._tokens].any(axis=1)
             self._add("near_miss", near, int(row), split, tile[i])
             self._add("silent", quiet[i] & ~near, int(row), split, tile[i])

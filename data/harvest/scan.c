@@ -1,7 +1,7 @@
 /* One pass over a tile of activations: statistics and example lists of every feature in it.
 
-   A tile is windows x positions x features, features contiguous. Per window and feature the pass
-   yields maximum, minimum, sum and the counts above zero; then the window is offered to the
+   A tile is windows x positions x features, features contiguous. Positions that do not count (padding, special
+   tokens, massive ones) are passed over, and are 0 in examples. Per window and feature the pass yields maximum, minimum, sum and the counts above zero; then the window is offered to the
    feature's lists. A list keeps its best k entries per split by (score descending, uid ascending),
    at most one per group, in place: entries are unsorted, `worst` caches the score to beat. Since
    the order of offers does not change what is kept, tiles, batches and shards may come in any order.
@@ -35,6 +35,7 @@ static int better(float score, int64_t uid, float other_score, int64_t other_uid
 /* One window's activations of one block in half precision, converted when the first offer wants them. */
 typedef struct {
     const float *base;
+    const uint8_t *counted; /* (position,) */
     int64_t row_stride, positions, width;
     int ready;
     _Float16 *halves; /* (position, BLOCK) */
@@ -43,7 +44,7 @@ typedef struct {
 static void convert(block_rows *rows) {
     for (int64_t t = 0; t < rows->positions; t++)
         for (int64_t j = 0; j < rows->width; j++) {
-            float v = rows->base[t * rows->row_stride + j];
+            float v = rows->counted[t] ? rows->base[t * rows->row_stride + j] : 0;
             rows->halves[t * BLOCK + j] = (_Float16)(v > HALF_MAX ? HALF_MAX : v < -HALF_MAX ? -HALF_MAX : v);
         }
     rows->ready = 1;
@@ -141,27 +142,28 @@ static void flush(counts *binned, int64_t width, int64_t *histogram) {
 /* Returns the number of window-feature pairs whose activations are not finite (0 is well), -1 without memory. */
 int64_t scan(const float *tile, int64_t windows, int64_t positions, int64_t features, int64_t window_stride,
              int64_t row_stride, int64_t first_feature, const int64_t *uid, const int64_t *group,
-             const uint32_t *window_hash, const int8_t *split, int64_t *count, int64_t *sum, float *peak,
+             const uint32_t *window_hash, const int8_t *split, const uint8_t *counted, int64_t *count, int64_t *sum, float *peak,
              float *trough, int64_t *histogram, list *top, list *bottom, list *quantile) {
     int64_t broken = 0;
     _Float16 *halves = malloc(positions * BLOCK * sizeof(_Float16));
     if (!halves) return -1;
     for (int64_t block = 0; block < features; block += BLOCK) {
-        int64_t width = features - block < BLOCK ? features - block : BLOCK, counted = 0;
+        int64_t width = features - block < BLOCK ? features - block : BLOCK, binned_rows = 0;
         int64_t *block_histogram = histogram + (first_feature + block) * BINS;
         counts binned[GROUPS];
         memset(binned, 0, sizeof binned);
         for (int64_t w = 0; w < windows; w++) {
             const float *base = tile + w * window_stride + block;
-            block_rows rows = {base, row_stride, positions, width, 0, halves};
+            block_rows rows = {base, counted + w * positions, row_stride, positions, width, 0, halves};
             figures seen[GROUPS];
             for (int g = 0; g < GROUPS; g++)
                 seen[g] = (figures){(floats){0} - INFINITY, (floats){0} + INFINITY, (doubles){0}, (ints){0}};
-            if ((counted += positions) > UINT16_MAX) {
+            if ((binned_rows += positions) > UINT16_MAX) {
                 flush(binned, width, block_histogram);
-                counted = positions;
+                binned_rows = positions;
             }
             for (int64_t t = 0; t < positions; t++) {
+                if (!rows.counted[t]) continue;
                 floats v[GROUPS];
                 if (width == BLOCK) memcpy(v, base + t * row_stride, sizeof v);
                 else {

@@ -36,13 +36,15 @@ HALF_MAX = 65504.0
 
 
 class Rows(NamedTuple):
-    """The identity of a tile's windows; every array has shape (window,)."""
+    """The identity of a tile's windows; every array has shape (window,) but the last."""
 
     uid: NDArray[np.int64]
     group: NDArray[np.int64]
     split: NDArray[np.int8]
     hash: NDArray[np.uint32]
     """Seed of the windows' sampling priorities, from `window_hash`."""
+    counted: NDArray[np.bool_]
+    """Which positions count, (window, position): the others are in no statistic, and 0 in examples."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class SourceState:
 
     count: NDArray[np.int64]
     sum: NDArray[np.int64]
+    uncounted: NDArray[np.int64]
+    """Tokens left out of the statistics: special ones and massive ones. Shape (1,)."""
     peak: NDArray[np.float32]
     trough: NDArray[np.float32]
     histogram: NDArray[np.int64]
@@ -66,6 +70,7 @@ class SourceState:
         return cls(
             count=np.zeros(width, np.int64),
             sum=np.zeros(width, np.int64),
+            uncounted=np.zeros(1, np.int64),
             peak=np.zeros(width, np.float32),
             trough=np.zeros(width, np.float32),
             histogram=np.zeros((width, histogram.BINS), np.int64),
@@ -80,6 +85,7 @@ class SourceState:
         return {
             "count": self.count,
             "sum": self.sum,
+            "uncounted": self.uncounted,
             "peak": self.peak,
             "trough": self.trough,
             "histogram": self.histogram,
@@ -94,6 +100,7 @@ class SourceState:
         """Merge another shard's state into this one."""
         self.count += other.count
         self.sum += other.sum
+        self.uncounted += other.uncounted
         np.maximum(self.peak, other.peak, out=self.peak)
         np.minimum(self.trough, other.trough, out=self.trough)
         self.histogram += other.histogram
@@ -169,6 +176,7 @@ class Scanner:
 
     def _call(self, tile: Tensor, rows: Rows, state: SourceState, first_feature: int) -> int:
         windows, positions, features = tile.shape
+        counted = np.ascontiguousarray(rows.counted)
         lists = [_as_struct(part) for part in (state.top, state.bottom, state.quantile)]
         assert self._kernel is not None
         return self._kernel(
@@ -183,6 +191,7 @@ class Scanner:
             _pointer(rows.group),
             _pointer(rows.hash),
             _pointer(rows.split),
+            _pointer(counted),
             _pointer(state.count),
             _pointer(state.sum),
             _pointer(state.peak),
@@ -196,6 +205,7 @@ def scan_torch(tile: Tensor, rows: Rows, state: SourceState, *, first_feature: i
     """The scan in PyTorch, on the tile's own device; returns how many window-feature pairs are not finite."""
     features = tile.shape[2]
     span = slice(first_feature, first_feature + features)
+    tile = tile.masked_fill(~torch.from_numpy(rows.counted).to(tile.device)[:, :, None], 0)
     high, low, total = tile.amax(1).float(), tile.amin(1).float(), tile.double().sum(1)
     finite = total.isfinite()
     if not bool(finite.all()):
@@ -302,7 +312,7 @@ def _compiled_kernel() -> Callable[..., int] | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     scan.restype = ctypes.c_int64
-    integers, pointers = [ctypes.c_int64] * 6, [ctypes.c_void_p] * 12
+    integers, pointers = [ctypes.c_int64] * 6, [ctypes.c_void_p] * 13
     scan.argtypes = [ctypes.c_void_p, *integers, *pointers]
     return scan
 

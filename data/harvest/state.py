@@ -4,7 +4,7 @@ A checkpoint is a state as one .npz file, written beside its name and renamed, s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...subject.errors import NeuronautError
+from ...subject.reading import Reading
 from ...subject.sources import Source
 from .scan import SourceState, window_hash
-from .windows import WindowBatch, join_batches
+from .windows import Given, WindowBatch, join_batches
 
 TOP = (20, 8, 12)
 """Examples kept per feature in (train, select, holdout) for the top and the bottom lists."""
@@ -63,8 +64,14 @@ class HarvestState:
 
     sources: dict[str, SourceState]
     table: WindowTable
+    reading: Reading | None = None
+    """How the subject reads the corpus, with the norms above which a position is massive."""
     tokens: int = 0
-    """Corpus tokens counted so far."""
+    """Corpus tokens read so far, BOS not counted."""
+    special: int = 0
+    """How many of these are special tokens, which no statistic counts."""
+    given: Given = field(default_factory=Given)
+    """What the documents hold that these are taken from; whole when the shard is."""
     batches: int = 0
     """Batches of this shard that are done: where to go on after a checkpoint."""
     unsaved: list[WindowBatch] = field(default_factory=list)
@@ -86,12 +93,22 @@ class HarvestState:
                 f"shards of different sources: {', '.join(self.sources)} and {', '.join(other.sources)}; "
                 "harvest every shard with the same sites"
             )
+        if None not in (self.reading, other.reading) and self.reading != other.reading:
+            raise NeuronautError(
+                f"shards of different readings: {self.reading} and {other.reading}; harvest every shard with the same "
+                "--bos, of the same corpus"
+            )
+        self.reading = self.reading or other.reading
         self.settle()
         other.settle()
         for name, state in self.sources.items():
             state.absorb(other.sources[name])
         self.table.add(other.table.uid, other.table.tokens, other.table.split)
         self.tokens += other.tokens
+        self.special += other.special
+        self.given = Given(
+            *(mine + theirs for mine, theirs in zip(astuple(self.given), astuple(other.given), strict=True))
+        )
         self.prune()
 
     def settle(self) -> None:
@@ -119,7 +136,8 @@ def save_state(path: Path, state: HarvestState) -> None:
     with scratch.open("wb") as file:
         table = {"table/uid": state.table.uid, "table/tokens": state.table.tokens, "table/split": state.table.split}
         arrays = table | _source_arrays(state)
-        np.savez(file, allow_pickle=False, tokens=state.tokens, batches=state.batches, **arrays)
+        counts = {"tokens": state.tokens, "special": state.special, "batches": state.batches}
+        np.savez(file, allow_pickle=False, **counts, given=astuple(state.given), **arrays)
     scratch.replace(path)
 
 
@@ -128,7 +146,8 @@ def load_state(path: Path, empty: HarvestState) -> HarvestState:
     try:
         with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
             state = empty
-            state.tokens, state.batches = int(file["tokens"]), int(file["batches"])
+            state.tokens, state.special, state.batches = (int(file[name]) for name in ("tokens", "special", "batches"))
+            state.given = Given(*file["given"].tolist())
             state.table = WindowTable(file["table/uid"], file["table/tokens"], file["table/split"])
             for path_in_file, array in _source_arrays(state).items():
                 array[...] = file[path_in_file]

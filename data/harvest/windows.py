@@ -1,9 +1,8 @@
-"""Windows: documents as fixed-length runs of tokens, the unit that everything is harvested in.
+"""Windows: documents as runs of tokens, the unit that everything is harvested in.
 
-A document is cut into consecutive windows that do not overlap; what is left at its end is dropped, and
-so is a document shorter than a window (both are counted). A window never spans two documents. Its uid
-is made of the document's ordinal and its number therein, so it is the same for every batch size and
-sharding.
+A document is cut into consecutive windows of one length that do not overlap; the last one, or the only one of a short
+document, is what is left, and ends in padding. A window never spans two documents. Its uid is made of the document's
+ordinal and its number therein, so it is the same for every batch size and sharding.
 
 A budget of N tokens takes a uniform sample of windows from the whole corpus, not its beginning: of each
 document the same fraction, N / (tokens expected in the corpus), namely the windows whose uids have the
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from ...subject.errors import NeuronautError
 from ..corpus import Corpus, Document
+from ..padding import cut
 from ..splits import Splits, chance
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class WindowBatch(NamedTuple):
     """Windows with where they come from."""
 
     tokens: NDArray[np.int64]
-    """Token ids without BOS, shape (row, position)."""
+    """Token ids without BOS, PADDING behind a window's end, shape (row, position)."""
     uid: NDArray[np.int64]
     """Document ordinal * 2**20 + number of the window in its document, shape (row,)."""
     cluster: NDArray[np.int64]
@@ -49,13 +49,15 @@ class WindowBatch(NamedTuple):
 
 
 @dataclass(slots=True)
-class Dropped:
-    """Counts of tokens and documents that fit into no window."""
+class Given:
+    """Counts of what a shard's documents hold, whether a budget takes it or not."""
 
     tokens: int = 0
-    """Tokens at the ends of documents, and all those of documents shorter than a window."""
-    documents: int = 0
-    """Documents shorter than a window."""
+    """Tokens of the documents that were read, BOS not counted."""
+    own_bos: int = 0
+    """Documents that begin with a BOS of their own, which is left out."""
+    spelled: int = 0
+    """Documents that spell special tokens, read as text."""
 
 
 class _Choice(NamedTuple):
@@ -76,12 +78,12 @@ def windows(
     tokens: int | None = None,
     shard: tuple[int, int] = (0, 1),
     rows: int = 32,
-    dropped: Dropped | None = None,
+    given: Given | None = None,
 ) -> Iterator[WindowBatch]:
     """Yield the windows of `window` tokens of one shard in batches of `rows`, the last of which may be smaller.
 
     `tokens` bounds, to within a few per cent, the tokens of all shards together (None: all there are).
-    `shard` is (index, count). What fits into no window is added to `dropped`.
+    `shard` is (index, count). What its documents hold is added to `given`.
     Raises NeuronautError for a window that the subject's context cannot hold, or a budget below one window.
     """
     if not 0 < window < subject.context:
@@ -91,25 +93,30 @@ def windows(
         )
     if tokens is not None and tokens < window:
         raise NeuronautError(f"a budget of {tokens} tokens is less than one window of {window}; give a larger --tokens")
-    choice = _choose_documents(subject, splits, window, tokens)
+    choice = _choose_documents(subject, splits, tokens)
     parts = _cut_documents(
-        corpus, subject=subject, splits=splits, choice=choice, window=window, shard=shard, dropped=dropped or Dropped()
+        corpus,
+        subject=subject,
+        splits=splits,
+        choice=choice,
+        window=window,
+        shard=shard,
+        given=Given() if given is None else given,
     )
     return _batches(parts, rows)
 
 
-def _choose_documents(subject: "Subject", splits: Splits, window: int, tokens: int | None) -> _Choice:
+def _choose_documents(subject: "Subject", splits: Splits, tokens: int | None) -> _Choice:
     """The documents that a budget of tokens is drawn from, and the fraction of their windows that it takes."""
     documents = np.ones(len(splits.clusters), bool)
     if tokens is None:
         return _Choice(documents, 1.0)
-    sampled = sum(map(len, _tokenise(subject, list(splits.sample))))
+    sampled = sum(map(len, subject.encode_all(splits.sample)))
     per_token = sum(map(len, splits.sample)) / max(1, sampled)
-    expected = splits.characters // (per_token * window)
-    wanted = tokens / window
-    part = max(SPARE * wanted / max(1.0, expected.sum()), DOCUMENTS / len(documents))
+    expected = splits.characters / per_token
+    part = max(SPARE * tokens / max(1.0, expected.sum()), DOCUMENTS / len(documents))
     documents = chance(np.arange(len(documents)), seed=splits.seed) < part
-    return _Choice(documents, wanted / max(1.0, expected[documents].sum()))
+    return _Choice(documents, tokens / max(1.0, expected[documents].sum()))
 
 
 def _cut_documents(
@@ -119,25 +126,25 @@ def _cut_documents(
     choice: _Choice,
     window: int,
     shard: tuple[int, int],
-    dropped: Dropped,
+    given: Given,
 ) -> Iterator[WindowBatch]:
     """The chosen windows, document by document."""
     for group in _groups(corpus, choice.documents, shard):
-        rows = _tokenise(subject, [document.text for _, document in group])
-        for (ordinal, document), ids in zip(group, rows, strict=True):
-            count = len(ids) // window
-            dropped.tokens += len(ids) - count * window
-            dropped.documents += count == 0
+        texts = [document.text for _, document in group]
+        given.own_bos += sum(map(subject.brings_bos, texts))
+        given.spelled += sum(map(subject.spells_special, texts))
+        for (ordinal, document), ids in zip(group, subject.encode_all(texts), strict=True):
+            rows = cut(ids, window)
+            count = len(rows)
+            given.tokens += len(ids)
             if count > NUMBERS:
                 raise NeuronautError(
                     f"the document {document.name} has {count} windows; {NUMBERS} are possible: cut it into several"
                 )
             number = _draw_windows(ordinal, count, choice.rate, splits.seed)
-            tokens = np.asarray(ids[: count * window], np.int64).reshape(count, window)[number]
             cluster = np.full(len(number), splits.cluster(ordinal))
-            yield WindowBatch(
-                tokens, ordinal * NUMBERS + number, cluster, np.full(len(number), splits.split(ordinal), np.int8)
-            )
+            split = np.full(len(number), splits.split(ordinal), np.int8)
+            yield WindowBatch(rows[number], ordinal * NUMBERS + number, cluster, split)
 
 
 def _draw_windows(ordinal: int, count: int, rate: float, seed: int) -> NDArray[np.int64]:
@@ -165,13 +172,6 @@ def _groups(
             group, size = [], 0
     if group:
         yield group
-
-
-def _tokenise(subject: "Subject", texts: list[str]) -> list[list[int]]:
-    # Not verbose: a document longer than the context is no reason for a warning, it is cut.
-    return subject.tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )["input_ids"]
 
 
 def _batches(parts: Iterator[WindowBatch], rows: int) -> Iterator[WindowBatch]:

@@ -118,7 +118,7 @@ def read_evidence(connection: sqlite3.Connection, windows: Windows, feature: Fea
     ]
     by_id = windows.load((window for _, ids, _ in decoded for window in ids), feature.source.model)
     entries: list[_Entry] = [
-        (by_id[window], kind, values)
+        (by_id[window], kind, values[: len(by_id[window].ids)])
         for kind, ids, rows in decoded
         for window, values in zip(ids, rows.astype(np.float32), strict=True)
     ]

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...subject.address import Feature, Selection, SourceId
+from ..padding import pad_ids
 from ..records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
 from . import merging, reading, rows, writing
 from .calls import CallLog
@@ -149,13 +150,12 @@ class Store:
         with translate_errors(self.path):
             return reading.read_evidence(self._connection, self._windows, feature)
 
-    def pool(self, model: str) -> dict[Split, NDArray[np.int32]]:
-        """Token ids of the pool, a uniform sample of the corpus, shape (window, position) in each split."""
+    def pool(self, model: str) -> dict[Split, NDArray[np.int64]]:
+        """Token ids of the pool, a uniform sample of the corpus: (window, position) in each split, padding below 0."""
         with translate_errors(self.path):
             pool = reading.read_pool(self._connection, model)
         length = max((len(window.ids) for windows in pool.values() for window in windows), default=0)
-        ids = {split: [window.ids for window in pool[split]] for split in SPLITS}
-        return {split: np.stack(ids[split]) if ids[split] else np.zeros((0, length), np.int32) for split in SPLITS}
+        return {split: pad_ids([window.ids for window in pool[split]], width=length) for split in SPLITS}
 
     def pool_windows(self, model: str, split: Split) -> list[reading.PoolWindow]:
         """The windows of the pool in a split, with digest and document, in the order of `pool`."""

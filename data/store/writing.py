@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from ...subject.address import SourceId
 from ...subject.errors import NeuronautError
 from ..codec import array_digest, content_digest, pack_activations, pack_ids, window_digest
+from ..padding import PADDING
 from ..records import SPLITS, ExampleList, Explanation, HarvestResult, Score, SourceResult
 
 
 def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None:
     """Write a harvest; of a source harvested before, statistics and examples are replaced."""
-    digests = [window_digest(row) for row in result.windows]
-    window_ids = _write_windows(connection, result, digests)
+    windows = [row[row != PADDING] for row in result.windows]
+    window_ids = _write_windows(connection, result, windows)
     _write_vocabulary(connection, result)
     connection.execute("DELETE FROM pool WHERE model = ?", [result.model])
     pool = ((result.model, int(row)) for row in np.unique(window_ids[result.pool]))
@@ -32,10 +33,13 @@ def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None
         _write_source(connection, result, source, window_ids)
 
 
-def _write_windows(connection: sqlite3.Connection, result: HarvestResult, digests: Sequence[str]) -> NDArray[np.int64]:
+def _write_windows(
+    connection: sqlite3.Connection, result: HarvestResult, windows: Sequence[NDArray[np.int32]]
+) -> NDArray[np.int64]:
+    digests = list(map(window_digest, windows))
     rows = (
         (result.model, digest, pack_ids(ids), SPLITS[split], document)
-        for digest, ids, split, document in zip(digests, result.windows, result.splits, result.documents, strict=True)
+        for digest, ids, split, document in zip(digests, windows, result.splits, result.documents, strict=True)
     )
     connection.executemany(
         "INSERT INTO windows (model, hash, tokens, split, document) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
@@ -59,7 +63,7 @@ def _write_source(
     previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [source_id]).fetchone()
     if previous is not None and previous[0] == digest:
         return
-    feature_ids = _write_features(connection, result, source, source_id)
+    feature_ids = _write_features(connection, source, source_id)
     connection.execute(
         "DELETE FROM examples WHERE feature_id IN (SELECT id FROM features WHERE source_id = ?)", [source_id]
     )
@@ -114,10 +118,8 @@ def check_same_source(
         )
 
 
-def _write_features(
-    connection: sqlite3.Connection, result: HarvestResult, source: SourceResult, source_id: int
-) -> list[int]:
-    density = source.count / result.tokens
+def _write_features(connection: sqlite3.Connection, source: SourceResult, source_id: int) -> list[int]:
+    density = source.count / max(source.tokens, 1)
     columns = (column.tolist() for column in (source.count, density, source.mean, source.peak, source.trough))
     histograms = (row.tobytes() for row in source.histogram.astype("<i8", copy=False))
     connection.executemany(
@@ -125,7 +127,7 @@ def _write_features(
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source_id, idx) DO UPDATE SET tokens = excluded.tokens,"
         " count = excluded.count, density = excluded.density, mean = excluded.mean, peak = excluded.peak,"
         " trough = excluded.trough, histogram = excluded.histogram",
-        ((source_id, index, result.tokens, *row) for index, row in enumerate(zip(*columns, histograms, strict=True))),
+        ((source_id, index, source.tokens, *row) for index, row in enumerate(zip(*columns, histograms, strict=True))),
     )
     rows = connection.execute("SELECT id FROM features WHERE source_id = ? ORDER BY idx", [source_id])
     return [row[0] for row in rows]

@@ -20,7 +20,7 @@ from ....subject.errors import NeuronautError
 from ....subject.model import Subject
 from ...loop.experiments import Item
 from ...loop.feature_lab import FeatureLab
-from ..places import ACTIVE, SILENT, Place, common_tokens, generator, special_tokens, training_windows
+from ..places import ACTIVE, SILENT, Place, common_tokens, count_tokens, generator, special_tokens, training_windows
 
 MOST = 24
 """Claimed tokens or components of one experiment."""
@@ -73,7 +73,7 @@ def _draw_places(lab: FeatureLab, mask: NDArray[np.bool_], count: int, rng: np.r
 def reference_rows(lab: FeatureLab, count: int, *, seed: int) -> list[list[int]]:
     """Random windows of the background, which means and draws are of."""
     rows = generator(lab, seed, "reference").permutation(len(lab.batch.background.ids))[:count]
-    return lab.batch.background.ids[rows].tolist()
+    return [row[row >= 0].tolist() for row in lab.batch.background.ids[rows]]
 
 
 def batch_of(lab: FeatureLab, places: Iterable[Place], *, whole: bool = False) -> Batch:
@@ -161,7 +161,7 @@ def _own_tokens(lab: FeatureLab) -> dict[str, float]:
 
 def _tokens_alike(lab: FeatureLab, ids: Mapping[str, int], tokens: Mapping[str, float], *, seed: int) -> list[str]:
     """For each asked token another one that is about as frequent."""
-    counts, rng = _counts(lab), generator(lab, seed, "tokens")
+    counts, rng = count_tokens(lab), generator(lab, seed, "tokens")
     free = [token for token, id in ids.items() if token not in tokens and id not in special_tokens(lab)]
     sizes = np.log1p([counts[ids[token]] for token in free])
     others: list[str] = []
@@ -170,10 +170,6 @@ def _tokens_alike(lab: FeatureLab, ids: Mapping[str, int], tokens: Mapping[str, 
         nearest = [free[i] for i in order[: NEAREST + len(others)].tolist() if free[i] not in others]
         others += [nearest[int(rng.integers(len(nearest)))]] if nearest else []
     return others
-
-
-def _counts(lab: FeatureLab) -> NDArray[np.int64]:
-    return np.bincount(lab.batch.background.ids.ravel(), minlength=len(lab.vocabulary))
 
 
 def upstream_nodes(subject: Subject, site: str) -> tuple[Node, ...]:

@@ -1,0 +1,36 @@
+"""Massive positions: tokens whose vectors are many times as long as others', whatever they say.
+
+A model parks attention on a few tokens, the first of a row above all, and gives them vectors of a hundred times the
+usual norm (Sun, Chen, Kolter and Liu 2024, "Massive Activations in Large Language Models"). They carry most of the
+variance and say nothing of the text, so gate, statistics and examples leave them out. The limit is taken from a sample
+of the whole corpus, so that every shard has the same.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from ...subject.model import Subject
+from ..padding import cut
+from .activations import TILE_ROWS, norm_site, with_bos
+
+MASSIVE = 10.0
+"""A position is massive where its vector's norm is above this many times the median one."""
+_WINDOWS = 4 * TILE_ROWS
+
+
+def norm_limits(subject: Subject, sites: Iterable[str], texts: Sequence[str], *, window: int) -> dict[str, float]:
+    """The norm above which a position is massive, for each site that tells it for one of `sites`."""
+    wanted = list(dict.fromkeys(site for site in (norm_site(subject, site) for site in sites) if site is not None))
+    if not wanted:
+        return {}
+    rows = np.concatenate([cut(ids, window)[:2] for ids in subject.encode_all(texts)])[:_WINDOWS]
+    norms: dict[str, list[torch.Tensor]] = {site: [] for site in wanted}
+    for start in range(0, len(rows), TILE_ROWS):
+        part = rows[start : start + TILE_ROWS]
+        counted = torch.from_numpy((part >= 0) & ~np.isin(part, list(subject.special_ids)))
+        vectors = subject.read(with_bos(subject, part), wanted)
+        for site in wanted:
+            norms[site].append(vectors[site][:, len(subject.bos_prefix) :].float().norm(dim=-1).cpu()[counted])
+    return {site: MASSIVE * float(torch.cat(parts).median()) for site, parts in norms.items()}
