@@ -16,8 +16,10 @@ from sqlite_utils import Database
 
 from ...subject.errors import NeuronautError
 from ..codec import pack_ids, unpack_ids
+from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .migrations import MIGRATIONS, migrate
+from .spool import Spool
 from .writing import check_same_source
 
 _MERGED = (
@@ -35,28 +37,33 @@ _MERGED = (
 
 
 def status(db: Database, path: str) -> dict[str, object]:
-    """Path, version, size in bytes, rows per table, and features per status."""
+    """Path, version, size in bytes, rows per table, replies in the spool, and features per status."""
     counts: dict[str, object] = {
         table: db.conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in (*_MERGED, "embeddings")
     }
     states = db.conn.execute("SELECT status, count(*) FROM feature_status GROUP BY status ORDER BY status")
     size = db.conn.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
     header = {"path": path, "version": len(MIGRATIONS), "size": size}
+    counts["spooled"] = len(Spool(path).read().rows) if path != ":memory:" else 0
     return header | counts | {"status": {state: count for state, count in states}}
 
 
-def backup(connection: sqlite3.Connection, path: str) -> None:
-    """Copy the database to a new file; it appears there only when it is whole."""
+def backup(connection: sqlite3.Connection, own: str, path: str) -> None:
+    """Copy the database of the path `own`, with its spool, to a new file; it appears there only when it is whole."""
     target = Path(path)
     if target.exists():
         raise NeuronautError(f"{path} exists already; name a new file for the backup")
     if not target.absolute().parent.is_dir() or not os.access(target.absolute().parent, os.W_OK):
         raise NeuronautError(f"the folder of {path} is missing or cannot be written to; name a file elsewhere")
     partial = target.with_name(target.name + ".partial")
+    # Read first: what is written into the database meanwhile is then in both, which does no harm.
+    waiting = [] if own == ":memory:" else Spool(own).read().rows
     copy = sqlite3.connect(partial)
     try:
         connection.backup(copy)
         copy.close()
+        if waiting:
+            Spool(path).add(*waiting)
         partial.replace(target)
     finally:
         copy.close()
@@ -70,12 +77,13 @@ def merge(db: Database, path: str, other: str) -> dict[str, int]:
         try:
             # The copy may be migrated, and lies where the log of a read-only file can be made.
             copied = str(Path(scratch) / "other.db")
-            backup(source.conn, copied)
+            backup(source.conn, other, copied)
         finally:
             source.conn.close()
         copy = connect(copied, create=False)
         try:
             migrate(copy, other)
+            CallLog(copied, copy).close()  # which writes down the replies in its spool
         finally:
             copy.conn.close()
         db.conn.execute("ATTACH ? AS other", [copied])

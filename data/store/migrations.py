@@ -313,6 +313,15 @@ def _guard_journal(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m008_claims(db: Database) -> None:
+    """Requests that a process has claimed before it sends them, so that no other sends them too."""
+    db.conn.execute(
+        """CREATE TABLE llm_claims (
+            key TEXT PRIMARY KEY, owner TEXT NOT NULL, machine TEXT NOT NULL, pid INTEGER NOT NULL,
+            leased_until REAL NOT NULL) WITHOUT ROWID"""
+    )
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -321,4 +330,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m005_calls,
     m006_headlines,
     m007_journal,
+    m008_claims,
 )

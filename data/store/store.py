@@ -6,6 +6,7 @@ folder: in this module and in those that it delegates to.
 """
 
 import json
+import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ from .database import connect, transaction, translate_errors
 from .journal import Journal
 from .migrations import migrate
 from .rows import Filter, Row, Sort, StoredExplanation
+from .spool import Spool
 
 
 class Store:
@@ -46,6 +48,8 @@ class Store:
             self.close()
             raise
         self._connection = self.db.conn
+        if self.path != ":memory:" and Spool(self.path).exists() and os.access(self.path, os.W_OK):
+            self.calls.write_spool()
         self._windows = reading.Windows(self._connection)
 
     @property
@@ -318,9 +322,9 @@ class Store:
             return merging.status(self.db, self.path)
 
     def backup(self, path: str | PathLike[str]) -> None:
-        """Copy the database into a new file, also while it is in use."""
+        """Copy the database into a new file, also while it is in use; replies that wait in its spool go along."""
         with translate_errors(self.path):
-            merging.backup(self._connection, fspath(path))
+            merging.backup(self._connection, self.path, fspath(path))
 
     def merge(self, other: str | PathLike[str]) -> dict[str, int]:
         """Add what another database holds, nothing twice; the other is not changed. Returns counts of added rows."""
