@@ -261,9 +261,7 @@ def test_what_is_claimed_and_not_sent_is_given_up(path: Path) -> None:
 # The spool
 
 
-def test_a_reply_that_cannot_be_written_waits_beside_the_database(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reply_that_cannot_be_written_waits_beside_the_database(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spool = Spool(str(path))
     with Store(path) as store:
         with locked(path):

@@ -10,8 +10,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from secrets import token_hex
 from socket import gethostname
 
@@ -72,6 +74,9 @@ def _runs(pid: int) -> bool:
     """Whether there is such a process; where the system cannot be asked without harm, there is."""
     if os.name != "posix":
         return True
+    with suppress(OSError):
+        # One that was killed stays in the list until its parent looks at it, in the state Z.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
