@@ -8,7 +8,7 @@ folder: in this module and in those that it delegates to.
 import json
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from types import TracebackType
@@ -287,7 +287,20 @@ class Store:
         """A row of `rows.ROW_KEYS` per feature."""
         chosen = Filter(self.known_source(source), min_score, max_score, status)
         with translate_errors(self.path):
-            return rows.list_rows(self._connection, chosen, sort=sort, limit=limit)
+            return list(rows.iterate_rows(self._connection, chosen, sort=sort, limit=limit))
+
+    def iterate_rows(self, source: str | SourceId | None = None, *, min_score: float | None = None) -> Iterator[Row]:
+        """The rows of `list_rows`, one in memory at a time."""
+        chosen = Filter(self.known_source(source), min_score)
+        with translate_errors(self.path):
+            yield from rows.iterate_rows(self._connection, chosen, sort="feature", limit=None)
+
+    def iterate_best(self, source: SourceId, *, min_score: float | None = None) -> Iterator[StoredExplanation]:
+        """The best explanation of each feature of a source that has a text, one at a time; not of negative tails."""
+        chosen = Filter(self.known_source(source), min_score)
+        with translate_errors(self.path):
+            for explanation_id in rows.iterate_best(self._connection, chosen):
+                yield from rows.read_explanations(self._connection, "explanations.id = ?", [explanation_id])
 
     def search_rows(
         self,
