@@ -156,6 +156,18 @@ def test_the_claim_of_a_process_that_is_gone_is_free(path: Path) -> None:
         assert store.calls.claim(["a"]) == {}
 
 
+def test_a_batch_leaves_out_what_others_ask(path: Path) -> None:
+    requests = [(key, "p", "{}") for key in "abcd"]
+    with Store(path) as one, Store(path) as two:
+        one.calls.claim(["a"])
+        batch, keys = two.calls.begin_batch("m", "e", requests[:3])
+        assert keys == {"b", "c"} == two.calls.batch_requests(batch).keys()
+        assert one.calls.begin_batch("m", "e", requests)[1] == {"a", "d"}
+        assert one.calls.begin_batch("m", "e", requests)[1] == set()
+        assert sum(row["requests"] for row in one.calls.batches("m", "e")) == 4
+        assert two.calls.claim(["b"]) == {}
+
+
 # Two clients
 
 

@@ -9,6 +9,7 @@ memory, which no other process sees, the log shares the store's connection, and 
 
 import json
 import logging
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from ..codec import content_digest
 from . import claims
 from .database import WRITE_SECONDS, BusyError, Row, connect, transaction, translate_errors
 from .spool import Spool, Spooled
@@ -93,11 +95,14 @@ class CallLog:
     def write_spool(self) -> None:
         """Write down what is in the spool, unless another process holds the lock."""
         try:
-            if self._own and self._spool.exists():
+            if self._own and self._spool.exists() and self._is_writable():
                 with self._writing(RECORD_SECONDS):
                     pass
         except BusyError:
             return
+
+    def _is_writable(self) -> bool:
+        return os.access(self._path, os.W_OK) and os.access(Path(self._path).absolute().parent, os.W_OK)
 
     # Claims
 
@@ -204,13 +209,25 @@ class CallLog:
 
     # Batches
 
-    def begin_batch(self, batch: str, model: str, endpoint: str, requests: Sequence[tuple[str, str, str]]) -> None:
-        """Record a batch with its requests (key, prompt, request), before it is sent."""
+    def begin_batch(self, model: str, endpoint: str, requests: Sequence[tuple[str, str, str]]) -> tuple[str, set[str]]:
+        """Record a batch with its requests (key, prompt, request), before it is sent; returns its id and their keys.
+
+        Requests that are in another batch, or that another process is asking, are left out.
+        """
+        keys = [key for key, _, _ in requests]
         with self._writing() as connection:
-            connection.execute("INSERT INTO llm_batches VALUES (?, ?, ?, NULL, ?)", [batch, model, endpoint, now()])
+            others = "SELECT key FROM llm_batch_requests WHERE key IN (SELECT value FROM json_each(?))"
+            taken = {key for (key,) in connection.execute(others, [json.dumps(keys)])}
+            taken |= claims.claim(connection, keys, self._owner).keys()
+            claims.release(connection, keys, self._owner)
+            left = [request for request in requests if request[0] not in taken]
+            batch = content_digest(*(key for key, _, _ in left))[:32]
+            if left:
+                connection.execute("INSERT INTO llm_batches VALUES (?, ?, ?, NULL, ?)", [batch, model, endpoint, now()])
             connection.executemany(
-                "INSERT INTO llm_batch_requests VALUES (?, ?, ?, ?)", ((batch, *request) for request in requests)
+                "INSERT INTO llm_batch_requests VALUES (?, ?, ?, ?)", ((batch, *request) for request in left)
             )
+        return batch, {key for key, _, _ in left}
 
     def mark_sent(self, batch: str, remote: str) -> None:
         """Record that the server took the batch, under its own name `remote`."""

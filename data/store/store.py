@@ -6,7 +6,6 @@ folder: in this module and in those that it delegates to.
 """
 
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -48,7 +47,7 @@ class Store:
             self.close()
             raise
         self._connection = self.db.conn
-        if self.path != ":memory:" and Spool(self.path).exists() and os.access(self.path, os.W_OK):
+        if self.path != ":memory:" and Spool(self.path).exists():
             self.calls.write_spool()
         self._windows = reading.Windows(self._connection)
 
