@@ -171,7 +171,7 @@ class _Batches:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, into a folder that need not be there yet."""
-    with open_whole(path) as stream:
+    with open_whole(path, make_folder=True) as stream:
         stream.write(content)
 
 

@@ -11,10 +11,11 @@ from ...subject.errors import NeuronautError
 
 
 @contextmanager
-def open_whole(file: str | Path) -> Iterator[BinaryIO]:
-    """Write FILE.partial, which takes the place of FILE after the block; folders are made as they are needed.
+def open_whole(file: str | Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
+    """Write FILE.partial, which takes the place of FILE after the block.
 
-    After an exception FILE is as it was. What is there and is no file, as a pipe or a device, is written itself.
+    With `make_folder`, its folder need not be there yet. After an exception FILE is as it was. What is there and is
+    no file, as a pipe or a device, is written itself.
     """
     path = Path(file)
     try:
@@ -24,7 +25,8 @@ def open_whole(file: str | Path) -> Iterator[BinaryIO]:
             return
         # Of a link, what it points to is replaced.
         path = path.resolve()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         try:
             with partial.open("wb") as stream:
