@@ -112,5 +112,6 @@ _ADVICE = {
     "readonly": "the database can only be read; change its permissions, or write to a copy",
     "unable to open": "the database cannot be opened; check the permissions of the file and its folder",
     "locked": f"another process has been writing for {BUSY_SECONDS} seconds; wait for it, then run the command again",
+    "Could not decode": "a text in it is no UTF-8; neuronaut sessions replay ID names it if it is a session's",
     "disk is full": "the disk is full; make room, then run the command again",
 }

@@ -313,6 +313,14 @@ def _guard_journal(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m009_seals(db: Database) -> None:
+    """What an investigation's rows were when it was left; those of before have none (seals.py)."""
+    db.conn.execute(
+        """CREATE TABLE seals (investigation TEXT PRIMARY KEY REFERENCES investigations(id), cells BLOB NOT NULL,
+            ended INTEGER NOT NULL)"""
+    )
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -321,4 +329,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m005_calls,
     m006_headlines,
     m007_journal,
+    m009_seals,
 )
