@@ -237,8 +237,8 @@ def check_times(said: Transcript, journal: Journal) -> Iterator[str]:
 
 def check_begun(said: Transcript, _: Journal) -> Iterator[str]:
     """Target, policy and settings are those that it was begun with."""
-    begun = said.last("begun")
-    for name in () if begun is None else ("target", "policy", "settings"):
+    begun = said.last("begun") or said.row
+    for name in ("target", "policy", "settings"):
         if said.row[name] != begun[name]:
             yield f"{name}: what is stored is not what it was begun with"
 

@@ -137,11 +137,12 @@ def _score(score: Score) -> dict[str, Any]:
 
 def _compare(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Compares what is made now; an event has more keys, and scores have the versions that they were made with."""
-    kept = {key: then.get(key) for key in now}
-    for made in (kept, now := dict(now)):
-        if "scores" in made:
-            made["scores"] = [{k: v for k, v in score.items() if k != "provenance"} for score in made["scores"]]
-    if difference := first_difference(kept, now):
+    sides = [{key: side.get(key) for key in now} for side in (then, now)]
+    for side in sides:
+        if "scores" in side:
+            scores: list[dict[str, Any]] = side["scores"] or []
+            side["scores"] = [{k: v for k, v in score.items() if k != "provenance"} for score in scores]
+    if difference := first_difference(*sides):
         yield f"{name}: {difference}"
 
 
