@@ -18,8 +18,10 @@ from ..subject.architecture import architecture_of
 from ..subject.conformance import ROUNDING, unembed
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .measures import LOGITS
 from .runs import logits_of
+
+LOGITS = 2**24
+"""Logits of one site that are in memory at a time, at most, or those of one place."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
