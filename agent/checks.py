@@ -243,6 +243,12 @@ def check_begun(said: Transcript, _: Journal) -> Iterator[str]:
             yield f"{name}: what is stored is not what it was begun with"
 
 
+def check_seal(said: Transcript, journal: Journal) -> Iterator[str]:
+    """A session that ended since there are seals has one: it is made in the same transaction."""
+    if "stop_code" in (said.last("concluded") or {}) and said.row["ended"] and not journal.is_sealed(said.row["id"]):
+        yield "seal: it was made when the session ended, and is gone"
+
+
 CHECKS: Mapping[str, Callable[[Transcript, Journal], Iterator[str]]] = {
     "how it was begun": check_begun,
     "the hypotheses": check_hypotheses,
@@ -252,4 +258,5 @@ CHECKS: Mapping[str, Callable[[Transcript, Journal], Iterator[str]]] = {
     "the holdout": check_holdout,
     "the ledger": check_ledger,
     "the order of times": check_times,
+    "the seal": check_seal,
 }

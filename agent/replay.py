@@ -7,7 +7,7 @@ A fork copies the decisions before a step under a new id; run again, it takes th
 measured, and goes on by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..data.store.journal import Journal, investigation_id
@@ -15,6 +15,9 @@ from ..data.store.journal_values import InvestigationRecord
 from ..subject.errors import NeuronautError
 from .checks import CHECKS, Transcript, different_rounds
 from .loop.judging import FORMULA
+
+ROWS, NAME = 5, 24
+"""Rows that a line names, and characters of each, where the same column of many was edited."""
 
 
 class Replay(NamedTuple):
@@ -92,6 +95,12 @@ def _describe(what: str, error: BaseException) -> str:
     return f"{what} cannot be judged: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+def _join(rows: Sequence[str]) -> str:
+    """Names of rows, the first of many; keys of the ledger are long hashes."""
+    names = [row if len(row) <= NAME else f"{row[:NAME]}…" for row in rows]
+    return ", ".join(names[:ROWS]) + f" and {len(names) - ROWS} more" * (len(names) > ROWS)
+
+
 def _measured(said: Transcript) -> Iterator[str]:
     """What stands in the rows because the model gave it, which no arithmetic gives again."""
     if said.observations:
@@ -107,7 +116,14 @@ def _compare_seal(journal: Journal, id: str) -> tuple[tuple[str, ...], tuple[str
             "baseline, scores and controls are taken as they are stored",
         )
     edits, ended = compared
-    faults = tuple(f"{edit} was {edit.what} after it was sealed" for edit in edits if ended or edit.what != "added")
+    alike: dict[tuple[str, str | None, str], list[str]] = {}
+    for edit in edits:
+        if ended or edit.what != "added":
+            alike.setdefault((edit.table, edit.column, edit.what), []).append(edit.row)
+    faults = tuple(
+        f"{' '.join(filter(None, (table, _join(rows), column)))} was {what} after it was sealed"
+        for (table, column, what), rows in alike.items()
+    )
     since = sum(not ended and edit.what == "added" for edit in edits)
     return faults, (f"{since} rows were added since it was sealed, before its end",) if since else ()
 

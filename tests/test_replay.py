@@ -117,7 +117,7 @@ SEALED = {
     ),
     "UPDATE observations SET cost = '{\"forwards\":0}' WHERE experiment = 'o2'": "observations o2 cost was edited",
     "UPDATE ledger SET usd = usd + 1 WHERE kind = 'holdout'": "ledger holdout usd was edited",
-    "DELETE FROM events WHERE kind = 'control'": "events control:dead was removed",
+    "DELETE FROM events WHERE kind = 'control'": "events control:dead, control:permuted, control:sham was removed",
     "UPDATE events SET payload = json_set(payload, '$.text', 'else') WHERE kind = 'baseline'": (
         "events baseline payload was edited"
     ),
@@ -197,8 +197,16 @@ def test_rows_of_another_shape_end_nothing(copied: tuple[Store, str], sql: str) 
 def test_an_old_session_says_what_nothing_vouches_for(copied: tuple[Store, str]) -> None:
     store, id = copied
     store.db.conn.execute("DELETE FROM seals")
+    check(replay(store.journal, id), "seal: it was made when the session ended, and is gone")
+    # Before there were seals, the code of why exploring ended was not written down.
+    store.db.conn.execute("UPDATE events SET payload = json_remove(payload, '$.stop_code') WHERE kind = 'concluded'")
     replayed = replay(store.journal, id)
     assert replayed.same and "it has no seal" in replayed.unvouched[0]
+
+
+def test_an_edit_of_many_rows_is_one_line(copied: tuple[Store, str]) -> None:
+    (fault,) = edited(copied, "UPDATE ledger SET usd = usd + 1").faults
+    assert fault.startswith("ledger ") and " more usd was edited after it was sealed" in fault and len(fault) < 250
 
 
 def test_a_fork_is_sealed_as_it_was_copied_and_goes_on(copied: tuple[Store, str]) -> None:

@@ -299,6 +299,10 @@ class Journal:
         with self.transaction() as connection:
             seals.seal(connection, id)
 
+    def is_sealed(self, id: str) -> bool:
+        """Whether an investigation has a seal."""
+        return seals.find_seal(self._db.conn, id)[0] is not None
+
     def unreadable(self, id: str) -> list[str]:
         """The cells of an investigation that cannot be read, by table, row and column, with the reason."""
         return seals.find_unreadable(self._db.conn, id)

@@ -53,9 +53,6 @@ class Edit(NamedTuple):
     """None of a whole row."""
     what: Literal["edited", "removed", "added", "renamed"]
 
-    def __str__(self) -> str:
-        return " ".join(part for part in (self.table, self.row, self.column) if part is not None)
-
 
 class _Cell(NamedTuple):
     table: str
