@@ -259,7 +259,10 @@ def _run(
         graph = build(Nodes(run), checkpointer=checkpointer)
         thread: RunnableConfig = {"configurable": {"thread_id": record.id}, "recursion_limit": ENDLESS}
         resumed = bool(graph.get_state(thread).values)
-        graph.invoke(None if resumed else first_state(record.id), thread, durability="sync")
+        try:
+            graph.invoke(None if resumed else first_state(record.id), thread, durability="sync")
+        finally:
+            store.journal.seal(record.id)
 
 
 class Prepared(NamedTuple):

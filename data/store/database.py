@@ -156,5 +156,6 @@ _ADVICE = {
     "disk I/O error": "the disk could not be read or written; check it, then run the command again",
     "readonly": "the database can only be read; change its permissions, or write to a copy",
     "unable to open": "the database cannot be opened; check the permissions of the file and its folder",
+    "Could not decode": "a text in it is no UTF-8; neuronaut sessions replay ID names it if it is a session's",
     "disk is full": "the disk is full; make room, then run the command again",
 }

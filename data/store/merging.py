@@ -200,7 +200,17 @@ _COPY_JUDGEMENTS = f"""INSERT INTO main.judgements (explanation_id, {_JUDGED.rep
     FROM {_OUR_EXPLANATIONS} JOIN other.judgements AS judged ON judged.explanation_id = theirs.id
     WHERE 1 ORDER BY judged.id ON CONFLICT DO NOTHING"""
 
-_JOURNAL = ("decisions", "hypotheses", "experiments", "predictions", "observations", "peeks", "ledger", "events")
+_JOURNAL = (
+    "decisions",
+    "hypotheses",
+    "experiments",
+    "predictions",
+    "observations",
+    "peeks",
+    "ledger",
+    "events",
+    "seals",
+)
 """The tables of an investigation, each after those that it refers to."""
 
 

@@ -322,6 +322,14 @@ def m008_claims(db: Database) -> None:
     )
 
 
+def m009_seals(db: Database) -> None:
+    """What an investigation's rows were when it was left; those of before have none (seals.py)."""
+    db.conn.execute(
+        """CREATE TABLE seals (investigation TEXT PRIMARY KEY REFERENCES investigations(id), cells BLOB NOT NULL,
+            ended INTEGER NOT NULL)"""
+    )
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -331,4 +339,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m006_headlines,
     m007_journal,
     m008_claims,
+    m009_seals,
 )
