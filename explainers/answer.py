@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ..llm.tool_calls import without_thought
+from ..llm.thought import without_thought
 from ..rules.language import Rule
 from ..subject.errors import NeuronautError
 

@@ -17,10 +17,9 @@ from itertools import accumulate
 from math import exp
 from typing import NamedTuple
 
+from ..llm.thought import blank_thought
 from ..llm.types import Reply
 
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A(?:(?!<think).)*</think(?:ing)?>", re.S | re.I)
-"""A block of thought, also one that is not closed, or whose beginning a chat template has swallowed."""
 _STRING = r"""(?:"[^"\\\n]*"|'[^'\\\n]*')"""
 _VALUE = rf"(?:{_STRING}|-?\d+(?:\.\d+)?|true|false|null)"
 _PAIR = rf"(?:{_STRING}|\d+)\s*:\s*{_VALUE}"
@@ -47,7 +46,7 @@ def read_numbered(text: str, count: int) -> list[object | None]:
 
 def read_values(text: str, keys: Sequence[str]) -> list[ReadValue | None]:
     """Read the value under each key, with its offset; a list that stands alone has the keys' order."""
-    reply = _THOUGHT.sub(lambda thought: " " * len(thought[0]), text)
+    reply = blank_thought(text)
     for match in reversed(list(_OBJECT.finditer(reply))):
         values: dict[str, list[ReadValue]] = {}
         for pair in _KEY_AND_VALUE.finditer(reply, *match.span()):

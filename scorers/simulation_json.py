@@ -18,6 +18,7 @@ import numpy as np
 
 from ..llm.prompt import Prompt
 from ..llm.render import STEPS, fenced, spelled
+from ..llm.thought import blank_thought
 from ..llm.types import Chat, Reply, Sampling
 from .llm_simulation import Reading
 from .published_metrics import expected_values
@@ -26,7 +27,6 @@ from .reading import distribution_at, locate
 PROMPT = Path(__file__).with_name("simulate_json.md")
 _OPENING = re.compile(r'"activations"\s*:\s*\[')
 _PAIR = re.compile(r"\[\s*(-?\d+)\s*,\s*([^\[\],\s]*)\s*\]")
-_THOUGHT, _THOUGHT_OVER = re.compile(r"<think(ing)?>", re.I), re.compile(r"</think(ing)?>", re.I)
 _DIGITS = re.compile(r"\s*(\d+)")
 
 
@@ -99,8 +99,8 @@ def parse(text: str) -> dict[int, Written | None]:
 
     Thoughts, code fences and prose around the object are passed over.
     """
-    start = max((over.end() for over in _THOUGHT_OVER.finditer(text)), default=0)
-    openings = [] if _THOUGHT.search(text, start) else list(_OPENING.finditer(text, start))
+    text = blank_thought(text)
+    openings = list(_OPENING.finditer(text))
     if not openings:
         return {}
     begin = openings[-1].end()
