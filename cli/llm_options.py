@@ -154,4 +154,6 @@ def format_spent(spent: "Spent", *, priced: bool) -> str:
     cost = f", ${spent.usd:,.4f}" if priced else ""
     cached = f", {spent.cached:,} answered from the log" if spent.cached else ""
     failed = f", {spent.failed:,} failed" if spent.failed else ""
-    return f"{spent.calls:,} calls, {tokens:,} tokens{cost}{cached}{failed}"
+    estimated = f", tokens of {spent.estimated:,} estimated, since the server does not count" if spent.estimated else ""
+    own = f", {spent.own_temperature:,} at the model's own temperature" if spent.own_temperature else ""
+    return f"{spent.calls:,} calls, {tokens:,} tokens{cost}{cached}{failed}{estimated}{own}"

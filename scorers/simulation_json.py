@@ -26,8 +26,8 @@ from .reading import distribution_at, locate
 
 PROMPT = Path(__file__).with_name("simulate_json.md")
 _OPENING = re.compile(r'"activations"\s*:\s*\[')
-_PAIR = re.compile(r"\[\s*(-?\d+)\s*,\s*([^\[\],\s]*)\s*\]")
-_DIGITS = re.compile(r"\s*(\d+)")
+_PAIR = re.compile(r"\[\s*(-?\d{1,9})\s*,\s*([^\[\],\s]*)\s*\]")
+_DIGITS = re.compile(r"\s*(\d{1,9})")
 
 
 class Written(NamedTuple):
@@ -108,7 +108,9 @@ def parse(text: str) -> dict[int, Written | None]:
     values: dict[int, Written | None] = {}
     for pair in _PAIR.finditer(text, begin, end if end >= 0 else len(text)):
         index, value = int(pair[1]), pair[2]
-        written = Written(int(value), pair.start(2)) if value.isascii() and value.isdigit() else None
+        written = (
+            Written(int(value), pair.start(2)) if value.isascii() and value.isdigit() and len(value) < 10 else None
+        )
         earlier = values.get(index, written)
         agreed = written is not None and earlier is not None and earlier.value == written.value
         values[index] = earlier if agreed else None

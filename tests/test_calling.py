@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.benchmarks.fault_server import CALLING, Body, FaultServer, pieces
+from neuronaut.benchmarks.fault_answers import pieces
+from neuronaut.benchmarks.fault_server import CALLING, FaultServer
+from neuronaut.benchmarks.fault_shapes import Body
 from neuronaut.data.store.calls import Call
 from neuronaut.data.store.store import Store
 from neuronaut.labelling.batch_api import collect, send

@@ -9,7 +9,8 @@ from threading import Barrier
 
 import pytest
 
-from neuronaut.benchmarks.fault_server import FaultServer, pieces, predict
+from neuronaut.benchmarks.fault_answers import pieces, predict
+from neuronaut.benchmarks.fault_server import FaultServer
 from neuronaut.llm.openai.chat import OpenAIChat, open_dialect
 from neuronaut.llm.openai.retrying import Flow
 from neuronaut.llm.openai.wire import Wire
