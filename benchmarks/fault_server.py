@@ -118,7 +118,7 @@ class FaultServer:
         with self.lock:
             if scripted := next(self.script, None):
                 return scripted
-        for kinds, salt in ((TRANSPORT, attempt), ((*SPEECH, "bad-call"), "speech")):
+        for kinds, salt in ((TRANSPORT, attempt), ((*SPEECH, "bad-call", *SHAPES), "speech")):
             mine = [kind for kind in self.kinds if kind in kinds]
             share = self.faults * len(mine) / len(self.kinds)
             roll = chance(self.seed, content, salt)
@@ -443,7 +443,6 @@ def _drip(handler: _Handler, state: FaultServer, *, head: bool = False) -> None:
 def _flood(handler: _Handler, state: FaultServer) -> None:
     """Send without end; `flooded` counts the bytes that went."""
     handler.send_response(200)
-    handler.send_header("Transfer-Encoding", "identity")
     handler.end_headers()
     handler.close_connection = True
     with suppress(OSError):

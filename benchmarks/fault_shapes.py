@@ -55,7 +55,7 @@ def _verdicts(text: str, write: Callable[[dict[str, int]], str]) -> str:
         verdicts = json.loads(text)
     except ValueError:
         return text
-    return write(verdicts) if isinstance(verdicts, dict) and set(verdicts.values()) <= {0, 1} else text
+    return write(verdicts) if isinstance(verdicts, dict) and all(value in (0, 1) for value in verdicts.values()) else text
 
 
 def _judged(write: Callable[[dict[str, int]], str]) -> Shape:
@@ -156,13 +156,17 @@ SHAPES: Mapping[str, Shape] = {**GOOD, **ODD, **BAD, **ENDS_EARLY}
 def refusal(body: Body, refuses: Mapping[str, str]) -> Body | None:
     """The error about the first parameter of the body that the server does not take; None where it takes all.
 
-    By parameter the way to say it: "code" as OpenAI and Azure do, "detail" as FastAPI does, "words" in words alone.
+    By parameter the way to say it: "code" as OpenAI and Azure do, "detail" as FastAPI does, "words" in words alone;
+    "value" is a refusal of the value, which the parameter's other name would meet, too.
     """
     name = next((name for name in refuses if name in body), None)
     if name is None:
         return None
     if refuses[name] == "detail":
         return {"detail": [{"type": "extra_forbidden", "loc": ["body", name], "msg": "Extra inputs are not permitted"}]}
+    if refuses[name] == "value":
+        large = f"{name} is too large: {body[name]}. This model supports at most 4096 completion tokens."
+        return {"error": {"message": large, "type": "invalid_request_error", "param": name, "code": "invalid_value"}}
     told: Body = {"message": f"Unsupported parameter: '{name}' is not supported with this model."}
     if refuses[name] == "words":
         return {"error": told | {"type": "invalid_request_error", "param": None, "code": None}}
