@@ -55,7 +55,9 @@ def _verdicts(text: str, write: Callable[[dict[str, int]], str]) -> str:
         verdicts = json.loads(text)
     except ValueError:
         return text
-    return write(verdicts) if isinstance(verdicts, dict) and all(value in (0, 1) for value in verdicts.values()) else text
+    return (
+        write(verdicts) if isinstance(verdicts, dict) and all(value in (0, 1) for value in verdicts.values()) else text
+    )
 
 
 def _judged(write: Callable[[dict[str, int]], str]) -> Shape:

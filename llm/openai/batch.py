@@ -161,7 +161,7 @@ class BatchAPI:
 
     def _call(self, ask: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
         try:
-            return self._retrying(self._connection.run, ask)
+            return self._retrying(lambda: self._connection.run(ask))
         except (APIError, Malformed) as error:
             endpoint, model = self._wire.endpoint, self._wire.model
             raise fatal_error(error, endpoint=endpoint, model=model) or NeuronautError(

@@ -197,13 +197,12 @@ class OpenAIChat:
         while True:
             # Another body needs another key: a server may answer an old one with the refusal that it gave.
             headers = {"Idempotency-Key": key + self._wire.dialect.learned}
+            probe = isinstance(request, Probe)
+            body = self._wire.probe(request) if isinstance(request, Probe) else self._wire.chat(request)
             try:
-                if isinstance(request, Probe):
-                    return connection.post("/completions", self._wire.probe(request), headers=headers)
-                body = self._wire.chat(request)
-                return connection.post("/chat/completions", body, headers=headers)
+                return connection.post("/completions" if probe else "/chat/completions", body, headers=headers)
             except APIStatusError as error:
-                if isinstance(request, Probe) or not self._wire.dialect.learn(error, body):
+                if probe or not self._wire.dialect.learn(error, body):
                     raise
 
     def _is_unreachable(self, error: APIError | Malformed) -> bool:

@@ -216,13 +216,19 @@ def _read_status(
     return "empty", "nothing but thinking in the reply" if text.strip() else "no text in the reply"
 
 
+def _number(value: object) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) else None
+
+
 def _read_count(value: object) -> int | None:
     """A number of tokens; None where it is none that can be true."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 9:
-        value = int(value)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    # Written so that a NaN fails.
-    return int(value) if number and 0 <= value <= MOST_TOKENS and value == int(value) else None
+        return int(value)
+    number = _number(value)
+    return None if number is None or not 0 <= number <= MOST_TOKENS or number % 1 else int(number)
 
 
 def _read_logprobs(value: object) -> tuple[TokenLogprobs, ...]:
@@ -248,8 +254,8 @@ def _read_alternative(entry: object) -> tuple[str, float] | None:
 
 
 def _read_logprob(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return min(float(value), 0.0) if number and math.isfinite(value) else None
+    number = _number(value)
+    return None if number is None else min(float(number), 0.0)
 
 
 def _probability(entry: object) -> float | None:
