@@ -101,7 +101,7 @@ def _format_scores(scores: Sequence[Row]) -> str:
 
 def _format_doubt(score: Mapping[str, Any]) -> str:
     """Why there is no value, or why it is not to be trusted."""
-    return score["reason"] or (f"only {score['coverage']:.0%} was answered" if score["flagged"] else "")
+    return score["reason"] or score["doubt"] or ""
 
 
 def _baseline(name: str) -> display.Column:

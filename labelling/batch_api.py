@@ -65,7 +65,7 @@ def _collect_batch(client: LLMClient, api: BatchAPI, row: dict[str, object]) -> 
         return BatchReport(tuple(remote), len(requests), done, collected=False)
     # A part that failed as a whole has no replies; its requests are sent anew.
     complete = [name for name, state in zip(remote, states, strict=True) if state.status != "failed"]
-    replies = {key: reply for name in complete for key, reply in api.collect(name) if key in requests}
+    replies = {key: reply for name in complete for key, reply in api.collect(name, requests)}
     calls = [_make_call(client, key, requests[key], reply) for key, reply in replies.items()]
     client.log.end_batch(batch, calls)
     reason = next((state.reason for state in states if state.reason), None)

@@ -57,6 +57,10 @@ class Spent:
     usd: float = 0.0
     answered: int = 0
     failed: int = 0
+    estimated: int = 0
+    """Replies whose tokens the server did not count, or not credibly."""
+    own_temperature: int = 0
+    """Replies at the model's own temperature, since the server takes no other."""
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -221,6 +225,8 @@ class LLMClient:
         with self._lock:
             self.spent.answered += 1
             self.spent.failed += reply.status == "failed"
+            self.spent.estimated += "usage" in reply.raw
+            self.spent.own_temperature += "temperature" in reply.raw
             self._spend(reply.input_tokens, reply.output_tokens, batch=False)
 
     def _spend(self, input_tokens: int, output_tokens: int, *, batch: bool) -> None:
