@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import click
 
 from ..subject.errors import NeuronautError
+from . import display
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -133,19 +134,28 @@ def emit(rows: Iterable[Row], form: Form, table: Callable[[list[Row]], str]) -> 
         for row in rows:
             click.echo(as_json(row))
     elif form == "json":
-        click.echo(json.dumps(list(rows), ensure_ascii=False, indent=1, allow_nan=False))
+        click.echo(_escape(json.dumps(list(rows), ensure_ascii=False, indent=1, allow_nan=False)))
     elif text := table(list(rows)):
-        click.echo(text)
+        click.echo(display.harmless(text))
 
 
 def as_json(row: Row) -> str:
     """Write one row as JSON on one line."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return _escape(json.dumps(row, ensure_ascii=False, allow_nan=False))
+
+
+_COMMANDS = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON leaves as it is and a terminal obeys: further controls, and turns of the writing direction."""
+
+
+def _escape(text: str) -> str:
+    """The same JSON, in which nothing commands a terminal."""
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def say(text: str) -> None:
     """Print a message to the user, on stderr, since it is no result."""
-    click.echo(text, err=True)
+    click.echo(display.harmless(text), err=True)
 
 
 @contextmanager

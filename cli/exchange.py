@@ -174,7 +174,7 @@ _FORMATS: Mapping[str, tuple[Callable[[ExportRequest], None], frozenset[str]]] =
 
 def _print_paths(paths: Sequence[Path]) -> None:
     for path in paths:
-        click.echo(path)
+        click.echo(display.visible(str(path)))
     if not paths:
         say("nothing is explained that could be exported")
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...subject.address import Feature, SourceId
+from ...subject.address import Feature, SourceId, check_name
 from ...subject.errors import NeuronautError
 from ..codec import content_digest
 from ..records import Explanation
@@ -133,6 +133,7 @@ def _import_row(store: Store, row: Row, file: str, sources: Sources, check_rule:
         return "without_text"
     feature = sources.feature(parsed.called, parsed.index, negative=parsed.negative)
     name = (parsed.explainer or UNNAMED).removeprefix(IMPORTED)
+    check_name(name, what="explainer", parts=2)
     key = content_digest(IMPORTED, str(feature), parsed.text, rule, name, parsed.author, parsed.llm)
     origin = {column: value for column, value in row.items() if column not in _NOT_ORIGIN and _is_plain(value)}
     explanation = Explanation(

@@ -69,7 +69,8 @@ class Journal:
     def row(self, id: str) -> Row:
         """The investigation of an id, or of the beginning of one; NeuronautError where there is not just one."""
         rows = self._query(
-            "SELECT * FROM investigations WHERE id = ?1 OR (?1 <> '' AND id LIKE ?1 || '%') ORDER BY id", id
+            "SELECT * FROM investigations WHERE id = ?1 OR (?1 <> '' AND substr(id, 1, length(?1)) = ?1) ORDER BY id",
+            id,
         )
         matches = [row for row in rows if row["id"] == id] or rows
         if len(matches) != 1:
