@@ -225,7 +225,8 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
         raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
     paths = list(dict.fromkeys(path for file in files for path in list_tables(file)))
     with open_store(database, write=True) as store, store.transaction():
-        sources = Sources(store, source=None if source is None else SourceId.parse(source), model=model_id)
+        only = None if source is None else SourceId.parse(str(store.known_source(source)))
+        sources = Sources(store, source=only, model=model_id)
         reports = [
             import_file(store, path, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
             for path in paths

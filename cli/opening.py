@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.corpus import Corpus
 from ..data.harvest.activations import with_bos
 from ..data.store.store import Store
-from ..subject.address import Feature, Selection, SourceId
+from ..subject.address import Feature, SourceId
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site, load_dictionary
@@ -135,8 +135,8 @@ def places(subject: Subject, model: str, sources: Iterable[Source], load_options
     paths = {subject.name: model} | (
         {str(source.id): load_options.sae for source in sources} if load_options.sae else {}
     )
-    local = {key: Path(path).expanduser() for key, path in paths.items()}
-    return {key: str(local[key].resolve()) if local[key].exists() else path for key, path in paths.items()}
+    local = {key: Path(path).expanduser() for key, path in paths.items() if path != "demo"}
+    return paths | {key: str(path.resolve()) for key, path in local.items() if path.exists()}
 
 
 # The gate
@@ -213,21 +213,17 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
     return features
 
 
-def one_feature(store: Store, text: str) -> Feature:
-    """Look up the one feature that was named."""
-    feature = Feature.parse(text)
-    store.resolve(Selection(feature.source, "indices", (feature.index,), negative=feature.negative))
-    return feature
-
-
-def stored_subject(store: Store, model: str, load_options: LoadOptions) -> Subject:
-    """Open the subject that a model's features were harvested on."""
+def stored_subject(store: Store, model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
+    """Open the subject that a model's features were harvested on, named as there; any other as it is named, or `name`."""
+    model = store.model(model)
+    if model in store.models() or load_options.model is not None:
+        name = model
     provenance = _latest_provenance(store, model)
     path = load_options.model or provenance.get("paths", {}).get(model, model)
     if load_options.model is None and Path(path).is_absolute() and not Path(path).exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
     dtype = load_options.dtype or provenance.get("dtype")
-    return load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=model)
+    return load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
 
 
 def _latest_provenance(store: Store, model: str) -> Mapping[str, Any]:

@@ -20,7 +20,9 @@ _MOST_INDICES = 2**24
 
 
 def check_name(name: str, *, what: str, parts: int = 1) -> None:
-    """Refuse a name that would be a path, an option or a terminal's command where it is used; at most so many `/` parts.
+    """Refuse a name that would be a path, an option or a terminal's command where it is used.
+
+    `parts` is how many names a `/` may join, two for OWNER/NAME.
 
     >>> check_name("google/gemma-3-270m", what="model", parts=2)
     """
@@ -58,7 +60,7 @@ class SourceId:
         return cls(match["model"], match["site"], match["dictionary"])
 
     def check(self) -> None:
-        """Refuse names that are not safe as names of files (NeuronautError); what is stored under them has been checked."""
+        """Refuse names that are not safe as names of files: every way into a database checks them (NeuronautError)."""
         check_name(self.model, what="model", parts=2)
         if self.dictionary is not None:
             check_name(self.dictionary, what="dictionary")
