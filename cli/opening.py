@@ -7,6 +7,7 @@ them again by the feature's address alone; the options of `LoadOptions` say othe
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site, load_dictionary
 from ..subject.formats_sites import same_site
-from ..subject.gate import check, sweep
+from ..subject.gate import check, foreign_script, sweep
 from ..subject.model import Subject, join_sites
 from ..subject.opening import BUILT_IN, open_source
 from ..subject.sources import Source
@@ -153,9 +154,13 @@ def pass_gate(
         if isinstance(source, Dictionary):
             tokens, site = sample(subject, corpus, window=window), source.id.site
             vectors = {near: _read_vectors(subject, tokens, near) for near in (site, *_neighbours(subject, site))}
-            yield str(check(source, vectors[site], force=force))
+            yield str(check(source, vectors[site], force=force, suspect=partial(_suspect_script, subject, tokens)))
             if warning := sweep(source, vectors).warning:
                 yield f"Warning: {warning}"
+
+
+def _suspect_script(subject: Subject, tokens: NDArray[np.int64]) -> str | None:
+    return foreign_script(map(subject.tokenizer.decode, tokens.tolist()), subject.vocabulary)
 
 
 def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_TOKENS) -> NDArray[np.int64]:
@@ -214,7 +219,7 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
 
 
 def stored_subject(store: Store, model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
-    """Open the subject that a model's features were harvested on, named as there; any other as it is named, or `name`."""
+    """Open the subject that a model's features were harvested on, named as there; any other by itself, or as `name`."""
     model = store.model(model)
     if model in store.models() or load_options.model is not None:
         name = model

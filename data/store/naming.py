@@ -38,7 +38,7 @@ def stored_model(connection: sqlite3.Connection, name: str) -> str:
     if not matches and called and here.is_dir():
         listed = " and ".join(f"{model} is {folders[model]}" for model in called)
         raise NeuronautError(
-            f"the folder {name} was not harvested into this database, where {listed}; name that one, or harvest the folder"
+            f"the folder {name} was not harvested into this database, where {listed}; name that, or harvest this"
         )
     return matches[0] if matches else name
 
