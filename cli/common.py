@@ -62,7 +62,7 @@ database_option = click.option(
 )
 source_option = click.option("--source", metavar="SOURCE", help="Only this source, for example demo:mlp.2.")
 min_score_option = click.option("--min-score", type=float, metavar="X", help="Only scores of at least X.")
-limit_option = partial(click.option, "--limit", type=click.IntRange(min=1), metavar="N", show_default=True)
+limit_option = partial(click.option, "--limit", type=click.IntRange(1, 2**31), metavar="N", show_default=True)
 
 
 def all_of(*options: Decorator) -> Decorator:
@@ -89,7 +89,7 @@ class Count(click.ParamType):
         text = str(value).replace("_", "").replace(",", "").lower()
         if text == "all":
             return None
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text)
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?)([kmb]?)", text)
         if match is None or (number := int(float(match[1]) * self._FACTORS[match[2]])) < 1:
             self.fail(f"{value!r} is not a number of tokens; wanted for example 500k, 2M or all", param, ctx)
         return number

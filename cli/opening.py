@@ -74,7 +74,7 @@ def sites_of(subject: Subject, text: str) -> list[str]:
     """Expand `mlp` to that site of every layer, `mlp.0-3` to these layers; anything else stands for itself."""
     if every := [site for site in subject.sites if site.startswith(f"{text}.")]:
         return every
-    if match := re.fullmatch(r"([a-z_]+)\.(\d+)-(\d+)", text):
+    if match := re.fullmatch(r"([a-z_]+)\.([0-9]{1,4})-([0-9]{1,4})", text):
         if int(match[2]) > int(match[3]):
             raise NeuronautError(f"{text} is no range of layers; wanted the first before the last, as in mlp.0-3")
         return [f"{match[1]}.{layer}" for layer in range(int(match[2]), int(match[3]) + 1)]

@@ -11,7 +11,10 @@ from typing import Self
 
 from .errors import NeuronautError
 
-_SOURCE = re.compile(r"(?P<model>[^:@\s]+):(?P<site>[a-z_]+(\.[0-9]{1,9})?)(@(?P<dictionary>[^:@\s]+))?")
+_SOURCE = re.compile(
+    # Half of a surrogate pair is no character, and cannot be stored.
+    r"(?P<model>[^:@\s\ud800-\udfff]+):(?P<site>[a-z_]+(\.[0-9]{1,9})?)(@(?P<dictionary>[^:@\s\ud800-\udfff]+))?"
+)
 _PART = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 LONGEST_NAME = 200
 """Characters of a model's or a dictionary's name."""

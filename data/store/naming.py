@@ -7,6 +7,7 @@ called x or, where none is, the one whose folder has that name. Where two could 
 import json
 import re
 import sqlite3
+from os.path import isdir
 from pathlib import Path
 
 from ...subject.errors import NeuronautError
@@ -28,14 +29,14 @@ def stored_model(connection: sqlite3.Connection, name: str) -> str:
     folders = _folders(connection)
     if name in folders:
         return name
-    here = Path(name).expanduser()
-    as_path = [model for model, folder in folders.items() if folder is not None and folder == _resolve(here)]
-    called = [model for model, folder in folders.items() if folder is not None and folder.name == here.name]
-    matches = as_path or (called if here.name == name else [])
+    here, last = _resolve(name), Path(name).name
+    as_path = [model for model, folder in folders.items() if folder is not None and folder == here]
+    called = [model for model, folder in folders.items() if folder is not None and folder.name == last]
+    matches = as_path or (called if last == name else [])
     if len(matches) > 1:
         listed = " or ".join(f"{model} ({folders[model]})" for model in matches)
         raise NeuronautError(f"{name} could be {listed}; name the one that is meant")
-    if not matches and called and here.is_dir():
+    if not matches and called and here is not None and isdir(here):
         listed = " and ".join(f"{model} is {folders[model]}" for model in called)
         raise NeuronautError(
             f"the folder {name} was not harvested into this database, where {listed}; name that, or harvest this"
@@ -53,8 +54,9 @@ def _folders(connection: sqlite3.Connection) -> dict[str, Path | None]:
     return folders
 
 
-def _resolve(path: Path) -> Path | None:
+def _resolve(name: str) -> Path | None:
+    """The folder of a name, wherever a link leads; None where the name can be none."""
     try:
-        return path.resolve()
+        return Path(name).expanduser().resolve()
     except (OSError, ValueError, RuntimeError):
         return None

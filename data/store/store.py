@@ -323,10 +323,10 @@ class Store:
         """The source's name; an error if it is not here."""
         if source is None:
             return None
-        name = self._address(str(source))
-        if not self._query("SELECT 1 FROM sources WHERE name = ?", name):
-            raise reading.missing_source(self._connection, SourceId.parse(name))
-        return name
+        known = SourceId.parse(self._address(str(source)))
+        if not self._query("SELECT 1 FROM sources WHERE name = ?", str(known)):
+            raise reading.missing_source(self._connection, known)
+        return str(known)
 
     # The file
 
