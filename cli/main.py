@@ -103,8 +103,12 @@ def _spelled_out() -> Generator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = display.harmless(error.message)
-        raise
+        message = error.format_message()
+        if (spelled := display.harmless(message)) == message:
+            raise
+        if isinstance(error, click.UsageError):
+            raise click.UsageError(spelled, error.ctx) from error
+        raise click.ClickException(spelled) from error
 
 
 def _format_stop(stop: BaseException, arguments: list[str]) -> str:

@@ -160,7 +160,8 @@ def pass_gate(
 
 
 def _suspect_script(subject: Subject, tokens: NDArray[np.int64]) -> str | None:
-    return foreign_script(map(subject.tokenizer.decode, tokens.tolist()), subject.vocabulary)
+    # Tokens one by one would be halves of letters.
+    return foreign_script((str(subject.tokenizer.decode(row)) for row in tokens.tolist()), subject.vocabulary)
 
 
 def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_TOKENS) -> NDArray[np.int64]:

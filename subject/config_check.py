@@ -80,7 +80,7 @@ def check_fields(file: object, config: Mapping[str, Any], rules: Mapping[str, Ru
 def check_model(file: object, config: Mapping[str, Any], activations: Iterable[str]) -> None:
     """Refuse a model's configuration that cannot be built; `activations` are the functions there are."""
     known = Rule(lambda value: isinstance(value, str) and value in activations, "the name of an activation function")
-    check_fields(file, config, MODEL | dict.fromkeys(_ACTIVATIONS, known))
+    check_fields(file, config, {**MODEL, **dict.fromkeys(_ACTIVATIONS, known)})
     for whole, part in _DIVIDED:
         if (size := config.get(whole)) and (parts := config.get(part)) and size % parts:
             raise wrong_field(file, part, parts, f"a divisor of {whole}, {size}")

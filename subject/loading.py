@@ -62,11 +62,11 @@ def load(
     with quiet():
         config = _read_config(source, name_or_path, revision=revision)
         layers = None if any_family else architecture_of(config.get("model_type"), name=name_or_path).layers
-        model, report = _load_model(source, name_or_path, dtype=DTYPES[dtype], revision=revision)
+        model, report = _load_model(source, name_or_path, device=target, dtype=DTYPES[dtype], revision=revision)
         _check_weights(name_or_path, config, report, layers and rf"(?:{model.base_model_prefix}\.)?{layers}")
         tokenizer = _load_tokenizer(source, name_or_path, revision=revision)
     name = "demo" if folder == DEMO else folder.resolve().name if folder else name_or_path
-    return Loaded(model.to(target), tokenizer, name)
+    return Loaded(model, tokenizer, name)
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -147,7 +147,7 @@ def _build_config(source: str, name: str, *, revision: str | None) -> PreTrained
 
 
 def _load_model(
-    source: str, name: str, *, dtype: torch.dtype, revision: str | None
+    source: str, name: str, *, device: torch.device, dtype: torch.dtype, revision: str | None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     config = _build_config(source, name, revision=revision)
     try:
@@ -166,7 +166,8 @@ def _load_model(
     # What else it raises, as a division by zero, comes of what the configuration says.
     except Exception as error:
         raise _unreadable(source, name, "config.json", error) from error
-    return loaded
+    model, report = loaded
+    return model.to(device), report
 
 
 def _check_weights(name: str, config: dict[str, Any], report: dict[str, Any], layers: str | None) -> None:
