@@ -68,7 +68,7 @@ _TEXT = re.compile(
     rf"(?::(?:(?P<units>{_UNITS})(?P<tail>-?)|(?P<direction>{_NAME}|\[[^\]]*\])))?"
     r"(?P<sign>\*=|\+=|<=|>=|=)(?P<change>[^@\#~\s]+)"
     rf"(?:@(?P<positions>{_POSITIONS})(?:>(?P<keys>{_POSITIONS}))?)?"
-    r"(?:\#(?P<seed>{_WHOLE}))?(?:~(?P<control>{_WHOLE}))?"
+    rf"(?:\#(?P<seed>{_WHOLE}))?(?:~(?P<control>{_WHOLE}))?"
 )
 _CHANGES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (operation, re.compile(pattern))

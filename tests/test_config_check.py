@@ -153,7 +153,8 @@ def tensors(*names: str) -> dict[str, torch.Tensor]:
 def dictionary(folder: Path, config: object, *names: str, file: str = "sae_weights.safetensors") -> Path:
     folder.mkdir(exist_ok=True, parents=True)
     if file.endswith(".npz"):
-        np.savez(folder / file, **{name: tensor.numpy() for name, tensor in tensors(*names).items()})
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors(*names).items()}
+        np.savez(folder / file, **arrays)
     else:
         save_file(tensors(*names), folder / file)
     if config is not None:
