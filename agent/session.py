@@ -159,7 +159,7 @@ def investigate(
     """
     if isinstance(target, Task):
         return _behaviour(target, subject, store, config, fork)
-    feature = Feature.parse(target) if isinstance(target, str) else target
+    feature = store.feature(target) if isinstance(target, str) else target
     return next(investigate_all([feature], subject, store, config, sources=sources, fork=fork))
 
 

@@ -183,7 +183,7 @@ _FORMATS: Mapping[str, tuple[Callable[[ExportRequest], None], frozenset[str]]] =
 
 def _print_paths(paths: Sequence[Path]) -> None:
     for path in paths:
-        click.echo(path)
+        click.echo(display.visible(str(path)))
     if not paths:
         say("nothing is explained that could be exported")
 
@@ -242,7 +242,8 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
     paths = list(dict.fromkeys(path for file in files for path in list_tables(file)))
     kept = f"what was read is in {database}, and is not added again"
     with open_store(database, write=True) as store, interruptible(lambda: kept):
-        sources = Sources(store, source=None if source is None else SourceId.parse(source), model=model_id)
+        only = None if source is None else SourceId.parse(str(store.known_source(source)))
+        sources = Sources(store, source=only, model=model_id)
         reports = import_files(store, paths, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
     emit(map(_report_row, reports), form, lambda rows: display.table(rows, _COLUMNS))
     _say_end(reports, database)

@@ -29,11 +29,12 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from ...subject.address import Feature, SourceId
+from ...subject.address import Feature, SourceId, check_name
 from ...subject.directions import Promoted, TokenEffect
 from ...subject.errors import NeuronautError
 from ..records import Evidence, Example, Score, Statistics
 from .files import open_whole
+from .lines import guard_cell
 from .rows import ROW_KEYS, Row, StoredExplanation
 from .store import Store
 
@@ -53,12 +54,12 @@ def write_jsonl(rows: Iterable[Row], stream: TextIO) -> None:
 
 
 def write_csv(rows: Iterable[Row], stream: TextIO) -> None:
-    """Write a header and one line per row; null is the empty field."""
+    """Write a header and one line per row; null is the empty field, and texts are guarded (lines.py)."""
     # A field is quoted if it holds a character of the line's end, and one that holds a mere "\r" must be.
     line = io.StringIO()
     writer: csv.DictWriter[str] = csv.DictWriter(line, ROW_KEYS, lineterminator="\r\n")
     for row in chain([{key: key for key in ROW_KEYS}], rows):
-        writer.writerow(row)
+        writer.writerow({key: guard_cell(value) for key, value in row.items()})
         stream.write(line.getvalue().removesuffix("\r\n") + "\n")
         line.seek(0)
         line.truncate()
@@ -85,13 +86,22 @@ class Place(NamedTuple):
 
 
 def places(store: Store, sources: Sequence[SourceId] | None, *, model: str | None = None) -> dict[SourceId, Place]:
-    """The place of each source, of all in the store where none are given; an error where two have one place."""
+    """The place of each source, of all in the store where none are given.
+
+    An error where two have one place, and where a place is no name of a folder.
+    """
     chosen = sources or [SourceId.parse(str(row["source"])) for row in store.sources()]
     by_source = {source: Place.of(source, model=model) for source in chosen}
     if len(set(by_source.values())) < len(by_source):
         raise NeuronautError(
             "two sources have one place at Neuronpedia; export them one at a time, each with its model"
         )
+    for source, place in by_source.items():
+        try:
+            check_name(place.model, what="model")
+            check_name(place.layer, what="layer")
+        except NeuronautError as error:
+            raise NeuronautError(f"{source} has no place at Neuronpedia: {error}") from None
     return by_source
 
 
@@ -263,7 +273,7 @@ def write_uploads(
 
     `promoted` returns the tokens that a feature writes; `method` is a name of an explainer that Neuronpedia knows.
     """
-    place = Place.of(source, model=model)
+    place = places(store, [source], model=model)[source]
     uploads = Uploads([], [], [])
     batch: list[Row] = []
     for stored in store.iterate_best(source, min_score=min_score):

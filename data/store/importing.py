@@ -21,7 +21,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ...subject.address import Feature, SourceId
+from ...subject.address import Feature, SourceId, check_name
 from ...subject.errors import NeuronautError
 from ..codec import content_digest
 from ..records import Explanation
@@ -180,6 +180,7 @@ def _parse_explanation(row: Row, file: str, sources: Sources, check_rule: RuleCh
         return None
     feature = sources.feature(parsed.called, parsed.index, negative=parsed.negative)
     name = (parsed.explainer or UNNAMED).removeprefix(IMPORTED)
+    check_name(name, what="explainer", parts=2)
     key = content_digest(IMPORTED, str(feature), parsed.text, rule, name, parsed.author, parsed.llm)
     origin = {column: value for column, value in row.items() if column not in _NOT_ORIGIN and _is_plain(value)}
     return Explanation(

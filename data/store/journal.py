@@ -74,7 +74,8 @@ class Journal:
     def full_id(self, id: str) -> str:
         """The id of which this is the beginning, or itself; NeuronautError where there is not just one."""
         rows = self._query(
-            "SELECT id FROM investigations WHERE id = ?1 OR (?1 <> '' AND id LIKE ?1 || '%') ORDER BY id", id
+            "SELECT id FROM investigations WHERE id = ?1 OR (?1 <> '' AND substr(id, 1, length(?1)) = ?1) ORDER BY id",
+            id,
         )
         matches = [row["id"] for row in rows if row["id"] == id] or [row["id"] for row in rows]
         if len(matches) != 1:

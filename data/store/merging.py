@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from sqlite_utils import Database
 
+from ...subject.address import SourceId, check_name
 from ...subject.errors import NeuronautError
 from ..codec import pack_ids, unpack_ids
 from .calls import CallLog
@@ -89,15 +90,14 @@ def merge(db: Database, path: str, other: str) -> dict[str, int]:
         db.conn.execute("ATTACH ? AS other", [copied])
         try:
             with transaction(db, path) as connection:
-                return _merge_attached(connection)
+                return _merge_attached(connection, other)
         finally:
             db.conn.execute("DETACH other")
 
 
-def _merge_attached(connection: sqlite3.Connection) -> dict[str, int]:
+def _merge_attached(connection: sqlite3.Connection, other: str) -> dict[str, int]:
     before = _counts(connection)
-    for row in connection.execute("SELECT name, revision, model_revision, width FROM other.sources").fetchall():
-        check_same_source(connection, *row)
+    _check_names(connection, other)
     own = {name for (name,) in connection.execute("SELECT name FROM sources JOIN harvests ON source_id = sources.id")}
     for statement in _COPY_EVIDENCE:
         connection.execute(statement)
@@ -110,6 +110,23 @@ def _merge_attached(connection: sqlite3.Connection) -> dict[str, int]:
     _copy_investigations(connection)
     after = _counts(connection)
     return {table: after[table] - before[table] for table in _MERGED}
+
+
+def _check_names(connection: sqlite3.Connection, other: str) -> None:
+    """Refuse a file that holds a source which cannot be here under its name, or a name that is none."""
+    columns = "model, site, dictionary, name, revision, model_revision, width"
+    for model, site, dictionary, *row in connection.execute(f"SELECT {columns} FROM other.sources").fetchall():
+        try:
+            if SourceId.parse(row[0]) != SourceId(model, site, dictionary):
+                raise NeuronautError(f"its model, site and dictionary are {model!r}, {site!r} and {dictionary!r}")
+            check_same_source(connection, *row)
+        except NeuronautError as error:
+            raise NeuronautError(f"{other}: source {row[0]!r}: {error}") from None
+    for (id,) in connection.execute("SELECT id FROM other.investigations").fetchall():
+        try:
+            check_name(id, what="session")
+        except NeuronautError as error:
+            raise NeuronautError(f"{other}: {error}") from None
 
 
 def _counts(connection: sqlite3.Connection) -> dict[str, int]:

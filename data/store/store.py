@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...subject.address import Feature, Selection, SourceId
 from ..records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
-from . import merging, reading, rows, writing
+from . import merging, naming, reading, rows, writing
 from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .journal import Journal
@@ -119,6 +119,20 @@ class Store:
         with translate_errors(self.path):
             return self._windows.vocabulary(model)
 
+    def model(self, name: str) -> str:
+        """The name here of a model that is named so, or by the folder that it was harvested from; else what came."""
+        with translate_errors(self.path):
+            return naming.stored_model(self._connection, name)
+
+    def feature(self, text: str) -> Feature:
+        """The one feature that a text names, for example "gpt2:mlp.5:131" or "./models/gpt2:mlp.5:131"."""
+        feature = Feature.parse(self._address(text))
+        return self.resolve(Selection(feature.source, "indices", (feature.index,), negative=feature.negative))[0]
+
+    def _address(self, text: str) -> str:
+        with translate_errors(self.path):
+            return naming.stored_address(self._connection, text)
+
     def resolve(self, selection: Selection, *, seed: int = 0) -> list[Feature]:
         """The features that a selection names, in its order; `random` draws among those alive, by `seed`.
 
@@ -140,8 +154,11 @@ class Store:
         return [Feature(selection.source, index, selection.negative) for index in indices]
 
     def features(self, text: str) -> list[Feature]:
-        """The features that a text names, for example "gpt2:mlp.5:0-99"; a bare source means those alive."""
-        return self.resolve(Selection.parse(text))
+        """The features that a text names, for example "gpt2:mlp.5:0-99"; a bare source means those alive.
+
+        The model is named as in `sources`, or by its folder wherever that lies: "./models/gpt2:mlp.5:0-99".
+        """
+        return self.resolve(Selection.parse(self._address(text)))
 
     def evidence(self, feature: Feature) -> Evidence:
         """A feature's statistics and examples, in splits that share no document and no near-duplicate text.
@@ -322,9 +339,10 @@ class Store:
         """The source's name; an error if it is not here."""
         if source is None:
             return None
-        if not self._query("SELECT 1 FROM sources WHERE name = ?", str(source)):
-            raise reading.missing_source(self._connection, SourceId.parse(str(source)))
-        return str(source)
+        known = SourceId.parse(self._address(str(source)))
+        if not self._query("SELECT 1 FROM sources WHERE name = ?", str(known)):
+            raise reading.missing_source(self._connection, known)
+        return str(known)
 
     # The file
 
