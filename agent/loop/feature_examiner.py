@@ -128,7 +128,8 @@ class FeatureExaminer:
             )
         return results
 
-    def shortfall(self, scores: Sequence[Score]) -> str | None:
+    @staticmethod
+    def shortfall(scores: Sequence[Score]) -> str | None:
         """Why an explanation with these holdout scores is not supported; None where it may be."""
         for score in scores:
             least = LEAST_AGREEMENT.get(score.examples) if score.metric == "agreement" else None
