@@ -51,6 +51,7 @@ def answer_after(subject: Subject, prompt: str, text: str) -> Answer:
 
     SentencePiece tokenizers put a space before a text that stands alone, so alone it may be other tokens.
     """
+    prompt = subject.as_prompt(prompt)
     before, whole = subject.encode(prompt), subject.encode(prompt + text)
     together = whole[: len(before)] == before
     ids = whole[len(before) :] if together else subject.encode(text)
@@ -61,6 +62,7 @@ def answer_after(subject: Subject, prompt: str, text: str) -> Answer:
 
 def splits(subject: Subject, prompt: str, text: str) -> bool:
     """Whether the tokens of prompt and answer together begin with those of the prompt."""
+    prompt = subject.as_prompt(prompt)
     before = subject.encode(prompt)
     return subject.encode(prompt + text)[: len(before)] == before
 
@@ -68,7 +70,7 @@ def splits(subject: Subject, prompt: str, text: str) -> bool:
 def ways_of(subject: Subject, prompt: str, text: str) -> list[Answer]:
     """The answer as it was given, and the way of writing it that running text may have instead: at most two."""
     given = answer_after(subject, prompt, text)
-    before, whole = list(given.prompt), subject.encode(prompt + text)
+    before, whole = list(given.prompt), subject.encode(subject.as_prompt(prompt) + text)
     if whole[: len(before)] != before:
         common = commonprefix([before, whole])
         rest = tuple(whole[len(common) :])

@@ -88,7 +88,7 @@ def where(subject: Subject, batch: Batch, rule: str) -> Tensor:
     if rule == "every":
         return batch.real
     if rule == "all":
-        is_bos = (position == 0) & (batch.tokens == (-1 if subject.bos is None else subject.bos))
+        is_bos = (position == 0) & (batch.tokens == (-1 if subject.bos_id is None else subject.bos_id))
         return batch.real & ~is_bos
     if rule == "last":
         return position == batch.last[:, None]

@@ -177,7 +177,7 @@ def _read_embeddings(subject: Subject, ids: Tensor) -> Tensor:
 
 def _read_baseline(subject: Subject, ids: Tensor, baseline: Baseline) -> Tensor:
     """The vectors at `embed` with every token but BOS replaced: (1, position, d_model)."""
-    is_bos = ids == subject.bos if subject.bos is not None else torch.zeros_like(ids, dtype=torch.bool)
+    is_bos = ids == subject.bos_id if subject.bos_id is not None else torch.zeros_like(ids, dtype=torch.bool)
     is_bos[:, 1:] = False
     if baseline == "mean":
         before = _read_embeddings(subject, ids)

@@ -78,6 +78,20 @@ form_options = all_of(
 result_options = all_of(database_option, form_options)
 
 
+convention_options = all_of(
+    click.option(
+        "--bos",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Whether BOS stands before each text; auto: as the dictionary was trained, else as the tokenizer does.",
+    ),
+    click.option(
+        "--special-tokens", is_flag=True, help="Read special tokens that a text spells as tokens, not as text."
+    ),
+)
+
+
 class Count(click.ParamType):
     """A number of tokens: `2000000`, `2M`, `500k`, `1.5B`, or `all`, which is None."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Count, Form, Progress, Row, emit, interruptible, open_store, result_options, say
+from .common import Count, Form, Progress, Row, convention_options, emit, interruptible, open_store, result_options, say
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
@@ -32,11 +32,21 @@ if TYPE_CHECKING:
 @click.option(
     "--tokens", type=Count(), default="2M", show_default=True, metavar="N", help="About so many tokens: 500k, 2M, all."
 )
-@click.option("--window", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens in a window.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens in a window.  [default: 64, or what the model holds]",
+)
+@convention_options
+@click.option(
+    "--chat", is_flag=True, help="The corpus holds lists of messages: put them into the model's chat template."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the splits and of which text is taken.")
 @click.option("--encoding", default="utf-8", show_default=True, help="Of text files.")
 @click.option(
-    "--text-column", default="text", show_default=True, help="Field of JSONL, Parquet and datasets that holds the text."
+    "--text-column",
+    help="Field of JSONL, Parquet and datasets that holds the text.  [default: text; messages of --chat]",
 )
 @click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one.")
 @click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16.")
@@ -53,10 +63,10 @@ def harvest(
     model_name: str | None,
     corpus: str | None,
     tokens: int | None,
-    window: int,
+    window: int | None,
     seed: int,
     encoding: str,
-    text_column: str,
+    text_column: str | None,
     force: bool,
     database: str,
     form: Form,
@@ -75,12 +85,17 @@ def harvest(
       neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1
       neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
     """
-    from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places
+    from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
 
     options = LoadOptions(**load_options)
-    text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
+    column = text_column or ("messages" if options.chat else "text")
+    text = load_corpus(model, corpus, tokens=tokens, text_column=column, encoding=encoding, chat=options.chat)
     subject = load_subject(model, options, name=model_name)
     sources = open_sources(subject, sites, options, name=name)
+    subject = settle_bos(subject, sources, asked=options.bos)
+    text = text.map(subject.render_chat) if options.chat else text
+    window = window or _fit_window(subject)
+    say(f"{subject.convention}: {subject.convention.reason}")
     for line in pass_gate(subject, sources, text, window=window, force=force):
         say(line)
     with open_store(database, create=True, write=True) as store:
@@ -95,6 +110,17 @@ def harvest(
             paths=places(subject, model, sources, options),
         )
     emit(rows, form, lambda rows: "\n".join(map(_format_row, rows)))
+
+
+WINDOW = 64
+"""Tokens in a window, where the model has room for them."""
+
+
+def _fit_window(subject: "Subject") -> int:
+    room = subject.context - len(subject.bos_prefix)
+    if room < WINDOW:
+        say(f"windows have {room} tokens, not {WINDOW}: {subject.name} has {subject.context} positions")
+    return min(WINDOW, room)
 
 
 def collect(
@@ -130,7 +156,24 @@ def collect(
             checkpoint=checkpoint,
             progress=progress.reach,
         )
+    _say_what_was_read(result)
     return _make_rows(result, time.monotonic() - started)
+
+
+def _say_what_was_read(result: "HarvestResult") -> None:
+    """Say which of the corpus's tokens are in the statistics, and which are not, and why."""
+    counts, fewest = result.counts, min(source.tokens for source in result.sources)
+    left_out = {
+        "beyond the budget": counts.beyond_budget,
+        "special tokens": counts.special,
+        "massive": result.tokens - counts.special - fewest,
+    }
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
+    say(f"{result.tokens:,} of {counts.given:,} tokens that were read are taken; left out: {reasons}")
+    if counts.own_bos:
+        say(f"{counts.own_bos:,} documents bring a BOS of their own: it stands there once")
+    if counts.spelled:
+        say(f"{counts.spelled:,} documents spell special tokens, read as text; --special-tokens reads them as tokens")
 
 
 def _make_rows(result: "HarvestResult", seconds: float) -> list[Row]:
@@ -142,6 +185,8 @@ def _make_rows(result: "HarvestResult", seconds: float) -> list[Row]:
             "alive": alive[source.source],
             "dead": source.width - alive[source.source],
             "tokens": result.tokens,
+            "counted": source.tokens,
+            "given": result.counts.given,
             "corpus": result.corpus,
             "window": result.window,
             "seconds": round(seconds, 3),

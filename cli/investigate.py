@@ -246,7 +246,9 @@ def run_sessions(
         yield _run_behaviour(store, request, client, on_event)
         return
     features = chosen_features(store, request.targets)
-    subject = stored_subject(store, features[0].source.model, request.load_options)
+    subject = stored_subject(
+        store, features[0].source.model, request.load_options, sources=[feature.source for feature in features]
+    )
     sources = stored_sources(store, subject, features, request.load_options)
     policy = _make_policy(store, request, client)
     options = ScorerOptions(client and client.llm, subject, sources, store.chosen_prompts(), embedder=request.embedder)

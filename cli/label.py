@@ -92,7 +92,9 @@ def _open_setup(
     temperature = language.temperature_value
     with open_store(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)
-        subject = stored_subject(store, chosen[0].source.model, load_options)
+        subject = stored_subject(
+            store, chosen[0].source.model, load_options, sources=[feature.source for feature in chosen]
+        )
         sources = stored_sources(store, subject, chosen, load_options)
         prompts, llm = store.chosen_prompts(), client and client.llm
         scorer_options = ScorerOptions(

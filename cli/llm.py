@@ -167,7 +167,7 @@ def reproduce(explanation_id: int, database: str, form: Form, **load_options: An
                 "model: there is no prompt to rebuild; show --provenance tells where it comes from"
             )
         feature = stored.explanation.feature
-        subject = stored_subject(store, feature.source.model, options)
+        subject = stored_subject(store, feature.source.model, options, sources=[feature.source])
         sources = stored_sources(store, subject, [feature], options)
         reproduced = make_again(
             store,

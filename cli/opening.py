@@ -6,7 +6,7 @@ them again by the feature's address alone; the options of `LoadOptions` say othe
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..data.corpus import Corpus
-from ..data.harvest.activations import with_bos
+from ..data.harvest.activations import read_counted
+from ..data.harvest.massive import norm_limits
+from ..data.padding import cut
 from ..data.store.store import Store
+from ..labelling.label import as_harvested
 from ..subject.address import Feature, SourceId
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
@@ -49,15 +51,47 @@ class LoadOptions:
     allow_pickle: bool = False
     device: str | None = None
     dtype: str | None = None
+    bos: str = "auto"
+    """Whether BOS stands before each row: auto, always or never."""
+    special_tokens: bool = False
+    chat: bool = False
 
 
 def load_subject(model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
     """Load a model, on the GPU where there is one and no device is named."""
     device = load_options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Subject.load(model, device=device, dtype=load_options.dtype or "float32", name=name)
+    dtype, asked = load_options.dtype or "float32", load_options
+    subject = Subject.load(model, device=device, dtype=dtype, name=name, bos=asked.bos)
+    special = asked.special_tokens or asked.chat
+    return subject.with_convention(replace(subject.convention, special_tokens=special, chat=asked.chat))
 
 
-def load_corpus(model: str, corpus: str | None, *, tokens: int | None, text_column: str, encoding: str) -> Corpus:
+def settle_bos(subject: Subject, sources: Iterable[Source], *, asked: str) -> Subject:
+    """The subject with BOS as its dictionaries were trained, where it was not `asked` otherwise.
+
+    Raises NeuronautError where they differ.
+    """
+    declared = {
+        str(source.id): source.prepend_bos
+        for source in sources
+        if isinstance(source, Dictionary) and source.prepend_bos is not None
+    }
+    if asked != "auto" or not declared:
+        return subject
+    if len(set(declared.values())) > 1:
+        raise NeuronautError(
+            f"of {', '.join(declared)} some were trained with BOS before the text and some without; harvest them one "
+            "by one, or choose with --bos"
+        )
+    ((name, bos), *_) = declared.items()
+    if subject.convention.bos is None or subject.convention.bos == bos:
+        return subject
+    return subject.with_convention(replace(subject.convention, bos=bos, reason=f"{name} was trained so"))
+
+
+def load_corpus(
+    model: str, corpus: str | None, *, tokens: int | None, text_column: str, encoding: str, chat: bool = False
+) -> Corpus:
     """Load the corpus that was named; of a streamed dataset, the beginning that the token budget is drawn from."""
     if corpus is None and model != "demo":
         raise NeuronautError(
@@ -65,7 +99,7 @@ def load_corpus(model: str, corpus: str | None, *, tokens: int | None, text_colu
             "for example --corpus wikitext:wikitext-103-raw-v1"
         )
     source = corpus or "stdlib"
-    loaded = Corpus.load(source, text_column=text_column, encoding=encoding)
+    loaded = Corpus.load(source, text_column=text_column, encoding=encoding, chat=chat)
     streamed = source not in ("stdlib", "-") and not Path(source).expanduser().exists()
     return loaded.head(_STREAMED * tokens) if streamed and tokens is not None else loaded
 
@@ -153,7 +187,13 @@ def pass_gate(
     for source in sources:
         if isinstance(source, Dictionary):
             tokens, site = sample(subject, corpus, window=window), source.id.site
-            vectors = {near: _read_vectors(subject, tokens, near) for near in (site, *_neighbours(subject, site))}
+            near = (site, *_neighbours(subject, site))
+            limits = norm_limits(subject, near, tokens)
+            strict = subject.with_convention(replace(subject.convention, norm_limits=limits))
+            vectors = {other: read_counted(strict, other, tokens) for other in near}
+            read = int((tokens >= 0).sum())
+            if left := read - len(vectors[site]):
+                yield f"{left} of {read} tokens are special or massive at {site}: the gate leaves them out"
             yield str(check(source, vectors[site], force=force, suspect=partial(_suspect_script, subject, tokens)))
             if warning := sweep(source, vectors).warning:
                 yield f"Warning: {warning}"
@@ -161,32 +201,17 @@ def pass_gate(
 
 def _suspect_script(subject: Subject, tokens: NDArray[np.int64]) -> str | None:
     # Tokens one by one would be halves of letters.
-    return foreign_script((str(subject.tokenizer.decode(row)) for row in tokens.tolist()), subject.vocabulary)
+    return foreign_script((str(subject.tokenizer.decode(row[row >= 0])) for row in tokens), subject.vocabulary)
 
 
 def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_TOKENS) -> NDArray[np.int64]:
-    """Take windows from the corpus's first documents, a few of each, shape (window, position)."""
-    rows: list[list[int]] = []
+    """Take windows from the corpus's first documents, a few of each, shape (window, position), padded at the end."""
+    rows: list[NDArray[np.int64]] = []
     for _, document in corpus:
-        ids = subject.encode(document.text[: 16 * window * _GATE_WINDOWS])
-        whole = min(len(ids) // window, _GATE_WINDOWS)
-        rows += [ids[number * window : (number + 1) * window] for number in range(whole)]
-        if len(rows) * window >= tokens:
+        rows += [*cut(subject.encode(document.text[: 16 * window * _GATE_WINDOWS]), window)[:_GATE_WINDOWS]]
+        if len(rows) * window >= tokens and sum(int((row >= 0).sum()) for row in rows) >= tokens:
             break
-    if not rows:
-        raise NeuronautError(
-            f"the corpus {corpus.name!r} gave no full window; give a larger one, or a smaller --window"
-        )
     return np.array(rows, np.int64)
-
-
-def _read_vectors(subject: Subject, tokens: NDArray[np.int64], site: str) -> Tensor:
-    """Read the site's vectors (row, width), BOS left out."""
-    parts = [
-        subject.read(with_bos(subject, tokens[start : start + 16]), [site])[site][:, int(subject.bos is not None) :]
-        for start in range(0, len(tokens), 16)
-    ]
-    return torch.cat([part.reshape(-1, part.shape[2]).float() for part in parts])
 
 
 def _neighbours(subject: Subject, site: str) -> list[str]:
@@ -219,23 +244,30 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
     return features
 
 
-def stored_subject(store: Store, model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
-    """Open the subject that a model's features were harvested on, named as there; any other by itself, or as `name`."""
+def stored_subject(
+    store: Store, model: str, load_options: LoadOptions, *, sources: Iterable[SourceId] = (), name: str | None = None
+) -> Subject:
+    """Open the subject that a model's features were harvested on, named as there; any other by itself, or as `name`.
+
+    It reads text as the harvests of `sources` did, or as the model's latest one.
+    """
     model = store.model(model)
     if model in store.models() or load_options.model is not None:
         name = model
-    provenance = _latest_provenance(store, model)
+    latest = _latest_harvest(store, model)
+    provenance = latest.get("provenance", {})
     path = load_options.model or provenance.get("paths", {}).get(model, model)
     if load_options.model is None and Path(path).is_absolute() and not Path(path).exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
     dtype = load_options.dtype or provenance.get("dtype")
-    return load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
+    subject = load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
+    return as_harvested(subject, store, set(sources) or ([SourceId.parse(latest["source"])] if latest else ()))
 
 
-def _latest_provenance(store: Store, model: str) -> Mapping[str, Any]:
-    """The provenance of the model's latest harvest; empty without any."""
+def _latest_harvest(store: Store, model: str) -> Mapping[str, Any]:
+    """The row of the model's source that was harvested last; empty without any."""
     rows = [row for row in store.sources() if row["model"] == model and row["harvested"]]
-    return max(rows, key=lambda row: row["harvested"])["provenance"] if rows else {}
+    return max(rows, key=lambda row: row["harvested"], default={})
 
 
 def stored_sources(

@@ -143,7 +143,7 @@ def _rerun(store: "Store", id: str, options: dict[str, Any]) -> "Rerun":
         subject = stored_subject(store, target.partition(" ")[0], load_options)
         return rerun(store, id, subject, task=task_of(subject, pairs, seed=row["settings"].get("seed", 0)))
     feature = Feature.parse(target)
-    subject = stored_subject(store, feature.source.model, load_options)
+    subject = stored_subject(store, feature.source.model, load_options, sources=[feature.source])
     return rerun(store, id, subject, sources=stored_sources(store, subject, [feature], load_options))
 
 

@@ -37,7 +37,7 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
     options = LoadOptions(**load_options)
     with open_store(database) as store:
         chosen = store.feature(feature)
-        subject = stored_subject(store, chosen.source.model, options)
+        subject = stored_subject(store, chosen.source.model, options, sources=[chosen.source])
         source = stored_sources(store, subject, [chosen], options)[chosen.source]
         rows = [try_text(plain(text), chosen, store, subject, source=source) for text in texts]
     emit(rows, form, lambda rows: "\n\n".join(map(_table, rows)))

@@ -17,7 +17,7 @@ How a source becomes documents:
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -49,14 +49,17 @@ class Corpus:
         return cls(name, lambda _skipped: iter(documents))
 
     @classmethod
-    def load(cls, source: str | Path, *, text_column: str = "text", encoding: str = "utf-8") -> Self:
+    def load(
+        cls, source: str | Path, *, text_column: str = "text", encoding: str = "utf-8", chat: bool = False
+    ) -> Self:
         """The corpus that `source` names; see the top of this module.
 
-        `text_column` is the field or column of JSONL, Parquet and datasets that holds the text.
+        `text_column` is the field or column of JSONL, Parquet and datasets that holds the text; of a `chat` it holds
+        lists of messages, and the documents are these as JSON.
         Raises NeuronautError where there is nothing to read, or where it cannot be read as text.
         """
         name = "stdin" if source == "-" else str(source)
-        corpus = cls(name, open_reader(str(source), column=text_column, encoding=encoding))
+        corpus = cls(name, open_reader(str(source), column=text_column, encoding=encoding, chat=chat))
         # A wrong column or encoding should show now, not when the model has been loaded.
         next(iter(corpus))
         return corpus
@@ -79,9 +82,17 @@ class Corpus:
         """The documents whose ordinal is `index` modulo `count`, with their ordinals in the whole corpus."""
         return ((ordinal, document) for ordinal, document in self if ordinal % count == index)
 
+    def map(self, change: Callable[[str], str]) -> "Corpus":
+        """The corpus with every document's text changed."""
+        return Corpus(self.name, partial(_map, self._read, change))
+
     def head(self, characters: int) -> "Corpus":
         """The corpus up to the document that reaches so many characters; for streams too long to read whole."""
         return Corpus(f"{self.name}[:{characters}]", partial(_head, self._read, characters))
+
+
+def _map(read: Reader, change: Callable[[str], str], skipped: Counter[str]) -> Iterator[Document]:
+    return (Document(document.name, change(document.text)) for document in read(skipped))
 
 
 def _head(read: Reader, characters: int, skipped: Counter[str]) -> Iterator[Document]:

@@ -16,13 +16,14 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BufferedReader, TextIOWrapper
 from itertools import starmap
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from ..subject.convention import is_chat
 from ..subject.errors import NeuronautError
 from . import stdlib
 
@@ -58,6 +59,8 @@ class File:
     label: str
     column: str
     encoding: str
+    chat: bool = False
+    """Whether the column holds lists of messages, which become JSON."""
     keeps: object = None
     """The temporary file that `path` names, which is removed when nothing holds it."""
 
@@ -93,7 +96,7 @@ class File:
                 start += len(chunk)
 
 
-def open_reader(source: str, *, column: str, encoding: str) -> Reader:
+def open_reader(source: str, *, column: str, encoding: str, chat: bool = False) -> Reader:
     """The reader of a corpus by its name on the command line; NeuronautError where there is no such thing."""
     try:
         codecs.lookup(encoding)
@@ -102,11 +105,11 @@ def open_reader(source: str, *, column: str, encoding: str) -> Reader:
     if source == "stdlib":
         return _read_stdlib
     if source == "-":
-        return _spool(sys.stdin.buffer, File(Path(), "stdin", column, encoding))
+        return _spool(sys.stdin.buffer, File(Path(), "stdin", column, encoding, chat))
     path = Path(source).expanduser()
     if path.is_dir():
         return partial(_read_folder, path, encoding)
-    file = File(path, path.name, column, encoding)
+    file = File(path, path.name, column, encoding, chat)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if path.is_file():
         return partial(FORMATS.get(kind, _read_text), file)
@@ -115,7 +118,7 @@ def open_reader(source: str, *, column: str, encoding: str) -> Reader:
             return _spool(pipe, file)
     if source.startswith(PATH_STARTS) or kind in {".txt", *FORMATS}:
         raise NeuronautError(f"there is no file or folder {source}; check the path, or use: --corpus stdlib")
-    return partial(_read_dataset, source, column)
+    return partial(_read_dataset, source, column, chat)
 
 
 def _read_stdlib(_skipped: Counter[str]) -> Iterator[Document]:
@@ -130,7 +133,7 @@ def _spool(stream: BinaryIO, file: File) -> Reader:
     spool = tempfile.NamedTemporaryFile(prefix="neuronaut-")  # noqa: SIM115 (the File holds it open)
     shutil.copyfileobj(stream, spool)
     spool.flush()
-    file = File(Path(spool.name), file.label, file.column, file.encoding, keeps=spool)
+    file = replace(file, path=Path(spool.name), keeps=spool)
     with file.open_text() as text:
         first = next((line for line in text if line.strip()), "")
     with suppress(json.JSONDecodeError):
@@ -173,7 +176,7 @@ def _read_jsonl(file: File, _skipped: Counter[str]) -> Iterator[Document]:
                 raise NeuronautError(f"{name} is not JSON ({error.msg}); want one object a line") from None
             if not isinstance(row, dict):
                 raise NeuronautError(f"{name} is a JSON {type(row).__name__}; want one object a line")
-            yield Document(name, _read_field(row, file.column, name))
+            yield Document(name, _read_field(row, file.column, name, chat=file.chat))
 
 
 def _read_parquet(file: File, _skipped: Counter[str]) -> Iterator[Document]:
@@ -191,7 +194,7 @@ def _read_parquet(file: File, _skipped: Counter[str]) -> Iterator[Document]:
         for batch in table.iter_batches(batch_size=256, columns=[file.column]):
             for value in batch.column(0).to_pylist():
                 name = f"{file.label}:{number}"
-                yield Document(name, _read_field({file.column: value}, file.column, name))
+                yield Document(name, _read_field({file.column: value}, file.column, name, chat=file.chat))
                 number += 1
 
 
@@ -236,7 +239,7 @@ def _reason_no_text(file: File) -> str:
         return "unreadable files"
 
 
-def _read_dataset(source: str, column: str, _skipped: Counter[str]) -> Iterator[Document]:
+def _read_dataset(source: str, column: str, chat: bool, _skipped: Counter[str]) -> Iterator[Document]:
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
@@ -248,7 +251,7 @@ def _read_dataset(source: str, column: str, _skipped: Counter[str]) -> Iterator[
     try:
         rows = datasets.load_dataset(name, subset or None, split="train", streaming=True)
         for number, row in enumerate(rows):
-            yield Document(f"{source}:{number}", _read_field(row, column, f"{source}:{number}"))
+            yield Document(f"{source}:{number}", _read_field(row, column, f"{source}:{number}", chat=chat))
     except NeuronautError:
         raise
     except Exception as error:  # the library's errors have no base in common
@@ -259,10 +262,16 @@ def _read_dataset(source: str, column: str, _skipped: Counter[str]) -> Iterator[
         ) from None
 
 
-def _read_field(row: Mapping[str, object], column: str, where: str) -> str:
-    """The text of a row; null is the empty text, which a corpus leaves out and counts."""
+def _read_field(row: Mapping[str, object], column: str, where: str, *, chat: bool) -> str:
+    """The text of a row, of a `chat` its messages as JSON; null is the empty text, which a corpus leaves out."""
     _check_column(list(row), column, where)
     value = row[column]
+    if chat and is_chat(value):
+        return json.dumps(value, ensure_ascii=False)
+    if chat:
+        raise NeuronautError(f"{where}: {column!r} is no chat; wanted a list of messages with role and content")
+    if is_chat(value):
+        raise NeuronautError(f"{where}: {column!r} is a chat; add --chat to put it into the model's template")
     if value is not None and not isinstance(value, str):
         raise NeuronautError(f"{where}: {column!r} is {type(value).__name__}, not text; choose with --text-column")
     return value or ""

@@ -237,6 +237,21 @@ class SourceResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """What became of the tokens of the documents that a harvest read, BOS not counted."""
+
+    given: int
+    beyond_budget: int
+    """Left out because the token budget took other windows."""
+    special: int
+    """Special tokens, in no statistic. What is massive besides depends on the site: `SourceResult.tokens` tells."""
+    own_bos: int = 0
+    """Documents that bring a BOS of their own, which is left out."""
+    spelled: int = 0
+    """Documents that spell special tokens, read as text."""
+
+
+@dataclass(frozen=True, slots=True)
 class HarvestResult:
     """Everything one finished harvest puts into the store."""
 
@@ -245,7 +260,8 @@ class HarvestResult:
     """Hash of the subject's weights."""
     corpus: str
     tokens: int
-    """Corpus tokens read, BOS not counted."""
+    """Corpus tokens taken, BOS not counted."""
+    counts: TokenCounts
     window: int
     """Tokens in a window."""
     windows: NDArray[np.int32]

@@ -278,8 +278,33 @@ def open_harvested(
 ) -> Source:
     """Open a source as the store knows it, unless `sources` has it; an error if another one was harvested."""
     source = (sources or {}).get(source_id) or open_stored(store, subject, source_id)
-    store.check_source(source_id, revision=source.revision, model_revision=subject.revision, width=source.width)
+    store.check_source(
+        source_id,
+        revision=source.revision,
+        model_revision=subject.revision,
+        width=source.width,
+        convention=subject.convention,
+    )
+    # What the harvest left out of its examples is left out of everything that explainers and scorers read.
+    limits = {**subject.convention.norm_limits, **store.convention(source_id).norm_limits}
+    subject.convention = replace(subject.convention, norm_limits=limits)
     return source
+
+
+def as_harvested(subject: Subject, store: Store, sources: Iterable[SourceId]) -> Subject:
+    """The subject with the convention by which the text of these sources' harvests was read.
+
+    Raises NeuronautError where they differ.
+    """
+    conventions = {str(source): store.convention(source) for source in sources}
+    if not conventions:
+        return subject
+    first, *others = conventions.values()
+    if not all(first.agrees(other) for other in others):
+        ways = "; ".join(f"{name} with {convention}" for name, convention in conventions.items())
+        raise NeuronautError(f"these were harvested in different ways: {ways}; name those of one way at a time")
+    bos = first.bos if subject.tokenizer.bos_token_id is not None else None
+    return subject.with_convention(replace(first, bos=bos, norm_limits={}))
 
 
 def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:

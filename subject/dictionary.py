@@ -110,6 +110,8 @@ class Dictionary:
     """(F,); only for gated."""
     r_mag: Tensor | None = None
     """(F,), the logarithm of a gain; only for gated."""
+    prepend_bos: bool | None = None
+    """Whether its training text had BOS before each row; None where its files do not say."""
 
     def __post_init__(self) -> None:
         if self.W_enc.ndim != 2:

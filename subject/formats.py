@@ -24,7 +24,7 @@ from .address import SourceId
 from .dictionary import EXTRAS, NORMS, Dictionary, Kind
 from .errors import NeuronautError
 from .formats_files import Location, locate, read_tensors
-from .formats_sites import named_site, same_site, tl_name
+from .formats_sites import named_site, read_prepend_bos, same_site, tl_name
 
 _AVERAGE = ("expected_average_only_in", True)
 """What SAELens writes where all inputs were multiplied by one constant; True until its version 6."""
@@ -204,6 +204,7 @@ def _convert_saelens(checkpoint: Checkpoint) -> Dictionary:
         subtract_b_dec=bool(config.get("apply_b_dec_to_input", True)),
         norm=norm,
         k=k,
+        prepend_bos=read_prepend_bos(config),
         **{name: tensors[name] for name in EXTRAS[kind]},
     )
 

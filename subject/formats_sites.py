@@ -71,6 +71,12 @@ def _read_hook_name(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def read_prepend_bos(config: Mapping[str, Any]) -> bool | None:
+    """Whether a dictionary's training text had BOS before each row; None where its configuration does not say."""
+    tables = (config, config.get("metadata") or {})
+    return next((bool(table["prepend_bos"]) for table in tables if table.get("prepend_bos") is not None), None)
+
+
 def _tl_site(hook: str) -> str | None:
     if hook in _EMBEDDINGS:
         return "embed"

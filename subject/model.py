@@ -19,10 +19,10 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from .address import SourceId
 from .architecture import architecture_of
 from .conformance import prove
+from .convention import TextReader, choose_convention
 from .errors import NeuronautError
 from .hooks import Point, attach, record
 from .loading import load, quiet, weights_digest
-from .reading import TextReader, choose_reading
 from .vocabulary import token_strings
 
 Edit = Callable[[Tensor], Tensor]
@@ -34,8 +34,8 @@ class Subject(TextReader):
 
     Attributes: `name` (on the command line and in feature addresses), `model` (in eval mode, no
     parameter requires a gradient), `tokenizer`, `device`, `sites` (the proven ones, in forward
-    order), `refused` (site -> why it could not be proven), `n_layers`, `n_heads`, `d_model`, `reading` (how text
-    becomes rows), `context` (the most positions a row may have).
+    order), `refused` (site -> why it could not be proven), `n_layers`, `n_heads`, `d_model`, `convention`
+    (how text becomes rows), `context` (the most positions a row may have).
 
     >>> subject = Subject.load("demo")
     >>> subject.read(Batch.of(subject, ["import os"]).tokens, ["mlp.1"])["mlp.1"].shape[-1] == subject.width("mlp.1")
@@ -47,7 +47,7 @@ class Subject(TextReader):
     ) -> None:
         """Take over a model in memory: it is put into eval mode and its parameters stop requiring gradients.
 
-        `bos`: whether BOS stands before each row, "auto", "always" or "never" (see `reading`).
+        `bos`: whether BOS stands before each row, "auto", "always" or "never" (see `convention`).
         """
         _check_name(name)
         config = model.config
@@ -63,7 +63,7 @@ class Subject(TextReader):
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
-        self.reading = choose_reading(tokenizer, config.model_type, name=name, bos=bos)
+        self.convention = choose_convention(tokenizer, config.model_type, name=name, bos=bos)
         self.context: int = config.max_position_embeddings
         self._token_count: int = config.vocab_size
         self._points, self._widths, self.refused = prove(model, architecture)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from neuronaut.data.records import ExampleList, Explanation, HarvestResult, Score, SourceResult
+from neuronaut.data.records import ExampleList, Explanation, HarvestResult, Score, SourceResult, TokenCounts
 from neuronaut.subject.address import Feature, SourceId
 
 POSITIONS = 16
@@ -35,18 +35,19 @@ def harvest_result(
         revision="weights-1",
         corpus="planted",
         tokens=tokens,
+        counts=TokenCounts(tokens, 0, 0),
         window=POSITIONS,
         windows=windows(seed) if ids is None else ids,
         splits=np.repeat([0, 1, 2], 4).astype(np.int8),
         documents=documents or tuple(f"doc-{seed}-{i}" for i in range(WINDOWS)),
         pool=np.arange(WINDOWS) % 4 == 0,
         vocabulary=tuple(f" t{i}" for i in range(100)),
-        sources=tuple(source_result(name, width, dead, revision) for name in names),
+        sources=tuple(source_result(name, width, dead, revision, tokens) for name in names),
         provenance={"seed": seed},
     )
 
 
-def source_result(name: str, width: int, dead: tuple[int, ...], revision: str) -> SourceResult:
+def source_result(name: str, width: int, dead: tuple[int, ...], revision: str, tokens: int) -> SourceResult:
     """The source of `harvest_result`."""
     alive = np.array([feature not in dead for feature in range(width)])
     return SourceResult(
@@ -55,6 +56,7 @@ def source_result(name: str, width: int, dead: tuple[int, ...], revision: str) -
         width=width,
         signed="@" not in name,
         revision=revision,
+        tokens=tokens,
         count=np.where(alive, np.arange(width) + 10, 0),
         mean=np.linspace(0, 1, width),
         peak=np.where(alive, np.arange(width) + 1, 0).astype(np.float32),

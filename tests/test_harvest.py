@@ -25,7 +25,7 @@ from neuronaut.data.harvest.mining import CAPACITY, PEAK_TOKENS, SILENCE
 from neuronaut.data.harvest.scan import priority, window_hash
 from neuronaut.data.harvest.state import QUANTILE, TOP, HarvestState
 from neuronaut.data.harvest.windows import WindowBatch, windows
-from neuronaut.data.records import ExampleList, HarvestResult, SourceResult
+from neuronaut.data.records import ExampleList, HarvestResult, SourceResult, TokenCounts
 from neuronaut.data.splits import Splits, assign
 from neuronaut.data.store.store import Store
 from neuronaut.subject.address import Feature, SourceId
@@ -248,7 +248,9 @@ def test_a_window_has_the_same_bits_in_every_batch(family: str) -> None:
     whole = torch.cat([tile.activations.clone() for tile in tiles(model, source, tokens)])
     for rows in (1, 3, 31, 33):
         parts = [tokens[start : start + rows] for start in range(0, len(tokens), rows)]
-        assert torch.equal(torch.cat([t.activations.clone() for part in parts for t in tiles(model, source, part)]), whole)
+        assert torch.equal(
+            torch.cat([t.activations.clone() for part in parts for t in tiles(model, source, part)]), whole
+        )
 
 
 def test_tiles_cover_every_window_and_feature_once() -> None:
@@ -508,7 +510,7 @@ def test_massive_positions_are_in_no_statistic_and_no_example_and_are_counted() 
     batch = next(windows(corpus(), of, splits(), window=WINDOW, rows=1 << 20))
     massive = (batch.tokens == of.mark) & (batch.tokens >= 0)
     massive[:, 0] = True
-    assert set(state.reading.norm_limits) == {"resid_post.1", "resid_pre.2"}
+    assert set(state.convention.norm_limits) == {"resid_post.1", "resid_pre.2"}
     for name, own in state.sources.items():
         assert own.uncounted.tolist() == [massive.sum()], name
     plain = Truth.of(of, batch, neurons(of, ["resid_post.1"])[0])
@@ -516,8 +518,8 @@ def test_massive_positions_are_in_no_statistic_and_no_example_and_are_counted() 
     own = state.sources["sink:resid_post.1"]
     assert np.allclose(own.peak, plain.max((0, 1)), rtol=1e-4, atol=1e-5)
     result = finish(of, neurons(of, ["resid_post.1", "mlp.2"]), corpus(), state)
-    assert result.provenance["left_out"]["massive"] == dict.fromkeys(state.sources, int(massive.sum()))
-    assert result.sources[0].tokens == result.tokens - massive.sum()
+    assert {source.tokens for source in result.sources} == {result.tokens - massive.sum()}
+    assert result.counts == TokenCounts(result.tokens, 0, 0)
 
 
 def test_special_tokens_count_nowhere_where_they_are_read_as_tokens() -> None:
@@ -526,12 +528,12 @@ def test_special_tokens_count_nowhere_where_they_are_read_as_tokens() -> None:
     as_text = collect(subject(), neurons(subject(), ["mlp.1"]), marked, assign(marked), window=WINDOW)
     assert as_text.special == 0
     assert as_text.sources["gpt2:mlp.1"].uncounted.tolist() == [0]
-    of = subject().reading_as(replace(subject().reading, special_tokens=True))
+    of = subject().with_convention(replace(subject().convention, special_tokens=True))
     as_tokens = collect(of, neurons(of, ["mlp.1"]), marked, assign(marked), window=WINDOW)
     assert as_tokens.special == len(texts)
     assert as_tokens.sources["gpt2:mlp.1"].uncounted.tolist() == [len(texts)]
     assert as_tokens.tokens < as_text.tokens
-    with pytest.raises(NeuronautError, match="shards of different readings"):
+    with pytest.raises(NeuronautError, match="shards of different conventions"):
         as_text.absorb(as_tokens)
 
 

@@ -186,7 +186,9 @@ def test_order_and_shards_do_not_matter(compiled: bool) -> None:
     whole = tile("tied", 24, 5, 40)
     scanner, parts = Scanner(compiled=compiled), [state(40, 5) for _ in range(3)]
     for start in reversed(range(0, 24, 4)):
-        scanner.scan(whole[start : start + 4], rows(4, whole.shape[1], first=start), parts[start // 4 % 3], first_feature=0)
+        scanner.scan(
+            whole[start : start + 4], rows(4, whole.shape[1], first=start), parts[start // 4 % 3], first_feature=0
+        )
     for a, b, c in ((0, 1, 2), (2, 0, 1)):
         merged = state(40, 5)
         for part in (a, b, c):

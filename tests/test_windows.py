@@ -16,9 +16,9 @@ from neuronaut.data.harvest import windows as module
 from neuronaut.data.harvest.windows import Given, WindowBatch, windows
 from neuronaut.data.padding import PADDING
 from neuronaut.data.splits import Splits, assign
+from neuronaut.subject.convention import Convention, TextReader, choose_convention
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
-from neuronaut.subject.reading import Reading, TextReader, choose_reading
 
 MODULES = [text for _, text in stdlib.modules() if 3_000 < len(text) < 40_000][:20]
 
@@ -28,7 +28,7 @@ class Reader(TextReader):
     """As much of a subject as windows need."""
 
     tokenizer: PreTrainedTokenizerFast
-    reading: Reading
+    convention: Convention
     context: int = 128
 
 
@@ -39,7 +39,7 @@ def subject() -> Subject:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", model_max_length=128
     )
-    return cast("Subject", Reader(tokenizer, choose_reading(tokenizer, "gpt2", name="tiny")))
+    return cast("Subject", Reader(tokenizer, choose_convention(tokenizer, "gpt2", name="tiny")))
 
 
 @cache

@@ -23,6 +23,7 @@ from .setup import dictionary_options, open_dictionaries, open_subject, sites_na
 if TYPE_CHECKING:
     from ...causal.logit_attribution import LogitAttribution
     from ...causal.saliency import Saliency, Target
+    from ...subject.dictionary import Dictionary
     from ...subject.model import Subject
 
 STEPS = 32
@@ -120,13 +121,24 @@ def attribute(
         say(_describe_logit(subject, questions, attribution))
 
 
+def _open_agreeing(subject: "Subject", named: Sequence[str], options: Mapping[str, Any]) -> "dict[str, Dictionary]":
+    """Open dictionaries whose training text had BOS where the prompts have it."""
+    from ..opening import settle_bos
+
+    dictionaries = open_dictionaries(subject, named, options)
+    if (wanted := settle_bos(subject, dictionaries.values(), asked=options["bos"]).convention) != subject.convention:
+        needed = "always" if wanted.bos else "never"
+        raise NeuronautError(f"the prompts have {subject.convention}, but {wanted.reason}; add --bos {needed}")
+    return dictionaries
+
+
 def _attribute_logit(
     subject: "Subject", questions: Questions, split: Sequence[str], positions: str, options: Mapping[str, Any]
 ) -> "LogitAttribution":
     from ...causal.logit_attribution import logit_attribution
 
     named = [text for text in split if "@" in text]
-    dictionaries = open_dictionaries(subject, named, options)
+    dictionaries = _open_agreeing(subject, named, options)
     parts = [dictionaries.get(text, text) for text in sites_named(subject, split)]
     return logit_attribution(
         subject, questions.batch, token=questions.answers, against=questions.wrong, positions=positions, split=parts
@@ -271,7 +283,7 @@ def _open_targets(
         raise NeuronautError(f"{feature} is a feature of {chosen.source.model}; wanted one of {subject.name}")
     name = f"{chosen.source.site}@{chosen.source.dictionary}"
     named = [name] if chosen.source.dictionary else []
-    source = open_dictionaries(subject, named, options).get(name) or open_source(subject, chosen.source)
+    source = _open_agreeing(subject, named, options).get(name) or open_source(subject, chosen.source)
     return [Activation(source, chosen)] * len(questions.texts)
 
 

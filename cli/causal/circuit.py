@@ -81,12 +81,14 @@ def circuit(
     """
     from ...causal.circuits.find import CircuitSettings, evaluate_circuit, find_circuit
     from ...causal.records import run as run_trial
+    from ..opening import settle_bos
 
     settings = CircuitSettings(threshold=threshold, ablation=ablation, metric=metric, controls=controls, seed=seed)
     subject = open_subject(model, options)
     universe = _read_nodes(subject, nodes)
     named = [f"{node.site}@{node.dictionary}" for node in universe if node.dictionary]
     sources = open_dictionaries(subject, named, options)
+    subject = settle_bos(subject, sources.values(), asked=options["bos"])
     task = task_of(subject, options, seed=seed)
     if given:
         chosen = _read_nodes(subject, given)

@@ -131,6 +131,7 @@ def read_questions(
     if not rows:
         raise NeuronautError("no prompt is given; add a text in quotes, or --prompts FILE")
     texts = tuple(plain(row["prompt"]) for row in rows)
+    say_remarks(subject, texts)
     batch = Batch.of(subject, texts)
     own = last_logits(subject, batch).argmax(-1).tolist()
     answers = [
@@ -146,6 +147,12 @@ def read_questions(
     for line in dict.fromkeys(filter(None, map(_describe_ways, readings))):
         say(line)
     return Questions(texts, batch, torch.tensor(answers), against, readings)
+
+
+def say_remarks(subject: "Subject", texts: Sequence[str]) -> None:
+    """Say what is easily overlooked in texts: a BOS of their own, special tokens that are read as text."""
+    for line in subject.remarks(texts):
+        say(line)
 
 
 def _read_token(subject: "Subject", prompt: str, text: str, *, whole: bool = False) -> int:
@@ -238,19 +245,20 @@ def task_of(subject: "Subject", options: Mapping[str, Any], *, seed: int) -> "Ta
         return tasks.generate(subject, options["task"], rows=options["rows"], seed=seed)
     if options["pairs"] is not None:
         task = tasks.read_task(subject, options["pairs"])
-        _warn_of_spaces(subject, [row for _, row in lines(options["pairs"], dict.fromkeys(_PAIR, str))])
+        _say_of_pairs(subject, [row for _, row in lines(options["pairs"], dict.fromkeys(_PAIR, str))])
         return task
     clean, corrupted, answer, wrong = map(plain, single)
-    _warn_of_spaces(subject, [dict(zip(_PAIR, (clean, corrupted, answer, wrong), strict=True))])
+    _say_of_pairs(subject, [dict(zip(_PAIR, (clean, corrupted, answer, wrong), strict=True))])
     return tasks.Task.of(subject, "one pair", [tasks.row_of(subject, (clean, corrupted, answer, wrong))])
 
 
 _PAIR = ("clean", "corrupted", "answer", "wrong")
 
 
-def _warn_of_spaces(subject: "Subject", rows: Sequence[Mapping[str, str]]) -> None:
+def _say_of_pairs(subject: "Subject", rows: Sequence[Mapping[str, str]]) -> None:
     from ...causal.answers import splits
 
+    say_remarks(subject, [row[name] for row in rows for name in ("clean", "corrupted")])
     joined = [
         row
         for row in rows

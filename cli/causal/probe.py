@@ -9,7 +9,7 @@ import click
 from .. import display
 from ..common import Form, Row, emit, form_options
 from ..display import ends, spanned, spanned_column
-from .inputs import lines, picture_option, positions_option, seed_option
+from .inputs import lines, picture_option, positions_option, say_remarks, seed_option
 from .setup import open_subject, sites_named, subject_options
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def probe(
 
     rows = [row for _, row in lines(file, {"prompt": str, "label": bool})]
     subject = open_subject(model, options)
+    say_remarks(subject, [row["prompt"] for row in rows])
     batch, labels = Batch.of(subject, [row["prompt"] for row in rows]), [row["label"] for row in rows]
     probes = [
         fit(

@@ -222,7 +222,7 @@ def _replay(model: str, file: str, others: Sequence[object], form: Form, options
         raise NeuronautError(f"{file} gave other results here, on the same model and libraries; is it another machine?")
     rows = [
         {
-            "prompt": "".join(subject.decode_tokens(ids[int(ids[0] == subject.bos) :])),
+            "prompt": "".join(subject.decode_tokens(ids[int(ids[0] == subject.bos_id) :])),
             "metric": name,
             "before": again.before[name][number],
             "after": again.after[name][number],

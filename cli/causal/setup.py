@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...subject.errors import NeuronautError
-from ..common import Count, all_of
+from ..common import Count, all_of, convention_options
 from .inputs import read
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ WINDOW = 64
 subject_options = all_of(
     click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one."),
     click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16."),
+    convention_options,
+    click.option("--chat", is_flag=True, help="Each prompt is a message to the model, in its chat template."),
 )
 dictionary_options = all_of(
     click.option(
@@ -90,7 +92,8 @@ def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     """The subject, as `subject_options` say."""
     from ..opening import LoadOptions, load_subject
 
-    return load_subject(model, LoadOptions(device=options["device"], dtype=options["dtype"]))
+    names = ("device", "dtype", "bos", "special_tokens", "chat")
+    return load_subject(model, LoadOptions(**{name: options[name] for name in names}))
 
 
 def open_setup(
@@ -101,6 +104,7 @@ def open_setup(
     `always` says for what reference text is read whatever the edits need.
     """
     from ...causal.edits import Edit
+    from ..opening import settle_bos
 
     # Edits and directions are read first, because a large model takes its time to load.
     edits = tuple(Edit.parse(_strip_model(model, text)) for text in texts)
@@ -116,6 +120,7 @@ def open_setup(
     subject = open_subject(model, options)
     named = [f"{edit.site}@{edit.dictionary}" for edit in edits if edit.dictionary]
     dictionaries = open_dictionaries(subject, named, options)
+    subject = settle_bos(subject, dictionaries.values(), asked=options["bos"])
     reference = needing and reference_rows(
         subject, options["reference"] or "stdlib", tokens=options["reference_tokens"]
     )
@@ -187,11 +192,10 @@ def reference_rows(subject: "Subject", name: str, *, tokens: int | None) -> "Bat
     """The beginning of a corpus in rows of WINDOW tokens, BOS in front where the subject has one."""
     from ...causal.prompts import Batch
     from ...data.corpus import Corpus
-    from ...data.harvest.activations import with_bos
     from ..opening import sample
 
     if tokens is None:
         raise NeuronautError("--reference-tokens all is too much; give a number such as 20k")
-    window = min(WINDOW, subject.context - 1)
+    window = min(WINDOW, subject.context - len(subject.bos_prefix))
     rows = sample(subject, Corpus.load(name), window=window, tokens=tokens)
-    return Batch.of(subject, with_bos(subject, rows).tolist())
+    return Batch.of(subject, [[*subject.bos_prefix, *row[row >= 0].tolist()] for row in rows])

@@ -107,17 +107,27 @@ def _encode_endings(
 
 def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chosen: torch.Tensor) -> torch.Tensor:
     """(row, position, chosen) activations, BOS left out; 0 at positions that do not count."""
-    read = _read(subject, [source], tokens)
+    read = _read(subject, [source.id.site], tokens)
     vectors = read[source.id.site][:, len(subject.bos_prefix) :]
     flat = source.encode(vectors.reshape(-1, vectors.shape[2]).float(), chosen)
     counted = torch.from_numpy(find_counted(subject, source.id.site, tokens, read)).to(flat.device)
     return flat.view(len(vectors), vectors.shape[1], -1).float().masked_fill(~counted[:, :, None], 0)
 
 
-def _read(subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer]) -> dict[str, Tensor]:
-    """The vectors of the sources' sites, and of those that tell which positions are massive, BOS included."""
-    sites = [source.id.site for source in sources]
-    telling = filter(subject.reading.norm_limits.__contains__, (norm_site(subject, site) or "" for site in sites))
+def read_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> Tensor:
+    """The vectors of a site at the positions that count. tokens (row, position) without BOS -> (vector, width)."""
+    vectors: list[Tensor] = []
+    for start in range(0, len(tokens), ROWS):
+        part = tokens[start : start + ROWS]
+        read = _read(subject, [site], part)
+        counted = torch.from_numpy(find_counted(subject, site, part, read))
+        vectors.append(read[site][:, len(subject.bos_prefix) :][counted].float())
+    return torch.cat(vectors)
+
+
+def _read(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer]) -> dict[str, Tensor]:
+    """The vectors of sites, and of those that tell which positions are massive, BOS included."""
+    telling = filter(subject.convention.norm_limits.__contains__, (norm_site(subject, site) or "" for site in sites))
     return subject.read(with_bos(subject, tokens), list(dict.fromkeys([*sites, *telling])))
 
 
@@ -137,10 +147,10 @@ def find_counted(
     tokens: (row, position) without BOS; vectors: site -> (row, position, width), BOS included.
     """
     counted = tokens >= 0
-    if subject.reading.special_tokens:
+    if subject.convention.special_tokens:
         counted &= ~np.isin(tokens, list(subject.special_ids))
     telling = norm_site(subject, site)
-    if telling is not None and (limit := subject.reading.norm_limits.get(telling)) is not None:
+    if telling is not None and (limit := subject.convention.norm_limits.get(telling)) is not None:
         norms = vectors[telling][:, len(subject.bos_prefix) :].float().norm(dim=-1)
         counted = counted & (norms <= limit).cpu().numpy()
     return counted
@@ -199,7 +209,7 @@ def _full_tiles(
     subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool
 ) -> Iterable[Tile]:
     """The tiles of exactly TILE_ROWS windows."""
-    read = _read(subject, sources, tokens)
+    read = _read(subject, [source.id.site for source in sources], tokens)
     for source in sources:
         vectors = read[source.id.site]
         positions, skip = vectors.shape[1], len(subject.bos_prefix)

@@ -22,11 +22,11 @@ from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
 from ..corpus import Corpus
-from ..records import ExampleList, HarvestResult, Kind, SourceResult
+from ..records import ExampleList, HarvestResult, Kind, SourceResult, TokenCounts
 from ..splits import Splits, assign
 from .activations import TILE_ROWS, neurons, tiles
 from .lists import Lists
-from .massive import norm_limits
+from .massive import norm_limits, sample_windows
 from .mining import mine
 from .scan import SUM_UNIT, Rows, Scanner, window_hash
 from .state import POOL, QUANTILE, TOP, HarvestState, load_state, save_state
@@ -60,9 +60,10 @@ def collect(
     state = HarvestState.empty(sources, window=window)
     if checkpoint is not None and checkpoint.exists():
         state = load_state(checkpoint, state)
-    limits = norm_limits(subject, [source.id.site for source in sources], splits.sample, window=window)
-    state.reading = replace(subject.reading, norm_limits=limits)
-    subject = subject.reading_as(state.reading)
+    sample = sample_windows(subject, splits.sample, window=window)
+    limits = norm_limits(subject, [source.id.site for source in sources], sample)
+    state.convention = replace(subject.convention, norm_limits=limits)
+    subject = subject.with_convention(state.convention)
     given = Given()
     saved, pruned = time.monotonic(), max(len(state.table.uid), 64 * rows)
     for number, batch in enumerate(
@@ -98,7 +99,7 @@ def _scan_batch(
         if tile.first_feature == 0:
             own.uncounted += int((batch.tokens[span] >= 0).sum()) - int(tile.counted.sum())
     state.tokens += int((batch.tokens >= 0).sum())
-    if subject.reading.special_tokens:
+    if subject.convention.special_tokens:
         state.special += int(np.isin(batch.tokens, list(subject.special_ids)).sum())
     state.unsaved.append(batch)
 
@@ -112,17 +113,18 @@ def finish(
         raise NeuronautError(
             f"the budget took no window of the corpus {corpus.name!r}; give a larger --tokens, or a larger corpus"
         )
-    subject = subject.reading_as(state.reading or subject.reading)
+    subject = subject.with_convention(state.convention or subject.convention)
     table = state.table
     pool = table.pool(POOL)
     mined = mine(subject, sources, state, pool)
     results = [_source_result(source, state, mined[str(source.id)]) for source in sources]
-    names = {ordinal: document.name for ordinal, document in corpus}
+    names, counts = {ordinal: document.name for ordinal, document in corpus}, _count_tokens(state)
     return HarvestResult(
         model=subject.name,
         revision=subject.revision,
         corpus=corpus.name,
         tokens=state.tokens,
+        counts=counts,
         window=table.tokens.shape[1],
         windows=table.tokens,
         splits=table.split,
@@ -136,17 +138,16 @@ def finish(
             "device": str(subject.device),
             "torch": torch.__version__,
             "dtype": str(subject.model.dtype).removeprefix("torch."),
-            "reading": asdict(subject.reading),
-            "given": asdict(state.given),
-            "left_out": _count_left_out(state),
+            "convention": asdict(subject.convention),
+            "counts": asdict(counts),
         },
     )
 
 
-def _count_left_out(state: HarvestState) -> dict[str, object]:
-    """Tokens that are in no statistic, by reason; massive ones by source."""
-    massive = {name: int(own.uncounted[0]) - state.special for name, own in state.sources.items()}
-    return {"budget": state.given.tokens - state.tokens, "special": state.special, "massive": massive}
+def _count_tokens(state: HarvestState) -> TokenCounts:
+    given = state.given
+    beyond = given.tokens - state.tokens
+    return TokenCounts(given.tokens, beyond, state.special, own_bos=given.own_bos, spelled=given.spelled)
 
 
 def _source_result(source: Source, state: HarvestState, mined: dict[Kind, ExampleList]) -> SourceResult:
@@ -205,7 +206,13 @@ def harvest(
     named = [site for site in sites if isinstance(site, str)]
     sources = [*neurons(subject, named), *(site for site in sites if not isinstance(site, str))]
     for source in sources:
-        store.check_source(source.id, revision=source.revision, model_revision=subject.revision, width=source.width)
+        store.check_source(
+            source.id,
+            revision=source.revision,
+            model_revision=subject.revision,
+            width=source.width,
+            convention=subject.convention,
+        )
     splits = assign(corpus, seed=seed)
     if checkpoint is not None:
         checkpoint = checkpoint.with_name(
@@ -225,5 +232,5 @@ def harvest(
 def _checkpoint_key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:
     """Hash of all that determines a checkpoint's content, for its name."""
     named = [f"{source.id}{getattr(source, 'revision', '')}" for source in sources]
-    parts = [subject.revision, subject.reading, *named, TOP, QUANTILE, POOL, TILE_ROWS, *rest]
+    parts = [subject.revision, subject.convention, *named, TOP, QUANTILE, POOL, TILE_ROWS, *rest]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...subject.model import Subject
 from ..padding import cut
@@ -20,15 +21,22 @@ MASSIVE = 10.0
 _WINDOWS = 4 * TILE_ROWS
 
 
-def norm_limits(subject: Subject, sites: Iterable[str], texts: Sequence[str], *, window: int) -> dict[str, float]:
-    """The norm above which a position is massive, for each site that tells it for one of `sites`."""
+def sample_windows(subject: Subject, texts: Sequence[str], *, window: int) -> NDArray[np.int64]:
+    """The first windows of some passages, (row, position): enough to tell which norms are usual."""
+    return np.concatenate([cut(ids, window)[:2] for ids in subject.encode_all(texts)])[:_WINDOWS]
+
+
+def norm_limits(subject: Subject, sites: Iterable[str], tokens: NDArray[np.integer]) -> dict[str, float]:
+    """The norm above which a position is massive, for each site that tells it for one of `sites`.
+
+    tokens: (row, position) of a sample of the corpus, without BOS, padding below 0.
+    """
     wanted = list(dict.fromkeys(site for site in (norm_site(subject, site) for site in sites) if site is not None))
     if not wanted:
         return {}
-    rows = np.concatenate([cut(ids, window)[:2] for ids in subject.encode_all(texts)])[:_WINDOWS]
     norms: dict[str, list[torch.Tensor]] = {site: [] for site in wanted}
-    for start in range(0, len(rows), TILE_ROWS):
-        part = rows[start : start + TILE_ROWS]
+    for start in range(0, len(tokens), TILE_ROWS):
+        part = tokens[start : start + TILE_ROWS]
         counted = torch.from_numpy((part >= 0) & ~np.isin(part, list(subject.special_ids)))
         vectors = subject.read(with_bos(subject, part), wanted)
         for site in wanted:

@@ -11,8 +11,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from ...subject.convention import Convention
 from ...subject.errors import NeuronautError
-from ...subject.reading import Reading
 from ...subject.sources import Source
 from .scan import SourceState, window_hash
 from .windows import Given, WindowBatch, join_batches
@@ -64,7 +64,7 @@ class HarvestState:
 
     sources: dict[str, SourceState]
     table: WindowTable
-    reading: Reading | None = None
+    convention: Convention | None = None
     """How the subject reads the corpus, with the norms above which a position is massive."""
     tokens: int = 0
     """Corpus tokens read so far, BOS not counted."""
@@ -93,12 +93,12 @@ class HarvestState:
                 f"shards of different sources: {', '.join(self.sources)} and {', '.join(other.sources)}; "
                 "harvest every shard with the same sites"
             )
-        if None not in (self.reading, other.reading) and self.reading != other.reading:
+        if None not in (self.convention, other.convention) and self.convention != other.convention:
             raise NeuronautError(
-                f"shards of different readings: {self.reading} and {other.reading}; harvest every shard with the same "
-                "--bos, of the same corpus"
+                f"shards of different conventions: {self.convention} and {other.convention}; harvest every shard with "
+                "the same --bos, of the same corpus"
             )
-        self.reading = self.reading or other.reading
+        self.convention = self.convention or other.convention
         self.settle()
         other.settle()
         for name, state in self.sources.items():

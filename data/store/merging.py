@@ -21,7 +21,7 @@ from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .migrations import MIGRATIONS, migrate
 from .spool import Spool
-from .writing import check_same_source
+from .writing import check_same_convention, check_same_source, read_convention
 
 _MERGED = (
     "sources",
@@ -120,6 +120,11 @@ def _check_names(connection: sqlite3.Connection, other: str) -> None:
             if SourceId.parse(row[0]) != SourceId(model, site, dictionary):
                 raise NeuronautError(f"its model, site and dictionary are {model!r}, {site!r} and {dictionary!r}")
             check_same_source(connection, *row)
+            theirs = connection.execute(
+                f"SELECT provenance FROM other.harvests WHERE source_id = {_THEIR_SOURCE}", row[:1]
+            )
+            if (harvest := theirs.fetchone()) is not None:
+                check_same_convention(connection, row[0], read_convention(harvest[0]))
         except NeuronautError as error:
             raise NeuronautError(f"{other}: source {row[0]!r}: {error}") from None
     for (id,) in connection.execute("SELECT id FROM other.investigations").fetchall():
@@ -127,6 +132,9 @@ def _check_names(connection: sqlite3.Connection, other: str) -> None:
             check_name(id, what="session")
         except NeuronautError as error:
             raise NeuronautError(f"{other}: {error}") from None
+
+
+_THEIR_SOURCE = "(SELECT id FROM other.sources WHERE name = ?)"
 
 
 def _counts(connection: sqlite3.Connection) -> dict[str, int]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...subject.address import Feature, Selection, SourceId
+from ...subject.convention import Convention
 from ..padding import pad_ids
 from ..records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
 from . import merging, naming, reading, rows, writing
@@ -26,6 +27,7 @@ from .journal import Journal
 from .migrations import migrate
 from .rows import Filter, Row, Sort, StoredExplanation
 from .spool import Spool
+from .writing import read_convention
 
 
 class Store:
@@ -93,10 +95,22 @@ class Store:
             writing.write_harvest(connection, result)
         self._windows.forget()
 
-    def check_source(self, source: SourceId, *, revision: str, model_revision: str, width: int) -> None:
-        """Raise NeuronautError if the source is here with other weights, so that its harvest could not be stored."""
+    def check_source(
+        self, source: SourceId, *, revision: str, model_revision: str, width: int, convention: Convention
+    ) -> None:
+        """Raise NeuronautError if the source is here of other weights, or of text that was read otherwise."""
         with translate_errors(self.path):
             writing.check_same_source(self._connection, str(source), revision, model_revision, width)
+            writing.check_same_convention(self._connection, str(source), convention)
+
+    def convention(self, source: SourceId) -> Convention:
+        """How the subject read the corpus of a source's harvest; NeuronautError where it was not harvested."""
+        rows = self._query(
+            "SELECT provenance FROM harvests JOIN sources ON sources.id = source_id WHERE name = ?", str(source)
+        )
+        if not rows:
+            raise reading.missing_source(self._connection, source)
+        return read_convention(rows[0]["provenance"])
 
     def sources(self) -> list[Row]:
         """A row per source, with its width, how many features are alive and explained, and its harvest."""

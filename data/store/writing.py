@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...subject.address import SourceId
+from ...subject.convention import BEFORE, Convention
 from ...subject.errors import NeuronautError
 from ..codec import array_digest, content_digest, pack_activations, pack_ids, window_digest
 from ..padding import PADDING
@@ -130,6 +131,23 @@ def _check_new_source(connection: sqlite3.Connection, source: SourceId, model_re
             f" ({model_revision}): another folder, revision or dtype; harvest it as --model-name NAME, or into another"
             " database"
         )
+
+
+def check_same_convention(connection: sqlite3.Connection, name: str, convention: Convention) -> None:
+    """Refuse to mix evidence of a source that was read from text in two ways."""
+    sql = "SELECT provenance FROM main.harvests JOIN main.sources ON sources.id = source_id WHERE name = ?"
+    row = connection.execute(sql, [name]).fetchone()
+    if row is not None and not (own := read_convention(row[0])).agrees(convention):
+        raise NeuronautError(
+            f"{name} was harvested here with {own}, and this is with {convention}; choose the same with --bos and "
+            "--special-tokens, or use another database"
+        )
+
+
+def read_convention(provenance: str) -> Convention:
+    """The convention that a harvest's provenance names; BEFORE where it names none."""
+    stored = json.loads(provenance).get("convention")
+    return BEFORE if stored is None else Convention(**stored)
 
 
 def _write_features(connection: sqlite3.Connection, source: SourceResult, source_id: int) -> list[int]:

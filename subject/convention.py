@@ -7,7 +7,9 @@ other, unless they are asked for: as tokens they would carry most of a dictionar
 """
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -29,38 +31,52 @@ CUSTOM: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A convention for reading text."""
+class Convention:
+    """How a subject reads text."""
 
-    bos: bool
-    """Whether BOS stands before each row."""
+    bos: bool | None
+    """Whether BOS stands before each row; None where the tokenizer has none."""
     reason: str
     """Why, in words."""
     special_tokens: bool = False
     """Whether special tokens that a text spells are read as tokens, not as text."""
+    chat: bool = False
+    """Whether a prompt is a user's message, or a list of messages as JSON, put into the model's chat template."""
     norm_limits: Mapping[str, float] = field(default_factory=dict)
     """By site: the norm of its vectors above which a position is massive, and left out of statistics."""
 
+    def agrees(self, other: "Convention") -> bool:
+        """Whether two conventions read the same text as the same rows."""
+        return self.special_tokens == other.special_tokens and (None in (self.bos, other.bos) or self.bos == other.bos)
 
-def choose_reading(tokenizer: "PreTrainedTokenizerBase", family: str, *, name: str, bos: str = "auto") -> Reading:
+    def __str__(self) -> str:
+        special = " and special tokens read as tokens" if self.special_tokens else ""
+        return f"{'BOS' if self.bos else 'no BOS'} before each row{special}"
+
+
+BEFORE = Convention(True, "databases of before 0.2 always had it")
+"""The convention of harvests that do not name theirs."""
+
+
+def choose_convention(tokenizer: "PreTrainedTokenizerBase", family: str, *, name: str, bos: str = "auto") -> Convention:
     """The convention of a model of this family; `bos` is one of BOS_CHOICES."""
     if bos not in BOS_CHOICES:
         raise NeuronautError(f"the BOS convention {bos!r} is not known; wanted one of: {', '.join(BOS_CHOICES)}")
     if tokenizer.bos_token_id is None:
         if bos == "always":
             raise NeuronautError(f"the tokenizer of {name} has no BOS to put before a text; wanted auto or never")
-        return Reading(False, "its tokenizer has none")
+        return Convention(None, "its tokenizer has none")
     if bos != "auto":
-        return Reading(bos == "always", "it was asked for")
+        return Convention(bos == "always", "it was asked for")
     if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
-        return Reading(True, "its tokenizer adds it")
+        return Convention(True, "its tokenizer adds it")
     if tokenizer.chat_template:
-        return Reading(False, "it is a chat model whose tokenizer adds none")
+        return Convention(False, "it is a chat model whose tokenizer adds none")
     if name == "demo":
-        return Reading(True, "the built-in model was trained with one")
+        return Convention(True, "the built-in model was trained with one")
     if family in CUSTOM:
-        return Reading(True, CUSTOM[family])
-    return Reading(False, "its tokenizer adds none")
+        return Convention(True, CUSTOM[family])
+    return Convention(False, "its tokenizer adds none")
 
 
 def spelled_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> dict[str, int]:
@@ -72,24 +88,29 @@ def spelled_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -
 class TextReader:
     """Turns text into rows of tokens, by one convention.
 
-    Attributes: `name` (of the model, for errors), `tokenizer`, `reading`.
+    Attributes: `name` (of the model, for errors), `tokenizer`, `convention`.
     """
 
     name: str
     tokenizer: "PreTrainedTokenizerBase"
-    reading: Reading
+    convention: Convention
 
-    def reading_as(self, reading: Reading) -> Self:
-        """The same subject with another convention for reading text; the model is shared."""
+    def with_convention(self, convention: Convention) -> Self:
+        """The same subject with another convention; the model is shared."""
         other = copy.copy(self)
-        other.reading = reading
+        other.convention = convention
         return other
+
+    @property
+    def bos_id(self) -> int | None:
+        """BOS, whether rows begin with it or not; None where the tokenizer has none."""
+        bos = self.tokenizer.bos_token_id
+        return bos if isinstance(bos, int) else None
 
     @property
     def bos(self) -> int | None:
         """The id that stands before each row; None where rows begin without."""
-        bos = self.tokenizer.bos_token_id
-        return bos if self.reading.bos and isinstance(bos, int) else None
+        return self.bos_id if self.convention.bos else None
 
     @property
     def bos_prefix(self) -> list[int]:
@@ -108,13 +129,13 @@ class TextReader:
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without BOS: where rows begin with BOS, one that a text brings at its start is left out.
 
-        Special tokens that a text spells are text, unless the subject's reading says otherwise.
+        Special tokens that a text spells are text, unless the convention says otherwise.
         """
         # Not verbose: a text longer than the context is no reason for a warning here.
         return self.tokenizer(
             [self._without_bos(text) for text in texts],
             add_special_tokens=False,
-            split_special_tokens=not self.reading.special_tokens,
+            split_special_tokens=not self.convention.special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
@@ -122,7 +143,7 @@ class TextReader:
 
     def brings_bos(self, text: str) -> bool:
         """Whether a text begins with the BOS that the row begins with anyway."""
-        return self.reading.bos and text.startswith(str(self.tokenizer.bos_token))
+        return bool(self.convention.bos) and text.startswith(str(self.tokenizer.bos_token))
 
     def _without_bos(self, text: str) -> str:
         while self.brings_bos(text):
@@ -132,23 +153,22 @@ class TextReader:
     def spells_special(self, text: str) -> bool:
         """Whether a text spells special tokens that are read as text, a BOS at its start not counted."""
         text = self._without_bos(text)
-        return not self.reading.special_tokens and any(token in text for token in self.tokenizer.all_special_tokens)
+        return not self.convention.special_tokens and any(token in text for token in self.tokenizer.all_special_tokens)
 
-    def row(self, text: str) -> list[int]:
-        """The row of a text: BOS where rows begin with it, once, and its tokens."""
-        return [*self.bos_prefix, *self.encode(text)]
+    def row(self, prompt: str) -> list[int]:
+        """The row of a prompt: BOS where rows begin with it, once, and its tokens."""
+        return [*self.bos_prefix, *self.encode(self.as_prompt(prompt))]
 
-    def chat_row(self, messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> list[int]:
-        """The row of a chat, by the model's own template; `reply` adds what opens the model's answer."""
-        return self.tokenizer.encode(self.render_chat(messages, reply=reply), add_special_tokens=False, verbose=False)
+    def as_prompt(self, text: str) -> str:
+        """The text that a prompt stands for: itself, or with `chat` the chat up to the model's reply."""
+        return self.render_chat(text, reply=True) if self.convention.chat else text
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> str:
-        """The text of a chat, by the model's own template."""
+    def render_chat(self, text: str, *, reply: bool = False) -> str:
+        """A user's message, or messages as a JSON list, in the model's own template; `reply` opens the answer."""
         if not self.tokenizer.chat_template:
             raise NeuronautError(f"{self.name} has no chat template; give text without --chat, or a chat model")
         try:
-            chat = [dict(message) for message in messages]
-            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=reply))
+            return str(self.tokenizer.apply_chat_template(_messages(text), tokenize=False, add_generation_prompt=reply))
         except TemplateError as error:
             raise NeuronautError(f"the chat template of {self.name} refuses this chat ({error})") from error
 
@@ -161,7 +181,28 @@ class TextReader:
             lines.append(
                 f"{own} of {len(texts)} texts bring a {self.tokenizer.bos_token} of their own: it stands there once"
             )
-        if spelled and not self.reading.special_tokens:
+        if spelled and not self.convention.special_tokens:
             named = ", ".join(f"{token} in {count}" for token, count in spelled.items())
             lines.append(f"special tokens are read as text here ({named}); --special-tokens reads them as tokens")
         return lines
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    """The messages that a text spells as JSON, or itself as a user's message."""
+    with suppress(ValueError, RecursionError):
+        messages = json.loads(text)
+        if is_chat(messages):
+            return messages
+    return [{"role": "user", "content": text}]
+
+
+def is_chat(value: object) -> bool:
+    """Whether a JSON value is a list of messages, each an object with the texts role and content."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(part, dict) and all(isinstance(part.get(key), str) for key in ("role", "content"))
+            for part in value
+        )
+    )
