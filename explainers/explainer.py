@@ -40,6 +40,8 @@ class TrainEvidence:
     """For a feature's negative tail activations are sign-flipped, here and in `background`."""
     background: NDArray[np.float32]
     """(row, position); 0 on padding."""
+    padding: int = 0
+    """How much of the background is padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ def abstention(evidence: TrainEvidence, *, explainer: str, limits: AbstentionLim
     """
     statistics = evidence.statistics
     active = {e.window for e in evidence.examples if e.kind in ("top", "quantile") and e.peak > 0}
-    strong = float((evidence.background > statistics.peak / 3).mean()) if statistics.peak > 0 else 0.0
+    tokens = evidence.background.size - evidence.padding
+    strong = float((evidence.background > statistics.peak / 3).sum() / tokens) if statistics.peak > 0 else 0.0
     if statistics.peak <= 0:
         status, reason = "dead", f"never active on {statistics.tokens:,} tokens"
     elif len(active) < limits.min_windows:

@@ -53,9 +53,14 @@ class EvidenceLoader:
                 f"windows of {width} tokens; harvest it again with --window {width}"
             )
         activations = read_columns(self.subject, self.source, self.background.ids, [f.index for f in features])
+        padding = int((self.background.ids < 0).sum())
         parts = [
             TrainEvidence(
-                e.feature, e.statistics, e.train, (-1.0 if e.feature.negative else 1.0) * activations[:, :, i]
+                e.feature,
+                e.statistics,
+                e.train,
+                (-1.0 if e.feature.negative else 1.0) * activations[:, :, i],
+                padding=padding,
             )
             for i, e in enumerate(evidence)
         ]

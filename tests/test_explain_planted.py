@@ -48,8 +48,9 @@ class Labels:
             features, self.store, self.subject, explainer=RuleExplainer(self.subject), scorers=[RuleSimulator()]
         )
         self.found: list[tuple[PlantedNeuron, Result]] = [(planted.neurons[r.feature.index], r) for r in results]
-        pool = self.store.pool_windows("planted", "holdout")
-        self.windows = [self.subject.decode_tokens(window.ids.tolist()) for window in pool]
+        pool = [window.ids for window in self.store.pool_windows("planted", "holdout")]
+        whole = [ids for ids in pool if len(ids) == max(map(len, pool))]
+        self.windows = [self.subject.decode_tokens(ids.tolist()) for ids in whole]
 
     def of_kind(self, kind: str) -> list[tuple[PlantedNeuron, Result]]:
         return [(neuron, result) for neuron, result in self.found if neuron.kind == kind]

@@ -165,7 +165,7 @@ def test_widths_are_measured() -> None:
         "mlp_out": D_MODEL,
     }
     assert tiny_subject("gpt2").width("mlp.0") == 4 * D_MODEL
-    assert (llama.n_layers, llama.n_heads, llama.d_model, llama.context, llama.bos) == (3, HEADS, D_MODEL, 64, 0)
+    assert (llama.n_layers, llama.n_heads, llama.d_model, llama.context, llama.bos) == (3, HEADS, D_MODEL, 64, None)
 
 
 @every_family

@@ -25,9 +25,9 @@ class Labelled:
 
 
 def grader(world: World, store: Store, *, each: int = 50, seed: int = 0) -> Grader:
-    """Grades by windows of the holdout of a world that was harvested into the store."""
-    pool = store.pool_windows(world.subject.name, "holdout")
-    windows = [world.subject.decode_tokens(window.ids.tolist()) for window in pool]
+    """Grades by whole windows of the holdout of a world that was harvested into the store."""
+    pool = [window.ids for window in store.pool_windows(world.subject.name, "holdout")]
+    windows = [world.subject.decode_tokens(ids.tolist()) for ids in pool if len(ids) == max(map(len, pool))]
     return Grader(world.subject.vocabulary, windows, each=each, seed=seed)
 
 
