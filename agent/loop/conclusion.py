@@ -7,17 +7,37 @@ observations as well, or fails on the holdout, ends open.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from ...data.records import Score
-from ...data.store.journal_values import End
-from .controls import claims
+from ...data.store.journal_values import End, Experiment, Observation
+from .controls import ControlResult, claims, evidence_for_odds, permuted_and_dead, supporter
 from .graph import State
+from .hypotheses import Hypothesis
 from .run import InvestigationRun
+from .target import Examiner, Lab
 
 HOLDOUT = "holdout"
+
+
+def run_controls(
+    lab: Lab,
+    examiner: Examiner,
+    *,
+    hypotheses: Mapping[str, Hypothesis],
+    experiments: Sequence[Experiment],
+    observations: Mapping[str, Observation],
+    leader: str,
+) -> list[ControlResult]:
+    """Whether false observations leave the leader unsupported; nothing where no experiment bears on the odds."""
+    used, values = evidence_for_odds(experiments, observations, lab.kind)
+    if not used:
+        return []
+    supported = supporter(hypotheses, used, observations, leader, lab.kind)
+    random_control = examiner.random_control(used, supported)
+    return [*permuted_and_dead(values, supported, seed=lab.seed), *([random_control] if random_control else [])]
 
 
 class Conclusion:
@@ -97,8 +117,13 @@ class Conclusion:
         if frozen["verdict"] == "supported":
             _, experiments, observations = self._run.rival_state()
             with self._run.charged("controls", "controls"):
-                results = self._run.examiner.controls(
-                    self._run.hypotheses(), experiments, observations, frozen["hypothesis"]
+                results = run_controls(
+                    self._run.lab,
+                    self._run.examiner,
+                    hypotheses=self._run.hypotheses(),
+                    experiments=experiments,
+                    observations=observations,
+                    leader=frozen["hypothesis"],
                 )
             for control in results:
                 self._run.event("control", asdict(control), key=f"control:{control.name}")

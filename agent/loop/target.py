@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 from ...data.records import Example, Explanation, Score, Statistics
-from ...data.store.journal_values import Experiment, Observation
+from ...data.store.journal_values import Experiment
 from ...subject.model import Subject
-from .controls import ControlResult
+from .controls import ControlResult, Supported
 from .experiments import Design
 from .hypotheses import Hypothesis
 
@@ -105,14 +105,8 @@ class Examiner(Protocol):
         """All scores on the holdout; to be called once."""
         ...
 
-    def controls(
-        self,
-        hypotheses: Mapping[str, Hypothesis],
-        experiments: Sequence[Experiment],
-        observations: Mapping[str, Observation],
-        leader: str,
-    ) -> list[ControlResult]:
-        """Whether false observations leave the leader unsupported."""
+    def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult | None:
+        """Whether the experiments leave the leader unsupported where another is measured; None where there is none."""
         ...
 
     def indescribable(self, hypothesis: Hypothesis) -> str | None:

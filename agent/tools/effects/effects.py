@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ....causal.controls import random_directions, rank_among
 from ....causal.edits import Edit
-from ....causal.measures import mean
+from ....causal.measures import Mean, mean
 from ....causal.runs import gather, logits_at, separately
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Control, Design, Measured
@@ -132,13 +132,9 @@ def token_result(
         }
         for item, e, v in zip(design.items, effects.tolist(), values, strict=True)
     ]
-    interval = headline.interval
-    return Measured(
-        values=tuple(round(value, 5) for value in values),
-        effect=headline.value,
-        low=interval and interval.low,
-        high=interval and interval.high,
-        n=headline.n,
+    return build_result(
+        headline,
+        values=values,
         units=units,
         normalised_by=_describe_scale(bound, largest, units),
         control=control,
@@ -150,6 +146,30 @@ def token_result(
             "left_out": list(design.plan["left_out"]),
             **tables,
         },
+    )
+
+
+def build_result(
+    headline: Mean,
+    *,
+    values: Sequence[float] = (),
+    units: str,
+    normalised_by: str,
+    control: Control | None,
+    found: Mapping[str, Any],
+) -> Measured:
+    """The result whose headline is a mean over places, with the mean's interval."""
+    low, high = headline.interval or (None, None)
+    return Measured(
+        values=tuple(round(value, 5) for value in values),
+        effect=headline.value,
+        low=low,
+        high=high,
+        n=headline.n,
+        units=units,
+        normalised_by=normalised_by,
+        control=control,
+        found=found,
     )
 
 
