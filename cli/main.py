@@ -87,6 +87,7 @@ class Verbs(click.Group):
             ctx.exit(INTERRUPTED)
         except UnknownNameError as error:
             raise click.UsageError(str(error)) from error
+        # Whatever a verb raises: a user gets one line, and --debug the traceback.
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 raise

@@ -76,6 +76,7 @@ def transaction(db: Database, path: str) -> Iterator[sqlite3.Connection]:
         db.conn.execute("BEGIN IMMEDIATE")
         try:
             yield db.conn
+        # An interrupt, too, leaves nothing half written.
         except BaseException:
             if db.conn.in_transaction:
                 db.conn.execute("ROLLBACK")

@@ -123,15 +123,6 @@ def token_result(
         (random_control @ item_weights).tolist(),
         f"{RANDOM_CONTROLS} random directions of the same norm",
     )
-    tokens = [
-        {
-            "token": item.about["token"],
-            "asked": item.about["token"] in design.plan["asked"],
-            "logits": round(e, 4),
-            "value": round(v, 4),
-        }
-        for item, e, v in zip(design.items, effects.tolist(), values, strict=True)
-    ]
     return build_result(
         headline,
         values=values,
@@ -139,7 +130,7 @@ def token_result(
         normalised_by=_describe_scale(bound, largest, units),
         control=control,
         found={
-            "tokens": tokens,
+            "tokens": _token_rows(design, effects.tolist(), values),
             "most_raised": _extreme(lab, own, 1.0),
             "most_lowered": _extreme(lab, own, -1.0),
             **rank,
@@ -147,6 +138,18 @@ def token_result(
             **tables,
         },
     )
+
+
+def _token_rows(design: Design, effects: Sequence[float], values: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "token": item.about["token"],
+            "asked": item.about["token"] in design.plan["asked"],
+            "logits": round(effect, 4),
+            "value": round(value, 4),
+        }
+        for item, effect, value in zip(design.items, effects, values, strict=True)
+    ]
 
 
 def build_result(
