@@ -87,8 +87,8 @@ class Verbs(click.Group):
             ctx.exit(INTERRUPTED)
         except UnknownNameError as error:
             raise click.UsageError(str(error)) from error
-        # Whatever a verb raises: a user gets one line, and --debug the traceback.
         except Exception as error:
+            # Whatever a verb raises, a user gets one line, and with --debug the traceback.
             if ctx.meta.get(DEBUG):
                 raise
             raise click.ClickException(_format_error(error)) from error

@@ -7,37 +7,18 @@ observations as well, or fails on the holdout, ends open.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from ...data.records import Score
-from ...data.store.journal_values import End, Experiment, Observation
-from .controls import ControlResult, claims, evidence_for_odds, permuted_and_dead, supporter
+from ...data.store.journal_values import End
+from .controls import claims
 from .graph import State
-from .hypotheses import Hypothesis
 from .run import InvestigationRun
-from .target import Examiner, Lab
+from .target import run_controls
 
 HOLDOUT = "holdout"
-
-
-def run_controls(
-    lab: Lab,
-    examiner: Examiner,
-    *,
-    hypotheses: Mapping[str, Hypothesis],
-    experiments: Sequence[Experiment],
-    observations: Mapping[str, Observation],
-    leader: str,
-) -> list[ControlResult]:
-    """Whether false observations leave the leader unsupported; nothing where no experiment bears on the odds."""
-    used, values = evidence_for_odds(experiments, observations, lab.kind)
-    if not used:
-        return []
-    supported = supporter(hypotheses, used, observations, leader, lab.kind)
-    random_control = examiner.random_control(used, supported)
-    return [*permuted_and_dead(values, supported, seed=lab.seed), *([random_control] if random_control else [])]
 
 
 class Conclusion:
