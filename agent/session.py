@@ -158,7 +158,7 @@ def investigate(
     feature
     """
     if isinstance(target, Task):
-        return _investigate_behaviour(target, subject, store, config, fork)
+        return _behaviour(target, subject, store, config, fork)
     feature = Feature.parse(target) if isinstance(target, str) else target
     return next(investigate_all([feature], subject, store, config, sources=sources, fork=fork))
 
@@ -213,7 +213,7 @@ def _finished(store: Store, id: str) -> Session:
     return finished
 
 
-def _investigate_behaviour(
+def _behaviour(
     task: Task, subject: Subject, store: Store, config: InvestigationConfig, fork: InvestigationRecord | None
 ) -> Session:
     lab = BehaviourLab(subject, task, seed=config.seed)
