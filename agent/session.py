@@ -159,7 +159,7 @@ def investigate(
     """
     if isinstance(target, Task):
         return _behaviour(target, subject, store, config, fork)
-    feature = Feature.parse(target) if isinstance(target, str) else target
+    feature = store.feature(target) if isinstance(target, str) else target
     return next(investigate_all([feature], subject, store, config, sources=sources, fork=fork))
 
 
@@ -259,7 +259,10 @@ def _run(
         graph = build(Nodes(run), checkpointer=checkpointer)
         thread: RunnableConfig = {"configurable": {"thread_id": record.id}, "recursion_limit": ENDLESS}
         resumed = bool(graph.get_state(thread).values)
-        graph.invoke(None if resumed else first_state(record.id), thread, durability="sync")
+        try:
+            graph.invoke(None if resumed else first_state(record.id), thread, durability="sync")
+        finally:
+            store.journal.seal(record.id)
 
 
 class Prepared(NamedTuple):

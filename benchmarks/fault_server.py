@@ -11,26 +11,29 @@ its body, and is paid for once per key.
 Faults: a status ("500"; "429:2", "429:300ms" and "429:date" say when to come back), "quota", "hang" (beyond any
 client's patience), "drop" (the connection, amid the reply), "malformed" (JSON), "refusal", "empty", "truncated",
 "error-word" (a good reply about errors), "bad-call" (of a tool, whose arguments are no JSON); of a batch's lines also
-"expired" and "invalid" (spoils the batch).
+"expired" and "invalid" (spoils the batch). A shape of fault_shapes.py is a reply in that shape. Beyond the protocol:
+"drip" and "drip-head" (a byte every half second, without end), "flood" (bytes without end), "gzip" (compressed),
+"redirect" (to another host), "moved" (within this one), "echo" and "echo-401" (the Authorization header in the error).
 """
 
 import argparse
+import gzip
 import hashlib
 import json
-import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
-Body = dict[str, Any]
+from .fault_answers import answer, chance, pieces, predict
+from .fault_shapes import SHAPES, Body, refusal
 
 TRANSPORT = ("429", "429:1", "500", "503", "hang", "drop", "malformed")
 SPEECH = ("refusal", "empty", "truncated", "error-word")
@@ -39,66 +42,6 @@ CALLING = ("429", "bad-call", "empty", "refusal", "error-word")
 """Faults of a model that calls tools: with faults=0.5, each in one of ten requests."""
 
 _CODES = {400: "context_length_exceeded", 401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
-
-
-def chance(*parts: object) -> float:
-    """A number in [0, 1) that the parts alone determine."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big") / 2**48
-
-
-def judge_excerpts(message: str, count: int) -> str:
-    """0 or 1 for every excerpt."""
-    return json.dumps({str(item): int(chance(message, item) < 0.5) for item in range(1, count + 1)})
-
-
-def choose_intruder(message: str, count: int) -> str:
-    """One of the excerpts."""
-    return json.dumps({"intruder": 1 + int(chance(message) * count)})
-
-
-def choose_answers(message: str, count: int) -> str:
-    """A or B for every question."""
-    return json.dumps({str(item): "AB"[chance(message, item) < 0.5] for item in range(1, count + 1)})
-
-
-def simulate(message: str, count: int) -> str:
-    """An activation for every token."""
-    return json.dumps({"activations": [[token, int(11 * chance(message, token) ** 4)] for token in range(count)]})
-
-
-def explain(message: str, _: int) -> str:
-    """A description by some word of the message."""
-    words = re.findall(r"[A-Za-z]{3,}", message)
-    return f"[EXPLANATION]: the word `{words[int(chance(message) * len(words))]}` in running text, and nothing else."
-
-
-ANSWERS: list[tuple[str, Callable[[str, int], str]]] = [
-    (r"Answer for excerpts 1 to (\d+)", judge_excerpts),
-    (r"Answer for questions 1 to (\d+)", choose_answers),
-    (r"Which excerpt, 1 to (\d+), is the intruder", choose_intruder),
-    (r"The text has (\d+) tokens, numbered 0 to", simulate),
-    (r"(?=[A-Za-z]{3})()", explain),
-]
-"""The first pattern in the last message decides who answers; its group is how many items there are."""
-
-
-def answer(messages: Sequence[Body]) -> str:
-    """A reply of the form that the prompt wants; the same for the same messages."""
-    last = messages[-1]["content"]
-    for pattern, answerer in ANSWERS:
-        if match := re.search(pattern, last):
-            return answerer(last, int(match[1] or 0))
-    return "ok"
-
-
-def predict(prefix: Sequence[int]) -> dict[int, float]:
-    """Log-probabilities of the next token: 0 to 10 only, peaked at the prefix's sum modulo 11."""
-    return {token: -1.0 * abs(token - sum(prefix) % 11) - 0.5 for token in range(11)}
-
-
-def pieces(text: str) -> list[str]:
-    """Tokens by this server's own rule."""
-    return re.findall(r"[ ._(]?[^\W_]{1,9}|[^\w\s]{1,2}|_|\s+", text)
 
 
 @dataclass(frozen=True)
@@ -133,17 +76,18 @@ class FaultServer:
         answer: Callable[[Sequence[Body]], str] = answer,
         predict: Callable[[Sequence[int]], dict[int, float]] = predict,
         calls: Callable[[Body], Sequence[tuple[str, Body]]] | None = None,
+        refuses: Mapping[str, str] | None = None,
     ) -> None:
         """`faults` is the share of requests that meet one of `kinds`.
 
         `script` replaces the draw for the first requests and lines of batches; `housekeeping` holds faults of calls
         about files and batches. A good reply takes `delay` seconds, a batch ends after `polls` looks at it. Where a
         request has tools, `calls` gives from its body the names and arguments to call, instead of a text; none at
-        all leaves it to `answer`.
+        all leaves it to `answer`. Parameters that it `refuses` are told as fault_shapes.refusal says.
         """
         self.faults, self.kinds, self.seed = faults, tuple(kinds), seed
         self.delay, self.hang, self.polls, self.log = delay, hang, polls, log
-        self.answer, self.predict, self.calls = answer, predict, calls
+        self.answer, self.predict, self.calls, self.refuses = answer, predict, calls, refuses or {}
         self.script, self.housekeeping = iter(script), iter(housekeeping)
         self.lock, self.stopping = threading.Lock(), threading.Event()
         self._seen: list[SeenRequest] = []
@@ -151,7 +95,7 @@ class FaultServer:
         self.good: Counter[str] = Counter()
         self.paid: dict[str, tuple[int, int]] = {}
         """Tokens in and out of each request that the model answered, whether or not the reply arrived."""
-        self.busy = self.most_busy = 0
+        self.busy = self.most_busy = self.flooded = 0
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, Body] = {}
         handler = type("Handler", (_Handler,), {"server_state": self})
@@ -174,7 +118,7 @@ class FaultServer:
         with self.lock:
             if scripted := next(self.script, None):
                 return scripted
-        for kinds, salt in ((TRANSPORT, attempt), ((*SPEECH, "bad-call"), "speech")):
+        for kinds, salt in ((TRANSPORT, attempt), ((*SPEECH, "bad-call", *SHAPES), "speech")):
             mine = [kind for kind in self.kinds if kind in kinds]
             share = self.faults * len(mine) / len(self.kinds)
             roll = chance(self.seed, content, salt)
@@ -393,21 +337,21 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/batches":
             self._keep_house(lambda: self.server_state.make_batch(json.loads(content)))
         else:
-            self._send(404, _error(404))
+            self.send(404, _error(404))
 
     def do_GET(self) -> None:
         state, parts = self.server_state, urlsplit(self.path).path.removeprefix("/v1/").split("/")
         if parts == ["models"]:
-            self._send(200, {"object": "list", "data": [{"id": "planted", "object": "model"}]})
+            self.send(200, {"object": "list", "data": [{"id": "planted", "object": "model"}]})
         elif parts[0] == "files" and parts[1] in state.files:
-            self._send(200, state.files[parts[1]])
+            self.send(200, state.files[parts[1]])
         elif parts == ["batches"]:
             newest = [state.batch(batch_id, looks=0) for batch_id in reversed(state.batches)]
             self._keep_house(lambda: {"object": "list", "data": newest, "has_more": False})
         elif parts[0] == "batches" and parts[1] in state.batches:
             self._keep_house(lambda: state.batch(parts[1]))
         else:
-            self._send(404, _error(404))
+            self.send(404, _error(404))
 
     def log_message(self, format: str, *args: object) -> None:
         """Not on the terminal."""
@@ -419,13 +363,18 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.attempts[key] += 1
             attempt = state.attempts[key]
-        fault = state.fault(body, attempt)
+        refused = refusal(body, state.refuses)
+        fault = "refused" if refused else state.fault(body, attempt)
         good = False
         try:
-            if fault == "quota":
-                self._send(429, _error(429, "insufficient_quota"))
+            if refused:
+                self.send(400, refused)
+            elif fault in _TRANSPORTS:
+                _TRANSPORTS[fault](self, state)
+            elif fault == "quota":
+                self.send(429, _error(429, "insufficient_quota"))
             elif fault[0].isdigit():
-                self._send(int(fault[:3]), _error(int(fault[:3])), _come_back(fault[4:]))
+                self.send(int(fault[:3]), _error(int(fault[:3])), _come_back(fault[4:]))
             elif fault == "hang":
                 state.stopping.wait(state.hang)
                 self.close_connection = True
@@ -439,18 +388,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, reply: Body, fault: str) -> bool:
         """Send a reply, whole or spoilt; whether it was whole."""
         if fault == "drop":
-            self._send(200, json.dumps(reply).encode(), cut=True)
+            self.send(200, json.dumps(reply).encode(), cut=True)
             return False
-        self._send(200, json.dumps(reply).encode()[: -40 if fault == "malformed" else None])
+        if fault in SHAPES:
+            self.send(200, SHAPES[fault](reply))
+            return True
+        self.send(200, json.dumps(reply).encode()[: -40 if fault == "malformed" else None])
         return fault != "malformed"
 
     def _keep_house(self, work: Callable[[], Body]) -> None:
         """A call about files or batches; where the connection drops, the work is done all the same."""
         fault = next(self.server_state.housekeeping, "ok")
         if fault[0].isdigit():
-            self._send(int(fault[:3]), _error(int(fault[:3])), _come_back(fault[4:]))
+            self.send(int(fault[:3]), _error(int(fault[:3])), _come_back(fault[4:]))
             return
-        self._send(200, work(), cut=fault == "drop")
+        self.send(200, work(), cut=fault == "drop")
 
     def _upload(self, content: bytes) -> str:
         """The file in a multipart form."""
@@ -458,7 +410,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [part.partition(b"\r\n\r\n") for part in content.split(boundary)]
         return self.server_state.keep(next(data[:-2] for head, _, data in parts if b"filename=" in head))
 
-    def _send(
+    def send(
         self, status: int, body: Body | bytes, headers: dict[str, str] | None = None, *, cut: bool = False
     ) -> None:
         """One reply; `cut` drops the connection after half of it."""
@@ -471,6 +423,53 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[: len(content) // 2] if cut else content)
         self.wfile.flush()
         self.close_connection = self.close_connection or cut
+
+
+def _drip(handler: _Handler, state: FaultServer, *, head: bool = False) -> None:
+    """Send a byte every half second until the client, or the server, has enough."""
+    if head:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+    else:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+    handler.close_connection = True
+    with suppress(OSError):
+        while not state.stopping.wait(0.5):
+            handler.wfile.write(b" " if not head else b"x")
+            handler.wfile.flush()
+
+
+def _flood(handler: _Handler, state: FaultServer) -> None:
+    """Send without end; `flooded` counts the bytes that went."""
+    handler.send_response(200)
+    handler.end_headers()
+    handler.close_connection = True
+    with suppress(OSError):
+        while not state.stopping.is_set():
+            handler.wfile.write(b" " * 1_000_000)
+            state.flooded += 1_000_000
+
+
+def _echo(handler: _Handler, status: int) -> None:
+    """An error that holds the Authorization header, whole and cut short."""
+    sent = handler.headers["Authorization"]
+    told = f"planted: {sent} is no good, I mean {sent[:-6]}... or ...{sent[-9:]}"
+    handler.send(status, {"error": {"message": told, "code": None}})
+
+
+_TRANSPORTS: Mapping[str, Callable[[_Handler, FaultServer], None]] = {
+    "drip": _drip,
+    "drip-head": lambda handler, state: _drip(handler, state, head=True),
+    "flood": _flood,
+    "gzip": lambda handler, _: handler.send(200, gzip.compress(b" " * 1000), {"Content-Encoding": "gzip"}),
+    "redirect": lambda handler, state: handler.send(
+        307, {}, {"Location": f"http://localhost:{state.port}{handler.path}"}
+    ),
+    "moved": lambda handler, _: handler.send(307, {}, {"Location": handler.path}),
+    "echo": lambda handler, _: _echo(handler, 400),
+    "echo-401": lambda handler, _: _echo(handler, 401),
+}
 
 
 def main() -> None:

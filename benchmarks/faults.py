@@ -1,15 +1,17 @@
 """Labelling against a language model's server that fails one request in five, and kill -9 at random points.
 
-    python -m neuronaut.benchmarks.faults [--features 200] [--kills 20] [--faults 0.2]
+    python -m neuronaut.benchmarks.faults [--features 200] [--kills 20] [--faults 0.2] [--processes 1]
 
 The server (fault_server.py) stands in for the model, so its replies mean nothing; the benchmark counts whether
 anything is lost or paid for twice. One job runs undisturbed, an equal one is killed again and again and then finished:
-both must end with the same explanations and scores. A call is paid twice if its good reply was in the log when it
-was sent again; a call in flight at a kill is sent again by necessity, under the same idempotency key.
+both must end with the same explanations and scores. With several processes, all do this job on one database at once;
+one of them is killed, and begins again, while the others go on. A call is paid twice if its good reply was in the log
+when it was sent again; a call in flight at a kill is sent again by necessity, under the same idempotency key.
 """
 
 import argparse
 import json
+import math
 import random
 import shutil
 import signal
@@ -21,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ class Report:
     """Requests and results of the killed job beside the undisturbed one."""
 
     features: int
+    processes: int
     kills: int
     asked: int
     """Requests that reached the server in the killed job."""
@@ -52,6 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=64, help="requests in flight of each process")
     parser.add_argument("--faults", type=float, default=0.2)
     parser.add_argument("--delay", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
@@ -67,51 +73,50 @@ def run(folder: Path, options: argparse.Namespace) -> Report:
     # At one address both times: a model's address is part of a request's key, by which its faults are drawn.
     with server(folder / "calm.log", options) as url:
         neuronaut(*command(folder / "calm.db", url, options))
-    rng = random.Random(options.seed)
-    logged: list[tuple[float, set[str]]] = []
     with server(folder / "killed.log", options, port=int(url.split(":")[2].split("/")[0])) as url:
-        for turn in range(options.kills):
-            if kill_job(folder, url, options, rng) != -signal.SIGKILL:
-                raise SystemExit(f"the job was done before kill {turn + 1}; give more --features")
-            logged.append((time.monotonic(), logged_keys(folder / "killed.db")))
-            print(f"kill {turn + 1}: {len(logged[-1][1])} answers in the log", file=sys.stderr)
-        neuronaut(*command(folder / "killed.db", url, options))
+        kill_jobs(folder, url, options)
     requests = [json.loads(line) for line in (folder / "killed.log").read_text().splitlines()]
-    twice = {
-        request["key"]
-        for when, keys in logged
-        for request in requests
-        if request["at"] > when and request["key"] in keys
-    }
+    recorded = dict(rows(folder / "killed.db", RECORDED))
+    # Times of the log are those of the calendar, the server's those of the machine's own clock.
+    offset = time.time() - time.monotonic()
+    twice = {r["key"] for r in requests if r["at"] + offset > recorded.get(r["key"], math.inf) + CLOCK_SECONDS}
     good: dict[str, int] = {}
     for request in requests:
         good[request["key"]] = good.get(request["key"], 0) + request["good"]
     calm, killed = folder / "calm.db", folder / "killed.db"
     return Report(
         features=options.features,
+        processes=options.processes,
         kills=options.kills,
         asked=len(requests),
         answered=sum(good.values()),
         paid_twice=len(twice),
-        in_flight_at_kills=sum(count > 1 for count in good.values()) - len(twice),
+        in_flight_at_kills=sum(count > 1 for key, count in good.items() if key in recorded) - len(twice),
         same_explanations=rows(calm, EXPLANATIONS) == rows(killed, EXPLANATIONS),
         same_scores=rows(calm, SCORES) == rows(killed, SCORES),
         status={str(status): count for status, count in rows(killed, STATUS)},
     )
 
 
-def kill_job(folder: Path, url: str, options: argparse.Namespace, rng: random.Random) -> int:
-    """Start the job and kill it after a random number of requests; returns its exit status."""
-    log = folder / "killed.log"
-    job = subprocess.Popen(
-        call(*command(folder / "killed.db", url, options)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    until = count_requests(log) + rng.randrange(5, 80)
-    while count_requests(log) < until and job.poll() is None:
-        time.sleep(0.05)
-    time.sleep(rng.uniform(0, 1))
-    job.send_signal(signal.SIGKILL)
-    return job.wait()
+def kill_jobs(folder: Path, url: str, options: argparse.Namespace) -> None:
+    """Run the jobs, kill one of them again and again after a random number of requests, then let all end."""
+    rng, log, database = random.Random(options.seed), folder / "killed.log", folder / "killed.db"
+    arguments = call(*command(database, url, options))
+    begin = partial(subprocess.Popen, arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    jobs = [begin() for _ in range(options.processes)]
+    for turn in range(options.kills):
+        until = count_requests(log) + rng.randrange(5, 80)
+        while count_requests(log) < until and all(job.poll() is None for job in jobs):
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 1))
+        victim = rng.randrange(len(jobs))
+        jobs[victim].send_signal(signal.SIGKILL)
+        if jobs[victim].wait() != -signal.SIGKILL:
+            raise SystemExit(f"the job was done before kill {turn + 1}; give more --features, or fewer --workers")
+        print(f"kill {turn + 1}: {len(rows(database, RECORDED))} answers in the log", file=sys.stderr)
+        jobs[victim] = begin()
+    if any(job.wait() for job in jobs):
+        raise SystemExit("a job that was not killed failed")
 
 
 def command(database: Path, url: str, options: argparse.Namespace) -> list[str]:
@@ -128,6 +133,8 @@ def command(database: Path, url: str, options: argparse.Namespace) -> list[str]:
         "openai:planted",
         "--base-url",
         url,
+        "--workers",
+        str(options.workers),
         "-d",
         str(database),
     ]
@@ -135,6 +142,10 @@ def command(database: Path, url: str, options: argparse.Namespace) -> list[str]:
 
 EXPLANATIONS = "SELECT feature_id, status, text, reason FROM explanations WHERE status <> 'failed' ORDER BY 1, 3"
 STATUS = "SELECT status, count(*) FROM explanations GROUP BY status"
+RECORDED = "SELECT key, (julianday(created) - 2440587.5) * 86400 FROM llm_calls WHERE status = 'ok'"
+"""When each good answer came into the log, in seconds of the calendar."""
+CLOCK_SECONDS = 0.05
+"""By how much the two clocks may disagree."""
 SCORES = """SELECT feature_id, scorer, examples, metric, value, scores.reason, coverage FROM scores
     JOIN explanations ON explanations.id = explanation_id ORDER BY 1, 2, 3, 4"""
 
@@ -146,11 +157,6 @@ def rows(database: Path, sql: str) -> list[tuple[Any, ...]]:
         return connection.execute(sql).fetchall()
     finally:
         connection.close()
-
-
-def logged_keys(database: Path) -> set[str]:
-    """Keys of the good answers in the log."""
-    return {str(key) for (key,) in rows(database, "SELECT key FROM llm_calls WHERE status = 'ok'")}
 
 
 def count_requests(log: Path) -> int:

@@ -52,20 +52,23 @@ _VALUED = frozenset({"set", "scale", "add", "noise"})
 _DRAWN = frozenset({"resample", "noise"})
 _REFERRED = frozenset({"mean", "resample", "noise"})
 
+_MOST = 2**24
+"""How many units or positions a list may name."""
 _QUOTED = r'"(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
-_INDEX = r"(?:-\d+|\d+(?:-\d+)?)"
+_WHOLE = "[0-9]{1,9}"
+_INDEX = rf"(?:-{_WHOLE}|{_WHOLE}(?:-{_WHOLE})?)"
 _POSITIONS = rf"all|every|last|{_INDEX}(?:,{_INDEX})*|{_QUOTED}"
-_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
-_UNITS = r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*"
-_QUANTILE = r"(?:q(?P<quantile>\d+(?:\.\d+)?)?)?"
-_SITE = re.compile(r"[a-z_]+(\.\d+)?")
+_NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?"
+_UNITS = rf"{_WHOLE}(?:-{_WHOLE})?(?:,{_WHOLE}(?:-{_WHOLE})?)*"
+_QUANTILE = r"(?:q(?P<quantile>[0-9]+(?:\.[0-9]+)?)?)?"
+_SITE = re.compile(rf"[a-z_]+(\.{_WHOLE})?")
 _NAME = r"[A-Za-z][\w-]*"
 _TEXT = re.compile(
     rf"(?P<site>{_SITE.pattern})(?:@(?P<dictionary>[^:@\s=]+?))?"
     rf"(?::(?:(?P<units>{_UNITS})(?P<tail>-?)|(?P<direction>{_NAME}|\[[^\]]*\])))?"
     r"(?P<sign>\*=|\+=|<=|>=|=)(?P<change>[^@\#~\s]+)"
     rf"(?:@(?P<positions>{_POSITIONS})(?:>(?P<keys>{_POSITIONS}))?)?"
-    r"(?:\#(?P<seed>\d+))?(?:~(?P<control>\d+))?"
+    rf"(?:\#(?P<seed>{_WHOLE}))?(?:~(?P<control>{_WHOLE}))?"
 )
 _CHANGES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (operation, re.compile(pattern))
@@ -254,7 +257,7 @@ class Edit(BaseModel):
         yield self.dictionary is not None and self.direction is not None, "a direction needs no dictionary"
         if kind == "pattern":
             yield self.operation not in PATTERN, f"a pattern takes {', '.join(sorted(PATTERN))}"
-            yield not re.fullmatch(r"pattern\.\d+", self.site), "a pattern has a layer, such as pattern.1"
+            yield not re.fullmatch(rf"pattern\.{_WHOLE}", self.site), "a pattern has a layer, such as pattern.1"
             yield self.dictionary is not None or self.direction is not None, "a pattern has heads, no other units"
             yield self.quantile is not None or self.control is not None, "a pattern has no quantiles and no control"
         else:
@@ -289,10 +292,12 @@ def indices(rule: str) -> list[int]:
     numbers: list[int] = []
     for part in rule.split(","):
         # A range from the row's end to its beginning, such as -3-1, would mean both of its ends and nothing between.
-        match = re.fullmatch(r"(-\d+)|(\d+)(?:-(\d+))?", part)
+        match = re.fullmatch(rf"(-{_WHOLE})|({_WHOLE})(?:-({_WHOLE}))?", part)
         first, last = (0, -1) if match is None else (int(match[1] or match[2]), int(match[1] or match[3] or match[2]))
         if last < first:
             raise NeuronautError(f"{rule!r} is not a list of numbers and rising ranges such as 3,5-9")
+        if len(numbers) + last - first >= _MOST:
+            raise NeuronautError(f"{rule!r} names more than {_MOST:,} numbers; leave them out to mean all")
         numbers.extend(range(first, last + 1))
     return list(dict.fromkeys(numbers))
 

@@ -18,11 +18,18 @@ from ..subject.architecture import architecture_of
 from ..subject.conformance import ROUNDING, unembed
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from .runs import logits_of
+
+LOGITS = 2**24
+"""Logits of one site that are in memory at a time, at most, or those of one place."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lens:
-    """What the lens shows at every site, row and position. Tensors are on the CPU."""
+    """What the lens shows at every site, row and position. Tensors are on the CPU.
+
+    Where only some positions were asked for, one dimension of places stands for row and position.
+    """
 
     sites: tuple[str, ...]
     """In forward order."""
@@ -40,14 +47,21 @@ class Lens:
 
 @torch.inference_mode()
 def lens(
-    subject: Subject, tokens: Tensor, *, sites: Sequence[str] | None = None, top: int = 5, targets: Tensor | None = None
+    subject: Subject,
+    tokens: Tensor,
+    *,
+    sites: Sequence[str] | None = None,
+    top: int = 5,
+    targets: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Lens:
     """Read the residual stream of `tokens` (row, position) as if it were the last layer's.
 
     `sites` are of kind `resid_pre`, `resid_mid` or `resid_post`, or `embed`; by default every one that differs from
     its neighbours, since `resid_pre.L` is `resid_post` of the layer before. `targets` are token ids that fit
-    (row, position): one to follow everywhere, or one a position. Takes two forwards, and memory for three times the
-    logits of `tokens`.
+    (row, position): one to follow everywhere, or one a position. With `mask`, (row, position) of bool, only its places
+    are looked at, in the order of `mask.nonzero()`. Takes two forwards, or one more for each part of so many places as
+    have LOGITS logits: no more are in memory at a time, but for a few copies.
     Raises NeuronautError where the lens at the last layer is not the subject's logits within rounding.
 
     >>> batch = Batch.of(subject, ["def __init__(self, name): self.name ="])
@@ -57,18 +71,22 @@ def lens(
     chosen = _choose_sites(subject, sites, top)
     last = f"resid_post.{subject.n_layers - 1}"
     vectors = subject.read(tokens, [*dict.fromkeys((*chosen, last))])
-    real = subject.logits(tokens)
-    _check_last(subject, _unembed(subject, vectors[last]), real)
-    own = real.float().log_softmax(-1)
-    ids = None if targets is None else targets.to(subject.device).expand(tokens.shape)[..., None]
-    columns: list[tuple[Tensor, ...]] = []
-    for site in chosen:
-        logprobs = _unembed(subject, vectors[site]).float().log_softmax(-1)
-        likeliest = logprobs.topk(top, dim=-1)
-        kl = (own.exp() * (own - logprobs)).sum(-1)
-        target = () if ids is None else _rank_target(logprobs, ids)
-        columns.append((likeliest.indices, likeliest.values.exp(), kl, *target))
-    top_ids, probabilities, kl, *target = (torch.stack(parts).cpu() for parts in zip(*columns, strict=True))
+    places = torch.ones_like(tokens, dtype=torch.bool).nonzero() if mask is None else mask.cpu().nonzero()
+    if not len(places):
+        raise NeuronautError("no position is asked for; mark at least one")
+    parts: list[tuple[Tensor, ...]] = []
+    for part in places.cpu().split(max(1, LOGITS // len(subject.vocabulary))):
+        at = tuple(part.to(subject.device).T)
+        ids = None if targets is None else targets.to(subject.device).expand(tokens.shape)[at][:, None]
+        real = logits_of(subject, tokens, part)
+        _check_last(subject, _unembed(subject, vectors[last][at]), real)
+        own = real.float().log_softmax(-1)
+        columns = [_look(_unembed(subject, vectors[site][at]), own, ids, top) for site in chosen]
+        parts.append(tuple(torch.stack(column).cpu() for column in zip(*columns, strict=True)))
+    joined = [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
+    if mask is None:
+        joined = [column.unflatten(1, tokens.shape) for column in joined]
+    top_ids, probabilities, kl, *target = joined
     ranks, target_probabilities = target or (None, None)
     return Lens(
         sites=tuple(chosen),
@@ -80,8 +98,16 @@ def lens(
     )
 
 
+def _look(logits: Tensor, own: Tensor, ids: Tensor | None, top: int) -> tuple[Tensor, ...]:
+    """The top tokens with their probabilities, KL, and the target's rank and probability, of logits (place, token)."""
+    logprobs = logits.float().log_softmax(-1)
+    likeliest = logprobs.topk(top, dim=-1)
+    kl = (own.exp() * (own - logprobs)).sum(-1)
+    return likeliest.indices, likeliest.values.exp(), kl, *(() if ids is None else _rank_target(logprobs, ids))
+
+
 def _rank_target(logprobs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Rank and probability of the ids (row, position, 1) in log-probabilities (row, position, token)."""
+    """Rank and probability of the ids (place, 1) in log-probabilities (place, token)."""
     target_logprobs = logprobs.gather(-1, ids)
     return (logprobs > target_logprobs).sum(-1), target_logprobs[..., 0].exp()
 

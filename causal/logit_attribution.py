@@ -25,6 +25,7 @@ from ..subject.dictionary import NORMS, Dictionary
 from ..subject.directions import branch
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from .measures import LOGITS
 from .prompts import Batch, where
 
 
@@ -215,10 +216,15 @@ def _read_logit(
     subject: Subject, residual: Tensor, token: Tensor | int, against: Tensor | int | None, rows: Tensor
 ) -> Tensor:
     architecture = architecture_of(subject.model.config.model_type, name=subject.name)
-    logits = unembed(subject.model, architecture, residual.to(subject.model.dtype)).float()
-    places = torch.arange(len(rows), device=logits.device)
-    chosen = logits[places, _tokens_of_places(subject, token, rows)]
-    return chosen if against is None else chosen - logits[places, _tokens_of_places(subject, against, rows)]
+    wanted = [_tokens_of_places(subject, ids, rows) for ids in (token, against) if ids is not None]
+    columns = torch.stack(wanted, dim=1)
+    size = max(1, LOGITS // len(subject.vocabulary))
+    read = [
+        unembed(subject.model, architecture, part.to(subject.model.dtype)).float().gather(1, ids)
+        for part, ids in zip(residual.split(size), columns.split(size), strict=True)
+    ]
+    chosen, *others = torch.cat(read).unbind(1)
+    return chosen - others[0] if others else chosen
 
 
 def _carry_reader(subject: Subject, site: str, vectors: Tensor, reader: Tensor) -> _Reader:

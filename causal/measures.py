@@ -105,6 +105,10 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
+LOGITS = 2**26
+"""Logits that are in memory at a time at most, or those of one row or place, where many are computed."""
+
+
 def text_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy of each row's own next tokens, in nats. (row, position, token) -> (row,)."""
     if int(batch.lengths.min()) < 2:
@@ -238,7 +242,7 @@ class Fidelity:
 
 @torch.inference_mode()
 def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity:
-    """How well a dictionary rebuilds its site on these prompts; three forwards."""
+    """How well a dictionary rebuilds its site on these prompts; three forwards, or more of parts."""
     site, mask = dictionary.id.site, where(subject, batch, "all").to(subject.device)
     vectors = subject.read(batch.tokens, [site])[site][mask]
     rebuilt = dictionary.reconstruct(vectors)
@@ -248,12 +252,16 @@ def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity
     longer = batch.take((batch.lengths > 1).nonzero().flatten())
     if not len(longer):
         return Fidelity(unexplained, None, None)
-    plain = text_loss(subject.logits(longer.tokens), longer)
+    losses: list[Tensor] = []
+    for rows in torch.arange(len(longer)).split(max(1, LOGITS // (longer.tokens.shape[1] * len(subject.vocabulary)))):
+        block = longer.take(rows)
 
-    def rebuild(tensor: Tensor) -> Tensor:
-        places = where(subject, longer, "all").to(tensor.device)
-        return tensor.masked_scatter(places[..., None], dictionary.reconstruct(tensor[places]).to(tensor.dtype))
+        def rebuild(tensor: Tensor, block: Batch = block) -> Tensor:
+            places = where(subject, block, "all").to(tensor.device)
+            return tensor.masked_scatter(places[..., None], dictionary.reconstruct(tensor[places]).to(tensor.dtype))
 
-    with subject.editing({site: rebuild}):
-        rebuilt_loss = text_loss(subject.logits(longer.tokens), longer)
-    return Fidelity(unexplained, float(plain.mean()), float(rebuilt_loss.mean()))
+        plain = text_loss(subject.logits(block.tokens), block)
+        with subject.editing({site: rebuild}):
+            losses.append(torch.stack([plain, text_loss(subject.logits(block.tokens), block)]))
+    plain_loss, rebuilt_loss = torch.cat(losses, dim=1).mean(1).tolist()
+    return Fidelity(unexplained, plain_loss, rebuilt_loss)

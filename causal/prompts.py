@@ -130,7 +130,10 @@ def single_token(subject: Subject, text: str) -> int:
     ids = subject.encode(text)
     if len(ids) != 1:
         tokens = " ".join(map(repr, subject.decode_tokens(ids)))
-        raise NeuronautError(f"answer {text!r} is {len(ids)} tokens ({tokens}); wanted one, often with a leading space")
+        raise NeuronautError(
+            f"answer {text!r} is {len(ids)} tokens ({tokens}); wanted one, often with a leading space; of several, "
+            "neuronaut run gives the log-probability as long as nothing is edited"
+        )
     return ids[0]
 
 

@@ -32,17 +32,23 @@ def logits_at(subject: Subject, tokens: Tensor, positions: Tensor) -> Tensor:
     chosen = positions.unique().tolist()
     if len(chosen) == 1:
         return subject.run(tokens, positions=chosen)[:, 0]
+    return logits_of(subject, tokens, torch.stack([torch.arange(len(tokens)), positions.cpu()], dim=1))
+
+
+def logits_of(subject: Subject, tokens: Tensor, places: Tensor) -> Tensor:
+    """Logits at places alone, in the caller's grad mode. (row, position) ids, (place, 2) -> (place, token)."""
 
     def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = args
-        return hidden[torch.arange(len(hidden)), positions.to(hidden.device)][:, None], *rest
+        rows, positions = places.to(hidden.device).T
+        return hidden[rows, positions][:, None], *rest
 
     # The model itself keeps the same positions of all rows only, which rows of many lengths would make most of them.
     head = subject.model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a subject has an unembedding"
     with head.register_forward_pre_hook(pick):
         logits = subject.run(tokens)
-    assert logits.shape[:2] == (len(tokens), 1), "the unembedding runs once"
+    assert logits.shape[:2] == (len(places), 1), "the unembedding runs once"
     return logits[:, 0]
 
 

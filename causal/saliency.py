@@ -6,7 +6,7 @@ token's place). With M the metric, e the vectors of the prompt and b those of th
     gradient x input       e_i . dM/de_i at e                                        (Simonyan et al. 2013)
     integrated gradients   (e_i - b_i) . mean over k of dM/de_i at b + (k - 1/2)/m (e - b), k = 1..m: midpoint rule
                            (Sundararajan et al. 2017); they sum to M(e) - M(b) up to an error of order 1/m², which is
-                           reported
+                           judged
     occlusion              M(e) - M(e with b_i at i)                                 (Zeiler & Fergus 2013)
 
 BOS is the same in every baseline, so it is worth 0 in the last two.
@@ -76,6 +76,8 @@ class Activation:
 
 
 Target = Logit | Activation
+COMPLETE = 0.05
+"""Share of the metric's difference to the baseline that integrated gradients may miss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,18 @@ class Saliency:
     """With the baseline in place of every token; None where no baseline is used."""
     completeness_error: float | None
     """Sum of the values - (metric - at_baseline); None where the method does not promise that it is 0."""
+
+    @property
+    def missed(self) -> float | None:
+        """The size of the completeness error as a share of metric - at_baseline; None where there is none of these."""
+        if self.completeness_error is None or self.at_baseline is None:
+            return None
+        return abs(self.completeness_error) / max(abs(self.metric - self.at_baseline), 1e-6)
+
+    @property
+    def complete(self) -> bool | None:
+        """Whether no more than COMPLETE is missed; None where the method does not promise it."""
+        return None if self.missed is None else self.missed <= COMPLETE
 
 
 @torch.inference_mode(False)

@@ -23,7 +23,7 @@ from .controls import random_directions, rank_among
 from .doses import Dose, DoseResponse, trend, usable
 from .edits import Edit
 from .intervene import NOTHING, Materials, edited_dictionaries
-from .measures import fidelity, mean, text_loss
+from .measures import LOGITS, fidelity, mean, text_loss
 from .prompts import Batch, where
 from .readouts import Readout
 from .records import Trial, provenance_of
@@ -33,8 +33,6 @@ from .units import Columns, Supply, compile_change, units_of
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 BOUND = 0.1
 """Nats per token of unrelated text: the KL up to which steering is called usable."""
-LOGITS = 2**26
-"""Logits of unrelated text that a forward computes at most, or those of one row."""
 STEERING = frozenset({"add", "set", "scale"})
 """The operations that have a strength."""
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import click
 
 from ..subject.errors import NeuronautError
+from . import display
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -61,7 +62,7 @@ database_option = click.option(
 )
 source_option = click.option("--source", metavar="SOURCE", help="Only this source, for example demo:mlp.2.")
 min_score_option = click.option("--min-score", type=float, metavar="X", help="Only scores of at least X.")
-limit_option = partial(click.option, "--limit", type=click.IntRange(min=1), metavar="N", show_default=True)
+limit_option = partial(click.option, "--limit", type=click.IntRange(1, 2**31), metavar="N", show_default=True)
 
 
 def all_of(*options: Decorator) -> Decorator:
@@ -88,7 +89,7 @@ class Count(click.ParamType):
         text = str(value).replace("_", "").replace(",", "").lower()
         if text == "all":
             return None
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text)
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?)([kmb]?)", text)
         if match is None or (number := int(float(match[1]) * self._FACTORS[match[2]])) < 1:
             self.fail(f"{value!r} is not a number of tokens; wanted for example 500k, 2M or all", param, ctx)
         return number
@@ -133,19 +134,28 @@ def emit(rows: Iterable[Row], form: Form, table: Callable[[list[Row]], str]) -> 
         for row in rows:
             click.echo(as_json(row))
     elif form == "json":
-        click.echo(json.dumps(list(rows), ensure_ascii=False, indent=1, allow_nan=False))
+        click.echo(_escape(json.dumps(list(rows), ensure_ascii=False, indent=1, allow_nan=False)))
     elif text := table(list(rows)):
-        click.echo(text)
+        click.echo(display.harmless(text))
 
 
 def as_json(row: Row) -> str:
     """Write one row as JSON on one line."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return _escape(json.dumps(row, ensure_ascii=False, allow_nan=False))
+
+
+_COMMANDS = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON leaves as it is and a terminal obeys: further controls, and turns of the writing direction."""
+
+
+def _escape(text: str) -> str:
+    """The same JSON, in which nothing commands a terminal."""
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def say(text: str) -> None:
     """Print a message to the user, on stderr, since it is no result."""
-    click.echo(text, err=True)
+    click.echo(display.harmless(text), err=True)
 
 
 @contextmanager

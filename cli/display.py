@@ -108,6 +108,11 @@ def plain_lines(text: str) -> str:
     )
 
 
+def harmless(text: str) -> str:
+    """Spell out, in text that may be styled, every other character that would command a terminal."""
+    return "".join(piece if _STYLE.fullmatch(piece) else plain_lines(piece) for piece in _STYLE.split(text))
+
+
 def number(value: float | None) -> str:
     """Format a number with three significant digits."""
     return NOTHING if value is None else f"{value:.3g}"

@@ -2,9 +2,10 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,6 +20,7 @@ from .common import (
     database_option,
     debug_option,
     emit,
+    interruptible,
     min_score_option,
     open_store,
     result_options,
@@ -101,7 +103,7 @@ def export(kind: str, output: str, source: str | None, min_score: float | None, 
             raise click.UsageError(f"--{name.replace('_', '-')} is not for --format {kind}; it goes with {others}")
     if takes and output == "-":
         raise click.UsageError(f"--format {kind} writes several files; name their folder with -o")
-    with open_store(database) as store:
+    with open_store(database) as store, interruptible(lambda: _describe_stop(output)):
         writer(ExportRequest(store, output, source, min_score, options))
 
 
@@ -109,11 +111,18 @@ def _write_rows(kind: str) -> Callable[[ExportRequest], None]:
     def write(request: ExportRequest) -> None:
         from ..data.store.export import WRITERS
 
-        rows = request.store.list_rows(request.source, min_score=request.min_score)
+        count = 0
+
+        def rows() -> Iterator[Row]:
+            nonlocal count
+            for row in request.store.iterate_rows(request.source, min_score=request.min_score):
+                yield row
+                count += 1
+
         with _open_output(request.output) as stream:
-            WRITERS[kind](rows, stream)
+            WRITERS[kind](rows(), stream)
         if request.output != "-":
-            say(f"{len(rows):,} features are in {request.output}")
+            say(f"{count:,} features are in {request.output}")
 
     return write
 
@@ -174,7 +183,7 @@ _FORMATS: Mapping[str, tuple[Callable[[ExportRequest], None], frozenset[str]]] =
 
 def _print_paths(paths: Sequence[Path]) -> None:
     for path in paths:
-        click.echo(path)
+        click.echo(display.visible(str(path)))
     if not paths:
         say("nothing is explained that could be exported")
 
@@ -185,16 +194,23 @@ def _say_features(features: "Sequence[Feature]", what: str) -> None:
         say(f"{len(features):,} {what}: {names}")
 
 
+def _describe_stop(output: str) -> str:
+    return "" if output == "-" else f"nothing half written is left in {output}"
+
+
 @contextmanager
 def _open_output(output: str) -> Generator[TextIO]:
+    from ..data.store.files import open_whole
+
     if output == "-":
         yield sys.stdout
+        # A disk that is full says so here, while it can be told.
+        sys.stdout.flush()
         return
-    try:
-        with Path(output).open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-    except OSError as error:
-        raise NeuronautError(f"{output} cannot be written ({error.strerror}); name a file elsewhere with -o") from error
+    with open_whole(output) as file:
+        stream = TextIOWrapper(file, encoding="utf-8", newline="")
+        yield stream
+        stream.detach()
 
 
 @click.command("import")
@@ -216,7 +232,7 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
       neuronaut import v1/gpt2-small/8-res-jb --source gpt2:resid_pre.8@res-jb
       neuronaut import v1/gpt2-small --model-id gpt2-small -d gpt2.db
     """
-    from ..data.store.importing import Sources, import_file
+    from ..data.store.importing import Sources, import_files
     from ..data.store.lines import list_tables
     from ..rules.language import Rule
     from ..subject.address import SourceId
@@ -224,12 +240,11 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
     if source is not None and model_id is not None:
         raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
     paths = list(dict.fromkeys(path for file in files for path in list_tables(file)))
-    with open_store(database, write=True) as store, store.transaction():
-        sources = Sources(store, source=None if source is None else SourceId.parse(source), model=model_id)
-        reports = [
-            import_file(store, path, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
-            for path in paths
-        ]
+    kept = f"what was read is in {database}, and is not added again"
+    with open_store(database, write=True) as store, interruptible(lambda: kept):
+        only = None if source is None else SourceId.parse(str(store.known_source(source)))
+        sources = Sources(store, source=only, model=model_id)
+        reports = import_files(store, paths, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
     emit(map(_report_row, reports), form, lambda rows: display.table(rows, _COLUMNS))
     _say_end(reports, database)
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 )
 @click.option("--name", metavar="N", help="The dictionary's name in addresses; its folder's name if not given.")
 @click.option(
+    "--model-name", metavar="N", help="The model's name in addresses; its folder's name, or id, if not given."
+)
+@click.option(
     "--corpus", metavar="NAME", help="stdlib, a file or folder, - (stdin), or a Hugging Face dataset NAME[:SUBSET]."
 )
 @click.option(
@@ -47,6 +50,7 @@ def harvest(
     model: str,
     sites: tuple[str, ...],
     name: str | None,
+    model_name: str | None,
     corpus: str | None,
     tokens: int | None,
     window: int,
@@ -75,7 +79,7 @@ def harvest(
 
     options = LoadOptions(**load_options)
     text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
-    subject = load_subject(model, options)
+    subject = load_subject(model, options, name=model_name)
     sources = open_sources(subject, sites, options, name=name)
     for line in pass_gate(subject, sources, text, window=window, force=force):
         say(line)

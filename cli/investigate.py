@@ -277,7 +277,8 @@ def _run_behaviour(
             f"{len(request.targets)} targets came with pairs of prompts; wanted one model, as in: "
             "neuronaut investigate demo --task induction"
         )
-    subject = stored_subject(store, request.targets[0], request.load_options)
+    (model,) = request.targets
+    subject = stored_subject(store, model, request.load_options, name=request.resumed and model)
     task = task_of(subject, request.pairs, seed=request.seed)
     if request.resumed is not None and request.resumed.target != f"{subject.name} {task.name}":
         raise NeuronautError(f"{request.resumed.id} is about {request.resumed.target}, not {subject.name} {task.name}")

@@ -372,9 +372,11 @@ def print_results(
     `kept_note` says, where the user stops it, what is kept.
     """
     rows: list[Row] = []
+    pointed = list[float]()
     with interruptible(lambda: kept_note):
         for result in results:
             rows.append(make_row(result))
+            pointed += [score.point_values for score in result.scores if score.point_values]
             counts = Counter(row["status"] for row in rows)
             note = [f"{count} {status}" for status, count in counts.items()]
             if client is not None:
@@ -384,6 +386,11 @@ def print_results(
                 progress.echo(as_json(rows[-1]))
             elif form == "table":
                 progress.echo(_format_line(rows[-1], result.explanation.reason))
+    if pointed:
+        say(
+            f"point values in {len(pointed):,} scores: the server gave no log-probabilities for up to "
+            f"{max(pointed):.0%} of the tokens, where the number that was written counts"
+        )
     return rows
 
 

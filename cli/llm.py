@@ -139,7 +139,7 @@ def _format_dollars(value: float | None) -> str:
 
 
 @click.command()
-@click.argument("explanation_id", type=int)
+@click.argument("explanation_id", type=click.IntRange(1, 2**62))
 @subject_options
 @result_options
 def reproduce(explanation_id: int, database: str, form: Form, **load_options: Any) -> None:

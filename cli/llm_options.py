@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..data.store.store import Store
     from ..llm.client import LLMClient, Mode, Spent
     from ..llm.openai.batch import BatchAPI
+    from ..llm.openai.dialect import TokenLimit
 
 llm_options = all_of(
     click.option(
@@ -30,7 +31,8 @@ llm_options = all_of(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
         metavar="S",
-        help="Seconds after which a request is given up and tried again.  [default: 120]",
+        help="Seconds from a request to the last byte of its reply, after which it is given up and tried again.  "
+        "[default: 120]",
     ),
     click.option("--price", metavar="in=X,out=Y", help="Dollars per million tokens, where the model is not known."),
     click.option(
@@ -38,7 +40,13 @@ llm_options = all_of(
         metavar="T",
         default="0",
         show_default=True,
-        help="Of explanations; 'none' for models that take no temperature.",
+        help="Of explanations; 'none' for models that take no temperature, which is also learned from their refusal.",
+    ),
+    click.option(
+        "--token-limit",
+        type=click.Choice(("auto", "max_tokens", "max_completion_tokens", "none")),
+        help="What the server calls the limit on a reply's tokens; 'none' sends none, 'auto' learns it from the "
+        "server's refusal.  [default: auto]",
     ),
     click.option(
         "--thinking",
@@ -65,6 +73,7 @@ class LLMOptions:
     timeout: float | None = None
     price: str | None = None
     temperature: str = "0"
+    token_limit: "TokenLimit | None" = None
     thinking: int = 0
     tokenizer: str | None = None
     no_controls: bool = False
@@ -111,6 +120,7 @@ def open_client(
         in_flight=language.workers,
         timeout=language.timeout,
         temperature_fixed=language.temperature_value is None,
+        token_limit=language.token_limit,
         tokenizer=language.tokenizer,
         prompt_logprobs=language.tokenizer is not None,
     )
@@ -129,8 +139,13 @@ def batch_api(language: LLMOptions) -> "BatchAPI":
     scheme, _, name = (language.llm or "").partition(":")
     if scheme != "openai":
         raise NeuronautError(f"--batch needs a server with a batch API; wanted -m openai:NAME, not {language.llm}")
-    fixed = language.temperature_value is None
-    return BatchAPI(name, base_url=language.base_url, thinking=language.thinking, temperature_fixed=fixed)
+    return BatchAPI(
+        name,
+        base_url=language.base_url,
+        thinking=language.thinking,
+        temperature_fixed=language.temperature_value is None,
+        token_limit=language.token_limit or "auto",
+    )
 
 
 def format_spent(spent: "Spent", *, priced: bool) -> str:
@@ -139,4 +154,6 @@ def format_spent(spent: "Spent", *, priced: bool) -> str:
     cost = f", ${spent.usd:,.4f}" if priced else ""
     cached = f", {spent.cached:,} answered from the log" if spent.cached else ""
     failed = f", {spent.failed:,} failed" if spent.failed else ""
-    return f"{spent.calls:,} calls, {tokens:,} tokens{cost}{cached}{failed}"
+    estimated = f", tokens of {spent.estimated:,} estimated, since the server does not count" if spent.estimated else ""
+    own = f", {spent.own_temperature:,} at the model's own temperature" if spent.own_temperature else ""
+    return f"{spent.calls:,} calls, {tokens:,} tokens{cost}{cached}{failed}{estimated}{own}"

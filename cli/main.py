@@ -6,14 +6,16 @@ transformers, numpy) when the verb runs, so that help is immediate.
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import click
 
 from ..subject.errors import NeuronautError, UnknownNameError
-from .common import ARGUMENTS, DEBUG, Stopped, debug_option
+from . import display
+from .common import ARGUMENTS, DEBUG, Stopped, debug_option, say
 
 VERBS: Mapping[str, str] = {
     "demo": "demo:demo",
@@ -70,28 +72,44 @@ class Verbs(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, and remember what was typed, so that an interrupted command can be repeated."""
         ctx.meta[ARGUMENTS] = list(args)
-        return super().parse_args(ctx, args)
+        with _spelled_out():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; an error becomes one line and exit code 1, an interrupt exit code 130."""
         # Read by torch when it is imported: an idle OpenMP thread would spin on a core that the harvest's scan needs.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
-            return super().invoke(ctx)
+            with _spelled_out():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except (Stopped, KeyboardInterrupt) as stop:
             if ctx.meta.get(DEBUG):
                 raise
-            click.echo(_format_stop(stop, ctx.meta[ARGUMENTS]), err=True)
+            say(_format_stop(stop, ctx.meta[ARGUMENTS]))
             ctx.exit(INTERRUPTED)
         except UnknownNameError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(display.visible(str(error))) from error
         except Exception as error:
             # Whatever a verb raises, a user gets one line, and with --debug the traceback.
             if ctx.meta.get(DEBUG):
                 raise
-            raise click.ClickException(_format_error(error)) from error
+            raise click.ClickException(display.visible(_format_error(error))) from error
+
+
+@contextmanager
+def _spelled_out() -> Generator[None]:
+    """Spell out what does not print in click's own errors, which repeat what was typed."""
+    try:
+        yield
+    except click.ClickException as error:
+        message = error.format_message()
+        if (spelled := display.harmless(message)) == message:
+            raise
+        if isinstance(error, click.UsageError):
+            raise click.UsageError(spelled, error.ctx) from error
+        raise click.ClickException(spelled) from error
 
 
 def _format_stop(stop: BaseException, arguments: list[str]) -> str:

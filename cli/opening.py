@@ -7,6 +7,7 @@ them again by the feature's address alone; the options of `LoadOptions` say othe
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from torch import Tensor
 from ..data.corpus import Corpus
 from ..data.harvest.activations import with_bos
 from ..data.store.store import Store
-from ..subject.address import Feature, Selection, SourceId
+from ..subject.address import Feature, SourceId
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site, load_dictionary
 from ..subject.formats_sites import same_site
-from ..subject.gate import check, sweep
+from ..subject.gate import check, foreign_script, sweep
 from ..subject.model import Subject, join_sites
 from ..subject.opening import BUILT_IN, open_source
 from ..subject.sources import Source
@@ -73,7 +74,7 @@ def sites_of(subject: Subject, text: str) -> list[str]:
     """Expand `mlp` to that site of every layer, `mlp.0-3` to these layers; anything else stands for itself."""
     if every := [site for site in subject.sites if site.startswith(f"{text}.")]:
         return every
-    if match := re.fullmatch(r"([a-z_]+)\.(\d+)-(\d+)", text):
+    if match := re.fullmatch(r"([a-z_]+)\.([0-9]{1,4})-([0-9]{1,4})", text):
         if int(match[2]) > int(match[3]):
             raise NeuronautError(f"{text} is no range of layers; wanted the first before the last, as in mlp.0-3")
         return [f"{match[1]}.{layer}" for layer in range(int(match[2]), int(match[3]) + 1)]
@@ -135,8 +136,8 @@ def places(subject: Subject, model: str, sources: Iterable[Source], load_options
     paths = {subject.name: model} | (
         {str(source.id): load_options.sae for source in sources} if load_options.sae else {}
     )
-    local = {key: Path(path).expanduser() for key, path in paths.items()}
-    return {key: str(local[key].resolve()) if local[key].exists() else path for key, path in paths.items()}
+    local = {key: Path(path).expanduser() for key, path in paths.items() if path != "demo"}
+    return paths | {key: str(path.resolve()) for key, path in local.items() if path.exists()}
 
 
 # The gate
@@ -153,9 +154,14 @@ def pass_gate(
         if isinstance(source, Dictionary):
             tokens, site = sample(subject, corpus, window=window), source.id.site
             vectors = {near: _read_vectors(subject, tokens, near) for near in (site, *_neighbours(subject, site))}
-            yield str(check(source, vectors[site], force=force))
+            yield str(check(source, vectors[site], force=force, suspect=partial(_suspect_script, subject, tokens)))
             if warning := sweep(source, vectors).warning:
                 yield f"Warning: {warning}"
+
+
+def _suspect_script(subject: Subject, tokens: NDArray[np.int64]) -> str | None:
+    # Tokens one by one would be halves of letters.
+    return foreign_script((str(subject.tokenizer.decode(row)) for row in tokens.tolist()), subject.vocabulary)
 
 
 def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_TOKENS) -> NDArray[np.int64]:
@@ -213,21 +219,17 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
     return features
 
 
-def one_feature(store: Store, text: str) -> Feature:
-    """Look up the one feature that was named."""
-    feature = Feature.parse(text)
-    store.resolve(Selection(feature.source, "indices", (feature.index,), negative=feature.negative))
-    return feature
-
-
-def stored_subject(store: Store, model: str, load_options: LoadOptions) -> Subject:
-    """Open the subject that a model's features were harvested on."""
+def stored_subject(store: Store, model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
+    """Open the subject that a model's features were harvested on, named as there; any other by itself, or as `name`."""
+    model = store.model(model)
+    if model in store.models() or load_options.model is not None:
+        name = model
     provenance = _latest_provenance(store, model)
     path = load_options.model or provenance.get("paths", {}).get(model, model)
     if load_options.model is None and Path(path).is_absolute() and not Path(path).exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
     dtype = load_options.dtype or provenance.get("dtype")
-    return load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=model)
+    return load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
 
 
 def _latest_provenance(store: Store, model: str) -> Mapping[str, Any]:

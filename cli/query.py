@@ -140,11 +140,9 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
     """
     from ..data.store.search import Embedder
     from ..data.store.search import similar as find_similar
-    from ..subject.address import Feature, Selection
 
-    chosen = Feature.parse(feature)
     with open_store(database) as store:
-        store.resolve(Selection(chosen.source, "indices", (chosen.index,), negative=chosen.negative))
+        chosen = store.feature(feature)
         neighbours = find_similar(store, chosen, embedder=Embedder(embedder) if embedder else None, limit=limit)
     rows = [row | {"by": "activation"} for row in neighbours.by_activation]
     rows += [row | {"by": "explanation"} for row in neighbours.by_explanation]

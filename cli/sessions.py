@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import display
-from .causal.inputs import output_option, write
+from .causal.inputs import output_option, pair_options, task_of, write
 from .common import (
     Form,
     Row,
@@ -20,8 +20,11 @@ from .common import (
     result_options,
     say,
 )
+from .investigate import PAIRS
+from .label import subject_options
 
 if TYPE_CHECKING:
+    from ..agent.rerun import Rerun
     from ..data.store.store import Store
 
 
@@ -97,24 +100,51 @@ def show(id: str, html: str | None, database: str, form: Form) -> None:
 
 @sessions.command()
 @click.argument("id")
+@click.option("--rerun", is_flag=True, help="Measure everything again on the model, too.")
+@pair_options(rows=64)
+@subject_options
 @result_options
 @click.pass_context
-def replay(ctx: click.Context, id: str, database: str, form: Form) -> None:
+def replay(ctx: click.Context, id: str, rerun: bool, database: str, form: Form, **options: Any) -> None:
     """Judge an investigation again from what it wrote down, and compare to the bit.
 
-    Nobody is asked and nothing is run: the chain of predictions is checked, and every round's odds are made again
-    from predictions and observations. Ends with 1 where anything comes out otherwise.
+    Nobody is asked and nothing is run: the odds of every round, status and reason, the texts of hypotheses, the frozen
+    hash, the holdout's scores, the ledger and the order of times are made again or held against each other, and every
+    row against the seal that was made when the investigation ended. Each difference is one line. What only the model
+    can tell is said; --rerun measures it again (of a behaviour with the --task or --pairs that it was begun with).
+    Ends with 1 where anything comes out otherwise.
 
     \b
     Examples:
       neuronaut sessions replay 3fa92b
+      neuronaut sessions replay 3fa92b --rerun
     """
     from ..agent.replay import replay as judge_again
 
     with open_store(database) as store:
         replayed = judge_again(store.journal, id)
-    emit([{**replayed._asdict(), "same": replayed.same}], form, _format_replay)
-    ctx.exit(0 if replayed.same else 1)
+        row = {**replayed._asdict(), "same": replayed.same, "rerun": None}
+        if rerun and replayed.readable:
+            again = _rerun(store, replayed.id, options)
+            row |= {"rerun": again._asdict(), "same": replayed.same and not again.faults}
+    emit([row], form, _format_replay)
+    ctx.exit(0 if row["same"] else 1)
+
+
+def _rerun(store: "Store", id: str, options: dict[str, Any]) -> "Rerun":
+    from ..agent.rerun import rerun
+    from ..subject.address import Feature
+    from .opening import LoadOptions, stored_sources, stored_subject
+
+    row = store.journal.row(id)
+    pairs = {name: options.pop(name) for name in PAIRS}
+    load_options, target = LoadOptions(**options), row["target"]
+    if row["kind"] == "behaviour":
+        subject = stored_subject(store, target.partition(" ")[0], load_options)
+        return rerun(store, id, subject, task=task_of(subject, pairs, seed=row["settings"].get("seed", 0)))
+    feature = Feature.parse(target)
+    subject = stored_subject(store, feature.source.model, load_options)
+    return rerun(store, id, subject, sources=stored_sources(store, subject, [feature], load_options))
 
 
 @sessions.command()
@@ -202,16 +232,18 @@ def _format_table(rows: list[Row]) -> str:
 
 
 def _format_replay(rows: list[Row]) -> str:
-    from ..agent.loop.judging import FORMULA
+    from ..agent.rerun import TOLERANCE
 
     row: dict[str, Any] = rows[0]
-    if row["same"]:
-        return (
-            f"{row['id']}: {row['rounds']} rounds judged again, the same to the bit: "
-            f"{row['answer']}, {row['leader']} (before holdout and controls)"
-        )
-    faults = [f"rounds {', '.join(map(str, row['different']))} come out otherwise"] * bool(row["different"])
-    faults += ["the evidence does not say what was frozen"] * (not row["frozen"])
-    faults += [f"it was judged by {name}, this Neuronaut judges by {FORMULA}" for name in row["formulas"]]
-    faults += [f"the chain of predictions breaks at {row['broken']}"] * (row["broken"] is not None)
-    return f"{row['id']}: not the same: {'; '.join(faults)}"
+    head = f"{row['rounds']} rounds judged again, the same to the bit: {row['answer']}, {row['leader']}"
+    lines = [f"{row['id']}: {f'{head} (before holdout and controls)' if not row['faults'] else 'not the same:'}"]
+    lines += [f"  {line}" for line in row["faults"]]
+    if (rerun := row["rerun"]) is not None:
+        same = f"the same within {TOLERANCE:g}" if not rerun["faults"] else "not the same:"
+        lines.append(f"{rerun['experiments']} experiments, the baseline, holdout and controls run again: {same}")
+        lines += [f"  {line}" for line in rerun["faults"]]
+        lines += [f"not run again: {line}" for line in rerun["left_out"]]
+    lines += [f"not vouched for: {line}" for line in row["unvouched"]]
+    if rerun is None:
+        lines += [f"not judged again without the model: {line}; measure them with --rerun" for line in row["measured"]]
+    return "\n".join(map(display.visible, lines))

@@ -30,12 +30,9 @@ def show(feature: str, count: int, provenance: bool, database: str, form: Form) 
       neuronaut show demo:mlp.2:17 --json | jq '.[0].scores'
     """
     from ..labelling.inspect import describe
-    from ..subject.address import Feature, Selection
 
-    chosen = Feature.parse(feature)
     with open_store(database) as store:
-        store.resolve(Selection(chosen.source, "indices", (chosen.index,), negative=chosen.negative))
-        row = describe(store, chosen, count=count)
+        row = describe(store, store.feature(feature), count=count)
     emit([row], form, lambda _: page(row, provenance=provenance))
 
 
@@ -101,7 +98,7 @@ def _format_scores(scores: Sequence[Row]) -> str:
 
 def _format_doubt(score: Mapping[str, Any]) -> str:
     """Why there is no value, or why it is not to be trusted."""
-    return score["reason"] or (f"only {score['coverage']:.0%} was answered" if score["flagged"] else "")
+    return score["reason"] or score["doubt"] or ""
 
 
 def _baseline(name: str) -> display.Column:

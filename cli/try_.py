@@ -32,11 +32,11 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
       neuronaut try demo:resid_post.2@sae:40 "import os" "import sys" --json
     """
     from ..labelling.inspect import try_text
-    from .opening import LoadOptions, one_feature, stored_sources, stored_subject
+    from .opening import LoadOptions, stored_sources, stored_subject
 
     options = LoadOptions(**load_options)
     with open_store(database) as store:
-        chosen = one_feature(store, feature)
+        chosen = store.feature(feature)
         subject = stored_subject(store, chosen.source.model, options)
         source = stored_sources(store, subject, [chosen], options)[chosen.source]
         rows = [try_text(plain(text), chosen, store, subject, source=source) for text in texts]

@@ -149,6 +149,21 @@ class Score:
         """Whether too much is missing for the value to be trusted."""
         return self.coverage < FULL_COVERAGE
 
+    @property
+    def point_values(self) -> float:
+        """Fraction of the tokens predicted by a number as written, although log-probabilities were asked for."""
+        sampled = self.provenance.get("sampled")
+        return sampled if isinstance(sampled, float) else 0.0
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the value is less than it seems to be; None where nothing is known against it."""
+        if self.flagged:
+            return f"only {self.coverage:.0%} was answered"
+        if self.point_values > 1 - FULL_COVERAGE:
+            return f"point values: no log-probabilities came for {self.point_values:.0%} of the tokens"
+        return None
+
 
 FULL_COVERAGE = 0.95
 """Below this coverage a score is flagged."""

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ..llm.tool_calls import without_thought
+from ..llm.thought import without_thought
 from ..rules.language import Rule
 from ..subject.errors import NeuronautError
 
@@ -47,23 +47,44 @@ _DECLINED = re.compile(
     r"(?:help|assist|provide|explain|identify|determine|comply|do|fulfil|answer|analy[sz]e)",
     re.I,
 )
+_QUOTED = re.compile(r"`[^`]*`|\([^()]*\)")
+_OPEN_END = re.compile(
+    r"[(“]\w[^)”]*$|\w[,;:-]$|(?<!word)(?<!token)(?<!letter)(?<!article)(?<!junction)(?<!position)"
+    r" (?:an?|the|and|or|of|than|as)$"
+)
 _NO_RULE = frozenset({"", "none", "null", "n/a", "no rule"})
 
 
 def read_answer(reply: str) -> Answer:
     """Read a reply; what cannot be read becomes an answer with the status "failed", never an error."""
-    sections = _split_sections(without_thought(reply))
+    answer = without_thought(reply)
+    sections = _split_sections(answer)
     if "EXPLANATION" not in sections:
         return Answer("failed", reason="unparsed: no [EXPLANATION] line")
     text = _first_paragraph(sections["EXPLANATION"])
     if not any(character.isalnum() for character in text):
         return Answer("failed", reason="unparsed: nothing after [EXPLANATION]")
+    if len(_FENCE.findall(answer)) % 2:
+        return Answer("failed", reason=f"cut: a fence is not closed: {text[-200:]}")
+    if _is_cut(text):
+        return Answer("failed", reason=f"cut: the reply ends amid a sentence: {text[-200:]}")
     if _DECLINED.match(text):
         return Answer("failed", reason=f"unparsed: declined in words: {text[:200]}")
     if _NO_PATTERN.match(text):
         return Answer("no_pattern", reason=f"the reader answered: {text}")
     rule, error = _read_rule(sections.get("RULE", ""))
     return Answer("explained", text, None, rule, error)
+
+
+def _is_cut(text: str) -> bool:
+    """Whether a text ends within a quotation or a bracket, or at a word that another must follow.
+
+    Backticks and brackets may be what a text is about, so a text that ends as a sentence does is whole.
+    """
+    if text[-1] in ".!?":
+        return False
+    prose = _QUOTED.sub("", text)
+    return bool(_OPEN_END.search(prose)) or "`" in prose
 
 
 def _split_sections(text: str) -> dict[str, str]:
@@ -75,7 +96,9 @@ def _split_sections(text: str) -> dict[str, str]:
 
 def _first_paragraph(section: str) -> str:
     """The first paragraph on one line, without what only dresses it."""
-    first = re.split(r"\n[ \t]*\n", _FENCE.sub("", section).strip(), maxsplit=1)[0]
+    # A fence that the label stands in ends the explanation; what follows it is chatter.
+    fenced = next((part for part in _FENCE.split(section) if part.strip()), "")
+    first = re.split(r"\n[ \t]*\n", fenced.strip(), maxsplit=1)[0]
     text = " ".join(first.split())
     for _ in range(2):
         text = next((unwrapped for ends in _WRAPPERS if (unwrapped := _unwrap(text, *ends)) is not None), text)
@@ -100,7 +123,7 @@ def _read_rule(section: str) -> tuple[Rule | None, str | None]:
     try:
         _, end = json.JSONDecoder().raw_decode(section, start)
         return Rule.parse(section[start:end]), None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         return None, f"the rule is not JSON: {error}"
     except RecursionError:
         return None, "the rule is not JSON: nested too deeply"

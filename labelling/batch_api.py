@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..data.codec import content_digest
 from ..data.store.calls import Call
 from ..llm.client import LLMClient, to_call
 from ..llm.openai.batch import BatchAPI
@@ -36,16 +35,15 @@ def collect(client: LLMClient, api: BatchAPI) -> list[BatchReport]:
 
 
 def send(client: LLMClient, api: BatchAPI) -> BatchReport | None:
-    """Send the requests that the client gathered as a batch; None where it gathered none."""
+    """Send the requests that the client gathered as a batch; None where it gathered none that nobody else asks."""
     if not client.outbox:
         return None
     requests = [
         (key, chat.prompt, json.dumps(chat.as_dict(), ensure_ascii=False, sort_keys=True))
         for key, chat in sorted(client.outbox.items())
     ]
-    batch = content_digest(*(key for key, _, _ in requests))[:32]
-    client.log.begin_batch(batch, client.llm.model, client.llm.endpoint, requests)
-    return _submit(client, api, batch, dict(client.outbox))
+    batch, keys = client.log.begin_batch(client.llm.model, client.llm.endpoint, requests)
+    return _submit(client, api, batch, {key: client.outbox[key] for key in keys}) if keys else None
 
 
 def _submit(client: LLMClient, api: BatchAPI, batch: str, requests: dict[str, Chat]) -> BatchReport:
@@ -67,7 +65,7 @@ def _collect_batch(client: LLMClient, api: BatchAPI, row: dict[str, object]) -> 
         return BatchReport(tuple(remote), len(requests), done, collected=False)
     # A part that failed as a whole has no replies; its requests are sent anew.
     complete = [name for name, state in zip(remote, states, strict=True) if state.status != "failed"]
-    replies = {key: reply for name in complete for key, reply in api.collect(name) if key in requests}
+    replies = {key: reply for name in complete for key, reply in api.collect(name, requests)}
     calls = [_make_call(client, key, requests[key], reply) for key, reply in replies.items()]
     client.log.end_batch(batch, calls)
     reason = next((state.reason for state in states if state.reason), None)

@@ -34,7 +34,11 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     examples.sort(key=lambda example: (-example.peak, example.window))
     source = next(row for row in store.sources() if row["source"] == str(feature.source))
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
-    scores = [{**asdict(score), "flagged": score.flagged} for score in store.scores(best.id)] if best else []
+    scores = (
+        [{**asdict(score), "flagged": score.flagged, "doubt": score.doubt} for score in store.scores(best.id)]
+        if best
+        else []
+    )
     for score in scores:
         del score["windows"]
     return row | {

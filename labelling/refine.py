@@ -21,6 +21,7 @@ from ..explainers.explainer import Explainer, TrainBatch, TrainEvidence
 from ..llm.prompt import Prompt
 from ..llm.render import active, excerpt, fenced, marked, strongest
 from ..llm.tasks import LLMTask, run_task
+from ..llm.thought import without_thought
 from ..llm.types import Chat, Reply, Sampling
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature
@@ -175,7 +176,7 @@ def fired(test: Trial, peak: float) -> bool:
 
 def _read_sentences(reply: Reply) -> list[tuple[bool, str]]:
     """Read the texts of a reply, with whether the feature should fire on each; `↵` and `⇥` are spelled back."""
-    lines = _LINE.findall(reply.text) if reply.status == "ok" else []
+    lines = _LINE.findall(without_thought(reply.text)) if reply.status == "ok" else []
     return [(sign == "+", text.replace("↵", "\n").replace("⇥", "\t")) for sign, text in lines]
 
 

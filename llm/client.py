@@ -5,6 +5,10 @@ budget; every reply is recorded before anyone uses it, and reads the same from t
 open at a time, as many as keep the model busy, so that one task's waiting is another's work. The budget is checked
 before each call: a run spends more than it by no more than the calls in flight.
 
+Two processes may ask through one log. A request is claimed in it before it is sent. One that another process has
+claimed is neither sent nor charged, but waits for the other's reply, also where that is no answer. Only where none
+comes, because the other failed or is gone, it is sent after all.
+
 A rehearsal answers from the log, or with the request's own sample, and spends nothing: it is a dry run's
 estimate. With `deferred`, requests that are not answered yet are gathered for a batch instead, as long as their
 estimated cost is within the budget. There a reply that is no answer stands, since a task that waited for a
@@ -12,17 +16,19 @@ better one would never be done; only failed requests are sent again, `TRIES` tim
 """
 
 import json
+import logging
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import Generic, Literal, TypeVar, cast
+from typing import Generic, Literal, NamedTuple, TypeVar, cast
 
 from ..data.store.calls import Call, CallLog
-from ..data.store.writing import clean
+from ..data.store.database import TELL_SECONDS
+from ..data.store.writing import clean, now
 from ..subject.errors import NeuronautError
 from .prices import Budget, Price, cost, find_price
 from .tasks import LLMTask
@@ -34,6 +40,10 @@ HOPELESS = 8
 """When so many calls have failed and none went well, the run stops."""
 TRIES = 3
 """How often a batch sends a request that failed, for example because it expired."""
+LOOK_SECONDS = 0.25
+"""How often another process's replies are looked for."""
+TELL_AGAIN_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -47,6 +57,10 @@ class Spent:
     usd: float = 0.0
     answered: int = 0
     failed: int = 0
+    estimated: int = 0
+    """Replies whose tokens the server did not count, or not credibly."""
+    own_temperature: int = 0
+    """Replies at the model's own temperature, since the server takes no other."""
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -101,6 +115,7 @@ class LLMClient:
         """Why no further call is made, where that is so."""
         self.ahead, self._lock = ahead, Lock()
         self._rehearsed: dict[str, Reply] = {}
+        self._began, self._asked = now(), set[str]()
 
     def run(self, tasks: Iterable[LLMTask[T]]) -> Iterator[T]:
         """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none."""
@@ -115,14 +130,27 @@ class LLMClient:
         return request_key(request, model=self.llm.model, endpoint=self.llm.endpoint)
 
     def logged_replies(self, requests: Sequence[Request]) -> dict[str, Reply]:
-        """Good answers that are in the log, by key; with `deferred` also the replies that stand without being one."""
+        """Good answers that are in the log, by key, and the replies that stand without being one."""
         keys = [self.key(request) for request in requests]
         replies = {key: to_reply(call) for key, call in self.log.answers(keys).items()}
-        if self.mode == "deferred" and len(replies) < len(keys):
+        if self.mode != "rehearsal" and len(replies) < len(keys):
             for key, (call, tries) in self.log.unanswered(keys).items():
-                if call.status != "failed" or tries >= TRIES:
+                if self._stands(call, tries):
                     replies[key] = to_reply(call)
         return replies
+
+    def _stands(self, call: Call, tries: int) -> bool:
+        """Whether a reply that is no answer is not asked for again.
+
+        With `deferred` it stands; else one that another process got while this run was under way.
+        """
+        if self.mode == "deferred":
+            return call.status != "failed" or tries >= TRIES
+        return call.status != "failed" and call.created >= self._began and call.key not in self._asked
+
+    def claim(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Claim the requests of these keys; returns those that are not to be sent, each with why."""
+        return self.log.claim(keys) if self.mode == "live" else {}
 
     def may_call(self) -> bool:
         """Whether another call is within the budget."""
@@ -147,6 +175,7 @@ class LLMClient:
         """Send a request; its reply is in the log before the future is done with."""
         with self._lock:
             self.spent.calls += 1
+        self._asked.add(self.key(request))
         future: Future[Reply] = Future()
         self.llm.submit(request).add_done_callback(partial(self._record, request, future))
         return future
@@ -188,6 +217,7 @@ class LLMClient:
             self.log.record(to_call(request, reply, model=self.llm.model, endpoint=self.llm.endpoint, price=self.price))
         # Whatever it is: who waits for the future has to hear of it, and nobody waits for this thread.
         except BaseException as error:
+            self.log.release([self.key(request)])
             future.set_exception(error)
         else:
             future.set_result(reply)
@@ -196,6 +226,8 @@ class LLMClient:
         with self._lock:
             self.spent.answered += 1
             self.spent.failed += reply.status == "failed"
+            self.spent.estimated += "usage" in reply.raw
+            self.spent.own_temperature += "temperature" in reply.raw
             self._spend(reply.input_tokens, reply.output_tokens, batch=False)
 
     def _spend(self, input_tokens: int, output_tokens: int, *, batch: bool) -> None:
@@ -204,15 +236,26 @@ class LLMClient:
         self.spent.usd += cost(self.price, input_tokens, output_tokens, batch=batch) if self.price else 0.0
 
 
+class _Waiting(NamedTuple, Generic[T]):
+    """A request that is to be answered."""
+
+    request: Request
+    key: str
+    task: _Task[T]
+    place: int
+    """Of its reply among the task's."""
+
+
 class _Run(Generic[T]):
     """One run of the client over tasks."""
 
     def __init__(self, client: LLMClient, tasks: Iterable[LLMTask[T]]) -> None:
         self._client, self._tasks = client, iter(tasks)
-        self._waiting: deque[tuple[Request, str, _Task[T], int]] = deque()
+        self._waiting: deque[_Waiting[T]] = deque()
         self._in_flight: dict[Future[Reply], str] = {}
-        self._waiting_for: dict[str, list[tuple[_Task[T], int]]] = {}
-        """By key in flight, the tasks that wait for its reply, and its place among theirs."""
+        self._waiting_for: dict[str, list[_Waiting[T]]] = {}
+        """By key in flight, the requests that its reply answers."""
+        self._elsewhere = _Elsewhere[T]()
         self._open = 0
         self._done: deque[T] = deque()
         self._more = True
@@ -225,7 +268,7 @@ class _Run(Generic[T]):
                 yield self._done.popleft()
             if self._more and self._wants_tasks():
                 self._begin_next()
-            elif self._in_flight:
+            elif self._in_flight or self._elsewhere.requests:
                 self._collect()
             elif not self._waiting or self._client.stopped:
                 break
@@ -260,46 +303,114 @@ class _Run(Generic[T]):
         task.missing = task.replies.count(None)
         for place, (request, key) in enumerate(zip(requests, keys, strict=True)):
             if key not in logged:
-                self._waiting.append((request, key, task, place))
+                self._waiting.append(_Waiting(request, key, task, place))
         if task.missing == 0:
             self._advance(task, [reply for reply in task.replies if reply is not None])
 
     def _send(self) -> None:
-        """Send, rehearse or set aside the waiting requests."""
+        """Send, rehearse or set aside the waiting requests, as many at a time as there is room for."""
         client = self._client
-        while self._waiting and (client.mode != "live" or len(self._in_flight) < client.llm.in_flight):
-            request, key, task, place = self._waiting.popleft()
-            if key in client.outbox:
-                continue
-            if key in self._waiting_for:
-                self._waiting_for[key].append((task, place))
-            elif logged := client.logged_replies([request]):
-                # An equal request was answered while this one waited.
-                self._deliver(logged[key], task, place)
-            elif client.mode == "rehearsal":
-                self._deliver(client.rehearse(request), task, place)
-            elif not client.may_call():
-                self._waiting.appendleft((request, key, task, place))
-                return
-            elif client.mode == "deferred":
-                client.set_aside(request, key)
-            else:
-                self._waiting_for[key] = [(task, place)]
-                self._in_flight[client.call(request)] = key
+        while self._waiting and (room := self._count_room()) > 0:
+            batch = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            keys = list(dict.fromkeys(waiting.key for waiting in batch if waiting.key not in self._waiting_for))
+            held = client.claim(keys)
+            try:
+                for number, waiting in enumerate(batch):
+                    if not self._place(waiting, held):
+                        self._waiting.extendleft(reversed(batch[number:]))
+                        return
+            finally:
+                client.log.release(set(keys) - held.keys() - self._waiting_for.keys())
+
+    def _count_room(self) -> int:
+        client = self._client
+        return client.llm.in_flight - len(self._in_flight) if client.mode == "live" else len(self._waiting)
+
+    def _place(self, waiting: _Waiting[T], held: Mapping[str, str]) -> bool:
+        """Answer a request, or bring it on its way; false where the budget does not allow it.
+
+        `held` are those not to be sent, each with why.
+        """
+        client, key = self._client, waiting.key
+        if key in client.outbox:
+            return True
+        if key in self._waiting_for:
+            self._waiting_for[key].append(waiting)
+        elif logged := client.logged_replies([waiting.request]):
+            # An equal request was answered while this one waited, here or by another process.
+            client.spent.cached += key in self._elsewhere.keys
+            self._deliver(logged[key], waiting)
+        elif key in held:
+            self._elsewhere.add(waiting, held[key])
+        elif client.mode == "rehearsal":
+            self._deliver(client.rehearse(waiting.request), waiting)
+        elif not client.may_call():
+            return False
+        elif client.mode == "deferred":
+            client.set_aside(waiting.request, key)
+        else:
+            self._in_flight[client.call(waiting.request)] = key
+            self._waiting_for[key] = [waiting]
+        return True
 
     def _collect(self) -> None:
         """Wait for a reply, and hand every one that has come to the tasks that wait for it."""
-        replied, _ = wait(self._in_flight, return_when=FIRST_COMPLETED)
+        if not self._in_flight:
+            self._elsewhere.tell()
+            time.sleep(LOOK_SECONDS)
+        patience = LOOK_SECONDS if self._elsewhere.requests else None
+        replied, _ = wait(self._in_flight, timeout=patience, return_when=FIRST_COMPLETED)
         for future in replied:
             reply = future.result()
-            for task, place in self._waiting_for.pop(self._in_flight.pop(future)):
-                self._deliver(reply, task, place)
+            for waiting in self._waiting_for.pop(self._in_flight.pop(future)):
+                self._deliver(reply, waiting)
+        # These are looked up, or claimed, before any new one.
+        self._waiting.extendleft(reversed(self._elsewhere.take()))
 
-    def _deliver(self, reply: Reply, task: _Task[T], place: int) -> None:
-        task.replies[place] = reply
+    def _deliver(self, reply: Reply, waiting: _Waiting[T]) -> None:
+        task = waiting.task
+        task.replies[waiting.place] = reply
         task.missing -= 1
         if task.missing == 0:
             self._advance(task, [reply for reply in task.replies if reply is not None])
+
+
+class _Elsewhere(Generic[T]):
+    """Requests that wait for another process: for its reply or, while it writes to the log, for their claim."""
+
+    def __init__(self) -> None:
+        self.requests: list[_Waiting[T]] = []
+        self.keys: set[str] = set()
+        """Of all that ever waited here."""
+        self._who: Counter[str] = Counter()
+        self._looked = 0.0
+        self._tell_at: float | None = None
+
+    def add(self, waiting: _Waiting[T], who: str) -> None:
+        """Let a request wait."""
+        self.requests.append(waiting)
+        self.keys.add(waiting.key)
+        self._who[who] += 1
+
+    def take(self) -> list[_Waiting[T]]:
+        """The requests, when it is time to look again."""
+        if time.monotonic() < self._looked + LOOK_SECONDS:
+            return []
+        self._looked = time.monotonic()
+        taken, self.requests = self.requests, []
+        self._who.clear()
+        if not taken:
+            self._tell_at = None
+        return taken
+
+    def tell(self) -> None:
+        """Say what is waited for, where it has lasted; called while nothing else is to be done."""
+        when = time.monotonic()
+        self._tell_at = self._tell_at or when + TELL_SECONDS
+        if when >= self._tell_at:
+            self._tell_at = when + TELL_AGAIN_SECONDS
+            parts = (f"{count:,} {'reply' if count == 1 else 'replies'} {who}" for who, count in self._who.items())
+            _log.warning("waits for %s", ", and ".join(parts))
 
 
 def _as_chat(text: str) -> Chat:

@@ -36,7 +36,16 @@ SCHEMES: Mapping[str, _Scheme] = {
     "openai": _Scheme(
         _open_openai,
         frozenset(
-            {"base_url", "thinking", "in_flight", "timeout", "temperature_fixed", "tokenizer", "prompt_logprobs"}
+            {
+                "base_url",
+                "thinking",
+                "in_flight",
+                "timeout",
+                "temperature_fixed",
+                "token_limit",
+                "tokenizer",
+                "prompt_logprobs",
+            }
         ),
     ),
     "hf": _Scheme(_open_local, frozenset({"device", "dtype", "batch_tokens"})),
@@ -51,6 +60,7 @@ def open_llm(
     in_flight: int | None = None,
     timeout: float | None = None,
     temperature_fixed: bool = False,
+    token_limit: str | None = None,
     tokenizer: str | None = None,
     prompt_logprobs: bool = False,
     device: str | None = None,
@@ -61,9 +71,9 @@ def open_llm(
 
     For openai: any server that speaks OpenAI's protocol, at `base_url`; `thinking` tokens on top of a reply's limit;
     `in_flight` requests at once, each for `timeout` seconds at most; `temperature_fixed` where the model takes no
-    temperature; `prompt_logprobs` where the server gives them, with its `tokenizer`. For hf: a folder or Hugging Face
-    id on `device` in `dtype`, in batches of `batch_tokens`. Raises NeuronautError for any other name or a misplaced
-    option.
+    temperature; `token_limit` what the server calls the limit on tokens, or none (see TokenLimit); `prompt_logprobs`
+    where the server gives them, with its `tokenizer`. For hf: a folder or Hugging Face id on `device` in `dtype`, in
+    batches of `batch_tokens`. Raises NeuronautError for any other name or a misplaced option.
 
     >>> open_llm("openai:gpt-4o-mini", base_url="http://localhost:8000/v1").model
     'gpt-4o-mini'
@@ -80,6 +90,7 @@ def open_llm(
         "in_flight": in_flight,
         "timeout": timeout,
         "temperature_fixed": temperature_fixed,
+        "token_limit": token_limit,
         "tokenizer": tokenizer,
         "prompt_logprobs": prompt_logprobs,
         "device": device,

@@ -158,6 +158,10 @@ def _parse_pairs(text: str, keys: tuple[str, ...], *, of: str, usage: str) -> di
     return values
 
 
+_DIGITS = 15
+"""Before and behind the point, at most, of an amount."""
+
+
 def _parse_number(value: str, key: str, *, of: str, usage: str, unit: str = "") -> Decimal:
     try:
         number = Decimal(value.removesuffix(unit))
@@ -165,6 +169,8 @@ def _parse_number(value: str, key: str, *, of: str, usage: str, unit: str = "") 
         number = Decimal("NaN")
     if not number.is_finite():
         raise NeuronautError(f"{of} {key}={value} is not a number; {usage}")
+    if abs(number.adjusted()) > _DIGITS:
+        raise NeuronautError(f"{of} {key}={value} is beyond all measure; {usage}")
     return number
 
 

@@ -5,7 +5,7 @@ prompt describes the tools in words, and it writes its call into the text as one
 
     {"name": "...", "arguments": {...}}
 
-alone or in a fence or tag, after any block of thought, which `without_thought` removes. The last such object counts.
+alone or in a fence or tag, after any block of thought, which thought.py removes. The last such object counts.
 Nothing is guessed: an object within a sentence is a mention, one within another object is a part of that, and one
 that is broken ends the reading with its error, since the text after it might be its inside.
 """
@@ -18,9 +18,10 @@ from itertools import groupby
 from typing import NamedTuple
 
 from ..data.store.writing import clean
+from .thought import without_thought
 from .types import Chat, Message, Reply, ToolCall, ToolSpec
 
-_START = re.compile(r'^[ \t]*(?:<(?!think)\w+>|`{1,3}\w*)?[ \t]*(?=\{\s*")', re.M)
+_START = re.compile(r'^[ \t]*(?:<\w+>|`{1,3}\w*)?[ \t]*(?=\{\s*")', re.M)
 _END = re.compile(r"[ \t]*(?:</\w+>|`{1,3})?[ \t\r]*$", re.M)
 _FORM = '{"name": "...", "arguments": {...}}'
 
@@ -126,12 +127,3 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
-
-
-_THOUGHT = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A.*^\s*</think(?:ing)?>", re.S | re.M | re.I)
-"""A block of thought, also one that is not closed, or whose beginning a chat template has swallowed."""
-
-
-def without_thought(text: str) -> str:
-    """The reply without the block of thought that it begins with; nothing of one that is never closed."""
-    return _THOUGHT.sub("", text, count=1)

@@ -24,7 +24,7 @@ from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Reply, Sampling
 from .holdout import Holdout
 from .pairs import FEWEST, LENGTH
-from .reading import ReadValue, distribution_at, read_values
+from .reading import ReadValue, distribution_at, read_choice, read_values
 from .scorer import Case
 
 NOTHING = "(none is given)"
@@ -200,18 +200,24 @@ class QuizScorer(ABC):
         return [self._verdict(reply, value) for value in read_values(reply.text, self.keys(count))]
 
     def _verdict(self, reply: Reply, answer: ReadValue | None) -> Verdict:
-        if answer is None or str(answer.value) not in map(str, self.choices):
+        said = None if answer is None else read_choice(answer.value, self.choices)
+        if answer is None or said is None:
             return Verdict({}, "unparsed")
         if not self._logprobs:
-            return Verdict({int(str(answer.value)): 1.0})
+            return Verdict({said: 1.0})
         probabilities = distribution_at(reply, answer.offset) or {}
-        weights = {choice: _choice_probability(probabilities, choice) for choice in self.choices}
+        weights = _weigh_choices(probabilities, self.choices)
         total = sum(weights.values())
         if total == 0:
             return Verdict({}, "no log-probabilities")
         return Verdict({choice: weight / total for choice, weight in weights.items()})
 
 
-def _choice_probability(probabilities: Mapping[str, float], choice: int) -> float:
-    """The probability of all tokens that write a choice, whatever punctuation they end with."""
-    return sum(probability for token, probability in probabilities.items() if token.rstrip("\"',}] \n") == str(choice))
+def _weigh_choices(probabilities: Mapping[str, float], choices: Sequence[int]) -> dict[int, float]:
+    """By choice the probability of all tokens that write it, whatever punctuation they end with."""
+    weights = dict.fromkeys(choices, 0.0)
+    for token, probability in probabilities.items():
+        choice = read_choice(token.rstrip("\"',}] \n"), choices)
+        if choice is not None:
+            weights[choice] += probability
+    return weights

@@ -1,10 +1,12 @@
 """Reads a judge's reply: one value for each numbered item, or none, and the distribution over what stands there.
 
-The value comes from the last flat JSON object that has an item's key among its own, `{"1": 0, "2": 1}`; without one,
-from the last list of exactly as many values as there are items that stands alone on its lines. Prose is never
-searched for a verdict. Code fences around either do no harm, nor do single quotes or a trailing comma. A block of
-thought is no part of the reply, and one that is never closed leaves nothing of it. An item that the object lacks, or
-that it answers in two ways, has no value.
+The value comes from the last flat JSON object that has an item's key among its own, `{"1": 0, "2": 1}`, or from a
+run of such objects, `[{"1": 0}, {"2": 1}]`; without one, from the last list of exactly as many values as there are
+items that stands alone on its lines, or under a key, `{"answers": [0, 1]}`; and without that from entries that give
+every item a value, `[{"excerpt": 1, "active": 0}, ...]`, `{"1": {"active": 0}, ...}` or lines such as `1: yes`. Prose
+is never searched for a verdict. Code fences do no harm, nor do single quotes, a trailing comma, or words without
+quotes. A block of thought is no part of the reply. An item that is not there, or that is answered in two ways, has no
+value. `read_choice` knows the ways to say yes and no.
 
 The distribution at a character of the reply comes from log-probabilities: a reply that has them lists its tokens,
 each with the likeliest alternatives. A token need not begin where a value does (` 3`, `,3`), so the alternatives that
@@ -17,18 +19,28 @@ from itertools import accumulate
 from math import exp
 from typing import NamedTuple
 
+from ..llm.thought import blank_thought
 from ..llm.types import Reply
 
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A(?:(?!<think).)*</think(?:ing)?>", re.S | re.I)
-"""A block of thought, also one that is not closed, or whose beginning a chat template has swallowed."""
 _STRING = r"""(?:"[^"\\\n]*"|'[^'\\\n]*')"""
-_VALUE = rf"(?:{_STRING}|-?\d+(?:\.\d+)?|true|false|null)"
+_NUMBER = r"-?\d{1,18}(?:\.\d{1,18})?(?!\w)"
+_VALUE = rf"(?:{_STRING}|{_NUMBER}|[A-Za-z]+)"
 _PAIR = rf"(?:{_STRING}|\d+)\s*:\s*{_VALUE}"
 _OBJECT = re.compile(rf"\{{\s*{_PAIR}(?:\s*,\s*{_PAIR})*\s*,?\s*\}}")
-_LIST = re.compile(rf"^[ \t]*\[\s*{_VALUE}(?:\s*,\s*{_VALUE})*\s*,?\s*\][ \t]*$", re.M)
+_VALUES = rf"\[\s*{_VALUE}(?:\s*,\s*{_VALUE})*\s*,?\s*\]"
+_LIST = re.compile(rf"^[ \t]*(?P<values>{_VALUES})[ \t]*$", re.M)
+_KEYED_LIST = re.compile(rf"{_STRING}\s*:\s*(?P<values>{_VALUES})\s*[}},]")
+_LINE = re.compile(
+    r"^[ \t>*_-]{0,9}(?:[A-Za-z]{1,20} )?[*_]{0,2}(\d{1,4})[*_]{0,2} ?[:.)=\t][*_ \t]{0,9}"
+    rf"({_VALUE})[*_.,]{{0,3}}[ \t\r]{{0,9}}$",
+    re.M,
+)
+_NESTED = re.compile(rf"({_STRING}|\d+)\s*:\s*\{{\s*{_STRING}\s*:\s*({_VALUE})\s*[,}}]")
 _KEY_AND_VALUE = re.compile(rf"({_STRING}|\d+)\s*:\s*({_VALUE})")
 _LISTED = re.compile(_VALUE)
+_BETWEEN = re.compile(r"\s*,?\s*")
 _LITERALS: dict[str, object] = {"true": True, "false": False, "null": None}
+_WORDS = {"yes": 1, "true": 1, "active": 1, "no": 0, "false": 0, "inactive": 0, "silent": 0}
 
 
 class ReadValue(NamedTuple):
@@ -45,31 +57,83 @@ def read_numbered(text: str, count: int) -> list[object | None]:
     return [None if value is None else value.value for value in read_values(text, keys)]
 
 
+def read_choice(value: object, choices: Sequence[int]) -> int | None:
+    """The choice that a value says; between 1 and 0 also by yes or no, in the ways that models write them."""
+    text = str(value).strip(" .").removesuffix(".0").lower()
+    words = _WORDS if set(choices) == {0, 1} else {}
+    return words.get(text, next((choice for choice in choices if str(choice) == text), None))
+
+
 def read_values(text: str, keys: Sequence[str]) -> list[ReadValue | None]:
     """Read the value under each key, with its offset; a list that stands alone has the keys' order."""
-    reply = _THOUGHT.sub(lambda thought: " " * len(thought[0]), text)
-    for match in reversed(list(_OBJECT.finditer(reply))):
-        values: dict[str, list[ReadValue]] = {}
+    reply = blank_thought(text)
+    objects = list(_OBJECT.finditer(reply))
+    return (
+        _read_keyed(reply, objects, keys)
+        or _read_list(reply, keys)
+        or _read_complete([pair for match in objects for pair in _read_entry(reply, match, keys)], keys)
+        or _read_complete([(_unquote(pair[1]), _read_value(pair, 2)) for pair in _NESTED.finditer(reply)], keys)
+        or _read_complete([(line[1], _read_value(line, 2)) for line in _LINE.finditer(reply)], keys)
+        or [None] * len(keys)
+    )
+
+
+def _read_keyed(reply: str, objects: Sequence[re.Match[str]], keys: Sequence[str]) -> list[ReadValue | None] | None:
+    """The values in the last object that has a key, and in those right before it that have others."""
+    values: dict[str, list[ReadValue]] = {}
+    begin = None
+    for match in reversed(objects):
+        if begin is not None and not _BETWEEN.fullmatch(reply, match.end(), begin):
+            break
+        own: dict[str, list[ReadValue]] = {}
         for pair in _KEY_AND_VALUE.finditer(reply, *match.span()):
-            values.setdefault(_unquote(pair[1]), []).append(_read_value(pair, 2))
-        if not values.keys().isdisjoint(keys):
-            return [_single_value(values.get(key, [])) for key in keys]
-    for match in reversed(list(_LIST.finditer(reply))):
-        items = [_read_value(value, 0) for value in _LISTED.finditer(reply, *match.span())]
-        if len(items) == len(keys):
-            return list(items)
-    return [None] * len(keys)
+            own.setdefault(_unquote(pair[1]), []).append(_read_value(pair, 2))
+        own = {key: own[key] for key in keys if key in own}
+        if own and own.keys().isdisjoint(values):
+            begin, values = match.start(), values | own
+        elif values:
+            break
+    return [_single_value(values.get(key, [])) for key in keys] if values else None
+
+
+def _read_list(reply: str, keys: Sequence[str]) -> list[ReadValue | None] | None:
+    """The values of the last list that stands alone, else of the only one under a key, if they are as many as keys."""
+    alone, keyed = (
+        [list(map(_read_listed, _LISTED.finditer(reply, *match.span("values")))) for match in form.finditer(reply)]
+        for form in (_LIST, _KEYED_LIST)
+    )
+    alone, keyed = ([values for values in lists if len(values) == len(keys)] for lists in (alone, keyed))
+    lists = alone or (keyed if len(keyed) == 1 else [])
+    return list(lists[-1]) if lists else None
+
+
+def _read_entry(reply: str, match: re.Match[str], keys: Sequence[str]) -> list[tuple[str, ReadValue]]:
+    """The number and the value of an object that has one item's, under names of its own; none of any other object."""
+    pairs = [_read_value(pair, 2) for pair in _KEY_AND_VALUE.finditer(reply, *match.span())]
+    return [(str(pairs[0].value), pairs[1])] if len(pairs) == 2 and str(pairs[0].value) in keys else []
+
+
+def _read_complete(pairs: Sequence[tuple[str, ReadValue]], keys: Sequence[str]) -> list[ReadValue | None] | None:
+    """The values of all keys, if each has one."""
+    values = {key: [value for number, value in pairs if number == key] for key in keys}
+    return [_single_value(found) for found in values.values()] if all(values.values()) else None
+
+
+def _read_listed(match: re.Match[str]) -> ReadValue:
+    return _read_value(match, 0)
 
 
 def _read_value(match: re.Match[str], group: int) -> ReadValue:
     token = match[group]
-    quoted = token[0] in "\"'"
-    value = _unquote(token) if quoted else _LITERALS[token] if token in _LITERALS else _parse_number(token)
-    return ReadValue(value, match.start(group) + quoted)
+    if token[0] in "\"'":
+        return ReadValue(_unquote(token), match.start(group) + 1)
+    word = token.lower()
+    value = _LITERALS[word] if word in _LITERALS else token if token[0].isalpha() else _parse_number(token)
+    return ReadValue(value, match.start(group))
 
 
-def _single_value(values: list[ReadValue]) -> ReadValue | None:
-    """The item's value, unless the object gives it two different ones."""
+def _single_value(values: Sequence[ReadValue]) -> ReadValue | None:
+    """The item's value, unless it is given two different ones."""
     return values[-1] if len({repr(value.value) for value in values}) == 1 else None
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..llm.prompt import Prompt
 from ..llm.render import STEPS, fenced, spelled
+from ..llm.thought import blank_thought
 from ..llm.types import Chat, Reply, Sampling
 from .llm_simulation import Reading
 from .published_metrics import expected_values
@@ -25,9 +26,8 @@ from .reading import distribution_at, locate
 
 PROMPT = Path(__file__).with_name("simulate_json.md")
 _OPENING = re.compile(r'"activations"\s*:\s*\[')
-_PAIR = re.compile(r"\[\s*(-?\d+)\s*,\s*([^\[\],\s]*)\s*\]")
-_THOUGHT, _THOUGHT_OVER = re.compile(r"<think(ing)?>", re.I), re.compile(r"</think(ing)?>", re.I)
-_DIGITS = re.compile(r"\s*(\d+)")
+_PAIR = re.compile(r"\[\s*(-?\d{1,9})\s*,\s*([^\[\],\s]*)\s*\]")
+_DIGITS = re.compile(r"\s*(\d{1,9})")
 
 
 class Written(NamedTuple):
@@ -99,8 +99,8 @@ def parse(text: str) -> dict[int, Written | None]:
 
     Thoughts, code fences and prose around the object are passed over.
     """
-    start = max((over.end() for over in _THOUGHT_OVER.finditer(text)), default=0)
-    openings = [] if _THOUGHT.search(text, start) else list(_OPENING.finditer(text, start))
+    text = blank_thought(text)
+    openings = list(_OPENING.finditer(text))
     if not openings:
         return {}
     begin = openings[-1].end()
@@ -108,7 +108,9 @@ def parse(text: str) -> dict[int, Written | None]:
     values: dict[int, Written | None] = {}
     for pair in _PAIR.finditer(text, begin, end if end >= 0 else len(text)):
         index, value = int(pair[1]), pair[2]
-        written = Written(int(value), pair.start(2)) if value.isascii() and value.isdigit() else None
+        written = (
+            Written(int(value), pair.start(2)) if value.isascii() and value.isdigit() and len(value) < 10 else None
+        )
         earlier = values.get(index, written)
         agreed = written is not None and earlier is not None and earlier.value == written.value
         values[index] = earlier if agreed else None

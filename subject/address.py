@@ -11,8 +11,35 @@ from typing import Self
 
 from .errors import NeuronautError
 
-_SOURCE = re.compile(r"(?P<model>[^:@\s]+):(?P<site>[a-z_]+(\.\d+)?)(@(?P<dictionary>[^:@\s]+))?")
-_PART = re.compile(r"(\d+)(?:-(\d+))?")
+_SOURCE = re.compile(
+    # Half of a surrogate pair is no character, and cannot be stored.
+    r"(?P<model>[^:@\s\ud800-\udfff]+):(?P<site>[a-z_]+(\.[0-9]{1,9})?)(@(?P<dictionary>[^:@\s\ud800-\udfff]+))?"
+)
+_PART = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+LONGEST_NAME = 200
+"""Characters of a model's or a dictionary's name."""
+_MOST_INDICES = 2**24
+"""How many features a list of indices may name; a source as wide as that is meant by `all`."""
+
+
+def check_name(name: str, *, what: str, parts: int = 1) -> None:
+    """Refuse a name that would be a path, an option or a terminal's command where it is used.
+
+    `parts` is how many names a `/` may join, two for OWNER/NAME.
+
+    >>> check_name("google/gemma-3-270m", what="model", parts=2)
+    """
+    pieces = name.split("/")
+    faults = {
+        "is empty": not name,
+        f"has {len(name)} characters, wanted at most {LONGEST_NAME}": len(name) > LONGEST_NAME,
+        "holds characters that do not print": not name.isprintable(),
+        "begins with -": name.startswith("-"),
+        "has a part that is empty, . or ..": any(piece in ("", ".", "..") for piece in pieces),
+        "reads as a path": len(pieces) > parts or "\\" in name,
+    }
+    if fault := next((fault for fault, holds in faults.items() if holds), None):
+        raise NeuronautError(f"the {what} name {name[:LONGEST_NAME]!r} {fault}; give another, such as gpt2 or res-jb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +61,12 @@ class SourceId:
         if (match := _SOURCE.fullmatch(text)) is None:
             raise NeuronautError(f"{text!r} is not MODEL:SITE or MODEL:SITE@NAME; an example: gpt2:mlp.5")
         return cls(match["model"], match["site"], match["dictionary"])
+
+    def check(self) -> None:
+        """Refuse names that are not safe as names of files: every way into a database checks them (NeuronautError)."""
+        check_name(self.model, what="model", parts=2)
+        if self.dictionary is not None:
+            check_name(self.dictionary, what="dictionary")
 
     def __str__(self) -> str:
         return f"{self.model}:{self.site}" + (f"@{self.dictionary}" if self.dictionary else "")
@@ -57,7 +90,7 @@ class Feature:
     def parse(cls, text: str) -> Self:
         """Read `gpt2:mlp.5:131`, with a trailing `-` for the negative tail; anything else is a NeuronautError."""
         source, _, index = text.rpartition(":")
-        if not re.fullmatch(r"\d+-?", index):
+        if not re.fullmatch(r"[0-9]{1,9}-?", index):
             raise NeuronautError(f"{text!r} is not MODEL:SITE:INDEX; an example: gpt2:mlp.5:131")
         return cls(SourceId.parse(source), int(index.rstrip("-")), index.endswith("-"))
 
@@ -84,7 +117,7 @@ class Selection:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `gpt2:mlp.5:0-99`, `gpt2:mlp.5:alive`, `gpt2:mlp.5:random:100`; a bare source means `alive`."""
-        if match := re.fullmatch(r"(?P<source>.+):random:(?P<count>[1-9]\d*)(?P<negative>-?)", text):
+        if match := re.fullmatch(r"(?P<source>.+):random:(?P<count>[1-9][0-9]{0,8})(?P<negative>-?)", text):
             source = SourceId.parse(match["source"])
             return cls(source, "random", count=int(match["count"]), negative=bool(match["negative"]))
         if _SOURCE.fullmatch(text):
@@ -108,5 +141,8 @@ def _indices(text: str, selector: str) -> tuple[int, ...]:
                 f"{text!r} does not name features; wanted MODEL:SITE:INDEX with an index like 131, 0-99, "
                 "5,17,40-60, all, alive or random:100"
             )
-        indices.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        span = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(indices) + len(span) > _MOST_INDICES:
+            raise NeuronautError(f"{text!r} names more than {_MOST_INDICES:,} features; wanted fewer at a time, or all")
+        indices.extend(span)
     return tuple(dict.fromkeys(indices))

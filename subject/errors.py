@@ -11,6 +11,10 @@ class NeuronautError(Exception):
     one line: True
     """
 
+    def __str__(self) -> str:
+        """The message, in which whatever does not print is spelled out: it may repeat text from anywhere."""
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+
 
 class UnknownNameError(NeuronautError):
     """A name that stands for nothing here; the message lists the names there are. Wrong usage on the command line."""

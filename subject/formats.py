@@ -1,10 +1,10 @@
 """Published dictionaries read into the canonical form of `dictionary.py`.
 
-A format is recognised by the names of its tensors, never by the name of its file, and converted by
-its row of `FORMATS`; a further format is a further row. Names do not tell which way round a matrix
-lies: its shape does, against the width of the subject's site. Where both sides are equal, only a
-format whose own configuration fixes the orientation is taken. Whatever cannot be represented raises an error
-that names it: an unknown architecture, a transcoder, a site that differs from the declared one.
+A format is recognised by the names of its tensors (by the name of its file only where two formats have the same, and
+no configuration tells them apart), and converted by its row of `FORMATS`; a further format is a further row. Names do
+not tell which way round a matrix lies: its shape does, against the width of the subject's site. Where both sides are
+equal, only a format whose own configuration fixes the orientation is taken. Whatever cannot be represented raises an
+error that names it: an unknown architecture, a transcoder, a site that differs from the declared one.
 
 What a file asks to be done around its weights (a scale, centring, decoder norms) is folded into them once. Each fold
 keeps the reconstruction of the site's vectors, and all but `_fold_decoder_norms` keep the activations as well.
@@ -92,7 +92,7 @@ def load_dictionary(
     if declared is not None and not same_site(declared, id.site):
         raise NeuronautError(f"{path} was trained on {declared}, but {id.site} is asked for; give it {declared}")
     tensors = {name: tensor.float() for name, tensor in read_tensors(location.weights).items()}
-    dictionary = _recognise(location, tensors).convert(Checkpoint(location, tensors, id, d_site))
+    dictionary = _recognise(location, tensors, d_site).convert(Checkpoint(location, tensors, id, d_site))
     scale = location.norm_scale if norm_scale is None else norm_scale
     if scale is None and location.config.get("normalize_activations") in _AVERAGE:
         raise NeuronautError(
@@ -155,10 +155,17 @@ def save_dictionary(
     save_file(tensors, target / "sae_weights.safetensors")
 
 
-def _recognise(location: Location, tensors: Mapping[str, Tensor]) -> Format:
+def _recognise(location: Location, tensors: Mapping[str, Tensor], d_site: int) -> Format:
     matching = [format for format in FORMATS if format.recognises(location, set(tensors))]
     if len(matching) == 1:
         return matching[0]
+    if not location.config and {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"} == set(tensors):
+        raise NeuronautError(
+            f"{location.weights} has no cfg.json beside it, so that whether its encoder takes b_dec off first is not "
+            f'known; fetch it, or write one: {{"architecture": "jumprelu", "d_in": {d_site}, "d_sae": '
+            f'{tensors["b_enc"].numel()}, "apply_b_dec_to_input": true}} (SAELens; false as in Gemma Scope, whose own '
+            "file is params.npz)"
+        )
     kinds = f"fits {' and '.join(format.name for format in matching)}" if matching else "is of no known format"
     tensor_list = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items())[:20])
     raise NeuronautError(
@@ -178,6 +185,7 @@ def _convert_saelens(checkpoint: Checkpoint) -> Dictionary:
         raise _refusal(checkpoint, f"attention head {head} alone", "all heads of a layer")
     W_enc = checkpoint.matrix("W_enc", site_side=0, fixed=True)
     W_dec = checkpoint.matrix("W_dec", site_side=1, fixed=True)
+    _check_size(checkpoint, d_in=W_enc.shape[0], d_sae=W_enc.shape[1])
     if (factor := tensors.pop("scaling_factor", None)) is not None:
         W_dec = W_dec * factor[:, None]
     if kind == "jumprelu" and "topk_threshold" in tensors:
@@ -198,6 +206,13 @@ def _convert_saelens(checkpoint: Checkpoint) -> Dictionary:
         k=k,
         **{name: tensors[name] for name in EXTRAS[kind]},
     )
+
+
+def _check_size(checkpoint: Checkpoint, **sizes: int) -> None:
+    """Refuse weights of another size than the configuration beside them says."""
+    for field, size in sizes.items():
+        if (said := checkpoint.location.config.get(field) or size) != size:
+            raise _refusal(checkpoint, f"weights whose {field} is {size}", f"{said}, as {field} of its cfg.json says")
 
 
 _ARCHITECTURES: Mapping[str, Kind] = {
@@ -221,6 +236,8 @@ def _read_saelens_kind(checkpoint: Checkpoint) -> tuple[Kind, int]:
     if kind != "topk" and function != "relu":
         raise _refusal(checkpoint, f"activation function {function!r} in a {kind} SAE", "relu")
     k = config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k") or 0
+    if kind == "topk" and k != int(k):
+        raise _refusal(checkpoint, f"k {k}", "a whole number in a topk SAE")
     return kind, int(k) if kind == "topk" else 0
 
 
@@ -254,10 +271,12 @@ def _convert_sparsify(checkpoint: Checkpoint) -> Dictionary:
         raise _refusal(checkpoint, f"activation {name!r}", "topk")
     if "k" not in config:
         raise _refusal(checkpoint, "no k", "a cfg.json with k beside the weights")
+    W_enc = checkpoint.matrix("encoder.weight", site_side=1, fixed=True).T
+    _check_size(checkpoint, d_in=W_enc.shape[0], num_latents=W_enc.shape[1])
     return Dictionary(
         id=checkpoint.id,
         kind="topk",
-        W_enc=by_feature(checkpoint.matrix("encoder.weight", site_side=1, fixed=True).T),
+        W_enc=by_feature(W_enc),
         W_dec=checkpoint.matrix("W_dec", site_side=1, fixed=True).contiguous(),
         b_enc=tensors["encoder.bias"],
         b_dec=tensors["b_dec"],
@@ -271,8 +290,13 @@ def _is_saelens(location: Location, names: set[str]) -> bool:
 
 def _is_gemma_scope(location: Location, names: set[str]) -> bool:
     jump = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
-    lower_case = "w_enc" in names
-    return {_capitalise(name) for name in names} == jump and (lower_case or not location.config)
+    # SAELens' JumpReLU has the same names and may take b_dec off first: without a configuration the file tells which.
+    told = "w_enc" in names or (not location.config and location.weights.name in _JUMPRELU_FILES)
+    return {_capitalise(name) for name in names} == jump and told
+
+
+_JUMPRELU_FILES = ("params.npz", "ae.pt")
+"""Gemma Scope's file, and dictionary_learning's, whose encoder is the same."""
 
 
 def _is_sparsify(location: Location, names: set[str]) -> bool:

@@ -5,7 +5,6 @@ files that the readers understand are fetched. Nothing in a file is ever execute
 without pickle, and a pickled checkpoint only on demand, through torch's restricted unpickler.
 """
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .config_check import DICTIONARY, SCALE, Rule, check_fields
 from .errors import NeuronautError
+from .json_files import read_json
 
 CONFIGS = ("cfg.json", "config.json")
 _SCALER = "activation_scaler.json"
@@ -58,8 +59,8 @@ def locate(path: str | Path, *, allow_pickle: bool = False) -> Location:
         raise NeuronautError(f"{weights} is a pickle, which can run code; if you trust it, pass --allow-pickle")
     configs = [weights.parent / name for name in CONFIGS if (weights.parent / name).is_file()]
     scaler = weights.parent / _SCALER
-    scale = _read_json(scaler).get("scaling_factor") if scaler.is_file() else None
-    return Location(weights, _read_json(configs[0]) if configs else {}, scale)
+    scale = _read_fields(scaler, {"scaling_factor": SCALE}).get("scaling_factor") if scaler.is_file() else None
+    return Location(weights, _read_fields(configs[0], DICTIONARY) if configs else {}, scale)
 
 
 def read_tensors(weights: Path) -> dict[str, Tensor]:
@@ -110,14 +111,10 @@ def _find_weights(folder: Path, *, allow_pickle: bool) -> Path:
     raise NeuronautError(f"{folder} holds no weight file ({', '.join(READERS)}){hint}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise NeuronautError(f"{path} is not readable JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise NeuronautError(f"{path} holds a {type(content).__name__}; wanted an object with the SAE's settings")
-    return content
+def _read_fields(path: Path, rules: Mapping[str, Rule]) -> dict[str, Any]:
+    config = read_json(path, dict, wanted="an object with the SAE's settings")
+    check_fields(path, config, rules)
+    return config
 
 
 def _fetch(name: str) -> Path:

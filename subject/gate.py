@@ -6,7 +6,9 @@ Nearby sites can be rebuilt nearly as well as the right one, hence the sweep ove
 """
 
 import math
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,8 @@ from .errors import NeuronautError
 
 LIMIT = 0.8
 """Highest share of unexplained variance at which a dictionary is still let in."""
+MARGIN = 0.01
+"""By how much less FVU another site than the declared one is worth a word."""
 _ROWS = 256
 
 
@@ -74,8 +78,12 @@ class Sweep:
 
     @property
     def warning(self) -> str | None:
-        """One line where another site than the declared one is rebuilt best."""
-        if self.best == self.declared:
+        """One line where another site than the declared one is rebuilt better by more than MARGIN, or none is."""
+        best, declared = (_or_infinite(self.fvu[site]) for site in (self.best, self.declared))
+        if best > 1:
+            sites = ", ".join(f"{site} {fvu:.3f}" for site, fvu in self.fvu.items())
+            return f"no site nearby is rebuilt better than by its mean (FVU {sites}); the dictionary fits none of them"
+        if declared - best <= MARGIN:
             return None
         return (
             f"{self.best} is rebuilt better (FVU {self.fvu[self.best]:.3f}) than {self.declared} "
@@ -83,16 +91,21 @@ class Sweep:
         )
 
 
-def check(dictionary: Dictionary, vectors: Tensor, *, force: bool = False) -> Gate:
+def check(
+    dictionary: Dictionary, vectors: Tensor, *, force: bool = False, suspect: Callable[[], str | None] = lambda: None
+) -> Gate:
     """Try a dictionary on real vectors (row, d_site), some thousands, BOS left out.
 
-    Raises NeuronautError where the FVU is above LIMIT or not a number, unless `force`.
+    Raises NeuronautError where the FVU is above LIMIT or not a number, unless `force`; `suspect` then names
+    a likely cause, if there is one.
     """
     gate = _measure(dictionary, vectors)
     if not gate.fvu <= LIMIT and not force:
+        cause = suspect()
         raise NeuronautError(
             f"{dictionary.id} does not rebuild the vectors of {dictionary.id.site}: FVU {gate.fvu:.3f} on "
-            f"{gate.tokens} tokens, wanted at most {LIMIT}; check model, site and norm scale, or pass --force"
+            f"{gate.tokens} tokens, wanted at most {LIMIT}; {f'{cause}; ' if cause else ''}"
+            "check model, site, norm scale and the corpus's language, or pass --force"
         )
     return gate
 
@@ -106,6 +119,28 @@ def sweep(dictionary: Dictionary, vectors: Mapping[str, Tensor]) -> Sweep:
     if dictionary.id.site not in fitting:
         raise NeuronautError(f"no vectors of {dictionary.id.site}, the site of {dictionary.id}, to compare others with")
     return Sweep(dictionary.id.site, {site: _measure(dictionary, rows).fvu for site, rows in fitting.items()})
+
+
+def main_script(texts: Iterable[str]) -> str | None:
+    """The script of most letters, such as Latin, Cyrillic or CJK; None where no script has most, or there are none."""
+    letters = Counter(letter for text in texts for letter in text if letter.isalpha())
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        # A letter's name in Unicode begins with its script.
+        scripts[unicodedata.name(letter, "UNNAMED").partition(" ")[0]] += count
+    ((script, count),) = scripts.most_common(1) or [("", 0)]
+    return (script if script == "CJK" else script.capitalize()) if 2 * count > letters.total() else None
+
+
+def foreign_script(corpus: Iterable[str], vocabulary: Iterable[str]) -> str | None:
+    """Say so where most letters of a corpus are of another script than most of the model's vocabulary."""
+    own, native = main_script(corpus), main_script(vocabulary)
+    if own is None or own == native:
+        return None
+    return (
+        f"the corpus is mostly {own} and the model's vocabulary {native or 'of several scripts'}, so a likely cause is "
+        "that the dictionary was trained on another language: harvest text like that of its training"
+    )
 
 
 def estimate_norm_scale(vectors: Tensor) -> float:

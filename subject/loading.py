@@ -6,7 +6,6 @@ one NeuronautError; transformers' bars and warnings are silent meanwhile, and as
 """
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Generator
@@ -16,11 +15,21 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .architecture import architecture_of
+from .config_check import blame_layers, blame_shape, check_model
 from .errors import NeuronautError
+from .json_files import read_json
 
 DEMO = Path(__file__).parent.parent / "data" / "demo"
 """Folder of the built-in subject, whose name is `demo`."""
@@ -51,10 +60,10 @@ def load(
     folder = _find_folder(name_or_path)
     source = str(folder or name_or_path)
     with quiet():
-        family = _read_model_type(source, name_or_path, revision=revision)
-        if not any_family:
-            architecture_of(family, name=name_or_path)
-        model = _load_model(source, name_or_path, device=target, dtype=DTYPES[dtype], revision=revision)
+        config = _read_config(source, name_or_path, revision=revision)
+        layers = None if any_family else architecture_of(config.get("model_type"), name=name_or_path).layers
+        model, report = _load_model(source, name_or_path, device=target, dtype=DTYPES[dtype], revision=revision)
+        _check_weights(name_or_path, config, report, layers and rf"(?:{model.base_model_prefix}\.)?{layers}")
         tokenizer = _load_tokenizer(source, name_or_path, revision=revision)
     name = "demo" if folder == DEMO else folder.resolve().name if folder else name_or_path
     return Loaded(model, tokenizer, name)
@@ -116,20 +125,35 @@ def _find_folder(name_or_path: str) -> Path | None:
     return None
 
 
-def _read_model_type(source: str, name: str, *, revision: str | None) -> object:
+def _read_config(source: str, name: str, *, revision: str | None) -> dict[str, Any]:
+    file = Path(source) / "config.json"
+    if file.is_file():
+        config = read_json(file, dict, wanted="an object with the model's settings")
+    else:
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        except (OSError, ValueError, RecursionError) as error:
+            raise _unreadable(source, name, "config.json", error) from error
+    check_model(f"{name}/config.json", config, ACT2FN)
+    return config
+
+
+def _build_config(source: str, name: str, *, revision: str | None) -> PreTrainedConfig:
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    except (OSError, json.JSONDecodeError) as error:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    # A configuration that makes no sense fails wherever it is first used, with whatever that raises.
+    except Exception as error:
         raise _unreadable(source, name, "config.json", error) from error
-    return config.get("model_type")
 
 
 def _load_model(
     source: str, name: str, *, device: torch.device, dtype: torch.dtype, revision: str | None
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    config = _build_config(source, name, revision=revision)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
+            config=config,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
@@ -139,22 +163,30 @@ def _load_model(
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise _unreadable(source, name, "safetensors weights (no other format is read)", error) from error
+    # What else it raises, as a division by zero, comes of what the configuration says.
+    except Exception as error:
+        raise _unreadable(source, name, "config.json", error) from error
     model, report = loaded
-    # Without this, transformers would fill in random weights.
-    missing, misshapen = sorted(report["missing_keys"]), sorted(key for key, *_ in report["mismatched_keys"])
-    if missing or misshapen:
-        raise NeuronautError(
-            f"the weights of {name} do not fit its config.json: {len(missing)} tensors are missing and "
-            f"{len(misshapen)} have another shape, the first is {(missing + misshapen)[0]}; "
-            "get a complete copy of the model"
-        )
-    return model.to(device)
+    return model.to(device), report
+
+
+def _check_weights(name: str, config: dict[str, Any], report: dict[str, Any], layers: str | None) -> None:
+    """Refuse weights that are not those that the configuration describes: transformers would fill in random ones."""
+    missing, misshapen = sorted(report["missing_keys"]), list(report["mismatched_keys"])
+    fault = layers and blame_layers(config, layers, missing=missing, unexpected=report["unexpected_keys"])
+    if not (fault or missing or misshapen):
+        return
+    if not fault and misshapen:
+        fault = blame_shape(config, misshapen)
+    fault = fault or f"{len(missing)} tensors are missing, the first is {missing[0]}"
+    raise NeuronautError(f"the weights of {name} do not fit its config.json: {fault}; get a complete copy of the model")
 
 
 def _load_tokenizer(source: str, name: str, *, revision: str | None) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
+    # As for the model: a file that makes no sense raises anything.
+    except Exception as error:
         raise _unreadable(source, name, "tokenizer", error) from error
 
 

@@ -226,7 +226,7 @@ def _check_name(name: str) -> None:
     except NeuronautError as error:
         raise NeuronautError(
             f"model name {name!r} does not fit into a feature's address (no space, colon or @); "
-            "rename the folder, or pass another name"
+            "give it another with --model-name (Subject.load: name)"
         ) from error
 
 

@@ -15,6 +15,8 @@ from neuronaut.agent.loop.behaviour_examiner import examine, random_control
 from neuronaut.agent.loop.behaviour_lab import PARTS, BehaviourLab, prompts_of, split
 from neuronaut.agent.loop.experiments import AnyTool, Design, Item, Measured
 from neuronaut.agent.loop.hypotheses import Hypothesis
+from neuronaut.agent.replay import replay
+from neuronaut.agent.rerun import rerun
 from neuronaut.agent.session import InvestigationConfig, Session, investigate
 from neuronaut.agent.tools.table import tools_for
 from neuronaut.causal.circuits.nodes import parse_nodes
@@ -393,3 +395,23 @@ def test_what_was_measured_is_not_chosen_again_while_there_is_something_new() ->
     lab.take(nodes, [0.0] * 2)
     others, _ = use("cut_nodes", lab, choose="top", count=2)
     assert not {item.label for item in nodes.items} & {item.label for item in others.items}
+
+
+def test_a_behaviour_is_replayed_and_run_again_on_its_task_alone() -> None:
+    subject, task = planted("gpt2")
+    with Store(":memory:") as store:
+        id = investigate(task, subject, store).id
+        assert replay(store.journal, id).same
+        again = rerun(store, id, subject, task=task)
+        assert again.experiments > 4 and again.faults == ()
+        store.db.conn.execute(
+            "UPDATE events SET payload = json_set(payload, '$.scores[0].value', 0.5) WHERE kind = 'holdout'"
+        )
+        edited, status, reason = replay(store.journal, id).faults
+        assert edited == "events holdout payload was edited after it was sealed"
+        assert status == "status: 'supported' was concluded, judged again it is 'open'" and "wanted 0.75" in reason
+        (fault,) = (line for line in rerun(store, id, subject, task=task).faults if "holdout" in line)
+        assert "scores.0.value is stored as 0.5" in fault
+        for other in (None, Task("another", task.pairs)):
+            with pytest.raises(NeuronautError, match="give its pairs again, with --task or --pairs"):
+                rerun(store, id, subject, task=other)

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from neuronaut.benchmarks.fault_server import FaultServer
+from neuronaut.benchmarks.fault_shapes import SHAPES
 from neuronaut.cli.main import main
 from neuronaut.labelling import inputs
 from neuronaut.subject.loading import DEMO
@@ -206,3 +207,40 @@ def test_a_lone_surrogate_in_a_reply_is_the_same_for_whoever_reads_it() -> None:
 def test_a_choice_by_log_probabilities_is_made_again(server: FaultServer) -> None:
     run("label", "planted:mlp.2:0", "-e", "best-of-2", "-s", "detection:logprobs", *asked(server))
     assert "the text is the same" in run("reproduce", 1).stderr
+
+
+def test_a_run_goes_on_whatever_shape_replies_have() -> None:
+    with served(faults=0.6, kinds=tuple(SHAPES), seed=3) as server:
+        job = ["label", "planted:mlp.2:0-7", "-e", "highlight", "-s", "detection,simulation", *asked(server)]
+        done = run(*job)
+        faults = {seen.fault for seen in server.seen}
+        run(*job)
+    assert len(faults) > 10
+    rows = rows_of("llm", "log", "--limit", 999)
+    assert {row["status"] for row in rows} >= {"ok", "failed"} and all(row["input_tokens"] < 10**7 for row in rows)
+    assert "estimated, since the server does not count" in done.stderr
+    # A reply that could be read is never asked for again.
+    assert {server.good[row["key"]] for row in rows if row["status"] == "ok"} == {1}
+    assert all(row["status"] != "unlabelled" for row in rows_of("list", "planted:mlp.2") if row["explainer"])
+
+
+def test_point_values_in_the_place_of_log_probabilities_are_said() -> None:
+    with served(faults=1.0, kinds=("logprobs-null",)) as server:
+        done = run("label", "planted:mlp.2:3", "-e", "highlight", "-s", "simulation:logprobs", *asked(server))
+    assert "point values in 4 scores" in done.stderr and "no log-probabilities for up to 100%" in done.stderr
+    (shown,) = rows_of("show", "planted:mlp.2:3")
+    doubts = {score["doubt"] for score in shown["scores"]}
+    assert "point values: no log-probabilities came for 100% of the tokens" in doubts
+    assert "no log-probabilities came" in run("show", "planted:mlp.2:3").stdout
+
+
+def test_a_server_with_parameters_of_its_own_is_asked_in_its_way() -> None:
+    job = ["label", "planted:mlp.2:3", "-e", "highlight", "-s", "detection"]
+    with served(refuses={"max_tokens": "code", "temperature": "code"}) as server:
+        done = run(*job, *asked(server))
+        assert "1 explained" in done.stderr and "at the model's own temperature" in done.stderr
+        assert [seen.fault for seen in server.seen].count("refused") <= 2 * 64
+    with served(refuses={"max_tokens": "code", "temperature": "code"}) as server:
+        fixed = [*job, "--redo", *asked(server), "--token-limit", "max_completion_tokens", "--temperature", "none"]
+        run(*fixed)
+        assert "refused" not in {seen.fault for seen in server.seen}

@@ -4,8 +4,14 @@ import csv
 import gzip
 import io
 import json
+import resource
+import subprocess
+import sys
+import tracemalloc
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +22,7 @@ from hypothesis import strategies as st
 
 from neuronaut.cli.main import main
 from neuronaut.data.records import ExampleList
+from neuronaut.data.store import export
 from neuronaut.data.store.export import (
     EFFECTS,
     FEATURES,
@@ -78,34 +85,40 @@ def test_places(source, place):
     assert Place.of(SourceId.parse(source), model="gpt2-small").model == "gpt2-small"
 
 
+def planted_lines(store, **options):
+    """Lines for both tables."""
+    lines = list(neuronpedia_lines(store, NEURONS, **options))
+    return [line.explanation for line in lines], [score for line in lines for score in line.scores]
+
+
 def test_neuronpedia_lines(store):
-    lines = neuronpedia_lines(store, NEURONS)
-    assert [(line["index"], line["description"]) for line in lines.explanations] == [
+    explanations, scores = planted_lines(store)
+    assert [(line["index"], line["description"]) for line in explanations] == [
         ("0", 'commas, "quotes"\nand lines — ü'),
         ("3", "brackets"),
     ]
     required = {"id", "modelId", "layer", "index", "description", "authorId"}
-    for line in lines.explanations:
-        assert set(line) == set(lines.explanations[0]) >= required
+    for line in explanations:
+        assert set(line) == set(explanations[0]) >= required
         assert all(line[key] is not None for key in required)
         assert len(line["id"]) <= 25
-    assert lines.explanations[0]["typeName"] == "neuronaut_rule"
-    assert [line["value"] for line in lines.scores] == [0.5, 0.1]
-    assert lines.scores[0]["explanationId"] == lines.explanations[0]["id"]
-    assert json.loads(lines.scores[0]["jsonDetails"])["baselines"] == {"token_rule": 0.2, "other_rule": None}
-    assert len(neuronpedia_lines(store, NEURONS, min_score=0.4).explanations) == 1
+    assert explanations[0]["typeName"] == "neuronaut_rule"
+    assert [line["value"] for line in scores] == [0.5, 0.1]
+    assert scores[0]["explanationId"] == explanations[0]["id"]
+    assert json.loads(scores[0]["jsonDetails"])["baselines"] == {"token_rule": 0.2, "other_rule": None}
+    assert len(planted_lines(store, min_score=0.4)[0]) == 1
 
 
 def test_ids_depend_on_the_content_alone(store):
     with Store(":memory:") as other:
         other.write_harvest(harvest_result())
         other.add_result(explanation(3, "brackets"), [score(0.1)])
-        line = neuronpedia_lines(other, NEURONS)
-        known = neuronpedia_lines(store, NEURONS)
-        assert line.explanations[0]["id"] == known.explanations[1]["id"]
-        assert line.scores[0]["id"] == known.scores[1]["id"]
+        explanations, scores = planted_lines(other)
+        known_explanations, known_scores = planted_lines(store)
+        assert explanations[0]["id"] == known_explanations[1]["id"]
+        assert scores[0]["id"] == known_scores[1]["id"]
         other.add_explanation(explanation(4, "brackets"))
-        assert len({row["id"] for row in neuronpedia_lines(other, NEURONS).explanations}) == 2
+        assert len({row["id"] for row in planted_lines(other)[0]}) == 2
 
 
 def test_the_tree_is_written_the_same_twice(store, tmp_path):
@@ -113,7 +126,7 @@ def test_the_tree_is_written_the_same_twice(store, tmp_path):
     root = tmp_path / "v1" / "demo" / "2-mlp"
     assert paths == [root / "explanations" / "batch-0.jsonl.gz", root / "explanation_scores" / "batch-0.jsonl.gz"]
     lines = [json.loads(line) for line in gzip.decompress(paths[0].read_bytes()).splitlines()]
-    assert lines == neuronpedia_lines(store, NEURONS).explanations
+    assert lines == planted_lines(store)[0]
     before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in write_neuronpedia(store, tmp_path)] == before
     plain = write_neuronpedia(store, tmp_path / "plain", compress=False)
@@ -262,3 +275,112 @@ def test_the_command_opens_the_model_and_tells_what_it_cut(tmp_path):
     assert "nothing is explained" in run(*upload, "-o", tmp_path / "up", "--min-score", "0.5").stderr
     assert "goes with neuronpedia-upload" in run("export", "--method", "human", *here, code=2).stderr
     assert "-o" in run(*upload, code=2).stderr
+
+
+# Large exports, full disks, interrupts
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Stores with few and with many explained features."""
+
+    def make(count: int) -> Path:
+        path = tmp_path / f"{count}.db"
+        with Store(path) as store, store.transaction():
+            store.write_harvest(harvest_result(width=count))
+            for index in range(count):
+                store.add_result(explanation(index, f"feature {index} " + "fires on some words " * 20), [score(0.5)])
+        return path
+
+    return make
+
+
+def write_all(kind: str, store: Store, folder: Path) -> None:
+    if kind == "neuronpedia":
+        write_neuronpedia(store, folder)
+    else:
+        with (folder / f"rows.{kind}").open("w") as stream:
+            WRITERS[kind](store.iterate_rows(), stream)
+
+
+def test_memory_does_not_grow_with_the_rows(many, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_BATCH", 50)
+    peaks = defaultdict(list)
+    for count in (300, 1500):
+        with Store(many(count)) as store:
+            for kind in ("jsonl", "csv", "neuronpedia"):
+                tracemalloc.start()
+                write_all(kind, store, tmp_path)
+                peaks[kind].append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+    for kind, (few, plenty) in peaks.items():
+        assert plenty < 1.5 * few, kind
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """The operating system refuses to make any file longer, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def export_to(kind: str, folder: Path, database: Path) -> list[object]:
+    output = folder / "tree" if kind == "neuronpedia" else folder / f"rows.{kind}"
+    return ["export", "--format", kind, "-o", output, "-d", database]
+
+
+KINDS = ["jsonl", "csv", "neuronpedia"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_leaves_no_half_file_and_says_so(many, tmp_path, kind):
+    folder, database = tmp_path / "out", many(100)
+    folder.mkdir()
+    command = export_to(kind, folder, database)
+    run(*command)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    # Open all the while, so that the database's own files are there already.
+    with Store(database) as store:
+        store.add_result(explanation(0, "another"), [])
+        with files_of_at_most(1000):
+            told = run(*command, code=1).stderr
+    assert told.count("\n") == 1 and "File too large" in told and "nothing half written is left" in told
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupt_leaves_no_half_file_and_says_so(many, tmp_path, monkeypatch, kind):
+    folder, database = tmp_path / "out", many(100)
+    folder.mkdir()
+    method = "iterate_best" if kind == "neuronpedia" else "iterate_rows"
+    iterate = getattr(Store, method)
+
+    def interrupted(self, *arguments, **options):
+        yield from islice(iterate(self, *arguments, **options), 50)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, method, interrupted)
+        told = run(*export_to(kind, folder, database), code=130).stderr
+    assert "nothing half written is left in" in told and "neuronaut export" in told
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    run(*export_to(kind, folder, database))
+
+
+def test_a_full_standard_output_is_told(many):
+    command = [sys.executable, "-m", "neuronaut", "export", "-d", str(many(100))]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+def test_devices_and_links_stay_what_they_are(many, tmp_path):
+    database = many(5)
+    assert "No space left on device" in run("export", "-o", "/dev/full", "-d", database, code=1).stderr
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "there.jsonl")
+    run("export", "-o", tmp_path / "link.jsonl", "-d", database)
+    assert (tmp_path / "link.jsonl").is_symlink() and (tmp_path / "there.jsonl").read_text().count("\n") == 5

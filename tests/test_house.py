@@ -22,7 +22,7 @@ FLOORS = (
     ("benchmarks",),
     ("cli",),
 )  # a folder imports from floors before its own
-AGENT_FLOORS = (("loop",), ("tools", "policies", "report"), ("session", "replay"))
+AGENT_FLOORS = (("loop",), ("tools", "policies", "report"), ("session", "checks"), ("replay",), ("rerun",))
 
 
 def floors(groups: tuple[tuple[str, ...], ...]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from neuronaut.cli.exchange import ranges
 from neuronaut.cli.main import main
+from neuronaut.data.store import importing
 from neuronaut.data.store.export import WRITERS, neuronpedia_lines, write_neuronpedia
-from neuronaut.data.store.importing import Imported, Sources, import_file
+from neuronaut.data.store.importing import Imported, Sources, import_files
 from neuronaut.data.store.lines import list_tables
 from neuronaut.data.store.store import Store
 from neuronaut.rules.language import Rule
@@ -51,7 +53,8 @@ def fresh():
 
 def taken(store: Store, path: Path, *, source: str | None = None, model: str | None = None) -> Imported:
     sources = Sources(store, source=source and SourceId.parse(source), model=model)
-    return import_file(store, path, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
+    (report,) = import_files(store, [path], sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
+    return report
 
 
 def written(path: Path, *lines: object) -> Path:
@@ -106,8 +109,8 @@ def test_neuronpedia_lines_come_back_and_go_out_as_they_came(labelled, fresh, tm
         assert taken(fresh, path).added == 1
         assert taken(fresh, path).already_there == 1
     for source in (NEURONS, SourceId.parse(SAE)):
-        lines = neuronpedia_lines(labelled, source).explanations
-        assert neuronpedia_lines(fresh, source).explanations == lines
+        lines = [line.explanation for line in neuronpedia_lines(labelled, source)]
+        assert [line.explanation for line in neuronpedia_lines(fresh, source)] == lines
         assert all(row.keys() == lines[0].keys() and len(row["id"]) <= 25 for row in lines)
     theirs = {
         "id": "cm5x8k",
@@ -124,10 +127,10 @@ def test_neuronpedia_lines_come_back_and_go_out_as_they_came(labelled, fresh, tm
         "embedding": [0.25] * 256,
     }
     taken(fresh, written(tmp_path / "theirs.jsonl", theirs), model="gpt2-small")
-    (line,) = [row for row in neuronpedia_lines(fresh, NEURONS, model="gpt2-small").explanations if row["index"] == "4"]
+    (line,) = [row for row, _ in neuronpedia_lines(fresh, NEURONS, model="gpt2-small") if row["index"] == "4"]
     assert line == {key: value for key, value in theirs.items() if key != "embedding"}
     # At another place it is another feature's, so it cannot have the same id.
-    (moved,) = [row for row in neuronpedia_lines(fresh, NEURONS).explanations if row["index"] == "4"]
+    (moved,) = [row for row, _ in neuronpedia_lines(fresh, NEURONS) if row["index"] == "4"]
     assert moved["id"] != theirs["id"] and moved["modelId"] == "demo" and moved.keys() == line.keys()
     stored = fresh.best(Feature(NEURONS, 4)).explanation
     assert stored.explainer == "import:np_max-act-logits" and stored.text == "dates" and stored.seen == ()
@@ -274,6 +277,60 @@ def test_a_byte_order_mark_is_no_column_and_a_cut_archive_is_told(fresh, tmp_pat
         (tmp_path / "rows.jsonl.gz").write_bytes(content)
         with pytest.raises(NeuronautError, match="cannot be read after line"):
             taken(fresh, tmp_path / "rows.jsonl.gz")
+
+
+# In pieces
+
+ROWS = [{"feature": f"demo:mlp.2:{number % 5}", "explanation": f"text {number}"} for number in range(20)]
+
+
+def test_the_lock_is_not_held_while_rows_are_read_nor_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "AHEAD", 7)
+    monkeypatch.setattr(importing, "HELD_SECONDS", 0.0)
+    path = written(tmp_path / "rows.jsonl", *({**row, "rule": RULE} for row in ROWS))
+    with harvested(tmp_path / "a.db") as store, harvested(tmp_path / "a.db") as other:
+        said = []
+        store.db.conn.set_trace_callback(said.append)
+
+        def check(rule: str) -> str:
+            # Another process can write while a row is read.
+            other.add_explanation(explanation(1, f"theirs {len(said)}", key=str(len(said))))
+            return Rule.parse(rule).to_json()
+
+        (report,) = import_files(store, [path], sources=Sources(store), check_rule=check)
+        assert report.added == 20 == said.count("BEGIN IMMEDIATE") == said.count("COMMIT")
+
+
+def test_a_broken_import_goes_on_and_adds_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "AHEAD", 4)
+    database = tmp_path / "a.db"
+    harvested(database).close()
+    path = written(tmp_path / "rows.jsonl", *ROWS)
+    add, count = Store.add_explanation, itertools.count()
+
+    def stopped(self, explanation):
+        if next(count) == 10:
+            raise KeyboardInterrupt
+        return add(self, explanation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add_explanation", stopped)
+        told = run("import", path, "-d", database, code=130).stderr
+    assert "is not added again" in told and f"go on with: neuronaut import {path}" in told
+    with Store(database) as store:
+        assert store.status()["explanations"] == 8
+        report = taken(store, path)
+        assert (report.rows, report.added, report.already_there) == (20, 12, 8)
+        assert store.status()["explanations"] == 20
+
+
+def test_rows_of_one_import_are_compared_with_each_other_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "AHEAD", 3)
+    first, second = written(tmp_path / "a.jsonl", *ROWS, *ROWS), written(tmp_path / "b.jsonl", *ROWS[:5])
+    with harvested() as store:
+        reports = import_files(store, [first, second], sources=Sources(store), check_rule=str)
+        assert [(r.rows, r.added, r.already_there) for r in reports] == [(40, 20, 20), (5, 0, 5)]
+        assert store.status()["explanations"] == 20
 
 
 # The command

@@ -378,7 +378,7 @@ def test_a_reader_who_guesses_scores_a_half(kind: type[QuizScorer]) -> None:
         (Reply("empty"), "empty"),
         (Reply("failed", reason="timeout"), "failed"),
         (Reply("ok", "The first one is active, I should say."), "unparsed"),
-        (Reply("ok", '{"1": 7, "2": -1, "3": "yes", "4": 10, "5": true, "intruder": 6}'), "unparsed"),
+        (Reply("ok", '{"1": 7, "2": -1, "3": "maybe", "4": 10, "5": null, "intruder": true}'), "unparsed"),
     ],
 )
 def test_a_fault_is_missing_and_never_a_number(kind: type[QuizScorer], fault: Reply, reason: str) -> None:

@@ -6,11 +6,14 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -182,24 +185,54 @@ def test_a_second_run_asks_nothing(whole: tuple[Path, list[Result]], database: P
     assert [r.explanation.text for r in again] == [r.explanation.text for r in whole[1]]
 
 
-def killed_run(path: str, url: str, after: str) -> None:
-    """A process that dies when so many replies are in the log."""
+def labelling_run(path: str, url: str, after: str) -> None:
+    """A process that labels once it is told to; it dies when so many of its replies are in the log."""
     torch.set_num_threads(1)
     inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 96, 48
-    record, count = CallLog.record, 0
+    record, recorded = CallLog.record, 0
 
     def dying(self: CallLog, call: Call) -> None:
-        nonlocal count
+        nonlocal recorded
         record(self, call)
-        count += 1
-        if count == int(after):
+        recorded += 1
+        if str(recorded) == after:
             os.kill(os.getpid(), signal.SIGKILL)
 
     CallLog.record = dying
+    subject()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
     with Store(path) as store:
-        llm = OpenAIChat("reader", base_url=url, backoff=0.02, longest_backoff=0.05, attempts=12)
+        llm = OpenAIChat("reader", base_url=url, in_flight=8, backoff=0.02, longest_backoff=0.05, attempts=12)
         client = LLMClient(llm, store.calls, price=Price(1.0, 2.0))
         list(label(features(), store, subject(), explainer=Highlight(), scorers=scorers(), client=client))
+        llm.close()
+
+
+@contextmanager
+def runs(number: int, path: Path, server: FaultServer, *, after: str = "") -> Iterator[list["subprocess.Popen[str]"]]:
+    """Processes that begin to label at once; they are at their end when the block is."""
+    call = f"labelling_run({str(path)!r}, {server.url!r}, {after!r})"
+    command = [sys.executable, "-c", f"from tests.test_label_llm import labelling_run; {call}"]
+    pipe = subprocess.PIPE
+    with ExitStack() as stack:
+        begun = [
+            stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) for _ in range(number)
+        ]
+        for process in begun:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        yield begun
+        for process in begun:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+
+
+def read_log(path: Path) -> set[str]:
+    """Keys of the good answers."""
+    with Store(path) as store:
+        return {row["key"] for row in store.calls.rows(status="ok")}
 
 
 def test_killed_runs_end_like_an_undisturbed_one_and_pay_nothing_twice(
@@ -207,18 +240,55 @@ def test_killed_runs_end_like_an_undisturbed_one_and_pay_nothing_twice(
 ) -> None:
     in_log: list[tuple[int, set[str]]] = []
     with served(faults=0.2, kinds=("429", "500", "drop", "malformed"), hang=1) as server:
-        for after in (1, 3, 40):
-            call = f"killed_run({str(database)!r}, {server.url!r}, '{after}')"
-            code = f"from tests.test_label_llm import killed_run; {call}"
-            assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-            with Store(database) as store:
-                in_log.append((len(server.seen), {row["key"] for row in store.calls.rows(status="ok")}))
+        for after in ("1", "3", "40"):
+            with runs(1, database, server, after=after) as (process,):
+                pass
+            assert process.returncode == -signal.SIGKILL
+            in_log.append((len(server.seen), read_log(database)))
         with Store(database) as store:
             run(store, server)
         for seen, keys in in_log:
             assert len(keys) > 0
             assert not {one.key for one in server.seen[seen:]} & keys, "what was in the log was asked again"
     assert read_results(database) == read_results(whole[0])
+
+
+def test_two_runs_at_once_pay_each_call_once(whole: tuple[Path, list[Result]], database: Path) -> None:
+    with served(delay=0.05) as server:
+        with runs(2, database, server) as both:
+            pass
+        asked = Counter(one.key for one in server.seen)
+    assert [process.returncode for process in both] == [0, 0]
+    assert set(asked.values()) == {1} and asked.keys() == read_log(whole[0]) == read_log(database)
+    assert read_results(database) == read_results(whole[0])
+
+
+@pytest.mark.parametrize("after", [3, 30])
+def test_of_two_runs_one_is_killed_and_the_other_ends_like_an_undisturbed_one(
+    whole: tuple[Path, list[Result]], database: Path, after: int
+) -> None:
+    """One is killed as the server makes its reply of this number, to whichever of them."""
+    numbers, under_way = count(1), set[str]()
+
+    def answer(messages: Sequence[dict[str, Any]]) -> str:
+        if next(numbers) == after:
+            killed.send_signal(signal.SIGSTOP)
+            with closing(sqlite3.connect(database)) as connection:
+                claimed = connection.execute("SELECT key FROM llm_claims WHERE pid = ?", [killed.pid])
+                under_way.update(key for (key,) in claimed)
+            killed.kill()
+        return reader(messages)
+
+    with served(answer=answer, faults=0.2, kinds=("429", "500", "drop", "malformed"), hang=1, delay=0.05) as server:
+        with runs(2, database, server) as (killed, other):
+            pass
+        good = Counter(one.key for one in server.seen if one.good)
+    assert (killed.returncode, other.returncode) == (-signal.SIGKILL, 0)
+    assert good.keys() == read_log(database) == read_log(whole[0])
+    assert {key for key, times in good.items() if times > 1} <= under_way and max(good.values()) <= 2
+    assert read_results(database) == read_results(whole[0])
+    with Store(database) as store:
+        assert store.db.execute("SELECT count(*) FROM llm_claims").fetchone()[0] == 0
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])

@@ -1,11 +1,20 @@
 """The logit lens, against the models' own modules and the hand-built induction circuit."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
+from neuronaut.causal import lens as lens_module
+from neuronaut.causal.edits import Edit
+from neuronaut.causal.grids import Grid
 from neuronaut.causal.lens import lens
+from neuronaut.causal.logit_attribution import logit_attribution
+from neuronaut.causal.prompts import Batch, Pairs
+from neuronaut.causal.runs import compare, patching, resumable
+from neuronaut.causal.sweeps import sweep
 from neuronaut.subject.architecture import architecture_of
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
@@ -97,3 +106,66 @@ def test_other_sites_are_refused(circuit: Circuit) -> None:
             lens(subject, circuit.clean, sites=sites)
     with pytest.raises(NeuronautError, match="top 17 tokens; wanted 1 to 16"):
         lens(subject, circuit.clean, top=17)
+
+
+@contextmanager
+def unembedded(subject: Subject) -> Generator[list[int]]:
+    """How many vectors went through the unembedding, by call."""
+    counts: list[int] = []
+    head = subject.model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Module)
+
+    def count(_: object, args: tuple[torch.Tensor, ...], __: object) -> None:
+        counts.append(args[0].shape[:-1].numel())
+
+    with head.register_forward_hook(count):
+        yield counts
+
+
+@every_family
+def test_only_what_is_asked_for_is_unembedded_and_it_is_the_same(family: str) -> None:
+    """The rows that go through the unembedding are counted: at the asked places alone, for each site and twice more."""
+    subject = tiny_subject(family)
+    mask = torch.tensor([[False, True, False, False, False, True], [False, False, False, True, False, False]])
+    whole = lens(subject, TOKENS, top=3, targets=torch.tensor([[7], [11]]))
+    with unembedded(subject) as rows:
+        some = lens(subject, TOKENS, top=3, targets=torch.tensor([[7], [11]]), mask=mask)
+    assert sum(rows) == 3 * (len(some.sites) + 2) and set(rows) == {3}
+    assert some.sites == whole.sites and torch.equal(some.top, whole.top[:, mask])
+    assert some.ranks is not None and whole.ranks is not None and torch.equal(some.ranks, whole.ranks[:, mask])
+    for part, full in ((some.kl, whole.kl), (some.probabilities, whole.probabilities)):
+        assert torch.allclose(part, full[:, mask], atol=1e-6)
+
+
+def test_many_places_are_unembedded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = tiny_subject()
+    whole = lens(subject, TOKENS)
+    monkeypatch.setattr(lens_module, "LOGITS", 5 * len(subject.vocabulary))
+    with unembedded(subject) as rows:
+        parts = lens(subject, TOKENS)
+    assert max(rows) == 5 and sum(rows) == TOKENS.numel() * (len(parts.sites) + 2)
+    assert parts.top.shape == whole.top.shape and torch.equal(parts.top, whole.top)
+    assert torch.allclose(parts.kl, whole.kl, atol=1e-6)
+    with pytest.raises(NeuronautError, match="no position is asked for"):
+        lens(subject, TOKENS, mask=torch.zeros_like(TOKENS, dtype=torch.bool))
+
+
+def test_causal_runs_unembed_the_last_position_of_each_row_alone() -> None:
+    subject = tiny_subject()
+    batch = Batch.of(subject, [[1, 2, 3, 4, 5], [6, 7, 8], [9, 3]])
+    pairs = Pairs.aligned(subject, batch, batch.take([0, 1, 2]), torch.tensor([5, 6, 7]), torch.tensor([7, 6, 5]))
+    edits = [Edit.parse("mlp.1=0"), Edit.parse("head.0:1=0")]
+    resumable(subject)  # By runs of eight random tokens, once.
+    with unembedded(subject) as rows:
+        compare(subject, batch, edits)
+    assert rows == [3, 3]
+    with unembedded(subject) as rows:
+        patching(subject, pairs, edits[:1])
+    assert rows == [3] * 4
+    with unembedded(subject) as rows:
+        sweep(subject, pairs, Grid.of_edits(edits), metrics=["logit_difference"])
+    assert sum(rows) == 2 * 3 + 2 * 2 * 3
+    for positions, places in (("last", 3), ("every", 10)):
+        with unembedded(subject) as rows:
+            logit_attribution(subject, batch, token=5, positions=positions)
+        assert sum(rows) == places

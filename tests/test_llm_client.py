@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from neuronaut.benchmarks.fault_server import FaultServer, pieces
+from neuronaut.benchmarks.fault_answers import pieces
+from neuronaut.benchmarks.fault_server import FaultServer
 from neuronaut.data.store.store import Store
 from neuronaut.llm.client import HOPELESS, LLMClient
 from neuronaut.llm.openai.chat import OpenAIChat

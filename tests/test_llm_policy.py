@@ -28,7 +28,8 @@ from neuronaut.agent.policies.replay import ReplayPolicy
 from neuronaut.agent.policies.text_budget import cost, rows
 from neuronaut.agent.session import InvestigationConfig, investigate
 from neuronaut.agent.tools.table import tools_for
-from neuronaut.benchmarks.fault_server import CALLING, Body, FaultServer
+from neuronaut.benchmarks.fault_server import CALLING, FaultServer
+from neuronaut.benchmarks.fault_shapes import Body
 from neuronaut.data.records import Example, Statistics
 from neuronaut.data.store.store import Store
 from neuronaut.llm.client import LLMClient

@@ -29,7 +29,7 @@ def test_submit_leave_come_back_collect() -> None:
         states = [later.poll(batch) for _ in range(3)]
         assert [state.ended for state in states] == [False, False, True]
         assert (states[-1].status, states[-1].total, states[-1].completed, states[-1].failed) == ("completed", 5, 5, 0)
-        replies = dict(later.collect(batch))
+        replies = dict(later.collect(batch, REQUESTS))
         later.close()
     assert {key: (reply.status, reply.text) for key, reply in replies.items()} == {
         key: ("ok", f"reply to {chat.messages[0].content}") for key, chat in REQUESTS.items()
@@ -41,7 +41,7 @@ def test_lines_that_err_expire_or_are_declined_have_their_reasons() -> None:
     with server(script=["ok", "400", "expired", "refusal", "truncated"], polls=0) as there:
         api = client(there)
         (batch,) = api.submit(REQUESTS)
-        state, replies = api.poll(batch), dict(api.collect(batch))
+        state, replies = api.poll(batch), dict(api.collect(batch, REQUESTS))
         api.close()
     assert (state.status, state.ended, state.completed, state.failed) == ("expired", True, 3, 2)
     assert [replies[key].status for key in REQUESTS] == ["ok", "failed", "failed", "refused", "truncated"]
@@ -55,7 +55,7 @@ def test_a_batch_that_fails_as_a_whole_says_why() -> None:
         (batch,) = api.submit(REQUESTS)
         assert api.poll(batch).reason == "line 1 is not JSON"
         with pytest.raises(NeuronautError, match="line 1 is not JSON"):
-            list(api.collect(batch))
+            list(api.collect(batch, REQUESTS))
         assert api.submit(REQUESTS) != (batch,)
         api.close()
 
@@ -65,7 +65,7 @@ def test_a_batch_under_way_cannot_be_collected() -> None:
         api = client(there)
         (batch,) = api.submit(REQUESTS)
         with pytest.raises(NeuronautError, match="is in_progress"):
-            list(api.collect(batch))
+            list(api.collect(batch, REQUESTS))
         api.close()
 
 
@@ -95,7 +95,7 @@ def test_many_requests_are_several_batches(limits: dict[str, int], sizes: list[i
     with server(polls=0) as there:
         api = client(there, **limits)
         ids = api.submit(REQUESTS)
-        replies = [dict(api.collect(batch)) for batch in ids]
+        replies = [dict(api.collect(batch, REQUESTS)) for batch in ids]
         api.close()
     assert [len(part) for part in replies] == sizes
     assert Counter(key for part in replies for key in part) == Counter(list(REQUESTS))

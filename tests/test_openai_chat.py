@@ -9,8 +9,9 @@ from threading import Barrier
 
 import pytest
 
-from neuronaut.benchmarks.fault_server import FaultServer, pieces, predict
-from neuronaut.llm.openai.chat import OpenAIChat
+from neuronaut.benchmarks.fault_answers import pieces, predict
+from neuronaut.benchmarks.fault_server import FaultServer
+from neuronaut.llm.openai.chat import OpenAIChat, open_dialect
 from neuronaut.llm.openai.retrying import Flow
 from neuronaut.llm.openai.wire import Wire
 from neuronaut.llm.prices import estimate, find_price
@@ -164,7 +165,8 @@ def test_what_is_sent() -> None:
 
 def test_openai_has_its_own_name_for_the_limit() -> None:
     for endpoint, limit in (("https://api.openai.com/v1", "max_completion_tokens"), ("http://x/v1", "max_tokens")):
-        assert Wire("m", endpoint).chat(chat())[limit] == 300
+        dialect = open_dialect(endpoint, limit="auto", temperature_fixed=False)
+        assert Wire("m", endpoint, dialect=dialect).chat(chat())[limit] == 300
 
 
 def test_parameters_of_requests_side_by_side_stay_apart() -> None:

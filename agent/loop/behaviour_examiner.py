@@ -67,7 +67,8 @@ class BehaviourExaminer:
     def indescribable(self, hypothesis: Hypothesis) -> None:
         """Nothing is indescribable here: a circuit is always a list of nodes."""
 
-    def shortfall(self, scores: Sequence[Score]) -> str | None:
+    @staticmethod
+    def shortfall(scores: Sequence[Score]) -> str | None:
         """Why a circuit with these holdout scores is not supported; None where it may be."""
         for score in (score for score in scores if score.metric == "faithfulness" and score.value is not None):
             if score.value is not None and score.value < LEAST_FAITHFUL:

@@ -7,14 +7,14 @@ observations as well, or fails on the holdout, ends open.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...data.records import Score
-from ...data.store.journal_values import End
+from ...data.store.journal_values import End, Observation
 from .controls import claims
-from .graph import State
+from .graph import State, StopCode
 from .run import InvestigationRun
 from .target import run_controls
 
@@ -71,8 +71,8 @@ class Conclusion:
             "text": leader.text if leader is not None and answer != "no_explanation" else None,
             "rule": None if leader is None or leader.rule is None else leader.rule.to_json(),
         }
-        content = json.dumps([body["text"], body["rule"], body["nodes"]], sort_keys=True)
-        self._run.event("frozen", {**body, "hash": hashlib.sha256(content.encode()).hexdigest()}, key="frozen")
+        digest = frozen_hash(body["text"], body["rule"], body["nodes"])
+        self._run.event("frozen", {**body, "hash": digest}, key="frozen")
         return {}
 
     def holdout(self, state: State) -> Mapping[str, Any]:
@@ -112,12 +112,26 @@ class Conclusion:
 
     def report(self, state: State) -> Mapping[str, Any]:
         """Draws the conclusion, and the verdicts on single claims."""
-        status, reason = self._conclusion(state)
         _, experiments, observations = self._run.rival_state()
+        examined = self._run.journal.event_of(self._run.id, HOLDOUT) or {"scores": []}
+        status, reason = conclude(
+            self._frozen_event(),
+            examined["scores"],
+            self._run.journal.events(self._run.id, kind="control"),
+            observations,
+            shortfall=self._run.examiner.shortfall,
+            stop=Stop(state["stop"], state.get("stop_code")),
+        )
         verdicts = claims(self._run.hypotheses(), experiments, observations)
         self._run.event(
             "concluded",
-            {"status": status, "reason": reason, "claims": verdicts, "stop": state["stop"]},
+            {
+                "status": status,
+                "reason": reason,
+                "claims": verdicts,
+                "stop": state["stop"],
+                "stop_code": state.get("stop_code"),
+            },
             key="concluded",
         )
         return {}
@@ -154,32 +168,54 @@ class Conclusion:
             "verdict": concluded["status"],
             "key": self._run.id,
         }
-        scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in (examined or {}).get("scores", [])]
+        scores = [score_of(row) for row in (examined or {}).get("scores", [])]
         return self._run.store.add_result(
             replace(explanation, explainer=f"investigate:{self._run.policy.name}", provenance=provenance), scores
         )
-
-    def _conclusion(self, state: State) -> tuple[End, str]:
-        """The status an investigation ends with, and why."""
-        frozen = self._frozen_event()
-        stop, answer, reason = state["stop"] or "", frozen["verdict"], frozen["reason"]
-        if answer == "supported":
-            examined = self._run.journal.event_of(self._run.id, HOLDOUT) or {"scores": []}
-            scores = [Score(**{**row, "windows": tuple(row["windows"])}) for row in examined["scores"]]
-            failed = [e["name"] for e in self._run.journal.events(self._run.id, kind="control") if not e["passed"]]
-            if fault := self._run.examiner.shortfall(scores):
-                return "open", fault
-            if failed:
-                return "open", f"the controls {', '.join(failed)} did not come out as they must"
-            return "supported", reason
-        observations = self._run.journal.observations(self._run.id).values()
-        if observations and all(observation.status == "error" for observation in observations):
-            return "error", f"every experiment failed; the last: {list(observations)[-1].reason}"
-        if answer == "open" and state.get("stop_code") == "budget":
-            return "budget", f"{stop} is spent; {reason}"
-        return answer, reason if answer == "no_explanation" else f"{reason} ({stop})" if stop else reason
 
     def _frozen_event(self) -> dict[str, Any]:
         frozen = self._run.journal.event_of(self._run.id, "frozen")
         assert frozen is not None, "freeze comes before what follows it"
         return frozen
+
+
+class Stop(NamedTuple):
+    """Why exploring ended, in words and for code."""
+
+    reason: str | None
+    code: StopCode | None
+
+
+def conclude(
+    frozen: Mapping[str, Any],
+    scores: Sequence[Mapping[str, Any]],
+    controls: Sequence[Mapping[str, Any]],
+    observations: Mapping[str, Observation],
+    *,
+    shortfall: Callable[[Sequence[Score]], str | None],
+    stop: Stop,
+) -> tuple[End, str]:
+    """The status an investigation ends with, and why: arithmetic on what is written down."""
+    answer, reason = frozen["verdict"], frozen["reason"]
+    if answer == "supported":
+        failed = [control["name"] for control in controls if not control["passed"]]
+        if fault := shortfall([score_of(row) for row in scores]):
+            return "open", fault
+        if failed:
+            return "open", f"the controls {', '.join(failed)} did not come out as they must"
+        return "supported", reason
+    if observations and all(observation.status == "error" for observation in observations.values()):
+        return "error", f"every experiment failed; the last: {list(observations.values())[-1].reason}"
+    if answer == "open" and stop.code == "budget":
+        return "budget", f"{stop.reason} is spent; {reason}"
+    return answer, reason if answer == "no_explanation" or not stop.reason else f"{reason} ({stop.reason})"
+
+
+def frozen_hash(text: str | None, rule: str | None, nodes: Mapping[str, float]) -> str:
+    """The hash of what an explanation says, as it is frozen before the holdout is read."""
+    return hashlib.sha256(json.dumps([text, rule, nodes], sort_keys=True).encode()).hexdigest()
+
+
+def score_of(row: Mapping[str, Any]) -> Score:
+    """A score as an event has it."""
+    return Score(**{**row, "windows": tuple(row["windows"])})

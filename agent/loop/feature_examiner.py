@@ -115,7 +115,8 @@ class FeatureExaminer:
         # One of them may be the feature's twin, for which the explanation does hold.
         return ControlResult("sham", what, supports <= 1 and supports < others, float(supports))
 
-    def shortfall(self, scores: Sequence[Score]) -> str | None:
+    @staticmethod
+    def shortfall(scores: Sequence[Score]) -> str | None:
         """Why an explanation with these holdout scores is not supported; None where it may be."""
         for score in scores:
             least = LEAST_AGREEMENT.get(score.examples) if score.metric == "agreement" else None

@@ -15,6 +15,7 @@ import numpy as np
 from ...data.store.journal import Journal
 from ...data.store.journal_values import Experiment, Json, Observation
 from ...rules.language import Rule
+from ...subject.errors import NeuronautError
 from ..loop.controls import claims
 from ..loop.hypotheses import Hypothesis
 from ..loop.judging import counts_for_odds, forecasts, rank_rivals
@@ -24,7 +25,21 @@ from .report import Contender, Forecasted, OddsAtRound, Report, Trial
 
 
 def assemble(journal: Journal, id: str) -> Report:
-    """Assembles the report of an investigation from its journal alone; `id` may be the beginning of one."""
+    """Assembles the report of an investigation from its journal alone; `id` may be the beginning of one.
+
+    Raises NeuronautError where rows hold what no investigation writes.
+    """
+    try:
+        return _assemble(journal, id)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        id = journal.full_id(id)
+        raise NeuronautError(
+            f"the rows of {id} make no report ({type(error).__name__}), so they were edited or damaged; see what: "
+            f"neuronaut sessions replay {id}"
+        ) from error
+
+
+def _assemble(journal: Journal, id: str) -> Report:
     row = journal.row(id)
     id, events = row["id"], journal.events(row["id"])
     last = {event["kind"]: event for event in events}

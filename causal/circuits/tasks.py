@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
+from ..answers import answer_after
 from ..measures import Mean, Question, mean, metric
 from ..prompts import Batch, Pairs, single_token
 from ..runs import logits_at
@@ -70,14 +71,9 @@ def row_of(subject: Subject, texts: Texts) -> Row:
 
 
 def next_token(subject: Subject, prompt: str, answer: str) -> int:
-    """The one token that `answer` is after `prompt`, or by itself where the two are not split between them.
-
-    SentencePiece tokenizers put a space before a text that stands alone, so alone it may be another token.
-    """
-    before, whole = subject.encode(prompt), subject.encode(prompt + answer)
-    if len(whole) == len(before) + 1 and whole[:-1] == before:
-        return whole[-1]
-    return single_token(subject, answer)
+    """The one token that `answer` is after `prompt` (answers.py); refuses one of several."""
+    ids = answer_after(subject, prompt, answer).ids
+    return ids[0] if len(ids) == 1 else single_token(subject, answer)
 
 
 Draw = Callable[[random.Random], Row | None]

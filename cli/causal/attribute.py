@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ...causal.saliency import Saliency, Target
     from ...subject.model import Subject
 
+STEPS = 32
+"""Of integrated gradients, along the line from the baseline."""
+
 
 @click.command()
 @click.argument("model")
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
 )
 @click.option("--feature", metavar="FEATURE", help="With --inputs: of this feature's activation, not of a logit.")
 @click.option("--baseline", metavar="TOKEN", help="With --inputs: what stands for nothing; the mean of all tokens.")
+@click.option(
+    "--steps", type=click.IntRange(1), metavar="N", help="Of --inputs integrated, along the line.  [default: 32]"
+)
 @top_option
 @picture_option
 @dictionary_options
@@ -62,6 +68,7 @@ def attribute(
     method: str | None,
     feature: str | None,
     baseline: str | None,
+    steps: int | None,
     top: int,
     picture: str | None,
     form: Form,
@@ -85,6 +92,8 @@ def attribute(
         raise click.UsageError("--feature and --baseline go with --inputs; add --inputs integrated, for example")
     if method is not None and (split or positions != "last"):
         raise click.UsageError("--split and --positions are of what writes a logit; leave them out, or --inputs")
+    if steps is not None and method != "integrated":
+        raise click.UsageError("--steps are those of --inputs integrated; add it, or leave them out")
     if feature is not None and (answer is not None or wrong is not None):
         raise click.UsageError("--answer and --wrong are of a logit; leave them out, or --feature")
     subject = open_subject(model, options)
@@ -96,6 +105,7 @@ def attribute(
             method=method,
             feature=feature,
             baseline=baseline,
+            steps=steps or STEPS,
             picture=picture,
             form=form,
             options=options,
@@ -198,13 +208,16 @@ def _attribute_inputs(
     method: str,
     feature: str | None,
     baseline: str | None,
+    steps: int,
     picture: str | None,
     form: Form,
     options: Mapping[str, Any],
 ) -> None:
+    from ...causal import saliency
+
     targets = _open_targets(subject, questions, feature, options)
     results = [
-        _measure_saliency(subject, ids, target, method, baseline)
+        _measure_saliency(subject, ids, target, method, baseline=baseline, steps=steps)
         for ids, target in zip(questions.batch.ids(), targets, strict=True)
     ]
     unit = "logits" if feature is None else "activation"
@@ -222,12 +235,23 @@ def _attribute_inputs(
             "unit": unit,
             "at_baseline": result.at_baseline,
             "completeness_error": result.completeness_error,
+            **(
+                {}
+                if result.complete is None
+                else {"missed": result.missed, "complete": result.complete, "steps": steps}
+            ),
         }
         for number, result in enumerate(results)
     ]
     if picture is not None:
         _draw_inputs(rows, picture)
     emit(rows, form, lambda table_rows: "\n\n".join(map(_input_table, table_rows)))
+    for row in rows:
+        if not row.get("complete", True):
+            say(
+                f"Warning: the values of {quoted(row['prompt'])} miss {row['missed']:.0%} of what the {row['target']} "
+                f"differs by from the baseline, allowed {saliency.COMPLETE:.0%}; take --steps {4 * steps}"
+            )
     if silent := [row["prompt"] for row in rows if feature is not None and row["metric"] == 0]:
         say(f"{feature} is silent at the end of {', '.join(map(quoted, silent))}; end the prompt where it fires")
 
@@ -252,7 +276,7 @@ def _open_targets(
 
 
 def _measure_saliency(
-    subject: "Subject", ids: list[int], target: "Target", method: str, baseline: str | None
+    subject: "Subject", ids: list[int], target: "Target", method: str, *, baseline: str | None, steps: int
 ) -> "Saliency":
     from ...causal import saliency
     from ...causal.prompts import single_token
@@ -261,8 +285,10 @@ def _measure_saliency(
         if baseline is not None:
             raise NeuronautError("gradient x input has no baseline; leave --baseline out, or take --inputs integrated")
         return saliency.gradient_x_input(subject, ids, target)
-    compute = {"integrated": saliency.integrated_gradients, "occlusion": saliency.occlusion}[method]
-    return compute(subject, ids, target, baseline="mean" if baseline is None else single_token(subject, baseline))
+    start = "mean" if baseline is None else single_token(subject, baseline)
+    if method == "integrated":
+        return saliency.integrated_gradients(subject, ids, target, baseline=start, steps=steps)
+    return saliency.occlusion(subject, ids, target, baseline=start)
 
 
 def _input_table(row: Row) -> str:
@@ -284,7 +310,7 @@ def _sum_line(row: Row) -> str:
     if row["at_baseline"] is not None:
         total += f", {row['at_baseline']:.3g} at the baseline"
     error = row["completeness_error"]
-    return total if error is None else f"{total}: completeness error {error:+.2g}"
+    return total if error is None else f"{total}: completeness error {error:+.2g} ({row['missed']:.1%})"
 
 
 def _draw_inputs(rows: Sequence[Row], picture: str) -> None:

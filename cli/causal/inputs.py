@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ...subject.errors import NeuronautError
-from ..common import Decorator, all_of, plain
+from ..common import Decorator, all_of, plain, say
+from ..display import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...causal.answers import Reading
     from ...causal.circuits.tasks import Task
     from ...causal.prompts import Batch
     from ...subject.model import Subject
@@ -98,6 +100,8 @@ class Questions:
     """(row,) ids: the answers that were given, or the subject's own likeliest next tokens."""
     wrong: "Tensor | None"
     """(row,) ids."""
+    readings: "tuple[tuple[Reading, ...], ...]"
+    """By row, the ways of writing the answer that was given, the given one first; none where none was given."""
 
     def tokens(self, subject: "Subject", row: int) -> list[str]:
         """The strings of a prompt's tokens, BOS included."""
@@ -105,9 +109,18 @@ class Questions:
 
 
 def read_questions(
-    subject: "Subject", prompts: Sequence[str], file: str | None, *, answer: str | None = None, wrong: str | None = None
+    subject: "Subject",
+    prompts: Sequence[str],
+    file: str | None,
+    *,
+    answer: str | None = None,
+    wrong: str | None = None,
+    whole: bool = False,
 ) -> Questions:
-    """The prompts of the command line and of the file, with their answers."""
+    """The prompts of the command line and of the file, with their answers.
+
+    An answer is one token, or the first of several where only the `whole` is looked at, in its readings.
+    """
     import torch
 
     from ...causal.prompts import Batch
@@ -121,7 +134,7 @@ def read_questions(
     batch = Batch.of(subject, texts)
     own = last_logits(subject, batch).argmax(-1).tolist()
     answers = [
-        likeliest if row["answer"] is None else _read_token(subject, row["prompt"], row["answer"])
+        likeliest if row["answer"] is None else _read_token(subject, row["prompt"], row["answer"], whole=whole)
         for row, likeliest in zip(rows, own, strict=True)
     ]
     others = [None if row["wrong"] is None else _read_token(subject, row["prompt"], row["wrong"]) for row in rows]
@@ -129,13 +142,37 @@ def read_questions(
         number = others.index(None) + 1
         raise NeuronautError(f"prompt {number} has no wrong answer and others have; give one to each, or to none")
     against = None if None in others else torch.tensor(others)
-    return Questions(texts, batch, torch.tensor(answers), against)
+    readings = tuple(_read_ways(subject, row["prompt"], row["answer"]) for row in rows)
+    for line in dict.fromkeys(filter(None, map(_describe_ways, readings))):
+        say(line)
+    return Questions(texts, batch, torch.tensor(answers), against, readings)
 
 
-def _read_token(subject: "Subject", prompt: str, text: str) -> int:
+def _read_token(subject: "Subject", prompt: str, text: str, *, whole: bool = False) -> int:
+    from ...causal.answers import answer_after
     from ...causal.circuits.tasks import next_token
 
-    return next_token(subject, prompt, plain(text))
+    prompt, text = plain(prompt), plain(text)
+    return answer_after(subject, prompt, text).ids[0] if whole else next_token(subject, prompt, text)
+
+
+def _read_ways(subject: "Subject", prompt: str, answer: str | None) -> "tuple[Reading, ...]":
+    from ...causal.answers import read_answers, ways_of
+
+    return () if answer is None else tuple(read_answers(subject, ways_of(subject, plain(prompt), plain(answer))))
+
+
+def _describe_ways(readings: "Sequence[Reading]") -> str | None:
+    """Say which way of writing an answer leads, where that is not the given one, and what several tokens are."""
+    if not readings:
+        return None
+    given, best = readings[0], max(readings, key=lambda reading: reading.log_probability)
+    tokens = " ".join(map(quoted, given.tokens))
+    words = f"the answer is {tokens}, probability {given.probability:.3g}"
+    if best is not given:
+        other = " ".join(map(quoted, best.tokens))
+        return f"{words}; {other} is likelier, {best.probability:.3g}: mind the space between prompt and answer"
+    return f"{words}, log-probability {given.log_probability:.3f}" if len(given.tokens) > 1 else None
 
 
 def _read_prompts(file: str | None) -> list[dict[str, Any]]:
@@ -177,6 +214,16 @@ def _line_error(file: str, number: int, what: str, fields: Mapping[str, type]) -
 # Pairs
 
 
+def done_task(subject: "Subject", options: Mapping[str, Any], *, seed: int) -> "Task":
+    """As `task_of`; refuses a task that the subject does not do, as `circuit` does, and counts pairs it gets wrong."""
+    from ...causal.circuits.tasks import baseline
+
+    task = task_of(subject, options, seed=seed)
+    if wrong := round((1 - baseline(subject, task, seed=seed).accuracy) * len(task)):
+        say(f"{subject.name} gets {wrong} of {len(task)} pairs of {task.name} wrong: they are counted as they are")
+    return task
+
+
 def task_of(subject: "Subject", options: Mapping[str, Any], *, seed: int) -> "Task":
     """The pairs that `pair_options` name, in one of the three ways."""
     from ...causal.circuits import tasks
@@ -190,9 +237,31 @@ def task_of(subject: "Subject", options: Mapping[str, Any], *, seed: int) -> "Ta
     if options["task"] is not None:
         return tasks.generate(subject, options["task"], rows=options["rows"], seed=seed)
     if options["pairs"] is not None:
-        return tasks.read_task(subject, options["pairs"])
+        task = tasks.read_task(subject, options["pairs"])
+        _warn_of_spaces(subject, [row for _, row in lines(options["pairs"], dict.fromkeys(_PAIR, str))])
+        return task
     clean, corrupted, answer, wrong = map(plain, single)
+    _warn_of_spaces(subject, [dict(zip(_PAIR, (clean, corrupted, answer, wrong), strict=True))])
     return tasks.Task.of(subject, "one pair", [tasks.row_of(subject, (clean, corrupted, answer, wrong))])
+
+
+_PAIR = ("clean", "corrupted", "answer", "wrong")
+
+
+def _warn_of_spaces(subject: "Subject", rows: Sequence[Mapping[str, str]]) -> None:
+    from ...causal.answers import splits
+
+    joined = [
+        row
+        for row in rows
+        if not splits(subject, row["clean"], row["answer"]) or not splits(subject, row["corrupted"], row["wrong"])
+    ]
+    if joined:
+        say(
+            f"in {len(joined)} of {len(rows)} pairs the prompt's last token is another when the answer follows, as in "
+            f"{quoted(joined[0]['clean'][-20:])} and {quoted(joined[0]['answer'])}: begin the answer with the space "
+            "instead of ending the prompt in it"
+        )
 
 
 # Edits with controls, and files

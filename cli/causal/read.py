@@ -1,7 +1,7 @@
 """`neuronaut lens` and `neuronaut heads`: what can be read off a model without changing it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +14,8 @@ from .inputs import Questions, picture_option, positions_option, prompts_option,
 from .setup import open_subject, sites_named, subject_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...causal.heads import HeadScore, Kind
     from ...causal.lens import Lens
     from ...subject.model import Subject
@@ -60,27 +62,34 @@ def lens(
     subject = open_subject(model, options)
     questions = read_questions(subject, prompts, file, answer=target)
     chosen = sites_named(subject, sites) or None
-    result = run_lens(subject, questions.batch.tokens, sites=chosen, top=top, targets=questions.answers[:, None])
+    mask = where(subject, questions.batch, positions)
+
+    def look(mask: "Tensor") -> "Lens":
+        targets = questions.answers[:, None]
+        return run_lens(subject, questions.batch.tokens, sites=chosen, top=top, targets=targets, mask=mask)
+
+    result = look(mask)
     if picture is not None:
-        _draw_lens(subject, questions, result, picture)
-    places = where(subject, questions.batch, positions).nonzero().tolist()
+        _draw_lens(subject, questions, picture, look)
     rows = [
-        _lens_row(subject, questions=questions, result=result, site=site, row=row, position=position)
-        for row, position in places
+        _lens_row(subject, questions=questions, result=result, at=(site, place), row=row, position=position)
+        for place, (row, position) in enumerate(mask.nonzero().tolist())
         for site in range(len(result.sites))
     ]
     emit(rows, form, _lens_table)
 
 
-def _lens_row(subject: "Subject", questions: Questions, result: "Lens", site: int, row: int, position: int) -> Row:
+def _lens_row(
+    subject: "Subject", questions: Questions, result: "Lens", *, at: tuple[int, int], row: int, position: int
+) -> Row:
+    """What is seen at a site and place, which is a row's position."""
     assert result.ranks is not None and result.target_probabilities is not None, "there is a target"
-    at = (site, row, position)
     ids, probabilities = result.top[at].tolist(), result.probabilities[at].tolist()
     return {
         "prompt": questions.texts[row],
         "position": position,
         "token": questions.tokens(subject, row)[position],
-        "site": result.sites[site],
+        "site": result.sites[at[0]],
         "kl": float(result.kl[at]),
         "target": subject.vocabulary[int(questions.answers[row])],
         "rank": int(result.ranks[at]),
@@ -113,17 +122,18 @@ def _format_tokens(row: display.Row) -> str:
     return "  ".join(f"{quoted(token['token'])} {token['probability']:.2f}" for token in row["top"])
 
 
-def _draw_lens(subject: "Subject", questions: Questions, result: "Lens", picture: str) -> None:
+def _draw_lens(subject: "Subject", questions: Questions, picture: str, look: "Callable[[Tensor], Lens]") -> None:
     from ...causal.pictures import heat_map
 
     if len(questions.texts) != 1:
         raise NeuronautError(f"a picture shows one prompt, and there are {len(questions.texts)}; name one")
     tokens = questions.tokens(subject, 0)
+    result = look(questions.batch.real)
     heat_map(
-        result.probabilities[:, 0, :, 0].tolist(),
+        result.probabilities[:, :, 0].tolist(),
         rows=result.sites,
         columns=[f"{place} {quoted(token)}" for place, token in enumerate(tokens)],
-        texts=[[quoted(token) for token in subject.decode_tokens(row)] for row in result.top[:, 0, :, 0].tolist()],
+        texts=[[quoted(token) for token in subject.decode_tokens(row)] for row in result.top[:, :, 0].tolist()],
         title=f"Logit lens: likeliest next token after each position of {quoted(questions.texts[0])}",
         path=picture,
         unit="its probability",

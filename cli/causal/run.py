@@ -1,6 +1,7 @@
 """`neuronaut run`: what the subject says next, before and after edits; recorded, and run again to the bit."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -97,7 +98,7 @@ def run(
     if not edits and (unused := [name for name, value in edit_options.items() if value]):
         raise NeuronautError(f"{unused[0]} goes with an edit; add --edit, for example --edit mlp.2:17=0")
     setup = open_setup(model, edits, options)
-    questions = read_questions(setup.subject, prompts, file, answer=answer, wrong=wrong)
+    questions = read_questions(setup.subject, prompts, file, answer=answer, wrong=wrong, whole=not edits)
     rows, outcome = (
         _run_edited(setup, questions, source_runs, top) if edits else (_run_plain(setup, questions, top), None)
     )
@@ -149,11 +150,15 @@ def _run_edited(
 
 
 def _prompt_row(setup: CausalSetup, questions: Questions, number: int, following: "Sequence[NextToken]") -> Row:
+    readings = questions.readings[number]
+    likeliest = setup.subject.vocabulary[int(questions.answers[number])]
+    ways = [{**asdict(reading), "probability": reading.probability} for reading in readings]
     return {
         "prompt": questions.texts[number],
         "tokens": questions.tokens(setup.subject, number),
-        "answer": setup.subject.vocabulary[int(questions.answers[number])],
+        "answer": "".join(readings[0].tokens) if readings else likeliest,
         "next": [token._asdict() for token in following],
+        **({"answers": ways} if ways else {}),
     }
 
 

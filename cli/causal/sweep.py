@@ -14,6 +14,7 @@ from ..display import blocks, ends, rank_row, rank_table, report_row, reports, s
 from .inputs import (
     controls_option,
     count_controls,
+    done_task,
     metric_option,
     output_option,
     pair_options,
@@ -21,7 +22,6 @@ from .inputs import (
     prompts_option,
     read_questions,
     seed_option,
-    task_of,
     top_option,
     write,
 )
@@ -113,7 +113,7 @@ def sweep(
             setup, over=over, texts=texts, file=file, metric=metric or "log_probability", seed=seed, options=options
         )
     else:
-        task, chosen = task_of(setup.subject, options, seed=seed), metric or "logit_difference"
+        task, chosen = done_task(setup.subject, options, seed=seed), metric or "logit_difference"
         if predict:
             result = _predict(setup, over, task, chosen, only or "denoise", line=line, top=top, seed=seed)
         else:
@@ -386,7 +386,7 @@ def patch(
 
     count = count_controls(controls, edits)
     setup = open_setup(model, edits, options)
-    task = task_of(setup.subject, options, seed=seed)
+    task = done_task(setup.subject, options, seed=seed)
     results = patching(
         setup.subject,
         task.pairs,

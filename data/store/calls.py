@@ -1,22 +1,35 @@
 """The log of calls to language models, which is also their cache; and the batches that are under way.
 
 A call is recorded the moment its reply arrives, by whichever thread got it, in a transaction of its own; so
-a process that is killed loses at most the calls in flight. Only a call that went well is ever an answer;
-failed ones are kept for inspection. For a database in memory the log shares the store's connection.
+a process that is killed loses at most the calls in flight. Where another process holds the lock, the call goes into
+the spool (spool.py) instead, and from there into the log with the next write. Only a call that went well is ever an
+answer; failed ones are kept for inspection. A request is claimed (claims.py) before it is sent. For a database in
+memory, which no other process sees, the log shares the store's connection, and nothing is claimed or spooled.
 """
 
 import json
+import logging
+import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from threading import Lock
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import Any
 
 from sqlite_utils import Database
 
-from .database import Row, connect, transaction, translate_errors
+from ..codec import content_digest
+from . import claims
+from .database import WRITE_SECONDS, BusyError, Row, connect, transaction, translate_errors
+from .spool import Spool, Spooled
 from .writing import clean, now
+
+RECORD_SECONDS = 1.0
+"""How long a reply waits for the lock before it goes into the spool, and a request before it is claimed later."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,8 @@ class Call:
     """US dollars; None where the price is not known."""
     detail: Mapping[str, Any] = field(default_factory=dict)
     """Log-probabilities, calls of tools and what else the reply held, as plain JSON values."""
+    created: str = field(default_factory=now)
+    """When the reply arrived, UTC, ISO 8601."""
 
 
 class CallLog:
@@ -53,18 +68,94 @@ class CallLog:
         self._own = path != ":memory:"
         self._db = connect(path, create=False) if self._own else db
         self._lock = Lock()
+        self._spool, self._owner = Spool(path), claims.Owner()
+        self._claimed: set[str] = set()
+        self._closed, self._keeper = Event(), Thread(target=self._keep_claims, name="claims", daemon=True)
 
     def close(self) -> None:
-        """Close the log's own connection."""
+        """Close the log's own connection; replies that come later go into the spool."""
         if self._own:
-            self._db.conn.close()
+            self.write_spool()
+            with self._lock:
+                self._closed.set()
+                self._db.conn.close()
+
+    @contextmanager
+    def _writing(self, patience: float = WRITE_SECONDS) -> Iterator[sqlite3.Connection]:
+        """A transaction, which writes down first what is in the spool."""
+        with self._lock, ExitStack() as end:
+            if self._closed.is_set():
+                raise BusyError(f"{self._path} is closed; open it again")
+            with transaction(self._db, self._path, patience=patience) as connection:
+                if self._own:
+                    # Taken inside, so that nobody holds the spool who waits for the lock, and gone after the commit.
+                    _write_spooled(connection, end.enter_context(self._spool.take()), self._spool.path)
+                yield connection
+
+    def write_spool(self) -> None:
+        """Write down what is in the spool, unless another process holds the lock."""
+        try:
+            if self._own and self._spool.exists() and self._is_writable():
+                with self._writing(RECORD_SECONDS):
+                    pass
+        except BusyError:
+            return
+
+    def _is_writable(self) -> bool:
+        return os.access(self._path, os.W_OK) and os.access(Path(self._path).absolute().parent, os.W_OK)
+
+    # Claims
+
+    def claim(self, keys: Sequence[str]) -> dict[str, str]:
+        """Claim requests before they are sent; returns those not to be sent now, each with why.
+
+        A request whose claim came through may have been answered meanwhile: look for the answer again.
+        """
+        if not self._own or not keys:
+            return {}
+        try:
+            with self._writing(RECORD_SECONDS) as connection:
+                held = claims.claim(connection, keys, self._owner)
+        except BusyError:
+            return dict.fromkeys(keys, f"until another process has written to {self._path}")
+        with self._lock:
+            self._claimed |= set(keys) - held.keys()
+            if self._keeper.ident is None:
+                self._keeper.start()
+        return held
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Give claims up, of requests that were not sent."""
+        if not (keys := self._claimed.intersection(keys)):
+            return
+        self._claimed -= keys
+        try:
+            with self._writing(RECORD_SECONDS) as connection:
+                claims.release(connection, keys, self._owner)
+        except BusyError:
+            return  # The lease is no longer renewed, and runs out.
+
+    def _keep_claims(self) -> None:
+        """Renew the claims as long as the log is open, and write down what is in the spool."""
+        while not self._closed.wait(claims.RENEW_SECONDS):
+            try:
+                if self._claimed or self._spool.exists():
+                    with self._writing(0) as connection:
+                        claims.renew(connection, self._claimed, self._owner)
+            except BusyError:
+                continue
+
+    # Calls
 
     def answers(self, keys: Iterable[str]) -> dict[str, Call]:
         """Of these keys, the calls that went well."""
         sql = "SELECT * FROM llm_calls WHERE status = 'ok' AND key IN (SELECT value FROM json_each(?))"
+        wanted = list(keys)
+        spooled = {row["key"]: Call(**row) for row in self._spool.read().rows} if self._own else {}
         with self._lock, translate_errors(self._path):
-            rows = self._db.conn.execute(sql, [json.dumps(list(keys))]).fetchall()
-        return {row["key"]: _read_call(row) for row in rows}
+            rows = self._db.conn.execute(sql, [json.dumps(wanted)]).fetchall()
+        good = {key: spooled[key] for key in wanted if key in spooled and spooled[key].status == "ok"}
+        return good | {row["key"]: _read_call(row) for row in rows}
 
     def unanswered(self, keys: Iterable[str]) -> dict[str, tuple[Call, int]]:
         """Of these keys, those that never went well: the latest call, and how many there were."""
@@ -77,9 +168,19 @@ class CallLog:
         return {row["key"]: (_read_call(row), row["tries"]) for row in rows}
 
     def record(self, call: Call) -> None:
-        """Record a call; a second good answer to one request is left out."""
-        with self._lock, transaction(self._db, self._path) as connection:
-            _insert(connection, call)
+        """Record a call, which ends its claim; a second good answer to one request is left out."""
+        self._claimed.discard(call.key)
+        try:
+            # Where one reply waited in vain, the next ones do not wait.
+            with self._writing(0 if self._own and self._spool.exists() else RECORD_SECONDS) as connection:
+                _insert(connection, call)
+                claims.release(connection, [call.key], self._owner)
+        except BusyError:
+            if not self._own:
+                raise
+            if not self._spool.exists():
+                _log.warning("another process is writing to %s: replies wait in %s", self._path, self._spool.path)
+            self._spool.add(asdict(call))
 
     def rows(self, *, limit: int | None = None, status: str | None = None, prompt: str | None = None) -> list[Row]:
         """Calls as rows, the latest first; `calls` of each are those of tools that the reply made."""
@@ -108,17 +209,29 @@ class CallLog:
 
     # Batches
 
-    def begin_batch(self, batch: str, model: str, endpoint: str, requests: Sequence[tuple[str, str, str]]) -> None:
-        """Record a batch with its requests (key, prompt, request), before it is sent."""
-        with self._lock, transaction(self._db, self._path) as connection:
-            connection.execute("INSERT INTO llm_batches VALUES (?, ?, ?, NULL, ?)", [batch, model, endpoint, now()])
+    def begin_batch(self, model: str, endpoint: str, requests: Sequence[tuple[str, str, str]]) -> tuple[str, set[str]]:
+        """Record a batch with its requests (key, prompt, request), before it is sent; returns its id and their keys.
+
+        Requests that are in another batch, or that another process is asking, are left out.
+        """
+        keys = [key for key, _, _ in requests]
+        with self._writing() as connection:
+            others = "SELECT key FROM llm_batch_requests WHERE key IN (SELECT value FROM json_each(?))"
+            taken = {key for (key,) in connection.execute(others, [json.dumps(keys)])}
+            taken |= claims.claim(connection, keys, self._owner).keys()
+            claims.release(connection, keys, self._owner)
+            left = [request for request in requests if request[0] not in taken]
+            batch = content_digest(*(key for key, _, _ in left))[:32]
+            if left:
+                connection.execute("INSERT INTO llm_batches VALUES (?, ?, ?, NULL, ?)", [batch, model, endpoint, now()])
             connection.executemany(
-                "INSERT INTO llm_batch_requests VALUES (?, ?, ?, ?)", ((batch, *request) for request in requests)
+                "INSERT INTO llm_batch_requests VALUES (?, ?, ?, ?)", ((batch, *request) for request in left)
             )
+        return batch, {key for key, _, _ in left}
 
     def mark_sent(self, batch: str, remote: str) -> None:
         """Record that the server took the batch, under its own name `remote`."""
-        with self._lock, transaction(self._db, self._path) as connection:
+        with self._writing() as connection:
             connection.execute("UPDATE llm_batches SET remote = ? WHERE id = ?", [remote, batch])
 
     def batches(self, model: str, endpoint: str) -> list[Row]:
@@ -136,11 +249,25 @@ class CallLog:
 
     def end_batch(self, batch: str, calls: Iterable[Call]) -> None:
         """Record the calls of a batch, and forget the batch."""
-        with self._lock, transaction(self._db, self._path) as connection:
+        with self._writing() as connection:
             for call in calls:
                 _insert(connection, call)
             connection.execute("DELETE FROM llm_batch_requests WHERE batch_id = ?", [batch])
             connection.execute("DELETE FROM llm_batches WHERE id = ?", [batch])
+
+
+def _write_spooled(connection: sqlite3.Connection, spooled: Spooled, path: Path) -> None:
+    """Write down the calls of a spool, which ends their claims, whoever has them."""
+    for row in spooled.rows:
+        known = "SELECT 1 FROM llm_calls WHERE key = ? AND created = ?"
+        # A process that was killed after it wrote them left them in the spool as well.
+        if connection.execute(known, [row["key"], row["created"]]).fetchone() is None:
+            _insert(connection, Call(**row))
+        connection.execute("DELETE FROM llm_claims WHERE key = ?", [row["key"]])
+    if spooled.rows:
+        _log.warning("replies that waited in %s and are in the log now: %d", path, len(spooled.rows))
+    if spooled.torn:
+        _log.warning("replies in %s that a kill had cut off and are left out: %d", path, spooled.torn)
 
 
 def _insert(connection: sqlite3.Connection, call: Call) -> None:
@@ -162,7 +289,7 @@ def _insert(connection: sqlite3.Connection, call: Call) -> None:
             call.output_tokens,
             call.seconds,
             call.cost,
-            now(),
+            call.created,
         ],
     )
 
@@ -182,6 +309,7 @@ def _read_call(row: sqlite3.Row) -> Call:
         seconds=row["seconds"],
         cost=row["cost"],
         detail=_unpack_detail(row["detail"]),
+        created=row["created"],
     )
 
 

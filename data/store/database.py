@@ -2,11 +2,14 @@
 
 A file is opened for writing where its permissions allow, and only for reading where they do not.
 Every write happens inside `transaction`, which takes the write lock first, so that what a writer
-reads there cannot change before it writes. Writers of other processes wait their turn.
+reads there cannot change before it writes. Writers of other processes wait their turn, and one that
+waits for long says so.
 """
 
+import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,14 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from ...subject.errors import NeuronautError
 
 BUSY_SECONDS = 60
+"""How long SQLite waits where a reader meets a lock."""
+WRITE_SECONDS = 600.0
+"""How long a writer waits for its turn, unless it has better things to do."""
+_TRY_SECONDS = 1.0
+"""How long a writer waits at a stretch, since an interrupt is noticed only in between."""
+TELL_SECONDS = 3.0
+"""After so long a wait for another process is told."""
+_log = logging.getLogger(__name__)
 Row = dict[str, Any]
 """A row by column, or what a command prints: names and plain JSON values."""
 
@@ -66,14 +77,21 @@ def _configure(connection: sqlite3.Connection) -> Database:
     return db
 
 
+class BusyError(NeuronautError):
+    """Another process has held the lock for longer than a writer would wait."""
+
+
 @contextmanager
-def transaction(db: Database, path: str) -> Iterator[sqlite3.Connection]:
-    """Hold the write lock; all of the block is written, or nothing. Blocks may be nested."""
+def transaction(db: Database, path: str, *, patience: float = WRITE_SECONDS) -> Iterator[sqlite3.Connection]:
+    """Hold the write lock; all of the block is written, or nothing. Blocks may be nested.
+
+    After `patience` seconds without the lock, a BusyError.
+    """
     if db.conn.in_transaction:
         yield db.conn
         return
     with translate_errors(path):
-        db.conn.execute("BEGIN IMMEDIATE")
+        _begin(db.conn, path, patience)
         try:
             yield db.conn
         # An interrupt, too, leaves nothing half written.
@@ -84,10 +102,34 @@ def transaction(db: Database, path: str) -> Iterator[sqlite3.Connection]:
         db.conn.execute("COMMIT")
 
 
+def _begin(connection: sqlite3.Connection, path: str, patience: float) -> None:
+    """Take the write lock."""
+    began, told = time.monotonic(), False
+    connection.execute(f"PRAGMA busy_timeout = {round(1000 * min(patience, _TRY_SECONDS))}")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                waited = time.monotonic() - began
+                if not _is_busy(error) or waited >= patience:
+                    raise
+                if waited >= TELL_SECONDS and not told:
+                    _log.warning("waits for another process that is writing to %s", path)
+                    told = True
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {1000 * BUSY_SECONDS}")
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return (error.sqlite_errorcode & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def keep_write_ahead_log(db: Database, path: str) -> None:
     """Write to a log beside the file from now on, so that readers and a writer never wait for each other."""
     # SQLite gives up on this pragma at once where another process is at the file, whatever the timeout.
-    locked = retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError) and "locked" in str(error))
+    locked = retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError) and _is_busy(error))
     patient = Retrying(retry=locked, stop=stop_after_delay(BUSY_SECONDS), wait=wait_random(0.01, 0.05), reraise=True)
     with translate_errors(path):
         patient(db.conn.execute, "PRAGMA journal_mode = WAL")
@@ -100,18 +142,21 @@ def translate_errors(path: str) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         message = str(error)
+        if isinstance(error, sqlite3.OperationalError) and _is_busy(error):
+            raise BusyError(f"{path}: {_BUSY} (SQLite: {message})") from error
         for sign, advice in _ADVICE.items():
             if sign in message:
                 raise NeuronautError(f"{path}: {advice} (SQLite: {message})") from error
         raise
 
 
+_BUSY = "another process has been writing for too long; wait for it, then run the command again"
 _ADVICE = {
     "not a database": "this is not a Neuronaut database; name another file",
     "malformed": "the database is damaged; restore a backup, or harvest into a new file",
     "disk I/O error": "the disk could not be read or written; check it, then run the command again",
     "readonly": "the database can only be read; change its permissions, or write to a copy",
     "unable to open": "the database cannot be opened; check the permissions of the file and its folder",
-    "locked": f"another process has been writing for {BUSY_SECONDS} seconds; wait for it, then run the command again",
+    "Could not decode": "a text in it is no UTF-8; neuronaut sessions replay ID names it if it is a session's",
     "disk is full": "the disk is full; make room, then run the command again",
 }

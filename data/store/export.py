@@ -25,13 +25,16 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from ...subject.address import Feature, SourceId
+from ...subject.address import Feature, SourceId, check_name
 from ...subject.directions import Promoted, TokenEffect
 from ...subject.errors import NeuronautError
 from ..records import Evidence, Example, Score, Statistics
+from .files import open_whole
+from .lines import guard_cell
 from .rows import ROW_KEYS, Row, StoredExplanation
 from .store import Store
 
@@ -51,12 +54,12 @@ def write_jsonl(rows: Iterable[Row], stream: TextIO) -> None:
 
 
 def write_csv(rows: Iterable[Row], stream: TextIO) -> None:
-    """Write a header and one line per row; null is the empty field."""
+    """Write a header and one line per row; null is the empty field, and texts are guarded (lines.py)."""
     # A field is quoted if it holds a character of the line's end, and one that holds a mere "\r" must be.
     line = io.StringIO()
     writer: csv.DictWriter[str] = csv.DictWriter(line, ROW_KEYS, lineterminator="\r\n")
-    for row in ({key: key for key in ROW_KEYS}, *rows):
-        writer.writerow(row)
+    for row in chain([{key: key for key in ROW_KEYS}], rows):
+        writer.writerow({key: guard_cell(value) for key, value in row.items()})
         stream.write(line.getvalue().removesuffix("\r\n") + "\n")
         line.seek(0)
         line.truncate()
@@ -83,45 +86,41 @@ class Place(NamedTuple):
 
 
 def places(store: Store, sources: Sequence[SourceId] | None, *, model: str | None = None) -> dict[SourceId, Place]:
-    """The place of each source, of all in the store where none are given; an error where two have one place."""
+    """The place of each source, of all in the store where none are given.
+
+    An error where two have one place, and where a place is no name of a folder.
+    """
     chosen = sources or [SourceId.parse(str(row["source"])) for row in store.sources()]
     by_source = {source: Place.of(source, model=model) for source in chosen}
     if len(set(by_source.values())) < len(by_source):
         raise NeuronautError(
             "two sources have one place at Neuronpedia; export them one at a time, each with its model"
         )
+    for source, place in by_source.items():
+        try:
+            check_name(place.model, what="model")
+            check_name(place.layer, what="layer")
+        except NeuronautError as error:
+            raise NeuronautError(f"{source} has no place at Neuronpedia: {error}") from None
     return by_source
 
 
-def read_best(store: Store, source: SourceId, *, min_score: float | None = None) -> Iterator[StoredExplanation]:
-    """The best explanation of each feature of a source that has a text; not of negative tails."""
-    # The best come first, so they are the last to take their feature's place in the reverse order.
-    best = {stored.explanation.feature: stored for stored in reversed(store.explanations(source))}
-    for row in store.list_rows(source, min_score=min_score):
-        feature = Feature.parse(str(row["feature"]))
-        if row["explanation"] is not None and not feature.negative:
-            yield best[feature]
-
-
 class Lines(NamedTuple):
-    """Lines for Neuronpedia's tables Explanation and ExplanationScore."""
+    """A line for Neuronpedia's table Explanation, and those for its table ExplanationScore."""
 
-    explanations: list[Row]
+    explanation: Row
     scores: list[Row]
 
 
 def neuronpedia_lines(
     store: Store, source: SourceId, *, model: str | None = None, author: str = AUTHOR, min_score: float | None = None
-) -> Lines:
-    """The best explanation of each feature of a source, and its measured scores."""
+) -> Iterator[Lines]:
+    """The line of the best explanation of each feature of a source, with the lines of its measured scores."""
     place = Place.of(source, model=model)
-    lines = Lines([], [])
-    for stored in read_best(store, source, min_score=min_score):
+    for stored in store.iterate_best(source, min_score=min_score):
         line = _explanation_line(stored, place, author)
-        lines.explanations.append(line)
         scores = [score for score in store.scores(stored.id) if score.value is not None]
-        lines.scores.extend(_score_line(score, str(line["id"]), author) for score in scores)
-    return lines
+        yield Lines(line, [_score_line(score, str(line["id"]), author) for score in scores])
 
 
 def write_neuronpedia(
@@ -136,35 +135,54 @@ def write_neuronpedia(
 ) -> list[Path]:
     """Write `v1/MODEL/LAYER/{explanations,explanation_scores}/batch-N.jsonl[.gz]` and return the paths.
 
-    Without `sources`, all are written.
+    Without `sources`, all are written. At most a batch of lines is in memory.
     """
     paths: list[Path] = []
     for source, place in places(store, sources, model=model).items():
-        lines = neuronpedia_lines(store, source, model=model, author=author, min_score=min_score)
         root = Path(folder) / "v1" / place.model / place.layer
-        paths += _write_batches(root / "explanations", lines.explanations, compress=compress)
-        paths += _write_batches(root / "explanation_scores", lines.scores, compress=compress)
+        explanations = _Batches(root / "explanations", compress=compress)
+        scores = _Batches(root / "explanation_scores", compress=compress)
+        for lines in neuronpedia_lines(store, source, model=model, author=author, min_score=min_score):
+            explanations.add(lines.explanation)
+            for line in lines.scores:
+                scores.add(line)
+        paths += explanations.finish() + scores.finish()
     return paths
 
 
-def _write_batches(folder: Path, lines: Sequence[Row], *, compress: bool) -> list[Path]:
-    paths: list[Path] = []
-    for start in range(0, len(lines), _BATCH):
-        path = folder / f"batch-{start // _BATCH}.jsonl{'.gz' if compress else ''}"
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[start : start + _BATCH])
+class _Batches:
+    """Writes lines into files of _BATCH each."""
+
+    def __init__(self, folder: Path, *, compress: bool) -> None:
+        self._folder, self._compress = folder, compress
+        self._lines: list[str] = []
+        self._paths: list[Path] = []
+
+    def add(self, line: Row) -> None:
+        """Add a line."""
+        self._lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        if len(self._lines) == _BATCH:
+            self._write()
+
+    def finish(self) -> list[Path]:
+        """Write what is left; returns the paths of all files."""
+        if self._lines:
+            self._write()
+        return self._paths
+
+    def _write(self) -> None:
+        path = self._folder / f"batch-{len(self._paths)}.jsonl{'.gz' if self._compress else ''}"
+        text = "".join(self._lines).encode()
         # Without a time in the header, equal content is an equal file.
-        write_file(path, gzip.compress(text.encode(), mtime=0) if compress else text.encode())
-        paths.append(path)
-    return paths
+        write_file(path, gzip.compress(text, mtime=0) if self._compress else text)
+        self._paths.append(path)
+        self._lines.clear()
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file into a folder that need not be there yet."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise NeuronautError(f"{path} cannot be written ({error.strerror}); name a folder elsewhere") from error
+    """Write a file, whole or not at all, into a folder that need not be there yet."""
+    with open_whole(path, make_folder=True) as stream:
+        stream.write(content)
 
 
 def _explanation_line(stored: StoredExplanation, place: Place, author: str) -> Row:
@@ -255,10 +273,10 @@ def write_uploads(
 
     `promoted` returns the tokens that a feature writes; `method` is a name of an explainer that Neuronpedia knows.
     """
-    place = Place.of(source, model=model)
+    place = places(store, [source], model=model)[source]
     uploads = Uploads([], [], [])
     batch: list[Row] = []
-    for stored in read_best(store, source, min_score=min_score):
+    for stored in store.iterate_best(source, min_score=min_score):
         feature, text = stored.explanation.feature, str(stored.explanation.text)
         evidence = store.evidence(feature)
         if not (windows := _upload_windows(evidence)):

@@ -4,19 +4,24 @@ A row names its feature either by address, as our own exports do (columns `featu
 Neuronpedia's place and index (`modelId`, `layer`, `index`, `description`). What comes from outside stays
 recognisable: the explainer is "import:NAME", the windows that it was shown are unknown, and scores are left
 behind, because nothing here could check them. The key of an imported explanation is a digest of the feature,
-the text and its author, so importing twice adds nothing. A file with a line that cannot be read is not
-imported at all; a line whose feature is not in the database is left out and reported by its number.
+the text and its author, so importing twice adds nothing. Files are read twice: first as a whole, so that none is
+imported where a line of one cannot be read, then to be stored, in pieces so small that nobody waits for the lock for
+long. An import that was broken off goes on when it is given again. A line whose feature is not in the database is left
+out and reported by its number.
 """
 
 import json
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from ...subject.address import Feature, SourceId
+from ...subject.address import Feature, SourceId, check_name
 from ...subject.errors import NeuronautError
 from ..codec import content_digest
 from ..records import Explanation
@@ -26,6 +31,10 @@ from .rows import ROW_KEYS, Row
 from .store import Store
 from .writing import clean
 
+AHEAD = 256
+"""Rows that are read before the lock is taken."""
+HELD_SECONDS = 0.1
+"""How long the lock is held at a time, apart from the last row."""
 RuleCheck = Callable[[str], str]
 """Returns a rule's JSON as it is to be stored; a NeuronautError where it is no rule."""
 IMPORTED = "import:"
@@ -108,44 +117,79 @@ class _ParsedRow:
     llm: str | None
 
 
-def import_file(store: Store, path: Path, *, sources: Sources, check_rule: RuleCheck) -> Imported:
-    """Store the explanations of a file: all that have a feature here or, where a line cannot be read, none."""
-    counts: Counter[str] = Counter()
-    not_matched: dict[str, list[int]] = defaultdict(list)
-    with store.transaction():
-        for number, row in read(path):
-            counts["rows"] += 1
-            counts["with_scores"] += any(row.get(column) is not None for column in _SCORES)
-            try:
-                counts[_import_row(store, row, path.name, sources, check_rule)] += 1
-            except _NotMatched as reason:
-                not_matched[str(reason)].append(number)
-            except (NeuronautError, ValueError) as error:
-                raise malformed(path, number, error) from None
-    return Imported(str(path), **counts, not_matched=dict(not_matched))
+class _Tally:
+    """What became of the rows of one file, so far."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.not_matched: dict[str, list[int]] = defaultdict(list)
 
 
-def _import_row(store: Store, row: Row, file: str, sources: Sources, check_rule: RuleCheck) -> str:
-    """Store a row's explanation; returns the field of `Imported` that counts it."""
+def import_files(store: Store, paths: Sequence[Path], *, sources: Sources, check_rule: RuleCheck) -> list[Imported]:
+    """Store the explanations of files: all that have a feature here or, where a line cannot be read, none."""
+    parse = partial(_parse_file, sources=sources, check_rule=check_rule)
+    for path in paths:
+        for _ in parse(path, _Tally()):
+            pass
+    reports: list[Imported] = []
+    for path in paths:
+        tally = _Tally()
+        _store_explanations(store, parse(path, tally), tally.counts)
+        reports.append(Imported(str(path), **tally.counts, not_matched=dict(tally.not_matched)))
+    return reports
+
+
+def _parse_file(path: Path, tally: _Tally, *, sources: Sources, check_rule: RuleCheck) -> Iterator[Explanation]:
+    """The explanations of a file, one in memory at a time; the other rows go into the tally."""
+    for number, row in read(path):
+        tally.counts["rows"] += 1
+        tally.counts["with_scores"] += any(row.get(column) is not None for column in _SCORES)
+        try:
+            explanation = _parse_explanation(row, path.name, sources, check_rule)
+        except _NotMatched as reason:
+            tally.not_matched[str(reason)].append(number)
+        except (NeuronautError, ValueError) as error:
+            raise malformed(path, number, error) from None
+        else:
+            if explanation is None:
+                tally.counts["without_text"] += 1
+            else:
+                yield explanation
+
+
+def _store_explanations(store: Store, explanations: Iterator[Explanation], counts: Counter[str]) -> None:
+    """Store explanations, in transactions of HELD_SECONDS each, and count them."""
+    while ahead := deque(islice(explanations, AHEAD)):
+        while ahead:
+            with store.transaction():
+                until = time.monotonic() + HELD_SECONDS
+                while True:
+                    # An id is returned either way; SQLite's own count tells whether anything was written.
+                    before = store.db.conn.total_changes
+                    store.add_explanation(ahead.popleft())
+                    counts["added" if store.db.conn.total_changes > before else "already_there"] += 1
+                    if not ahead or time.monotonic() >= until:
+                        break
+
+
+def _parse_explanation(row: Row, file: str, sources: Sources, check_rule: RuleCheck) -> Explanation | None:
+    """The explanation of a row; None where it has no text."""
     parsed = _parse_row(row)
     rule = _parse_rule(row.get("rule"), check_rule)
     if parsed.text is None or not parsed.text.strip():
-        return "without_text"
+        return None
     feature = sources.feature(parsed.called, parsed.index, negative=parsed.negative)
     name = (parsed.explainer or UNNAMED).removeprefix(IMPORTED)
+    check_name(name, what="explainer", parts=2)
     key = content_digest(IMPORTED, str(feature), parsed.text, rule, name, parsed.author, parsed.llm)
     origin = {column: value for column, value in row.items() if column not in _NOT_ORIGIN and _is_plain(value)}
-    explanation = Explanation(
+    return Explanation(
         feature,
         parsed.text,
         f"{IMPORTED}{name}",
         rule=rule,
         provenance={"key": key, "seen": "unknown", "file": file, "origin": origin},
     )
-    # An id is returned either way; SQLite's own count tells whether anything was written.
-    before = store.db.conn.total_changes
-    store.add_explanation(explanation)
-    return "added" if store.db.conn.total_changes > before else "already_there"
 
 
 def _parse_row(row: Row) -> _ParsedRow:

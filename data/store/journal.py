@@ -19,7 +19,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from ...subject.errors import NeuronautError
-from . import journal_values
+from . import journal_values, seals
 from .database import Row, transaction, translate_errors
 from .journal_values import Charge, End, Experiment, InvestigationRecord, Json, Observation, Prediction, as_json
 from .writing import now
@@ -65,17 +65,23 @@ class Journal:
                 " WHERE id = ? AND ended IS NULL",
                 [status, reason, explanation, now(), id],
             )
+            seals.seal(connection, id)
 
     def row(self, id: str) -> Row:
         """The investigation of an id, or of the beginning of one; NeuronautError where there is not just one."""
+        return _parse_investigation(self._query("SELECT * FROM investigations WHERE id = ?", self.full_id(id))[0])
+
+    def full_id(self, id: str) -> str:
+        """The id of which this is the beginning, or itself; NeuronautError where there is not just one."""
         rows = self._query(
-            "SELECT * FROM investigations WHERE id = ?1 OR (?1 <> '' AND id LIKE ?1 || '%') ORDER BY id", id
+            "SELECT id FROM investigations WHERE id = ?1 OR (?1 <> '' AND substr(id, 1, length(?1)) = ?1) ORDER BY id",
+            id,
         )
-        matches = [row for row in rows if row["id"] == id] or rows
+        matches = [row["id"] for row in rows if row["id"] == id] or [row["id"] for row in rows]
         if len(matches) != 1:
             count = "no investigation" if not matches else f"{len(matches)} investigations beginning with"
             raise NeuronautError(f"{self._path} has {count} {id or repr(id)}; see: neuronaut sessions list")
-        return _parse_investigation(matches[0])
+        return matches[0]
 
     def rows(self, *, limit: int | None = None) -> list[Row]:
         """All investigations, the latest first."""
@@ -103,13 +109,14 @@ class Journal:
             "SELECT * FROM events WHERE investigation = ? AND kind = coalesce(?, kind) ORDER BY seq", id, kind
         )
         return [
-            {"seq": row["seq"], "time": row["time"], "kind": row["kind"], **json.loads(row["payload"])} for row in rows
+            {"seq": row["seq"], "time": row["time"], "kind": row["kind"], **_decode(row, "payload", "events")}
+            for row in rows
         ]
 
     def event_of(self, id: str, key: str) -> Row | None:
         """The payload of the event of a key; None where there is no such event yet."""
-        rows = self._query("SELECT payload FROM events WHERE investigation = ? AND key = ?", id, key)
-        return json.loads(rows[0]["payload"]) if rows else None
+        rows = self._query("SELECT seq, payload FROM events WHERE investigation = ? AND key = ?", id, key)
+        return _decode(rows[0], "payload", "events") if rows else None
 
     # Decisions
 
@@ -124,12 +131,12 @@ class Journal:
     def decision(self, id: str, step: int) -> Row | None:
         """The decision of a step, with its role; None where there is none."""
         rows = self._query("SELECT * FROM decisions WHERE investigation = ? AND step = ?", id, step)
-        return {"role": rows[0]["role"], **json.loads(rows[0]["decision"])} if rows else None
+        return {"role": rows[0]["role"], **_decode(rows[0], "decision", "decisions")} if rows else None
 
     def decisions(self, id: str) -> list[Row]:
         """All decisions in order, each with its step and role: the transcript that a replay follows."""
         rows = self._query("SELECT * FROM decisions WHERE investigation = ? ORDER BY step", id)
-        return [{"step": row["step"], "role": row["role"], **json.loads(row["decision"])} for row in rows]
+        return [{"step": row["step"], "role": row["role"], **_decode(row, "decision", "decisions")} for row in rows]
 
     # Hypotheses
 
@@ -152,7 +159,7 @@ class Journal:
     def hypotheses(self, id: str, *, after: int = 0) -> list[Row]:
         """The hypotheses in order, without the first `after`: `name`, `step`, `origin`, `created` and `body`."""
         rows = self._query("SELECT * FROM hypotheses WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?", id, after)
-        return [{**row, "body": json.loads(row["body"])} for row in rows]
+        return [{**row, "body": _decode(row, "body", "hypotheses")} for row in rows]
 
     # Experiments
 
@@ -168,7 +175,7 @@ class Journal:
         last_seq = sum(len(experiment.predictions) for experiment in known)
         sql = "SELECT * FROM predictions WHERE investigation = ? AND seq > ? ORDER BY seq"
         for row in self._query(sql, id, last_seq):
-            expected = tuple(json.loads(row["expected"]))
+            expected = tuple(_decode(row, "expected", "predictions"))
             predictions.setdefault(row["experiment"], []).append(Prediction(row["hypothesis"], expected))
         sql = "SELECT * FROM experiments WHERE investigation = ? ORDER BY id LIMIT -1 OFFSET ?"
         return [
@@ -177,14 +184,14 @@ class Journal:
                 Experiment(
                     name=row["name"],
                     tool=row["tool"],
-                    args=json.loads(row["args"]),
+                    args=_decode(row, "args", "experiments"),
                     purpose=row["purpose"],
                     survey=bool(row["survey"]),
                     role=row["role"],
                     round=row["round"],
                     key=row["key"],
-                    design=_unpack(row["design"]),
-                    base=tuple(json.loads(row["base"])),
+                    design=_decode(row, "design", "experiments"),
+                    base=tuple(_decode(row, "base", "experiments")),
                     reference=row["reference"],
                     predictions=tuple(predictions.get(row["name"], ())),
                 )
@@ -219,7 +226,10 @@ class Journal:
         sql = "SELECT * FROM observations WHERE investigation = ? ORDER BY rowid LIMIT -1 OFFSET ?"
         read = {
             row["experiment"]: Observation(
-                row["status"], _unpack(row["result"]), row["reason"], json.loads(row["cost"])
+                row["status"],
+                _decode(row, "result", "observations"),
+                row["reason"],
+                _decode(row, "cost", "observations"),
             )
             for row in self._query(sql, id, len(known))
         }
@@ -227,11 +237,11 @@ class Journal:
 
     def known_result(self, key: str) -> dict[str, Any] | None:
         """The result of an experiment of this key that went well, in whichever investigation; None where none did."""
-        sql = """SELECT result FROM observations JOIN experiments
+        sql = """SELECT experiment, result FROM observations JOIN experiments
             ON experiments.investigation = observations.investigation AND name = experiment
             WHERE key = ? AND status = 'ok' LIMIT 1"""
         rows = self._query(sql, key)
-        return _unpack(rows[0]["result"]) if rows else None
+        return _decode(rows[0], "result", "observations") if rows else None
 
     def broken_link(self, id: str) -> str | None:
         """The experiment and hypothesis at which the chain of predictions breaks; None where it holds."""
@@ -255,6 +265,9 @@ class Journal:
         """Charge something once: a key that is charged already stays as it is."""
         with self.transaction() as connection:
             self._charge(connection, id, key, kind, charge)
+            # The last minutes are charged when all else is sealed.
+            if connection.execute("SELECT ended FROM investigations WHERE id = ?", [id]).fetchone()["ended"]:
+                seals.seal(connection, id)
 
     def spent(self, id: str) -> Charge:
         """All that an investigation has used, in every run of it."""
@@ -278,6 +291,56 @@ class Journal:
                 " WHERE investigation = ?1 AND step < ?2 ORDER BY step",
                 [id, step, new.id],
             )
+            seals.seal(connection, new.id)
+
+    # What a replay checks
+
+    def seal(self, id: str) -> None:
+        """Seal what an investigation that is left before its end has written so far."""
+        with self.transaction() as connection:
+            seals.seal(connection, id)
+
+    def is_sealed(self, id: str) -> bool:
+        """Whether an investigation has a seal."""
+        return seals.find_seal(self._db.conn, id)[0] is not None
+
+    def unreadable(self, id: str) -> list[str]:
+        """The cells of an investigation that cannot be read, by table, row and column, with the reason."""
+        return seals.find_unreadable(self._db.conn, id)
+
+    def edits(self, id: str) -> tuple[list[seals.Edit], bool] | None:
+        """What differs from the seal, and whether that was made at the end; None where there is none."""
+        sealed, ended = seals.find_seal(self._db.conn, id)
+        return None if sealed is None else (seals.find_edits(sealed, seals.read_cells(self._db.conn, id)), ended)
+
+    def stored_result(self, id: str) -> Row | None:
+        """The explanation that an investigation stored: text, rule and its scores; None where it stored none."""
+        sql = """SELECT explanations.id, text, explanations.rule FROM explanations
+            JOIN investigations ON explanation_id = explanations.id WHERE investigations.id = ?"""
+        for row in self._query(sql, id):
+            scores = self._query("SELECT * FROM scores WHERE explanation_id = ?", row["id"])
+            return {**row, "scores": scores}
+        return None
+
+    def ledger(self, id: str) -> dict[str, Row]:
+        """What was charged, by key."""
+        return {row["key"]: row for row in self._query("SELECT * FROM ledger WHERE investigation = ?", id)}
+
+    def times(self, id: str) -> dict[str, list[tuple[str, Any]]]:
+        """When each row of a table was written, in the order of writing, with the row's name."""
+        tables = {
+            "events": "SELECT key, time FROM events WHERE investigation = ? ORDER BY seq",
+            "decisions": "SELECT step, created FROM decisions WHERE investigation = ? ORDER BY step",
+            "hypotheses": "SELECT name, created FROM hypotheses WHERE investigation = ? ORDER BY id",
+            "experiments": "SELECT name, created FROM experiments WHERE investigation = ? ORDER BY id",
+            "predictions": "SELECT experiment, created FROM predictions WHERE investigation = ? ORDER BY seq",
+            "observations": "SELECT experiment, created FROM observations WHERE investigation = ? ORDER BY rowid",
+            "peeks": "SELECT purpose, created FROM peeks WHERE investigation = ? ORDER BY rowid",
+        }
+        return {
+            table: [(str(name), time) for name, time in (row.values() for row in self._query(sql, id))]
+            for table, sql in tables.items()
+        }
 
     # Parts of transactions
 
@@ -323,12 +386,21 @@ def investigation_id(kind: str, target: str, policy: str, settings: Json) -> str
 
 
 def _parse_investigation(row: Row) -> Row:
-    return {**row, **{name: json.loads(row[name]) for name in ("settings", "provenance")}}
+    return {**row, **{name: _decode(row, name, "investigations") for name in ("settings", "provenance")}}
 
 
 def _pack(value: Json) -> bytes:
     return zlib.compress(as_json(value).encode("utf-8", "replace"))
 
 
-def _unpack(packed: bytes) -> dict[str, Any]:
-    return json.loads(zlib.decompress(packed))
+def _decode(row: Row, column: str, table: str) -> Any:
+    """The JSON of a cell, packed or not; NeuronautError names the cell where it is none."""
+    value = row[column]
+    try:
+        return json.loads(zlib.decompress(value) if isinstance(value, bytes) else value)
+    except (ValueError, TypeError, zlib.error, RecursionError) as error:
+        names = (str(row[name]) for name in ("seq", "experiment", "name", "step", "id") if name in row)
+        raise NeuronautError(
+            f"{table} {next(names)} {column} cannot be decoded ({type(error).__name__}); neuronaut sessions replay "
+            "names every such cell"
+        ) from error

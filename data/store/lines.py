@@ -84,9 +84,25 @@ def _csv_rows(path: Path) -> Iterator[Line]:
             elif cells and len(cells) != len(header):
                 raise malformed(path, number, f"{len(cells)} fields came, wanted {len(header)} as in the first line")
             elif cells:
-                yield Line(number, {name: cell or None for name, cell in zip(header, cells, strict=True)})
+                yield Line(number, {name: _unguard(cell) or None for name, cell in zip(header, cells, strict=True)})
     except csv.Error as error:
         raise malformed(path, reader.line_num, f"this is no CSV ({error})") from None
+
+
+_RUN = r"[=+\-@\t\r\n]"
+"""What a cell begins with that a spreadsheet takes for a formula."""
+
+
+def guard_cell(value: object) -> object:
+    """The value of a cell, a text with `'` before it where a spreadsheet would run it; numbers are as they are.
+
+    Reading takes one `'` off again; so one is put before a text that has some already, too.
+    """
+    return f"'{value}" if isinstance(value, str) and re.match(f"'*{_RUN}", value) else value
+
+
+def _unguard(cell: str) -> str:
+    return cell[1:] if re.match(f"'+{_RUN}", cell) else cell
 
 
 FORMS: Mapping[str, Callable[[Path], Iterator[Line]]] = {".jsonl": _json_rows, ".csv": _csv_rows}

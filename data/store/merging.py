@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 from sqlite_utils import Database
 
+from ...subject.address import SourceId, check_name
 from ...subject.errors import NeuronautError
 from ..codec import pack_ids, unpack_ids
+from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .migrations import MIGRATIONS, migrate
+from .spool import Spool
 from .writing import check_same_source
 
 _MERGED = (
@@ -35,28 +38,33 @@ _MERGED = (
 
 
 def status(db: Database, path: str) -> dict[str, object]:
-    """Path, version, size in bytes, rows per table, and features per status."""
+    """Path, version, size in bytes, rows per table, replies in the spool, and features per status."""
     counts: dict[str, object] = {
         table: db.conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in (*_MERGED, "embeddings")
     }
     states = db.conn.execute("SELECT status, count(*) FROM feature_status GROUP BY status ORDER BY status")
     size = db.conn.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
     header = {"path": path, "version": len(MIGRATIONS), "size": size}
+    counts["spooled"] = len(Spool(path).read().rows) if path != ":memory:" else 0
     return header | counts | {"status": {state: count for state, count in states}}
 
 
-def backup(connection: sqlite3.Connection, path: str) -> None:
-    """Copy the database to a new file; it appears there only when it is whole."""
+def backup(connection: sqlite3.Connection, own: str, path: str) -> None:
+    """Copy the database of the path `own`, with its spool, to a new file; it appears there only when it is whole."""
     target = Path(path)
     if target.exists():
         raise NeuronautError(f"{path} exists already; name a new file for the backup")
     if not target.absolute().parent.is_dir() or not os.access(target.absolute().parent, os.W_OK):
         raise NeuronautError(f"the folder of {path} is missing or cannot be written to; name a file elsewhere")
     partial = target.with_name(target.name + ".partial")
+    # Read first: what is written into the database meanwhile is then in both, which does no harm.
+    waiting = [] if own == ":memory:" else Spool(own).read().rows
     copy = sqlite3.connect(partial)
     try:
         connection.backup(copy)
         copy.close()
+        if waiting:
+            Spool(path).add(*waiting)
         partial.replace(target)
     finally:
         copy.close()
@@ -70,26 +78,26 @@ def merge(db: Database, path: str, other: str) -> dict[str, int]:
         try:
             # The copy may be migrated, and lies where the log of a read-only file can be made.
             copied = str(Path(scratch) / "other.db")
-            backup(source.conn, copied)
+            backup(source.conn, other, copied)
         finally:
             source.conn.close()
         copy = connect(copied, create=False)
         try:
             migrate(copy, other)
+            CallLog(copied, copy).close()  # which writes down the replies in its spool
         finally:
             copy.conn.close()
         db.conn.execute("ATTACH ? AS other", [copied])
         try:
             with transaction(db, path) as connection:
-                return _merge_attached(connection)
+                return _merge_attached(connection, other)
         finally:
             db.conn.execute("DETACH other")
 
 
-def _merge_attached(connection: sqlite3.Connection) -> dict[str, int]:
+def _merge_attached(connection: sqlite3.Connection, other: str) -> dict[str, int]:
     before = _counts(connection)
-    for row in connection.execute("SELECT name, revision, model_revision, width FROM other.sources").fetchall():
-        check_same_source(connection, *row)
+    _check_names(connection, other)
     own = {name for (name,) in connection.execute("SELECT name FROM sources JOIN harvests ON source_id = sources.id")}
     for statement in _COPY_EVIDENCE:
         connection.execute(statement)
@@ -102,6 +110,23 @@ def _merge_attached(connection: sqlite3.Connection) -> dict[str, int]:
     _copy_investigations(connection)
     after = _counts(connection)
     return {table: after[table] - before[table] for table in _MERGED}
+
+
+def _check_names(connection: sqlite3.Connection, other: str) -> None:
+    """Refuse a file that holds a source which cannot be here under its name, or a name that is none."""
+    columns = "model, site, dictionary, name, revision, model_revision, width"
+    for model, site, dictionary, *row in connection.execute(f"SELECT {columns} FROM other.sources").fetchall():
+        try:
+            if SourceId.parse(row[0]) != SourceId(model, site, dictionary):
+                raise NeuronautError(f"its model, site and dictionary are {model!r}, {site!r} and {dictionary!r}")
+            check_same_source(connection, *row)
+        except NeuronautError as error:
+            raise NeuronautError(f"{other}: source {row[0]!r}: {error}") from None
+    for (id,) in connection.execute("SELECT id FROM other.investigations").fetchall():
+        try:
+            check_name(id, what="session")
+        except NeuronautError as error:
+            raise NeuronautError(f"{other}: {error}") from None
 
 
 def _counts(connection: sqlite3.Connection) -> dict[str, int]:
@@ -192,7 +217,17 @@ _COPY_JUDGEMENTS = f"""INSERT INTO main.judgements (explanation_id, {_JUDGED.rep
     FROM {_OUR_EXPLANATIONS} JOIN other.judgements AS judged ON judged.explanation_id = theirs.id
     WHERE 1 ORDER BY judged.id ON CONFLICT DO NOTHING"""
 
-_JOURNAL = ("decisions", "hypotheses", "experiments", "predictions", "observations", "peeks", "ledger", "events")
+_JOURNAL = (
+    "decisions",
+    "hypotheses",
+    "experiments",
+    "predictions",
+    "observations",
+    "peeks",
+    "ledger",
+    "events",
+    "seals",
+)
 """The tables of an investigation, each after those that it refers to."""
 
 

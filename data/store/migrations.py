@@ -313,6 +313,23 @@ def _guard_journal(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m008_claims(db: Database) -> None:
+    """Requests that a process has claimed before it sends them, so that no other sends them too."""
+    db.conn.execute(
+        """CREATE TABLE llm_claims (
+            key TEXT PRIMARY KEY, owner TEXT NOT NULL, machine TEXT NOT NULL, pid INTEGER NOT NULL,
+            leased_until REAL NOT NULL) WITHOUT ROWID"""
+    )
+
+
+def m009_seals(db: Database) -> None:
+    """What an investigation's rows were when it was left; those of before have none (seals.py)."""
+    db.conn.execute(
+        """CREATE TABLE seals (investigation TEXT PRIMARY KEY REFERENCES investigations(id), cells BLOB NOT NULL,
+            ended INTEGER NOT NULL)"""
+    )
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -321,4 +338,6 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m005_calls,
     m006_headlines,
     m007_journal,
+    m008_claims,
+    m009_seals,
 )

@@ -81,13 +81,23 @@ class StoredExplanation(NamedTuple):
     """UTC, ISO 8601."""
 
 
-def list_rows(connection: sqlite3.Connection, chosen: Filter, *, sort: str, limit: int | None) -> list[Row]:
-    """A row per feature, and per negative tail that has been explained."""
+def iterate_rows(connection: sqlite3.Connection, chosen: Filter, *, sort: str, limit: int | None) -> Iterator[Row]:
+    """A row per feature, and per negative tail that has been explained; one in memory at a time."""
     if sort not in SORTS:
         raise NeuronautError(f"cannot sort by {sort!r}; wanted one of {', '.join(SORTS)}")
     condition, values = chosen.sql()
     sql = f"SELECT {_COLUMNS} FROM feature_rows WHERE {condition} ORDER BY {SORTS[sort]} LIMIT ?"
-    return [dict(row) for row in connection.execute(sql, [*values, _limit(limit)])]
+    yield from map(dict, connection.execute(sql, [*values, _limit(limit)]))
+
+
+def iterate_best(connection: sqlite3.Connection, chosen: Filter) -> Iterator[int]:
+    """Ids of the best explanations that have a text, of the features themselves, not of negative tails."""
+    condition, values = chosen.sql()
+    sql = (
+        f"SELECT explanation_id FROM feature_status WHERE {condition} AND explanation IS NOT NULL"
+        f" ORDER BY {SORTS['feature']}"
+    )
+    yield from (row[0] for row in connection.execute(sql, values))
 
 
 def search_rows(

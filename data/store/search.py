@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
+from ...subject.json_files import read_json
 from ..codec import content_digest, unpack_ids
 from .rows import Filter, Row, read_rows
 from .store import Store
@@ -58,12 +59,29 @@ def _load(model: str, device: str) -> "SentenceTransformer":
     try:
         # Other formats of the same weights, and pickles, are left where they are.
         folder = model if Path(model).is_dir() else snapshot_download(model, ignore_patterns=_NOT_NEEDED)
-        return SentenceTransformer(folder, device=device, model_kwargs={"use_safetensors": True})
+        _check_modules(Path(folder))
+        return SentenceTransformer(
+            folder, device=device, model_kwargs={"use_safetensors": True}, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise NeuronautError(
             f"no embedding model {model} could be loaded; give the folder of one (--embedder FOLDER), or download it"
             f" where there is a network: hf download {DEFAULT_MODEL}"
         ) from error
+
+
+def _check_modules(folder: Path) -> None:
+    """Refuse a model whose parts are not sentence-transformers' own: importing them would run its code."""
+    file = folder / "modules.json"
+    if not file.is_file():
+        return
+    modules = read_json(file, list, wanted="a list of modules")
+    types = [module.get("type") if isinstance(module, dict) else module for module in modules]
+    if foreign := [kind for kind in types if not str(kind).startswith("sentence_transformers.")]:
+        raise NeuronautError(
+            f"{file} names {foreign[0]!r}, which is no part of sentence-transformers: code that comes with a model is "
+            "not run; give another --embedder"
+        )
 
 
 _NOT_NEEDED = ["onnx/*", "openvino/*", "*.bin", "*.h5", "*.ot", "*.msgpack", "*.onnx"]

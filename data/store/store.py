@@ -7,7 +7,7 @@ folder: in this module and in those that it delegates to.
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from types import TracebackType
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from ...subject.address import Feature, Selection, SourceId
 from ..records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
-from . import merging, reading, rows, writing
+from . import merging, naming, reading, rows, writing
 from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .journal import Journal
 from .migrations import migrate
 from .rows import Filter, Row, Sort, StoredExplanation
+from .spool import Spool
 
 
 class Store:
@@ -47,6 +48,8 @@ class Store:
             self.close()
             raise
         self._connection = self.db.conn
+        if self.path != ":memory:" and Spool(self.path).exists():
+            self.calls.write_spool()
         self._windows = reading.Windows(self._connection)
 
     @property
@@ -117,6 +120,20 @@ class Store:
         with translate_errors(self.path):
             return self._windows.vocabulary(model)
 
+    def model(self, name: str) -> str:
+        """The name here of a model that is named so, or by the folder that it was harvested from; else what came."""
+        with translate_errors(self.path):
+            return naming.stored_model(self._connection, name)
+
+    def feature(self, text: str) -> Feature:
+        """The one feature that a text names, for example "gpt2:mlp.5:131" or "./models/gpt2:mlp.5:131"."""
+        feature = Feature.parse(self._address(text))
+        return self.resolve(Selection(feature.source, "indices", (feature.index,), negative=feature.negative))[0]
+
+    def _address(self, text: str) -> str:
+        with translate_errors(self.path):
+            return naming.stored_address(self._connection, text)
+
     def resolve(self, selection: Selection, *, seed: int = 0) -> list[Feature]:
         """The features that a selection names, in its order; `random` draws among those alive, by `seed`.
 
@@ -138,8 +155,11 @@ class Store:
         return [Feature(selection.source, index, selection.negative) for index in indices]
 
     def features(self, text: str) -> list[Feature]:
-        """The features that a text names, for example "gpt2:mlp.5:0-99"; a bare source means those alive."""
-        return self.resolve(Selection.parse(text))
+        """The features that a text names, for example "gpt2:mlp.5:0-99"; a bare source means those alive.
+
+        The model is named as in `sources`, or by its folder wherever that lies: "./models/gpt2:mlp.5:0-99".
+        """
+        return self.resolve(Selection.parse(self._address(text)))
 
     def evidence(self, feature: Feature) -> Evidence:
         """A feature's statistics and examples, in splits that share no document and no near-duplicate text.
@@ -284,7 +304,20 @@ class Store:
         """A row of `rows.ROW_KEYS` per feature."""
         chosen = Filter(self.known_source(source), min_score, max_score, status)
         with translate_errors(self.path):
-            return rows.list_rows(self._connection, chosen, sort=sort, limit=limit)
+            return list(rows.iterate_rows(self._connection, chosen, sort=sort, limit=limit))
+
+    def iterate_rows(self, source: str | SourceId | None = None, *, min_score: float | None = None) -> Iterator[Row]:
+        """The rows of `list_rows`, one in memory at a time."""
+        chosen = Filter(self.known_source(source), min_score)
+        with translate_errors(self.path):
+            yield from rows.iterate_rows(self._connection, chosen, sort="feature", limit=None)
+
+    def iterate_best(self, source: SourceId, *, min_score: float | None = None) -> Iterator[StoredExplanation]:
+        """The best explanation of each feature of a source that has a text, one at a time; not of negative tails."""
+        chosen = Filter(self.known_source(source), min_score)
+        with translate_errors(self.path):
+            for explanation_id in rows.iterate_best(self._connection, chosen):
+                yield from rows.read_explanations(self._connection, "explanations.id = ?", [explanation_id])
 
     def search_rows(
         self,
@@ -307,9 +340,10 @@ class Store:
         """The source's name; an error if it is not here."""
         if source is None:
             return None
-        if not self._query("SELECT 1 FROM sources WHERE name = ?", str(source)):
-            raise reading.missing_source(self._connection, SourceId.parse(str(source)))
-        return str(source)
+        known = SourceId.parse(self._address(str(source)))
+        if not self._query("SELECT 1 FROM sources WHERE name = ?", str(known)):
+            raise reading.missing_source(self._connection, known)
+        return str(known)
 
     # The file
 
@@ -319,9 +353,9 @@ class Store:
             return merging.status(self.db, self.path)
 
     def backup(self, path: str | PathLike[str]) -> None:
-        """Copy the database into a new file, also while it is in use."""
+        """Copy the database into a new file, also while it is in use; replies that wait in its spool go along."""
         with translate_errors(self.path):
-            merging.backup(self._connection, fspath(path))
+            merging.backup(self._connection, self.path, fspath(path))
 
     def merge(self, other: str | PathLike[str]) -> dict[str, int]:
         """Add what another database holds, nothing twice; the other is not changed. Returns counts of added rows."""

@@ -103,14 +103,28 @@ def _upsert_source(connection: sqlite3.Connection, result: HarvestResult, source
 def check_same_source(
     connection: sqlite3.Connection, name: str, revision: str, model_revision: str, width: int
 ) -> None:
-    """Refuse to mix two models or dictionaries that go by one name: their features are not the same."""
+    """Refuse to mix two models or dictionaries that go by one name, and a new name that is not safe as one."""
     sql = "SELECT revision, model_revision, width FROM sources WHERE name = ?"
     own = connection.execute(sql, [name]).fetchone()
-    if own is not None and tuple(own) != (revision, model_revision, width):
+    if own is None:
+        _check_new_source(connection, SourceId.parse(name), model_revision)
+    elif tuple(own) != (revision, model_revision, width):
         raise NeuronautError(
             f"{name} here is of other weights (dictionary {own[0] or '-'}, model {own[1] or '-'}, width {own[2]})"
             f" than the new one ({revision or '-'}, {model_revision or '-'}, width {width});"
-            " use another name, or another database"
+            " give it another --name (a model: --model-name), or another database"
+        )
+
+
+def _check_new_source(connection: sqlite3.Connection, source: SourceId, model_revision: str) -> None:
+    source.check()
+    sql = "SELECT DISTINCT model_revision FROM sources WHERE model = ?"
+    known = [revision for (revision,) in connection.execute(sql, [source.model])]
+    if known and model_revision not in known:
+        raise NeuronautError(
+            f"{source.model} here is of other weights (model {' and '.join(known)}) than the one that {source} is of"
+            f" ({model_revision}): another folder, revision or dtype; harvest it as --model-name NAME, or into another"
+            " database"
         )
 
 

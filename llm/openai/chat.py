@@ -12,14 +12,19 @@ from functools import cached_property
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
-from openai import APIConnectionError, APIError, APITimeoutError, OpenAI, RateLimitError
+import httpx2
+from openai import APIConnectionError, APIError, APIStatusError, RateLimitError
 
 from ...subject.errors import NeuronautError
-from ..prices import estimate, estimate_chat
+from ..prices import estimate_chat
 from ..tool_calls import spell_out_tools
 from ..types import Chat, Probe, Reply, Request, request_key
-from .retrying import Flow, Malformed, describe_error, fatal_error, one_line, retry_policy
-from .wire import Wire, decode_body, find_endpoint, read_chat, read_probe
+from .connection import Connection
+from .dialect import Dialect, TokenLimit
+from .keys import hide_login
+from .replies import count_tokens, decode_body, read_chat, read_probe
+from .retrying import Flow, Malformed, describe_error, fatal_error, one_line, read_code, retry_policy
+from .wire import Wire, find_endpoint, is_openai
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +46,7 @@ class OpenAIChat:
         timeout: float = 120.0,
         thinking: int = 0,
         temperature_fixed: bool = False,
+        token_limit: TokenLimit = "auto",
         tokenizer: str | None = None,
         prompt_logprobs: bool = False,
         attempts: int = 6,
@@ -50,14 +56,27 @@ class OpenAIChat:
         """`base_url` and `api_key` default to OPENAI_BASE_URL and OPENAI_API_KEY.
 
         A key is missed at the first submit only. At most `in_flight` requests are with the server at once; one that
-        takes over `timeout` seconds is given up and retried. `thinking` tokens are allowed on top of each reply's;
-        `temperature_fixed` is for models that take no temperature. With `prompt_logprobs` the server, vLLM, answers
-        probes. `tokenizer` is a folder or id for transformers, by default the model's name. For `attempts`,
-        `backoff` and `longest_backoff` see retry_policy.
+        takes over `timeout` seconds, to the last byte of its reply, is given up and retried. `thinking` tokens are
+        allowed on top of each reply's; `temperature_fixed` is for models that take no temperature, and `token_limit`
+        names the limit on tokens; both are learned where the server refuses what it is sent. With `prompt_logprobs`
+        the server, vLLM, answers probes. `tokenizer` is a folder or id for transformers, by default the model's name.
+        For `attempts`, `backoff` and `longest_backoff` see retry_policy.
         """
-        self._wire = Wire(model, find_endpoint(base_url), thinking=thinking, temperature_fixed=temperature_fixed)
-        self._variant = f"+thinking={thinking}" * (thinking > 0) + "+own-temperature" * temperature_fixed
-        self._api_key, self._timeout = api_key, timeout
+        self._address = find_endpoint(base_url)
+        self._wire = Wire(
+            model,
+            hide_login(self._address),
+            thinking=thinking,
+            dialect=open_dialect(self._address, limit=token_limit, temperature_fixed=temperature_fixed),
+        )
+        self._variant = "".join(
+            (
+                f"+thinking={thinking}" * (thinking > 0),
+                "+own-temperature" * temperature_fixed,
+                "+no-limit" * (token_limit == "none"),
+            )
+        )
+        self._api_key, self._timeout, self._width = api_key, timeout, in_flight
         self._tokenizer, self._prompt_logprobs = tokenizer, prompt_logprobs
         self._flow = Flow(in_flight)
         self._stopped = Event()
@@ -66,7 +85,7 @@ class OpenAIChat:
         )
         self._pool = ThreadPoolExecutor(2 * in_flight, thread_name_prefix="llm")
         self._connecting = Lock()
-        self._client: OpenAI | None = None
+        self._connection: Connection | None = None
         self._reached = False
 
     @property
@@ -134,20 +153,22 @@ class OpenAIChat:
         self._stopped.set()
         self._flow.close()
         self._pool.shutdown(cancel_futures=True)
-        if self._client:
-            self._client.close()
+        if self._connection:
+            self._connection.close()
 
-    def _connect(self) -> OpenAI:
+    def _connect(self) -> Connection:
         with self._connecting:
-            self._client = self._client or self._wire.connect(api_key=self._api_key, timeout=self._timeout)
-            return self._client
+            self._connection = self._connection or Connection(
+                self._address, api_key=self._api_key, timeout=self._timeout, width=self._width
+            )
+            return self._connection
 
-    def _answer(self, client: OpenAI, request: Request) -> Reply:
+    def _answer(self, connection: Connection, request: Request) -> Reply:
         """The reply, after retries; raises an error that every call would meet alike."""
         try:
-            return self._retrying(self._attempt, client, request)
+            return self._retrying(self._attempt, connection, request)
         except (APIError, Malformed) as error:
-            if getattr(error, "code", None) in _FILTERED:
+            if read_code(error) in _FILTERED:
                 return Reply("refused", reason=describe_error(error))
             if self._is_unreachable(error):
                 raise NeuronautError(
@@ -158,36 +179,39 @@ class OpenAIChat:
                 raise fatal from error
             return Reply("failed", reason=describe_error(error))
 
-    def _attempt(self, client: OpenAI, request: Request) -> Reply:
-        key = request_key(request, model=self.model, endpoint=self.endpoint)
+    def _attempt(self, connection: Connection, request: Request) -> Reply:
         with self._flow.place(throttled=RateLimitError):
             began = time.monotonic()
-            text = self._call(client, request, headers={"Idempotency-Key": key})
+            text = self._ask(connection, request)
             self._reached = True
             body = decode_body(text)
             reply = read_probe(body, request) if isinstance(request, Probe) else read_chat(body)
-        reply = replace(reply, seconds=time.monotonic() - began)
-        return reply if body.get("usage") else self._estimate_usage(request, reply)
+        reply = count_tokens(reply, body, prompt=lambda: self.count(request))
+        if self._wire.dialect.leaves_temperature and isinstance(request, Chat):
+            reply = replace(reply, raw={**reply.raw, "temperature": "the model's own"})
+        return replace(reply, seconds=time.monotonic() - began)
 
-    def _call(self, client: OpenAI, request: Chat | Probe, *, headers: dict[str, str]) -> str:
-        """The body that the server sends."""
-        if isinstance(request, Probe):
-            body = self._wire.probe(request)
-            create = client.completions.with_raw_response.create
-            return create(model=self.model, prompt=body["prompt"], extra_body=body, extra_headers=headers).text
-        body = self._wire.chat(request)
-        create = client.chat.completions.with_raw_response.create
-        return create(model=self.model, messages=body["messages"], extra_body=body, extra_headers=headers).text
-
-    def _estimate_usage(self, request: Request, reply: Reply) -> Reply:
-        """The reply with tokens estimated, from a server that does not count them."""
-        return replace(
-            reply,
-            input_tokens=self.count(request),
-            output_tokens=estimate(reply.text) + sum(estimate(call.name + call.arguments) for call in reply.calls),
-            raw={**reply.raw, "usage": "estimated"},
-        )
+    def _ask(self, connection: Connection, request: Request) -> str:
+        """The body that the server sends, asked again at once where it does not know a parameter by its name."""
+        key = request_key(request, model=self.model, endpoint=self.endpoint)
+        while True:
+            # Another body needs another key: a server may answer an old one with the refusal that it gave.
+            headers = {"Idempotency-Key": key + self._wire.dialect.learned}
+            probe = isinstance(request, Probe)
+            body = self._wire.probe(request) if isinstance(request, Probe) else self._wire.chat(request)
+            try:
+                return connection.post("/completions" if probe else "/chat/completions", body, headers=headers)
+            except APIStatusError as error:
+                if probe or not self._wire.dialect.learn(error, body):
+                    raise
 
     def _is_unreachable(self, error: APIError | Malformed) -> bool:
         """Whether no connection ever stood, as where no server runs."""
-        return not self._reached and isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError)
+        refused = isinstance(error, APIConnectionError) and isinstance(error.__cause__, httpx2.ConnectError)
+        return refused and not self._reached
+
+
+def open_dialect(endpoint: str, *, limit: TokenLimit, temperature_fixed: bool) -> Dialect:
+    """The dialect to begin with: OpenAI's own server has a name of its own for the limit."""
+    first: TokenLimit = "max_completion_tokens" if is_openai(endpoint) else "max_tokens"
+    return Dialect(limit=limit, first=first, temperature_fixed=temperature_fixed)

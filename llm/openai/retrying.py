@@ -22,26 +22,32 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from tenacity.nap import sleep_using_event
 
 from ...subject.errors import NeuronautError
+from .keys import hide_keys
 
 LONGEST_WAIT = 600.0
 """Seconds. A server that asks to wait longer has run out for the day, and is not asked again."""
 
-_TRANSIENT = frozenset({408, 409, 429})
-"""Statuses that another attempt may change, beside those from 500 on."""
+_TRANSIENT: frozenset[object] = frozenset({408, 409, 429, "rate_limit_exceeded", "server_error", "overloaded_error"})
+"""Statuses and codes that another attempt may change, beside those from 500 on."""
 
 _FATAL: dict[object, str] = {
     401: "set OPENAI_API_KEY to a key for this server",
     403: "use a key that may use this model, or another model",
     404: "name a model that the server has, and check the base URL",
     "insufficient_quota": "add credit to the account, then run the same command again",
-    "unsupported_parameter": "leave the parameter out",
+    "unsupported_parameter": "leave the parameter out (--token-limit none, --temperature none)",
     "unsupported_value": "leave the parameter to the model",
 }
 """What to do about errors, by status or code, that every call would meet alike."""
 
 
 class Malformed(Exception):
-    """A reply with status 200 is not of the protocol's form."""
+    """A reply that is not of the protocol's form, or that tells of an error with status 200."""
+
+    def __init__(self, reason: str, *, passing: bool, code: object = None) -> None:
+        """`passing`: another attempt may fare better; else it would be paid again and come the same."""
+        super().__init__(reason)
+        self.passing, self.code = passing, code
 
 
 def retry_policy(*, attempts: int, backoff: float, longest_backoff: float, stopped: Event) -> Retrying:
@@ -70,9 +76,14 @@ def retry_policy(*, attempts: int, backoff: float, longest_backoff: float, stopp
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may fare better."""
     if isinstance(error, APIStatusError):
-        transient = error.status_code in _TRANSIENT or error.status_code >= 500
-        return transient and error.code not in _FATAL and (requested_wait(error) or 0) <= LONGEST_WAIT
-    return isinstance(error, APIConnectionError | Malformed)
+        transient = passes(error.status_code)
+        return transient and not _find_advice(error) and (requested_wait(error) or 0) <= LONGEST_WAIT
+    return error.passing if isinstance(error, Malformed) else isinstance(error, APIConnectionError)
+
+
+def passes(status: object) -> bool:
+    """Whether a status, or a code in its place, is one that another attempt may change."""
+    return status in _TRANSIENT or (isinstance(status, int) and 500 <= status < 600)
 
 
 def requested_wait(error: BaseException | None) -> float | None:
@@ -87,17 +98,27 @@ def requested_wait(error: BaseException | None) -> float | None:
             continue
     try:
         return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return None
 
 
 def fatal_error(error: APIError | Malformed, *, endpoint: str, model: str) -> NeuronautError | None:
     """The error as the user should read it, if every call would meet it."""
-    codes = (getattr(error, "code", None), getattr(error, "status_code", None))
-    advice = next((_FATAL[code] for code in codes if code in _FATAL), None)
+    advice = _find_advice(error)
     if advice is None:
         return None
     return NeuronautError(f"{endpoint} refuses calls of {model} ({describe_error(error)}); {advice}")
+
+
+def read_code(error: BaseException) -> str | int | None:
+    """The code that the server gives an error; None where it is of no type that a code has."""
+    code: object = error.code if isinstance(error, APIError | Malformed) else None
+    return code if isinstance(code, str | int) else None
+
+
+def _find_advice(error: APIError | Malformed) -> str | None:
+    status = error.status_code if isinstance(error, APIStatusError) else None
+    return next((_FATAL[code] for code in (read_code(error), status) if code in _FATAL), None)
 
 
 def describe_error(error: APIError | Malformed) -> str:
@@ -114,8 +135,11 @@ def describe_error(error: APIError | Malformed) -> str:
 
 
 def one_line(text: object) -> str:
-    """At most 300 characters, without line breaks."""
-    line = " ".join(str(text).split())
+    """At most 300 characters, without line breaks and without keys."""
+    try:
+        line = hide_keys(" ".join(str(text)[:10_000].split()))
+    except RecursionError:
+        return "(nested too deeply to be shown)"
     return line if len(line) <= 300 else line[:299] + "…"
 
 
