@@ -25,7 +25,7 @@ from .loop.behaviour_examiner import BehaviourExaminer
 from .loop.behaviour_lab import BehaviourLab
 from .loop.conclusion import HOLDOUT
 from .loop.experiments import design_from_json
-from .loop.target import Examiner, Lab
+from .loop.target import Examiner, Lab, run_controls
 from .session import prepare
 from .tools.table import tools_for
 
@@ -122,7 +122,14 @@ def _conclude_again(said: Transcript, lab: Lab, examiner: Examiner) -> Iterator[
         scores = examiner.holdout(frozen["text"], said.parsed[frozen["hypothesis"]])
         yield from _compare(HOLDOUT, holdout, {"scores": [_score(score) for score in scores]})
     if controls := said.of_kind("control"):
-        again = examiner.controls(said.parsed, said.experiments, said.observations, frozen["hypothesis"])
+        again = run_controls(
+            lab,
+            examiner,
+            hypotheses=said.parsed,
+            experiments=said.experiments,
+            observations=said.observations,
+            leader=frozen["hypothesis"],
+        )
         for then, now in zip(controls, again, strict=False):
             yield from _compare(f"control {then['name']}", then, asdict(now))
 

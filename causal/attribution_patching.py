@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .agreement import Agreement, Cut, Verified, find_doubts, grade
+from .agreement import Agreement, Cut, Graded, Verified, find_doubts, grade
 from .batched import Cost, observe
 from .edits import Edit
 from .gradients import Ends, Passes, Slopes, check_patches, score_patches
@@ -224,11 +224,6 @@ def attribution_patching(
         passes=Passes(),
     )
     whole = _join_parts([_score_part(task, pairs.take(rows)) for rows in torch.arange(len(pairs)).split(at_once)])
-    difference = float((whole.clean - whole.corrupted).mean())
-    cuts = tuple(
-        _check_cut(site, total, wanted, difference)
-        for site, total, wanted in zip(task.cuts, whole.totals.mean(1), whole.wanted.mean(1), strict=True)
-    )
     graded = grade(
         subject,
         pairs,
@@ -242,11 +237,20 @@ def attribution_patching(
         at_once=at_once,
         seed=seed,
     )
+    return _build_attribution(task, grid, whole, graded, seed=seed)
+
+
+def _build_attribution(task: _Task, grid: Grid, whole: _Part, graded: Graded, *, seed: int) -> Attribution:
+    difference = float((whole.clean - whole.corrupted).mean())
+    cuts = tuple(
+        _check_cut(site, total, wanted, difference)
+        for site, total, wanted in zip(task.cuts, whole.totals.mean(1), whole.wanted.mean(1), strict=True)
+    )
     return Attribution(
         axes=grid.axes,
         nodes=_build_nodes(grid, whole),
-        direction=direction,
-        metric=metric,
+        direction=task.direction,
+        metric=task.metric,
         formula=_describe_formula(task),
         clean=tuple(whole.clean.tolist()),
         corrupted=tuple(whole.corrupted.tolist()),

@@ -91,8 +91,8 @@ def probe(
     see what was trained on.
 
     >>> batch = Batch.of(subject, [f"{word} = {i}" for i in range(8) for word in ("alpha", "beta")])
-    >>> found = probe(subject, batch, [True, False] * 8, site="resid_post.1", shuffles=5)
-    >>> 0 <= found.auroc.value <= 1
+    >>> fitted = probe(subject, batch, [True, False] * 8, site="resid_post.1", shuffles=5)
+    >>> 0 <= fitted.auroc.value <= 1
     True
     """
     vectors = read_examples(subject, batch, site=site, positions=positions)

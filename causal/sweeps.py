@@ -171,30 +171,14 @@ def sweep(
     measured = measure(
         subject, grid.edits, prompts, settings, question, metrics=metrics, materials=gathered, at_once=at_once
     )
-    clean, corrupted = measured.plain["clean"], measured.plain["corrupted"]
-
-    def effects(cell: int) -> tuple[Effect, ...]:
-        return tuple(
-            effect(
-                name,
-                clean=clean[at],
-                corrupted=corrupted[at],
-                patched=measured.edited[direction][cell, at],
-                direction=direction,
-                seed=seed,
-            )
-            for direction in directions
-            for at, name in enumerate(metrics)
-        )
-
-    cells = _build_cells(grid, measured, [effects(cell) for cell in range(len(grid.edits))])
+    effects = [_build_effects(measured, cell, directions, metrics, seed) for cell in range(len(grid.edits))]
     trial = _describe_trial(
         grid, metrics=metrics, question=question, batch=pairs.clean, source_run=pairs.corrupted, reference=reference
     )
     return _build_sweep(
         subject,
         grid=grid,
-        cells=cells,
+        cells=_build_cells(grid, measured, effects),
         cost=measured.cost,
         trial=trial,
         batch=pairs.clean,
@@ -232,24 +216,51 @@ def sweep_prompts(
         materials=gathered,
         at_once=at_once,
     )
-    plain, edited = measured.plain["plain"], measured.edited["prompts"]
-
-    def shifts(cell: int) -> tuple[Shift, ...]:
-        return tuple(
-            Shift(
-                name,
-                metric(name).formula,
-                tuple(plain[at].tolist()),
-                tuple(edited[cell, at].tolist()),
-                mean(edited[cell, at] - plain[at], seed=seed),
-            )
-            for at, name in enumerate(metrics)
-        )
-
-    cells = _build_cells(grid, measured, [shifts(cell) for cell in range(len(grid.edits))])
+    shifts = [_build_shifts(measured, cell, metrics, seed) for cell in range(len(grid.edits))]
     trial = _describe_trial(grid, metrics=metrics, question=question, batch=batch, source_run=None, reference=reference)
     return _build_sweep(
-        subject, grid=grid, cells=cells, cost=measured.cost, trial=trial, batch=batch, materials=gathered, seed=seed
+        subject,
+        grid=grid,
+        cells=_build_cells(grid, measured, shifts),
+        cost=measured.cost,
+        trial=trial,
+        batch=batch,
+        materials=gathered,
+        seed=seed,
+    )
+
+
+def _build_effects(
+    measured: Measured, cell: int, directions: Sequence[Direction], metrics: Sequence[str], seed: int
+) -> tuple[Effect, ...]:
+    """What a cell recovers of each metric, in each direction."""
+    clean, corrupted = measured.plain["clean"], measured.plain["corrupted"]
+    return tuple(
+        effect(
+            name,
+            clean=clean[at],
+            corrupted=corrupted[at],
+            patched=measured.edited[direction][cell, at],
+            direction=direction,
+            seed=seed,
+        )
+        for direction in directions
+        for at, name in enumerate(metrics)
+    )
+
+
+def _build_shifts(measured: Measured, cell: int, metrics: Sequence[str], seed: int) -> tuple[Shift, ...]:
+    """How far a cell moves each metric."""
+    plain, edited = measured.plain["plain"], measured.edited["prompts"][cell]
+    return tuple(
+        Shift(
+            name,
+            metric(name).formula,
+            tuple(plain[at].tolist()),
+            tuple(edited[at].tolist()),
+            mean(edited[at] - plain[at], seed=seed),
+        )
+        for at, name in enumerate(metrics)
     )
 
 

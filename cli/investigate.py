@@ -147,7 +147,7 @@ def _run(
     form: Form,
     html: str | None,
 ) -> "list[Session]":
-    request = _request(store, targets, options, resume=resume, budget=budget)
+    request = _read_request(store, targets, options, resume=resume, budget=budget)
     language, _ = split_options(options)
     finished: list[Session] = []
     active: set[str] = set()
@@ -176,7 +176,7 @@ def _page_file(html: str, target: str) -> str:
     return str(path.with_name(f"{path.stem}-{re.sub('[^A-Za-z0-9._]+', '-', target)}{path.suffix}"))
 
 
-def _request(
+def _read_request(
     store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None
 ) -> InvestigationRequest:
     from ..agent.loop.run import Settings

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..labelling.label import Result
     from ..labelling.selection import SelectingExplainer
     from ..llm.client import LLMClient, Mode
+    from ..scorers.factory import ScorerOptions
     from ..scorers.scorer import Scorer
     from ..subject.address import Feature, SourceId
     from ..subject.model import Subject
@@ -82,33 +83,28 @@ def _open_setup(
     mode: "Mode",
     options: dict[str, Any],
 ) -> Generator[LabelSetup]:
-    from ..explainers.factory import ExplainerOptions
-    from ..labelling.factory import make_explainer
-    from ..scorers.factory import ScorerOptions, make_scorer, make_scorers
+    from ..scorers.factory import ScorerOptions, make_scorers
     from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
     language, rest = split_options(options)
     load_options = LoadOptions(**rest)
-    temperature = language.temperature_value
     with open_store(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)
         subject = stored_subject(
             store, chosen[0].source.model, load_options, sources=[feature.source for feature in chosen]
         )
         sources = stored_sources(store, subject, chosen, load_options)
-        prompts, llm = store.chosen_prompts(), client and client.llm
         scorer_options = ScorerOptions(
-            llm, subject, sources, prompts, controls=not language.no_controls, embedder=language.embedder
+            client and client.llm,
+            subject,
+            sources,
+            store.chosen_prompts(),
+            controls=not language.no_controls,
+            embedder=language.embedder,
         )
         explainer = None
         if explainer_name is not None:
-            # The scorer that is named first chooses between candidates.
-            chooser = make_scorer(scorers.split(",")[0].strip(), scorer_options.for_choosing())
-            explainer = make_explainer(explainer_name, subject, ExplainerOptions(prompts, temperature), chooser=chooser)
-            if explainer.prompts and llm is None:
-                raise NeuronautError(
-                    f"-e {explainer_name} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
-                )
+            explainer = _make_explainer(explainer_name, subject, scorers, scorer_options, language.temperature_value)
         yield LabelSetup(
             store=store,
             subject=subject,
@@ -118,6 +114,22 @@ def _open_setup(
             scorers=make_scorers(scorers, scorer_options),
             explainer=explainer,
         )
+
+
+def _make_explainer(
+    name: str, subject: "Subject", scorers: str, scorer_options: "ScorerOptions", temperature: float | None
+) -> "Explainer | SelectingExplainer":
+    from ..explainers.factory import ExplainerOptions
+    from ..labelling.factory import make_explainer
+    from ..scorers.factory import make_scorer
+
+    # The scorer that is named first chooses between candidates.
+    chooser = make_scorer(scorers.split(",")[0].strip(), scorer_options.for_choosing())
+    options = ExplainerOptions(scorer_options.prompts, temperature)
+    explainer = make_explainer(name, subject, options, chooser=chooser)
+    if explainer.prompts and scorer_options.llm is None:
+        raise NeuronautError(f"-e {name} asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
+    return explainer
 
 
 @click.command()

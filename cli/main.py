@@ -92,6 +92,7 @@ class Verbs(click.Group):
         except UnknownNameError as error:
             raise click.UsageError(display.visible(str(error))) from error
         except Exception as error:
+            # Whatever a verb raises, a user gets one line, and with --debug the traceback.
             if ctx.meta.get(DEBUG):
                 raise
             raise click.ClickException(display.visible(_format_error(error))) from error

@@ -114,7 +114,7 @@ def blocks(file: Path) -> list[Block]:
         return [
             Block(file, number, "python", frozenset({"slow"}), None, "".join(cell["source"])) for number, cell in code
         ]
-    found: list[Block] = []
+    parsed: list[Block] = []
     opened: re.Match[str] | None = None
     begun, inside = 0, list[str]()
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
@@ -126,27 +126,27 @@ def blocks(file: Path) -> list[Block]:
             words = _TITLE.sub("", opened["info"]).split()
             text = "".join(f"{part}\n" for part in inside)
             name = title[1] if title else None
-            found.append(Block(file, begun, words[0] if words else "", frozenset(words[1:]), name, text))
+            parsed.append(Block(file, begun, words[0] if words else "", frozenset(words[1:]), name, text))
             opened = None
         else:
             inside.append(line.removeprefix(opened["indent"]))
-    return found
+    return parsed
 
 
 def commands(block: Block) -> list[Command]:
     """The commands of a console block, each with its output; the lines of a bash block, without any."""
-    found: list[Command] = []
+    parsed: list[Command] = []
     lines = iter(enumerate(block.text.splitlines(), start=block.line))
     for number, line in lines:
         if block.language == "console" and not line.startswith("$ "):
-            if found:
-                found[-1] = found[-1]._replace(expected=f"{found[-1].expected}{line}\n")
+            if parsed:
+                parsed[-1] = parsed[-1]._replace(expected=f"{parsed[-1].expected}{line}\n")
             continue
         text = line.removeprefix("$ ")
         while text.endswith("\\"):
             text = text[:-1] + next(lines, (0, ""))[1].strip()
-        found.append(Command(number, text, ""))
-    return found
+        parsed.append(Command(number, text, ""))
+    return parsed
 
 
 # Parsing
@@ -202,8 +202,8 @@ def parse_failures(block: Block) -> Iterator[Failure]:
             except click.exceptions.Exit:
                 pass
             except (click.ClickException, NeuronautError, ValueError) as error:
-                said = error.format_message() if isinstance(error, click.ClickException) else error
-                yield Failure(block.file, command.line, f"{command.text}: {said}")
+                reason = error.format_message() if isinstance(error, click.ClickException) else error
+                yield Failure(block.file, command.line, f"{command.text}: {reason}")
     elif block.language == "python":
         try:
             tree = ast.parse(block.text)
@@ -229,10 +229,10 @@ def _import_failures(block: Block, tree: ast.Module) -> Iterator[Failure]:
 
 def options_of(command: click.Command) -> set[str]:
     """Every option of a command and of the commands below it."""
-    found = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     for below in command.commands.values() if isinstance(command, click.Group) else ():
-        found |= options_of(below)
-    return found
+        options |= options_of(below)
+    return options
 
 
 def prose_failures(file: Path) -> Iterator[Failure]:
@@ -314,16 +314,17 @@ def run_failures(block: Block, after: Block | None, page: Page) -> Iterator[Fail
     if block.language == "console":
         for command in commands(block):
             ran = run_command(command.text)
-            found = list(_compare(block.file, command.line, command.text, command.expected, ran.printed))
-            if ran.failed and not found and "Error: " not in command.expected:
+            failures = list(_compare(block.file, command.line, command.text, command.expected, ran.printed))
+            if ran.failed and not failures and "Error: " not in command.expected:
                 # Dots stand for any lines, but not for those of an error.
-                found.append(Failure(block.file, command.line, f"{command.text}: fails\n{ran.printed}"))
-            yield from found
+                failures.append(Failure(block.file, command.line, f"{command.text}: fails\n{ran.printed}"))
+            yield from failures
         return
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             exec(compile(block.text, f"{block.file.name}:{block.line}", "exec"), page.namespace)
+    # A page's code may raise anything; the page fails, and the others are still checked.
     except Exception:
         yield Failure(block.file, block.line, f"raises\n{traceback.format_exc(limit=-3)}")
         return
@@ -348,12 +349,12 @@ def check(
     file: Path, *, marks: frozenset[str] = frozenset(), database: Callable[[], Path] | None = None
 ) -> list[Failure]:
     """Check a page; blocks with one of `marks` are run, in a folder of their own with a copy of the database."""
-    found = [] if file.suffix == ".ipynb" else list(prose_failures(file))
+    failures = [] if file.suffix == ".ipynb" else list(prose_failures(file))
     all_blocks = blocks(file)
     for block in all_blocks:
-        found += parse_failures(block)
-    if not any(block.marks & marks for block in all_blocks) or found:
-        return found
+        failures += parse_failures(block)
+    if not any(block.marks & marks for block in all_blocks) or failures:
+        return failures
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         page = Page(Path(folder))
@@ -365,10 +366,10 @@ def check(
                 if block.title is not None:
                     (page.folder / block.title).write_text(block.text, encoding="utf-8")
                 if block.marks & marks:
-                    found += run_failures(block, after, page)
+                    failures += run_failures(block, after, page)
         finally:
             os.chdir(here)
-    return found
+    return failures
 
 
 def demo_database() -> Path:
@@ -402,17 +403,17 @@ def main(slow: bool, parse_only: bool, files: tuple[Path, ...]) -> None:
     os.environ.update(OMP_NUM_THREADS="1", COLUMNS="100")
     os.environ.pop("NEURONAUT_DB", None)
     marks = frozenset() if parse_only else frozenset({"run", "slow"}) if slow else frozenset({"run"})
-    found: list[Failure] = []
+    failures: list[Failure] = []
     for file in [file.resolve() for file in files] or [*pages(), *notebooks()]:
         begun = time.monotonic()
         failed = check(file, marks=marks, database=demo_database)
-        found += failed
+        failures += failed
         shown = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
         click.echo(f"{shown}: {f'{len(failed)} wrong' if failed else 'right'}, {time.monotonic() - begun:.1f} s")
         for failure in failed:
             click.echo(f"\n{failure}\n", err=True)
-    if found:
-        raise click.ClickException(f"{len(found)} places are wrong; mend the page, or the program")
+    if failures:
+        raise click.ClickException(f"{len(failures)} places are wrong; mend the page, or the program")
 
 
 if __name__ == "__main__":

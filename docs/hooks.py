@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = page.file.src_uri
     if source.startswith("verbs/") and HELP in markdown:
         markdown = markdown.replace(HELP, help_of(Path(source).stem))
-    markdown = _LINK.sub(lambda link: link[1] + _turned(link[2], source), markdown)
+    markdown = _LINK.sub(lambda link: link[1] + _resolve_link(link[2], source), markdown)
     return _FENCE.sub(lambda fence: fence[1] + _title(fence[0]), markdown)
 
 
@@ -66,20 +66,20 @@ def help_of(verb: str) -> str:
 
 def _help(command: click.Command, name: str, parent: click.Context) -> list[str]:
     context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
-    found = [f"```text\n{command.get_help(context)}\n```"]
+    parts = [f"```text\n{command.get_help(context)}\n```"]
     for below in command.list_commands(context) if isinstance(command, click.Group) else ():
         inner = command.get_command(context, below)
         assert inner is not None
-        found += [f"### {context.command_path.removeprefix('neuronaut ')} {below}", *_help(inner, below, context)]
-    return found
+        parts += [f"### {context.command_path.removeprefix('neuronaut ')} {below}", *_help(inner, below, context)]
+    return parts
 
 
 def _title(fence: str) -> str:
-    found = _TITLED.match(fence)
-    return found[2] if found else ""
+    match = _TITLED.match(fence)
+    return match[2] if match else ""
 
 
-def _turned(target: str, source: str) -> str:
+def _resolve_link(target: str, source: str) -> str:
     """A link of a page as it is on the site; one to nowhere known is left for mkdocs to complain about."""
     homes = {name: path for path, name in (PAGES | PICTURES).items()}
     here = homes.get(source, f"docs/{source}")

@@ -215,6 +215,7 @@ class LLMClient:
             reply = as_logged(replace(replied.result(), key=self.key(request)))
             self._account(reply)
             self.log.record(to_call(request, reply, model=self.llm.model, endpoint=self.llm.endpoint, price=self.price))
+        # Whatever it is: who waits for the future has to hear of it, and nobody waits for this thread.
         except BaseException as error:
             self.log.release([self.key(request)])
             future.set_exception(error)

@@ -118,7 +118,7 @@ class _Placed(_Part, frozen=True):
         return self
 
 
-def _listed(value: object) -> object:
+def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
@@ -126,7 +126,7 @@ class Token(_Placed, frozen=True):
     """The token is one of these exact strings. `{"token": [" self", "self"], "at": -1}`."""
 
     key: ClassVar[str] = "token"
-    any: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+    any: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
         min_length=1, validation_alias="token", serialization_alias="token"
     )
 

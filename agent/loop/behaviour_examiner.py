@@ -26,10 +26,10 @@ from ...causal.circuits.tasks import Task, baseline
 from ...causal.measures import Effect
 from ...causal.prompts import Pairs
 from ...data.records import Score
-from ...data.store.journal_values import Experiment, Observation
+from ...data.store.journal_values import Experiment
 from ...subject.errors import NeuronautError
 from .behaviour_lab import BehaviourLab, effects
-from .controls import ControlResult, evidence_for_odds, permuted_and_dead, supporter
+from .controls import ControlResult, Supported
 from .hypotheses import Hypothesis
 
 LEAST_FAITHFUL = 0.75
@@ -79,25 +79,14 @@ class BehaviourExaminer:
             return f"random circuits of its make-up are as faithful on both halves (percentile {max(among):.0f})"
         return None
 
-    def controls(
-        self,
-        hypotheses: Mapping[str, Hypothesis],
-        experiments: Sequence[Experiment],
-        observations: Mapping[str, Observation],
-        leader: str,
-    ) -> list[ControlResult]:
-        """Whether false observations leave the leader unsupported."""
-        used, real = evidence_for_odds(experiments, observations, "behaviour")
-        if not used:
-            return []
-        supported = supporter(hypotheses, used, observations, leader, "behaviour")
-        random_controls = [supported(random_control(self._lab, used, number)) for number in range(RANDOM_CONTROLS)]
+    def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult:
+        """Whether the same experiments with each node taken for another leave the leader unsupported."""
+        supports = [supported(random_control(self._lab, experiments, number)) for number in range(RANDOM_CONTROLS)]
         what = (
             f"the same experiments, each node taken for another, {RANDOM_CONTROLS} times: how many support the leader"
         )
         # One of them may put equals in each other's places.
-        sham = ControlResult("sham", what, sum(random_controls) <= 1, float(sum(random_controls)))
-        return [*permuted_and_dead(real, supported, seed=self._lab.seed), sham]
+        return ControlResult("sham", what, sum(supports) <= 1, float(sum(supports)))
 
     def explanation(self, text: str, hypothesis: Hypothesis) -> None:
         """No explanation for the store: a behaviour is none of its features, so the journal alone has it."""

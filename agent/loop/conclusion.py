@@ -16,6 +16,7 @@ from ...data.store.journal_values import End, Observation
 from .controls import claims
 from .graph import State, StopCode
 from .run import InvestigationRun
+from .target import run_controls
 
 HOLDOUT = "holdout"
 
@@ -97,8 +98,13 @@ class Conclusion:
         if frozen["verdict"] == "supported":
             _, experiments, observations = self._run.rival_state()
             with self._run.charged("controls", "controls"):
-                results = self._run.examiner.controls(
-                    self._run.hypotheses(), experiments, observations, frozen["hypothesis"]
+                results = run_controls(
+                    self._run.lab,
+                    self._run.examiner,
+                    hypotheses=self._run.hypotheses(),
+                    experiments=experiments,
+                    observations=observations,
+                    leader=frozen["hypothesis"],
                 )
             for control in results:
                 self._run.event("control", asdict(control), key=f"control:{control.name}")

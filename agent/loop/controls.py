@@ -21,6 +21,8 @@ from .levels import EDGES
 
 Values = Mapping[str, Sequence[float]]
 """Observed values by experiment."""
+Supported = Callable[[Values], bool]
+"""Whether observations with these values would have supported the leader, or what says the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ def supporter(
     observations: Mapping[str, Observation],
     leader: str,
     kind: str,
-) -> Callable[[Values], bool]:
-    """Builds a function: would other values of these experiments have supported the leader, or what says the same?"""
+) -> Supported:
+    """Builds the function that judges other values of these experiments."""
 
     def supported(values: Values) -> bool:
         false = {name: replace(observations[name], result={"values": list(row)}) for name, row in values.items()}
@@ -61,7 +63,7 @@ def supporter(
     return supported
 
 
-def permuted_and_dead(values: Values, supported: Callable[[Values], bool], *, seed: int) -> list[ControlResult]:
+def permuted_and_dead(values: Values, supported: Supported, *, seed: int) -> list[ControlResult]:
     """The two controls that need no measurement."""
     mixed = np.concatenate([np.asarray(row, np.float64) for row in values.values()])
     mixed = np.random.default_rng(seed).permutation(mixed)

@@ -6,14 +6,14 @@ explanation nor the transcript (data/counterfactual.py); and as the set `context
 pivot (context_pairs.py), since only they can show that an exception or a second condition is missing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from ...data.records import Evidence, Explanation, Score
-from ...data.store.journal_values import Experiment, Observation
+from ...data.store.journal_values import Experiment
 from ...explainers.explainer import AbstentionLimits, TrainBatch, abstention
 from ...labelling.inputs import EvidenceLoader
 from ...labelling.label import run_tasks, score_cases
@@ -22,7 +22,7 @@ from ...scorers.holdout import Holdout
 from ...scorers.scorer import Scorer
 from ...scorers.simulation import RuleSimulator
 from .context_pairs import context_pairs
-from .controls import ControlResult, evidence_for_odds, permuted_and_dead, supporter
+from .controls import ControlResult, Supported
 from .experiments import design_from_json
 from .feature_lab import FeatureLab
 from .hypotheses import Hypothesis
@@ -105,28 +105,15 @@ class FeatureExaminer:
             return None
         return f"active on {density:.0%} of all tokens, and the best rule is a table of {length} entries, no pattern"
 
-    def controls(
-        self,
-        hypotheses: Mapping[str, Hypothesis],
-        experiments: Sequence[Experiment],
-        observations: Mapping[str, Observation],
-        leader: str,
-    ) -> list[ControlResult]:
-        """Whether false observations leave the leader unsupported."""
-        used, real = evidence_for_odds(experiments, observations, "feature")
-        if not used:
-            return []
-        supported = supporter(hypotheses, used, observations, leader, "feature")
-        results = permuted_and_dead(real, supported, seed=self._lab.seed)
+    def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult | None:
+        """Whether other units' activations on the same inputs leave the leader unsupported; None without others."""
         others = len(self._lab.beside)
-        if others:
-            random_controls = sum(map(supported, self._random_controls(used)))
-            what = f"the same inputs, other units' activations: by how many of {others} it is supported, too"
-            # One of them may be the feature's twin, for which the explanation does hold.
-            results.append(
-                ControlResult("sham", what, random_controls <= 1 and random_controls < others, float(random_controls))
-            )
-        return results
+        if not others:
+            return None
+        supports = sum(map(supported, self._random_controls(experiments)))
+        what = f"the same inputs, other units' activations: by how many of {others} it is supported, too"
+        # One of them may be the feature's twin, for which the explanation does hold.
+        return ControlResult("sham", what, supports <= 1 and supports < others, float(supports))
 
     @staticmethod
     def shortfall(scores: Sequence[Score]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from ...data.records import Example, Explanation, Score, Statistics
 from ...data.store.journal_values import Experiment, Observation
 from ...subject.model import Subject
-from .controls import ControlResult
+from .controls import ControlResult, Supported, evidence_for_odds, permuted_and_dead, supporter
 from .experiments import Design
 from .hypotheses import Hypothesis
 
@@ -105,14 +105,8 @@ class Examiner(Protocol):
         """All scores on the holdout; to be called once."""
         ...
 
-    def controls(
-        self,
-        hypotheses: Mapping[str, Hypothesis],
-        experiments: Sequence[Experiment],
-        observations: Mapping[str, Observation],
-        leader: str,
-    ) -> list[ControlResult]:
-        """Whether false observations leave the leader unsupported."""
+    def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult | None:
+        """Whether the experiments leave the leader unsupported where another is measured; None where there is none."""
         ...
 
     def indescribable(self, hypothesis: Hypothesis) -> str | None:
@@ -126,3 +120,21 @@ class Examiner(Protocol):
     def explanation(self, text: str, hypothesis: Hypothesis) -> Explanation | None:
         """The hypothesis as an explanation for the store; None where there is no feature that it is of."""
         ...
+
+
+def run_controls(
+    lab: Lab,
+    examiner: Examiner,
+    *,
+    hypotheses: Mapping[str, Hypothesis],
+    experiments: Sequence[Experiment],
+    observations: Mapping[str, Observation],
+    leader: str,
+) -> list[ControlResult]:
+    """Whether false observations leave the leader unsupported; nothing where no experiment bears on the odds."""
+    used, values = evidence_for_odds(experiments, observations, lab.kind)
+    if not used:
+        return []
+    supported = supporter(hypotheses, used, observations, leader, lab.kind)
+    random_control = examiner.random_control(used, supported)
+    return [*permuted_and_dead(values, supported, seed=lab.seed), *([random_control] if random_control else [])]

@@ -34,8 +34,8 @@ def text_of(report: "Report") -> str:
         ("", _answer(report)),
         ("Holdout", _holdout(report)),
         ("Rivals", _rivals(report)),
-        ("Predicted against seen", _cut(report.experiments, _TRIALS, report, "experiments")),
-        ("Surveys", _cut(report.surveys, _SURVEYS, report, "surveys")),
+        ("Predicted against seen", _trial_lines(report.experiments, _TRIALS, report, "experiments")),
+        ("Surveys", _trial_lines(report.surveys, _SURVEYS, report, "surveys")),
         ("Causal claims", _claims(report)),
         ("Negative controls", _controls(report)),
         ("Open", [_open(*row) for row in report.open]),
@@ -122,7 +122,7 @@ def _rival(contender: "Contender", every: Sequence[str]) -> str:
     return line(*parts, ": ", _quote(contender.body["text"], [contender.name]))
 
 
-def _cut(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> list[str]:
+def _trial_lines(trials: Sequence["Trial"], most: int, report: "Report", what: str) -> list[str]:
     """The trials, where there are too many the last of them: what was asked when most was known."""
     shown = trials[-most:]
     leader = report.leader

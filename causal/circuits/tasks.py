@@ -100,8 +100,8 @@ def _induction(subject: Subject) -> Draw:
     return draw
 
 
-def _generate_texts(write: Callable[[random.Random], Texts]) -> Callable[[Subject], Draw]:
-    """A generator of texts, as one of rows."""
+def _row_generator(write: Callable[[random.Random], Texts]) -> Callable[[Subject], Draw]:
+    """Makes a generator of rows out of one of texts; a row that does not fit the tokens is None."""
 
     def generator(subject: Subject) -> Draw:
         def draw(rng: random.Random) -> Row | None:
@@ -217,9 +217,9 @@ def _ioi(rng: random.Random) -> Texts:
 
 GENERATORS: Mapping[str, Callable[[Subject], Draw]] = {
     "induction": _induction,
-    "brackets": _generate_texts(_brackets),
-    "variable": _generate_texts(_variable),
-    "ioi": _generate_texts(_ioi),
+    "brackets": _row_generator(_brackets),
+    "variable": _row_generator(_variable),
+    "ioi": _row_generator(_ioi),
 }
 """By name, what makes a subject's draw."""
 

@@ -94,6 +94,7 @@ def transaction(db: Database, path: str, *, patience: float = WRITE_SECONDS) -> 
         _begin(db.conn, path, patience)
         try:
             yield db.conn
+        # An interrupt, too, leaves nothing half written.
         except BaseException:
             if db.conn.in_transaction:
                 db.conn.execute("ROLLBACK")

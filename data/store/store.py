@@ -46,6 +46,7 @@ class Store:
         self.db = connect(self.path, create=create)
         try:
             migrate(self.db, self.path)
+        # An interrupt, too, leaves no file open.
         except BaseException:
             self.close()
             raise

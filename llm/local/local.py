@@ -141,6 +141,7 @@ class LocalLLM:
             full = True
         except RuntimeError as error:
             replies = [Reply("failed", reason=str(error).partition("\n")[0])] * len(batch)
+        # Whatever it is: those who wait have to hear of it, and this thread goes on for others.
         except BaseException as error:
             for waiting in batch:
                 waiting.future.set_exception(error)

@@ -175,6 +175,7 @@ class Flow:
         except throttled:
             self._leave(refused=began)
             raise
+        # Whatever else ended it gives its place back, and says nothing of the flow.
         except BaseException:
             self._leave()
             raise

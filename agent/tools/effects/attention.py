@@ -21,7 +21,7 @@ from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
 from ..places import ActiveArgs, Place
-from .effects import among
+from .effects import among, build_result
 from .inputs import batch_of, upstream_nodes
 from .paths import first_order_shares
 from .upstream import design_pairs, pairing_from_plan
@@ -73,12 +73,8 @@ class Attention(FeatureTool[AttentionArgs]):
             }
             for node, share in chosen.items()
         ]
-        return Measured(
-            values=(),
-            effect=headline.value,
-            low=headline.interval and headline.interval.low,
-            high=headline.interval and headline.interval.high,
-            n=headline.n,
+        return build_result(
+            headline,
             units="share of attention",
             normalised_by="all of the attention that a head has at a place",
             control=control,

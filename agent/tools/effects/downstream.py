@@ -24,7 +24,7 @@ from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
 from ..places import ActiveArgs, Place, find_places
-from .effects import among
+from .effects import among, build_result
 from .inputs import batch_of, edit_of, from_json, materials, to_json
 
 RANDOM_CONTROLS = 12
@@ -79,12 +79,8 @@ class Downstream(FeatureTool[DownstreamArgs]):
             ]
 
         heads = [{name: value for name, value in row.items() if name != "raised_by"} for row in unit_rows("head")]
-        return Measured(
-            values=(),
-            effect=headline.value,
-            low=headline.interval and headline.interval.low,
-            high=headline.interval and headline.interval.high,
-            n=headline.n,
+        return build_result(
+            headline,
             units="standard deviations of the unit",
             normalised_by="each unit's own standard deviation over the windows' positions",
             control=control,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ....causal.controls import random_directions, rank_among
 from ....causal.edits import Edit
-from ....causal.measures import mean
+from ....causal.measures import Mean, mean
 from ....causal.runs import gather, logits_at, separately
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Control, Design, Measured
@@ -123,33 +123,56 @@ def token_result(
         (random_control @ item_weights).tolist(),
         f"{RANDOM_CONTROLS} random directions of the same norm",
     )
-    tokens = [
-        {
-            "token": item.about["token"],
-            "asked": item.about["token"] in design.plan["asked"],
-            "logits": round(e, 4),
-            "value": round(v, 4),
-        }
-        for item, e, v in zip(design.items, effects.tolist(), values, strict=True)
-    ]
-    interval = headline.interval
-    return Measured(
-        values=tuple(round(value, 5) for value in values),
-        effect=headline.value,
-        low=interval and interval.low,
-        high=interval and interval.high,
-        n=headline.n,
+    return build_result(
+        headline,
+        values=values,
         units=units,
         normalised_by=_describe_scale(bound, largest, units),
         control=control,
         found={
-            "tokens": tokens,
+            "tokens": _token_rows(design, effects.tolist(), values),
             "most_raised": _extreme(lab, own, 1.0),
             "most_lowered": _extreme(lab, own, -1.0),
             **rank,
             "left_out": list(design.plan["left_out"]),
             **tables,
         },
+    )
+
+
+def _token_rows(design: Design, effects: Sequence[float], values: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "token": item.about["token"],
+            "asked": item.about["token"] in design.plan["asked"],
+            "logits": round(effect, 4),
+            "value": round(value, 4),
+        }
+        for item, effect, value in zip(design.items, effects, values, strict=True)
+    ]
+
+
+def build_result(
+    headline: Mean,
+    *,
+    values: Sequence[float] = (),
+    units: str,
+    normalised_by: str,
+    control: Control | None,
+    found: Mapping[str, Any],
+) -> Measured:
+    """The result whose headline is a mean over places, with the mean's interval."""
+    low, high = headline.interval or (None, None)
+    return Measured(
+        values=tuple(round(value, 5) for value in values),
+        effect=headline.value,
+        low=low,
+        high=high,
+        n=headline.n,
+        units=units,
+        normalised_by=normalised_by,
+        control=control,
+        found=found,
     )
 
 

@@ -9,6 +9,7 @@ from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
 from ..places import Drawn, Place, fires_on
+from .effects import build_result
 from .inputs import active_places, from_json, silent_places, to_json, windows
 
 
@@ -52,13 +53,8 @@ class ProbeProperty(FeatureTool[ProbeArgs]):
         shuffled = torch.tensor(others.control.controls, dtype=torch.float64)
         low, high = shuffled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         control = Control(f"{len(shuffled)} probes of shuffled labels", float(shuffled.mean()), low, high)
-        interval = others.auroc.interval
-        return Measured(
-            values=(),
-            effect=others.auroc.value,
-            low=interval and interval.low,
-            high=interval and interval.high,
-            n=others.auroc.n,
+        return build_result(
+            others.auroc,
             units="AUROC",
             normalised_by="the chance that an active place is ranked above a silent one",
             control=control,

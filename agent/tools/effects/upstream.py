@@ -13,7 +13,7 @@ from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
 from ..places import ActiveArgs, Place, excerpt, find_places
 from .ablate import REFERENCE
-from .effects import among, asked_weights
+from .effects import among, asked_weights, build_result
 from .inputs import batch_of, choose_nodes, from_json, reference_rows, to_json, upstream_nodes
 from .paths import Cuts, Pairing, edits_each, first_order_shares, pair
 
@@ -64,12 +64,8 @@ class Upstream(FeatureTool[UpstreamArgs]):
             {"node": str(nodes[i]), "predicted": round(float(first_order[i]), 4), "share": round(float(row.mean()), 4)}
             for i, row in zip(order, exact, strict=True)
         ]
-        return Measured(
-            values=(),
-            effect=headline.value,
-            low=headline.interval and headline.interval.low,
-            high=headline.interval and headline.interval.high,
-            n=headline.n,
+        return build_result(
+            headline,
             units="share of the activation",
             normalised_by="its activation at each place",
             control=control,
@@ -175,12 +171,9 @@ class CutUpstream(FeatureTool[CutArgs]):
         by_control = {
             item.label: round(float(row.mean()), 4) for item, row in zip(design.items, random_controls, strict=False)
         }
-        return Measured(
-            values=tuple(round(value, 5) for value in values),
-            effect=headline.value,
-            low=headline.interval and headline.interval.low,
-            high=headline.interval and headline.interval.high,
-            n=headline.n,
+        return build_result(
+            headline,
+            values=values,
             units="share of the activation",
             normalised_by=f"its mean activation at these {len(pairing.active)} places: {float(cuts.plain.mean()):.3g}",
             control=control,
