@@ -85,6 +85,7 @@ def harvest(
       neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1
       neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
     """
+    from ..data.harvest.windows import check_window
     from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
 
     options = LoadOptions(**load_options)
@@ -95,7 +96,7 @@ def harvest(
     subject = settle_bos(subject, sources, asked=options.bos)
     text = text.map(subject.render_chat) if options.chat else text
     window = window or _fit_window(subject)
-    say(f"{subject.convention}: {subject.convention.reason}")
+    check_window(subject, window)
     for line in pass_gate(subject, sources, text, window=window, force=force):
         say(line)
     with open_store(database, create=True, write=True) as store:
@@ -139,6 +140,7 @@ def collect(
 
     checkpoint = Path(f"{store.path}.harvest")
     say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
+    say(f"{subject.convention}: {subject.convention.reason}")
     started = time.monotonic()
     with (
         interruptible(lambda: _describe_kept(checkpoint)),
@@ -166,12 +168,12 @@ def _say_what_was_read(result: "HarvestResult") -> None:
     left_out = {
         "beyond the budget": counts.beyond_budget,
         "special tokens": counts.special,
-        "massive": result.tokens - counts.special - fewest,
+        "of massive norm": result.tokens - counts.special - fewest,
     }
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
-    say(f"{result.tokens:,} of {counts.given:,} tokens that were read are taken; left out: {reasons}")
+    say(f"{fewest:,} of {counts.given:,} tokens that were read are counted; left out: {reasons}")
     if counts.own_bos:
-        say(f"{counts.own_bos:,} documents bring a BOS of their own: it stands there once")
+        say(f"{counts.own_bos:,} documents bring a BOS themselves: it stands there once")
     if counts.spelled:
         say(f"{counts.spelled:,} documents spell special tokens, read as text; --special-tokens reads them as tokens")
 

@@ -179,7 +179,7 @@ class TextReader:
         lines: list[str] = []
         if own:
             lines.append(
-                f"{own} of {len(texts)} texts bring a {self.tokenizer.bos_token} of their own: it stands there once"
+                f"{own} of {len(texts)} texts bring {self.tokenizer.bos_token} themselves: it stands there once"
             )
         if spelled and not self.convention.special_tokens:
             named = ", ".join(f"{token} in {count}" for token, count in spelled.items())

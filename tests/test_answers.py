@@ -1,6 +1,7 @@
 """Answers at a prompt's end: their tokens, the way of writing that leads, and pairs that the subject gets wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_log_probabilities_are_the_sums_over_forwards_of_one_token_more(subject:
 
 
 def test_an_answer_to_nothing_is_refused(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "bos", None)
+    monkeypatch.setattr(subject, "convention", replace(subject.convention, bos=False))
     with pytest.raises(NeuronautError, match="follows no token"):
         read_answers(subject, [Answer("a", (5,), ())])
 

@@ -20,17 +20,18 @@ __all__ = ["planted"]
 
 def plain_greedy(subject: Subject, prompt: list[int], tokens: int, clamp: Clamp | None, source: Source) -> list[int]:
     """One prompt, one token at a time, by the model's own logits."""
-    row = [subject.bos, *prompt]
+    start = len(subject.bos_prefix)
+    row = [*subject.bos_prefix, *prompt]
 
     def held(vectors: Tensor) -> Tensor:
         edited = vectors.clone()
-        edited[:, 1:, clamp.feature.index] = -clamp.activation if clamp.feature.negative else clamp.activation
+        edited[:, start:, clamp.feature.index] = -clamp.activation if clamp.feature.negative else clamp.activation
         return edited
 
     for _ in range(tokens):
         with subject.editing({source.id.site: held} if clamp else {}):
             row.append(int(subject.logits(torch.tensor([row]))[0, -1].argmax()))
-    return row[1 + len(prompt) :]
+    return row[start + len(prompt) :]
 
 
 @every_family

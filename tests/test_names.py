@@ -19,6 +19,7 @@ from neuronaut.data.store.lines import read
 from neuronaut.data.store.rows import ROW_KEYS
 from neuronaut.data.store.store import Store
 from neuronaut.subject.address import LONGEST_NAME, SourceId, check_name
+from neuronaut.subject.convention import BEFORE
 from neuronaut.subject.directions import Promoted
 from neuronaut.subject.errors import NeuronautError
 
@@ -51,7 +52,7 @@ def test_a_harvest_under_such_a_name_is_not_stored(name: str) -> None:
     with Store(":memory:") as store:
         source = SourceId.parse(name)
         with pytest.raises(NeuronautError, match="name"):
-            store.check_source(source, revision="", model_revision="weights-1", width=5)
+            store.check_source(source, revision="", model_revision="weights-1", width=5, convention=BEFORE)
         with pytest.raises(NeuronautError, match="name"):
             store.write_harvest(harvest_result(name))
         assert store.sources() == []

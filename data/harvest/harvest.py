@@ -30,7 +30,7 @@ from .massive import norm_limits, sample_windows
 from .mining import mine
 from .scan import SUM_UNIT, Rows, Scanner, window_hash
 from .state import POOL, QUANTILE, TOP, HarvestState, load_state, save_state
-from .windows import Given, WindowBatch, windows
+from .windows import Given, WindowBatch, check_window, windows
 
 if TYPE_CHECKING:
     from ..store.store import Store
@@ -56,6 +56,7 @@ def collect(
     compiled: bool | None = None,
 ) -> HarvestState:
     """Harvest one shard, going on from `checkpoint` where that file exists. See `harvest`."""
+    check_window(subject, window)
     scanner = Scanner(compiled=compiled)
     state = HarvestState.empty(sources, window=window)
     if checkpoint is not None and checkpoint.exists():

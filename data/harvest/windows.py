@@ -86,11 +86,7 @@ def windows(
     `shard` is (index, count). What its documents hold is added to `given`.
     Raises NeuronautError for a window that the subject's context cannot hold, or a budget below one window.
     """
-    if not 0 < window < subject.context:
-        raise NeuronautError(
-            f"a window of {window} tokens and BOS do not fit {subject.context} positions; "
-            f"give --window 1 to {subject.context - 1}"
-        )
+    check_window(subject, window)
     if tokens is not None and tokens < window:
         raise NeuronautError(f"a budget of {tokens} tokens is less than one window of {window}; give a larger --tokens")
     choice = _choose_documents(subject, splits, tokens)
@@ -104,6 +100,16 @@ def windows(
         given=Given() if given is None else given,
     )
     return _batches(parts, rows)
+
+
+def check_window(subject: "Subject", window: int) -> None:
+    """Refuse a window that the subject's context cannot hold."""
+    room = subject.context - len(subject.bos_prefix)
+    if not 0 < window <= room:
+        bos = " and BOS" if subject.bos_prefix else ""
+        raise NeuronautError(
+            f"a window of {window} tokens{bos} do not fit {subject.context} positions; give --window 1 to {room}"
+        )
 
 
 def _choose_documents(subject: "Subject", splits: Splits, tokens: int | None) -> _Choice:
