@@ -48,8 +48,8 @@ _DECLINED = re.compile(
     re.I,
 )
 _COURTESY = re.compile(
-    r"\n[ \t]*(?:i hope|hope (?:this|that|it)|(?:please )?let me know|(?:please )?feel free|(?:i(?:['’]m| am) )?happy to"
-    r"|if you(?:['’]d| would| have| need| want)|would you like)\b.*",
+    r"\n[ \t]*(?:i hope|hope (?:this|that|it)|(?:please )?let me know|(?:please )?feel free"
+    r"|(?:i(?:['’]m| am) )?happy to|if you(?:['’]d| would| have| need| want)|would you like)\b.*",
     re.I | re.S,
 )
 """What a model says to its reader on a line of its own; an explanation speaks to nobody."""
