@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from neuronaut.cli import common, display
 from neuronaut.cli.main import main
 from neuronaut.data.store.export import write_csv, write_neuronpedia, write_uploads
-from neuronaut.data.store.importing import Sources, import_file
+from neuronaut.data.store.importing import Sources, import_files
 from neuronaut.data.store.journal_values import InvestigationRecord
 from neuronaut.data.store.lines import read
 from neuronaut.data.store.rows import ROW_KEYS
@@ -116,7 +116,7 @@ def test_an_import_refuses_an_explainer_that_commands_a_terminal(tmp_path: Path)
     with Store(":memory:") as store:
         store.write_harvest(harvest_result())
         with pytest.raises(NeuronautError, match=r"in.jsonl:1: the explainer name 'x\\x1b"):
-            import_file(store, file, sources=Sources(store), check_rule=str)
+            import_files(store, [file], sources=Sources(store), check_rule=str)
 
 
 # Cells
