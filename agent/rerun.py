@@ -59,11 +59,21 @@ def rerun(
     lab, examiner = _open(store, said, subject, sources, task)
     differences = list(_measure_again(said, lab))
     differences += _conclude_again(said, lab, examiner)
+    if differences and (later := _harvested_since(store, said, subject)):
+        differences.append(f"experiments draw from all text of {subject.name}, and more came since: {', '.join(later)}")
     failed = [name for name, observation in said.observations.items() if observation.status == "error"]
     left_out = [f"{', '.join(failed)}: they failed then"] if failed else []
     if _asks(said):
         left_out.append("the holdout's scores: a language model judged them")
     return Rerun(len(said.observations) - len(failed), tuple(differences), tuple(left_out))
+
+
+def _harvested_since(store: Store, said: Transcript, subject: Subject) -> list[str]:
+    """The model's sources that were harvested after the investigation was begun."""
+    rows = store.sources()
+    return [
+        row["source"] for row in rows if row["model"] == subject.name and (row["harvested"] or "") > said.row["created"]
+    ]
 
 
 def _open(

@@ -20,6 +20,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -40,6 +41,8 @@ SPEECH = ("refusal", "empty", "truncated", "error-word")
 KINDS = TRANSPORT + SPEECH
 CALLING = ("429", "bad-call", "empty", "refusal", "error-word")
 """Faults of a model that calls tools: with faults=0.5, each in one of ten requests."""
+
+_OF_MODEL = frozenset((*SPEECH, "bad-call", *SHAPES))
 
 _CODES = {400: "context_length_exceeded", 401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 
@@ -118,8 +121,8 @@ class FaultServer:
         with self.lock:
             if scripted := next(self.script, None):
                 return scripted
-        for kinds, salt in ((TRANSPORT, attempt), ((*SPEECH, "bad-call", *SHAPES), "speech")):
-            mine = [kind for kind in self.kinds if kind in kinds]
+        for of_model, salt in ((False, attempt), (True, "speech")):
+            mine = [kind for kind in self.kinds if (kind in _OF_MODEL) is of_model]
             share = self.faults * len(mine) / len(self.kinds)
             roll = chance(self.seed, content, salt)
             if roll < share:
@@ -483,7 +486,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="a JSON line per request")
     options = vars(parser.parse_args())
-    with FaultServer(**options | {"kinds": options["kinds"].split(",")}) as server:
+    kinds = options["kinds"].split(",")
+    known = (*TRANSPORT, "quota", *_TRANSPORTS, *_OF_MODEL)
+    if unknown := [kind for kind in kinds if kind not in known and not re.fullmatch(r"\d{3}(:\w+)?", kind)]:
+        parser.error(f"no fault is called {', '.join(unknown)}; there are a status, {', '.join(sorted(known))}")
+    with FaultServer(**options | {"kinds": kinds}) as server:
         print(server.port, flush=True)  # noqa: T201
         threading.Event().wait()
 

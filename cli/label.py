@@ -1,6 +1,6 @@
 """`neuronaut label` and `neuronaut score`: explain features, and score explanations."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -374,11 +374,13 @@ def print_results(
     `kept_note` says, where the user stops it, what is kept.
     """
     rows: list[Row] = []
-    pointed = list[float]()
+    pointed, unscored = list[float](), defaultdict[str, list[str]](list)
     with interruptible(lambda: kept_note):
         for result in results:
             rows.append(make_row(result))
             pointed += [score.point_values for score in result.scores if score.point_values]
+            for scorer, reason in _find_unscored(result):
+                unscored[scorer].append(reason)
             counts = Counter(row["status"] for row in rows)
             note = [f"{count} {status}" for status, count in counts.items()]
             if client is not None:
@@ -393,7 +395,17 @@ def print_results(
             f"point values in {len(pointed):,} scores: the server gave no log-probabilities for up to "
             f"{max(pointed):.0%} of the tokens, where the number that was written counts"
         )
+    for scorer, reasons in unscored.items():
+        say(f"no score by {scorer} for {len(reasons):,} of {len(rows):,} features, the last time for: {reasons[-1]}")
     return rows
+
+
+def _find_unscored(result: "Result") -> "Iterator[tuple[str, str]]":
+    """The scorers that have no value at all for a result, each with the reason."""
+    for scorer in dict.fromkeys(score.scorer for score in result.scores):
+        scores = [score for score in result.scores if score.scorer == scorer]
+        if all(score.value is None for score in scores):
+            yield scorer, scores[0].reason or ""
 
 
 def make_row(result: "Result") -> Row:

@@ -47,6 +47,12 @@ _DECLINED = re.compile(
     r"(?:help|assist|provide|explain|identify|determine|comply|do|fulfil|answer|analy[sz]e)",
     re.I,
 )
+_COURTESY = re.compile(
+    r"\n[ \t]*(?:i hope|hope (?:this|that|it)|(?:please )?let me know|(?:please )?feel free"
+    r"|(?:i(?:['’]m| am) )?happy to|if you(?:['’]d| would| have| need| want)|would you like)\b.*",
+    re.I | re.S,
+)
+"""What a model says to its reader on a line of its own; an explanation speaks to nobody."""
 _QUOTED = re.compile(r"`[^`]*`|\([^()]*\)")
 _OPEN_END = re.compile(
     r"[(“]\w[^)”]*$|\w[,;:-]$|(?<!word)(?<!token)(?<!letter)(?<!article)(?<!junction)(?<!position)"
@@ -99,7 +105,7 @@ def _first_paragraph(section: str) -> str:
     # A fence that the label stands in ends the explanation; what follows it is chatter.
     fenced = next((part for part in _FENCE.split(section) if part.strip()), "")
     first = re.split(r"\n[ \t]*\n", fenced.strip(), maxsplit=1)[0]
-    text = " ".join(first.split())
+    text = " ".join(_COURTESY.sub("", first).split())
     for _ in range(2):
         text = next((unwrapped for ends in _WRAPPERS if (unwrapped := _unwrap(text, *ends)) is not None), text)
     return text

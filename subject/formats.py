@@ -170,7 +170,7 @@ def _recognise(location: Location, tensors: Mapping[str, Tensor], d_site: int) -
     tensor_list = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(tensors.items())[:20])
     raise NeuronautError(
         f"{location.weights} {kinds} ({', '.join(format.name for format in FORMATS)}); "
-        f"it holds {tensor_list or 'no tensors'}, and {'a' if location.config else 'no'} cfg.json lies beside it"
+        f"it holds {tensor_list or 'no tensors'}, and {'a' if location.config else 'no'} configuration lies beside it"
     )
 
 

@@ -361,6 +361,27 @@ def test_a_spool_that_cannot_be_written_is_one_line(path: Path) -> None:
     assert "\n" not in str(told.value)
 
 
+def test_of_replies_that_arrive_together_one_waits_for_the_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a process that is killed while another holds the lock has its replies on the disk."""
+    waited: list[float] = []
+    real = calls_module.transaction
+
+    def transaction(*args: Any, patience: float) -> Any:
+        waited.append(patience)
+        return real(*args, patience=patience)
+
+    with Store(path) as store, locked(path):
+        monkeypatch.setattr(calls_module, "transaction", transaction)
+        threads = [threading.Thread(target=store.calls.record, args=(call(str(n)),)) for n in range(8)]
+        with store.calls._lock:
+            for thread in threads:
+                thread.start()
+        for thread in threads:
+            thread.join()
+        assert store.status()["spooled"] == 8
+        assert waited.count(0) >= 7
+
+
 def test_a_run_goes_on_under_the_lock_of_another_writer(path: Path) -> None:
     """The lock falls while the first reply is under way, and lifts once it is in the spool."""
     writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)

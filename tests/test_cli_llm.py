@@ -224,6 +224,12 @@ def test_a_run_goes_on_whatever_shape_replies_have() -> None:
     assert all(row["status"] != "unlabelled" for row in rows_of("list", "planted:mlp.2") if row["explainer"])
 
 
+def test_judges_that_cannot_be_read_are_said() -> None:
+    with served(faults=1.0, kinds=("brackets-content",)) as server:
+        done = run("label", "planted:mlp.2:0-1", "-s", "detection", *asked(server))
+    assert "no score by detection for 2 of 2 features, the last time for: 20 unparsed" in done.stderr
+
+
 def test_point_values_in_the_place_of_log_probabilities_are_said() -> None:
     with served(faults=1.0, kinds=("logprobs-null",)) as server:
         done = run("label", "planted:mlp.2:3", "-e", "highlight", "-s", "simulation:logprobs", *asked(server))

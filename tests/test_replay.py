@@ -267,6 +267,8 @@ def test_running_again_tells_what_was_never_measured(copied: tuple[Store, str]) 
     assert any(fault.startswith("holdout: scores.0.value is stored as 0.5") for fault in faults)
     assert any(fault.startswith("baseline: scores.0.value is stored as 0.5") for fault in faults)
     assert len(faults) == 3
+    store.db.conn.execute("UPDATE harvests SET created = '9999'")
+    assert "more came since: " in rerun(store, id, subject()).faults[-1]
 
 
 def test_running_again_wants_the_same_weights(copied: tuple[Store, str]) -> None:

@@ -174,6 +174,19 @@ def test_what_ends_early_is_no_explanation_although_the_server_says_stop(shape: 
 
 
 @pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("names of rivers.\nHope this helps!", "names of rivers."),
+        ("names of rivers\nLet me know if you need more.\nI am happy to help", "names of rivers"),
+        ("names of rivers,\nlong ones above all", "names of rivers, long ones above all"),
+        ("words of goodbye:\n`Hope this helps!`", "words of goodbye: `Hope this helps!`"),
+    ],
+)
+def test_courtesies_on_the_next_line_are_no_part_of_an_explanation(said: str, read: str) -> None:
+    assert read_answer(f"[EXPLANATION]: {said}").text == read
+
+
+@pytest.mark.parametrize(
     ("text", "whole"),
     [
         ("the negation ` not` after a", False),

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, RLock, Thread
 from typing import Any
 
 from sqlite_utils import Database
@@ -67,7 +67,7 @@ class CallLog:
         # Its own connection, so that replies can be written while the store's is in the middle of something.
         self._own = path != ":memory:"
         self._db = connect(path, create=False) if self._own else db
-        self._lock = Lock()
+        self._lock = RLock()
         self._spool, self._owner = Spool(path), claims.Owner()
         self._claimed: set[str] = set()
         self._closed, self._keeper = Event(), Thread(target=self._keep_claims, name="claims", daemon=True)
@@ -170,17 +170,18 @@ class CallLog:
     def record(self, call: Call) -> None:
         """Record a call, which ends its claim; a second good answer to one request is left out."""
         self._claimed.discard(call.key)
-        try:
-            # Where one reply waited in vain, the next ones do not wait.
-            with self._writing(0 if self._own and self._spool.exists() else RECORD_SECONDS) as connection:
-                _insert(connection, call)
-                claims.release(connection, [call.key], self._owner)
-        except BusyError:
-            if not self._own:
-                raise
-            if not self._spool.exists():
-                _log.warning("another process is writing to %s: replies wait in %s", self._path, self._spool.path)
-            self._spool.add(asdict(call))
+        # One after the other, so that where one reply waited in vain, the next ones do not wait.
+        with self._lock:
+            try:
+                with self._writing(0 if self._own and self._spool.exists() else RECORD_SECONDS) as connection:
+                    _insert(connection, call)
+                    claims.release(connection, [call.key], self._owner)
+            except BusyError:
+                if not self._own:
+                    raise
+                if not self._spool.exists():
+                    _log.warning("another process is writing to %s: replies wait in %s", self._path, self._spool.path)
+                self._spool.add(asdict(call))
 
     def rows(self, *, limit: int | None = None, status: str | None = None, prompt: str | None = None) -> list[Row]:
         """Calls as rows, the latest first; `calls` of each are those of tools that the reply made."""

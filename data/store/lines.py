@@ -107,7 +107,7 @@ def _unguard(cell: str) -> str:
 
 FORMS: Mapping[str, Callable[[Path], Iterator[Line]]] = {".jsonl": _json_rows, ".csv": _csv_rows}
 """How files are read, by the end of their names before a `.gz`."""
-_WANTED = "that end in " + " or ".join((*FORMS, *(f"{form}.gz" for form in FORMS)))
+_WANTED = "ending in " + " or ".join((*FORMS, *(f"{form}.gz" for form in FORMS)))
 
 
 def _form(path: Path) -> str:
