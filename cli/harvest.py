@@ -173,9 +173,9 @@ def _say_what_was_read(result: "HarvestResult") -> None:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
     say(f"{fewest:,} of {counts.given:,} tokens that were read are counted; left out: {reasons}")
     if counts.own_bos:
-        say(f"{counts.own_bos:,} documents bring a BOS themselves: it stands there once")
+        say(f"documents that bring a BOS themselves: {counts.own_bos:,}; it stands there once")
     if counts.spelled:
-        say(f"{counts.spelled:,} documents spell special tokens, read as text; --special-tokens reads them as tokens")
+        say(f"documents that spell special tokens: {counts.spelled:,}; these are text, with --special-tokens tokens")
 
 
 def _make_rows(result: "HarvestResult", seconds: float) -> list[Row]:
