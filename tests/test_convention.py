@@ -117,7 +117,7 @@ def test_a_chat_is_put_into_the_template_once() -> None:
 
 # Harvests and what follows them
 
-WORDS = "one two red blue old new sad glad bad thin fat".split()
+WORDS = ["one", "two", "red", "blue", "old", "new", "sad", "glad", "bad", "thin", "fat"]
 TEXTS = [
     " fish ".join(["", *random.Random(number).choices(WORDS, k=1 + number % 9), str(number)]) for number in range(60)
 ]
