@@ -1,9 +1,11 @@
 """`neuronaut db`: counts, copies and merges databases."""
 
+from pathlib import Path
+
 import click
 
 from . import display
-from .common import Form, Row, emit, open_store, result_options
+from .common import Form, Row, emit, open_store, result_options, say
 
 
 @click.group()
@@ -29,13 +31,21 @@ def status(database: str, form: Form) -> None:
     Examples:
       neuronaut db status -d gpt2.db
     """
+    from ..data.harvest.state import find_stopped
+
     with open_store(database) as store:
         counts = store.status()
-    emit(
-        [counts],
-        form,
-        lambda _: _format_counts({key: value for key, value in counts.items() if key != "status"} | counts["status"]),
-    )
+    stopped = find_stopped(Path(f"{database}.harvest"))
+    for harvest in stopped:
+        budget = "all" if harvest.budget is None else f"{harvest.budget:,}"
+        names = ", ".join(harvest.sources)
+        say(
+            f"a harvest of {names} on {harvest.corpus} was stopped at {harvest.tokens:,} of {budget} tokens; the same "
+            "command goes on, with --close it ends there"
+        )
+    rows = {key: value for key, value in counts.items() if key != "status"} | counts["status"]
+    harvests = [harvest._asdict() | {"path": str(harvest.path)} for harvest in stopped]
+    emit([counts | {"stopped_harvests": harvests}], form, lambda _: _format_counts(rows))
 
 
 @db.command()

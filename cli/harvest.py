@@ -1,6 +1,8 @@
 """`neuronaut harvest`: collects the text that activates features."""
 
 import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from .common import Count, Form, Progress, Row, convention_options, emit, interr
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
+    from ..data.harvest.harvest import Watch
     from ..data.records import HarvestResult
     from ..data.store.store import Store
     from ..subject.model import Subject
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 )
 @click.option("--allow-pickle", is_flag=True, help="Read a dictionary that is a pickle.")
 @click.option("--force", is_flag=True, help="Harvest a dictionary that does not rebuild the model's vectors.")
+@click.option("--close", is_flag=True, help="End the stopped harvest of the same sites and corpus with what it has.")
 @result_options
 def harvest(
     model: str,
@@ -68,6 +72,7 @@ def harvest(
     encoding: str,
     text_column: str | None,
     force: bool,
+    close: bool,
     database: str,
     form: Form,
     **load_options: Any,
@@ -76,7 +81,8 @@ def harvest(
 
     Every feature of one or more SITEs of MODEL, in one pass over a corpus. MODEL is a Hugging Face id, a folder,
     or demo. A SITE is mlp.2 (the neurons of layer 2), mlp.0-3, mlp (all layers), resid_post.2 and so on;
-    resid_post.2@sae is the built-in dictionary. A harvest that was stopped goes on when it is called again.
+    resid_post.2@sae is the built-in dictionary. A harvest that was stopped goes on when it is called again; with
+    fewer --tokens it ends as soon as it has these, with --close at once.
 
     \b
     Examples:
@@ -109,6 +115,7 @@ def harvest(
             window=window,
             seed=seed,
             paths=places(subject, model, sources, options),
+            close=close,
         )
     emit(rows, form, lambda rows: "\n".join(map(_format_row, rows)))
 
@@ -134,6 +141,7 @@ def collect(
     window: int,
     seed: int,
     paths: dict[str, str],
+    close: bool = False,
 ) -> list[Row]:
     """Harvest into the store, with progress; returns one row per source."""
     from ..data.harvest.harvest import harvest as harvest_sources
@@ -142,10 +150,7 @@ def collect(
     say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
     say(f"{subject.convention}: {subject.convention.reason}")
     started = time.monotonic()
-    with (
-        interruptible(lambda: _describe_kept(checkpoint)),
-        Progress("harvest", total=tokens, unit="tokens") as progress,
-    ):
+    with interruptible(lambda: _describe_kept(checkpoint)), _progress() as watch:
         result = harvest_sources(
             subject,
             sources,
@@ -156,14 +161,55 @@ def collect(
             seed=seed,
             paths=paths,
             checkpoint=checkpoint,
-            progress=progress.reach,
+            close=close,
+            watch=watch,
         )
     _say_what_was_read(result)
     return _make_rows(result, time.monotonic() - started)
 
 
+@contextmanager
+def _progress() -> "Generator[Watch]":
+    """Show how far a harvest is: a bar of tokens, then one of windows, then that it writes."""
+    from ..data.harvest.harvest import Watch
+
+    class Shown(Watch):
+        """Shows it on stderr."""
+
+        def __init__(self, stack: ExitStack) -> None:
+            self._stack = stack
+            self._bar = self._begin("harvest", None, "tokens")
+            self._mining: Progress | None = None
+
+        def _begin(self, what: str, total: int | None, unit: str) -> Progress:
+            return self._stack.enter_context(Progress(what, total=total, unit=unit))
+
+        def expect(self, tokens: int) -> None:
+            self._bar.expect(tokens)
+
+        def read(self, tokens: int) -> None:
+            self._bar.reach(tokens)
+
+        def mined(self, windows: int, of: int) -> None:
+            if self._mining is None:
+                self._stack.close()
+                say(f"the text is read; silent windows and near misses are looked for in {of:,} windows")
+                self._mining = self._begin("silent windows", of, "windows")
+            self._mining.reach(windows)
+
+        def writes(self) -> None:
+            self._stack.close()
+            say("writing to the database")
+
+    with ExitStack() as stack:
+        yield Shown(stack)
+
+
 def _say_what_was_read(result: "HarvestResult") -> None:
     """Say which of the corpus's tokens are in the statistics, and which are not, and why."""
+    if isinstance(stopped := result.provenance.get("stopped_at"), dict):
+        budget = "all" if stopped["budget"] is None else f"{stopped['budget']:,}"
+        say(f"ended with {stopped['tokens']:,} of {budget} tokens: of the corpus's beginning, not of all of it")
     counts, fewest = result.counts, min(source.tokens for source in result.sources)
     left_out = {
         "beyond the budget": counts.beyond_budget,
@@ -199,11 +245,16 @@ def _make_rows(result: "HarvestResult", seconds: float) -> list[Row]:
 
 
 def _describe_kept(checkpoint: Path) -> str:
-    checkpoints = sorted(checkpoint.parent.glob(f"{checkpoint.name}-*.npz"), key=lambda path: path.stat().st_mtime)
+    from ..data.harvest.state import find_stopped
+
+    checkpoints = find_stopped(checkpoint)
     if not checkpoints:
         return "nothing of this harvest is kept yet"
-    age = time.time() - checkpoints[-1].stat().st_mtime
-    return f"the harvest up to {age:.0f} s ago is kept in {checkpoints[-1]}"
+    latest = checkpoints[0]
+    age = time.time() - latest.path.stat().st_mtime
+    return (
+        f"the harvest up to {age:.0f} s ago, {latest.tokens:,} tokens, is kept in {latest.path} (--close ends it there)"
+    )
 
 
 def _format_row(row: Row) -> str:

@@ -119,6 +119,8 @@ def open_sources(
     subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None
 ) -> list[Source]:
     """Open the sources that a harvest names, each once; with a dictionary, one site or none (the declared one)."""
+    if name is not None and load_options.sae is None:
+        raise NeuronautError(f"--name {name} names the dictionary of --sae, and none is given; add --sae PATH")
     if load_options.sae is not None:
         return [_open_named(subject, sites, load_options.sae, load_options, name=name)]
     if not sites:
@@ -144,6 +146,7 @@ def _open_named(
     if site is None:
         raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
     source = SourceId.parse(f"{subject.name}:{site}@{name or dictionary_name or _name_dictionary(path)}")
+    source.check()
     return _load_dictionary(subject, source, path, load_options)
 
 

@@ -654,7 +654,20 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
         counted.clear()
         patch.setattr(data_harvest, "CHECKPOINT_SECONDS", 0.0)
         error = run(*arguments, code=130).stderr
-    assert "s ago is kept in" in error and list(tmp_path.glob("x.db.harvest-*.npz"))
+    assert "tokens, is kept in" in error and list(tmp_path.glob("x.db.harvest-*.npz"))
+    (status,) = rows_of("db", "status", "-d", str(tmp_path / "x.db"))
+    ((stopped,)) = status["stopped_harvests"]
+    assert stopped["sources"] == ["planted:mlp.2"] and stopped["tokens"] > 0
+    shutil.copytree(tmp_path, tmp_path / "closed")
+    closed = [*arguments[:-1], str(tmp_path / "closed" / "x.db"), "--close"]
+    with monkeypatch.context() as patch:
+        patch.setattr(data_harvest, "_scan_batch", lambda *_: pytest.fail("it read on"))
+        error = run(*closed).stderr
+    assert (
+        "of the corpus's beginning, not of all of it" in error
+        and "silent windows and near misses are looked for" in error
+    )
+    assert "no stopped harvest of these sites" in run(*closed, code=1).stderr
     resumed = []
     monkeypatch.setattr(data_harvest, "_scan_batch", lambda *a: (resumed.append(1), scan(*a)))
     (row,) = rows_of(*arguments)

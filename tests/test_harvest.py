@@ -4,7 +4,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from itertools import islice, permutations
@@ -20,10 +20,10 @@ from neuronaut.data.harvest import harvest as module
 from neuronaut.data.harvest import histogram
 from neuronaut.data.harvest import state as state_module
 from neuronaut.data.harvest.activations import TILE_ROWS, neurons, tiles, with_bos
-from neuronaut.data.harvest.harvest import collect, finish, harvest
+from neuronaut.data.harvest.harvest import Watch, collect, finish, harvest
 from neuronaut.data.harvest.mining import CAPACITY, PEAK_TOKENS, SILENCE
 from neuronaut.data.harvest.scan import priority, window_hash
-from neuronaut.data.harvest.state import QUANTILE, TOP, HarvestState
+from neuronaut.data.harvest.state import QUANTILE, TOP, HarvestState, find_stopped
 from neuronaut.data.harvest.windows import WindowBatch, windows
 from neuronaut.data.records import ExampleList, HarvestResult, SourceResult, TokenCounts
 from neuronaut.data.splits import Splits, assign
@@ -334,7 +334,7 @@ def kill_yourself(folder: str) -> None:
             store,
             window=WINDOW,
             checkpoint=Path(folder) / "state",
-            progress=progress,
+            watch=Reader(progress),
         )
 
 
@@ -351,12 +351,22 @@ def test_a_killed_harvest_goes_on_to_the_same_result(tmp_path: Path) -> None:
             store,
             window=WINDOW,
             checkpoint=tmp_path / "state",
-            progress=reported.append,
+            watch=Reader(reported.append),
         )
         assert not kept.exists()
         whole = harvest(subject(), sources(), corpus(240), store, window=WINDOW)
     assert reported[0] == progress_after(6, corpus(240)), "five batches were kept"
     assert content(again) == content(whole)
+
+
+class Reader(Watch):
+    """Calls a function with the tokens read so far."""
+
+    def __init__(self, call: Callable[[int], object]) -> None:
+        self._call = call
+
+    def read(self, tokens: int) -> None:
+        self._call(tokens)
 
 
 def progress_after(batches: int, of: Corpus) -> int:
@@ -381,7 +391,13 @@ def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
 
     with Store(":memory:") as store, pytest.raises(Stopped):
         harvest(
-            subject(), sources()[:1], corpus(96), store, checkpoint=tmp_path / "state", progress=progress, **options
+            subject(),
+            sources()[:1],
+            corpus(96),
+            store,
+            checkpoint=tmp_path / "state",
+            watch=Reader(progress),
+            **options,
         )
     return max(tmp_path.glob("state-*.npz"), key=lambda path: path.stat().st_mtime_ns)
 
@@ -403,7 +419,7 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(
 
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {checkpointed(tmp_path, monkeypatch, window=WINDOW)}
-    for options in ({"window": WINDOW, "seed": 1}, {"window": 30}, {"window": WINDOW, "tokens": 8000}):
+    for options in ({"window": WINDOW, "seed": 1}, {"window": 30}):
         path = checkpointed(tmp_path, monkeypatch, **options)
         assert path not in kept
         kept.add(path)
@@ -417,10 +433,88 @@ def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path, monkeypatch:
             store,
             window=WINDOW,
             checkpoint=tmp_path / "state",
-            progress=reported.append,
+            watch=Reader(reported.append),
         )
     assert reported[0] == progress_after(1, changed), "it began at the beginning"
     assert set(tmp_path.glob("state-*.npz")) == kept
+
+
+class Events(Watch):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def expect(self, tokens: int) -> None:
+        self.told.append(("expect", tokens))
+
+    def read(self, tokens: int) -> None:
+        self.told.append(("read", tokens))
+
+    def mined(self, windows: int, of: int) -> None:
+        self.told.append(("mined", windows))
+        assert windows <= of
+
+    def writes(self) -> None:
+        self.told.append(("writes", 0))
+
+
+@pytest.mark.parametrize("tokens", [800, 2500])
+def test_a_stopped_harvest_serves_a_smaller_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """It is ended as soon as it has so many tokens: at once, or after some more."""
+    path = checkpointed(tmp_path, monkeypatch, window=WINDOW)
+    (stopped,) = find_stopped(tmp_path / "state")
+    assert (stopped.path, stopped.sources, stopped.corpus, stopped.budget) == (path, ("gpt2:mlp.1",), "words", None)
+    events = Events()
+    with Store(":memory:") as store:
+        result = harvest(
+            subject(),
+            sources()[:1],
+            corpus(96),
+            store,
+            window=WINDOW,
+            tokens=tokens,
+            checkpoint=tmp_path / "state",
+            watch=events,
+        )
+    read = [number for kind, number in events.told if kind == "read"]
+    assert result.tokens == (read[-1] if read else stopped.tokens)
+    assert all(number < tokens for number in [stopped.tokens, *read][:-1])
+    assert result.tokens >= tokens
+    assert result.provenance["stopped_at"] == {"tokens": result.tokens, "budget": None}
+    assert not path.exists()
+
+
+def test_a_stopped_harvest_can_be_closed_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpointed(tmp_path, monkeypatch, window=WINDOW)
+    (stopped,) = find_stopped(tmp_path / "state")
+    events = Events()
+    with Store(":memory:") as store:
+        arguments = {"window": WINDOW, "checkpoint": tmp_path / "state", "close": True, "watch": events}
+        result = harvest(subject(), sources()[:1], corpus(96), store, **arguments)
+        assert result.tokens == stopped.tokens < result.counts.given + 1
+        assert store.sources()[0]["tokens"] == stopped.tokens
+        with pytest.raises(NeuronautError, match="no stopped harvest of these sites"):
+            harvest(subject(), sources()[:1], corpus(96), store, **arguments)
+    assert [kind for kind, _ in events.told if kind == "read"] == []
+    assert [kind for kind, _ in events.told][-1] == "writes"
+    assert "mined" in {kind for kind, _ in events.told}, "it says what it does after the last token"
+    assert not path.exists()
+
+
+def test_a_larger_budget_begins_anew_and_leaves_the_stopped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpointed(tmp_path, monkeypatch, window=WINDOW, tokens=4000)
+    with Store(":memory:") as store:
+        result = harvest(
+            subject(), sources()[:1], corpus(96), store, window=WINDOW, tokens=4500, checkpoint=tmp_path / "state"
+        )
+        fresh = harvest(subject(), sources()[:1], corpus(96), store, window=WINDOW, tokens=4500)
+    assert content(result) == content(fresh)
+    assert path.exists()
 
 
 # Memory and errors

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ from .lists import Lists
 from .massive import norm_limits, sample_windows
 from .mining import mine
 from .scan import SUM_UNIT, Rows, Scanner, window_hash
-from .state import POOL, QUANTILE, TOP, HarvestState, load_state, save_state
-from .windows import Given, WindowBatch, check_window, windows
+from .state import POOL, QUANTILE, TOP, HarvestState, find_stopped, load_state, save_state
+from .windows import Given, WindowBatch, check_window, expected_tokens, windows
 
 if TYPE_CHECKING:
     from ..store.store import Store
@@ -39,6 +39,22 @@ CHECKPOINT_SECONDS = 60.0
 
 Progress = Callable[[int], None]
 """Called with the number of corpus tokens done so far."""
+
+
+class Watch:
+    """Is told how far a harvest is; this one does nothing with it."""
+
+    def expect(self, tokens: int) -> None:
+        """About so many tokens are to be read."""
+
+    def read(self, tokens: int) -> None:
+        """So many tokens are read."""
+
+    def mined(self, windows: int, of: int) -> None:
+        """The text is read; silent windows were looked for in so many windows."""
+
+    def writes(self) -> None:
+        """Everything is measured and is now written to the store."""
 
 
 def collect(
@@ -52,10 +68,14 @@ def collect(
     shard: tuple[int, int] = (0, 1),
     rows: int = TILE_ROWS,
     checkpoint: Path | None = None,
+    stop_at: int | None = None,
     progress: Progress | None = None,
     compiled: bool | None = None,
 ) -> HarvestState:
-    """Harvest one shard, going on from `checkpoint` where that file exists. See `harvest`."""
+    """Harvest one shard, going on from `checkpoint` where that file exists. See `harvest`.
+
+    With `stop_at` no further window is read once the state has so many tokens.
+    """
     check_window(subject, window)
     scanner = Scanner(compiled=compiled)
     state = HarvestState.empty(sources, window=window)
@@ -65,7 +85,9 @@ def collect(
     limits = norm_limits(subject, [source.id.site for source in sources], sample)
     state.convention = replace(subject.convention, norm_limits=limits)
     subject = subject.with_convention(state.convention)
-    given = Given()
+    if stop_at is not None and state.tokens >= stop_at:
+        return state
+    given, about = Given(), _describe(sources, corpus, tokens)
     saved, pruned = time.monotonic(), max(len(state.table.uid), 64 * rows)
     for number, batch in enumerate(
         windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows, given=given)
@@ -82,11 +104,17 @@ def collect(
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             state.settle()
             state.given = replace(given)
-            save_state(checkpoint, state)
+            save_state(checkpoint, state, about=about)
             saved = time.monotonic()
+        if stop_at is not None and state.tokens >= stop_at:
+            break
     state.given = given
     state.prune()
     return state
+
+
+def _describe(sources: Sequence[Source], corpus: Corpus, budget: int | None) -> dict[str, object]:
+    return {"sources": [str(source.id) for source in sources], "corpus": corpus.name, "budget": budget}
 
 
 def _scan_batch(
@@ -106,9 +134,18 @@ def _scan_batch(
 
 
 def finish(
-    subject: Subject, sources: Sequence[Source], corpus: Corpus, state: HarvestState, *, seed: int = 0
+    subject: Subject,
+    sources: Sequence[Source],
+    corpus: Corpus,
+    state: HarvestState,
+    *,
+    seed: int = 0,
+    mining: Callable[[int, int], None] | None = None,
 ) -> HarvestResult:
-    """Mine silent examples and near misses, order everything, and name the documents."""
+    """Mine silent examples and near misses, order everything, and name the documents.
+
+    `mining` is told of how many windows the silent ones were looked for so far, and of how many there are.
+    """
     state.prune()
     if state.tokens == 0:
         raise NeuronautError(
@@ -117,7 +154,7 @@ def finish(
     subject = subject.with_convention(state.convention or subject.convention)
     table = state.table
     pool = table.pool(POOL)
-    mined = mine(subject, sources, state, pool)
+    mined = mine(subject, sources, state, pool, progress=mining)
     results = [_source_result(source, state, mined[str(source.id)]) for source in sources]
     names, counts = {ordinal: document.name for ordinal, document in corpus}, _count_tokens(state)
     return HarvestResult(
@@ -190,14 +227,17 @@ def harvest(
     seed: int = 0,
     paths: Mapping[str, str] | None = None,
     checkpoint: Path | None = None,
-    progress: Progress | None = None,
+    close: bool = False,
+    watch: Watch | None = None,
 ) -> HarvestResult:
     """Collect the evidence for every feature of `sites` over the corpus and write it to the store.
 
     `sites` are site names (their neurons) or sources (dictionaries). `tokens` bounds the corpus tokens
     read (None: all), `window` is the number of tokens in a window. `paths` are the folders of the model (by
     its name) and of the dictionaries (by their id), for later commands. A killed harvest goes on
-    from its checkpoint file when it is called again with the same arguments.
+    from its checkpoint file when it is called again with the same arguments; called with fewer `tokens` it is ended as
+    soon as it has these, and with `close` at once: the provenance then has `stopped_at`, for its text is the
+    beginning of the corpus. `watch` is told how far it is.
 
     >>> memory = Store(":memory:")
     >>> result = harvest(subject, ["mlp.2"], Corpus.load("stdlib"), memory, tokens=20_000)
@@ -214,20 +254,64 @@ def harvest(
             width=source.width,
             convention=subject.convention,
         )
-    splits = assign(corpus, seed=seed)
-    if checkpoint is not None:
-        checkpoint = checkpoint.with_name(
-            f"{checkpoint.name}-{_checkpoint_key(subject, sources, splits.digest, tokens, window, seed)}.npz"
-        )
+    splits, watch = assign(corpus, seed=seed), watch or Watch()
+    key = _checkpoint_key(subject, sources, splits.digest, window, seed)
+    plan = _plan(checkpoint, key, tokens, close=close)
+    checkpoint = plan.checkpoint
+    watch.expect(expected_tokens(subject, splits, tokens))
     state = collect(
-        subject, sources, corpus, splits, window=window, tokens=tokens, checkpoint=checkpoint, progress=progress
+        subject,
+        sources,
+        corpus,
+        splits,
+        window=window,
+        tokens=plan.budget,
+        checkpoint=checkpoint,
+        stop_at=plan.stop_at,
+        progress=watch.read,
     )
-    result = finish(subject, sources, corpus, state, seed=seed)
-    result = replace(result, provenance={**result.provenance, "corpus": splits.digest, "paths": dict(paths or {})})
+    result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
+    stopped = {} if plan.stop_at is None else {"stopped_at": {"tokens": state.tokens, "budget": plan.budget}}
+    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped}
+    result = replace(result, provenance={**result.provenance, **own})
+    watch.writes()
     store.write_harvest(result)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+class _Plan(NamedTuple):
+    """Which checkpoint a harvest goes on from, and when it ends."""
+
+    checkpoint: Path | None
+    budget: int | None
+    """The token budget of that checkpoint, by which its windows are drawn."""
+    stop_at: int | None = None
+
+
+def _plan(checkpoint: Path | None, key: str, tokens: int | None, *, close: bool) -> _Plan:
+    """Go on from the checkpoint of the same budget, else end one of a larger budget early."""
+    if checkpoint is None:
+        if close:
+            raise NeuronautError("there is no checkpoint to close; name the one of the stopped harvest")
+        return _Plan(None, tokens)
+    own = checkpoint.with_name(f"{checkpoint.name}-{key}-{tokens or 'all'}.npz")
+    alike = {stopped.path: stopped for stopped in find_stopped(checkpoint) if f"-{key}-" in stopped.path.name}
+    if close:
+        if not alike:
+            raise NeuronautError(
+                f"no stopped harvest of these sites, this corpus, window and seed lies beside {checkpoint.stem}; "
+                "see: neuronaut db status"
+            )
+        chosen = alike.get(own) or max(alike.values(), key=lambda stopped: stopped.tokens)
+        return _Plan(chosen.path, chosen.budget, stop_at=0)
+    if own not in alike and tokens is not None:
+        larger = [stopped for stopped in alike.values() if stopped.budget is None or stopped.budget > tokens]
+        if larger:
+            chosen = max(larger, key=lambda stopped: stopped.tokens)
+            return _Plan(chosen.path, chosen.budget, stop_at=tokens)
+    return _Plan(own, tokens)
 
 
 def _checkpoint_key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:

@@ -6,7 +6,7 @@ a tenth of the feature's peak; a silent window that holds one of the tokens on w
 peaks in its training examples is a near miss. Every example carries its measured activations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,9 +31,14 @@ PEAK_TOKENS = 3
 
 
 def mine(
-    subject: Subject, sources: Sequence[Source], state: "HarvestState", pool: NDArray[np.bool_]
+    subject: Subject,
+    sources: Sequence[Source],
+    state: "HarvestState",
+    pool: NDArray[np.bool_],
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[Kind, ExampleList]]:
-    """Silent examples and near misses of every feature, by source."""
+    """Silent examples and near misses of every feature, by source; `progress` is told windows done, and of how many."""
     table = state.table
     rows = np.flatnonzero(pool)
     rows = rows[np.argsort(window_hash(~table.uid[rows]), kind="stable")]
@@ -46,6 +51,8 @@ def mine(
         part = rows[start : start + TILE_ROWS]
         for tile in tiles(subject, sources, table.tokens[part], whole=True):
             miners[str(tile.source.id)].take(part[tile.rows], tile.silenced)
+        if progress is not None:
+            progress(start + len(part), len(rows))
     return {name: miner.lists() for name, miner in miners.items()}
 
 

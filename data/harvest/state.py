@@ -3,9 +3,12 @@
 A checkpoint is a state as one .npz file, written beside its name and renamed, so that it is whole or absent.
 """
 
-from collections.abc import Sequence
+import glob
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -129,15 +132,46 @@ class HarvestState:
         self.table.keep(used)
 
 
-def save_state(path: Path, state: HarvestState) -> None:
-    """Write a state whose windows are settled; the old file stays until the new one is whole."""
+class Stopped(NamedTuple):
+    """A harvest that was stopped, by its checkpoint."""
+
+    path: Path
+    sources: tuple[str, ...]
+    corpus: str
+    tokens: int
+    """Corpus tokens read so far."""
+    budget: int | None
+    """Of how many; None: all there are."""
+
+
+def find_stopped(checkpoint: Path) -> list[Stopped]:
+    """The stopped harvests whose checkpoints lie beside a database, the latest first."""
+    paths = sorted(checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}-*.npz"), key=lambda p: -p.stat().st_mtime)
+    return [stopped for stopped in map(_read_stopped, paths) if stopped is not None]
+
+
+def _read_stopped(path: Path) -> Stopped | None:
+    try:
+        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            return Stopped(path, tuple(about["sources"]), about["corpus"], int(file["tokens"]), about["budget"])
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        return None
+
+
+def save_state(path: Path, state: HarvestState, *, about: Mapping[str, object]) -> None:
+    """Write a state whose windows are settled; the old file stays until the new one is whole.
+
+    `about` says what is harvested: `sources`, `corpus` and `budget`, as `Stopped` has them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".part")
     with scratch.open("wb") as file:
         table = {"table/uid": state.table.uid, "table/tokens": state.table.tokens, "table/split": state.table.split}
         arrays = table | _source_arrays(state)
         counts = {"tokens": state.tokens, "special": state.special, "batches": state.batches}
-        np.savez(file, allow_pickle=False, **counts, given=astuple(state.given), **arrays)
+        said = np.array(json.dumps(about))
+        np.savez(file, allow_pickle=False, **counts, about=said, given=astuple(state.given), **arrays)
     scratch.replace(path)
 
 

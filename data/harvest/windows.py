@@ -117,12 +117,22 @@ def _choose_documents(subject: "Subject", splits: Splits, tokens: int | None) ->
     documents = np.ones(len(splits.clusters), bool)
     if tokens is None:
         return _Choice(documents, 1.0)
-    sampled = sum(map(len, subject.encode_all(splits.sample)))
-    per_token = sum(map(len, splits.sample)) / max(1, sampled)
-    expected = splits.characters / per_token
+    expected = _expected_tokens(subject, splits)
     part = max(SPARE * tokens / max(1.0, expected.sum()), DOCUMENTS / len(documents))
     documents = chance(np.arange(len(documents)), seed=splits.seed) < part
     return _Choice(documents, tokens / max(1.0, expected[documents].sum()))
+
+
+def expected_tokens(subject: "Subject", splits: Splits, tokens: int | None) -> int:
+    """About how many tokens a harvest with this budget reads."""
+    total = round(float(_expected_tokens(subject, splits).sum()))
+    return total if tokens is None else min(tokens, total)
+
+
+def _expected_tokens(subject: "Subject", splits: Splits) -> NDArray[np.float64]:
+    """About how many tokens each document has, (document,), by the characters per token of a sample."""
+    sampled = sum(map(len, subject.encode_all(splits.sample)))
+    return (splits.characters * (max(1, sampled) / sum(map(len, splits.sample)))).astype(np.float64)
 
 
 def _cut_documents(
