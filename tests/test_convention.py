@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from neuronaut.causal.prompts import Batch
+from neuronaut.cli.causal.inputs import read_questions
 from neuronaut.cli.main import main
 from neuronaut.cli.opening import pass_gate, settle_bos
 from neuronaut.data.corpus import Corpus
@@ -265,3 +266,20 @@ def test_features_of_a_short_corpus_are_labelled_and_scored() -> None:
         assert (
             len(list(label(store.features("tiny:mlp.1:0-7"), store, of, explainer=RuleExplainer(of), scorers=[]))) == 8
         )
+
+
+def test_prompts_of_a_file_may_be_chats(tmp_path: Path) -> None:
+    chat = Subject(SUBJECT.model, tokenizer(chat=True), name="chat")
+    chat = chat.with_convention(replace(chat.convention, special_tokens=True, chat=True))
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "hi"}, {"messages": [{"role": "user", "content": "hi"}], "answer": " a"}]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    first, second = read_questions(chat, [], str(file), whole=True).batch.ids()
+    assert first == second == chat.row("hi")
+    for row in ({"messages": []}, {"messages": [{"role": "user"}]}, {}, {"prompt": "a", **rows[1]}):
+        file.write_text(json.dumps(row), encoding="utf-8")
+        with pytest.raises(NeuronautError, match=r"prompts.jsonl:1: wanted a prompt, or messages"):
+            read_questions(chat, [], str(file))
+    file.write_text(json.dumps(rows[1]), encoding="utf-8")
+    with pytest.raises(NeuronautError, match="prompt is missing"):
+        read_questions(SUBJECT, [], str(file))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ...subject.convention import is_chat
 from ...subject.errors import NeuronautError
 from ..common import Decorator, all_of, plain, say
 from ..display import quoted
@@ -126,7 +127,7 @@ def read_questions(
     from ...causal.prompts import Batch
     from ...causal.readouts import last_logits
 
-    rows = [*({"prompt": prompt} for prompt in prompts), *_read_prompts(file)]
+    rows = [*({"prompt": prompt} for prompt in prompts), *_read_prompts(file, chat=subject.convention.chat)]
     rows = [{"answer": answer, "wrong": wrong, **row} for row in rows]
     if not rows:
         raise NeuronautError("no prompt is given; add a text in quotes, or --prompts FILE")
@@ -182,8 +183,18 @@ def _describe_ways(readings: "Sequence[Reading]") -> str | None:
     return f"{words}, log-probability {given.log_probability:.3f}" if len(given.tokens) > 1 else None
 
 
-def _read_prompts(file: str | None) -> list[dict[str, Any]]:
-    return [] if file is None else [row for _, row in lines(file, {"prompt": str}, {"answer": str, "wrong": str})]
+def _read_prompts(file: str | None, *, chat: bool) -> list[dict[str, Any]]:
+    """The rows of a file of prompts; with `chat` each has the messages of a chat, or a prompt that is a message."""
+    if file is None:
+        return []
+    own = {"prompt": str, "messages": list} if chat else {"prompt": str}
+    rows = []
+    for number, row in lines(file, {} if chat else own, {**own, "answer": str, "wrong": str}):
+        messages = row.pop("messages", None)
+        if (messages is None) == ("prompt" not in row) or not (messages is None or is_chat(messages)):
+            raise NeuronautError(f"{file}:{number}: wanted a prompt, or messages, a list with role and content each")
+        rows.append(row if messages is None else {**row, "prompt": json.dumps(messages)})
+    return rows
 
 
 class Line(NamedTuple):
@@ -213,7 +224,7 @@ def lines(file: str, wanted: Mapping[str, type], allowed: Mapping[str, type] = {
 
 
 def _line_error(file: str, number: int, what: str, fields: Mapping[str, type]) -> NeuronautError:
-    names = {str: "text", bool: "true or false"}
+    names = {str: "text", bool: "true or false", list: "a list"}
     shape = ", ".join(f'"{name}": {names[kind]}' for name, kind in fields.items())
     return NeuronautError(f"{file}:{number}: {what}; wanted one object a line with {shape}")
 
