@@ -1,18 +1,17 @@
 """`neuronaut harvest`: collects the text that activates features."""
 
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..data.harvest.watch import Watch
 from .common import Count, Form, Progress, Row, convention_options, emit, interruptible, open_store, result_options, say
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
-    from ..data.harvest.harvest import Watch
     from ..data.records import HarvestResult
     from ..data.store.store import Store
     from ..subject.model import Subject
@@ -150,7 +149,8 @@ def collect(
     say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
     say(f"{subject.convention}: {subject.convention.reason}")
     started = time.monotonic()
-    with interruptible(lambda: _describe_kept(checkpoint)), _progress() as watch:
+    with interruptible(lambda: _describe_kept(checkpoint)), ExitStack() as stack:
+        watch = Shown(stack)
         result = harvest_sources(
             subject,
             sources,
@@ -165,44 +165,47 @@ def collect(
             watch=watch,
         )
     _say_what_was_read(result)
-    return _make_rows(result, time.monotonic() - started)
+    return _make_rows(result, time.monotonic() - started, watch.tokens)
 
 
-@contextmanager
-def _progress() -> "Generator[Watch]":
-    """Show how far a harvest is: a bar of tokens, then one of windows, then that it writes."""
-    from ..data.harvest.harvest import Watch
+class Shown(Watch):
+    """Shows on stderr how far a harvest is: a bar of tokens, then one of windows, then that it writes."""
 
-    class Shown(Watch):
-        """Shows it on stderr."""
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._bar = self._begin("harvest", "tokens")
+        self._mining: Progress | None = None
+        self.tokens = 0
+        """Tokens that were read in this call."""
+        self._before = 0
 
-        def __init__(self, stack: ExitStack) -> None:
-            self._stack = stack
-            self._bar = self._begin("harvest", None, "tokens")
-            self._mining: Progress | None = None
+    def _begin(self, what: str, unit: str) -> Progress:
+        return self._stack.enter_context(Progress(what, total=None, unit=unit))
 
-        def _begin(self, what: str, total: int | None, unit: str) -> Progress:
-            return self._stack.enter_context(Progress(what, total=total, unit=unit))
+    def begins(self, done: int, of: int) -> None:
+        """Count what was read before as done."""
+        self._before = done
+        self._bar.expect(of)
+        self._bar.reach(done)
 
-        def expect(self, tokens: int) -> None:
-            self._bar.expect(tokens)
+    def read(self, tokens: int) -> None:
+        """Move the bar."""
+        self.tokens = tokens - self._before
+        self._bar.reach(tokens)
 
-        def read(self, tokens: int) -> None:
-            self._bar.reach(tokens)
-
-        def mined(self, windows: int, of: int) -> None:
-            if self._mining is None:
-                self._stack.close()
-                say(f"the text is read; silent windows and near misses are looked for in {of:,} windows")
-                self._mining = self._begin("silent windows", of, "windows")
-            self._mining.reach(windows)
-
-        def writes(self) -> None:
+    def mined(self, windows: int, of: int) -> None:
+        """Begin another bar, of windows, and move it."""
+        if self._mining is None:
             self._stack.close()
-            say("writing to the database")
+            say(f"the text is read; silent windows and near misses are looked for in {of:,} windows")
+            self._mining = self._begin("silent windows", "windows")
+            self._mining.expect(of)
+        self._mining.reach(windows)
 
-    with ExitStack() as stack:
-        yield Shown(stack)
+    def writes(self) -> None:
+        """Say so: a large harvest takes its time."""
+        self._stack.close()
+        say("writing to the database")
 
 
 def _say_what_was_read(result: "HarvestResult") -> None:
@@ -224,7 +227,7 @@ def _say_what_was_read(result: "HarvestResult") -> None:
         say(f"documents that spell special tokens: {counts.spelled:,}; these are text, with --special-tokens tokens")
 
 
-def _make_rows(result: "HarvestResult", seconds: float) -> list[Row]:
+def _make_rows(result: "HarvestResult", seconds: float, read: int) -> list[Row]:
     alive = {source.source: int((source.count > 0).sum()) for source in result.sources}
     return [
         {
@@ -238,7 +241,7 @@ def _make_rows(result: "HarvestResult", seconds: float) -> list[Row]:
             "corpus": result.corpus,
             "window": result.window,
             "seconds": round(seconds, 3),
-            "tokens_per_second": round(result.tokens / seconds),
+            "tokens_per_second": round(read / seconds) if read else None,
         }
         for source in result.sources
     ]
@@ -258,7 +261,8 @@ def _describe_kept(checkpoint: Path) -> str:
 
 
 def _format_row(row: Row) -> str:
+    rate = "" if row["tokens_per_second"] is None else f", {row['tokens_per_second']:,} tokens/s"
     return (
         f"{row['source']}: {row['features']:,} features, {row['alive']:,} alive, {row['dead']:,} dead, "
-        f"{row['tokens']:,} tokens of {row['corpus']}, {row['tokens_per_second']:,} tokens/s"
+        f"{row['tokens']:,} tokens of {row['corpus']}{rate}"
     )

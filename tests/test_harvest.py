@@ -20,10 +20,11 @@ from neuronaut.data.harvest import harvest as module
 from neuronaut.data.harvest import histogram
 from neuronaut.data.harvest import state as state_module
 from neuronaut.data.harvest.activations import TILE_ROWS, neurons, tiles, with_bos
-from neuronaut.data.harvest.harvest import Watch, collect, finish, harvest
+from neuronaut.data.harvest.harvest import collect, finish, harvest
 from neuronaut.data.harvest.mining import CAPACITY, PEAK_TOKENS, SILENCE
 from neuronaut.data.harvest.scan import priority, window_hash
 from neuronaut.data.harvest.state import QUANTILE, TOP, HarvestState, find_stopped
+from neuronaut.data.harvest.watch import Watch
 from neuronaut.data.harvest.windows import WindowBatch, windows
 from neuronaut.data.records import ExampleList, HarvestResult, SourceResult, TokenCounts
 from neuronaut.data.splits import Splits, assign
@@ -445,8 +446,9 @@ class Events(Watch):
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
 
-    def expect(self, tokens: int) -> None:
-        self.told.append(("expect", tokens))
+    def begins(self, done: int, of: int) -> None:
+        self.told.append(("begins", done))
+        assert done <= of
 
     def read(self, tokens: int) -> None:
         self.told.append(("read", tokens))

@@ -30,6 +30,7 @@ from .massive import norm_limits, sample_windows
 from .mining import mine
 from .scan import SUM_UNIT, Rows, Scanner, window_hash
 from .state import POOL, QUANTILE, TOP, HarvestState, find_stopped, load_state, save_state
+from .watch import Watch
 from .windows import Given, WindowBatch, check_window, expected_tokens, windows
 
 if TYPE_CHECKING:
@@ -39,22 +40,6 @@ CHECKPOINT_SECONDS = 60.0
 
 Progress = Callable[[int], None]
 """Called with the number of corpus tokens done so far."""
-
-
-class Watch:
-    """Is told how far a harvest is; this one does nothing with it."""
-
-    def expect(self, tokens: int) -> None:
-        """About so many tokens are to be read."""
-
-    def read(self, tokens: int) -> None:
-        """So many tokens are read."""
-
-    def mined(self, windows: int, of: int) -> None:
-        """The text is read; silent windows were looked for in so many windows."""
-
-    def writes(self) -> None:
-        """Everything is measured and is now written to the store."""
 
 
 def collect(
@@ -258,7 +243,7 @@ def harvest(
     key = _checkpoint_key(subject, sources, splits.digest, window, seed)
     plan = _plan(checkpoint, key, tokens, close=close)
     checkpoint = plan.checkpoint
-    watch.expect(expected_tokens(subject, splits, tokens))
+    watch.begins(plan.done, max(plan.done, expected_tokens(subject, splits, tokens)))
     state = collect(
         subject,
         sources,
@@ -288,6 +273,8 @@ class _Plan(NamedTuple):
     budget: int | None
     """The token budget of that checkpoint, by which its windows are drawn."""
     stop_at: int | None = None
+    done: int = 0
+    """Tokens that the checkpoint has."""
 
 
 def _plan(checkpoint: Path | None, key: str, tokens: int | None, *, close: bool) -> _Plan:
@@ -305,13 +292,13 @@ def _plan(checkpoint: Path | None, key: str, tokens: int | None, *, close: bool)
                 "see: neuronaut db status"
             )
         chosen = alike.get(own) or max(alike.values(), key=lambda stopped: stopped.tokens)
-        return _Plan(chosen.path, chosen.budget, stop_at=0)
+        return _Plan(chosen.path, chosen.budget, stop_at=0, done=chosen.tokens)
     if own not in alike and tokens is not None:
         larger = [stopped for stopped in alike.values() if stopped.budget is None or stopped.budget > tokens]
         if larger:
             chosen = max(larger, key=lambda stopped: stopped.tokens)
-            return _Plan(chosen.path, chosen.budget, stop_at=tokens)
-    return _Plan(own, tokens)
+            return _Plan(chosen.path, chosen.budget, stop_at=tokens, done=chosen.tokens)
+    return _Plan(own, tokens, done=alike[own].tokens if own in alike else 0)
 
 
 def _checkpoint_key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:

@@ -1,0 +1,17 @@
+"""What a harvest tells of its progress; imported by the command line, so it imports nothing heavy."""
+
+
+class Watch:
+    """Is told how far a harvest is; this one does nothing with it."""
+
+    def begins(self, done: int, of: int) -> None:
+        """Of about so many tokens, so many were read before."""
+
+    def read(self, tokens: int) -> None:
+        """So many tokens are read."""
+
+    def mined(self, windows: int, of: int) -> None:
+        """The text is read; silent windows were looked for in so many windows."""
+
+    def writes(self) -> None:
+        """Everything is measured and is now written to the store."""
