@@ -95,7 +95,8 @@ def test_special_tokens_are_tokens_where_that_is_asked_for() -> None:
     assert asked.remarks([f"a{BOS}b"]) == []
     assert SUBJECT.remarks([f"{BOS}a{BOS}b", "c"]) == [
         f"1 of 2 texts bring {BOS} themselves: it stands there once",
-        f"special tokens are read as text here ({BOS} in 1); --special-tokens reads them as tokens",
+        f"special tokens are read as text here ({BOS} in 1); --special-tokens, of a feature at its harvest, reads "
+        "them as tokens",
     ]
 
 
@@ -257,6 +258,11 @@ def test_the_command_line_says_what_it_does(tmp_path: Path) -> None:
         json.loads(out)[0]["next"]
         != json.loads(run("run", "demo", "import os", "--bos", "never", "--json")[0])[0]["next"]
     )
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(f'{{"text": "def f{n}(self): return {n}"}}\n' for n in range(9)), encoding="utf-8")
+    run("harvest", "demo", "mlp.1", "--corpus", str(short), "-d", str(tmp_path / "y.db"))
+    tried, error = run("try", "demo:mlp.1:3", f"{bos}import os", "--json", "-d", str(tmp_path / "y.db"))
+    assert f"1 of 1 texts bring {bos} themselves" in error and len(json.loads(tried)[0]["tokens"]) == 2
     assert "has no chat template" in run("run", "demo", "hi", "--chat", code=1)[1]
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n' * 9, encoding="utf-8")
