@@ -158,7 +158,9 @@ def test_sources_of_one_pool_agree_on_special_tokens() -> None:
     with Store(":memory:") as store:
         of = harvested(store, "never")
         special = of.with_convention(replace(of.convention, special_tokens=True))
-        with pytest.raises(NeuronautError, match="mlp.1 was harvested here with no BOS .* special tokens read as tokens"):
+        with pytest.raises(
+            NeuronautError, match="mlp.1 was harvested here with no BOS .* special tokens read as tokens"
+        ):
             harvest(special, ["mlp.0"], Corpus.of("fish", TEXTS), store, window=16)
         harvested(store, "always", site="mlp.0")
         assert [row["source"] for row in store.sources()] == ["tiny:mlp.0", "tiny:mlp.1"]
