@@ -146,10 +146,11 @@ def collect(
     from ..data.harvest.harvest import harvest as harvest_sources
 
     checkpoint = Path(f"{store.path}.harvest")
-    say(f"reading {corpus.name} for {', '.join(str(source.id) for source in sources)}")
+    names = tuple(str(source.id) for source in sources)
+    say(f"reading {corpus.name} for {', '.join(names)}")
     say(f"{subject.convention}: {subject.convention.reason}")
     started = time.monotonic()
-    with interruptible(lambda: _describe_kept(checkpoint)), ExitStack() as stack:
+    with interruptible(lambda: _describe_kept(checkpoint, names, corpus.name)), ExitStack() as stack:
         watch = Shown(stack)
         result = harvest_sources(
             subject,
@@ -247,10 +248,11 @@ def _make_rows(result: "HarvestResult", seconds: float, read: int) -> list[Row]:
     ]
 
 
-def _describe_kept(checkpoint: Path) -> str:
+def _describe_kept(checkpoint: Path, sources: tuple[str, ...], corpus: str) -> str:
     from ..data.harvest.state import find_stopped
 
-    checkpoints = find_stopped(checkpoint)
+    # Others lie beside the same database.
+    checkpoints = [kept for kept in find_stopped(checkpoint) if (kept.sources, kept.corpus) == (sources, corpus)]
     if not checkpoints:
         return "nothing of this harvest is kept yet"
     latest = checkpoints[0]

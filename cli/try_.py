@@ -32,6 +32,7 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
       neuronaut try demo:resid_post.2@sae:40 "import os" "import sys" --json
     """
     from ..labelling.inspect import try_text
+    from .causal.inputs import say_remarks
     from .opening import LoadOptions, stored_sources, stored_subject
 
     options = LoadOptions(**load_options)
@@ -39,7 +40,9 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
         chosen = store.feature(feature)
         subject = stored_subject(store, chosen.source.model, options, sources=[chosen.source])
         source = stored_sources(store, subject, [chosen], options)[chosen.source]
-        rows = [try_text(plain(text), chosen, store, subject, source=source) for text in texts]
+        read = list(map(plain, texts))
+        say_remarks(subject, read)
+        rows = [try_text(text, chosen, store, subject, source=source) for text in read]
     emit(rows, form, lambda rows: "\n\n".join(map(_table, rows)))
 
 

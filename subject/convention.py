@@ -183,7 +183,10 @@ class TextReader:
             )
         if spelled and not self.convention.special_tokens:
             named = ", ".join(f"{token} in {count}" for token, count in spelled.items())
-            lines.append(f"special tokens are read as text here ({named}); --special-tokens reads them as tokens")
+            lines.append(
+                f"special tokens are read as text here ({named}); --special-tokens, of a feature at its harvest, reads "
+                "them as tokens"
+            )
         return lines
 
 

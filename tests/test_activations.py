@@ -1,5 +1,6 @@
 """Reading the last token of rows that begin alike, against running every row by itself."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data.harvest.activations import ROWS, Row, read_columns, read_last
+from neuronaut.data.harvest.activations import ROWS, Row, read_columns, read_last, with_bos
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Neurons
@@ -56,6 +57,24 @@ def test_more_rows_than_one_forward_takes() -> None:
     apart = [(token, 9, 9, 9) for token in range(3, 3 + 2 * ROWS)]
     rows = [row for pair in zip(scan, [*apart, *scan], strict=False) for row in pair]
     np.testing.assert_allclose(read_last(of, neurons(of), rows, CHOSEN), one_by_one(of, rows), rtol=1e-4, atol=1e-4)
+
+
+def test_a_position_that_does_not_count_is_silent_whether_its_beginning_is_shared_or_not() -> None:
+    tiny, rows = subject("gpt2"), [(5, 6, 7, 8, token) for token in range(3, 40)]
+    resid = {row: norm for row, norm in zip(rows, _norms(tiny, rows), strict=True)}
+    limit = float(np.median(list(resid.values())))
+    special = replace(tiny.convention, special_tokens=True, norm_limits={"resid_pre.1": limit})
+    of = tiny.with_convention(special)
+    counted = np.array([norm <= limit and row[-1] not in of.special_ids for row, norm in resid.items()])
+    assert 0 < counted.sum() < len(rows)
+    together = read_last(of, neurons(of), rows, CHOSEN)
+    assert (np.abs(together).sum(axis=1) > 0).tolist() == counted.tolist()
+    np.testing.assert_allclose(together, one_by_one(of, rows), rtol=1e-4, atol=1e-4)
+
+
+def _norms(of: Subject, rows: list[Row]) -> np.ndarray:
+    vectors = of.read(with_bos(of, np.array(rows)), ["resid_pre.1"])["resid_pre.1"]
+    return vectors[:, -1].norm(dim=-1).numpy()
 
 
 def test_a_beginning_is_run_once() -> None:

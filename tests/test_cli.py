@@ -655,6 +655,10 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
         patch.setattr(data_harvest, "CHECKPOINT_SECONDS", 0.0)
         error = run(*arguments, code=130).stderr
     assert "tokens, is kept in" in error and list(tmp_path.glob("x.db.harvest-*.npz"))
+    with monkeypatch.context() as patch:
+        patch.setattr(data_harvest, "_scan_batch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        other = [*arguments[:2], "mlp.1", *arguments[3:]]
+        assert "nothing of this harvest is kept yet" in run(*other, code=130).stderr, "another's checkpoint is not its"
     (status,) = rows_of("db", "status", "-d", str(tmp_path / "x.db"))
     ((stopped,)) = status["stopped_harvests"]
     assert stopped["sources"] == ["planted:mlp.2"] and stopped["tokens"] > 0

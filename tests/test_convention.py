@@ -96,7 +96,8 @@ def test_special_tokens_are_tokens_where_that_is_asked_for() -> None:
     assert asked.remarks([f"a{BOS}b"]) == []
     assert SUBJECT.remarks([f"{BOS}a{BOS}b", "c"]) == [
         f"1 of 2 texts bring {BOS} themselves: it stands there once",
-        f"special tokens are read as text here ({BOS} in 1); --special-tokens reads them as tokens",
+        f"special tokens are read as text here ({BOS} in 1); --special-tokens, of a feature at its harvest, reads "
+        "them as tokens",
     ]
 
 
@@ -152,6 +153,18 @@ def test_a_harvest_keeps_its_convention_and_another_is_refused() -> None:
             NeuronautError, match="harvested in different ways: tiny:mlp.1 with no BOS .*; tiny:mlp.0 with BOS"
         ):
             as_harvested(plain, store, [source, SourceId("tiny", "mlp.0")])
+
+
+def test_sources_of_one_pool_agree_on_special_tokens() -> None:
+    with Store(":memory:") as store:
+        of = harvested(store, "never")
+        special = of.with_convention(replace(of.convention, special_tokens=True))
+        with pytest.raises(
+            NeuronautError, match="mlp.1 was harvested here with no BOS .* special tokens read as tokens"
+        ):
+            harvest(special, ["mlp.0"], Corpus.of("fish", TEXTS), store, window=16)
+        harvested(store, "always", site="mlp.0")
+        assert [row["source"] for row in store.sources()] == ["tiny:mlp.0", "tiny:mlp.1"]
 
 
 def test_databases_of_before_count_as_always(tmp_path: Path) -> None:
@@ -248,6 +261,11 @@ def test_the_command_line_says_what_it_does(tmp_path: Path) -> None:
         json.loads(out)[0]["next"]
         != json.loads(run("run", "demo", "import os", "--bos", "never", "--json")[0])[0]["next"]
     )
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(f'{{"text": "def f{n}(self): return {n}"}}\n' for n in range(9)), encoding="utf-8")
+    run("harvest", "demo", "mlp.1", "--corpus", str(short), "-d", str(tmp_path / "y.db"))
+    tried, error = run("try", "demo:mlp.1:3", f"{bos}import os", "--json", "-d", str(tmp_path / "y.db"))
+    assert f"1 of 1 texts bring {bos} themselves" in error and len(json.loads(tried)[0]["tokens"]) == 2
     assert "has no chat template" in run("run", "demo", "hi", "--chat", code=1)[1]
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n' * 9, encoding="utf-8")

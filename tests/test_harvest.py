@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from neuronaut.cli.opening import pass_gate
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest as module
 from neuronaut.data.harvest import histogram
@@ -631,6 +632,16 @@ def test_special_tokens_count_nowhere_where_they_are_read_as_tokens() -> None:
     assert as_tokens.tokens < as_text.tokens
     with pytest.raises(NeuronautError, match="shards of different conventions"):
         as_text.absorb(as_tokens)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_corpus_of_special_tokens_alone_is_an_error(special: bool) -> None:
+    of = subject().with_convention(replace(subject().convention, special_tokens=special))
+    nothing = Corpus.of("marks", [str(of.tokenizer.bos_token) * count for count in range(1, 7)])
+    with pytest.raises(NeuronautError, match="holds no text but special tokens"):
+        collect(of, neurons(of, ["mlp.1"]), nothing, assign(nothing), window=WINDOW)
+    with pytest.raises(NeuronautError, match="holds no text but special tokens"):
+        list(pass_gate(of, [dictionary("relu")], nothing, window=WINDOW, force=True))
 
 
 def test_a_budget_that_takes_nothing_is_an_error() -> None:

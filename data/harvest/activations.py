@@ -99,10 +99,12 @@ def _encode_endings(
     subject: Subject, source: Source, beginning: Row, endings: Sequence[Row], chosen: torch.Tensor
 ) -> NDArray[np.float32]:
     """(row, chosen) activations at the last token of each ending."""
-    opening = with_bos(subject, np.array([beginning], np.int64))[0]
+    opening, site = with_bos(subject, np.array([beginning], np.int64))[0], source.id.site
     ends = torch.tensor(endings, dtype=torch.long, device=subject.device)
-    vectors = subject.read_endings(opening, ends, [source.id.site])[source.id.site][:, -1]
-    return source.encode(vectors.float(), chosen).float().cpu().numpy()
+    read = subject.read_endings(opening, ends, _with_telling(subject, [site]))
+    last = {name: vectors[:, -1:] for name, vectors in read.items()}
+    activations = source.encode(last[site][:, 0].float(), chosen).float().cpu().numpy()
+    return activations * _count(subject, site, np.array(endings)[:, -1:], last)
 
 
 def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chosen: torch.Tensor) -> torch.Tensor:
@@ -127,8 +129,13 @@ def read_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> Te
 
 def _read(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer]) -> dict[str, Tensor]:
     """The vectors of sites, and of those that tell which positions are massive, BOS included."""
+    return subject.read(with_bos(subject, tokens), _with_telling(subject, sites))
+
+
+def _with_telling(subject: Subject, sites: Sequence[str]) -> list[str]:
+    """Sites, and those that tell which of their positions are massive."""
     telling = filter(subject.convention.norm_limits.__contains__, (norm_site(subject, site) or "" for site in sites))
-    return subject.read(with_bos(subject, tokens), list(dict.fromkeys([*sites, *telling])))
+    return list(dict.fromkeys([*sites, *telling]))
 
 
 def norm_site(subject: Subject, site: str) -> str | None:
@@ -146,12 +153,20 @@ def find_counted(
 
     tokens: (row, position) without BOS; vectors: site -> (row, position, width), BOS included.
     """
+    opening = len(subject.bos_prefix)
+    return _count(subject, site, tokens, {name: whole[:, opening:] for name, whole in vectors.items()})
+
+
+def _count(
+    subject: Subject, site: str, tokens: NDArray[np.integer], vectors: Mapping[str, Tensor]
+) -> NDArray[np.bool_]:
+    """As `find_counted`, of vectors without BOS."""
     counted = tokens >= 0
     if subject.convention.special_tokens:
         counted &= ~np.isin(tokens, list(subject.special_ids))
     telling = norm_site(subject, site)
     if telling is not None and (limit := subject.convention.norm_limits.get(telling)) is not None:
-        norms = vectors[telling][:, len(subject.bos_prefix) :].float().norm(dim=-1)
+        norms = vectors[telling].float().norm(dim=-1)
         counted = counted & (norms <= limit).cpu().numpy()
     return counted
 

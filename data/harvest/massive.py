@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ..padding import cut
 from .activations import TILE_ROWS, norm_site, with_bos
@@ -29,16 +30,23 @@ def sample_windows(subject: Subject, texts: Sequence[str], *, window: int) -> ND
 def norm_limits(subject: Subject, sites: Iterable[str], tokens: NDArray[np.integer]) -> dict[str, float]:
     """The norm above which a position is massive, for each site that tells it for one of `sites`.
 
-    tokens: (row, position) of a sample of the corpus, without BOS, padding below 0.
+    tokens: (row, position) of a sample of the corpus, without BOS, padding below 0. Raises NeuronautError where these
+    are all padding or special tokens.
     """
+    if not _is_text(subject, tokens).any():
+        raise NeuronautError("the corpus holds no text but special tokens; give another one")
     wanted = list(dict.fromkeys(site for site in (norm_site(subject, site) for site in sites) if site is not None))
     if not wanted:
         return {}
     norms: dict[str, list[torch.Tensor]] = {site: [] for site in wanted}
     for start in range(0, len(tokens), TILE_ROWS):
         part = tokens[start : start + TILE_ROWS]
-        counted = torch.from_numpy((part >= 0) & ~np.isin(part, list(subject.special_ids)))
+        counted = torch.from_numpy(_is_text(subject, part))
         vectors = subject.read(with_bos(subject, part), wanted)
         for site in wanted:
             norms[site].append(vectors[site][:, len(subject.bos_prefix) :].float().norm(dim=-1).cpu()[counted])
     return {site: MASSIVE * float(torch.cat(parts).median()) for site, parts in norms.items()}
+
+
+def _is_text(subject: Subject, tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
+    return (tokens >= 0) & ~np.isin(tokens, list(subject.special_ids))

@@ -9,6 +9,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -134,14 +135,18 @@ def _check_new_source(connection: sqlite3.Connection, source: SourceId, model_re
 
 
 def check_same_convention(connection: sqlite3.Connection, name: str, convention: Convention) -> None:
-    """Refuse to mix evidence of a source that was read from text in two ways."""
-    sql = "SELECT provenance FROM main.harvests JOIN main.sources ON sources.id = source_id WHERE name = ?"
-    row = connection.execute(sql, [name]).fetchone()
-    if row is not None and not (own := read_convention(row[0])).agrees(convention):
-        raise NeuronautError(
-            f"{name} was harvested here with {own}, and this is with {convention}; choose the same with --bos and "
-            "--special-tokens, or use another database"
-        )
+    """Refuse to mix evidence of a source that was read from text in two ways.
+
+    The sources of a model share its pool of windows, which hold no BOS: of others, special tokens alone must agree.
+    """
+    sql = "SELECT name, provenance FROM main.harvests JOIN main.sources ON sources.id = source_id WHERE model = ?"
+    for other, provenance in connection.execute(sql, [SourceId.parse(name).model]):
+        own = read_convention(provenance)
+        if not own.agrees(convention if other == name else replace(convention, bos=None)):
+            raise NeuronautError(
+                f"{other} was harvested here with {own}, and this is with {convention}; choose the same with --bos and "
+                "--special-tokens, or use another database"
+            )
 
 
 def read_convention(provenance: str) -> Convention:
