@@ -40,7 +40,7 @@ def status(database: str, form: Form) -> None:
         budget = "all" if harvest.budget is None else f"{harvest.budget:,}"
         names = ", ".join(harvest.sources)
         say(
-            f"a harvest of {names} on {harvest.corpus} has {harvest.tokens:,} of {budget} tokens and is not ended; where "
+            f"a harvest of {names} on {harvest.corpus} has {harvest.tokens:,} of {budget} tokens and is not ended; if "
             "it does not run any more, the same command goes on, and with --close ends it there"
         )
     rows = {key: value for key, value in counts.items() if key != "status"} | counts["status"]
