@@ -148,7 +148,7 @@ def collect(
     checkpoint = Path(f"{store.path}.harvest")
     names = tuple(str(source.id) for source in sources)
     say(f"reading {corpus.name} for {', '.join(names)}")
-    say(f"{subject.convention}: {subject.convention.reason}")
+    say(subject.convention.sentence)
     started = time.monotonic()
     with interruptible(lambda: _describe_kept(checkpoint, names, corpus.name)), ExitStack() as stack:
         watch = Shown(stack)

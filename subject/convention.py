@@ -49,6 +49,12 @@ class Convention:
         """Whether two conventions read the same text as the same rows."""
         return self.special_tokens == other.special_tokens and (None in (self.bos, other.bos) or self.bos == other.bos)
 
+    @property
+    def sentence(self) -> str:
+        """What is done and why, for a reader."""
+        special = "; special tokens are read as tokens" if self.special_tokens else ""
+        return f"{'BOS' if self.bos else 'no BOS'} before each row: {self.reason}{special}"
+
     def __str__(self) -> str:
         special = " and special tokens read as tokens" if self.special_tokens else ""
         return f"{'BOS' if self.bos else 'no BOS'} before each row{special}"
