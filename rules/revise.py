@@ -76,8 +76,14 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
 def _find_edits(sample: Sample) -> NDArray[np.int64]:
     """Indices of the explainer's own edits in the sample: the tokens that alone of an own row count."""
     split = sample.background.ids.size
-    counts = (sample.weight + sample.check)[split:].reshape(sample.own.ids.shape) > 0
-    return split + np.flatnonzero(counts & (counts.sum(axis=1) == 1)[:, None])
+    return split + np.flatnonzero(_alone(sample, sample.weight + sample.check))
+
+
+def _alone(sample: Sample, weight: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where a token alone of its own row has a weight (N,), (row, position); a row of one token is text, no edit."""
+    counts = weight[sample.background.ids.size :].reshape(sample.own.ids.shape) > 0
+    edited = (counts.sum(axis=1) == 1) & ((sample.own.ids >= 0).sum(axis=1) > 1)
+    return counts & edited[:, None]
 
 
 def _join(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:
@@ -180,9 +186,8 @@ def _choose_denied(observed: Observed) -> NDArray[np.bool_]:
 def _checked_edits(sample: Sample) -> Observed:
     """The explainer's own edits of kept documents: rows of which a single token is checked."""
     split = sample.background.ids.size
-    check = sample.check[split:].reshape(sample.own.ids.shape) > 0
-    measured = check & (check.sum(axis=1) == 1)[:, None]
-    return Observed(sample.own.ids.astype(np.int64), sample.activation[split:].reshape(check.shape), measured)
+    measured = _alone(sample, sample.check)
+    return Observed(sample.own.ids.astype(np.int64), sample.activation[split:].reshape(measured.shape), measured)
 
 
 def _predict_pivots(rule: Rule | None, observed: Observed, vocabulary: tuple[str, ...]) -> NDArray[np.floating]:
