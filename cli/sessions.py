@@ -1,6 +1,7 @@
 """`neuronaut sessions`: lists investigations, shows them, judges them again, forks and exports them."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -205,7 +206,7 @@ def _export_lines(store: "Store", id: str) -> Iterator[Row]:
     splits = None
     if row["kind"] == "feature" and any(s["source"] == row["target"].rpartition(":")[0] for s in store.sources()):
         evidence = store.evidence(Feature.parse(row["target"]))
-        splits = {"train": len(evidence.train), "select": len(evidence.select), "holdout": len(evidence.holdout)}
+        splits = Counter(example.split for example in evidence.examples)
     return to_lines(store.journal, row["id"], splits=splits)
 
 

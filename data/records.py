@@ -8,8 +8,13 @@ from numpy.typing import NDArray
 
 from ..subject.address import Feature
 
-Split = Literal["train", "select", "holdout"]
+Split = Literal["train", "tune", "select", "holdout"]
+"""The part of the evidence that a window belongs to: explainers learn from `train` and check on `tune`, candidates are
+compared on `select`, and the reported scores are taken on `holdout`."""
 SPLITS: tuple[Split, ...] = ("train", "select", "holdout")
+"""The splits of a corpus; `splits.part` cuts what is stored as `select` into `tune` and `select`."""
+PARTS: tuple[Split, ...] = ("train", "tune", "select", "holdout")
+"""The splits of evidence, in the order in which a later one gives way to an earlier one that it resembles."""
 
 Kind = Literal["top", "bottom", "quantile", "random", "silent", "near_miss"]
 """The reason why a window is an example of a feature.
@@ -73,7 +78,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A feature's examples in three splits that share no document and no near-duplicate text.
+    """A feature's examples in four splits that share no document and no near-duplicate text.
 
     >>> evidence = store.evidence(Feature.parse("demo:mlp.1:17"))
     >>> {example.split for example in evidence.holdout}
@@ -83,8 +88,16 @@ class Evidence:
     feature: Feature
     statistics: Statistics
     train: tuple[Example, ...]
+    tune: tuple[Example, ...]
+    """What explainers check their own work on; it counts as seen."""
     select: tuple[Example, ...]
+    """What candidates are compared on."""
     holdout: tuple[Example, ...]
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """All of them, split after split."""
+        return (*self.train, *self.tune, *self.select, *self.holdout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +118,11 @@ class Explanation:
     status: str = "explained"
     """One of "explained", "dead", "too_rare", "dense", "no_pattern", "failed"."""
     rule: str | None = None
-    """The rule as JSON (see rules/language.py)."""
+    """The rule as JSON (see rules/language.py); it holds what the text says, and no more."""
+    headline: str | None = None
+    """The cause in at most 15 words, the beginning of `text`; None where the text has no such beginning."""
+    predictor: str | None = None
+    """A longer rule that predicts better than `rule` and that the text does not tell, as JSON."""
     seen: tuple[str, ...] = ()
     """Digests of the windows that the explainer was shown."""
     provenance: dict[str, object] = field(default_factory=dict)
@@ -142,6 +159,10 @@ class Score:
     """The same metric for each `Role` of a baseline or control."""
     windows: tuple[str, ...] = ()
     """Digests of the windows that were scored."""
+    backend: str = ""
+    """How the judge answers, where a scorer knows several ways: "rule", "json", "logprobs", "probe"."""
+    judge: str = ""
+    """Who judged: "code", or a language model with its endpoint and the hash of the prompt."""
     provenance: dict[str, object] = field(default_factory=dict)
 
     @property

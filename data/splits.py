@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..subject.errors import NeuronautError
 from .corpus import Corpus
-from .records import SPLITS
+from .records import SPLITS, Split
 
 BANDS, ROWS = 48, 4
 WORDS = 4
@@ -87,6 +87,13 @@ def assign(corpus: Corpus, *, seed: int = 0) -> Splits:
         digest=hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest(),
         seed=seed,
     )
+
+
+def part(split: Split, document: str) -> Split:
+    """The split of evidence that a document of a stored split belongs to: half of `select` is `tune`, by its name."""
+    if split != "select":
+        return split
+    return "tune" if hashlib.blake2b(document.encode(), digest_size=1).digest()[0] & 1 else "select"
 
 
 def chance(values: NDArray[np.uint64] | NDArray[np.int64], *, seed: int) -> NDArray[np.float64]:

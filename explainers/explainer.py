@@ -42,6 +42,10 @@ class TrainEvidence:
     """(row, position); 0 on padding."""
     padding: int = 0
     """How much of the background is padding."""
+    tune: Sequence[Example] = ()
+    """Examples of documents that nothing is learned from, on which what was learned is checked; they count as seen."""
+    tune_background: NDArray[np.float32] | None = None
+    """Activations on the batch's `tune`, (row, position); 0 on padding. None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class TrainBatch:
     vocabulary: tuple[str, ...]
     background: Background
     features: Sequence[TrainEvidence]
+    tune: Background | None = None
+    """A uniform random sample of the corpus's tune windows; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..data.harvest.activations import read_columns
 from ..data.padding import pad_ids
-from ..data.records import SPLITS, Evidence, Explanation, Split
+from ..data.records import PARTS, Evidence, Explanation, Split
+from ..data.store.reading import PoolWindow
 from ..data.store.store import Store
 from ..explainers.explainer import Background, TrainBatch, TrainEvidence
 from ..rules.language import parse_rule
@@ -24,8 +25,17 @@ from ..subject.sources import Source
 
 BACKGROUND = 2048
 """Pool windows of the training split that explainers see at most."""
+TUNE = 512
+"""Pool windows of the tune split that explainers check their work on at most."""
 RANDOM_WINDOWS = 256
 """Random windows of a judged split that scorers draw windows and substitute tokens from."""
+
+
+def _background(windows: Sequence[PoolWindow], width: int, *, most: int) -> Background:
+    """The first windows by digest, since the first of the corpus all come from its first few documents."""
+    chosen = sorted(windows, key=lambda window: window.window)[:most]
+    ids = pad_ids([window.ids for window in chosen], width=width)
+    return Background(ids, [window.document for window in chosen], [window.window for window in chosen])
 
 
 class EvidenceLoader:
@@ -34,41 +44,46 @@ class EvidenceLoader:
     def __init__(self, store: Store, subject: Subject, source: Source, *, seed: int = 0) -> None:
         self.store, self.subject, self.source, self._seed = store, subject, source, seed
         model = source.id.model
-        train = sorted(store.pool_windows(model, "train"), key=lambda w: w.window)[:BACKGROUND]
-        if not train:
+        pool = {split: store.pool_windows(model, split) for split in PARTS}
+        if not pool["train"]:
             raise NeuronautError(f"no pool of {model} in the database; run: neuronaut harvest {model} {source.id.site}")
-        width = max(len(w.ids) for split in SPLITS for w in store.pool_windows(model, split))
-        self.background = Background(
-            pad_ids([w.ids for w in train], width=width), [w.document for w in train], [w.window for w in train]
-        )
+        width = max(len(window.ids) for windows in pool.values() for window in windows)
+        self.background = _background(pool["train"], width, most=BACKGROUND)
+        self.tune = _background(pool["tune"], width, most=TUNE)
         self._random: dict[Split, tuple[NDArray[np.int64], list[str]]] = {}
 
     def train(self, evidence: Sequence[Evidence]) -> TrainBatch:
         """Load the training side of some features."""
         features = [part.feature for part in evidence]
         width = self.background.ids.shape[1]
-        if any(len(example.ids) > width for part in evidence for example in (*part.train, *part.holdout)):
+        if any(len(example.ids) > width for part in evidence for example in part.examples):
             raise NeuronautError(
                 f"{self.source.id} was harvested in other windows than the pool of {self.source.id.model}, which has "
                 f"windows of {width} tokens; harvest it again with --window {width}"
             )
-        activations = read_columns(self.subject, self.source, self.background.ids, [f.index for f in features])
+        columns = [f.index for f in features]
+        rows = np.concatenate([self.background.ids, self.tune.ids])
+        activations = read_columns(self.subject, self.source, rows, columns)
+        activations *= np.where([f.negative for f in features], -1, 1).astype(np.float32)
+        train, tune = np.split(activations, [len(self.background.ids)])
         padding = int((self.background.ids < 0).sum())
         parts = [
             TrainEvidence(
                 e.feature,
                 e.statistics,
                 e.train,
-                (-1.0 if e.feature.negative else 1.0) * activations[:, :, i],
+                train[:, :, i],
                 padding=padding,
+                tune=e.tune,
+                tune_background=tune[:, :, i],
             )
             for i, e in enumerate(evidence)
         ]
-        return TrainBatch(self.source, self.subject.vocabulary, self.background, parts)
+        return TrainBatch(self.source, self.subject.vocabulary, self.background, parts, self.tune)
 
     def holdouts(self, evidence: Sequence[Evidence], *, split: Split = "holdout") -> dict[Feature, Holdout]:
         """Load what scorers are given of the same features: the holdout, or `select`."""
-        examples = {e.feature: e.holdout if split == "holdout" else e.select for e in evidence}
+        examples = {e.feature: [example for example in e.examples if example.split == split] for e in evidence}
         peaks = {e.feature: e.statistics.peak for e in evidence}
         holdouts = build_holdouts(
             self.subject, self.source, examples, peaks, self._random_windows(split), seed=self._seed
@@ -119,7 +134,6 @@ class EvidenceLoader:
         """Random windows of a split that no explainer was shown, with their digests."""
         if split not in self._random:
             model, background = self.source.id.model, set(self.background.digests)
-            # By digest, since the first windows of the corpus all come from its first few documents.
             windows = sorted(self.store.pool_windows(model, split), key=lambda w: w.window)
             windows = [w for w in windows if w.window not in background][:RANDOM_WINDOWS]
             if not windows:

@@ -30,7 +30,7 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     rows = [row for row in store.list_rows(feature.source) if row["feature"] == str(feature)]
     # A negative tail has a row only once it has been explained.
     row = rows[0] if rows else dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
-    examples = [e for e in (*evidence.train, *evidence.select, *evidence.holdout) if e.kind == "top"]
+    examples = [e for e in evidence.examples if e.kind == "top"]
     examples.sort(key=lambda example: (-example.peak, example.window))
     source = next(row for row in store.sources() if row["source"] == str(feature.source))
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}

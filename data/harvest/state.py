@@ -20,9 +20,9 @@ from ...subject.sources import Source
 from .scan import SourceState, window_hash
 from .windows import Given, WindowBatch, join_batches
 
-TOP = (20, 8, 12)
-"""Examples kept per feature in (train, select, holdout) for the top and the bottom lists."""
-QUANTILE = (16, 8, 12)
+TOP = (20, 16, 12)
+"""Examples kept per feature in (train, select, holdout) for the top and the bottom lists; half of select is tune."""
+QUANTILE = (16, 16, 12)
 """Examples kept per feature in (train, select, holdout) for the uniform sample of active windows."""
 POOL = 4096
 """Windows in the pool."""

@@ -329,7 +329,7 @@ def _effects(effects: Sequence[TokenEffect]) -> list[Row]:
 
 def _upload_windows(evidence: Evidence) -> list[Row]:
     """Windows that activate the feature, the strongest of each section first."""
-    examples = [e for e in (*evidence.train, *evidence.select, *evidence.holdout) if e.peak > 0]
+    examples = [e for e in evidence.examples if e.peak > 0]
     examples.sort(key=lambda example: (-example.peak, example.window))
     top = [example for example in examples if example.kind == "top"][:_TOP]
     sample = [example for example in examples if example.kind == "quantile"]

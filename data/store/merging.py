@@ -193,13 +193,16 @@ def _copy_harvest(connection: sqlite3.Connection, name: str) -> None:
 
 def _copy_explanations(connection: sqlite3.Connection) -> None:
     """Copy explanations, the oldest first, each as the next attempt of its key."""
-    columns = "negative, text, status, reason, rule, explainer, key, digest, seen, provenance, created"
+    columns = (
+        "negative, text, status, reason, rule, explainer, key, digest, seen, provenance, created, headline, predictor"
+    )
     theirs = connection.execute(
         f"SELECT our_id, {columns} FROM other.explanations JOIN {_FEATURE_IDS} ON their_id = feature_id"
         " ORDER BY other.explanations.id"
     ).fetchall()
     connection.executemany(
-        f"INSERT INTO main.explanations (feature_id, {columns}, attempt) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+        f"INSERT INTO main.explanations (feature_id, {columns}, attempt)"
+        " SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
         " (SELECT coalesce(max(attempt), 0) + 1 FROM main.explanations"
         "  WHERE feature_id = ?1 AND negative = ?2 AND key = ?8) WHERE 1 ON CONFLICT DO NOTHING",
         [tuple(row) for row in theirs],
@@ -211,9 +214,9 @@ _OUR_EXPLANATIONS = f"""other.explanations AS theirs JOIN {_FEATURE_IDS} ON thei
         ON ours.feature_id = our_id AND ours.negative = theirs.negative AND ours.digest = theirs.digest"""
 
 _COPY_SCORES = f"""INSERT INTO main.scores (explanation_id, scorer, examples, metric, value, reason, ci_low, ci_high, n,
-        coverage, baselines, windows, digest, provenance, created)
+        coverage, baselines, windows, digest, provenance, created, backend, judge)
     SELECT ours.id, scorer, examples, metric, value, scores.reason, ci_low, ci_high, n, coverage, baselines, windows,
-        scores.digest, scores.provenance, scores.created
+        scores.digest, scores.provenance, scores.created, backend, judge
     FROM {_OUR_EXPLANATIONS} JOIN other.scores AS scores ON scores.explanation_id = theirs.id
     WHERE 1 ORDER BY scores.id ON CONFLICT DO NOTHING"""
 

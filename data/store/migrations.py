@@ -330,6 +330,17 @@ def m009_seals(db: Database) -> None:
     )
 
 
+def m010_labels(db: Database) -> None:
+    """What an explanation leads with and the longer rule beside it; how and by whom a score was judged."""
+    for statement in (
+        "ALTER TABLE explanations ADD COLUMN headline TEXT",
+        "ALTER TABLE explanations ADD COLUMN predictor TEXT",
+        "ALTER TABLE scores ADD COLUMN backend TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE scores ADD COLUMN judge TEXT NOT NULL DEFAULT ''",
+    ):
+        db.conn.execute(statement)
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -340,4 +351,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m007_journal,
     m008_claims,
     m009_seals,
+    m010_labels,
 )

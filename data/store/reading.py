@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
 from ..codec import grams, unpack_activations, unpack_ids
-from ..records import SPLITS, Evidence, Example, Kind, Split, Statistics
+from ..records import PARTS, Evidence, Example, Kind, Split, Statistics
+from ..splits import part
 
 _CACHED_WINDOWS = 10_000
 _LOW_BITS = np.uint64(2**18 - 1)
@@ -92,7 +93,7 @@ class Windows:
                 self._known[row["id"]] = _Window(
                     tokens=tokens,
                     ids=window,
-                    split=row["split"],
+                    split=part(row["split"], row["document"]),
                     document=row["document"],
                     digest=row["hash"],
                     grams=row_grams,
@@ -133,10 +134,10 @@ def read_evidence(connection: sqlite3.Connection, windows: Windows, feature: Fea
 
 
 def _splits(entries: Sequence[_Entry]) -> list[tuple[Example, ...]]:
-    """The examples of each of SPLITS, without those that would leak from an earlier split."""
+    """The examples of each of PARTS, without those that would leak from an earlier split."""
     earlier: dict[int, _Window] = {}
     splits = []
-    for split in SPLITS:
+    for split in PARTS:
         in_split = [entry for entry in entries if entry[0].split == split]
         leaking = _leaking({id(window): window for window, _, _ in in_split}, earlier.values())
         clean = [entry for entry in in_split if id(entry[0]) not in leaking]
@@ -220,11 +221,11 @@ def missing_source(connection: sqlite3.Connection, source: SourceId) -> Neuronau
 
 def read_pool(connection: sqlite3.Connection, model: str) -> dict[Split, list[PoolWindow]]:
     """The windows of the pool of a model, in each split."""
-    pool: dict[Split, list[PoolWindow]] = {split: [] for split in SPLITS}
+    pool: dict[Split, list[PoolWindow]] = {split: [] for split in PARTS}
     sql = (
         "SELECT tokens, hash, document, split FROM pool JOIN windows ON windows.id = window_id"
         " WHERE pool.model = ? ORDER BY window_id"
     )
     for tokens, digest, document, split in connection.execute(sql, [model]):
-        pool[split].append(PoolWindow(unpack_ids(tokens), digest, document))
+        pool[part(split, document)].append(PoolWindow(unpack_ids(tokens), digest, document))
     return pool

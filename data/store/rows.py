@@ -175,6 +175,8 @@ def read_explanations(
             reason=row["reason"],
             status=row["status"],
             rule=row["rule"],
+            headline=row["headline"],
+            predictor=row["predictor"],
             seen=tuple(json.loads(row["seen"])),
             provenance=json.loads(row["provenance"]),
         )
@@ -207,6 +209,8 @@ def read_scores(connection: sqlite3.Connection, explanation_id: int) -> list[Sco
             coverage=row["coverage"],
             baselines=json.loads(row["baselines"]),
             windows=tuple(json.loads(row["windows"])),
+            backend=row["backend"],
+            judge=row["judge"],
             provenance=json.loads(row["provenance"]),
         )
         for row in connection.execute(sql, [explanation_id])

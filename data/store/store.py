@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
-from ..records import SPLITS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
+from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
 from . import merging, naming, reading, rows, writing
 from .calls import CallLog
 from .database import connect, transaction, translate_errors
@@ -190,7 +190,7 @@ class Store:
         with translate_errors(self.path):
             pool = reading.read_pool(self._connection, model)
         length = max((len(window.ids) for windows in pool.values() for window in windows), default=0)
-        return {split: pad_ids([window.ids for window in pool[split]], width=length) for split in SPLITS}
+        return {split: pad_ids([window.ids for window in pool[split]], width=length) for split in PARTS}
 
     def pool_windows(self, model: str, split: Split) -> list[reading.PoolWindow]:
         """The windows of the pool in a split, with digest and document, in the order of `pool`."""

@@ -197,7 +197,8 @@ def add_explanation(connection: sqlite3.Connection, explanation: Explanation, *,
         return earlier, False
     cursor = connection.execute(
         "INSERT INTO explanations (feature_id, negative, text, status, reason, rule, explainer, key, attempt, digest,"
-        " seen, provenance, created) SELECT ?, ?, ?, ?, ?, ?, ?, ?, coalesce(max(attempt), 0) + 1, ?, ?, ?, ?"
+        " seen, provenance, created, headline, predictor)"
+        " SELECT ?, ?, ?, ?, ?, ?, ?, ?, coalesce(max(attempt), 0) + 1, ?, ?, ?, ?, ?, ?"
         " FROM explanations WHERE feature_id = ? AND negative = ? AND key = ?",
         [
             *target,
@@ -211,6 +212,8 @@ def add_explanation(connection: sqlite3.Connection, explanation: Explanation, *,
             json.dumps(explanation.seen),
             _json(explanation.provenance),
             now(),
+            clean(explanation.headline),
+            clean(explanation.predictor),
             *target,
             key,
         ],
@@ -255,7 +258,8 @@ def add_scores(connection: sqlite3.Connection, explanation_id: int, scores: Sequ
     try:
         connection.executemany(
             "INSERT INTO scores (explanation_id, scorer, examples, metric, value, reason, ci_low, ci_high, n, coverage,"
-            " baselines, windows, digest, provenance, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " baselines, windows, backend, judge, digest, provenance, created)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (explanation_id, digest) DO NOTHING",
             [(explanation_id, *_score_row(score)) for score in scores],
         )
@@ -292,6 +296,8 @@ def _score_row(score: Score) -> tuple[object, ...]:
         score.coverage,
         _json(score.baselines),
         json.dumps(score.windows),
+        score.backend,
+        score.judge,
     )
     return *content, content_digest(*content), _json(score.provenance), now()
 
