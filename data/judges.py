@@ -1,39 +1,32 @@
-"""Names who judged, from what a judgement says of where it comes from.
+"""Who turned a description into predictions, and how: parts of a score's identity."""
 
-Scorer, backend and judge are parts of a score's identity: how the scorer asks, and whom.
-"""
-
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
-
-CODE = "code"
-"""The judge where nobody was asked."""
 
 
 class Judge(NamedTuple):
-    """How a scorer asked, and whom."""
+    """Who judged, and how; both as in `Score`."""
 
     backend: str
-    """"rule", "json", "logprobs", "probe"; "" where the scorer knows one way only."""
     name: str
-    """"code", or "MODEL @ ENDPOINT # PROMPT HASH"; "" where it is not known."""
 
 
-def name_judge(provenance: Mapping[str, object]) -> Judge:
-    """Name the judge of judgements with this provenance.
+def name_judge(model: str, endpoint: str, prompt_hashes: Iterable[str]) -> str:
+    """Name a language model as a judge: the same name only for the same model, endpoint and prompts."""
+    first, *more = sorted(prompt_hashes)
+    joint = hashlib.sha256(" ".join((first, *more)).encode()).hexdigest() if more else first
+    return f"{model} @ {endpoint} # {joint[:12]}"
 
-    >>> name_judge({"by": "rule"})
-    Judge(backend='rule', name='code')
-    >>> name_judge({"llm": "m", "endpoint": "e", "prompt": {"detection": "1a2b"}, "logprobs": True})
-    Judge(backend='logprobs', name='m @ e # 1a2b')
-    """
-    backend = str(provenance.get("by") or ("logprobs" if provenance.get("logprobs") else ""))
-    if backend == "rule":
-        return Judge(backend, CODE)
-    if embedder := provenance.get("embedder"):
-        return Judge(backend, str(embedder))
-    if not (llm := provenance.get("llm")):
+
+def identify_judge(provenance: Mapping[str, object]) -> Judge:
+    """Read from the provenance of judgements who judged; a language model that it does not name has the name ""."""
+    by, prompts = provenance.get("by"), provenance.get("prompt")
+    if by == "rule":
+        return Judge("rule", "code")
+    if "embedder" in provenance:
+        return Judge("", f"embedding {provenance['embedder']}")
+    backend = str(by or "") or ("logprobs" if provenance.get("logprobs") else "")
+    if "llm" not in provenance or not isinstance(prompts, Mapping):
         return Judge(backend, "")
-    prompts = provenance.get("prompt")
-    hashes = ", ".join(map(str, prompts.values())) if isinstance(prompts, Mapping) else str(prompts or "")
-    return Judge(backend, f"{llm} @ {provenance.get('endpoint') or 'in process'} # {hashes}")
+    return Judge(backend, name_judge(str(provenance["llm"]), str(provenance.get("endpoint", "")), prompts.values()))

@@ -57,12 +57,7 @@ class Candidate(NamedTuple):
 
 
 def headline_score(scores: Iterable[Score]) -> Score | None:
-    """The score that an explanation is known by; None where no kind of headline score was measured.
-
-    >>> weak, strong = (Score("detection", "windows", "balanced_accuracy", value, judge=str(value)) for value in (0.5, 0.9))
-    >>> headline_score([strong, weak]).value
-    0.9
-    """
+    """The score that an explanation is known by; None where no kind of headline score was measured."""
     latest: dict[tuple[int, str, str], Score] = {}
     for score in scores:
         kind = _KIND.get((score.scorer, score.examples, score.metric))
@@ -81,9 +76,6 @@ def is_weak(headline: Score) -> bool:
 
     Its interval reaches chance (or there is none), or it is not above what a single token or another feature's
     explanation gives, or what the judge says without one, or it is below the token table by more than its interval.
-
-    >>> is_weak(Score("simulation", "top_random", "correlation", 0.4, ci_low=0.2, ci_high=0.5, baselines={"token_rule": 0.3}))
-    False
     """
     value, table = headline.value, headline.baselines.get("token_table")
     if value is None or headline.ci_low is None or headline.ci_high is None:
@@ -97,11 +89,7 @@ def is_weak(headline: Score) -> bool:
 
 
 def standing(status: str, headline: Score | None) -> str:
-    """The status of an explanation, given its own and its headline score: "weak" instead of "explained", or as it is.
-
-    >>> standing("explained", Score("simulation", "top_random", "correlation", 0.1, ci_low=-0.1, ci_high=0.3))
-    'weak'
-    """
+    """The status of an explanation that has one of its own: "weak" in place of "explained", or as it is."""
     return "weak" if status == "explained" and headline is not None and is_weak(headline) else status
 
 

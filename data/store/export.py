@@ -113,12 +113,7 @@ class Lines(NamedTuple):
 
 
 def neuronpedia_lines(
-    store: Store,
-    source: SourceId,
-    *,
-    model: str | None = None,
-    author: str = AUTHOR,
-    **conditions: Unpack[Conditions],
+    store: Store, source: SourceId, *, model: str | None = None, author: str = AUTHOR, **conditions: Unpack[Conditions]
 ) -> Iterator[Lines]:
     """The line of the best explanation of each feature of a source, with the lines of its reported scores."""
     place = Place.of(source, model=model)

@@ -108,7 +108,9 @@ def _merge_attached(connection: sqlite3.Connection, other: str) -> dict[str, int
     _copy_explanations(connection)
     for statement in (_COPY_SCORES, _COPY_JUDGEMENTS, *_COPY_CALLS):
         connection.execute(statement)
-    rank_features(connection, f"(feature_id, negative) IN (SELECT ours.feature_id, ours.negative FROM {_OUR_EXPLANATIONS})")
+    rank_features(
+        connection, f"(feature_id, negative) IN (SELECT ours.feature_id, ours.negative FROM {_OUR_EXPLANATIONS})"
+    )
     _copy_investigations(connection)
     after = _counts(connection)
     return {table: after[table] - before[table] for table in _MERGED}

@@ -12,7 +12,7 @@ from sqlite_utils import Database
 
 from ...subject.errors import NeuronautError
 from ..codec import content_digest
-from ..judges import name_judge
+from ..judges import identify_judge
 from .database import keep_write_ahead_log, transaction
 from .ranks import rank_features
 from .writing import SCORE_CONTENT
@@ -363,8 +363,8 @@ def m010_labels(db: Database) -> None:
 def _name_judges(db: Database) -> None:
     """Say of every score who judged it, which is a part of its identity."""
     functions = {
-        "judge_backend": lambda provenance: name_judge(json.loads(provenance)).backend,
-        "judge_name": lambda provenance: name_judge(json.loads(provenance)).name,
+        "judge_backend": lambda provenance: identify_judge(json.loads(provenance)).backend,
+        "judge_name": lambda provenance: identify_judge(json.loads(provenance)).name,
         "content_digest": content_digest,
     }
     for name, function in functions.items():
@@ -400,8 +400,8 @@ _VIEWS_OF_RANKS = (
     f"""CREATE VIEW feature_status AS
        SELECT sources.name || ':' || features.idx AS feature,
            coalesce(ranks.status, CASE features.count WHEN 0 THEN 'dead' ELSE 'unlabelled' END) AS status, {_RANKED},
-           features.density, features.peak, features.count, ranks.explanation_id, features.id AS feature_id, 0 AS negative, features.source_id,
-           features.idx
+           features.density, features.peak, features.count, ranks.explanation_id, features.id AS feature_id,
+           0 AS negative, features.source_id, features.idx
        FROM features JOIN sources ON sources.id = features.source_id
        LEFT JOIN ranks ON ranks.feature_id = features.id AND ranks.negative = 0 AND ranks.place = 1
        LEFT JOIN explanations ON explanations.id = ranks.explanation_id

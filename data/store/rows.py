@@ -51,16 +51,7 @@ SORTS: Mapping[str, str] = {
     "peak": "peak DESC, source_id, idx, negative",
 }
 _COLUMNS = ", ".join(ROW_KEYS)
-STATUSES: tuple[str, ...] = (
-    "explained",
-    "weak",
-    "dead",
-    "too_rare",
-    "dense",
-    "no_pattern",
-    "failed",
-    "unlabelled",
-)
+STATUSES: tuple[str, ...] = ("explained", "weak", "dead", "too_rare", "dense", "no_pattern", "failed", "unlabelled")
 """What a feature may be; weak: explained by what may be worth nothing (ranking.py)."""
 
 

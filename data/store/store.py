@@ -318,9 +318,7 @@ class Store:
         with translate_errors(self.path):
             return list(rows.iterate_rows(self._connection, chosen, sort=sort, limit=limit))
 
-    def iterate_rows(
-        self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]
-    ) -> Iterator[Row]:
+    def iterate_rows(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
         """The rows of `list_rows`, one in memory at a time."""
         chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
