@@ -336,15 +336,22 @@ def m009_seals(db: Database) -> None:
 
 
 def m010_labels(db: Database) -> None:
-    """What an explanation leads with and the longer rule beside it; how and by whom a score was judged; ranks.
-
-    Explanations that are here keep their order, whatever new ones are ranked by.
-    """
+    """What an explanation leads with and the longer rule beside it; how and by whom a score was judged."""
     for statement in (
         "ALTER TABLE explanations ADD COLUMN headline TEXT",
         "ALTER TABLE explanations ADD COLUMN predictor TEXT",
         "ALTER TABLE scores ADD COLUMN backend TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE scores ADD COLUMN judge TEXT NOT NULL DEFAULT ''",
+    ):
+        db.conn.execute(statement)
+
+
+def m011_ranks(db: Database) -> None:
+    """The place, status and headline score of each explanation, and an index of headlines; who judged old scores.
+
+    Explanations that are here keep their order, whatever new ones are ranked by.
+    """
+    for statement in (
         """CREATE TABLE ranks (
             explanation_id INTEGER PRIMARY KEY REFERENCES explanations(id) ON DELETE CASCADE,
             feature_id INTEGER NOT NULL REFERENCES features(id), negative INTEGER NOT NULL, place INTEGER NOT NULL,
@@ -369,7 +376,8 @@ def _name_judges(db: Database) -> None:
     }
     for name, function in functions.items():
         db.conn.create_function(name, -1, function, deterministic=True)
-    db.conn.execute("UPDATE scores SET backend = judge_backend(provenance), judge = judge_name(provenance)")
+    unnamed = "UPDATE scores SET backend = judge_backend(provenance), judge = judge_name(provenance) WHERE judge = ''"
+    db.conn.execute(unnamed)
     db.conn.execute(f"UPDATE scores SET digest = content_digest({', '.join(SCORE_CONTENT)})")
 
 
@@ -444,4 +452,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m008_claims,
     m009_seals,
     m010_labels,
+    m011_ranks,
 )
