@@ -62,6 +62,13 @@ database_option = click.option(
 )
 source_option = click.option("--source", metavar="SOURCE", help="Only this source, for example demo:mlp.2.")
 min_score_option = click.option("--min-score", type=float, metavar="X", help="Only scores of at least X.")
+STATUSES = ("explained", "weak", "dead", "too_rare", "dense", "no_pattern", "failed", "unlabelled")
+status_option = click.option(
+    "--status", type=click.Choice(STATUSES), help="Only features of this status; weak: the explanation proves nothing."
+)
+beats_baseline_option = click.option(
+    "--beats-baseline", is_flag=True, help="Only explanations whose score is above every baseline."
+)
 limit_option = partial(click.option, "--limit", type=click.IntRange(1, 2**31), metavar="N", show_default=True)
 
 
@@ -76,6 +83,7 @@ form_options = all_of(
     debug_option,
 )
 result_options = all_of(database_option, form_options)
+filter_options = all_of(min_score_option, status_option, beats_baseline_option)
 
 
 convention_options = all_of(

@@ -144,7 +144,8 @@ def _format_cell(value: object) -> str:
 
 SCORE = Column("score", score)
 BASELINE = Column("baseline", lambda row: hundredths(row["baseline"]), right=True)
-EXPLANATION = key("explanation")
+EXPLANATION = Column("explanation", lambda row: _format_cell(row["headline"] or row["explanation"]))
+"""The headline, or the whole text where it has none."""
 
 
 def sparkline(counts: Sequence[int]) -> str:

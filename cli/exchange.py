@@ -20,8 +20,8 @@ from .common import (
     database_option,
     debug_option,
     emit,
+    filter_options,
     interruptible,
-    min_score_option,
     open_store,
     result_options,
     say,
@@ -31,6 +31,7 @@ from .label import subject_options
 
 if TYPE_CHECKING:
     from ..data.store.importing import Imported
+    from ..data.store.rows import Conditions
     from ..data.store.store import Store
     from ..subject.address import Feature, SourceId
 
@@ -46,7 +47,7 @@ class ExportRequest:
     store: "Store"
     output: str
     source: str | None
-    min_score: float | None
+    conditions: "Conditions"
     options: Mapping[str, Any]
     """Options that only some formats take."""
 
@@ -76,18 +77,28 @@ class ExportRequest:
     help="Stdout if not given; a folder for neuronpedia and neuronpedia-upload.",
 )
 @source_option
-@min_score_option
+@filter_options
 @model_id_option
 @click.option("--method", metavar="NAME", help="Name of the kind of explanation, as it is registered at Neuronpedia.")
 @subject_options
 @database_option
 @debug_option
-def export(kind: str, output: str, source: str | None, min_score: float | None, database: str, **options: Any) -> None:
+def export(
+    kind: str,
+    output: str,
+    source: str | None,
+    min_score: float | None,
+    status: str | None,
+    beats_baseline: bool,
+    database: str,
+    **options: Any,
+) -> None:
     """Write explanations and scores to a file.
 
-    jsonl and csv have the rows of `list`. neuronpedia is the tree that Neuronpedia's own import reads,
-    neuronpedia-upload are bodies for its public API, for features of a source set of your own; these hold
-    activating text and the tokens that a feature writes, too, so the model is opened.
+    jsonl and csv have the rows of `list`, with the status weak for what may be worth nothing. neuronpedia is the
+    tree that Neuronpedia's own import reads, neuronpedia-upload are bodies for its public API, for features of a
+    source set of your own; these hold activating text and the tokens that a feature writes, too, so the model is
+    opened.
 
     \b
     Examples:
@@ -104,7 +115,8 @@ def export(kind: str, output: str, source: str | None, min_score: float | None, 
     if takes and output == "-":
         raise click.UsageError(f"--format {kind} writes several files; name their folder with -o")
     with open_store(database) as store, interruptible(lambda: _describe_stop(output)):
-        writer(ExportRequest(store, output, source, min_score, options))
+        conditions: Conditions = {"min_score": min_score, "status": status, "beats_baseline": beats_baseline}
+        writer(ExportRequest(store, output, source, conditions, options))
 
 
 def _write_rows(kind: str) -> Callable[[ExportRequest], None]:
@@ -115,7 +127,7 @@ def _write_rows(kind: str) -> Callable[[ExportRequest], None]:
 
         def rows() -> Iterator[Row]:
             nonlocal count
-            for row in request.store.iterate_rows(request.source, min_score=request.min_score):
+            for row in request.store.iterate_rows(request.source, **request.conditions):
                 yield row
                 count += 1
 
@@ -136,7 +148,7 @@ def _write_tree(request: ExportRequest) -> None:
             request.output,
             sources=request.sources,
             model=request.options["model_id"],
-            min_score=request.min_score,
+            **request.conditions,
         )
     )
 
@@ -163,11 +175,12 @@ def _write_uploads(request: ExportRequest) -> None:
                 promoted=lambda f, s=source, m=subject: promoted(m, s, f, count=20),
                 model=model,
                 method=method,
-                min_score=request.min_score,
+                **request.conditions,
             )
             paths += uploads.paths
             _say_features(uploads.shortened, f"cut to {TEXT} characters")
             _say_features(uploads.silent, "left out, because no stored text activates them")
+            _say_features(uploads.weak, "weak, which an upload cannot say; --status explained leaves them out")
     _print_paths(paths)
 
 

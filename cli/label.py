@@ -410,26 +410,28 @@ def _find_unscored(result: "Result") -> "Iterator[tuple[str, str]]":
 
 def make_row(result: "Result") -> Row:
     """Make the row of a result, with the keys of `list`."""
+    from ..data.ranking import standing
+
     best, explanation = result.score, result.explanation
-    baselines = [value for value in best.baselines.values() if value is not None] if best else []
     return {
         "feature": str(result.feature),
-        "status": explanation.status,
+        "status": standing(explanation.status, best),
         "explanation": explanation.text,
+        "headline": explanation.headline,
         "explainer": explanation.explainer,
         "score": best and best.value,
         "ci_low": best and best.ci_low,
         "ci_high": best and best.ci_high,
         "metric": best and best.metric,
         "scorer": best and best.scorer,
-        "baseline": max(baselines, default=None),
+        "baseline": best and best.baseline,
         "n": best and best.n,
     }
 
 
 def _format_line(row: Row, reason: str | None) -> str:
     score = f"{display.score(row):18}  baseline {display.hundredths(row['baseline']):>5}"
-    text = row["explanation"] or reason or ""
+    text = row["headline"] or row["explanation"] or reason or ""
     return display.cut(f"{row['feature']}  {row['status']:9}  {score}  {display.visible(text)}")
 
 

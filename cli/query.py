@@ -1,15 +1,15 @@
 """Verbs that ask the database: list, search, similar, models, sources."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from . import display
-from .common import Form, Row, emit, limit_option, min_score_option, open_store, result_options, say, source_option
+from .common import Form, Row, emit, filter_options, limit_option, open_store, result_options, say, source_option
 
 if TYPE_CHECKING:
-    from ..data.store.rows import Sort
+    from ..data.store.rows import Conditions, Sort
     from ..data.store.store import Store
 
 SORTS = ("feature", "score", "worst", "density", "peak")
@@ -20,21 +20,13 @@ embedder_option = click.option(
 
 @click.command("list")
 @click.argument("source", required=False)
-@min_score_option
+@filter_options
 @click.option("--max-score", type=float, metavar="X", help="Only scores of at most X.")
-@click.option("--status", metavar="S", help="Only explained, unlabelled, dead, too_rare, dense, no_pattern or failed.")
 @click.option("--sort", type=click.Choice(SORTS), default="feature", show_default=True, help="worst: low scores first.")
 @limit_option(help="At most so many rows.")
 @result_options
 def list_(
-    source: str | None,
-    min_score: float | None,
-    max_score: float | None,
-    status: str | None,
-    sort: "Sort",
-    limit: int | None,
-    database: str,
-    form: Form,
+    source: str | None, sort: "Sort", limit: int | None, database: str, form: Form, **conditions: "Unpack[Conditions]"
 ) -> None:
     """List features, explanations and scores.
 
@@ -44,9 +36,10 @@ def list_(
     Examples:
       neuronaut list demo:mlp.2 --min-score 0.7 --sort score
       neuronaut list --status unlabelled --nl | wc -l
+      neuronaut list --beats-baseline --sort score
     """
     with open_store(database) as store:
-        rows = store.list_rows(source, min_score=min_score, max_score=max_score, status=status, limit=limit, sort=sort)
+        rows = store.list_rows(source, limit=limit, sort=sort, **conditions)
     columns = [display.key("feature"), display.key("status"), display.SCORE, display.BASELINE, display.EXPLANATION]
     emit(rows, form, lambda rows: display.table(rows, columns))
     _say_if_empty(rows)
@@ -56,7 +49,7 @@ def list_(
 @click.argument("query", nargs=-1, required=True, metavar="QUERY...")
 @click.option("--semantic", is_flag=True, help="Search by meaning instead of words.")
 @embedder_option
-@min_score_option
+@filter_options
 @source_option
 @limit_option(default=20, help="At most so many rows.")
 @result_options
@@ -64,11 +57,11 @@ def search(
     query: tuple[str, ...],
     semantic: bool,
     embedder: str | None,
-    min_score: float | None,
     source: str | None,
     limit: int,
     database: str,
     form: Form,
+    **conditions: "Unpack[Conditions]",
 ) -> None:
     """Search the explanations.
 
@@ -83,13 +76,11 @@ def search(
     text = " ".join(query)
     with open_store(database) as store:
         if semantic or embedder:
-            rows = _search_by_meaning(
-                store, text=text, embedder=embedder, min_score=min_score, source=source, limit=limit
-            )
+            rows = _search_by_meaning(store, text, embedder, source=source, limit=limit, **conditions)
         else:
             # What the markers are is seen only on a terminal, so a program never meets them.
             markers = _MARKERS if form == "table" and display.in_colour() else None
-            rows = store.search_rows(text, min_score=min_score, source=source, limit=limit, markers=markers)
+            rows = store.search_rows(text, source=source, limit=limit, markers=markers, **conditions)
     emit(rows, form, lambda rows: display.table(rows, _rank_columns(rows)))
     _say_if_empty(rows)
 
@@ -98,24 +89,31 @@ _MARKERS = ("\ue000", "\ue001")
 
 
 def _search_by_meaning(
-    store: "Store", text: str, embedder: str | None, min_score: float | None, source: str | None, limit: int
+    store: "Store",
+    text: str,
+    embedder: str | None,
+    *,
+    source: str | None,
+    limit: int,
+    **conditions: "Unpack[Conditions]",
 ) -> list[Row]:
     from ..data.store.search import DEFAULT_MODEL, Embedder, semantic_search
 
     with_model = Embedder(embedder or DEFAULT_MODEL)
-    return [*semantic_search(store, text, embedder=with_model, min_score=min_score, source=source, limit=limit)]
+    return [*semantic_search(store, text, embedder=with_model, source=source, limit=limit, **conditions)]
 
 
 def _rank_columns(rows: Sequence[Row]) -> list[display.Column]:
     similarity = display.Column("similarity", lambda row: f"{row['similarity']:.2f}", right=True)
     by_meaning = bool(rows) and rows[0]["similarity"] is not None
-    explanation = display.Column("explanation", lambda row: _highlight_matches(row["explanation"]))
+    explanation = display.Column("explanation", _highlight_matches)
     middle = [similarity] if by_meaning else []
-    return [display.key("rank", right=True), display.key("feature"), *middle, display.SCORE, explanation]
+    left = [display.key("rank", right=True), display.key("feature")]
+    return [*left, *middle, display.key("status"), display.SCORE, explanation]
 
 
-def _highlight_matches(text: str | None) -> str:
-    cell = display.EXPLANATION.cell({"explanation": text})
+def _highlight_matches(row: display.Row) -> str:
+    cell = display.EXPLANATION.cell(row)
     for marker, style in zip(_MARKERS, ("\x1b[1;33m", "\x1b[0m"), strict=True):
         cell = cell.replace(marker.encode("unicode_escape").decode(), style)
     return cell

@@ -2,30 +2,33 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from . import display
 from .common import Form, Row, emit, open_store, result_options
 
-if TYPE_CHECKING:
-    pass
+PARTS = ("tune", "holdout")
+"""What the curve of a rule is taken on."""
 
 
 @click.command()
 @click.argument("feature")
 @click.option("-n", "count", type=click.IntRange(min=0), default=10, show_default=True, help="Top examples to show.")
+@click.option("--rule", is_flag=True, help="Show the rule as JSON, and the longer one that predicts better.")
 @click.option("--provenance", is_flag=True, help="Show where every number comes from.")
 @result_options
-def show(feature: str, count: int, provenance: bool, database: str, form: Form) -> None:
+def show(feature: str, count: int, rule: bool, provenance: bool, database: str, form: Form) -> None:
     """Show all that is known of a feature.
 
-    Its explanation and rule, statistics, scores, and the text that activates it most.
+    Its explanation, what a rule of fewer clauses would be worth, statistics, scores with their judges, and the text
+    that activates it most.
 
     \b
     Examples:
       neuronaut show demo:mlp.2:17
+      neuronaut show demo:mlp.2:17 --rule
       neuronaut show demo:mlp.2:17 -n 3 --provenance
       neuronaut show demo:mlp.2:17 --json | jq '.[0].scores'
     """
@@ -33,12 +36,17 @@ def show(feature: str, count: int, provenance: bool, database: str, form: Form) 
 
     with open_store(database) as store:
         row = describe(store, store.feature(feature), count=count)
-    emit([row], form, lambda _: page(row, provenance=provenance))
+    emit([row], form, lambda _: page(row, rule=rule, provenance=provenance))
 
 
-def page(row: Row, *, provenance: bool) -> str:
+def page(row: Row, *, rule: bool, provenance: bool) -> str:
     """Format the row of `show` as text."""
-    parts = [_format_head(row), _format_statistics(row["stats"])]
+    parts = [_format_head(row)]
+    if row["curve"]:
+        parts.append(_format_curve(row["curve"]))
+    if rule:
+        parts.append(_format_rules(row))
+    parts.append(_format_statistics(row["stats"]))
     if row["scores"]:
         parts.append(_format_scores(row["scores"]))
     if row["examples"]:
@@ -57,9 +65,20 @@ def _format_head(row: Row) -> str:
         lines.append(display.visible(row["explanation"]))
     elif explained:
         lines.append(display.visible(explained["reason"] or ""))
-    if row["rule"]:
-        lines.append(display.cut(f"rule  {json.dumps(row['rule'], ensure_ascii=False)}"))
     return "\n".join(lines)
+
+
+def _format_curve(curve: Sequence[Row]) -> str:
+    """What the rule is worth with its first clause, its first two, and so on."""
+    columns = [display.Column(name, lambda row, name=name: display.hundredths(row[name]), right=True) for name in PARTS]
+    return display.table(curve, [display.key("clauses", right=True), *columns])
+
+
+def _format_rules(row: Row) -> str:
+    """Write the rule, and the longer one beside it, as JSON of one line each."""
+    rules = {name: row[name] for name in ("rule", "predictor") if row[name]}
+    lines = [f"{name}  {json.dumps(value, ensure_ascii=False)}" for name, value in rules.items()]
+    return "\n".join(lines) or "the explanation has no rule"
 
 
 def _format_statistics(stats: Mapping[str, Any]) -> str:
@@ -86,11 +105,13 @@ def _format_scores(scores: Sequence[Row]) -> str:
     rows = [{**score, "score": score["value"]} for score in scores]
     columns = [
         display.key("scorer"),
+        display.key("backend"),
         display.key("examples"),
         display.key("metric"),
         display.SCORE,
         display.key("n", right=True),
         *map(_baseline, names),
+        display.key("judge"),
         display.Column("", _format_doubt),
     ]
     return display.table(rows, columns)

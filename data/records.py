@@ -116,7 +116,8 @@ class Explanation:
     reason: str | None = None
     """Why there is no text, for example "dead: never active on 1,000,000 tokens"."""
     status: str = "explained"
-    """One of "explained", "dead", "too_rare", "dense", "no_pattern", "failed"."""
+    """One of "explained", "dead", "too_rare", "dense", "no_pattern", "failed". What is "weak", its scores tell
+    (ranking.standing)."""
     rule: str | None = None
     """The rule as JSON (see rules/language.py); it holds what the text says, and no more."""
     headline: str | None = None
@@ -141,7 +142,8 @@ class Score:
     scorer: str
     """For example "simulation"."""
     examples: str
-    """Name of the set of examples, for example "top_random", "quantile" or "counterfactual"."""
+    """Name of the set of examples, for example "top_random", "quantile" or "counterfactual"; "select" are the windows
+    on which candidates were compared, which is no reported score."""
     metric: str
     """"correlation" (Pearson's r over all tokens at once), "explained_variance", "auroc", "agreement" (balanced
     accuracy of "above the threshold") or "balanced_accuracy" (of a judge's yes and no)."""
@@ -164,6 +166,11 @@ class Score:
     judge: str = ""
     """Who judged: "code", or a language model with its endpoint and the hash of the prompt."""
     provenance: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def baseline(self) -> float | None:
+        """The best of the baselines; None where there is none."""
+        return max((value for value in self.baselines.values() if value is not None), default=None)
 
     @property
     def flagged(self) -> bool:

@@ -1,13 +1,15 @@
 """What is known of a feature, and how it and its rule take a text of one's own: what `show` and `try` print."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from ..data.harvest.activations import read_columns
-from ..data.records import Example
+from ..data.ranking import headline_score
+from ..data.records import Example, Score
 from ..data.store.rows import ROW_KEYS, StoredExplanation
 from ..data.store.store import Store
 from ..rules.evaluate import simulate
@@ -27,27 +29,42 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     ('explained', 2)
     """
     evidence, best = store.evidence(feature), store.best(feature)
-    rows = [row for row in store.list_rows(feature.source) if row["feature"] == str(feature)]
     # A negative tail has a row only once it has been explained.
-    row = rows[0] if rows else dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
+    row = store.row(feature) or dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
     examples = [e for e in evidence.examples if e.kind == "top"]
     examples.sort(key=lambda example: (-example.peak, example.window))
     source = next(row for row in store.sources() if row["source"] == str(feature.source))
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
-    scores = (
-        [{**asdict(score), "flagged": score.flagged, "doubt": score.doubt} for score in store.scores(best.id)]
-        if best
-        else []
-    )
-    for score in scores:
-        del score["windows"]
+    scores = store.scores(best.id) if best else []
     return row | {
         "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
+        "predictor": json.loads(best.explanation.predictor) if best and best.explanation.predictor else None,
+        "curve": _curve(best, scores) if best else [],
         "stats": asdict(evidence.statistics),
         "examples": [_example(example) for example in examples[:count]],
-        "scores": scores,
+        "scores": [_score(score) for score in scores],
         "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
     }
+
+
+def _curve(best: StoredExplanation, scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """What the rule is worth with its first clause, its first two, …: on `tune` and, where it was scored, on holdout.
+
+    Values are the correlation; None where one was not measured.
+    """
+    headline = headline_score(scores)
+    rows: dict[int, dict[str, Any]] = {}
+    for provenance in (best.explanation.provenance, {} if headline is None else headline.provenance):
+        curve = provenance.get("curve")
+        for row in curve if isinstance(curve, list) else []:
+            rows.setdefault(row["clauses"], {"clauses": row["clauses"], "tune": None, "holdout": None}).update(row)
+    return [rows[clauses] for clauses in sorted(rows)]
+
+
+def _score(score: Score) -> dict[str, Any]:
+    row = asdict(score) | {"flagged": score.flagged, "doubt": score.doubt}
+    del row["windows"]
+    return row
 
 
 def _origin(best: StoredExplanation) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
+from ..data.ranking import headline_score
 from ..data.records import Evidence, Explanation, Judgements, Score
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
@@ -58,10 +59,8 @@ class Result:
 
     @property
     def score(self) -> Score | None:
-        """The headline score: correlation on the top and random holdout windows, or the first that was measured."""
-        headline = (s for s in self.scores if (s.examples, s.metric) == ("top_random", "correlation"))
-        measured = (s for s in self.scores if s.value is not None)
-        return next(headline, None) or next(measured, None) or next(iter(self.scores), None)
+        """The headline score; None where none was measured."""
+        return headline_score(self.scores)
 
 
 @dataclass(frozen=True, slots=True)

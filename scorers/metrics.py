@@ -24,6 +24,9 @@ DRAWS = 1000
 FEWEST_WINDOWS = 3
 """Below this many windows there is no interval: resampling one or two says nothing."""
 
+CONSTANT = "every answer is the same"
+"""The reason of a metric of answers that tell nothing apart, which has no value."""
+
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 """From counts (draw, window) to one value a draw, NaN where the draw leaves the metric undefined."""
@@ -66,7 +69,7 @@ def auroc(
 ) -> Measured:
     """The share of pairs with the active token predicted above the silent one, ties as a half.
 
-    Arrays are (window, position).
+    Arrays are (window, position). None where all predictions are equal.
 
     A token is active where its true activation is above `threshold`, in activation units; half of the feature's
     peak is customary. Holds (active tokens x windows) numbers in memory while it works.
@@ -87,7 +90,8 @@ def agreement(
 ) -> Measured:
     """Balanced accuracy of "above the threshold": the mean of the hit rates on active and on silent tokens.
 
-    Arrays are (window, position), the threshold is in activation units; 0.5 is chance, whatever the mix.
+    Arrays are (window, position), the threshold is in activation units; 0.5 is chance, whatever the mix. None where all
+    predictions are on one side of the threshold.
     """
     return _measure(partial(_agreement, threshold=threshold), _Windows.of(true, predicted, mask), seed)
 
@@ -246,8 +250,16 @@ def _active_and_silent(windows: _Windows, threshold: float) -> tuple[NDArray[np.
     return active, silent
 
 
+def _check_answers(answers: NDArray[np.generic], mask: NDArray[np.bool_]) -> None:
+    """Refuse answers that are all the same: whoever says yes to everything has not judged."""
+    scored = answers[mask]
+    if (scored == scored[0]).all():
+        raise _UndefinedError(CONSTANT)
+
+
 def _auroc(windows: _Windows, *, threshold: float) -> Statistic:
     active, silent = _active_and_silent(windows, threshold)
+    _check_answers(windows.predicted, windows.mask)
     wins = _wins(windows.predicted, active, silent)
     per_window = np.stack([active.sum(axis=1), silent.sum(axis=1)], axis=1, dtype=np.float64)
 
@@ -263,6 +275,7 @@ def _auroc(windows: _Windows, *, threshold: float) -> Statistic:
 def _agreement(windows: _Windows, *, threshold: float) -> Statistic:
     active, silent = _active_and_silent(windows, threshold)
     predicted_active = windows.predicted > threshold
+    _check_answers(predicted_active, windows.mask)
     parts = (active & predicted_active, active, silent & ~predicted_active, silent)
     per_window = np.stack([part.sum(axis=1) for part in parts], axis=1).astype(np.float64)
 

@@ -356,7 +356,7 @@ def test_try_without_a_rule_predicts_null():
 
 def test_show_json_has_the_promised_keys():
     (row,) = rows_of("show", f"planted:mlp.2:{RIVER}", "-n", "4")
-    assert tuple(row) == (*ROW_KEYS, "rule", "stats", "examples", "scores", "provenance")
+    assert tuple(row) == (*ROW_KEYS, "rule", "predictor", "curve", "stats", "examples", "scores", "provenance")
     assert row["rule"]["any"] and row["stats"].keys() == {"tokens", "density", "mean", "peak", "trough", "histogram"}
     assert len(row["examples"]) == 4
     for example in row["examples"]:
@@ -699,7 +699,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_tables_fit_the_terminal_and_are_whole_elsewhere(terminal):
-    found = [{"feature": f"m:mlp.0:{i}", "explanation": "word " * 40} for i in (1, 222)]
+    found = [{"feature": f"m:mlp.0:{i}", "explanation": "word " * 40, "headline": None} for i in (1, 222)]
     columns = [display.key("feature"), display.EXPLANATION]
     assert max(map(len, display.table(found, columns).splitlines())) > 200
     terminal(60)

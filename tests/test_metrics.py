@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from neuronaut.scorers import metrics
-from neuronaut.scorers.metrics import Measured, auroc, correlation, difference, evaluate, explained_variance
+from neuronaut.scorers.metrics import (
+    CONSTANT,
+    Measured,
+    agreement,
+    auroc,
+    correlation,
+    difference,
+    evaluate,
+    explained_variance,
+)
 
 NAMES = ("correlation", "explained_variance", "auroc")
 
@@ -105,8 +114,26 @@ def test_a_constant_prediction_ranks_nothing_and_explains_nothing() -> None:
     true, _, _ = windows(np.random.default_rng(0))
     measured = evaluate(true, np.full_like(true, true.mean()), threshold=0.5)
     assert measured["correlation"] == Measured(None, "constant prediction", n=12)
-    assert measured["auroc"] == Measured(0.5, None, 0.5, 0.5, 12)
+    assert measured["auroc"] == Measured(None, CONSTANT, n=12)
     assert measured["explained_variance"].value == pytest.approx(0)
+
+
+@pytest.mark.parametrize("answers", [np.full((12, 1), 0.9), np.linspace(0.6, 0.9, 12)[:, None], np.zeros((12, 1))])
+def test_a_judge_that_answers_all_alike_has_judged_nothing(answers: np.ndarray) -> None:
+    true = np.arange(12)[:, None] % 2
+    assert agreement(true, answers, threshold=0.5) == Measured(None, CONSTANT, n=12)
+    one_differs = np.where(np.arange(12)[:, None] == 3, 1 - answers.round(), answers)
+    assert agreement(true, one_differs, threshold=0.5).value == pytest.approx(
+        0.5 + (1 if answers[0] < 0.5 else -1) / 12
+    )
+
+
+def test_what_is_not_scored_makes_no_answers_differ() -> None:
+    true, answers = np.arange(12)[:, None] % 2, np.ones((12, 1))
+    answers[:2] = 0
+    mask = np.arange(12)[:, None] > 1
+    assert agreement(true, answers, mask, threshold=0.5).reason == CONSTANT
+    assert auroc(true, answers, mask, threshold=0.5).reason == CONSTANT
 
 
 def test_pearson_is_pooled_signed_and_blind_to_scale() -> None:

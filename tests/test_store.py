@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from neuronaut.data.codec import grams, pack_activations, unpack_activations, window_digest
+from neuronaut.data.splits import part
 from neuronaut.data.store import migrations
 from neuronaut.data.store.database import connect
 from neuronaut.data.store.store import Store
@@ -68,9 +69,10 @@ def test_grams_are_those_of_a_plain_loop(ids):
 
 def test_evidence_is_what_was_harvested(store):
     evidence = store.evidence(Feature(NEURONS, 2))
-    assert [len(part) for part in (evidence.train, evidence.select, evidence.holdout)] == [6, 8, 8]
-    example = evidence.select[1]
-    assert (example.kind, example.split, example.document) == ("top", "select", "doc-0-5")
+    parts = evidence.train, evidence.tune, evidence.select, evidence.holdout
+    assert [len(part) for part in parts] == [6, 4, 4, 8]
+    example = next(example for part in parts for example in part if example.document == "doc-0-5")
+    assert (example.kind, example.split) == ("top", part("select", "doc-0-5"))
     assert example.ids.tolist() == windows()[5].tolist()
     assert example.tokens == tuple(f" t{i}" for i in windows()[5])
     assert example.window == window_digest(windows()[5])
@@ -124,10 +126,11 @@ def test_other_weights_under_one_name_are_refused_and_nothing_is_written(store):
 
 def test_the_pool_comes_back_by_split(store):
     pool = store.pool("demo")
-    assert {split: ids.tolist() for split, ids in pool.items()} == {
-        split: [windows()[row].tolist()] for split, row in (("train", 0), ("select", 4), ("holdout", 8))
+    half = part("select", "doc-0-4")
+    assert {split: ids.tolist() for split, ids in pool.items() if len(ids)} == {
+        split: [windows()[row].tolist()] for split, row in (("train", 0), (half, 4), ("holdout", 8))
     }
-    assert [(w.document, w.ids.tolist()) for w in store.pool_windows("demo", "select")] == [
+    assert [(w.document, w.ids.tolist()) for w in store.pool_windows("demo", half)] == [
         ("doc-0-4", windows()[4].tolist())
     ]
     assert store.vocabulary("demo")[7] == " t7"

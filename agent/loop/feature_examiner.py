@@ -19,6 +19,7 @@ from ...labelling.inputs import EvidenceLoader
 from ...labelling.label import run_tasks, score_cases
 from ...llm.client import LLMClient
 from ...scorers.holdout import Holdout
+from ...scorers.metrics import CONSTANT
 from ...scorers.scorer import Scorer
 from ...scorers.simulation import RuleSimulator
 from .context_pairs import context_pairs
@@ -120,6 +121,8 @@ class FeatureExaminer:
         """Why an explanation with these holdout scores is not supported; None where it may be."""
         for score in scores:
             least = LEAST_AGREEMENT.get(score.examples) if score.metric == "agreement" else None
+            if least is not None and score.reason == CONSTANT:
+                return f"one prediction for all {score.examples} pairs of the holdout, which tells nothing apart"
             if least is not None and score.value is not None and score.value < least:
                 return f"agreement of {score.value:.3f} on the {score.examples} pairs of the holdout, wanted {least}"
         natural = next((s for s in scores if (s.examples, s.metric) == ("top_random", "correlation")), None)

@@ -22,7 +22,7 @@ import numpy as np
 from ...causal.measures import Mean, mean
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule
-from ...scorers.metrics import agreement
+from ...scorers.metrics import CONSTANT, agreement
 from .pairs import Pair, Target, at_pivots, counterfactuals, pair_accuracy
 from .truth import LONGEST, Cause, Unit
 
@@ -115,7 +115,8 @@ class Grader:
 
     def _accuracies(self, unit: Unit, rule: Rule) -> tuple[float | None, float | None]:
         truth = np.array([unit.truth(window) for window in self._windows], np.float32)
-        natural = agreement(truth, predict(rule, self._grid), threshold=unit.half).value
+        measured = agreement(truth, predict(rule, self._grid), threshold=unit.half)
+        natural = CHANCE if measured.reason == CONSTANT else measured.value
         pairs = self.pairs(unit)
         return natural, pair_accuracy(pairs, at_pivots(rule, pairs), half=unit.half) if pairs else None
 

@@ -27,7 +27,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple, TextIO, Unpack
 
 from ...subject.address import Feature, SourceId, check_name
 from ...subject.directions import Promoted, TokenEffect
@@ -35,7 +35,7 @@ from ...subject.errors import NeuronautError
 from ..records import Evidence, Example, Score, Statistics
 from .files import open_whole
 from .lines import guard_cell
-from .rows import ROW_KEYS, Row, StoredExplanation
+from .rows import ROW_KEYS, Conditions, Row, StoredExplanation
 from .store import Store
 
 AUTHOR = "clkht01d40000jv08hvalcvly"
@@ -113,13 +113,13 @@ class Lines(NamedTuple):
 
 
 def neuronpedia_lines(
-    store: Store, source: SourceId, *, model: str | None = None, author: str = AUTHOR, min_score: float | None = None
+    store: Store, source: SourceId, *, model: str | None = None, author: str = AUTHOR, **conditions: Unpack[Conditions]
 ) -> Iterator[Lines]:
-    """The line of the best explanation of each feature of a source, with the lines of its measured scores."""
+    """The line of the best explanation of each feature of a source, with the lines of its reported scores."""
     place = Place.of(source, model=model)
-    for stored in store.iterate_best(source, min_score=min_score):
+    for stored in store.iterate_best(source, **conditions):
         line = _explanation_line(stored, place, author)
-        scores = [score for score in store.scores(stored.id) if score.value is not None]
+        scores = [s for s in store.scores(stored.id) if s.value is not None and s.examples != "select"]
         yield Lines(line, [_score_line(score, str(line["id"]), author) for score in scores])
 
 
@@ -130,8 +130,8 @@ def write_neuronpedia(
     sources: Sequence[SourceId] | None = None,
     model: str | None = None,
     author: str = AUTHOR,
-    min_score: float | None = None,
     compress: bool = True,
+    **conditions: Unpack[Conditions],
 ) -> list[Path]:
     """Write `v1/MODEL/LAYER/{explanations,explanation_scores}/batch-N.jsonl[.gz]` and return the paths.
 
@@ -142,7 +142,7 @@ def write_neuronpedia(
         root = Path(folder) / "v1" / place.model / place.layer
         explanations = _Batches(root / "explanations", compress=compress)
         scores = _Batches(root / "explanation_scores", compress=compress)
-        for lines in neuronpedia_lines(store, source, model=model, author=author, min_score=min_score):
+        for lines in neuronpedia_lines(store, source, model=model, author=author, **conditions):
             explanations.add(lines.explanation)
             for line in lines.scores:
                 scores.add(line)
@@ -198,7 +198,7 @@ def _explanation_line(stored: StoredExplanation, place: Place, author: str) -> R
         "authorId": author,
         "typeName": f"neuronaut_{explanation.explainer}",
         "explanationModelName": None if llm is None else str(llm),
-        "notes": None,
+        "notes": "weak" if stored.status == "weak" else None,
         "createdAt": stored.created,
         "triggeredByUserId": None,
     }
@@ -219,6 +219,8 @@ def _score_line(score: Score, explanation_id: str, author: str) -> Row:
         "scorer": score.scorer,
         "examples": score.examples,
         "metric": score.metric,
+        "backend": score.backend,
+        "judge": score.judge,
         "ci_low": score.ci_low,
         "ci_high": score.ci_high,
         "n": score.n,
@@ -257,6 +259,8 @@ class Uploads(NamedTuple):
     """Features whose text was too long."""
     silent: list[Feature]
     """Features that are explained and left out, because no stored window activates them."""
+    weak: list[Feature]
+    """Features whose explanation is weak, which a body has no place for."""
 
 
 def write_uploads(
@@ -267,16 +271,16 @@ def write_uploads(
     promoted: Callable[[Feature], Promoted],
     model: str | None = None,
     method: str | None = None,
-    min_score: float | None = None,
+    **conditions: Unpack[Conditions],
 ) -> Uploads:
     """Write `MODEL/LAYER/upload-N.json`: the explained features of a source, not its negative tails.
 
     `promoted` returns the tokens that a feature writes; `method` is a name of an explainer that Neuronpedia knows.
     """
     place = places(store, [source], model=model)[source]
-    uploads = Uploads([], [], [])
+    uploads = Uploads([], [], [], [])
     batch: list[Row] = []
-    for stored in store.iterate_best(source, min_score=min_score):
+    for stored in store.iterate_best(source, **conditions):
         feature, text = stored.explanation.feature, str(stored.explanation.text)
         evidence = store.evidence(feature)
         if not (windows := _upload_windows(evidence)):
@@ -285,6 +289,8 @@ def write_uploads(
         short = shorten(text)
         if short != text:
             uploads.shortened.append(feature)
+        if stored.status == "weak":
+            uploads.weak.append(feature)
         batch.append(
             _upload_feature(
                 evidence.statistics,

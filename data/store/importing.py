@@ -112,6 +112,7 @@ class _ParsedRow:
     index: int
     negative: bool
     text: str | None
+    headline: str | None
     explainer: str | None
     author: str | None
     llm: str | None
@@ -188,6 +189,7 @@ def _parse_explanation(row: Row, file: str, sources: Sources, check_rule: RuleCh
         parsed.text,
         f"{IMPORTED}{name}",
         rule=rule,
+        headline=parsed.headline,
         provenance={"key": key, "seen": "unknown", "file": file, "origin": origin},
     )
 
@@ -209,7 +211,8 @@ def _parse_row(row: Row) -> _ParsedRow:
             f"the columns are {', '.join(row) or 'none'}; wanted feature and explanation, "
             f"or Neuronpedia's {', '.join(sorted(_NEURONPEDIA))}"
         )
-    return _ParsedRow(called, int(index), negative, *(_optional(row, column) for column in columns))
+    text, *rest = (_optional(row, column) for column in columns)
+    return _ParsedRow(called, int(index), negative, text, _optional(row, "headline"), *rest)
 
 
 def _optional(row: Row, column: str) -> str | None:

@@ -20,6 +20,7 @@ from ..codec import pack_ids, unpack_ids
 from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .migrations import MIGRATIONS, migrate
+from .ranks import rank_features
 from .spool import Spool
 from .writing import check_same_convention, check_same_source, read_convention
 
@@ -107,6 +108,9 @@ def _merge_attached(connection: sqlite3.Connection, other: str) -> dict[str, int
     _copy_explanations(connection)
     for statement in (_COPY_SCORES, _COPY_JUDGEMENTS, *_COPY_CALLS):
         connection.execute(statement)
+    rank_features(
+        connection, f"(feature_id, negative) IN (SELECT ours.feature_id, ours.negative FROM {_OUR_EXPLANATIONS})"
+    )
     _copy_investigations(connection)
     after = _counts(connection)
     return {table: after[table] - before[table] for table in _MERGED}

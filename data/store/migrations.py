@@ -4,13 +4,18 @@ A step is never edited once released: a change is a new step at the end. All ste
 lacks are taken in one transaction, so a file is at a version or it is not.
 """
 
+import json
 import sqlite3
 from collections.abc import Callable
 
 from sqlite_utils import Database
 
 from ...subject.errors import NeuronautError
+from ..codec import content_digest
+from ..judges import identify_judge
 from .database import keep_write_ahead_log, transaction
+from .ranks import rank_features
+from .writing import SCORE_CONTENT
 
 APPLICATION_ID = 0x4E524E54
 """Marks a file as Neuronaut's own ("NRNT")."""
@@ -341,6 +346,101 @@ def m010_labels(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m011_ranks(db: Database) -> None:
+    """The place, status and headline score of each explanation, and an index of headlines; who judged old scores.
+
+    Explanations that are here keep their order, whatever new ones are ranked by.
+    """
+    for statement in (
+        """CREATE TABLE ranks (
+            explanation_id INTEGER PRIMARY KEY REFERENCES explanations(id) ON DELETE CASCADE,
+            feature_id INTEGER NOT NULL REFERENCES features(id), negative INTEGER NOT NULL, place INTEGER NOT NULL,
+            status TEXT NOT NULL, score_id INTEGER REFERENCES scores(id) ON DELETE SET NULL, baseline REAL)""",
+        "CREATE INDEX ranks_best ON ranks (feature_id, negative) WHERE place = 1",
+    ):
+        db.conn.execute(statement)
+    _name_judges(db)
+    order = db.conn.execute(_ORDER_OF_BEFORE).fetchall()
+    rank_features(db.conn)
+    db.conn.executemany("UPDATE ranks SET place = ? WHERE explanation_id = ?", order)
+    for statement in (*_VIEWS_OF_RANKS, *_INDEX_OF_HEADLINES):
+        db.conn.execute(statement)
+
+
+def _name_judges(db: Database) -> None:
+    """Say of every score who judged it, which is a part of its identity."""
+    functions = {
+        "judge_backend": lambda provenance: identify_judge(json.loads(provenance)).backend,
+        "judge_name": lambda provenance: identify_judge(json.loads(provenance)).name,
+        "content_digest": content_digest,
+    }
+    for name, function in functions.items():
+        db.conn.create_function(name, -1, function, deterministic=True)
+    unnamed = "UPDATE scores SET backend = judge_backend(provenance), judge = judge_name(provenance) WHERE judge = ''"
+    db.conn.execute(unnamed)
+    db.conn.execute(f"UPDATE scores SET digest = content_digest({', '.join(SCORE_CONTENT)})")
+
+
+_ORDER_OF_BEFORE = """SELECT row_number() OVER (PARTITION BY feature_id, negative ORDER BY text IS NULL,
+        headlines.place IS NULL, headlines.place, value DESC, explanations.id DESC), explanations.id
+    FROM explanations LEFT JOIN headlines ON headlines.explanation_id = explanations.id
+    WHERE (feature_id, negative) IN (
+        SELECT feature_id, negative FROM explanations GROUP BY feature_id, negative HAVING count(*) > 1)"""
+
+_RANKED = """explanations.text AS explanation, explanations.headline, explanations.explainer,
+    scores.value AS score, scores.ci_low, scores.ci_high, scores.metric, scores.scorer, scores.backend, scores.judge,
+    ranks.baseline, scores.n"""
+
+_VIEWS_OF_RANKS = (
+    "DROP VIEW feature_rows",
+    "DROP VIEW feature_status",
+    "DROP VIEW best_explanations",
+    "DROP VIEW headlines",
+    "DROP TABLE headline_kinds",
+    f"""CREATE VIEW best_explanations AS
+       SELECT sources.name || ':' || features.idx || CASE ranks.negative WHEN 1 THEN '-' ELSE '' END AS feature,
+           ranks.status, {_RANKED}, explanations.reason, explanations.rule, explanations.created, ranks.explanation_id,
+           ranks.feature_id, ranks.negative, features.source_id, features.idx
+       FROM ranks JOIN explanations ON explanations.id = ranks.explanation_id
+       JOIN features ON features.id = ranks.feature_id JOIN sources ON sources.id = features.source_id
+       LEFT JOIN scores ON scores.id = ranks.score_id
+       WHERE ranks.place = 1""",
+    f"""CREATE VIEW feature_status AS
+       SELECT sources.name || ':' || features.idx AS feature,
+           coalesce(ranks.status, CASE features.count WHEN 0 THEN 'dead' ELSE 'unlabelled' END) AS status, {_RANKED},
+           features.density, features.peak, features.count, ranks.explanation_id, features.id AS feature_id,
+           0 AS negative, features.source_id, features.idx
+       FROM features JOIN sources ON sources.id = features.source_id
+       LEFT JOIN ranks ON ranks.feature_id = features.id AND ranks.negative = 0 AND ranks.place = 1
+       LEFT JOIN explanations ON explanations.id = ranks.explanation_id
+       LEFT JOIN scores ON scores.id = ranks.score_id""",
+    """CREATE VIEW feature_rows AS
+       SELECT * FROM feature_status
+       UNION ALL
+       SELECT best.feature, best.status, best.explanation, best.headline, best.explainer, best.score, best.ci_low,
+           best.ci_high, best.metric, best.scorer, best.backend, best.judge, best.baseline, best.n, NULL,
+           -features.trough, NULL, best.explanation_id, best.feature_id, 1, best.source_id, best.idx
+       FROM best_explanations AS best JOIN features ON features.id = best.feature_id WHERE best.negative = 1""",
+)
+
+_INDEX_OF_HEADLINES = (
+    *(f"DROP TRIGGER explanations_{change}" for change in ("added", "removed", "changed")),
+    "DROP TABLE explanations_fts",
+    """CREATE VIRTUAL TABLE explanations_fts USING fts5(
+        headline, text, content='explanations', content_rowid='id', tokenize='porter unicode61')""",
+    """CREATE TRIGGER explanations_added AFTER INSERT ON explanations BEGIN
+       INSERT INTO explanations_fts (rowid, headline, text) VALUES (new.id, new.headline, new.text); END""",
+    """CREATE TRIGGER explanations_removed AFTER DELETE ON explanations BEGIN
+       INSERT INTO explanations_fts (explanations_fts, rowid, headline, text)
+       VALUES ('delete', old.id, old.headline, old.text); END""",
+    """CREATE TRIGGER explanations_changed AFTER UPDATE OF headline, text ON explanations BEGIN
+       INSERT INTO explanations_fts (explanations_fts, rowid, headline, text)
+       VALUES ('delete', old.id, old.headline, old.text);
+       INSERT INTO explanations_fts (rowid, headline, text) VALUES (new.id, new.headline, new.text); END""",
+    "INSERT INTO explanations_fts (explanations_fts) VALUES ('rebuild')",
+)
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -352,4 +452,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m008_claims,
     m009_seals,
     m010_labels,
+    m011_ranks,
 )

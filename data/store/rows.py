@@ -15,7 +15,7 @@ import sqlite3
 import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ ROW_KEYS: tuple[str, ...] = (
     "feature",
     "status",
     "explanation",
+    "headline",
     "explainer",
     "score",
     "ci_low",
@@ -50,26 +51,41 @@ SORTS: Mapping[str, str] = {
     "peak": "peak DESC, source_id, idx, negative",
 }
 _COLUMNS = ", ".join(ROW_KEYS)
+STATUSES: tuple[str, ...] = ("explained", "weak", "dead", "too_rare", "dense", "no_pattern", "failed", "unlabelled")
+"""What a feature may be; weak: explained by what may be worth nothing (ranking.py)."""
+
+
+class Conditions(TypedDict, total=False):
+    """Conditions on rows, all of which hold; what is left out, or None, asks for nothing."""
+
+    min_score: float | None
+    max_score: float | None
+    status: str | None
+    """One of STATUSES."""
+    beats_baseline: bool
+    """Whether the score must be above every baseline."""
 
 
 class Filter(NamedTuple):
-    """Conditions on rows, all of which hold; None asks for nothing."""
+    """Conditions on the rows of one source, or of all."""
 
-    source: str | None = None
-    min_score: float | None = None
-    max_score: float | None = None
-    status: str | None = None
+    source: str | None
+    conditions: Conditions
 
     def sql(self) -> tuple[str, list[object]]:
-        """The condition as SQL, with its parameters."""
+        """The condition as SQL, with its parameters; an error for a status that there is not."""
+        status = self.conditions.get("status")
+        if status is not None and status not in STATUSES:
+            raise NeuronautError(f"there is no status {status!r}; wanted one of {', '.join(STATUSES)}")
         conditions = {
             "source_id = (SELECT id FROM sources WHERE name = ?)": self.source,
-            "score >= ?": self.min_score,
-            "score <= ?": self.max_score,
-            "status = ?": self.status,
+            "score >= ?": self.conditions.get("min_score"),
+            "score <= ?": self.conditions.get("max_score"),
+            "status = ?": status,
         }
         conditions = {sql: value for sql, value in conditions.items() if value is not None}
-        return " AND ".join(("1", *conditions)), list(conditions.values())
+        always = "score > baseline" if self.conditions.get("beats_baseline") else "1"
+        return " AND ".join((always, *conditions)), list(conditions.values())
 
 
 class StoredExplanation(NamedTuple):
@@ -79,6 +95,8 @@ class StoredExplanation(NamedTuple):
     explanation: Explanation
     created: str
     """UTC, ISO 8601."""
+    status: str
+    """That of its row: its own, or "weak"."""
 
 
 def iterate_rows(connection: sqlite3.Connection, chosen: Filter, *, sort: str, limit: int | None) -> Iterator[Row]:
@@ -88,6 +106,16 @@ def iterate_rows(connection: sqlite3.Connection, chosen: Filter, *, sort: str, l
     condition, values = chosen.sql()
     sql = f"SELECT {_COLUMNS} FROM feature_rows WHERE {condition} ORDER BY {SORTS[sort]} LIMIT ?"
     yield from map(dict, connection.execute(sql, [*values, _limit(limit)]))
+
+
+def read_row(connection: sqlite3.Connection, feature: Feature) -> Row | None:
+    """The row of one feature, or of a negative tail that has been explained."""
+    sql = (
+        f"SELECT {_COLUMNS} FROM feature_rows WHERE source_id = (SELECT id FROM sources WHERE name = ?)"
+        " AND idx = ? AND negative = ?"
+    )
+    row = connection.execute(sql, [str(feature.source), feature.index, feature.negative]).fetchone()
+    return None if row is None else dict(row)
 
 
 def iterate_best(connection: sqlite3.Connection, chosen: Filter) -> Iterator[int]:
@@ -108,25 +136,32 @@ def search_rows(
     if not words and not marks:
         raise NeuronautError("the query is empty; wanted some words, for example: neuronaut search 'method calls'")
     condition, values = chosen.sql()
-    conditions = [condition, *["instr(lower(explanation), lower(?))"] * len(marks)]
-    columns = _COLUMNS
+    conditions = [condition, *[f"instr(lower({_WHOLE}), lower(?))"] * len(marks)]
+    columns = ", ".join(f"best.{key}" for key in ROW_KEYS)
     parameters: list[object] = [*values, *marks]
-    table, order = "best_explanations", "score IS NULL, score DESC"
+    table, order = "best_explanations AS best", "score IS NULL, score DESC"
     if words:
-        table = "explanations_fts JOIN best_explanations ON explanation_id = explanations_fts.rowid"
+        table = f"explanations_fts JOIN {table} ON explanation_id = explanations_fts.rowid"
         conditions.append("explanations_fts MATCH ?")
         parameters.append(" AND ".join('"' + word.replace('"', '""') + '"' for word in words))
         order = "bm25(explanations_fts)"
         if markers is not None:
-            marked = "highlight(explanations_fts, 0, ?, ?) AS explanation"
-            columns = ", ".join(marked if key == "explanation" else key for key in ROW_KEYS)
-            parameters = [*markers, *parameters]
+            marked = {"headline": 0, "explanation": 1}
+            columns = ", ".join(
+                f"highlight(explanations_fts, {marked[key]}, ?, ?) AS {key}" if key in marked else f"best.{key}"
+                for key in ROW_KEYS
+            )
+            parameters = [*markers, *markers, *parameters]
     sql = (
         f"SELECT {columns} FROM {table} WHERE explanation IS NOT NULL AND {' AND '.join(conditions)}"
-        f" ORDER BY NOT instr(lower(best_explanations.explanation), lower(?)), {order}, explanation_id LIMIT ?"
+        f" ORDER BY NOT instr(lower({_WHOLE}), lower(?)), {order}, explanation_id LIMIT ?"
     )
     rows = connection.execute(sql, [*parameters, _searchable(query).strip().strip('"'), _limit(limit)]).fetchall()
     return [dict(row) | {"rank": rank, "similarity": None} for rank, row in enumerate(rows, start=1)]
+
+
+_WHOLE = "coalesce(best.headline || ' ', '') || best.explanation"
+"""All words of an explanation; one from elsewhere may have a headline that its text does not begin with."""
 
 
 def read_rows(connection: sqlite3.Connection, view: str, column: str, ids: Sequence[int]) -> list[Row]:
@@ -159,12 +194,12 @@ def _limit(limit: int | None) -> int:
 def read_explanations(
     connection: sqlite3.Connection, condition: str, values: Sequence[object]
 ) -> Iterator[StoredExplanation]:
-    """Explanations that meet a condition on `explanations`, best first."""
+    """Explanations that meet a condition, feature by feature, of each the best first."""
     sql = (
-        "SELECT explanations.*, sources.name AS source, features.idx FROM explanations"
-        " JOIN features ON features.id = feature_id JOIN sources ON sources.id = source_id"
-        " LEFT JOIN headlines ON headlines.explanation_id = explanations.id"
-        f" WHERE {condition} ORDER BY text IS NULL, place IS NULL, place, value DESC, explanations.id DESC"
+        "SELECT explanations.*, sources.name AS source, features.idx, ranks.status AS standing FROM explanations"
+        " JOIN ranks ON ranks.explanation_id = explanations.id"
+        " JOIN features ON features.id = explanations.feature_id JOIN sources ON sources.id = source_id"
+        f" WHERE {condition} ORDER BY source_id, idx, explanations.negative, place"
     )
     for row in connection.execute(sql, values):
         feature = Feature.parse(f"{row['source']}:{row['idx']}{'-' if row['negative'] else ''}")
@@ -180,17 +215,20 @@ def read_explanations(
             seen=tuple(json.loads(row["seen"])),
             provenance=json.loads(row["provenance"]),
         )
-        yield StoredExplanation(row["id"], explanation, row["created"])
+        yield StoredExplanation(row["id"], explanation, row["created"], row["standing"])
 
 
 def another_explanation(connection: sqlite3.Connection, feature: Feature, *, with_rule: bool) -> int | None:
     """Id of the best explanation of the next explained feature of the source, in a circle; None where it is alone."""
     sql = (
         "SELECT explanation_id FROM best_explanations JOIN sources ON sources.id = source_id WHERE name = ?1"
-        " AND explanation IS NOT NULL AND idx <> ?2 AND (rule IS NOT NULL OR NOT ?3) ORDER BY idx < ?2, idx LIMIT 1"
+        " AND explanation IS NOT NULL AND {} AND (rule IS NOT NULL OR NOT ?3) ORDER BY idx, negative LIMIT 1"
     )
-    row = connection.execute(sql, [str(feature.source), feature.index, with_rule]).fetchone()
-    return None if row is None else row[0]
+    found = (
+        connection.execute(sql.format(side), [str(feature.source), feature.index, with_rule]).fetchone()
+        for side in ("idx > ?2", "idx < ?2")
+    )
+    return next((row[0] for row in found if row is not None), None)
 
 
 def read_scores(connection: sqlite3.Connection, explanation_id: int) -> list[Score]:

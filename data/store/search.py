@@ -9,7 +9,7 @@ that passes the filters is compared, in batches, so that the nearest are found w
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
 from ...subject.json_files import read_json
 from ..codec import content_digest, unpack_ids
-from .rows import Filter, Row, read_rows
+from .rows import Conditions, Filter, Row, read_rows
 from .store import Store
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def semantic_search(
     query: str,
     *,
     embedder: Embedder,
-    min_score: float | None = None,
     source: str | SourceId | None = None,
     limit: int = 20,
+    **conditions: Unpack[Conditions],
 ) -> list[Row]:
     """Rows whose best explanation is nearest in meaning, with `rank` from 1 and `similarity`, a cosine.
 
@@ -116,7 +116,7 @@ def semantic_search(
     if not query.strip():
         raise NeuronautError("the query is empty; wanted some words, for example: neuronaut search 'method calls'")
     refresh(store, embedder)
-    chosen = Filter(store.known_source(source), min_score)
+    chosen = Filter(store.known_source(source), conditions)
     batches = candidates(store.db.conn, embedder.model, chosen)
     return _nearest(store, embedder.embed([query])[0], batches, limit)
 
@@ -142,7 +142,7 @@ def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit:
     if embedder is not None and best is not None and best.explanation.text is not None:
         refresh(store, embedder)
         vector = embedder.embed([best.explanation.text])[0]
-        batches = candidates(store.db.conn, embedder.model, Filter(), without=best.id)
+        batches = candidates(store.db.conn, embedder.model, Filter(None, {}), without=best.id)
         by_explanation = _nearest(store, vector, batches, limit)
     return Similar(by_explanation, _sharing_windows(store, feature, limit))
 

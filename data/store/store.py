@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .journal import Journal
 from .migrations import migrate
-from .rows import Filter, Row, Sort, StoredExplanation
+from .rows import Conditions, Filter, Row, Sort, StoredExplanation
 from .spool import Spool
 from .writing import read_convention
 
@@ -250,7 +250,7 @@ class Store:
         return candidates & labelled
 
     def explanations(self, of: Feature | SourceId) -> list[StoredExplanation]:
-        """All explanations of a feature, or of all features of a source, the best first."""
+        """All explanations of a feature, or of each feature of a source, the best first (ranking.py)."""
         condition, values = "sources.name = ?", [str(of)]
         if isinstance(of, Feature):
             condition += " AND features.idx = ? AND explanations.negative = ?"
@@ -264,7 +264,7 @@ class Store:
             return next(rows.read_explanations(self._connection, "explanations.id = ?", [explanation_id]), None)
 
     def best(self, feature: Feature) -> StoredExplanation | None:
-        """The explanation of a feature with the highest headline score, or the latest; None where there is none."""
+        """The best explanation of a feature (ranking.py); None where there is none."""
         return next(iter(self.explanations(feature)), None)
 
     def another_explanation(self, feature: Feature, *, with_rule: bool) -> Explanation | None:
@@ -309,26 +309,29 @@ class Store:
         self,
         source: str | SourceId | None = None,
         *,
-        min_score: float | None = None,
-        max_score: float | None = None,
-        status: str | None = None,
         limit: int | None = None,
         sort: Sort = "feature",
+        **conditions: Unpack[Conditions],
     ) -> list[Row]:
         """A row of `rows.ROW_KEYS` per feature."""
-        chosen = Filter(self.known_source(source), min_score, max_score, status)
+        chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
             return list(rows.iterate_rows(self._connection, chosen, sort=sort, limit=limit))
 
-    def iterate_rows(self, source: str | SourceId | None = None, *, min_score: float | None = None) -> Iterator[Row]:
+    def iterate_rows(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
         """The rows of `list_rows`, one in memory at a time."""
-        chosen = Filter(self.known_source(source), min_score)
+        chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
             yield from rows.iterate_rows(self._connection, chosen, sort="feature", limit=None)
 
-    def iterate_best(self, source: SourceId, *, min_score: float | None = None) -> Iterator[StoredExplanation]:
+    def row(self, feature: Feature) -> Row | None:
+        """The row of one feature, or of a negative tail, which has one only where it was explained."""
+        with translate_errors(self.path):
+            return rows.read_row(self._connection, feature)
+
+    def iterate_best(self, source: SourceId, **conditions: Unpack[Conditions]) -> Iterator[StoredExplanation]:
         """The best explanation of each feature of a source that has a text, one at a time; not of negative tails."""
-        chosen = Filter(self.known_source(source), min_score)
+        chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
             for explanation_id in rows.iterate_best(self._connection, chosen):
                 yield from rows.read_explanations(self._connection, "explanations.id = ?", [explanation_id])
@@ -337,16 +340,16 @@ class Store:
         self,
         query: str,
         *,
-        min_score: float | None = None,
         source: str | SourceId | None = None,
         limit: int | None = 20,
         markers: tuple[str, str] | None = None,
+        **conditions: Unpack[Conditions],
     ) -> list[Row]:
         """Rows whose best explanation holds the query's words, with `rank` from 1, and `similarity` None.
 
         `markers` are put around the words that matched.
         """
-        chosen = Filter(self.known_source(source), min_score)
+        chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
             return rows.search_rows(self._connection, query, chosen, limit=limit, markers=markers)
 

@@ -21,6 +21,7 @@ from ...subject.errors import NeuronautError
 from ..codec import array_digest, content_digest, pack_activations, pack_ids, window_digest
 from ..padding import PADDING
 from ..records import SPLITS, ExampleList, Explanation, HarvestResult, Score, SourceResult
+from .ranks import rank_beside
 
 
 def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None:
@@ -219,6 +220,7 @@ def add_explanation(connection: sqlite3.Connection, explanation: Explanation, *,
         ],
     )
     assert cursor.lastrowid is not None
+    rank_beside(connection, cursor.lastrowid)
     return cursor.lastrowid, True
 
 
@@ -251,15 +253,32 @@ def _find(connection: sqlite3.Connection, target: tuple[int, bool], condition: s
     return None if row is None else row[0]
 
 
+SCORE_CONTENT: tuple[str, ...] = (
+    "scorer",
+    "examples",
+    "metric",
+    "value",
+    "reason",
+    "ci_low",
+    "ci_high",
+    "n",
+    "coverage",
+    "baselines",
+    "windows",
+    "backend",
+    "judge",
+)
+"""The columns that a score is compared by; where it comes from, and when, is no part of it."""
+
+
 def add_scores(connection: sqlite3.Connection, explanation_id: int, scores: Sequence[Score]) -> None:
-    """Add scores that are not there yet; one on a window that the explanation saw is refused."""
+    """Add scores that are not there yet, and rank by them; one on a window that the explanation saw is refused."""
     for score in scores:
         _check_score(score)
+    columns = ("explanation_id", *SCORE_CONTENT, "digest", "provenance", "created")
     try:
-        connection.executemany(
-            "INSERT INTO scores (explanation_id, scorer, examples, metric, value, reason, ci_low, ci_high, n, coverage,"
-            " baselines, windows, backend, judge, digest, provenance, created)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        added = connection.executemany(
+            f"INSERT INTO scores ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
             " ON CONFLICT (explanation_id, digest) DO NOTHING",
             [(explanation_id, *_score_row(score)) for score in scores],
         )
@@ -273,6 +292,8 @@ def add_scores(connection: sqlite3.Connection, explanation_id: int, scores: Sequ
         if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             raise NeuronautError(f"there is no explanation {explanation_id}; add it before its scores") from error
         raise
+    if added.rowcount > 0:
+        rank_beside(connection, explanation_id)
 
 
 def _check_score(score: Score) -> None:

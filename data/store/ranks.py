@@ -1,0 +1,73 @@
+"""The table `ranks`: of each explanation its place among those of its feature, its status and its headline score.
+
+All of it follows from explanations and scores by ranking.py; it is stored so that a list need not ask every score.
+Whoever adds explanations or scores ranks their features again.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from ..ranking import HEADLINES, Candidate, headline_score, rank, standing
+from ..records import Score
+
+_KINDS = ", ".join(str(kind) for kind in HEADLINES)
+_SCORES = f"""SELECT explanations.id, feature_id, negative, text IS NOT NULL AS has_text, explanations.status,
+        scores.id AS score_id, scorer, examples, metric, value, ci_low, ci_high, baselines, backend, judge,
+        CASE examples WHEN 'select' THEN windows ELSE '[]' END AS windows
+    FROM main.explanations LEFT JOIN main.scores ON explanation_id = explanations.id AND value IS NOT NULL
+        AND (examples = 'select' OR (scorer, examples, metric) IN (VALUES {_KINDS}))"""
+
+_Row = tuple[object, ...]
+
+
+def rank_features(connection: sqlite3.Connection, condition: str = "1", values: Sequence[object] = ()) -> None:
+    """Rank the explanations that meet a condition, which names all of a feature's (of a tail's) or none."""
+    rows = connection.execute(
+        f"{_SCORES} WHERE {condition} ORDER BY feature_id, negative, explanations.id, scores.id", values
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO ranks (explanation_id, feature_id, negative, place, status, score_id, baseline)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            row
+            for target, of_feature in groupby(rows, key=lambda row: (row["feature_id"], row["negative"]))
+            for row in _rank_feature(target, list(of_feature))
+        ),
+    )
+
+
+def rank_beside(connection: sqlite3.Connection, explanation_id: int) -> None:
+    """Rank an explanation and the others of its feature."""
+    condition = "(feature_id, negative) = (SELECT feature_id, negative FROM main.explanations WHERE id = ?)"
+    rank_features(connection, condition, [explanation_id])
+
+
+def _rank_feature(target: tuple[int, int], rows: Sequence[sqlite3.Row]) -> Iterator[_Row]:
+    by_id = {id: list(own) for id, own in groupby(rows, key=lambda row: row["id"])}
+    candidates = [
+        Candidate(id, bool(own[0]["has_text"]), [_read_score(row) for row in own if row["score_id"] is not None])
+        for id, own in by_id.items()
+    ]
+    for place, candidate in enumerate(rank(candidates), start=1):
+        headline = headline_score(candidate.scores)
+        own = by_id[candidate.id]
+        ids = [row["score_id"] for row, score in zip(own, candidate.scores, strict=False) if score is headline]
+        status = standing(own[0]["status"], headline)
+        yield (candidate.id, *target, place, status, *(ids or [None]), headline and headline.baseline)
+
+
+def _read_score(row: sqlite3.Row) -> Score:
+    return Score(
+        row["scorer"],
+        row["examples"],
+        row["metric"],
+        row["value"],
+        ci_low=row["ci_low"],
+        ci_high=row["ci_high"],
+        baselines=json.loads(row["baselines"]),
+        windows=tuple(json.loads(row["windows"])),
+        backend=row["backend"],
+        judge=row["judge"],
+    )
