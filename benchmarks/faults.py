@@ -129,6 +129,7 @@ def command(database: Path, url: str, options: argparse.Namespace) -> list[str]:
         "-s",
         "detection",
         "--no-controls",
+        "--no-calibration",
         "-m",
         "openai:planted",
         "--base-url",

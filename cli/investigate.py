@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..data.store.journal_values import InvestigationRecord
     from ..data.store.store import Store
     from ..llm.client import LLMClient
+    from ..scorers.controls import ControlMode
     from .opening import LoadOptions
 
 POLICIES = ("scripted", "llm", "random", "replay")
@@ -55,6 +56,9 @@ class InvestigationRequest:
     temperature: float | None = 0.0
     """Temperature of the language model."""
     embedder: str | None = None
+    controls: "ControlMode" = "sample"
+    calibrated: bool = True
+    """Whether a judge must pass on built-in units."""
     resumed: "InvestigationRecord | None" = None
     """The investigation to go on with."""
 
@@ -180,6 +184,7 @@ def _read_request(
     store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None
 ) -> InvestigationRequest:
     from ..agent.loop.run import Settings
+    from ..scorers.controls import ControlMode
     from .opening import LoadOptions
 
     language, rest = split_options(options)
@@ -199,6 +204,8 @@ def _read_request(
         load_options=LoadOptions(**rest),
         temperature=language.temperature_value,
         embedder=language.embedder,
+        controls=language.control_mode,
+        calibrated=not language.no_calibration,
     )
     return request if resume is None else _resume_request(store, resume, request)
 
@@ -251,7 +258,16 @@ def run_sessions(
     )
     sources = stored_sources(store, subject, features, request.load_options)
     policy = _make_policy(store, request, client)
-    options = ScorerOptions(client and client.llm, subject, sources, store.chosen_prompts(), embedder=request.embedder)
+    options = ScorerOptions(
+        client and client.llm,
+        subject,
+        sources,
+        store.chosen_prompts(),
+        controls=request.controls,
+        first=features[0],
+        calibrated=request.calibrated,
+        embedder=request.embedder,
+    )
     config = InvestigationConfig(
         policy=policy,
         limits=request.limits,

@@ -52,7 +52,7 @@ scorer_option = click.option(
     default="simulation",
     show_default=True,
     metavar="NAMES",
-    help="Scorers, with commas between: simulation, detection, fuzzing, intruder, embedding, output.",
+    help="Scorers, with commas between: simulation, rule, detection, fuzzing, intruder, embedding, output.",
 )
 budget_option = click.option(
     "--budget", "limit", metavar="usd=X,tokens=N,calls=N,minutes=N", help="Ask no more once any of these is spent."
@@ -99,7 +99,9 @@ def _open_setup(
             subject,
             sources,
             store.chosen_prompts(),
-            controls=not language.no_controls,
+            controls=language.control_mode,
+            first=chosen[0],
+            calibrated=not language.no_calibration,
             embedder=language.embedder,
         )
         explainer = None

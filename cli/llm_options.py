@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..llm.client import LLMClient, Mode, Spent
     from ..llm.openai.batch import BatchAPI
     from ..llm.openai.dialect import TokenLimit
+    from ..scorers.controls import ControlMode
 
 llm_options = all_of(
     click.option(
@@ -58,7 +59,14 @@ llm_options = all_of(
     click.option(
         "--tokenizer", metavar="PATH", help="Tokenizer of a vLLM server, which then simulates by -s simulation:probe."
     ),
-    click.option("--no-controls", is_flag=True, help="Do not judge the empty and the shuffled explanation as well."),
+    click.option(
+        "--controls",
+        type=click.Choice(("all", "sample", "none")),
+        help="For which features no explanation and another one's are judged as well; a sample is one in ten, and the "
+        "first.  [default: sample]",
+    ),
+    click.option("--no-controls", is_flag=True, help="The same as --controls none."),
+    click.option("--no-calibration", is_flag=True, help="Let also a judge count that fails on built-in units."),
     click.option("--embedder", metavar="PATH", help="Embedding model of -s embedding."),
 )
 
@@ -76,8 +84,17 @@ class LLMOptions:
     token_limit: "TokenLimit | None" = None
     thinking: int = 0
     tokenizer: str | None = None
+    controls: "ControlMode | None" = None
     no_controls: bool = False
+    no_calibration: bool = False
     embedder: str | None = None
+
+    @property
+    def control_mode(self) -> "ControlMode":
+        """The features whose controls are judged."""
+        if self.no_controls and self.controls not in (None, "none"):
+            raise click.UsageError(f"--no-controls is --controls none, and --controls {self.controls} is given as well")
+        return "none" if self.no_controls else self.controls or "sample"
 
     @property
     def temperature_value(self) -> float | None:

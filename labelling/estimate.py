@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer
 from ..llm.client import LLMClient, Spent
+from ..scorers.calibration import calibrate
 from ..scorers.scorer import Scorer
 from ..subject.address import Feature, SourceId
 from ..subject.model import Subject
@@ -52,6 +53,8 @@ def estimate(
     job = LabelJob(store, subject, scorers, client, sources or {}, explainer=explainer, redo=redo)
     done = set() if redo else store.labelled(features, job.key)
     left = [feature for feature in dict.fromkeys(features) if feature not in done]
+    if left:
+        calibrate(scorers, client)
     used = _rehearse(job, left, client) if client is not None and left else _Usage()
     usd = used.usd if client is not None and client.price is not None else None
     return Estimate(

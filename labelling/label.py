@@ -27,6 +27,7 @@ from ..explainers.explainer import Explainer, TrainBatch
 from ..llm.client import LLMClient
 from ..llm.prompt import Prompt
 from ..llm.tasks import LLMTask, gather, run_task
+from ..scorers.calibration import calibrate
 from ..scorers.scorer import Case, Scorer, measure
 from ..subject.address import Feature, SourceId
 from ..subject.errors import NeuronautError
@@ -136,7 +137,8 @@ def label(
     `client` answers the requests of explainers and scorers. Features that this explainer labelled before
     are skipped (`on_skip` is called with their number) unless `redo`, which adds a further explanation. `sources` are
     dictionaries that are open already; others are opened as the store knows them. After `minutes` no further
-    chunk is begun.
+    chunk is begun. A language model that judges is calibrated first (scorers/calibration.py); raises NeuronautError
+    where it fails.
 
     >>> results = label(
     ...     store.features("demo:mlp.1:18"), store, subject, explainer=RuleExplainer(subject), scorers=[RuleSimulator()]
@@ -147,6 +149,8 @@ def label(
     job = LabelJob(store, subject, scorers, client, sources or {}, explainer=explainer, redo=redo)
     _store_prompts(store, (*explainer.prompts, *(prompt for scorer in scorers for prompt in scorer.prompts)))
     done = set() if redo else store.labelled(features, job.key)
+    if not done.issuperset(features):
+        job = replace(job, scorers=calibrate(scorers, client))
     if on_skip is not None:
         on_skip(len(done))
     until = None if minutes is None else time.monotonic() + 60 * minutes
@@ -339,12 +343,14 @@ def score(
 ) -> Iterator[Result]:
     """Score the best explanation of each feature again and add the scores; features without one are passed over.
 
+    A language model that judges is calibrated first, as by `label`.
+
     >>> results = score(store.features("demo:mlp.1:17"), store, subject, scorers=[RuleSimulator()])
     >>> {part.scorer for result in results for part in result.scores}
     {'simulation'}
     """
     _store_prompts(store, (prompt for scorer in scorers for prompt in scorer.prompts))
-    job = Job(store, subject, scorers, client, sources or {})
+    job = Job(store, subject, calibrate(scorers, client), client, sources or {})
     for group in run_tasks(_score_tasks(job, features), client):
         with store.transaction():
             for rescored in group:

@@ -2,14 +2,15 @@
 
 After Paulo et al. 2024 ("Automatically Interpreting Millions of Features"), with changes: the windows are holdout
 only, active and silent excerpts are paired by place (pairs.py), and, where there are such, half of the silent ones
-are tempting: they hold a token on which the feature peaks elsewhere. A unit of the bootstrap is an excerpt.
+are tempting: they hold a token on which the feature peaks elsewhere. One prompt asks about all excerpts. A unit of the
+bootstrap is an excerpt.
 """
 
 import numpy as np
 
 from ..llm.render import marked
 from .holdout import Holdout
-from .pairs import FEWEST, ExcerptPool, Mask, Pair, choose_pairs, deal_prompts
+from .pairs import FEWEST, ExcerptPool, Mask, Pair, choose_pairs, shuffle_items
 from .quiz import Quiz, QuizScorer, empty_quiz
 
 TOO_FEW = "pairs of an active and a silent excerpt"
@@ -32,11 +33,12 @@ class Detection(QuizScorer):
         if len(pairs) < FEWEST:
             return empty_quiz(len(pairs), TOO_FEW)
         excerpts = [excerpt for pair in pairs for excerpt in pair.excerpts]
+        windows = tuple(excerpt.example.window for excerpt in excerpts)
         return Quiz(
             [(marked(excerpt, [False] * len(excerpt.tokens)),) for excerpt in excerpts],
-            deal_prompts(len(pairs), size=self._per_prompt, rng=pool.rng),
+            [shuffle_items(windows, seed=self._seed)],
             np.tile(np.array([[1], [0]], np.float32), (len(pairs), 1)),
-            tuple(excerpt.example.window for excerpt in excerpts),
+            windows,
         )
 
 

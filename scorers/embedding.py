@@ -14,9 +14,10 @@ from ..data.records import Judgements, Role
 from ..data.store.search import Embedder
 from ..llm.prompt import Prompt
 from ..llm.render import Excerpt
+from .controls import ALL, Controls, judged_texts
 from .detection import TOO_FEW, choose_detection_pairs
 from .pairs import FEWEST, LENGTH, ExcerptPool
-from .quiz import format_shortage, judged_texts
+from .quiz import format_shortage
 from .scorer import Case
 
 
@@ -32,14 +33,14 @@ class Embedding:
     keeps_judgements = True
     prompts: tuple[Prompt, ...] = ()
 
-    def __init__(self, embedder: Embedder, *, count: int = 10, seed: int = 0, controls: bool = True) -> None:
+    def __init__(self, embedder: Embedder, *, count: int = 10, seed: int = 0, controls: Controls = ALL) -> None:
         """`count` is the most pairs of an active and a silent excerpt."""
         self._embedder, self._count, self._seed, self._controls = embedder, count, seed, controls
 
     @property
     def settings(self) -> Mapping[str, object]:
         """All that, beside the case, determines a judgement."""
-        return {**self._provenance, "controls": self._controls, "version": 1}
+        return {**self._provenance, "controls": self._controls.mode, "version": 1}
 
     @property
     def _provenance(self) -> dict[str, object]:

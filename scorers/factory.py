@@ -7,10 +7,12 @@ from typing import NamedTuple, Self
 from ..data.store.search import Embedder
 from ..llm.prompt import Prompt
 from ..llm.types import LLM
-from ..subject.address import SourceId
+from ..subject.address import Feature, SourceId
 from ..subject.errors import NeuronautError, UnknownNameError
 from ..subject.model import Subject
 from ..subject.sources import Source
+from .calibration import AdmittedScorer, Calibrated
+from .controls import ControlMode, Controls
 from .detection import Detection
 from .embedding import Embedding
 from .fuzzing import Fuzzing
@@ -27,8 +29,8 @@ from .simulation_probe import ProbeBackend
 class ScorerOptions:
     """Everything that scorers are made from.
 
-    >>> make_scorer("embedding", ScorerOptions(controls=False)).settings["controls"]
-    False
+    >>> make_scorer("embedding", ScorerOptions(controls="none")).settings["controls"]
+    'none'
     """
 
     llm: LLM | None = None
@@ -39,12 +41,21 @@ class ScorerOptions:
     """Where `output` finds the features that it steers."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Text of the user's own prompts, by name; the package's are used for the rest."""
-    controls: bool = True
-    """Whether the empty and another feature's explanation are judged as well."""
+    controls: ControlMode = "sample"
+    """For which features the empty and another feature's explanation are judged as well."""
+    first: Feature | None = None
+    """The first feature of a run, which is in the sample."""
     pairs: int = 10
     """Pairs of active and silent excerpts that detection and fuzzing judge."""
+    calibrated: bool = True
+    """Whether a language model must pass on built-in units (calibration.py) before it judges."""
     embedder: str | None = None
     """Name or folder of the embedding model of `embedding`."""
+
+    @property
+    def judged_controls(self) -> Controls:
+        """The controls that judges are asked for."""
+        return Controls(self.controls, self.first)
 
     def prompt(self, name: str) -> Prompt | None:
         """The user's own prompt of this name; None for the package's."""
@@ -52,7 +63,7 @@ class ScorerOptions:
 
     def for_choosing(self) -> Self:
         """Options of a scorer that chooses between explanations: no controls, and more pairs."""
-        return replace(self, controls=False, pairs=20)
+        return replace(self, controls="none", pairs=20)
 
     def require_llm(self, scorer: str) -> LLM:
         """Return the language model; raises NeuronautError where none is named."""
@@ -73,9 +84,11 @@ def _make_simulation(variant: str | None, options: ScorerOptions) -> Scorer:
                 "-s simulation:probe reads probabilities of the prompt, which this model does not give; "
                 "use -m hf:PATH, a vLLM server with --tokenizer, or -s simulation:json"
             )
-        return LLMSimulator(ProbeBackend(llm.tokenizer, options.prompt("simulate_all")), controls=options.controls)
+        return LLMSimulator(
+            ProbeBackend(llm.tokenizer, options.prompt("simulate_all")), controls=options.judged_controls
+        )
     backend = JsonBackend(options.prompt("simulate_json"), logprobs=variant == "logprobs")
-    return LLMSimulator(backend, controls=options.controls)
+    return LLMSimulator(backend, controls=options.judged_controls)
 
 
 def _pair_judge_maker(scorer: type[Detection | Fuzzing]) -> Callable[[str | None, ScorerOptions], Scorer]:
@@ -87,7 +100,7 @@ def _pair_judge_maker(scorer: type[Detection | Fuzzing]) -> Callable[[str | None
             prompt=options.prompt(scorer.name),
             count=options.pairs,
             logprobs=variant == "logprobs",
-            controls=options.controls,
+            controls=options.judged_controls,
         )
 
     return make
@@ -95,11 +108,17 @@ def _pair_judge_maker(scorer: type[Detection | Fuzzing]) -> Callable[[str | None
 
 def _make_intruder(_: str | None, options: ScorerOptions) -> Scorer:
     options.require_llm("intruder")
-    return Intruder(prompt=options.prompt("intruder"), controls=options.controls)
+    return Intruder(prompt=options.prompt("intruder"), controls=options.judged_controls)
+
+
+def _make_rule(_: str | None, options: ScorerOptions) -> Scorer:  # noqa: ARG001
+    return RuleSimulator(name="rule")
 
 
 def _make_embedding(_: str | None, options: ScorerOptions) -> Scorer:
-    return Embedding(Embedder(options.embedder) if options.embedder else Embedder(), controls=options.controls)
+    # They cost nothing: code judges.
+    controls = Controls("none" if options.controls == "none" else "all")
+    return Embedding(Embedder(options.embedder) if options.embedder else Embedder(), controls=controls)
 
 
 def _make_output(_: str | None, options: ScorerOptions) -> Scorer:
@@ -111,7 +130,7 @@ def _make_output(_: str | None, options: ScorerOptions) -> Scorer:
         options.sources,
         tokens=options.prompt("output_tokens"),
         continuations=options.prompt("output_text"),
-        controls=options.controls,
+        controls=options.judged_controls,
     )
 
 
@@ -123,6 +142,7 @@ class _Maker(NamedTuple):
 
 SCORERS: Mapping[str, _Maker] = {
     "simulation": _Maker(_make_simulation, ("rule", "json", "logprobs", "probe")),
+    "rule": _Maker(_make_rule),
     "detection": _Maker(_pair_judge_maker(Detection), ("logprobs",)),
     "fuzzing": _Maker(_pair_judge_maker(Fuzzing), ("logprobs",)),
     "intruder": _Maker(_make_intruder),
@@ -153,8 +173,14 @@ def make_scorer(name: str, options: ScorerOptions = CODE_ONLY) -> Scorer:
 def make_scorers(names: str, options: ScorerOptions) -> list[Scorer]:
     """Make the scorers of a list of names with commas between.
 
-    With a language model a scorer of the rules that it wrote beside its texts is added.
+    With a language model a scorer of the rules that it wrote beside its texts is added. It measures minimal pairs on
+    the subject only where a simulation is asked for.
     """
-    scorers = [make_scorer(name.strip(), options) for name in dict.fromkeys(names.split(","))]
-    has_rules = any(isinstance(scorer, RuleSimulator) for scorer in scorers)
-    return scorers if options.llm is None or has_rules else [*scorers, RuleSimulator(name="rule")]
+    wanted = [name.strip() for name in dict.fromkeys(names.split(","))]
+    scorers = [make_scorer(name, options) for name in wanted]
+    if options.llm is not None and not any(isinstance(scorer, RuleSimulator) for scorer in scorers):
+        simulated = any(name.partition(":")[0] == "simulation" for name in wanted)
+        scorers.append(RuleSimulator(name="rule", pairs=simulated))
+    if options.calibrated:
+        return scorers
+    return [AdmittedScorer(scorer) if isinstance(scorer, Calibrated) else scorer for scorer in scorers]

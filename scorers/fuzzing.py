@@ -3,14 +3,14 @@
 After Paulo et al. 2024, with pairs: each excerpt whose truly active tokens are marked has a partner, marked at the
 same places, where the feature is silent; so a guess from the marks' number and places is right on exactly one of
 the two. In turn the partner is an excerpt in which the feature fires at other tokens, which only knowing the tokens
-tells apart, and one in which it is silent. A unit of the bootstrap is a pair.
+tells apart, and one in which it is silent. One prompt asks about all excerpts. A unit of the bootstrap is a pair.
 """
 
 import numpy as np
 
 from ..llm.render import marked
 from .holdout import Holdout
-from .pairs import FEWEST, ExcerptPool, choose_pairs, deal_prompts
+from .pairs import FEWEST, ExcerptPool, choose_pairs, shuffle_items
 from .quiz import Quiz, QuizScorer, empty_quiz
 
 TOO_FEW = "pairs of rightly and wrongly marked excerpts"
@@ -19,7 +19,7 @@ TOO_FEW = "pairs of rightly and wrongly marked excerpts"
 class Fuzzing(QuizScorer):
     """Shows excerpts with marked tokens and asks where the marks fit.
 
-    >>> Fuzzing(controls=False).name
+    >>> Fuzzing(count=20).name
     'fuzzing'
     """
 
@@ -33,9 +33,10 @@ class Fuzzing(QuizScorer):
         if len(pairs) < FEWEST:
             return empty_quiz(len(pairs), TOO_FEW)
         marked_excerpts = [(excerpt, pair.marks) for pair in pairs for excerpt in pair.excerpts]
+        windows = tuple(excerpt.example.window for excerpt, _ in marked_excerpts)
         return Quiz(
             [(marked(excerpt, marks),) for excerpt, marks in marked_excerpts],
-            deal_prompts(len(pairs), size=self._per_prompt, rng=pool.rng),
+            [shuffle_items(windows, seed=self._seed)],
             np.tile(np.array([1, 0], np.float32), (len(pairs), 1)),
-            tuple(excerpt.example.window for excerpt, _ in marked_excerpts),
+            windows,
         )

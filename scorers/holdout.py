@@ -4,15 +4,17 @@ The windows are of the holdout, with the subject's own activations, in three set
 highest-peaking holdout windows and as many random ones. quantile: a uniform sample of the holdout windows in which it
 is active. counterfactual: minimal pairs made from holdout windows (data/counterfactual.py) and run through the
 subject; only the pivot tokens of the original and of the edited window count. The sets are kept apart: each answers
-another question.
+another question. What has to be run through the subject for it, the minimal pairs, is run when a scorer first
+reads the set, for all features of the batch at once: judges of natural text do not pay for it.
 
 The baselines are learned from the same training side as the explanation itself. token_rule: the best rule that names
 one token and its mean activation. token_table: the mean activation of every token of the vocabulary, the ceiling of
 what can be said without context. other_rule: another feature's rule, whose score any rule would get.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +54,22 @@ class ScoredWindows:
         return values[self.rows, self.positions]
 
 
+class LazySets(Mapping[str, ScoredWindows]):
+    """Sets by name, each made when it is first read."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], ScoredWindows]]) -> None:
+        self._makers = {name: cache(make) for name, make in makers.items()}
+
+    def __getitem__(self, name: str) -> ScoredWindows:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 @dataclass(frozen=True, slots=True)
 class Holdout:
     """One feature's holdout sets, by name."""
@@ -83,8 +101,7 @@ def build_holdouts(
     signs = {feature: -1.0 if feature.negative else 1.0 for feature in features}
     ids, digests = random
     background = read_columns(subject, source, ids[:DRAWN], [feature.index for feature in features])
-    pairs = {f: _make_pairs(examples[f], peaks[f], ids, seed) for f in features}
-    edited = _measure(subject, source, pairs, signs, width=ids.shape[1])
+    pair_sets = cache(partial(_measure_pairs, subject, source, examples, peaks, signs, ids=ids, seed=seed))
     holdouts = []
     for column, feature in enumerate(features):
         kinds = {kind: [e for e in examples[feature] if e.kind == kind] for kind in ("top", "quantile")}
@@ -97,11 +114,13 @@ def build_holdouts(
         ]
         random_windows = random_windows[:n]
         tops, quantiles = ([(e.ids, e.activations, e.window) for e in kinds[kind]] for kind in ("top", "quantile"))
-        sets = {
-            "top_random": _score_whole_windows([*tops, *random_windows], ids.shape[1]),
-            "quantile": _score_whole_windows(quantiles, ids.shape[1]),
-            "counterfactual": _score_pivots(examples[feature], pairs[feature], edited[feature], ids.shape[1]),
-        }
+        sets = LazySets(
+            {
+                "top_random": partial(_score_whole_windows, [*tops, *random_windows], ids.shape[1]),
+                "quantile": partial(_score_whole_windows, quantiles, ids.shape[1]),
+                "counterfactual": lambda feature=feature: pair_sets()[feature],
+            }
+        )
         # A window of several kinds is a top one first, then a random one: each of these sets must be whole.
         order = (*examples[feature], *_as_examples(random_windows, subject.vocabulary), *kinds["top"])
         windows = {e.window: e for e in order}
@@ -125,8 +144,24 @@ def _as_examples(random_windows: Sequence[tuple[NDArray, NDArray, str]], vocabul
     ]
 
 
-def _make_pairs(examples: Sequence[Example], peak: float, ids: NDArray[np.int64], seed: int) -> list[Pair]:
-    return minimal_pairs(examples, peak=peak, corpus=ids, count=PAIRS, seed=seed + 1)
+def _measure_pairs(
+    subject: Subject,
+    source: Source,
+    examples: Mapping[Feature, Sequence[Example]],
+    peaks: Mapping[Feature, float],
+    signs: Mapping[Feature, float],
+    *,
+    ids: NDArray[np.int64],
+    seed: int,
+) -> dict[Feature, ScoredWindows]:
+    """Make the minimal pairs of every feature and run them through the subject."""
+    pairs = {
+        feature: minimal_pairs(own, peak=peaks[feature], corpus=ids, count=PAIRS, seed=seed + 1)
+        for feature, own in examples.items()
+    }
+    width = ids.shape[1]
+    edited = _measure(subject, source, pairs, signs, width=width)
+    return {feature: _score_pivots(examples[feature], pairs[feature], edited[feature], width) for feature in examples}
 
 
 def _measure(

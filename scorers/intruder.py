@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..llm.prompt import Prompt
 from ..llm.render import Excerpt, marked
 from .holdout import Holdout
 from .pairs import FEWEST, ExcerptPool, Mask, find_partner, spread_evenly
@@ -40,18 +39,6 @@ class Intruder(QuizScorer):
     examples = "groups"
     choices = tuple(range(1, SIZE + 1))
     scored = choices
-
-    def __init__(
-        self,
-        *,
-        prompt: Prompt | None = None,
-        count: int = 10,
-        seed: int = 0,
-        logprobs: bool = False,
-        controls: bool = True,
-    ) -> None:
-        """The arguments are those of every judge; `count` is the most groups, each a prompt of its own."""
-        super().__init__(prompt=prompt, count=count, per_prompt=1, seed=seed, logprobs=logprobs, controls=controls)
 
     def keys(self, count: int) -> tuple[str, ...]:  # noqa: ARG002
         """The one key of the one question."""

@@ -3,13 +3,14 @@
 The highest-peaking holdout windows and as many random ones are simulated ("top_random"); the random half of the same
 judgements is the set "random". The truth is the raw activation, the prediction the expected value on the simulator's
 scale (0 to 10), so the correlation is the preferred score and nothing is calibrated (see published_metrics.py). The
-same simulator is asked twice more, without an explanation and with another feature's: the score of this explanation
-is worth what it has above theirs. How the model is asked is the backend's part.
+same simulator is asked on some features twice more, without an explanation and with another feature's (controls.py):
+the score of an explanation is worth what it has above theirs. How the model is asked is the backend's part.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,16 @@ from ..data.records import Example, Judgements, Role
 from ..llm.prompt import Prompt
 from ..llm.tasks import LLMTask
 from ..llm.types import Reply, Request
+from .controls import ALL, SAMPLE, Controls, judged_texts
 from .holdout import Holdout
 from .scorer import Case
 from .simulation import token_predictions
 
 NO_EXPLANATION = "(no explanation is given)"
 """Stands in the explanation's place when the simulator is asked without one."""
+
+CALIBRATED = 1
+"""Windows of either kind that a simulator is calibrated on: each is a call in every role."""
 
 
 class Reading(NamedTuple):
@@ -80,10 +85,10 @@ class LLMSimulator:
     name = "simulation"
     keeps_judgements = True
 
-    def __init__(self, backend: Backend, *, windows: int = 5, controls: bool = True, seed: int = 0) -> None:
+    def __init__(self, backend: Backend, *, windows: int = 5, controls: Controls = SAMPLE, seed: int = 0) -> None:
         """`windows` top windows and as many random ones, which the seed chooses, are simulated.
 
-        Without controls a third of the calls are made.
+        A feature whose controls are judged takes three times the calls.
         """
         self._backend, self._windows, self._controls, self._seed = backend, windows, controls, seed
 
@@ -96,7 +101,7 @@ class LLMSimulator:
             "prompt": {backend.prompt.name: backend.prompt.hash},
             "scale": backend.top,
             "windows": self._windows,
-            "controls": self._controls,
+            "controls": self._controls.mode,
             "seed": self._seed,
         }
 
@@ -105,15 +110,21 @@ class LLMSimulator:
         """The prompt of the backend."""
         return (self._backend.prompt,)
 
+    def for_calibration(self) -> tuple[Self, int]:
+        """The same simulator with all controls, and how many windows of either kind it is calibrated on."""
+        simulator = copy.copy(self)
+        simulator._controls, simulator._windows = ALL, CALIBRATED
+        return simulator, CALIBRATED
+
     def judge(self, case: Case) -> LLMTask[list[Judgements]]:
         """Judge the explanation, the baselines and the controls on "top_random" and "random".
 
         Nothing is asked about an explanation without text.
         """
-        if not case.explanation.text:
+        texts = judged_texts(case, controls=self._controls, nothing=NO_EXPLANATION)
+        if not texts:
             return []
         windows = self._choose_windows(case.holdout)
-        texts = self._texts(case, case.explanation.text)
         requests = [self._backend.request(text, w.tokens) for text in texts.values() for w in windows]
         replies = (yield requests) if requests else []
         n = len(windows)
@@ -121,14 +132,6 @@ class LLMSimulator:
             self._judgements(case, role, windows, replies[i * n : (i + 1) * n]) for i, role in enumerate(texts)
         ]
         return [part for parts in judgements for part in parts] + self._baseline_judgements(case, windows)
-
-    def _texts(self, case: Case, text: str) -> dict[Role, str]:
-        texts: dict[Role, str] = {"explanation": _on_one_line(text)}
-        if self._controls:
-            texts["empty"] = NO_EXPLANATION
-            if case.other is not None and case.other.text:
-                texts["shuffled"] = _on_one_line(case.other.text)
-        return texts
 
     def _choose_windows(self, holdout: Holdout) -> list[Example]:
         """Choose as many top windows as random ones, the highest-peaking first, then the random ones."""
@@ -234,8 +237,3 @@ def _mean_notes(readings: Sequence[Reading]) -> dict[str, float]:
     """The mean of each note over the windows that have it."""
     names = dict.fromkeys(name for reading in readings for name in reading.notes)
     return {name: float(np.mean([r.notes[name] for r in readings if name in r.notes])) for name in names}
-
-
-def _on_one_line(text: str) -> str:
-    """Put a text on one line, so that it cannot look like another part of the prompt."""
-    return " ".join(text.split())

@@ -38,8 +38,9 @@ from ..subject.directions import direction, promoted
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
+from .controls import SAMPLE, Controls, judged_texts
 from .holdout import Holdout
-from .quiz import NOTHING, judged_texts
+from .quiz import NOTHING
 from .reading import read_numbered
 from .scorer import Case
 
@@ -172,12 +173,12 @@ class OutputScorer:
         continuations: Prompt | None = None,
         rivals: int = 4,
         seed: int = 0,
-        controls: bool = True,
+        controls: Controls = SAMPLE,
     ) -> None:
         """`sources` are those of the features that will be judged.
 
-        `tokens` and `continuations` are prompts in place of the built-in ones. `controls` asks for the roles empty and
-        shuffled as well.
+        `tokens` and `continuations` are prompts in place of the built-in ones. `controls` says for which features
+        the controls are asked, too.
         """
         self._subject, self._sources = subject, sources
         self._rivals, self._seed, self._controls = rivals, seed, controls
@@ -194,7 +195,7 @@ class OutputScorer:
     @property
     def settings(self) -> dict[str, object]:
         """All that, beside the case, determines a judgement."""
-        return {**self._provenance, "controls": self._controls, "version": 1}
+        return {**self._provenance, "controls": self._controls.mode, "version": 1}
 
     @property
     def _provenance(self) -> dict[str, object]:
@@ -238,7 +239,7 @@ class OutputScorer:
             for number, question in enumerate(sheet.questions, start=1)
             for place, line in enumerate(question)
         ]
-        places = {"explanation": " ".join(explanation.split()), "questions": fenced(lines), "count": str(count)}
+        places = {"explanation": explanation, "questions": fenced(lines), "count": str(count)}
         sample = json.dumps({str(number): "A" for number in range(1, count + 1)})
         return Chat(prompt.render(places), Sampling(max_tokens=200 + 10 * count), sample=sample, prompt=prompt.name)
 

@@ -3,7 +3,8 @@
 All excerpts have the same number of tokens, and the two of a pair stand at the same place of their windows (and,
 where tokens are marked, have the same tokens marked), so that neither length nor position tells them apart: any guess
 from these alone is right on exactly one of the two. No window is used twice. The choice depends on the seed and the
-feature, and on nothing else.
+feature, and on nothing else. All excerpts of a feature share one prompt, in an order that tells nothing of the pairs.
+So a reader can see what several excerpts have in common: the control without an explanation says how far that leads.
 
 Whether a feature fires is decided within the excerpt: it fires from `FIRES` of its peak on, and is silent below
 `SILENCE` of it. So a window that is nowhere quiet for long enough yields no silent excerpt, one that is quiet for
@@ -173,16 +174,9 @@ def spread_evenly(total: int, count: int) -> list[int]:
     return [*first, *(i for i in range(total) if i not in set(first))]
 
 
-def deal_prompts(count: int, *, size: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Deal items to prompts of at most `size` in random order, such that the two of a pair never share one.
-
-    Items are numbered pair by pair: 2i and 2i + 1 are pair i. Otherwise one of the two would tell of the other.
-    """
-    first = rng.integers(2, size=count)
-    sides = [rng.permutation(2 * np.arange(count) + side) for side in (first, 1 - first)]
-    return [
-        tuple(int(item) for item in side[start : start + size]) for side in sides for start in range(0, count, size)
-    ]
+def shuffle_items(windows: Sequence[str], *, seed: int) -> tuple[int, ...]:
+    """Order items at random by the digests of their windows alone, so that neither truth nor pairs play a part."""
+    return tuple(sorted(range(len(windows)), key=lambda item: _hash_to_int(f"{seed} {windows[item]}")))
 
 
 def _hash_to_int(text: str) -> int:

@@ -1,18 +1,19 @@
 """The base of scorers that ask a language model for verdicts: questions, prompts, replies, predictions by role.
 
 A judge lays out a quiz from the holdout: numbered lines of text, questions about them, and the truth. The same
-prompts are asked once with the explanation, once with none (the floor that the texts alone allow) and once with
-another feature's (the shuffled control), all of them together. A reply that is no answer, and a verdict that
-cannot be read or is not one of the choices, leaves its items without a prediction, counted by reason.
+prompts are asked with the explanation and, where the feature's controls are wanted (controls.py), with none and with
+another feature's, all of them together. A reply that is no answer, and a verdict that cannot be read or is not one of
+the choices, leaves its items without a prediction, counted by reason.
 """
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from ..llm.prompt import Prompt
 from ..llm.render import fenced
 from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Reply, Sampling
+from .controls import ALL, SAMPLE, Controls, judged_texts
 from .holdout import Holdout
 from .pairs import FEWEST, LENGTH
 from .reading import ReadValue, distribution_at, read_choice, read_values
@@ -59,20 +61,6 @@ def format_shortage(count: int, what: str) -> dict[str, int]:
     return {f"only {count} {what}, {FEWEST} are wanted": count}
 
 
-def judged_texts(case: Case, *, controls: bool, nothing: str) -> dict[Role, str]:
-    """The texts to judge, by role: none where the explanation has no text, no "shuffled" where there is no other.
-
-    `nothing` stands for the explanation in the role "empty".
-    """
-    if case.explanation.text is None:
-        return {}
-    other = None if case.other is None else case.other.text
-    texts: dict[Role, str | None] = {"explanation": case.explanation.text}
-    if controls:
-        texts |= {"empty": nothing, "shuffled": other}
-    return {role: text for role, text in texts.items() if text is not None}
-
-
 class Verdict(NamedTuple):
     """The answer of a reply to one question."""
 
@@ -99,17 +87,16 @@ class QuizScorer(ABC):
         *,
         prompt: Prompt | None = None,
         count: int = 10,
-        per_prompt: int = 5,
         seed: int = 0,
         logprobs: bool = False,
-        controls: bool = True,
+        controls: Controls = SAMPLE,
     ) -> None:
-        """`count` is the most pairs or groups; `controls` asks for the roles empty and shuffled as well.
+        """`count` is the most pairs or groups; `controls` says for which features the controls are asked, too.
 
         With `logprobs` predictions are probabilities instead of 0 and 1, from a model that gives log-probabilities.
         """
         self._prompt = prompt or Prompt.load(Path(__file__).with_name(f"{self.name}.md"))
-        self._count, self._per_prompt, self._seed = count, per_prompt, seed
+        self._count, self._seed = count, seed
         self._logprobs, self._controls = logprobs, controls
 
     @property
@@ -120,7 +107,7 @@ class QuizScorer(ABC):
     @property
     def settings(self) -> dict[str, object]:
         """All that, beside the case, determines a judgement."""
-        return {**self._provenance, "controls": self._controls, "version": 1}
+        return {**self._provenance, "controls": self._controls.mode, "version": 2}
 
     @abstractmethod
     def quiz(self, holdout: Holdout) -> Quiz:
@@ -131,8 +118,14 @@ class QuizScorer(ABC):
         return tuple(str(number) for number in range(1, count + 1))
 
     def chats(self, quiz: Quiz, explanation: str) -> list[Chat]:
-        """Write the prompts of a quiz for one explanation, which is put on one line."""
-        return [self._chat([quiz.questions[i] for i in group], " ".join(explanation.split())) for group in quiz.rounds]
+        """Write the prompts of a quiz for one explanation, which is on one line."""
+        return [self._chat([quiz.questions[i] for i in group], explanation) for group in quiz.rounds]
+
+    def for_calibration(self) -> tuple[Self, int]:
+        """The same judge with all controls, and how many windows of either kind it is calibrated on."""
+        judge = copy.copy(self)
+        judge._controls = ALL
+        return judge, self._count
 
     def judge(self, case: Case) -> LLMTask[list[Judgements]]:
         """Judge the explanation and its controls; an explanation without text gets no judgement."""
@@ -151,7 +144,6 @@ class QuizScorer(ABC):
         return {
             "prompt": {self._prompt.name: self._prompt.hash},
             "count": self._count,
-            "per_prompt": self._per_prompt,
             "length": LENGTH,
             "seed": self._seed,
             "logprobs": self._logprobs,

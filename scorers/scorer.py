@@ -1,13 +1,14 @@
 """The protocol of scorers, and the step from judgements to scores.
 
 A scorer only judges: it lays predictions beside the truth. The metrics are computed here, from judgements alone,
-so they can be computed again from stored ones without asking anyone.
+so they can be computed again from stored ones without asking anyone; and so is who judged, from their provenance.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -57,6 +58,35 @@ class Scorer(Protocol):
         ...
 
 
+class Judge(NamedTuple):
+    """Who turned a description into predictions, and how; both as in `Score`."""
+
+    backend: str
+    name: str
+
+
+def name_judge(model: str, endpoint: str, prompt_hashes: Iterable[str]) -> str:
+    """Name a language model as a judge: the same name only for the same model, endpoint and prompts."""
+    first, *more = sorted(prompt_hashes)
+    joint = hashlib.sha256(" ".join((first, *more)).encode()).hexdigest() if more else first
+    return f"{model} @ {endpoint} # {joint[:12]}"
+
+
+def identify_judge(provenance: Mapping[str, object]) -> Judge:
+    """Read from the provenance of judgements who judged; a language model that it does not name has the name ""."""
+    by, prompts = provenance.get("by"), provenance.get("prompt")
+    if by == "rule":
+        return Judge("rule", "code")
+    if "embedder" in provenance:
+        return Judge("", f"embedding {provenance['embedder']}")
+    backend = str(by or "") or ("logprobs" if provenance.get("logprobs") else "")
+    if "llm" not in provenance or not isinstance(prompts, Mapping):
+        return Judge(backend, "")
+    return Judge(backend, name_judge(str(provenance["llm"]), str(provenance.get("endpoint", "")), prompts.values()))
+
+
+ALL_EQUAL = "every answer is the same"
+"""Why a judge's answers give no score."""
 PAIRED = ("counterfactual", "context")
 """Sets of minimal pairs, of which the agreement is taken, too; context: those that keep the token at the pivot."""
 
@@ -83,10 +113,23 @@ def _score_group(group: Sequence[Judgements], seed: int) -> list[Score]:
         return []
     items = ~np.isnan(own.true)
     coverage = float(np.isfinite(own.predicted[items]).mean()) if items.any() else 0.0
+    backend, judge = identify_judge(own.provenance)
     if not own.true.size:
         metric = "correlation" if own.kind == "activation" else "balanced_accuracy"
         reason = ", ".join(own.missing) or "no windows"
-        return [Score(own.scorer, own.examples, metric, None, reason, coverage=0.0, provenance=own.provenance)]
+        return [
+            Score(
+                own.scorer,
+                own.examples,
+                metric,
+                None,
+                reason,
+                coverage=0.0,
+                backend=backend,
+                judge=judge,
+                provenance=own.provenance,
+            )
+        ]
     others = {part.role: _metrics(part, seed) for part in group if part is not own}
     provenance = {**own.provenance, "seed": seed} | ({"missing": own.missing} if own.missing else {})
     return [
@@ -102,9 +145,11 @@ def _score_group(group: Sequence[Judgements], seed: int) -> list[Score]:
             coverage=coverage,
             baselines={role: metrics[metric].value for role, metrics in others.items() if metric in metrics},
             windows=own.windows,
+            backend=backend,
+            judge=judge,
             provenance={"formula": f"{metric}/1", **provenance},
         )
-        for metric, measured in _metrics(own, seed).items()
+        for metric, measured in _own_metrics(own, seed).items()
     ]
 
 
@@ -113,6 +158,17 @@ def _reason(measured: Measured, own: Judgements) -> str | None:
     if measured.reason == "no tokens" and own.missing:
         return ", ".join(f"{count} {reason}" for reason, count in sorted(own.missing.items()))
     return measured.reason
+
+
+def _own_metrics(own: Judgements, seed: int) -> dict[str, Measured]:
+    """The metrics of the explanation's own judgements; answers that are all the same say nothing about it."""
+    metrics = _metrics(own, seed)
+    answers = own.predicted[np.isfinite(own.predicted)]
+    if own.kind == "class" and answers.size and (answers == answers[0]).all():
+        return {
+            name: replace(m, value=None, ci_low=None, ci_high=None, reason=ALL_EQUAL) for name, m in metrics.items()
+        }
+    return metrics
 
 
 def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:

@@ -15,7 +15,7 @@ from ..llm.prompt import Prompt
 from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Rule, parse_rule
 from .holdout import Baselines, Holdout, ScoredWindows
-from .scorer import Case, measure
+from .scorer import PAIRED, Case, measure
 
 
 class RuleSimulator:
@@ -29,9 +29,12 @@ class RuleSimulator:
     keeps_judgements = False
     prompts: tuple[Prompt, ...] = ()
 
-    def __init__(self, *, name: str = "simulation", seed: int = 0) -> None:
-        """Another `name` sets its scores apart from those of a language model that simulates the text."""
-        self.name, self._seed = name, seed
+    def __init__(self, *, name: str = "simulation", pairs: bool = True, seed: int = 0) -> None:
+        """Another `name` sets its scores apart from those of a language model that simulates the text.
+
+        Without `pairs` only natural text is scored, and no minimal pair is run on the subject.
+        """
+        self.name, self._pairs, self._seed = name, pairs, seed
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -50,6 +53,8 @@ class RuleSimulator:
                     "the explanation has no rule to simulate",
                     coverage=0.0,
                     windows=windows.digests,
+                    backend="rule",
+                    judge="code",
                 )
                 for name, windows in holdout.sets.items()
             ]
@@ -60,6 +65,8 @@ class RuleSimulator:
         if not case.explanation.rule:
             return []
         rule = parse_rule(case.explanation.rule)
+        sets = case.holdout.sets
+        wanted = {name: sets[name] for name in sets if self._pairs or name not in PAIRED}
         return [
             Judgements(
                 scorer=self.name,
@@ -73,7 +80,7 @@ class RuleSimulator:
                 missing={} if len(windows.ids) else {"no holdout windows": 1},
                 provenance={"by": "rule"},
             )
-            for name, windows in case.holdout.sets.items()
+            for name, windows in wanted.items()
             for role, values in _predict_roles(rule, case, windows).items()
         ]
 

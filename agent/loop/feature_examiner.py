@@ -18,6 +18,7 @@ from ...explainers.explainer import AbstentionLimits, TrainBatch, abstention
 from ...labelling.inputs import EvidenceLoader
 from ...labelling.label import run_tasks, score_cases
 from ...llm.client import LLMClient
+from ...scorers.calibration import calibrate
 from ...scorers.holdout import Holdout
 from ...scorers.metrics import CONSTANT
 from ...scorers.scorer import Scorer
@@ -150,6 +151,7 @@ class FeatureExaminer:
             self._batch, {explanation.feature: explanation}, {explanation.feature: holdout}, fall_back_to_store=True
         )
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
-        scorers = self._scorers if explanation.rule is None else (RuleSimulator(seed=self._lab.seed),)
+        by_rule = (RuleSimulator(seed=self._lab.seed),)
+        scorers = calibrate(self._scorers, self._client) if explanation.rule is None else by_rule
         answers = next(iter(run_tasks([score_cases(scorers, cases, self._client)], self._client)), {})
         return answers[explanation.feature][0] if explanation.feature in answers else []
