@@ -17,7 +17,7 @@ from ..data.store.journal_values import End, InvestigationRecord
 from ..data.store.store import Store
 from ..explainers.rule import RuleExplainer
 from ..labelling.inputs import EvidenceLoader
-from ..labelling.label import CHUNK, open_harvested
+from ..labelling.label import open_harvested
 from ..llm.client import LLMClient
 from ..llm.prices import cost
 from ..llm.types import Reply
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
+CHUNK = 48
+"""Features that are made ready together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.padding import pad_activations, pad_ids
-from ..data.records import Evidence, Explanation
+from ..data.records import Explanation
 from ..data.store.store import Store
 from ..explainers.explainer import TrainBatch, TrainEvidence
 from ..explainers.rule import RuleExplainer
+from ..labelling.agenda import Agenda, Item, Judge
 from ..labelling.inputs import EvidenceLoader
-from ..labelling.label import CHUNK, open_stored
+from ..labelling.label import LabelJob, run_tasks
 from ..rules.language import Rule
-from ..scorers.holdout import Baselines, Holdout, ScoredWindows
+from ..scorers.holdout import Holdout, ScoredWindows
 from ..scorers.metrics import correlation
 from ..scorers.simulation import RuleSimulator
 from ..subject.address import Feature, Selection, SourceId
@@ -101,34 +102,44 @@ def choose(store: Store, model: str, *, neurons: int, latents: int, seed: int = 
 def measure(features: Sequence[Feature], store: Store, subject: Subject, costs: Costs) -> Iterator[Labelled]:
     """Explain and score features, sources in turn, as `label` does, but store nothing."""
     explainer, scorer = RuleExplainer(subject), RuleSimulator()
-    for source in dict.fromkeys(feature.source for feature in features):
-        with costs.watching(subject), costs.stage("background"):
-            loader = EvidenceLoader(store, subject, open_stored(store, subject, source))
-        members = [feature for feature in features if feature.source == source]
-        for start in range(0, len(members), CHUNK):
-            evidence = [store.evidence(feature) for feature in members[start : start + CHUNK]]
-            with costs.watching(subject):
-                yield from _measure_chunk(loader, evidence, explainer, scorer, costs)
+    job = LabelJob(store, subject, [scorer], None, {}, explainer=explainer)
+    agenda = Agenda(features, set(), job.explained_before, job.open_loader, lambda *_: None)
+    items = agenda.items()
+    with costs.watching(subject):
+        while (item := _next_item(items, costs)) is not None:
+            if isinstance(item, Judge):
+                yield _labelled(
+                    item.explanation, _score(item, job.open_loader(item.work.feature.source), scorer, costs)
+                )
+                continue
+            with costs.stage("explain"):
+                explanation = next(run_tasks([job.explain(item)], None))
+            agenda.add_explanation(explanation)
+            if explanation.text is None:
+                yield _labelled(explanation, {})
 
 
-def _measure_chunk(
-    loader: EvidenceLoader, evidence: Sequence[Evidence], explainer: RuleExplainer, scorer: RuleSimulator, costs: Costs
-) -> Iterator[Labelled]:
-    with costs.stage("background"):
-        batch = loader.train(evidence)
-    with costs.stage("explain"):
-        explanations = {explanation.feature: explanation for explanation in explainer.explain(batch)}
+def _next_item(items: Iterator[Item | None], costs: Costs) -> Item | None:
+    with costs.stage("shared windows"):
+        return next(items, None)
+
+
+def _score(item: Judge, loader: EvidenceLoader, scorer: RuleSimulator, costs: Costs) -> dict[str, float | None]:
+    feature, evidence = item.work.feature, item.work.evidence
+    columns = {feature: item.work.columns}
     with costs.stage("holdout"):
-        holdouts = loader.holdouts([part for part in evidence if explanations[part.feature].rule is not None])
+        holdouts = loader.holdouts([evidence], columns)
     with costs.stage("baselines"):
-        baselines = {case.explanation.feature: case.baselines for case in loader.cases(batch, explanations, holdouts)}
-    for part in batch.features:
-        explanation, scores = explanations[part.feature], {}
-        if explanation.rule is not None:
-            with costs.stage("score"):
-                scores = _score(explanation, holdouts[part.feature], baselines[part.feature], scorer)
-            scores |= _bigram_scores(part, batch, holdouts[part.feature], baselines[part.feature].token_table)
-        yield _labelled(explanation, scores)
+        batch = loader.train([evidence], columns)
+        (case,) = loader.cases(batch, {feature: item.explanation}, holdouts, {feature: item.control})
+    values: dict[str, float | None] = {}
+    with costs.stage("score"):
+        scores = scorer.score(item.explanation, case.holdout, case.baselines)
+    for score in scores:
+        values[f"{score.examples} {score.metric}"] = score.value
+        if score.metric == "correlation":
+            values |= {f"{score.examples} {name}": value for name, value in score.baselines.items()}
+    return values | _bigram_scores(batch.features[0], batch, case.holdout, case.baselines.token_table)
 
 
 def _labelled(explanation: Explanation, scores: Mapping[str, float | None]) -> Labelled:
@@ -143,17 +154,6 @@ def _labelled(explanation: Explanation, scores: Mapping[str, float | None]) -> L
         length=rule.length() if rule else None,
         scores=scores,
     )
-
-
-def _score(
-    explanation: Explanation, holdout: Holdout, baselines: Baselines, scorer: RuleSimulator
-) -> dict[str, float | None]:
-    values: dict[str, float | None] = {}
-    for score in scorer.score(explanation, holdout, baselines):
-        values[f"{score.examples} {score.metric}"] = score.value
-        if score.metric == "correlation":
-            values |= {f"{score.examples} {name}": value for name, value in score.baselines.items()}
-    return values
 
 
 def _bigram_scores(

@@ -195,8 +195,9 @@ class Progress:
     def __init__(self, what: str, *, total: int | None, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._bar: tqdm[Any] | None = None
-        self._done, self._note = 0, ""
-        self._started = self._last_line = time.monotonic()
+        self._done, self._note, self._doing = 0, "", ""
+        self._started = self._last_event = self._last_line = time.monotonic()
+        self._silent = True
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -219,12 +220,27 @@ class Progress:
 
     def reach(self, done: int, note: str = "") -> None:
         """Set how much is done; `note` is shown beside it."""
-        advance, self._done, self._note = done - self._done, done, note
+        advance, self._done, self._note, self._doing = done - self._done, done, note, ""
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(advance)
-        elif time.monotonic() - self._last_line > SILENT_SECONDS:
-            self._last_line = time.monotonic()
+        self._show()
+
+    def doing(self, what: str, done: int, total: int) -> None:
+        """Say what is being done, at once the first time, and where `total` is above 0, how much of it.
+
+        The time of what is told with a total does not count for the rate.
+        """
+        self._doing = f"{what} {done / total:.0%}" if total else what
+        if total:
+            self._started += time.monotonic() - self._last_event
+        self._show(at_once=self._silent)
+
+    def _show(self, *, at_once: bool = False) -> None:
+        self._last_event = time.monotonic()
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(filter(None, (self._note, self._doing))))
+        elif at_once or self._last_event - self._last_line > SILENT_SECONDS:
+            self._last_line, self._silent = self._last_event, False
             say(self._format_line())
 
     def echo(self, text: str) -> None:
@@ -237,14 +253,16 @@ class Progress:
         self._bar.refresh()
 
     def _format_line(self) -> str:
-        rate = self._done / (time.monotonic() - self._started)
         line = f"{self._what}: {self._done:,}"
         if self._total:
             line += f" of {self._total:,}"
-        line += f" {self._unit}, {rate:,.1f}/s"
-        if self._total and rate:
-            line += f", {max(0.0, self._total - self._done) / rate:,.0f} s left"
-        return line + (f", {self._note}" if self._note else "")
+        line += f" {self._unit}"
+        if self._done:
+            seconds = (time.monotonic() - self._started) / self._done
+            line += f", {1 / seconds:,.1f}/s" if seconds <= 1 else f", {seconds:,.1f} s each"
+            if self._total:
+                line += f", {max(0.0, self._total - self._done) * seconds:,.0f} s left"
+        return ", ".join(filter(None, (line, self._note, self._doing)))
 
 
 def plain(text: str) -> str:

@@ -86,6 +86,7 @@ def _label_features(subject: "Subject", store: "Store", texts: list[str]) -> lis
             explainer=RuleExplainer(subject),
             scorers=[RuleSimulator()],
             on_skip=lambda done: progress.expect(len(features) - done),
+            on_progress=progress.doing,
         )
         print_results(results, progress, None, kept_note=f"whatever was labelled is stored in {store.path}")
     wanted = {str(feature) for feature in features}

@@ -1,14 +1,13 @@
 """`neuronaut label` and `neuronaut score`: explain features, and score explanations."""
 
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..subject.errors import NeuronautError
 from . import display
 from .common import (
     Form,
@@ -23,20 +22,15 @@ from .common import (
     result_options,
     say,
 )
-from .llm_options import LLMOptions, batch_api, format_spent, llm_options, open_client, split_options
+from .label_setup import LabelSetup, open_setup, open_workers
+from .llm_options import LLMOptions, batch_api, format_spent, llm_options, split_options
 
 if TYPE_CHECKING:
-    from ..data.store.store import Store
-    from ..explainers.explainer import Explainer
+    from ..labelling.agenda import Item
     from ..labelling.estimate import Estimate
-    from ..labelling.label import Result
-    from ..labelling.selection import SelectingExplainer
-    from ..llm.client import LLMClient, Mode
-    from ..scorers.factory import ScorerOptions
-    from ..scorers.scorer import Scorer
-    from ..subject.address import Feature, SourceId
-    from ..subject.model import Subject
-    from ..subject.sources import Source
+    from ..labelling.label import Outcome, Result
+    from ..labelling.workers import Workers
+    from ..llm.client import LLMClient
 
 subject_options = all_of(
     click.option("--model", metavar="PATH", help="Where the model lies, if not where it was harvested from."),
@@ -59,81 +53,6 @@ budget_option = click.option(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LabelSetup:
-    """The parts that both verbs open before they begin."""
-
-    store: "Store"
-    subject: "Subject"
-    sources: "dict[SourceId, Source]"
-    features: "list[Feature]"
-    client: "LLMClient | None"
-    scorers: "list[Scorer]"
-    explainer: "Explainer | SelectingExplainer | None"
-
-
-@contextmanager
-def _open_setup(
-    features: tuple[str, ...],
-    database: str,
-    *,
-    scorers: str,
-    explainer_name: str | None,
-    limit: str | None,
-    mode: "Mode",
-    options: dict[str, Any],
-) -> Generator[LabelSetup]:
-    from ..scorers.factory import ScorerOptions, make_scorers
-    from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
-
-    language, rest = split_options(options)
-    load_options = LoadOptions(**rest)
-    with open_store(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
-        chosen = chosen_features(store, features)
-        subject = stored_subject(
-            store, chosen[0].source.model, load_options, sources=[feature.source for feature in chosen]
-        )
-        sources = stored_sources(store, subject, chosen, load_options)
-        scorer_options = ScorerOptions(
-            client and client.llm,
-            subject,
-            sources,
-            store.chosen_prompts(),
-            controls=language.control_mode,
-            first=chosen[0],
-            calibrated=not language.no_calibration,
-            embedder=language.embedder,
-        )
-        explainer = None
-        if explainer_name is not None:
-            explainer = _make_explainer(explainer_name, subject, scorers, scorer_options, language.temperature_value)
-        yield LabelSetup(
-            store=store,
-            subject=subject,
-            sources=sources,
-            features=chosen,
-            client=client,
-            scorers=make_scorers(scorers, scorer_options),
-            explainer=explainer,
-        )
-
-
-def _make_explainer(
-    name: str, subject: "Subject", scorers: str, scorer_options: "ScorerOptions", temperature: float | None
-) -> "Explainer | SelectingExplainer":
-    from ..explainers.factory import ExplainerOptions
-    from ..labelling.factory import make_explainer
-    from ..scorers.factory import make_scorer
-
-    # The scorer that is named first chooses between candidates.
-    chooser = make_scorer(scorers.split(",")[0].strip(), scorer_options.for_choosing())
-    options = ExplainerOptions(scorer_options.prompts, temperature)
-    explainer = make_explainer(name, subject, options, chooser=chooser)
-    if explainer.prompts and scorer_options.llm is None:
-        raise NeuronautError(f"-e {name} asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
-    return explainer
-
-
 @click.command()
 @click.argument("features", nargs=-1, required=True, metavar="FEATURES...")
 @click.option(
@@ -149,6 +68,9 @@ def _make_explainer(
 @budget_option
 @click.option("--batch", is_flag=True, help="Ask through the server's batch API, at half the price; come back later.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost; ask nobody.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Worker processes, each with its own model."
+)
 @click.option("--redo", is_flag=True, help="Explain also what this explainer has explained; the best one is shown.")
 @subject_options
 @result_options
@@ -159,6 +81,7 @@ def label(
     limit: str | None,
     batch: bool,
     dry_run: bool,
+    jobs: int,
     redo: bool,
     database: str,
     form: Form,
@@ -181,41 +104,59 @@ def label(
     """
     if batch and options["llm"] is None:
         raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
+    if jobs > 1 and options["llm"] is not None:
+        raise click.UsageError(
+            "-j is for labelling without a language model; calls to one run side by side already (-w)"
+        )
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = parse_minutes(limit) if options["llm"] is None else None
-    with _open_setup(
+    with open_setup(
         features, database, scorers=scorers, explainer_name=explainer, limit=limit, mode=mode, options=options
     ) as setup:
         if dry_run:
-            _estimate(setup, form, redo=redo, batch=batch)
+            _estimate(setup, form, redo=redo, batch=batch, jobs=jobs)
         elif not batch:
-            _label_features(setup, form, redo=redo, minutes=minutes)
+            with open_workers(
+                jobs, features, database, scorers=scorers, explainer_name=explainer, redo=redo, options=options
+            ) as workers:
+                _label_features(setup, form, redo=redo, minutes=minutes, workers=workers)
         elif _collect_batches(setup, split_options(options)[0]):
-            _label_features(setup, form, redo=redo, minutes=None)
+            _label_features(setup, form, redo=redo)
             _send_batch(setup, split_options(options)[0])
 
 
-def _estimate(setup: LabelSetup, form: Form, *, redo: bool, batch: bool) -> None:
+def _estimate(setup: LabelSetup, form: Form, *, redo: bool, batch: bool, jobs: int) -> None:
     from ..labelling.estimate import estimate
     from ..llm.prices import BATCH_DISCOUNT
 
     assert setup.explainer is not None
-    estimated = estimate(
-        setup.features,
-        setup.store,
-        setup.subject,
-        explainer=setup.explainer,
-        scorers=setup.scorers,
-        client=setup.client,
-        sources=setup.sources,
-        redo=redo,
-    )
+    with Progress("dry run", total=None, unit="features") as progress:
+        estimated = estimate(
+            setup.features,
+            setup.store,
+            setup.subject,
+            explainer=setup.explainer,
+            scorers=setup.scorers,
+            client=setup.client,
+            chooser=setup.chooser,
+            sources=setup.sources,
+            redo=redo,
+            jobs=jobs,
+            on_progress=progress.doing,
+        )
     if batch and estimated.usd is not None:
         estimated = replace(estimated, usd=estimated.usd * BATCH_DISCOUNT)
     emit([asdict(estimated)], form, lambda _: _format_estimate(estimated))
 
 
-def _label_features(setup: LabelSetup, form: Form, *, redo: bool, minutes: float | None) -> None:
+def _label_features(
+    setup: LabelSetup,
+    form: Form,
+    *,
+    redo: bool,
+    minutes: float | None = None,
+    workers: "Workers[Item, Outcome] | None" = None,
+) -> None:
     from ..labelling.label import label as label_features
 
     assert setup.explainer is not None
@@ -234,10 +175,13 @@ def _label_features(setup: LabelSetup, form: Form, *, redo: bool, minutes: float
             explainer=setup.explainer,
             scorers=setup.scorers,
             client=setup.client,
+            chooser=setup.chooser,
             sources=setup.sources,
+            workers=workers,
             redo=redo,
             minutes=minutes,
             on_skip=skip,
+            on_progress=progress.doing,
         )
         rows = print_results(
             results, progress, form, setup.client, kept_note=f"whatever was labelled is stored in {setup.store.path}"
@@ -281,30 +225,31 @@ def score(
 
     if limit is not None and (from_stored or options["llm"] is None):
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")
-    client = None
+    client, kept = None, f"whatever was scored is stored in {database}"
     if from_stored:
         with open_store(database, write=True) as store:
             chosen = chosen_features(store, features)
-            rows = _print_scored(score_from_stored(chosen, store), len(chosen), form, None, database)
+            with Progress("score", total=len(chosen), unit="features") as progress:
+                rows = print_results(score_from_stored(chosen, store), progress, form, kept_note=kept)
     else:
-        with _open_setup(
+        with open_setup(
             features, database, scorers=scorers, explainer_name=None, limit=limit, mode="live", options=options
         ) as setup:
             chosen, client = setup.features, setup.client
-            results = score_features(
-                chosen, setup.store, setup.subject, scorers=setup.scorers, client=setup.client, sources=setup.sources
-            )
-            rows = _print_scored(results, len(chosen), form, client, database)
+            with Progress("score", total=len(chosen), unit="features") as progress:
+                results = score_features(
+                    chosen,
+                    setup.store,
+                    setup.subject,
+                    scorers=setup.scorers,
+                    client=setup.client,
+                    sources=setup.sources,
+                    on_progress=progress.doing,
+                )
+                rows = print_results(results, progress, form, client, kept_note=kept)
     if form == "json":
         emit(rows, form, lambda _: "")
     _say_scored(len({row["feature"] for row in rows}), len(chosen), client)
-
-
-def _print_scored(
-    results: "Iterator[Result]", total: int, form: Form, client: "LLMClient | None", database: str
-) -> list[Row]:
-    with Progress("score", total=total, unit="features") as progress:
-        return print_results(results, progress, form, client, kept_note=f"whatever was scored is stored in {database}")
 
 
 def _say_scored(scored: int, total: int, client: "LLMClient | None") -> None:
@@ -347,6 +292,9 @@ def _send_batch(setup: LabelSetup, language: LLMOptions) -> None:
 
 def _format_estimate(cost: "Estimate") -> str:
     line = f"would label {cost.left:,} of {cost.features:,} features, {cost.done:,} are done already"
+    if cost.seconds is not None:
+        time = f"{cost.seconds:,.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:,.0f} minutes"
+        return f"{line}: {cost.forwards:,} forward passes of {cost.forward_tokens:,} tokens, about {time}"
     if not cost.calls and not cost.cached:
         return line
     dollars = "price not known (--price in=X,out=Y)" if cost.usd is None else f"${cost.usd:,.4f}"
@@ -355,12 +303,15 @@ def _format_estimate(cost: "Estimate") -> str:
 
 
 def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") -> None:
-    say(_format_summary(Counter(row["status"] for row in rows), skipped=done))
+    counts = Counter(row["status"] for row in rows)
+    say(_format_summary(counts, skipped=done))
     if client is not None:
         say(format_spent(client.spent, priced=client.price is not None))
     if len(rows) < left and (client is None or client.mode == "live"):
         why = client.stopped if client is not None and client.stopped else "the time is spent"
         say(f"{left - len(rows):,} features are left: {why}; give the command again to go on")
+    if rows and counts["failed"] == len(rows):
+        raise click.exceptions.Exit(1)
 
 
 def print_results(
@@ -376,11 +327,12 @@ def print_results(
     `kept_note` says, where the user stops it, what is kept.
     """
     rows: list[Row] = []
-    pointed, unscored = list[float](), defaultdict[str, list[str]](list)
+    pointed, unscored, failures = list[float](), defaultdict[str, list[str]](list), Counter[str]()
     with interruptible(lambda: kept_note):
         for result in results:
             rows.append(make_row(result))
             pointed += [score.point_values for score in result.scores if score.point_values]
+            failures.update([result.explanation.reason or ""] if rows[-1]["status"] == "failed" else [])
             for scorer, reason in _find_unscored(result):
                 unscored[scorer].append(reason)
             counts = Counter(row["status"] for row in rows)
@@ -391,12 +343,14 @@ def print_results(
             if form == "nl":
                 progress.echo(as_json(rows[-1]))
             elif form == "table":
-                progress.echo(_format_line(rows[-1], result.explanation.reason))
+                progress.echo(_format_line(rows[-1], result))
     if pointed:
         say(
             f"point values in {len(pointed):,} scores: the server gave no log-probabilities for up to "
             f"{max(pointed):.0%} of the tokens, where the number that was written counts"
         )
+    for reason, count in failures.items():
+        say(f"{count:,} failed: {reason}")
     for scorer, reasons in unscored.items():
         say(f"no score by {scorer} for {len(reasons):,} of {len(rows):,} features, the last time for: {reasons[-1]}")
     return rows
@@ -431,9 +385,11 @@ def make_row(result: "Result") -> Row:
     }
 
 
-def _format_line(row: Row, reason: str | None) -> str:
+def _format_line(row: Row, result: "Result") -> str:
     score = f"{display.score(row):18}  baseline {display.hundredths(row['baseline']):>5}"
-    text = row["headline"] or row["explanation"] or reason or ""
+    text = row["headline"] or row["explanation"] or result.explanation.reason or ""
+    if result.score is not None and result.score.value is None:
+        text = f"(no {result.score.metric}: {result.score.reason}) {text}"
     return display.cut(f"{row['feature']}  {row['status']:9}  {score}  {display.visible(text)}")
 
 

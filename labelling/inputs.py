@@ -1,22 +1,25 @@
 """Loads the evidence of features of one source, for explainers and for scorers.
 
-Windows that features share are read once. The two sides never meet: `train` gives what explainers may see,
-`holdouts` what scorers are given, from the holdout or, for choosing between explanations, from `select`.
+Windows that all features share are run through the subject once for many features (`columns`); what is read later is
+of one feature alone. The two sides never meet: `train` gives what explainers may see, `holdouts` what scorers are
+given, from the holdout or, for choosing between explanations, from `select`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.harvest.activations import read_columns
+from ..data.harvest.activations import ROWS, read_columns
 from ..data.padding import pad_ids
 from ..data.records import PARTS, Evidence, Explanation, Split
 from ..data.store.reading import PoolWindow
 from ..data.store.store import Store
 from ..explainers.explainer import Background, TrainBatch, TrainEvidence
 from ..rules.language import parse_rule
-from ..scorers.holdout import Baselines, Holdout, build_holdouts, token_baselines
+from ..scorers.holdout import DRAWN, Baselines, Holdout, build_holdouts, token_baselines
 from ..scorers.scorer import Case
 from ..subject.address import Feature
 from ..subject.errors import NeuronautError
@@ -29,6 +32,41 @@ TUNE = 512
 """Pool windows of the tune split that explainers check their work on at most."""
 RANDOM_WINDOWS = 256
 """Random windows of a judged split that scorers draw windows and substitute tokens from."""
+JUDGED: tuple[Split, ...] = ("holdout", "select")
+"""The splits that explanations are judged on."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it, and of how much."""
+
+
+class Columns(NamedTuple):
+    """One feature's activations on the windows that all features share, sign-flipped for a negative tail.
+
+    Each (row, position), 0 on padding.
+    """
+
+    train: NDArray[np.float32]
+    """On `EvidenceLoader.background`."""
+    tune: NDArray[np.float32]
+    """On `EvidenceLoader.tune`."""
+    random: Mapping[Split, NDArray[np.float32]]
+    """On the first random windows of each judged split, which only scorers are given; empty for a split without any."""
+
+
+class Control(NamedTuple):
+    """The other explanation, for controls: of another feature of the source."""
+
+    explanation: Explanation | None = None
+    """One with a text; None where there is none."""
+    rule: str | None = None
+    """A rule as JSON; None where there is none."""
+
+
+NO_CONTROL = Control()
+
+
+def _shift(on_progress: OnProgress, before: int, total: int, rows: int) -> None:
+    on_progress("background windows", before + rows, total)
 
 
 def _background(windows: Sequence[PoolWindow], width: int, *, most: int) -> Background:
@@ -52,41 +90,89 @@ class EvidenceLoader:
         self.tune = _background(pool["tune"], width, most=TUNE)
         self._random: dict[Split, tuple[NDArray[np.int64], list[str]]] = {}
 
-    def train(self, evidence: Sequence[Evidence]) -> TrainBatch:
-        """Load the training side of some features."""
-        features = [part.feature for part in evidence]
-        width = self.background.ids.shape[1]
-        if any(len(example.ids) > width for part in evidence for example in part.examples):
+    def evidence(self, feature: Feature) -> Evidence:
+        """Read a feature's evidence; NeuronautError where its windows are longer than those of the pool."""
+        evidence, width = self.store.evidence(feature), self.background.ids.shape[1]
+        if any(len(example.ids) > width for example in evidence.examples):
             raise NeuronautError(
                 f"{self.source.id} was harvested in other windows than the pool of {self.source.id.model}, which has "
                 f"windows of {width} tokens; harvest it again with --window {width}"
             )
-        columns = [f.index for f in features]
-        rows = np.concatenate([self.background.ids, self.tune.ids])
-        activations = read_columns(self.subject, self.source, rows, columns)
-        activations *= np.where([f.negative for f in features], -1, 1).astype(np.float32)
-        train, tune = np.split(activations, [len(self.background.ids)])
+        return evidence
+
+    def columns(self, features: Sequence[Feature], *, on_progress: OnProgress | None = None) -> dict[Feature, Columns]:
+        """Run the windows that all features share through the subject, once for all of these features.
+
+        What `on_progress` raises ends it.
+        """
+        shared = {"train": self.background.ids, "tune": self.tune.ids}
+        shared |= {split: self._random_windows(split)[0][:DRAWN] for split in JUDGED}
+        total, read = sum(map(len, shared.values())), dict[str, NDArray[np.float32]]()
+        for name, ids in shared.items():
+            before = sum(part.shape[1] for part in read.values())
+            read[name] = self._read(ids, features, on_progress and partial(_shift, on_progress, before, total))
+        return {
+            feature: Columns(read["train"][i], read["tune"][i], {split: read[split][i] for split in JUDGED})
+            for i, feature in enumerate(features)
+        }
+
+    def _read(
+        self, ids: NDArray[np.int64], features: Sequence[Feature], on_rows: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Activations on windows, (feature, row, position): a feature's own lie together in memory."""
+        indices = [feature.index for feature in features]
+        signs = np.where([feature.negative for feature in features], -1, 1).astype(np.float32)
+        read = np.empty((len(features), *ids.shape), np.float32)
+        for start in range(0, len(ids), ROWS):
+            if on_rows is not None:
+                on_rows(start)
+            part = read_columns(self.subject, self.source, ids[start : start + ROWS], indices) * signs
+            read[:, start : start + len(part)] = part.transpose(2, 0, 1)
+        return read
+
+    def train(self, evidence: Sequence[Evidence], columns: Mapping[Feature, Columns] | None = None) -> TrainBatch:
+        """Load the training side of some features; `columns` are theirs where they are read already."""
+        if columns is None:
+            features = [part.feature for part in evidence]
+            both = zip(self._read(self.background.ids, features), self._read(self.tune.ids, features), strict=True)
+            columns = {feature: Columns(*read, {}) for feature, read in zip(features, both, strict=True)}
         padding = int((self.background.ids < 0).sum())
         parts = [
             TrainEvidence(
                 e.feature,
                 e.statistics,
                 e.train,
-                train[:, :, i],
+                columns[e.feature].train,
                 padding=padding,
                 tune=e.tune,
-                tune_background=tune[:, :, i],
+                tune_background=columns[e.feature].tune,
             )
-            for i, e in enumerate(evidence)
+            for e in evidence
         ]
         return TrainBatch(self.source, self.subject.vocabulary, self.background, parts, self.tune)
 
-    def holdouts(self, evidence: Sequence[Evidence], *, split: Split = "holdout") -> dict[Feature, Holdout]:
+    def holdouts(
+        self,
+        evidence: Sequence[Evidence],
+        columns: Mapping[Feature, Columns] | None = None,
+        *,
+        split: Split = "holdout",
+    ) -> dict[Feature, Holdout]:
         """Load what scorers are given of the same features: the holdout, or `select`."""
-        examples = {e.feature: [example for example in e.examples if example.split == split] for e in evidence}
-        peaks = {e.feature: e.statistics.peak for e in evidence}
+        random = self._require_random(split)
+        if columns is None:
+            features = [part.feature for part in evidence]
+            drawn = dict(zip(features, self._read(random[0][:DRAWN], features), strict=True))
+        else:
+            drawn = {part.feature: columns[part.feature].random[split] for part in evidence}
         holdouts = build_holdouts(
-            self.subject, self.source, examples, peaks, self._random_windows(split), seed=self._seed
+            self.subject,
+            self.source,
+            {e.feature: [example for example in e.examples if example.split == split] for e in evidence},
+            {e.feature: e.statistics.peak for e in evidence},
+            random,
+            drawn=drawn,
+            seed=self._seed,
         )
         return {holdout.feature: holdout for holdout in holdouts}
 
@@ -95,49 +181,43 @@ class EvidenceLoader:
         batch: TrainBatch,
         explanations: Mapping[Feature, Explanation],
         holdouts: Mapping[Feature, Holdout],
-        *,
-        fall_back_to_store: bool = False,
+        controls: Mapping[Feature, Control] | None = None,
     ) -> list[Case]:
         """Make the case of every explanation that has a text: the windows that it is judged on, and its baselines.
 
-        The other explanation, for controls, is that of the next explained feature of the batch; where there is none
-        and `fall_back_to_store`, one from the database: not reproducible while another process is labelling.
+        Without `controls` no other feature's explanation is judged beside it.
         """
-        texts = [f for f, explanation in explanations.items() if explanation.text is not None]
-        ruled = [f for f in texts if explanations[f].rule is not None]
-        parts = {part.feature: part for part in batch.features}
         cases = []
-        for feature in texts:
-            other_rule = self._other(
-                feature, ruled, explanations, with_rule=True, fall_back_to_store=fall_back_to_store
-            )
-            rule = parse_rule(other_rule.rule) if other_rule is not None and other_rule.rule else None
-            baselines = Baselines(*token_baselines(parts[feature], batch), rule)
-            other = self._other(feature, texts, explanations, with_rule=False, fall_back_to_store=fall_back_to_store)
-            cases.append(Case(explanations[feature], holdouts[feature], baselines, other))
+        for part in batch.features:
+            explanation = explanations.get(part.feature)
+            if explanation is None or explanation.text is None:
+                continue
+            control = (controls or {}).get(part.feature, NO_CONTROL)
+            rule = parse_rule(control.rule) if control.rule else None
+            baselines = Baselines(*token_baselines(part, batch), rule)
+            cases.append(Case(explanation, holdouts[part.feature], baselines, control.explanation))
         return cases
 
-    def _other(
-        self,
-        feature: Feature,
-        explained: Sequence[Feature],
-        explanations: Mapping[Feature, Explanation],
-        *,
-        with_rule: bool,
-        fall_back_to_store: bool,
-    ) -> Explanation | None:
-        if feature in explained and len(explained) > 1:
-            return explanations[explained[(explained.index(feature) + 1) % len(explained)]]
-        return self.store.another_explanation(feature, with_rule=with_rule) if fall_back_to_store else None
+    def stored_control(self, feature: Feature) -> Control:
+        """Another feature's explanation from the database: not reproducible while another process is labelling."""
+        explanation = self.store.another_explanation(feature, with_rule=False)
+        ruled = self.store.another_explanation(feature, with_rule=True)
+        return Control(explanation, ruled and ruled.rule)
+
+    def _require_random(self, split: Split) -> tuple[NDArray[np.int64], list[str]]:
+        ids, digests = self._random_windows(split)
+        if not digests:
+            raise NeuronautError(
+                f"the pool of {self.source.id.model} has no {split} window; harvest it on a larger corpus"
+            )
+        return ids, digests
 
     def _random_windows(self, split: Split) -> tuple[NDArray[np.int64], list[str]]:
         """Random windows of a split that no explainer was shown, with their digests."""
         if split not in self._random:
-            model, background = self.source.id.model, set(self.background.digests)
-            windows = sorted(self.store.pool_windows(model, split), key=lambda w: w.window)
+            background = set(self.background.digests)
+            windows = sorted(self.store.pool_windows(self.source.id.model, split), key=lambda w: w.window)
             windows = [w for w in windows if w.window not in background][:RANDOM_WINDOWS]
-            if not windows:
-                raise NeuronautError(f"the pool of {model} has no {split} window; harvest it on a larger corpus")
             ids = pad_ids([w.ids for w in windows], width=self.background.ids.shape[1])
             self._random[split] = ids, [w.window for w in windows]
         return self._random[split]

@@ -1,10 +1,10 @@
 """Labels features, that is, explains them on the training side and scores the explanations on the holdout.
 
-Features of one source are taken in chunks, so that their forwards are shared. Where a language model is asked, a
-chunk is cut into parts, and several parts are open at a time. The results of a part are stored in one
-transaction, since its features are each other's controls: whatever stops the process, the same call goes on
-with the features that are left, calls that were answered are read from the log, and the database ends as if nothing
-had happened. Two processes may label into one database; a feature that both took is stored once.
+What is done next is decided by the agenda (agenda.py), and done by this process, by worker processes, or, where a
+language model is asked, by several tasks that are open at a time. Every feature is stored as soon as it is finished,
+in a transaction of its own: whatever stops the process, the same call goes on with the features that are left, calls
+that were answered are read from the log, and the database ends as if nothing had happened. Two processes may label
+into one database; a feature that both took is stored once.
 
 Features that are explained already can be scored again: scorers judge anew (`score`), or the metrics are computed
 again from stored judgements (`score_from_stored`).
@@ -13,36 +13,37 @@ again from stored judgements (`score_from_stored`).
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 from ..data.ranking import headline_score
-from ..data.records import Evidence, Explanation, Judgements, Score
+from ..data.records import Explanation, Judgements, Score, Split
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
-from ..explainers.explainer import Explainer, TrainBatch
+from ..explainers.explainer import Explainer
 from ..llm.client import LLMClient
 from ..llm.prompt import Prompt
 from ..llm.tasks import LLMTask, gather, run_task
 from ..scorers.calibration import calibrate
 from ..scorers.scorer import Case, Scorer, measure
+from ..scorers.simulation import RuleSimulator
 from ..subject.address import Feature, SourceId
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.opening import open_source
 from ..subject.sources import Source
-from .inputs import EvidenceLoader
+from .agenda import Agenda, Explain, Item, Judge, TimeIsOver
+from .inputs import EvidenceLoader, OnProgress
 from .selection import SelectingExplainer, bind
+from .workers import Workers
 
 T = TypeVar("T")
 
-CHUNK = 48
-"""Features whose forwards are shared."""
-PART = 8
-"""Features of a chunk that are stored together where a language model is asked."""
+SELECT: Split = "select"
+"""Name of the split, and of the set of examples, on which explanations of one feature are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,17 @@ class Result:
         return headline_score(self.scores)
 
 
+class Finished(NamedTuple):
+    """A feature with which everything is done, and the judgements that are worth storing."""
+
+    result: Result
+    judgements: list[Judgements]
+
+
+Outcome = Explanation | Finished
+"""What comes of an `Explain` and of a `Judge`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """The work on all features of one call: where they are stored, who scores them, and what is open already."""
@@ -74,11 +86,9 @@ class Job:
     client: LLMClient | None
     sources: Mapping[SourceId, Source]
     """Sources that are open; others are opened as the store knows them."""
-
-    @property
-    def part_size(self) -> int:
-        """Features that are stored together."""
-        return CHUNK if self.client is None else PART
+    chooser: Scorer | None = None
+    """Judges texts on `select`, without controls, where candidates are to be compared; None for rules only."""
+    _loaders: dict[SourceId, EvidenceLoader] = field(default_factory=dict, init=False)
 
     @property
     def llm(self) -> dict[str, object]:
@@ -86,17 +96,45 @@ class Job:
         return {} if self.client is None else {"llm": self.client.llm.model, "endpoint": self.client.llm.endpoint}
 
     def open_loader(self, source_id: SourceId) -> EvidenceLoader:
-        """Open the loader of a source's evidence."""
-        return EvidenceLoader(
-            self.store, self.subject, open_harvested(self.store, self.subject, source_id, self.sources)
-        )
+        """Open the loader of a source's evidence, once."""
+        if source_id not in self._loaders:
+            source = open_harvested(self.store, self.subject, source_id, self.sources)
+            self._loaders[source_id] = EvidenceLoader(self.store, self.subject, source)
+        return self._loaders[source_id]
+
+    def judge(self, item: Judge, *, select: bool = True) -> LLMTask[Finished]:
+        """Score an explanation on the holdout and, with `select`, there too; nothing is stored."""
+        feature, explanation = item.work.feature, item.explanation
+        loader, columns = self.open_loader(feature.source), {feature: item.work.columns}
+        batch = loader.train([item.work.evidence], columns)
+        own = {feature: explanation}, loader.holdouts([item.work.evidence], columns)
+        (case,) = loader.cases(batch, *own, {feature: item.control})
+        parts = [score_case(self.scorers, case, self.client)]
+        judges = self._select_judges(explanation) if select and len(item.work.columns.random[SELECT]) else []
+        if judges:
+            there = replace(case, holdout=loader.holdouts([item.work.evidence], columns, split=SELECT)[feature])
+            parts += [score_on_select(judge, there, self.client) for judge in judges]
+        scored = yield from gather(parts)
+        result = Result(feature, explanation, [score for part in scored for score in part.scores])
+        return Finished(result, [judgements for part in scored for judgements in part.judgements])
+
+    def _select_judges(self, explanation: Explanation) -> list[Scorer]:
+        """Who judges an explanation on `select`: code its rule; of texts the chooser those that have a rival."""
+        judges: list[Scorer] = [RuleSimulator()] if explanation.rule else []
+        by_code = self.chooser is None or isinstance(self.chooser, RuleSimulator)
+        return judges if by_code or not self.has_rival(explanation) else [*judges, self.chooser]
+
+    def has_rival(self, explanation: Explanation) -> bool:
+        """Whether the text of an explanation is worth calls that compare it with others."""
+        others = self.store.explanations(explanation.feature) if not explanation.rule else ()
+        return any(other.explanation.text not in (None, explanation.text) for other in others)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelJob(Job):
     """A job that explains features before it scores them."""
 
-    explainer: Explainer | SelectingExplainer
+    explainer: Explainer | SelectingExplainer = field(kw_only=True)
     redo: bool = False
 
     @property
@@ -105,18 +143,31 @@ class LabelJob(Job):
         settings = json.dumps({"explainer": self.explainer.name, **self.llm, **self.explainer.settings}, sort_keys=True)
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
+    def perform(self, item: Item) -> LLMTask[Outcome]:
+        """Explain a feature, or judge an explanation; nothing is stored."""
+        return (yield from self.explain(item) if isinstance(item, Explain) else self.judge(item))
 
-class Part(NamedTuple):
-    """Features that are labelled together and stored in one transaction."""
+    def perform_alone(self, item: Item) -> Outcome:
+        """The same where no language model is asked; for worker processes."""
+        return next(run_tasks([self.perform(item)], None))
 
-    loader: EvidenceLoader
-    evidence: Sequence[Evidence]
-    batch: TrainBatch
-    """The training side of the same features."""
+    def explain(self, item: Explain) -> LLMTask[Explanation]:
+        """Explain a feature."""
+        loader = self.open_loader(item.work.feature.source)
+        batch = loader.train([item.work.evidence], {item.work.feature: item.work.columns})
+        (explanation,) = yield from run_task(bind(self.explainer, loader).explain(batch))
+        return _add_provenance(explanation, self, loader)
 
+    def has_rival(self, explanation: Explanation) -> bool:
+        """Whether the text is worth calls; an explainer that chooses on `select` has made them already."""
+        return isinstance(self.explainer, SelectingExplainer) or Job.has_rival(self, explanation)
 
-PartResults = list[tuple[Result, list[Judgements]]]
-"""Results with the judgements that are worth storing."""
+    def explained_before(self, feature: Feature) -> Explanation:
+        """What this job's explainer said of a feature in an earlier call; raises NeuronautError where there is none."""
+        stored = [s for s in self.store.explanations(feature) if s.explanation.provenance.get("key") == self.key]
+        if not stored:
+            raise NeuronautError(f"{feature} was to have an explanation by {self.explainer.name}; label it again")
+        return max(stored, key=lambda s: s.id).explanation
 
 
 def label(
@@ -127,18 +178,23 @@ def label(
     explainer: Explainer | SelectingExplainer,
     scorers: Sequence[Scorer],
     client: LLMClient | None = None,
+    chooser: Scorer | None = None,
     sources: Mapping[SourceId, Source] | None = None,
+    workers: Workers[Item, Outcome] | None = None,
     redo: bool = False,
     minutes: float | None = None,
-    on_skip: Callable[[int], None] | None = None,
+    on_skip: Callable[[int], None] = lambda _: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Iterator[Result]:
-    """Explain and score features, store every result, and yield it.
+    """Explain and score features, store every result as soon as it is there, and yield it.
 
-    `client` answers the requests of explainers and scorers. Features that this explainer labelled before
-    are skipped (`on_skip` is called with their number) unless `redo`, which adds a further explanation. `sources` are
-    dictionaries that are open already; others are opened as the store knows them. After `minutes` no further
-    chunk is begun. A language model that judges is calibrated first (scorers/calibration.py); raises NeuronautError
-    where it fails.
+    `client` answers the requests of explainers and scorers; `chooser` judges texts on `select`, to be compared with
+    the feature's others. Features that this explainer labelled before are skipped (`on_skip` is called with their
+    number) unless `redo`, which adds a further explanation. `sources` are dictionaries that are open already; others
+    are opened as the store knows them. `workers` do the work in other processes (each with `LabelJob.perform_alone`
+    of an equal job); without, it is done here. After `minutes`, the client's if it has a budget of them, no further
+    feature is begun. `on_progress` is told what is done in the meantime. A language model that judges is calibrated
+    first (scorers/calibration.py); raises NeuronautError where it fails.
 
     >>> results = label(
     ...     store.features("demo:mlp.1:18"), store, subject, explainer=RuleExplainer(subject), scorers=[RuleSimulator()]
@@ -146,27 +202,84 @@ def label(
     >>> [str(result.feature) for result in results]
     ['demo:mlp.1:18']
     """
-    job = LabelJob(store, subject, scorers, client, sources or {}, explainer=explainer, redo=redo)
+    job = LabelJob(store, subject, scorers, client, sources or {}, chooser=chooser, explainer=explainer, redo=redo)
     _store_prompts(store, (*explainer.prompts, *(prompt for scorer in scorers for prompt in scorer.prompts)))
-    done = set() if redo else store.labelled(features, job.key)
-    if not done.issuperset(features):
+    wanted = list(dict.fromkeys(features))
+    done = set() if redo else store.labelled(wanted, job.key)
+    if not done.issuperset(wanted):
         job = replace(job, scorers=calibrate(scorers, client))
-    if on_skip is not None:
-        on_skip(len(done))
-    until = None if minutes is None else time.monotonic() + 60 * minutes
-    for results in run_tasks(label_tasks(job, features, done=done, until=until), client):
-        with store.transaction():
-            for result, judgements in results:
-                store.add_result(result.explanation, result.scores, judgements=judgements, redo=redo)
-        yield from (result for result, _ in results)
+    on_skip(len(done))
+    if minutes is None and client is not None:
+        minutes = client.budget.minutes
+    for finished in run_job(job, wanted, done=done, workers=workers, on_progress=_until(minutes, on_progress)):
+        result = finished.result
+        store.add_result(result.explanation, result.scores, judgements=finished.judgements, redo=redo)
+        yield result
 
 
-def run_tasks(tasks: Iterable[LLMTask[T]], client: LLMClient | None) -> Iterator[T]:
-    """Run tasks and yield their results; without a client, tasks that ask are an error."""
+def _until(minutes: float | None, on_progress: OnProgress) -> OnProgress:
+    """The same, but it raises TimeIsOver when so many minutes have gone."""
+    if minutes is None:
+        return on_progress
+    end = time.monotonic() + 60 * minutes
+
+    def check(what: str, done: int, total: int) -> None:
+        if time.monotonic() > end:
+            raise TimeIsOver
+        on_progress(what, done, total)
+
+    return check
+
+
+def run_job(
+    job: LabelJob,
+    features: Sequence[Feature],
+    *,
+    done: set[Feature],
+    workers: Workers[Item, Outcome] | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> Iterator[Finished]:
+    """Do the work on features that are not done, and yield each that is finished; nothing is stored.
+
+    Workers' results come in the order given, as far as nothing before them is still in work.
+    """
+    agenda = Agenda(features, done, job.explained_before, job.open_loader, on_progress)
+    if workers is None:
+        tasks = (item and job.perform(item) for item in agenda.items())
+        yield from finish(agenda, run_tasks(tasks, job.client))
+        return
+    held: dict[Feature, Finished] = {}
+    order = deque(feature for feature in features if feature not in done)
+    for finished in finish(agenda, workers.run(agenda.items())):
+        held[finished.result.feature] = finished
+        while order and order[0] in held:
+            yield held.pop(order.popleft())
+    yield from held.values()
+
+
+def finish(agenda: Agenda, outcomes: Iterable[Outcome]) -> Iterator[Finished]:
+    """Tell the agenda what is explained, and yield what is finished."""
+    for outcome in outcomes:
+        if isinstance(outcome, Finished):
+            yield outcome
+            continue
+        agenda.add_explanation(outcome)
+        if outcome.text is None:
+            yield Finished(Result(outcome.feature, outcome, []), [])
+
+
+def run_tasks(tasks: Iterable[LLMTask[T] | None], client: LLMClient | None) -> Iterator[T]:
+    """Run tasks and yield their results; without a client, tasks that ask are an error.
+
+    None among the tasks: the next can be begun only when another is done.
+    """
     if client is not None:
         yield from client.run(tasks)
         return
     for task in tasks:
+        if task is None:
+            # Here everything that was begun is done.
+            return
         try:
             next(task)
         except StopIteration as stop:
@@ -177,56 +290,6 @@ def run_tasks(tasks: Iterable[LLMTask[T]], client: LLMClient | None) -> Iterator
             )
 
 
-def label_tasks(
-    job: LabelJob, features: Sequence[Feature], *, done: set[Feature], until: float | None
-) -> Iterator[LLMTask[PartResults]]:
-    """Yield the work on features that are not done, part by part; evidence is read when a chunk is begun.
-
-    No chunk is begun after `until`, in seconds of the monotonic clock.
-    """
-    wanted = sorted(dict.fromkeys(features), key=lambda f: str(f.source))
-    for source_id, group in groupby(wanted, key=lambda f: f.source):
-        members = list(group)
-        if done.issuperset(members):
-            continue
-        loader = job.open_loader(source_id)
-        # Chunks and parts are cut from all features, done or not, so that a call that goes on cuts the same ones.
-        for start in range(0, len(members), CHUNK):
-            if until is not None and time.monotonic() > until:
-                return
-            chunk = members[start : start + CHUNK]
-            left = [feature for feature in chunk if feature not in done]
-            if not left:
-                continue
-            evidence = {feature: job.store.evidence(feature) for feature in left}
-            batch = loader.train(list(evidence.values()))
-            for first in range(0, len(chunk), job.part_size):
-                cut = chunk[first : first + job.part_size]
-                if members_left := [evidence[feature] for feature in cut if feature in evidence]:
-                    yield label_part(job, Part(loader, members_left, _restrict(batch, members_left)))
-
-
-def _restrict(batch: TrainBatch, evidence: Sequence[Evidence]) -> TrainBatch:
-    """Restrict a batch to some of its features."""
-    wanted = {part.feature for part in evidence}
-    return replace(batch, features=[part for part in batch.features if part.feature in wanted])
-
-
-def label_part(job: LabelJob, part: Part) -> LLMTask[PartResults]:
-    """Explain features and score the explanations; nothing is stored."""
-    loader = part.loader
-    drafts = yield from run_task(bind(job.explainer, loader).explain(part.batch))
-    explanations = {draft.feature: _add_provenance(draft, job, loader) for draft in drafts}
-    explained = [e for e in part.evidence if explanations[e.feature].text is not None]
-    cases = loader.cases(part.batch, explanations, loader.holdouts(explained)) if explained else []
-    scored = yield from score_cases(job.scorers, cases, job.client)
-    nothing = Scored([], [])
-    return [
-        (Result(feature, explanation, scored.get(feature, nothing).scores), scored.get(feature, nothing).judgements)
-        for feature, explanation in explanations.items()
-    ]
-
-
 class Scored(NamedTuple):
     """The scores of one explanation, and the judgements behind them that are worth storing."""
 
@@ -234,20 +297,28 @@ class Scored(NamedTuple):
     judgements: list[Judgements]
 
 
-def score_cases(
-    scorers: Sequence[Scorer], cases: Sequence[Case], client: LLMClient | None
-) -> LLMTask[dict[Feature, Scored]]:
-    """Run every scorer on every case, all of them side by side."""
-    pairs = [(scorer, case) for case in cases for scorer in scorers]
-    judgements_of_pairs = yield from gather([run_task(scorer.judge(case)) for scorer, case in pairs])
-    scored = {case.explanation.feature: Scored([], []) for case in cases}
-    for (scorer, case), judgements in zip(pairs, judgements_of_pairs, strict=True):
-        scores, stored = scored[case.explanation.feature]
-        if scorer.keeps_judgements:
-            judgements = [_add_llm(part, client) for part in judgements]
-            stored += judgements
-        scores += measure(judgements)
-    return scored
+def score_case(scorers: Sequence[Scorer], case: Case, client: LLMClient | None) -> LLMTask[Scored]:
+    """Run every scorer on an explanation, all of them side by side."""
+    judged = yield from gather([run_task(scorer.judge(case)) for scorer in scorers])
+    parts = [_measure(scorer, judgements, client) for scorer, judgements in zip(scorers, judged, strict=True)]
+    return Scored([s for part in parts for s in part.scores], [j for part in parts for j in part.judgements])
+
+
+def score_on_select(judge: Scorer, case: Case, client: LLMClient | None) -> LLMTask[Scored]:
+    """Score an explanation on the top and random windows of `select`, or on the excerpts that the judge chooses."""
+    if isinstance(judge, RuleSimulator):
+        only = {"top_random": case.holdout.sets["top_random"]}
+        case = replace(case, holdout=replace(case.holdout, sets=only))
+    judged = yield from run_task(judge.judge(case))
+    name = judged[0].examples if judged else ""
+    first = [replace(part, examples=SELECT) for part in judged if part.examples == name]
+    return _measure(judge, first, client)
+
+
+def _measure(scorer: Scorer, judgements: list[Judgements], client: LLMClient | None) -> Scored:
+    if scorer.keeps_judgements:
+        judgements = [_add_llm(part, client) for part in judgements]
+    return Scored(measure(judgements), judgements if scorer.keeps_judgements else [])
 
 
 def _add_llm(judgements: Judgements, client: LLMClient | None) -> Judgements:
@@ -325,13 +396,6 @@ def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:
     return open_source(subject, source_id, path=row["provenance"].get("paths", {}).get(str(source_id)))
 
 
-class _Rescored(NamedTuple):
-    id: int
-    """Id of the explanation in the store."""
-    result: Result
-    judgements: list[Judgements]
-
-
 def score(
     features: Sequence[Feature],
     store: Store,
@@ -340,10 +404,12 @@ def score(
     scorers: Sequence[Scorer],
     client: LLMClient | None = None,
     sources: Mapping[SourceId, Source] | None = None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Iterator[Result]:
     """Score the best explanation of each feature again and add the scores; features without one are passed over.
 
-    A language model that judges is calibrated first, as by `label`.
+    Scores on `select` are added only where there are none. A language model that judges is calibrated first, as by
+    `label`.
 
     >>> results = score(store.features("demo:mlp.1:17"), store, subject, scorers=[RuleSimulator()])
     >>> {part.scorer for result in results for part in result.scores}
@@ -351,34 +417,26 @@ def score(
     """
     _store_prompts(store, (prompt for scorer in scorers for prompt in scorer.prompts))
     job = Job(store, subject, calibrate(scorers, client), client, sources or {})
-    for group in run_tasks(_score_tasks(job, features), client):
+    best = {f: stored for f in features if (stored := store.best(f)) is not None and stored.explanation.text}
+    agenda = Agenda(list(best), set(), lambda f: best[f].explanation, job.open_loader, on_progress, explain=False)
+    tasks = (_judge_again(job, item, best) for item in agenda.items() if not isinstance(item, Explain))
+    for result, judgements in run_tasks(tasks, client):
+        stored = best[result.feature]
         with store.transaction():
-            for rescored in group:
-                store.add_scores(rescored.id, rescored.result.scores)
-                store.add_judgements(rescored.id, rescored.judgements)
-        yield from (rescored.result for rescored in group)
+            store.add_scores(stored.id, result.scores)
+            store.add_judgements(stored.id, judgements)
+        if result.scores:
+            yield result
 
 
-def _score_tasks(job: Job, features: Sequence[Feature]) -> Iterator[LLMTask[list[_Rescored]]]:
-    for source_id, group in groupby(sorted(features, key=lambda f: str(f.source)), key=lambda f: f.source):
-        loader = job.open_loader(source_id)
-        members = [(f, best) for f in group if (best := job.store.best(f)) is not None and best.explanation.text]
-        for start in range(0, len(members), job.part_size):
-            yield _score_part(job, loader, dict(members[start : start + job.part_size]))
-
-
-def _score_part(
-    job: Job, loader: EvidenceLoader, best: Mapping[Feature, StoredExplanation]
-) -> LLMTask[list[_Rescored]]:
-    evidence = [job.store.evidence(feature) for feature in best]
-    explanations = {feature: stored.explanation for feature, stored in best.items()}
-    cases = loader.cases(loader.train(evidence), explanations, loader.holdouts(evidence), fall_back_to_store=True)
-    scored = yield from score_cases(job.scorers, cases, job.client)
-    return [
-        _Rescored(stored.id, Result(feature, stored.explanation, scored[feature].scores), scored[feature].judgements)
-        for feature, stored in best.items()
-        if scored[feature].scores
-    ]
+def _judge_again(job: Job, item: Judge | None, best: Mapping[Feature, StoredExplanation]) -> LLMTask[Finished] | None:
+    if item is None:
+        return None
+    feature = item.work.feature
+    if item.control.explanation is None:
+        item = item._replace(control=job.open_loader(feature.source).stored_control(feature))
+    on_select = any(score.examples == SELECT for score in job.store.scores(best[feature].id))
+    return job.judge(item, select=not on_select)
 
 
 def score_from_stored(features: Sequence[Feature], store: Store) -> Iterator[Result]:

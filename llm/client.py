@@ -117,8 +117,11 @@ class LLMClient:
         self._rehearsed: dict[str, Reply] = {}
         self._began, self._asked = now(), set[str]()
 
-    def run(self, tasks: Iterable[LLMTask[T]]) -> Iterator[T]:
-        """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none."""
+    def run(self, tasks: Iterable[LLMTask[T] | None]) -> Iterator[T]:
+        """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none.
+
+        None among the tasks: the next can be begun only when another is done.
+        """
         return _Run(self, tasks).results()
 
     def ask(self, task: LLMTask[T]) -> T | None:
@@ -249,7 +252,7 @@ class _Waiting(NamedTuple, Generic[T]):
 class _Run(Generic[T]):
     """One run of the client over tasks."""
 
-    def __init__(self, client: LLMClient, tasks: Iterable[LLMTask[T]]) -> None:
+    def __init__(self, client: LLMClient, tasks: Iterable[LLMTask[T] | None]) -> None:
         self._client, self._tasks = client, iter(tasks)
         self._waiting: deque[_Waiting[T]] = deque()
         self._in_flight: dict[Future[Reply], str] = {}
@@ -258,7 +261,7 @@ class _Run(Generic[T]):
         self._elsewhere = _Elsewhere[T]()
         self._open = 0
         self._done: deque[T] = deque()
-        self._more = True
+        self._more, self._depends = True, False
 
     def results(self) -> Iterator[T]:
         """The results of the tasks as they are done."""
@@ -274,6 +277,8 @@ class _Run(Generic[T]):
                 break
 
     def _wants_tasks(self) -> bool:
+        if self._depends:
+            return False
         if self._client.mode != "rehearsal" and not self._client.may_call():
             self._more = False
             return False
@@ -281,12 +286,13 @@ class _Run(Generic[T]):
         return not busy or self._open < self._client.ahead
 
     def _begin_next(self) -> None:
-        steps = next(self._tasks, None)
-        if steps is None:
-            self._more = False
+        for steps in self._tasks:
+            self._depends = steps is None
+            if steps is not None:
+                self._open += 1
+                self._advance(_Task(steps), None)
             return
-        self._open += 1
-        self._advance(_Task(steps), None)
+        self._more = False
 
     def _advance(self, task: _Task[T], replies: list[Reply] | None) -> None:
         """Let a task go on, as far as it comes with the replies in the log."""
@@ -294,6 +300,7 @@ class _Run(Generic[T]):
             requests = next(task.steps) if replies is None else task.steps.send(replies)
         except StopIteration as stop:
             self._open -= 1
+            self._depends = False
             self._done.append(stop.value)
             return
         client = self._client

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.counterfactual import Pair, minimal_pairs
-from ..data.harvest.activations import read_columns, read_own
+from ..data.harvest.activations import read_own
 from ..data.padding import pad_activations, pad_ids
 from ..data.records import Example
 from ..explainers.explainer import TrainBatch, TrainEvidence
@@ -90,24 +90,25 @@ def build_holdouts(
     peaks: Mapping[Feature, float],
     random: tuple[NDArray[np.int64], Sequence[str]],
     *,
+    drawn: Mapping[Feature, NDArray[np.float32]],
     seed: int,
 ) -> list[Holdout]:
     """Build the holdout sets of several features of one source, in shared forwards.
 
     `examples` are the store's holdout examples; `random` are random holdout windows, ids (row, position)
-    and digests, that no explainer was shown; substitutes for minimal pairs come from them, too.
+    and digests, that no explainer was shown; substitutes for minimal pairs come from them, too. `drawn` are each
+    feature's activations on the first DRAWN of them, (row, position), sign-flipped for a negative tail.
     """
     features = list(examples)
     signs = {feature: -1.0 if feature.negative else 1.0 for feature in features}
     ids, digests = random
-    background = read_columns(subject, source, ids[:DRAWN], [feature.index for feature in features])
     pair_sets = cache(partial(_measure_pairs, subject, source, examples, peaks, signs, ids=ids, seed=seed))
     holdouts = []
-    for column, feature in enumerate(features):
+    for feature in features:
         kinds = {kind: [e for e in examples[feature] if e.kind == kind] for kind in ("top", "quantile")}
         n = len(kinds["top"])
         top = {e.window for e in kinds["top"]}
-        values = background[:, :, column] * signs[feature]
+        values = drawn[feature]
         real = [row[row >= 0] for row in ids[:DRAWN]]
         random_windows = [
             (row, values[i, : len(row)], digests[i]) for i, row in enumerate(real) if digests[i] not in top

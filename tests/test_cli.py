@@ -735,10 +735,19 @@ def test_sparkline_grows_with_the_counts():
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
-    clock = iter([0.0, 5.0, 11.0, 11.0, 11.0, 12.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with Progress("label", total=100, unit="features") as progress:
-        progress.reach(10)
-        progress.reach(55, "50 explained")
-        progress.reach(56)
-    assert capsys.readouterr().err == "label: 55 of 100 features, 5.0/s, 9 s left, 50 explained\n"
+        progress.doing("background windows", 0, 4)
+        for now in (5.0, 20.0):
+            progress.doing("background windows", int(now / 5), 4)
+        for now, done in ((25.0, 10), (31.0, 55), (32.0, 56)):
+            progress.reach(done, f"{done - 5} explained")
+        now = 120.0
+        progress.doing("m:mlp.1:3", 0, 0)
+    assert capsys.readouterr().err.splitlines() == [
+        "label: 0 of 100 features, background windows 0%",
+        "label: 0 of 100 features, background windows 100%",
+        "label: 55 of 100 features, 5.0/s, 9 s left, 50 explained",
+        "label: 56 of 100 features, 1.8 s each, 79 s left, 51 explained, m:mlp.1:3",
+    ]

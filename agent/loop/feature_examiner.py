@@ -16,7 +16,7 @@ from ...data.records import Evidence, Explanation, Score
 from ...data.store.journal_values import Experiment
 from ...explainers.explainer import AbstentionLimits, TrainBatch, abstention
 from ...labelling.inputs import EvidenceLoader
-from ...labelling.label import run_tasks, score_cases
+from ...labelling.label import run_tasks, score_case
 from ...llm.client import LLMClient
 from ...scorers.calibration import calibrate
 from ...scorers.holdout import Holdout
@@ -147,11 +147,11 @@ class FeatureExaminer:
             yield {e.name: part.tolist() for e, part in zip(experiments, parts, strict=True)}
 
     def _scores(self, explanation: Explanation, holdout: Holdout) -> list[Score]:
-        cases = self._loader.cases(
-            self._batch, {explanation.feature: explanation}, {explanation.feature: holdout}, fall_back_to_store=True
-        )
+        feature = explanation.feature
+        controls = {feature: self._loader.stored_control(feature)}
+        cases = self._loader.cases(self._batch, {feature: explanation}, {feature: holdout}, controls)
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
         by_rule = (RuleSimulator(seed=self._lab.seed),)
         scorers = calibrate(self._scorers, self._client) if explanation.rule is None else by_rule
-        answers = next(iter(run_tasks([score_cases(scorers, cases, self._client)], self._client)), {})
-        return answers[explanation.feature][0] if explanation.feature in answers else []
+        tasks = [score_case(scorers, case, self._client) for case in cases]
+        return [score for scored in run_tasks(tasks, self._client) for score in scored.scores]
