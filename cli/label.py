@@ -389,7 +389,7 @@ def print_results(
             if form == "nl":
                 progress.echo(as_json(rows[-1]))
             elif form == "table":
-                progress.echo(_format_line(rows[-1], result.explanation.reason))
+                progress.echo(_format_line(rows[-1], result.explanation.reason, result.score and result.score.reason))
     if pointed:
         say(
             f"point values in {len(pointed):,} scores: the server gave no log-probabilities for up to "
@@ -427,9 +427,12 @@ def make_row(result: "Result") -> Row:
     }
 
 
-def _format_line(row: Row, reason: str | None) -> str:
+def _format_line(row: Row, reason: str | None, unscored: str | None) -> str:
+    """One line of a result; where there is a text but no score, the reason for that stands before it."""
     score = f"{display.score(row):18}  baseline {display.hundredths(row['baseline']):>5}"
     text = row["explanation"] or reason or ""
+    if row["explanation"] and unscored:
+        text = f"(no score: {unscored}) {text}"
     return display.cut(f"{row['feature']}  {row['status']:9}  {score}  {display.visible(text)}")
 
 

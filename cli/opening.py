@@ -19,6 +19,7 @@ from ..data.corpus import Corpus
 from ..data.harvest.activations import read_counted
 from ..data.harvest.massive import norm_limits
 from ..data.padding import cut
+from ..data.store.evidence import recorded_source, recorded_subject
 from ..data.store.store import Store
 from ..labelling.label import as_harvested
 from ..subject.address import Feature, SourceId, name_random, split_random
@@ -274,6 +275,8 @@ def stored_subject(
     model = store.model(model)
     if model in store.models() or load_options.model is not None:
         name = model
+    if load_options.model is None and (recorded := recorded_subject(store, model)) is not None:
+        return recorded
     latest = _latest_harvest(store, model)
     provenance = latest.get("provenance", {})
     path = load_options.model or provenance.get("paths", {}).get(model, model)
@@ -299,15 +302,19 @@ def stored_sources(
     Raises NeuronautError where the weights of the model or of a dictionary are not those of the harvest.
     """
     rows = {row["source"]: row for row in store.sources()}
-    return {id: _open_stored(rows[str(id)], subject, id, load_options) for id in {f.source for f in features}}
+    return {id: _open_stored(store, rows[str(id)], subject, id, load_options) for id in {f.source for f in features}}
 
 
-def _open_stored(row: Mapping[str, Any], subject: Subject, id: SourceId, load_options: LoadOptions) -> Source:
+def _open_stored(
+    store: Store, row: Mapping[str, Any], subject: Subject, id: SourceId, load_options: LoadOptions
+) -> Source:
     if row["model_revision"] != subject.revision:
         raise NeuronautError(
             f"{id} was harvested on weights of revision {row['model_revision']}, but {id.model} here has "
             f"{subject.revision}; name the right model and dtype with --model and --dtype, or harvest again"
         )
+    if (recorded := recorded_source(store, id)) is not None:
+        return recorded
     harvested_from = row["provenance"].get("paths", {}).get(str(id))
     path = load_options.sae or harvested_from or built_in(id)
     if id.dictionary is None or path is None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..data.harvest.activations import read_columns
 from ..data.padding import pad_ids
+from ..data.recorded import RecordedSource
 from ..data.records import PARTS, Evidence, Explanation, Split
 from ..data.store.reading import PoolWindow
 from ..data.store.store import Store
@@ -136,7 +137,7 @@ class EvidenceLoader:
             model, background = self.source.id.model, set(self.background.digests)
             windows = sorted(self.store.pool_windows(model, split), key=lambda w: w.window)
             windows = [w for w in windows if w.window not in background][:RANDOM_WINDOWS]
-            if not windows:
+            if not windows and not isinstance(self.source, RecordedSource):
                 raise NeuronautError(f"the pool of {model} has no {split} window; harvest it on a larger corpus")
             ids = pad_ids([w.ids for w in windows], width=self.background.ids.shape[1])
             self._random[split] = ids, [w.window for w in windows]

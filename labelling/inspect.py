@@ -43,7 +43,7 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
         del score["windows"]
     return row | {
         "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
-        "stats": asdict(evidence.statistics),
+        "stats": asdict(evidence.statistics) | {"active": evidence.statistics.active},
         "examples": [_example(example) for example in examples[:count]],
         "scores": scores,
         "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},

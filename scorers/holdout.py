@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..data.counterfactual import Pair, minimal_pairs
 from ..data.harvest.activations import read_columns, read_own
 from ..data.padding import pad_activations, pad_ids
+from ..data.recorded import RecordedSource
 from ..data.records import Example
 from ..explainers.explainer import TrainBatch, TrainEvidence
 from ..rules.language import Rule
@@ -83,7 +84,9 @@ def build_holdouts(
     signs = {feature: -1.0 if feature.negative else 1.0 for feature in features}
     ids, digests = random
     background = read_columns(subject, source, ids[:DRAWN], [feature.index for feature in features])
-    pairs = {f: _make_pairs(examples[f], peaks[f], ids, seed) for f in features}
+    # A pair's edited window is read from the model itself.
+    edits = not isinstance(source, RecordedSource)
+    pairs = {f: _make_pairs(examples[f], peaks[f], ids, seed) if edits else [] for f in features}
     edited = _measure(subject, source, pairs, signs, width=ids.shape[1])
     holdouts = []
     for column, feature in enumerate(features):

@@ -32,6 +32,7 @@ from .config_check import blame_layers, blame_shape, check_model
 from .errors import NeuronautError
 from .json_files import read_json
 from .randomize import randomize_model
+from .vocabulary import token_strings
 
 DEMO = Path(__file__).parent.parent / "data" / "demo"
 """Folder of the built-in subject, whose name is `demo`."""
@@ -74,6 +75,14 @@ def load(
         randomize_model(model, seed)
         name = name_random(name, seed)
     return Loaded(model, tokenizer, name)
+
+
+def load_tokens(name_or_path: str) -> tuple[str, ...]:
+    """The string of every token id of a model's tokenizer, without the model."""
+    folder = _find_folder(name_or_path)
+    with quiet():
+        tokenizer = _load_tokenizer(str(folder or name_or_path), name_or_path, revision=None)
+        return token_strings(tokenizer, count=len(tokenizer))
 
 
 def weights_digest(model: PreTrainedModel) -> str:
