@@ -44,6 +44,8 @@ CORRELATIONS = {
 OTHER_METRICS = {"explained_variance": "explained variance", "auroc": "AUROC", "agreement": "agreement"}
 """In both, the key of a score within its set, and its name in a table."""
 STATUSES = ("explained", "dead", "too_rare", "dense", "no_pattern")
+
+
 def group_features(features: Sequence[Labelled]) -> dict[str, list[Labelled]]:
     """Features by source, and where there are several layers of neurons, all of them together."""
     split: dict[str, list[Labelled]] = {}

@@ -29,8 +29,8 @@ Windows = Mapping[str, NDArray[np.float32]]
 
 def _refuse(name: str) -> NoReturn:
     raise NeuronautError(
-        f"{name} is evidence from elsewhere, without its model, and this needs the model; harvest it with its model, or "
-        "label with -e highlight, oneshot or contrastive and score with -s detection, fuzzing or simulation"
+        f"{name} is evidence from elsewhere, without its model, and this needs the model; harvest it with its model, "
+        "or label with -e highlight, oneshot or contrastive and score with -s detection, fuzzing or simulation"
     )
 
 
@@ -80,14 +80,17 @@ class RecordedSource:
 
     def encode(self, vectors: Tensor, features: Features | None = None, *, out: Tensor | None = None) -> Tensor:
         """Refused: it needs the model."""
+        del vectors, features, out
         _refuse(str(self.id))
 
     def edit(self, vectors: Tensor, features: Tensor, values: Tensor) -> Tensor:
         """Refused: it needs the model."""
+        del vectors, features, values
         _refuse(str(self.id))
 
     def directions(self, features: Tensor) -> Tensor:
         """Refused: it needs the model."""
+        del features
         _refuse(str(self.id))
 
 

@@ -1,4 +1,4 @@
-"""Evidence from elsewhere: four kinds of files become features without a model, which are labelled, scored and shown."""
+"""Evidence from elsewhere: four kinds of files become features that need no model."""
 
 import gzip
 import json
@@ -254,7 +254,11 @@ def test_a_full_round_without_a_model(server: FaultServer, tmp_path: Path, monke
     assert scores["simulation", "counterfactual"]["value"] is None
     assert shown["provenance"]["harvest"]["unrecorded"] == "counted as zero"
     assert len(run("export", "--source", SOURCE).stdout.splitlines()) == 2
-    for verb in (("try", f"{SOURCE}:7", "a river"), ("label", f"{SOURCE}:7", "-e", "rule"), ("investigate", f"{SOURCE}:7")):
+    for verb in (
+        ("try", f"{SOURCE}:7", "a river"),
+        ("label", f"{SOURCE}:7", "-e", "rule"),
+        ("investigate", f"{SOURCE}:7"),
+    ):
         assert "without its model" in run(*verb, code=1).stderr, verb
 
 

@@ -103,7 +103,7 @@ class FeatureExaminer:
         length = 0 if hypothesis.rule is None else hypothesis.rule.length()
         if density <= DENSE or length <= TABLE:
             return None
-        return f"above zero on {density:.0%} of all tokens, and the best rule is a table of {length} entries, no pattern"
+        return f"active on {density:.0%} of all tokens, and the best rule is a table of {length} entries, no pattern"
 
     def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult | None:
         """Whether other units' activations on the same inputs leave the leader unsupported; None without others."""

@@ -23,8 +23,8 @@ from ..corpus import Corpus
 from ..harvest import histogram
 from ..harvest.state import POOL, QUANTILE, TOP
 from ..padding import pad_ids
-from ..records import SPLITS, ExampleList, HarvestResult, Kind, SourceResult, TokenCounts
 from ..recorded import CONVENTION, RecordedSource, RecordedSubject, Windows, remember
+from ..records import SPLITS, ExampleList, HarvestResult, Kind, SourceResult, TokenCounts
 from ..splits import assign, chance
 from .evidence_files import Naming, Recorded, read_evidence
 from .store import Store

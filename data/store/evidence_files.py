@@ -1,6 +1,6 @@
 """Files of recorded activations, each window of a feature as one `Recorded`: our own JSON lines, and three converted.
 
-    ours         {"feature": "MODEL:SITE:INDEX" or INDEX, "tokens": [...], "activations": [...], "document"?, "revision"?}
+    ours         {"feature": "MODEL:SITE:INDEX", "tokens": [...], "activations": [...]}, if known document and revision
     OpenAI       a NeuronRecord: neuron_id, most_positive_activation_records, random_sample, random_sample_by_quantile
     Neuronpedia  an activation {modelId, layer, index, tokens, values}, or a feature with a list of `activations`
     delphi       safetensors FIRST_LAST: locations (row, position, feature - FIRST), activations, tokens (row, position)
@@ -140,7 +140,7 @@ def _neuron_record(row: Mapping[str, Any], naming: Naming) -> Iterator[Recorded]
 
 def _neuronpedia(row: Mapping[str, Any], naming: Naming) -> Iterator[Recorded]:
     source = naming.of(str(row["layer"]).partition("-")[0])
-    for record in row["activations"] if "activations" in row else [row]:
+    for record in row.get("activations", [row]):
         yield _window(source, _index(row["index"]), record["tokens"], record["values"])
 
 

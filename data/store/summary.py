@@ -169,9 +169,7 @@ def summarise(store: Store, source: str | SourceId | None = None) -> Summary:
     return Summary(groups, _controls(names, groups), _cost(store))
 
 
-def _group_sources(
-    names: Sequence[SourceId],
-) -> list[tuple[str, Literal["source", "layer", "model"], list[SourceId]]]:
+def _group_sources(names: Sequence[SourceId]) -> list[tuple[str, Literal["source", "layer", "model"], list[SourceId]]]:
     """Every source; then the layers and models that have several."""
     layers, models = defaultdict[str, list[SourceId]](list), defaultdict[str, list[SourceId]](list)
     for name in names:
@@ -179,7 +177,9 @@ def _group_sources(
         models[name.model].append(name)
         if layer:
             layers[f"{name.model} layer {layer}"].append(name)
-    pooled = [(name, "layer", ids) for name, ids in layers.items()] + [(name, "model", ids) for name, ids in models.items()]
+    pooled = [(name, "layer", ids) for name, ids in layers.items()] + [
+        (name, "model", ids) for name, ids in models.items()
+    ]
     return [(str(name), "source", [name]) for name in names] + [group for group in pooled if len(group[2]) > 1]
 
 
@@ -193,7 +193,9 @@ def _read_details(store: Store, source: SourceId) -> dict[str, Row]:
         WHERE source_id = (SELECT id FROM sources WHERE name = ?)"""
     with translate_errors(store.path):
         rows = store.db.conn.execute(sql, [str(source)]).fetchall()
-    return {row["feature"]: {"headline": row["headline"], "baselines": json.loads(row["baselines"] or "{}")} for row in rows}
+    return {
+        row["feature"]: {"headline": row["headline"], "baselines": json.loads(row["baselines"] or "{}")} for row in rows
+    }
 
 
 def _sum_up(name: str, level: Literal["source", "layer", "model"], parts: Sequence[_Members]) -> Group:
