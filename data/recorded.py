@@ -40,7 +40,7 @@ class RecordedSubject(Subject):
     def __init__(self, name: str, vocabulary: tuple[str, ...], revision: str) -> None:
         self.name, self.convention = name, CONVENTION
         # They take the place of what a subject computes when it is asked.
-        self.__dict__ |= {"vocabulary": vocabulary, "revision": revision}
+        self.__dict__.update(vocabulary=vocabulary, revision=revision)
 
     def __getattr__(self, attribute: str) -> NoReturn:
         """Refuse everything that only a model has."""

@@ -23,7 +23,7 @@ from tests.stored import harvest_result
 from tests.test_label_llm import reader, served
 
 SOURCE = "far:mlp.3"
-WORDS = [" river", " red", " house", " old", " tree", " stone", " small", " bird", " sky", " road"]
+WORDS = [" house", " old", " tree", " stone", " small", " bird", " sky", " road"]
 FIRES = {7: " river", 9: " red"}
 """Two features and the word that each fires on."""
 
@@ -31,7 +31,7 @@ FIRES = {7: " river", 9: " red"}
 def window(index: int, seed: int) -> tuple[list[str], list[float]]:
     """Twelve words, in two of three of which the feature's own stands, and its activations."""
     generator = np.random.default_rng([index, seed])
-    tokens = [str(word) for word in generator.choice([w for w in WORDS if w != FIRES[index]], 12)]
+    tokens = [str(word) for word in generator.choice(WORDS, 12)]
     if seed % 3:
         tokens[int(generator.integers(12))] = FIRES[index]
     return tokens, [(4.0 + seed % 5) * (token == FIRES[index]) for token in tokens]
@@ -111,7 +111,7 @@ def test_delphis_caches_hold_ids_and_every_window(tmp_path: Path) -> None:
     assert len(fires) > 20
     locations = np.concatenate([fires, np.full((len(fires), 1), 2)], axis=1)
     cache = {
-        "locations": locations.astype(np.uint16),
+        "locations": np.ascontiguousarray(locations, np.uint16),
         "activations": (1 + fires[:, 1]).astype(np.float16),
         "tokens": tokens,
     }
@@ -130,6 +130,9 @@ def test_delphis_caches_hold_ids_and_every_window(tmp_path: Path) -> None:
     assert top.peak == 1 + int(top.activations.argmax())
     # The windows on which nothing fires are the pool's, too.
     assert sum(len(windows) for windows in store.pool("far").values()) == len({tuple(row) for row in tokens.tolist()})
+    save_file(cache | {"tokens": tokens[:, :8].copy()}, path)
+    with pytest.raises(NeuronautError, match="places beyond its 90 rows of 8 tokens"):
+        taken(path, source="far:resid_post.3@sae", tokens=lambda: strings)
 
 
 def test_what_was_recorded_is_read_back_and_the_rest_is_zero(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def _window(
     if len(tokens) == first:
         raise NeuronautError("a window has no tokens")
     strings = tuple(clean(token) or "" for token in tokens[first:])
-    return Recorded(source, index, strings, values[first:], document, revision)
+    return Recorded(source, index, strings, values[first:], document=document, revision=revision)
 
 
 def _read_delphi(path: Path, naming: Naming) -> Iterator[Recorded]:
@@ -200,11 +200,13 @@ def _read_delphi(path: Path, naming: Naming) -> Iterator[Recorded]:
     strings, source, tokens = naming.tokens(), naming.of(), tensors["tokens"].astype(np.int64)
     if int(tokens.max(initial=0)) >= len(strings):
         raise NeuronautError(f"{path} holds token id {tokens.max()}, and the tokenizer has {len(strings)} tokens")
+    locations, values = tensors["locations"].astype(np.int64), tensors["activations"].astype(np.float32)
+    if locations.shape != (len(values), 3) or (locations[:, :2] >= tokens.shape).any():
+        raise NeuronautError(f"{path} names places beyond its {tokens.shape[0]} rows of {tokens.shape[1]} tokens")
     texts = [[strings[id] for id in row] for row in tokens]
     drawn = chance(np.arange(len(tokens)), seed=0).argsort()[:POOL]
     for row in drawn.tolist():
         yield _window(source, None, texts[row], [0.0] * tokens.shape[1])
-    locations, values = tensors["locations"].astype(np.int64), tensors["activations"].astype(np.float32)
     order = np.lexsort((locations[:, 0], locations[:, 2]))
     features, starts = np.unique(locations[order, 2], return_index=True)
     for feature, part in zip(features.tolist(), np.split(order, starts[1:]), strict=True):
