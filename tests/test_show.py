@@ -25,8 +25,8 @@ def test_tokens_above_a_threshold_are_counted_to_within_a_bin(threshold: float) 
     counts = np.bincount(bins(SILU), minlength=BINS)
     (low,), (high,) = (edges()[edges() <= threshold][-1:], edges()[edges() > threshold][:1])
     estimated = count_above(counts.tolist(), threshold)
-    assert (SILU >= high).sum() <= estimated <= (SILU >= low).sum()
-    assert count_above(counts.tolist(), float(low)) == pytest.approx((SILU >= low).sum())
+    assert (high <= SILU).sum() <= estimated <= (low <= SILU).sum()
+    assert count_above(counts.tolist(), float(low)) == pytest.approx((low <= SILU).sum())
 
 
 def test_a_unit_that_is_never_at_zero_is_active_where_it_is_strong() -> None:
