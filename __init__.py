@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .data.records import Evidence, Example, Explanation, Score
     from .data.store.search import Embedder, semantic_search, similar
     from .data.store.store import Store
+    from .data.store.summary import summarise
     from .explainers.contrastive import Contrastive
     from .explainers.factory import ExplainerOptions
     from .explainers.highlight import Highlight
@@ -79,6 +80,7 @@ _HOMES = {
     "data.records": ("Evidence", "Example", "Explanation", "Score"),
     "data.store.search": ("Embedder", "semantic_search", "similar"),
     "data.store.store": ("Store",),
+    "data.store.summary": ("summarise",),
     "explainers.contrastive": ("Contrastive",),
     "explainers.factory": ("ExplainerOptions",),
     "explainers.highlight": ("Highlight",),
@@ -177,6 +179,7 @@ __all__ = [
     "semantic_search",
     "similar",
     "simulate",
+    "summarise",
     "sweep",
     "try_text",
 ]

@@ -1,4 +1,4 @@
-"""Pictures of results: heat maps, curves with their intervals, and values with theirs.
+"""Pictures of results: heat maps, curves with their intervals, values with theirs, and distributions.
 
 Drawn by matplotlib, which only the extra `plots` installs, without its global state: every picture is a figure of its
 own and goes to a file whose suffix decides the format. Colours are symmetric about zero, so that a colour's sense is
@@ -162,6 +162,51 @@ def bars(
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def distributions(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], *, title: str, path: str | Path, x_label: str
+) -> None:
+    """Empirical distributions of numbers from -1 to 1, by panel and by curve.
+
+    The height at x is the share of values of at most x, so that of two curves the one further right is the higher
+    one. A dot marks the median.
+    """
+    if not any(len(values) for curves in panels.values() for values in curves.values()):
+        raise NeuronautError(f"there is nothing to draw in {path}: no value was measured")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(max(6.0, 4.1 * columns), 0.9 + 3.2 * rows, title)
+    places = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    for axes, (panel, curves) in zip(places, panels.items(), strict=False):
+        _draw_distributions(axes, curves, names)
+        axes.set_title(panel, fontsize=9, parse_math=False)
+        axes.set_xlabel(x_label, fontsize=9)
+        axes.set_ylabel("share of features at or below", fontsize=9)
+    for axes in places[len(panels) :]:
+        axes.axis("off")
+    handles = {text.get_label(): text for axes in places for text in axes.get_legend_handles_labels()[0]}
+    figure.legend(handles=[handles[name] for name in names], loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def _draw_distributions(axes: "Axes", curves: Mapping[str, Sequence[float]], names: Sequence[str]) -> None:
+    axes.axhline(0.5, color="#cccccc", lw=0.8, zorder=0)
+    for row, (name, given) in enumerate(curves.items()):
+        number, values = names.index(name), np.sort(given)
+        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        share = np.arange(1, len(values) + 1) / max(len(values), 1)
+        axes.step([-1, *values, 1], [0, *share, 1], where="post", color=colour, ls=dashes, lw=1.8, label=name)
+        if len(values):
+            middle = float(np.median(values))
+            axes.plot(middle, 0.5, "o", color=colour, ms=6, mec="white", zorder=3)
+            place = (0.04, 0.9 - 0.09 * row)
+            axes.text(*place, f"median {middle:.2f}", color=colour, transform=axes.transAxes, fontsize=9)
+    axes.set_xlim(-0.2, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.tick_params(labelbottom=True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _figure(width: float, height: float, title: str) -> "Figure":

@@ -230,28 +230,48 @@ def _open_output(output: str) -> Generator[TextIO]:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--source", metavar="SOURCE", help="What the rows are about, by whatever name they call it.")
 @model_id_option
+@click.option("--evidence", is_flag=True, help="Add features without a model: tokens and activations of FILE.")
+@click.option("--tokenizer", metavar="PATH", help="Of --evidence that holds token ids: a model's folder or id.")
 @result_options
-def import_(files: tuple[str, ...], source: str | None, model_id: str | None, database: str, form: Form) -> None:
-    """Add explanations that were made elsewhere.
+def import_(
+    files: tuple[str, ...],
+    source: str | None,
+    model_id: str | None,
+    evidence: bool,
+    tokenizer: str | None,
+    database: str,
+    form: Form,
+) -> None:
+    """Add explanations, or evidence, that were made elsewhere.
 
     FILE is JSON lines or CSV (.jsonl, .csv, also with .gz) with columns feature and explanation, as `export`
     writes them, or with Neuronpedia's modelId, layer, index and description; or a folder of such files, as
     Neuronpedia's v1/MODEL/LAYER. A column rule is checked. The features must have been harvested. What is there
     already is not added again. Scores are not imported.
 
+    With --evidence FILE holds activations: JSON lines of feature, tokens, activations and, if known, document; or
+    OpenAI's neuron records, Neuronpedia's activations, or delphi's caches. Their features can be labelled by language
+    models, scored, searched and shown without the model.
+
     \b
     Examples:
       neuronaut import features.jsonl
       neuronaut import v1/gpt2-small/8-res-jb --source gpt2:resid_pre.8@res-jb
       neuronaut import v1/gpt2-small --model-id gpt2-small -d gpt2.db
+      neuronaut import --evidence records/ --source 'gpt2-xl:mlp.{layer}' -d openai.db
     """
     from ..data.store.importing import Sources, import_files
     from ..data.store.lines import list_tables
     from ..rules.language import Rule
     from ..subject.address import SourceId
 
+    if tokenizer is not None and not evidence:
+        raise click.UsageError("--tokenizer is of --evidence; leave it out, or add that")
     if source is not None and model_id is not None:
         raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
+    if evidence:
+        _import_evidence(files, source, tokenizer, database, form)
+        return
     paths = list(dict.fromkeys(path for file in files for path in list_tables(file)))
     kept = f"what was read is in {database}, and is not added again"
     with open_store(database, write=True) as store, interruptible(lambda: kept):
@@ -260,6 +280,26 @@ def import_(files: tuple[str, ...], source: str | None, model_id: str | None, da
         reports = import_files(store, paths, sources=sources, check_rule=lambda text: Rule.parse(text).to_json())
     emit(map(_report_row, reports), form, lambda rows: display.table(rows, _COLUMNS))
     _say_end(reports, database)
+
+
+def _import_evidence(
+    files: tuple[str, ...], source: str | None, tokenizer: str | None, database: str, form: Form
+) -> None:
+    from ..data.store.evidence import import_evidence
+    from ..data.store.evidence_files import Naming, list_evidence
+
+    def read_tokens() -> Sequence[str]:
+        from ..subject.loading import load_tokens
+
+        assert tokenizer is not None
+        return load_tokens(tokenizer)
+
+    paths = list(dict.fromkeys(path for file in files for path in list_evidence(file)))
+    naming = Naming(source, read_tokens if tokenizer else None)
+    with open_store(database, create=True, write=True) as store:
+        rows = [report._asdict() for report in import_evidence(store, paths, naming)]
+    columns = [display.key(name, right=name != "source") for name in rows[0]]
+    emit(rows, form, lambda rows: display.table(rows, columns))
 
 
 _COLUMNS = [

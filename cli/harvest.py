@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..data.harvest.watch import Watch
+from ..subject.address import name_random
 from .common import Count, Form, Progress, Row, convention_options, emit, interruptible, open_store, result_options, say
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ if TYPE_CHECKING:
 )
 @click.option("--allow-pickle", is_flag=True, help="Read a dictionary that is a pickle.")
 @click.option("--force", is_flag=True, help="Harvest a dictionary that does not rebuild the model's vectors.")
+@click.option(
+    "--randomize",
+    type=click.Choice(("weights", "dictionary")),
+    help="A control: draw every matrix of the model, or of the dictionary, again; its name gets ~random-SEED.",
+)
+@click.option("--random-seed", type=click.IntRange(0, 10**9 - 1), default=0, show_default=True, help="Of --randomize.")
 @click.option("--close", is_flag=True, help="End the stopped harvest of the same sites and corpus with what it has.")
 @result_options
 def harvest(
@@ -71,6 +78,8 @@ def harvest(
     encoding: str,
     text_column: str | None,
     force: bool,
+    randomize: str | None,
+    random_seed: int,
     close: bool,
     database: str,
     form: Form,
@@ -81,7 +90,8 @@ def harvest(
     Every feature of one or more SITEs of MODEL, in one pass over a corpus. MODEL is a Hugging Face id, a folder,
     or demo. A SITE is mlp.2 (the neurons of layer 2), mlp.0-3, mlp (all layers), resid_post.2 and so on;
     resid_post.2@sae is the built-in dictionary. A harvest that was stopped goes on when it is called again; with
-    fewer --tokens it ends as soon as it has these, with --close at once.
+    fewer --tokens it ends as soon as it has these, with --close at once. demo~random-0 is demo with random matrices,
+    and so is any other model named so: `summary` sets its scores beside those of the trained one.
 
     \b
     Examples:
@@ -89,20 +99,24 @@ def harvest(
       neuronaut harvest demo mlp resid_post.2@sae --tokens 500k
       neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1
       neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
+      neuronaut harvest demo mlp.2 --randomize weights
     """
     from ..data.harvest.windows import check_window
     from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
 
     options = LoadOptions(**load_options)
+    if randomize == "weights":
+        model, model_name = name_random(model, random_seed), model_name and name_random(model_name, random_seed)
     column = text_column or ("messages" if options.chat else "text")
     text = load_corpus(model, corpus, tokens=tokens, text_column=column, encoding=encoding, chat=options.chat)
     subject = load_subject(model, options, name=model_name)
-    sources = open_sources(subject, sites, options, name=name)
+    seed_of_dictionary = random_seed if randomize == "dictionary" else None
+    sources = open_sources(subject, sites, options, name=name, seed=seed_of_dictionary)
     subject = settle_bos(subject, sources, asked=options.bos)
     text = text.map(subject.render_chat) if options.chat else text
     window = window or _fit_window(subject)
     check_window(subject, window)
-    for line in pass_gate(subject, sources, text, window=window, force=force):
+    for line in pass_gate(subject, sources, text, window=window, force=force or randomize is not None):
         say(line)
     with open_store(database, create=True, write=True) as store:
         rows = collect(

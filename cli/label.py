@@ -386,10 +386,12 @@ def make_row(result: "Result") -> Row:
 
 
 def _format_line(row: Row, result: "Result") -> str:
+    """One line of a result; where there is a text but no score, the reason for that stands before it."""
     score = f"{display.score(row):18}  baseline {display.hundredths(row['baseline']):>5}"
     text = row["headline"] or row["explanation"] or result.explanation.reason or ""
-    if result.score is not None and result.score.value is None:
-        text = f"(no {result.score.metric}: {result.score.reason}) {text}"
+    unscored = next((score for score in result.scores if score.examples != "select"), None)
+    if result.score is None and unscored is not None:
+        text = f"(no {unscored.metric}: {unscored.reason}) {text}"
     return display.cut(f"{row['feature']}  {row['status']:9}  {score}  {display.visible(text)}")
 
 

@@ -27,6 +27,7 @@ VERBS: Mapping[str, str] = {
     "list": "query:list_",
     "search": "query:search",
     "similar": "query:similar",
+    "summary": "summary:summary",
     "export": "exchange:export",
     "import": "exchange:import_",
     "models": "query:models",

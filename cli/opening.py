@@ -19,16 +19,17 @@ from ..data.corpus import Corpus
 from ..data.harvest.activations import read_counted
 from ..data.harvest.massive import norm_limits
 from ..data.padding import cut
+from ..data.store.evidence import recorded_source, recorded_subject
 from ..data.store.store import Store
 from ..labelling.label import as_harvested
-from ..subject.address import Feature, SourceId
+from ..subject.address import Feature, SourceId, name_random, split_random
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site, load_dictionary
 from ..subject.formats_sites import same_site
 from ..subject.gate import check, foreign_script, sweep
 from ..subject.model import Subject, join_sites
-from ..subject.opening import BUILT_IN, open_source
+from ..subject.opening import built_in, open_source
 from ..subject.sources import Source
 
 GATE_TOKENS = 4096
@@ -93,7 +94,7 @@ def load_corpus(
     model: str, corpus: str | None, *, tokens: int | None, text_column: str, encoding: str, chat: bool = False
 ) -> Corpus:
     """Load the corpus that was named; of a streamed dataset, the beginning that the token budget is drawn from."""
-    if corpus is None and model != "demo":
+    if corpus is None and split_random(model)[0] != "demo":
         raise NeuronautError(
             f"no corpus is named for {model}; add --corpus FILE, FOLDER, stdlib, or a Hugging Face dataset, "
             "for example --corpus wikitext:wikitext-103-raw-v1"
@@ -116,18 +117,24 @@ def sites_of(subject: Subject, text: str) -> list[str]:
 
 
 def open_sources(
-    subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None
+    subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None, seed: int | None = None
 ) -> list[Source]:
-    """Open the sources that a harvest names, each once; with a dictionary, one site or none (the declared one)."""
+    """Open the sources that a harvest names, each once; with a dictionary, one site or none (the declared one).
+
+    With a `seed`, the matrices of all of them, which must be dictionaries, are drawn again.
+    """
     if name is not None and load_options.sae is None:
         raise NeuronautError(f"--name {name} names the dictionary of --sae, and none is given; add --sae PATH")
     if load_options.sae is not None:
-        return [_open_named(subject, sites, load_options.sae, load_options, name=name)]
+        return [_open_named(subject, sites, load_options, name=name, seed=seed)]
     if not sites:
         raise NeuronautError(f"no site is named; {subject.name} has {join_sites(subject.sites)}")
     sources: dict[SourceId, Source] = {}
     for text in sites:
         family, _, dictionary = text.partition("@")
+        if seed is not None and not dictionary:
+            raise NeuronautError(f"{text} is of neurons, and --randomize dictionary wants SITE@NAME; or use weights")
+        dictionary = dictionary if seed is None else name_random(dictionary, seed)
         for site in sites_of(subject, family):
             subject.width(site)
             source = SourceId(subject.name, site, dictionary or None)
@@ -136,8 +143,10 @@ def open_sources(
 
 
 def _open_named(
-    subject: Subject, sites: Sequence[str], path: str, load_options: LoadOptions, *, name: str | None
+    subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None, seed: int | None
 ) -> Dictionary:
+    path = load_options.sae
+    assert path is not None
     if len(sites) > 1:
         raise NeuronautError(f"{len(sites)} sites came with --sae; wanted the one that the dictionary was trained on")
     site, _, dictionary_name = (
@@ -145,7 +154,8 @@ def _open_named(
     )
     if site is None:
         raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
-    source = SourceId.parse(f"{subject.name}:{site}@{name or dictionary_name or _name_dictionary(path)}")
+    called = name or dictionary_name or _name_dictionary(path)
+    source = SourceId.parse(f"{subject.name}:{site}@{called if seed is None else name_random(called, seed)}")
     source.check()
     return _load_dictionary(subject, source, path, load_options)
 
@@ -173,8 +183,16 @@ def places(subject: Subject, model: str, sources: Iterable[Source], load_options
     paths = {subject.name: model} | (
         {str(source.id): load_options.sae for source in sources} if load_options.sae else {}
     )
-    local = {key: Path(path).expanduser() for key, path in paths.items() if path != "demo"}
-    return paths | {key: str(path.resolve()) for key, path in local.items() if path.exists()}
+    return {key: _absolute(path) for key, path in paths.items()}
+
+
+def _absolute(path: str) -> str:
+    """The path from the root where something lies there; else as it came: the hub's, or the built-in model's."""
+    base, seed = split_random(path)
+    here = Path(base).expanduser()
+    if base == "demo" or not here.exists():
+        return path
+    return str(here.resolve()) if seed is None else name_random(str(here.resolve()), seed)
 
 
 # The gate
@@ -257,10 +275,13 @@ def stored_subject(
     model = store.model(model)
     if model in store.models() or load_options.model is not None:
         name = model
+    if load_options.model is None and (recorded := recorded_subject(store, model)) is not None:
+        return recorded
     latest = _latest_harvest(store, model)
     provenance = latest.get("provenance", {})
     path = load_options.model or provenance.get("paths", {}).get(model, model)
-    if load_options.model is None and Path(path).is_absolute() and not Path(path).exists():
+    folder = Path(split_random(path)[0])
+    if load_options.model is None and folder.is_absolute() and not folder.exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
     dtype = load_options.dtype or provenance.get("dtype")
     subject = load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
@@ -281,17 +302,21 @@ def stored_sources(
     Raises NeuronautError where the weights of the model or of a dictionary are not those of the harvest.
     """
     rows = {row["source"]: row for row in store.sources()}
-    return {id: _open_stored(rows[str(id)], subject, id, load_options) for id in {f.source for f in features}}
+    return {id: _open_stored(store, rows[str(id)], subject, id, load_options) for id in {f.source for f in features}}
 
 
-def _open_stored(row: Mapping[str, Any], subject: Subject, id: SourceId, load_options: LoadOptions) -> Source:
+def _open_stored(
+    store: Store, row: Mapping[str, Any], subject: Subject, id: SourceId, load_options: LoadOptions
+) -> Source:
     if row["model_revision"] != subject.revision:
         raise NeuronautError(
             f"{id} was harvested on weights of revision {row['model_revision']}, but {id.model} here has "
             f"{subject.revision}; name the right model and dtype with --model and --dtype, or harvest again"
         )
+    if (recorded := recorded_source(store, id)) is not None:
+        return recorded
     harvested_from = row["provenance"].get("paths", {}).get(str(id))
-    path = load_options.sae or harvested_from or BUILT_IN.get((id.model, id.site, id.dictionary or ""))
+    path = load_options.sae or harvested_from or built_in(id)
     if id.dictionary is None or path is None:
         return open_source(subject, id)
     source = _load_dictionary(subject, id, str(path), load_options)

@@ -84,20 +84,25 @@ def _format_rules(row: Row) -> str:
 def _format_statistics(stats: Mapping[str, Any]) -> str:
     values = {"peak": stats["peak"], "trough": stats["trough"], "mean": stats["mean"]}
     numbers = "  ".join(f"{name} {display.number(value)}" for name, value in values.items())
-    lines = [f"active on {stats['density']:.3%} of {stats['tokens']:,} tokens  {numbers}"]
+    shares = f"above zero on {stats['density']:.3%} of {stats['tokens']:,} tokens"
+    if stats["active"] is not None:
+        shares = f"above a tenth of its peak on {stats['active']:.3%}, {shares}"
+    lines = [f"{shares}  {numbers}"]
     if any(stats["histogram"]):
-        lines.append(_format_histogram(stats["histogram"]))
+        lines.append(_format_histogram(stats["histogram"], peak=stats["peak"]))
     return "\n".join(lines)
 
 
-def _format_histogram(counts: Sequence[int]) -> str:
-    """Draw the bins in use as a sparkline between their ends."""
+def _format_histogram(counts: Sequence[int], *, peak: float) -> str:
+    """Draw the bins in use as a sparkline up to the peak; what is below a thousandth of it is one bar, from zero."""
     from ..data.harvest.histogram import edges
 
     used = [number for number, count in enumerate(counts) if count]
-    first, last = used[0], used[-1] + 1
-    low, high = edges()[[first, last]].tolist()
-    return f"activations {display.number(low)} {display.sparkline(counts[first:last])} {display.number(high)}"
+    last = used[-1] + 1
+    first = min(max(used[0], int(edges().searchsorted(peak / 1000)) - 1), last - 1)
+    below = sum(counts[: first + 1])
+    low = edges()[first] if below == counts[first] and first else 0.0
+    return f"activations {low:.2g} {display.sparkline([below, *counts[first + 1 : last]])} {display.number(peak)}"
 
 
 def _format_scores(scores: Sequence[Row]) -> str:

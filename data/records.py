@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..subject.address import Feature
+from .harvest.histogram import count_above
 
 Split = Literal["train", "tune", "select", "holdout"]
 """The part of the evidence that a window belongs to: explainers learn from `train` and check on `tune`, candidates are
@@ -58,6 +59,10 @@ class Example:
         return float(self.activations.max())
 
 
+ACTIVE = 0.1
+"""Fraction of its peak above which a feature counts as active in `Statistics.active`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """A feature's activations over one pass of the corpus."""
@@ -74,6 +79,16 @@ class Statistics:
     """Lowest activation seen; 0 for sources that are never negative."""
     histogram: tuple[int, ...]
     """Tokens per bin of positive activation; bin edges from `histogram.edges()`."""
+
+    @property
+    def active(self) -> float | None:
+        """Fraction of tokens above a tenth of the peak, to within a bin; None without a histogram.
+
+        What `density` says of a unit that is hardly ever at zero, such as a SiLU neuron, is nothing.
+        """
+        if not self.histogram or self.peak <= 0:
+            return None
+        return count_above(self.histogram, ACTIVE * self.peak) / max(self.tokens, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +262,7 @@ class SourceResult:
     source: str
     """The SourceId as text, for example "demo:resid_post.2@sae"."""
     kind: str
-    """"neurons" or "dictionary"."""
+    """"neurons", "dictionary", or "evidence" for what was recorded elsewhere."""
     width: int
     signed: bool
     revision: str

@@ -64,10 +64,11 @@ class Splits:
         return int(self.splits[ordinal])
 
 
-def assign(corpus: Corpus, *, seed: int = 0) -> Splits:
+def assign(corpus: Corpus, *, seed: int = 0, fewest: int = len(SPLITS)) -> Splits:
     """Read the corpus once and give every document its cluster and its split.
 
-    Raises NeuronautError where there are fewer clusters than splits.
+    Raises NeuronautError where there are fewer clusters than `fewest`; of fewer than splits, train comes first, then
+    the holdout.
     """
     signatures, contents, characters = bytearray(), array("Q"), array("q")
     sample: list[tuple[float, str]] = []
@@ -81,7 +82,7 @@ def assign(corpus: Corpus, *, seed: int = 0) -> Splits:
     clusters = _clusters(np.frombuffer(signatures, np.uint16).reshape(len(content), -1), content)
     return Splits(
         clusters=clusters,
-        splits=_splits(corpus.name, clusters, content, seed),
+        splits=_splits(corpus.name, clusters, content, seed=seed, fewest=fewest),
         characters=np.frombuffer(characters, np.int64),
         sample=tuple(text for _, text in sample),
         digest=hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest(),
@@ -179,10 +180,12 @@ def _pairs(signatures: NDArray[np.uint16], content: NDArray[np.uint64]) -> Itera
         yield from pairs[start : start + 4096][alike].tolist()
 
 
-def _splits(name: str, clusters: NDArray[np.int64], content: NDArray[np.uint64], seed: int) -> NDArray[np.int8]:
+def _splits(
+    name: str, clusters: NDArray[np.int64], content: NDArray[np.uint64], *, seed: int, fewest: int
+) -> NDArray[np.int8]:
     """Index into SPLITS of every document, by its cluster's smallest content hash. Shape (document,)."""
     roots, cluster = np.unique(clusters, return_inverse=True)
-    if len(roots) < len(SPLITS):
+    if len(roots) < fewest:
         raise NeuronautError(
             f"the corpus {name!r} has {len(roots)} document(s), near-duplicates counted once; "
             f"{', '.join(SPLITS)} need at least {len(SPLITS)}: give more text"
@@ -193,8 +196,8 @@ def _splits(name: str, clusters: NDArray[np.int64], content: NDArray[np.uint64],
     bounds = np.cumsum([FRACTIONS[split] for split in SPLITS[:-1]])
     if len(roots) < FEW:
         draw = draw.argsort().argsort()
-        train, holdout = len(roots) // 2, max(1, round(FRACTIONS["holdout"] * len(roots)))
-        bounds = np.array([train, len(roots) - holdout])
+        train, holdout = max(1, len(roots) // 2), max(1, round(FRACTIONS["holdout"] * len(roots)))
+        bounds = np.array([train, max(train, len(roots) - holdout)])
     return np.searchsorted(bounds, draw, side="right").astype(np.int8)[cluster]
 
 

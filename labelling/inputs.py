@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.harvest.activations import ROWS, read_columns
 from ..data.padding import pad_ids
+from ..data.recorded import RecordedSource
 from ..data.records import PARTS, Evidence, Explanation, Split
 from ..data.store.reading import PoolWindow
 from ..data.store.store import Store
@@ -206,7 +207,7 @@ class EvidenceLoader:
 
     def _require_random(self, split: Split) -> tuple[NDArray[np.int64], list[str]]:
         ids, digests = self._random_windows(split)
-        if not digests:
+        if not digests and not isinstance(self.source, RecordedSource):
             raise NeuronautError(
                 f"the pool of {self.source.id.model} has no {split} window; harvest it on a larger corpus"
             )

@@ -40,7 +40,7 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
         "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
         "predictor": json.loads(best.explanation.predictor) if best and best.explanation.predictor else None,
         "curve": _curve(best, scores) if best else [],
-        "stats": asdict(evidence.statistics),
+        "stats": asdict(evidence.statistics) | {"active": evidence.statistics.active},
         "examples": [_example(example) for example in examples[:count]],
         "scores": [_score(score) for score in scores],
         "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},

@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 
 from ..data.ranking import headline_score
 from ..data.records import Explanation, Judgements, Score, Split
+from ..data.store.evidence import recorded_source
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer
@@ -383,6 +384,8 @@ def as_harvested(subject: Subject, store: Store, sources: Iterable[SourceId]) ->
 
 def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:
     """Open a source that was harvested into the store, at the place it was harvested from."""
+    if (recorded := recorded_source(store, source_id)) is not None:
+        return recorded
     row = next((row for row in store.sources() if row["source"] == str(source_id)), None)
     if row is None:
         raise NeuronautError(

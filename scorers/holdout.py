@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..data.counterfactual import Pair, minimal_pairs
 from ..data.harvest.activations import read_own
 from ..data.padding import pad_activations, pad_ids
+from ..data.recorded import RecordedSource
 from ..data.records import Example
 from ..explainers.explainer import TrainBatch, TrainEvidence
 from ..rules.language import Rule
@@ -155,7 +156,9 @@ def _measure_pairs(
     ids: NDArray[np.int64],
     seed: int,
 ) -> dict[Feature, ScoredWindows]:
-    """Make the minimal pairs of every feature and run them through the subject."""
+    """Make the minimal pairs of every feature and run them through the subject; recorded evidence has none."""
+    if isinstance(source, RecordedSource):
+        examples = dict.fromkeys(examples, ())
     pairs = {
         feature: minimal_pairs(own, peak=peaks[feature], corpus=ids, count=PAIRS, seed=seed + 1)
         for feature, own in examples.items()

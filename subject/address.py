@@ -2,11 +2,12 @@
 
 A source is named without the index. A selection names many features of one source: an index, a
 range `0-99` (both ends included), a list `5,17,40-60`, `all`, `alive` or `random:100`, each with
-an optional trailing `-` for the negative tail.
+an optional trailing `-` for the negative tail. A model or a dictionary called `NAME~random-SEED` is NAME with every
+matrix drawn again (randomize.py).
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from .errors import NeuronautError
@@ -18,6 +19,7 @@ _SOURCE = re.compile(
 _PART = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 LONGEST_NAME = 200
 """Characters of a model's or a dictionary's name."""
+_RANDOM = re.compile(r"(?P<base>.+)~random-(?P<seed>[0-9]{1,9})", re.DOTALL)
 _MOST_INDICES = 2**24
 """How many features a list of indices may name; a source as wide as that is meant by `all`."""
 
@@ -42,6 +44,21 @@ def check_name(name: str, *, what: str, parts: int = 1) -> None:
         raise NeuronautError(f"the {what} name {name[:LONGEST_NAME]!r} {fault}; give another, such as gpt2 or res-jb")
 
 
+def split_random(name: str) -> tuple[str, int | None]:
+    """The name before `~random-SEED`, and the seed; the name itself and None where it has no such ending.
+
+    >>> split_random("demo~random-3"), split_random("demo")
+    (('demo', 3), ('demo', None))
+    """
+    match = _RANDOM.fullmatch(name)
+    return (name, None) if match is None else (match["base"], int(match["seed"]))
+
+
+def name_random(name: str, seed: int) -> str:
+    """The name of what `name` is with its matrices drawn again from `seed`."""
+    return f"{name}~random-{seed}"
+
+
 @dataclass(frozen=True, slots=True)
 class SourceId:
     """The name of a family of features at a site.
@@ -61,6 +78,12 @@ class SourceId:
         if (match := _SOURCE.fullmatch(text)) is None:
             raise NeuronautError(f"{text!r} is not MODEL:SITE or MODEL:SITE@NAME; an example: gpt2:mlp.5")
         return cls(match["model"], match["site"], match["dictionary"])
+
+    @property
+    def trained(self) -> Self:
+        """The source of which this one is a control with random matrices; itself where it is none."""
+        dictionary = self.dictionary and split_random(self.dictionary)[0]
+        return replace(self, model=split_random(self.model)[0], dictionary=dictionary)
 
     def check(self) -> None:
         """Refuse names that are not safe as names of files: every way into a database checks them (NeuronautError)."""

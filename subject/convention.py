@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from jinja2 import TemplateError
 
+from .address import split_random
 from .errors import NeuronautError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def choose_convention(tokenizer: "PreTrainedTokenizerBase", family: str, *, name
         return Convention(True, "its tokenizer adds it")
     if tokenizer.chat_template:
         return Convention(False, "it is a chat model whose tokenizer adds none")
-    if name == "demo":
+    if split_random(name)[0] == "demo":
         return Convention(True, "the built-in model was trained with one")
     if family in CUSTOM:
         return Convention(True, CUSTOM[family])

@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .address import SourceId
+from .address import SourceId, split_random
 from .dictionary import EXTRAS, NORMS, Dictionary, Kind
 from .errors import NeuronautError
 from .formats_files import Location, locate, read_tensors
 from .formats_sites import named_site, read_prepend_bos, same_site, tl_name
+from .randomize import randomize_dictionary
 
 _AVERAGE = ("expected_average_only_in", True)
 """What SAELens writes where all inputs were multiplied by one constant; True until its version 6."""
@@ -78,7 +79,8 @@ def load_dictionary(
     """Read a dictionary from a file, a folder, or `OWNER/NAME[/FOLDER]` on the Hugging Face hub.
 
     `d_site`: the width of the subject's vectors at `id.site`. `norm_scale`: the factor that the
-    site's vectors were multiplied by in training; folded into the weights. Raises NeuronautError
+    site's vectors were multiplied by in training; folded into the weights. Where the name in `id` ends in
+    `~random-SEED`, the matrices are drawn again (randomize.py). Raises NeuronautError
     where the format is unknown, the width or the declared site differ, a weight is not finite, or
     the file asks for a norm scale that it does not hold.
 
@@ -105,7 +107,8 @@ def load_dictionary(
         dictionary = _fold_centring(dictionary)
     if location.config.get("rescale_acts_by_decoder_norm"):
         dictionary = _fold_decoder_norms(dictionary)
-    return dictionary.to(device)
+    _, seed = split_random(id.dictionary or "")
+    return (dictionary if seed is None else randomize_dictionary(dictionary, seed)).to(device)
 
 
 def declared_site(path: str | Path, *, allow_pickle: bool = False) -> str | None:

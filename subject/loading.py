@@ -26,10 +26,13 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
+from .address import name_random, split_random
 from .architecture import architecture_of
 from .config_check import blame_layers, blame_shape, check_model
 from .errors import NeuronautError
 from .json_files import read_json
+from .randomize import randomize_model
+from .vocabulary import token_strings
 
 DEMO = Path(__file__).parent.parent / "data" / "demo"
 """Folder of the built-in subject, whose name is `demo`."""
@@ -52,21 +55,34 @@ def load(
 ) -> Loaded:
     """Load a local folder, a repository of the Hugging Face hub, or `demo`.
 
+    `NAME~random-SEED` is the model NAME with every matrix drawn again (randomize.py), whatever folder lies there.
     The model must be of a family whose sites are known, unless `any_family`: then whatever writes text will do.
     """
     if dtype not in DTYPES:
         raise NeuronautError(f"dtype {dtype!r} is not known; wanted one of: {', '.join(DTYPES)}")
     target = _check_device(device)
-    folder = _find_folder(name_or_path)
-    source = str(folder or name_or_path)
+    base, seed = split_random(name_or_path)
+    folder = _find_folder(base)
+    source = str(folder or base)
     with quiet():
-        config = _read_config(source, name_or_path, revision=revision)
-        layers = None if any_family else architecture_of(config.get("model_type"), name=name_or_path).layers
-        model, report = _load_model(source, name_or_path, device=target, dtype=DTYPES[dtype], revision=revision)
-        _check_weights(name_or_path, config, report, layers and rf"(?:{model.base_model_prefix}\.)?{layers}")
-        tokenizer = _load_tokenizer(source, name_or_path, revision=revision)
-    name = "demo" if folder == DEMO else folder.resolve().name if folder else name_or_path
+        config = _read_config(source, base, revision=revision)
+        layers = None if any_family else architecture_of(config.get("model_type"), name=base).layers
+        model, report = _load_model(source, base, device=target, dtype=DTYPES[dtype], revision=revision)
+        _check_weights(base, config, report, layers and rf"(?:{model.base_model_prefix}\.)?{layers}")
+        tokenizer = _load_tokenizer(source, base, revision=revision)
+    name = "demo" if folder == DEMO else folder.resolve().name if folder else base
+    if seed is not None:
+        randomize_model(model, seed)
+        name = name_random(name, seed)
     return Loaded(model, tokenizer, name)
+
+
+def load_tokens(name_or_path: str) -> tuple[str, ...]:
+    """The string of every token id of a model's tokenizer, without the model."""
+    folder = _find_folder(name_or_path)
+    with quiet():
+        tokenizer = _load_tokenizer(str(folder or name_or_path), name_or_path, revision=None)
+        return token_strings(tokenizer, count=len(tokenizer))
 
 
 def weights_digest(model: PreTrainedModel) -> str:

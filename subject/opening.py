@@ -12,6 +12,12 @@ BUILT_IN = {("demo", "resid_post.2", "sae"): Path(__file__).parent.parent / "dat
 """Dictionaries that ship with Neuronaut."""
 
 
+def built_in(source: SourceId) -> Path | None:
+    """Where a dictionary lies that ships with Neuronaut; None for any other."""
+    trained = source.trained
+    return BUILT_IN.get((trained.model, trained.site, trained.dictionary or ""))
+
+
 def open_source(subject: Subject, source: SourceId, *, path: str | None = None) -> Source:
     """The neurons of a site, or the dictionary at `path` (a folder, file or Hugging Face repository).
 
@@ -20,7 +26,7 @@ def open_source(subject: Subject, source: SourceId, *, path: str | None = None) 
     """
     if source.dictionary is None:
         return Neurons(source, subject.width(source.site))
-    location = path or BUILT_IN.get((source.model, source.site, source.dictionary))
+    location = path or built_in(source)
     if location is None:
         raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
     return load_dictionary(str(location), id=source, device=str(subject.device), d_site=subject.width(source.site))

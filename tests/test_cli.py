@@ -26,6 +26,7 @@ from neuronaut.cli.query import SORTS
 from neuronaut.data import stdlib
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest as data_harvest
+from neuronaut.data.records import Statistics
 from neuronaut.data.store import rows
 from neuronaut.data.store.rows import ROW_KEYS
 from neuronaut.labelling import label as agent_label
@@ -357,7 +358,7 @@ def test_try_without_a_rule_predicts_null():
 def test_show_json_has_the_promised_keys():
     (row,) = rows_of("show", f"planted:mlp.2:{RIVER}", "-n", "4")
     assert tuple(row) == (*ROW_KEYS, "rule", "predictor", "curve", "stats", "examples", "scores", "provenance")
-    assert row["rule"]["any"] and row["stats"].keys() == {"tokens", "density", "mean", "peak", "trough", "histogram"}
+    assert row["rule"]["any"] and row["stats"].keys() == {*Statistics.__slots__, "active"}
     assert len(row["examples"]) == 4
     for example in row["examples"]:
         assert example["peak"] == pytest.approx(max(example["activations"]), abs=1e-3)

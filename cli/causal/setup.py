@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...subject.address import split_random
 from ...subject.errors import NeuronautError
 from ..common import Count, all_of, convention_options
 from .inputs import read
@@ -113,7 +114,7 @@ def open_setup(
     needing = always or next((f"edit {edit} is about" for edit in edits if edit.needs_reference), None)
     if options["reference"] is not None and needing is None:
         raise NeuronautError("no edit needs --reference; means, draws, noise and quantiles do")
-    if needing is not None and options["reference"] is None and model != "demo":
+    if needing is not None and options["reference"] is None and split_random(model)[0] != "demo":
         raise NeuronautError(
             f"{needing} reference text; add --reference FILE, FOLDER, stdlib, or a Hugging Face dataset"
         )
@@ -148,11 +149,11 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
     """The dictionaries `SITE@NAME`: the built-in ones, and the one that `dictionary_options` say."""
     from ...subject.address import SourceId
     from ...subject.dictionary import Dictionary
-    from ...subject.opening import BUILT_IN
+    from ...subject.opening import built_in
     from ..opening import LoadOptions, open_sources
 
     ids = {name: SourceId.parse(f"{subject.name}:{name}") for name in named}
-    own = [name for name, id in ids.items() if (id.model, id.site, id.dictionary) not in BUILT_IN]
+    own = [name for name, id in ids.items() if built_in(id) is None]
     if options["sae"] is not None and len(own) != 1:
         raise NeuronautError(
             f"--sae is one dictionary, and {', '.join(own) or 'nothing'} names one; write SITE@NAME for it, once"

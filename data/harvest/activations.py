@@ -20,6 +20,7 @@ from torch import Tensor
 from ...subject.address import SourceId
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
+from ..recorded import RecordedSource
 
 ROWS = 64
 """Rows per forward."""
@@ -36,6 +37,8 @@ def read_columns(
     subject: Subject, source: Source, tokens: NDArray[np.integer], features: Sequence[int]
 ) -> NDArray[np.float32]:
     """Activations of the chosen features on every window. tokens (row, position) -> (row, position, chosen)."""
+    if isinstance(source, RecordedSource):
+        return source.columns(tokens, features)
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
     activations = np.empty((*tokens.shape, len(chosen)), np.float32)
     for start in range(0, len(tokens), ROWS):

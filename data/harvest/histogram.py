@@ -4,6 +4,8 @@ The bin is read off the float's bits (exponent and first mantissa bit), so count
 and mergeable by addition. The first bin also holds what lies below, the last what lies above.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,13 @@ def bins(activations: NDArray[np.float32]) -> NDArray[np.int64]:
     """The bin of each positive activation, any shape."""
     raw = (activations.view(np.int32) >> 22).astype(np.int64) - (127 + _LOWEST_EXPONENT) * 2
     return raw.clip(0, BINS - 1)
+
+
+def count_above(histogram: Sequence[int], threshold: float) -> float:
+    """Tokens with a positive activation above a threshold, to within a bin: the one it lies in is cut by logarithm."""
+    low, high = np.log2(edges()[:-1]), np.log2(edges()[1:])
+    shares = ((high - np.log2(threshold)) / (high - low)).clip(0, 1)
+    return float(np.asarray(histogram) @ shares)
 
 
 def quantile(histogram: NDArray[np.int64], q: float) -> float | None:

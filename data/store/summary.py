@@ -1,0 +1,259 @@
+"""Pools what a database holds: how many features are explained, how well beside every baseline, how long, at what cost.
+
+Features are grouped by source, by layer where several sources lie at one, and by model. Medians are over the features
+whose best explanation has a text and a score, with the 95% percentile bootstrap interval over features; scores of
+different scorers or metrics are never pooled. A source whose matrices were drawn again (`~random-SEED`) is compared
+with the one that it is a control of: the AUROC is the chance that a trained feature scores higher than a random one,
+ties as a half; 0.5 means that the scores cannot tell a trained model from a random one.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ...subject.address import SourceId
+from ..records import Role
+from .database import Row, translate_errors
+from .store import Store
+
+DRAWS = 2000
+TEXTLESS = ("failed", "unlabelled")
+"""Statuses of features without a text that are no abstention."""
+ROLES: tuple[Role, ...] = ("token_rule", "token_table", "other_rule", "empty", "shuffled")
+"""The baselines, in the order in which they are shown."""
+
+
+class Interval(NamedTuple):
+    """A statistic over features, with the ends of its 95% percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Features."""
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def median(values: Iterable[float | None], *, seed: int = 0) -> Interval | None:
+    """The median of the values that there are; None where there is none."""
+    numbers = np.array([value for value in values if value is not None])
+    if not len(numbers):
+        return None
+    low, high = np.quantile(np.median(_resample(numbers, np.random.default_rng(seed)), axis=1), (0.025, 0.975))
+    return Interval(float(np.median(numbers)), float(low), float(high), len(numbers))
+
+
+def separation(higher: ArrayLike, lower: ArrayLike, *, seed: int = 0) -> Interval | None:
+    """The AUROC between two sets of scores: the chance that one of `higher` is above one of `lower`, ties as a half.
+
+    Both sets are resampled for the interval. None where either is empty.
+    """
+    first, second = np.asarray(higher, float), np.asarray(lower, float)
+    if not len(first) or not len(second):
+        return None
+    wins = (first[:, None] > second) + 0.5 * (first[:, None] == second)
+    generator = np.random.default_rng(seed)
+    counts = [generator.multinomial(n, np.full(n, 1 / n), size=DRAWS) / n for n in wins.shape]
+    draws = np.einsum("da,ab,db->d", counts[0], wins, counts[1], optimize=True)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Interval(float(wins.mean()), float(low), float(high), wins.size)
+
+
+def _resample(numbers: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    return numbers[generator.integers(len(numbers), size=(DRAWS, len(numbers)))]
+
+
+class Baseline(NamedTuple):
+    """How the explanations of a group compare with one baseline, where that was measured."""
+
+    median: Interval
+    beaten: int
+    """How many explanations score above it, of `median.n`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScore:
+    """The headline scores of a group by one scorer, in one metric."""
+
+    scorer: str
+    metric: str
+    values: Sequence[float]
+    median: Interval
+    baselines: Mapping[str, Baseline]
+    """By role."""
+    baseline_values: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Features that are summed up together."""
+
+    name: str
+    level: Literal["source", "layer", "model"]
+    features: int
+    statuses: Mapping[str, int]
+    """How many features have each status, `unlabelled` included."""
+    scores: Sequence[GroupScore]
+    words: Interval | None
+    """Words of an explanation."""
+    headline_words: Interval | None
+
+    @property
+    def abstained(self) -> dict[str, int]:
+        """How many features were given no text, by kind."""
+        others = ("explained", "weak", *TEXTLESS)
+        return {status: count for status, count in self.statuses.items() if status not in others}
+
+
+class Control(NamedTuple):
+    """The headline scores of a source beside those of the same with random matrices."""
+
+    trained: str
+    random: str
+    scorer: str
+    metric: str
+    trained_median: Interval
+    random_median: Interval
+    auroc: Interval
+
+
+class Cost(NamedTuple):
+    """What the language models of a database were asked, all features together."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    usd: float | None
+    """None where the price of a call is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A database, or one source of it with its controls, summed up."""
+
+    groups: Sequence[Group]
+    controls: Sequence[Control]
+    cost: Cost
+
+
+@dataclass(slots=True)
+class _Members:
+    """The rows of a group, and what the store knows beside them."""
+
+    rows: list[Row] = field(default_factory=list)
+    details: dict[str, Row] = field(default_factory=dict)
+
+
+def summarise(store: Store, source: str | SourceId | None = None) -> Summary:
+    """Sum up a source and its controls with random matrices, or everything.
+
+    >>> group = summarise(store, "demo:mlp.1").groups[0]
+    >>> group.name, group.scores[0].scorer, group.scores[0].median.n
+    ('demo:mlp.1', 'simulation', 1)
+    """
+    names = [SourceId.parse(row["source"]) for row in store.sources()]
+    if source is not None:
+        known = SourceId.parse(str(store.known_source(source)))
+        names = [known, *(other for other in names if other != known and other.trained == known)]
+    members = {name: _Members(list(store.iterate_rows(name)), _read_details(store, name)) for name in names}
+    groups = [
+        _sum_up(name, level, [members[source_id] for source_id in ids]) for name, level, ids in _group_sources(names)
+    ]
+    return Summary(groups, _controls(names, groups), _cost(store))
+
+
+def _group_sources(names: Sequence[SourceId]) -> list[tuple[str, Literal["source", "layer", "model"], list[SourceId]]]:
+    """Every source; then the layers and models that have several."""
+    layers, models = defaultdict[str, list[SourceId]](list), defaultdict[str, list[SourceId]](list)
+    for name in names:
+        _, _, layer = name.site.partition(".")
+        models[name.model].append(name)
+        if layer:
+            layers[f"{name.model} layer {layer}"].append(name)
+    pooled = [(name, "layer", ids) for name, ids in layers.items()] + [
+        (name, "model", ids) for name, ids in models.items()
+    ]
+    return [(str(name), "source", [name]) for name in names] + [group for group in pooled if len(group[2]) > 1]
+
+
+def _read_details(store: Store, source: SourceId) -> dict[str, Row]:
+    """Headline text and the baselines of the headline score of every explained feature of a source, by address."""
+    sql = """SELECT feature_rows.feature, explanations.headline, (
+            SELECT baselines FROM scores WHERE scores.explanation_id = feature_rows.explanation_id
+            AND scores.scorer = feature_rows.scorer AND scores.metric = feature_rows.metric
+            AND scores.value = feature_rows.score ORDER BY scores.id DESC LIMIT 1) AS baselines
+        FROM feature_rows JOIN explanations ON explanations.id = explanation_id
+        WHERE source_id = (SELECT id FROM sources WHERE name = ?)"""
+    with translate_errors(store.path):
+        rows = store.db.conn.execute(sql, [str(source)]).fetchall()
+    return {
+        row["feature"]: {"headline": row["headline"], "baselines": json.loads(row["baselines"] or "{}")} for row in rows
+    }
+
+
+def _sum_up(name: str, level: Literal["source", "layer", "model"], parts: Sequence[_Members]) -> Group:
+    rows = [row for part in parts for row in part.rows]
+    details = {feature: detail for part in parts for feature, detail in part.details.items()}
+    texts = [row for row in rows if row["explanation"] is not None]
+    scored: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in texts:
+        if row["score"] is not None:
+            scored[row["scorer"], row["metric"]].append(row)
+    headlines = [details[row["feature"]]["headline"] for row in texts]
+    return Group(
+        name,
+        level,
+        features=len(rows),
+        statuses=Counter(row["status"] for row in rows),
+        scores=[_score_group(scorer, metric, group, details) for (scorer, metric), group in sorted(scored.items())],
+        words=median(len(row["explanation"].split()) for row in texts),
+        headline_words=median(len(headline.split()) for headline in headlines if headline),
+    )
+
+
+def _score_group(scorer: str, metric: str, rows: Sequence[Row], details: Mapping[str, Row]) -> GroupScore:
+    baselines: dict[str, Baseline] = {}
+    values: dict[str, Sequence[float]] = {}
+    for role in ROLES:
+        pairs = [
+            (row["score"], baseline)
+            for row in rows
+            if (baseline := details[row["feature"]]["baselines"].get(role)) is not None
+        ]
+        if (middle := median(baseline for _, baseline in pairs)) is not None:
+            baselines[role] = Baseline(middle, sum(score > baseline for score, baseline in pairs))
+            values[role] = [baseline for _, baseline in pairs]
+    scores = [row["score"] for row in rows]
+    middle = median(scores)
+    assert middle is not None
+    return GroupScore(scorer, metric, scores, median=middle, baselines=baselines, baseline_values=values)
+
+
+def _controls(names: Sequence[SourceId], groups: Sequence[Group]) -> list[Control]:
+    """Every source with random matrices beside the trained one, for each scorer and metric that both have."""
+    scores = {
+        group.name: {(score.scorer, score.metric): score for score in group.scores}
+        for group in groups
+        if group.level == "source"
+    }
+    controls = []
+    for name in names:
+        trained = scores.get(str(name.trained), {})
+        for kind, score in scores[str(name)].items() if name.trained != name else ():
+            if kind in trained and (auroc := separation(trained[kind].values, score.values)) is not None:
+                medians = trained[kind].median, score.median
+                controls.append(Control(str(name.trained), str(name), *kind, *medians, auroc))
+    return controls
+
+
+def _cost(store: Store) -> Cost:
+    rows = store.calls.statistics()
+    usd = None if any(row["cost"] is None for row in rows) else float(sum(row["cost"] for row in rows))
+    return Cost(*(sum(row[key] for row in rows) for key in ("calls", "input_tokens", "output_tokens")), usd)
