@@ -20,6 +20,7 @@ from ..llm.types import Chat, Reply, Sampling
 from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Rule
 from .answer import Answer, read_answer
+from .examples import Extent
 from .explainer import AbstentionLimits, TrainBatch, TrainEvidence, abstention
 
 TEXT_TOKENS, RULE_TOKENS = 200, 500
@@ -32,22 +33,6 @@ _SAMPLE_RULE = (
     '\n[RULE]: {"any": [{"when": [{"token": [" self", "self"]}, {"text": "(", "at": -1}], "value": 9}], '
     '"unless": [{"inside": "comment"}]}'
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """The numbers of windows and tokens that a prompt shows; an explainer uses those that its prompt has room for."""
-
-    top: int = 8
-    """Windows with the highest peaks."""
-    quantile: int = 0
-    """Windows from the uniform sample of active ones."""
-    near_misses: int = 0
-    silent: int = 0
-    before: int = 40
-    """Tokens shown before a window's peak."""
-    after: int = 8
-    """Tokens shown after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +129,7 @@ class PromptExplainer(ABC):
         return Explanation(
             feature=evidence.feature,
             text=answer.text,
+            headline=answer.headline,
             explainer=self.name,
             reason=answer.reason,
             status=answer.status,

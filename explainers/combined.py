@@ -7,8 +7,8 @@ A feature that writes nothing is still explained, by what it responds to.
 from ..llm.prompt import Prompt
 from ..llm.render import fenced
 from ..subject.model import Subject
-from .ask import Extent, PromptExplainer, PromptFill
-from .examples import active_windows
+from .ask import PromptExplainer, PromptFill
+from .examples import Extent, active_windows
 from .explainer import TrainBatch, TrainEvidence
 from .highlight import active_lines
 from .output import SETTINGS, Beginnings, OutputEffects, fill_output_places

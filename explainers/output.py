@@ -18,7 +18,8 @@ from ..llm.tasks import LLMTask
 from ..subject.address import Feature
 from ..subject.directions import Promoted, TokenEffect, direction, promoted
 from ..subject.model import Subject
-from .ask import Extent, PromptExplainer, PromptFill
+from .ask import PromptExplainer, PromptFill
+from .examples import Extent
 from .explainer import Background, TrainBatch, TrainEvidence, abstention
 
 STRENGTH = 2.0
