@@ -137,10 +137,9 @@ def _make_explainer(
 @click.option(
     "-e",
     "--explainer",
-    default="rule",
-    show_default=True,
     metavar="NAME",
-    help="rule, oneshot, highlight, contrastive, output, combined, best-of-N:NAME or refine:NAME.",
+    help="rule, guided, oneshot, highlight, contrastive, output, combined, best-of-N:NAME or refine:NAME; guided with "
+    "-m, rule without.",
 )
 @scorer_option
 @llm_options
@@ -152,7 +151,7 @@ def _make_explainer(
 @result_options
 def label(
     features: tuple[str, ...],
-    explainer: str,
+    explainer: str | None,
     scorers: str,
     limit: str | None,
     batch: bool,
@@ -179,6 +178,7 @@ def label(
     """
     if batch and options["llm"] is None:
         raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
+    explainer = explainer or ("rule" if options["llm"] is None else "guided")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = parse_minutes(limit) if options["llm"] is None else None
     with _open_setup(

@@ -37,7 +37,8 @@ class Answer:
 
 _LABEL = re.compile(
     r"^[ \t>*_#`-]*(?:\[[ ]*(?P<known>(?i:HEADLINE|EXPLANATION|RULE))[ ]*\][ \t*_`]*[::]?"
-    r"|(?P<bare>(?i:HEADLINE|EXPLANATION|RULE))[ \t*_`]*(?:[::]|$)|\[(?P<other>[A-Z][A-Z ]*)\][*_]*[::])(?:[*_`]+(?=\s|$))?"
+    r"|(?P<bare>(?i:HEADLINE|EXPLANATION|RULE))[ \t*_`]*(?:[::]|$)|\[(?P<other>[A-Z][A-Z ]*)\][*_]*[::])"
+    r"(?:[*_`]+(?=\s|$))?"
     r"|\[(?P<inline>RULE)\]:?[ \t`]*(?=\{)",
     re.M,
 )
@@ -188,7 +189,7 @@ def _mend(given: object) -> object:
 
 
 def _unmarked(value: object) -> object:
-    """The value with every string in it as the text is: no text holds a prompt's marks, which spell other characters."""
+    """The value with every string in it spelled back: no text holds a prompt's marks, which spell other characters."""
     match value:
         case str():
             return unspelled(value.replace(WORD_CUT, ""))

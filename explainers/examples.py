@@ -69,8 +69,7 @@ class SilentWindows(NamedTuple):
     def lines(self, parts: Sequence[Excerpt]) -> list[str]:
         """A numbered line for each part, with the active windows' tokens in ‹›."""
         return [
-            f"{i}. "
-            + marked(part, [False] * len(part.tokens), silent=[token in self.active for token in part.tokens])
+            f"{i}. " + marked(part, [False] * len(part.tokens), silent=[token in self.active for token in part.tokens])
             for i, part in enumerate(parts, start=1)
         ]
 
@@ -105,17 +104,21 @@ def _marked_tokens(examples: Sequence[Example], highest: float, extent: Extent) 
         yield from (token for token, on in zip(part.tokens, active(part.activations, highest), strict=True) if on)
 
 
-def background_example(evidence: TrainEvidence, batch: TrainBatch, row: int, *, kind: Kind) -> Example:
-    """Make an example of the feature from a row of the background."""
-    back = batch.background
+def background_example(
+    evidence: TrainEvidence, batch: TrainBatch, row: int, *, kind: Kind = "random", tune: bool = False
+) -> Example:
+    """Make an example of the feature from a row of the background, with `tune` of that of the tune split."""
+    back, activations = batch.background, evidence.background
+    if tune and batch.tune is not None and evidence.tune_background is not None:
+        back, activations = batch.tune, evidence.tune_background
     ids = back.ids[row][back.ids[row] >= 0].astype(np.int64)
-    tokens, values = tuple(batch.vocabulary[i] for i in ids), evidence.background[row, : len(ids)]
+    tokens, values = tuple(batch.vocabulary[i] for i in ids), activations[row, : len(ids)]
     return Example(
         tokens=tokens,
         ids=ids,
         activations=values,
         kind=kind,
-        split="train",
+        split="tune" if back is batch.tune else "train",
         document=back.documents[row],
         window=back.digests[row],
     )
