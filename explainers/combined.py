@@ -44,7 +44,7 @@ class Combined(PromptExplainer):
         examples = active_windows(evidence, top=self._extent.top, quantile=self._extent.quantile)
         places = {
             "windows": fenced(active_lines(examples, self._extent)),
-            **fill_output_places(self._effects, evidence.feature, batch),
+            **fill_output_places(self._effects, evidence.feature, batch, in_words=True),
         }
         digests = (*(example.window for example in examples), *Beginnings.of(batch.background).digests)
         return PromptFill(places, tuple(dict.fromkeys(digests)), max(example.peak for example in examples))
