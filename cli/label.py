@@ -58,10 +58,9 @@ budget_option = click.option(
 @click.option(
     "-e",
     "--explainer",
-    default="rule",
-    show_default=True,
     metavar="NAME",
-    help="rule, oneshot, highlight, contrastive, output, combined, best-of-N:NAME or refine:NAME.",
+    help="rule, guided, oneshot, highlight, contrastive, output, combined, best-of-N:NAME or refine:NAME; guided with "
+    "-m, rule without.",
 )
 @scorer_option
 @llm_options
@@ -76,7 +75,7 @@ budget_option = click.option(
 @result_options
 def label(
     features: tuple[str, ...],
-    explainer: str,
+    explainer: str | None,
     scorers: str,
     limit: str | None,
     batch: bool,
@@ -108,6 +107,7 @@ def label(
         raise click.UsageError(
             "-j is for labelling without a language model; calls to one run side by side already (-w)"
         )
+    explainer = explainer or ("rule" if options["llm"] is None else "guided")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = parse_minutes(limit) if options["llm"] is None else None
     with open_setup(

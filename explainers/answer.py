@@ -1,9 +1,11 @@
-"""Reads a language model's reply: the text after `[EXPLANATION]:`, and a rule after `[RULE]:` where there is one.
+"""Reads a language model's reply: the text after `[EXPLANATION]:`, its headline, and a rule where there is one.
 
 The last such line counts, so that drafts may precede it. What models put around it is taken off: a block of
 thought, bold type, quotation marks, code fences, a label without its brackets. Nothing is guessed: a reply
-without the label, or one that declines in words, is unparsed with a reason. A faulty rule is left out with the
-reason, and the text stands.
+without the label, or one that declines in words, is unparsed with a reason. A text begins with its headline: what
+stands after `[HEADLINE]:` where the text begins so or has room for it, else its own first sentence if that is short.
+Of a rule only the spelling is mended, as far as it has one meaning; a faulty one is left out with the reason, and the
+text stands.
 """
 
 import json
@@ -11,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ..llm.render import WORD_CUT, unspelled
 from ..llm.thought import without_thought
 from ..rules.language import Rule
 from ..subject.errors import NeuronautError
@@ -23,6 +26,8 @@ class Answer:
     status: Literal["explained", "no_pattern", "failed"]
     text: str | None = None
     """The explanation; None unless the status is "explained"."""
+    headline: str | None = None
+    """Its beginning, a sentence of at most 15 words; None where it has none."""
     reason: str | None = None
     """Why there is none: "unparsed: ...", or the model's words that there is no pattern."""
     rule: Rule | None = None
@@ -31,8 +36,9 @@ class Answer:
 
 
 _LABEL = re.compile(
-    r"^[ \t>*_#`-]*(?:\[[ ]*(?P<known>(?i:EXPLANATION|RULE))[ ]*\][ \t*_`]*[::]?"
-    r"|(?P<bare>(?i:EXPLANATION|RULE))[ \t*_`]*(?:[::]|$)|\[(?P<other>[A-Z][A-Z ]*)\][*_]*[::])(?:[*_`]+(?=\s|$))?"
+    r"^[ \t>*_#`-]*(?:\[[ ]*(?P<known>(?i:HEADLINE|EXPLANATION|RULE))[ ]*\][ \t*_`]*[::]?"
+    r"|(?P<bare>(?i:HEADLINE|EXPLANATION|RULE))[ \t*_`]*(?:[::]|$)|\[(?P<other>[A-Z][A-Z ]*)\][*_]*[::])"
+    r"(?:[*_`]+(?=\s|$))?"
     r"|\[(?P<inline>RULE)\]:?[ \t`]*(?=\{)",
     re.M,
 )
@@ -58,6 +64,8 @@ _OPEN_END = re.compile(
     r"[(“]\w[^)”]*$|\w[,;:-]$|(?<!word)(?<!token)(?<!letter)(?<!article)(?<!junction)(?<!position)"
     r" (?:an?|the|and|or|of|than|as)$"
 )
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[^a-z\s]|$)|[.!?]?(?:;| — | – )")
+HEADLINE_WORDS, TEXT_WORDS = 15, 40
 _NO_RULE = frozenset({"", "none", "null", "n/a", "no rule"})
 
 
@@ -78,8 +86,42 @@ def read_answer(reply: str) -> Answer:
         return Answer("failed", reason=f"unparsed: declined in words: {text[:200]}")
     if _NO_PATTERN.match(text):
         return Answer("no_pattern", reason=f"the reader answered: {text}")
+    text, headline = _join(_first_paragraph(sections.get("HEADLINE", "")), text)
     rule, error = _read_rule(sections.get("RULE", ""))
-    return Answer("explained", text, None, rule, error)
+    return Answer("explained", text, headline, rule=rule, rule_error=error)
+
+
+def _join(headline: str, text: str) -> tuple[str, str | None]:
+    """A text that begins with its headline, and the headline."""
+    headline = headline.rstrip(".;:, ")
+    if not headline or _count_words(headline) > HEADLINE_WORDS:
+        return text, headline_of(text)
+    if text.casefold().startswith(headline.casefold()):
+        return text, text[: len(headline)]
+    if _count_words(headline) + _count_words(text) <= TEXT_WORDS:
+        return f"{headline}. {text}", headline
+    return text, headline_of(text)
+
+
+def headline_of(text: str) -> str | None:
+    """The first sentence of a text, or what stands before its first semicolon or dash; None if over 15 words.
+
+    >>> headline_of("the negation ` not` after a verb; not at the start of a line.")
+    'the negation ` not` after a verb'
+    """
+    end = _SENTENCE_END.search(_mask_quoted(text))
+    headline = text[: end.start()] if end else text
+    return headline if 0 < _count_words(headline) <= HEADLINE_WORDS else None
+
+
+def _count_words(text: str) -> int:
+    """Words, each quotation being one."""
+    return len(_mask_quoted(text).split())
+
+
+def _mask_quoted(text: str) -> str:
+    """The text with a letter for each character in backticks: what is quoted neither ends a sentence nor has words."""
+    return re.sub(r"`[^`]*`", lambda quoted: "x" * len(quoted[0]), text)
 
 
 def _is_cut(text: str) -> bool:
@@ -122,16 +164,38 @@ def _unwrap(text: str, left: str, right: str) -> str | None:
 
 def _read_rule(section: str) -> tuple[Rule | None, str | None]:
     """The section's first JSON object as a rule, or why there is none; None twice where none was given."""
-    start = section.find("{")
-    if start < 0:
+    opening = re.search(r"\[\s*\{|\{", section)
+    if opening is None:
         text = " ".join(_FENCE.sub("", section).split())
         return None, None if text.strip("`*\"'.()").lower() in _NO_RULE else f"no JSON object after [RULE]: {text[:80]}"
     try:
-        _, end = json.JSONDecoder().raw_decode(section, start)
-        return Rule.parse(section[start:end]), None
+        given, _ = json.JSONDecoder().raw_decode(section, opening.start())
+        return Rule.parse(json.dumps(_mend(given))), None
     except ValueError as error:
         return None, f"the rule is not JSON: {error}"
     except RecursionError:
         return None, "the rule is not JSON: nested too deeply"
     except NeuronautError as error:
         return None, str(error)
+
+
+def _mend(given: object) -> object:
+    """The rule that a JSON value can only mean: clauses without their frame, text with the marks of a prompt."""
+    if isinstance(given, list):
+        given = {"any": given}
+    elif isinstance(given, dict) and "value" in given and "any" not in given:
+        given = {"any": [given]}
+    return _unmarked(given)
+
+
+def _unmarked(value: object) -> object:
+    """The value with every string in it spelled back: no text holds a prompt's marks, which spell other characters."""
+    match value:
+        case str():
+            return unspelled(value.replace(WORD_CUT, ""))
+        case list():
+            return [_unmarked(part) for part in value]
+        case dict():
+            return {_unmarked(key): _unmarked(part) for key, part in value.items()}
+        case _:
+            return value

@@ -7,10 +7,10 @@ that scale, so the rule is scaled back to the source's units; one that fires on 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ..data.records import Explanation
 from ..llm.prompt import Prompt
@@ -20,6 +20,7 @@ from ..llm.types import Chat, Reply, Sampling
 from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Rule
 from .answer import Answer, read_answer
+from .examples import Extent
 from .explainer import AbstentionLimits, TrainBatch, TrainEvidence, abstention
 
 TEXT_TOKENS, RULE_TOKENS = 200, 500
@@ -29,29 +30,12 @@ _SAMPLE = (
     "definition; weaker on other first parameters there, and silent on ` self` inside calls."
 )
 _SAMPLE_RULE = (
-    '\n[RULE]: {"any": [{"when": [{"token": [" self", "self"]}, {"text": "(", "at": -1}], "value": 9}], '
+    '{"any": [{"when": [{"token": [" self", "self"]}, {"text": "(", "at": -1}], "value": 9}], '
     '"unless": [{"inside": "comment"}]}'
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """The numbers of windows and tokens that a prompt shows; an explainer uses those that its prompt has room for."""
-
-    top: int = 8
-    """Windows with the highest peaks."""
-    quantile: int = 0
-    """Windows from the uniform sample of active ones."""
-    near_misses: int = 0
-    silent: int = 0
-    before: int = 40
-    """Tokens shown before a window's peak."""
-    after: int = 8
-    """Tokens shown after it."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptFill:
+class PromptFill(NamedTuple):
     """The texts that fill a prompt for one feature, and the windows that they come from."""
 
     places: Mapping[str, str]
@@ -60,6 +44,24 @@ class PromptFill:
     """Digests of all windows that any part is shown of."""
     highest: float
     """The activation that is shown as 10, in the source's units."""
+
+
+NOTHING_ASKED = PromptFill({}, (), 0.0)
+
+
+class Asked(NamedTuple):
+    """What became of one feature."""
+
+    explanation: Explanation
+    fill: PromptFill = NOTHING_ASKED
+    chat: Chat | None = None
+    """None where the feature cannot be explained."""
+    reply: Reply | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the calls that were made."""
+        return () if self.reply is None else (self.reply.key,)
 
 
 class PromptExplainer(ABC):
@@ -112,29 +114,44 @@ class PromptExplainer(ABC):
 
     def explain(self, batch: TrainBatch) -> LLMTask[list[Explanation]]:
         """Explain every feature, in order; all questions are asked at once."""
-        explanations = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
-        questions = [
-            (i, self.fill(batch.features[i], batch)) for i, abstained in enumerate(explanations) if abstained is None
-        ]
-        replies = (yield [self._chat(fill, batch.features[i]) for i, fill in questions]) if questions else ()
-        for (i, fill), reply in zip(questions, replies, strict=True):
-            explanations[i] = self._explanation(batch.features[i], fill, reply)
-        return [explanation for explanation in explanations if explanation is not None]
+        return [asked.explanation for asked in (yield from self.ask(batch))]
 
-    def _chat(self, fill: PromptFill, evidence: TrainEvidence) -> Chat:
+    def ask(self, batch: TrainBatch) -> LLMTask[list[Asked]]:
+        """Ask about every feature that can be explained, all at once, and read the replies."""
+        abstentions = [abstention(evidence, explainer=self.name, limits=self._limits) for evidence in batch.features]
+        fills = {i: self.fill(batch.features[i], batch) for i, given in enumerate(abstentions) if given is None}
+        chats = {i: self._chat(fill, batch.features[i], batch) for i, fill in fills.items()}
+        replies = (yield list(chats.values())) if chats else ()
+        asked = {
+            i: Asked(self.read(batch.features[i], fills[i], reply), fills[i], chats[i], reply)
+            for i, reply in zip(fills, replies, strict=True)
+        }
+        return [Asked(given) if given is not None else asked[i] for i, given in enumerate(abstentions)]
+
+    def sample_rule(self, evidence: TrainEvidence, batch: TrainBatch, fill: PromptFill) -> Rule:  # noqa: ARG002
+        """A rule of the usual length, from which a dry run estimates."""
+        return Rule.parse(_SAMPLE_RULE)
+
+    def _chat(self, fill: PromptFill, evidence: TrainEvidence, batch: TrainBatch) -> Chat:
         rule = "" if self._language is None else "\n\n" + self._language.render({})[-1].content
+        sample = f"{_SAMPLE} ({evidence.feature}/{self._draw})"
+        if self._language is not None:
+            sample += f"\n[RULE]: {self.sample_rule(evidence, batch, fill).to_json()}"
         room = TEXT_TOKENS + (RULE_TOKENS if self._language else 0)
         return Chat(
             self._prompt.render({**fill.places, "rule": rule}),
             Sampling(temperature=self._temperature, max_tokens=room, seed=self._draw or None),
             # Texts differ between features, and so do the questions that are asked about them.
-            sample=f"{_SAMPLE} ({evidence.feature}/{self._draw})" + (_SAMPLE_RULE if self._language else ""),
+            sample=sample,
             prompt=self._prompt.name,
         )
 
-    def _explanation(self, evidence: TrainEvidence, fill: PromptFill, reply: Reply) -> Explanation:
+    def read(
+        self, evidence: TrainEvidence, fill: PromptFill, reply: Reply, *, earlier: Sequence[str] = ()
+    ) -> Explanation:
+        """Read a reply; `earlier` are the keys of calls that led to its question."""
         answer = read_answer(reply.text) if reply.status == "ok" else Answer("failed", reason=_failure_reason(reply))
-        provenance: dict[str, object] = {"calls": [reply.key], "prompt": self._hashes()}
+        provenance: dict[str, object] = {"calls": [*earlier, reply.key], "prompt": self._hashes()}
         rule, error = None, answer.rule_error
         if answer.rule is not None:
             rule = in_units(answer.rule, fill.highest)
@@ -144,6 +161,7 @@ class PromptExplainer(ABC):
         return Explanation(
             feature=evidence.feature,
             text=answer.text,
+            headline=answer.headline,
             explainer=self.name,
             reason=answer.reason,
             status=answer.status,

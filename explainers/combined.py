@@ -7,8 +7,8 @@ A feature that writes nothing is still explained, by what it responds to.
 from ..llm.prompt import Prompt
 from ..llm.render import fenced
 from ..subject.model import Subject
-from .ask import Extent, PromptExplainer, PromptFill
-from .examples import active_windows
+from .ask import PromptExplainer, PromptFill
+from .examples import Extent, active_windows
 from .explainer import TrainBatch, TrainEvidence
 from .highlight import active_lines
 from .output import SETTINGS, Beginnings, OutputEffects, fill_output_places
@@ -44,7 +44,7 @@ class Combined(PromptExplainer):
         examples = active_windows(evidence, top=self._extent.top, quantile=self._extent.quantile)
         places = {
             "windows": fenced(active_lines(examples, self._extent)),
-            **fill_output_places(self._effects, evidence.feature, batch),
+            **fill_output_places(self._effects, evidence.feature, batch, in_words=True),
         }
         digests = (*(example.window for example in examples), *Beginnings.of(batch.background).digests)
         return PromptFill(places, tuple(dict.fromkeys(digests)), max(example.peak for example in examples))

@@ -79,6 +79,7 @@ def make_base_explainer(name: str, subject: Subject, options: ExplainerOptions) 
     """Make the explainer of a name of `EXPLAINERS`; raises UnknownNameError for any other."""
     if name not in EXPLAINERS:
         raise UnknownNameError(
-            f"-e {name}: there is none of this name; there are {', '.join(EXPLAINERS)}, best-of-N:NAME and refine:NAME"
+            f"-e {name}: there is none of this name; there are {', '.join(EXPLAINERS)}, guided, best-of-N:NAME and "
+            "refine:NAME"
         )
     return EXPLAINERS[name](subject, options)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from ..data.records import Example
 from ..llm.render import active, excerpt, fenced, marked, strongest
-from .ask import Extent, PromptExplainer, PromptFill
-from .examples import active_windows
+from .ask import PromptExplainer, PromptFill
+from .examples import Extent, active_windows
 from .explainer import TrainBatch, TrainEvidence
 
 STRONGEST = 4

@@ -6,8 +6,8 @@ side by side.
 """
 
 from ..llm.render import excerpt, fenced, token_list
-from .ask import Extent, PromptExplainer, PromptFill
-from .examples import active_windows
+from .ask import PromptExplainer, PromptFill
+from .examples import Extent, active_windows
 from .explainer import TrainBatch, TrainEvidence
 
 SPARSE = 0.2

@@ -18,7 +18,8 @@ from ..llm.tasks import LLMTask
 from ..subject.address import Feature
 from ..subject.directions import Promoted, TokenEffect, direction, promoted
 from ..subject.model import Subject
-from .ask import Extent, PromptExplainer, PromptFill
+from .ask import PromptExplainer, PromptFill
+from .examples import Extent
 from .explainer import Background, TrainBatch, TrainEvidence, abstention
 
 STRENGTH = 2.0
@@ -29,6 +30,8 @@ WRITTEN = 12
 """Tokens of a continuation."""
 LISTED, LEAST = 10, 1.0
 """Tokens that are listed as raised, and as lowered, at most; those that are moved by so many standard deviations."""
+USUAL, STRONG = 3.0, 5.0
+"""Standard deviations up to which an effect is weak, and from which on it is strong."""
 SETTINGS = {
     "strength": STRENGTH,
     "beginnings": BEGINNINGS,
@@ -134,8 +137,13 @@ class Output(PromptExplainer):
         return explained and self._effects.of(evidence.feature, batch) is None
 
 
-def fill_output_places(effects: OutputEffects, feature: Feature, batch: TrainBatch) -> dict[str, str]:
-    """Fill `$raised`, `$lowered` and `$continuations`."""
+def fill_output_places(
+    effects: OutputEffects, feature: Feature, batch: TrainBatch, *, in_words: bool = False
+) -> dict[str, str]:
+    """Fill `$raised`, `$lowered` and `$continuations`.
+
+    `in_words` says the size of an effect in a word, for prompts whose numbers are activations.
+    """
     effect = effects.of(feature, batch)
     if effect is None:
         return dict.fromkeys(("raised", "lowered", "continuations"), NOTHING)
@@ -145,17 +153,24 @@ def fill_output_places(effects: OutputEffects, feature: Feature, batch: TrainBat
         begins, plain, steered = (quoted("".join(effects.subject.decode_tokens(row))) for row in rows)
         lines += [f"{number}. {begins}", f"   without: {plain}", f"   with: {steered}"]
     return {
-        "raised": _format_token_effects(effect.promoted.top, effect.promoted.spread),
-        "lowered": _format_token_effects(effect.promoted.bottom, effect.promoted.spread),
+        "raised": _format_token_effects(effect.promoted.top, effect.promoted.spread, in_words=in_words),
+        "lowered": _format_token_effects(effect.promoted.bottom, effect.promoted.spread, in_words=in_words),
         "continuations": fenced(lines),
     }
 
 
-def _format_token_effects(effects: Sequence[TokenEffect], spread: float) -> str:
+def _format_token_effects(effects: Sequence[TokenEffect], spread: float, *, in_words: bool) -> str:
     """Write a line for each token: the token, a tab, its shift in standard deviations over the vocabulary."""
     shifts = [(quoted(effect.token), effect.value / spread) for effect in effects]
-    lines = [f"{token}\t{shift:+.1f}" for token, shift in shifts if abs(shift) >= LEAST]
+    lines = [
+        f"{token}\t{_size(shift) if in_words else f'{shift:+.1f}'}" for token, shift in shifts if abs(shift) >= LEAST
+    ]
     return fenced(lines) if lines else "(none stands out)"
+
+
+def _size(shift: float) -> str:
+    """A shift in a word: the top of any list reaches about 3 standard deviations."""
+    return "strongly" if abs(shift) >= STRONG else "clearly" if abs(shift) > USUAL else "weakly"
 
 
 def quoted(text: str) -> str:

@@ -14,6 +14,7 @@ from ..data.records import Explanation
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer
 from ..explainers.factory import AS_SHIPPED, EXPLAINERS, ExplainerOptions, make_base_explainer
+from ..explainers.guided import Guided, Preparation
 from ..llm.prompt import Prompt
 from ..scorers.factory import ScorerOptions, make_scorer
 from ..scorers.scorer import Scorer
@@ -21,6 +22,7 @@ from ..subject.address import SourceId
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
+from .guided import ChosenGuided
 from .refine import Refine
 from .reproduce import AbsentLLM
 from .selection import BestOf, SelectingExplainer
@@ -35,7 +37,7 @@ _PROMPT_FOLDERS = ("explainers", "scorers", "labelling")
 def make_explainer(
     name: str, subject: Subject, options: ExplainerOptions = AS_SHIPPED, *, chooser: Scorer | None = None
 ) -> Explainer | SelectingExplainer:
-    """Make the explainer of a name: one of `EXPLAINERS`, best-of-N:NAME or refine:NAME.
+    """Make the explainer of a name: one of `EXPLAINERS`, guided, best-of-N:NAME or refine:NAME.
 
     `chooser` judges the candidates of best-of-N and refine on `select`; by default the rules that they carry are
     simulated. Raises UnknownNameError for any other name, NeuronautError for a best-of-N that cannot be.
@@ -51,18 +53,40 @@ def make_explainer(
         shipped = shipped_prompts()
         sentences, revision = (options.prompt(part) or shipped[part] for part in ("refine_sentences", "refine"))
         return Refine(inner, chooser, temperature=options.temperature, prompts=(sentences, revision))
-    return make_base_explainer(name, subject, options)
+    return _make_one(name, subject, options, Preparation(subject))
+
+
+def _make_one(
+    name: str, subject: Subject, options: ExplainerOptions, preparation: Preparation
+) -> Explainer | SelectingExplainer:
+    """Make an explainer that is not made of named others; guided ones share what is prepared for a batch."""
+    if name != "guided":
+        return make_base_explainer(name, subject, options)
+    prompt, check, language = (options.prompt(part) for part in ("guided", "guided_check", "rule_language"))
+    return ChosenGuided(
+        Guided(
+            subject,
+            prompt=prompt,
+            check=check,
+            temperature=options.temperature,
+            draw=options.draw,
+            language=language,
+            preparation=preparation,
+        )
+    )
 
 
 def _make_best_of(count: int, inner: str, subject: Subject, options: ExplainerOptions, chooser: Scorer) -> BestOf:
-    if not 2 <= count <= 100 or inner not in EXPLAINERS or inner == "rule":
+    asking = [*(name for name in EXPLAINERS if name != "rule"), "guided"]
+    if not 2 <= count <= 100 or inner not in asking:
         raise NeuronautError(
             f"-e best-of-{count}:{inner} is not known; wanted 2 to 100 samples of one of "
-            f"{', '.join(name for name in EXPLAINERS if name != 'rule')}, for example best-of-5:{DEFAULT_INNER}"
+            f"{', '.join(asking)}, for example best-of-5:{DEFAULT_INNER}"
         )
     # Samples of one prompt at temperature 0 would all be one.
     warm = replace(options, temperature=1.0) if options.temperature == 0 else options
-    draws = [make_base_explainer(inner, subject, replace(warm, draw=draw)) for draw in range(1, count + 1)]
+    preparation = Preparation(subject)
+    draws = [_make_one(inner, subject, replace(warm, draw=draw), preparation) for draw in range(1, count + 1)]
     return BestOf(draws, chooser)
 
 

@@ -204,11 +204,11 @@ def _read_revision(old: Explanation, tests: Sequence[Trial], reply: Reply, evide
     provenance = {**old.provenance, "calls": calls, "tests": f"{right} of {len(tests)} as expected"}
     digests = tuple(sorted({*old.seen, *(example.window for example in _choose_examples(evidence))}))
     # Its rule, if any, is that of the words that are revised.
-    revision = replace(old, seen=digests, provenance=provenance, rule=None)
+    revision = replace(old, seen=digests, provenance=provenance, rule=None, headline=None)
     if reply.status != "ok":
         return replace(revision, text=None, reason=f"{reply.status}: {reply.reason}", status="failed")
     answer = read_answer(reply.text)
-    return replace(revision, text=answer.text, reason=answer.reason, status=answer.status)
+    return replace(revision, text=answer.text, headline=answer.headline, reason=answer.reason, status=answer.status)
 
 
 def _add_round(old: Explanation, revision: Explanation, comparison: Comparison) -> Explanation:

@@ -90,7 +90,7 @@ def _select_score(judgements: Sequence[Judgements]) -> SelectScore:
 class BestOf:
     """The best of several explanations."""
 
-    def __init__(self, draws: Sequence[Explainer], scorer: Scorer) -> None:
+    def __init__(self, draws: Sequence[Explainer | SelectingExplainer], scorer: Scorer) -> None:
         """`draws` are explainers that differ in their draw alone."""
         self._draws, self._scorer = draws, scorer
         self.name = f"best-of-{len(draws)}:{draws[0].name}"
@@ -109,7 +109,7 @@ class BestOf:
         return BoundExplainer(self, lambda batch: self._explain(loader, batch))
 
     def _explain(self, loader: EvidenceLoader, batch: TrainBatch) -> LLMTask[list[Explanation]]:
-        draws = yield from gather([run_task(draw.explain(batch)) for draw in self._draws])
+        draws = yield from gather([run_task(bind(draw, loader).explain(batch)) for draw in self._draws])
         candidates = [{explanation.feature: explanation for explanation in explanations} for explanations in draws]
         chooser = Chooser(self._scorer, loader, batch)
         scores = yield from gather([chooser.judge(texts) for texts in candidates])

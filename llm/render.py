@@ -88,14 +88,19 @@ def token_list(part: Excerpt, highest: float, *, zeros: bool = True) -> list[str
     return [f"{spelled(t)}\t{v}" for t, v in zip(part.tokens, values, strict=True) if zeros or v]
 
 
-def marked(part: Excerpt, marks: Sequence[bool] | NDArray[np.bool_], *, ends: tuple[str, str] = ACTIVE_MARKS) -> str:
-    """The text on one line with the tokens of `marks` (one for each token shown) between `ends`.
+Marks = Sequence[bool] | NDArray[np.bool_]
+"""Which of the tokens shown are marked, one for each."""
+
+
+def marked(part: Excerpt, marks: Marks, *, silent: Marks | None = None) -> str:
+    """The text on one line with the tokens of `marks` in «», and of the others those of `silent` in ‹›.
 
     Neighbouring ones share a pair. ⋯ stands at an end where the window goes on, · inside a word that is cut there.
     """
-    runs = groupby(zip(part.tokens, marks, strict=True), key=lambda pair: bool(pair[1]))
-    pieces = [(_run([token for token, _ in run]), on) for on, run in runs]
-    text = "".join(f"{ends[0]}{piece}{ends[1]}" if on else piece for piece, on in pieces)
+    pointed = np.zeros(len(part.tokens), bool) if silent is None else silent
+    ends = [ACTIVE_MARKS if on else SILENT_MARKS if off else ("", "") for on, off in zip(marks, pointed, strict=True)]
+    runs = groupby(zip(part.tokens, ends, strict=True), key=lambda pair: pair[1])
+    text = "".join(f"{left}{_run([token for token, _ in run])}{right}" for (left, right), run in runs)
     return (CUT if part.first else "") + text + (CUT if part.last < len(part.example.tokens) else "")
 
 

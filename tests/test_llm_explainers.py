@@ -171,19 +171,36 @@ def test_windows_are_chosen_as_said() -> None:
         ("top", "digest4"),
         ("quantile", "digest5"),
     ]
-    silent = silent_windows(evidence, batch, examples, near_misses=6, others=6)
-    assert [(near.example.window, near.position) for near in silent.near_misses] == [("digest6", 11), ("digest7", 6)]
-    assert [e.window for e in silent.others] == ["digest8"]
+    silent = silent_windows(evidence, batch, examples, Extent(near_misses=6, silent=6, after=0))
+    shown = [(part.example.window, part.last - 1) for part in silent.near_misses]
+    assert shown == [("digest6", 11), ("digest7", 6)]
+    assert [part.example.window for part in silent.others] == ["digest8"]
     doubled = replace(evidence, examples=[*evidence.examples, replace(evidence.examples[0], window="copy")])
     assert [e.window for e in active_windows(doubled, top=9, quantile=0)] == [f"digest{i}" for i in range(5)]
+
+
+def test_what_is_shown_as_active_is_marked_and_near_misses_point_out_what_is_active_elsewhere() -> None:
+    batch = planted()
+    evidence = batch.features[0]
+    faint = replace(evidence.examples[4], window="faint", activations=evidence.examples[4].activations * 0.2)
+    evidence = replace(evidence, examples=[*evidence.examples, faint, replace(faint, kind="quantile")])
+    examples = active_windows(evidence, top=9, quantile=9)
+    assert "faint" not in {example.window for example in examples}
+    extent = Extent(near_misses=6, silent=6)
+    silent = silent_windows(evidence, batch, examples, extent)
+    assert silent.active == {"self", ",", ")"}
+    for line, part in zip(silent.lines(silent.near_misses), silent.near_misses, strict=True):
+        pointed = "".join(re.findall("‹([^›]*)›", line))
+        assert pointed == "".join(token for token in part.tokens if token in silent.active) != ""
+    assert not any(silent.active & set(part.tokens) for part in silent.others)
 
 
 def test_a_negative_tail_has_its_silent_windows_from_the_background() -> None:
     batch = planted()
     evidence = replace(batch.features[0], examples=[e for e in batch.features[0].examples if e.kind == "top"])
-    silent = silent_windows(evidence, batch, evidence.examples, near_misses=6, others=6)
-    assert [near.example.window for near in silent.near_misses] == ["digest7"]
-    assert [e.window for e in silent.others] == ["digest8"]
+    silent = silent_windows(evidence, batch, evidence.examples, Extent(near_misses=6, silent=6))
+    assert [part.example.window for part in silent.near_misses] == ["digest7"]
+    assert [part.example.window for part in silent.others] == ["digest8"]
     assert "".join(silent.others[0].tokens).strip() == "import os\nimport sys"
     content = asked(Contrastive(), replace(batch, features=[replace(evidence, background=evidence.background + 1)]))
     assert content[0].messages[1].content.count("(none was found)") == 2

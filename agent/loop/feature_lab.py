@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from ...data.harvest.activations import read_last, read_own
 from ...data.records import Example, Explanation, Statistics
 from ...data.store.store import Store
+from ...explainers.battery.places import TrainingSide
 from ...explainers.explainer import TrainBatch, TrainEvidence
 from ...rules.english import describe
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Clause, Rule, Token
 from ...rules.observed import Observed
 from ...scorers.holdout import token_baselines
-from ...subject.address import Feature
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ...subject.sources import Source
@@ -27,13 +27,11 @@ from .experiments import Design, Item
 from .hypotheses import Hypothesis
 from .target import Meter
 
-STRONGEST = 12
-"""Training examples whose median peak is the scale."""
 TOKENS, SILENT = 200, 0.02
 """Tokens that the hypothesis of token identity names at most, and the share of the scale from which on it does."""
 
 
-class FeatureLab:
+class FeatureLab(TrainingSide):
     """One feature, ready for experiments."""
 
     kind: Literal["feature"] = "feature"
@@ -50,18 +48,8 @@ class FeatureLab:
         seed: int = 0,
     ) -> None:
         """`batch` holds what features share; `baseline` is the one-shot explanation, where there is one."""
-        self.store, self.subject, self.source, self.seed = store, subject, source, seed
-        self.evidence, self.batch, self.baseline = evidence, batch, baseline
-        self.feature: Feature = evidence.feature
-        self.vocabulary = batch.vocabulary
-        self.width = batch.background.ids.shape[1]
-        """Tokens of every window that experiments make."""
-        self.examples: tuple[Example, ...] = tuple(
-            sorted((e for e in {e.window: e for e in evidence.examples}.values()), key=lambda e: -e.peak)
-        )
-        """Training examples, each window once, the strongest first."""
-        self.scale = _scale(self.examples)
-        """Median peak of the strongest training examples, in the source's units: 1 in experiments' values."""
+        super().__init__(subject, evidence, batch, seed=seed)
+        self.store, self.source, self.baseline = store, source, baseline
         self.token_rule, self.token_table = token_baselines(evidence, batch)
         """What single tokens say, by token id (scorers/holdout.py)."""
         self.observed = Observed.none(self.width)
@@ -152,14 +140,6 @@ class FeatureLab:
         self._read |= dict(zip(new, read_last(self.subject, self.source, new, columns), strict=True))
         return np.array([self._read[prefix] for prefix in prefixes], np.float32).reshape(-1, len(columns))
 
-    def fill(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
-        """A window (position,) at full width: where it ends its first token is repeated.
-
-        What stands after a causal model's pivot cannot matter, so experiments have windows of one width.
-        """
-        real = ids[ids >= 0]
-        return np.append(real, np.full(self.width - len(real), real[0])).astype(np.int64)
-
     def window(self, digest: str) -> Example:
         """The training example of a window's digest; refuses windows of other splits."""
         for example in self.examples:
@@ -186,12 +166,6 @@ class FeatureLab:
             ids = np.array([item.ids for item, _ in items], np.int64)
             pivots = [item.pivot for item, _ in items]
             self.observed += Observed.at(ids, pivots, [value * self.scale for _, value in items])
-
-
-def _scale(examples: Sequence[Example]) -> float:
-    """Median peak of the strongest examples; 1 where none is active, of which nothing is ever measured."""
-    peaks = [example.peak for example in examples[:STRONGEST] if example.peak > 0]
-    return float(np.median(peaks)) if peaks else 1.0
 
 
 def _effect_expected(hypothesis: Hypothesis, about: Mapping[str, Any]) -> float | None:

@@ -14,9 +14,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...explainers.battery.places import ACTIVE, SILENT
+
 Level = Literal["reversed", "silent", "weak", "strong"]
 LEVELS: tuple[Level, ...] = get_args(Level)
-EDGES = (-0.1, 0.1, 0.5)
+EDGES = (-SILENT, SILENT, ACTIVE)
 """Between the levels, in units of the scale."""
 MIDDLE: dict[Level, float] = {"reversed": -0.5, "silent": 0.0, "weak": 0.3, "strong": 1.0}
 """The value that stands for a level where someone names only the level."""

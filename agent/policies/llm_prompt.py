@@ -16,7 +16,7 @@ from typing import Any
 from ...data.records import Example
 from ...explainers.ask import in_steps
 from ...llm import render
-from ...llm.render import ACTIVE_MARKS, SILENT_MARKS, active, excerpt, fenced, spelled, strongest
+from ...llm.render import ACTIVE_MARKS, active, excerpt, fenced, spelled, strongest
 from ...rules.language import Rule
 from ..loop.experiments import AnyTool
 from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
@@ -96,7 +96,7 @@ def _silent_text(example: Example, peaks: set[str]) -> str:
     positions = [i for i, token in enumerate(example.tokens) if token in peaks]
     pivot = positions[-1] if positions else min(24, len(example.tokens) - 1)
     part = excerpt(example, before=24, after=6, pivot=pivot)
-    return render.marked(part, [token in peaks for token in part.tokens], ends=SILENT_MARKS)
+    return render.marked(part, [False] * len(part.tokens), silent=[token in peaks for token in part.tokens])
 
 
 def _behaviour(view: View) -> list[str]:

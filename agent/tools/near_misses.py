@@ -13,22 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import mean
+from ...explainers.battery.measurements import preceding
+from ...explainers.battery.places import ACTIVE, Place, excerpt, find_near_misses, generator, in_turn, silent_window
 from ...rules.language import Class, Condition, Position, Regex, Text, Token
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import (
-    ACTIVE,
-    Place,
-    excerpt,
-    find_near_misses,
-    find_places,
-    fires_on,
-    generator,
-    in_turn,
-    silent_window,
-    training_windows,
-)
+from .places import find_places
 from .window_edits import Expecting, conditions, expectations, filter_by_expectation, flipped, names_with_rules
 
 POOL = 400
@@ -118,7 +109,7 @@ def _disputed_first(lab: FeatureLab, items: Sequence[Item]) -> list[Item]:
 
 def _others(lab: FeatureLab, count: int, rng: np.random.Generator) -> list[Place]:
     """Random places of tokens on which it never fires."""
-    windows, fires = training_windows(lab), fires_on(lab)
+    windows, fires = lab.windows, lab.fires_on
     rows, positions = np.nonzero(~np.isin(windows.ids, list(fires)) & np.isfinite(windows.values))
     drawn = rng.choice(len(rows), size=min(count, len(rows)), replace=False).tolist()
     return [
@@ -129,13 +120,8 @@ def _others(lab: FeatureLab, count: int, rng: np.random.Generator) -> list[Place
 
 def _previous(lab: FeatureLab) -> dict[str, Any]:
     """What stands before active and before silent places of the tokens on which it fires, in the whole corpus part."""
-    windows = training_windows(lab)
-    here, before, values = windows.ids[:, 1:], windows.ids[:, :-1], windows.values[:, 1:]
     table, only = {}, Counter[str]()
-    for token in list(fires_on(lab))[:SHOWN]:
-        active, silent = (
-            Counter(before[(here == token) & chosen].tolist()) for chosen in (values >= ACTIVE, values < ACTIVE)
-        )
+    for token, active, silent in preceding(lab, most=SHOWN):
         only.update({lab.vocabulary[t]: n for t, n in silent.items() if n > 1 and t not in active})
         table[lab.vocabulary[token]] = {
             "active": active.total(),

@@ -17,23 +17,13 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import mean
+from ...explainers.battery.places import ACTIVE, Place, common_tokens, excerpt, generator, in_turn, silent_window
 from ...rules.evaluate import TokenGrid
 from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import (
-    ACTIVE,
-    Carried,
-    Place,
-    Where,
-    common_tokens,
-    excerpt,
-    find_places,
-    generator,
-    in_turn,
-    silent_window,
-)
+from .places import Carried, Where, find_places
 from .window_edits import Expecting, by_carrier, changed_copy, design_changes, filter_by_expectation, measure_changes
 
 LONGEST_PERIOD = 8

@@ -13,12 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import mean
+from ...explainers.battery.places import Place, common_tokens, excerpt, find_near_misses, generator
 from ...rules.language import CLASSES
 from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import Carried, Place, common_tokens, excerpt, find_near_misses, find_places, generator
+from .places import Carried, find_places
 from .window_edits import Expecting, filter_by_expectation
 
 State = Literal["repeat", "induction", "double", "single", "parentheses", "brackets", "braces"]

@@ -1,9 +1,7 @@
 """Pruning of the text before the pivot: ever shorter contexts, until the feature falls silent.
 
-The context is cut in two ways. Filled: what is taken away is replaced by other corpus text, in which the feature is
-silent at that position, so the pivot stays where it was. Cut: the rest moves to the window's start. Any one text may
-happen to hold a cause, so several are tried, and the median counts. A length is needed when from it on half of the
-activation is left.
+The context is cut in two ways, filled and cut (explainers/battery/measurements.py). Any one filling may happen to
+hold a cause, so several are tried, and the median counts.
 """
 
 from typing import Literal
@@ -12,15 +10,13 @@ import numpy as np
 from pydantic import Field
 
 from ...causal.measures import mean
+from ...explainers.battery.measurements import LENGTHS, cut_context, fill_context, median_by_length, needed_length
+from ...explainers.battery.places import excerpt, generator, silent_window
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import Carried, excerpt, find_places, generator, silent_window
+from .places import Carried, find_places
 
-LENGTHS = (1, 2, 3, 4, 5, 6, 9, 17, 33, 65, 129)
-"""Tokens that are kept, the pivot included; the whole context is always tried too."""
-LEFT = 0.5
-"""Share of the whole context's activation that must be left."""
 Way = Literal["filled", "cut"]
 WAYS: tuple[Way, ...] = ("filled", "cut")
 
@@ -55,16 +51,14 @@ class PruneContext(FeatureTool[PruneArgs]):
                 filling = silent_window(lab, rng, position=place.pivot).tolist()
                 control.append([filling, place.pivot])
                 for length in lengths:
-                    start = place.pivot + 1 - length
-                    ids = (*filling[:start], *place.ids[start:])
+                    ids = fill_context(place, length, filling)
                     items.append(
                         _item(
                             ids, pivot=place.pivot, carrier=number, length=length, way="filled", variant=f"text {text}"
                         )
                     )
             for length in lengths:
-                # What stands after the pivot cannot matter, so that the window's own text may end it.
-                ids = (*place.ids[place.pivot + 1 - length :], *place.ids[: place.pivot + 1 - length])
+                ids = cut_context(place, length)
                 items.append(
                     _item(ids, pivot=length - 1, carrier=number, length=length, way="cut", variant="moved to the start")
                 )
@@ -84,7 +78,7 @@ class PruneContext(FeatureTool[PruneArgs]):
             whole = max(own["filled"])
             own["cut"][whole] = own["filled"][whole]
             for way, curve in own.items():
-                needed[way].append(_needed(curve))
+                needed[way].append(needed_length(curve))
                 for tokens, value in curve.items():
                     curves[way].setdefault(tokens, []).append(value)
         length, quiet = mean([float(n) for n in needed["filled"]], seed=lab.seed), mean(list(others), seed=lab.seed)
@@ -111,19 +105,8 @@ def _item(ids: tuple[int, ...], pivot: int, carrier: int, length: int, way: Way,
 
 def _curve(design: Design, values: tuple[float, ...], carrier: int, way: Way) -> dict[int, float]:
     """By length, the median value."""
-    by_length: dict[int, list[float]] = {}
-    for item, value in zip(design.items, values, strict=True):
-        if item.about["carrier"] == carrier and item.about["way"] == way:
-            by_length.setdefault(item.about["kept"], []).append(value)
-    return {length: float(np.median(group)) for length, group in by_length.items()}
-
-
-def _needed(curve: dict[int, float]) -> int:
-    """The shortest length from which on half of the whole context's activation is left."""
-    enough = LEFT * curve[max(curve)]
-    needed = max(curve)
-    for length in sorted(curve, reverse=True):
-        if curve[length] < enough:
-            break
-        needed = length
-    return needed
+    return median_by_length(
+        (item.about["kept"], value)
+        for item, value in zip(design.items, values, strict=True)
+        if item.about["carrier"] == carrier and item.about["way"] == way
+    )

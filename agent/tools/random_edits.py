@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from ...data.counterfactual import minimal_pairs
+from ...explainers.battery.places import SILENT, Place, common_tokens, generator, in_turn, special_tokens
 from ...rules.english import visible
 from ...rules.evaluate import TokenGrid, clause_matches
 from ...rules.language import CLASSES, Class, Condition, Regex, Rule, Token
@@ -29,7 +30,6 @@ from ..loop.feature_lab import FeatureLab
 from ..loop.levels import levels_of
 from ..loop.rejections import RejectedError
 from .base import FeatureTool
-from .places import SILENT, Place, common_tokens, generator, in_turn, special_tokens, training_windows
 from .window_edits import (
     Expecting,
     changed_copy,
@@ -186,7 +186,7 @@ class Edit(NamedTuple):
 
 def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> list[Edit]:
     """Edits at places where a clause holds, of every clause of a rule."""
-    windows = training_windows(lab)
+    windows = lab.windows
     ids, values = windows.ids[:WINDOWS], windows.values[:WINDOWS]
     grid = TokenGrid(lab.vocabulary, ids)
     edits: list[Edit] = []
@@ -204,7 +204,7 @@ def break_conditions(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> l
 
 def write_causes(lab: FeatureLab, rule: Rule, rng: np.random.Generator) -> Iterator[Edit]:
     """Edits that write every clause into random places, without and with an exception to it."""
-    windows = training_windows(lab)
+    windows = lab.windows
     for clause in rule.any:
         causes = [(condition, _pool(lab, condition)) for condition in clause.when if _on_token(condition)]
         excepted = [(c, _pool(lab, c)) for c in (*clause.unless, *rule.unless) if _on_token(c)]

@@ -2,18 +2,16 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 from pydantic import Field
-from torch.nn.functional import normalize
 
+from ...explainers.battery.measurements import choose_tokens
 from ...rules.english import visible
 from ...rules.language import Token
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import ACTIVE, Carried, Where, common_tokens, find_places, special_tokens, training_windows
+from .places import Carried, Where, find_places
 from .window_edits import (
     FLIPS_SHOWN,
     Expecting,
@@ -24,9 +22,6 @@ from .window_edits import (
     flipped,
     measure_changes,
 )
-
-KNOWN = 20
-"""Tokens that stand at the offset before active places, whose neighbours in the embedding are tried first."""
 
 
 class ScanArgs(Carried, Expecting, frozen=True):
@@ -91,25 +86,11 @@ class ScanVocabulary(FeatureTool[ScanArgs]):
 
 def _tokens(lab: FeatureLab, back: int, *, each: int) -> tuple[list[int], str]:
     """Token ids to try, and what was left out."""
-    special = special_tokens(lab)
-    every = [token for token, text in enumerate(lab.vocabulary) if token not in special and text]
-    if len(every) <= each:
-        return every, "nothing"
-    allowed = set(every)
-    shares = (_named_by_rules(lab), _nearest(lab, back, allowed), common_tokens(lab))
-    chosen: dict[int, None] = {}
-    for number, part in enumerate(shares, start=1):
-        room = each * number // 4
-        for token in part:
-            if len(chosen) >= room:
-                break
-            if token in allowed:
-                chosen.setdefault(token)
-    rest = [token for token in every if token not in chosen]
-    even = np.linspace(0, len(rest) - 1, each - len(chosen)).round().astype(int)
-    tokens = sorted({*chosen, *(rest[i] for i in even)})
-    return tokens, (
-        f"{len(every) - len(tokens)} of {len(every)} tokens: taken were those that rivals name, the nearest to known "
+    chosen = choose_tokens(lab, back, most=each, named=_named_by_rules(lab))
+    if not chosen.left_out:
+        return chosen.tokens, "nothing"
+    return chosen.tokens, (
+        f"{chosen.left_out} of {chosen.every} tokens: taken were those that rivals name, the nearest to known "
         "causes, the most frequent ones, and an even sample of the rest"
     )
 
@@ -122,15 +103,3 @@ def _named_by_rules(lab: FeatureLab) -> list[int]:
             tokens = [part for part in conditions(hypothesis.rule) if isinstance(part, Token)]
             names |= {text for token in tokens for text in token.any}
     return [token for token, text in enumerate(lab.vocabulary) if text in names]
-
-
-def _nearest(lab: FeatureLab, back: int, allowed: set[int]) -> list[int]:
-    """Tokens by the cosine of their input embedding with the nearest of those that stand there at active places."""
-    windows = training_windows(lab)
-    rows, positions = np.nonzero(windows.values[:, back:] >= ACTIVE)
-    counts = np.bincount(windows.ids[rows, positions])
-    causes = np.argsort(-counts, kind="stable")[: min(KNOWN, np.count_nonzero(counts))]
-    table: Any = lab.subject.model.get_input_embeddings()
-    vectors = normalize(table.weight.detach().float(), dim=1)
-    likeness = (vectors @ vectors[causes.tolist()].T).amax(dim=1)
-    return [token for token in likeness.argsort(descending=True, stable=True).tolist() if token in allowed]

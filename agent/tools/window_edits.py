@@ -16,13 +16,14 @@ import numpy as np
 from pydantic import Field, StringConstraints
 
 from ...causal.measures import Mean, mean
+from ...explainers.battery.places import Place, common_tokens, excerpt, generator, silent_window
 from ...rules.language import Condition, Rule
 from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.levels import EDGES, levels_of
 from .base import Expect, FeatureTool
-from .places import Drawn, Place, common_tokens, excerpt, generator, silent_window
+from .places import Drawn
 
 APART = 0.1
 """How far a value is at least from its carrier's to have flipped, in units of the scale."""

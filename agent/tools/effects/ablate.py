@@ -8,7 +8,7 @@ from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import Carried, TokenArgs, find_places, fires_on
+from ..places import Carried, TokenArgs, find_places
 from .effects import Trial, measure_moves, token_result
 from .inputs import choose_tokens, edit_of, from_json, reference_rows, silent_places, to_json
 
@@ -84,7 +84,7 @@ class PatchActivation(FeatureTool[PatchArgs]):
         """Chooses the tokens, and active places with silent ones that look alike."""
         chosen = choose_tokens(lab, args.tokens, seed=args.seed)
         active = find_places(lab, "active", args.count, windows=args.windows, seed=args.seed)
-        near = silent_places(lab, len(active), seed=args.seed, tokens=fires_on(lab))
+        near = silent_places(lab, len(active), seed=args.seed, tokens=lab.fires_on)
         # A feature of the token alone has no near misses: any silent place will do then.
         silent = near + silent_places(lab, len(active) - len(near), seed=args.seed)
         if not silent:

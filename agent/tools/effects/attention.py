@@ -16,11 +16,12 @@ from ....causal.attention import patterns
 from ....causal.circuits.nodes import Node
 from ....causal.heads import head_scores, repeated_tokens
 from ....causal.measures import mean
+from ....explainers.battery.places import Place
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import ActiveArgs, Place
+from ..places import ActiveArgs
 from .effects import among, build_result
 from .inputs import batch_of, upstream_nodes
 from .paths import first_order_shares

@@ -19,11 +19,12 @@ from torch import Tensor
 from ....causal.controls import random_directions
 from ....causal.intervene import RowEdit, apply
 from ....causal.measures import mean
+from ....explainers.battery.places import Place
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import ActiveArgs, Place, find_places
+from ..places import ActiveArgs, find_places
 from .effects import among, build_result
 from .inputs import batch_of, edit_of, from_json, materials, to_json
 

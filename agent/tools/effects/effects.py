@@ -21,10 +21,10 @@ from ....causal.controls import random_directions, rank_among
 from ....causal.edits import Edit
 from ....causal.measures import Mean, mean
 from ....causal.runs import gather, logits_at, separately
+from ....explainers.battery.places import Place
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..places import Place
 from .inputs import batch_of, materials, windows
 
 RANDOM_CONTROLS = 20

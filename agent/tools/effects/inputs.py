@@ -15,12 +15,12 @@ from ....causal.circuits.nodes import Node, nodes_of, parse_nodes
 from ....causal.edits import Edit
 from ....causal.intervene import Materials
 from ....causal.prompts import Batch
+from ....explainers.battery.places import ACTIVE, SILENT, Place, common_tokens, count_tokens, generator, special_tokens
 from ....subject.directions import promoted
 from ....subject.errors import NeuronautError
 from ....subject.model import Subject
 from ...loop.experiments import Item
 from ...loop.feature_lab import FeatureLab
-from ..places import ACTIVE, SILENT, Place, common_tokens, count_tokens, generator, special_tokens, training_windows
 
 MOST = 24
 """Claimed tokens or components of one experiment."""
@@ -45,7 +45,7 @@ def silent_places(
 
     `at` asks for one position, `tokens` for these tokens.
     """
-    ids, values = training_windows(lab)
+    ids, values = lab.windows
     quiet = values < SILENT
     if at is not None:
         quiet[:, np.arange(quiet.shape[1]) != at] = False
@@ -56,12 +56,12 @@ def silent_places(
 
 def active_places(lab: FeatureLab, count: int, *, seed: int) -> list[Place]:
     """As `silent_places`, positions at which it is active, however strong its window is."""
-    return _draw_places(lab, training_windows(lab).values >= ACTIVE, count, generator(lab, seed, "active"))
+    return _draw_places(lab, lab.windows.values >= ACTIVE, count, generator(lab, seed, "active"))
 
 
 def _draw_places(lab: FeatureLab, mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> list[Place]:
     """One random position of each of `count` random windows that have one."""
-    ids, values = training_windows(lab)
+    ids, values = lab.windows
     rows = rng.permutation(np.flatnonzero(mask.any(axis=1)))[:count].tolist()
     pivots = [int(rng.choice(np.flatnonzero(mask[row]))) for row in rows]
     return [

@@ -4,11 +4,12 @@ import torch
 from pydantic import Field
 
 from ....causal.probes import fit_probe, read_examples
+from ....explainers.battery.places import Place
 from ....subject.directions import checked_index
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import Drawn, Place, fires_on
+from ..places import Drawn
 from .effects import build_result
 from .inputs import active_places, from_json, silent_places, to_json, windows
 
@@ -32,7 +33,7 @@ class ProbeProperty(FeatureTool[ProbeArgs]):
     def design(self, args: ProbeArgs, lab: FeatureLab) -> Design:
         """Chooses active places and silent ones."""
         active = active_places(lab, args.count, seed=args.seed)
-        near = silent_places(lab, len(active) // 2, seed=args.seed, tokens=fires_on(lab))
+        near = silent_places(lab, len(active) // 2, seed=args.seed, tokens=lab.fires_on)
         silent = [*near, *silent_places(lab, len(active) - len(near), seed=args.seed)]
         question = f"Do other directions at {lab.source.id.site} carry what {lab.target} says?"
         plan = {"active": to_json(_distinct(active)), "silent": to_json(_distinct(silent)), "near_misses": len(near)}

@@ -28,9 +28,9 @@ from ....causal.prompts import Batch
 from ....causal.readouts import activation
 from ....causal.runs import gather, read_source_run
 from ....causal.saliency import Activation
+from ....explainers.battery.places import SILENT, Place, generator
 from ....subject.errors import NeuronautError
 from ...loop.feature_lab import FeatureLab
-from ..places import SILENT, Place, fires_on, generator, training_windows
 from .inputs import batch_of, materials, silent_places, windows
 
 
@@ -63,8 +63,8 @@ def _near_misses(lab: FeatureLab, place: Place, count: int, seed: int) -> list[P
 
     Of each window there is as much before as the place has.
     """
-    ids, values = training_windows(lab)
-    missed = (values < SILENT) & np.isin(ids, list(fires_on(lab)))
+    ids, values = lab.windows
+    missed = (values < SILENT) & np.isin(ids, list(lab.fires_on))
     missed[:, : place.pivot] = False
     rows, positions = np.nonzero(missed)
     order = generator(lab, seed, f"near misses of {place.token} at {place.pivot}").permutation(len(rows))

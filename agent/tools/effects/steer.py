@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ....causal.doses import trend
 from ....causal.measures import mean
+from ....explainers.battery.places import generator
 from ....subject.address import Feature
 from ....subject.directions import Promoted, direction, promoted
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import Drawn, TokenArgs, generator
+from ..places import Drawn, TokenArgs
 from .effects import Moved, Trial, among, asked_weights, measure_moves, token_result
 from .inputs import choose_tokens, edit_of, from_json, silent_places, to_json
 

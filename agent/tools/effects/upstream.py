@@ -8,10 +8,11 @@ from pydantic import Field
 from ....causal.circuits.nodes import parse_nodes
 from ....causal.measures import mean
 from ....causal.saliency import Activation, occlusion
+from ....explainers.battery.places import Place, excerpt
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import FeatureTool
-from ..places import ActiveArgs, Place, excerpt, find_places
+from ..places import ActiveArgs, find_places
 from .ablate import REFERENCE
 from .effects import among, asked_weights, build_result
 from .inputs import batch_of, choose_nodes, from_json, reference_rows, to_json, upstream_nodes
