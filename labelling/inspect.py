@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ..data.harvest.activations import read_columns
-from ..data.ranking import headline_score
 from ..data.records import Example, Score
 from ..data.store.rows import ROW_KEYS, StoredExplanation
 from ..data.store.store import Store
@@ -52,9 +51,9 @@ def _curve(best: StoredExplanation, scores: Sequence[Score]) -> list[dict[str, A
 
     Values are the correlation; None where one was not measured.
     """
-    headline = headline_score(scores)
     rows: dict[int, dict[str, Any]] = {}
-    for provenance in (best.explanation.provenance, {} if headline is None else headline.provenance):
+    natural = (score.provenance for score in scores if score.examples == "top_random")
+    for provenance in (best.explanation.provenance, *natural):
         curve = provenance.get("curve")
         for row in curve if isinstance(curve, list) else []:
             rows.setdefault(row["clauses"], {"clauses": row["clauses"], "tune": None, "holdout": None}).update(row)

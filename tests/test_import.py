@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def labelled():
     with harvested() as store:
         store.add_result(explanation(0, 'commas, "quotes"\r\nand lines\u2028— ü 🙂'), [score(0.5)])
         store.add_result(explanation(1, None, status="dense"), [])
-        store.add_result(explanation(2, "below zero", negative=True), [score(0.7)])
+        store.add_result(replace(explanation(2, "below zero", negative=True), headline="below"), [score(0.7)])
         store.add_result(explanation(3, " space around ", source=SAE, explainer="oneshot"), [score(0.1)])
         yield store
 
@@ -79,7 +80,10 @@ def test_rows_come_back_without_their_scores(labelled, fresh, tmp_path, name):
     explained = [row for row in labelled.list_rows() if row["explanation"] is not None]
     rest = [row for row in labelled.list_rows() if row["explanation"] is None]
     assert (report.added, report.without_text, report.with_scores) == (3, len(rest), 3)
-    wanted = [row | {"explainer": f"import:{row['explainer']}"} | dict.fromkeys(SCORED) for row in explained]
+    # Without scores nothing is weak.
+    left = {"status": "explained"} | dict.fromkeys(SCORED)
+    wanted = [row | {"explainer": f"import:{row['explainer']}"} | left for row in explained]
+    assert {row["status"] for row in explained} == {"explained", "weak"}
     assert [row for row in fresh.list_rows() if row["explanation"] is not None] == wanted
     again = taken(fresh, exported(labelled, tmp_path / name))
     assert (again.added, again.already_there, again.not_matched) == (0, 3, {})

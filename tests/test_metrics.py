@@ -93,10 +93,12 @@ def test_every_input_gives_a_value_or_a_reason(sides: np.ndarray, bits: int) -> 
         elif not np.isfinite([t, p]).all():
             assert m.reason in ("NaN", "infinite")
         elif name == "auroc":
-            if (t > 0.5).any() and (t <= 0.5).any():
-                assert m.value == pytest.approx(naive_auroc(t.tolist(), p.tolist(), 0.5))
-            else:
+            if not ((t > 0.5).any() and (t <= 0.5).any()):
                 assert m.reason == ("no negative tokens" if (t > 0.5).any() else "no positive tokens")
+            elif len(set(p)) == 1:
+                assert m.reason == CONSTANT
+            else:
+                assert m.value == pytest.approx(naive_auroc(t.tolist(), p.tolist(), 0.5))
         elif len(set(t)) == 1:
             assert m.reason == "constant activations"
         elif name == "correlation" and len(set(p)) == 1:
