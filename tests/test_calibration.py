@@ -132,6 +132,14 @@ def test_a_judge_is_paid_for_once(store: Store) -> None:
         llm.close()
 
 
+def test_a_server_that_does_not_answer_is_no_bad_judge(store: Store) -> None:
+    with FaultServer(answer=follow, faults=1.0, kinds=("500",)) as server:
+        llm = OpenAIChat("reader", base_url=server.url, api_key="k", backoff=0.01, longest_backoff=0.02, attempts=2)
+        with pytest.raises(NeuronautError, match="could not be calibrated as judge for detection: 6 calls failed"):
+            calibrate([Detection()], LLMClient(llm, store.calls))
+        llm.close()
+
+
 def test_a_rehearsal_counts_the_calls_and_refuses_nobody(store: Store) -> None:
     (scorer, other), client, asked = with_server(store, chatter, [Detection(), Fuzzing()], "rehearsal")
     assert not isinstance(scorer, AdmittedScorer) and not isinstance(other, AdmittedScorer)
