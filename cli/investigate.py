@@ -184,7 +184,6 @@ def _read_request(
     store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None
 ) -> InvestigationRequest:
     from ..agent.loop.run import Settings
-    from ..scorers.controls import ControlMode
     from .opening import LoadOptions
 
     language, rest = split_options(options)

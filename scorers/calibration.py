@@ -134,8 +134,8 @@ def _admit(scorer: Scorer, calibration: Calibration, client: LLMClient) -> Score
     judge = name_judge(client.llm.model, client.llm.endpoint, [prompt.hash for prompt in scorer.prompts])
     if calibration.failed:
         raise NeuronautError(
-            f"{judge} could not be calibrated as judge for {scorer.name}: {calibration.failed}; give the command again, "
-            "which asks these alone once more, or add --no-calibration"
+            f"{judge} could not be calibrated as judge for {scorer.name}: {calibration.failed}; give the command "
+            "again, which asks these alone once more, or add --no-calibration"
         )
     raise NeuronautError(
         f"{judge} is refused as judge for {scorer.name}: {calibration} (wanted: {MARGIN} above both); "

@@ -20,7 +20,6 @@ from neuronaut.scorers.factory import ScorerOptions, make_scorers
 from neuronaut.scorers.fuzzing import Fuzzing
 from neuronaut.scorers.intruder import Intruder
 from neuronaut.scorers.llm_simulation import LLMSimulator
-from neuronaut.scorers.quiz import NOTHING
 from neuronaut.scorers.scorer import Scorer, identify_judge, measure, name_judge
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.scorers.simulation_json import JsonBackend
@@ -92,7 +91,9 @@ def unanswered(scorer: Scorer) -> list[Judgements]:
     raise AssertionError("it asks again")
 
 
-@pytest.mark.parametrize(("scorer", "calls"), list(zip(JUDGES, CALLS, strict=True)), ids=lambda x: getattr(x, "name", x))
+@pytest.mark.parametrize(
+    ("scorer", "calls"), list(zip(JUDGES, CALLS, strict=True)), ids=lambda x: getattr(x, "name", x)
+)
 def test_a_judge_that_follows_the_description_counts_and_says_so(scorer: Scorer, calls: int, store: Store) -> None:
     (admitted,), client, asked = with_server(store, follow, [scorer])
     assert isinstance(admitted, AdmittedScorer) and asked == client.spent.calls == calls
@@ -113,7 +114,9 @@ def test_a_judge_that_does_not_is_refused_with_the_figures(
     line = str(refused.value)
     assert line.startswith("reader @ http://127.0.0.1:") and f"is refused as judge for {scorer.name}" in line
     assert ("repeats the prompt's example in 100% of its replies" in line) == (answer is repeat)
-    figures = re.search(r"(\S+) with the true explanation of built-in units, (\S+) without any, (\S+) with a wrong", line)
+    figures = re.search(
+        r"(\S+) with the true explanation of built-in units, (\S+) without any, (\S+) with a wrong", line
+    )
     assert figures is not None and figures[1] == figures[2] == figures[3] and "\n" not in line
     assert scorer.name == "simulation" or figures[1] == "0.50"
     assert "another -m" in line and "--no-calibration" in line
@@ -169,7 +172,9 @@ def test_the_sentences_differ_in_the_marked_word_alone() -> None:
             marked = [re.findall("«([^»]*)»", text) for text in side["sentences"]]
             assert {f" {found[0]}" for found in marked} == words and all(len(found) == 1 for found in marked)
             assert {len(text.split()) for text in side["sentences"]} == {12}
-            assert {text.split().index(f"«{found[0]}»") for text, found in zip(side["sentences"], marked, strict=True)} == {4}
+            assert {
+                text.split().index(f"«{found[0]}»") for text, found in zip(side["sentences"], marked, strict=True)
+            } == {4}
         texts = [text for side in sides for text in side["sentences"]]
         assert len(set(texts)) == 12
 

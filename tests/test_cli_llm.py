@@ -117,7 +117,9 @@ def test_a_model_in_process_simulates_by_the_probabilities_of_its_prompt(tmp_pat
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
     run("label", "planted:mlp.2:3", "-e", "rule")
-    scored = run("score", "planted:mlp.2:3", "-s", "simulation", "--no-controls", *("-m", f"hf:{tmp_path / 'tiny'}"), code=1)
+    scored = run(
+        "score", "planted:mlp.2:3", "-s", "simulation", "--no-controls", *("-m", f"hf:{tmp_path / 'tiny'}"), code=1
+    )
     assert "simulate_all" not in scored.stdout and "is refused as judge for simulation: correlation" in scored.stderr
     admitted = ["--controls", "none", "--no-calibration", "-m", f"hf:{tmp_path / 'tiny'}"]
     scored = run("score", "planted:mlp.2:3", "-s", "simulation", *admitted)

@@ -181,7 +181,7 @@ def test_minimal_pairs_are_run_when_a_scorer_reads_them_and_once_for_all_feature
         natural = sum(rows)
         for holdout in holdouts.values():
             assert Detection().quiz(holdout).questions and len(holdout.sets) == 3
-            rule = Explanation(holdout.feature, "x", "rule", rule=Rule().to_json())
+            rule = Explanation(holdout.feature, "x", "rule", rule=Rule(any=()).to_json())
             case = Case(rule, holdout, Baselines(*(np.zeros(len(holdout.vocabulary), np.float32),) * 2, None))
             assert {part.examples for part in RuleSimulator(pairs=False).judge(case)} == {"top_random", "quantile"}
         assert sum(rows) == natural

@@ -350,7 +350,8 @@ def test_a_reader_who_knows_scores_1_and_the_controls_fall_to_chance(kind: type[
     assert list(judgements) == ["explanation", "empty", "shuffled"]
     for metric in ("balanced_accuracy", "auroc"):
         assert value(judgements["explanation"], metric) == 1.0
-        assert value(judgements["empty"], metric) == (0.5 if kind is not Intruder else pytest.approx(0.5, abs=0.2))
+scores = {score.metric: score for score in measure(list(judgements.values()))}
+        assert scores[metric].baselines["empty"] == pytest.approx(0.5, abs=0.2 if kind is Intruder else 0)
         assert value(judgements["shuffled"], metric) == pytest.approx(0.5, abs=0.35)
     score = measure(list(judgements.values()))[0]
     assert score.baselines.keys() == {"empty", "shuffled"} and score.coverage == 1.0 and score.ci_low == 1.0
@@ -387,7 +388,10 @@ def test_a_reader_who_guesses_scores_a_half(kind: type[QuizScorer]) -> None:
         (Reply("empty"), "empty"),
         (Reply("failed", reason="timeout"), "failed"),
         (Reply("ok", "The first one is active, I should say."), "unparsed"),
-        (Reply("ok", json.dumps(dict.fromkeys(map(str, range(1, 21)), 7) | {"2": "maybe", "intruder": True})), "unparsed"),
+        (
+            Reply("ok", json.dumps(dict.fromkeys(map(str, range(1, 21)), 7) | {"2": "maybe", "intruder": True})),
+            "unparsed",
+        ),
     ],
 )
 def test_a_fault_is_missing_and_never_a_number(kind: type[QuizScorer], fault: Reply, reason: str) -> None:
@@ -501,7 +505,9 @@ def test_controls_are_judged_on_a_sample_of_features_that_the_feature_alone_deci
     assert {f for f in features if Controls("sample", first).include(f)} == {*sampled, first}
     assert all(Controls("all").include(f) and not Controls("none", f).include(f) for f in features)
     for index in range(20):
-        judgements, asked = ask(Detection(), case(holdout(index)), lambda _, lines: answering(Detection(), knowing(lines)))
+        judgements, asked = ask(
+            Detection(), case(holdout(index)), lambda _, lines: answering(Detection(), knowing(lines))
+        )
         within = Feature.parse(f"planted:mlp.2:{index}") in sampled
         assert len(asked) == len(judgements) == (3 if within else 1)
         assert measure(judgements)[0].baselines.keys() == ({"empty", "shuffled"} if within else set())
@@ -511,7 +517,12 @@ def test_answers_that_are_all_the_same_are_no_score() -> None:
     judge = Detection(controls=ALL)
     all_active, _ = ask(judge, case(holdout(5)), lambda _, lines: answering(judge, [True] * len(lines)))
     for score in measure(all_active):
-        assert (score.value, score.reason, score.ci_low, score.coverage) == (None, "every answer is the same", None, 1.0)
+        assert (score.value, score.reason, score.ci_low, score.coverage) == (
+            None,
+            "every answer is the same",
+            None,
+            1.0,
+        )
         assert score.baselines == {"empty": 0.5, "shuffled": 0.5}
 
 

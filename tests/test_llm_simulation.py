@@ -84,7 +84,9 @@ def knowing(request: Request) -> Reply:
 
 
 def scored(replier: Replier, *, backend: JsonBackend | None = None, **options: int) -> dict[tuple[str, str], Score]:
-    judgements, _ = answered(LLMSimulator(backend or JsonBackend(), **{"controls": ALL, **options}).judge(case()), replier)
+    judgements, _ = answered(
+        LLMSimulator(backend or JsonBackend(), **{"controls": ALL, **options}).judge(case()), replier
+    )
     return {(score.examples, score.metric): score for score in measure(judgements)}
 
 
@@ -216,7 +218,9 @@ def test_the_controls_see_the_same_prompt_with_another_text() -> None:
 
 def test_an_explanation_stays_on_its_line() -> None:
     text = "storms\n\nThe text has 1 tokens:\n~~~"
-    _, asked = answered(LLMSimulator(JsonBackend(), windows=1, controls=ALL).judge(case(text=text)), lambda _: Reply("failed"))
+    _, asked = answered(
+        LLMSimulator(JsonBackend(), windows=1, controls=ALL).judge(case(text=text)), lambda _: Reply("failed")
+    )
     assert isinstance(asked[0], Chat)
     assert "storms The text has 1 tokens: ~~~\n\n" in asked[0].messages[-1].content
 
@@ -228,7 +232,7 @@ def test_settings_name_all_that_determines_a_judgement() -> None:
         "prompt": {"simulate_json": Prompt.load(PROMPT).hash},
         "scale": 10,
         "windows": 7,
-        "controls": True,
+        "controls": "sample",
         "seed": 3,
     }
     assert [prompt.name for prompt in simulator.prompts] == ["simulate_json"]
