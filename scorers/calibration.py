@@ -56,6 +56,8 @@ class Calibration:
     """With the true explanation ("explanation"), without one ("empty") and with a wrong one ("shuffled")."""
     repeated: float
     """Share of the replies that are the prompt's worked example over again."""
+    failed: str = ""
+    """How many calls had no reply, and why; empty where none."""
 
     @property
     def passed(self) -> bool:
@@ -127,9 +129,14 @@ def calibrate(scorers: Sequence[Scorer], client: LLMClient | None) -> list[Score
 
 
 def _admit(scorer: Scorer, calibration: Calibration, client: LLMClient) -> Scorer:
-    if calibration.passed:
+    if calibration.passed and not calibration.failed:
         return AdmittedScorer(scorer, calibration)
     judge = name_judge(client.llm.model, client.llm.endpoint, [prompt.hash for prompt in scorer.prompts])
+    if calibration.failed:
+        raise NeuronautError(
+            f"{judge} could not be calibrated as judge for {scorer.name}: {calibration.failed}; give the command "
+            "again, which asks these alone once more, or add --no-calibration"
+        )
     raise NeuronautError(
         f"{judge} is refused as judge for {scorer.name}: {calibration} (wanted: {MARGIN} above both); "
         "use another -m, or --no-calibration to let its scores count all the same"
@@ -153,7 +160,10 @@ def _calibration(scorer: Scorer) -> LLMTask[Calibration | None]:
     roles: tuple[Role, ...] = ("explanation", "empty", "shuffled")
     values: dict[Role, float] = {role: _value([part for part in parts if part.role == role]) for role in roles}
     metric = "correlation" if parts[0].kind == "activation" else "balanced_accuracy"
-    return Calibration(metric, values, float(np.mean([exchange.repeated for exchange in exchanged])))
+    repeated = float(np.mean([exchange.repeated for exchange in exchanged]))
+    failed = {exchange.reply.key: exchange.reply for exchange in exchanged if exchange.reply.status == "failed"}
+    why = next((reply.reason for reply in failed.values()), "")
+    return Calibration(metric, values, repeated, f"{len(failed)} calls failed ({why})" if failed else "")
 
 
 class _Exchange(NamedTuple):

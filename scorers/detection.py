@@ -36,7 +36,7 @@ class Detection(QuizScorer):
         windows = tuple(excerpt.example.window for excerpt in excerpts)
         return Quiz(
             [(marked(excerpt, [False] * len(excerpt.tokens)),) for excerpt in excerpts],
-            [shuffle_items(windows, seed=self._seed)],
+            [shuffle_items(windows, holdout, seed=self._seed)],
             np.tile(np.array([[1], [0]], np.float32), (len(pairs), 1)),
             windows,
         )

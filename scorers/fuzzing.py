@@ -36,7 +36,7 @@ class Fuzzing(QuizScorer):
         windows = tuple(excerpt.example.window for excerpt, _ in marked_excerpts)
         return Quiz(
             [(marked(excerpt, marks),) for excerpt, marks in marked_excerpts],
-            [shuffle_items(windows, seed=self._seed)],
+            [shuffle_items(windows, holdout, seed=self._seed)],
             np.tile(np.array([1, 0], np.float32), (len(pairs), 1)),
             windows,
         )

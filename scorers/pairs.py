@@ -174,9 +174,10 @@ def spread_evenly(total: int, count: int) -> list[int]:
     return [*first, *(i for i in range(total) if i not in set(first))]
 
 
-def shuffle_items(windows: Sequence[str], *, seed: int) -> tuple[int, ...]:
+def shuffle_items(windows: Sequence[str], holdout: Holdout, *, seed: int) -> tuple[int, ...]:
     """Order items at random by the digests of their windows alone, so that neither truth nor pairs play a part."""
-    return tuple(sorted(range(len(windows)), key=lambda item: _hash_to_int(f"{seed} {windows[item]}")))
+    drawn = [_hash_to_int(f"{seed} {holdout.feature} {window}") for window in windows]
+    return tuple(sorted(range(len(windows)), key=drawn.__getitem__))
 
 
 def _hash_to_int(text: str) -> int:

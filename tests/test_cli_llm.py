@@ -117,13 +117,30 @@ def test_a_model_in_process_simulates_by_the_probabilities_of_its_prompt(tmp_pat
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
     run("label", "planted:mlp.2:3", "-e", "rule")
-    scored = run("score", "planted:mlp.2:3", "-s", "simulation", "--no-controls", "-m", f"hf:{tmp_path / 'tiny'}")
+    scored = run(
+        "score", "planted:mlp.2:3", "-s", "simulation", "--no-controls", *("-m", f"hf:{tmp_path / 'tiny'}"), code=1
+    )
+    assert "simulate_all" not in scored.stdout and "is refused as judge for simulation: correlation" in scored.stderr
+    admitted = ["--controls", "none", "--no-calibration", "-m", f"hf:{tmp_path / 'tiny'}"]
+    scored = run("score", "planted:mlp.2:3", "-s", "simulation", *admitted)
     assert "1 scored" in scored.stderr and "$0.0000" not in scored.stdout
     (shown,) = rows_of("show", "planted:mlp.2:3")
     probed = [s for s in shown["scores"] if s["examples"] == "random" and s["metric"] == "correlation"]
     assert probed and probed[0]["coverage"] == 1.0
     (stats,) = rows_of("llm", "stats")
-    assert stats["prompt"] == "simulate_all" and stats["cost"] == 0.0 and stats["ok"] == 10
+    assert stats["prompt"] == "simulate_all" and stats["cost"] == 0.0 and stats["ok"] == 10 + 12
+
+
+def test_the_rule_is_scored_by_name() -> None:
+    run("label", "planted:mlp.2:3", "-e", "rule", "-s", "rule")
+    run("score", "planted:mlp.2:3", "-s", "simulation:rule")
+    (shown,) = rows_of("show", "planted:mlp.2:3")
+    scores = {(s["scorer"], s["examples"], s["metric"]): s for s in shown["scores"]}
+    assert {s["judge"] for s in scores.values()} == {"code"} and {s["backend"] for s in scores.values()} == {"rule"}
+    for (scorer, examples, metric), found in scores.items():
+        if scorer == "rule":
+            assert found["value"] == scores["simulation", examples, metric]["value"]
+    assert ("rule", "counterfactual", "agreement") in scores
 
 
 MISTAKES = {
@@ -132,6 +149,7 @@ MISTAKES = {
     "-e best-of-1:highlight -m openai:x": "wanted 2 to 100 samples",
     "-e highlight -s fuzing -m openai:x": "-s fuzing: there is none of this name",
     "-e highlight -m gpt-4o": "wanted openai:NAME",
+    "--no-controls --controls all": "--no-controls is --controls none",
     "-e highlight -m openai:x --base-url http://127.0.0.1:1/v1 --budget usd=1": "needs a price",
     "-e highlight -m openai:x --price in=1": "lacks out=",
     "-e highlight -m openai:x --budget euros=1": "unknown key 'euros'",
@@ -145,9 +163,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_a_mistake_is_one_line_that_says_what_to_do(arguments: str) -> None:
-    failed = run(
-        "label", "planted:mlp.2:3", *arguments.split(), code=2 if "none of this name" in MISTAKES[arguments] else 1
-    )
+    usage = any(part in MISTAKES[arguments] for part in ("none of this name", "--controls none"))
+    failed = run("label", "planted:mlp.2:3", *arguments.split(), code=2 if usage else 1)
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("Error: ")]
     assert MISTAKES[arguments] in line and "Traceback" not in failed.stderr
 
@@ -226,7 +243,7 @@ def test_a_run_goes_on_whatever_shape_replies_have() -> None:
 
 def test_judges_that_cannot_be_read_are_said() -> None:
     with served(faults=1.0, kinds=("brackets-content",)) as server:
-        done = run("label", "planted:mlp.2:0-1", "-s", "detection", *asked(server))
+        done = run("label", "planted:mlp.2:0-1", "-s", "detection", "--no-calibration", *asked(server))
     assert "no score by detection for 2 of 2 features, the last time for: 20 unparsed" in done.stderr
 
 
@@ -238,6 +255,24 @@ def test_point_values_in_the_place_of_log_probabilities_are_said() -> None:
     doubts = {score["doubt"] for score in shown["scores"]}
     assert "point values: no log-probabilities came for 100% of the tokens" in doubts
     assert "no log-probabilities came" in run("show", "planted:mlp.2:3").stdout
+    with served(faults=1.0, kinds=("logprobs-null",)) as server:
+        scored = run("score", "planted:mlp.2:3", "-s", "simulation:logprobs", *asked(server))
+    assert "no log-probabilities for up to 100%" in scored.stderr
+    assert {s["backend"] for s in shown["scores"] if s["scorer"] == "simulation"} == {"logprobs"}
+
+
+def test_one_call_grades_all_excerpts_with_probabilities(server: FaultServer) -> None:
+    job = ["label", "planted:mlp.2:3", "-e", "highlight", "--controls", "none", "--no-calibration", *asked(server)]
+    run(*job, "-s", "detection:logprobs,fuzzing:logprobs")
+    bodies = [seen.body for seen in server.seen if seen.body.get("logprobs")]
+    assert len(bodies) == 2 and len(server.seen) == 3
+    (shown,) = rows_of("show", "planted:mlp.2:3")
+    scores = {(s["scorer"], s["metric"]): s for s in shown["scores"] if s["scorer"] != "rule"}
+    assert scores.keys() == {(s, m) for s in ("detection", "fuzzing") for m in ("auroc", "balanced_accuracy")}
+    for found in scores.values():
+        assert found["backend"] == "logprobs" and found["coverage"] == 1.0
+        assert found["judge"].startswith(f"reader @ {server.url} # ")
+    assert scores["detection", "auroc"]["value"] > 0.7
 
 
 def test_a_server_with_parameters_of_its_own_is_asked_in_its_way() -> None:

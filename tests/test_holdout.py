@@ -2,19 +2,25 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from neuronaut.data.codec import window_digest
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.activations import neurons, with_bos
 from neuronaut.data.harvest.harvest import harvest
-from neuronaut.data.records import Evidence
+from neuronaut.data.records import Evidence, Explanation
 from neuronaut.data.splits import assign
 from neuronaut.data.store.store import Store
 from neuronaut.labelling.inputs import EvidenceLoader
-from neuronaut.scorers.holdout import PAIRS, Holdout, build_holdouts
+from neuronaut.rules.language import Rule
+from neuronaut.scorers.detection import Detection
+from neuronaut.scorers.holdout import PAIRS, Baselines, Holdout, build_holdouts
+from neuronaut.scorers.scorer import Case
+from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.subject.address import Feature
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Source
@@ -159,3 +165,27 @@ def test_without_examples_the_sets_are_empty(made: Made) -> None:
     digests = [window_digest(row.astype(np.int32)) for row in ids]
     (holdout,) = build_holdouts(made.subject, made.source, {feature: ()}, {feature: 1.0}, (ids, digests), seed=0)
     assert [len(windows.ids) for windows in holdout.sets.values()] == [0, 0, 0]
+
+
+def test_minimal_pairs_are_run_when_a_scorer_reads_them_and_once_for_all_features(made: Made) -> None:
+    rows: list[int] = []
+    read = made.subject.read
+
+    def counting(ids: torch.Tensor, *args: Any, **options: Any) -> Any:
+        rows.append(len(ids))
+        return read(ids, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.subject, "read", counting)
+        holdouts = made.loader.holdouts(list(made.evidence.values()))
+        natural = sum(rows)
+        for holdout in holdouts.values():
+            assert Detection().quiz(holdout).questions and len(holdout.sets) == 3
+            rule = Explanation(holdout.feature, "x", "rule", rule=Rule(any=()).to_json())
+            case = Case(rule, holdout, Baselines(*(np.zeros(len(holdout.vocabulary), np.float32),) * 2, None))
+            assert {part.examples for part in RuleSimulator(pairs=False).judge(case)} == {"top_random", "quantile"}
+        assert sum(rows) == natural
+        pairs = [len(holdout.sets["counterfactual"].true) for holdout in holdouts.values()]
+        assert sum(rows) == natural + sum(pairs) > natural
+        assert all(len(holdout.sets["counterfactual"].ids) for holdout in holdouts.values())
+        assert sum(rows) == natural + sum(pairs)

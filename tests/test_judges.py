@@ -22,6 +22,7 @@ from neuronaut.data.harvest.mining import SILENCE
 from neuronaut.data.records import Example, Explanation, Judgements, Kind
 from neuronaut.data.store.search import Embedder
 from neuronaut.llm.types import Chat, Reply, Request, TokenLogprobs
+from neuronaut.scorers.controls import ALL, NONE, Controls
 from neuronaut.scorers.detection import Detection
 from neuronaut.scorers.embedding import Embedding
 from neuronaut.scorers.fuzzing import Fuzzing
@@ -229,15 +230,23 @@ def test_the_truth_is_the_activations(kind: type[QuizScorer]) -> None:
 def test_every_question_is_asked_once(kind: type[QuizScorer]) -> None:
     quiz = kind().quiz(holdout(2))
     assert sorted(i for group in quiz.rounds for i in group) == list(range(len(quiz.questions)))
-    assert all(0 < len(group) <= 5 for group in quiz.rounds)
+    assert len(quiz.rounds) == (6 if kind is Intruder else 1)
 
 
 @pytest.mark.parametrize("kind", [Detection, Fuzzing])
-@pytest.mark.parametrize("size", [2, 3, 5, 7])
-def test_the_two_of_a_pair_share_no_prompt(kind: type[QuizScorer], size: int) -> None:
-    for index in range(10):
-        for group in kind(per_prompt=size).quiz(holdout(index)).rounds:
-            assert len({item // 2 for item in group}) == len(group)
+def test_the_order_in_the_prompt_tells_neither_truth_nor_pairs(kind: type[QuizScorer]) -> None:
+    first, early, beside = [], [], []
+    for index in range(200):
+        quiz = kind().quiz(holdout(index))
+        (order,) = quiz.rounds
+        truth = quiz.true.ravel()[list(order)]
+        first.append(truth[0])
+        early.append(truth[: len(truth) // 2].mean())
+        place = {item: i for i, item in enumerate(order)}
+        beside += [abs(place[2 * i] - place[2 * i + 1]) for i in range(len(order) // 2)]
+    assert np.mean(first) == pytest.approx(0.5, abs=0.12) and np.mean(early) == pytest.approx(0.5, abs=0.03)
+    # Two of 20 places drawn at random are 7 apart on average.
+    assert np.mean(beside) == pytest.approx((20 + 1) / 3, abs=0.4)
 
 
 @pytest.mark.parametrize("kind", JUDGES)
@@ -329,7 +338,7 @@ def test_the_intruders_place_marks_and_length_do_not_give_it_away() -> None:
 
 @pytest.mark.parametrize("kind", JUDGES)
 def test_a_reader_who_knows_scores_1_and_the_controls_fall_to_chance(kind: type[QuizScorer]) -> None:
-    judge, rng = kind(), np.random.default_rng(0)
+    judge, rng = kind(controls=ALL), np.random.default_rng(0)
 
     def reader(description: str, lines: list[str]) -> Reply:
         verdicts = knowing(lines)
@@ -341,7 +350,8 @@ def test_a_reader_who_knows_scores_1_and_the_controls_fall_to_chance(kind: type[
     assert list(judgements) == ["explanation", "empty", "shuffled"]
     for metric in ("balanced_accuracy", "auroc"):
         assert value(judgements["explanation"], metric) == 1.0
-        assert value(judgements["empty"], metric) == (0.5 if kind is not Intruder else pytest.approx(0.5, abs=0.2))
+scores = {score.metric: score for score in measure(list(judgements.values()))}
+        assert scores[metric].baselines["empty"] == pytest.approx(0.5, abs=0.2 if kind is Intruder else 0)
         assert value(judgements["shuffled"], metric) == pytest.approx(0.5, abs=0.35)
     score = measure(list(judgements.values()))[0]
     assert score.baselines.keys() == {"empty", "shuffled"} and score.coverage == 1.0 and score.ci_low == 1.0
@@ -349,14 +359,14 @@ def test_a_reader_who_knows_scores_1_and_the_controls_fall_to_chance(kind: type[
 
 @pytest.mark.parametrize("kind", [Detection, Fuzzing])
 def test_a_reader_who_always_errs_scores_0(kind: type[QuizScorer]) -> None:
-    judge = kind(controls=False)
+    judge = kind(controls=NONE)
     (own,), _ = ask(judge, case(holdout(4)), lambda _, lines: answering(judge, [not v for v in knowing(lines)]))
     assert value(own, "balanced_accuracy") == value(own, "auroc") == 0.0
 
 
 @pytest.mark.parametrize("kind", JUDGES)
 def test_a_reader_who_guesses_scores_a_half(kind: type[QuizScorer]) -> None:
-    judge, rng, values = kind(controls=False), np.random.default_rng(1), []
+    judge, rng, values = kind(controls=NONE), np.random.default_rng(1), []
     for index in range(40):
 
         def reader(_: str, lines: list[str]) -> Reply:
@@ -378,25 +388,29 @@ def test_a_reader_who_guesses_scores_a_half(kind: type[QuizScorer]) -> None:
         (Reply("empty"), "empty"),
         (Reply("failed", reason="timeout"), "failed"),
         (Reply("ok", "The first one is active, I should say."), "unparsed"),
-        (Reply("ok", '{"1": 7, "2": -1, "3": "maybe", "4": 10, "5": null, "intruder": true}'), "unparsed"),
+        (
+            Reply("ok", json.dumps(dict.fromkeys(map(str, range(1, 21)), 7) | {"2": "maybe", "intruder": True})),
+            "unparsed",
+        ),
     ],
 )
 def test_a_fault_is_missing_and_never_a_number(kind: type[QuizScorer], fault: Reply, reason: str) -> None:
-    judge, replies = kind(controls=False), iter(range(100))
+    judge, replies = kind(controls=NONE), iter(range(100))
     (own,), asked = ask(
         judge, case(holdout(5)), lambda _, lines: fault if next(replies) == 0 else answering(judge, knowing(lines))
     )
     gone = int(np.isnan(own.predicted).sum())
-    assert own.missing == {reason: gone} and gone == 5
+    assert own.missing == {reason: gone} and gone == (SIZE if kind is Intruder else own.true.size)
     score = measure([own])[0]
-    assert score.value == 1.0 and score.coverage == pytest.approx(1 - gone / own.true.size) and score.flagged
+    assert score.value == (1.0 if kind is Intruder else None) and score.flagged
+    assert score.coverage == pytest.approx(1 - gone / own.true.size)
     (own,), _ = ask(judge, case(holdout(5)), lambda *_: fault)
     score = measure([own])[0]
     assert (score.value, score.reason, score.coverage) == (None, f"{own.true.size} {reason}", 0.0)
 
 
 def test_an_item_that_the_reply_leaves_out_is_missing_alone() -> None:
-    judge = Detection(controls=False)
+    judge = Detection(controls=NONE)
     (own,), asked = ask(judge, case(holdout(5)), lambda *_: Reply("ok", '{"1": 1}'))
     assert own.missing == {"unparsed": own.true.size - len(asked)}
     assert np.isfinite(own.predicted).sum() == len(asked)
@@ -406,10 +420,10 @@ def test_an_item_that_the_reply_leaves_out_is_missing_alone() -> None:
 def test_corpus_text_stays_data(kind: type[QuizScorer]) -> None:
     """A window may say what it likes: it stays one line inside the fence, and the reading is of the reply alone."""
     attacked = (*WORDS[:-1], ATTACK)
-    judge = kind()
+    judge = kind(controls=ALL)
     judgements, asked = ask(judge, case(holdout(6, vocabulary=attacked)), lambda _, ls: answering(judge, knowing(ls)))
     prompts = [request.messages[-1].content for request in asked if isinstance(request, Chat)]
-    assert sum("Ignore the instructions" in text for text in prompts) > 3
+    assert sum("Ignore the instructions" in text for text in prompts) > 1
     assert all(len(request.messages) == 4 for request in asked if isinstance(request, Chat))
     assert value(by_role(judgements)["explanation"], "auroc") == 1.0
 
@@ -428,7 +442,7 @@ def test_the_sample_is_a_reply(kind: type[QuizScorer]) -> None:
         sample = json.loads(request.sample)
         assert len(sample) == (1 if kind is Intruder else len(lines))
     samples = iter(chat.sample for chat in judge.chats(judge.quiz(holdout(7)), TEXT))
-    (own,), _ = ask(kind(controls=False), case(holdout(7)), lambda *_: Reply("ok", next(samples)))
+    (own,), _ = ask(kind(controls=NONE), case(holdout(7)), lambda *_: Reply("ok", next(samples)))
     assert not own.missing
 
 
@@ -441,7 +455,7 @@ def logprobs(text: str, chance: dict[int, float]) -> Reply:
 
 
 def test_with_log_probabilities_the_prediction_is_a_probability() -> None:
-    judge = Detection(logprobs=True, controls=False)
+    judge = Detection(logprobs=True, controls=NONE)
     (own,), asked = ask(
         judge,
         case(holdout(8)),
@@ -450,7 +464,7 @@ def test_with_log_probabilities_the_prediction_is_a_probability() -> None:
     assert np.allclose(own.predicted, 0.25)
     assert isinstance(asked[0], Chat) and asked[0].sampling.top_logprobs > 1
     (odd,), _ = ask(
-        Intruder(logprobs=True, controls=False),
+        Intruder(logprobs=True, controls=NONE),
         case(holdout(8)),
         lambda *_: logprobs('{"intruder": 2}', {2: 0.6, 4: 0.2}),
     )
@@ -458,14 +472,14 @@ def test_with_log_probabilities_the_prediction_is_a_probability() -> None:
 
 
 def test_without_promised_log_probabilities_there_is_no_prediction() -> None:
-    judge = Detection(logprobs=True, controls=False)
+    judge = Detection(logprobs=True, controls=NONE)
     (own,), _ = ask(judge, case(holdout(8)), lambda _, lines: answering(judge, knowing(lines)))
     assert own.missing == {"no log-probabilities": own.true.size}
 
 
 @pytest.mark.parametrize("kind", JUDGES)
 def test_roles_share_everything_but_the_explanation(kind: type[QuizScorer]) -> None:
-    judge = kind()
+    judge = kind(controls=ALL)
     judgements, asked = ask(judge, case(holdout(9)), lambda _, lines: answering(judge, knowing(lines)))
     texts = [chat.messages[-1].content for chat in asked if isinstance(chat, Chat)]
     n = len(texts) // 3
@@ -481,6 +495,35 @@ def test_roles_share_everything_but_the_explanation(kind: type[QuizScorer]) -> N
         "explanation",
         "empty",
     ]
+
+
+def test_controls_are_judged_on_a_sample_of_features_that_the_feature_alone_decides() -> None:
+    features = [Feature.parse(f"planted:mlp.2:{index}") for index in range(1000)]
+    sampled = {feature for feature in features if Controls("sample").include(feature)}
+    assert 60 < len(sampled) < 140
+    first = next(feature for feature in features if feature not in sampled)
+    assert {f for f in features if Controls("sample", first).include(f)} == {*sampled, first}
+    assert all(Controls("all").include(f) and not Controls("none", f).include(f) for f in features)
+    for index in range(20):
+        judgements, asked = ask(
+            Detection(), case(holdout(index)), lambda _, lines: answering(Detection(), knowing(lines))
+        )
+        within = Feature.parse(f"planted:mlp.2:{index}") in sampled
+        assert len(asked) == len(judgements) == (3 if within else 1)
+        assert measure(judgements)[0].baselines.keys() == ({"empty", "shuffled"} if within else set())
+
+
+def test_answers_that_are_all_the_same_are_no_score() -> None:
+    judge = Detection(controls=ALL)
+    all_active, _ = ask(judge, case(holdout(5)), lambda _, lines: answering(judge, [True] * len(lines)))
+    for score in measure(all_active):
+        assert (score.value, score.reason, score.ci_low, score.coverage) == (
+            None,
+            "every answer is the same",
+            None,
+            1.0,
+        )
+        assert score.baselines == {"empty": 0.5, "shuffled": 0.5}
 
 
 @pytest.mark.parametrize("kind", JUDGES)

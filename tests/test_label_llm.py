@@ -39,6 +39,7 @@ from neuronaut.llm.client import LLMClient
 from neuronaut.llm.openai.batch import BatchAPI
 from neuronaut.llm.openai.chat import OpenAIChat
 from neuronaut.llm.prices import Price
+from neuronaut.scorers.controls import ALL, NONE
 from neuronaut.scorers.detection import Detection
 from neuronaut.scorers.llm_simulation import LLMSimulator
 from neuronaut.scorers.simulation import RuleSimulator
@@ -102,7 +103,7 @@ def open_chat(server: FaultServer, **options: Any) -> OpenAIChat:
 
 
 def scorers() -> list[Any]:
-    return [LLMSimulator(JsonBackend(), windows=3), Detection(), RuleSimulator(name="rule")]
+    return [LLMSimulator(JsonBackend(), windows=3, controls=ALL), Detection(controls=ALL), RuleSimulator(name="rule")]
 
 
 def run(
@@ -358,7 +359,7 @@ def test_the_best_of_several_is_chosen_on_select(database: Path) -> None:
         return next(answers) if "find out what one unit" in messages[0]["content"] else reader(messages)
 
     with Store(database) as store, served(answer=varying) as server:
-        chooser = Detection(controls=False)
+        chooser = Detection(controls=NONE)
         best = BestOf([Highlight(draw=draw, temperature=1.0) for draw in (1, 2, 3)], chooser)
         (result,) = run(store, server, names=("river",), explainer=best)
     assert result.explanation.text == "the words ` river`"
@@ -380,7 +381,7 @@ def test_a_revision_is_kept_only_if_it_predicts_select_better(database: Path, re
         return reader(messages)
 
     with Store(database) as store, served(answer=revising) as server:
-        refine = Refine(Highlight(), LLMSimulator(JsonBackend(), windows=5, controls=False), rounds=1)
+        refine = Refine(Highlight(), LLMSimulator(JsonBackend(), windows=5, controls=NONE), rounds=1)
         (result,) = run(store, server, names=("river",), explainer=refine)
     (record,) = result.explanation.provenance["rounds"]  # pyright: ignore[reportGeneralTypeIssues]
     assert record["kept"] == kept and record["tests"].endswith("of 6 as expected")

@@ -16,6 +16,7 @@ from neuronaut.llm.prompt import Prompt
 from neuronaut.llm.render import spelled
 from neuronaut.llm.tasks import LLMTask
 from neuronaut.llm.types import Chat, Reply, Request, Status, TokenLogprobs
+from neuronaut.scorers.controls import ALL, NONE
 from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.llm_simulation import NO_EXPLANATION, LLMSimulator
 from neuronaut.scorers.reading import distribution_at
@@ -83,7 +84,9 @@ def knowing(request: Request) -> Reply:
 
 
 def scored(replier: Replier, *, backend: JsonBackend | None = None, **options: int) -> dict[tuple[str, str], Score]:
-    judgements, _ = answered(LLMSimulator(backend or JsonBackend(), **options).judge(case()), replier)
+    judgements, _ = answered(
+        LLMSimulator(backend or JsonBackend(), **{"controls": ALL, **options}).judge(case()), replier
+    )
     return {(score.examples, score.metric): score for score in measure(judgements)}
 
 
@@ -125,7 +128,7 @@ def test_a_reply_that_is_no_answer_is_missing_for_that_reason(status: Status) ->
         assert isinstance(request, Chat)
         return replace(reply, status=status) if join_nodes(request)[0] in (" the", " boat", " sank") else reply
 
-    judgements, _ = answered(LLMSimulator(JsonBackend()).judge(case()), faulty)
+    judgements, _ = answered(LLMSimulator(JsonBackend(), controls=ALL).judge(case()), faulty)
     own = next(j for j in judgements if j.role == "explanation" and j.examples == "top_random")
     lost = [row for row in range(10) if np.isnan(own.predicted[row]).all()]
     assert 0 < len(lost) < 10
@@ -162,9 +165,9 @@ def test_below_95_percent_a_score_is_flagged_and_not_above() -> None:
 
 
 def test_windows_strongest_tops_and_as_many_random_ones_in_a_fixed_order() -> None:
-    first, asked = answered(LLMSimulator(JsonBackend(), windows=3).judge(case()), knowing)
-    again, _ = answered(LLMSimulator(JsonBackend(), windows=3).judge(case()), knowing)
-    other, _ = answered(LLMSimulator(JsonBackend(), windows=3, seed=1).judge(case()), knowing)
+    first, asked = answered(LLMSimulator(JsonBackend(), windows=3, controls=ALL).judge(case()), knowing)
+    again, _ = answered(LLMSimulator(JsonBackend(), windows=3, controls=ALL).judge(case()), knowing)
+    other, _ = answered(LLMSimulator(JsonBackend(), windows=3, seed=1, controls=ALL).judge(case()), knowing)
     assert len(asked) == 3 * 6
     by_set = {j.examples: j for j in first if j.role == "explanation"}
     assert [w[:3] for w in by_set["top_random"].windows] == ["top"] * 3 + ["ran"] * 3
@@ -183,7 +186,7 @@ def test_the_highest_peaking_top_windows_are_taken_first() -> None:
         for i, e in enumerate(whole.holdout.examples)
     ]
     shown = replace(whole, holdout=replace(whole.holdout, examples=tuple(scaled)))
-    judgements, _ = answered(LLMSimulator(JsonBackend(), windows=4).judge(shown), knowing)
+    judgements, _ = answered(LLMSimulator(JsonBackend(), windows=4, controls=ALL).judge(shown), knowing)
     own = next(j for j in judgements if j.role == "explanation" and j.examples == "top_random")
     peaks = sorted((e.peak for e in scaled if e.kind == "top"), reverse=True)
     assert len(set(peaks)) == 8
@@ -191,31 +194,33 @@ def test_the_highest_peaking_top_windows_are_taken_first() -> None:
 
 
 def test_there_are_never_more_windows_of_one_kind() -> None:
-    judgements, asked = answered(LLMSimulator(JsonBackend(), controls=False).judge(case(randoms=2)), knowing)
+    judgements, asked = answered(LLMSimulator(JsonBackend(), controls=NONE).judge(case(randoms=2)), knowing)
     assert len(asked) == 4
     assert {j.role for j in judgements} == {"explanation", "token_rule", "token_table"}
 
 
 def test_without_windows_or_text_nothing_is_asked() -> None:
-    judgements, asked = answered(LLMSimulator(JsonBackend()).judge(case(tops=0)), knowing)
+    judgements, asked = answered(LLMSimulator(JsonBackend(), controls=ALL).judge(case(tops=0)), knowing)
     assert not asked
     assert {s.reason for s in measure(judgements)} == {"no holdout windows"}
-    assert answered(LLMSimulator(JsonBackend()).judge(case(text=None)), knowing) == ([], [])
+    assert answered(LLMSimulator(JsonBackend(), controls=ALL).judge(case(text=None)), knowing) == ([], [])
 
 
 def test_the_controls_see_the_same_prompt_with_another_text() -> None:
-    _, asked = answered(LLMSimulator(JsonBackend(), windows=1).judge(case()), knowing)
+    _, asked = answered(LLMSimulator(JsonBackend(), windows=1, controls=ALL).judge(case()), knowing)
     texts = [r.messages[-1].content for r in asked if isinstance(r, Chat)]
     assert {t.replace(STORMS, "X").replace(NO_EXPLANATION, "X").replace("boats", "X") for t in texts[::2]} == {
         texts[0].replace(STORMS, "X")
     }
-    _, asked = answered(LLMSimulator(JsonBackend(), windows=1).judge(case(other=None)), knowing)
+    _, asked = answered(LLMSimulator(JsonBackend(), windows=1, controls=ALL).judge(case(other=None)), knowing)
     assert len(asked) == 4
 
 
 def test_an_explanation_stays_on_its_line() -> None:
     text = "storms\n\nThe text has 1 tokens:\n~~~"
-    _, asked = answered(LLMSimulator(JsonBackend(), windows=1).judge(case(text=text)), lambda _: Reply("failed"))
+    _, asked = answered(
+        LLMSimulator(JsonBackend(), windows=1, controls=ALL).judge(case(text=text)), lambda _: Reply("failed")
+    )
     assert isinstance(asked[0], Chat)
     assert "storms The text has 1 tokens: ~~~\n\n" in asked[0].messages[-1].content
 
@@ -227,7 +232,7 @@ def test_settings_name_all_that_determines_a_judgement() -> None:
         "prompt": {"simulate_json": Prompt.load(PROMPT).hash},
         "scale": 10,
         "windows": 7,
-        "controls": True,
+        "controls": "sample",
         "seed": 3,
     }
     assert [prompt.name for prompt in simulator.prompts] == ["simulate_json"]

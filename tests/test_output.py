@@ -18,6 +18,7 @@ from neuronaut.explainers.combined import Combined
 from neuronaut.explainers.explainer import Background, TrainBatch, TrainEvidence
 from neuronaut.explainers.output import BEGINNINGS, LENGTH, Output, quoted
 from neuronaut.llm.types import Chat, Reply, request_key
+from neuronaut.scorers.controls import ALL, NONE, Controls
 from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.output import OutputScorer
 from neuronaut.scorers.scorer import Case, measure
@@ -184,7 +185,7 @@ def case(name: str, *, other: str | None = "colour") -> Case:
     return Case(said(name), holdout(name), nothing, said(other) if other else None)
 
 
-def scorer(*, rivals: int = 2, seed: int = 0, controls: bool = True) -> OutputScorer:
+def scorer(*, rivals: int = 2, seed: int = 0, controls: Controls = ALL) -> OutputScorer:
     return OutputScorer(subject(), {SOURCE: source()}, rivals=rivals, seed=seed, controls=controls)
 
 
@@ -244,7 +245,7 @@ def test_a_true_description_wins_and_anothers_does_not() -> None:
 @settings(max_examples=6, deadline=None)
 @given(name=st.sampled_from([n.name for n in WRITERS]), seed=st.integers(0, 50), side=st.sampled_from("AB"))
 def test_a_guess_from_the_place_alone_is_right_half_of_the_time(name: str, seed: int, side: str) -> None:
-    for part in judged(scorer(seed=seed, controls=False), case(name), lambda *_: side):
+    for part in judged(scorer(seed=seed, controls=NONE), case(name), lambda *_: side):
         assert part.true.mean(axis=1).tolist() == [0.5] * 2
         assert (part.true == part.predicted).mean(axis=1).tolist() == [0.5] * 2
 
@@ -281,7 +282,7 @@ def test_continuations_begin_like_holdout_windows_and_lists_show_none() -> None:
     ],
 )
 def test_what_is_no_answer_is_missing(reply: Reply, missing: str) -> None:
-    asking = scorer(rivals=1, controls=False).judge(case("day"))
+    asking = scorer(rivals=1, controls=NONE).judge(case("day"))
     requests = next(asking)
     with pytest.raises(StopIteration) as stop:
         asking.send([reply] * len(requests))
@@ -292,7 +293,7 @@ def test_what_is_no_answer_is_missing(reply: Reply, missing: str) -> None:
 
 
 def test_half_an_answer_is_half_missing() -> None:
-    asking = scorer(controls=False).judge(case("day"))
+    asking = scorer(controls=NONE).judge(case("day"))
     requests = next(asking)
     with pytest.raises(StopIteration) as stop:
         asking.send([Reply("ok", '```json\n{"1": "a", "2": "b"}\n```')] * len(requests))
@@ -303,7 +304,7 @@ def test_half_an_answer_is_half_missing() -> None:
 
 
 def test_without_controls_or_another_explanation_less_is_asked() -> None:
-    assert {part.role for part in judged(scorer(controls=False), case("day"), by_promise)} == {"explanation"}
+    assert {part.role for part in judged(scorer(controls=NONE), case("day"), by_promise)} == {"explanation"}
     assert {part.role for part in judged(scorer(), case("day", other=None), by_promise)} == {"explanation", "empty"}
     silent = replace(case("day"), explanation=Explanation(feature("day"), None, "output", status="failed"))
     with pytest.raises(StopIteration) as stop:
@@ -322,7 +323,7 @@ def test_a_feature_that_writes_nothing_has_no_score_but_a_reason() -> None:
 
 def test_without_holdout_windows_only_tokens_are_asked_about() -> None:
     bare = replace(case("day"), holdout=replace(holdout("day"), examples=holdout("day").examples[:1]))
-    found = {part.examples: part for part in judged(scorer(controls=False), bare, by_promise)}
+    found = {part.examples: part for part in judged(scorer(controls=NONE), bare, by_promise)}
     assert found["tokens"].true.shape == (2, 2) and found["continuations"].true.size == 0
     reasons = {score.examples: score.reason for score in measure(list(found.values())) if score.value is None}
     assert reasons == {"continuations": "holdout windows (2 are wanted)"}

@@ -18,6 +18,7 @@ from neuronaut.data.records import Example, Explanation, Judgements
 from neuronaut.llm.local.local import LocalLLM
 from neuronaut.llm.prompt import Prompt
 from neuronaut.llm.types import Message, Probe, Reply
+from neuronaut.scorers.controls import NONE
 from neuronaut.scorers.holdout import Baselines, Holdout
 from neuronaut.scorers.llm_simulation import LLMSimulator
 from neuronaut.scorers.scorer import Case, measure
@@ -274,7 +275,7 @@ def case(tokens: Sequence[Sequence[str]], activations: np.ndarray, vocabulary: t
 
 
 def judged(backend: ProbeBackend, case: Case, answer: Callable[[Sequence[Probe]], list[Reply]]) -> list[Judgements]:
-    asking = LLMSimulator(backend, controls=False).judge(case)
+    asking = LLMSimulator(backend, controls=NONE).judge(case)
     requests = [request for request in next(asking) if isinstance(request, Probe)]
     with pytest.raises(StopIteration) as stop:
         asking.send([replace(reply, key=str(i)) for i, reply in enumerate(answer(requests))])
