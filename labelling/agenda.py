@@ -68,12 +68,12 @@ class Agenda:
     """Is told what is begun; what is not begun by the time that it raises TimeIsOver is left."""
     explain: bool = True
     """Whether features are explained; else what is read is judged."""
-    _orders: dict[SourceId, list[Feature]] = field(default_factory=dict)
-    _places: dict[Feature, int] = field(default_factory=dict)
-    _explained: dict[Feature, Explanation] = field(default_factory=dict)
-    _open: dict[Feature, Work] = field(default_factory=dict)
+    _orders: dict[SourceId, list[Feature]] = field(default_factory=dict, init=False)
+    _places: dict[Feature, int] = field(default_factory=dict, init=False)
+    _explained: dict[Feature, Explanation] = field(default_factory=dict, init=False)
+    _open: dict[Feature, Work] = field(default_factory=dict, init=False)
     """Features that are being explained, or wait for their control."""
-    _unjudged: dict[Feature, Explanation] = field(default_factory=dict)
+    _unjudged: dict[Feature, Explanation] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for feature in self.features:

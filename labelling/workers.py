@@ -50,7 +50,7 @@ class Workers(Generic[T, R]):
 
     def __init__(self, count: int, open_worker: OpenWorker[T, R], *, threads: int | None = None) -> None:
         """Start `count` processes, each with `threads` threads of PyTorch, by default its share of the cores."""
-        self._threads = threads or max(1, len(os.sched_getaffinity(0)) // count)
+        self._threads = threads or max(1, (os.cpu_count() or 1) // count)
         # A fork of a process that has used threads may hang.
         context = get_context("spawn")
         self._workers: list[_Worker] = []

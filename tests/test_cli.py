@@ -266,7 +266,6 @@ def test_label_goes_on_where_it_stopped(copy, monkeypatch):
             if number == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(agent_label, "CHUNK", 2)
     with monkeypatch.context() as patch:
         patch.setattr(agent_label, "label", interrupted)
         stopped = run("label", "planted:mlp.2:0-8", "-d", copy, code=130)
@@ -283,11 +282,22 @@ def test_label_redo_adds_and_a_dry_run_does_not(copy):
     before = rows_of("db", "status", "-d", copy)[0]["explanations"]
     (plan,) = rows_of("label", "planted:mlp.2:2-4", "--dry-run", "-d", copy)
     assert (plan["features"], plan["done"], plan["left"], plan["calls"]) == (3, 2, 1, 0)
+    assert plan["forward_tokens"] > plan["forwards"] > 1 and plan["seconds"] > 0
     assert "would label 3 of 3" in run("label", "planted:mlp.2:2-4", "--dry-run", "--redo", "-d", copy).stdout
     assert rows_of("db", "status", "-d", copy)[0]["explanations"] == before
     run("label", "planted:mlp.2:10", "--redo", "-d", copy)
     run("label", "planted:mlp.2:11", "-d", copy)
     assert rows_of("db", "status", "-d", copy)[0]["explanations"] > before
+
+
+def test_label_with_worker_processes_says_the_same(copy, tmp_path):
+    here, there = (shutil.copy(copy, tmp_path / name) for name in ("here.db", "there.db"))
+    alone, shared = (
+        rows_of("label", "planted:mlp.2:4,6,7", *jobs, "-d", file) for jobs, file in (([], here), (["-j", "2"], there))
+    )
+    assert alone == shared and [row["feature"] for row in alone] == [f"planted:mlp.2:{i}" for i in (4, 6, 7)]
+    refused = run("label", "planted:mlp.2:4", "-j", "2", "-m", "openai:gpt-4o-mini", code=2)
+    assert "side by side already" in refused.stderr
 
 
 def test_a_budget_leaves_the_rest_for_later(copy):
@@ -736,15 +746,15 @@ def test_sparkline_grows_with_the_counts():
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with Progress("label", total=100, unit="features") as progress:
         progress.doing("background windows", 0, 4)
-        for now in (5.0, 20.0):
-            progress.doing("background windows", int(now / 5), 4)
-        for now, done in ((25.0, 10), (31.0, 55), (32.0, 56)):
+        for clock[0] in (5.0, 20.0):
+            progress.doing("background windows", int(clock[0] / 5), 4)
+        for clock[0], done in ((25.0, 10), (31.0, 55), (32.0, 56)):
             progress.reach(done, f"{done - 5} explained")
-        now = 120.0
+        clock[0] = 120.0
         progress.doing("m:mlp.1:3", 0, 0)
     assert capsys.readouterr().err.splitlines() == [
         "label: 0 of 100 features, background windows 0%",

@@ -163,7 +163,10 @@ def test_without_examples_the_sets_are_empty(made: Made) -> None:
     feature = next(iter(made.evidence))
     ids = np.stack([w.ids for w in made.store.pool_windows("planted", "holdout")[:4]]).astype(np.int64)
     digests = [window_digest(row.astype(np.int32)) for row in ids]
-    (holdout,) = build_holdouts(made.subject, made.source, {feature: ()}, {feature: 1.0}, (ids, digests), seed=0)
+    drawn = {feature: np.zeros(ids.shape, np.float32)}
+    (holdout,) = build_holdouts(
+        made.subject, made.source, {feature: ()}, {feature: 1.0}, (ids, digests), drawn=drawn, seed=0
+    )
     assert [len(windows.ids) for windows in holdout.sets.values()] == [0, 0, 0]
 
 

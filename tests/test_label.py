@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,13 @@ from neuronaut.data.records import Explanation, Score
 from neuronaut.data.store.store import Store
 from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
-from neuronaut.labelling import inputs
+from neuronaut.labelling import agenda, inputs
 from neuronaut.labelling import label as module
-from neuronaut.labelling.label import Result, label, score
+from neuronaut.labelling.agenda import Agenda, Explain, Item, Judge, TimeIsOver
+from neuronaut.labelling.estimate import estimate
+from neuronaut.labelling.inputs import Columns
+from neuronaut.labelling.label import LabelJob, Outcome, Result, label, score
+from neuronaut.labelling.workers import Workers
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
@@ -33,7 +38,7 @@ from neuronaut.subject.model import Subject
 from tests.planted import LAYER, NEURONS, Planted, build
 
 NAMES: tuple[str, ...] = ("day", "new_haven", "always", "never", "river", "name_again")
-"""Planted neurons in three chunks; the second has nothing to explain."""
+"""Planted neurons in three blocks; the second has nothing to explain."""
 
 
 @cache
@@ -81,9 +86,9 @@ class Counting(RuleExplainer):
 
 
 def small() -> None:
-    """Chunks of two, and little to learn from."""
+    """Blocks of two, and little to learn from."""
     torch.set_num_threads(1)
-    module.CHUNK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 2, 96, 12
+    agenda.BLOCK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 2, 96, 12
 
 
 def run(path: Path, **options: Any) -> list[Result]:
@@ -100,7 +105,7 @@ def run_alone(path: str) -> None:
 
 
 def run_killed(path: str) -> None:
-    """A process that dies while it stores the second feature of its third chunk."""
+    """A process that dies while it stores its sixth feature."""
     small()
     add, added = Store.add_result, 0
 
@@ -124,11 +129,11 @@ def start(call: str, path: Path) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def settings() -> Iterator[None]:
-    before = torch.get_num_threads(), module.CHUNK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS
+    before = torch.get_num_threads(), agenda.BLOCK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS
     small()
     yield
     torch.set_num_threads(before[0])
-    module.CHUNK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS = before[1:]
+    agenda.BLOCK, inputs.BACKGROUND, inputs.RANDOM_WINDOWS = before[1:]
 
 
 @pytest.fixture(scope="module")
@@ -243,33 +248,184 @@ def test_killed_and_raced_calls_end_like_an_undisturbed_one(
     assert [process.wait() for process in (killed, *racers)] == [-signal.SIGKILL, 0, 0]
     assert content(shared) == content(whole[0])
     explanations, scores = content(database)
-    assert len(explanations) == 4, "the first two chunks were kept"
+    assert len(explanations) == 5, "all but the feature in hand were kept"
     assert scores == [row for row in content(whole[0])[1] if row[0] in {kept[0] for kept in explanations}]
     explainer = Counting()
     run(database, explainer=explainer)
-    assert explainer.asked == features()[4:]
+    assert explainer.asked == features()[5:]
     assert content(database) == content(whole[0])
 
 
-def test_a_chunk_is_the_same_whatever_is_done_of_others(whole: tuple[Path, list[Result]], database: Path) -> None:
-    run(database, features=features()[:2])
-    assert [result.feature for result in run(database)] == features()[2:]
+@pytest.mark.parametrize("cut", range(1, len(NAMES)))
+def test_a_call_that_was_cut_anywhere_ends_like_a_whole_one(
+    cut: int, whole: tuple[Path, list[Result]], database: Path
+) -> None:
+    with Store(database) as store:
+        cutting = label(features(), store, subject(), explainer=Counting(), scorers=[RuleSimulator()])
+        assert [next(cutting).feature for _ in range(cut)] == features()[:cut]
+        cutting.close()
+    assert [result.feature for result in run(database)] == features()[cut:]
     assert content(database) == content(whole[0])
 
 
-def test_no_chunk_is_begun_when_the_time_is_over(database: Path) -> None:
+@contextmanager
+def open_worker(path: str) -> Iterator[Callable[[Item], Outcome]]:
+    small()
+    with Store(path) as store:
+        yield LabelJob(store, subject(), [RuleSimulator()], None, {}, explainer=Counting()).perform_alone
+
+
+def test_worker_processes_fill_the_database_alike(whole: tuple[Path, list[Result]], database: Path) -> None:
+    explainer = Counting()
+    with Workers(2, partial(open_worker, str(database)), threads=1) as workers:
+        results = run(database, explainer=explainer, workers=workers)
+    assert [result.feature for result in results] == features() and explainer.asked == []
+    assert content(database) == content(whole[0])
+
+
+@contextmanager
+def open_sum(fails: bool) -> Iterator[Callable[[int], int]]:
+    if fails:
+        raise NeuronautError("there is no such model")
+
+    def perform(number: int) -> int:
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number < 0:
+            raise ZeroDivisionError("nothing is left")
+        return number + 1
+
+    yield perform
+
+
+def test_what_goes_wrong_in_a_worker_is_told() -> None:
+    def run_sums(*numbers: int, fails: bool = False) -> list[int]:
+        with Workers(2, partial(open_sum, fails), threads=1) as workers:
+            return sorted(workers.run(iter(numbers)))
+
+    assert run_sums(1, 2, 3) == [2, 3, 4]
+    for numbers, fails, kind, message in (
+        ((1,), True, NeuronautError, "no such model"),
+        ((1, -1), False, RuntimeError, "ZeroDivisionError: nothing is left"),
+        ((1, 0), False, NeuronautError, "a worker process is gone"),
+    ):
+        with pytest.raises(kind, match=message):
+            run_sums(*numbers, fails=fails)
+
+
+class StubLoader:
+    """Evidence of features without a model."""
+
+    def evidence(self, feature: Feature) -> Any:
+        return SimpleNamespace(feature=feature)
+
+    def columns(self, block: Sequence[Feature], *, on_progress: Any) -> dict[Feature, Columns]:
+        on_progress("background windows", 0, 1)
+        return dict.fromkeys(block, Columns(np.empty(0), np.empty(0), {}))
+
+
+def controls(
+    texts: str, *, done: str = "", explained: Sequence[int] = (), limit: int = 99
+) -> dict[int, tuple[str | None, str | None]]:
+    """The texts and rules of features' controls, in the order in which they are judged.
+
+    A letter per feature: an explanation, upper case with a rule; "." abstains. `done` are of an earlier call.
+    """
+    source = SourceId("planted", "mlp.0")
+    order = [Feature(source, i) for i in range(len(texts))]
+    begun: list[str] = []
+
+    def read(feature: Feature) -> Explanation:
+        letter = texts[feature.index]
+        rule = letter if letter.isupper() else None
+        return Explanation(feature, None if letter == "." else letter, "stub", rule=rule, status="explained")
+
+    def on_progress(what: str, *_: int) -> None:
+        begun.append(what)
+        if sum(":mlp.0:" in one for one in begun) > limit:
+            raise TimeIsOver
+
+    skipped = {feature for feature in order if texts[feature.index] in done}
+    made = Agenda(order, skipped, read, lambda _: StubLoader(), on_progress)  # pyright: ignore[reportArgumentType]
+    judged: dict[int, tuple[str | None, str | None]] = {}
+    held: list[Feature] = []
+    for item in made.items():
+        if item is None:
+            if not held:
+                break
+            made.add_explanation(read(held.pop()))
+        elif isinstance(item, Explain):
+            # Explanations come late, and the last first, where several are open at a time.
+            held.append(item.work.feature)
+            if item.work.feature.index not in explained:
+                made.add_explanation(read(held.pop()))
+        elif isinstance(item, Judge):
+            other = item.control.explanation
+            judged[item.work.feature.index] = other and other.text, item.control.rule
+    return judged
+
+
+def test_a_control_is_the_explained_feature_before_in_the_order_given() -> None:
+    in_turn = controls("A.BC")
+    assert list(in_turn) == [0, 2, 3], "the first waits for the second"
+    assert in_turn == {0: ("B", "B"), 2: ("A", "A"), 3: ("B", "B")}
+    assert controls("A.BC", done="A.") == {2: ("A", "A"), 3: ("B", "B")}
+    assert controls("A.BC", done="BC") == {0: ("B", "B")}
+    assert controls("A.BC", explained=(0, 1, 2, 3)) == in_turn, "whatever comes first"
+    assert controls("..A..") == {2: (None, None)}
+    assert controls("AbC") == {0: ("b", None), 1: ("A", "A"), 2: ("b", "A")}, "a rule is compared with a rule"
+
+
+def test_of_features_that_are_not_begun_in_time_nothing_is_awaited() -> None:
+    assert controls("ABC", limit=1) == {}
+    assert controls("ABC", limit=2) == {0: ("B", "B"), 1: ("A", "A")}
+
+
+def test_every_rule_is_scored_on_select_too(whole: tuple[Path, list[Result]], database: Path) -> None:
+    for result in whole[1]:
+        select = [s for s in result.scores if s.examples == "select" and s.metric == "correlation"]
+        assert len(select) == (result.explanation.rule is not None)
+        assert all(s.value is not None and s.value > 0.8 and s.baselines.keys() >= {"other_rule"} for s in select)
+        assert result.score is None or result.score.examples == "top_random"
+    shutil.copy(whole[0], database)
+    with Store(database) as store:
+        (again,) = score(features()[:1], store, subject(), scorers=[RuleSimulator()])
+        assert not [s for s in again.scores if s.examples == "select"], "it is there"
+        store.db.execute("DELETE FROM scores WHERE examples = 'select'")
+        (again,) = score(features()[:1], store, subject(), scorers=[RuleSimulator()])
+        assert [s for s in again.scores if s.examples == "select"]
+
+
+def test_a_dry_run_counts_the_forward_passes_of_the_run(database: Path) -> None:
+    counted: list[int] = []
+    names = features()[:2]
+    with Store(database) as store:
+        plan = estimate(names, store, subject(), explainer=Counting(), scorers=[RuleSimulator()], client=None)
+        assert content(database) == [[], []]
+    hook = subject().model.base_model.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].numel()))
+    run(database, features=names)
+    hook.remove()
+    assert (plan.forwards, plan.forward_tokens) == (len(counted), sum(counted))
+    assert plan.seconds is not None and plan.seconds > 0
+
+
+def test_no_feature_is_begun_when_the_time_is_over(database: Path) -> None:
     skipped: list[int] = []
     assert run(database, minutes=0.0, on_skip=skipped.append) == []
     assert skipped == [0]
     assert content(database) == [[], []]
 
 
-def test_time_that_ends_in_between_keeps_whole_chunks(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter((0.0, 30.0, 61.0))
+def test_time_that_ends_in_between_keeps_what_is_finished(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
     # Of this module alone: the store looks at the clock, too.
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    assert len(run(database, minutes=1.0)) == 2
-    assert len(content(database)[0]) == 2
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with Store(database) as store:
+        results = label(features(), store, subject(), explainer=Counting(), scorers=[RuleSimulator()], minutes=1.0)
+        assert [next(results).feature for _ in range(3)] == features()[:3]
+        clock[0] = 61.0
+        assert list(results) == []
+    assert len(content(database)[0]) == 3
 
 
 def test_a_negative_tail_is_a_feature_of_its_own(database: Path) -> None:
@@ -303,7 +459,7 @@ def test_sources_of_one_call_are_taken_one_after_the_other(database: Path) -> No
     copy = Feature(dictionary().id, NEURONS - 1 - index("never"))
     mixed = [copy, features()[3], Feature(SourceId("planted", f"mlp_out.{LAYER}"), 0)]
     results = run(database, features=[*mixed, copy], sources={dictionary().id: dictionary()})
-    assert sorted(str(result.feature) for result in results) == sorted(map(str, mixed))
+    assert [result.feature for result in results] == mixed
 
 
 def test_other_weights_are_an_error(database: Path) -> None:
