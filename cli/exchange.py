@@ -267,6 +267,8 @@ def import_(
 
     if tokenizer is not None and not evidence:
         raise click.UsageError("--tokenizer is of --evidence; leave it out, or add that")
+    if model_id is not None and evidence:
+        raise click.UsageError("--model-id is of explanations; name the source of --evidence with --source")
     if source is not None and model_id is not None:
         raise click.UsageError("--source and --model-id both say what the rows are about; give one of them")
     if evidence:

@@ -104,6 +104,8 @@ def harvest(
     from ..data.harvest.windows import check_window
     from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
 
+    if random_seed and randomize is None:
+        raise click.UsageError("--random-seed is of --randomize; leave it out, or add that")
     options = LoadOptions(**load_options)
     if randomize == "weights":
         model, model_name = name_random(model, random_seed), model_name and name_random(model_name, random_seed)

@@ -254,7 +254,7 @@ def test_a_full_round_without_a_model(server: FaultServer, tmp_path: Path, monke
     scores = {(s["scorer"], s["examples"]): s for s in shown["scores"] if s["metric"] in ("correlation", "auroc")}
     assert scores["detection", "windows"]["value"] > 0.9
     # Minimal pairs would have to be run through the model.
-    assert scores["simulation", "counterfactual"]["value"] is None
+    assert not [s for s in shown["scores"] if s["examples"] == "counterfactual" and s["value"] is not None]
     assert shown["provenance"]["harvest"]["unrecorded"] == "counted as zero"
     assert len(run("export", "--source", SOURCE).stdout.splitlines()) == 2
     for verb in (

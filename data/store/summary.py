@@ -21,6 +21,9 @@ from ..records import Role
 from .database import Row, translate_errors
 from .store import Store
 
+Level = Literal["source", "layer", "model"]
+LEVELS: tuple[Level, ...] = ("source", "layer", "model")
+"""In the order in which groups are shown."""
 DRAWS = 2000
 TEXTLESS = ("failed", "unlabelled")
 """Statuses of features without a text that are no abstention."""
@@ -96,7 +99,7 @@ class Group:
     """Features that are summed up together."""
 
     name: str
-    level: Literal["source", "layer", "model"]
+    level: Level
     features: int
     statuses: Mapping[str, int]
     """How many features have each status, `unlabelled` included."""
@@ -169,18 +172,17 @@ def summarise(store: Store, source: str | SourceId | None = None) -> Summary:
     return Summary(groups, _controls(names, groups), _cost(store))
 
 
-def _group_sources(names: Sequence[SourceId]) -> list[tuple[str, Literal["source", "layer", "model"], list[SourceId]]]:
-    """Every source; then the layers and models that have several."""
-    layers, models = defaultdict[str, list[SourceId]](list), defaultdict[str, list[SourceId]](list)
+def _group_sources(names: Sequence[SourceId]) -> list[tuple[str, Level, list[SourceId]]]:
+    """Every source; then the layers and the models that have several."""
+    groups: defaultdict[tuple[Level, str], list[SourceId]] = defaultdict(list)
     for name in names:
         _, _, layer = name.site.partition(".")
-        models[name.model].append(name)
+        groups["source", str(name)].append(name)
+        groups["model", name.model].append(name)
         if layer:
-            layers[f"{name.model} layer {layer}"].append(name)
-    pooled = [(name, "layer", ids) for name, ids in layers.items()] + [
-        (name, "model", ids) for name, ids in models.items()
-    ]
-    return [(str(name), "source", [name]) for name in names] + [group for group in pooled if len(group[2]) > 1]
+            groups["layer", f"{name.model} layer {layer}"].append(name)
+    ordered = sorted(groups.items(), key=lambda group: LEVELS.index(group[0][0]))
+    return [(name, level, ids) for (level, name), ids in ordered if level == "source" or len(ids) > 1]
 
 
 def _read_details(store: Store, source: SourceId) -> dict[str, Row]:
@@ -198,7 +200,7 @@ def _read_details(store: Store, source: SourceId) -> dict[str, Row]:
     }
 
 
-def _sum_up(name: str, level: Literal["source", "layer", "model"], parts: Sequence[_Members]) -> Group:
+def _sum_up(name: str, level: Level, parts: Sequence[_Members]) -> Group:
     rows = [row for part in parts for row in part.rows]
     details = {feature: detail for part in parts for feature, detail in part.details.items()}
     texts = [row for row in rows if row["explanation"] is not None]
@@ -256,4 +258,5 @@ def _controls(names: Sequence[SourceId], groups: Sequence[Group]) -> list[Contro
 def _cost(store: Store) -> Cost:
     rows = store.calls.statistics()
     usd = None if any(row["cost"] is None for row in rows) else float(sum(row["cost"] for row in rows))
-    return Cost(*(sum(row[key] for row in rows) for key in ("calls", "input_tokens", "output_tokens")), usd)
+    calls, read, written = (sum(row[key] for row in rows) for key in ("calls", "input_tokens", "output_tokens"))
+    return Cost(calls, read, written, usd)
