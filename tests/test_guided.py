@@ -82,7 +82,9 @@ def test_the_battery_finds_the_planted_context(store: Store) -> None:
     assert {pruned.needed for pruned in river.pruned} == {1}
     assert all(scanned.keeps and not scanned.breaks for scanned in river.scanned), "any token may stand before it"
     assert all(len(scanned.keeps) + len(scanned.breaks) <= 40 for scanned in day.scanned)
-    needing = run_battery(subject(), (context := batch_of(store, "price")), context.features)[context.features[0].feature]
+    needing = run_battery(subject(), (context := batch_of(store, "price")), context.features)[
+        context.features[0].feature
+    ]
     assert min(pruned.needed for pruned in needing.pruned) >= 2
     assert any(scanned.breaks for scanned in needing.scanned)
 
