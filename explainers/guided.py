@@ -7,8 +7,8 @@ that it names and that are silent, and tokens that it misses, the token whose er
 (the learned rule's own explanation, the first and the second answer) are compared on `select` by labelling/guided.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from ..llm.tasks import LLMTask
 from ..llm.types import Chat, Message
 from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Clause, Rule, Token, parse_rule
+from ..subject.address import Feature
 from ..subject.model import Subject
 from .ask import Asked, PromptExplainer, PromptFill, in_steps
 from .battery.battery import Findings, run_battery
@@ -52,31 +53,34 @@ class Drafts(NamedTuple):
     """The answer to the counterexamples; None where the first has no text."""
 
 
-@dataclass(slots=True)
+class Prepared(NamedTuple):
+    """What code found of the features of a batch, before anyone was asked."""
+
+    learned: Mapping[Feature, Explanation]
+    """The rule explainer's explanation of every feature."""
+    findings: Mapping[Feature, Findings]
+    """Those of the battery, of the features that can be explained."""
+
+
 class Preparation:
-    """Rules learned and batteries run for the features of a batch, kept until another batch comes."""
+    """Learns rules and runs batteries for a batch, and keeps the results until another batch comes."""
 
-    subject: Subject
-    _batch: TrainBatch | None = None
-    _learned: Sequence[Explanation] = ()
-    _findings: Sequence[Findings | None] = ()
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.rules = RuleExplainer(subject)
+        self._batch: TrainBatch | None = None
+        self._prepared = Prepared({}, {})
 
-    def of(self, evidence: TrainEvidence, batch: TrainBatch) -> tuple[Explanation, Findings]:
-        """The learned explanation and the findings of one feature of the batch that can be explained."""
+    def of(self, batch: TrainBatch) -> Prepared:
+        """What code finds of all features of a batch."""
         if self._batch is not batch:
-            self._learned = RuleExplainer(self.subject).explain(batch)
-            asked = [part for part, e in zip(batch.features, self._learned, strict=True) if _explainable(e)]
-            found = run_battery(self.subject, batch, asked)
-            self._findings = [found.get(part.feature) for part in batch.features]
+            learned = {explanation.feature: explanation for explanation in self.rules.explain(batch)}
+            explainable = [
+                part for part in batch.features if learned[part.feature].status in ("explained", "no_pattern")
+            ]
+            self._prepared = Prepared(learned, run_battery(self.subject, batch, explainable))
             self._batch = batch
-        place = next(i for i, part in enumerate(batch.features) if part.feature == evidence.feature)
-        findings = self._findings[place]
-        assert findings is not None, f"{evidence.feature} is not explained"
-        return self._learned[place], findings
-
-
-def _explainable(learned: Explanation) -> bool:
-    return learned.status in ("explained", "no_pattern")
+        return self._prepared
 
 
 class Guided(PromptExplainer):
@@ -110,11 +114,12 @@ class Guided(PromptExplainer):
     @property
     def settings(self) -> dict[str, object]:
         """The settings of every prompt explainer, and those of the rule explainer."""
-        return {**super().settings, "rule": RuleExplainer(self._preparation.subject).settings}
+        return {**super().settings, "rule": self._preparation.rules.settings}
 
     def fill(self, evidence: TrainEvidence, batch: TrainBatch) -> PromptFill:
         """Fill in windows, near misses, silent windows, findings and the learned rule."""
-        learned, findings = self._preparation.of(evidence, batch)
+        prepared = self._preparation.of(batch)
+        learned, findings = prepared.learned[evidence.feature], prepared.findings[evidence.feature]
         extent = self._extent
         examples = active_windows(evidence, top=extent.top, quantile=extent.quantile)
         silent = silent_windows(evidence, batch, examples, extent)
@@ -131,6 +136,8 @@ class Guided(PromptExplainer):
 
     def drafts(self, batch: TrainBatch) -> LLMTask[list[Drafts]]:
         """Explain every feature, in order; the second calls are asked together, after the first ones."""
+        # Taken before the first question: other batches are prepared while it is answered.
+        learned = self._preparation.of(batch).learned
         asked = yield from self.ask(batch)
         checks = {
             place: (evidence, *self._counterexamples(one, evidence, batch))
@@ -145,17 +152,13 @@ class Guided(PromptExplainer):
             fill = one.fill._replace(windows=tuple(dict.fromkeys([*one.fill.windows, *digests])))
             second[place] = self.read(evidence, fill, reply, earlier=one.keys)
         return [
-            Drafts(self._learned_draft(one, evidence, batch), one.explanation, second.get(place))
+            Drafts(learned[evidence.feature], one.explanation, second.get(place))
             for place, (one, evidence) in enumerate(zip(asked, batch.features, strict=True))
         ]
 
-    def _learned_draft(self, one: Asked, evidence: TrainEvidence, batch: TrainBatch) -> Explanation:
-        """The learned explanation; where nobody was asked the abstention."""
-        return one.explanation if one.chat is None else self._preparation.of(evidence, batch)[0]
-
     def sample_rule(self, evidence: TrainEvidence, batch: TrainBatch, fill: PromptFill) -> Rule:
         """A rule of the usual length that fires: the learned one, or one that names the token of the highest peak."""
-        learned, _ = self._preparation.of(evidence, batch)
+        learned = self._preparation.of(batch).learned[evidence.feature]
         if learned.rule is not None and len(learned.rule) <= LEARNED_RULE:
             return in_steps(parse_rule(learned.rule), fill.highest)
         top = max(evidence.examples, key=lambda example: example.peak)

@@ -2,9 +2,9 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +51,23 @@ def small() -> Iterator[None]:
     inputs.BACKGROUND, inputs.RANDOM_WINDOWS = before[1:]
 
 
-@pytest.fixture
-def store(harvested: Path) -> Iterator[Store]:
-    with Store(harvested) as opened:
-        yield opened
-
-
-@pytest.fixture
-def harvested(tmp_path: Path) -> Path:
-    path = tmp_path / "one.db"
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("guided") / "harvested.db"
     with Store(path) as made:
         harvest(subject(), [f"mlp.{LAYER}"], Corpus.of("planted", planted().corpus), made, window=32)
     return path
 
 
+@pytest.fixture
+def store(harvested: Path, tmp_path: Path) -> Iterator[Store]:
+    with Store(Path(shutil.copy(harvested, tmp_path / "one.db"))) as opened:
+        yield opened
+
+
 def batch_of(store: Store, *names: str) -> TrainBatch:
     (source,) = neurons(subject(), [f"mlp.{LAYER}"])
     return EvidenceLoader(store, subject(), source).train([store.evidence(feature) for feature in features(*names)])
-
-
-@cache
-def index() -> dict[str, int]:
-    return {token: i for i, token in enumerate(subject().vocabulary)}
 
 
 def test_the_battery_finds_the_planted_context(store: Store) -> None:
