@@ -10,7 +10,7 @@ the tree to a short rule and says it in English.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -37,11 +37,22 @@ from .explainer import AbstentionLimits, Background, TrainBatch, TrainEvidence, 
 
 PRUNED = (1, 2, 3, 5, 9, 17, 33)
 """Lengths of context, the peak token included, that context pruning tries."""
+FILLED = (3, 5, 17)
+"""Lengths of context that are also tried in their place: of `PRUNED`."""
 PRUNED_EXAMPLES = 4
 EXAMPLE_SHARE, PIVOT_SHARE = 0.15, 0.05
 """Weight of all examples, and of all interventions' pivots, as a share of the background's."""
 BROKEN = 0.5
 """A pruned context is broken when less than this fraction of the activation is left."""
+
+
+class _Row(NamedTuple):
+    """An edited window, of which one token counts."""
+
+    ids: NDArray[np.int64]
+    pivot: int
+    document: str
+    part: int
 
 
 class _Interventions(NamedTuple):
@@ -52,6 +63,16 @@ class _Interventions(NamedTuple):
     weight: NDArray[np.float32]
     """(row, position); 0 on padding."""
     documents: list[str]
+    part: NDArray[np.int8]
+    """What a row was made for (row,): `PRUNE`, `FILL`, `PAIR` or `TUNE`."""
+
+    def only(self, *parts: int) -> NDArray[np.bool_]:
+        """The rows that were made for one of these, (row,)."""
+        return np.isin(self.part, parts)
+
+
+PRUNE, FILL, PAIR, TUNE = range(4)
+"""Pruned contexts, the same contexts left in their place, minimal pairs of train windows, and of tune windows."""
 
 
 class _Measured(NamedTuple):
@@ -139,28 +160,35 @@ class RuleExplainer:
         """Pruned contexts of the strongest examples, then minimal pairs."""
         examples = [e for e in evidence.examples if e.kind in ("top", "quantile", "silent", "near_miss")]
         examples += _strongest_background(evidence, batch, count=8)
-        ids, weights, documents = [], [], []
+        rows: list[_Row] = []
         top = sorted((e for e in examples if e.kind == "top"), key=lambda e: -e.peak)[:PRUNED_EXAMPLES]
         for example in top if self._interventions else ():
-            for row, weight in _prune_context(example):
-                ids.append(row)
-                weights.append(weight)
-                documents.append(example.document)
+            rows += _prune_context(example)
+        for example in top if self._interventions else ():
+            rows += _fill_context(example, batch.background.ids)
+        rows += self._make_pairs(evidence, examples, batch.background, self._interventions, PAIR)
+        if batch.tune is not None:
+            active = [e for e in evidence.tune if e.kind in ("top", "quantile", "silent", "near_miss")]
+            rows += self._make_pairs(evidence, active, batch.tune, self._interventions // 3, TUNE)
+        width = batch.background.ids.shape[1]
+        weight = np.zeros((len(rows), width), np.float32)
+        weight[np.arange(len(rows)), [row.pivot for row in rows]] = 1.0
+        return _Interventions(
+            pad_ids([row.ids for row in rows], width=width),
+            weight,
+            [row.document for row in rows],
+            np.array([row.part for row in rows], np.int8),
+        )
+
+    def _make_pairs(
+        self, evidence: TrainEvidence, examples: Sequence[Example], corpus: Background, count: int, part: int
+    ) -> Iterator[_Row]:
+        """Minimal pairs of some examples, with substitutes from a corpus."""
         pairs = minimal_pairs(
-            examples,
-            peak=evidence.statistics.peak,
-            corpus=batch.background.ids,
-            count=self._interventions,
-            seed=self._seed,
+            examples, peak=evidence.statistics.peak, corpus=corpus.ids, count=count, seed=self._seed
         )
         for pair in pairs:
-            weight = np.zeros(len(pair.tokens), np.float32)
-            weight[pair.pivot] = 1.0
-            ids.append(pair.tokens)
-            weights.append(weight)
-            documents.append(examples[pair.example].document)
-        width = batch.background.ids.shape[1]
-        return _Interventions(pad_ids(ids, width=width), pad_activations(weights, width=width), documents)
+            yield _Row(pair.tokens, pair.pivot, examples[pair.example].document, part)
 
     def _measure(
         self, source: Source, evidence: Sequence[TrainEvidence], interventions: Sequence[_Interventions]
@@ -272,18 +300,25 @@ def _strongest_background(evidence: TrainEvidence, batch: TrainBatch, *, count: 
     return [background_example(evidence, batch, row, kind="random") for row in rows.tolist()]
 
 
-def _prune_context(example: Example) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Cut the tokens up to the peak to contexts of `PRUNED` lengths, each moved to the window's start, with weights."""
+def _prune_context(example: Example) -> Iterator[_Row]:
+    """Cut the tokens up to the peak to contexts of `PRUNED` lengths, each moved to the window's start."""
     pivot = int(example.activations.argmax())
-    pruned = []
     for length in PRUNED:
         if length <= pivot:
-            row, weight = example.ids.copy(), np.zeros(len(example.ids), np.float32)
+            row = np.full_like(example.ids, example.ids[0])
             row[:length] = example.ids[pivot + 1 - length : pivot + 1]
-            row[length:] = example.ids[0]
-            weight[length - 1] = 1.0
-            pruned.append((row, weight))
-    return pruned
+            yield _Row(row, length - 1, example.document, PRUNE)
+
+
+def _fill_context(example: Example, corpus: NDArray[np.int64]) -> Iterator[_Row]:
+    """The same contexts left where they are, with other text before them: what differs from the pruned is position."""
+    pivot = int(example.activations.argmax())
+    whole = corpus[corpus[:, pivot] >= 0]
+    for length in FILLED if len(whole) else ():
+        if length <= pivot:
+            row = example.ids.copy()
+            row[: pivot + 1 - length] = whole[pivot % len(whole), : pivot + 1 - length]
+            yield _Row(row, pivot, example.document, FILL)
 
 
 def _context_needed(activations: NDArray[np.float32], rows: _Interventions) -> int | None:

@@ -57,11 +57,11 @@ def describe(rule: Rule, *, peak: float | None = None, example: str | None = Non
     text = ""
     for shown in _SHOWN:
         text = f"{verb} {_phrase(first, shown=shown)}{_instance(first, example)}"
-        if _count_words(text + ending) <= WORDS:
+        if count_words(text + ending) <= WORDS:
             break
     for count, clause in enumerate(others):
         more = f"; {_degree(_strength(clause), top)} {_phrase(clause, shown=3)}"
-        if _count_words(text + more + ending) > WORDS:
+        if count_words(text + more + ending) > WORDS:
             left = len(others) - count
             return f"{text}; and {left} weaker pattern{'' if left == 1 else 's'}{ending}"
         text += more
@@ -175,8 +175,9 @@ def _ending(rule: Rule, *, top: float) -> str:
     return (f"; never {never}" if never else "") + (f"; elsewhere at {share:.0%} of that" if share >= 0.1 else "")
 
 
-def _count_words(text: str) -> int:
-    return len(text.split())
+def count_words(text: str) -> int:
+    """The words of a description; a token in backticks is as many as it holds."""
+    return len(text.replace("`", "").split())
 
 
 _NOUNS: Mapping[ClassName, tuple[str, str]] = {
@@ -276,9 +277,29 @@ def noun(condition: Token | Class | Regex | Text, *, shown: int, plural: bool = 
         case Regex(of="text"):
             return f"text matching `/{condition.pattern}/`"
         case Regex():
-            return f"{'tokens' if plural else 'a token'} matching `/{condition.pattern}/`"
+            return _pattern(condition.pattern, plural=plural)
         case Text():
             return visible(condition.ending if len(condition.ending) <= 40 else "…" + condition.ending[-39:])
+
+
+_TOLD = re.compile(
+    r"(?P<word>\(\?i\)\^\\s\?)?(?P<start>\^)?(?:\(\?:)?(?P<parts>(?:[^\\()\[\]{}.*+?^$|]|\\[^\w]|\|)+)\)?(?P<end>\$)?"
+)
+"""Patterns that are told in words: a word however it is written, a token's beginning, its ending."""
+
+
+def _pattern(pattern: str, *, plural: bool) -> str:
+    told = _TOLD.fullmatch(pattern)
+    parts = [re.sub(r"\\(.)", r"\1", part) for part in told["parts"].split("|")] if told else []
+    names = join_items([*map(visible, parts)], "or", shown=9, more="part")
+    if told and told["word"] and told["end"]:
+        names = join_items([*map(visible, parts)], "and" if plural else "or", shown=9, more="word")
+        return f"the word{'s' if plural and len(parts) > 1 else ''} {names}"
+    if told and told["start"] and not told["end"]:
+        return f"{'tokens' if plural else 'a token'} beginning with {names}"
+    if told and told["end"] and not told["start"]:
+        return f"{'tokens' if plural else 'a token'} ending in {names}"
+    return f"{'tokens' if plural else 'a token'} matching `/{pattern}/`"
 
 
 def _distance(condition: Condition) -> tuple[int, int]:
