@@ -28,10 +28,12 @@ from .llm_options import LLMOptions, batch_api, format_spent, llm_options, open_
 if TYPE_CHECKING:
     from ..data.store.store import Store
     from ..explainers.explainer import Explainer
+    from ..explainers.factory import ExplainerOptions
     from ..labelling.estimate import Estimate
     from ..labelling.label import Result
     from ..labelling.selection import SelectingExplainer
     from ..llm.client import LLMClient, Mode
+    from ..rules.choose import Size
     from ..scorers.factory import ScorerOptions
     from ..scorers.scorer import Scorer
     from ..subject.address import Feature, SourceId
@@ -59,6 +61,14 @@ budget_option = click.option(
 )
 
 
+def _parse_rule_size(_: click.Context, __: click.Parameter, given: str | None) -> "Size":
+    if given is None or given == "best":
+        return given
+    if given.isascii() and given.isdigit() and int(given) >= 1:
+        return int(given)
+    raise click.BadParameter(f'"{given}"; wanted a number of clauses from 1 on, or best')
+
+
 @dataclass(frozen=True, slots=True)
 class LabelSetup:
     """The parts that both verbs open before they begin."""
@@ -79,10 +89,12 @@ def _open_setup(
     *,
     scorers: str,
     explainer_name: str | None,
+    rule_size: "Size" = None,
     limit: str | None,
     mode: "Mode",
     options: dict[str, Any],
 ) -> Generator[LabelSetup]:
+    from ..explainers.factory import ExplainerOptions
     from ..scorers.factory import ScorerOptions, make_scorers
     from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
@@ -104,7 +116,8 @@ def _open_setup(
         )
         explainer = None
         if explainer_name is not None:
-            explainer = _make_explainer(explainer_name, subject, scorers, scorer_options, language.temperature_value)
+            asked = ExplainerOptions(scorer_options.prompts, language.temperature_value, rule_size=rule_size)
+            explainer = _make_explainer(explainer_name, subject, scorers, scorer_options, asked)
         yield LabelSetup(
             store=store,
             subject=subject,
@@ -117,15 +130,13 @@ def _open_setup(
 
 
 def _make_explainer(
-    name: str, subject: "Subject", scorers: str, scorer_options: "ScorerOptions", temperature: float | None
+    name: str, subject: "Subject", scorers: str, scorer_options: "ScorerOptions", options: "ExplainerOptions"
 ) -> "Explainer | SelectingExplainer":
-    from ..explainers.factory import ExplainerOptions
     from ..labelling.factory import make_explainer
     from ..scorers.factory import make_scorer
 
     # The scorer that is named first chooses between candidates.
     chooser = make_scorer(scorers.split(",")[0].strip(), scorer_options.for_choosing())
-    options = ExplainerOptions(scorer_options.prompts, temperature)
     explainer = make_explainer(name, subject, options, chooser=chooser)
     if explainer.prompts and scorer_options.llm is None:
         raise NeuronautError(f"-e {name} asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
@@ -142,6 +153,12 @@ def _make_explainer(
     metavar="NAME",
     help="rule, oneshot, highlight, contrastive, output, combined, best-of-N:NAME or refine:NAME.",
 )
+@click.option(
+    "--rule-size",
+    metavar="N|best",
+    callback=_parse_rule_size,
+    help="Clauses of a learned rule, or as many as predict best; by default the fewest that are as good.",
+)
 @scorer_option
 @llm_options
 @budget_option
@@ -153,6 +170,7 @@ def _make_explainer(
 def label(
     features: tuple[str, ...],
     explainer: str,
+    rule_size: "Size",
     scorers: str,
     limit: str | None,
     batch: bool,
@@ -182,7 +200,14 @@ def label(
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = parse_minutes(limit) if options["llm"] is None else None
     with _open_setup(
-        features, database, scorers=scorers, explainer_name=explainer, limit=limit, mode=mode, options=options
+        features,
+        database,
+        scorers=scorers,
+        explainer_name=explainer,
+        rule_size=rule_size,
+        limit=limit,
+        mode=mode,
+        options=options,
     ) as setup:
         if dry_run:
             _estimate(setup, form, redo=redo, batch=batch)

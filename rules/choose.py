@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from .affixes import Family
 from .english import count_words, describe
-from .language import CLASSES, Class, Clause, Condition, Induction, Inside, Position, Regex, Repeat, Rule, Token
+from .evaluate import predict
+from .language import CLASSES, Class, Clause, Condition, Induction, Inside, Regex, Repeat, Rule, Token
 from .sample import INSIDE, OFFSETS, Sample
 
 Size = int | Literal["best"] | None
@@ -44,8 +45,6 @@ class Limits:
     """Standard errors over documents by which a part must lower the error on tune."""
     members: int = 6
     """Tokens in one set that share a value."""
-    named: int = 10
-    """Current tokens in one set, each with its own value."""
 
 
 class Point(NamedTuple):
@@ -90,6 +89,7 @@ class Ground:
         self.size = len(train.vocabulary) + 1
         self.families = families
         self._masks: dict[Condition, NDArray[np.bool_]] = {}
+        self._tables: dict[Condition, NDArray[np.bool_]] = {}
         mean = np.average(self.activation, weights=self.weight)
         self.variance = float((self.weight * (self.activation - mean) ** 2).sum())
 
@@ -100,6 +100,12 @@ class Ground:
     def tokens(self) -> dict[int, NDArray[np.int32]]:
         """Token ids by offset, V before the window's start; each (N,)."""
         return {offset: self._join(*(sample.tokens[offset] for sample in self._samples)) for offset in OFFSETS}
+
+    def predict_tune(self, rule: Rule) -> NDArray[np.float64]:
+        """A rule's prediction for every tune token, (tune token,)."""
+        tune = self._samples[1]
+        whole = np.concatenate([predict(rule, windows.grid).ravel() for windows in (tune.background, tune.own)])
+        return whole[self._used[1]].astype(np.float64)
 
     def mask(self, condition: Condition) -> NDArray[np.bool_]:
         """Where a condition holds, (N,)."""
@@ -114,9 +120,9 @@ class Ground:
     def within(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where of these tokens a clause holds."""
         for condition in clause.when:
-            at = at[self.mask(condition)[at]]
+            at = at[self.holds(condition, at)]
         for condition in clause.unless:
-            at = at[~self.mask(condition)[at]]
+            at = at[~self.holds(condition, at)]
         return at
 
     def fit(self, clause: Clause, at: NDArray[np.int64], weight: NDArray[np.float64]) -> "_Fit":
@@ -124,26 +130,49 @@ class Ground:
         y, w = self.activation[at], weight[at]
         value = _mean(y, w, clause.value)
         named = _named(clause)
-        gains: dict[str, float] = {}
-        if len(named) > 1:
-            ids = self.tokens[0][at]
-            for token in named:
-                mine = np.isin(ids, self.ids_of(token))
-                mass = float(w[mine].sum())
-                if mass > 0:
-                    gains[token] = (float((w[mine] * y[mine]).sum()) + self.prior * value) / (mass + self.prior)
-                elif token in clause.gains:
-                    gains[token] = clause.gains[token]
-        fitted = clause.model_copy(update={"value": value, "gains": gains})
-        return _Fit(fitted, self.values(fitted, at))
+        if len(named) < 2:
+            return _Fit(clause.model_copy(update={"value": value, "gains": {}}), np.full(len(at), value))
+        slots = self._slots(named)[self.tokens[0][at]]
+        mass = np.bincount(slots, w, len(named) + 1)
+        sums = np.bincount(slots, w * y, len(named) + 1)
+        means = (sums + self.prior * value) / (mass + self.prior)
+        gains = {
+            token: float(mean) if mass[i] > 0 else clause.gains.get(token, value)
+            for i, (token, mean) in enumerate(zip(named, means[:-1], strict=True))
+        }
+        means[:-1] = [gains[token] for token in named]
+        return _Fit(clause.model_copy(update={"value": value, "gains": gains}), means[slots])
 
     def values(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.float64]:
         """What the clause predicts for tokens that it matches."""
-        values = np.full(len(at), clause.value)
-        ids = self.tokens[0][at] if clause.gains else None
-        for token, gain in clause.gains.items():
-            values[np.isin(ids, self.ids_of(token))] = gain
-        return values
+        if not clause.gains:
+            return np.full(len(at), clause.value)
+        named = tuple(clause.gains)
+        return np.array([*clause.gains.values(), clause.value])[self._slots(named)[self.tokens[0][at]]]
+
+    def _slots(self, named: Sequence[str]) -> NDArray[np.int8]:
+        """The place of every token id among some tokens, their number for any other, (V + 1,)."""
+        slots = np.full(self.size, len(named), np.int8)
+        for place, token in enumerate(named):
+            slots[self.ids_of(token)] = place
+        return slots
+
+    def holds(self, condition: Condition, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Where of these tokens a condition holds."""
+        if isinstance(condition, Token | Regex) and not condition.within:
+            key = condition.model_copy(update={"at": 0})
+            if key not in self._tables and isinstance(condition, Token):
+                table = np.zeros(self.size, np.bool_)
+                for token in condition.any:
+                    table[self.ids_of(token)] = True
+                self._tables[key] = table
+            if key in self._tables and condition.at in self.tokens:
+                return self._tables[key][self.tokens[condition.at][at]]
+        return self.mask(condition)[at]
+
+    def learn_table(self, condition: Condition, table: NDArray[np.bool_]) -> None:
+        """Keep of which token ids (V + 1,) a condition on one token holds."""
+        self._tables[condition.model_copy(update={"at": 0})] = table
 
     def ids_of(self, token: str) -> list[int]:
         """The token ids that spell a string."""
@@ -255,8 +284,10 @@ class _Search:
             if context.when or context.unless:
                 seeds += [self.trial(context, region)]
                 seeds += self._heads(context, region)
+        for condition in self._pool:
+            seeds.append(self.trial(Clause(when=(condition,), value=0.0), everywhere[self.ground.mask(condition)]))
         found = {_key(trial.clause): trial for trial in seeds if trial is not None}
-        ranked = sorted(found.values(), key=lambda trial: -trial.score)[:5]
+        ranked = sorted(found.values(), key=lambda trial: -trial.score)[:4]
         climbed = {_key(trial.clause): trial for trial in map(self._climb, ranked)}
         return iter(sorted(climbed.values(), key=lambda trial: -trial.score))
 
@@ -323,21 +354,22 @@ class _Search:
     def _heads(self, context: Clause, region: NDArray[np.int64]) -> list[_Trial | None]:
         """Trials of the context with the current token named, or the one before it."""
         trials: list[_Trial | None] = []
+        free = self._weighted * self._free
         for offset in (0, -1) if not context.when else (0,):
-            for condition in self._sets(region, offset, self._weighted * self._free, +1):
+            for condition in self._sets(region, offset, free[region], +1):
                 trials.append(self._with(context, condition, region))
         return trials
 
     def _with(self, clause: Clause, condition: Condition, region: NDArray[np.int64]) -> _Trial | None:
         longer = clause.model_copy(update={"when": (condition, *clause.when)})
-        return self.trial(longer, region[self.ground.mask(condition)[region]])
+        return self.trial(longer, region[self.ground.holds(condition, region)])
 
     def _sets(
         self, region: NDArray[np.int64], offset: int, weighted: NDArray[np.float64], sign: int
     ) -> Iterator[Condition]:
-        """Sets of each family's members at an offset whose weighted residuals stand out in the region."""
+        """Sets of each family's members at an offset whose weighted residuals (region's token,) stand out."""
         ids = self.ground.tokens[offset][region]
-        sums = np.bincount(ids, sign * weighted[region], self.ground.size)
+        sums = np.bincount(ids, sign * weighted, self.ground.size)
         masses = np.bincount(ids, self.ground.weight[region], self.ground.size)
         masses[-1] = sums[-1] = 0
         for family in self.ground.families:
@@ -366,20 +398,24 @@ class _Search:
             gains = (part + sums[order]) ** 2 / (mass + masses[order])
             pick = int(np.argmax(gains))
             if gains[pick] <= part**2 / mass + self.limits.word * self.ground.variance / 2:
-                return
+                break
             member = int(order[pick])
             chosen.append(member)
             part, mass = part + sums[member], mass + masses[member]
             order = np.delete(order, pick)
-            condition = family.condition([family.members[i] for i in chosen], at=offset)
-            if condition is not None:
-                yield condition
+            if len(chosen) in (1, 2, 4, most):
+                condition = family.condition([family.members[i] for i in chosen], at=offset)
+                if condition is not None:
+                    self.ground.learn_table(condition, np.isin(family.codes, chosen))
+                    yield condition
 
     def _own_values(self, family: Family, order: NDArray[np.int64], worth: NDArray[np.float64]) -> Iterator[Condition]:
         """Growing sets of current tokens, each of which has its own value."""
         order = order[np.argsort(-worth[order], kind="stable")]
         order = order[worth[order] > self.limits.word * self.ground.variance]
-        for count in range(1, min(len(order), self.limits.named) + 1):
+        for count in (1, 2, 3, 4, 5, 6, 8, 10):
+            if count > len(order):
+                return
             yield Token(any=tuple(family.members[i] for i in order[:count]))
 
     # Climbing
@@ -395,22 +431,37 @@ class _Search:
 
     def _changes(self, trial: _Trial) -> Iterator[_Trial]:
         clause, region = trial.clause, trial.at
-        residual = self.ground.weight * (self.ground.activation - clause.value)
-        for condition in chain(self._pool, self._more(region, residual, +1)):
-            if condition not in clause.when and condition not in clause.unless and len(clause.when) < 3:
-                changed = self._with(clause, condition, region)
-                if changed is not None:
-                    yield changed
-        for condition in chain(self._pool, self._more(region, residual, -1)):
-            if condition not in clause.when and condition not in clause.unless and len(clause.unless) < 2:
+        residual = self.ground.weight[region] * (self.ground.activation[region] - self.ground.values(clause, region))
+        changed: list[_Trial | None] = []
+        if len(clause.when) < 3:
+            for condition in self._promising(clause, region, residual, +1):
+                changed.append(self._with(clause, condition, region))
+        if len(clause.unless) < 2:
+            for condition in self._promising(clause, region, residual, -1):
                 longer = clause.model_copy(update={"unless": (*clause.unless, condition)})
-                changed = self.trial(longer, region[~self.ground.mask(condition)[region]])
-                if changed is not None:
-                    yield changed
-        for shorter in _shorter(clause):
-            changed = self.trial(shorter, self.ground.matched(shorter))
-            if changed is not None:
-                yield changed
+                changed.append(self.trial(longer, region[~self.ground.holds(condition, region)]))
+        changed += [self.trial(shorter, self.ground.matched(shorter)) for shorter in _shorter(clause)]
+        return (one for one in changed if one is not None)
+
+    def _promising(
+        self, clause: Clause, region: NDArray[np.int64], residual: NDArray[np.float64], sign: int
+    ) -> list[Condition]:
+        """Of all conditions, those on which the activation differs most from the clause's prediction."""
+        weight, prior = self.ground.weight[region], self.ground.prior
+        ranked: list[tuple[float, Condition]] = []
+        for condition in chain(self._pool, self._more(region, residual, sign)):
+            if condition not in clause.when and condition not in clause.unless:
+                held = self.ground.holds(condition, region)
+                part, mass = sign * float(residual[held].sum()), float(weight[held].sum())
+                if part > 0:
+                    ranked.append(
+                        (
+                            part**2 / (mass + prior) - _length(condition) * self.limits.word * self.ground.variance,
+                            condition,
+                        )
+                    )
+        ranked.sort(key=lambda pair: -pair[0])
+        return [condition for _, condition in ranked[:5]]
 
     def _more(self, region: NDArray[np.int64], residual: NDArray[np.float64], sign: int) -> list[Condition]:
         return [
@@ -419,6 +470,12 @@ class _Search:
             if offset or sign < 0
             for condition in self._sets(region, offset, residual, sign)
         ]
+
+    def shortened(self, trial: _Trial) -> _Trial | None:
+        """The best of the clauses without one token of a set, one condition or one exception; None without any."""
+        fewer = chain(_shorter(trial.clause), _fewer_members(trial.clause))
+        trials = (self.trial(clause, self.ground.matched(clause)) for clause in fewer)
+        return max((t for t in trials if t is not None), key=lambda t: t.score, default=None)
 
     def prune(self, trial: _Trial) -> _Trial | None:
         """The clause without the parts that do not prove themselves on tune; None where it itself does not."""
@@ -440,6 +497,17 @@ def _shorter(clause: Clause) -> Iterator[Clause]:
         yield clause.model_copy(update={"unless": tuple(c for c in clause.unless if c is not condition)})
     for condition in clause.when if len(clause.when) > 1 else ():
         yield clause.model_copy(update={"when": tuple(c for c in clause.when if c is not condition)})
+
+
+def _fewer_members(clause: Clause) -> Iterator[Clause]:
+    """The clause with a set of tokens one token shorter."""
+    for part in ("when", "unless"):
+        conditions: tuple[Condition, ...] = getattr(clause, part)
+        for i, condition in enumerate(conditions):
+            if isinstance(condition, Token) and len(condition.any) > 1:
+                for member in condition.any:
+                    less = condition.model_copy(update={"any": tuple(t for t in condition.any if t != member)})
+                    yield clause.model_copy(update={part: (*conditions[:i], less, *conditions[i + 1 :])})
 
 
 def _key(clause: Clause) -> tuple[tuple[Condition, ...], tuple[Condition, ...]]:
@@ -480,10 +548,6 @@ def _find_contexts(long: Rule | None) -> list[Clause]:
         around = tuple(_cut(c) for c in clause.when if not _names_current(c))
         for when in {around, around[:1]} if around else ():
             found[when] = None
-    for name in CLASSES:
-        found[(Class(name=name),)] = None
-    for condition in (Repeat(), Induction(n=1), *(Inside(what=what) for what in INSIDE)):
-        found[(condition,)] = None
     return [Clause(when=when, value=0.0) for when in found]
 
 
@@ -495,9 +559,7 @@ def _cut(condition: Condition) -> Condition:
     return condition.model_copy(update={"any": condition.any[:4]}) if isinstance(condition, Token) else condition
 
 
-def choose(
-    ground: Ground, long: Rule | None, *, size: Size = None, limits: Limits | None = None
-) -> Chosen | None:
+def choose(ground: Ground, long: Rule | None, *, size: Size = None, limits: Limits | None = None) -> Chosen | None:
     """The rule for a ground; None where no clause proves itself."""
     limits = limits or Limits()
     contexts = _find_contexts(long)
@@ -522,13 +584,34 @@ def _next(search: _Search, state: _State) -> Clause | None:
     for trial in search.best():
         if trial.score <= 0:
             return None
-        pruned = search.prune(trial)
-        if pruned is None or pruned.score <= 0 or _key(pruned.clause) in map(_key, state.clauses):
-            continue
-        text = describe(Rule(any=(*state.clauses, pruned.clause)))
-        if count_words(text) <= (WORDS if state.clauses else HEADLINE):
+        told: _Trial | None = trial
+        while told is not None and not _can_be_told(state.clauses, told.clause):
+            told = search.shortened(told)
+        pruned = search.prune(told) if told is not None else None
+        if pruned is not None and pruned.score > 0 and _key(pruned.clause) not in map(_key, state.clauses):
             return pruned.clause
     return None
+
+
+def _can_be_told(clauses: Sequence[Clause], added: Clause) -> bool:
+    return count_words(describe(Rule(any=(*clauses, added)))) <= (WORDS if clauses else HEADLINE)
+
+
+def predicts_better(ground: Ground, longer: Rule, rule: Rule) -> bool:
+    """Whether another rule's correlation on tune is higher by more than a standard error."""
+    tune = slice(ground.split, None)
+    results = [
+        _correlations(ground.activation[tune], ground.predict_tune(r), ground.weight[tune], ground.documents)
+        for r in (longer, rule)
+    ]
+    (more, more_without), (less, less_without) = results
+    return more - less > _jackknife(more_without - less_without)
+
+
+def _jackknife(left_out: NDArray[np.float64]) -> float:
+    """Standard error of a statistic, from its values without each group (group,)."""
+    n = len(left_out)
+    return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
 
 
 def _curve(ground: Ground, clauses: Sequence[Clause]) -> tuple[list[float], NDArray[np.float64]]:
@@ -570,10 +653,7 @@ def _choose_size(correlations: Sequence[float], left_out: NDArray[np.float64], s
     best = int(np.argmax(correlations))
     if size == "best":
         return best + 1
-    n = left_out.shape[1]
     for count in range(best):
-        behind = left_out[best] - left_out[count]
-        error = float(np.sqrt((n - 1) / n * ((behind - behind.mean()) ** 2).sum()))
-        if correlations[best] - correlations[count] <= error:
+        if correlations[best] - correlations[count] <= _jackknife(left_out[best] - left_out[count]):
             return count + 1
     return best + 1

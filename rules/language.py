@@ -111,6 +111,8 @@ def _check_reach(value: object) -> object:
 
 Reach = Annotated[int | Literal["any"], BeforeValidator(_check_reach)]
 """How many tokens back; "any": to the window's start."""
+ANYWHERE = 1_000_000
+"""Farther back than any window begins."""
 
 
 class _Placed(_Part, frozen=True):
@@ -120,6 +122,11 @@ class _Placed(_Part, frozen=True):
     """Offset of the token: 0 the current one, -1 the one before it."""
     within: Reach | None = None
     """Where given, the condition must hold at one of the offsets -1 to -within; "any": at any earlier token."""
+
+    @property
+    def reach(self) -> int:
+        """How many tokens before the current one the condition looks at most."""
+        return ANYWHERE if self.within == "any" else self.within or -self.at
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

@@ -35,6 +35,8 @@ class Growth:
     """Weight with which a token's mean is drawn towards its leaf's."""
     evidence: float = 2.0
     """Standard errors by which a context token's mean residual must differ from zero; half of it for current tokens."""
+    positions: bool = True
+    """Whether a split may be on the position in the window."""
     brevity: float = 0.004
     """Fraction of its gain that a split loses for each token it names beyond the first, or for not being named."""
 
@@ -81,7 +83,8 @@ class _View:
         for offset in OFFSETS:
             yield from self._token_sets(offset)
         yield from self._conditions()
-        yield from self._positions()
+        if self.growth.positions:
+            yield from self._positions()
         if self.leaf.named:
             for reach in WITHIN:
                 yield from self._recent(reach)
