@@ -56,7 +56,7 @@ def _word(token: str) -> str | None:
 def _beginning(length: int) -> Callable[[str], str | None]:
     def begins(token: str) -> str | None:
         start = token[:length]
-        return start if len(token) > length and start.strip().isalpha() and start == start.rstrip() else None
+        return start if len(token) >= length and start.strip().isalpha() and start == start.rstrip() else None
 
     return begins
 
@@ -64,7 +64,7 @@ def _beginning(length: int) -> Callable[[str], str | None]:
 def _ending(length: int) -> Callable[[str], str | None]:
     def ends(token: str) -> str | None:
         end = token[-length:]
-        return end if len(token.strip()) > length and end.isalpha() else None
+        return end if len(token) >= length and end.isalpha() else None
 
     return ends
 

@@ -84,6 +84,7 @@ class Ground:
         self.activation = self._join(*(sample.activation for sample in self._samples)).astype(np.float64)
         self.weight = self._join(*weights).astype(np.float64)
         self.split = len(self._used[0])
+        self.train_weight = np.where(np.arange(len(self.weight)) < self.split, self.weight, 0)
         self.documents = documents[self._used[1]]
         self.rows = tune.rows[self._used[1]]
         self.size = len(train.vocabulary) + 1
@@ -214,7 +215,7 @@ class _State:
         fits = [ground.fit(clause, a, weight) for clause, a in zip(clauses, at, strict=True)]
         for _ in range(3):
             best = _highest(at, [fitted.values for fitted in fits], len(y))
-            for i, (clause, a) in enumerate(zip(clauses, at, strict=True)):
+            for i, a in enumerate(at):
                 decided = a[best[a] <= fits[i].values]
                 refitted = ground.fit(fits[i].clause, decided, weight)
                 fits[i] = _Fit(refitted.clause, ground.values(refitted.clause, a))
@@ -337,8 +338,7 @@ class _Search:
     def _tune_gain(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Error removed at each tune token by a clause whose value is fitted on train, (tune token,)."""
         ground = self.ground
-        weight = np.where(np.arange(len(ground.weight)) < ground.split, ground.weight, 0)
-        fitted = self._decide(clause, at, weight)
+        fitted = self._decide(clause, at, ground.train_weight)
         if fitted is None:
             return None
         decided, fit = fitted
@@ -615,12 +615,11 @@ def _jackknife(left_out: NDArray[np.float64]) -> float:
 
 
 def _curve(ground: Ground, clauses: Sequence[Clause]) -> tuple[list[float], NDArray[np.float64]]:
-    """Correlation on tune with 1, 2, 3 ... clauses fitted on train, and the same without each document (size, document)."""
-    fit = np.where(np.arange(len(ground.weight)) < ground.split, ground.weight, 0)
+    """Correlation on tune of 1, 2, 3 ... clauses fitted on train, and the same without each document (size, document)."""
     state, tune = _State(ground), slice(ground.split, None)
     whole, left_out = [], []
     for count in range(1, len(clauses) + 1):
-        state.fit(clauses[:count], fit)
+        state.fit(clauses[:count], ground.train_weight)
         r, without = _correlations(
             ground.activation[tune], state.predicted[tune], ground.weight[tune], ground.documents
         )

@@ -32,7 +32,7 @@ from .language import (
 )
 
 MORE, STRONG, WEAK = 1.3, 0.7, 0.3
-"""Shares of the first clause's activation: above the first it is stronger, from the second on alike, below the last weak."""
+"""Shares of the first clause's activation: stronger above the first, alike from the second on, weak below the last."""
 
 _ANYWHERE = Position(span=(0, None))
 

@@ -116,7 +116,7 @@ ANYWHERE = 1_000_000
 
 
 class _Placed(_Part, frozen=True):
-    """A condition on the token at an offset, on one of the `within` tokens before the current one, or on any earlier."""
+    """A condition on the token at an offset, or on any one of the `within` tokens before the current one."""
 
     at: int = Field(default=0, le=0)
     """Offset of the token: 0 the current one, -1 the one before it."""

@@ -18,7 +18,6 @@ from ..rules.language import Rule, parse_rule
 from .holdout import Baselines, Holdout, ScoredWindows
 from .scorer import Case, measure
 
-
 PREDICTOR = "predictor"
 
 
