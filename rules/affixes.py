@@ -72,8 +72,8 @@ def _ending(length: int) -> Callable[[str], str | None]:
 _SHARED: tuple[tuple[str, Callable[[str], str | None]], ...] = (
     ("token", lambda token: token),
     ("word", _word),
-    *(("beginning", _beginning(length)) for length in (2, 3, 4, 5)),
-    *(("ending", _ending(length)) for length in (1, 2, 3, 4)),
+    *(("beginning", _beginning(length)) for length in (5, 4, 3, 2)),
+    *(("ending", _ending(length)) for length in (4, 3, 2, 1)),
 )
 
 

@@ -542,13 +542,15 @@ def _pool(contexts: Iterable[Clause]) -> tuple[Condition, ...]:
 
 
 def _find_contexts(long: Rule | None) -> list[Clause]:
-    """What the clauses of a long rule require around the current token, each once, long sets cut; classes alone."""
-    found: dict[tuple[Condition, ...], None] = {}
+    """What the clauses of a long rule require around the current token, with exceptions and without, each once."""
+    found: dict[tuple[tuple[Condition, ...], tuple[Condition, ...]], None] = {}
     for clause in long.any if long is not None else ():
         around = tuple(_cut(c) for c in clause.when if not _names_current(c))
-        for when in {around, around[:1]} if around else ():
-            found[when] = None
-    return [Clause(when=when, value=0.0) for when in found]
+        unless = tuple(_cut(c) for c in clause.unless)[:2]
+        for key in ((around, unless), (around, ()), (around[:1], ())):
+            if key[0] or key[1]:
+                found[key] = None
+    return [Clause(when=when, unless=unless, value=0.0) for when, unless in found]
 
 
 def _names_current(condition: Condition) -> bool:
@@ -556,6 +558,7 @@ def _names_current(condition: Condition) -> bool:
 
 
 def _cut(condition: Condition) -> Condition:
+    """The condition with no more tokens than can be told."""
     return condition.model_copy(update={"any": condition.any[:4]}) if isinstance(condition, Token) else condition
 
 
@@ -615,7 +618,7 @@ def _jackknife(left_out: NDArray[np.float64]) -> float:
 
 
 def _curve(ground: Ground, clauses: Sequence[Clause]) -> tuple[list[float], NDArray[np.float64]]:
-    """Correlation on tune of 1, 2, 3 ... clauses fitted on train, and the same without each document (size, document)."""
+    """Correlation on tune of 1, 2, 3 ... clauses fitted on train, and without each document (size, document)."""
     state, tune = _State(ground), slice(ground.split, None)
     whole, left_out = [], []
     for count in range(1, len(clauses) + 1):
