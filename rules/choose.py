@@ -288,8 +288,8 @@ class _Search:
         for condition in self._pool:
             seeds.append(self.trial(Clause(when=(condition,), value=0.0), everywhere[self.ground.mask(condition)]))
         found = {_key(trial.clause): trial for trial in seeds if trial is not None}
-        ranked = sorted(found.values(), key=lambda trial: -trial.score)[:4]
-        climbed = {_key(trial.clause): trial for trial in map(self._climb, ranked)}
+        ranked = sorted(found.values(), key=lambda trial: -trial.score)
+        climbed = {_key(trial.clause): trial for trial in (*map(self._climb, ranked[:2]), *ranked[2:6])}
         return iter(sorted(climbed.values(), key=lambda trial: -trial.score))
 
     def trial(self, clause: Clause, at: NDArray[np.int64]) -> _Trial | None:
@@ -449,8 +449,9 @@ class _Search:
         """Of all conditions, those on which the activation differs most from the clause's prediction."""
         weight, prior = self.ground.weight[region], self.ground.prior
         ranked: list[tuple[float, Condition]] = []
+        taken = {*clause.when, *clause.unless}
         for condition in chain(self._pool, self._more(region, residual, sign)):
-            if condition not in clause.when and condition not in clause.unless:
+            if condition not in taken:
                 held = self.ground.holds(condition, region)
                 part, mass = sign * float(residual[held].sum()), float(weight[held].sum())
                 if part > 0:
