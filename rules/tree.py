@@ -143,7 +143,7 @@ class _View:
             np.bincount(ids, self._after(values)[firsts], size) for values in (self.weighted, self.weight, self.spread)
         )
         gains = self._gain(masses, sums)
-        gains[np.abs(sums) < self.growth.evidence * np.sqrt(spread)] = 0
+        gains[np.abs(sums) < self.growth.evidence * np.sqrt(np.maximum(spread, 0))] = 0
         gains[-1] = 0
         for sign in (1, -1):
             signed = np.where(sign * sums > 0, gains, 0)
