@@ -31,6 +31,8 @@ Size = int | Literal["best"] | None
 
 MOST = 6
 """Clauses in a rule."""
+TRIED = 24
+"""Clauses that are tried, best first, until one holds on tune."""
 WORDS, HEADLINE = 40, 15
 """Most words of a description, and of its first clause."""
 
@@ -289,7 +291,7 @@ class _Search:
             seeds.append(self.trial(Clause(when=(condition,), value=0.0), everywhere[self.ground.mask(condition)]))
         found = {_key(trial.clause): trial for trial in seeds if trial is not None}
         ranked = sorted(found.values(), key=lambda trial: -trial.score)
-        climbed = {_key(trial.clause): trial for trial in (*map(self._climb, ranked[:2]), *ranked[2:6])}
+        climbed = {_key(trial.clause): trial for trial in (*map(self._climb, ranked[:2]), *ranked[:TRIED])}
         return iter(sorted(climbed.values(), key=lambda trial: -trial.score))
 
     def trial(self, clause: Clause, at: NDArray[np.int64]) -> _Trial | None:

@@ -50,8 +50,9 @@ def tell_headline(rule: Rule, *, peak: float | None = None) -> str:
     first = rule.any[0]
     if len(rule.any) == 1:
         first = first.model_copy(update={"unless": (*first.unless, *rule.unless)})
-    verb = "fires weakly" if peak is not None and _strength(first) < WEAK * peak else "fires"
-    return f"{verb} {_phrase(first)}"
+    phrase = _phrase(first)
+    weak = peak is not None and _strength(first) < WEAK * peak and len(rule.any) == 1 and "weakly" not in phrase
+    return f"fires {'weakly ' if weak else ''}{phrase}"
 
 
 def _tell_rest(rule: Rule) -> list[str]:
