@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .affixes import Family
-from .english import count_words, describe
+from .english import count_words, describe, tell_headline
 from .evaluate import predict
 from .language import CLASSES, Class, Clause, Condition, Induction, Inside, Regex, Repeat, Rule, Token
 from .sample import INSIDE, OFFSETS, Sample
@@ -575,7 +575,11 @@ def choose(ground: Ground, long: Rule | None, *, size: Size = None, limits: Limi
         added = _next(_Search(ground, state, contexts, limits), state)
         if added is None:
             break
-        state.fit([*state.clauses, added], ground.weight)
+        before = state.clauses
+        state.fit([*before, added], ground.weight)
+        if not _can_be_told(state.rule):  # fitted again, degrees may take more words
+            state.fit(before, ground.weight)
+            break
     if not state.clauses:
         return None
     correlations, errors = _curve(ground, state.clauses)
@@ -591,7 +595,7 @@ def _next(search: _Search, state: _State) -> Clause | None:
         if trial.score <= 0:
             return None
         told: _Trial | None = trial
-        while told is not None and not _can_be_told(state.clauses, told.clause):
+        while told is not None and not _can_be_told(Rule(any=(*state.clauses, told.clause))):
             told = search.shortened(told)
         pruned = search.prune(told) if told is not None else None
         if pruned is not None and pruned.score > 0 and _key(pruned.clause) not in map(_key, state.clauses):
@@ -599,8 +603,8 @@ def _next(search: _Search, state: _State) -> Clause | None:
     return None
 
 
-def _can_be_told(clauses: Sequence[Clause], added: Clause) -> bool:
-    return count_words(describe(Rule(any=(*clauses, added)))) <= (WORDS if clauses else HEADLINE)
+def _can_be_told(rule: Rule) -> bool:
+    return count_words(tell_headline(rule)) <= HEADLINE and count_words(describe(rule)) <= WORDS
 
 
 def predicts_better(ground: Ground, longer: Rule, rule: Rule) -> bool:
