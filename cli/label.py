@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..labelling.label import Outcome, Result
     from ..labelling.workers import Workers
     from ..llm.client import LLMClient
+    from ..rules.choose import Size
 
 subject_options = all_of(
     click.option("--model", metavar="PATH", help="Where the model lies, if not where it was harvested from."),
@@ -53,6 +54,14 @@ budget_option = click.option(
 )
 
 
+def _parse_rule_size(_: click.Context, __: click.Parameter, given: str | None) -> "Size":
+    if given is None or given == "best":
+        return given
+    if given.isascii() and given.isdigit() and int(given) >= 1:
+        return int(given)
+    raise click.BadParameter(f'"{given}"; wanted a number of clauses from 1 on, or best')
+
+
 @click.command()
 @click.argument("features", nargs=-1, required=True, metavar="FEATURES...")
 @click.option(
@@ -61,6 +70,12 @@ budget_option = click.option(
     metavar="NAME",
     help="rule, guided, oneshot, highlight, contrastive, output, combined, best-of-N:NAME or refine:NAME; guided with "
     "-m, rule without.",
+)
+@click.option(
+    "--rule-size",
+    metavar="N|best",
+    callback=_parse_rule_size,
+    help="Clauses of a learned rule, or as many as predict best; by default the fewest that are as good.",
 )
 @scorer_option
 @llm_options
@@ -76,6 +91,7 @@ budget_option = click.option(
 def label(
     features: tuple[str, ...],
     explainer: str | None,
+    rule_size: "Size",
     scorers: str,
     limit: str | None,
     batch: bool,
@@ -111,13 +127,27 @@ def label(
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = parse_minutes(limit) if options["llm"] is None else None
     with open_setup(
-        features, database, scorers=scorers, explainer_name=explainer, limit=limit, mode=mode, options=options
+        features,
+        database,
+        scorers=scorers,
+        explainer_name=explainer,
+        rule_size=rule_size,
+        limit=limit,
+        mode=mode,
+        options=options,
     ) as setup:
         if dry_run:
             _estimate(setup, form, redo=redo, batch=batch, jobs=jobs)
         elif not batch:
             with open_workers(
-                jobs, features, database, scorers=scorers, explainer_name=explainer, redo=redo, options=options
+                jobs,
+                features,
+                database,
+                scorers=scorers,
+                explainer_name=explainer,
+                rule_size=rule_size,
+                redo=redo,
+                options=options,
             ) as workers:
                 _label_features(setup, form, redo=redo, minutes=minutes, workers=workers)
         elif _collect_batches(setup, split_options(options)[0]):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..labelling.selection import SelectingExplainer
     from ..labelling.workers import Workers
     from ..llm.client import LLMClient, Mode
-    from ..scorers.factory import ScorerOptions
+    from ..rules.choose import Size
     from ..scorers.scorer import Scorer
     from ..subject.address import Feature, SourceId
     from ..subject.model import Subject
@@ -47,12 +47,15 @@ def open_setup(
     *,
     scorers: str,
     explainer_name: str | None,
+    rule_size: "Size" = None,
     limit: str | None = None,
     mode: "Mode" = "live",
     options: dict[str, Any],
     quiet: bool = False,
 ) -> Generator[LabelSetup]:
     """Open the database, the model under study, and what explains and judges; closes them afterwards."""
+    from ..explainers.factory import ExplainerOptions
+    from ..labelling.factory import make_explainer
     from ..scorers.factory import ScorerOptions, make_scorer, make_scorers
     from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
@@ -79,7 +82,12 @@ def open_setup(
         chooser = make_scorer(scorers.split(",")[0].strip(), scorer_options.for_choosing())
         explainer = None
         if explainer_name is not None:
-            explainer = _make_explainer(explainer_name, subject, chooser, scorer_options, language.temperature_value)
+            asked = ExplainerOptions(scorer_options.prompts, language.temperature_value, rule_size=rule_size)
+            explainer = make_explainer(explainer_name, subject, asked, chooser=chooser)
+            if explainer.prompts and client is None:
+                raise NeuronautError(
+                    f"-e {explainer_name} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
+                )
         yield LabelSetup(
             store=store,
             subject=subject,
@@ -92,19 +100,6 @@ def open_setup(
         )
 
 
-def _make_explainer(
-    name: str, subject: "Subject", chooser: "Scorer", scorer_options: "ScorerOptions", temperature: float | None
-) -> "Explainer | SelectingExplainer":
-    from ..explainers.factory import ExplainerOptions
-    from ..labelling.factory import make_explainer
-
-    options = ExplainerOptions(scorer_options.prompts, temperature)
-    explainer = make_explainer(name, subject, options, chooser=chooser)
-    if explainer.prompts and scorer_options.llm is None:
-        raise NeuronautError(f"-e {name} asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
-    return explainer
-
-
 @contextmanager
 def open_workers(
     count: int,
@@ -113,6 +108,7 @@ def open_workers(
     *,
     scorers: str,
     explainer_name: str,
+    rule_size: "Size",
     redo: bool,
     options: dict[str, Any],
 ) -> "Generator[Workers[Item, Outcome] | None]":
@@ -122,7 +118,7 @@ def open_workers(
         return
     from ..labelling.workers import Workers
 
-    names = {"scorers": scorers, "explainer_name": explainer_name}
+    names: dict[str, Any] = {"scorers": scorers, "explainer_name": explainer_name, "rule_size": rule_size}
     open_quietly = partial(open_setup, features, database, **names, options=options, quiet=True)
     with Workers(count, partial(_open_worker, open_quietly, redo=redo)) as workers:
         yield workers

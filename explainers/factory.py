@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..llm.prompt import Prompt
+from ..rules.choose import Size
 from ..subject.errors import UnknownNameError
 from ..subject.model import Subject
 from .combined import Combined
@@ -17,7 +18,7 @@ from .rule import RuleExplainer
 
 @dataclass(frozen=True, slots=True)
 class ExplainerOptions:
-    """Options that all explainers which ask a language model take.
+    """Options that explainers take; all but the last are of those that ask a language model.
 
     >>> make_explainer("highlight", subject, ExplainerOptions(temperature=0.7, draw=1)).settings["draw"]
     1
@@ -29,6 +30,8 @@ class ExplainerOptions:
     """The temperature of replies; None for models that take none."""
     draw: int = 0
     """Another number is another sample of the same question."""
+    rule_size: Size = None
+    """Clauses of a learned rule; None for the shortest that is as good as any."""
 
     def prompt(self, name: str) -> Prompt | None:
         """The user's own prompt of this name; None for the package's."""
@@ -66,7 +69,7 @@ def _make_output(subject: Subject, options: ExplainerOptions) -> Explainer:
 
 
 EXPLAINERS: Mapping[str, Callable[[Subject, ExplainerOptions], Explainer]] = {
-    "rule": lambda subject, _: RuleExplainer(subject),
+    "rule": lambda subject, options: RuleExplainer(subject, rule_size=options.rule_size),
     "oneshot": _prompt_explainer_maker(Oneshot),
     "highlight": _prompt_explainer_maker(Highlight),
     "contrastive": _prompt_explainer_maker(Contrastive),

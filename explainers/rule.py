@@ -10,8 +10,8 @@ the tree to a short rule and says it in English.
 """
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,9 @@ from ..data.harvest.activations import read_own
 from ..data.padding import pad_activations, pad_ids
 from ..data.records import Example, Explanation
 from ..llm.prompt import Prompt
-from ..rules.english import describe
+from ..rules.affixes import Family, families
+from ..rules.choose import Chosen, Ground, Size, choose, predicts_better
+from ..rules.english import describe, tell_headline
 from ..rules.induce import induce
 from ..rules.observed import Observed
 from ..rules.revise import fit, revise
@@ -37,11 +39,22 @@ from .explainer import AbstentionLimits, Background, TrainBatch, TrainEvidence, 
 
 PRUNED = (1, 2, 3, 5, 9, 17, 33)
 """Lengths of context, the peak token included, that context pruning tries."""
+FILLED = (3, 5, 17)
+"""Lengths of context that are also tried in their place: of `PRUNED`."""
 PRUNED_EXAMPLES = 4
 EXAMPLE_SHARE, PIVOT_SHARE = 0.15, 0.05
 """Weight of all examples, and of all interventions' pivots, as a share of the background's."""
 BROKEN = 0.5
 """A pruned context is broken when less than this fraction of the activation is left."""
+
+
+class _Row(NamedTuple):
+    """An edited window, of which one token counts."""
+
+    ids: NDArray[np.int64]
+    pivot: int
+    document: str
+    part: int
 
 
 class _Interventions(NamedTuple):
@@ -52,6 +65,16 @@ class _Interventions(NamedTuple):
     weight: NDArray[np.float32]
     """(row, position); 0 on padding."""
     documents: list[str]
+    part: NDArray[np.int8]
+    """What a row was made for (row,): `PRUNE`, `FILL`, `PAIR` or `TUNE`."""
+
+    def only(self, *parts: int) -> NDArray[np.bool_]:
+        """The rows that were made for one of these, (row,)."""
+        return np.isin(self.part, parts)
+
+
+PRUNE, FILL, PAIR, TUNE = range(4)
+"""Pruned contexts, the same contexts left in their place, minimal pairs of train windows, and of tune windows."""
 
 
 class _Measured(NamedTuple):
@@ -60,6 +83,41 @@ class _Measured(NamedTuple):
     evidence: TrainEvidence
     rows: _Interventions
     activations: NDArray[np.float32]
+
+
+class _Shares(NamedTuple):
+    """What all examples, and all interventions' pivots, weigh, as a share of the background."""
+
+    examples: float
+    pivots: float
+
+
+LEARNING = _Shares(EXAMPLE_SHARE, PIVOT_SHARE)
+CHOOSING = _Shares(1.0, 0.2)
+"""Clauses are chosen on what scores are taken on: strong windows and random ones alike."""
+MIN_TUNE = 5
+"""Active tune windows below which clauses are checked on kept training documents instead."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """The windows of train, or of tune."""
+
+    vocabulary: tuple[str, ...]
+    background: Background
+    activations: NDArray[np.float32]
+    """On the background, (row, position)."""
+    examples: Sequence[Example]
+
+    @property
+    def width(self) -> int:
+        return self.background.ids.shape[1]
+
+    @property
+    def documents(self) -> NDArray[np.str_]:
+        """Document of each row of the background and then of each example."""
+        own = [e.document for e in {e.window: e for e in self.examples if e.kind != "bottom"}.values()]
+        return np.array([*self.background.documents, *own])
 
 
 class RuleExplainer:
@@ -74,26 +132,37 @@ class RuleExplainer:
     prompts: tuple[Prompt, ...] = ()
 
     def __init__(
-        self, subject: Subject, *, interventions: int = 96, growth: Growth | None = None, seed: int = 0
+        self,
+        subject: Subject,
+        *,
+        rule_size: Size = None,
+        interventions: int = 96,
+        growth: Growth | None = None,
+        seed: int = 0,
     ) -> None:
-        """`interventions` is the number of minimal pairs per feature.
+        """`rule_size` is the number of clauses, "best" for as many as predict best, None for the shortest as good.
+
+        `interventions` is the number of minimal pairs per feature.
 
         With 0 no context is pruned, either, so that rules are learned from text alone.
         """
         self._subject, self._interventions, self._seed = subject, interventions, seed
         self._growth, self._limits = growth or Growth(), AbstentionLimits()
-        self._background: tuple[Background, Windows] | None = None
+        self._rule_size: Size = rule_size
+        self._shared: dict[int, tuple[Background, Windows]] = {}
+        self._alike: tuple[tuple[str, ...], tuple[Family, ...]] | None = None
         self._measured: dict[Feature, _Measured] = {}
 
     @property
     def settings(self) -> dict[str, object]:
         """All that, beside the evidence, determines an explanation."""
         return {
+            "rule_size": self._rule_size,
             "interventions": self._interventions,
             "seed": self._seed,
             "growth": asdict(self._growth),
             "limits": asdict(self._limits),
-            "version": 1,
+            "version": 2,
         }
 
     def explain(self, batch: TrainBatch) -> list[Explanation]:
@@ -139,28 +208,33 @@ class RuleExplainer:
         """Pruned contexts of the strongest examples, then minimal pairs."""
         examples = [e for e in evidence.examples if e.kind in ("top", "quantile", "silent", "near_miss")]
         examples += _strongest_background(evidence, batch, count=8)
-        ids, weights, documents = [], [], []
+        rows: list[_Row] = []
         top = sorted((e for e in examples if e.kind == "top"), key=lambda e: -e.peak)[:PRUNED_EXAMPLES]
         for example in top if self._interventions else ():
-            for row, weight in _prune_context(example):
-                ids.append(row)
-                weights.append(weight)
-                documents.append(example.document)
-        pairs = minimal_pairs(
-            examples,
-            peak=evidence.statistics.peak,
-            corpus=batch.background.ids,
-            count=self._interventions,
-            seed=self._seed,
-        )
-        for pair in pairs:
-            weight = np.zeros(len(pair.tokens), np.float32)
-            weight[pair.pivot] = 1.0
-            ids.append(pair.tokens)
-            weights.append(weight)
-            documents.append(examples[pair.example].document)
+            rows += _prune_context(example)
+        for example in top if self._interventions else ():
+            rows += _fill_context(example, batch.background.ids)
+        rows += self._make_pairs(evidence, examples, batch.background, self._interventions, PAIR)
+        if batch.tune is not None:
+            active = [e for e in evidence.tune if e.kind in ("top", "quantile", "silent", "near_miss")]
+            rows += self._make_pairs(evidence, active, batch.tune, self._interventions // 3, TUNE)
         width = batch.background.ids.shape[1]
-        return _Interventions(pad_ids(ids, width=width), pad_activations(weights, width=width), documents)
+        weight = np.zeros((len(rows), width), np.float32)
+        weight[np.arange(len(rows)), [row.pivot for row in rows]] = 1.0
+        return _Interventions(
+            pad_ids([row.ids for row in rows], width=width),
+            weight,
+            [row.document for row in rows],
+            np.array([row.part for row in rows], np.int8),
+        )
+
+    def _make_pairs(
+        self, evidence: TrainEvidence, examples: Sequence[Example], corpus: Background, count: int, part: int
+    ) -> Iterator[_Row]:
+        """Minimal pairs of some examples, with substitutes from a corpus."""
+        pairs = minimal_pairs(examples, peak=evidence.statistics.peak, corpus=corpus.ids, count=count, seed=self._seed)
+        for pair in pairs:
+            yield _Row(pair.tokens, pair.pivot, examples[pair.example].document, part)
 
     def _measure(
         self, source: Source, evidence: Sequence[TrainEvidence], interventions: Sequence[_Interventions]
@@ -187,27 +261,43 @@ class RuleExplainer:
         *,
         measure: bool = False,
     ) -> Explanation:
-        sample, growth = self._build_sample(evidence, batch, rows, activations)
+        keeps = ~rows.only(TUNE)
+        growth = replace(self._growth, positions=_depends_on_position(rows, activations, evidence.statistics.peak))
+        sample = self._build_sample(_train_side(evidence, batch), rows, activations, keeps, LEARNING)
+        growth = replace(growth, prior=growth.prior + 0.3 * float(sample.weight.max()))
         fit_provenance: dict[str, object] = {}
+        chosen: Chosen | None = None
         if observed is not None and len(observed):
-            pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(float(rows.weight.sum()), 1.0)
+            pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(float(rows.weight[keeps].sum()), 1.0)
             scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
             rule = revise(sample, growth, observed, **scale)
             if rule is not None and measure:
                 fit_provenance["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
         else:
             rule = induce(sample, grow(sample, growth))
+        predictor = None
+        if rule is not None and (observed is None or not len(observed)):
+            ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth)
+            chosen = choose(ground, rule, size=self._rule_size)
+            fit_provenance["checked_on"] = checked_on
+            if chosen is not None:
+                fit_provenance["curve"] = [point._asdict() for point in chosen.curve]
+                predictor = rule if predicts_better(ground, rule, chosen.rule) else None
+            rule = chosen.rule if chosen is not None else None
         if rule is None:
-            reason = "no token condition predicts it better than its mean on training text"
+            reason = "no token condition predicts it better than its mean on text that was kept from learning"
             return Explanation(evidence.feature, None, self.name, reason=reason, status="no_pattern")
-        top = max((e for e in evidence.examples if e.kind == "top"), key=lambda e: e.peak)
-        text = describe(rule, peak=evidence.statistics.peak, example=_snippet(top))
-        digests = {e.window for e in evidence.examples}
+        peak = evidence.statistics.peak
+        digests = {e.window for e in (*evidence.examples, *evidence.tune)}
+        if chosen is not None and batch.tune is not None:
+            digests.update(batch.tune.digests)
         return Explanation(
             evidence.feature,
-            text,
+            describe(rule, peak=peak),
             self.name,
             rule=rule.to_json(),
+            headline=tell_headline(rule, peak=peak),
+            predictor=predictor.to_json() if predictor is not None else None,
             seen=tuple(sorted(digests)),
             provenance={
                 "context": _context_needed(activations, rows),
@@ -217,49 +307,108 @@ class RuleExplainer:
             },
         )
 
+    def _build_ground(
+        self,
+        evidence: TrainEvidence,
+        batch: TrainBatch,
+        rows: _Interventions,
+        activations: NDArray[np.float32],
+        growth: Growth,
+    ) -> tuple[Ground, str]:
+        """The tokens that clauses are chosen on, and which windows they must hold on.
+
+        Where the feature has too few tune windows these are the quarter of the training documents that was kept
+        from fitting.
+        """
+        train, tune = _train_side(evidence, batch), _tune_side(evidence, batch)
+        active = sum(e.peak > 0 and e.kind in ("top", "quantile") for e in evidence.tune)
+        sample = self._build_sample(train, rows, activations, ~rows.only(TUNE), CHOOSING)
+        if tune is None or active < MIN_TUNE:
+            kept = np.concatenate([train.documents, np.array(rows.documents)[~rows.only(TUNE)]])
+            numbers = np.unique(kept, return_inverse=True)[1]
+            checked = replace(sample, weight=np.zeros_like(sample.weight))
+            fitted = replace(sample, check=np.zeros_like(sample.weight))
+            documents = np.repeat(numbers, train.width)
+            return Ground(fitted, checked, documents, self._families(batch), prior=growth.prior), "kept_train"
+        checked = self._build_sample(tune, rows, activations, rows.only(TUNE), CHOOSING)
+        kept = np.concatenate([tune.documents, np.array(rows.documents)[rows.only(TUNE)]])
+        documents = np.repeat(np.unique(kept, return_inverse=True)[1], tune.width)
+        return Ground(sample, checked, documents, self._families(batch), prior=growth.prior), "tune"
+
     def _build_sample(
-        self, evidence: TrainEvidence, batch: TrainBatch, rows: _Interventions, activations: NDArray[np.float32]
-    ) -> tuple[Sample, Growth]:
-        """Put background, examples and interventions into one weighted sample.
+        self,
+        side: _Side,
+        rows: _Interventions,
+        activations: NDArray[np.float32],
+        chosen: NDArray[np.bool_],
+        shares: _Shares,
+    ) -> Sample:
+        """Put background, examples and the chosen interventions (row,) into one weighted sample.
 
         Of interventions only the pivots count. A quarter of the documents, by the hash of their names, is
         kept for checking the tree's splits.
         """
-        background = self._background_windows(batch)
-        examples = list({e.window: e for e in evidence.examples if e.kind != "bottom"}.values())
-        width = background.ids.shape[1]
-        own_ids = np.concatenate([pad_ids([e.ids for e in examples], width=width), rows.ids])
-        own_activations = np.concatenate([pad_activations([e.activations for e in examples], width=width), activations])
-        real = (background.ids >= 0).ravel().astype(np.float32)
-        mass = float(real.sum())
-        example_weight = EXAMPLE_SHARE * mass / sum(len(e.ids) for e in examples)
-        pivot_weight = PIVOT_SHARE * mass / max(float(rows.weight.sum()), 1.0)
-        own_weight = np.concatenate(
-            [np.where(own_ids[: len(examples)] >= 0, example_weight, 0), rows.weight * pivot_weight]
-        ).astype(np.float32)
-        weight = np.concatenate([real, own_weight.ravel()])
-        checked_documents = np.array(
-            [
-                _is_for_checking(name)
-                for name in (*batch.background.documents, *(e.document for e in examples), *rows.documents)
-            ]
+        background = self._windows(side)
+        examples = list({e.window: e for e in side.examples if e.kind != "bottom"}.values())
+        width = side.width
+        own_ids = np.concatenate([pad_ids([e.ids for e in examples], width=width), rows.ids[chosen]])
+        own_activations = np.concatenate(
+            [pad_activations([e.activations for e in examples], width=width), activations[chosen]]
         )
-        checked = np.repeat(checked_documents, width)
-        sample = Sample(
+        real = (background.ids >= 0).ravel().astype(np.float32)
+        mass, pivots = float(real.sum()), rows.weight[chosen]
+        example_weight = shares.examples * mass / max(sum(len(e.ids) for e in examples), 1)
+        pivot_weight = shares.pivots * mass / max(float(pivots.sum()), 1.0)
+        own_weight = np.concatenate([np.where(own_ids[: len(examples)] >= 0, example_weight, 0), pivots * pivot_weight])
+        weight = np.concatenate([real, own_weight.ravel().astype(np.float32)])
+        own_documents = [e.document for e in examples] + list(np.array(rows.documents, object)[chosen])
+        checked = np.repeat([_is_for_checking(name) for name in (*side.background.documents, *own_documents)], width)
+        return Sample(
             background=background,
-            own=Windows(batch.vocabulary, own_ids),
-            activation=np.concatenate([evidence.background.ravel(), own_activations.ravel()]),
+            own=Windows(side.vocabulary, own_ids),
+            activation=np.concatenate([side.activations.ravel(), own_activations.ravel()]),
             weight=np.where(checked, 0, weight).astype(np.float32),
             check=np.where(checked, weight, 0).astype(np.float32),
-            vocabulary=batch.vocabulary,
+            vocabulary=side.vocabulary,
         )
-        return sample, replace(self._growth, prior=self._growth.prior + 0.3 * example_weight)
 
-    def _background_windows(self, batch: TrainBatch) -> Windows:
-        """Build the background's windows, once for as long as batches share them."""
-        if self._background is None or self._background[0] is not batch.background:
-            self._background = batch.background, Windows(batch.vocabulary, batch.background.ids)
-        return self._background[1]
+    def _windows(self, side: _Side) -> Windows:
+        """Build the windows of a background, once for as long as batches share it."""
+        key = id(side.background)
+        if key not in self._shared or self._shared[key][0] is not side.background:
+            self._shared[key] = side.background, Windows(side.vocabulary, side.background.ids)
+        return self._shared[key][1]
+
+    def _families(self, batch: TrainBatch) -> tuple[Family, ...]:
+        """Find what the tokens of a vocabulary have in common, once a vocabulary."""
+        if self._alike is None or self._alike[0] is not batch.vocabulary:
+            self._alike = batch.vocabulary, families(batch.vocabulary)
+        return self._alike[1]
+
+
+def _train_side(evidence: TrainEvidence, batch: TrainBatch) -> _Side:
+    return _Side(batch.vocabulary, batch.background, evidence.background, evidence.examples)
+
+
+def _tune_side(evidence: TrainEvidence, batch: TrainBatch) -> _Side | None:
+    if batch.tune is None or evidence.tune_background is None or not len(batch.tune.ids):
+        return None
+    return _Side(batch.vocabulary, batch.tune, evidence.tune_background, evidence.tune)
+
+
+def _depends_on_position(rows: _Interventions, activations: NDArray[np.float32], peak: float) -> bool:
+    """Whether the activation changes where a context is moved to the window's start, and stays in its place."""
+    pivots = rows.weight.argmax(axis=1)
+    values = activations[np.arange(len(pivots)), pivots]
+    moved = {rows.ids[i, : pivots[i] + 1].tobytes(): values[i] for i in np.flatnonzero(rows.only(PRUNE)).tolist()}
+    kept: list[float] = []
+    for i in np.flatnonzero(rows.only(FILL)).tolist():
+        for length in FILLED:
+            there = moved.get(rows.ids[i, max(pivots[i] + 1 - length, 0) : pivots[i] + 1].tobytes())
+            highest = max(values[i], there) if there is not None else 0.0
+            if there is not None and highest > peak / 4:
+                kept.append(min(values[i], there) / highest)
+    return bool(kept) and float(np.median(kept)) < BROKEN
 
 
 def _is_for_checking(document: str) -> bool:
@@ -272,18 +421,25 @@ def _strongest_background(evidence: TrainEvidence, batch: TrainBatch, *, count: 
     return [background_example(evidence, batch, row, kind="random") for row in rows.tolist()]
 
 
-def _prune_context(example: Example) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Cut the tokens up to the peak to contexts of `PRUNED` lengths, each moved to the window's start, with weights."""
+def _prune_context(example: Example) -> Iterator[_Row]:
+    """Cut the tokens up to the peak to contexts of `PRUNED` lengths, each moved to the window's start."""
     pivot = int(example.activations.argmax())
-    pruned = []
     for length in PRUNED:
         if length <= pivot:
-            row, weight = example.ids.copy(), np.zeros(len(example.ids), np.float32)
+            row = np.full_like(example.ids, example.ids[0])
             row[:length] = example.ids[pivot + 1 - length : pivot + 1]
-            row[length:] = example.ids[0]
-            weight[length - 1] = 1.0
-            pruned.append((row, weight))
-    return pruned
+            yield _Row(row, length - 1, example.document, PRUNE)
+
+
+def _fill_context(example: Example, corpus: NDArray[np.int64]) -> Iterator[_Row]:
+    """The same contexts left where they are, with other text before them: what differs from the pruned is position."""
+    pivot = int(example.activations.argmax())
+    whole = corpus[corpus[:, pivot] >= 0]
+    for length in FILLED if len(whole) else ():
+        if length <= pivot:
+            row = example.ids.copy()
+            row[: pivot + 1 - length] = whole[pivot % len(whole), : pivot + 1 - length]
+            yield _Row(row, pivot, example.document, FILL)
 
 
 def _context_needed(activations: NDArray[np.float32], rows: _Interventions) -> int | None:
@@ -304,9 +460,3 @@ def _context_needed(activations: NDArray[np.float32], rows: _Interventions) -> i
         if len(needed) == PRUNED_EXAMPLES:
             break
     return int(np.median(needed)) if needed else None
-
-
-def _snippet(example: Example, *, before: int = 8) -> str:
-    """The text that leads up to the example's peak, the peak token included, on one line."""
-    peak = int(example.activations.argmax())
-    return " ".join("".join(example.tokens[max(0, peak - before) : peak + 1]).split())

@@ -143,5 +143,5 @@ def remake_explainer(
     prompts = dict(prompt for hash in stored.hashes if (prompt := store.kept_prompt(hash)) is not None)
     llm = AbsentLLM(str(explanation.provenance["llm"]), str(explanation.provenance["endpoint"]))
     chooser = make_scorer(stored.chooser, ScorerOptions(llm, subject, sources, prompts).for_choosing())
-    options = ExplainerOptions(prompts, stored.temperature)
+    options = ExplainerOptions(prompts, stored.temperature, rule_size=settings.get("rule_size"))
     return make_explainer(explanation.explainer, subject, options, chooser=chooser)

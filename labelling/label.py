@@ -312,7 +312,7 @@ def score_on_select(judge: Scorer, case: Case, client: LLMClient | None) -> LLMT
         case = replace(case, holdout=replace(case.holdout, sets=only))
     judged = yield from run_task(judge.judge(case))
     name = judged[0].examples if judged else ""
-    first = [replace(part, examples=SELECT) for part in judged if part.examples == name]
+    first = [replace(part, examples=SELECT) for part in judged if (part.scorer, part.examples) == (judge.name, name)]
     return _measure(judge, first, client)
 
 

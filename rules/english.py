@@ -1,12 +1,13 @@
-"""A rule in English: fires on ` self` directly after `(`, most strongly in `def __init__(self`.
+"""A rule in English: fires on ` self` and ` cls` directly after `(`; less strongly on `_` inside a comment.
 
-The clauses stand strongest first. A clause is its current tokens (the head), the conditions that must hold around
-them, and the exceptions. Where lists are long or clauses many, the strongest are spelled out and the others
-counted, so that a description stays under about `WORDS` words.
+The first clause is the headline: the cause, by which most is explained. The others follow in their order. A clause
+is its current tokens (the head), the conditions that must hold around them, and the exceptions; degrees (also, less
+strongly, weakly) compare it with the first. All of the rule is told, and nothing else: a rule that is to be read must
+itself be short (`choose`).
 
 A token stands in backticks with its spaces kept; line feeds, tabs and other invisible characters are escaped
-as in Python, so a line feed reads `\\n` and a backslash `\\\\`. A list is cut to its first members, and the rest
-are counted.
+as in Python, so a line feed reads `\\n` and a backslash `\\\\`. "The word `x`" is x in any case, with or without a
+space before it.
 """
 
 import re
@@ -30,56 +31,59 @@ from .language import (
     Token,
 )
 
-WORDS = 60
-"""About how long a description may be."""
-
-STRONG, WEAK = 0.7, 0.3
-"""From the first share of the strongest on, an activation is called strong; below the second, weak."""
-
-_SHOWN = (5, 3, 2, 1)
-"""How many tokens of a set are shown; the first of these with which the strongest clause fits."""
+MORE, STRONG, WEAK = 1.3, 0.7, 0.3
+"""Shares of the first clause's activation: stronger above the first, alike from the second on, weak below the last."""
 
 _ANYWHERE = Position(span=(0, None))
 
 
-def describe(rule: Rule, *, peak: float | None = None, example: str | None = None) -> str:
+def describe(rule: Rule, *, peak: float | None = None) -> str:
     """Say on which tokens the rule predicts activation: a clause of a sentence, without a full stop.
 
-    `peak` is the feature's highest activation, in the rule's units: against it the strongest clause may itself be
-    weak. `example` is a piece of text that the feature is strong in, quoted with the strongest clause.
+    `peak` is the feature's highest activation, in the rule's units: against it the first clause may itself be weak.
     """
-    first, *others = sorted(rule.any, key=_strength, reverse=True)
-    if not others:
+    return "; ".join([tell_headline(rule, peak=peak), *_tell_rest(rule)])
+
+
+def tell_headline(rule: Rule, *, peak: float | None = None) -> str:
+    """The first part of the description: the first clause."""
+    first = rule.any[0]
+    if len(rule.any) == 1:
         first = first.model_copy(update={"unless": (*first.unless, *rule.unless)})
-    top = _strength(first)
-    verb = "fires weakly" if peak is not None and top < WEAK * peak else "fires"
-    ending = _ending(rule, top=top)
-    text = ""
-    for shown in _SHOWN:
-        text = f"{verb} {_phrase(first, shown=shown)}{_instance(first, example)}"
-        if _count_words(text + ending) <= WORDS:
-            break
-    for count, clause in enumerate(others):
-        more = f"; {_degree(_strength(clause), top)} {_phrase(clause, shown=3)}"
-        if _count_words(text + more + ending) > WORDS:
-            left = len(others) - count
-            return f"{text}; and {left} weaker pattern{'' if left == 1 else 's'}{ending}"
-        text += more
-    return text + ending
+    phrase = _phrase(first)
+    weak = peak is not None and _strength(first) < WEAK * peak and len(rule.any) == 1 and "weakly" not in phrase
+    return f"fires {'weakly ' if weak else ''}{phrase}"
 
 
-def _phrase(clause: Clause, *, shown: int) -> str:
-    """A clause without its verb; of each list of tokens at most `shown` are shown."""
+def _tell_rest(rule: Rule) -> list[str]:
+    """The other clauses, and what holds of all of them."""
+    top, parts = _strength(rule.any[0]), []
+    for i, clause in enumerate(rule.any[1:], start=1):
+        heads = [set(_named_tokens(earlier)) for earlier in rule.any[:i]]
+        again = bool(named := set(_named_tokens(clause))) and any(named <= head for head in heads)
+        text = f"{_degree(_strength(clause), top)} {_phrase(clause)}"
+        parts.append(f"{text} elsewhere" if again and not _around(clause) and not clause.unless else text)
+    exceptions = rule.unless if len(rule.any) > 1 else ()
+    if exceptions:
+        parts.append(f"never {join_items([*map(modifier, exceptions)], 'or')}")
+    share = rule.floor / top if top > 0 else 0.0
+    return [*parts, f"elsewhere at {share:.0%} of that"] if share >= 0.1 else parts
+
+
+def _around(clause: Clause) -> list[Condition]:
+    return [condition for condition in clause.when if not _is_current(condition) and condition != _ANYWHERE]
+
+
+def _phrase(clause: Clause) -> str:
+    """A clause without its verb."""
     named = _named_tokens(clause)
-    head, graded = _named_head(clause, named, shown=shown) if named else _kind_head(clause, shown=shown)
-    around = [condition for condition in clause.when if not _is_current(condition) and condition != _ANYWHERE]
-    conditions = join_items(modifiers(around, shown=shown), "and", shown=shown + 1, more="condition")
+    head, graded = _named_head(clause, named) if named else _kind_head(clause)
+    conditions = join_items(modifiers(_around(clause)), "and")
     if graded and conditions:
         conditions = f"in each case {conditions}"
     text = (", " if graded else " ").join(filter(None, [head, conditions])) or "on every token"
     exceptions = [condition for condition in clause.unless if not (named and _is_current(condition))]
-    phrases = [modifier(condition, shown=min(shown, 3)) for condition in exceptions]
-    exempt = join_items(phrases, "or", shown=shown + 1, more="exception")
+    exempt = join_items([*map(modifier, exceptions)], "or")
     return f"{text}, except {exempt}" if exempt else text
 
 
@@ -92,19 +96,18 @@ class _Head(NamedTuple):
     """Whether the text distinguishes stronger tokens from weaker ones."""
 
 
-def _named_head(clause: Clause, named: Sequence[str], *, shown: int) -> _Head:
-    degrees = _degrees(clause, named)
-    (_, strong), *weaker = degrees.items()
-    parts = [f"{degree} on {tokens(members, 'and', shown=min(shown, 3))}" for degree, members in weaker]
-    return _Head(", ".join([f"on {tokens(strong, 'and', shown=shown)}", *parts]), graded=bool(weaker))
+def _named_head(clause: Clause, named: Sequence[str]) -> _Head:
+    (_, strong), *weaker = _degrees(clause, named).items()
+    parts = [f"{degree} on {tokens(members, 'and')}" for degree, members in weaker]
+    return _Head(", ".join([f"on {tokens(strong, 'and')}", *parts]), graded=bool(weaker))
 
 
-def _kind_head(clause: Clause, *, shown: int) -> _Head:
-    nouns = " that are also ".join(noun(c, shown=shown, plural=True) for c in clause.when if _is_current(c))
+def _kind_head(clause: Clause) -> _Head:
+    nouns = " that are also ".join(noun(c, plural=True) for c in clause.when if _is_current(c))
     strongest = sorted(clause.gains, key=lambda token: -clause.gains[token])
     if not strongest:
         return _Head(nouns and f"on {nouns}", graded=False)
-    strong = tokens(_degrees(clause, strongest)["also"], "and", shown=shown)
+    strong = tokens(_degrees(clause, strongest)["also"], "and")
     return _Head(f"on {nouns or 'every token'}, most strongly {strong}", graded=True)
 
 
@@ -158,25 +161,14 @@ def _strength(clause: Clause) -> float:
 
 def _degree(strength: float, top: float) -> str:
     share = strength / top if top > 0 else 1.0
+    if share > MORE:
+        return "more strongly"
     return "also" if share >= STRONG else "less strongly" if share >= WEAK else "weakly"
 
 
-def _instance(clause: Clause, example: str | None) -> str:
-    if not example:
-        return ""
-    return f", {'for example' if clause.gains else 'most strongly'} in {visible(example[-60:])}"
-
-
-def _ending(rule: Rule, *, top: float) -> str:
-    """The part on all clauses together: their exceptions, and a level elsewhere that is far from zero."""
-    exceptions = rule.unless if len(rule.any) > 1 else ()
-    never = join_items([modifier(c, shown=3) for c in exceptions], "or", shown=2, more="exception")
-    share = rule.floor / top if top > 0 else 0.0
-    return (f"; never {never}" if never else "") + (f"; elsewhere at {share:.0%} of that" if share >= 0.1 else "")
-
-
-def _count_words(text: str) -> int:
-    return len(text.split())
+def count_words(text: str) -> int:
+    """The words of a description; a token in backticks is as many as it holds."""
+    return len(text.replace("`", "").split())
 
 
 _NOUNS: Mapping[ClassName, tuple[str, str]] = {
@@ -191,14 +183,6 @@ _NOUNS: Mapping[ClassName, tuple[str, str]] = {
     "identifier": ("an identifier", "identifiers"),
     "spaced": ("a token with a leading space", "tokens with a leading space"),
 }
-_MEMBERS: Mapping[ClassName, str] = {
-    "word": "word",
-    "digit": "number",
-    "identifier": "name",
-    "punctuation": "punctuation mark",
-}
-"""The noun for the members of a set, by the first class that all of them belong to."""
-
 _INSIDE: Mapping[InsideName, str] = {
     "single": "inside single quotes",
     "double": "inside double quotes",
@@ -220,34 +204,29 @@ def visible(text: str) -> str:
     return f"`` {escaped} ``" if "`" in escaped else f"`{escaped}`"
 
 
-def join_items(items: Sequence[str], joint: str, *, shown: int, more: str) -> str:
-    """`a, b and c`, or `a, b and 7 more words`: at most `shown` members, the count of the rest included."""
-    if len(items) > max(shown, 1):
-        first = items[: max(shown - 1, 1)]
-        left = len(items) - len(first)
-        items = [*first, f"{left} more {more}{'' if left == 1 else 's'}"]
+def join_items(items: Sequence[str], joint: str) -> str:
+    """`a, b and c`."""
     return f" {joint} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
-def tokens(strings: Sequence[str], joint: str, *, shown: int) -> str:
-    """Tokens in backticks; of a long set the first ones, and how many more of which kind there are."""
-    kind = next((noun for name, noun in _MEMBERS.items() if all(map(CLASSES[name], strings))), "token")
-    return join_items([*map(visible, strings)], joint, shown=shown, more=kind)
+def tokens(strings: Sequence[str], joint: str) -> str:
+    """Tokens in backticks."""
+    return join_items([*map(visible, strings)], joint)
 
 
-def modifiers(conditions: Iterable[Condition], *, shown: int) -> list[str]:
+def modifiers(conditions: Iterable[Condition]) -> list[str]:
     """Conditions that all hold, each as a phrase, the nearest context first; a run of tokens becomes one phrase."""
     ordered = sorted(conditions, key=_distance)
     singles = {-c.at: c for c in ordered if isinstance(c, Token) and len(c.any) == 1 and c.within is None}
     length = next(back for back in range(1, len(singles) + 2) if back not in singles) - 1
     if length < 2:
-        return [modifier(condition, shown=shown) for condition in ordered]
+        return [modifier(condition) for condition in ordered]
     run = [singles[back] for back in range(length, 0, -1)]
-    rest = [modifier(condition, shown=shown) for condition in ordered if condition not in run]
+    rest = [modifier(condition) for condition in ordered if condition not in run]
     return [f"directly after {visible(''.join(token.any[0] for token in run))}", *rest]
 
 
-def modifier(condition: Condition, *, shown: int) -> str:
+def modifier(condition: Condition) -> str:
     """One condition as a phrase that can follow the token it is about, or "except"."""
     match condition:
         case Position():
@@ -263,32 +242,54 @@ def modifier(condition: Condition, *, shown: int) -> str:
         case Induction():
             return f"when a token follows the same {condition.n} tokens as earlier in the text (induction)"
         case _:
-            return f"{_place(condition)} {noun(condition, shown=shown)}"
+            return f"{_place(condition)} {noun(condition)}"
 
 
-def noun(condition: Token | Class | Regex | Text, *, shown: int, plural: bool = False) -> str:
+def noun(condition: Token | Class | Regex | Text, *, plural: bool = False) -> str:
     """A condition on a token or a text as a noun: its tokens, the class, the pattern or the text."""
     match condition:
         case Token():
-            return tokens(condition.any, "or", shown=shown)
+            return tokens(condition.any, "or")
         case Class():
             return _NOUNS[condition.name][plural]
         case Regex(of="text"):
             return f"text matching `/{condition.pattern}/`"
         case Regex():
-            return f"{'tokens' if plural else 'a token'} matching `/{condition.pattern}/`"
+            return _pattern(condition.pattern, plural=plural)
         case Text():
             return visible(condition.ending if len(condition.ending) <= 40 else "…" + condition.ending[-39:])
+
+
+_TOLD = re.compile(
+    r"(?P<word>\(\?i\)\^\\s\?)?(?P<start>\^)?(?:\(\?:)?(?P<parts>(?:[^\\()\[\]{}.*+?^$|]|\\[^\w]|\|)+)\)?(?P<end>\$)?"
+)
+"""Patterns that are told in words: a word however it is written, a token's beginning, its ending."""
+
+
+def _pattern(pattern: str, *, plural: bool) -> str:
+    told = _TOLD.fullmatch(pattern)
+    parts = [re.sub(r"\\(.)", r"\1", part) for part in told["parts"].split("|")] if told else []
+    names = join_items([*map(visible, parts)], "or")
+    if told and told["word"] and told["end"]:
+        names = join_items([*map(visible, parts)], "and" if plural else "or")
+        return f"the word{'s' if plural and len(parts) > 1 else ''} {names}"
+    if told and told["start"] and not told["end"]:
+        return f"{'tokens' if plural else 'a token'} beginning with {names}"
+    if told and told["end"] and not told["start"]:
+        return f"{'tokens' if plural else 'a token'} ending in {names}"
+    return f"{'tokens' if plural else 'a token'} matching `/{pattern}/`"
 
 
 def _distance(condition: Condition) -> tuple[int, int]:
     """Sort key: fixed offsets, then windows of tokens, then the rest."""
     if isinstance(condition, Token | Class | Regex | Text):
-        return (0, -condition.at) if condition.within is None else (1, condition.within)
+        return (0 if condition.within is None else 1, condition.reach)
     return (2, 0)
 
 
 def _place(condition: Token | Class | Regex | Text) -> str:
+    if condition.within == "any":
+        return "anywhere after"
     if condition.within is not None and condition.within > 1:
         return f"within {condition.within} tokens after"
     back = condition.within or -condition.at

@@ -223,6 +223,9 @@ def _place(condition: Token | Class | Regex | Text, mask: Mask) -> Mask:
     if condition.within is None:
         return _shift(mask, -condition.at)
     placed = np.zeros_like(mask)
+    if condition.within == "any":
+        placed[:, 1:] = np.logical_or.accumulate(mask[:, :-1], axis=1)
+        return placed
     for offset in range(1, min(condition.within, mask.shape[1] - 1) + 1):
         placed |= _shift(mask, offset)
     return placed

@@ -103,13 +103,30 @@ class _Part(BaseModel, frozen=True):
     )
 
 
+def _check_reach(value: object) -> object:
+    if value is None or value == "any" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError('wanted a number of tokens from 1 on, or "any"')
+
+
+Reach = Annotated[int | Literal["any"], BeforeValidator(_check_reach)]
+"""How many tokens back; "any": to the window's start."""
+ANYWHERE = 1_000_000
+"""Farther back than any window begins."""
+
+
 class _Placed(_Part, frozen=True):
     """A condition on the token at an offset, or on any one of the `within` tokens before the current one."""
 
     at: int = Field(default=0, le=0)
     """Offset of the token: 0 the current one, -1 the one before it."""
-    within: int | None = Field(default=None, ge=1)
-    """Where given, the condition must hold at one of the offsets -1 to -within."""
+    within: Reach | None = None
+    """Where given, the condition must hold at one of the offsets -1 to -within; "any": at any earlier token."""
+
+    @property
+    def reach(self) -> int:
+        """How many tokens before the current one the condition looks at most."""
+        return ANYWHERE if self.within == "any" else self.within or -self.at
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

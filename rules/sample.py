@@ -61,6 +61,11 @@ class Windows:
         """Where each of `BOOLEAN` holds, as 0 and 1, (condition, row * position)."""
         return np.stack([matches(condition, self.grid).ravel() for condition in BOOLEAN]).astype(np.float32)
 
+    @cached_property
+    def first(self) -> NDArray[np.bool_]:
+        """Where a token stands in its window for the first time, (row * position,)."""
+        return (self.grid.present & (self.grid.since_first(0) == 0)).ravel()
+
     def mask(self, condition: Condition) -> NDArray[np.bool_]:
         """Where a condition holds, (row * position,)."""
         if condition in BOOLEAN:
@@ -88,6 +93,25 @@ class Sample:
     def tokens(self) -> dict[int, NDArray[np.int32]]:
         """Token ids by offset, V before the window's start; each (N,)."""
         return {o: np.concatenate([self.background.shifted[o], self.own.shifted[o]]) for o in OFFSETS}
+
+    @cached_property
+    def used(self) -> NDArray[np.int64]:
+        """The token ids that occur, ascending, (U,)."""
+        occurs = np.zeros(len(self.vocabulary) + 1, np.bool_)
+        occurs[self.tokens[0]] = True
+        return np.flatnonzero(occurs[:-1])
+
+    @cached_property
+    def codes(self) -> dict[int, NDArray[np.int32]]:
+        """Tokens by offset as places in `used`, U before the window's start; each (N,)."""
+        places = np.full(len(self.vocabulary) + 1, len(self.used), np.int32)
+        places[self.used] = np.arange(len(self.used))
+        return {offset: places[tokens] for offset, tokens in self.tokens.items()}
+
+    @cached_property
+    def firsts(self) -> NDArray[np.int64]:
+        """Indices of the tokens that stand in their window for the first time."""
+        return np.flatnonzero(np.concatenate([self.background.first, self.own.first]))
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:

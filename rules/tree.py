@@ -35,6 +35,8 @@ class Growth:
     """Weight with which a token's mean is drawn towards its leaf's."""
     evidence: float = 2.0
     """Standard errors by which a context token's mean residual must differ from zero; half of it for current tokens."""
+    positions: bool = True
+    """Whether a split may be on the position in the window."""
     brevity: float = 0.004
     """Fraction of its gain that a split loses for each token it names beyond the first, or for not being named."""
 
@@ -81,16 +83,18 @@ class _View:
         for offset in OFFSETS:
             yield from self._token_sets(offset)
         yield from self._conditions()
-        yield from self._positions()
+        if self.growth.positions:
+            yield from self._positions()
         if self.leaf.named:
             for reach in WITHIN:
                 yield from self._recent(reach)
+            yield from self._earlier()
 
     def _token_sets(self, offset: int) -> Iterator[Split]:
         if offset == 0 and self.leaf.named:
             return
-        size = len(self.sample.vocabulary) + 1
-        ids = self.sample.tokens[offset][self.leaf.at]
+        size = len(self.sample.used) + 1
+        ids = self.sample.codes[offset][self.leaf.at]
         weights: NDArray[np.float64] = np.bincount(ids, self.weight, size).astype(np.float64)
         sums: NDArray[np.float64] = np.bincount(ids, self.weighted, size).astype(np.float64)
         errors = np.sqrt(np.bincount(ids, self.spread, size))
@@ -108,7 +112,7 @@ class _View:
 
     def _recent(self, reach: int) -> Iterator[Split]:
         """One of the tokens at offsets -1 to -reach: the best token by itself, then up to three that add to it."""
-        size = len(self.sample.vocabulary) + 1
+        size = len(self.sample.used) + 1
         columns = np.stack([self._shift(offset) for offset in range(1, reach + 1)])
         sums = np.bincount(columns.ravel(), np.tile(self.weighted, reach), size)
         masses = np.bincount(columns.ravel(), np.tile(self.weight, reach), size)
@@ -131,10 +135,33 @@ class _View:
             if names:
                 yield self._split(Token(any=self._names(names), within=reach), best)
 
+    def _earlier(self) -> Iterator[Split]:
+        """A token that stands anywhere earlier: of all, the one that removes most in either direction."""
+        firsts, size = self.sample.firsts, len(self.sample.used) + 1
+        ids = self.sample.codes[0][firsts]
+        sums, masses, spread = (
+            np.bincount(ids, self._after(values)[firsts], size) for values in (self.weighted, self.weight, self.spread)
+        )
+        gains = self._gain(masses, sums)
+        gains[np.abs(sums) < self.growth.evidence * np.sqrt(np.maximum(spread, 0))] = 0
+        gains[-1] = 0
+        for sign in (1, -1):
+            signed = np.where(sign * sums > 0, gains, 0)
+            token = int(np.argmax(signed))
+            if signed[token] > 0:
+                yield self._split(Token(any=self._names([token]), within="any"), float(signed[token]))
+
+    def _after(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """For every token of the sample the sum of the leaf's values behind it in its window, (N,)."""
+        whole = np.zeros(len(self.sample.activation))
+        whole[self.leaf.at] = values
+        windows = whole.reshape(-1, self.sample.own.ids.shape[1])
+        return (windows.sum(axis=1, keepdims=True) - windows.cumsum(axis=1)).ravel()
+
     def _shift(self, offset: int) -> NDArray[np.int64]:
-        """Token ids `offset` positions before the leaf's tokens, V before the window's start."""
-        before = self.sample.tokens[0][np.maximum(self.leaf.at - offset, 0)].astype(np.int64)
-        before[self.sample.positions[self.leaf.at] < offset] = len(self.sample.vocabulary)
+        """Tokens' codes `offset` positions before the leaf's tokens, U before the window's start."""
+        before = self.sample.codes[0][np.maximum(self.leaf.at - offset, 0)].astype(np.int64)
+        before[self.sample.positions[self.leaf.at] < offset] = len(self.sample.used)
         return before
 
     def _conditions(self) -> Iterator[Split]:
@@ -168,7 +195,7 @@ class _View:
         return np.where((inside > 0) & (outside > 1e-6 * self.mass), gain - self.total**2 / (self.mass + prior), 0.0)
 
     def _names(self, ids: NDArray[np.int64] | list[int]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.sample.vocabulary[i] for i in ids))
+        return tuple(dict.fromkeys(self.sample.vocabulary[self.sample.used[i]] for i in ids))
 
     def _split(self, condition: Condition, gain: float) -> Split:
         length = len(condition.any) - 1 if isinstance(condition, Token) else 1  # a token says more than its class
@@ -263,8 +290,8 @@ def _fit(sample: Sample, at: NDArray[np.int64], *, named: bool, growth: Growth) 
     mean = float((weight * activation).sum() / total) if total else 0.0
     if not named:
         return np.full(len(at), mean, np.float32)
-    ids = sample.tokens[0][at]
-    size = len(sample.vocabulary) + 1
+    ids = sample.codes[0][at]
+    size = len(sample.used) + 1
     sums, weights = np.bincount(ids, weight * activation, size), np.bincount(ids, weight, size)
     return ((sums + growth.prior * mean) / (weights + growth.prior))[ids].astype(np.float32)
 

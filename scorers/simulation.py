@@ -2,10 +2,11 @@
 
 Nothing is calibrated on the holdout. Pearson's r (over all tokens at once), explained variance and AUROC (a token
 is active above half of the feature's peak) are taken on each holdout set, and on the counterfactual set
-also the agreement: balanced accuracy of "above half of the peak".
+also the agreement: balanced accuracy of "above half of the peak". A longer rule that an explanation keeps as its
+predictor is scored beside it, under the scorer's name PREDICTOR.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Rule, parse_rule
 from .holdout import Baselines, Holdout, ScoredWindows
 from .scorer import PAIRED, Case, measure
+
+PREDICTOR = "predictor"
 
 
 class RuleSimulator:
@@ -65,11 +68,24 @@ class RuleSimulator:
         if not case.explanation.rule:
             return []
         rule = parse_rule(case.explanation.rule)
-        sets = case.holdout.sets
-        wanted = {name: sets[name] for name in sets if self._pairs or name not in PAIRED}
+        sets = {name: case.holdout.sets[name] for name in case.holdout.sets if self._pairs or name not in PAIRED}
+        rules = {self.name: rule}
+        if case.explanation.predictor is not None:
+            rules[PREDICTOR] = parse_rule(case.explanation.predictor)
         return [
-            Judgements(
-                scorer=self.name,
+            judgements
+            for scorer, simulated in rules.items()
+            for name, windows in sets.items()
+            for judgements in self._judge_set(simulated, case, name, windows, scorer=scorer)
+        ]
+
+    def _judge_set(
+        self, rule: Rule, case: Case, name: str, windows: ScoredWindows, *, scorer: str
+    ) -> Iterator[Judgements]:
+        curve = {"curve": _curve(rule, case, windows)} if scorer == self.name and len(rule.any) > 1 else {}
+        for role, values in _predict_roles(rule, case, windows).items():
+            yield Judgements(
+                scorer=scorer,
                 examples=name,
                 role=role,
                 kind="activation",
@@ -78,11 +94,21 @@ class RuleSimulator:
                 threshold=case.holdout.peak / 2,
                 windows=windows.digests,
                 missing={} if len(windows.ids) else {"no holdout windows": 1},
-                provenance={"by": "rule"},
+                provenance={"by": "rule", **(curve if role == "explanation" else {})},
             )
-            for name, windows in wanted.items()
-            for role, values in _predict_roles(rule, case, windows).items()
-        ]
+
+
+def _curve(rule: Rule, case: Case, windows: ScoredWindows) -> list[dict[str, object]]:
+    """The correlation of the rule's first clauses, for 1, 2, 3 ... of them; None where it is undefined."""
+    grid, known = TokenGrid(case.holdout.vocabulary, windows.ids), ~np.isnan(windows.true)
+    points: list[dict[str, object]] = []
+    for count in range(1, len(rule.any) + 1):
+        predicted = windows.at(predict(rule.model_copy(update={"any": rule.any[:count]}), grid))[known]
+        true = windows.true[known]
+        varied = true.size > 1 and np.ptp(true) > 0 and np.ptp(predicted) > 0
+        r = round(float(np.corrcoef(true, predicted)[0, 1]), 4) if varied else None
+        points.append({"clauses": count, "correlation": r})
+    return points
 
 
 def _predict_roles(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role, NDArray[np.float32]]:

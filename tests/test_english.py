@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.rules.english import WORDS, describe, visible
+from neuronaut.rules.english import describe, tell_headline, visible
 from neuronaut.rules.language import (
     CLASSES,
     Class,
@@ -27,14 +27,18 @@ def rule(*when: Condition, unless: tuple[Condition, ...] = (), value: float = 4.
 
 SELF = Token(any=(" self",))
 AFTER_BRACKET = Token(any=("(",), at=-1)
-NAMES = tuple(f"n_{i}" for i in range(9))
 
 GOLDEN = {
     "fires on ` self`": rule(SELF),
     "fires on ` self` directly after `(`": rule(SELF, AFTER_BRACKET),
-    "fires on ` self`, ` cls`, `n_0`, `n_1` and 7 more names": rule(Token(any=(" self", " cls", *NAMES))),
     "fires on `a`, `b`, `c`, `d` and `e`": rule(Token(any=tuple("abcde"))),
-    "fires on `1`, `2`, `3`, `4` and 2 more numbers": rule(Token(any=tuple("123456"))),
+    "fires on `1`, `2`, `3`, `4`, `5` and `6`": rule(Token(any=tuple("123456"))),
+    "fires on the words `red` and `blue`": rule(Regex(pattern=r"(?i)^\s?(?:red|blue)$")),
+    "fires directly after the word `red` or `blue`": rule(Regex(pattern=r"(?i)^\s?(?:red|blue)$", at=-1)),
+    "fires on tokens beginning with ` un`": rule(Regex(pattern=r"^\ un")),
+    "fires on ` bell` anywhere after ` storm`, except anywhere after ` calm`": rule(
+        Token(any=(" bell",)), Token(any=(" storm",), within="any"), unless=(Token(any=(" calm",), within="any"),)
+    ),
     "fires on `blue`, less strongly on `red`, weakly on `grey`": rule(
         Token(any=("grey", "red", "blue")), blue=1.0, red=0.4, grey=0.1
     ),
@@ -58,7 +62,8 @@ GOLDEN = {
     "fires on `b` directly after `a` and 3 tokens after `x`": rule(
         Token(any=("b",)), Token(any=("x",), at=-3), Token(any=("a",), at=-1)
     ),
-    "fires on tokens matching `/ing$/`": rule(Regex(pattern="ing$")),
+    "fires on tokens ending in `ing`": rule(Regex(pattern="ing$")),
+    "fires on tokens matching `/^[a-z]/`": rule(Regex(pattern="^[a-z]")),
     r"fires on `\n` directly after text matching `/import \w+$/`": rule(
         Token(any=("\n",)), Regex(pattern=r"import \w+$", of="text", at=-1)
     ),
@@ -91,19 +96,24 @@ def test_a_rule_reads_as_a_person_would_say_it(sentence: str) -> None:
     assert describe(GOLDEN[sentence]) == sentence
 
 
-def test_the_example_stands_with_the_strongest_clause() -> None:
+def test_the_first_clause_is_the_headline_and_degrees_compare_with_it() -> None:
     said = Clause(when=(Token(any=(" said",)), Token(any=(" he",), at=-1)), value=1.0)
     blue = Clause(when=(Token(any=(" blue",)),), value=1.6)
-    assert describe(Rule(any=(said, blue)), example="the deep blue") == (
-        "fires on ` blue`, most strongly in `the deep blue`; less strongly on ` said` directly after ` he`"
+    assert tell_headline(Rule(any=(blue, said))) == "fires on ` blue`"
+    assert describe(Rule(any=(blue, said))) == "fires on ` blue`; less strongly on ` said` directly after ` he`"
+    assert describe(Rule(any=(said, blue))) == "fires on ` said` directly after ` he`; more strongly on ` blue`"
+
+
+def test_a_token_that_an_earlier_clause_names_in_a_context_fires_elsewhere_too() -> None:
+    there, anywhere = Clause(when=(SELF, AFTER_BRACKET), value=2.0), Clause(when=(SELF,), value=1.0)
+    assert describe(Rule(any=(there, anywhere))) == (
+        "fires on ` self` directly after `(`; less strongly on ` self` elsewhere"
     )
 
 
 def test_a_graded_set_in_a_context_says_that_all_of_it_needs_the_context() -> None:
     graded = rule(Token(any=("a", "b")), AFTER_BRACKET, a=1.0, b=0.5)
-    assert describe(graded, example="(a") == (
-        "fires on `a`, less strongly on `b`, in each case directly after `(`, for example in `(a`"
-    )
+    assert describe(graded) == "fires on `a`, less strongly on `b`, in each case directly after `(`"
 
 
 def test_exceptions_to_several_clauses_come_last() -> None:
@@ -132,18 +142,6 @@ def test_what_the_named_tokens_imply_is_not_told() -> None:
     assert describe(rule(Token(any=("a", "b", "1")), Class(name="word"))) == "fires on `a` and `b`"
 
 
-def test_weaker_patterns_past_the_limit_are_counted() -> None:
-    clauses = tuple(
-        Clause(when=(Token(any=(f"w{i}", "x", "y", "z")), Token(any=("(", "["), at=-1)), value=9.0 - i)
-        for i in range(9)
-    )
-    told = describe(Rule(any=clauses))
-    assert told.startswith(
-        "fires on `w0`, `x`, `y` and `z` directly after `(` or `[`; also on `w1`, `x` and 2 more names"
-    )
-    assert told.endswith("; and 5 weaker patterns")
-
-
 words_ = st.lists(st.sampled_from(["a", " b", "(", "\n", "``", "word", "7", "\\"]), min_size=1, max_size=12)
 conditions_ = st.one_of(
     st.builds(lambda any, at: Token(any=tuple(any), at=at), words_, st.integers(-3, 0)),
@@ -164,14 +162,13 @@ clauses_ = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(clauses_, min_size=1, max_size=9), st.lists(conditions_, max_size=3), st.floats(0, 9))
-def test_every_rule_reads_as_one_short_line(clauses: list[Clause], unless: list[Condition], peak: float) -> None:
+def test_every_rule_reads_as_one_line(clauses: list[Clause], unless: list[Condition], peak: float) -> None:
     spoken = Rule(any=tuple(clauses), unless=tuple(unless))
-    told = describe(spoken, peak=peak, example="x = 1")
-    assert told == describe(Rule.parse(spoken.to_json()), peak=peak, example="x = 1")
-    assert told.startswith("fires ")
+    told = describe(spoken, peak=peak)
+    assert told == describe(Rule.parse(spoken.to_json()), peak=peak)
+    assert told.startswith(tell_headline(spoken, peak=peak)) and told.startswith("fires ")
     assert told.isprintable()
     assert "  " not in told
-    assert len(told.split()) < 2 * WORDS
 
 
 @given(st.text(max_size=6), st.text(max_size=6))

@@ -30,7 +30,8 @@ from neuronaut.subject.errors import NeuronautError
 
 def naive_holds(condition: Condition, tokens: list[str], i: int) -> bool:
     if isinstance(condition, Token | Class | Regex | Text):
-        places = [i + condition.at] if condition.within is None else range(i - condition.within, i)
+        back = i if condition.within == "any" else condition.within
+        places = [i + condition.at] if back is None else range(i - back, i)
         return any(naive_placed(condition, tokens, place) for place in places if place >= 0)
     if isinstance(condition, Position):
         first, last = condition.span
@@ -133,7 +134,8 @@ MORE_PIECES = ["", "r'", '""', "_x", "é", "\t", "'s", "�"]
 tokens_ = st.sampled_from(PIECES + MORE_PIECES)
 windows_ = st.lists(st.lists(tokens_, max_size=14), min_size=1, max_size=4)
 places_ = st.one_of(
-    st.builds(lambda at: {"at": at}, st.integers(-4, 0)), st.builds(lambda k: {"within": k}, st.integers(1, 16))
+    st.builds(lambda at: {"at": at}, st.integers(-4, 0)),
+    st.builds(lambda k: {"within": k}, st.integers(1, 16) | st.just("any")),
 )
 spans_ = st.tuples(st.integers(0, 5), st.none() | st.integers(0, 6)).map(
     lambda s: (s[0], None if s[1] is None else s[0] + s[1])
@@ -247,6 +249,7 @@ def test_every_kind_reads_as_documented() -> None:
         ('{"any": [{"value": 1, "when": [{"token": []}]}]}', "$.any[0].when[0].token:", "at least 1"),
         ('{"any": [{"value": 1, "when": [{"token": "a", "at": 1}]}]}', "$.any[0].when[0].at:", "less than or equal"),
         ('{"any": [{"value": 1, "when": [{"token": "a", "at": -1, "within": 2}]}]}', "$.any[0].when[0]:", "keep one"),
+        ('{"any": [{"value": 1, "when": [{"token": "a", "within": 0}]}]}', "$.any[0].when[0].within:", "from 1 on"),
         ('{"any": [{"value": 1, "when": [{"token": "a", "class": "word"}]}]}', "$.any[0].when[0].class:", "permitted"),
         ('{"any": [{"value": 1}], "unless": [{"class": "noun"}]}', "$.unless[0].class:", "'identifier'"),
         ('{"any": [{"value": 1}], "unless": [{"position": [5, 3]}]}', "$.unless[0].position:", "first <= last"),

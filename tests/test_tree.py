@@ -85,6 +85,18 @@ def within(words: Sequence[str], at: int) -> float:
     return words[at] == " bell" and " storm" in words[max(0, at - 4) : at]
 
 
+def anywhere(words: Sequence[str], at: int) -> float:
+    return words[at] in (" bell", " red") and " storm" in words[:at]
+
+
+def not_near(words: Sequence[str], at: int) -> float:
+    return words[at] in (" bell", " red") and " storm" not in words[max(0, at - 4) : at]
+
+
+def not_anywhere(words: Sequence[str], at: int) -> float:
+    return words[at] in (" bell", " red") and " storm" not in words[:at]
+
+
 def quoted(words: Sequence[str], at: int) -> float:
     return words[:at].count(' "') % 2 == 1
 
@@ -116,6 +128,9 @@ TRUTHS: tuple[Truth, ...] = (
     exception,
     position,
     within,
+    anywhere,
+    not_near,
+    not_anywhere,
     quoted,
     repeated,
     token_late,
@@ -145,6 +160,9 @@ FORMS: tuple[tuple[Truth, set[Condition], set[Condition]], ...] = (
     (exception, {Token(any=(" river",))}, {Token(any=(" dry",), at=-1)}),
     (position, {Position(span=(5, 8))}, set()),
     (within, {Token(any=(" bell",)), Token(any=(" storm",), within=4)}, set()),
+    (anywhere, {Token(any=(" bell", " red")), Token(any=(" storm",), within="any")}, set()),
+    (not_near, {Token(any=(" bell", " red"))}, {Token(any=(" storm",), within=4)}),
+    (not_anywhere, {Token(any=(" bell", " red"))}, {Token(any=(" storm",), within="any")}),
 )
 
 

@@ -314,5 +314,5 @@ def _nearest(clause: Clause) -> tuple[Condition, ...]:
 def _reach(condition: Condition) -> int:
     """How far back a condition looks; farther than any token where it depends on all of the text."""
     if isinstance(condition, Token | Class) or (isinstance(condition, Regex) and condition.of == "token"):
-        return condition.within or -condition.at
+        return condition.reach
     return 1_000_000

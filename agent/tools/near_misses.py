@@ -142,10 +142,10 @@ def _reach(lab: FeatureLab) -> int:
 def _read_by(condition: Condition) -> int:
     match condition:
         case Token() | Class() | Regex(of="token"):
-            return condition.within or -condition.at
+            return condition.reach
         case Text():
             # Of at least one character a token.
-            return (condition.within or -condition.at) + len(condition.ending)
+            return condition.reach + len(condition.ending)
         case Position():
             return 0
         case _:

@@ -290,7 +290,7 @@ def _matcher(condition: OnToken) -> Callable[[str], bool]:
 def _positions(place: Place, condition: OnToken) -> range:
     """Where in the window the condition looks."""
     if condition.within is not None:
-        return range(max(0, place.pivot - condition.within), place.pivot)
+        return range(max(0, place.pivot - condition.reach), place.pivot)
     at = place.pivot + condition.at
     return range(at, at + 1) if at >= 0 else range(0)
 

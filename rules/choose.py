@@ -1,0 +1,668 @@
+"""Choose the few clauses that explain a feature, each of which holds on text that nothing was learned from.
+
+A tree fits: it splits for as long as a split helps, and most of its length tells the training text. Here a rule is
+built forwards, clause by clause, from heads (the current token, or the one before it, as exact tokens, words,
+beginnings, endings or classes), and from the contexts that the tree found. A clause is the one that explains most
+squared error for its length in words, on train and tune together. It must fire on tune windows and lower their error
+by more than its standard error over documents, and so must each of its conditions and exceptions. After every clause
+all values are fitted again, and a clause that later ones made needless is dropped.
+
+Rules of one, two, three ... clauses make the curve, each clause's value fitted on train alone and the correlation
+taken on tune. The rule chosen is the shortest whose correlation is within one standard error of the best.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .affixes import Family
+from .english import count_words, describe, tell_headline
+from .evaluate import predict
+from .language import CLASSES, Class, Clause, Condition, Induction, Inside, Regex, Repeat, Rule, Token
+from .sample import INSIDE, OFFSETS, Sample
+
+Size = int | Literal["best"] | None
+"""Clauses of the rule wanted: so many, as many as predict tune best, or None for the shortest that is as good."""
+
+MOST = 6
+"""Clauses in a rule."""
+TRIED = 24
+"""Clauses that are tried, best first, until one holds on tune."""
+WORDS, HEADLINE = 40, 15
+"""Most words of a description, and of its first clause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a clause costs, and what it must earn."""
+
+    word: float = 0.002
+    """Fraction of all variance that a word of a clause must explain."""
+    sure: float = 1.0
+    """Standard errors over documents by which a part must lower the error on tune."""
+    members: int = 6
+    """Tokens in one set that share a value."""
+
+
+class Point(NamedTuple):
+    """A rule of so many clauses on the curve."""
+
+    clauses: int
+    tune: float
+
+
+class Chosen(NamedTuple):
+    """A rule that can be told whole, and how well rules of each length predict tune."""
+
+    rule: Rule
+    curve: tuple[Point, ...]
+
+
+class Ground:
+    """The tokens of train and of tune that weigh, side by side. N tokens."""
+
+    def __init__(
+        self,
+        train: Sample,
+        tune: Sample,
+        documents: NDArray[np.int64],
+        families: Sequence[Family],
+        *,
+        prior: float = 4.0,
+    ) -> None:
+        """`documents` numbers the document of every tune token from 0 on, (tune token,).
+
+        `prior` is the weight with which a token's mean is drawn towards its clause's.
+        """
+        self.prior = prior
+        self._samples = (train, tune)
+        weights = [sample.weight + sample.check for sample in self._samples]
+        self._used = [np.flatnonzero(weight > 0) for weight in weights]
+        self.activation = self._join(*(sample.activation for sample in self._samples)).astype(np.float64)
+        self.weight = self._join(*weights).astype(np.float64)
+        self.split = len(self._used[0])
+        self.train_weight = np.where(np.arange(len(self.weight)) < self.split, self.weight, 0)
+        self.documents = documents[self._used[1]]
+        self.rows = tune.rows[self._used[1]]
+        self.size = len(train.vocabulary) + 1
+        self.families = families
+        self._masks: dict[Condition, NDArray[np.bool_]] = {}
+        self._tables: dict[Condition, NDArray[np.bool_]] = {}
+        mean = np.average(self.activation, weights=self.weight)
+        self.variance = float((self.weight * (self.activation - mean) ** 2).sum())
+
+    def _join(self, train: NDArray, tune: NDArray) -> NDArray:
+        return np.concatenate([train[self._used[0]], tune[self._used[1]]])
+
+    @cached_property
+    def tokens(self) -> dict[int, NDArray[np.int32]]:
+        """Token ids by offset, V before the window's start; each (N,)."""
+        return {offset: self._join(*(sample.tokens[offset] for sample in self._samples)) for offset in OFFSETS}
+
+    def predict_tune(self, rule: Rule) -> NDArray[np.float64]:
+        """A rule's prediction for every tune token, (tune token,)."""
+        tune = self._samples[1]
+        whole = np.concatenate([predict(rule, windows.grid).ravel() for windows in (tune.background, tune.own)])
+        return whole[self._used[1]].astype(np.float64)
+
+    def mask(self, condition: Condition) -> NDArray[np.bool_]:
+        """Where a condition holds, (N,)."""
+        if condition not in self._masks:
+            self._masks[condition] = self._join(*(sample.mask(condition) for sample in self._samples))
+        return self._masks[condition]
+
+    def matched(self, clause: Clause) -> NDArray[np.int64]:
+        """Where a clause holds, as indices."""
+        return self.within(clause, np.arange(len(self.activation)))
+
+    def within(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where of these tokens a clause holds."""
+        for condition in clause.when:
+            at = at[self.holds(condition, at)]
+        for condition in clause.unless:
+            at = at[~self.holds(condition, at)]
+        return at
+
+    def fit(self, clause: Clause, at: NDArray[np.int64], weight: NDArray[np.float64]) -> "_Fit":
+        """The clause with means of these tokens as value and, where it names several current tokens, as gains."""
+        y, w = self.activation[at], weight[at]
+        value = _mean(y, w, clause.value)
+        named = _named(clause)
+        if len(named) < 2:
+            return _Fit(clause.model_copy(update={"value": value, "gains": {}}), np.full(len(at), value))
+        slots = self._slots(named)[self.tokens[0][at]]
+        mass = np.bincount(slots, w, len(named) + 1)
+        sums = np.bincount(slots, w * y, len(named) + 1)
+        means = (sums + self.prior * value) / (mass + self.prior)
+        gains = {
+            token: float(mean) if mass[i] > 0 else clause.gains.get(token, value)
+            for i, (token, mean) in enumerate(zip(named, means[:-1], strict=True))
+        }
+        means[:-1] = [gains[token] for token in named]
+        return _Fit(clause.model_copy(update={"value": value, "gains": gains}), means[slots])
+
+    def values(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What the clause predicts for tokens that it matches."""
+        if not clause.gains:
+            return np.full(len(at), clause.value)
+        named = tuple(clause.gains)
+        return np.array([*clause.gains.values(), clause.value])[self._slots(named)[self.tokens[0][at]]]
+
+    def _slots(self, named: Sequence[str]) -> NDArray[np.int8]:
+        """The place of every token id among some tokens, their number for any other, (V + 1,)."""
+        slots = np.full(self.size, len(named), np.int8)
+        for place, token in enumerate(named):
+            slots[self.ids_of(token)] = place
+        return slots
+
+    def holds(self, condition: Condition, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Where of these tokens a condition holds."""
+        if isinstance(condition, Token | Regex) and not condition.within:
+            key = condition.model_copy(update={"at": 0})
+            if key not in self._tables and isinstance(condition, Token):
+                table = np.zeros(self.size, np.bool_)
+                for token in condition.any:
+                    table[self.ids_of(token)] = True
+                self._tables[key] = table
+            if key in self._tables and condition.at in self.tokens:
+                return self._tables[key][self.tokens[condition.at][at]]
+        return self.mask(condition)[at]
+
+    def learn_table(self, condition: Condition, table: NDArray[np.bool_]) -> None:
+        """Keep of which token ids (V + 1,) a condition on one token holds."""
+        self._tables[condition.model_copy(update={"at": 0})] = table
+
+    def ids_of(self, token: str) -> list[int]:
+        """The token ids that spell a string."""
+        return self._samples[0].background.ids_of[token]
+
+
+def _named(clause: Clause) -> tuple[str, ...]:
+    """The current tokens that a clause names."""
+    return next((c.any for c in clause.when if isinstance(c, Token) and not c.at and not c.within), ())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trial:
+    """A clause beside those chosen so far."""
+
+    clause: Clause
+    at: NDArray[np.int64]
+    """Tokens that it matches."""
+    gain: float
+    """Squared error that it removes, as a fraction of all variance."""
+    score: float
+    """The gain less what its words cost."""
+
+
+@dataclass(slots=True, eq=False)
+class _State:
+    """The clauses chosen so far and what they predict."""
+
+    ground: Ground
+    clauses: list[Clause] = field(default_factory=list)
+    best: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """The highest value of the clauses that match, minus infinity where none does, (N,)."""
+    floor: float = 0.0
+
+    def fit(self, clauses: Sequence[Clause], weight: NDArray[np.float64]) -> None:
+        """Take these clauses, with the means of the tokens that each decides as values."""
+        ground, y = self.ground, self.ground.activation
+        at = [ground.matched(clause) for clause in clauses]
+        fits = [ground.fit(clause, a, weight) for clause, a in zip(clauses, at, strict=True)]
+        for _ in range(3):
+            best = _highest(at, [fitted.values for fitted in fits], len(y))
+            for i, a in enumerate(at):
+                decided = a[best[a] <= fits[i].values]
+                refitted = ground.fit(fits[i].clause, decided, weight)
+                fits[i] = _Fit(refitted.clause, ground.values(refitted.clause, a))
+        self.best = _highest(at, [fitted.values for fitted in fits], len(y))
+        self.floor = _mean(y, np.where(np.isneginf(self.best), weight, 0), 0.0)
+        self.clauses = [_rounded(fitted.clause) for fitted in fits]
+
+    @property
+    def predicted(self) -> NDArray[np.float64]:
+        """The rule's prediction for every token, (N,)."""
+        return np.where(np.isneginf(self.best), self.floor, self.best)
+
+    @property
+    def rule(self) -> Rule:
+        """The clauses as a rule."""
+        return Rule(any=tuple(self.clauses), floor=_round(self.floor))
+
+
+def _rounded(clause: Clause) -> Clause:
+    gains = {token: _round(gain) for token, gain in clause.gains.items()}
+    return clause.model_copy(update={"value": _round(clause.value), "gains": gains})
+
+
+def _highest(at: Sequence[NDArray[np.int64]], values: Sequence[NDArray[np.float64]], size: int) -> NDArray[np.float64]:
+    best = np.full(size, -np.inf)
+    for where, value in zip(at, values, strict=True):
+        best[where] = np.maximum(best[where], value)
+    return best
+
+
+class _Fit(NamedTuple):
+    """A clause with fitted values, and what it predicts for the tokens it was fitted on."""
+
+    clause: Clause
+    values: NDArray[np.float64]
+
+
+def _mean(values: NDArray[np.float64], weight: NDArray[np.float64], otherwise: float) -> float:
+    total = float(weight.sum())
+    return float((weight * values).sum()) / total if total > 0 else otherwise
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+class _Search:
+    """Looks for the clause that adds most to those chosen so far."""
+
+    def __init__(self, ground: Ground, state: _State, contexts: Sequence[Clause], limits: Limits) -> None:
+        self.ground, self.state, self.limits = ground, state, limits
+        self._contexts = contexts
+        self._pool = _pool(contexts)
+        self._base = state.predicted
+        free = np.isneginf(state.best)
+        self._free = free
+        self._free_weight = float(ground.weight[free].sum())
+        self._free_sum = float((ground.weight * ground.activation)[free].sum())
+        self._weighted = ground.weight * (ground.activation - self._base)
+
+    def best(self) -> Iterator[_Trial]:
+        """The clauses that add most for their length, best first."""
+        everywhere = np.arange(len(self.ground.activation))
+        seeds = self._heads(Clause(value=0.0), everywhere)
+        for context in self._contexts:
+            region = self.ground.within(context, everywhere)
+            if context.when or context.unless:
+                seeds += [self.trial(context, region)]
+                seeds += self._heads(context, region)
+        for condition in self._pool:
+            seeds.append(self.trial(Clause(when=(condition,), value=0.0), everywhere[self.ground.mask(condition)]))
+        found = {_key(trial.clause): trial for trial in seeds if trial is not None}
+        ranked = sorted(found.values(), key=lambda trial: -trial.score)
+        climbed = {_key(trial.clause): trial for trial in (*map(self._climb, ranked[:2]), *ranked[:TRIED])}
+        return iter(sorted(climbed.values(), key=lambda trial: -trial.score))
+
+    def trial(self, clause: Clause, at: NDArray[np.int64]) -> _Trial | None:
+        """What a clause that matches these tokens adds; None where it predicts no more than the floor."""
+        fitted = self._decide(clause, at, self.ground.weight)
+        if fitted is None:
+            return None
+        decided, fit = fitted
+        weight, y = self.ground.weight[decided], self.ground.activation[decided]
+        gain = float((weight * ((y - self._base[decided]) ** 2 - (y - fit.values) ** 2)).sum())
+        free = decided[self._free[decided]]
+        weight = self.ground.weight[free]
+        rest = self._free_weight - float(weight.sum())
+        if rest > 0:
+            mean = (self._free_sum - float((weight * self.ground.activation[free]).sum())) / rest
+            gain += rest * (self.state.floor - mean) ** 2
+        gain /= self.ground.variance
+        return _Trial(fit.clause, at, gain, gain - self.limits.word * _cost(clause))
+
+    def _decide(
+        self, clause: Clause, at: NDArray[np.int64], weight: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], _Fit] | None:
+        """Of the tokens that a clause matches, those that it decides, and the clause fitted on them."""
+        first = self.ground.fit(clause, at, weight)
+        decided = at[self.state.best[at] < first.values]
+        if not weight[decided].any():
+            return None
+        fit = self.ground.fit(first.clause, decided, weight)
+        return (decided, fit) if fit.clause.value > self.state.floor else None
+
+    def proves(self, clause: Clause, at: NDArray[np.int64], without: _Trial | None = None) -> bool:
+        """Whether a clause lowers the error on tune beyond noise, against none, or against one that matches others."""
+        ground = self.ground
+        loss = self._tune_gain(clause, at)
+        if loss is None:
+            return False
+        other = self._tune_gain(without.clause, without.at) if without is not None else None
+        gains = loss - other if other is not None else loss
+        fired = at[at >= ground.split] - ground.split
+        if len(np.unique(ground.rows[fired])) < 2:
+            return False
+        sums = np.bincount(ground.documents, gains)
+        error = float(np.sqrt(((sums - sums.mean()) ** 2).sum() * len(sums) / max(len(sums) - 1, 1)))
+        return float(sums.sum()) > self.limits.sure * error
+
+    def _tune_gain(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Error removed at each tune token by a clause whose value is fitted on train, (tune token,)."""
+        ground = self.ground
+        fitted = self._decide(clause, at, ground.train_weight)
+        if fitted is None:
+            return None
+        decided, fit = fitted
+        late = decided >= ground.split
+        decided, value = decided[late], fit.values[late]
+        gains = np.zeros(len(ground.weight) - ground.split)
+        y = ground.activation[decided]
+        gains[decided - ground.split] = ground.weight[decided] * ((y - self._base[decided]) ** 2 - (y - value) ** 2)
+        return gains
+
+    # Heads
+
+    def _heads(self, context: Clause, region: NDArray[np.int64]) -> list[_Trial | None]:
+        """Trials of the context with the current token named, or the one before it."""
+        trials: list[_Trial | None] = []
+        free = self._weighted * self._free
+        for offset in (0, -1) if not context.when else (0,):
+            for condition in self._sets(region, offset, free[region], +1):
+                trials.append(self._with(context, condition, region))
+        return trials
+
+    def _with(self, clause: Clause, condition: Condition, region: NDArray[np.int64]) -> _Trial | None:
+        longer = clause.model_copy(update={"when": (condition, *clause.when)})
+        return self.trial(longer, region[self.ground.holds(condition, region)])
+
+    def _sets(
+        self, region: NDArray[np.int64], offset: int, weighted: NDArray[np.float64], sign: int
+    ) -> Iterator[Condition]:
+        """Sets of each family's members at an offset whose weighted residuals (region's token,) stand out."""
+        ids = self.ground.tokens[offset][region]
+        sums = np.bincount(ids, sign * weighted, self.ground.size)
+        masses = np.bincount(ids, self.ground.weight[region], self.ground.size)
+        masses[-1] = sums[-1] = 0
+        for family in self.ground.families:
+            if offset < -1 and family.name != "token":
+                continue
+            size = len(family.members) + 1
+            part, mass = np.bincount(family.codes, sums, size), np.bincount(family.codes, masses, size)
+            part[-1] = mass[-1] = 0
+            yield from self._members(family, part, mass, offset)
+
+    def _members(
+        self, family: Family, sums: NDArray[np.float64], masses: NDArray[np.float64], offset: int
+    ) -> Iterator[Condition]:
+        """Growing sets of one family, each the last one with the member that adds most; all share one value."""
+        prior = self.ground.prior
+        worth = np.where(sums > 0, sums**2 / (masses + prior), 0)
+        order = np.argpartition(-worth, min(40, len(worth) - 1))[:40]
+        order = order[worth[order] > 0]
+        if family.name == "token" and offset == 0:
+            yield from self._own_values(family, order, worth)
+            return
+        chosen: list[int] = []
+        part, mass = 0.0, prior
+        most = self.limits.members if family.name in ("token", "word") else 3
+        while len(order) and len(chosen) < most:
+            gains = (part + sums[order]) ** 2 / (mass + masses[order])
+            pick = int(np.argmax(gains))
+            if gains[pick] <= part**2 / mass + self.limits.word * self.ground.variance / 2:
+                break
+            member = int(order[pick])
+            chosen.append(member)
+            part, mass = part + sums[member], mass + masses[member]
+            order = np.delete(order, pick)
+            if len(chosen) in (1, 2, 4, most):
+                condition = family.condition([family.members[i] for i in chosen], at=offset)
+                if condition is not None:
+                    self.ground.learn_table(condition, np.isin(family.codes, chosen))
+                    yield condition
+
+    def _own_values(self, family: Family, order: NDArray[np.int64], worth: NDArray[np.float64]) -> Iterator[Condition]:
+        """Growing sets of current tokens, each of which has its own value."""
+        order = order[np.argsort(-worth[order], kind="stable")]
+        order = order[worth[order] > self.limits.word * self.ground.variance]
+        for count in (1, 2, 3, 4, 5, 6, 8, 10):
+            if count > len(order):
+                return
+            yield Token(any=tuple(family.members[i] for i in order[:count]))
+
+    # Climbing
+
+    def _climb(self, trial: _Trial) -> _Trial:
+        """Add conditions and exceptions, or leave some out, for as long as that is worth its words."""
+        for _ in range(4):
+            best = max(self._changes(trial), key=lambda changed: changed.score, default=trial)
+            if best.score <= trial.score:
+                break
+            trial = best
+        return trial
+
+    def _changes(self, trial: _Trial) -> Iterator[_Trial]:
+        clause, region = trial.clause, trial.at
+        residual = self.ground.weight[region] * (self.ground.activation[region] - self.ground.values(clause, region))
+        changed: list[_Trial | None] = []
+        if len(clause.when) < 3:
+            for condition in self._promising(clause, region, residual, +1):
+                changed.append(self._with(clause, condition, region))
+        if len(clause.unless) < 2:
+            for condition in self._promising(clause, region, residual, -1):
+                longer = clause.model_copy(update={"unless": (*clause.unless, condition)})
+                changed.append(self.trial(longer, region[~self.ground.holds(condition, region)]))
+        changed += [self.trial(shorter, self.ground.matched(shorter)) for shorter in _shorter(clause)]
+        return (one for one in changed if one is not None)
+
+    def _promising(
+        self, clause: Clause, region: NDArray[np.int64], residual: NDArray[np.float64], sign: int
+    ) -> list[Condition]:
+        """Of all conditions, those on which the activation differs most from the clause's prediction."""
+        weight, prior = self.ground.weight[region], self.ground.prior
+        ranked: list[tuple[float, Condition]] = []
+        taken = {*clause.when, *clause.unless}
+        for condition in chain(self._pool, self._more(region, residual, sign)):
+            if condition not in taken:
+                held = self.ground.holds(condition, region)
+                part, mass = sign * float(residual[held].sum()), float(weight[held].sum())
+                if part > 0:
+                    ranked.append(
+                        (
+                            part**2 / (mass + prior) - _length(condition) * self.limits.word * self.ground.variance,
+                            condition,
+                        )
+                    )
+        ranked.sort(key=lambda pair: -pair[0])
+        return [condition for _, condition in ranked[:5]]
+
+    def _more(self, region: NDArray[np.int64], residual: NDArray[np.float64], sign: int) -> list[Condition]:
+        return [
+            condition
+            for offset in OFFSETS
+            if offset or sign < 0
+            for condition in self._sets(region, offset, residual, sign)
+        ]
+
+    def shortened(self, trial: _Trial) -> _Trial | None:
+        """The best of the clauses without one token of a set, one condition or one exception; None without any."""
+        fewer = chain(_shorter(trial.clause), _fewer_members(trial.clause))
+        trials = (self.trial(clause, self.ground.matched(clause)) for clause in fewer)
+        return max((t for t in trials if t is not None), key=lambda t: t.score, default=None)
+
+    def prune(self, trial: _Trial) -> _Trial | None:
+        """The clause without the parts that do not prove themselves on tune; None where it itself does not."""
+        clause, at = trial.clause, trial.at
+        changed = True
+        while changed:
+            changed = False
+            for shorter in _shorter(clause):
+                without = self.trial(shorter, self.ground.matched(shorter))
+                if without is not None and not self.proves(clause, at, without):
+                    clause, at, changed = shorter, without.at, True
+                    break
+        return self.trial(clause, at) if self.proves(clause, at) else None
+
+
+def _shorter(clause: Clause) -> Iterator[Clause]:
+    """The clause without one of its conditions or exceptions; one condition stays."""
+    for condition in clause.unless:
+        yield clause.model_copy(update={"unless": tuple(c for c in clause.unless if c is not condition)})
+    for condition in clause.when if len(clause.when) > 1 else ():
+        yield clause.model_copy(update={"when": tuple(c for c in clause.when if c is not condition)})
+
+
+def _fewer_members(clause: Clause) -> Iterator[Clause]:
+    """The clause with a set of tokens one token shorter."""
+    for part in ("when", "unless"):
+        conditions: tuple[Condition, ...] = getattr(clause, part)
+        for i, condition in enumerate(conditions):
+            if isinstance(condition, Token) and len(condition.any) > 1:
+                for member in condition.any:
+                    less = condition.model_copy(update={"any": tuple(t for t in condition.any if t != member)})
+                    yield clause.model_copy(update={part: (*conditions[:i], less, *conditions[i + 1 :])})
+
+
+def _key(clause: Clause) -> tuple[tuple[Condition, ...], tuple[Condition, ...]]:
+    return clause.when, clause.unless
+
+
+def _cost(clause: Clause) -> int:
+    """About how many words a clause takes."""
+    return sum(_length(condition) for condition in (*clause.when, *clause.unless))
+
+
+def _length(condition: Condition) -> int:
+    match condition:
+        case Token():
+            return len(condition.any) + (2 if condition.at or condition.within else 0)
+        case Regex():
+            return 2 + condition.pattern.count("|") + (2 if condition.at or condition.within else 0)
+        case Class():
+            return 1 + (2 if condition.at or condition.within else 0)
+        case Inside():
+            return 2
+        case _:
+            return 5
+
+
+def _pool(contexts: Iterable[Clause]) -> tuple[Condition, ...]:
+    """Conditions that clauses are tried with: those of the contexts, and those without a parameter to fit."""
+    learned = (c for clause in contexts for c in (*clause.when, *clause.unless))
+    classes = (Class(name=name, at=at) for at in (0, -1) for name in CLASSES)
+    inside = (Inside(what=what) for what in INSIDE)
+    return tuple(dict.fromkeys((*learned, *classes, *inside, Repeat(), Induction(n=1), Induction(n=2))))
+
+
+def _find_contexts(long: Rule | None) -> list[Clause]:
+    """What the clauses of a long rule require around the current token, with exceptions and without, each once."""
+    found: dict[tuple[tuple[Condition, ...], tuple[Condition, ...]], None] = {}
+    for clause in long.any if long is not None else ():
+        around = tuple(_cut(c) for c in clause.when if not _names_current(c))
+        unless = tuple(_cut(c) for c in clause.unless)[:2]
+        for key in ((around, unless), (around, ()), (around[:1], ())):
+            if key[0] or key[1]:
+                found[key] = None
+    return [Clause(when=when, unless=unless, value=0.0) for when, unless in found]
+
+
+def _names_current(condition: Condition) -> bool:
+    return isinstance(condition, Token) and not condition.at and not condition.within
+
+
+def _cut(condition: Condition) -> Condition:
+    """The condition with no more tokens than can be told."""
+    return condition.model_copy(update={"any": condition.any[:4]}) if isinstance(condition, Token) else condition
+
+
+def choose(ground: Ground, long: Rule | None, *, size: Size = None, limits: Limits | None = None) -> Chosen | None:
+    """The rule for a ground; None where no clause proves itself."""
+    limits = limits or Limits()
+    contexts = _find_contexts(long)
+    state = _State(ground)
+    state.fit([], ground.weight)
+    while len(state.clauses) < (size if isinstance(size, int) else MOST):
+        added = _next(_Search(ground, state, contexts, limits), state)
+        if added is None:
+            break
+        before = state.clauses
+        state.fit([*before, added], ground.weight)
+        if not _can_be_told(state.rule):  # fitted again, degrees may take more words
+            state.fit(before, ground.weight)
+            break
+    if not state.clauses:
+        return None
+    correlations, errors = _curve(ground, state.clauses)
+    count = _choose_size(correlations, errors, size)
+    state.fit(state.clauses[:count], ground.weight)
+    curve = tuple(Point(i + 1, round(r, 4)) for i, r in enumerate(correlations))
+    return Chosen(state.rule, curve)
+
+
+def _next(search: _Search, state: _State) -> Clause | None:
+    """The best clause that proves itself and can still be told."""
+    for trial in search.best():
+        if trial.score <= 0:
+            return None
+        told: _Trial | None = trial
+        while told is not None and not _can_be_told(Rule(any=(*state.clauses, told.clause))):
+            told = search.shortened(told)
+        pruned = search.prune(told) if told is not None else None
+        if pruned is not None and pruned.score > 0 and _key(pruned.clause) not in map(_key, state.clauses):
+            return pruned.clause
+    return None
+
+
+def _can_be_told(rule: Rule) -> bool:
+    return count_words(tell_headline(rule)) <= HEADLINE and count_words(describe(rule)) <= WORDS
+
+
+def predicts_better(ground: Ground, longer: Rule, rule: Rule) -> bool:
+    """Whether another rule's correlation on tune is higher by more than a standard error."""
+    tune = slice(ground.split, None)
+    results = [
+        _correlations(ground.activation[tune], ground.predict_tune(r), ground.weight[tune], ground.documents)
+        for r in (longer, rule)
+    ]
+    (more, more_without), (less, less_without) = results
+    return more - less > _jackknife(more_without - less_without)
+
+
+def _jackknife(left_out: NDArray[np.float64]) -> float:
+    """Standard error of a statistic, from its values without each group (group,)."""
+    n = len(left_out)
+    return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+
+
+def _curve(ground: Ground, clauses: Sequence[Clause]) -> tuple[list[float], NDArray[np.float64]]:
+    """Correlation on tune of 1, 2, 3 ... clauses fitted on train, and without each document (size, document)."""
+    state, tune = _State(ground), slice(ground.split, None)
+    whole, left_out = [], []
+    for count in range(1, len(clauses) + 1):
+        state.fit(clauses[:count], ground.train_weight)
+        r, without = _correlations(
+            ground.activation[tune], state.predicted[tune], ground.weight[tune], ground.documents
+        )
+        whole.append(r)
+        left_out.append(without)
+    return whole, np.array(left_out)
+
+
+def _correlations(
+    true: NDArray[np.float64], predicted: NDArray[np.float64], weight: NDArray[np.float64], groups: NDArray[np.int64]
+) -> tuple[float, NDArray[np.float64]]:
+    """Weighted Pearson's r of all tokens, and without each group (group,); 0 where a side is constant."""
+    terms = (np.ones_like(true), true, predicted, true**2, predicted**2, true * predicted)
+    sums = np.stack([np.bincount(groups, weight * term) for term in terms])
+    whole = sums.sum(axis=1)
+    return float(_pearson(whole[:, None])[0]), _pearson(whole[:, None] - sums)
+
+
+def _pearson(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    n, x, y, xx, yy, xy = sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = (xy / n - x * y / n**2) / np.sqrt((xx / n - (x / n) ** 2) * (yy / n - (y / n) ** 2))
+    return np.where(np.isfinite(r), r, 0.0)
+
+
+def _choose_size(correlations: Sequence[float], left_out: NDArray[np.float64], size: Size) -> int:
+    """How many clauses: the fewest that are within a standard error, by the jackknife over documents, of the best."""
+    if isinstance(size, int):
+        return min(size, len(correlations))
+    best = int(np.argmax(correlations))
+    if size == "best":
+        return best + 1
+    for count in range(best):
+        if correlations[best] - correlations[count] <= _jackknife(left_out[best] - left_out[count]):
+            return count + 1
+    return best + 1
