@@ -350,7 +350,7 @@ def test_a_reader_who_knows_scores_1_and_the_controls_fall_to_chance(kind: type[
     assert list(judgements) == ["explanation", "empty", "shuffled"]
     for metric in ("balanced_accuracy", "auroc"):
         assert value(judgements["explanation"], metric) == 1.0
-scores = {score.metric: score for score in measure(list(judgements.values()))}
+        scores = {score.metric: score for score in measure(list(judgements.values()))}
         assert scores[metric].baselines["empty"] == pytest.approx(0.5, abs=0.2 if kind is Intruder else 0)
         assert value(judgements["shuffled"], metric) == pytest.approx(0.5, abs=0.35)
     score = measure(list(judgements.values()))[0]
