@@ -243,7 +243,9 @@ def _tell_error(error: Error, highest: float) -> str:
     part: Excerpt = excerpt(error.example, before=16, after=1, pivot=error.position)
     is_active = active(part.activations, highest)
     meant = np.arange(part.first, part.last) == error.position
-    was, said = quantised(np.array([error.example.activations[error.position], error.predicted], np.float32), highest)
+    (was,) = quantised(error.example.activations[error.position : error.position + 1], highest)
+    # Rounded, so that a rule's 9 reads as the 9 that was written.
+    said = round(STEPS * min(error.predicted / highest, 1.0))
     return f"is {was}, the rule says {said}: {marked(part, is_active, silent=meant)}"
 
 
@@ -265,7 +267,7 @@ def _tell(findings: Findings, vocabulary: tuple[str, ...]) -> list[str]:
         if quiet:
             of = f"«{spelled(vocabulary[token])}»"
             lines.append(f"{of} is often active after {name(fires)}, and never after {name(quiet)}")
-    return lines or ["(nothing was found)"]
+    return list(dict.fromkeys(lines)) or ["(nothing was found)"]
 
 
 def _tell_learned(learned: Explanation, highest: float) -> str:
