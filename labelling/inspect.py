@@ -51,12 +51,13 @@ def _curve(best: StoredExplanation, scores: Sequence[Score]) -> list[dict[str, A
 
     Values are the correlation; None where one was not measured.
     """
-    rows: dict[int, dict[str, Any]] = {}
     natural = (score.provenance for score in scores if score.examples == "top_random")
-    for provenance in (best.explanation.provenance, *natural):
+    keys = [("tune", "tune", best.explanation.provenance), *(("holdout", "correlation", own) for own in natural)]
+    rows: dict[int, dict[str, Any]] = {}
+    for part, key, provenance in keys:
         curve = provenance.get("curve")
         for row in curve if isinstance(curve, list) else []:
-            rows.setdefault(row["clauses"], {"clauses": row["clauses"], "tune": None, "holdout": None}).update(row)
+            rows.setdefault(row["clauses"], {"clauses": row["clauses"], "tune": None, "holdout": None})[part] = row[key]
     return [rows[clauses] for clauses in sorted(rows)]
 
 

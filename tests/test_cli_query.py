@@ -36,7 +36,7 @@ def test_show_tells_the_whole_text_its_curve_and_the_judges(tmp_path):
         predictor='{"version": 1, "any": []}',
         provenance={"key": "k", "curve": tune},
     )
-    holdout = {"curve": [{"clauses": 2, "holdout": 0.25}]}
+    holdout = {"curve": [{"clauses": 2, "correlation": 0.25}]}
     score = Score("simulation", "top_random", "correlation", 0.5, ci_low=0.4, ci_high=0.6, provenance=holdout)
     with Store(tmp_path / "told.db") as store:
         store.write_harvest(planted.harvest_result())
