@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from ..data.judges import name_judge
 from ..data.records import Example, Explanation, Judgements, Kind, Role
 from ..llm.client import LLMClient
 from ..llm.prompt import Prompt
@@ -28,7 +29,7 @@ from ..subject.address import Feature
 from ..subject.errors import NeuronautError
 from .holdout import Baselines, Holdout
 from .metrics import agreement, correlation
-from .scorer import Case, Scorer, name_judge
+from .scorer import Case, Scorer
 
 UNITS = Path(__file__).with_name("calibration.json")
 MARGIN = 0.2

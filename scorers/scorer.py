@@ -4,14 +4,14 @@ A scorer only judges: it lays predictions beside the truth. The metrics are comp
 so they can be computed again from stored ones without asking anyone; and so is who judged, from their provenance.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from ..data.judges import identify_judge
 from ..data.records import Explanation, Judgements, Score
 from ..llm.prompt import Prompt
 from ..llm.tasks import LLMTask
@@ -58,35 +58,6 @@ class Scorer(Protocol):
         ...
 
 
-class Judge(NamedTuple):
-    """Who turned a description into predictions, and how; both as in `Score`."""
-
-    backend: str
-    name: str
-
-
-def name_judge(model: str, endpoint: str, prompt_hashes: Iterable[str]) -> str:
-    """Name a language model as a judge: the same name only for the same model, endpoint and prompts."""
-    first, *more = sorted(prompt_hashes)
-    joint = hashlib.sha256(" ".join((first, *more)).encode()).hexdigest() if more else first
-    return f"{model} @ {endpoint} # {joint[:12]}"
-
-
-def identify_judge(provenance: Mapping[str, object]) -> Judge:
-    """Read from the provenance of judgements who judged; a language model that it does not name has the name ""."""
-    by, prompts = provenance.get("by"), provenance.get("prompt")
-    if by == "rule":
-        return Judge("rule", "code")
-    if "embedder" in provenance:
-        return Judge("", f"embedding {provenance['embedder']}")
-    backend = str(by or "") or ("logprobs" if provenance.get("logprobs") else "")
-    if "llm" not in provenance or not isinstance(prompts, Mapping):
-        return Judge(backend, "")
-    return Judge(backend, name_judge(str(provenance["llm"]), str(provenance.get("endpoint", "")), prompts.values()))
-
-
-ALL_EQUAL = "every answer is the same"
-"""Why a judge's answers give no score."""
 PAIRED = ("counterfactual", "context")
 """Sets of minimal pairs, of which the agreement is taken, too; context: those that keep the token at the pivot."""
 
@@ -149,7 +120,7 @@ def _score_group(group: Sequence[Judgements], seed: int) -> list[Score]:
             judge=judge,
             provenance={"formula": f"{metric}/1", **provenance},
         )
-        for metric, measured in _own_metrics(own, seed).items()
+        for metric, measured in _metrics(own, seed).items()
     ]
 
 
@@ -158,17 +129,6 @@ def _reason(measured: Measured, own: Judgements) -> str | None:
     if measured.reason == "no tokens" and own.missing:
         return ", ".join(f"{count} {reason}" for reason, count in sorted(own.missing.items()))
     return measured.reason
-
-
-def _own_metrics(own: Judgements, seed: int) -> dict[str, Measured]:
-    """The metrics of the explanation's own judgements; answers that are all the same say nothing about it."""
-    metrics = _metrics(own, seed)
-    answers = own.predicted[np.isfinite(own.predicted)]
-    if own.kind == "class" and answers.size and (answers == answers[0]).all():
-        return {
-            name: replace(m, value=None, ci_low=None, ci_high=None, reason=ALL_EQUAL) for name, m in metrics.items()
-        }
-    return metrics
 
 
 def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:
