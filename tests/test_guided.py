@@ -198,9 +198,9 @@ FEATURE = Feature.parse("m:mlp.0:0")
 
 def scored(noise: float) -> SelectScore:
     """A score whose predictions are the truth with so much noise."""
-    rng = np.random.default_rng(0)
-    true = rng.exponential(size=(12, 32)).astype(np.float32)
-    predicted = (true + noise * rng.normal(size=true.shape)).astype(np.float32)
+    true = np.random.default_rng(0).exponential(size=(12, 32)).astype(np.float32)
+    own = np.random.default_rng(round(100 * noise)).normal(size=true.shape)
+    predicted = (true + noise * own).astype(np.float32)
     judged = Judgements("simulation", "top_random", "explanation", "activation", true, predicted, 0.5, ())
     return SelectScore(judged, float(np.corrcoef(true.ravel(), predicted.ravel())[0, 1]), "correlation")
 
