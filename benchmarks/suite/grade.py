@@ -161,11 +161,7 @@ def _with_and_without(unit: Unit, cause: Cause, tokens: list[str], rng: random.R
         undone[back] = tokens[back]
     else:
         there = rng.randrange(LONGEST)
-    return (
-        None
-        if unit.at(undone, there) > 0
-        else Probe(tuple(written), place, tuple(undone), there)
-    )
+    return None if unit.at(undone, there) > 0 else Probe(tuple(written), place, tuple(undone), there)
 
 
 def _without_exception(unit: Unit, exception: Cause, tokens: list[str], rng: random.Random) -> Probe | None:
