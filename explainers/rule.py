@@ -23,11 +23,12 @@ from ..data.padding import pad_activations, pad_ids
 from ..data.records import Example, Explanation
 from ..llm.prompt import Prompt
 from ..rules.affixes import Family, families
-from ..rules.choose import Chosen, Ground, Size, choose, predicts_better
+from ..rules.choose import Ground, Size, can_be_told, choose, predicts_better, shorten_to_tell
 from ..rules.english import describe, tell_headline
 from ..rules.induce import induce
+from ..rules.language import Rule
 from ..rules.observed import Observed
-from ..rules.revise import fit, revise
+from ..rules.revise import count_wrong, fit, join, revise
 from ..rules.sample import Sample, Windows
 from ..rules.tree import Growth, grow
 from ..subject.address import Feature
@@ -266,11 +267,14 @@ class RuleExplainer:
         sample = self._build_sample(_train_side(evidence, batch), rows, activations, keeps, LEARNING)
         growth = replace(growth, prior=growth.prior + 0.3 * float(sample.weight.max()))
         fit_provenance: dict[str, object] = {}
-        chosen: Chosen | None = None
+        checked_on: str | None = None
         if observed is not None and len(observed):
             pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(float(rows.weight[keeps].sum()), 1.0)
             scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
             rule = revise(sample, growth, observed, **scale)
+            if rule is not None and not can_be_told(rule):
+                ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth, observed)
+                rule = self._choose_observed(ground, rule, observed, batch.vocabulary, half=scale["half"])
             if rule is not None and measure:
                 fit_provenance["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
         else:
@@ -279,7 +283,6 @@ class RuleExplainer:
         if rule is not None and (observed is None or not len(observed)):
             ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth)
             chosen = choose(ground, rule, size=self._rule_size)
-            fit_provenance["checked_on"] = checked_on
             if chosen is not None:
                 fit_provenance["curve"] = [point._asdict() for point in chosen.curve]
                 predictor = rule if predicts_better(ground, rule, chosen.rule) else None
@@ -287,16 +290,18 @@ class RuleExplainer:
         if rule is None:
             reason = "no token condition predicts it better than its mean on text that was kept from learning"
             return Explanation(evidence.feature, None, self.name, reason=reason, status="no_pattern")
-        peak = evidence.statistics.peak
+        peak, told = evidence.statistics.peak, shorten_to_tell(rule)
         digests = {e.window for e in (*evidence.examples, *evidence.tune)}
-        if chosen is not None and batch.tune is not None:
+        if checked_on is not None:
+            fit_provenance["checked_on"] = checked_on
+        if checked_on is not None and batch.tune is not None:
             digests.update(batch.tune.digests)
         return Explanation(
             evidence.feature,
-            describe(rule, peak=peak),
+            describe(told, peak=peak),
             self.name,
             rule=rule.to_json(),
-            headline=tell_headline(rule, peak=peak),
+            headline=tell_headline(told, peak=peak),
             predictor=predictor.to_json() if predictor is not None else None,
             seen=tuple(sorted(digests)),
             provenance={
@@ -307,6 +312,16 @@ class RuleExplainer:
             },
         )
 
+    def _choose_observed(
+        self, ground: Ground, rule: Rule, observed: Observed, vocabulary: tuple[str, ...], *, half: float
+    ) -> Rule:
+        """The clauses that explain most, where no measured pivot is lost with the others; else the rule as it is."""
+        chosen = choose(ground, rule, size=self._rule_size)
+        if chosen is None:
+            return rule
+        wrong, before = (count_wrong(r, observed, vocabulary, half=half) for r in (chosen.rule, rule))
+        return chosen.rule if wrong <= before else rule
+
     def _build_ground(
         self,
         evidence: TrainEvidence,
@@ -314,24 +329,32 @@ class RuleExplainer:
         rows: _Interventions,
         activations: NDArray[np.float32],
         growth: Growth,
+        observed: Observed | None = None,
     ) -> tuple[Ground, str]:
         """The tokens that clauses are chosen on, and which windows they must hold on.
 
+        What experiments measured is no sample of text: all of it is on both sides, each window as a document.
         Where the feature has too few tune windows these are the quarter of the training documents that was kept
         from fitting.
         """
         train, tune = _train_side(evidence, batch), _tune_side(evidence, batch)
         active = sum(e.peak > 0 and e.kind in ("top", "quantile") for e in evidence.tune)
         sample = self._build_sample(train, rows, activations, ~rows.only(TUNE), CHOOSING)
+        names = [f"measured window {i}" for i in range(len(observed.ids) if observed is not None else 0)]
+        each = float(sample.weight.max() / 2)  # a pivot counts as much as one of the explainer's own
+        if observed is not None:
+            sample = join(sample, observed, pivot_weight=each)
         if tune is None or active < MIN_TUNE:
-            kept = np.concatenate([train.documents, np.array(rows.documents)[~rows.only(TUNE)]])
+            kept = np.concatenate([train.documents, np.array([*np.array(rows.documents)[~rows.only(TUNE)], *names])])
             numbers = np.unique(kept, return_inverse=True)[1]
             checked = replace(sample, weight=np.zeros_like(sample.weight))
             fitted = replace(sample, check=np.zeros_like(sample.weight))
             documents = np.repeat(numbers, train.width)
             return Ground(fitted, checked, documents, self._families(batch), prior=growth.prior), "kept_train"
         checked = self._build_sample(tune, rows, activations, rows.only(TUNE), CHOOSING)
-        kept = np.concatenate([tune.documents, np.array(rows.documents)[rows.only(TUNE)]])
+        if observed is not None:
+            checked = join(checked, observed, pivot_weight=each)
+        kept = np.concatenate([tune.documents, np.array([*np.array(rows.documents)[rows.only(TUNE)], *names])])
         documents = np.repeat(np.unique(kept, return_inverse=True)[1], tune.width)
         return Ground(sample, checked, documents, self._families(batch), prior=growth.prior), "tune"
 

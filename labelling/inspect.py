@@ -24,8 +24,8 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     """Make the row of `show`, with the `count` strongest examples.
 
     >>> row = describe(store, Feature.parse("demo:mlp.1:17"), count=2)
-    >>> row["status"], len(row["examples"])
-    ('explained', 2)
+    >>> row["explainer"], len(row["examples"])
+    ('rule', 2)
     """
     evidence, best = store.evidence(feature), store.best(feature)
     # A negative tail has a row only once it has been explained.

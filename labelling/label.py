@@ -122,8 +122,10 @@ class Job:
     def _select_judges(self, explanation: Explanation) -> list[Scorer]:
         """Who judges an explanation on `select`: code its rule; of texts the chooser those that have a rival."""
         judges: list[Scorer] = [RuleSimulator()] if explanation.rule else []
-        by_code = self.chooser is None or isinstance(self.chooser, RuleSimulator)
-        return judges if by_code or not self.has_rival(explanation) else [*judges, self.chooser]
+        chooser = self.chooser
+        if chooser is None or isinstance(chooser, RuleSimulator) or not self.has_rival(explanation):
+            return judges
+        return [*judges, chooser]
 
     def has_rival(self, explanation: Explanation) -> bool:
         """Whether the text of an explanation is worth calls that compare it with others."""

@@ -59,7 +59,8 @@ class Workers(Generic[T, R]):
             process = context.Process(target=_serve, args=(theirs, open_worker, self._threads), daemon=True)
             process.start()
             theirs.close()
-            self._workers.append(_Worker(process, ours))
+            # Windows has a class of its own for pipes, with the same methods.
+            self._workers.append(_Worker(process, ours))  # pyright: ignore[reportArgumentType]
 
     def __enter__(self) -> Self:
         return self
@@ -94,29 +95,28 @@ class Workers(Generic[T, R]):
             for connection in wait(list(busy)):
                 worker = busy.pop(connection)  # pyright: ignore[reportArgumentType]
                 idle.append(worker)
-                yield _receive(worker)
+                yield self._receive(worker)
+
+    def _receive(self, worker: _Worker) -> R:
+        try:
+            answer = worker.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            worker.process.join(ENDING_SECONDS)
+            raise NeuronautError(
+                f"a worker process is gone (exit code {worker.process.exitcode}; -9 is often too little memory); "
+                "give the command again, with fewer of them (-j)"
+            ) from error
+        if isinstance(answer, _Failure):
+            error = (NeuronautError if answer.expected else RuntimeError)(answer.message)
+            error.add_note(answer.trace)
+            raise error
+        return answer
 
 
 def _send(worker: _Worker, item: object) -> None:
     # One that is gone is found out when its result is read.
     with suppress(BrokenPipeError):
         worker.connection.send(item)
-
-
-def _receive(worker: _Worker) -> R:
-    try:
-        answer = worker.connection.recv()
-    except (EOFError, ConnectionResetError) as error:
-        worker.process.join(ENDING_SECONDS)
-        raise NeuronautError(
-            f"a worker process is gone (exit code {worker.process.exitcode}; -9 is often too little memory); "
-            "give the command again, with fewer of them (-j)"
-        ) from error
-    if isinstance(answer, _Failure):
-        error = (NeuronautError if answer.expected else RuntimeError)(answer.message)
-        error.add_note(answer.trace)
-        raise error
-    return answer
 
 
 def _serve(connection: Connection, open_worker: OpenWorker[T, R], threads: int) -> None:

@@ -560,9 +560,11 @@ def _names_current(condition: Condition) -> bool:
     return isinstance(condition, Token) and not condition.at and not condition.within
 
 
-def _cut(condition: Condition) -> Condition:
+def _cut(condition: Condition, members: int = 4) -> Condition:
     """The condition with no more tokens than can be told."""
-    return condition.model_copy(update={"any": condition.any[:4]}) if isinstance(condition, Token) else condition
+    if not isinstance(condition, Token):
+        return condition
+    return condition.model_copy(update={"any": condition.any[:members]})
 
 
 def choose(ground: Ground, long: Rule | None, *, size: Size = None, limits: Limits | None = None) -> Chosen | None:
@@ -577,7 +579,7 @@ def choose(ground: Ground, long: Rule | None, *, size: Size = None, limits: Limi
             break
         before = state.clauses
         state.fit([*before, added], ground.weight)
-        if not _can_be_told(state.rule):  # fitted again, degrees may take more words
+        if not can_be_told(state.rule):  # fitted again, degrees may take more words
             state.fit(before, ground.weight)
             break
     if not state.clauses:
@@ -595,7 +597,7 @@ def _next(search: _Search, state: _State) -> Clause | None:
         if trial.score <= 0:
             return None
         told: _Trial | None = trial
-        while told is not None and not _can_be_told(Rule(any=(*state.clauses, told.clause))):
+        while told is not None and not can_be_told(Rule(any=(*state.clauses, told.clause))):
             told = search.shortened(told)
         pruned = search.prune(told) if told is not None else None
         if pruned is not None and pruned.score > 0 and _key(pruned.clause) not in map(_key, state.clauses):
@@ -603,8 +605,45 @@ def _next(search: _Search, state: _State) -> Clause | None:
     return None
 
 
-def _can_be_told(rule: Rule) -> bool:
+def can_be_told(rule: Rule) -> bool:
+    """Whether the whole rule, and its first clause, can be said in the words that there are."""
     return count_words(tell_headline(rule)) <= HEADLINE and count_words(describe(rule)) <= WORDS
+
+
+def shorten_to_tell(rule: Rule) -> Rule:
+    """As much of a rule as can be told: the clauses from the first on, each with the strongest of its tokens.
+
+    What experiments have measured stays in the rule itself, however long that makes it.
+    """
+    if can_be_told(rule):
+        return rule
+    shorter = Rule(any=(_shorten_clause(rule.any[0]),), floor=rule.floor)
+    for clause in rule.any[1:]:
+        longer = shorter.model_copy(update={"any": (*shorter.any, _shorten_clause(clause))})
+        if not can_be_told(longer):
+            break
+        shorter = longer
+    whole = shorter.model_copy(update={"unless": rule.unless})
+    return whole if can_be_told(whole) else shorter
+
+
+def _shorten_clause(clause: Clause) -> Clause:
+    """The clause with fewer tokens, exceptions and conditions, until it can be a headline."""
+    shorter = clause
+    for members, conditions, exceptions in ((4, 3, 2), (2, 3, 2), (2, 2, 1), (2, 2, 0), (1, 2, 0), (1, 1, 0)):
+        strongest = sorted(clause.gains, key=lambda token: -clause.gains[token])
+        named = tuple(token for token in strongest if token in _named(clause)) or _named(clause)
+        when = [c.model_copy(update={"any": named}) if _names_current(c) else c for c in clause.when]
+        shorter = clause.model_copy(
+            update={
+                "when": tuple(_cut(c, members) for c in when[:conditions]),
+                "unless": tuple(_cut(c, members) for c in clause.unless[:exceptions]),
+                "gains": {token: clause.gains[token] for token in strongest[:members]},
+            }
+        )
+        if can_be_told(Rule(any=(shorter,))):
+            break
+    return shorter
 
 
 def predicts_better(ground: Ground, longer: Rule, rule: Rule) -> bool:

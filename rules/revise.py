@@ -49,7 +49,7 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
 
     `pivot_weight` is what a measured pivot counts at first, `half` the activation that parts active from silent.
     """
-    joined = _join(sample, observed, pivot_weight=pivot_weight)
+    joined = join(sample, observed, pivot_weight=pivot_weight)
     pivots = np.concatenate([_find_edits(sample), len(sample.activation) + np.flatnonzero(observed.measured)])
     measure = Measure(joined, pivots, text=len(sample.activation), half=half)
     best = induce(sample, grow(sample, growth))
@@ -86,8 +86,8 @@ def _alone(sample: Sample, weight: NDArray[np.float32]) -> NDArray[np.bool_]:
     return counts & edited[:, None]
 
 
-def _join(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:
-    """The sample with the measured windows behind its own ones."""
+def join(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:
+    """The sample with the measured windows behind its own ones, each pivot with `pivot_weight`, or less if many."""
     mass = float(sample.weight.sum() + sample.check.sum())
     each = min(pivot_weight, SHARE * mass / max(len(observed), 1))
     measured = observed.measured.ravel()
@@ -157,7 +157,6 @@ def fit(rule: Rule, sample: Sample, growth: Growth, observed: Observed, *, pivot
     other = revise(less, growth, allowed, pivot_weight=pivot_weight, half=half)
     table = _token_means(less, allowed)
     on_edits, on_hidden = (_predict_pivots(other, part, sample.vocabulary) for part in (edits, hidden))
-    active = _predict_pivots(rule, observed, sample.vocabulary) > half
     return Fit(
         kept=_correlation(true, predict(rule, sample.background.grid).ravel()[checked]),
         kept_table=_correlation(true, table[codes]),
@@ -167,10 +166,16 @@ def fit(rule: Rule, sample: Sample, growth: Growth, observed: Observed, *, pivot
         observed_agreement=_agreement(hidden, on_hidden, half),
         observed_correlation=_correlation(hidden.activations[hidden.measured], on_hidden),
         observed_table=_agreement(hidden, table[hidden.ids[hidden.measured]], half),
-        wrong=int((active != (observed.activations[observed.measured] > half)).sum()),
+        wrong=count_wrong(rule, observed, sample.vocabulary, half=half),
         observed=len(observed),
         length=rule.length(),
     )
+
+
+def count_wrong(rule: Rule, observed: Observed, vocabulary: tuple[str, ...], *, half: float) -> int:
+    """How many measured pivots the rule puts on the wrong side of half the peak."""
+    active = _predict_pivots(rule, observed, vocabulary) > half
+    return int((active != (observed.activations[observed.measured] > half)).sum())
 
 
 def _choose_denied(observed: Observed) -> NDArray[np.bool_]:

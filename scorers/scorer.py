@@ -16,7 +16,7 @@ from ..data.records import Explanation, Judgements, Score
 from ..llm.prompt import Prompt
 from ..llm.tasks import LLMTask
 from .holdout import Baselines, Holdout
-from .metrics import Measured, agreement, auroc, evaluate
+from .metrics import CONSTANT, Measured, agreement, auroc, evaluate
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class Scorer(Protocol):
         ...
 
 
+CHANCE = 0.5
+"""Balanced accuracy, AUROC and agreement of answers that tell nothing apart."""
 PAIRED = ("counterfactual", "context")
 """Sets of minimal pairs, of which the agreement is taken, too; context: those that keep the token at the pivot."""
 
@@ -114,7 +116,7 @@ def _score_group(group: Sequence[Judgements], seed: int) -> list[Score]:
             ci_high=measured.ci_high,
             n=measured.n,
             coverage=coverage,
-            baselines={role: metrics[metric].value for role, metrics in others.items() if metric in metrics},
+            baselines={role: _baseline(metrics[metric]) for role, metrics in others.items() if metric in metrics},
             windows=own.windows,
             backend=backend,
             judge=judge,
@@ -122,6 +124,11 @@ def _score_group(group: Sequence[Judgements], seed: int) -> list[Score]:
         )
         for metric, measured in _metrics(own, seed).items()
     ]
+
+
+def _baseline(measured: Measured) -> float | None:
+    """The value to beat: chance where a control's answers are all the same, who says no to everything knows nothing."""
+    return CHANCE if measured.reason == CONSTANT else measured.value
 
 
 def _reason(measured: Measured, own: Judgements) -> str | None:

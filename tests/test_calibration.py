@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from neuronaut.benchmarks.fault_server import FaultServer
+from neuronaut.data.judges import identify_judge, name_judge
 from neuronaut.data.records import Judgements
 from neuronaut.data.store.store import Store
 from neuronaut.llm.client import LLMClient
@@ -20,7 +21,7 @@ from neuronaut.scorers.factory import ScorerOptions, make_scorers
 from neuronaut.scorers.fuzzing import Fuzzing
 from neuronaut.scorers.intruder import Intruder
 from neuronaut.scorers.llm_simulation import LLMSimulator
-from neuronaut.scorers.scorer import Scorer, identify_judge, measure, name_judge
+from neuronaut.scorers.scorer import Scorer, measure
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.scorers.simulation_json import JsonBackend
 from neuronaut.subject.errors import NeuronautError

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from neuronaut.rules.affixes import families
-from neuronaut.rules.choose import HEADLINE, WORDS, Ground, choose, predicts_better
+from neuronaut.rules.choose import HEADLINE, WORDS, Ground, can_be_told, choose, predicts_better, shorten_to_tell
 from neuronaut.rules.english import count_words, describe, tell_headline
 from neuronaut.rules.evaluate import TokenGrid, predict
 from neuronaut.rules.induce import induce
@@ -115,6 +115,16 @@ def test_a_rule_is_short_enough_to_be_told() -> None:
     assert chosen is not None
     assert count_words(tell_headline(chosen.rule)) <= HEADLINE
     assert count_words(describe(chosen.rule)) <= WORDS
+
+
+def test_a_rule_that_is_too_long_is_told_from_its_first_clause_and_strongest_tokens_on() -> None:
+    gains = {f" {letter}": float(place) for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    table = Clause(when=(Token(any=tuple(gains)),), value=13.0, gains=gains)
+    pairs = [Clause(when=(Token(any=(f" {i}",)), Token(any=(" New",), at=-1)), value=9.0) for i in range(20)]
+    assert not can_be_told(long := Rule(any=(table, *pairs)))
+    told = shorten_to_tell(long)
+    assert can_be_told(told) and describe(told).startswith("fires on ` z`, ` y`, ` x` and ` w`; less strongly on ` 0`")
+    assert shorten_to_tell(short := Rule(any=tuple(pairs[:2]))) is short
 
 
 def test_a_longer_rule_predicts_better_where_it_tells_more() -> None:

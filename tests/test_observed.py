@@ -16,6 +16,8 @@ from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
 from neuronaut.labelling.inputs import EvidenceLoader
 from neuronaut.labelling.label import open_harvested
+from neuronaut.rules.choose import HEADLINE, WORDS
+from neuronaut.rules.english import count_words
 from neuronaut.rules.induce import induce
 from neuronaut.rules.language import Clause, Rule, Token
 from neuronaut.rules.observed import Observed, disagreements
@@ -189,8 +191,10 @@ def test_the_fit_tells_a_pattern_from_none(world: World) -> None:
     assert min(pattern["kept"], pattern["edited_agreement"], pattern["observed_agreement"]) >= 0.99
     assert pattern["kept"] > pattern["kept_table"] + 0.3
     assert (pattern["wrong"], pattern["length"]) == (0, 5)
-    noise = fit_of(world.learned("noise", world.scan("noise", carriers=1), measure=True))
+    learned = world.learned("noise", world.scan("noise", carriers=1), measure=True)
+    noise = fit_of(learned)
     assert noise["length"] > 100 and noise["kept"] > noise["kept_table"]
+    assert count_words(learned.text or "") <= WORDS and count_words(learned.headline or "") <= HEADLINE
 
 
 def test_disagreements_name_the_token_and_its_offset(world: World) -> None:

@@ -46,13 +46,8 @@ def test_only_openai_has_openai_prices() -> None:
     assert find_price("gpt-4o-2024-05-13", SERVER) == Price(5.0, 15.0) != find_price("gpt-4o-2024-08-06", SERVER)
     for unknown in ("gpt-4o-mini-audio", "gpt-4o-mini-2024", "gpt-4o-minimal", "llama", "", "-2024-07-18"):
         assert find_price(unknown, SERVER) is None
-    for fall_back_to_store in (
-        "http://localhost:8000/v1",
-        "https://api.openai.com.example.org/v1",
-        "https://example.org",
-        "",
-    ):
-        assert find_price("gpt-4o-mini", fall_back_to_store) is None
+    for endpoint in ("http://localhost:8000/v1", "https://api.openai.com.example.org/v1", "https://example.org", ""):
+        assert find_price("gpt-4o-mini", endpoint) is None
     assert find_price("whatever@1234", "local") == Price(0.0, 0.0)
     assert find_price("gpt-4o-mini", SERVER, Price(1.0, 2.0)) == Price(1.0, 2.0)
     assert find_price("gpt-4o-mini", "http://localhost:8000/v1", Price(1.0, 2.0)) == Price(1.0, 2.0)

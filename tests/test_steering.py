@@ -130,10 +130,10 @@ def test_strength_is_in_the_features_own_activations(subject: Subject) -> None:
     for one, other in zip(single.doses, plain.doses, strict=True):
         assert one.effect.value == pytest.approx(other.effect.value, abs=1e-5) and one.rank is None
     other = Batch.of(subject, ROWS)
-    fall_back_to_store = dose_response(
+    elsewhere = dose_response(
         subject, batch, Edit.parse("resid_post.1@sae:4+=1q"), readout, strengths=[0, 1], reference=other, **given
     )
-    assert fall_back_to_store.unit != single.unit and fall_back_to_store.provenance.prompts != single.provenance.prompts
+    assert elsewhere.unit != single.unit and elsewhere.provenance.prompts != single.provenance.prompts
     assert single.dictionaries == {"resid_post.1@sae": fidelity(subject, SAE["resid_post.1@sae"], unrelated)}
     assert single.provenance.dictionaries == {"resid_post.1@sae": SAE["resid_post.1@sae"].revision}
 

@@ -93,7 +93,10 @@ class FeatureExaminer:
     def explanation(self, text: str, hypothesis: Hypothesis) -> Explanation:
         """The hypothesis as an explanation."""
         rule = None if hypothesis.rule is None else hypothesis.rule.to_json()
-        seen = {example.window for example in self._lab.examples} | set(self._batch.background.digests)
+        seen = {example.window for example in (*self._lab.examples, *self._evidence.tune)}
+        seen.update(self._batch.background.digests)
+        if self._batch.tune is not None:
+            seen.update(self._batch.tune.digests)
         return Explanation(self._lab.feature, text, "investigation", rule=rule, seen=tuple(sorted(seen)))
 
     def indescribable(self, hypothesis: Hypothesis) -> str | None:

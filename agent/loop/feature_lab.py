@@ -15,6 +15,7 @@ from ...data.records import Example, Explanation, Statistics
 from ...data.store.store import Store
 from ...explainers.battery.places import TrainingSide
 from ...explainers.explainer import TrainBatch, TrainEvidence
+from ...rules.choose import shorten_to_tell
 from ...rules.english import describe
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Clause, Rule, Token
@@ -84,7 +85,7 @@ class FeatureLab(TrainingSide):
     def nulls(self) -> list[Hypothesis]:
         """The two rivals that are always there."""
         rule = self._token_identity()
-        text = f"Only the current token matters: {describe(rule, peak=self.evidence.statistics.peak)}."
+        text = f"Only the current token matters: {describe(shorten_to_tell(rule), peak=self.evidence.statistics.peak)}."
         return [
             Hypothesis(text=text, kind="token_identity", rule=rule),
             Hypothesis(text="No pattern: nothing predicts it better than the base rate.", kind="no_pattern"),

@@ -22,6 +22,7 @@ from math import log
 from typing import Any
 
 from ...data.records import Example
+from ...rules.choose import shorten_to_tell
 from ...rules.english import describe
 from ...rules.evaluate import simulate
 from ...rules.language import Class, Clause, Condition, Position, Regex, Rule, Token
@@ -262,7 +263,7 @@ def rivals(rule: Rule, text: str) -> list[Hypothesis]:
 
 def hypothesis(rule: Rule, *, parent: str | None = None) -> Hypothesis:
     """A rule as a hypothesis in its own words."""
-    return Hypothesis(text=describe(rule), rule=rule, parent=parent)
+    return Hypothesis(text=describe(shorten_to_tell(rule)), rule=rule, parent=parent)
 
 
 def at_positions(rule: Rule, position: Position) -> list[Hypothesis]:

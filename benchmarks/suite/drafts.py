@@ -77,12 +77,12 @@ def unless(
     others: tuple[str, ...],
     words: tuple[str, ...] = (),
     near: bool = False,
-    fall_back_to_store: float = 0.2,
+    lone: float = 0.2,
 ) -> Draft:
     """Words, except directly after (or within four tokens after) others, which stand there in a share of the cases."""
     words = words or supply.take(1, 2)
     text, exception = f"{either(words)}, unless directly after {either(others)}", Cause(before=others)
-    phrases = [*each(words, weight=1 - share), *alone(others, weight=fall_back_to_store)]
+    phrases = [*each(words, weight=1 - share), *alone(others, weight=lone)]
     if near:
         text, exception = (
             f"{either(words)}, unless {either(others)} is among the four tokens before",

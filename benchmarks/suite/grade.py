@@ -154,18 +154,14 @@ def _with_and_without(unit: Unit, cause: Cause, tokens: list[str], rng: random.R
     written, rest = list(tokens), [other for other in unit.causes if other != cause]
     if not cause.write(written, place, rng) or unit.at(written, place) <= unit.half or _holds_any(rest, written, place):
         return None
-    undone, fall_back_to_store = list(written), place
+    undone, there = list(written), place
     changed = [at for at in range(LONGEST) if written[at] != tokens[at]]
     if changed:
         back = rng.choice(changed)
         undone[back] = tokens[back]
     else:
-        fall_back_to_store = rng.randrange(LONGEST)
-    return (
-        None
-        if unit.at(undone, fall_back_to_store) > 0
-        else Probe(tuple(written), place, tuple(undone), fall_back_to_store)
-    )
+        there = rng.randrange(LONGEST)
+    return None if unit.at(undone, there) > 0 else Probe(tuple(written), place, tuple(undone), there)
 
 
 def _without_exception(unit: Unit, exception: Cause, tokens: list[str], rng: random.Random) -> Probe | None:

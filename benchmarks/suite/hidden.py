@@ -45,14 +45,12 @@ def _with_second(supply: Supply, draft: Draft, kind: str) -> Draft:
 
 def rare_exception(supply: Supply) -> list[Draft]:
     """Words with a rare exception."""
-    return [
-        unless(supply, "rare_exception", share=_draw_rare(supply), others=supply.take(3, 4), fall_back_to_store=0.1)
-    ]
+    return [unless(supply, "rare_exception", share=_draw_rare(supply), others=supply.take(3, 4), lone=0.1)]
 
 
 def rare_near(supply: Supply) -> list[Draft]:
     """Words with a rare exception among the four tokens before, and a rare second meaning."""
-    draft = unless(supply, "", share=_draw_rare(supply), others=supply.take(2, 3), near=True, fall_back_to_store=0.02)
+    draft = unless(supply, "", share=_draw_rare(supply), others=supply.take(2, 3), near=True, lone=0.02)
     return [_with_second(supply, draft, "rare_near")]
 
 
@@ -73,7 +71,7 @@ def twins(supply: Supply) -> list[Draft]:
     """Words, and the same words with a rare exception."""
     words = supply.take(1, 2)
     others = supply.take(2, 3)
-    rare = unless(supply, "twin_rare", share=_draw_rare(supply), words=words, others=others, fall_back_to_store=0.1)
+    rare = unless(supply, "twin_rare", share=_draw_rare(supply), words=words, others=others, lone=0.1)
     text = f"{either(words)}, whatever stands before"
     return [Draft("twin", text, Predicate((Cause(here=words),)), rare.phrases), replace(rare, phrases=())]
 
@@ -90,9 +88,7 @@ def hidden_condition(supply: Supply) -> list[Draft]:
 def hidden_quotes(supply: Supply) -> list[Draft]:
     """Words between quotation marks, which they hardly ever stand outside of, with a rare exception."""
     words, share = supply.take(1, 2), _draw_rare(supply)
-    draft = unless(
-        supply, "hidden_quotes", share=_draw_rare(supply), words=words, others=supply.take(2, 3), fall_back_to_store=0.1
-    )
+    draft = unless(supply, "hidden_quotes", share=_draw_rare(supply), words=words, others=supply.take(2, 3), lone=0.1)
     scaled = [  # quotation marks hold 0.3 of the text
         replace(phrase, weight=phrase.weight * share * 6 / 7, quoted=phrase.weight * 2)
         if set(words) & set(phrase.words)
@@ -109,7 +105,7 @@ def hidden_quotes(supply: Supply) -> list[Draft]:
 def companion(supply: Supply) -> list[Draft]:
     """Words that nearly always follow another word, which is no cause; a rare exception and a second meaning."""
     words, mate, share = supply.take(1, 2), supply.take(1), _draw_rare(supply)
-    draft = unless(supply, "", share=share, words=words, others=supply.take(2, 3), fall_back_to_store=0.1)
+    draft = unless(supply, "", share=share, words=words, others=supply.take(2, 3), lone=0.1)
     phrases = [*pairs(mate, words, weight=0.92 - share), *(p for p in draft.phrases if p.words[0] or len(p.words) > 2)]
     phrases += each(words, weight=0.08)
     text = f"{draft.description}; {either(mate)} mostly stands before and is no cause"
@@ -119,9 +115,7 @@ def companion(supply: Supply) -> list[Draft]:
 def polysemantic(supply: Supply) -> list[Draft]:
     """Unrelated meanings, all of them common, and a rare exception to all; a word that is no cause comes along."""
     words, other, first, mate = supply.take(1, 2), supply.take(1), supply.take(1), supply.take(1)
-    draft = unless(
-        supply, "polysemantic", share=_draw_rare(supply), words=words, others=supply.take(2), fall_back_to_store=0.1
-    )
+    draft = unless(supply, "polysemantic", share=_draw_rare(supply), words=words, others=supply.take(2), lone=0.1)
     second = (Cause(here=other), Cause(before=first))
     phrases = (*draft.phrases, *pairs(mate, other, weight=0.5), *alone(first, weight=0.3))
     text = f"{either(other)}; any token directly after {either(first)}; also {draft.description}"

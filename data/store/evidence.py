@@ -69,10 +69,10 @@ class _Gathered:
         if number == len(self.documents):
             self.documents.append(recorded.document or f"window-{window_digest(np.array(ids))}")
         of_source = self.features.setdefault(recorded.source, {})
-        if recorded.index is None:
+        if recorded.feature_index is None:
             self.drawn.add(number)
         else:
-            of_source.setdefault(recorded.index, {}).setdefault(number, recorded.activations.astype(np.float16))
+            of_source.setdefault(recorded.feature_index, {}).setdefault(number, recorded.activations.astype(np.float16))
         if recorded.revision is not None:
             self.revisions.add(recorded.revision)
 
@@ -193,7 +193,9 @@ def _build_source(
         histograms[index] = np.bincount(histogram.bins(values[values > 0]), minlength=histogram.BINS)
         for kind, numbers in _choose(recorded, float(peak[index]), splits, pool).items():
             entries[kind] += [(index, number) for number in numbers]
-    lists = {kind: _make_list(pairs, features, windows.shape[1]) for kind, pairs in entries.items() if pairs}
+    lists: dict[Kind, ExampleList] = {
+        kind: _make_list(pairs, features, windows.shape[1]) for kind, pairs in entries.items() if pairs
+    }
     return SourceResult(
         source=str(source),
         kind=KIND,

@@ -40,7 +40,7 @@ class Recorded(NamedTuple):
     """One window, with the activations of one feature."""
 
     source: SourceId
-    index: int | None
+    feature_index: int | None
     """None for a window that is there because it was drawn without regard to any feature."""
     tokens: tuple[str, ...]
     activations: NDArray[np.float32]
@@ -216,7 +216,7 @@ def _read_delphi(path: Path, naming: Naming) -> Iterator[Recorded]:
         strongest = (-dense.max(axis=1)).argsort(kind="stable")[:STRONGEST]
         sampled = chance(rows, seed=1).argsort()[:SAMPLED]
         for kept in np.union1d(np.union1d(strongest, sampled), np.flatnonzero(np.isin(rows, drawn))).tolist():
-            yield _window(source, feature + int(name[1]), texts[rows[kept]], dense[kept].tolist())
+            yield _window(source, feature + int(name[1]), texts[int(rows[kept])], dense[kept].tolist())
 
 
 _READERS: Mapping[str, Callable[[Path, Naming], Iterator[Recorded]]] = {

@@ -158,8 +158,8 @@ def summarise(store: Store, source: str | SourceId | None = None) -> Summary:
     """Sum up a source and its controls with random matrices, or everything.
 
     >>> group = summarise(store, "demo:mlp.1").groups[0]
-    >>> group.name, group.scores[0].scorer, group.scores[0].median.n
-    ('demo:mlp.1', 'simulation', 1)
+    >>> group.name, group.scores[0].scorer, group.scores[0].metric
+    ('demo:mlp.1', 'simulation', 'correlation')
     """
     names = [SourceId.parse(row["source"]) for row in store.sources()]
     if source is not None:
