@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.counterfactual import minimal_pairs
-from ..data.harvest.activations import read_own
+from ..data.harvest.activations import read_pivots
 from ..data.padding import pad_activations, pad_ids
 from ..data.records import Example, Explanation
 from ..llm.prompt import Prompt
@@ -59,12 +59,12 @@ class _Row(NamedTuple):
 
 
 class _Interventions(NamedTuple):
-    """Windows that were edited for one feature, and which of their tokens may be learned from."""
+    """Windows that were edited for one feature, of each of which one token is measured and learned from."""
 
     ids: NDArray[np.int64]
     """(row, position)"""
-    weight: NDArray[np.float32]
-    """(row, position); 0 on padding."""
+    pivots: NDArray[np.int64]
+    """Position of that token (row,)."""
     documents: list[str]
     part: NDArray[np.int8]
     """What a row was made for (row,): `PRUNE`, `FILL`, `PAIR` or `TUNE`."""
@@ -84,6 +84,7 @@ class _Measured(NamedTuple):
     evidence: TrainEvidence
     rows: _Interventions
     activations: NDArray[np.float32]
+    """At the pivots (row,)."""
 
 
 class _Shares(NamedTuple):
@@ -219,12 +220,9 @@ class RuleExplainer:
         if batch.tune is not None:
             active = [e for e in evidence.tune if e.kind in ("top", "quantile", "silent", "near_miss")]
             rows += self._make_pairs(evidence, active, batch.tune, self._interventions // 3, TUNE)
-        width = batch.background.ids.shape[1]
-        weight = np.zeros((len(rows), width), np.float32)
-        weight[np.arange(len(rows)), [row.pivot for row in rows]] = 1.0
         return _Interventions(
-            pad_ids([row.ids for row in rows], width=width),
-            weight,
+            pad_ids([row.ids for row in rows], width=batch.background.ids.shape[1]),
+            np.array([row.pivot for row in rows], np.int64),
             [row.document for row in rows],
             np.array([row.part for row in rows], np.int8),
         )
@@ -240,17 +238,20 @@ class RuleExplainer:
     def _measure(
         self, source: Source, evidence: Sequence[TrainEvidence], interventions: Sequence[_Interventions]
     ) -> list[NDArray[np.float32]]:
-        """Measure each feature on its own interventions, all features in shared forwards."""
+        """Measure each feature at the pivots of its own interventions, (row,) each."""
         if not evidence:
             return []
         counts = [len(intervention.ids) for intervention in interventions]
         features = np.repeat([part.feature.index for part in evidence], counts)
         signs = np.repeat([-1.0 if part.feature.negative else 1.0 for part in evidence], counts)
-        activations = read_own(
-            self._subject, source, np.concatenate([intervention.ids for intervention in interventions]), features
+        activations = read_pivots(
+            self._subject,
+            source,
+            np.concatenate([intervention.ids for intervention in interventions]),
+            np.concatenate([intervention.pivots for intervention in interventions]),
+            features,
         )
-        activations *= signs[:, None].astype(np.float32)
-        return np.split(activations, np.cumsum(counts)[:-1])
+        return np.split(activations * signs.astype(np.float32), np.cumsum(counts)[:-1])
 
     def _learn(
         self,
@@ -269,7 +270,7 @@ class RuleExplainer:
         fit_provenance: dict[str, object] = {}
         checked_on: str | None = None
         if observed is not None and len(observed):
-            pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(float(rows.weight[keeps].sum()), 1.0)
+            pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(int(keeps.sum()), 1)
             scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
             rule = revise(sample, growth, observed, **scale)
             if rule is not None and not can_be_told(rule):
@@ -375,14 +376,16 @@ class RuleExplainer:
         examples = list({e.window: e for e in side.examples if e.kind != "bottom"}.values())
         width = side.width
         own_ids = np.concatenate([pad_ids([e.ids for e in examples], width=width), rows.ids[chosen]])
-        own_activations = np.concatenate(
-            [pad_activations([e.activations for e in examples], width=width), activations[chosen]]
-        )
         real = (background.ids >= 0).ravel().astype(np.float32)
-        mass, pivots = float(real.sum()), rows.weight[chosen]
-        example_weight = shares.examples * mass / max(sum(len(e.ids) for e in examples), 1)
-        pivot_weight = shares.pivots * mass / max(float(pivots.sum()), 1.0)
-        own_weight = np.concatenate([np.where(own_ids[: len(examples)] >= 0, example_weight, 0), pivots * pivot_weight])
+        mass, pivots = float(real.sum()), rows.pivots[chosen]
+        edited = np.arange(len(examples), len(own_ids)), pivots
+        own_activations = np.zeros(own_ids.shape, np.float32)
+        own_activations[: len(examples)] = pad_activations([e.activations for e in examples], width=width)
+        own_activations[edited] = activations[chosen]
+        own_weight = np.zeros(own_ids.shape)
+        of_examples = shares.examples * mass / max(sum(len(e.ids) for e in examples), 1)
+        own_weight[: len(examples)] = np.where(own_ids[: len(examples)] >= 0, of_examples, 0)
+        own_weight[edited] = shares.pivots * mass / max(len(pivots), 1)
         weight = np.concatenate([real, own_weight.ravel().astype(np.float32)])
         own_documents = [e.document for e in examples] + list(np.array(rows.documents, object)[chosen])
         checked = np.repeat([_is_for_checking(name) for name in (*side.background.documents, *own_documents)], width)
@@ -421,8 +424,7 @@ def _tune_side(evidence: TrainEvidence, batch: TrainBatch) -> _Side | None:
 
 def _depends_on_position(rows: _Interventions, activations: NDArray[np.float32], peak: float) -> bool:
     """Whether the activation changes where a context is moved to the window's start, and stays in its place."""
-    pivots = rows.weight.argmax(axis=1)
-    values = activations[np.arange(len(pivots)), pivots]
+    pivots, values = rows.pivots, activations
     moved = {rows.ids[i, : pivots[i] + 1].tobytes(): values[i] for i in np.flatnonzero(rows.only(PRUNE)).tolist()}
     kept: list[float] = []
     for i in np.flatnonzero(rows.only(FILL)).tolist():
@@ -471,11 +473,11 @@ def _context_needed(activations: NDArray[np.float32], rows: _Interventions) -> i
     Pruned rows come first, in the order of `PRUNED` for each example; None where the window was too short.
     """
     needed: list[int] = []
-    lengths = rows.weight.argmax(axis=1) + 1
+    lengths = rows.pivots + 1
     start = 0
     for end in range(1, len(lengths) + 1):
         if end == len(lengths) or lengths[end] <= lengths[end - 1]:
-            values = [activations[i, lengths[i] - 1] for i in range(start, end)]
+            values = activations[start:end].tolist()
             sufficient = [int(lengths[start + i]) for i, value in enumerate(values) if value >= BROKEN * max(values)]
             if end - start > 1 and lengths[start] == PRUNED[0] and sufficient:
                 needed.append(sufficient[0])

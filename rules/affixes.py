@@ -28,6 +28,12 @@ class Family:
     codes: NDArray[np.int32]
     """The member that each token id belongs to, the number of members for none; the last entry is "no token"."""
 
+    def only(self, ids: NDArray[np.integer]) -> "Family":
+        """The family among some token ids (id,), with codes by place in `ids`, and the members that occur there."""
+        found, codes = np.unique(self.codes[ids], return_inverse=True)
+        members = tuple(self.members[code] for code in found.tolist() if code < len(self.members))
+        return Family(self.name, members, np.array([*codes.tolist(), len(members)], np.int32))
+
     def condition(self, members: Sequence[str], *, at: int) -> Token | Regex | None:
         """The token at an offset is one of these members; None where no pattern of allowed length says so."""
         if self.name == "token":

@@ -64,7 +64,7 @@ class Chosen(NamedTuple):
 
 
 class Ground:
-    """The tokens of train and of tune that weigh, side by side. N tokens."""
+    """The tokens of train and of tune that weigh, side by side. N tokens, of U distinct ids that have codes."""
 
     def __init__(
         self,
@@ -89,10 +89,13 @@ class Ground:
         self.train_weight = np.where(np.arange(len(self.weight)) < self.split, self.weight, 0)
         self.documents = documents[self._used[1]]
         self.rows = tune.rows[self._used[1]]
-        self.size = len(train.vocabulary) + 1
-        self.families = families
+        used = np.union1d(train.used, tune.used)
+        self.size = len(used) + 1
+        self._codes = np.full(len(train.vocabulary) + 1, len(used), np.int32)
+        self._codes[used] = np.arange(len(used))
+        self.families = [family.only(used) for family in families]
         self._masks: dict[Condition, NDArray[np.bool_]] = {}
-        self._tables: dict[Condition, NDArray[np.bool_]] = {}
+        self._tables: dict[tuple[str, ...] | str, NDArray[np.bool_]] = {}
         mean = np.average(self.activation, weights=self.weight)
         self.variance = float((self.weight * (self.activation - mean) ** 2).sum())
 
@@ -101,8 +104,10 @@ class Ground:
 
     @cached_property
     def tokens(self) -> dict[int, NDArray[np.int32]]:
-        """Token ids by offset, V before the window's start; each (N,)."""
-        return {offset: self._join(*(sample.tokens[offset] for sample in self._samples)) for offset in OFFSETS}
+        """Codes of tokens by offset, U before the window's start; each (N,)."""
+        return {
+            offset: self._codes[self._join(*(sample.tokens[offset] for sample in self._samples))] for offset in OFFSETS
+        }
 
     def predict_tune(self, rule: Rule) -> NDArray[np.float64]:
         """A rule's prediction for every tune token, (tune token,)."""
@@ -154,32 +159,42 @@ class Ground:
         return np.array([*clause.gains.values(), clause.value])[self._slots(named)[self.tokens[0][at]]]
 
     def _slots(self, named: Sequence[str]) -> NDArray[np.int8]:
-        """The place of every token id among some tokens, their number for any other, (V + 1,)."""
+        """The place of every code among some tokens, their number for any other, (U + 1,)."""
         slots = np.full(self.size, len(named), np.int8)
         for place, token in enumerate(named):
-            slots[self.ids_of(token)] = place
+            slots[self.codes_of(token)] = place
         return slots
 
     def holds(self, condition: Condition, at: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Where of these tokens a condition holds."""
-        if isinstance(condition, Token | Regex) and not condition.within:
-            key = condition.model_copy(update={"at": 0})
-            if key not in self._tables and isinstance(condition, Token):
-                table = np.zeros(self.size, np.bool_)
-                for token in condition.any:
-                    table[self.ids_of(token)] = True
-                self._tables[key] = table
-            if key in self._tables and condition.at in self.tokens:
-                return self._tables[key][self.tokens[condition.at][at]]
-        return self.mask(condition)[at]
+        table = self._table(condition) if isinstance(condition, Token | Regex) else None
+        return table[self.tokens[condition.at][at]] if table is not None else self.mask(condition)[at]
 
-    def learn_table(self, condition: Condition, table: NDArray[np.bool_]) -> None:
-        """Keep of which token ids (V + 1,) a condition on one token holds."""
-        self._tables[condition.model_copy(update={"at": 0})] = table
+    def _table(self, condition: Token | Regex) -> NDArray[np.bool_] | None:
+        """Of which codes a condition on one token holds, (U + 1,); None where that is not known."""
+        if condition.within or condition.at not in self.tokens:
+            return None
+        key = _spelled(condition)
+        if key not in self._tables and isinstance(condition, Token):
+            table = np.zeros(self.size, np.bool_)
+            for token in condition.any:
+                table[self.codes_of(token)] = True
+            self._tables[key] = table
+        return self._tables.get(key)
 
-    def ids_of(self, token: str) -> list[int]:
-        """The token ids that spell a string."""
-        return self._samples[0].background.ids_of[token]
+    def learn_table(self, condition: Token | Regex, table: NDArray[np.bool_]) -> None:
+        """Keep of which codes (U + 1,) a condition on one token holds."""
+        self._tables[_spelled(condition)] = table
+
+    def codes_of(self, token: str) -> list[int]:
+        """The codes of the token ids that spell a string."""
+        codes = self._codes[self._samples[0].background.ids_of[token]].tolist()
+        return [code for code in codes if code < self.size - 1]
+
+
+def _spelled(condition: Token | Regex) -> tuple[str, ...] | str:
+    """What a condition on one token asks of its string."""
+    return condition.any if isinstance(condition, Token) else f"{condition.of}: {condition.pattern}"
 
 
 def _named(clause: Clause) -> tuple[str, ...]:
@@ -316,10 +331,11 @@ class _Search:
     ) -> tuple[NDArray[np.int64], _Fit] | None:
         """Of the tokens that a clause matches, those that it decides, and the clause fitted on them."""
         first = self.ground.fit(clause, at, weight)
-        decided = at[self.state.best[at] < first.values]
+        free = self.state.best[at] < first.values
+        decided = at[free]
         if not weight[decided].any():
             return None
-        fit = self.ground.fit(first.clause, decided, weight)
+        fit = first if free.all() else self.ground.fit(first.clause, decided, weight)
         return (decided, fit) if fit.clause.value > self.state.floor else None
 
     def proves(self, clause: Clause, at: NDArray[np.int64], without: _Trial | None = None) -> bool:
@@ -408,7 +424,9 @@ class _Search:
             if len(chosen) in (1, 2, 4, most):
                 condition = family.condition([family.members[i] for i in chosen], at=offset)
                 if condition is not None:
-                    self.ground.learn_table(condition, np.isin(family.codes, chosen))
+                    taken = np.zeros(len(family.members) + 1, np.bool_)
+                    taken[chosen] = True
+                    self.ground.learn_table(condition, taken[family.codes])
                     yield condition
 
     def _own_values(self, family: Family, order: NDArray[np.int64], worth: NDArray[np.float64]) -> Iterator[Condition]:

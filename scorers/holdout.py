@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.counterfactual import Pair, minimal_pairs
-from ..data.harvest.activations import read_own
+from ..data.harvest.activations import read_pivots
 from ..data.padding import pad_activations, pad_ids
 from ..data.recorded import RecordedSource
 from ..data.records import Example
@@ -176,13 +176,16 @@ def _measure(
     *,
     width: int,
 ) -> dict[Feature, NDArray[np.float32]]:
-    """Measure each feature on its own edited windows, (pair, position)."""
+    """Measure each feature at the pivots of its own edited windows, (pair,)."""
     rows = [(feature, pair) for feature, feature_pairs in pairs.items() for pair in feature_pairs]
-    if not rows:
-        return dict.fromkeys(pairs, np.empty((0, 0), np.float32))
-    tokens = pad_ids([pair.tokens for _, pair in rows], width=width)
-    activations = read_own(subject, source, tokens, np.array([feature.index for feature, _ in rows]))
-    activations *= np.array([signs[feature] for feature, _ in rows], np.float32)[:, None]
+    activations = read_pivots(
+        subject,
+        source,
+        pad_ids([pair.tokens for _, pair in rows], width=width),
+        np.array([pair.pivot for _, pair in rows], np.int64),
+        np.array([feature.index for feature, _ in rows], np.int64),
+    )
+    activations *= np.array([signs[feature] for feature, _ in rows], np.float32)
     counts = np.cumsum([len(feature_pairs) for feature_pairs in pairs.values()])[:-1]
     return dict(zip(pairs, np.split(activations, counts), strict=True))
 
@@ -205,7 +208,7 @@ def _score_pivots(
     pivots = np.array([pair.pivot for pair in pairs])
     originals = [examples[pair.example] for pair in pairs]
     true = np.array(
-        [[e.activations[p], row[p]] for e, row, p in zip(originals, edited, pivots, strict=True)], np.float32
+        [[e.activations[p], value] for e, value, p in zip(originals, edited, pivots, strict=True)], np.float32
     )
     ids = pad_ids([*(e.ids for e in originals), *(pair.tokens for pair in pairs)], width=width)
     rows = np.stack([np.arange(n), np.arange(n) + n], axis=1)

@@ -119,19 +119,21 @@ class Subject(TextReader):
         return self._record(lambda: self.model.base_model(tokens, use_cache=False), sites)
 
     @torch.inference_mode()
-    def read_endings(self, beginning: Tensor, endings: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
-        """As `read` of rows that begin alike, at the positions of their endings; the beginning is run only once.
+    def read_endings(
+        self, beginnings: Tensor, endings: Tensor, sites: Sequence[str], *, of: Tensor
+    ) -> dict[str, Tensor]:
+        """As `read` of rows that begin alike, at the positions of their endings; a beginning is run only once.
 
-        beginning: (position,) ids, endings: (row, position) ids -> site: (row, position of the ending, width). Equal to
-        `read` but for rounding.
+        beginnings: (beginning, position) ids, endings: (row, position) ids, of: the beginning of each row (row,)
+        -> site: (row, position of the ending, width). Equal to `read` but for rounding.
         """
-        rows = self._check_tokens(torch.cat([beginning.expand(len(endings), -1), endings], dim=1))
-        start, cache = len(beginning), DynamicCache(config=self.model.config)
-        self._record(lambda: self.model.base_model(rows[:1, :start], past_key_values=cache, use_cache=True), sites)
+        rows = self._check_tokens(torch.cat([beginnings[of], endings], dim=1))
+        start, cache = beginnings.shape[1], DynamicCache(config=self.model.config)
+        self._record(lambda: self.model.base_model(beginnings, past_key_values=cache, use_cache=True), sites)
         if not cache.get_seq_length():
             # The sites come before any attention, so nothing of the beginning matters.
             return {site: tensor[:, start:] for site, tensor in self.read(rows, sites).items()}
-        cache.batch_repeat_interleave(len(rows))
+        cache.batch_select_indices(of)
         return self._record(
             lambda: self.model.base_model(rows[:, start:], past_key_values=cache, use_cache=True), sites
         )

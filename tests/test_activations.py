@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data.harvest.activations import ROWS, Row, read_columns, read_last, with_bos
+from neuronaut.data.harvest.activations import ROWS, Row, read_columns, read_last, read_own, read_pivots, with_bos
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Neurons
@@ -85,6 +85,18 @@ def test_a_beginning_is_run_once() -> None:
     assert sum(tokens) == 15 + (of.bos is not None) + 100
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_pivots_of_windows_of_several_features_are_read_as_whole_windows(family: str) -> None:
+    of, rng = subject(family), np.random.default_rng(0)
+    tokens = rng.integers(3, VOCABULARY, (40, 24))
+    tokens[::2, :9] = tokens[0, :9]
+    pivots, features = rng.integers(24, size=40), rng.choice(CHOSEN, 40)
+    tokens[np.arange(24) > pivots[:, None] + 2] = -1
+    whole = read_own(of, neurons(of), tokens, features)[np.arange(40), pivots]
+    np.testing.assert_allclose(read_pivots(of, neurons(of), tokens, pivots, features), whole, rtol=1e-4, atol=1e-5)
+
+
 def test_no_rows() -> None:
-    of = subject("gpt2")
+    of, none = subject("gpt2"), np.empty(0, np.int64)
     assert read_last(of, neurons(of), [], CHOSEN).shape == (0, 3)
+    assert read_pivots(of, neurons(of), np.empty((0, 24), np.int64), none, none).shape == (0,)

@@ -100,11 +100,12 @@ def test_residual_stream_adds_up(family: str) -> None:
 @pytest.mark.parametrize("start", [1, TOKENS.shape[1] - 1])
 def test_endings_of_a_beginning_are_read_as_whole_rows_are(family: str, start: int) -> None:
     subject = tiny_subject(family)
-    beginning, endings = TOKENS[0, :start], TOKENS[:, start:]
-    rows = torch.cat([beginning.expand(len(endings), -1), endings], dim=1)
+    beginnings, of = TOKENS[:2, :start], torch.arange(len(TOKENS)) % 2
+    endings = TOKENS[:, start:]
+    rows = torch.cat([beginnings[of], endings], dim=1)
     whole = subject.read(rows, subject.sites)
     for site in subject.sites:
-        found = subject.read_endings(beginning, endings, [site])[site]
+        found = subject.read_endings(beginnings, endings, [site], of=of)[site]
         torch.testing.assert_close(found, whole[site][:, start:], rtol=1e-4, atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 """Activations of sources on windows: of chosen features as arrays, of all features tile by tile.
 
 Chosen features are read many rows to a forward pass. Rows that differ in a few tokens only, as those of a
-vocabulary scan do, share a beginning: `read_last` runs it once, and of each row just the ending.
+vocabulary scan or minimal pairs do, share a beginning: `read_last` runs it once, and of each row just the ending.
 
 All features are read in tiles (`tiles`): a dictionary encodes into a reused buffer that stays in a CPU's cache,
 neurons are views of what the model computed. The dense (window, position, feature) tensor of a wide dictionary
@@ -9,7 +9,7 @@ is never built.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +25,11 @@ from ..recorded import RecordedSource
 ROWS = 64
 """Rows per forward."""
 ENDINGS = (1, 2, 4, 8, 16)
-"""Tokens after a beginning that rows may share."""
-SHARING = 4
+"""Tokens after a beginning that many rows may share."""
+MANY = 16
 """Rows from which on a beginning is run by itself."""
+STEP = 16
+"""Beginnings that fewer rows share are cut to multiples of it, so that those of many rows are run together."""
 ENDING_TOKENS, ENDING_ROWS = 2048, 512
 """Tokens of endings per forward, and rows, for each of which the beginning's keys and values are held."""
 Row = tuple[int, ...]
@@ -67,47 +69,87 @@ def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: S
     """Activations of the chosen features at the last token of each row. Rows of ids, of any length -> (row, chosen)."""
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
     values: dict[Row, NDArray[np.float32]] = {}
-    distinct = sorted(set(rows), key=lambda ids: (len(ids), ids))
-    for beginning, members in _group_by_beginning(distinct):
-        length = len(members[0]) - len(beginning)
-        size = min(ENDING_ROWS, ENDING_TOKENS // length)
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
-            read = _encode_endings(subject, source, beginning, [row[-length:] for row in part], chosen)
-            values |= dict(zip(part, read, strict=True))
-    whole = [row for row in distinct if row not in values]
-    for start in range(0, len(whole), ROWS):
-        part = whole[start : start + ROWS]
-        # What stands after a causal model's last token cannot matter.
-        ids = np.zeros((len(part), len(part[-1])), np.int64)
-        for place, row in enumerate(part):
-            ids[place, : len(row)] = row
-        read = _encode(subject, source, ids, chosen).cpu().numpy()
-        values |= {row: read[place, len(row) - 1] for place, row in enumerate(part)}
+    for start, members in _group_by_beginning(sorted(set(rows), key=lambda ids: (len(ids), ids))):
+        size = min(ENDING_ROWS, ENDING_TOKENS // (len(members[-1]) - start)) if start else ROWS
+        for first in range(0, len(members), max(size, 1)):
+            part = members[first : first + max(size, 1)]
+            values |= dict(zip(part, _encode_last(subject, source, part, start, chosen), strict=True))
     return np.array([values[row] for row in rows], np.float32).reshape(-1, len(chosen))
 
 
-def _group_by_beginning(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
-    """The beginnings that at least SHARING rows share, the longest first, with these rows; each row at most once."""
-    for length in ENDINGS:
-        groups: dict[Row, list[Row]] = defaultdict(list)
-        for row in rows:
-            groups[row[:-length]].append(row)
-        shared = {beginning: group for beginning, group in groups.items() if beginning and len(group) >= SHARING}
-        yield from shared.items()
-        rows = [row for row in rows if row[:-length] not in shared]
-
-
-def _encode_endings(
-    subject: Subject, source: Source, beginning: Row, endings: Sequence[Row], chosen: torch.Tensor
+def read_pivots(
+    subject: Subject,
+    source: Source,
+    tokens: NDArray[np.integer],
+    pivots: NDArray[np.integer],
+    features: NDArray[np.integer],
 ) -> NDArray[np.float32]:
-    """(row, chosen) activations at the last token of each ending."""
-    opening, site = with_bos(subject, np.array([beginning], np.int64))[0], source.id.site
-    ends = torch.tensor(endings, dtype=torch.long, device=subject.device)
-    read = subject.read_endings(opening, ends, _with_telling(subject, [site]))
-    last = {name: vectors[:, -1:] for name, vectors in read.items()}
+    """Each window's activation of its own feature at its pivot. tokens (row, position), the others (row,) -> (row,).
+
+    What stands after a causal model's pivot cannot matter, and is not run.
+    """
+    activations = np.empty(len(tokens), np.float32)
+    for feature in np.unique(features).tolist():
+        own = np.flatnonzero(features == feature)
+        rows = [tuple(tokens[i, : pivots[i] + 1].tolist()) for i in own.tolist()]
+        activations[own] = read_last(subject, source, rows, [feature])[:, 0]
+    return activations
+
+
+def _group_by_beginning(rows: Sequence[Row]) -> Iterator[tuple[int, list[Row]]]:
+    """Rows that are run together, the shortest first, and how many of their tokens come before: each row once.
+
+    At first those of a beginning that at least MANY share, then those that share one of a multiple of STEP, then those
+    that share none.
+    """
+    for length in ENDINGS:
+        for group in _alike(rows, lambda row, length=length: row[:-length], least=MANY):
+            yield len(group[0]) - length, group
+            taken = set(group)
+            rows = [row for row in rows if row not in taken]
+    longest = max(map(len, rows), default=1)
+    for length in range((longest - 1) // STEP * STEP, 0, -STEP):
+        longer = [row for row in rows if len(row) > length]
+        together = [row for group in _alike(longer, lambda row, length=length: row[:length], least=2) for row in group]
+        if together:
+            yield length, sorted(together, key=len)
+            taken = set(together)
+            rows = [row for row in rows if row not in taken]
+    if rows:
+        yield 0, list(rows)
+
+
+def _alike(rows: Sequence[Row], beginning: Callable[[Row], Row], *, least: int) -> list[list[Row]]:
+    """The groups of at least so many rows of one beginning that is not empty."""
+    groups: dict[Row, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[beginning(row)].append(row)
+    return [group for shared, group in groups.items() if shared and len(group) >= least]
+
+
+def _encode_last(
+    subject: Subject, source: Source, rows: Sequence[Row], start: int, chosen: torch.Tensor
+) -> NDArray[np.float32]:
+    """(row, chosen) activations at the last token of each row; beginnings of `start` tokens are run once each."""
+    # What stands after a causal model's last token cannot matter.
+    endings, lasts = np.zeros((len(rows), max(map(len, rows)) - start), np.int64), np.zeros(len(rows), np.int64)
+    for place, row in enumerate(rows):
+        endings[place, : len(row) - start], lasts[place] = row[start:], len(row) - start - 1
+    at = np.arange(len(rows))
+    site = source.id.site
+    sites = _with_telling(subject, [site])
+    if start:
+        beginnings = {row[:start]: None for row in rows}
+        places = {beginning: place for place, beginning in enumerate(beginnings)}
+        of = torch.tensor([places[row[:start]] for row in rows], device=subject.device)
+        opening = with_bos(subject, np.array(list(beginnings), np.int64))
+        read = subject.read_endings(opening, torch.from_numpy(endings).to(subject.device), sites, of=of)
+    else:
+        read = subject.read(with_bos(subject, endings), sites)
+        lasts = lasts + len(subject.bos_prefix)
+    last = {name: vectors[at, lasts][:, None] for name, vectors in read.items()}
     activations = source.encode(last[site][:, 0].float(), chosen).float().cpu().numpy()
-    return activations * _count(subject, site, np.array(endings)[:, -1:], last)
+    return activations * _count(subject, site, np.array([row[-1:] for row in rows]), last)
 
 
 def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chosen: torch.Tensor) -> torch.Tensor:
