@@ -394,7 +394,9 @@ class _Search:
             if offset < -1 and family.name != "token":
                 continue
             size = len(family.members) + 1
-            part, mass = np.bincount(family.codes, sums, size), np.bincount(family.codes, masses, size)
+            part, mass = (
+                np.bincount(family.codes, values, size).astype(np.float64, copy=False) for values in (sums, masses)
+            )
             part[-1] = mass[-1] = 0
             yield from self._members(family, part, mass, offset)
 

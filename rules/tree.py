@@ -140,7 +140,8 @@ class _View:
         firsts, size = self.sample.firsts, len(self.sample.used) + 1
         ids = self.sample.codes[0][firsts]
         sums, masses, spread = (
-            np.bincount(ids, self._after(values)[firsts], size) for values in (self.weighted, self.weight, self.spread)
+            np.bincount(ids, self._after(values)[firsts], size).astype(np.float64, copy=False)
+            for values in (self.weighted, self.weight, self.spread)
         )
         gains = self._gain(masses, sums)
         gains[np.abs(sums) < self.growth.evidence * np.sqrt(np.maximum(spread, 0))] = 0
