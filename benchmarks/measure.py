@@ -7,7 +7,7 @@ is as long as the corpus is wide, so it is no explanation.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -70,16 +70,20 @@ class Costs:
     @contextmanager
     def watching(self, subject: Subject) -> Iterator[None]:
         """Time every forward of the subject."""
-        read = subject.read
+        with (
+            patch.object(subject, "read", self._timing(subject.read)),
+            patch.object(subject, "read_endings", self._timing(subject.read_endings)),
+        ):
+            yield
 
-        def timed(tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
+    def _timing(self, forward: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        def timed(*args: object, **options: object) -> dict[str, Tensor]:
             start = time.perf_counter()
-            vectors = read(tokens, sites)
+            vectors = forward(*args, **options)
             self.forwards[self._stage] += time.perf_counter() - start
             return vectors
 
-        with patch.object(subject, "read", timed):
-            yield
+        return timed
 
 
 def choose(store: Store, model: str, *, neurons: int, latents: int, seed: int = 0) -> list[Feature]:

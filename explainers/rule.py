@@ -97,6 +97,8 @@ class _Shares(NamedTuple):
 LEARNING = _Shares(EXAMPLE_SHARE, PIVOT_SHARE)
 CHOOSING = _Shares(1.0, 0.2)
 """Clauses are chosen on what scores are taken on: strong windows and random ones alike."""
+CHOSEN_ON = 640
+"""Background windows of train that clauses are chosen on at most: strong windows are among the examples anyway."""
 MIN_TUNE = 5
 """Active tune windows below which clauses are checked on kept training documents instead."""
 
@@ -152,6 +154,7 @@ class RuleExplainer:
         self._growth, self._limits = growth or Growth(), AbstentionLimits()
         self._rule_size: Size = rule_size
         self._shared: dict[int, tuple[Background, Windows]] = {}
+        self._fewer: dict[int, tuple[Background, Background]] = {}
         self._alike: tuple[tuple[str, ...], tuple[Family, ...]] | None = None
         self._measured: dict[Feature, _Measured] = {}
 
@@ -164,7 +167,7 @@ class RuleExplainer:
             "seed": self._seed,
             "growth": asdict(self._growth),
             "limits": asdict(self._limits),
-            "version": 2,
+            "version": 3,
         }
 
     def explain(self, batch: TrainBatch) -> list[Explanation]:
@@ -338,9 +341,10 @@ class RuleExplainer:
         Where the feature has too few tune windows these are the quarter of the training documents that was kept
         from fitting.
         """
-        train, tune = _train_side(evidence, batch), _tune_side(evidence, batch)
+        train, tune = self._choosing_side(evidence, batch), _tune_side(evidence, batch)
         active = sum(e.peak > 0 and e.kind in ("top", "quantile") for e in evidence.tune)
-        sample = self._build_sample(train, rows, activations, ~rows.only(TUNE), CHOOSING)
+        mass = int((batch.background.ids >= 0).sum())
+        sample = self._build_sample(train, rows, activations, ~rows.only(TUNE), CHOOSING, mass=mass)
         names = [f"measured window {i}" for i in range(len(observed.ids) if observed is not None else 0)]
         each = float(sample.weight.max() / 2)  # a pivot counts as much as one of the explainer's own
         if observed is not None:
@@ -366,18 +370,23 @@ class RuleExplainer:
         activations: NDArray[np.float32],
         chosen: NDArray[np.bool_],
         shares: _Shares,
+        *,
+        mass: int | None = None,
     ) -> Sample:
         """Put background, examples and the chosen interventions (row,) into one weighted sample.
 
-        Of interventions only the pivots count. A quarter of the documents, by the hash of their names, is
-        kept for checking the tree's splits.
+        The background weighs `mass`, or one for each of its tokens. Of interventions only the pivots count. A quarter
+        of the documents, by the hash of their names, is kept for checking the tree's splits.
         """
         background = self._windows(side)
         examples = list({e.window: e for e in side.examples if e.kind != "bottom"}.values())
         width = side.width
         own_ids = np.concatenate([pad_ids([e.ids for e in examples], width=width), rows.ids[chosen]])
         real = (background.ids >= 0).ravel().astype(np.float32)
-        mass, pivots = float(real.sum()), rows.pivots[chosen]
+        if mass is None:
+            mass = int(real.sum())
+        real *= mass / max(float(real.sum()), 1.0)
+        pivots = rows.pivots[chosen]
         edited = np.arange(len(examples), len(own_ids)), pivots
         own_activations = np.zeros(own_ids.shape, np.float32)
         own_activations[: len(examples)] = pad_activations([e.activations for e in examples], width=width)
@@ -397,6 +406,15 @@ class RuleExplainer:
             check=np.where(checked, weight, 0).astype(np.float32),
             vocabulary=side.vocabulary,
         )
+
+    def _choosing_side(self, evidence: TrainEvidence, batch: TrainBatch) -> _Side:
+        """The train side with the first `CHOSEN_ON` windows of its background, which batches share as they do that."""
+        whole = batch.background
+        if id(whole) not in self._fewer or self._fewer[id(whole)][0] is not whole:
+            parts = (part[:CHOSEN_ON] for part in (whole.ids, whole.documents, whole.digests))
+            self._fewer[id(whole)] = whole, Background(*parts)
+        fewer = self._fewer[id(whole)][1]
+        return _Side(batch.vocabulary, fewer, evidence.background[: len(fewer.ids)], evidence.examples)
 
     def _windows(self, side: _Side) -> Windows:
         """Build the windows of a background, once for as long as batches share it."""

@@ -289,8 +289,10 @@ class _Search:
         self._base = state.predicted
         free = np.isneginf(state.best)
         self._free = free
-        self._free_weight = float(ground.weight[free].sum())
-        self._free_sum = float((ground.weight * ground.activation)[free].sum())
+        self._free_weight = np.where(free, ground.weight, 0)
+        self._free_sum = self._free_weight * ground.activation
+        self._rest = float(self._free_weight.sum()), float(self._free_sum.sum())
+        self._loss = ground.weight * (ground.activation - self._base) ** 2
         self._weighted = ground.weight * (ground.activation - self._base)
 
     def best(self) -> Iterator[_Trial]:
@@ -316,12 +318,10 @@ class _Search:
             return None
         decided, fit = fitted
         weight, y = self.ground.weight[decided], self.ground.activation[decided]
-        gain = float((weight * ((y - self._base[decided]) ** 2 - (y - fit.values) ** 2)).sum())
-        free = decided[self._free[decided]]
-        weight = self.ground.weight[free]
-        rest = self._free_weight - float(weight.sum())
+        gain = float(self._loss[decided].sum() - (weight * (y - fit.values) ** 2).sum())
+        rest = self._rest[0] - float(self._free_weight[decided].sum())
         if rest > 0:
-            mean = (self._free_sum - float((weight * self.ground.activation[free]).sum())) / rest
+            mean = (self._rest[1] - float(self._free_sum[decided].sum())) / rest
             gain += rest * (self.state.floor - mean) ** 2
         gain /= self.ground.variance
         return _Trial(fit.clause, at, gain, gain - self.limits.word * _cost(clause))

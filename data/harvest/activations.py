@@ -30,6 +30,8 @@ MANY = 16
 """Rows from which on a beginning is run by itself."""
 STEP = 16
 """Beginnings that fewer rows share are cut to multiples of it, so that those of many rows are run together."""
+SPAN = 8
+"""Tokens by which rows of one forward differ in length, at most: the shorter ones are filled up."""
 ENDING_TOKENS, ENDING_ROWS = 2048, 512
 """Tokens of endings per forward, and rows, for each of which the beginning's keys and values are held."""
 Row = tuple[int, ...]
@@ -70,9 +72,7 @@ def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: S
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
     values: dict[Row, NDArray[np.float32]] = {}
     for start, members in _group_by_beginning(sorted(set(rows), key=lambda ids: (len(ids), ids))):
-        size = min(ENDING_ROWS, ENDING_TOKENS // (len(members[-1]) - start)) if start else ROWS
-        for first in range(0, len(members), max(size, 1)):
-            part = members[first : first + max(size, 1)]
+        for part in _cut_to_forwards(members, start):
             values |= dict(zip(part, _encode_last(subject, source, part, start, chosen), strict=True))
     return np.array([values[row] for row in rows], np.float32).reshape(-1, len(chosen))
 
@@ -117,6 +117,19 @@ def _group_by_beginning(rows: Sequence[Row]) -> Iterator[tuple[int, list[Row]]]:
             rows = [row for row in rows if row not in taken]
     if rows:
         yield 0, list(rows)
+
+
+def _cut_to_forwards(rows: Sequence[Row], start: int) -> Iterator[list[Row]]:
+    """Rows, the shortest first, in parts of similar length that a forward takes."""
+    part: list[Row] = []
+    for row in rows:
+        most = min(ENDING_ROWS, ENDING_TOKENS // (len(row) - start)) if start else ROWS
+        if part and (len(row) - len(part[0]) >= SPAN or len(part) >= most):
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
 
 
 def _alike(rows: Sequence[Row], beginning: Callable[[Row], Row], *, least: int) -> list[list[Row]]:
