@@ -355,12 +355,16 @@ class RuleExplainer:
             checked = replace(sample, weight=np.zeros_like(sample.weight))
             fitted = replace(sample, check=np.zeros_like(sample.weight))
             documents = np.repeat(numbers, train.width)
-            return Ground(fitted, checked, documents, self._families(batch), prior=growth.prior), "kept_train"
+            return Ground(fitted, checked, (documents,) * 2, self._families(batch), prior=growth.prior), "kept_train"
         checked = self._build_sample(tune, rows, activations, rows.only(TUNE), CHOOSING)
         if observed is not None:
             checked = join(checked, observed, pivot_weight=each)
-        kept = np.concatenate([tune.documents, np.array([*np.array(rows.documents)[rows.only(TUNE)], *names])])
-        documents = np.repeat(np.unique(kept, return_inverse=True)[1], tune.width)
+        learned, kept = (
+            np.array([*side.documents, *np.array(rows.documents)[own], *names])
+            for side, own in ((train, ~rows.only(TUNE)), (tune, rows.only(TUNE)))
+        )
+        numbers = np.repeat(np.unique(np.concatenate([learned, kept]), return_inverse=True)[1], tune.width)
+        documents = tuple(np.split(numbers, [len(learned) * tune.width]))
         return Ground(sample, checked, documents, self._families(batch), prior=growth.prior), "tune"
 
     def _build_sample(

@@ -70,12 +70,12 @@ class Ground:
         self,
         train: Sample,
         tune: Sample,
-        documents: NDArray[np.int64],
+        documents: tuple[NDArray[np.int64], NDArray[np.int64]],
         families: Sequence[Family],
         *,
         prior: float = 4.0,
     ) -> None:
-        """`documents` numbers the document of every tune token from 0 on, (tune token,).
+        """`documents` numbers the document of every token of train, and of tune: equal ones are the same document.
 
         `prior` is the weight with which a token's mean is drawn towards its clause's.
         """
@@ -87,7 +87,10 @@ class Ground:
         self.weight = self._join(*weights).astype(np.float64)
         self.split = len(self._used[0])
         self.train_weight = np.where(np.arange(len(self.weight)) < self.split, self.weight, 0)
-        self.documents = documents[self._used[1]]
+        groups = self._join(*documents)
+        self.documents = np.unique(groups[self.split :], return_inverse=True)[1]
+        self._groups = np.unique(groups, return_inverse=True)[1]
+        self._group_count = int(self._groups.max()) + 1
         self.rows = tune.rows[self._used[1]]
         used = np.union1d(train.used, tune.used)
         self.size = len(used) + 1
@@ -96,6 +99,7 @@ class Ground:
         self.families = [family.only(used) for family in families]
         self._masks: dict[Condition, NDArray[np.bool_]] = {}
         self._tables: dict[tuple[str, ...] | str, NDArray[np.bool_]] = {}
+        self._pairs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         mean = np.average(self.activation, weights=self.weight)
         self.variance = float((self.weight * (self.activation - mean) ** 2).sum())
 
@@ -151,6 +155,48 @@ class Ground:
         means[:-1] = [gains[token] for token in named]
         return _Fit(clause.model_copy(update={"value": value, "gains": gains}), means[slots])
 
+    def left_out(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What a clause predicts for each of these tokens if it is fitted without the token's document, (at,).
+
+        NaN where no other document has the token: without its own one it would not be in the clause.
+        """
+        w, groups, count = self.weight[at], self._groups[at], self._group_count
+        weighted = w * self.activation[at]
+        mass, sums = np.bincount(groups, w, count), np.bincount(groups, weighted, count)
+        value = _mean_of_rest(sums, mass)
+        named = _named(clause)
+        if len(named) < 2:
+            return value[groups]
+        keys = self._slots(named)[self.tokens[0][at]].astype(np.int64) * count + groups
+        size = (len(named) + 1) * count
+        mass, sums = (np.bincount(keys, part, size).reshape(-1, count) for part in (w, weighted))
+        rest = mass.sum(axis=1, keepdims=True) - mass
+        drawn = (sums.sum(axis=1, keepdims=True) - sums + self.prior * value) / (rest + self.prior)
+        return np.where(rest > 1e-9 * mass.sum(), drawn, np.nan).ravel()[keys]
+
+    def worth(
+        self, offset: int, region: NDArray[np.int64], weighted: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Squared error that each token at an offset removes with a value learned without the document, (U + 1,).
+
+        `weighted` are residuals times weights, (region's token,).
+        """
+        pairs, codes = self._document_pairs(offset)
+        size = len(codes)
+        sums = np.bincount(pairs[region], weighted, size)
+        mass = np.bincount(pairs[region], self.weight[region], size)
+        all_sums, all_mass = (np.bincount(codes, part, self.size) for part in (sums, mass))
+        value = np.maximum((all_sums[codes] - sums) / (all_mass[codes] - mass + self.prior), 0)
+        return np.bincount(codes, 2 * value * sums - value**2 * mass, self.size)
+
+    def _document_pairs(self, offset: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The pair of code and document of every token (N,), and the code of every pair."""
+        if offset not in self._pairs:
+            keys = self.tokens[offset].astype(np.int64) * self._group_count + self._groups
+            distinct, pairs = np.unique(keys, return_inverse=True)
+            self._pairs[offset] = pairs, distinct // self._group_count
+        return self._pairs[offset]
+
     def values(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.float64]:
         """What the clause predicts for tokens that it matches."""
         if not clause.gains:
@@ -192,6 +238,12 @@ class Ground:
         return [code for code in codes if code < self.size - 1]
 
 
+def _mean_of_rest(sums: NDArray[np.float64], mass: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of all groups but each, from every group's sum and mass (group,); NaN where there is no other."""
+    rest = mass.sum() - mass
+    return np.where(rest > 1e-9 * mass.sum(), (sums.sum() - sums) / np.maximum(rest, 1e-30), np.nan)
+
+
 def _spelled(condition: Token | Regex) -> tuple[str, ...] | str:
     """What a condition on one token asks of its string."""
     return condition.any if isinstance(condition, Token) else f"{condition.of}: {condition.pattern}"
@@ -210,7 +262,7 @@ class _Trial:
     at: NDArray[np.int64]
     """Tokens that it matches."""
     gain: float
-    """Squared error that it removes, as a fraction of all variance."""
+    """Squared error that it removes in each document when fitted on the others, as a fraction of all variance."""
     score: float
     """The gain less what its words cost."""
 
@@ -318,7 +370,9 @@ class _Search:
             return None
         decided, fit = fitted
         weight, y = self.ground.weight[decided], self.ground.activation[decided]
-        gain = float(self._loss[decided].sum() - (weight * (y - fit.values) ** 2).sum())
+        predicted = self.ground.left_out(fit.clause, decided)
+        predicted = np.where(np.isnan(predicted), self._base[decided], predicted)
+        gain = float(self._loss[decided].sum() - (weight * (y - predicted) ** 2).sum())
         rest = self._rest[0] - float(self._free_weight[decided].sum())
         if rest > 0:
             mean = (self._rest[1] - float(self._free_sum[decided].sum())) / rest
@@ -390,6 +444,8 @@ class _Search:
         sums = np.bincount(ids, sign * weighted, self.ground.size)
         masses = np.bincount(ids, self.ground.weight[region], self.ground.size)
         masses[-1] = sums[-1] = 0
+        worth = np.maximum(self.ground.worth(offset, region, sign * weighted), 0)
+        worth[-1] = 0
         for family in self.ground.families:
             if offset < -1 and family.name != "token":
                 continue
@@ -398,14 +454,22 @@ class _Search:
                 np.bincount(family.codes, values, size).astype(np.float64, copy=False) for values in (sums, masses)
             )
             part[-1] = mass[-1] = 0
-            yield from self._members(family, part, mass, offset)
+            held = np.bincount(family.codes, worth, size)
+            yield from self._members(family, part, mass, held, offset)
 
     def _members(
-        self, family: Family, sums: NDArray[np.float64], masses: NDArray[np.float64], offset: int
+        self,
+        family: Family,
+        sums: NDArray[np.float64],
+        masses: NDArray[np.float64],
+        worth: NDArray[np.float64],
+        offset: int,
     ) -> Iterator[Condition]:
-        """Growing sets of one family, each the last one with the member that adds most; all share one value."""
+        """Growing sets of one family, each the last one with the member that adds most; all share one value.
+
+        `worth` is what each member removes in documents other than those it was seen in.
+        """
         prior = self.ground.prior
-        worth = np.where(sums > 0, sums**2 / (masses + prior), 0)
         order = np.argpartition(-worth, min(40, len(worth) - 1))[:40]
         order = order[worth[order] > 0]
         if family.name == "token" and offset == 0:

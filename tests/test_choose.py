@@ -45,7 +45,7 @@ def ground(truth: Truth, *, tune_truth: Truth | None = None, noise: float = 0.05
     """Train and tune windows, eight to a document, and the long rule of the train ones."""
     train = sample(windows(ROWS, 1), truth, noise=noise, seed=3)
     tune = sample(windows(ROWS // 2, 2), tune_truth or truth, noise=noise, seed=4)
-    documents = np.repeat(np.arange(ROWS // 2) // 8, WIDTH)
+    documents = np.repeat(np.arange(ROWS) // 8, WIDTH), ROWS + np.repeat(np.arange(ROWS // 2) // 8, WIDTH)
     return Ground(train, tune, documents, families(VOCABULARY)), induce(train, grow(train, Growth()))
 
 
