@@ -412,7 +412,7 @@ class RuleExplainer:
         )
 
     def _choosing_side(self, evidence: TrainEvidence, batch: TrainBatch) -> _Side:
-        """The train side with the first `CHOSEN_ON` windows of its background, which batches share as they do that."""
+        """The train side with the first `CHOSEN_ON` windows of its background."""
         whole = batch.background
         if id(whole) not in self._fewer or self._fewer[id(whole)][0] is not whole:
             parts = (part[:CHOSEN_ON] for part in (whole.ids, whole.documents, whole.digests))

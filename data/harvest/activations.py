@@ -97,30 +97,28 @@ def read_pivots(
 
 
 def _group_by_beginning(rows: Sequence[Row]) -> Iterator[tuple[int, list[Row]]]:
-    """Rows that are run together, the shortest first, and how many of their tokens come before: each row once.
+    """Rows whose beginnings are of one length, the shortest first, with that length; each row is in one group.
 
-    At first those of a beginning that at least MANY share, then those that share one of a multiple of STEP, then those
-    that share none.
+    First those of a beginning that at least MANY share, then those that share one whose length is a multiple of STEP,
+    then those that share none, with 0. A group may be empty.
     """
     for length in ENDINGS:
-        for group in _alike(rows, lambda row, length=length: row[:-length], least=MANY):
-            yield len(group[0]) - length, group
-            taken = set(group)
-            rows = [row for row in rows if row not in taken]
+        groups = _alike(rows, lambda row, length=length: row[:-length], least=MANY)
+        yield from ((len(group[0]) - length, group) for group in groups)
+        taken = {row for group in groups for row in group}
+        rows = [row for row in rows if row not in taken]
     longest = max(map(len, rows), default=1)
     for length in range((longest - 1) // STEP * STEP, 0, -STEP):
         longer = [row for row in rows if len(row) > length]
         together = [row for group in _alike(longer, lambda row, length=length: row[:length], least=2) for row in group]
-        if together:
-            yield length, sorted(together, key=len)
-            taken = set(together)
-            rows = [row for row in rows if row not in taken]
-    if rows:
-        yield 0, list(rows)
+        yield length, sorted(together, key=len)
+        taken = set(together)
+        rows = [row for row in rows if row not in taken]
+    yield 0, list(rows)
 
 
 def _cut_to_forwards(rows: Sequence[Row], start: int) -> Iterator[list[Row]]:
-    """Rows, the shortest first, in parts of similar length that a forward takes."""
+    """Cut rows, the shortest first, into parts of similar length that a forward takes."""
     part: list[Row] = []
     for row in rows:
         most = min(ENDING_ROWS, ENDING_TOKENS // (len(row) - start)) if start else ROWS
@@ -148,19 +146,17 @@ def _encode_last(
     endings, lasts = np.zeros((len(rows), max(map(len, rows)) - start), np.int64), np.zeros(len(rows), np.int64)
     for place, row in enumerate(rows):
         endings[place, : len(row) - start], lasts[place] = row[start:], len(row) - start - 1
-    at = np.arange(len(rows))
     site = source.id.site
     sites = _with_telling(subject, [site])
     if start:
-        beginnings = {row[:start]: None for row in rows}
-        places = {beginning: place for place, beginning in enumerate(beginnings)}
+        places = {beginning: place for place, beginning in enumerate(dict.fromkeys(row[:start] for row in rows))}
         of = torch.tensor([places[row[:start]] for row in rows], device=subject.device)
-        opening = with_bos(subject, np.array(list(beginnings), np.int64))
+        opening = with_bos(subject, np.array(list(places), np.int64))
         read = subject.read_endings(opening, torch.from_numpy(endings).to(subject.device), sites, of=of)
     else:
         read = subject.read(with_bos(subject, endings), sites)
         lasts = lasts + len(subject.bos_prefix)
-    last = {name: vectors[at, lasts][:, None] for name, vectors in read.items()}
+    last = {name: vectors[np.arange(len(rows)), lasts][:, None] for name, vectors in read.items()}
     activations = source.encode(last[site][:, 0].float(), chosen).float().cpu().numpy()
     return activations * _count(subject, site, np.array([row[-1:] for row in rows]), last)
 
