@@ -203,7 +203,7 @@ def _read_delphi(path: Path, naming: Naming) -> Iterator[Recorded]:
     locations, values = tensors["locations"].astype(np.int64), tensors["activations"].astype(np.float32)
     if locations.shape != (len(values), 3) or (locations[:, :2] >= tokens.shape).any():
         raise NeuronautError(f"{path} names places beyond its {tokens.shape[0]} rows of {tokens.shape[1]} tokens")
-    texts = [[strings[id] for id in row] for row in tokens]
+    texts = [[strings[int(id)] for id in row] for row in tokens]
     drawn = chance(np.arange(len(tokens)), seed=0).argsort()[:POOL]
     for row in drawn.tolist():
         yield _window(source, None, texts[row], [0.0] * tokens.shape[1])
@@ -216,7 +216,7 @@ def _read_delphi(path: Path, naming: Naming) -> Iterator[Recorded]:
         strongest = (-dense.max(axis=1)).argsort(kind="stable")[:STRONGEST]
         sampled = chance(rows, seed=1).argsort()[:SAMPLED]
         for kept in np.union1d(np.union1d(strongest, sampled), np.flatnonzero(np.isin(rows, drawn))).tolist():
-            yield _window(source, feature + int(name[1]), texts[int(rows[kept])], dense[kept].tolist())
+            yield _window(source, feature + int(name[1]), texts[rows[kept]], dense[kept].tolist())
 
 
 _READERS: Mapping[str, Callable[[Path, Naming], Iterator[Recorded]]] = {
