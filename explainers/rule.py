@@ -95,7 +95,7 @@ class _Shares(NamedTuple):
 
 
 LEARNING = _Shares(EXAMPLE_SHARE, PIVOT_SHARE)
-CHOOSING = _Shares(1.0, 0.2)
+CHOOSING = _Shares(1.0, 0.01)
 """Clauses are chosen on what scores are taken on: strong windows and random ones alike."""
 CHOSEN_ON = 640
 """Background windows of train that clauses are chosen on at most: strong windows are among the examples anyway."""
