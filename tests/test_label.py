@@ -434,8 +434,9 @@ def test_a_negative_tail_is_a_feature_of_its_own(database: Path) -> None:
         troughs = [store.evidence(Feature(source, i)).statistics.trough for i in range(330, 336)]
     low = Feature(source, 330 + int(np.argmin(troughs)), negative=True)
     results = run(database, features=[low, Feature(source, low.index)])
-    assert [result.feature for result in results] == [low, Feature(source, low.index)]
-    tail, head = results
+    # The first waits for its control, and the other, without a text, is finished before.
+    assert [result.feature for result in results] == [Feature(source, low.index), low]
+    head, tail = results
     assert head.explanation.status == "dead", "this channel is never above zero"
     assert tail.explanation.status == "explained"
     assert tail.score is not None
@@ -505,7 +506,8 @@ def test_scoring_again_adds_nothing_twice(whole: tuple[Path, list[Result]], data
     explained = [result.feature for result in whole[1] if result.explanation.rule is not None]
     assert [result.feature for result in results] == explained
     for again, first in zip(results, (r for r in whole[1] if r.explanation.rule is not None), strict=True):
-        assert comparable(again.scores) == comparable(first.scores)
+        # What is there on `select` is not measured again.
+        assert comparable(again.scores) == comparable([s for s in first.scores if s.examples != "select"])
 
 
 def comparable(scores: Sequence[Score]) -> list[tuple[object, ...]]:

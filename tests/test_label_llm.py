@@ -343,9 +343,8 @@ def test_one_feature_scored_alone_has_a_control_from_the_database(
     shutil.copy(whole[0], database)
     with Store(database) as store, served() as server:
         llm = open_chat(server)
-        (result,) = score(
-            features("river"), store, subject(), scorers=[Detection(seed=1)], client=LLMClient(llm, store.calls)
-        )
+        judge = Detection(seed=1, controls=ALL)
+        (result,) = score(features("river"), store, subject(), scorers=[judge], client=LLMClient(llm, store.calls))
         llm.close()
     assert {"empty", "shuffled"} == set(result.scores[0].baselines)
 
@@ -366,7 +365,8 @@ def test_the_best_of_several_is_chosen_on_select(database: Path) -> None:
     candidates = result.explanation.provenance["candidates"]
     assert isinstance(candidates, list) and len(candidates) == 3
     values = {c["text"]: c["select"] for c in candidates}
-    assert values["the words ` river`"] > 0.9 > values["the words `small`"] and values[None] is None
+    assert values["the words ` river`"] > 0.9 and values[None] is None
+    assert values["the words `small`"] is None, "whoever answers no to everything has not judged"
     assert result.explanation.explainer == "best-of-3:highlight"
 
 
@@ -423,7 +423,7 @@ def test_what_was_not_answered_lowers_the_coverage_and_flags_the_score(database:
         last = messages[-1]["content"]
         if "check a description" in messages[0]["content"] and "` river`" in last and not speechless:
             speechless.append(last)
-            return "I cannot tell."
+            return json.dumps(json.loads(reader(messages)) | dict.fromkeys("12345", "I cannot tell."))
         return reader(messages)
 
     with Store(database) as store, served(answer=silent_on_detection) as server:
