@@ -31,8 +31,10 @@ HEADLINES: tuple[tuple[str, str, str], ...] = (
 _KIND: Mapping[tuple[str, str, str], int] = {kind: place for place, kind in enumerate(HEADLINES)}
 _SCORER: Mapping[str, int] = {scorer: place for place, (scorer, _, _) in reversed([*enumerate(HEADLINES)])}
 _CHANCE: Mapping[str, float] = {"correlation": 0.0, "balanced_accuracy": 0.5, "auroc": 0.5}
-_RIVALS = ("token_rule", "other_rule", "empty", "shuffled")
-"""Baselines that an explanation must be above. As good as the token table in a sentence is good."""
+_RIVALS = ("other_rule", "empty", "shuffled")
+"""Baselines that an explanation must be above."""
+_TIE = 0.005
+"""A difference that two decimals do not show. As good as a table of tokens, or of one, in a sentence is good."""
 
 
 class Measure(NamedTuple):
@@ -74,16 +76,18 @@ def _headline_key(score: Score) -> tuple[int, float]:
 def is_weak(headline: Score) -> bool:
     """Whether a headline score leaves it open that the explanation says anything of the feature.
 
-    Its interval reaches chance (or there is none), or it is not above what a single token or another feature's
-    explanation gives, or what the judge says without one, or it is below the token table by more than its interval.
+    Its interval reaches chance (or there is none), or it is below what a single token gives (it may be a single token
+    itself), or not above what another feature's explanation gives or the judge says without one, or it is below the
+    token table by more than its interval.
     """
-    value, table = headline.value, headline.baselines.get("token_table")
+    value, table, token = headline.value, headline.baselines.get("token_table"), headline.baselines.get("token_rule")
     if value is None or headline.ci_low is None or headline.ci_high is None:
         return True
     rivals = (headline.baselines.get(role) for role in _RIVALS)
     return (
         headline.ci_low <= _CHANCE[headline.metric]
         or any(rival is not None and value <= rival for rival in rivals)
+        or (token is not None and value < token - _TIE)
         or (table is not None and headline.ci_high < table)
     )
 

@@ -298,8 +298,6 @@ class RuleExplainer:
         digests = {e.window for e in (*evidence.examples, *evidence.tune)}
         if checked_on is not None:
             fit_provenance["checked_on"] = checked_on
-        if checked_on is not None and batch.tune is not None:
-            digests.update(batch.tune.digests)
         return Explanation(
             evidence.feature,
             describe(told, peak=peak),

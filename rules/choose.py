@@ -174,9 +174,7 @@ class Ground:
         drawn = (sums.sum(axis=1, keepdims=True) - sums + self.prior * value) / (rest + self.prior)
         return np.where(rest > 1e-9 * mass.sum(), drawn, np.nan).ravel()[keys]
 
-    def worth(
-        self, offset: int, region: NDArray[np.int64], weighted: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def worth(self, offset: int, region: NDArray[np.int64], weighted: NDArray[np.float64]) -> NDArray[np.float64]:
         """Squared error that each token at an offset removes with a value learned without the document, (U + 1,).
 
         `weighted` are residuals times weights, (region's token,).

@@ -68,7 +68,8 @@ def test_a_judge_that_judges_again_is_taken_at_its_latest_word():
         (judged(1, 0.6), True),
         (judged(3, 0.55), True),
         (judged(0, 0.5, token_rule=0.49, other_rule=0.2), False),
-        (judged(0, 0.5, token_rule=0.5), True),
+        (judged(0, 0.5, token_rule=0.5), False),
+        (judged(0, 0.5, token_rule=0.51), True),
         (judged(0, 0.5, token_rule=None, other_rule=0.6), True),
         (judged(1, 0.8, empty=0.8), True),
         (judged(1, 0.8, shuffled=0.9), True),
@@ -194,7 +195,7 @@ def test_a_weaker_judge_leaves_the_headline_and_the_status_as_they_are(store):
 def test_status_follows_the_scores_and_rows_are_filtered_by_it(store):
     store.add_result(explanation(0, "good", negative=True), [score(0.8)])
     store.add_result(explanation(1, "at chance"), [score(0.05)])
-    store.add_result(explanation(2, "a token does as well"), [score(0.6, baselines={"token_rule": 0.6})])
+    store.add_result(explanation(2, "a token does better"), [score(0.6, baselines={"token_rule": 0.7})])
     store.add_result(explanation(3, "as good as the table"), [score(0.6, baselines={"token_table": 0.65})])
     store.add_explanation(explanation(4, None, status="dense"))
     statuses = {row["feature"]: row["status"] for row in store.list_rows()}
