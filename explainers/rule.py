@@ -352,8 +352,10 @@ class RuleExplainer:
             numbers = np.unique(kept, return_inverse=True)[1]
             checked = replace(sample, weight=np.zeros_like(sample.weight))
             fitted = replace(sample, check=np.zeros_like(sample.weight))
-            documents = np.repeat(numbers, train.width)
-            return Ground(fitted, checked, (documents,) * 2, self._families(batch), prior=growth.prior), "kept_train"
+            documents = np.repeat(numbers, train.width).astype(np.int64)
+            return Ground(
+                fitted, checked, (documents, documents), self._families(batch), prior=growth.prior
+            ), "kept_train"
         checked = self._build_sample(tune, rows, activations, rows.only(TUNE), CHOOSING)
         if observed is not None:
             checked = join(checked, observed, pivot_weight=each)
@@ -361,9 +363,11 @@ class RuleExplainer:
             np.array([*side.documents, *np.array(rows.documents)[own], *names])
             for side, own in ((train, ~rows.only(TUNE)), (tune, rows.only(TUNE)))
         )
-        numbers = np.repeat(np.unique(np.concatenate([learned, kept]), return_inverse=True)[1], tune.width)
-        documents = tuple(np.split(numbers, [len(learned) * tune.width]))
-        return Ground(sample, checked, documents, self._families(batch), prior=growth.prior), "tune"
+        numbers = np.unique(np.concatenate([learned, kept]), return_inverse=True)[1].astype(np.int64)
+        documents = (np.repeat(part, tune.width) for part in np.split(numbers, [len(learned)]))
+        return Ground(
+            sample, checked, (next(documents), next(documents)), self._families(batch), prior=growth.prior
+        ), "tune"
 
     def _build_sample(
         self,
@@ -413,8 +417,8 @@ class RuleExplainer:
         """The train side with the first `CHOSEN_ON` windows of its background."""
         whole = batch.background
         if id(whole) not in self._fewer or self._fewer[id(whole)][0] is not whole:
-            parts = (part[:CHOSEN_ON] for part in (whole.ids, whole.documents, whole.digests))
-            self._fewer[id(whole)] = whole, Background(*parts)
+            first = slice(CHOSEN_ON)
+            self._fewer[id(whole)] = whole, Background(whole.ids[first], whole.documents[first], whole.digests[first])
         fewer = self._fewer[id(whole)][1]
         return _Side(batch.vocabulary, fewer, evidence.background[: len(fewer.ids)], evidence.examples)
 

@@ -162,14 +162,14 @@ class Ground:
         """
         w, groups, count = self.weight[at], self._groups[at], self._group_count
         weighted = w * self.activation[at]
-        mass, sums = np.bincount(groups, w, count), np.bincount(groups, weighted, count)
+        mass, sums = _sum_by(groups, w, count), _sum_by(groups, weighted, count)
         value = _mean_of_rest(sums, mass)
         named = _named(clause)
         if len(named) < 2:
             return value[groups]
         keys = self._slots(named)[self.tokens[0][at]].astype(np.int64) * count + groups
         size = (len(named) + 1) * count
-        mass, sums = (np.bincount(keys, part, size).reshape(-1, count) for part in (w, weighted))
+        mass, sums = (_sum_by(keys, part, size).reshape(-1, count) for part in (w, weighted))
         rest = mass.sum(axis=1, keepdims=True) - mass
         drawn = (sums.sum(axis=1, keepdims=True) - sums + self.prior * value) / (rest + self.prior)
         return np.where(rest > 1e-9 * mass.sum(), drawn, np.nan).ravel()[keys]
@@ -181,11 +181,10 @@ class Ground:
         """
         pairs, codes = self._document_pairs(offset)
         size = len(codes)
-        sums = np.bincount(pairs[region], weighted, size)
-        mass = np.bincount(pairs[region], self.weight[region], size)
-        all_sums, all_mass = (np.bincount(codes, part, self.size) for part in (sums, mass))
+        sums, mass = (_sum_by(pairs[region], part, size) for part in (weighted, self.weight[region]))
+        all_sums, all_mass = (_sum_by(codes, part, self.size) for part in (sums, mass))
         value = np.maximum((all_sums[codes] - sums) / (all_mass[codes] - mass + self.prior), 0)
-        return np.bincount(codes, 2 * value * sums - value**2 * mass, self.size)
+        return _sum_by(codes, 2 * value * sums - value**2 * mass, self.size)
 
     def _document_pairs(self, offset: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The pair of code and document of every token (N,), and the code of every pair."""
@@ -211,8 +210,9 @@ class Ground:
 
     def holds(self, condition: Condition, at: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Where of these tokens a condition holds."""
-        table = self._table(condition) if isinstance(condition, Token | Regex) else None
-        return table[self.tokens[condition.at][at]] if table is not None else self.mask(condition)[at]
+        if isinstance(condition, Token | Regex) and (table := self._table(condition)) is not None:
+            return table[self.tokens[condition.at][at]]
+        return self.mask(condition)[at]
 
     def _table(self, condition: Token | Regex) -> NDArray[np.bool_] | None:
         """Of which codes a condition on one token holds, (U + 1,); None where that is not known."""
@@ -234,6 +234,11 @@ class Ground:
         """The codes of the token ids that spell a string."""
         codes = self._codes[self._samples[0].background.ids_of[token]].tolist()
         return [code for code in codes if code < self.size - 1]
+
+
+def _sum_by(codes: NDArray[np.integer], values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Sum of the values of each code, (size,)."""
+    return np.bincount(codes, values, size).astype(np.float64, copy=False)
 
 
 def _mean_of_rest(sums: NDArray[np.float64], mass: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -439,8 +444,7 @@ class _Search:
     ) -> Iterator[Condition]:
         """Sets of each family's members at an offset whose weighted residuals (region's token,) stand out."""
         ids = self.ground.tokens[offset][region]
-        sums = np.bincount(ids, sign * weighted, self.ground.size)
-        masses = np.bincount(ids, self.ground.weight[region], self.ground.size)
+        sums, masses = (_sum_by(ids, part, self.ground.size) for part in (sign * weighted, self.ground.weight[region]))
         masses[-1] = sums[-1] = 0
         worth = np.maximum(self.ground.worth(offset, region, sign * weighted), 0)
         worth[-1] = 0
@@ -448,11 +452,8 @@ class _Search:
             if offset < -1 and family.name != "token":
                 continue
             size = len(family.members) + 1
-            part, mass = (
-                np.bincount(family.codes, values, size).astype(np.float64, copy=False) for values in (sums, masses)
-            )
+            part, mass, held = (_sum_by(family.codes, values, size) for values in (sums, masses, worth))
             part[-1] = mass[-1] = 0
-            held = np.bincount(family.codes, worth, size)
             yield from self._members(family, part, mass, held, offset)
 
     def _members(
