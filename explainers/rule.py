@@ -277,7 +277,9 @@ class RuleExplainer:
             scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
             rule = revise(sample, growth, observed, **scale)
             if rule is not None and not can_be_told(rule):
-                ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth, observed)
+                ground, checked_on = self._build_ground(
+                    evidence, batch, rows, activations, growth=growth, observed=observed
+                )
                 rule = self._choose_observed(ground, rule, observed, batch.vocabulary, half=scale["half"])
             if rule is not None and measure:
                 fit_provenance["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
@@ -285,7 +287,7 @@ class RuleExplainer:
             rule = induce(sample, grow(sample, growth))
         predictor = None
         if rule is not None and (observed is None or not len(observed)):
-            ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth)
+            ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth=growth)
             chosen = choose(ground, rule, size=self._rule_size)
             if chosen is not None:
                 fit_provenance["curve"] = [point._asdict() for point in chosen.curve]
@@ -330,6 +332,7 @@ class RuleExplainer:
         batch: TrainBatch,
         rows: _Interventions,
         activations: NDArray[np.float32],
+        *,
         growth: Growth,
         observed: Observed | None = None,
     ) -> tuple[Ground, str]:

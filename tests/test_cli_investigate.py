@@ -270,7 +270,7 @@ def test_a_replay_tells_that_verdicts_were_another_formulas(done: Mapping[str, A
 def test_exports(done: Mapping[str, Any], tmp_path: Path) -> None:
     head, *rows = [json.loads(line) for line in run("sessions", "export", done["id"]).stdout.splitlines()]
     assert (head["format"], head["id"], head["seed"]) == ("neuronaut-investigation", done["id"], 0)
-    assert set(head["splits"]) == {"train", "select", "holdout"}
+    assert set(head["splits"]) == {"train", "tune", "select", "holdout"}
     assert "torch" in head["packages"]
     assert [row["seq"] for row in rows if row["record"] == "event"] == [event["seq"] for event in done["events"]]
     file = tmp_path / "log.json"

@@ -66,7 +66,7 @@ def test_a_job_from_dry_run_to_reproduction(server: FaultServer) -> None:
     (plan,) = rows_of(*job, "--dry-run")
     assert plan["left"] == 2 and not server.seen
     labelled = run(*job)
-    assert "1 explained, 1 weak" in labelled.stderr and "calls" in labelled.stderr and "$" in labelled.stderr
+    assert "2 explained" in labelled.stderr and "calls" in labelled.stderr and "$" in labelled.stderr
     assert plan["calls"] == pytest.approx(len(server.seen), rel=0.2)
     stats = {row["prompt"]: row for row in rows_of("llm", "stats")}
     assert stats.keys() == {"highlight", "simulate_json", "detection"} and stats["highlight"]["ok"] == 2

@@ -247,7 +247,7 @@ def test_a_full_round_without_a_model(server: FaultServer, tmp_path: Path, monke
     asked = ("-m", "openai:reader", "--base-url", server.url, "--price", "in=1,out=2")
     labelled = run("label", SOURCE, "-e", "highlight", "-s", "detection,simulation", *asked)
     # Each fires on one word alone, so that no text about it is above the rule of a single token.
-    assert "2 weak" in labelled.stderr
+    assert "2 explained" in labelled.stderr
     for row, word in zip(rows_printed("list", SOURCE), FIRES.values(), strict=True):
         assert f"`{word}`" in row["explanation"] and row["score"] > 0.9
     assert [row["feature"] for row in rows_printed("search", "river")] == [f"{SOURCE}:7"]

@@ -199,7 +199,7 @@ FEATURE = Feature.parse("m:mlp.0:0")
 def scored(noise: float) -> SelectScore:
     """A score whose predictions are the truth with so much noise."""
     true = np.random.default_rng(0).exponential(size=(12, 32)).astype(np.float32)
-    own = np.random.default_rng(round(100 * noise)).normal(size=true.shape)
+    own = np.random.default_rng(round(1000 * noise)).normal(size=true.shape)
     predicted = (true + noise * own).astype(np.float32)
     judged = Judgements("simulation", "top_random", "explanation", "activation", true, predicted, 0.5, ())
     return SelectScore(judged, float(np.corrcoef(true.ravel(), predicted.ravel())[0, 1]), "correlation")

@@ -5,10 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from neuronaut.cli.label import _format_line
+from neuronaut.cli.label import _format_line, make_row
 from neuronaut.cli.show import _format_histogram, _format_statistics
 from neuronaut.data.harvest.histogram import BINS, bins, count_above, edges
-from neuronaut.data.records import Statistics
+from neuronaut.data.records import Explanation, Score, Statistics
+from neuronaut.labelling.label import Result
+from neuronaut.subject.address import Feature
 
 SILU = np.abs(np.random.default_rng(0).standard_t(3, 20_000)).astype(np.float32) * 0.05
 """Activations as a SiLU unit's: hardly ever zero, and rarely far from it."""
@@ -52,10 +54,9 @@ def test_the_ends_of_a_histogram_are_numbers_one_reads() -> None:
 
 
 def test_a_text_without_a_score_says_why() -> None:
-    row = dict.fromkeys(("score", "ci_low", "ci_high", "baseline")) | {
-        "feature": "demo:mlp.1:3",
-        "status": "explained",
-        "explanation": "fires on ` a`",
-    }
-    assert "(no score: constant prediction) fires on" in _format_line(row, None, "constant prediction")
-    assert "no score" not in _format_line(row | {"explanation": None}, "dense: everywhere", "constant prediction")
+    feature = Feature.parse("demo:mlp.1:3")
+    score = Score("simulation", "top_random", "correlation", None, "constant prediction")
+    result = Result(feature, Explanation(feature, "fires on ` a`", "rule"), [score])
+    assert "(no correlation: constant prediction) fires on" in _format_line(make_row(result), result)
+    dense = Result(feature, Explanation(feature, None, "rule", reason="everywhere", status="dense"), [])
+    assert _format_line(make_row(dense), dense).endswith("everywhere")
