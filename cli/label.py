@@ -217,7 +217,9 @@ def _label_features(
             results, progress, form, setup.client, kept_note=f"whatever was labelled is stored in {setup.store.path}"
         )
     if form == "json":
-        emit(rows, form, lambda _: "")
+        # Features that wait for replies are finished in any order; a file of them is in the order given.
+        places = {str(feature): place for place, feature in enumerate(setup.features)}
+        emit(sorted(rows, key=lambda row: places[row["feature"]]), form, lambda _: "")
     _say_end(rows, left, len(setup.features) - left, setup.client)
 
 

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from itertools import count
@@ -106,6 +106,12 @@ def scorers() -> list[Any]:
     return [LLMSimulator(JsonBackend(), windows=3, controls=ALL), Detection(controls=ALL), RuleSimulator(name="rule")]
 
 
+def in_order(results: Iterable[Result]) -> list[Result]:
+    """Results by the order of their features: those that wait for replies end in any order."""
+    order = features()
+    return sorted(results, key=lambda result: order.index(result.feature))
+
+
 def run(
     store: Store, server: FaultServer, *, names: Sequence[str] = NAMES, explainer: Any = None, **options: Any
 ) -> list[Result]:
@@ -113,7 +119,7 @@ def run(
     try:
         client = LLMClient(llm, store.calls, price=Price(1.0, 2.0))
         made = explainer or Highlight()
-        return list(
+        return in_order(
             label(features(*names), store, subject(), explainer=made, scorers=scorers(), client=client, **options)
         )
     finally:
@@ -407,7 +413,7 @@ def test_a_batch_is_sent_left_and_collected(whole: tuple[Path, list[Result]], da
         assert store.calls.statistics()[0]["cost"] > 0
         api.close()
         llm.close()
-    assert [r.explanation.text for r in done] == [r.explanation.text for r in whole[1]]
+    assert [r.explanation.text for r in in_order(done)] == [r.explanation.text for r in whole[1]]
     assert read_results(database)[1] == read_results(whole[0])[1]
 
 
