@@ -16,6 +16,7 @@ from typing import Literal
 from ..llm.render import WORD_CUT, unspelled
 from ..llm.thought import without_thought
 from ..rules.language import Rule
+from ..rules.telling import HEADLINE, WORDS
 from ..subject.errors import NeuronautError
 
 
@@ -65,7 +66,6 @@ _OPEN_END = re.compile(
     r" (?:an?|the|and|or|of|than|as)$"
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[^a-z\s]|$)|[.!?]?(?:;| — | – )")
-HEADLINE_WORDS, TEXT_WORDS = 15, 40
 _NO_RULE = frozenset({"", "none", "null", "n/a", "no rule"})
 
 
@@ -94,11 +94,11 @@ def read_answer(reply: str) -> Answer:
 def _join(headline: str, text: str) -> tuple[str, str | None]:
     """A text that begins with its headline, and the headline."""
     headline = headline.rstrip(".;:, ")
-    if not headline or _count_words(headline) > HEADLINE_WORDS:
+    if not headline or _count_words(headline) > HEADLINE:
         return text, headline_of(text)
     if text.casefold().startswith(headline.casefold()):
         return text, text[: len(headline)]
-    if _count_words(headline) + _count_words(text) <= TEXT_WORDS:
+    if _count_words(headline) + _count_words(text) <= WORDS:
         return f"{headline}. {text}", headline
     return text, headline_of(text)
 
@@ -111,7 +111,7 @@ def headline_of(text: str) -> str | None:
     """
     end = _SENTENCE_END.search(_mask_quoted(text))
     headline = text[: end.start()] if end else text
-    return headline if 0 < _count_words(headline) <= HEADLINE_WORDS else None
+    return headline if 0 < _count_words(headline) <= HEADLINE else None
 
 
 def _count_words(text: str) -> int:

@@ -3,15 +3,16 @@
 For every feature of a batch it (1) abstains where there is nothing to explain; (2) prunes the context
 of the strongest training examples until the activation breaks, and makes minimal pairs from active
 and silent training windows; (3) runs all of these, of all features, through the subject in shared
-forwards; (4) grows a tree of token conditions on background, examples and interventions; (5) reduces
-the tree to a short rule and says it in English.
+forwards; (4) grows a tree of token conditions on background, examples and interventions, and reduces it
+to a rule; (5) chooses, from that rule's contexts and from tokens, the few clauses that hold on tune, which
+nothing is fitted on, and says them in English. The longer rule of (4) stays as predictor where it predicts better.
 
 `learn` does the same for one feature that experiments have measured further (`rules.revise`).
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +24,15 @@ from ..data.padding import pad_activations, pad_ids
 from ..data.records import Example, Explanation
 from ..llm.prompt import Prompt
 from ..rules.affixes import Family, families
-from ..rules.choose import Ground, Size, can_be_told, choose, predicts_better, shorten_to_tell
+from ..rules.choose import Size, choose, predicts_better
 from ..rules.english import describe, tell_headline
+from ..rules.ground import Ground
 from ..rules.induce import induce
 from ..rules.language import Rule
 from ..rules.observed import Observed
 from ..rules.revise import count_wrong, fit, join, revise
 from ..rules.sample import Sample, Windows
+from ..rules.telling import can_be_told, shorten_to_tell
 from ..rules.tree import Growth, grow
 from ..subject.address import Feature
 from ..subject.errors import NeuronautError
@@ -85,6 +88,16 @@ class _Measured(NamedTuple):
     rows: _Interventions
     activations: NDArray[np.float32]
     """At the pivots (row,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What was learned of one feature."""
+
+    rule: Rule | None
+    """None where no condition holds."""
+    predictor: Rule | None = None
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
 
 class _Shares(NamedTuple):
@@ -266,40 +279,13 @@ class RuleExplainer:
         *,
         measure: bool = False,
     ) -> Explanation:
-        keeps = ~rows.only(TUNE)
-        growth = replace(self._growth, positions=_depends_on_position(rows, activations, evidence.statistics.peak))
-        sample = self._build_sample(_train_side(evidence, batch), rows, activations, keeps, LEARNING)
-        growth = replace(growth, prior=growth.prior + 0.3 * float(sample.weight.max()))
-        fit_provenance: dict[str, object] = {}
-        checked_on: str | None = None
-        if observed is not None and len(observed):
-            pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(int(keeps.sum()), 1)
-            scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
-            rule = revise(sample, growth, observed, **scale)
-            if rule is not None and not can_be_told(rule):
-                ground, checked_on = self._build_ground(
-                    evidence, batch, rows, activations, growth=growth, observed=observed
-                )
-                rule = self._choose_observed(ground, rule, observed, batch.vocabulary, half=scale["half"])
-            if rule is not None and measure:
-                fit_provenance["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
-        else:
-            rule = induce(sample, grow(sample, growth))
-        predictor = None
-        if rule is not None and (observed is None or not len(observed)):
-            ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth=growth)
-            chosen = choose(ground, rule, size=self._rule_size)
-            if chosen is not None:
-                fit_provenance["curve"] = [point._asdict() for point in chosen.curve]
-                predictor = rule if predicts_better(ground, rule, chosen.rule) else None
-            rule = chosen.rule if chosen is not None else None
+        learned = self._find_rule(evidence, batch, rows, activations, observed=observed, measure=measure)
+        rule, predictor = learned.rule, learned.predictor
         if rule is None:
             reason = "no token condition predicts it better than its mean on text that was kept from learning"
             return Explanation(evidence.feature, None, self.name, reason=reason, status="no_pattern")
         peak, told = evidence.statistics.peak, shorten_to_tell(rule)
         digests = {e.window for e in (*evidence.examples, *evidence.tune)}
-        if checked_on is not None:
-            fit_provenance["checked_on"] = checked_on
         return Explanation(
             evidence.feature,
             describe(told, peak=peak),
@@ -312,9 +298,49 @@ class RuleExplainer:
                 "context": _context_needed(activations, rows),
                 "length": rule.length(),
                 **self.settings,
-                **fit_provenance,
+                **learned.provenance,
             },
         )
+
+    def _find_rule(
+        self,
+        evidence: TrainEvidence,
+        batch: TrainBatch,
+        rows: _Interventions,
+        activations: NDArray[np.float32],
+        *,
+        observed: Observed | None,
+        measure: bool,
+    ) -> _Learned:
+        """Grow a tree, and choose the clauses of its rule that hold; measured windows are kept right."""
+        keeps = ~rows.only(TUNE)
+        growth = replace(self._growth, positions=_depends_on_position(rows, activations, evidence.statistics.peak))
+        sample = self._build_sample(_train_side(evidence, batch), rows, activations, keeps, LEARNING)
+        growth = replace(growth, prior=growth.prior + 0.3 * float(sample.weight.max()))
+        if observed is None or not len(observed):
+            long = induce(sample, grow(sample, growth))
+            if long is None:
+                return _Learned(None)
+            ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth=growth)
+            chosen = choose(ground, long, size=self._rule_size)
+            if chosen is None:
+                return _Learned(None)
+            curve = [point._asdict() for point in chosen.curve]
+            predictor = long if predicts_better(ground, long, chosen.rule) else None
+            return _Learned(chosen.rule, predictor, {"curve": curve, "checked_on": checked_on})
+        pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(int(keeps.sum()), 1)
+        scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
+        rule = revise(sample, growth, observed, **scale)
+        provenance: dict[str, object] = {}
+        if rule is not None and not can_be_told(rule):
+            ground, checked_on = self._build_ground(
+                evidence, batch, rows, activations, growth=growth, observed=observed
+            )
+            rule = self._choose_observed(ground, rule, observed, batch.vocabulary, half=scale["half"])
+            provenance["checked_on"] = checked_on
+        if rule is not None and measure:
+            provenance["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
+        return _Learned(rule, provenance=provenance)
 
     def _choose_observed(
         self, ground: Ground, rule: Rule, observed: Observed, vocabulary: tuple[str, ...], *, half: float

@@ -13,7 +13,6 @@ taken on tune. The rule chosen is the shortest whose correlation is within one s
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -21,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .affixes import Family
-from .english import count_words, describe, tell_headline
-from .evaluate import predict
+from .ground import Fitted, Ground, sum_by, weighted_mean
 from .language import CLASSES, Class, Clause, Condition, Induction, Inside, Regex, Repeat, Rule, Token
-from .sample import INSIDE, OFFSETS, Sample
+from .sample import INSIDE, OFFSETS
+from .telling import can_be_told, cut_set
+from .tree import names_current
 
 Size = int | Literal["best"] | None
 """Clauses of the rule wanted: so many, as many as predict tune best, or None for the shortest that is as good."""
@@ -33,8 +33,6 @@ MOST = 6
 """Clauses in a rule."""
 TRIED = 24
 """Clauses that are tried, best first, until one holds on tune."""
-WORDS, HEADLINE = 40, 15
-"""Most words of a description, and of its first clause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,200 +59,6 @@ class Chosen(NamedTuple):
 
     rule: Rule
     curve: tuple[Point, ...]
-
-
-class Ground:
-    """The tokens of train and of tune that weigh, side by side. N tokens, of U distinct ids that have codes."""
-
-    def __init__(
-        self,
-        train: Sample,
-        tune: Sample,
-        documents: tuple[NDArray[np.int64], NDArray[np.int64]],
-        families: Sequence[Family],
-        *,
-        prior: float = 4.0,
-    ) -> None:
-        """`documents` numbers the document of every token of train, and of tune: equal ones are the same document.
-
-        `prior` is the weight with which a token's mean is drawn towards its clause's.
-        """
-        self.prior = prior
-        self._samples = (train, tune)
-        weights = [sample.weight + sample.check for sample in self._samples]
-        self._used = [np.flatnonzero(weight > 0) for weight in weights]
-        self.activation = self._join(*(sample.activation for sample in self._samples)).astype(np.float64)
-        self.weight = self._join(*weights).astype(np.float64)
-        self.split = len(self._used[0])
-        self.train_weight = np.where(np.arange(len(self.weight)) < self.split, self.weight, 0)
-        groups = self._join(*documents)
-        self.documents = np.unique(groups[self.split :], return_inverse=True)[1]
-        self._groups = np.unique(groups, return_inverse=True)[1]
-        self._group_count = int(self._groups.max()) + 1
-        self.rows = tune.rows[self._used[1]]
-        used = np.union1d(train.used, tune.used)
-        self.size = len(used) + 1
-        self._codes = np.full(len(train.vocabulary) + 1, len(used), np.int32)
-        self._codes[used] = np.arange(len(used))
-        self.families = [family.only(used) for family in families]
-        self._masks: dict[Condition, NDArray[np.bool_]] = {}
-        self._tables: dict[tuple[str, ...] | str, NDArray[np.bool_]] = {}
-        self._pairs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-        mean = np.average(self.activation, weights=self.weight)
-        self.variance = float((self.weight * (self.activation - mean) ** 2).sum())
-
-    def _join(self, train: NDArray, tune: NDArray) -> NDArray:
-        return np.concatenate([train[self._used[0]], tune[self._used[1]]])
-
-    @cached_property
-    def tokens(self) -> dict[int, NDArray[np.int32]]:
-        """Codes of tokens by offset, U before the window's start; each (N,)."""
-        return {
-            offset: self._codes[self._join(*(sample.tokens[offset] for sample in self._samples))] for offset in OFFSETS
-        }
-
-    def predict_tune(self, rule: Rule) -> NDArray[np.float64]:
-        """A rule's prediction for every tune token, (tune token,)."""
-        tune = self._samples[1]
-        whole = np.concatenate([predict(rule, windows.grid).ravel() for windows in (tune.background, tune.own)])
-        return whole[self._used[1]].astype(np.float64)
-
-    def mask(self, condition: Condition) -> NDArray[np.bool_]:
-        """Where a condition holds, (N,)."""
-        if condition not in self._masks:
-            self._masks[condition] = self._join(*(sample.mask(condition) for sample in self._samples))
-        return self._masks[condition]
-
-    def matched(self, clause: Clause) -> NDArray[np.int64]:
-        """Where a clause holds, as indices."""
-        return self.within(clause, np.arange(len(self.activation)))
-
-    def within(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where of these tokens a clause holds."""
-        for condition in clause.when:
-            at = at[self.holds(condition, at)]
-        for condition in clause.unless:
-            at = at[~self.holds(condition, at)]
-        return at
-
-    def fit(self, clause: Clause, at: NDArray[np.int64], weight: NDArray[np.float64]) -> "_Fit":
-        """The clause with means of these tokens as value and, where it names several current tokens, as gains."""
-        y, w = self.activation[at], weight[at]
-        value = _mean(y, w, clause.value)
-        named = _named(clause)
-        if len(named) < 2:
-            return _Fit(clause.model_copy(update={"value": value, "gains": {}}), np.full(len(at), value))
-        slots = self._slots(named)[self.tokens[0][at]]
-        mass = np.bincount(slots, w, len(named) + 1)
-        sums = np.bincount(slots, w * y, len(named) + 1)
-        means = (sums + self.prior * value) / (mass + self.prior)
-        gains = {
-            token: float(mean) if mass[i] > 0 else clause.gains.get(token, value)
-            for i, (token, mean) in enumerate(zip(named, means[:-1], strict=True))
-        }
-        means[:-1] = [gains[token] for token in named]
-        return _Fit(clause.model_copy(update={"value": value, "gains": gains}), means[slots])
-
-    def left_out(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What a clause predicts for each of these tokens if it is fitted without the token's document, (at,).
-
-        NaN where no other document has the token: without its own one it would not be in the clause.
-        """
-        w, groups, count = self.weight[at], self._groups[at], self._group_count
-        weighted = w * self.activation[at]
-        mass, sums = _sum_by(groups, w, count), _sum_by(groups, weighted, count)
-        value = _mean_of_rest(sums, mass)
-        named = _named(clause)
-        if len(named) < 2:
-            return value[groups]
-        keys = self._slots(named)[self.tokens[0][at]].astype(np.int64) * count + groups
-        size = (len(named) + 1) * count
-        mass, sums = (_sum_by(keys, part, size).reshape(-1, count) for part in (w, weighted))
-        rest = mass.sum(axis=1, keepdims=True) - mass
-        drawn = (sums.sum(axis=1, keepdims=True) - sums + self.prior * value) / (rest + self.prior)
-        return np.where(rest > 1e-9 * mass.sum(), drawn, np.nan).ravel()[keys]
-
-    def worth(self, offset: int, region: NDArray[np.int64], weighted: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Squared error that each token at an offset removes with a value learned without the document, (U + 1,).
-
-        `weighted` are residuals times weights, (region's token,).
-        """
-        pairs, codes = self._document_pairs(offset)
-        size = len(codes)
-        sums, mass = (_sum_by(pairs[region], part, size) for part in (weighted, self.weight[region]))
-        all_sums, all_mass = (_sum_by(codes, part, self.size) for part in (sums, mass))
-        value = np.maximum((all_sums[codes] - sums) / (all_mass[codes] - mass + self.prior), 0)
-        return _sum_by(codes, 2 * value * sums - value**2 * mass, self.size)
-
-    def _document_pairs(self, offset: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The pair of code and document of every token (N,), and the code of every pair."""
-        if offset not in self._pairs:
-            keys = self.tokens[offset].astype(np.int64) * self._group_count + self._groups
-            distinct, pairs = np.unique(keys, return_inverse=True)
-            self._pairs[offset] = pairs, distinct // self._group_count
-        return self._pairs[offset]
-
-    def values(self, clause: Clause, at: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What the clause predicts for tokens that it matches."""
-        if not clause.gains:
-            return np.full(len(at), clause.value)
-        named = tuple(clause.gains)
-        return np.array([*clause.gains.values(), clause.value])[self._slots(named)[self.tokens[0][at]]]
-
-    def _slots(self, named: Sequence[str]) -> NDArray[np.int8]:
-        """The place of every code among some tokens, their number for any other, (U + 1,)."""
-        slots = np.full(self.size, len(named), np.int8)
-        for place, token in enumerate(named):
-            slots[self.codes_of(token)] = place
-        return slots
-
-    def holds(self, condition: Condition, at: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Where of these tokens a condition holds."""
-        if isinstance(condition, Token | Regex) and (table := self._table(condition)) is not None:
-            return table[self.tokens[condition.at][at]]
-        return self.mask(condition)[at]
-
-    def _table(self, condition: Token | Regex) -> NDArray[np.bool_] | None:
-        """Of which codes a condition on one token holds, (U + 1,); None where that is not known."""
-        if condition.within or condition.at not in self.tokens:
-            return None
-        key = _spelled(condition)
-        if key not in self._tables and isinstance(condition, Token):
-            table = np.zeros(self.size, np.bool_)
-            for token in condition.any:
-                table[self.codes_of(token)] = True
-            self._tables[key] = table
-        return self._tables.get(key)
-
-    def learn_table(self, condition: Token | Regex, table: NDArray[np.bool_]) -> None:
-        """Keep of which codes (U + 1,) a condition on one token holds."""
-        self._tables[_spelled(condition)] = table
-
-    def codes_of(self, token: str) -> list[int]:
-        """The codes of the token ids that spell a string."""
-        codes = self._codes[self._samples[0].background.ids_of[token]].tolist()
-        return [code for code in codes if code < self.size - 1]
-
-
-def _sum_by(codes: NDArray[np.integer], values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Sum of the values of each code, (size,)."""
-    return np.bincount(codes, values, size).astype(np.float64, copy=False)
-
-
-def _mean_of_rest(sums: NDArray[np.float64], mass: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of all groups but each, from every group's sum and mass (group,); NaN where there is no other."""
-    rest = mass.sum() - mass
-    return np.where(rest > 1e-9 * mass.sum(), (sums.sum() - sums) / np.maximum(rest, 1e-30), np.nan)
-
-
-def _spelled(condition: Token | Regex) -> tuple[str, ...] | str:
-    """What a condition on one token asks of its string."""
-    return condition.any if isinstance(condition, Token) else f"{condition.of}: {condition.pattern}"
-
-
-def _named(clause: Clause) -> tuple[str, ...]:
-    """The current tokens that a clause names."""
-    return next((c.any for c in clause.when if isinstance(c, Token) and not c.at and not c.within), ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -290,9 +94,9 @@ class _State:
             for i, a in enumerate(at):
                 decided = a[best[a] <= fits[i].values]
                 refitted = ground.fit(fits[i].clause, decided, weight)
-                fits[i] = _Fit(refitted.clause, ground.values(refitted.clause, a))
+                fits[i] = Fitted(refitted.clause, ground.values(refitted.clause, a))
         self.best = _highest(at, [fitted.values for fitted in fits], len(y))
-        self.floor = _mean(y, np.where(np.isneginf(self.best), weight, 0), 0.0)
+        self.floor = weighted_mean(y, np.where(np.isneginf(self.best), weight, 0), 0.0)
         self.clauses = [_rounded(fitted.clause) for fitted in fits]
 
     @property
@@ -316,18 +120,6 @@ def _highest(at: Sequence[NDArray[np.int64]], values: Sequence[NDArray[np.float6
     for where, value in zip(at, values, strict=True):
         best[where] = np.maximum(best[where], value)
     return best
-
-
-class _Fit(NamedTuple):
-    """A clause with fitted values, and what it predicts for the tokens it was fitted on."""
-
-    clause: Clause
-    values: NDArray[np.float64]
-
-
-def _mean(values: NDArray[np.float64], weight: NDArray[np.float64], otherwise: float) -> float:
-    total = float(weight.sum())
-    return float((weight * values).sum()) / total if total > 0 else otherwise
 
 
 def _round(value: float) -> float:
@@ -385,7 +177,7 @@ class _Search:
 
     def _decide(
         self, clause: Clause, at: NDArray[np.int64], weight: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int64], _Fit] | None:
+    ) -> tuple[NDArray[np.int64], Fitted] | None:
         """Of the tokens that a clause matches, those that it decides, and the clause fitted on them."""
         first = self.ground.fit(clause, at, weight)
         free = self.state.best[at] < first.values
@@ -444,7 +236,7 @@ class _Search:
     ) -> Iterator[Condition]:
         """Sets of each family's members at an offset whose weighted residuals (region's token,) stand out."""
         ids = self.ground.tokens[offset][region]
-        sums, masses = (_sum_by(ids, part, self.ground.size) for part in (sign * weighted, self.ground.weight[region]))
+        sums, masses = (sum_by(ids, part, self.ground.size) for part in (sign * weighted, self.ground.weight[region]))
         masses[-1] = sums[-1] = 0
         worth = np.maximum(self.ground.worth(offset, region, sign * weighted), 0)
         worth[-1] = 0
@@ -452,7 +244,7 @@ class _Search:
             if offset < -1 and family.name != "token":
                 continue
             size = len(family.members) + 1
-            part, mass, held = (_sum_by(family.codes, values, size) for values in (sums, masses, worth))
+            part, mass, held = (sum_by(family.codes, values, size) for values in (sums, masses, worth))
             part[-1] = mass[-1] = 0
             yield from self._members(family, part, mass, held, offset)
 
@@ -558,22 +350,22 @@ class _Search:
         ]
 
     def shortened(self, trial: _Trial) -> _Trial | None:
-        """The best of the clauses without one token of a set, one condition or one exception; None without any."""
+        """The best clause with one token of a set, one condition or one exception less that proves itself."""
         fewer = chain(_shorter(trial.clause), _fewer_members(trial.clause))
         trials = (self.trial(clause, self.ground.matched(clause)) for clause in fewer)
-        return max((t for t in trials if t is not None), key=lambda t: t.score, default=None)
+        proven = (t for t in trials if t is not None and self.proves(t.clause, t.at))
+        return max(proven, key=lambda t: t.score, default=None)
 
     def prune(self, trial: _Trial) -> _Trial | None:
         """The clause without the parts that do not prove themselves on tune; None where it itself does not."""
         clause, at = trial.clause, trial.at
-        changed = True
-        while changed:
-            changed = False
-            for shorter in _shorter(clause):
-                without = self.trial(shorter, self.ground.matched(shorter))
-                if without is not None and not self.proves(clause, at, without):
-                    clause, at, changed = shorter, without.at, True
-                    break
+        while True:
+            fewer = (self.trial(shorter, self.ground.matched(shorter)) for shorter in _shorter(clause))
+            needless = [t for t in fewer if t is not None and not self.proves(clause, at, t)]
+            if not needless:
+                break
+            best = max(needless, key=lambda t: t.score)
+            clause, at = best.clause, best.at
         return self.trial(clause, at) if self.proves(clause, at) else None
 
 
@@ -631,23 +423,12 @@ def _find_contexts(long: Rule | None) -> list[Clause]:
     """What the clauses of a long rule require around the current token, with exceptions and without, each once."""
     found: dict[tuple[tuple[Condition, ...], tuple[Condition, ...]], None] = {}
     for clause in long.any if long is not None else ():
-        around = tuple(_cut(c) for c in clause.when if not _names_current(c))
-        unless = tuple(_cut(c) for c in clause.unless)[:2]
+        around = tuple(cut_set(c) for c in clause.when if not names_current(c))
+        unless = tuple(cut_set(c) for c in clause.unless)[:2]
         for key in ((around, unless), (around, ()), (around[:1], ())):
             if key[0] or key[1]:
                 found[key] = None
     return [Clause(when=when, unless=unless, value=0.0) for when, unless in found]
-
-
-def _names_current(condition: Condition) -> bool:
-    return isinstance(condition, Token) and not condition.at and not condition.within
-
-
-def _cut(condition: Condition, members: int = 4) -> Condition:
-    """The condition with no more tokens than can be told."""
-    if not isinstance(condition, Token):
-        return condition
-    return condition.model_copy(update={"any": condition.any[:members]})
 
 
 def choose(ground: Ground, long: Rule | None, *, size: Size = None, limits: Limits | None = None) -> Chosen | None:
@@ -675,58 +456,23 @@ def choose(ground: Ground, long: Rule | None, *, size: Size = None, limits: Limi
 
 
 def _next(search: _Search, state: _State) -> Clause | None:
-    """The best clause that proves itself and can still be told."""
-    for trial in search.best():
-        if trial.score <= 0:
-            return None
-        told: _Trial | None = trial
-        while told is not None and not can_be_told(Rule(any=(*state.clauses, told.clause))):
-            told = search.shortened(told)
-        pruned = search.prune(told) if told is not None else None
-        if pruned is not None and pruned.score > 0 and _key(pruned.clause) not in map(_key, state.clauses):
-            return pruned.clause
-    return None
+    """The best clause that proves itself and can still be told.
 
-
-def can_be_told(rule: Rule) -> bool:
-    """Whether the whole rule, and its first clause, can be said in the words that there are."""
-    return count_words(tell_headline(rule)) <= HEADLINE and count_words(describe(rule)) <= WORDS
-
-
-def shorten_to_tell(rule: Rule) -> Rule:
-    """As much of a rule as can be told: the clauses from the first on, each with the strongest of its tokens.
-
-    What experiments have measured stays in the rule itself, however long that makes it.
+    A trial is at its best before the parts that do not prove themselves are pruned: once none is left that promises
+    more than the best pruned one, that one is taken.
     """
-    if can_be_told(rule):
-        return rule
-    shorter = Rule(any=(_shorten_clause(rule.any[0]),), floor=rule.floor)
-    for clause in rule.any[1:]:
-        longer = shorter.model_copy(update={"any": (*shorter.any, _shorten_clause(clause))})
-        if not can_be_told(longer):
+    found: _Trial | None = None
+    for trial in search.best():
+        if trial.score <= (found.score if found is not None else 0):
             break
-        shorter = longer
-    whole = shorter.model_copy(update={"unless": rule.unless})
-    return whole if can_be_told(whole) else shorter
-
-
-def _shorten_clause(clause: Clause) -> Clause:
-    """The clause with fewer tokens, exceptions and conditions, until it can be a headline."""
-    shorter = clause
-    for members, conditions, exceptions in ((4, 3, 2), (2, 3, 2), (2, 2, 1), (2, 2, 0), (1, 2, 0), (1, 1, 0)):
-        strongest = sorted(clause.gains, key=lambda token: -clause.gains[token])
-        named = tuple(token for token in strongest if token in _named(clause)) or _named(clause)
-        when = [c.model_copy(update={"any": named}) if _names_current(c) else c for c in clause.when]
-        shorter = clause.model_copy(
-            update={
-                "when": tuple(_cut(c, members) for c in when[:conditions]),
-                "unless": tuple(_cut(c, members) for c in clause.unless[:exceptions]),
-                "gains": {token: clause.gains[token] for token in strongest[:members]},
-            }
-        )
-        if can_be_told(Rule(any=(shorter,))):
-            break
-    return shorter
+        pruned = search.prune(trial)
+        while pruned is not None and not can_be_told(Rule(any=(*state.clauses, pruned.clause))):
+            pruned = search.shortened(pruned)
+        if pruned is None or _key(pruned.clause) in map(_key, state.clauses):
+            continue
+        if pruned.score > (found.score if found is not None else 0):
+            found = pruned
+    return found.clause if found is not None else None
 
 
 def predicts_better(ground: Ground, longer: Rule, rule: Rule) -> bool:

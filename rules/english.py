@@ -234,7 +234,7 @@ def modifier(condition: Condition) -> str:
         case Inside():
             return _INSIDE[condition.what]
         case Repeat(gap=1):
-            return "when the token has occurred before in the text"
+            return "when the token has occurred before"
         case Repeat():
             return f"when the token has occurred at least {condition.gap} tokens before"
         case Induction(n=1):

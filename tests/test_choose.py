@@ -7,12 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from neuronaut.rules.affixes import families
-from neuronaut.rules.choose import HEADLINE, WORDS, Ground, can_be_told, choose, predicts_better, shorten_to_tell
+from neuronaut.rules.choose import choose, predicts_better
 from neuronaut.rules.english import count_words, describe, tell_headline
 from neuronaut.rules.evaluate import TokenGrid, predict
+from neuronaut.rules.ground import Ground
 from neuronaut.rules.induce import induce
 from neuronaut.rules.language import Clause, Condition, Regex, Rule, Token
 from neuronaut.rules.sample import Sample, Windows
+from neuronaut.rules.telling import HEADLINE, WORDS, can_be_told, shorten_to_tell
 from neuronaut.rules.tree import Growth, grow
 
 WORDS_OF = (" New", " Haven", " river", " dry", " bell", " storm", " red", "red", " Red", " walking", "ing", " sing")

@@ -83,7 +83,7 @@ GOLDEN = {
     ),
     "fires when a token follows the same token as earlier in the text (induction)": rule(Induction(n=1)),
     "fires when a token follows the same 2 tokens as earlier in the text (induction)": rule(Induction(n=2)),
-    "fires on words when the token has occurred before in the text": rule(Class(name="word"), Repeat()),
+    "fires on words when the token has occurred before": rule(Class(name="word"), Repeat()),
     "fires when the token has occurred at least 8 tokens before": rule(Repeat(gap=8)),
     "fires on every token": rule(),
     "fires on every token, most strongly `a`": rule(value=1.0, a=5.0),

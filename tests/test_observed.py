@@ -16,13 +16,13 @@ from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
 from neuronaut.labelling.inputs import EvidenceLoader
 from neuronaut.labelling.label import open_harvested
-from neuronaut.rules.choose import HEADLINE, WORDS
 from neuronaut.rules.english import count_words
 from neuronaut.rules.induce import induce
 from neuronaut.rules.language import Clause, Rule, Token
 from neuronaut.rules.observed import Observed, disagreements
 from neuronaut.rules.revise import _correlation, revise
 from neuronaut.rules.sample import Sample, Windows
+from neuronaut.rules.telling import HEADLINE, WORDS
 from neuronaut.rules.tree import Growth, grow
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject

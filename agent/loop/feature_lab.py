@@ -15,11 +15,11 @@ from ...data.records import Example, Explanation, Statistics
 from ...data.store.store import Store
 from ...explainers.battery.places import TrainingSide
 from ...explainers.explainer import TrainBatch, TrainEvidence
-from ...rules.choose import shorten_to_tell
 from ...rules.english import describe
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Clause, Rule, Token
 from ...rules.observed import Observed
+from ...rules.telling import shorten_to_tell
 from ...scorers.holdout import token_baselines
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject

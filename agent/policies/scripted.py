@@ -22,10 +22,10 @@ from math import log
 from typing import Any
 
 from ...data.records import Example
-from ...rules.choose import shorten_to_tell
 from ...rules.english import describe
 from ...rules.evaluate import simulate
 from ...rules.language import Class, Clause, Condition, Position, Regex, Rule, Token
+from ...rules.telling import shorten_to_tell
 from ..loop.decisions import MISSES
 from ..loop.hypotheses import Action, Call, Hypothesis, Propose, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
