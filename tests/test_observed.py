@@ -2,7 +2,8 @@
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from neuronaut.data.records import Explanation
 from neuronaut.data.store.store import Store
 from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
-from neuronaut.labelling.inputs import EvidenceLoader
+from neuronaut.labelling.inputs import Columns, EvidenceLoader
 from neuronaut.labelling.label import open_harvested
 from neuronaut.rules.english import count_words
 from neuronaut.rules.induce import induce
@@ -24,6 +25,7 @@ from neuronaut.rules.revise import _correlation, revise
 from neuronaut.rules.sample import Sample, Windows
 from neuronaut.rules.telling import HEADLINE, WORDS
 from neuronaut.rules.tree import Growth, grow
+from neuronaut.subject.address import Feature
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.planted import LAYER, LONGEST, PlantedNeuron, build, corpus
@@ -58,8 +60,13 @@ class World:
             self.store, self.subject, open_harvested(self.store, self.subject, self.features[0].source, None)
         )
 
+    @cached_property
+    def columns(self) -> Mapping[Feature, Columns]:
+        """What all neurons do on the background, from one pass."""
+        return self._loader.columns(self.features)
+
     def batch(self, name: str) -> TrainBatch:
-        return self._loader.train([self.store.evidence(self.features[NEURONS[name].index])])
+        return self._loader.train([self.store.evidence(self.features[NEURONS[name].index])], self.columns)
 
     def learned(self, name: str, observed: Observed, *, measure: bool = False) -> Explanation:
         batch = self.batch(name)

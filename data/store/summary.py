@@ -44,6 +44,11 @@ class Interval(NamedTuple):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+def _count_words(text: str) -> int:
+    """The words of a description; the space that a token in backticks begins with makes none."""
+    return len(text.replace("`", "").split())
+
+
 def median(values: Iterable[float | None], *, seed: int = 0) -> Interval | None:
     """The median of the values that there are; None where there is none."""
     numbers = np.array([value for value in values if value is not None])
@@ -215,8 +220,8 @@ def _sum_up(name: str, level: Level, parts: Sequence[_Members]) -> Group:
         features=len(rows),
         statuses=Counter(row["status"] for row in rows),
         scores=[_score_group(scorer, metric, group, details) for (scorer, metric), group in sorted(scored.items())],
-        words=median(len(row["explanation"].split()) for row in texts),
-        headline_words=median(len(headline.split()) for headline in headlines if headline),
+        words=median(_count_words(row["explanation"]) for row in texts),
+        headline_words=median(_count_words(headline) for headline in headlines if headline),
     )
 
 
