@@ -159,7 +159,7 @@ class _Search:
         return iter(sorted(climbed.values(), key=lambda trial: -trial.score))
 
     def trial(self, clause: Clause, at: NDArray[np.int64]) -> _Trial | None:
-        """What a clause that matches these tokens adds; None where it predicts no more than the floor."""
+        """What a clause that matches these tokens adds; None where it predicts no more than the floor, or no firing."""
         fitted = self._decide(clause, at, self.ground.weight)
         if fitted is None:
             return None
@@ -185,7 +185,7 @@ class _Search:
         if not weight[decided].any():
             return None
         fit = first if free.all() else self.ground.fit(first.clause, decided, weight)
-        return (decided, fit) if fit.clause.value > self.state.floor else None
+        return (decided, fit) if fit.clause.value > max(self.state.floor, 0.0) else None
 
     def proves(self, clause: Clause, at: NDArray[np.int64], without: _Trial | None = None) -> bool:
         """Whether a clause lowers the error on tune beyond noise, against none, or against one that matches others."""

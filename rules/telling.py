@@ -1,6 +1,8 @@
 """How much of a rule can be told: a headline of at most 15 words, and at most 25 more."""
 
-from .english import count_words, describe, tell_headline
+from itertools import permutations
+
+from .english import STRONG, count_words, describe, tell_headline
 from .ground import named_tokens
 from .language import Clause, Condition, Rule, Token
 from .tree import names_current
@@ -10,8 +12,18 @@ WORDS, HEADLINE = 40, 15
 
 
 def can_be_told(rule: Rule) -> bool:
-    """Whether the whole rule, and its first clause, can be said in the words that there are."""
-    return count_words(tell_headline(rule)) <= HEADLINE and count_words(describe(rule)) <= WORDS
+    """Whether the whole rule, and its first clause, can be said in the words that there are, without contradiction."""
+    short = count_words(tell_headline(rule)) <= HEADLINE and count_words(describe(rule)) <= WORDS
+    return short and not any(_contradict(one, other) for one, other in permutations(rule.any, 2))
+
+
+def _contradict(one: Clause, other: Clause) -> bool:
+    """Whether one clause excepts what the other needs and is as strong there."""
+    return not {*one.unless}.isdisjoint(other.when) and _highest(other) >= STRONG * _highest(one)
+
+
+def _highest(clause: Clause) -> float:
+    return max(clause.gains.values(), default=clause.value)
 
 
 def shorten_to_tell(rule: Rule) -> Rule:

@@ -119,6 +119,13 @@ def test_a_rule_is_short_enough_to_be_told() -> None:
     assert count_words(describe(chosen.rule)) <= WORDS
 
 
+def test_what_one_clause_excepts_no_other_says_as_strongly() -> None:
+    near = Token(any=(" red",), within=4)
+    first = Clause(when=(Token(any=(" river",)),), unless=(near,), value=2)
+    told = [can_be_told(Rule(any=(first, Clause(when=(near,), value=value)))) for value in (0.5, 1.9)]
+    assert told == [True, False]
+
+
 def test_a_rule_that_is_too_long_is_told_from_its_first_clause_and_strongest_tokens_on() -> None:
     gains = {f" {letter}": float(place) for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
     table = Clause(when=(Token(any=tuple(gains)),), value=13.0, gains=gains)
