@@ -173,6 +173,7 @@ def _run_tool(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
 
 
 def rival_row(rival: Rival) -> dict[str, Any]:
-    """A rival's standing, for events."""
+    """A rival's standing, for events; what its odds are the sum of follows from the experiments."""
     row = asdict(rival)
-    return {**{key: value for key, value in row.items() if key != "hypothesis"}, "kind": rival.hypothesis.kind}
+    untold = ("hypothesis", "prior", "terms")
+    return {**{key: row[key] for key in row if key not in untold}, "kind": rival.hypothesis.kind}

@@ -1,6 +1,7 @@
 """A view as a language model is shown it: texts for a prompt's places, of bounded size however long it goes on.
 
-Every section has its own room in tokens, and whatever is newest or leads is put in first (llm_history.py).
+Every section has its own room in tokens. What never changes comes first, then results in their order (llm_history.py),
+then what moves with every step.
 Whatever comes from a corpus, a model or a measurement stands on lines of its own between fences, spelled so that it
 cannot be anything else (render.py).
 Nothing is shown that another run of the same step could find different, such as minutes: so a decision that was
@@ -20,39 +21,64 @@ from ...llm.render import ACTIVE_MARKS, active, excerpt, fenced, spelled, strong
 from ...rules.language import Rule
 from ..loop.experiments import AnyTool
 from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
-from ..loop.view import Done, Rival, View
-from .llm_history import hits, trials, window_names
+from ..loop.view import Done, Rival, Term, View
+from .llm_history import hits, result_in_full, results, window_names
+from .llm_specs import tool_help
 from .text_budget import LONG, cut, line, plain, section
 
-KNOWN, RIVALS, EXPERIMENTS, SURVEYS = 5000, 3000, 5000, 3500
-"""Tokens that each section has at most, roughly; of a section's parts the first is always shown."""
-LEADING = 4000
+RIVALS, REJECTED, ASKED = 900, 350, 1500
+"""Tokens of rivals, of what was not carried out, and of one rival that was asked for, roughly."""
+KNOWN = {"Active windows": 650, "Near misses": 250, "Other windows": 100}
+"""Tokens of windows, roughly."""
+BEFORE, AFTER = 14, 3
+"""Tokens that are shown before and after a pivot."""
+BASELINE = 150
+LEADING = 1500
 """Characters of the leader's rule."""
-WORST = 3
-"""Experiments that a refuted rival was wrong on most, which are named."""
-TOKENS_BEFORE = 4
+WORST, TERMS = 3, 4
+"""Experiments that a refuted rival was wrong on most, which are named, and the last terms of odds, which are shown one
+by one."""
+TOKENS_BEFORE = 3
 """Tokens before a peak that are shown one by one."""
 
 
 def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
-    """Fills a prompt's places: what is known, the rivals, experiments, surveys, what is left, the last rejection.
+    """Fills a prompt's places: what is known, results, the rivals, what is left, what was refused last.
 
     `tools` by name: their arguments are shown as far as they are not the usual ones.
     """
-    done = [replace(trial, args=_without_defaults(trial, tools)) for trial in reversed(view.done)]
-    # With its number: the second time that the same is refused is another question, not answered from the log.
-    refused = f"\nYour last decision, number {view.step}, was not carried out, with none of its calls:\n"
-    rejected = f"{refused}{fenced([line(view.rejected, LONG)])}\n" if view.rejected else ""
+    done = [replace(trial, args=_without_defaults(trial, tools)) for trial in view.done]
     return {
         "target": line(view.target),
         "known": "\n\n".join(_behaviour(view) if view.kind == "behaviour" else _feature(view)),
         "rivals": section((_rival(r, view) for r in _ordered(view.rivals)), len(view.rivals), tokens=RIVALS),
         "standing": _leader_status(view),
-        "experiments": trials([trial for trial in done if not trial.survey], view, tokens=EXPERIMENTS),
-        "surveys": trials([trial for trial in done if trial.survey], view, tokens=SURVEYS),
+        "results": results(done, view),
         "left": _left(view),
-        "rejected": rejected,
+        "rejected": _rejected(view, tools),
     }
+
+
+def whole(name: str, view: View) -> str | None:
+    """A result or a hypothesis in full; None where there is none of this name."""
+    rival = next((rival for rival in view.rivals if rival.name == name), None)
+    if rival is None:
+        return result_in_full(name, view)
+    return section([_rival(rival, view, most=8 * LONG)], 1, tokens=ASKED)
+
+
+def _rejected(view: View, tools: Mapping[str, AnyTool]) -> str:
+    """What of the last decision was not carried out, each with its fault, and what the tools at fault take."""
+    last = [refused for refused in view.refused if refused.step == view.step - 1]
+    reasons = [refused.rejection.reason for refused in last] or [view.rejected or ""]
+    if not any(reasons):
+        return ""
+    named = dict.fromkeys(r.rejection.tool for r in last if r.rejection.code == "bad_call")
+    usage = [tool_help(tools[name]) for name in named if name in tools]
+    # With its number: the second time that the same is refused is another question, not answered from the log.
+    title = f"\nOf your last decision, number {view.step}, this was not carried out:"
+    faults = section(([line(reason, LONG)] for reason in reasons), len(reasons), tokens=REJECTED)
+    return "\n".join([title, faults, *usage[:2]]) + "\n"
 
 
 def _without_defaults(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
@@ -65,20 +91,31 @@ def _without_defaults(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any
 
 def _feature(view: View) -> list[str]:
     highest = view.scale
-    rows: dict[str, list[list[str]]] = {"Active windows": [], "Near misses": [], "Other windows": []}
+    rows: dict[str, list[list[str]]] = {title: [] for title in KNOWN}
     peaks = {e.tokens[int(e.activations.argmax())] for e in view.examples if active(e.activations, highest).any()}
     for name, example in zip(window_names(view), view.examples, strict=True):
         if active(example.activations, highest).any():
-            part = excerpt(example, before=24, after=6)
+            part = excerpt(example, before=BEFORE, after=AFTER)
             text = cut(render.marked(part, active(part.activations, highest)), LONG)
-            details = [strongest(part, highest, count=4), _tokens(example)]
+            details = [strongest(part, highest, count=2), _tokens(example)]
             rows["Active windows"].append([f"{name}: {text}", f"   {cut('; '.join(details), LONG)}"])
         else:
             rows[_silent_kind(example, peaks)].append([f"{name}: {cut(_silent_text(example, peaks), LONG)}"])
-    parts = [f"{title}:\n{section(blocks, len(blocks), tokens=KNOWN // 3)}" for title, blocks in rows.items()]
+    # Of all strengths: the weakest ones alternate with the strongest, so that room for some shows both.
+    rows["Active windows"] = _from_both_ends(rows["Active windows"])
+    parts = [f"{title}:\n{section(blocks, len(blocks), tokens=KNOWN[title])}" for title, blocks in rows.items()]
     if view.statistics is not None:
         parts.append(f"It is active on {view.statistics.density:.2%} of all tokens.")
     return [*parts, *_baseline(view)]
+
+
+def _from_both_ends(blocks: Sequence[list[str]]) -> list[list[str]]:
+    """Two from the beginning, one from the end, in turn."""
+    left, order = list(blocks), []
+    while left:
+        order += [*left[:2], *left[2:][-1:]]
+        left = left[2:-1]
+    return order
 
 
 def _tokens(example: Example) -> str:
@@ -94,8 +131,8 @@ def _silent_kind(example: Example, peaks: set[str]) -> str:
 def _silent_text(example: Example, peaks: set[str]) -> str:
     """A silent window around a token on which the feature fires elsewhere, if it holds one."""
     positions = [i for i, token in enumerate(example.tokens) if token in peaks]
-    pivot = positions[-1] if positions else min(24, len(example.tokens) - 1)
-    part = excerpt(example, before=24, after=6, pivot=pivot)
+    pivot = positions[-1] if positions else min(BEFORE, len(example.tokens) - 1)
+    part = excerpt(example, before=BEFORE, after=AFTER, pivot=pivot)
     return render.marked(part, [False] * len(part.tokens), silent=[token in peaks for token in part.tokens])
 
 
@@ -129,7 +166,7 @@ def _baseline(view: View) -> list[str]:
         if score["value"] is not None:
             lines.append(line(f"{score['metric']} on {score['examples']} windows: {score['value']:.2f}"))
     scored = ", with its scores on other text" if len(lines) > 1 + bool(baseline.get("rule")) else ""
-    return [f"The explanation to beat{scored}:\n{fenced(lines)}"]
+    return [f"The explanation to beat{scored}:\n{section([lines], 1, tokens=BASELINE)}"]
 
 
 # Rivals
@@ -141,24 +178,44 @@ def _ordered(rivals: Sequence[Rival]) -> list[Rival]:
     return [*(rival for rival in rivals if rival.status == "live"), *reversed(out)]
 
 
-def _rival(rival: Rival, view: View) -> list[str]:
+def _rival(rival: Rival, view: View, *, most: int = LONG) -> list[str]:
     claim = rival.hypothesis
-    if rival.status != "live":
+    if rival.status != "live" and most == LONG:
         return [f"{rival.name} {rival.status}: {line(claim.text)}", *_refutation(rival, view)]
-    standing = ""
+    standing = f"{line(claim.kind.replace('_', ' '))}"
     if view.phase != "challenge":
-        standing = f", revises {claim.parent}" if claim.parent else ""
+        standing += f", revises {line(claim.parent)}" if claim.parent else ""
         share = "under 0.001" if rival.share < 0.001 else f"{rival.share:.3g}"
         standing += f"; share of the odds {share}; {_record(rival)}"
-    lines = [f"{rival.name} ({claim.kind.replace('_', ' ')}{line(standing)})", f"   {line(claim.text, LONG)}"]
+    lines = [f"{rival.name} ({standing})", *_odds(rival, view), f"   {line(claim.text, most)}"]
     if claim.rule is not None:
         # What leads is to be broken, which takes all of it.
-        lines.append(f"   rule: {_rule(claim.rule, view, LEADING if rival is view.leader else LONG)}")
+        lines.append(f"   rule: {_rule(claim.rule, view, max(most, LEADING) if rival is view.leader else most)}")
     if claim.nodes:
-        lines.append(f"   nodes: {plain(claim.nodes, LONG)}")
+        lines.append(f"   nodes: {plain(claim.nodes, most)}")
     effects = {"promotes": claim.promotes, "suppresses": claim.suppresses, "reads": claim.reads}
     lines += [f"   {name}: {plain(items)}" for name, items in effects.items() if items]
     return lines
+
+
+def _odds(rival: Rival, view: View) -> list[str]:
+    """The log odds as the sum of its terms, the earlier ones together."""
+    if view.phase == "challenge":
+        return []
+    early, late = rival.terms[:-TERMS], rival.terms[-TERMS:]
+    terms = [f"prior {rival.prior:+.1f}"]
+    if early:
+        terms.append(f"{early[0].experiment} to {early[-1].experiment} {sum(t.log_odds for t in early):+.1f}")
+    terms += [_term(term) for term in late]
+    return [f"   log odds {rival.log_odds:+.1f} = {'; '.join(terms)}"]
+
+
+def _term(term: Term) -> str:
+    scaled = f", weighed {term.weight:.2f}" if term.weight < 1 else ""
+    return (
+        f"{term.experiment} {term.log_odds:+.1f} (of {term.items}: {term.hits} hits, expected {term.expected:.1f}; "
+        f"{term.against} {term.other_hits}, expected {term.other_expected:.1f}{scaled})"
+    )
 
 
 def _record(rival: Rival) -> str:
