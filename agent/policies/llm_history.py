@@ -17,13 +17,13 @@ from ..loop.levels import LEVELS, levels_of
 from ..loop.view import Done, Rival, View
 from .text_budget import FIRST, cost, cut, line, marked, rows, section
 
-OLDER, LAST, WHOLE = 1000, 1100, 1500
+OLDER, LAST, WHOLE = 700, 750, 1500
 """Tokens of all that is told in short, of the last plan together, and of one result that was asked for, roughly."""
 BLOCK = 4
 """The oldest are left out by so many at a time."""
 SEEN = 0.5
 """Share of an experiment's room that is for its items; what it found beside them has the rest."""
-WRONG, RIGHT = 10, 3
+WRONG, RIGHT = 8, 2
 """Items of an experiment that are shown: those whose level a live rival did not expect, the leader's first, the
 furthest off first, and others."""
 SHORT = 60

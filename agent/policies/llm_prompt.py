@@ -20,20 +20,22 @@ from ...llm import render
 from ...llm.render import ACTIVE_MARKS, active, excerpt, fenced, spelled, strongest
 from ...rules.language import Rule
 from ..loop.experiments import AnyTool
+from ..loop.hypotheses import NULLS
 from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
 from ..loop.view import Done, Rival, Term, View
 from .llm_history import hits, result_in_full, results, window_names
 from .llm_specs import tool_help
 from .text_budget import LONG, cut, line, plain, section
 
-RIVALS, REJECTED, ASKED = 900, 350, 1500
+RIVALS, REJECTED, ASKED = 700, 200, 1500
 """Tokens of rivals, of what was not carried out, and of one rival that was asked for, roughly."""
-KNOWN = {"Active windows": 650, "Near misses": 250, "Other windows": 100}
+KNOWN = {"Active windows": 450, "Near misses": 180, "Other windows": 60}
 """Tokens of windows, roughly."""
-BEFORE, AFTER = 14, 3
+BEFORE, AFTER = 12, 2
 """Tokens that are shown before and after a pivot."""
-BASELINE = 150
-LEADING = 1500
+BASELINE = 120
+"""Tokens of the explanation to beat, roughly."""
+LEADING = 1200
 """Characters of the leader's rule."""
 WORST, TERMS = 3, 4
 """Experiments that a refuted rival was wrong on most, which are named, and the last terms of odds, which are shown one
@@ -78,7 +80,7 @@ def _rejected(view: View, tools: Mapping[str, AnyTool]) -> str:
     # With its number: the second time that the same is refused is another question, not answered from the log.
     title = f"\nOf your last decision, number {view.step}, this was not carried out:"
     faults = section(([line(reason, LONG)] for reason in reasons), len(reasons), tokens=REJECTED)
-    return "\n".join([title, faults, *usage[:2]]) + "\n"
+    return "\n".join([title, faults, *usage[:1]]) + "\n"
 
 
 def _without_defaults(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
@@ -190,7 +192,8 @@ def _rival(rival: Rival, view: View, *, most: int = LONG) -> list[str]:
     lines = [f"{rival.name} ({standing})", *_odds(rival, view), f"   {line(claim.text, most)}"]
     if claim.rule is not None:
         # What leads is to be broken, which takes all of it.
-        lines.append(f"   rule: {_rule(claim.rule, view, max(most, LEADING) if rival is view.leader else most)}")
+        room = most if claim.kind in NULLS else max(most, LEADING) if rival is view.leader else most
+        lines.append(f"   rule: {_rule(claim.rule, view, room)}")
     if claim.nodes:
         lines.append(f"   nodes: {plain(claim.nodes, most)}")
     effects = {"promotes": claim.promotes, "suppresses": claim.suppresses, "reads": claim.reads}
@@ -202,7 +205,8 @@ def _odds(rival: Rival, view: View) -> list[str]:
     """The log odds as the sum of its terms, the earlier ones together."""
     if view.phase == "challenge":
         return []
-    early, late = rival.terms[:-TERMS], rival.terms[-TERMS:]
+    shown = 1 if rival.hypothesis.kind in NULLS and rival is not view.leader else TERMS
+    early, late = rival.terms[:-shown], rival.terms[-shown:]
     terms = [f"prior {rival.prior:+.1f}"]
     if early:
         terms.append(f"{early[0].experiment} to {early[-1].experiment} {sum(t.log_odds for t in early):+.1f}")

@@ -23,7 +23,7 @@ MEANINGS: Mapping[str, str] = {
 }
 _FREE: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": True}
 _LINE: Mapping[str, Any] = {"type": "string"}
-_SHARED = ("windows", "expect", "seed", "draw")
+_SHARED = ("windows", "about", "expect", "seed", "draw")
 """Arguments that many tools take alike; the prompt says once what they are."""
 
 
@@ -61,7 +61,7 @@ def action_specs(kind: str, actions: Sequence[str]) -> tuple[ToolSpec, ...]:
 def tool_line(tool: AnyTool) -> str:
     """Name, arguments with their defaults (of choices with all, the default first), and a few words."""
     own = [f"{name}={_default(part)}" for name, part in _properties(tool).items() if name not in _SHARED]
-    shared = [name for name in ("windows", "expect") if name in _properties(tool)]
+    shared = [name for name in ("windows", "about", "expect") if name in _properties(tool)]
     # To the first stop or colon; three dots are none.
     few = re.split(r"(?<!\.)[.:](?:\s|$)", _about(tool))[0]
     return f"- {tool.name}({', '.join([*own, *shared])}): {few}"
