@@ -19,6 +19,8 @@ from .text_budget import FIRST, cost, cut, line, marked, rows, section
 
 OLDER, LAST, WHOLE = 700, 750, 1500
 """Tokens of all that is told in short, of the last plan together, and of one result that was asked for, roughly."""
+FULL = 120
+"""Tokens from which on there is room for more than a headline."""
 BLOCK = 4
 """The oldest are left out by so many at a time."""
 SEEN = 0.5
@@ -45,7 +47,8 @@ def results(experiments: Sequence[Done], view: View) -> str:
     skipped = 0
     while sum(map(cost, older[skipped:])) > OLDER:
         skipped += BLOCK
-    blocks = [_in_full(trial, view, LAST // len(newest)) for trial in newest]
+    room = LAST // max(len(newest), 1)
+    blocks = [_in_full(trial, view, room) if room >= FULL else _in_short(trial, view) for trial in newest]
     shown = section([*older[skipped:], *blocks], len(older[skipped:]) + len(blocks), tokens=OLDER + LAST)
     return f"({min(skipped, len(older))} before: ask help)\n{shown}" if skipped else shown
 
@@ -88,10 +91,16 @@ def _headline(done: Done, view: View) -> str:
         text += f": {measured.effect:.2g}{between} {line(measured.units)}"
     if measured.control is not None and measured.control.value is not None:
         text += f"; control {measured.control.value:.2g}"
-    right = [(name, counts) for name in done.expected if (counts := hits(done, name)) is not None]
+    right = [(name, counts) for name in _told(done, view) if (counts := hits(done, name)) is not None]
     if right:
         text += f"; levels right: {', '.join(f'{name} {met} of {count}' for name, (met, count) in right)}"
     return text
+
+
+def _told(done: Done, view: View) -> list[str]:
+    """The rivals that predicted it, the leader of that time first; a challenger knows of the claim alone."""
+    known = {rival.name for rival in view.rivals}
+    return [name for name in done.expected if name in known]
 
 
 def _in_short(done: Done, view: View) -> list[str]:
@@ -99,7 +108,7 @@ def _in_short(done: Done, view: View) -> list[str]:
     if done.survey:
         found = rows(_tables(done, view), tokens=SHORT)
         return [_headline(done, view), *(f"   {cut(row, 4 * SHORT)}" for row in found[:FIRST])]
-    leader = next((name for name in done.expected if hits(done, name) is not None), None)
+    leader = next((name for name in _told(done, view) if hits(done, name) is not None), None)
     wrong = [] if leader is None else [i for i, is_wrong in enumerate(_wrong(done, leader)) if is_wrong]
     if done.measured is None or not wrong:
         return [_headline(done, view)]
