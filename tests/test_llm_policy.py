@@ -886,6 +886,16 @@ def test_every_policy_keeps_to_the_protocol() -> None:
 NAMES, VERBS = CLASSES["name"], CLASSES["verb"]
 
 
+EARLY_CALLS, EARLY, SESSION = 6, 4_000, 40_000
+"""The first calls of a session, faulty ones included, have at most so many tokens; so many has a usual session."""
+
+
+def body_size(body: Body) -> int:
+    """Tokens of a request, with all that it says of tools, roughly."""
+    said = [f"{message.get('content') or ''}{json.dumps(message.get('tool_calls', ''))}" for message in body["messages"]]
+    return sum(map(estimate, said)) + estimate(json.dumps(body["tools"]))
+
+
 def test_a_model_that_knows_finds_the_exception_through_all_faults() -> None:
     """Over a real subject and real tools; every request is charged once."""
     store, subject, limits, rounds = harvested(documents=40), planted_subject(), Limits(experiments=30), iter(range(99))
@@ -915,6 +925,8 @@ def test_a_model_that_knows_finds_the_exception_through_all_faults() -> None:
     with asking(script=faults(1), calls=calls) as (policy, server):
         found = investigate(target, subject, store, InvestigationConfig(policy, limits, client=policy._client))
         faulty = sum(seen.fault in ("bad-call", "empty", "refusal") for seen in server.seen)
+        sizes = [body_size(seen.body) for seen in server.seen]
+    assert max(sizes[:EARLY_CALLS]) <= EARLY and max(sizes) <= TOKENS and sum(sizes) <= 2 * SESSION, sizes
     assert (found.status, found.report.hypothesis) == ("supported", "H3") and faulty, found.reason
     assert store.journal.spent(found.id).calls == len({seen.key for seen in server.seen})
     assert [e.tool for e in store.journal.experiments(found.id)][:2] == ["known_explanations", "run_texts"]

@@ -13,11 +13,11 @@ from typing import Any
 from ...explainers.ask import in_steps
 from ...llm.render import STEPS
 from ...rules.language import Rule
-from ..loop.levels import LEVELS, levels_of
+from ..loop.levels import EDGES, LEVELS, levels_of
 from ..loop.view import Done, Rival, View
 from .text_budget import FIRST, cost, cut, line, marked, rows, section
 
-OLDER, LAST, WHOLE = 700, 750, 1500
+OLDER, LAST, WHOLE = 700, 650, 1500
 """Tokens of all that is told in short, of the last plan together, and of one result that was asked for, roughly."""
 FULL = 120
 """Tokens from which on there is room for more than a headline."""
@@ -25,7 +25,7 @@ BLOCK = 4
 """The oldest are left out by so many at a time."""
 SEEN = 0.5
 """Share of an experiment's room that is for its items; what it found beside them has the rest."""
-WRONG, RIGHT = 8, 2
+WRONG, RIGHT = 8, 4
 """Items of an experiment that are shown: those whose level a live rival did not expect, the leader's first, the
 furthest off first, and others."""
 SHORT = 60
@@ -106,8 +106,8 @@ def _told(done: Done, view: View) -> list[str]:
 def _in_short(done: Done, view: View) -> list[str]:
     """A headline, and a line of what a survey found first, or of what the leader of that time had wrong."""
     if done.survey:
-        found = rows(_tables(done, view), tokens=SHORT)
-        return [_headline(done, view), *(f"   {cut(row, 4 * SHORT)}" for row in found[:FIRST])]
+        found = rows(_tables(done, view), tokens=SHORT)[:FIRST] or ["found: nothing"]
+        return [_headline(done, view), *(f"   {cut(row, 4 * SHORT)}" for row in found)]
     leader = next((name for name in _told(done, view) if hits(done, name) is not None), None)
     wrong = [] if leader is None else [i for i, is_wrong in enumerate(_wrong(done, leader)) if is_wrong]
     if done.measured is None or not wrong:
@@ -148,7 +148,18 @@ def _tables(done: Done, view: View) -> dict[str, Any]:
         rule = in_steps(Rule.model_validate(tables.pop("rule")), view.scale)
         rule_json = json.dumps(rule.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
         tables = {"text": tables.pop("text"), "rule": rule_json, **tables}
+    if done.tool == "run_texts" and "texts" in tables:
+        tables = {"active on other tokens, too": _elsewhere(tables.pop("texts")), **tables}
     return tables
+
+
+def _elsewhere(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By text, the tokens beside the asked one that are not silent; what was asked is among the items."""
+    active = [
+        {token: value for i, (token, value) in enumerate(zip(text["tokens"], text["values"], strict=True)) if i != text["asked"] and value >= EDGES[1]}
+        for text in texts
+    ]
+    return {f"text {number}": tokens for number, tokens in enumerate(active, start=1) if tokens}
 
 
 def _intervals(done: Done) -> Mapping[str, Sequence[float]]:

@@ -25,12 +25,14 @@ from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
 from ..loop.view import Done, Rival, Term, View
 from .llm_history import hits, result_in_full, results, window_names
 from .llm_specs import tool_help
-from .text_budget import LONG, cut, line, plain, section
+from .text_budget import LINE, LONG, cut, line, plain, section
 
 RIVALS, REJECTED, ASKED = 700, 200, 1500
 """Tokens of rivals, of what was not carried out, and of one rival that was asked for, roughly."""
 KNOWN = {"Active windows": 450, "Near misses": 180, "Other windows": 60}
 """Tokens of windows, roughly."""
+PROMPTS, NODES = 450, 500
+"""Tokens of a behaviour's metric and prompts, and of the names of its nodes, roughly."""
 BEFORE, AFTER = 12, 2
 """Tokens that are shown before and after a pivot."""
 BASELINE = 120
@@ -149,7 +151,8 @@ def _behaviour(view: View) -> list[str]:
         lines += [f"clean prompt: {clean}{_mark(answer)}", f"corrupted prompt: {corrupted}{_mark(wrong)}"]
     nodes = line(", ".join(about["nodes"]), 4 * LONG)
     title = "The metric, and some prompts, each with its own answer marked after it, which is wrong for the other one:"
-    return [f"{title}\n{fenced([cut(text, LONG) for text in lines])}", f"Nodes:\n{fenced([nodes])}", *_baseline(view)]
+    told = section([[cut(text, LONG) for text in lines]], 1, tokens=PROMPTS)
+    return [f"{title}\n{told}", f"Nodes:\n{section([[nodes]], 1, tokens=NODES)}", *_baseline(view)]
 
 
 def _mark(token: str) -> str:
@@ -192,7 +195,8 @@ def _rival(rival: Rival, view: View, *, most: int = LONG) -> list[str]:
     lines = [f"{rival.name} ({standing})", *_odds(rival, view), f"   {line(claim.text, most)}"]
     if claim.rule is not None:
         # What leads is to be broken, which takes all of it.
-        room = most if claim.kind in NULLS else max(most, LEADING) if rival is view.leader else most
+        room = most if rival is not view.leader else max(most, LEADING)
+        room = LINE if claim.kind in NULLS and most == LONG else room
         lines.append(f"   rule: {_rule(claim.rule, view, room)}")
     if claim.nodes:
         lines.append(f"   nodes: {plain(claim.nodes, most)}")
@@ -209,7 +213,8 @@ def _odds(rival: Rival, view: View) -> list[str]:
     early, late = rival.terms[:-shown], rival.terms[-shown:]
     terms = [f"prior {rival.prior:+.1f}"]
     if early:
-        terms.append(f"{early[0].experiment} to {early[-1].experiment} {sum(t.log_odds for t in early):+.1f}")
+        names = dict.fromkeys((early[0].experiment, early[-1].experiment))
+        terms.append(f"{' to '.join(names)} {sum(t.log_odds for t in early):+.1f}")
     terms += [_term(term) for term in late]
     return [f"   log odds {rival.log_odds:+.1f} = {'; '.join(terms)}"]
 

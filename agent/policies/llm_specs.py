@@ -29,11 +29,7 @@ _SHARED = ("windows", "about", "expect", "seed", "draw")
 
 def action_specs(kind: str, actions: Sequence[str]) -> tuple[ToolSpec, ...]:
     """What may be called in this phase: experiments through `run`, and the other actions that are open."""
-    claim: dict[str, Any] = {"text": _LINE, "parent": _LINE}
-    if kind == "behaviour":
-        claim["nodes"] = _FREE
-    else:
-        claim |= {"rule": _FREE, **dict.fromkeys(("promotes", "suppresses", "reads"), _list(_LINE))}
+    claim = '"nodes": {}' if kind == "behaviour" else '"rule": {}, "promotes": [], "suppresses": [], "reads": []'
     ends = {"reason": _LINE}
     specs = {
         "use_tools": ToolSpec(
@@ -43,8 +39,9 @@ def action_specs(kind: str, actions: Sequence[str]) -> tuple[ToolSpec, ...]:
         ),
         "propose": ToolSpec(
             "propose",
-            'Put up rivals. Each text is a claim in a sentence or two that stands alone: not "as H3, but".',
-            _object({"hypotheses": _list(_object(claim, "text"))}, "hypotheses"),
+            f'Put up rivals, each as {{"text": "a sentence or two that stand alone", {claim}, "parent": "H3"}}; what does '
+            "not apply is left out.",
+            _object({"hypotheses": _list(_FREE)}, "hypotheses"),
         ),
         "submit": ToolSpec(
             "submit",
