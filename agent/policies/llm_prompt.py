@@ -22,7 +22,8 @@ from ...rules.language import Rule
 from ..loop.experiments import AnyTool
 from ..loop.hypotheses import NULLS
 from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
-from ..loop.view import Done, Rival, Term, View
+from ..loop.odds import odds_as_sum
+from ..loop.view import Done, Rival, View
 from .llm_history import hits, result_in_full, results, window_names
 from .llm_specs import tool_help
 from .text_budget import LINE, LONG, cut, line, plain, section
@@ -206,25 +207,10 @@ def _rival(rival: Rival, view: View, *, most: int = LONG) -> list[str]:
 
 
 def _odds(rival: Rival, view: View) -> list[str]:
-    """The log odds as the sum of its terms, the earlier ones together."""
     if view.phase == "challenge":
         return []
     shown = 1 if rival.hypothesis.kind in NULLS and rival is not view.leader else TERMS
-    early, late = rival.terms[:-shown], rival.terms[-shown:]
-    terms = [f"prior {rival.prior:+.1f}"]
-    if early:
-        names = dict.fromkeys((early[0].experiment, early[-1].experiment))
-        terms.append(f"{' to '.join(names)} {sum(t.log_odds for t in early):+.1f}")
-    terms += [_term(term) for term in late]
-    return [f"   log odds {rival.log_odds:+.1f} = {'; '.join(terms)}"]
-
-
-def _term(term: Term) -> str:
-    scaled = f", weighed {term.weight:.2f}" if term.weight < 1 else ""
-    return (
-        f"{term.experiment} {term.log_odds:+.1f} (of {term.items}: {term.hits} hits, expected {term.expected:.1f}; "
-        f"{term.against} {term.other_hits}, expected {term.other_expected:.1f}{scaled})"
-    )
+    return [f"   {odds_as_sum(rival, terms=shown)}"]
 
 
 def _record(rival: Rival) -> str:
