@@ -163,7 +163,10 @@ def test_of_a_plan_what_can_be_run_is_run(store: Store) -> None:
     assert last.rejected is not None and last.last_rejection is None
     told = [(refused.rejection.code, refused.partial) for refused in last.refused]
     assert told == [("bad_call", True), ("bad_call", True), ("silence_quota", True)]
-    assert [refused.action and refused.action["calls"][0]["args"]["number"] for refused in last.refused[1:]] == ["many", 11]
+    assert [refused.action and refused.action["calls"][0]["args"]["number"] for refused in last.refused[1:]] == [
+        "many",
+        11,
+    ]
     assert all(part in last.rejected for part in ("not JSON", "windows: number:", "silence for only 1 of 3"))
 
 
@@ -173,7 +176,7 @@ def test_odds_are_the_sum_of_the_prior_and_what_each_experiment_added(store: Sto
         assert rival.prior + sum(term.log_odds for term in rival.terms) == pytest.approx(rival.log_odds, abs=1e-5)
     terms = [term for rival in rivals for term in rival.terms]
     assert any(term.log_odds < 0 and term.hits < term.expected for term in terms)
-    assert all(0 < term.items and term.hits <= term.items and 0 < term.weight <= 1 for term in terms)
+    assert all(term.items > 0 and term.hits <= term.items and 0 < term.weight <= 1 for term in terms)
 
 
 # Failures

@@ -261,7 +261,9 @@ def test_the_prompts_are_as_they_were_approved(name: str, of: View, actions: Seq
 
 def test_tools_are_told_a_line_each_and_stay_the_same() -> None:
     first = chat(view())
-    line = '- swap(offset=0, where="active"|"near_miss", windows): Puts other tokens at an offset, and tells which of them'
+    line = (
+        '- swap(offset=0, where="active"|"near_miss", windows): Puts other tokens at an offset, and tells which of them'
+    )
     assert f"\n{line} flip the feature\nSurveys:\n- look(" in first.messages[0].content
     later = chat(view(rivals=WORDED, done=DONE[:2], step=9, rejected=None))
     assert (later.tools, later.messages[0]) == (first.tools, first.messages[0])
@@ -277,7 +279,9 @@ def test_help_has_the_whole_of_a_tool_a_result_a_rival_and_the_rule_language() -
         action = policy.decide(view(), PLAN, TOOLS)
         answer = server.seen[1].body["messages"][-1]["content"]
     assert isinstance(action, UseTools) and len(policy.asked) == 2
-    assert answer.startswith("swap: Puts other tokens at an offset, and tells which of them flip the feature.\n- offset=0:")
+    assert answer.startswith(
+        "swap: Puts other tokens at an offset, and tells which of them flip the feature.\n- offset=0:"
+    )
     assert "where the token is put (at least -4, at most 0)" in answer and "w1, w2, ... as shown" in answer
     assert "o1 swap" in answer and "H3 (rule, revises H1" in answer and "- A CLAUSE is" in answer
     assert "no 'H9' to tell of; there are rule, swap, look, results" in read(_called("help", about="H9")).reason
@@ -393,7 +397,9 @@ def test_what_is_known_already_comes_first_and_stays_as_it_was() -> None:
 
 def shared(before: Chat, after: Chat) -> float:
     """The share of a chat that is as in the one before, from its beginning on."""
-    texts = [json.dumps([of.as_dict()["tools"], of.as_dict()["messages"]], ensure_ascii=False) for of in (before, after)]
+    texts = [
+        json.dumps([of.as_dict()["tools"], of.as_dict()["messages"]], ensure_ascii=False) for of in (before, after)
+    ]
     return len(commonprefix(texts)) / len(texts[1])
 
 
@@ -645,10 +651,7 @@ def test_what_can_be_read_is_done_and_the_rest_comes_back_with_its_fault() -> No
     assert isinstance(action, UseTools)
     assert [(call.args, call.purpose) for call in action.calls] == [({"offset": -1}, "exceptions")]
     assert [(fault.call, fault.reason) for fault in action.faults] == [
-        (
-            "swap",
-            "the arguments of swap at $.offset: Input should be less than or equal to 0; got 3; correct it there",
-        ),
+        ("swap", "the arguments of swap at $.offset: Input should be less than or equal to 0; got 3; correct it there"),
         ("swap", "the arguments of swap at $.ofset: Extra inputs are not permitted; got -2; correct it there"),
         ("submit", "submit: it stands alone; see first what the experiments show"),
     ]
@@ -892,7 +895,9 @@ EARLY_CALLS, EARLY, SESSION = 6, 4_000, 40_000
 
 def body_size(body: Body) -> int:
     """Tokens of a request, with all that it says of tools, roughly."""
-    said = [f"{message.get('content') or ''}{json.dumps(message.get('tool_calls', ''))}" for message in body["messages"]]
+    said = [
+        f"{message.get('content') or ''}{json.dumps(message.get('tool_calls', ''))}" for message in body["messages"]
+    ]
     return sum(map(estimate, said)) + estimate(json.dumps(body["tools"]))
 
 

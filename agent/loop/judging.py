@@ -148,7 +148,7 @@ class OddsUpdater:
         new: NDArray[np.bool_],
     ) -> None:
         """Moves the odds by what one experiment's new items showed."""
-        observed, items = observed[new], np.arange(int(new.sum()))
+        observed = observed[new]
         fresh = np.flatnonzero(new).tolist()
         expected = {p.hypothesis: [p.expected[item] for item in fresh] for p in experiment.predictions}
         forecasts_by_name = {name: forecast(values, experiment.base) for name, values in expected.items()}
@@ -176,9 +176,7 @@ class OddsUpdater:
                 tally.status = "refuted"
 
 
-def _term(
-    experiment: str, against: str, mine: Forecast, other: Forecast, observed: NDArray[np.int64]
-) -> Term:
+def _term(experiment: str, against: str, mine: Forecast, other: Forecast, observed: NDArray[np.int64]) -> Term:
     """What the items on which two forecasts differ, all of them new, say of the one against the other."""
     items = np.arange(len(observed))
     weight = min(1.0, EFFECTIVE / len(items))

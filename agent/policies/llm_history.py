@@ -1,8 +1,8 @@
 """Experiments and surveys as a language model is shown them: in order, the last plan with its results.
 
-What came before has one line or two, which never change, so that the beginning of a prompt stays the same: the headline,
-on how many items each rival of that time had the level right, and where the leader of that time was wrong. The oldest
-ones are left out, a few at a time, where there is no room; any can be asked for in full (`help`).
+What came before has one line or two, which never change, so that the beginning of a prompt stays the same: the
+headline, on how many items each rival of that time had the level right, and where the leader of that time was wrong.
+The oldest ones are left out, a few at a time, where there is no room; any can be asked for in full (`help`).
 """
 
 import json
@@ -156,7 +156,11 @@ def _tables(done: Done, view: View) -> dict[str, Any]:
 def _elsewhere(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """By text, the tokens beside the asked one that are not silent; what was asked is among the items."""
     active = [
-        {token: value for i, (token, value) in enumerate(zip(text["tokens"], text["values"], strict=True)) if i != text["asked"] and value >= EDGES[1]}
+        {
+            token: value
+            for i, (token, value) in enumerate(zip(text["tokens"], text["values"], strict=True))
+            if i != text["asked"] and value >= EDGES[1]
+        }
         for text in texts
     ]
     return {f"text {number}": tokens for number, tokens in enumerate(active, start=1) if tokens}

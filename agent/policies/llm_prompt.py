@@ -17,7 +17,7 @@ from typing import Any
 from ...data.records import Example
 from ...explainers.ask import in_steps
 from ...llm import render
-from ...llm.render import ACTIVE_MARKS, active, excerpt, fenced, spelled, strongest
+from ...llm.render import ACTIVE_MARKS, active, excerpt, spelled, strongest
 from ...rules.language import Rule
 from ..loop.experiments import AnyTool
 from ..loop.hypotheses import NULLS

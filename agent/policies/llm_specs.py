@@ -39,8 +39,8 @@ def action_specs(kind: str, actions: Sequence[str]) -> tuple[ToolSpec, ...]:
         ),
         "propose": ToolSpec(
             "propose",
-            f'Put up rivals, each as {{"text": "a sentence or two that stand alone", {claim}, "parent": "H3"}}; what does '
-            "not apply is left out.",
+            f'Put up rivals, each as {{"text": "a sentence or two that stand alone", {claim}, "parent": "H3"}}; what '
+            "does not apply is left out.",
             _object({"hypotheses": _list(_FREE)}, "hypotheses"),
         ),
         "submit": ToolSpec(

@@ -153,7 +153,9 @@ class Turn:
             return rule_language().render({})[-1].content
         if (shown := whole(name, self.view)) is not None:
             return shown
-        raise ValueError(f"there is no {name!r} to tell of; there are rule, {', '.join(self.tools)}, results and rivals")
+        raise ValueError(
+            f"there is no {name!r} to tell of; there are rule, {', '.join(self.tools)}, results and rivals"
+        )
 
     def _part(self, call: ToolCall, name: str) -> Part:
         """What one call asks for; ValueError says what is wrong with it."""

@@ -81,7 +81,9 @@ def _pivot_of(lab: FeatureLab, about: str) -> int | None:
     """
     rules = {name: hypothesis for name, hypothesis in lab.rivals.items() if hypothesis.rule is not None}
     if about and about not in rules:
-        raise RejectedError("bad_call", f"about={about} is no rival with a rule; there are {', '.join(rules) or 'none'}")
+        raise RejectedError(
+            "bad_call", f"about={about} is no rival with a rule; there are {', '.join(rules) or 'none'}"
+        )
     claim = rules.get(about) or next(iter(rules.values()), None)
     if claim is None:
         return None

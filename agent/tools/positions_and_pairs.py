@@ -132,7 +132,9 @@ class SwapPairs(FeatureTool[SwapArgs]):
 
     def design(self, args: SwapArgs, lab: FeatureLab) -> Design:
         """Of every carrier as many changes that involve the previous token as ones that do not, where there are."""
-        carriers = find_places(lab, args.carriers, args.count, before=3, windows=args.windows, seed=args.seed, about=args.about)
+        carriers = find_places(
+            lab, args.carriers, args.count, before=3, windows=args.windows, seed=args.seed, about=args.about
+        )
         rng, tokens = generator(lab, args.seed, "pairs"), common_tokens(lab)
         items = []
         for number, place in enumerate(carriers, start=1):
@@ -142,9 +144,8 @@ class SwapPairs(FeatureTool[SwapArgs]):
         if not items:
             raise NeuronautError(f"{lab.target}: no pair of tokens can change without opening or closing a quotation")
         items = filter_by_expectation(lab, items, args.expect)
-        question = (
-            f"Does the token before {tell_pivots(lab, carriers)} matter when length, position and what is open stay as they are?"
-        )
+        pivots = tell_pivots(lab, carriers)
+        question = f"Does the token before {pivots} matter when length, position and what is open stay as they are?"
         return design_changes(question, lab, carriers, items, seed=args.seed)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:

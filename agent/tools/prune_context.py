@@ -37,7 +37,9 @@ class PruneContext(FeatureTool[PruneArgs]):
 
     def design(self, args: PruneArgs, lab: FeatureLab) -> Design:
         """Every length of every carrier in both ways; the control is the filling text itself."""
-        carriers = find_places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed, about=args.about)
+        carriers = find_places(
+            lab, "active", args.count, before=2, windows=args.windows, seed=args.seed, about=args.about
+        )
         rng = generator(lab, args.seed, "prune")
         items, control = [], []
         for number, place in enumerate(carriers, start=1):

@@ -49,7 +49,9 @@ class ScanVocabulary(FeatureTool[ScanArgs]):
         """Every chosen token in every carrier."""
         back = -args.offset
         # The first token is the control's, so it is never the scan's.
-        carriers = find_places(lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed, about=args.about)
+        carriers = find_places(
+            lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed, about=args.about
+        )
         tokens, left_out = _tokens(lab, back, each=max(args.most // len(carriers), 1))
         items = [
             changed_copy(
