@@ -155,7 +155,7 @@ class Nodes:
             return stopped("stood", "the leader stood its challenge")
         words = f"{state['challenged']} stands, but: {outcome.reason}" if stands else f"{outcome.leader} leads instead"
         self._run.event("challenged", {"verdict": words}, key=key)
-        return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
+        return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1, "rejected": None}
 
 
 def _run_tool(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:

@@ -17,10 +17,14 @@ from ..loop.levels import EDGES, LEVELS, levels_of
 from ..loop.view import Done, Rival, View
 from .text_budget import FIRST, cost, cut, line, marked, rows, section
 
-OLDER, LAST, WHOLE = 700, 650, 1500
+OLDER, LAST, WHOLE = 700, 850, 1500
 """Tokens of all that is told in short, of the last plan together, and of one result that was asked for, roughly."""
 FULL = 120
 """Tokens from which on there is room for more than a headline."""
+LEAST = 90
+"""Tokens of items and what was found beside them, at least, where there is more than a headline."""
+UNASKED = ("carriers", "candidates", "left_out", "tokens")
+"""Parts of what was found that are shown only when the whole is asked for; the question names the pivots."""
 BLOCK = 4
 """The oldest are left out by so many at a time."""
 SEEN = 0.5
@@ -56,7 +60,7 @@ def results(experiments: Sequence[Done], view: View) -> str:
 def result_in_full(name: str, view: View) -> str | None:
     """One result with all its room; None where there is none of this name."""
     trial = next((trial for trial in view.done if trial.name == name), None)
-    return None if trial is None else section([_in_full(trial, view, WHOLE)], 1, tokens=WHOLE)
+    return None if trial is None else section([_in_full(trial, view, WHOLE, asked=True)], 1, tokens=WHOLE)
 
 
 def hits(done: Done, name: str) -> tuple[int, int] | None:
@@ -117,12 +121,14 @@ def _in_short(done: Done, view: View) -> list[str]:
     return [_headline(done, view), f"   {line(str(leader))} missed {items}{more}"]
 
 
-def _in_full(done: Done, view: View, tokens: int) -> list[str]:
+def _in_full(done: Done, view: View, tokens: int, *, asked: bool = False) -> list[str]:
     measured = done.measured
-    lines = [_headline(done, view), f"   purpose: {line(done.purpose)}", f"   question: {line(done.design.question)}"]
+    lines = [_headline(done, view), f"   question: {marked(done.design.question)}"]
+    if asked:
+        lines.insert(1, f"   purpose: {line(done.purpose)}")
     if measured is None:
         return lines
-    room = tokens - cost(lines)
+    room = max(tokens - cost(lines), LEAST)
     if measured.values:
         counts = Counter(LEVELS[level] for level in levels_of(measured.values))
         levels = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
@@ -131,7 +137,7 @@ def _in_full(done: Done, view: View, tokens: int) -> list[str]:
         items = [f"   seen: {levels}{whole}{control}", *_items(done, view, int(room * SEEN))]
         room -= cost(items)
         lines += items
-    tables = rows(_tables(done, view), tokens=room)
+    tables = rows({k: v for k, v in _tables(done, view).items() if asked or k not in UNASKED}, tokens=room)
     title = ["   found:"] if tables else ["   found: nothing"] if done.survey else []
     return [*lines, *title, *(f"     {row}" for row in tables)]
 

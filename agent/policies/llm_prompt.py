@@ -26,7 +26,7 @@ from ..loop.odds import odds_as_sum
 from ..loop.view import Done, Rival, View
 from .llm_history import hits, result_in_full, results, window_names
 from .llm_specs import tool_help
-from .text_budget import LINE, LONG, cut, line, plain, section
+from .text_budget import LONG, cut, line, plain, section
 
 RIVALS, REJECTED, ASKED = 700, 200, 1500
 """Tokens of rivals, of what was not carried out, and of one rival that was asked for, roughly."""
@@ -197,8 +197,9 @@ def _rival(rival: Rival, view: View, *, most: int = LONG) -> list[str]:
     if claim.rule is not None:
         # What leads is to be broken, which takes all of it.
         room = most if rival is not view.leader else max(most, LEADING)
-        room = LINE if claim.kind in NULLS and most == LONG else room
-        lines.append(f"   rule: {_rule(claim.rule, view, room)}")
+        # The words of a null say what its rule says.
+        if claim.kind not in NULLS or most > LONG:
+            lines.append(f"   rule: {_rule(claim.rule, view, room)}")
     if claim.nodes:
         lines.append(f"   nodes: {plain(claim.nodes, most)}")
     effects = {"promotes": claim.promotes, "suppresses": claim.suppresses, "reads": claim.reads}
@@ -207,7 +208,7 @@ def _rival(rival: Rival, view: View, *, most: int = LONG) -> list[str]:
 
 
 def _odds(rival: Rival, view: View) -> list[str]:
-    if view.phase == "challenge":
+    if view.phase == "challenge" or not (rival.terms or rival.prior):
         return []
     shown = 1 if rival.hypothesis.kind in NULLS and rival is not view.leader else TERMS
     return [f"   {odds_as_sum(rival, terms=shown)}"]
