@@ -17,15 +17,17 @@ from ..loop.levels import EDGES, LEVELS, levels_of
 from ..loop.view import Done, Rival, View
 from .text_budget import FIRST, cost, cut, line, marked, rows, section
 
-OLDER, LAST, WHOLE = 700, 850, 1500
-"""Tokens of all that is told in short, of the last plan together, and of one result that was asked for, roughly."""
+OLDER, FIRST_PLANS, LAST, WHOLE = 700, 650, 1100, 1500
+"""Tokens of all that is told in short, of the last plan while it is one of the EARLY first ones, and later, and of one
+result that was asked for, roughly."""
+EARLY = 2
 FULL = 120
 """Tokens from which on there is room for more than a headline."""
 LEAST = 90
 """Tokens of items and what was found beside them, at least, where there is more than a headline."""
 UNASKED = ("carriers", "candidates", "left_out", "tokens")
 """Parts of what was found that are shown only when the whole is asked for; the question names the pivots."""
-BLOCK = 4
+BLOCK = 2
 """The oldest are left out by so many at a time."""
 SEEN = 0.5
 """Share of an experiment's room that is for its items; what it found beside them has the rest."""
@@ -51,7 +53,7 @@ def results(experiments: Sequence[Done], view: View) -> str:
     skipped = 0
     while sum(map(cost, older[skipped:])) > OLDER:
         skipped += BLOCK
-    room = LAST // max(len(newest), 1)
+    room = (FIRST_PLANS if last <= EARLY else LAST) // max(len(newest), 1)
     blocks = [_in_full(trial, view, room) if room >= FULL else _in_short(trial, view) for trial in newest]
     shown = section([*older[skipped:], *blocks], len(older[skipped:]) + len(blocks), tokens=OLDER + LAST)
     return f"({min(skipped, len(older))} before: ask help)\n{shown}" if skipped else shown
@@ -137,17 +139,18 @@ def _in_full(done: Done, view: View, tokens: int, *, asked: bool = False) -> lis
         items = [f"   seen: {levels}{whole}{control}", *_items(done, view, int(room * SEEN))]
         room -= cost(items)
         lines += items
-    tables = rows({k: v for k, v in _tables(done, view).items() if asked or k not in UNASKED}, tokens=room)
+    tables = rows(_tables(done, view, asked=asked), tokens=room)
     title = ["   found:"] if tables else ["   found: nothing"] if done.survey else []
     return [*lines, *title, *(f"     {row}" for row in tables)]
 
 
-def _tables(done: Done, view: View) -> dict[str, Any]:
+def _tables(done: Done, view: View, *, asked: bool = False) -> dict[str, Any]:
     """The results beside the items' intervals.
 
     A learned rule is on the scale on which rules are written, with the words for it first.
     """
-    tables = {} if done.measured is None else dict(done.measured.found)
+    found = {} if done.measured is None else done.measured.found
+    tables = {k: v for k, v in found.items() if asked or k not in UNASKED or isinstance(v, Mapping)}
     if _intervals(done):
         del tables["items"]
     if done.tool == "learn_rule" and "rule" in tables:
