@@ -17,9 +17,8 @@ from ..loop.levels import EDGES, LEVELS, levels_of
 from ..loop.view import Done, Rival, View
 from .text_budget import FIRST, cost, cut, line, marked, rows, section
 
-OLDER, FIRST_PLANS, LAST, WHOLE = 700, 650, 1100, 1500
-"""Tokens of all that is told in short, of the last plan while it is one of the EARLY first ones, and later, and of one
-result that was asked for, roughly."""
+OLDER, FIRST_PLANS, LAST = 700, 650, 1100
+"""Tokens of all that is told in short, of the last plan while it is one of the EARLY first ones, and later, roughly."""
 EARLY = 2
 FULL = 120
 """Tokens from which on there is room for more than a headline."""
@@ -59,10 +58,10 @@ def results(experiments: Sequence[Done], view: View) -> str:
     return f"({min(skipped, len(older))} before: ask help)\n{shown}" if skipped else shown
 
 
-def result_in_full(name: str, view: View) -> str | None:
-    """One result with all its room; None where there is none of this name."""
+def result_in_full(name: str, view: View, tokens: int) -> str | None:
+    """One result in about so many tokens; None where there is none of this name."""
     trial = next((trial for trial in view.done if trial.name == name), None)
-    return None if trial is None else section([_in_full(trial, view, WHOLE, asked=True)], 1, tokens=WHOLE)
+    return None if trial is None else section([_in_full(trial, view, tokens, asked=True)], 1, tokens=tokens)
 
 
 def hits(done: Done, name: str) -> tuple[int, int] | None:

@@ -28,8 +28,8 @@ from .llm_history import hits, result_in_full, results, window_names
 from .llm_specs import tool_help
 from .text_budget import LONG, cut, line, plain, section
 
-RIVALS, REJECTED, ASKED = 700, 200, 1500
-"""Tokens of rivals, of what was not carried out, and of one rival that was asked for, roughly."""
+RIVALS, REJECTED = 700, 200
+"""Tokens of rivals, and of what was not carried out, roughly."""
 KNOWN = {"Active windows": 450, "Near misses": 180, "Other windows": 60}
 """Tokens of windows, roughly."""
 PROMPTS, NODES = 450, 500
@@ -64,12 +64,12 @@ def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
     }
 
 
-def whole(name: str, view: View) -> str | None:
-    """A result or a hypothesis in full; None where there is none of this name."""
+def whole(name: str, view: View, tokens: int) -> str | None:
+    """A result or a hypothesis in full, in about so many tokens; None where there is none of this name."""
     rival = next((rival for rival in view.rivals if rival.name == name), None)
     if rival is None:
-        return result_in_full(name, view)
-    return section([_rival(rival, view, most=8 * LONG)], 1, tokens=ASKED)
+        return result_in_full(name, view, tokens)
+    return section([_rival(rival, view, most=8 * LONG)], 1, tokens=tokens)
 
 
 def _rejected(view: View, tools: Mapping[str, AnyTool]) -> str:

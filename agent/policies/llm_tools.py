@@ -47,6 +47,8 @@ _NO_CALL: Mapping[str, str] = {
     "failed": "There was no reply: {reason}.",
 }
 
+WHOLE = 1_200
+"""Tokens of results and hypotheses that one call for help is answered with, roughly."""
 Part = Call | Propose | Submit | Concede
 M = TypeVar("M", bound=BaseModel)
 
@@ -144,14 +146,15 @@ class Turn:
         names = [about] if isinstance(about, str) else about
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError('help wants names, as in {"about": ["scan_vocabulary", "o3"]}')
-        return "\n\n".join(self._whole(name) for name in names[:CALLS])
+        asked = names[:CALLS]
+        return "\n\n".join(self._whole(name, WHOLE // len(asked)) for name in asked)
 
-    def _whole(self, name: str) -> str:
+    def _whole(self, name: str, tokens: int) -> str:
         if name in self.tools:
             return tool_help(self.tools[name])
         if name == "rule" and self.view.kind == "feature":
             return rule_language().render({})[-1].content
-        if (shown := whole(name, self.view)) is not None:
+        if (shown := whole(name, self.view, tokens)) is not None:
             return shown
         raise ValueError(
             f"there is no {name!r} to tell of; there are rule, {', '.join(self.tools)}, results and rivals"
