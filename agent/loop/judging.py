@@ -161,8 +161,8 @@ class OddsUpdater:
             if reference in forecasts_by_name and name != reference:
                 differ = differing_items(mine, forecasts_by_name[reference])
                 if differ.any():
-                    sides = [weighed[side][differ] for side in (name, reference)]
-                    tally.add(_term(experiment.name, reference, *sides, observed[differ]))
+                    own, other = (weighed[side][differ] for side in (name, reference))
+                    tally.add(_term(experiment.name, reference, own, other, observed[differ]))
             sure = np.array([value is not None for value in expected[name]])
             if sure.any():
                 tally.resolved += 1

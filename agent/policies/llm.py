@@ -145,7 +145,7 @@ class LLMPolicy:
         factor = STEPS if kind == "feature" else 1
         edges = [f"{edge * factor:g}" for edge in EDGES]
         filled = dict(zip(("reversed", "weak", "strong"), edges, strict=True))
-        return self._prompts[f"investigate_{kind}"].render(filled)[-1].content
+        return self._prompts[f"investigate_{kind}"].render({**filled})[-1].content
 
 
 def _tool_lines(turn: Turn) -> str:

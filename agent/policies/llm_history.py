@@ -149,7 +149,7 @@ def _tables(done: Done, view: View, *, asked: bool = False) -> dict[str, Any]:
     A learned rule is on the scale on which rules are written, with the words for it first.
     """
     found = {} if done.measured is None else done.measured.found
-    tables = {k: v for k, v in found.items() if asked or k not in UNASKED or isinstance(v, Mapping)}
+    tables: dict[str, Any] = {k: v for k, v in found.items() if asked or k not in UNASKED or isinstance(v, Mapping)}
     if _intervals(done):
         del tables["items"]
     if done.tool == "learn_rule" and "rule" in tables:

@@ -78,7 +78,7 @@ def _rejected(view: View, tools: Mapping[str, AnyTool]) -> str:
     reasons = [refused.rejection.reason for refused in last] or [view.rejected or ""]
     if not any(reasons):
         return ""
-    named = dict.fromkeys(r.rejection.tool for r in last if r.rejection.code == "bad_call")
+    named = dict.fromkeys(r.rejection.tool or "" for r in last if r.rejection.code == "bad_call")
     usage = [tool_help(tools[name]) for name in named if name in tools]
     # With its number: the second time that the same is refused is another question, not answered from the log.
     title = f"\nOf your last decision, number {view.step}, this was not carried out:"
