@@ -155,6 +155,7 @@ def done(number: int, *, survey: bool = False, failed: bool = False, labels: Seq
         None if failed else measured,
         "out of memory" if failed else None,
         {} if survey else {"H3": (1.0,) * len(items), "H1": (0.9,) * len(items), "H2": (None,) * len(items)},
+        round=(number + 1) // 2,
     )
 
 
