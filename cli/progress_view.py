@@ -149,7 +149,9 @@ _FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "baseline": _format_baseline,
     "proposed": lambda event: f"{event['origin']} puts up {', '.join(event['names'])}",
     "decided": _format_decision,
-    "rejected": lambda event: f"step {event['step']} is not carried out: {event['reason']}",
+    "rejected": lambda event: (
+        f"{'a part of ' * event.get('partial', False)}step {event['step']} is not carried out: {event['reason']}"
+    ),
     "planned": lambda event: f"round {event['round']}, {event['role']}: {', '.join(event['experiments'])}",
     "observed": _format_observation,
     "judged": _format_odds,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from neuronaut.agent.loop.budget import Limits
-from neuronaut.agent.loop.hypotheses import Hypothesis
+from neuronaut.agent.loop.hypotheses import Fault, Hypothesis, UseTools
 from neuronaut.agent.loop.judging import outcome_of, rank_rivals
 from neuronaut.agent.loop.policy import NoActionError
 from neuronaut.agent.loop.resuming import KEPT, Latest, hold_lock, is_running
@@ -139,6 +139,44 @@ def test_plans_that_tell_nothing_or_never_ask_for_silence_are_refused(store: Sto
     reasons = [event["reason"] for event in work.journal.events(work.id) if event["kind"] == "rejected"]
     assert len(reasons) == 3 and all("predict silence for only 0 of 1" in reason for reason in reasons)
     assert not work.journal.experiments(work.id)
+
+
+def test_of_a_plan_what_can_be_run_is_run(store: Store) -> None:
+    """A faulty call comes back alone, and so does the one that is too many for so little silence."""
+
+    class Careless(Plain):
+        def decide(self, view: Any, actions: Any, tools: Any) -> Any:
+            action = super().decide(view, actions, tools)
+            if not isinstance(action, UseTools):
+                return action
+            loud, silent = action.calls
+            louder = [loud.model_copy(update={"args": {**loud.args, "number": n}}) for n in (10, 11)]
+            wrong = loud.model_copy(update={"args": {"number": "many"}})
+            unread = Fault(call="windows", reason="not JSON")
+            return UseTools(calls=(wrong, *louder, silent), faults=(unread,))
+
+    policy = Careless(TRUE_RULE, rounds=1)
+    work = finished(store, policy)
+    assert [experiment.name for experiment in work.journal.experiments(work.id)] == ["o1", "o2"]
+    assert [experiment.args["number"] for experiment in work.journal.experiments(work.id)] == [10, 13]
+    last = policy.views[2]
+    assert last.rejected is not None and last.last_rejection is None
+    told = [(refused.rejection.code, refused.partial) for refused in last.refused]
+    assert told == [("bad_call", True), ("bad_call", True), ("silence_quota", True)]
+    assert [refused.action and refused.action["calls"][0]["args"]["number"] for refused in last.refused[1:]] == [
+        "many",
+        11,
+    ]
+    assert all(part in last.rejected for part in ("not JSON", "windows: number:", "silence for only 1 of 3"))
+
+
+def test_odds_are_the_sum_of_the_prior_and_what_each_experiment_added(store: Store) -> None:
+    rivals = finished(store, Plain(TRUE_RULE, rounds=3)).rival_state().rivals
+    for rival in rivals:
+        assert rival.prior + sum(term.log_odds for term in rival.terms) == pytest.approx(rival.log_odds, abs=1e-5)
+    terms = [term for rival in rivals for term in rival.terms]
+    assert any(term.log_odds < 0 and term.hits < term.expected for term in terms)
+    assert all(term.items > 0 and term.hits <= term.items and 0 < term.weight <= 1 for term in terms)
 
 
 # Failures

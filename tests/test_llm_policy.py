@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
+from os.path import commonprefix
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -20,7 +22,8 @@ from neuronaut.agent.loop.budget import Limits
 from neuronaut.agent.loop.experiments import AnyTool, Control, Design, Item, Measured
 from neuronaut.agent.loop.hypotheses import Action, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools
 from neuronaut.agent.loop.policy import NoActionError, OutOfBudgetError, Policy
-from neuronaut.agent.loop.view import Done, Rival, View
+from neuronaut.agent.loop.rejections import Rejection
+from neuronaut.agent.loop.view import Done, Refused, Rival, Term, View
 from neuronaut.agent.policies.llm import REPLY, TOKENS, LLMPolicy
 from neuronaut.agent.policies.llm_tools import Turn
 from neuronaut.agent.policies.random_policy import RandomPolicy
@@ -34,7 +37,7 @@ from neuronaut.data.records import Example, Statistics
 from neuronaut.data.store.store import Store
 from neuronaut.llm.client import LLMClient
 from neuronaut.llm.openai.chat import OpenAIChat
-from neuronaut.llm.prices import Budget, estimate_chat
+from neuronaut.llm.prices import Budget, estimate, estimate_chat
 from neuronaut.llm.render import spelled, unspelled
 from neuronaut.llm.types import Chat, Message, Reply, ToolCall, request_key
 from neuronaut.rules.language import Rule
@@ -113,7 +116,9 @@ RULE = Rule.model_validate({"any": [{"when": [{"token": " river"}], "value": 4.0
 
 
 def rival(name: str, text: str, *, status: Any = "live", share: float = 0.5, **claim: Any) -> Rival:
-    return Rival(name, Hypothesis(text=text, **claim), status, math.log(share), share, 9, 4, 0.91, 0.2)
+    prior = math.log(share) + 1.5
+    terms = (Term("o5", "H3", 9, 2, 6.8, 7, 6.5, 6 / 9, -1.5),)
+    return Rival(name, Hypothesis(text=text, **claim), status, math.log(share), share, 9, 4, 0.91, 0.2, prior, terms)
 
 
 RIVALS = (
@@ -150,6 +155,7 @@ def done(number: int, *, survey: bool = False, failed: bool = False, labels: Seq
         None if failed else measured,
         "out of memory" if failed else None,
         {} if survey else {"H3": (1.0,) * len(items), "H1": (0.9,) * len(items), "H2": (None,) * len(items)},
+        round=(number + 1) // 2,
     )
 
 
@@ -254,24 +260,40 @@ def test_the_prompts_are_as_they_were_approved(name: str, of: View, actions: Seq
     golden.check(name, chat(of, actions).messages)
 
 
-def test_tools_are_told_with_purpose_and_expectations() -> None:
-    plain, worded = (
-        {spec.name: spec for spec in chat(view(rivals=rivals)).tools}
-        for rivals in (RIVALS, (*RIVALS, rival("H5", "words alone", kind="described")))
+def test_tools_are_told_a_line_each_and_stay_the_same() -> None:
+    first = chat(view())
+    line = (
+        '- swap(offset=0, where="active"|"near_miss", windows): Puts other tokens at an offset, and tells which of them'
     )
-    assert list(plain) == ["swap", "look", "propose", "submit"]
-    swap = plain["swap"].parameters
-    assert plain["swap"].description == "Puts other tokens at an offset, and tells which of them flip the feature."
-    assert plain["look"].description.startswith("Survey. ")
-    assert list(swap["properties"]) == ["offset", "where", "windows", "purpose"] and swap["required"] == ["purpose"]
-    assert "title" not in json.dumps(swap)
-    levels = {"type": "string", "enum": ["reversed", "silent", "weak", "strong"]}
-    assert worded["swap"].parameters["properties"]["expects"]["properties"] == {"H5": levels}
-    assert "expects" in worded["swap"].parameters["required"] and "expects" not in worded["look"].parameters["required"]
-    assert plain["submit"].parameters["properties"]["answer"]["enum"] == ["H3", "H1", "H2", "open", "no_explanation"]
-    assert [s.name for s in chat(view(), ("propose",)).tools] == ["propose"]
-    assert [s.name for s in chat(challenged(), CHALLENGE).tools] == ["swap", "look", "concede"]
-    assert [s.name for s in chat(behaviour(), PLAN).tools] == ["cut", "propose", "submit"]
+    assert f"\n{line} flip the feature\nSurveys:\n- look(" in first.messages[0].content
+    later = chat(view(rivals=WORDED, done=DONE[:2], step=9, rejected=None))
+    assert (later.tools, later.messages[0]) == (first.tools, first.messages[0])
+    assert [spec.name for spec in first.tools] == ["run", "propose", "submit", "help"]
+    assert [s.name for s in chat(view(), ("propose",)).tools] == ["propose", "help"]
+    assert [s.name for s in chat(challenged(), CHALLENGE).tools] == ["run", "concede", "help"]
+    assert "- cut(" in chat(behaviour(), PLAN).messages[0].content
+
+
+def test_help_has_the_whole_of_a_tool_a_result_a_rival_and_the_rule_language() -> None:
+    about = ["swap", "o1", "H3", "rule"]
+    with asking([("help", {"about": about})], [("swap", {"offset": -1})]) as (policy, server):
+        action = policy.decide(view(), PLAN, TOOLS)
+        answer = server.seen[1].body["messages"][-1]["content"]
+    assert isinstance(action, UseTools) and len(policy.asked) == 2
+    assert answer.startswith(
+        "swap: Puts other tokens at an offset, and tells which of them flip the feature.\n- offset=0:"
+    )
+    assert "where the token is put (at least -4, at most 0)" in answer and "w1, w2, ... as shown" in answer
+    assert "o1 swap" in answer and "H3 (rule, revises H1" in answer and "- A CLAUSE is" in answer
+    assert "no 'H9' to tell of; there are rule, swap, look, results" in read(_called("help", about="H9")).reason
+    with asking(*[[("help", {"about": "swap"})]] * 3) as (policy, _):
+        with pytest.raises(NoActionError, match="only help was asked for") as raised:
+            policy.decide(view(), PLAN, TOOLS)
+        assert raised.value.repairs == 0 and len(policy.asked) == 3
+
+
+def _called(name: str, **arguments: Any) -> Reply:
+    return Reply("ok", calls=(ToolCall(name, json.dumps(arguments)),))
 
 
 def test_a_challenger_is_told_no_odds_and_no_baseline() -> None:
@@ -323,7 +345,10 @@ def test_text_of_a_corpus_stays_data_and_changes_no_action() -> None:
     )
     benign, hacked = chat(view()), chat(attacked)
     assert benign.messages[0] == hacked.messages[0] and benign.tools == hacked.tools
-    assert outside(benign.messages) == outside(hacked.messages)
+    lengths = re.compile(r"\.\.\. and \d+ more")
+    assert [[line for line in outside(c.messages) if not lengths.fullmatch(line)] for c in (benign, hacked)] == [
+        outside(benign.messages)
+    ] * 2
     assert "HACKED" in hacked.messages[1].content
     assert decided(("swap", {"offset": -1}), on=attacked) == decided(("swap", {"offset": -1}))
 
@@ -343,16 +368,40 @@ def test_a_chat_is_bounded_whatever_a_view_holds(text: str, rounds: int) -> None
     shown = tuple(replace(e, tokens=tuple(t if t == " river" else words for t in e.tokens)) for e in EXAMPLES * 5)
     baseline = {"baseline": {"text": words * 9, "rule": said.to_json(), "scores": []}}
     full = view(done=rows, rivals=many, examples=shown, about=baseline, rejected=words * 9)
-    assert estimate_chat(chat(full).messages) <= TOKENS
+    assert size(chat(full)) <= TOKENS
     node = {**behaviour().about, "nodes": [f"{words}{i}" for i in range(300)], **baseline}
-    assert estimate_chat(chat(behaviour(about=node, done=rows, rivals=many, rejected=words * 9)).messages) <= TOKENS
+    assert size(chat(behaviour(about=node, done=rows, rivals=many, rejected=words * 9))) <= TOKENS
+
+
+def size(of: Chat) -> int:
+    """Tokens of a chat with its tools, roughly."""
+    return estimate_chat(of.messages) + sum(estimate(json.dumps(spec.function())) for spec in of.tools)
 
 
 def test_a_long_investigation_costs_no_more_than_a_short_one() -> None:
-    sizes = [estimate_chat(chat(view(done=tuple(done(i) for i in range(n)))).messages) for n in (150, 500)]
-    assert abs(sizes[0] - sizes[1]) < 200 and sizes[1] < 9_000
-    last = chat(view(done=tuple(done(i) for i in range(500)))).messages[-1].content
-    assert "o499 swap" in last and "o3 swap" not in last and re.search(r"\.\.\. and \d+ more", last)
+    def after(count: int) -> Chat:
+        return chat(view(done=tuple(replace(done(i), round=i // 2) for i in range(count)), rejected=None))
+
+    sizes = [size(after(count)) for count in (150, 500)]
+    assert abs(sizes[0] - sizes[1]) < 200 and sizes[1] < 4_500
+    last = after(500).messages[-1].content
+    assert "o499 swap" in last and "o3 swap" not in last and re.search(r"\(\d+ before: ask help\)", last)
+    assert last.count("   - ` word") > 2 and "H3 missed ` word3` at -1: 0" in last
+
+
+def test_what_is_known_already_comes_first_and_stays_as_it_was() -> None:
+    every = [replace(done(i), round=i // 2) for i in range(1, 9)]
+    chats = [chat(view(done=tuple(every[:count]), step=count, rejected=None)) for count in (4, 6, 8)]
+    shares = [shared(*pair) for pair in pairwise(chats)]
+    assert min(shares) > 0.6 and shares[1] > shares[0]
+
+
+def shared(before: Chat, after: Chat) -> float:
+    """The share of a chat that is as in the one before, from its beginning on."""
+    texts = [
+        json.dumps([of.as_dict()["tools"], of.as_dict()["messages"]], ensure_ascii=False) for of in (before, after)
+    ]
+    return len(commonprefix(texts)) / len(texts[1])
 
 
 def test_what_was_found_is_told_row_by_row() -> None:
@@ -380,7 +429,7 @@ def test_a_learned_rule_is_shown_whole_on_the_scale_of_rules() -> None:
             },
         ),
     )
-    said = chat(view(done=(learned,))).messages[-1].content.split("Surveys, the last first:")[1]
+    said = chat(view(done=(learned,))).messages[-1].content.split("Results so far, in order:")[1]
     assert (
         said.index("text: a river")
         < said.index('rule: {"any": [{"when": [{"token": [" river"]}], "value": 10.0')
@@ -494,16 +543,15 @@ def test_what_words_alone_predict_is_said_with_the_experiment() -> None:
         ([("swap", {"ofset": -1})], view(), "the arguments of swap at $.ofset: Extra inputs are not permitted"),
         ([("swap", {"expects": {"H5": "loud"}})], view(), "$.expects.H5: Input should be 'reversed', 'silent'"),
         ([("swap", {})], view(rivals=WORDED), "H5 has no rule, so say in `expects` which level it predicts"),
-        ([("cut", {})], view(), "there is no tool 'cut' now; there are swap, look, propose, submit"),
+        ([("cut", {})], view(), "there is no tool 'cut' now; there are swap, look, propose, submit, help"),
         ([("concede", {})], view(), "there is no tool 'concede' now"),
-        ([("swap", {})] * 9, view(), "the plan at $.calls: Tuple should have at most 8 items"),
-        ([("swap", {}), ("submit", {"answer": "H3"})], view(), "do one thing at a time"),
-        ([("submit", {"answer": "open"})] * 2, view(), "do one thing at a time"),
         ([("submit", {"answer": "H4"})], view(), "the answer 'H4' is none of H3, H1, H2, open, no_explanation"),
         ([("submit", {"answer": "CONFIRMED"})], view(), "the answer 'CONFIRMED' is none of"),
         ([("propose", {"claims": []})], view(), "wanted `hypotheses`, a list, and nothing else"),
         ([("propose", {"hypotheses": []})], view(), "at $.hypotheses: Tuple should have at least 1 item"),
         ([("propose", {"hypotheses": [{"text": "x"}] * 9})], view(), "at most 8 items"),
+        ([("run", {"tool": "swap", "args": [3]})], view(), 'wanted "args" as an object; got list'),
+        ([("run", {"args": {}})], view(), "there is no tool 'run' now; there are swap, look, propose, submit, help"),
         (
             [("propose", {"hypotheses": [{"text": "x", "rule": {"any": []}}]})],
             view(),
@@ -594,8 +642,37 @@ def test_words_about_a_verdict_change_no_action(words: str) -> None:
 # --- repairs and faults ---------------------------------------------------------------------------
 
 
+def test_what_can_be_read_is_done_and_the_rest_comes_back_with_its_fault() -> None:
+    action = decided(
+        ("run", {"tool": "swap", "args": {"offset": 3}}),
+        ("run", {"tool": "swap", "args": {"offset": -1}, "purpose": "exceptions"}),
+        ("swap", {"ofset": -2}),
+        ("submit", {"answer": "H3"}),
+    )
+    assert isinstance(action, UseTools)
+    assert [(call.args, call.purpose) for call in action.calls] == [({"offset": -1}, "exceptions")]
+    assert [(fault.call, fault.reason) for fault in action.faults] == [
+        ("swap", "the arguments of swap at $.offset: Input should be less than or equal to 0; got 3; correct it there"),
+        ("swap", "the arguments of swap at $.ofset: Extra inputs are not permitted; got -2; correct it there"),
+        ("submit", "submit: it stands alone; see first what the experiments show"),
+    ]
+    many = decided(*[("swap", {})] * 9)
+    assert isinstance(many, UseTools) and len(many.calls) == 8
+    assert [fault.reason for fault in many.faults] == ["swap: a plan has at most 8 calls"]
+    first = decided(("swap", {}), ("propose", {"hypotheses": [{"text": "x"}]}))
+    assert isinstance(first, Propose) and "a proposal goes first" in first.faults[0].reason
+
+
+def test_what_was_not_carried_out_is_told_with_what_the_tool_takes() -> None:
+    refused = Refused(6, None, Rejection("swap at $.offset: got 3", "bad_call", tool="swap"), partial=True)
+    said = chat(view(refused=(refused,))).messages[-1].content
+    assert "Of your last decision, number 7, this was not carried out:\n~~~\nswap at $.offset: got 3\n~~~" in said
+    assert "- offset=0: where the token is put (at least -4, at most 0)" in said
+
+
 def test_one_repair_carries_the_exact_fault() -> None:
-    with asking([("swap", {"offset": 3}), ("look", {})], [("swap", {"offset": -3})]) as (policy, server):
+    calls = [("swap", {"offset": 3}), ("run", {"tool": "look", "args": {"offset": 1}})]
+    with asking(calls, [("swap", {"offset": -3})]) as (policy, server):
         action = policy.decide(view(), PLAN, TOOLS)
         bodies = [seen.body for seen in server.seen]
         assert [reply.key for reply in policy.asked] == [
@@ -605,13 +682,14 @@ def test_one_repair_carries_the_exact_fault() -> None:
     assert isinstance(action, UseTools) and action.calls[0].args == {"offset": -3}
     assert len(bodies) == 2 and bodies[1]["messages"][:2] == bodies[0]["messages"]
     assert bodies[1]["tools"] == bodies[0]["tools"] and bodies[0]["tool_choice"] == "required"
-    said, wrong, held = bodies[1]["messages"][2:]
-    assert [call["function"]["name"] for call in said["tool_calls"]] == ["swap", "look"]
-    assert wrong["content"] == (
+    said, wrong, other = bodies[1]["messages"][2:]
+    assert [call["function"]["name"] for call in said["tool_calls"]] == ["swap", "run"]
+    assert wrong["content"].startswith(
         "Not carried out: the arguments of swap at $.offset: Input should be less than or equal to 0; got 3; "
-        "correct it there."
+        "correct it there.\nswap: Puts other tokens at an offset"
     )
-    assert held["content"].startswith("Not carried out, because of another call. Call again whatever you want")
+    assert "the arguments of look at $.offset" in other["content"] and "look: Survey. Looks" in other["content"]
+    assert other["content"].endswith("\nCall again whatever you want to be done, corrected.")
 
 
 def test_there_is_no_second_repair() -> None:
@@ -812,6 +890,18 @@ def test_every_policy_keeps_to_the_protocol() -> None:
 NAMES, VERBS = CLASSES["name"], CLASSES["verb"]
 
 
+EARLY_CALLS, EARLY, SESSION = 6, 4_000, 40_000
+"""The first calls of a session, faulty ones included, have at most so many tokens; so many has a usual session."""
+
+
+def body_size(body: Body) -> int:
+    """Tokens of a request, with all that it says of tools, roughly."""
+    said = [
+        f"{message.get('content') or ''}{json.dumps(message.get('tool_calls', ''))}" for message in body["messages"]
+    ]
+    return sum(map(estimate, said)) + estimate(json.dumps(body["tools"]))
+
+
 def test_a_model_that_knows_finds_the_exception_through_all_faults() -> None:
     """Over a real subject and real tools; every request is charged once."""
     store, subject, limits, rounds = harvested(documents=40), planted_subject(), Limits(experiments=30), iter(range(99))
@@ -824,8 +914,9 @@ def test_a_model_that_knows_finds_the_exception_through_all_faults() -> None:
     def calls(body: Body) -> list[tuple[str, Body]]:
         names = [tool["function"]["name"] for tool in body["tools"]]
         if "propose" in names and "submit" not in names:
-            assert "run_texts" not in names
-            looked = "known_explanations" not in names or "o1 known_explanations" in body["messages"][1]["content"]
+            told = body["messages"][0]["content"]
+            assert "run_texts" not in told
+            looked = "- known_explanations(" not in told or "o1 known_explanations" in body["messages"][1]["content"]
             return [("propose", {"hypotheses": claims}) if looked else ("known_explanations", {"purpose": "ideas"})]
         if "concede" in names:
             return [("concede", {"reason": "nothing left"})]
@@ -840,6 +931,8 @@ def test_a_model_that_knows_finds_the_exception_through_all_faults() -> None:
     with asking(script=faults(1), calls=calls) as (policy, server):
         found = investigate(target, subject, store, InvestigationConfig(policy, limits, client=policy._client))
         faulty = sum(seen.fault in ("bad-call", "empty", "refusal") for seen in server.seen)
+        sizes = [body_size(seen.body) for seen in server.seen]
+    assert max(sizes[:EARLY_CALLS]) <= EARLY and max(sizes) <= TOKENS and sum(sizes) <= 2 * SESSION, sizes
     assert (found.status, found.report.hypothesis) == ("supported", "H3") and faulty, found.reason
     assert store.journal.spent(found.id).calls == len({seen.key for seen in server.seen})
     assert [e.tool for e in store.journal.experiments(found.id)][:2] == ["known_explanations", "run_texts"]

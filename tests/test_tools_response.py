@@ -1,6 +1,7 @@
 """The response tools find what is planted, their controls are silent, and they see training windows only."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from neuronaut.agent.loop.experiments import AnyTool, Design, Measured, design_from_json
 from neuronaut.agent.loop.feature_lab import FeatureLab
 from neuronaut.agent.loop.hypotheses import Hypothesis
+from neuronaut.agent.loop.rejections import RejectedError
 from neuronaut.agent.tools.near_misses import MineNearMisses
 from neuronaut.agent.tools.places import find_places
 from neuronaut.agent.tools.positions_and_pairs import SwapPairs, SweepPositions, _period
@@ -169,6 +171,20 @@ def test_places_are_of_different_tokens(lab_of: LabOf) -> None:
         find_places(lab, "near_miss", 3)
 
 
+def test_places_begin_with_the_pivot_of_the_hypothesis_in_question(lab_of: LabOf) -> None:
+    rules = {name: f'{{"any": [{{"when": [{{"token": " {day}"}}], "value": 1.0}}]}}' for name, day in DAYS.items()}
+    lab = lab_of("day", **rules)
+    for about, name in (("", "H1"), ("H1", "H1"), ("H2", "H2")):
+        design, _ = run(ScanVocabulary(), lab, count=2, about=about, most=60)
+        first, *_ = re.findall("« (\\w+)»", design.question)
+        assert first == DAYS[name] and first in design.plan["carriers"][0]["text"]
+    with pytest.raises(RejectedError, match="about=H9 is no rival with a rule; there are H1, H2"):
+        run(ScanVocabulary(), lab, about="H9")
+
+
+DAYS = {"H1": "Sunday", "H2": "Friday"}
+
+
 def test_what_is_between_quotes_is_not_mistaken_for_what_follows_a_token(lab_of: LabOf) -> None:
     _, quoted = run(SwapPairs(), lab_of("quoted"))
     assert all(group["flipped"] == 0 for group in quoted.found["groups"].values())
@@ -226,6 +242,8 @@ def test_texts_are_read_at_every_token_and_asked_at_the_marked_one(lab_of: LabOf
     assert measured.found["texts"][1]["values"] == pytest.approx([0, 1, 0, 0], abs=1e-3)
     assert measured.effect == pytest.approx(2 / 3, abs=1e-3)
     assert measured.control is not None and (measured.control.value or 0) < 1
+    part, _ = run(RunTexts(), lab, texts=(" the old river", "a «b» «c»"))
+    assert len(part.items) == 1 and "text 2: 'a «b» «c»' has more marks" in part.plan["left_out"][0]
     for bad, message in [((), "no text"), (("a «b» «c»",), "more marks"), ((" a" * 65,), "65 tokens")]:
         with pytest.raises(NeuronautError, match=message):
             run(RunTexts(), lab, texts=bad)

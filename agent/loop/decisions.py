@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 from ...data.store.journal_values import Charge, Experiment
 from .build_view import view_of
 from .graph import State, stopped
-from .hypotheses import LIVE, NULLS, Action, Concede, Propose, Submit, UseTools
-from .planning import Planner
+from .hypotheses import LIVE, NULLS, Action, Call, Concede, Propose, Readable, Submit, UseTools
+from .planning import Plan, Planner
 from .policy import NoActionError, OutOfBudgetError
-from .rejections import RejectedError, Rejection
+from .rejections import Rejection
 from .run import InvestigationRun
 from .view import Phase, Refused, View
 
@@ -43,15 +43,11 @@ class Decider:
         action = self._decide(state, "propose", ("use_tools", "propose") if state["round"] == 0 else ("propose",))
         if isinstance(action, Propose):
             self._propose(state["step"], action, origin="proposer")
-            return {"step": state["step"] + 1, "misses": 0, "rejected": None, "next": "plan"}
+            return {**self._carried(state, _of_faults(action)), "next": "plan"}
         if isinstance(action, UseTools):
-            try:
-                self._planned[state["step"]] = self._experiments(state, action)
-            except RejectedError as error:
-                return self._reject(state, error.rejection, again="propose")
-            return {"step": state["step"] + 1, "misses": 0, "rejected": None, "next": "preregister"}
+            return self._use(state, action, again="propose")
         missed = action if isinstance(action, Rejection) else Rejection("wanted hypotheses", "not_open")
-        return self._reject(state, missed, again="propose")
+        return self._reject(state, [(None, missed)], again="propose")
 
     def plan(self, state: State) -> Mapping[str, Any]:
         """Asks what to do next, and makes experiments of it."""
@@ -65,7 +61,7 @@ class Decider:
         step = {"step": state["step"] + 1, "misses": 0, "rejected": None}
         if isinstance(action, Propose):
             self._propose(state["step"], action, origin="proposer")
-            return {**step, "next": "plan"}
+            return {**self._carried(state, _of_faults(action)), "next": "plan"}
         if isinstance(action, Submit):
             if state["challenges"] >= CHALLENGES:
                 return {**step, **stopped("submitted", f"submitted: {action.reason}")}
@@ -73,12 +69,36 @@ class Decider:
         if isinstance(action, Concede):
             return {**step, **self._after_concession(state, action)}
         if isinstance(action, UseTools):
-            try:
-                self._planned[state["step"]] = self._experiments(state, action)
-            except RejectedError as error:
-                return self._reject(state, error.rejection, again="plan")
-            return {**step, "next": "preregister"}
-        return self._reject(state, action, again="plan")
+            return self._use(state, action, again="plan")
+        return self._reject(state, [(None, action)], again="plan")
+
+    def _use(self, state: State, action: UseTools, *, again: str) -> Mapping[str, Any]:
+        """Plans what can be run of an action's calls; refused is one of which nothing can."""
+        plan = self._plan(state, action)
+        refused = [*_of_faults(action), *plan.refused]
+        if not plan.experiments:
+            return self._reject(state, refused, again=again)
+        self._planned[state["step"]] = plan.experiments
+        return {**self._carried(state, refused), "next": "preregister"}
+
+    def _carried(self, state: State, refused: Sequence[tuple[Call | None, Rejection]]) -> dict[str, Any]:
+        """Writes down which parts of a decision are not carried out, and goes on with the others."""
+        rejected = self._write_rejections(state, refused, partial=True)
+        return {"step": state["step"] + 1, "misses": 0, "rejected": rejected or None}
+
+    def _write_rejections(
+        self, state: State, refused: Sequence[tuple[Call | None, Rejection]], *, partial: bool
+    ) -> str:
+        """The reasons in one line."""
+        step = state["step"]
+        for number, (call, rejection) in enumerate(refused):
+            told: dict[str, Any] = {"step": step, **rejection.to_json()}
+            if partial:
+                told["partial"] = True
+            if call is not None:
+                told["call"] = call.model_dump(mode="json", exclude_defaults=True)
+            self._run.event("rejected", told, key=f"rejected:{step}" + f":{number}" * (number > 0))
+        return "; ".join(rejection.reason for _, rejection in refused)
 
     def _after_concession(self, state: State, action: Concede) -> Mapping[str, Any]:
         """Ends exploring where a challenger found nothing, unless the evidence is not enough for a verdict."""
@@ -155,15 +175,22 @@ class Decider:
         run = self._run
         decisions = {decision["step"]: decision for decision in run.journal.decisions(run.id)}
         return [
-            Refused(event["step"], decisions[event["step"]].get("action"), Rejection.from_json(event))
+            Refused(
+                event["step"],
+                {"calls": [event["call"]]} if "call" in event else decisions[event["step"]].get("action"),
+                Rejection.from_json(event),
+                partial=event.get("partial", False),
+            )
             for event in run.journal.events(run.id, kind="rejected")
             if decisions[event["step"]]["role"] == role
         ]
 
-    def _reject(self, state: State, rejection: Rejection, *, again: str) -> Mapping[str, Any]:
-        """Writes down why a decision is not carried out, and has the policy asked again, a few times."""
-        run, misses, reason = self._run, state["misses"] + 1, rejection.reason
-        run.event("rejected", {"step": state["step"], **rejection.to_json()}, key=f"rejected:{state['step']}")
+    def _reject(
+        self, state: State, refused: Sequence[tuple[Call | None, Rejection]], *, again: str
+    ) -> Mapping[str, Any]:
+        """Writes down why nothing of a decision is carried out, and has the policy asked again, a few times."""
+        run, misses = self._run, state["misses"] + 1
+        reason = self._write_rejections(state, refused, partial=False)
         update = {"step": state["step"] + 1, "misses": misses, "rejected": reason}
         if misses < MISSES and run.exhausted() is None:
             return {**update, "next": again}
@@ -186,9 +213,9 @@ class Decider:
         if any(e.round > state["round"] for e in run.rival_state().experiments):
             return []
         action = ACTION.validate_python((run.journal.decision(run.id, step) or {})["action"])
-        return self._experiments(state, action) if isinstance(action, UseTools) else []
+        return self._plan(state, action).experiments if isinstance(action, UseTools) else []
 
-    def _experiments(self, state: State, action: UseTools) -> list[Experiment]:
+    def _plan(self, state: State, action: UseTools) -> Plan:
         run = self._run
         self._run.catch_up()
         rivals, _, _ = run.rival_state()
@@ -199,3 +226,8 @@ class Decider:
         planner = Planner(run, hypotheses, role=state["role"], round=state["round"] + 1)
         with run.charged(f"design:{state['step']}", "design"):
             return planner.plan(action.calls)
+
+
+def _of_faults(action: Readable) -> list[tuple[Call | None, Rejection]]:
+    """What was called beside an action and could not be read."""
+    return [(None, Rejection(fault.reason, "bad_call", tool=fault.call)) for fault in action.faults]

@@ -65,14 +65,29 @@ class Call(StrictModel, frozen=True):
     """By hypothesis name, the level that those without an executable twin expect on every item."""
 
 
-class Propose(StrictModel, frozen=True):
+class Fault(StrictModel, frozen=True):
+    """A call of a reply that could not be read."""
+
+    call: str
+    """The tool, or the action, that was called."""
+    reason: str
+
+
+class Readable(StrictModel, frozen=True):
+    """An action that may be the readable part of a reply."""
+
+    faults: tuple[Fault, ...] = ()
+    """What was called beside it and is not done."""
+
+
+class Propose(Readable, frozen=True):
     """Put rival hypotheses up."""
 
     action: Literal["propose"] = "propose"
     hypotheses: tuple[Hypothesis, ...] = Field(min_length=1, max_length=LIVE)
 
 
-class UseTools(StrictModel, frozen=True):
+class UseTools(Readable, frozen=True):
     """Run experiments, whose outcome every hypothesis has to predict, or look something up."""
 
     action: Literal["use_tools"] = "use_tools"

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import NULLS, Hypothesis
 from .levels import SLIP, Forecast, base_rate, brier, expects_silence, forecast, levels_of, with_slip
-from .view import Rival, Status
+from .view import Rival, Status, Term
 
 FORMULA = "verdicts-1"
 """Names this arithmetic, with that of levels.py, in stored verdicts: another one may come to other verdicts."""
@@ -51,6 +51,9 @@ class _Tally:
     """What a hypothesis has on record."""
 
     log_odds: float
+    prior: float = field(init=False)
+    """The log odds at first; `terms` were added since."""
+    terms: list[Term] = field(default_factory=list)
     status: Status = "live"
     resolved: int = 0
     silences: int = 0
@@ -59,6 +62,14 @@ class _Tally:
     right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     seen: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     """Items by level that was seen: on how many the likeliest level was that one, and how many there were."""
+
+    def __post_init__(self) -> None:
+        self.prior = self.log_odds
+
+    def add(self, term: Term) -> None:
+        """Moves the odds."""
+        self.log_odds += term.log_odds
+        self.terms.append(term)
 
     def believed(self, forecasts: Forecast, expected: Sequence[float | None]) -> Forecast:
         """The forecasts with as many slips as are on record; where there was no opinion they stay."""
@@ -137,7 +148,7 @@ class OddsUpdater:
         new: NDArray[np.bool_],
     ) -> None:
         """Moves the odds by what one experiment's new items showed."""
-        observed, items = observed[new], np.arange(int(new.sum()))
+        observed = observed[new]
         fresh = np.flatnonzero(new).tolist()
         expected = {p.hypothesis: [p.expected[item] for item in fresh] for p in experiment.predictions}
         forecasts_by_name = {name: forecast(values, experiment.base) for name, values in expected.items()}
@@ -149,8 +160,9 @@ class OddsUpdater:
             tally = self._tallies[name]
             if reference in forecasts_by_name and name != reference:
                 differ = differing_items(mine, forecasts_by_name[reference])
-                ratio = np.log(weighed[name][items, observed] / weighed[reference][items, observed])[differ].sum()
-                tally.log_odds += float(ratio * min(1.0, EFFECTIVE / max(differ.sum(), 1)))
+                if differ.any():
+                    own, other = (weighed[side][differ] for side in (name, reference))
+                    tally.add(_term(experiment.name, reference, own, other, observed[differ]))
             sure = np.array([value is not None for value in expected[name]])
             if sure.any():
                 tally.resolved += 1
@@ -162,6 +174,17 @@ class OddsUpdater:
         for name, tally in self._tallies.items():
             if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
                 tally.status = "refuted"
+
+
+def _term(experiment: str, against: str, mine: Forecast, other: Forecast, observed: NDArray[np.int64]) -> Term:
+    """What the items on which two forecasts differ, all of them new, say of the one against the other."""
+    items = np.arange(len(observed))
+    weight = min(1.0, EFFECTIVE / len(items))
+    (hits, expected), (other_hits, other_expected) = (
+        (int((side.argmax(axis=1) == observed).sum()), float(side.max(axis=1).sum())) for side in (mine, other)
+    )
+    ratio = float(np.log(mine[items, observed] / other[items, observed]).sum())
+    return Term(experiment, against, len(items), hits, expected, other_hits, other_expected, weight, ratio * weight)
 
 
 def _best(tallies: Mapping[str, _Tally]) -> float:
@@ -299,6 +322,8 @@ def _rank(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> 
             silences=tally.silences,
             hits=tally.hits,
             brier=tally.brier / tally.resolved if tally.resolved else None,
+            prior=tally.prior,
+            terms=tuple(tally.terms),
         )
         for name, tally in tallies.items()
     ]

@@ -155,7 +155,7 @@ class Nodes:
             return stopped("stood", "the leader stood its challenge")
         words = f"{state['challenged']} stands, but: {outcome.reason}" if stands else f"{outcome.leader} leads instead"
         self._run.event("challenged", {"verdict": words}, key=key)
-        return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1}
+        return {"next": "plan", "role": "proposer", "challenges": state["challenges"] + 1, "rejected": None}
 
 
 def _run_tool(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
@@ -173,6 +173,7 @@ def _run_tool(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
 
 
 def rival_row(rival: Rival) -> dict[str, Any]:
-    """A rival's standing, for events."""
+    """A rival's standing, for events; what its odds are the sum of follows from the experiments."""
     row = asdict(rival)
-    return {**{key: value for key, value in row.items() if key != "hypothesis"}, "kind": rival.hypothesis.kind}
+    untold = ("hypothesis", "prior", "terms")
+    return {**{key: row[key] for key in row if key not in untold}, "kind": rival.hypothesis.kind}

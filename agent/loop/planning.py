@@ -1,15 +1,17 @@
 """Makes experiments of calls of tools: inputs chosen, predictions made, plans that test nothing refused.
 
 An experiment is refused where no two live rivals forecast any item differently, since then no outcome could tell
-them apart; and a plan is refused after which fewer than QUOTA of the experiments were ones for which the leader
-predicts silence, since an explanation that was only ever asked where it says yes was never in danger.
+them apart; and so are the last ones of a plan after which fewer than QUOTA of the experiments were ones for which the
+leader predicts silence, since an explanation that was only ever asked where it says yes was never in danger. The other
+calls of a plan are run.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -19,11 +21,19 @@ from .experiments import AnyTool, Design, design_to_json
 from .hypotheses import Call, Hypothesis
 from .judging import differing_items, observed_base_rate
 from .levels import MIDDLE, asks_for_silence, forecast
-from .rejections import RejectedError
+from .rejections import RejectedError, Rejection
 from .run import InvestigationRun
 
 QUOTA = 0.4
 """Least share of the experiments for which the leader predicts silence on at least half of the items."""
+
+
+class Plan(NamedTuple):
+    """What comes of the calls of one decision."""
+
+    experiments: list[Experiment]
+    refused: list[tuple[Call | None, Rejection]]
+    """Each call that is not run, and why; None for all that are left."""
 
 
 class Planner:
@@ -35,16 +45,26 @@ class Planner:
         _, self._experiments, self._observations = run.rival_state()
         self._role, self._round, self._revision = role, round, run.revision
 
-    def plan(self, calls: Sequence[Call]) -> list[Experiment]:
-        """Makes the experiments of these calls, in order; raises RejectedError where the plan is not to be run."""
+    def plan(self, calls: Sequence[Call]) -> Plan:
+        """Makes the experiments of these calls, in order."""
         self._lab.rivals = self._rivals
-        planned: list[Experiment] = []
+        planned: list[tuple[Call, Experiment]] = []
+        refused: list[tuple[Call | None, Rejection]] = []
         for call in calls:
-            planned.append(self._experiment(call, len(self._experiments) + len(planned) + 1))
-        self._check_quota(planned)
-        return planned
+            try:
+                planned.append((call, self._experiment(call)))
+            except RejectedError as error:
+                refused.append((call, error.rejection))
+        kept = self._within_quota([experiment for _, experiment in planned])
+        if len(kept) < len(planned):
+            why = self._too_little_silence([experiment for _, experiment in planned])
+            left_out = [call for call, experiment in planned if experiment not in kept]
+            of_calls = [(c, replace(why, reason=f"{c.tool}: {why.reason}", tool=c.tool)) for c in left_out]
+            refused += of_calls if kept else [(None, why)]
+        first = len(self._experiments) + 1
+        return Plan([replace(e, name=f"o{number}") for number, e in enumerate(kept, start=first)], refused)
 
-    def _experiment(self, call: Call, number: int) -> Experiment:
+    def _experiment(self, call: Call) -> Experiment:
         tool = self._tools.get(call.tool)
         if tool is None:
             there = ", ".join(self._tools)
@@ -71,7 +91,7 @@ class Planner:
                 "repeated", f"{same} measured exactly this; another seed or other arguments are news"
             ).of_call(call.tool)
         return Experiment(
-            name=f"o{number}",
+            name="",
             tool=call.tool,
             args=plain,
             purpose=call.purpose,
@@ -126,21 +146,31 @@ class Planner:
                 "other inputs",
             ).of_call(call.tool)
 
-    def _check_quota(self, planned: Sequence[Experiment]) -> None:
+    def _within_quota(self, planned: Sequence[Experiment]) -> list[Experiment]:
+        """The plan without the last experiments that are too many for so few of silence; surveys are free."""
+        kept = list(planned)
+        while others := [e for e in kept if not e.survey and not _asks_for_silence(e)]:
+            every = [e for e in (*self._experiments, *kept) if not e.survey]
+            if sum(map(_asks_for_silence, every)) >= QUOTA * len(every):
+                break
+            kept.remove(others[-1])
+        return kept
+
+    def _too_little_silence(self, planned: Sequence[Experiment]) -> Rejection:
         every = [e for e in (*self._experiments, *planned) if not e.survey]
-        if not any(not experiment.survey for experiment in planned):
-            return
-        silent = sum(asks_for_silence(p.expected for p in experiment.predictions) for experiment in every)
-        if silent < QUOTA * len(every):
-            raise RejectedError(
-                "silence_quota",
-                f"the leader would predict silence for only {silent} of {len(every)} experiments, wanted at least "
-                f"{QUOTA:.0%}; ask more where it says that nothing happens",
-            )
+        return Rejection(
+            f"the leader would predict silence for only {sum(map(_asks_for_silence, every))} of {len(every)} "
+            f"experiments, wanted at least {QUOTA:.0%}; ask more where it says that nothing happens",
+            "silence_quota",
+        )
 
     def _key(self, tool: AnyTool, args: Mapping[str, Any], design: Mapping[str, Any]) -> str:
         identity = [self._lab.target, self._revision, tool.name, tool.version, args, design]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _asks_for_silence(experiment: Experiment) -> bool:
+    return asks_for_silence(p.expected for p in experiment.predictions)
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -19,6 +19,28 @@ Status = Literal["live", "refuted", "retired"]
 
 
 @dataclass(frozen=True, slots=True)
+class Term:
+    """What one experiment added to a rival's log odds, and on which of its items."""
+
+    experiment: str
+    against: str
+    """The leader of that time, whose forecasts the rival's are weighed against; its own odds stay."""
+    items: int
+    """New items on which the two forecast differently: no other bears on the odds."""
+    hits: int
+    """Of these, how many came out at the level that the rival thought likeliest,"""
+    expected: float
+    """and how many it expected to, as sure as it was;"""
+    other_hits: int
+    other_expected: float
+    """and the same of the other."""
+    weight: float
+    """Below 1 where so many items of one experiment do not count in full."""
+    log_odds: float
+    """In nats, with the weight."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rival:
     """A hypothesis and its standing. Verdicts are code's alone."""
 
@@ -37,6 +59,10 @@ class Rival:
     hits: float | None
     """Share of items, balanced over levels, on which the level it thought likeliest was seen."""
     brier: float | None
+    prior: float = 0.0
+    """Its log odds when it was put up."""
+    terms: tuple[Term, ...] = ()
+    """What was added since: `log_odds` is the prior and the sum of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +95,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A decision that was not accepted."""
+    """A decision that was not carried out, or one call of it."""
 
     step: int
     action: Mapping[str, Any] | None
-    """As plain JSON; None where the policy gave none."""
+    """As plain JSON, of a call with this call alone; None where the policy gave none."""
     rejection: Rejection
+    partial: bool = False
+    """Whether the rest of the decision was carried out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +132,17 @@ class View:
     left: Mapping[str, float]
     """By kind of budget that has a limit: what may still be used before the reserve."""
     rejected: str | None = None
-    """Why the last decision was not accepted."""
+    """Why the last decision, or a part of it, was not carried out."""
     step: int = 0
     """Decisions that were taken before this one."""
     refused: tuple[Refused, ...] = ()
-    """All decisions that were not accepted, in order. A challenger sees its own."""
+    """All that was not carried out, in order. A challenger sees its own."""
 
     @property
     def last_rejection(self) -> Rejection | None:
-        """Why the decision right before this one was not accepted; None where it was."""
-        return next((refused.rejection for refused in self.refused[-1:] if refused.step == self.step - 1), None)
+        """Why nothing of the decision right before this one was carried out; None where something was."""
+        last = (refused for refused in self.refused[-1:] if refused.step == self.step - 1 and not refused.partial)
+        return next((refused.rejection for refused in last), None)
 
     @property
     def leader(self) -> Rival | None:

@@ -1,8 +1,9 @@
 """The policy that asks a language model what to do next.
 
 Each decision is one chat made from the view alone: no history, so that its size does not grow, and the same view is
-asked about in the same words. Experiments and the other actions are tools, and only calls of tools are read. A reply
-that is none, or one with a fault, is answered once with the exact fault; what is then still no action is none.
+asked about in the same words. What does not change comes first, so that servers need not read it again. Experiments
+and the other actions are tools, and only calls of tools are read. A reply that only asks for help is answered; one of
+which nothing can be read is answered once with the exact faults; what is then still no action is none.
 """
 
 import json
@@ -26,11 +27,14 @@ from ..loop.planning import QUOTA
 from ..loop.policy import NoActionError, OutOfBudgetError
 from ..loop.view import View
 from .llm_prompt import places
+from .llm_specs import RUN, tool_line
 from .llm_tools import Misread, Turn
 
-TOKENS = 20_000
-"""The messages of a chat have at most so many, roughly, whatever a view holds; a repair adds the reply and its fault.
-What the tools say of themselves comes on top, and is always the same."""
+TOKENS = 6_000
+"""A chat has at most so many, roughly, its tools included, whatever a view holds; help and a repair add what is said.
+"""
+HELPS = 2
+"""Replies to one decision that may ask for help alone."""
 REPLY = 2_500
 """Room for a reply."""
 _ECHO = 2_000
@@ -63,7 +67,7 @@ class LLMPolicy:
             "endpoint": llm.endpoint,
             "temperature": self._temperature,
             "reply": REPLY,
-            "version": 1,
+            "version": 2,
         }
 
     @property
@@ -94,6 +98,7 @@ class LLMPolicy:
             "aim": _AIM[kind],
             "twin": _TWIN[kind],
             "token": _TOKEN[kind],
+            "tools": _tool_lines(turn),
             "open": turn.open,
             "most": str(CALLS),
             "quota": f"{QUOTA:.0%}",
@@ -113,15 +118,14 @@ class LLMPolicy:
 
     def _asking(self, turn: Turn) -> LLMTask[Action]:
         chat = self.chat(turn)
-        action = yield from self._once(turn, chat)
-        reply = self._asked[-1]
-        if isinstance(action, Misread) and reply.status != "failed":
+        left = {"help": HELPS, "repair": 1}
+        while isinstance(action := (yield from self._once(turn, chat)), Misread):
+            reply, need = self._asked[-1], "help" if action.asks else "repair"
+            if reply.status == "failed" or not left[need]:
+                raise NoActionError(" ".join(action.reason.split()), repairs=1 - left["repair"])
+            left[need] -= 1
             echo = replace(reply, text=reply.text[:_ECHO], calls=reply.calls if reply.status == "ok" else ())
-            action = yield from self._once(
-                turn, replace(chat, messages=(*chat.messages, *answer_calls(echo, action.answers)))
-            )
-        if isinstance(action, Misread):
-            raise NoActionError(" ".join(action.reason.split()), repairs=len(self._asked) - 1)
+            chat = replace(chat, messages=(*chat.messages, *answer_calls(echo, action.answers)))
         return action
 
     def _once(self, turn: Turn, chat: Chat) -> LLMTask[Action | Misread]:
@@ -133,6 +137,7 @@ class LLMPolicy:
     def _prompts(self) -> dict[str, Prompt]:
         names = [f"investigate_{name}.md" for name in ("explore", "challenge", "feature", "behaviour")]
         own = [Prompt.load(Path(__file__).with_name(name)) for name in names]
+        # The language in full is an answer to `help`.
         return {prompt.name: prompt for prompt in (*own, rule_language())}
 
     def _about(self, kind: str) -> str:
@@ -140,9 +145,15 @@ class LLMPolicy:
         factor = STEPS if kind == "feature" else 1
         edges = [f"{edge * factor:g}" for edge in EDGES]
         filled = dict(zip(("reversed", "weak", "strong"), edges, strict=True))
-        # The language is told as for a line of a reply; here a rule is an argument of a call.
-        language = self._prompts["rule_language"].render({})[-1].content.split("\n\n", 1)[1].replace("[RULE]: ", "")
-        return self._prompts[f"investigate_{kind}"].render({**filled, "language": language})[-1].content
+        return self._prompts[f"investigate_{kind}"].render({**filled})[-1].content
+
+
+def _tool_lines(turn: Turn) -> str:
+    """The experiments, then the surveys."""
+    experiments, surveys = (
+        [tool_line(tool) for tool in turn.tools.values() if tool.survey == survey] for survey in (False, True)
+    )
+    return "\n".join([*experiments, *(["Surveys:", *surveys] if surveys else [])])
 
 
 def _sample(turn: Turn) -> str:
@@ -150,5 +161,10 @@ def _sample(turn: Turn) -> str:
     name = turn.specs[0].name
     why = "to see whether it fires there although the leader says that it does not"
     claim = {"text": f"A claim about {turn.view.target} in a sentence, with an exception that it names."}
-    arguments = {"propose": {"hypotheses": [claim] * 4}, "submit": {"answer": "open"}, "concede": {"reason": why}}
-    return json.dumps({"name": name, "arguments": arguments.get(name, {"purpose": why})})
+    arguments = {
+        RUN: {"tool": next(iter(turn.tools), ""), "purpose": why},
+        "propose": {"hypotheses": [claim] * 4},
+        "submit": {"answer": "open"},
+        "concede": {"reason": why},
+    }
+    return json.dumps({"name": name, "arguments": arguments[name]})

@@ -1,7 +1,8 @@
-"""Experiments and surveys as a language model is shown them: the last first, each with its results.
+"""Experiments and surveys as a language model is shown them: in order, the last plan with its results.
 
-Those of the last plan, and the last ones in any case, are shown with their items and all that was found; those before
-with their headline and where the leader was wrong, as far as there is room; of the rest how many there are.
+What came before has one line or two, which never change, so that the beginning of a prompt stays the same: the
+headline, on how many items each rival of that time had the level right, and where the leader of that time was wrong.
+The oldest ones are left out, a few at a time, where there is no room; any can be asked for in full (`help`).
 """
 
 import json
@@ -12,18 +13,29 @@ from typing import Any
 from ...explainers.ask import in_steps
 from ...llm.render import STEPS
 from ...rules.language import Rule
-from ..loop.levels import LEVELS, levels_of
+from ..loop.levels import EDGES, LEVELS, levels_of
 from ..loop.view import Done, Rival, View
-from .text_budget import cost, line, marked, rows, section
+from .text_budget import FIRST, cost, cut, line, marked, rows, section
 
-WHOLE = 3
-"""Experiments, and surveys, of which all is shown, at least."""
-SEEN, FOUND, LOOKED = 700, 500, 1300
-"""Tokens of an experiment's items, of what it found beside them, and of what a survey found; of the last one."""
-WRONG, RIGHT = 14, 4
+OLDER, FIRST_PLANS, LAST = 700, 650, 1100
+"""Tokens of all that is told in short, of the last plan while it is one of the EARLY first ones, and later, roughly."""
+EARLY = 2
+FULL = 120
+"""Tokens from which on there is room for more than a headline."""
+LEAST = 90
+"""Tokens of items and what was found beside them, at least, where there is more than a headline."""
+UNASKED = ("carriers", "candidates", "left_out", "tokens")
+"""Parts of what was found that are shown only when the whole is asked for; the question names the pivots."""
+BLOCK = 2
+"""The oldest are left out by so many at a time."""
+SEEN = 0.5
+"""Share of an experiment's room that is for its items; what it found beside them has the rest."""
+WRONG, RIGHT = 8, 4
 """Items of an experiment that are shown: those whose level a live rival did not expect, the leader's first, the
 furthest off first, and others."""
-MISSED = 6
+SHORT = 60
+"""Tokens of what an older survey found, roughly."""
+MISSED = 4
 """Items of an older experiment that are shown: those on which the leader was wrong."""
 
 
@@ -32,18 +44,24 @@ def window_names(view: View) -> dict[str, str]:
     return {f"w{number}": example.window for number, example in enumerate(view.examples, start=1)}
 
 
-def trials(experiments: Sequence[Done], view: View, *, tokens: int) -> str:
-    """Lists experiments, the last first."""
+def results(experiments: Sequence[Done], view: View) -> str:
+    """Lists experiments and surveys in order, the last plan with what it found."""
     last = max((trial.round for trial in experiments), default=0)
-    whole = {trial.name for place, trial in enumerate(experiments) if place < WHOLE or trial.round == last}
-    blocks = (
-        [
-            _headline(trial, view),
-            *(_in_full(trial, view, place) if trial.name in whole else _leader_misses(trial, view)),
-        ]
-        for place, trial in enumerate(experiments)
-    )
-    return section(blocks, len(experiments), tokens=tokens)
+    older = [_in_short(trial, view) for trial in experiments if trial.round < last]
+    newest = [trial for trial in experiments if trial.round == last]
+    skipped = 0
+    while sum(map(cost, older[skipped:])) > OLDER:
+        skipped += BLOCK
+    room = (FIRST_PLANS if last <= EARLY else LAST) // max(len(newest), 1)
+    blocks = [_in_full(trial, view, room) if room >= FULL else _in_short(trial, view) for trial in newest]
+    shown = section([*older[skipped:], *blocks], len(older[skipped:]) + len(blocks), tokens=OLDER + LAST)
+    return f"({min(skipped, len(older))} before: ask help)\n{shown}" if skipped else shown
+
+
+def result_in_full(name: str, view: View, tokens: int) -> str | None:
+    """One result in about so many tokens; None where there is none of this name."""
+    trial = next((trial for trial in view.done if trial.name == name), None)
+    return None if trial is None else section([_in_full(trial, view, tokens, asked=True)], 1, tokens=tokens)
 
 
 def hits(done: Done, name: str) -> tuple[int, int] | None:
@@ -68,6 +86,7 @@ def _headline(done: Done, view: View) -> str:
         key: [names.get(str(v), v) for v in value] if key == "windows" else value for key, value in done.args.items()
     }
     role = " (a challenger's)" if done.role == "challenger" and view.phase != "challenge" else ""
+    role += " (survey)" * done.survey
     text = f"{line(done.name)} {line(done.tool)}{role} {marked(json.dumps(args, ensure_ascii=False), 160)}"
     measured = done.measured
     if measured is None:
@@ -77,43 +96,82 @@ def _headline(done: Done, view: View) -> str:
         text += f": {measured.effect:.2g}{between} {line(measured.units)}"
     if measured.control is not None and measured.control.value is not None:
         text += f"; control {measured.control.value:.2g}"
-    right = [(r.name, counts) for r in _live(view) if (counts := hits(done, r.name)) is not None]
+    right = [(name, counts) for name in _told(done, view) if (counts := hits(done, name)) is not None]
     if right:
         text += f"; levels right: {', '.join(f'{name} {met} of {count}' for name, (met, count) in right)}"
     return text
 
 
-def _in_full(done: Done, view: View, place: int) -> list[str]:
+def _told(done: Done, view: View) -> list[str]:
+    """The rivals that predicted it, the leader of that time first; a challenger knows of the claim alone."""
+    known = {rival.name for rival in view.rivals}
+    return [name for name in done.expected if name in known]
+
+
+def _in_short(done: Done, view: View) -> list[str]:
+    """A headline, and a line of what a survey found first, or of what the leader of that time had wrong."""
+    if done.survey:
+        found = rows(_tables(done, view), tokens=SHORT)[:FIRST] or ["found: nothing"]
+        return [_headline(done, view), *(f"   {cut(row, 4 * SHORT)}" for row in found)]
+    leader = next((name for name in _told(done, view) if hits(done, name) is not None), None)
+    wrong = [] if leader is None else [i for i, is_wrong in enumerate(_wrong(done, leader)) if is_wrong]
+    if done.measured is None or not wrong:
+        return [_headline(done, view)]
+    items = "; ".join(f"{_label(done, i, 50)}: {done.measured.values[i] * _factor(done):.2g}" for i in wrong[:MISSED])
+    more = f"; and {len(wrong) - MISSED} more" if len(wrong) > MISSED else ""
+    return [_headline(done, view), f"   {line(str(leader))} missed {items}{more}"]
+
+
+def _in_full(done: Done, view: View, tokens: int, *, asked: bool = False) -> list[str]:
     measured = done.measured
-    lines = [f"   purpose: {line(done.purpose)}", f"   question: {line(done.design.question)}"]
+    lines = [_headline(done, view), f"   question: {marked(done.design.question)}"]
+    if asked:
+        lines.insert(1, f"   purpose: {line(done.purpose)}")
     if measured is None:
         return lines
+    room = max(tokens - cost(lines), LEAST)
     if measured.values:
         counts = Counter(LEVELS[level] for level in levels_of(measured.values))
         levels = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
         control = "" if measured.control is None else f"; control: {line(measured.control.what)}"
         whole = " (1 is all of the effect)" if done.design.readout == "effect" else ""
-        lines.append(f"   seen: {levels}{whole}{control}")
-        lines += _items(done, view, SEEN // (place + 1))
-    room = (LOOKED if done.survey else FOUND) // (place + 1)
-    tables = rows(_tables(done, view), tokens=room)
+        items = [f"   seen: {levels}{whole}{control}", *_items(done, view, int(room * SEEN))]
+        room -= cost(items)
+        lines += items
+    tables = rows(_tables(done, view, asked=asked), tokens=room)
     title = ["   found:"] if tables else ["   found: nothing"] if done.survey else []
     return [*lines, *title, *(f"     {row}" for row in tables)]
 
 
-def _tables(done: Done, view: View) -> dict[str, Any]:
+def _tables(done: Done, view: View, *, asked: bool = False) -> dict[str, Any]:
     """The results beside the items' intervals.
 
     A learned rule is on the scale on which rules are written, with the words for it first.
     """
-    tables = {} if done.measured is None else dict(done.measured.found)
+    found = {} if done.measured is None else done.measured.found
+    tables: dict[str, Any] = {k: v for k, v in found.items() if asked or k not in UNASKED or isinstance(v, Mapping)}
     if _intervals(done):
         del tables["items"]
     if done.tool == "learn_rule" and "rule" in tables:
         rule = in_steps(Rule.model_validate(tables.pop("rule")), view.scale)
         rule_json = json.dumps(rule.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
         tables = {"text": tables.pop("text"), "rule": rule_json, **tables}
+    if done.tool == "run_texts" and "texts" in tables:
+        tables = {"active on other tokens, too": _elsewhere(tables.pop("texts")), **tables}
     return tables
+
+
+def _elsewhere(texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By text, the tokens beside the asked one that are not silent; what was asked is among the items."""
+    active = [
+        {
+            token: value
+            for i, (token, value) in enumerate(zip(text["tokens"], text["values"], strict=True))
+            if i != text["asked"] and value >= EDGES[1]
+        }
+        for text in texts
+    ]
+    return {f"text {number}": tokens for number, tokens in enumerate(active, start=1) if tokens}
 
 
 def _intervals(done: Done) -> Mapping[str, Sequence[float]]:
@@ -164,17 +222,6 @@ def _items(done: Done, view: View, tokens: int) -> list[str]:
             break
     left = len(values) - len(lines)
     return [*lines, f"   - and {left} items more"] if left else lines
-
-
-def _leader_misses(done: Done, view: View) -> list[str]:
-    """The items of an older experiment on which the leader was wrong, in a line."""
-    leader = view.leader
-    if done.measured is None or leader is None or not (wrong := _wrong(done, leader.name)):
-        return []
-    missed = [i for i, is_wrong in enumerate(wrong) if is_wrong]
-    items = "; ".join(f"{_label(done, i, 50)}: {done.measured.values[i] * _factor(done):.2g}" for i in missed[:MISSED])
-    more = f"; and {len(missed) - MISSED} more" if len(missed) > MISSED else ""
-    return [f"   {line(leader.name)} missed {items}{more}"] if missed else []
 
 
 def _factor(done: Done) -> int:

@@ -1,6 +1,7 @@
 """A view as a language model is shown it: texts for a prompt's places, of bounded size however long it goes on.
 
-Every section has its own room in tokens, and whatever is newest or leads is put in first (llm_history.py).
+Every section has its own room in tokens. What never changes comes first, then results in their order (llm_history.py),
+then what moves with every step.
 Whatever comes from a corpus, a model or a measurement stands on lines of its own between fences, spelled so that it
 cannot be anything else (render.py).
 Nothing is shown that another run of the same step could find different, such as minutes: so a decision that was
@@ -16,43 +17,73 @@ from typing import Any
 from ...data.records import Example
 from ...explainers.ask import in_steps
 from ...llm import render
-from ...llm.render import ACTIVE_MARKS, active, excerpt, fenced, spelled, strongest
+from ...llm.render import ACTIVE_MARKS, active, excerpt, spelled, strongest
 from ...rules.language import Rule
 from ..loop.experiments import AnyTool
+from ..loop.hypotheses import NULLS
 from ..loop.judging import HITS, ODDS, RESOLVED, SILENCES
+from ..loop.odds import odds_as_sum
 from ..loop.view import Done, Rival, View
-from .llm_history import hits, trials, window_names
+from .llm_history import hits, result_in_full, results, window_names
+from .llm_specs import tool_help
 from .text_budget import LONG, cut, line, plain, section
 
-KNOWN, RIVALS, EXPERIMENTS, SURVEYS = 5000, 3000, 5000, 3500
-"""Tokens that each section has at most, roughly; of a section's parts the first is always shown."""
-LEADING = 4000
+RIVALS, REJECTED = 700, 200
+"""Tokens of rivals, and of what was not carried out, roughly."""
+KNOWN = {"Active windows": 450, "Near misses": 180, "Other windows": 60}
+"""Tokens of windows, roughly."""
+PROMPTS, NODES = 450, 500
+"""Tokens of a behaviour's metric and prompts, and of the names of its nodes, roughly."""
+BEFORE, AFTER = 12, 2
+"""Tokens that are shown before and after a pivot."""
+BASELINE = 120
+"""Tokens of the explanation to beat, roughly."""
+LEADING = 1200
 """Characters of the leader's rule."""
-WORST = 3
-"""Experiments that a refuted rival was wrong on most, which are named."""
-TOKENS_BEFORE = 4
+WORST, TERMS = 3, 4
+"""Experiments that a refuted rival was wrong on most, which are named, and the last terms of odds, which are shown one
+by one."""
+TOKENS_BEFORE = 3
 """Tokens before a peak that are shown one by one."""
 
 
 def places(view: View, tools: Mapping[str, AnyTool]) -> dict[str, str]:
-    """Fills a prompt's places: what is known, the rivals, experiments, surveys, what is left, the last rejection.
+    """Fills a prompt's places: what is known, results, the rivals, what is left, what was refused last.
 
     `tools` by name: their arguments are shown as far as they are not the usual ones.
     """
-    done = [replace(trial, args=_without_defaults(trial, tools)) for trial in reversed(view.done)]
-    # With its number: the second time that the same is refused is another question, not answered from the log.
-    refused = f"\nYour last decision, number {view.step}, was not carried out, with none of its calls:\n"
-    rejected = f"{refused}{fenced([line(view.rejected, LONG)])}\n" if view.rejected else ""
+    done = [replace(trial, args=_without_defaults(trial, tools)) for trial in view.done]
     return {
         "target": line(view.target),
         "known": "\n\n".join(_behaviour(view) if view.kind == "behaviour" else _feature(view)),
         "rivals": section((_rival(r, view) for r in _ordered(view.rivals)), len(view.rivals), tokens=RIVALS),
         "standing": _leader_status(view),
-        "experiments": trials([trial for trial in done if not trial.survey], view, tokens=EXPERIMENTS),
-        "surveys": trials([trial for trial in done if trial.survey], view, tokens=SURVEYS),
+        "results": results(done, view),
         "left": _left(view),
-        "rejected": rejected,
+        "rejected": _rejected(view, tools),
     }
+
+
+def whole(name: str, view: View, tokens: int) -> str | None:
+    """A result or a hypothesis in full, in about so many tokens; None where there is none of this name."""
+    rival = next((rival for rival in view.rivals if rival.name == name), None)
+    if rival is None:
+        return result_in_full(name, view, tokens)
+    return section([_rival(rival, view, most=8 * LONG)], 1, tokens=tokens)
+
+
+def _rejected(view: View, tools: Mapping[str, AnyTool]) -> str:
+    """What of the last decision was not carried out, each with its fault, and what the tools at fault take."""
+    last = [refused for refused in view.refused if refused.step == view.step - 1]
+    reasons = [refused.rejection.reason for refused in last] or [view.rejected or ""]
+    if not any(reasons):
+        return ""
+    named = dict.fromkeys(r.rejection.tool or "" for r in last if r.rejection.code == "bad_call")
+    usage = [tool_help(tools[name]) for name in named if name in tools]
+    # With its number: the second time that the same is refused is another question, not answered from the log.
+    title = f"\nOf your last decision, number {view.step}, this was not carried out:"
+    faults = section(([line(reason, LONG)] for reason in reasons), len(reasons), tokens=REJECTED)
+    return "\n".join([title, faults, *usage[:1]]) + "\n"
 
 
 def _without_defaults(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
@@ -65,20 +96,31 @@ def _without_defaults(done: Done, tools: Mapping[str, AnyTool]) -> dict[str, Any
 
 def _feature(view: View) -> list[str]:
     highest = view.scale
-    rows: dict[str, list[list[str]]] = {"Active windows": [], "Near misses": [], "Other windows": []}
+    rows: dict[str, list[list[str]]] = {title: [] for title in KNOWN}
     peaks = {e.tokens[int(e.activations.argmax())] for e in view.examples if active(e.activations, highest).any()}
     for name, example in zip(window_names(view), view.examples, strict=True):
         if active(example.activations, highest).any():
-            part = excerpt(example, before=24, after=6)
+            part = excerpt(example, before=BEFORE, after=AFTER)
             text = cut(render.marked(part, active(part.activations, highest)), LONG)
-            details = [strongest(part, highest, count=4), _tokens(example)]
+            details = [strongest(part, highest, count=2), _tokens(example)]
             rows["Active windows"].append([f"{name}: {text}", f"   {cut('; '.join(details), LONG)}"])
         else:
             rows[_silent_kind(example, peaks)].append([f"{name}: {cut(_silent_text(example, peaks), LONG)}"])
-    parts = [f"{title}:\n{section(blocks, len(blocks), tokens=KNOWN // 3)}" for title, blocks in rows.items()]
+    # Of all strengths: the weakest ones alternate with the strongest, so that room for some shows both.
+    rows["Active windows"] = _from_both_ends(rows["Active windows"])
+    parts = [f"{title}:\n{section(blocks, len(blocks), tokens=KNOWN[title])}" for title, blocks in rows.items()]
     if view.statistics is not None:
         parts.append(f"It is active on {view.statistics.density:.2%} of all tokens.")
     return [*parts, *_baseline(view)]
+
+
+def _from_both_ends(blocks: Sequence[list[str]]) -> list[list[str]]:
+    """Two from the beginning, one from the end, in turn."""
+    left, order = list(blocks), []
+    while left:
+        order += [*left[:2], *left[2:][-1:]]
+        left = left[2:-1]
+    return order
 
 
 def _tokens(example: Example) -> str:
@@ -94,8 +136,8 @@ def _silent_kind(example: Example, peaks: set[str]) -> str:
 def _silent_text(example: Example, peaks: set[str]) -> str:
     """A silent window around a token on which the feature fires elsewhere, if it holds one."""
     positions = [i for i, token in enumerate(example.tokens) if token in peaks]
-    pivot = positions[-1] if positions else min(24, len(example.tokens) - 1)
-    part = excerpt(example, before=24, after=6, pivot=pivot)
+    pivot = positions[-1] if positions else min(BEFORE, len(example.tokens) - 1)
+    part = excerpt(example, before=BEFORE, after=AFTER, pivot=pivot)
     return render.marked(part, [False] * len(part.tokens), silent=[token in peaks for token in part.tokens])
 
 
@@ -110,7 +152,8 @@ def _behaviour(view: View) -> list[str]:
         lines += [f"clean prompt: {clean}{_mark(answer)}", f"corrupted prompt: {corrupted}{_mark(wrong)}"]
     nodes = line(", ".join(about["nodes"]), 4 * LONG)
     title = "The metric, and some prompts, each with its own answer marked after it, which is wrong for the other one:"
-    return [f"{title}\n{fenced([cut(text, LONG) for text in lines])}", f"Nodes:\n{fenced([nodes])}", *_baseline(view)]
+    told = section([[cut(text, LONG) for text in lines]], 1, tokens=PROMPTS)
+    return [f"{title}\n{told}", f"Nodes:\n{section([[nodes]], 1, tokens=NODES)}", *_baseline(view)]
 
 
 def _mark(token: str) -> str:
@@ -129,7 +172,7 @@ def _baseline(view: View) -> list[str]:
         if score["value"] is not None:
             lines.append(line(f"{score['metric']} on {score['examples']} windows: {score['value']:.2f}"))
     scored = ", with its scores on other text" if len(lines) > 1 + bool(baseline.get("rule")) else ""
-    return [f"The explanation to beat{scored}:\n{fenced(lines)}"]
+    return [f"The explanation to beat{scored}:\n{section([lines], 1, tokens=BASELINE)}"]
 
 
 # Rivals
@@ -141,24 +184,34 @@ def _ordered(rivals: Sequence[Rival]) -> list[Rival]:
     return [*(rival for rival in rivals if rival.status == "live"), *reversed(out)]
 
 
-def _rival(rival: Rival, view: View) -> list[str]:
+def _rival(rival: Rival, view: View, *, most: int = LONG) -> list[str]:
     claim = rival.hypothesis
-    if rival.status != "live":
+    if rival.status != "live" and most == LONG:
         return [f"{rival.name} {rival.status}: {line(claim.text)}", *_refutation(rival, view)]
-    standing = ""
+    standing = f"{line(claim.kind.replace('_', ' '))}"
     if view.phase != "challenge":
-        standing = f", revises {claim.parent}" if claim.parent else ""
+        standing += f", revises {line(claim.parent)}" if claim.parent else ""
         share = "under 0.001" if rival.share < 0.001 else f"{rival.share:.3g}"
         standing += f"; share of the odds {share}; {_record(rival)}"
-    lines = [f"{rival.name} ({claim.kind.replace('_', ' ')}{line(standing)})", f"   {line(claim.text, LONG)}"]
+    lines = [f"{rival.name} ({standing})", *_odds(rival, view), f"   {line(claim.text, most)}"]
     if claim.rule is not None:
         # What leads is to be broken, which takes all of it.
-        lines.append(f"   rule: {_rule(claim.rule, view, LEADING if rival is view.leader else LONG)}")
+        room = most if rival is not view.leader else max(most, LEADING)
+        # The words of a null say what its rule says.
+        if claim.kind not in NULLS or most > LONG:
+            lines.append(f"   rule: {_rule(claim.rule, view, room)}")
     if claim.nodes:
-        lines.append(f"   nodes: {plain(claim.nodes, LONG)}")
+        lines.append(f"   nodes: {plain(claim.nodes, most)}")
     effects = {"promotes": claim.promotes, "suppresses": claim.suppresses, "reads": claim.reads}
     lines += [f"   {name}: {plain(items)}" for name, items in effects.items() if items]
     return lines
+
+
+def _odds(rival: Rival, view: View) -> list[str]:
+    if view.phase == "challenge" or not (rival.terms or rival.prior):
+        return []
+    shown = 1 if rival.hypothesis.kind in NULLS and rival is not view.leader else TERMS
+    return [f"   {odds_as_sum(rival, terms=shown)}"]
 
 
 def _record(rival: Rival) -> str:

@@ -1,19 +1,19 @@
 """Tool calls of a language model: what it may call at one step, and how its calls become an action.
 
-Every experiment is a tool, and the other actions are beside them. A call is taken as it is or refused with the exact
-fault; nothing is mended, guessed or read from prose. Rules come on the scale from 0 to 10, windows by the names that
-the prompt gives them, and characters as it spells them: all are translated here.
+Every experiment is a call of `run` (one by the tool's own name is read, too), and the other actions are beside it. A
+call is taken as it is or refused with the exact fault and what the tool takes; nothing is mended, guessed or read from
+prose. What can be read of a reply is the action, and the faults go with it. Rules come on the scale from 0 to 10,
+windows by the names that the prompt gives them, and characters as it spells them: all are translated here.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import cleandoc
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ...explainers.ask import in_units
+from ...explainers.ask import in_units, rule_language
 from ...llm.render import unspelled
 from ...llm.tool_calls import read_calls
 from ...llm.types import Reply, ToolCall, ToolSpec
@@ -21,10 +21,24 @@ from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule, format_fault
 from ..loop.behaviour_lab import JOIN
 from ..loop.experiments import AnyTool
-from ..loop.hypotheses import Action, Call, Concede, Hypothesis, Propose, StrictModel, Submit, UseTools, Words
-from ..loop.levels import Level
+from ..loop.hypotheses import (
+    CALLS,
+    LIVE,
+    Action,
+    Call,
+    Concede,
+    Fault,
+    Hypothesis,
+    Propose,
+    StrictModel,
+    Submit,
+    UseTools,
+    Words,
+)
 from ..loop.view import View
 from .llm_history import window_names
+from .llm_prompt import whole
+from .llm_specs import HELP, RUN, action_specs, tool_help
 
 _NO_CALL: Mapping[str, str] = {
     "refused": "You declined ({reason}). Nothing but the analysis of a model is asked for here.",
@@ -32,8 +46,9 @@ _NO_CALL: Mapping[str, str] = {
     "empty": "The reply was empty.",
     "failed": "There was no reply: {reason}.",
 }
-_REFUSED, _HELD = "Not carried out: ", "Not carried out, because of another call."
 
+WHOLE = 1_200
+"""Tokens of results and hypotheses that one call for help is answered with, roughly."""
 Part = Call | Propose | Submit | Concede
 M = TypeVar("M", bound=BaseModel)
 
@@ -64,6 +79,8 @@ class Misread(NamedTuple):
     """The first fault, in one line."""
     answers: tuple[str, ...]
     """What is answered to each call, or to the reply where it makes none."""
+    asks: bool = False
+    """Whether it is no fault but a call for help, which is answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +95,7 @@ class Turn:
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
         """What the model may call."""
-        return tool_specs(self.view, self.actions, self.tools)
+        return action_specs(self.view.kind, [a for a in self.actions if self.tools or a != "use_tools"])
 
     @property
     def open(self) -> str:
@@ -92,28 +109,62 @@ class Turn:
             why = _NO_CALL.get(reply.status, "").format(reason=(reply.reason or "").rstrip("."))
             why = why or f"The reply calls no tool: {reading.reason}."
             return Misread(why, (f"{why} Call one of: {self.open}.",))
-        parts: list[Part] = []
-        faults: list[str | None] = []
+        parts: list[tuple[str, Part]] = []
+        faults: list[Fault] = []
+        answers: list[str] = []
         for call in reading.calls:
+            name = self._tool_of(call)
             try:
-                parts.append(self._part(call))
-                faults.append(None)
+                if name == HELP:
+                    answers.append(self._help(_arguments(call)))
+                    continue
+                parts.append((name, self._part(call, name)))
             except ValueError as error:
-                faults.append(str(error))
-        if all(fault is None for fault in faults):
-            try:
-                return _join_parts(parts)
-            except ValueError as error:
-                faults = [str(error)] * len(faults)
-        replies = [_HELD if fault is None else f"{_REFUSED}{fault}." for fault in faults]
-        replies[-1] += " Call again whatever you want to be done, corrected."
-        return Misread(next(fault for fault in faults if fault is not None), tuple(replies))
+                faults.append(Fault(call=name, reason=str(error)))
+                answers.append(f"Not carried out: {error}.{self._usage(name)}")
+        if parts:
+            return _join_parts(parts, faults)
+        if faults:
+            answers[-1] += "\nCall again whatever you want to be done, corrected."
+        return Misread(faults[0].reason if faults else "only help was asked for", tuple(answers), asks=not faults)
 
-    def _part(self, call: ToolCall) -> Part:
+    def _tool_of(self, call: ToolCall) -> str:
+        """The tool or action that a call is about."""
+        if call.name != RUN:
+            return call.name
+        try:
+            return str(_arguments(call).get("tool", RUN))
+        except ValueError:
+            return RUN
+
+    def _usage(self, name: str) -> str:
+        return f"\n{tool_help(self.tools[name])}" if name in self.tools else ""
+
+    def _help(self, arguments: dict[str, Any]) -> str:
+        """The whole of what was asked about."""
+        about = arguments.get("about")
+        names = [about] if isinstance(about, str) else about
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError('help wants names, as in {"about": ["scan_vocabulary", "o3"]}')
+        asked = names[:CALLS]
+        return "\n\n".join(self._whole(name, WHOLE // len(asked)) for name in asked)
+
+    def _whole(self, name: str, tokens: int) -> str:
+        if name in self.tools:
+            return tool_help(self.tools[name])
+        if name == "rule" and self.view.kind == "feature":
+            return rule_language().render({})[-1].content
+        if (shown := whole(name, self.view, tokens)) is not None:
+            return shown
+        raise ValueError(
+            f"there is no {name!r} to tell of; there are rule, {', '.join(self.tools)}, results and rivals"
+        )
+
+    def _part(self, call: ToolCall, name: str) -> Part:
         """What one call asks for; ValueError says what is wrong with it."""
-        what, arguments = f"the arguments of {call.name}", _arguments(call)
-        if call.name in self.tools:
-            return self._call(self.tools[call.name], arguments, what)
+        what, arguments = f"the arguments of {name}", _arguments(call)
+        if name in self.tools:
+            return self._call(self.tools[name], _flat(arguments) if call.name == RUN else arguments, what)
         if call.name == "propose" and "propose" in self.actions:
             return self._proposal(arguments, what)
         if call.name == "concede" and "concede" in self.actions:
@@ -125,7 +176,8 @@ class Turn:
                     f"the answer {submission.answer!r} is none of {', '.join(possible_answers(self.view))}"
                 )
             return submission
-        raise ValueError(f"there is no tool {call.name!r} now; there are {self.open}")
+        there = ", ".join((*self.tools, *(action for action in self.actions if action != "use_tools"), HELP))
+        raise ValueError(f"there is no tool {name!r} now; there are {there}")
 
     def _call(self, tool: AnyTool, arguments: dict[str, Any], what: str) -> Call:
         about = {key: arguments[key] for key in ("purpose", "expects") if key in arguments}
@@ -175,18 +227,41 @@ class Turn:
             raise ValueError(f"{what}: its parent {parent!r} is no rival that was put up; leave it out")
 
 
-def _join_parts(parts: Sequence[Part]) -> Action:
-    """Several experiments are one plan, several proposals are one; all else stands alone."""
-    calls = [part for part in parts if isinstance(part, Call)]
-    proposals = [part for part in parts if isinstance(part, Propose)]
-    if len(calls) == len(parts):
-        return _validate(UseTools, {"calls": calls}, "the plan")
-    if len(proposals) == len(parts):
-        every = [hypothesis for proposal in proposals for hypothesis in proposal.hypotheses]
-        return _validate(Propose, {"hypotheses": every}, "the proposals together")
-    if len(parts) == 1 and not isinstance(parts[0], Call):
-        return parts[0]
-    raise ValueError("experiments may be called together, and nothing else beside them; do one thing at a time")
+def _join_parts(parts: Sequence[tuple[str, Part]], faults: Sequence[Fault]) -> Action:
+    """Proposals come first, as one, then experiments, as one plan, then an end; what has to wait joins the faults."""
+    kinds = (Propose, Call, Submit, Concede)
+    kind = next(kind for kind in kinds if any(isinstance(part, kind) for _, part in parts))
+    now = [part for _, part in parts if isinstance(part, kind)]
+    waits = [Fault(call=name, reason=f"{name}: {_WAITS[kind]}") for name, part in parts if not isinstance(part, kind)]
+    if kind is Propose:
+        every = [hypothesis for part in now if isinstance(part, Propose) for hypothesis in part.hypotheses]
+        many = [Fault(call="propose", reason=f"propose: at most {LIVE} at once")] * (len(every) > LIVE)
+        return Propose(hypotheses=tuple(every[:LIVE]), faults=(*faults, *waits, *many))
+    if kind is Call:
+        calls = [part for part in now if isinstance(part, Call)]
+        many = [
+            Fault(call=call.tool, reason=f"{call.tool}: a plan has at most {CALLS} calls") for call in calls[CALLS:]
+        ]
+        return UseTools(calls=tuple(calls[:CALLS]), faults=(*faults, *waits, *many))
+    end = now[0]
+    assert isinstance(end, Submit | Concede)
+    return end
+
+
+_WAITS: Mapping[type, str] = {
+    Propose: "a proposal goes first; call it again now that the rivals are there",
+    Call: "it stands alone; see first what the experiments show",
+    Submit: "the search was ended",
+    Concede: "the challenge was ended",
+}
+
+
+def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `run` as those of the tool that it names."""
+    args, rest = arguments.get("args") or {}, {k: v for k, v in arguments.items() if k not in ("tool", "args")}
+    if not isinstance(args, dict):
+        raise ValueError(f'the arguments of {RUN}: wanted "args" as an object; got {type(args).__name__}')
+    return {**args, **rest}
 
 
 def _arguments(call: ToolCall) -> dict[str, Any]:
@@ -222,12 +297,6 @@ ENDS = ("open", "no_explanation")
 """What may be submitted beside a hypothesis."""
 
 
-def tool_specs(view: View, actions: Sequence[str], tools: Mapping[str, AnyTool]) -> tuple[ToolSpec, ...]:
-    """The tools, and the other actions that are open."""
-    others = [_OTHERS[action](view) for action in actions if action in _OTHERS]
-    return (*(_experiment(tool, view) for tool in tools.values()), *others)
-
-
 def described_rivals(view: View) -> list[str]:
     """Live rivals that are words only, so that whoever plans an experiment says what they predict."""
     return [r.name for r in view.rivals if r.status == "live" and r.hypothesis.kind == "described"]
@@ -236,84 +305,3 @@ def described_rivals(view: View) -> list[str]:
 def possible_answers(view: View) -> list[str]:
     """Answers that may be submitted."""
     return [*(rival.name for rival in view.rivals if rival.status == "live"), *ENDS]
-
-
-def _experiment(tool: AnyTool, view: View) -> ToolSpec:
-    schema = _without_titles(tool.args.model_json_schema())
-    properties = {**schema.get("properties", {}), "purpose": _text("why, in a few words")}
-    if "windows" in properties:
-        properties["windows"] = {**properties["windows"], "description": "w1, w2, ... as shown; none: the tool chooses"}
-    required = [*schema.get("required", ()), "purpose"]
-    if (names := described_rivals(view)) and not tool.survey:
-        level = {"type": "string", "enum": list(get_args(Level))}
-        properties["expects"] = {
-            **_object(dict.fromkeys(names, level), names),
-            "description": "the level that each hypothesis without a rule predicts",
-        }
-        required.append("expects")
-    about = " ".join(cleandoc(type(tool).__doc__ or tool.name).split())
-    rest = {key: value for key, value in schema.items() if key != "description"}
-    return ToolSpec(
-        tool.name,
-        f"Survey. {about}" if tool.survey else about,
-        {**rest, "type": "object", "properties": properties, "required": required},
-    )
-
-
-def _propose(view: View) -> ToolSpec:
-    texts = {"type": "array", "items": {"type": "string"}}
-    properties: dict[str, Any] = {"text": _text('the claim in a sentence or two that stand alone: not "as H3, but"')}
-    if view.kind == "behaviour":
-        properties["nodes"] = {"type": "object", "additionalProperties": {"type": "number"}}
-    else:
-        properties["rule"] = {"type": "object", "description": "in the rule language, with values from 0 to 10"}
-        properties |= dict.fromkeys(("promotes", "suppresses", "reads"), texts)
-    properties["parent"] = _text("name of the rival that this one revises, if any")
-    claim = _object(properties, ["text", "nodes"] if view.kind == "behaviour" else ["text"])
-    return ToolSpec(
-        "propose",
-        "Put up rival hypotheses.",
-        _object({"hypotheses": {"type": "array", "items": claim}}, ["hypotheses"]),
-    )
-
-
-def _submit(view: View) -> ToolSpec:
-    answer = {"type": "string", "enum": possible_answers(view)}
-    return ToolSpec(
-        "submit",
-        "End the search: name the hypothesis that stands, or say that none does.",
-        _object({"answer": answer, "reason": _text("why, in a sentence")}, ["answer", "reason"]),
-    )
-
-
-def _concede(_: View) -> ToolSpec:
-    return ToolSpec(
-        "concede",
-        "End the challenge: no experiment that could break the claim is left.",
-        _object({"reason": _text("why, in a sentence")}, ["reason"]),
-    )
-
-
-_OTHERS: Mapping[str, Callable[[View], ToolSpec]] = {"propose": _propose, "submit": _submit, "concede": _concede}
-
-
-def _text(description: str) -> dict[str, str]:
-    return {"type": "string", "description": description}
-
-
-def _object(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
-    return {"type": "object", "properties": dict(properties), "required": list(required), "additionalProperties": False}
-
-
-def _without_titles(schema: Any) -> Any:
-    """A schema without the titles that pydantic gives to everything."""
-    if isinstance(schema, list):
-        return [_without_titles(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    by_name = ("properties", "$defs")
-    return {
-        key: {name: _without_titles(part) for name, part in value.items()} if key in by_name else _without_titles(value)
-        for key, value in schema.items()
-        if key != "title"
-    }

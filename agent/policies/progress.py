@@ -1,8 +1,8 @@
 """What is left to do in an investigation, as the scripted policies read it off a view.
 
-A call is settled when it was run, or refused alone. Of a plan of several calls that was refused no one knows which
-of them was at fault, so each is asked for again by itself; but where no place was found for one of them, the same
-holds for all that ask for such places, and the others are asked for together.
+A call is settled when it was run, or refused. Of a plan that was refused as a whole no one knows which call was at
+fault, so each is asked for again by itself; but where no place was found for one of them, the same holds for all that
+ask for such places, and the others are asked for together.
 """
 
 import json
@@ -68,8 +68,8 @@ class PolicyState:
 
     @property
     def misses(self) -> int:
-        """Decisions in a row that were just refused."""
-        steps = {refused.step for refused in self.view.refused}
+        """Decisions in a row that were just refused altogether."""
+        steps = {refused.step for refused in self.view.refused if not refused.partial}
         return next(back for back in range(len(steps) + 1) if self.view.step - 1 - back not in steps)
 
     @cached_property

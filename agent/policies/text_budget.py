@@ -12,9 +12,9 @@ from typing import Any
 from ...llm.prices import estimate
 from ...llm.render import ACTIVE_MARKS, CUT, fenced, spelled
 
-LINE, LONG = 300, 800
+LINE, LONG = 200, 500
 """Characters of a line, and of one that holds a claim, a rule or what an experiment came to."""
-WHOLE_RULE = 1500
+WHOLE_RULE = 1200
 """Characters of a rule, or of a text, that was found."""
 ROW, NAME = 200, 60
 """Characters of a row of a table, and of what is a name at most, not a sentence."""
@@ -24,17 +24,19 @@ NOTHING = "(none)"
 
 
 def section(blocks: Iterable[Sequence[str]], count: int, *, tokens: int) -> str:
-    """The first of `count` blocks of lines, in a fence: as many as there is room for, and one at least.
+    """The first of `count` blocks of lines, in a fence: as many as there is room for, and of the first what there is.
 
     How many there are beside them is said below.
     """
     lines_shown: list[str] = []
     taken = 0
     for lines in blocks:
-        tokens -= cost(lines)
-        if tokens < 0 and taken:
+        if taken and cost(lines) > tokens:
             break
-        lines_shown += lines
+        for text in lines:
+            if tokens > 0:
+                lines_shown.append(fit(text, tokens))
+                tokens -= cost(lines_shown[-1:])
         taken += 1
     return (fenced(lines_shown) + (f"\n... and {count - taken} more" if taken < count else "")) if taken else NOTHING
 
@@ -42,6 +44,13 @@ def section(blocks: Iterable[Sequence[str]], count: int, *, tokens: int) -> str:
 def cost(lines: Sequence[str]) -> int:
     """The number of tokens of lines, roughly."""
     return sum(estimate(line) + 1 for line in lines)
+
+
+def fit(text: str, tokens: int) -> str:
+    """Cuts a spelled line to about so many tokens."""
+    while (needed := cost([text])) > tokens and len(text) > 1:
+        text = cut(text, max(1, min(len(text) - 1, len(text) * tokens // needed)))
+    return text
 
 
 def line(text: str, most: int = LINE) -> str:

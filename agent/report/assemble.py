@@ -20,6 +20,7 @@ from ..loop.controls import claims
 from ..loop.hypotheses import Hypothesis
 from ..loop.judging import counts_for_odds, forecasts, rank_rivals
 from ..loop.levels import LEVELS, brier, levels_of
+from ..loop.odds import odds_as_sum
 from ..loop.view import Rival
 from .report import Contender, Forecasted, OddsAtRound, Report, Trial
 
@@ -91,6 +92,10 @@ def _assemble(journal: Journal, id: str) -> Report:
     )
 
 
+TERMS = 8
+"""Experiments whose share of a rival's odds is told one by one."""
+
+
 def _contender(
     rival: Rival,
     origin: str,
@@ -118,6 +123,7 @@ def _contender(
         silences=rival.silences,
         hits=rival.hits,
         brier=rival.brier,
+        odds=odds_as_sum(rival, terms=TERMS),
         history=tuple(rounds.values()),
         forecasts=tuple(forecast for forecast in forecasts if forecast is not None),
     )

@@ -166,7 +166,8 @@ def _claimed(contender: Contender) -> Html:
     origin += f", revises {body['parent']}" if body["parent"] else ""
     twin = {key: body[key] for key in ("rule", "nodes", "promotes", "suppresses", "reads") if body[key]}
     details = folded(", ".join(twin), twin) if twin else None
-    return join([visible(body["text"]), el("div", origin, class_="note"), details])
+    odds = folded("odds", {"sum": contender.odds}) if contender.resolved else None
+    return join([visible(body["text"]), el("div", origin, class_="note"), details, odds])
 
 
 def _forecasts(report: Report) -> Html | None:

@@ -118,7 +118,7 @@ def _rival(contender: "Contender", every: Sequence[str]) -> str:
         numbers = f"share {contender.share:.2f}, resolved {contender.resolved} ({contender.silences} on silence)"
         if contender.hits is not None and contender.brier is not None:
             numbers += f", hits {contender.hits:.2f}, Brier {contender.brier:.2f}"
-        parts += [", ", cite(numbers, sources)]
+        parts += [", ", cite(f"{numbers}, {contender.odds}", sources)]
     return line(*parts, ": ", _quote(contender.body["text"], [contender.name]))
 
 
@@ -303,6 +303,8 @@ class Contender:
     silences: int
     hits: float | None
     brier: float | None
+    odds: str
+    """Its log odds as the sum of what each experiment added."""
     history: tuple[OddsAtRound, ...]
     forecasts: tuple[Forecasted, ...]
 

@@ -38,9 +38,9 @@ class MineArgs(Expecting, frozen=True):
 
 
 class MineNearMisses(FeatureTool[MineArgs]):
-    """Finds corpus places that hold the tokens on which it fires, active and silent ones, first those on which rivals
-    disagree, and measures them with all the context replaced that no rival reads. Gives the share that changes by
-    this; `found` sets the tokens before silent places against those before active ones, so exceptions show.
+    """Measures corpus places of the tokens on which it fires, active and silent ones. First come those on which rivals
+    disagree, with all the context replaced that no rival reads. Gives the share that changes by this; `found` sets the
+    tokens before silent places against those before active ones, so exceptions show.
     """
 
     name = "mine_near_misses"

@@ -23,14 +23,14 @@ from ...subject.errors import NeuronautError
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import Carried, Where, find_places
+from .places import OfClaim, Where, find_places, tell_pivots
 from .window_edits import Expecting, by_carrier, changed_copy, design_changes, filter_by_expectation, measure_changes
 
 LONGEST_PERIOD = 8
 """Of every so-manyth position."""
 
 
-class SweepArgs(Carried, Expecting, frozen=True):
+class SweepArgs(OfClaim, Expecting, frozen=True):
     """Arguments of `sweep_positions`."""
 
     carriers: Where = Field("active", description="active: windows where it fires; near_miss: silent near misses")
@@ -47,7 +47,7 @@ class SweepPositions(FeatureTool[SweepArgs]):
 
     def design(self, args: SweepArgs, lab: FeatureLab) -> Design:
         """Every position for every carrier; at the first ones the context that moves along is cut."""
-        carriers = find_places(lab, args.carriers, args.count, windows=args.windows, seed=args.seed)
+        carriers = find_places(lab, args.carriers, args.count, windows=args.windows, seed=args.seed, about=args.about)
         rng = generator(lab, args.seed, "sweep")
         items, control = [], []
         for number, place in enumerate(carriers, start=1):
@@ -61,7 +61,7 @@ class SweepPositions(FeatureTool[SweepArgs]):
                 items.append(Item(f"carrier {number} at {position}", ids, position, about))
         items = filter_by_expectation(lab, items, args.expect)
         texts = [excerpt(lab, place.ids, place.pivot, before=args.context) for place in carriers]
-        question = "At which positions of the window does it fire?"
+        question = f"At which positions of the window does it fire on {tell_pivots(lab, carriers)}?"
         return Design(question, "response", tuple(items), {"carriers": texts, "control": control})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
@@ -114,7 +114,7 @@ REACH = 8
 """Tokens before the pivot of which pairs are made."""
 
 
-class SwapArgs(Carried, Expecting, frozen=True):
+class SwapArgs(OfClaim, Expecting, frozen=True):
     """Arguments of `swap_pairs`."""
 
     carriers: Where = Field("active", description="active: windows where it fires; near_miss: silent near misses")
@@ -123,8 +123,8 @@ class SwapArgs(Carried, Expecting, frozen=True):
 
 
 class SwapPairs(FeatureTool[SwapArgs]):
-    """Swaps or replaces two tokens before the pivot together, keeping length, position and what is open (quotes,
-    brackets). Tells whether the previous token matters or something that is counted over the text: compare the group
+    """Swaps or replaces two tokens before the pivot together. Length, position and what is open (quotes, brackets)
+    stay. Tells whether the previous token matters or something that is counted over the text: compare the group
     "previous token" with the group "others".
     """
 
@@ -132,7 +132,9 @@ class SwapPairs(FeatureTool[SwapArgs]):
 
     def design(self, args: SwapArgs, lab: FeatureLab) -> Design:
         """Of every carrier as many changes that involve the previous token as ones that do not, where there are."""
-        carriers = find_places(lab, args.carriers, args.count, before=3, windows=args.windows, seed=args.seed)
+        carriers = find_places(
+            lab, args.carriers, args.count, before=3, windows=args.windows, seed=args.seed, about=args.about
+        )
         rng, tokens = generator(lab, args.seed, "pairs"), common_tokens(lab)
         items = []
         for number, place in enumerate(carriers, start=1):
@@ -142,7 +144,8 @@ class SwapPairs(FeatureTool[SwapArgs]):
         if not items:
             raise NeuronautError(f"{lab.target}: no pair of tokens can change without opening or closing a quotation")
         items = filter_by_expectation(lab, items, args.expect)
-        question = "Does the previous token matter when length, position and what is open stay as they are?"
+        pivots = tell_pivots(lab, carriers)
+        question = f"Does the token before {pivots} matter when length, position and what is open stay as they are?"
         return design_changes(question, lab, carriers, items, seed=args.seed)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:

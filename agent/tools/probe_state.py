@@ -47,8 +47,8 @@ class ProbeArgs(Carried, Expecting, frozen=True):
 
 
 class ProbeState(FeatureTool[ProbeArgs]):
-    """Puts an earlier copy of the pivot token in or takes it away, or opens and closes a quote or bracket before it, at
-    several distances. Gives how much the copy or the open mark adds; `found` has the mean by distance.
+    """Adds or takes away an earlier copy of the pivot token, or an open quote or bracket. At several distances; gives
+    how much the copy or the open mark adds; `found` has the mean by distance.
     """
 
     name = "probe_state"

@@ -15,13 +15,13 @@ from ...explainers.battery.places import excerpt, generator, silent_window
 from ..loop.experiments import Control, Design, Item, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import Carried, find_places
+from .places import OfClaim, find_places, tell_pivots
 
 Way = Literal["filled", "cut"]
 WAYS: tuple[Way, ...] = ("filled", "cut")
 
 
-class PruneArgs(Carried, frozen=True):
+class PruneArgs(OfClaim, frozen=True):
     """Arguments of `prune_context`."""
 
     count: int = Field(6, ge=1, le=24, description="how many active windows")
@@ -29,7 +29,7 @@ class PruneArgs(Carried, frozen=True):
 
 
 class PruneContext(FeatureTool[PruneArgs]):
-    """Shortens the context before active pivots (1, 2, 3, ... tokens are kept), once with other text in its place and
+    """Shortens the context before active pivots. 1, 2, 3, ... tokens are kept, once with other text in its place and
     once moved to the window's start. Gives how many tokens, the pivot included, are needed to fire.
     """
 
@@ -37,7 +37,9 @@ class PruneContext(FeatureTool[PruneArgs]):
 
     def design(self, args: PruneArgs, lab: FeatureLab) -> Design:
         """Every length of every carrier in both ways; the control is the filling text itself."""
-        carriers = find_places(lab, "active", args.count, before=2, windows=args.windows, seed=args.seed)
+        carriers = find_places(
+            lab, "active", args.count, before=2, windows=args.windows, seed=args.seed, about=args.about
+        )
         rng = generator(lab, args.seed, "prune")
         items, control = [], []
         for number, place in enumerate(carriers, start=1):
@@ -63,7 +65,7 @@ class PruneContext(FeatureTool[PruneArgs]):
                     _item(ids, pivot=length - 1, carrier=number, length=length, way="cut", variant="moved to the start")
                 )
         texts = [excerpt(lab, place.ids, place.pivot) for place in carriers]
-        question = "How many tokens before and including the pivot does it need?"
+        question = f"How many tokens before and including the pivot, {tell_pivots(lab, carriers)}, does it need?"
         return Design(question, "response", tuple(items), {"carriers": texts, "control": control})
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:

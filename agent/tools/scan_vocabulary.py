@@ -11,7 +11,7 @@ from ...rules.language import Token
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
 from .base import FeatureTool
-from .places import Carried, Where, find_places
+from .places import OfClaim, Where, find_places, tell_pivots
 from .window_edits import (
     FLIPS_SHOWN,
     Expecting,
@@ -24,7 +24,7 @@ from .window_edits import (
 )
 
 
-class ScanArgs(Carried, Expecting, frozen=True):
+class ScanArgs(OfClaim, Expecting, frozen=True):
     """Arguments of `scan_vocabulary`."""
 
     offset: int = Field(0, le=0, ge=-32, description="where the token is put: 0 replaces the pivot, -1 the one before")
@@ -38,8 +38,8 @@ class ScanArgs(Carried, Expecting, frozen=True):
 
 
 class ScanVocabulary(FeatureTool[ScanArgs]):
-    """Puts every token of the vocabulary at an offset from the pivot, in windows where the feature fires or in near
-    misses. Gives the share of tokens that flip it, and which: the decisive test for token sets, exceptions (offset -1,
+    """Puts every token of the vocabulary at an offset from the pivot. In windows where the feature fires, or in near
+    misses; gives the share of tokens that flip it, and which: the decisive test for token sets, exceptions (offset -1,
     near_miss) and second causes (offset 0, near_miss).
     """
 
@@ -49,7 +49,9 @@ class ScanVocabulary(FeatureTool[ScanArgs]):
         """Every chosen token in every carrier."""
         back = -args.offset
         # The first token is the control's, so it is never the scan's.
-        carriers = find_places(lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed)
+        carriers = find_places(
+            lab, args.carriers, args.count, before=back + 1, windows=args.windows, seed=args.seed, about=args.about
+        )
         tokens, left_out = _tokens(lab, back, each=max(args.most // len(carriers), 1))
         items = [
             changed_copy(
@@ -66,7 +68,8 @@ class ScanVocabulary(FeatureTool[ScanArgs]):
         items = filter_by_expectation(lab, items, args.expect)
         what = "the pivot token itself is" if back == 0 else f"the token {back} before the pivot is"
         return design_changes(
-            f"What happens when {what} replaced, in {len(carriers)} {args.carriers.replace('_', ' ')} windows?",
+            f"What happens when {what} replaced, in {len(carriers)} {args.carriers.replace('_', ' ')} windows of "
+            f"{tell_pivots(lab, carriers)}?",
             lab,
             carriers,
             items,

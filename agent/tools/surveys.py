@@ -33,8 +33,8 @@ class LearnArgs(StrictModel, frozen=True):
 
 
 class LearnRule(FeatureTool[LearnArgs]):
-    """Learns a rule, without a language model, from the training examples and everything measured so far. Gives the
-    rule as JSON and in English, how many measurements it fits, and where it does not.
+    """Learns a rule from the training examples and all that was measured. No language model is asked. Gives the rule as
+    JSON and in English, how many measurements it fits, and where it does not.
     """
 
     name = "learn_rule"
@@ -91,8 +91,8 @@ class KnownArgs(StrictModel, frozen=True):
 
 
 class KnownExplanations(FeatureTool[KnownArgs]):
-    """Looks up the explanations that the database has of this feature and of those that fire on the same texts, with
-    their scores. They may be wrong, and are worth a test.
+    """Looks up explanations of this feature and of those that fire on the same texts. With their scores; they may be
+    wrong, and are worth a test.
     """
 
     name = "known_explanations"

@@ -188,13 +188,17 @@ class RunTexts(FeatureTool[TextsArgs]):
     name = "run_texts"
 
     def design(self, args: TextsArgs, lab: FeatureLab) -> Design:
-        """One item for each text, filled up with corpus text, which a causal model does not see."""
+        """One item for each text that can be read, filled up with corpus text, which a causal model does not see."""
         if not args.texts:
             raise NeuronautError('run_texts was given no text; wanted some, as in {"texts": ["the old «river»"]}')
         rng = generator(lab, args.seed, "texts")
-        items, control = [], []
+        items, control, left_out = [], [], []
         for number, text in enumerate(args.texts, start=1):
-            ids, pivot = _read(text, lab)
+            try:
+                ids, pivot = _read(text, lab)
+            except NeuronautError as error:
+                left_out.append(f"text {number}: {error}")
+                continue
             filling = silent_window(lab, rng, position=pivot).tolist()
             window = (*ids, *filling[len(ids) :])
             about = {"text": number, "tokens": len(ids)}
@@ -202,7 +206,10 @@ class RunTexts(FeatureTool[TextsArgs]):
             shuffled = rng.permutation(ids[: pivot + 1]).tolist()
             if shuffled != ids[: pivot + 1]:
                 control.append([[*shuffled, *window[pivot + 1 :]], pivot])
-        return Design("What does it do on these texts?", "response", tuple(items), {"control": control})
+        if not items:
+            raise NeuronautError("; ".join(left_out))
+        plan = {"control": control, "left_out": left_out}
+        return Design("What does it do on these texts?", "response", tuple(items), plan)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
         """The mean at the asked tokens; `found` has the value of every token."""
@@ -230,7 +237,7 @@ class RunTexts(FeatureTool[TextsArgs]):
             units="share of the scale",
             normalised_by=lab.normalised_by,
             control=control,
-            found={"texts": texts},
+            found={"texts": texts, "not run": design.plan.get("left_out", [])},
         )
 
 
@@ -244,5 +251,6 @@ def _read(text: str, lab: FeatureLab) -> tuple[list[int], int]:
     if not head or len(ids) > lab.width:
         raise NeuronautError(f"{text[:60]!r} has {len(ids)} tokens; wanted 1 to {lab.width}, as windows have")
     if ids[: len(head)] != head:
-        raise NeuronautError(f"the mark in {text[:60]!r} ends inside a token; mark whole tokens")
+        there = [lab.vocabulary[token] for token in ids]
+        raise NeuronautError(f"the mark in {text[:60]!r} ends inside a token; mark whole ones of {there}")
     return ids, len(head) - 1

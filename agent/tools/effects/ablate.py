@@ -72,10 +72,10 @@ class PatchArgs(TokenArgs, Carried, frozen=True):
 
 
 class PatchActivation(FeatureTool[PatchArgs]):
-    """Sets the feature, at places that look alike but where it is silent, to what it is at its strongest places, and
-    the other way round, and measures the next token. Items are tokens, as in `ablate`: positive means that more of
-    the feature raises the token. The headline is the mean effect on the claimed tokens; random changes of the same
-    size are the control.
+    """Sets the feature where it is silent to what it is where it is strongest, and the other way round. At places that
+    look alike; it measures the next token. Items are tokens, as in `ablate`: positive means that more of the feature
+    raises the token. The headline is the mean effect on the claimed tokens; random changes of the same size are the
+    control.
     """
 
     name = "patch_activation"

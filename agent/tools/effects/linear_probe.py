@@ -21,10 +21,10 @@ class ProbeArgs(Drawn, frozen=True):
 
 
 class ProbeProperty(FeatureTool[ProbeArgs]):
-    """Fits a linear probe for "the feature is active here" at its own site with the feature itself set to zero: how
-    much of the property other directions carry. Half of the silent places hold a token on which it fires elsewhere.
-    The headline is the probe's AUROC on places that it was not fitted on (0.5: the others know nothing, 1: they know
-    it as well); probes of shuffled labels are the control; the probe with the feature is in `found`.
+    """Fits a linear probe for "the feature is active here" without the feature. At its own site, with the feature set
+    to zero: how much of the property other directions carry. Half of the silent places hold a token on which it fires
+    elsewhere. The headline is the probe's AUROC on places that it was not fitted on (0.5: the others know nothing, 1:
+    they know it as well); probes of shuffled labels are the control; the probe with the feature is in `found`.
     """
 
     name = "probe_property"

@@ -32,9 +32,9 @@ class SteerArgs(TokenArgs, frozen=True):
 
 
 class Steer(FeatureTool[SteerArgs]):
-    """Holds the feature at several strengths in random windows where it is silent and measures the next token: dose
-    and response. Items are tokens, as in `ablate`; values come from the slope over strength, positive where more of
-    the feature raises the token. The headline is the mean slope of the claimed tokens' logits; zero dose and random
+    """Holds the feature at several strengths in random windows where it is silent. It measures the next token: dose and
+    response. Items are tokens, as in `ablate`; values come from the slope over strength, positive where more of the
+    feature raises the token. The headline is the mean slope of the claimed tokens' logits; zero dose and random
     directions of the same size are the control; the curve and whether it is monotone are in `found`.
     """
 
@@ -115,9 +115,9 @@ class PromotedArgs(Drawn, frozen=True):
 
 
 class PromotedTokens(FeatureTool[PromotedArgs]):
-    """Looks up, in the weights, which tokens the feature raises and lowers on its direct path to the output. The
-    headline is how many standard deviations of the vocabulary the top token stands out by; other features of the same
-    source are the control. Later layers may undo or add to this: `ablate` and `steer` measure it.
+    """Looks up in the weights which tokens the feature raises and lowers directly. The headline is how many standard
+    deviations of the vocabulary the top token stands out by; other features of the same source are the control. Later
+    layers may undo or add to this: `ablate` and `steer` measure it.
     """
 
     name = "promoted_tokens"

@@ -31,10 +31,10 @@ class UpstreamArgs(ActiveArgs, frozen=True):
 
 
 class Upstream(FeatureTool[UpstreamArgs]):
-    """Finds which heads and MLPs the feature's activation comes through at its strongest examples, and which tokens:
-    shares of all components by gradients, the highest of them checked by cutting, and the share of the activation that
-    goes as each token is blotted out. The headline is the highest checked share; random changes of the
-    same size there are the control. Name what it finds in `reads` of a hypothesis, then predict `cut_upstream`.
+    """Finds which heads and MLPs the activation comes through, and which tokens. At the strongest examples: shares of
+    all components by gradients, the highest of them checked by cutting, and the share of the activation that goes as
+    each token is blotted out. The headline is the highest checked share; random changes of the same size there are the
+    control. Name what it finds in `reads` of a hypothesis, then predict `cut_upstream`.
     """
 
     name = "upstream"
