@@ -283,7 +283,7 @@ def test_nodes_that_cannot_stand_together_are_refused(texts: tuple[str, ...], me
 def test_what_makes_no_sense_is_refused() -> None:
     planted = gate("and")
     subject, task = planted.subject, task_of(planted)
-    for settings, message in (({"threshold": 1.0}, "threshold 1.0 is no"), ({"controls": 0}, "1 or more of controls")):
+    for settings, message in (({"threshold": 1.0}, "threshold 1.0 is no"), ({"controls": -1}, "wanted 0 or more subsets and controls")):
         with pytest.raises(NeuronautError, match=message):
             CircuitSettings(**settings)
     with pytest.raises(NeuronautError, match="head.7:0 is not among the 6 nodes"):
