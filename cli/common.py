@@ -220,7 +220,7 @@ class Progress:
         self._total = total
 
     def reach(self, done: int, note: str = "", *, at_once: bool = False) -> None:
-        """Set how much is done; `note` is shown beside it. `at_once`: the first time a line is written without delay."""
+        """Set how much is done; `note` is shown beside it. `at_once`: the first line is written without delay."""
         advance, self._done, self._note, self._doing = done - self._done, done, note, ""
         if self._bar is not None:
             self._bar.update(advance)

@@ -86,9 +86,7 @@ class Evaluation:
         return sum(gap.size for gap in self.gaps) / len(self.gaps) if self.gaps else None
 
 
-def evaluate(
-    runs: CircuitRuns, circuit: Sequence[Node], *, subsets: int, controls: int, seed: int = 0
-) -> Evaluation:
+def evaluate(runs: CircuitRuns, circuit: Sequence[Node], *, subsets: int, controls: int, seed: int = 0) -> Evaluation:
     """Evaluate a circuit, which has at least one node; `seed` draws subsets, random circuits and bootstraps."""
     *_, evaluation = evaluations(runs, circuit, subsets=subsets, controls=controls, seed=seed)
     return evaluation
@@ -137,9 +135,7 @@ def _measure_contributions(
         yield _largest([Contribution(node, next(values) - next(values), _in_order(circuit, part)) for part in parts])
 
 
-def _verify_contributions(
-    runs: CircuitRuns, circuit: Sequence[Node], drawn: Sequence[Nodes]
-) -> Iterator[Contribution]:
+def _verify_contributions(runs: CircuitRuns, circuit: Sequence[Node], drawn: Sequence[Nodes]) -> Iterator[Contribution]:
     """Each node's with nothing cut, and with the part cut at which gradients say that it adds most."""
     whole, nothing = frozenset(circuit), frozenset[Node]()
     predicted = {part: runs.predict_losses(whole - part) for part in dict.fromkeys(drawn) if part != whole}

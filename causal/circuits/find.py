@@ -40,7 +40,7 @@ FEW = (4, 20)
 """Subsets and random circuits where that is too much, unless others are asked for; MANY where it is not."""
 MANY = (10, 100)
 VERIFIED = 32
-"""Nodes that are patched by themselves where gradients rank them: one half the first, the other a random sample."""
+"""Nodes that are patched by themselves where gradients rank them: the first, and as many at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class CircuitSettings:
     controls: int | None = None
     """Random circuits it is compared with; None: as the work allows."""
     exact: bool | None = None
-    """Whether every node is patched by itself, and cut at each step, and backups are named; None: as the work allows."""
+    """Whether every node is patched and cut by itself, and backups are named; None: as the work allows."""
     patched: int = 256
     """Nodes that are patched exactly, at most; where there are more, gradients choose VERIFIED of them, or these."""
     at_once: int = AT_ONCE

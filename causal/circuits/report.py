@@ -16,6 +16,7 @@ from .nodes import Node, join_nodes
 from .search import SHARE, Backup, NodeScore, Sample, Step
 from .tasks import Baseline
 
+
 @dataclass(frozen=True, slots=True)
 class Passes:
     """Forward and backward passes, by what they were for."""
@@ -52,7 +53,7 @@ class CircuitReport:
     scores: tuple[NodeScore, ...]
     """Of the nodes that were patched by themselves, on the search's pairs."""
     exact: bool
-    """Whether all nodes were patched and cut by themselves; if not, gradients chose which, and backups are not named."""
+    """Whether every node was patched and cut by itself; if not, gradients chose, and backups are not named."""
     agreement: Mapping[Direction, Agreement]
     """Where gradients chose these, how far their predictions agree with patching."""
     sample: Sample | None
@@ -114,7 +115,9 @@ class CircuitReport:
     def _summarise_evaluation(self) -> list[str]:
         pairs = "pairs that the search did not see" if self.held_out else "pairs, the search's own"
         if self.evaluation is None:
-            steps = [f"faithfulness  {step.faithfulness:.2f} on the search's {self.pairs[0]} pairs" for step in self.steps]
+            steps = [
+                f"faithfulness  {step.faithfulness:.2f} on the search's {self.pairs[0]} pairs" for step in self.steps
+            ]
             return steps[-1:]
         evaluation = self.evaluation
         lines = [
@@ -148,8 +151,8 @@ class CircuitReport:
         ranks = ", ".join(f"{_format_number(each.spearman)} {direction}" for direction, each in self.agreement.items())
         return [
             f"attribution   chose {len(self.scores)} nodes to patch; rank agreement {ranks}",
-            f"missed        {sample.strong} of {sample.drawn} that chance took from the other {sample.others} nodes have an "
-            f"effect of {SHARE:.2f} by themselves: at most {sample.bound:.0%} of these (95%)",
+            f"missed        of the {sample.others} nodes ranked low {sample.drawn} were drawn: {sample.strong} have an "
+            f"effect of {SHARE:.2f} by themselves, of all at most {sample.bound:.0%} (95%)",
         ]
 
 

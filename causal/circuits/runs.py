@@ -116,9 +116,7 @@ class CircuitRuns:
 
     def alone(self, circuits: Sequence[Nodes], *, base: Nodes | None = None) -> Tensor:
         """The metric with all nodes cut but each circuit's, (circuit, row); `base` is a circuit that is like them."""
-        return self.cut(
-            [self._all - circuit for circuit in circuits], base=None if base is None else self._all - base
-        )
+        return self.cut([self._all - circuit for circuit in circuits], base=None if base is None else self._all - base)
 
     def faithfulness(self, values: Tensor) -> list[float]:
         """F of each row of (set, row) values of the metric."""

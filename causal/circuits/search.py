@@ -11,8 +11,8 @@ the gradients missed.
 Pruning starts from all nodes and keeps a set whose faithfulness is within the tolerance of the target. It removes as
 many of the lowest-ranked nodes as can go together (by bisection), ranks the rest again by what removing each of them
 would do now, and so on until none of them can go by itself. Where cutting each node at each step is not affordable,
-gradients at the circuit alone rank the rest, and each is cut only when they lead no further: every step is a measured
-one, and the end is the same. The order is greedy, so the circuit is minimal, not least.
+gradients at the circuit alone rank the rest; where they lead no further the first few are cut, and only then each:
+every step is a measured one, and the end is the same. The order is greedy, so the circuit is minimal, not least.
 
 A node whose loss costs the circuit more than the whole model, beyond the tolerance, has backups: with it cut in both,
 a minimal set of other nodes that brings the rest of the circuit as far as the model comes (or as far behind it as the
@@ -20,10 +20,10 @@ whole circuit is). Then those are cut too, for a backup may be backed up itself,
 circuit.
 """
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
 from typing import NamedTuple
 
 from ..agreement import Agreement, agreement
@@ -82,24 +82,32 @@ def prunings(
     runs: CircuitRuns, candidates: Sequence[Node], *, tolerance: float, target: float = 1.0, fixed: Nodes = frozenset()
 ) -> Iterator[Pruned]:
     """As `prune`, set by set, the last one minimal; none where nothing can be removed."""
-    order = list(candidates)
-    for reduce in (None, _cut_each) if runs.exact else (None, _predict_each, _cut_each):
-        while order:
-            if reduce is not None:
-                left = reduce(runs, fixed.union(order), order)
-                order.sort(key={node: abs(target - value) for node, value in left.items()}.__getitem__)
-            dropped = _count_droppable(runs, order, tolerance=tolerance, target=target, fixed=fixed)
-            order = order[dropped:]
-            if dropped:
-                circuit = fixed.union(order)
-                yield Pruned(tuple(order), Step(len(circuit), runs.faithful([circuit])[0]))
-            if reduce is None or not dropped:
-                break
+    rankings = (_cut_each,) if runs.exact else (_predict_each, _cut_front, _cut_each)
+    order, at = list(candidates), -1
+    while order and at < len(rankings):
+        if at >= 0:
+            left = rankings[at](runs, fixed.union(order), order)
+            order.sort(key={node: abs(target - value) for node, value in left.items()}.__getitem__)
+        dropped = _count_droppable(runs, order, tolerance=tolerance, target=target, fixed=fixed)
+        order = order[dropped:]
+        if dropped:
+            circuit = fixed.union(order)
+            yield Pruned(tuple(order), Step(len(circuit), runs.faithful([circuit])[0]))
+        at = 0 if dropped or at < 0 else at + 1
 
 
 def _cut_each(runs: CircuitRuns, circuit: Nodes, order: Sequence[Node]) -> dict[Node, float]:
     """F of the circuit without each node of the order."""
     return dict(zip(order, runs.faithful([circuit - {node} for node in order], base=circuit), strict=True))
+
+
+_FRONT = 16
+"""Nodes that are cut where gradients lead no further, before all are."""
+
+
+def _cut_front(runs: CircuitRuns, circuit: Nodes, order: Sequence[Node]) -> dict[Node, float]:
+    """As `_cut_each` for the first few; the others stay behind them, in their order."""
+    return dict.fromkeys(order, math.inf) | _cut_each(runs, circuit, order[:_FRONT])
 
 
 def _predict_each(runs: CircuitRuns, circuit: Nodes, order: Sequence[Node]) -> dict[Node, float]:
@@ -217,7 +225,9 @@ class Sample:
         low, high = self.strong / self.drawn, 1.0
         for _ in range(40):
             middle = (low + high) / 2
-            ways = (comb(self.drawn, k) * middle**k * (1 - middle) ** (self.drawn - k) for k in range(self.strong + 1))
+            ways = (
+                math.comb(self.drawn, k) * middle**k * (1 - middle) ** (self.drawn - k) for k in range(self.strong + 1)
+            )
             low, high = (middle, high) if sum(ways) > 0.05 else (low, middle)
         return high
 
@@ -268,9 +278,7 @@ def score_nodes(runs: CircuitRuns, *, most: int, at_once: int, seed: int) -> Sco
     return Scores(scores, order, agreed, Sample(len(drawn), len(others), strong), cost + passes)
 
 
-def _patch(
-    runs: CircuitRuns, nodes: Sequence[Node], *, at_once: int, seed: int
-) -> tuple[dict[Node, NodeScore], int]:
+def _patch(runs: CircuitRuns, nodes: Sequence[Node], *, at_once: int, seed: int) -> tuple[dict[Node, NodeScore], int]:
     """Patch each node by itself, and say how many forwards it took."""
     swept = sweep(
         runs.subject,

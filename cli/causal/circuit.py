@@ -12,6 +12,7 @@ from .inputs import metric_option, output_option, pair_options, picture_option, 
 from .setup import dictionary_options, open_dictionaries, open_subject, subject_options
 
 if TYPE_CHECKING:
+    from ...causal.circuits.find import CircuitSearch
     from ...causal.circuits.nodes import Node
     from ...causal.circuits.report import CircuitReport
     from ...causal.circuits.work import Work
@@ -46,11 +47,7 @@ if TYPE_CHECKING:
     help="What a node that is cut puts out.",
 )
 @metric_option(default="logit_difference", show_default=True)
-@click.option(
-    "--controls",
-    type=click.IntRange(0),
-    help="Random circuits.  [default: 100, or 20 where gradients rank]",
-)
+@click.option("--controls", type=click.IntRange(0), help="Random circuits.  [default: 100, or 20 where gradients rank]")
 @click.option(
     "--exact/--ranked",
     default=None,
@@ -98,16 +95,12 @@ def circuit(
     """
     from ...causal.circuits.find import CircuitSearch, CircuitSettings
     from ...causal.circuits.work import Work
+    from ...causal.records import run as run_trial
     from ..opening import settle_bos
 
     work = Work(minutes=parse_minutes(budget))
     settings = CircuitSettings(
-        threshold=threshold,
-        ablation=ablation,
-        metric=metric,
-        controls=controls,
-        exact=exact,
-        seed=seed,
+        threshold=threshold, ablation=ablation, metric=metric, controls=controls, exact=exact, seed=seed
     )
     say(f"circuit: loads {model}")
     subject = open_subject(model, options)
@@ -117,20 +110,25 @@ def circuit(
     subject = settle_bos(subject, sources.values(), asked=options["bos"])
     task = task_of(subject, options, seed=seed)
     search = CircuitSearch(subject, task, nodes=universe, settings=settings, sources=sources, work=work)
-    try:
-        with Progress("circuit", total=None, unit="rows") as progress:
-            work.on_progress = partial(_tell, progress)
-            search.run(_read_nodes(subject, given) if given else None)
-    except KeyboardInterrupt:
-        if search.known:
-            _print(search.report(), form)
-        raise
+    _run(search, work, _read_nodes(subject, given) if given else None, form)
     report = search.report()
     if picture is not None:
         _draw(subject, report, picture)
     if record is not None:
         write(record, run_trial(subject, report.trial, sources=sources).model_dump_json(indent=1))
     _print(report, form)
+
+
+def _run(search: "CircuitSearch", work: "Work", given: "list[Node] | None", form: Form) -> None:
+    """Run the search with its progress shown; where it is interrupted, print what is known first."""
+    try:
+        with Progress("circuit", total=None, unit="rows") as progress:
+            work.on_progress = partial(_tell, progress)
+            search.run(given)
+    except KeyboardInterrupt:
+        if search.known:
+            _print(search.report(), form)
+        raise
 
 
 def _tell(progress: Progress, work: "Work") -> None:
