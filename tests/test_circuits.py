@@ -295,6 +295,10 @@ def test_where_the_time_is_over_the_search_ends_and_what_it_found_is_evaluated()
     assert report.unfinished == ("search", "backups") and report.evaluation is not None
     assert len(report.circuit) < len(report.nodes) and len(report.evaluation.minimality) == len(report.circuit)
     assert 0 < work.done < 10 * work.expected
+    search, _ = stopped_at("patches", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    assert not search.known
     search, _ = stopped_at("runs", OutOfTime)
     with pytest.raises(NeuronautError, match="over before anything was known; give more minutes"):
         search.run()

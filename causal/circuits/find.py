@@ -183,9 +183,9 @@ class CircuitSearch:
         scores = score_nodes(self._runs, most=self._patched, at_once=settings.at_once, seed=settings.seed)
         self._scores, self._passes = scores, replace(self._passes, scores=scores.passes)
         self._unfinished.remove("scores")
-        self._circuit = tuple(given or reversed(scores.order))
         if given is None:
             self._prune(scores)
+        self._circuit = self._circuit or tuple(given or reversed(scores.order))
         self._passes = replace(self._passes, search=self._runs.forwards)
         self._unfinished.remove("search")
         if self._exact:
