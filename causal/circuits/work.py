@@ -24,7 +24,7 @@ class OutOfTime(Exception):
 
 
 class Work:
-    """Counts rows, tells of them, and raises OutOfTime within a forward that begins too late.
+    """Counts rows, tells of them, and raises OutOfTime within the forward in which it is over.
 
     Attributes: `done` and `expected` (rows), `doing` (in words), `on_progress` (is told of it).
     """
@@ -45,7 +45,7 @@ class Work:
         """Within the block, all runs of the subject count."""
         blocks = blocks_of(subject)
 
-        def count(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        def count(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any], __: object) -> None:
             if self._seconds is not None and time.monotonic() - self._started > self._share * self._seconds:
                 raise OutOfTime
             rows = len(args[0] if args else options["hidden_states"])
@@ -54,7 +54,7 @@ class Work:
 
         with ExitStack() as hooks:
             for block in blocks:
-                hooks.callback(block.register_forward_pre_hook(count, with_kwargs=True).remove)
+                hooks.callback(block.register_forward_hook(count, with_kwargs=True).remove)
             yield
 
     def _tell(self) -> None:
