@@ -99,19 +99,8 @@ class CircuitRuns:
         `base` is a set that these differ little from; runs that are not exact begin where they part from it.
         """
         new = [nodes for nodes in dict.fromkeys(sets) if nodes not in self._values]
-        first = {nodes: _first_layer(nodes ^ base) if self._resumes and base is not None else 0 for nodes in new}
-        parts = list(torch.arange(len(self.task)).split(self._at_once))
-        residuals = [self._read_residuals(base or frozenset(), rows) if any(first.values()) else {} for rows in parts]
-        room = max(1, self._at_once // len(self.task))
-        for layer, group in groupby(sorted(new, key=first.__getitem__), first.__getitem__):
-            its = list(group)
-            for start in range(0, len(its), room):
-                part = its[start : start + room]
-                values = [
-                    self._run_rows(part, rows, layer=layer, residual=known.get(layer))
-                    for rows, known in zip(parts, residuals, strict=True)
-                ]
-                self._values |= {nodes: torch.cat(each) for nodes, *each in zip(part, *values, strict=True)}
+        parts = [self._cut_rows(new, rows, base=base) for rows in torch.arange(len(self.task)).split(self._at_once)]
+        self._values |= {nodes: torch.cat([values[nodes] for values in parts]) for nodes in new}
         return torch.stack([self._values[nodes] for nodes in sets])
 
     def alone(self, circuits: Sequence[Nodes], *, base: Nodes | None = None) -> Tensor:
@@ -171,6 +160,19 @@ class CircuitRuns:
             logits_at(self.subject, pairs.clean.tokens, pairs.clean.last)
         return ledger.reports
 
+    def _cut_rows(self, sets: Sequence[Nodes], rows: Tensor, *, base: Nodes | None) -> dict[Nodes, Tensor]:
+        """Each set's values of these rows of the task, as many sets in a forward as have room."""
+        first = {nodes: _first_layer(nodes ^ base) if self._resumes and base is not None else 0 for nodes in sets}
+        residuals = self._read_residuals(base or frozenset(), rows, {*first.values()})
+        room, values = max(1, self._at_once // len(self.task)), dict[Nodes, Tensor]()
+        for layer, group in groupby(sorted(sets, key=first.__getitem__), first.__getitem__):
+            its = list(group)
+            for start in range(0, len(its), room):
+                part = its[start : start + room]
+                run = self._run_rows(part, rows, layer=layer, residual=residuals.get(layer))
+                values |= zip(part, run, strict=True)
+        return values
+
     @contextmanager
     def _cut(self, sets: Sequence[Nodes], rows: Tensor, *, layer: int = 0) -> Generator[Batch]:
         """Within the block, runs of the batch that it gives, these rows once for each set, are cut from a layer on."""
@@ -193,9 +195,11 @@ class CircuitRuns:
         return [self._measure(part, rows).cpu() for part in logits.split(len(rows))]
 
     @torch.inference_mode()
-    def _read_residuals(self, base: Nodes, rows: Tensor) -> dict[int, Tensor]:
-        """By layer from 1 on, the residual stream with the nodes of `base` cut: (row, position, d_model)."""
-        sites = {layer: f"resid_pre.{layer}" for layer in range(1, self.subject.n_layers)}
+    def _read_residuals(self, base: Nodes, rows: Tensor, layers: set[int]) -> dict[int, Tensor]:
+        """By layer after the first, the residual stream before it with `base` cut: (row, position, d_model)."""
+        sites = {layer: f"resid_pre.{layer}" for layer in layers if layer}
+        if not sites:
+            return {}
         with self._cut([base], rows) as batch:
             tensors = observe(self.subject, batch, list(sites.values()))[1]
         self.forwards += 1
