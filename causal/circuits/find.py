@@ -100,8 +100,8 @@ class CircuitSearch:
         self._subject, self._task, self._settings, self._sources = subject, task, settings, sources or {}
         self._nodes = nodes_of(subject) if nodes is None else tuple(nodes)
         self._work = work or Work()
-        work = _count_operations(subject, task) * len(self._nodes)
-        affordable = len(self._nodes) <= settings.patched and work <= EXACT_WORK
+        operations = _count_operations(subject, task) * len(self._nodes)
+        affordable = len(self._nodes) <= settings.patched and operations <= EXACT_WORK
         self._exact = affordable if settings.exact is None else settings.exact
         subsets, controls = MANY if self._exact else FEW
         self._patched = min(settings.patched, VERIFIED)

@@ -264,7 +264,7 @@ def score_nodes(runs: CircuitRuns, *, most: int, at_once: int, seed: int) -> Sco
     drawn = random.Random(seed).sample(others, most // 2)
     scores, passes = _patch(runs, [*ranked[: most - most // 2], *drawn], at_once=at_once, seed=seed)
     strong = sum(scores[node].rank >= SHARE for node in drawn)
-    agreed = {
+    agreed: dict[Direction, Agreement] = {
         direction: agreement(
             [side[node] for node in scores],
             [getattr(score, direction).recovered or 0.0 for score in scores.values()],
