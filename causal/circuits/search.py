@@ -264,12 +264,12 @@ def score_nodes(runs: CircuitRuns, *, most: int, at_once: int, seed: int) -> Sco
     drawn = random.Random(seed).sample(others, most // 2)
     scores, passes = _patch(runs, [*ranked[: most - most // 2], *drawn], at_once=at_once, seed=seed)
     strong = sum(scores[node].rank >= SHARE for node in drawn)
+    exact: dict[Direction, list[float]] = {
+        "noise": [score.noise.recovered or 0.0 for score in scores.values()],
+        "denoise": [score.denoise.recovered or 0.0 for score in scores.values()],
+    }
     agreed: dict[Direction, Agreement] = {
-        direction: agreement(
-            [side[node] for node in scores],
-            [getattr(score, direction).recovered or 0.0 for score in scores.values()],
-            top=most,
-        )
+        direction: agreement([side[node] for node in scores], exact[direction], top=most)
         for direction, side in predicted.items()
     }
     sizes = {node: max(abs(side[node]) for side in predicted.values()) for node in ranked}
