@@ -386,8 +386,7 @@ def test_circuit_is_found_and_tested(tmp_path):
 def test_circuit_ranks_by_gradients_and_tells_how_long_it_takes():
     result = run("circuit", "demo", *INDUCTION, "--node", "head", "--ranked", "--controls", 0)
     assert "backed up by" not in result.stdout and "\ncontrol " not in result.stdout
-    first, second, *_ = result.stderr.splitlines()
-    assert first == "circuit: loads demo" and " s left, runs the pairs" in second
+    assert " s left, runs the pairs" in result.stderr.splitlines()[0]
 
 
 def test_an_interrupted_circuit_prints_what_is_known(monkeypatch):

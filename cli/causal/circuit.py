@@ -102,7 +102,8 @@ def circuit(
     settings = CircuitSettings(
         threshold=threshold, ablation=ablation, metric=metric, controls=controls, exact=exact, seed=seed
     )
-    say(f"circuit: loads {model}")
+    if model != "demo":  # The built-in one is there at once.
+        say(f"circuit: loads {model}")
     subject = open_subject(model, options)
     universe = _read_nodes(subject, nodes)
     named = [f"{node.site}@{node.dictionary}" for node in universe if node.dictionary]
