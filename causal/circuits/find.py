@@ -99,6 +99,8 @@ class CircuitSearch:
         """`work` is told how far the search is, and ends it when its time is over."""
         self._subject, self._task, self._settings, self._sources = subject, task, settings, sources or {}
         self._nodes = nodes_of(subject) if nodes is None else tuple(nodes)
+        for node in self._nodes:
+            subject.width(node.site)  # An unknown site is an error that lists them.
         self._work = work or Work()
         operations = _count_operations(subject, task) * len(self._nodes)
         affordable = len(self._nodes) <= settings.patched and operations <= EXACT_WORK
