@@ -211,8 +211,6 @@ def attribution_patching(
         raise NeuronautError(
             f"cannot take a sample of {sample}, the top {top}, {at_once} rows at once, and {line}; wanted at least 1"
         )
-    metric_of(metric)  # An unknown one is an error that lists them.
-    check_patches(subject, grid.edits, materials)
     task = _Task(
         subject=subject,
         edits=grid.edits,
@@ -223,7 +221,7 @@ def attribution_patching(
         at_once=at_once,
         passes=Passes(),
     )
-    whole = _join_parts([_score_part(task, pairs.take(rows)) for rows in torch.arange(len(pairs)).split(at_once)])
+    whole = _score_pairs(task, pairs)
     graded = grade(
         subject,
         pairs,
@@ -238,6 +236,49 @@ def attribution_patching(
         seed=seed,
     )
     return _build_attribution(task, grid, whole, graded, seed=seed)
+
+
+class Predicted(NamedTuple):
+    """What patches are predicted to do, not graded."""
+
+    scores: Tensor
+    """(edit, row), as of nodes."""
+    difference: float
+    """M(clean) - M(corrupted), mean over pairs."""
+    passes: Passes
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def predict_patches(
+    subject: Subject,
+    pairs: Pairs,
+    edits: Sequence[Edit],
+    *,
+    direction: Direction,
+    metric: str,
+    materials: Materials = NOTHING,
+    at_once: int = AT_ONCE,
+) -> Predicted:
+    """Predict every patch from the gradient at the base run, for callers that grade by themselves."""
+    task = _Task(
+        subject=subject,
+        edits=edits,
+        direction=direction,
+        metric=metric,
+        line=None,
+        materials=materials,
+        at_once=at_once,
+        passes=Passes(),
+    )
+    whole = _score_pairs(task, pairs)
+    return Predicted(whole.scores, float((whole.clean - whole.corrupted).mean()), task.passes)
+
+
+def _score_pairs(task: _Task, pairs: Pairs) -> _Part:
+    metric_of(task.metric)  # An unknown one is an error that lists them.
+    check_patches(task.subject, task.edits, task.materials)
+    return _join_parts([_score_part(task, pairs.take(rows)) for rows in torch.arange(len(pairs)).split(task.at_once)])
 
 
 def _build_attribution(task: _Task, grid: Grid, whole: _Part, graded: Graded, *, seed: int) -> Attribution:

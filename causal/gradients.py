@@ -106,7 +106,7 @@ class Slopes:
         )
         begin = resume(self.subject, layer, self._residual(layer, count)) if layer else nullcontext()
         with torch.enable_grad(), begin:
-            logits, _ = observe(self.subject, batch, list({*sites, *moved}), _make_leaves(leaves, moved))
+            logits, _ = observe(self.subject, batch, list({*sites, *moved}), with_leaves(leaves, moved))
             values = metric(self.metric)(logits, question)
             if not values.requires_grad:
                 raise NeuronautError(f"metric {self.metric} has no gradient; choose one that changes smoothly")
@@ -119,7 +119,7 @@ class Slopes:
         return self.ends.base[f"resid_pre.{layer}"].repeat(count, 1, 1)
 
 
-def _make_leaves(leaves: dict[str, Tensor], moved: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
+def with_leaves(leaves: dict[str, Tensor], moved: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
     """Makes every site's tensor one that a gradient can be taken by: the moved one, or itself plus nothing."""
 
     def make_leaf(site: str, tensor: Tensor) -> Tensor:

@@ -250,12 +250,21 @@ def resume(subject: Subject, layer: int, residual: Tensor) -> Generator[None]:
         yield
 
 
+def blocks_of(subject: Subject) -> nn.ModuleList:
+    """The model's blocks, in forward order."""
+    owner, name = _place_of_blocks(subject)
+    return getattr(owner, name)
+
+
+def _place_of_blocks(subject: Subject) -> tuple[nn.Module, str]:
+    parent, _, name = architecture_of(subject.model.config.model_type, name=subject.name).layers.rpartition(".")
+    return subject.model.base_model.get_submodule(parent), name
+
+
 @contextmanager
 def _without(subject: Subject, layer: int, residual: Tensor) -> Generator[None]:
-    path = architecture_of(subject.model.config.model_type, name=subject.name).layers
-    parent, _, name = path.rpartition(".")
-    owner = subject.model.base_model.get_submodule(parent)
-    blocks = getattr(owner, name)
+    owner, name = _place_of_blocks(subject)
+    blocks = blocks_of(subject)
     # The places stay, because some families look up a block's kind of attention by its place.
     stand_ins = [*(_SkippedBlock() for _ in range(layer - 1)), _KnownBlock(residual)]
     setattr(owner, name, nn.ModuleList([*stand_ins, *blocks[layer:]]))

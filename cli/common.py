@@ -214,16 +214,17 @@ class Progress:
 
     def expect(self, total: int) -> None:
         """Set how much there is to do, once that is known."""
+        if self._bar is not None and total != self._total:
+            self._bar.total = total
+            self._bar.refresh()
         self._total = total
-        if self._bar is not None:
-            self._bar.reset(total)
 
-    def reach(self, done: int, note: str = "") -> None:
-        """Set how much is done; `note` is shown beside it."""
+    def reach(self, done: int, note: str = "", *, at_once: bool = False) -> None:
+        """Set how much is done; `note` is shown beside it. `at_once`: the first line is written without delay."""
         advance, self._done, self._note, self._doing = done - self._done, done, note, ""
         if self._bar is not None:
             self._bar.update(advance)
-        self._show()
+        self._show(at_once=at_once and self._silent)
 
     def doing(self, what: str, done: int, total: int) -> None:
         """Say what is being done, at once the first time, and where `total` is above 0, how much of it.

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from neuronaut.causal import records
-from neuronaut.causal.circuits.find import CircuitSettings, evaluate_circuit, find_circuit
+from neuronaut.causal.agreement import spearman
+from neuronaut.causal.circuits.find import CircuitSearch, CircuitSettings, evaluate_circuit, find_circuit
 from neuronaut.causal.circuits.nodes import Node, edits_of, join_nodes, nodes_of, parse_nodes
 from neuronaut.causal.circuits.runs import CircuitRuns
+from neuronaut.causal.circuits.search import Sample, prune, score_nodes
 from neuronaut.causal.circuits.tasks import Task, generate
+from neuronaut.causal.circuits.work import OutOfTime, Work
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch, Pairs
@@ -20,7 +23,7 @@ from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
-from tests.circuits import Circuit, _head, gate, induction
+from tests.circuits import Circuit, _head, gate, induction, linear_world
 from tests.families import D_MODEL, tiny_subject, tiny_tokens
 
 FAST = CircuitSettings(subsets=4, controls=10, at_once=128)
@@ -126,6 +129,43 @@ def test_gradients_choose_the_nodes_to_patch_where_there_are_many() -> None:
     assert "chose 3 nodes to patch; rank agreement" in report.table()
 
 
+def test_the_ranked_way_agrees_with_the_exact_one_on_the_built_in_subject() -> None:
+    subject = Subject.load("demo")
+    task, universe = generate(subject, "induction", rows=12), nodes_of(subject)
+    exact, ranked = (CircuitRuns(subject, task, universe, exact=exact) for exact in (True, False))
+    truth, scores = score_nodes(exact, most=2, at_once=128, seed=0), score_nodes(ranked, most=8, at_once=128, seed=0)
+    assert {*truth.exact} == {*universe} and truth.sample is None and truth.agreement == {}
+    assert (
+        len(scores.exact) == 8 and scores.sample is not None and (scores.sample.drawn, scores.sample.others) == (4, 16)
+    )
+    for node, score in scores.exact.items():
+        assert score.rank == pytest.approx(truth.exact[node].rank, abs=1e-4)
+    places = [torch.tensor([each.ranks[node] for node in universe]) for each in (truth, scores)]
+    rank = spearman(*places)
+    assert rank is not None and rank > 0.8 and {*truth.order[-4:]} == {*scores.order[-4:]}
+    found, _ = prune(ranked, scores.order, tolerance=0.1)
+    assert {*nodes("head.2:0", "head.3:1")} <= found and len(found) <= 15
+    values = exact.faithful([found, *(found - {node} for node in found)])
+    assert abs(1 - values[0]) <= 0.1 < min(abs(1 - value) for value in values[1:]), "faithful, and minimal"
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
+def test_losses_are_predicted_exactly_where_the_model_is_linear(ablation: str) -> None:
+    planted = linear_world()
+    universe = nodes_of(planted.subject, ("head", "neuron"))
+    runs = CircuitRuns(planted.subject, task_of(planted), universe, ablation=ablation, exact=False)
+    circuit = frozenset(universe[1::2])
+    whole, *rest = runs.faithful([circuit, *(circuit - {node} for node in universe[1::2])], base=circuit)
+    predicted = runs.predict_losses(circuit)
+    assert [*predicted.values()] == pytest.approx([whole - value for value in rest], abs=1e-4)
+    assert [*predicted] == [*universe[1::2]] and max(map(abs, predicted.values())) > 0.05
+
+
+def test_a_sample_bounds_what_was_missed() -> None:
+    assert Sample(16, 284, 0).bound == pytest.approx(1 - 0.05 ** (1 / 16))
+    assert Sample(16, 284, 16).bound == pytest.approx(1)
+
+
 # --- runs against one-at-a-time edits ----------------------------------------------------------
 
 SITE = "resid_post.1"
@@ -189,6 +229,17 @@ def test_cut_sets_equal_edits_of_one_node_at_a_time(family: str, ablation: str, 
         torch.testing.assert_close(values, naive(subject, task, edits, {}), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("ablation", ["corrupted", "mean"])
+def test_runs_that_begin_where_sets_part_equal_whole_ones(family: str, ablation: str) -> None:
+    subject = tiny_subject(family)
+    task, universe = uneven(subject), nodes("head.0:0-3", "mlp_out.0", "mlp.1:3,5,8", "head.2:0-3", "mlp_out.2")
+    base = frozenset(universe[::2])
+    sets = [base ^ {node} for node in universe]
+    whole, resumed = (CircuitRuns(subject, task, universe, ablation=ablation, exact=exact) for exact in (True, False))
+    torch.testing.assert_close(resumed.cut(sets, base=base), whole.cut(sets, base=base), atol=1e-5, rtol=0)
+
+
 def test_features_of_a_dictionary_are_nodes() -> None:
     subject = tiny_subject()
     task, sources = uneven(subject), {f"{SITE}@sae": dictionary()}
@@ -209,6 +260,51 @@ def test_the_model_is_left_as_it_was() -> None:
         find_circuit(planted.subject, task_of(planted), settings=CircuitSettings(ablation="median"))
     after = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in planted.subject.model.modules()]
     assert hooks == after and torch.is_grad_enabled()
+
+
+# --- searches that are stopped -----------------------------------------------------------------
+
+
+def stopped_at(what: str, error: type[BaseException]) -> tuple[CircuitSearch, Work]:
+    """A search of a planted circuit that is ended as soon as it does this."""
+    planted, work = induction("gpt2", rows=20), Work()
+
+    def stop(work: Work) -> None:
+        if work.doing.startswith(what):
+            raise error
+
+    work.on_progress = stop
+    return CircuitSearch(planted.subject, task_of(planted), settings=FAST, work=work), work
+
+
+def test_an_interrupted_search_reports_what_it_knows() -> None:
+    search, _ = stopped_at("tests", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    report = search.report()
+    assert {*map(str, report.circuit)} == {"head.0:0", "head.1:0"} and report.unfinished == ("evaluation",)
+    assert report.evaluation is None and json.loads(json.dumps(report.to_json()))["evaluation"] is None
+    assert report.table().startswith("PARTIAL: stopped before the end of evaluation\ncircuit of")
+    assert "faithfulness  1.00 on the search's 10 pairs" in report.table()
+
+
+def test_where_the_time_is_over_the_search_ends_and_what_it_found_is_evaluated() -> None:
+    search, work = stopped_at("prunes", OutOfTime)
+    search.run()
+    report = search.report()
+    assert report.unfinished == ("search", "backups") and report.evaluation is not None
+    assert len(report.circuit) < len(report.nodes) and len(report.evaluation.minimality) == len(report.circuit)
+    assert 0 < work.done < 10 * work.expected
+    search, _ = stopped_at("patches", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    assert not search.known
+    search, _ = stopped_at("runs", OutOfTime)
+    with pytest.raises(NeuronautError, match="over before anything was known; give more minutes"):
+        search.run()
+    planted = induction("gpt2")
+    with pytest.raises(OutOfTime), Work(minutes=1e-9).counted(planted.subject):
+        planted.subject.logits(planted.clean)
 
 
 # --- the report --------------------------------------------------------------------------------
@@ -283,7 +379,10 @@ def test_nodes_that_cannot_stand_together_are_refused(texts: tuple[str, ...], me
 def test_what_makes_no_sense_is_refused() -> None:
     planted = gate("and")
     subject, task = planted.subject, task_of(planted)
-    for settings, message in (({"threshold": 1.0}, "threshold 1.0 is no"), ({"controls": 0}, "1 or more of controls")):
+    for settings, message in (
+        ({"threshold": 1.0}, "threshold 1.0 is no"),
+        ({"controls": -1}, "wanted 0 or more subsets and controls"),
+    ):
         with pytest.raises(NeuronautError, match=message):
             CircuitSettings(**settings)
     with pytest.raises(NeuronautError, match="head.7:0 is not among the 6 nodes"):

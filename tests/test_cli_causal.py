@@ -383,6 +383,23 @@ def test_circuit_is_found_and_tested(tmp_path):
     assert table.startswith("circuit of induction in demo: 4 of 16 nodes")
 
 
+def test_circuit_ranks_by_gradients_and_tells_how_long_it_takes():
+    result = run("circuit", "demo", *INDUCTION, "--node", "head", "--ranked", "--controls", 0)
+    assert "backed up by" not in result.stdout and "\ncontrol " not in result.stdout
+    assert " s left, runs the pairs" in result.stderr.splitlines()[0]
+
+
+def test_an_interrupted_circuit_prints_what_is_known(monkeypatch):
+    def begin(_work, doing, **_options):
+        if doing.startswith("tests"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("neuronaut.causal.circuits.work.Work.begin", begin)
+    result = run("circuit", "demo", *INDUCTION, "--node", "head", code=130)
+    assert result.stdout.startswith("PARTIAL: stopped before the end of evaluation\ncircuit of induction in demo")
+    assert "Stopped: run it again with: neuronaut circuit demo" in result.stderr
+
+
 # Steering
 
 
@@ -475,6 +492,7 @@ MISTAKES = {
     ("sweep", "demo", "mlp.1:1=patch", "--prompt", "x"): "takes values from a counterpart",
     ("sweep", "demo", "mlp.1=0", "--over", "positions", "--prompt", "x", "--prompt", "x y"): "rows have",
     ("circuit", "demo", "--task", "induction", "--node", "knee"): "has no site 'knee'",
+    ("circuit", "demo", "--task", "induction", "--budget", "hours=1"): "--budget hours=1 is not known",
     ("circuit", "demo", "--task", "induction", "--given", "head.9:1"): "is not among the 20 nodes",
     ("steer", "demo", "mlp.1:1=patch", "x"): "has no strength to vary",
     ("steer", "demo", "mlp.1:1+=1", "x", "--strengths", "a,b"): "are no numbers",

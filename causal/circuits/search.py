@@ -3,13 +3,16 @@
 Scores rank the nodes, each patched by itself in both directions. Noising writes a node's corrupted value into the clean
 run and shows whether the model needs the node; a part of an OR, which another node backs up, is not needed. Denoising
 writes its clean value into the corrupted run and shows whether the node is enough; a part of an AND, which works only
-together with another, is not. The larger of the two counts. All nodes are patched exactly where they are few. Where
-they are many, attribution patching ranks them first, by gradients and in both directions too, and those with the
-largest predictions are patched; the others rank below them.
+together with another, is not. The larger of the two counts. All nodes are patched exactly where that is affordable.
+Where it is not, attribution patching ranks them first, by gradients and in both directions too, and of those that are
+patched one half has the largest predictions, the other is a random sample of the rest: what it finds there says what
+the gradients missed.
 
 Pruning starts from all nodes and keeps a set whose faithfulness is within the tolerance of the target. It removes as
 many of the lowest-ranked nodes as can go together (by bisection), ranks the rest again by what removing each of them
-would do now, and so on until none of them can go by itself. The order is greedy, so the circuit is minimal, not least.
+would do now, and so on until none of them can go by itself. Where cutting each node at each step is not affordable,
+gradients at the circuit alone rank the rest; where they lead no further the first few are cut, and only then each:
+every step is a measured one, and the end is the same. The order is greedy, so the circuit is minimal, not least.
 
 A node whose loss costs the circuit more than the whole model, beyond the tolerance, has backups: with it cut in both,
 a minimal set of other nodes that brings the rest of the circuit as far as the model comes (or as far behind it as the
@@ -17,12 +20,15 @@ whole circuit is). Then those are cut too, for a backup may be backed up itself,
 circuit.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..agreement import Agreement
-from ..attribution_patching import Attribution, attribution_patching
+from ..agreement import Agreement, agreement
+from ..attribution_patching import predict_patches
+from ..edits import Edit
 from ..grids import Grid
 from ..intervene import Materials
 from ..measures import Direction, Effect
@@ -53,6 +59,14 @@ class Backup:
     """Faithfulness of the whole model with the node and its backups cut."""
 
 
+class Pruned(NamedTuple):
+    """What the pruning has come to."""
+
+    nodes: tuple[Node, ...]
+    """The candidates that are left."""
+    step: Step
+
+
 def prune(
     runs: CircuitRuns, candidates: Sequence[Node], *, tolerance: float, target: float = 1.0, fixed: Nodes = frozenset()
 ) -> tuple[Nodes, tuple[Step, ...]]:
@@ -60,18 +74,46 @@ def prune(
 
     `candidates` are removed from the front where nothing else tells them apart. All of them together must be faithful.
     """
-    order, steps, reranked = list(candidates), list[Step](), False
-    while True:
+    pruned = list(prunings(runs, candidates, tolerance=tolerance, target=target, fixed=fixed))
+    return frozenset(pruned[-1].nodes if pruned else candidates), tuple(each.step for each in pruned)
+
+
+def prunings(
+    runs: CircuitRuns, candidates: Sequence[Node], *, tolerance: float, target: float = 1.0, fixed: Nodes = frozenset()
+) -> Iterator[Pruned]:
+    """As `prune`, set by set, the last one minimal; none where nothing can be removed."""
+    rankings = (_cut_each,) if runs.exact else (_predict_each, _cut_front, _cut_each)
+    order, at = list(candidates), -1
+    while order and at < len(rankings):
+        if at >= 0:
+            left = rankings[at](runs, fixed.union(order), order)
+            order.sort(key={node: abs(target - value) for node, value in left.items()}.__getitem__)
         dropped = _count_droppable(runs, order, tolerance=tolerance, target=target, fixed=fixed)
         order = order[dropped:]
-        circuit = fixed.union(order)
         if dropped:
-            steps.append(Step(len(circuit), runs.faithful([circuit])[0]))
-        if not order or (reranked and not dropped):
-            return frozenset(order), tuple(steps)
-        values = runs.faithful([circuit - {node} for node in order])
-        harm = {node: abs(target - value) for node, value in zip(order, values, strict=True)}
-        order, reranked = sorted(order, key=harm.__getitem__), True
+            circuit = fixed.union(order)
+            yield Pruned(tuple(order), Step(len(circuit), runs.faithful([circuit])[0]))
+        at = 0 if dropped or at < 0 else at + 1
+
+
+def _cut_each(runs: CircuitRuns, circuit: Nodes, order: Sequence[Node]) -> dict[Node, float]:
+    """F of the circuit without each node of the order."""
+    return dict(zip(order, runs.faithful([circuit - {node} for node in order], base=circuit), strict=True))
+
+
+_FRONT = 16
+"""Nodes that are cut where gradients lead no further, before all are."""
+
+
+def _cut_front(runs: CircuitRuns, circuit: Nodes, order: Sequence[Node]) -> dict[Node, float]:
+    """As `_cut_each` for the first few; the others stay behind them, in their order."""
+    return dict.fromkeys(order, math.inf) | _cut_each(runs, circuit, order[:_FRONT])
+
+
+def _predict_each(runs: CircuitRuns, circuit: Nodes, order: Sequence[Node]) -> dict[Node, float]:
+    """The same to first order."""
+    whole, losses = runs.faithful([circuit])[0], runs.predict_losses(circuit)
+    return {node: whole - losses[node] for node in order}
 
 
 def _count_droppable(runs: CircuitRuns, order: Sequence[Node], *, tolerance: float, target: float, fixed: Nodes) -> int:
@@ -168,6 +210,29 @@ class NodeScore:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What patching says of nodes that gradients ranked low, from a random sample of these."""
+
+    drawn: int
+    others: int
+    """How many there are, the sample included."""
+    strong: int
+    """Of the sample: those whose larger effect is SHARE or more."""
+
+    @property
+    def bound(self) -> float:
+        """The largest share of strong ones that leaves so few in the sample a chance of 5% (Clopper-Pearson)."""
+        low, high = self.strong / self.drawn, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            ways = (
+                math.comb(self.drawn, k) * middle**k * (1 - middle) ** (self.drawn - k) for k in range(self.strong + 1)
+            )
+            low, high = (middle, high) if sum(ways) > 0.05 else (low, middle)
+        return high
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """The nodes' scores and their order."""
 
@@ -177,6 +242,8 @@ class Scores:
     """All nodes, the least first."""
     agreement: Mapping[Direction, Agreement]
     """Of the gradients' predictions with exact patching; empty where all nodes were patched."""
+    sample: Sample | None
+    """None where all nodes were patched."""
     passes: int
     """Forward and backward ones that it took."""
 
@@ -187,60 +254,68 @@ class Scores:
 
 
 def score_nodes(runs: CircuitRuns, *, most: int, at_once: int, seed: int) -> Scores:
-    """Score the nodes on the runs' pairs; at most `most` of them are patched exactly."""
-    predicted = _Predicted({}, {}, 0) if len(runs.nodes) <= most else _predict(runs, at_once=at_once, seed=seed)
-    weak_first = sorted(runs.nodes, key=lambda node: predicted.sizes.get(node, 0.0))
-    begin = max(0, len(weak_first) - most)
-    left, chosen = weak_first[:begin], weak_first[begin:]
+    """Score the nodes on the runs' pairs: all of them exactly where the runs are exact, else at most `most`."""
+    if runs.exact or len(runs.nodes) <= most:
+        scores, passes = _patch(runs, runs.nodes, at_once=at_once, seed=seed)
+        return Scores(scores, tuple(sorted(scores, key=lambda node: scores[node].rank)), {}, None, passes)
+    predicted, cost = _predict(runs, at_once=at_once)
+    ranked = sorted(runs.nodes, key=lambda node: -max(abs(side[node]) for side in predicted.values()))
+    others = ranked[most - most // 2 :]
+    drawn = random.Random(seed).sample(others, most // 2)
+    scores, passes = _patch(runs, [*ranked[: most - most // 2], *drawn], at_once=at_once, seed=seed)
+    strong = sum(scores[node].rank >= SHARE for node in drawn)
+    exact: dict[Direction, list[float]] = {
+        "noise": [score.noise.recovered or 0.0 for score in scores.values()],
+        "denoise": [score.denoise.recovered or 0.0 for score in scores.values()],
+    }
+    agreed: dict[Direction, Agreement] = {
+        direction: agreement([side[node] for node in scores], exact[direction], top=most)
+        for direction, side in predicted.items()
+    }
+    sizes = {node: max(abs(side[node]) for side in predicted.values()) for node in ranked}
+    sizes |= {node: score.rank for node, score in scores.items()}
+    order = tuple(sorted(ranked, key=sizes.__getitem__))
+    return Scores(scores, order, agreed, Sample(len(drawn), len(others), strong), cost + passes)
+
+
+def _patch(runs: CircuitRuns, nodes: Sequence[Node], *, at_once: int, seed: int) -> tuple[dict[Node, NodeScore], int]:
+    """Patch each node by itself, and say how many forwards it took."""
     swept = sweep(
         runs.subject,
         runs.task.pairs,
-        _grid(chosen),
+        Grid.of_edits(_patches(nodes)),
         metrics=[runs.metric],
         materials=Materials(sources=runs.sources),
         at_once=at_once,
         seed=seed,
     )
     scores: dict[Node, NodeScore] = {}
-    for node, cell in zip(chosen, swept.cells, strict=True):
+    for node, cell in zip(nodes, swept.cells, strict=True):
         noise, denoise = (cell.effect(runs.metric, direction) for direction in _DIRECTIONS)
         assert isinstance(noise, Effect) and isinstance(denoise, Effect), "pairs have effects"
         scores[node] = NodeScore(node, noise, denoise)
-    order = (*left, *sorted(chosen, key=lambda node: scores[node].rank))
-    return Scores(scores, order, predicted.agreement, predicted.passes + swept.cost.forwards)
+    return scores, swept.cost.forwards
 
 
-class _Predicted(NamedTuple):
-    sizes: dict[Node, float]
-    """The larger of the two directions' predictions, in the metric's unit."""
-    agreement: dict[Direction, Agreement]
-    passes: int
-
-
-def _predict(runs: CircuitRuns, *, at_once: int, seed: int) -> _Predicted:
-    materials = Materials(sources=runs.sources)
-    attributions: dict[Direction, Attribution] = {
-        direction: attribution_patching(
+def _predict(runs: CircuitRuns, *, at_once: int) -> tuple[dict[Direction, dict[Node, float]], int]:
+    """Each node's effect to first order, as a fraction of clean to corrupted, and how many passes it took."""
+    effects: dict[Direction, dict[Node, float]] = {}
+    passes = 0
+    for direction in _DIRECTIONS:
+        predicted = predict_patches(
             runs.subject,
             runs.task.pairs,
-            _grid(runs.nodes),
+            _patches(runs.nodes),
             direction=direction,
             metric=runs.metric,
-            materials=materials,
+            materials=Materials(sources=runs.sources),
             at_once=at_once,
-            seed=seed,
         )
-        for direction in _DIRECTIONS
-    }
-    sizes = {
-        node: max(abs(cell.score) for cell in cells)
-        for node, *cells in zip(
-            runs.nodes, *(attribution.nodes[: len(runs.nodes)] for attribution in attributions.values()), strict=True
-        )
-    }
-    passes = sum(each.passes.forwards + each.passes.backwards + each.exact.forwards for each in attributions.values())
-    return _Predicted(sizes, {direction: each.agreement for direction, each in attributions.items()}, passes)
+        shares = predicted.scores.mean(1) / predicted.difference
+        effects[direction] = dict(zip(runs.nodes, shares.tolist(), strict=True))
+        passes += predicted.passes.forwards + predicted.passes.backwards
+    return effects, passes
 
 
-def _grid(nodes: Sequence[Node]) -> Grid:
-    return Grid.of_edits(edit for node in nodes for edit in edits_of([node], "patch"))
+def _patches(nodes: Sequence[Node]) -> list[Edit]:
+    return [edit for node in nodes for edit in edits_of([node], "patch")]

@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..common import Form, emit, form_options
+from ..common import Form, Progress, emit, form_options, parse_minutes, say
 from .inputs import metric_option, output_option, pair_options, picture_option, seed_option, task_of, write
 from .setup import dictionary_options, open_dictionaries, open_subject, subject_options
 
 if TYPE_CHECKING:
-    from ...causal.circuits.find import CircuitReport
+    from ...causal.circuits.find import CircuitSearch
     from ...causal.circuits.nodes import Node
+    from ...causal.circuits.report import CircuitReport
+    from ...causal.circuits.work import Work
     from ...subject.model import Subject
 
 
@@ -44,7 +47,13 @@ if TYPE_CHECKING:
     help="What a node that is cut puts out.",
 )
 @metric_option(default="logit_difference", show_default=True)
-@click.option("--controls", type=click.IntRange(1), default=100, show_default=True, help="Random circuits.")
+@click.option("--controls", type=click.IntRange(0), help="Random circuits.  [default: 100, or 20 where gradients rank]")
+@click.option(
+    "--exact/--ranked",
+    default=None,
+    help="Patch and cut every node by itself, or let gradients rank them.  [default: as the work allows]",
+)
+@click.option("--budget", metavar="minutes=N", help="Stop after so long, and tell what is known by then.")
 @seed_option
 @picture_option
 @output_option("--record", "Write the circuit alone as a record, for neuronaut run --replay.")
@@ -58,7 +67,9 @@ def circuit(
     threshold: float,
     ablation: str,
     metric: str,
-    controls: int,
+    controls: int | None,
+    exact: bool | None,
+    budget: str | None,
     seed: int,
     picture: str | None,
     record: str | None,
@@ -68,9 +79,11 @@ def circuit(
     """Find the parts that do a task.
 
     From pairs of prompts (see `patch`), the few heads and MLPs of MODEL that do the task when all others are cut:
-    every node is patched by itself in both directions, then what is not needed is pruned away. Half of the pairs
-    are for the search, half for the verdict: faithfulness (the circuit alone), completeness (the model without it),
-    minimality (what each node adds), and the rank among random circuits of as many nodes of each sort.
+    every node is patched by itself in both directions, then what is not needed is pruned away. Where that is too
+    much work, gradients rank the nodes, and the first, a random sample and every step of the pruning are exact. Half of
+    the pairs are for the search, half for the verdict: faithfulness (the circuit alone), completeness (the model
+    without it), minimality (what each node adds), and the rank among random circuits of as many nodes of each sort.
+    Ctrl-C, or the end of the budget, prints what is known so far.
 
     \b
     Examples:
@@ -78,27 +91,54 @@ def circuit(
       neuronaut circuit demo --task brackets --threshold 0.8 --picture circuit.png
       neuronaut circuit demo --task induction --given head.2:0 --given head.3:1-3
       neuronaut circuit gpt2 --pairs ioi.jsonl --ablation mean --json
+      neuronaut circuit ./smollm2 --pairs ioi.jsonl --controls 0 --budget minutes=5
     """
-    from ...causal.circuits.find import CircuitSettings, evaluate_circuit, find_circuit
+    from ...causal.circuits.find import CircuitSearch, CircuitSettings
+    from ...causal.circuits.work import Work
     from ...causal.records import run as run_trial
     from ..opening import settle_bos
 
-    settings = CircuitSettings(threshold=threshold, ablation=ablation, metric=metric, controls=controls, seed=seed)
+    work = Work(minutes=parse_minutes(budget))
+    settings = CircuitSettings(
+        threshold=threshold, ablation=ablation, metric=metric, controls=controls, exact=exact, seed=seed
+    )
+    if model != "demo":  # The built-in one is there at once.
+        say(f"circuit: loads {model}")
     subject = open_subject(model, options)
     universe = _read_nodes(subject, nodes)
     named = [f"{node.site}@{node.dictionary}" for node in universe if node.dictionary]
     sources = open_dictionaries(subject, named, options)
     subject = settle_bos(subject, sources.values(), asked=options["bos"])
     task = task_of(subject, options, seed=seed)
-    if given:
-        chosen = _read_nodes(subject, given)
-        report = evaluate_circuit(subject, task, chosen, nodes=universe, settings=settings, sources=sources)
-    else:
-        report = find_circuit(subject, task, nodes=universe, settings=settings, sources=sources)
+    search = CircuitSearch(subject, task, nodes=universe, settings=settings, sources=sources, work=work)
+    _run(search, work, _read_nodes(subject, given) if given else None, form)
+    report = search.report()
     if picture is not None:
         _draw(subject, report, picture)
     if record is not None:
         write(record, run_trial(subject, report.trial, sources=sources).model_dump_json(indent=1))
+    _print(report, form)
+
+
+def _run(search: "CircuitSearch", work: "Work", given: "list[Node] | None", form: Form) -> None:
+    """Run the search with its progress shown; where it is interrupted, print what is known first."""
+    try:
+        with Progress("circuit", total=None, unit="rows") as progress:
+            work.on_progress = partial(_tell, progress)
+            search.run(given)
+    except KeyboardInterrupt:
+        if search.known:
+            _print(search.report(), form)
+        raise
+
+
+def _tell(progress: Progress, work: "Work") -> None:
+    if done := int(work.done):
+        progress.expect(int(work.expected))
+        progress.reach(done, work.doing, at_once=True)
+
+
+def _print(report: "CircuitReport", form: Form) -> None:
     emit([json.loads(json.dumps(report.to_json()))], form, lambda _: report.table())
 
 

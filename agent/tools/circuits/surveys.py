@@ -99,16 +99,17 @@ class FindCircuit(BehaviourTool[FindArgs]):
             lab.subject, lab.task, nodes=lab.nodes, settings=settings, sources=dict(lab.sources) or None
         )
         backups = [[str(node) for node in (backup.node, *backup.nodes)] for backup in report.backups]
-        control = report.evaluation.control
+        evaluation = report.evaluation
+        assert evaluation is not None, "a whole search evaluates"
         return _survey(
             lab,
             {
                 "circuit": [str(node) for node in report.circuit],
                 "backups": backups,
                 "proposal": _proposal(lab, [str(node) for node in report.circuit], backups),
-                "faithfulness": report.evaluation.faithfulness.recovered,
-                "without": report.evaluation.ablated.recovered,
-                "percentile": None if control is None else control.percentile,
+                "faithfulness": evaluation.faithfulness.recovered,
+                "without": evaluation.ablated.recovered,
+                "percentile": None if evaluation.control is None else evaluation.control.percentile,
                 "threshold": settings.threshold,
                 "forwards": report.passes.total,
             },
