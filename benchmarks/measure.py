@@ -25,6 +25,7 @@ from ..explainers.rule import RuleExplainer
 from ..labelling.agenda import Agenda, Item, Judge
 from ..labelling.inputs import EvidenceLoader
 from ..labelling.label import LabelJob, run_tasks
+from ..rules.english import count_words
 from ..rules.language import Rule
 from ..scorers.holdout import Holdout, ScoredWindows
 from ..scorers.metrics import correlation
@@ -154,7 +155,7 @@ def _labelled(explanation: Explanation, scores: Mapping[str, float | None]) -> L
         group=group,
         status=explanation.status,
         text=explanation.text or explanation.reason,
-        words=len((explanation.text or "").split()) if rule else None,
+        words=count_words(explanation.text or "") if rule else None,
         length=rule.length() if rule else None,
         scores=scores,
     )
