@@ -184,7 +184,17 @@ def _term(experiment: str, against: str, mine: Forecast, other: Forecast, observ
         (int((side.argmax(axis=1) == observed).sum()), float(side.max(axis=1).sum())) for side in (mine, other)
     )
     ratio = float(np.log(mine[items, observed] / other[items, observed]).sum())
-    return Term(experiment, against, len(items), hits, expected, other_hits, other_expected, weight, ratio * weight)
+    return Term(
+        experiment=experiment,
+        against=against,
+        items=len(items),
+        hits=hits,
+        expected=expected,
+        other_hits=other_hits,
+        other_expected=other_expected,
+        weight=weight,
+        log_odds=ratio * weight,
+    )
 
 
 def _best(tallies: Mapping[str, _Tally]) -> float:
