@@ -11,14 +11,13 @@ nothing is fitted on, and says them in English. The longer rule of (4) stays as 
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.counterfactual import minimal_pairs
 from ..data.harvest.activations import read_pivots
 from ..data.padding import pad_activations, pad_ids
 from ..data.records import Example, Explanation
@@ -38,54 +37,18 @@ from ..subject.address import Feature
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .examples import background_example
 from .explainer import AbstentionLimits, Background, TrainBatch, TrainEvidence, abstention
+from .interventions import TUNE, Interventions, context_needed, depends_on_position, make_interventions
 
-PRUNED = (1, 2, 3, 5, 9, 17, 33)
-"""Lengths of context, the peak token included, that context pruning tries."""
-FILLED = (3, 5, 17)
-"""Lengths of context that are also tried in their place: of `PRUNED`."""
-PRUNED_EXAMPLES = 4
 EXAMPLE_SHARE, PIVOT_SHARE = 0.15, 0.05
 """Weight of all examples, and of all interventions' pivots, as a share of the background's."""
-BROKEN = 0.5
-"""A pruned context is broken when less than this fraction of the activation is left."""
-
-
-class _Row(NamedTuple):
-    """An edited window, of which one token counts."""
-
-    ids: NDArray[np.int64]
-    pivot: int
-    document: str
-    part: int
-
-
-class _Interventions(NamedTuple):
-    """Windows that were edited for one feature, of each of which one token is measured and learned from."""
-
-    ids: NDArray[np.int64]
-    """(row, position)"""
-    pivots: NDArray[np.int64]
-    """Position of that token (row,)."""
-    documents: list[str]
-    part: NDArray[np.int8]
-    """What a row was made for (row,): `PRUNE`, `FILL`, `PAIR` or `TUNE`."""
-
-    def only(self, *parts: int) -> NDArray[np.bool_]:
-        """The rows that were made for one of these, (row,)."""
-        return np.isin(self.part, parts)
-
-
-PRUNE, FILL, PAIR, TUNE = range(4)
-"""Pruned contexts, the same contexts left in their place, minimal pairs of train windows, and of tune windows."""
 
 
 class _Measured(NamedTuple):
     """A feature's interventions with the measured activations, kept for learning again."""
 
     evidence: TrainEvidence
-    rows: _Interventions
+    rows: Interventions
     activations: NDArray[np.float32]
     """At the pivots (row,)."""
 
@@ -189,7 +152,7 @@ class RuleExplainer:
         explainable = [
             evidence for evidence, abstained in zip(batch.features, abstentions, strict=True) if abstained is None
         ]
-        interventions = [self._make_interventions(evidence, batch) for evidence in explainable]
+        interventions = [self._intervene(evidence, batch) for evidence in explainable]
         measured = self._measure(batch.source, explainable, interventions)
         learned = iter(
             self._learn(evidence, batch, rows, activations)
@@ -217,42 +180,16 @@ class RuleExplainer:
             return abstained
         measured = self._measured.get(evidence.feature)
         if measured is None or measured.evidence is not evidence:
-            rows = self._make_interventions(evidence, batch)
+            rows = self._intervene(evidence, batch)
             (activations,) = self._measure(batch.source, [evidence], [rows])
             measured = self._measured[evidence.feature] = _Measured(evidence, rows, activations)
         return self._learn(evidence, batch, measured.rows, measured.activations, observed, measure=measure)
 
-    def _make_interventions(self, evidence: TrainEvidence, batch: TrainBatch) -> _Interventions:
-        """Pruned contexts of the strongest examples, then minimal pairs."""
-        examples = [e for e in evidence.examples if e.kind in ("top", "quantile", "silent", "near_miss")]
-        examples += _strongest_background(evidence, batch, count=8)
-        rows: list[_Row] = []
-        top = sorted((e for e in examples if e.kind == "top"), key=lambda e: -e.peak)[:PRUNED_EXAMPLES]
-        for example in top if self._interventions else ():
-            rows += _prune_context(example)
-        for example in top if self._interventions else ():
-            rows += _fill_context(example, batch.background.ids)
-        rows += self._make_pairs(evidence, examples, batch.background, self._interventions, PAIR)
-        if batch.tune is not None:
-            active = [e for e in evidence.tune if e.kind in ("top", "quantile", "silent", "near_miss")]
-            rows += self._make_pairs(evidence, active, batch.tune, self._interventions // 3, TUNE)
-        return _Interventions(
-            pad_ids([row.ids for row in rows], width=batch.background.ids.shape[1]),
-            np.array([row.pivot for row in rows], np.int64),
-            [row.document for row in rows],
-            np.array([row.part for row in rows], np.int8),
-        )
-
-    def _make_pairs(
-        self, evidence: TrainEvidence, examples: Sequence[Example], corpus: Background, count: int, part: int
-    ) -> Iterator[_Row]:
-        """Minimal pairs of some examples, with substitutes from a corpus."""
-        pairs = minimal_pairs(examples, peak=evidence.statistics.peak, corpus=corpus.ids, count=count, seed=self._seed)
-        for pair in pairs:
-            yield _Row(pair.tokens, pair.pivot, examples[pair.example].document, part)
+    def _intervene(self, evidence: TrainEvidence, batch: TrainBatch) -> Interventions:
+        return make_interventions(evidence, batch, count=self._interventions, seed=self._seed)
 
     def _measure(
-        self, source: Source, evidence: Sequence[TrainEvidence], interventions: Sequence[_Interventions]
+        self, source: Source, evidence: Sequence[TrainEvidence], interventions: Sequence[Interventions]
     ) -> list[NDArray[np.float32]]:
         """Measure each feature at the pivots of its own interventions, (row,) each."""
         if not evidence:
@@ -273,7 +210,7 @@ class RuleExplainer:
         self,
         evidence: TrainEvidence,
         batch: TrainBatch,
-        rows: _Interventions,
+        rows: Interventions,
         activations: NDArray[np.float32],
         observed: Observed | None = None,
         *,
@@ -295,7 +232,7 @@ class RuleExplainer:
             predictor=predictor.to_json() if predictor is not None else None,
             seen=tuple(sorted(digests)),
             provenance={
-                "context": _context_needed(activations, rows),
+                "context": context_needed(activations, rows),
                 "length": rule.length(),
                 **self.settings,
                 **learned.provenance,
@@ -306,7 +243,7 @@ class RuleExplainer:
         self,
         evidence: TrainEvidence,
         batch: TrainBatch,
-        rows: _Interventions,
+        rows: Interventions,
         activations: NDArray[np.float32],
         *,
         observed: Observed | None,
@@ -314,7 +251,7 @@ class RuleExplainer:
     ) -> _Learned:
         """Grow a tree, and choose the clauses of its rule that hold; measured windows are kept right."""
         keeps = ~rows.only(TUNE)
-        growth = replace(self._growth, positions=_depends_on_position(rows, activations, evidence.statistics.peak))
+        growth = replace(self._growth, positions=depends_on_position(rows, activations, evidence.statistics.peak))
         sample = self._build_sample(_train_side(evidence, batch), rows, activations, keeps, LEARNING)
         growth = replace(growth, prior=growth.prior + 0.3 * float(sample.weight.max()))
         if observed is None or not len(observed):
@@ -356,7 +293,7 @@ class RuleExplainer:
         self,
         evidence: TrainEvidence,
         batch: TrainBatch,
-        rows: _Interventions,
+        rows: Interventions,
         activations: NDArray[np.float32],
         *,
         growth: Growth,
@@ -401,7 +338,7 @@ class RuleExplainer:
     def _build_sample(
         self,
         side: _Side,
-        rows: _Interventions,
+        rows: Interventions,
         activations: NDArray[np.float32],
         chosen: NDArray[np.bool_],
         shares: _Shares,
@@ -475,66 +412,5 @@ def _tune_side(evidence: TrainEvidence, batch: TrainBatch) -> _Side | None:
     return _Side(batch.vocabulary, batch.tune, evidence.tune_background, evidence.tune)
 
 
-def _depends_on_position(rows: _Interventions, activations: NDArray[np.float32], peak: float) -> bool:
-    """Whether the activation changes where a context is moved to the window's start, and stays in its place."""
-    pivots, values = rows.pivots, activations
-    moved = {rows.ids[i, : pivots[i] + 1].tobytes(): values[i] for i in np.flatnonzero(rows.only(PRUNE)).tolist()}
-    kept: list[float] = []
-    for i in np.flatnonzero(rows.only(FILL)).tolist():
-        for length in FILLED:
-            there = moved.get(rows.ids[i, max(pivots[i] + 1 - length, 0) : pivots[i] + 1].tobytes())
-            highest = max(values[i], there) if there is not None else 0.0
-            if there is not None and highest > peak / 4:
-                kept.append(min(values[i], there) / highest)
-    return bool(kept) and float(np.median(kept)) < BROKEN
-
-
 def _is_for_checking(document: str) -> bool:
     return zlib.crc32(document.encode()) % 4 == 0
-
-
-def _strongest_background(evidence: TrainEvidence, batch: TrainBatch, *, count: int) -> list[Example]:
-    """Take the background windows in which the feature is strongest: they hold pivots that no list kept."""
-    rows = np.argsort(-evidence.background.max(axis=1), kind="stable")[:count]
-    return [background_example(evidence, batch, row, kind="random") for row in rows.tolist()]
-
-
-def _prune_context(example: Example) -> Iterator[_Row]:
-    """Cut the tokens up to the peak to contexts of `PRUNED` lengths, each moved to the window's start."""
-    pivot = int(example.activations.argmax())
-    for length in PRUNED:
-        if length <= pivot:
-            row = np.full_like(example.ids, example.ids[0])
-            row[:length] = example.ids[pivot + 1 - length : pivot + 1]
-            yield _Row(row, length - 1, example.document, PRUNE)
-
-
-def _fill_context(example: Example, corpus: NDArray[np.int64]) -> Iterator[_Row]:
-    """The same contexts left where they are, with other text before them: what differs from the pruned is position."""
-    pivot = int(example.activations.argmax())
-    whole = corpus[corpus[:, pivot] >= 0]
-    for length in FILLED if len(whole) else ():
-        if length <= pivot:
-            row = example.ids.copy()
-            row[: pivot + 1 - length] = whole[pivot % len(whole), : pivot + 1 - length]
-            yield _Row(row, pivot, example.document, FILL)
-
-
-def _context_needed(activations: NDArray[np.float32], rows: _Interventions) -> int | None:
-    """The fewest tokens of context, the peak token included, that keep half of the activation in most top examples.
-
-    Pruned rows come first, in the order of `PRUNED` for each example; None where the window was too short.
-    """
-    needed: list[int] = []
-    lengths = rows.pivots + 1
-    start = 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or lengths[end] <= lengths[end - 1]:
-            values = activations[start:end].tolist()
-            sufficient = [int(lengths[start + i]) for i, value in enumerate(values) if value >= BROKEN * max(values)]
-            if end - start > 1 and lengths[start] == PRUNED[0] and sufficient:
-                needed.append(sufficient[0])
-            start = end
-        if len(needed) == PRUNED_EXAMPLES:
-            break
-    return int(np.median(needed)) if needed else None
