@@ -17,16 +17,19 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .english import WEAK
 from .ground import Ground
 from .language import Clause, Rule
 from .search import Limits, Search, State, Trial, find_contexts, key_of
-from .telling import can_be_told
+from .telling import can_be_told, highest
 
 Size = int | Literal["best"] | None
 """Clauses of the rule wanted: so many, as many as predict tune best, or None for the shortest that is as good."""
 
 MOST = 6
 """Clauses in a rule."""
+COMMON = 0.1
+"""Share of all tokens above which a weak clause is not told."""
 
 
 class Point(NamedTuple):
@@ -80,11 +83,18 @@ def _next(search: Search, state: State) -> Clause | None:
         pruned = search.prune(trial)
         while pruned is not None and not can_be_told(Rule(any=(*state.clauses, pruned.clause))):
             pruned = search.shortened(pruned)
-        if pruned is None or key_of(pruned.clause) in map(key_of, state.clauses):
+        if pruned is None or key_of(pruned.clause) in map(key_of, state.clauses) or _catches_all(pruned, state):
             continue
         if pruned.score > (found.score if found is not None else 0):
             found = pruned
     return found.clause if found is not None else None
+
+
+def _catches_all(trial: Trial, state: State) -> bool:
+    """Whether a clause is weak beside those chosen and yet on so many tokens that a reader learns nothing of it."""
+    strongest = max(map(highest, state.clauses), default=0.0)
+    share = state.ground.weight[trial.at].sum() / state.ground.weight.sum()
+    return highest(trial.clause) < WEAK * strongest and share > COMMON
 
 
 def predicts_better(ground: Ground, longer: Rule, rule: Rule) -> bool:

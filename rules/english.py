@@ -61,23 +61,23 @@ def _tell_rest(rule: Rule) -> list[str]:
     for i, clause in enumerate(rule.any[1:], start=1):
         heads = [set(_named_tokens(earlier)) for earlier in rule.any[:i]]
         again = bool(named := set(_named_tokens(clause))) and any(named <= head for head in heads)
-        text = f"{_degree(_strength(clause), top)} {_phrase(clause)}"
+        text = f"{_degree(_strength(clause), top)} {_phrase(clause, top=top)}"
         parts.append(f"{text} elsewhere" if again and not _around(clause) and not clause.unless else text)
     exceptions = rule.unless if len(rule.any) > 1 else ()
     if exceptions:
         parts.append(f"never {join_items([*map(modifier, exceptions)], 'or')}")
     share = rule.floor / top if top > 0 else 0.0
-    return [*parts, f"elsewhere at {share:.0%} of that"] if share >= 0.1 else parts
+    return [*parts, f"elsewhere at {share:.0%} of that"] if share >= WEAK else parts
 
 
 def _around(clause: Clause) -> list[Condition]:
     return [condition for condition in clause.when if not _is_current(condition) and condition != _ANYWHERE]
 
 
-def _phrase(clause: Clause) -> str:
-    """A clause without its verb."""
+def _phrase(clause: Clause, *, top: float | None = None) -> str:
+    """A clause without its verb and its own degree; those of its weaker tokens compare with `top`, or its strongest."""
     named = _named_tokens(clause)
-    head, graded = _named_head(clause, named) if named else _kind_head(clause)
+    head, graded = _named_head(clause, named, top or _strength(clause)) if named else _kind_head(clause)
     conditions = join_items(modifiers(_around(clause)), "and")
     if graded and conditions:
         conditions = f"in each case {conditions}"
@@ -96,8 +96,8 @@ class _Head(NamedTuple):
     """Whether the text distinguishes stronger tokens from weaker ones."""
 
 
-def _named_head(clause: Clause, named: Sequence[str]) -> _Head:
-    (_, strong), *weaker = _degrees(clause, named).items()
+def _named_head(clause: Clause, named: Sequence[str], top: float) -> _Head:
+    (_, strong), *weaker = _degrees(clause, named, top).items()
     parts = [f"{degree} on {tokens(members, 'and')}" for degree, members in weaker]
     return _Head(", ".join([f"on {tokens(strong, 'and')}", *parts]), graded=bool(weaker))
 
@@ -107,7 +107,7 @@ def _kind_head(clause: Clause) -> _Head:
     strongest = sorted(clause.gains, key=lambda token: -clause.gains[token])
     if not strongest:
         return _Head(nouns and f"on {nouns}", graded=False)
-    strong = tokens(_degrees(clause, strongest)["also"], "and")
+    strong = tokens(_degrees(clause, strongest, clause.gains[strongest[0]])["also"], "and")
     return _Head(f"on {nouns or 'every token'}, most strongly {strong}", graded=True)
 
 
@@ -142,12 +142,11 @@ def _allows(condition: Token | Class | Regex, token: str) -> bool:
             return re.search(condition.pattern, token) is not None
 
 
-def _degrees(clause: Clause, named: Sequence[str]) -> dict[str, list[str]]:
-    """Tokens, strongest first, by how their activation compares with the first one's."""
+def _degrees(clause: Clause, named: Sequence[str], top: float) -> dict[str, list[str]]:
+    """Tokens, strongest first, by how their activation compares with the top one."""
     degrees: dict[str, list[str]] = {}
-    values = [clause.gains.get(token, clause.value) for token in named]
-    for token, value in zip(named, values, strict=True):
-        degrees.setdefault(_degree(value, values[0]), []).append(token)
+    for token in named:
+        degrees.setdefault(_degree(clause.gains.get(token, clause.value), top), []).append(token)
     return degrees
 
 

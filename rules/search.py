@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .affixes import Family
 from .ground import Fitted, Ground, sum_by, weighted_mean
-from .language import CLASSES, Class, Clause, Condition, Induction, Inside, Regex, Repeat, Rule, Token
+from .language import CLASSES, Class, Clause, Condition, Induction, Inside, Position, Regex, Repeat, Rule, Token
 from .sample import INSIDE, OFFSETS
 from .telling import cut_set
 from .tree import names_current
@@ -397,9 +397,17 @@ def find_contexts(long: Rule | None) -> list[Clause]:
     """What the clauses of a long rule require around the current token, with exceptions and without, each once."""
     found: dict[tuple[tuple[Condition, ...], tuple[Condition, ...]], None] = {}
     for clause in long.any if long is not None else ():
-        around = tuple(cut_set(c) for c in clause.when if not names_current(c))
+        around = tuple(cut_set(c) for c in clause.when if not names_current(c) and not _is_nearly_everywhere(c))
         unless = tuple(cut_set(c) for c in clause.unless)[:2]
         for key in ((around, unless), (around, ()), (around[:1], ())):
             if key[0] or key[1]:
                 found[key] = None
     return [Clause(when=when, unless=unless, value=0.0) for when, unless in found]
+
+
+def _is_nearly_everywhere(condition: Condition) -> bool:
+    """Whether it only leaves out the first few tokens of a window."""
+    if not isinstance(condition, Position) or condition.every > 1:
+        return False
+    first, last = condition.span
+    return last is None and first <= 4

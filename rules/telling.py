@@ -19,10 +19,11 @@ def can_be_told(rule: Rule) -> bool:
 
 def _contradict(one: Clause, other: Clause) -> bool:
     """Whether one clause excepts what the other needs and is as strong there."""
-    return not {*one.unless}.isdisjoint(other.when) and _highest(other) >= STRONG * _highest(one)
+    return not {*one.unless}.isdisjoint(other.when) and highest(other) >= STRONG * highest(one)
 
 
-def _highest(clause: Clause) -> float:
+def highest(clause: Clause) -> float:
+    """The highest activation that a clause predicts."""
     return max(clause.gains.values(), default=clause.value)
 
 

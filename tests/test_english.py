@@ -118,10 +118,10 @@ def test_a_graded_set_in_a_context_says_that_all_of_it_needs_the_context() -> No
 
 def test_exceptions_to_several_clauses_come_last() -> None:
     clauses = (Clause(when=(SELF,), value=1.0), Clause(when=(AFTER_BRACKET,), value=0.9))
-    told = describe(Rule(any=clauses, unless=(Inside(what="triple"), Token(any=("x",), at=-2)), floor=0.2))
+    told = describe(Rule(any=clauses, unless=(Inside(what="triple"), Token(any=("x",), at=-2)), floor=0.4))
     assert told == (
         "fires on ` self`; also directly after `(`; never inside a triple-quoted string or 2 tokens after `x`; "
-        "elsewhere at 20% of that"
+        "elsewhere at 40% of that"
     )
 
 
