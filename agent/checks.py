@@ -12,13 +12,15 @@ from typing import Any, get_args
 from ..data.store.journal import Journal
 from ..data.store.journal_values import Charge, Experiment, Observation
 from .loop.behaviour_examiner import BehaviourExaminer
-from .loop.conclusion import HOLDOUT, Stop, conclude, frozen_hash
+from .loop.conclusion import HOLDOUT, Stop, conclude, frozen_hash, outcome_among
 from .loop.controls import claims
+from .loop.decisions import label_of
 from .loop.feature_examiner import FeatureExaminer
 from .loop.graph import StopCode
 from .loop.hypotheses import Hypothesis
-from .loop.judging import Outcome, outcome_of, rank_rivals
+from .loop.judging import Outcome, rank_rivals
 from .loop.nodes import rival_row
+from .loop.target import Finalist
 
 SHORTFALLS = {"feature": FeatureExaminer.shortfall, "behaviour": BehaviourExaminer.shortfall}
 Rows = Sequence[Mapping[str, Any]]
@@ -61,7 +63,8 @@ class Transcript:
     def outcome(self) -> Outcome:
         """What the evidence says at the end."""
         rivals = rank_rivals(self.parsed, self.experiments, self.observations, kind=self.row["kind"])
-        return outcome_of(rivals, self.experiments, self.observations)
+        rows = [Finalist(**row) for row in (self.last("finalists") or {"rows": []})["rows"]]
+        return outcome_among(rows, rivals, self.experiments, self.observations)
 
 
 def different_rounds(said: Transcript) -> Iterator[int]:
@@ -79,6 +82,8 @@ def different_rounds(said: Transcript) -> Iterator[int]:
 def check_hypotheses(said: Transcript, _: Journal) -> Iterator[str]:
     """Every hypothesis says what the decision that put it up says; the nulls are the lab's (rerun.py)."""
     for row in said.hypotheses:
+        if row["origin"] == "label" and said.parsed[row["name"]] != label_of(said.last("baseline")):
+            yield f"hypothesis {row['name']}: the label that there was says something else"
         if row["step"] < 0:
             continue
         action = said.decisions.get(row["step"], {}).get("action") or {}

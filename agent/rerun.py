@@ -26,7 +26,7 @@ from .loop.behaviour_lab import BehaviourLab
 from .loop.conclusion import HOLDOUT
 from .loop.experiments import design_from_json
 from .loop.target import Examiner, Lab, run_controls
-from .session import prepare
+from .session import Bench, InvestigationConfig
 from .tools.table import tools_for
 
 TOLERANCE = 1e-3
@@ -81,8 +81,9 @@ def _open(
 ) -> tuple[Lab, Examiner]:
     target, seed = said.row["target"], said.row["settings"].get("seed", 0)
     if said.row["kind"] == "feature":
-        ready = prepare([Feature.parse(target)], subject, store, sources=sources, scorers=(), client=None, seed=seed)
-        return (one := next(ready)).lab, one.examiner
+        feature, config = Feature.parse(target), InvestigationConfig(seed=seed)
+        one = Bench(store, subject, feature.source, config, sources=sources).prepare(feature)
+        return one.lab, one.examiner
     if task is None or target != f"{subject.name} {task.name}":
         raise NeuronautError(f"{said.row['id']} is about {target}; give its pairs again, with --task or --pairs")
     lab = BehaviourLab(subject, task, seed=seed)
@@ -129,8 +130,8 @@ def _conclude_again(said: Transcript, lab: Lab, examiner: Examiner) -> Iterator[
         yield from _compare("baseline", baseline, examiner.baseline())
     frozen, holdout = said.last("frozen") or {}, said.last(HOLDOUT)
     if holdout is not None and not _asks(said):
-        scores = examiner.holdout(frozen["text"], said.parsed[frozen["hypothesis"]])
-        yield from _compare(HOLDOUT, holdout, {"scores": [_score(score) for score in scores]})
+        examined = examiner.holdout(frozen["text"], said.parsed[frozen["hypothesis"]])
+        yield from _compare(HOLDOUT, holdout, {"scores": [_score(score) for score in examined.scores]})
     if controls := said.of_kind("control"):
         again = run_controls(
             lab,

@@ -7,16 +7,20 @@ of a source share is read once for all of them (`prepare`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..causal.circuits.tasks import Task
+from ..data.records import Explanation
 from ..data.store.journal import investigation_id
 from ..data.store.journal_values import End, InvestigationRecord
 from ..data.store.store import Store
+from ..explainers.battery.battery import run_battery
+from ..explainers.guided import tell_findings
 from ..explainers.rule import RuleExplainer
-from ..labelling.inputs import EvidenceLoader
+from ..labelling.inputs import Columns, EvidenceLoader, OnProgress
 from ..labelling.label import open_harvested
 from ..llm.client import LLMClient
 from ..llm.prices import cost
@@ -29,7 +33,7 @@ from ..subject.sources import Source
 from .loop.behaviour_examiner import BehaviourExaminer
 from .loop.behaviour_lab import BehaviourLab
 from .loop.budget import Limits
-from .loop.feature_examiner import FeatureExaminer
+from .loop.feature_examiner import FeatureExaminer, Holdouts
 from .loop.feature_lab import FeatureLab
 from .loop.graph import build, first_state
 from .loop.nodes import Nodes
@@ -43,10 +47,12 @@ from .tools.table import tools_for
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
+    from ..labelling.workers import Workers
+
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
-CHUNK = 48
-"""Features that are made ready together."""
+CHUNK = 256
+"""Features whose shared windows are run together; each takes 0.7 MB in 2,624 windows of 64 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,8 @@ class InvestigationConfig:
     settings: Settings = Settings()
     on_event: Callable[[Mapping[str, Any]], None] | None = None
     """Hears every event as it is written."""
+    on_progress: OnProgress | None = None
+    """Hears of what features share as it is read."""
 
     def __post_init__(self) -> None:
         if self.limits.usd is not None and self.client is not None and self.client.price is None:
@@ -173,32 +181,64 @@ def investigate_all(
     *,
     sources: Mapping[SourceId, Source] | None = None,
     fork: InvestigationRecord | None = None,
+    workers: "Workers[SessionItem, str] | None" = None,
+    seeds: Sequence[int] = (),
 ) -> Iterator[Session]:
-    """Investigate features one after another; what features of a source share is read once. See `investigate`.
+    """Investigate features; what features of a source share is read once, before the first. See `investigate`.
+
+    They are investigated one after another, or by `workers`, each of which performs `perform_session` with an equal
+    config; then they come as they end, those that ended before first. With `seeds` each is investigated once by each.
 
     >>> features = store.features("demo:mlp.1:17")
     >>> config = InvestigationConfig(limits=Limits(experiments=2))
     >>> [session.report.target for session in investigate_all(features, subject, store, config)]
     ['demo:mlp.1:17']
     """
+    configs = [replace(config, seed=seed) for seed in seeds or (config.seed,)]
     for members in chunks(features):
-        source = None if sources is None else sources.get(members[0].source)
-        dictionary = (source and source.revision) or _dictionary_revision(store, members[0].source)
-        revision = f"{subject.revision} {dictionary}".strip()
-        records = {f: fork or config.describe("feature", str(f), subject, revision) for f in members}
-        left = [feature for feature, record in records.items() if session(store, record.id) is None]
-        ready = (
-            prepare(
-                left, subject, store, sources=sources, scorers=config.scorers, client=config.client, seed=config.seed
-            )
-            if left
-            else ()
-        )
-        prepared = {member.feature: member for member in ready}
-        for feature, record in records.items():
-            if feature in prepared:
-                _run(store, record, prepared[feature].lab, prepared[feature].examiner, config, revision=revision)
+        benches = [Bench(store, subject, members[0].source, own, sources=sources) for own in configs]
+        items = [(bench, bench.record(feature, fork)) for feature in members for bench in benches]
+        done = {record.id for _, record in items if session(store, record.id) is not None}
+        named = {str(feature): feature for feature in members}
+        open_targets = {record.target for _, record in items if record.id not in done}
+        left = [feature for name, feature in named.items() if name in open_targets]
+        columns = benches[0].read(left) if left else {}
+        if workers is not None:
+            yield from (_finished(store, id) for id in done)
+            open_items = ((bench, named[r.target]) for bench, r in items if r.id not in done)
+            work = (SessionItem(feature, bench.seed, columns[feature]) for bench, feature in open_items)
+            yield from (_finished(store, id) for id in workers.run(work))
+            continue
+        for bench, record in items:
+            if record.id not in done:
+                bench.run(record, named[record.target], columns[named[record.target]])
             yield _finished(store, record.id)
+
+
+class SessionItem(NamedTuple):
+    """A feature that a worker process investigates."""
+
+    feature: Feature
+    seed: int
+    columns: Columns
+    """Its activations on the windows that all features share."""
+
+
+def perform_session(
+    store: Store, subject: Subject, config: InvestigationConfig, sources: Mapping[SourceId, Source] | None
+) -> Callable[[SessionItem], str]:
+    """Return the function with which a worker investigates a feature, and gives the id of the session."""
+    benches: dict[tuple[SourceId, int], Bench] = {}
+
+    def perform(item: SessionItem) -> str:
+        key = item.feature.source, item.seed
+        if key not in benches:
+            benches[key] = Bench(store, subject, key[0], replace(config, seed=item.seed), sources=sources)
+        record = benches[key].record(item.feature)
+        benches[key].run(record, item.feature, item.columns)
+        return record.id
+
+    return perform
 
 
 def session(store: Store, id: str) -> Session | None:
@@ -223,10 +263,6 @@ def _behaviour(
     if session(store, record.id) is None:
         _run(store, record, lab, BehaviourExaminer(lab), config, revision=subject.revision)
     return _finished(store, record.id)
-
-
-def _dictionary_revision(store: Store, source: SourceId) -> str:
-    return next((str(row["revision"]) for row in store.sources() if row["source"] == str(source)), "")
 
 
 def _run(
@@ -284,23 +320,80 @@ def chunks(features: Sequence[Feature]) -> Iterator[list[Feature]]:
         yield from (members[start : start + CHUNK] for start in range(0, len(members), CHUNK))
 
 
-def prepare(
-    features: Sequence[Feature],
-    subject: Subject,
-    store: Store,
-    *,
-    sources: Mapping[SourceId, Source] | None,
-    scorers: Sequence[Scorer],
-    client: LLMClient | None,
-    seed: int,
-) -> Iterator[Prepared]:
-    """Makes labs and examiners for features of one source; evidence and one-shot explanations share their forwards."""
-    source = open_harvested(store, subject, features[0].source, sources)
-    loader = EvidenceLoader(store, subject, source, seed=seed)
-    evidence = {feature: store.evidence(feature) for feature in features}
-    batch = loader.train(list(evidence.values()))
-    baselines = {explanation.feature: explanation for explanation in RuleExplainer(subject, seed=seed).explain(batch)}
-    for part in batch.features:
-        lab = FeatureLab(store, subject, source, part, batch, baseline=baselines[part.feature], seed=seed)
-        examiner = FeatureExaminer(loader, lab, evidence[part.feature], batch, scorers, client=client)
-        yield Prepared(part.feature, lab, examiner)
+class Bench:
+    """One source, open for sessions with its features."""
+
+    def __init__(
+        self,
+        store: Store,
+        subject: Subject,
+        source: SourceId,
+        config: InvestigationConfig = SCRIPTED,
+        *,
+        sources: Mapping[SourceId, Source] | None = None,
+    ) -> None:
+        self._store, self._subject, self._config, self._id = store, subject, config, source
+        self._sources = sources or {}
+
+    @property
+    def seed(self) -> int:
+        """Of its sessions."""
+        return self._config.seed
+
+    def record(self, feature: Feature, fork: InvestigationRecord | None = None) -> InvestigationRecord:
+        """What the investigation of a feature is."""
+        return fork or self._config.describe("feature", str(feature), self._subject, self.revision)
+
+    @cached_property
+    def revision(self) -> str:
+        """Of the subject and the dictionary."""
+        opened = self._sources.get(self._id)
+        stored = (str(row["revision"]) for row in self._store.sources() if row["source"] == str(self._id))
+        return f"{self._subject.revision} {(opened and opened.revision) or next(stored, '')}".strip()
+
+    @cached_property
+    def _loader(self) -> EvidenceLoader:
+        source = open_harvested(self._store, self._subject, self._id, self._sources)
+        return EvidenceLoader(self._store, self._subject, source, seed=self._config.seed)
+
+    def read(self, features: Sequence[Feature]) -> dict[Feature, Columns]:
+        """Run the windows that these features share through the subject, once for all of them."""
+        # What is wrong with the evidence is found before the long pass.
+        self._loader.evidence(features[0])
+        return self._loader.columns(features, on_progress=self._config.on_progress)
+
+    def prepare(self, feature: Feature, columns: Columns | None = None) -> Prepared:
+        """Make the lab and the examiner of a feature.
+
+        What there is to beat is the best label that is stored, else what the rule explainer says; where nobody is asked
+        it must have a rule, with which to begin. The battery is run for whoever is asked.
+        """
+        config, loader, evidence = self._config, self._loader, self._loader.evidence(feature)
+        own = self.read([feature]) if columns is None else {feature: columns}
+        batch = loader.train([evidence], own)
+        (part,) = batch.features
+        label = stored_label(self._store, feature, needs_rule=config.client is None)
+        if label is None:
+            (label,) = RuleExplainer(self._subject, seed=config.seed).explain(batch)
+        told: Sequence[str] = ()
+        if config.client is not None and label.text is not None:
+            told = tell_findings(run_battery(self._subject, batch, [part])[feature], batch.vocabulary)
+        lab = FeatureLab(self._store, self._subject, loader.source, part, batch, baseline=label, seed=config.seed)
+        holdouts = Holdouts(loader, evidence, own)
+        examiner = FeatureExaminer(holdouts, lab, batch, config.scorers, client=config.client, battery=told)
+        return Prepared(feature, lab, examiner)
+
+    def run(self, record: InvestigationRecord, feature: Feature, columns: Columns) -> None:
+        """Begin or go on with the investigation of a feature, to its end."""
+        ready = self.prepare(feature, columns)
+        _run(self._store, record, ready.lab, ready.examiner, self._config, revision=self.revision)
+
+
+def stored_label(store: Store, feature: Feature, *, needs_rule: bool) -> Explanation | None:
+    """The best explanation of a feature that is stored, investigations apart: these are not begun with each other."""
+    for stored in store.explanations(feature):
+        explanation = stored.explanation
+        usable = explanation.text is not None and (explanation.rule is not None or not needs_rule)
+        if usable and "investigation" not in explanation.provenance:
+            return explanation
+    return None

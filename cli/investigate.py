@@ -2,17 +2,19 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..subject.errors import NeuronautError
 from . import display
 from .causal.inputs import output_option, pair_options, seed_option, task_of, write
-from .common import Form, as_json, emit, interruptible, open_store, result_options, say
+from .common import Form, Progress, as_json, emit, interruptible, open_store, result_options, say
 from .label import scorer_option, subject_options
 from .llm_options import format_spent, llm_options, open_client, split_options
 from .progress_view import Watch
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
     from ..agent.loop.budget import Limits
     from ..agent.loop.policy import Policy
     from ..agent.loop.run import Settings
+    from ..agent.pooling import Pooled
     from ..agent.report.report import Report
-    from ..agent.session import Session
+    from ..agent.session import InvestigationConfig, Session, SessionItem
     from ..data.store.journal_values import InvestigationRecord
     from ..data.store.store import Store
+    from ..labelling.workers import Workers
     from ..llm.client import LLMClient
     from ..scorers.controls import ControlMode
+    from ..subject.address import Feature, SourceId
+    from ..subject.model import Subject
+    from ..subject.sources import Source
+    from .llm_options import LLMOptions
     from .opening import LoadOptions
 
 POLICIES = ("scripted", "llm", "random", "replay")
@@ -61,6 +69,8 @@ class InvestigationRequest:
     """Whether a judge must pass on built-in units."""
     resumed: "InvestigationRecord | None" = None
     """The investigation to go on with."""
+    runs: int = 1
+    """Investigations of each feature, each with the next seed."""
 
     @property
     def of_behaviour(self) -> bool:
@@ -80,6 +90,21 @@ class InvestigationRequest:
 )
 @click.option("--resume", metavar="ID", help="Go on with an investigation, or with a fork of one.")
 @seed_option
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Investigate each feature so often, with other seeds and orders, and pool what comes of it.",
+)
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Processes that investigate features side by side.",
+)
 @click.option("--hide-names", is_flag=True, help="Do not tell the policy what the target is called.")
 @scorer_option
 @pair_options(rows=64)
@@ -95,6 +120,7 @@ def investigate(
     form: Form,
     budget: str | None,
     resume: str | None,
+    jobs: int,
     **options: Any,
 ) -> None:
     """Find out what a feature or a behaviour is, and prove it.
@@ -102,7 +128,8 @@ def investigate(
     Rival hypotheses say what they expect of every experiment before it is run; code judges by what is then seen, and
     the one that stands is frozen and scored once on text that nobody saw. TARGETS are features, as for `label`; or
     one MODEL with --task or --pairs (see `patch`) for a behaviour. The same command again goes on where the last one
-    stopped. --nl prints every event as it comes, --json the reports. Ends with 0 where all are supported, 3 where one
+    stopped. Of several --runs the one answer is the rule that is right most often on all that they measured, with the
+    dissent. --nl prints every event as it comes, --json the reports. Ends with 0 where all are supported, 3 where one
     stays open or has no explanation, 4 where a budget was spent before, 1 on an error.
 
     \b
@@ -110,16 +137,21 @@ def investigate(
       neuronaut investigate demo:mlp.2:17
       neuronaut investigate gpt2:mlp.5:0-9 -m openai:gpt-4o-mini --budget usd=1,experiments=40 --hide-names
       neuronaut investigate demo --task induction --html induction.html
+      neuronaut investigate demo:mlp.2:random:50 -j 2
+      neuronaut investigate demo:mlp.2:17 --runs 10
       neuronaut investigate --resume 3fa92b
     """
-    _check_options(targets, options, resume=resume, budget=budget)
+    _check_options(targets, options, resume=resume, budget=budget, jobs=jobs)
     with (
         open_store(database, create=options["task"] is not None or options["pairs"] is not None, write=True) as store,
         interruptible(lambda: f"all that was done is stored in {store.path}"),
     ):
-        finished = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html)
+        finished = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html, jobs=jobs)
+        pooled = _pool(store, finished) if options["runs"] > 1 else []
     if form == "json":
-        emit([session.report.to_json() for session in finished], form, lambda _: "")
+        emit([*(session.report.to_json() for session in finished), *map(asdict, pooled)], form, lambda _: "")
+    elif pooled:
+        click.echo("\n".join(map(_format_pooled, pooled)))
     if len(finished) > 1:
         statuses = [session.status for session in finished]
         say(", ".join(f"{statuses.count(s)} {s.replace('_', ' ')}" for s in EXITS if s in statuses))
@@ -127,7 +159,7 @@ def investigate(
 
 
 def _check_options(
-    targets: tuple[str, ...], options: Mapping[str, Any], *, resume: str | None, budget: str | None
+    targets: tuple[str, ...], options: Mapping[str, Any], *, resume: str | None, budget: str | None, jobs: int
 ) -> None:
     """Refuse what does not go together before anything is opened."""
     policy = options["policy"]
@@ -137,6 +169,9 @@ def _check_options(
         raise click.UsageError("--resume ID has its target, policy and budget from the beginning; leave the others out")
     if policy is not None and (policy == "replay") != (options["transcript"] is not None):
         raise click.UsageError("--policy replay takes the decisions of --transcript ID; give both, or neither")
+    of_behaviour = any(options[name] is not None for name in PAIRS if name != "rows")
+    if (jobs > 1 or options["runs"] > 1) and (of_behaviour or resume is not None):
+        raise click.UsageError("-j and --runs are for features; leave them out with --resume or pairs of prompts")
     if policy == "llm" and options["llm"] is None:
         raise click.UsageError("--policy llm asks a language model; name one, for example -m openai:gpt-4o-mini")
 
@@ -150,17 +185,25 @@ def _run(
     budget: str | None,
     form: Form,
     html: str | None,
+    jobs: int,
 ) -> "list[Session]":
     request = _read_request(store, targets, options, resume=resume, budget=budget)
     language, _ = split_options(options)
     finished: list[Session] = []
     active: set[str] = set()
-    with open_client(language, store, budget=None) as client, Watch(lambda id: _hypothesis_texts(store, id)) as watch:
-        for session in run_sessions(store, request, client, _event_handler(watch, form, active)):
+    with (
+        open_client(language, store, budget=None) as client,
+        Watch(lambda id: _hypothesis_texts(store, id)) as watch,
+        _open_workers(jobs, str(store.path), request, language) as workers,
+    ):
+        before = {row["id"] for row in store.journal.rows() if row["ended"] is not None}
+        for session in run_sessions(store, request, client, _event_handler(watch, form, active), workers=workers):
             finished.append(session)
             watch.clear()
-            if session.id not in active:
+            if session.id in before:
                 say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
+            elif workers is not None and form == "nl":
+                _tell_events(store, session.id)
             if form == "table":
                 click.echo(
                     _format_line(session) if len(request.targets) > 1 or finished[1:] else _format_result(session)
@@ -188,7 +231,7 @@ def _read_request(
 
     language, rest = split_options(options)
     pairs = {name: rest.pop(name) for name in PAIRS}
-    choices = {name: rest.pop(name) for name in ("policy", "transcript", "seed", "scorers")}
+    choices = {name: rest.pop(name) for name in ("policy", "transcript", "seed", "scorers", "runs")}
     policy = choices["policy"] or ("scripted" if language.llm is None else "llm")
     settings = Settings(hide_names=rest.pop("hide_names"))
     request = InvestigationRequest(
@@ -205,6 +248,7 @@ def _read_request(
         embedder=language.embedder,
         controls=language.control_mode,
         calibrated=not language.no_calibration,
+        runs=choices["runs"],
     )
     return request if resume is None else _resume_request(store, resume, request)
 
@@ -242,21 +286,56 @@ def run_sessions(
     request: InvestigationRequest,
     client: "LLMClient | None",
     on_event: Callable[[Mapping[str, Any]], None],
+    *,
+    workers: "Workers[SessionItem, str] | None" = None,
 ) -> "Iterator[Session]":
-    """Investigate all targets, one after another."""
-    from ..agent.session import InvestigationConfig, investigate_all
-    from ..scorers.factory import ScorerOptions, make_scorers
-    from .opening import chosen_features, stored_sources, stored_subject
+    """Investigate all targets, one after another or by workers."""
+    from ..agent.session import investigate_all
 
     if request.of_behaviour:
         yield _run_behaviour(store, request, client, on_event)
         return
+    with Progress("investigate", total=None, unit="sessions") as progress:
+        ready = _open_features(store, request, client)
+        config = replace(ready.config, on_event=on_event, on_progress=progress.doing)
+        seeds = range(request.seed, request.seed + request.runs)
+        sessions = investigate_all(
+            ready.features,
+            ready.subject,
+            store,
+            config,
+            sources=ready.sources,
+            fork=request.resumed,
+            workers=workers,
+            seeds=seeds,
+        )
+        if workers is not None:
+            progress.expect(len(ready.features) * request.runs)
+        for done, session in enumerate(sessions, start=1):
+            if workers is not None:
+                progress.reach(done)
+            yield session
+
+
+class _Ready(NamedTuple):
+    """What sessions on features need."""
+
+    features: "Sequence[Feature]"
+    subject: "Subject"
+    sources: "Mapping[SourceId, Source]"
+    config: "InvestigationConfig"
+
+
+def _open_features(store: "Store", request: InvestigationRequest, client: "LLMClient | None") -> _Ready:
+    from ..agent.session import InvestigationConfig
+    from ..scorers.factory import ScorerOptions, make_scorers
+    from .opening import chosen_features, stored_sources, stored_subject
+
     features = chosen_features(store, request.targets)
     subject = stored_subject(
         store, features[0].source.model, request.load_options, sources=[feature.source for feature in features]
     )
     sources = stored_sources(store, subject, features, request.load_options)
-    policy = _make_policy(store, request, client)
     options = ScorerOptions(
         client and client.llm,
         subject,
@@ -268,15 +347,78 @@ def run_sessions(
         embedder=request.embedder,
     )
     config = InvestigationConfig(
-        policy=policy,
+        policy=_make_policy(store, request, client),
         limits=request.limits,
         seed=request.seed,
         client=client,
         scorers=make_scorers(request.scorers, options),
         settings=request.settings,
-        on_event=on_event,
     )
-    yield from investigate_all(features, subject, store, config, sources=sources, fork=request.resumed)
+    return _Ready(features, subject, sources, config)
+
+
+@contextmanager
+def _open_workers(
+    count: int, database: str, request: InvestigationRequest, language: "LLMOptions"
+) -> "Generator[Workers[SessionItem, str] | None]":
+    """Start worker processes that investigate; None where this process does the work."""
+    if count == 1:
+        yield None
+        return
+    from ..labelling.workers import Workers
+
+    with Workers(count, partial(_open_worker, database, request, language)) as workers:
+        yield workers
+
+
+@contextmanager
+def _open_worker(
+    database: str, request: InvestigationRequest, language: "LLMOptions"
+) -> "Generator[Callable[[SessionItem], str]]":
+    from ..agent.session import perform_session
+
+    with open_store(database, write=True) as store, open_client(language, store, budget=None) as client:
+        ready = _open_features(store, request, client)
+        yield perform_session(store, ready.subject, ready.config, ready.sources)
+
+
+def _tell_events(store: "Store", id: str) -> None:
+    """Print the events of a session that a worker held."""
+    for event in store.journal.events(id):
+        click.echo(as_json({"investigation": id, **event}))
+
+
+def _pool(store: "Store", finished: "Sequence[Session]") -> "list[Pooled]":
+    """Pool the runs on each feature."""
+    from ..agent.pooling import pool
+    from ..explainers.battery.places import scale_of
+    from ..subject.address import Feature
+
+    by_target: dict[str, list[Report]] = {}
+    for session in finished:
+        by_target.setdefault(session.report.target, []).append(session.report)
+    pooled = []
+    for target, reports in by_target.items():
+        examples = sorted(store.evidence(Feature.parse(target)).train, key=lambda e: -e.peak)
+        vocabulary = store.vocabulary(Feature.parse(target).source.model)
+        pooled.append(pool(store.journal, reports, vocabulary, scale=scale_of(examples)))
+    return pooled
+
+
+def _format_pooled(pooled: "Pooled") -> str:
+    """Write the one answer of several runs, and the dissent."""
+    ends = ", ".join(f"{pooled.ends[end]} {end.replace('_', ' ')}" for end in EXITS if pooled.ends.get(end))
+    lines = [f"{pooled.target}, {pooled.runs} runs together: {pooled.status.replace('_', ' ')} ({ends})"]
+    if pooled.text is not None:
+        lines.append(f"{display.visible(pooled.text)}  ({pooled.id})")
+    if pooled.hits is not None:
+        agreement = "" if pooled.agreement is None else f"; the runs' rules agree in {pooled.agreement:.2f}"
+        lines.append(f"right about {pooled.hits:.2f} of {pooled.windows:,} windows that the runs measured{agreement}")
+    for other in pooled.dissent:
+        said = display.visible(other.text or other.reason)
+        agrees = "" if other.agreement is None else f", agrees in {other.agreement:.2f}"
+        lines.append(display.cut(f"dissent: {other.id} {other.status.replace('_', ' ')}{agrees}: {said}"))
+    return "\n".join(lines)
 
 
 def _run_behaviour(

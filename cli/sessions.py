@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +27,7 @@ from .label import subject_options
 
 if TYPE_CHECKING:
     from ..agent.rerun import Rerun
+    from ..agent.summary import SessionSummary
     from ..data.store.store import Store
 
 
@@ -50,6 +52,7 @@ def sessions() -> None:
     Examples:
       neuronaut sessions
       neuronaut sessions show 3fa92b --html report.html
+      neuronaut sessions summary
       neuronaut sessions replay 3fa92b
       neuronaut sessions fork 3fa92b --step 4
       neuronaut sessions export 3fa92b --format inspect --output log.json
@@ -97,6 +100,25 @@ def show(id: str, html: str | None, database: str, form: Form) -> None:
         if html is not None:
             write_page(store, report, html)
     emit([report.to_json()], form, lambda _: str(report))
+
+
+@sessions.command()
+@result_options
+def summary(database: str, form: Form) -> None:
+    """Sum up all investigations: how they ended, what stayed open, and which tools told most for their cost.
+
+    What a tool told is the largest change of a rival's log odds, in nats, summed over its experiments.
+
+    \b
+    Examples:
+      neuronaut sessions summary
+      neuronaut sessions summary --json | jq .[0].groups
+    """
+    from ..agent.summary import summarise
+
+    with open_store(database) as store:
+        summed = summarise(store.journal)
+    emit([asdict(summed)], form, lambda _: _format_summary(summed))
 
 
 @sessions.command()
@@ -230,6 +252,46 @@ def _format_table(rows: list[Row]) -> str:
             display.key("reason"),
         ],
     )
+
+
+def _format_summary(summed: "SessionSummary") -> str:
+    if not summed.groups:
+        return "no investigations"
+    groups = [asdict(group) for group in summed.groups]
+    tools = [{**asdict(tool), "rate": tool.nats_per_1000} for tool in summed.tools]
+    failures = [{"reason": reason, "count": count} for reason, count in [*summed.failures.items()][:FAILURES]]
+    blocks = [display.table(groups, GROUP_COLUMNS), display.table(tools, TOOL_COLUMNS)]
+    if failures:
+        columns = [display.key("count", right=True), display.key("reason", "failed or refused")]
+        blocks.append(display.table(failures, columns))
+    return "\n\n".join(blocks)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()) or display.NOTHING
+
+
+FAILURES = 12
+"""Reasons that are shown."""
+GROUP_COLUMNS = (
+    display.key("name", "source"),
+    display.key("policy"),
+    display.key("sessions", right=True),
+    display.Column("ends", lambda row: _counts(row["ends"])),
+    display.Column("what stayed open", lambda row: _counts(row["open"])),
+    display.key("ungraded", right=True),
+    display.Column("forwards", lambda row: f"{row['forwards']:,.0f}", right=True),
+    display.Column("tokens", lambda row: f"{row['tokens']:,.0f}", right=True),
+    display.Column("minutes", lambda row: f"{row['minutes']:.1f}", right=True),
+)
+TOOL_COLUMNS = (
+    display.key("tool"),
+    display.key("experiments", right=True),
+    display.key("forwards", right=True),
+    display.key("nats", right=True),
+    display.key("rate", "nats per 1,000 forwards", right=True),
+    display.key("failed", right=True),
+)
 
 
 def _format_replay(rows: list[Row]) -> str:

@@ -128,7 +128,7 @@ class Guided(PromptExplainer):
             "windows": fenced(active_lines(examples, extent)),
             "near_misses": fenced(silent.lines(silent.near_misses)) if silent.near_misses else NONE_FOUND,
             "silent": fenced(silent.lines(silent.others)) if silent.others else NONE_FOUND,
-            "experiments": fenced(_tell(findings, batch.vocabulary)),
+            "experiments": fenced(tell_findings(findings, batch.vocabulary)),
             "learned": _tell_learned(learned, highest),
         }
         windows = [e.window for e in (*examples, *silent.examples)]
@@ -249,7 +249,7 @@ def _tell_error(error: Error, highest: float) -> str:
     return f"is {was}, the rule says {said}: {marked(part, is_active, silent=meant)}"
 
 
-def _tell(findings: Findings, vocabulary: tuple[str, ...]) -> list[str]:
+def tell_findings(findings: Findings, vocabulary: tuple[str, ...]) -> list[str]:
     """The findings in lines of words, tokens spelled."""
 
     def name(tokens: Sequence[int]) -> str:

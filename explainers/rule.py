@@ -29,7 +29,7 @@ from ..rules.ground import Ground
 from ..rules.induce import induce
 from ..rules.language import Rule
 from ..rules.observed import Observed
-from ..rules.revise import count_wrong, fit, join, revise
+from ..rules.revise import count_wrong, join, revise
 from ..rules.sample import Sample, Windows
 from ..rules.telling import can_be_told, shorten_to_tell
 from ..rules.tree import Growth, grow
@@ -160,14 +160,11 @@ class RuleExplainer:
         )
         return [abstained if abstained is not None else next(learned) for abstained in abstentions]
 
-    def learn(
-        self, evidence: TrainEvidence, batch: TrainBatch, observed: Observed, *, measure: bool = True
-    ) -> Explanation:
+    def learn(self, evidence: TrainEvidence, batch: TrainBatch, observed: Observed) -> Explanation:
         """Learn an explanation that also holds for what experiments measured; without any it is that of `explain`.
 
-        With `measure` its provenance has a "fit" (`rules.revise.Fit`), which takes as long again. The first call for a
-        feature runs its interventions; later ones, with more or other observed windows, do not run the subject
-        again. Raises NeuronautError where the observed windows are not as long as the batch's.
+        The first call for a feature runs its interventions; later ones, with more or other observed windows, do not run
+        the subject again. Raises NeuronautError where the observed windows are not as long as the batch's.
         """
         width = batch.background.ids.shape[1]
         if observed.ids.shape[1] != width:
@@ -183,7 +180,7 @@ class RuleExplainer:
             rows = self._intervene(evidence, batch)
             (activations,) = self._measure(batch.source, [evidence], [rows])
             measured = self._measured[evidence.feature] = _Measured(evidence, rows, activations)
-        return self._learn(evidence, batch, measured.rows, measured.activations, observed, measure=measure)
+        return self._learn(evidence, batch, measured.rows, measured.activations, observed)
 
     def _intervene(self, evidence: TrainEvidence, batch: TrainBatch) -> Interventions:
         return make_interventions(evidence, batch, count=self._interventions, seed=self._seed)
@@ -213,10 +210,8 @@ class RuleExplainer:
         rows: Interventions,
         activations: NDArray[np.float32],
         observed: Observed | None = None,
-        *,
-        measure: bool = False,
     ) -> Explanation:
-        learned = self._find_rule(evidence, batch, rows, activations, observed=observed, measure=measure)
+        learned = self._find_rule(evidence, batch, rows, activations, observed=observed)
         rule, predictor = learned.rule, learned.predictor
         if rule is None:
             reason = "no token condition predicts it better than its mean on text that was kept from learning"
@@ -247,9 +242,8 @@ class RuleExplainer:
         activations: NDArray[np.float32],
         *,
         observed: Observed | None,
-        measure: bool,
     ) -> _Learned:
-        """Grow a tree, and choose the clauses of its rule that hold; measured windows are kept right."""
+        """Grow a tree, and choose the clauses of its rule that hold, or that explain what was measured."""
         keeps = ~rows.only(TUNE)
         growth = replace(self._growth, positions=depends_on_position(rows, activations, evidence.statistics.peak))
         sample = self._build_sample(_train_side(evidence, batch), rows, activations, keeps, LEARNING)
@@ -268,26 +262,15 @@ class RuleExplainer:
         pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(int(keeps.sum()), 1)
         scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
         rule = revise(sample, growth, observed, **scale)
-        provenance: dict[str, object] = {}
-        if rule is not None and not can_be_told(rule):
-            ground, checked_on = self._build_ground(
-                evidence, batch, rows, activations, growth=growth, observed=observed
-            )
-            rule = self._choose_observed(ground, rule, observed, batch.vocabulary, half=scale["half"])
-            provenance["checked_on"] = checked_on
-        if rule is not None and measure:
-            provenance["fit"] = asdict(fit(rule, sample, growth, observed, **scale))
-        return _Learned(rule, provenance=provenance)
-
-    def _choose_observed(
-        self, ground: Ground, rule: Rule, observed: Observed, vocabulary: tuple[str, ...], *, half: float
-    ) -> Rule:
-        """The clauses that explain most, where no measured pivot is lost with the others; else the rule as it is."""
+        if rule is None or can_be_told(rule):
+            return _Learned(rule)
+        ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth=growth, observed=observed)
         chosen = choose(ground, rule, size=self._rule_size)
         if chosen is None:
-            return rule
-        wrong, before = (count_wrong(r, observed, vocabulary, half=half) for r in (chosen.rule, rule))
-        return chosen.rule if wrong <= before else rule
+            return _Learned(rule, provenance={"checked_on": checked_on})
+        half = scale["half"]
+        wrong, before = (count_wrong(r, observed, batch.vocabulary, half=half) for r in (chosen.rule, rule))
+        return _Learned(chosen.rule, rule if before < wrong else None, {"checked_on": checked_on})
 
     def _build_ground(
         self,

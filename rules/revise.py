@@ -12,20 +12,9 @@
    that are counterexamples. The root makes the last few count, so that one exception among thousands of pivots
    changes the rule; the first term keeps a unit without a short rule from being described by its experiments alone.
    The rule is shortened as far as that costs nothing (`tidy`).
-
-`fit` measures how well a learned rule holds on data that it was not learned from, beside a table of tokens: is
-there a pattern at all? A second rule is learned with less, and held against the data that it was denied: some
-carriers, that is measured windows that differ in the last tokens up to the pivot only (every fourth, by hash, and
-one at least where there are two), and the edits that the explainer itself made of the documents it keeps for
-checking splits. Agreement is the balanced accuracy of "above half the peak" on those pivots, so that a rule that
-always predicts the same gets 0.5. On the text of the kept documents stands the correlation of the rule itself. The
-table is the mean of each token over the data that the second rule was learned from. A rule that does no better than
-the table there, or fails on new carriers, has no pattern. One that gets there with hundreds of words (a random sum
-over the last two tokens can be spelled out so) is a table of its own: its length shows it, and no agreement does.
 """
 
-import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,89 +99,10 @@ def _reweight(sample: Sample, pivots: NDArray[np.int64], raised: NDArray[np.floa
     return replace(sample, weight=weight, check=check)
 
 
-QUARTER = 4
-VARIED = 5
-"""Tokens up to the pivot, the pivot included, in which the windows of one carrier may differ."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """Agreement of a rule with data that it was not learned from; None where a side is constant, or has no data."""
-
-    kept: float | None
-    """Pearson's r on the kept documents."""
-    kept_table: float | None
-    """The same of the token table."""
-    edited_agreement: float | None
-    """Balanced accuracy of the second rule on the explainer's own edits of kept documents."""
-    edited_correlation: float | None
-    """Pearson's r of the second rule on the same edits."""
-    edited_table: float | None
-    """Balanced accuracy of the token table on them."""
-    observed_agreement: float | None
-    """Balanced accuracy of the second rule on the carriers that it was denied."""
-    observed_correlation: float | None
-    """Pearson's r of the second rule on the same carriers."""
-    observed_table: float | None
-    """Balanced accuracy of the token table on them."""
-    wrong: int
-    """Measured pivots, of all, that the rule itself puts on the wrong side of half the peak."""
-    observed: int
-    """Measured pivots."""
-    length: int
-    """The rule's length in conditions, tokens and gains."""
-
-
-def fit(rule: Rule, sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: float, half: float) -> Fit:
-    """Hold a rule that was learned from a sample and measured windows against both, with a second learning."""
-    split = sample.background.ids.size
-    checked = np.flatnonzero(sample.check[:split] > 0)
-    true, codes = sample.activation[checked], sample.tokens[0][checked]
-    denied = _choose_denied(observed)
-    allowed, hidden = observed.only(~denied), observed.only(denied)
-    edits = _checked_edits(sample)
-    check = sample.check.copy()
-    check[split:][edits.measured.ravel()] = 0
-    less = replace(sample, check=check)
-    other = revise(less, growth, allowed, pivot_weight=pivot_weight, half=half)
-    table = _token_means(less, allowed)
-    on_edits, on_hidden = (_predict_pivots(other, part, sample.vocabulary) for part in (edits, hidden))
-    return Fit(
-        kept=_correlation(true, predict(rule, sample.background.grid).ravel()[checked]),
-        kept_table=_correlation(true, table[codes]),
-        edited_agreement=_agreement(edits, on_edits, half),
-        edited_correlation=_correlation(edits.activations[edits.measured], on_edits),
-        edited_table=_agreement(edits, table[edits.ids[edits.measured]], half),
-        observed_agreement=_agreement(hidden, on_hidden, half),
-        observed_correlation=_correlation(hidden.activations[hidden.measured], on_hidden),
-        observed_table=_agreement(hidden, table[hidden.ids[hidden.measured]], half),
-        wrong=count_wrong(rule, observed, sample.vocabulary, half=half),
-        observed=len(observed),
-        length=rule.length(),
-    )
-
-
 def count_wrong(rule: Rule, observed: Observed, vocabulary: tuple[str, ...], *, half: float) -> int:
     """How many measured pivots the rule puts on the wrong side of half the peak."""
     active = _predict_pivots(rule, observed, vocabulary) > half
     return int((active != (observed.activations[observed.measured] > half)).sum())
-
-
-def _choose_denied(observed: Observed) -> NDArray[np.bool_]:
-    """Which rows the second rule is denied: those of every fourth carrier, (row,)."""
-    keys = []
-    for ids, measured in zip(observed.ids, observed.measured, strict=True):
-        last = int(np.flatnonzero(measured)[-1]) if measured.any() else 0
-        keys.append(zlib.crc32(ids[: max(last + 1 - VARIED, 0)].tobytes() + bytes([last % 256])))
-    carriers = np.unique(np.array(keys, np.int64))
-    return np.isin(np.array(keys, np.int64), carriers[1::QUARTER])
-
-
-def _checked_edits(sample: Sample) -> Observed:
-    """The explainer's own edits of kept documents: rows of which a single token is checked."""
-    split = sample.background.ids.size
-    measured = _alone(sample, sample.check)
-    return Observed(sample.own.ids.astype(np.int64), sample.activation[split:].reshape(measured.shape), measured)
 
 
 def _predict_pivots(rule: Rule | None, observed: Observed, vocabulary: tuple[str, ...]) -> NDArray[np.floating]:
@@ -200,28 +110,3 @@ def _predict_pivots(rule: Rule | None, observed: Observed, vocabulary: tuple[str
     if rule is None:
         return np.zeros(len(observed))
     return predict(rule, TokenGrid(vocabulary, observed.ids))[observed.measured]
-
-
-def _token_means(sample: Sample, observed: Observed) -> NDArray[np.float64]:
-    """Mean activation by token id over sample and measurements; the mean of all where a token never stands."""
-    ids = np.concatenate([sample.tokens[0], observed.ids[observed.measured]])
-    each = float(sample.weight.max())
-    weight = np.concatenate([sample.weight, np.full(len(observed), each, np.float32)])
-    values = np.concatenate([sample.activation, observed.activations[observed.measured]])
-    size = len(sample.vocabulary) + 1
-    sums, weights = np.bincount(ids, weight * values, size), np.bincount(ids, weight, size)
-    return np.where(weights > 0, sums / np.maximum(weights, 1e-12), sums.sum() / weights.sum())
-
-
-def _correlation(true: NDArray[np.floating], predicted: NDArray[np.floating]) -> float | None:
-    # The standard deviation of equal values may be a rounding error above zero.
-    if len(true) < 2 or not np.ptp(true) or not np.ptp(predicted):
-        return None
-    return round(float(np.corrcoef(true, predicted)[0, 1]), 4)
-
-
-def _agreement(observed: Observed, predicted: NDArray[np.floating], half: float) -> float | None:
-    active = observed.activations[observed.measured] > half
-    if active.all() or not active.any():
-        return None
-    return round(float(((predicted > half)[active].mean() + (predicted <= half)[~active].mean()) / 2), 4)

@@ -105,11 +105,13 @@ def difference(
     threshold: float,
     seed: int = 0,
 ) -> dict[str, Measured]:
-    """Every metric of the prediction minus that of the baseline, with the paired interval. Arguments as `evaluate`."""
+    """Every metric of the prediction minus that of the baseline, with the paired interval. Arguments as `evaluate`.
+
+    The metrics of `evaluate`, and the agreement.
+    """
     ours, theirs = _Windows.of(true, predicted, mask), _Windows.of(true, baseline, mask)
-    return {
-        name: _measure(partial(_minus, prepare, theirs), ours, seed) for name, prepare in _metrics(threshold).items()
-    }
+    metrics = {**_metrics(threshold), "agreement": partial(_agreement, threshold=threshold)}
+    return {name: _measure(partial(_minus, prepare, theirs), ours, seed) for name, prepare in metrics.items()}
 
 
 class _UndefinedError(Exception):

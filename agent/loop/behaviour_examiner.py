@@ -31,6 +31,7 @@ from ...subject.errors import NeuronautError
 from .behaviour_lab import BehaviourLab, effects
 from .controls import ControlResult, Supported
 from .hypotheses import Hypothesis
+from .target import Examined, Finalist, Question, Shortfall
 
 LEAST_FAITHFUL = 0.75
 """Share of the behaviour that a circuit must bring about by itself, on both halves of the holdout."""
@@ -59,24 +60,32 @@ class BehaviourExaminer:
             "metric": asdict(self._lab.baseline),
         }
 
-    def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
+    def compare(self, finalists: Mapping[str, Hypothesis]) -> list[Finalist]:
+        """None: a behaviour has no text beside the holdout that decides nothing else."""
+        del finalists
+        return []
+
+    def holdout(self, text: str, hypothesis: Hypothesis) -> Examined:
         """Faithfulness and completeness on both halves; to be called once."""
         del text
-        return examine(self._lab, hypothesis) if hypothesis.nodes else []
+        return Examined(examine(self._lab, hypothesis) if hypothesis.nodes else [])
 
     def indescribable(self, hypothesis: Hypothesis) -> None:
         """Nothing is indescribable here: a circuit is always a list of nodes."""
 
     @staticmethod
-    def shortfall(scores: Sequence[Score]) -> str | None:
+    def shortfall(scores: Sequence[Score]) -> Shortfall | None:
         """Why a circuit with these holdout scores is not supported; None where it may be."""
         for score in (score for score in scores if score.metric == "faithfulness" and score.value is not None):
             if score.value is not None and score.value < LEAST_FAITHFUL:
-                return f"faithfulness of {score.value:.3f} on the {score.examples} holdout, wanted {LEAST_FAITHFUL}"
+                question: Question = "counterfactual" if score.examples == "counterfactual" else "natural"
+                why = f"faithfulness of {score.value:.3f} on the {score.examples} holdout, wanted {LEAST_FAITHFUL}"
+                return Shortfall(question, why)
         # Of one half only: where nodes back each other up, one without the other is as faithful in one direction.
         among = [p for score in scores if isinstance(p := score.provenance.get("percentile"), float)]
         if among and max(among) < 100 * (1 - CHANCE):
-            return f"random circuits of its make-up are as faithful on both halves (percentile {max(among):.0f})"
+            why = f"random circuits of its make-up are as faithful on both halves (percentile {max(among):.0f})"
+            return Shortfall("controls", why)
         return None
 
     def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult:

@@ -1,7 +1,8 @@
 """Hard limits of an investigation, and how much of each is left.
 
 What is spent is in the journal's ledger, so limits hold across interruptions. Exploring stops when a share
-`EXPLORE` of any limit is used: the rest is kept for the holdout and the report.
+`EXPLORE` of any limit is used; up to `RESERVE` what was put up late is tested and the leader challenged (closing.py);
+the rest is kept for the holdout and the report.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,8 @@ from typing import Self
 from ...data.store.journal_values import Charge
 from ...llm.prices import check_limits, parse_amounts
 
-EXPLORE = 0.85
-"""Share of every limit that may be used before the explanation is frozen."""
+EXPLORE, RESERVE = 0.8, 0.95
+"""Shares of every limit that may be used for exploring, and before the explanation is frozen."""
 
 
 @dataclass(frozen=True, slots=True)

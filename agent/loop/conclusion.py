@@ -1,6 +1,7 @@
 """The nodes before and after exploring: what there is to beat, and how an investigation ends.
 
-From `freeze` on nothing is decided any more: the leader by the odds is fixed with the hash of what it says, the
+From `freeze` on nothing is decided any more: the leader by the odds, or of several that are about as likely the one
+that predicts `select` best (the shortest within its standard error), is fixed with the hash of what it says, the
 holdout is read once, the controls are run, and code draws the conclusion. An investigation that stands on false
 observations as well, or fails on the holdout, ends open.
 """
@@ -9,14 +10,18 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import log
 from typing import Any, NamedTuple
 
 from ...data.records import Score
-from ...data.store.journal_values import End, Observation
+from ...data.store.journal_values import End, Experiment, Observation
 from .controls import claims
 from .graph import State, StopCode
+from .hypotheses import NULLS
+from .judging import ODDS, Outcome, outcome_of
 from .run import InvestigationRun
-from .target import run_controls
+from .target import Finalist, Question, Shortfall, run_controls
+from .view import Rival
 
 HOLDOUT = "holdout"
 
@@ -55,9 +60,10 @@ class Conclusion:
         return {}
 
     def freeze(self, state: State) -> Mapping[str, Any]:
-        """Fixes the leader by the odds."""
+        """Fixes the answer: the leader by the odds or, of finalists, the one that `select` favours."""
         del state
-        outcome, hypotheses = self._run.outcome(), self._run.hypotheses()
+        rows, hypotheses = self._finalists(), self._run.hypotheses()
+        outcome = outcome_among(rows, *self._run.rival_state())
         leader = hypotheses.get(outcome.leader or "")
         table = None if leader is None else self._run.examiner.indescribable(leader)
         answer, reason = (outcome.answer, outcome.reason) if table is None else ("no_explanation", table)
@@ -67,6 +73,7 @@ class Conclusion:
             "evidence": outcome.answer,
             "reason": reason,
             "alike": list(outcome.alike),
+            "grading": outcome.grading,
             "nodes": dict(leader.nodes) if leader is not None else {},
             "text": leader.text if leader is not None and answer != "no_explanation" else None,
             "rule": None if leader is None or leader.rule is None else leader.rule.to_json(),
@@ -74,6 +81,22 @@ class Conclusion:
         digest = frozen_hash(body["text"], body["rule"], body["nodes"])
         self._run.event("frozen", {**body, "hash": digest}, key="frozen")
         return {}
+
+    def _finalists(self) -> list[Finalist]:
+        """The rules that are too likely to be left aside, compared on `select`, once."""
+        run = self._run
+        event = run.journal.event_of(run.id, "finalists")
+        if event is not None:
+            return [Finalist(**row) for row in event["rows"]]
+        likely = [r for r in run.rival_state().rivals if r.status == "live"]
+        among = {r.name: r.hypothesis for r in likely if likely[0].log_odds - r.log_odds <= log(ODDS)}
+        rules = {name: h for name, h in among.items() if h.rule is not None and h.kind not in NULLS}
+        if len(rules) < 2 or likely[0].name not in rules:  # a null that leads is not displaced
+            return []
+        with run.charged("finalists", "finalists"):
+            rows = run.examiner.compare(rules)
+        run.event("finalists", {"rows": [row._asdict() for row in rows]}, key="finalists")
+        return rows
 
     def holdout(self, state: State) -> Mapping[str, Any]:
         """Reads the holdout, once, for the frozen explanation."""
@@ -83,12 +106,10 @@ class Conclusion:
             return {}
         self._run.journal.peek(self._run.id, HOLDOUT)
         with self._run.charged(HOLDOUT, HOLDOUT):
-            scores = self._run.examiner.holdout(frozen["text"], self._run.hypotheses()[frozen["hypothesis"]])
-        self._run.event(
-            HOLDOUT,
-            {"scores": [asdict(score) for score in scores], "peeks": len(self._run.journal.peeks(self._run.id))},
-            key=HOLDOUT,
-        )
+            examined = self._run.examiner.holdout(frozen["text"], self._run.hypotheses()[frozen["hypothesis"]])
+        read = {"scores": [asdict(score) for score in examined.scores]}
+        read |= {"label": [asdict(score) for score in examined.label_scores], "added": list(examined.added)}
+        self._run.event(HOLDOUT, {**read, "peeks": len(self._run.journal.peeks(self._run.id))}, key=HOLDOUT)
         return {}
 
     def controls(self, state: State) -> Mapping[str, Any]:
@@ -114,7 +135,7 @@ class Conclusion:
         """Draws the conclusion, and the verdicts on single claims."""
         _, experiments, observations = self._run.rival_state()
         examined = self._run.journal.event_of(self._run.id, HOLDOUT) or {"scores": []}
-        status, reason = conclude(
+        status, reason, question = conclude(
             self._frozen_event(),
             examined["scores"],
             self._run.journal.events(self._run.id, kind="control"),
@@ -128,6 +149,7 @@ class Conclusion:
             {
                 "status": status,
                 "reason": reason,
+                "question": question,
                 "claims": verdicts,
                 "stop": state["stop"],
                 "stop_code": state.get("stop_code"),
@@ -179,11 +201,42 @@ class Conclusion:
         return frozen
 
 
+def outcome_among(
+    finalists: Sequence[Finalist],
+    rivals: Sequence[Rival],
+    experiments: Sequence[Experiment],
+    observations: Mapping[str, Observation],
+) -> Outcome:
+    """What the evidence says of the finalist that predicts `select` best: the shortest within its standard error.
+
+    Rules that words cannot tell are finalists only where there is no other.
+    Where it would not be supported and the leader by the odds is, the leader stays the answer.
+    """
+    leading = outcome_of(rivals, experiments, observations)
+    finalists = [row for row in finalists if row.told] or finalists
+    best = max(finalists, key=lambda row: row.value, default=None)
+    if best is None:
+        return leading
+    near = [row for row in finalists if row.value >= best.value - best.error]
+    chosen = min(near, key=lambda row: (row.length, -row.value)).name
+    outcome = outcome_of(rivals, experiments, observations, name=chosen)
+    return leading if (leading.answer, outcome.answer) == ("supported", "open") else outcome
+
+
 class Stop(NamedTuple):
     """Why exploring ended, in words and for code."""
 
     reason: str | None
     code: StopCode | None
+
+
+class Ending(NamedTuple):
+    """How an investigation ended."""
+
+    status: End
+    reason: str
+    question: Question | None
+    """What stayed open; None where nothing did, or nothing could be asked."""
 
 
 def conclude(
@@ -192,23 +245,25 @@ def conclude(
     controls: Sequence[Mapping[str, Any]],
     observations: Mapping[str, Observation],
     *,
-    shortfall: Callable[[Sequence[Score]], str | None],
+    shortfall: Callable[[Sequence[Score]], Shortfall | None],
     stop: Stop,
-) -> tuple[End, str]:
-    """The status an investigation ends with, and why: arithmetic on what is written down."""
+) -> Ending:
+    """What an investigation ends with: arithmetic on what is written down."""
     answer, reason = frozen["verdict"], frozen["reason"]
     if answer == "supported":
         failed = [control["name"] for control in controls if not control["passed"]]
         if fault := shortfall([score_of(row) for row in scores]):
-            return "open", fault
+            return Ending("open", fault.reason, fault.question)
         if failed:
-            return "open", f"the controls {', '.join(failed)} did not come out as they must"
-        return "supported", reason
+            return Ending("open", f"the controls {', '.join(failed)} did not come out as they must", "controls")
+        return Ending("supported", reason, None)
     if observations and all(observation.status == "error" for observation in observations.values()):
-        return "error", f"every experiment failed; the last: {list(observations.values())[-1].reason}"
+        return Ending("error", f"every experiment failed; the last: {list(observations.values())[-1].reason}", None)
+    question = "evidence" if answer == "open" else None
     if answer == "open" and stop.code == "budget":
-        return "budget", f"{stop.reason} is spent; {reason}"
-    return answer, reason if answer == "no_explanation" or not stop.reason else f"{reason} ({stop.reason})"
+        return Ending("budget", f"{stop.reason} is spent; {reason}", question)
+    why = reason if answer == "no_explanation" or not stop.reason else f"{reason} ({stop.reason})"
+    return Ending(answer, why, question)
 
 
 def frozen_hash(text: str | None, rule: str | None, nodes: Mapping[str, float]) -> str:

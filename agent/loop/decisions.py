@@ -10,9 +10,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ...data.store.journal_values import Charge, Experiment
+from ...rules.language import Rule
+from .budget import RESERVE
 from .build_view import view_of
+from .closing import last_calls
 from .graph import State, stopped
-from .hypotheses import LIVE, NULLS, Action, Call, Concede, Propose, Readable, Submit, UseTools
+from .hypotheses import LIVE, NULLS, Action, Call, Concede, Hypothesis, Propose, Readable, Submit, UseTools
 from .planning import Plan, Planner
 from .policy import NoActionError, OutOfBudgetError
 from .rejections import Rejection
@@ -40,6 +43,8 @@ class Decider:
         run = self._run
         nulls = [hypothesis.model_dump(mode="json", exclude_defaults=True) for hypothesis in run.lab.nulls()]
         self._put_up(-1, nulls, origin="code")
+        if label := label_of(run.baseline()):
+            self._put_up(-2, [label.model_dump(mode="json", exclude_defaults=True)], origin="label")
         action = self._decide(state, "propose", ("use_tools", "propose") if state["round"] == 0 else ("propose",))
         if isinstance(action, Propose):
             self._propose(state["step"], action, origin="proposer")
@@ -71,6 +76,23 @@ class Decider:
         if isinstance(action, UseTools):
             return self._use(state, action, again="plan")
         return self._reject(state, [(None, action)], again="plan")
+
+    def close(self, state: State) -> Mapping[str, Any]:
+        """Runs what is missing at the end of exploring (closing.py), once, as far as the reserve allows."""
+        run, spent = self._run, self._run.journal.spent(self._run.id)
+        left = run.limits.left(spent, share=RESERVE).get("experiments", float("inf"))
+        if state["role"] == "code" or run.lab.kind != "feature" or run.exhausted(share=RESERVE):
+            return {"next": "freeze"}
+        run.catch_up()
+        calls = last_calls(run.rival_state(), most=left) if state["stop_code"] != "failures" else ()
+        if not calls:
+            return {"next": "freeze"}
+        action, closing = UseTools(calls=calls), State({**state, "role": "code"})
+        body = {**action.model_dump(mode="json", exclude_defaults=True), "action": action.action}
+        run.journal.decide(run.id, state["step"], "code", {"action": body})
+        run.event("decided", {"step": state["step"], "role": "code", "action": body}, key=f"decided:{state['step']}")
+        update = {"role": "code", **self._use(closing, action, again="freeze")}
+        return {**update, "stop": state["stop"], "stop_code": state["stop_code"]}
 
     def _use(self, state: State, action: UseTools, *, again: str) -> Mapping[str, Any]:
         """Plans what can be run of an action's calls; refused is one of which nothing can."""
@@ -197,8 +219,9 @@ class Decider:
         return {**update, **stopped("misses", f"{misses} decisions in a row were not valid; the last: {reason}")}
 
     def _propose(self, step: int, action: Propose, *, origin: str) -> None:
-        kinds = {hypothesis.kind for hypothesis in self._run.hypotheses().values()}
-        new = [h for h in action.hypotheses if not (h.kind in NULLS and h.kind in kinds)]
+        there = [*self._run.hypotheses().values()]
+        kinds = {hypothesis.kind for hypothesis in there}
+        new = [h for h in action.hypotheses if h not in there and not (h.kind in NULLS and h.kind in kinds)]
         self._put_up(step, [h.model_dump(mode="json", exclude_defaults=True) for h in new], origin=origin)
 
     def _put_up(self, step: int, bodies: Sequence[Mapping[str, Any]], *, origin: str) -> None:
@@ -226,6 +249,13 @@ class Decider:
         planner = Planner(run, hypotheses, role=state["role"], round=state["round"] + 1)
         with run.charged(f"design:{state['step']}", "design"):
             return planner.plan(action.calls)
+
+
+def label_of(baseline: Mapping[str, Any] | None) -> Hypothesis | None:
+    """The label that there was as a hypothesis; None where it has no rule, from which to predict."""
+    if baseline is None or not baseline.get("text") or not baseline.get("rule"):
+        return None
+    return Hypothesis(text=baseline["text"], rule=Rule.parse(baseline["rule"]))
 
 
 def _of_faults(action: Readable) -> list[tuple[Call | None, Rejection]]:

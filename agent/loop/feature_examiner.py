@@ -6,28 +6,34 @@ explanation nor the transcript (data/counterfactual.py); and as the set `context
 pivot (context_pairs.py), since only they can show that an exception or a second condition is missing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...data.records import Evidence, Explanation, Score
+from ...data.records import Evidence, Explanation, Score, Split
 from ...data.store.journal_values import Experiment
 from ...explainers.explainer import AbstentionLimits, TrainBatch, abstention
-from ...labelling.inputs import EvidenceLoader
+from ...labelling.inputs import Columns, EvidenceLoader
 from ...labelling.label import run_tasks, score_case
 from ...llm.client import LLMClient
+from ...rules.evaluate import TokenGrid, predict
+from ...rules.language import Rule, parse_rule
+from ...rules.telling import can_be_told
 from ...scorers.calibration import calibrate
 from ...scorers.holdout import Holdout
-from ...scorers.metrics import CONSTANT
+from ...scorers.metrics import CONSTANT, difference
 from ...scorers.scorer import Scorer
 from ...scorers.simulation import RuleSimulator
+from ...subject.address import Feature
 from .context_pairs import context_pairs
 from .controls import ControlResult, Supported
 from .experiments import design_from_json
 from .feature_lab import FeatureLab
 from .hypotheses import Hypothesis
+from .target import Examined, Finalist, Question, Shortfall
 
 RANDOM_CONTROLS = 3
 """Other units whose activations stand in for the feature's."""
@@ -35,9 +41,26 @@ LEAST_AGREEMENT = {"counterfactual": 0.75, "context": 0.65}
 """Below this balanced accuracy on the holdout's pairs an explanation is not supported, whatever its odds. Half of the
 context pairs flip, so that a rule without context has 0.5 there."""
 
+COMPARED = ("top_random", "counterfactual")
+"""Sets of `select` on which finalists are compared."""
+ADDED = ("correlation", "agreement")
+"""Metrics of which the difference to the label is told."""
+
 DENSE, TABLE = 0.15, 150
 """Share of tokens on which a feature is active, and conditions, tokens and gains of a rule, above both of which the
 rule is a table of cases: dense sums without a pattern take 235 and more, real dense features with one fewer."""
+
+
+class Holdouts(NamedTuple):
+    """What explanations of one feature are judged on. Nothing of it reaches a policy or a tool."""
+
+    loader: EvidenceLoader
+    evidence: Evidence
+    columns: Mapping[Feature, Columns]
+
+    def read(self, split: Split) -> Holdout:
+        """The holdout, or `select`."""
+        return self.loader.holdouts([self.evidence], self.columns, split=split)[self.evidence.feature]
 
 
 class FeatureExaminer:
@@ -45,15 +68,17 @@ class FeatureExaminer:
 
     def __init__(
         self,
-        loader: EvidenceLoader,
+        holdouts: Holdouts,
         lab: FeatureLab,
-        evidence: Evidence,
         batch: TrainBatch,
         scorers: Sequence[Scorer],
         *,
         client: LLMClient | None = None,
+        battery: Sequence[str] = (),
     ) -> None:
-        self._loader, self._lab, self._evidence, self._batch = loader, lab, evidence, batch
+        """`battery`: what the fixed battery found, in lines of words."""
+        self._battery = battery
+        self._holdouts, self._lab, self._batch = holdouts, lab, batch
         self._scorers, self._client = scorers, client
         lab.beside = tuple(self._others(np.random.default_rng(lab.seed)))
 
@@ -71,13 +96,36 @@ class FeatureExaminer:
                 "rule": None,
                 "scores": [],
             }
-        holdouts = self._loader.holdouts([self._evidence], split="select")
-        scores = self._scores(explanation, holdouts[self._lab.feature])
-        return {"text": explanation.text, "rule": explanation.rule, "scores": [asdict(score) for score in scores]}
+        scores = self._scores(explanation, self._select)
+        return {
+            "text": explanation.text,
+            "rule": explanation.rule,
+            "by": explanation.explainer,
+            "scores": [asdict(score) for score in scores],
+            "battery": list(self._battery),
+        }
 
-    def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
-        """All scores on the holdout; to be called once."""
-        holdout = self._loader.holdouts([self._evidence])[self._lab.feature]
+    @cached_property
+    def _select(self) -> Holdout:
+        return self._holdouts.read("select")
+
+    def compare(self, finalists: Mapping[str, Hypothesis]) -> list[Finalist]:
+        """The finalists on the natural and the edited windows of `select`; without those that have no value there."""
+        return [row for name, h in finalists.items() if h.rule and (row := self._finalist(name, h, h.rule))]
+
+    def _finalist(self, name: str, hypothesis: Hypothesis, rule: Rule) -> Finalist | None:
+        scores = self._scores(self.explanation(hypothesis.text, hypothesis), self._select)
+        measured = [score for score in scores if score.metric == "correlation" and score.examples in COMPARED]
+        values = [score.value for score in measured if score.value is not None]
+        if not values:
+            return None
+        widths = [s.ci_high - s.ci_low for s in measured if s.ci_high is not None and s.ci_low is not None]
+        error = sum((width / 3.92) ** 2 for width in widths) ** 0.5 / len(values)  # 3.92 standard errors in 95%
+        return Finalist(name, sum(values) / len(values), error, rule.length(), can_be_told(rule))
+
+    def holdout(self, text: str, hypothesis: Hypothesis) -> Examined:
+        """All scores on the holdout, of the label that there was before as well; to be called once."""
+        holdout = self._holdouts.read("holdout")
         pairs = context_pairs(
             self._lab.subject,
             self._lab.source,
@@ -88,12 +136,30 @@ class FeatureExaminer:
             seed=self._lab.seed + 1,
         )
         holdout = replace(holdout, sets={**holdout.sets, "context": pairs})
-        return self._scores(self.explanation(text, hypothesis), holdout)
+        scores, label = self._scores(self.explanation(text, hypothesis), holdout), self._lab.baseline
+        if label is None or label.text is None:
+            return Examined(scores)
+        return Examined(scores, self._scores(label, holdout), list(self._added(hypothesis, label, holdout)))
+
+    def _added(self, hypothesis: Hypothesis, label: Explanation, holdout: Holdout) -> Iterator[dict[str, Any]]:
+        """What a rule is ahead of the label's on every set of the holdout."""
+        if hypothesis.rule is None or label.rule is None:
+            return
+        for name, windows in holdout.sets.items():
+            if not len(windows.ids):
+                continue
+            grid = TokenGrid(holdout.vocabulary, windows.ids)
+            ours, theirs = (windows.at(predict(rule, grid)) for rule in (hypothesis.rule, parse_rule(label.rule)))
+            known = ~np.isnan(windows.true)
+            true, ours, theirs = (np.where(known, side, 0.0) for side in (windows.true, ours, theirs))
+            for metric, measured in difference(true, ours, theirs, known, threshold=holdout.peak / 2).items():
+                if metric in ADDED:
+                    yield {"examples": name, "metric": metric, **asdict(measured)}
 
     def explanation(self, text: str, hypothesis: Hypothesis) -> Explanation:
         """The hypothesis as an explanation."""
         rule = None if hypothesis.rule is None else hypothesis.rule.to_json()
-        seen = {example.window for example in (*self._lab.examples, *self._evidence.tune)}
+        seen = {example.window for example in (*self._lab.examples, *self._holdouts.evidence.tune)}
         seen.update(self._batch.background.digests)
         if self._batch.tune is not None:
             seen.update(self._batch.tune.digests)
@@ -121,17 +187,23 @@ class FeatureExaminer:
         return ControlResult("sham", what, supports <= 1 and supports < others, float(supports))
 
     @staticmethod
-    def shortfall(scores: Sequence[Score]) -> str | None:
+    def shortfall(scores: Sequence[Score]) -> Shortfall | None:
         """Why an explanation with these holdout scores is not supported; None where it may be."""
         for score in scores:
             least = LEAST_AGREEMENT.get(score.examples) if score.metric == "agreement" else None
-            if least is not None and score.reason == CONSTANT:
-                return f"one prediction for all {score.examples} pairs of the holdout, which tells nothing apart"
-            if least is not None and score.value is not None and score.value < least:
-                return f"agreement of {score.value:.3f} on the {score.examples} pairs of the holdout, wanted {least}"
+            if least is None:
+                continue
+            question: Question = "context" if score.examples == "context" else "counterfactual"
+            if score.reason == CONSTANT:
+                why = f"one prediction for all {score.examples} pairs of the holdout, which tells nothing apart"
+                return Shortfall(question, why)
+            if score.value is not None and score.value < least:
+                why = f"agreement of {score.value:.3f} on the {score.examples} pairs of the holdout, wanted {least}"
+                return Shortfall(question, why)
         natural = next((s for s in scores if (s.examples, s.metric) == ("top_random", "correlation")), None)
         if natural is not None and natural.ci_low is not None and natural.ci_low <= 0:
-            return f"its correlation on natural holdout windows may be zero (interval from {natural.ci_low:.2f})"
+            why = f"its correlation on natural holdout windows may be zero (interval from {natural.ci_low:.2f})"
+            return Shortfall("natural", why)
         return None
 
     def _others(self, rng: np.random.Generator) -> list[int]:
@@ -151,8 +223,8 @@ class FeatureExaminer:
 
     def _scores(self, explanation: Explanation, holdout: Holdout) -> list[Score]:
         feature = explanation.feature
-        controls = {feature: self._loader.stored_control(feature)}
-        cases = self._loader.cases(self._batch, {feature: explanation}, {feature: holdout}, controls)
+        controls = {feature: self._holdouts.loader.stored_control(feature)}
+        cases = self._holdouts.loader.cases(self._batch, {feature: explanation}, {feature: holdout}, controls)
         # A rule is simulated by code, exactly and for nothing; words only need a judge.
         by_rule = (RuleSimulator(seed=self._lab.seed),)
         scorers = calibrate(self._scorers, self._client) if explanation.rule is None else by_rule

@@ -2,7 +2,9 @@
 
     acquire -> baseline -> propose -> plan -> preregister -> execute -> judge -> plan ...
     propose -> preregister (surveys) ... judge -> propose
-    plan -> challenge -> plan (as the challenger) ... judge -> freeze -> holdout -> controls -> report -> store
+    plan -> challenge -> plan (as the challenger) ... judge -> close -> freeze
+    close -> preregister (what code asks for) ... judge -> close
+    freeze -> holdout -> controls -> report -> store
 
 All that grows is in the journal; the state says where the investigation stands. A node may be run again after the
 process was killed in it: what it does is keyed, so that nothing is done or paid twice. Checkpoints are written
@@ -18,7 +20,7 @@ from langgraph.graph import END, START, StateGraph
 if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
 
-Role = Literal["proposer", "challenger"]
+Role = Literal["proposer", "challenger", "code"]
 StopCode = Literal["refused", "budget", "rounds", "submitted", "conceded", "stood", "misses", "failures"]
 """refused: there is nothing to investigate; stood: the leader stood its challenge; misses: too many decisions in a row
 were not carried out; failures: too many experiments in a row failed."""
@@ -29,7 +31,7 @@ class State(TypedDict):
 
     investigation: str
     role: Role
-    """Who decides: proposer or challenger."""
+    """Who decides: proposer, challenger, or code at the end."""
     step: int
     """Decisions taken so far."""
     round: int
@@ -63,6 +65,7 @@ NodeName = Literal[
     "execute",
     "judge",
     "challenge",
+    "close",
     "freeze",
     "holdout",
     "controls",
@@ -100,7 +103,7 @@ def first_state(investigation: str) -> State:
 
 def stopped(code: StopCode, reason: str) -> dict[str, Any]:
     """The update that ends exploring."""
-    return {"next": "freeze", "stop": reason, "stop_code": code}
+    return {"next": "close", "stop": reason, "stop_code": code}
 
 
 def build(nodes: Nodes, *, checkpointer: BaseCheckpointSaver[Any]) -> "CompiledStateGraph[State]":
@@ -125,9 +128,10 @@ def build(nodes: Nodes, *, checkpointer: BaseCheckpointSaver[Any]) -> "CompiledS
         graph.add_edge(first, second)
     for name, targets in (
         ("acquire", ("baseline", "report")),
-        ("propose", ("propose", "preregister", "plan", "freeze")),
-        ("plan", ("plan", "preregister", "challenge", "freeze")),
-        ("judge", ("propose", "plan", "freeze")),
+        ("propose", ("propose", "preregister", "plan", "close")),
+        ("plan", ("plan", "preregister", "challenge", "close")),
+        ("judge", ("propose", "plan", "close")),
+        ("close", ("preregister", "freeze")),
     ):
         graph.add_conditional_edges(name, lambda state: state["next"], list(targets))
     return graph.compile(checkpointer=checkpointer)

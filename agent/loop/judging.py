@@ -8,8 +8,15 @@ may. So what is mostly right is not beaten by the base rate, which is never sure
 up later does not count what was known before: it enters ENTRY nats below the best rival of that time. Among equals
 the shorter leads. An item that was measured before counts once. Whatever is said by anyone changes nothing here.
 
+Of a feature two questions are asked. What makes it fire, at half of its scale or more, is the cause, and the verdict
+is on that; how strongly it fires is its grading, which may stay open while the cause is proven. Of a behaviour the
+levels are all there is.
+
     supported       at least RESOLVED predictions, SILENCES of them on silence, odds above ODDS over every rival that
-                    ever predicted otherwise, and the levels hit in at least HITS of the items (balanced over levels)
+                    ever predicted another cause, and the cause hit in at least HITS of the items (balanced over those
+                    that fired and those that did not; of a behaviour the level, balanced over levels)
+    graded          of a supported cause: odds above ODDS over the rivals that graded it otherwise, too, and the levels
+                    hit in at least HITS of the items (balanced over levels)
     no_explanation  the leader is "no pattern", after TESTED experiments at least
     open            anything else, which may be the end of an investigation
     refuted         of a single hypothesis: odds below 1/ODDS of the leader's
@@ -27,10 +34,10 @@ from numpy.typing import NDArray
 
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import NULLS, Hypothesis
-from .levels import SLIP, Forecast, base_rate, brier, expects_silence, forecast, levels_of, with_slip
+from .levels import LEVELS, SLIP, Forecast, base_rate, brier, expects_silence, fires, forecast, levels_of, with_slip
 from .view import Rival, Status, Term
 
-FORMULA = "verdicts-1"
+FORMULA = "verdicts-2"
 """Names this arithmetic, with that of levels.py, in stored verdicts: another one may come to other verdicts."""
 RESOLVED, SILENCES, ODDS, HITS = 8, 3, 20.0, 0.75
 TESTED = 4
@@ -42,6 +49,7 @@ RECORD = 25
 """Items of which every hypothesis is believed to have slipped on a share of SLIP."""
 TELLING = 0.3
 """Total variation between two forecasts of an item from which on they differ."""
+STRONG = LEVELS.index("strong")
 
 Answer = Literal["supported", "open", "no_explanation"]
 
@@ -62,6 +70,8 @@ class _Tally:
     right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     seen: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     """Items by level that was seen: on how many the likeliest level was that one, and how many there were."""
+    caused: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 2)))
+    """Items by whether they were expected to fire and whether they did."""
 
     def __post_init__(self) -> None:
         self.prior = self.log_odds
@@ -78,10 +88,24 @@ class _Tally:
         sure = np.array([value is not None for value in expected])
         return np.where(sure[:, None], with_slip(forecasts, slip), forecasts)
 
+    def resolve(self, forecasts: Forecast, observed: NDArray[np.int64]) -> None:
+        """Counts what was expected of some items, and seen."""
+        self.resolved += 1
+        self.brier += brier(forecasts, observed)
+        np.add.at(self.right, observed, forecasts.argmax(axis=1) == observed)
+        np.add.at(self.seen, observed, 1)
+        np.add.at(self.caused, (fires(forecasts).astype(int), (observed == STRONG).astype(int)), 1)
+
     @property
     def hits(self) -> float | None:
         met = self.seen > 0
         return float((self.right[met] / self.seen[met]).mean()) if met.any() else None
+
+    @property
+    def cause(self) -> float | None:
+        seen = self.caused.sum(axis=0)
+        met = seen > 0
+        return float((np.diag(self.caused)[met] / seen[met]).mean()) if met.any() else None
 
 
 class OddsUpdater:
@@ -108,7 +132,7 @@ class OddsUpdater:
         ahead = self._copy() if self._taken < len(experiments) else self
         for experiment in experiments[self._taken :]:
             ahead._take(experiment, hypotheses, observations)
-        return _rank(ahead._tallies, hypotheses)
+        return _rank(ahead._tallies, hypotheses, self._kind)
 
     def _copy(self) -> "OddsUpdater":
         ahead = OddsUpdater(self._kind)
@@ -126,7 +150,7 @@ class OddsUpdater:
         if values is not None and counts_for_odds(experiment, self._kind):
             new = self._mark_new(experiment)
             if new.any():
-                self._resolve(hypotheses, experiment, levels_of(values), new)
+                self._resolve(hypotheses, experiment, levels_of(values, experiment.design["readout"]), new)
 
     def _mark_new(self, experiment: Experiment) -> NDArray[np.bool_]:
         """Which items were not measured before; from now on they were.
@@ -165,11 +189,8 @@ class OddsUpdater:
                     tally.add(_term(experiment.name, reference, own, other, observed[differ]))
             sure = np.array([value is not None for value in expected[name]])
             if sure.any():
-                tally.resolved += 1
                 tally.silences += expects_silence(expected[name])
-                tally.brier += brier(mine[sure], observed[sure])
-                np.add.at(tally.right, observed[sure], (mine.argmax(axis=1) == observed)[sure])
-                np.add.at(tally.seen, observed[sure], 1)
+                tally.resolve(mine[sure], observed[sure])
         best = _best(self._tallies)
         for name, tally in self._tallies.items():
             if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
@@ -215,6 +236,8 @@ class Outcome(NamedTuple):
     reason: str
     alike: tuple[str, ...] = ()
     """Rivals that predicted the same throughout, so that nothing tells them from the leader."""
+    grading: str | None = None
+    """Of a supported cause, why it is open how strongly it fires; None where it is not."""
 
 
 def counts_for_odds(experiment: Experiment, kind: str) -> bool:
@@ -237,32 +260,51 @@ def rank_rivals(
 
 
 def outcome_of(
-    rivals: Sequence[Rival], experiments: Sequence[Experiment], observations: Mapping[str, Observation]
+    rivals: Sequence[Rival],
+    experiments: Sequence[Experiment],
+    observations: Mapping[str, Observation],
+    *,
+    name: str | None = None,
 ) -> Outcome:
-    """Sums the evidence up; `rivals` as `rank_rivals` ranks them."""
+    """Sums the evidence up for one rival, for the leader without a name; `rivals` as `rank_rivals` ranks them."""
     live = [rival for rival in rivals if rival.status == "live"]
     if not live:
         return Outcome("open", None, "no hypothesis was put up")
-    leader = live[0]
-    alike = _alike(leader.name, experiments, observations)
+    leader = next((rival for rival in live if rival.name == name), live[0])
+    alike, same_cause = _alike(leader.name, experiments, observations)
     if leader.hypothesis.kind == "no_pattern":
         tested = sum(bool(e.predictions) and observed_values(e, observations) is not None for e in experiments)
         if tested < TESTED:
             return Outcome("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
         return Outcome("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
-    others = [rival for rival in live[1:] if rival.name not in alike]
-    lead = leader.log_odds - max((rival.log_odds for rival in others), default=float("-inf"))
-    hits = leader.hits or 0.0
+    rest = [rival for rival in live if rival is not leader and rival.name not in alike]
+    others = [rival for rival in rest if rival.name not in same_cause]
+    graded = [_too_close(leader, [rival for rival in rest if rival not in others]), _too_few("level", leader.hits)]
+    is_feature = leader.cause is not None
     faults = [
         f"only {leader.resolved} of its predictions are resolved, wanted {RESOLVED}" * (leader.resolved < RESOLVED),
         f"only {leader.silences} of them are on silence, wanted {SILENCES}" * (leader.silences < SILENCES),
         "no rival ever predicted otherwise" * (not others),
-        f"its odds are {exp(min(lead, 20)):.3g} to 1 over {others[0].name if others else ''}, wanted {ODDS:g}"
-        * (bool(others) and lead <= log(ODDS)),
-        f"it hits the level in {hits:.3f} of the items, wanted {HITS}" * (hits < HITS),
+        _too_close(leader, others),
+        _too_few("cause", leader.cause) if is_feature else _too_few("level", leader.hits),
     ]
-    unmet = [fault for fault in faults if fault]
-    return Outcome("open" if unmet else "supported", leader.name, "; ".join(unmet) or "it met every bar", alike)
+    if unmet := "; ".join(filter(None, faults)):
+        return Outcome("open", leader.name, f"what makes it fire is open: {unmet}" if is_feature else unmet, alike)
+    grading = "; ".join(filter(None, graded)) if is_feature else ""
+    return Outcome("supported", leader.name, "it met every bar", alike, grading or None)
+
+
+def _too_close(leader: Rival, others: Sequence[Rival]) -> str:
+    """What is to be said where one of the others is too likely."""
+    nearest = max(others, key=lambda rival: rival.log_odds, default=None)
+    if nearest is None or (lead := leader.log_odds - nearest.log_odds) > log(ODDS):
+        return ""
+    return f"its odds are {exp(min(lead, 20)):.3g} to 1 over {nearest.name}, wanted {ODDS:g}"
+
+
+def _too_few(what: str, hits: float | None) -> str:
+    """What is to be said where this was hit too seldom."""
+    return f"it hits the {what} in {hits or 0.0:.3f} of the items, wanted {HITS}" if (hits or 0.0) < HITS else ""
 
 
 def observed_values(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
@@ -290,7 +332,7 @@ def observed_base_rate(
     for experiment in experiments:
         values = observed_values(experiment, observations)
         if values is not None and not experiment.survey and experiment.design["readout"] == readout:
-            counts += np.bincount(levels_of(values), minlength=4)
+            counts += np.bincount(levels_of(values, experiment.design["readout"]), minlength=4)
     return tuple(round(share, 6) for share in base_rate(counts.tolist()))
 
 
@@ -299,9 +341,14 @@ def _length(hypothesis: Hypothesis) -> int:
     return len(hypothesis.nodes) if hypothesis.rule is None else hypothesis.rule.length()
 
 
-def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]) -> tuple[str, ...]:
-    """Rivals that predicted along with the leader and never differed from it on anything that bears on the odds."""
-    met: dict[str, bool] = {}
+def _alike(
+    leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Rivals that predicted along with the leader and never differed from it on anything that bears on the odds.
+
+    First those that never did at all, then those that never expected another cause.
+    """
+    met: dict[str, tuple[bool, bool]] = {}
     responses = any(e.predictions and e.design["readout"] == "response" for e in experiments)
     for experiment in experiments:
         mine = forecasts(experiment, leader)
@@ -311,12 +358,18 @@ def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping
             continue
         for prediction in experiment.predictions:
             if prediction.hypothesis != leader:
-                differs = bool(differing_items(mine, forecast(prediction.expected, experiment.base)).any())
-                met[prediction.hypothesis] = met.get(prediction.hypothesis, False) or differs
-    return tuple(name for name, differed in met.items() if not differed)
+                theirs = forecast(prediction.expected, experiment.base)
+                differed, other_cause = met.get(prediction.hypothesis, (False, False))
+                apart = np.abs(mine - theirs)[:, STRONG] > TELLING
+                met[prediction.hypothesis] = (
+                    differed or bool(differing_items(mine, theirs).any()),
+                    other_cause or bool(apart.any()),
+                )
+    alike, same_cause = (tuple(name for name, differed in met.items() if not differed[i]) for i in (0, 1))
+    return alike, same_cause
 
 
-def _rank(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> tuple[Rival, ...]:
+def _rank(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis], kind: str) -> tuple[Rival, ...]:
     tallies = {**known, **{name: _Tally(_entry(known)) for name in hypotheses if name not in known}}
     live = {name: tally.log_odds for name, tally in tallies.items() if tally.status == "live"}
     top = max(live.values(), default=0.0)
@@ -331,6 +384,7 @@ def _rank(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis]) -> 
             resolved=tally.resolved,
             silences=tally.silences,
             hits=tally.hits,
+            cause=tally.cause if kind == "feature" else None,
             brier=tally.brier / tally.resolved if tally.resolved else None,
             prior=tally.prior,
             terms=tuple(tally.terms),

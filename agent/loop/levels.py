@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...explainers.battery.places import ACTIVE, SILENT
+from .experiments import Readout
 
 Level = Literal["reversed", "silent", "weak", "strong"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -29,9 +30,18 @@ Forecast = NDArray[np.float64]
 """(item, level); rows sum to 1."""
 
 
-def levels_of(values: Sequence[float]) -> NDArray[np.int64]:
-    """Index into LEVELS of each observed value. A value at an edge belongs to the level above it."""
-    return np.searchsorted(EDGES, np.asarray(values, np.float64), side="right")
+def levels_of(values: Sequence[float], readout: Readout = "effect") -> NDArray[np.int64]:
+    """Index into LEVELS of each observed value. A value at an edge belongs to the level above it.
+
+    A response below zero is of the feature's other tail: here it is silent.
+    """
+    lowest = 0.0 if readout == "response" else -np.inf
+    return np.searchsorted(EDGES, np.maximum(np.asarray(values, np.float64), lowest), side="right")
+
+
+def fires(forecasts: Forecast) -> NDArray[np.bool_]:
+    """Whether each item is expected to fire, at half of the scale or more, whatever its level: (item, level)."""
+    return forecasts[:, LEVELS.index("strong")] >= 0.5
 
 
 def expects_silence(expected: Sequence[float | None]) -> bool:

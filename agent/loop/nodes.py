@@ -43,6 +43,7 @@ class Nodes:
             "execute": self.execute,
             "judge": self.judge,
             "challenge": self.challenge,
+            "close": self._decider.close,
             "freeze": conclusion.freeze,
             "holdout": conclusion.holdout,
             "controls": conclusion.controls,
@@ -129,6 +130,8 @@ class Nodes:
         spent = run.journal.spent(run.id)
         limits = {kind: value for kind, value in asdict(run.limits).items() if value is not None}
         run.event("spent", {**spent._asdict(), "limits": limits}, key=f"spent:{round}")
+        if state["stop"] is not None:
+            return {"next": "close"}
         if kind := run.exhausted():
             return stopped("budget", f"budget: {kind}")
         last = [observations[e.name].status for e in experiments if e.name in observations][-FAILURES:]

@@ -5,7 +5,7 @@ A feature and a behaviour each have both. The lab shows nothing of the holdout; 
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ...data.records import Example, Explanation, Score, Statistics
 from ...data.store.journal_values import Experiment, Observation
@@ -13,6 +13,43 @@ from ...subject.model import Subject
 from .controls import ControlResult, Supported, evidence_for_odds, permuted_and_dead, supporter
 from .experiments import Design
 from .hypotheses import Hypothesis
+
+
+class Finalist(NamedTuple):
+    """A hypothesis that is likely enough to be the answer, as it predicts text that decides nothing else."""
+
+    name: str
+    value: float
+    """Mean of the correlations on the natural and the edited windows of `select`."""
+    error: float
+    """Its standard error."""
+    length: int
+    """Conditions, tokens and gains of its rule."""
+    told: bool = True
+    """Whether its words can say all of the rule; only one that nothing told comes near may be the answer else."""
+
+
+Question = Literal["evidence", "natural", "counterfactual", "context", "controls"]
+"""What stayed open: what the experiments say, the holdout as it was found, its edited pairs, those that keep the token,
+and the negative controls."""
+
+
+class Shortfall(NamedTuple):
+    """Why scores do not support an explanation."""
+
+    question: Question
+    reason: str
+
+
+class Examined(NamedTuple):
+    """What the holdout shows."""
+
+    scores: Sequence[Score]
+    label_scores: Sequence[Score] = ()
+    """Of the label that there was before, on the same windows."""
+    added: Sequence[Mapping[str, Any]] = ()
+    """By set of examples and metric, what the explanation is ahead of the label: value, ci_low and ci_high of the
+    paired difference, n, and the reason where there is none."""
 
 
 class Meter:
@@ -101,7 +138,11 @@ class Examiner(Protocol):
         """What an investigation has to beat: `text`, `rule`, `scores` on `select`."""
         ...
 
-    def holdout(self, text: str, hypothesis: Hypothesis) -> list[Score]:
+    def compare(self, finalists: Mapping[str, Hypothesis]) -> list[Finalist]:
+        """The finalists on `select`; none where a target has no such text."""
+        ...
+
+    def holdout(self, text: str, hypothesis: Hypothesis) -> Examined:
         """All scores on the holdout; to be called once."""
         ...
 
@@ -113,7 +154,7 @@ class Examiner(Protocol):
         """Why a hypothesis is no explanation although it predicts; None where it is one."""
         ...
 
-    def shortfall(self, scores: Sequence[Score]) -> str | None:
+    def shortfall(self, scores: Sequence[Score]) -> Shortfall | None:
         """Why an explanation with these holdout scores is not supported; None where it may be."""
         ...
 

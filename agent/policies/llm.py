@@ -44,6 +44,11 @@ _AIM = {
     "behaviour": "which parts of a language model bring about one of its behaviours",
 }
 _TWIN = {"feature": "a rule", "behaviour": "the nodes that bring it about"}
+_HITS = {
+    "feature": f"right on {HITS:.0%} of the items whether they are strong, strong ones and others weighing the same "
+    "(how strongly is a second question)",
+    "behaviour": f"the right level on {HITS:.0%} of the items, every level weighing the same",
+}
 _TOKEN = {"feature": "the current token", "behaviour": "the last token"}
 
 
@@ -105,7 +110,7 @@ class LLMPolicy:
             "resolved": str(RESOLVED),
             "silences": str(SILENCES),
             "odds": f"{ODDS:g}",
-            "hits": f"{HITS:.0%}",
+            "hits": _HITS[kind],
         }
         return Chat(
             prompt.render(filled),
@@ -145,6 +150,8 @@ class LLMPolicy:
         factor = STEPS if kind == "feature" else 1
         edges = [f"{edge * factor:g}" for edge in EDGES]
         filled = dict(zip(("reversed", "weak", "strong"), edges, strict=True))
+        if kind == "feature":  # whose responses below zero are of the other tail
+            del filled["reversed"]
         return self._prompts[f"investigate_{kind}"].render({**filled})[-1].content
 
 

@@ -69,7 +69,7 @@ def hits(done: Done, name: str) -> tuple[int, int] | None:
     pairs = [(e, v) for e, v in _expected(done, name) if e is not None]
     if not pairs:
         return None
-    predicted, observed = (levels_of(side) for side in zip(*pairs, strict=True))
+    predicted, observed = (levels_of(side, done.design.readout) for side in zip(*pairs, strict=True))
     return int((predicted == observed).sum()), len(pairs)
 
 
@@ -131,7 +131,7 @@ def _in_full(done: Done, view: View, tokens: int, *, asked: bool = False) -> lis
         return lines
     room = max(tokens - cost(lines), LEAST)
     if measured.values:
-        counts = Counter(LEVELS[level] for level in levels_of(measured.values))
+        counts = Counter(LEVELS[level] for level in levels_of(measured.values, done.design.readout))
         levels = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
         control = "" if measured.control is None else f"; control: {line(measured.control.what)}"
         whole = " (1 is all of the effect)" if done.design.readout == "effect" else ""
@@ -187,7 +187,11 @@ def _live(view: View) -> list[Rival]:
 
 def _wrong(done: Done, name: str) -> list[bool]:
     """By item, whether a rival expected another level than was seen; not where it expected none."""
-    return [e is not None and bool(levels_of([e])[0] != levels_of([v])[0]) for e, v in _expected(done, name)]
+    readout = done.design.readout
+    return [
+        e is not None and bool(levels_of([e], readout)[0] != levels_of([v], readout)[0])
+        for e, v in _expected(done, name)
+    ]
 
 
 def _items(done: Done, view: View, tokens: int) -> list[str]:

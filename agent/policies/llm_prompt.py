@@ -36,8 +36,10 @@ PROMPTS, NODES = 450, 500
 """Tokens of a behaviour's metric and prompts, and of the names of its nodes, roughly."""
 BEFORE, AFTER = 12, 2
 """Tokens that are shown before and after a pivot."""
-BASELINE = 120
-"""Tokens of the explanation to beat, roughly."""
+BASELINE, BATTERY = 120, 250
+"""Tokens of the label to beat, and of what the battery measured, roughly."""
+TOLD = (("top_random", "correlation"), ("counterfactual", "correlation"), ("counterfactual", "agreement"))
+"""Scores of the label that are told, by set of examples and metric."""
 LEADING = 1200
 """Characters of the leader's rule."""
 WORST, TERMS = 3, 4
@@ -161,18 +163,24 @@ def _mark(token: str) -> str:
 
 
 def _baseline(view: View) -> list[str]:
-    """The explanation to beat; a challenger is not told of it."""
+    """What the battery measured, and the label to beat; a challenger is told of neither."""
     baseline = view.about.get("baseline")
-    if view.phase == "challenge" or not baseline or not baseline.get("text"):
+    if view.phase == "challenge" or not baseline:
         return []
+    parts, battery = [], [[line(part, LONG)] for part in baseline.get("battery", ())]
+    if battery:
+        parts.append(f"Measured beforehand:\n{section(battery, len(battery), tokens=BATTERY)}")
+    if not baseline.get("text"):
+        return parts
+    rule = Rule.parse(baseline["rule"]) if baseline.get("rule") else None
     lines = [line(str(baseline["text"]), LONG)]
-    if baseline.get("rule"):
-        lines.append(_rule(Rule.parse(baseline["rule"]), view))
-    for score in baseline.get("scores", ())[:4]:
-        if score["value"] is not None:
+    for score in baseline.get("scores", ()):
+        if score["value"] is not None and (score["examples"], score["metric"]) in TOLD:
             lines.append(line(f"{score['metric']} on {score['examples']} windows: {score['value']:.2f}"))
-    scored = ", with its scores on other text" if len(lines) > 1 + bool(baseline.get("rule")) else ""
-    return [f"The explanation to beat{scored}:\n{section([lines], 1, tokens=BASELINE)}"]
+    up = next((rival.name for rival in view.rivals if rule is not None and rival.hypothesis.rule == rule), None)
+    put_up = f", put up as {up}" if up else ""
+    scored = ", with its scores on other text" if len(lines) > 1 else ""
+    return [*parts, f"The label to beat{put_up}{scored}:\n{section([lines], 1, tokens=BASELINE)}"]
 
 
 # Rivals
@@ -218,7 +226,9 @@ def _record(rival: Rival) -> str:
     if rival.hypothesis.kind == "no_pattern":
         return "no opinion but the base rate of levels"
     record = f"{rival.resolved} experiments predicted, {rival.silences} of silence"
-    return record if rival.hits is None else f"{record}; right level on {rival.hits:.0%} of their items"
+    if rival.cause is not None:
+        record += f"; right on {rival.cause:.0%} of their items whether it fires"
+    return record if rival.hits is None else f"{record}; right level on {rival.hits:.0%} of them"
 
 
 def _refutation(rival: Rival, view: View) -> list[str]:
@@ -264,12 +274,13 @@ def _missing(leader: Rival, others: Sequence[Rival]) -> list[str]:
         nearest = max(others, key=lambda rival: rival.log_odds)
         odds = exp(min(leader.log_odds - nearest.log_odds, 20))
         ahead = f"odds of {ODDS:g} to 1 over {nearest.name}, now {odds:.3g}, unless it only ever predicted the same"
-    hit = leader.hits or 0.0
+    hit, what = (leader.hits, "the right level on") if leader.cause is None else (leader.cause, "firing told on")
+    hit = hit or 0.0
     return [
         *([f"{RESOLVED - leader.resolved} predictions"] if leader.resolved < RESOLVED else []),
         *([f"{SILENCES - leader.silences} predictions of silence"] if leader.silences < SILENCES else []),
         *([ahead] if odds <= ODDS else []),
-        *([f"the right level on {HITS:.0%} of items, now {hit:.0%}"] if hit < HITS else []),
+        *([f"{what} {HITS:.0%} of items, now {hit:.0%}"] if hit < HITS else []),
     ]
 
 

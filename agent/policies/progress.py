@@ -157,7 +157,8 @@ def _wrong(done: Done, name: str) -> Iterator[bool]:
     if expected is None or done.measured is None:
         return
     pairs = [(e, v) for e, v in zip(expected, done.measured.values, strict=True) if e is not None]
-    predicted, observed = levels_of([e for e, _ in pairs]), levels_of([v for _, v in pairs])
+    readout = done.design.readout
+    predicted, observed = levels_of([e for e, _ in pairs], readout), levels_of([v for _, v in pairs], readout)
     for (e, v), level, true_level in zip(pairs, predicted, observed, strict=True):
         yield bool(level != true_level) and abs(e - v) > APART
 

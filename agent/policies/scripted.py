@@ -17,6 +17,7 @@ does, so that experiments which tell them apart are experiments on the dropped p
 """
 
 import json
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log
 from typing import Any
@@ -121,8 +122,14 @@ class ScriptedPolicy(Programme):
         """A sure edit after refusals; else surveys of what matters, revisions, aimed edits, and claims."""
         if (action := _after_refusal(state)) is not None:
             return action
-        action = state.use(FIRST) or _revise(state) or _propose_positions(state)
-        return action or state.use(SECOND) or _aim(state) or _claim(state)
+        first, second = (_in_order(calls, state.view.seed) for calls in (FIRST, SECOND))
+        action = state.use(first) or _revise(state) or _propose_positions(state)
+        return action or state.use(second) or _aim(state) or _claim(state)
+
+
+def _in_order(calls: Sequence[Call], seed: int) -> list[Call]:
+    """The calls as they are listed, or in another order for every other seed, so that runs do not err alike."""
+    return random.Random(seed).sample(calls, len(calls)) if seed else list(calls)
 
 
 def _is_dense(claim: Hypothesis, view: View) -> bool:
@@ -150,9 +157,9 @@ def _revise(state: PolicyState) -> Action | None:
     """Learns a rule from all that was measured if the best one was surprised, and puts it up."""
     best = state.best
     if state.learned and not state.since:
-        rule = _last_learned(state)
-        if rule is not None and not state.proposed(rule):
-            return Propose(hypotheses=(hypothesis(rule, parent=best.name if best else None),))
+        new = [rule for rule in _last_learned(state) if not state.proposed(rule)]
+        if new:
+            return Propose(hypotheses=tuple(hypothesis(rule, parent=best.name if best else None) for rule in new))
     if LEARN not in state.tools or len(state.learned) >= REVISIONS or not state.since:
         return None
     if state.learned and best is not None and not state.surprises(best.name, state.since):
@@ -160,10 +167,10 @@ def _revise(state: PolicyState) -> Action | None:
     return UseTools(calls=(make_call(LEARN, "the rule that fits all that was measured"),))
 
 
-def _last_learned(state: PolicyState) -> Rule | None:
-    """The rule that was learned last, if there is one to believe."""
-    rule = state.learned[-1].found.get("rule")
-    return None if rule is None else Rule.parse(json.dumps(rule))
+def _last_learned(state: PolicyState) -> list[Rule]:
+    """The rules that were learned last: the one that can be told, on which work goes on, stands last."""
+    rules = (state.learned[-1].found.get(name) for name in ("longer", "rule"))
+    return [Rule.parse(json.dumps(rule)) for rule in rules if rule is not None]
 
 
 def _propose_positions(state: PolicyState) -> Action | None:

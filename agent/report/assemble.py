@@ -65,12 +65,16 @@ def _assemble(journal: Journal, id: str) -> Report:
         reason=row["reason"] or ended.get("reason"),
         verdict=frozen.get("verdict"),
         hypothesis=frozen.get("hypothesis"),
+        grading=frozen.get("grading"),
         text=frozen.get("text"),
         rule=_rule(frozen.get("rule")),
         hash=frozen.get("hash"),
         explanation=row["explanation_id"] or ended.get("explanation_id"),
         baseline=_baseline(last["baseline"]) if "baseline" in last else None,
         scores=scores,
+        label_scores=tuple(map(_without_windows, last.get("holdout", {}).get("label", ()))),
+        added=tuple(last.get("holdout", {}).get("added", ())),
+        finalists=tuple(last.get("finalists", {}).get("rows", ())),
         peeks=tuple(journal.peeks(id)),
         contenders=contenders,
         trials=trials,
@@ -122,6 +126,7 @@ def _contender(
         resolved=rival.resolved,
         silences=rival.silences,
         hits=rival.hits,
+        cause=rival.cause,
         brier=rival.brier,
         odds=odds_as_sum(rival, terms=TERMS),
         history=tuple(rounds.values()),
@@ -137,7 +142,7 @@ def _forecasted(experiment: Experiment, observation: Observation | None, name: s
         return None
     values = np.array(observation.result["values"], np.float64)[places]
     expected = np.array([predicted[place] for place in places], np.float64)
-    observed, forecast = levels_of(values.tolist()), forecast[places]
+    observed, forecast = levels_of(values.tolist(), experiment.design["readout"]), forecast[places]
     return Forecasted(
         experiment=experiment.name,
         n=len(places),
@@ -156,7 +161,7 @@ def _trial(experiment: Experiment, observation: Observation | None) -> Trial:
         {
             "label": item["label"],
             "value": value,
-            "level": LEVELS[int(levels_of([value])[0])],
+            "level": LEVELS[int(levels_of([value], design["readout"])[0])],
             "expected": {p.hypothesis: p.expected[place] for p in experiment.predictions},
         }
         for place, (item, value) in enumerate(zip(design["items"], values, strict=bool(values)))
@@ -190,6 +195,9 @@ def _open(
     """What is not settled: rivals that still stand, measurements and controls that failed, claims without a test."""
     if alive := tuple(c.name for c in contenders if c.status == "live" and c.name != leading and c.share > CLOSE):
         yield "rivals that the evidence has not put aside", alive
+    late = (c for c in contenders if c.status == "live" and not c.resolved and c.body["kind"] != "no_pattern")
+    if untested := tuple(c.name for c in late):
+        yield "hypotheses that were put up too late to be tested", untested
     if failed := tuple(trial.name for trial in trials if trial.status != "ok"):
         yield "experiments without a result", failed
     for verdict, words in (("untested", "claims that nothing tested"), ("mixed", "claims with mixed evidence")):

@@ -54,8 +54,10 @@ def _answer(report: "Report") -> list[str]:
         rows.append(line("rule ", _quote(json.dumps(report.rule, ensure_ascii=False), _source(report))))
     if report.reason:
         rows.append(line("because ", _quote(report.reason, ["journal"])))
+    if report.grading:
+        rows.append(line("how strongly is open: ", _quote(report.grading, ["journal"])))
     if report.baseline is not None and report.baseline.get("text"):
-        rows.append(line("to beat: ", _quote(report.baseline["text"], ["baseline"])))
+        rows.append(line("the label to beat: ", _quote(report.baseline["text"], ["baseline"])))
     return rows
 
 
@@ -66,6 +68,9 @@ def _source(report: "Report") -> list[str]:
 def _holdout(report: "Report") -> list[str]:
     scores = sorted(report.scores, key=_rank)
     rows = [_score(score) for score in scores[:_SCORES]]
+    rows += [
+        _added(part) for part in sorted(report.added, key=_rank) if (part["examples"], part["metric"]) in HEADLINES
+    ]
     read = cite(f"{len(report.peeks)}", ["holdout"])
     if report.peeks:
         rows.append(
@@ -77,6 +82,15 @@ def _holdout(report: "Report") -> list[str]:
             )
         )
     return rows
+
+
+def _added(part: Mapping[str, Any]) -> str:
+    what = f"over the label, {part['examples'].replace('_', ' ')} {part['metric']}: "
+    if part["value"] is None:
+        return line(cite_name(what), "no difference: ", _quote(part["reason"] or "no reason", ["holdout"]))
+    low, high = part["ci_low"], part["ci_high"]
+    interval = "" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})"
+    return line(cite_name(what), cite(f"{part['value']:+.2f}{interval}", ["holdout"]))
 
 
 def _rank(score: Mapping[str, Any]) -> int:
@@ -118,6 +132,8 @@ def _rival(contender: "Contender", every: Sequence[str]) -> str:
         numbers = f"share {contender.share:.2f}, resolved {contender.resolved} ({contender.silences} on silence)"
         if contender.hits is not None and contender.brier is not None:
             numbers += f", hits {contender.hits:.2f}, Brier {contender.brier:.2f}"
+        if contender.cause is not None:
+            numbers += f", cause {contender.cause:.2f}"
         parts += [", ", cite(f"{numbers}, {contender.odds}", sources)]
     return line(*parts, ": ", _quote(contender.body["text"], [contender.name]))
 
@@ -302,6 +318,7 @@ class Contender:
     resolved: int
     silences: int
     hits: float | None
+    cause: float | None
     brier: float | None
     odds: str
     """Its log odds as the sum of what each experiment added."""
@@ -347,6 +364,8 @@ class Report:
     """What the evidence said when the explanation was frozen."""
     hypothesis: str | None
     """Name of the one that was frozen."""
+    grading: str | None
+    """Of a supported cause, why it is open how strongly it fires; None where it is not."""
     text: str | None
     rule: Json | None
     hash: str | None
@@ -357,6 +376,12 @@ class Report:
     """text, rule and scores of the explanation to beat."""
     scores: tuple[Json, ...]
     """On the holdout, as `records.Score` has them, without the windows' digests."""
+    label_scores: tuple[Json, ...]
+    """Of the label that there was before, on the same windows of the holdout."""
+    added: tuple[Json, ...]
+    """What the explanation is ahead of that label: examples, metric, value, ci_low, ci_high, n, reason."""
+    finalists: tuple[Json, ...]
+    """Rules that were too likely to be left aside, on `select`: name, value, error, length."""
     peeks: tuple[str, ...]
     """What the holdout was read for."""
     contenders: tuple[Contender, ...]

@@ -155,7 +155,7 @@ def _two_rivals(lab: FeatureLab, wanted: Sequence[str]) -> list[str]:
 def _separating(lab: FeatureLab, items: Sequence[Item], names: Sequence[str]) -> list[Item]:
     """The items for which the two predict different levels, each kind of edit and each direction in turn."""
     first, second = (np.array(expectations(lab, name, items), np.float64) for name in names)
-    apart = np.flatnonzero(levels_of(first.tolist()) != levels_of(second.tolist())).tolist()
+    apart = np.flatnonzero(levels_of(first.tolist(), "response") != levels_of(second.tolist(), "response")).tolist()
     if not apart:
         raise RejectedError(
             "inseparable",

@@ -34,11 +34,12 @@ class LearnArgs(StrictModel, frozen=True):
 
 class LearnRule(FeatureTool[LearnArgs]):
     """Learns a rule from the training examples and all that was measured. No language model is asked. Gives the rule as
-    JSON and in English, how many measurements it fits, and where it does not.
+    JSON and in English, how many measurements it fits, and where it does not; and a longer one, if that fits more.
     """
 
     name = "learn_rule"
     survey = True
+    version = 2
 
     def __init__(self) -> None:
         self._explainers: WeakKeyDictionary[FeatureLab, dict[int, RuleExplainer]] = WeakKeyDictionary()
@@ -60,6 +61,8 @@ class LearnRule(FeatureTool[LearnArgs]):
         if learned.rule is not None:
             rule = Rule.parse(learned.rule)
             tables |= {"rule": json.loads(learned.rule), "length": rule.length()}
+            if learned.predictor is not None:
+                tables["longer"] = json.loads(learned.predictor)
             if len(lab.observed):
                 fit = _fit(rule, lab)
                 misfits = disagreements(rule, lab.observed, vocabulary=lab.vocabulary, half=_half(lab))

@@ -135,7 +135,7 @@ def measure_changes(design: Design, lab: FeatureLab) -> Measured:
 
 def flipped(values: Sequence[float], was: Sequence[float]) -> list[bool]:
     """Whether each value is on another level than it was, and not just beside an edge."""
-    other = levels_of(values) != levels_of(was)
+    other = levels_of(values, "response") != levels_of(was, "response")
     return (other & (np.abs(np.subtract(values, was)) >= APART)).tolist()
 
 

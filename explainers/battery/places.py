@@ -78,7 +78,7 @@ class TrainingSide:
             sorted((e for e in {e.window: e for e in evidence.examples}.values()), key=lambda e: -e.peak)
         )
         """Training examples, each window once, the strongest first."""
-        self.scale = _scale(self.examples)
+        self.scale = scale_of(self.examples)
         """Median peak of the strongest training examples, in the source's units: 1 in experiments' values."""
 
     @cached_property
@@ -112,7 +112,7 @@ class TrainingSide:
         return np.append(real, np.full(self.width - len(real), real[0])).astype(np.int64)
 
 
-def _scale(examples: Sequence[Example]) -> float:
+def scale_of(examples: Sequence[Example]) -> float:
     """Median peak of the strongest examples; 1 where none is active, of which nothing is ever measured."""
     peaks = [example.peak for example in examples[:STRONGEST] if example.peak > 0]
     return float(np.median(peaks)) if peaks else 1.0

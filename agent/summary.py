@@ -1,0 +1,132 @@
+"""What all sessions of a database came to: how they ended, what stayed open, which tools told most, what failed."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from ..data.store.journal import Journal
+from ..data.store.journal_values import Experiment
+from .loop.hypotheses import Hypothesis
+from .loop.judging import rank_rivals
+from .loop.view import Rival
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The sessions of one source, or of one model's behaviours."""
+
+    name: str
+    policy: str
+    sessions: int
+    ends: Mapping[str, int]
+    """Sessions by status; "running" is one that has not ended."""
+    open: Mapping[str, int]
+    """Sessions that ended open, by the question that did: evidence, natural, counterfactual, context, controls."""
+    ungraded: int
+    """Sessions with a supported cause of which it is open how strongly it fires."""
+    experiments: float
+    """Median of a session, and so are the others."""
+    forwards: float
+    tokens: float
+    minutes: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRow:
+    """What a tool told in all sessions."""
+
+    tool: str
+    experiments: int
+    forwards: int
+    nats: float
+    """Sum over its experiments of the largest change of a rival's log odds against the leader."""
+    failed: int
+
+    @property
+    def nats_per_1000(self) -> float | None:
+        """Nats for a thousand forwards; None where there were none."""
+        return 1000 * self.nats / self.forwards if self.forwards else None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """All sessions of a database."""
+
+    groups: tuple[Group, ...]
+    tools: tuple[ToolRow, ...]
+    """Those that told most for a forward first."""
+    failures: Mapping[str, int]
+    """Experiments that failed and calls that were refused, by reason; the most frequent first."""
+
+
+def summarise(journal: Journal) -> SessionSummary:
+    """Sum up every session of a journal."""
+    rows = journal.rows()
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    told: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0.0, 0])
+    failures: Counter[str] = Counter()
+    for row in rows:
+        source = row["target"].rpartition(":")[0] if row["kind"] == "feature" else row["target"].partition(" ")[0]
+        groups[source if row["kind"] == "feature" else f"{source} behaviours", row["policy"]].append(row)
+        failures.update(_add_session(journal, row, told))
+    tools = (ToolRow(name, int(n), int(f), round(nats, 3), int(bad)) for name, (n, f, nats, bad) in told.items())
+    return SessionSummary(
+        tuple(_group(journal, *key, members) for key, members in sorted(groups.items())),
+        tuple(sorted(tools, key=lambda tool: -(tool.nats_per_1000 or 0.0))),
+        dict(failures.most_common()),
+    )
+
+
+def _group(journal: Journal, name: str, policy: str, rows: Sequence[Mapping[str, Any]]) -> Group:
+    concluded = [journal.event_of(row["id"], "concluded") or {} for row in rows]
+    frozen = [journal.event_of(row["id"], "frozen") or {} for row in rows]
+    spent = [journal.spent(row["id"]) for row in rows]
+    return Group(
+        name=name,
+        policy=policy,
+        sessions=len(rows),
+        ends=Counter(row["status"] for row in rows),
+        open=Counter(event["question"] for event in concluded if event.get("question")),
+        ungraded=sum(r["status"] == "supported" and bool(f.get("grading")) for r, f in zip(rows, frozen, strict=True)),
+        experiments=median(charge.experiments for charge in spent),
+        forwards=median(charge.forwards for charge in spent),
+        tokens=median(charge.tokens for charge in spent),
+        minutes=median(charge.minutes for charge in spent),
+    )
+
+
+def _add_session(journal: Journal, row: Mapping[str, Any], told: Mapping[str, list[float]]) -> Iterable[str]:
+    """Add what a session's tools told; the reasons of its failures and refusals."""
+    id = row["id"]
+    experiments, observations = journal.experiments(id), journal.observations(id)
+    hypotheses = {h["name"]: Hypothesis.model_validate(h["body"]) for h in journal.hypotheses(id)}
+    changes = _changes(rank_rivals(hypotheses, experiments, observations, kind=row["kind"]))
+    reasons = []
+    for experiment in experiments:
+        observation = observations.get(experiment.name)
+        if observation is None:
+            continue
+        of_tool = told[experiment.tool]
+        of_tool[0] += 1
+        of_tool[1] += observation.cost.get("forwards", 0)
+        of_tool[2] += changes.get(experiment.name, 0.0)
+        if observation.status != "ok":
+            of_tool[3] += 1
+            reasons.append(_reason(experiment, observation.reason))
+    refused = (event.get("code", "before there were codes") for event in journal.events(id, kind="rejected"))
+    return [*reasons, *(f"refused, {code}" for code in refused)]
+
+
+def _changes(rivals: Iterable[Rival]) -> dict[str, float]:
+    """By experiment the largest change of a rival's log odds."""
+    largest: dict[str, float] = {}
+    for rival in rivals:
+        for term in rival.terms:
+            largest[term.experiment] = max(largest.get(term.experiment, 0.0), abs(term.log_odds))
+    return largest
+
+
+def _reason(experiment: Experiment, reason: str | None) -> str:
+    return f"{experiment.tool} failed: {reason or 'no reason'}"
