@@ -80,15 +80,18 @@ def _background(windows: Sequence[PoolWindow], width: int, *, most: int) -> Back
 class EvidenceLoader:
     """Loads the evidence of features of one source for explainers and scorers."""
 
-    def __init__(self, store: Store, subject: Subject, source: Source, *, seed: int = 0) -> None:
+    def __init__(
+        self, store: Store, subject: Subject, source: Source, *, seed: int = 0, background: bool = True
+    ) -> None:
+        """Without a `background` nothing can be explained, and cases have no baselines: these are learned from it."""
         self.store, self.subject, self.source, self._seed = store, subject, source, seed
         model = source.id.model
         pool = {split: store.pool_windows(model, split) for split in PARTS}
         if not pool["train"]:
             raise NeuronautError(f"no pool of {model} in the database; run: neuronaut harvest {model} {source.id.site}")
         width = max(len(window.ids) for windows in pool.values() for window in windows)
-        self.background = _background(pool["train"], width, most=BACKGROUND)
-        self.tune = _background(pool["tune"], width, most=TUNE)
+        self.background = _background(pool["train"], width, most=BACKGROUND if background else 0)
+        self.tune = _background(pool["tune"], width, most=TUNE if background else 0)
         self._random: dict[Split, tuple[NDArray[np.int64], list[str]]] = {}
 
     def evidence(self, feature: Feature) -> Evidence:
@@ -195,7 +198,7 @@ class EvidenceLoader:
                 continue
             control = (controls or {}).get(part.feature, NO_CONTROL)
             rule = parse_rule(control.rule) if control.rule else None
-            baselines = Baselines(*token_baselines(part, batch), rule)
+            baselines = Baselines(*token_baselines(part, batch), rule) if len(batch.background.ids) else None
             cases.append(Case(explanation, holdouts[part.feature], baselines, control.explanation))
         return cases
 

@@ -89,6 +89,8 @@ class Job:
     """Sources that are open; others are opened as the store knows them."""
     chooser: Scorer | None = None
     """Judges texts on `select`, without controls, where candidates are to be compared; None for rules only."""
+    background: bool = True
+    """Whether the windows are read that explainers and baselines learn from."""
     _loaders: dict[SourceId, EvidenceLoader] = field(default_factory=dict, init=False)
 
     @property
@@ -100,7 +102,8 @@ class Job:
         """Open the loader of a source's evidence, once."""
         if source_id not in self._loaders:
             source = open_harvested(self.store, self.subject, source_id, self.sources)
-            self._loaders[source_id] = EvidenceLoader(self.store, self.subject, source)
+            loader = EvidenceLoader(self.store, self.subject, source, background=self.background)
+            self._loaders[source_id] = loader
         return self._loaders[source_id]
 
     def judge(self, item: Judge, *, select: bool = True) -> LLMTask[Finished]:
@@ -421,8 +424,11 @@ def score(
     True
     """
     _store_prompts(store, (prompt for scorer in scorers for prompt in scorer.prompts))
-    job = Job(store, subject, calibrate(scorers, client), client, sources or {})
     best = {f: stored for f in features if (stored := store.best(f)) is not None and stored.explanation.text}
+    background = any(scorer.compares for scorer in scorers) or any(
+        stored.explanation.rule and not _on_select(store, stored) for stored in best.values()
+    )
+    job = Job(store, subject, calibrate(scorers, client), client, sources or {}, background=background)
     agenda = Agenda(list(best), set(), lambda f: best[f].explanation, job.open_loader, on_progress, explain=False)
     tasks = (_judge_again(job, item, best) for item in agenda.items() if not isinstance(item, Explain))
     for result, judgements in run_tasks(tasks, client):
@@ -440,8 +446,11 @@ def _judge_again(job: Job, item: Judge | None, best: Mapping[Feature, StoredExpl
     feature = item.work.feature
     if item.control.explanation is None:
         item = item._replace(control=job.open_loader(feature.source).stored_control(feature))
-    on_select = any(score.examples == SELECT for score in job.store.scores(best[feature].id))
-    return job.judge(item, select=not on_select)
+    return job.judge(item, select=not _on_select(job.store, best[feature]))
+
+
+def _on_select(store: Store, stored: StoredExplanation) -> bool:
+    return any(score.examples == SELECT for score in store.scores(stored.id))
 
 
 def score_from_stored(features: Sequence[Feature], store: Store) -> Iterator[Result]:

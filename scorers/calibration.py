@@ -89,7 +89,7 @@ class AdmittedScorer:
     def __init__(self, scorer: Scorer, calibration: Calibration | None = None) -> None:
         """Without a calibration the judge is taken as it is."""
         self._scorer = scorer
-        self.name, self.keeps_judgements = scorer.name, scorer.keeps_judgements
+        self.name, self.keeps_judgements, self.compares = scorer.name, scorer.keeps_judgements, scorer.compares
         self._note = "none" if calibration is None else calibration.as_dict()
 
     @property

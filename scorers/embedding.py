@@ -31,6 +31,7 @@ class Embedding:
     name = "embedding"
     examples = "windows"
     keeps_judgements = True
+    compares = False
     prompts: tuple[Prompt, ...] = ()
 
     def __init__(self, embedder: Embedder, *, count: int = 10, seed: int = 0, controls: Controls = ALL) -> None:

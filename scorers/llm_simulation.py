@@ -84,6 +84,7 @@ class LLMSimulator:
 
     name = "simulation"
     keeps_judgements = True
+    compares = True
 
     def __init__(self, backend: Backend, *, windows: int = 5, controls: Controls = SAMPLE, seed: int = 0) -> None:
         """`windows` top windows and as many random ones, which the seed chooses, are simulated.

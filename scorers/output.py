@@ -163,6 +163,7 @@ class OutputScorer:
 
     name = "output"
     keeps_judgements = True
+    compares = False
 
     def __init__(
         self,

@@ -81,6 +81,7 @@ class QuizScorer(ABC):
     scored: ClassVar[tuple[int, ...]] = (1,)
     """Choices whose probabilities are the items of a question."""
     keeps_judgements = True
+    compares = False
 
     def __init__(
         self,

@@ -25,7 +25,8 @@ class Case:
 
     explanation: Explanation
     holdout: Holdout
-    baselines: Baselines
+    baselines: Baselines | None
+    """None where no scorer compares with them."""
     other: Explanation | None = None
     """Another feature's explanation, for the shuffled control; None where no other is at hand."""
 
@@ -51,6 +52,11 @@ class Scorer(Protocol):
     @property
     def keeps_judgements(self) -> bool:
         """Whether its judgements are worth keeping, because asking again would cost."""
+        ...
+
+    @property
+    def compares(self) -> bool:
+        """Whether it judges the baselines, too, which are learned from many windows."""
         ...
 
     def judge(self, case: Case) -> list[Judgements] | LLMTask[list[Judgements]]:

@@ -30,6 +30,7 @@ class RuleSimulator:
 
     name = "simulation"
     keeps_judgements = False
+    compares = True
     prompts: tuple[Prompt, ...] = ()
 
     def __init__(self, *, name: str = "simulation", pairs: bool = True, seed: int = 0) -> None:
@@ -117,11 +118,13 @@ def _predict_roles(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role,
         "explanation": predict(rule, grid),
         **token_predictions(case.baselines, windows.ids),
     }
-    if case.baselines.other_rule is not None:
+    if case.baselines is not None and case.baselines.other_rule is not None:
         predictions["other_rule"] = predict(case.baselines.other_rule, grid)
     return predictions
 
 
-def token_predictions(baselines: Baselines, ids: NDArray[np.int64]) -> dict[Role, NDArray[np.float32]]:
+def token_predictions(baselines: Baselines | None, ids: NDArray[np.int64]) -> dict[Role, NDArray[np.float32]]:
     """Predict by the baselines that know single tokens, each in the shape of `ids`; any number on padding."""
+    if baselines is None:
+        return {}
     return {"token_rule": baselines.token_rule[ids], "token_table": baselines.token_table[ids]}

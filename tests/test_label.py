@@ -396,6 +396,33 @@ def test_every_rule_is_scored_on_select_too(whole: tuple[Path, list[Result]], da
         assert [s for s in again.scores if s.examples == "select"]
 
 
+def test_a_scorer_that_compares_with_nothing_reads_no_background(
+    whole: tuple[Path, list[Result]], database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(whole[0], database)
+    read, original = [], inputs.read_columns
+
+    def count(subject: Any, source: Any, tokens: np.ndarray, features: Any) -> np.ndarray:
+        read.append(len(tokens))
+        return original(subject, source, tokens, features)
+
+    class Silent(RuleSimulator):
+        compares = False
+
+        def judge(self, case: Any) -> list[Any]:
+            assert case.baselines is None and len(case.holdout.sets["top_random"].ids)
+            return []
+
+    monkeypatch.setattr(inputs, "read_columns", count)
+    rows = {}
+    for scorer in (RuleSimulator(), Silent()):
+        with Store(str(database)) as store:
+            read.clear()
+            list(score(features(), store, subject(), scorers=[scorer]))
+            rows[type(scorer)] = sum(read)
+    assert 0 < rows[Silent] < rows[RuleSimulator] / 2
+
+
 def test_a_dry_run_counts_the_forward_passes_of_the_run(database: Path) -> None:
     counted: list[int] = []
     names = features()[:2]
