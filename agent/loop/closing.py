@@ -27,7 +27,7 @@ def last_calls(state: RivalState, *, most: float) -> tuple[Call, ...]:
     against = [rival for rival in (*late, *(rules[1:2] if leader in late else ())) if rival is not leader]
     asked += [tuple(_trial(leader, rival)) for rival in {rival.name: rival for rival in against}.values()]
     calls = (call for group in zip_longest(*asked) for call in group if call is not None)
-    return tuple(islice(calls, max(0, min(CALLS, int(most)))))
+    return tuple(islice(calls, max(0, int(min(CALLS, most)))))
 
 
 def newcomers(rivals: Sequence[Rival]) -> list[Rival]:

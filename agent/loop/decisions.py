@@ -84,15 +84,16 @@ class Decider:
         if state["role"] == "code" or run.lab.kind != "feature" or run.exhausted(share=RESERVE):
             return {"next": "freeze"}
         run.catch_up()
-        calls = last_calls(run.rival_state(), most=left) if state["stop_code"] != "failures" else ()
-        if not calls:
+        calls = [call for call in last_calls(run.rival_state(), most=left) if call.tool in run.tools]
+        if not calls or state["stop_code"] == "failures":
             return {"next": "freeze"}
-        action, closing = UseTools(calls=calls), State({**state, "role": "code"})
+        action = UseTools(calls=tuple(calls))
         body = {**action.model_dump(mode="json", exclude_defaults=True), "action": action.action}
         run.journal.decide(run.id, state["step"], "code", {"action": body})
         run.event("decided", {"step": state["step"], "role": "code", "action": body}, key=f"decided:{state['step']}")
-        update = {"role": "code", **self._use(closing, action, again="freeze")}
-        return {**update, "stop": state["stop"], "stop_code": state["stop_code"]}
+        update = self._use(State({**state, "role": "code"}), action, again="freeze")
+        after = "preregister" if update["next"] == "preregister" else "freeze"
+        return {**update, "role": "code", "next": after, "stop": state["stop"], "stop_code": state["stop_code"]}
 
     def _use(self, state: State, action: UseTools, *, again: str) -> Mapping[str, Any]:
         """Plans what can be run of an action's calls; refused is one of which nothing can."""
