@@ -1,0 +1,403 @@
+"""Roles: what each node of a circuit does, proven by what it attends to or writes and by what changing that does.
+
+A role is a pattern, seen on the clean prompts, and an intervention on the very edges of this pattern with an effect
+whose sign is fixed beforehand (landmarks.py names the edges). Only a node with both has it proven.
+
+    role               pattern                                intervention and the effect it must have
+    mover              end to a word, writes for it           the other word's values: the answer's lead goes with them
+    writing against    end to a word, writes against it       the same, with the other sign
+    writer             end to itself, writes the answer       the corrupted prompt's values there: the lead falls
+    carrier            end to the changed word, writes little its corrupted values: the lead falls
+    inhibition         end to the repeat                      edges cut: movers turn from the answer's word to the wrong
+    induction          repeat to what followed its copy       edges cut: the lead falls, by way of the inhibition heads
+    duplicate-token    repeat to its copy                     (or directly, where the repeat is the end)
+    previous-token     what followed the copy to the copy     edges cut: the induction heads look there less
+    position           end to places, whatever stands there   its output with the two first words exchanged, which
+                                                              leaves the answer what it is: the lead falls
+    enriching (MLP)    writes differently at changed words    corrupted there alone: the lead falls
+    writer (MLP)       writes the answer at the end           corrupted there alone: the lead falls
+
+An attention pattern counts from SEEN on, and above that of 95% of the heads outside the circuit (but for `itself`, where
+many look); a direct write above those of 95% of these heads. An effect counts from LEAST on, with
+an interval above zero, and above that of the same intervention at CONTROLS other nodes of its kind, of the same layers
+where there are as many: p = 1 / (1 + CONTROLS) and the stated least. What is called by way of another role goes by
+heads whose own role is proven; so roles are found from the end of the information's flow to its beginning, and the
+algorithm that is told in words is a chain of proven links.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from ...subject.model import Subject
+from ..logit_attribution import logit_attribution
+from ..measures import mean
+from ..prompts import Batch
+from .landmarks import EdgeName, Landmarks
+from .nodes import Node, nodes_of
+from .role_runs import Patch, Readout, RoleRuns, heads_of, layer_of, share_onto
+from .role_values import Claim, Measure, Role, Roles, flow
+from .tasks import Task
+from .work import Work
+
+SEEN = 0.25
+"""Share of attention from which on a head looks somewhere."""
+GLANCE = 0.05
+"""Share of attention below which an edge is not intervened on."""
+UNUSUAL = 0.95
+"""The quantile of other heads that a pattern must reach."""
+LEAST = 0.02
+"""The smallest effect: a share of the behaviour, or of attention."""
+CONTROLS = 19
+"""Other nodes that an intervention is made at too."""
+MOST = 32
+"""Pairs that roles are measured on, at most."""
+KEPT = 0.5
+"""Share of the answer's lead that exchanging the first words must leave."""
+AT_WORD = 0.5
+"""Share of an MLP's change that lies at the changed words, for it to work there."""
+
+
+def find_roles(
+    subject: Subject, task: Task, circuit: Sequence[Node], *, at_once: int = 64, seed: int = 0, work: Work | None = None
+) -> Roles:
+    """Find the roles of a circuit's heads and MLPs on the task's pairs; nodes of other kinds have none.
+
+    `seed` draws the other nodes and the bootstraps.
+
+    >>> from neuronaut.causal.circuits.nodes import parse_nodes
+    >>> roles = find_roles(subject, open_task(subject, "induction", rows=8), parse_nodes("head.3:1"))
+    >>> [claim.role for claim in roles.proven(roles.nodes[0])]
+    ['induction']
+    """
+    task = task if len(task) <= MOST else task.take(range(MOST))
+    (work or Work()).begin(f"finds the roles of {len(circuit)} nodes", left=_expect(len(circuit), len(task)))
+    passes: list[None] = []
+    counting = subject.model.base_model.register_forward_pre_hook(lambda *_: passes.append(None))
+    with torch.inference_mode(), counting:
+        finder = _Finder(subject, task, circuit, at_once=at_once, seed=seed)
+        claims = [claim for claim in finder.claims() if claim.status is not None]
+    return Roles(
+        nodes=tuple(circuit),
+        claims=flow(claims, get_args(Role)),
+        pairs=len(task),
+        places=finder.landmarks.describe(subject),
+        absent=finder.absent,
+        forwards=len(passes),
+    )
+
+
+def _expect(nodes: int, pairs: int) -> float:
+    """Rows to run, roughly."""
+    return pairs * (4 * CONTROLS + 3 * nodes)
+
+
+class _Finder:
+    """Finds the claims of one circuit, from the end of the flow to its beginning."""
+
+    def __init__(self, subject: Subject, task: Task, circuit: Sequence[Node], *, at_once: int, seed: int) -> None:
+        self._subject, self._circuit, self._seed = subject, tuple(circuit), seed
+        pairs = task.pairs
+        self.landmarks = Landmarks.of(pairs)
+        self._runs = RoleRuns(subject, self.landmarks, at_once)
+        self._heads = heads_of(circuit)
+        self._mlps = [node for node in circuit if node.site.startswith("mlp_out.") and node.positions == "all"]
+        self._of_kind = {"head": nodes_of(subject, ["head"]), "mlp_out": nodes_of(subject, ["mlp"])}
+        self._outside = [head for head in self._of_kind["head"] if head not in self._heads]
+        nothing = torch.zeros_like(self.landmarks.edges["itself"])
+        self._answer = Readout("lead", (), nothing, nothing)
+        clean, corrupted = (self._lead(batch) for batch in (pairs.clean, pairs.corrupted))
+        self._clean, self._span = clean.mean(), float((clean - corrupted).mean())
+        self._writes = self._attribute()
+        listed = self.landmarks.listed
+        self._other: tuple[Batch, str] = (
+            (self.landmarks.mirrored(), "mirrored") if listed else (pairs.corrupted, "corrupted")
+        )
+        self.absent: dict[Role, str] = {}
+
+    def claims(self) -> Iterator[Claim]:
+        """All that are worth a measurement, whether their proofs hold or not."""
+        movers = list(self._movers())
+        yield from movers
+        inhibition = list(self._inhibition([claim for claim in movers if claim.word == "answer"]))
+        yield from inhibition
+        induction = list(self._at_repeat("induction", "induction", inhibition))
+        yield from induction
+        yield from self._at_repeat("duplicate-token", "duplicate", inhibition)
+        yield from self._previous(induction)
+        yield from self._position()
+        yield from self._mlp_writers()
+        yield from self._enriching()
+
+    # Patterns
+
+    def _lead(self, batch: Batch) -> Tensor:
+        """The answer's logit less the wrong one's: (row,)."""
+        pairs = self.landmarks.pairs
+        logits = self._subject.run(batch.tokens)[torch.arange(len(batch)), batch.last].float().cpu()
+        answer, wrong = (logits.gather(1, ids[:, None])[:, 0] for ids in (pairs.answers, pairs.wrong))
+        return answer - wrong
+
+    def _attribute(self) -> Mapping[str, Tensor]:
+        """By node, the share of the mean lead that it writes directly: (row,)."""
+        pairs, layers = self.landmarks.pairs, range(self._subject.n_layers)
+        split = [f"head.{layer}" for layer in layers]
+        parts = logit_attribution(self._subject, pairs.clean, token=pairs.answers, against=pairs.wrong, split=split)
+        shares = parts.values / parts.total.mean()
+        named = dict(zip(parts.components, shares.unbind(1), strict=True))
+        return {name: values for name, values in named.items() if name.startswith(("head.", "mlp_out."))}
+
+    def _attention(self, head: Node, name: EdgeName, what: str) -> Measure:
+        """How much a head looks along edges, against all heads of the subject."""
+        edges = self.landmarks.edges[name]
+        everyone = share_onto(self._runs.patterns, edges).mean(-1)
+        others = [float(everyone[layer_of(other), other.unit or 0]) for other in self._outside]
+        unusual = 0.0 if name == "itself" else _quantile(others)
+        return self._measure(what, share_onto(self._runs.pattern_of(head), edges), max(SEEN, unusual))
+
+    def _write(self, node: Node, sign: int) -> Measure:
+        """What a node writes for the answer (1) or against it (-1), against the other heads."""
+        bar = _quantile([abs(float(self._writes[str(other)].mean())) for other in self._outside])
+        what = "writes the answer" if sign > 0 else "writes against the answer"
+        return self._measure(what, sign * self._writes[str(node)], bar)
+
+    def _measure(self, what: str, values: Tensor, bar: float) -> Measure:
+        found = mean(values, seed=self._seed)
+        return Measure(what, found.value, found.interval, found.n, bar)
+
+    # Interventions
+
+    def _effects(
+        self,
+        what: str,
+        heads: Sequence[tuple[Node, int]],
+        patch: Callable[[Node], Patch],
+        readout: Readout,
+        *,
+        through: Sequence[Node] = (),
+    ) -> list[Measure]:
+        """How far the readout falls (sign 1) or rises (-1) by each node's patch, against the same at others."""
+        nodes = [node for node, _ in heads]
+        last = max((layer_of(node) for node in (*through, *readout.heads)), default=self._subject.n_layers)
+        others = self._draw_others(nodes, last)
+        runs: Sequence[Sequence[Patch]] = [[], *([patch(node)] for node in (*nodes, *others))]
+        if through:
+            _, runs = self._runs.measure(runs, self._answer, keep=through)
+        values, _ = self._runs.measure(runs, readout)
+        falls = (values[0] - values[1:]) / (1.0 if readout.heads else self._span)
+        control = falls[len(nodes) :].mean(1)
+        return [
+            self._measure(what, sign * fall, max([LEAST, *(sign * control).tolist()]))
+            for (_, sign), fall in zip(heads, falls[: len(nodes)], strict=True)
+        ]
+
+    def _draw_others(self, nodes: Sequence[Node], last: int) -> list[Node]:
+        """Other nodes of the kind, before the last layer that sees them, of the same layers first."""
+        kind, layers = nodes[0].kind, {layer_of(node) for node in nodes}
+        others = [node for node in self._of_kind[kind] if layer_of(node) < last and node not in self._circuit]
+        random.Random(f"roles: {self._seed}").shuffle(others)
+        return sorted(others, key=lambda node: layer_of(node) not in layers)[:CONTROLS]
+
+    def _glances(self, name: EdgeName, heads: Sequence[Node]) -> list[Node]:
+        """The heads that look along edges at all."""
+        edges = self.landmarks.edges[name]
+        return [head for head in heads if float(share_onto(self._runs.pattern_of(head), edges).mean()) >= GLANCE]
+
+    # Roles
+
+    def _movers(self) -> Iterator[Claim]:
+        """Movers, heads that write against, writers and carriers: what heads read at the end and write there."""
+        words: tuple[EdgeName, ...] = ("answer", "wrong") if self.landmarks.listed else ("source",)
+        for word in (*words, "itself"):
+            heads = self._glances(word, self._heads) if self.landmarks.has(word) else []
+            if not heads:
+                continue
+            signs = [1 if float(self._writes[str(head)].mean()) >= 0 else -1 for head in heads]
+            edges = self.landmarks.edges[word]
+            prompts, name = (self.landmarks.pairs.corrupted, "corrupted") if word == "itself" else self._other
+            what = f"with {'its corrupted' if name == 'corrupted' else 'the other word’s'} values the lead "
+            told = [what + ("falls" if sign > 0 else "rises") for sign in signs]
+            effects = self._effects(
+                "", list(zip(heads, signs, strict=True)), lambda h: self._runs.swap(h, edges, prompts, name), self._answer
+            )
+            for head, sign, text, effect in zip(heads, signs, told, effects, strict=True):
+                yield self._name_mover(head, word, sign, _renamed(effect, text))
+
+    def _name_mover(self, head: Node, word: EdgeName, sign: int, effect: Measure) -> Claim:
+        looks = self._attention(head, word, f"attends to {_NAMES[word]}")
+        writes = self._write(head, sign)
+        if word == "source" and sign > 0 and not writes.holds:
+            return Claim(head, "carrier", word, (looks,), effect)
+        towards = sign > 0 if word != "wrong" else sign < 0
+        role: Role = "writing against" if not towards else "writer" if word == "itself" else "mover"
+        return Claim(head, role, word, (looks, writes), effect)
+
+    def _inhibition(self, movers: Sequence[Claim]) -> Iterator[Claim]:
+        if not (self.landmarks.listed and self.landmarks.has("repeat")):
+            self.absent["inhibition"] = "no wrong word is repeated"
+            return
+        readers = _proven(movers)
+        edges = self.landmarks.edges
+        gap = Readout("preference", readers, edges["answer"], edges["wrong"] & ~edges["repeat"])
+        heads = self._glances("repeat", self._heads)
+        yield from self._claims(
+            "inhibition",
+            heads,
+            "repeat",
+            "movers prefer the answer’s word less",
+            gap,
+            missing=None if readers else "no mover is proven that it could turn",
+        )
+
+    def _at_repeat(self, role: Role, name: EdgeName, inhibition: Sequence[Claim]) -> Iterator[Claim]:
+        """Induction and duplicate-token heads, which act at the repeat."""
+        if not self.landmarks.has(name):
+            self.absent[role] = "no word is repeated" if name == "duplicate" else "nothing follows an earlier copy"
+            return
+        direct = self.landmarks.repeat_is_last
+        readers = () if direct else _proven(inhibition)
+        missing = None if direct or readers else "no inhibition head is proven that could read it"
+        what = "the lead falls" if direct else "by way of the inhibition heads the lead falls"
+        heads = self._glances(name, self._heads)
+        yield from self._claims(role, heads, name, what, self._answer, through=readers, missing=missing)
+
+    def _previous(self, induction: Sequence[Claim]) -> Iterator[Claim]:
+        if not self.landmarks.has("previous"):
+            self.absent["previous-token"] = "no word is repeated"
+            return
+        readers, edges = _proven(induction), self.landmarks.edges["induction"]
+        match = Readout("match", readers, edges, torch.zeros_like(edges))
+        yield from self._claims(
+            "previous-token",
+            self._glances("previous", self._heads),
+            "previous",
+            "induction heads attend there less",
+            match,
+            missing=None if readers else "no induction head is proven that could read it",
+        )
+
+    def _claims(
+        self,
+        role: Role,
+        heads: Sequence[Node],
+        name: EdgeName,
+        what: str,
+        readout: Readout,
+        *,
+        through: Sequence[Node] = (),
+        missing: str | None,
+    ) -> Iterator[Claim]:
+        """Claims of heads whose edges are cut."""
+        seen = {head: (self._attention(head, name, f"attends to {_NAMES[name]}"),) for head in heads}
+        last = max((layer_of(node) for node in (*through, *readout.heads)), default=self._subject.n_layers)
+        early = [head for head in heads if layer_of(head) < last] if missing is None else []
+        edges = self.landmarks.edges[name]
+        effects: Sequence[Measure] = ()
+        if early:
+            signed = [(head, 1) for head in early]
+            effects = self._effects(what, signed, lambda h: self._runs.cut(h, edges), readout, through=through)
+        measured = dict(zip(early, effects, strict=True))
+        for head in heads:
+            why = None if head in measured else missing or "what it would act on lies before it"
+            yield Claim(head, role, None, seen[head], measured.get(head), why)
+
+    def _position(self) -> Iterator[Claim]:
+        exchanged = self.landmarks.exchanged()
+        if exchanged is None or float(self._lead(exchanged).mean()) < KEPT * float(self._clean):
+            self.absent["position"] = "exchanging the first words would change the answer, or they do not stand there"
+            return
+        if not self._heads:
+            return
+        end = self.landmarks.edges["itself"].any(-1)[..., None]
+
+        def patch(head: Node) -> Patch:
+            clean = self._runs.output(head, self.landmarks.pairs.clean, "clean")
+            other = self._runs.output(head, exchanged, "exchanged")
+            return Patch(head, torch.where(end.to(clean.device), other, clean))
+
+        what = "with its output of exchanged words the lead falls"
+        effects = self._effects(what, [(head, 1) for head in self._heads], patch, self._answer)
+        for head, effect in zip(self._heads, effects, strict=True):
+            yield Claim(head, "position", None, (self._stays(head, exchanged),), effect)
+
+    def _stays(self, head: Node, exchanged: Batch) -> Measure:
+        """How much a head looks at the same places whichever word stands there; 0 where it goes with a word."""
+        marks, rows = self.landmarks, torch.arange(len(exchanged))
+        groups = [marks.answer & ~marks.repeats, marks.wrong & ~marks.repeats, marks.repeats & marks.wrong]
+        now, then = (
+            [(pattern[rows, exchanged.last] * group).sum(1) for group in groups]
+            for pattern in (self._runs.pattern_of(head), self._runs.pattern_of(head, exchanged, "exchanged"))
+        )
+        stays, moves = (
+            sum(torch.minimum(one, other) for one, other in zip(now, [then[at] for at in order], strict=True))
+            for order in ((0, 1, 2), (1, 0, 2))
+        )
+        assert isinstance(stays, Tensor) and isinstance(moves, Tensor), "there are places"
+        bound = stays if stays.mean() >= moves.mean() - GLANCE else torch.zeros_like(stays)
+        return self._measure("attends to the same places", bound, SEEN)
+
+    # MLPs
+
+    def _corrupt(self, node: Node, places: Tensor) -> Patch:
+        """An MLP's output with that of the corrupted prompt at places."""
+        pairs = self.landmarks.pairs
+        clean = self._runs.output(node, pairs.clean, "clean")
+        other = self._runs.output(node, pairs.corrupted, "corrupted")
+        return Patch(node, torch.where(places[..., None].to(clean.device), other, clean))
+
+    def _mlp_writers(self) -> Iterator[Claim]:
+        end = self.landmarks.edges["itself"].any(-1)
+        signed = [(node, 1 if float(self._writes[str(node)].mean()) >= 0 else -1) for node in self._mlps]
+        signed = [(node, sign) for node, sign in signed if self._write(node, sign).holds]
+        if not signed:
+            return
+        effects = self._effects("", signed, lambda node: self._corrupt(node, end), self._answer)
+        for (node, sign), effect in zip(signed, effects, strict=True):
+            role: Role = "writer" if sign > 0 else "writing against"
+            text = f"corrupted at the end the lead {'falls' if sign > 0 else 'rises'}"
+            yield Claim(node, role, "itself", (self._write(node, sign),), _renamed(effect, text))
+
+    def _enriching(self) -> Iterator[Claim]:
+        places = self.landmarks.source & ~self.landmarks.edges["itself"].any(-1)
+        if not self._mlps or not places.any(-1).all():
+            return
+        what = "corrupted at the changed words the lead falls"
+        signed = [(node, 1) for node in self._mlps]
+        effects = self._effects(what, signed, lambda node: self._corrupt(node, places), self._answer)
+        for node, effect in zip(self._mlps, effects, strict=True):
+            yield Claim(node, "enriching", None, (self._differs(node, places),), effect)
+
+    def _differs(self, node: Node, places: Tensor) -> Measure:
+        """The share of an MLP's change between the prompts that lies at places."""
+        pairs = self.landmarks.pairs
+        sides = [self._runs.output(node, *side) for side in ((pairs.clean, "clean"), (pairs.corrupted, "corrupted"))]
+        change = (sides[0] - sides[1]).float().square().sum(-1).cpu() * pairs.clean.real
+        return self._measure("its change lies at the changed words", (change * places).sum(1) / change.sum(1), AT_WORD)
+
+
+_NAMES: Mapping[EdgeName, str] = {
+    "answer": "the answer’s word",
+    "wrong": "the wrong word",
+    "source": "the changed word",
+    "itself": "the end itself",
+    "repeat": "the repeat",
+    "duplicate": "its earlier copy",
+    "induction": "what followed its earlier copy",
+    "previous": "the token before",
+}
+
+
+def _proven(claims: Sequence[Claim]) -> tuple[Node, ...]:
+    return tuple(claim.node for claim in claims if claim.status == "proven")
+
+
+def _quantile(values: Sequence[float]) -> float:
+    """What a share of UNUSUAL does not reach; 0 of none."""
+    return float(torch.tensor(values).quantile(UNUSUAL)) if values else 0.0
+
+
+def _renamed(measure: Measure, what: str) -> Measure:
+    return Measure(what, measure.value, measure.interval, measure.n, measure.bar)
