@@ -6,8 +6,8 @@ word where V is that of another prompt; everything else in the head stays. So an
 shown that A @ V is its output. All runs use the model's eager attention, the unedited ones too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ...subject.model import Subject
-from ..attention import eager, patterns, prove, watch_patterns
+from ..attention import eager, prove, watch_patterns
+from ..batched import observe
 from ..prompts import Batch
 from ..runs import logits_at, resumable, resume
 from .landmarks import Landmarks
@@ -62,6 +63,38 @@ def share_onto(pattern: Tensor, edges: Tensor) -> Tensor:
     return (pattern * edges).sum((-2, -1)) / edges.any(-1).sum(-1).clamp_min(1)
 
 
+class Prompts(NamedTuple):
+    """Other prompts than the clean ones, as long as they are, and what they are called."""
+
+    name: str
+    batch: Batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Plain:
+    """An unedited run."""
+
+    tokens: Tensor
+    patterns: Tensor
+    """(layer, head, row, query, key), float32 on the CPU."""
+    sites: Mapping[str, Tensor]
+    """By `resid_pre.L`, `head.L` and `mlp_out.L`: (row, position, width)."""
+    logits: Tensor
+    """(row, token): at each row's last position."""
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, subject: Subject, batch: Batch) -> "_Plain":
+        layers = range(subject.n_layers)
+        for layer in layers:
+            prove(subject, layer)
+        seen: dict[int, Tensor] = {}
+        sites = [f"{kind}.{layer}" for layer in layers for kind in ("resid_pre", "head", "mlp_out")]
+        with watch_patterns(subject, {layer: _recorder(seen, layer) for layer in layers}):
+            logits, tensors = observe(subject, batch, sites)
+        return cls(batch.tokens, torch.stack([seen[layer] for layer in layers]).transpose(1, 2), tensors, logits)
+
+
 @dataclass(eq=False)
 class RoleRuns:
     """A task's clean prompts, run with patches."""
@@ -71,69 +104,59 @@ class RoleRuns:
     at_once: int
 
     def __post_init__(self) -> None:
-        subject, clean = self.subject, self.landmarks.pairs.clean
-        self.patterns: Tensor = self._read_patterns(clean)
-        """(layer, head, row, query, key) of the clean prompts, float32 on the CPU."""
-        self._patterns = {"clean": self.patterns}
+        self.width = self.subject.width("head.0") // self.subject.n_heads
+        self._resumes = resumable(self.subject) is None
+        self._plain: dict[str, _Plain] = {}
         self._values: dict[tuple[str, int], Tensor] = {}
-        self._outputs: dict[tuple[str, str], Tensor] = {}
-        self._residuals: dict[int, Tensor] = {}
-        self.width = subject.width("head.0") // subject.n_heads
 
-    def _read_patterns(self, batch: Batch) -> Tensor:
-        by_layer = patterns(self.subject, batch.tokens, range(self.subject.n_layers))
-        return torch.stack([by_layer[layer].float().cpu() for layer in range(self.subject.n_layers)]).transpose(1, 2)
+    def plain(self, prompts: str | Prompts = "clean") -> "_Plain":
+        """An unedited run of the clean prompts, or of others; each is run once."""
+        name, batch = prompts if isinstance(prompts, Prompts) else (prompts, self.landmarks.pairs.clean)
+        if name not in self._plain:
+            self._plain[name] = _Plain.of(self.subject, batch)
+        return self._plain[name]
 
-    def pattern_of(self, head: Node, prompts: Batch | None = None, name: str = "clean") -> Tensor:
-        """On the clean prompts, or on those that go by this name: (row, query, key)."""
-        if name not in self._patterns and prompts is not None:
-            self._patterns[name] = self._read_patterns(prompts)
-        return self._patterns[name][layer_of(head), head.unit or 0]
+    def pattern_of(self, head: Node, prompts: str | Prompts = "clean") -> Tensor:
+        """(row, query, key)."""
+        return self.plain(prompts).patterns[layer_of(head), head.unit or 0]
 
-    @torch.inference_mode()
-    def output(self, node: Node, prompts: Batch, name: str) -> Tensor:
-        """What a node puts out on prompts that go by this name: (row, position, width)."""
-        if (name, node.site) not in self._outputs:
-            with eager(self.subject):
-                self._outputs[name, node.site] = self.subject.read(prompts.tokens, [node.site])[node.site]
-        whole = self._outputs[name, node.site]
-        return whole if node.unit is None else whole[..., self._columns(node)]
+    def output(self, node: Node, prompts: str | Prompts = "clean") -> Tensor:
+        """What a node puts out: (row, position, width)."""
+        return self._part(self.plain(prompts).sites[node.site], node)
 
     @torch.inference_mode()
-    def values(self, head: Node, prompts: Batch, name: str) -> Tensor:
-        """What a head's layer offers its keys on prompts that go by this name: (row, key, d_head)."""
-        layer, subject = layer_of(head), self.subject
-        if (name, layer) not in self._values:
-            prove(subject, layer)
-            with watch_patterns(subject, {layer: _identity}):
-                self._values[name, layer] = subject.read(prompts.tokens, [head.site])[head.site]
-        return self._values[name, layer][..., self._columns(head)]
+    def values(self, head: Node, prompts: str | Prompts = "clean") -> Tensor:
+        """What a head's layer offers its keys: (row, key, d_head)."""
+        layer, subject, plain = layer_of(head), self.subject, self.plain(prompts)
+        key = (prompts.name if isinstance(prompts, Prompts) else prompts, layer)
+        if key not in self._values:
+            begun = self._begin(layer, plain.sites) if self._resumes else nullcontext()
+            with begun, watch_patterns(subject, {layer: _identity}):
+                self._values[key] = subject.read(plain.tokens, [head.site])[head.site]
+        return self._part(self._values[key], head)
+
+    def _begin(self, layer: int, sites: Mapping[str, Tensor], copies: int = 1) -> AbstractContextManager[None]:
+        """Runs that begin at a layer, from the residual stream of a plain run."""
+        return resume(self.subject, layer, sites[f"resid_pre.{layer}"].repeat(copies, 1, 1)) if layer else nullcontext()
 
     def cut(self, head: Node, edges: Tensor) -> Patch:
         """The head's output without what the edges carry."""
-        clean = self.landmarks.pairs.clean
-        return Patch(head, self.output(head, clean, "clean") - self._carried(head, edges, clean, "clean"))
+        return Patch(head, self.output(head) - self._carried(head, edges, "clean"))
 
-    def swap(self, head: Node, edges: Tensor, prompts: Batch, name: str) -> Patch:
+    def swap(self, head: Node, edges: Tensor, prompts: Prompts) -> Patch:
         """The head's output where the edges carry the values of other prompts."""
-        return Patch(head, self.cut(head, edges).value + self._carried(head, edges, prompts, name))
+        return Patch(head, self.cut(head, edges).value + self._carried(head, edges, prompts))
 
-    def _carried(self, head: Node, edges: Tensor, prompts: Batch, name: str) -> Tensor:
-        values = self.values(head, prompts, name)
-        weights = (self.pattern_of(head) * edges).to(values)
-        return weights @ values
-
-    def _columns(self, node: Node) -> slice:
-        unit = node.unit or 0
-        return slice(unit * self.width, (unit + 1) * self.width)
+    def _carried(self, head: Node, edges: Tensor, prompts: str | Prompts) -> Tensor:
+        values = self.values(head, prompts)
+        return (self.pattern_of(head) * edges).to(values) @ values
 
     @torch.inference_mode()
     def measure(
         self, runs: Sequence[Sequence[Patch]], readout: Readout, keep: Sequence[Node] = ()
     ) -> tuple[Tensor, list[list[Patch]]]:
         """The readout of each run, (run, row), and what the kept nodes put out in it."""
-        whole = resumable(self.subject) is not None
-        first = [0 if whole else min((patch.layer for patch in run), default=0) for run in runs]
+        first = [min((patch.layer for patch in run), default=0) if self._resumes else 0 for run in runs]
         room = max(1, self.at_once // len(self.landmarks.pairs))
         values, kept = dict[int, Tensor](), dict[int, list[Patch]]()
         for layer, group in groupby(sorted(range(len(runs)), key=first.__getitem__), first.__getitem__):
@@ -156,9 +179,9 @@ class RoleRuns:
         sites = {patch.node.site for run in runs for patch in run} | {node.site for node in keep}
         changes = {site: self._change(site, runs, outputs) for site in sites}
         watches = {at: _recorder(seen, at) for at in readout.layers}
-        known = resume(self.subject, layer, self._residual(layer).repeat(len(runs), 1, 1)) if layer else nullcontext()
+        known = self._begin(layer, self.plain().sites, len(runs))
         with eager(self.subject), known, self.subject.editing(changes), watch_patterns(self.subject, watches):
-            logits = logits_at(self.subject, copies.tokens, copies.last).float().cpu()
+            logits = logits_at(self.subject, copies.tokens, copies.last)
         parts = [
             [Patch(node, self._part(outputs[node.site], node)[at * count :][:count]) for node in keep]
             for at in range(len(runs))
@@ -166,7 +189,9 @@ class RoleRuns:
         return self._read(readout, logits, seen).view(len(runs), count), parts
 
     def _part(self, tensor: Tensor, node: Node) -> Tensor:
-        return tensor if node.unit is None else tensor[..., self._columns(node)]
+        if node.unit is None:
+            return tensor
+        return tensor[..., node.unit * self.width : (node.unit + 1) * self.width]
 
     def _change(
         self, site: str, runs: Sequence[Sequence[Patch]], outputs: dict[str, Tensor]
@@ -184,21 +209,18 @@ class RoleRuns:
 
         return change
 
-    def _residual(self, layer: int) -> Tensor:
-        """The clean run's residual stream before a layer: (row, position, d_model)."""
-        if layer not in self._residuals:
-            site = f"resid_pre.{layer}"
-            with eager(self.subject):
-                self._residuals[layer] = self.subject.read(self.landmarks.pairs.clean.tokens, [site])[site]
-        return self._residuals[layer]
+    def lead(self, logits: Tensor) -> Tensor:
+        """The answer's logit less the wrong one's, of the pairs any number of times: (row, token) -> (row,)."""
+        pairs = self.landmarks.pairs
+        repeats = len(logits) // len(pairs)
+        answer, wrong = (ids.repeat(repeats)[:, None] for ids in (pairs.answers, pairs.wrong))
+        return (logits.float().cpu().gather(1, answer) - logits.float().cpu().gather(1, wrong))[:, 0]
 
     def _read(self, readout: Readout, logits: Tensor, seen: dict[int, Tensor]) -> Tensor:
         """From the logits and patterns of one forward: (row of the forward,)."""
-        pairs = self.landmarks.pairs
-        repeats = len(logits) // len(pairs)
+        repeats = len(logits) // len(self.landmarks.pairs)
         if not readout.heads:
-            answer, wrong = (ids.repeat(repeats)[:, None] for ids in (pairs.answers, pairs.wrong))
-            return (logits.gather(1, answer) - logits.gather(1, wrong))[:, 0]
+            return self.lead(logits)
         shares = [
             share_onto(pattern, readout.towards.repeat(repeats, 1, 1))
             - share_onto(pattern, readout.away.repeat(repeats, 1, 1))

@@ -35,7 +35,9 @@ class Measure:
     n: int
     """Pairs."""
     bar: float
-    """The stated least, or what other heads reach, whichever is higher."""
+    """The stated least, or what other nodes reach, whichever is higher."""
+    others: int = 0
+    """Other nodes at which an effect was measured too; their highest is part of the bar."""
 
     @property
     def holds(self) -> bool:
@@ -141,12 +143,6 @@ def _count(nodes: Sequence[Node]) -> dict[str, str]:
     return {"nodes": join_nodes(nodes), **endings}
 
 
-_WORDS: Mapping[EdgeName, str] = {
-    "answer": "the answer's word",
-    "wrong": "the wrong word",
-    "source": "the word that decides",
-    "itself": "what stands there",
-}
 _SENTENCES: dict[tuple[Role, EdgeName | None], str] = {
     ("enriching", None): "At the word that decides, {nodes} enrich{es} it for what reads it later (enriching).",
     ("previous-token", None): "At the token after the first copy, {nodes} read{s} the token before it (previous-token).",
@@ -155,16 +151,18 @@ _SENTENCES: dict[tuple[Role, EdgeName | None], str] = {
     ("carrier", "source"): "From the end, {nodes} read{s} the word that decides and pass{es} it on (carrier).",
     ("inhibition", None): "From the end, {nodes} read{s} the repeated word and turn{s} the movers away from its first copy "
     "(inhibition).",
-    ("position", None): "What {nodes} carr{ies} is the place of the first copy, not which word stands there (position).",
-}
-_SENTENCES |= {
-    (role, word): f"From the end, {{nodes}} read{{s}} {words} and {verb} ({role})."
-    for word, words in _WORDS.items()
-    for role, verb in (
-        ("mover", "write{s} the answer" if word in ("source", "itself") else "write{s} it"),
-        ("writing against", "write{s} against it" if word in ("answer", "wrong") else "write{s} against the answer"),
-        ("writer", "write{s} the answer out"),
-    )
+    ("position", None): "What {nodes} carr{ies} is the place of the first copy rather than the word (position).",
+    ("mover", "answer"): "From the end, {nodes} read{s} the answer's word and write{s} it (mover).",
+    ("mover", "wrong"): "From the end, {nodes} read{s} the wrong word and write{s} it (mover).",
+    ("mover", "source"): "From the end, {nodes} read{s} the word that decides and write{s} the answer (mover).",
+    ("writing against", "answer"): "From the end, {nodes} read{s} the answer's word and write{s} against it "
+    "(writing against).",
+    ("writing against", "wrong"): "From the end, {nodes} read{s} the wrong word and write{s} against it "
+    "(writing against).",
+    ("writing against", "source"): "From the end, {nodes} read{s} the word that decides and write{s} against the answer "
+    "(writing against).",
+    ("writer", "itself"): "At the end, {nodes} write{s} the answer out (writer).",
+    ("writing against", "itself"): "At the end, {nodes} write{s} against the answer (writing against).",
 }
 
 

@@ -13,11 +13,12 @@ whose sign is fixed beforehand (landmarks.py names the edges). Only a node with 
     duplicate-token    repeat to its copy                     (or directly, where the repeat is the end)
     previous-token     what followed the copy to the copy     edges cut: the induction heads look there less
     position           end to places, whatever stands there   its output with the two first words exchanged, which
-                                                              leaves the answer what it is: the lead falls
+                                                              leaves the answer what it is: the lead falls, more than
+                                                              with both words exchanged everywhere
     enriching (MLP)    writes differently at changed words    corrupted there alone: the lead falls
     writer (MLP)       writes the answer at the end           corrupted there alone: the lead falls
 
-An attention pattern counts from SEEN on, and above that of 95% of the heads outside the circuit (but for `itself`, where
+An attention pattern counts from SEEN on, from EVEN times an even look on, and above that of 95% of the heads outside the circuit (but for `itself`, where
 many look); a direct write above those of 95% of these heads. An effect counts from LEAST on, with
 an interval above zero, and above that of the same intervention at CONTROLS other nodes of its kind, of the same layers
 where there are as many: p = 1 / (1 + CONTROLS) and the stated least. What is called by way of another role goes by
@@ -27,6 +28,7 @@ algorithm that is told in words is a chain of proven links.
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -35,16 +37,17 @@ from torch import Tensor
 from ...subject.model import Subject
 from ..logit_attribution import logit_attribution
 from ..measures import mean
-from ..prompts import Batch
 from .landmarks import EdgeName, Landmarks
 from .nodes import Node, nodes_of
-from .role_runs import Patch, Readout, RoleRuns, heads_of, layer_of, share_onto
+from .role_runs import Patch, Prompts, Readout, RoleRuns, heads_of, layer_of, share_onto
 from .role_values import Claim, Measure, Role, Roles, flow
 from .tasks import Task
 from .work import Work
 
 SEEN = 0.25
 """Share of attention from which on a head looks somewhere."""
+EVEN = 1.5
+"""The least attention, as a multiple of what a head gives there that looks everywhere alike."""
 GLANCE = 0.05
 """Share of attention below which an edge is not intervened on."""
 UNUSUAL = 0.95
@@ -95,6 +98,10 @@ def _expect(nodes: int, pairs: int) -> float:
     return pairs * (4 * CONTROLS + 3 * nodes)
 
 
+Falls = Callable[[Sequence[Node]], Tensor]
+"""From nodes to how far something falls by each of them: (node, row)."""
+
+
 class _Finder:
     """Finds the claims of one circuit, from the end of the flow to its beginning."""
 
@@ -109,13 +116,12 @@ class _Finder:
         self._outside = [head for head in self._of_kind["head"] if head not in self._heads]
         nothing = torch.zeros_like(self.landmarks.edges["itself"])
         self._answer = Readout("lead", (), nothing, nothing)
-        clean, corrupted = (self._lead(batch) for batch in (pairs.clean, pairs.corrupted))
+        self._corrupted = Prompts("corrupted", pairs.corrupted)
+        clean, corrupted = (self._lead(prompts) for prompts in ("clean", self._corrupted))
         self._clean, self._span = clean.mean(), float((clean - corrupted).mean())
         self._writes = self._attribute()
         listed = self.landmarks.listed
-        self._other: tuple[Batch, str] = (
-            (self.landmarks.mirrored(), "mirrored") if listed else (pairs.corrupted, "corrupted")
-        )
+        self._other = Prompts("mirrored", self.landmarks.mirrored()) if listed else self._corrupted
         self.absent: dict[Role, str] = {}
 
     def claims(self) -> Iterator[Claim]:
@@ -134,12 +140,9 @@ class _Finder:
 
     # Patterns
 
-    def _lead(self, batch: Batch) -> Tensor:
+    def _lead(self, prompts: str | Prompts) -> Tensor:
         """The answer's logit less the wrong one's: (row,)."""
-        pairs = self.landmarks.pairs
-        logits = self._subject.run(batch.tokens)[torch.arange(len(batch)), batch.last].float().cpu()
-        answer, wrong = (logits.gather(1, ids[:, None])[:, 0] for ids in (pairs.answers, pairs.wrong))
-        return answer - wrong
+        return self._runs.lead(self._runs.plain(prompts).logits)
 
     def _attribute(self) -> Mapping[str, Tensor]:
         """By node, the share of the mean lead that it writes directly: (row,)."""
@@ -153,10 +156,12 @@ class _Finder:
     def _attention(self, head: Node, name: EdgeName, what: str) -> Measure:
         """How much a head looks along edges, against all heads of the subject."""
         edges = self.landmarks.edges[name]
-        everyone = share_onto(self._runs.patterns, edges).mean(-1)
+        everyone = share_onto(self._runs.plain().patterns, edges).mean(-1)
         others = [float(everyone[layer_of(other), other.unit or 0]) for other in self._outside]
         unusual = 0.0 if name == "itself" else _quantile(others)
-        return self._measure(what, share_onto(self._runs.pattern_of(head), edges), max(SEEN, unusual))
+        even = edges / torch.arange(1, edges.shape[-1] + 1)[:, None]
+        least = EVEN * float(share_onto(even, edges).mean())
+        return self._measure(what, share_onto(self._runs.pattern_of(head), edges), max(SEEN, unusual, least))
 
     def _write(self, node: Node, sign: int) -> Measure:
         """What a node writes for the answer (1) or against it (-1), against the other heads."""
@@ -171,33 +176,42 @@ class _Finder:
     # Interventions
 
     def _effects(
-        self,
-        what: str,
-        heads: Sequence[tuple[Node, int]],
-        patch: Callable[[Node], Patch],
-        readout: Readout,
-        *,
-        through: Sequence[Node] = (),
+        self, what: str, signed: Sequence[tuple[Node, int]], falls: Falls, *, last: int | None = None
     ) -> list[Measure]:
-        """How far the readout falls (sign 1) or rises (-1) by each node's patch, against the same at others."""
-        nodes = [node for node, _ in heads]
-        last = max((layer_of(node) for node in (*through, *readout.heads)), default=self._subject.n_layers)
-        others = self._draw_others(nodes, last)
-        runs: Sequence[Sequence[Patch]] = [[], *([patch(node)] for node in (*nodes, *others))]
+        """How far something falls (sign 1) or rises (-1) by each node, against others before the layer `last`."""
+        nodes = [node for node, _ in signed]
+        moved = [
+            self._measure(what, sign * fall, LEAST) for (_, sign), fall in zip(signed, falls(nodes), strict=True)
+        ]
+        others = self._draw_others(nodes, last) if any(measure.holds for measure in moved) else []
+        if not others:
+            return moved
+        control = falls(others).mean(1)
+        return [
+            replace(measure, bar=max(LEAST, float((sign * control).max())), others=len(others))
+            for (_, sign), measure in zip(signed, moved, strict=True)
+        ]
+
+    def _falls(
+        self, nodes: Sequence[Node], patch: Callable[[Node], Patch], readout: Readout, through: Sequence[Node] = ()
+    ) -> Tensor:
+        """How far the readout falls by each node's patch, or by what it makes of the nodes `through`: (node, row)."""
+        runs: Sequence[Sequence[Patch]] = [[], *([patch(node)] for node in nodes)]
         if through:
             _, runs = self._runs.measure(runs, self._answer, keep=through)
         values, _ = self._runs.measure(runs, readout)
-        falls = (values[0] - values[1:]) / (1.0 if readout.heads else self._span)
-        control = falls[len(nodes) :].mean(1)
-        return [
-            self._measure(what, sign * fall, max([LEAST, *(sign * control).tolist()]))
-            for (_, sign), fall in zip(heads, falls[: len(nodes)], strict=True)
-        ]
+        return (values[0] - values[1:]) / (1.0 if readout.heads else self._span)
 
-    def _draw_others(self, nodes: Sequence[Node], last: int) -> list[Node]:
+    def _replace(self, node: Node, places: Tensor, prompts: Prompts) -> Patch:
+        """The node's output with that of other prompts at places (row, position)."""
+        clean = self._runs.output(node)
+        return Patch(node, torch.where(places[..., None].to(clean.device), self._runs.output(node, prompts), clean))
+
+    def _draw_others(self, nodes: Sequence[Node], last: int | None) -> list[Node]:
         """Other nodes of the kind, before the last layer that sees them, of the same layers first."""
         kind, layers = nodes[0].kind, {layer_of(node) for node in nodes}
-        others = [node for node in self._of_kind[kind] if layer_of(node) < last and node not in self._circuit]
+        others = [node for node in self._of_kind[kind] if node not in self._circuit]
+        others = [node for node in others if last is None or layer_of(node) < last]
         random.Random(f"roles: {self._seed}").shuffle(others)
         return sorted(others, key=lambda node: layer_of(node) not in layers)[:CONTROLS]
 
@@ -217,14 +231,16 @@ class _Finder:
                 continue
             signs = [1 if float(self._writes[str(head)].mean()) >= 0 else -1 for head in heads]
             edges = self.landmarks.edges[word]
-            prompts, name = (self.landmarks.pairs.corrupted, "corrupted") if word == "itself" else self._other
-            what = f"with {'its corrupted' if name == 'corrupted' else 'the other word’s'} values the lead "
+            prompts = self._corrupted if word == "itself" else self._other
+            what = f"with {'its corrupted' if prompts is self._corrupted else 'the other word’s'} values the lead "
             told = [what + ("falls" if sign > 0 else "rises") for sign in signs]
             effects = self._effects(
-                "", list(zip(heads, signs, strict=True)), lambda h: self._runs.swap(h, edges, prompts, name), self._answer
+                what,
+                list(zip(heads, signs, strict=True)),
+                lambda nodes: self._falls(nodes, lambda h: self._runs.swap(h, edges, prompts), self._answer),
             )
             for head, sign, text, effect in zip(heads, signs, told, effects, strict=True):
-                yield self._name_mover(head, word, sign, _renamed(effect, text))
+                yield self._name_mover(head, word, sign, replace(effect, what=text))
 
     def _name_mover(self, head: Node, word: EdgeName, sign: int, effect: Measure) -> Claim:
         looks = self._attention(head, word, f"attends to {_NAMES[word]}")
@@ -292,44 +308,51 @@ class _Finder:
     ) -> Iterator[Claim]:
         """Claims of heads whose edges are cut."""
         seen = {head: (self._attention(head, name, f"attends to {_NAMES[name]}"),) for head in heads}
-        last = max((layer_of(node) for node in (*through, *readout.heads)), default=self._subject.n_layers)
-        early = [head for head in heads if layer_of(head) < last] if missing is None else []
+        last = max((layer_of(node) for node in (*through, *readout.heads)), default=None)
+        early = [head for head in heads if missing is None and (last is None or layer_of(head) < last)]
         edges = self.landmarks.edges[name]
         effects: Sequence[Measure] = ()
         if early:
-            signed = [(head, 1) for head in early]
-            effects = self._effects(what, signed, lambda h: self._runs.cut(h, edges), readout, through=through)
+            effects = self._effects(
+                what,
+                [(head, 1) for head in early],
+                lambda nodes: self._falls(nodes, lambda h: self._runs.cut(h, edges), readout, through),
+                last=last,
+            )
         measured = dict(zip(early, effects, strict=True))
         for head in heads:
             why = None if head in measured else missing or "what it would act on lies before it"
             yield Claim(head, role, None, seen[head], measured.get(head), why)
 
     def _position(self) -> Iterator[Claim]:
-        exchanged = self.landmarks.exchanged()
+        batch = self.landmarks.exchanged()
+        exchanged = None if batch is None else Prompts("exchanged", batch)
         if exchanged is None or float(self._lead(exchanged).mean()) < KEPT * float(self._clean):
             self.absent["position"] = "exchanging the first words would change the answer, or they do not stand there"
             return
         if not self._heads:
             return
-        end = self.landmarks.edges["itself"].any(-1)[..., None]
+        end = self.landmarks.edges["itself"].any(-1)
 
-        def patch(head: Node) -> Patch:
-            clean = self._runs.output(head, self.landmarks.pairs.clean, "clean")
-            other = self._runs.output(head, exchanged, "exchanged")
-            return Patch(head, torch.where(end.to(clean.device), other, clean))
+        def follow(nodes: Sequence[Node]) -> Tensor:
+            place, word = (
+                self._falls(nodes, lambda head: self._replace(head, end, prompts), self._answer)
+                for prompts in (exchanged, self._other)
+            )
+            return place - word.abs()
 
-        what = "with its output of exchanged words the lead falls"
-        effects = self._effects(what, [(head, 1) for head in self._heads], patch, self._answer)
+        what = "for an exchanged place the lead falls, more than for an exchanged word,"
+        effects = self._effects(what, [(head, 1) for head in self._heads], follow)
         for head, effect in zip(self._heads, effects, strict=True):
             yield Claim(head, "position", None, (self._stays(head, exchanged),), effect)
 
-    def _stays(self, head: Node, exchanged: Batch) -> Measure:
+    def _stays(self, head: Node, exchanged: Prompts) -> Measure:
         """How much a head looks at the same places whichever word stands there; 0 where it goes with a word."""
-        marks, rows = self.landmarks, torch.arange(len(exchanged))
+        marks, rows, last = self.landmarks, torch.arange(len(exchanged.batch)), exchanged.batch.last
         groups = [marks.answer & ~marks.repeats, marks.wrong & ~marks.repeats, marks.repeats & marks.wrong]
         now, then = (
-            [(pattern[rows, exchanged.last] * group).sum(1) for group in groups]
-            for pattern in (self._runs.pattern_of(head), self._runs.pattern_of(head, exchanged, "exchanged"))
+            [(pattern[rows, last] * group).sum(1) for group in groups]
+            for pattern in (self._runs.pattern_of(head), self._runs.pattern_of(head, exchanged))
         )
         stays, moves = (
             sum(torch.minimum(one, other) for one, other in zip(now, [then[at] for at in order], strict=True))
@@ -337,16 +360,14 @@ class _Finder:
         )
         assert isinstance(stays, Tensor) and isinstance(moves, Tensor), "there are places"
         bound = stays if stays.mean() >= moves.mean() - GLANCE else torch.zeros_like(stays)
-        return self._measure("attends to the same places", bound, SEEN)
+        even = sum(float((group.sum(1) / (last + 1)).mean()) for group in groups)
+        return self._measure("attends to the same places", bound, max(SEEN, EVEN * even))
 
     # MLPs
 
-    def _corrupt(self, node: Node, places: Tensor) -> Patch:
-        """An MLP's output with that of the corrupted prompt at places."""
-        pairs = self.landmarks.pairs
-        clean = self._runs.output(node, pairs.clean, "clean")
-        other = self._runs.output(node, pairs.corrupted, "corrupted")
-        return Patch(node, torch.where(places[..., None].to(clean.device), other, clean))
+    def _corrupt(self, nodes: Sequence[Node], places: Tensor) -> Tensor:
+        """How far the lead falls where MLPs put out what they do on the corrupted prompt, at places: (node, row)."""
+        return self._falls(nodes, lambda node: self._replace(node, places, self._corrupted), self._answer)
 
     def _mlp_writers(self) -> Iterator[Claim]:
         end = self.landmarks.edges["itself"].any(-1)
@@ -354,11 +375,11 @@ class _Finder:
         signed = [(node, sign) for node, sign in signed if self._write(node, sign).holds]
         if not signed:
             return
-        effects = self._effects("", signed, lambda node: self._corrupt(node, end), self._answer)
+        effects = self._effects("", signed, lambda nodes: self._corrupt(nodes, end))
         for (node, sign), effect in zip(signed, effects, strict=True):
             role: Role = "writer" if sign > 0 else "writing against"
             text = f"corrupted at the end the lead {'falls' if sign > 0 else 'rises'}"
-            yield Claim(node, role, "itself", (self._write(node, sign),), _renamed(effect, text))
+            yield Claim(node, role, "itself", (self._write(node, sign),), replace(effect, what=text))
 
     def _enriching(self) -> Iterator[Claim]:
         places = self.landmarks.source & ~self.landmarks.edges["itself"].any(-1)
@@ -366,15 +387,14 @@ class _Finder:
             return
         what = "corrupted at the changed words the lead falls"
         signed = [(node, 1) for node in self._mlps]
-        effects = self._effects(what, signed, lambda node: self._corrupt(node, places), self._answer)
+        effects = self._effects(what, signed, lambda nodes: self._corrupt(nodes, places))
         for node, effect in zip(self._mlps, effects, strict=True):
             yield Claim(node, "enriching", None, (self._differs(node, places),), effect)
 
     def _differs(self, node: Node, places: Tensor) -> Measure:
         """The share of an MLP's change between the prompts that lies at places."""
-        pairs = self.landmarks.pairs
-        sides = [self._runs.output(node, *side) for side in ((pairs.clean, "clean"), (pairs.corrupted, "corrupted"))]
-        change = (sides[0] - sides[1]).float().square().sum(-1).cpu() * pairs.clean.real
+        difference = self._runs.output(node) - self._runs.output(node, self._corrupted)
+        change = difference.float().square().sum(-1).cpu() * self.landmarks.pairs.clean.real
         return self._measure("its change lies at the changed words", (change * places).sum(1) / change.sum(1), AT_WORD)
 
 
@@ -398,6 +418,3 @@ def _quantile(values: Sequence[float]) -> float:
     """What a share of UNUSUAL does not reach; 0 of none."""
     return float(torch.tensor(values).quantile(UNUSUAL)) if values else 0.0
 
-
-def _renamed(measure: Measure, what: str) -> Measure:
-    return Measure(what, measure.value, measure.interval, measure.n, measure.bar)
