@@ -127,6 +127,7 @@ def _mark_previous(tokens: Tensor) -> Tensor:
 
 
 def mark_duplicate(tokens: Tensor) -> Tensor:
+    """From (row, position) ids, the earlier occurrences of each query's own token: (row, query, key), bool."""
     return (tokens[:, :, None] == tokens[:, None]) & (_steps_back(tokens) > 0)
 
 

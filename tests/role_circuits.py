@@ -1,7 +1,7 @@
 """Circuits written by hand for roles, of the same parts as those of `circuits`.
 
-    naming("place" | "word")   every role that heads have in naming the other one of two
-    fact()                     a word is moved to the end, where the answer is written by a head and by an MLP
+naming("place" | "word")   every role that heads have in naming the other one of two
+fact()                     a word is moved to the end, where the answer is written by a head and by an MLP
 """
 
 import random

@@ -49,7 +49,7 @@ def test_every_planted_role_is_proven_and_the_halves_of_one_are_not() -> None:
         ("head.3:1", "writing against", "proven"),
     }
     assert list(roles.algorithm) == [
-        "At the token after the first copy, head.0:1 reads the token before it (previous-token).",
+        "At the token after the first copy, head.0:1 reads the one before it (previous-token).",
         "At the repeated word, head.0:0 attends to its earlier copy (duplicate-token).",
         "At the repeated word, head.1:0 attends to what followed its earlier copy (induction).",
         "From the end, head.2:0 reads the repeated word and turns the movers away from its first copy (inhibition).",

@@ -71,6 +71,7 @@ def _assemble(journal: Journal, id: str) -> Report:
         explanation=row["explanation_id"] or ended.get("explanation_id"),
         baseline=_baseline(last["baseline"]) if "baseline" in last else None,
         scores=scores,
+        roles=_payload(last["roles"]) if "roles" in last else None,
         peeks=tuple(journal.peeks(id)),
         contenders=contenders,
         trials=trials,

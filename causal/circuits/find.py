@@ -119,7 +119,7 @@ class CircuitSearch:
         self._backups: tuple[Backup, ...] = ()
         self._evaluation: Evaluation | None = None
         self._roles: Roles | None = None
-        self._passes = Passes(2, 0, 0, 0, 0, 0)
+        self._passes = Passes(baseline=2)
         self._unfinished = ["scores", "search", *(["backups"] if self._exact else []), "evaluation"]
         self._unfinished += ["roles"] if settings.roles else []
 

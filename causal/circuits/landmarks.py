@@ -104,11 +104,14 @@ class Landmarks:
         clean = self.pairs.clean
         masks = {"answer": self.answer, "wrong": self.wrong, "changed": self.source, "repeat": self.repeats}
         masks["end"] = torch.arange(clean.tokens.shape[1]) == clean.last[:, None]
-        parts = []
+        parts: list[str] = []
         for name, mask in masks.items():
             places = mask[0].nonzero()[:, 0].tolist()
-            texts = subject.decode_tokens([int(clean.tokens[0, place]) for place in places])
-            parts += [f"{name} " + ", ".join(f"{text!r} at {at}" for text, at in zip(texts, places, strict=True))] * bool(places)
+            texts = subject.decode_tokens(clean.tokens[0, places].tolist())
+            if places:
+                parts.append(
+                    f"{name} " + ", ".join(f"{text!r} at {at}" for text, at in zip(texts, places, strict=True))
+                )
         return "; ".join(parts)
 
 

@@ -22,11 +22,11 @@ class Passes:
     """Forward and backward passes, by what they were for."""
 
     baseline: int
-    scores: int
-    search: int
-    backups: int
-    evaluation: int
-    roles: int
+    scores: int = 0
+    search: int = 0
+    backups: int = 0
+    evaluation: int = 0
+    roles: int = 0
 
     @property
     def total(self) -> int:

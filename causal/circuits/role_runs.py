@@ -245,4 +245,5 @@ def _recorder(seen: dict[int, Tensor], layer: int) -> Callable[[Tensor, Tensor],
 
 def heads_of(nodes: Iterable[Node]) -> list[Node]:
     """Those of the nodes that are whole heads."""
-    return [node for node in nodes if node.site.startswith("head.") and node.unit is not None and node.positions == "all"]
+    whole = (node for node in nodes if node.site.startswith("head.") and node.positions == "all")
+    return [node for node in whole if node.unit is not None]

@@ -124,8 +124,10 @@ class Roles:
         rows = [_row(claim) for node in self.nodes for claim in self.shown(node)]
         rows += [[str(node), "no role found", "", ""] for node in self.nodes if not self.shown(node)]
         widths = [max((len(row[at]) for row in rows), default=0) for at in range(3)]
-        cells = (["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]] for row in rows)
-        return ["  ".join(row).rstrip() for row in cells]
+        return [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+            for row in rows
+        ]
 
     def _told(self) -> list[str]:
         return [f"{number}. {sentence}" for number, sentence in enumerate(self.algorithm, start=1)]
@@ -145,12 +147,14 @@ def _count(nodes: Sequence[Node]) -> dict[str, str]:
 
 _SENTENCES: dict[tuple[Role, EdgeName | None], str] = {
     ("enriching", None): "At the word that decides, {nodes} enrich{es} it for what reads it later (enriching).",
-    ("previous-token", None): "At the token after the first copy, {nodes} read{s} the token before it (previous-token).",
+    ("previous-token", None): "At the token after the first copy, {nodes} read{s} the one before it (previous-token).",
     ("duplicate-token", None): "At the repeated word, {nodes} attend{s} to its earlier copy (duplicate-token).",
     ("induction", None): "At the repeated word, {nodes} attend{s} to what followed its earlier copy (induction).",
     ("carrier", "source"): "From the end, {nodes} read{s} the word that decides and pass{es} it on (carrier).",
-    ("inhibition", None): "From the end, {nodes} read{s} the repeated word and turn{s} the movers away from its first copy "
-    "(inhibition).",
+    (
+        "inhibition",
+        None,
+    ): "From the end, {nodes} read{s} the repeated word and turn{s} the movers away from its first copy (inhibition).",
     ("position", None): "What {nodes} carr{ies} is the place of the first copy rather than the word (position).",
     ("mover", "answer"): "From the end, {nodes} read{s} the answer's word and write{s} it (mover).",
     ("mover", "wrong"): "From the end, {nodes} read{s} the wrong word and write{s} it (mover).",
@@ -159,8 +163,10 @@ _SENTENCES: dict[tuple[Role, EdgeName | None], str] = {
     "(writing against).",
     ("writing against", "wrong"): "From the end, {nodes} read{s} the wrong word and write{s} against it "
     "(writing against).",
-    ("writing against", "source"): "From the end, {nodes} read{s} the word that decides and write{s} against the answer "
-    "(writing against).",
+    (
+        "writing against",
+        "source",
+    ): "From the end, {nodes} read{s} the word that decides and write{s} against the answer (writing against).",
     ("writer", "itself"): "At the end, {nodes} write{s} the answer out (writer).",
     ("writing against", "itself"): "At the end, {nodes} write{s} against the answer (writing against).",
 }

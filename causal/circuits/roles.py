@@ -18,17 +18,18 @@ whose sign is fixed beforehand (landmarks.py names the edges). Only a node with 
     enriching (MLP)    writes differently at changed words    corrupted there alone: the lead falls
     writer (MLP)       writes the answer at the end           corrupted there alone: the lead falls
 
-An attention pattern counts from SEEN on, from EVEN times an even look on, and above that of 95% of the heads outside the circuit (but for `itself`, where
-many look); a direct write above those of 95% of these heads. An effect counts from LEAST on, with
-an interval above zero, and above that of the same intervention at CONTROLS other nodes of its kind, of the same layers
-where there are as many: p = 1 / (1 + CONTROLS) and the stated least. What is called by way of another role goes by
-heads whose own role is proven; so roles are found from the end of the information's flow to its beginning, and the
-algorithm that is told in words is a chain of proven links.
+An attention pattern counts from SEEN on, from EVEN times an even look on, and above that of 95% of the heads outside
+the circuit (but for `itself`, where many look); a direct write above those of 95% of these heads. An effect counts from
+LEAST on, with an interval above zero, and above that of the same intervention at CONTROLS other nodes of its kind, of
+the same layers where there are as many: p = 1 / (1 + CONTROLS). What acts by way of
+another role goes by heads whose own role is proven; so roles are found from the end of the information's flow to its
+beginning, and the algorithm that is told in words is a chain of proven links.
 """
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import torch
@@ -180,9 +181,7 @@ class _Finder:
     ) -> list[Measure]:
         """How far something falls (sign 1) or rises (-1) by each node, against others before the layer `last`."""
         nodes = [node for node, _ in signed]
-        moved = [
-            self._measure(what, sign * fall, LEAST) for (_, sign), fall in zip(signed, falls(nodes), strict=True)
-        ]
+        moved = [self._measure(what, sign * fall, LEAST) for (_, sign), fall in zip(signed, falls(nodes), strict=True)]
         others = self._draw_others(nodes, last) if any(measure.holds for measure in moved) else []
         if not others:
             return moved
@@ -202,10 +201,18 @@ class _Finder:
         values, _ = self._runs.measure(runs, readout)
         return (values[0] - values[1:]) / (1.0 if readout.heads else self._span)
 
-    def _replace(self, node: Node, places: Tensor, prompts: Prompts) -> Patch:
-        """The node's output with that of other prompts at places (row, position)."""
-        clean = self._runs.output(node)
-        return Patch(node, torch.where(places[..., None].to(clean.device), self._runs.output(node, prompts), clean))
+    def _swap(self, edges: Tensor, prompts: Prompts, heads: Sequence[Node]) -> Tensor:
+        """How far the lead falls where heads' edges carry the values of other prompts: (node, row)."""
+        return self._falls(heads, lambda head: self._runs.swap(head, edges, prompts), self._answer)
+
+    def _replace(self, places: Tensor, prompts: Prompts, nodes: Sequence[Node]) -> Tensor:
+        """How far the lead falls where nodes put out, at places, what they do on other prompts: (node, row)."""
+
+        def patch(node: Node) -> Patch:
+            clean, other = self._runs.output(node), self._runs.output(node, prompts)
+            return Patch(node, torch.where(places[..., None].to(clean.device), other, clean))
+
+        return self._falls(nodes, patch, self._answer)
 
     def _draw_others(self, nodes: Sequence[Node], last: int | None) -> list[Node]:
         """Other nodes of the kind, before the last layer that sees them, of the same layers first."""
@@ -234,11 +241,7 @@ class _Finder:
             prompts = self._corrupted if word == "itself" else self._other
             what = f"with {'its corrupted' if prompts is self._corrupted else 'the other word’s'} values the lead "
             told = [what + ("falls" if sign > 0 else "rises") for sign in signs]
-            effects = self._effects(
-                what,
-                list(zip(heads, signs, strict=True)),
-                lambda nodes: self._falls(nodes, lambda h: self._runs.swap(h, edges, prompts), self._answer),
-            )
+            effects = self._effects(what, list(zip(heads, signs, strict=True)), partial(self._swap, edges, prompts))
             for head, sign, text, effect in zip(heads, signs, told, effects, strict=True):
                 yield self._name_mover(head, word, sign, replace(effect, what=text))
 
@@ -322,7 +325,7 @@ class _Finder:
         measured = dict(zip(early, effects, strict=True))
         for head in heads:
             why = None if head in measured else missing or "what it would act on lies before it"
-            yield Claim(head, role, None, seen[head], measured.get(head), why)
+            yield Claim(head, role, None, seen[head], effect=measured.get(head), reason=why)
 
     def _position(self) -> Iterator[Claim]:
         batch = self.landmarks.exchanged()
@@ -335,10 +338,7 @@ class _Finder:
         end = self.landmarks.edges["itself"].any(-1)
 
         def follow(nodes: Sequence[Node]) -> Tensor:
-            place, word = (
-                self._falls(nodes, lambda head: self._replace(head, end, prompts), self._answer)
-                for prompts in (exchanged, self._other)
-            )
+            place, word = (self._replace(end, prompts, nodes) for prompts in (exchanged, self._other))
             return place - word.abs()
 
         what = "for an exchanged place the lead falls, more than for an exchanged word,"
@@ -365,17 +365,13 @@ class _Finder:
 
     # MLPs
 
-    def _corrupt(self, nodes: Sequence[Node], places: Tensor) -> Tensor:
-        """How far the lead falls where MLPs put out what they do on the corrupted prompt, at places: (node, row)."""
-        return self._falls(nodes, lambda node: self._replace(node, places, self._corrupted), self._answer)
-
     def _mlp_writers(self) -> Iterator[Claim]:
         end = self.landmarks.edges["itself"].any(-1)
         signed = [(node, 1 if float(self._writes[str(node)].mean()) >= 0 else -1) for node in self._mlps]
         signed = [(node, sign) for node, sign in signed if self._write(node, sign).holds]
         if not signed:
             return
-        effects = self._effects("", signed, lambda nodes: self._corrupt(nodes, end))
+        effects = self._effects("", signed, partial(self._replace, end, self._corrupted))
         for (node, sign), effect in zip(signed, effects, strict=True):
             role: Role = "writer" if sign > 0 else "writing against"
             text = f"corrupted at the end the lead {'falls' if sign > 0 else 'rises'}"
@@ -387,7 +383,7 @@ class _Finder:
             return
         what = "corrupted at the changed words the lead falls"
         signed = [(node, 1) for node in self._mlps]
-        effects = self._effects(what, signed, lambda nodes: self._corrupt(nodes, places))
+        effects = self._effects(what, signed, partial(self._replace, places, self._corrupted))
         for node, effect in zip(self._mlps, effects, strict=True):
             yield Claim(node, "enriching", None, (self._differs(node, places),), effect)
 
@@ -417,4 +413,3 @@ def _proven(claims: Sequence[Claim]) -> tuple[Node, ...]:
 def _quantile(values: Sequence[float]) -> float:
     """What a share of UNUSUAL does not reach; 0 of none."""
     return float(torch.tensor(values).quantile(UNUSUAL)) if values else 0.0
-
