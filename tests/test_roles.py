@@ -16,8 +16,8 @@ from tests.role_circuits import fact, naming
 
 
 def task_of(planted: Circuit) -> Task:
-    sides = (Batch.of(planted.subject, side.tolist()) for side in (planted.clean, planted.corrupted))
-    return Task(planted.subject.name, Pairs.aligned(planted.subject, *sides, planted.answer, planted.wrong))
+    clean, corrupted = (Batch.of(planted.subject, side.tolist()) for side in (planted.clean, planted.corrupted))
+    return Task(planted.subject.name, Pairs.aligned(planted.subject, clean, corrupted, planted.answer, planted.wrong))
 
 
 def roles_of(planted: Circuit, *more: str) -> Roles:
@@ -114,6 +114,7 @@ def test_a_circuits_report_has_them() -> None:
     search = CircuitSearch(planted.subject, task_of(planted), settings=settings)
     search.run()
     report = search.report()
+    assert report.roles is not None
     data = report.to_json()["roles"]
     assert [(claim["node"], claim["role"], claim["status"]) for claim in data["claims"]] == [
         ("head.0:0", "previous-token", "proven"),
@@ -137,4 +138,5 @@ def test_the_end_of_the_time_leaves_them_out() -> None:
     settings = CircuitSettings(subsets=2, controls=4)
     search = CircuitSearch(planted.subject, task_of(planted), settings=settings, work=work)
     search.run()
-    assert search.report().unfinished == ("roles",) and search.report().evaluation.control is not None
+    report = search.report()
+    assert report.unfinished == ("roles",) and report.evaluation is not None and report.evaluation.control is not None

@@ -130,14 +130,18 @@ class RoleRuns:
         layer, subject, plain = layer_of(head), self.subject, self.plain(prompts)
         key = (prompts.name if isinstance(prompts, Prompts) else prompts, layer)
         if key not in self._values:
-            begun = self._begin(layer, plain.sites) if self._resumes else nullcontext()
+            begun = self._begin(layer if self._resumes else 0, plain.sites, len(plain.tokens))
             with begun, watch_patterns(subject, {layer: _identity}):
                 self._values[key] = subject.read(plain.tokens, [head.site])[head.site]
         return self._part(self._values[key], head)
 
-    def _begin(self, layer: int, sites: Mapping[str, Tensor], copies: int = 1) -> AbstractContextManager[None]:
-        """Runs that begin at a layer, from the residual stream of a plain run."""
-        return resume(self.subject, layer, sites[f"resid_pre.{layer}"].repeat(copies, 1, 1)) if layer else nullcontext()
+    def _begin(
+        self, layer: int, sites: Mapping[str, Tensor], count: int, copies: int = 1
+    ) -> AbstractContextManager[None]:
+        """Runs of the first `count` rows that begin at a layer, from the residual stream of a plain run."""
+        if not layer:
+            return nullcontext()
+        return resume(self.subject, layer, sites[f"resid_pre.{layer}"][:count].repeat(copies, 1, 1))
 
     def cut(self, head: Node, edges: Tensor) -> Patch:
         """The head's output without what the edges carry."""
@@ -153,40 +157,45 @@ class RoleRuns:
 
     @torch.inference_mode()
     def measure(
-        self, runs: Sequence[Sequence[Patch]], readout: Readout, keep: Sequence[Node] = ()
+        self, runs: Sequence[Sequence[Patch]], readout: Readout, *, count: int, keep: Sequence[Node] = ()
     ) -> tuple[Tensor, list[list[Patch]]]:
-        """The readout of each run, (run, row), and what the kept nodes put out in it."""
-        first = [min((patch.layer for patch in run), default=0) if self._resumes else 0 for run in runs]
-        room = max(1, self.at_once // len(self.landmarks.pairs))
+        """The readout of each run on the first `count` pairs, (run, row), and what the kept nodes put out in it."""
+        first = [min(patch.layer for patch in run) if self._resumes else 0 for run in runs]
+        room = max(1, self.at_once // count)
         values, kept = dict[int, Tensor](), dict[int, list[Patch]]()
         for layer, group in groupby(sorted(range(len(runs)), key=first.__getitem__), first.__getitem__):
             its = list(group)
             for start in range(0, len(its), room):
                 part = its[start : start + room]
-                seen, outputs = self._run([runs[at] for at in part], layer, readout, keep)
+                seen, outputs = self._run([runs[at] for at in part], layer, readout, count=count, keep=keep)
                 values |= zip(part, seen, strict=True)
                 kept |= zip(part, outputs, strict=True)
         return torch.stack([values[at] for at in range(len(runs))]), [kept[at] for at in range(len(runs))]
 
+    def unedited(self, readout: Readout) -> Tensor:
+        """The readout of the clean prompts as they are: (row,)."""
+        plain, layers = self.plain(), readout.layers
+        return self._read(readout, plain.logits, {layer: plain.patterns[layer].transpose(0, 1) for layer in layers})
+
     def _run(
-        self, runs: Sequence[Sequence[Patch]], layer: int, readout: Readout, keep: Sequence[Node]
+        self, runs: Sequence[Sequence[Patch]], layer: int, readout: Readout, *, count: int, keep: Sequence[Node]
     ) -> tuple[Tensor, list[list[Patch]]]:
         """Runs in one forward that begins at a layer."""
-        clean, count = self.landmarks.pairs.clean, len(self.landmarks.pairs)
-        copies = clean.take(torch.arange(count).repeat(len(runs)))
+        rows = torch.arange(count).repeat(len(runs))
+        copies = self.landmarks.pairs.clean.take(rows)
         seen: dict[int, Tensor] = {}
         outputs: dict[str, Tensor] = {}
         sites = {patch.node.site for run in runs for patch in run} | {node.site for node in keep}
-        changes = {site: self._change(site, runs, outputs) for site in sites}
+        changes = {site: self._change(site, runs, outputs, count) for site in sites}
         watches = {at: _recorder(seen, at) for at in readout.layers}
-        known = self._begin(layer, self.plain().sites, len(runs))
+        known = self._begin(layer, self.plain().sites, count, len(runs))
         with eager(self.subject), known, self.subject.editing(changes), watch_patterns(self.subject, watches):
             logits = logits_at(self.subject, copies.tokens, copies.last)
         parts = [
             [Patch(node, self._part(outputs[node.site], node)[at * count :][:count]) for node in keep]
             for at in range(len(runs))
         ]
-        return self._read(readout, logits, seen).view(len(runs), count), parts
+        return self._read(readout, logits, seen, rows).view(len(runs), count), parts
 
     def _part(self, tensor: Tensor, node: Node) -> Tensor:
         if node.unit is None:
@@ -194,36 +203,33 @@ class RoleRuns:
         return tensor[..., node.unit * self.width : (node.unit + 1) * self.width]
 
     def _change(
-        self, site: str, runs: Sequence[Sequence[Patch]], outputs: dict[str, Tensor]
+        self, site: str, runs: Sequence[Sequence[Patch]], outputs: dict[str, Tensor], count: int
     ) -> Callable[[Tensor], Tensor]:
-        count = len(self.landmarks.pairs)
-
         def change(tensor: Tensor) -> Tensor:
             changed = tensor.clone()
             for at, run in enumerate(runs):
                 for patch in run:
                     if patch.node.site == site:
-                        self._part(changed[at * count : (at + 1) * count], patch.node).copy_(patch.value)
+                        self._part(changed[at * count : (at + 1) * count], patch.node).copy_(patch.value[:count])
             outputs[site] = changed
             return changed
 
         return change
 
-    def lead(self, logits: Tensor) -> Tensor:
-        """The answer's logit less the wrong one's, of the pairs any number of times: (row, token) -> (row,)."""
-        pairs = self.landmarks.pairs
-        repeats = len(logits) // len(pairs)
-        answer, wrong = (ids.repeat(repeats)[:, None] for ids in (pairs.answers, pairs.wrong))
-        return (logits.float().cpu().gather(1, answer) - logits.float().cpu().gather(1, wrong))[:, 0]
+    def lead(self, logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The answer's logit less the wrong one's, of these pairs: (row, token) -> (row,)."""
+        pairs, scores = self.landmarks.pairs, logits.float().cpu()
+        answer, wrong = (scores.gather(1, ids[rows][:, None])[:, 0] for ids in (pairs.answers, pairs.wrong))
+        return answer - wrong
 
-    def _read(self, readout: Readout, logits: Tensor, seen: dict[int, Tensor]) -> Tensor:
-        """From the logits and patterns of one forward: (row of the forward,)."""
-        repeats = len(logits) // len(self.landmarks.pairs)
+    def _read(
+        self, readout: Readout, logits: Tensor, seen: Mapping[int, Tensor], rows: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """From the logits and patterns of these pairs: (row,)."""
         if not readout.heads:
-            return self.lead(logits)
+            return self.lead(logits, rows)
         shares = [
-            share_onto(pattern, readout.towards.repeat(repeats, 1, 1))
-            - share_onto(pattern, readout.away.repeat(repeats, 1, 1))
+            share_onto(pattern, readout.towards[rows]) - share_onto(pattern, readout.away[rows])
             for pattern in (seen[layer_of(head)][:, head.unit or 0] for head in readout.heads)
         ]
         return torch.stack(shares).mean(0)

@@ -49,7 +49,7 @@ SEEN = 0.25
 """Share of attention from which on a head looks somewhere."""
 EVEN = 1.5
 """The least attention, as a multiple of what a head gives there that looks everywhere alike."""
-GLANCE = 0.05
+GLANCE = 0.1
 """Share of attention below which an edge is not intervened on."""
 UNUSUAL = 0.95
 """The quantile of other heads that a pattern must reach."""
@@ -57,6 +57,8 @@ LEAST = 0.02
 """The smallest effect: a share of the behaviour, or of attention."""
 CONTROLS = 19
 """Other nodes that an intervention is made at too."""
+CONTROL_PAIRS = 4
+"""Pairs that it is made on there: the highest of noisier means is a higher bar."""
 MOST = 32
 """Pairs that roles are measured on, at most."""
 KEPT = 0.5
@@ -96,11 +98,11 @@ def find_roles(
 
 def _expect(nodes: int, pairs: int) -> float:
     """Rows to run, roughly."""
-    return pairs * (4 * CONTROLS + 3 * nodes)
+    return 5 * pairs + nodes * pairs + 3 * CONTROLS * CONTROL_PAIRS
 
 
-Falls = Callable[[Sequence[Node]], Tensor]
-"""From nodes to how far something falls by each of them: (node, row)."""
+Falls = Callable[[Sequence[Node], int], Tensor]
+"""From nodes, and how many pairs at most, to how far something falls by each of them: (node, row)."""
 
 
 class _Finder:
@@ -181,38 +183,47 @@ class _Finder:
     ) -> list[Measure]:
         """How far something falls (sign 1) or rises (-1) by each node, against others before the layer `last`."""
         nodes = [node for node, _ in signed]
-        moved = [self._measure(what, sign * fall, LEAST) for (_, sign), fall in zip(signed, falls(nodes), strict=True)]
+        moved = [
+            self._measure(what, sign * fall, LEAST) for (_, sign), fall in zip(signed, falls(nodes, MOST), strict=True)
+        ]
         others = self._draw_others(nodes, last) if any(measure.holds for measure in moved) else []
         if not others:
             return moved
-        control = falls(others).mean(1)
+        control = falls(others, CONTROL_PAIRS).mean(1)
         return [
             replace(measure, bar=max(LEAST, float((sign * control).max())), others=len(others))
             for (_, sign), measure in zip(signed, moved, strict=True)
         ]
 
     def _falls(
-        self, nodes: Sequence[Node], patch: Callable[[Node], Patch], readout: Readout, through: Sequence[Node] = ()
+        self,
+        nodes: Sequence[Node],
+        count: int,
+        *,
+        patch: Callable[[Node], Patch],
+        readout: Readout,
+        through: Sequence[Node] = (),
     ) -> Tensor:
         """How far the readout falls by each node's patch, or by what it makes of the nodes `through`: (node, row)."""
-        runs: Sequence[Sequence[Patch]] = [[], *([patch(node)] for node in nodes)]
+        count = min(count, len(self.landmarks.pairs))
+        runs: Sequence[Sequence[Patch]] = [[patch(node)] for node in nodes]
         if through:
-            _, runs = self._runs.measure(runs, self._answer, keep=through)
-        values, _ = self._runs.measure(runs, readout)
-        return (values[0] - values[1:]) / (1.0 if readout.heads else self._span)
+            _, runs = self._runs.measure(runs, self._answer, count=count, keep=through)
+        values, _ = self._runs.measure(runs, readout, count=count)
+        return (self._runs.unedited(readout)[:count] - values) / (1.0 if readout.heads else self._span)
 
-    def _swap(self, edges: Tensor, prompts: Prompts, heads: Sequence[Node]) -> Tensor:
-        """How far the lead falls where heads' edges carry the values of other prompts: (node, row)."""
-        return self._falls(heads, lambda head: self._runs.swap(head, edges, prompts), self._answer)
+    def _swap(self, edges: Tensor, prompts: Prompts) -> Falls:
+        """Of the lead, where heads' edges carry the values of other prompts."""
+        return partial(self._falls, patch=lambda head: self._runs.swap(head, edges, prompts), readout=self._answer)
 
-    def _replace(self, places: Tensor, prompts: Prompts, nodes: Sequence[Node]) -> Tensor:
-        """How far the lead falls where nodes put out, at places, what they do on other prompts: (node, row)."""
+    def _replace(self, places: Tensor, prompts: Prompts) -> Falls:
+        """Of the lead, where nodes put out, at places, what they do on other prompts."""
 
         def patch(node: Node) -> Patch:
             clean, other = self._runs.output(node), self._runs.output(node, prompts)
             return Patch(node, torch.where(places[..., None].to(clean.device), other, clean))
 
-        return self._falls(nodes, patch, self._answer)
+        return partial(self._falls, patch=patch, readout=self._answer)
 
     def _draw_others(self, nodes: Sequence[Node], last: int | None) -> list[Node]:
         """Other nodes of the kind, before the last layer that sees them, of the same layers first."""
@@ -241,7 +252,7 @@ class _Finder:
             prompts = self._corrupted if word == "itself" else self._other
             what = f"with {'its corrupted' if prompts is self._corrupted else 'the other word’s'} values the lead "
             told = [what + ("falls" if sign > 0 else "rises") for sign in signs]
-            effects = self._effects(what, list(zip(heads, signs, strict=True)), partial(self._swap, edges, prompts))
+            effects = self._effects(what, list(zip(heads, signs, strict=True)), self._swap(edges, prompts))
             for head, sign, text, effect in zip(heads, signs, told, effects, strict=True):
                 yield self._name_mover(head, word, sign, replace(effect, what=text))
 
@@ -319,7 +330,7 @@ class _Finder:
             effects = self._effects(
                 what,
                 [(head, 1) for head in early],
-                lambda nodes: self._falls(nodes, lambda h: self._runs.cut(h, edges), readout, through),
+                partial(self._falls, patch=lambda head: self._runs.cut(head, edges), readout=readout, through=through),
                 last=last,
             )
         measured = dict(zip(early, effects, strict=True))
@@ -333,18 +344,21 @@ class _Finder:
         if exchanged is None or float(self._lead(exchanged).mean()) < KEPT * float(self._clean):
             self.absent["position"] = "exchanging the first words would change the answer, or they do not stand there"
             return
-        if not self._heads:
-            return
         end = self.landmarks.edges["itself"].any(-1)
 
-        def follow(nodes: Sequence[Node]) -> Tensor:
-            place, word = (self._replace(end, prompts, nodes) for prompts in (exchanged, self._other))
-            return place - word.abs()
+        heads = {head: self._stays(head, exchanged) for head in self._heads}
+        heads = {head: stays for head, stays in heads.items() if stays.value >= GLANCE}
+        if not heads:
+            return
+        by_place, by_word = (self._replace(end, prompts) for prompts in (exchanged, self._other))
+
+        def follow(nodes: Sequence[Node], count: int) -> Tensor:
+            return by_place(nodes, count) - by_word(nodes, count).abs()
 
         what = "for an exchanged place the lead falls, more than for an exchanged word,"
-        effects = self._effects(what, [(head, 1) for head in self._heads], follow)
-        for head, effect in zip(self._heads, effects, strict=True):
-            yield Claim(head, "position", None, (self._stays(head, exchanged),), effect)
+        effects = self._effects(what, [(head, 1) for head in heads], follow)
+        for (head, stays), effect in zip(heads.items(), effects, strict=True):
+            yield Claim(head, "position", None, (stays,), effect)
 
     def _stays(self, head: Node, exchanged: Prompts) -> Measure:
         """How much a head looks at the same places whichever word stands there; 0 where it goes with a word."""
@@ -371,7 +385,7 @@ class _Finder:
         signed = [(node, sign) for node, sign in signed if self._write(node, sign).holds]
         if not signed:
             return
-        effects = self._effects("", signed, partial(self._replace, end, self._corrupted))
+        effects = self._effects("", signed, self._replace(end, self._corrupted))
         for (node, sign), effect in zip(signed, effects, strict=True):
             role: Role = "writer" if sign > 0 else "writing against"
             text = f"corrupted at the end the lead {'falls' if sign > 0 else 'rises'}"
@@ -383,7 +397,7 @@ class _Finder:
             return
         what = "corrupted at the changed words the lead falls"
         signed = [(node, 1) for node in self._mlps]
-        effects = self._effects(what, signed, partial(self._replace, places, self._corrupted))
+        effects = self._effects(what, signed, self._replace(places, self._corrupted))
         for node, effect in zip(self._mlps, effects, strict=True):
             yield Claim(node, "enriching", None, (self._differs(node, places),), effect)
 
