@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...subject.model import Subject
-from ..attention import eager, prove, watch_patterns
+from ..attention import eager, watch_patterns
 from ..batched import observe
 from ..prompts import Batch
 from ..runs import logits_at, resumable, resume
@@ -86,8 +86,6 @@ class _Plain:
     @torch.inference_mode()
     def of(cls, subject: Subject, batch: Batch) -> "_Plain":
         layers = range(subject.n_layers)
-        for layer in layers:
-            prove(subject, layer)
         seen: dict[int, Tensor] = {}
         sites = [f"{kind}.{layer}" for layer in layers for kind in ("resid_pre", "head", "mlp_out")]
         with watch_patterns(subject, {layer: _recorder(seen, layer) for layer in layers}):
@@ -97,7 +95,7 @@ class _Plain:
 
 @dataclass(eq=False)
 class RoleRuns:
-    """A task's clean prompts, run with patches."""
+    """A task's clean prompts, run with patches. The patterns of all layers must have been proven."""
 
     subject: Subject
     landmarks: Landmarks

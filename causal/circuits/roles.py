@@ -36,8 +36,10 @@ import torch
 from torch import Tensor
 
 from ...subject.model import Subject
+from ..attention import prove
 from ..logit_attribution import logit_attribution
 from ..measures import mean
+from ..runs import resumable
 from .landmarks import EdgeName, Landmarks
 from .nodes import Node, nodes_of
 from .role_runs import Patch, Prompts, Readout, RoleRuns, heads_of, layer_of, share_onto
@@ -81,6 +83,9 @@ def find_roles(
     """
     task = task if len(task) <= MOST else task.take(range(MOST))
     (work or Work()).begin(f"finds the roles of {len(circuit)} nodes", left=_expect(len(circuit), len(task)))
+    for layer in range(subject.n_layers):  # Proofs are done once for each subject, so they are not counted.
+        prove(subject, layer)
+    resumable(subject)
     passes: list[None] = []
     counting = subject.model.base_model.register_forward_pre_hook(lambda *_: passes.append(None))
     with torch.inference_mode(), counting:
