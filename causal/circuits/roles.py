@@ -60,7 +60,7 @@ LEAST = 0.02
 CONTROLS = 19
 """Other nodes that an intervention is made at too."""
 CONTROL_PAIRS = 4
-"""Pairs that it is made on there: the highest of noisier means is a higher bar."""
+"""Pairs that it is made on there, for less work."""
 MOST = 32
 """Pairs that roles are measured on, at most."""
 KEPT = 0.5
