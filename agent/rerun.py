@@ -132,6 +132,8 @@ def _conclude_again(said: Transcript, lab: Lab, examiner: Examiner) -> Iterator[
     if holdout is not None and not _asks(said):
         examined = examiner.holdout(frozen["text"], said.parsed[frozen["hypothesis"]])
         yield from _compare(HOLDOUT, holdout, {"scores": [_score(score) for score in examined.scores]})
+    if (roles := said.last("roles")) is not None:
+        yield from _compare("roles", roles, examiner.roles(said.parsed[frozen["hypothesis"]]) or {})
     if controls := said.of_kind("control"):
         again = run_controls(
             lab,

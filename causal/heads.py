@@ -93,13 +93,13 @@ def head_scores(
         layer_patterns = patterns(subject, batch.tokens[part], chosen)
         stacked = torch.stack([layer_patterns[layer] for layer in chosen], dim=1).float().cpu()
         for kind in kinds:
-            shares[kind].append(_measure_shares(stacked, keys[kind][part]))
+            shares[kind].append(measure_shares(stacked, keys[kind][part]))
     return tuple(
         score for kind in kinds for score in _rank_heads(kind, torch.cat(shares[kind])[rows[kind]], list(chosen), seed)
     )
 
 
-def _measure_shares(pattern: Tensor, keys: Tensor) -> Tensor:
+def measure_shares(pattern: Tensor, keys: Tensor) -> Tensor:
     """Each row's mean over its queries: (row, layer, head, query, key), (row, query, key) -> (row, layer, head)."""
     onto = torch.einsum("rlhqk,rqk->rlh", pattern, keys.to(pattern.dtype))
     return onto / keys.any(-1).sum(-1).clamp_min(1)[:, None, None]
@@ -126,13 +126,14 @@ def _mark_previous(tokens: Tensor) -> Tensor:
     return ((_steps_back(tokens) == 1) & not_first).expand(len(tokens), -1, -1)
 
 
-def _mark_duplicate(tokens: Tensor) -> Tensor:
+def mark_duplicate(tokens: Tensor) -> Tensor:
+    """From (row, position) ids, the earlier occurrences of each query's own token: (row, query, key), bool."""
     return (tokens[:, :, None] == tokens[:, None]) & (_steps_back(tokens) > 0)
 
 
 def _mark_induction(tokens: Tensor) -> Tensor:
     """The duplicates, one step on; what rolls round to the first key is no earlier than it."""
-    return _mark_duplicate(tokens).roll(1, dims=2) & (_steps_back(tokens) > 0)
+    return mark_duplicate(tokens).roll(1, dims=2) & (_steps_back(tokens) > 0)
 
 
 def _mark_first(tokens: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ def _mark_first(tokens: Tensor) -> Tensor:
 
 _KEYS: Mapping[Kind, Callable[[Tensor], Tensor]] = {
     "previous": _mark_previous,
-    "duplicate": _mark_duplicate,
+    "duplicate": mark_duplicate,
     "induction": _mark_induction,
     "first": _mark_first,
 }

@@ -293,12 +293,14 @@ def _neurons(model: PreTrainedModel, layer: int) -> _Neurons:
     return _Neurons(mlp.gate_proj.weight.T, mlp.down_proj.weight.T)
 
 
-def _gpt2_config(*, words: int, places: int, width: int, neurons: int, activation: str = "relu") -> GPT2Config:
+def _gpt2_config(
+    *, words: int, places: int, width: int, neurons: int, activation: str = "relu", layers: int = 2
+) -> GPT2Config:
     return GPT2Config(
         vocab_size=words,
         n_positions=places,
         n_embd=width,
-        n_layer=2,
+        n_layer=layers,
         n_head=HEADS,
         n_inner=neurons,
         activation_function=activation,
@@ -345,7 +347,7 @@ def _unembed(model: PreTrainedModel, reads: Mapping[int, int]) -> None:
 def _balance(model: GPT2LMHeadModel) -> None:
     """Take from the sink what each write adds elsewhere, so that no LayerNorm finds a mean to take out."""
     embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
-    for layer in (0, 1):
+    for layer in range(model.config.n_layer):
         outputs = [_head(model, layer, head).output for head in range(HEADS)]
         for write in (*outputs, _neurons(model, layer).output):
             write[:, -1] = -write[:, :-1].sum(dim=1)

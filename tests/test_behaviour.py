@@ -375,6 +375,10 @@ def test_the_scripted_policy_comes_to_the_planted_circuit(name: str) -> None:
     said = {frozenset(text.split(" + ")): share for text, share in frozen["nodes"].items()}
     assert said == pytest.approx({frozenset(t.split(" + ")): s for t, s in CIRCUITS[name].items()}, abs=0.01)
     assert all(event["passed"] for event in events if event["kind"] == "control")
+    (roles,) = (event for event in events if event["kind"] == "roles")
+    proven = {(claim["node"], claim["role"]) for claim in roles["claims"] if claim["status"] == "proven"}
+    heads = {("head.0:0", "previous-token"), ("head.1:0", "induction")}
+    assert proven >= heads if name in ("gpt2", "llama") else not proven & heads
     assert not [event for event in events if event["kind"] == "rejected"]
 
 
@@ -410,8 +414,12 @@ def test_a_behaviour_is_replayed_and_run_again_on_its_task_alone() -> None:
         edited, status, reason = replay(store.journal, id).faults
         assert edited == "events holdout payload was edited after it was sealed"
         assert status == "status: 'supported' was concluded, judged again it is 'open'" and "wanted 0.75" in reason
-        (fault,) = (line for line in rerun(store, id, subject, task=task).faults if "holdout" in line)
+        faults = rerun(store, id, subject, task=task).faults
+        (fault,) = (line for line in faults if "holdout" in line)
         assert "scores.0.value is stored as 0.5" in fault
+        store.db.conn.execute("UPDATE events SET payload = json_set(payload, '$.pairs', 99) WHERE kind = 'roles'")
+        assert "events holdout, roles payload was edited after it was sealed" in replay(store.journal, id).faults
+        assert any("roles" in line and "99" in line for line in rerun(store, id, subject, task=task).faults)
         for other in (None, Task("another", task.pairs)):
             with pytest.raises(NeuronautError, match="give its pairs again, with --task or --pairs"):
                 rerun(store, id, subject, task=other)

@@ -282,9 +282,9 @@ def test_an_interrupted_search_reports_what_it_knows() -> None:
     with pytest.raises(KeyboardInterrupt):
         search.run()
     report = search.report()
-    assert {*map(str, report.circuit)} == {"head.0:0", "head.1:0"} and report.unfinished == ("evaluation",)
+    assert {*map(str, report.circuit)} == {"head.0:0", "head.1:0"} and report.unfinished == ("evaluation", "roles")
     assert report.evaluation is None and json.loads(json.dumps(report.to_json()))["evaluation"] is None
-    assert report.table().startswith("PARTIAL: stopped before the end of evaluation\ncircuit of")
+    assert report.table().startswith("PARTIAL: stopped before the end of evaluation, roles\ncircuit of")
     assert "faithfulness  1.00 on the search's 10 pairs" in report.table()
 
 

@@ -396,7 +396,9 @@ def test_an_interrupted_circuit_prints_what_is_known(monkeypatch):
 
     monkeypatch.setattr("neuronaut.causal.circuits.work.Work.begin", begin)
     result = run("circuit", "demo", *INDUCTION, "--node", "head", code=130)
-    assert result.stdout.startswith("PARTIAL: stopped before the end of evaluation\ncircuit of induction in demo")
+    assert result.stdout.startswith(
+        "PARTIAL: stopped before the end of evaluation, roles\ncircuit of induction in demo"
+    )
     assert "Stopped: run it again with: neuronaut circuit demo" in result.stderr
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from ...causal.circuits.evaluate import Evaluation, evaluate
 from ...causal.circuits.nodes import Node
+from ...causal.circuits.roles import find_roles
 from ...causal.circuits.tasks import Task, baseline
 from ...causal.measures import Effect
 from ...causal.prompts import Pairs
@@ -37,6 +38,8 @@ LEAST_FAITHFUL = 0.75
 """Share of the behaviour that a circuit must bring about by itself, on both halves of the holdout."""
 CHANCE = 0.05
 """A circuit's faithfulness must be among this share of the best of random circuits of its make-up, on one half."""
+ROLE_PAIRS = 16
+"""Pairs that roles are measured on, where they can be drawn."""
 RANDOM_CONTROLS = 3
 """Times that each node is taken for another."""
 
@@ -69,6 +72,17 @@ class BehaviourExaminer:
         """Faithfulness and completeness on both halves; to be called once."""
         del text
         return Examined(examine(self._lab, hypothesis) if hypothesis.nodes else [])
+
+    def roles(self, hypothesis: Hypothesis) -> dict[str, Any] | None:
+        """What its nodes do, on pairs that no survey saw: drawn anew, or those that experiments measured on."""
+        lab, nodes = self._lab, self._lab.circuit(hypothesis)
+        if not nodes:
+            return None
+        task = lab.drawn(ROLE_PAIRS, seed=lab.seed + 2 * _SEED) if lab.has_generator else lab.part("select")
+        try:
+            return find_roles(lab.subject, task, nodes, seed=lab.seed).to_json()
+        except NeuronautError as error:
+            return {"reason": str(error)}
 
     def indescribable(self, hypothesis: Hypothesis) -> None:
         """Nothing is indescribable here: a circuit is always a list of nodes."""

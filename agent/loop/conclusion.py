@@ -113,9 +113,13 @@ class Conclusion:
         return {}
 
     def controls(self, state: State) -> Mapping[str, Any]:
-        """Runs the negative controls of a supported explanation."""
+        """Finds the roles of the frozen nodes, and runs the negative controls of a supported explanation."""
         del state
         frozen = self._frozen_event()
+        if frozen["nodes"]:
+            with self._run.charged("roles", "roles"):
+                roles = self._run.examiner.roles(self._run.hypotheses()[frozen["hypothesis"]])
+            self._run.event("roles", roles or {}, key="roles")
         if frozen["verdict"] == "supported":
             _, experiments, observations = self._run.rival_state()
             with self._run.charged("controls", "controls"):

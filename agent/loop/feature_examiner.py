@@ -165,6 +165,9 @@ class FeatureExaminer:
             seen.update(self._batch.tune.digests)
         return Explanation(self._lab.feature, text, "investigation", rule=rule, seen=tuple(sorted(seen)))
 
+    def roles(self, hypothesis: Hypothesis) -> None:
+        """No roles: a feature has no nodes."""
+
     def indescribable(self, hypothesis: Hypothesis) -> str | None:
         """Why a hypothesis is no explanation although it predicts; None where it says something.
 

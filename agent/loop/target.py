@@ -146,6 +146,10 @@ class Examiner(Protocol):
         """All scores on the holdout; to be called once."""
         ...
 
+    def roles(self, hypothesis: Hypothesis) -> dict[str, Any] | None:
+        """What each node of a hypothesis does, as `Roles.to_json` says, or `reason` why not; None where it has none."""
+        ...
+
     def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult | None:
         """Whether the experiments leave the leader unsupported where another is measured; None where there is none."""
         ...

@@ -75,6 +75,7 @@ def _assemble(journal: Journal, id: str) -> Report:
         label_scores=tuple(map(_without_windows, last.get("holdout", {}).get("label", ()))),
         added=tuple(last.get("holdout", {}).get("added", ())),
         finalists=tuple(last.get("finalists", {}).get("rows", ())),
+        roles=_payload(last["roles"]) if "roles" in last else None,
         peeks=tuple(journal.peeks(id)),
         contenders=contenders,
         trials=trials,

@@ -11,9 +11,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-PARTS = ("holdout", "baseline", "ledger", "chain", "controls", "journal")
-"""Sources beside experiments and hypotheses: the reading of the holdout, the one-shot explanation, what was spent, the
-predictions with their hashes, the negative controls, and all else that the journal says."""
+PARTS = ("holdout", "roles", "baseline", "ledger", "chain", "controls", "journal")
+"""Sources beside experiments and hypotheses: the reading of the holdout, the roles of nodes, the one-shot explanation,
+what was spent, the predictions with their hashes, the negative controls, and all else that the journal says."""
 
 _NAME = rf"(?:o\d+(?:-o\d+)?|H\d+|{'|'.join(PARTS)})"
 _CITATION = re.compile(rf" ?\[({_NAME}(?:, {_NAME})*)\]")

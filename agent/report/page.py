@@ -17,7 +17,7 @@ from . import page_plots as plots
 from .citations import visible
 from .page_plots import Html, Part, cites, el, folded, join, section, table, window
 from .page_results import draw_results
-from .report import COUNTERFACTUAL, KINDS, Contender, Report, Trial, amount, short
+from .report import COUNTERFACTUAL, KINDS, Contender, Report, Trial, amount, proofs_of, short, shown_claims
 
 _EXAMPLES = 8
 _PANELS = 3
@@ -30,6 +30,7 @@ def page(report: Report, *, examples: Sequence[Example] = ()) -> str:
     parts = (
         _header(report),
         _holdout(report),
+        _roles(report),
         _rivals(report),
         _forecasts(report),
         _claims(report),
@@ -126,6 +127,33 @@ def _score(score: Mapping[str, Any]) -> list[Part]:
         f"{score['n']:,}",
         el("span", baselines, class_="note"),
     ]
+
+
+def _roles(report: Report) -> Html | None:
+    roles = report.roles
+    if not roles or "reason" in roles:
+        return None
+    note = (
+        f"A role is proven by what a node attends to or writes, and by an intervention with the effect that the role "
+        f"foretells, each against a bar that other nodes set; on {roles['pairs']} pairs that no survey saw, such as "
+        f"{roles['places']}."
+    )
+    rows = [_role(claim) for claim in shown_claims(roles)]
+    algorithm = el("ol", *(el("li", sentence) for sentence in roles["algorithm"]))
+    return section("roles", "Roles", algorithm, table(("node", "role", "", "proofs"), rows), note=note)
+
+
+def _role(claim: Mapping[str, Any]) -> list[Part]:
+    proofs = [
+        el("div", f"{proof['what']} {_span(proof)}, bar {short(proof['bar'])}", class_="note")
+        for proof in proofs_of(claim)
+    ]
+    return [el("code", claim["node"]), claim["role"], claim["status"], join(proofs)]
+
+
+def _span(proof: Mapping[str, Any]) -> str:
+    interval = "" if proof["interval"] is None else " ({} to {})".format(*map(short, proof["interval"]))
+    return f"{short(proof['value'])}{interval}"
 
 
 def _rivals(report: Report) -> Html | None:

@@ -13,7 +13,7 @@ from typing import Any
 from ...data.store.journal_values import Json
 from .citations import Cited, cite, cite_name, line, quote, visible
 
-_CONTENDERS, _TRIALS, _SURVEYS, _CLAIMS, _SCORES = 5, 12, 4, 5, 6
+_CONTENDERS, _TRIALS, _SURVEYS, _CLAIMS, _SCORES, _ROLES = 5, 12, 4, 5, 6, 16
 """Rows that are shown of each."""
 _WORDS = 160
 """Characters that are shown of a quote in a row."""
@@ -33,6 +33,7 @@ def text_of(report: "Report") -> str:
     sections = (
         ("", _answer(report)),
         ("Holdout", _holdout(report)),
+        ("Roles", _roles(report)),
         ("Rivals", _rivals(report)),
         ("Predicted against seen", _trial_lines(report.experiments, _TRIALS, report, "experiments")),
         ("Surveys", _trial_lines(report.surveys, _SURVEYS, report, "surveys")),
@@ -91,6 +92,39 @@ def _added(part: Mapping[str, Any]) -> str:
     low, high = part["ci_low"], part["ci_high"]
     interval = "" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})"
     return line(cite_name(what), cite(f"{part['value']:+.2f}{interval}", ["holdout"]))
+
+
+def _roles(report: "Report") -> list[str]:
+    """The algorithm, then the nodes' proven roles and the halves of those that have none."""
+    roles = report.roles
+    if roles is None:
+        return []
+    if "reason" in roles:
+        return [line("none: ", _quote(roles["reason"], ["roles"]))]
+    claims = shown_claims(roles)
+    rows = [line(cite_name(sentence)) for sentence in roles["algorithm"]]
+    for claim in claims[:_ROLES]:
+        rows.append(line(claim["node"], " ", claim["role"], ": ", claim["status"], *_proofs(claim)))
+    return rows + _more(len(claims) - _ROLES, "roles more", ["roles"])
+
+
+def shown_claims(roles: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The proven claims, and of nodes without one the half-proven."""
+    proven = {claim["node"] for claim in roles["claims"] if claim["status"] == "proven"}
+    return [claim for claim in roles["claims"] if claim["status"] == "proven" or claim["node"] not in proven]
+
+
+def proofs_of(claim: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The measures of a claim's pattern, and of its effect where it has one."""
+    return [*claim["pattern"], *([claim["effect"]] if claim["effect"] else [])]
+
+
+def _proofs(claim: Mapping[str, Any]) -> list[str | Cited]:
+    parts: list[str | Cited] = []
+    for proof in proofs_of(claim):
+        low, high = proof["interval"] or (None, None)
+        parts += [f"; {proof['what']} ", _number(proof["value"], ["roles"], low, high)]
+    return [*parts, "; n ", cite(str(claim["pattern"][0]["n"]), ["roles"])]
 
 
 def _rank(score: Mapping[str, Any]) -> int:
@@ -382,6 +416,8 @@ class Report:
     """What the explanation is ahead of that label: examples, metric, value, ci_low, ci_high, n, reason."""
     finalists: tuple[Json, ...]
     """Rules that were too likely to be left aside, on `select`: name, value, error, length."""
+    roles: Json | None
+    """What each node of a circuit does (`Roles.to_json` of causal.circuits), or the reason why that was not found."""
     peeks: tuple[str, ...]
     """What the holdout was read for."""
     contenders: tuple[Contender, ...]

@@ -21,6 +21,8 @@ from ..runs import AT_ONCE, blocks_of
 from .evaluate import Evaluation, evaluations
 from .nodes import Node, nodes_of
 from .report import CircuitReport, Passes
+from .role_values import Roles
+from .roles import find_roles
 from .runs import ABLATIONS, CircuitRuns
 from .search import Backup, Scores, Step, find_backups, prunings, score_nodes
 from .tasks import Task, baseline
@@ -63,6 +65,8 @@ class CircuitSettings:
     """Whether every node is patched and cut by itself, and backups are named; None: as the work allows."""
     patched: int = 256
     """Nodes that are patched exactly, at most; where there are more, gradients choose VERIFIED of them, or these."""
+    roles: bool = True
+    """Whether the roles of its heads and MLPs are looked for."""
     at_once: int = AT_ONCE
     """Rows of a forward."""
     seed: int = 0
@@ -114,8 +118,10 @@ class CircuitSearch:
         self._steps: list[Step] = []
         self._backups: tuple[Backup, ...] = ()
         self._evaluation: Evaluation | None = None
-        self._passes = Passes(2, 0, 0, 0, 0)
+        self._roles: Roles | None = None
+        self._passes = Passes(baseline=2)
         self._unfinished = ["scores", "search", *(["backups"] if self._exact else []), "evaluation"]
+        self._unfinished += ["roles"] if settings.roles else []
 
     @property
     def known(self) -> bool:
@@ -135,6 +141,7 @@ class CircuitSearch:
             if self._circuit:
                 with suppress(OutOfTime):
                     self._evaluate()
+                    self._find_roles()
 
     def report(self) -> CircuitReport:
         """All that is known; a part that is not done to its end is named in `unfinished`."""
@@ -156,6 +163,7 @@ class CircuitSearch:
             steps=tuple(self._steps),
             backups=self._backups,
             evaluation=self._evaluation,
+            roles=self._roles,
             unfinished=tuple(self._unfinished),
             passes=replace(self._passes, evaluation=self._test.forwards),
             controls=self._controls,
@@ -218,6 +226,16 @@ class CircuitSearch:
         ):
             self._evaluation = evaluation
         self._unfinished.remove("evaluation")
+
+    def _find_roles(self) -> None:
+        if not self._settings.roles:
+            return
+        settings, task = self._settings, self._test.task
+        self._roles = find_roles(
+            self._subject, task, self._circuit, at_once=settings.at_once, seed=settings.seed, work=self._work
+        )
+        self._passes = replace(self._passes, roles=self._roles.forwards)
+        self._unfinished.remove("roles")
 
     def _expect(self, size: int, *, scores: bool = False, search: bool = False) -> float:
         """Rows still to run, roughly, for a circuit of this size, from its scores or its search on."""

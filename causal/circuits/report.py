@@ -2,17 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
-
-from pydantic import BaseModel
 
 from ..agreement import Agreement
 from ..measures import Direction, Effect
 from ..records import Provenance, Trial
 from .evaluate import Evaluation
 from .nodes import Node, join_nodes
+from .plain import to_plain
+from .role_values import Roles
 from .search import SHARE, Backup, NodeScore, Sample, Step
 from .tasks import Baseline
 
@@ -22,10 +22,11 @@ class Passes:
     """Forward and backward passes, by what they were for."""
 
     baseline: int
-    scores: int
-    search: int
-    backups: int
-    evaluation: int
+    scores: int = 0
+    search: int = 0
+    backups: int = 0
+    evaluation: int = 0
+    roles: int = 0
 
     @property
     def total(self) -> int:
@@ -63,6 +64,8 @@ class CircuitReport:
     backups: tuple[Backup, ...]
     evaluation: Evaluation | None
     """None where the search was stopped before; its parts may be missing where `unfinished` says so."""
+    roles: Roles | None
+    """What its nodes do, on the evaluation's pairs; None where that was not asked for, or not come to."""
     unfinished: tuple[str, ...]
     """The parts of the work that were not done to their end, as in `passes`; none of a whole report."""
     passes: Passes
@@ -79,12 +82,12 @@ class CircuitReport:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as numbers, strings, lists and objects."""
-        data = _to_plain(self)
+        data = to_plain(self)
         for score, written in zip(self.scores, data["scores"], strict=True):
             written["role"] = score.role
         if self.evaluation is not None:
             data["evaluation"]["mean_gap"] = self.evaluation.mean_gap
-        return data
+        return data | {"roles": None if self.roles is None else self.roles.to_json()}
 
     def table(self) -> str:
         """The circuit node by node, and the verdicts on it, as text."""
@@ -93,7 +96,8 @@ class CircuitReport:
         lines = [f"{head} ({kinds}), cut: {self.ablation}" if kinds else f"{head} so far; those that were patched:"]
         if self.unfinished:
             lines.insert(0, f"PARTIAL: stopped before the end of {', '.join(self.unfinished)}")
-        return "\n".join([*lines, *self._list_nodes(), *self._summarise()])
+        roles = [] if self.roles is None else [self.roles.table()]
+        return "\n".join([*lines, *self._list_nodes(), *self._summarise(), *roles])
 
     def _list_nodes(self) -> list[str]:
         added = {each.node: each.value for each in self.evaluation.minimality} if self.evaluation else {}
@@ -163,16 +167,3 @@ def _format_number(value: float | None) -> str:
 def _format_fraction(effect: Effect) -> str:
     spread = "" if effect.interval is None else f" [{effect.interval.low:.2f}, {effect.interval.high:.2f}]"
     return _format_number(effect.recovered) + spread
-
-
-def _to_plain(value: object) -> Any:
-    """The value as JSON knows it."""
-    if isinstance(value, Node):
-        return str(value)
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if is_dataclass(value):
-        return {field.name: _to_plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _to_plain(item) for key, item in value.items()}
-    return [_to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     default=None,
     help="Patch and cut every node by itself, or let gradients rank them.  [default: as the work allows]",
 )
+@click.option("--roles/--no-roles", default=True, show_default=True, help="Say what each head and MLP does.")
 @click.option("--budget", metavar="minutes=N", help="Stop after so long, and tell what is known by then.")
 @seed_option
 @picture_option
@@ -69,6 +70,7 @@ def circuit(
     metric: str,
     controls: int | None,
     exact: bool | None,
+    roles: bool,
     budget: str | None,
     seed: int,
     picture: str | None,
@@ -83,6 +85,7 @@ def circuit(
     much work, gradients rank the nodes, and the first, a random sample and every step of the pruning are exact. Half of
     the pairs are for the search, half for the verdict: faithfulness (the circuit alone), completeness (the model
     without it), minimality (what each node adds), and the rank among random circuits of as many nodes of each sort.
+    On the same half each head and MLP gets its role: what it attends to or writes, and what changing just that does.
     Ctrl-C, or the end of the budget, prints what is known so far.
 
     \b
@@ -100,7 +103,7 @@ def circuit(
 
     work = Work(minutes=parse_minutes(budget))
     settings = CircuitSettings(
-        threshold=threshold, ablation=ablation, metric=metric, controls=controls, exact=exact, seed=seed
+        threshold=threshold, ablation=ablation, metric=metric, controls=controls, exact=exact, roles=roles, seed=seed
     )
     if model != "demo":  # The built-in one is there at once.
         say(f"circuit: loads {model}")

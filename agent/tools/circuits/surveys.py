@@ -93,7 +93,7 @@ class FindCircuit(BehaviourTool[FindArgs]):
     def measure(self, design: Design, lab: BehaviourLab) -> Measured:
         """The circuit, its nodes' shares and backups."""
         settings = CircuitSettings(
-            threshold=design.plan["threshold"], metric=lab.metric, subsets=2, controls=20, seed=lab.seed
+            threshold=design.plan["threshold"], metric=lab.metric, subsets=2, controls=20, seed=lab.seed, roles=False
         )
         report = find_circuit(
             lab.subject, lab.task, nodes=lab.nodes, settings=settings, sources=dict(lab.sources) or None
