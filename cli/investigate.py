@@ -245,6 +245,7 @@ def run_sessions(
 ) -> "Iterator[Session]":
     """Investigate all targets, one after another."""
     from ..agent.session import InvestigationConfig, investigate_all
+    from ..agent.tools.table import tools_for
     from ..scorers.factory import ScorerOptions, make_scorers
     from .opening import chosen_features, stored_sources, stored_subject
 
@@ -256,6 +257,9 @@ def run_sessions(
         store, features[0].source.model, request.load_options, sources=[feature.source for feature in features]
     )
     sources = stored_sources(store, subject, features, request.load_options)
+    if not subject.inside:
+        without = (name for name, tool in tools_for("feature").items() if tool.inside)
+        say(f"{subject.name} has no model to look into: {', '.join(without)} are not offered")
     policy = _make_policy(store, request, client)
     options = ScorerOptions(
         client and client.llm,
