@@ -37,7 +37,7 @@ class FunctionSubject(ModellessSubject):
 
     >>> functions = PythonFunctions({"length": lambda tokens: [len(token) for token in tokens]}, digest="1")
     >>> lengths = FunctionSubject(functions, word_tokenizer([" cat"]), name="lengths")
-    >>> lengths.read(torch.tensor([lengths.encode("a cat")]), ["function"])["function"].tolist()
+    >>> lengths.read(Batch.of(lengths, ["a cat"]).tokens, ["function"])["function"].tolist()
     [[[1.0], [4.0]]]
     """
 

@@ -147,7 +147,7 @@ class FileFunctions:
             if not callable(function):
                 there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
                 raise NeuronautError(
-                    f"{self._path} has no function {name}; it has {', '.join(there) or 'none'}: name one as FILE.py:NAME"
+                    f"{self._path} has no function {name}; it has {', '.join(there) or 'none'}; name it so"
                 )
         return PythonFunctions(functions, digest=self.digest, location=self.location)  # pyright: ignore[reportArgumentType]
 
