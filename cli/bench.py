@@ -140,6 +140,48 @@ def functions(out: Path | None, keep: Path | None, *, as_json: bool, **options: 
     _bench_suite("Functions with unit tests", FunctionPlan, options, out, keep, as_json=as_json)
 
 
+@bench.command()
+@click.option(
+    "--policies", default="scripted,circuit", show_default=True, metavar="A,B", help="Who looks for the circuits."
+)
+@click.option(
+    "--programs", default="all", show_default=True, metavar="A,B", help="previous, fraction, count, balance, first."
+)
+@click.option("--pairs", type=click.IntRange(8), default=24, show_default=True, metavar="N", help="Of each program.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts, and of the search.")
+@click.option("--budget", metavar="fwd=N,experiments=N,minutes=N", help="Of each session.  [default: experiments=60]")
+@click.option("--json", "as_json", is_flag=True, help="Print the grades as JSON instead of a table.")
+@debug_option
+def compiled(policies: str, programs: str, pairs: int, seed: int, budget: str | None, *, as_json: bool) -> None:
+    """Grade circuits of programs that were compiled into a model.
+
+    Five programs in RASP were compiled by Tracr and stand side by side in one model, so that the heads and MLPs that
+    each uses are known. `circuit` is the search alone, `scripted` a session on the behaviour.
+
+    \b
+    Examples:
+      neuronaut bench compiled
+      neuronaut bench compiled --programs balance --policies circuit
+    """
+    from ..agent.session import InvestigationConfig
+    from ..benchmarks.compiled import grade_programs, grades_to_json, table
+    from ..benchmarks.compiled.programs import PROGRAMS
+    from .investigate import parse_limits
+
+    columns, names = ([part.strip() for part in text.split(",")] for text in (policies, programs))
+    names = list(PROGRAMS) if programs == "all" else names
+    config = InvestigationConfig(limits=parse_limits(budget, asks=False), seed=seed)
+    grades = []
+    with (
+        interruptible(lambda: "nothing is kept"),
+        Progress("bench", total=len(columns) * len(names), unit="circuits") as progress,
+    ):
+        for grade in grade_programs(columns, config, programs=names, pairs=pairs):
+            grades.append(grade)
+            progress.reach(len(grades), f"{grade.program} {grade.column}")
+    click.echo(json.dumps(grades_to_json(grades)) if as_json else table(grades))
+
+
 def _bench_suite(
     title: str,
     plan: "Callable[..., Plan]",
