@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol, TypeVar
@@ -69,7 +69,7 @@ class PythonFunctions:
     [[1.0], [4.0]]
     """
 
-    def __init__(self, functions: dict[str, Callable[[list[str]], Any]], *, digest: str, location: str = "") -> None:
+    def __init__(self, functions: Mapping[str, Callable[[list[str]], Any]], *, digest: str, location: str = "") -> None:
         """`digest` must be another one whenever the functions are."""
         self._functions, self.digest, self.location = functions, digest, location
 

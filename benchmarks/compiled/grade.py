@@ -46,8 +46,8 @@ def task_of(subject: CompiledSubject, program: Program, *, pairs: int, seed: int
     rows: dict[str, Row] = {}
     while len(rows) < pairs:
         clean, corrupted, answer, wrong = program.draw(rng)
-        sides = (subject.subject.row(" ".join(side)) for side in (clean, corrupted))
-        rows.setdefault(" ".join(clean), Row(*sides, ids(f" {answer}"), ids(f" {wrong}")))
+        one, other = (subject.subject.row(" ".join(side)) for side in (clean, corrupted))
+        rows.setdefault(" ".join(clean), Row(one, other, ids(f" {answer}"), ids(f" {wrong}")))
     return Task.of(subject.subject, program.name, list(rows.values()))
 
 

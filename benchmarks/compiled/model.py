@@ -2,7 +2,7 @@
 
 Tracr's transformers have no norm; GPT-2 has one before every part. The residual stream x goes in as (x, -x, K, -K): its
 mean is 0, and its variance (2|x|^2 + 2K^2) / width, which a large K keeps constant, so that with the gain K sqrt(2 /
-width) a norm gives x (1 - |x|^2 / 2K^2 + ...): at |x|^2 < 50 and K = 2000 a relative error below 1e-5. Every
+width) a norm gives x (1 - |x|^2 / 2K^2 + ...): at |x|^2 < 50 and K = 1000 a relative error below 3e-5. Every
 part reads the first half alone and writes both. The programs stand side by side, each in directions and heads of its
 own, so the parts of one do something on the prompts of another, and nothing for them.
 """
@@ -23,7 +23,7 @@ from ...subject.model import Subject
 from ..suite.words import BOS, UNKNOWN, word_tokenizer
 from .programs import FOLDER, LENGTH, PROGRAMS, Program
 
-BULK = 2000.0
+BULK = 1000.0
 """K."""
 Array = NDArray[np.float32]
 
@@ -59,7 +59,7 @@ class Compiled:
         parts = {name: self.tensors[f"{layer}.{name}"][:, span] for name in ("query", "key", "value")}
         return parts | {"out": self.tensors[f"{layer}.out"][span]}
 
-    def forward(self, ids: NDArray[np.integer]) -> Array:
+    def forward(self, ids: NDArray[np.integer]) -> NDArray[np.float64]:
         """The answers' logits by the plain transformer, in float64.
 
         ids: (position,) rows of `token` -> (position, answer).

@@ -6,7 +6,7 @@
     4  corrupted     the same with noise, with a range or a part of the text in which they are silent, with lapses
 
 A function gives its activation as a fraction of its scale. It reads words without their space; noise and lapses are
-drawn from the hash of the words up to the token, so that they are always the same.
+drawn from the hash of the words before, so that they are always the same.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from .texts import CAPITALS, LEXICONS
 Words = Sequence[str]
 Condition = Callable[[Words, int], float]
 NOISE, LAPSES = 0.08, 0.05
-"""Largest noise, as a share of the scale; share of the places where it should be active at which it is silent."""
+"""Largest noise, as a share of the scale; share of the words after which one that should be active is silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def _corrupted(rng: random.Random) -> list[Kind]:
         Kind(
             "lapses",
             4,
-            f"{names[2]}, but for one time in twenty",
-            lambda w, i: float(w[i] in lapsing and _chance(w, i) >= LAPSES),
+            f"{names[2]}, but not after one word in twenty, drawn by lot",
+            lambda w, i: float(w[i] in lapsing and _chance(w[max(0, i - 1) : i]) >= LAPSES),
             lapsing,
         ),
         Kind(
@@ -146,11 +146,11 @@ def _is_related(words: Words, at: int) -> float:
     return float(words[at] in {CAPITALS.get(word) for word in words[max(0, at - 8) : at]})
 
 
-def _chance(words: Words, at: int) -> float:
-    """A number from 0 to 1 that depends on the last three words alone."""
-    digest = hashlib.sha256(" ".join(words[max(0, at - 2) : at + 1]).encode()).digest()
+def _chance(words: Words) -> float:
+    """A number from 0 to 1 that depends on these words alone."""
+    digest = hashlib.sha256(" ".join(words).encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32
 
 
 def _noise(words: Words, at: int) -> float:
-    return NOISE * (2 * _chance(words, at) - 1)
+    return NOISE * (2 * _chance(words[max(0, at - 2) : at + 1]) - 1)
