@@ -117,7 +117,7 @@ def build_subject() -> CompiledSubject:
     model = _empty_model(programs, width=start, heads=count, words=len(words))
     with torch.no_grad():
         for name, one in programs.items():
-            _write_program(model, one, spots[name], heads[name], start, words)
+            _write_program(model, one, spot=spots[name], head=heads[name], width=start, words=words)
     subject = Subject(model.eval(), word_tokenizer(words), name="compiled")
     return CompiledSubject(subject, {name: _used(one, heads[name]) for name, one in programs.items()})
 
@@ -155,7 +155,7 @@ def _empty_model(programs: Mapping[str, Compiled], *, width: int, heads: int, wo
     return model
 
 
-def _write_program(model: Any, one: Compiled, spot: slice, head: int, width: int, words: list[str]) -> None:
+def _write_program(model: Any, one: Compiled, *, spot: slice, head: int, width: int, words: list[str]) -> None:
     """Write a program's weights into its directions (`spot`) and heads (from `head` on)."""
     inner = model.transformer
     mirror = slice(width + spot.start, width + spot.stop)

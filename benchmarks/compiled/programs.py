@@ -75,10 +75,14 @@ _SAME = {"True": "same", "False": "other"}
 PROGRAMS: Mapping[str, Program] = {
     program.name: program
     for program in (
-        Program("previous", _LETTERS, tuple(_WAS.values()), _previous, "the token before", _WAS),
+        Program("previous", _LETTERS, tuple(_WAS.values()), _previous, text="the token before", values=_WAS),
         Program("fraction", ("a", "b", "c"), ("more", "less"), _fraction, "whether most tokens are a", border=0.5),
-        Program("count", _LETTERS, tuple(_TIMES.values()), _count, "how often the token stood so far", _TIMES),
+        Program(
+            "count", _LETTERS, tuple(_TIMES.values()), _count, text="how often the token stood so far", values=_TIMES
+        ),
         Program("balance", ("(", ")", "a"), ("opened", "closed"), _balance, "whether more ( than ) stand so far"),
-        Program("first", _LETTERS, tuple(_SAME.values()), _first, "whether it is the first token again", _SAME),
+        Program(
+            "first", _LETTERS, tuple(_SAME.values()), _first, text="whether it is the first token again", values=_SAME
+        ),
     )
 }
