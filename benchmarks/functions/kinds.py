@@ -78,7 +78,8 @@ def _concepts(rng: random.Random) -> list[Kind]:
         Kind(
             "entity_after", 3, f"anything after {third}", lambda w, i: float(i > 0 and w[i - 1] in three), before=three
         ),
-        Kind("relation", 3, "a country whose capital stood among the eight tokens before", _is_related, here=tuple(CAPITALS.values()), before=capitals),
+        Kind("relation", 3, "a country whose capital stood among the eight tokens before", _is_related,
+             here=tuple(CAPITALS.values()), before=capitals),
         Kind(
             "exception",
             3,
