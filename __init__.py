@@ -55,8 +55,11 @@ if TYPE_CHECKING:
     from .subject.dictionary import Dictionary
     from .subject.errors import NeuronautError
     from .subject.formats import load_dictionary
+    from .subject.function_subject import FunctionSubject
+    from .subject.functions import PythonFunctions
     from .subject.model import Subject
     from .subject.opening import open_source
+    from .subject.words import frequent_words, word_tokenizer
 
 _HOMES = {
     "agent.loop.budget": ("Limits",),
@@ -107,8 +110,11 @@ _HOMES = {
     "subject.dictionary": ("Dictionary",),
     "subject.errors": ("NeuronautError",),
     "subject.formats": ("load_dictionary",),
+    "subject.function_subject": ("FunctionSubject",),
+    "subject.functions": ("PythonFunctions",),
     "subject.model": ("Subject",),
     "subject.opening": ("open_source",),
+    "subject.words": ("frequent_words", "word_tokenizer"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -129,6 +135,7 @@ __all__ = [
     "ExplainerOptions",
     "Explanation",
     "Feature",
+    "FunctionSubject",
     "Fuzzing",
     "Grid",
     "Highlight",
@@ -144,6 +151,7 @@ __all__ = [
     "Pairs",
     "Price",
     "ProbeBackend",
+    "PythonFunctions",
     "Result",
     "Rule",
     "RuleExplainer",
@@ -160,6 +168,7 @@ __all__ = [
     "describe",
     "dose_response",
     "find_circuit",
+    "frequent_words",
     "generate",
     "harvest",
     "head_scores",
@@ -182,6 +191,7 @@ __all__ = [
     "summarise",
     "sweep",
     "try_text",
+    "word_tokenizer",
 ]
 
 

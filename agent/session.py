@@ -282,7 +282,7 @@ def _run(
             store=store,
             lab=lab,
             examiner=examiner,
-            tools=tools_for(lab.kind),
+            tools=tools_for(lab.kind, inside=lab.subject.inside),
             policy=config.policy_for(lab.kind),
             limits=config.limits,
             settings=config.settings,

@@ -130,6 +130,7 @@ def _statuses(figures: Figures) -> str:
 
 
 ROWS: Mapping[str, Callable[[Figures], str]] = {
+    "unit tests passed": _metric("tests"),
     "counterfactual accuracy": _metric("counterfactual"),
     "natural balanced accuracy": _metric("natural"),
     "recall of causes": _metric("causes"),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from ..agent.loop.resuming import code_revision
 from ..agent.loop.target import Meter
@@ -41,11 +41,14 @@ class Place(NamedTuple):
     seed: str
     units: int
     documents: int
+    suite: str = ""
+    """What it is of, if not the planted suite."""
 
     @property
     def name(self) -> str:
         """The name in lines; a private seed is given by its hash."""
-        return f"level {self.level}, {format_seed(self.seed)}, {self.units} units, {self.documents} documents"
+        suite = self.suite and f"{self.suite}, "
+        return f"{suite}level {self.level}, {format_seed(self.seed)}, {self.units} units, {self.documents} documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +89,16 @@ class Plan:
     config: InvestigationConfig = InvestigationConfig()
     documents: int = 120
     """Of each world."""
+    known: ClassVar[Sequence[int]] = tuple(LEVELS)
+    """The levels that there are."""
+    suite: ClassVar[str] = "planted"
 
     def __post_init__(self) -> None:
         columns = (*COLUMNS, SWAPPED)
         if unknown := [name for name in self.columns if name not in columns]:
             raise NeuronautError(f"there is no policy {unknown[0]!r} here; there are {', '.join(columns)}")
-        if unknown := [level for level in self.levels if level not in LEVELS]:
-            raise NeuronautError(f"there is no level {unknown[0]}; the levels are 1 to {max(LEVELS)}")
+        if unknown := [level for level in self.levels if level not in self.known]:
+            raise NeuronautError(f"there is no level {unknown[0]}; the levels are 1 to {max(self.known)}")
         if SWAPPED in self.columns and SWAPPED_OF not in self.columns:
             raise NeuronautError(f"{SWAPPED} are explanations of {SWAPPED_OF}; name {SWAPPED_OF}, too")
         if "llm" in self.columns and self.config.policy is None:
@@ -114,6 +120,13 @@ class Plan:
             for level in self.levels
             for number, size in enumerate(sizes)
         ]
+
+    def open(self, place: Place) -> tuple[World, Grader]:
+        """Build a world, and its grader."""
+        world = World.build(place.level, place.seed, units=place.units, documents=place.documents)
+        with Store(":memory:") as store:
+            world.harvest(store)
+            return world, grader(world, store)
 
     def settings(self, column: str) -> str:
         """Hash of the settings that determine a column's findings."""
@@ -181,10 +194,7 @@ def _world_lines(plan: Plan, place: Place, earlier: Mapping[Key, Line], keep: Pa
         for lines in by_column.values():
             yield from lines
         return
-    world = World.build(place.level, place.seed, units=place.units, documents=place.documents)
-    with Store(":memory:") as store:
-        world.harvest(store)
-        judge = grader(world, store)
+    world, judge = plan.open(place)
     for column in sorted(plan.columns, key=lambda name: name == SWAPPED):
         explained = {line.grade.unit for line in by_column[column]}
         missing = [unit for unit in world.units if unit.address not in explained]

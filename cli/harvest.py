@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.argument("sites", metavar="SITE...", nargs=-1)
 @click.option(
     "--sae", metavar="PATH", help="A dictionary at the site: folder, file, or OWNER/NAME[/FOLDER] on the hub."
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 @click.option(
     "--model-name", metavar="N", help="The model's name in addresses; its folder's name, or id, if not given."
 )
+@click.option(
+    "--function",
+    metavar="FILE.py:NAME|URL",
+    help="In place of MODEL: a function from text to a number a token, of a Python file or behind an endpoint.",
+)
+@click.option("--tokenizer", metavar="MODEL", help="The tokenizer of --function.  [default: words of the corpus]")
 @click.option(
     "--corpus", metavar="NAME", help="stdlib, a file or folder, - (stdin), or a Hugging Face dataset NAME[:SUBSET]."
 )
@@ -67,10 +73,12 @@ if TYPE_CHECKING:
 @click.option("--close", is_flag=True, help="End the stopped harvest of the same sites and corpus with what it has.")
 @result_options
 def harvest(
-    model: str,
+    model: str | None,
     sites: tuple[str, ...],
     name: str | None,
     model_name: str | None,
+    function: str | None,
+    tokenizer: str | None,
     corpus: str | None,
     tokens: int | None,
     window: int | None,
@@ -93,6 +101,9 @@ def harvest(
     fewer --tokens it ends as soon as it has these, with --close at once. demo~random-0 is demo with random matrices,
     and so is any other model named so: `summary` sets its scores beside those of the trained one.
 
+    A function takes the list of a text's token strings and returns one number for each, which may depend on the token
+    and on what stands before it. Its feature is NAME:function:0; of FILE.py:NAME,NAME each is one.
+
     \b
     Examples:
       neuronaut harvest demo mlp.2
@@ -100,6 +111,7 @@ def harvest(
       neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1
       neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
       neuronaut harvest demo mlp.2 --randomize weights
+      neuronaut harvest --function rules.py:is_city --corpus articles.jsonl
     """
     from ..data.harvest.windows import check_window
     from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
@@ -107,6 +119,17 @@ def harvest(
     if random_seed and randomize is None:
         raise click.UsageError("--random-seed is of --randomize; leave it out, or add that")
     options = LoadOptions(**load_options)
+    if function is not None:
+        _refuse_options(model, name=name, randomize=randomize, force=force or None, **load_options)
+        text = load_corpus("demo", corpus, tokens=tokens, text_column=text_column or "text", encoding=encoding)
+        limits = {"tokens": tokens, "window": window, "seed": seed, "close": close}
+        with open_store(database, create=True, write=True) as store:
+            rows = _collect_function(store, function, text, model_name, tokenizer, **limits)
+        emit(rows, form, lambda rows: "\n".join(map(_format_row, rows)))
+        return
+    if model is None or tokenizer is not None:
+        fault = "--tokenizer is of --function; leave it out" if model else "no MODEL is named"
+        raise click.UsageError(f"{fault}: name a model and its sites, or --function FILE.py:NAME")
     if randomize == "weights":
         model, model_name = name_random(model, random_seed), model_name and name_random(model_name, random_seed)
     column = text_column or ("messages" if options.chat else "text")
@@ -133,6 +156,44 @@ def harvest(
             close=close,
         )
     emit(rows, form, lambda rows: "\n".join(map(_format_row, rows)))
+
+
+def _refuse_options(model: str | None, **given: object) -> None:
+    """Refuse what is of models when a function is harvested."""
+    if model is not None:
+        raise click.UsageError(f"--function takes the place of MODEL, and {model} is named; name it with --model-name")
+    defaults = {"bos": "auto"}
+    if wrong := [option for option, value in given.items() if value not in (None, False, defaults.get(option))]:
+        raise click.UsageError(f"--{wrong[0].replace('_', '-')} is of models; leave it out with --function")
+
+
+def _collect_function(
+    store: "Store",
+    location: str,
+    corpus: "Corpus",
+    name: str | None,
+    tokenizer: str | None,
+    *,
+    tokens: int | None,
+    window: int | None,
+    seed: int,
+    close: bool,
+) -> list[Row]:
+    from ..data.harvest.activations import neurons
+    from .functions import function_paths, new_function
+
+    subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer)
+    return collect(
+        subject,
+        neurons(subject, subject.sites),
+        corpus,
+        store,
+        tokens=tokens,
+        window=window or _fit_window(subject),
+        seed=seed,
+        paths=function_paths(subject, tokenizer),
+        close=close,
+    )
 
 
 WINDOW = 64

@@ -291,12 +291,16 @@ def run_sessions(
 ) -> "Iterator[Session]":
     """Investigate all targets, one after another or by workers."""
     from ..agent.session import investigate_all
+    from ..agent.tools.table import tools_for
 
     if request.of_behaviour:
         yield _run_behaviour(store, request, client, on_event)
         return
     with Progress("investigate", total=None, unit="sessions") as progress:
         ready = _open_features(store, request, client)
+        if not ready.subject.inside:
+            without = (name for name, tool in tools_for("feature").items() if tool.inside)
+            say(f"{ready.subject.name} has no model to look into: {', '.join(without)} are not offered")
         config = replace(ready.config, on_event=on_event, on_progress=progress.doing)
         seeds = range(request.seed, request.seed + request.runs)
         sessions = investigate_all(

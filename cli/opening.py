@@ -27,10 +27,12 @@ from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site, load_dictionary
 from ..subject.formats_sites import same_site
+from ..subject.function_subject import FunctionSubject
 from ..subject.gate import check, foreign_script, sweep
 from ..subject.model import Subject, join_sites
 from ..subject.opening import built_in, open_source
 from ..subject.sources import Source
+from .functions import stored_function
 
 GATE_TOKENS = 4096
 """Tokens of the corpus that a dictionary is tried on."""
@@ -278,6 +280,8 @@ def stored_subject(
     if load_options.model is None and (recorded := recorded_subject(store, model)) is not None:
         return recorded
     latest = _latest_harvest(store, model)
+    if latest.get("kind") == FunctionSubject.unit_kind:
+        return stored_function(store, latest, load_options.model)
     provenance = latest.get("provenance", {})
     path = load_options.model or provenance.get("paths", {}).get(model, model)
     folder = Path(split_random(path)[0])

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..subject.address import SourceId
 from ..subject.convention import Convention
 from ..subject.errors import NeuronautError
-from ..subject.model import Subject
+from ..subject.model import ModellessSubject
 from ..subject.sources import Features
 from .codec import window_digest
 
@@ -34,18 +34,14 @@ def _refuse(name: str) -> NoReturn:
     )
 
 
-class RecordedSubject(Subject):
+class RecordedSubject(ModellessSubject):
     """The tokens of a model that is not here."""
 
     def __init__(self, name: str, vocabulary: tuple[str, ...], revision: str) -> None:
-        self.name, self.convention = name, CONVENTION
-        # They take the place of what a subject computes when it is asked.
-        self.__dict__.update(vocabulary=vocabulary, revision=revision)
+        super().__init__(name, vocabulary, revision=revision, convention=CONVENTION)
 
-    def __getattr__(self, attribute: str) -> NoReturn:
-        """Refuse everything that only a model has."""
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
+    def refuse(self) -> NoReturn:
+        """Say what is not here."""
         _refuse(self.name)
 
 

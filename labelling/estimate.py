@@ -9,6 +9,7 @@ taken; what is shared by all features is counted once.
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -127,15 +128,15 @@ class _Meter:
     def __init__(self, subject: Subject, on_progress: OnProgress) -> None:
         self.shared, self.own = _Work(), _Work()
         self._subject, self._on_progress, self._is_shared = subject, on_progress, False
-        self._now = _Work()
+        self._now, self._watching = _Work(), ExitStack()
 
     def __enter__(self) -> Self:
-        self._hook = self._subject.model.base_model.register_forward_pre_hook(self._count)
+        self._watching.enter_context(self._subject.watching(self._count))
         self._now = _Work(seconds=time.perf_counter())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hook.remove()
+        self._watching.close()
         self._settle()
 
     def watch(self, what: str, done: int, total: int) -> None:
@@ -144,8 +145,8 @@ class _Meter:
         self._is_shared = done < total
         self._on_progress(what, done, total)
 
-    def _count(self, _: object, inputs: tuple[Tensor, ...]) -> None:
-        self._now = self._now.plus(_Work(1, inputs[0].numel()))
+    def _count(self, tokens: Tensor) -> None:
+        self._now = self._now.plus(_Work(1, tokens.numel()))
 
     def _settle(self) -> None:
         spent = self._now._replace(seconds=time.perf_counter() - self._now.seconds)

@@ -77,12 +77,19 @@ def load(
     return Loaded(model, tokenizer, name)
 
 
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, without the model; the folder may hold nothing else."""
+    folder = Path(name_or_path).expanduser()
+    if not (folder / "tokenizer.json").is_file():
+        folder = _find_folder(name_or_path)
+    with quiet():
+        return _load_tokenizer(str(folder or name_or_path), name_or_path, revision=None)
+
+
 def load_tokens(name_or_path: str) -> tuple[str, ...]:
     """The string of every token id of a model's tokenizer, without the model."""
-    folder = _find_folder(name_or_path)
-    with quiet():
-        tokenizer = _load_tokenizer(str(folder or name_or_path), name_or_path, revision=None)
-        return token_strings(tokenizer, count=len(tokenizer))
+    tokenizer = load_tokenizer(name_or_path)
+    return token_strings(tokenizer, count=len(tokenizer))
 
 
 def weights_digest(model: PreTrainedModel) -> str:

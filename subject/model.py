@@ -5,12 +5,13 @@ A read stops right after the last site wanted. Sites come from the architecture 
 only where `conformance.prove` proved them on this very model.
 """
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from itertools import groupby
-from typing import Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from .address import SourceId
 from .architecture import architecture_of
 from .conformance import prove
-from .convention import TextReader, choose_convention
+from .convention import Convention, TextReader, choose_convention
 from .errors import NeuronautError
 from .hooks import Point, attach, record
 from .loading import load, quiet, weights_digest
@@ -41,6 +42,11 @@ class Subject(TextReader):
     >>> subject.read(Batch.of(subject, ["import os"]).tokens, ["mlp.1"])["mlp.1"].shape[-1] == subject.width("mlp.1")
     True
     """
+
+    inside: ClassVar[bool] = True
+    """Whether there is a model to look into: with weights, sites along its way, and an output that can be edited."""
+    unit_kind: ClassVar[str] = "neurons"
+    """What the coordinates of a site are, in the store's words."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, bos: str = "auto"
@@ -94,6 +100,24 @@ class Subject(TextReader):
     def revision(self) -> str:
         """The first 16 hex digits of SHA-256 over the parameters' names, dtypes, shapes and values."""
         return weights_digest(self.model)
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in, as `load` takes it."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @contextmanager
+    def watching(self, ran: Callable[[Tensor], None]) -> Generator[None]:
+        """Within the block, `ran` is told the token ids (row, position) of every forward pass, whoever asks for it."""
+
+        def tell(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            ran(next(value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)))
+
+        handle = self.model.base_model.register_forward_pre_hook(tell, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
@@ -217,6 +241,61 @@ class Subject(TextReader):
                 f"0 to {self._token_count - 1}; encode the text with its own tokenizer"
             )
         return tokens.to(self.device)
+
+
+class ModellessSubject(Subject):
+    """Tokens with what is known about them, in place of a model: whatever only a model has is refused."""
+
+    inside = False
+
+    def __init__(self, name: str, vocabulary: tuple[str, ...], *, revision: str, convention: Convention) -> None:
+        _check_name(name)
+        self.name, self.convention = name, convention
+        # They take the place of what a subject computes when it is asked.
+        self.__dict__.update(vocabulary=vocabulary, revision=revision)
+        self._watchers: list[Callable[[Tensor], None]] = []
+
+    @property
+    def dtype(self) -> str:
+        """What activations are kept in until they are stored."""
+        return "float32"
+
+    @contextmanager
+    def watching(self, ran: Callable[[Tensor], None]) -> Generator[None]:
+        """Within the block, `ran` is told the token ids (row, position) of all that is read."""
+        self._watchers.append(ran)
+        try:
+            yield
+        finally:
+            self._watchers.remove(ran)
+
+    def tell_watchers(self, tokens: Tensor) -> None:
+        """Tell them what is read."""
+        for ran in self._watchers:
+            ran(tokens)
+
+    @abstractmethod
+    def refuse(self) -> NoReturn:
+        """Raise a NeuronautError that says what this is, and what goes with it."""
+        raise NotImplementedError
+
+    def run(self, tokens: Tensor, *, positions: Sequence[int] | None = None) -> Tensor:
+        """Refused: there are no logits."""
+        del tokens, positions
+        self.refuse()
+
+    @contextmanager
+    def editing(self, edits: Mapping[str, Edit]) -> Generator[None]:
+        """Refused: there is nothing to edit."""
+        del edits
+        self.refuse()
+        yield
+
+    def __getattr__(self, attribute: str) -> NoReturn:
+        """Refuse everything that only a model has."""
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        self.refuse()
 
 
 def _check_name(name: str) -> None:

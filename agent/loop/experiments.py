@@ -90,6 +90,8 @@ class Tool(ABC, Generic[A, L]):
     """Raised whenever the same arguments would give another result: part of what an experiment is known by."""
     target: ClassVar[Literal["feature", "behaviour"]]
     survey: ClassVar[bool] = False
+    inside: ClassVar[bool] = False
+    """Whether it looks into the model, and does not only read the target's activations on text."""
     args: type[A]
     """Pydantic model of the arguments; every one has a default and a description."""
 

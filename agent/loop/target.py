@@ -7,6 +7,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
+from torch import Tensor
+
 from ...data.records import Example, Explanation, Score, Statistics
 from ...data.store.journal_values import Experiment, Observation
 from ...subject.model import Subject
@@ -62,15 +64,11 @@ class Meter:
     def counting(self, subject: Subject) -> Generator[None]:
         """Counts every forward pass within the block, whoever asks for it."""
 
-        def count(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = [*args, *kwargs.values()]
-            self.rows += next(len(value) for value in values if hasattr(value, "shape"))
+        def count(tokens: Tensor) -> None:
+            self.rows += len(tokens)
 
-        handle = subject.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
-        try:
+        with subject.watching(count):
             yield
-        finally:
-            handle.remove()
 
 
 class Lab(Protocol):

@@ -16,6 +16,12 @@ class FeatureTool(Tool[A, FeatureLab], Generic[A]):
     target = "feature"
 
 
+class InsideTool(FeatureTool[A], Generic[A]):
+    """An experiment on a feature that looks into the model."""
+
+    inside = True
+
+
 class BehaviourTool(Tool[A, BehaviourLab], Generic[A]):
     """An experiment on a behaviour."""
 

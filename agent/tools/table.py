@@ -56,6 +56,6 @@ _ALL: tuple[AnyTool, ...] = (
 TOOLS: Mapping[str, AnyTool] = {tool.name: tool for tool in _ALL}
 
 
-def tools_for(kind: Literal["feature", "behaviour"]) -> dict[str, AnyTool]:
-    """The tools for features, or those for behaviours."""
-    return {name: tool for name, tool in TOOLS.items() if tool.target == kind}
+def tools_for(kind: Literal["feature", "behaviour"], *, inside: bool = True) -> dict[str, AnyTool]:
+    """The tools for features, or those for behaviours; those that look into the model only where there is one."""
+    return {name: tool for name, tool in TOOLS.items() if tool.target == kind and (inside or not tool.inside)}

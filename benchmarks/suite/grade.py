@@ -51,6 +51,8 @@ class Grade:
     upstream: bool | None = None
     """Whether exactly the heads and MLPs that matter were named."""
     pairs: int = 0
+    tests: float | None = None
+    """Share of unit tests passed, of functions (benchmarks/functions)."""
 
 
 class Probe(NamedTuple):
@@ -192,6 +194,7 @@ def _share_right(rule: Rule, probes: Sequence[Probe], half: float) -> float:
 
 
 METRICS: Mapping[str, Callable[[Grade], float | None]] = {
+    "tests": lambda grade: grade.tests,
     "counterfactual": lambda grade: grade.counterfactual,
     "natural": lambda grade: grade.natural,
     "causes": lambda grade: grade.causes,

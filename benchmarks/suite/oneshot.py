@@ -24,11 +24,15 @@ class Labelled:
     grade: Grade
 
 
+def holdout_windows(world: World, store: Store) -> list[tuple[str, ...]]:
+    """Whole windows of the holdout of a world that was harvested into the store."""
+    pool = [window.ids for window in store.pool_windows(world.subject.name, "holdout")]
+    return [world.subject.decode_tokens(ids.tolist()) for ids in pool if len(ids) == max(map(len, pool))]
+
+
 def grader(world: World, store: Store, *, each: int = 50, seed: int = 0) -> Grader:
     """Grades by whole windows of the holdout of a world that was harvested into the store."""
-    pool = [window.ids for window in store.pool_windows(world.subject.name, "holdout")]
-    windows = [world.subject.decode_tokens(ids.tolist()) for ids in pool if len(ids) == max(map(len, pool))]
-    return Grader(world.subject.vocabulary, windows, each=each, seed=seed)
+    return Grader(world.subject.vocabulary, holdout_windows(world, store), each=each, seed=seed)
 
 
 def oneshot(world: World, store: Store, *, each: int = 50, seed: int = 0) -> Iterator[Labelled]:

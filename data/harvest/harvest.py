@@ -140,7 +140,7 @@ def finish(
     table = state.table
     pool = table.pool(POOL)
     mined = mine(subject, sources, state, pool, progress=mining)
-    results = [_source_result(source, state, mined[str(source.id)]) for source in sources]
+    results = [_source_result(subject, source, state, mined[str(source.id)]) for source in sources]
     names, counts = {ordinal: document.name for ordinal, document in corpus}, _count_tokens(state)
     return HarvestResult(
         model=subject.name,
@@ -160,7 +160,7 @@ def finish(
             "rows": TILE_ROWS,
             "device": str(subject.device),
             "torch": torch.__version__,
-            "dtype": str(subject.model.dtype).removeprefix("torch."),
+            "dtype": subject.dtype,
             "convention": asdict(subject.convention),
             "counts": asdict(counts),
         },
@@ -173,7 +173,9 @@ def _count_tokens(state: HarvestState) -> TokenCounts:
     return TokenCounts(given.tokens, beyond, state.special, own_bos=given.own_bos, spelled=given.spelled)
 
 
-def _source_result(source: Source, state: HarvestState, mined: dict[Kind, ExampleList]) -> SourceResult:
+def _source_result(
+    subject: Subject, source: Source, state: HarvestState, mined: dict[Kind, ExampleList]
+) -> SourceResult:
     own = state.sources[str(source.id)]
     tokens = state.tokens - int(own.uncounted[0])
     lists: dict[Kind, ExampleList] = {}
@@ -187,7 +189,7 @@ def _source_result(source: Source, state: HarvestState, mined: dict[Kind, Exampl
             )
     return SourceResult(
         source=str(source.id),
-        kind="neurons" if isinstance(source, Neurons) else "dictionary",
+        kind=subject.unit_kind if isinstance(source, Neurons) else "dictionary",
         width=source.width,
         signed=source.signed,
         revision=source.revision,

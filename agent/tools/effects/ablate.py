@@ -7,7 +7,7 @@ from pydantic import Field
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..base import FeatureTool
+from ..base import InsideTool
 from ..places import Carried, TokenArgs, find_places
 from .effects import Trial, measure_moves, token_result
 from .inputs import choose_tokens, edit_of, from_json, reference_rows, silent_places, to_json
@@ -24,7 +24,7 @@ class AblateArgs(TokenArgs, Carried, frozen=True):
     )
 
 
-class Ablate(FeatureTool[AblateArgs]):
+class Ablate(InsideTool[AblateArgs]):
     """Takes the feature away where it is strongest and measures which tokens the model then expects less. Items are
     tokens: those that hypotheses say are promoted or suppressed, and as many others of like frequency; a promoted
     token gives a positive value, a suppressed one a negative, others are silent. The headline is the mean fall of the
@@ -71,7 +71,7 @@ class PatchArgs(TokenArgs, Carried, frozen=True):
     )
 
 
-class PatchActivation(FeatureTool[PatchArgs]):
+class PatchActivation(InsideTool[PatchArgs]):
     """Sets the feature where it is silent to what it is where it is strongest, and the other way round. At places that
     look alike; it measures the next token. Items are tokens, as in `ablate`: positive means that more of the feature
     raises the token. The headline is the mean effect on the claimed tokens; random changes of the same size are the

@@ -20,7 +20,7 @@ from ....explainers.battery.places import Place
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..base import FeatureTool
+from ..base import InsideTool
 from ..places import ActiveArgs
 from .effects import among, build_result
 from .inputs import batch_of, upstream_nodes
@@ -37,7 +37,7 @@ class AttentionArgs(ActiveArgs, frozen=True):
     heads: int = Field(3, ge=1, le=12, description="how many heads to look at, those of the highest shares first")
 
 
-class Attention(FeatureTool[AttentionArgs]):
+class Attention(InsideTool[AttentionArgs]):
     """Shows where the heads that the feature's activation comes through look from its strongest places: the offsets
     that get the most weight and the tokens there, and what kind of head each is (previous token, duplicate, induction,
     first). The headline is the weight of the first head on the offset that it mostly looks at; the other heads of its

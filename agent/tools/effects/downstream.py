@@ -23,7 +23,7 @@ from ....explainers.battery.places import Place
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..base import FeatureTool
+from ..base import InsideTool
 from ..places import ActiveArgs, find_places
 from .effects import among, build_result
 from .inputs import batch_of, edit_of, from_json, materials, to_json
@@ -39,7 +39,7 @@ class DownstreamArgs(ActiveArgs, frozen=True):
     top: int = Field(8, ge=1, le=50, description="how many neurons and how many heads to list")
 
 
-class Downstream(FeatureTool[DownstreamArgs]):
+class Downstream(InsideTool[DownstreamArgs]):
     """Finds which later neurons and heads read what the feature writes: it is taken away at its strongest places, and
     they are ranked by how much they change, in units of their own spread. Positive means that the feature raises a
     neuron. The headline is the change of the one that changes most; random changes of the same size are the control.

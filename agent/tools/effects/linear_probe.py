@@ -8,7 +8,7 @@ from ....explainers.battery.places import Place
 from ....subject.directions import checked_index
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..base import FeatureTool
+from ..base import InsideTool
 from ..places import Drawn
 from .effects import build_result
 from .inputs import active_places, from_json, silent_places, to_json, windows
@@ -20,7 +20,7 @@ class ProbeArgs(Drawn, frozen=True):
     count: int = Field(80, ge=20, le=400, description="active places to use at most, and as many silent ones")
 
 
-class ProbeProperty(FeatureTool[ProbeArgs]):
+class ProbeProperty(InsideTool[ProbeArgs]):
     """Fits a linear probe for "the feature is active here" without the feature. At its own site, with the feature set
     to zero: how much of the property other directions carry. Half of the silent places hold a token on which it fires
     elsewhere. The headline is the probe's AUROC on places that it was not fitted on (0.5: the others know nothing, 1:

@@ -14,7 +14,7 @@ from ....subject.directions import Promoted, direction, promoted
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..base import FeatureTool
+from ..base import InsideTool
 from ..places import Drawn, TokenArgs
 from .effects import Moved, Trial, among, asked_weights, measure_moves, token_result
 from .inputs import choose_tokens, edit_of, from_json, silent_places, to_json
@@ -31,7 +31,7 @@ class SteerArgs(TokenArgs, frozen=True):
     )
 
 
-class Steer(FeatureTool[SteerArgs]):
+class Steer(InsideTool[SteerArgs]):
     """Holds the feature at several strengths in random windows where it is silent. It measures the next token: dose and
     response. Items are tokens, as in `ablate`; values come from the slope over strength, positive where more of the
     feature raises the token. The headline is the mean slope of the claimed tokens' logits; zero dose and random
@@ -114,7 +114,7 @@ class PromotedArgs(Drawn, frozen=True):
     count: int = Field(10, ge=1, le=50, description="tokens to list at either end")
 
 
-class PromotedTokens(FeatureTool[PromotedArgs]):
+class PromotedTokens(InsideTool[PromotedArgs]):
     """Looks up in the weights which tokens the feature raises and lowers directly. The headline is how many standard
     deviations of the vocabulary the top token stands out by; other features of the same source are the control. Later
     layers may undo or add to this: `ablate` and `steer` measure it.

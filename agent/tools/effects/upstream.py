@@ -11,7 +11,7 @@ from ....causal.saliency import Activation, occlusion
 from ....explainers.battery.places import Place, excerpt
 from ...loop.experiments import Design, Measured
 from ...loop.feature_lab import FeatureLab
-from ..base import FeatureTool
+from ..base import InsideTool
 from ..places import ActiveArgs, find_places
 from .ablate import REFERENCE
 from .effects import among, asked_weights, build_result
@@ -30,7 +30,7 @@ class UpstreamArgs(ActiveArgs, frozen=True):
     each: int = Field(2, ge=1, le=8, description="silent windows for every active place")
 
 
-class Upstream(FeatureTool[UpstreamArgs]):
+class Upstream(InsideTool[UpstreamArgs]):
     """Finds which heads and MLPs the activation comes through, and which tokens. At the strongest examples: shares of
     all components by gradients, the highest of them checked by cutting, and the share of the activation that goes as
     each token is blotted out. The headline is the highest checked share; random changes of the same size there are the
@@ -120,7 +120,7 @@ class CutArgs(ActiveArgs, frozen=True):
     each: int = Field(2, ge=1, le=8, description="silent windows for every active place")
 
 
-class CutUpstream(FeatureTool[CutArgs]):
+class CutUpstream(InsideTool[CutArgs]):
     """Cuts components before the feature, one at a time, where it is strongest. Items are heads and MLPs: those that
     hypotheses say it reads, and as many others of the same kind; the value is the share of the activation that goes
     (0: nothing changes, 1: it falls silent, negative: it rises). The headline is the mean share of the claimed ones;
