@@ -144,6 +144,7 @@ def _score(item: Judge, loader: EvidenceLoader, scorer: RuleSimulator, costs: Co
         values[f"{score.examples} {score.metric}"] = score.value
         if score.metric == "correlation":
             values |= {f"{score.examples} {name}": value for name, value in score.baselines.items()}
+    assert case.baselines is not None, "the background was read"
     return values | _bigram_scores(batch.features[0], batch, case.holdout, case.baselines.token_table)
 
 

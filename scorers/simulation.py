@@ -45,7 +45,7 @@ class RuleSimulator:
         """All that, beside the case, determines a judgement."""
         return {"by": "rule"}
 
-    def score(self, explanation: Explanation, holdout: Holdout, baselines: Baselines) -> list[Score]:
+    def score(self, explanation: Explanation, holdout: Holdout, baselines: Baselines | None) -> list[Score]:
         """Score every metric on every holdout set; null with a reason where it is undefined."""
         if not explanation.rule:
             return [
