@@ -16,6 +16,7 @@ from neuronaut.agent.loop.target import Finalist
 from neuronaut.agent.pooling import pool
 from neuronaut.agent.report.assemble import assemble
 from neuronaut.agent.summary import summarise
+from neuronaut.cli.sessions import _format_summary
 from neuronaut.data.store.journal_values import Charge, Experiment, InvestigationRecord, Observation, Prediction
 from neuronaut.data.store.store import Store
 from tests import journals
@@ -249,6 +250,8 @@ def test_all_sessions_are_summed_up(store: Store) -> None:
     journals.fill(store.journal, seed=7)
     summed = summarise(store.journal)
     (group,) = summed.groups
+    told = _format_summary(summed)
+    assert "2 supported, 1 open" in told and "1 context" in told and "edit_at_random" in told
     assert (group.name, group.policy, group.sessions) == ("demo:mlp.2", "scripted", 3)
     assert group.ends == {"supported": 2, "open": 1} and group.open == {"context": 1}
     tools = {tool.tool: tool for tool in summed.tools}
