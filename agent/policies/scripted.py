@@ -157,9 +157,9 @@ def _revise(state: PolicyState) -> Action | None:
     """Learns a rule from all that was measured if the best one was surprised, and puts it up."""
     best = state.best
     if state.learned and not state.since:
-        new = [rule for rule in _last_learned(state) if not state.proposed(rule)]
-        if new:
-            return Propose(hypotheses=tuple(hypothesis(rule, parent=best.name if best else None) for rule in new))
+        rule = _last_learned(state)
+        if rule is not None and not state.proposed(rule):
+            return Propose(hypotheses=(hypothesis(rule, parent=best.name if best else None),))
     if LEARN not in state.tools or len(state.learned) >= REVISIONS or not state.since:
         return None
     if state.learned and best is not None and not state.surprises(best.name, state.since):
@@ -167,10 +167,10 @@ def _revise(state: PolicyState) -> Action | None:
     return UseTools(calls=(make_call(LEARN, "the rule that fits all that was measured"),))
 
 
-def _last_learned(state: PolicyState) -> list[Rule]:
-    """The rules that were learned last: the one that can be told, on which work goes on, stands last."""
-    rules = (state.learned[-1].found.get(name) for name in ("longer", "rule"))
-    return [Rule.parse(json.dumps(rule)) for rule in rules if rule is not None]
+def _last_learned(state: PolicyState) -> Rule | None:
+    """The rule that was learned last, if there is one to believe: one that can be told, whatever a longer one fits."""
+    rule = state.learned[-1].found.get("rule")
+    return None if rule is None else Rule.parse(json.dumps(rule))
 
 
 def _propose_positions(state: PolicyState) -> Action | None:
