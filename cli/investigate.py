@@ -525,6 +525,8 @@ def _format_result(session: "Session") -> str:
     if report.text is not None:
         lines.append(display.visible(report.text))
     lines.append(f"because {display.visible(session.reason)}")
+    if report.grading and session.status == "supported":
+        lines.append(f"how strongly is open: {display.visible(report.grading)}")
     lines += [f"holdout {line}" for line in _format_holdout(report)]
     return "\n".join([*lines, f"see it all: neuronaut sessions show {session.id}  (--html FILE for a page)"])
 
@@ -537,9 +539,21 @@ def _format_holdout(report: "Report") -> list[str]:
         f"{s['examples'].replace('_', ' ')} {s['metric'].replace('_', ' ')} "
         + display.score({**s, "score": s["value"]})
         + _format_baseline(s["baselines"])
+        + _format_added(report, s)
         for s in report.scores
         if s["value"] is not None and (s["examples"], s["metric"]) in HEADLINES
     ]
+
+
+def _format_added(report: "Report", score: Mapping[str, Any]) -> str:
+    """Write what the answer is ahead of the label that there was."""
+    name = score["examples"], score["metric"]
+    part = next((part for part in report.added if (part["examples"], part["metric"]) == name), None)
+    if part is None or part["value"] is None:
+        return ""
+    low, high = part["ci_low"], part["ci_high"]
+    interval = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
+    return f", over the label {part['value']:+.2f}{interval}"
 
 
 def _format_baseline(baselines: Mapping[str, float | None]) -> str:

@@ -55,7 +55,7 @@ def _answer(report: "Report") -> list[str]:
         rows.append(line("rule ", _quote(json.dumps(report.rule, ensure_ascii=False), _source(report))))
     if report.reason:
         rows.append(line("because ", _quote(report.reason, ["journal"])))
-    if report.grading:
+    if report.grading and report.status == "supported":
         rows.append(line("how strongly is open: ", _quote(report.grading, ["journal"])))
     if report.baseline is not None and report.baseline.get("text"):
         rows.append(line("the label to beat: ", _quote(report.baseline["text"], ["baseline"])))
