@@ -128,9 +128,9 @@ def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
     assert (report["spent"]["experiments"], report["limits"]["experiments"]) == (2, 2)
     made = verb.run_sessions
 
-    def ended(*given: Any) -> Any:
+    def ended(*given: Any, **named: Any) -> Any:
         statuses = iter(("supported", "no_explanation"))
-        yield from (replace(session, status=next(statuses)) for session in made(*given))
+        yield from (replace(session, status=next(statuses)) for session in made(*given, **named))
 
     monkeypatch.setattr(verb, "run_sessions", ended)
     assert "1 supported, 1 no explanation" in run("investigate", *targets, code=3).stderr

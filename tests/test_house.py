@@ -22,7 +22,13 @@ FLOORS = (
     ("benchmarks",),
     ("cli",),
 )  # a folder imports from floors before its own
-AGENT_FLOORS = (("loop",), ("tools", "policies", "report"), ("session", "checks"), ("replay",), ("rerun",))
+AGENT_FLOORS = (
+    ("loop",),
+    ("tools", "policies", "report"),
+    ("session", "checks", "pooling", "summary"),
+    ("replay",),
+    ("rerun",),
+)
 
 
 def floors(groups: tuple[tuple[str, ...], ...]) -> dict[str, int]:

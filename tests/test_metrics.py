@@ -199,7 +199,10 @@ def test_a_difference_is_paired() -> None:
     rng = np.random.default_rng(4)
     true, predicted, mask = windows(rng, count=60)
     worse = predicted + rng.normal(size=true.shape) * 0.3
-    ours, theirs = (evaluate(true, p, mask, threshold=0.5) for p in (predicted, worse))
+    ours, theirs = (
+        {**evaluate(true, p, mask, threshold=0.5), "agreement": agreement(true, p, mask, threshold=0.5)}
+        for p in (predicted, worse)
+    )
     for name, gain in difference(true, predicted, worse, mask, threshold=0.5).items():
         assert gain.value == pytest.approx(_value(ours[name]) - _value(theirs[name]))
         assert _width(gain) < _width(ours[name]) + _width(theirs[name])

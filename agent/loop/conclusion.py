@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 
 from ...data.records import Score
 from ...data.store.journal_values import End, Experiment, Observation
+from ...rules.language import Rule
 from .controls import claims
 from .graph import State, StopCode
-from .hypotheses import NULLS
+from .hypotheses import NULLS, Hypothesis
 from .judging import ODDS, Outcome, outcome_of
 from .run import InvestigationRun
 from .target import Finalist, Question, Shortfall, run_controls
 from .view import Rival
 
-HOLDOUT = "holdout"
+HOLDOUT, LEARN = "holdout", "learn_rule"
 
 
 class Conclusion:
@@ -66,6 +67,8 @@ class Conclusion:
         outcome = outcome_among(rows, *self._run.rival_state())
         leader = hypotheses.get(outcome.leader or "")
         table = None if leader is None else self._run.examiner.indescribable(leader)
+        if table is None and outcome.answer == "open" and (longer := self._longer()) is not None:
+            table = self._run.examiner.indescribable(longer)
         answer, reason = (outcome.answer, outcome.reason) if table is None else ("no_explanation", table)
         body = {
             "hypothesis": outcome.leader,
@@ -81,6 +84,13 @@ class Conclusion:
         digest = frozen_hash(body["text"], body["rule"], body["nodes"])
         self._run.event("frozen", {**body, "hash": digest}, key="frozen")
         return {}
+
+    def _longer(self) -> Hypothesis | None:
+        """The rule too long to be told that was learned last, where it fits more than the one that can be."""
+        _, experiments, observations = self._run.rival_state()
+        learned = [observations[e.name].result for e in experiments if e.tool == LEARN and e.name in observations]
+        longer = (learned[-1].get("found") or {}).get("longer") if learned else None
+        return None if longer is None else Hypothesis(text="a longer rule", rule=Rule.model_validate(longer))
 
     def _finalists(self) -> list[Finalist]:
         """The rules that are too likely to be left aside, compared on `select`, once."""

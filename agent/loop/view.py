@@ -59,13 +59,13 @@ class Rival:
     hits: float | None
     """Share of items, balanced over levels, on which the level it thought likeliest was seen."""
     brier: float | None
-    cause: float | None = None
-    """Of a feature: share of items, balanced over those that fired and those that did not, on which it expected that;
-    None of a behaviour."""
     prior: float = 0.0
     """Its log odds when it was put up."""
     terms: tuple[Term, ...] = ()
     """What was added since: `log_odds` is the prior and the sum of these."""
+    cause: float | None = None
+    """Of a feature: share of items, balanced over those that fired and those that did not, on which it expected that;
+    None of a behaviour."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,14 @@ _HITS = {
     "(how strongly is a second question)",
     "behaviour": f"the right level on {HITS:.0%} of the items, every level weighing the same",
 }
+_LABEL = {
+    "feature": " A label that has a rule is put up as well: doubt it, say what else fits.",
+    "behaviour": "",
+}
+_CLOSING = {
+    "feature": " Code tests what came too late; of rules about as likely the best on other text wins.",
+    "behaviour": "",
+}
 _TOKEN = {"feature": "the current token", "behaviour": "the last token"}
 
 
@@ -111,6 +119,8 @@ class LLMPolicy:
             "silences": str(SILENCES),
             "odds": f"{ODDS:g}",
             "hits": _HITS[kind],
+            "label": _LABEL[kind],
+            "closing": _CLOSING[kind],
         }
         return Chat(
             prompt.render(filled),

@@ -36,7 +36,7 @@ PROMPTS, NODES = 450, 500
 """Tokens of a behaviour's metric and prompts, and of the names of its nodes, roughly."""
 BEFORE, AFTER = 12, 2
 """Tokens that are shown before and after a pivot."""
-BASELINE, BATTERY = 120, 250
+BASELINE, BATTERY = 120, 160
 """Tokens of the label to beat, and of what the battery measured, roughly."""
 TOLD = (("top_random", "correlation"), ("counterfactual", "correlation"), ("counterfactual", "agreement"))
 """Scores of the label that are told, by set of examples and metric."""
@@ -228,7 +228,7 @@ def _record(rival: Rival) -> str:
     record = f"{rival.resolved} experiments predicted, {rival.silences} of silence"
     if rival.cause is not None:
         record += f"; right on {rival.cause:.0%} of their items whether it fires"
-    return record if rival.hits is None else f"{record}; right level on {rival.hits:.0%} of them"
+    return record if rival.hits is None else f"{record}; right level on {rival.hits:.0%} of their items"
 
 
 def _refutation(rival: Rival, view: View) -> list[str]:
