@@ -54,7 +54,7 @@ _LABEL = {
     "behaviour": "",
 }
 _CLOSING = {
-    "feature": " Code tests what came too late; of rules about as likely the best on other text wins.",
+    "feature": " Code then tests what came too late.",
     "behaviour": "",
 }
 _TOKEN = {"feature": "the current token", "behaviour": "the last token"}

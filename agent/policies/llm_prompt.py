@@ -36,7 +36,7 @@ PROMPTS, NODES = 450, 500
 """Tokens of a behaviour's metric and prompts, and of the names of its nodes, roughly."""
 BEFORE, AFTER = 12, 2
 """Tokens that are shown before and after a pivot."""
-BASELINE, BATTERY = 120, 160
+BASELINE, BATTERY = 120, 150
 """Tokens of the label to beat, and of what the battery measured, roughly."""
 TOLD = (("top_random", "correlation"), ("counterfactual", "correlation"), ("counterfactual", "agreement"))
 """Scores of the label that are told, by set of examples and metric."""
