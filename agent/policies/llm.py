@@ -49,14 +49,8 @@ _HITS = {
     "(how strongly is a second question)",
     "behaviour": f"the right level on {HITS:.0%} of the items, every level weighing the same",
 }
-_LABEL = {
-    "feature": " A label that has a rule is put up as well: doubt it, say what else fits.",
-    "behaviour": "",
-}
-_CLOSING = {
-    "feature": " Code then tests what came too late.",
-    "behaviour": "",
-}
+_LABEL = {"feature": " A label that has a rule is put up as well: doubt it, say what else fits.", "behaviour": ""}
+_CLOSING = {"feature": " Code then tests what came too late.", "behaviour": ""}
 _TOKEN = {"feature": "the current token", "behaviour": "the last token"}
 
 
