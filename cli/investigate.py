@@ -1,23 +1,21 @@
 """`neuronaut investigate`: puts rival explanations of a feature or a behaviour to experiments until one stands."""
 
 import json
-import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..subject.errors import NeuronautError
-from . import display
-from .causal.inputs import output_option, pair_options, seed_option, task_of, write
+from .causal.inputs import output_option, pair_options, seed_option, task_of
 from .common import Form, Progress, as_json, emit, interruptible, open_store, result_options, say
 from .label import scorer_option, subject_options
 from .llm_options import format_spent, llm_options, open_client, split_options
 from .progress_view import Watch
+from .session_view import EXITS, format_line, format_pooled, format_result, page_file, write_page
 
 if TYPE_CHECKING:
     from ..agent.loop.budget import Limits
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
     from .opening import LoadOptions
 
 POLICIES = ("scripted", "llm", "random", "replay")
-EXITS: Mapping[str, int] = {"supported": 0, "open": 3, "no_explanation": 3, "budget": 4, "error": 1}
 _WORST = (0, 3, 4, 1)
 """Exit codes, the best first."""
 
@@ -151,7 +148,7 @@ def investigate(
     if form == "json":
         emit([*(session.report.to_json() for session in finished), *map(asdict, pooled)], form, lambda _: "")
     elif pooled:
-        click.echo("\n".join(map(_format_pooled, pooled)))
+        click.echo("\n".join(map(format_pooled, pooled)))
     if len(finished) > 1:
         statuses = [session.status for session in finished]
         say(", ".join(f"{statuses.count(s)} {s.replace('_', ' ')}" for s in EXITS if s in statuses))
@@ -205,22 +202,14 @@ def _run(
             elif workers is not None and form == "nl":
                 _tell_events(store, session.id)
             if form == "table":
-                click.echo(
-                    _format_line(session) if len(request.targets) > 1 or finished[1:] else _format_result(session)
-                )
+                click.echo(format_line(session) if len(request.targets) > 1 or finished[1:] else format_result(session))
         watch.clear()
         if client is not None:
             say(format_spent(client.spent, priced=client.price is not None))
     if html is not None:
         for session in finished:
-            write_page(store, session.report, html if len(finished) == 1 else _page_file(html, session.report.target))
+            write_page(store, session.report, html if len(finished) == 1 else page_file(html, session.report.target))
     return finished
-
-
-def _page_file(html: str, target: str) -> str:
-    """Name the file of one page of several, by its target."""
-    path = Path(html)
-    return str(path.with_name(f"{path.stem}-{re.sub('[^A-Za-z0-9._]+', '-', target)}{path.suffix}"))
 
 
 def _read_request(
@@ -409,22 +398,6 @@ def _pool(store: "Store", finished: "Sequence[Session]") -> "list[Pooled]":
     return pooled
 
 
-def _format_pooled(pooled: "Pooled") -> str:
-    """Write the one answer of several runs, and the dissent."""
-    ends = ", ".join(f"{pooled.ends[end]} {end.replace('_', ' ')}" for end in EXITS if pooled.ends.get(end))
-    lines = [f"{pooled.target}, {pooled.runs} runs together: {pooled.status.replace('_', ' ')} ({ends})"]
-    if pooled.text is not None:
-        lines.append(f"{display.visible(pooled.text)}  ({pooled.id})")
-    if pooled.hits is not None:
-        agreement = "" if pooled.agreement is None else f"; the runs' rules agree in {pooled.agreement:.2f}"
-        lines.append(f"right about {pooled.hits:.2f} of {pooled.windows:,} windows that the runs measured{agreement}")
-    for other in pooled.dissent:
-        said = display.visible(other.text or other.reason)
-        agrees = "" if other.agreement is None else f", agrees in {other.agreement:.2f}"
-        lines.append(display.cut(f"dissent: {other.id} {other.status.replace('_', ' ')}{agrees}: {said}"))
-    return "\n".join(lines)
-
-
 def _run_behaviour(
     store: "Store",
     request: InvestigationRequest,
@@ -510,65 +483,3 @@ def _event_handler(watch: Watch, form: Form, active: set[str]) -> Callable[[Mapp
 
 def _hypothesis_texts(store: "Store", id: str) -> dict[str, str]:
     return {row["name"]: row["body"]["text"] for row in store.journal.hypotheses(id)}
-
-
-def _format_line(session: "Session") -> str:
-    report = session.report
-    text = display.visible(report.text or session.reason)
-    return display.cut(f"{report.target}  {session.status:14}  {session.id}  {text}")
-
-
-def _format_result(session: "Session") -> str:
-    """Write the verdict, the explanation, its holdout scores, and where to see more."""
-    report = session.report
-    lines = [f"{report.target}: {session.status.replace('_', ' ')}"]
-    if report.text is not None:
-        lines.append(display.visible(report.text))
-    lines.append(f"because {display.visible(session.reason)}")
-    if report.grading and session.status == "supported":
-        lines.append(f"how strongly is open: {display.visible(report.grading)}")
-    lines += [f"holdout {line}" for line in _format_holdout(report)]
-    return "\n".join([*lines, f"see it all: neuronaut sessions show {session.id}  (--html FILE for a page)"])
-
-
-def _format_holdout(report: "Report") -> list[str]:
-    """Write the headline scores on the holdout."""
-    from ..agent.report.report import HEADLINES
-
-    return [
-        f"{s['examples'].replace('_', ' ')} {s['metric'].replace('_', ' ')} "
-        + display.score({**s, "score": s["value"]})
-        + _format_baseline(s["baselines"])
-        + _format_added(report, s)
-        for s in report.scores
-        if s["value"] is not None and (s["examples"], s["metric"]) in HEADLINES
-    ]
-
-
-def _format_added(report: "Report", score: Mapping[str, Any]) -> str:
-    """Write what the answer is ahead of the label that there was."""
-    name = score["examples"], score["metric"]
-    part = next((part for part in report.added if (part["examples"], part["metric"]) == name), None)
-    if part is None or part["value"] is None:
-        return ""
-    low, high = part["ci_low"], part["ci_high"]
-    interval = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
-    return f", over the label {part['value']:+.2f}{interval}"
-
-
-def _format_baseline(baselines: Mapping[str, float | None]) -> str:
-    values = [value for value in baselines.values() if value is not None]
-    return f", best baseline {max(values):.2f}" if values else ""
-
-
-def write_page(store: "Store", report: "Report", file: str) -> None:
-    """Write the page of a report, with training examples where the feature is in the store."""
-    from ..agent.report.page import page
-    from ..subject.address import Feature
-
-    examples = ()
-    if report.kind == "feature" and any(row["source"] == report.target.rpartition(":")[0] for row in store.sources()):
-        train = store.evidence(Feature.parse(report.target)).train
-        examples = sorted({e.window: e for e in train}.values(), key=lambda e: -e.peak)
-    write(file, page(report, examples=examples))
-    say(f"the page is {file}")

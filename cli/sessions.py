@@ -93,7 +93,7 @@ def show(id: str, html: str | None, database: str, form: Form) -> None:
       neuronaut sessions show 3fa92b --json | jq .[0].claims
     """
     from ..agent.report.assemble import assemble
-    from .investigate import write_page
+    from .session_view import write_page
 
     with open_store(database) as store:
         report = assemble(store.journal, id)

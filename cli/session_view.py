@@ -1,0 +1,104 @@
+"""Writes what came of investigations: a line, the result, several runs together, a page."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import display
+from .causal.inputs import write
+from .common import say
+
+if TYPE_CHECKING:
+    from ..agent.pooling import Pooled
+    from ..agent.report.report import Report
+    from ..agent.session import Session
+    from ..data.store.store import Store
+
+EXITS: Mapping[str, int] = {"supported": 0, "open": 3, "no_explanation": 3, "budget": 4, "error": 1}
+"""Exit codes by status, in the order in which statuses are counted."""
+
+
+def format_line(session: "Session") -> str:
+    """Write a session as one of several."""
+    report = session.report
+    text = display.visible(report.text or session.reason)
+    return display.cut(f"{report.target}  {session.status:14}  {session.id}  {text}")
+
+
+def format_result(session: "Session") -> str:
+    """Write the verdict, the explanation, its holdout scores, and where to see more."""
+    report = session.report
+    lines = [f"{report.target}: {session.status.replace('_', ' ')}"]
+    if report.text is not None:
+        lines.append(display.visible(report.text))
+    lines.append(f"because {display.visible(session.reason)}")
+    if report.grading and session.status == "supported":
+        lines.append(f"how strongly is open: {display.visible(report.grading)}")
+    lines += [f"holdout {line}" for line in _format_holdout(report)]
+    return "\n".join([*lines, f"see it all: neuronaut sessions show {session.id}  (--html FILE for a page)"])
+
+
+def _format_holdout(report: "Report") -> list[str]:
+    """Write the headline scores on the holdout."""
+    from ..agent.report.report import HEADLINES
+
+    return [
+        f"{s['examples'].replace('_', ' ')} {s['metric'].replace('_', ' ')} "
+        + display.score({**s, "score": s["value"]})
+        + _format_baseline(s["baselines"])
+        + _format_added(report, s)
+        for s in report.scores
+        if s["value"] is not None and (s["examples"], s["metric"]) in HEADLINES
+    ]
+
+
+def _format_added(report: "Report", score: Mapping[str, Any]) -> str:
+    """Write what the answer is ahead of the label that there was."""
+    name = score["examples"], score["metric"]
+    part = next((part for part in report.added if (part["examples"], part["metric"]) == name), None)
+    if part is None or part["value"] is None:
+        return ""
+    low, high = part["ci_low"], part["ci_high"]
+    interval = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
+    return f", over the label {part['value']:+.2f}{interval}"
+
+
+def _format_baseline(baselines: Mapping[str, float | None]) -> str:
+    values = [value for value in baselines.values() if value is not None]
+    return f", best baseline {max(values):.2f}" if values else ""
+
+
+def format_pooled(pooled: "Pooled") -> str:
+    """Write the one answer of several runs, and the dissent."""
+    ends = ", ".join(f"{pooled.ends[end]} {end.replace('_', ' ')}" for end in EXITS if pooled.ends.get(end))
+    lines = [f"{pooled.target}, {pooled.runs} runs together: {pooled.status.replace('_', ' ')} ({ends})"]
+    if pooled.text is not None:
+        lines.append(f"{display.visible(pooled.text)}  ({pooled.id})")
+    if pooled.hits is not None:
+        agreement = "" if pooled.agreement is None else f"; the runs' rules agree in {pooled.agreement:.2f}"
+        lines.append(f"right about {pooled.hits:.2f} of {pooled.windows:,} windows that the runs measured{agreement}")
+    for other in pooled.dissent:
+        said = display.visible(other.text or other.reason)
+        agrees = "" if other.agreement is None else f", agrees in {other.agreement:.2f}"
+        lines.append(display.cut(f"dissent: {other.id} {other.status.replace('_', ' ')}{agrees}: {said}"))
+    return "\n".join(lines)
+
+
+def page_file(html: str, target: str) -> str:
+    """Name the file of one page of several, by its target."""
+    path = Path(html)
+    return str(path.with_name(f"{path.stem}-{re.sub('[^A-Za-z0-9._]+', '-', target)}{path.suffix}"))
+
+
+def write_page(store: "Store", report: "Report", file: str) -> None:
+    """Write the page of a report, with training examples where the feature is in the store."""
+    from ..agent.report.page import page
+    from ..subject.address import Feature
+
+    examples = ()
+    if report.kind == "feature" and any(row["source"] == report.target.rpartition(":")[0] for row in store.sources()):
+        train = store.evidence(Feature.parse(report.target)).train
+        examples = sorted({e.window: e for e in train}.values(), key=lambda e: -e.peak)
+    write(file, page(report, examples=examples))
+    say(f"the page is {file}")
