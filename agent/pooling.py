@@ -96,7 +96,9 @@ def pool(journal: Journal, reports: Sequence[Report], vocabulary: Sequence[str],
         agreement=float(np.mean(pairs)) if pairs else None,
         windows=len(measured.fired),
         dissent=tuple(
-            Dissent(r.id, r.status, r.text, r.reason or "", with_answer.get(r.id)) for r in reports if r not in agreeing
+            Dissent(r.id, r.status, r.text, r.reason or "", with_answer.get(r.id))
+            for r in reports
+            if r not in agreeing and r.id != answer
         ),
     )
 

@@ -193,6 +193,7 @@ def _run(
         Watch(lambda id: _hypothesis_texts(store, id)) as watch,
         _open_workers(jobs, str(store.path), request, language) as workers,
     ):
+        several = len(request.targets) > 1 or request.runs > 1 or workers is not None
         before = {row["id"] for row in store.journal.rows() if row["ended"] is not None}
         for session in run_sessions(store, request, client, _event_handler(watch, form, active), workers=workers):
             finished.append(session)
@@ -202,7 +203,7 @@ def _run(
             elif workers is not None and form == "nl":
                 _tell_events(store, session.id)
             if form == "table":
-                click.echo(format_line(session) if len(request.targets) > 1 or finished[1:] else format_result(session))
+                click.echo(format_line(session) if several or finished[1:] else format_result(session))
         watch.clear()
         if client is not None:
             say(format_spent(client.spent, priced=client.price is not None))
