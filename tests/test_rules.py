@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from neuronaut.rules.evaluate import BITS, LOOKBACK, TokenGrid, clause_matches, matches, predict, scan_states, simulate
@@ -69,7 +69,7 @@ def naive_state(text: str) -> set[str]:
         step = 1
         if mode == "":
             quote = rest[0] if rest[0] in "'\"" else None
-            word = re.search(r"\w*$", text[:done])
+            word = re.search(r"\w*\Z", text[:done])
             plain = word is not None and word[0] and not re.fullmatch(r"(?i)[rbuf]|[rR]?[bBfF]|[bBfF][rR]", word[0])
             if quote and rest.startswith(quote * 3) and not (quote == "'" and plain):
                 mode, step = quote * 3, 3
@@ -172,6 +172,7 @@ rules_ = st.builds(
 
 
 @settings(max_examples=300, deadline=None)
+@example(Inside(what="quotes"), [["a", "\n", "'s", "a"]])
 @given(conditions_, windows_)
 def test_a_condition_holds_where_the_naive_reading_says(condition: Condition, windows: list[list[str]]) -> None:
     grid = TokenGrid.of(windows)
