@@ -26,7 +26,7 @@ from .loop.behaviour_lab import BehaviourLab
 from .loop.conclusion import HOLDOUT
 from .loop.experiments import design_from_json
 from .loop.target import Examiner, Lab, run_controls
-from .session import Bench, InvestigationConfig
+from .session import InvestigationConfig, SourceSessions
 from .tools.table import tools_for
 
 TOLERANCE = 1e-3
@@ -82,7 +82,7 @@ def _open(
     target, seed = said.row["target"], said.row["settings"].get("seed", 0)
     if said.row["kind"] == "feature":
         feature, config = Feature.parse(target), InvestigationConfig(seed=seed)
-        one = Bench(store, subject, feature.source, config, sources=sources).prepare(feature)
+        one = SourceSessions(store, subject, feature.source, config, sources=sources).prepare(feature)
         return one.lab, one.examiner
     if task is None or target != f"{subject.name} {task.name}":
         raise NeuronautError(f"{said.row['id']} is about {target}; give its pairs again, with --task or --pairs")

@@ -196,22 +196,22 @@ def investigate_all(
     """
     configs = [replace(config, seed=seed) for seed in seeds or (config.seed,)]
     for members in chunks(features):
-        benches = [Bench(store, subject, members[0].source, own, sources=sources) for own in configs]
-        items = [(bench, bench.record(feature, fork)) for feature in members for bench in benches]
+        by_seed = [SourceSessions(store, subject, members[0].source, own, sources=sources) for own in configs]
+        items = [(sessions, sessions.record(feature, fork)) for feature in members for sessions in by_seed]
         done = {record.id for _, record in items if session(store, record.id) is not None}
         named = {str(feature): feature for feature in members}
         open_targets = {record.target for _, record in items if record.id not in done}
         left = [feature for name, feature in named.items() if name in open_targets]
-        columns = benches[0].read(left) if left else {}
+        columns = by_seed[0].read(left) if left else {}
         if workers is not None:
             yield from (_finished(store, id) for id in done)
-            open_items = ((bench, named[r.target]) for bench, r in items if r.id not in done)
-            work = (SessionItem(feature, bench.seed, columns[feature]) for bench, feature in open_items)
+            open_items = ((sessions, named[r.target]) for sessions, r in items if r.id not in done)
+            work = (SessionItem(feature, sessions.seed, columns[feature]) for sessions, feature in open_items)
             yield from (_finished(store, id) for id in workers.run(work))
             continue
-        for bench, record in items:
+        for sessions, record in items:
             if record.id not in done:
-                bench.run(record, named[record.target], columns[named[record.target]])
+                sessions.run(record, named[record.target], columns[named[record.target]])
             yield _finished(store, record.id)
 
 
@@ -228,14 +228,14 @@ def perform_session(
     store: Store, subject: Subject, config: InvestigationConfig, sources: Mapping[SourceId, Source] | None
 ) -> Callable[[SessionItem], str]:
     """Return the function with which a worker investigates a feature, and gives the id of the session."""
-    benches: dict[tuple[SourceId, int], Bench] = {}
+    opened: dict[tuple[SourceId, int], SourceSessions] = {}
 
     def perform(item: SessionItem) -> str:
         key = item.feature.source, item.seed
-        if key not in benches:
-            benches[key] = Bench(store, subject, key[0], replace(config, seed=item.seed), sources=sources)
-        record = benches[key].record(item.feature)
-        benches[key].run(record, item.feature, item.columns)
+        if key not in opened:
+            opened[key] = SourceSessions(store, subject, key[0], replace(config, seed=item.seed), sources=sources)
+        record = opened[key].record(item.feature)
+        opened[key].run(record, item.feature, item.columns)
         return record.id
 
     return perform
@@ -320,7 +320,7 @@ def chunks(features: Sequence[Feature]) -> Iterator[list[Feature]]:
         yield from (members[start : start + CHUNK] for start in range(0, len(members), CHUNK))
 
 
-class Bench:
+class SourceSessions:
     """One source, open for sessions with its features."""
 
     def __init__(

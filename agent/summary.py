@@ -7,7 +7,6 @@ from statistics import median
 from typing import Any
 
 from ..data.store.journal import Journal
-from ..data.store.journal_values import Experiment
 from .loop.hypotheses import Hypothesis
 from .loop.judging import rank_rivals
 from .loop.view import Rival
@@ -65,16 +64,18 @@ def summarise(journal: Journal) -> SessionSummary:
     """Sum up every session of a journal."""
     rows = journal.rows()
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    told: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0.0, 0])
+    rows_of_tools: list[ToolRow] = []
     failures: Counter[str] = Counter()
     for row in rows:
         source = row["target"].rpartition(":")[0] if row["kind"] == "feature" else row["target"].partition(" ")[0]
         groups[source if row["kind"] == "feature" else f"{source} behaviours", row["policy"]].append(row)
-        failures.update(_add_session(journal, row, told))
-    tools = (ToolRow(name, int(n), int(f), round(nats, 3), int(bad)) for name, (n, f, nats, bad) in told.items())
+        of_tools, reasons = _read_session(journal, row)
+        rows_of_tools += of_tools
+        failures.update(reasons)
+    tools = [_sum_tool([row for row in rows_of_tools if row.tool == name]) for name in {r.tool for r in rows_of_tools}]
     return SessionSummary(
         tuple(_group(journal, *key, members) for key, members in sorted(groups.items())),
-        tuple(sorted(tools, key=lambda tool: -(tool.nats_per_1000 or 0.0))),
+        tuple(sorted(tools, key=lambda tool: (-(tool.nats_per_1000 or 0.0), tool.tool))),
         dict(failures.most_common()),
     )
 
@@ -97,26 +98,32 @@ def _group(journal: Journal, name: str, policy: str, rows: Sequence[Mapping[str,
     )
 
 
-def _add_session(journal: Journal, row: Mapping[str, Any], told: Mapping[str, list[float]]) -> Iterable[str]:
-    """Add what a session's tools told; the reasons of its failures and refusals."""
+def _read_session(journal: Journal, row: Mapping[str, Any]) -> tuple[list[ToolRow], list[str]]:
+    """A row for each experiment of a session, and the reasons of its failures and refusals."""
     id = row["id"]
     experiments, observations = journal.experiments(id), journal.observations(id)
     hypotheses = {h["name"]: Hypothesis.model_validate(h["body"]) for h in journal.hypotheses(id)}
     changes = _changes(rank_rivals(hypotheses, experiments, observations, kind=row["kind"]))
-    reasons = []
+    tools, reasons = [], []
     for experiment in experiments:
-        observation = observations.get(experiment.name)
-        if observation is None:
-            continue
-        of_tool = told[experiment.tool]
-        of_tool[0] += 1
-        of_tool[1] += observation.cost.get("forwards", 0)
-        of_tool[2] += changes.get(experiment.name, 0.0)
-        if observation.status != "ok":
-            of_tool[3] += 1
-            reasons.append(_reason(experiment, observation.reason))
+        if (observation := observations.get(experiment.name)) is not None:
+            failed, forwards = observation.status != "ok", int(observation.cost.get("forwards", 0))
+            tools.append(ToolRow(experiment.tool, 1, forwards, changes.get(experiment.name, 0.0), int(failed)))
+            if failed:
+                reasons.append(f"{experiment.tool} failed: {observation.reason or 'no reason'}")
     refused = (event.get("code", "before there were codes") for event in journal.events(id, kind="rejected"))
-    return [*reasons, *(f"refused, {code}" for code in refused)]
+    return tools, [*reasons, *(f"refused, {code}" for code in refused)]
+
+
+def _sum_tool(rows: Sequence[ToolRow]) -> ToolRow:
+    """The rows of one tool as one."""
+    return ToolRow(
+        tool=rows[0].tool,
+        experiments=sum(row.experiments for row in rows),
+        forwards=sum(row.forwards for row in rows),
+        nats=round(sum(row.nats for row in rows), 3),
+        failed=sum(row.failed for row in rows),
+    )
 
 
 def _changes(rivals: Iterable[Rival]) -> dict[str, float]:
@@ -126,7 +133,3 @@ def _changes(rivals: Iterable[Rival]) -> dict[str, float]:
         for term in rival.terms:
             largest[term.experiment] = max(largest.get(term.experiment, 0.0), abs(term.log_odds))
     return largest
-
-
-def _reason(experiment: Experiment, reason: str | None) -> str:
-    return f"{experiment.tool} failed: {reason or 'no reason'}"

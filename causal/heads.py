@@ -93,13 +93,13 @@ def head_scores(
         layer_patterns = patterns(subject, batch.tokens[part], chosen)
         stacked = torch.stack([layer_patterns[layer] for layer in chosen], dim=1).float().cpu()
         for kind in kinds:
-            shares[kind].append(measure_shares(stacked, keys[kind][part]))
+            shares[kind].append(_measure_shares(stacked, keys[kind][part]))
     return tuple(
         score for kind in kinds for score in _rank_heads(kind, torch.cat(shares[kind])[rows[kind]], list(chosen), seed)
     )
 
 
-def measure_shares(pattern: Tensor, keys: Tensor) -> Tensor:
+def _measure_shares(pattern: Tensor, keys: Tensor) -> Tensor:
     """Each row's mean over its queries: (row, layer, head, query, key), (row, query, key) -> (row, layer, head)."""
     onto = torch.einsum("rlhqk,rqk->rlh", pattern, keys.to(pattern.dtype))
     return onto / keys.any(-1).sum(-1).clamp_min(1)[:, None, None]

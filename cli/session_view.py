@@ -55,8 +55,7 @@ def _format_holdout(report: "Report") -> list[str]:
 
 def _format_added(report: "Report", score: Mapping[str, Any]) -> str:
     """Write what the answer is ahead of the label that there was."""
-    name = score["examples"], score["metric"]
-    part = next((part for part in report.added if (part["examples"], part["metric"]) == name), None)
+    part = report.added_to(score)
     if part is None or part["value"] is None:
         return ""
     low, high = part["ci_low"], part["ci_high"]

@@ -60,10 +60,6 @@ class Observed:
             np.concatenate([self.measured, other.measured]),
         )
 
-    def only(self, rows: NDArray[np.bool_]) -> Self:
-        """Some of the rows, by a mask (row,)."""
-        return type(self)(self.ids[rows], self.activations[rows], self.measured[rows])
-
     def __len__(self) -> int:
         """How many tokens were measured."""
         return int(self.measured.sum())

@@ -97,8 +97,8 @@ class PythonFunctions:
     def _ask(self, name: str, function: Callable[[list[str]], Any], tokens: Tokens) -> NDArray[np.float32]:
         try:
             given = function(list(tokens))
-        # It is anybody's code, which may raise anything, an exit included.
-        except BaseException as error:
+        # It is anybody's code, which may raise anything, an exit included; Ctrl-C is the user's.
+        except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
             raise NeuronautError(f"{self._title(name)} raised {what} on {_excerpt(tokens)}; mend it") from error
         return check_numbers(self._title(name), given, tokens)
@@ -139,7 +139,7 @@ class FileFunctions:
             run_within(SECONDS, lambda: exec(code, module.__dict__), what=f"the file {self._path}")
         except NeuronautError:
             raise
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             raise NeuronautError(f"{self._path} cannot be run ({what}); mend it") from error
         functions = {name: getattr(module, name, None) for name in self.names}

@@ -17,7 +17,7 @@ from neuronaut.agent.loop.hypotheses import Action, Call, Concede, Hypothesis, P
 from neuronaut.agent.loop.nodes import Nodes
 from neuronaut.agent.loop.run import InvestigationRun, Settings
 from neuronaut.agent.loop.view import View
-from neuronaut.agent.session import Bench, Prepared
+from neuronaut.agent.session import Prepared, SourceSessions
 from neuronaut.agent.tools.base import FeatureTool
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
@@ -49,7 +49,7 @@ def harvested(path: str = ":memory:", *, documents: int = 60, texts: Sequence[st
 def prepared(store: Store, index: int = RIVER_NOT_DRY) -> Prepared:
     """A planted neuron ready to be investigated."""
     feature = Feature.parse(f"planted:mlp.2:{index}")
-    return Bench(store, subject(), feature.source).prepare(feature)
+    return SourceSessions(store, subject(), feature.source).prepare(feature)
 
 
 class WindowsArgs(BaseModel):

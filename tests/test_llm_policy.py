@@ -299,7 +299,7 @@ def _called(name: str, **arguments: Any) -> Reply:
 def test_a_challenger_is_told_no_odds_and_no_baseline() -> None:
     said = chat(challenged(), CHALLENGE).messages[-1].content
     assert "the word ` river`" in said and "rule: " in said
-    assert not re.search("share of the odds|explanation to beat|right on|H1", said)
+    assert not re.search("share of the odds|label to beat|Measured beforehand|right on|H1", said)
 
 
 def test_what_another_run_could_find_different_is_not_shown() -> None:

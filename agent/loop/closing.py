@@ -11,7 +11,7 @@ from .hypotheses import CALLS, NULLS, Call
 from .run import RivalState
 from .view import Rival
 
-TESTED = 3
+ENOUGH = 3
 """Predictions that have to be resolved for a hypothesis to have been tested."""
 EDIT, COUNT = "edit_at_random", 24
 
@@ -22,7 +22,7 @@ def last_calls(state: RivalState, *, most: float) -> tuple[Call, ...]:
     if leader is None or leader.hypothesis.rule is None or leader.hypothesis.kind in NULLS:
         return ()
     asked = [() if _is_challenged(state) else tuple(_challenge())]
-    late, rules = newcomers(state.rivals), [r for r in state.rivals if r.status == "live" and r.hypothesis.rule]
+    late, rules = _newcomers(state.rivals), [r for r in state.rivals if r.status == "live" and r.hypothesis.rule]
     # One that leads is held against the next.
     against = [rival for rival in (*late, *(rules[1:2] if leader in late else ())) if rival is not leader]
     asked += [tuple(_trial(leader, rival)) for rival in {rival.name: rival for rival in against}.values()]
@@ -30,10 +30,10 @@ def last_calls(state: RivalState, *, most: float) -> tuple[Call, ...]:
     return tuple(islice(calls, max(0, int(min(CALLS, most)))))
 
 
-def newcomers(rivals: Sequence[Rival]) -> list[Rival]:
-    """Live rules of which fewer than TESTED predictions are resolved."""
+def _newcomers(rivals: Sequence[Rival]) -> list[Rival]:
+    """Live rules of which fewer than ENOUGH predictions are resolved."""
     live = (rival for rival in rivals if rival.status == "live" and rival.hypothesis.kind not in NULLS)
-    return [rival for rival in live if rival.hypothesis.rule is not None and rival.resolved < TESTED]
+    return [rival for rival in live if rival.hypothesis.rule is not None and rival.resolved < ENOUGH]
 
 
 def _is_challenged(state: RivalState) -> bool:

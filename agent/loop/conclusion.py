@@ -231,7 +231,7 @@ def outcome_among(
     best = max(finalists, key=lambda row: row.value, default=None)
     if best is None:
         return leading
-    near = [row for row in finalists if row.value >= best.value - best.error]
+    near = [row for row in finalists if row.value >= best.value - (best.error or 0.0)]
     chosen = min(near, key=lambda row: (row.length, -row.value)).name
     outcome = outcome_of(rivals, experiments, observations, name=chosen)
     return leading if (leading.answer, outcome.answer) == ("supported", "open") else outcome

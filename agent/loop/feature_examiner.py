@@ -120,7 +120,8 @@ class FeatureExaminer:
         if not values:
             return None
         widths = [s.ci_high - s.ci_low for s in measured if s.ci_high is not None and s.ci_low is not None]
-        error = sum((width / 3.92) ** 2 for width in widths) ** 0.5 / len(values)  # 3.92 standard errors in 95%
+        known = len(widths) == len(values)
+        error = sum((width / 3.92) ** 2 for width in widths) ** 0.5 / len(values) if known else None  # 95% is 3.92
         return Finalist(name, sum(values) / len(values), error, rule.length(), can_be_told(rule))
 
     def holdout(self, text: str, hypothesis: Hypothesis) -> Examined:

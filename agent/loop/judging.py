@@ -280,7 +280,7 @@ def outcome_of(
     rest = [rival for rival in live if rival is not leader and rival.name not in alike]
     others = [rival for rival in rest if rival.name not in same_cause]
     graded = [_too_close(leader, [rival for rival in rest if rival not in others]), _too_few("level", leader.hits)]
-    is_feature = leader.cause is not None
+    is_feature = _is_of_feature(experiments)
     faults = [
         f"only {leader.resolved} of its predictions are resolved, wanted {RESOLVED}" * (leader.resolved < RESOLVED),
         f"only {leader.silences} of them are on silence, wanted {SILENCES}" * (leader.silences < SILENCES),
@@ -304,7 +304,9 @@ def _too_close(leader: Rival, others: Sequence[Rival]) -> str:
 
 def _too_few(what: str, hits: float | None) -> str:
     """What is to be said where this was hit too seldom."""
-    return f"it hits the {what} in {hits or 0.0:.3f} of the items, wanted {HITS}" if (hits or 0.0) < HITS else ""
+    if hits is None:
+        return f"no item shows whether it hits the {what}"
+    return f"it hits the {what} in {hits:.3f} of the items, wanted {HITS}" if hits < HITS else ""
 
 
 def observed_values(experiment: Experiment, observations: Mapping[str, Observation]) -> Sequence[float] | None:
@@ -341,6 +343,11 @@ def _length(hypothesis: Hypothesis) -> int:
     return len(hypothesis.nodes) if hypothesis.rule is None else hypothesis.rule.length()
 
 
+def _is_of_feature(experiments: Sequence[Experiment]) -> bool:
+    """Whether they ask about a feature: only of one are responses measured."""
+    return any(e.predictions and e.design["readout"] == "response" for e in experiments)
+
+
 def _alike(
     leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -349,12 +356,12 @@ def _alike(
     First those that never did at all, then those that never expected another cause.
     """
     met: dict[str, tuple[bool, bool]] = {}
-    responses = any(e.predictions and e.design["readout"] == "response" for e in experiments)
+    kind = "feature" if _is_of_feature(experiments) else "behaviour"
     for experiment in experiments:
         mine = forecasts(experiment, leader)
         if mine is None or observed_values(experiment, observations) is None:
             continue
-        if not counts_for_odds(experiment, "feature" if responses else "behaviour"):
+        if not counts_for_odds(experiment, kind):
             continue
         for prediction in experiment.predictions:
             if prediction.hypothesis != leader:

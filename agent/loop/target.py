@@ -23,8 +23,8 @@ class Finalist(NamedTuple):
     name: str
     value: float
     """Mean of the correlations on the natural and the edited windows of `select`."""
-    error: float
-    """Its standard error."""
+    error: float | None
+    """Its standard error; None where there are too few windows for one."""
     length: int
     """Conditions, tokens and gains of its rule."""
     told: bool = True

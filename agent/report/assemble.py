@@ -217,7 +217,7 @@ CLOSE = 0.02
 
 
 def _baseline(event: Mapping[str, Any]) -> Json:
-    """The explanation to beat, its rule as JSON, its scores without windows."""
+    """The label to beat, its rule as JSON, its scores without windows."""
     payload = _payload(event)
     scores = [_without_windows(score) for score in payload.get("scores") or ()]
     return {**payload, "rule": _rule(payload.get("rule")), "scores": scores}

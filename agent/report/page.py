@@ -80,7 +80,9 @@ def _header(report: Report) -> Html:
 def _why(report: Report) -> Html | None:
     if not report.reason:
         return None
-    return el("p", "Why: ", visible(report.reason), cites(["journal"]), class_="note")
+    open_too = report.grading if report.status == "supported" else None
+    grading = f" How strongly is open: {visible(open_too)}." if open_too else ""
+    return el("p", "Why: ", visible(report.reason), f".{grading}" if grading else "", cites(["journal"]), class_="note")
 
 
 def _fact(name: str, value: str, source: str | None) -> Html:
@@ -90,13 +92,13 @@ def _fact(name: str, value: str, source: str | None) -> Html:
 def _holdout(report: Report) -> Html | None:
     if not report.scores:
         return None
-    rows = [_score(score) for score in report.scores]
+    rows = [[*_score(score), _over_label(report, score)] for score in report.scores]
     read = f"Read {'once' if len(report.peeks) == 1 else f'{len(report.peeks):,} times'}"
     note = (
         f"{read}, after the explanation was frozen. Natural text is as it was found; counterfactual text was edited by "
         "a generator that knows neither the explanation nor the experiments. Orange ticks are baselines."
     )
-    header = ("text", "metric", "", "value", "n", "baselines")
+    header = ("text", "metric", "", "value", "n", "baselines", "over the label")
     return section("holdout", "On text that was never shown", table(header, rows), _to_beat(report), note=note)
 
 
@@ -104,7 +106,16 @@ def _to_beat(report: Report) -> Html | None:
     text = report.baseline["text"] if report.baseline else None
     if text is None:
         return None
-    return el("p", f"The explanation to beat: “{visible(text)}”", cites(["baseline"]), class_="note")
+    return el("p", f"The label to beat: “{visible(text)}”", cites(["baseline"]), class_="note")
+
+
+def _over_label(report: Report, score: Mapping[str, Any]) -> Part:
+    part = report.added_to(score)
+    if part is None or part["value"] is None:
+        return ""
+    low, high = part["ci_low"], part["ci_high"]
+    interval = "" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})"
+    return join([el("span", f"{part['value']:+.2f}{interval}", class_="note"), cites(["holdout"])])
 
 
 def _score(score: Mapping[str, Any]) -> list[Part]:

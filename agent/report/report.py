@@ -69,9 +69,8 @@ def _source(report: "Report") -> list[str]:
 def _holdout(report: "Report") -> list[str]:
     scores = sorted(report.scores, key=_rank)
     rows = [_score(score) for score in scores[:_SCORES]]
-    rows += [
-        _added(part) for part in sorted(report.added, key=_rank) if (part["examples"], part["metric"]) in HEADLINES
-    ]
+    headlines = [score for score in scores if (score["examples"], score["metric"]) in HEADLINES]
+    rows += [_added(part) for score in headlines if (part := report.added_to(score)) is not None]
     read = cite(f"{len(report.peeks)}", ["holdout"])
     if report.peeks:
         rows.append(
@@ -407,7 +406,7 @@ class Report:
     explanation: int | None
     """Its id in the store."""
     baseline: Json | None
-    """text, rule and scores of the explanation to beat."""
+    """text, rule and scores of the label to beat."""
     scores: tuple[Json, ...]
     """On the holdout, as `records.Score` has them, without the windows' digests."""
     label_scores: tuple[Json, ...]
@@ -450,6 +449,11 @@ class Report:
         if self.kind == "feature":
             return f"What does {self.target} respond to, and what does it do?"
         return f"What brings {self.target} about?"
+
+    def added_to(self, score: Mapping[str, Any]) -> Json | None:
+        """The row of `added` for a score; None where there is no label to compare with."""
+        name = score["examples"], score["metric"]
+        return next((part for part in self.added if (part["examples"], part["metric"]) == name), None)
 
     @property
     def leader(self) -> Contender | None:

@@ -53,7 +53,7 @@ class Experiment:
     purpose: str
     survey: bool
     role: str
-    """Whose idea it was: "proposer" or "challenger"."""
+    """Whose idea it was: "proposer", "challenger" or, at the end, "code"."""
     round: int
     key: str
     """Hash of the target, its revision, the tool with its version and arguments, and the design: it identifies an
