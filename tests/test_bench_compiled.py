@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from neuronaut.benchmarks.compiled import build_subject, compiled_programs
-from neuronaut.benchmarks.compiled.grade import grade_nodes, grade_programs, task_of
+from neuronaut.benchmarks.compiled.grade import Found, grade_nodes, grade_programs, task_of
 from neuronaut.benchmarks.compiled.model import Compiled
 from neuronaut.benchmarks.compiled.programs import FOLDER, PROGRAMS
 from neuronaut.causal.circuits.tasks import baseline
@@ -66,13 +66,27 @@ def test_the_search_finds_the_true_circuits() -> None:
     grades = list(grade_programs(("circuit",), programs=("previous", "balance"), pairs=16))
     assert [grade.accuracy for grade in grades] == [1.0, 1.0]
     assert grades[1].true == ("head.1:3", "head.1:4", "mlp_out.0", "mlp_out.1") == grades[1].found
+    assert [grade.roles for grade in grades] == [1.0, 1.0]
+
+
+def test_the_true_writers_are_those_that_the_weights_show() -> None:
+    for name, one in compiled_programs().items():
+        writers = {
+            f"mlp_out.{layer}"
+            for layer in range(one.layers)
+            if np.abs(one.tensors[f"{layer}.down"] @ one.weights.T).max() > 1e-6
+        }
+        named = {site for site, role in PROGRAMS[name].roles.items() if role == "writer"}
+        assert named == writers
 
 
 def test_a_grade_counts_what_is_missed_and_what_is_too_many() -> None:
-    grade = grade_nodes(build_subject(), "first", "circuit", "found", ["head.0:5", "head.0:1"], seconds=0.0)
-    assert (grade.accuracy, grade.precision, grade.recall) == (12 / 14, 0.5, 0.5)
-    nothing = grade_nodes(build_subject(), "first", "circuit", "found", [], seconds=0.0)
-    assert (nothing.precision, nothing.recall) == (None, 0.0)
+    wrong = {"claims": [{"node": "head.0:5", "role": "mover", "status": "proven"}]}
+    found = Found("found", ["head.0:5", "head.0:1"], wrong)
+    grade = grade_nodes(build_subject(), "first", "circuit", found, seconds=0.0)
+    assert (grade.accuracy, grade.precision, grade.recall, grade.roles) == (12 / 14, 0.5, 0.5, 0.0)
+    nothing = grade_nodes(build_subject(), "first", "circuit", Found("found", [], {}), seconds=0.0)
+    assert (nothing.precision, nothing.recall, nothing.roles) == (None, 0.0, 0.5)
 
 
 def test_the_command_and_its_faults() -> None:

@@ -5,17 +5,20 @@
 
 accuracy        share of all heads and MLPs that are rightly in the circuit or out of it
 precision       share of the found ones that the program uses;  recall: share of those it uses that were found
+roles           share of the parts that the program uses whose proven roles are exactly the true ones; parts that read
+                all places at once have none, and one that was not found has none proven
 """
 
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...agent.session import SCRIPTED, InvestigationConfig, investigate
 from ...causal.circuits.find import CircuitSettings, find_circuit
 from ...causal.circuits.nodes import nodes_of
+from ...causal.circuits.roles import find_roles
 from ...causal.circuits.tasks import Row, Task
 from ...data.store.store import Store
 from ...subject.errors import NeuronautError
@@ -37,6 +40,7 @@ class NodeGrade:
     precision: float | None
     """None where nothing was found."""
     recall: float
+    roles: float
     seconds: float
 
 
@@ -51,13 +55,19 @@ def task_of(subject: CompiledSubject, program: Program, *, pairs: int, seed: int
     return Task.of(subject.subject, program.name, list(rows.values()))
 
 
-Found = tuple[str, Sequence[str]]
-"""The status and the nodes."""
+class Found(NamedTuple):
+    """What a column found of a program."""
+
+    status: str
+    nodes: Sequence[str]
+    roles: Mapping[str, Any]
+    """As `Roles.to_json` gives them; empty where none were looked for."""
 
 
 def _search(subject: CompiledSubject, task: Task, config: InvestigationConfig) -> Found:
     report = find_circuit(subject.subject, task, settings=CircuitSettings(controls=2, subsets=2, seed=config.seed))
-    return "found", list(map(str, report.circuit))
+    roles = find_roles(subject.subject, task, report.circuit, seed=config.seed)
+    return Found("found", list(map(str, report.circuit)), roles.to_json())
 
 
 def _investigate(subject: CompiledSubject, task: Task, config: InvestigationConfig) -> Found:
@@ -65,7 +75,8 @@ def _investigate(subject: CompiledSubject, task: Task, config: InvestigationConf
         session = investigate(task, subject.subject, store, config)
     named = {contender.name: contender for contender in session.report.contenders}
     answer = named.get(session.report.hypothesis or "")
-    return session.status, [] if answer is None else list(answer.body.get("nodes") or ())
+    nodes = [] if answer is None else list(answer.body.get("nodes") or ())
+    return Found(session.status, nodes, session.report.roles or {})
 
 
 COLUMNS: Mapping[str, Callable[[CompiledSubject, Task, InvestigationConfig], Found]] = {
@@ -90,25 +101,29 @@ def grade_programs(
         task = task_of(subject, PROGRAMS[name], pairs=pairs, seed=config.seed)
         for column in columns:
             began = time.monotonic()
-            status, found = COLUMNS[column](subject, task, config)
-            yield grade_nodes(subject, name, column, status, found, seconds=round(time.monotonic() - began, 1))
+            found = COLUMNS[column](subject, task, config)
+            yield grade_nodes(subject, name, column, found, seconds=round(time.monotonic() - began, 1))
 
 
-def grade_nodes(
-    subject: CompiledSubject, program: str, column: str, status: str, found: Sequence[str], *, seconds: float
-) -> NodeGrade:
-    """Compare found nodes with those that the program uses."""
+def grade_nodes(subject: CompiledSubject, program: str, column: str, found: Found, *, seconds: float) -> NodeGrade:
+    """Compare found nodes and their roles with those that the program uses."""
     every = set(map(str, nodes_of(subject.subject)))
-    true, own = subject.nodes[program], set(found)
+    true, own = subject.nodes[program], set(found.nodes)
+    claims = [claim for claim in found.roles.get("claims", ()) if claim["status"] == "proven"]
+    proven = {node: {claim["role"] for claim in claims if claim["node"] == node} for node in true}
+    roles = {
+        node: {role for site, role in PROGRAMS[program].roles.items() if node.split(":")[0] == site} for node in true
+    }
     return NodeGrade(
         program,
         column,
-        status,
+        found.status,
         tuple(sorted(own)),
         tuple(sorted(true)),
         accuracy=sum((node in own) == (node in true) for node in every) / len(every),
         precision=len(own & true) / len(own) if own else None,
         recall=len(own & true) / len(true),
+        roles=sum(proven[node] == roles[node] for node in true) / len(true),
         seconds=seconds,
     )
 
@@ -121,23 +136,23 @@ def grades_to_json(grades: Sequence[NodeGrade]) -> list[dict[str, Any]]:
 def table(grades: Sequence[NodeGrade]) -> str:
     """Markdown, a line for each column and program, and the means of each column."""
     lines = [
-        "| program | by | status | accuracy | precision | recall | missed | too many | seconds |",
-        "| --- | --- | --- | --: | --: | --: | --- | --- | --: |",
+        "| program | by | status | accuracy | precision | recall | roles | missed | too many | seconds |",
+        "| --- | --- | --- | --: | --: | --: | --: | --- | --- | --: |",
     ]
     for grade in grades:
         missed, extra = (sorted(set(a) - set(b)) for a, b in ((grade.true, grade.found), (grade.found, grade.true)))
-        precision = "–" if grade.precision is None else f"{grade.precision:.2f}"
-        lines.append(
-            f"| {grade.program} | {grade.column} | {grade.status.replace('_', ' ')} | {grade.accuracy:.2f} "
-            f"| {precision} | {grade.recall:.2f} | {' '.join(missed) or '–'} | {' '.join(extra) or '–'} "
-            f"| {grade.seconds:.1f} |"
-        )
+        numbers = (grade.accuracy, grade.precision, grade.recall, grade.roles)
+        cells = " | ".join("–" if number is None else f"{number:.2f}" for number in numbers)
+        names = " | ".join(" ".join(nodes) or "–" for nodes in (missed, extra))
+        status = grade.status.replace("_", " ")
+        lines.append(f"| {grade.program} | {grade.column} | {status} | {cells} | {names} | {grade.seconds:.1f} |")
     for column in dict.fromkeys(grade.column for grade in grades):
         own = [grade for grade in grades if grade.column == column]
         means = (sum(values) / len(values) if values else 0.0 for values in (
             [grade.accuracy for grade in own],
             [grade.precision for grade in own if grade.precision is not None],
             [grade.recall for grade in own],
+            [grade.roles for grade in own],
         ))  # fmt: skip
         cells = " | ".join(f"{mean:.2f}" for mean in means)
         lines.append(f"| mean of {len(own)} | {column} |  | {cells} |  |  | {sum(g.seconds for g in own):.1f} |")

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from ...subject.model import Subject
+from ..suite.planting import relu_config
 from ..suite.words import BOS, UNKNOWN, word_tokenizer
 from .programs import FOLDER, LENGTH, PROGRAMS, Program
 
@@ -127,21 +128,14 @@ def _empty_model(programs: Mapping[str, Compiled], *, width: int, heads: int, wo
     least = max(2 * width + 3, heads * max(one.key_size for one in programs.values()))
     size = -(-least // heads) * heads
     layers = max(one.layers for one in programs.values())
-    config = GPT2Config(
-        vocab_size=words,
-        n_positions=LENGTH + 1,
-        n_embd=size,
-        n_layer=layers,
-        n_head=heads,
-        n_inner=sum(one.tensors["0.up"].shape[1] for one in programs.values()),
-        activation_function="relu",
-        layer_norm_epsilon=1e-5,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
+    config = relu_config(
+        words=words,
+        positions=LENGTH + 1,
+        width=size,
+        layers=layers,
+        heads=heads,
+        neurons=sum(one.tensors["0.up"].shape[1] for one in programs.values()),
+        epsilon=1e-5,
     )
     model: Any = GPT2LMHeadModel(config)
     with torch.no_grad():

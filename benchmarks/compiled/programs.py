@@ -33,6 +33,8 @@ class Program:
     """The answer for each value that the program computes; empty where it computes a number."""
     border: float = 0.0
     """Of a number: the first answer is for what lies above, the second for what lies below."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """By site, the role of the part that the program has there; parts that read all places at once have none."""
     length: int = LENGTH
 
     def draw(self, rng: random.Random) -> tuple[list[str], list[str], str, str]:
@@ -75,14 +77,41 @@ _SAME = {"True": "same", "False": "other"}
 PROGRAMS: Mapping[str, Program] = {
     program.name: program
     for program in (
-        Program("previous", _LETTERS, tuple(_WAS.values()), _previous, text="the token before", values=_WAS),
+        Program(
+            "previous",
+            _LETTERS,
+            tuple(_WAS.values()),
+            _previous,
+            text="the token before",
+            values=_WAS,
+            roles={"head.0": "mover"},
+        ),
         Program("fraction", ("a", "b", "c"), ("more", "less"), _fraction, "whether most tokens are a", border=0.5),
         Program(
-            "count", _LETTERS, tuple(_TIMES.values()), _count, text="how often the token stood so far", values=_TIMES
+            "count",
+            _LETTERS,
+            tuple(_TIMES.values()),
+            _count,
+            text="how often the token stood so far",
+            values=_TIMES,
+            roles={"mlp_out.0": "writer"},
         ),
-        Program("balance", ("(", ")", "a"), ("opened", "closed"), _balance, "whether more ( than ) stand so far"),
         Program(
-            "first", _LETTERS, tuple(_SAME.values()), _first, text="whether it is the first token again", values=_SAME
+            "balance",
+            ("(", ")", "a"),
+            ("opened", "closed"),
+            _balance,
+            text="whether more ( than ) stand so far",
+            roles={"mlp_out.1": "writer"},
+        ),
+        Program(
+            "first",
+            _LETTERS,
+            tuple(_SAME.values()),
+            _first,
+            text="whether it is the first token again",
+            values=_SAME,
+            roles={"mlp_out.0": "writer"},
         ),
     )
 }

@@ -124,6 +124,28 @@ def _ids(scene: Scene) -> NDArray[np.int64]:
     return np.array([table[word] for text in scene.texts[:40] for word in text.split()])
 
 
+def relu_config(
+    *, words: int, positions: int, width: int, layers: int, heads: int, neurons: int, epsilon: float
+) -> GPT2Config:
+    """The configuration of a GPT-2 with ReLU, untied embeddings and no dropout."""
+    return GPT2Config(
+        vocab_size=words,
+        n_positions=positions,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_inner=neurons,
+        activation_function="relu",
+        layer_norm_epsilon=epsilon,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
+
+
 def blank(plan: reading.Plan, *, neurons: int, own_heads: int = 0, bulk: float = 0.0) -> GPT2LMHeadModel:
     """All weights zero but for norms; with room for heads that are not planted, and for their channels.
 
@@ -131,21 +153,14 @@ def blank(plan: reading.Plan, *, neurons: int, own_heads: int = 0, bulk: float =
     """
     heads = len(reading.HEADS) + own_heads
     size = max(HEAD, -(-len(plan.channels) // heads))
-    config = GPT2Config(
-        vocab_size=len(plan.words),
-        n_positions=LONGEST + 1,
-        n_embd=heads * size,
-        n_layer=reading.LAYER + 1,
-        n_head=heads,
-        n_inner=neurons,
-        activation_function="relu",
-        layer_norm_epsilon=1e-5 if bulk else EPSILON,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
+    config = relu_config(
+        words=len(plan.words),
+        positions=LONGEST + 1,
+        width=heads * size,
+        layers=reading.LAYER + 1,
+        heads=heads,
+        neurons=neurons,
+        epsilon=1e-5 if bulk else EPSILON,
     )
     model: Any = GPT2LMHeadModel(config)
     gain = bulk / (heads * size) ** 0.5 if bulk else GAIN
