@@ -110,6 +110,8 @@ class Plain:
     rounds: int = 6
     words: str = "a claim"
     number: int = 12
+    eager: bool = False
+    """Whether its first experiments stand beside its proposal."""
     name: str = "plain"
     asked: Sequence[Any] = ()
     views: list[View] = field(default_factory=list)
@@ -124,17 +126,18 @@ class Plain:
         del actions, tools
         self.views.append(view)
         if view.phase == "propose":
-            return Propose(hypotheses=(Hypothesis(text=self.words, rule=Rule.parse(self.rule)),))
+            calls = self._reading(view.round) if self.eager else ()
+            return Propose(hypotheses=(Hypothesis(text=self.words, rule=Rule.parse(self.rule)),), calls=calls)
         if view.phase == "challenge":
             return Concede(reason=self.words)
         if view.round >= self.rounds:
             return Submit(answer="H3", reason=self.words)
-        skip = view.round
-        return UseTools(
-            calls=(
-                Call(tool="windows", args={"number": self.number, "skip": skip}, purpose=self.words),
-                Call(tool="windows", args={"number": self.number + 1, "skip": skip, "silent": True}),
-            )
+        return UseTools(calls=self._reading(view.round))
+
+    def _reading(self, skip: int) -> tuple[Call, ...]:
+        return (
+            Call(tool="windows", args={"number": self.number, "skip": skip}, purpose=self.words),
+            Call(tool="windows", args={"number": self.number + 1, "skip": skip, "silent": True}),
         )
 
 

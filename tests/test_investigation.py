@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from neuronaut.agent.loop.budget import Limits
-from neuronaut.agent.loop.hypotheses import Fault, Hypothesis, UseTools
+from neuronaut.agent.loop.hypotheses import Call, Fault, Hypothesis, Propose, UseTools
 from neuronaut.agent.loop.judging import outcome_of, rank_rivals
 from neuronaut.agent.loop.policy import NoActionError
 from neuronaut.agent.loop.resuming import KEPT, Latest, hold_lock, is_running
@@ -170,6 +170,31 @@ def test_of_a_plan_what_can_be_run_is_run(store: Store) -> None:
         11,
     ]
     assert all(part in last.rejected for part in ("not JSON", "windows: number:", "silence for only 1 of 3"))
+
+
+def test_experiments_beside_a_proposal_follow_it(store: Store) -> None:
+    class Faulty(Plain):
+        def decide(self, view: Any, actions: Any, tools: Any) -> Any:
+            action = super().decide(view, actions, tools)
+            if not isinstance(action, Propose):
+                return action
+            return action.model_copy(update={"calls": (Call(tool="windows", args={"number": "many"}),)})
+
+    work = finished(store, Plain(TRUE_RULE, rounds=2, eager=True))
+    first, second, *_ = work.journal.decisions(work.id)
+    assert first["action"]["action"] == "propose" and len(first["action"]["calls"]) == 2
+    assert second["action"]["action"] == "use_tools"
+    assert [(e.name, e.round) for e in work.journal.experiments(work.id)[:4]] == [
+        ("o1", 1),
+        ("o2", 1),
+        ("o3", 2),
+        ("o4", 2),
+    ]
+    assert all(len(experiment.predictions) >= 3 for experiment in work.journal.experiments(work.id)[:2])
+    policy = Faulty(TRUE_RULE, rounds=1)
+    work = finished(store, policy, id="faulty")
+    assert [h for h in work.hypotheses().values() if h.kind == "rule"]
+    assert "windows: number:" in (policy.views[1].rejected or "") and policy.views[1].refused[-1].partial
 
 
 def test_odds_are_the_sum_of_the_prior_and_what_each_experiment_added(store: Store) -> None:
@@ -353,7 +378,7 @@ def _child(path: Path, kill_at: int | None, before: bool, write: int) -> None:
     connection = store.db.conn
     store.db.conn = Counting()  # type: ignore[assignment]
     assert database.transaction
-    work = work_of(store, prepared(store), Plain(TRUE_RULE, rounds=2))
+    work = work_of(store, prepared(store), Plain(TRUE_RULE, rounds=2, eager=True))
     saver = Latest(sqlite3.connect(f"{path}.checkpoints", check_same_thread=False))
     run(work, saver)
     os.write(write, str(count).encode())

@@ -285,7 +285,7 @@ def test_help_has_the_whole_of_a_tool_a_result_a_rival_and_the_rule_language() -
     )
     assert "where the token is put (at least -4, at most 0)" in answer and "w1, w2, ... as shown" in answer
     assert "o1 swap" in answer and "H3 (rule, revises H1" in answer and "- A CLAUSE is" in answer
-    assert "no 'H9' to tell of; there are rule, swap, look, results" in read(_called("help", about="H9")).reason
+    assert "no 'H9' to tell of; there are rule, swap, look, o1, o2," in read(_called("help", about="H9")).reason
     with asking(*[[("help", {"about": "swap"})]] * 3) as (policy, _):
         with pytest.raises(NoActionError, match="only help was asked for") as raised:
             policy.decide(view(), PLAN, TOOLS)
@@ -411,6 +411,7 @@ def test_what_was_found_is_told_row_by_row() -> None:
     found = {"doubts": ["far from linear"], **heads, "counts": {"a": 1, "b": -7, "c": 3}, "text": "fires on ` river`"}
     shown = rows(found, tokens=300)
     assert shown[0] == "text: fires on ` river`" and shown[shown.index("first:") + 1] == "   head head.0:0, share 0.44"
+    assert rows({"text": "x", **heads}, tokens=1)[-1] == "not shown: first (40 rows), next (40 rows)"
     left = [int(re.findall(r"and (\d+) more", line)[0]) for line in shown if "more" in line]
     assert len(left) == 2 and abs(left[0] - left[1]) <= 1 and 0 < left[0] < 40 and cost(shown) < 360
     assert shown[shown.index("counts:") + 1 :] == ["   b: -7", "   c: 3", "   a: 1"]
@@ -659,8 +660,13 @@ def test_what_can_be_read_is_done_and_the_rest_comes_back_with_its_fault() -> No
     many = decided(*[("swap", {})] * 9)
     assert isinstance(many, UseTools) and len(many.calls) == 8
     assert [fault.reason for fault in many.faults] == ["swap: a plan has at most 8 calls"]
-    first = decided(("swap", {}), ("propose", {"hypotheses": [{"text": "x"}]}))
-    assert isinstance(first, Propose) and "a proposal goes first" in first.faults[0].reason
+    rule = {"any": [{"when": [{"token": [" river"]}], "value": 9}]}
+    both = decided(("swap", {"offset": -1}), ("propose", {"hypotheses": [{"text": "rivers", "rule": rule}]}))
+    assert isinstance(both, Propose) and [call.args for call in both.calls] == [{"offset": -1}] and not both.faults
+    words = decided(("swap", {}), ("propose", {"hypotheses": [{"text": "x"}]}))
+    assert isinstance(words, Propose) and not words.calls and "say in `expects`" in words.faults[0].reason
+    asked = decided(("swap", {}), ("help", {"about": ["H3"]}))
+    assert isinstance(asked, UseTools) and asked.faults[0].reason == "help: it is answered where it stands alone"
 
 
 def test_what_was_not_carried_out_is_told_with_what_the_tool_takes() -> None:

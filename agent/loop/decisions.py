@@ -47,8 +47,7 @@ class Decider:
             self._put_up(-2, [label.model_dump(mode="json", exclude_defaults=True)], origin="label")
         action = self._decide(state, "propose", ("use_tools", "propose") if state["round"] == 0 else ("propose",))
         if isinstance(action, Propose):
-            self._propose(state["step"], action, origin="proposer")
-            return {**self._carried(state, _of_faults(action)), "next": "plan"}
+            return self._propose_and_use(state, action)
         if isinstance(action, UseTools):
             return self._use(state, action, again="propose")
         missed = action if isinstance(action, Rejection) else Rejection("wanted hypotheses", "not_open")
@@ -65,8 +64,7 @@ class Decider:
         action = self._decide(state, "challenge" if challenging else "plan", open_now)
         step = {"step": state["step"] + 1, "misses": 0, "rejected": None}
         if isinstance(action, Propose):
-            self._propose(state["step"], action, origin="proposer")
-            return {**self._carried(state, _of_faults(action)), "next": "plan"}
+            return self._propose_and_use(state, action)
         if isinstance(action, Submit):
             if state["challenges"] >= CHALLENGES:
                 return {**step, **stopped("submitted", f"submitted: {action.reason}")}
@@ -95,11 +93,20 @@ class Decider:
         after = "preregister" if update["next"] == "preregister" else "freeze"
         return {**update, "role": "code", "next": after, "stop": state["stop"], "stop_code": state["stop_code"]}
 
-    def _use(self, state: State, action: UseTools, *, again: str) -> Mapping[str, Any]:
-        """Plans what can be run of an action's calls; refused is one of which nothing can."""
+    def _propose_and_use(self, state: State, action: Propose) -> Mapping[str, Any]:
+        """Puts hypotheses up, then plans the calls beside them."""
+        self._propose(state["step"], action, origin="proposer")
+        if action.calls:
+            return self._use(state, action, again="plan")
+        return {**self._carried(state, _of_faults(action)), "next": "plan"}
+
+    def _use(self, state: State, action: UseTools | Propose, *, again: str) -> Mapping[str, Any]:
+        """Plans what can be run of an action's calls; refused is one of which nothing is done."""
         plan = self._plan(state, action)
         refused = [*_of_faults(action), *plan.refused]
         if not plan.experiments:
+            if isinstance(action, Propose):
+                return {**self._carried(state, refused), "next": again}
             return self._reject(state, refused, again=again)
         self._planned[state["step"]] = plan.experiments
         return {**self._carried(state, refused), "next": "preregister"}
@@ -237,9 +244,9 @@ class Decider:
         if any(e.round > state["round"] for e in run.rival_state().experiments):
             return []
         action = ACTION.validate_python((run.journal.decision(run.id, step) or {})["action"])
-        return self._plan(state, action).experiments if isinstance(action, UseTools) else []
+        return self._plan(state, action).experiments if isinstance(action, UseTools | Propose) else []
 
-    def _plan(self, state: State, action: UseTools) -> Plan:
+    def _plan(self, state: State, action: UseTools | Propose) -> Plan:
         run = self._run
         self._run.catch_up()
         rivals, _, _ = run.rival_state()

@@ -46,9 +46,8 @@ COMPARED = ("top_random", "counterfactual")
 ADDED = ("correlation", "agreement")
 """Metrics of which the difference to the label is told."""
 
-DENSE, TABLE = 0.15, 150
-"""Share of tokens on which a feature is active, and conditions, tokens and gains of a rule, above both of which the
-rule is a table of cases: dense sums without a pattern take 235 and more, real dense features with one fewer."""
+DENSE = 0.15
+"""Share of tokens on which a feature is active, above which a rule that words cannot tell is a table of cases."""
 
 
 class Holdouts(NamedTuple):
@@ -175,9 +174,9 @@ class FeatureExaminer:
         Of a feature that is active nearly anywhere, a rule that lists what it does case by case is none.
         """
         density = self._lab.evidence.statistics.density
-        length = 0 if hypothesis.rule is None else hypothesis.rule.length()
-        if density <= DENSE or length <= TABLE:
+        if density <= DENSE or hypothesis.rule is None or can_be_told(hypothesis.rule):
             return None
+        length = hypothesis.rule.length()
         return f"active on {density:.0%} of all tokens, and the best rule is a table of {length} entries, no pattern"
 
     def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult | None:

@@ -81,10 +81,12 @@ class Readable(StrictModel, frozen=True):
 
 
 class Propose(Readable, frozen=True):
-    """Put rival hypotheses up."""
+    """Put rival hypotheses up, and run experiments on them at once."""
 
     action: Literal["propose"] = "propose"
     hypotheses: tuple[Hypothesis, ...] = Field(min_length=1, max_length=LIVE)
+    calls: tuple[Call, ...] = Field(default=(), max_length=CALLS)
+    """What is run once they are up."""
 
 
 class UseTools(Readable, frozen=True):

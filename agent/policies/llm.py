@@ -28,13 +28,11 @@ from ..loop.policy import NoActionError, OutOfBudgetError
 from ..loop.view import View
 from .llm_prompt import places
 from .llm_specs import RUN, tool_line
-from .llm_tools import Misread, Turn
+from .llm_tools import HELPS, Misread, Turn
 
 TOKENS = 6_000
 """A chat has at most so many, roughly, its tools included, whatever a view holds; help and a repair add what is said.
 """
-HELPS = 2
-"""Replies to one decision that may ask for help alone."""
 REPLY = 2_500
 """Room for a reply."""
 _ECHO = 2_000

@@ -49,11 +49,11 @@ def results(experiments: Sequence[Done], view: View) -> str:
     last = max((trial.round for trial in experiments), default=0)
     older = [_in_short(trial, view) for trial in experiments if trial.round < last]
     newest = [trial for trial in experiments if trial.round == last]
-    skipped = 0
-    while sum(map(cost, older[skipped:])) > OLDER:
-        skipped += BLOCK
     room = (FIRST_PLANS if last <= EARLY else LAST) // max(len(newest), 1)
     blocks = [_in_full(trial, view, room) if room >= FULL else _in_short(trial, view) for trial in newest]
+    left, skipped = min(OLDER, OLDER + LAST - sum(map(cost, blocks))), 0
+    while skipped < len(older) and sum(map(cost, older[skipped:])) > left:
+        skipped += BLOCK
     shown = section([*older[skipped:], *blocks], len(older[skipped:]) + len(blocks), tokens=OLDER + LAST)
     return f"({min(skipped, len(older))} before: ask help)\n{shown}" if skipped else shown
 

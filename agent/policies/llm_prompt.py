@@ -80,6 +80,8 @@ def _rejected(view: View, tools: Mapping[str, AnyTool]) -> str:
     reasons = [refused.rejection.reason for refused in last] or [view.rejected or ""]
     if not any(reasons):
         return ""
+    digests = {digest: name for name, digest in window_names(view).items()}
+    reasons = [re.sub(r"\b[0-9a-f]{16,}\b", lambda digest: digests.get(digest[0], digest[0]), r) for r in reasons]
     named = dict.fromkeys(r.rejection.tool or "" for r in last if r.rejection.code == "bad_call")
     usage = [tool_help(tools[name]) for name in named if name in tools]
     # With its number: the second time that the same is refused is another question, not answered from the log.
@@ -201,13 +203,12 @@ def _rival(rival: Rival, view: View, *, most: int = LONG) -> list[str]:
         standing += f", revises {line(claim.parent)}" if claim.parent else ""
         share = "under 0.001" if rival.share < 0.001 else f"{rival.share:.3g}"
         standing += f"; share of the odds {share}; {_record(rival)}"
-    lines = [f"{rival.name} ({standing})", *_odds(rival, view), f"   {line(claim.text, most)}"]
-    if claim.rule is not None:
-        # What leads is to be broken, which takes all of it.
-        room = most if rival is not view.leader else max(most, LEADING)
-        # The words of a null say what its rule says.
-        if claim.kind not in NULLS or most > LONG:
-            lines.append(f"   rule: {_rule(claim.rule, view, room)}")
+    # What leads is to be broken, which takes all of it.
+    room = most if rival is not view.leader else max(most, LEADING)
+    lines = [f"{rival.name} ({standing})", *_odds(rival, view), f"   {line(claim.text, room)}"]
+    # The words of a null say what its rule says.
+    if claim.rule is not None and (claim.kind not in NULLS or most > LONG):
+        lines.append(f"   rule: {_rule(claim.rule, view, room)}")
     if claim.nodes:
         lines.append(f"   nodes: {plain(claim.nodes, most)}")
     effects = {"promotes": claim.promotes, "suppresses": claim.suppresses, "reads": claim.reads}
@@ -227,7 +228,7 @@ def _record(rival: Rival) -> str:
         return "no opinion but the base rate of levels"
     record = f"{rival.resolved} experiments predicted, {rival.silences} of silence"
     if rival.cause is not None:
-        record += f"; right on {rival.cause:.0%} of their items whether it fires"
+        record += f"; right on {rival.cause:.0%} of their items whether they are strong"
     return record if rival.hits is None else f"{record}; right level on {rival.hits:.0%} of their items"
 
 
@@ -258,7 +259,7 @@ def _leader_status(view: View) -> str:
     experiments = [done for done in view.done if not done.survey]
     if experiments:
         silent = sum(done.of_silence for done in experiments)
-        sentences.append(f"Of {len(experiments)} experiments {silent} were of silence.")
+        sentences.append(f"Of {len(experiments)} experiments {silent} were of silence for the leader of their time.")
     if leader.resolved:
         missing = _missing(leader, [rival for rival in view.rivals if rival.status == "live" and rival is not leader])
         sentences.append(
@@ -274,7 +275,9 @@ def _missing(leader: Rival, others: Sequence[Rival]) -> list[str]:
         nearest = max(others, key=lambda rival: rival.log_odds)
         odds = exp(min(leader.log_odds - nearest.log_odds, 20))
         ahead = f"odds of {ODDS:g} to 1 over {nearest.name}, now {odds:.3g}, unless it only ever predicted the same"
-    hit, what = (leader.hits, "the right level on") if leader.cause is None else (leader.cause, "firing told on")
+    hit, what = (
+        (leader.hits, "the right level on") if leader.cause is None else (leader.cause, "told whether strong on")
+    )
     hit = hit or 0.0
     return [
         *([f"{RESOLVED - leader.resolved} predictions"] if leader.resolved < RESOLVED else []),

@@ -48,9 +48,13 @@ def action_specs(kind: str, actions: Sequence[str]) -> tuple[ToolSpec, ...]:
             "End the search: name the hypothesis that stands, or say open or no_explanation.",
             _object({"answer": _LINE, **ends}, "answer"),
         ),
-        "concede": ToolSpec("concede", "End the challenge: nothing is left that could break the claim.", _object(ends)),
+        "concede": ToolSpec(
+            "concede", "End the challenge: the claim is broken, or nothing is left that could break it.", _object(ends)
+        ),
     }
-    about = "Free: the whole of tools, of results (o3), of hypotheses (H3), or of the rule language (rule)."
+    about = (
+        "Free, twice a decision: more of a tool (its name), a result (o3), a hypothesis (H3), the rule language (rule)."
+    )
     asking = ToolSpec(HELP, about, _object({"about": _list(_LINE)}, "about"))
     return (*(specs[action] for action in actions if action in specs), asking)
 

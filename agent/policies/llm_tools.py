@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ...explainers.ask import in_units, rule_language
+from ...explainers.ask import in_steps, in_units, rule_language
 from ...llm.render import unspelled
 from ...llm.tool_calls import read_calls
 from ...llm.types import Reply, ToolCall, ToolSpec
@@ -47,6 +47,9 @@ _NO_CALL: Mapping[str, str] = {
     "failed": "There was no reply: {reason}.",
 }
 
+HELPS = 2
+"""Replies to one decision that may ask for help alone."""
+_ONLY_HELP = f"only help was asked for, which is answered {HELPS} times a decision; call something else"
 WHOLE = 1_200
 """Tokens of results and hypotheses that one call for help is answered with, roughly."""
 Part = Call | Propose | Submit | Concede
@@ -112,21 +115,24 @@ class Turn:
         parts: list[tuple[str, Part]] = []
         faults: list[Fault] = []
         answers: list[str] = []
+        helped = False
         for call in reading.calls:
             name = self._tool_of(call)
             try:
                 if name == HELP:
                     answers.append(self._help(_arguments(call)))
+                    helped = True
                     continue
                 parts.append((name, self._part(call, name)))
             except ValueError as error:
                 faults.append(Fault(call=name, reason=str(error)))
                 answers.append(f"Not carried out: {error}.{self._usage(name)}")
         if parts:
-            return _join_parts(parts, faults)
+            alone = Fault(call=HELP, reason=f"{HELP}: it is answered where it stands alone")
+            return _join_parts(parts, [*faults, *([alone] * helped)])
         if faults:
             answers[-1] += "\nCall again whatever you want to be done, corrected."
-        return Misread(faults[0].reason if faults else "only help was asked for", tuple(answers), asks=not faults)
+        return Misread(faults[0].reason if faults else _ONLY_HELP, tuple(answers), asks=not faults)
 
     def _tool_of(self, call: ToolCall) -> str:
         """The tool or action that a call is about."""
@@ -147,18 +153,26 @@ class Turn:
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError('help wants names, as in {"about": ["scan_vocabulary", "o3"]}')
         asked = names[:CALLS]
-        return "\n\n".join(self._whole(name, WHOLE // len(asked)) for name in asked)
+        found = {name: self._whole(name, WHOLE // len(asked)) for name in asked}
+        told = [text for text in found.values() if text is not None]
+        if len(told) == len(found):
+            return "\n\n".join(told)
+        there = [*(["rule"] if self.view.kind == "feature" else []), *self.tools]
+        there += [named.name for group in (self.view.done, self.view.rivals) for named in group]
+        unknown = ", ".join(repr(name) for name, text in found.items() if text is None)
+        fault = f"there is no {unknown} to tell of; there are {', '.join(there)}"
+        if not told:
+            raise ValueError(fault)
+        return "\n\n".join([*told, f"Beside it {fault}."])
 
-    def _whole(self, name: str, tokens: int) -> str:
+    def _whole(self, name: str, tokens: int) -> str | None:
+        """All of a tool, the rule language, a result or a hypothesis; None where there is none of this name."""
         if name in self.tools:
             return tool_help(self.tools[name])
         if name == "rule" and self.view.kind == "feature":
-            return rule_language().render({})[-1].content
-        if (shown := whole(name, self.view, tokens)) is not None:
-            return shown
-        raise ValueError(
-            f"there is no {name!r} to tell of; there are rule, {', '.join(self.tools)}, results and rivals"
-        )
+            _, language = rule_language().render({})[-1].content.split("\n\n", 1)  # what comes first asks for a rule
+            return language.replace("[RULE]: ", "")
+        return whole(name, self.view, tokens)
 
     def _part(self, call: ToolCall, name: str) -> Part:
         """What one call asks for; ValueError says what is wrong with it."""
@@ -201,6 +215,8 @@ class Turn:
         return _validate(Propose, {"hypotheses": hypotheses}, what)
 
     def _claim(self, arguments: object, what: str) -> Hypothesis:
+        if isinstance(arguments, dict) and isinstance(name := arguments.get("rule"), str):
+            arguments = {**arguments, "rule": self._learned(name, what)}
         claim = _validate(Claim, arguments, what)
         self._check_parent(claim.parent, what)
         if claim.rule is None:
@@ -212,6 +228,16 @@ class Turn:
                 "there, with the space before them"
             )
         return Hypothesis(**{**dict(claim), "rule": in_units(claim.rule, self.view.scale)}, kind="rule")
+
+    def _learned(self, name: str, what: str) -> dict[str, Any]:
+        """The rule of a result, as rules are written in replies."""
+        results = {trial.name: trial.measured.found for trial in self.view.done if trial.measured is not None}
+        learned = [result for result, found in results.items() if found.get("rule") and "status" in found]
+        if name not in learned:
+            there = ", ".join(learned) or "none so far"
+            raise ValueError(f"{what}: its rule {name!r} is no result of learn_rule; there are {there}")
+        rule = in_steps(Rule.model_validate(results[name]["rule"]), self.view.scale)
+        return rule.model_dump(mode="json", exclude_defaults=True)
 
     def _circuit(self, arguments: object, what: str) -> Hypothesis:
         claim = _validate(Nodes, arguments, what)
@@ -228,32 +254,24 @@ class Turn:
 
 
 def _join_parts(parts: Sequence[tuple[str, Part]], faults: Sequence[Fault]) -> Action:
-    """Proposals come first, as one, then experiments, as one plan, then an end; what has to wait joins the faults."""
-    kinds = (Propose, Call, Submit, Concede)
-    kind = next(kind for kind in kinds if any(isinstance(part, kind) for _, part in parts))
-    now = [part for _, part in parts if isinstance(part, kind)]
-    waits = [Fault(call=name, reason=f"{name}: {_WAITS[kind]}") for name, part in parts if not isinstance(part, kind)]
-    if kind is Propose:
-        every = [hypothesis for part in now if isinstance(part, Propose) for hypothesis in part.hypotheses]
-        many = [Fault(call="propose", reason=f"propose: at most {LIVE} at once")] * (len(every) > LIVE)
-        return Propose(hypotheses=tuple(every[:LIVE]), faults=(*faults, *waits, *many))
-    if kind is Call:
-        calls = [part for part in now if isinstance(part, Call)]
-        many = [
-            Fault(call=call.tool, reason=f"{call.tool}: a plan has at most {CALLS} calls") for call in calls[CALLS:]
-        ]
-        return UseTools(calls=tuple(calls[:CALLS]), faults=(*faults, *waits, *many))
-    end = now[0]
-    assert isinstance(end, Submit | Concede)
-    return end
-
-
-_WAITS: Mapping[type, str] = {
-    Propose: "a proposal goes first; call it again now that the rivals are there",
-    Call: "it stands alone; see first what the experiments show",
-    Submit: "the search was ended",
-    Concede: "the challenge was ended",
-}
+    """Proposals come first, as one, with experiments, as one plan; else an end. What has to wait joins the faults."""
+    put_up = [hypothesis for _, part in parts if isinstance(part, Propose) for hypothesis in part.hypotheses]
+    calls = [part for _, part in parts if isinstance(part, Call)]
+    ends = [(name, part) for name, part in parts if isinstance(part, Submit | Concede)]
+    if not put_up and not calls:
+        return ends[0][1]
+    faults = [
+        *faults,
+        *(Fault(call=name, reason=f"{name}: it stands alone; see first what the experiments show") for name, _ in ends),
+    ]
+    if any(hypothesis.kind == "described" for hypothesis in put_up):
+        why = "a new hypothesis has no rule; call it again and say in `expects` what that one predicts"
+        faults += [Fault(call=call.tool, reason=f"{call.tool}: {why}") for call in calls]
+        calls = []
+    faults += [Fault(call="propose", reason=f"propose: at most {LIVE} at once")] * (len(put_up) > LIVE)
+    faults += [Fault(call=call.tool, reason=f"{call.tool}: a plan has at most {CALLS} calls") for call in calls[CALLS:]]
+    plan = {"calls": tuple(calls[:CALLS]), "faults": tuple(faults)}
+    return Propose(hypotheses=tuple(put_up[:LIVE]), **plan) if put_up else UseTools(**plan)
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:

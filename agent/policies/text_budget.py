@@ -79,7 +79,8 @@ def cut(text: str, most: int) -> str:
 def rows(results: Mapping[str, Any], *, tokens: int) -> list[str]:
     """Results of an experiment, with numbers of two digits: single values first, then tables row by row, remarks last.
 
-    The tables share the room, row for row, and each says how many of its rows are left out.
+    The tables share the room, row for row, and each says how many of its rows are left out; those for which there is
+    no room are named at the end.
     """
     tables = {name: _table(value) for name, value in results.items() if isinstance(value, Mapping | list) and value}
     tables = dict(sorted(tables.items(), key=lambda pair: _is_remarks(results[pair[0]])))
@@ -95,9 +96,11 @@ def rows(results: Mapping[str, Any], *, tokens: int) -> list[str]:
                 shown[name] += 1
     for name, table in tables.items():
         left = len(table) - shown[name]
-        lines += [f"{line(name)}:", *(f"   {row}" for row in table[: shown[name]])]
-        lines += [f"   and {left} more"] if left else []
-    return lines
+        if shown[name]:
+            lines += [f"{line(name)}:", *(f"   {row}" for row in table[: shown[name]])]
+            lines += [f"   and {left} more"] if left else []
+    unshown = [f"{line(name)} ({len(table)} rows)" for name, table in tables.items() if not shown[name]]
+    return [*lines, f"not shown: {', '.join(unshown)}"] if unshown else lines
 
 
 def _is_remarks(value: Any) -> bool:

@@ -111,7 +111,8 @@ def _in_window(lab: FeatureLab, example: Example, where: Where, before: int, see
         pivot = min(here, key=lambda p: rank.get(int(example.ids[p]), 0), default=None)
         place = None if pivot is None else Place(tuple(lab.fill(example.ids).tolist()), pivot, float(values[pivot]))
     if place is None:
-        message = f"window {example.window} has no {where} place with {before} tokens before it"
+        kind = {"active": "token of level strong", "near_miss": "silent token that fires elsewhere"}.get(where)
+        message = f"window {example.window} has no {kind or 'silent token'} with {before} tokens before it"
         raise RejectedError("no_place", message, where=where)
     return place
 
