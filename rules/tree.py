@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from .language import Class, Condition, Position, Token
 from .sample import BOOLEAN, OFFSETS, Sample
 
+LONGEST_PERIOD = 8
+"""The longest period of "every so-manyth position" splits."""
 WITHIN = (4, 8)
 """Reaches, in tokens, of the "one of the last tokens" splits."""
 
@@ -177,8 +179,13 @@ class _View:
 
     def _positions(self) -> Iterator[Split]:
         positions = self.sample.positions[self.leaf.at]
-        weights = np.concatenate([[0], np.bincount(positions, self.weight).cumsum()])
-        sums = np.concatenate([[0], np.bincount(positions, self.weighted, len(weights) - 1).cumsum()])
+        mass, part = np.bincount(positions, self.weight), np.bincount(positions, self.weighted)
+        for every in range(2, min(LONGEST_PERIOD, len(mass) // 3) + 1):
+            phases = np.arange(len(mass)) % every
+            gains = self._gain(np.bincount(phases, mass), np.bincount(phases, part))
+            first = int(np.argmax(gains))
+            yield self._split(Position(span=(first, None), every=every), float(gains[first]))
+        weights, sums = (np.concatenate([[0], values.cumsum()]) for values in (mass, part))
         gains = np.triu(self._gain(weights[None, :] - weights[:, None], sums[None, :] - sums[:, None]), 1)
         first, end = (int(i) for i in np.unravel_index(np.argmax(gains), gains.shape))
         if first < end and (first, end) != (0, len(weights) - 1):

@@ -77,6 +77,10 @@ def exception(words: Sequence[str], at: int) -> float:
     return words[at] == " river" and not (at > 0 and words[at - 1] == " dry")
 
 
+def periodic(_: Sequence[str], at: int) -> float:
+    return float(at % 3 == 1)
+
+
 def position(_: Sequence[str], at: int) -> float:
     return 5 <= at <= 8
 
@@ -127,6 +131,7 @@ TRUTHS: tuple[Truth, ...] = (
     bigram,
     exception,
     position,
+    periodic,
     within,
     anywhere,
     not_near,
@@ -159,6 +164,7 @@ FORMS: tuple[tuple[Truth, set[Condition], set[Condition]], ...] = (
     (bigram, {Token(any=(" Haven",)), Token(any=(" New",), at=-1)}, set()),
     (exception, {Token(any=(" river",))}, {Token(any=(" dry",), at=-1)}),
     (position, {Position(span=(5, 8))}, set()),
+    (periodic, {Position(span=(1, None), every=3)}, set()),
     (within, {Token(any=(" bell",)), Token(any=(" storm",), within=4)}, set()),
     (anywhere, {Token(any=(" bell", " red")), Token(any=(" storm",), within="any")}, set()),
     (not_near, {Token(any=(" bell", " red"))}, {Token(any=(" storm",), within=4)}),
