@@ -47,7 +47,8 @@ ADDED = ("correlation", "agreement")
 """Metrics of which the difference to the label is told."""
 
 DENSE = 0.15
-"""Share of tokens on which a feature is active, above which a rule that words cannot tell is a table of cases."""
+"""Share of tokens on which a feature is above a tenth of its peak, from which on a rule that words cannot tell is a
+table of cases."""
 
 
 class Holdouts(NamedTuple):
@@ -173,11 +174,12 @@ class FeatureExaminer:
 
         Of a feature that is active nearly anywhere, a rule that lists what it does case by case is none.
         """
-        density = self._lab.evidence.statistics.density
-        if density <= DENSE or hypothesis.rule is None or can_be_told(hypothesis.rule):
+        statistics = self._lab.evidence.statistics
+        active = statistics.density if statistics.active is None else statistics.active
+        if active <= DENSE or hypothesis.rule is None or can_be_told(hypothesis.rule):
             return None
-        length = hypothesis.rule.length()
-        return f"active on {density:.0%} of all tokens, and the best rule is a table of {length} entries, no pattern"
+        table = f"the best rule is a table of {hypothesis.rule.length()} entries, no pattern"
+        return f"above a tenth of its peak on {active:.0%} of all tokens, and {table}"
 
     def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult | None:
         """Whether other units' activations on the same inputs leave the leader unsupported; None without others."""

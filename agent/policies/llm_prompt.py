@@ -114,7 +114,8 @@ def _feature(view: View) -> list[str]:
     rows["Active windows"] = _from_both_ends(rows["Active windows"])
     parts = [f"{title}:\n{section(blocks, len(blocks), tokens=KNOWN[title])}" for title, blocks in rows.items()]
     if view.statistics is not None:
-        parts.append(f"It is active on {view.statistics.density:.2%} of all tokens.")
+        share = view.statistics.density if view.statistics.active is None else view.statistics.active
+        parts.append(f"It is not silent on {share:.2%} of all tokens.")
     return [*parts, *_baseline(view)]
 
 
