@@ -182,7 +182,7 @@ class _View:
         mass, part = np.bincount(positions, self.weight), np.bincount(positions, self.weighted)
         for every in range(2, min(LONGEST_PERIOD, len(mass) // 3) + 1):
             phases = np.arange(len(mass)) % every
-            gains = self._gain(np.bincount(phases, mass), np.bincount(phases, part))
+            gains = self._gain(*(np.bincount(phases, values).astype(np.float64) for values in (mass, part)))
             first = int(np.argmax(gains))
             yield self._split(Position(span=(first, None), every=every), float(gains[first]))
         weights, sums = (np.concatenate([[0], values.cumsum()]) for values in (mass, part))
