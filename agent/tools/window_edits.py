@@ -181,8 +181,8 @@ class TextsArgs(Drawn, frozen=True):
 
 
 class RunTexts(FeatureTool[TextsArgs]):
-    """Runs texts that you write and reads the feature at every token. The marked («») or last token of each is what is
-    predicted; gives the mean over texts.
+    """Runs texts that you write; the marked («») or last token of each is judged. Gives the mean over texts, and where
+    else in them it fires.
     """
 
     name = "run_texts"

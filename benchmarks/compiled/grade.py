@@ -5,8 +5,8 @@
 
 accuracy        share of all heads and MLPs that are rightly in the circuit or out of it
 precision       share of the found ones that the program uses;  recall: share of those it uses that were found
-roles           share of the parts that the program uses whose proven roles are exactly the true ones; parts that read
-                all places at once have none, and one that was not found has none proven
+roles           share of the parts that the program uses whose proven roles are exactly the true ones; heads that read
+                all places alike have none, and a part that was not found has none proven
 """
 
 import random

@@ -34,7 +34,7 @@ class Program:
     border: float = 0.0
     """Of a number: the first answer is for what lies above, the second for what lies below."""
     roles: Mapping[str, str] = field(default_factory=dict)
-    """By site, the role of the part that the program has there; parts that read all places at once have none."""
+    """By site, the role of the part that the program has there; heads that read all places alike have none."""
     length: int = LENGTH
 
     def draw(self, rng: random.Random) -> tuple[list[str], list[str], str, str]:
@@ -86,7 +86,15 @@ PROGRAMS: Mapping[str, Program] = {
             values=_WAS,
             roles={"head.0": "mover"},
         ),
-        Program("fraction", ("a", "b", "c"), ("more", "less"), _fraction, "whether most tokens are a", border=0.5),
+        Program(
+            "fraction",
+            ("a", "b", "c"),
+            ("more", "less"),
+            _fraction,
+            text="whether most tokens are a",
+            border=0.5,
+            roles={"mlp_out.0": "enriching"},
+        ),
         Program(
             "count",
             _LETTERS,
@@ -102,7 +110,7 @@ PROGRAMS: Mapping[str, Program] = {
             ("opened", "closed"),
             _balance,
             text="whether more ( than ) stand so far",
-            roles={"mlp_out.1": "writer"},
+            roles={"mlp_out.0": "enriching", "mlp_out.1": "writer"},
         ),
         Program(
             "first",

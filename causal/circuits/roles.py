@@ -398,7 +398,7 @@ class _Finder:
 
     def _enriching(self) -> Iterator[Claim]:
         places = self.landmarks.source & ~self.landmarks.edges["itself"].any(-1)
-        if not self._mlps or not places.any(-1).all():
+        if not self._mlps or not places.any():
             return
         what = "corrupted at the changed words the lead falls"
         signed = [(node, 1) for node in self._mlps]
