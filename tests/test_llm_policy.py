@@ -35,6 +35,7 @@ from neuronaut.benchmarks.fault_server import CALLING, FaultServer
 from neuronaut.benchmarks.fault_shapes import Body
 from neuronaut.data.records import Example, Statistics
 from neuronaut.data.store.store import Store
+from neuronaut.explainers.ask import in_steps, in_units
 from neuronaut.llm.client import LLMClient
 from neuronaut.llm.openai.chat import OpenAIChat
 from neuronaut.llm.prices import Budget, estimate, estimate_chat
@@ -436,6 +437,14 @@ def test_a_learned_rule_is_shown_whole_on_the_scale_of_rules() -> None:
         < said.index('rule: {"any": [{"when": [{"token": [" river"]}], "value": 10.0')
         < said.index("disagreements:")
     )
+    by_name = {"hypotheses": [{"text": "a river", "rule": learned.name}]}
+    action = read(_called("propose", **by_name), view(done=(learned,)))
+    scale = view().scale
+    assert isinstance(action, Propose) and action.hypotheses[0].rule == in_units(in_steps(RULE, scale), scale)
+    assert (
+        f"no result of learn_rule; there are {learned.name}"
+        in read(_called("propose", hypotheses=[{"text": "a river", "rule": "o99"}]), view(done=(learned,))).reason
+    )
 
 
 def test_what_refuted_a_rival_and_what_a_challenger_tried_is_told() -> None:
@@ -663,6 +672,8 @@ def test_what_can_be_read_is_done_and_the_rest_comes_back_with_its_fault() -> No
     rule = {"any": [{"when": [{"token": [" river"]}], "value": 9}]}
     both = decided(("swap", {"offset": -1}), ("propose", {"hypotheses": [{"text": "rivers", "rule": rule}]}))
     assert isinstance(both, Propose) and [call.args for call in both.calls] == [{"offset": -1}] and not both.faults
+    half = decided(("propose", {"hypotheses": [{"text": "rivers", "rule": rule}, {"text": "x", "rule": {"any": 3}}]}))
+    assert isinstance(half, Propose) and len(half.hypotheses) == 1 and "hypothesis 2" in half.faults[0].reason
     words = decided(("swap", {}), ("propose", {"hypotheses": [{"text": "x"}]}))
     assert isinstance(words, Propose) and not words.calls and "say in `expects`" in words.faults[0].reason
     asked = decided(("swap", {}), ("help", {"about": ["H3"]}))

@@ -170,7 +170,8 @@ def _baseline(view: View) -> list[str]:
     baseline = view.about.get("baseline")
     if view.phase == "challenge" or not baseline:
         return []
-    parts, battery = [], [[line(part, LONG)] for part in baseline.get("battery", ())]
+    # Its lines were spelled when they were made.
+    parts, battery = [], [[cut(" ".join(part.splitlines()), LONG)] for part in baseline.get("battery", ())]
     if battery:
         parts.append(f"Measured beforehand:\n{section(battery, len(battery), tokens=BATTERY)}")
     if not baseline.get("text"):

@@ -29,7 +29,9 @@ _SHARED = ("windows", "about", "expect", "seed", "draw")
 
 def action_specs(kind: str, actions: Sequence[str]) -> tuple[ToolSpec, ...]:
     """What may be called in this phase: experiments through `run`, and the other actions that are open."""
-    claim = '"nodes": {}' if kind == "behaviour" else '"rule": {}, "promotes": [], "suppresses": [], "reads": []'
+    claim = '"nodes": {}'
+    if kind == "feature":
+        claim = '"rule": {} or "o1" (its learned rule), "promotes": [], "suppresses": [], "reads": []'
     ends = {"reason": _LINE}
     specs = {
         "use_tools": ToolSpec(

@@ -39,6 +39,7 @@ from ..loop.view import View
 from .llm_history import window_names
 from .llm_prompt import whole
 from .llm_specs import HELP, RUN, action_specs, tool_help
+from .progress import LEARN
 
 _NO_CALL: Mapping[str, str] = {
     "refused": "You declined ({reason}). Nothing but the analysis of a model is asked for here.",
@@ -211,8 +212,16 @@ class Turn:
         if not isinstance(claims, list) or len(arguments) > 1:
             raise ValueError(f"{what}: wanted `hypotheses`, a list, and nothing else")
         make = self._circuit if self.view.kind == "behaviour" else self._claim
-        hypotheses = [make(claim, f"hypothesis {number}") for number, claim in enumerate(claims, start=1)]
-        return _validate(Propose, {"hypotheses": hypotheses}, what)
+        hypotheses: list[Hypothesis] = []
+        faults: list[Fault] = []
+        for number, claim in enumerate(claims, start=1):
+            try:
+                hypotheses.append(make(claim, f"hypothesis {number}"))
+            except ValueError as error:
+                faults.append(Fault(call="propose", reason=str(error)))
+        if faults and not hypotheses:
+            raise ValueError("; ".join(fault.reason for fault in faults))
+        return _validate(Propose, {"hypotheses": hypotheses, "faults": faults}, what)
 
     def _claim(self, arguments: object, what: str) -> Hypothesis:
         if isinstance(arguments, dict) and isinstance(name := arguments.get("rule"), str):
@@ -231,13 +240,12 @@ class Turn:
 
     def _learned(self, name: str, what: str) -> dict[str, Any]:
         """The rule of a result, as rules are written in replies."""
-        results = {trial.name: trial.measured.found for trial in self.view.done if trial.measured is not None}
-        learned = [result for result, found in results.items() if found.get("rule") and "status" in found]
+        found = {done.name: done.measured.found for done in self.view.done if done.tool == LEARN and done.measured}
+        learned = {result: rule for result, tables in found.items() if (rule := tables.get("rule"))}
         if name not in learned:
             there = ", ".join(learned) or "none so far"
-            raise ValueError(f"{what}: its rule {name!r} is no result of learn_rule; there are {there}")
-        rule = in_steps(Rule.model_validate(results[name]["rule"]), self.view.scale)
-        return rule.model_dump(mode="json", exclude_defaults=True)
+            raise ValueError(f"{what}: its rule {name!r} is no result of {LEARN}; there are {there}")
+        return in_steps(Rule.model_validate(learned[name]), self.view.scale).model_dump(mode="json")
 
     def _circuit(self, arguments: object, what: str) -> Hypothesis:
         claim = _validate(Nodes, arguments, what)
@@ -255,15 +263,15 @@ class Turn:
 
 def _join_parts(parts: Sequence[tuple[str, Part]], faults: Sequence[Fault]) -> Action:
     """Proposals come first, as one, with experiments, as one plan; else an end. What has to wait joins the faults."""
-    put_up = [hypothesis for _, part in parts if isinstance(part, Propose) for hypothesis in part.hypotheses]
+    proposals = [part for _, part in parts if isinstance(part, Propose)]
+    put_up = [hypothesis for part in proposals for hypothesis in part.hypotheses]
     calls = [part for _, part in parts if isinstance(part, Call)]
     ends = [(name, part) for name, part in parts if isinstance(part, Submit | Concede)]
     if not put_up and not calls:
         return ends[0][1]
-    faults = [
-        *faults,
-        *(Fault(call=name, reason=f"{name}: it stands alone; see first what the experiments show") for name, _ in ends),
-    ]
+    faults = [*faults, *(fault for part in proposals for fault in part.faults)]
+    alone = "it stands alone; see first what the experiments show"
+    faults += [Fault(call=name, reason=f"{name}: {alone}") for name, _ in ends]
     if any(hypothesis.kind == "described" for hypothesis in put_up):
         why = "a new hypothesis has no rule; call it again and say in `expects` what that one predicts"
         faults += [Fault(call=call.tool, reason=f"{call.tool}: {why}") for call in calls]
