@@ -143,7 +143,7 @@ class RuleExplainer:
             "seed": self._seed,
             "growth": asdict(self._growth),
             "limits": asdict(self._limits),
-            "version": 3,
+            "version": 4,
         }
 
     def explain(self, batch: TrainBatch) -> list[Explanation]:

@@ -72,7 +72,7 @@ class LLMPolicy:
             "endpoint": llm.endpoint,
             "temperature": self._temperature,
             "reply": REPLY,
-            "version": 2,
+            "version": 3,
         }
 
     @property

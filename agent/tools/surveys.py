@@ -39,7 +39,7 @@ class LearnRule(FeatureTool[LearnArgs]):
 
     name = "learn_rule"
     survey = True
-    version = 2
+    version = 3
 
     def __init__(self) -> None:
         self._explainers: WeakKeyDictionary[FeatureLab, dict[int, RuleExplainer]] = WeakKeyDictionary()
