@@ -172,7 +172,7 @@ def _rivals(report: Report) -> Html | None:
         return None
     rows = [_rival(contender, number) for number, contender in enumerate(report.contenders)]
     plot = plots.odds(report)
-    header = ("", "claim", "stands", "share", "resolved", "on silence", "levels hit", "Brier")
+    header = ("", "claim", "stands", "share", "resolved", "on silence", "cause hit", "levels hit", "Brier")
     note = (
         "Every rival said what it expected before an experiment was run; its odds move by what was then seen, by "
         "arithmetic alone. Below: each rival's odds against the best of the others."
@@ -194,7 +194,7 @@ def _rival(contender: Contender, number: int) -> list[Part]:
         join([f"{contender.share:.2f}", cites(tests) if contender.resolved else None]),
         contender.resolved,
         contender.silences,
-        *("–" if value is None else f"{value:.2f}" for value in (contender.hits, contender.brier)),
+        *("–" if value is None else f"{value:.2f}" for value in (contender.cause, contender.hits, contender.brier)),
     ]
 
 
