@@ -105,15 +105,17 @@ def _strongest_background(evidence: TrainEvidence, batch: TrainBatch, *, count: 
     return [background_example(evidence, batch, row, kind="random") for row in rows.tolist()]
 
 
-def _last_peak(example: Example) -> int:
-    """The last of the places that are as strong as any: it has the most context."""
-    highest = example.activations.max()
+def _pivot(example: Example) -> int:
+    """The peak; where it has less context than is ever filled, the last of the places that are as strong."""
+    first, highest = int(example.activations.argmax()), example.activations.max()
+    if first >= FILLED[0]:
+        return first
     return int(np.flatnonzero(example.activations >= highest - 0.001 * abs(highest))[-1])
 
 
 def _prune_context(example: Example) -> Iterator[_Row]:
     """Cut the tokens up to the peak to contexts of `PRUNED` lengths, each moved to the window's start."""
-    pivot = _last_peak(example)
+    pivot = _pivot(example)
     for length in PRUNED:
         if length <= pivot:
             row = np.full_like(example.ids, example.ids[0])
@@ -123,7 +125,7 @@ def _prune_context(example: Example) -> Iterator[_Row]:
 
 def _fill_context(example: Example, corpus: NDArray[np.int64]) -> Iterator[_Row]:
     """The same contexts left where they are, with other text before them: what differs from the pruned is position."""
-    pivot = _last_peak(example)
+    pivot = _pivot(example)
     whole = corpus[corpus[:, pivot] >= 0]
     for length in FILLED if len(whole) else ():
         if length <= pivot:

@@ -180,7 +180,8 @@ class _View:
     def _positions(self) -> Iterator[Split]:
         positions = self.sample.positions[self.leaf.at]
         mass, part = np.bincount(positions, self.weight), np.bincount(positions, self.weighted)
-        for every in range(2, min(LONGEST_PERIOD, len(mass) // 3) + 1):
+        whole = not self.leaf.when and not self.leaf.unless  # in a part of the text a period is soon found by chance
+        for every in range(2, min(LONGEST_PERIOD, len(mass) // 3) + 1 if whole else 0):
             phases = np.arange(len(mass)) % every
             gains = self._gain(*(np.bincount(phases, values).astype(np.float64) for values in (mass, part)))
             first = int(np.argmax(gains))
