@@ -87,6 +87,8 @@ class _View:
         yield from self._conditions()
         if self.growth.positions:
             yield from self._positions()
+            if not self.leaf.when and not self.leaf.unless:  # in a part of the text a period is soon found by chance
+                yield from self._periods()
         if self.leaf.named:
             for reach in WITHIN:
                 yield from self._recent(reach)
@@ -179,19 +181,25 @@ class _View:
 
     def _positions(self) -> Iterator[Split]:
         positions = self.sample.positions[self.leaf.at]
-        mass, part = np.bincount(positions, self.weight), np.bincount(positions, self.weighted)
-        whole = not self.leaf.when and not self.leaf.unless  # in a part of the text a period is soon found by chance
-        for every in range(2, min(LONGEST_PERIOD, len(mass) // 3) + 1 if whole else 0):
-            phases = np.arange(len(mass)) % every
-            gains = self._gain(*(np.bincount(phases, values).astype(np.float64) for values in (mass, part)))
-            first = int(np.argmax(gains))
-            yield self._split(Position(span=(first, None), every=every), float(gains[first]))
-        weights, sums = (np.concatenate([[0], values.cumsum()]) for values in (mass, part))
+        weights, sums = (
+            np.concatenate([[0], np.bincount(positions, values).cumsum()]) for values in (self.weight, self.weighted)
+        )
         gains = np.triu(self._gain(weights[None, :] - weights[:, None], sums[None, :] - sums[:, None]), 1)
         first, end = (int(i) for i in np.unravel_index(np.argmax(gains), gains.shape))
         if first < end and (first, end) != (0, len(weights) - 1):
             last = None if end == len(weights) - 1 else end - 1
             yield self._split(Position(span=(first, last)), float(gains[first, end]))
+
+    def _periods(self) -> Iterator[Split]:
+        """Every so-manyth position, of each period the phase that removes most."""
+        positions = self.sample.positions[self.leaf.at]
+        for every in range(2, min(LONGEST_PERIOD, (int(positions.max(initial=0)) + 1) // 3) + 1):
+            mass, part = (
+                np.bincount(positions % every, values).astype(np.float64) for values in (self.weight, self.weighted)
+            )
+            gains = self._gain(mass, part)
+            first = int(np.argmax(gains))
+            yield self._split(Position(span=(first, None), every=every), float(gains[first]))
 
     def _gain(self, inside: float | NDArray[np.float64], part: float | NDArray[np.float64]) -> NDArray[np.float64]:
         """Squared error removed by giving a part of the leaf and the rest their own means.

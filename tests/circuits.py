@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from neuronaut.benchmarks.suite.planting import gpt2_config
 from neuronaut.subject.model import Subject
 
 EPSILON, GAIN = 1e8, 1e4
@@ -296,21 +297,15 @@ def _neurons(model: PreTrainedModel, layer: int) -> _Neurons:
 def _gpt2_config(
     *, words: int, places: int, width: int, neurons: int, activation: str = "relu", layers: int = 2
 ) -> GPT2Config:
-    return GPT2Config(
-        vocab_size=words,
-        n_positions=places,
-        n_embd=width,
-        n_layer=layers,
-        n_head=HEADS,
-        n_inner=neurons,
-        activation_function=activation,
-        layer_norm_epsilon=EPSILON,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
+    return gpt2_config(
+        words=words,
+        positions=places,
+        width=width,
+        layers=layers,
+        heads=HEADS,
+        neurons=neurons,
+        epsilon=EPSILON,
+        activation=activation,
     )
 
 

@@ -174,9 +174,8 @@ class FeatureExaminer:
 
         Of a feature that is active nearly anywhere, a rule that lists what it does case by case is none.
         """
-        statistics = self._lab.evidence.statistics
-        active = statistics.density if statistics.active is None else statistics.active
-        if active <= DENSE or hypothesis.rule is None or can_be_told(hypothesis.rule):
+        active = self._lab.evidence.statistics.active
+        if active is None or active <= DENSE or hypothesis.rule is None or can_be_told(hypothesis.rule):
             return None
         table = f"the best rule is a table of {hypothesis.rule.length()} entries, no pattern"
         return f"above a tenth of its peak on {active:.0%} of all tokens, and {table}"

@@ -113,9 +113,8 @@ def _feature(view: View) -> list[str]:
     # Of all strengths: the weakest ones alternate with the strongest, so that room for some shows both.
     rows["Active windows"] = _from_both_ends(rows["Active windows"])
     parts = [f"{title}:\n{section(blocks, len(blocks), tokens=KNOWN[title])}" for title, blocks in rows.items()]
-    if view.statistics is not None:
-        share = view.statistics.density if view.statistics.active is None else view.statistics.active
-        parts.append(f"It is not silent on {share:.2%} of all tokens.")
+    if view.statistics is not None and view.statistics.active is not None:
+        parts.append(f"It is not silent on {view.statistics.active:.2%} of all tokens.")
     return [*parts, *_baseline(view)]
 
 

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from transformers import GPT2LMHeadModel
 
 from ...subject.model import Subject
-from ..suite.planting import relu_config
+from ..suite.planting import gpt2_config
 from ..suite.words import BOS, UNKNOWN, word_tokenizer
 from .programs import FOLDER, LENGTH, PROGRAMS, Program
 
@@ -128,7 +128,7 @@ def _empty_model(programs: Mapping[str, Compiled], *, width: int, heads: int, wo
     least = max(2 * width + 3, heads * max(one.key_size for one in programs.values()))
     size = -(-least // heads) * heads
     layers = max(one.layers for one in programs.values())
-    config = relu_config(
+    config = gpt2_config(
         words=words,
         positions=LENGTH + 1,
         width=size,

@@ -124,10 +124,18 @@ def _ids(scene: Scene) -> NDArray[np.int64]:
     return np.array([table[word] for text in scene.texts[:40] for word in text.split()])
 
 
-def relu_config(
-    *, words: int, positions: int, width: int, layers: int, heads: int, neurons: int, epsilon: float
+def gpt2_config(
+    *,
+    words: int,
+    positions: int,
+    width: int,
+    layers: int,
+    heads: int,
+    neurons: int,
+    epsilon: float,
+    activation: str = "relu",
 ) -> GPT2Config:
-    """The configuration of a GPT-2 with ReLU, untied embeddings and no dropout."""
+    """The configuration of a GPT-2 with untied embeddings and no dropout."""
     return GPT2Config(
         vocab_size=words,
         n_positions=positions,
@@ -135,7 +143,7 @@ def relu_config(
         n_layer=layers,
         n_head=heads,
         n_inner=neurons,
-        activation_function="relu",
+        activation_function=activation,
         layer_norm_epsilon=epsilon,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -153,7 +161,7 @@ def blank(plan: reading.Plan, *, neurons: int, own_heads: int = 0, bulk: float =
     """
     heads = len(reading.HEADS) + own_heads
     size = max(HEAD, -(-len(plan.channels) // heads))
-    config = relu_config(
+    config = gpt2_config(
         words=len(plan.words),
         positions=LONGEST + 1,
         width=heads * size,
