@@ -127,4 +127,4 @@ def _read(journal: Journal, reports: Sequence[Report]) -> _Measured:
 
 def _predict(rule: Rule, measured: _Measured, vocabulary: Sequence[str], scale: float) -> NDArray[np.bool_]:
     predicted = predict(rule, TokenGrid(vocabulary, measured.ids))
-    return predicted[np.arange(len(measured.pivots)), measured.pivots] >= ACTIVE * scale
+    return predicted[np.arange(len(measured.pivots)), measured.pivots] >= rule.fires_from(ACTIVE * scale)

@@ -44,13 +44,35 @@ EXAMPLE_SHARE, PIVOT_SHARE = 0.15, 0.05
 """Weight of all examples, and of all interventions' pivots, as a share of the background's."""
 
 
-class _Measured(NamedTuple):
-    """A feature's interventions with the measured activations, kept for learning again."""
+@dataclass(slots=True, eq=False)
+class _Measured:
+    """A feature's interventions with the measured activations, and what is kept for learning again."""
 
     evidence: TrainEvidence
     rows: Interventions
     activations: NDArray[np.float32]
     """At the pivots (row,)."""
+    windows: Windows | None = None
+    """The rows that experiments had measured the last time."""
+    start: "_Start | None" = None
+
+    def windows_of(self, observed: Observed, vocabulary: tuple[str, ...]) -> Windows:
+        """The measured rows, those that were there the last time as they were computed then."""
+        known = self.windows
+        if known is not None and np.array_equal(known.ids, observed.ids[: len(known.ids)]):
+            new = observed.ids[len(known.ids) :]
+            self.windows = known + Windows(vocabulary, new) if len(new) else known
+        else:
+            self.windows = Windows(vocabulary, observed.ids)
+        return self.windows
+
+
+class _Start(NamedTuple):
+    """What is learned from text and the explainer's own edits alone."""
+
+    sample: Sample
+    growth: Growth
+    rule: Rule | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +176,14 @@ class RuleExplainer:
         ]
         interventions = [self._intervene(evidence, batch) for evidence in explainable]
         measured = self._measure(batch.source, explainable, interventions)
-        learned = iter(
-            self._learn(evidence, batch, rows, activations)
-            for evidence, rows, activations in zip(explainable, interventions, measured, strict=True)
-        )
+        known = (_Measured(*parts) for parts in zip(explainable, interventions, measured, strict=True))
+        learned = (self._as_explanation(self._find_rule(batch, own), own) for own in known)
         return [abstained if abstained is not None else next(learned) for abstained in abstentions]
 
-    def learn(self, evidence: TrainEvidence, batch: TrainBatch, observed: Observed) -> Explanation:
+    def learn(self, evidence: TrainEvidence, batch: TrainBatch, observed: Observed, *, half: float) -> Explanation:
         """Learn an explanation that also holds for what experiments measured; without any it is that of `explain`.
+
+        A measured token above `half`, in the source's units, counts as active.
 
         The first call for a feature runs its interventions; later ones, with more or other observed windows, do not run
         the subject again. Raises NeuronautError where the observed windows are not as long as the batch's.
@@ -180,7 +202,8 @@ class RuleExplainer:
             rows = self._intervene(evidence, batch)
             (activations,) = self._measure(batch.source, [evidence], [rows])
             measured = self._measured[evidence.feature] = _Measured(evidence, rows, activations)
-        return self._learn(evidence, batch, measured.rows, measured.activations, observed)
+        learned = self._revise(batch, measured, observed, half) if len(observed) else self._find_rule(batch, measured)
+        return self._as_explanation(learned, measured)
 
     def _intervene(self, evidence: TrainEvidence, batch: TrainBatch) -> Interventions:
         return make_interventions(evidence, batch, count=self._interventions, seed=self._seed)
@@ -203,16 +226,8 @@ class RuleExplainer:
         )
         return np.split(activations * signs.astype(np.float32), np.cumsum(counts)[:-1])
 
-    def _learn(
-        self,
-        evidence: TrainEvidence,
-        batch: TrainBatch,
-        rows: Interventions,
-        activations: NDArray[np.float32],
-        observed: Observed | None = None,
-    ) -> Explanation:
-        learned = self._find_rule(evidence, batch, rows, activations, observed=observed)
-        rule, predictor = learned.rule, learned.predictor
+    def _as_explanation(self, learned: "_Learned", measured: _Measured) -> Explanation:
+        evidence, rule, predictor = measured.evidence, learned.rule, learned.predictor
         if rule is None:
             reason = "no token condition predicts it better than its mean on text that was kept from learning"
             return Explanation(evidence.feature, None, self.name, reason=reason, status="no_pattern")
@@ -227,60 +242,57 @@ class RuleExplainer:
             predictor=predictor.to_json() if predictor is not None else None,
             seen=tuple(sorted(digests)),
             provenance={
-                "context": context_needed(activations, rows),
+                "context": context_needed(measured.activations, measured.rows),
                 "length": rule.length(),
                 **self.settings,
                 **learned.provenance,
             },
         )
 
-    def _find_rule(
-        self,
-        evidence: TrainEvidence,
-        batch: TrainBatch,
-        rows: Interventions,
-        activations: NDArray[np.float32],
-        *,
-        observed: Observed | None,
-    ) -> _Learned:
-        """Grow a tree, and choose the clauses of its rule that hold, or that explain what was measured."""
-        keeps = ~rows.only(TUNE)
-        growth = replace(self._growth, positions=depends_on_position(rows, activations, evidence.statistics.peak))
-        sample = self._build_sample(_train_side(evidence, batch), rows, activations, keeps, LEARNING)
-        growth = replace(growth, prior=growth.prior + 0.3 * float(sample.weight.max()))
-        if observed is None or not len(observed):
-            long = induce(sample, grow(sample, growth))
-            if long is None:
-                return _Learned(None)
-            ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth=growth)
-            chosen = choose(ground, long, size=self._rule_size)
-            if chosen is None:
-                return _Learned(None)
-            curve = [point._asdict() for point in chosen.curve]
-            predictor = long if predicts_better(ground, long, chosen.rule) else None
-            return _Learned(chosen.rule, predictor, {"curve": curve, "checked_on": checked_on})
-        pivot_weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / max(int(keeps.sum()), 1)
-        scale = {"pivot_weight": pivot_weight, "half": evidence.statistics.peak / 2}
-        rule = revise(sample, growth, observed, **scale)
+    def _begin(self, batch: TrainBatch, measured: _Measured) -> _Start:
+        """Grow a tree on text and the explainer's own edits, once a feature."""
+        if measured.start is None:
+            evidence, rows, activations = measured.evidence, measured.rows, measured.activations
+            growth = replace(self._growth, positions=depends_on_position(rows, activations, evidence.statistics.peak))
+            side = _train_side(evidence, batch)
+            sample = self._build_sample(side, rows, activations, ~rows.only(TUNE), LEARNING)
+            growth = replace(growth, prior=growth.prior + 0.3 * float(sample.weight.max()))
+            measured.start = _Start(sample, growth, induce(sample, grow(sample, growth)))
+        return measured.start
+
+    def _find_rule(self, batch: TrainBatch, measured: _Measured) -> _Learned:
+        """Choose the clauses of the tree's rule that hold."""
+        start = self._begin(batch, measured)
+        if start.rule is None:
+            return _Learned(None)
+        ground, checked_on = self._build_ground(batch, measured, growth=start.growth)
+        chosen = choose(ground, start.rule, size=self._rule_size)
+        if chosen is None:
+            return _Learned(None)
+        curve = [point._asdict() for point in chosen.curve]
+        predictor = start.rule if predicts_better(ground, start.rule, chosen.rule) else None
+        return _Learned(chosen.rule, predictor, {"curve": curve, "checked_on": checked_on})
+
+    def _revise(self, batch: TrainBatch, measured: _Measured, observed: Observed, half: float) -> _Learned:
+        """Learn what also explains what experiments measured, and choose its clauses where words cannot tell it."""
+        start = self._begin(batch, measured)
+        windows = measured.windows_of(observed, batch.vocabulary)
+        edits = max(int((~measured.rows.only(TUNE)).sum()), 1)
+        weight = PIVOT_SHARE * (batch.background.ids >= 0).sum() / edits
+        rule = revise(
+            start.sample, start.growth, observed, windows=windows, start=start.rule, pivot_weight=weight, half=half
+        )
         if rule is None or can_be_told(rule):
             return _Learned(rule)
-        ground, checked_on = self._build_ground(evidence, batch, rows, activations, growth=growth, observed=observed)
+        ground, checked_on = self._build_ground(batch, measured, growth=start.growth, observed=observed)
         chosen = choose(ground, rule, size=self._rule_size)
         if chosen is None:
             return _Learned(rule, provenance={"checked_on": checked_on})
-        half = scale["half"]
         wrong, before = (count_wrong(r, observed, batch.vocabulary, half=half) for r in (chosen.rule, rule))
         return _Learned(chosen.rule, rule if before < wrong else None, {"checked_on": checked_on})
 
     def _build_ground(
-        self,
-        evidence: TrainEvidence,
-        batch: TrainBatch,
-        rows: Interventions,
-        activations: NDArray[np.float32],
-        *,
-        growth: Growth,
-        observed: Observed | None = None,
+        self, batch: TrainBatch, measured: _Measured, *, growth: Growth, observed: Observed | None = None
     ) -> tuple[Ground, str]:
         """The tokens that clauses are chosen on, and which windows they must hold on.
 
@@ -288,6 +300,7 @@ class RuleExplainer:
         Where the feature has too few tune windows these are the quarter of the training documents that was kept
         from fitting.
         """
+        evidence, rows, activations = measured.evidence, measured.rows, measured.activations
         train, tune = self._choosing_side(evidence, batch), _tune_side(evidence, batch)
         active = sum(e.peak > 0 and e.kind in ("top", "quantile") for e in evidence.tune)
         mass = int((batch.background.ids >= 0).sum())
@@ -295,7 +308,7 @@ class RuleExplainer:
         names = [f"measured window {i}" for i in range(len(observed.ids) if observed is not None else 0)]
         each = float(sample.weight.max() / 2)  # a pivot counts as much as one of the explainer's own
         if observed is not None:
-            sample = join(sample, observed, pivot_weight=each)
+            sample = join(sample, observed, measured.windows_of(observed, batch.vocabulary), pivot_weight=each)
         if tune is None or active < MIN_TUNE:
             kept = np.concatenate([train.documents, np.array([*np.array(rows.documents)[~rows.only(TUNE)], *names])])
             numbers = np.unique(kept, return_inverse=True)[1]
@@ -307,7 +320,7 @@ class RuleExplainer:
             ), "kept_train"
         checked = self._build_sample(tune, rows, activations, rows.only(TUNE), CHOOSING)
         if observed is not None:
-            checked = join(checked, observed, pivot_weight=each)
+            checked = join(checked, observed, measured.windows_of(observed, batch.vocabulary), pivot_weight=each)
         learned, kept = (
             np.array([*side.documents, *np.array(rows.documents)[own], *names])
             for side, own in ((train, ~rows.only(TUNE)), (tune, rows.only(TUNE)))

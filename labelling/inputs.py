@@ -161,8 +161,12 @@ class EvidenceLoader:
         columns: Mapping[Feature, Columns] | None = None,
         *,
         split: Split = "holdout",
+        peaks: Mapping[Feature, float] | None = None,
     ) -> dict[Feature, Holdout]:
-        """Load what scorers are given of the same features: the holdout, or `select`."""
+        """Load what scorers are given of the same features: the holdout, or `select`.
+
+        A feature fires from half of its peak on, or of what stands for it in `peaks`.
+        """
         random = self._require_random(split)
         if columns is None:
             features = [part.feature for part in evidence]
@@ -173,7 +177,7 @@ class EvidenceLoader:
             self.subject,
             self.source,
             {e.feature: [example for example in e.examples if example.split == split] for e in evidence},
-            {e.feature: e.statistics.peak for e in evidence},
+            peaks or {e.feature: e.statistics.peak for e in evidence},
             random,
             drawn=drawn,
             seed=self._seed,

@@ -76,7 +76,9 @@ class Ground:
     def mask(self, condition: Condition) -> NDArray[np.bool_]:
         """Where a condition holds, (N,)."""
         if condition not in self._masks:
-            self._masks[condition] = self._join(*(sample.mask(condition) for sample in self._samples))
+            self._masks[condition] = np.concatenate(
+                [sample.holds(condition, used) for sample, used in zip(self._samples, self._used, strict=True)]
+            )
         return self._masks[condition]
 
     def matched(self, clause: Clause) -> NDArray[np.int64]:

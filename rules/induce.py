@@ -144,7 +144,7 @@ class _Fit:
 
     def _mask(self, condition: Condition) -> NDArray[np.bool_]:
         if condition not in self._masks:
-            self._masks[condition] = self._sample.mask(condition)[self._used]
+            self._masks[condition] = self._sample.holds(condition, self._used)
         return self._masks[condition]
 
 

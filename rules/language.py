@@ -303,6 +303,17 @@ class Rule(_Part, frozen=True):
         fields = self.model_dump(mode="json", exclude_defaults=True)
         return json.dumps({"version": self.version, **fields}, ensure_ascii=False, separators=(",", ":"))
 
+    def fires_from(self, half: float) -> float:
+        """Above which prediction the rule says that the unit fires, where it does above `half`.
+
+        Half of the rule's own highest value, at most `half`: a rule holds means, and these are below what the unit can
+        do where its activation varies, though the rule says rightly where that is.
+        """
+        highest = max(
+            max(clause.value, *clause.gains.values()) if clause.gains else clause.value for clause in self.any
+        )
+        return min(half, highest / 2) if highest > 0 else half
+
     def length(self) -> int:
         """The number of conditions, token strings in them, and gains."""
         conditions = [*self.unless, *(part for clause in self.any for part in (*clause.when, *clause.unless))]

@@ -89,7 +89,7 @@ def disagreements(rule: Rule, observed: Observed, *, vocabulary: Sequence[str], 
     rows, positions = np.nonzero(observed.measured)
     true = observed.activations[rows, positions]
     predicted = predict(rule, TokenGrid(vocabulary, observed.ids))[rows, positions]
-    wrong = (true > half) != (predicted > half)
+    wrong = (true > half) != (predicted > rule.fires_from(half))
     pivots: dict[tuple[int, int], list[int]] = defaultdict(list)
     for offset in OFFSETS:
         inside = np.flatnonzero(positions + offset >= 0)

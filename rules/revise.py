@@ -33,15 +33,25 @@ RAISE = 4.0
 PATIENCE = 5
 
 
-def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: float, half: float) -> Rule | None:
+def revise(
+    sample: Sample,
+    growth: Growth,
+    observed: Observed,
+    *,
+    windows: Windows,
+    start: Rule | None,
+    pivot_weight: float,
+    half: float,
+) -> Rule | None:
     """The rule for a sample and measured windows; None where no condition stands out.
 
-    `pivot_weight` is what a measured pivot counts at first, `half` the activation that parts active from silent.
+    `windows` are the rows of `observed`, `start` is the rule of the sample alone, `pivot_weight` is what a measured
+    pivot counts at first, `half` the activation that parts active from silent.
     """
-    joined = join(sample, observed, pivot_weight=pivot_weight)
+    joined = join(sample, observed, windows, pivot_weight=pivot_weight)
     pivots = np.concatenate([_find_edits(sample), len(sample.activation) + np.flatnonzero(observed.measured)])
     measure = Measure(joined, pivots, text=len(sample.activation), half=half)
-    best = induce(sample, grow(sample, growth))
+    best = start
     least, fewest, since = measure.cost(best) if best is not None else np.inf, len(pivots), 0
     raised = np.ones(len(pivots), np.float32)
     while since < PATIENCE:
@@ -51,7 +61,7 @@ def revise(sample: Sample, growth: Growth, observed: Observed, *, pivot_weight: 
             wrong = joined.activation[pivots] > half
         else:
             rule = measure.refit(rule)  # raised weights choose conditions, they do not set values
-            wrong, cost = measure.wrong(measure.predict(rule)), measure.cost(rule)
+            wrong, cost = measure.wrong(rule, measure.predict(rule)), measure.cost(rule)
             if cost < least:
                 best, least = rule, cost
         since = 0 if wrong.sum() < fewest else since + 1
@@ -75,7 +85,7 @@ def _alone(sample: Sample, weight: NDArray[np.float32]) -> NDArray[np.bool_]:
     return counts & edited[:, None]
 
 
-def join(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:
+def join(sample: Sample, observed: Observed, windows: Windows, *, pivot_weight: float) -> Sample:
     """The sample with the measured windows behind its own ones, each pivot with `pivot_weight`, or less if many."""
     mass = float(sample.weight.sum() + sample.check.sum())
     each = min(pivot_weight, SHARE * mass / max(len(observed), 1))
@@ -83,7 +93,7 @@ def join(sample: Sample, observed: Observed, *, pivot_weight: float) -> Sample:
     weight = measured.astype(np.float32) * np.float32(each)
     return replace(
         sample,
-        own=Windows(sample.vocabulary, np.concatenate([sample.own.ids, observed.ids])),
+        own=sample.own + windows,
         activation=np.concatenate([sample.activation, np.where(measured, observed.activations.ravel(), 0)]),
         weight=np.concatenate([sample.weight, weight]),
         check=np.concatenate([sample.check, weight]),
@@ -96,17 +106,10 @@ def _reweight(sample: Sample, pivots: NDArray[np.int64], raised: NDArray[np.floa
     weight, check = sample.weight.copy(), sample.check.copy()
     weight[pivots] *= raised
     check[pivots] *= raised
-    return replace(sample, weight=weight, check=check)
+    return sample.reweighted(weight, check)
 
 
 def count_wrong(rule: Rule, observed: Observed, vocabulary: tuple[str, ...], *, half: float) -> int:
     """How many measured pivots the rule puts on the wrong side of half the peak."""
-    active = _predict_pivots(rule, observed, vocabulary) > half
+    active = predict(rule, TokenGrid(vocabulary, observed.ids))[observed.measured] > rule.fires_from(half)
     return int((active != (observed.activations[observed.measured] > half)).sum())
-
-
-def _predict_pivots(rule: Rule | None, observed: Observed, vocabulary: tuple[str, ...]) -> NDArray[np.floating]:
-    """A rule's predictions at measured pivots, (pivot,); no rule predicts silence."""
-    if rule is None:
-        return np.zeros(len(observed))
-    return predict(rule, TokenGrid(vocabulary, observed.ids))[observed.measured]

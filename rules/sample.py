@@ -6,6 +6,8 @@ and the edited windows that were run through the subject). Flat arrays have one 
 background's first. N tokens, V vocabulary entries; V itself stands for "before the window", and for padding.
 """
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .evaluate import TokenGrid, matches
-from .language import CLASSES, Class, Condition, Induction, Inside, Repeat
+from .language import CLASSES, Class, Condition, Induction, Inside, Repeat, Token
 
 OFFSETS = (0, -1, -2, -3, -4)
 """Offsets at which sets of tokens are tried, nearest first."""
@@ -33,10 +35,21 @@ BOOLEAN: tuple[Condition, ...] = (
 class Windows:
     """Windows of token ids (row, position), padding negative, and what can be computed from them alone."""
 
-    def __init__(self, vocabulary: tuple[str, ...], ids: NDArray[np.integer]) -> None:
+    def __init__(
+        self, vocabulary: tuple[str, ...], ids: NDArray[np.integer], *, parts: Sequence["Windows"] = ()
+    ) -> None:
+        """With `parts`, whose rows these are one after another, what they know already is joined."""
         self.ids = ids.astype(np.int32)
-        self.grid = TokenGrid(vocabulary, self.ids)
-        self._vocabulary, self._size = vocabulary, len(vocabulary)
+        self._vocabulary, self._size, self._parts = vocabulary, len(vocabulary), parts
+
+    def __add__(self, other: "Windows") -> "Windows":
+        """The rows of both."""
+        return Windows(self._vocabulary, np.concatenate([self.ids, other.ids]), parts=(self, other))
+
+    @cached_property
+    def grid(self) -> TokenGrid:
+        """The windows as codes of the distinct strings in them."""
+        return TokenGrid(self._vocabulary, self.ids)
 
     @cached_property
     def ids_of(self) -> dict[str, list[int]]:
@@ -59,18 +72,32 @@ class Windows:
     @cached_property
     def boolean(self) -> NDArray[np.float32]:
         """Where each of `BOOLEAN` holds, as 0 and 1, (condition, row * position)."""
+        if self._parts:
+            return np.concatenate([part.boolean for part in self._parts], axis=1)
         return np.stack([matches(condition, self.grid).ravel() for condition in BOOLEAN]).astype(np.float32)
 
     @cached_property
     def first(self) -> NDArray[np.bool_]:
         """Where a token stands in its window for the first time, (row * position,)."""
+        if self._parts:
+            return np.concatenate([part.first for part in self._parts])
         return (self.grid.present & (self.grid.since_first(0) == 0)).ravel()
 
     def mask(self, condition: Condition) -> NDArray[np.bool_]:
         """Where a condition holds, (row * position,)."""
         if condition in BOOLEAN:
             return self.boolean[BOOLEAN.index(condition)] > 0
+        if self._parts:
+            return np.concatenate([part.mask(condition) for part in self._parts])
         return matches(condition, self.grid).ravel()
+
+    def boolean_sums(self, at: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sums of values (token, column) over the tokens at `at` where each of `BOOLEAN` holds, (condition, column)."""
+        if 2 * len(at) < self.ids.size:
+            return self.boolean[:, at] @ values
+        whole = np.zeros((self.ids.size, values.shape[1]), np.float32)
+        whole[at] = values
+        return self.boolean @ whole
 
 
 @dataclass(frozen=True)
@@ -109,9 +136,9 @@ class Sample:
         return {offset: places[tokens] for offset, tokens in self.tokens.items()}
 
     @cached_property
-    def firsts(self) -> NDArray[np.int64]:
-        """Indices of the tokens that stand in their window for the first time."""
-        return np.flatnonzero(np.concatenate([self.background.first, self.own.first]))
+    def firsts(self) -> NDArray[np.bool_]:
+        """Which tokens stand in their window for the first time, (N,)."""
+        return np.concatenate([self.background.first, self.own.first])
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -123,21 +150,54 @@ class Sample:
         """Each token's position in its window, (N,)."""
         return np.arange(len(self.activation)) % self.own.ids.shape[1]
 
+    def reweighted(self, weight: NDArray[np.float32], check: NDArray[np.float32]) -> "Sample":
+        """The same tokens with other weights; what was computed of the tokens is kept."""
+        other = copy(self)
+        vars(other).update(weight=weight, check=check)
+        return other
+
     def mask(self, condition: Condition) -> NDArray[np.bool_]:
         """Where a condition holds, (N,)."""
         return np.concatenate([self.background.mask(condition), self.own.mask(condition)])
 
-    def boolean_sums(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Sums of values (N, column) over the tokens where each of `BOOLEAN` holds, (condition, column)."""
-        split = self.background.ids.size
-        at, own = self._own_boolean
-        inside = self.background.boolean @ values[:split] + own @ values[split:][at]
-        return inside.astype(np.float32)
-
     @cached_property
-    def _own_boolean(self) -> tuple[slice | NDArray[np.int64], NDArray[np.float32]]:
-        """Tokens of the own rows, and where each of `BOOLEAN` holds of them. Experiments measure one token in many."""
-        if self.exact is None:
-            return slice(None), self.own.boolean
-        at = np.flatnonzero((self.weight + self.check)[self.background.ids.size :] > 0)
-        return at, self.own.boolean[:, at]
+    def _spelled(self) -> dict[str, list[int]]:
+        """The places in `used` of the tokens that spell each string."""
+        places: dict[str, list[int]] = {}
+        for place, token in enumerate(self.used.tolist()):
+            places.setdefault(self.vocabulary[token], []).append(place)
+        return places
+
+    def holds(self, condition: Condition, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Where a condition holds of the tokens with these ascending indices, (token,)."""
+        if isinstance(condition, Token) and not condition.within:
+            return self._named(condition)[self.codes[condition.at][at]]
+        if isinstance(condition, Token) and isinstance(condition.within, int):
+            named = self._named(condition)
+            within = np.zeros(len(at), np.bool_)
+            for back in range(1, condition.within + 1):
+                within |= named[self.codes[0][np.maximum(at - back, 0)]] & (self.positions[at] >= back)
+            return within
+        if condition in BOOLEAN:
+            number, split = BOOLEAN.index(condition), self.background.ids.size
+            before = int(np.searchsorted(at, split))
+            parts = self.background.boolean[number][at[:before]], self.own.boolean[number][at[before:] - split]
+            return np.concatenate(parts) > 0
+        return self.mask(condition)[at]
+
+    def _named(self, condition: Token) -> NDArray[np.bool_]:
+        """Which of `used` the condition names, False for what stands before a window, (U + 1,)."""
+        named = np.zeros(len(self.used) + 1, np.bool_)
+        named[[place for string in condition.any for place in self._spelled.get(string, ())]] = True
+        return named
+
+    def boolean_sums(self, at: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sums of values (token, column) over the tokens at `at`, ascending, where each of `BOOLEAN` holds.
+
+        -> (condition, column).
+        """
+        split = self.background.ids.size
+        before = int(np.searchsorted(at, split))
+        return self.background.boolean_sums(at[:before], values[:before]) + self.own.boolean_sums(
+            at[before:] - split, values[before:]
+        )

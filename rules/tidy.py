@@ -65,11 +65,11 @@ class Measure:
         weight, true = self._weight[at], self.activation[at]
         constant = float((weight * (true - np.average(true, weights=weight)) ** 2).sum())
         unexplained = float((weight * (true - predicted[at]) ** 2).sum())
-        return unexplained / max(constant, 1e-30) + float(self.wrong(predicted).mean()) ** 0.5
+        return unexplained / max(constant, 1e-30) + float(self.wrong(rule, predicted).mean()) ** 0.5
 
-    def wrong(self, predicted: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Which pivots are put on the wrong side of half the peak, (pivot,)."""
-        return (predicted[self._pivots] > self.half) != self._active
+    def wrong(self, rule: Rule, predicted: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which pivots a rule with these predictions puts on the wrong side of half the peak, (pivot,)."""
+        return (predicted[self._pivots] > rule.fires_from(self.half)) != self._active
 
     def refit(self, rule: Rule) -> Rule:
         """The same conditions, with values that are the means of the tokens that the clause decides."""
@@ -88,7 +88,7 @@ class Measure:
 
     def _mask(self, condition: Condition) -> NDArray[np.bool_]:
         if condition not in self._masks:
-            self._masks[condition] = self._sample.mask(condition)[self._used]
+            self._masks[condition] = self._sample.holds(condition, self._used)
         return self._masks[condition]
 
     def _values(self, clause: Clause) -> NDArray[np.float32]:
@@ -107,11 +107,11 @@ def shorten_rule(rule: Rule, measure: Measure) -> Rule:
         return rule
     predicted = measure.predict(rule)
     allowed = measure.error(predicted) * (1 + TOLERANCE) + 1e-9 * measure.error(np.zeros_like(predicted))
-    wrong = int(measure.wrong(predicted).sum())
+    wrong = int(measure.wrong(rule, predicted).sum())
 
     def is_good(candidate: Rule) -> bool:
         predicted = measure.predict(candidate)
-        return int(measure.wrong(predicted).sum()) <= wrong and measure.error(predicted) <= allowed
+        return int(measure.wrong(candidate, predicted).sum()) <= wrong and measure.error(predicted) <= allowed
 
     while (shorter := next(filter(is_good, _shorter_rules(rule)), None)) is not None:
         rule = shorter

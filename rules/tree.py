@@ -141,10 +141,13 @@ class _View:
 
     def _earlier(self) -> Iterator[Split]:
         """A token that stands anywhere earlier: of all, the one that removes most in either direction."""
-        firsts, size = self.sample.firsts, len(self.sample.used) + 1
-        ids = self.sample.codes[0][firsts]
+        size, width = len(self.sample.used) + 1, self.sample.own.ids.shape[1]
+        rows, places = np.unique(self.sample.rows[self.leaf.at], return_inverse=True)
+        own = places * width + self.sample.positions[self.leaf.at]
+        firsts = self.sample.firsts.reshape(-1, width)[rows]
+        ids = self.sample.codes[0].reshape(-1, width)[rows][firsts]
         sums, masses, spread = (
-            np.bincount(ids, self._after(values)[firsts], size).astype(np.float64, copy=False)
+            np.bincount(ids, _after(values, own, firsts.shape)[firsts], size).astype(np.float64, copy=False)
             for values in (self.weighted, self.weight, self.spread)
         )
         gains = self._gain(masses, sums)
@@ -156,13 +159,6 @@ class _View:
             if signed[token] > 0:
                 yield self._split(Token(any=self._names([token]), within="any"), float(signed[token]))
 
-    def _after(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """For every token of the sample the sum of the leaf's values behind it in its window, (N,)."""
-        whole = np.zeros(len(self.sample.activation))
-        whole[self.leaf.at] = values
-        windows = whole.reshape(-1, self.sample.own.ids.shape[1])
-        return (windows.sum(axis=1, keepdims=True) - windows.cumsum(axis=1)).ravel()
-
     def _shift(self, offset: int) -> NDArray[np.int64]:
         """Tokens' codes `offset` positions before the leaf's tokens, U before the window's start."""
         before = self.sample.codes[0][np.maximum(self.leaf.at - offset, 0)].astype(np.int64)
@@ -171,9 +167,8 @@ class _View:
 
     def _conditions(self) -> Iterator[Split]:
         own = {*self.leaf.when, *self.leaf.unless}
-        values = np.zeros((len(self.sample.activation), 2), np.float32)
-        values[self.leaf.at, 0], values[self.leaf.at, 1] = self.weight, self.weighted
-        inside, part = self.sample.boolean_sums(values).astype(np.float64).T
+        values = np.stack([self.weight, self.weighted], axis=1).astype(np.float32)
+        inside, part = self.sample.boolean_sums(self.leaf.at, values).astype(np.float64).T
         for condition, gain in zip(BOOLEAN, self._gain(inside, part).tolist(), strict=True):
             named = self.leaf.named and isinstance(condition, Class) and condition.at == 0
             if condition not in own and not named:
@@ -217,6 +212,13 @@ class _View:
     def _split(self, condition: Condition, gain: float) -> Split:
         length = len(condition.any) - 1 if isinstance(condition, Token) else 1  # a token says more than its class
         return Split(condition, gain * (1 - self.growth.brevity * length))
+
+
+def _after(values: NDArray[np.float64], at: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """For every token the sum of the values behind it in its window: values (n,) at flat places -> (window, token)."""
+    windows = np.zeros(shape)
+    windows.ravel()[at] = values
+    return windows.sum(axis=1, keepdims=True) - windows.cumsum(axis=1)
 
 
 def _best_set(
@@ -280,7 +282,7 @@ def _witnessed(sample: Sample, leaf: Leaf, growth: Growth) -> bool:
 
 
 def _children(sample: Sample, leaf: Leaf, condition: Condition, growth: Growth) -> tuple[Leaf, Leaf]:
-    mask = sample.mask(condition)[leaf.at]
+    mask = sample.holds(condition, leaf.at)
     named = leaf.named or names_current(condition)
     inside, outside = leaf.at[mask], leaf.at[~mask]
     return (

@@ -86,14 +86,21 @@ def evaluate(
 
 
 def agreement(
-    true: ArrayLike, predicted: ArrayLike, mask: ArrayLike | None = None, *, threshold: float, seed: int = 0
+    true: ArrayLike,
+    predicted: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    threshold: float,
+    fires_from: float | None = None,
+    seed: int = 0,
 ) -> Measured:
     """Balanced accuracy of "above the threshold": the mean of the hit rates on active and on silent tokens.
 
-    Arrays are (window, position), the threshold is in activation units; 0.5 is chance, whatever the mix. None where all
-    predictions are on one side of the threshold.
+    Arrays are (window, position), the threshold is in activation units; `fires_from` is that of predictions, where it
+    is another one. 0.5 is chance, whatever the mix. None where all predictions are on one side of theirs.
     """
-    return _measure(partial(_agreement, threshold=threshold), _Windows.of(true, predicted, mask), seed)
+    prepare = partial(_agreement, threshold=threshold, fires_from=fires_from)
+    return _measure(prepare, _Windows.of(true, predicted, mask), seed)
 
 
 def difference(
@@ -103,15 +110,18 @@ def difference(
     mask: ArrayLike | None = None,
     *,
     threshold: float,
+    fires_from: tuple[float | None, float | None] = (None, None),
     seed: int = 0,
 ) -> dict[str, Measured]:
     """Every metric of the prediction minus that of the baseline, with the paired interval. Arguments as `evaluate`.
 
-    The metrics of `evaluate`, and the agreement.
+    The metrics of `evaluate`, and the agreement, with `fires_from` of both (see `agreement`).
     """
     ours, theirs = _Windows.of(true, predicted, mask), _Windows.of(true, baseline, mask)
-    metrics = {**_metrics(threshold), "agreement": partial(_agreement, threshold=threshold)}
-    return {name: _measure(partial(_minus, prepare, theirs), ours, seed) for name, prepare in metrics.items()}
+    metrics = {name: (prepare, prepare) for name, prepare in _metrics(threshold).items()}
+    own, other = (partial(_agreement, threshold=threshold, fires_from=value) for value in fires_from)
+    metrics["agreement"] = (own, other)
+    return {name: _measure(partial(_minus, own, other, theirs), ours, seed) for name, (own, other) in metrics.items()}
 
 
 class _UndefinedError(Exception):
@@ -186,11 +196,11 @@ def _draws(windows: int, seed: int) -> Floats:
     return counts
 
 
-def _minus(prepare: Prepare, baseline: _Windows, windows: _Windows) -> Statistic:
-    ours = prepare(windows)
+def _minus(own: Prepare, other: Prepare, baseline: _Windows, windows: _Windows) -> Statistic:
+    ours = own(windows)
     try:
         baseline.check()
-        theirs = prepare(baseline)
+        theirs = other(baseline)
     except _UndefinedError as undefined:
         raise _UndefinedError(f"baseline: {undefined}") from undefined
     return lambda counts: ours(counts) - theirs(counts)
@@ -274,9 +284,9 @@ def _auroc(windows: _Windows, *, threshold: float) -> Statistic:
     return statistic
 
 
-def _agreement(windows: _Windows, *, threshold: float) -> Statistic:
+def _agreement(windows: _Windows, *, threshold: float, fires_from: float | None = None) -> Statistic:
     active, silent = _active_and_silent(windows, threshold)
-    predicted_active = windows.predicted > threshold
+    predicted_active = windows.predicted > (threshold if fires_from is None else fires_from)
     _check_answers(predicted_active, windows.mask)
     parts = (active & predicted_active, active, silent & ~predicted_active, silent)
     per_window = np.stack([part.sum(axis=1) for part in parts], axis=1).astype(np.float64)

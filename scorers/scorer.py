@@ -153,7 +153,11 @@ def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:
             # What is predicted on a scale of 0 to 10 has no error in activation units.
             del metrics["explained_variance"]
         if own.examples in PAIRED:
-            metrics["agreement"] = agreement(true, predicted, predicted_mask, threshold=own.threshold, seed=seed)
+            level = own.provenance.get("fires_from")
+            fires_from = level if isinstance(level, float) else None
+            metrics["agreement"] = agreement(
+                true, predicted, predicted_mask, threshold=own.threshold, fires_from=fires_from, seed=seed
+            )
         return metrics
     return {
         "balanced_accuracy": agreement(true, predicted, predicted_mask, threshold=own.threshold, seed=seed),

@@ -2,8 +2,9 @@
 
 Nothing is calibrated on the holdout. Pearson's r (over all tokens at once), explained variance and AUROC (a token
 is active above half of the feature's peak) are taken on each holdout set, and on the counterfactual set
-also the agreement: balanced accuracy of "above half of the peak". A longer rule that an explanation keeps as its
-predictor is scored beside it, under the scorer's name PREDICTOR.
+also the agreement: balanced accuracy of "above half of the peak", where a prediction is above half of the highest one
+that its rule or table makes, at most half of the peak (`Rule.fires_from`). A longer rule that an explanation keeps as
+its predictor is scored beside it, under the scorer's name PREDICTOR.
 """
 
 from collections.abc import Iterator, Mapping
@@ -84,7 +85,8 @@ class RuleSimulator:
         self, rule: Rule, case: Case, name: str, windows: ScoredWindows, *, scorer: str
     ) -> Iterator[Judgements]:
         curve = {"curve": _curve(rule, case, windows)} if scorer == self.name and len(rule.any) > 1 else {}
-        for role, values in _predict_roles(rule, case, windows).items():
+        half = case.holdout.peak / 2
+        for role, (values, fires_from) in _predict_roles(rule, case, windows, half).items():
             yield Judgements(
                 scorer=scorer,
                 examples=name,
@@ -92,10 +94,10 @@ class RuleSimulator:
                 kind="activation",
                 true=windows.true,
                 predicted=windows.at(values),
-                threshold=case.holdout.peak / 2,
+                threshold=half,
                 windows=windows.digests,
                 missing={} if len(windows.ids) else {"no holdout windows": 1},
-                provenance={"by": "rule", **(curve if role == "explanation" else {})},
+                provenance={"by": "rule", "fires_from": fires_from, **(curve if role == "explanation" else {})},
             )
 
 
@@ -112,15 +114,20 @@ def _curve(rule: Rule, case: Case, windows: ScoredWindows) -> list[dict[str, obj
     return points
 
 
-def _predict_roles(rule: Rule, case: Case, windows: ScoredWindows) -> dict[Role, NDArray[np.float32]]:
-    grid = TokenGrid(case.holdout.vocabulary, windows.ids)
-    predictions: dict[Role, NDArray[np.float32]] = {
-        "explanation": predict(rule, grid),
-        **token_predictions(case.baselines, windows.ids),
-    }
-    if case.baselines is not None and case.baselines.other_rule is not None:
-        predictions["other_rule"] = predict(case.baselines.other_rule, grid)
-    return predictions
+def _predict_roles(
+    rule: Rule, case: Case, windows: ScoredWindows, half: float
+) -> dict[Role, tuple[NDArray[np.float32], float]]:
+    """What each role predicts of every token, and above which prediction it says "fires"."""
+    grid, baselines = TokenGrid(case.holdout.vocabulary, windows.ids), case.baselines
+    roles: dict[Role, tuple[NDArray[np.float32], float]] = {"explanation": (predict(rule, grid), rule.fires_from(half))}
+    if baselines is None:
+        return roles
+    highest = {"token_rule": baselines.token_rule.max(), "token_table": baselines.token_table.max()}
+    for role, values in token_predictions(baselines, windows.ids).items():
+        roles[role] = values, min(half, float(highest[role]) / 2)
+    if (other := baselines.other_rule) is not None:
+        roles["other_rule"] = predict(other, grid), other.fires_from(half)
+    return roles
 
 
 def token_predictions(baselines: Baselines | None, ids: NDArray[np.int64]) -> dict[Role, NDArray[np.float32]]:

@@ -70,7 +70,7 @@ class World:
 
     def learned(self, name: str, observed: Observed) -> Explanation:
         batch = self.batch(name)
-        return self.explainer.learn(batch.features[0], batch, observed)
+        return self.explainer.learn(batch.features[0], batch, observed, half=batch.features[0].statistics.peak / 2)
 
     def observed(self, name: str, rows: Sequence[Sequence[str]], pivots: Sequence[int]) -> Observed:
         index = {token: i for i, token in enumerate(self.subject.vocabulary)}
@@ -171,20 +171,23 @@ def test_a_name_that_only_accompanies_the_cause_goes_once_it_is_measured_alone()
     observed = Observed.at(scan, [6] * 10, [0.0] * 5 + [1.0] * 5)
     before = induce(sample, grow(sample, Growth()))
     assert before is not None and before.any[0].when == (Token(any=(" Haven",)),)
-    after = revise(sample, Growth(), observed, pivot_weight=1.0, half=0.5)
+    windows = Windows(SPELLED, observed.ids)
+    after = revise(sample, Growth(), observed, windows=windows, start=before, pivot_weight=1.0, half=0.5)
     assert after is not None
     assert [(clause.when, clause.unless) for clause in after.any] == [((Token(any=(" New",), at=-1),), ())]
 
 
 def test_learning_again_does_not_run_the_subject(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     batch, observed = world.batch("price"), world.scan("price", carriers=1)
-    first = world.explainer.learn(batch.features[0], batch, observed)
+    first = world.explainer.learn(batch.features[0], batch, observed, half=batch.features[0].statistics.peak / 2)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the subject was run again")
 
     monkeypatch.setattr(world.subject, "read", refuse)
-    assert world.explainer.learn(batch.features[0], batch, observed) == first
+    assert (
+        world.explainer.learn(batch.features[0], batch, observed, half=batch.features[0].statistics.peak / 2) == first
+    )
 
 
 def test_what_has_no_short_rule_is_told_as_far_as_it_can_be(world: World) -> None:

@@ -84,7 +84,7 @@ class BehaviourExaminer:
         except NeuronautError as error:
             return {"reason": str(error)}
 
-    def indescribable(self, hypothesis: Hypothesis) -> None:
+    def indescribable(self, hypothesis: Hypothesis, grading: str | None) -> None:
         """Nothing is indescribable here: a circuit is always a list of nodes."""
 
     @staticmethod

@@ -19,7 +19,7 @@ from ...rules.language import Rule
 from .controls import claims
 from .graph import State, StopCode
 from .hypotheses import NULLS, Hypothesis
-from .judging import ODDS, Outcome, outcome_of
+from .judging import HITS, ODDS, RESOLVED, Outcome, cause_odds, outcome_of
 from .run import InvestigationRun
 from .target import Finalist, Question, Shortfall, run_controls
 from .view import Rival
@@ -66,9 +66,9 @@ class Conclusion:
         rows, hypotheses = self._finalists(), self._run.hypotheses()
         outcome = outcome_among(rows, *self._run.rival_state())
         leader = hypotheses.get(outcome.leader or "")
-        table = None if leader is None else self._run.examiner.indescribable(leader)
+        table = None if leader is None else self._run.examiner.indescribable(leader, outcome.grading)
         if table is None and outcome.answer == "open" and (longer := self._longer()) is not None:
-            table = self._run.examiner.indescribable(longer)
+            table = self._run.examiner.indescribable(longer, None)
         answer, reason = (outcome.answer, outcome.reason) if table is None else ("no_explanation", table)
         body = {
             "hypothesis": outcome.leader,
@@ -93,18 +93,37 @@ class Conclusion:
         return None if longer is None else Hypothesis(text="a longer rule", rule=Rule.model_validate(longer))
 
     def _finalists(self) -> list[Finalist]:
-        """The rules that are too likely to be left aside, compared on `select`, once."""
+        """The rules that are too likely to be left aside, compared on `select`, once.
+
+        Those within the wanted odds of the leader, and those that were out for their levels alone: what makes it fire
+        they say as rightly as the leader. So a null that leads by its many values is displaced by a cause.
+        """
         run = self._run
         event = run.journal.event_of(run.id, "finalists")
         if event is not None:
             return [Finalist(**row) for row in event["rows"]]
-        likely = [r for r in run.rival_state().rivals if r.status == "live"]
-        among = {r.name: r.hypothesis for r in likely if likely[0].log_odds - r.log_odds <= log(ODDS)}
-        rules = {name: h for name, h in among.items() if h.rule is not None and h.kind not in NULLS}
-        if len(rules) < 2 or likely[0].name not in rules:  # a null that leads is not displaced
+        rivals, experiments, observations = run.rival_state()
+        leader = next((rival for rival in rivals if rival.status == "live"), None)
+        if leader is None or leader.hypothesis.kind == "no_pattern":
+            return []
+        is_null = leader.hypothesis.kind in NULLS  # which odds of levels alone do not displace
+
+        def is_likely(rival: Rival) -> bool:
+            if not is_null and rival.status == "live" and leader.log_odds - rival.log_odds <= log(ODDS):
+                return True
+            if rival.resolved < RESOLVED or (rival.cause or 0.0) < HITS:
+                return False
+            return (cause_odds(rival.name, leader.name, experiments, observations) or 0.0) >= 0
+
+        among = {
+            rival.name: rival.hypothesis
+            for rival in rivals
+            if rival.hypothesis.rule is not None and rival.hypothesis.kind not in NULLS and is_likely(rival)
+        }
+        if not among or list(among) == [leader.name]:
             return []
         with run.charged("finalists", "finalists"):
-            rows = run.examiner.compare(rules)
+            rows = run.examiner.compare(among)
         run.event("finalists", {"rows": [row._asdict() for row in rows]}, key="finalists")
         return rows
 

@@ -37,9 +37,10 @@ from .target import Examined, Finalist, Question, Shortfall
 
 RANDOM_CONTROLS = 3
 """Other units whose activations stand in for the feature's."""
-LEAST_AGREEMENT = {"counterfactual": 0.75, "context": 0.65}
-"""Below this balanced accuracy on the holdout's pairs an explanation is not supported, whatever its odds. Half of the
-context pairs flip, so that a rule without context has 0.5 there."""
+LEAST_AGREEMENT = 0.75
+"""Below this balanced accuracy on the holdout's pairs an explanation is not supported, whatever its odds."""
+PAIRS: dict[str, Question] = {"counterfactual": "counterfactual", "context": "context"}
+"""The sets of pairs, by the question that stays open; of the context pairs a rule without context has 0.5."""
 
 COMPARED = ("top_random", "counterfactual")
 """Sets of `select` on which finalists are compared."""
@@ -58,9 +59,13 @@ class Holdouts(NamedTuple):
     evidence: Evidence
     columns: Mapping[Feature, Columns]
 
-    def read(self, split: Split) -> Holdout:
-        """The holdout, or `select`."""
-        return self.loader.holdouts([self.evidence], self.columns, split=split)[self.evidence.feature]
+    def read(self, split: Split, scale: float) -> Holdout:
+        """The holdout, or `select`. It fires there from half of `scale` on, as in experiments.
+
+        The highest activation of all text may be many times that of its strongest examples.
+        """
+        peaks = {self.evidence.feature: scale}
+        return self.loader.holdouts([self.evidence], self.columns, split=split, peaks=peaks)[self.evidence.feature]
 
 
 class FeatureExaminer:
@@ -107,7 +112,7 @@ class FeatureExaminer:
 
     @cached_property
     def _select(self) -> Holdout:
-        return self._holdouts.read("select")
+        return self._holdouts.read("select", self._lab.scale)
 
     def compare(self, finalists: Mapping[str, Hypothesis]) -> list[Finalist]:
         """The finalists on the natural and the edited windows of `select`; without those that have no value there."""
@@ -126,7 +131,7 @@ class FeatureExaminer:
 
     def holdout(self, text: str, hypothesis: Hypothesis) -> Examined:
         """All scores on the holdout, of the label that there was before as well; to be called once."""
-        holdout = self._holdouts.read("holdout")
+        holdout = self._holdouts.read("holdout", self._lab.scale)
         pairs = context_pairs(
             self._lab.subject,
             self._lab.source,
@@ -153,7 +158,10 @@ class FeatureExaminer:
             ours, theirs = (windows.at(predict(rule, grid)) for rule in (hypothesis.rule, parse_rule(label.rule)))
             known = ~np.isnan(windows.true)
             true, ours, theirs = (np.where(known, side, 0.0) for side in (windows.true, ours, theirs))
-            for metric, measured in difference(true, ours, theirs, known, threshold=holdout.peak / 2).items():
+            half = holdout.peak / 2
+            levels = hypothesis.rule.fires_from(half), parse_rule(label.rule).fires_from(half)
+            measures = difference(true, ours, theirs, known, threshold=half, fires_from=levels)
+            for metric, measured in measures.items():
                 if metric in ADDED:
                     yield {"examples": name, "metric": metric, **asdict(measured)}
 
@@ -169,16 +177,21 @@ class FeatureExaminer:
     def roles(self, hypothesis: Hypothesis) -> None:
         """No roles: a feature has no nodes."""
 
-    def indescribable(self, hypothesis: Hypothesis) -> str | None:
+    def indescribable(self, hypothesis: Hypothesis, grading: str | None) -> str | None:
         """Why a hypothesis is no explanation although it predicts; None where it says something.
 
-        Of a feature that is active nearly anywhere, a rule that lists what it does case by case is none.
+        Of a feature that is active nearly anywhere, a rule that lists what it does case by case is none. Nor is a
+        cause whose `grading` is open: of such a feature it is the question how strongly it fires.
         """
         active = self._lab.evidence.statistics.active
-        if active is None or active <= DENSE or hypothesis.rule is None or can_be_told(hypothesis.rule):
+        if active is None or active <= DENSE or hypothesis.rule is None:
             return None
-        table = f"the best rule is a table of {hypothesis.rule.length()} entries, no pattern"
-        return f"above a tenth of its peak on {active:.0%} of all tokens, and {table}"
+        dense = f"above a tenth of its peak on {active:.0%} of all tokens"
+        if grading is not None:
+            return f"{dense}, and how strongly is open: {grading}"
+        if can_be_told(hypothesis.rule):
+            return None
+        return f"{dense}, and the best rule is a table of {hypothesis.rule.length()} entries, no pattern"
 
     def random_control(self, experiments: Sequence[Experiment], supported: Supported) -> ControlResult | None:
         """Whether other units' activations on the same inputs leave the leader unsupported; None without others."""
@@ -194,15 +207,15 @@ class FeatureExaminer:
     def shortfall(scores: Sequence[Score]) -> Shortfall | None:
         """Why an explanation with these holdout scores is not supported; None where it may be."""
         for score in scores:
-            least = LEAST_AGREEMENT.get(score.examples) if score.metric == "agreement" else None
-            if least is None:
+            question = PAIRS.get(score.examples) if score.metric == "agreement" else None
+            if question is None:
                 continue
-            question: Question = "context" if score.examples == "context" else "counterfactual"
             if score.reason == CONSTANT:
                 why = f"one prediction for all {score.examples} pairs of the holdout, which tells nothing apart"
                 return Shortfall(question, why)
-            if score.value is not None and score.value < least:
-                why = f"agreement of {score.value:.3f} on the {score.examples} pairs of the holdout, wanted {least}"
+            if score.value is not None and score.value < LEAST_AGREEMENT:
+                pairs = f"the {score.examples} pairs of the holdout"
+                why = f"agreement of {score.value:.3f} on {pairs}, wanted {LEAST_AGREEMENT}"
                 return Shortfall(question, why)
         natural = next((s for s in scores if (s.examples, s.metric) == ("top_random", "correlation")), None)
         if natural is not None and natural.ci_low is not None and natural.ci_low <= 0:

@@ -2,11 +2,12 @@
 
 The odds of a rival move against those of the leader of the time by the log-likelihood ratio of the observed levels,
 over the items on which the two differ; where these are more than EFFECTIVE, the ratio is scaled down to so many,
-since items of one experiment are not independent. One that was wrong before is taken at its word less: the share of
-slips in its forecasts is that of its misses so far, counted together with RECORD items that slip as often as anyone
-may. So what is mostly right is not beaten by the base rate, which is never sure of anything. A hypothesis that is put
-up later does not count what was known before: it enters ENTRY nats below the best rival of that time. Among equals
-the shorter leads. An item that was measured before counts once. Whatever is said by anyone changes nothing here.
+since items of one experiment are not independent. A forecast is taken for what came of such forecasts before: that of
+a level is counted together, as CREDIT items, with the levels that were seen where the same rival expected this one. So
+what is right about where a unit fires, and not about how strongly or how surely, is not beaten by the base rate. A
+hypothesis that is put up later does not count what was known before: it enters ENTRY nats below the best rival of that
+time. Among equals the shorter leads. An item that was measured before counts once. Whatever is said by anyone changes
+nothing here.
 
 Of a feature two questions are asked. What makes it fire, at half of its scale or more, is the cause, and the verdict
 is on that; how strongly it fires is its grading, which may stay open while the cause is proven. Of a behaviour the
@@ -34,10 +35,10 @@ from numpy.typing import NDArray
 
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import NULLS, Hypothesis
-from .levels import LEVELS, SLIP, Forecast, base_rate, brier, expects_silence, fires, forecast, levels_of, with_slip
+from .levels import LEVELS, Forecast, base_rate, brier, expects_silence, fire_odds, fires, forecast, levels_of
 from .view import Rival, Status, Term
 
-FORMULA = "verdicts-2"
+FORMULA = "verdicts-3"
 """Names this arithmetic, with that of levels.py, in stored verdicts: another one may come to other verdicts."""
 RESOLVED, SILENCES, ODDS, HITS = 8, 3, 20.0, 0.75
 TESTED = 4
@@ -45,8 +46,8 @@ TESTED = 4
 EFFECTIVE = 6.0
 """Items of one experiment that count in full."""
 ENTRY = log(10)
-RECORD = 25
-"""Items of which every hypothesis is believed to have slipped on a share of SLIP."""
+CREDIT = 12.0
+"""Items for which a forecast counts beside what came of such forecasts before."""
 TELLING = 0.3
 """Total variation between two forecasts of an item from which on they differ."""
 STRONG = LEVELS.index("strong")
@@ -70,8 +71,11 @@ class _Tally:
     right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     seen: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     """Items by level that was seen: on how many the likeliest level was that one, and how many there were."""
-    caused: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 2)))
-    """Items by whether they were expected to fire and whether they did."""
+    came: NDArray[np.float64] = field(default_factory=lambda: np.zeros((4, 4)))
+    """Items by the level it thought likeliest and by the one seen; those of one experiment are EFFECTIVE at most."""
+    expected: list[float] = field(default_factory=list)
+    fired: list[bool] = field(default_factory=list)
+    """What it expected of each item that it had an opinion on, and whether that fired."""
 
     def __post_init__(self) -> None:
         self.prior = self.log_odds
@@ -82,19 +86,22 @@ class _Tally:
         self.terms.append(term)
 
     def believed(self, forecasts: Forecast, expected: Sequence[float | None]) -> Forecast:
-        """The forecasts with as many slips as are on record; where there was no opinion they stay."""
-        misses, items = float((self.seen - self.right).sum()), float(self.seen.sum())
-        slip = max(SLIP, (misses + SLIP * RECORD) / (items + RECORD))
+        """The forecasts together with what came of such before; where there was no opinion they stay."""
+        before = self.came[forecasts.argmax(axis=1)]
+        known = (CREDIT * forecasts + before) / (CREDIT + before.sum(axis=1, keepdims=True))
         sure = np.array([value is not None for value in expected])
-        return np.where(sure[:, None], with_slip(forecasts, slip), forecasts)
+        return np.where(sure[:, None], known, forecasts)
 
-    def resolve(self, forecasts: Forecast, observed: NDArray[np.int64]) -> None:
+    def resolve(self, expected: Sequence[float], forecasts: Forecast, observed: NDArray[np.int64]) -> None:
         """Counts what was expected of some items, and seen."""
         self.resolved += 1
         self.brier += brier(forecasts, observed)
-        np.add.at(self.right, observed, forecasts.argmax(axis=1) == observed)
+        likeliest = forecasts.argmax(axis=1)
+        np.add.at(self.right, observed, likeliest == observed)
         np.add.at(self.seen, observed, 1)
-        np.add.at(self.caused, (fires(forecasts).astype(int), (observed == STRONG).astype(int)), 1)
+        np.add.at(self.came, (likeliest, observed), min(1.0, EFFECTIVE / len(observed)))
+        self.expected += expected
+        self.fired += (observed == STRONG).tolist()
 
     @property
     def hits(self) -> float | None:
@@ -103,9 +110,11 @@ class _Tally:
 
     @property
     def cause(self) -> float | None:
-        seen = self.caused.sum(axis=0)
-        met = seen > 0
-        return float((np.diag(self.caused)[met] / seen[met]).mean()) if met.any() else None
+        """Balanced share of items that fire, and of those that do not, as it expects; None without one of both."""
+        fired, said = np.array(self.fired, np.bool_), fires(self.expected, max(self.expected, default=0.0))
+        if fired.all() or not fired.any():
+            return None
+        return float(np.mean([(said[part] == fired[part]).mean() for part in (fired, ~fired)]))
 
 
 class OddsUpdater:
@@ -148,21 +157,9 @@ class OddsUpdater:
             self._tallies.setdefault(prediction.hypothesis, _Tally(entry))
         values = observed_values(experiment, observations)
         if values is not None and counts_for_odds(experiment, self._kind):
-            new = self._mark_new(experiment)
+            new = _mark_new(experiment, self._met)
             if new.any():
                 self._resolve(hypotheses, experiment, levels_of(values, experiment.design["readout"]), new)
-
-    def _mark_new(self, experiment: Experiment) -> NDArray[np.bool_]:
-        """Which items were not measured before; from now on they were.
-
-        A response is known by its window up to the pivot, an effect by what it is of and by the draw of prompts.
-        """
-        new, draw = [], experiment.args.get("prompts")
-        for item in experiment.design["items"]:
-            item_key = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
-            new.append(item_key not in self._met)
-            self._met.add(item_key)
-        return np.array(new, np.bool_)
 
     def _resolve(
         self,
@@ -190,11 +187,25 @@ class OddsUpdater:
             sure = np.array([value is not None for value in expected[name]])
             if sure.any():
                 tally.silences += expects_silence(expected[name])
-                tally.resolve(mine[sure], observed[sure])
+                values = [value for value in expected[name] if value is not None]
+                tally.resolve(values, mine[sure], observed[sure])
         best = _best(self._tallies)
         for name, tally in self._tallies.items():
             if hypotheses[name].kind not in NULLS and tally.resolved > 1 and tally.log_odds < best - log(ODDS):
                 tally.status = "refuted"
+
+
+def _mark_new(experiment: Experiment, met: set[object]) -> NDArray[np.bool_]:
+    """Which items were not met before; from now on they were.
+
+    A response is known by its window up to the pivot, an effect by what it is of and by the draw of prompts.
+    """
+    new, draw = [], experiment.args.get("prompts")
+    for item in experiment.design["items"]:
+        item_key = tuple(item["ids"][: item["pivot"] + 1]) or (draw, json.dumps(item["about"], sort_keys=True))
+        new.append(item_key not in met)
+        met.add(item_key)
+    return np.array(new, np.bool_)
 
 
 def _term(experiment: str, against: str, mine: Forecast, other: Forecast, observed: NDArray[np.int64]) -> Term:
@@ -270,36 +281,41 @@ def outcome_of(
     live = [rival for rival in rivals if rival.status == "live"]
     if not live:
         return Outcome("open", None, "no hypothesis was put up")
-    leader = next((rival for rival in live if rival.name == name), live[0])
-    alike, same_cause = _alike(leader.name, experiments, observations)
+    leader = next((rival for rival in rivals if rival.name == name), live[0])
+    alike = _alike(leader.name, experiments, observations)
     if leader.hypothesis.kind == "no_pattern":
         tested = sum(bool(e.predictions) and observed_values(e, observations) is not None for e in experiments)
         if tested < TESTED:
             return Outcome("open", leader.name, f"only {tested} experiments were run, wanted {TESTED}", alike)
         return Outcome("no_explanation", leader.name, "nothing predicts better than the base rate", alike)
-    rest = [rival for rival in live if rival is not leader and rival.name not in alike]
-    others = [rival for rival in rest if rival.name not in same_cause]
-    graded = [_too_close(leader, [rival for rival in rest if rival not in others]), _too_few("level", leader.hits)]
     is_feature = _is_of_feature(experiments)
+    leads = {r.name: leader.log_odds - r.log_odds for r in live if r is not leader and r.name not in alike}
+    graded = dict[str, float]()
+    for other in list(leads) if is_feature else ():
+        cause = cause_odds(leader.name, other, experiments, observations)
+        if cause is None:
+            graded[other] = leads.pop(other)
+        else:
+            leads[other] = max(leads[other], cause)
     faults = [
         f"only {leader.resolved} of its predictions are resolved, wanted {RESOLVED}" * (leader.resolved < RESOLVED),
         f"only {leader.silences} of them are on silence, wanted {SILENCES}" * (leader.silences < SILENCES),
-        "no rival ever predicted otherwise" * (not others),
-        _too_close(leader, others),
+        "no rival ever predicted otherwise" * (not leads),
+        _too_close(leads),
         _too_few("cause", leader.cause) if is_feature else _too_few("level", leader.hits),
     ]
     if unmet := "; ".join(filter(None, faults)):
         return Outcome("open", leader.name, f"what makes it fire is open: {unmet}" if is_feature else unmet, alike)
-    grading = "; ".join(filter(None, graded)) if is_feature else ""
+    grading = "; ".join(filter(None, [_too_close(graded), _too_few("level", leader.hits)])) if is_feature else ""
     return Outcome("supported", leader.name, "it met every bar", alike, grading or None)
 
 
-def _too_close(leader: Rival, others: Sequence[Rival]) -> str:
-    """What is to be said where one of the others is too likely."""
-    nearest = max(others, key=lambda rival: rival.log_odds, default=None)
-    if nearest is None or (lead := leader.log_odds - nearest.log_odds) > log(ODDS):
+def _too_close(leads: Mapping[str, float]) -> str:
+    """What is to be said where one of the others is too likely; the log odds over each."""
+    nearest = min(leads, key=lambda name: leads[name], default=None)
+    if nearest is None or (lead := leads[nearest]) > log(ODDS):
         return ""
-    return f"its odds are {exp(min(lead, 20)):.3g} to 1 over {nearest.name}, wanted {ODDS:g}"
+    return f"its odds are {exp(min(lead, 20)):.3g} to 1 over {nearest}, wanted {ODDS:g}"
 
 
 def _too_few(what: str, hits: float | None) -> str:
@@ -348,15 +364,40 @@ def _is_of_feature(experiments: Sequence[Experiment]) -> bool:
     return any(e.predictions and e.design["readout"] == "response" for e in experiments)
 
 
-def _alike(
-    leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Rivals that predicted along with the leader and never differed from it on anything that bears on the odds.
+def cause_odds(
+    first: str, second: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]
+) -> float | None:
+    """The log odds of one cause of a feature over another, whatever levels go with them.
 
-    First those that never did at all, then those that never expected another cause.
+    Only new items count of which the two expect different things, as EFFECTIVE of an experiment at most. None where
+    there are none.
     """
-    met: dict[str, tuple[bool, bool]] = {}
+    met: set[object] = set()
+    rows: list[tuple[Sequence[float], list[list[float | None]], NDArray[np.bool_]]] = []
+    for experiment in experiments:
+        values = observed_values(experiment, observations)
+        if values is None or not counts_for_odds(experiment, "feature"):
+            continue
+        new = np.flatnonzero(_mark_new(experiment, met)).tolist()
+        said = {p.hypothesis: p.expected for p in experiment.predictions}
+        if first in said and second in said and new:
+            fired = levels_of(values, experiment.design["readout"])[new] == STRONG
+            rows.append((experiment.base, [[said[name][i] for i in new] for name in (first, second)], fired))
+    highest = [max((v or 0.0 for _, both, _ in rows for v in both[side]), default=0.0) for side in (0, 1)]
+    terms = []
+    for base, both, fired in rows:
+        ours, theirs = (fire_odds(*side, base) for side in zip(both, highest, strict=True))
+        differ = np.abs(ours - theirs) > TELLING
+        if differ.any():
+            own, other = (np.where(fired, odds, 1 - odds)[differ] for odds in (ours, theirs))
+            terms.append(float(np.log(own / other).sum()) * min(1.0, EFFECTIVE / int(differ.sum())))
+    return sum(terms) if terms else None
+
+
+def _alike(leader: str, experiments: Sequence[Experiment], observations: Mapping[str, Observation]) -> tuple[str, ...]:
+    """Rivals that predicted along with the leader and never differed from it on anything that bears on the odds."""
     kind = "feature" if _is_of_feature(experiments) else "behaviour"
+    differed: dict[str, bool] = {}
     for experiment in experiments:
         mine = forecasts(experiment, leader)
         if mine is None or observed_values(experiment, observations) is None:
@@ -365,15 +406,9 @@ def _alike(
             continue
         for prediction in experiment.predictions:
             if prediction.hypothesis != leader:
-                theirs = forecast(prediction.expected, experiment.base)
-                differed, other_cause = met.get(prediction.hypothesis, (False, False))
-                apart = np.abs(mine - theirs)[:, STRONG] > TELLING
-                met[prediction.hypothesis] = (
-                    differed or bool(differing_items(mine, theirs).any()),
-                    other_cause or bool(apart.any()),
-                )
-    alike, same_cause = (tuple(name for name, differed in met.items() if not differed[i]) for i in (0, 1))
-    return alike, same_cause
+                name, theirs = prediction.hypothesis, forecast(prediction.expected, experiment.base)
+                differed[name] = differed.get(name, False) or bool(differing_items(mine, theirs).any())
+    return tuple(name for name, apart in differed.items() if not apart)
 
 
 def _rank(known: Mapping[str, _Tally], hypotheses: Mapping[str, Hypothesis], kind: str) -> tuple[Rival, ...]:

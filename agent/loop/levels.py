@@ -25,6 +25,8 @@ MIDDLE: dict[Level, float] = {"reversed": -0.5, "silent": 0.0, "weak": 0.3, "str
 """The value that stands for a level where someone names only the level."""
 
 SPREAD, SLOPE, SLIP = 0.05, 0.15, 0.08
+FIRES, STILL_FIRES = 0.85, 0.1
+"""The probability of firing where a hypothesis expects it, and where it does not."""
 
 Forecast = NDArray[np.float64]
 """(item, level); rows sum to 1."""
@@ -39,9 +41,21 @@ def levels_of(values: Sequence[float], readout: Readout = "effect") -> NDArray[n
     return np.searchsorted(EDGES, np.maximum(np.asarray(values, np.float64), lowest), side="right")
 
 
-def fires(forecasts: Forecast) -> NDArray[np.bool_]:
-    """Whether each item is expected to fire, at half of the scale or more, whatever its level: (item, level)."""
-    return forecasts[:, LEVELS.index("strong")] >= 0.5
+def fires(expected: Sequence[float], highest: float) -> NDArray[np.bool_]:
+    """Which items are expected to fire, by what a hypothesis expects of them, in units of the scale.
+
+    They fire from half of the highest that it expects of any item on, at most half of the scale: a rule that holds
+    means says rightly what makes a unit fire, though its mean is below what the unit can do.
+    """
+    return np.asarray(expected, np.float64) >= (min(ACTIVE, highest / 2) if highest > 0 else ACTIVE)
+
+
+def fire_odds(expected: Sequence[float | None], highest: float, base: Sequence[float]) -> NDArray[np.float64]:
+    """The probability of firing that a hypothesis gives each item, (item,); the base rate where it says nothing."""
+    known = [value for value in expected if value is not None]
+    odds = np.full(len(expected), base[LEVELS.index("strong")])
+    odds[[value is not None for value in expected]] = np.where(fires(known, highest), FIRES, STILL_FIRES)
+    return odds
 
 
 def expects_silence(expected: Sequence[float | None]) -> bool:
@@ -65,11 +79,6 @@ def forecast(expected: Sequence[float | None], base: Sequence[float]) -> Forecas
     # Rules say few different things of many items.
     distributions = {value: base if value is None else _around(value) for value in set(expected)}
     return np.array([distributions[value] for value in expected], np.float64).reshape(-1, 4)
-
-
-def with_slip(forecasts: Forecast, slip: float) -> Forecast:
-    """Forecasts of expected values with another share of slips than SLIP."""
-    return slip / len(LEVELS) + (1 - slip) * (forecasts - SLIP / len(LEVELS)) / (1 - SLIP)
 
 
 def base_rate(counts: Sequence[float]) -> tuple[float, ...]:

@@ -152,7 +152,7 @@ class Examiner(Protocol):
         """Whether the experiments leave the leader unsupported where another is measured; None where there is none."""
         ...
 
-    def indescribable(self, hypothesis: Hypothesis) -> str | None:
+    def indescribable(self, hypothesis: Hypothesis, grading: str | None) -> str | None:
         """Why a hypothesis is no explanation although it predicts; None where it is one."""
         ...
 

@@ -135,7 +135,8 @@ def _in_order(calls: Sequence[Call], seed: int) -> list[Call]:
 def _is_dense(claim: Hypothesis, view: View) -> bool:
     """Whether it expects activity nearly everywhere, so that hardly any experiment could ask it for silence."""
     assert claim.rule is not None, "weaker versions are rules"
-    active = [value > view.scale / 2 for example in view.examples for value in simulate(claim.rule, example.tokens)]
+    least = claim.rule.fires_from(view.scale / 2)
+    active = [value > least for example in view.examples for value in simulate(claim.rule, example.tokens)]
     return sum(active) > DENSE * len(active)
 
 

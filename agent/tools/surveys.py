@@ -39,7 +39,7 @@ class LearnRule(FeatureTool[LearnArgs]):
 
     name = "learn_rule"
     survey = True
-    version = 3
+    version = 4
 
     def __init__(self) -> None:
         self._explainers: WeakKeyDictionary[FeatureLab, dict[int, RuleExplainer]] = WeakKeyDictionary()
@@ -53,9 +53,9 @@ class LearnRule(FeatureTool[LearnArgs]):
         return Design("Which rule fits all that is known?", "response", (), plan)
 
     def measure(self, design: Design, lab: FeatureLab) -> Measured:
-        """The share of measurements on the right side of half the peak; no effect where there are none."""
+        """The share of measurements on the right side of half the scale; no effect where there are none."""
         explainer = self._explainer(lab, design.plan["interventions"])
-        learned = explainer.learn(lab.evidence, lab.batch, lab.observed)
+        learned = explainer.learn(lab.evidence, lab.batch, lab.observed, half=_half(lab))
         tables: dict[str, Any] = {"status": learned.status, "text": learned.text, "reason": learned.reason}
         fit: Mean | None = None
         if learned.rule is not None:
@@ -137,14 +137,14 @@ class KnownExplanations(FeatureTool[KnownArgs]):
 
 
 def _half(lab: FeatureLab) -> float:
-    return lab.evidence.statistics.peak / 2
+    return lab.scale / 2
 
 
 def _fit(rule: Rule, lab: FeatureLab) -> Mean:
-    """The share of measurements that the rule has on the right side of half the peak."""
+    """The share of measurements that the rule has on the right side of half the scale."""
     observed = lab.observed
     predictions = predict(rule, TokenGrid(lab.vocabulary, observed.ids))[observed.measured]
-    right = (predictions > _half(lab)) == (observed.activations[observed.measured] > _half(lab))
+    right = (predictions > rule.fires_from(_half(lab))) == (observed.activations[observed.measured] > _half(lab))
     return mean(right.astype(float).tolist(), seed=lab.seed)
 
 
