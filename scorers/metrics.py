@@ -27,6 +27,9 @@ FEWEST_WINDOWS = 3
 CONSTANT = "every answer is the same"
 """The reason of a metric of answers that tell nothing apart, which has no value."""
 
+CONSTANT_PREDICTION = "constant prediction"
+"""The reason of a correlation with what is predicted to be the same everywhere."""
+
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 """From counts (draw, window) to one value a draw, NaN where the draw leaves the metric undefined."""
@@ -209,7 +212,7 @@ def _minus(own: Prepare, other: Prepare, baseline: _Windows, windows: _Windows) 
 def _correlation(windows: _Windows) -> Statistic:
     mask = windows.mask
     t = _standard(windows.true, mask, "constant activations")
-    p = _standard(windows.predicted, mask, "constant prediction")
+    p = _standard(windows.predicted, mask, CONSTANT_PREDICTION)
     per_window = np.stack([x.sum(axis=1) for x in (mask, t, p, t * t, p * p, t * p)], axis=1)
 
     def statistic(counts: Floats) -> Floats:

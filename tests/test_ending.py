@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import log
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from neuronaut.agent.loop.closing import last_calls
 from neuronaut.agent.loop.conclusion import outcome_among
 from neuronaut.agent.loop.hypotheses import Hypothesis
-from neuronaut.agent.loop.judging import outcome_of, rank_rivals
+from neuronaut.agent.loop.judging import cause_odds, outcome_of, rank_rivals
 from neuronaut.agent.loop.levels import levels_of
 from neuronaut.agent.loop.run import RivalState
 from neuronaut.agent.loop.target import Finalist
@@ -125,6 +126,40 @@ def test_rivals_that_grade_otherwise_leave_the_grading_open_alone() -> None:
     plays.hypotheses["H4"] = claim(" river", " sea")
     plays.add([0.0] * PER, H2=0.0, H3=0.0, H4=1.0)
     assert plays.outcome().answer == "supported", "H4 predicted another cause, and was wrong"
+
+
+def test_a_rule_of_means_is_right_about_the_cause() -> None:
+    """It expects 0.35 where the unit fires at 1: its levels are missed, its cause is not, and no null beats it."""
+    plays = Plays({"H1": NULL, "H2": claim(" river"), "H3": claim(" lake")})
+    for number in range(16):
+        plays.add([float(number % 2)] * PER, H2=0.35 * (number % 2), H3=0.35 * (1 - number % 2))
+    leader, *_ = plays.state.rivals
+    assert leader.name == "H2" and leader.cause == 1.0 and leader.hits == 0.5
+    outcome = plays.outcome()
+    assert outcome.answer == "supported" and outcome.grading is not None
+
+
+def test_without_an_item_that_fired_no_cause_is_hit() -> None:
+    plays = Plays({"H1": NULL, "H2": claim(" river"), "H3": claim(" lake")})
+    for number in range(12):
+        plays.add([0.0] * PER, H2=0.0, H3=float(number % 2))
+    leader = next(rival for rival in plays.state.rivals if rival.name == "H2")
+    assert leader.cause is None
+    assert "no item shows whether it hits the cause" in outcome_of(*plays.state, name="H2").reason
+
+
+def test_causes_are_weighed_apart_from_levels() -> None:
+    """H3 grades what H2 says only roughly; H4 is of another cause, which half of what fires refutes."""
+    plays = Plays({"H1": NULL, "H2": claim(" river"), "H3": claim(" river"), "H4": claim(" lake")})
+    for _ in range(6):
+        plays.add([1.0] * 3 + [0.6] * 3, H2=1.0, H3=[1.0] * 3 + [0.6] * 3, H4=[1.0] * 3 + [0.0] * 3)
+        plays.add([0.0] * PER, H2=0.0, H3=0.0, H4=0.0)
+    _, *seen = plays.state
+    assert cause_odds("H2", "H3", *seen) is None, "they never expected another cause"
+    ahead = cause_odds("H2", "H4", *seen)
+    assert ahead is not None and ahead == pytest.approx(6 * 3 * log(0.85 / 0.1))
+    assert cause_odds("H4", "H2", *seen) == pytest.approx(-ahead)
+    assert cause_odds("H2", "H1", *seen) != cause_odds("H4", "H1", *seen)
 
 
 def test_of_finalists_the_shortest_that_predicts_as_well_is_the_answer() -> None:

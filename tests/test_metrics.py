@@ -138,6 +138,15 @@ def test_what_is_not_scored_makes_no_answers_differ() -> None:
     assert auroc(true, answers, mask, threshold=0.5).reason == CONSTANT
 
 
+def test_predictions_may_have_a_threshold_of_their_own() -> None:
+    """A rule of means is right about where the unit fires, though it never says how strongly that is at best."""
+    true, means = np.tile([[0.0], [1.0]], (6, 1)), np.tile([[0.0], [0.3]], (6, 1))
+    assert agreement(true, means, threshold=0.5).reason == CONSTANT
+    assert agreement(true, means, threshold=0.5, fires_from=0.15).value == 1.0
+    ahead = difference(true, means, true, threshold=0.5, fires_from=(0.15, None))["agreement"]
+    assert ahead.value == 0.0, "both are right"
+
+
 def test_pearson_is_pooled_signed_and_blind_to_scale() -> None:
     true = np.array([[0.0, 1.0], [10.0, 11.0], [20.0, 21.0]])
     within_only = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])

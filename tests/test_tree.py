@@ -1,6 +1,7 @@
 """Growing a tree and inducing a rule from it, on synthetic activations of which the condition is known."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from neuronaut.rules.evaluate import TokenGrid, clause_matches, predict
 from neuronaut.rules.induce import induce
 from neuronaut.rules.language import Clause, Condition, Position, Rule, Token
-from neuronaut.rules.sample import Sample, Windows
+from neuronaut.rules.sample import BOOLEAN, Sample, Windows
 from neuronaut.rules.tree import Growth, Leaf, grow
 
 VOCABULARY = (" New", " Haven", " river", " dry", " bell", " storm", " red", " 7", ' "', " the", " a", " cat", " .")
@@ -242,6 +243,35 @@ def test_leaves_cover_the_sample_once_and_predict_what_their_conditions_say(trut
     for leaf in leaves:
         tree[leaf.at] = leaf.predicted
     np.testing.assert_allclose(predict(Rule(any=tuple(clauses)), grid).ravel(), tree, rtol=1e-6)
+
+
+SEVERAL: tuple[Condition, ...] = (
+    Token(any=("Fabius", "self")),
+    Token(any=("Fabius", "self"), at=-1),
+    Token(any=("Fabius", "self"), within=4),
+    Token(any=("Fabius", "self"), within="any"),
+    Position(span=(3, 7)),
+    *BOOLEAN,
+)
+
+
+@pytest.mark.parametrize("truth", TRUTHS[:2])
+def test_conditions_on_some_tokens_and_on_parts_of_the_windows_are_those_on_all(truth: Truth) -> None:
+    sample = sample_of(truth)
+    halves = [Windows(VOCABULARY, part) for part in np.array_split(sample.own.ids, 2)]
+    parted = replace(sample, own=halves[0] + halves[1])
+    named = VOCABULARY[sample.own.ids[0, 0]], VOCABULARY[sample.own.ids[0, 1]]
+    at = np.flatnonzero(np.random.default_rng(0).random(len(sample.activation)) < 0.3)
+    for condition in SEVERAL:
+        asked = condition.model_copy(update={"any": named}) if isinstance(condition, Token) else condition
+        whole = sample.mask(asked)
+        np.testing.assert_array_equal(sample.holds(asked, at), whole[at], err_msg=str(asked))
+        np.testing.assert_array_equal(parted.holds(asked, at), whole[at], err_msg=str(asked))
+        np.testing.assert_array_equal(parted.mask(asked), whole, err_msg=str(asked))
+    values = np.random.default_rng(1).random((len(at), 2)).astype(np.float32)
+    naive = np.stack([values[sample.holds(condition, at)].sum(axis=0) for condition in BOOLEAN])
+    np.testing.assert_allclose(sample.boolean_sums(at, values), naive, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(parted.firsts, sample.firsts)
 
 
 def test_growth_bounds_the_leaves_and_the_tokens_of_a_set() -> None:

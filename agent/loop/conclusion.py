@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from math import log
+from math import inf, log
 from typing import Any, NamedTuple
 
 from ...data.records import Score
@@ -96,7 +96,8 @@ class Conclusion:
         """The rules that are too likely to be left aside, compared on `select`, once.
 
         Those within the wanted odds of the leader, and those that were out for their levels alone: what makes it fire
-        they say as rightly as the leader. So a null that leads by its many values is displaced by a cause.
+        they say as rightly as the leader. So a null that leads by its many values is displaced by a cause. The label
+        that was there before is one where it is ahead of all others by more than its standard error.
         """
         run = self._run
         event = run.journal.event_of(run.id, "finalists")
@@ -115,15 +116,21 @@ class Conclusion:
                 return False
             return (cause_odds(rival.name, leader.name, experiments, observations) or 0.0) >= 0
 
-        among = {
-            rival.name: rival.hypothesis
-            for rival in rivals
-            if rival.hypothesis.rule is not None and rival.hypothesis.kind not in NULLS and is_likely(rival)
-        }
-        if not among or list(among) == [leader.name]:
+        rules = {rival.name: rival for rival in rivals if rival.hypothesis.rule is not None}
+        likely = {name for name, rival in rules.items() if rival.hypothesis.kind not in NULLS and is_likely(rival)}
+        labels = {row["name"] for row in run.journal.hypotheses(run.id) if row["origin"] == "label"} & set(rules)
+        if not (likely | labels) - {leader.name}:
             return []
         with run.charged("finalists", "finalists"):
-            rows = run.examiner.compare(among)
+            rows = run.examiner.compare(
+                {name: rules[name].hypothesis for name in rules if name in likely | labels | {leader.name}}
+            )
+        best = max((row.value for row in rows if row.name not in labels), default=-inf)
+        rows = [
+            row
+            for row in rows
+            if row.name in likely or row.name == leader.name or row.value - (row.error or 0.0) > best
+        ]
         run.event("finalists", {"rows": [row._asdict() for row in rows]}, key="finalists")
         return rows
 
@@ -242,17 +249,22 @@ def outcome_among(
 ) -> Outcome:
     """What the evidence says of the finalist that predicts `select` best: the shortest within its standard error.
 
-    Rules that words cannot tell are finalists only where there is no other.
-    Where it would not be supported and the leader by the odds is, the leader stays the answer.
+    Rules that words cannot tell are finalists only where there is no other. Where it would not be supported and the
+    leader by the odds is, the leader stays the answer; but for a null that predicts `select` worse by more than the
+    standard error.
     """
     leading = outcome_of(rivals, experiments, observations)
+    of_leader = next((row for row in finalists if row.name == leading.leader), None)
     finalists = [row for row in finalists if row.told] or finalists
     best = max(finalists, key=lambda row: row.value, default=None)
     if best is None:
         return leading
     near = [row for row in finalists if row.value >= best.value - (best.error or 0.0)]
-    chosen = min(near, key=lambda row: (row.length, -row.value)).name
-    outcome = outcome_of(rivals, experiments, observations, name=chosen)
+    chosen = min(near, key=lambda row: (row.length, -row.value))
+    outcome = outcome_of(rivals, experiments, observations, name=chosen.name)
+    is_null = any(rival.name == leading.leader and rival.hypothesis.kind in NULLS for rival in rivals)
+    if is_null and of_leader is not None and chosen.value - (chosen.error or 0.0) > of_leader.value:
+        return outcome
     return leading if (leading.answer, outcome.answer) == ("supported", "open") else outcome
 
 

@@ -24,7 +24,7 @@ from ...rules.language import Rule, parse_rule
 from ...rules.telling import can_be_told
 from ...scorers.calibration import calibrate
 from ...scorers.holdout import Holdout
-from ...scorers.metrics import CONSTANT, difference
+from ...scorers.metrics import CONSTANT, CONSTANT_PREDICTION, difference
 from ...scorers.scorer import Scorer
 from ...scorers.simulation import RuleSimulator
 from ...subject.address import Feature
@@ -121,12 +121,15 @@ class FeatureExaminer:
     def _finalist(self, name: str, hypothesis: Hypothesis, rule: Rule) -> Finalist | None:
         scores = self._scores(self.explanation(hypothesis.text, hypothesis), self._select)
         measured = [score for score in scores if score.metric == "correlation" and score.examples in COMPARED]
-        values = [score.value for score in measured if score.value is not None]
+        # What predicts the same everywhere knows nothing of the set.
+        known = [0.0 if score.reason == CONSTANT_PREDICTION else score.value for score in measured]
+        values = [value for value in known if value is not None]
         if not values:
             return None
         widths = [s.ci_high - s.ci_low for s in measured if s.ci_high is not None and s.ci_low is not None]
-        known = len(widths) == len(values)
-        error = sum((width / 3.92) ** 2 for width in widths) ** 0.5 / len(values) if known else None  # 95% is 3.92
+        error = None
+        if len(widths) == len(values):
+            error = sum((width / 3.92) ** 2 for width in widths) ** 0.5 / len(values)  # 95% is 3.92
         return Finalist(name, sum(values) / len(values), error, rule.length(), can_be_told(rule))
 
     def holdout(self, text: str, hypothesis: Hypothesis) -> Examined:
