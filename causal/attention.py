@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..subject.architecture import architecture_of
 from ..subject.conformance import ROUNDING
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
@@ -153,7 +152,7 @@ def _find_failure(subject: Subject, layer: int) -> str | None:
 def _find_attention(subject: Subject, layer: int) -> nn.Module:
     """The module that holds the output projection, and so computes the pattern."""
     subject.width(f"head.{layer}")  # An unknown or refused layer is an error that says so.
-    architecture = architecture_of(subject.model.config.model_type, name=subject.name)
+    architecture = subject.architecture
     path = f"{architecture.layers}.{layer}.{architecture.attention}".rpartition(".")[0]
     return subject.model.base_model.get_submodule(path)
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..subject.architecture import architecture_of
 from ..subject.conformance import ROUNDING, unembed
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
@@ -113,7 +112,7 @@ def _rank_target(logprobs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unembed(subject: Subject, residual: Tensor) -> Tensor:
-    architecture = architecture_of(subject.model.config.model_type, name=subject.name)
+    architecture = subject.architecture
     return unembed(subject.model, architecture, residual)
 
 

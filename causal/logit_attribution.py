@@ -19,10 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..subject.architecture import architecture_of
 from ..subject.conformance import ROUNDING, unembed
 from ..subject.dictionary import NORMS, Dictionary
-from ..subject.directions import branch
+from ..subject.directions import apply, branch, takes_mean_out
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .measures import LOGITS
@@ -69,11 +68,20 @@ class _Norm(NamedTuple):
     @classmethod
     def at(cls, norm: nn.Module, vectors: Tensor) -> "_Norm":
         """Of vectors (place, d_model). The denominator is read off what the norm makes of them."""
-        centres = isinstance(norm, nn.LayerNorm)
-        bias = norm.bias.float() if centres else vectors.new_zeros(vectors.shape[1])
-        gain = norm.weight.float() if centres else _apply(norm, torch.full_like(vectors[:1], 100.0))
+        width = vectors.shape[1]
+        centres, bias = takes_mean_out(norm, width), apply(norm, torch.zeros_like(vectors[:1]))[0]
+        if type(norm) is nn.LayerNorm and norm.weight is not None:
+            gain = norm.weight.float()
+        else:
+            # Two vectors without a mean, of which no coordinate is zero in both.
+            signs = torch.ones_like(vectors[:2])
+            signs[:, 1::2] = -1
+            signs = signs if width % 2 == 0 else torch.stack([_end(signs[0]), _end(signs[0]).roll(1)])
+            sizes = signs.square().mean(-1, keepdim=True).sqrt()
+            gains = (apply(norm, 100.0 * signs) - bias) * signs * sizes
+            gain = gains.sum(0) / signs.abs().sum(0)
         linear = (vectors - vectors.mean(-1, keepdim=True) if centres else vectors) * gain
-        normed = _apply(norm, vectors) - bias
+        normed = apply(norm, vectors) - bias
         shrunk = (normed * linear).sum(-1, keepdim=True) / linear.square().sum(-1, keepdim=True).clamp_min(1e-30)
         return cls(gain * shrunk, centres, bias)
 
@@ -81,6 +89,11 @@ class _Norm(NamedTuple):
         """What reads the input as `reader` (place, d_model) reads the output, but for the bias."""
         scaled = reader * self.gain
         return scaled - scaled.mean(-1, keepdim=True) if self.centres else scaled
+
+
+def _end(signs: Tensor) -> Tensor:
+    """The signs with the last one at zero."""
+    return torch.cat([signs[:-1], signs.new_zeros(1)])
 
 
 class _Reader(NamedTuple):
@@ -128,7 +141,7 @@ def logit_attribution(
     weights, offset = _unembed_difference(subject, token, against, places[:, 0])
     norm = _Norm.at(_final_norm(subject), vectors[final])
     reader = norm.carry_back(weights)
-    total = (_apply(_final_norm(subject), vectors[final]) * weights).sum(-1) + offset
+    total = (apply(_final_norm(subject), vectors[final]) * weights).sum(-1) + offset
     parts: list[_Part] = []
     for index, name in enumerate(part_names):
         unit, first = spans.get(index, (None, index))
@@ -189,11 +202,12 @@ def _unembed_difference(
     """Rows of the unembedding, (place, d_model), and their biases, (place,): token less against."""
     head = subject.model.get_output_embeddings()
     assert isinstance(head, nn.Linear), "every family unembeds by a linear map"
+    factor = subject.architecture.logit_factor(subject.model.config)
 
     def rows_of(chosen: Tensor | int) -> tuple[Tensor, Tensor]:
         ids = _tokens_of_places(subject, chosen, rows)
-        weights = head.weight[ids].float()
-        return weights, weights.new_zeros(len(ids)) if head.bias is None else head.bias[ids].float()
+        weights = head.weight[ids].float() * factor
+        return weights, weights.new_zeros(len(ids)) if head.bias is None else head.bias[ids].float() * factor
 
     weights, bias = rows_of(token)
     if against is None:
@@ -215,7 +229,7 @@ def _tokens_of_places(subject: Subject, chosen: Tensor | int, rows: Tensor) -> T
 def _read_logit(
     subject: Subject, residual: Tensor, token: Tensor | int, against: Tensor | int | None, rows: Tensor
 ) -> Tensor:
-    architecture = architecture_of(subject.model.config.model_type, name=subject.name)
+    architecture = subject.architecture
     wanted = [_tokens_of_places(subject, ids, rows) for ids in (token, against) if ids is not None]
     columns = torch.stack(wanted, dim=1)
     size = max(1, LOGITS // len(subject.vocabulary))
@@ -233,11 +247,11 @@ def _carry_reader(subject: Subject, site: str, vectors: Tensor, reader: Tensor) 
     bias = reader.new_zeros(len(reader))
     if norm is not None:
         assert projection is not None, "a norm stands behind a projection"
-        frozen = _Norm.at(norm, _apply(projection, vectors))
+        frozen = _Norm.at(norm, apply(projection, vectors))
         bias = bias + (frozen.bias * reader).sum(-1)
         reader = frozen.carry_back(reader)
     if projection is not None:
-        bias = bias + (_apply(projection, torch.zeros_like(vectors[:1])) * reader).sum(-1)
+        bias = bias + (apply(projection, torch.zeros_like(vectors[:1])) * reader).sum(-1)
         reader = _carry_through(projection, vectors, reader)
     return _Reader(vectors, reader, bias)
 
@@ -271,13 +285,8 @@ def _split_features(dictionary: Dictionary, reader: _Reader) -> list[_Part]:
 
 
 def _final_norm(subject: Subject) -> nn.Module:
-    architecture = architecture_of(subject.model.config.model_type, name=subject.name)
+    architecture = subject.architecture
     return subject.model.base_model.get_submodule(architecture.final_norm)
-
-
-def _apply(module: nn.Module, vectors: Tensor) -> Tensor:
-    """What a module makes of vectors, float32. It computes in its own dtype."""
-    return module(vectors.to(next(module.parameters()).dtype)).float()
 
 
 def _carry_through(projection: nn.Module, vectors: Tensor, reader: Tensor) -> Tensor:

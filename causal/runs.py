@@ -13,7 +13,6 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ..subject.architecture import architecture_of
 from ..subject.conformance import ROUNDING
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
@@ -257,7 +256,7 @@ def blocks_of(subject: Subject) -> nn.ModuleList:
 
 
 def _place_of_blocks(subject: Subject) -> tuple[nn.Module, str]:
-    parent, _, name = architecture_of(subject.model.config.model_type, name=subject.name).layers.rpartition(".")
+    parent, _, name = subject.architecture.layers.rpartition(".")
     return subject.model.base_model.get_submodule(parent), name
 
 

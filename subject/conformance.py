@@ -75,6 +75,8 @@ def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a subject has an unembedding"
     logits = head(normed)
+    factor = architecture.logit_factor(model.config)
+    logits = logits if factor == 1 else logits * factor
     cap = architecture.softcap and getattr(model.config, architecture.softcap)
     return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -84,7 +86,7 @@ def _resolve_points(model: PreTrainedModel, architecture: Architecture) -> tuple
     refused: dict[str, str] = {}
     for site, port in architecture.ports(model.config).items():
         try:
-            points[site] = Point(model.base_model.get_submodule(port.path), port.side)
+            points[site] = Point(model.base_model.get_submodule(port.path), port.side, port.copied)
         except AttributeError:
             refused[site] = f"the model has no module {port.path}"
     return points, refused
@@ -132,7 +134,8 @@ def _claims(
 ) -> Iterator[_Claim]:
     last = model.config.num_hidden_layers - 1
     for layer in range(last + 1):
-        yield from _sum_claims(layer, values, parallel=not architecture.has_resid_mid(model.config))
+        parallel, factor = not architecture.has_resid_mid(model.config), architecture.branch_factor(model.config)
+        yield from _sum_claims(layer, values, parallel=parallel, factor=factor)
         yield from _branch_claims(layer, values, model, architecture)
     for layer in range(last):
         post, pre = f"resid_post.{layer}", f"resid_pre.{layer + 1}"
@@ -144,14 +147,21 @@ def _claims(
     )
 
 
-def _sum_claims(layer: int, values: dict[str, Tensor], *, parallel: bool) -> Iterator[_Claim]:
+def _sum_claims(layer: int, values: dict[str, Tensor], *, parallel: bool, factor: float) -> Iterator[_Claim]:
     pre, head, attention, mid, neurons, mlp, post = (
         f"{kind}.{layer}" for kind in ("resid_pre", "head", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post")
     )
 
     def claim(terms: tuple[str, ...], total: str, refuses: tuple[str, ...]) -> _Claim:
-        error = lambda: _sum_error([values[term] for term in terms], values[total])  # noqa: E731
+        def error() -> float:
+            parts = [values[term] * (factor if term in (attention, mlp) else 1.0) for term in terms]
+            return _sum_error(parts, values[total])
+
         return _Claim(f"{' + '.join(terms)} = {total}", refuses, error)
+
+    if factor != 1:
+        text = "what the residual stream gains is the branch itself"
+        yield _Claim(text, (attention, mlp), lambda: abs(factor - 1))
 
     if parallel:
         yield claim((pre, attention, mlp), post, (head, attention, neurons, mlp))
@@ -166,12 +176,14 @@ def _branch_claims(
     config, module = model.config, model.base_model.get_submodule(f"{architecture.layers}.{layer}")
     heads = config.num_attention_heads
     d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    neurons = getattr(config, architecture.neurons) or 4 * config.hidden_size
+    neurons = getattr(config, architecture.neurons, None) or 4 * config.hidden_size
     branches = (
         ("head", "attn_out", architecture.attention, architecture.attention_norm, heads * d_head),
         ("mlp", "mlp_out", architecture.mlp, architecture.mlp_norm, neurons),
     )
     for kind, result, projection, norm, width in branches:
+        if projection is None:
+            continue
         site, out, steps = f"{kind}.{layer}", f"{result}.{layer}", [projection, norm] if norm else [projection]
 
         def branch_error(site: str = site, out: str = out, steps: list[str] = steps) -> float:

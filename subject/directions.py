@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .address import Feature
-from .architecture import Architecture, architecture_of
 from .errors import NeuronautError
 from .model import Subject
 from .sources import Source
@@ -64,6 +63,8 @@ def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
         vector = _without_bias(projection, vector)
     if norm is not None:
         vector = _pass_norm(norm, vector)
+    if projection is not None:
+        vector = vector * subject.architecture.branch_factor(subject.model.config)
     exact = norm is None and not source.rescales
     return Direction(-vector if feature.negative else vector, exact)
 
@@ -75,10 +76,10 @@ def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
     Divided by the final norm's denominator at a position, these add up over all parts of the residual stream, and
     with what the norm's and the unembedding's biases give, to the logits there before a soft-cap.
     """
-    normed = _pass_norm(subject.model.base_model.get_submodule(_architecture(subject).final_norm), vector)
+    normed = _pass_norm(subject.model.base_model.get_submodule(subject.architecture.final_norm), vector)
     head = subject.model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a subject has an unembedding"
-    return _without_bias(head, normed)
+    return _without_bias(head, normed) * subject.architecture.logit_factor(subject.model.config)
 
 
 def promoted(subject: Subject, source: Source, feature: Feature, *, count: int = 10) -> Promoted:
@@ -106,13 +107,9 @@ def checked_index(source: Source, feature: Feature) -> int:
     return feature.index
 
 
-def _architecture(subject: Subject) -> Architecture:
-    return architecture_of(subject.model.config.model_type, name=subject.name)
-
-
 def branch(subject: Subject, site: str) -> tuple[nn.Module | None, nn.Module | None]:
     """The projection and the norm that stand between a site and the residual stream, where there are any."""
-    architecture = _architecture(subject)
+    architecture = subject.architecture
     kind, _, layer = site.partition(".")
     projection, norm = {
         "head": (architecture.attention, architecture.attention_norm),
@@ -129,13 +126,32 @@ def branch(subject: Subject, site: str) -> tuple[nn.Module | None, nn.Module | N
 
 def _pass_norm(norm: nn.Module, vector: Tensor) -> Tensor:
     """What a norm makes of a part of its input but for the division: the mean out of a LayerNorm's, times the gain."""
-    part = vector - vector.mean() if isinstance(norm, nn.LayerNorm) else vector
+    part = vector - vector.mean() if takes_mean_out(norm, len(vector)) else vector
     size = part.square().mean().sqrt()
     return _without_bias(norm, part * (_LARGE / size)) * size if size > 0 else part
 
 
+def takes_mean_out(norm: nn.Module, width: int) -> bool:
+    """Whether a norm is one of differences to the mean, as LayerNorm: what is the same everywhere leaves it nothing."""
+    flat, nothing = (apply(norm, torch.full((1, width), value, device=_device_of(norm))) for value in (_LARGE, 0.0))
+    return bool((flat - nothing).abs().max() < 1e-3)
+
+
+def apply(module: nn.Module, vectors: Tensor) -> Tensor:
+    """What a module makes of vectors, float32. It computes in its own dtype, one without parameters in theirs."""
+    return module(vectors.to(_dtype_of(module, vectors))).float()
+
+
+def _dtype_of(module: nn.Module, vectors: Tensor) -> torch.dtype:
+    return next((parameter.dtype for parameter in module.parameters()), vectors.dtype)
+
+
+def _device_of(module: nn.Module) -> torch.device | None:
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
 def _without_bias(module: nn.Module, vector: Tensor) -> Tensor:
     """What a module makes of a vector, float32, with its bias at zero. It computes in its own dtype."""
-    dtype = next(module.parameters()).dtype
+    dtype = _dtype_of(module, vector)
     bias = {name: torch.zeros_like(value) for name, value in module.named_parameters() if name == "bias"}
     return functional_call(module, bias, (vector[None].to(dtype),))[0].float()

@@ -20,6 +20,8 @@ class Point(NamedTuple):
 
     module: nn.Module
     side: Side
+    copied: bool = False
+    """Whether the model goes on with a copy, since it would change what passed in place."""
 
 
 class _Stop(Exception):
@@ -55,11 +57,12 @@ def record(
     """
     passed: list[tuple[Point, Tensor]] = []
 
-    def receiver(point: Point) -> Callable[[Tensor], None]:
-        def receive(tensor: Tensor) -> None:
+    def receiver(point: Point) -> Callable[[Tensor], Tensor | None]:
+        def receive(tensor: Tensor) -> Tensor | None:
             passed.append((point, tensor))
             if point == last:
                 raise _Stop
+            return tensor.clone() if point.copied else None
 
         return receive
 

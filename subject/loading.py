@@ -27,7 +27,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .address import name_random, split_random
-from .architecture import architecture_of
+from .architecture import ARCHITECTURES
 from .config_check import blame_layers, blame_shape, check_model
 from .errors import NeuronautError
 from .json_files import read_json
@@ -56,7 +56,7 @@ def load(
     """Load a local folder, a repository of the Hugging Face hub, or `demo`.
 
     `NAME~random-SEED` is the model NAME with every matrix drawn again (randomize.py), whatever folder lies there.
-    The model must be of a family whose sites are known, unless `any_family`: then whatever writes text will do.
+    With `any_family` whatever writes text will do; otherwise the weights of its blocks must all be there.
     """
     if dtype not in DTYPES:
         raise NeuronautError(f"dtype {dtype!r} is not known; wanted one of: {', '.join(DTYPES)}")
@@ -66,7 +66,8 @@ def load(
     source = str(folder or base)
     with quiet():
         config = _read_config(source, base, revision=revision)
-        layers = None if any_family else architecture_of(config.get("model_type"), name=base).layers
+        row = None if any_family else ARCHITECTURES.get(str(config.get("model_type")))
+        layers = row and row.layers
         model, report = _load_model(source, base, device=target, dtype=DTYPES[dtype], revision=revision)
         _check_weights(base, config, report, layers and rf"(?:{model.base_model_prefix}\.)?{layers}")
         tokenizer = _load_tokenizer(source, base, revision=revision)

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .address import SourceId
-from .architecture import architecture_of
 from .conformance import prove
 from .convention import Convention, TextReader, choose_convention
+from .discovery import architecture_of
 from .errors import NeuronautError
 from .hooks import Point, attach, record
 from .loading import load, quiet, weights_digest
@@ -57,7 +57,6 @@ class Subject(TextReader):
         """
         _check_name(name)
         config = model.config
-        architecture = architecture_of(config.model_type, name=name)
         if model.get_output_embeddings() is None:
             raise NeuronautError(
                 f"{name} is a {type(model).__name__} without unembedding; wanted its ...ForCausalLM class"
@@ -70,9 +69,11 @@ class Subject(TextReader):
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
         self.convention = choose_convention(tokenizer, config.model_type, name=name, bos=bos)
-        self.context: int = config.max_position_embeddings
+        self.context = _context_of(config)
         self._token_count: int = config.vocab_size
-        self._points, self._widths, self.refused = prove(model, architecture)
+        self.architecture = architecture_of(self.model, name=name)
+        """Where the family keeps its sites."""
+        self._points, self._widths, self.refused = prove(model, self.architecture)
         self.sites = tuple(self._points)
         self._order = {site: rank for rank, site in enumerate(self.sites)}
 
@@ -296,6 +297,16 @@ class ModellessSubject(Subject):
         if attribute.startswith("__"):
             raise AttributeError(attribute)
         self.refuse()
+
+
+LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
+"""Config keys of the most tokens in a row; families whose attention is biased by distance have one of the last two."""
+BIASED = 2048
+"""Tokens in a row where the config names none, as BLOOM's newer ones: it was trained on so many."""
+
+
+def _context_of(config: PreTrainedConfig) -> int:
+    return next((length for key in LENGTHS if (length := getattr(config, key, None))), BIASED)
 
 
 def _check_name(name: str) -> None:

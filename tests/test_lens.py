@@ -15,7 +15,6 @@ from neuronaut.causal.logit_attribution import logit_attribution
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import compare, patching, resumable
 from neuronaut.causal.sweeps import sweep
-from neuronaut.subject.architecture import architecture_of
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.circuits import Circuit, induction
@@ -41,7 +40,7 @@ def test_every_layer_is_read_as_hugging_face_would_read_it(family: str) -> None:
     subject = tiny_subject(family)
     with torch.inference_mode():
         hidden = subject.model(TOKENS, output_hidden_states=True).hidden_states[:-1]
-        norm = architecture_of(subject.model.config.model_type, name=family).final_norm
+        norm = subject.architecture.final_norm
         logits = subject.model.get_output_embeddings()(
             subject.model.base_model.get_submodule(norm)(torch.stack(hidden))
         )

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from neuronaut.causal.logit_attribution import LogitAttribution, logit_attribution
 from neuronaut.causal.prompts import Batch
 from neuronaut.subject.address import SourceId
-from neuronaut.subject.architecture import architecture_of
 from neuronaut.subject.dictionary import Dictionary, Norm
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
@@ -86,7 +85,7 @@ def naive_norm(norm: Any, part: Tensor, whole: Tensor) -> Tensor:
 def test_every_unit_is_worth_what_the_formula_says_of_its_writing(family: str) -> None:
     """Each head and neuron alone through its projection, the norm behind that, and the final norm."""
     subject = tiny_subject(family)
-    architecture, base = architecture_of(subject.model.config.model_type, name=family), subject.model.base_model
+    architecture, base = subject.architecture, subject.model.base_model
     found = logit_attribution(subject, BATCH, token=TOKEN, against=AGAINST, split=["head.1", "mlp.1"])
     values = dict(zip(found.components, found.values.T, strict=True))
     read = subject.read(TOKENS, ["head.1", "mlp.1", "attn_out.0", "resid_post.2"])

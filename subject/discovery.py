@@ -1,0 +1,190 @@
+"""Finds the sites of a family that is not in the table: by what its modules pass, not by their names.
+
+One forward pass records what goes into and comes out of every module of the first block. The branches of the block are
+then looked for as sums: a projection whose output (or that of the norm behind it) is what the residual stream gains, a
+module that reads the stream in between, a second projection, or a whole module where experts take its place, for the
+rest. What is found is a row like those of the table, and is proven like them (`conformance.py`).
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .architecture import ARCHITECTURES, SOFTCAP, Architecture
+from .errors import NeuronautError
+
+CLOSE = 1e-4
+"""Relative error up to which two tensors are taken for equal; the proof is stricter."""
+
+
+class _Call(NamedTuple):
+    """What one module of the block took and gave."""
+
+    path: str
+    module: nn.Module
+    taken: Tensor
+    given: Tensor
+
+
+class _Branch(NamedTuple):
+    """What one branch adds to the residual stream, and where it is read."""
+
+    projection: str
+    norm: str | None
+    added: Tensor
+    place: int
+    """Its last module's place among the calls."""
+
+
+def architecture_of(model: PreTrainedModel, *, name: str) -> Architecture:
+    """The row of a model's family, from the table or by looking at the model."""
+    return ARCHITECTURES.get(model.config.model_type) or discover(model, name=name)
+
+
+@torch.inference_mode()
+def discover(model: PreTrainedModel, *, name: str) -> Architecture:
+    """The row of a model of any family; refuses where none can be found."""
+    layers, blocks = _find_blocks(model, name=name)
+    tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    calls, residual, after = _watch(model, blocks, tokens)
+    found = next(_find_branches(calls, residual.pre, residual.post, model.config.hidden_size), None)
+    if found is None:
+        raise _refusal(model, name, "its first block is no sum of an attention and an MLP onto the residual stream")
+    attention, mid, mlp = found
+    final_norm = next((call.path for call in after if _is_close(call.taken, residual.last)), None)
+    if final_norm is None:
+        raise _refusal(model, name, "no module reads the residual stream behind its last block")
+    module = blocks[0].get_submodule(mlp.projection)
+    dense = _is_projection(module, mlp.added.shape[-1])
+    return Architecture(
+        layers=layers,
+        attention=attention.projection,
+        mlp=mlp.projection if dense else None,
+        resid_mid=mid or "",
+        final_norm=final_norm,
+        attention_norm=attention.norm,
+        mlp_norm=mlp.norm if dense else mlp.projection,
+        parallel=mid is None,
+        neurons=(dense and _key_of(model.config.to_dict(), _width_in(module))) or "intermediate_size",
+        softcap=SOFTCAP if hasattr(model.config, SOFTCAP) else None,
+    )
+
+
+def _refusal(model: PreTrainedModel, name: str, why: str) -> NeuronautError:
+    kind, known = model.config.model_type, ", ".join(ARCHITECTURES)
+    return NeuronautError(f"{name} has model_type {kind!r}, which is not in the table, and {why}; load one of: {known}")
+
+
+def _find_blocks(model: PreTrainedModel, *, name: str) -> tuple[str, nn.ModuleList]:
+    count = model.config.num_hidden_layers
+    for path, module in model.base_model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(block) for block in module}) == 1:
+            return path, module
+    raise _refusal(model, name, f"has no list of {count} blocks of one kind")
+
+
+class _Residual(NamedTuple):
+    """The residual stream before and after the first block, and after the last."""
+
+    pre: Tensor
+    post: Tensor
+    last: Tensor
+
+
+def _watch(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tuple[list[_Call], _Residual, list[_Call]]:
+    """The calls inside the first block and behind the last, in the order in which they end."""
+    calls: dict[str, list[_Call]] = {"first": [], "last": [], "behind": []}
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        taken = next((value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)), None)
+        given = output[0] if isinstance(output, tuple) else output
+        if taken is None or not isinstance(given, Tensor):
+            return
+        where, path = places[module]
+        if where != "behind" or calls["last"]:
+            calls[where].append(_Call(path, module, taken.clone(), given.clone()))
+
+    inside = {block for block in blocks.modules()}
+    places = {module: ("first", path) for path, module in blocks[0].named_modules() if path}
+    places |= {
+        module: ("behind", path) for path, module in model.base_model.named_modules() if path and module not in inside
+    }
+    ends = {blocks[0]: ("first", ""), blocks[-1]: ("last", "")}
+    places |= ends
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in places]
+    try:
+        model(tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    block = next(call for call in (*calls["first"], *calls["last"]) if call.module is blocks[0])
+    last = next(call for call in (*calls["last"], *calls["first"]) if call.module is blocks[-1])
+    own = [call for call in calls["first"] if call.path]
+    return own, _Residual(block.taken, block.given, last.given), calls["behind"]
+
+
+def _find_branches(
+    calls: list[_Call], pre: Tensor, post: Tensor, width: int
+) -> Iterator[tuple[_Branch, str | None, _Branch]]:
+    """The two branches of a block, and the module that reads the stream between them, None where none does."""
+    branches = [branch for branch in _branches(calls, width) if branch.added.shape == pre.shape]
+    for attention in branches:
+        readers = [call for call in calls[attention.place + 1 :] if _is_close(call.taken, pre + attention.added)]
+        # The outermost module that reads it, so that what is written there reaches all of the branch.
+        middle = min(readers, key=lambda call: call.path.count("."), default=None)
+        if middle is not None:
+            for mlp in branches:
+                if mlp.place > attention.place and _is_close(pre + attention.added + mlp.added, post):
+                    yield attention, middle.path, mlp
+    for attention in branches:
+        for mlp in branches:
+            if mlp.place > attention.place and _is_close(pre + attention.added + mlp.added, post):
+                yield attention, None, mlp
+
+
+def _branches(calls: list[_Call], width: int) -> Iterator[_Branch]:
+    """Projections to the residual width, each as it is and through a norm behind it; then whole modules."""
+    projections = [(i, call) for i, call in enumerate(calls) if _is_projection(call.module, width)]
+    for i, call in projections:
+        for j, behind in enumerate(calls[i + 1 :], i + 1):
+            changed = behind.given.shape == call.given.shape and not _is_close(behind.given, behind.taken)
+            if changed and not _is_projection(behind.module, width) and _is_close(behind.taken, call.given):
+                yield _Branch(call.path, behind.path, behind.given, j)
+        yield _Branch(call.path, None, call.given, i)
+    for i, call in enumerate(calls):
+        if any(True for _ in call.module.children()) and call.given.shape[-1] == width:
+            yield _Branch(call.path, None, call.given, i)
+
+
+def _is_projection(module: nn.Module, width: int) -> bool:
+    """Whether it is a linear map to vectors of this width, from vectors of another one or the same."""
+    weight = getattr(module, "weight", None)
+    return (
+        isinstance(weight, Tensor)
+        and weight.ndim == 2
+        and width in weight.shape
+        and not isinstance(module, nn.Embedding)
+    )
+
+
+def _width_in(module: nn.Module) -> int:
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    weight = module.get_parameter("weight")
+    return int(weight.shape[0])  # GPT-2's Conv1D keeps its weight the other way round
+
+
+def _key_of(config: dict[str, Any], width: int) -> str | None:
+    """The config key of a number of neurons; one with "size" or "dim" in it before others."""
+    keys = [key for key, value in config.items() if value == width and isinstance(value, int)]
+    return next(iter(sorted(keys, key=lambda key: not any(part in key for part in ("inter", "ffn", "inner")))), None)
+
+
+def _is_close(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    size = second.float().abs().max().clamp_min(1e-30)
+    return bool((first.float() - second.float()).abs().max() <= CLOSE * size)
