@@ -50,6 +50,10 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
     layers, blocks = _find_blocks(model, name=name)
     tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
     calls, residual, after = _watch(model, blocks, tokens)
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % model.config.vocab_size
+    if not _is_close(_watch(model, blocks, other)[1].last[:, :-1], residual.last[:, :-1]):
+        raise _refusal(model, name, "its tokens read what stands behind them")
     found = next(_find_branches(calls, residual.pre, residual.post, model.config.hidden_size), None)
     if found is None:
         raise _refusal(model, name, "its first block is no sum of an attention and an MLP onto the residual stream")

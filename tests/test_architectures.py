@@ -141,6 +141,12 @@ def test_a_block_that_is_no_such_sum_is_refused_in_one_line() -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_model_that_reads_ahead_is_refused() -> None:
+    config = AutoConfig.for_model("bert", **_ALL | {"pad_token_id": 0})
+    with pytest.raises(NeuronautError, match="its tokens read what stands behind them"):
+        discover(AutoModelForCausalLM.from_config(config).eval(), name="an encoder")
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
 def test_what_a_mutated_block_adds_is_not_found(family: str) -> None:
     model = tiny(family)
