@@ -55,7 +55,7 @@ def action_specs(kind: str, actions: Sequence[str]) -> tuple[ToolSpec, ...]:
         ),
     }
     about = (
-        "Free, twice a decision: more of a tool (its name), a result (o3), a hypothesis (H3), the rule language (rule)."
+        "Free, twice a decision, alone: more of one tool (its name), result (o3), hypothesis (H3), or of rules (rule)."
     )
     asking = ToolSpec(HELP, about, _object({"about": _list(_LINE)}, "about"))
     return (*(specs[action] for action in actions if action in specs), asking)
