@@ -17,9 +17,10 @@ from ...data.records import Score
 from ...data.store.journal_values import End, Experiment, Observation
 from ...rules.language import Rule
 from .controls import claims
+from .feature_lab import FeatureLab
 from .graph import State, StopCode
 from .hypotheses import NULLS, Hypothesis
-from .judging import HITS, ODDS, RESOLVED, Outcome, cause_odds, outcome_of
+from .judging import HITS, ODDS, RESOLVED, Outcome, outcome_of
 from .run import InvestigationRun
 from .target import Finalist, Question, Shortfall, run_controls
 from .view import Rival
@@ -95,15 +96,16 @@ class Conclusion:
     def _finalists(self) -> list[Finalist]:
         """The rules that are too likely to be left aside, compared on `select`, once.
 
-        Those within the wanted odds of the leader, and those that were out for their levels alone: what makes it fire
-        they say as rightly as the leader. So a null that leads by its many values is displaced by a cause. The label
-        that was there before is one where it is ahead of all others by more than its standard error.
+        Those within the wanted odds of the leader, and those that were out for their levels alone: of all that was
+        measured they say as rightly as the leader whether it fires. So a null that leads by its many values is
+        displaced by a cause. The label that was there before is one where it is ahead of all others by more than its
+        standard error.
         """
         run = self._run
         event = run.journal.event_of(run.id, "finalists")
         if event is not None:
             return [Finalist(**row) for row in event["rows"]]
-        rivals, experiments, observations = run.rival_state()
+        rivals, *_ = run.rival_state()
         leader = next((rival for rival in rivals if rival.status == "live"), None)
         if leader is None or leader.hypothesis.kind == "no_pattern":
             return []
@@ -112,9 +114,11 @@ class Conclusion:
         def is_likely(rival: Rival) -> bool:
             if not is_null and rival.status == "live" and leader.log_odds - rival.log_odds <= log(ODDS):
                 return True
-            if rival.resolved < RESOLVED or (rival.cause or 0.0) < HITS:
-                return False
-            return (cause_odds(rival.name, leader.name, experiments, observations) or 0.0) >= 0
+            return rival.resolved >= RESOLVED and (rival.cause or 0.0) >= HITS and told(rival) >= told(leader)
+
+        def told(rival: Rival) -> float:
+            rule, lab = rival.hypothesis.rule, run.lab
+            return lab.told_rightly(rule) if isinstance(lab, FeatureLab) and rule is not None else 0.0
 
         rules = {rival.name: rival for rival in rivals if rival.hypothesis.rule is not None}
         likely = {name for name, rival in rules.items() if rival.hypothesis.kind not in NULLS and is_likely(rival)}

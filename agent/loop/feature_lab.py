@@ -160,6 +160,17 @@ class FeatureLab(TrainingSide):
         values = predictions[rows, [item.pivot for item in design.items]] / self.scale
         return tuple(round(float(value), 4) for value in values)
 
+    def told_rightly(self, rule: Rule) -> float:
+        """The share of all measured tokens of which a rule says rightly whether the feature fires.
+
+        Balanced over those that fire and those that do not.
+        """
+        observed, half = self.observed, self.scale / 2
+        said = predict(rule, TokenGrid(self.vocabulary, observed.ids))[observed.measured] > rule.fires_from(half)
+        fired = observed.activations[observed.measured] > half
+        shares = [(said[part] == fired[part]).mean() for part in (fired, ~fired) if part.any()]
+        return float(np.mean(shares)) if shares else 0.0
+
     def take(self, design: Design, values: Sequence[float]) -> None:
         """Notes what an experiment measured."""
         items = [(item, value) for item, value in zip(design.items, values, strict=True) if len(item.ids) == self.width]
