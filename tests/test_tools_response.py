@@ -357,6 +357,22 @@ def test_a_rule_is_learned_from_what_was_measured(lab_of: LabOf) -> None:
     assert run(tool, lab_of("always"))[1].found["status"] == "dense"
 
 
+def test_a_rule_is_held_to_all_that_was_measured(lab_of: LabOf) -> None:
+    """River alone misses that dry silences it; halved, a rule says the same of when it fires."""
+    lab = lab_of("river_not_dry")
+    design, measured = run(ScanVocabulary(), lab, offset=-1)
+    lab.take(design, measured.values)
+    right = Rule.parse(
+        json.dumps(
+            {"any": [{"when": [{"token": [" river"]}], "unless": [{"token": [" dry"], "at": -1}], "value": 1.0}]}
+        )
+    )
+    half = right.model_copy(update={"any": (right.any[0].model_copy(update={"value": lab.scale * 0.3}),)})
+    alone = right.model_copy(update={"any": (right.any[0].model_copy(update={"unless": ()}),)})
+    assert lab.told_rightly(right) == lab.told_rightly(half) == 1.0
+    assert lab.told_rightly(alone) == pytest.approx(0.5), "all that stays silent is told wrongly"
+
+
 def test_explanations_that_are_known_are_told_with_their_scores(lab_of: LabOf) -> None:
     lab = lab_of("river_not_dry")
     twin = lab_of("river")
