@@ -26,7 +26,7 @@ from ...data.records import Example
 from ...rules.english import describe
 from ...rules.evaluate import simulate
 from ...rules.language import Class, Clause, Condition, Position, Regex, Rule, Token
-from ...rules.telling import shorten_to_tell
+from ...rules.telling import can_be_told, shorten_to_tell
 from ..loop.decisions import MISSES
 from ..loop.hypotheses import Action, Call, Hypothesis, Propose, UseTools
 from ..loop.judging import ODDS, RESOLVED, SILENCES
@@ -158,9 +158,9 @@ def _revise(state: PolicyState) -> Action | None:
     """Learns a rule from all that was measured if the best one was surprised, and puts it up."""
     best = state.best
     if state.learned and not state.since:
-        rule = _last_learned(state)
-        if rule is not None and not state.proposed(rule):
-            return Propose(hypotheses=(hypothesis(rule, parent=best.name if best else None),))
+        new = [rule for rule in _last_learned(state) if not state.proposed(rule)]
+        if new:
+            return Propose(hypotheses=tuple(hypothesis(rule, parent=best.name if best else None) for rule in new))
     if LEARN not in state.tools or len(state.learned) >= REVISIONS or not state.since:
         return None
     if state.learned and best is not None and not state.surprises(best.name, state.since):
@@ -168,10 +168,13 @@ def _revise(state: PolicyState) -> Action | None:
     return UseTools(calls=(make_call(LEARN, "the rule that fits all that was measured"),))
 
 
-def _last_learned(state: PolicyState) -> Rule | None:
-    """The rule that was learned last, if there is one to believe: one that can be told, whatever a longer one fits."""
-    rule = state.learned[-1].found.get("rule")
-    return None if rule is None else Rule.parse(json.dumps(rule))
+def _last_learned(state: PolicyState) -> list[Rule]:
+    """The rule that was learned last, and the longer one that fits more, where there is one.
+
+    A list of words may leave none of those that can be told for its exception, which only the longer one has then.
+    """
+    found = state.learned[-1].found
+    return [Rule.parse(json.dumps(found[key])) for key in ("rule", "longer") if found.get(key) is not None]
 
 
 def _propose_positions(state: PolicyState) -> Action | None:
@@ -270,8 +273,9 @@ def rivals(rule: Rule, text: str) -> list[Hypothesis]:
 
 
 def hypothesis(rule: Rule, *, parent: str | None = None) -> Hypothesis:
-    """A rule as a hypothesis in its own words."""
-    return Hypothesis(text=describe(shorten_to_tell(rule)), rule=rule, parent=parent)
+    """A rule as a hypothesis in its own words, as many as can be told."""
+    more = "" if can_be_told(rule) else "; and more, as its rule says"
+    return Hypothesis(text=describe(shorten_to_tell(rule)) + more, rule=rule, parent=parent)
 
 
 def at_positions(rule: Rule, position: Position) -> list[Hypothesis]:
