@@ -152,8 +152,8 @@ def _find_failure(subject: Subject, layer: int) -> str | None:
 def _find_attention(subject: Subject, layer: int) -> nn.Module:
     """The module that holds the output projection, and so computes the pattern."""
     subject.width(f"head.{layer}")  # An unknown or refused layer is an error that says so.
-    architecture = subject.architecture
-    path = f"{architecture.layers}.{layer}.{architecture.attention}".rpartition(".")[0]
+    row = subject.architecture
+    path = f"{row.layers}.{layer}.{row.attention}".rpartition(".")[0]
     return subject.model.base_model.get_submodule(path)
 
 

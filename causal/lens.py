@@ -112,8 +112,7 @@ def _rank_target(logprobs: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unembed(subject: Subject, residual: Tensor) -> Tensor:
-    architecture = subject.architecture
-    return unembed(subject.model, architecture, residual)
+    return unembed(subject.model, subject.architecture, residual)
 
 
 def _check_last(subject: Subject, lens_logits: Tensor, real: Tensor) -> None:

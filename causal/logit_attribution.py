@@ -73,13 +73,13 @@ class _Norm(NamedTuple):
         if type(norm) is nn.LayerNorm and norm.weight is not None:
             gain = norm.weight.float()
         else:
-            # Two vectors without a mean, of which no coordinate is zero in both.
-            signs = torch.ones_like(vectors[:2])
-            signs[:, 1::2] = -1
-            signs = signs if width % 2 == 0 else torch.stack([_end(signs[0]), _end(signs[0]).roll(1)])
-            sizes = signs.square().mean(-1, keepdim=True).sqrt()
-            gains = (apply(norm, 100.0 * signs) - bias) * signs * sizes
-            gain = gains.sum(0) / signs.abs().sum(0)
+            # Two vectors without a mean: an odd width leaves one coordinate at zero, another one in each.
+            signs = torch.ones_like(vectors[0])
+            signs[1::2] = -1
+            signs[width - width % 2 :] = 0
+            both = torch.stack([signs, signs.roll(1)])
+            gains = (apply(norm, 100.0 * both) - bias) * both * signs.square().mean().sqrt()
+            gain = gains.sum(0) / both.abs().sum(0)
         linear = (vectors - vectors.mean(-1, keepdim=True) if centres else vectors) * gain
         normed = apply(norm, vectors) - bias
         shrunk = (normed * linear).sum(-1, keepdim=True) / linear.square().sum(-1, keepdim=True).clamp_min(1e-30)
@@ -89,11 +89,6 @@ class _Norm(NamedTuple):
         """What reads the input as `reader` (place, d_model) reads the output, but for the bias."""
         scaled = reader * self.gain
         return scaled - scaled.mean(-1, keepdim=True) if self.centres else scaled
-
-
-def _end(signs: Tensor) -> Tensor:
-    """The signs with the last one at zero."""
-    return torch.cat([signs[:-1], signs.new_zeros(1)])
 
 
 class _Reader(NamedTuple):
@@ -229,12 +224,11 @@ def _tokens_of_places(subject: Subject, chosen: Tensor | int, rows: Tensor) -> T
 def _read_logit(
     subject: Subject, residual: Tensor, token: Tensor | int, against: Tensor | int | None, rows: Tensor
 ) -> Tensor:
-    architecture = subject.architecture
     wanted = [_tokens_of_places(subject, ids, rows) for ids in (token, against) if ids is not None]
     columns = torch.stack(wanted, dim=1)
     size = max(1, LOGITS // len(subject.vocabulary))
     read = [
-        unembed(subject.model, architecture, part.to(subject.model.dtype)).float().gather(1, ids)
+        unembed(subject.model, subject.architecture, part.to(subject.model.dtype)).float().gather(1, ids)
         for part, ids in zip(residual.split(size), columns.split(size), strict=True)
     ]
     chosen, *others = torch.cat(read).unbind(1)
@@ -285,8 +279,7 @@ def _split_features(dictionary: Dictionary, reader: _Reader) -> list[_Part]:
 
 
 def _final_norm(subject: Subject) -> nn.Module:
-    architecture = subject.architecture
-    return subject.model.base_model.get_submodule(architecture.final_norm)
+    return subject.model.base_model.get_submodule(subject.architecture.final_norm)
 
 
 def _carry_through(projection: nn.Module, vectors: Tensor, reader: Tensor) -> Tensor:

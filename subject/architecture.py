@@ -56,6 +56,8 @@ class Architecture:
     """Config key of what they are divided by."""
     branch_scale: str | None = None
     """Config key of what both branches are multiplied by before they are added to the residual stream."""
+    context: int | None = None
+    """Tokens in a row that it was trained on, where the config does not say."""
     in_place: bool = False
     """Whether the block adds to the tensor that its MLP returned, so that this one must be copied to be seen."""
 
@@ -106,7 +108,9 @@ _GPT_NEOX = Architecture(
     final_norm="final_layer_norm",
     parallel="use_parallel_residual",
 )
-_BLOOM = replace(_GPT_NEOX, layers="h", attention="self_attention.dense", final_norm="ln_f", parallel=False)
+_BLOOM = replace(
+    _GPT_NEOX, layers="h", attention="self_attention.dense", final_norm="ln_f", parallel=False, context=2048
+)
 _FALCON = replace(_BLOOM, parallel="parallel_attn", neurons="ffn_hidden_size", in_place=True)
 _PERSIMMON = replace(_GPT_NEOX, attention="self_attn.dense", final_norm="final_layernorm", parallel=False)
 _PHI = replace(_PERSIMMON, mlp="mlp.fc2", parallel=True)
@@ -134,7 +138,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gptj": _GPTJ,
     "codegen": _GPTJ,
     "gpt_neox": _GPT_NEOX,
-    "bloom": _BLOOM,
+    "bloom": replace(_BLOOM, context=2048),
     "falcon": _FALCON,
     "mpt": replace(
         _GPT_NEO,

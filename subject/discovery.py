@@ -47,7 +47,7 @@ def architecture_of(model: PreTrainedModel, *, name: str) -> Architecture:
 @torch.inference_mode()
 def discover(model: PreTrainedModel, *, name: str) -> Architecture:
     """The row of a model of any family; refuses where none can be found."""
-    layers, blocks = _find_blocks(model, name=name)
+    layers, blocks = find_blocks(model, name=name)
     tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
     calls, residual, after = _watch(model, blocks, tokens)
     other = tokens.clone()
@@ -82,12 +82,13 @@ def _refusal(model: PreTrainedModel, name: str, why: str) -> NeuronautError:
     return NeuronautError(f"{name} has model_type {kind!r}, which is not in the table, and {why}; load one of: {known}")
 
 
-def _find_blocks(model: PreTrainedModel, *, name: str) -> tuple[str, nn.ModuleList]:
+def find_blocks(model: PreTrainedModel, *, name: str) -> tuple[str, nn.ModuleList]:
+    """The path and the list of a model's blocks; refuses where there is none."""
     count = model.config.num_hidden_layers
     for path, module in model.base_model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and len({type(block) for block in module}) == 1:
             return path, module
-    raise _refusal(model, name, f"has no list of {count} blocks of one kind")
+    raise _refusal(model, name, f"there is no list of its {count} blocks")
 
 
 class _Residual(NamedTuple):
@@ -111,13 +112,12 @@ def _watch(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tup
         if where != "behind" or calls["last"]:
             calls[where].append(_Call(path, module, taken.clone(), given.clone()))
 
-    inside = {block for block in blocks.modules()}
+    inside = set(blocks.modules())
     places = {module: ("first", path) for path, module in blocks[0].named_modules() if path}
     places |= {
         module: ("behind", path) for path, module in model.base_model.named_modules() if path and module not in inside
     }
-    ends = {blocks[0]: ("first", ""), blocks[-1]: ("last", "")}
-    places |= ends
+    places |= {blocks[0]: ("first", ""), blocks[-1]: ("last", "")}
     handles = [module.register_forward_hook(hook, with_kwargs=True) for module in places]
     try:
         model(tokens, use_cache=False)
@@ -135,18 +135,18 @@ def _find_branches(
 ) -> Iterator[tuple[_Branch, str | None, _Branch]]:
     """The two branches of a block, and the module that reads the stream between them, None where none does."""
     branches = [branch for branch in _branches(calls, width) if branch.added.shape == pre.shape]
-    for attention in branches:
+    found = [
+        (attention, mlp)
+        for attention in branches
+        for mlp in branches
+        if mlp.place > attention.place and _is_close(pre + attention.added + mlp.added, post)
+    ]
+    for attention, mlp in found:
         readers = [call for call in calls[attention.place + 1 :] if _is_close(call.taken, pre + attention.added)]
-        # The outermost module that reads it, so that what is written there reaches all of the branch.
-        middle = min(readers, key=lambda call: call.path.count("."), default=None)
-        if middle is not None:
-            for mlp in branches:
-                if mlp.place > attention.place and _is_close(pre + attention.added + mlp.added, post):
-                    yield attention, middle.path, mlp
-    for attention in branches:
-        for mlp in branches:
-            if mlp.place > attention.place and _is_close(pre + attention.added + mlp.added, post):
-                yield attention, None, mlp
+        if readers:
+            # The outermost module that reads it, so that what is written there reaches all of the branch.
+            yield attention, min(readers, key=lambda call: call.path.count(".")).path, mlp
+    yield from ((attention, None, mlp) for attention, mlp in found)
 
 
 def _branches(calls: list[_Call], width: int) -> Iterator[_Branch]:
@@ -159,7 +159,7 @@ def _branches(calls: list[_Call], width: int) -> Iterator[_Branch]:
                 yield _Branch(call.path, behind.path, behind.given, j)
         yield _Branch(call.path, None, call.given, i)
     for i, call in enumerate(calls):
-        if any(True for _ in call.module.children()) and call.given.shape[-1] == width:
+        if next(call.module.children(), None) is not None and call.given.shape[-1] == width:
             yield _Branch(call.path, None, call.given, i)
 
 
@@ -182,9 +182,9 @@ def _width_in(module: nn.Module) -> int:
 
 
 def _key_of(config: dict[str, Any], width: int) -> str | None:
-    """The config key of a number of neurons; one with "size" or "dim" in it before others."""
+    """The config key of a number of neurons, one that is named as families name it before others."""
     keys = [key for key, value in config.items() if value == width and isinstance(value, int)]
-    return next(iter(sorted(keys, key=lambda key: not any(part in key for part in ("inter", "ffn", "inner")))), None)
+    return min(keys, key=lambda key: not any(part in key for part in ("inter", "ffn", "inner")), default=None)
 
 
 def _is_close(first: Tensor, second: Tensor) -> bool:

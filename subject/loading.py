@@ -29,6 +29,7 @@ from transformers.utils import logging
 from .address import name_random, split_random
 from .architecture import ARCHITECTURES
 from .config_check import blame_layers, blame_shape, check_model
+from .discovery import find_blocks
 from .errors import NeuronautError
 from .json_files import read_json
 from .randomize import randomize_model
@@ -66,9 +67,8 @@ def load(
     source = str(folder or base)
     with quiet():
         config = _read_config(source, base, revision=revision)
-        row = None if any_family else ARCHITECTURES.get(str(config.get("model_type")))
-        layers = row and row.layers
         model, report = _load_model(source, base, device=target, dtype=DTYPES[dtype], revision=revision)
+        layers = None if any_family else _find_layers(model, base)
         _check_weights(base, config, report, layers and rf"(?:{model.base_model_prefix}\.)?{layers}")
         tokenizer = _load_tokenizer(source, base, revision=revision)
     name = "demo" if folder == DEMO else folder.resolve().name if folder else base
@@ -192,6 +192,11 @@ def _load_model(
         raise _unreadable(source, name, "config.json", error) from error
     model, report = loaded
     return model.to(device), report
+
+
+def _find_layers(model: PreTrainedModel, name: str) -> str:
+    row = ARCHITECTURES.get(model.config.model_type)
+    return row.layers if row else find_blocks(model, name=name)[0]
 
 
 def _check_weights(name: str, config: dict[str, Any], report: dict[str, Any], layers: str | None) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .address import SourceId
+from .architecture import Architecture
 from .conformance import prove
 from .convention import Convention, TextReader, choose_convention
 from .discovery import architecture_of
@@ -69,10 +70,10 @@ class Subject(TextReader):
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
         self.convention = choose_convention(tokenizer, config.model_type, name=name, bos=bos)
-        self.context = _context_of(config)
         self._token_count: int = config.vocab_size
         self.architecture = architecture_of(self.model, name=name)
         """Where the family keeps its sites."""
+        self.context = _context_of(config, self.architecture, name=name)
         self._points, self._widths, self.refused = prove(model, self.architecture)
         self.sites = tuple(self._points)
         self._order = {site: rank for rank, site in enumerate(self.sites)}
@@ -301,12 +302,13 @@ class ModellessSubject(Subject):
 
 LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
 """Config keys of the most tokens in a row; families whose attention is biased by distance have one of the last two."""
-BIASED = 2048
-"""Tokens in a row where the config names none, as BLOOM's newer ones: it was trained on so many."""
 
 
-def _context_of(config: PreTrainedConfig) -> int:
-    return next((length for key in LENGTHS if (length := getattr(config, key, None))), BIASED)
+def _context_of(config: PreTrainedConfig, architecture: Architecture, *, name: str) -> int:
+    length = next((length for key in LENGTHS if (length := getattr(config, key, None))), architecture.context)
+    if length is None:
+        raise NeuronautError(f"the config of {name} does not say how many tokens it reads; wanted one of {LENGTHS}")
+    return length
 
 
 def _check_name(name: str) -> None:
