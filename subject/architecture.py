@@ -108,9 +108,7 @@ _GPT_NEOX = Architecture(
     final_norm="final_layer_norm",
     parallel="use_parallel_residual",
 )
-_BLOOM = replace(
-    _GPT_NEOX, layers="h", attention="self_attention.dense", final_norm="ln_f", parallel=False, context=2048
-)
+_BLOOM = replace(_GPT_NEOX, layers="h", attention="self_attention.dense", final_norm="ln_f", parallel=False)
 _FALCON = replace(_BLOOM, parallel="parallel_attn", neurons="ffn_hidden_size", in_place=True)
 _PERSIMMON = replace(_GPT_NEOX, attention="self_attn.dense", final_norm="final_layernorm", parallel=False)
 _PHI = replace(_PERSIMMON, mlp="mlp.fc2", parallel=True)
