@@ -19,6 +19,7 @@ from ..data.store.journal import Journal
 from ..explainers.battery.places import ACTIVE
 from ..rules.evaluate import TokenGrid, predict
 from ..rules.language import Rule
+from .loop.levels import balanced
 from .report.report import Report
 
 AGREE = 0.9
@@ -101,11 +102,6 @@ def pool(journal: Journal, reports: Sequence[Report], vocabulary: Sequence[str],
             if r not in agreeing and r.id != answer
         ),
     )
-
-
-def balanced(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
-    """Mean of the shares that are said rightly of those that are true and of those that are not."""
-    return float(np.mean([(said[part] == true[part]).mean() for part in (true, ~true) if part.any()]))
 
 
 def _read(journal: Journal, reports: Sequence[Report]) -> _Measured:

@@ -238,6 +238,8 @@ class Judgements:
     """Above it an item is positive: half of the feature's peak, or 0.5 for classes."""
     windows: tuple[str, ...]
     """Digests of the corpus windows involved."""
+    fires_from: float | None = None
+    """The threshold of predictions, where it is another one; it is not stored, since code's judgements are not."""
     missing: dict[str, int] = field(default_factory=dict)
     """Items without a prediction, by reason: "refused", "truncated", "unparsed", ..."""
     provenance: dict[str, object] = field(default_factory=dict)

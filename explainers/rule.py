@@ -28,8 +28,8 @@ from ..rules.english import describe, tell_headline
 from ..rules.ground import Ground
 from ..rules.induce import induce
 from ..rules.language import Rule
-from ..rules.observed import Observed
-from ..rules.revise import count_wrong, join, revise
+from ..rules.observed import Observed, hold
+from ..rules.revise import join, revise
 from ..rules.sample import Sample, Windows
 from ..rules.telling import can_be_told, shorten_to_tell
 from ..rules.tree import Growth, grow
@@ -288,7 +288,9 @@ class RuleExplainer:
         chosen = choose(ground, rule, size=self._rule_size)
         if chosen is None:
             return _Learned(rule, provenance={"checked_on": checked_on})
-        wrong, before = (count_wrong(r, observed, batch.vocabulary, half=half) for r in (chosen.rule, rule))
+        wrong, before = (
+            int(hold(r, observed, vocabulary=batch.vocabulary, half=half).wrong.sum()) for r in (chosen.rule, rule)
+        )
         return _Learned(chosen.rule, rule if before < wrong else None, {"checked_on": checked_on})
 
     def _build_ground(

@@ -65,6 +65,28 @@ class Observed:
         return int(self.measured.sum())
 
 
+class Held(NamedTuple):
+    """What a rule says of every measured token, beside what was measured; each (measured,)."""
+
+    error: NDArray[np.float32]
+    """Measured less predicted activation."""
+    said: NDArray[np.bool_]
+    """Whether the rule says that the feature fires (`Rule.fires_from`)."""
+    fired: NDArray[np.bool_]
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Where it says otherwise."""
+        return self.said != self.fired
+
+
+def hold(rule: Rule, observed: Observed, *, vocabulary: Sequence[str], half: float) -> Held:
+    """Hold a rule to what was measured; a token above `half`, in the source's units, fires."""
+    true = observed.activations[observed.measured]
+    predicted = predict(rule, TokenGrid(vocabulary, observed.ids))[observed.measured]
+    return Held(true - predicted, predicted > rule.fires_from(half), true > half)
+
+
 class Disagreement(NamedTuple):
     """A token at an offset from measured pivots at which rule and measurements differ."""
 
@@ -87,9 +109,8 @@ def disagreements(rule: Rule, observed: Observed, *, vocabulary: Sequence[str], 
     that stands in every wrong window and in as many right ones explains nothing.
     """
     rows, positions = np.nonzero(observed.measured)
-    true = observed.activations[rows, positions]
-    predicted = predict(rule, TokenGrid(vocabulary, observed.ids))[rows, positions]
-    wrong = (true > half) != (predicted > rule.fires_from(half))
+    of_rule = hold(rule, observed, vocabulary=vocabulary, half=half)
+    wrong = of_rule.wrong
     pivots: dict[tuple[int, int], list[int]] = defaultdict(list)
     for offset in OFFSETS:
         inside = np.flatnonzero(positions + offset >= 0)
@@ -101,7 +122,7 @@ def disagreements(rule: Rule, observed: Observed, *, vocabulary: Sequence[str], 
     result = []
     for (token, offset), at in pivots.items():
         bad = [i for i in at if wrong[i]]
-        error = float(np.mean(true[bad] - predicted[bad]))
+        error = float(np.mean(of_rule.error[bad]))
         involved = tuple(dict.fromkeys(rows[bad].tolist()))
         result.append(
             Disagreement(

@@ -19,7 +19,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import TokenGrid, predict
 from .induce import induce
 from .language import Rule
 from .observed import Observed
@@ -107,9 +106,3 @@ def _reweight(sample: Sample, pivots: NDArray[np.int64], raised: NDArray[np.floa
     weight[pivots] *= raised
     check[pivots] *= raised
     return sample.reweighted(weight, check)
-
-
-def count_wrong(rule: Rule, observed: Observed, vocabulary: tuple[str, ...], *, half: float) -> int:
-    """How many measured pivots the rule puts on the wrong side of half the peak."""
-    active = predict(rule, TokenGrid(vocabulary, observed.ids))[observed.measured] > rule.fires_from(half)
-    return int((active != (observed.activations[observed.measured] > half)).sum())

@@ -66,6 +66,8 @@ class Scorer(Protocol):
 
 CHANCE = 0.5
 """Balanced accuracy, AUROC and agreement of answers that tell nothing apart."""
+VERSIONS = {"agreement": 2}
+"""Versions of formulas that have changed: since 2 a rule or table fires from half of its own highest value on."""
 PAIRED = ("counterfactual", "context")
 """Sets of minimal pairs, of which the agreement is taken, too; context: those that keep the token at the pivot."""
 
@@ -126,7 +128,7 @@ def _score_group(group: Sequence[Judgements], seed: int) -> list[Score]:
             windows=own.windows,
             backend=backend,
             judge=judge,
-            provenance={"formula": f"{metric}/1", **provenance},
+            provenance={"formula": f"{metric}/{VERSIONS.get(metric, 1)}", **provenance},
         )
         for metric, measured in _metrics(own, seed).items()
     ]
@@ -153,10 +155,8 @@ def _metrics(own: Judgements, seed: int) -> dict[str, Measured]:
             # What is predicted on a scale of 0 to 10 has no error in activation units.
             del metrics["explained_variance"]
         if own.examples in PAIRED:
-            level = own.provenance.get("fires_from")
-            fires_from = level if isinstance(level, float) else None
             metrics["agreement"] = agreement(
-                true, predicted, predicted_mask, threshold=own.threshold, fires_from=fires_from, seed=seed
+                true, predicted, predicted_mask, threshold=own.threshold, fires_from=own.fires_from, seed=seed
             )
         return metrics
     return {

@@ -95,9 +95,10 @@ class RuleSimulator:
                 true=windows.true,
                 predicted=windows.at(values),
                 threshold=half,
+                fires_from=fires_from,
                 windows=windows.digests,
                 missing={} if len(windows.ids) else {"no holdout windows": 1},
-                provenance={"by": "rule", "fires_from": fires_from, **(curve if role == "explanation" else {})},
+                provenance={"by": "rule", **(curve if role == "explanation" else {})},
             )
 
 

@@ -162,6 +162,17 @@ def test_causes_are_weighed_apart_from_levels() -> None:
     assert cause_odds("H2", "H1", *seen) != cause_odds("H4", "H1", *seen)
 
 
+def test_odds_against_the_answer_are_told_as_such() -> None:
+    """H3 grades what fires as it is seen, H2 only says that it fires: the cause is H2's too, and the levels are H3's."""
+    plays = Plays({"H1": NULL, "H2": claim(" river"), "H3": claim(" river")})
+    for _ in range(12):
+        plays.add([1.0] * 3 + [0.6] * 3, H2=0.35, H3=[1.0] * 3 + [0.6] * 3)
+        plays.add([0.0] * PER, H2=0.0, H3=0.0)
+    outcome = outcome_of(*plays.state, name="H2")
+    assert outcome.answer == "supported"
+    assert "to 1 for H3, wanted 20 to 1 against it" in (outcome.grading or "")
+
+
 def test_of_finalists_the_shortest_that_predicts_as_well_is_the_answer() -> None:
     plays = played(strong=1.0, weak=0.8)
     leading = plays.outcome().leader

@@ -105,38 +105,37 @@ class Conclusion:
         event = run.journal.event_of(run.id, "finalists")
         if event is not None:
             return [Finalist(**row) for row in event["rows"]]
-        rivals, *_ = run.rival_state()
+        rivals = run.rival_state().rivals
         leader = next((rival for rival in rivals if rival.status == "live"), None)
         if leader is None or leader.hypothesis.kind == "no_pattern":
             return []
-        is_null = leader.hypothesis.kind in NULLS  # which odds of levels alone do not displace
-
-        def is_likely(rival: Rival) -> bool:
-            if not is_null and rival.status == "live" and leader.log_odds - rival.log_odds <= log(ODDS):
-                return True
-            return rival.resolved >= RESOLVED and (rival.cause or 0.0) >= HITS and told(rival) >= told(leader)
-
-        def told(rival: Rival) -> float:
-            rule, lab = rival.hypothesis.rule, run.lab
-            return lab.told_rightly(rule) if isinstance(lab, FeatureLab) and rule is not None else 0.0
-
         rules = {rival.name: rival for rival in rivals if rival.hypothesis.rule is not None}
-        likely = {name for name, rival in rules.items() if rival.hypothesis.kind not in NULLS and is_likely(rival)}
+        likely = _likely(leader, rules) | self._right_about_the_cause(leader, rules)
         labels = {row["name"] for row in run.journal.hypotheses(run.id) if row["origin"] == "label"} & set(rules)
         if not (likely | labels) - {leader.name}:
             return []
+        compared = likely | labels | {leader.name}
         with run.charged("finalists", "finalists"):
-            rows = run.examiner.compare(
-                {name: rules[name].hypothesis for name in rules if name in likely | labels | {leader.name}}
-            )
+            rows = run.examiner.compare({name: rules[name].hypothesis for name in rules if name in compared})
         best = max((row.value for row in rows if row.name not in labels), default=-inf)
-        rows = [
-            row
-            for row in rows
-            if row.name in likely or row.name == leader.name or row.value - (row.error or 0.0) > best
-        ]
+        among = likely | {leader.name}
+        rows = [row for row in rows if row.name in among or row.value - (row.error or 0.0) > best]
         run.event("finalists", {"rows": [row._asdict() for row in rows]}, key="finalists")
         return rows
+
+    def _right_about_the_cause(self, leader: Rival, rules: Mapping[str, Rival]) -> set[str]:
+        """Rules that say of all that was measured as rightly as the leader whether it fires, live or out."""
+        lab = self._run.lab
+        tested = {
+            name: rival.hypothesis.rule
+            for name, rival in rules.items()
+            if rival.hypothesis.kind not in NULLS and rival.resolved >= RESOLVED and (rival.cause or 0.0) >= HITS
+        }
+        if not tested or not isinstance(lab, FeatureLab):
+            return set()
+        of_leader = leader.hypothesis.rule
+        least = 0.0 if of_leader is None else lab.told_rightly(of_leader)
+        return {name for name, rule in tested.items() if rule is not None and lab.told_rightly(rule) >= least}
 
     def holdout(self, state: State) -> Mapping[str, Any]:
         """Reads the holdout, once, for the frozen explanation."""
@@ -243,6 +242,19 @@ class Conclusion:
         frozen = self._run.journal.event_of(self._run.id, "frozen")
         assert frozen is not None, "freeze comes before what follows it"
         return frozen
+
+
+def _likely(leader: Rival, rules: Mapping[str, Rival]) -> set[str]:
+    """Live rules within the wanted odds of the leader; levels alone do not displace a null."""
+    if leader.hypothesis.kind in NULLS:
+        return set()
+    return {
+        name
+        for name, rival in rules.items()
+        if rival.hypothesis.kind not in NULLS
+        and rival.status == "live"
+        and leader.log_odds - rival.log_odds <= log(ODDS)
+    }
 
 
 def outcome_among(

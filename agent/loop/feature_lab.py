@@ -18,7 +18,7 @@ from ...explainers.explainer import TrainBatch, TrainEvidence
 from ...rules.english import describe
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Clause, Rule, Token
-from ...rules.observed import Observed
+from ...rules.observed import Observed, hold
 from ...rules.telling import shorten_to_tell
 from ...scorers.holdout import token_baselines
 from ...subject.errors import NeuronautError
@@ -26,6 +26,7 @@ from ...subject.model import Subject
 from ...subject.sources import Source
 from .experiments import Design, Item
 from .hypotheses import Hypothesis
+from .levels import balanced
 from .target import Meter
 
 TOKENS, SILENT = 200, 0.02
@@ -165,11 +166,8 @@ class FeatureLab(TrainingSide):
 
         Balanced over those that fire and those that do not.
         """
-        observed, half = self.observed, self.scale / 2
-        said = predict(rule, TokenGrid(self.vocabulary, observed.ids))[observed.measured] > rule.fires_from(half)
-        fired = observed.activations[observed.measured] > half
-        shares = [(said[part] == fired[part]).mean() for part in (fired, ~fired) if part.any()]
-        return float(np.mean(shares)) if shares else 0.0
+        of_rule = hold(rule, self.observed, vocabulary=self.vocabulary, half=self.scale / 2)
+        return balanced(of_rule.said, of_rule.fired) if len(of_rule.fired) else 0.0
 
     def take(self, design: Design, values: Sequence[float]) -> None:
         """Notes what an experiment measured."""

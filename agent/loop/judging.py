@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from ...data.store.journal_values import Experiment, Observation
 from .hypotheses import NULLS, Hypothesis
-from .levels import LEVELS, Forecast, base_rate, brier, expects_silence, fire_odds, fires, forecast, levels_of
+from .levels import LEVELS, Forecast, balanced, base_rate, brier, expects_silence, fire_odds, fires, forecast, levels_of
 from .view import Rival, Status, Term
 
 FORMULA = "verdicts-3"
@@ -46,6 +46,8 @@ TESTED = 4
 EFFECTIVE = 6.0
 """Items of one experiment that count in full."""
 ENTRY = log(10)
+TOLD = 1000
+"""Odds to 1 above which they are not told as a number."""
 CREDIT = 12.0
 """Items for which a forecast counts beside what came of such forecasts before."""
 TELLING = 0.3
@@ -112,9 +114,7 @@ class _Tally:
     def cause(self) -> float | None:
         """Balanced share of items that fire, and of those that do not, as it expects; None without one of both."""
         fired, said = np.array(self.fired, np.bool_), fires(self.expected, max(self.expected, default=0.0))
-        if fired.all() or not fired.any():
-            return None
-        return float(np.mean([(said[part] == fired[part]).mean() for part in (fired, ~fired)]))
+        return None if fired.all() or not fired.any() else balanced(said, fired)
 
 
 class OddsUpdater:
@@ -315,7 +315,10 @@ def _too_close(leads: Mapping[str, float]) -> str:
     nearest = min(leads, key=lambda name: leads[name], default=None)
     if nearest is None or (lead := leads[nearest]) > log(ODDS):
         return ""
-    return f"its odds are {exp(min(lead, 20)):.3g} to 1 over {nearest}, wanted {ODDS:g}"
+    if lead < 0:
+        odds = f"{exp(-lead):,.3g}" if lead > -log(TOLD) else f"over {TOLD:,}"
+        return f"the odds are {odds} to 1 for {nearest}, wanted {ODDS:g} to 1 against it"
+    return f"its odds are {exp(lead):.3g} to 1 over {nearest}, wanted {ODDS:g}"
 
 
 def _too_few(what: str, hits: float | None) -> str:

@@ -50,6 +50,11 @@ def fires(expected: Sequence[float], highest: float) -> NDArray[np.bool_]:
     return np.asarray(expected, np.float64) >= (min(ACTIVE, highest / 2) if highest > 0 else ACTIVE)
 
 
+def balanced(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    """Mean of the shares that are said rightly of those that are true and of those that are not."""
+    return float(np.mean([(said[part] == true[part]).mean() for part in (true, ~true) if part.any()]))
+
+
 def fire_odds(expected: Sequence[float | None], highest: float, base: Sequence[float]) -> NDArray[np.float64]:
     """The probability of firing that a hypothesis gives each item, (item,); the base rate where it says nothing."""
     known = [value for value in expected if value is not None]

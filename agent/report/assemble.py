@@ -49,6 +49,7 @@ def _assemble(journal: Journal, id: str) -> Report:
     rivals = rank_rivals(parsed, experiments, observed, kind=row["kind"])
     frozen, ended = last.get("frozen", {}), last.get("ended", {})
     origins = {h["name"]: h["origin"] for h in hypotheses}
+    rivals = sorted(rivals, key=lambda rival: rival.name != frozen.get("hypothesis"))
     contenders = tuple(_contender(r, origins[r.name], events, experiments, observed, kind=row["kind"]) for r in rivals)
     leading = frozen.get("hypothesis") or next((r.name for r in rivals if r.status == "live"), None)
     ordered = {leading: parsed[leading], **parsed} if leading else parsed

@@ -170,7 +170,7 @@ def _span(proof: Mapping[str, Any]) -> str:
 def _rivals(report: Report) -> Html | None:
     if not report.contenders:
         return None
-    rows = [_rival(contender, number) for number, contender in enumerate(report.contenders)]
+    rows = [_rival(contender, number, report.standing(contender)) for number, contender in enumerate(report.contenders)]
     plot = plots.odds(report)
     header = ("", "claim", "stands", "share", "resolved", "on silence", "cause hit", "levels hit", "Brier")
     note = (
@@ -180,12 +180,12 @@ def _rivals(report: Report) -> Html | None:
     return section("rivals", "Rivals", plot and el("div", plot, class_="card"), table(header, rows), note=note)
 
 
-def _rival(contender: Contender, number: int) -> list[Part]:
+def _rival(contender: Contender, number: int, standing: str) -> list[Part]:
     colour = f"name s{min(number, plots.COLOURS - 1)}"
     mark = el("svg", plots.text(0, 12, contender.name, class_=colour), width=30, height=16)
-    badge = "quiet" if contender.status == "live" else contender.status
+    badge = "refuted" if standing == "refuted" else "quiet"
     # A null is never put aside, however little speaks for it.
-    stands = "null" if contender.body["kind"] in NULLS else contender.status
+    stands = "null" if contender.body["kind"] in NULLS else standing
     tests = [forecast.experiment for forecast in contender.forecasts if forecast.for_odds]
     return [
         el("span", mark, id=contender.name),

@@ -153,14 +153,14 @@ COUNTERFACTUAL = ("counterfactual", "context")
 
 def _rivals(report: "Report") -> list[str]:
     every = [trial.name for trial in report.experiments if trial.status == "ok"]
-    rows = [_rival(contender, every) for contender in report.contenders[:_CONTENDERS]]
+    rows = [_rival(contender, every, report.standing(contender)) for contender in report.contenders[:_CONTENDERS]]
     return rows + _more(len(report.contenders) - len(rows), "hypotheses more", ["journal"])
 
 
-def _rival(contender: "Contender", every: Sequence[str]) -> str:
+def _rival(contender: "Contender", every: Sequence[str], standing: str) -> str:
     # The odds of one without opinions move by what the others foretold.
     sources = [forecast.experiment for forecast in contender.forecasts if forecast.for_odds] or every
-    parts: list[str | Cited] = [contender.name, " ", contender.status]
+    parts: list[str | Cited] = [contender.name, " ", standing]
     if sources:
         numbers = f"share {contender.share:.2f}, resolved {contender.resolved} ({contender.silences} on silence)"
         if contender.hits is not None and contender.brier is not None:
@@ -460,6 +460,12 @@ class Report:
         """The hypothesis that was frozen, or the one ahead."""
         frozen = next((c for c in self.contenders if c.name == self.hypothesis), None)
         return frozen or next((c for c in self.contenders if c.status == "live"), None)
+
+    def standing(self, contender: Contender) -> str:
+        """How a rival stands; the answer may be one whose levels put it out, since the verdict is on its cause."""
+        if contender.name == self.hypothesis and contender.status == "refuted":
+            return "answer, refuted by its levels alone"
+        return contender.status
 
     @property
     def experiments(self) -> tuple[Trial, ...]:

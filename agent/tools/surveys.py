@@ -15,9 +15,8 @@ from pydantic import Field
 from ...causal.measures import Mean, mean
 from ...data.store.search import similar
 from ...explainers.rule import RuleExplainer
-from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule
-from ...rules.observed import Disagreement, disagreements
+from ...rules.observed import Disagreement, disagreements, hold
 from ..loop.experiments import Design, Measured
 from ..loop.feature_lab import FeatureLab
 from ..loop.hypotheses import StrictModel
@@ -142,10 +141,8 @@ def _half(lab: FeatureLab) -> float:
 
 def _fit(rule: Rule, lab: FeatureLab) -> Mean:
     """The share of measurements that the rule has on the right side of half the scale."""
-    observed = lab.observed
-    predictions = predict(rule, TokenGrid(lab.vocabulary, observed.ids))[observed.measured]
-    right = (predictions > rule.fires_from(_half(lab))) == (observed.activations[observed.measured] > _half(lab))
-    return mean(right.astype(float).tolist(), seed=lab.seed)
+    wrong = hold(rule, lab.observed, vocabulary=lab.vocabulary, half=_half(lab)).wrong
+    return mean((~wrong).astype(float).tolist(), seed=lab.seed)
 
 
 def _as_row(misfit: Disagreement) -> dict[str, Any]:
