@@ -183,6 +183,15 @@ def test_of_finalists_the_shortest_that_predicts_as_well_is_the_answer() -> None
     assert plays.outcome(*rows).leader == leading
 
 
+def test_a_rule_that_words_tell_goes_before_one_that_predicts_no_better() -> None:
+    plays = played(strong=1.0, weak=0.8)
+    leading = plays.outcome().leader
+    other = {"H2": "H3", "H3": "H2"}[leading]
+    assert plays.outcome(Finalist(leading, 0.8, 0.05, 2, told=False), Finalist(other, 0.78, 0.05, 9)).leader == other
+    far = Finalist(leading, 0.8, 0.05, 9, told=False), Finalist(other, 0.1, 0.05, 2)
+    assert plays.outcome(*far).leader == leading, "words that predict nothing are no answer"
+
+
 def test_a_finalist_of_another_cause_does_not_cost_the_leader_its_support() -> None:
     plays = played(strong=1.0, weak=0.9)
     plays.hypotheses["H4"] = claim(" sea")

@@ -265,18 +265,17 @@ def outcome_among(
 ) -> Outcome:
     """What the evidence says of the finalist that predicts `select` best: the shortest within its standard error.
 
-    Rules that words cannot tell are finalists only where there is no other. Where it would not be supported and the
-    leader by the odds is, the leader stays the answer; but for a null that predicts `select` worse by more than the
-    standard error.
+    Of these, rules that words can tell go before those that they cannot. Where it would not be supported and the leader
+    by the odds is, the leader stays the answer; but for a null that predicts `select` worse by more than the standard
+    error.
     """
     leading = outcome_of(rivals, experiments, observations)
     of_leader = next((row for row in finalists if row.name == leading.leader), None)
-    finalists = [row for row in finalists if row.told] or finalists
     best = max(finalists, key=lambda row: row.value, default=None)
     if best is None:
         return leading
     near = [row for row in finalists if row.value >= best.value - (best.error or 0.0)]
-    chosen = min(near, key=lambda row: (row.length, -row.value))
+    chosen = min(near, key=lambda row: (not row.told, row.length, -row.value))
     outcome = outcome_of(rivals, experiments, observations, name=chosen.name)
     is_null = any(rival.name == leading.leader and rival.hypothesis.kind in NULLS for rival in rivals)
     if is_null and of_leader is not None and chosen.value - (chosen.error or 0.0) > of_leader.value:

@@ -28,7 +28,7 @@ class Finalist(NamedTuple):
     length: int
     """Conditions, tokens and gains of its rule."""
     told: bool = True
-    """Whether its words can say all of the rule; only one that nothing told comes near may be the answer else."""
+    """Whether its words can say all of the rule; such a one goes before others that predict as well."""
 
 
 Question = Literal["evidence", "natural", "counterfactual", "context", "controls"]
