@@ -163,7 +163,7 @@ def test_causes_are_weighed_apart_from_levels() -> None:
 
 
 def test_odds_against_the_answer_are_told_as_such() -> None:
-    """H3 grades what fires as it is seen, H2 only says that it fires: the cause is H2's too, and the levels are H3's."""
+    """H3 grades what fires as it is seen, H2 only says that it fires: the cause is of both, the levels are of H3."""
     plays = Plays({"H1": NULL, "H2": claim(" river"), "H3": claim(" river")})
     for _ in range(12):
         plays.add([1.0] * 3 + [0.6] * 3, H2=0.35, H3=[1.0] * 3 + [0.6] * 3)
