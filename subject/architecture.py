@@ -26,6 +26,8 @@ class Port(NamedTuple):
     side: Side
     copied: bool = False
     """Whether what passes is changed in place later, so that only a copy of it stays what it was."""
+    joined: str | None = None
+    """Where all rows pass as one: the path of a module whose input still has them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +38,16 @@ class Architecture:
     attention: str
     """The attention's output projection; `head.L` is its input."""
     mlp: str | None
-    """The MLP's down projection; `mlp.L` is its input. None where experts take its place: there is no `mlp.L` then."""
+    """The MLP's down projection; `mlp.L` is its input. None where every layer has experts in its place."""
     resid_mid: str
     """The module that reads the residual stream between attention and MLP."""
     final_norm: str
     attention_norm: str | None = None
     """The norm between the attention's output projection and the residual stream."""
     mlp_norm: str | None = None
-    """The norm between the MLP's down projection and the residual stream, or the module of the experts."""
+    """The norm between the MLP's down projection and the residual stream."""
+    experts: str | None = None
+    """The module that holds the experts in layers that have them, and the dense MLP in others."""
     parallel: str | bool = False
     """Whether both branches read the block's input, so that there is no `resid_mid`; or the config key that says so."""
     neurons: str = "intermediate_size"
@@ -60,6 +64,8 @@ class Architecture:
     """Tokens in a row that it was trained on, where the config does not say."""
     in_place: bool = False
     """Whether the block adds to the tensor that its MLP returned, so that this one must be copied to be seen."""
+    joined: bool = False
+    """Whether the MLP runs on all rows joined to one."""
 
     def has_resid_mid(self, config: "PreTrainedConfig") -> bool:
         """Whether the MLP reads what attention has written; not where both branches read the block's input."""
@@ -85,11 +91,13 @@ class Architecture:
         yield "resid_pre", Port(layer, "input")
         yield "head", Port(f"{layer}.{self.attention}", "input")
         yield "attn_out", Port(f"{layer}.{self.attention_norm or self.attention}", "output")
+        rows = layer if self.joined else None
         if self.has_resid_mid(config):
-            yield "resid_mid", Port(f"{layer}.{self.resid_mid}", "input")
+            yield "resid_mid", Port(f"{layer}.{self.resid_mid}", "input", joined=rows)
         if self.mlp is not None:
-            yield "mlp", Port(f"{layer}.{self.mlp}", "input")
-        yield "mlp_out", Port(f"{layer}.{self.mlp_norm or self.mlp}", "output", self.in_place)
+            yield "mlp", Port(f"{layer}.{self.mlp}", "input", joined=rows)
+        added = self.mlp_norm or self.experts or self.mlp
+        yield "mlp_out", Port(f"{layer}.{added}", "output", self.in_place, joined=rows)
         yield "resid_post", Port(layer, "output")
 
 
@@ -115,6 +123,15 @@ _PHI = replace(_PERSIMMON, mlp="mlp.fc2", parallel=True)
 _BIOGPT = Architecture(
     layers="layers", attention="self_attn.out_proj", mlp="fc2", resid_mid="final_layer_norm", final_norm="layer_norm"
 )
+_OPT = Architecture(
+    layers="decoder.layers",
+    attention="self_attn.out_proj",
+    mlp="fc2",
+    resid_mid="final_layer_norm",
+    final_norm="decoder.final_layer_norm",
+    neurons="ffn_dim",
+    joined=True,
+)
 _LLAMA = Architecture(
     layers="layers",
     attention="self_attn.o_proj",
@@ -123,7 +140,7 @@ _LLAMA = Architecture(
     final_norm="norm",
 )
 _COHERE = replace(_LLAMA, parallel=True, logit_scale="logit_scale")
-_EXPERTS = replace(_LLAMA, mlp=None, mlp_norm="mlp")
+_EXPERTS = replace(_LLAMA, experts="mlp")
 _POST_NORM = replace(
     _LLAMA, resid_mid="mlp", attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"
 )
@@ -150,6 +167,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi": _PHI,
     "biogpt": _BIOGPT,
     "xglm": replace(_BIOGPT, neurons="ffn_dim"),
+    "opt": _OPT,
     **dict.fromkeys(
         (
             *("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "phi3", "olmo", "smollm3"),
@@ -172,5 +190,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3_text": _GEMMA,
     "vaultgemma": replace(_LLAMA, resid_mid="pre_feedforward_layernorm", softcap=SOFTCAP),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "gpt_oss"), _EXPERTS),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _EXPERTS),
 }
 """The families whose rows are known, by the config's `model_type`; others are looked at (`discovery.py`)."""

@@ -29,6 +29,8 @@ from .hooks import Point, record
 
 ROUNDING = 8
 """Allowed relative error, in units of the dtype's machine epsilon."""
+EXPERTS = "experts take the MLP's place in this layer, and each token has other neurons; mlp_out is there"
+"""Why a layer of experts has no neurons as a site."""
 
 
 class Conformance(NamedTuple):
@@ -84,11 +86,15 @@ def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor
 def _resolve_points(model: PreTrainedModel, architecture: Architecture) -> tuple[dict[str, Point], dict[str, str]]:
     points: dict[str, Point] = {}
     refused: dict[str, str] = {}
+    module = model.base_model.get_submodule
     for site, port in architecture.ports(model.config).items():
         try:
-            points[site] = Point(model.base_model.get_submodule(port.path), port.side, port.copied)
+            points[site] = Point(
+                module(port.path), port.side, port.copied, module(port.joined) if port.joined else None
+            )
         except AttributeError:
-            refused[site] = f"the model has no module {port.path}"
+            experts = architecture.experts and site.startswith("mlp.")
+            refused[site] = EXPERTS if experts else f"the model has no module {port.path}"
     return points, refused
 
 
@@ -175,14 +181,15 @@ def _branch_claims(
 ) -> Iterator[_Claim]:
     config, module = model.config, model.base_model.get_submodule(f"{architecture.layers}.{layer}")
     heads = config.num_attention_heads
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    sizes = (getattr(config, key, None) for key in ("v_head_dim", "head_dim"))
+    d_head = next(filter(None, sizes), config.hidden_size // heads)
     neurons = getattr(config, architecture.neurons, None) or 4 * config.hidden_size
     branches = (
         ("head", "attn_out", architecture.attention, architecture.attention_norm, heads * d_head),
         ("mlp", "mlp_out", architecture.mlp, architecture.mlp_norm, neurons),
     )
     for kind, result, projection, norm, width in branches:
-        if projection is None:
+        if projection is None or f"{kind}.{layer}" not in values:
             continue
         site, out, steps = f"{kind}.{layer}", f"{result}.{layer}", [projection, norm] if norm else [projection]
 

@@ -50,6 +50,8 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
     layers, blocks = find_blocks(model, name=name)
     tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
     calls, residual, after = _watch(model, blocks, tokens)
+    if residual.last.shape != (*tokens.shape, model.config.hidden_size):
+        raise _refusal(model, name, f"its blocks pass tensors of shape {tuple(residual.last.shape)}, no vector a token")
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % model.config.vocab_size
     if not _is_close(_watch(model, blocks, other)[1].last[:, :-1], residual.last[:, :-1]):
@@ -70,7 +72,8 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
         resid_mid=mid or "",
         final_norm=final_norm,
         attention_norm=attention.norm,
-        mlp_norm=mlp.norm if dense else mlp.projection,
+        mlp_norm=mlp.norm,
+        experts=None if dense else mlp.projection,
         parallel=mid is None,
         neurons=(dense and _key_of(model.config.to_dict(), _width_in(module))) or "intermediate_size",
         softcap=SOFTCAP if hasattr(model.config, SOFTCAP) else None,
@@ -78,8 +81,10 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
 
 
 def _refusal(model: PreTrainedModel, name: str, why: str) -> NeuronautError:
-    kind, known = model.config.model_type, ", ".join(ARCHITECTURES)
-    return NeuronautError(f"{name} has model_type {kind!r}, which is not in the table, and {why}; load one of: {known}")
+    return NeuronautError(
+        f"{name} has model_type {model.config.model_type!r}, which is not in the table, and {why}; "
+        "`neuronaut models families` lists those that are"
+    )
 
 
 def find_blocks(model: PreTrainedModel, *, name: str) -> tuple[str, nn.ModuleList]:

@@ -5,8 +5,8 @@ module's first positional argument (or `hidden_states`) on the input side, and i
 output tuple's first element) on the output side.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -22,15 +22,42 @@ class Point(NamedTuple):
     side: Side
     copied: bool = False
     """Whether the model goes on with a copy, since it would change what passed in place."""
+    joined: nn.Module | None = None
+    """Where all rows pass as one: a module whose input still has them apart."""
 
 
 class _Stop(Exception):
     """Cuts a forward pass short once the last tensor wanted has been seen."""
 
 
-def attach(point: Point, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Call `function` on every tensor at `point`; where it returns a tensor, that one flows on instead."""
+@contextmanager
+def attach(point: Point, function: Callable[[Tensor], Tensor | None]) -> Generator[None]:
+    """Within the block, call `function` on every tensor at `point`; where it returns one, that one flows on instead."""
+    with ExitStack() as hooks:
+        if point.joined is not None:
+            function = _keep_rows(point.joined, function, hooks)
+        hooks.enter_context(_hook(point, function))
+        yield
 
+
+def _keep_rows(
+    whole: nn.Module, function: Callable[[Tensor], Tensor | None], hooks: ExitStack
+) -> Callable[[Tensor], Tensor | None]:
+    """The function for rows that pass joined to one, (row x position, width): it is given them apart."""
+    shape: list[int] = []
+
+    def note(tensor: Tensor) -> None:
+        shape[:] = tensor.shape[:-1]
+
+    def apply(joined: Tensor) -> Tensor | None:
+        result = function(joined.unflatten(0, shape))
+        return None if result is None else result.flatten(0, 1)
+
+    hooks.enter_context(_hook(Point(whole, "input"), note))
+    return apply
+
+
+def _hook(point: Point, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         replacement = function(args[0] if args else kwargs["hidden_states"])
         if replacement is None:

@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,6 +32,7 @@ from transformers.utils import logging
 from .address import name_random, split_random
 from .architecture import ARCHITECTURES
 from .config_check import blame_layers, blame_shape, check_model
+from .conformance import ROUNDING
 from .discovery import find_blocks
 from .errors import NeuronautError
 from .json_files import read_json
@@ -68,6 +72,7 @@ def load(
     with quiet():
         config = _read_config(source, base, revision=revision)
         model, report = _load_model(source, base, device=target, dtype=DTYPES[dtype], revision=revision)
+        model = model if any_family else take_text_tower(model, name=base)
         layers = None if any_family else _find_layers(model, base)
         _check_weights(base, config, report, layers and rf"(?:{model.base_model_prefix}\.)?{layers}")
         tokenizer = _load_tokenizer(source, base, revision=revision)
@@ -100,6 +105,48 @@ def weights_digest(model: PreTrainedModel) -> str:
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def take_text_tower(model: PreTrainedModel, *, name: str) -> PreTrainedModel:
+    """The language model inside one that reads images too, its modules shared; any other model as it is.
+
+    It is held to what the whole model says of text; a model of which the two differ is refused.
+    """
+    text = model.config.get_text_config()
+    if text is model.config or not hasattr(model.config, "text_config"):
+        return model
+    tower = _build_tower(model, text)
+    if tower is None:
+        raise NeuronautError(
+            f"{name} is a {type(model).__name__}, and transformers has no ...ForCausalLM of its text alone "
+            f"({text.model_type}); load a model of text"
+        )
+    tokens = torch.randint(text.vocab_size, (1, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    with torch.inference_mode():
+        whole, alone = (part.eval()(input_ids=tokens, use_cache=False).logits for part in (model, tower))
+    off = float((whole - alone).abs().max() / whole.abs().max())
+    if not off <= ROUNDING * torch.finfo(model.dtype).eps:
+        raise NeuronautError(f"the text of {name} read by its {type(tower).__name__} is off by {off:.2g}; load another")
+    return tower
+
+
+def _build_tower(model: PreTrainedModel, text: PreTrainedConfig) -> PreTrainedModel | None:
+    """The class of a text configuration, around the modules of the whole; None where there is no such class."""
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if family is None or head is None:
+        return None
+    try:
+        with torch.device("meta"):
+            tower: PreTrainedModel = family._from_config(text)
+    # Some classes look at values as they are built, which are not there.
+    except RuntimeError:
+        return None
+    if type(decoder) is not type(tower.base_model):
+        return None
+    setattr(tower, tower.base_model_prefix, decoder)
+    tower.set_output_embeddings(head)
+    return tower
 
 
 @contextmanager
@@ -174,8 +221,9 @@ def _load_model(
     source: str, name: str, *, device: torch.device, dtype: torch.dtype, revision: str | None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     config = _build_config(source, name, revision=revision)
+    images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = (AutoModelForImageTextToText if images else AutoModelForCausalLM).from_pretrained(
             source,
             config=config,
             revision=revision,

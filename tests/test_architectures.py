@@ -4,15 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from neuronaut.causal.attention import patterns
 from neuronaut.causal.logit_attribution import logit_attribution
 from neuronaut.causal.prompts import Batch
-from neuronaut.subject.architecture import ARCHITECTURES
-from neuronaut.subject.conformance import prove, unembed
+from neuronaut.subject.architecture import ARCHITECTURES, Architecture
+from neuronaut.subject.conformance import EXPERTS, prove, unembed
 from neuronaut.subject.discovery import discover
 from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.loading import take_text_tower
 from neuronaut.subject.model import Subject
 from tests.families import CONTEXT, VOCABULARY, byte_tokenizer, tiny_tokens
 
@@ -31,6 +32,13 @@ _GROUPED = _ALL | {"num_key_value_heads": 2}
 _GPT = _IDS | {"n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": 3, "n_head": HEADS, "n_inner": NEURONS}
 _FEW_EXPERTS = _GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _LOCAL_EXPERTS = _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}
+_LATENT = (
+    _GROUPED
+    | {"num_key_value_heads": HEADS, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    | {"q_lora_rank": 12, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10}
+    | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+)
+"""Latent attention, whose values have a width of their own, and experts from the second layer on."""
 _SCALED = {"residual_multiplier": 0.4, "logits_scaling": 3.0, "embedding_multiplier": 2.0}
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -40,6 +48,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("gpt_neox", "persimmon", "biogpt"), _ALL),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), _FEW_EXPERTS | {"shared_expert_intermediate_size": 16}),
     **dict.fromkeys(("mixtral", "phimoe", "gpt_oss"), _LOCAL_EXPERTS),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _LATENT),
+    "opt": _ALL | {"pad_token_id": 1, "ffn_dim": NEURONS, "word_embed_proj_dim": WIDTH},
     "gpt_neo": _IDS
     | {"max_position_embeddings": CONTEXT, "hidden_size": WIDTH, "num_layers": 2, "num_heads": HEADS, "window_size": 4}
     | {"intermediate_size": NEURONS, "attention_types": [[["global", "local"], 1]]},
@@ -74,13 +84,22 @@ def test_every_row_is_proven_and_found_without_the_table(family: str) -> None:
     model, row = tiny(family), ARCHITECTURES[family]
     found = prove(model, row)
     scaled = {f"{kind}.{layer}" for kind in ("attn_out", "mlp_out") for layer in range(3)}
-    assert set(found.refused) == (scaled if family == "granite" else set()), found.refused
+    experts = {f"mlp.{layer}" for layer in range(model.config.num_hidden_layers) if _has_experts(model, row, layer)}
+    assert set(found.refused) == (scaled if family == "granite" else experts), found.refused
+    assert {found.refused[site] for site in experts} <= {EXPERTS}
     kinds = {site.partition(".")[0] for site in found.points}
-    assert ("mlp" in kinds) == (row.mlp is not None) and ("resid_mid" in kinds) == row.has_resid_mid(model.config)
-    if family != "granite":  # what is multiplied before it is added is no sum that can be looked for
+    assert ("resid_mid" in kinds) == row.has_resid_mid(model.config)
+    # What is multiplied before it is added, or joined to one row, is no sum that can be looked for; and the first block
+    # is taken to stand for all.
+    if family not in ("granite", "opt", "deepseek_v2", "deepseek_v3"):
         assert discover(model, name=family).ports(model.config) == {
-            site: port._replace(copied=False) for site, port in row.ports(model.config).items()
+            site: port._replace(copied=False) for site, port in row.ports(model.config).items() if site not in experts
         }
+
+
+def _has_experts(model: PreTrainedModel, row: Architecture, layer: int) -> bool:
+    block = model.base_model.get_submodule(f"{row.layers}.{layer}")
+    return row.experts is not None and not hasattr(block.get_submodule(row.experts), "down_proj")
 
 
 @every_family
@@ -130,15 +149,54 @@ def test_a_family_of_the_day_is_read_as_one_of_the_table() -> None:
 
 
 def test_a_block_that_is_no_such_sum_is_refused_in_one_line() -> None:
-    """OPT's MLP runs on rows that are joined to one, so that no module reads the stream as it is."""
-    ids = {key: value for key, value in _ALL.items() if key != "pad_token_id"}
-    config = AutoConfig.for_model("opt", **ids, pad_token_id=1, ffn_dim=NEURONS, word_embed_proj_dim=WIDTH)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(
-        NeuronautError, match="'opt', which is not in the table, and its first block is no sum"
-    ) as error:
-        discover(model, name="an OPT")
+    """A family whose blocks scale what they add, as Granite's do."""
+    model = tiny("granite")
+    model.config.model_type = "brand_new"
+    with pytest.raises(NeuronautError, match="'brand_new', which is not .*, and its first block is no sum") as error:
+        Subject(model, byte_tokenizer(), name="new")
     assert "\n" not in str(error.value)
+
+
+def test_a_stream_that_is_several_at_once_is_refused() -> None:
+    """Gemma 3n keeps four versions of the residual stream, which its blocks mix."""
+    own = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+    shape = {"head_dim": 8, "num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 3}
+    config = AutoConfig.for_model("gemma3n_text", **_GROUPED | own | shape, activation_sparsity_pattern=None)
+    with pytest.raises(NeuronautError, match=r"its blocks pass tensors of shape \(4, 2, 8, 32\)"):
+        discover(AutoModelForCausalLM.from_config(config).eval(), name="a Gemma 3n")
+
+
+_IMAGES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def image_model(family: str) -> PreTrainedModel:
+    """A model of text and images, small."""
+    config = AutoConfig.for_model(family)
+    text = _GROUPED | {"head_dim": 8, "model_type": config.text_config.model_type}
+    images = _IMAGES | {"image_size": 28, "patch_size": 14, "model_type": config.vision_config.model_type}
+    config = AutoConfig.for_model(family, text_config=text, vision_config=images)
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(config).eval()
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llava", "mistral3", "internvl", "paligemma", "idefics3"])
+def test_the_text_of_an_image_model_is_read_by_its_text_class(family: str) -> None:
+    whole = image_model(family)
+    subject = Subject(take_text_tower(whole, name=family), byte_tokenizer(), name=family)
+    assert len(subject.sites) == 22 and not subject.refused
+    with torch.no_grad():
+        torch.testing.assert_close(subject.logits(TOKENS), whole(input_ids=TOKENS, use_cache=False).logits)
+    assert take_text_tower(subject.model, name=family) is subject.model
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [("aya_vision", "read by its Cohere2ForCausalLM is off by"), ("qwen2_vl", "no ...ForCausalLM of its text alone")],
+)
+def test_an_image_model_whose_text_is_not_its_classes_is_refused(family: str, why: str) -> None:
+    """The whole of Aya Vision leaves the scale of its logits out; Qwen2-VL's text has positions of its own."""
+    with pytest.raises(NeuronautError, match=why):
+        take_text_tower(image_model(family), name=family)
 
 
 def test_a_model_that_reads_ahead_is_refused() -> None:
