@@ -48,6 +48,8 @@ class Architecture:
     """The norm between the MLP's down projection and the residual stream."""
     experts: str | None = None
     """The module that holds the experts in layers that have them, and the dense MLP in others."""
+    neurons_by: tuple[str, ...] = ()
+    """The modules that make neurons of the MLP's input, one behind the other, where no one module holds all of it."""
     parallel: str | bool = False
     """Whether both branches read the block's input, so that there is no `resid_mid`; or the config key that says so."""
     neurons: str = "intermediate_size"
@@ -80,6 +82,13 @@ class Architecture:
         """What is added to the residual stream of what a branch gives."""
         return getattr(config, self.branch_scale) if self.branch_scale else 1.0
 
+    @property
+    def mlp_reader(self) -> str:
+        """The module whose input the MLP's own projections take; `mlp_in.L` is its input."""
+        if self.neurons_by:
+            return self.neurons_by[0]
+        return self.mlp.rpartition(".")[0] if self.mlp else str(self.experts)
+
     def ports(self, config: "PreTrainedConfig") -> dict[str, Port]:
         """The port of every site, in forward order."""
         ports = {"embed": Port(f"{self.layers}.0", "input")}
@@ -94,6 +103,7 @@ class Architecture:
         rows = layer if self.joined else None
         if self.has_resid_mid(config):
             yield "resid_mid", Port(f"{layer}.{self.resid_mid}", "input", joined=rows)
+        yield "mlp_in", Port(f"{layer}.{self.mlp_reader}", "input", joined=rows)
         if self.mlp is not None:
             yield "mlp", Port(f"{layer}.{self.mlp}", "input", joined=rows)
         added = self.mlp_norm or self.experts or self.mlp
@@ -121,7 +131,12 @@ _FALCON = replace(_BLOOM, parallel="parallel_attn", neurons="ffn_hidden_size", i
 _PERSIMMON = replace(_GPT_NEOX, attention="self_attn.dense", final_norm="final_layernorm", parallel=False)
 _PHI = replace(_PERSIMMON, mlp="mlp.fc2", parallel=True)
 _BIOGPT = Architecture(
-    layers="layers", attention="self_attn.out_proj", mlp="fc2", resid_mid="final_layer_norm", final_norm="layer_norm"
+    layers="layers",
+    attention="self_attn.out_proj",
+    mlp="fc2",
+    resid_mid="final_layer_norm",
+    final_norm="layer_norm",
+    neurons_by=("fc1", "activation_fn"),
 )
 _OPT = Architecture(
     layers="decoder.layers",
@@ -129,6 +144,7 @@ _OPT = Architecture(
     mlp="fc2",
     resid_mid="final_layer_norm",
     final_norm="decoder.final_layer_norm",
+    neurons_by=("fc1", "activation_fn"),
     neurons="ffn_dim",
     joined=True,
 )
