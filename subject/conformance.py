@@ -45,6 +45,21 @@ class Conformance(NamedTuple):
     """Width of every proven site."""
     refused: dict[str, str]
     """Why each of the other sites is refused."""
+    checks: tuple["Check", ...]
+    """What was checked, in the order of the claims above, layer by layer."""
+
+
+class Check(NamedTuple):
+    """One claim, measured."""
+
+    claim: str
+    sites: tuple[str, ...]
+    """The sites that stand or fall with it."""
+    error: float | None
+    """Relative error; None where it could not be measured."""
+    allowed: float
+    failure: str | None
+    """What is wrong, in words; None where the claim holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +82,12 @@ def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
     tensors = dict(passed)
     values = {site: tensors[point] for site, point in points.items() if site not in refused}
     tolerance = ROUNDING * torch.finfo(model.dtype).eps
-    for claim in _claims(model, architecture, values, logits):
-        if failure := _check_claim(claim, tolerance):
-            refused |= {site: failure for site in claim.sites if site not in refused}
+    checks = tuple(_check(claim, tolerance) for claim in _claims(model, architecture, values, logits))
+    for check in checks:
+        if check.failure:
+            refused |= {site: check.failure for site in check.sites if site not in refused}
     proven = {site: point for site, point in points.items() if site not in refused}
-    return Conformance(proven, {site: values[site].shape[-1] for site in proven}, refused)
+    return Conformance(proven, {site: values[site].shape[-1] for site in proven}, refused, checks)
 
 
 def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor) -> Tensor:
@@ -127,15 +143,18 @@ def _find_misfired(points: dict[str, Point], passed: list[Point]) -> dict[str, s
     }
 
 
-def _check_claim(claim: _Claim, tolerance: float) -> str | None:
+def _check(claim: _Claim, tolerance: float) -> Check:
+    error, failure = None, None
     try:
         error = claim.error()
     except KeyError as missing:
-        return f"{claim.text} cannot be checked without {missing.args[0]}"
+        failure = f"{claim.text} cannot be checked without {missing.args[0]}"
     except RuntimeError as mismatch:
-        return f"{claim.text} cannot be computed: {str(mismatch).splitlines()[0]}"
+        failure = f"{claim.text} cannot be computed: {str(mismatch).splitlines()[0]}"
     # Written so that a NaN fails.
-    return None if error <= tolerance else f"{claim.text} is off by {error:.2g} (allowed {tolerance:.2g})"
+    if error is not None and not error <= tolerance:
+        failure = f"{claim.text} is off by {error:.2g} (allowed {tolerance:.2g})"
+    return Check(claim.text, claim.sites, error, tolerance, failure)
 
 
 def _claims(
