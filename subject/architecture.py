@@ -44,6 +44,8 @@ class Architecture:
     """The norm between the attention's output projection and the residual stream."""
     mlp_norm: str | None = None
     """The norm between the MLP's down projection and the residual stream, or the module of the experts."""
+    neurons_by: tuple[str, ...] = ()
+    """The modules that make neurons of the MLP's input, one behind the other, where no one module holds all of it."""
     parallel: str | bool = False
     """Whether both branches read the block's input, so that there is no `resid_mid`; or the config key that says so."""
     neurons: str = "intermediate_size"
@@ -74,6 +76,13 @@ class Architecture:
         """What is added to the residual stream of what a branch gives."""
         return getattr(config, self.branch_scale) if self.branch_scale else 1.0
 
+    @property
+    def mlp_reader(self) -> str:
+        """The module whose input the MLP's own projections take; `mlp_in.L` is its input."""
+        if self.neurons_by:
+            return self.neurons_by[0]
+        return self.mlp.rpartition(".")[0] if self.mlp else str(self.mlp_norm)
+
     def ports(self, config: "PreTrainedConfig") -> dict[str, Port]:
         """The port of every site, in forward order."""
         ports = {"embed": Port(f"{self.layers}.0", "input")}
@@ -87,6 +96,7 @@ class Architecture:
         yield "attn_out", Port(f"{layer}.{self.attention_norm or self.attention}", "output")
         if self.has_resid_mid(config):
             yield "resid_mid", Port(f"{layer}.{self.resid_mid}", "input")
+        yield "mlp_in", Port(f"{layer}.{self.mlp_reader}", "input")
         if self.mlp is not None:
             yield "mlp", Port(f"{layer}.{self.mlp}", "input")
         yield "mlp_out", Port(f"{layer}.{self.mlp_norm or self.mlp}", "output", self.in_place)
@@ -113,7 +123,12 @@ _FALCON = replace(_BLOOM, parallel="parallel_attn", neurons="ffn_hidden_size", i
 _PERSIMMON = replace(_GPT_NEOX, attention="self_attn.dense", final_norm="final_layernorm", parallel=False)
 _PHI = replace(_PERSIMMON, mlp="mlp.fc2", parallel=True)
 _BIOGPT = Architecture(
-    layers="layers", attention="self_attn.out_proj", mlp="fc2", resid_mid="final_layer_norm", final_norm="layer_norm"
+    layers="layers",
+    attention="self_attn.out_proj",
+    mlp="fc2",
+    resid_mid="final_layer_norm",
+    final_norm="layer_norm",
+    neurons_by=("fc1", "activation_fn"),
 )
 _LLAMA = Architecture(
     layers="layers",

@@ -10,7 +10,9 @@ One forward pass over a few random tokens records every site, then these claims 
    so that a coordinate of huge norm cannot hide an error in the others;
 4. the output projection applied to head.L, and then the norm behind it, gives attn_out.L, and head.L
    is as wide as all heads together; the down projection applied to mlp.L gives mlp_out.L in the
-   same way, and mlp.L is as wide as the config's number of neurons.
+   same way, and mlp.L is as wide as the config's number of neurons;
+5. the module that reads resid_mid.L, where it is the MLP's norm, gives mlp_in.L, and the MLP applied to mlp_in.L
+   gives mlp.L at its down projection (experts give mlp_out.L).
 
 A failed claim refuses every site it is about and keeps the measured error.
 """
@@ -18,6 +20,7 @@ A failed claim refuses every site it is about and keeps the measured error.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -137,6 +140,7 @@ def _claims(
         parallel, factor = not architecture.has_resid_mid(model.config), architecture.branch_factor(model.config)
         yield from _sum_claims(layer, values, parallel=parallel, factor=factor)
         yield from _branch_claims(layer, values, model, architecture)
+        yield from _input_claims(layer, values, model, architecture)
     for layer in range(last):
         post, pre = f"resid_post.{layer}", f"resid_pre.{layer + 1}"
         yield _Claim(f"{post} = {pre}", (post, pre), lambda a=post, b=pre: _distance(values[a], values[b]))
@@ -194,6 +198,36 @@ def _branch_claims(
 
         yield _Claim(f"{' then '.join(steps)} of {site} = {out}", (site,), branch_error)
         yield _Claim(f"width of {site} = {width}", (site,), lambda s=site, w=width: abs(values[s].shape[-1] / w - 1))
+
+
+def _input_claims(
+    layer: int, values: dict[str, Tensor], model: PreTrainedModel, architecture: Architecture
+) -> Iterator[_Claim]:
+    block, site = model.base_model.get_submodule(f"{architecture.layers}.{layer}"), f"mlp_in.{layer}"
+    reader, norm, mid = architecture.mlp_reader, architecture.resid_mid, f"resid_mid.{layer}"
+    if architecture.has_resid_mid(model.config) and norm != reader:
+        text = f"{norm} of {mid} = {site}"
+        yield _Claim(text, (site,), lambda: _distance(block.get_submodule(norm)(values[mid]), values[site]))
+    result = f"mlp.{layer}" if architecture.mlp else f"mlp_out.{layer}"
+
+    def error() -> float:
+        vectors = values[site]
+        for step in architecture.neurons_by:
+            vectors = block.get_submodule(step)(vectors)
+        if not architecture.neurons_by:
+            end = Point(block.get_submodule(architecture.mlp), "input") if architecture.mlp else None
+            vectors = _run_mlp(block.get_submodule(reader), vectors, end=end)
+        return _distance(vectors, values[result])
+
+    yield _Claim(f"{' then '.join(architecture.neurons_by) or reader} of {site} = {result}", (site,), error)
+
+
+def _run_mlp(mlp: nn.Module, vectors: Tensor, *, end: Point | None) -> Tensor:
+    """What passes `end`, or comes out of the MLP, when it is given these vectors."""
+    end = end or Point(mlp, "output")
+    # BLOOM and MPT also hand over the stream that the MLP adds to behind its neurons.
+    needed = [value for value in signature(mlp.forward).parameters.values() if value.default is value.empty]
+    return record(lambda: mlp(*(vectors for _ in needed)), [end], last=end)[0][1]
 
 
 def _distance(measured: Tensor, wanted: Tensor) -> float:

@@ -71,6 +71,7 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
         final_norm=final_norm,
         attention_norm=attention.norm,
         mlp_norm=mlp.norm if dense else mlp.projection,
+        neurons_by=_find_steps(calls, mlp.projection, model.config.hidden_size),
         parallel=mid is None,
         neurons=(dense and _key_of(model.config.to_dict(), _width_in(module))) or "intermediate_size",
         softcap=SOFTCAP if hasattr(model.config, SOFTCAP) else None,
@@ -161,6 +162,21 @@ def _branches(calls: list[_Call], width: int) -> Iterator[_Branch]:
     for i, call in enumerate(calls):
         if next(call.module.children(), None) is not None and call.given.shape[-1] == width:
             yield _Branch(call.path, None, call.given, i)
+
+
+def _find_steps(calls: list[_Call], projection: str, width: int) -> tuple[str, ...]:
+    """The modules of the block that lead to its own down projection, from the last projection before it on."""
+    if "." in projection:
+        return ()
+    steps, end = [], next(i for i, call in enumerate(calls) if call.path == projection)
+    wanted = calls[end].taken
+    for call in reversed(calls[:end]):
+        if _is_close(call.given, wanted):
+            steps.insert(0, call.path)
+            if _is_projection(call.module, width):
+                return tuple(steps)
+            wanted = call.taken
+    return ()
 
 
 def _is_projection(module: nn.Module, width: int) -> bool:

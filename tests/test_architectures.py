@@ -55,6 +55,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granite": _GROUPED | _SCALED,
     **dict.fromkeys(("helium", "hunyuan_v1_dense", "ministral"), _GROUPED | {"head_dim": 8}),
 }
+FIRST_PROJECTIONS = ("c_fc", "fc_in", "h_to_4h", "fc1", "up_proj", "mlp.gate", "router")
+"""Parts of the names of modules that take the MLP's input: projections, and what chooses experts."""
 every_family = pytest.mark.parametrize("family", ARCHITECTURES)
 
 
@@ -99,6 +101,24 @@ def test_reads_and_beginnings_are_the_models_own(family: str) -> None:
     for site in sites:
         ends = subject.read_endings(TOKENS[:2, :6], TOKENS[:, 6:], [site], of=of)[site]
         torch.testing.assert_close(ends, whole[site][:, 6:], rtol=1e-3, atol=1e-3, msg=site)
+
+
+@every_family
+def test_mlp_in_is_what_the_first_projections_take(family: str) -> None:
+    """All modules that take it, leaf projections of the MLP among them, beside a plain hook on each leaf."""
+    subject = Subject(tiny(family), byte_tokenizer(), name=family)
+    block = subject.model.base_model.get_submodule(f"{subject.architecture.layers}.1")
+    taken: dict[str, torch.Tensor] = {}
+    for name, module in block.named_modules():
+        if not list(module.children()) and any(part in name for part in FIRST_PROJECTIONS):
+            module.register_forward_pre_hook(lambda _, args, name=name: taken.update({name: args[0]}))
+    value = subject.read(TOKENS, ["mlp_in.1", "resid_post.1"])["mlp_in.1"]
+    assert taken and all(torch.equal(flat.reshape_as(value), value) for flat in taken.values()), taken.keys()
+    with subject.editing({"mlp_in.1": torch.zeros_like}):
+        edited = subject.read(TOKENS, ["mlp_in.1", "head.1", "resid_post.1"])
+    plain = subject.read(TOKENS, ["head.1", "resid_post.1"])
+    assert not edited["mlp_in.1"].any() and torch.equal(edited["head.1"], plain["head.1"])
+    assert not torch.allclose(edited["resid_post.1"], plain["resid_post.1"], atol=1e-3)
 
 
 @every_family

@@ -59,7 +59,7 @@ def layer_of(subject: Subject, index: int) -> Any:
 @every_family
 def test_every_site_is_proven(family: str) -> None:
     subject = tiny_subject(family)
-    kinds = ["resid_pre", "head", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post"]
+    kinds = ["resid_pre", "head", "attn_out", "resid_mid", "mlp_in", "mlp", "mlp_out", "resid_post"]
     if family == "gpt_neox":
         kinds.remove("resid_mid")
     assert subject.refused == {}
@@ -221,7 +221,7 @@ def test_activation_function_as_neurons_is_refused(monkeypatch: pytest.MonkeyPat
     row = ARCHITECTURES[family]
     wrong = ActivationAsNeurons(**{name: getattr(row, name) for name in row.__dataclass_fields__})
     subject = with_row(monkeypatch, family, wrong)
-    assert subject.refused.keys() == {"mlp.0", "mlp.1", "mlp.2"}
+    assert subject.refused.keys() == {f"{kind}.{layer}" for kind in ("mlp_in", "mlp") for layer in range(3)}
     assert "mlp.down_proj" in subject.refused["mlp.0"]
     assert "is off by" in subject.refused["mlp.0"]
     with pytest.raises(NeuronautError, match=f"site mlp.1 of {family} is refused: .* is off by"):
@@ -240,6 +240,8 @@ def test_activation_function_as_neurons_is_refused(monkeypatch: pytest.MonkeyPat
         pytest.param("gpt2", {"final_norm": "h.0.ln_1"}, "resid_post.2", id="wrong final norm"),
         pytest.param("gpt2", {"attention": "attn.c_porj"}, "head.0", id="no such module"),
         pytest.param("gpt2", {"neurons": "n_embd"}, "mlp.0", id="wrong width"),
+        pytest.param("llama", {"neurons_by": ("self_attn.q_proj",)}, "mlp_in.0", id="attention's input as the MLP's"),
+        pytest.param("llama", {"neurons_by": ("mlp.gate_proj", "mlp.act_fn")}, "mlp_in.0", id="gate without up"),
     ],
 )
 def test_mutated_rows_are_refused(
