@@ -100,6 +100,17 @@ convention_options = all_of(
 )
 
 
+class Listing(click.Group):
+    """A group that lists where no verb is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `list` before options that are not the group's own."""
+        wants_help = set(args) & set(self.get_help_option_names(ctx))
+        if not wants_help and (not args or args[0].startswith("-")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 class Count(click.ParamType):
     """A number of tokens: `2000000`, `2M`, `500k`, `1.5B`, or `all`, which is None."""
 

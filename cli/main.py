@@ -31,7 +31,7 @@ VERBS: Mapping[str, str] = {
     "export": "exchange:export",
     "import": "exchange:import_",
     "models": "query:models",
-    "sources": "query:sources",
+    "sources": "sources:sources",
     "investigate": "investigate:investigate",
     "sessions": "sessions:sessions",
     "bench": "bench:bench",

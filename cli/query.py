@@ -1,4 +1,4 @@
-"""Verbs that ask the database: list, search, similar, models, sources."""
+"""Verbs that ask the database: list, search, similar, models."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
@@ -42,7 +42,7 @@ def list_(
         rows = store.list_rows(source, limit=limit, sort=sort, **conditions)
     columns = [display.key("feature"), display.key("status"), display.SCORE, display.BASELINE, display.EXPLANATION]
     emit(rows, form, lambda rows: display.table(rows, columns))
-    _say_if_empty(rows)
+    say_if_empty(rows)
 
 
 @click.command()
@@ -82,7 +82,7 @@ def search(
             markers = _MARKERS if form == "table" and display.in_colour() else None
             rows = store.search_rows(text, source=source, limit=limit, markers=markers, **conditions)
     emit(rows, form, lambda rows: display.table(rows, _rank_columns(rows)))
-    _say_if_empty(rows)
+    say_if_empty(rows)
 
 
 _MARKERS = ("\ue000", "\ue001")
@@ -145,7 +145,7 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
     rows = [row | {"by": "activation"} for row in neighbours.by_activation]
     rows += [row | {"by": "explanation"} for row in neighbours.by_explanation]
     emit(rows, form, lambda rows: display.table(rows, [display.key("by"), *_rank_columns(rows)]))
-    _say_if_empty(rows)
+    say_if_empty(rows)
 
 
 @click.command()
@@ -167,39 +167,18 @@ def models(database: str, form: Form) -> None:
     ]
     columns = [
         display.key("model"),
-        *_count_columns(sources="sources", width="features", alive="alive", explained="explained"),
+        *count_columns(sources="sources", width="features", alive="alive", explained="explained"),
     ]
     emit(rows, form, lambda rows: display.table(rows, columns))
-    _say_if_empty(rows)
+    say_if_empty(rows)
 
 
-@click.command()
-@result_options
-def sources(database: str, form: Form) -> None:
-    """List the sources in the database.
-
-    A source is a family of features at a site: the neurons, or a dictionary.
-
-    \b
-    Examples:
-      neuronaut sources
-      neuronaut sources --json | jq '.[].source'
-    """
-    with open_store(database) as store:
-        rows = store.sources()
-    columns = [
-        display.key("source"),
-        *_count_columns(width="features", alive="alive", explained="explained", tokens="tokens"),
-        display.key("corpus"),
-    ]
-    emit(rows, form, lambda rows: display.table(rows, columns))
-    _say_if_empty(rows)
-
-
-def _count_columns(**headers: str) -> list[display.Column]:
+def count_columns(**headers: str) -> list[display.Column]:
+    """Columns of numbers, by field, under these headers."""
     return [display.key(name, header, right=True) for name, header in headers.items()]
 
 
-def _say_if_empty(rows: Sequence[Row]) -> None:
+def say_if_empty(rows: Sequence[Row]) -> None:
+    """Say on stderr that there is nothing, where there is nothing."""
     if not rows:
         say("nothing was found")

@@ -58,7 +58,7 @@ def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
     """What a unit of the feature's activation adds to the residual stream; the negative tail's sign is flipped."""
     index = checked_index(source, feature)
     vector = source.directions(torch.tensor([index], device=subject.device))[0].float()
-    projection, norm = branch(subject, source.id.site)
+    projection, norm = branch(subject, source.writes)
     if projection is not None:
         vector = _without_bias(projection, vector)
     if norm is not None:

@@ -170,13 +170,16 @@ def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chose
     return flat.view(len(vectors), vectors.shape[1], -1).float().masked_fill(~counted[:, :, None], 0)
 
 
-def read_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> Tensor:
-    """The vectors of a site at the positions that count. tokens (row, position) without BOS -> (vector, width)."""
+def read_counted(subject: Subject, site: str, tokens: NDArray[np.integer], *, at: str | None = None) -> Tensor:
+    """The vectors of a site at the positions that count. tokens (row, position) without BOS -> (vector, width).
+
+    `at`: where it is given, the site at which positions count, so that vectors of two sites are of the same tokens.
+    """
     vectors: list[Tensor] = []
     for start in range(0, len(tokens), ROWS):
         part = tokens[start : start + ROWS]
-        read = _read(subject, [site], part)
-        counted = torch.from_numpy(find_counted(subject, site, part, read))
+        read = _read(subject, [site, at or site], part)
+        counted = torch.from_numpy(find_counted(subject, at or site, part, read))
         vectors.append(read[site][:, len(subject.bos_prefix) :][counted].float())
     return torch.cat(vectors)
 

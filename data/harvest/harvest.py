@@ -189,7 +189,7 @@ def _source_result(
             )
     return SourceResult(
         source=str(source.id),
-        kind=subject.unit_kind if isinstance(source, Neurons) else "dictionary",
+        kind=subject.unit_kind if isinstance(source, Neurons) else _dictionary_kind(source),
         width=source.width,
         signed=source.signed,
         revision=source.revision,
@@ -201,6 +201,10 @@ def _source_result(
         histogram=own.histogram,
         lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
     )
+
+
+def _dictionary_kind(source: Source) -> str:
+    return "dictionary" if source.writes == source.id.site else "transcoder"
 
 
 def harvest(
