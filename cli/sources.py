@@ -39,8 +39,10 @@ def list_(database: str, form: Form) -> None:
     """
     with open_store(database) as store:
         rows = store.sources()
+    transcoders = [display.key("writes")] if any(row["writes"] != row["site"] for row in rows) else []
     columns = [
         display.key("source"),
+        *transcoders,
         *count_columns(width="features", alive="alive", explained="explained", tokens="tokens"),
         display.key("corpus"),
     ]

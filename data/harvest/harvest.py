@@ -263,7 +263,8 @@ def harvest(
     )
     result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
     stopped = {} if plan.stop_at is None else {"stopped_at": {"tokens": state.tokens, "budget": plan.budget}}
-    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped}
+    writes = {str(source.id): source.writes for source in sources if source.writes != source.id.site}
+    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped, **({"writes": writes} if writes else {})}
     result = replace(result, provenance={**result.provenance, **own})
     watch.writes()
     store.write_harvest(result)
