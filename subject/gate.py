@@ -136,22 +136,51 @@ def sweep(dictionary: Dictionary, vectors: Mapping[str, Tensor]) -> Sweep:
     for site, there in ((own, reads), (writes, written)):
         if site not in there:
             raise NeuronautError(f"no vectors of {site}, a site of {dictionary.id}, to compare others with")
-    if dictionary.target is None:
-        return Sweep(own, {site: _measure(dictionary, rows, None).fvu for site, rows in reads.items()})
     ends = [
         (site, other)
         for site in reads
         for other in written
-        if site != other and (site == own or other == writes or _moved(own, site) == _moved(writes, other))
+        if _is_near((own, writes), (site, other), dictionary.target)
     ]
-    fvu = {f"{site} > {other}": _measure(dictionary, reads[site], written[other]).fvu for site, other in ends}
-    return Sweep(f"{own} > {writes}", fvu)
+    fvu: dict[str, float] = {}
+    for site in dict.fromkeys(site for site, _ in ends):
+        rebuilt = _rebuild(dictionary, reads[site])
+        for other in (other for near, other in ends if near == site):
+            fvu[_name_ends(site, other)] = _unexplained(written[other], rebuilt)
+    return Sweep(_name_ends(own, writes), fvu)
 
 
-def _moved(site: str, other: str) -> tuple[bool, int]:
-    """Whether two sites are of one family, and how many layers lie between them."""
-    (family, _, layer), (other_family, _, other_layer) = site.partition("."), other.partition(".")
-    return family == other_family, int(other_layer or 0) - int(layer or 0)
+def _is_near(declared: tuple[str, str], ends: tuple[str, str], target: str | None) -> bool:
+    """Whether two ends are worth a try: one site, or a transcoder's with one end moved, or both by as many layers."""
+    (own, writes), (site, other) = declared, ends
+    if target is None:
+        return site == other
+    (family, layer), (other_family, other_layer) = _split(site), _split(other)
+    (own_family, own_layer), (written_family, written_layer) = _split(own), _split(writes)
+    if other_family == own_family or family == written_family:
+        return False
+    both = (family, other_family) == (own_family, written_family) and layer - own_layer == other_layer - written_layer
+    return both or site == own or other == writes
+
+
+def _split(site: str) -> tuple[str, int]:
+    family, _, layer = site.partition(".")
+    return family, int(layer or 0)
+
+
+def _name_ends(site: str, other: str) -> str:
+    return site if site == other else f"{site} > {other}"
+
+
+@torch.no_grad()
+def _rebuild(dictionary: Dictionary, vectors: Tensor) -> Tensor:
+    return torch.cat([dictionary.reconstruct(rows) for rows in vectors.split(_ROWS)])
+
+
+def _unexplained(true: Tensor, rebuilt: Tensor) -> float:
+    """The fraction of variance unexplained."""
+    true, error = true.double(), true.double() - rebuilt.double()
+    return _ratio(float(error.square().sum()), float((true - true.mean(dim=0)).square().sum()))
 
 
 def main_script(texts: Iterable[str]) -> str | None:
