@@ -17,7 +17,7 @@ from neuronaut.subject.formats import declared_site, load_dictionary, save_dicti
 from neuronaut.subject.formats_folds import Affine
 from neuronaut.subject.formats_sites import named_place
 
-from .test_formats import COMMON, ID, TENSORS, D, F, assert_equal, expected, pick, random_weights, saelens, write
+from .test_formats import COMMON, ID, TENSORS, D, F, Hub, assert_equal, expected, pick, random_weights, saelens, write
 
 K, SCALE = 4, 2.5
 IN = SourceId("toy", "mlp_in.3", "coder")
@@ -252,6 +252,23 @@ def test_llama_scope(tmp_path: Path, weights: Weights, vectors: torch.Tensor) ->
     pre = (vectors.double().numpy() @ w["W_enc"] + w["b_enc"] / 3) * norms
     acts = np.where(pre > 0.6, pre, 0)
     assert_equal(read(folder), vectors, (acts, acts / norms @ w["W_dec"] + w["b_dec"] / 3))
+
+
+def test_weights_below_their_configuration_are_fetched_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights
+) -> None:
+    folder = llama(tmp_path / "hub", weights)
+    hub = Hub(tmp_path / "hub")
+    for constant, value in {"ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{constant}", value)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    fetched = read(Path(f"owner/saes/{folder.name}"))
+    assert hub.asked == {f"{folder.name}/hyperparams.json", f"{folder.name}/checkpoints/final.safetensors"}
+    hub.shutdown()
+    hub.server_close()
+    assert fetched.revision == read(folder).revision
 
 
 def test_llama_scope_says_what_it_lacks(tmp_path: Path, weights: Weights) -> None:

@@ -215,6 +215,18 @@ def test_a_feature_points_where_its_neuron_does() -> None:
     assert saliency[0].values == pytest.approx(saliency[1].values, abs=1e-3)
 
 
+def test_what_only_the_mlp_reads_promotes_nothing_directly() -> None:
+    """An autoencoder of the MLP's input writes there, and not to the residual stream."""
+    eye = torch.eye(D_MODEL)
+    zeros = torch.zeros(D_MODEL)
+    id = SourceId("relu", f"mlp_in.{LAYER}", "sae")
+    sae = Dictionary(id=id, kind="standard", W_enc=eye, W_dec=eye, b_enc=zeros, b_dec=zeros)
+    assert not direction(subject(), sae, Feature(id, 3)).vector.any()
+    assert promoted(subject(), sae, Feature(id, 3)).top == ()
+    with pytest.raises(NeuronautError, match=rf"mlp_in\.{LAYER} is no part of the residual stream"):
+        logit_attribution(subject(), batch(), token=5, split=[sae])
+
+
 def test_the_fidelity_is_of_the_written_site() -> None:
     whole = fidelity(subject(), transcoder(), batch())
     assert whole.unexplained == pytest.approx(0, abs=1e-6)
