@@ -285,7 +285,7 @@ def _topk(dictionary: Dictionary, linear: Tensor, features: Features | None) -> 
 
 def _abstopk(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:
     del features
-    places = linear.abs().topk(dictionary.k, dim=-1, sorted=False).indices
+    places = linear.detach().abs().topk(dictionary.k, dim=-1, sorted=False).indices
     kept = linear.gather(-1, places)
     return linear.zero_().scatter_(-1, places, kept)
 
