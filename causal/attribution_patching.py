@@ -37,6 +37,7 @@ from .prompts import Pairs
 from .records import Provenance
 from .runs import AT_ONCE
 from .sweeps import SETTINGS
+from .units import written_site
 
 
 class Line(NamedTuple):
@@ -150,10 +151,15 @@ class _Task:
         return list(dict.fromkeys(edit.site for edit in self.edits))
 
     @property
+    def written(self) -> list[str]:
+        """The sites that the edits change, by which gradients are taken."""
+        return list(dict.fromkeys(written_site(edit, self.materials.sources) for edit in self.edits))
+
+    @property
     def cuts(self) -> list[str]:
         """The sites that are checked for completeness."""
         if self.line is not None and self.line.over == "site":
-            return self.sites
+            return self.written
         layers = sorted({edit.layer for edit in self.edits if edit.layer is not None})
         return [site for site in ("embed", *(f"resid_post.{layer}" for layer in layers)) if site in self.subject.sites]
 
@@ -162,7 +168,7 @@ class _Task:
         """The sites whose vectors are needed of both runs."""
         over = self.line.over if self.line else None
         begins = {"embed": ["embed"], "site": [f"resid_pre.{edit.layer}" for edit in self.edits if edit.layer]}
-        return list(dict.fromkeys([*self.sites, *self.cuts, *begins.get(over or "", [])]))
+        return list(dict.fromkeys([*self.sites, *self.written, *self.cuts, *begins.get(over or "", [])]))
 
 
 class _Part(NamedTuple):
@@ -363,7 +369,7 @@ def _take_gradients(
     task: _Task, slopes: Slopes, difference: Tensor, base: Tensor, sign: float
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradients by site, and what the scores of each cut should add up to, (cut, row)."""
-    sites = list(dict.fromkeys([*task.sites, *task.cuts]))
+    sites = list(dict.fromkeys([*task.written, *task.cuts]))
     if task.line is not None and task.line.over == "site":
         along = {site: slopes.along_site(site, steps=task.line.steps) for site in sites}
         ends = [sign * (along[cut][1].double() - base) for cut in task.cuts]

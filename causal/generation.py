@@ -28,8 +28,8 @@ from torch import Tensor
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .edits import Edit
-from .generation_edits import GrowingEdit, Scope, check_applied, compile_growing, hooks_by_site
-from .intervene import NOTHING, Materials, Report, RowEdit
+from .generation_edits import GrowingEdit, Scope, check_applied, compile_growing
+from .intervene import NOTHING, Materials, Report, RowEdit, hooks_by_site
 from .prompts import Batch
 
 

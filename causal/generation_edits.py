@@ -6,7 +6,7 @@ p + offset[row].
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .edits import Edit, read_quoted
-from .intervene import Materials, Report, RowEdit, chain
+from .intervene import Materials, Report, RowEdit
 from .prompts import Batch, where
-from .units import Change, Supply, compile_change, units_of
+from .units import Change, Supply, compile_change, units_of, written_site
 
 Scope = Literal["every", "prefill", "decode"]
 
@@ -31,6 +31,8 @@ class GrowingEdit:
     """An edit of growing rows."""
 
     edit: Edit
+    writes: str
+    """The site that it changes."""
     rows: Tensor
     """(row,), bool: the rows that it is for."""
     work: Change
@@ -44,6 +46,8 @@ class GrowingEdit:
     """(row, column) that it takes out of the site's tensor in the coming forward pass, and puts back."""
     called: int = 0
     fired: int = 0
+    inputs: tuple[Tensor, ...] = ()
+    """What its own site holds there in this forward pass, where it changes another."""
 
     def decide(self, column: int, chosen: Tensor, alive: Tensor) -> None:
         """Whether the tokens (row,) that come to stand in a column are touched."""
@@ -54,14 +58,20 @@ class GrowingEdit:
         index = self.touched[:, columns].nonzero(as_tuple=True)
         self.index = tuple(part.to(self.change.device) for part in index)
 
-    def __call__(self, tensor: Tensor) -> Tensor:
+    def look(self, tensor: Tensor) -> Tensor:
+        """Keep the vectors that it reads."""
+        self.inputs = (tensor[self.index],)
+        return tensor
+
+    def __call__(self, tensor: Tensor, *masks: Tensor) -> Tensor:
         """The site's tensor with the touched positions of this forward pass edited."""
+        assert not masks, "patterns are not edited while rows grow"
         self.called += 1
         if not len(self.index[0]):
             return tensor
         self.fired += 1
         before = tensor[self.index]
-        after = self.work(before).to(before.dtype)
+        after = self.work(before, *self.inputs).to(before.dtype)
         self.change = torch.maximum(self.change, (after - before).float().abs().amax())
         return tensor.index_put(self.index, after)
 
@@ -103,7 +113,13 @@ def compile_growing(
     touched[row_of, positions + offset[row_of]] = True
     work = _compile_change(subject, batch, edit, (row_of, positions), materials)
     return GrowingEdit(
-        edit=edit, rows=rows, work=work, meant=meant, touched=touched, change=torch.zeros((), device=subject.device)
+        edit=edit,
+        writes=written_site(edit, materials.sources),
+        rows=rows,
+        work=work,
+        meant=meant,
+        touched=touched,
+        change=torch.zeros((), device=subject.device),
     )
 
 
@@ -176,15 +192,6 @@ def _require_tensor(edit: Edit, kind: str, tensors: Mapping[str, Tensor], width:
             f"edit {edit} needs a {kind} at {edit.site}, (..., {width}); there is {shape}; pass one in"
         )
     return tensor
-
-
-def hooks_by_site(edits: Sequence[GrowingEdit]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Hooks by site. Edits of one site work one after the other, in the order in which they are given."""
-    groups: dict[str, list[GrowingEdit]] = {}
-    for growing in edits:
-        groups.setdefault(growing.edit.site, []).append(growing)
-
-    return {site: chain(group) for site, group in groups.items()}
 
 
 def check_applied(edits: Sequence[GrowingEdit], reports: Sequence[Report], *, forwards: int, may_idle: bool) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..subject.dictionary import NORMS, Dictionary
+from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .batched import observe
@@ -32,7 +32,7 @@ from .intervene import Materials
 from .measures import Question, metric
 from .prompts import Batch, where
 from .runs import resumable, resume
-from .units import Along, Coded, units_of
+from .units import Along, Coded, units_of, written_site
 
 
 class Ends(NamedTuple):
@@ -173,12 +173,13 @@ def score_patches(
     for index, edit in enumerate(edits):
         kinds.setdefault((edit.site, edit.dictionary, edit.direction), []).append(index)
     for (site, dictionary, _), members in kinds.items():
+        writes = written_site(edits[members[0]], materials.sources)
         table = _score_units(
             subject,
             edit=edits[members[0]],
             base=ends.base[site],
             source_run=ends.source_run[site],
-            gradient=gradients[site],
+            gradient=gradients[writes],
             materials=materials,
         )
         summed: dict[str, Tensor] = {}
@@ -191,7 +192,7 @@ def score_patches(
                 chosen = chosen[:, list(edit.units)]
             scores[index] = chosen.sum(-1)
         if dictionary is not None:
-            whole = ((ends.source_run[site] - ends.base[site]) * gradients[site]).sum(-1, keepdim=True)
+            whole = ((ends.source_run[writes] - ends.base[writes]) * gradients[writes]).sum(-1, keepdim=True)
             for rule, features in summed.items():
                 left = _sum_positions(subject, batch, rule, whole)[:, 0] - features.sum(-1)
                 errors[f"{site}@{dictionary} error" + ("" if rule == "all" else f"@{rule}")] = left
@@ -226,5 +227,5 @@ def _score_features(units: Coded, base: Tensor, source_run: Tensor, gradient: Te
     source, flat = units.source, base.flatten(0, 1)
     change = source.encode(source_run.flatten(0, 1)) - source.encode(flat)
     written = gradient.flatten(0, 1).float() @ source.directions(torch.arange(source.width, device=base.device)).T
-    scale = NORMS[source.norm](flat.float()).scale if isinstance(source, Dictionary) else 1.0
+    scale = source.scale(flat) if isinstance(source, Dictionary) else 1.0
     return (change * written * scale).unflatten(0, base.shape[:2])

@@ -4,13 +4,16 @@ An edit touches its positions in its rows and nothing else; the rows of one forw
 what makes a sweep one forward instead of many. Edits of one site work in the order in which they are given, each on
 what the one before it left. Each is counted as it fires and its largest change is kept on the device, so that a
 forward waits for nothing; the counts are checked when the block ends, and whatever did not happen is an error.
+
+An edit of a transcoder's features looks at its own site, whose vectors they are read from, and changes the site that
+the transcoder writes.
 """
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +25,7 @@ from ..subject.sources import Source
 from .attention import PATTERNS, Weights, prove, watch_patterns
 from .edits import Edit
 from .prompts import Batch, where
-from .units import Change, Supply, compile_change, units_of
+from .units import Change, Supply, compile_change, units_of, written_site
 
 
 class RowEdit(NamedTuple):
@@ -137,11 +140,9 @@ def apply(
         raise NeuronautError("no edit was given; run the subject without apply(), or name an edit such as mlp.2:17=0")
     running = [_compile(subject, batch, item, materials) for item in edits]
     ledger = Ledger(running)
-    groups: dict[str, list[_Running]] = {}
-    for edit in running:
-        groups.setdefault(edit.edit.site, []).append(edit)
-    vectors = {site: chain(group) for site, group in groups.items() if not group[0].edit.on_pattern}
-    weights = {int(site.partition(".")[2]): chain(group) for site, group in groups.items() if group[0].edit.on_pattern}
+    vectors = hooks_by_site([edit for edit in running if not edit.edit.on_pattern])
+    patterns = hooks_by_site([edit for edit in running if edit.edit.on_pattern])
+    weights = {int(site.partition(".")[2]): hook for site, hook in patterns.items()}
     with subject.model.base_model.register_forward_pre_hook(ledger.count), subject.editing(vectors):
         if weights:
             with watch_patterns(subject, weights):
@@ -151,7 +152,39 @@ def apply(
     ledger.check_applied(may_idle=may_idle)
 
 
-def chain(group: Sequence[Callable[..., Tensor]]) -> Callable[..., Tensor]:
+class Hook(Protocol):
+    """An edit at work: it changes one site, and looks at its own where that is another."""
+
+    @property
+    def edit(self) -> Edit:
+        """What it does."""
+        ...
+
+    @property
+    def writes(self) -> str:
+        """The site that it changes."""
+        ...
+
+    def look(self, tensor: Tensor) -> Tensor:
+        """Keep what its own site's tensor holds for the change to come, and leave it as it is."""
+        ...
+
+    def __call__(self, tensor: Tensor, *masks: Tensor) -> Tensor:
+        """The tensor of `writes`, changed."""
+        ...
+
+
+def hooks_by_site(edits: Iterable[Hook]) -> dict[str, Callable[..., Tensor]]:
+    """Hooks by site. Edits of one site work one after the other, in the order in which they are given."""
+    groups: dict[str, list[Callable[..., Tensor]]] = {}
+    for edit in edits:
+        if edit.writes != edit.edit.site:
+            groups.setdefault(edit.edit.site, []).append(edit.look)
+        groups.setdefault(edit.writes, []).append(edit)
+    return {site: _chain(group) for site, group in groups.items()}
+
+
+def _chain(group: Sequence[Callable[..., Tensor]]) -> Callable[..., Tensor]:
     """One hook for several edits of a site, each on what the one before it left."""
 
     def chained(tensor: Tensor, *masks: Tensor) -> Tensor:
@@ -167,6 +200,8 @@ class _Running:
     """An edit compiled for a batch, and what it has done so far."""
 
     edit: Edit
+    writes: str
+    """The site that it changes."""
     shape: tuple[int, int]
     """(row, position) of the batch it was compiled for."""
     places: Mapping[int, tuple[int, ...]]
@@ -176,6 +211,13 @@ class _Running:
     change: Tensor
     """The largest so far, a scalar on the subject's device."""
     fired: int = 0
+    inputs: tuple[Tensor, ...] = ()
+    """What its own site held in this forward, where it changes another."""
+
+    def look(self, tensor: Tensor) -> Tensor:
+        """Keep the vectors that it reads."""
+        self.inputs = (tensor[self.index],)
+        return tensor
 
     def __call__(self, tensor: Tensor, *masks: Tensor) -> Tensor:
         shape = (tensor.shape[0], tensor.shape[2] if masks else tensor.shape[1])
@@ -184,7 +226,7 @@ class _Running:
                 f"edit {self.edit} was made for a batch of shape {self.shape} and met {shape}; run its batch's tokens"
             )
         before = tensor[self.index]
-        after = self.work(before, *(mask[self.index] for mask in masks)).to(before.dtype)
+        after = self.work(before, *self.inputs, *(mask[self.index] for mask in masks)).to(before.dtype)
         self.fired += 1
         self.change = torch.maximum(self.change, (after - before).detach().float().abs().amax())
         return tensor.index_put(self.index, after)
@@ -206,7 +248,13 @@ def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Ma
     index, work = build(subject, batch, edit, rows=rows, mask=mask, materials=materials)
     shape = (len(batch), batch.tokens.shape[1])
     return _Running(
-        edit=edit, shape=shape, places=places, index=index, work=work, change=torch.zeros((), device=subject.device)
+        edit=edit,
+        writes=written_site(edit, materials.sources),
+        shape=shape,
+        places=places,
+        index=index,
+        work=work,
+        change=torch.zeros((), device=subject.device),
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..subject.conformance import ROUNDING, unembed
-from ..subject.dictionary import NORMS, Dictionary
+from ..subject.dictionary import Dictionary
 from ..subject.directions import apply, branch, takes_mean_out
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
@@ -130,6 +130,7 @@ def logit_attribution(
     spans = _map_spans(subject, split, part_names)
     final = f"resid_post.{subject.n_layers - 1}"
     sites = ["resid_pre.0", *part_names[1:], final, *(_site(unit) for unit in split)]
+    sites += [unit.id.site for unit in split if isinstance(unit, Dictionary)]
     recorded = subject.read(batch.tokens, [*dict.fromkeys(sites)])
     vectors = {site: tensor[mask.to(tensor.device)].float() for site, tensor in recorded.items()}
     vectors["embed"] = vectors["resid_pre.0"]
@@ -143,7 +144,9 @@ def logit_attribution(
         if unit is None:
             parts.append(_Part((name,), (vectors[name] * reader).sum(-1, keepdim=True)))
         elif first == index:
-            parts += _split_unit(subject, unit, _carry_reader(subject, _site(unit), vectors[_site(unit)], reader))
+            at_unit = _carry_reader(subject, _site(unit), vectors[_site(unit)], reader)
+            inputs = vectors[unit if isinstance(unit, str) else unit.id.site]
+            parts += _split_unit(subject, unit, at_unit, inputs)
     parts.append(_Part(("bias",), ((norm.bias * weights).sum(-1) + offset)[:, None]))
     values = torch.cat([part.values for part in parts], dim=1)
     size = sum((vectors[name].abs() * reader.abs()).sum(-1) for name in part_names) + values.abs().sum(-1)
@@ -159,7 +162,8 @@ def _list_parts(subject: Subject) -> list[str]:
 
 
 def _site(unit: str | Dictionary) -> str:
-    return unit if isinstance(unit, str) else unit.id.site
+    """The site whose vectors it takes apart."""
+    return unit if isinstance(unit, str) else unit.writes
 
 
 _Spans = dict[int, tuple[str | Dictionary, int]]
@@ -175,7 +179,7 @@ def _map_spans(subject: Subject, split: Sequence[str | Dictionary], parts: list[
         subject.width(_site(unit))  # An unknown or refused site is an error that says so.
         first = 1 + 2 * int(layer or 0)
         attention, mlp = range(first, first + 1), range(first + 1, first + 2)
-        covered = {
+        spans_of = {
             "head": attention,
             "attn_out": attention,
             "mlp": mlp,
@@ -184,7 +188,12 @@ def _map_spans(subject: Subject, split: Sequence[str | Dictionary], parts: list[
             "resid_pre": range(first),
             "resid_mid": range(first + 1),
             "resid_post": range(first + 2),
-        }[kind]
+        }
+        if (covered := spans_of.get(kind)) is None:
+            raise NeuronautError(
+                f"{_site(unit)} is no part of the residual stream to take apart; split head.L, mlp.L or a dictionary "
+                "that writes to it"
+            )
         if taken := [parts[index] for index in covered if index in spans]:
             raise NeuronautError(f"{', '.join(taken)} would be split twice; leave {_site(unit)} or the other out")
         spans |= {index: (unit, covered.start) for index in covered}
@@ -250,24 +259,24 @@ def _carry_reader(subject: Subject, site: str, vectors: Tensor, reader: Tensor) 
     return _Reader(vectors, reader, bias)
 
 
-def _split_unit(subject: Subject, unit: str | Dictionary, reader: _Reader) -> list[_Part]:
+def _split_unit(subject: Subject, unit: str | Dictionary, reader: _Reader, inputs: Tensor) -> list[_Part]:
     site = _site(unit)
     kind, _, layer = site.partition(".")
     behind = {"head": f"attn_out.{layer} bias", "mlp": f"mlp_out.{layer} bias"}.get(kind)
     bias = [_Part((behind,), reader.bias[:, None])] if behind else []
     if isinstance(unit, Dictionary):
-        return [*_split_features(unit, reader), *bias]
+        return [*_split_features(unit, reader, inputs), *bias]
     products = reader.vectors * reader.weights
     values = products.unflatten(-1, (subject.n_heads, -1)).sum(-1) if kind == "head" else products
     return [_Part(tuple(f"{site}:{index}" for index in range(values.shape[1])), values), *bias]
 
 
-def _split_features(dictionary: Dictionary, reader: _Reader) -> list[_Part]:
-    """Each active feature's decoder vector, the decoder's bias (with what its norm puts back), and the error."""
-    activations = dictionary.encode(reader.vectors)
-    empty = dictionary.decode(torch.zeros_like(activations), vectors=reader.vectors)
-    rebuilt = dictionary.decode(activations, vectors=reader.vectors)
-    scale = NORMS[dictionary.norm](reader.vectors).scale
+def _split_features(dictionary: Dictionary, reader: _Reader, inputs: Tensor) -> list[_Part]:
+    """Each active feature's decoder vector, the bias (with what norm and skip path put back), and the error."""
+    activations = dictionary.encode(inputs)
+    empty = dictionary.decode(torch.zeros_like(activations), vectors=inputs)
+    rebuilt = dictionary.decode(activations, vectors=inputs)
+    scale = dictionary.scale(inputs)
     active = activations.any(0).nonzero()[:, 0]
     values = activations[:, active] * scale * (reader.weights @ dictionary.W_dec[active].T)
     name = f"{dictionary.id.site}@{dictionary.id.dictionary}"

@@ -243,9 +243,9 @@ class Fidelity:
 @torch.inference_mode()
 def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity:
     """How well a dictionary rebuilds its site on these prompts; three forwards, or more of parts."""
-    site, mask = dictionary.id.site, where(subject, batch, "all").to(subject.device)
-    vectors = subject.read(batch.tokens, [site])[site][mask]
-    rebuilt = dictionary.reconstruct(vectors)
+    site, mask = dictionary.writes, where(subject, batch, "all").to(subject.device)
+    read = subject.read(batch.tokens, [dictionary.id.site, site])
+    vectors, rebuilt = read[site][mask], dictionary.reconstruct(read[dictionary.id.site][mask])
     centred = vectors.float() - vectors.float().mean(0)
     variance, missed = float(centred.square().sum()), float((vectors.float() - rebuilt).square().sum())
     unexplained = missed / variance if variance > 0 else None
@@ -255,13 +255,19 @@ def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity
     losses: list[Tensor] = []
     for rows in torch.arange(len(longer)).split(max(1, LOGITS // (longer.tokens.shape[1] * len(subject.vocabulary)))):
         block = longer.take(rows)
+        held: list[Tensor] = []
 
-        def rebuild(tensor: Tensor, block: Batch = block) -> Tensor:
+        def look(tensor: Tensor, held: list[Tensor] = held) -> Tensor:
+            held.append(tensor)
+            return tensor
+
+        def rebuild(tensor: Tensor, block: Batch = block, held: list[Tensor] = held) -> Tensor:
             places = where(subject, block, "all").to(tensor.device)
-            return tensor.masked_scatter(places[..., None], dictionary.reconstruct(tensor[places]).to(tensor.dtype))
+            rebuilt = dictionary.reconstruct((held.pop() if held else tensor)[places])
+            return tensor.masked_scatter(places[..., None], rebuilt.to(tensor.dtype))
 
         plain = text_loss(subject.logits(block.tokens), block)
-        with subject.editing({site: rebuild}):
+        with subject.editing({site: rebuild, **({dictionary.id.site: look} if dictionary.target else {})}):
             losses.append(torch.stack([plain, text_loss(subject.logits(block.tokens), block)]))
     plain_loss, rebuilt_loss = torch.cat(losses, dim=1).mean(1).tolist()
     return Fidelity(unexplained, plain_loss, rebuilt_loss)

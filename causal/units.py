@@ -3,6 +3,8 @@
 Whatever a unit is (a neuron, a head, a feature, a direction, the whole vector), it is `get`, which reads its values
 off a site's vectors, and `put`, which gives vectors in which they are others and nothing else is. Putting back what
 was got leaves every bit as it was. An operation maps values to values and knows nothing of what they belong to.
+
+A transcoder's features are read at the edit's site and written at another; for everything else both are one.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +19,16 @@ from ..subject.model import Subject
 from ..subject.sources import Source
 from .edits import Edit
 
-Change = Callable[[Tensor], Tensor]
-"""From vectors (touched, width) to those that take their place."""
+Operation = Callable[[Tensor], Tensor]
+"""From values (touched, value) to those that take their place."""
+
+
+class Change(Protocol):
+    """What becomes of vectors."""
+
+    def __call__(self, vectors: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """(touched, width) -> the same; `inputs` are the vectors that units are read from, where these are others."""
+        ...
 
 
 class Units(Protocol):
@@ -28,8 +38,8 @@ class Units(Protocol):
         """(touched, width) -> (touched, value)."""
         ...
 
-    def put(self, vectors: Tensor, values: Tensor) -> Tensor:
-        """The vectors with these units at `values` (touched, value), nothing else changed."""
+    def put(self, vectors: Tensor, values: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """The vectors with these units at `values` (touched, value), nothing else changed; `inputs` as of `Change`."""
         ...
 
 
@@ -44,8 +54,9 @@ class Columns:
         """The coordinates at these columns, times the sign. (touched, width) -> (touched, value)."""
         return self.sign * vectors[:, self.columns]
 
-    def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+    def put(self, vectors: Tensor, values: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The vectors with these columns at `values` (touched, value), nothing else changed."""
+        del inputs
         edited = vectors.clone()
         edited[:, self.columns] = self.sign * values.to(edited.dtype)
         return edited
@@ -63,9 +74,9 @@ class Coded:
         """The features' activations, times the sign. (touched, width) -> (touched, value)."""
         return self.sign * self.source.encode(vectors, self.features)
 
-    def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+    def put(self, vectors: Tensor, values: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The vectors with these features at `values` (touched, value), by the source's own edit."""
-        return self.source.edit(vectors, self.features, self.sign * values)
+        return self.source.edit(vectors, self.features, self.sign * values, inputs=inputs)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,8 +90,9 @@ class Along:
         """How often the direction is in each vector. (touched, width) -> (touched, 1)."""
         return (vectors.float() @ self.direction / self.direction.square().sum())[:, None]
 
-    def put(self, vectors: Tensor, values: Tensor) -> Tensor:
+    def put(self, vectors: Tensor, values: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The vectors moved along the direction until it is in them `values` (touched, 1) times."""
+        del inputs
         return vectors + ((values - self.get(vectors)) * self.direction).to(vectors.dtype)
 
 
@@ -117,6 +129,11 @@ def units_of(subject: Subject, edit: Edit, *, sources: Mapping[str, Source], dir
     return Columns(torch.tensor(edit.units, device=device), sign)
 
 
+def written_site(edit: Edit, sources: Mapping[str, Source]) -> str:
+    """Where the edit changes vectors: at its own site, or where its transcoder writes."""
+    return edit.site if edit.dictionary is None else _find_source(edit, sources).writes
+
+
 def _check(edit: Edit, count: int, name: str) -> None:
     wrong = next((unit for unit in edit.units or () if unit >= count), None)
     if wrong is not None:
@@ -151,8 +168,8 @@ def compile_change(edit: Edit, units: Units, supply: Supply) -> Change:
     """What the edit makes of the vectors it touches."""
     operation = _OPERATIONS[edit.operation](edit, supply)
 
-    def changed(vectors: Tensor) -> Tensor:
-        return units.put(vectors, operation(units.get(vectors)))
+    def changed(vectors: Tensor, inputs: Tensor | None = None) -> Tensor:
+        return units.put(vectors, operation(units.get(vectors if inputs is None else inputs)), inputs)
 
     return changed if edit.control is None else _randomise(changed, edit.control)
 
@@ -160,9 +177,9 @@ def compile_change(edit: Edit, units: Units, supply: Supply) -> Change:
 def _randomise(changed: Change, seed: int) -> Change:
     """Vectors of the same norms as the changes, all in one random direction, added instead of them."""
 
-    def control(vectors: Tensor) -> Tensor:
+    def control(vectors: Tensor, inputs: Tensor | None = None) -> Tensor:
         direction = torch.randn(vectors.shape[1], generator=torch.Generator().manual_seed(seed)).to(vectors.device)
-        norms = (changed(vectors) - vectors).float().norm(dim=1, keepdim=True)
+        norms = (changed(vectors, inputs) - vectors).float().norm(dim=1, keepdim=True)
         return vectors + (norms * (direction / direction.norm())).to(vectors.dtype)
 
     return control
@@ -187,26 +204,26 @@ def _require_reference(supply: Supply) -> Tensor:
     return supply.reference
 
 
-def _set(edit: Edit, supply: Supply) -> Change:
+def _set(edit: Edit, supply: Supply) -> Operation:
     amount = _resolve_amount(edit, supply, edit.value)
     assert amount is not None, "the edit was checked"
     return lambda values: torch.zeros_like(values) + amount
 
 
-def _add(edit: Edit, supply: Supply) -> Change:
+def _add(edit: Edit, supply: Supply) -> Operation:
     amount = _resolve_amount(edit, supply, edit.value)
     assert amount is not None, "the edit was checked"
     return lambda values: values + amount
 
 
-def _scale(edit: Edit, supply: Supply) -> Change:
+def _scale(edit: Edit, supply: Supply) -> Operation:
     del supply
     factor = edit.value
     assert factor is not None, "the edit was checked"
     return lambda values: values * factor
 
 
-def _clamp(edit: Edit, supply: Supply) -> Change:
+def _clamp(edit: Edit, supply: Supply) -> Operation:
     low, high = _resolve_amount(edit, supply, edit.low), _resolve_amount(edit, supply, edit.high)
 
     def clamped(values: Tensor) -> Tensor:
@@ -216,13 +233,13 @@ def _clamp(edit: Edit, supply: Supply) -> Change:
     return clamped
 
 
-def _mean(edit: Edit, supply: Supply) -> Change:
+def _mean(edit: Edit, supply: Supply) -> Operation:
     del edit
     mean = _require_reference(supply).float().mean(0)
     return lambda values: mean.expand_as(values)
 
 
-def _resample(edit: Edit, supply: Supply) -> Change:
+def _resample(edit: Edit, supply: Supply) -> Operation:
     reference = _require_reference(supply)
 
     def drawn(values: Tensor) -> Tensor:
@@ -233,7 +250,7 @@ def _resample(edit: Edit, supply: Supply) -> Change:
     return drawn
 
 
-def _noise(edit: Edit, supply: Supply) -> Change:
+def _noise(edit: Edit, supply: Supply) -> Operation:
     assert edit.value is not None, "the edit was checked"
     size = _require_reference(supply).float().std(0, correction=0) * edit.value
 
@@ -244,14 +261,14 @@ def _noise(edit: Edit, supply: Supply) -> Change:
     return noisy
 
 
-def _patch(edit: Edit, supply: Supply) -> Change:
+def _patch(edit: Edit, supply: Supply) -> Operation:
     del edit
     source_run = supply.source_run
     assert source_run is not None, "apply() gathers what an edit needs"
     return lambda values: source_run.expand_as(values)
 
 
-_OPERATIONS: Mapping[str, Callable[[Edit, Supply], Change]] = {
+_OPERATIONS: Mapping[str, Callable[[Edit, Supply], Operation]] = {
     "zero": lambda _edit, _supply: torch.zeros_like,
     "set": _set,
     "scale": _scale,

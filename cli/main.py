@@ -32,7 +32,7 @@ VERBS: Mapping[str, str] = {
     "export": "exchange:export",
     "import": "exchange:import_",
     "models": "models:models",
-    "sources": "query:sources",
+    "sources": "sources:sources",
     "investigate": "investigate:investigate",
     "sessions": "sessions:sessions",
     "bench": "bench:bench",

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..data.corpus import Corpus
-from ..data.harvest.activations import read_counted
+from ..data.harvest.activations import read_counted, read_together
 from ..data.harvest.massive import norm_limits
 from ..data.padding import cut
 from ..data.store.evidence import recorded_source, recorded_subject
@@ -25,12 +25,12 @@ from ..labelling.label import as_harvested
 from ..subject.address import Feature, SourceId, name_random, split_random
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
-from ..subject.formats import declared_site, load_dictionary
+from ..subject.formats import declared_site
 from ..subject.formats_sites import same_site
 from ..subject.function_subject import FunctionSubject
-from ..subject.gate import check, foreign_script, sweep
+from ..subject.gate import Gate, Sweep, check, foreign_script, sweep
 from ..subject.model import Subject, join_sites
-from ..subject.opening import built_in, open_source
+from ..subject.opening import built_in, open_dictionary, open_source
 from ..subject.sources import Source
 from .functions import stored_function
 
@@ -163,14 +163,8 @@ def _open_named(
 
 
 def _load_dictionary(subject: Subject, source: SourceId, path: str, load_options: LoadOptions) -> Dictionary:
-    return load_dictionary(
-        path,
-        id=source,
-        d_site=subject.width(source.site),
-        device=subject.device,
-        norm_scale=load_options.norm_scale,
-        allow_pickle=load_options.allow_pickle,
-    )
+    options = {"norm_scale": load_options.norm_scale, "allow_pickle": load_options.allow_pickle}
+    return open_dictionary(subject, source, path, **options)
 
 
 def _name_dictionary(path: str) -> str:
@@ -209,17 +203,45 @@ def pass_gate(
     """
     for source in sources:
         if isinstance(source, Dictionary):
-            tokens, site = sample(subject, corpus, window=window), source.id.site
-            near = (site, *_neighbours(subject, site))
-            limits = norm_limits(subject, near, tokens)
-            strict = subject.with_convention(replace(subject.convention, norm_limits=limits))
-            vectors = {other: read_counted(strict, other, tokens) for other in near}
-            read = int((tokens >= 0).sum())
-            if left := read - len(vectors[site]):
-                yield f"{left} of {read} tokens are special or massive at {site}: the gate leaves them out"
-            yield str(check(source, vectors[site], force=force, suspect=partial(_suspect_script, subject, tokens)))
-            if warning := sweep(source, vectors).warning:
+            tried = try_dictionary(subject, source, corpus, window=window, force=force)
+            if tried.left_out:
+                yield (
+                    f"{tried.left_out} of {tried.read} tokens are special or massive at {source.id.site}: the gate "
+                    "leaves them out"
+                )
+            yield str(tried.gate)
+            if warning := tried.sweep.warning:
                 yield f"Warning: {warning}"
+
+
+class Tried(NamedTuple):
+    """What came of a dictionary on the corpus's vectors."""
+
+    gate: Gate
+    sweep: Sweep
+    read: int
+    """Tokens."""
+    left_out: int
+    """Tokens that are special or massive."""
+
+
+def try_dictionary(subject: Subject, source: Dictionary, corpus: Corpus, *, window: int, force: bool) -> Tried:
+    """Try a dictionary on the corpus's vectors at its sites and at nearby ones.
+
+    Raises NeuronautError where it does not fit, unless `force`.
+    """
+    tokens, site = sample(subject, corpus, window=window), source.id.site
+    near = list(dict.fromkeys(end for own in (site, source.writes) for end in (own, *_neighbours(subject, own))))
+    strict = subject.with_convention(replace(subject.convention, norm_limits=norm_limits(subject, near, tokens)))
+    if source.target:
+        vectors = read_together(strict, near, tokens, at=site)
+    else:
+        vectors = {other: read_counted(strict, other, tokens) for other in near}
+    targets = vectors[source.writes] if source.target else None
+    suspect = partial(_suspect_script, subject, tokens)
+    gate = check(source, vectors[site], targets=targets, force=force, suspect=suspect)
+    read = int((tokens >= 0).sum())
+    return Tried(gate, sweep(source, vectors), read, read - len(vectors[site]))
 
 
 def _suspect_script(subject: Subject, tokens: NDArray[np.int64]) -> str | None:
@@ -237,6 +259,10 @@ def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_
     return np.array(rows, np.int64)
 
 
+_BESIDE = {"mlp_in": ("resid_mid", "resid_pre"), "mlp_out": ("attn_out", "resid_post"), "attn_out": ("mlp_out",)}
+"""Families of sites whose vectors a dictionary may be taken to be of by mistake."""
+
+
 def _neighbours(subject: Subject, site: str) -> list[str]:
     """Find nearby sites whose vectors differ from the site's own: in the next layers, and along the residual stream."""
     family, _, layer = site.partition(".")
@@ -245,6 +271,7 @@ def _neighbours(subject: Subject, site: str) -> list[str]:
     near = [f"{family}.{int(layer) + step}" for step in (-1, 1)]
     if family.startswith("resid"):
         near += [f"{kind}.{layer}" for kind in ("resid_pre", "resid_mid", "resid_post")]
+    near += [f"{kind}.{layer}" for kind in _BESIDE.get(family, ())]
     distinct = [site]
     for other in near:
         if other in subject.sites and not any(same_site(other, other_site) for other_site in distinct):

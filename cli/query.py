@@ -1,4 +1,4 @@
-"""Verbs that ask the database: list, search, similar, models, sources."""
+"""Verbs that ask the database: list, search, similar, models."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
@@ -148,35 +148,12 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
     say_if_empty(rows)
 
 
-@click.command()
-@result_options
-def sources(database: str, form: Form) -> None:
-    """List the sources in the database.
-
-    A source is a family of features at a site: the neurons, or a dictionary.
-
-    \b
-    Examples:
-      neuronaut sources
-      neuronaut sources --json | jq '.[].source'
-    """
-    with open_store(database) as store:
-        rows = store.sources()
-    columns = [
-        display.key("source"),
-        *count_columns(width="features", alive="alive", explained="explained", tokens="tokens"),
-        display.key("corpus"),
-    ]
-    emit(rows, form, lambda rows: display.table(rows, columns))
-    say_if_empty(rows)
-
-
 def count_columns(**headers: str) -> list[display.Column]:
-    """Columns of numbers: each key of a row, and its header."""
+    """Columns of numbers, by field, under these headers."""
     return [display.key(name, header, right=True) for name, header in headers.items()]
 
 
 def say_if_empty(rows: Sequence[Row]) -> None:
-    """Say that nothing was found, where nothing was."""
+    """Say on stderr that there is nothing, where there is nothing."""
     if not rows:
         say("nothing was found")

@@ -33,10 +33,10 @@ class Width(click.ParamType):
 @click.argument("site")
 @click.option(
     "--kind",
-    type=click.Choice(("topk", "batchtopk", "jumprelu")),
+    type=click.Choice(("topk", "batchtopk", "jumprelu", "transcoder")),
     default="topk",
     show_default=True,
-    help="What is kept of the pre-activations.",
+    help="What is kept of the pre-activations; a transcoder is batchtopk from mlp_in.L to mlp_out.L.",
 )
 @click.option(
     "--width", type=Width(), default="8x", show_default=True, help="Features, or a multiple of the site's width."
@@ -50,6 +50,7 @@ class Width(click.ParamType):
     show_default=True,
     help="Features that are active on a token, in the mean.",
 )
+@click.option("--writes", metavar="SITE", help="Make it a transcoder, which gives the vectors of this site.")
 @click.option("--out", metavar="FOLDER", required=True, help="Where it is written, and what has been done until then.")
 @click.option("--corpus", metavar="NAME|FILE|-", help="What it is trained on: a file, a folder, stdlib or a dataset.")
 @click.option(
@@ -83,6 +84,7 @@ def train(
     kind: Any,
     width: tuple[int, bool],
     k: int,
+    writes: str | None,
     out: str,
     corpus: str | None,
     tokens: int | None,
@@ -96,7 +98,7 @@ def train(
     dtype: str | None,
     form: Form,
 ) -> None:
-    """Train a dictionary (SAE) on the vectors of SITE.
+    """Train a dictionary (SAE or transcoder) on the vectors of SITE.
 
     MODEL is a Hugging Face id, a folder, or demo; SITE for example resid_post.8. The vectors are those that the model
     computes on the corpus; nothing is stored but the dictionary, in SAELens' layout, with its card.json: unexplained
@@ -106,6 +108,7 @@ def train(
     \b
     Examples:
       neuronaut train demo resid_post.1 --width 512 -k 16 --tokens 500k --out my-sae
+      neuronaut train demo mlp_in.1 --kind transcoder --tokens 500k --out my-transcoder
       neuronaut train ./my-llama resid_post.8 --kind batchtopk --corpus texts.jsonl --tokens 20M --out sae-8
     """
     from ..data.training.run import train as train_dictionary
@@ -119,12 +122,15 @@ def train(
     text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
     subject = load_subject(model, LoadOptions(device=device, dtype=dtype))
     number, multiple = width
+    if kind == "transcoder":
+        kind, writes = "batchtopk", writes or _opposite(site)
     recipe = Recipe(
         kind=kind, width=number * (subject.width(site) if multiple else 1), k=k, tokens=tokens, rate=rate, seed=seed
     )
     folder = Path(out)
     id = SourceId.parse(f"{subject.name}:{site}@{folder.resolve().name}")
-    say(f"training {id}: {kind}, {recipe.width:,} features, k {k}, on {tokens:,} tokens of {text.name}")
+    onto = f" onto {writes}" if writes else ""
+    say(f"training {id}{onto}: {kind}, {recipe.width:,} features, k {k}, on {tokens:,} tokens of {text.name}")
     say(subject.convention.sentence)
     end = None if minutes is None else time.monotonic() + 60 * minutes
     with (
@@ -137,6 +143,7 @@ def train(
             text,
             folder,
             recipe,
+            target=writes,
             window=window,
             watch=_Shown(bar),
             stop=lambda: end is not None and time.monotonic() > end,
@@ -147,6 +154,7 @@ def train(
     gate, loss = result.gate, result.loss
     row = {
         "source": str(id),
+        "writes": writes or site,
         "path": str(folder),
         "features": recipe.width,
         "fvu": gate.fvu,
@@ -159,6 +167,16 @@ def train(
         "tokens": gate.tokens,
     }
     emit([row], form, lambda rows: "\n".join(map(_format, rows)))
+
+
+def _opposite(site: str) -> str:
+    """The other end of the MLP that a transcoder stands for."""
+    family, _, layer = site.partition(".")
+    if family != "mlp_in":
+        raise NeuronautError(
+            f"a transcoder of {site} writes no site of itself; read mlp_in.L, or name one with --writes"
+        )
+    return f"mlp_out.{layer}"
 
 
 class _Shown:
@@ -180,8 +198,8 @@ def _format(row: dict[str, Any]) -> str:
     return (
         f"{row['source']}: FVU {row['fvu']:.3f}, L0 {row['l0']:.1f}, {row['dead_share']:.1%} of {row['features']:,} "
         f"features silent on {row['tokens']:,} holdout tokens\n"
-        f"loss {row['loss']:.3f} nats a token, {row['loss_rebuilt']:.3f} with the site rebuilt, {row['loss_zero']:.3f} "
-        f"with zeros there: {row['loss_recovered']:.1%} recovered\n"
+        f"loss {row['loss']:.3f} nats a token, {row['loss_rebuilt']:.3f} with {row['writes']} rebuilt, "
+        f"{row['loss_zero']:.3f} with zeros there: {row['loss_recovered']:.1%} recovered\n"
         f"written to {display.visible(row['path'])}; read it with: neuronaut harvest {row['source'].partition(':')[0]} "
         f"--sae {display.visible(row['path'])}"
     )

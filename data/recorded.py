@@ -58,6 +58,11 @@ class RecordedSource:
     rescales: bool = False
 
     @property
+    def writes(self) -> str:
+        """The site that it is recorded under."""
+        return self.id.site
+
+    @property
     def revision(self) -> str:
         """Empty: what was recorded is known by the revision of its subject."""
         return ""
@@ -79,9 +84,9 @@ class RecordedSource:
         del vectors, features, out
         _refuse(str(self.id))
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor) -> Tensor:
+    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
         """Refused: it needs the model."""
-        del vectors, features, values
+        del vectors, features, values, inputs
         _refuse(str(self.id))
 
     def directions(self, features: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ class SourceResult:
     source: str
     """The SourceId as text, for example "demo:resid_post.2@sae"."""
     kind: str
-    """"neurons", "dictionary", "function", or "evidence" for what was recorded elsewhere."""
+    """"neurons", "dictionary", "transcoder", "function", or "evidence" for what was recorded elsewhere."""
     width: int
     signed: bool
     revision: str

@@ -51,14 +51,21 @@ _DIVIDED = (("n_embd", "n_head"), ("num_attention_heads", "num_key_value_heads")
 _ACTIVATIONS = ("activation_function", "hidden_act", "hidden_activation")
 
 DICTIONARY: Mapping[str, Rule] = {
-    **dict.fromkeys(("d_in", "d_sae", "width", "activation_dim", "dict_size"), _COUNT),
+    **dict.fromkeys(("d_in", "d_out", "d_sae", "width", "activation_dim", "dict_size", "d_model"), _COUNT),
     "num_latents": _count(0, 2**31),
+    "expansion_factor": SCALE,
+    "jump_relu_threshold": Rule(_is_number, "a number"),
     # A mean over vectors, in BatchTopK.
     "k": Rule(lambda value: _is_number(value) and value >= 0, "a number, 0 or more"),
     **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "transcode", "signed"), _FLAG),
-    **dict.fromkeys(("architecture", "activation", "activation_fn", "activation_fn_str"), _TEXT),
-    **dict.fromkeys(("hook_name", "hook_point", "hf_hook_point_in"), _TEXT),
-    **dict.fromkeys(("metadata", "meta", "activation_fn_kwargs", "model_from_pretrained_kwargs"), _OBJECT),
+    **dict.fromkeys(("skip_connection", "apply_decoder_bias_to_pre_encoder", "use_glu_encoder"), _FLAG),
+    **dict.fromkeys(("architecture", "activation", "activation_fn", "activation_fn_str", "act_fn"), _TEXT),
+    **dict.fromkeys(("hook_name", "hook_point", "hf_hook_point_in", "hook_point_in", "feature_input_hook"), _TEXT),
+    **dict.fromkeys(("hook_name_out", "hf_hook_point_out", "hook_point_out", "feature_output_hook"), _TEXT),
+    **dict.fromkeys(("dict_class", "submodule_name", "norm_activation"), _TEXT),
+    **dict.fromkeys(("metadata", "meta", "trainer", "activation_fn_kwargs", "model_from_pretrained_kwargs"), _OBJECT),
+    "dataset_average_activation_norm": _OBJECT,
+    **dict.fromkeys(("in", "out"), SCALE),
     # Until SAELens 6 a flag.
     "normalize_activations": Rule(lambda value: isinstance(value, str | bool), "a text, true or false"),
 }

@@ -1,11 +1,16 @@
-"""Dictionaries (sparse autoencoders) in one canonical form, whatever file they came from.
+"""Dictionaries (sparse autoencoders and transcoders) in one canonical form, whatever file they came from.
 
     linear         = (norm(vectors) - b_dec) @ W_enc + b_enc       b_dec only where `subtract_b_dec`
     activations    = standard: relu(linear)
                      topk:     relu(linear) at the k largest of each row, 0 elsewhere
+                     abstopk:  linear at the k of each row that are farthest from 0, 0 elsewhere
+                     groupmax: relu(linear) at the largest of each of k groups of neighbours, 0 elsewhere
                      jumprelu: linear where linear > max(threshold, 0), 0 elsewhere
                      gated:    relu((linear - b_enc) * exp(r_mag) + b_mag) where linear > 0, 0 elsewhere
-    reconstruction = undo_norm(activations @ W_dec + b_dec)
+    reconstruction = undo_norm(activations @ W_dec + b_dec) + vectors @ W_skip      W_skip only where there is one
+
+An autoencoder rebuilds the vectors that it reads. A transcoder reads one site, `id.site`, and rebuilds another,
+`writes`: its features are families of the site that they are read at, and their directions lie where it writes.
 
 Whatever else a file asks for (a constant scale of its inputs, decoder norms, centred inputs) is
 folded into these tensors when it is read (see `formats.py`). The encoder lies in memory feature by
@@ -26,16 +31,20 @@ from .address import SourceId
 from .errors import NeuronautError
 from .sources import Features
 
-Kind = Literal["standard", "topk", "jumprelu", "gated"]
+Kind = Literal["standard", "topk", "abstopk", "groupmax", "jumprelu", "gated"]
 Norm = Literal["none", "constant_norm_rescale", "layer_norm"]
 
 EXTRAS: Mapping[Kind, tuple[str, ...]] = {
     "standard": (),
     "topk": (),
+    "abstopk": (),
+    "groupmax": (),
     "jumprelu": ("threshold",),
     "gated": ("b_mag", "r_mag"),
 }
 """The (feature,) tensors that a kind needs beside W_enc, W_dec, b_enc and b_dec."""
+RANKED: frozenset[Kind] = frozenset({"topk", "abstopk", "groupmax"})
+"""The kinds in which features compete for k places."""
 
 
 class Normalised(NamedTuple):
@@ -75,7 +84,7 @@ NORMS: Mapping[Norm, Callable[[Tensor], Normalised]] = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dictionary:
-    """A sparse autoencoder as a source: F features that encode and rebuild a site's vectors.
+    """A sparse autoencoder or transcoder as a source: F features that encode a site's vectors and rebuild a site's.
 
     Tensors are float32. Raises NeuronautError where a tensor is missing, misshapen or not finite.
 
@@ -93,23 +102,27 @@ class Dictionary:
     W_enc: Tensor
     """(d_site, F); fastest as the transpose of a contiguous (F, d_site)."""
     W_dec: Tensor
-    """(F, d_site)."""
+    """(F, d_out); d_out is d_site but for a transcoder."""
     b_enc: Tensor
     """(F,); for gated, the bias of the gate."""
     b_dec: Tensor
-    """(d_site,)."""
+    """(d_out,)."""
     subtract_b_dec: bool = True
     """Whether the encoder sees vectors from which b_dec was taken."""
     norm: Norm = "none"
-    """What is done to every single vector before it is encoded, and undone after it is decoded."""
+    """What is done to every single vector before it is encoded, and undone after it is decoded but by a transcoder."""
     k: int = 0
-    """Features kept per vector; only for topk."""
+    """Features kept per vector for topk and abstopk, groups for groupmax; 0 for the others."""
     threshold: Tensor | None = None
     """(F,); only for jumprelu."""
     b_mag: Tensor | None = None
     """(F,); only for gated."""
     r_mag: Tensor | None = None
     """(F,), the logarithm of a gain; only for gated."""
+    target: str | None = None
+    """Of a transcoder, the site that it rebuilds."""
+    W_skip: Tensor | None = None
+    """(d_site, d_out); only where a transcoder has an affine path beside its features."""
     prepend_bos: bool | None = None
     """Whether its training text had BOS before each row; None where its files do not say."""
 
@@ -117,8 +130,11 @@ class Dictionary:
         if self.W_enc.ndim != 2:
             raise NeuronautError(f"W_enc of {self.id} has shape {tuple(self.W_enc.shape)}; wanted (d_site, features)")
         d_site, width = self.W_enc.shape
-        shapes = {"W_dec": (width, d_site), "b_enc": (width,), "b_dec": (d_site,)}
+        d_out = d_site if self.target is None or self.W_dec.ndim != 2 else self.d_out
+        shapes = {"W_dec": (width, d_out), "b_enc": (width,), "b_dec": (d_out,)}
         shapes |= {name: (width,) for name in EXTRAS[self.kind]}
+        if self.W_skip is not None:
+            shapes["W_skip"] = (d_site, d_out)
         tensors = self.tensors()
         for name, shape in shapes.items():
             if name not in tensors or tensors[name].shape != shape:
@@ -129,8 +145,15 @@ class Dictionary:
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise NeuronautError(f"{name} of {self.id} holds NaN or infinite values; the file is damaged")
-        if self.kind == "topk" and not 0 < self.k <= width:
-            raise NeuronautError(f"{self.id} is a TopK SAE with k={self.k}; wanted 1 to {width}, its width")
+        if self.kind in RANKED and not 0 < self.k <= width:
+            raise NeuronautError(f"{self.id} is a {self.kind} SAE with k={self.k}; wanted 1 to {width}, its width")
+        if self.kind == "groupmax" and width % self.k:
+            raise NeuronautError(f"{self.id} has {width} features in {self.k} groups; wanted groups of one size")
+        if self.target is not None and self.subtract_b_dec:
+            raise NeuronautError(
+                f"{self.id} takes b_dec, a vector of {self.target}, off vectors of {self.id.site}; a transcoder wants "
+                "subtract_b_dec=False (apply_b_dec_to_input false in SAELens' cfg.json)"
+            )
 
     @property
     def width(self) -> int:
@@ -143,19 +166,29 @@ class Dictionary:
         return self.W_enc.shape[0]
 
     @property
+    def d_out(self) -> int:
+        """Width of the vectors that it rebuilds."""
+        return self.W_dec.shape[1]
+
+    @property
+    def writes(self) -> str:
+        """The site that it rebuilds, at which its features' directions lie."""
+        return self.target or self.id.site
+
+    @property
     def signed(self) -> bool:
-        """Never: activations are at least 0."""
-        return False
+        """Only for abstopk: else activations are at least 0."""
+        return self.kind == "abstopk"
 
     @property
     def separable(self) -> bool:
-        """False for topk, in which all features compete."""
-        return self.kind != "topk"
+        """False for the kinds in which features compete."""
+        return self.kind not in RANKED
 
     @property
     def rescales(self) -> bool:
         """Whether every vector is normed by its own size, so that a feature adds to it in proportion to that size."""
-        return self.norm != "none"
+        return self.norm != "none" and self.target is None
 
     @property
     def revision(self) -> str:
@@ -165,6 +198,8 @@ class Dictionary:
     @cached_property
     def _digest(self) -> str:
         digest = hashlib.sha256(f"{self.kind} {self.k} {self.norm} {self.subtract_b_dec}".encode())
+        # Only of a transcoder, so that the revisions of autoencoders stay what they were.
+        digest.update(f" writes {self.target}".encode() if self.target else b"")
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f" {name} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
@@ -173,7 +208,7 @@ class Dictionary:
     def tensors(self) -> dict[str, Tensor]:
         """The canonical tensors by field name, those of other kinds left out."""
         required = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_enc": self.b_enc, "b_dec": self.b_dec}
-        extras = {"threshold": self.threshold, "b_mag": self.b_mag, "r_mag": self.r_mag}
+        extras = {"threshold": self.threshold, "b_mag": self.b_mag, "r_mag": self.r_mag, "W_skip": self.W_skip}
         return required | {name: tensor for name, tensor in extras.items() if tensor is not None}
 
     def to(self, device: torch.device | str) -> Self:
@@ -191,34 +226,45 @@ class Dictionary:
             inputs = inputs - self.b_dec
         if self.separable or features is None:
             return _ACTIVATIONS[self.kind](self, self._linear(inputs, features, out), features)
-        chosen = _topk(self, self._linear(inputs, None, None), None)[:, features]
+        chosen = _ACTIVATIONS[self.kind](self, self._linear(inputs, None, None), None)[:, features]
         return chosen if out is None else out.copy_(chosen)
 
     def decode(self, activations: Tensor, *, vectors: Tensor | None = None) -> Tensor:
-        """The site's vectors rebuilt. (row, F) -> (row, d_site).
+        """The vectors at `writes` rebuilt. (row, F) -> (row, d_out).
 
-        `vectors` (row, d_site) are those that were encoded; without them the result is in the units of `norm`.
+        `vectors` (row, d_site) are those that were encoded; without them the result is in the units of `norm`, and
+        lacks what a skip path adds.
         """
         rebuilt = torch.addmm(self.b_dec, activations, self.W_dec)
         if vectors is None:
             return rebuilt
-        normalised = NORMS[self.norm](vectors.float())
-        return rebuilt * normalised.scale + normalised.mean
+        if self.target is None:
+            normalised = NORMS[self.norm](vectors.float())
+            rebuilt = rebuilt * normalised.scale + normalised.mean
+        return rebuilt if self.W_skip is None else torch.addmm(rebuilt, vectors.float(), self.W_skip)
 
     def reconstruct(self, vectors: Tensor) -> Tensor:
-        """What the features say of the vectors. (row, d_site) -> (row, d_site)."""
+        """What is rebuilt of the vectors at `writes` from those at the site. (row, d_site) -> (row, d_out)."""
         return self.decode(self.encode(vectors), vectors=vectors)
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor) -> Tensor:
-        """The site's vectors with the chosen features set to `values` (row, chosen), nothing else changed.
+    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+        """The vectors at `writes` with the chosen features set to `values` (row, chosen), nothing else changed.
 
-        Error-preserving: `x + dec(z') - dec(z)`, in which all other features and the error cancel.
+        Error-preserving: `x + dec(z') - dec(z)`, in which all other features, the skip path and the error cancel.
+        `inputs` (row, d_site) are the vectors that the features are read from; a transcoder wants them.
         """
-        change = (values.float() - self.encode(vectors, features)) @ self.W_dec[features]
-        return vectors + (change * NORMS[self.norm](vectors.float()).scale).to(vectors.dtype)
+        if inputs is None and self.target is not None:
+            raise NeuronautError(f"{self.id} writes {self.target}: an edit of it wants the vectors of {self.id.site}")
+        read = vectors if inputs is None else inputs
+        change = (values.float() - self.encode(read, features)) @ self.W_dec[features]
+        return vectors + (change * self.scale(read)).to(vectors.dtype)
+
+    def scale(self, vectors: Tensor) -> Tensor | float:
+        """What an activation is multiplied by where it is written, for vectors (row, d_site): what the norm undoes."""
+        return NORMS[self.norm](vectors.float()).scale if self.rescales else 1.0
 
     def directions(self, features: Tensor) -> Tensor:
-        """What a unit of each chosen feature's activation adds to a vector, in the units of `norm`."""
+        """What a unit of each chosen feature's activation adds to a vector at `writes`, in the units of `norm`."""
         return self.W_dec[features]
 
     def _linear(self, inputs: Tensor, features: Features | None, out: Tensor | None) -> Tensor:
@@ -235,6 +281,22 @@ def _topk(dictionary: Dictionary, linear: Tensor, features: Features | None) -> 
     del features
     largest = linear.topk(dictionary.k, dim=-1, sorted=False)
     return linear.zero_().scatter_(-1, largest.indices, largest.values.relu())
+
+
+def _abstopk(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:
+    del features
+    places = linear.detach().abs().topk(dictionary.k, dim=-1, sorted=False).indices
+    kept = linear.gather(-1, places)
+    return linear.zero_().scatter_(-1, places, kept)
+
+
+def _groupmax(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:
+    del features
+    groups = linear.unflatten(-1, (dictionary.k, -1))
+    largest = groups.max(dim=-1, keepdim=True)
+    kept, places = largest.values.relu(), largest.indices
+    groups.zero_().scatter_(-1, places, kept)
+    return linear
 
 
 def _jumprelu(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:
@@ -256,6 +318,8 @@ def _select(tensor: Tensor | None, features: Features | None) -> Tensor:
 _ACTIVATIONS: Mapping[Kind, Callable[[Dictionary, Tensor, Features | None], Tensor]] = {
     "standard": _relu,
     "topk": _topk,
+    "abstopk": _abstopk,
+    "groupmax": _groupmax,
     "jumprelu": _jumprelu,
     "gated": _gated,
 }

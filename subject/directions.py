@@ -53,12 +53,18 @@ class Promoted(NamedTuple):
     """Standard deviation of the value over the vocabulary; 0 where the feature writes nothing that is read."""
 
 
+_INSIDE = frozenset({"mlp_in", "query", "key", "value", "score"})
+"""Families of sites that only a branch itself reads: directly, nothing there is added to the residual stream."""
+
+
 @torch.inference_mode()
 def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
     """What a unit of the feature's activation adds to the residual stream; the negative tail's sign is flipped."""
     index = checked_index(source, feature)
     vector = source.directions(torch.tensor([index], device=subject.device))[0].float()
-    projection, norm = branch(subject, source.id.site)
+    if source.writes.partition(".")[0] in _INSIDE:
+        return Direction(torch.zeros(subject.d_model, device=subject.device), exact=True)
+    projection, norm = branch(subject, source.writes)
     if projection is not None:
         vector = _without_bias(projection, vector)
     if norm is not None:

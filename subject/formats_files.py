@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,11 +24,14 @@ from .config_check import DICTIONARY, SCALE, Rule, check_fields
 from .errors import NeuronautError
 from .json_files import read_json
 
-CONFIGS = ("cfg.json", "config.json")
+CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml")
+_CHECKPOINTS = "checkpoints"
+"""A folder of weights whose configuration lies above it."""
 _SCALER = "activation_scaler.json"
 _KNOWN = ("sae_weights.safetensors", "sae.safetensors", "params.safetensors", "params.npz", "ae.pt")
 """Preferred where a folder holds several weight files."""
 _NOT_WEIGHTS = ("sparsity.safetensors", "activations_store_state.safetensors", "trainer_state.pt")
+PICKLES = (".pt", ".pth")
 _TIMEOUT = 20.0
 """Seconds."""
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)([/@](?P<folder>[^@]+))?")
@@ -39,9 +43,20 @@ class Location:
 
     weights: Path
     config: Mapping[str, Any]
-    """The content of cfg.json or config.json; empty where there is none."""
+    """The content of the first of CONFIGS that there is; empty where there is none."""
     norm_scale: float | None
     """SAELens' estimate of the factor on the inputs, where a training checkpoint has one."""
+    config_file: str | None = None
+    """The name of the file that `config` is of."""
+
+
+class Contents(NamedTuple):
+    """What a weight file holds."""
+
+    tensors: dict[str, Tensor]
+    """By name, on the CPU and in the file's own dtype."""
+    settings: dict[str, object]
+    """What a pickle holds beside tensors: words, numbers and tables of these."""
 
 
 def locate(path: str | Path, *, allow_pickle: bool = False) -> Location:
@@ -55,16 +70,19 @@ def locate(path: str | Path, *, allow_pickle: bool = False) -> Location:
     weights = local if local.is_file() else _find_weights(local, allow_pickle=allow_pickle)
     if weights.suffix not in READERS:
         raise NeuronautError(f"{weights.name} is no weight file; wanted one of {', '.join(READERS)}")
-    if weights.suffix in (".pt", ".pth") and not allow_pickle:
+    if weights.suffix in PICKLES and not allow_pickle:
         raise NeuronautError(f"{weights} is a pickle, which can run code; if you trust it, pass --allow-pickle")
-    configs = [weights.parent / name for name in CONFIGS if (weights.parent / name).is_file()]
+    folders = [weights.parent, *([weights.parent.parent] if weights.parent.name == _CHECKPOINTS else [])]
+    configs = [folder / name for folder in folders for name in CONFIGS if (folder / name).is_file()]
     scaler = weights.parent / _SCALER
     scale = _read_fields(scaler, {"scaling_factor": SCALE}).get("scaling_factor") if scaler.is_file() else None
-    return Location(weights, _read_fields(configs[0], DICTIONARY) if configs else {}, scale)
+    if not configs:
+        return Location(weights, {}, scale)
+    return Location(weights, _read_fields(configs[0], DICTIONARY), scale, configs[0].name)
 
 
-def read_tensors(weights: Path) -> dict[str, Tensor]:
-    """All tensors of a weight file by name, on the CPU and in the file's own dtype."""
+def read_contents(weights: Path) -> Contents:
+    """All that a weight file holds."""
     try:
         return READERS[weights.suffix](weights)
     except (SafetensorError, UnpicklingError, zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OSError) as error:
@@ -72,31 +90,39 @@ def read_tensors(weights: Path) -> dict[str, Tensor]:
         raise NeuronautError(f"{weights} cannot be read ({reason}); it may be damaged: fetch it again") from error
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> Contents:
+    return Contents(load_file(path), {})
+
+
+def _read_npz(path: Path) -> Contents:
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        return Contents({name: torch.from_numpy(arrays[name]) for name in arrays.files}, {})
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path) -> Contents:
     content: object = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, dict):
-        content = next((content[name] for name in ("ae", "sae", "state_dict") if name in content), content)
+    outer: object = None
+    if isinstance(content, dict) and (name := next((n for n in ("ae", "sae", "state_dict") if n in content), None)):
+        outer, content = content, content[name]
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__} where a table of tensors is wanted")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    settings = {str(name): value for name, value in content.items() if not isinstance(value, Tensor)}
+    # dictionary_learning's backup of a run keeps the factor that it takes out of the weights when the run ends.
+    if isinstance(outer, dict) and outer.get("norm_factor") is not None:
+        settings["norm_factor"] = float(outer["norm_factor"])
+    return Contents({str(name): value for name, value in content.items() if isinstance(value, Tensor)}, settings)
 
 
-READERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
-    ".safetensors": load_file,
+READERS: Mapping[str, Callable[[Path], Contents]] = {
+    ".safetensors": _read_safetensors,
     ".npz": _read_npz,
-    ".pt": _read_pickle,
-    ".pth": _read_pickle,
+    **dict.fromkeys(PICKLES, _read_pickle),
 }
 
 
 def _find_weights(folder: Path, *, allow_pickle: bool) -> Path:
     files = [file for file in sorted(folder.iterdir()) if file.suffix in READERS and file.name not in _NOT_WEIGHTS]
-    safe = [file for file in files if file.suffix not in (".pt", ".pth")]
+    safe = [file for file in files if file.suffix not in PICKLES]
     candidates = safe or files
     if safe or allow_pickle:
         candidates = [file for file in candidates if file.name in _KNOWN] or candidates
@@ -106,15 +132,28 @@ def _find_weights(folder: Path, *, allow_pickle: bool) -> Path:
         raise NeuronautError(
             f"{folder} holds several weight files, {_join_first(candidates)}; name the one that is meant"
         )
+    if (inner := folder / _CHECKPOINTS).is_dir():
+        return _find_weights(inner, allow_pickle=allow_pickle)
     below = {file.parent.relative_to(folder) for suffix in READERS for file in folder.rglob(f"*{suffix}")}
     hint = f"; there are some in {_join_first(sorted(below))}" if below else ""
     raise NeuronautError(f"{folder} holds no weight file ({', '.join(READERS)}){hint}")
 
 
 def _read_fields(path: Path, rules: Mapping[str, Rule]) -> dict[str, Any]:
-    config = read_json(path, dict, wanted="an object with the SAE's settings")
+    wanted = "an object with the SAE's settings"
+    config = _read_yaml(path, wanted) if path.suffix == ".yaml" else read_json(path, dict, wanted=wanted)
     check_fields(path, config, rules)
     return config
+
+
+def _read_yaml(path: Path, wanted: str) -> dict[str, Any]:
+    try:
+        config: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise NeuronautError(f"{path} is not readable YAML ({_first_line(error)}); wanted {wanted}") from error
+    if not isinstance(config, dict):
+        raise NeuronautError(f"{path} holds a {type(config).__name__}; wanted {wanted}")
+    return {str(name): value for name, value in config.items()}
 
 
 def _fetch(name: str) -> Path:
@@ -159,11 +198,14 @@ def _files_in(folder: PurePosixPath, files: Iterable[str], name: str) -> list[st
     if folder in paths:
         folder, chosen = folder.parent, [folder]
     else:
-        chosen = [path for path in paths if path.parent == folder and path.suffix in READERS]
+        places = (folder, folder / _CHECKPOINTS)
+        within = ([path for path in paths if path.parent == place and path.suffix in READERS] for place in places)
+        chosen = next(filter(None, within), [])
     if not chosen:
         elsewhere = sorted({str(path.parent) for path in paths if path.suffix in READERS})
         raise NeuronautError(f"{name} holds no weight file; there are some in {_join_first(elsewhere)}")
-    beside = [path for path in paths if path.parent == folder and path.name in (*CONFIGS, _SCALER)]
+    homes = {folder, chosen[0].parent, *([folder.parent] if folder.name == _CHECKPOINTS else [])}
+    beside = [path for path in paths if path.parent in homes and path.name in (*CONFIGS, _SCALER)]
     return [str(path) for path in (*chosen, *beside)]
 
 

@@ -1,15 +1,19 @@
-"""The site that a dictionary's files name: TransformerLens' hook names, module paths, folder names.
+"""The sites that a dictionary's files name: TransformerLens' hook names, module paths, folder names.
 
-SAELens writes a hook name into its configuration; Gemma Scope 2 a module path; sparsify and Gemma
-Scope 1 name it by the folder alone. Where nothing names a site the answer is None, and the gate judges.
+SAELens and Llama Scope write hook names into their configuration, Gemma Scope 2 module paths, dictionary_learning a
+word and a layer; sparsify, Gemma Scope 1 and Qwen Scope name the site by the folder or file alone. A transcoder names
+two: what it reads and what it writes. Where nothing names a site the answer is None, and the gate judges.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import NeuronautError
+
+EVIDENCE = "record its activations elsewhere and bring them with: neuronaut import --evidence FILE"
+"""The way round for what no source of one site can hold."""
 
 _HOOKS: Mapping[str, str] = {
     "hook_resid_pre": "resid_pre",
@@ -19,8 +23,15 @@ _HOOKS: Mapping[str, str] = {
     "hook_mlp_out": "mlp_out",
     "attn.hook_z": "head",
     "mlp.hook_post": "mlp",
+    "mlp.hook_in": "mlp_in",
+    # TransformerLens puts this one before the norm; the bridge's mlp.hook_in stands behind it.
+    "hook_mlp_in": "resid_mid",
+    "ln2.hook_normalized": "mlp_in",
+    "mlp.hook_out": "mlp_out",
 }
-"""TransformerLens' name of a point within a block -> our family of sites."""
+"""TransformerLens' name of a point within a block -> our family of sites; the first of a family is what we write."""
+_WITHOUT_GAIN = "ln2.hook_normalized"
+"""The point behind the norm before the MLP and before its gain, which `mlp_in` has."""
 _HOOK = re.compile(r"blocks\.(?P<layer>\d+)\.(?P<point>.+)")
 
 _MODULES: Mapping[str, str] = {
@@ -29,26 +40,51 @@ _MODULES: Mapping[str, str] = {
     r"\.(attn|attention|self_attn)": "attn_out",
     r"\.mlp\.act": "mlp",
     r"\.self_attn\.o_proj\.input": "head",
+    r"\.pre_feedforward_layernorm|\.mlp\.input": "mlp_in",
+    r"\.input": "resid_pre",
 }
 """What follows a block in a module path, of which the output is meant unless it says input."""
 _MODULE = re.compile(r"(?:[\w.]*\.)?(?:layers|h)\.(?P<layer>\d+)(?P<point>(?:\.[a-z_]+)*?)(?:\.output)?")
 _EMBEDDINGS = ("embed_in", "wte", "embed_tokens", "hook_embed")
 
 _SCOPE = re.compile(r"gemma-scope-[\w.]+?-(?:pt|it)-(?P<point>res|mlp|att|transcoders)")
-_SCOPE_POINTS: Mapping[str, str] = {"res": "resid_post", "mlp": "mlp_out", "att": "head"}
+_SCOPE_POINTS: Mapping[str, str] = {"res": "resid_post", "mlp": "mlp_out", "att": "head", "transcoders": "mlp_in"}
+_QWEN = re.compile(r"layer(\d+)\.sae")
+_TRAINED = re.compile(r"(?P<point>resid_pre|resid_mid|resid_post|attn_out|mlp_out)_layer_(?P<layer>\d+)")
+_LAYER = re.compile(r"layer_(\d+)")
+
+_READS = ("hook_name", "hook_point", "hf_hook_point_in", "hook_point_in", "feature_input_hook", "submodule_name")
+_WRITES = ("hook_name_out", "hf_hook_point_out", "hook_point_out", "feature_output_hook")
 
 
-def named_site(config: Mapping[str, Any], weights: Path) -> str | None:
-    """The site that the configuration, or else the folders above the weight file, name.
+class Place(NamedTuple):
+    """The sites that a dictionary's files name."""
+
+    site: str | None
+    """What it reads; None where nothing names it."""
+    writes: str | None = None
+    """What it rebuilds, where that is another site or is named beside the first."""
+    without_gain: bool = False
+    """Whether it reads the norm's output before the gain (and bias) that the site's vectors have."""
+
+
+def named_place(config: Mapping[str, Any], weights: Path) -> Place:
+    """The sites that the configuration, or else the folders above the weight file, name.
 
     Raises NeuronautError where they name a point that is no site.
     """
-    if hook := _read_hook_name(config):
-        if (site := _tl_site(hook) or _module_site(hook)) is None:
-            raise NeuronautError(f"{weights} was trained on {hook}, which is none of the sites that can be read")
-        return site
+    if hook := _read_hook(config, _READS, weights):
+        out = _read_hook(config, _WRITES, weights)
+        return Place(
+            _require_site(hook, weights),
+            _require_site(out, weights) if out else None,
+            without_gain=hook.endswith(_WITHOUT_GAIN),
+        )
+    if config.get("transcode") or config.get("skip_connection"):
+        return _module_ends(weights)
     folder = weights.parent.name
-    return _scope_site(weights) or _tl_site(folder) or _module_site(folder)
+    site = _tl_site(folder) or _module_site(folder) or _qwen_site(weights)
+    return _scope_place(weights) or Place(site)
 
 
 def same_site(first: str, second: str) -> bool:
@@ -63,12 +99,22 @@ def tl_name(site: str) -> str:
     return f"blocks.{layer}.{point}" if point else f"hook_{site}"
 
 
-def _read_hook_name(config: Mapping[str, Any]) -> str | None:
-    for table in (config, config.get("metadata") or {}, config.get("meta") or {}):
-        for key in ("hook_name", "hook_point", "hf_hook_point_in"):
-            if table.get(key):
-                return str(table[key])
-    return None
+def _read_hook(config: Mapping[str, Any], keys: Iterable[str], weights: Path) -> str | None:
+    tables = (config, *(config.get(name) or {} for name in ("metadata", "meta", "trainer")))
+    hook = next((str(table[key]) for table in tables for key in keys if table.get(key)), None)
+    layer = _LAYER.search(weights.name)
+    # Transcoders a layer a file share one configuration, which names the point within the block.
+    return f"blocks.{layer[1]}.{hook}" if hook in _HOOKS and layer else hook
+
+
+def _require_site(hook: str, weights: Path) -> str:
+    if "{" in hook or "," in hook:
+        raise NeuronautError(
+            f"{weights} reads several sites at once ({hook}), as a crosscoder does, and a source reads one; {EVIDENCE}"
+        )
+    if (site := _tl_site(hook) or _module_site(hook) or _trained_site(hook)) is None:
+        raise NeuronautError(f"{weights} was trained on {hook}, which is none of the sites that can be read")
+    return site
 
 
 def read_prepend_bos(config: Mapping[str, Any]) -> bool | None:
@@ -91,13 +137,33 @@ def _module_site(path: str) -> str | None:
     return f"{family}.{match['layer']}" if family else None
 
 
-def _scope_site(weights: Path) -> str | None:
+def _trained_site(name: str) -> str | None:
+    match = _TRAINED.fullmatch(name)
+    return f"{match['point']}.{match['layer']}" if match else None
+
+
+def _module_ends(weights: Path) -> Place:
+    """The input and the output of the module that a sparsify transcoder's folder names."""
+    folder = weights.parent.name
+    site, writes = _module_site(f"{folder}.input"), _module_site(folder)
+    if writes is not None and site is None:
+        raise NeuronautError(f"{weights} reads the input of {folder}, which is none of the sites that can be read")
+    return Place(site, writes)
+
+
+def _qwen_site(weights: Path) -> str | None:
+    match = _QWEN.match(weights.name)
+    return f"resid_post.{match[1]}" if match else None
+
+
+def _scope_place(weights: Path) -> Place | None:
     if (repository := _SCOPE.search(str(weights))) is None:
         return None
-    if repository["point"] not in _SCOPE_POINTS:
-        raise NeuronautError(f"{weights} is a transcoder, which rebuilds another site than it reads; wanted an SAE")
     layer = re.search(r"/layer_(\d+)/", weights.as_posix())
-    return f"{_SCOPE_POINTS[repository['point']]}.{layer[1]}" if layer else "embed"
+    site = f"{_SCOPE_POINTS[repository['point']]}.{layer[1]}" if layer else "embed"
+    if repository["point"] != "transcoders":
+        return Place(site)
+    return Place(site, f"mlp_out.{layer[1]}" if layer else None, without_gain=True)
 
 
 def _shared_name(site: str) -> str:

@@ -1,8 +1,9 @@
-"""The load gate: it checks whether a dictionary fits the vectors that the subject really has at its site.
+"""The load gate: it checks whether a dictionary fits the vectors that the subject really has at its sites.
 
 A wrong transpose, a missing scale or a wrong site does not raise anything; it only makes every
 number after it worthless. So a dictionary is asked to rebuild some thousands of real vectors first.
-Nearby sites can be rebuilt nearly as well as the right one, hence the sweep over neighbours.
+Nearby sites can be rebuilt nearly as well as the right one, hence the sweep over neighbours. A transcoder is given
+the vectors of the site that it reads and is held to those of the site that it writes, token by token.
 """
 
 import math
@@ -26,7 +27,7 @@ _ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """How well a dictionary rebuilds vectors of its site."""
+    """How well a dictionary rebuilds vectors of its site (a transcoder, of the site that it writes)."""
 
     source: str
     tokens: int
@@ -43,6 +44,11 @@ class Gate:
     """The factor on the centred reconstruction that would fit best; 1 where the scale is right."""
     offset: float
     """|mean (x - x')|^2 as a share of the mean |x - x'|^2; near 0 where the biases are right."""
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the dictionary is let in."""
+        return self.fvu <= LIMIT
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -65,7 +71,10 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """How well a dictionary rebuilds the vectors of its own site and of neighbouring ones."""
+    """How well a dictionary rebuilds the vectors of its own site and of neighbouring ones.
+
+    A site stands for itself; two of a transcoder for what it reads and writes, as `mlp_in.2 > mlp_out.2`.
+    """
 
     declared: str
     fvu: Mapping[str, float]
@@ -92,18 +101,23 @@ class Sweep:
 
 
 def check(
-    dictionary: Dictionary, vectors: Tensor, *, force: bool = False, suspect: Callable[[], str | None] = lambda: None
+    dictionary: Dictionary,
+    vectors: Tensor,
+    *,
+    targets: Tensor | None = None,
+    force: bool = False,
+    suspect: Callable[[], str | None] = lambda: None,
 ) -> Gate:
     """Try a dictionary on real vectors (row, d_site), some thousands, BOS left out.
 
-    Raises NeuronautError where the FVU is above LIMIT or not a number, unless `force`; `suspect` then names
-    a likely cause, if there is one.
+    `targets` (row, d_out) are the vectors that a transcoder should give of them. Raises NeuronautError where the FVU
+    is above LIMIT or not a number, unless `force`; `suspect` then names a likely cause, if there is one.
     """
-    gate = _measure(dictionary, vectors)
-    if not gate.fvu <= LIMIT and not force:
+    gate = _measure(dictionary, vectors, targets)
+    if not gate.admitted and not force:
         cause = suspect()
         raise NeuronautError(
-            f"{dictionary.id} does not rebuild the vectors of {dictionary.id.site}: FVU {gate.fvu:.3f} on "
+            f"{dictionary.id} does not rebuild the vectors of {dictionary.writes}: FVU {gate.fvu:.3f} on "
             f"{gate.tokens} tokens, wanted at most {LIMIT}; {f'{cause}; ' if cause else ''}"
             "check model, site, norm scale and the corpus's language, or pass --force"
         )
@@ -111,14 +125,62 @@ def check(
 
 
 def sweep(dictionary: Dictionary, vectors: Mapping[str, Tensor]) -> Sweep:
-    """Compare the declared site (that of the dictionary's id) with its neighbours.
+    """Compare the declared sites (that of the dictionary's id, and the one that it writes) with their neighbours.
 
-    `vectors`: site -> (row, d_site), the declared site among them; sites of another width are left out.
+    `vectors`: site -> (row, width), the declared sites among them; sites of another width are left out. Of a
+    transcoder the rows are of the same tokens at every site, and one end is moved, or both by the same layers.
     """
-    fitting = {site: rows for site, rows in vectors.items() if rows.shape[-1] == dictionary.d_site}
-    if dictionary.id.site not in fitting:
-        raise NeuronautError(f"no vectors of {dictionary.id.site}, the site of {dictionary.id}, to compare others with")
-    return Sweep(dictionary.id.site, {site: _measure(dictionary, rows).fvu for site, rows in fitting.items()})
+    own, writes = dictionary.id.site, dictionary.writes
+    reads = {site: rows for site, rows in vectors.items() if rows.shape[-1] == dictionary.d_site}
+    written = {site: rows for site, rows in vectors.items() if rows.shape[-1] == dictionary.d_out}
+    for site, there in ((own, reads), (writes, written)):
+        if site not in there:
+            raise NeuronautError(f"no vectors of {site}, a site of {dictionary.id}, to compare others with")
+    ends = [
+        (site, other)
+        for site in reads
+        for other in written
+        if _is_near((own, writes), (site, other), dictionary.target)
+    ]
+    fvu: dict[str, float] = {}
+    for site in dict.fromkeys(site for site, _ in ends):
+        rebuilt = _rebuild(dictionary, reads[site])
+        for other in (other for near, other in ends if near == site):
+            fvu[_name_ends(site, other)] = _unexplained(written[other], rebuilt)
+    return Sweep(_name_ends(own, writes), fvu)
+
+
+def _is_near(declared: tuple[str, str], ends: tuple[str, str], target: str | None) -> bool:
+    """Whether two ends are worth a try: one site, or a transcoder's with one end moved, or both by as many layers."""
+    (own, writes), (site, other) = declared, ends
+    if target is None:
+        return site == other
+    (family, layer), (other_family, other_layer) = _split(site), _split(other)
+    (own_family, own_layer), (written_family, written_layer) = _split(own), _split(writes)
+    if other_family == own_family or family == written_family:
+        return False
+    both = (family, other_family) == (own_family, written_family) and layer - own_layer == other_layer - written_layer
+    return both or site == own or other == writes
+
+
+def _split(site: str) -> tuple[str, int]:
+    family, _, layer = site.partition(".")
+    return family, int(layer or 0)
+
+
+def _name_ends(site: str, other: str) -> str:
+    return site if site == other else f"{site} > {other}"
+
+
+@torch.no_grad()
+def _rebuild(dictionary: Dictionary, vectors: Tensor) -> Tensor:
+    return torch.cat([dictionary.reconstruct(rows) for rows in vectors.split(_ROWS)])
+
+
+def _unexplained(true: Tensor, rebuilt: Tensor) -> float:
+    """The fraction of variance unexplained."""
+    true, error = true.double(), true.double() - rebuilt.double()
+    return _ratio(float(error.square().sum()), float((true - true.mean(dim=0)).square().sum()))
 
 
 def main_script(texts: Iterable[str]) -> str | None:
@@ -149,17 +211,17 @@ def estimate_norm_scale(vectors: Tensor) -> float:
 
 
 @torch.no_grad()
-def _measure(dictionary: Dictionary, vectors: Tensor) -> Gate:
+def _measure(dictionary: Dictionary, vectors: Tensor, targets: Tensor | None) -> Gate:
     if len(vectors) < 2:
         raise NeuronautError(f"{len(vectors)} vectors to try {dictionary.id} on; wanted at least 2, better 4096")
     alive = torch.zeros(dictionary.width, dtype=torch.bool, device=vectors.device)
     active, rebuilt = 0, []
     for rows in vectors.split(_ROWS):
         activations = dictionary.encode(rows)
-        active += int((activations > 0).sum())
-        alive |= (activations > 0).any(dim=0)
+        active += int((activations != 0).sum())
+        alive |= (activations != 0).any(dim=0)
         rebuilt.append(dictionary.decode(activations, vectors=rows))
-    true, guess = vectors.double(), torch.cat(rebuilt).double()
+    true, guess = (vectors if targets is None else targets).double(), torch.cat(rebuilt).double()
     error = true - guess
     true, guess = true - true.mean(dim=0), guess - guess.mean(dim=0)
     squares = float(error.square().sum())

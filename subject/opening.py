@@ -1,15 +1,23 @@
 """Opens a source by its name: neurons need nothing else, a dictionary needs its folder."""
 
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from .address import SourceId
+from .dictionary import Dictionary
+from .directions import apply
 from .errors import NeuronautError
 from .formats import load_dictionary
+from .formats_folds import Affine
 from .model import Subject
 from .sources import Neurons, Source
 
 BUILT_IN = {("demo", "resid_post.2", "sae"): Path(__file__).parent.parent / "data" / "demo" / "sae"}
 """Dictionaries that ship with Neuronaut."""
+_LARGE = 1e3
+"""Coordinates beside which a norm's epsilon is nothing."""
 
 
 def built_in(source: SourceId) -> Path | None:
@@ -29,4 +37,50 @@ def open_source(subject: Subject, source: SourceId, *, path: str | None = None) 
     location = path or built_in(source)
     if location is None:
         raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
-    return load_dictionary(str(location), id=source, device=str(subject.device), d_site=subject.width(source.site))
+    return open_dictionary(subject, source, str(location))
+
+
+def open_dictionary(
+    subject: Subject, source: SourceId, path: str, *, norm_scale: float | None = None, allow_pickle: bool = False
+) -> Dictionary:
+    """The dictionary at `path`, for the subject's vectors; see `load_dictionary`.
+
+    Raises NeuronautError also where a transcoder writes a site that the subject lacks or has in another width.
+    """
+    dictionary = load_dictionary(
+        path,
+        id=source,
+        d_site=subject.width(source.site),
+        device=str(subject.device),
+        norm_scale=norm_scale,
+        allow_pickle=allow_pickle,
+        norm=partial(norm_before, subject, source.site),
+    )
+    if (width := subject.width(dictionary.writes)) != dictionary.d_out:
+        raise NeuronautError(
+            f"{source} writes {dictionary.d_out} coordinates, and {dictionary.writes} of {subject.name} has {width}; "
+            "name the model it was trained on"
+        )
+    return dictionary
+
+
+def norm_before(subject: Subject, site: str) -> Affine:
+    """The gain and bias of the norm that makes `mlp_in.L` of `resid_mid.L`. Raises NeuronautError where there is none.
+
+    >>> norm_before(subject, "mlp_in.2").gain.shape
+    torch.Size([128])
+    """
+    architecture, (family, _, layer) = subject.architecture, site.partition(".")
+    norm = architecture.resid_mid
+    if family != "mlp_in" or not architecture.has_resid_mid(subject.model.config) or norm == architecture.mlp_reader:
+        raise NeuronautError(
+            f"the norm before {site} of {subject.name} is not known, so that its gain cannot be folded into a "
+            "dictionary; wanted mlp_in.L of a model whose MLP follows its attention"
+        )
+    module = subject.model.base_model.get_submodule(f"{architecture.layers}.{layer}.{norm}")
+    # Signs in turn have mean 0 and a size of 1, so that a norm leaves them as they are.
+    signs = torch.ones(1, subject.width(site), device=subject.device)
+    signs[:, 1::2] = -1
+    with torch.inference_mode():
+        up, down = apply(module, _LARGE * signs)[0], apply(module, -_LARGE * signs)[0]
+    return Affine((up - down) / 2 * signs[0], (up + down) / 2)

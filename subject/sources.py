@@ -1,7 +1,8 @@
 """Sources: families of features that are read at one site.
 
 The protocol is all that the harvest, the explainers and the interventions use of a source; neurons
-are the site's own coordinates, a dictionary (see `dictionary.py`) encodes the site's vector.
+are the site's own coordinates, a dictionary (see `dictionary.py`) encodes the site's vector. All of
+these write where they read, except a transcoder: its features are read at one site and act at another.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ class Source(Protocol):
     @property
     def id(self) -> SourceId:
         """What it is called in addresses."""
+        ...
+
+    @property
+    def writes(self) -> str:
+        """The site that edits and directions are of: `id.site`, but for a transcoder, which writes another."""
         ...
 
     @property
@@ -56,15 +62,16 @@ class Source(Protocol):
         """
         ...
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor) -> Tensor:
-        """The site's vectors with the chosen features set to `values` (row, chosen), nothing else changed.
+    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+        """The vectors at `writes` with the chosen features set to `values` (row, chosen), nothing else changed.
 
-        For a dictionary this is error-preserving: `x + dec(z') - dec(z)`.
+        For a dictionary this is error-preserving: `x + dec(z') - dec(z)`. `inputs` (row, d_site) are the vectors that
+        the features are read from; None where these are `vectors`.
         """
         ...
 
     def directions(self, features: Tensor) -> Tensor:
-        """What a unit of each chosen feature's activation adds to a vector. (chosen,) -> (chosen, d_site), float32."""
+        """What a unit of each chosen feature's activation adds at `writes`. (chosen,) -> (chosen, d_out), float32."""
         ...
 
 
@@ -79,6 +86,11 @@ class Neurons:
     rescales: bool = False
 
     @property
+    def writes(self) -> str:
+        """The site that they are the coordinates of."""
+        return self.id.site
+
+    @property
     def revision(self) -> str:
         """Empty: neurons have no weights beside the model's."""
         return ""
@@ -88,8 +100,9 @@ class Neurons:
         chosen = vectors if features is None else vectors[:, features]
         return chosen if out is None else out.copy_(chosen)
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor) -> Tensor:
+    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
         """The vectors with the chosen coordinates set to `values` (row, chosen)."""
+        del inputs
         edited = vectors.clone()
         edited[:, features] = values.to(edited.dtype)
         return edited

@@ -16,7 +16,9 @@ from neuronaut.subject.gate import check, estimate_norm_scale, sweep
 from neuronaut.subject.sources import Source
 
 ID = SourceId("toy", "resid_post.1", "sae")
-KINDS: tuple[Kind, ...] = ("standard", "topk", "jumprelu", "gated")
+KINDS: tuple[Kind, ...] = tuple(EXTRAS)
+PLACES: dict[Kind, int] = {"topk": 5, "abstopk": 5, "groupmax": 6}
+"""How many of the 24 features are active, or groups of them."""
 
 
 def random_dictionary(kind: Kind, *, norm: Norm = "none", subtract: bool = True, seed: int = 0) -> Dictionary:
@@ -36,7 +38,7 @@ def random_dictionary(kind: Kind, *, norm: Norm = "none", subtract: bool = True,
         b_dec=draw(10),
         norm=norm,
         subtract_b_dec=subtract,
-        k=5 if kind == "topk" else 0,
+        k=PLACES.get(kind, 0),
         **{name: extras[name] for name in EXTRAS[kind]},
     )
 
@@ -69,6 +71,11 @@ def one_activation(dictionary: Dictionary, weights: dict[str, np.ndarray], linea
     """The activation of feature f, given the linear part of all of them."""
     if dictionary.kind == "topk":
         return max(linear[f], 0.0) if linear[f] in sorted(linear)[-dictionary.k :] else 0.0
+    if dictionary.kind == "abstopk":
+        return linear[f] if linear[f] in sorted(linear, key=abs)[-dictionary.k :] else 0.0
+    if dictionary.kind == "groupmax":
+        first = f - f % (len(linear) // dictionary.k)
+        return max(linear[f], 0.0) if linear[f] == max(linear[first : first + len(linear) // dictionary.k]) else 0.0
     if dictionary.kind == "jumprelu":
         return max(linear[f], 0.0) if linear[f] > weights["threshold"][f] else 0.0
     if dictionary.kind == "gated":

@@ -220,7 +220,8 @@ def test_centred_inputs(tmp_path: Path, weights: dict[str, torch.Tensor], vector
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (saelens("skip_transcoder"), "architecture 'skip_transcoder'"),
+        (saelens("transcoder"), "a transcoder, and nothing says which site it writes; wanted hook_name_out"),
+        (saelens("crosscoder"), "architecture 'crosscoder'"),
         (saelens("standard", normalize_activations="covariance_whitening"), "covariance_whitening"),
         (saelens("gated"), r"in a gated SAE; wanted W_enc, W_dec, b_dec, b_gate, b_mag, r_mag"),
         (saelens("jumprelu"), "in a jumprelu SAE"),
@@ -278,9 +279,9 @@ def test_a_square_sparsify_encoder_is_turned_all_the_same(tmp_path: Path, vector
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"k": 4, "transcode": True}, "transcoder"),
-        ({"k": 4, "activation": "groupmax"}, "groupmax"),
-        ({"k": 4, "signed": True}, "signed"),
+        ({"k": 4, "transcode": True}, "nothing says which site it writes"),
+        ({"k": 4, "activation": "softmax"}, "softmax"),
+        ({"k": 4, "activation": "groupmax"}, "30 features in 4 groups"),
         ({}, "no k"),
     ],
 )
@@ -326,7 +327,7 @@ def test_another_width_names_both(tmp_path: Path, weights: dict[str, torch.Tenso
 @pytest.mark.parametrize(
     ("names", "config"),
     [
-        (("W_enc", "W_dec", "b_enc", "b_dec"), None),
+        (("W_in", "W_out", "b_in", "b_out"), None),
         (("encoder.weight", "encoder.bias", "decoder.weight", "log_jumprelu_threshold"), {"d_in": D, "d_sae": F}),
         (("weight",), {}),
     ],
@@ -514,6 +515,9 @@ def test_a_hub_folder_is_fetched_alone_and_then_read_without_a_connection(
         ("blocks.5.attn.hook_z", "head.5"),
         ("blocks.5.mlp.hook_post", "mlp.5"),
         ("hook_embed", "embed"),
+        ("blocks.5.mlp.hook_in", "mlp_in.5"),
+        ("model.layers.5.mlp.input", "mlp_in.5"),
+        ("model.layers.5.pre_feedforward_layernorm.output", "mlp_in.5"),
         ("model.layers.5.self_attn.o_proj.input", "head.5"),
         ("model.layers.5.post_feedforward_layernorm.output", "mlp_out.5"),
     ],
@@ -530,7 +534,7 @@ def test_the_declared_site(tmp_path: Path, weights: dict[str, torch.Tensor], hoo
         assert tl_name(site) == hook
 
 
-@pytest.mark.parametrize("hook", ["blocks.5.ln2.hook_normalized", "blocks.5.hook_mlp_in", "model.layers.5.mlp.input"])
+@pytest.mark.parametrize("hook", ["blocks.5.ln1.hook_normalized", "blocks.5.hook_q_input", "model.layers.5.attn.input"])
 def test_a_point_that_is_no_site_is_named(tmp_path: Path, weights: dict[str, torch.Tensor], hook: str) -> None:
     config = saelens("standard")
     config["metadata"]["hook_name"] = hook

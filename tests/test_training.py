@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,25 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     torch.testing.assert_close(again.encode(vectors), whole.dictionary.encode(vectors))
     card = json.loads((tmp_path / "parts" / "card.json").read_text(encoding="utf-8"))
     assert card["recipe"]["kind"] == kind and card["loss"]["recovered"] == whole.loss.recovered
+
+
+def test_a_transcoder_stands_for_the_mlp(demo: Subject, corpus: Corpus, tmp_path: Path) -> None:
+    """It gives mlp_out of mlp_in, and is read again; the loss is the model's with it in the MLP's place."""
+    id = SourceId("demo", "mlp_in.1", "mine")
+    recipe = Recipe("batchtopk", width=256, k=16, tokens=30_000, batch=256)
+    with pytest.raises(NeuronautError, match="no TopK transcoder"):
+        train(demo, id, corpus, tmp_path, replace(recipe, kind="topk"), target="mlp_out.1")
+    trained = train(demo, id, corpus, tmp_path, recipe, target="mlp_out.1")
+    assert trained is not None and trained.gate.fvu < 0.7
+    again = load_dictionary(tmp_path, id=id, d_site=128)
+    assert again.writes == "mlp_out.1" and again.revision == trained.dictionary.revision
+    rows = torch.randint(4, 2000, (5, 20), generator=torch.Generator().manual_seed(0)).numpy()
+    tokens = with_bos(demo, rows)
+    rebuilt = again.reconstruct(demo.read(tokens, ["mlp_in.1"])["mlp_in.1"].flatten(0, 1)).view(5, 21, 128)
+    with demo.editing({"mlp_out.1": lambda x: torch.cat([x[:, :1], rebuilt[:, 1:]], dim=1)}):
+        logits = demo.logits(tokens)
+    nats = cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:])
+    assert measure_loss(demo, again, rows).rebuilt == pytest.approx(float(nats), rel=1e-5)
 
 
 def test_what_lies_in_the_folder_is_not_written_over(demo: Subject, corpus: Corpus, tmp_path: Path) -> None:

@@ -172,13 +172,22 @@ def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chose
 
 def read_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> Tensor:
     """The vectors of a site at the positions that count. tokens (row, position) without BOS -> (vector, width)."""
-    vectors: list[Tensor] = []
+    return read_together(subject, [site], tokens, at=site)[site]
+
+
+def read_together(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer], *, at: str) -> dict[str, Tensor]:
+    """The vectors of sites, all of the same tokens: those of the positions that count `at` one of them.
+
+    tokens (row, position) without BOS -> site: (vector, width).
+    """
+    vectors: dict[str, list[Tensor]] = {site: [] for site in sites}
     for start in range(0, len(tokens), ROWS):
         part = tokens[start : start + ROWS]
-        read = _read(subject, [site], part)
-        counted = torch.from_numpy(find_counted(subject, site, part, read))
-        vectors.append(read[site][:, len(subject.bos_prefix) :][counted].float())
-    return torch.cat(vectors)
+        read = _read(subject, [*vectors, at], part)
+        counted = torch.from_numpy(find_counted(subject, at, part, read))
+        for site, parts in vectors.items():
+            parts.append(read[site][:, len(subject.bos_prefix) :][counted].float())
+    return {site: torch.cat(parts) for site, parts in vectors.items()}
 
 
 def mark_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> NDArray[np.bool_]:

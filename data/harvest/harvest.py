@@ -189,7 +189,7 @@ def _source_result(
             )
     return SourceResult(
         source=str(source.id),
-        kind=subject.unit_kind if isinstance(source, Neurons) else "dictionary",
+        kind=subject.unit_kind if isinstance(source, Neurons) else _dictionary_kind(source),
         width=source.width,
         signed=source.signed,
         revision=source.revision,
@@ -201,6 +201,10 @@ def _source_result(
         histogram=own.histogram,
         lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
     )
+
+
+def _dictionary_kind(source: Source) -> str:
+    return "dictionary" if source.writes == source.id.site else "transcoder"
 
 
 def harvest(
@@ -259,7 +263,8 @@ def harvest(
     )
     result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
     stopped = {} if plan.stop_at is None else {"stopped_at": {"tokens": state.tokens, "budget": plan.budget}}
-    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped}
+    writes = {str(source.id): source.writes for source in sources if source.writes != source.id.site}
+    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped, **({"writes": writes} if writes else {})}
     result = replace(result, provenance={**result.provenance, **own})
     watch.writes()
     store.write_harvest(result)

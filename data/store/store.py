@@ -114,17 +114,23 @@ class Store:
         return read_convention(rows[0]["provenance"])
 
     def sources(self) -> list[Row]:
-        """A row per source, with its width, how many features are alive and explained, and its harvest."""
+        """A row per source, with its width, how many features are alive and explained, and its harvest.
+
+        `writes` is its site, or of a transcoder the site that its features write.
+        """
         sql = """SELECT name AS source, model, site, dictionary, kind, width, signed, revision, model_revision,
             (SELECT count(*) FROM features WHERE source_id = sources.id AND count > 0) AS alive,
             (SELECT count(DISTINCT feature_id) FROM explanations JOIN features ON features.id = feature_id
              WHERE source_id = sources.id AND text IS NOT NULL) AS explained,
             corpus, tokens, window, provenance, created AS harvested
             FROM sources LEFT JOIN harvests ON source_id = sources.id ORDER BY name"""
-        return [
-            dict(row) | {"signed": bool(row["signed"]), "provenance": json.loads(row["provenance"] or "{}")}
-            for row in self._query(sql)
-        ]
+        rows = [dict(row) | {"provenance": json.loads(row["provenance"] or "{}")} for row in self._query(sql)]
+        for row in rows:
+            row |= {
+                "signed": bool(row["signed"]),
+                "writes": row["provenance"].get("writes", {}).get(row["source"], row["site"]),
+            }
+        return rows
 
     def models(self) -> list[str]:
         """The models that have a source here."""

@@ -32,9 +32,9 @@ from ...subject.dictionary import Dictionary
 from ...subject.errors import NeuronautError
 from ...subject.formats import save_dictionary
 from ...subject.gate import Gate, check
-from ...subject.model import Edit, Subject
+from ...subject.model import Subject
 from ..corpus import Corpus
-from ..harvest.activations import ROWS, mark_counted, read_counted, with_bos
+from ..harvest.activations import ROWS, mark_counted, read_together, with_bos
 from ..harvest.massive import norm_limits, sample_windows
 from ..harvest.windows import check_window, windows
 from ..records import SPLITS
@@ -56,7 +56,7 @@ class Loss(NamedTuple):
 
     clean: float
     rebuilt: float
-    """With the site's vectors as the dictionary rebuilds them."""
+    """With the vectors, of the site that it writes, as the dictionary rebuilds them."""
     zero: float
     """With zeros in their place."""
 
@@ -113,63 +113,102 @@ def train(
     folder: Path,
     recipe: Recipe,
     *,
+    target: str | None = None,
     window: int = 64,
     watch: Watch | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained | None:
     """Train the dictionary `id` on its site's vectors, and write it to `folder` as SAELens does, with a card.
 
+    With a `target`, another site, it is a transcoder: it learns to give that one's vectors.
+
     The same call again goes on where the last one was stopped; None where `stop` says so before the end. Raises
     NeuronautError where another run's checkpoint or dictionary is in the folder.
     """
     recipe.check()
-    watch = watch or _Silent()
-    feed = _Feed.open(subject, id.site, corpus, recipe, window=window)
+    if target is not None and recipe.kind == "topk":
+        raise NeuronautError(
+            "SAELens' layout has no TopK transcoder, so a transcoder keeps by thresholds; wanted batchtopk or jumprelu"
+        )
+    feed = _Feed.open(subject, id.site, corpus, recipe, target=target, window=window)
     feed.stop = stop
-    about = {"recipe": asdict(recipe), "site": id.site, "corpus": feed.digest, "window": window}
+    about = {"recipe": asdict(recipe), "site": id.site, "target": target, "corpus": feed.digest, "window": window}
     about |= {"model_revision": subject.revision}
     folder.mkdir(parents=True, exist_ok=True)
     _check_folder(folder, about)
     try:
-        return _run(feed, id, corpus.name, folder, recipe, about, watch)
+        return _Run(id, feed, recipe, folder, corpus.name, about, watch or _Silent()).run()
     except _Stopped:
         return None
 
 
-def _run(
-    feed: "_Feed", id: SourceId, corpus: str, folder: Path, recipe: Recipe, about: dict[str, Any], watch: Watch
-) -> Trained:
-    trainer, place = _begin(folder, feed, recipe, watch)
-    saved = time.monotonic()
-    while True:
-        vectors, order = feed.read(place.round, watch)
-        for number in range(place.batch, len(order) // recipe.batch):
-            chosen = vectors[order[number * recipe.batch : (number + 1) * recipe.batch]]
-            unexplained = trainer.step(chosen, chosen)
-            place = replace(place, batch=number + 1)
-            watch.trains(trainer.seen, unexplained, trainer.dead_share)
-            if trainer.seen >= recipe.tokens:
-                return _finish(feed, trainer, id, folder, about, corpus, vectors[order[: 4 * recipe.batch]])
-            stopping = feed.stop()
-            if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _save(folder, trainer, place, about)
-                saved = time.monotonic()
-            if stopping:
-                raise _Stopped
-        place = _Place(place.round + 1)
+class _Run(NamedTuple):
+    """One run, from its checkpoint or its beginning to the end."""
 
+    id: SourceId
+    feed: "_Feed"
+    recipe: Recipe
+    folder: Path
+    corpus: str
+    about: dict[str, Any]
+    """What tells this run from another one."""
+    watch: Watch
 
-def _begin(folder: Path, feed: "_Feed", recipe: Recipe, watch: Watch) -> tuple[Trainer, _Place]:
-    """A trainer at the beginning, or where the checkpoint left it."""
-    place, state = _load(folder / CHECKPOINT)
-    vectors, order = feed.read(place.round, watch)
-    if state is None and len(order) < recipe.batch:
-        raise NeuronautError(
-            f"the corpus has {len(order)} vectors to train on, less than a batch of {recipe.batch}; give a larger one"
-        )
-    sample = vectors[order[: 16 * recipe.batch]]
-    trainer = Trainer(recipe, sample, sample, auto=True)
-    return trainer.restore(state) if state else trainer, place
+    def run(self) -> Trained:
+        """Train to the end; raises _Stopped, with a checkpoint written, where the feed is told to stop."""
+        trainer, place = self._begin()
+        batch, saved = self.recipe.batch, time.monotonic()
+        while True:
+            vectors, order = self.feed.read(place.round, self.watch)
+            for number in range(place.batch, len(order) // batch):
+                chosen = order[number * batch : (number + 1) * batch]
+                unexplained = trainer.step(vectors.inputs[chosen], vectors.targets[chosen])
+                place = replace(place, batch=number + 1)
+                self.watch.trains(trainer.seen, unexplained, trainer.dead_share)
+                if trainer.seen >= self.recipe.tokens:
+                    return self._finish(trainer, vectors.inputs[order[: 4 * batch]])
+                stopping = self.feed.stop()
+                if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._save(trainer, place)
+                    saved = time.monotonic()
+                if stopping:
+                    raise _Stopped
+            place = _Place(place.round + 1)
+
+    def _begin(self) -> tuple[Trainer, _Place]:
+        """A trainer at the beginning, or where the checkpoint left it."""
+        place, state = _load(self.folder / CHECKPOINT)
+        vectors, order = self.feed.read(place.round, self.watch)
+        if state is None and len(order) < self.recipe.batch:
+            raise NeuronautError(
+                f"the corpus has {len(order)} vectors to train on, less than a batch of {self.recipe.batch}; "
+                "give a larger one"
+            )
+        sample = order[: 16 * self.recipe.batch]
+        auto = self.feed.target is None
+        trainer = Trainer(self.recipe, vectors.inputs[sample], vectors.targets[sample], auto=auto)
+        return trainer.restore(state) if state else trainer, place
+
+    def _save(self, trainer: Trainer, place: _Place) -> None:
+        part = self.folder / f"{CHECKPOINT}.part"
+        state = {name: tensor.contiguous() for name, tensor in trainer.state().items()}
+        save_file(state, part, metadata={"place": json.dumps(asdict(place)), "about": json.dumps(self.about)})
+        os.replace(part, self.folder / CHECKPOINT)
+
+    def _finish(self, trainer: Trainer, sample: Tensor) -> Trained:
+        """Measure the dictionary on holdout documents, and write it."""
+        rows = self.feed.holdout[: max(1, MEASURED // self.feed.holdout.shape[1])]
+        dictionary = trainer.dictionary(self.id, sample, target=self.feed.target)
+        inputs, targets = self.feed.read_rows(rows, _Silent())
+        gate = check(dictionary, inputs, targets=targets, force=True)
+        loss = measure_loss(self.feed.subject, dictionary, rows)
+        metadata = {"model_name": self.id.model, "dataset_path": self.corpus}
+        save_dictionary(dictionary, self.folder, metadata=metadata, dtype=torch.float32)
+        card = asdict(gate) | {"loss": loss._asdict() | {"recovered": loss.recovered}}
+        card |= {"dead_in_training": trainer.dead_share, "corpus_name": self.corpus, **self.about}
+        (self.folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        return Trained(dictionary, gate, loss)
 
 
 def _load(path: Path) -> tuple[_Place, dict[str, Tensor] | None]:
@@ -179,13 +218,6 @@ def _load(path: Path) -> tuple[_Place, dict[str, Tensor] | None]:
     with safe_open(path, framework="pt") as file:
         names = file.keys()
         return _Place(**json.loads(file.metadata()["place"])), {name: file.get_tensor(name) for name in names}
-
-
-def _save(folder: Path, trainer: Trainer, place: _Place, about: dict[str, Any]) -> None:
-    part = folder / f"{CHECKPOINT}.part"
-    state = {name: tensor.contiguous() for name, tensor in trainer.state().items()}
-    save_file(state, part, metadata={"place": json.dumps(asdict(place)), "about": json.dumps(about)})
-    os.replace(part, folder / CHECKPOINT)
 
 
 def _check_folder(folder: Path, about: dict[str, Any]) -> None:
@@ -209,12 +241,22 @@ def _flatten(about: dict[str, Any]) -> dict[str, Any]:
     return {**about, **about["recipe"], "recipe": None}
 
 
+class _Vectors(NamedTuple):
+    """What a dictionary is trained on."""
+
+    inputs: Tensor
+    """(vector, d_in)."""
+    targets: Tensor
+    """(vector, d_out); the inputs themselves for an autoencoder."""
+
+
 @dataclass(slots=True)
 class _Feed:
     """The vectors of a run, buffer by buffer."""
 
     subject: Subject
     site: str
+    target: str | None
     seed: int
     rows: NDArray[np.int32]
     """Windows to train on, (window, position)."""
@@ -222,13 +264,17 @@ class _Feed:
     digest: str
     """Of the corpus."""
     stop: Callable[[], bool] = lambda: False
-    held: tuple[NDArray[np.int64], Tensor] | None = None
+    held: tuple[NDArray[np.int64], _Vectors] | None = None
     """The windows last read, and their vectors."""
 
     @classmethod
-    def open(cls, subject: Subject, site: str, corpus: Corpus, recipe: Recipe, *, window: int) -> "_Feed":
+    def open(
+        cls, subject: Subject, site: str, corpus: Corpus, recipe: Recipe, *, target: str | None, window: int
+    ) -> "_Feed":
         """Cut the corpus, or a sample of the size that the recipe needs, into windows."""
         check_window(subject, window)
+        for name in filter(None, (site, target)):
+            subject.width(name)
         splits = assign(corpus, seed=recipe.seed, fewest=2)
         limits = norm_limits(subject, [site], sample_windows(subject, splits.sample, window=window))
         subject = subject.with_convention(replace(subject.convention, norm_limits=limits))
@@ -239,78 +285,58 @@ class _Feed:
         if not any((batch.split == SPLITS.index("holdout")).any() for batch in batches):
             raise NeuronautError("no document is held out to measure the dictionary on; give a larger corpus")
         held_out = np.concatenate([batch.split for batch in batches]) == SPLITS.index("holdout")
-        return cls(subject, site, recipe.seed, tokens[~held_out], tokens[held_out], splits.digest)
+        return cls(subject, site, target, recipe.seed, tokens[~held_out], tokens[held_out], splits.digest)
 
-    def read(self, round: int, watch: Watch) -> tuple[Tensor, Tensor]:
-        """The vectors of a buffer (vector, width), and the order in which they are trained on (vector,)."""
-        size = max(1, min(BUFFER_TOKENS, BUFFER_NUMBERS // self.subject.width(self.site)) // self.rows.shape[1])
+    def read(self, round: int, watch: Watch) -> tuple[_Vectors, Tensor]:
+        """The vectors of a buffer, and the order in which they are trained on (vector,)."""
+        numbers = sum(self.subject.width(site) for site in (self.site, self.target) if site)
+        size = max(1, min(BUFFER_TOKENS, BUFFER_NUMBERS // numbers) // self.rows.shape[1])
         count = -(-len(self.rows) // size)
         epoch, part = divmod(round, count)
         shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
         chosen = np.sort(shuffled[part * size : (part + 1) * size])
         if self.held is None or not np.array_equal(self.held[0], chosen):
             self.held = None
-            self.held = chosen, self._read(self.rows[chosen], watch)
+            self.held = chosen, self.read_rows(self.rows[chosen], watch)
         vectors = self.held[1]
-        order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed((self.seed << 32) + round))
-        return vectors, order.to(vectors.device)
+        order = torch.randperm(len(vectors.inputs), generator=torch.Generator().manual_seed((self.seed << 32) + round))
+        return vectors, order.to(vectors.inputs.device)
 
-    def _read(self, rows: NDArray[np.int32], watch: Watch) -> Tensor:
-        parts: list[Tensor] = []
+    def read_rows(self, rows: NDArray[np.int32], watch: Watch) -> _Vectors:
+        """The vectors of windows (window, position) at the positions that count."""
+        parts: list[dict[str, Tensor]] = []
+        writes = self.target or self.site
         for start in range(0, len(rows), ROWS):
             if self.stop():
                 raise _Stopped
             watch.reads(start * rows.shape[1], rows.size)
-            parts.append(read_counted(self.subject, self.site, rows[start : start + ROWS]))
-        return torch.cat(parts)
-
-
-def _finish(
-    feed: _Feed, trainer: Trainer, id: SourceId, folder: Path, about: dict[str, Any], corpus: str, sample: Tensor
-) -> Trained:
-    """Measure the dictionary on holdout documents, and write it."""
-    rows = feed.holdout[: max(1, MEASURED // feed.holdout.shape[1])]
-    dictionary = trainer.dictionary(id, sample)
-    gate = check(dictionary, read_counted(feed.subject, id.site, rows), force=True)
-    loss = measure_loss(feed.subject, dictionary, rows)
-    metadata = {"model_name": id.model, "dataset_path": corpus}
-    save_dictionary(dictionary, folder, metadata=metadata, dtype=torch.float32)
-    card = asdict(gate) | {"loss": loss._asdict() | {"recovered": loss.recovered}}
-    card |= {"dead_in_training": trainer.dead_share, "corpus_name": corpus, **about}
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    return Trained(dictionary, gate, loss)
+            part = rows[start : start + ROWS]
+            parts.append(read_together(self.subject, [self.site, writes], part, at=self.site))
+        inputs = torch.cat([part[self.site] for part in parts])
+        return _Vectors(inputs, torch.cat([part[writes] for part in parts]) if self.target else inputs)
 
 
 @torch.inference_mode()
 def measure_loss(subject: Subject, dictionary: Dictionary, rows: NDArray[np.integer]) -> Loss:
-    """The model's loss on windows (row, position), as it is, with a site rebuilt, and with zeros there.
+    """The model's loss on windows (row, position): as it is, with the site that is written rebuilt, with zeros there.
 
     Only positions that count are rebuilt or put to zero: massive ones carry no text (data/harvest/massive.py).
     """
-    ways: tuple[Edit, ...] = (lambda vectors: vectors, partial(_rebuild, dictionary), torch.zeros_like)
-    sums, count = np.zeros(3), 0
+    sums, count, site = np.zeros(3), 0, dictionary.id.site
     for start in range(0, len(rows), _LOSS_ROWS):
         part = rows[start : start + _LOSS_ROWS]
         tokens, opening = with_bos(subject, part), np.zeros((len(part), len(subject.bos_prefix)), bool)
-        counted = np.concatenate([opening, mark_counted(subject, dictionary.id.site, part)], axis=1)
+        counted = np.concatenate([opening, mark_counted(subject, site, part)], axis=1)
         known = torch.from_numpy(np.concatenate([~opening, part >= 0], axis=1)[:, 1:]).to(subject.device)
         where = torch.from_numpy(counted).to(subject.device)[:, :, None]
-        sums += [_loss(subject, tokens, known, dictionary.id.site, partial(_change, where, way)) for way in ways]
+        rebuilt = dictionary.reconstruct(subject.read(tokens, [site])[site].flatten(0, 1).float())
+        for place, values in enumerate((None, rebuilt, torch.zeros_like(rebuilt))):
+            with subject.editing({dictionary.writes: partial(_put, values, where)}):
+                logits = subject.logits(tokens)[:, :-1]
+            sums[place] += float(cross_entropy(logits[known].float(), tokens[:, 1:][known], reduction="sum"))
         count += int(known.sum())
     return Loss(*(sums / count).tolist())
 
 
-def _rebuild(dictionary: Dictionary, vectors: Tensor) -> Tensor:
-    return dictionary.reconstruct(vectors.flatten(0, 1).float()).view(vectors.shape).to(vectors.dtype)
-
-
-def _change(where: Tensor, way: Edit, vectors: Tensor) -> Tensor:
-    return torch.where(where, way(vectors), vectors)
-
-
-def _loss(subject: Subject, tokens: Tensor, known: Tensor, site: str, edit: Edit) -> float:
-    """The sum of the cross-entropy at the tokens that are known."""
-    with subject.editing({site: edit}):
-        logits = subject.logits(tokens)[:, :-1]
-    return float(cross_entropy(logits[known].float(), tokens[:, 1:][known], reduction="sum"))
+def _put(values: Tensor | None, where: Tensor, vectors: Tensor) -> Tensor:
+    return vectors if values is None else torch.where(where, values.view_as(vectors).to(vectors.dtype), vectors)

@@ -35,7 +35,7 @@ class ProbeProperty(InsideTool[ProbeArgs]):
         active = active_places(lab, args.count, seed=args.seed)
         near = silent_places(lab, len(active) // 2, seed=args.seed, tokens=lab.fires_on)
         silent = [*near, *silent_places(lab, len(active) - len(near), seed=args.seed)]
-        question = f"Do other directions at {lab.source.id.site} carry what {lab.target} says?"
+        question = f"Do other directions at {lab.source.writes} carry what {lab.target} says?"
         plan = {"active": to_json(_distinct(active)), "silent": to_json(_distinct(silent)), "near_misses": len(near)}
         return Design(question, "effect", (), plan)
 
@@ -43,11 +43,15 @@ class ProbeProperty(InsideTool[ProbeArgs]):
         """Fits a probe with the feature set to zero, and one with it."""
         active, silent = (from_json(design.plan[name]) for name in ("active", "silent"))
         rows = [place.ids[: place.pivot + 1] for place in (*active, *silent)]
-        labels, site = [True] * len(active) + [False] * len(silent), lab.source.id.site
-        vectors = read_examples(lab.subject, windows(lab, rows), site=site)
+        labels, site = [True] * len(active) + [False] * len(silent), lab.source.writes
+        batch = windows(lab, rows)
+        vectors = read_examples(lab.subject, batch, site=site)
+        read = lab.source.id.site
+        inputs = vectors if site == read else read_examples(lab.subject, batch, site=read)
         index = torch.tensor([checked_index(lab.source, lab.feature)], device=lab.subject.device)
         there = vectors.to(lab.subject.device)
-        without = lab.source.edit(there, index, torch.zeros(len(rows), 1, device=there.device)).cpu()
+        zeros = torch.zeros(len(rows), 1, device=there.device)
+        without = lab.source.edit(there, index, zeros, inputs=inputs.to(there.device)).cpu()
         others, whole = (
             fit_probe(part, labels, site=site, positions="last", seed=lab.seed) for part in (without, vectors)
         )

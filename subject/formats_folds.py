@@ -1,0 +1,78 @@
+"""What a file asks to be done around its weights, folded into them once.
+
+Each fold keeps the reconstruction, and all but `fold_decoder_norms` and `fold_scale` by a backup's factor keep the
+activations as well.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dictionary import Dictionary
+from .errors import NeuronautError
+
+
+class Affine(NamedTuple):
+    """What a norm does to a vector that it has centred and divided: times a gain, plus a bias."""
+
+    gain: Tensor
+    """(d_site,)."""
+    bias: Tensor
+    """(d_site,)."""
+
+
+def fold_scale(dictionary: Dictionary, scale: float) -> Dictionary:
+    """The dictionary that takes and gives `x` where the given one takes and gives `x * scale`."""
+    return replace(
+        dictionary, W_enc=dictionary.W_enc * scale, W_dec=dictionary.W_dec / scale, b_dec=dictionary.b_dec / scale
+    )
+
+
+def fold_gain(dictionary: Dictionary, norm: Affine) -> Dictionary:
+    """The dictionary that takes `x * gain + bias` where the given one takes `x`; an autoencoder then gives that too."""
+    if not bool((norm.gain.abs() > 1e-6 * norm.gain.abs().max()).all()) or dictionary.norm != "none":
+        raise NeuronautError(
+            f"{dictionary.id} reads what the norm gives before its gain, and a gain of 0 or a further norm hides that; "
+            "take a dictionary of the norm's input or of its output"
+        )
+    gain, shift = norm.gain.cpu().float(), (norm.bias / norm.gain).cpu().float()
+    changed = {"W_enc": dictionary.W_enc / gain[:, None]}
+    if not dictionary.subtract_b_dec:
+        changed["b_enc"] = dictionary.b_enc - shift @ dictionary.W_enc
+    if dictionary.target is None:
+        changed |= {"W_dec": dictionary.W_dec * gain, "b_dec": (dictionary.b_dec + shift) * gain}
+    if dictionary.W_skip is not None:
+        changed |= {"W_skip": dictionary.W_skip / gain[:, None], "b_dec": dictionary.b_dec - shift @ dictionary.W_skip}
+    return replace(dictionary, **changed)
+
+
+def fold_centring(dictionary: Dictionary) -> Dictionary:
+    """The dictionary that takes `x` where the given one takes `x - mean(x)`, the mean over d_site.
+
+    TransformerLens centres all that writes to the residual stream where asked to
+    (center_writing_weights); the subject's own vectors keep their mean.
+    """
+    if dictionary.norm == "layer_norm":
+        return dictionary
+    if dictionary.norm != "none":
+        raise NeuronautError(f"{dictionary.id} wants centred vectors and {dictionary.norm}, which cannot be combined")
+    means = dictionary.W_enc.mean(dim=0)
+    shift = -means * dictionary.b_dec.sum() if dictionary.subtract_b_dec else torch.zeros_like(means)
+    gated = {}
+    if dictionary.b_mag is not None and dictionary.r_mag is not None:
+        gated = {"b_mag": dictionary.b_mag + shift * dictionary.r_mag.exp()}
+    return replace(dictionary, W_enc=dictionary.W_enc - means, b_enc=dictionary.b_enc + shift, **gated)
+
+
+def fold_decoder_norms(dictionary: Dictionary) -> Dictionary:
+    """Activations in units of the decoder's norms: what SAELens calls rescale_acts_by_decoder_norm."""
+    norms = dictionary.W_dec.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    tensors = {"b_enc": dictionary.b_enc, "b_mag": dictionary.b_mag, "threshold": dictionary.threshold}
+    return replace(
+        dictionary,
+        W_enc=dictionary.W_enc * norms,
+        W_dec=dictionary.W_dec / norms[:, None],
+        **{name: tensor * norms for name, tensor in tensors.items() if tensor is not None},
+    )
