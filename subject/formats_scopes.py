@@ -16,7 +16,7 @@ from .dictionary import Dictionary
 from .errors import NeuronautError
 from .formats_checkpoint import Checkpoint, Foreign, Format
 from .formats_files import Location
-from .formats_folds import fold_decoder_norms
+from .formats_folds import fold_decoder_norms, fold_scale
 
 _JUMP = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 _PLAIN = {"W_enc", "W_dec", "b_enc", "b_dec"}
@@ -32,7 +32,10 @@ def _is_gemma_scope(location: Location, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _convert_gemma_scope(checkpoint: Checkpoint) -> Dictionary:
-    return _convert_jumprelu(checkpoint, checkpoint.tensors)
+    dictionary = _convert_jumprelu(checkpoint, checkpoint.tensors)
+    # Trained on embeddings as they are stored; the model multiplies them by the root of their width.
+    embeddings = checkpoint.id.site == "embed"
+    return fold_scale(dictionary, 1 / math.sqrt(dictionary.d_site)) if embeddings else dictionary
 
 
 def _is_gemma_scope_2(location: Location, tensors: Mapping[str, Tensor]) -> bool:

@@ -316,6 +316,15 @@ def test_jumprelu_weights_without_a_configuration_are_asked_about(tmp_path: Path
         read(path)
 
 
+def test_gemma_scopes_embeddings_are_those_before_the_model_scales_them(
+    tmp_path: Path, weights: Weights, vectors: torch.Tensor
+) -> None:
+    folder = tmp_path / "gemma-scope-2b-pt-res" / "embedding" / "width_4k" / "average_l0_6"
+    path = put(folder, pick(weights, *TENSORS["jumprelu"]), "params.npz")
+    acts, rebuilt = expected("jumprelu", weights, vectors / math.sqrt(D), subtract=False)
+    assert_equal(read(path, SourceId("toy", "embed", "sae")), vectors, (acts, rebuilt * math.sqrt(D)))
+
+
 # ---- what no source of one site can hold -----------------------------------------------------
 
 
