@@ -56,7 +56,7 @@ DICTIONARY: Mapping[str, Rule] = {
     "expansion_factor": SCALE,
     "jump_relu_threshold": Rule(_is_number, "a number"),
     # A mean over vectors, in BatchTopK.
-    "k": Rule(lambda value: _is_number(value) and value >= 0, "a number, 0 or more"),
+    **dict.fromkeys(("k", "top_k"), Rule(lambda value: _is_number(value) and value >= 0, "a number, 0 or more")),
     **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "transcode", "signed"), _FLAG),
     **dict.fromkeys(("skip_connection", "apply_decoder_bias_to_pre_encoder", "use_glu_encoder"), _FLAG),
     **dict.fromkeys(("architecture", "activation", "activation_fn", "activation_fn_str", "act_fn"), _TEXT),

@@ -286,8 +286,8 @@ def _topk(dictionary: Dictionary, linear: Tensor, features: Features | None) -> 
 def _abstopk(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:
     del features
     places = linear.detach().abs().topk(dictionary.k, dim=-1, sorted=False).indices
-    kept = linear.gather(-1, places)
-    return linear.zero_().scatter_(-1, places, kept)
+    kept = torch.zeros_like(linear, dtype=torch.bool).scatter_(-1, places, value=True)
+    return linear.masked_fill_(~kept, 0)
 
 
 def _groupmax(dictionary: Dictionary, linear: Tensor, features: Features | None) -> Tensor:

@@ -108,8 +108,8 @@ def _read_pickle(path: Path) -> Contents:
         raise ValueError(f"holds a {type(content).__name__} where a table of tensors is wanted")
     settings = {str(name): value for name, value in content.items() if not isinstance(value, Tensor)}
     # dictionary_learning's backup of a run keeps the factor that it takes out of the weights when the run ends.
-    if isinstance(outer, dict) and outer.get("norm_factor") is not None:
-        settings["norm_factor"] = float(outer["norm_factor"])
+    if isinstance(outer, dict) and isinstance(factor := outer.get("norm_factor"), int | float | Tensor):
+        settings["norm_factor"] = float(factor)
     return Contents({str(name): value for name, value in content.items() if isinstance(value, Tensor)}, settings)
 
 

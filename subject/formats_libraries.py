@@ -147,7 +147,7 @@ def _convert_topk(checkpoint: Checkpoint) -> Dictionary:
 
 def _read_k(checkpoint: Checkpoint) -> int:
     held = checkpoint.tensors.get("k", checkpoint.settings.get("k"))
-    k = _trainer(checkpoint).get("k") if held is None else float(held)  # pyright: ignore[reportArgumentType]
+    k = float(held) if isinstance(held, int | float | Tensor) else _trainer(checkpoint).get("k")
     if k is None or k != int(k):
         raise checkpoint.refusal("no whole k" if k is None else f"k {k}", "one in config.json")
     return int(k)
@@ -236,7 +236,7 @@ def _convert_openai(checkpoint: Checkpoint) -> Dictionary:
     state = settings.get("activation_state_dict") or {}
     k = state.get("k", 0) if isinstance(state, dict) else 0
     after = state.get("postact_fn", "ReLU") if isinstance(state, dict) else "ReLU"
-    if activation not in ("ReLU", "TopK") or after != "ReLU":
+    if activation not in ("ReLU", "TopK") or after != "ReLU" or not isinstance(k, int):
         raise checkpoint.refusal(f"activation {activation} followed by {after}", "ReLU, or TopK followed by ReLU")
     ranked = activation == "TopK"
     return _convert_layers(
@@ -245,7 +245,7 @@ def _convert_openai(checkpoint: Checkpoint) -> Dictionary:
         "pre_bias",
         subtract_b_dec=True,
         b_enc=tensors["latent_bias"],
-        k=int(k) if ranked else 0,
+        k=k if ranked else 0,
         norm="layer_norm" if ranked else "none",
     )
 

@@ -16,7 +16,7 @@ from .dictionary import Dictionary
 from .errors import NeuronautError
 from .formats_checkpoint import Checkpoint, Foreign, Format
 from .formats_files import Location
-from .formats_folds import fold_decoder_norms
+from .formats_folds import fold_decoder_norms, fold_scale
 
 _JUMP = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 _PLAIN = {"W_enc", "W_dec", "b_enc", "b_dec"}
@@ -32,12 +32,15 @@ def _is_gemma_scope(location: Location, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _convert_gemma_scope(checkpoint: Checkpoint) -> Dictionary:
-    return _convert_jumprelu(checkpoint, checkpoint.tensors)
+    dictionary = _convert_jumprelu(checkpoint, checkpoint.tensors)
+    # Trained on embeddings as they are stored; the model multiplies them by the root of their width.
+    embeddings = checkpoint.id.site == "embed"
+    return fold_scale(dictionary, 1 / math.sqrt(dictionary.d_site)) if embeddings else dictionary
 
 
 def _is_gemma_scope_2(location: Location, tensors: Mapping[str, Tensor]) -> bool:
-    one = location.config.get("type") not in ("crosscoder", "clt")
-    return one and {"w_enc", "w_dec", "threshold"} <= tensors.keys() and _rank(tensors, "W_dec") == 2
+    one = location.config.get("type") not in ("crosscoder", "clt") and _rank(tensors, "W_dec") == 2
+    return one and tensors.keys() - {_AFFINE} == {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 
 
 def _convert_gemma_scope_2(checkpoint: Checkpoint) -> Dictionary:
@@ -191,7 +194,7 @@ def _rank(tensors: Mapping[str, Tensor], name: str) -> int:
 
 SCOPES = (
     Format("Gemma Scope", "W_enc, W_dec, b_enc, b_dec and threshold in an npz", _is_gemma_scope, _convert_gemma_scope),
-    Format("Gemma Scope 2", "w_enc, w_dec and threshold", _is_gemma_scope_2, _convert_gemma_scope_2),
+    Format("Gemma Scope 2", "w_enc, w_dec, b_enc, b_dec and threshold", _is_gemma_scope_2, _convert_gemma_scope_2),
     Format(
         "Llama Scope", "encoder.* and decoder.* with hyperparams.json above them", _is_llama_scope, _convert_llama_scope
     ),

@@ -56,6 +56,11 @@ def open_dictionary(
         allow_pickle=allow_pickle,
         norm=partial(norm_before, subject, source.site),
     )
+    if subject.sites.index(dictionary.writes) < subject.sites.index(source.site):
+        raise NeuronautError(
+            f"{source} writes {dictionary.writes}, which comes before {source.site}, the site that it reads; "
+            "see with: neuronaut sources inspect PATH"
+        )
     if (width := subject.width(dictionary.writes)) != dictionary.d_out:
         raise NeuronautError(
             f"{source} writes {dictionary.d_out} coordinates, and {dictionary.writes} of {subject.name} has {width}; "

@@ -309,11 +309,37 @@ def test_qwen_scope_has_its_k_in_its_name(tmp_path: Path, weights: Weights, vect
         read(put(tmp_path / "renamed", turned, "layer3.sae.pt"))
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"activation": "TopK", "activation_state_dict": {"k": [4]}}, "TopK followed by ReLU"),
+        ({"activation": ["TopK"]}, "activation .'TopK'."),
+        ({"activation": "TopK"}, "k=0"),
+    ],
+)
+def test_settings_of_a_pickle_are_not_trusted(
+    tmp_path: Path, weights: Weights, state: dict[str, Any], message: str
+) -> None:
+    tensors = {**linear(weights), "pre_bias": weights["b_dec"], "latent_bias": weights["b_enc"]}
+    del tensors["encoder.bias"]
+    with pytest.raises(NeuronautError, match=message):
+        read(put(tmp_path, {**tensors, **state}, "8.pt"))
+
+
 def test_jumprelu_weights_without_a_configuration_are_asked_about(tmp_path: Path, weights: Weights) -> None:
     """Gemma Scope's tensors and SAELens' are the same, and SAELens may take b_dec off first."""
     path = put(tmp_path, pick(weights, *TENSORS["jumprelu"]), "sae_weights.safetensors")
     with pytest.raises(NeuronautError, match=r'no cfg\.json beside it.*"d_in": 12, "d_sae": 30'):
         read(path)
+
+
+def test_gemma_scopes_embeddings_are_those_before_the_model_scales_them(
+    tmp_path: Path, weights: Weights, vectors: torch.Tensor
+) -> None:
+    folder = tmp_path / "gemma-scope-2b-pt-res" / "embedding" / "width_4k" / "average_l0_6"
+    path = put(folder, pick(weights, *TENSORS["jumprelu"]), "params.npz")
+    acts, rebuilt = expected("jumprelu", weights, vectors / math.sqrt(D), subtract=False)
+    assert_equal(read(path, SourceId("toy", "embed", "sae")), vectors, (acts, rebuilt * math.sqrt(D)))
 
 
 # ---- what no source of one site can hold -----------------------------------------------------

@@ -129,7 +129,7 @@ def test_inspect_tells_what_it_is_and_how_it_fits(tmp_path: Path) -> None:
     as_gemma_scope(tmp_path / "sae", lambda tensors: tensors)
     row = inspected(str(tmp_path / "sae"), "demo")
     assert (row["format"], row["reads"], row["problem"]) == ("Gemma Scope 2", SITE, None)
-    assert row["told_by"] == "w_enc, w_dec and threshold" and row["configuration"] == "config.json"
+    assert row["told_by"] == "w_enc, w_dec, b_enc, b_dec and threshold" and row["configuration"] == "config.json"
     assert isinstance(gate := row["gate"], dict) and isinstance(parts := row["parts"], dict)
     assert gate["admitted"] and gate["doubts"] == [] and gate["warning"] is None
     assert gate["fvu"] == pytest.approx(gate["sites"][SITE]) and set(gate["sites"]) > {"resid_post.1", "resid_mid.2"}

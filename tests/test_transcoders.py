@@ -302,3 +302,9 @@ def test_another_width_at_the_written_site_is_an_error(tmp_path: Path) -> None:
     save_dictionary(narrow, tmp_path / "coder", dtype=torch.float32)
     with pytest.raises(NeuronautError, match=rf"writes 7 coordinates, and mlp_out\.{LAYER} of relu has {D_MODEL}"):
         open_dictionary(subject(), narrow.id, str(tmp_path / "coder"))
+
+
+def test_what_it_writes_cannot_come_before_what_it_reads(tmp_path: Path) -> None:
+    save_dictionary(replace(transcoder(), target="resid_post.0"), tmp_path / "coder", dtype=torch.float32)
+    with pytest.raises(NeuronautError, match=rf"writes resid_post\.0, which comes before mlp_in\.{LAYER}"):
+        open_dictionary(subject(), transcoder().id, str(tmp_path / "coder"))
