@@ -48,7 +48,7 @@ class Materials:
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     """By site: vectors of reference text, (vector, width)."""
     source_runs: Mapping[str, Tensor] = field(default_factory=dict)
-    """By site: another run, row by row: (row, position, width); `pattern.L`: (row, head, query, key)."""
+    """By site: another run, row by row: (row, position, width); `pattern.L` and `score.L`: (row, head, query, key)."""
 
 
 NOTHING = Materials()
@@ -71,7 +71,7 @@ class Report:
     places: Mapping[int, tuple[int, ...]]
     """By touched row, the touched positions; of a pattern the queries."""
     max_change: float
-    """The largest absolute change of a coordinate at the site (of a weight, in a pattern) over all forwards."""
+    """The largest absolute change of a coordinate at the site (of a weight or a score) over all forwards."""
 
 
 class Ledger:
@@ -141,10 +141,13 @@ def apply(
     for edit in running:
         groups.setdefault(edit.edit.site, []).append(edit)
     vectors = {site: chain(group) for site, group in groups.items() if not group[0].edit.on_pattern}
-    weights = {int(site.partition(".")[2]): chain(group) for site, group in groups.items() if group[0].edit.on_pattern}
+    weights, scores = (
+        {int(site.partition(".")[2]): chain(group) for site, group in groups.items() if site.startswith(kind)}
+        for kind in ("pattern.", "score.")
+    )
     with subject.model.base_model.register_forward_pre_hook(ledger.count), subject.editing(vectors):
-        if weights:
-            with watch_patterns(subject, weights):
+        if weights or scores:
+            with watch_patterns(subject, weights, scores=scores):
                 yield ledger
         else:
             yield ledger
