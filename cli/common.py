@@ -43,6 +43,17 @@ class Stopped(Exception):
     """The user stopped a command; the message says what of its work is kept."""
 
 
+class Listing(click.Group):
+    """A group that lists where no verb is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `list` before options that are not the group's own."""
+        wants_help = set(args) & set(self.get_help_option_names(ctx))
+        if not wants_help and (not args or args[0].startswith("-")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         ctx.meta[DEBUG] = True

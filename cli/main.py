@@ -30,7 +30,7 @@ VERBS: Mapping[str, str] = {
     "summary": "summary:summary",
     "export": "exchange:export",
     "import": "exchange:import_",
-    "models": "query:models",
+    "models": "models:models",
     "sources": "query:sources",
     "investigate": "investigate:investigate",
     "sessions": "sessions:sessions",

@@ -42,7 +42,7 @@ def list_(
         rows = store.list_rows(source, limit=limit, sort=sort, **conditions)
     columns = [display.key("feature"), display.key("status"), display.SCORE, display.BASELINE, display.EXPLANATION]
     emit(rows, form, lambda rows: display.table(rows, columns))
-    _say_if_empty(rows)
+    say_if_empty(rows)
 
 
 @click.command()
@@ -82,7 +82,7 @@ def search(
             markers = _MARKERS if form == "table" and display.in_colour() else None
             rows = store.search_rows(text, source=source, limit=limit, markers=markers, **conditions)
     emit(rows, form, lambda rows: display.table(rows, _rank_columns(rows)))
-    _say_if_empty(rows)
+    say_if_empty(rows)
 
 
 _MARKERS = ("\ue000", "\ue001")
@@ -145,32 +145,7 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
     rows = [row | {"by": "activation"} for row in neighbours.by_activation]
     rows += [row | {"by": "explanation"} for row in neighbours.by_explanation]
     emit(rows, form, lambda rows: display.table(rows, [display.key("by"), *_rank_columns(rows)]))
-    _say_if_empty(rows)
-
-
-@click.command()
-@result_options
-def models(database: str, form: Form) -> None:
-    """List the models in the database.
-
-    \b
-    Examples:
-      neuronaut models
-      neuronaut models --json -d gpt2.db
-    """
-    with open_store(database) as store:
-        stored = store.sources()
-    rows = [
-        {"model": name, "sources": len(own), **{k: sum(row[k] for row in own) for k in ("width", "alive", "explained")}}
-        for name in dict.fromkeys(row["model"] for row in stored)
-        for own in [[row for row in stored if row["model"] == name]]
-    ]
-    columns = [
-        display.key("model"),
-        *_count_columns(sources="sources", width="features", alive="alive", explained="explained"),
-    ]
-    emit(rows, form, lambda rows: display.table(rows, columns))
-    _say_if_empty(rows)
+    say_if_empty(rows)
 
 
 @click.command()
@@ -189,17 +164,19 @@ def sources(database: str, form: Form) -> None:
         rows = store.sources()
     columns = [
         display.key("source"),
-        *_count_columns(width="features", alive="alive", explained="explained", tokens="tokens"),
+        *count_columns(width="features", alive="alive", explained="explained", tokens="tokens"),
         display.key("corpus"),
     ]
     emit(rows, form, lambda rows: display.table(rows, columns))
-    _say_if_empty(rows)
+    say_if_empty(rows)
 
 
-def _count_columns(**headers: str) -> list[display.Column]:
+def count_columns(**headers: str) -> list[display.Column]:
+    """Columns of numbers: each key of a row, and its header."""
     return [display.key(name, header, right=True) for name, header in headers.items()]
 
 
-def _say_if_empty(rows: Sequence[Row]) -> None:
+def say_if_empty(rows: Sequence[Row]) -> None:
+    """Say that nothing was found, where nothing was."""
     if not rows:
         say("nothing was found")

@@ -12,6 +12,7 @@ from . import display
 from .causal.inputs import output_option, pair_options, task_of, write
 from .common import (
     Form,
+    Listing,
     Row,
     as_json,
     database_option,
@@ -29,17 +30,6 @@ if TYPE_CHECKING:
     from ..agent.rerun import Rerun
     from ..agent.summary import SessionSummary
     from ..data.store.store import Store
-
-
-class Listing(click.Group):
-    """A group that lists where no verb is named."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `list` before options that are not the group's own."""
-        wants_help = set(args) & set(self.get_help_option_names(ctx))
-        if not wants_help and (not args or args[0].startswith("-")):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
 
 
 @click.group(cls=Listing)

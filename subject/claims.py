@@ -2,12 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 ROUNDING = 8
 """Allowed relative error, in units of the dtype's machine epsilon."""
+
+
+class Check(NamedTuple):
+    """One claim, measured."""
+
+    claim: str
+    sites: tuple[str, ...]
+    """The sites that stand or fall with it."""
+    error: float | None
+    """Relative error; None where it could not be measured."""
+    allowed: float
+    failure: str | None
+    """What is wrong, in words; None where the claim holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +34,19 @@ class Claim:
     error: Callable[[], float]
     """Measures the relative error; raises KeyError where a site it needs was not recorded."""
 
-    def find_failure(self, tolerance: float) -> str | None:
-        """Why the claim does not hold; None where its error is within the tolerance."""
+    def check(self, tolerance: float) -> Check:
+        """Measure the error; the claim holds where it is within the tolerance."""
+        error, failure = None, None
         try:
             error = self.error()
         except KeyError as missing:
-            return f"{self.text} cannot be checked without {missing.args[0]}"
+            failure = f"{self.text} cannot be checked without {missing.args[0]}"
         except RuntimeError as mismatch:
-            return f"{self.text} cannot be computed: {str(mismatch).splitlines()[0]}"
+            failure = f"{self.text} cannot be computed: {str(mismatch).splitlines()[0]}"
         # Written so that a NaN fails.
-        return None if error <= tolerance else f"{self.text} is off by {error:.2g} (allowed {tolerance:.2g})"
+        if error is not None and not error <= tolerance:
+            failure = f"{self.text} is off by {error:.2g} (allowed {tolerance:.2g})"
+        return Check(self.text, self.sites, error, tolerance, failure)
 
 
 def distance(measured: Tensor, wanted: Tensor) -> float:

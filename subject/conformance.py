@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from .architecture import Architecture, d_head
 from .attention_claims import attention_claims
-from .claims import ROUNDING, Claim, distance, sum_error
+from .claims import ROUNDING, Check, Claim, distance, sum_error
 from .hooks import Point, record
 
 EXPERTS = "experts take the MLP's place in this layer, and each token has other neurons; mlp_out is there"
@@ -45,6 +45,8 @@ class Conformance(NamedTuple):
     """Width of every proven site."""
     refused: dict[str, str]
     """Why each of the other sites is refused."""
+    checks: tuple[Check, ...]
+    """What was checked, in the order of the claims above, layer by layer."""
 
 
 @torch.inference_mode()
@@ -57,12 +59,13 @@ def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
     tensors = dict(passed)
     values = {site: tensors[point] for site, point in points.items() if site not in refused}
     tolerance = ROUNDING * torch.finfo(model.dtype).eps
-    claims = [*_claims(model, architecture, values, logits), *attention_claims(model, points, values, tokens)]
-    for claim in claims:
-        if failure := claim.find_failure(tolerance):
-            refused |= {site: failure for site in claim.sites if site not in refused}
+    claims = (*_claims(model, architecture, values, logits), *attention_claims(model, points, values, tokens))
+    checks = tuple(claim.check(tolerance) for claim in claims)
+    for check in checks:
+        if check.failure:
+            refused |= {site: check.failure for site in check.sites if site not in refused}
     proven = {site: point for site, point in points.items() if site not in refused}
-    return Conformance(proven, {site: values[site].shape[-1] for site in proven}, refused)
+    return Conformance(proven, {site: values[site].shape[-1] for site in proven}, refused, checks)
 
 
 def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class Subject(TextReader):
 
     Attributes: `name` (on the command line and in feature addresses), `model` (in eval mode, no
     parameter requires a gradient), `tokenizer`, `device`, `sites` (the proven ones, in forward
-    order), `refused` (site -> why it could not be proven), `n_layers`, `n_heads` (query heads), `d_model`,
-    `convention` (how text becomes rows), `context` (the most positions a row may have).
+    order), `refused` (site -> why it could not be proven), `checks` (the identities that were measured), `n_layers`,
+    `n_heads` (query heads), `d_model`, `convention` (how text becomes rows), `context` (the most positions of a row).
 
     >>> subject = Subject.load("demo")
     >>> subject.read(Batch.of(subject, ["import os"]).tokens, ["mlp.1"])["mlp.1"].shape[-1] == subject.width("mlp.1")
@@ -74,7 +74,7 @@ class Subject(TextReader):
         self.architecture = architecture_of(self.model, name=name)
         """Where the family keeps its sites."""
         self.context = _context_of(config, self.architecture, name=name)
-        self._points, self._widths, self.refused = prove(model, self.architecture)
+        self._points, self._widths, self.refused, self.checks = prove(model, self.architecture)
         self.sites = tuple(self._points)
         self._order = {site: rank for rank, site in enumerate(self.sites)}
 

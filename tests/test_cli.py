@@ -32,6 +32,7 @@ from neuronaut.data.store.rows import ROW_KEYS
 from neuronaut.labelling import label as agent_label
 from neuronaut.subject import loading, opening
 from neuronaut.subject.address import SourceId
+from neuronaut.subject.architecture import ARCHITECTURES
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.formats import save_dictionary
 from neuronaut.subject.model import Subject
@@ -454,6 +455,18 @@ def test_models_sources_and_status():
     assert status["sources"] == 2 and status["status"]["explained"] == 4
     assert "planted:mlp.2" in run("sources").stdout and "planted" in run("models").stdout
     assert "explained" in run("db", "status").stdout
+
+
+def test_families_are_listed_and_a_model_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {row["family"]: row for row in rows_of("models", "families")}
+    assert known.keys() == ARCHITECTURES.keys()
+    assert known["gptj"]["between"] == "none" and known["mixtral"]["neurons"] == "none in layers of experts"
+    claims = {row["claim"]: row for row in rows_of("models", "check", "demo")}
+    assert all(row["held"] == row["checked"] and row["error"] <= row["allowed"] for row in claims.values())
+    assert claims["resid_post.L = resid_pre.(L+1)"]["checked"] == 3
+    monkeypatch.setitem(ARCHITECTURES, "gpt2", replace(ARCHITECTURES["gpt2"], resid_mid="mlp"))
+    wrong = run("models", "check", "demo", code=1)
+    assert "0 of 4" in wrong.stdout and "refused: " in wrong.stderr and "is off by" in wrong.stderr
 
 
 def test_backup_and_merge(copy, world, tmp_path):

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 WINDOW = 64
 """Tokens in a row of reference text, where the model has room for them."""
 
-subject_options = all_of(
+device_options = all_of(
     click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one."),
     click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16."),
+)
+subject_options = all_of(
+    device_options,
     convention_options,
     click.option("--chat", is_flag=True, help="Each prompt is a message to the model, in its chat template."),
 )
