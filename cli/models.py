@@ -102,7 +102,8 @@ def check(model: str, form: Form, device: str | None, dtype: str | None) -> None
     """Prove the sites of MODEL, a folder, a Hugging Face id, or demo.
 
     A forward pass over a few random tokens records every site, another one gives attention what was recorded with heads
-    turned; then the identities are measured that hold where the sites are what they are called. Ends with 1 where a site is refused.
+    turned; then the identities are measured that hold where the sites are what they are called. Ends with 1 where a
+    site is refused.
 
     \b
     Examples:
