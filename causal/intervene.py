@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..subject.attention import prove, watch_patterns
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .attention import PATTERNS, Weights, prove, watch_patterns
+from .attention import PATTERNS, Weights
 from .edits import Edit
 from .prompts import Batch, where
 from .units import Change, Supply, compile_change, units_of

@@ -13,10 +13,10 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from ..subject.attention import eager, patterns, scores
 from ..subject.claims import ROUNDING
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .attention import eager, patterns, scores
 from .edits import Edit
 from .intervene import NOTHING, Materials, Report, RowEdit, apply
 from .measures import Direction, Effect, Question, effect, metric

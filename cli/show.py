@@ -133,12 +133,25 @@ def _baseline(name: str) -> display.Column:
 
 def _format_examples(examples: Sequence[Row], *, peak: float) -> str:
     room = display.width() - 18 if display.on_terminal() else None
+    attended = [_format_attended(example) for example in examples]
+    wide = max(map(len, attended))
     lines = [
         f"{display.number(e['peak']):>7}  {e['split']:7}  "
+        + (f"{heads:{wide}}  " if heads else "")
         + display.highlighted(e["tokens"], e["activations"], peak=peak, room=room)
-        for e in examples
+        for e, heads in zip(examples, attended, strict=True)
     ]
     return "\n".join(lines)
+
+
+def _format_attended(example: Row) -> str:
+    """Where a head's peak takes what it writes from: destination, source and weight."""
+    if (attended := example.get("attended")) is None:
+        return ""
+    destination, source = (json.dumps(attended[name], ensure_ascii=False) for name in ("destination", "source"))
+    back = attended["back"]
+    looked_at = "itself" if not back else "BOS" if attended["source_position"] < 0 else f"{source} {back} back"
+    return f"{destination} <- {looked_at} {attended['weight']:.2f}"
 
 
 def _bold(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data.harvest.activations import read_columns
-from ..data.records import Example, Score
+from ..data.records import Attended, Example, Score
 from ..data.store.rows import ROW_KEYS, StoredExplanation
 from ..data.store.store import Store
 from ..rules.evaluate import simulate
@@ -72,6 +72,7 @@ def _origin(best: StoredExplanation) -> dict[str, Any]:
 
 
 def _example(example: Example) -> dict[str, Any]:
+    attended = example.attended
     return {
         "kind": example.kind,
         "split": example.split,
@@ -79,6 +80,18 @@ def _example(example: Example) -> dict[str, Any]:
         "peak": example.peak,
         "tokens": list(example.tokens),
         "activations": [round(value, 4) for value in example.activations.tolist()],
+    } | ({} if attended is None else {"attended": _attended(example, attended)})
+
+
+def _attended(example: Example, attended: Attended) -> dict[str, Any]:
+    """A head's destination token, the source token that it attends to most from there, and with which weight."""
+    peak = int(example.activations.argmax())
+    return {
+        "destination": example.tokens[peak],
+        "source": example.tokens[attended.position] if attended.position >= 0 else "BOS",
+        "source_position": attended.position,
+        "back": peak - attended.position,
+        "weight": round(attended.weight, 3),
     }
 
 

@@ -60,7 +60,7 @@ def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
     vector = source.directions(torch.tensor([index], device=subject.device))[0].float()
     projection, norm = branch(subject, source.id.site)
     if projection is not None:
-        vector = _without_bias(projection, vector)
+        vector = without_bias(projection, vector)
     if norm is not None:
         vector = _pass_norm(norm, vector)
     if projection is not None:
@@ -79,7 +79,7 @@ def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
     normed = _pass_norm(subject.model.base_model.get_submodule(subject.architecture.final_norm), vector)
     head = subject.model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a subject has an unembedding"
-    return _without_bias(head, normed) * subject.architecture.logit_factor(subject.model.config)
+    return without_bias(head, normed) * subject.architecture.logit_factor(subject.model.config)
 
 
 def promoted(subject: Subject, source: Source, feature: Feature, *, count: int = 10) -> Promoted:
@@ -128,7 +128,7 @@ def _pass_norm(norm: nn.Module, vector: Tensor) -> Tensor:
     """What a norm makes of a part of its input but for the division: the mean out of a LayerNorm's, times the gain."""
     part = vector - vector.mean() if takes_mean_out(norm, len(vector)) else vector
     size = part.square().mean().sqrt()
-    return _without_bias(norm, part * (_LARGE / size)) * size if size > 0 else part
+    return without_bias(norm, part * (_LARGE / size)) * size if size > 0 else part
 
 
 def takes_mean_out(norm: nn.Module, width: int) -> bool:
@@ -150,8 +150,8 @@ def _device_of(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
 
 
-def _without_bias(module: nn.Module, vector: Tensor) -> Tensor:
-    """What a module makes of a vector, float32, with its bias at zero. It computes in its own dtype."""
+def without_bias(module: nn.Module, vector: Tensor) -> Tensor:
+    """What a module makes of a vector, or of rows, float32, with its bias at zero. It computes in its own dtype."""
     dtype = _dtype_of(module, vector)
     bias = {name: torch.zeros_like(value) for name, value in module.named_parameters() if name == "bias"}
     return functional_call(module, bias, (vector[None].to(dtype),))[0].float()

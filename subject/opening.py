@@ -5,6 +5,8 @@ from pathlib import Path
 from .address import SourceId
 from .errors import NeuronautError
 from .formats import load_dictionary
+from .head_norms import NAME as HEAD_NORMS
+from .head_norms import HeadNorms
 from .model import Subject
 from .sources import Neurons, Source
 
@@ -27,6 +29,8 @@ def open_source(subject: Subject, source: SourceId, *, path: str | None = None) 
     if source.dictionary is None:
         return Neurons(source, subject.width(source.site))
     location = path or built_in(source)
+    if location is None and source.dictionary == HEAD_NORMS:
+        return HeadNorms.of(subject, source)
     if location is None:
         raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
     return load_dictionary(str(location), id=source, device=str(subject.device), d_site=subject.width(source.site))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from neuronaut.causal.attention import patterns
 from neuronaut.causal.logit_attribution import logit_attribution
 from neuronaut.causal.prompts import Batch
 from neuronaut.subject.architecture import ARCHITECTURES, Architecture
+from neuronaut.subject.attention import patterns
 from neuronaut.subject.attention_claims import KINDS
 from neuronaut.subject.conformance import EXPERTS, prove, unembed
 from neuronaut.subject.discovery import discover

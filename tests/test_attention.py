@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
-from neuronaut.causal.attention import eager, patterns, scores
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch
+from neuronaut.subject.attention import eager, patterns, scores
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.families import FAMILIES, HEADS, tiny_subject, tiny_tokens
