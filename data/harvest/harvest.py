@@ -21,6 +21,7 @@ import torch
 from ...subject.address import SourceId
 from ...subject.errors import NeuronautError
 from ...subject.head_norms import HeadNorms
+from ...subject.head_writes import HeadWrites
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
 from ..corpus import Corpus
@@ -173,7 +174,7 @@ def finish(
 
 def _describe_heads(subject: Subject, sources: Sequence[Source]) -> dict[str, object]:
     """Why the examples of heads have no source tokens; nothing where they have them, or there are no heads."""
-    heads = (str(source.id) for source in sources if isinstance(source, HeadNorms))
+    heads = (str(source.id) for source in sources if isinstance(source, HeadNorms | HeadWrites))
     reasons = {name: find_refusal(subject, SourceId.parse(name).site) for name in heads}
     refused = {name: reason for name, reason in reasons.items() if reason}
     return {"no_source_tokens": refused} if refused else {}
@@ -199,7 +200,7 @@ def _source_result(
             lists[kind] = ExampleList(
                 feature.astype(np.int32), window.astype(np.int32), part.activations[feature, slot]
             )
-    if isinstance(source, HeadNorms) and find_refusal(subject, source.id.site) is None:
+    if isinstance(source, HeadNorms | HeadWrites) and find_refusal(subject, source.id.site) is None:
         lists = {kind: find_attended(subject, source, part, state.table.tokens) for kind, part in lists.items()}
     return SourceResult(
         source=str(source.id),

@@ -1,9 +1,12 @@
 """Heads as features: what they write by hand, and what they look at by the model's own patterns."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from neuronaut.data.corpus import Corpus
@@ -13,9 +16,10 @@ from neuronaut.data.store.store import Store
 from neuronaut.labelling.inspect import describe
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.attention import patterns
-from neuronaut.subject.directions import branch
+from neuronaut.subject.directions import branch, logit_effect, pass_norm
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.head_norms import HeadNorms
+from neuronaut.subject.head_writes import HeadWrites
 from neuronaut.subject.model import Subject
 from neuronaut.subject.opening import open_source
 from tests.families import FAMILIES, HEADS, tiny_subject, tiny_tokens
@@ -117,3 +121,59 @@ def test_where_patterns_are_refused_the_harvest_says_why() -> None:
     assert [example.attended for example in examples_of(store, subject, 0)[:2]] == [None, None]
     reasons = store.sources()[0]["provenance"]["no_source_tokens"]
     assert "calls softmax" in reasons["falcon:head.1@norm"]
+
+
+# --- along a direction ----------------------------------------------------------------------------
+
+
+def along(subject: Subject, place: str) -> HeadWrites:
+    source = open_source(subject, SourceId(subject.name, "head.1", "way"), path=f"along:{place}")
+    assert isinstance(source, HeadWrites)
+    return source
+
+
+@every_family
+def test_what_heads_write_along_a_token_is_their_direct_effect_on_its_logit(family: str) -> None:
+    """By the functions of direct logit attribution, which take each head's write through the norms."""
+    subject = tiny_subject(family)
+    token = subject.vocabulary[7]
+    source, z = along(subject, f"token:{json.dumps(token)}"), subject.read(TOKENS, ["head.1"])["head.1"].flatten(0, 1)
+    _, norm = branch(subject, "head.1")
+    written = writes(subject, z[:3])
+    for row, head in ((0, 0), (1, 3), (2, 2)):
+        vector = written[row, head]
+        effect = logit_effect(subject, vector if norm is None else pass_norm(norm, vector))
+        wanted = effect[7] - effect[: len(subject.vocabulary)].mean()
+        torch.testing.assert_close(source.encode(z[:3])[row, head], wanted, rtol=1e-3, atol=1e-4)
+    assert source.rescales is (norm is not None)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_what_heads_write_along_a_vector_of_a_file(tmp_path: Path, suffix: str) -> None:
+    subject, vector, path = tiny_subject("llama"), torch.arange(24.0) - 5, tmp_path / f"way{suffix}"
+    if suffix == ".npy":
+        np.save(path, vector.numpy())
+    else:
+        save_file({"way": vector}, path)
+    source, z = along(subject, str(path)), subject.read(TOKENS, ["head.1"])["head.1"].flatten(0, 1)
+    torch.testing.assert_close(source.encode(z), writes(subject, z) @ vector / vector.norm(), rtol=1e-4, atol=1e-5)
+    chosen = torch.tensor([3, 1])
+    edited = source.edit(z, chosen, torch.tensor([[2.0, -1.0]]).expand(len(z), -1))
+    torch.testing.assert_close(source.encode(edited)[0, [3, 1]], torch.tensor([2.0, -1.0]))
+    assert torch.equal(edited.unflatten(-1, (HEADS, -1))[:, [0, 2]], z.unflatten(-1, (HEADS, -1))[:, [0, 2]])
+    added = source.encode(source.directions(chosen))
+    torch.testing.assert_close(added, torch.eye(HEADS)[chosen])
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("token:nowhere", "has no token 'nowhere'"),
+        ("nowhere.npy", "is no direction; wanted"),
+        ("FILE", "wanted one vec"),
+    ],
+)
+def test_what_is_no_direction_is_refused(tmp_path: Path, place: str, says: str) -> None:
+    np.save(tmp_path / "FILE.npy", np.ones(5))
+    with pytest.raises(NeuronautError, match=says):
+        along(tiny_subject("llama"), place.replace("FILE", str(tmp_path / "FILE.npy")))
