@@ -47,6 +47,8 @@ def page(row: Row, *, rule: bool, provenance: bool) -> str:
     if rule:
         parts.append(_format_rules(row))
     parts.append(_format_statistics(row["stats"]))
+    if "looks_at" in row:
+        parts.append(_format_looks(row["looks_at"]))
     if row["scores"]:
         parts.append(_format_scores(row["scores"]))
     if row["examples"]:
@@ -142,6 +144,13 @@ def _format_examples(examples: Sequence[Row], *, peak: float) -> str:
         for e, heads in zip(examples, attended, strict=True)
     ]
     return "\n".join(lines)
+
+
+def _format_looks(looks: Mapping[str, float]) -> str:
+    """Where a head looks from its peaks, the most frequent first."""
+    places = {name: share for name, share in looks.items() if name not in ("mean weight", "n") and share}
+    told = ", ".join(f"{name} {share:.0%}" for name, share in sorted(places.items(), key=lambda item: -item[1]))
+    return f"from {looks['n']} peaks it looks most at {told}; mean weight {looks['mean weight']:.2f}"
 
 
 def _format_attended(example: Row) -> str:

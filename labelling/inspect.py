@@ -34,7 +34,8 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     examples.sort(key=lambda example: (-example.peak, example.window))
     source = next(row for row in store.sources() if row["source"] == str(feature.source))
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
-    scores = store.scores(best.id) if best else []
+    scores, looks = store.scores(best.id) if best else [], _pool_attended(examples)
+    row |= {} if looks is None else {"looks_at": looks}
     return row | {
         "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
         "predictor": json.loads(best.explanation.predictor) if best and best.explanation.predictor else None,
@@ -81,6 +82,21 @@ def _example(example: Example) -> dict[str, Any]:
         "tokens": list(example.tokens),
         "activations": [round(value, 4) for value in example.activations.tolist()],
     } | ({} if attended is None else {"attended": _attended(example, attended)})
+
+
+def _pool_attended(examples: Sequence[Example]) -> dict[str, float] | None:
+    """Where a head looks from the peaks of its top examples: shares of them, and the mean weight; None of no head."""
+    seen = [(int(e.activations.argmax()) - e.attended.position, e.attended) for e in examples if e.attended]
+    if not seen:
+        return None
+    shares = {
+        "itself": sum(back == 0 for back, _ in seen),
+        "the token before": sum(back == 1 and to.position >= 0 for back, to in seen),
+        "farther back": sum(back > 1 and to.position >= 0 for back, to in seen),
+        "BOS": sum(to.position < 0 for _, to in seen),
+    }
+    pooled = {name: round(count / len(seen), 3) for name, count in shares.items()}
+    return pooled | {"mean weight": round(sum(to.weight for _, to in seen) / len(seen), 3), "n": len(seen)}
 
 
 def _attended(example: Example, attended: Attended) -> dict[str, Any]:

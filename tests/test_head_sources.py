@@ -110,6 +110,10 @@ def test_an_example_keeps_the_token_that_its_peak_looks_at(family: str, tmp_path
     shown = describe(store, Feature.parse(f"{family}:head.1@norm:0"), count=1)["examples"][0]
     first = max(examples_of(store, subject, 0), key=lambda example: (example.peak, example.window))
     assert shown["attended"]["weight"] == round((first.attended or Attended(0, 0)).weight, 3)
+    looks = describe(store, Feature.parse(f"{family}:head.1@norm:0"))["looks_at"]
+    places = ("itself", "the token before", "farther back", "BOS")
+    assert sum(looks[name] for name in places) == pytest.approx(1, abs=0.01)
+    assert looks["n"] == len(examples_of(store, subject, 0))
     other = Store(str(tmp_path / "b.db"))
     other.merge(str(tmp_path / "a.db"))
     assert [e.attended for e in examples_of(other, subject, 0)] == [e.attended for e in examples_of(store, subject, 0)]
