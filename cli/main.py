@@ -28,6 +28,7 @@ VERBS: Mapping[str, str] = {
     "search": "query:search",
     "similar": "query:similar",
     "summary": "summary:summary",
+    "train": "train:train",
     "export": "exchange:export",
     "import": "exchange:import_",
     "models": "models:models",

@@ -1,10 +1,7 @@
 """Train the built-in SAE: a TopK dictionary on the demo model's residual stream after block 2.
 
-`python -m neuronaut.data.demo.train_sae`, after `train`. Activations of the training modules (BOS
-left out) are scaled to unit mean square, and the scale is folded back into the saved weights, so the
-SAE reads raw activations. Adam, batches of 1024, warm-up and a linear decay at the end; decoder rows
-of unit norm, the encoder tied to them at the start, the decoder bias started at the mean. Latents
-silent for 50 batches are revived by an auxiliary loss on the raw pre-activations (AuxK).
+`python -m neuronaut.data.demo.train_sae`, after `train`: on activations of the training modules, BOS left out, as
+`data/training/trainer.py` says (the weights that ship were trained so before that module stood on its own).
 """
 
 import argparse
@@ -13,17 +10,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ...subject.address import SourceId
 from ...subject.dictionary import Dictionary
 from ...subject.formats import save_dictionary
 from ...subject.gate import check
 from ...subject.model import Subject
+from ..training.trainer import Recipe, Trainer
 from .train import CONTEXT, token_stream
 
 SITE = SourceId("demo", "resid_post.2", "sae")
-BATCH, DEAD_AFTER = 1024, 50
 
 
 @torch.inference_mode()
@@ -36,55 +32,16 @@ def activations(subject: Subject, *, held_out: bool) -> Tensor:
     return read[torch.randperm(len(read), generator=torch.Generator().manual_seed(0))].clone()
 
 
-def train(vectors: Tensor, *, width: int, k: int, steps: int, rate: float, seed: int) -> Dictionary:
+def train(vectors: Tensor, *, recipe: Recipe) -> Dictionary:
     """Train on vectors (token, d) and return the dictionary for raw vectors."""
-    generator = torch.Generator().manual_seed(seed)
-    scale = float(vectors.pow(2).mean().rsqrt())
-    d = vectors.shape[1]
-    decoder = normalize(torch.randn(width, d, generator=generator), dim=1).requires_grad_()
-    encoder = decoder.detach().T.clone().requires_grad_()
-    encoder_bias = torch.zeros(width, requires_grad=True)
-    bias = (vectors.mean(0) * scale).clone().requires_grad_()
-    parameters = [encoder, decoder, encoder_bias, bias]
-    optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.999))
-    silent = torch.zeros(width, dtype=torch.long)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / (0.05 * steps), 5 * (1 - step / steps))
-        x = vectors[torch.randint(len(vectors), (BATCH,), generator=generator)] * scale
-        raw = (x - bias) @ encoder + encoder_bias
-        top = raw.topk(k, dim=1)
-        codes = torch.zeros_like(raw).scatter(1, top.indices, top.values.relu())
-        error = x - (codes @ decoder + bias)
-        loss = error.pow(2).sum(1).mean()
-        silent = torch.where((codes > 0).any(0), 0, silent + 1)
-        dead = silent > DEAD_AFTER
-        if dead.any():
-            loss = loss + _auxiliary(raw, error.detach(), dead, decoder, k=min(d // 2, int(dead.sum()))) / 32
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            decoder.copy_(normalize(decoder, dim=1))
-        if step % 500 == 0:
-            print(f"step {step} loss {loss.item():.3f} dead {int(dead.sum())}", flush=True)
-    return Dictionary(
-        id=SITE,
-        kind="topk",
-        k=k,
-        W_enc=(encoder * scale).detach(),
-        b_enc=encoder_bias.detach(),
-        W_dec=(decoder / scale).detach(),
-        b_dec=(bias / scale).detach(),
-        subtract_b_dec=True,
-    )
-
-
-def _auxiliary(raw: Tensor, error: Tensor, dead: Tensor, decoder: Tensor, *, k: int) -> Tensor:
-    """How badly the dead latents' strongest pre-activations rebuild what the live ones missed."""
-    top = raw.masked_fill(~dead, -torch.inf).topk(k, dim=1)
-    codes = torch.zeros_like(raw).scatter(1, top.indices, top.values)
-    return (error - codes @ decoder).pow(2).sum(1).mean()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    trainer = Trainer(recipe, vectors, vectors, auto=True)
+    while trainer.seen < recipe.tokens:
+        batch = vectors[torch.randint(len(vectors), (recipe.batch,), generator=generator)]
+        unexplained = trainer.step(batch, batch)
+        if trainer.seen // recipe.batch % 500 == 0:
+            print(f"{trainer.seen} vectors, FVU {unexplained:.3f}, dead {trainer.dead_share:.1%}", flush=True)
+    return trainer.dictionary(SITE, vectors)
 
 
 def main() -> None:
@@ -99,9 +56,8 @@ def main() -> None:
     options = parser.parse_args()
     subject = Subject.load(str(options.folder), name="demo")
     vectors = activations(subject, held_out=False)
-    dictionary = train(
-        vectors, width=options.width, k=options.k, steps=options.steps, rate=options.rate, seed=options.seed
-    )
+    recipe = Recipe("topk", options.width, options.k, options.steps * 1024, rate=options.rate, seed=options.seed)
+    dictionary = train(vectors, recipe=recipe)
     save_dictionary(
         dictionary, options.folder / "sae", metadata={"model_name": "demo", "hook_name": "blocks.2.hook_resid_post"}
     )

@@ -181,6 +181,11 @@ def read_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> Te
     return torch.cat(vectors)
 
 
+def mark_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Which positions count in statistics at a site. tokens (row, position) without BOS -> (row, position)."""
+    return find_counted(subject, site, tokens, _read(subject, [site], tokens))
+
+
 def _read(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer]) -> dict[str, Tensor]:
     """The vectors of sites, and of those that tell which positions are massive, BOS included."""
     return subject.read(with_bos(subject, tokens), _with_telling(subject, sites))

@@ -1,0 +1,187 @@
+"""`neuronaut train`: a dictionary of one's own, trained on the vectors of a site."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..subject.errors import NeuronautError
+from . import display
+from .causal.setup import device_options
+from .common import Count, Form, Progress, emit, form_options, interruptible, parse_minutes, say
+
+TIMES = "x"
+
+
+class Width(click.ParamType):
+    """A number of features, `4096`, or a multiple of the site's width, `8x`."""
+
+    name = "width"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, bool]:
+        """Read the number, and whether it is a multiple."""
+        text = str(value).lower()
+        number = text.removesuffix(TIMES)
+        if not number.isascii() or not number.isdecimal() or len(number) > 9 or int(number) < 1:
+            self.fail(f"{value!r} is no width; wanted a number of features, or a multiple such as 8x", param, ctx)
+        return int(number), text.endswith(TIMES)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("site")
+@click.option(
+    "--kind",
+    type=click.Choice(("topk", "batchtopk", "jumprelu")),
+    default="topk",
+    show_default=True,
+    help="What is kept of the pre-activations.",
+)
+@click.option(
+    "--width", type=Width(), default="8x", show_default=True, help="Features, or a multiple of the site's width."
+)
+@click.option(
+    "-k",
+    "--k",
+    "k",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Features that are active on a token, in the mean.",
+)
+@click.option("--out", metavar="FOLDER", required=True, help="Where it is written, and what has been done until then.")
+@click.option("--corpus", metavar="NAME|FILE|-", help="What it is trained on: a file, a folder, stdlib or a dataset.")
+@click.option(
+    "--tokens",
+    type=Count(),
+    default="2M",
+    show_default=True,
+    metavar="N",
+    help="Tokens to train on, repeats of the corpus counted.",
+)
+@click.option(
+    "--window", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Tokens in a window."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    default=2e-3,
+    show_default=True,
+    metavar="X",
+    help="Adam's step size.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of all that is drawn.")
+@click.option("--budget", metavar="minutes=N", help="Stop then; the same command goes on.")
+@click.option("--text-column", default="text", show_default=True, metavar="C", help="Column or key of the text.")
+@click.option("--encoding", default="utf-8", show_default=True, metavar="E", help="Of text files.")
+@device_options
+@form_options
+def train(
+    model: str,
+    site: str,
+    kind: Any,
+    width: tuple[int, bool],
+    k: int,
+    out: str,
+    corpus: str | None,
+    tokens: int | None,
+    window: int,
+    rate: float,
+    seed: int,
+    budget: str | None,
+    text_column: str,
+    encoding: str,
+    device: str | None,
+    dtype: str | None,
+    form: Form,
+) -> None:
+    """Train a dictionary (SAE) on the vectors of SITE.
+
+    MODEL is a Hugging Face id, a folder, or demo; SITE for example resid_post.8. The vectors are those that the model
+    computes on the corpus; nothing is stored but the dictionary, in SAELens' layout, with its card.json: unexplained
+    variance, L0, dead features and the loss that the model keeps, on documents that it was not trained on. A
+    training that was stopped goes on when it is called again. Then `harvest MODEL --sae FOLDER` reads it.
+
+    \b
+    Examples:
+      neuronaut train demo resid_post.1 --width 512 -k 16 --tokens 500k --out my-sae
+      neuronaut train ./my-llama resid_post.8 --kind batchtopk --corpus texts.jsonl --tokens 20M --out sae-8
+    """
+    from ..data.training.run import train as train_dictionary
+    from ..data.training.trainer import Recipe
+    from ..subject.address import SourceId
+    from .opening import LoadOptions, load_corpus, load_subject
+
+    minutes = parse_minutes(budget)
+    if tokens is None:
+        raise NeuronautError("--tokens all is no end, since the corpus is gone through again; give a number, as 2M")
+    text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
+    subject = load_subject(model, LoadOptions(device=device, dtype=dtype))
+    number, multiple = width
+    recipe = Recipe(
+        kind=kind, width=number * (subject.width(site) if multiple else 1), k=k, tokens=tokens, rate=rate, seed=seed
+    )
+    folder = Path(out)
+    id = SourceId.parse(f"{subject.name}:{site}@{folder.resolve().name}")
+    say(f"training {id}: {kind}, {recipe.width:,} features, k {k}, on {tokens:,} tokens of {text.name}")
+    say(subject.convention.sentence)
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    with (
+        interruptible(lambda: f"what was trained until half a minute ago is kept in {folder}"),
+        Progress("train", total=tokens, unit="tokens") as bar,
+    ):
+        result = train_dictionary(
+            subject,
+            id,
+            text,
+            folder,
+            recipe,
+            window=window,
+            watch=_Shown(bar),
+            stop=lambda: end is not None and time.monotonic() > end,
+        )
+    if result is None:
+        say(f"the budget of {minutes:g} minutes is spent; the same command goes on from {folder}")
+        click.get_current_context().exit(4)
+    gate, loss = result.gate, result.loss
+    row = {
+        "source": str(id),
+        "path": str(folder),
+        "features": recipe.width,
+        "fvu": gate.fvu,
+        "l0": gate.l0,
+        "dead_share": gate.dead_share,
+        "loss": loss.clean,
+        "loss_rebuilt": loss.rebuilt,
+        "loss_zero": loss.zero,
+        "loss_recovered": loss.recovered,
+        "tokens": gate.tokens,
+    }
+    emit([row], form, lambda rows: "\n".join(map(_format, rows)))
+
+
+class _Shown:
+    """Shows a run as one bar of tokens."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+
+    def reads(self, tokens: int, of: int) -> None:
+        """Say that vectors are read."""
+        self._bar.doing("reading vectors", tokens, of)
+
+    def trains(self, seen: int, unexplained: float, dead: float) -> None:
+        """Move the bar."""
+        self._bar.reach(seen, f"FVU {unexplained:.3f}, dead {dead:.1%}")
+
+
+def _format(row: dict[str, Any]) -> str:
+    return (
+        f"{row['source']}: FVU {row['fvu']:.3f}, L0 {row['l0']:.1f}, {row['dead_share']:.1%} of {row['features']:,} "
+        f"features silent on {row['tokens']:,} holdout tokens\n"
+        f"loss {row['loss']:.3f} nats a token, {row['loss_rebuilt']:.3f} with the site rebuilt, {row['loss_zero']:.3f} "
+        f"with zeros there: {row['loss_recovered']:.1%} recovered\n"
+        f"written to {display.visible(row['path'])}; read it with: neuronaut harvest {row['source'].partition(':')[0]} "
+        f"--sae {display.visible(row['path'])}"
+    )

@@ -1,0 +1,1 @@
+"""Training dictionaries on a site's vectors: the arithmetic (`trainer`), and the run that feeds it (`run`)."""
