@@ -173,12 +173,12 @@ class _Part:
         return sorted(sites)
 
     def _run_plain(self, batch: Batch, sites: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        weights = [site for site in sites if site.startswith("pattern.")]
+        weights = [site for site in sites if site.startswith(("pattern.", "score."))]
         logits, tensors = observe(self.subject, batch, [site for site in sites if site not in weights])
         self.cost.add(len(batch))
         if weights:
             tensors |= read_source_run(self.subject, batch, weights)
-            self.cost.add(len(batch))
+            self.cost.add(len(batch) * len({site.partition(".")[0] for site in weights}))
         return logits, tensors
 
     def _run_edited(

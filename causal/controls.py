@@ -32,7 +32,7 @@ def population(subject: Subject, edit: Edit, *, sources: Mapping[str, Source]) -
     """How many units of the edit's sort there are at its site."""
     if edit.dictionary is not None:
         return sources[f"{edit.site}@{edit.dictionary}"].width
-    return subject.n_heads if edit.site.startswith(("head.", "pattern.")) else subject.width(edit.site)
+    return subject.heads(edit.site) or subject.width(edit.site)
 
 
 def other_units(edit: Edit, *, population: int, count: int, seed: int = 0) -> tuple[Edit, ...]:
@@ -56,7 +56,9 @@ def other_units(edit: Edit, *, population: int, count: int, seed: int = 0) -> tu
 def random_directions(edit: Edit, *, count: int, seed: int = 0) -> tuple[Edit, ...]:
     """`count` edits that make changes of the same norm at the same positions, each in a random direction of its own."""
     if edit.on_pattern:
-        raise NeuronautError(f"edit {edit} is of a pattern, which has no directions; use other heads as controls")
+        raise NeuronautError(
+            f"edit {edit} is of attention weights, which have no directions; use other heads as controls"
+        )
     seeds = torch.randint(2**31, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
     return tuple(edit.model_copy(update={"control": control_seed}) for control_seed in seeds)
 

@@ -2,10 +2,12 @@
 
     EDIT   := SITE[@DICTIONARY][:UNITS] CHANGE [@POSITIONS[>KEYS]] [#SEED] [~CONTROL]
 
-SITE is a site of the subject (`mlp.2`, `resid_post.2`, `head.1`) or `pattern.L`, the attention weights of layer L
-after their softmax. UNITS are numbers (`17`, `3,5-9`): heads at `head.L` and `pattern.L`, features of a dictionary,
-coordinates elsewhere; a trailing `-` counts their negative tails (3 of a negative tail is an activation of -3); a
-word names a direction that is passed in, `[0.5,-1]` is one. Without units the whole vector, or every head, is meant.
+SITE is a site of the subject (`mlp.2`, `resid_post.2`, `head.1`), `pattern.L`, the attention weights of layer L
+after their softmax, or `score.L`, what they are the softmax of. UNITS are numbers (`17`, `3,5-9`): heads at `head.L`,
+`query.L`, `pattern.L` and `score.L`, key/value heads at `key.L` and `value.L` (each serves a group of query heads),
+features of a dictionary, coordinates elsewhere; a trailing `-` counts their negative tails (3 of a negative tail is an
+activation of -3); a word names a direction that is passed in, `[0.5,-1]` is one. Without units the whole vector, or
+every head, is meant.
 
     CHANGE   what each touched unit becomes                       =patch       its value in another run (the source run)
     =0       zero (`=zero`)                                       =mean        its mean over the reference
@@ -18,7 +20,8 @@ word names a direction that is passed in, `[0.5,-1]` is one. Without units the w
 A number may be given in units of the unit's own activations: `1.5q` is one and a half times the largest activation in
 the reference, `1.5q99` that multiple of the 99th percentile of those above zero. Heads, whole vectors and all the
 features of a dictionary at once have no one activation, so they are never set, clamped or added to. In a pattern `=0`
-takes an edge's weight away and leaves the others; keys that the model masks stay masked.
+takes an edge's weight away and leaves the others; keys that the model masks stay masked. Scores take `=0`, `=1.5`,
+`*=2`, `+=1.5` and `=patch`; the query's weights still add up to 1.
 
 POSITIONS: `all` (the default: every token but padding and BOS), `every` (BOS too), `last`, `3`, `2-5`, `1,4,-2`
 (position 0 is the row's first token, BOS where there is one; negative from the row's end), or `" Mary"`: the tokens
@@ -45,9 +48,13 @@ Operation = Literal["zero", "set", "scale", "add", "clamp", "mean", "resample", 
 
 PATTERN = frozenset({"zero", "set", "scale", "patch", "uniform", "knockout"})
 """The operations that an attention pattern takes."""
+SCORE = frozenset({"zero", "set", "scale", "add", "patch"})
+"""The operations that attention scores take."""
 _ONLY_PATTERN = frozenset({"uniform", "knockout"})
 _ONE_NUMBER = frozenset({"set", "add", "clamp"})
 """The operations that need a unit with one activation."""
+_WITH_HEADS = frozenset({"head", "query", "key", "value", "pattern", "score"})
+"""The kinds of sites whose units are heads."""
 _VALUED = frozenset({"set", "scale", "add", "noise"})
 _DRAWN = frozenset({"resample", "noise"})
 _REFERRED = frozenset({"mean", "resample", "noise"})
@@ -147,12 +154,12 @@ class Edit(BaseModel):
 
     @property
     def on_pattern(self) -> bool:
-        """Whether it edits an attention pattern instead of a site's vectors."""
-        return self.site.startswith("pattern.")
+        """Whether it edits an attention pattern, or the scores behind it, instead of a site's vectors."""
+        return self.site.startswith(("pattern.", "score."))
 
     @property
     def _has_heads(self) -> bool:
-        return self.site.startswith(("head.", "pattern.")) and self.dictionary is None and self.direction is None
+        return self.site.partition(".")[0] in _WITH_HEADS and self.dictionary is None and self.direction is None
 
     @property
     def needs_reference(self) -> bool:
@@ -255,14 +262,15 @@ class Edit(BaseModel):
         yield self.units is not None and self.direction is not None, "it has units and a direction; give one of them"
         yield (self.negative and (self.units is None or self._has_heads), "only activations have a negative tail")
         yield self.dictionary is not None and self.direction is not None, "a direction needs no dictionary"
-        if kind == "pattern":
-            yield self.operation not in PATTERN, f"a pattern takes {', '.join(sorted(PATTERN))}"
-            yield not re.fullmatch(rf"pattern\.{_WHOLE}", self.site), "a pattern has a layer, such as pattern.1"
-            yield self.dictionary is not None or self.direction is not None, "a pattern has heads, no other units"
-            yield self.quantile is not None or self.control is not None, "a pattern has no quantiles and no control"
+        if kind in ("pattern", "score"):
+            operations = PATTERN if kind == "pattern" else SCORE
+            yield self.operation not in operations, f"a {kind} takes {', '.join(sorted(operations))}"
+            yield not re.fullmatch(rf"{kind}\.{_WHOLE}", self.site), f"a {kind} has a layer, such as {kind}.1"
+            yield self.dictionary is not None or self.direction is not None, f"a {kind} has heads, no other units"
+            yield self.quantile is not None or self.control is not None, f"a {kind} has no quantiles and no control"
         else:
             yield self.operation in _ONLY_PATTERN, "it is for attention patterns, such as pattern.1:3"
-            yield self.keys is not None, "only a pattern has keys"
+            yield self.keys is not None, "only a pattern and scores have keys"
             whole = not scalar or self._has_heads
             yield (
                 whole and self.operation in _ONE_NUMBER,

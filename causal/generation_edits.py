@@ -130,7 +130,7 @@ def _check(edit: Edit, rows: Sequence[int], scope: Scope, count: int) -> None:
         raise NeuronautError(f"edit {edit} is for rows {list(rows)}; wanted different ones from 0 to {count - 1}")
     if edit.on_pattern:
         raise NeuronautError(
-            f"edit {edit} is of an attention pattern, which grows with the row; edit head.{edit.layer} instead"
+            f"edit {edit} is of attention weights, which grow with the row; edit head.{edit.layer} instead"
         )
     if edit.operation in _PLACED and scope != "prefill":
         raise NeuronautError(

@@ -217,9 +217,8 @@ def _score_units(
     if isinstance(units, Coded):
         return _score_features(units, base, source_run, gradient)
     product = (source_run - base) * gradient
-    if edit.site.startswith("head."):
-        return product.unflatten(-1, (subject.n_heads, -1)).sum(-1)
-    return product
+    heads = subject.heads(edit.site)
+    return product.unflatten(-1, (heads, -1)).sum(-1) if heads else product
 
 
 def _score_features(units: Coded, base: Tensor, source_run: Tensor, gradient: Tensor) -> Tensor:

@@ -85,9 +85,9 @@ class Grid:
 
 
 def sites_of(subject: Subject, kind: str) -> tuple[str, ...]:
-    """The sites of a kind, such as `head` or `resid_pre`, or the patterns of all layers, in forward order."""
-    if kind == "pattern":
-        return tuple(f"pattern.{layer}" for layer in range(subject.n_layers))
+    """The sites of a kind, such as `head` or `resid_pre`, or the patterns or scores of all layers, in forward order."""
+    if kind in ("pattern", "score"):
+        return tuple(f"{kind}.{layer}" for layer in range(subject.n_layers))
     sites = tuple(site for site in subject.sites if site.partition(".")[0] == kind)
     if not sites:
         raise NeuronautError(f"{subject.name} has no site of kind {kind!r}; it has {join_sites(subject.sites)}")

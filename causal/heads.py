@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from ..subject.attention import patterns
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .attention import patterns
 from .measures import Mean, mean
 from .prompts import Batch
 

@@ -18,11 +18,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..subject.attention import prove, watch_patterns
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .attention import PATTERNS, Weights, prove, watch_patterns
+from .attention import PATTERNS, Weights
 from .edits import Edit
 from .prompts import Batch, where
 from .units import Change, Supply, compile_change, units_of, written_site
@@ -51,7 +52,7 @@ class Materials:
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     """By site: vectors of reference text, (vector, width)."""
     source_runs: Mapping[str, Tensor] = field(default_factory=dict)
-    """By site: another run, row by row: (row, position, width); `pattern.L`: (row, head, query, key)."""
+    """By site: another run, row by row: (row, position, width); `pattern.L` and `score.L`: (row, head, query, key)."""
 
 
 NOTHING = Materials()
@@ -74,7 +75,7 @@ class Report:
     places: Mapping[int, tuple[int, ...]]
     """By touched row, the touched positions; of a pattern the queries."""
     max_change: float
-    """The largest absolute change of a coordinate at the site (of a weight, in a pattern) over all forwards."""
+    """The largest absolute change of a coordinate at the site (of a weight or a score) over all forwards."""
 
 
 class Ledger:
@@ -142,10 +143,13 @@ def apply(
     ledger = Ledger(running)
     vectors = hooks_by_site([edit for edit in running if not edit.edit.on_pattern])
     patterns = hooks_by_site([edit for edit in running if edit.edit.on_pattern])
-    weights = {int(site.partition(".")[2]): hook for site, hook in patterns.items()}
+    weights, scores = (
+        {int(site.removeprefix(kind)): hook for site, hook in patterns.items() if site.startswith(kind)}
+        for kind in ("pattern.", "score.")
+    )
     with subject.model.base_model.register_forward_pre_hook(ledger.count), subject.editing(vectors):
-        if weights:
-            with watch_patterns(subject, weights):
+        if weights or scores:
+            with watch_patterns(subject, weights, scores=scores):
                 yield ledger
         else:
             yield ledger

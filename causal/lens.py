@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..subject.conformance import ROUNDING, unembed
+from ..subject.claims import ROUNDING
+from ..subject.conformance import unembed
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .runs import logits_of

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..subject.conformance import ROUNDING, unembed
+from ..subject.claims import ROUNDING
+from ..subject.conformance import unembed
 from ..subject.dictionary import Dictionary
 from ..subject.directions import apply, branch, takes_mean_out
 from ..subject.errors import NeuronautError

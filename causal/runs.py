@@ -13,10 +13,10 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ..subject.conformance import ROUNDING
+from ..subject.attention import eager, patterns, scores
+from ..subject.claims import ROUNDING
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .attention import eager, patterns
 from .edits import Edit
 from .intervene import NOTHING, Materials, Report, RowEdit, apply
 from .measures import Direction, Effect, Question, effect, metric
@@ -80,12 +80,12 @@ def gather(
 
 
 def read_source_run(subject: Subject, batch: Batch, sites: Sequence[str]) -> dict[str, Tensor]:
-    """A run's tensors at sites and patterns: (row, position, width), `pattern.L`: (row, head, query, key)."""
-    layers = [int(site.partition(".")[2]) for site in sites if site.startswith("pattern.")]
-    plain = [site for site in sites if not site.startswith("pattern.")]
+    """A run's tensors at sites: (row, position, width), `pattern.L` and `score.L`: (row, head, query, key)."""
+    plain = [site for site in sites if not site.startswith(("pattern.", "score."))]
     tensors = dict(subject.read(batch.tokens, plain)) if plain else {}
-    if layers:
-        tensors |= {f"pattern.{layer}": pattern for layer, pattern in patterns(subject, batch.tokens, layers).items()}
+    for kind, read in (("pattern", patterns), ("score", scores)):
+        if layers := [int(site.partition(".")[2]) for site in sites if site.startswith(f"{kind}.")]:
+            tensors |= {f"{kind}.{layer}": found for layer, found in read(subject, batch.tokens, layers).items()}
     return tensors
 
 

@@ -121,9 +121,9 @@ def units_of(subject: Subject, edit: Edit, *, sources: Mapping[str, Source], dir
         return Coded(source, torch.tensor(chosen, device=device), sign)
     if edit.units is None:
         return Columns(torch.arange(width, device=device))
-    if edit.site.startswith("head."):
-        _check(edit, subject.n_heads, f"{subject.name}:{edit.site}")
-        d_head = width // subject.n_heads
+    if heads := subject.heads(edit.site):
+        _check(edit, heads, f"{subject.name}:{edit.site}")
+        d_head = width // heads
         return Columns(torch.cat([torch.arange(h * d_head, (h + 1) * d_head) for h in edit.units]).to(device))
     _check(edit, width, f"{subject.name}:{edit.site}")
     return Columns(torch.tensor(edit.units, device=device), sign)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 @click.argument("model", required=False)
 @click.argument("sites", metavar="SITE...", nargs=-1)
 @click.option(
+    "--along", metavar="DIRECTION", help='Heads by what they write along it: a .npy or .safetensors, or token:" Paris".'
+)
+@click.option(
     "--sae", metavar="PATH", help="A dictionary at the site: folder, file, or OWNER/NAME[/FOLDER] on the hub."
 )
 @click.option("--name", metavar="N", help="The dictionary's name in addresses; its folder's name if not given.")
@@ -111,6 +114,7 @@ def harvest(
       neuronaut harvest gpt2 mlp.5 --corpus wikitext:wikitext-103-raw-v1
       neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
       neuronaut harvest demo mlp.2 --randomize weights
+      neuronaut harvest demo head.3 --along 'token:" self"' --name self
       neuronaut harvest --function rules.py:is_city --corpus articles.jsonl
     """
     from ..data.harvest.windows import check_window

@@ -14,7 +14,7 @@ from .common import Form, Listing, Row, emit, form_options, open_store, result_o
 from .query import count_columns, say_if_empty
 
 if TYPE_CHECKING:
-    from ..subject.conformance import Check
+    from ..subject.claims import Check
 
 
 @click.group(cls=Listing)
@@ -61,8 +61,8 @@ def families(form: Form) -> None:
     """List the families whose sites are known.
 
     A family is a model_type of transformers' configurations. Others are looked at when they are loaded, and proven in
-    the same way. Every family has embed, resid_pre.L, head.L, attn_out.L, mlp_in.L, mlp_out.L and resid_post.L;
-    the table says what there is beside these.
+    the same way. Every family has embed, resid_pre.L, head.L, attn_out.L, mlp_in.L, mlp_out.L and resid_post.L, and
+    query.L, key.L and value.L where heads have them; the table says what there is beside these.
 
     \b
     Examples:
@@ -101,8 +101,9 @@ def families(form: Form) -> None:
 def check(model: str, form: Form, device: str | None, dtype: str | None) -> None:
     """Prove the sites of MODEL, a folder, a Hugging Face id, or demo.
 
-    One forward pass over a few random tokens records every site; then the identities are measured that hold where the
-    sites are what they are called. Ends with 1 where a site is refused.
+    A forward pass over a few random tokens records every site, another one gives attention what was recorded with heads
+    turned; then the identities are measured that hold where the sites are what they are called. Ends with 1 where a
+    site is refused.
 
     \b
     Examples:

@@ -29,6 +29,7 @@ from ..subject.formats import declared_site
 from ..subject.formats_sites import same_site
 from ..subject.function_subject import FunctionSubject
 from ..subject.gate import Gate, Sweep, check, foreign_script, sweep
+from ..subject.head_writes import ALONG
 from ..subject.model import Subject, join_sites
 from ..subject.opening import built_in, open_dictionary, open_source
 from ..subject.sources import Source
@@ -50,6 +51,8 @@ class LoadOptions:
     """Folder or repository of the model."""
     sae: str | None = None
     """Folder, file or repository of the dictionary."""
+    along: str | None = None
+    """A direction of the residual stream along which heads write: a file, or `token:" Paris"`."""
     norm_scale: float | None = None
     allow_pickle: bool = False
     device: str | None = None
@@ -125,6 +128,8 @@ def open_sources(
 
     With a `seed`, the matrices of all of them, which must be dictionaries, are drawn again.
     """
+    if load_options.along is not None:
+        return _open_along(subject, sites, load_options, name=name, seed=seed)
     if name is not None and load_options.sae is None:
         raise NeuronautError(f"--name {name} names the dictionary of --sae, and none is given; add --sae PATH")
     if load_options.sae is not None:
@@ -142,6 +147,27 @@ def open_sources(
             source = SourceId(subject.name, site, dictionary or None)
             sources[source] = sources.get(source) or open_source(subject, source)
     return list(sources.values())
+
+
+def _open_along(
+    subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None, seed: int | None
+) -> list[Source]:
+    """Open the heads of layers as what they write along a direction."""
+    along = load_options.along
+    assert along is not None
+    if load_options.sae is not None or seed is not None or not sites:
+        raise NeuronautError("--along is of heads: name their sites, such as head.3, without --sae and --randomize")
+    called = name or re.sub(r"[^\w-]+", "-", Path(along.removeprefix("token:")).stem).strip("-")
+    sources: list[Source] = []
+    for site in (site for text in sites for site in sites_of(subject, text)):
+        source = SourceId.parse(f"{subject.name}:{site}@{called}")
+        source.check()
+        sources.append(open_source(subject, source, path=_place_along(along)))
+    return sources
+
+
+def _place_along(along: str) -> str:
+    return ALONG + (along if along.startswith("token:") else _absolute(along))
 
 
 def _open_named(
@@ -176,10 +202,8 @@ def _name_dictionary(path: str) -> str:
 
 def places(subject: Subject, model: str, sources: Iterable[Source], load_options: LoadOptions) -> dict[str, str]:
     """Find where the model and the dictionary lie, for the store: paths by model name and by source."""
-    paths = {subject.name: model} | (
-        {str(source.id): load_options.sae for source in sources} if load_options.sae else {}
-    )
-    return {key: _absolute(path) for key, path in paths.items()}
+    place = _place_along(load_options.along) if load_options.along else load_options.sae and _absolute(load_options.sae)
+    return {subject.name: _absolute(model)} | ({str(source.id): place for source in sources} if place else {})
 
 
 def _absolute(path: str) -> str:
@@ -350,7 +374,11 @@ def _open_stored(
     path = load_options.sae or harvested_from or built_in(id)
     if id.dictionary is None or path is None:
         return open_source(subject, id)
-    source = _load_dictionary(subject, id, str(path), load_options)
+    source = (
+        open_source(subject, id, path=str(path))
+        if str(path).startswith(ALONG)
+        else _load_dictionary(subject, id, str(path), load_options)
+    )
     if source.revision != row["revision"]:
         raise NeuronautError(
             f"{id} was harvested with a dictionary of revision {row['revision']}, but {path} has {source.revision}; "

@@ -47,6 +47,8 @@ def page(row: Row, *, rule: bool, provenance: bool) -> str:
     if rule:
         parts.append(_format_rules(row))
     parts.append(_format_statistics(row["stats"]))
+    if "looks_at" in row:
+        parts.append(_format_looks(row["looks_at"]))
     if row["scores"]:
         parts.append(_format_scores(row["scores"]))
     if row["examples"]:
@@ -133,12 +135,32 @@ def _baseline(name: str) -> display.Column:
 
 def _format_examples(examples: Sequence[Row], *, peak: float) -> str:
     room = display.width() - 18 if display.on_terminal() else None
+    attended = [_format_attended(example) for example in examples]
+    wide = max(map(len, attended))
     lines = [
         f"{display.number(e['peak']):>7}  {e['split']:7}  "
+        + (f"{heads:{wide}}  " if heads else "")
         + display.highlighted(e["tokens"], e["activations"], peak=peak, room=room)
-        for e in examples
+        for e, heads in zip(examples, attended, strict=True)
     ]
     return "\n".join(lines)
+
+
+def _format_looks(looks: Mapping[str, float]) -> str:
+    """Where a head looks from its peaks, the most frequent first."""
+    places = {name: share for name, share in looks.items() if name not in ("mean weight", "n") and share}
+    told = ", ".join(f"{name} {share:.0%}" for name, share in sorted(places.items(), key=lambda item: -item[1]))
+    return f"from {looks['n']} peaks it looks most at {told}; mean weight {looks['mean weight']:.2f}"
+
+
+def _format_attended(example: Row) -> str:
+    """Where a head's peak takes what it writes from: destination, source and weight."""
+    if (attended := example.get("attended")) is None:
+        return ""
+    destination, source = (json.dumps(attended[name], ensure_ascii=False) for name in ("destination", "source"))
+    back = attended["back"]
+    looked_at = "itself" if not back else "BOS" if attended["source_position"] < 0 else f"{source} {back} back"
+    return f"{destination} <- {looked_at} {attended['weight']:.2f}"
 
 
 def _bold(text: str) -> str:

@@ -27,6 +27,15 @@ silent window that holds a token on which it peaks elsewhere.
 """
 
 
+class Attended(NamedTuple):
+    """The source token of a head at an example's peak, which is the destination token."""
+
+    position: int
+    """In the window; -1 is BOS, before it."""
+    weight: float
+    """What the head's pattern gives it, at most 1."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
     """A window with one feature's activation at every token.
@@ -48,6 +57,8 @@ class Example:
     """Name of the document that the window was cut from."""
     window: str
     """Hex digest of the window's token ids: equal text has the equal digest."""
+    attended: Attended | None = None
+    """Of a head: what it attends to most at the peak."""
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.ids) == len(self.activations):
@@ -255,6 +266,8 @@ class ExampleList(NamedTuple):
     """Row of `HarvestResult.windows` of each example, shape (example,)."""
     activations: NDArray[np.float16]
     """Shape (example, position)."""
+    attended: tuple[NDArray[np.int32], NDArray[np.float16]] | None = None
+    """Of heads: the position attended to most at each example's peak, -1 for BOS, and with which weight."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data.harvest.activations import read_columns
-from ..data.records import Example, Score
+from ..data.records import Attended, Example, Score
 from ..data.store.rows import ROW_KEYS, StoredExplanation
 from ..data.store.store import Store
 from ..rules.evaluate import simulate
@@ -34,7 +34,8 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     examples.sort(key=lambda example: (-example.peak, example.window))
     source = next(row for row in store.sources() if row["source"] == str(feature.source))
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
-    scores = store.scores(best.id) if best else []
+    scores, looks = store.scores(best.id) if best else [], _pool_attended(examples)
+    row |= {} if looks is None else {"looks_at": looks}
     return row | {
         "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
         "predictor": json.loads(best.explanation.predictor) if best and best.explanation.predictor else None,
@@ -72,6 +73,7 @@ def _origin(best: StoredExplanation) -> dict[str, Any]:
 
 
 def _example(example: Example) -> dict[str, Any]:
+    attended = example.attended
     return {
         "kind": example.kind,
         "split": example.split,
@@ -79,6 +81,33 @@ def _example(example: Example) -> dict[str, Any]:
         "peak": example.peak,
         "tokens": list(example.tokens),
         "activations": [round(value, 4) for value in example.activations.tolist()],
+    } | ({} if attended is None else {"attended": _attended(example, attended)})
+
+
+def _pool_attended(examples: Sequence[Example]) -> dict[str, float] | None:
+    """Where a head looks from the peaks of its top examples: shares of them, and the mean weight; None of no head."""
+    seen = [(int(e.activations.argmax()) - e.attended.position, e.attended) for e in examples if e.attended]
+    if not seen:
+        return None
+    shares = {
+        "itself": sum(back == 0 for back, _ in seen),
+        "the token before": sum(back == 1 and to.position >= 0 for back, to in seen),
+        "farther back": sum(back > 1 and to.position >= 0 for back, to in seen),
+        "BOS": sum(to.position < 0 for _, to in seen),
+    }
+    pooled = {name: round(count / len(seen), 3) for name, count in shares.items()}
+    return pooled | {"mean weight": round(sum(to.weight for _, to in seen) / len(seen), 3), "n": len(seen)}
+
+
+def _attended(example: Example, attended: Attended) -> dict[str, Any]:
+    """A head's destination token, the source token that it attends to most from there, and with which weight."""
+    peak = int(example.activations.argmax())
+    return {
+        "destination": example.tokens[peak],
+        "source": example.tokens[attended.position] if attended.position >= 0 else "BOS",
+        "source_position": attended.position,
+        "back": peak - attended.position,
+        "weight": round(attended.weight, 3),
     }
 
 

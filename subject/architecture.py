@@ -13,9 +13,31 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedConfig
 
 Side = Literal["input", "output"]
+
+
+class Part(NamedTuple):
+    """Some coordinates of what passes a module: the same run of each of several equal groups."""
+
+    groups: int
+    size: int
+    """Coordinates of a group."""
+    start: int
+    stop: int
+    """Of the run, within a group."""
+
+    def take(self, whole: "Tensor") -> "Tensor":
+        """These coordinates. (..., groups * size) -> (..., groups * (stop - start))."""
+        return whole.unflatten(-1, (self.groups, self.size))[..., self.start : self.stop].flatten(-2)
+
+    def put(self, whole: "Tensor", part: "Tensor") -> "Tensor":
+        """A copy of the whole in which these coordinates are others."""
+        copy = whole.unflatten(-1, (self.groups, self.size)).clone()
+        copy[..., self.start : self.stop] = part.unflatten(-1, (self.groups, -1))
+        return copy.flatten(-2)
 
 
 class Port(NamedTuple):
@@ -28,6 +50,32 @@ class Port(NamedTuple):
     """Whether what passes is changed in place later, so that only a copy of it stays what it was."""
     joined: str | None = None
     """Where all rows pass as one: the path of a module whose input still has them apart."""
+    part: Part | None = None
+    """The coordinates that are meant; all of them where it is None."""
+
+
+class Projections(NamedTuple):
+    """What gives queries, keys and values: modules beside the attention's output projection."""
+
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """One each, or one for all three."""
+    groups: int = 1
+    """Of one for all three: how many groups its outputs have, each with its share of the three; 0 where there are as
+    many as key/value heads, so that a group is some query heads, the key that they share and its value."""
+    order: tuple[str, ...] = ("query", "key", "value")
+    """In a group."""
+
+    def parts(self, config: "PreTrainedConfig") -> dict[str, Part]:
+        """Where queries, keys and values lie in what the one module gives."""
+        kv = kv_heads(config)
+        groups = self.groups or kv
+        heads = {"query": config.num_attention_heads, "key": kv, "value": kv}
+        widths = [heads[kind] * d_head(config) // groups for kind in self.order]
+        ends = [sum(widths[: i + 1]) for i in range(3)]
+        return {
+            kind: Part(groups, ends[-1], end - width, end)
+            for kind, width, end in zip(self.order, widths, ends, strict=True)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +96,8 @@ class Architecture:
     """The norm between the MLP's down projection and the residual stream."""
     experts: str | None = None
     """The module that holds the experts in layers that have them, and the dense MLP in others."""
+    projections: Projections = Projections()
+    """What gives `query.L`, `key.L` and `value.L`."""
     neurons_by: tuple[str, ...] = ()
     """The modules that make neurons of the MLP's input, one behind the other, where no one module holds all of it."""
     parallel: str | bool = False
@@ -98,6 +148,7 @@ class Architecture:
 
     def _layer_ports(self, layer: str, config: "PreTrainedConfig") -> Iterator[tuple[str, Port]]:
         yield "resid_pre", Port(layer, "input")
+        yield from self._projection_ports(layer, config)
         yield "head", Port(f"{layer}.{self.attention}", "input")
         yield "attn_out", Port(f"{layer}.{self.attention_norm or self.attention}", "output")
         rows = layer if self.joined else None
@@ -110,14 +161,43 @@ class Architecture:
         yield "mlp_out", Port(f"{layer}.{added}", "output", self.in_place, joined=rows)
         yield "resid_post", Port(layer, "output")
 
+    def _projection_ports(self, layer: str, config: "PreTrainedConfig") -> Iterator[tuple[str, Port]]:
+        parts = self.projections.parts(config) if len(self.projections.modules) == 1 else {}
+        beside = self.attention.rpartition(".")[0]
+        for i, kind in enumerate(("query", "key", "value")):
+            # Copied, because some families clamp them in place.
+            module = self.projections.modules[0 if parts else i]
+            yield kind, Port(f"{layer}.{beside}.{module}", "output", copied=True, part=parts.get(kind))
+
+
+def kv_heads(config: "PreTrainedConfig") -> int:
+    """Key/value heads of a layer: as many as query heads, or fewer, each of which serves a group of query heads."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    keys = ("num_key_value_heads", "num_kv_heads", "num_attention_heads")
+    return next(count for key in keys if (count := getattr(config, key, None)))
+
+
+def d_head(config: "PreTrainedConfig") -> int:
+    """Coordinates of a head; of its values, where queries and keys have another number."""
+    sizes = (getattr(config, key, None) for key in ("v_head_dim", "head_dim"))
+    return next(filter(None, sizes), config.hidden_size // config.num_attention_heads)
+
 
 SOFTCAP = "final_logit_softcapping"
 
+_BY_HEAD = Projections(("query_key_value",), groups=0)
 _GPT2 = Architecture(
-    layers="h", attention="attn.c_proj", mlp="mlp.c_proj", resid_mid="ln_2", final_norm="ln_f", neurons="n_inner"
+    layers="h",
+    attention="attn.c_proj",
+    mlp="mlp.c_proj",
+    resid_mid="ln_2",
+    final_norm="ln_f",
+    neurons="n_inner",
+    projections=Projections(("c_attn",)),
 )
-_GPT_NEO = replace(_GPT2, attention="attn.attention.out_proj", neurons="intermediate_size")
-_GPTJ = replace(_GPT2, attention="attn.out_proj", mlp="mlp.fc_out", parallel=True)
+_GPT_NEO = replace(_GPT2, attention="attn.attention.out_proj", neurons="intermediate_size", projections=Projections())
+_GPTJ = replace(_GPT2, attention="attn.out_proj", mlp="mlp.fc_out", parallel=True, projections=Projections())
 _GPT_NEOX = Architecture(
     layers="layers",
     attention="attention.dense",
@@ -125,11 +205,12 @@ _GPT_NEOX = Architecture(
     resid_mid="post_attention_layernorm",
     final_norm="final_layer_norm",
     parallel="use_parallel_residual",
+    projections=_BY_HEAD,
 )
 _BLOOM = replace(_GPT_NEOX, layers="h", attention="self_attention.dense", final_norm="ln_f", parallel=False)
 _FALCON = replace(_BLOOM, parallel="parallel_attn", neurons="ffn_hidden_size", in_place=True)
 _PERSIMMON = replace(_GPT_NEOX, attention="self_attn.dense", final_norm="final_layernorm", parallel=False)
-_PHI = replace(_PERSIMMON, mlp="mlp.fc2", parallel=True)
+_PHI = replace(_PERSIMMON, mlp="mlp.fc2", parallel=True, projections=Projections())
 _BIOGPT = Architecture(
     layers="layers",
     attention="self_attn.out_proj",
@@ -164,10 +245,10 @@ _GEMMA = replace(_POST_NORM, resid_mid="pre_feedforward_layernorm", softcap=SOFT
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2,
+    "gpt_bigcode": replace(_GPT2, projections=Projections(("c_attn",), groups=0)),
     "gpt_neo": _GPT_NEO,
     "gptj": _GPTJ,
-    "codegen": _GPTJ,
+    "codegen": replace(_GPTJ, projections=Projections(("qkv_proj",), groups=4, order=("query", "value", "key"))),
     "gpt_neox": _GPT_NEOX,
     "bloom": replace(_BLOOM, context=2048),
     "falcon": _FALCON,
@@ -178,6 +259,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         mlp="ffn.down_proj",
         resid_mid="norm_2",
         final_norm="norm_f",
+        projections=Projections(("Wqkv",)),
     ),
     "persimmon": _PERSIMMON,
     "phi": _PHI,
@@ -186,12 +268,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "opt": _OPT,
     **dict.fromkeys(
         (
-            *("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "phi3", "olmo", "smollm3"),
+            *("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma", "olmo", "smollm3"),
             *("nemotron", "glm", "helium", "arcee", "seed_oss", "ernie4_5", "hunyuan_v1_dense", "internlm3"),
             *("diffllama", "jais2", "cwm", "iquestcoder"),
         ),
         _LLAMA,
     ),
+    "phi3": replace(_LLAMA, projections=Projections(("qkv_proj",))),
     "stablelm": replace(_LLAMA, parallel="use_parallel_residual"),
     "starcoder2": replace(_LLAMA, mlp="mlp.c_proj"),
     "apertus": replace(_LLAMA, resid_mid="feedforward_layernorm"),

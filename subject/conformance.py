@@ -1,6 +1,6 @@
 """The proof of the architecture table on the model that was loaded; a site without a proof is refused.
 
-One forward pass over a few random tokens records every site, then these claims are checked:
+One forward pass over 2 rows of 8 random tokens records every site, then these claims are checked:
 
 1. every site's hook fires exactly once, in forward order;
 2. resid_post.L = resid_pre.(L+1), and unembed(final_norm(resid_post.last)), soft-capped as the
@@ -12,14 +12,14 @@ One forward pass over a few random tokens records every site, then these claims 
    is as wide as all heads together; the down projection applied to mlp.L gives mlp_out.L in the
    same way, and mlp.L is as wide as the config's number of neurons;
 5. the module that reads resid_mid.L, where it is the MLP's norm, gives mlp_in.L, and the MLP applied to mlp_in.L
-   gives mlp.L at its down projection (experts give mlp_out.L).
+   gives mlp.L at its down projection (experts give mlp_out.L);
+6. attention takes query.L, key.L and value.L and makes head.L of them, each by its part (attention_claims.py).
 
 A failed claim refuses every site it is about and keeps the measured error.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from inspect import signature
 from typing import NamedTuple
 
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architecture import Architecture
+from .architecture import Architecture, d_head
+from .attention_claims import attention_claims
+from .claims import ROUNDING, Check, Claim, distance, sum_error
 from .hooks import Point, record
 
-ROUNDING = 8
-"""Allowed relative error, in units of the dtype's machine epsilon."""
 EXPERTS = "experts take the MLP's place in this layer, and each token has other neurons; mlp_out is there"
 """Why a layer of experts has no neurons as a site."""
 
@@ -45,44 +45,22 @@ class Conformance(NamedTuple):
     """Width of every proven site."""
     refused: dict[str, str]
     """Why each of the other sites is refused."""
-    checks: tuple["Check", ...]
+    checks: tuple[Check, ...]
     """What was checked, in the order of the claims above, layer by layer."""
-
-
-class Check(NamedTuple):
-    """One claim, measured."""
-
-    claim: str
-    sites: tuple[str, ...]
-    """The sites that stand or fall with it."""
-    error: float | None
-    """Relative error; None where it could not be measured."""
-    allowed: float
-    failure: str | None
-    """What is wrong, in words; None where the claim holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """An equation that holds where the table is right."""
-
-    text: str
-    sites: tuple[str, ...]
-    """The sites that are refused where the claim fails."""
-    error: Callable[[], float]
-    """Measures the relative error; raises KeyError where a site it needs was not recorded."""
 
 
 @torch.inference_mode()
 def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
-    """Check every site that `architecture` claims for `model`; one forward pass over 2 rows of 8 tokens."""
+    """Check every site that `architecture` claims for `model`; two short forward passes."""
     points, refused = _resolve_points(model, architecture)
-    logits, passed = _record_points(model, points)
+    tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    logits, passed = _record_points(model, points, tokens)
     refused |= _find_misfired(points, [point for point, _ in passed])
     tensors = dict(passed)
     values = {site: tensors[point] for site, point in points.items() if site not in refused}
     tolerance = ROUNDING * torch.finfo(model.dtype).eps
-    checks = tuple(_check(claim, tolerance) for claim in _claims(model, architecture, values, logits))
+    claims = (*_claims(model, architecture, values, logits), *attention_claims(model, points, values, tokens))
+    checks = tuple(claim.check(tolerance) for claim in claims)
     for check in checks:
         if check.failure:
             refused |= {site: check.failure for site in check.sites if site not in refused}
@@ -108,18 +86,24 @@ def _resolve_points(model: PreTrainedModel, architecture: Architecture) -> tuple
     module = model.base_model.get_submodule
     for site, port in architecture.ports(model.config).items():
         try:
-            points[site] = Point(
-                module(port.path), port.side, port.copied, module(port.joined) if port.joined else None
-            )
+            found = module(port.path)
+            rows = module(port.joined) if port.joined else None
         except AttributeError:
             experts = architecture.experts and site.startswith("mlp.")
             refused[site] = EXPERTS if experts else f"the model has no module {port.path}"
+            continue
+        width = port.part and port.part.groups * port.part.size
+        if width and width not in (getattr(found, "out_features", None), getattr(found, "nf", None)):
+            refused[site] = f"{port.path} does not give the {width} numbers that queries, keys and values take"
+            continue
+        points[site] = Point(found, port.side, port.copied, rows, port.part)
     return points, refused
 
 
-def _record_points(model: PreTrainedModel, points: dict[str, Point]) -> tuple[Tensor, list[tuple[Point, Tensor]]]:
-    """The logits of random tokens, and the tensors that passed the points on the way."""
-    tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+def _record_points(
+    model: PreTrainedModel, points: dict[str, Point], tokens: Tensor
+) -> tuple[Tensor, list[tuple[Point, Tensor]]]:
+    """The logits of tokens, and the tensors that passed the points on the way."""
     logits: list[Tensor] = []
     passed = record(lambda: logits.append(model(tokens, use_cache=False).logits), dict.fromkeys(points.values()))
     return logits[0], passed
@@ -143,23 +127,9 @@ def _find_misfired(points: dict[str, Point], passed: list[Point]) -> dict[str, s
     }
 
 
-def _check(claim: _Claim, tolerance: float) -> Check:
-    error, failure = None, None
-    try:
-        error = claim.error()
-    except KeyError as missing:
-        failure = f"{claim.text} cannot be checked without {missing.args[0]}"
-    except RuntimeError as mismatch:
-        failure = f"{claim.text} cannot be computed: {str(mismatch).splitlines()[0]}"
-    # Written so that a NaN fails.
-    if error is not None and not error <= tolerance:
-        failure = f"{claim.text} is off by {error:.2g} (allowed {tolerance:.2g})"
-    return Check(claim.text, claim.sites, error, tolerance, failure)
-
-
 def _claims(
     model: PreTrainedModel, architecture: Architecture, values: dict[str, Tensor], logits: Tensor
-) -> Iterator[_Claim]:
+) -> Iterator[Claim]:
     last = model.config.num_hidden_layers - 1
     for layer in range(last + 1):
         parallel, factor = not architecture.has_resid_mid(model.config), architecture.branch_factor(model.config)
@@ -168,29 +138,29 @@ def _claims(
         yield from _input_claims(layer, values, model, architecture)
     for layer in range(last):
         post, pre = f"resid_post.{layer}", f"resid_pre.{layer + 1}"
-        yield _Claim(f"{post} = {pre}", (post, pre), lambda a=post, b=pre: _distance(values[a], values[b]))
-    yield _Claim(
+        yield Claim(f"{post} = {pre}", (post, pre), lambda a=post, b=pre: distance(values[a], values[b]))
+    yield Claim(
         f"unembed(final_norm(resid_post.{last})) = logits",
         (f"resid_post.{last}",),
-        lambda: _distance(unembed(model, architecture, values[f"resid_post.{last}"]), logits),
+        lambda: distance(unembed(model, architecture, values[f"resid_post.{last}"]), logits),
     )
 
 
-def _sum_claims(layer: int, values: dict[str, Tensor], *, parallel: bool, factor: float) -> Iterator[_Claim]:
+def _sum_claims(layer: int, values: dict[str, Tensor], *, parallel: bool, factor: float) -> Iterator[Claim]:
     pre, head, attention, mid, neurons, mlp, post = (
         f"{kind}.{layer}" for kind in ("resid_pre", "head", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post")
     )
 
-    def claim(terms: tuple[str, ...], total: str, refuses: tuple[str, ...]) -> _Claim:
+    def claim(terms: tuple[str, ...], total: str, refuses: tuple[str, ...]) -> Claim:
         def error() -> float:
             parts = [values[term] * (factor if term in (attention, mlp) else 1.0) for term in terms]
-            return _sum_error(parts, values[total])
+            return sum_error(parts, values[total])
 
-        return _Claim(f"{' + '.join(terms)} = {total}", refuses, error)
+        return Claim(f"{' + '.join(terms)} = {total}", refuses, error)
 
     if factor != 1:
         text = "what the residual stream gains is the branch itself"
-        yield _Claim(text, (attention, mlp), lambda: abs(factor - 1))
+        yield Claim(text, (attention, mlp), lambda: abs(factor - 1))
 
     if parallel:
         yield claim((pre, attention, mlp), post, (head, attention, neurons, mlp))
@@ -201,14 +171,17 @@ def _sum_claims(layer: int, values: dict[str, Tensor], *, parallel: bool, factor
 
 def _branch_claims(
     layer: int, values: dict[str, Tensor], model: PreTrainedModel, architecture: Architecture
-) -> Iterator[_Claim]:
+) -> Iterator[Claim]:
     config, module = model.config, model.base_model.get_submodule(f"{architecture.layers}.{layer}")
-    heads = config.num_attention_heads
-    sizes = (getattr(config, key, None) for key in ("v_head_dim", "head_dim"))
-    d_head = next(filter(None, sizes), config.hidden_size // heads)
     neurons = getattr(config, architecture.neurons, None) or 4 * config.hidden_size
     branches = (
-        ("head", "attn_out", architecture.attention, architecture.attention_norm, heads * d_head),
+        (
+            "head",
+            "attn_out",
+            architecture.attention,
+            architecture.attention_norm,
+            config.num_attention_heads * d_head(config),
+        ),
         ("mlp", "mlp_out", architecture.mlp, architecture.mlp_norm, neurons),
     )
     for kind, result, projection, norm, width in branches:
@@ -220,20 +193,20 @@ def _branch_claims(
             vector = values[site]
             for step in steps:
                 vector = module.get_submodule(step)(vector)
-            return _distance(vector, values[out])
+            return distance(vector, values[out])
 
-        yield _Claim(f"{' then '.join(steps)} of {site} = {out}", (site,), branch_error)
-        yield _Claim(f"width of {site} = {width}", (site,), lambda s=site, w=width: abs(values[s].shape[-1] / w - 1))
+        yield Claim(f"{' then '.join(steps)} of {site} = {out}", (site,), branch_error)
+        yield Claim(f"width of {site} = {width}", (site,), lambda s=site, w=width: abs(values[s].shape[-1] / w - 1))
 
 
 def _input_claims(
     layer: int, values: dict[str, Tensor], model: PreTrainedModel, architecture: Architecture
-) -> Iterator[_Claim]:
+) -> Iterator[Claim]:
     block, site = model.base_model.get_submodule(f"{architecture.layers}.{layer}"), f"mlp_in.{layer}"
     reader, norm, mid = architecture.mlp_reader, architecture.resid_mid, f"resid_mid.{layer}"
     if architecture.has_resid_mid(model.config) and norm != reader:
         text = f"{norm} of {mid} = {site}"
-        yield _Claim(text, (site,), lambda: _distance(block.get_submodule(norm)(values[mid]), values[site]))
+        yield Claim(text, (site,), lambda: distance(block.get_submodule(norm)(values[mid]), values[site]))
     dense = architecture.mlp if f"mlp.{layer}" in values else None
     result = f"mlp.{layer}" if dense else f"mlp_out.{layer}"
 
@@ -244,9 +217,9 @@ def _input_claims(
         if not architecture.neurons_by:
             end = Point(block.get_submodule(dense), "input") if dense else None
             vectors = _run_mlp(block.get_submodule(reader), vectors, end=end)
-        return _distance(vectors, values[result])
+        return distance(vectors, values[result])
 
-    yield _Claim(f"{' then '.join(architecture.neurons_by) or reader} of {site} = {result}", (site,), error)
+    yield Claim(f"{' then '.join(architecture.neurons_by) or reader} of {site} = {result}", (site,), error)
 
 
 def _run_mlp(mlp: nn.Module, vectors: Tensor, *, end: Point | None) -> Tensor:
@@ -255,16 +228,3 @@ def _run_mlp(mlp: nn.Module, vectors: Tensor, *, end: Point | None) -> Tensor:
     # BLOOM and MPT also hand over the stream that the MLP adds to behind its neurons.
     needed = [value for value in signature(mlp.forward).parameters.values() if value.default is value.empty]
     return record(lambda: mlp(*(vectors for _ in needed)), [end], last=end)[0][1]
-
-
-def _distance(measured: Tensor, wanted: Tensor) -> float:
-    """Largest difference, relative to the largest value wanted."""
-    if measured.shape != wanted.shape:
-        raise RuntimeError(f"shape {tuple(measured.shape)}, wanted {tuple(wanted.shape)}")
-    return float((measured.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp_min(1e-30))
-
-
-def _sum_error(terms: list[Tensor], total: Tensor) -> float:
-    """Largest difference of a coordinate, relative to the sizes of that coordinate's own terms."""
-    parts = torch.stack([*(term.float() for term in terms), -total.float()])
-    return float((parts.sum(0).abs() / parts.abs().sum(0).clamp_min(1e-30)).max())

@@ -66,9 +66,9 @@ def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
         return Direction(torch.zeros(subject.d_model, device=subject.device), exact=True)
     projection, norm = branch(subject, source.writes)
     if projection is not None:
-        vector = _without_bias(projection, vector)
+        vector = without_bias(projection, vector)
     if norm is not None:
-        vector = _pass_norm(norm, vector)
+        vector = pass_norm(norm, vector)
     if projection is not None:
         vector = vector * subject.architecture.branch_factor(subject.model.config)
     exact = norm is None and not source.rescales
@@ -82,10 +82,10 @@ def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
     Divided by the final norm's denominator at a position, these add up over all parts of the residual stream, and
     with what the norm's and the unembedding's biases give, to the logits there before a soft-cap.
     """
-    normed = _pass_norm(subject.model.base_model.get_submodule(subject.architecture.final_norm), vector)
+    normed = pass_norm(subject.model.base_model.get_submodule(subject.architecture.final_norm), vector)
     head = subject.model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a subject has an unembedding"
-    return _without_bias(head, normed) * subject.architecture.logit_factor(subject.model.config)
+    return without_bias(head, normed) * subject.architecture.logit_factor(subject.model.config)
 
 
 def promoted(subject: Subject, source: Source, feature: Feature, *, count: int = 10) -> Promoted:
@@ -130,11 +130,23 @@ def branch(subject: Subject, site: str) -> tuple[nn.Module | None, nn.Module | N
     return module(projection), module(norm)
 
 
-def _pass_norm(norm: nn.Module, vector: Tensor) -> Tensor:
+def pass_norm(norm: nn.Module, vector: Tensor) -> Tensor:
     """What a norm makes of a part of its input but for the division: the mean out of a LayerNorm's, times the gain."""
     part = vector - vector.mean() if takes_mean_out(norm, len(vector)) else vector
     size = part.square().mean().sqrt()
-    return _without_bias(norm, part * (_LARGE / size)) * size if size > 0 else part
+    return without_bias(norm, part * (_LARGE / size)) * size if size > 0 else part
+
+
+@torch.inference_mode()
+def pull_back(norm: nn.Module, direction: Tensor) -> Tensor:
+    """The direction before a norm of which this is the direction behind it, but for the division: its transpose.
+
+    What a part x of the norm's input gives along `direction`, (width,), is x · pull_back(direction).
+    """
+    signs = torch.ones_like(direction)
+    signs[1::2] = -1  # Their mean is zero, as the width is even, so that a norm that takes the mean out leaves them.
+    pulled = pass_norm(norm, signs) * signs * direction
+    return pulled - pulled.mean() if takes_mean_out(norm, len(direction)) else pulled
 
 
 def takes_mean_out(norm: nn.Module, width: int) -> bool:
@@ -156,8 +168,8 @@ def _device_of(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
 
 
-def _without_bias(module: nn.Module, vector: Tensor) -> Tensor:
-    """What a module makes of a vector, float32, with its bias at zero. It computes in its own dtype."""
+def without_bias(module: nn.Module, vector: Tensor) -> Tensor:
+    """What a module makes of a vector, or of rows, float32, with its bias at zero. It computes in its own dtype."""
     dtype = _dtype_of(module, vector)
     bias = {name: torch.zeros_like(value) for name, value in module.named_parameters() if name == "bias"}
     return functional_call(module, bias, (vector[None].to(dtype),))[0].float()

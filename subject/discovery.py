@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .architecture import ARCHITECTURES, SOFTCAP, Architecture
+from .architecture import ARCHITECTURES, SOFTCAP, Architecture, Projections, d_head, kv_heads
+from .attention_claims import pointing_error
 from .errors import NeuronautError
 
 CLOSE = 1e-4
@@ -74,6 +75,7 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
         attention_norm=attention.norm,
         mlp_norm=mlp.norm,
         experts=None if dense else mlp.projection,
+        projections=_find_projections(calls, attention.projection, model.config),
         neurons_by=_find_steps(calls, mlp.projection, model.config.hidden_size),
         parallel=mid is None,
         neurons=(dense and _key_of(model.config.to_dict(), _width_in(module))) or "intermediate_size",
@@ -167,6 +169,31 @@ def _branches(calls: list[_Call], width: int) -> Iterator[_Branch]:
     for i, call in enumerate(calls):
         if next(call.module.children(), None) is not None and call.given.shape[-1] == width:
             yield _Branch(call.path, None, call.given, i)
+
+
+def _find_projections(calls: list[_Call], output: str, config: PreTrainedConfig) -> Projections:
+    """What gives queries, keys and values beside an output projection: the values are where the outputs of the first
+    token point, which attends to itself alone; three modules, or one that is laid out as in a family of the table.
+    """
+    beside, heads, kv = output.rpartition(".")[0] + ".", config.num_attention_heads, kv_heads(config)
+    outputs = next(call.taken for call in calls if call.path == output)
+
+    def is_value(values: Tensor) -> bool:
+        fits = values.shape[-1] == kv * d_head(config) and outputs.shape[-1] == heads * d_head(config)
+        return fits and pointing_error(outputs[:, :1], values[:, :1], heads=heads, kv=kv) <= CLOSE
+
+    near = [call for call in calls if call.path.startswith(beside) and call.path != output]
+    near = [call for call in near if _is_projection(call.module, config.hidden_size)]
+    names = {call.path: call.path.removeprefix(beside) for call in near}
+    for call in near:
+        others = [names[other.path] for other in near if other is not call]
+        if len(others) == 2 and is_value(call.given):
+            return Projections((*others, names[call.path]))
+        for layout in {row.projections._replace(modules=(names[call.path],)) for row in ARCHITECTURES.values()}:
+            part = layout.parts(config)["value"]
+            if call.given.shape[-1] == part.groups * part.size and is_value(part.take(call.given)):
+                return layout
+    return Projections()
 
 
 def _find_steps(calls: list[_Call], projection: str, width: int) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Every hook lives inside a `with` block, so an exception leaves none behind. A hook's tensor is the
 module's first positional argument (or `hidden_states`) on the input side, and its output (or the
-output tuple's first element) on the output side.
+output tuple's first element) on the output side, or the part of it that the point is about.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .architecture import Side
+from .architecture import Part, Side
 
 
 class Point(NamedTuple):
@@ -24,6 +24,8 @@ class Point(NamedTuple):
     """Whether the model goes on with a copy, since it would change what passed in place."""
     joined: nn.Module | None = None
     """Where all rows pass as one: a module whose input still has them apart."""
+    part: Part | None = None
+    """The coordinates that are meant; all of them where it is None."""
 
 
 class _Stop(Exception):
@@ -34,10 +36,22 @@ class _Stop(Exception):
 def attach(point: Point, function: Callable[[Tensor], Tensor | None]) -> Generator[None]:
     """Within the block, call `function` on every tensor at `point`; where it returns one, that one flows on instead."""
     with ExitStack() as hooks:
+        if point.part is not None:
+            function = _take_part(point.part, function)
         if point.joined is not None:
             function = _keep_rows(point.joined, function, hooks)
         hooks.enter_context(_hook(point, function))
         yield
+
+
+def _take_part(part: Part, function: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+    """The function for a whole tensor, of which it is given the part."""
+
+    def apply(whole: Tensor) -> Tensor | None:
+        result = function(part.take(whole))
+        return None if result is None else part.put(whole, result)
+
+    return apply
 
 
 def _keep_rows(

@@ -31,8 +31,8 @@ from transformers.utils import logging
 
 from .address import name_random, split_random
 from .architecture import ARCHITECTURES
+from .claims import ROUNDING
 from .config_check import blame_layers, blame_shape, check_model
-from .conformance import ROUNDING
 from .discovery import find_blocks
 from .errors import NeuronautError
 from .json_files import read_json

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .address import SourceId
-from .architecture import Architecture
+from .architecture import Architecture, kv_heads
 from .conformance import prove
 from .convention import Convention, TextReader, choose_convention
 from .discovery import architecture_of
@@ -37,7 +37,7 @@ class Subject(TextReader):
     Attributes: `name` (on the command line and in feature addresses), `model` (in eval mode, no
     parameter requires a gradient), `tokenizer`, `device`, `sites` (the proven ones, in forward
     order), `refused` (site -> why it could not be proven), `checks` (the identities that were measured), `n_layers`,
-    `n_heads`, `d_model`, `convention` (how text becomes rows), `context` (the most positions a row may have).
+    `n_heads` (query heads), `d_model`, `convention` (how text becomes rows), `context` (the most positions of a row).
 
     >>> subject = Subject.load("demo")
     >>> subject.read(Batch.of(subject, ["import os"]).tokens, ["mlp.1"])["mlp.1"].shape[-1] == subject.width("mlp.1")
@@ -135,6 +135,13 @@ class Subject(TextReader):
         self._point(site)
         return self._widths[site]
 
+    def heads(self, site: str) -> int | None:
+        """How many heads have their vectors side by side at `site`: query heads or key/value heads; None elsewhere."""
+        kind = site.partition(".")[0]
+        if kind in ("key", "value"):
+            return kv_heads(self.model.config)
+        return self.n_heads if kind in ("query", "head", "pattern", "score") else None
+
     @torch.inference_mode()
     def read(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
         """The vectors at `sites`, from one forward pass that stops after the last of them.
@@ -227,6 +234,11 @@ class Subject(TextReader):
             return self._points[site]
         if site in self.refused:
             raise NeuronautError(f"site {site} of {self.name} is refused: {self.refused[site]}")
+        if site.startswith(("pattern.", "score.")):
+            raise NeuronautError(
+                f"{site} is no site of vectors, because it has a number for each pair of tokens; edit it, as in "
+                f"`run --edit {site}:0=0`, or read query, key or head of that layer"
+            )
         raise NeuronautError(f"{self.name} has no site {site!r}; it has {join_sites(self.sites)}")
 
     def _check_tokens(self, tokens: Tensor) -> Tensor:

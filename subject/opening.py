@@ -11,6 +11,9 @@ from .directions import apply
 from .errors import NeuronautError
 from .formats import load_dictionary
 from .formats_folds import Affine
+from .head_norms import NAME as HEAD_NORMS
+from .head_norms import HeadNorms
+from .head_writes import ALONG, HeadWrites
 from .model import Subject
 from .sources import Neurons, Source
 
@@ -34,7 +37,11 @@ def open_source(subject: Subject, source: SourceId, *, path: str | None = None) 
     """
     if source.dictionary is None:
         return Neurons(source, subject.width(source.site))
+    if path is not None and path.startswith(ALONG):
+        return HeadWrites.of(subject, source, path.removeprefix(ALONG))
     location = path or built_in(source)
+    if location is None and source.dictionary == HEAD_NORMS:
+        return HeadNorms.of(subject, source)
     if location is None:
         raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
     return open_dictionary(subject, source, str(location))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-from neuronaut.causal.attention import patterns
 from neuronaut.causal.logit_attribution import logit_attribution
 from neuronaut.causal.prompts import Batch
 from neuronaut.subject.architecture import ARCHITECTURES, Architecture
+from neuronaut.subject.attention import patterns
+from neuronaut.subject.attention_claims import KINDS
 from neuronaut.subject.conformance import EXPERTS, prove, unembed
 from neuronaut.subject.discovery import discover
 from neuronaut.subject.errors import NeuronautError
@@ -67,6 +68,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 FIRST_PROJECTIONS = ("c_fc", "fc_in", "h_to_4h", "fc1", "up_proj", "mlp.gate", "router")
 """Parts of the names of modules that take the MLP's input: projections, and what chooses experts."""
+NO_HEADS = ("diffllama", "deepseek_v2", "deepseek_v3")
+"""The families whose heads have no queries, keys and values of their own: two patterns each, or keys from a latent."""
+NO_PATTERN = ("falcon", "xglm", "diffllama", "gpt_oss")
+"""The families whose attention is not one softmax of PyTorch's over the tokens."""
 every_family = pytest.mark.parametrize("family", ARCHITECTURES)
 
 
@@ -87,16 +92,20 @@ def test_every_row_is_proven_and_found_without_the_table(family: str) -> None:
     found = prove(model, row)
     scaled = {f"{kind}.{layer}" for kind in ("attn_out", "mlp_out") for layer in range(3)}
     experts = {f"mlp.{layer}" for layer in range(model.config.num_hidden_layers) if _has_experts(model, row, layer)}
-    assert set(found.refused) == (scaled if family == "granite" else experts), found.refused
+    heads = {f"{kind}.{layer}" for kind in KINDS for layer in range(3)} if family in NO_HEADS else set[str]()
+    assert set(found.refused) == heads | (scaled if family == "granite" else experts), found.refused
     assert {found.refused[site] for site in experts} <= {EXPERTS}
     kinds = {site.partition(".")[0] for site in found.points}
     assert ("resid_mid" in kinds) == row.has_resid_mid(model.config)
     # What is multiplied before it is added, or joined to one row, is no sum that can be looked for; and the first block
     # is taken to stand for all.
     if family not in ("granite", "opt", "deepseek_v2", "deepseek_v3"):
-        assert discover(model, name=family).ports(model.config) == {
-            site: port._replace(copied=False) for site, port in row.ports(model.config).items() if site not in experts
-        }
+        rows = (discover(model, name=family), row)
+        ports, known = (
+            {site: port._replace(copied=False) for site, port in any_row.ports(model.config).items()}
+            for any_row in rows
+        )
+        assert ports == {site: port for site, port in known.items() if site not in experts}
 
 
 def _has_experts(model: PreTrainedModel, row: Architecture, layer: int) -> bool:
@@ -138,6 +147,30 @@ def test_mlp_in_is_what_the_first_projections_take(family: str) -> None:
     plain = subject.read(TOKENS, ["head.1", "resid_post.1"])
     assert not edited["mlp_in.1"].any() and torch.equal(edited["head.1"], plain["head.1"])
     assert not torch.allclose(edited["resid_post.1"], plain["resid_post.1"], atol=1e-3)
+
+
+@every_family
+def test_head_is_what_attention_makes_of_query_key_and_value(family: str) -> None:
+    """Against the scores and the pattern that the model computes, where its softmax can be watched."""
+    subject = Subject(tiny(family), byte_tokenizer(), name=family)
+    if family in NO_HEADS:
+        with pytest.raises(NeuronautError, match="site value.1 of .* is refused: "):
+            subject.read(TOKENS, ["value.1"])
+        return
+    values = subject.read(TOKENS, ["query.1", "key.1", "value.1", "head.1"])
+    kv = subject.heads("value.1")
+    assert kv and subject.heads("query.1") == HEADS and kv == subject.heads("key.1")
+    assert (
+        values["query.1"].shape[-1] // HEADS == values["key.1"].shape[-1] // kv == values["head.1"].shape[-1] // HEADS
+    )
+    per_head = values["value.1"].unflatten(-1, (kv, -1)).repeat_interleave(HEADS // kv, 2).transpose(1, 2)
+    if family not in NO_PATTERN:
+        mixed = patterns(subject, TOKENS, [1])[1] @ per_head
+        torch.testing.assert_close(mixed.transpose(1, 2).flatten(2), values["head.1"], rtol=1e-4, atol=1e-4)
+    half = {f"{kind}.1": torch.zeros_like for kind in KINDS}
+    with subject.editing(half):
+        edited = subject.read(TOKENS, [*half, "head.1"])
+    assert not any(vectors.any() for vectors in edited.values())
 
 
 @every_family
@@ -203,7 +236,7 @@ def image_model(family: str) -> PreTrainedModel:
 def test_the_text_of_an_image_model_is_read_by_its_text_class(family: str) -> None:
     whole = image_model(family)
     subject = Subject(take_text_tower(whole, name=family), byte_tokenizer(), name=family)
-    assert len(subject.sites) == 25 and not subject.refused
+    assert len(subject.sites) == 34 and not subject.refused
     with torch.no_grad():
         torch.testing.assert_close(subject.logits(TOKENS), whole(input_ids=TOKENS, use_cache=False).logits)
     assert take_text_tower(subject.model, name=family) is subject.model
@@ -240,7 +273,7 @@ def test_what_a_mutated_block_adds_is_not_found(family: str) -> None:
 def test_patterns_are_proven_or_refused_by_name(family: str) -> None:
     """Falcon and XGLM take another softmax, DiffLlama two, and gpt-oss has a sink beside the tokens."""
     subject = Subject(tiny(family), byte_tokenizer(), name=family)
-    if family in ("falcon", "xglm", "diffllama", "gpt_oss"):
+    if family in NO_PATTERN:
         with pytest.raises(NeuronautError, match="its attention calls softmax"):
             patterns(subject, TOKENS, [1])
         return

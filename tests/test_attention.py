@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 from transformers.models.gpt2 import modeling_gpt2
+from transformers.models.llama import modeling_llama
 
-from neuronaut.causal.attention import eager, patterns
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch
+from neuronaut.subject.attention import eager, patterns, scores
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.families import FAMILIES, HEADS, tiny_subject, tiny_tokens
@@ -58,7 +59,8 @@ def test_patterns_are_what_transformers_reports(family: str) -> None:
 def test_writing_what_was_there_leaves_every_bit(family: str) -> None:
     subject = tiny_subject(family)
     own = {f"pattern.{layer}": pattern for layer, pattern in patterns(subject, TOKENS, LAYERS).items()}
-    for text in ("pattern.{}=patch@every", "pattern.{}*=1"):
+    own |= {f"score.{layer}": found for layer, found in scores(subject, TOKENS, LAYERS).items()}
+    for text in ("pattern.{}=patch@every", "pattern.{}*=1", "score.{}=patch@every", "score.{}+=0"):
         texts = [text.format(layer) for layer in LAYERS]
         assert torch.equal(edited(subject, *texts, materials=Materials(source_runs=own), may_idle=True), plain(subject))
 
@@ -114,6 +116,40 @@ def test_one_heads_edge_by_hand(family: str) -> None:
             z = subject.read(TOKENS, ["head.1"])["head.1"].unflatten(-1, (HEADS, -1))
         torch.testing.assert_close(z, torch.einsum("rhqk,rkhd->rqhd", wanted, values), rtol=1e-4, atol=1e-5)
         assert ledger.reports[0].max_change == pytest.approx(float((wanted - weights).abs().max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_scores_are_queries_at_keys(family: str) -> None:
+    """Rotated where the family rotates, scaled, and masked."""
+    subject = tiny_subject(family)
+    vectors = subject.read(TOKENS, ["query.1", "key.1"])
+    query, key = (
+        vectors[site].unflatten(-1, (subject.heads(site) or 0, -1)).transpose(1, 2) for site in ("query.1", "key.1")
+    )
+    if family == "llama":
+        turns = subject.model.base_model.rotary_emb(query, torch.arange(POSITIONS)[None])
+        query, key = modeling_llama.apply_rotary_pos_emb(query, key, *turns)
+    each = key.repeat_interleave(HEADS // key.shape[1], 1)
+    wanted = query @ each.transpose(-1, -2) / query.shape[-1] ** 0.5
+    masked = wanted.masked_fill(~allowed_of(family, 1), -torch.inf)
+    torch.testing.assert_close(scores(subject, TOKENS, [1])[1], masked, rtol=1e-4, atol=1e-5)
+
+
+@every_family
+def test_an_edited_score_goes_through_the_softmax(family: str) -> None:
+    subject = tiny_subject(family)
+    plain_scores, plain_patterns = scores(subject, TOKENS, [1])[1], patterns(subject, TOKENS, [1])[1]
+    torch.testing.assert_close(plain_scores.softmax(-1), plain_patterns)
+    eye = {"pattern.1": torch.eye(POSITIONS).expand(3, HEADS, -1, -1)}
+    with apply(subject, BATCH, [Edit.parse("pattern.1=patch@every")], materials=Materials(source_runs=eye)):
+        values = subject.read(TOKENS, ["head.1"])["head.1"].unflatten(-1, (HEADS, -1))
+    for change, edit in (("=0", lambda score: 0 * score), ("+=1.5", lambda score: score + 1.5)):
+        changed = plain_scores.clone()
+        changed[:, 2, 8, 6] = edit(changed[:, 2, 8, 6])
+        with apply(subject, BATCH, [Edit.parse(f"score.1:2{change}@8>6")]):
+            z = subject.read(TOKENS, ["head.1"])["head.1"].unflatten(-1, (HEADS, -1))
+        wanted = torch.einsum("rhqk,rkhd->rqhd", changed.softmax(-1), values)
+        torch.testing.assert_close(z, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_edge_that_the_mask_forbids_cannot_be_written() -> None:

@@ -281,7 +281,7 @@ def test_a_row_stops_and_the_others_go_on() -> None:
         (["mlp.1:3*=1"], {}, r"edit mlp.1:3\*=1 changed nothing at mlp.1 in 4 forward passes: the unit already"),
         (["mlp.9:3=1"], {}, "has no site 'mlp.9'"),
         (["mlp.1:96=1"], {}, "there is no unit 96"),
-        (["pattern.1:3=0"], {}, "attention pattern, which grows with the row; edit head.1 instead"),
+        (["pattern.1:3=0"], {}, "attention weights, which grow with the row; edit head.1 instead"),
         (["mlp.1:3+=noise"], {}, "values for the prompt's positions only.*scope='prefill'"),
         (["mlp.1=patch"], {"scope": "prefill"}, "needs a source run at mlp.1, .* there is none"),
         (["mlp.1:3+=1q"], {}, "needs a reference at mlp.1"),

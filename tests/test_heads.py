@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from neuronaut.causal.attention import patterns
 from neuronaut.causal.heads import KINDS, HeadScore, Kind, head_scores, repeated_tokens
 from neuronaut.causal.prompts import Batch
+from neuronaut.subject.attention import patterns
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.circuits import gate, induction

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from neuronaut.causal.attention import patterns
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.grids import Grid, sites_of
 from neuronaut.causal.heads import Kind, head_scores, repeated_tokens
@@ -23,6 +22,7 @@ from neuronaut.causal.logit_attribution import logit_attribution
 from neuronaut.causal.measures import Direction, Effect
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.sweeps import sweep
+from neuronaut.subject.attention import patterns
 from neuronaut.subject.model import Subject
 from tests.families import CONTEXT, D_MODEL, HEADS, VOCABULARY, byte_tokenizer, tiny_model, tiny_tokens
 

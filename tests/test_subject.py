@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from neuronaut.subject.architecture import ARCHITECTURES, Architecture, Port
+from neuronaut.subject.architecture import ARCHITECTURES, Architecture, Port, Projections
 from neuronaut.subject.conformance import unembed
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject, join_sites
@@ -59,7 +59,19 @@ def layer_of(subject: Subject, index: int) -> Any:
 @every_family
 def test_every_site_is_proven(family: str) -> None:
     subject = tiny_subject(family)
-    kinds = ["resid_pre", "head", "attn_out", "resid_mid", "mlp_in", "mlp", "mlp_out", "resid_post"]
+    kinds = [
+        "resid_pre",
+        "query",
+        "key",
+        "value",
+        "head",
+        "attn_out",
+        "resid_mid",
+        "mlp_in",
+        "mlp",
+        "mlp_out",
+        "resid_post",
+    ]
     if family == "gpt_neox":
         kinds.remove("resid_mid")
     assert subject.refused == {}
@@ -240,6 +252,18 @@ def test_activation_function_as_neurons_is_refused(monkeypatch: pytest.MonkeyPat
         pytest.param("gpt2", {"final_norm": "h.0.ln_1"}, "resid_post.2", id="wrong final norm"),
         pytest.param("gpt2", {"attention": "attn.c_porj"}, "head.0", id="no such module"),
         pytest.param("gpt2", {"neurons": "n_embd"}, "mlp.0", id="wrong width"),
+        pytest.param("gpt2", {"projections": Projections(("c_attn",), groups=0)}, "value.0", id="thirds by head"),
+        pytest.param("gpt2", {"projections": Projections(("c_proj",))}, "key.0", id="a projection of another width"),
+        pytest.param("gpt_neox", {"projections": Projections(("query_key_value",))}, "value.0", id="heads by thirds"),
+        pytest.param(
+            "gpt_neox",
+            {"projections": Projections(("query_key_value",), groups=0, order=("key", "query", "value"))},
+            "query.0",
+            id="keys as queries",
+        ),
+        pytest.param(
+            "llama", {"projections": Projections(("q_proj", "v_proj", "k_proj"))}, "key.0", id="values as keys"
+        ),
         pytest.param("llama", {"neurons_by": ("self_attn.q_proj",)}, "mlp_in.0", id="attention's input as the MLP's"),
         pytest.param("llama", {"neurons_by": ("mlp.gate_proj", "mlp.act_fn")}, "mlp_in.0", id="gate without up"),
     ],
@@ -389,7 +413,7 @@ def test_bad_tokens_are_refused(tokens: Tensor, message: str) -> None:
 
 def test_unknown_sites_name_the_known_ones() -> None:
     subject = tiny_subject("gpt_neox")
-    with pytest.raises(NeuronautError, match=r"no site 'mlp.3'; it has embed, resid_pre.0-2, head.0-2, .*mlp.0-2"):
+    with pytest.raises(NeuronautError, match=r"no site 'mlp.3'; it has embed, resid_pre.0-2, query.0-2, .*mlp.0-2"):
         subject.read(TOKENS, ["mlp.3"])
     with pytest.raises(NeuronautError, match="no site 'resid_mid.0'"):
         subject.width("resid_mid.0")

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...subject.attention import eager, watch_patterns
 from ...subject.model import Subject
-from ..attention import eager, watch_patterns
 from ..batched import observe
 from ..prompts import Batch
 from ..runs import logits_at, resumable, resume

@@ -35,8 +35,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ...subject.attention import prove
 from ...subject.model import Subject
-from ..attention import prove
 from ..logit_attribution import logit_attribution
 from ..measures import mean
 from ..runs import resumable

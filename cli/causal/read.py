@@ -249,7 +249,7 @@ def _draw_scores(subject: "Subject", scores: "Sequence[HeadScore]", picture: str
 
 
 def _show_head(subject: "Subject", questions: Questions, head: str, top: int, picture: str | None, form: Form) -> None:
-    from ...causal.attention import patterns
+    from ...subject.attention import patterns
 
     match = re.fullmatch(r"(?:head|pattern)\.(\d+):(\d+)", head)
     if match is None or int(match[2]) >= subject.n_heads:

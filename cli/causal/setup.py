@@ -165,7 +165,10 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
     dictionaries: dict[str, Dictionary] = {}
     for name in ids:
         (source,) = open_sources(subject, [name], load_options if name in own else LoadOptions(), name=None)
-        assert isinstance(source, Dictionary), "the id has a dictionary"
+        if not isinstance(source, Dictionary):
+            raise NeuronautError(
+                f"{name} is no dictionary, and commands edit units and dictionaries; of heads edit {source.id.site}:0"
+            )
         dictionaries[name] = source
     return dictionaries
 

@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from ...subject.address import SourceId
 from ...subject.errors import NeuronautError
+from ...subject.head_norms import HeadNorms
+from ...subject.head_writes import HeadWrites
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
 from ..corpus import Corpus
 from ..records import ExampleList, HarvestResult, Kind, SourceResult, TokenCounts
 from ..splits import Splits, assign
 from .activations import TILE_ROWS, neurons, tiles
+from .attended import find_attended, find_refusal
 from .lists import Lists
 from .massive import norm_limits, sample_windows
 from .mining import mine
@@ -163,8 +167,17 @@ def finish(
             "dtype": subject.dtype,
             "convention": asdict(subject.convention),
             "counts": asdict(counts),
+            **_describe_heads(subject, sources),
         },
     )
+
+
+def _describe_heads(subject: Subject, sources: Sequence[Source]) -> dict[str, object]:
+    """Why the examples of heads have no source tokens; nothing where they have them, or there are no heads."""
+    heads = (str(source.id) for source in sources if isinstance(source, HeadNorms | HeadWrites))
+    reasons = {name: find_refusal(subject, SourceId.parse(name).site) for name in heads}
+    refused = {name: reason for name, reason in reasons.items() if reason}
+    return {"no_source_tokens": refused} if refused else {}
 
 
 def _count_tokens(state: HarvestState) -> TokenCounts:
@@ -187,6 +200,8 @@ def _source_result(
             lists[kind] = ExampleList(
                 feature.astype(np.int32), window.astype(np.int32), part.activations[feature, slot]
             )
+    if isinstance(source, HeadNorms | HeadWrites) and find_refusal(subject, source.id.site) is None:
+        lists = {kind: find_attended(subject, source, part, state.table.tokens) for kind, part in lists.items()}
     return SourceResult(
         source=str(source.id),
         kind=subject.unit_kind if isinstance(source, Neurons) else _dictionary_kind(source),

@@ -179,13 +179,14 @@ def _copy_harvest(connection: sqlite3.Connection, name: str) -> None:
     ours = np.zeros(ids[:, 0].max(initial=0) + 1, np.int64)
     ours[ids[:, 0]] = ids[:, 1]
     theirs = connection.execute(
-        f"SELECT our_id, kind, n, windows, activations FROM other.examples JOIN {_FEATURE_IDS} ON their_id = feature_id"
-        " WHERE name = ? ORDER BY other.examples.rowid",
+        f"SELECT our_id, kind, n, activations, keys, weights, windows FROM other.examples JOIN {_FEATURE_IDS}"
+        " ON their_id = feature_id WHERE name = ? ORDER BY other.examples.rowid",
         [name],
     )
     connection.executemany(
-        "INSERT INTO main.examples (feature_id, kind, n, windows, activations) VALUES (?, ?, ?, ?, ?)",
-        ((feature, kind, n, pack_ids(ours[unpack_ids(windows)]), blob) for feature, kind, n, windows, blob in theirs),
+        "INSERT INTO main.examples (feature_id, kind, n, activations, keys, weights, windows)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        ((*rest, pack_ids(ours[unpack_ids(windows)])) for *rest, windows in theirs),
     )
     connection.execute(
         "INSERT INTO main.harvests SELECT ours.id, digest, corpus, tokens, window, provenance, created"

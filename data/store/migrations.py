@@ -441,6 +441,12 @@ _INDEX_OF_HEADLINES = (
 )
 
 
+def m012_attended(db: Database) -> None:
+    """Of the examples of heads: the token that the head attends to most at the example's peak, and how much."""
+    for column in ("keys", "weights"):
+        db.conn.execute(f"ALTER TABLE examples ADD COLUMN {column} BLOB")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -453,4 +459,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m009_seals,
     m010_labels,
     m011_ranks,
+    m012_attended,
 )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
 from ..codec import grams, unpack_activations, unpack_ids
-from ..records import PARTS, Evidence, Example, Kind, Split, Statistics
+from ..records import PARTS, Attended, Evidence, Example, Kind, Split, Statistics
 from ..splits import part
 
 _CACHED_WINDOWS = 10_000
@@ -100,7 +100,13 @@ class Windows:
                 )
 
 
-_Entry = tuple[_Window, Kind, NDArray[np.float32]]
+class _Entry(NamedTuple):
+    """A window as an example of a feature."""
+
+    window: _Window
+    kind: Kind
+    activations: NDArray[np.float32]
+    attended: Attended | None
 
 
 def read_evidence(connection: sqlite3.Connection, windows: Windows, feature: Feature) -> Evidence:
@@ -112,25 +118,34 @@ def read_evidence(connection: sqlite3.Connection, windows: Windows, feature: Fea
     if row is None:
         raise missing_source(connection, feature.source)
     lists = connection.execute(
-        "SELECT kind, windows, activations FROM examples WHERE feature_id = ? ORDER BY rowid", [row["id"]]
+        "SELECT kind, windows, activations, keys, weights FROM examples WHERE feature_id = ? ORDER BY rowid",
+        [row["id"]],
     ).fetchall()
-    decoded: list[tuple[Kind, list[int], NDArray[np.float16]]] = [
-        (kind, unpack_ids(ids).tolist(), unpack_activations(blob)) for kind, ids, blob in lists
+    decoded: list[tuple[Kind, list[int], NDArray[np.float16], list[Attended | None]]] = [
+        (kind, (numbers := unpack_ids(ids).tolist()), unpack_activations(blob), _read_attended(len(numbers), *attended))
+        for kind, ids, blob, *attended in lists
     ]
-    by_id = windows.load((window for _, ids, _ in decoded for window in ids), feature.source.model)
-    entries: list[_Entry] = [
-        (by_id[window], kind, values[: len(by_id[window].ids)])
-        for kind, ids, rows in decoded
-        for window, values in zip(ids, rows.astype(np.float32), strict=True)
+    by_id = windows.load((window for _, ids, _, _ in decoded for window in ids), feature.source.model)
+    entries = [
+        _Entry(by_id[window], kind, values[: len(by_id[window].ids)], attended)
+        for kind, ids, rows, seen in decoded
+        for window, values, attended in zip(ids, rows.astype(np.float32), seen, strict=True)
     ]
     if feature.negative:
         entries = [
-            (window, kind, -values)
-            for window, positive_kind, values in entries
-            if (kind := _NEGATIVE_KINDS.get(positive_kind)) is not None
+            entry._replace(kind=kind, activations=-entry.activations)
+            for entry in entries
+            if (kind := _NEGATIVE_KINDS.get(entry.kind)) is not None
         ]
-        entries.sort(key=lambda entry: entry[1] != "top")
+        entries.sort(key=lambda entry: entry.kind != "top")
     return Evidence(feature, _statistics(row, negative=feature.negative), *_splits(entries))
+
+
+def _read_attended(count: int, keys: bytes | None, weights: bytes | None) -> list[Attended | None]:
+    if keys is None or weights is None:
+        return [None] * count
+    pairs = zip(unpack_ids(keys).tolist(), unpack_activations(weights)[:, 0].tolist(), strict=True)
+    return [Attended(*pair) for pair in pairs]
 
 
 def _splits(entries: Sequence[_Entry]) -> list[tuple[Example, ...]]:
@@ -138,10 +153,10 @@ def _splits(entries: Sequence[_Entry]) -> list[tuple[Example, ...]]:
     earlier: dict[int, _Window] = {}
     splits = []
     for split in PARTS:
-        in_split = [entry for entry in entries if entry[0].split == split]
-        leaking = _leaking({id(window): window for window, _, _ in in_split}, earlier.values())
-        clean = [entry for entry in in_split if id(entry[0]) not in leaking]
-        earlier |= {id(window): window for window, _, _ in clean}
+        in_split = [entry for entry in entries if entry.window.split == split]
+        leaking = _leaking({id(entry.window): entry.window for entry in in_split}, earlier.values())
+        clean = [entry for entry in in_split if id(entry.window) not in leaking]
+        earlier |= {id(entry.window): entry.window for entry in clean}
         splits.append(
             tuple(
                 Example(
@@ -152,8 +167,9 @@ def _splits(entries: Sequence[_Entry]) -> list[tuple[Example, ...]]:
                     split=window.split,
                     document=window.document,
                     window=window.digest,
+                    attended=attended,
                 )
-                for window, kind, values in clean
+                for window, kind, values, attended in clean
             )
         )
     return splits

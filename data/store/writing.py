@@ -72,7 +72,8 @@ def _write_source(
     )
     for kind, examples in source.lists.items():
         connection.executemany(
-            "INSERT INTO examples (feature_id, kind, n, windows, activations) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO examples (feature_id, kind, n, windows, activations, keys, weights)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             _example_rows(kind, examples, feature_ids, window_ids),
         )
     connection.execute(
@@ -83,7 +84,7 @@ def _write_source(
 
 
 def _list_arrays(examples: ExampleList, window_ids: NDArray[np.int64]) -> tuple[NDArray[np.generic], ...]:
-    return examples.features, window_ids[examples.windows], examples.activations
+    return examples.features, window_ids[examples.windows], examples.activations, *(examples.attended or ())
 
 
 def _upsert_source(connection: sqlite3.Connection, result: HarvestResult, source: SourceResult) -> int:
@@ -173,7 +174,7 @@ def _write_features(connection: sqlite3.Connection, source: SourceResult, source
 
 def _example_rows(
     kind: str, examples: ExampleList, feature_ids: Sequence[int], window_ids: NDArray[np.int64]
-) -> Iterator[tuple[int, str, int, bytes, bytes]]:
+) -> Iterator[tuple[int, str, int, bytes, bytes, bytes | None, bytes | None]]:
     if np.any(examples.features[1:] < examples.features[:-1]):
         raise ValueError(f"the {kind} examples are not sorted by feature")
     present, starts = np.unique(examples.features, return_index=True)
@@ -181,7 +182,16 @@ def _example_rows(
     for feature, start, end in zip(present.tolist(), starts.tolist(), ends.tolist(), strict=True):
         windows = pack_ids(window_ids[examples.windows[start:end]])
         activations = pack_activations(examples.activations[start:end])
-        yield feature_ids[feature], kind, end - start, windows, activations
+        keys, weights = examples.attended or (None, None)
+        yield (
+            feature_ids[feature],
+            kind,
+            end - start,
+            windows,
+            activations,
+            None if keys is None else pack_ids(keys[start:end]),
+            None if weights is None else pack_activations(weights[start:end, None]),
+        )
 
 
 def add_explanation(connection: sqlite3.Connection, explanation: Explanation, *, redo: bool) -> tuple[int, bool]:

@@ -137,7 +137,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     _check_folder(folder, about)
     try:
-        return _Run(id, feed, recipe, folder, corpus.name, about, watch or _Silent()).run()
+        return _Run(id, feed, recipe, folder, corpus=corpus.name, about=about, watch=watch or _Silent()).run()
     except _Stopped:
         return None
 

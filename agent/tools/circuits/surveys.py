@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ....causal.attention import patterns
 from ....causal.circuits.find import CircuitSettings, find_circuit
 from ....causal.heads import head_scores, repeated_tokens
 from ....causal.logit_attribution import logit_attribution
+from ....subject.attention import patterns
 from ....subject.errors import NeuronautError
 from ...loop.behaviour_lab import JOIN, BehaviourLab
 from ...loop.experiments import Design, Measured

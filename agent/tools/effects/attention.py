@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ....causal.attention import patterns
 from ....causal.circuits.nodes import Node
 from ....causal.heads import head_scores, repeated_tokens
 from ....causal.measures import mean
 from ....explainers.battery.places import Place
+from ....subject.attention import patterns
 from ....subject.errors import NeuronautError
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
