@@ -42,6 +42,7 @@ VERBS: Mapping[str, str] = {
     "attribute": "causal.attribute:attribute",
     "heads": "causal.read:heads",
     "probe": "causal.probe:probe",
+    "directions": "directions:directions",
     "patch": "causal.sweep:patch",
     "sweep": "causal.sweep:sweep",
     "circuit": "causal.circuit:circuit",

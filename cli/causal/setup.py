@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ...causal.edits import Edit
     from ...causal.intervene import Materials
     from ...causal.prompts import Batch
-    from ...subject.dictionary import Dictionary
     from ...subject.model import Subject
+    from ...subject.sources import Source
 
 WINDOW = 64
 """Tokens in a row of reference text, where the model has room for them."""
@@ -67,7 +67,7 @@ class CausalSetup:
 
     subject: "Subject"
     edits: "tuple[Edit, ...]"
-    dictionaries: "dict[str, Dictionary]"
+    dictionaries: "dict[str, Source]"
     """By `SITE@NAME`."""
     directions: "dict[str, Tensor]"
     """By name: (width of the site,)."""
@@ -145,10 +145,9 @@ def sites_named(subject: "Subject", texts: Iterable[str]) -> list[str]:
     return [site for text in texts for site in ([text] if "@" in text else sites_of(subject, text))]
 
 
-def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping[str, Any]) -> "dict[str, Dictionary]":
-    """The dictionaries `SITE@NAME`: the built-in ones, and the one that `dictionary_options` say."""
+def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping[str, Any]) -> "dict[str, Source]":
+    """The dictionaries and directions `SITE@NAME`: the built-in ones, and the one that `dictionary_options` say."""
     from ...subject.address import SourceId
-    from ...subject.dictionary import Dictionary
     from ...subject.opening import built_in
     from ..opening import LoadOptions, open_sources
 
@@ -159,10 +158,9 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
             f"--sae is one dictionary, and {', '.join(own) or 'nothing'} names one; write SITE@NAME for it, once"
         )
     load_options = LoadOptions(**{key: options[key] for key in ("sae", "norm_scale", "allow_pickle")})
-    dictionaries: dict[str, Dictionary] = {}
+    dictionaries: dict[str, Source] = {}
     for name in ids:
         (source,) = open_sources(subject, [name], load_options if name in own else LoadOptions(), name=None)
-        assert isinstance(source, Dictionary), "the id has a dictionary"
         dictionaries[name] = source
     return dictionaries
 

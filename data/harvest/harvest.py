@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from ...subject.direction_matrix import Directions
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
@@ -163,14 +164,28 @@ def finish(
             "dtype": subject.dtype,
             "convention": asdict(subject.convention),
             "counts": asdict(counts),
+            **_describe_directions(sources),
         },
     )
+
+
+def _describe_directions(sources: Sequence[Source]) -> dict[str, object]:
+    """The names of directions and how these were found, by source; nothing where there are none."""
+    matrices = [source for source in sources if isinstance(source, Directions)]
+    told = {str(source.id): {"names": list(source.names), "found": list(source.provenance)} for source in matrices}
+    return {"directions": told} if told else {}
 
 
 def _count_tokens(state: HarvestState) -> TokenCounts:
     given = state.given
     beyond = given.tokens - state.tokens
     return TokenCounts(given.tokens, beyond, state.special, own_bos=given.own_bos, spelled=given.spelled)
+
+
+def _kind(subject: Subject, source: Source) -> str:
+    if isinstance(source, Neurons):
+        return subject.unit_kind
+    return "directions" if isinstance(source, Directions) else "dictionary"
 
 
 def _source_result(
@@ -189,7 +204,11 @@ def _source_result(
             )
     return SourceResult(
         source=str(source.id),
-        kind=subject.unit_kind if isinstance(source, Neurons) else "dictionary",
+        kind=subject.unit_kind
+        if isinstance(source, Neurons)
+        else "directions"
+        if isinstance(source, Directions)
+        else "dictionary",
         width=source.width,
         signed=source.signed,
         revision=source.revision,
@@ -219,7 +238,7 @@ def harvest(
 ) -> HarvestResult:
     """Collect the evidence for every feature of `sites` over the corpus and write it to the store.
 
-    `sites` are site names (their neurons) or sources (dictionaries). `tokens` bounds the corpus tokens
+    `sites` are site names (their neurons) or sources (dictionaries, directions). `tokens` bounds the corpus tokens
     read (None: all), `window` is the number of tokens in a window. `paths` are the folders of the model (by
     its name) and of the dictionaries (by their id), for later commands. A killed harvest goes on
     from its checkpoint file when it is called again with the same arguments; called with fewer `tokens` it is ended as
