@@ -27,6 +27,7 @@ VERBS: Mapping[str, str] = {
     "list": "query:list_",
     "search": "query:search",
     "similar": "query:similar",
+    "find": "find:find",
     "summary": "summary:summary",
     "export": "exchange:export",
     "import": "exchange:import_",

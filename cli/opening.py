@@ -303,6 +303,12 @@ def stored_subject(
     return as_harvested(subject, store, set(sources) or ([SourceId.parse(latest["source"])] if latest else ()))
 
 
+def with_limits(subject: Subject, store: Store, sources: Iterable[SourceId]) -> Subject:
+    """The subject with the norms above which the harvests of these sources left positions out."""
+    limits = {site: limit for source in sources for site, limit in store.convention(source).norm_limits.items()}
+    return subject.with_convention(replace(subject.convention, norm_limits=limits))
+
+
 def _latest_harvest(store: Store, model: str) -> Mapping[str, Any]:
     """The row of the model's source that was harvested last; empty without any."""
     rows = [row for row in store.sources() if row["model"] == model and row["harvested"]]

@@ -30,6 +30,8 @@ class TextRows(NamedTuple):
     """(row, position), padded at the end, without BOS."""
     owners: NDArray[np.int64]
     """(row,): which text each is of."""
+    starts: NDArray[np.int64]
+    """(row,): the position of its first token in its text."""
 
 
 class Places(NamedTuple):
@@ -39,8 +41,8 @@ class Places(NamedTuple):
     """(token, width), float32, on the subject's device."""
     owners: Tensor
     """(token,), there too: which text each is of."""
-    ids: NDArray[np.int64]
-    """(token,): the token ids."""
+    positions: Tensor
+    """(token,), there too: where each stands in its text, BOS not counted."""
 
 
 def cut_texts(subject: Subject, texts: Sequence[str]) -> TextRows:
@@ -53,7 +55,8 @@ def cut_texts(subject: Subject, texts: Sequence[str]) -> TextRows:
         parts.append(cut(ids, window))
     width = max((parts[number] >= 0).sum(1).max() for number in range(len(parts)))
     owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return TextRows(np.concatenate(parts)[:, :width], owners)
+    starts = np.concatenate([np.arange(len(part)) * window for part in parts])
+    return TextRows(np.concatenate(parts)[:, :width], owners, starts)
 
 
 def limit_norms(subject: Subject, sites: Sequence[str], rows: TextRows) -> Subject:
@@ -66,15 +69,15 @@ def limit_norms(subject: Subject, sites: Sequence[str], rows: TextRows) -> Subje
 def read_texts(subject: Subject, sites: Sequence[str], rows: TextRows) -> Iterator[dict[str, Places]]:
     """The texts' tokens by site, some windows at a time."""
     for start in range(0, len(rows.tokens), ROWS):
-        tokens, owners = rows.tokens[start : start + ROWS], rows.owners[start : start + ROWS]
+        tokens, owners, starts = (part[start : start + ROWS] for part in rows)
         tokens = tokens[:, : int((tokens >= 0).sum(1).max())]
-        spread = np.broadcast_to(owners[:, None], tokens.shape)
         read, places = read_sites(subject, sites, tokens), dict[str, Places]()
         for site in sites:
             counted = find_counted(subject, site, tokens, read)
-            vectors = read[site][:, len(subject.bos_prefix) :][torch.from_numpy(counted).to(subject.device)]
-            owned = torch.from_numpy(spread[counted]).to(subject.device)
-            places[site] = Places(vectors.float(), owned, tokens[counted])
+            row, position = map(torch.from_numpy, counted.nonzero())
+            vectors = read[site][row.to(subject.device), position.to(subject.device) + len(subject.bos_prefix)]
+            owned, first = torch.from_numpy(owners)[row], torch.from_numpy(starts)[row]
+            places[site] = Places(vectors.float(), owned.to(subject.device), (first + position).to(subject.device))
         yield places
 
 

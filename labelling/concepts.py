@@ -148,7 +148,7 @@ def principal_components(
             break
     whole = cut_texts(subject, texts)
     wanted = 1 + int((whole.tokens >= 0).sum(1).cumsum().searchsorted(tokens))
-    rows = TextRows(whole.tokens[:wanted], whole.owners[:wanted])
+    rows = TextRows(*(part[:wanted] for part in whole))
     subject = limit_norms(subject, [site], rows)
     total, products, seen = torch.zeros(width).double(), torch.zeros(width, width).double(), 0
     for places in (part[site] for part in read_texts(subject, [site], rows)):
