@@ -267,7 +267,9 @@ def _solve_ridge(fitted: _Inputs) -> _Ridge:
         solution = torch.where(press < best, (sizes / shrunk)[:, None] * turned, solution)
         chosen = torch.where(press < best, penalty * unit, chosen)
         best = torch.minimum(best, press)
-    return _Ridge(left * sizes, right, middle, solution, offset, chosen)
+    return _Ridge(
+        coordinates=left * sizes, right=right, middle=middle, solution=solution, offset=offset, penalty=chosen
+    )
 
 
 def _leave_out(missed: Tensor, left: Tensor, shrinkage: Tensor, groups: Sequence[Tensor]) -> Tensor:

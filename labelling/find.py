@@ -101,7 +101,7 @@ class _Tail(NamedTuple):
     """(text, feature), float32."""
     positions: Tensor
     """(text, feature): where each is highest; of means nothing."""
-    largest: NDArray[np.float32]
+    largest: NDArray[np.floating]
     """(feature,): in the corpus, of either sign; NaN where it is not known, or 0."""
     share: NDArray[np.float64]
     """(feature,): of the first text's values, by which they are ranked; NaN where it is not known."""
@@ -143,14 +143,14 @@ def find(
             higher = int(tail.values[:, index].argmax())
             place = int(tail.positions[higher, index])
             hit = Found(
-                tail.feature(index),
-                float(tail.values[0, index]),
-                _number(float(relative[0, index])),
-                None if tail.negative else _number(float(tail.share[index])),
-                strings[higher][place],
-                place,
-                None if against is None else float(tail.values[1, index]),
-                None if against is None else float(rank[index]),
+                feature=tail.feature(index),
+                activation=float(tail.values[0, index]),
+                relative=_number(float(relative[0, index])),
+                share=None if tail.negative else _number(float(tail.share[index])),
+                token=strings[higher][place],
+                position=place,
+                against=None if against is None else float(tail.values[1, index]),
+                difference=None if against is None else float(rank[index]),
             )
             hits.append((abs(float(rank[index])), hit))
     hits.sort(key=lambda hit: (hit[1].relative is None, -hit[0]))
@@ -218,7 +218,14 @@ def find_separating(
     counts = torch.tensor([len(ids) for ids in subject.encode_all(texts)])[:, None]
     length = separate(counts[: len(positive)], counts[len(positive) :])
     discovered = int((q <= 0.05).sum())
-    return Separated(tuple(rows), len(tested), discovered, level, float(length.auroc), float(length.p))
+    return Separated(
+        rows=tuple(rows),
+        tested=len(tested),
+        discovered=discovered,
+        level=level,
+        length=float(length.auroc),
+        length_p=float(length.p),
+    )
 
 
 def find_positions(subject: Subject, text: str, token: str) -> set[int]:
@@ -308,13 +315,15 @@ def _compare(state: _State, by: By, store: Store | None) -> _Tail:
     """Set what was measured beside what was harvested."""
     source, negative = state.source, state.sign < 0
     values = state.highest if by == "max" else state.total / state.count
-    nothing = np.full(source.width, np.nan)
     known = None if store is None else store.statistics(source.id)
-    if known is None:
-        return _Tail(source, negative, values, state.positions, nothing.astype(np.float32), nothing)
-    largest = np.maximum(known.peak, -known.trough)
-    share = share_above(known.histogram, values[0].numpy(), known.tokens)
-    return _Tail(source, negative, values, state.positions, np.where(largest > 0, largest, np.nan), share)
+    largest = share = np.full(source.width, np.nan)
+    if known is not None:
+        highest = np.maximum(known.peak, -known.trough)
+        largest = np.where(highest > 0, highest, np.nan)
+        share = share_above(known.histogram, values[0].numpy(), known.tokens)
+    return _Tail(
+        source=source, negative=negative, values=values, positions=state.positions, largest=largest, share=share
+    )
 
 
 def share_above(histogram: NDArray[np.int64], values: NDArray[np.float32], tokens: int) -> NDArray[np.float64]:

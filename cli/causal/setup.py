@@ -33,7 +33,7 @@ subject_options = all_of(
 )
 dictionary_options = all_of(
     click.option(
-        "--sae", metavar="PATH", help="Where the dictionary lies: folder, file, or OWNER/NAME[/FOLDER] on the hub."
+        "--sae", metavar="PATH", help="The dictionary, or directions: folder, file, or OWNER/NAME[/FOLDER] on the hub."
     ),
     click.option(
         "--norm-scale", type=float, metavar="X", help="What vectors were multiplied by in the dictionary's training."
