@@ -151,7 +151,7 @@ def open_store(database: str, *, create: bool = False, write: bool = False) -> "
 
 
 def add_names(store: "Store", rows: Iterable[Row]) -> list[Row]:
-    """Put beside each row of a feature what it is called: `name`, of directions that have names, else null."""
+    """Where the store holds directions with names, put `name` beside each feature, null for what has none."""
     from ..subject.address import Feature
 
     names = store.names()
@@ -160,7 +160,7 @@ def add_names(store: "Store", rows: Iterable[Row]) -> list[Row]:
         feature = Feature.parse(row["feature"])
         return names[str(feature.source)][feature.index] if str(feature.source) in names else None
 
-    return [{"feature": row["feature"], "name": name(row) if names else None, **row} for row in rows]
+    return [{"feature": row["feature"], "name": name(row), **row} for row in rows] if names else list(rows)
 
 
 def emit(rows: Iterable[Row], form: Form, table: Callable[[list[Row]], str]) -> None:

@@ -144,7 +144,7 @@ def _format_cell(value: object) -> str:
 
 def features(rows: Sequence[Row]) -> list[Column]:
     """The address of each row's feature and, where any has one, its name."""
-    return [key("feature"), *([key("name")] if any(row["name"] for row in rows) else [])]
+    return [key("feature"), *([key("name")] if any(row.get("name") for row in rows) else [])]
 
 
 SCORE = Column("score", score)

@@ -58,7 +58,7 @@ def page(row: Row, *, rule: bool, provenance: bool) -> str:
 
 def _format_head(row: Row) -> str:
     explained = row["provenance"]["explanation"]
-    name = f" ({display.visible(row['name'])})" if row["name"] else ""
+    name = f" ({display.visible(row['name'])})" if row.get("name") else ""
     lines = [
         f"{_bold(row['feature'])}{name}  {row['status']}" + (f" by {row['explainer']}" if row["explainer"] else "")
     ]
