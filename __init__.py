@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from .explainers.highlight import Highlight
     from .explainers.oneshot import Oneshot
     from .explainers.rule import RuleExplainer
+    from .labelling.concepts import fit_direction
     from .labelling.factory import make_explainer
+    from .labelling.find import find, find_separating
     from .labelling.inspect import describe, try_text
     from .labelling.label import Result, label, score
     from .llm.client import LLMClient
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from .scorers.simulation_probe import ProbeBackend
     from .subject.address import Feature, Selection, SourceId
     from .subject.dictionary import Dictionary
+    from .subject.direction_matrix import Directions
     from .subject.errors import NeuronautError
     from .subject.formats import load_dictionary
     from .subject.function_subject import FunctionSubject
@@ -89,7 +92,9 @@ _HOMES = {
     "explainers.highlight": ("Highlight",),
     "explainers.oneshot": ("Oneshot",),
     "explainers.rule": ("RuleExplainer",),
+    "labelling.concepts": ("fit_direction",),
     "labelling.factory": ("make_explainer",),
+    "labelling.find": ("find", "find_separating"),
     "labelling.inspect": ("describe", "try_text"),
     "labelling.label": ("Result", "label", "score"),
     "llm.client": ("LLMClient",),
@@ -108,6 +113,7 @@ _HOMES = {
     "scorers.simulation_probe": ("ProbeBackend",),
     "subject.address": ("Feature", "Selection", "SourceId"),
     "subject.dictionary": ("Dictionary",),
+    "subject.direction_matrix": ("Directions",),
     "subject.errors": ("NeuronautError",),
     "subject.formats": ("load_dictionary",),
     "subject.function_subject": ("FunctionSubject",),
@@ -126,6 +132,7 @@ __all__ = [
     "Corpus",
     "Detection",
     "Dictionary",
+    "Directions",
     "Document",
     "Edit",
     "Embedder",
@@ -167,7 +174,10 @@ __all__ = [
     "attribution_patching",
     "describe",
     "dose_response",
+    "find",
     "find_circuit",
+    "find_separating",
+    "fit_direction",
     "frequent_words",
     "generate",
     "harvest",

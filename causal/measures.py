@@ -120,7 +120,7 @@ def text_loss(logits: Tensor, batch: Batch) -> Tensor:
 
 
 class Interval(NamedTuple):
-    """The 95% bootstrap interval of a statistic."""
+    """The 95% interval of a statistic."""
 
     low: float
     high: float

@@ -4,6 +4,14 @@
     ridge             w minimises sum (x . w + c - y)² + penalty |w|² with y = +1 or -1;  cut where the fit is 0.
                       The penalty is that of PENALTIES with the smallest leave-one-out error, which the hat matrix
                       gives in closed form (Allen's PRESS, 1974)
+    lda               w of ridge, which is that of Fisher's discriminant with a shrunken covariance; cut halfway between
+                      the two means along it
+    logistic          w minimises sum log(1 + exp(-y (x . w + c))) + penalty/8 |w|², the penalty that of ridge: at w = 0
+                      the two losses have the same curvature; cut where the fit is 0
+
+Examples may be texts of many tokens that a probe is fitted to one by one: a text is then left out as a whole, keeps
+its label in every shuffle, and is judged by the mean of its tokens. Examples that are alike (`clusters`) are on one
+side of the split. Intervals are Wilson's and Newcombe's (separation.py), which have a width where nothing went wrong.
 
 The probe is fitted on some examples and judged on others, never on its own. Its control is itself: fitted in the same
 way, penalty included, to labels shuffled among the examples of each part (Hewitt & Liang 2019 on why a probe needs
@@ -16,19 +24,22 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .controls import ControlRank, rank_among
-from .measures import RESAMPLES, Mean, mean, percentile_interval
+from .measures import Interval, Mean
 from .prompts import Batch, where
+from .separation import auroc_interval, separate, share_interval
 
-Method = Literal["ridge", "mean_difference"]
+Method = Literal["ridge", "mean_difference", "lda", "logistic"]
 
 PENALTIES = tuple(10.0**power for power in range(-4, 5))
 """Of ridge, in units of the mean square of the training examples' singular values."""
 _NO_GAP = 1e-9
 """The largest difference of means, in units of the largest coordinate, that is put down to rounding."""
+_LOGISTIC_STEPS = 200
 AT_ONCE = 64
 """Rows of a forward."""
 
@@ -49,8 +60,8 @@ class Probe:
     accuracy: Mean
     """On the test examples, with its 95% interval over them."""
     auroc: Mean
-    """The chance that a true test example is further along than a false one (a tie counts half); its 95% interval
-    is over resampled examples of each class."""
+    """The chance that a true test example is further along than a false one (a tie counts half), with its 95%
+    interval."""
     base_rate: float
     """What calling every test example by the more frequent label would score in accuracy."""
     control: ControlRank
@@ -61,6 +72,15 @@ class Probe:
     def contained(self, vectors: Tensor) -> Tensor:
         """How many times the direction is in each vector. (example, width) -> (example,)."""
         return vectors.float().cpu() @ self.direction / self.direction.square().sum()
+
+
+class Tokens(NamedTuple):
+    """The tokens of examples, where a probe is fitted to each of them."""
+
+    vectors: Tensor
+    """(token, width)."""
+    owners: Tensor
+    """(token,): which example each is of."""
 
 
 class _Fit(NamedTuple):
@@ -130,35 +150,68 @@ def fit_probe(
     test_share: float = 0.3,
     shuffles: int = 100,
     seed: int = 0,
+    clusters: Sequence[int] | None = None,
+    tokens: Tokens | None = None,
 ) -> Probe:
-    """As `probe`, of vectors (example, width) that have been read."""
+    """As `probe`, of vectors (example, width) that have been read.
+
+    `clusters` has a number for each example, the same for those that are alike. With `tokens` the probe is fitted to
+    these, and judged on the vectors, their means.
+    """
     truth = torch.as_tensor(labels, dtype=torch.bool)
     if method not in _FITS or shuffles < 1:
         raise NeuronautError(
             f"no probe by {method!r} with {shuffles} shuffles; methods are {', '.join(_FITS)}, with at least 1 shuffle"
         )
     generator = torch.Generator().manual_seed(seed)
-    train, test = _split_examples(truth, len(vectors), test_share, generator)
+    train, test = _split_examples(truth, len(vectors), test_share, generator, clusters=clusters)
     inputs = vectors.double().cpu()
     train_labels, test_labels = (_shuffle_labels(truth[part], shuffles, generator) for part in (train, test))
-    fit = _FITS[method](inputs[train], train_labels)
-    along = inputs[test] @ fit.weights
-    aurocs = [float(_compare_classes(*columns).mean()) for columns in zip(along.T, test_labels.T, strict=True)]
-    direction, length = _scale_direction(inputs[train], truth[train], fit.weights[:, 0], site)
-    correct = (along[:, 0] > fit.cuts[0]) == truth[test]
-    share = float(truth[test].double().mean())
+    fitted = _choose_inputs(inputs, train, train_labels, tokens)
+    fit = _FITS[method](fitted)
+    separations = [
+        separate(along[labels][:, None], along[~labels][:, None])
+        for along, labels in zip((inputs[test] @ fit.weights).T, test_labels.T, strict=True)
+    ]
+    aurocs = [float(separation.auroc) for separation in separations]
+    direction, length = _scale_direction(fitted.vectors, fitted.labels[:, 0], fit.weights[:, 0], site)
+    accuracy = float(((inputs[test] @ fit.weights[:, 0] > fit.cuts[0]) == truth[test]).double().mean())
+    share, true = float(truth[test].double().mean()), int(truth[test].sum())
+    low, high = auroc_interval(torch.tensor(aurocs[:1], dtype=torch.float64), true, len(test) - true)
     return Probe(
         site=site,
         positions=positions,
         method=method,
         direction=direction.float(),
         threshold=float(fit.cuts[0]) / length,
-        accuracy=mean(correct.double(), seed=seed),
-        auroc=_measure_auroc(along[:, 0], truth[test], seed),
+        accuracy=Mean(accuracy, Interval(*share_interval(accuracy, len(test))), len(test)),
+        auroc=Mean(aurocs[0], Interval(float(low), float(high)), len(test)),
         base_rate=max(share, 1 - share),
         control=rank_among(aurocs[0], aurocs[1:]),
         trained=len(train),
     )
+
+
+class _Inputs(NamedTuple):
+    """What a probe is fitted to."""
+
+    vectors: Tensor
+    """(row, width), float64."""
+    labels: Tensor
+    """(row, labelling), bool: the true ones, then shuffled ones."""
+    groups: tuple[Tensor, ...]
+    """The rows of each example, where it has many; else none."""
+
+
+def _choose_inputs(inputs: Tensor, train: Tensor, labels: Tensor, tokens: Tokens | None) -> _Inputs:
+    """The training examples, or all of their tokens with their labels."""
+    if tokens is None:
+        return _Inputs(inputs[train], labels, ())
+    place = torch.full((len(inputs),), -1).index_put((train,), torch.arange(len(train)))[tokens.owners.cpu()]
+    rows = (place >= 0).nonzero()[:, 0]
+    owners = place[rows]
+    groups = tuple((owners == owner).nonzero()[:, 0] for owner in range(len(train)))
+    return _Inputs(tokens.vectors[rows].double().cpu(), labels[owners], groups)
 
 
 def _scale_direction(inputs: Tensor, truth: Tensor, weights: Tensor, site: str) -> tuple[Tensor, float]:
@@ -170,80 +223,143 @@ def _scale_direction(inputs: Tensor, truth: Tensor, weights: Tensor, site: str) 
     return unit * gap, gap * float(weights.norm())
 
 
-def _fit_mean_difference(inputs: Tensor, labels: Tensor) -> _Fit:
-    """inputs: (example, width), labels: (example, labelling), bool."""
-    true, false = (inputs.T @ (chosen / chosen.sum(0)) for chosen in (labels.double(), (~labels).double()))
+def _average_classes(fitted: _Inputs) -> tuple[Tensor, Tensor]:
+    """The means of true and of false rows by labelling, each (width, labelling)."""
+    true, false = (fitted.vectors.T @ (c / c.sum(0)) for c in (fitted.labels.double(), (~fitted.labels).double()))
+    return true, false
+
+
+def _fit_mean_difference(fitted: _Inputs) -> _Fit:
+    true, false = _average_classes(fitted)
     weights = true - false
     return _Fit(weights, ((true + false) / 2 * weights).sum(0))
 
 
-def _fit_ridge(inputs: Tensor, labels: Tensor) -> _Fit:
-    """inputs: (example, width), labels: (example, labelling), bool."""
-    targets = 2 * labels.double() - 1
+class _Ridge(NamedTuple):
+    """The fit of ridge in the coordinates of the rows' singular vectors, centred."""
+
+    coordinates: Tensor
+    """(row, rank)."""
+    right: Tensor
+    """(rank, width)."""
+    middle: Tensor
+    """(width,)."""
+    solution: Tensor
+    """(rank, labelling)."""
+    offset: Tensor
+    """(labelling,): the fit at the middle."""
+    penalty: Tensor
+    """(labelling,)."""
+
+
+def _solve_ridge(fitted: _Inputs) -> _Ridge:
+    inputs, targets = fitted.vectors, 2 * fitted.labels.double() - 1
     middle, offset = inputs.mean(0), targets.mean(0)
     left, sizes, right = torch.linalg.svd(inputs - middle, full_matrices=False)
-    turned = left.T @ (targets - offset)
+    turned, unit = left.T @ (targets - offset), sizes.square().mean().clamp_min(1e-300)
     best = torch.full_like(offset, torch.inf)
-    weights = torch.zeros(inputs.shape[1], len(offset), dtype=inputs.dtype)
+    chosen, solution = torch.zeros_like(offset), torch.zeros_like(turned)
     for penalty in PENALTIES:
-        shrunk = sizes.square() + penalty * sizes.square().mean().clamp_min(1e-300)
+        shrunk = sizes.square() + penalty * unit
         shrinkage = sizes.square() / shrunk
-        leverage = (left.square() @ shrinkage + 1 / len(inputs))[:, None]
-        errors = (targets - offset - left @ (shrinkage[:, None] * turned)) / (1 - leverage).clamp_min(1e-12)
-        press = errors.square().mean(0)
-        solution = right.T @ ((sizes / shrunk)[:, None] * turned)
-        weights = torch.where(press < best, solution, weights)
+        missed = targets - offset - left @ (shrinkage[:, None] * turned)
+        press = _leave_out(missed, left, shrinkage, fitted.groups).square().mean(0)
+        solution = torch.where(press < best, (sizes / shrunk)[:, None] * turned, solution)
+        chosen = torch.where(press < best, penalty * unit, chosen)
         best = torch.minimum(best, press)
-    return _Fit(weights, middle @ weights - offset)
+    return _Ridge(
+        coordinates=left * sizes, right=right, middle=middle, solution=solution, offset=offset, penalty=chosen
+    )
 
 
-_FITS: Mapping[str, Callable[[Tensor, Tensor], _Fit]] = {"ridge": _fit_ridge, "mean_difference": _fit_mean_difference}
+def _leave_out(missed: Tensor, left: Tensor, shrinkage: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    """The errors (row, labelling) of fits without the row, or without its group: (1 - hat matrix)^-1 of each."""
+    if not groups:
+        return missed / (1 - left.square() @ shrinkage - 1 / len(left)).clamp_min(1e-12)[:, None]
+    errors = torch.empty_like(missed)
+    for group in groups:
+        hat = (left[group] * shrinkage) @ left[group].T + 1 / len(left)
+        eye = torch.eye(len(group), dtype=hat.dtype)
+        errors[group] = torch.linalg.lstsq(eye - hat, missed[group]).solution
+    return errors
 
 
-def _split_examples(truth: Tensor, count: int, test_share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _fit_ridge(fitted: _Inputs) -> _Fit:
+    ridge = _solve_ridge(fitted)
+    weights = ridge.right.T @ ridge.solution
+    return _Fit(weights, ridge.middle @ weights - ridge.offset)
+
+
+def _fit_lda(fitted: _Inputs) -> _Fit:
+    weights = _fit_ridge(fitted).weights
+    true, false = _average_classes(fitted)
+    return _Fit(weights, ((true + false) / 2 * weights).sum(0))
+
+
+def _fit_logistic(fitted: _Inputs) -> _Fit:
+    """All labellings at once, from ridge's fit on; scaled so that the loss is about as steep in every coordinate."""
+    ridge = _solve_ridge(fitted)
+    signs = 2 * fitted.labels.double() - 1
+    scale = (ridge.coordinates.square().sum(0)[:, None] + ridge.penalty).sqrt().clamp_min(1e-300) / 2
+    with torch.enable_grad():
+        scaled = (2 * ridge.solution * scale).requires_grad_()
+        constant = (2 * ridge.offset).clone().requires_grad_()
+        search = torch.optim.LBFGS([scaled, constant], max_iter=_LOGISTIC_STEPS, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            search.zero_grad()
+            solution = scaled / scale
+            margins = signs * (ridge.coordinates @ solution + constant)
+            total = softplus(-margins).sum() + (ridge.penalty / 8 * solution.square()).sum()
+            total.backward()
+            return total
+
+        search.step(loss)
+    weights = ridge.right.T @ (scaled / scale).detach()
+    return _Fit(weights, ridge.middle @ weights - constant.detach())
+
+
+_FITS: Mapping[str, Callable[[_Inputs], _Fit]] = {
+    "ridge": _fit_ridge,
+    "mean_difference": _fit_mean_difference,
+    "lda": _fit_lda,
+    "logistic": _fit_logistic,
+}
+
+
+def _split_examples(
+    truth: Tensor, count: int, test_share: float, generator: torch.Generator, *, clusters: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
     """Indices of the examples to train on, and of those to test on."""
     if len(truth) != count:
         raise NeuronautError(f"there are {count} examples and {len(truth)} labels; wanted one label an example")
-    train, test = [], []
-    for value, name in ((True, "true"), (False, "false")):
-        members = (truth == value).nonzero()[:, 0]
-        members = members[torch.randperm(len(members), generator=generator)]
-        tested = round(len(members) * test_share)
-        if tested < 2 or len(members) - tested < 2:
+    classes = [(truth == value).nonzero()[:, 0] for value in (True, False)]
+    order = [int(row) for rows in classes for row in rows[torch.randperm(len(rows), generator=generator)]]
+    room = [round(len(rows) * test_share) for rows in classes]
+    together = torch.arange(count) if clusters is None else torch.tensor(list(clusters))
+    tested = torch.zeros(count, dtype=torch.bool)
+    for cluster in dict.fromkeys(together[order].tolist()):
+        members = (together == cluster).nonzero()[:, 0]
+        need = [int((truth[members] == value).sum()) for value in (True, False)]
+        if all(wanted <= left for wanted, left in zip(need, room, strict=True)):
+            room = [left - wanted for wanted, left in zip(need, room, strict=True)]
+            tested[members] = True
+    for rows, name in zip(classes, ("true", "false"), strict=True):
+        held = int(tested[rows].sum())
+        if held < 2 or len(rows) - held < 2:
+            alike = len(together[rows].unique())
+            but = "" if alike == len(rows) else f", {alike} when near-duplicates count once"
             raise NeuronautError(
-                f"{len(members)} examples are {name}, {tested} of them to test on; wanted at least 2 to train on and 2 "
+                f"{len(rows)} examples are {name}{but}, {held} of them to test on; wanted at least 2 to train on and 2 "
                 "to test on; give more examples"
             )
-        test.append(members[:tested])
-        train.append(members[tested:])
-    return torch.cat(train).sort().values, torch.cat(test).sort().values
+    return (~tested).nonzero()[:, 0], tested.nonzero()[:, 0]
 
 
 def _shuffle_labels(labels: Tensor, shuffles: int, generator: torch.Generator) -> Tensor:
     """The labels themselves, then shuffled: (example, 1 + shuffles)."""
     orders = [torch.randperm(len(labels), generator=generator) for _ in range(shuffles)]
     return torch.stack([labels, *(labels[order] for order in orders)], dim=1)
-
-
-def _compare_classes(along: Tensor, truth: Tensor) -> Tensor:
-    """1 where a true example is above a false one, 1/2 where they are level: (true, false)."""
-    true, false = along[truth][:, None], along[~truth]
-    return (true > false).double() + (true == false).double() / 2
-
-
-def _measure_auroc(along: Tensor, truth: Tensor, seed: int) -> Mean:
-    above, generator = _compare_classes(along, truth), torch.Generator().manual_seed(seed)
-    true, false = (_draw_shares(count, generator) for count in above.shape)
-    drawn = ((true @ above) * false).sum(1)
-    return Mean(float(above.mean()), percentile_interval(drawn), len(along))
-
-
-def _draw_shares(count: int, generator: torch.Generator) -> Tensor:
-    """How large a share of each resample each of `count` examples has: (resample, example)."""
-    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    return torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.full_like(drawn, 1 / count, dtype=torch.float64)
-    )
 
 
 def _check_distinct(batch: Batch, mask: Tensor) -> None:

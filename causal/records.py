@@ -15,11 +15,11 @@ import torch
 import transformers
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from ..subject.sources import Source
 from .edits import Edit
-from .intervene import Materials
+from .intervene import Materials, edited_dictionaries
 from .measures import Question, fidelity, metric
 from .prompts import Batch
 from .runs import Comparison, alike, compare, gather
@@ -82,7 +82,7 @@ class Provenance(_Data):
     model: str
     revision: str
     dictionaries: dict[str, str]
-    """By `SITE@NAME`, the revision."""
+    """By `SITE@NAME`, the revision; of directions too."""
     torch: str
     transformers: str
     attention: str
@@ -116,12 +116,12 @@ class TrialRun(NamedTuple):
     comparison: Comparison
 
 
-def run(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | None = None) -> Outcome:
-    """Run a trial; dictionaries go by their `SITE@NAME`. KL is taken to the run without edits."""
+def run(subject: Subject, trial: Trial, *, sources: Mapping[str, Source] | None = None) -> Outcome:
+    """Run a trial; dictionaries and directions go by their `SITE@NAME`. KL is taken to the run without edits."""
     return run_with_logits(subject, trial, sources=sources).outcome
 
 
-def run_with_logits(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary] | None = None) -> TrialRun:
+def run_with_logits(subject: Subject, trial: Trial, *, sources: Mapping[str, Source] | None = None) -> TrialRun:
     """Run a trial as `run` does, and keep its logits and reports too, which no record holds."""
     sources = {} if sources is None else sources
     _check(subject, trial)
@@ -144,13 +144,14 @@ def run_with_logits(subject: Subject, trial: Trial, *, sources: Mapping[str, Dic
         for report in comparison.reports
     )
     before, after = measure_all(comparison.before), measure_all(comparison.after)
-    trust = {name: Trust(**asdict(fidelity(subject, sources[name], batch))) for name in _list_dictionaries(trial)}
+    edited = edited_dictionaries(trial.edits, references)
+    trust = {name: Trust(**asdict(fidelity(subject, dictionary, batch))) for name, dictionary in edited.items()}
     provenance = provenance_of(subject, trial, sources=sources)
     outcome = Outcome(trial=trial, before=before, after=after, done=done, dictionaries=trust, provenance=provenance)
     return TrialRun(outcome, comparison)
 
 
-def replay(subject: Subject, outcome: Outcome, *, sources: Mapping[str, Dictionary] | None = None) -> Outcome:
+def replay(subject: Subject, outcome: Outcome, *, sources: Mapping[str, Source] | None = None) -> Outcome:
     """Run a stored outcome's trial again, on the very model, dictionaries and libraries, or not at all."""
     here = provenance_of(subject, outcome.trial, sources=sources or {}).model_dump()
     for name, stored in outcome.provenance.model_dump().items():
@@ -159,7 +160,7 @@ def replay(subject: Subject, outcome: Outcome, *, sources: Mapping[str, Dictiona
     return run(subject, outcome.trial, sources=sources)
 
 
-def provenance_of(subject: Subject, trial: Trial, *, sources: Mapping[str, Dictionary]) -> Provenance:
+def provenance_of(subject: Subject, trial: Trial, *, sources: Mapping[str, Source]) -> Provenance:
     """What a run of this trial, here and now, rests on."""
     config: Any = subject.model.config
     with alike(subject, trial.edits):

@@ -142,6 +142,11 @@ def _format_cell(value: object) -> str:
     return NOTHING if value is None else visible(str(value))
 
 
+def features(rows: Sequence[Row]) -> list[Column]:
+    """The address of each row's feature and, where any has one, its name."""
+    return [key("feature"), *([key("name")] if any(row.get("name") for row in rows) else [])]
+
+
 SCORE = Column("score", score)
 BASELINE = Column("baseline", lambda row: hundredths(row["baseline"]), right=True)
 EXPLANATION = Column("explanation", lambda row: _format_cell(row["headline"] or row["explanation"]))

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     "--along", metavar="DIRECTION", help='Heads by what they write along it: a .npy or .safetensors, or token:" Paris".'
 )
 @click.option(
-    "--sae", metavar="PATH", help="A dictionary at the site: folder, file, or OWNER/NAME[/FOLDER] on the hub."
+    "--sae", metavar="PATH", help="A dictionary or directions: folder, file, or OWNER/NAME[/FOLDER] on the hub."
 )
-@click.option("--name", metavar="N", help="The dictionary's name in addresses; its folder's name if not given.")
+@click.option("--name", metavar="N", help="Its name in addresses; that of its folder (directions: file) if not given.")
 @click.option(
     "--model-name", metavar="N", help="The model's name in addresses; its folder's name, or id, if not given."
 )

@@ -24,6 +24,7 @@ from ..data.store.store import Store
 from ..labelling.label import as_harvested
 from ..subject.address import Feature, SourceId, name_random, split_random
 from ..subject.dictionary import Dictionary
+from ..subject.direction_matrix import Directions, holds_directions, read_directions
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site
 from ..subject.formats_sites import same_site
@@ -31,7 +32,7 @@ from ..subject.function_subject import FunctionSubject
 from ..subject.gate import Gate, Sweep, check, foreign_script, sweep
 from ..subject.head_writes import ALONG
 from ..subject.model import Subject, join_sites
-from ..subject.opening import built_in, open_dictionary, open_source
+from ..subject.opening import built_in, load_source, open_source
 from ..subject.sources import Source
 from .functions import stored_function
 
@@ -172,30 +173,36 @@ def _place_along(along: str) -> str:
 
 def _open_named(
     subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None, seed: int | None
-) -> Dictionary:
+) -> Dictionary | Directions:
     path = load_options.sae
     assert path is not None
     if len(sites) > 1:
         raise NeuronautError(f"{len(sites)} sites came with --sae; wanted the one that the dictionary was trained on")
-    site, _, dictionary_name = (
-        sites[0].partition("@") if sites else (declared_site(path, allow_pickle=load_options.allow_pickle), "", "")
-    )
+    site, _, dictionary_name = sites[0].partition("@") if sites else (_declared_site(path, load_options), "", "")
     if site is None:
         raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
     called = name or dictionary_name or _name_dictionary(path)
     source = SourceId.parse(f"{subject.name}:{site}@{called if seed is None else name_random(called, seed)}")
     source.check()
-    return _load_dictionary(subject, source, path, load_options)
+    return _load_named(subject, source, path, load_options)
 
 
-def _load_dictionary(subject: Subject, source: SourceId, path: str, load_options: LoadOptions) -> Dictionary:
+def _declared_site(path: str, load_options: LoadOptions) -> str | None:
+    if holds_directions(path):
+        return read_directions(path).site
+    return declared_site(path, allow_pickle=load_options.allow_pickle)
+
+
+def _load_named(subject: Subject, source: SourceId, path: str, load_options: LoadOptions) -> Dictionary | Directions:
     options = {"norm_scale": load_options.norm_scale, "allow_pickle": load_options.allow_pickle}
-    return open_dictionary(subject, source, path, **options)
+    return load_source(subject, source, path, **options)
 
 
 def _name_dictionary(path: str) -> str:
-    """Name a dictionary after its folder."""
+    """Name a dictionary after its folder, directions after their file."""
     target = Path(path).expanduser()
+    if holds_directions(path):
+        target = target.with_suffix("")
     target = target.parent if target.is_file() else target
     return re.sub(r"[:@\s]+", "-", (target.resolve() if target.exists() else target).name)
 
@@ -223,9 +230,13 @@ def pass_gate(
 ) -> Iterator[str]:
     """Try every dictionary on the corpus's vectors, and yield lines on how well it rebuilds them and what is suspect.
 
+    Of directions, which rebuild nothing, the line tells the scale that they are read at.
+
     Raises NeuronautError where a dictionary does not fit, unless `force`.
     """
     for source in sources:
+        if isinstance(source, Directions):
+            yield source.scale
         if isinstance(source, Dictionary):
             tried = try_dictionary(subject, source, corpus, window=window, force=force)
             if tried.left_out:
@@ -343,6 +354,12 @@ def stored_subject(
     return as_harvested(subject, store, set(sources) or ([SourceId.parse(latest["source"])] if latest else ()))
 
 
+def with_limits(subject: Subject, store: Store, sources: Iterable[SourceId]) -> Subject:
+    """The subject with the norms above which the harvests of these sources left positions out."""
+    limits = {site: limit for source in sources for site, limit in store.convention(source).norm_limits.items()}
+    return subject.with_convention(replace(subject.convention, norm_limits=limits))
+
+
 def _latest_harvest(store: Store, model: str) -> Mapping[str, Any]:
     """The row of the model's source that was harvested last; empty without any."""
     rows = [row for row in store.sources() if row["model"] == model and row["harvested"]]
@@ -377,7 +394,7 @@ def _open_stored(
     source = (
         open_source(subject, id, path=str(path))
         if str(path).startswith(ALONG)
-        else _load_dictionary(subject, id, str(path), load_options)
+        else _load_named(subject, id, str(path), load_options)
     )
     if source.revision != row["revision"]:
         raise NeuronautError(

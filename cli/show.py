@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from . import display
-from .common import Form, Row, emit, open_store, result_options
+from .common import Form, Row, add_names, emit, open_store, result_options
 
 PARTS = ("tune", "holdout")
 """What the curve of a rule is taken on."""
@@ -35,7 +35,7 @@ def show(feature: str, count: int, rule: bool, provenance: bool, database: str, 
     from ..labelling.inspect import describe
 
     with open_store(database) as store:
-        row = describe(store, store.feature(feature), count=count)
+        (row,) = add_names(store, [describe(store, store.feature(feature), count=count)])
     emit([row], form, lambda _: page(row, rule=rule, provenance=provenance))
 
 
@@ -60,7 +60,10 @@ def page(row: Row, *, rule: bool, provenance: bool) -> str:
 
 def _format_head(row: Row) -> str:
     explained = row["provenance"]["explanation"]
-    lines = [f"{_bold(row['feature'])}  {row['status']}" + (f" by {row['explainer']}" if row["explainer"] else "")]
+    name = f" ({display.visible(row['name'])})" if row.get("name") else ""
+    lines = [
+        f"{_bold(row['feature'])}{name}  {row['status']}" + (f" by {row['explainer']}" if row["explainer"] else "")
+    ]
     if row["score"] is not None:
         lines[0] += f", {row['metric']} {display.score(row)}, baseline {display.hundredths(row['baseline'])}"
     if row["explanation"]:

@@ -33,12 +33,13 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
     """
     from ..labelling.inspect import try_text
     from .causal.inputs import say_remarks
-    from .opening import LoadOptions, stored_sources, stored_subject
+    from .opening import LoadOptions, stored_sources, stored_subject, with_limits
 
     options = LoadOptions(**load_options)
     with open_store(database) as store:
         chosen = store.feature(feature)
-        subject = stored_subject(store, chosen.source.model, options, sources=[chosen.source])
+        opened = stored_subject(store, chosen.source.model, options, sources=[chosen.source])
+        subject = with_limits(opened, store, [chosen.source])
         source = stored_sources(store, subject, [chosen], options)[chosen.source]
         read = list(map(plain, texts))
         say_remarks(subject, read)

@@ -277,11 +277,11 @@ class SourceResult:
     source: str
     """The SourceId as text, for example "demo:resid_post.2@sae"."""
     kind: str
-    """"neurons", "dictionary", "transcoder", "function", or "evidence" for what was recorded elsewhere."""
+    """"neurons", "dictionary", "transcoder", "directions", "function", or "evidence": recorded elsewhere."""
     width: int
     signed: bool
     revision: str
-    """Hash of the dictionary's weights; "" for neurons."""
+    """Hash of the dictionary's weights, or of the directions; "" for neurons."""
     tokens: int
     """Tokens that the statistics count: those of text whose vectors are not massive."""
     count: NDArray[np.int64]

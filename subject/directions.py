@@ -8,6 +8,7 @@ vector at each position; the division is left out, which changes a direction's l
 is left out is one positive factor at each position, the same for every token and every coordinate.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,6 +87,21 @@ def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
     head = subject.model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a subject has an unembedding"
     return without_bias(head, normed) * subject.architecture.logit_factor(subject.model.config)
+
+
+@torch.inference_mode()
+def unembedding(subject: Subject, tokens: Sequence[int]) -> Tensor:
+    """What the final residual stream is projected on for tokens' logits, above the mean of all: (token, d_model).
+
+    The transpose of `logit_effect`: a vector times a row is the token's logit, less the vocabulary's mean, times the
+    final norm's denominator at the position, biases and soft-cap left out.
+    """
+    head = subject.model.get_output_embeddings()
+    assert isinstance(head, nn.Module), "a subject has an unembedding"
+    weight = head.get_parameter("weight").float()[: len(subject.vocabulary)]
+    norm = subject.model.base_model.get_submodule(subject.architecture.final_norm)
+    rows = torch.stack([pull_back(norm, row) for row in weight[list(tokens)] - weight.mean(0)])
+    return rows * subject.architecture.logit_factor(subject.model.config)
 
 
 def promoted(subject: Subject, source: Source, feature: Feature, *, count: int = 10) -> Promoted:

@@ -15,10 +15,10 @@ from typing import Self
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .address import SourceId
-from .directions import branch, pull_back, without_bias
+from .directions import branch, pull_back, unembedding, without_bias
 from .errors import NeuronautError
 from .model import Subject
 from .sources import Features
@@ -95,7 +95,7 @@ class HeadWrites:
 def read_direction(subject: Subject, along: str) -> Tensor:
     """A direction of the residual stream, (d_model,), float32: of a token's logit, or of a file, at unit length."""
     if along.startswith(_TOKEN):
-        return _unembedding(subject, along.removeprefix(_TOKEN))
+        return _read_token(subject, along.removeprefix(_TOKEN))
     path = Path(along).expanduser()
     if not path.is_file() or path.suffix not in (".npy", ".safetensors"):
         raise NeuronautError(f'{along!r} is no direction; wanted a .npy or .safetensors file, or token:" Paris"')
@@ -112,17 +112,11 @@ def read_direction(subject: Subject, along: str) -> Tensor:
     return (vectors[0] / vectors[0].norm()).to(subject.device)
 
 
-def _unembedding(subject: Subject, quoted: str) -> Tensor:
+def _read_token(subject: Subject, quoted: str) -> Tensor:
     try:
         token = json.loads(quoted) if quoted.startswith('"') else quoted
     except ValueError as error:
         raise NeuronautError(f'{quoted} is no quoted token; wanted for example token:" Paris"') from error
     if token not in subject.vocabulary:
         raise NeuronautError(f'{subject.name} has no token {token!r}; give one with its space, such as token:" Paris"')
-    head = subject.model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a subject has an unembedding"
-    rows = head.get_parameter("weight").float()
-    raised = rows[subject.vocabulary.index(token)] - rows[: len(subject.vocabulary)].mean(0)
-    factor = subject.architecture.logit_factor(subject.model.config)
-    final = subject.model.base_model.get_submodule(subject.architecture.final_norm)
-    return pull_back(final, raised * factor)
+    return unembedding(subject, [subject.vocabulary.index(token)])[0]

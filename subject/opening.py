@@ -1,4 +1,4 @@
-"""Opens a source by its name: neurons need nothing else, a dictionary needs its folder."""
+"""Opens a source by its name: neurons need nothing else, a dictionary needs its folder, directions their file."""
 
 from functools import partial
 from pathlib import Path
@@ -7,6 +7,7 @@ import torch
 
 from .address import SourceId
 from .dictionary import Dictionary
+from .direction_matrix import Directions, holds_directions, load_directions
 from .directions import apply
 from .errors import NeuronautError
 from .formats import load_dictionary
@@ -30,7 +31,7 @@ def built_in(source: SourceId) -> Path | None:
 
 
 def open_source(subject: Subject, source: SourceId, *, path: str | None = None) -> Source:
-    """The neurons of a site, or the dictionary at `path` (a folder, file or Hugging Face repository).
+    """The neurons of a site, or the dictionary or directions at `path` (a folder, file or Hugging Face repository).
 
     >>> open_source(subject, SourceId.parse("demo:resid_post.2@sae")).width
     1024
@@ -44,7 +45,18 @@ def open_source(subject: Subject, source: SourceId, *, path: str | None = None) 
         return HeadNorms.of(subject, source)
     if location is None:
         raise NeuronautError(f"where {source} lies is not known; give its folder or repository with --sae")
-    return open_dictionary(subject, source, str(location))
+    return load_source(subject, source, str(location))
+
+
+def load_source(
+    subject: Subject, source: SourceId, path: str, *, norm_scale: float | None = None, allow_pickle: bool = False
+) -> Dictionary | Directions:
+    """The directions at `path` where the file holds these, else the dictionary."""
+    if not holds_directions(path):
+        return open_dictionary(subject, source, path, norm_scale=norm_scale, allow_pickle=allow_pickle)
+    if norm_scale is not None:
+        raise NeuronautError(f"{path} holds directions, which are read at their own scale; leave --norm-scale out")
+    return load_directions(path, id=source, d_site=subject.width(source.site), device=subject.device)
 
 
 def open_dictionary(

@@ -27,9 +27,9 @@ from ...causal.intervene import Materials, apply
 from ...causal.measures import METRICS, Direction, Effect, Question, effect, metric
 from ...causal.runs import gather, logits_at
 from ...data.records import Example
-from ...subject.dictionary import Dictionary
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
+from ...subject.sources import Source
 from .experiments import Design, Item
 from .hypotheses import Hypothesis
 from .target import Meter
@@ -64,7 +64,7 @@ class BehaviourLab:
         *,
         nodes: Sequence[Node] | None = None,
         metric: str = "logit_difference",
-        sources: Mapping[str, Dictionary] | None = None,
+        sources: Mapping[str, Source] | None = None,
         seed: int = 0,
     ) -> None:
         """`nodes` are by default all heads and MLPs. Refuses a task that the subject does not do, one with too few
@@ -72,7 +72,7 @@ class BehaviourLab:
         """
         self.subject, self.seed, self.metric = subject, seed, metric
         self.nodes: tuple[Node, ...] = nodes_of(subject) if nodes is None else tuple(nodes)
-        self.sources: Mapping[str, Dictionary] = sources or {}
+        self.sources: Mapping[str, Source] = sources or {}
         self._parts = split(task, seed=seed)
         self._runs: dict[Part | int, CircuitRuns] = {}
         self.task = self._parts["explore"]

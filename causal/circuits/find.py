@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from ...subject.dictionary import Dictionary
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
+from ...subject.sources import Source
 from ..records import Trial, provenance_of
 from ..runs import AT_ONCE, blocks_of
 from .evaluate import Evaluation, evaluations
@@ -97,7 +97,7 @@ class CircuitSearch:
         *,
         nodes: Sequence[Node] | None = None,
         settings: CircuitSettings = DEFAULT,
-        sources: Mapping[str, Dictionary] | None = None,
+        sources: Mapping[str, Source] | None = None,
         work: Work | None = None,
     ) -> None:
         """`work` is told how far the search is, and ends it when its time is over."""
@@ -286,7 +286,7 @@ def find_circuit(
     *,
     nodes: Sequence[Node] | None = None,
     settings: CircuitSettings = DEFAULT,
-    sources: Mapping[str, Dictionary] | None = None,
+    sources: Mapping[str, Source] | None = None,
 ) -> CircuitReport:
     """Look for a minimal circuit among the nodes, by default all heads and MLPs; dictionaries go by `SITE@NAME`.
 
@@ -308,7 +308,7 @@ def evaluate_circuit(
     *,
     nodes: Sequence[Node] | None = None,
     settings: CircuitSettings = DEFAULT,
-    sources: Mapping[str, Dictionary] | None = None,
+    sources: Mapping[str, Source] | None = None,
 ) -> CircuitReport:
     """Put a circuit of these nodes, out of all of `nodes`, to the test that a found one is put to."""
     search = CircuitSearch(subject, task, nodes=nodes, settings=settings, sources=sources)

@@ -23,8 +23,8 @@ from .setup import dictionary_options, open_dictionaries, open_subject, sites_na
 if TYPE_CHECKING:
     from ...causal.logit_attribution import LogitAttribution
     from ...causal.saliency import Saliency, Target
-    from ...subject.dictionary import Dictionary
     from ...subject.model import Subject
+    from ...subject.sources import Source
 
 STEPS = 32
 """Of integrated gradients, along the line from the baseline."""
@@ -121,24 +121,28 @@ def attribute(
         say(_describe_logit(subject, questions, attribution))
 
 
-def _open_agreeing(subject: "Subject", named: Sequence[str], options: Mapping[str, Any]) -> "dict[str, Dictionary]":
-    """Open dictionaries whose training text had BOS where the prompts have it."""
+def _open_agreeing(subject: "Subject", named: Sequence[str], options: Mapping[str, Any]) -> "dict[str, Source]":
+    """Open dictionaries, whose training text had BOS where the prompts have it, and directions."""
     from ..opening import settle_bos
 
-    dictionaries = open_dictionaries(subject, named, options)
-    if (wanted := settle_bos(subject, dictionaries.values(), asked=options["bos"]).convention) != subject.convention:
+    sources = open_dictionaries(subject, named, options)
+    if (wanted := settle_bos(subject, sources.values(), asked=options["bos"]).convention) != subject.convention:
         needed = "always" if wanted.bos else "never"
         raise NeuronautError(f"the prompts have {subject.convention}, but {wanted.reason}; add --bos {needed}")
-    return dictionaries
+    return sources
 
 
 def _attribute_logit(
     subject: "Subject", questions: Questions, split: Sequence[str], positions: str, options: Mapping[str, Any]
 ) -> "LogitAttribution":
     from ...causal.logit_attribution import logit_attribution
+    from ...subject.dictionary import Dictionary
 
     named = [text for text in split if "@" in text]
-    dictionaries = _open_agreeing(subject, named, options)
+    opened = _open_agreeing(subject, named, options)
+    dictionaries = {name: source for name, source in opened.items() if isinstance(source, Dictionary)}
+    if others := sorted(opened.keys() - dictionaries.keys()):
+        raise NeuronautError(f"{others[0]} holds directions, which do not add up to a vector; split by a dictionary")
     parts = [dictionaries.get(text, text) for text in sites_named(subject, split)]
     return logit_attribution(
         subject, questions.batch, token=questions.answers, against=questions.wrong, positions=positions, split=parts

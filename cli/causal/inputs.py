@@ -223,6 +223,17 @@ def lines(file: str, wanted: Mapping[str, type], allowed: Mapping[str, type] = {
         yield Line(number, {name: row[name] for name in fields if name in row})
 
 
+def read_texts(file: str) -> list[str]:
+    """The texts of a file: `text` of each object of JSON lines, or each line that is not empty."""
+    if file.endswith(".jsonl"):
+        texts = [row["text"] for _, row in lines(file, {"text": str})]
+    else:
+        texts = [line.strip() for line in read(file).split("\n") if line.strip()]
+    if not texts:
+        raise NeuronautError(f"{file} holds no text; wanted one a line")
+    return texts
+
+
 def _line_error(file: str, number: int, what: str, fields: Mapping[str, type]) -> NeuronautError:
     names = {str: "text", bool: "true or false", list: "a list"}
     shape = ", ".join(f'"{name}": {names[kind]}' for name, kind in fields.items())

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @positions_option
 @click.option(
     "--method",
-    type=click.Choice(["ridge", "mean_difference"]),
+    type=click.Choice(["ridge", "mean_difference", "lda", "logistic"]),
     default="ridge",
     show_default=True,
     help="How the direction is found.",

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ...causal.edits import Edit
     from ...causal.intervene import Materials
     from ...causal.prompts import Batch
-    from ...subject.dictionary import Dictionary
     from ...subject.model import Subject
+    from ...subject.sources import Source
 
 WINDOW = 64
 """Tokens in a row of reference text, where the model has room for them."""
@@ -36,7 +36,7 @@ subject_options = all_of(
 )
 dictionary_options = all_of(
     click.option(
-        "--sae", metavar="PATH", help="Where the dictionary lies: folder, file, or OWNER/NAME[/FOLDER] on the hub."
+        "--sae", metavar="PATH", help="The dictionary, or directions: folder, file, or OWNER/NAME[/FOLDER] on the hub."
     ),
     click.option(
         "--norm-scale", type=float, metavar="X", help="What vectors were multiplied by in the dictionary's training."
@@ -70,7 +70,7 @@ class CausalSetup:
 
     subject: "Subject"
     edits: "tuple[Edit, ...]"
-    dictionaries: "dict[str, Dictionary]"
+    dictionaries: "dict[str, Source]"
     """By `SITE@NAME`."""
     directions: "dict[str, Tensor]"
     """By name: (width of the site,)."""
@@ -148,10 +148,9 @@ def sites_named(subject: "Subject", texts: Iterable[str]) -> list[str]:
     return [site for text in texts for site in ([text] if "@" in text else sites_of(subject, text))]
 
 
-def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping[str, Any]) -> "dict[str, Dictionary]":
-    """The dictionaries `SITE@NAME`: the built-in ones, and the one that `dictionary_options` say."""
+def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping[str, Any]) -> "dict[str, Source]":
+    """The dictionaries and directions `SITE@NAME`: the built-in ones, and the one that `dictionary_options` say."""
     from ...subject.address import SourceId
-    from ...subject.dictionary import Dictionary
     from ...subject.opening import built_in
     from ..opening import LoadOptions, open_sources
 
@@ -162,13 +161,9 @@ def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping
             f"--sae is one dictionary, and {', '.join(own) or 'nothing'} names one; write SITE@NAME for it, once"
         )
     load_options = LoadOptions(**{key: options[key] for key in ("sae", "norm_scale", "allow_pickle")})
-    dictionaries: dict[str, Dictionary] = {}
+    dictionaries: dict[str, Source] = {}
     for name in ids:
         (source,) = open_sources(subject, [name], load_options if name in own else LoadOptions(), name=None)
-        if not isinstance(source, Dictionary):
-            raise NeuronautError(
-                f"{name} is no dictionary, and commands edit units and dictionaries; of heads edit {source.id.site}:0"
-            )
         dictionaries[name] = source
     return dictionaries
 

@@ -381,6 +381,7 @@ def patch(
       neuronaut patch demo resid_post.0=patch@3 --clean "x = [1, 2" --corrupted "x = (1, 2" --answer "]" --wrong ")"
       neuronaut patch gpt2 head.9:9=patch@last --pairs ioi.jsonl --metric logit_difference --metric kl
     """
+    from ...causal.intervene import edited_dictionaries
     from ...causal.measures import fidelity
     from ...causal.runs import patching
 
@@ -398,7 +399,7 @@ def patch(
     ranked = _rank_controls(setup, task, count, seed) if count else {}
     trusted = {
         name: asdict(fidelity(setup.subject, dictionary, task.pairs.clean))
-        for name, dictionary in setup.dictionaries.items()
+        for name, dictionary in edited_dictionaries(setup.edits, setup.materials).items()
     }
     rows = [
         effect_row(effect)

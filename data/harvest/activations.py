@@ -163,7 +163,7 @@ def _encode_last(
 
 def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chosen: torch.Tensor) -> torch.Tensor:
     """(row, position, chosen) activations, BOS left out; 0 at positions that do not count."""
-    read = _read(subject, [source.id.site], tokens)
+    read = read_sites(subject, [source.id.site], tokens)
     vectors = read[source.id.site][:, len(subject.bos_prefix) :]
     flat = source.encode(vectors.reshape(-1, vectors.shape[2]).float(), chosen)
     counted = torch.from_numpy(find_counted(subject, source.id.site, tokens, read)).to(flat.device)
@@ -183,7 +183,7 @@ def read_together(subject: Subject, sites: Sequence[str], tokens: NDArray[np.int
     vectors: dict[str, list[Tensor]] = {site: [] for site in sites}
     for start in range(0, len(tokens), ROWS):
         part = tokens[start : start + ROWS]
-        read = _read(subject, [*vectors, at], part)
+        read = read_sites(subject, [*vectors, at], part)
         counted = torch.from_numpy(find_counted(subject, at, part, read))
         for site, parts in vectors.items():
             parts.append(read[site][:, len(subject.bos_prefix) :][counted].float())
@@ -192,10 +192,10 @@ def read_together(subject: Subject, sites: Sequence[str], tokens: NDArray[np.int
 
 def mark_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Which positions count in statistics at a site. tokens (row, position) without BOS -> (row, position)."""
-    return find_counted(subject, site, tokens, _read(subject, [site], tokens))
+    return find_counted(subject, site, tokens, read_sites(subject, [site], tokens))
 
 
-def _read(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer]) -> dict[str, Tensor]:
+def read_sites(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer]) -> dict[str, Tensor]:
     """The vectors of sites, and of those that tell which positions are massive, BOS included."""
     return subject.read(with_bos(subject, tokens), _with_telling(subject, sites))
 
@@ -292,7 +292,7 @@ def _full_tiles(
     subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool
 ) -> Iterable[Tile]:
     """The tiles of exactly TILE_ROWS windows."""
-    read = _read(subject, [source.id.site for source in sources], tokens)
+    read = read_sites(subject, [source.id.site for source in sources], tokens)
     for source in sources:
         vectors = read[source.id.site]
         positions, skip = vectors.shape[1], len(subject.bos_prefix)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ...subject.address import SourceId
+from ...subject.direction_matrix import Directions
 from ...subject.errors import NeuronautError
 from ...subject.head_norms import HeadNorms
 from ...subject.head_writes import HeadWrites
@@ -168,6 +169,7 @@ def finish(
             "convention": asdict(subject.convention),
             "counts": asdict(counts),
             **_describe_heads(subject, sources),
+            **_describe_directions(sources),
         },
     )
 
@@ -180,10 +182,23 @@ def _describe_heads(subject: Subject, sources: Sequence[Source]) -> dict[str, ob
     return {"no_source_tokens": refused} if refused else {}
 
 
+def _describe_directions(sources: Sequence[Source]) -> dict[str, object]:
+    """The names of directions and how these were found, by source; nothing where there are none."""
+    matrices = [source for source in sources if isinstance(source, Directions)]
+    told = {str(source.id): {"names": list(source.names), "found": list(source.provenance)} for source in matrices}
+    return {"directions": told} if told else {}
+
+
 def _count_tokens(state: HarvestState) -> TokenCounts:
     given = state.given
     beyond = given.tokens - state.tokens
     return TokenCounts(given.tokens, beyond, state.special, own_bos=given.own_bos, spelled=given.spelled)
+
+
+def _kind(subject: Subject, source: Source) -> str:
+    if isinstance(source, Neurons):
+        return subject.unit_kind
+    return "directions" if isinstance(source, Directions) else "dictionary"
 
 
 def _source_result(
@@ -204,7 +219,7 @@ def _source_result(
         lists = {kind: find_attended(subject, source, part, state.table.tokens) for kind, part in lists.items()}
     return SourceResult(
         source=str(source.id),
-        kind=subject.unit_kind if isinstance(source, Neurons) else _dictionary_kind(source),
+        kind=subject.unit_kind if isinstance(source, Neurons) else _kind_of(source),
         width=source.width,
         signed=source.signed,
         revision=source.revision,
@@ -218,7 +233,9 @@ def _source_result(
     )
 
 
-def _dictionary_kind(source: Source) -> str:
+def _kind_of(source: Source) -> str:
+    if isinstance(source, Directions):
+        return "directions"
     return "dictionary" if source.writes == source.id.site else "transcoder"
 
 
@@ -238,7 +255,7 @@ def harvest(
 ) -> HarvestResult:
     """Collect the evidence for every feature of `sites` over the corpus and write it to the store.
 
-    `sites` are site names (their neurons) or sources (dictionaries). `tokens` bounds the corpus tokens
+    `sites` are site names (their neurons) or sources (dictionaries, directions). `tokens` bounds the corpus tokens
     read (None: all), `window` is the number of tokens in a window. `paths` are the folders of the model (by
     its name) and of the dictionaries (by their id), for later commands. A killed harvest goes on
     from its checkpoint file when it is called again with the same arguments; called with fewer `tokens` it is ended as

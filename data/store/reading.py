@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
 from ..codec import grams, unpack_activations, unpack_ids
+from ..harvest.histogram import BINS
 from ..records import PARTS, Attended, Evidence, Example, Kind, Split, Statistics
 from ..splits import part
 
@@ -221,6 +222,32 @@ def _statistics(row: sqlite3.Row, *, negative: bool) -> Statistics:
         trough=row["trough"],
         histogram=histogram,
     )
+
+
+class SourceStatistics(NamedTuple):
+    """What a harvest counted of every feature of a source; F is its width."""
+
+    tokens: int
+    peak: NDArray[np.float32]
+    """(F,): the highest activation; NaN where the feature is not here."""
+    trough: NDArray[np.float32]
+    """(F,): the lowest."""
+    histogram: NDArray[np.int64]
+    """(F, bins): tokens by positive activation."""
+
+
+def read_statistics(connection: sqlite3.Connection, source: SourceId) -> SourceStatistics | None:
+    """The statistics of a source; None where nothing of it was harvested."""
+    row = connection.execute("SELECT id, width FROM sources WHERE name = ?", [str(source)]).fetchone()
+    if row is None:
+        return None
+    sql = "SELECT idx, tokens, peak, trough, histogram FROM features WHERE source_id = ?"
+    rows = connection.execute(sql, [row["id"]]).fetchall()
+    peak, trough = (np.full(row["width"], np.nan, np.float32) for _ in range(2))
+    histograms = np.zeros((row["width"], BINS), np.int64)
+    for index, _, highest, lowest, counts in rows:
+        peak[index], trough[index], histograms[index] = highest, lowest, np.frombuffer(counts, "<i8")
+    return SourceStatistics(max((tokens for _, tokens, *_ in rows), default=0), peak, trough, histograms)
 
 
 def missing_source(connection: sqlite3.Connection, source: SourceId) -> NeuronautError:

@@ -132,6 +132,14 @@ class Store:
             }
         return rows
 
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """What the directions of sources are called, by source; those without names are left out."""
+        rows = self._query(
+            "SELECT name, provenance FROM sources JOIN harvests ON source_id = sources.id WHERE kind = 'directions'"
+        )
+        told = {row["name"]: json.loads(row["provenance"]).get("directions", {}).get(row["name"], {}) for row in rows}
+        return {source: tuple(own["names"]) for source, own in told.items() if own.get("names")}
+
     def models(self) -> list[str]:
         """The models that have a source here."""
         return [row["model"] for row in self._query("SELECT DISTINCT model FROM sources ORDER BY model")]
@@ -190,6 +198,11 @@ class Store:
         """
         with translate_errors(self.path):
             return reading.read_evidence(self._connection, self._windows, feature)
+
+    def statistics(self, source: SourceId) -> reading.SourceStatistics | None:
+        """What a harvest counted of every feature of a source; None where nothing of it was harvested."""
+        with translate_errors(self.path):
+            return reading.read_statistics(self._connection, source)
 
     def pool(self, model: str) -> dict[Split, NDArray[np.int64]]:
         """Token ids of the pool, a uniform sample of the corpus: (window, position) in each split, padding below 0."""
