@@ -110,7 +110,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 def take_text_tower(model: PreTrainedModel, *, name: str) -> PreTrainedModel:
     """The language model inside one that reads images too, its modules shared; any other model as it is.
 
-    It is held to what the whole model says of text; a model of which the two differ is refused.
+    It is held to what the whole model says of text, and to reading from left to right; else it is refused.
     """
     text = model.config.get_text_config()
     if text is model.config or not hasattr(model.config, "text_config"):
@@ -122,10 +122,16 @@ def take_text_tower(model: PreTrainedModel, *, name: str) -> PreTrainedModel:
             f"({text.model_type}); load a model of text"
         )
     tokens = torch.randint(text.vocab_size, (1, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % text.vocab_size
     with torch.inference_mode():
         whole, alone = (part.eval()(input_ids=tokens, use_cache=False).logits for part in (model, tower))
+        ahead = tower(input_ids=other, use_cache=False).logits[:, :-1] - alone[:, :-1]
+    limit = ROUNDING * torch.finfo(model.dtype).eps
+    if float(ahead.abs().max() / alone.abs().max()) > limit:
+        raise NeuronautError(f"the tokens of {name} read what stands behind them; load a model of text alone")
     off = float((whole - alone).abs().max() / whole.abs().max())
-    if not off <= ROUNDING * torch.finfo(model.dtype).eps:
+    if not off <= limit:
         raise NeuronautError(f"the text of {name} read by its {type(tower).__name__} is off by {off:.2g}; load another")
     return tower
 

@@ -232,7 +232,7 @@ def image_model(family: str) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_config(config).eval()
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llava", "mistral3", "internvl", "paligemma", "idefics3"])
+@pytest.mark.parametrize("family", ["gemma3", "llava", "mistral3", "internvl", "idefics3"])
 def test_the_text_of_an_image_model_is_read_by_its_text_class(family: str) -> None:
     whole = image_model(family)
     subject = Subject(take_text_tower(whole, name=family), byte_tokenizer(), name=family)
@@ -244,10 +244,14 @@ def test_the_text_of_an_image_model_is_read_by_its_text_class(family: str) -> No
 
 @pytest.mark.parametrize(
     ("family", "why"),
-    [("aya_vision", "read by its Cohere2ForCausalLM is off by"), ("qwen2_vl", "no ...ForCausalLM of its text alone")],
+    [
+        ("aya_vision", "read by its Cohere2ForCausalLM is off by"),
+        ("qwen2_vl", "no ...ForCausalLM of its text alone"),
+        ("paligemma", "read what stands behind them"),
+    ],
 )
 def test_an_image_model_whose_text_is_not_its_classes_is_refused(family: str, why: str) -> None:
-    """The whole of Aya Vision leaves the scale of its logits out; Qwen2-VL's text has positions of its own."""
+    """Aya Vision leaves the scale of its logits out, Qwen2-VL has positions of its own, PaliGemma reads both ways."""
     with pytest.raises(NeuronautError, match=why):
         take_text_tower(image_model(family), name=family)
 
