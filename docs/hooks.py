@@ -23,6 +23,7 @@ PAGES = {
     "data/demo/README.md": "demo-model.md",
     "examples/label_your_model.ipynb": "examples/label_your_model.md",
     "examples/trace_a_behaviour.ipynb": "examples/trace_a_behaviour.md",
+    "examples/superposition.ipynb": "examples/superposition.md",
 }
 """By path in the repository, the page of the site."""
 PICTURES = {"benchmarks/labels.png": "labels.png", "benchmarks/sweep.png": "sweep.png"}
