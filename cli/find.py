@@ -44,7 +44,7 @@ LENGTH_P = 0.05
 )
 @click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="Features to list.")
 @dictionary_options
-@click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one.")
+@click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps.")
 @click.option("--dtype", metavar="T", help="float32, bfloat16 or float16; as it was harvested with.")
 @result_options
 def find(

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     "--text-column",
     help="Field of JSONL, Parquet and datasets that holds the text.  [default: text; messages of --chat]",
 )
-@click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one.")
+@click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps.")
 @click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16.")
 @click.option(
     "--norm-scale", type=float, metavar="X", help="What vectors were multiplied by in the dictionary's training."

@@ -38,7 +38,7 @@ subject_options = all_of(
     click.option("--sae", metavar="PATH", help="Where the dictionary lies, if not where it was harvested from."),
     click.option("--norm-scale", type=float, metavar="X", help="As the dictionary was harvested with."),
     click.option("--allow-pickle", is_flag=True, help="Read a dictionary that is a pickle."),
-    click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one."),
+    click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", metavar="T", help="float32, bfloat16 or float16; as it was harvested with."),
 )
 scorer_option = click.option(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..data.corpus import Corpus
@@ -66,7 +65,7 @@ class LoadOptions:
 
 def load_subject(model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
     """Load a model, on the GPU where there is one and no device is named."""
-    device = load_options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = load_options.device or "auto"
     dtype, asked = load_options.dtype or "float32", load_options
     subject = Subject.load(model, device=device, dtype=dtype, name=name, bos=asked.bos)
     special = asked.special_tokens or asked.chat

@@ -57,7 +57,7 @@ def list_(database: str, form: Form) -> None:
 @click.option("--corpus", metavar="NAME", help="Of the gate: as of harvest; stdlib for demo.")
 @click.option("--norm-scale", type=float, metavar="X", help="What vectors were multiplied by in its training.")
 @click.option("--allow-pickle", is_flag=True, help="Read a pickle.")
-@click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one.")
+@click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps.")
 @click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16.")
 @form_options
 def inspect(path: str, model: str | None, sae_site: str | None, corpus: str | None, form: Form, **options: Any) -> None:

@@ -174,6 +174,8 @@ def quiet() -> Generator[None]:
 
 
 def _check_device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         target = torch.device(device)
         torch.zeros(1, device=target).item()

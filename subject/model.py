@@ -92,7 +92,8 @@ class Subject(TextReader):
         """Load a local folder, a Hugging Face id (at `revision`), or `demo`, the built-in subject.
 
         `name` replaces the folder's base name, or the id, in feature addresses. `dtype` is "float32",
-        "bfloat16" or "float16"; `bos` is "auto", "always" or "never". Raises NeuronautError for what the user can mend.
+        "bfloat16" or "float16"; `device` "auto" is a GPU where there is one; `bos` is "auto", "always" or "never".
+        Raises NeuronautError for what the user can mend.
         """
         loaded = load(name_or_path, device=device, dtype=dtype, revision=revision)
         with quiet():

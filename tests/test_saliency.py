@@ -15,7 +15,7 @@ from neuronaut.causal.saliency import (
     occlusion,
 )
 from neuronaut.subject.address import Feature, SourceId
-from neuronaut.subject.dictionary import EXTRAS, Dictionary, Kind
+from neuronaut.subject.dictionary import EXTRAS, RANKED, Dictionary, Kind
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Neurons
@@ -128,7 +128,7 @@ def test_a_features_gradient_goes_through_its_encoder(kind: Kind) -> None:
         W_dec=W_dec,
         b_enc=torch.ones(9),
         b_dec=torch.zeros(24),
-        k=4 if kind == "topk" else 0,
+        k=3 if kind in RANKED else 0,
         **extras,
     )
     vector = subject.read(torch.tensor([TOKENS]), ["resid_pre.1"])["resid_pre.1"][:, -1]

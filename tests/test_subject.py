@@ -523,6 +523,14 @@ def test_loading_is_silent_and_leaves_no_trace(saved: Path, capfd: pytest.Captur
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_device_is_found_where_none_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Subject.load(str(saved), device="auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if not torch.cuda.device_count():
+        with pytest.raises(NeuronautError, match="device 'cuda' is not there"):
+            Subject.load(str(saved), device="auto")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -26,7 +26,7 @@ WINDOW = 64
 """Tokens in a row of reference text, where the model has room for them."""
 
 device_options = all_of(
-    click.option("--device", metavar="D", help="cpu, cuda or cuda:1; a GPU where there is one."),
+    click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16."),
 )
 subject_options = all_of(
