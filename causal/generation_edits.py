@@ -6,7 +6,7 @@ p + offset[row].
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -57,6 +57,12 @@ class GrowingEdit:
         """Before a forward pass over these columns."""
         index = self.touched[:, columns].nonzero(as_tuple=True)
         self.index = tuple(part.to(self.change.device) for part in index)
+
+    @property
+    def touches(self) -> Set[tuple[int, int]]:
+        """The (row, column) of prompts that it changes, and (row, -1) where it may change what is written."""
+        prompts = {(row, column) for row, column in self.touched.nonzero().tolist()}
+        return prompts | ({(row, -1) for row in self.rows.nonzero().flatten().tolist()} if self.meant.any() else set())
 
     def look(self, tensor: Tensor) -> Tensor:
         """Keep the vectors that it reads."""

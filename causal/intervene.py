@@ -10,7 +10,7 @@ the transcoder writes.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -169,6 +169,11 @@ class Hook(Protocol):
         """The site that it changes."""
         ...
 
+    @property
+    def touches(self) -> Set[tuple[int, int]]:
+        """The (row, position) that it changes, as far as that can be told beforehand."""
+        ...
+
     def look(self, tensor: Tensor) -> Tensor:
         """Keep what its own site's tensor holds for the change to come, and leave it as it is."""
         ...
@@ -181,11 +186,25 @@ class Hook(Protocol):
 def hooks_by_site(edits: Iterable[Hook]) -> dict[str, Callable[..., Tensor]]:
     """Hooks by site. Edits of one site work one after the other, in the order in which they are given."""
     groups: dict[str, list[Callable[..., Tensor]]] = {}
+    looking: dict[object, set[tuple[int, int]]] = {}
     for edit in edits:
         if edit.writes != edit.edit.site:
+            _check_apart(edit, looking)
             groups.setdefault(edit.edit.site, []).append(edit.look)
         groups.setdefault(edit.writes, []).append(edit)
     return {site: _chain(group) for site, group in groups.items()}
+
+
+def _check_apart(edit: Hook, before: dict[object, set[tuple[int, int]]]) -> None:
+    """Refuse an edit of a transcoder's feature where another one has changed it: it would not see what that one did."""
+    for unit in edit.edit.units or ():
+        places = before.setdefault((edit.edit.site, edit.edit.dictionary, unit), set())
+        if not places.isdisjoint(edit.touches):
+            raise NeuronautError(
+                f"edit {edit.edit} is of a transcoder's feature that another edit has changed at the same place; the "
+                "feature is read before either, so give one edit for both"
+            )
+        places |= edit.touches
 
 
 def _chain(group: Sequence[Callable[..., Tensor]]) -> Callable[..., Tensor]:
@@ -218,6 +237,11 @@ class _Running:
     inputs: tuple[Tensor, ...] = ()
     """What its own site held in this forward, where it changes another."""
 
+    @property
+    def touches(self) -> Set[tuple[int, int]]:
+        """The (row, position) that it changes."""
+        return {(row, position) for row, positions in self.places.items() for position in positions}
+
     def look(self, tensor: Tensor) -> Tensor:
         """Keep the vectors that it reads."""
         self.inputs = (tensor[self.index],)
@@ -232,7 +256,9 @@ class _Running:
         before = tensor[self.index]
         after = self.work(before, *self.inputs, *(mask[self.index] for mask in masks)).to(before.dtype)
         self.fired += 1
-        self.change = torch.maximum(self.change, (after - before).detach().float().abs().amax())
+        # Masked scores may be infinite, before and after.
+        moved = torch.where(after == before, 0, after - before)
+        self.change = torch.maximum(self.change, moved.detach().float().abs().amax())
         return tensor.index_put(self.index, after)
 
 

@@ -118,6 +118,8 @@ class Architecture:
     """Whether the block adds to the tensor that its MLP returned, so that this one must be copied to be seen."""
     joined: bool = False
     """Whether the MLP runs on all rows joined to one."""
+    wanted: str | None = None
+    """Config key that is true in the models that the row is of; others of the family are looked at."""
 
     def has_resid_mid(self, config: "PreTrainedConfig") -> bool:
         """Whether the MLP reads what attention has written; not where both branches read the block's input."""
@@ -228,6 +230,7 @@ _OPT = Architecture(
     neurons_by=("fc1", "activation_fn"),
     neurons="ffn_dim",
     joined=True,
+    wanted="do_layer_norm_before",
 )
 _LLAMA = Architecture(
     layers="layers",

@@ -42,7 +42,9 @@ class _Branch(NamedTuple):
 
 def architecture_of(model: PreTrainedModel, *, name: str) -> Architecture:
     """The row of a model's family, from the table or by looking at the model."""
-    return ARCHITECTURES.get(model.config.model_type) or discover(model, name=name)
+    row = ARCHITECTURES.get(model.config.model_type)
+    known = row is not None and (row.wanted is None or getattr(model.config, row.wanted))
+    return row if row is not None and known else discover(model, name=name)
 
 
 @torch.inference_mode()
@@ -85,7 +87,7 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
 
 def _refusal(model: PreTrainedModel, name: str, why: str) -> NeuronautError:
     return NeuronautError(
-        f"{name} has model_type {model.config.model_type!r}, which is not in the table, and {why}; "
+        f"{name} has model_type {model.config.model_type!r}, of which the table has no row, and {why}; "
         "`neuronaut models families` lists those that are"
     )
 

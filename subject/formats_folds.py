@@ -40,7 +40,10 @@ def fold_gain(dictionary: Dictionary, norm: Affine) -> Dictionary:
     gain, shift = norm.gain.cpu().float(), (norm.bias / norm.gain).cpu().float()
     changed = {"W_enc": dictionary.W_enc / gain[:, None]}
     if not dictionary.subtract_b_dec:
-        changed["b_enc"] = dictionary.b_enc - shift @ dictionary.W_enc
+        moved = shift @ dictionary.W_enc
+        changed["b_enc"] = dictionary.b_enc - moved
+        if dictionary.b_mag is not None and dictionary.r_mag is not None:
+            changed["b_mag"] = dictionary.b_mag - moved * dictionary.r_mag.exp()
     if dictionary.target is None:
         changed |= {"W_dec": dictionary.W_dec * gain, "b_dec": (dictionary.b_dec + shift) * gain}
     if dictionary.W_skip is not None:
@@ -63,7 +66,8 @@ def fold_centring(dictionary: Dictionary) -> Dictionary:
     gated = {}
     if dictionary.b_mag is not None and dictionary.r_mag is not None:
         gated = {"b_mag": dictionary.b_mag + shift * dictionary.r_mag.exp()}
-    return replace(dictionary, W_enc=dictionary.W_enc - means, b_enc=dictionary.b_enc + shift, **gated)
+    skip = {} if dictionary.W_skip is None else {"W_skip": dictionary.W_skip - dictionary.W_skip.mean(dim=0)}
+    return replace(dictionary, W_enc=dictionary.W_enc - means, b_enc=dictionary.b_enc + shift, **gated, **skip)
 
 
 def fold_decoder_norms(dictionary: Dictionary) -> Dictionary:

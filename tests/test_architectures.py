@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+from neuronaut.causal.edits import Edit
+from neuronaut.causal.intervene import apply
 from neuronaut.causal.logit_attribution import logit_attribution
 from neuronaut.causal.prompts import Batch
 from neuronaut.subject.architecture import ARCHITECTURES, Architecture
@@ -205,9 +207,19 @@ def test_a_block_that_is_no_such_sum_is_refused_in_one_line() -> None:
     """A family whose blocks scale what they add, as Granite's do."""
     model = tiny("granite")
     model.config.model_type = "brand_new"
-    with pytest.raises(NeuronautError, match="'brand_new', which is not .*, and its first block is no sum") as error:
+    with pytest.raises(
+        NeuronautError, match="'brand_new', of which the table has no row, and its first block is no sum"
+    ) as error:
         Subject(model, byte_tokenizer(), name="new")
     assert "\n" not in str(error.value)
+
+
+def test_an_opt_of_another_build_is_refused_in_one_line() -> None:
+    """OPT-350M norms behind its sums; some of the family have no final norm, and so no way from the stream to logits."""
+    with pytest.raises(NeuronautError, match="of which the table has no row, and its first block is no sum"):
+        Subject(tiny("opt", do_layer_norm_before=False), byte_tokenizer(), name="opt-350m")
+    subject = Subject(tiny("opt", _remove_final_layer_norm=True), byte_tokenizer(), name="bare")
+    assert set(subject.refused) == {"resid_post.2"} and "cannot be computed" in subject.refused["resid_post.2"]
 
 
 def test_a_stream_that_is_several_at_once_is_refused() -> None:
@@ -283,3 +295,12 @@ def test_patterns_are_proven_or_refused_by_name(family: str) -> None:
         return
     pattern = patterns(subject, TOKENS, [1])[1]
     torch.testing.assert_close(pattern.sum(-1), torch.ones(pattern.shape[:-1]))
+
+
+def test_scores_that_are_masked_twice_are_edited() -> None:
+    """GPT-Neo adds two masks, so that masked scores are minus infinity before and after."""
+    subject = Subject(tiny("gpt_neo"), byte_tokenizer(), name="gpt_neo")
+    batch = Batch.of(subject, ["abcdef"])
+    with apply(subject, batch, [Edit.parse("score.1:1*=0.5")]) as ledger:
+        subject.logits(batch.tokens)
+    assert 0 < ledger.reports[0].max_change < torch.inf

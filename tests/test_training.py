@@ -66,9 +66,9 @@ def _few() -> Tensor:
     return draw(256, torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("changes", [{"k": 0}, {"k": 33}, {"tokens": 100}])
+@pytest.mark.parametrize("changes", [{"k": 0}, {"k": 32}, {"tokens": 100}])
 def test_a_recipe_that_trains_nothing_is_refused(changes: dict[str, int]) -> None:
-    with pytest.raises(NeuronautError, match="wanted 1 to the width|less than a batch"):
+    with pytest.raises(NeuronautError, match="wanted k from 1 to less than|less than a batch"):
         Recipe(**{"kind": "topk", "width": 32, "k": 2, "tokens": 2048} | changes).check()
 
 
@@ -159,6 +159,29 @@ def test_a_transcoder_stands_for_the_mlp(demo: Subject, corpus: Corpus, tmp_path
         logits = demo.logits(tokens)
     nats = cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:])
     assert measure_loss(demo, again, rows).rebuilt == pytest.approx(float(nats), rel=1e-5)
+
+
+def test_what_a_short_budget_trains_is_kept(
+    demo: Subject, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call is stopped while it reads its second buffer, and is further than the one before."""
+    monkeypatch.setattr(run, "BUFFER_TOKENS", 1500)
+    seen = 0
+    for _ in range(2):
+        log, asked = Log(), iter(range(100))
+        log.seen = seen
+        # It asks once for a buffer, and once for each of its five batches.
+        assert train(demo, SITE, corpus, tmp_path, RECIPE, watch=log, stop=lambda asked=asked: next(asked) == 6) is None
+        assert log.seen == seen + 5 * RECIPE.batch
+        seen = log.seen
+
+
+def test_what_a_transcoder_writes_comes_after_what_it_reads(demo: Subject, corpus: Corpus, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, kind="batchtopk")
+    for target in ("mlp_in.1", "resid_pre.1"):
+        with pytest.raises(NeuronautError, match=f"{target} does not come after mlp_in.1"):
+            train(demo, SourceId("demo", "mlp_in.1", "mine"), corpus, tmp_path, recipe, target=target)
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_lies_in_the_folder_is_not_written_over(demo: Subject, corpus: Corpus, tmp_path: Path) -> None:

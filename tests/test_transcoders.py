@@ -30,6 +30,7 @@ from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.directions import direction, promoted
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.formats import save_dictionary
+from neuronaut.subject.formats_folds import Affine, fold_centring, fold_gain
 from neuronaut.subject.model import Subject
 from neuronaut.subject.opening import norm_before, open_dictionary, open_source
 from neuronaut.subject.sources import Neurons
@@ -308,3 +309,35 @@ def test_what_it_writes_cannot_come_before_what_it_reads(tmp_path: Path) -> None
     save_dictionary(replace(transcoder(), target="resid_post.0"), tmp_path / "coder", dtype=torch.float32)
     with pytest.raises(NeuronautError, match=rf"writes resid_post\.0, which comes before mlp_in\.{LAYER}"):
         open_dictionary(subject(), transcoder().id, str(tmp_path / "coder"))
+
+
+def test_two_edits_of_one_feature_at_one_place_are_refused() -> None:
+    """A transcoder's feature is read before either, so the second would not see the first; elsewhere both work."""
+    for texts in ((f"{NAME}:3=2", f"{NAME}:3=0@last"), (f"{NAME}:3,4=2", f"{NAME}:4=2")):
+        with pytest.raises(NeuronautError, match="another edit has changed at the same place"):
+            written(*map(Edit.parse, texts))
+    for texts in ((f"{NAME}:3=2", f"{NAME}:4=0"), (f"{NAME}:3=2@1", f"{NAME}:3=0@last")):
+        plain = [Edit.parse(text.replace(NAME, f"mlp.{LAYER}")) for text in texts]
+        close(written(*map(Edit.parse, texts)), written(*plain))
+    with pytest.raises(NeuronautError, match="another edit has changed"):
+        edits = [Edit.parse(f"{NAME}:3=2"), Edit.parse(f"{NAME}:3=0@last")]
+        generate(subject(), batch(), edits, tokens=2, materials=Materials(sources={NAME: transcoder()}))
+
+
+def test_centring_and_a_norms_gain_are_folded_exactly() -> None:
+    """With a skip path, and with gates whose magnitudes have biases of their own."""
+    generator = torch.Generator().manual_seed(0)
+    skip = replace(transcoder(), W_skip=torch.randn(D_MODEL, D_MODEL, generator=generator))
+    x = torch.randn(20, D_MODEL, generator=generator) + 1
+    close(fold_centring(skip).reconstruct(x), skip.reconstruct(x - x.mean(1, keepdim=True)))
+    sizes = (transcoder().width,)
+    gated = replace(
+        transcoder(),
+        kind="gated",
+        b_mag=torch.randn(sizes, generator=generator),
+        r_mag=0.1 * torch.randn(sizes, generator=generator),
+    )
+    norm = Affine(torch.rand(D_MODEL, generator=generator) + 0.5, torch.randn(D_MODEL, generator=generator))
+    for whole in (skip, gated):
+        close(fold_gain(whole, norm).encode(x * norm.gain + norm.bias), whole.encode(x))
+        close(fold_gain(whole, norm).reconstruct(x * norm.gain + norm.bias), whole.reconstruct(x))

@@ -195,12 +195,6 @@ def _count_tokens(state: HarvestState) -> TokenCounts:
     return TokenCounts(given.tokens, beyond, state.special, own_bos=given.own_bos, spelled=given.spelled)
 
 
-def _kind(subject: Subject, source: Source) -> str:
-    if isinstance(source, Neurons):
-        return subject.unit_kind
-    return "directions" if isinstance(source, Directions) else "dictionary"
-
-
 def _source_result(
     subject: Subject, source: Source, state: HarvestState, mined: dict[Kind, ExampleList]
 ) -> SourceResult:

@@ -130,6 +130,8 @@ def train(
         raise NeuronautError(
             "SAELens' layout has no TopK transcoder, so a transcoder keeps by thresholds; wanted batchtopk or jumprelu"
         )
+    if target is not None and subject.width(target) and not _comes_after(subject, target, id.site):
+        raise NeuronautError(f"{target} does not come after {id.site}; a transcoder writes behind what it reads")
     feed = _Feed.open(subject, id.site, corpus, recipe, target=target, window=window)
     feed.stop = stop
     about = {"recipe": asdict(recipe), "site": id.site, "target": target, "corpus": feed.digest, "window": window}
@@ -140,6 +142,11 @@ def train(
         return _Run(id, feed, recipe, folder, corpus=corpus.name, about=about, watch=watch or _Silent()).run()
     except _Stopped:
         return None
+
+
+def _comes_after(subject: Subject, later: str, site: str) -> bool:
+    subject.width(site)
+    return subject.sites.index(later) > subject.sites.index(site)
 
 
 class _Run(NamedTuple):
@@ -161,19 +168,24 @@ class _Run(NamedTuple):
         while True:
             vectors, order = self.feed.read(place.round, self.watch)
             for number in range(place.batch, len(order) // batch):
+                if trainer.seen >= self.recipe.tokens:
+                    break
                 chosen = order[number * batch : (number + 1) * batch]
                 unexplained = trainer.step(vectors.inputs[chosen], vectors.targets[chosen])
                 place = replace(place, batch=number + 1)
                 self.watch.trains(trainer.seen, unexplained, trainer.dead_share)
-                if trainer.seen >= self.recipe.tokens:
-                    return self._finish(trainer, vectors.inputs[order[: 4 * batch]])
                 stopping = self.feed.stop()
                 if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self._save(trainer, place)
                     saved = time.monotonic()
                 if stopping:
                     raise _Stopped
-            place = _Place(place.round + 1)
+            done = trainer.seen >= self.recipe.tokens
+            place = place if done else _Place(place.round + 1)
+            # What comes now takes its time: to read the next buffer, or to measure.
+            self._save(trainer, place)
+            if done:
+                return self._finish(trainer, vectors.inputs[order[: 4 * batch]])
 
     def _begin(self) -> tuple[Trainer, _Place]:
         """A trainer at the beginning, or where the checkpoint left it."""

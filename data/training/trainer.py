@@ -58,8 +58,8 @@ class Recipe:
 
     def check(self) -> None:
         """Raise NeuronautError where no dictionary can be trained so."""
-        if not 0 < self.k <= self.width:
-            raise NeuronautError(f"k is {self.k} and the width {self.width}; wanted 1 to the width")
+        if not 0 < self.k < self.width:
+            raise NeuronautError(f"k is {self.k} and the width {self.width}; wanted k from 1 to less than the width")
         if self.tokens < self.batch:
             raise NeuronautError(f"{self.tokens} tokens are less than a batch of {self.batch}; give more --tokens")
 
