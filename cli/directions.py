@@ -8,7 +8,7 @@ import click
 from ..subject.errors import NeuronautError
 from . import display
 from .causal.inputs import output_option, read_texts, seed_option
-from .causal.setup import open_subject, subject_options
+from .causal.setup import open_subject, text_options
 from .common import Count, Form, Row, emit, form_options, say
 from .display import ends, spanned, spanned_column
 
@@ -67,7 +67,7 @@ def directions() -> None:
     "--shuffles", type=click.IntRange(1), default=100, show_default=True, help="Controls: fits to shuffled labels."
 )
 @seed_option
-@subject_options
+@text_options
 @form_options
 def fit(
     model: str,
@@ -152,7 +152,7 @@ _FITTED = [
     "--token", "tokens", multiple=True, metavar="TOKEN", help='What this token\'s logit reads: --token " Paris".'
 )
 @file_option
-@subject_options
+@text_options
 @form_options
 def add(
     model: str,
@@ -243,10 +243,19 @@ def _listed(rows: Sequence[Row]) -> list[display.Column]:
         "length": display.key("length", right=True),
         "offset": display.key("offset", right=True),
         "variance": display.Column("variance", lambda row: _share(row.get("variance")), right=True),
-        "auroc": display.Column("AUROC", lambda row: spanned(*row["auroc"]) if "auroc" in row else display.NOTHING),
+        "auroc": display.Column("AUROC", lambda row: _auroc(row.get("auroc"))),
         "p": display.Column("p", lambda row: display.number(row.get("p")), right=True),
     }
     return [column for key, column in known.items() if any(key in row for row in rows)]
+
+
+def _auroc(value: object) -> str:
+    """A value with its interval, as `fit` notes it; files may hold anything there."""
+    match value:
+        case [float() | int() as middle, float() | int() as low, float() | int() as high]:
+            return spanned(middle, low, high)
+        case _:
+            return display.NOTHING if value is None else display.visible(str(value))
 
 
 def _share(value: float | None) -> str:

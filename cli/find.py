@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,7 @@ LENGTH_P = 0.05
 @click.option(
     "--by",
     type=click.Choice(["max", "mean"]),
-    default="max",
-    show_default=True,
-    help="What stands for a text of a set: a feature's highest activation, or its mean.",
+    help="What stands for a text of a set: a feature's highest activation (max, the default), or its mean.",
 )
 @click.option(
     "--source", "named", multiple=True, metavar="SOURCE", help="Only of this source; by default all in the database."
@@ -54,7 +52,7 @@ def find(
     token: str | None,
     positive: str | None,
     negative: str | None,
-    by: "By",
+    by: "By | None",
     named: tuple[str, ...],
     count: int,
     database: str,
@@ -80,9 +78,15 @@ def find(
     from .opening import LoadOptions
 
     _check(text, against, token, positive, negative)
+    if by is not None and positive is None:
+        raise click.UsageError("--by is of --positive and --negative; leave it out with a TEXT")
+    if not named and (unused := next((key for key in ("sae", "norm_scale") if load_options[key] is not None), None)):
+        option = unused.replace("_", "-")
+        raise click.UsageError(f"--{option} is of a --source; name it, for example --source resid_post.2@mine")
+    by = by or "max"
     sets = None if positive is None or negative is None else (read_texts(positive), read_texts(negative))
     with ExitStack() as stack:
-        store = stack.enter_context(open_store(database)) if Path(database).exists() else None
+        store = stack.enter_context(open_store(database)) if _is_there(database) else None
         subject, sources = _open(store, model, named, LoadOptions(**load_options), database)
         if sets is not None:
             say_remarks(subject, [*sets[0], *sets[1]])
@@ -104,6 +108,15 @@ def find(
             )
     if not rows:
         say("no feature is active there")
+
+
+def _is_there(database: str) -> bool:
+    """Whether there is a database; one that was named must be there."""
+    where = click.get_current_context().get_parameter_source("database")
+    if Path(database).exists() or where is not click.core.ParameterSource.DEFAULT:
+        return True
+    say(f"there is no database {database}: features have activations alone, no peaks and no labels")
+    return False
 
 
 def _check(*given: str | None) -> None:
@@ -131,13 +144,15 @@ def _open(
     ids = [known[text] for text in wanted if text in known] if named else [i for i in known.values() if i.model == name]
     if not ids and not named:
         raise NeuronautError(f"nothing of {model} is in {database}; harvest it, or name a --source such as mlp.2")
-    if store is None or not ids:
+    if store is None or name not in store.models():
         subject = load_subject(model, options)
     else:
         subject = with_limits(stored_subject(store, name, options, sources=ids), store, ids)
     sources: list[Source] = []
     if store is not None and ids:
-        sources += stored_sources(store, subject, [Feature(id, 0) for id in ids], options).values()
+        # What --sae names is a source that is not there yet.
+        own = options if len(ids) == len(wanted) else replace(options, sae=None, norm_scale=None)
+        sources += stored_sources(store, subject, [Feature(id, 0) for id in ids], own).values()
     if new := [text.removeprefix(f"{name}:") for text in wanted if text not in known]:
         opened = open_sources(subject, new, options, name=None)
         subject, sources = subject if ids else settle_bos(subject, opened, asked="auto"), [*sources, *opened]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..subject.errors import NeuronautError
 from . import display
 from .common import Form, Listing, Row, emit, form_options, open_store, result_options
 from .query import count_columns, say_if_empty
@@ -73,8 +74,13 @@ def inspect(path: str, model: str | None, sae_site: str | None, corpus: str | No
       neuronaut sources inspect path/to/sae gpt2 --corpus articles.jsonl
       neuronaut sources inspect ae.pt --allow-pickle --sae-site resid_post.8
     """
+    from ..subject.direction_matrix import holds_directions
     from ..subject.formats_report import HOW_TO_ADD, report_on
 
+    if holds_directions(path):
+        raise NeuronautError(
+            f"{path} holds directions, no dictionary; list them with: neuronaut directions list {path}"
+        )
     if model is None and (unused := [name for name in ("device", "dtype") if options[name]] or corpus):
         raise click.UsageError(f"--{unused[0] if isinstance(unused, list) else 'corpus'} is of a MODEL; name one")
     scale = {name: options[name] for name in ("norm_scale", "allow_pickle")}

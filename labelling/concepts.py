@@ -197,9 +197,18 @@ def add_to_file(path: str | Path, subject: Subject, site: str, found: Sequence[F
     """
     rows: dict[str, FoundDirection] = {}
     if Path(path).exists():
-        if (held := read_directions(path).site) not in (None, site):
-            raise NeuronautError(f"{path} holds directions of {held}, not of {site}; write into another file")
-        rows = {row.name: row for row in list_file(path)}
+        held = read_directions(path)
+        if held.site not in (None, site):
+            raise NeuronautError(f"{path} holds directions of {held.site}, not of {site}; write into another file")
+        if (width := held.rows.shape[1]) != subject.width(site):
+            raise NeuronautError(
+                f"{path} holds directions of {width} coordinates, and {site} of {subject.name} has "
+                f"{subject.width(site)}; write into another file"
+            )
+        listed = list_file(path)
+        rows = {row.name: row for row in listed}
+        if len(rows) < len(listed):
+            raise NeuronautError(f"{path} holds directions of the same name; name them apart, or write another file")
     for row in rows.values():
         if (revision := row.provenance.get("revision", subject.revision)) != subject.revision:
             raise NeuronautError(

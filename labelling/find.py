@@ -14,6 +14,7 @@ One text lists the features by strength, two by the difference of `relative`. Tw
 enough for having chosen the best. Signed sources have both tails, the negative one as `17-`.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -231,7 +232,7 @@ def find_separating(
 def find_positions(subject: Subject, text: str, token: str) -> set[int]:
     """The positions of a text that `token` means: a number, or a token as it reads with or without its space."""
     strings = subject.decode_tokens(subject.encode(text))
-    if token.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]+", token):
         place = int(token) + (len(strings) if token.startswith("-") else 0)
         found = {place} & set(range(len(strings)))
     else:

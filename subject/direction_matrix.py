@@ -181,11 +181,17 @@ def read_directions(path: str | Path) -> DirectionFile:
     if rows.ndim != 2 or not rows.numel() or not set(tensors) <= _TENSORS and len(tensors) > 1:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()) or "nothing"
         raise NeuronautError(f"{file} holds {shapes}; wanted directions of shape (n, d_site), and maybe offsets (n,)")
+    offsets = tensors["offsets"].float() if "offsets" in tensors else None
+    names, provenance = (_read_list(file, metadata, key) for key in ("names", "provenance"))
+    counts = {"offsets": len(rows) if offsets is None else offsets.numel(), "names": len(names)}
+    for part, count in (counts | {"provenance": len(provenance)}).items():
+        if count not in (len(rows), 0) or (part == "offsets" and count == 0):
+            raise NeuronautError(f"{file} has {len(rows)} directions and {count} {part}; wanted one for each, or none")
     return DirectionFile(
         rows.contiguous(),
-        None if "offsets" not in tensors else tensors["offsets"].float(),
-        tuple(map(str, _read_list(file, metadata, "names"))),
-        tuple(row if isinstance(row, dict) else {} for row in _read_list(file, metadata, "provenance")),
+        offsets,
+        tuple(map(str, names)),
+        tuple(row if isinstance(row, dict) else {} for row in provenance),
         metadata.get("site"),
     )
 

@@ -48,7 +48,9 @@ class HeadWrites:
         if heads is None or projection is None or not id.site.startswith("head."):
             raise NeuronautError(f"{id} is of no heads; what is written along a direction is of head.L, such as head.3")
         vector = read_direction(subject, along)
-        digest = hashlib.sha256(vector.cpu().numpy().tobytes()).hexdigest()[:16]
+        # Of a token its text, since devices round its vector differently.
+        known = along.encode() if along.startswith(_TOKEN) else vector.cpu().numpy().tobytes()
+        digest = hashlib.sha256(known).hexdigest()[:16]
         if norm is not None:
             vector = pull_back(norm, vector)
         written = without_bias(projection, torch.eye(subject.width(id.site), device=subject.device))

@@ -215,7 +215,7 @@ def test_a_block_that_is_no_such_sum_is_refused_in_one_line() -> None:
 
 
 def test_an_opt_of_another_build_is_refused_in_one_line() -> None:
-    """OPT-350M norms behind its sums; some of the family have no final norm, and so no way from the stream to logits."""
+    """OPT-350M norms behind its sums; some of the family have no final norm, and so none of their logits is proven."""
     with pytest.raises(NeuronautError, match="of which the table has no row, and its first block is no sum"):
         Subject(tiny("opt", do_layer_norm_before=False), byte_tokenizer(), name="opt-350m")
     subject = Subject(tiny("opt", _remove_final_layer_norm=True), byte_tokenizer(), name="bare")

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from neuronaut.cli.main import main
+from neuronaut.subject.direction_matrix import read_directions
 from tests import planted
 
 SITE = "resid_post.2"
@@ -134,13 +137,17 @@ def test_features_are_found_with_labels_and_names(world: World) -> None:
     assert 0 < len(only) <= 3 and all(":mlp.2:" in row["feature"] for row in only)
 
 
-def test_what_tells_files_apart_is_found_without_a_database(world: World) -> None:
+def test_what_tells_files_apart_is_found_without_a_database(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     result = run(
         *("find", world.model, "--positive", world.folder / "city.txt", "--negative", world.folder / "colour.txt"),
-        *("--source", f"{SITE}@city", "--sae", world.file, "-n", 1, "-d", world.folder / "none.db"),
+        *("--source", f"{SITE}@city", "--sae", world.file, "-n", 1),
     )
+    assert "there is no database neuronaut.db: features have activations alone" in result.stderr
     assert f"planted:{SITE}@city:0" in result.stdout and "q at most 0.05 (Benjamini-Hochberg)" in result.stderr
-    assert not (world.folder / "none.db").exists()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -149,7 +156,9 @@ def test_what_tells_files_apart_is_found_without_a_database(world: World) -> Non
         (["find", "planted"], 2, "name one TEXT, or --positive and --negative"),
         (["find", "planted", "x", "--positive", "a"], 2, "--positive and --negative go together"),
         (["find", "planted", "x", "--against", "y", "--token", "x"], 2, "--token is of one TEXT"),
-        (["find", "other", "x", "-d", "none.db"], 1, "nothing of other is in none.db; harvest it, or name a --source"),
+        (["find", "other", "x", "-d", "none.db"], 1, "there is no database none.db"),
+        (["find", "demo", "x", "--sae", "x.safetensors"], 2, "--sae is of a --source; name it"),
+        (["find", "demo", "x", "--by", "mean"], 2, "--by is of --positive and --negative"),
         (["directions", "add", "demo", "--site", SITE], 2, "name --components N or --token TOKEN"),
         (["directions", "add", "demo", "--site", SITE, "--token", "x", "--corpus", "stdlib"], 2, "--corpus is of"),
         (["directions", "list", "none.npy"], 1, "none.npy cannot be read"),
@@ -157,3 +166,27 @@ def test_what_tells_files_apart_is_found_without_a_database(world: World) -> Non
 )
 def test_what_makes_no_sense_is_said(arguments: list[str], code: int, message: str) -> None:
     assert message in run(*arguments, code=code).output
+
+
+def test_files_that_do_not_fit_are_said_in_one_line(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+
+    def hold(rows: int, width: int, **metadata: str) -> None:
+        save_file({"directions": torch.eye(width)[:rows]}, file, metadata)
+
+    def add(message: str) -> None:
+        said = run("directions", "add", world.model, "--site", SITE, "--token", " Oslo", "--out", file, code=1).stderr
+        assert message in said and said.strip().count("\n") == 0
+
+    width = read_directions(world.file).rows.shape[1]
+    hold(3, width, names='["a"]')
+    add("has 3 directions and 1 names; wanted one for each, or none")
+    hold(3, width, names='["a", "a", "b"]')
+    add("holds directions of the same name")
+    hold(2, 3)
+    add(f"holds directions of 3 coordinates, and {SITE} of planted has {width}")
+    hold(1, width, provenance='[{"auroc": 0.93}]')
+    assert "0.93" in run("directions", "list", file).stdout
+    assert "with: neuronaut directions list" in run("sources", "inspect", file, code=1).stderr
+    said = run("find", "planted", "Anna saw Paris .", "--token", "²", "-d", world.database, code=1).stderr
+    assert "the text has no token ²" in said

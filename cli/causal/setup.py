@@ -29,9 +29,9 @@ device_options = all_of(
     click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16."),
 )
+text_options = all_of(device_options, convention_options)
 subject_options = all_of(
-    device_options,
-    convention_options,
+    text_options,
     click.option("--chat", is_flag=True, help="Each prompt is a message to the model, in its chat template."),
 )
 dictionary_options = all_of(
@@ -97,7 +97,7 @@ def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     from ..opening import LoadOptions, load_subject
 
     names = ("device", "dtype", "bos", "special_tokens", "chat")
-    return load_subject(model, LoadOptions(**{name: options[name] for name in names}))
+    return load_subject(model, LoadOptions(**{name: options[name] for name in names if name in options}))
 
 
 def open_setup(
