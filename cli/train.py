@@ -1,5 +1,6 @@
 """`neuronaut train`: a dictionary of one's own, trained on the vectors of a site."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def train(
         "tokens": gate.tokens,
     }
     emit([row], form, lambda rows: "\n".join(map(_format, rows)))
+    say(f"read it with: {shlex.join(['neuronaut', 'harvest', model, '--sae', out])}")
 
 
 def _opposite(site: str) -> str:
@@ -200,6 +202,5 @@ def _format(row: dict[str, Any]) -> str:
         f"features silent on {row['tokens']:,} holdout tokens\n"
         f"loss {row['loss']:.3f} nats a token, {row['loss_rebuilt']:.3f} with {row['writes']} rebuilt, "
         f"{row['loss_zero']:.3f} with zeros there: {row['loss_recovered']:.1%} recovered\n"
-        f"written to {display.visible(row['path'])}; read it with: neuronaut harvest {row['source'].partition(':')[0]} "
-        f"--sae {display.visible(row['path'])}"
+        f"written to {display.visible(row['path'])}"
     )
