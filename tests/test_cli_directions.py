@@ -141,6 +141,11 @@ def test_what_tells_files_apart_is_found_without_a_database(world: World) -> Non
     )
     assert f"planted:{SITE}@city:0" in result.stdout and "q at most 0.05 (Benjamini-Hochberg)" in result.stderr
     assert not (world.folder / "none.db").exists()
+    (row,) = rows_of(
+        *("find", world.model, "--positive", world.folder / "city.txt", "--negative", world.folder / "colour.txt"),
+        *("--source", f"{SITE}@city", "--sae", world.file, "-n", 1, "-d", world.folder / "none.db"),
+    )
+    assert row["level"] == pytest.approx(1 - 0.05 / row["tested"]) and f"of {row['tested']} tests have" in result.stderr
 
 
 @pytest.mark.parametrize(
