@@ -11,7 +11,9 @@
 
 Examples may be texts of many tokens that a probe is fitted to one by one: a text is then left out as a whole, keeps
 its label in every shuffle, and is judged by the mean of its tokens. Examples that are alike (`clusters`) are on one
-side of the split. Intervals are Wilson's and Newcombe's (separation.py), which have a width where nothing went wrong.
+side of the split and say what one says: a cluster of one label keeps one in every shuffle, in one of both labels they
+are shuffled within it, and intervals count clusters, not examples. Intervals are Wilson's and Newcombe's
+(separation.py), which have a width where nothing went wrong.
 
 The probe is fitted on some examples and judged on others, never on its own. Its control is itself: fitted in the same
 way, penalty included, to labels shuffled among the examples of each part (Hewitt & Liang 2019 on why a probe needs
@@ -31,7 +33,7 @@ from ..subject.model import Subject
 from .controls import ControlRank, rank_among
 from .measures import Interval, Mean
 from .prompts import Batch, where
-from .separation import auroc_interval, separate, share_interval
+from .separation import auroc_interval, rank_auroc, share_interval
 
 Method = Literal["ridge", "mean_difference", "lda", "logistic"]
 
@@ -58,7 +60,7 @@ class Probe:
     threshold: float
     """An example is called true where it contains the direction more than this many times."""
     accuracy: Mean
-    """On the test examples, with its 95% interval over them."""
+    """On the test examples, with its 95% interval over their clusters."""
     auroc: Mean
     """The chance that a true test example is further along than a false one (a tie counts half), with its 95%
     interval."""
@@ -68,6 +70,8 @@ class Probe:
     """The AUROC among those of probes fitted to shuffled labels."""
     trained: int
     """How many examples it was fitted on."""
+    tested: int
+    """How many it was judged on; those of `auroc` and `accuracy` count near-duplicates once."""
 
     def contained(self, vectors: Tensor) -> Tensor:
         """How many times the direction is in each vector. (example, width) -> (example,)."""
@@ -164,31 +168,35 @@ def fit_probe(
             f"no probe by {method!r} with {shuffles} shuffles; methods are {', '.join(_FITS)}, with at least 1 shuffle"
         )
     generator = torch.Generator().manual_seed(seed)
-    train, test = _split_examples(truth, len(vectors), test_share, generator, clusters=clusters)
+    together = torch.arange(len(vectors)) if clusters is None else torch.tensor(list(clusters))
+    train, test = _split_examples(truth, len(vectors), test_share, generator, together=together)
     inputs = vectors.double().cpu()
-    train_labels, test_labels = (_shuffle_labels(truth[part], shuffles, generator) for part in (train, test))
+    train_labels, test_labels = (
+        shuffle_labels(truth[part], together[part], shuffles, generator) for part in (train, test)
+    )
     fitted = _choose_inputs(inputs, train, train_labels, tokens)
     fit = _FITS[method](fitted)
-    separations = [
-        separate(along[labels][:, None], along[~labels][:, None])
+    aurocs = [
+        float(rank_auroc(along[labels][:, None], along[~labels][:, None]))
         for along, labels in zip((inputs[test] @ fit.weights).T, test_labels.T, strict=True)
     ]
-    aurocs = [float(separation.auroc) for separation in separations]
     direction, length = _scale_direction(fitted.vectors, fitted.labels[:, 0], fit.weights[:, 0], site)
     accuracy = float(((inputs[test] @ fit.weights[:, 0] > fit.cuts[0]) == truth[test]).double().mean())
-    share, true = float(truth[test].double().mean()), int(truth[test].sum())
-    low, high = auroc_interval(torch.tensor(aurocs[:1], dtype=torch.float64), true, len(test) - true)
+    share, kept = float(truth[test].double().mean()), together[test]
+    true, false, count = (len(part.unique()) for part in (kept[truth[test]], kept[~truth[test]], kept))
+    low, high = auroc_interval(torch.tensor(aurocs[:1], dtype=torch.float64), true, false)
     return Probe(
         site=site,
         positions=positions,
         method=method,
         direction=direction.float(),
         threshold=float(fit.cuts[0]) / length,
-        accuracy=Mean(accuracy, Interval(*share_interval(accuracy, len(test))), len(test)),
-        auroc=Mean(aurocs[0], Interval(float(low), float(high)), len(test)),
+        accuracy=Mean(accuracy, Interval(*share_interval(accuracy, count)), count),
+        auroc=Mean(aurocs[0], Interval(float(low), float(high)), count),
         base_rate=max(share, 1 - share),
         control=rank_among(aurocs[0], aurocs[1:]),
         trained=len(train),
+        tested=len(test),
     )
 
 
@@ -328,7 +336,7 @@ _FITS: Mapping[str, Callable[[_Inputs], _Fit]] = {
 
 
 def _split_examples(
-    truth: Tensor, count: int, test_share: float, generator: torch.Generator, *, clusters: Sequence[int] | None
+    truth: Tensor, count: int, test_share: float, generator: torch.Generator, *, together: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Indices of the examples to train on, and of those to test on."""
     if len(truth) != count:
@@ -336,7 +344,6 @@ def _split_examples(
     classes = [(truth == value).nonzero()[:, 0] for value in (True, False)]
     order = [int(row) for rows in classes for row in rows[torch.randperm(len(rows), generator=generator)]]
     room = [round(len(rows) * test_share) for rows in classes]
-    together = torch.arange(count) if clusters is None else torch.tensor(list(clusters))
     tested = torch.zeros(count, dtype=torch.bool)
     for cluster in dict.fromkeys(together[order].tolist()):
         members = (together == cluster).nonzero()[:, 0]
@@ -356,10 +363,25 @@ def _split_examples(
     return (~tested).nonzero()[:, 0], tested.nonzero()[:, 0]
 
 
-def _shuffle_labels(labels: Tensor, shuffles: int, generator: torch.Generator) -> Tensor:
-    """The labels themselves, then shuffled: (example, 1 + shuffles)."""
-    orders = [torch.randperm(len(labels), generator=generator) for _ in range(shuffles)]
-    return torch.stack([labels, *(labels[order] for order in orders)], dim=1)
+def shuffle_labels(labels: Tensor, together: Tensor, shuffles: int, generator: torch.Generator) -> Tensor:
+    """The labels themselves, then shuffled: (example, 1 + shuffles).
+
+    Clusters of one label exchange theirs; in a cluster of both labels its examples do.
+    """
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(together.tolist()))}
+    cluster = torch.tensor([numbers[own] for own in together.tolist()])
+    share = torch.bincount(cluster, labels.double()) / torch.bincount(cluster)
+    single = (share == 0) | (share == 1)
+    mixed = [(cluster == number).nonzero()[:, 0] for number in (~single).nonzero()[:, 0].tolist()]
+    shuffled = [labels]
+    for _ in range(shuffles):
+        own = share.clone()
+        own[single] = share[single][torch.randperm(int(single.sum()), generator=generator)]
+        drawn = own[cluster] == 1
+        for rows in mixed:
+            drawn[rows] = labels[rows[torch.randperm(len(rows), generator=generator)]]
+        shuffled.append(drawn)
+    return torch.stack(shuffled, dim=1)
 
 
 def _check_distinct(batch: Batch, mask: Tensor) -> None:

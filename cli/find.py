@@ -91,7 +91,10 @@ def find(
         if sets is not None:
             say_remarks(subject, [*sets[0], *sets[1]])
             separated = find_separating(subject, sources, *sets, by=by, store=store, count=count)
-            rows = _describe(store, sources, separated.rows)
+            rows = [
+                {**row, "level": separated.level, "tested": separated.tested}
+                for row in _describe(store, sources, separated.rows)
+            ]
         else:
             assert text is not None, "one of both is given"
             texts = [plain(part) for part in (text, against) if part is not None]

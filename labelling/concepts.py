@@ -6,6 +6,7 @@ adding 1 moves a vector from where negative texts are to where positive ones are
 from the mean; a token's row counts its logit times the size of the vector.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from ..subject.model import Subject
 Position = Literal["last", "mean", "all"]
 METHODS: Mapping[str, Method] = {"diff-means": "mean_difference", "logistic": "logistic", "lda": "lda"}
 """The methods of fits by their names on the command line."""
+FEW_DISTINCT = 10
+"""With fewer distinct texts in the test little is known of others."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +68,8 @@ def fit_direction(
     """Fit a direction at `site` on some texts and test it on others (causal/probes.py).
 
     A text is read at its last token, by the mean of its tokens, or is fitted at all of them and judged by their mean.
-    Near-duplicate texts are on one side of the split. Raises NeuronautError where a set has too few different texts.
+    Near-duplicate texts are on one side of the split, and intervals and shuffles count them once; a warning is logged
+    where that leaves fewer than FEW_DISTINCT to test on. Raises NeuronautError where a set has too few different texts.
 
     >>> names, numbers = ([f"{a}.{b} = {c}" for a in "xyz" for b in "pqr"] for c in ("name", "1"))
     >>> fit_direction(subject, names, numbers, site="resid_post.1", name="names").found.name
@@ -78,6 +83,7 @@ def fit_direction(
     rows = cut_texts(subject, texts)
     subject = limit_norms(subject, [site], rows)
     vectors, tokens = _read_examples(subject, site, texts, read_texts(subject, [site], rows), position)
+    clusters = assign(Corpus.of("texts", texts), fewest=1).clusters.tolist()
     probe = fit_probe(
         vectors,
         [True] * len(positive) + [False] * len(negative),
@@ -87,16 +93,25 @@ def fit_direction(
         test_share=test_share,
         shuffles=shuffles,
         seed=seed,
-        clusters=assign(Corpus.of("texts", texts), fewest=1).clusters.tolist(),
+        clusters=clusters,
         tokens=tokens,
     )
+    distinct = len(set(clusters))
+    if distinct < len(texts) and probe.auroc.n < FEW_DISTINCT:
+        _log.warning(
+            "Warning: of %d texts %d are distinct, near-duplicates counted once, and %d of these are the test, which "
+            "the intervals and the shuffles count; give more texts that differ in more than a word",
+            *(len(texts), distinct, probe.auroc.n),
+        )
     about = _describe_subject(subject) | {
         "method": method,
         "position": position,
         "positive": len(positive),
         "negative": len(negative),
         "trained": probe.trained,
-        "tested": probe.auroc.n,
+        "tested": probe.tested,
+        "distinct": distinct,
+        "tested_distinct": probe.auroc.n,
         "auroc": [probe.auroc.value, *(probe.auroc.interval or ())],
         "accuracy": [probe.accuracy.value, *(probe.accuracy.interval or ())],
         "base_rate": probe.base_rate,

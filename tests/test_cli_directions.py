@@ -148,6 +148,11 @@ def test_what_tells_files_apart_is_found_without_a_database(
     assert "there is no database neuronaut.db: features have activations alone" in result.stderr
     assert f"planted:{SITE}@city:0" in result.stdout and "q at most 0.05 (Benjamini-Hochberg)" in result.stderr
     assert not any(tmp_path.iterdir())
+    (row,) = rows_of(
+        *("find", world.model, "--positive", world.folder / "city.txt", "--negative", world.folder / "colour.txt"),
+        *("--source", f"{SITE}@city", "--sae", world.file, "-n", 1),
+    )
+    assert row["level"] == pytest.approx(1 - 0.05 / row["tested"]) and f"of {row['tested']} tests have" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,25 @@ def test_near_duplicates_are_on_one_side(subject: Subject) -> None:
         fit_direction(subject, texts_with("red"), texts_with("blue"), site=SITE, name="x", method="svm")
 
 
+def test_near_duplicates_count_once_and_few_distinct_texts_are_told(
+    subject: Subject, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("river", "garden", "hill", "bird", "house", "road", "boat", "tree", "Paris", "Lima")
+    texts = [
+        f"{f'Anna saw the {word} near a quiet {word} and {word} left {word} ' * 3} {n}"
+        for word in words
+        for n in "0123"
+    ]
+    found = fit_direction(subject, texts[:20], texts[20:], site=SITE, name="x", shuffles=20)
+    about = found.found.provenance
+    assert (about["tested"], about["distinct"], about["tested_distinct"]) == (8, 10, 2)
+    assert (found.probe.auroc.n, found.probe.accuracy.n) == (2, 2)
+    assert "of 40 texts 10 are distinct, near-duplicates counted once, and 2 of these are the test" in caplog.text
+    caplog.clear()
+    about = fit_direction(subject, texts_with("Paris"), texts_with("red"), site=SITE, name="x").found.provenance
+    assert (about["tested"], about["distinct"], about["tested_distinct"]) == (12, 40, 12) and not caplog.text
+
+
 def test_components_are_those_of_the_vectors(subject: Subject) -> None:
     corpus = Corpus.of("mine", texts_with("Paris", "red", "Lima"))
     found = principal_components(subject, corpus, site=SITE, count=3)

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
-from neuronaut.causal.probes import PENALTIES, Method, Probe, Tokens, fit_probe, probe, read_examples
+from neuronaut.causal.measures import Interval
+from neuronaut.causal.probes import PENALTIES, Method, Probe, Tokens, fit_probe, probe, read_examples, shuffle_labels
 from neuronaut.causal.prompts import Batch
+from neuronaut.causal.separation import share_interval
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from tests.circuits import induction
@@ -172,6 +174,49 @@ def test_examples_that_are_alike_are_on_one_side() -> None:
     assert leaky.auroc.value > 0.9 and clean.auroc.value < 0.8
     with pytest.raises(NeuronautError, match="20 examples are true, 1 when near-duplicates count once, 0 of them"):
         fit_probe(vectors, labels, site="x.0", positions="last", clusters=labels)
+
+
+def test_clusters_count_once_on_what_is_independent_of_the_label() -> None:
+    """Clusters of eight of one label each: examples shuffled one by one would make chance look like a finding."""
+    labels, clusters = [number // 8 % 2 == 0 for number in range(80)], [number // 8 for number in range(80)]
+    found = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        vectors = torch.randn(10, 12, generator=generator)[clusters] + 0.1 * torch.randn(80, 12, generator=generator)
+        found.append(
+            fit_probe(
+                vectors, labels, site="x.0", positions="last", method="mean_difference", clusters=clusters, seed=seed
+            )
+        )
+    assert sum(one.control.p <= 0.05 for one in found) <= 5  # expected 2 at most
+    covered = [one.auroc.interval and one.auroc.interval.low <= 0.5 <= one.auroc.interval.high for one in found]
+    assert sum(map(bool, covered)) >= 36
+    assert {(one.tested, one.auroc.n, one.accuracy.n) for one in found} == {(16, 2, 2)}
+    assert found[0].accuracy.interval == Interval(*share_interval(found[0].accuracy.value, 2))
+
+
+def test_a_shuffle_keeps_clusters_of_one_label_whole_and_stays_within_those_of_both() -> None:
+    labels = torch.tensor([True] * 3 + [False] * 2 + [True, False, False] + [True, False])
+    together = torch.tensor([7] * 3 + [4] * 2 + [9] * 3 + [1, 2])
+    drawn = shuffle_labels(labels, together, 300, torch.Generator().manual_seed(0)).T
+    assert torch.equal(drawn[0], labels)
+    for one in drawn:
+        whole = [one[together == cluster] for cluster in (7, 4, 1, 2)]
+        assert all(bool(part.all()) or not bool(part.any()) for part in whole)
+        assert sum(bool(part[0]) for part in whole) == 2 and int(one[together == 9].sum()) == 1
+    assert len({tuple(one.tolist()) for one in drawn}) == 6 * 3
+
+
+def test_where_all_examples_differ_clusters_change_nothing() -> None:
+    vectors, labels = clouds(40, 6, shift=1)
+    plain, apart = (
+        fit_probe(vectors, labels, site="x.0", positions="last", clusters=clusters) for clusters in (None, range(40))
+    )
+    generator, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    drawn = shuffle_labels(torch.tensor(labels), torch.arange(40), 1, generator)[:, 1]
+    assert torch.equal(drawn, torch.tensor(labels)[torch.randperm(40, generator=other)])
+    assert plain.control == apart.control and plain.auroc == apart.auroc and plain.accuracy == apart.accuracy
+    assert plain.tested == plain.auroc.n
 
 
 @every_method
