@@ -7,7 +7,7 @@ import click
 
 from ..subject.errors import NeuronautError
 from . import display
-from .causal.inputs import output_option, read_texts, seed_option
+from .causal.inputs import judging_options, output_option, read_texts, seed_option
 from .causal.setup import open_subject, text_options
 from .common import Count, Form, Row, emit, form_options, say
 from .display import ends, spanned, spanned_column
@@ -56,16 +56,7 @@ def directions() -> None:
 )
 @click.option("--name", metavar="N", help="What the direction is called; the name of the positive file if not given.")
 @file_option
-@click.option(
-    "--test-share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.3,
-    show_default=True,
-    help="Share of the texts that it is judged on.",
-)
-@click.option(
-    "--shuffles", type=click.IntRange(1), default=100, show_default=True, help="Controls: fits to shuffled labels."
-)
+@judging_options
 @seed_option
 @text_options
 @form_options

@@ -3,14 +3,17 @@
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..subject.errors import NeuronautError
 from . import display
 from .causal.setup import device_options
-from .common import Count, Form, Progress, emit, form_options, interruptible, parse_minutes, say
+from .common import Count, Form, Progress, Row, emit, form_options, interruptible, parse_minutes, say
+
+if TYPE_CHECKING:
+    from ..data.training.run import Trained
 
 TIMES = "x"
 
@@ -152,12 +155,18 @@ def train(
     if result is None:
         say(f"the budget of {minutes:g} minutes is spent; the same command goes on from {folder}")
         click.get_current_context().exit(4)
+    row = _make_row(result, folder)
+    emit([row], form, lambda rows: "\n".join(map(_format, rows)))
+    say(f"read it with: {shlex.join(['neuronaut', 'harvest', model, '--sae', out])}")
+
+
+def _make_row(result: "Trained", folder: Path) -> Row:
     gate, loss = result.gate, result.loss
-    row = {
-        "source": str(id),
-        "writes": writes or site,
+    return {
+        "source": str(result.dictionary.id),
+        "writes": result.dictionary.writes,
         "path": str(folder),
-        "features": recipe.width,
+        "features": result.dictionary.width,
         "fvu": gate.fvu,
         "l0": gate.l0,
         "dead_share": gate.dead_share,
@@ -167,8 +176,6 @@ def train(
         "loss_recovered": loss.recovered,
         "tokens": gate.tokens,
     }
-    emit([row], form, lambda rows: "\n".join(map(_format, rows)))
-    say(f"read it with: {shlex.join(['neuronaut', 'harvest', model, '--sae', out])}")
 
 
 def _opposite(site: str) -> str:
@@ -196,7 +203,7 @@ class _Shown:
         self._bar.reach(seen, f"FVU {unexplained:.3f}, dead {dead:.1%}")
 
 
-def _format(row: dict[str, Any]) -> str:
+def _format(row: Row) -> str:
     return (
         f"{row['source']}: FVU {row['fvu']:.3f}, L0 {row['l0']:.1f}, {row['dead_share']:.1%} of {row['features']:,} "
         f"features silent on {row['tokens']:,} holdout tokens\n"

@@ -71,6 +71,22 @@ def pair_options(*, rows: int) -> Decorator:
     )
 
 
+judging_options = all_of(
+    click.option(
+        "--test-share",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.3,
+        show_default=True,
+        help="Share of the texts that it is judged on.",
+    ),
+    click.option(
+        "--shuffles",
+        type=click.IntRange(1),
+        default=100,
+        show_default=True,
+        help="Controls: the same fit, its labels shuffled.",
+    ),
+)
 seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is random.")
 top_option = click.option(
     "--top", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="Rows of the table."

@@ -9,7 +9,7 @@ import click
 from .. import display
 from ..common import Form, Row, emit, form_options
 from ..display import ends, spanned, spanned_column
-from .inputs import lines, picture_option, positions_option, say_remarks, seed_option
+from .inputs import judging_options, lines, picture_option, positions_option, say_remarks, seed_option
 from .setup import open_subject, sites_named, subject_options
 
 if TYPE_CHECKING:
@@ -38,20 +38,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How the direction is found.",
 )
-@click.option(
-    "--test-share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.3,
-    show_default=True,
-    help="Share of the prompts that it is judged on.",
-)
-@click.option(
-    "--shuffles",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Controls: the same probe, its labels shuffled.",
-)
+@judging_options
 @seed_option
 @picture_option
 @subject_options
