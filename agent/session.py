@@ -47,7 +47,7 @@ from .tools.table import tools_for
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-    from ..labelling.workers import Pool
+    from ..labelling.pools import Pool
 
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""

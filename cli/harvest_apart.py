@@ -121,7 +121,7 @@ def _run_workers(
     """Have every shard harvested; returns their files."""
     from ..data.harvest.shards import Shard
     from ..data.harvest.windows import expected_tokens
-    from ..labelling.workers import start_workers
+    from ..labelling.pools import start_workers
     from .harvest_request import open_shard_worker
 
     done: dict[int, int] = {}

@@ -136,7 +136,7 @@ def harvest_shard(
         opened.subject,
         opened.sources,
         opened.corpus,
-        splits,
+        splits=splits,
         window=opened.window,
         tokens=request.tokens,
         request=request.to_json(),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..agent.session import InvestigationConfig, Session, SessionItem
     from ..data.store.journal_values import InvestigationRecord
     from ..data.store.store import Store
-    from ..labelling.workers import Pool
+    from ..labelling.pools import Pool
     from ..llm.client import LLMClient
     from ..scorers.controls import ControlMode
     from ..subject.address import Feature, SourceId
@@ -363,7 +363,7 @@ def _open_workers(
     if count == 1 and on is None:
         yield None
         return
-    from ..labelling.workers import start_workers
+    from ..labelling.pools import start_workers
 
     open_worker = partial(_open_worker, str(Path(database).resolve()), request, language)
     with start_workers(count, open_worker, on=on) as workers:

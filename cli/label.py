@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..labelling.agenda import Item
     from ..labelling.estimate import Estimate
     from ..labelling.label import Outcome, Result
-    from ..labelling.workers import Pool
+    from ..labelling.pools import Pool
     from ..llm.client import LLMClient
     from ..rules.choose import Size
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ..explainers.explainer import Explainer
     from ..labelling.agenda import Item
     from ..labelling.label import Outcome
+    from ..labelling.pools import Pool
     from ..labelling.selection import SelectingExplainer
-    from ..labelling.workers import Pool
     from ..llm.client import LLMClient, Mode
     from ..rules.choose import Size
     from ..scorers.scorer import Scorer
@@ -118,7 +118,7 @@ def open_workers(
     if count == 1 and on is None:
         yield None
         return
-    from ..labelling.workers import start_workers
+    from ..labelling.pools import start_workers
 
     names: dict[str, Any] = {"scorers": scorers, "explainer_name": explainer_name, "rule_size": rule_size}
     open_quietly = partial(open_setup, features, os.path.abspath(database), **names, options=options, quiet=True)

@@ -38,8 +38,8 @@ from ..subject.opening import open_source
 from ..subject.sources import Source
 from .agenda import Agenda, Explain, Item, Judge, TimeIsOver
 from .inputs import EvidenceLoader, OnProgress
+from .pools import Pool
 from .selection import SelectingExplainer, bind
-from .workers import Pool
 
 T = TypeVar("T")
 

@@ -18,7 +18,8 @@ from neuronaut.data.harvest.activations import neurons
 from neuronaut.data.harvest.shards import Part, Shard, collect_shard, read_parts
 from neuronaut.data.harvest.state import read_about
 from neuronaut.data.splits import assign, find_digest
-from neuronaut.labelling.workers import Workers, ray_address, start_workers, tell
+from neuronaut.labelling.pools import ray_address, start_workers
+from neuronaut.labelling.workers import Workers, tell
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 
@@ -105,7 +106,7 @@ def harvested(file: Path, shard: Shard, *, sites: tuple[str, ...] = ("mlp.1",), 
     subject, rng = Subject.load("demo"), np.random.default_rng(1)
     text = Corpus.of("words", [" ".join(rng.choice(WORDS, 14)) for _ in range(60)])
     own = assign(text)
-    return collect_shard(file, shard, subject, neurons(subject, sites), text, own, window=4, tokens=tokens)
+    return collect_shard(file, shard, subject, neurons(subject, sites), text, splits=own, window=4, tokens=tokens)
 
 
 def test_a_shard_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
