@@ -97,6 +97,9 @@ result_options = all_of(database_option, form_options)
 filter_options = all_of(min_score_option, status_option, beats_baseline_option)
 
 
+on_option = click.option(
+    "--on", metavar="ray[:ADDRESS]", help="Where -j workers run: on a Ray cluster, a local one where none is named."
+)
 convention_options = all_of(
     click.option(
         "--bos",

@@ -17,6 +17,7 @@ from .common import (
     as_json,
     emit,
     interruptible,
+    on_option,
     open_store,
     parse_minutes,
     result_options,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..labelling.agenda import Item
     from ..labelling.estimate import Estimate
     from ..labelling.label import Outcome, Result
-    from ..labelling.workers import Workers
+    from ..labelling.pools import Pool
     from ..llm.client import LLMClient
     from ..rules.choose import Size
 
@@ -85,6 +86,7 @@ def _parse_rule_size(_: click.Context, __: click.Parameter, given: str | None) -
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Worker processes, each with its own model."
 )
+@on_option
 @click.option("--redo", is_flag=True, help="Explain also what this explainer has explained; the best one is shown.")
 @subject_options
 @result_options
@@ -97,6 +99,7 @@ def label(
     batch: bool,
     dry_run: bool,
     jobs: int,
+    on: str | None,
     redo: bool,
     database: str,
     form: Form,
@@ -119,9 +122,9 @@ def label(
     """
     if batch and options["llm"] is None:
         raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
-    if jobs > 1 and options["llm"] is not None:
+    if (jobs > 1 or on is not None) and options["llm"] is not None:
         raise click.UsageError(
-            "-j is for labelling without a language model; calls to one run side by side already (-w)"
+            "-j and --on are for labelling without a language model; calls to one run side by side already (-w)"
         )
     explainer = explainer or ("rule" if options["llm"] is None else "guided")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
@@ -148,6 +151,7 @@ def label(
                 rule_size=rule_size,
                 redo=redo,
                 options=options,
+                on=on,
             ) as workers:
                 _label_features(setup, form, redo=redo, minutes=minutes, workers=workers)
         elif _collect_batches(setup, split_options(options)[0]):
@@ -185,7 +189,7 @@ def _label_features(
     *,
     redo: bool,
     minutes: float | None = None,
-    workers: "Workers[Item, Outcome] | None" = None,
+    workers: "Pool[Item, Outcome] | None" = None,
 ) -> None:
     from ..labelling.label import label as label_features
 

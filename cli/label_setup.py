@@ -1,5 +1,6 @@
 """Opens what `label` and `score` need: here, and once more in every worker process."""
 
+import os
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from ..explainers.explainer import Explainer
     from ..labelling.agenda import Item
     from ..labelling.label import Outcome
+    from ..labelling.pools import Pool
     from ..labelling.selection import SelectingExplainer
-    from ..labelling.workers import Workers
     from ..llm.client import LLMClient, Mode
     from ..rules.choose import Size
     from ..scorers.scorer import Scorer
@@ -111,16 +112,17 @@ def open_workers(
     rule_size: "Size",
     redo: bool,
     options: dict[str, Any],
-) -> "Generator[Workers[Item, Outcome] | None]":
-    """Start worker processes that label; None where this process does the work."""
-    if count == 1:
+    on: str | None,
+) -> "Generator[Pool[Item, Outcome] | None]":
+    """Start workers that label, here or `on` a Ray cluster; None where this process does the work."""
+    if count == 1 and on is None:
         yield None
         return
-    from ..labelling.workers import Workers
+    from ..labelling.pools import start_workers
 
     names: dict[str, Any] = {"scorers": scorers, "explainer_name": explainer_name, "rule_size": rule_size}
-    open_quietly = partial(open_setup, features, database, **names, options=options, quiet=True)
-    with Workers(count, partial(_open_worker, open_quietly, redo=redo)) as workers:
+    open_quietly = partial(open_setup, features, os.path.abspath(database), **names, options=options, quiet=True)
+    with start_workers(count, partial(_open_worker, open_quietly, redo=redo), on=on) as workers:
         yield workers
 
 

@@ -167,7 +167,7 @@ def _open_along(
 
 
 def _place_along(along: str) -> str:
-    return ALONG + (along if along.startswith("token:") else _absolute(along))
+    return ALONG + (along if along.startswith("token:") else absolute(along))
 
 
 def _open_named(
@@ -208,11 +208,11 @@ def _name_dictionary(path: str) -> str:
 
 def places(subject: Subject, model: str, sources: Iterable[Source], load_options: LoadOptions) -> dict[str, str]:
     """Find where the model and the dictionary lie, for the store: paths by model name and by source."""
-    place = _place_along(load_options.along) if load_options.along else load_options.sae and _absolute(load_options.sae)
-    return {subject.name: _absolute(model)} | ({str(source.id): place for source in sources} if place else {})
+    place = _place_along(load_options.along) if load_options.along else load_options.sae and absolute(load_options.sae)
+    return {subject.name: absolute(model)} | ({str(source.id): place for source in sources} if place else {})
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
     """The path from the root where something lies there; else as it came: the hub's, or the built-in model's."""
     base, seed = split_random(path)
     here = Path(base).expanduser()

@@ -38,8 +38,8 @@ from ..subject.opening import open_source
 from ..subject.sources import Source
 from .agenda import Agenda, Explain, Item, Judge, TimeIsOver
 from .inputs import EvidenceLoader, OnProgress
+from .pools import Pool
 from .selection import SelectingExplainer, bind
-from .workers import Workers
 
 T = TypeVar("T")
 
@@ -186,7 +186,7 @@ def label(
     client: LLMClient | None = None,
     chooser: Scorer | None = None,
     sources: Mapping[SourceId, Source] | None = None,
-    workers: Workers[Item, Outcome] | None = None,
+    workers: Pool[Item, Outcome] | None = None,
     redo: bool = False,
     minutes: float | None = None,
     on_skip: Callable[[int], None] = lambda _: None,
@@ -242,7 +242,7 @@ def run_job(
     features: Sequence[Feature],
     *,
     done: set[Feature],
-    workers: Workers[Item, Outcome] | None = None,
+    workers: Pool[Item, Outcome] | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Iterator[Finished]:
     """Do the work on features that are not done, and yield each that is finished; nothing is stored.
