@@ -4,6 +4,7 @@ They keep the contract of `workers.Workers`. An actor that is lost, with its pro
 and given its item again, `RETRIES` times at most for one item. What workers `tell` comes through a queue.
 """
 
+import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -122,9 +123,9 @@ def _start_ray(count: int, address: str | None) -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise NeuronautError("--on ray needs Ray; install it with: pip install 'neuronaut[ray]'") from error
-    own = {"num_cpus": count, "include_dashboard": False} if address is None else {"address": address}
+    own: dict[str, Any] = {"num_cpus": count, "include_dashboard": False} if address is None else {"address": address}
     try:
-        ray.init(**own, logging_level="ERROR", log_to_driver=False)
+        ray.init(**own, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise NeuronautError(
             f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or give --on ray"
