@@ -205,7 +205,7 @@ WINDOW = 64
 
 
 def _fit_window(subject: "Subject") -> int:
-    room = subject.context - len(subject.bos_prefix)
+    room = subject.room
     if room < WINDOW:
         say(f"windows have {room} tokens, not {WINDOW}: {subject.name} has {subject.context} positions")
     return min(WINDOW, room)
