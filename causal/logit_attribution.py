@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..subject.claims import ROUNDING
 from ..subject.conformance import unembed
 from ..subject.dictionary import Dictionary
-from ..subject.directions import apply, final_norm, branch, takes_mean_out
+from ..subject.directions import apply, branch, final_norm, takes_mean_out
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from .measures import LOGITS

@@ -1,7 +1,8 @@
 """Prompts as rows of tokens, and which of their positions a rule means.
 
-Rows are padded on the right, where a causal model's real positions cannot see the padding (an encoder's are told by
-ids below 0 what is padding), so that neither padding nor the other rows of a batch change a result. Tokens stay on the CPU; the subject moves what it runs.
+Rows are padded on the right, where a causal model's real positions cannot see the padding (an encoder is told by ids
+below 0 what is padding), so that neither padding nor the other rows of a batch change a result. Tokens stay on the
+CPU; the subject moves what it runs.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ One forward pass over 2 rows of 8 random tokens records every site, then these c
 
 1. every site's hook fires exactly once, in forward order;
 2. resid_post.L = resid_pre.(L+1), and unembed(final_norm(resid_post.last)), soft-capped as the
-   config declares, gives the model's logits (of an encoder, the final norm, where it has one, gives the model's output);
+   config declares, gives the model's logits (an encoder's final norm, where it has one, gives the model's output);
 3. resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post (with parallel branches
    resid_pre + attn_out + mlp_out = resid_post), each coordinate within rounding of its own terms,
    so that a coordinate of huge norm cannot hide an error in the others; where the stream itself is normed behind each

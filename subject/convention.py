@@ -1,10 +1,11 @@
 """How text becomes a row of tokens: whether BOS stands before it, and what special tokens in it are.
 
-One place for all commands. BOS stands before a row where the dictionary was trained so (`prepend_bos`); else where
-the model's own tokenizer puts it; else, where that adds none, where the table below gives a reason. It stands there
-once, also where a text brings its own. An encoder's rows have all that its tokenizer puts around a text, as [CLS] and
-[SEP], since it was trained so: they are context in each row, and no number is of them. Special tokens that a text spells (`<bos>`, `<|im_end|>`) are text like any
-other, unless they are asked for: as tokens they would carry most of a dictionary's variance.
+One place for all commands. BOS stands before a row where the dictionary was trained so (`prepend_bos`); else where the
+model's own tokenizer puts it; else, where that adds none, where the table below gives a reason. It stands there once,
+also where a text brings its own. An encoder's rows have all that its tokenizer puts around a text, as [CLS] and [SEP],
+since it was trained so: they are context in each row, and no number is of them. Special tokens that a text spells
+(`<bos>`, `<|im_end|>`) are text like any other, unless they are asked for: as tokens they would carry most of a
+dictionary's variance.
 """
 
 import copy
@@ -78,7 +79,7 @@ BEFORE = Convention(True, "databases of before 0.2 always had it")
 def choose_convention(
     tokenizer: "PreTrainedTokenizerBase", family: str, *, name: str, bos: str = "auto", causal: bool = True
 ) -> Convention:
-    """The convention of a model of this family; `bos` is one of BOS_CHOICES, in encoders also for what stands behind."""
+    """The convention of a model of this family; `bos` is one of BOS_CHOICES, of an encoder for all that is around."""
     if bos not in BOS_CHOICES:
         raise NeuronautError(f"the BOS convention {bos!r} is not known; wanted one of: {', '.join(BOS_CHOICES)}")
     if not causal:

@@ -164,7 +164,7 @@ def _watch(
 
 
 def _is_final(call: _Call, last: Tensor, *, encoder: bool) -> bool:
-    """Whether a module behind the blocks is the final norm; a pooler reads the stream, too, and gives a vector a row."""
+    """Whether a module behind the blocks is the final norm; a pooler reads the stream, too, and gives one vector."""
     return _is_close(call.taken, last) and not (encoder and call.given.shape != last.shape)
 
 

@@ -137,14 +137,18 @@ class Subject(TextReader):
     @property
     def unembedding(self) -> nn.Module:
         """The module that gives logits; an encoder's is refused, as it tells no next token."""
-        head = self.model.get_output_embeddings() if self.causal else None
-        if head is None:
-            raise NeuronautError(
-                f"{self.name} is an encoder, whose tokens read both sides: it has no next-token logits, which this "
-                "needs; harvest, label, score, show, try and find work on it, or load a causal language model"
-            )
+        self.require_causal("it has no next-token logits, which this needs")
+        head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Module), "an unembedding is a module"
         return head
+
+    def require_causal(self, why: str) -> None:
+        """Raise a NeuronautError for an encoder; `why` says in a clause what does not go with one."""
+        if not self.causal:
+            raise NeuronautError(
+                f"{self.name} is an encoder, whose tokens read both sides: {why}; harvest, label, score, show, "
+                "try and find work on it, or load a causal language model"
+            )
 
     def width(self, site: str) -> int:
         """Coordinates of the vector at `site`."""
@@ -178,8 +182,7 @@ class Subject(TextReader):
         -> site: (row, position of the ending, width). Equal to `read` but for rounding. Of a causal subject alone: a
         beginning is not the same before every ending where its tokens read both sides.
         """
-        if not self.causal:
-            raise NeuronautError(f"{self.name} is an encoder, whose rows are read whole; use Subject.read")
+        self.require_causal("a beginning is not the same before every ending, so that rows are read whole")
         rows = self._check_tokens(torch.cat([beginnings[of], endings], dim=1))
         start, cache = beginnings.shape[1], DynamicCache(config=self.model.config)
         self._record(lambda: self.model.base_model(beginnings, past_key_values=cache, use_cache=True), sites)
@@ -217,7 +220,7 @@ class Subject(TextReader):
 
         With `positions`, only theirs are computed, in their order: (row, chosen, token).
         """
-        assert self.unembedding, "a subject with logits has an unembedding"
+        self.require_causal("it has no next-token logits, which this needs")
         tokens = self._check_tokens(tokens)
         options = {} if positions is None else {"logits_to_keep": torch.as_tensor(positions, device=self.device)}
         return self.model(tokens, use_cache=False, **options).logits

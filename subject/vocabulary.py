@@ -1,9 +1,9 @@
 r"""One string per token id, such that joining them gives the text.
 
-Byte-level BPE spells each byte as one printable character; its tokens are turned back into bytes
-and those into text. SentencePiece writes a space as U+2581 and a lone byte as `<0x0A>`. WordPiece keeps no spaces and
-marks what goes on with a word (`##ing`): every other piece with a letter or digit gets a space before it. Bytes that are
-no valid UTF-8 alone (a piece of an emoji) are shown as `\xf0\x9f`. An added token is its own text.
+Byte-level BPE spells each byte as one printable character; its tokens are turned back into bytes and those into text.
+SentencePiece writes a space as U+2581 and a lone byte as `<0x0A>`. WordPiece keeps no spaces and marks what goes on
+with a word (`##ing`): every other piece with a letter or digit gets a space before it. Bytes that are no valid UTF-8
+alone (a piece of an emoji) are shown as `\xf0\x9f`. An added token is its own text.
 """
 
 import re

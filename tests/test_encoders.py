@@ -203,7 +203,7 @@ def test_what_needs_the_next_token_says_so() -> None:
     subject = tiny_encoder_subject("bert")
     with pytest.raises(NeuronautError, match="bert is an encoder, .* it has no next-token logits"):
         subject.logits(torch.tensor([[2, 5, 3]]))
-    with pytest.raises(NeuronautError, match="whose rows are read whole"):
+    with pytest.raises(NeuronautError, match="is an encoder, .* rows are read whole"):
         subject.read_endings(torch.tensor([[2]]), torch.tensor([[5]]), ["mlp.1"], of=torch.tensor([0]))
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...subject.address import SourceId
-from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
 from ..padding import PADDING
@@ -74,11 +73,7 @@ def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: S
 
     Of a causal subject: elsewhere what is left out behind the last token would have mattered (NeuronautError).
     """
-    if not subject.causal:
-        raise NeuronautError(
-            f"{subject.name} is an encoder, whose tokens read both sides, and this cuts the text behind a token; "
-            "label with the rule explainer, score, try and find read whole windows"
-        )
+    subject.require_causal("text cannot be cut behind a token, as this does")
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
     values: dict[Row, NDArray[np.float32]] = {}
     for start, members in _group_by_beginning(sorted(set(rows), key=lambda ids: (len(ids), ids))):
