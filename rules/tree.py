@@ -139,8 +139,8 @@ class _View:
                 names, mask, best = [*names, token], grown[token], gains[token]
                 tokens.remove(token)
             if names:
-                place = {"after": reach} if ahead else {"within": reach}
-                yield self._split(Token(any=self._names(names), **place), best)
+                found = self._names(names)
+                yield self._split(Token(any=found, after=reach) if ahead else Token(any=found, within=reach), best)
 
     def _earlier(self, *, ahead: bool) -> Iterator[Split]:
         """A token that stands anywhere earlier, or later: of all, the one that removes most in either direction."""
@@ -160,7 +160,8 @@ class _View:
             signed = np.where(sign * sums > 0, gains, 0)
             token = int(np.argmax(signed))
             if signed[token] > 0:
-                condition = Token(any=self._names([token]), **{"after" if ahead else "within": "any"})
+                names = self._names([token])
+                condition = Token(any=names, after="any") if ahead else Token(any=names, within="any")
                 yield self._split(condition, float(signed[token]))
 
     def _conditions(self) -> Iterator[Split]:

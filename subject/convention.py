@@ -207,11 +207,11 @@ class TextReader:
 
     def brings_bos(self, text: str) -> bool:
         """Whether a text begins with the BOS that the row begins with anyway."""
-        return self.bos_id is not None and bool(self.convention.bos) and text.startswith(self._bos_token)
+        return self.bos is not None and text.startswith(self._bos_token)
 
     @property
     def _bos_token(self) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(self.bos_id))
+        return "" if self.bos_id is None else str(self.tokenizer.convert_ids_to_tokens(self.bos_id))
 
     def _without_bos(self, text: str) -> str:
         while self.brings_bos(text):
