@@ -43,9 +43,7 @@ def logits_of(subject: Subject, tokens: Tensor, places: Tensor) -> Tensor:
         return hidden[rows, positions][:, None], *rest
 
     # The model itself keeps the same positions of all rows only, which rows of many lengths would make most of them.
-    head = subject.model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a subject has an unembedding"
-    with head.register_forward_pre_hook(pick):
+    with subject.unembedding.register_forward_pre_hook(pick):
         logits = subject.run(tokens)
     assert logits.shape[:2] == (len(places), 1), "the unembedding runs once"
     return logits[:, 0]

@@ -114,7 +114,7 @@ class HarvestRequest:
 
 def fit_window(subject: Subject) -> int:
     """WINDOW tokens, or as many as the model has room for, which is said."""
-    room = subject.context - len(subject.bos_prefix)
+    room = subject.room
     if room < WINDOW:
         say(f"windows have {room} tokens, not {WINDOW}: {subject.name} has {subject.context} positions")
     return min(WINDOW, room)

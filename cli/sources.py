@@ -103,7 +103,7 @@ def _try_on(model: str, report: "FileReport", path: str, corpus: str | None, opt
     (source,) = open_sources(subject, [report.reads] if report.reads else [], load_options, name="dictionary")
     assert isinstance(source, Dictionary), "--sae opens one"
     subject = settle_bos(subject, [source], asked=load_options.bos)
-    room = subject.context - len(subject.bos_prefix)
+    room = subject.room
     tried = try_dictionary(subject, source, text, window=min(WINDOW, room), force=True)
     figures = {
         name: value if not isinstance(value, float) or math.isfinite(value) else None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .harvest.activations import ROWS, find_counted, read_sites
+from .harvest.activations import ROWS, find_counted, read_sites, without_bos
 from .harvest.massive import norm_limits
 from .padding import cut
 
@@ -47,7 +47,7 @@ class Places(NamedTuple):
 
 def cut_texts(subject: Subject, texts: Sequence[str]) -> TextRows:
     """The windows of texts. Raises NeuronautError for a text without tokens."""
-    window = min(WINDOW, subject.context - len(subject.bos_prefix))
+    window = min(WINDOW, subject.room)
     parts: list[NDArray[np.int64]] = []
     for number, ids in enumerate(subject.encode_all(texts)):
         if not ids:
@@ -75,7 +75,7 @@ def read_texts(subject: Subject, sites: Sequence[str], rows: TextRows) -> Iterat
         for site in sites:
             counted = find_counted(subject, site, tokens, read)
             row, position = map(torch.from_numpy, counted.nonzero())
-            vectors = read[site][row.to(subject.device), position.to(subject.device) + len(subject.bos_prefix)]
+            vectors = without_bos(subject, tokens, read[site])[row.to(subject.device), position.to(subject.device)]
             owned, first = torch.from_numpy(owners)[row], torch.from_numpy(starts)[row]
             places[site] = Places(vectors.float(), owned.to(subject.device), (first + position).to(subject.device))
         yield places

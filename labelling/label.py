@@ -383,7 +383,7 @@ def as_harvested(subject: Subject, store: Store, sources: Iterable[SourceId]) ->
     if not all(first.agrees(other) for other in others):
         ways = "; ".join(f"{name} with {convention}" for name, convention in conventions.items())
         raise NeuronautError(f"these were harvested in different ways: {ways}; name those of one way at a time")
-    bos = first.bos if subject.tokenizer.bos_token_id is not None else None
+    bos = first.bos if subject.bos_id is not None else None
     return subject.with_convention(replace(first, bos=bos, norm_limits={}))
 
 

@@ -83,9 +83,8 @@ def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
     Divided by the final norm's denominator at a position, these add up over all parts of the residual stream, and
     with what the norm's and the unembedding's biases give, to the logits there before a soft-cap.
     """
-    normed = pass_norm(subject.model.base_model.get_submodule(subject.architecture.final_norm), vector)
-    head = subject.model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a subject has an unembedding"
+    head = subject.unembedding
+    normed = pass_norm(final_norm(subject), vector)
     return without_bias(head, normed) * subject.architecture.logit_factor(subject.model.config)
 
 
@@ -96,12 +95,17 @@ def unembedding(subject: Subject, tokens: Sequence[int]) -> Tensor:
     The transpose of `logit_effect`: a vector times a row is the token's logit, less the vocabulary's mean, times the
     final norm's denominator at the position, biases and soft-cap left out.
     """
-    head = subject.model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a subject has an unembedding"
+    head, norm = subject.unembedding, final_norm(subject)
     weight = head.get_parameter("weight").float()[: len(subject.vocabulary)]
-    norm = subject.model.base_model.get_submodule(subject.architecture.final_norm)
     rows = torch.stack([pull_back(norm, row) for row in weight[list(tokens)] - weight.mean(0)])
     return rows * subject.architecture.logit_factor(subject.model.config)
+
+
+def final_norm(subject: Subject) -> nn.Module:
+    """The norm before the unembedding, which every subject with logits has."""
+    path = subject.architecture.final_norm
+    assert path is not None, "a subject with logits has a final norm"
+    return subject.model.base_model.get_submodule(path)
 
 
 def promoted(subject: Subject, source: Source, feature: Feature, *, count: int = 10) -> Promoted:

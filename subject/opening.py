@@ -96,7 +96,8 @@ def norm_before(subject: Subject, site: str) -> Affine:
     """
     architecture, (family, _, layer) = subject.architecture, site.partition(".")
     norm = architecture.resid_mid
-    if family != "mlp_in" or not architecture.has_resid_mid(subject.model.config) or norm == architecture.mlp_reader:
+    reads_stream = norm == architecture.mlp_reader or architecture.stream_norms is not None
+    if family != "mlp_in" or not architecture.has_resid_mid(subject.model.config) or reads_stream:
         raise NeuronautError(
             f"the norm before {site} of {subject.name} is not known, so that its gain cannot be folded into a "
             "dictionary; wanted mlp_in.L of a model whose MLP follows its attention"

@@ -198,6 +198,6 @@ def reference_rows(subject: "Subject", name: str, *, tokens: int | None) -> "Bat
 
     if tokens is None:
         raise NeuronautError("--reference-tokens all is too much; give a number such as 20k")
-    window = min(WINDOW, subject.context - len(subject.bos_prefix))
+    window = min(WINDOW, subject.room)
     rows = sample(subject, Corpus.load(name), window=window, tokens=tokens)
-    return Batch.of(subject, [[*subject.bos_prefix, *row[row >= 0].tolist()] for row in rows])
+    return Batch.of(subject, [[*subject.bos_prefix, *row[row >= 0].tolist(), *subject.eos_suffix] for row in rows])

@@ -125,6 +125,7 @@ def train(
     The same call again goes on where the last one was stopped; None where `stop` says so before the end. Raises
     NeuronautError where another run's checkpoint or dictionary is in the folder.
     """
+    subject.require_causal("what a dictionary keeps of a model is measured by its next-token loss")
     recipe.check()
     if target is not None and recipe.kind == "topk":
         raise NeuronautError(
