@@ -24,7 +24,7 @@ EMBEDDER = "synthetic-vectors"
 _CLUSTERS, _RANK = 2000, 64
 _ABSTAINED, _DEAD, _SECOND = 0.02, 0.01, 0.1
 """Shares of features without a text, of those that never fire, and of those with a second explanation."""
-_TRANSACTION = 20_000
+_TRANSACTION = 5000
 
 
 def write_database(store: Store, features: int, *, seed: int = 0) -> None:
@@ -35,9 +35,7 @@ def write_database(store: Store, features: int, *, seed: int = 0) -> None:
         store.write_harvest(make_harvest(source, width, seed=seed + number))
         labels = make_labels(source, width, seed=seed + number)
         while chunk := [label for _, label in zip(range(_TRANSACTION), labels, strict=False)]:
-            with store.transaction():
-                for explanation, scores in chunk:
-                    store.add_result(explanation, scores)
+            store.add_explanations(*map(list, zip(*chunk, strict=True)))
 
 
 def make_harvest(source: SourceId, width: int, *, seed: int) -> HarvestResult:
@@ -62,7 +60,7 @@ def make_harvest(source: SourceId, width: int, *, seed: int) -> HarvestResult:
         revision="synthetic",
         tokens=1_000_000,
         count=count,
-        mean=count * peak / 3e6,
+        mean=(count * peak / 3e6).astype(np.float64),
         peak=peak,
         trough=np.zeros(width, np.float32),
         histogram=np.where(np.arange(BINS) == 40, count[:, None], 0),
