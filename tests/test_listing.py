@@ -1,7 +1,5 @@
 """Lists, words, counts and neighbours of large databases equal what plain loops over all rows find."""
 
-import json
-import re
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 
 from neuronaut.data.store import migrations, vectors, words
 from neuronaut.data.store.database import connect
-from neuronaut.data.store.listing import SORTS, STATUSES, Filter, page_keys
+from neuronaut.data.store.listing import SORTS, STATUSES
 from neuronaut.data.store.listing_schema import _COLUMNS, TALLIED
 from neuronaut.data.store.search import Embedder, refresh, semantic_search, similar
 from neuronaut.data.store.store import Store
@@ -79,7 +77,7 @@ def naive_list(store: Store, source, sort, conditions) -> list[str]:
     rows = [dict(row) for row in store.db.conn.execute(sql)]
     rows = [row for row in rows if source in (None, row["name"]) and passes(row, conditions)]
     keys = {
-        "feature": lambda row: 0,
+        "feature": lambda _: 0,
         "score": lambda row: (row["score"] is None, -(row["score"] or 0)),
         "worst": lambda row: (row["score"] is None, row["score"] or 0),
         "density": lambda row: (row["density"] is None, -(row["density"] or 0)),

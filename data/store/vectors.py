@@ -27,10 +27,10 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from .listing import Filter, count_rows
+from .listing import Filter, count_rows, page_keys
 
 INDEXED = 20_000
-"""From so many vectors on a file is made."""
+"""From the vector of this number on a file is made."""
 FILTERED = 10_000
 """So many rows are compared one by one where filters leave no more."""
 _HEADER = struct.Struct("<8sIQq16s20x")
@@ -132,7 +132,7 @@ class _Nearest:
         limit: int,
         without: int,
     ) -> None:
-        self._connection, self._query, self._limit = connection, query, limit
+        self._connection, self._query, self._chosen, self._limit = connection, query, chosen, limit
         condition, values = chosen.sql()
         self._condition = f"own.embedder_id = ? AND own.explanation_id <> ? AND {condition}"
         self._values = [embedder.id, without, *values]
@@ -140,11 +140,14 @@ class _Nearest:
 
     def compare_all(self) -> _Pairs:
         """Compare every vector."""
-        return self._compare("embeddings AS own CROSS JOIN listed USING (explanation_id)", "1", [])
+        return self._compare("embeddings AS own CROSS JOIN listed USING (explanation_id)")
 
     def compare_filtered(self) -> _Pairs:
-        """Compare those that pass the filters."""
-        return self._compare("listed CROSS JOIN embeddings AS own USING (explanation_id)", "1", [])
+        """Compare those of explanations that pass the filters."""
+        keys = page_keys(self._connection, self._chosen, sort="score", limit=FILTERED)
+        ids = json.dumps([key.explanation_id for key in keys if key.explanation_id is not None])
+        tables = "json_each(?) AS asked CROSS JOIN embeddings AS own ON own.explanation_id = asked.value"
+        return self._compare(f"{tables} CROSS JOIN listed USING (explanation_id)", ids)
 
     def compare_bounded(self, file: Path) -> _Pairs:
         """Compare from the highest bound down, until none can be nearer."""
@@ -155,12 +158,8 @@ class _Nearest:
             order = np.argpartition(-bounds, count - 1)[:count] if count < len(ids) else np.arange(len(ids))
             order = order[np.argsort(-bounds[order], kind="stable")]
             new = json.dumps(ids[order[done:]].tolist())
-            self._compare(
-                "json_each(?) AS asked CROSS JOIN embeddings AS own ON own.id = asked.value"
-                " CROSS JOIN listed USING (explanation_id)",
-                "1",
-                [new],
-            )
+            tables = "json_each(?) AS asked CROSS JOIN embeddings AS own ON own.id = asked.value"
+            self._compare(f"{tables} CROSS JOIN listed USING (explanation_id)", new)
             done = count
             last = float(bounds[order[-1]])
             if len(self._found) == self._limit and self._found[-1][0] > last + _SLACK:
@@ -168,11 +167,9 @@ class _Nearest:
             count *= 4
         return self._found
 
-    def _compare(self, tables: str, condition: str, values: Sequence[object]) -> _Pairs:
-        cursor = self._connection.execute(
-            f"SELECT own.explanation_id, vector FROM {tables} WHERE {condition} AND {self._condition}",
-            [*values, *self._values],
-        )
+    def _compare(self, tables: str, *asked: str) -> _Pairs:
+        sql = f"SELECT own.explanation_id, vector FROM {tables} WHERE {self._condition}"
+        cursor = self._connection.execute(sql, [*asked, *self._values])
         query = self._query.astype(np.float64)
         while batch := cursor.fetchmany(4 * _CHUNK):
             vectors = np.frombuffer(b"".join(row[1] for row in batch), "<f2").reshape(len(batch), -1)
@@ -191,10 +188,7 @@ def refresh_file(connection: sqlite3.Connection, path: str, embedder: Embedded) 
     """Bring the file in step with the database; None where vectors are few, or no file can be written."""
     sql = "SELECT last, token FROM embedding_batches WHERE embedder_id = ? ORDER BY last DESC LIMIT 1"
     newest = connection.execute(sql, [embedder.id]).fetchone()
-    if newest is None or path == ":memory:":
-        return None
-    few = "SELECT count(*) FROM (SELECT 1 FROM embeddings WHERE embedder_id = ? LIMIT ?)"
-    if connection.execute(few, [embedder.id, INDEXED]).fetchone()[0] < INDEXED:
+    if newest is None or newest["last"] < INDEXED or path == ":memory:":
         return None
     file = Path(f"{Path(path).resolve()}-vectors-{embedder.id}")
     if _read_header(file)[2:] == tuple(newest):
