@@ -2,9 +2,10 @@
 
     python -m neuronaut.benchmarks.database [-d FILE] [--features 1000000]
 
-The database is made where there is none (synthetic_database.py), with a vector for every explanation. Every question is
-asked REPEATS times in a process of its own that has asked nothing before; the table gives the first answer and the best,
-and the peak memory of that process. Commands are whole processes, from start to end. Vectors of queries are synthetic.
+The database is made where there is none (synthetic_database.py), with a vector for every explanation. Every question
+is asked REPEATS times in a process of its own that has asked nothing before; the table gives the first answer and the
+best, and the peak memory of that process. Commands are whole processes, from start to end. Vectors of queries are
+synthetic.
 """
 
 import argparse
@@ -165,9 +166,7 @@ def _export(path: Path) -> str:
         write_jsonl(store.iterate_rows(), sink)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     seconds = time.process_time() - began
-    return (
-        f"export: {sink.count / 1e6:,.0f} MB of JSON lines in {seconds:.0f} CPU s, peak memory grew by {grown:.0f} MB"
-    )
+    return f"export: {sink.count / 1e6:,.0f} MB of JSON lines, {seconds:.0f} CPU s, peak memory grew by {grown:.0f} MB"
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def find_nearest(
     without: int = 0,
 ) -> _Pairs:
     """Cosine and id of the best explanations that pass the filters, those nearest to a unit vector; not `without`."""
-    found = _Nearest(connection, embedder, query, chosen, limit, without)
+    found = _Nearest(connection, embedder, query, chosen, limit=limit, without=without)
     if chosen != Filter(None, {}) and count_rows(connection, chosen) <= FILTERED:
         return found.compare_filtered()
     file = refresh_file(connection, path, embedder)
@@ -129,6 +129,7 @@ class _Nearest:
         embedder: Embedded,
         query: NDArray[np.float32],
         chosen: Filter,
+        *,
         limit: int,
         without: int,
     ) -> None:
