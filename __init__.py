@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from .labelling.concepts import fit_direction
     from .labelling.factory import make_explainer
     from .labelling.find import find, find_separating
-    from .labelling.inspect import describe, try_text
+    from .labelling.inspect import describe
     from .labelling.label import Result, label, score
+    from .labelling.try_text import try_text
     from .llm.client import LLMClient
     from .llm.open import open_llm
     from .llm.prices import Budget, Price
@@ -95,8 +96,9 @@ _HOMES = {
     "labelling.concepts": ("fit_direction",),
     "labelling.factory": ("make_explainer",),
     "labelling.find": ("find", "find_separating"),
-    "labelling.inspect": ("describe", "try_text"),
+    "labelling.inspect": ("describe",),
     "labelling.label": ("Result", "label", "score"),
+    "labelling.try_text": ("try_text",),
     "llm.client": ("LLMClient",),
     "llm.open": ("open_llm",),
     "llm.prices": ("Budget", "Price"),

@@ -1,23 +1,15 @@
-"""What is known of a feature, and how it and its rule take a text of one's own: what `show` and `try` print."""
+"""What is known of a feature: what `show` prints. It is read from the store alone, and nothing heavy is imported."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from ..data.harvest.activations import read_columns
 from ..data.records import Attended, Example, Score
-from ..data.store.rows import ROW_KEYS, StoredExplanation
+from ..data.store.listing import ROW_KEYS
+from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
-from ..rules.evaluate import simulate
-from ..rules.language import parse_rule
 from ..subject.address import Feature
-from ..subject.errors import NeuronautError
-from ..subject.model import Subject
-from ..subject.sources import Source
-from .label import open_stored
 
 
 def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, Any]:
@@ -32,7 +24,7 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     row = store.row(feature) or dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
     examples = [e for e in evidence.examples if e.kind == "top"]
     examples.sort(key=lambda example: (-example.peak, example.window))
-    source = next(row for row in store.sources() if row["source"] == str(feature.source))
+    source = store.source(feature.source)
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
     scores, looks = store.scores(best.id) if best else [], _pool_attended(examples)
     row |= {} if looks is None else {"looks_at": looks}
@@ -108,32 +100,4 @@ def _attended(example: Example, attended: Attended) -> dict[str, Any]:
         "source_position": attended.position,
         "back": peak - attended.position,
         "weight": round(attended.weight, 3),
-    }
-
-
-def try_text(
-    text: str, feature: Feature, store: Store, subject: Subject, *, source: Source | None = None
-) -> dict[str, Any]:
-    """Run one text and lay what the best explanation's rule predicts beside what the feature does.
-
-    Returns `text`, `tokens`, `actual` and `predicted`, by token and in the source's units; `predicted` is None where
-    there is no rule. `source` is one that is open already. Raises NeuronautError for a text without tokens.
-
-    >>> row = try_text("import os", Feature.parse("demo:mlp.1:17"), store, subject)
-    >>> len(row["tokens"]) == len(row["actual"]) == len(row["predicted"])
-    True
-    """
-    source = source or open_stored(store, subject, feature.source)
-    best = store.best(feature)
-    ids = subject.encode(text)
-    if not ids:
-        raise NeuronautError(f"the text {text!r} has no tokens; give some words")
-    tokens = subject.decode_tokens(ids)
-    actual = read_columns(subject, source, np.array([ids]), [feature.index])[0, :, 0]
-    rule = parse_rule(best.explanation.rule) if best and best.explanation.rule else None
-    return {
-        "text": text,
-        "tokens": list(tokens),
-        "actual": (-actual if feature.negative else actual).tolist(),
-        "predicted": None if rule is None else simulate(rule, tokens),
     }

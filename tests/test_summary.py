@@ -12,7 +12,7 @@ from neuronaut.cli.main import main
 from neuronaut.data.records import Score
 from neuronaut.data.store.calls import Call
 from neuronaut.data.store.store import Store
-from neuronaut.data.store.summary import Interval, median, separation, summarise
+from neuronaut.data.store.summary import Interval, _draw_medians, median, separation, summarise
 from tests.stored import explanation, harvest_result, score
 
 SCORES = (0.9, 0.8, 0.4)
@@ -122,3 +122,21 @@ def test_the_verb_prints_tables_json_and_a_figure(database: Path, tmp_path: Path
         "output_tokens": 0,
         "usd": 0.0,
     }
+
+
+def test_medians_of_resamples_are_distributed_as_those_of_real_resamples() -> None:
+    for n in (1, 2, 7, 10):
+        values = np.random.default_rng(n).normal(size=n)
+        real = np.median(values[np.random.default_rng(0).integers(n, size=(20_000, n))], axis=1)
+        drawn = np.concatenate([_draw_medians(np.sort(values), np.random.default_rng(seed)) for seed in range(10)])
+        for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+            value = np.quantile(real, share)
+            assert (drawn <= value + 1e-12).mean() == pytest.approx((real <= value + 1e-12).mean(), abs=0.02)
+
+
+def test_separation_is_that_of_all_pairs_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    higher, lower = rng.integers(0, 6, 30), rng.integers(0, 5, 20)
+    pairs = (higher[:, None] > lower) + 0.5 * (higher[:, None] == lower)
+    found = separation(higher, lower)
+    assert found is not None and found.value == pytest.approx(pairs.mean()) and found.low < found.value < found.high

@@ -21,7 +21,9 @@ from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .migrations import MIGRATIONS, migrate
 from .ranks import rank_features
+from .shared_windows import write_shared_windows
 from .spool import Spool
+from .tallies import count_statuses
 from .writing import check_same_convention, check_same_source, read_convention
 
 _MERGED = (
@@ -43,11 +45,10 @@ def status(db: Database, path: str) -> dict[str, object]:
     counts: dict[str, object] = {
         table: db.conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in (*_MERGED, "embeddings")
     }
-    states = db.conn.execute("SELECT status, count(*) FROM feature_status GROUP BY status ORDER BY status")
     size = db.conn.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
     header = {"path": path, "version": len(MIGRATIONS), "size": size}
     counts["spooled"] = len(Spool(path).read().rows) if path != ":memory:" else 0
-    return header | counts | {"status": {state: count for state, count in states}}
+    return header | counts | {"status": count_statuses(db.conn)}
 
 
 def backup(connection: sqlite3.Connection, own: str, path: str) -> None:
@@ -194,6 +195,8 @@ def _copy_harvest(connection: sqlite3.Connection, name: str) -> None:
         " JOIN main.sources AS ours ON ours.name = theirs.name WHERE ours.name = ?",
         [name],
     )
+    (source_id,) = connection.execute("SELECT id FROM main.sources WHERE name = ?", [name]).fetchone()
+    write_shared_windows(connection, source_id)
 
 
 def _copy_explanations(connection: sqlite3.Connection) -> None:

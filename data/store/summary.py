@@ -9,8 +9,8 @@ ties as a half; 0.5 means that the scores cannot tell a trained model from a ran
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...subject.address import SourceId
 from ..records import Role
-from .database import Row, translate_errors
+from .database import translate_errors
 from .store import Store
 
 Level = Literal["source", "layer", "model"]
@@ -54,8 +54,22 @@ def median(values: Iterable[float | None], *, seed: int = 0) -> Interval | None:
     numbers = np.array([value for value in values if value is not None])
     if not len(numbers):
         return None
-    low, high = np.quantile(np.median(_resample(numbers, np.random.default_rng(seed)), axis=1), (0.025, 0.975))
+    low, high = np.quantile(_draw_medians(np.sort(numbers), np.random.default_rng(seed)), (0.025, 0.975))
     return Interval(float(np.median(numbers)), float(low), float(high), len(numbers))
+
+
+def _draw_medians(ordered: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Medians of DRAWS resamples, whatever the number of values, without drawing any resample.
+
+    A resample takes the values at n uniform numbers. Of those the k-th is Beta(k, n + 1 - k), and the next one is the
+    least of the n - k that are uniform above it (David and Nagaraja, Order Statistics, 2003, chapter 2).
+    """
+    n = len(ordered)
+    lower = (n + 1) // 2
+    first = generator.beta(lower, n + 1 - lower, DRAWS)
+    second = first if n % 2 else 1 - (1 - first) * generator.random(DRAWS) ** (1 / (n - lower))
+    places = (np.minimum((n * place).astype(np.int64), n - 1) for place in (first, second))
+    return np.mean([ordered[own] for own in places], axis=0)
 
 
 def separation(higher: ArrayLike, lower: ArrayLike, *, seed: int = 0) -> Interval | None:
@@ -66,16 +80,20 @@ def separation(higher: ArrayLike, lower: ArrayLike, *, seed: int = 0) -> Interva
     first, second = np.asarray(higher, float), np.asarray(lower, float)
     if not len(first) or not len(second):
         return None
-    wins = (first[:, None] > second) + 0.5 * (first[:, None] == second)
     generator = np.random.default_rng(seed)
-    counts = [generator.multinomial(n, np.full(n, 1 / n), size=DRAWS) / n for n in wins.shape]
-    draws = np.einsum("da,ab,db->d", counts[0], wins, counts[1], optimize=True)
+    second = np.sort(second)
+    below, up_to = (np.searchsorted(second, first, side) for side in ("left", "right"))
+
+    def area(counts: NDArray[np.int64], others: NDArray[np.int64]) -> float:
+        sums = np.append(0, others.cumsum())
+        return float(counts @ (sums[below] + sums[up_to])) / (2 * len(first) * len(second))
+
+    draws = [
+        area(*(generator.multinomial(n, np.full(n, 1 / n)) for n in (len(first), len(second)))) for _ in range(DRAWS)
+    ]
     low, high = np.quantile(draws, (0.025, 0.975))
-    return Interval(float(wins.mean()), float(low), float(high), wins.size)
-
-
-def _resample(numbers: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
-    return numbers[generator.integers(len(numbers), size=(DRAWS, len(numbers)))]
+    whole = area(np.ones(len(first), np.int64), np.ones(len(second), np.int64))
+    return Interval(whole, float(low), float(high), len(first) * len(second))
 
 
 class Baseline(NamedTuple):
@@ -151,12 +169,18 @@ class Summary:
     cost: Cost
 
 
-@dataclass(slots=True)
-class _Members:
-    """The rows of a group, and what the store knows beside them."""
+class _Member(NamedTuple):
+    """What is summed up of one row."""
 
-    rows: list[Row] = field(default_factory=list)
-    details: dict[str, Row] = field(default_factory=dict)
+    status: str
+    scorer: str
+    metric: str
+    score: float | None
+    words: int | None
+    """None where there is no text."""
+    headline_words: int | None
+    baselines: tuple[float | None, ...]
+    """In the order of ROLES."""
 
 
 def summarise(store: Store, source: str | SourceId | None = None) -> Summary:
@@ -170,9 +194,10 @@ def summarise(store: Store, source: str | SourceId | None = None) -> Summary:
     if source is not None:
         known = SourceId.parse(str(store.known_source(source)))
         names = [known, *(other for other in names if other != known and other.trained == known)]
-    members = {name: _Members(list(store.iterate_rows(name)), _read_details(store, name)) for name in names}
+    members = {name: list(_read_members(store, name)) for name in names}
     groups = [
-        _sum_up(name, level, [members[source_id] for source_id in ids]) for name, level, ids in _group_sources(names)
+        _sum_up(name, level, [member for source_id in ids for member in members[source_id]])
+        for name, level, ids in _group_sources(names)
     ]
     return Summary(groups, _controls(names, groups), _cost(store))
 
@@ -190,54 +215,46 @@ def _group_sources(names: Sequence[SourceId]) -> list[tuple[str, Level, list[Sou
     return [(name, level, ids) for (level, name), ids in ordered if level == "source" or len(ids) > 1]
 
 
-def _read_details(store: Store, source: SourceId) -> dict[str, Row]:
-    """Headline text and the baselines of the headline score of every explained feature of a source, by address."""
-    sql = """SELECT feature_rows.feature, explanations.headline, (
-            SELECT baselines FROM scores WHERE scores.explanation_id = feature_rows.explanation_id
-            AND scores.scorer = feature_rows.scorer AND scores.metric = feature_rows.metric
-            AND scores.value = feature_rows.score ORDER BY scores.id DESC LIMIT 1) AS baselines
-        FROM feature_rows JOIN explanations ON explanations.id = explanation_id
-        WHERE source_id = (SELECT id FROM sources WHERE name = ?)"""
+def _read_members(store: Store, source: SourceId) -> Iterator[_Member]:
+    """The rows of a source, with the baselines of the headline score."""
+    sql = """SELECT listed.status, listed.scorer, listed.metric, listed.score, text, headline, baselines FROM listed
+        LEFT JOIN explanations ON explanations.id = listed.explanation_id
+        LEFT JOIN ranks ON ranks.explanation_id = listed.explanation_id LEFT JOIN scores ON scores.id = ranks.score_id
+        WHERE listed.source_id = (SELECT id FROM sources WHERE name = ?)"""
     with translate_errors(store.path):
-        rows = store.db.conn.execute(sql, [str(source)]).fetchall()
-    return {
-        row["feature"]: {"headline": row["headline"], "baselines": json.loads(row["baselines"] or "{}")} for row in rows
-    }
+        for status, scorer, metric, score, text, headline, baselines in store.db.conn.execute(sql, [str(source)]):
+            measured = json.loads(baselines or "{}")
+            words, own = (_count_words(said) if said else None for said in (text, text and headline))
+            yield _Member(status, scorer, metric, score, words, own, tuple(measured.get(role) for role in ROLES))
 
 
-def _sum_up(name: str, level: Level, parts: Sequence[_Members]) -> Group:
-    rows = [row for part in parts for row in part.rows]
-    details = {feature: detail for part in parts for feature, detail in part.details.items()}
-    texts = [row for row in rows if row["explanation"] is not None]
-    scored: dict[tuple[str, str], list[Row]] = defaultdict(list)
+def _sum_up(name: str, level: Level, rows: Sequence[_Member]) -> Group:
+    texts = [row for row in rows if row.words is not None]
+    scored: dict[tuple[str, str], list[_Member]] = defaultdict(list)
     for row in texts:
-        if row["score"] is not None:
-            scored[row["scorer"], row["metric"]].append(row)
-    headlines = [details[row["feature"]]["headline"] for row in texts]
+        if row.score is not None:
+            scored[row.scorer, row.metric].append(row)
     return Group(
         name,
         level,
         features=len(rows),
-        statuses=Counter(row["status"] for row in rows),
-        scores=[_score_group(scorer, metric, group, details) for (scorer, metric), group in sorted(scored.items())],
-        words=median(_count_words(row["explanation"]) for row in texts),
-        headline_words=median(_count_words(headline) for headline in headlines if headline),
+        statuses=Counter(row.status for row in rows),
+        scores=[_score_group(scorer, metric, group) for (scorer, metric), group in sorted(scored.items())],
+        words=median(row.words for row in texts),
+        headline_words=median(row.headline_words for row in texts),
     )
 
 
-def _score_group(scorer: str, metric: str, rows: Sequence[Row], details: Mapping[str, Row]) -> GroupScore:
+def _score_group(scorer: str, metric: str, rows: Sequence[_Member]) -> GroupScore:
+    scores = [row.score for row in rows if row.score is not None]
     baselines: dict[str, Baseline] = {}
     values: dict[str, Sequence[float]] = {}
-    for role in ROLES:
-        pairs = [
-            (row["score"], baseline)
-            for row in rows
-            if (baseline := details[row["feature"]]["baselines"].get(role)) is not None
-        ]
-        if (middle := median(baseline for _, baseline in pairs)) is not None:
-            baselines[role] = Baseline(middle, sum(score > baseline for score, baseline in pairs))
-            values[role] = [baseline for _, baseline in pairs]
-    scores = [row["score"] for row in rows]
+    for place, role in enumerate(ROLES):
+        own = [row.baselines[place] for row in rows]
+        measured = [baseline for baseline in own if baseline is not None]
+        if (middle := median(measured)) is not None:
+            beaten = sum(value is not None and score > value for score, value in zip(scores, own, strict=True))
+            baselines[role], values[role] = Baseline(middle, beaten), measured
     middle = median(scores)
     assert middle is not None
     return GroupScore(scorer, metric, scores, median=middle, baselines=baselines, baseline_values=values)

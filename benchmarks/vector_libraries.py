@@ -1,0 +1,163 @@
+"""Libraries for the nearest of many vectors, beside the search that the store has (data/store/vectors.py).
+
+    pip install usearch faiss-cpu hnswlib sqlite-vec
+    python -m neuronaut.benchmarks.vector_libraries [--vectors 100000] [--only NAME...]
+
+Each library that is installed builds its index in a process of its own, on one thread, and answers QUERIES queries for the
+10 nearest. The table gives the share of the true 10 that it finds, CPU seconds to build, milliseconds a query (wall time of
+the best), bytes on disk, and by how much the process's memory grew.
+"""
+
+import argparse
+import importlib
+import resource
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.store import vectors as store_vectors
+from .synthetic_database import DIMENSIONS, make_vectors
+
+QUERIES, NEAREST = 20, 10
+Vectors = NDArray[np.float32]
+Search = Callable[[Vectors], NDArray[np.int64]]
+"""Ids (from 0) of the nearest to one query."""
+
+
+def _store(vectors: Vectors, folder: Path) -> Search:
+    """Bounds from eight bits a dimension, then the float16 vectors from the highest bound down."""
+    file, kept = folder / "a.db-vectors-1", vectors.astype("<f2")
+    rows = store_vectors.quantise(range(len(vectors)), kept.tobytes())
+    header = store_vectors._HEADER.pack(store_vectors._MAGIC, vectors.shape[1], len(rows), len(rows) - 1, b"")
+    file.write_bytes(header + rows.tobytes())
+
+    def search(query: Vectors) -> NDArray[np.int64]:
+        _, bounds = store_vectors.read_bounds(file, query)
+        count = 256
+        while True:
+            order = np.argpartition(-bounds, count)[:count]
+            exact = kept[order].astype(np.float32) @ query
+            best = np.argsort(-exact)[:NEAREST]
+            if exact[best[-1]] > bounds[order].min() or count * 4 > len(bounds):
+                return order[best]
+            count *= 4
+
+    return search
+
+
+def _usearch(vectors: Vectors, folder: Path) -> Search:
+    module = importlib.import_module("usearch.index")
+    index = module.Index(ndim=vectors.shape[1], metric="ip", dtype="i8")
+    index.add(np.arange(len(vectors)), vectors, threads=1)
+    index.save(str(folder / "index"))
+    return lambda query: index.search(query, NEAREST, threads=1).keys.astype(np.int64)
+
+
+def _faiss(kind: str) -> Callable[[Vectors, Path], Search]:
+    def build(vectors: Vectors, folder: Path) -> Search:
+        module = importlib.import_module("faiss")
+        module.omp_set_num_threads(1)
+        index = module.index_factory(vectors.shape[1], kind, module.METRIC_INNER_PRODUCT)
+        index.train(vectors[:100_000])
+        index.add(vectors)
+        if kind.startswith("IVF"):
+            index.nprobe = 32
+        module.write_index(index, str(folder / "index"))
+        return lambda query: index.search(query[None], NEAREST)[1][0]
+
+    return build
+
+
+def _hnswlib(vectors: Vectors, folder: Path) -> Search:
+    module = importlib.import_module("hnswlib")
+    index = module.Index(space="ip", dim=vectors.shape[1])
+    index.init_index(max_elements=len(vectors), ef_construction=200, M=16)
+    index.add_items(vectors, num_threads=1)
+    index.set_ef(64)
+    index.save_index(str(folder / "index"))
+    return lambda query: index.knn_query(query, NEAREST, num_threads=1)[0][0].astype(np.int64)
+
+
+def _sqlite_vec(vectors: Vectors, folder: Path) -> Search:
+    module = importlib.import_module("sqlite_vec")
+    connection: Any = sqlite3.connect(folder / "index")
+    # Not every Python can: that of pyenv, for one, is built without.
+    connection.enable_load_extension(True)
+    module.load(connection)
+    connection.execute(f"CREATE VIRTUAL TABLE v USING vec0(e int8[{vectors.shape[1]}] distance_metric=cosine)")
+    insert = "INSERT INTO v (rowid, e) VALUES (?, vec_int8(?))"
+    with connection:
+        connection.executemany(insert, ((number, _eight_bits(row)) for number, row in enumerate(vectors)))
+    sql = "SELECT rowid FROM v WHERE e MATCH vec_int8(?) ORDER BY distance LIMIT ?"
+    return lambda query: np.array([row[0] for row in connection.execute(sql, [_eight_bits(query), NEAREST])])
+
+
+def _eight_bits(vector: Vectors) -> bytes:
+    return np.rint(vector * (127 / np.abs(vector).max())).astype(np.int8).tobytes()
+
+
+LIBRARIES: Mapping[str, Callable[[Vectors, Path], Search]] = {
+    "neuronaut (numpy, exact)": _store,
+    "faiss SQ8, all rows": _faiss("SQ8"),
+    "faiss IVF1024,SQ8": _faiss("IVF1024,SQ8"),
+    "faiss HNSW32": _faiss("HNSW32"),
+    "usearch HNSW, 8 bits": _usearch,
+    "hnswlib HNSW": _hnswlib,
+    "sqlite-vec, 8 bits, all rows": _sqlite_vec,
+}
+
+
+def main() -> None:
+    """Measure each library in a process of its own, and print a table."""
+    parser = argparse.ArgumentParser(description="Libraries for the nearest of many vectors")
+    parser.add_argument("--vectors", type=int, default=100_000)
+    parser.add_argument("--only", nargs="*", choices=list(LIBRARIES), default=list(LIBRARIES))
+    parser.add_argument("--measure", choices=list(LIBRARIES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        _measure(options.measure, options.vectors)
+        return
+    print("| library | recall at 10 | build, CPU s | query, ms | on disk, MB | memory, MB |\n|---|--:|--:|--:|--:|--:|")
+    for name in options.only:
+        own = [sys.executable, "-m", "neuronaut.benchmarks.vector_libraries", "--vectors", str(options.vectors)]
+        done = subprocess.run([*own, "--measure", name], capture_output=True, text=True, check=False)
+        reason = (done.stderr.strip().splitlines() or ["?"])[-1]
+        print(
+            done.stdout.strip() if done.returncode == 0 else f"| {name} | not measured: {reason} | | | | |", flush=True
+        )
+
+
+def _measure(name: str, count: int) -> None:
+    vectors = np.concatenate([make_vectors(min(50_000, count - n), seed=n) for n in range(0, count, 50_000)])
+    queries = make_vectors(QUERIES, seed=-1 % 2**31, dimensions=DIMENSIONS)
+    truth = [set(np.argsort(-(vectors @ query))[:NEAREST].tolist()) for query in queries]
+    with tempfile.TemporaryDirectory() as folder:
+        before, began = _peak(), time.process_time()
+        search = LIBRARIES[name](vectors, Path(folder))
+        built, seconds, found = time.process_time() - began, [], 0
+        for query, true in zip(queries, truth, strict=True):
+            asked = time.perf_counter()
+            ids = search(query)
+            seconds.append(time.perf_counter() - asked)
+            found += len(true & set(ids.tolist()))
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+    recall = found / (QUERIES * NEAREST)
+    print(
+        f"| {name} | {recall:.3f} | {built:.0f} | {1000 * min(seconds):.1f} | {size / 1e6:.0f} | {_peak() - before:.0f} |"
+    )
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
