@@ -51,7 +51,10 @@ class Operation:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of its arguments."""
-        return _without_titles(self.arguments.model_json_schema())
+        schema = _without_titles(self.arguments.model_json_schema())
+        # The docstring, which is the description already.
+        del schema["description"]
+        return schema
 
 
 def _without_titles(schema: Any) -> Any:
