@@ -3,9 +3,9 @@
     pip install usearch faiss-cpu hnswlib sqlite-vec
     python -m neuronaut.benchmarks.vector_libraries [--vectors 100000] [--only NAME...]
 
-Each library that is installed builds its index in a process of its own, on one thread, and answers QUERIES queries for the
-10 nearest. The table gives the share of the true 10 that it finds, CPU seconds to build, milliseconds a query (wall time of
-the best), bytes on disk, and by how much the process's memory grew.
+Each library that is installed builds its index in a process of its own, on one thread, and answers QUERIES queries
+for the 10 nearest. The table gives the share of the true 10 that it finds, CPU seconds to build, milliseconds a query
+(wall time of the best), bytes on disk, and by how much the process's memory grew.
 """
 
 import argparse
@@ -150,9 +150,8 @@ def _measure(name: str, count: int) -> None:
             found += len(true & set(ids.tolist()))
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
     recall = found / (QUERIES * NEAREST)
-    print(
-        f"| {name} | {recall:.3f} | {built:.0f} | {1000 * min(seconds):.1f} | {size / 1e6:.0f} | {_peak() - before:.0f} |"
-    )
+    query, grown = 1000 * min(seconds), _peak() - before
+    print(f"| {name} | {recall:.3f} | {built:.0f} | {query:.1f} | {size / 1e6:.0f} | {grown:.0f} |")
 
 
 def _peak() -> float:

@@ -139,8 +139,8 @@ def harvest(
       neuronaut harvest gpt2 mlp --corpus articles.jsonl --shard 3/16 -o part3.npz
       neuronaut harvest --function rules.py:is_city --corpus articles.jsonl
     """
+    from ..labelling.opening import LoadOptions, load_corpus
     from .harvest_request import HarvestRequest
-    from .opening import LoadOptions, load_corpus
 
     if random_seed and randomize is None:
         raise click.UsageError("--random-seed is of --randomize; leave it out, or add that")
@@ -209,10 +209,10 @@ def _collect_function(
     close: bool,
 ) -> list[Row]:
     from ..data.harvest.activations import neurons
-    from .functions import function_paths, new_function
+    from ..labelling.functions import function_paths, new_function
     from .harvest_request import fit_window
 
-    subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer)
+    subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer, on_progress=say)
     return collect(
         subject,
         neurons(subject, subject.sites),

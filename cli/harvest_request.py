@@ -10,13 +10,22 @@ from ..data.corpus import Corpus
 from ..data.harvest.shards import Part, Shard, collect_shard
 from ..data.harvest.windows import check_window
 from ..data.splits import Splits
+from ..labelling.opening import (
+    LoadOptions,
+    absolute,
+    load_corpus,
+    load_subject,
+    open_sources,
+    pass_gate,
+    places,
+    settle_bos,
+)
 from ..labelling.workers import tell
 from ..subject.address import name_random
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
 from .common import say
-from .opening import LoadOptions, absolute, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
 
 WINDOW = 64
 """Tokens in a window, where the model has room for them."""

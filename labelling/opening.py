@@ -6,21 +6,21 @@ them again by the feature's address alone; the options of `LoadOptions` say othe
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..causal.prompts import Batch
 from ..data.corpus import Corpus
 from ..data.harvest.activations import read_counted, read_together
 from ..data.harvest.massive import norm_limits
 from ..data.padding import cut
 from ..data.store.evidence import recorded_source, recorded_subject
 from ..data.store.store import Store
-from ..labelling.label import as_harvested
 from ..subject.address import Feature, SourceId, name_random, split_random
 from ..subject.dictionary import Dictionary
 from ..subject.direction_matrix import Directions, holds_directions, read_directions
@@ -34,6 +34,8 @@ from ..subject.model import Subject, join_sites
 from ..subject.opening import built_in, load_source, open_source
 from ..subject.sources import Source
 from .functions import stored_function
+from .label import as_harvested
+from .load_options import LoadOptions as LoadOptions
 
 GATE_TOKENS = 4096
 """Tokens of the corpus that a dictionary is tried on."""
@@ -43,26 +45,6 @@ _STREAMED = 16
 """Characters that are read of a streamed dataset for each token of the budget."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """Options for opening a subject and its dictionary, where these differ from the store's."""
-
-    model: str | None = None
-    """Folder or repository of the model."""
-    sae: str | None = None
-    """Folder, file or repository of the dictionary."""
-    along: str | None = None
-    """A direction of the residual stream along which heads write: a file, or `token:" Paris"`."""
-    norm_scale: float | None = None
-    allow_pickle: bool = False
-    device: str | None = None
-    dtype: str | None = None
-    bos: str = "auto"
-    """Whether BOS stands before each row: auto, always or never."""
-    special_tokens: bool = False
-    chat: bool = False
-
-
 def load_subject(model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
     """Load a model, on the GPU where there is one and no device is named."""
     device = load_options.device or "auto"
@@ -70,6 +52,14 @@ def load_subject(model: str, load_options: LoadOptions, *, name: str | None = No
     subject = Subject.load(model, device=device, dtype=dtype, name=name, bos=asked.bos)
     special = asked.special_tokens or asked.chat
     return subject.with_convention(replace(subject.convention, special_tokens=special, chat=asked.chat))
+
+
+class Loader(Protocol):
+    """Loads a model, or gives one that is loaded."""
+
+    def __call__(self, model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
+        """As `load_subject`."""
+        ...
 
 
 def settle_bos(subject: Subject, sources: Iterable[Source], *, asked: str) -> Subject:
@@ -293,6 +283,31 @@ def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_
     return np.array(rows, np.int64)
 
 
+REFERENCE_WINDOW = 64
+"""Tokens in a row of reference text, where the model has room for them."""
+REFERENCE_TOKENS = 4000
+"""Tokens of reference text, where nobody says how many."""
+
+
+def reference_rows(subject: Subject, corpus: Corpus, *, tokens: int = REFERENCE_TOKENS) -> Batch:
+    """The beginning of a corpus in rows of REFERENCE_WINDOW tokens, BOS in front where the subject has one."""
+    window = min(REFERENCE_WINDOW, subject.room)
+    return _as_rows(subject, sample(subject, corpus, window=window, tokens=tokens))
+
+
+def stored_reference(store: Store, subject: Subject, *, tokens: int = REFERENCE_TOKENS) -> Batch:
+    """As `reference_rows`, from the windows that the store holds as a sample of the corpus of the harvest."""
+    if split_random(subject.name)[0] == "demo":
+        return reference_rows(subject, Corpus.load("stdlib"), tokens=tokens)
+    window = min(REFERENCE_WINDOW, subject.room)
+    return _as_rows(subject, store.pool(subject.name)["train"][: max(1, tokens // window), :window])
+
+
+def _as_rows(subject: Subject, windows: NDArray[np.int64]) -> Batch:
+    """Windows (row, position), padding below 0, as rows for a forward pass."""
+    return Batch.of(subject, [[*subject.bos_prefix, *row[row >= 0].tolist(), *subject.eos_suffix] for row in windows])
+
+
 _BESIDE = {"mlp_in": ("resid_mid", "resid_pre"), "mlp_out": ("attn_out", "resid_post"), "attn_out": ("mlp_out",)}
 """Families of sites whose vectors a dictionary may be taken to be of by mistake."""
 
@@ -329,11 +344,17 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
 
 
 def stored_subject(
-    store: Store, model: str, load_options: LoadOptions, *, sources: Iterable[SourceId] = (), name: str | None = None
+    store: Store,
+    model: str,
+    load_options: LoadOptions,
+    *,
+    sources: Iterable[SourceId] = (),
+    name: str | None = None,
+    load: Loader = load_subject,
 ) -> Subject:
     """Open the subject that a model's features were harvested on, named as there; any other by itself, or as `name`.
 
-    It reads text as the harvests of `sources` did, or as the model's latest one.
+    It reads text as the harvests of `sources` did, or as the model's latest one. `load` is what loads weights.
     """
     model = store.model(model)
     if model in store.models() or load_options.model is not None:
@@ -349,7 +370,7 @@ def stored_subject(
     if load_options.model is None and folder.is_absolute() and not folder.exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
     dtype = load_options.dtype or provenance.get("dtype")
-    subject = load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
+    subject = load(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
     return as_harvested(subject, store, set(sources) or ([SourceId.parse(latest["source"])] if latest else ()))
 
 
