@@ -7,7 +7,6 @@ models is escaped by `markup`.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...data.records import Example
@@ -15,7 +14,7 @@ from ..loop.hypotheses import NULLS
 from ..loop.levels import LEVELS, forecast
 from . import drawing, page_plots
 from .citations import visible
-from .markup import Html, Part, cites, el, folded, join, section, table, window
+from .markup import PLOTS_CSS, Html, Part, cites, el, folded, join, section, table, window
 from .page_results import draw_results
 from .report import COUNTERFACTUAL, KINDS, Contender, Report, Trial, amount, proofs_of, short, shown_claims
 
@@ -26,7 +25,7 @@ _PANELS = 3
 
 def page(report: Report, *, examples: Sequence[Example] = ()) -> str:
     """The page of a report; `examples` are training examples of the feature, shown with its activations."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    style = "".join(PLOTS_CSS.with_name(name).read_text(encoding="utf-8") for name in (PLOTS_CSS.name, "page.css"))
     parts = (
         _header(report),
         _holdout(report),
