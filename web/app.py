@@ -16,14 +16,22 @@ from starlette.exceptions import HTTPException
 
 from ..agent.report.markup import PLOTS_CSS
 from ..subject.errors import NeuronautError
-from . import about, feature, features, home, search
+from . import about, compare, feature, features, home, search, writing
 from .lookup import NotHere
 from .pages import HERE, Pages
 from .safety import Guard, check_csrf, new_csrf
 from .settings import Settings
 from .stores import Stores
 
-ROUTERS: tuple[APIRouter, ...] = (about.router, home.router, features.router, feature.router, search.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    about.router,
+    home.router,
+    features.router,
+    feature.router,
+    search.router,
+    compare.router,
+    writing.router,
+)
 """In the order in which a request is held against them."""
 
 

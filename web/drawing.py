@@ -147,25 +147,25 @@ def status_bar(statuses: Mapping[str, int]) -> Html:
 def distributions(values: Mapping[str, Sequence[float]]) -> Html:
     """Scores as rows of bars, one row for each name, on one axis; the median is a line."""
     low = -1.0 if any(value < -0.2 for part in values.values() for value in part) else -0.2
-    across = Axis(low, 1.0, 190, 620)
+    across = Axis(low, 1.0, 2, 470)
     parts: list[Html] = []
     for tick in (tick / 2 for tick in range(-2, 3)):
         if tick >= low:
             x = across(tick)
-            parts.append(el("line", x1=x, x2=x, y1=4, y2=56 * len(values), class_="zero" if tick == 0 else "grid"))
-            parts.append(text(x, 56 * len(values) + 16, f"{tick:g}", anchor="middle"))
+            parts.append(el("line", x1=x, x2=x, y1=4, y2=62 * len(values), class_="zero" if tick == 0 else "grid"))
+            parts.append(text(x, 62 * len(values) + 16, f"{tick:g}", anchor="middle"))
     for row, (name, own) in enumerate(values.items()):
-        parts.append(_distribution_row(name, own, across, base=56 * row + 50, colour="s0" if row == 0 else "s5"))
-    return svg(640, 56 * len(values) + 22, "distributions of scores", *parts)
+        parts.append(_distribution_row(name, own, across, base=62 * row + 58, colour="s0" if row == 0 else "s5"))
+    return svg(480, 62 * len(values) + 22, "distributions of scores", *parts)
 
 
 def _distribution_row(name: str, values: Sequence[float], across: Axis, *, base: int, colour: str) -> Html:
     counts: dict[int, int] = {}
     for value in values:
-        place = min(int((value + 1) / _BIN), round(2 / _BIN) - 1)
+        place = max(0, min(int((value + 1) / _BIN), round(2 / _BIN) - 1))
         counts[place] = counts.get(place, 0) + 1
     up = Axis(0, max(counts.values(), default=1), base, base - 36)
-    parts = [text(180, base - 6, name, anchor="end", class_="label")]
+    parts = [text(2, base - 42, name, class_="label")]
     for place, count in sorted(counts.items()):
         start, end = across(place * _BIN - 1), across((place + 1) * _BIN - 1)
         bar = el("rect", x=start + 0.5, y=up(count), width=max(0.5, end - start - 1), height=base - up(count))
@@ -173,7 +173,7 @@ def _distribution_row(name: str, values: Sequence[float], across: Axis, *, base:
         parts.append(el("g", el("title", title), bar, class_=f"fill {colour}"))
     if values:
         middle = _median(values)
-        line = el("line", x1=across(middle), x2=across(middle), y1=base - 40, y2=base, class_="median")
+        line = el("line", x1=across(middle), x2=across(middle), y1=base - 38, y2=base, class_="median")
         parts.append(el("g", el("title", f"median {middle:.2f}"), line))
         parts.append(text(across(middle), base - 42, f"{middle:.2f}", anchor="middle", class_="tick"))
     return join(parts)
@@ -219,14 +219,7 @@ def density_by_score(points: Sequence[Mapping[str, Any]]) -> Html:
     parts = [el("line", x1=44, x2=306, y1=up(tick), y2=up(tick), class_="grid") for tick in (0.0, 0.5, 1.0)]
     parts += [text(38, up(tick) + 4, f"{tick:g}", anchor="end") for tick in (0.0, 0.5, 1.0)]
     for decade in range(int(low), int(high) + 1, max(1, int(high - low) // 4)):
-        parts.append(
-            text(
-                across(decade),
-                136,
-                f"{10.0**decade:.4%}".rstrip("0").rstrip(".") + "%" if decade > -6 else f"{10.0**decade:g}",
-                anchor="middle",
-            )
-        )
+        parts.append(text(across(decade), 136, f"{100 * 10.0**decade:g}%", anchor="middle"))
     for point, decade in zip(shown, decades, strict=True):
         title = f"{point['feature']}: {point['score']:.2f}, above zero on {point['density']:.3%} of tokens"
         dot = el("circle", cx=across(decade), cy=up(point["score"]), r=3)

@@ -43,7 +43,15 @@ def cut(text: str, longest: int) -> str:
 def token(text: str) -> str:
     """A token on one line: line ends and tabs are signs, what is long is cut."""
     signs = cut(text, LONGEST_TOKEN).replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
-    return spell(signs)
+    return spell(count_spaces(signs))
+
+
+def count_spaces(text: str) -> str:
+    """The text with five spaces or more in a row as a sign and their number: indentation would be all that is seen."""
+    return _SPACE_RUN.sub(lambda run: f"␣{len(run[0])} ", text)
+
+
+_SPACE_RUN = re.compile(" {5,}")
 
 
 NOTHING = "–"
@@ -56,9 +64,12 @@ def described(text: str | None) -> Html:
     """A description: tokens in backticks as code with their spaces kept, what a search matched as marks."""
     parts = []
     for place, piece in enumerate(_CODE.split(cut(text or "", LONGEST))):
-        inner = _marks(piece)
-        parts.append(el("code", inner) if place % 2 else inner)
+        parts.append(el("code", _marks(count_spaces(piece)), title=_title(piece)) if place % 2 else _marks(piece))
     return join(parts)
+
+
+def _title(piece: str) -> str | None:
+    return spell(_bare(piece)) if count_spaces(piece) != piece else None
 
 
 def _marks(text: str) -> Html:
