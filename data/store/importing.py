@@ -4,10 +4,10 @@ A row names its feature either by address, as our own exports do (columns `featu
 Neuronpedia's place and index (`modelId`, `layer`, `index`, `description`). What comes from outside stays
 recognisable: the explainer is "import:NAME", the windows that it was shown are unknown, and scores are left
 behind, because nothing here could check them; ratings by people come along. The key of an imported explanation is a
-digest of the feature, the text and its author, so importing twice adds nothing. Files are read twice: first as a whole, so that none is
-imported where a line of one cannot be read, then to be stored, in pieces so small that nobody waits for the lock for
-long. An import that was broken off goes on when it is given again. A line whose feature is not in the database is left
-out and reported by its number.
+digest of the feature, the text and its author, so importing twice adds nothing. Files are read twice: first as a
+whole, so that none is imported where a line of one cannot be read, then to be stored, in pieces so small that nobody
+waits for the lock for long. An import that was broken off goes on when it is given again. A line whose feature is not
+in the database is left out and reported by its number.
 """
 
 import json
