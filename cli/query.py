@@ -20,7 +20,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..data.store.rows import Conditions, Sort
+    from ..data.store.listing import Conditions, Sort
     from ..data.store.store import Store
 
 SORTS = ("feature", "score", "worst", "density", "peak")
