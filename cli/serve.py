@@ -1,5 +1,7 @@
 """`neuronaut serve`: opens the database in a browser."""
 
+import socket
+
 import click
 
 from ..subject.errors import NeuronautError
@@ -42,7 +44,18 @@ def serve(
     settings = Settings(
         database, model=model, allow_compute=allow_compute, allow_write=allow_write, token=token, host=host, port=port
     )
-    app = create_app(settings)
-    shown_host = f"[{host}]" if ":" in host else host
-    say(f"{database} at http://{shown_host}:{port} (Ctrl-C stops)")
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    config = uvicorn.Config(create_app(settings), log_level="warning", server_header=False)
+    with _listen(host, port) as listening:
+        shown_host = f"[{host}]" if ":" in host else host
+        say(f"{database} at http://{shown_host}:{port} (Ctrl-C stops)")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything is said; an error where it is another program's."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise NeuronautError(
+            f"port {port} of {host} cannot be had ({error.strerror}); name another one with --port"
+        ) from error

@@ -2,12 +2,15 @@
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from fastapi.testclient import TestClient
 
+from neuronaut.cli.main import main
 from neuronaut.data.store.overview import read_overview
 from neuronaut.data.store.store import Store
 from neuronaut.data.store.summary import summarise
@@ -179,3 +182,19 @@ def test_pages_one_after_the_other_are_the_list(web: TestClient, database: Path,
         after = page["after"]
     assert [feature for page in pages for feature in page] == listed and len(listed) == 2 * WIDTH
     assert all(len(page) == size for page in pages[:-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-d", "none.db"], "there is no database none.db"),
+        (["--host", "0.0.0.0"], "add --token"),
+        (["--token", "short"], "wanted at least 12"),
+        ([], "name another one with --port"),
+    ],
+)
+def test_serve_says_what_to_do(database: Path, options: list[str], words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = ["serve", "-d", str(database), "--port", str(taken.getsockname()[1]), *options]
+        done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1 and words in done.stderr and "\n" not in done.stderr.strip()

@@ -17,7 +17,7 @@ from .database import Row, translate_errors
 from .store import Store
 from .summary import ROLES, Cost, Interval, count_words, median, total_cost
 
-SAMPLE = 4000
+SAMPLE = 2000
 """Features that distributions are taken over."""
 _EXPLAINED = ("explained", "weak")
 
