@@ -4,6 +4,7 @@ Sources have WIDTH features each. A text is a sentence of words drawn by Zipf's 
 every text, most in few. Vectors are of clusters in a space of fewer dimensions with noise, as those of texts are.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..data.harvest.histogram import BINS
 from ..data.records import ExampleList, Explanation, HarvestResult, Score, SourceResult, TokenCounts
+from ..data.store.search import Embedder
 from ..data.store.store import Store
 from ..subject.address import Feature, SourceId
 
@@ -24,7 +26,7 @@ EMBEDDER = "synthetic-vectors"
 _CLUSTERS, _RANK = 2000, 64
 _ABSTAINED, _DEAD, _SECOND = 0.02, 0.01, 0.1
 """Shares of features without a text, of those that never fire, and of those with a second explanation."""
-_TRANSACTION = 20_000
+_TRANSACTION = 5000
 
 
 def write_database(store: Store, features: int, *, seed: int = 0) -> None:
@@ -35,9 +37,7 @@ def write_database(store: Store, features: int, *, seed: int = 0) -> None:
         store.write_harvest(make_harvest(source, width, seed=seed + number))
         labels = make_labels(source, width, seed=seed + number)
         while chunk := [label for _, label in zip(range(_TRANSACTION), labels, strict=False)]:
-            with store.transaction():
-                for explanation, scores in chunk:
-                    store.add_result(explanation, scores)
+            store.add_explanations(*map(list, zip(*chunk, strict=True)))
 
 
 def make_harvest(source: SourceId, width: int, *, seed: int) -> HarvestResult:
@@ -62,7 +62,7 @@ def make_harvest(source: SourceId, width: int, *, seed: int) -> HarvestResult:
         revision="synthetic",
         tokens=1_000_000,
         count=count,
-        mean=count * peak / 3e6,
+        mean=(count * peak / 3e6).astype(np.float64),
         peak=peak,
         trough=np.zeros(width, np.float32),
         histogram=np.where(np.arange(BINS) == 40, count[:, None], 0),
@@ -142,3 +142,14 @@ def make_vectors(count: int, *, seed: int = 0, dimensions: int = DIMENSIONS) -> 
     inner = centres[rng.integers(0, _CLUSTERS, count)] + 0.7 * rng.standard_normal((count, _RANK), np.float32)
     vectors = inner @ mixing + 0.5 * rng.standard_normal((count, dimensions), np.float32)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+class SyntheticEmbedder(Embedder):
+    """Draws vectors in place of a model's; the one of a query is near some of them."""
+
+    def __init__(self) -> None:
+        super().__init__(EMBEDDER)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """A vector for each text, by the first of them."""
+        return make_vectors(len(texts), seed=zlib.crc32(texts[0].encode()))

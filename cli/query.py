@@ -35,9 +35,16 @@ embedder_option = click.option(
 @click.option("--max-score", type=float, metavar="X", help="Only scores of at most X.")
 @click.option("--sort", type=click.Choice(SORTS), default="feature", show_default=True, help="worst: low scores first.")
 @limit_option(help="At most so many rows.")
+@click.option("--after", metavar="FEATURE", help="Go on after this one, the last of the page before.")
 @result_options
 def list_(
-    source: str | None, sort: "Sort", limit: int | None, database: str, form: Form, **conditions: "Unpack[Conditions]"
+    source: str | None,
+    sort: "Sort",
+    limit: int | None,
+    after: str | None,
+    database: str,
+    form: Form,
+    **conditions: "Unpack[Conditions]",
 ) -> None:
     """List features, explanations and scores.
 
@@ -48,9 +55,12 @@ def list_(
       neuronaut list demo:mlp.2 --min-score 0.7 --sort score
       neuronaut list --status unlabelled --nl | wc -l
       neuronaut list --beats-baseline --sort score
+      neuronaut list --sort score --limit 50 --after demo:mlp.2:17
     """
     with open_store(database) as store:
-        rows = add_names(store, store.list_rows(source, limit=limit, sort=sort, **conditions))
+        last = None if after is None else store.feature(after)
+        found = store.list_rows(source, limit=limit, sort=sort, after=last, **conditions)
+        rows = add_names(store, found)
     columns = [*display.features(rows), display.key("status"), display.SCORE, display.BASELINE, display.EXPLANATION]
     emit(rows, form, lambda rows: display.table(rows, columns))
     say_if_empty(rows)

@@ -130,13 +130,13 @@ class Letters(Embedder):
 
 def test_the_nearest_are_those_of_a_plain_loop(store):
     embedder = Letters()
-    rows = semantic_search(store, "moths", embedder=embedder, limit=3)
+    rows = semantic_search(store, "mouths", embedder=embedder, limit=3)
     texts = [*TEXTS, "months of the year"]
-    cosines = dict(zip(texts, embedder.embed(texts) @ embedder.embed(["moths"])[0], strict=True))
+    cosines = dict(zip(texts, embedder.embed(texts) @ embedder.embed(["mouths"])[0], strict=True))
     assert [row["explanation"] for row in rows] == sorted(texts, key=lambda text: -cosines[text])[:3]
     assert [row["rank"] for row in rows] == [1, 2, 3]
-    assert rows[0]["similarity"] == pytest.approx(cosines[rows[0]["explanation"]])
-    filtered = semantic_search(store, "moths", embedder=embedder, limit=1, min_score=0.35)
+    assert rows[0]["similarity"] == pytest.approx(cosines[rows[0]["explanation"]], abs=1e-3)
+    filtered = semantic_search(store, "mouths", embedder=embedder, limit=1, min_score=0.35)
     assert found(filtered) == ["demo:mlp.2:4"]
 
 

@@ -1,9 +1,9 @@
-"""The schema of what lists and counts are read from: `listed`, a narrow row per feature, and `tallies`, counts of those.
+"""The schema of what lists and counts are read from: `listed`, a narrow row per feature, and `tallies`, its counts.
 
 Both follow from other tables: the view `listing` says what `listed` holds, and `tallies` is a GROUP BY of `listed`.
-Triggers keep them so, whoever writes. Sort keys rise, and what has no value is infinite, so that a page begins where the
-one before it ended by comparing (key, idx, negative); listing.py says how an index is chosen. An index that a new label
-does not touch costs an import nothing: those of density and peak know no status.
+Triggers keep them so, whoever writes. Sort keys rise, and what has no value is infinite, so that a page begins where
+the one before it ended by comparing (key, idx, negative); listing.py says how an index is chosen. An index that a new
+label does not touch costs an import nothing: those of density and peak know no status.
 """
 
 _FROM_RANKS = """coalesce(scores.value > ranks.baseline, 0) AS beats, scores.value AS score, ranks.baseline,
@@ -22,7 +22,8 @@ _LISTING = f"""CREATE VIEW listing AS
     UNION ALL
     SELECT features.source_id, features.idx, 1, features.id, ranks.explanation_id, ranks.status,
         explanations.text IS NOT NULL, features.trough < 0, {_FROM_RANKS}, NULL, -features.trough
-    FROM ranks JOIN features ON features.id = ranks.feature_id JOIN explanations ON explanations.id = ranks.explanation_id
+    FROM ranks JOIN features ON features.id = ranks.feature_id
+    JOIN explanations ON explanations.id = ranks.explanation_id
     LEFT JOIN scores ON scores.id = ranks.score_id WHERE ranks.negative = 1 AND ranks.place = 1"""
 
 _LISTED = """CREATE TABLE listed (
@@ -127,9 +128,9 @@ _TRIGGERS = (
        UPDATE ranks SET place = place WHERE explanation_id = new.id; END""",
 )
 
-_SHOWN = """listed.status, explanations.text AS explanation, explanations.headline, explanations.explainer, listed.score,
-    scores.ci_low, scores.ci_high, scores.metric, scores.scorer, scores.backend, scores.judge, listed.baseline,
-    scores.n"""
+_SHOWN = """listed.status, explanations.text AS explanation, explanations.headline, explanations.explainer,
+    listed.score, scores.ci_low, scores.ci_high, scores.metric, scores.scorer, scores.backend, scores.judge,
+    listed.baseline, scores.n"""
 
 _VIEWS = (
     "DROP VIEW feature_rows",

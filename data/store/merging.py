@@ -21,6 +21,7 @@ from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .migrations import MIGRATIONS, migrate
 from .ranks import rank_features
+from .shared_windows import write_shared_windows
 from .spool import Spool
 from .tallies import count_statuses
 from .writing import check_same_convention, check_same_source, read_convention
@@ -194,6 +195,8 @@ def _copy_harvest(connection: sqlite3.Connection, name: str) -> None:
         " JOIN main.sources AS ours ON ours.name = theirs.name WHERE ours.name = ?",
         [name],
     )
+    (source_id,) = connection.execute("SELECT id FROM main.sources WHERE name = ?", [name]).fetchone()
+    write_shared_windows(connection, source_id)
 
 
 def _copy_explanations(connection: sqlite3.Connection) -> None:

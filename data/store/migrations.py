@@ -15,6 +15,7 @@ from ..codec import content_digest
 from ..judges import identify_judge
 from .database import keep_write_ahead_log, transaction
 from .listing_schema import LISTING
+from .neighbours_schema import SHARED_WINDOWS, VECTORS, move_vectors, share_windows
 from .ranks import rank_features
 from .writing import SCORE_CONTENT
 
@@ -454,6 +455,20 @@ def m013_listing(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m014_vectors(db: Database) -> None:
+    """Vectors as float16 in rows that never change, known to be of the present text by triggers (vectors.py)."""
+    for statement in VECTORS:
+        db.conn.execute(statement)
+    move_vectors(db.conn)
+
+
+def m015_shared_windows(db: Database) -> None:
+    """Which features have a window among their strongest (shared_windows.py)."""
+    for statement in SHARED_WINDOWS:
+        db.conn.execute(statement)
+    share_windows(db.conn)
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -468,4 +483,6 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m011_ranks,
     m012_attended,
     m013_listing,
+    m014_vectors,
+    m015_shared_windows,
 )

@@ -41,17 +41,18 @@ def rank_features(connection: sqlite3.Connection, condition: str = "1", values: 
 
 
 def rank_new(connection: sqlite3.Connection, newest: int) -> None:
-    """Rank the explanations of ids above one, and the others of their features; one that is alone needs no comparison."""
+    """Rank the explanations of ids above one, and the others of their features; one alone is not compared."""
     other = """SELECT 1 FROM explanations AS other WHERE other.feature_id = own.feature_id
         AND other.negative = own.negative AND other.id <> own.id"""
+    compared = f"(EXISTS ({other}) OR EXISTS (SELECT 1 FROM scores WHERE explanation_id = own.id))"
     connection.execute(
         "INSERT INTO ranks (explanation_id, feature_id, negative, place, status, score_id, baseline)"
         " SELECT id, feature_id, negative, 1, status, NULL, NULL FROM explanations AS own"
-        f" WHERE id > ?1 AND NOT EXISTS ({other}) AND NOT EXISTS (SELECT 1 FROM scores WHERE explanation_id = own.id)",
+        f" WHERE id > ? AND NOT {compared}",
         [newest],
     )
-    unranked = f"SELECT feature_id, negative FROM explanations AS own WHERE id > ? AND EXISTS ({other})"
-    rank_features(connection, f"(feature_id, negative) IN ({unranked})", [newest])
+    rest = f"SELECT feature_id, negative FROM explanations AS own WHERE id > ? AND {compared}"
+    rank_features(connection, f"(feature_id, negative) IN ({rest})", [newest])
 
 
 def rank_beside(connection: sqlite3.Connection, explanation_id: int) -> None:

@@ -1,13 +1,10 @@
 """Search by meaning, and features that resemble one: explanations as vectors, and windows that features share.
 
-A vector belongs to an explanation and an embedding model. It is kept in the store beside the digest of the text
-that it was made from, is stale when that is no longer the digest of the explanation's text, and is brought up to
-date when a search needs it. Vectors are compared by the cosine of their angle. The search is exhaustive: every row
-that passes the filters is compared, in batches, so that the nearest are found whatever the filters and the limit.
+A vector belongs to an explanation and an embedding model, and is made when a search first needs it (vectors.py). The
+nearest are found whatever the filters and the limit.
 """
 
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
@@ -17,10 +14,11 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
 from ...subject.json_files import read_json
-from ..codec import content_digest, unpack_ids
 from .database import Row
-from .listing import COLUMNS, Conditions, Filter
+from .listing import Conditions, Filter, Key, read_keys
+from .shared_windows import find_overlaps
 from .store import Store
+from .vectors import find_nearest, open_embedder, raise_watermark, read_unembedded, read_vector, store_vectors
 from .words import read_explained
 
 if TYPE_CHECKING:
@@ -90,14 +88,25 @@ _NOT_NEEDED = ["onnx/*", "openvino/*", "*.bin", "*.h5", "*.ot", "*.msgpack", "*.
 
 
 def refresh(store: Store, embedder: Embedder) -> int:
-    """Embed the explanations that have no vector of this model, or of another text; returns how many."""
-    stale = stale_texts(store.db.conn, embedder.model)
-    for start in range(0, len(stale), _EMBED_BATCH):
-        batch = stale[start : start + _EMBED_BATCH]
-        vectors = embedder.embed([text for _, text in batch])
+    """Embed the explanations that have no vector of this model; returns how many."""
+    connection, count = store.db.conn, 0
+    while True:
+        known = open_embedder(connection, embedder.model)
+        if known is None:
+            with store.transaction():
+                connection.execute("INSERT OR IGNORE INTO embedders (model, watermark) VALUES (?, 0)", [embedder.model])
+            continue
+        (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM explanations").fetchone()
+        if known.watermark >= newest:
+            return count
+        batch = read_unembedded(connection, known, _EMBED_BATCH)
+        vectors = embedder.embed([text for _, text in batch]) if batch else None
         with store.transaction():
-            store_vectors(store.db.conn, embedder.model, batch, vectors)
-    return len(stale)
+            if vectors is None:
+                raise_watermark(connection, known, newest)
+            else:
+                store_vectors(connection, known, batch, vectors)
+        count += len(batch)
 
 
 def semantic_search(
@@ -123,8 +132,7 @@ def semantic_search(
     if update:
         refresh(store, embedder)
     chosen = Filter(store.known_source(source), conditions)
-    batches = candidates(store.db.conn, embedder.model, chosen)
-    return _nearest(store, embedder.embed([query])[0], batches, limit)
+    return _nearest(store, embedder, embedder.embed([query])[0], chosen, limit=limit)
 
 
 class Similar(NamedTuple):
@@ -147,9 +155,11 @@ def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit:
     best = store.best(feature)
     if embedder is not None and best is not None and best.explanation.text is not None:
         refresh(store, embedder)
-        vector = embedder.embed([best.explanation.text])[0]
-        batches = candidates(store.db.conn, embedder.model, Filter(None, {}), without=best.id)
-        by_explanation = _nearest(store, vector, batches, limit)
+        known = open_embedder(store.db.conn, embedder.model)
+        vector = known and read_vector(store.db.conn, known, best.id)
+        if vector is not None:
+            everything = Filter(None, {})
+            by_explanation = _nearest(store, embedder, vector, everything, limit=limit, without=best.id)
     return Similar(by_explanation, _sharing_windows(store, feature, limit))
 
 
@@ -173,18 +183,15 @@ def stored_models(store: Store) -> list[str]:
 
 
 def _nearest(
-    store: Store,
-    vector: NDArray[np.float32],
-    batches: Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]],
-    limit: int,
+    store: Store, embedder: Embedder, vector: NDArray[np.float32], chosen: Filter, *, limit: int, without: int = 0
 ) -> list[Row]:
-    ids, cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for batch_ids, vectors in batches:
-        ids, cosines = np.append(ids, batch_ids), np.append(cosines, vectors @ vector)
-        order = np.lexsort((ids, -cosines))[:limit]
-        ids, cosines = ids[order], cosines[order]
-    rows = read_explained(store.db.conn, ids.tolist())
-    return _add_ranks(rows, cosines.tolist())
+    known = open_embedder(store.db.conn, embedder.model)
+    if known is None:
+        return []
+    unit = vector / max(float(np.linalg.norm(vector)), 1e-30)
+    found = find_nearest(store.db.conn, store.path, known, unit, chosen, limit=limit, without=without)
+    rows = read_explained(store.db.conn, [id_ for _, id_ in found])
+    return _add_ranks(rows, [cosine for cosine, _ in found])
 
 
 def _add_ranks(rows: Sequence[Row], similarities: Sequence[float]) -> list[Row]:
@@ -195,73 +202,6 @@ def _add_ranks(rows: Sequence[Row], similarities: Sequence[float]) -> list[Row]:
 
 
 def _sharing_windows(store: Store, feature: Feature, limit: int) -> list[Row]:
-    overlaps = sorted(window_overlap(store.db.conn, feature), key=lambda overlap: (-overlap[1], overlap[0]))[:limit]
-    sql = f"SELECT {COLUMNS} FROM feature_status WHERE feature_id = ?"
-    rows = [dict(store.db.conn.execute(sql, [feature_id]).fetchone()) for feature_id, _ in overlaps]
-    return _add_ranks(rows, [overlap for _, overlap in overlaps])
-
-
-_BATCH = 4096
-
-
-def stale_texts(connection: sqlite3.Connection, model: str) -> list[tuple[int, str]]:
-    """Id and text of every explanation that has no vector of its present text."""
-    sql = """SELECT id, text, content_hash FROM explanations
-        LEFT JOIN embeddings ON explanation_id = id AND model = ? WHERE text IS NOT NULL ORDER BY id"""
-    return [(id_, text) for id_, text, digest in connection.execute(sql, [model]) if digest != content_digest(text)]
-
-
-def store_vectors(
-    connection: sqlite3.Connection, model: str, texts: Sequence[tuple[int, str]], vectors: NDArray[np.float32]
-) -> None:
-    """Keep the vectors (text, dimension) of explanations given by id and text."""
-    connection.executemany(
-        "INSERT OR REPLACE INTO embeddings (explanation_id, model, content_hash, vector) VALUES (?, ?, ?, ?)",
-        [
-            (id_, model, content_digest(text), vector.astype("<f4").tobytes())
-            for (id_, text), vector in zip(texts, vectors, strict=True)
-        ],
-    )
-
-
-def candidates(
-    connection: sqlite3.Connection, model: str, chosen: Filter, *, without: int = 0
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Ids (row,) and vectors (row, dimension) of the best explanations that pass the filter, in batches."""
-    condition, values = chosen.sql()
-    cursor = connection.execute(
-        "SELECT listed.explanation_id, vector FROM listed JOIN embeddings USING (explanation_id)"
-        f" WHERE model = ? AND listed.explanation_id <> ? AND {condition}",
-        [model, without, *values],
-    )
-    while batch := cursor.fetchmany(_BATCH):
-        ids = np.array([row[0] for row in batch], np.int64)
-        yield ids, np.frombuffer(b"".join(row[1] for row in batch), "<f4").reshape(len(batch), -1)
-
-
-def window_overlap(connection: sqlite3.Connection, feature: Feature) -> list[tuple[int, float]]:
-    """Features (by id) of the same model that share top windows with this one, and the Jaccard index."""
-    row = connection.execute(
-        "SELECT feature_id, windows FROM examples JOIN features ON features.id = feature_id"
-        " JOIN sources ON sources.id = source_id WHERE name = ? AND idx = ? AND examples.kind = ?",
-        [str(feature.source), feature.index, "bottom" if feature.negative else "top"],
-    ).fetchone()
-    if row is None:
-        return []
-    feature_id, windows = row[0], np.unique(unpack_ids(row[1]))
-    cursor = connection.execute(
-        "SELECT feature_id, windows FROM examples JOIN features ON features.id = feature_id"
-        " JOIN sources ON sources.id = source_id WHERE model = ? AND examples.kind = 'top' AND feature_id <> ?",
-        [feature.source.model, feature_id],
-    )
-    overlaps: list[tuple[int, float]] = []
-    while batch := cursor.fetchmany(_BATCH):
-        lists = [unpack_ids(row[1]) for row in batch]
-        ends = np.cumsum([len(ids) for ids in lists])
-        shared = np.diff(np.append(0, np.isin(np.concatenate(lists), windows)).cumsum()[np.append(0, ends)])
-        overlaps += [
-            (row[0], float(count / (len(windows) + len(ids) - count)))
-            for row, ids, count in zip(batch, lists, shared, strict=True)
-            if count
-        ]
-    return overlaps
+    overlaps = find_overlaps(store.db.conn, feature, limit)
+    keys = [Key(0, overlap.source_id, overlap.idx, 0, None) for overlap in overlaps]
+    return _add_ranks(read_keys(store.db.conn, keys), [overlap.similarity for overlap in overlaps])

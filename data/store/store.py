@@ -281,10 +281,13 @@ class Store:
                 rows.add_judgements(connection, explanation_id, judgements)
         return explanation_id
 
-    def add_explanations(self, explanations: Sequence[Explanation]) -> int:
-        """Store explanations as `add_explanation` does, all or none; returns how many were not here yet."""
+    def add_explanations(self, explanations: Sequence[Explanation], scores: Sequence[Sequence[Score]] = ()) -> int:
+        """Store explanations as `add_explanation` does, all or none; returns how many were not here yet.
+
+        With `scores`, a sequence for each explanation, those that are new are stored with theirs.
+        """
         with transaction(self.db, self.path) as connection:
-            return writing.add_explanations(connection, explanations)
+            return writing.add_explanations(connection, explanations, scores)
 
     def labelled(self, features: Iterable[Feature], explainer_key: str) -> set[Feature]:
         """Those features that have an explanation (or an abstention, but no failure) of this explainer key."""

@@ -49,7 +49,9 @@ def read_overview(connection: sqlite3.Connection) -> Overview:
         statuses[name][status] = statuses[name].get(status, 0) + n
         if own == _NONE:
             continue
-        group = spread.setdefault((name, scorer, metric), Distribution(name, scorer, metric, {}, {}, 0))
+        group = spread.setdefault(
+            (name, scorer, metric), Distribution(name, scorer, metric, scores={}, baselines={}, beaten=0)
+        )
         for bins, number in ((group.scores, own), (group.baselines, baseline)):
             if number != _NONE:
                 low = round(number * BIN, 9)

@@ -1,8 +1,8 @@
 """Search by words.
 
-What a user searches for is text, never a query language: words are looked up in the full-text index (as one phrase where
-quoted), what holds no word at all, like `(`, is looked up as it is. Filters apply before the limit, so a short page is
-the end.
+What a user searches for is text, never a query language: words are looked up in the full-text index (as one phrase
+where quoted), what holds no word at all, like `(`, is looked up as it is. Filters apply before the limit, so a short
+page is the end.
 
 What RANKED explanations or fewer hold is sorted by relevance: those with the whole query as it stands first, then by
 BM25. Words that more of them hold say too little for that, and what holds no word says nothing: there the best scores
@@ -110,7 +110,7 @@ def _by_score(connection: sqlite3.Connection, asked: Query, chosen: Filter, limi
     table, match = (_MATCHING, [asked.match]) if asked.match else (_ANY, [])
     sql = (
         f"SELECT listed.explanation_id FROM {table} AND {condition} AND {asked.marked()}"
-        " ORDER BY by_score, source_id, idx, negative LIMIT ?"
+        " ORDER BY by_score, source_id, idx, listed.negative LIMIT ?"
     )
     return [id_ for (id_,) in connection.execute(sql, [*match, *values, *asked.marks, limit])]
 

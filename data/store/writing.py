@@ -22,6 +22,7 @@ from ..codec import array_digest, content_digest, pack_activations, pack_ids, wi
 from ..padding import PADDING
 from ..records import SPLITS, ExampleList, Explanation, HarvestResult, Score, SourceResult
 from .ranks import rank_new
+from .shared_windows import write_shared_windows
 
 
 def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None:
@@ -81,6 +82,7 @@ def _write_source(
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         [source_id, digest, result.corpus, result.tokens, result.window, _json(result.provenance), now()],
     )
+    write_shared_windows(connection, source_id)
 
 
 def _list_arrays(examples: ExampleList, window_ids: NDArray[np.int64]) -> tuple[NDArray[np.generic], ...]:
@@ -212,8 +214,13 @@ def add_explanation(connection: sqlite3.Connection, explanation: Explanation, *,
     return earlier, False
 
 
-def add_explanations(connection: sqlite3.Connection, explanations: Sequence[Explanation]) -> int:
-    """Add explanations as `add_explanation` does, and rank them together; returns how many are new."""
+def add_explanations(
+    connection: sqlite3.Connection, explanations: Sequence[Explanation], scores: Sequence[Sequence[Score]] = ()
+) -> int:
+    """Add explanations as `add_explanation` does, and rank them together; returns how many are new.
+
+    Those that are new bring their scores, where `scores` has some for each.
+    """
     (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM explanations").fetchone()
     features, created = _FeatureIds(connection), now()
     rows = [
@@ -221,13 +228,20 @@ def add_explanations(connection: sqlite3.Connection, explanations: Sequence[Expl
         for own in explanations
     ]
     added = connection.executemany(_ADD_EXPLANATION, rows).rowcount
+    if scores:
+        sql = "SELECT feature_id, negative, digest, id FROM explanations WHERE id > ?"
+        new = {tuple(key): id_ for *key, id_ in connection.execute(sql, [newest])}
+        keys = ((row["feature_id"], row["negative"], row["digest"]) for row in rows)
+        for key, own in zip(keys, scores, strict=True):
+            if key in new:
+                add_scores(connection, new[key], own)
     rank_new(connection, newest)
     return added
 
 
 _SAME_TARGET = "SELECT 1 FROM explanations WHERE feature_id = :feature_id AND negative = :negative"
-_ADD_EXPLANATION = f"""INSERT INTO explanations (feature_id, negative, text, status, reason, rule, explainer, key, attempt,
-        digest, seen, provenance, created, headline, predictor)
+_ADD_EXPLANATION = f"""INSERT INTO explanations (feature_id, negative, text, status, reason, rule, explainer, key,
+        attempt, digest, seen, provenance, created, headline, predictor)
     SELECT :feature_id, :negative, :text, :status, :reason, :rule, :explainer, :key,
         coalesce((SELECT max(attempt) FROM explanations
                   WHERE feature_id = :feature_id AND negative = :negative AND key = :key), 0) + 1,
