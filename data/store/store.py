@@ -20,7 +20,7 @@ from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
 from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
-from . import listing, merging, naming, reading, rows, tallies, words, writing
+from . import listing, merging, naming, people, reading, rows, tallies, words, writing
 from .calls import CallLog
 from .database import Row, connect, transaction, translate_errors
 from .journal import Journal
@@ -73,6 +73,10 @@ class Store:
         if self._calls is not None:
             self._calls.close()
         self.db.conn.close()
+
+    def refuse_writes(self) -> None:
+        """Let every later write through this store fail."""
+        self._connection.execute("PRAGMA query_only = ON")
 
     def __enter__(self) -> Self:
         return self
@@ -248,6 +252,11 @@ class Store:
             if connection.total_changes > before:
                 rank_beside(connection, explanation_id)
 
+    def rate(self, explanation_id: int, value: float, *, author: str) -> None:
+        """Store a person's rating of an explanation, from 1 to 5, in place of an earlier one of theirs."""
+        with transaction(self.db, self.path) as connection:
+            people.rate(connection, explanation_id, value, author=author)
+
     def add_judgements(self, explanation_id: int, judgements: Sequence[Judgements]) -> None:
         """Store the judgements of one scoring of an explanation; the same ones twice change nothing."""
         with transaction(self.db, self.path) as connection:
@@ -370,6 +379,11 @@ class Store:
         chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
             return list(listing.iterate_rows(self._connection, chosen, sort=sort, limit=limit, after=after))
+
+    def rows_with_people(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
+        """The rows of `iterate_rows`, with `author` and `ratings` beside those that people wrote or rated."""
+        with translate_errors(self.path):
+            yield from people.add_people(self._connection, self.iterate_rows(source, **conditions))
 
     def iterate_rows(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
         """The rows of `list_rows`, one in memory at a time."""
