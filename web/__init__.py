@@ -1,0 +1,1 @@
+"""The explorer: pages on a database, and requests that run its model."""
