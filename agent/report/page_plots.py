@@ -82,13 +82,14 @@ def window(tokens: Sequence[str], activations: Sequence[float], *, peak: float) 
     spans = []
     for token, activation in zip(tokens, activations, strict=True):
         share = min(1.0, max(0.0, activation / peak)) if peak > 0 else 0.0
-        style = f"--a:{share:.2f}" if share >= FAINT else None
-        spans.append(el("span", visible(token), style=style, title=f"{activation:.3g}" if style else None))
+        level = int(share * HEATS)
+        shade = {"class_": f"heat h{level}", "title": f"{activation:.3g}"} if level else {}
+        spans.append(el("span", visible(token), **shade))
     return el("div", *spans, class_="window")
 
 
-FAINT = 0.05
-"""Share of the peak below which a token has no background."""
+HEATS = 20
+"""Strengths of a background, which the style sheet has; below the first one a token has none."""
 
 
 COLOURS = 6
@@ -113,8 +114,7 @@ class Axis(NamedTuple):
 
 def svg(width: int, height: int, label: str, *parts: Part, class_: str = "plot") -> Html:
     """A drawing that shrinks with the page, of this size at most."""
-    box, style = f"0 0 {width} {height}", f"max-width:{width}px"
-    return el("svg", *parts, viewBox=box, role="img", aria_label=label, class_=class_, style=style)
+    return el("svg", *parts, viewBox=f"0 0 {width} {height}", width=width, role="img", aria_label=label, class_=class_)
 
 
 def text(x: float, y: float, label: str, *, anchor: str = "start", class_: str = "tick") -> Html:
