@@ -30,6 +30,7 @@ VERBS: Mapping[str, str] = {
     "find": "find:find",
     "summary": "summary:summary",
     "train": "train:train",
+    "serve": "serve:serve",
     "export": "exchange:export",
     "import": "exchange:import_",
     "models": "models:models",

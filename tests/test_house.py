@@ -20,6 +20,7 @@ FLOORS = (
     ("labelling",),
     ("agent",),
     ("benchmarks",),
+    ("web",),
     ("cli",),
 )  # a folder imports from floors before its own
 AGENT_FLOORS = (

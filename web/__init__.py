@@ -1,1 +1,1 @@
-"""The explorer: pages on a database, and requests that run its model."""
+"""The explorer: a database and, where computing is allowed, its model as pages in a browser and as JSON."""

@@ -72,6 +72,10 @@ class Store:
             self._calls.close()
         self.db.conn.close()
 
+    def refuse_writes(self) -> None:
+        """Let every later write through this store fail."""
+        self._connection.execute("PRAGMA query_only = ON")
+
     def __enter__(self) -> Self:
         return self
 
