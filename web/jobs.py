@@ -93,12 +93,10 @@ class JobQueue:
         with self._changed:
             return list(self._jobs.values())
 
-    def get(self, id: str) -> Job:
-        """The job of an id; NeuronautError where it is not known."""
+    def find(self, id: str) -> Job | None:
+        """The job of an id; None where it is not known."""
         with self._changed:
-            if id not in self._jobs:
-                raise NeuronautError(f"there is no job {id[:40]!r}, or it ended long ago; ask again")
-            return self._jobs[id]
+            return self._jobs.get(id)
 
     def cancel(self, job: Job, why: str) -> None:
         """Take a job out of the queue, or interrupt it; nothing where it has ended."""
