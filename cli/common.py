@@ -161,19 +161,6 @@ def open_store(database: str, *, create: bool = False, write: bool = False) -> "
         yield store
 
 
-def add_names(store: "Store", rows: Iterable[Row]) -> list[Row]:
-    """Where the store holds directions with names, put `name` beside each feature, null for what has none."""
-    from ..subject.address import Feature
-
-    names = store.names()
-
-    def name(row: Row) -> str | None:
-        feature = Feature.parse(row["feature"])
-        return names[str(feature.source)][feature.index] if str(feature.source) in names else None
-
-    return [{"feature": row["feature"], "name": name(row), **row} for row in rows] if names else list(rows)
-
-
 def emit(rows: Iterable[Row], form: Form, table: Callable[[list[Row]], str]) -> None:
     """Print rows as one JSON array, as one object a line as they come, or as a table."""
     if form == "nl":

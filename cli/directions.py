@@ -166,7 +166,7 @@ def add(
       neuronaut directions add gpt2 --site resid_post.11 --token " Paris" --token " London" --out cities.safetensors
     """
     from ..labelling.concepts import principal_components, token_directions
-    from .opening import load_corpus
+    from ..labelling.opening import load_corpus
 
     if not components and not tokens:
         raise click.UsageError("nothing is to be added; name --components N or --token TOKEN")

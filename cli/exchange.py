@@ -155,9 +155,9 @@ def _write_tree(request: ExportRequest) -> None:
 
 def _write_uploads(request: ExportRequest) -> None:
     from ..data.store.export import TEXT, places, write_uploads
+    from ..labelling.opening import LoadOptions, stored_sources, stored_subject
     from ..subject.address import Feature
     from ..subject.directions import promoted
-    from .opening import LoadOptions, stored_sources, stored_subject
 
     opening_options = dict(request.options)
     model, method = opening_options.pop("model_id"), opening_options.pop("method")

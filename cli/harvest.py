@@ -118,7 +118,7 @@ def harvest(
       neuronaut harvest --function rules.py:is_city --corpus articles.jsonl
     """
     from ..data.harvest.windows import check_window
-    from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
+    from ..labelling.opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
 
     if random_seed and randomize is None:
         raise click.UsageError("--random-seed is of --randomize; leave it out, or add that")
@@ -184,9 +184,9 @@ def _collect_function(
     close: bool,
 ) -> list[Row]:
     from ..data.harvest.activations import neurons
-    from .functions import function_paths, new_function
+    from ..labelling.functions import function_paths, new_function
 
-    subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer)
+    subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer, on_progress=say)
     return collect(
         subject,
         neurons(subject, subject.sites),

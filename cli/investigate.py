@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..agent.session import InvestigationConfig, Session, SessionItem
     from ..data.store.journal_values import InvestigationRecord
     from ..data.store.store import Store
+    from ..labelling.opening import LoadOptions
     from ..labelling.workers import Workers
     from ..llm.client import LLMClient
     from ..scorers.controls import ControlMode
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from ..subject.model import Subject
     from ..subject.sources import Source
     from .llm_options import LLMOptions
-    from .opening import LoadOptions
 
 POLICIES = ("scripted", "llm", "random", "replay")
 _WORST = (0, 3, 4, 1)
@@ -217,7 +217,7 @@ def _read_request(
     store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None
 ) -> InvestigationRequest:
     from ..agent.loop.run import Settings
-    from .opening import LoadOptions
+    from ..labelling.opening import LoadOptions
 
     language, rest = split_options(options)
     pairs = {name: rest.pop(name) for name in PAIRS}
@@ -322,8 +322,8 @@ class _Ready(NamedTuple):
 
 def _open_features(store: "Store", request: InvestigationRequest, client: "LLMClient | None") -> _Ready:
     from ..agent.session import InvestigationConfig
+    from ..labelling.opening import chosen_features, stored_sources, stored_subject
     from ..scorers.factory import ScorerOptions, make_scorers
-    from .opening import chosen_features, stored_sources, stored_subject
 
     features = chosen_features(store, request.targets)
     subject = stored_subject(
@@ -407,7 +407,7 @@ def _run_behaviour(
 ) -> "Session":
     from ..agent.session import InvestigationConfig
     from ..agent.session import investigate as investigate_behaviour
-    from .opening import stored_subject
+    from ..labelling.opening import stored_subject
 
     if len(request.targets) != 1:
         raise NeuronautError(

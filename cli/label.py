@@ -253,7 +253,7 @@ def score(
     """
     from ..labelling.label import score as score_features
     from ..labelling.label import score_from_stored
-    from .opening import chosen_features
+    from ..labelling.opening import chosen_features
 
     if limit is not None and (from_stored or options["llm"] is None):
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")

@@ -56,8 +56,8 @@ def open_setup(
     """Open the database, the model under study, and what explains and judges; closes them afterwards."""
     from ..explainers.factory import ExplainerOptions
     from ..labelling.factory import make_explainer
+    from ..labelling.opening import LoadOptions, chosen_features, stored_sources, stored_subject
     from ..scorers.factory import ScorerOptions, make_scorer, make_scorers
-    from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
 
     language, rest = split_options(options)
     load_options = LoadOptions(**rest)

@@ -110,9 +110,9 @@ def check(model: str, form: Form, device: str | None, dtype: str | None) -> None
       neuronaut models check demo
       neuronaut models check ./my-llama --dtype bfloat16
     """
+    from ..labelling.opening import LoadOptions, load_subject
     from ..subject.architecture import ARCHITECTURES
     from ..subject.model import join_sites
-    from .opening import LoadOptions, load_subject
 
     began = time.monotonic()
     subject = load_subject(model, LoadOptions(device=device, dtype=dtype))

@@ -146,8 +146,8 @@ def replay(ctx: click.Context, id: str, rerun: bool, database: str, form: Form, 
 
 def _rerun(store: "Store", id: str, options: dict[str, Any]) -> "Rerun":
     from ..agent.rerun import rerun
+    from ..labelling.opening import LoadOptions, stored_sources, stored_subject
     from ..subject.address import Feature
-    from .opening import LoadOptions, stored_sources, stored_subject
 
     row = store.journal.row(id)
     pairs = {name: options.pop(name) for name in PAIRS}

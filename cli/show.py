@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from . import display
-from .common import Form, Row, add_names, emit, open_store, result_options
+from .common import Form, Row, emit, open_store, result_options
 
 PARTS = ("tune", "holdout")
 """What the curve of a rule is taken on."""
@@ -35,7 +35,7 @@ def show(feature: str, count: int, rule: bool, provenance: bool, database: str, 
     from ..labelling.inspect import describe
 
     with open_store(database) as store:
-        (row,) = add_names(store, [describe(store, store.feature(feature), count=count)])
+        (row,) = store.with_names([describe(store, store.feature(feature), count=count)])
     emit([row], form, lambda _: page(row, rule=rule, provenance=provenance))
 
 

@@ -93,9 +93,9 @@ def inspect(path: str, model: str | None, sae_site: str | None, corpus: str | No
 
 def _try_on(model: str, report: "FileReport", path: str, corpus: str | None, options: dict[str, Any]) -> Row:
     """The gate's figures of the dictionary on a model."""
+    from ..labelling.opening import LoadOptions, load_corpus, load_subject, open_sources, settle_bos, try_dictionary
     from ..subject.dictionary import Dictionary
     from .harvest import WINDOW
-    from .opening import LoadOptions, load_corpus, load_subject, open_sources, settle_bos, try_dictionary
 
     text = load_corpus(model, corpus, tokens=None, text_column="text", encoding="utf-8")
     load_options = LoadOptions(sae=path, **options)

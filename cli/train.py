@@ -117,8 +117,8 @@ def train(
     """
     from ..data.training.run import train as train_dictionary
     from ..data.training.trainer import Recipe
+    from ..labelling.opening import LoadOptions, load_corpus, load_subject
     from ..subject.address import SourceId
-    from .opening import LoadOptions, load_corpus, load_subject
 
     minutes = parse_minutes(budget)
     if tokens is None:

@@ -32,8 +32,8 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
       neuronaut try demo:resid_post.2@sae:40 "import os" "import sys" --json
     """
     from ..labelling.inspect import try_text
+    from ..labelling.opening import LoadOptions, stored_sources, stored_subject, with_limits
     from .causal.inputs import say_remarks
-    from .opening import LoadOptions, stored_sources, stored_subject, with_limits
 
     options = LoadOptions(**load_options)
     with open_store(database) as store:

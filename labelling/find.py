@@ -15,9 +15,9 @@ enough for having chosen the best. Signed sources have both tails, the negative 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from ..data.harvest.histogram import edges
 from ..data.store.store import Store
 from ..data.texts import Places, check_heard, cut_texts, limit_norms, read_texts
 from ..subject.address import Feature
+from ..subject.direction_matrix import Directions
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
@@ -343,6 +344,22 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def labels(store: Store | None, features: Iterable[Feature]) -> Mapping[Feature, Mapping[str, object]]:
-    """The rows of `list` of those features that are in the store."""
-    return {} if store is None else {feature: row for feature in features if (row := store.row(feature)) is not None}
+def describe_hits(
+    store: Store | None, sources: Sequence[Source], hits: Sequence[Found] | Sequence[Separating]
+) -> list[dict[str, Any]]:
+    """Make the rows of `find`: each hit with its rank, and the name, status and explanation that the store has."""
+    named = {source.id: source for source in sources if isinstance(source, Directions)}
+    rows: list[dict[str, Any]] = []
+    for rank, hit in enumerate(hits, 1):
+        label = (store and store.row(hit.feature)) or {}
+        matrix = named.get(hit.feature.source)
+        rows.append(
+            {
+                "rank": rank,
+                **asdict(hit),
+                "feature": str(hit.feature),
+                "name": matrix and matrix.name(hit.feature.index),
+                **{key: label.get(key) for key in ("status", "headline", "explanation", "score")},
+            }
+        )
+    return rows

@@ -21,7 +21,6 @@ from click.testing import CliRunner, Result
 from neuronaut.cli import demo, display
 from neuronaut.cli.common import Progress
 from neuronaut.cli.main import VERBS, main
-from neuronaut.cli.opening import sample
 from neuronaut.cli.query import SORTS
 from neuronaut.data import stdlib
 from neuronaut.data.corpus import Corpus
@@ -30,6 +29,7 @@ from neuronaut.data.records import Statistics
 from neuronaut.data.store import rows
 from neuronaut.data.store.rows import ROW_KEYS
 from neuronaut.labelling import label as agent_label
+from neuronaut.labelling.opening import sample
 from neuronaut.subject import loading, opening
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.architecture import ARCHITECTURES

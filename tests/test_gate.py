@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from neuronaut.cli.main import main
-from neuronaut.cli.opening import sample
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.activations import read_together
+from neuronaut.labelling.opening import sample
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError

@@ -21,10 +21,10 @@ from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import compare, gather
 from neuronaut.causal.saliency import Activation, gradient_x_input
 from neuronaut.causal.sweeps import sweep
-from neuronaut.cli.opening import pass_gate
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
+from neuronaut.labelling.opening import pass_gate
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.directions import direction, promoted

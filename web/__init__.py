@@ -1,1 +1,1 @@
-"""The explorer: a database and, where computing is allowed, its model as pages in a browser and as JSON."""
+"""The explorer in a browser, and tools for assistants: two ways to the same operations on a database."""

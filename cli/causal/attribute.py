@@ -123,7 +123,7 @@ def attribute(
 
 def _open_agreeing(subject: "Subject", named: Sequence[str], options: Mapping[str, Any]) -> "dict[str, Source]":
     """Open dictionaries, whose training text had BOS where the prompts have it, and directions."""
-    from ..opening import settle_bos
+    from ...labelling.opening import settle_bos
 
     sources = open_dictionaries(subject, named, options)
     if (wanted := settle_bos(subject, sources.values(), asked=options["bos"]).convention) != subject.convention:

@@ -94,7 +94,7 @@ class CausalSetup:
 
 def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     """The subject, as `subject_options` say."""
-    from ..opening import LoadOptions, load_subject
+    from ...labelling.opening import LoadOptions, load_subject
 
     names = ("device", "dtype", "bos", "special_tokens", "chat")
     return load_subject(model, LoadOptions(**{name: options[name] for name in names if name in options}))
@@ -108,7 +108,7 @@ def open_setup(
     `always` says for what reference text is read whatever the edits need.
     """
     from ...causal.edits import Edit
-    from ..opening import settle_bos
+    from ...labelling.opening import settle_bos
 
     # Edits and directions are read first, because a large model takes its time to load.
     edits = tuple(Edit.parse(_strip_model(model, text)) for text in texts)
@@ -143,16 +143,16 @@ def _check_used(option: str, names: Iterable[str], used: Iterable[object]) -> No
 
 def sites_named(subject: "Subject", texts: Iterable[str]) -> list[str]:
     """Sites as they are named: `head` is that of every layer, `mlp.0-3` of these; anything else is itself."""
-    from ..opening import sites_of
+    from ...labelling.opening import sites_of
 
     return [site for text in texts for site in ([text] if "@" in text else sites_of(subject, text))]
 
 
 def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping[str, Any]) -> "dict[str, Source]":
     """The dictionaries and directions `SITE@NAME`: the built-in ones, and the one that `dictionary_options` say."""
+    from ...labelling.opening import LoadOptions, open_sources
     from ...subject.address import SourceId
     from ...subject.opening import built_in
-    from ..opening import LoadOptions, open_sources
 
     ids = {name: SourceId.parse(f"{subject.name}:{name}") for name in named}
     own = [name for name, id in ids.items() if built_in(id) is None]
@@ -194,7 +194,7 @@ def reference_rows(subject: "Subject", name: str, *, tokens: int | None) -> "Bat
     """The beginning of a corpus in rows of WINDOW tokens, BOS in front where the subject has one."""
     from ...causal.prompts import Batch
     from ...data.corpus import Corpus
-    from ..opening import sample
+    from ...labelling.opening import sample
 
     if tokens is None:
         raise NeuronautError("--reference-tokens all is too much; give a number such as 20k")

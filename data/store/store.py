@@ -144,6 +144,16 @@ class Store:
         told = {row["name"]: json.loads(row["provenance"]).get("directions", {}).get(row["name"], {}) for row in rows}
         return {source: tuple(own["names"]) for source, own in told.items() if own.get("names")}
 
+    def with_names(self, rows: Iterable[Row]) -> list[Row]:
+        """Rows with `name` beside each feature, null for what has none, where any direction here has a name."""
+        names = self.names()
+
+        def name(row: Row) -> str | None:
+            feature = Feature.parse(row["feature"])
+            return names[str(feature.source)][feature.index] if str(feature.source) in names else None
+
+        return [{"feature": row["feature"], "name": name(row), **row} for row in rows] if names else list(rows)
+
     def models(self) -> list[str]:
         """The models that have a source here."""
         return [row["model"] for row in self._query("SELECT DISTINCT model FROM sources ORDER BY model")]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from ..data.harvest.massive import norm_limits
 from ..data.padding import cut
 from ..data.store.evidence import recorded_source, recorded_subject
 from ..data.store.store import Store
-from ..labelling.label import as_harvested
 from ..subject.address import Feature, SourceId, name_random, split_random
 from ..subject.dictionary import Dictionary
 from ..subject.direction_matrix import Directions, holds_directions, read_directions
@@ -34,6 +33,7 @@ from ..subject.model import Subject, join_sites
 from ..subject.opening import built_in, load_source, open_source
 from ..subject.sources import Source
 from .functions import stored_function
+from .label import as_harvested
 
 GATE_TOKENS = 4096
 """Tokens of the corpus that a dictionary is tried on."""
@@ -70,6 +70,14 @@ def load_subject(model: str, load_options: LoadOptions, *, name: str | None = No
     subject = Subject.load(model, device=device, dtype=dtype, name=name, bos=asked.bos)
     special = asked.special_tokens or asked.chat
     return subject.with_convention(replace(subject.convention, special_tokens=special, chat=asked.chat))
+
+
+class Loader(Protocol):
+    """Loads a model, or gives one that is loaded."""
+
+    def __call__(self, model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
+        """As `load_subject`."""
+        ...
 
 
 def settle_bos(subject: Subject, sources: Iterable[Source], *, asked: str) -> Subject:
@@ -329,11 +337,17 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
 
 
 def stored_subject(
-    store: Store, model: str, load_options: LoadOptions, *, sources: Iterable[SourceId] = (), name: str | None = None
+    store: Store,
+    model: str,
+    load_options: LoadOptions,
+    *,
+    sources: Iterable[SourceId] = (),
+    name: str | None = None,
+    load: Loader = load_subject,
 ) -> Subject:
     """Open the subject that a model's features were harvested on, named as there; any other by itself, or as `name`.
 
-    It reads text as the harvests of `sources` did, or as the model's latest one.
+    It reads text as the harvests of `sources` did, or as the model's latest one. `load` is what loads weights.
     """
     model = store.model(model)
     if model in store.models() or load_options.model is not None:
@@ -349,7 +363,7 @@ def stored_subject(
     if load_options.model is None and folder.is_absolute() and not folder.exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
     dtype = load_options.dtype or provenance.get("dtype")
-    subject = load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
+    subject = load(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
     return as_harvested(subject, store, set(sources) or ([SourceId.parse(latest["source"])] if latest else ()))
 
 
