@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from neuronaut.agent.loop.judging import FORMULA
 from neuronaut.agent.report.citations import find_uncited
-from neuronaut.cli import investigate as verb
 from neuronaut.agent.report.event_lines import format_event
+from neuronaut.cli import investigate as verb
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
 from neuronaut.cli.progress_view import Watch

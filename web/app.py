@@ -14,14 +14,21 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from ..subject.errors import NeuronautError
-from . import about, features, home
+from . import about, compute, features, find, home, investigations
 from .lookup import NotHere
 from .pages import HERE, Pages
 from .safety import Guard, check_csrf, new_csrf
 from .settings import Settings
 from .stores import Stores
 
-ROUTERS: tuple[APIRouter, ...] = (about.router, home.router, features.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    about.router,
+    home.router,
+    features.router,
+    compute.router,
+    find.router,
+    investigations.router,
+)
 """In the order in which a request is held against them."""
 
 
@@ -34,6 +41,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         yield
+        if app.state.compute is not None:
+            app.state.compute.close()
         stores.close()
 
     app = FastAPI(
@@ -47,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings, app.state.stores, app.state.csrf = settings, stores, new_csrf()
+    app.state.compute = compute.Compute(settings) if settings.allow_compute else None
     app.state.pages = Pages(app, settings, csrf=app.state.csrf)
     for router in ROUTERS:
         app.include_router(router)

@@ -127,9 +127,7 @@ def resume(compute: Compute, settings: Settings, store: Store, id: str) -> Job:
     if (now := standing(store, row)) != "interrupted":
         raise HTTPException(409, f"{id} is not interrupted, it is {now.replace('_', ' ')}; there is nothing to resume")
     if row["policy"] not in POLICIES:
-        raise HTTPException(
-            409, f"{id} asks a language model, which this page does not; go on with: neuronaut investigate --resume {id}"
-        )
+        raise HTTPException(409, f"{id} asks a language model; go on with: neuronaut investigate --resume {id}")
     arguments = ["--resume", id]
     if row["kind"] == "behaviour":
         arguments += ["--task", row["target"].partition(" ")[2]]

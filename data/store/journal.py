@@ -119,6 +119,12 @@ class Journal:
         sql = f"{_SESSIONS} SELECT * FROM sessions WHERE {' AND '.join(conditions)} LIMIT {limit:d} OFFSET {offset:d}"
         return self._query(sql, *values)
 
+    def ends(self) -> list[Row]:
+        """How investigations ended, and with which question open: `status`, `question` and `count`, most first."""
+        return self._query(
+            f"{_SESSIONS} SELECT status, question, count(*) AS count FROM sessions GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        )
+
     # Events
 
     def event(self, id: str, kind: str, payload: Json, *, key: str) -> Row | None:
@@ -133,7 +139,7 @@ class Journal:
         return row if cursor.rowcount else None
 
     def events(self, id: str, *, kind: str | None = None, after: int = 0) -> list[Row]:
-        """The events of the transcript in order, all or those of one kind, that come after the one of number `after`."""
+        """The events of the transcript in order, all or those of one kind, from after number `after`."""
         rows = self._query(
             "SELECT * FROM events WHERE investigation = ? AND seq > ? AND kind = coalesce(?, kind) ORDER BY seq",
             id,
@@ -417,17 +423,17 @@ def investigation_id(kind: str, target: str, policy: str, settings: Json) -> str
     return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 
-_SESSIONS = """WITH sessions AS (SELECT id, kind, target, policy, status, reason, created, ended, parent, explanation_id,
-    (SELECT payload ->> 'question' FROM events WHERE investigation = investigations.id AND key = 'concluded') AS question,
-    (SELECT payload ->> 'text' FROM events WHERE investigation = investigations.id AND key = 'frozen') AS text,
-    (SELECT count(*) FROM experiments WHERE investigation = investigations.id AND NOT survey) AS experiments,
-    (SELECT max(round) FROM experiments WHERE investigation = investigations.id) AS rounds
-    FROM investigations ORDER BY created DESC, id)"""
-
-
-_HAS_WORD = """(instr(lower(id || ' ' || target || ' ' || policy), lower(?{0})) OR instr(lower(coalesce(reason, '')), lower(?{0}))
-    OR instr(lower(coalesce(text, '')), lower(?{0})) OR EXISTS (SELECT 1 FROM hypotheses
-    WHERE investigation = sessions.id AND instr(lower(body ->> 'text'), lower(?{0}))))"""
+_SESSIONS = """WITH sessions AS (
+    SELECT id, kind, target, policy, status, reason, created, ended, parent, explanation_id,
+        (SELECT payload ->> 'question' FROM events WHERE investigation = this.id AND key = 'concluded') AS question,
+        (SELECT payload ->> 'text' FROM events WHERE investigation = this.id AND key = 'frozen') AS text,
+        (SELECT count(*) FROM experiments WHERE investigation = this.id AND NOT survey) AS experiments,
+        (SELECT max(round) FROM experiments WHERE investigation = this.id) AS rounds
+    FROM investigations AS this ORDER BY created DESC, id)"""
+_HAS_WORD = """(instr(lower(id || ' ' || target || ' ' || policy), lower(?{0}))
+    OR instr(lower(coalesce(reason, '')), lower(?{0})) OR instr(lower(coalesce(text, '')), lower(?{0}))
+    OR EXISTS (SELECT 1 FROM hypotheses
+        WHERE investigation = sessions.id AND instr(lower(body ->> 'text'), lower(?{0}))))"""
 
 
 def _parse_investigation(row: Row) -> Row:
