@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from .explainers.oneshot import Oneshot
     from .explainers.rule import RuleExplainer
     from .labelling.concepts import fit_direction
+    from .labelling.describe import describe
     from .labelling.factory import make_explainer
     from .labelling.find import find, find_separating
-    from .labelling.inspect import describe, try_text
+    from .labelling.inspect import try_text
     from .labelling.label import Result, label, score
     from .llm.client import LLMClient
     from .llm.open import open_llm
@@ -95,7 +96,8 @@ _HOMES = {
     "labelling.concepts": ("fit_direction",),
     "labelling.factory": ("make_explainer",),
     "labelling.find": ("find", "find_separating"),
-    "labelling.inspect": ("describe", "try_text"),
+    "labelling.describe": ("describe",),
+    "labelling.inspect": ("try_text",),
     "labelling.label": ("Result", "label", "score"),
     "llm.client": ("LLMClient",),
     "llm.open": ("open_llm",),

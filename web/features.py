@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ..labelling.inspect import describe
+from ..labelling.describe import describe
 from .lookup import find_feature, find_source
 from .pages import Pages, pages, stores
 from .stores import Stores

@@ -3,7 +3,7 @@
 It is for showing to others, so it begins with the answer and how well it held on text that nobody had seen, then
 how it came about: rivals and their odds, what each forecast against what was seen, and every experiment with its
 numbers, as a line that opens into its items and results. Numbers link to what they come from. Text of corpora and
-models is escaped by `page_plots`.
+models is escaped by `markup`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from typing import Any
 from ...data.records import Example
 from ..loop.hypotheses import NULLS
 from ..loop.levels import LEVELS, forecast
-from . import page_plots as plots
+from . import drawing, page_plots
 from .citations import visible
-from .page_plots import Html, Part, cites, el, folded, join, section, table, window
+from .markup import Html, Part, cites, el, folded, join, section, table, window
 from .page_results import draw_results
 from .report import COUNTERFACTUAL, KINDS, Contender, Report, Trial, amount, proofs_of, short, shown_claims
 
@@ -143,7 +143,7 @@ def _score(score: Mapping[str, Any]) -> list[Part]:
     axis = (min(0.0, *ends), max(1.0, *ends))
     text = short(score["value"]) + ("" if low is None or high is None else f" ({short(low)} to {short(high)})")
     baselines = ", ".join(f"{_words(name)} {short(value)}" for name, value in others.items())
-    plot = plots.interval(score["value"], low, high, axis=axis, marks=others)
+    plot = drawing.interval(score["value"], low, high, axis=axis, marks=others)
     return [
         *cells,
         plot,
@@ -184,7 +184,7 @@ def _rivals(report: Report) -> Html | None:
     if not report.contenders:
         return None
     rows = [_rival(contender, number, report.standing(contender)) for number, contender in enumerate(report.contenders)]
-    plot = plots.odds(report)
+    plot = page_plots.odds(report)
     header = ("", "claim", "stands", "share", "resolved", "on silence", "cause hit", "levels hit", "Brier")
     note = (
         "Every rival said what it expected before an experiment was run; its odds move by what was then seen, by "
@@ -194,8 +194,8 @@ def _rivals(report: Report) -> Html | None:
 
 
 def _rival(contender: Contender, number: int, standing: str) -> list[Part]:
-    colour = f"name s{min(number, plots.COLOURS - 1)}"
-    mark = el("svg", plots.text(0, 12, contender.name, class_=colour), width=30, height=16)
+    colour = f"name s{min(number, page_plots.COLOURS - 1)}"
+    mark = el("svg", drawing.text(0, 12, contender.name, class_=colour), width=30, height=16)
     badge = "refuted" if standing == "refuted" else "quiet"
     # A null is never put aside, however little speaks for it.
     stands = "null" if contender.body["kind"] in NULLS else standing
@@ -223,7 +223,7 @@ def _claimed(contender: Contender) -> Html:
 
 
 def _forecasts(report: Report) -> Html | None:
-    figures = [plots.agreement(report, c.name, colour=number) for number, c in enumerate(report.contenders)]
+    figures = [page_plots.agreement(report, c.name, colour=number) for number, c in enumerate(report.contenders)]
     shown = [figure for figure in figures if figure is not None][:_PANELS]
     if not shown:
         return None
