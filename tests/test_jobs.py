@@ -31,8 +31,8 @@ def open_arithmetic() -> Iterator[Perform]:
             tell(f"squaring {number}")
             return number * number
         if operation == "wait":
-            tell(f"waiting in {os.getpid()}")
             try:
+                tell(f"waiting in {os.getpid()}")
                 while not Path(arguments["until"]).exists():
                     time.sleep(0.01)
             finally:

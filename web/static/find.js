@@ -1,6 +1,6 @@
 // The page of find: the features on a text; a click on a token shows those of it, one on a feature where it fires.
 import { compute, computing } from "./jobs.js";
-import { drawTable, drawTokens, element, number, visible } from "./tokens.js";
+import { drawTable, drawTokens, element, visible } from "./tokens.js";
 
 const form = document.querySelector("[data-find]");
 const part = (name) => document.querySelector(`[data-${name}]`);
@@ -78,7 +78,7 @@ function shade(feature) {
   return button;
 }
 
-const percent = (value) => (value === null ? "–" : `${number(100 * value)}%`);
+const percent = (value) => element("span", { title: String(value) }, value === null ? "–" : `${(100 * value).toPrecision(3)}%`);
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();

@@ -32,7 +32,7 @@ export function drawTokens(row, { onPick = null, chosen = null } = {}) {
   const line = element("div", { class: "tokens" });
   row.tokens.forEach((token, place) => {
     const guess = row.predicted?.[place] ?? null;
-    const words = `${place}: actual ${number(row.actual[place])}` + (row.predicted ? `, predicted ${number(guess)}` : "");
+    const words = `${place}: actual ${row.actual[place]}` + (row.predicted ? `, predicted ${guess ?? "–"}` : "");
     const tag = onPick ? "button" : "span";
     const cell = element(
       tag,
@@ -60,10 +60,14 @@ export function drawTable(header, rows) {
   const body = element("tbody");
   for (const row of rows) {
     body.append(
-      element("tr", {}, ...row.map((cell) => element("td", { class: typeof cell === "number" ? "number" : null }, shown(cell)))),
+      element("tr", {}, ...row.map((cell) => drawCell(cell))),
     );
   }
   return element("div", { class: "wide" }, element("table", {}, head, body));
 }
 
-const shown = (cell) => (typeof cell === "number" ? number(cell) : (cell ?? "–"));
+// A number is rounded to be read; where the pointer rests it stands as it came.
+function drawCell(cell) {
+  if (typeof cell !== "number") return element("td", {}, cell ?? "–");
+  return element("td", { class: "number", title: String(cell) }, number(cell));
+}
