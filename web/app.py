@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from ..agent.report.markup import PLOTS_CSS
 from ..subject.errors import NeuronautError
-from . import about, compute, features, find, home, investigations
+from . import about, compute, feature, features, find, home, investigations, search
 from .lookup import NotHere
 from .pages import HERE, Pages
 from .safety import Guard, check_csrf, new_csrf
@@ -25,6 +27,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     about.router,
     home.router,
     features.router,
+    feature.router,
+    search.router,
     compute.router,
     find.router,
     investigations.router,
@@ -60,9 +64,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.pages = Pages(app, settings, csrf=app.state.csrf)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_api_route("/static/plots.css", lambda: FileResponse(PLOTS_CSS), include_in_schema=False)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_exception_handler(NeuronautError, _tell_error)
     app.add_exception_handler(HTTPException, _tell_http_error)
+    app.add_exception_handler(RequestValidationError, _tell_wrong_values)
     app.add_middleware(Guard, settings=settings)
     return app
 
@@ -75,6 +81,12 @@ async def _tell_error(request: Request, error: Exception) -> Response:
 async def _tell_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _show(request, error.status_code, str(error.detail))
+
+
+async def _tell_wrong_values(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong = (f"{part['loc'][-1]}: came {part.get('input')!a:.80}; {part['msg']}" for part in error.errors())
+    return _show(request, 422, "; ".join(wrong))
 
 
 def _show(request: Request, status: int, message: str) -> Response:

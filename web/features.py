@@ -1,16 +1,22 @@
-"""The table of features, and the page of one."""
+"""The table of features: filters, sorting, and pages by keyset."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from ..labelling.describe import describe
-from .lookup import find_feature, find_source
+from ..data.store.paging import PAGE_SORTS
+from ..data.store.rows import STATUSES, Conditions, Sort
+from .lookup import find_source
 from .pages import Pages, pages, stores
 from .stores import Stores
 
 router = APIRouter()
+SIZE, LARGEST = 50, 500
+"""Rows of a page."""
+Status = Literal["", "explained", "weak", "dead", "too_rare", "dense", "no_pattern", "failed", "unlabelled"]
+Number = Annotated[str, Query(pattern=r"^$|^-?[0-9.]{1,12}$")]
+"""A number, or what an empty field of a form sends."""
 
 
 @router.get("/features", summary="A table of features")
@@ -18,19 +24,41 @@ def features(
     request: Request,
     pages: Annotated[Pages, Depends(pages)],
     stores: Annotated[Stores, Depends(stores)],
-    source: str | None = None,
+    source: str = "",
+    status: Status = "",
+    min_score: Number = "",
+    max_score: Number = "",
+    beats_baseline: bool = False,
+    sort: Sort = "feature",
+    size: Annotated[int, Query(ge=1, le=LARGEST)] = SIZE,
+    after: str | None = None,
+    before: str | None = None,
 ) -> Response:
-    """List features with their explanations and scores."""
+    """List features with their explanations and scores; `after` and `before` are cursors that an answer gives."""
+    conditions: Conditions = {
+        "status": status or None,
+        "min_score": _number(min_score),
+        "max_score": _number(max_score),
+        "beats_baseline": beats_baseline,
+    }
     with stores.reading() as store:
-        rows = store.list_rows(find_source(store, source), limit=50)
-    return pages.answer(request, "features.html", {"features": rows})
+        known = find_source(store, source)
+        page = store.page_rows(known, size=size, sort=sort, after=after, before=before, **conditions)
+        sources = [row["source"] for row in store.sources()]
+    data: dict[str, Any] = {
+        "features": page.rows,
+        "before": page.before,
+        "after": page.after,
+        "asked": {"source": known, "sort": sort, "size": size, **conditions},
+        "sources": sources,
+        "statuses": STATUSES,
+        "sorts": tuple(PAGE_SORTS),
+    }
+    return pages.answer(request, "features.html", data)
 
 
-@router.get("/feature/{address:path}", summary="All that is known of a feature")
-def feature(
-    request: Request, address: str, pages: Annotated[Pages, Depends(pages)], stores: Annotated[Stores, Depends(stores)]
-) -> Response:
-    """Show one feature."""
-    with stores.reading() as store:
-        row = describe(store, find_feature(store, address))
-    return pages.answer(request, "feature.html", row)
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -16,8 +16,10 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.routing import Match
 
+from . import drawing
 from .settings import Settings
 from .stores import Stores
+from .text import FILTERS as TEXT_FILTERS
 from .text import shown
 
 HERE = Path(__file__).parent
@@ -32,6 +34,26 @@ NAVIGATION: Mapping[str, tuple[str, str]] = {
     "/causal": ("Causal", "u"),
 }
 """Entries by path, with the key that goes there after `g`; one is shown where the server has its page."""
+
+
+FILTERS = {
+    **TEXT_FILTERS,
+    "address": lambda text: quote(text, safe="/:@"),
+    "query": lambda text: quote(str(text), safe=""),
+}
+DRAWINGS = {
+    function.__name__: function
+    for function in (
+        drawing.activation_histogram,
+        drawing.counts_by_value,
+        drawing.density_by_score,
+        drawing.distributions,
+        drawing.rule_curve,
+        drawing.score_line,
+        drawing.shaded,
+        drawing.status_bar,
+    )
+} | {"ROLE_NAMES": drawing.ROLE_NAMES, "STATUS_ORDER": drawing.STATUS_ORDER}
 
 
 class Entry(NamedTuple):
@@ -55,12 +77,8 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters["address"] = lambda text: quote(text, safe="/:@")
-        self._templates.filters["query"] = lambda text: quote(str(text), safe="")
-
-    def add_functions(self, **functions: Any) -> None:
-        """Give all templates functions, for example those that draw."""
-        self._templates.globals.update(functions)
+        self._templates.filters.update(FILTERS)
+        self._templates.globals.update(DRAWINGS)
 
     def navigation(self) -> list[Entry]:
         """The entries whose pages there are."""
@@ -76,11 +94,11 @@ class Pages:
             return as_json(data, status=status)
         base = {
             "request_path": request.url.path,
-            "request_url": str(request.url.include_query_params()),
             "navigation": self.navigation(),
             "settings": self._settings,
             "database": Path(self._settings.database).name,
             "csrf": self._csrf,
+            "base_url": str(request.base_url),
         }
         return HTMLResponse(self._templates.get_template(template).render(**base, **data), status)
 

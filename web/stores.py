@@ -1,13 +1,31 @@
 """The database as the server reads it: a few open stores, each lent to one request at a time."""
 
+import os
 import queue
-from collections.abc import Generator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, TypeVar
 
 from ..data.store.store import Store
 
 READERS = 4
 """Stores open at a time; further requests wait for one."""
+
+
+T = TypeVar("T")
+
+
+class _Remembered(NamedTuple):
+    stamp: tuple[int, ...]
+    made: float
+    took: float
+    value: Any
+
+
+PATIENCE = 20.0
+"""What took a second to read is read again after so many seconds at the earliest, while the database changes."""
 
 
 class Stores:
@@ -18,6 +36,29 @@ class Stores:
         self._free: queue.LifoQueue[Store | None] = queue.LifoQueue()
         for _ in range(READERS):
             self._free.put(None)
+        self._remembered: dict[str, _Remembered] = {}
+        self._making = threading.Lock()
+
+    def remember(self, name: str, read: Callable[[Store], T]) -> T:
+        """What `read` says of the database, read again only where the file has changed."""
+        with self._making:
+            known, stamp, now = self._remembered.get(name), self._stamp(), time.monotonic()
+            if known is not None and (known.stamp == stamp or now - known.made < PATIENCE * known.took):
+                return known.value
+            with self.reading() as store:
+                value = read(store)
+            took = time.monotonic() - now
+            self._remembered[name] = _Remembered(stamp, now, took, value)
+            return value
+
+    def _stamp(self) -> tuple[int, ...]:
+        """What changes when the file or its write-ahead log is written to."""
+        stamp: list[int] = []
+        for path in (self.database, f"{self.database}-wal"):
+            with suppress(OSError):
+                status = os.stat(path)
+                stamp += [status.st_mtime_ns, status.st_size]
+        return tuple(stamp)
 
     @contextmanager
     def reading(self) -> Generator[Store]:

@@ -1,6 +1,12 @@
 """Untrusted text for a page: characters that do not print are spelled out, and what is very long is cut with a note."""
 
+import json
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from ..agent.report.markup import Html, el, join
+from ..agent.report.report import short
 
 LONGEST = 20_000
 """Characters of one text on a page."""
@@ -38,3 +44,54 @@ def token(text: str) -> str:
     """A token on one line: line ends and tabs are signs, what is long is cut."""
     signs = cut(text, LONGEST_TOKEN).replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
     return spell(signs)
+
+
+NOTHING = "–"
+"""In place of a number that there is not."""
+_MARKED = re.compile("\ue000(.*?)\ue001", re.DOTALL)
+_CODE = re.compile("`([^`]*)`")
+
+
+def described(text: str | None) -> Html:
+    """A description: tokens in backticks as code with their spaces kept, what a search matched as marks."""
+    parts = []
+    for place, piece in enumerate(_CODE.split(cut(text or "", LONGEST))):
+        inner = _marks(piece)
+        parts.append(el("code", inner) if place % 2 else inner)
+    return join(parts)
+
+
+def _marks(text: str) -> Html:
+    pieces = _MARKED.split(text)
+    return join(el("mark", _bare(piece)) if place % 2 else _bare(piece) for place, piece in enumerate(pieces))
+
+
+def _bare(text: str) -> str:
+    """The text spelled out, without half a mark, as where a match goes across a backtick."""
+    return spell(text.replace("\ue000", "").replace("\ue001", ""))
+
+
+def _hundredths(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return NOTHING if row["ci_low"] is None else f"{row['ci_low']:.2f} to {row['ci_high']:.2f}"
+
+
+def _count(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,}"
+
+
+FILTERS: Mapping[str, Callable[..., Any]] = {
+    "described": described,
+    "hundredths": _hundredths,
+    "interval": _interval,
+    "count": _count,
+    "short": lambda value: NOTHING if value is None else short(value),
+    "percent": lambda value: NOTHING if value is None else f"{value:.3%}",
+    "day": lambda text: NOTHING if text is None else text[:16].replace("T", " "),
+    "pretty": lambda value: json.dumps(value, ensure_ascii=False, indent=1),
+    "words": lambda text: text.replace("_", " "),
+}
+"""What templates write values with."""

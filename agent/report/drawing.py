@@ -26,9 +26,9 @@ class Axis(NamedTuple):
         return self.first + share * (self.last - self.first)
 
 
-def svg(width: int, height: int, label: str, *parts: Part, class_: str = "plot") -> Html:
-    """A drawing that shrinks with the page, of this size at most."""
-    return el("svg", *parts, viewBox=f"0 0 {width} {height}", width=width, role="img", aria_label=label, class_=class_)
+def svg(width: int, height: int, label: str, *parts: Part, class_: str = "plot", role: str = "img") -> Html:
+    """A drawing that shrinks with the page, of this size at most; one that holds links has the role "group"."""
+    return el("svg", *parts, viewBox=f"0 0 {width} {height}", width=width, role=role, aria_label=label, class_=class_)
 
 
 def text(x: float, y: float, label: str, *, anchor: str = "start", class_: str = "tick") -> Html:

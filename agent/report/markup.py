@@ -3,8 +3,12 @@
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 from .citations import PARTS, runs, visible
+
+PLOTS_CSS = Path(__file__).with_name("plots.css")
+"""The style sheet of plots and shaded text."""
 
 
 class Html(str):

@@ -7,7 +7,6 @@ models is escaped by `markup`.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...data.records import Example
@@ -15,7 +14,7 @@ from ..loop.hypotheses import NULLS
 from ..loop.levels import LEVELS, forecast
 from . import drawing, page_plots
 from .citations import visible
-from .markup import Html, Part, cites, el, folded, join, section, table, window
+from .markup import PLOTS_CSS, Html, Part, cites, el, folded, join, section, table, window
 from .page_results import draw_results
 from .report import COUNTERFACTUAL, KINDS, Contender, Report, Trial, amount, proofs_of, short, shown_claims
 
@@ -24,9 +23,10 @@ _PANELS = 3
 """Rivals whose forecasts are drawn."""
 
 
-STYLE = Path(__file__).with_name("page.css")
-"""Styles of what `body` makes, under the class report."""
+STYLE = PLOTS_CSS.with_name("page.css")
+"""Styles of what `body` makes, under the class report, beside those of PLOTS_CSS."""
 _AROUND = """\
+* { box-sizing: border-box; }
 body { margin: 0; }
 body > .report { background: var(--paper); padding: 2.5rem max(1.25rem, calc(50vw - 30rem)) 5rem; min-height: 100vh; }
 """
@@ -39,7 +39,7 @@ def page(report: Report, *, examples: Sequence[Example] = ()) -> str:
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("title", f"{report.target}: {_words(report.status)}"),
-        el("style", Html(_AROUND + STYLE.read_text(encoding="utf-8"))),
+        el("style", Html(_AROUND + "".join(path.read_text(encoding="utf-8") for path in (PLOTS_CSS, STYLE)))),
     )
     main = el("main", body(report, examples=examples), class_="report")
     return "<!doctype html>\n" + el("html", head, el("body", main), lang="en")

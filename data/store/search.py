@@ -105,9 +105,12 @@ def semantic_search(
     embedder: Embedder,
     source: str | SourceId | None = None,
     limit: int = 20,
+    update: bool = True,
     **conditions: Unpack[Conditions],
 ) -> list[Row]:
     """Rows whose best explanation is nearest in meaning, with `rank` from 1 and `similarity`, a cosine.
+
+    Explanations without a vector are embedded first, unless `update` is false: then they are not found.
 
     >>> rows = semantic_search(store, "names after a bracket", embedder=Embedder(minilm), limit=3)
     >>> rows[0]["rank"]
@@ -115,7 +118,8 @@ def semantic_search(
     """
     if not query.strip():
         raise NeuronautError("the query is empty; wanted some words, for example: neuronaut search 'method calls'")
-    refresh(store, embedder)
+    if update:
+        refresh(store, embedder)
     chosen = Filter(store.known_source(source), conditions)
     batches = candidates(store.db.conn, embedder.model, chosen)
     return _nearest(store, embedder.embed([query])[0], batches, limit)
@@ -145,6 +149,25 @@ def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit:
         batches = candidates(store.db.conn, embedder.model, Filter(None, {}), without=best.id)
         by_explanation = _nearest(store, vector, batches, limit)
     return Similar(by_explanation, _sharing_windows(store, feature, limit))
+
+
+def resembling(store: Store, feature: Feature, *, limit: int = 20) -> Similar:
+    """`similar` from what is stored alone: by explanation with the vector that the best explanation has, if any."""
+    by_explanation: list[Row] = []
+    best = store.best(feature)
+    for model in stored_models(store) if best is not None else []:
+        sql = "SELECT vector FROM embeddings WHERE model = ? AND explanation_id = ?"
+        if best and (row := store.db.conn.execute(sql, [model, best.id]).fetchone()) is not None:
+            batches = candidates(store.db.conn, model, Filter(None, {}), without=best.id)
+            by_explanation = _nearest(store, np.frombuffer(row[0], "<f4"), batches, limit)
+            break
+    return Similar(by_explanation, _sharing_windows(store, feature, limit))
+
+
+def stored_models(store: Store) -> list[str]:
+    """The embedding models that explanations here have vectors of, the one with most first."""
+    sql = "SELECT model FROM embeddings GROUP BY model ORDER BY count(*) DESC, model"
+    return [row[0] for row in store.db.conn.execute(sql)]
 
 
 def _nearest(

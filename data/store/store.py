@@ -20,7 +20,7 @@ from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
 from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
-from . import merging, naming, reading, rows, writing
+from . import merging, naming, paging, reading, rows, writing
 from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .journal import Journal
@@ -350,6 +350,21 @@ class Store:
         chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
             return list(rows.iterate_rows(self._connection, chosen, sort=sort, limit=limit))
+
+    def page_rows(
+        self,
+        source: str | SourceId | None = None,
+        *,
+        size: int = 50,
+        sort: Sort = "feature",
+        after: str | None = None,
+        before: str | None = None,
+        **conditions: Unpack[Conditions],
+    ) -> paging.Page:
+        """At most `size` rows of `list_rows`, with cursors for the pages after and before them."""
+        chosen = Filter(self.known_source(source), conditions)
+        with translate_errors(self.path):
+            return paging.read_page(self._connection, chosen, sort=sort, size=size, after=after, before=before)
 
     def iterate_rows(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
         """The rows of `list_rows`, one in memory at a time."""

@@ -44,7 +44,7 @@ class Interval(NamedTuple):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def _count_words(text: str) -> int:
+def count_words(text: str) -> int:
     """The words of a description; the space that a token in backticks begins with makes none."""
     return len(text.replace("`", "").split())
 
@@ -174,7 +174,7 @@ def summarise(store: Store, source: str | SourceId | None = None) -> Summary:
     groups = [
         _sum_up(name, level, [members[source_id] for source_id in ids]) for name, level, ids in _group_sources(names)
     ]
-    return Summary(groups, _controls(names, groups), _cost(store))
+    return Summary(groups, _controls(names, groups), total_cost(store))
 
 
 def _group_sources(names: Sequence[SourceId]) -> list[tuple[str, Level, list[SourceId]]]:
@@ -220,8 +220,8 @@ def _sum_up(name: str, level: Level, parts: Sequence[_Members]) -> Group:
         features=len(rows),
         statuses=Counter(row["status"] for row in rows),
         scores=[_score_group(scorer, metric, group, details) for (scorer, metric), group in sorted(scored.items())],
-        words=median(_count_words(row["explanation"]) for row in texts),
-        headline_words=median(_count_words(headline) for headline in headlines if headline),
+        words=median(count_words(row["explanation"]) for row in texts),
+        headline_words=median(count_words(headline) for headline in headlines if headline),
     )
 
 
@@ -260,7 +260,8 @@ def _controls(names: Sequence[SourceId], groups: Sequence[Group]) -> list[Contro
     return controls
 
 
-def _cost(store: Store) -> Cost:
+def total_cost(store: Store) -> Cost:
+    """What the language models of a database were asked, all features together."""
     rows = store.calls.statistics()
     usd = None if any(row["cost"] is None for row in rows) else float(sum(row["cost"] for row in rows))
     calls, read, written = (sum(row[key] for row in rows) for key in ("calls", "input_tokens", "output_tokens"))

@@ -1,3 +1,4 @@
-// Read before the page is painted, so that it does not flash in the other colours.
+// Runs before the page is painted, so that it does not flash in the other colours.
 const theme = localStorage.getItem("theme");
 if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
+document.documentElement.classList.add("js");

@@ -49,7 +49,7 @@ export function drawTokens(row, { onPick = null, chosen = null } = {}) {
 }
 
 function bar(kind, share) {
-  const made = element("i", { class: `bar ${kind}` });
+  const made = element("i", { class: `amount ${kind}` });
   made.style.setProperty("--share", Math.max(0, Math.min(1, share)).toFixed(3));
   return made;
 }

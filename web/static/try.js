@@ -24,10 +24,10 @@ function draw(row) {
   ]);
   const legend = element(
     "p",
-    { class: "note legend" },
-    element("i", { class: "bar actual" }),
+    { class: "note tokens-key" },
+    element("i", { class: "amount actual" }),
     " actual ",
-    ...(row.predicted ? [element("i", { class: "bar predicted" }), " predicted by the rule"] : []),
+    ...(row.predicted ? [element("i", { class: "amount predicted" }), " predicted by the rule"] : []),
   );
   const numbers = element("details", {}, element("summary", {}, "Numbers"), drawTable(["", "token", "actual", "predicted"], lines));
   return element("div", {}, drawTokens(row), legend, numbers);
