@@ -120,8 +120,11 @@ def test_errors_are_told_apart(queue: JobQueue) -> None:
 
 def test_a_process_that_dies_is_said_and_started_again(queue: JobQueue) -> None:
     dead = ended(queue.submit("die", {"number": 0}))
-    assert dead.state == "failed" and "exit code -9" in str(dead.error)
+    assert dead.state == "failed" and dead.fault and "exit code -9" in str(dead.error)
     assert ended(queue.submit("square", {"number": 3})).result == 9
+    assert queue.process.pid is not None
+    os.kill(queue.process.pid, signal.SIGKILL)
+    assert ended(queue.submit("square", {"number": 4})).result == 16
 
 
 def test_what_cannot_be_opened_is_said_to_each_request() -> None:

@@ -80,7 +80,9 @@ async def _tell_error(request: Request, error: Exception) -> Response:
 
 async def _tell_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _show(request, error.status_code, str(error.detail))
+    response = _show(request, error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _tell_wrong_values(request: Request, error: Exception) -> Response:

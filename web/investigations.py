@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ..agent.forking import fork
 from ..agent.report.assemble import assemble
+from ..agent.report.event_lines import format_event
 from ..agent.report.page import STYLE, body
 from ..agent.report.report import HEADLINES, Report
 from ..data.records import Example
@@ -150,7 +151,7 @@ def investigation(request: Request, id: str, pages: PagesOf, stores: StoresOf, p
             "report": report,
             "standing": now,
             "drawn": drawn,
-            "decisions": store.journal.decisions(report.id),
+            "decisions": [(format_event({"kind": "decided", **d}), d) for d in store.journal.decisions(report.id)],
             "last": max((event["seq"] for event in store.journal.events(report.id)), default=0),
             "asks": any(row["kind"] == "call" for row in store.journal.ledger(report.id).values()),
             "policies": sessions.POLICIES,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..subject.errors import NeuronautError
-from .worker import GRACE_SECONDS, CancelledError, ModelProcess, Request
+from .worker import GRACE_SECONDS, CancelledError, ModelProcess, ProcessGoneError, Request
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
@@ -158,6 +158,7 @@ class JobQueue:
         except NeuronautError as problem:
             # A process that was ended because a cancelled job did not stop is no failure of the job.
             state, error = ("failed", str(problem)) if job.error is None else ("cancelled", None)
+            fault = isinstance(problem, ProcessGoneError)
         except RuntimeError as problem:
             state, error, fault = "failed", f"{problem}; this was not expected, the server's log says where", True
         with self._changed:

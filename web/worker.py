@@ -96,17 +96,32 @@ class ModelProcess:
         Raises CancelledError, ProcessGoneError, NeuronautError with the child's words, and RuntimeError for any other
         error in it.
         """
-        try:
-            connection = self._send(request, tell)
-            while isinstance(answer := connection.recv(), _Progress):
-                tell(answer.text)
-        except (EOFError, OSError) as error:
-            raise ProcessGoneError(self._bury()) from error
+        answer = self._exchange(request, tell)
+        if answer is None:
+            # A child that had ended before it took the request in is no fault of the request.
+            answer = self._exchange(request, tell)
+        if answer is None:
+            raise ProcessGoneError(self._bury())
         if isinstance(answer, _Failed):
             if answer.message is None:
                 raise CancelledError
             raise (NeuronautError if answer.expected else RuntimeError)(answer.message)
         return answer.result
+
+    def _exchange(self, request: Request, tell: Tell) -> _Done | _Failed | None:
+        """The child's answer; None where it ended before the request was begun."""
+        begun = False
+        try:
+            connection = self._send(request, tell)
+            while isinstance(answer := connection.recv(), _Progress):
+                begun = True
+                tell(answer.text)
+        except (EOFError, OSError) as error:
+            if begun:
+                raise ProcessGoneError(self._bury()) from error
+            self._bury()
+            return None
+        return answer
 
     def cancel(self, number: int) -> None:
         """Interrupt this request, or see to it that it is not begun."""
@@ -242,6 +257,7 @@ def _answer(request: Request, perform: Perform, connection: Connection, interrup
 
     try:
         with interrupter.at(number):
+            tell("begun")
             return _Done(number, perform(request.operation, request.arguments, tell))
     except KeyboardInterrupt:
         return _Failed(number, None)
