@@ -127,7 +127,8 @@ def _write_rows(kind: str) -> Callable[[ExportRequest], None]:
 
         def rows() -> Iterator[Row]:
             nonlocal count
-            for row in request.store.iterate_rows(request.source, **request.conditions):
+            read = request.store.rows_with_people if kind == "jsonl" else request.store.iterate_rows
+            for row in read(request.source, **request.conditions):
                 yield row
                 count += 1
 

@@ -145,38 +145,41 @@ def status_bar(statuses: Mapping[str, int]) -> Html:
 
 
 def distributions(values: Mapping[str, Sequence[float]]) -> Html:
-    """Scores as rows of bars, one row for each name, on one axis; the median is a line."""
+    """Scores as rows of bars, one row for each name with its median, on one axis; the median is a line."""
     low = -1.0 if any(value < -0.2 for part in values.values() for value in part) else -0.2
-    across = Axis(low, 1.0, 190, 620)
-    parts: list[Html] = []
-    for tick in (tick / 2 for tick in range(-2, 3)):
-        if tick >= low:
-            x = across(tick)
-            parts.append(el("line", x1=x, x2=x, y1=4, y2=56 * len(values), class_="zero" if tick == 0 else "grid"))
-            parts.append(text(x, 56 * len(values) + 16, f"{tick:g}", anchor="middle"))
-    for row, (name, own) in enumerate(values.items()):
-        parts.append(_distribution_row(name, own, across, base=56 * row + 50, colour="s0" if row == 0 else "s5"))
-    return svg(640, 56 * len(values) + 22, "distributions of scores", *parts)
+    across, high = Axis(low, 1.0, 2, 470), 58
+    rows = [
+        _distribution_row(name, own, across, base=high * row + 54, colour="s0" if row == 0 else "s5")
+        for row, (name, own) in enumerate(values.items())
+    ]
+    ticks = [tick / 2 for tick in range(-2, 3) if tick / 2 >= low]
+    labels = [text(across(tick), high * len(values) + 12, f"{tick:g}", anchor="middle") for tick in ticks]
+    return svg(480, high * len(values) + 18, "distributions of scores", *rows, *labels)
 
 
 def _distribution_row(name: str, values: Sequence[float], across: Axis, *, base: int, colour: str) -> Html:
     counts: dict[int, int] = {}
     for value in values:
-        place = min(int((value + 1) / _BIN), round(2 / _BIN) - 1)
+        place = max(0, min(int((value + 1) / _BIN), round(2 / _BIN) - 1))
         counts[place] = counts.get(place, 0) + 1
-    up = Axis(0, max(counts.values(), default=1), base, base - 36)
-    parts = [text(180, base - 6, name, anchor="end", class_="label")]
+    up = Axis(0, max(counts.values(), default=1), base, base - 32)
+    parts = [el("line", x1=across(across.low), x2=across(1.0), y1=base, y2=base, class_="grid")]
+    parts += [
+        el("line", x1=across(tick), x2=across(tick), y1=base - 34, y2=base, class_="zero" if tick == 0 else "grid")
+        for tick in (-1.0, -0.5, 0.0, 0.5, 1.0)
+        if tick >= across.low
+    ]
     for place, count in sorted(counts.items()):
         start, end = across(place * _BIN - 1), across((place + 1) * _BIN - 1)
         bar = el("rect", x=start + 0.5, y=up(count), width=max(0.5, end - start - 1), height=base - up(count))
         title = f"{name}, {place * _BIN - 1:.2f} to {(place + 1) * _BIN - 1:.2f}: {count:,} features"
         parts.append(el("g", el("title", title), bar, class_=f"fill {colour}"))
+    told = name
     if values:
         middle = _median(values)
-        line = el("line", x1=across(middle), x2=across(middle), y1=base - 40, y2=base, class_="median")
-        parts.append(el("g", el("title", f"median {middle:.2f}"), line))
-        parts.append(text(across(middle), base - 42, f"{middle:.2f}", anchor="middle", class_="tick"))
-    return join(parts)
+        told = f"{name}, median {middle:.2f}"
+        parts.append(el("line", x1=across(middle), x2=across(middle), y1=base - 36, y2=base, class_="median"))
+    return join([*parts, text(2, base - 40, told, class_="label")])
 
 
 def _median(values: Sequence[float]) -> float:
@@ -219,14 +222,7 @@ def density_by_score(points: Sequence[Mapping[str, Any]]) -> Html:
     parts = [el("line", x1=44, x2=306, y1=up(tick), y2=up(tick), class_="grid") for tick in (0.0, 0.5, 1.0)]
     parts += [text(38, up(tick) + 4, f"{tick:g}", anchor="end") for tick in (0.0, 0.5, 1.0)]
     for decade in range(int(low), int(high) + 1, max(1, int(high - low) // 4)):
-        parts.append(
-            text(
-                across(decade),
-                136,
-                f"{10.0**decade:.4%}".rstrip("0").rstrip(".") + "%" if decade > -6 else f"{10.0**decade:g}",
-                anchor="middle",
-            )
-        )
+        parts.append(text(across(decade), 136, f"{100 * 10.0**decade:g}%", anchor="middle"))
     for point, decade in zip(shown, decades, strict=True):
         title = f"{point['feature']}: {point['score']:.2f}, above zero on {point['density']:.3%} of tokens"
         dot = el("circle", cx=across(decade), cy=up(point["score"]), r=3)

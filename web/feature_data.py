@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..data.records import Example, Kind
+from ..data.store.people import PERSON, author_of, ratings_of
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
 from ..labelling.describe import describe
@@ -29,8 +30,6 @@ KINDS: Mapping[Kind, tuple[str, str]] = {
 """Title and meaning of each kind of windows, in the order of the page."""
 WINDOWS, MOST_WINDOWS = 8, 200
 """How many windows of a kind are shown, and at most."""
-PERSON = "person"
-"""The explainer and the scorer that people are."""
 
 
 class Predictor(NamedTuple):
@@ -86,11 +85,11 @@ def tell(store: Store, stored: StoredExplanation) -> dict[str, Any]:
         "reason": own.reason,
         "status": stored.status,
         "explainer": own.explainer,
-        "author": own.provenance.get("author"),
+        "author": author_of(own.provenance),
         "created": stored.created,
         "rule": json.loads(own.rule) if own.rule else None,
         "scores": [_tell_score(score) for score in scores if score.scorer != PERSON],
-        "ratings": {score.judge: score.value for score in scores if score.scorer == PERSON},
+        "ratings": ratings_of(scores),
     }
 
 

@@ -40,11 +40,18 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2]}… (cut: {len(text):,} characters)"
 
 
-def token(text: str) -> str:
+def token(text: str) -> Html:
     """A token on one line: line ends and tabs are signs, what is long is cut."""
-    signs = cut(text, LONGEST_TOKEN).replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
-    return spell(signs)
+    return spaced(cut(text, LONGEST_TOKEN).replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍"))
 
+
+def spaced(text: str) -> Html:
+    """The text, five spaces or more in a row as a sign and their number: else indentation is all that is seen."""
+    pieces = _SPACE_RUN.split(spell(text))
+    return join(el("small", f"␣{len(piece)}") if place % 2 else piece for place, piece in enumerate(pieces))
+
+
+_SPACE_RUN = re.compile("( {5,})")
 
 NOTHING = "–"
 """In place of a number that there is not."""
@@ -54,21 +61,14 @@ _CODE = re.compile("`([^`]*)`")
 
 def described(text: str | None) -> Html:
     """A description: tokens in backticks as code with their spaces kept, what a search matched as marks."""
-    parts = []
-    for place, piece in enumerate(_CODE.split(cut(text or "", LONGEST))):
-        inner = _marks(piece)
-        parts.append(el("code", inner) if place % 2 else inner)
-    return join(parts)
+    pieces = _CODE.split(cut(text or "", LONGEST))
+    return join(el("code", _marks(piece)) if place % 2 else _marks(piece) for place, piece in enumerate(pieces))
 
 
 def _marks(text: str) -> Html:
-    pieces = _MARKED.split(text)
-    return join(el("mark", _bare(piece)) if place % 2 else _bare(piece) for place, piece in enumerate(pieces))
-
-
-def _bare(text: str) -> str:
-    """The text spelled out, without half a mark, as where a match goes across a backtick."""
-    return spell(text.replace("\ue000", "").replace("\ue001", ""))
+    """The text with marks; one without its end, as where a match goes across a backtick, is left out."""
+    pieces = [piece.replace("\ue000", "").replace("\ue001", "") for piece in _MARKED.split(text)]
+    return join(el("mark", spaced(piece)) if place % 2 else spaced(piece) for place, piece in enumerate(pieces))
 
 
 def _hundredths(value: float | None) -> str:

@@ -20,7 +20,7 @@ from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
 from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
-from . import merging, naming, paging, reading, rows, writing
+from . import merging, naming, paging, people, reading, rows, writing
 from .calls import CallLog
 from .database import connect, transaction, translate_errors
 from .journal import Journal
@@ -241,6 +241,11 @@ class Store:
         with transaction(self.db, self.path) as connection:
             writing.add_scores(connection, explanation_id, scores)
 
+    def rate(self, explanation_id: int, value: float, *, author: str) -> None:
+        """Store a person's rating of an explanation, from 1 to 5, in place of an earlier one of theirs."""
+        with transaction(self.db, self.path) as connection:
+            people.rate(connection, explanation_id, value, author=author)
+
     def add_judgements(self, explanation_id: int, judgements: Sequence[Judgements]) -> None:
         """Store the judgements of one scoring of an explanation; the same ones twice change nothing."""
         with transaction(self.db, self.path) as connection:
@@ -365,6 +370,11 @@ class Store:
         chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
             return paging.read_page(self._connection, chosen, sort=sort, size=size, after=after, before=before)
+
+    def rows_with_people(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
+        """The rows of `iterate_rows`, with `author` and `ratings` beside those that people wrote or rated."""
+        with translate_errors(self.path):
+            yield from people.add_people(self._connection, self.iterate_rows(source, **conditions))
 
     def iterate_rows(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
         """The rows of `list_rows`, one in memory at a time."""
