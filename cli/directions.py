@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..causal.results.common import ends
 from ..subject.errors import NeuronautError
 from . import display
 from .causal.inputs import judging_options, output_option, read_texts, seed_option
 from .causal.setup import open_subject, text_options
 from .common import Count, Form, Row, emit, form_options, say
-from .display import ends, spanned, spanned_column
+from .display import spanned, spanned_column
 
 if TYPE_CHECKING:
     from ..labelling.concepts import FoundDirection, Position

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,8 @@ from .inputs import read
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...causal.edits import Edit
-    from ...causal.intervene import Materials
     from ...causal.prompts import Batch
+    from ...causal.setup import CausalSetup
     from ...subject.model import Subject
     from ...subject.sources import Source
 
@@ -64,34 +62,6 @@ material_options = all_of(
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CausalSetup:
-    """A subject with edits and all that these refer to but a source run."""
-
-    subject: "Subject"
-    edits: "tuple[Edit, ...]"
-    dictionaries: "dict[str, Source]"
-    """By `SITE@NAME`."""
-    directions: "dict[str, Tensor]"
-    """By name: (width of the site,)."""
-    reference: "Batch | None"
-
-    @property
-    def materials(self) -> "Materials":
-        """The dictionaries and directions, as runs take them."""
-        from ...causal.intervene import Materials
-
-        return Materials(sources=self.dictionaries, directions=self.directions)
-
-    def gather_materials(self, source_run: "Batch | None" = None) -> "Materials":
-        """The materials with the vectors of the reference, and of the source run, that the edits need."""
-        from ...causal.runs import gather
-
-        return gather(
-            self.subject, self.edits, materials=self.materials, reference=self.reference, source_run=source_run
-        )
-
-
 def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     """The subject, as `subject_options` say."""
     from ...labelling.opening import LoadOptions, load_subject
@@ -102,12 +72,13 @@ def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
 
 def open_setup(
     model: str, texts: Sequence[str], options: Mapping[str, Any], *, always: str | None = None
-) -> CausalSetup:
+) -> "CausalSetup":
     """The subject with what the edits refer to, as `material_options` say; an option that no edit needs is an error.
 
     `always` says for what reference text is read whatever the edits need.
     """
     from ...causal.edits import Edit
+    from ...causal.setup import CausalSetup
     from ...labelling.opening import settle_bos
 
     # Edits and directions are read first, because a large model takes its time to load.
