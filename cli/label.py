@@ -22,13 +22,14 @@ from .common import (
     result_options,
     say,
 )
-from .label_setup import LabelSetup, open_setup, open_workers
+from .label_setup import open_setup, open_workers
 from .llm_options import LLMOptions, batch_api, format_spent, llm_options, split_options
 
 if TYPE_CHECKING:
     from ..labelling.agenda import Item
     from ..labelling.estimate import Estimate
     from ..labelling.label import Outcome, Result
+    from ..labelling.setup import LabelSetup
     from ..labelling.workers import Workers
     from ..llm.client import LLMClient
     from ..rules.choose import Size
@@ -155,7 +156,7 @@ def label(
             _send_batch(setup, split_options(options)[0])
 
 
-def _estimate(setup: LabelSetup, form: Form, *, redo: bool, batch: bool, jobs: int) -> None:
+def _estimate(setup: "LabelSetup", form: Form, *, redo: bool, batch: bool, jobs: int) -> None:
     from ..labelling.estimate import estimate
     from ..llm.prices import BATCH_DISCOUNT
 
@@ -180,7 +181,7 @@ def _estimate(setup: LabelSetup, form: Form, *, redo: bool, batch: bool, jobs: i
 
 
 def _label_features(
-    setup: LabelSetup,
+    setup: "LabelSetup",
     form: Form,
     *,
     redo: bool,
@@ -293,7 +294,7 @@ def _say_scored(scored: int, total: int, client: "LLMClient | None") -> None:
         say(f"{scored:,} scored, {total - scored:,} have nothing that could be scored")
 
 
-def _collect_batches(setup: LabelSetup, language: LLMOptions) -> bool:
+def _collect_batches(setup: "LabelSetup", language: LLMOptions) -> bool:
     """Put the replies of ended batches into the log; returns whether none is under way."""
     from ..labelling.batch_api import collect
 
@@ -310,7 +311,7 @@ def _collect_batches(setup: LabelSetup, language: LLMOptions) -> bool:
     return False
 
 
-def _send_batch(setup: LabelSetup, language: LLMOptions) -> None:
+def _send_batch(setup: "LabelSetup", language: LLMOptions) -> None:
     from ..labelling.batch_api import send
 
     assert setup.client is not None
@@ -362,7 +363,7 @@ def print_results(
     pointed, unscored, failures = list[float](), defaultdict[str, list[str]](list), Counter[str]()
     with interruptible(lambda: kept_note):
         for result in results:
-            rows.append(make_row(result))
+            rows.append(result.to_row())
             pointed += [score.point_values for score in result.scores if score.point_values]
             failures.update([result.explanation.reason or ""] if rows[-1]["status"] == "failed" else [])
             for scorer, reason in _find_unscored(result):
@@ -394,27 +395,6 @@ def _find_unscored(result: "Result") -> "Iterator[tuple[str, str]]":
         scores = [score for score in result.scores if score.scorer == scorer]
         if all(score.value is None for score in scores):
             yield scorer, scores[0].reason or ""
-
-
-def make_row(result: "Result") -> Row:
-    """Make the row of a result, with the keys of `list`."""
-    from ..data.ranking import standing
-
-    best, explanation = result.score, result.explanation
-    return {
-        "feature": str(result.feature),
-        "status": standing(explanation.status, best),
-        "explanation": explanation.text,
-        "headline": explanation.headline,
-        "explainer": explanation.explainer,
-        "score": best and best.value,
-        "ci_low": best and best.ci_low,
-        "ci_high": best and best.ci_high,
-        "metric": best and best.metric,
-        "scorer": best and best.scorer,
-        "baseline": best and best.baseline,
-        "n": best and best.n,
-    }
 
 
 def _format_line(row: Row, result: "Result") -> str:

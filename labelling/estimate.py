@@ -64,7 +64,7 @@ def estimate(
     scorers: Sequence[Scorer],
     client: LLMClient | None,
     chooser: Scorer | None = None,
-    sources: dict[SourceId, Source] | None = None,
+    sources: Mapping[SourceId, Source] | None = None,
     redo: bool = False,
     jobs: int = 1,
     on_progress: OnProgress = lambda *_: None,

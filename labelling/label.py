@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from ..data.ranking import headline_score
+from ..data.ranking import headline_score, standing
 from ..data.records import Explanation, Judgements, Score, Split
 from ..data.store.evidence import recorded_source
 from ..data.store.rows import StoredExplanation
@@ -64,6 +64,24 @@ class Result:
     def score(self) -> Score | None:
         """The headline score; None where none was measured."""
         return headline_score(self.scores)
+
+    def to_row(self) -> dict[str, Any]:
+        """The row of `label`, with the keys of `list`."""
+        best, explanation = self.score, self.explanation
+        return {
+            "feature": str(self.feature),
+            "status": standing(explanation.status, best),
+            "explanation": explanation.text,
+            "headline": explanation.headline,
+            "explainer": explanation.explainer,
+            "score": best and best.value,
+            "ci_low": best and best.ci_low,
+            "ci_high": best and best.ci_high,
+            "metric": best and best.metric,
+            "scorer": best and best.scorer,
+            "baseline": best and best.baseline,
+            "n": best and best.n,
+        }
 
 
 class Finished(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..causal.prompts import Batch
 from ..data.corpus import Corpus
 from ..data.harvest.activations import read_counted, read_together
 from ..data.harvest.massive import norm_limits
@@ -299,6 +300,31 @@ def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_
         if len(rows) * window >= tokens and sum(int((row >= 0).sum()) for row in rows) >= tokens:
             break
     return np.array(rows, np.int64)
+
+
+REFERENCE_WINDOW = 64
+"""Tokens in a row of reference text, where the model has room for them."""
+REFERENCE_TOKENS = 4000
+"""Tokens of reference text, where nobody says how many."""
+
+
+def reference_rows(subject: Subject, corpus: Corpus, *, tokens: int = REFERENCE_TOKENS) -> Batch:
+    """The beginning of a corpus in rows of REFERENCE_WINDOW tokens, BOS in front where the subject has one."""
+    window = min(REFERENCE_WINDOW, subject.context - len(subject.bos_prefix))
+    return _as_rows(subject, sample(subject, corpus, window=window, tokens=tokens))
+
+
+def stored_reference(store: Store, subject: Subject, *, tokens: int = REFERENCE_TOKENS) -> Batch:
+    """As `reference_rows`, from the windows that the store holds as a sample of the corpus of the harvest."""
+    if split_random(subject.name)[0] == "demo":
+        return reference_rows(subject, Corpus.load("stdlib"), tokens=tokens)
+    window = min(REFERENCE_WINDOW, subject.context - len(subject.bos_prefix))
+    return _as_rows(subject, store.pool(subject.name)["train"][: max(1, tokens // window), :window])
+
+
+def _as_rows(subject: Subject, windows: NDArray[np.int64]) -> Batch:
+    """Windows (row, position), padding below 0, as rows for a forward pass."""
+    return Batch.of(subject, [[*subject.bos_prefix, *row[row >= 0].tolist()] for row in windows])
 
 
 _BESIDE = {"mlp_in": ("resid_mid", "resid_pre"), "mlp_out": ("attn_out", "resid_post"), "attn_out": ("mlp_out",)}

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from ...subject.model import Subject
     from ...subject.sources import Source
 
-WINDOW = 64
-"""Tokens in a row of reference text, where the model has room for them."""
-
 device_options = all_of(
     click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", metavar="T", help="float32 (default), bfloat16 or float16."),
@@ -96,9 +93,7 @@ def open_setup(
     named = [f"{edit.site}@{edit.dictionary}" for edit in edits if edit.dictionary]
     dictionaries = open_dictionaries(subject, named, options)
     subject = settle_bos(subject, dictionaries.values(), asked=options["bos"])
-    reference = needing and reference_rows(
-        subject, options["reference"] or "stdlib", tokens=options["reference_tokens"]
-    )
+    reference = needing and _read_reference(subject, options["reference"] or "stdlib", options["reference_tokens"])
     return CausalSetup(subject, edits, dictionaries, directions, reference or None)
 
 
@@ -161,14 +156,10 @@ def _read_direction(text: str) -> "tuple[str, Tensor]":
     return name, torch.tensor(vector, dtype=torch.float32)
 
 
-def reference_rows(subject: "Subject", name: str, *, tokens: int | None) -> "Batch":
-    """The beginning of a corpus in rows of WINDOW tokens, BOS in front where the subject has one."""
-    from ...causal.prompts import Batch
+def _read_reference(subject: "Subject", name: str, tokens: int | None) -> "Batch":
     from ...data.corpus import Corpus
-    from ...labelling.opening import sample
+    from ...labelling.opening import reference_rows
 
     if tokens is None:
         raise NeuronautError("--reference-tokens all is too much; give a number such as 20k")
-    window = min(WINDOW, subject.context - len(subject.bos_prefix))
-    rows = sample(subject, Corpus.load(name), window=window, tokens=tokens)
-    return Batch.of(subject, [[*subject.bos_prefix, *row[row >= 0].tolist()] for row in rows])
+    return reference_rows(subject, Corpus.load(name), tokens=tokens)

@@ -104,7 +104,7 @@ def steer(
         response.picture(picture)
     emit(rows, form, lambda table_rows: _tables(table_rows, response, questions))
     if form == "table":
-        say(_describe_trend(response))
+        say(response.describe())
 
 
 def _read_strengths(text: str) -> list[float]:
@@ -138,17 +138,3 @@ def _text_table(rows: Sequence[Row], number: int, prompt: str) -> str:
         display.Column(quoted(prompt), lambda row: display.visible(row["texts"][number])),
     ]
     return display.table(rows, columns)
-
-
-def _describe_trend(response: "DoseResponse") -> str:
-    """The trend and the usable range, in words."""
-    going = response.trend.sense or "not going one way"
-    unit = (
-        ""
-        if response.unit is None
-        else f"; one of strength is {', '.join(map(display.number, response.unit))} in activations"
-    )
-    if response.usable is None:
-        return f"the response is {going}; no strength keeps the KL elsewhere below {response.bound:g} nats{unit}"
-    low, high = (f"{end:.2g}" for end in (response.usable.low, response.usable.high))
-    return f"the response is {going}; from {low} to {high} the KL elsewhere is below {response.bound:g} nats{unit}"

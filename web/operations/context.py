@@ -8,7 +8,7 @@ is asked before every forward pass, so that a call ends soon after it was cancel
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,18 +17,20 @@ from ...subject.errors import NeuronautError
 if TYPE_CHECKING:
     from ...data.store.store import Store
     from ...labelling.opening import LoadOptions
+    from ...llm.client import LLMClient
     from ...subject.address import SourceId
     from ...subject.model import Subject
     from ...subject.sources import Source
 
-SECONDS = 300.0
-"""Longest time of a call."""
 _TURN = 0.1
 """Seconds between looks at whether a call that waits for its turn was cancelled."""
 
 
-class Cancelled(NeuronautError):
-    """Nobody waits for the result any more."""
+class Cancelled(BaseException):
+    """The call was cancelled, or its time is over.
+
+    No Exception, as KeyboardInterrupt is none: nothing on the way may take it for a failure of an experiment.
+    """
 
 
 @dataclass(slots=True)
@@ -37,24 +39,24 @@ class Watch:
 
     on_progress: Callable[[str, float, float | None], None] = lambda _what, _done, _total: None
     """Told what is being done, how much of it is done, and how much there is, where that is known."""
-    seconds: float = SECONDS
     cancelled: threading.Event = field(default_factory=threading.Event)
-    _forwards: int = 0
-    _ends: float = 0.0
+    forwards: int = 0
+    """Forward passes so far."""
+    _ends: float | None = None
 
-    def start(self) -> None:
+    def start(self, seconds: float) -> None:
         """Let the time of the call begin."""
-        self._ends = time.monotonic() + self.seconds
+        self._ends = time.monotonic() + seconds
+
+    @property
+    def late(self) -> bool:
+        """Whether the time of the call is over."""
+        return self._ends is not None and time.monotonic() > self._ends
 
     def check(self) -> None:
-        """Raise where the call was cancelled, or where its time is over."""
-        if self.cancelled.is_set():
+        """Raise Cancelled where the call was cancelled, or where its time is over."""
+        if self.cancelled.is_set() or self.late:
             raise Cancelled("the call was cancelled")
-        if self._ends and time.monotonic() > self._ends:
-            raise NeuronautError(
-                f"stopped after {self.seconds:.0f} s, the most that a call may take; ask for less at a time (fewer "
-                "texts, strengths, units or experiments)"
-            )
 
     def doing(self, what: str, done: float = 0, total: float = 0) -> None:
         """Tell what is being done, where `total` is above 0 with how much of it."""
@@ -66,8 +68,8 @@ class Watch:
         """Within the block the watch is asked before every forward pass of the subject, and tells their number."""
 
         def ran(_: object) -> None:
-            self._forwards += 1
-            self.doing("forward passes", self._forwards)
+            self.forwards += 1
+            self.doing("forward passes", self.forwards)
 
         with subject.watching(ran):
             yield
@@ -122,6 +124,12 @@ class ModelCache:
         return self._sources[source]
 
 
+@contextmanager
+def nobody(_: "Store") -> "Generator[LLMClient | None]":
+    """Ask no language model."""
+    yield None
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What one call works on."""
@@ -129,6 +137,8 @@ class Context:
     store: "Store"
     models: ModelCache
     watch: Watch = field(default_factory=Watch)
+    open_client: "Callable[[Store], AbstractContextManager[LLMClient | None]]" = nobody
+    """Opens the client of the language model that explains and judges; None where there is none."""
 
     def choose_model(self, name: str | None) -> str:
         """The model of that name in the database, or its only one."""
@@ -142,13 +152,11 @@ class Context:
 
     def subject(self, model: str, sources: "Iterable[SourceId]" = ()) -> "Subject":
         """The model, which reads text as the harvests of these sources did, or as its latest one."""
-        from ...labelling.opening import stored_subject, with_limits
+        from ...labelling.opening import stored_subject
 
         self.watch.doing(f"opening {model}")
-        sources = list(sources)
         options = self.models.load_options
-        subject = stored_subject(self.store, model, options, sources=sources, load=self.models.load)
-        return with_limits(subject, self.store, sources)
+        return stored_subject(self.store, model, options, sources=sources, load=self.models.load)
 
     def source(self, subject: "Subject", source: "SourceId") -> "Source":
         """A source of the store, open."""

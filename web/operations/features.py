@@ -47,9 +47,10 @@ class FindArguments(Arguments):
 def try_feature(context: Context, arguments: TryArguments) -> Result:
     """Measure a feature on texts."""
     from ...labelling.inspect import try_text
+    from ...labelling.opening import with_limits
 
     feature = context.store.feature(arguments.feature)
-    subject = context.subject(feature.source.model, [feature.source])
+    subject = with_limits(context.subject(feature.source.model, [feature.source]), context.store, [feature.source])
     source = context.source(subject, feature.source)
     with context.watch.over(subject):
         rows = [try_text(text, feature, context.store, subject, source=source) for text in arguments.texts]
@@ -62,11 +63,12 @@ def try_feature(context: Context, arguments: TryArguments) -> Result:
 def find_features(context: Context, arguments: FindArguments) -> Result:
     """Find what fires on a text, or differs between two."""
     from ...labelling.find import describe_hits, find
+    from ...labelling.opening import with_limits
 
     if arguments.against is not None and arguments.token is not None:
         raise NeuronautError("token is of one text; leave out against, or token")
     ids = _choose_sources(context, arguments)
-    subject = context.subject(ids[0].model, ids)
+    subject = with_limits(context.subject(ids[0].model, ids), context.store, ids)
     sources = [context.source(subject, id) for id in ids]
     texts = [text for text in (arguments.text, arguments.against) if text is not None]
     with context.watch.over(subject):

@@ -12,14 +12,18 @@ from inspect import cleandoc
 from typing import Any, Literal
 
 from ...subject.errors import NeuronautError
-from . import features, stored
+from . import features, reading, running, stored, writing
 from .arguments import ArgumentError, Arguments
-from .context import Context
+from .context import Cancelled, Context
 from .results import CHARACTERS, Result, cut
 
 Need = Literal["store", "model", "write"]
 READ: frozenset[Need] = frozenset({"store"})
 COMPUTE: frozenset[Need] = frozenset({"store", "model"})
+WRITE: frozenset[Need] = frozenset({"store", "model", "write"})
+SECONDS = 300.0
+"""Longest time of a call."""
+FEWER = "ask again with shorter texts, or one at a time"
 LONGEST_ERROR = 1000
 """Characters of the line that says what went wrong."""
 
@@ -32,8 +36,10 @@ class Operation:
     """Its docstring says what the operation is for."""
     function: Callable[[Context, Any], Result]
     needs: frozenset[Need] = READ
-    rest: str = "ask for less at a time"
+    rest: str = FEWER
     """How to get what is left out of a long result."""
+    seconds: float = SECONDS
+    """Longest time of a call."""
 
     @property
     def description(self) -> str:
@@ -53,7 +59,22 @@ OPERATIONS: Mapping[str, Operation] = {
     "show": Operation(stored.ShowArguments, stored.show, rest="ask again with a smaller count"),
     "similar": Operation(stored.SimilarArguments, stored.similar, rest="ask again with a smaller limit"),
     "find": Operation(features.FindArguments, features.find_features, COMPUTE, rest="ask again with a smaller count"),
-    "try": Operation(features.TryArguments, features.try_feature, COMPUTE, rest="try shorter texts, or one at a time"),
+    "try": Operation(features.TryArguments, features.try_feature, COMPUTE, rest=FEWER),
+    "run": Operation(running.RunArguments, running.run, COMPUTE, rest=FEWER),
+    "steer": Operation(running.SteerArguments, running.steer, COMPUTE, rest="ask again with fewer strengths or tokens"),
+    "patch": Operation(running.PatchArguments, running.patch, COMPUTE, rest="ask again with fewer rows"),
+    "lens": Operation(reading.LensArguments, reading.lens, COMPUTE, rest="ask again for fewer sites or positions"),
+    "heads": Operation(reading.HeadsArguments, reading.heads, COMPUTE, rest="ask again with a smaller top"),
+    "attention": Operation(reading.AttentionArguments, reading.attention, COMPUTE, rest=FEWER),
+    "attribute": Operation(reading.AttributeArguments, reading.attribute, COMPUTE, rest=FEWER),
+    "label": Operation(writing.LabelArguments, writing.label, WRITE),
+    "investigate": Operation(
+        writing.InvestigateArguments,
+        writing.investigate,
+        WRITE,
+        rest="the whole report is shown by: neuronaut sessions show ID",
+        seconds=60.0 * (writing.MINUTES + 5),
+    ),
 }
 """By name, which is that of the command."""
 
@@ -83,8 +104,16 @@ def perform(
     checked = operation.arguments.read(arguments)
     computes = "model" in operation.needs
     with context.models.turn(context.watch) if computes else nullcontext():
-        context.watch.start()
-        result = operation.function(context, checked)
+        context.watch.start(operation.seconds)
+        try:
+            result = operation.function(context, checked)
+        except Cancelled:
+            if not context.watch.late:
+                raise
+            raise NeuronautError(
+                f"{name} was stopped after {operation.seconds:.0f} s, the most that a call may take; ask for less at a "
+                "time (fewer texts, strengths, rows or experiments)"
+            ) from None
     return result if characters is None else cut(result, characters, operation.rest)
 
 
