@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from ..data.store.overview import SAMPLE, Overview, read_overview
+from ..data.store.overview import SAMPLE, Overview, SampledScores, read_overview
 from ..data.store.store import Store
 from .pages import Pages, pages, stores
 from .stores import Stores
@@ -33,13 +33,18 @@ def overview_data(store: Store, source: str | None = None) -> dict[str, Any]:
         "explained": overview.explained,
         "sampled": len(overview.sample),
         "sample_bound": SAMPLE,
-        "scores": [scores._asdict() for scores in overview.scores],
+        "scores": [_scores(scores) for scores in overview.scores],
         "words": overview.words and overview.words._asdict(),
         "lengths": [one.words for one in overview.sample],
         "points": _points(overview),
         "best": _best(overview),
         "cost": overview.cost._asdict(),
     }
+
+
+def _scores(scores: SampledScores) -> dict[str, Any]:
+    medians = {role: median._asdict() for role, median in scores.baseline_medians.items()}
+    return scores._asdict() | {"median": scores.median._asdict(), "baseline_medians": medians}
 
 
 def _points(overview: Overview) -> list[dict[str, Any]]:
