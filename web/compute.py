@@ -170,6 +170,14 @@ async def answer(request: Request, queue: JobQueue, job: Job) -> Response:
     return JSONResponse({"error": job.error, "job": job.id}, status, headers={"X-Job": job.id})
 
 
+async def answer_page(request: Request, operation: str, arguments: Mapping[str, Any]) -> Response:
+    """Answer a page's address as JSON, by running its operation; not to pages elsewhere, for which nobody asked."""
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise HTTPException(403, "this request comes from another site; open the page here and send it from there")
+    queue = compute(request).requests
+    return await answer(request, queue, submit(queue, operation, arguments))
+
+
 GONE = "the client left"
 
 

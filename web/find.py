@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from .compute import answer, compute, submit
+from .compute import answer_page
 from .operations.arguments import LONGEST_TEXT
 from .pages import Pages, pages, stores, wants_json
 from .stores import Stores
@@ -29,10 +29,7 @@ async def find(
     """
     given = {"text": text, "against": against, "model": model, "token": token}
     if wants_json(request) and text:
-        if request.headers.get("sec-fetch-site") == "cross-site":
-            raise HTTPException(403, "this request comes from another site; open the page here and send it from there")
-        queue = compute(request).requests
-        return await answer(request, queue, submit(queue, "find", {k: v for k, v in given.items() if v}))
+        return await answer_page(request, "find", {name: value for name, value in given.items() if value})
     with stores.reading() as store:
         models = store.models()
     return pages.answer(request, "find.html", {**given, "models": models})
