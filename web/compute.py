@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from .commands import open_commands
 from .jobs import ENDED, Job, JobQueue, QueueFullError
-from .operations.registry import COMPUTE, OPERATIONS
+from .operations.registry import COMPUTE, OPERATIONS, SECONDS
 from .settings import Settings
 from .worker import ModelProcess, Perform, Tell
 
@@ -26,8 +26,8 @@ router = APIRouter()
 
 MOST_WAITING = 32
 """Requests that may wait for the model."""
-SECONDS = 300.0
-"""The most that a request may take."""
+GRACE = 1.1
+"""A request ends itself when its operation's time is over; so much later it is interrupted."""
 MOST_SESSIONS = 4
 """Sessions that may wait for the one that runs."""
 TELL_SECONDS = 0.2
@@ -43,7 +43,7 @@ class Compute:
 
     def __init__(self, settings: Settings) -> None:
         open_process = partial(open_operations, settings.database, settings.model)
-        self.requests = JobQueue(ModelProcess(open_process), most_waiting=MOST_WAITING, seconds=SECONDS)
+        self.requests = JobQueue(ModelProcess(open_process), most_waiting=MOST_WAITING, seconds=GRACE * SECONDS)
         self.sessions = JobQueue(ModelProcess(open_commands), most_waiting=MOST_SESSIONS)
 
     def get(self, id: str) -> tuple[JobQueue, Job]:
@@ -72,7 +72,7 @@ def open_operations(database: str, model: str | None) -> Iterator[Perform]:
         models = ModelCache(LoadOptions(model=model))
 
         def run(operation: str, arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-            context = Context(store, models, Watch(_rarely(tell), seconds=SECONDS))
+            context = Context(store, models, Watch(_rarely(tell)))
             return perform(operation, arguments, context, granted=COMPUTE, characters=None).to_json()
 
         yield run

@@ -92,7 +92,7 @@ function drawNext(row) {
   const next = row.next.map((token) => [code(token.token), token.before, ...(edited ? [token.after] : [])]);
   const measures = Object.entries(row.measures).map(([name, value]) => [name.replaceAll("_", " "), value.before, value.after]);
   const edits = row.edits.map((edit) => [code(edit.edit), edit.fired, edit.max_change]);
-  const controls = row.controls.map((rank) => [rank.control, rank.percentile, rank.p]);
+  const controls = row.controls.map((rank) => [rank.controls, rank.percentile, rank.p]);
   return element(
     "div",
     {},
