@@ -125,6 +125,29 @@ def test_numbers_are_those_of_the_commands_to_the_digit(served: Served) -> None:
     assert apart["rows"] == served.rows("find", "planted", TEXT, "--against", "a cat", "-n", 10)
 
 
+def test_pictures_of_the_causal_page_are_drawn_from_the_commands_rows(served: Served) -> None:
+    def shown(view: str, **given: str) -> list[dict[str, Any]]:
+        query = {"view": view, "prompt": TEXT, "format": "json", **given}
+        return served.client.get("/causal", params=query).json()["rows"]
+
+    model = [Path(served.database).with_name("planted"), TEXT]
+    assert shown("lens") == rows_of("lens", *model, "--positions", "all", "--top", 5)
+    assert shown("attribute", split="mlp.2") == rows_of("attribute", *model, "--split", "mlp.2")[:30]
+    assert shown("inputs") == rows_of("attribute", *model, "--inputs", "integrated")
+    assert shown("attention", head="head.0:0") == rows_of("heads", *model, "--show", "head.0:0")
+    page = served.client.get("/causal", params={"view": "lens", "prompt": TEXT})
+    assert page.status_code == 200 and TEXT in page.text
+
+
+def test_steering_shows_what_is_written_before_and_after(served: Served) -> None:
+    given = {"edit": f"{RIVER}+=1q", "prompts": [TEXT], "strengths": [0, 4], "tokens": 3, "controls": 0}
+    before, after = served.compute("steer", **given).json()["rows"]
+    assert (before["strength"], after["strength"]) == (0, 4) and before["kl"] < 1e-6 < after["kl"]
+    assert len(before["texts"]) == len(after["texts"]) == 1
+    page = served.client.get(f"/feature/{RIVER}").text
+    assert f'data-steer="{RIVER}"' in page and f'data-try="{RIVER}"' in page
+
+
 def test_the_server_itself_loads_no_torch(served: Served) -> None:
     for path in ("/", "/features", f"/feature/{RIVER}", "/find", "/investigations"):
         assert served.client.get(path).status_code == 200

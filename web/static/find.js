@@ -67,7 +67,7 @@ function drawHits(result, given) {
   section.replaceChildren(
     part("hits-title"),
     ...result.notes.map((note) => element("p", { class: "note" }, note)),
-    drawTable(header, rows),
+    drawTable(header, rows, { wide: true }),
   );
 }
 

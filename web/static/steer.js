@@ -1,6 +1,6 @@
 // Steering on a feature's page: what the model writes before and after, side by side, with what that costs.
 import { compute, computing } from "./jobs.js";
-import { drawTable, element, number, visible } from "./tokens.js";
+import { drawTable, element, visible } from "./tokens.js";
 
 for (const form of document.querySelectorAll("[data-steer]")) {
   const output = form.parentElement.querySelector("[data-output]");
@@ -30,8 +30,8 @@ for (const form of document.querySelectorAll("[data-steer]")) {
 function draw(output, { rows, notes }, prompt, wanted) {
   const before = rows.find((row) => row.strength === 0);
   const after = rows.find((row) => row.strength === wanted);
-  const header = ["strength", `${after.readout} at the next token`, "above so many random directions", "KL elsewhere", "loss elsewhere"];
-  const lines = [before, after].map((row) => [row.strength, row.response, percentile(row), row.kl, row.loss]);
+  const header = ["strength", `${after.readout} at the next token`, "percentile among random directions", "KL elsewhere", "loss elsewhere"];
+  const lines = [before, after].map((row) => [String(row.strength), row.response, percentile(row), row.kl, row.loss]);
   output.replaceChildren(
     element("div", { class: "written" }, written("Before", prompt, before), written(`After, strength ${after.strength}`, prompt, after)),
     drawTable(header, lines),
@@ -40,7 +40,7 @@ function draw(output, { rows, notes }, prompt, wanted) {
   );
 }
 
-const percentile = (row) => (row.percentile === null ? "–" : element("span", { title: String(row.percentile) }, `${number(row.percentile)}%`));
+const percentile = (row) => (row.percentile === null ? "–" : element("span", { title: String(row.percentile) }, row.percentile.toFixed(0)));
 
 function written(title, prompt, row) {
   const text = element("pre", {}, element("span", { class: "quiet" }, visible(prompt)), element("b", {}, visible(row.texts[0])));

@@ -23,7 +23,9 @@ function spell(character) {
 
 export function number(value) {
   if (value === null || value === undefined) return "–";
-  return Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(3);
+  const size = Math.abs(value);
+  if (size && size < 0.001) return value.toPrecision(2);
+  return size >= 100 ? value.toFixed(0) : value.toFixed(3);
 }
 
 // One text as a line of tokens over bars: `row` is {tokens, actual, predicted}; `onPick` hears of a clicked token.
@@ -55,15 +57,17 @@ function bar(kind, share) {
 }
 
 // A table; cells are text or elements, numbers stand on the right.
-export function drawTable(header, rows) {
-  const head = element("thead", {}, element("tr", {}, ...header.map((name) => element("th", { scope: "col" }, name))));
+export function drawTable(header, rows, { wide = false } = {}) {
+  const kind = (place) => (typeof rows[0]?.[place] === "number" ? "number" : null);
+  const names = header.map((name, place) => element("th", { scope: "col", class: kind(place) }, name));
+  const head = element("thead", {}, element("tr", {}, ...names));
   const body = element("tbody");
   for (const row of rows) {
     body.append(
       element("tr", {}, ...row.map((cell) => drawCell(cell))),
     );
   }
-  return element("div", { class: "wide" }, element("table", {}, head, body));
+  return element("div", { class: "wide" }, element("table", { class: wide ? null : "compact" }, head, body));
 }
 
 // A number is rounded to be read; where the pointer rests it stands as it came.
