@@ -149,7 +149,7 @@ def test_home_says_what_summary_says(web: TestClient, database: Path) -> None:
 def test_home_is_read_again_where_the_database_has_changed(tmp_path: Path) -> None:
     make_database(tmp_path / "a.db")
     with client(tmp_path / "a.db") as web:
-        stores = web.app.state.stores  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
+        stores = web.app.state.stores
         assert web.get(with_json("/")).json()["explained"] == 3
         with Store(tmp_path / "a.db") as store:
             store.add_result(explanation(3, source=SOURCE), [score(0.4)])
@@ -198,14 +198,14 @@ def test_pages_one_after_the_other_are_the_list(
     many: Store, sort: str, size: int, source: str | None, status: str | None, least: float | None
 ) -> None:
     asked = {"sort": sort, "status": status, "min_score": least}
-    listed = [row["feature"] for row in many.list_rows(source, **asked)]  # pyright: ignore[reportArgumentType]
-    pages = [many.page_rows(source, size=size, **asked)]  # pyright: ignore[reportArgumentType]
+    listed = [row["feature"] for row in many.list_rows(source, **asked)]
+    pages = [many.page_rows(source, size=size, **asked)]
     while pages[-1].after is not None:
-        pages.append(many.page_rows(source, size=size, after=pages[-1].after, **asked))  # pyright: ignore
+        pages.append(many.page_rows(source, size=size, after=pages[-1].after, **asked))
     assert [row["feature"] for page in pages for row in page.rows] == listed
     assert pages[0].before is None
     for earlier, later in zip(pages, pages[1:], strict=False):
-        back = many.page_rows(source, size=size, before=later.before, **asked)  # pyright: ignore
+        back = many.page_rows(source, size=size, before=later.before, **asked)
         assert [row["feature"] for row in back.rows] == [row["feature"] for row in earlier.rows]
         assert back.after is not None and (back.before is None) == (earlier is pages[0])
 

@@ -141,10 +141,7 @@ def test_a_server_that_only_reads_writes_nothing(database: Path) -> None:
         csrf = web.get("/capabilities").json()["csrf"]
         assert post(web, csrf=csrf) == 403
         assert 'action="/explanations"' not in web.get(f"/feature/{FEATURE}").text
-        with (
-            web.app.state.stores.reading() as store,  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
-            pytest.raises(NeuronautError, match="can only be read"),
-        ):
+        with web.app.state.stores.reading() as store, pytest.raises(NeuronautError, match="can only be read"):
             store.rate(1, 5, author="Anna")
 
 
