@@ -102,5 +102,7 @@ def _next_steps(rows: list[Row], database: str) -> str:
             f'  neuronaut try {best} "def __init__(self, name):" -d {database}',
             f"  neuronaut search 'import' -d {database}",
             f"  neuronaut label {best.rpartition(':')[0]}:random:50 -d {database}",
+            "See all of it in a browser:",
+            f"  neuronaut serve -d {database}",
         )
     )

@@ -79,11 +79,11 @@ def read_overview(store: Store, source: str | SourceId | None = None) -> Overvie
     ]
     return Overview(
         [row | {"statuses": statuses[row["source"]]} for row in sources],
-        explained,
-        sample,
-        _pool_scores(rows),
-        median(one.words for one in sample),
-        total_cost(store),
+        explained=explained,
+        sample=sample,
+        scores=_pool_scores(rows),
+        words=median(one.words for one in sample),
+        cost=total_cost(store),
     )
 
 
@@ -137,4 +137,13 @@ def _pool_kind(scorer: str, metric: str, rows: Sequence[Row]) -> SampledScores:
             medians[role] = own
             beaten[role] = sum(score > baseline for score, baseline in pairs)
     above = sum(row["baseline"] is not None and row["score"] > row["baseline"] for row in rows)
-    return SampledScores(scorer, metric, values, middle, baselines, medians, beaten, above)
+    return SampledScores(
+        scorer,
+        metric,
+        values,
+        median=middle,
+        baselines=baselines,
+        baseline_medians=medians,
+        beaten=beaten,
+        above_all=above,
+    )
