@@ -63,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings, app.state.stores, app.state.csrf = settings, stores, new_csrf()
+    app.state.stopping = lambda: False
     app.state.compute = compute.Compute(settings) if settings.allow_compute else None
     app.state.pages = Pages(app, settings, csrf=app.state.csrf)
     for router in ROUTERS:

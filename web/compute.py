@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Annotated, Any
 
@@ -109,7 +109,7 @@ async def run_operation(request: Request, operation: str, compute: Annotated[Com
     """
     job = submit(compute.requests, operation, await _read_arguments(request))
     if STREAM in request.headers.get("accept", ""):
-        return StreamingResponse(_stream(compute.requests, job), media_type=STREAM, headers={"X-Job": job.id})
+        return StreamingResponse(_stream(request, compute.requests, job), media_type=STREAM, headers={"X-Job": job.id})
     return await answer(request, compute.requests, job)
 
 
@@ -157,13 +157,8 @@ async def _read_arguments(request: Request) -> Mapping[str, Any]:
 
 async def answer(request: Request, queue: JobQueue, job: Job) -> Response:
     """Wait for a job, and answer its result; it is cancelled where the client leaves."""
-    try:
-        watching = asyncio.create_task(_until_gone(request, queue, job))
-        async for _ in follow(job):
-            pass
-        watching.cancel()
-    finally:
-        queue.cancel(job, GONE)
+    async for _ in watched(request, queue, job):
+        pass
     if job.state == "done":
         return JSONResponse(job.result, headers={"X-Job": job.id})
     status = 500 if job.fault else 400 if job.state == "failed" else 503
@@ -181,19 +176,32 @@ async def answer_page(request: Request, operation: str, arguments: Mapping[str, 
 GONE = "the client left"
 
 
-async def _until_gone(request: Request, queue: JobQueue, job: Job) -> None:
-    while not await request.is_disconnected():
-        await asyncio.sleep(LOOK_SECONDS)
-    queue.cancel(job, GONE)
-
-
-async def _stream(queue: JobQueue, job: Job) -> AsyncIterator[str]:
-    # Whoever sends these ends the generator when the client leaves.
+async def watched(request: Request, queue: JobQueue, job: Job) -> AsyncIterator[Mapping[str, Any]]:
+    """The states of a job, which is cancelled where the client leaves or the server stops."""
+    watching = asyncio.create_task(_cancel_when_gone(request, queue, job))
     try:
         async for state in follow(job):
-            yield as_event("job", state)
+            yield state
     finally:
+        watching.cancel()
         queue.cancel(job, GONE)
+
+
+async def _cancel_when_gone(request: Request, queue: JobQueue, job: Job) -> None:
+    while not request.app.state.stopping():
+        if await request.is_disconnected():
+            queue.cancel(job, GONE)
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+    queue.cancel(job, "the server is stopping")
+    # It ends anyway, and may be loading a model, which takes its time to be interrupted.
+    queue.process.kill()
+
+
+async def _stream(request: Request, queue: JobQueue, job: Job) -> AsyncIterator[str]:
+    async with aclosing(watched(request, queue, job)) as states:
+        async for state in states:
+            yield as_event("job", state)
 
 
 async def follow(job: Job) -> AsyncIterator[Mapping[str, Any]]:

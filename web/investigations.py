@@ -203,7 +203,8 @@ def events(request: Request, id: str, stores: StoresOf, after: Annotated[int, Qu
         full = store.journal.full_id(id)
     seen = request.headers.get("last-event-id", "")
     start = int(seen) if seen.isdecimal() and len(seen) < 10 else after
-    return StreamingResponse(sessions.follow_session(stores, full, after=start), media_type=STREAM)
+    told = sessions.follow_session(stores, full, after=start, stopping=request.app.state.stopping)
+    return StreamingResponse(told, media_type=STREAM)
 
 
 # What changes something

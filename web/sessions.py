@@ -8,7 +8,7 @@ their own, by the command itself (commands.py).
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal, NamedTuple
 
 from fastapi import HTTPException
@@ -46,13 +46,14 @@ class _News(NamedTuple):
     standing: Standing
 
 
-async def follow_session(stores: Stores, id: str, *, after: int) -> AsyncIterator[str]:
+async def follow_session(stores: Stores, id: str, *, after: int, stopping: Callable[[], bool]) -> AsyncIterator[str]:
     """The events of a session's journal that come after one, as server-sent events, until it has ended.
 
-    Each is `{seq, time, kind, line}` with its number as id; `standing` comes first and where it changes.
+    They end, too, when the server is `stopping`. Each is
+    `{seq, time, kind, line}` with its number as id; `standing` comes first and where it changes.
     """
     told, quiet = "", 0.0
-    while True:
+    while not stopping():
         news = await run_in_threadpool(_look, stores, id, after)
         if news.standing != told:
             told = news.standing
