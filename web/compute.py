@@ -8,7 +8,7 @@ there is no process at all, and every request is told how to start the server.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Annotated, Any
@@ -176,7 +176,7 @@ async def answer_page(request: Request, operation: str, arguments: Mapping[str, 
 GONE = "the client left"
 
 
-async def watched(request: Request, queue: JobQueue, job: Job) -> AsyncIterator[Mapping[str, Any]]:
+async def watched(request: Request, queue: JobQueue, job: Job) -> AsyncGenerator[Mapping[str, Any]]:
     """The states of a job, which is cancelled where the client leaves or the server stops."""
     watching = asyncio.create_task(_cancel_when_gone(request, queue, job))
     try:
