@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from .explainers.oneshot import Oneshot
     from .explainers.rule import RuleExplainer
     from .labelling.concepts import fit_direction
-    from .labelling.describe import describe
     from .labelling.factory import make_explainer
     from .labelling.find import find, find_separating
-    from .labelling.inspect import try_text
+    from .labelling.inspect import describe
     from .labelling.label import Result, label, score
+    from .labelling.try_text import try_text
     from .llm.client import LLMClient
     from .llm.open import open_llm
     from .llm.prices import Budget, Price
@@ -96,9 +96,9 @@ _HOMES = {
     "labelling.concepts": ("fit_direction",),
     "labelling.factory": ("make_explainer",),
     "labelling.find": ("find", "find_separating"),
-    "labelling.describe": ("describe",),
-    "labelling.inspect": ("try_text",),
+    "labelling.inspect": ("describe",),
     "labelling.label": ("Result", "label", "score"),
+    "labelling.try_text": ("try_text",),
     "llm.client": ("LLMClient",),
     "llm.open": ("open_llm",),
     "llm.prices": ("Budget", "Price"),

@@ -31,7 +31,7 @@ from .label import subject_options
 
 if TYPE_CHECKING:
     from ..data.store.importing import Imported
-    from ..data.store.rows import Conditions
+    from ..data.store.listing import Conditions
     from ..data.store.store import Store
     from ..subject.address import Feature, SourceId
 

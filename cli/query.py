@@ -9,7 +9,7 @@ from . import display
 from .common import Form, Row, emit, filter_options, limit_option, open_store, result_options, say, source_option
 
 if TYPE_CHECKING:
-    from ..data.store.rows import Conditions, Sort
+    from ..data.store.listing import Conditions, Sort
     from ..data.store.store import Store
 
 SORTS = ("feature", "score", "worst", "density", "peak")

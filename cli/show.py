@@ -32,7 +32,7 @@ def show(feature: str, count: int, rule: bool, provenance: bool, database: str, 
       neuronaut show demo:mlp.2:17 -n 3 --provenance
       neuronaut show demo:mlp.2:17 --json | jq '.[0].scores'
     """
-    from ..labelling.describe import describe
+    from ..labelling.inspect import describe
 
     with open_store(database) as store:
         (row,) = store.with_names([describe(store, store.feature(feature), count=count)])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 _HEADER = struct.Struct("<BII")
 _DENSE, _SPARSE = 0, 1
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str)
 GRAM = 8
 """Tokens in a gram; two windows that share more than half of their grams are near-duplicates."""
 
@@ -59,7 +60,7 @@ def window_digest(ids: NDArray[np.integer]) -> str:
 
 def content_digest(*parts: object) -> str:
     """Digest of JSON-like values: equal content has the equal digest, whatever the order of keys."""
-    text = json.dumps(parts, sort_keys=True, default=str)
+    text = _ENCODER.encode(parts)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -1,43 +1,103 @@
-"""How a feature and the rule of its explanation take a text of one's own: what `try` prints."""
+"""What is known of a feature: what `show` prints. It is read from the store alone, and nothing heavy is imported."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from ..data.harvest.activations import read_columns
+from ..data.records import Attended, Example, Score
+from ..data.store.listing import ROW_KEYS
+from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
-from ..rules.evaluate import simulate
-from ..rules.language import parse_rule
 from ..subject.address import Feature
-from ..subject.errors import NeuronautError
-from ..subject.model import Subject
-from ..subject.sources import Source
-from .label import open_stored
 
 
-def try_text(
-    text: str, feature: Feature, store: Store, subject: Subject, *, source: Source | None = None
-) -> dict[str, Any]:
-    """Run one text and lay what the best explanation's rule predicts beside what the feature does.
+def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, Any]:
+    """Make the row of `show`, with the `count` strongest examples.
 
-    Returns `text`, `tokens`, `actual` and `predicted`, by token and in the source's units; `predicted` is None where
-    there is no rule. `source` is one that is open already. Raises NeuronautError for a text without tokens.
-
-    >>> row = try_text("import os", Feature.parse("demo:mlp.1:17"), store, subject)
-    >>> len(row["tokens"]) == len(row["actual"]) == len(row["predicted"])
-    True
+    >>> row = describe(store, Feature.parse("demo:mlp.1:17"), count=2)
+    >>> row["explainer"], len(row["examples"])
+    ('rule', 2)
     """
-    source = source or open_stored(store, subject, feature.source)
-    best = store.best(feature)
-    ids = subject.encode(text)
-    if not ids:
-        raise NeuronautError(f"the text {text!r} has no tokens; give some words")
-    tokens = subject.decode_tokens(ids)
-    actual = read_columns(subject, source, np.array([ids]), [feature.index])[0, :, 0]
-    rule = parse_rule(best.explanation.rule) if best and best.explanation.rule else None
+    evidence, best = store.evidence(feature), store.best(feature)
+    # A negative tail has a row only once it has been explained.
+    row = store.row(feature) or dict.fromkeys(ROW_KEYS) | {"feature": str(feature), "status": "unlabelled"}
+    examples = [e for e in evidence.examples if e.kind == "top"]
+    examples.sort(key=lambda example: (-example.peak, example.window))
+    source = store.source(feature.source)
+    harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
+    scores, looks = store.scores(best.id) if best else [], _pool_attended(examples)
+    row |= {} if looks is None else {"looks_at": looks}
+    return row | {
+        "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
+        "predictor": json.loads(best.explanation.predictor) if best and best.explanation.predictor else None,
+        "curve": _curve(best, scores) if best else [],
+        "stats": asdict(evidence.statistics) | {"active": evidence.statistics.active},
+        "examples": [_example(example) for example in examples[:count]],
+        "scores": [_score(score) for score in scores],
+        "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
+    }
+
+
+def _curve(best: StoredExplanation, scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """What the rule is worth with its first clause, its first two, …: on `tune` and, where it was scored, on holdout.
+
+    Values are the correlation; None where one was not measured.
+    """
+    natural = (score.provenance for score in scores if score.examples == "top_random")
+    keys = [("tune", "tune", best.explanation.provenance), *(("holdout", "correlation", own) for own in natural)]
+    rows: dict[int, dict[str, Any]] = {}
+    for part, key, provenance in keys:
+        curve = provenance.get("curve")
+        for row in curve if isinstance(curve, list) else []:
+            rows.setdefault(row["clauses"], {"clauses": row["clauses"], "tune": None, "holdout": None})[part] = row[key]
+    return [rows[clauses] for clauses in sorted(rows)]
+
+
+def _score(score: Score) -> dict[str, Any]:
+    row = asdict(score) | {"flagged": score.flagged, "doubt": score.doubt}
+    del row["windows"]
+    return row
+
+
+def _origin(best: StoredExplanation) -> dict[str, Any]:
+    return {"id": best.id, "created": best.created, "reason": best.explanation.reason, **best.explanation.provenance}
+
+
+def _example(example: Example) -> dict[str, Any]:
+    attended = example.attended
     return {
-        "text": text,
-        "tokens": list(tokens),
-        "actual": (-actual if feature.negative else actual).tolist(),
-        "predicted": None if rule is None else simulate(rule, tokens),
+        "kind": example.kind,
+        "split": example.split,
+        "document": example.document,
+        "peak": example.peak,
+        "tokens": list(example.tokens),
+        "activations": [round(value, 4) for value in example.activations.tolist()],
+    } | ({} if attended is None else {"attended": _attended(example, attended)})
+
+
+def _pool_attended(examples: Sequence[Example]) -> dict[str, float] | None:
+    """Where a head looks from the peaks of its top examples: shares of them, and the mean weight; None of no head."""
+    seen = [(int(e.activations.argmax()) - e.attended.position, e.attended) for e in examples if e.attended]
+    if not seen:
+        return None
+    shares = {
+        "itself": sum(back == 0 for back, _ in seen),
+        "the token before": sum(back == 1 and to.position >= 0 for back, to in seen),
+        "farther back": sum(back > 1 and to.position >= 0 for back, to in seen),
+        "BOS": sum(to.position < 0 for _, to in seen),
+    }
+    pooled = {name: round(count / len(seen), 3) for name, count in shares.items()}
+    return pooled | {"mean weight": round(sum(to.weight for _, to in seen) / len(seen), 3), "n": len(seen)}
+
+
+def _attended(example: Example, attended: Attended) -> dict[str, Any]:
+    """A head's destination token, the source token that it attends to most from there, and with which weight."""
+    peak = int(example.activations.argmax())
+    return {
+        "destination": example.tokens[peak],
+        "source": example.tokens[attended.position] if attended.position >= 0 else "BOS",
+        "source_position": attended.position,
+        "back": peak - attended.position,
+        "weight": round(attended.weight, 3),
     }

@@ -8,6 +8,7 @@ matrix drawn again (randomize.py).
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Self
 
 from .errors import NeuronautError
@@ -24,6 +25,7 @@ _MOST_INDICES = 2**24
 """How many features a list of indices may name; a source as wide as that is meant by `all`."""
 
 
+@lru_cache(maxsize=1024)
 def check_name(name: str, *, what: str, parts: int = 1) -> None:
     """Refuse a name that would be a path, an option or a terminal's command where it is used.
 

@@ -27,7 +27,7 @@ from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest as data_harvest
 from neuronaut.data.records import Statistics
 from neuronaut.data.store import rows
-from neuronaut.data.store.rows import ROW_KEYS
+from neuronaut.data.store.listing import ROW_KEYS
 from neuronaut.labelling import label as agent_label
 from neuronaut.labelling.opening import sample
 from neuronaut.subject import loading, opening

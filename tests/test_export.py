@@ -35,7 +35,7 @@ from neuronaut.data.store.export import (
     write_neuronpedia,
     write_uploads,
 )
-from neuronaut.data.store.rows import ROW_KEYS
+from neuronaut.data.store.listing import ROW_KEYS
 from neuronaut.data.store.store import Store
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.directions import Promoted, TokenEffect, promoted

@@ -13,7 +13,7 @@ from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Attended, Example
 from neuronaut.data.store.store import Store
-from neuronaut.labelling.describe import describe
+from neuronaut.labelling.inspect import describe
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.attention import patterns
 from neuronaut.subject.directions import branch, logit_effect, pass_norm

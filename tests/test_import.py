@@ -290,7 +290,6 @@ ROWS = [{"feature": f"demo:mlp.2:{number % 5}", "explanation": f"text {number}"}
 
 def test_the_lock_is_not_held_while_rows_are_read_nor_for_long(tmp_path, monkeypatch):
     monkeypatch.setattr(importing, "AHEAD", 7)
-    monkeypatch.setattr(importing, "HELD_SECONDS", 0.0)
     path = written(tmp_path / "rows.jsonl", *({**row, "rule": RULE} for row in ROWS))
     with harvested(tmp_path / "a.db") as store, harvested(tmp_path / "a.db") as other:
         said = []
@@ -302,7 +301,7 @@ def test_the_lock_is_not_held_while_rows_are_read_nor_for_long(tmp_path, monkeyp
             return Rule.parse(rule).to_json()
 
         (report,) = import_files(store, [path], sources=Sources(store), check_rule=check)
-        assert report.added == 20 == said.count("BEGIN IMMEDIATE") == said.count("COMMIT")
+        assert (report.added, said.count("BEGIN IMMEDIATE"), said.count("COMMIT")) == (20, 3, 3)
 
 
 def test_a_broken_import_goes_on_and_adds_nothing_twice(tmp_path, monkeypatch):
@@ -310,15 +309,15 @@ def test_a_broken_import_goes_on_and_adds_nothing_twice(tmp_path, monkeypatch):
     database = tmp_path / "a.db"
     harvested(database).close()
     path = written(tmp_path / "rows.jsonl", *ROWS)
-    add, count = Store.add_explanation, itertools.count()
+    add, count = Store.add_explanations, itertools.count()
 
-    def stopped(self, explanation):
-        if next(count) == 10:
+    def stopped(self, explanations):
+        if next(count) == 2:
             raise KeyboardInterrupt
-        return add(self, explanation)
+        return add(self, explanations)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "add_explanation", stopped)
+        patch.setattr(Store, "add_explanations", stopped)
         told = run("import", path, "-d", database, code=130).stderr
     assert "is not added again" in told and f"go on with: neuronaut import {path}" in told
     with Store(database) as store:

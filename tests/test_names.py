@@ -16,7 +16,7 @@ from neuronaut.data.store.export import write_csv, write_neuronpedia, write_uplo
 from neuronaut.data.store.importing import Sources, import_files
 from neuronaut.data.store.journal_values import InvestigationRecord
 from neuronaut.data.store.lines import read
-from neuronaut.data.store.rows import ROW_KEYS
+from neuronaut.data.store.listing import ROW_KEYS
 from neuronaut.data.store.store import Store
 from neuronaut.subject.address import LONGEST_NAME, SourceId, check_name
 from neuronaut.subject.convention import BEFORE

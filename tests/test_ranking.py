@@ -13,7 +13,7 @@ from neuronaut.cli import common
 from neuronaut.data.codec import content_digest
 from neuronaut.data.ranking import HEADLINES, Candidate, headline_score, is_weak, rank, standing
 from neuronaut.data.records import Score
-from neuronaut.data.store import migrations, rows, writing
+from neuronaut.data.store import listing, migrations, writing
 from neuronaut.data.store.database import connect
 from neuronaut.data.store.store import Store
 from neuronaut.subject.address import Feature
@@ -207,7 +207,7 @@ def test_status_follows_the_scores_and_rows_are_filtered_by_it(store):
         "demo:mlp.2:3": "explained",
         "demo:mlp.2:4": "dense",
     }
-    for status in rows.STATUSES:
+    for status in listing.STATUSES:
         expected = [feature for feature, own in statuses.items() if own == status]
         assert [row["feature"] for row in store.list_rows(status=status)] == expected
         assert [row["feature"] for row in store.iterate_rows(status=status)] == expected
@@ -222,7 +222,7 @@ def test_status_follows_the_scores_and_rows_are_filtered_by_it(store):
 
 
 def test_the_command_line_offers_every_status():
-    assert common.STATUSES == rows.STATUSES
+    assert common.STATUSES == listing.STATUSES
 
 
 def test_a_merge_ranks_again(tmp_path: Path, store):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data.store.rows import ROW_KEYS
+from neuronaut.data.store.listing import ROW_KEYS
 from neuronaut.data.store.search import Embedder, refresh, semantic_search, similar
 from neuronaut.data.store.store import Store
 from neuronaut.subject.address import Feature

@@ -12,7 +12,7 @@ from ..data.records import Example, Kind
 from ..data.store.people import PERSON, author_of, ratings_of
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
-from ..labelling.describe import describe
+from ..labelling.inspect import describe
 from ..rules.english import describe as tell_rule
 from ..rules.evaluate import simulate
 from ..rules.language import Rule, parse_rule
@@ -171,7 +171,7 @@ def _window(example: Example, predictor: Predictor | None) -> dict[str, Any]:
 
 def _neighbours(store: Store, feature: Feature) -> dict[str, str | None]:
     """The addresses of the features before and after in the source."""
-    width = next(row["width"] for row in store.sources() if row["source"] == str(feature.source))
+    width = store.source(feature.source)["width"]
     sides = {"before": feature.index - 1, "after": feature.index + 1}
     return {
         side: str(Feature(feature.source, index, feature.negative)) if 0 <= index < width else None

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from ..data.store.paging import PAGE_SORTS
-from ..data.store.rows import STATUSES, Conditions, Sort
-from .lookup import find_source
+from ..data.store.listing import SORTS, STATUSES, Conditions, Sort
+from .lookup import find_feature, find_source
 from .pages import Pages, pages, stores
 from .stores import Stores
 
@@ -31,10 +30,9 @@ def features(
     beats_baseline: bool = False,
     sort: Sort = "feature",
     size: Annotated[int, Query(ge=1, le=LARGEST)] = SIZE,
-    after: str | None = None,
-    before: str | None = None,
+    after: str = "",
 ) -> Response:
-    """List features with their explanations and scores; `after` and `before` are cursors that an answer gives."""
+    """List features with their explanations and scores; `after` is the last feature of the page before."""
     conditions: Conditions = {
         "status": status or None,
         "min_score": _number(min_score),
@@ -43,16 +41,17 @@ def features(
     }
     with stores.reading() as store:
         known = find_source(store, source)
-        page = store.page_rows(known, size=size, sort=sort, after=after, before=before, **conditions)
+        last = find_feature(store, after) if after else None
+        rows = store.list_rows(known, limit=size + 1, sort=sort, after=last, **conditions)
         sources = [row["source"] for row in store.sources()]
     data: dict[str, Any] = {
-        "features": page.rows,
-        "before": page.before,
-        "after": page.after,
+        "features": rows[:size],
+        "first": last is None,
+        "after": rows[size - 1]["feature"] if len(rows) > size else None,
         "asked": {"source": known, "sort": sort, "size": size, **conditions},
         "sources": sources,
         "statuses": STATUSES,
-        "sorts": tuple(PAGE_SORTS),
+        "sorts": tuple(SORTS),
     }
     return pages.answer(request, "features.html", data)
 

@@ -28,6 +28,8 @@ _TRY_SECONDS = 1.0
 """How long a writer waits at a stretch, since an interrupt is noticed only in between."""
 TELL_SECONDS = 3.0
 """After so long a wait for another process is told."""
+CACHE_KIB = 32 * 1024
+"""How much of a file a connection keeps in memory, at most: the inner pages of a database of a million features."""
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
 """A row by column, or what a command prints: names and plain JSON values."""
@@ -74,6 +76,7 @@ def _configure(connection: sqlite3.Connection) -> Database:
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     return db
 
 

@@ -33,9 +33,11 @@ from ...subject.address import Feature, SourceId, check_name
 from ...subject.directions import Promoted, TokenEffect
 from ...subject.errors import NeuronautError
 from ..records import Evidence, Example, Score, Statistics
+from .database import Row
 from .files import open_whole
 from .lines import guard_cell
-from .rows import ROW_KEYS, Conditions, Row, StoredExplanation
+from .listing import ROW_KEYS, Conditions
+from .rows import StoredExplanation
 from .store import Store
 
 AUTHOR = "clkht01d40000jv08hvalcvly"

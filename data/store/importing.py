@@ -1,42 +1,42 @@
 """Imports: rows from outside, each with an explanation of one feature, become explanations in the store.
 
 A row names its feature either by address, as our own exports do (columns `feature` and `explanation`), or by
-Neuronpedia's place and index (`modelId`, `layer`, `index`, `description`). What comes from outside stays
-recognisable: the explainer is "import:NAME", the windows that it was shown are unknown, and scores are left
-behind, because nothing here could check them; ratings by people come along. The key of an imported explanation is a
-digest of the feature, the text and its author, so importing twice adds nothing. Files are read twice: first as a
-whole, so that none is imported where a line of one cannot be read, then to be stored, in pieces so small that nobody
-waits for the lock for long. An import that was broken off goes on when it is given again. A line whose feature is not
-in the database is left out and reported by its number.
+Neuronpedia's place and index (`modelId`, `layer`, `index`, `description`). What comes from outside stays recognisable:
+the explainer is "import:NAME", the windows that it was shown are unknown, and scores are left behind, because nothing
+here could check them; ratings by people come along. The key of an imported explanation is a digest of the feature, the
+text and its author, so importing twice adds nothing. Files are first read as a whole, into a scratch file, so that
+none is imported where a line of one cannot be read; then they are stored, in pieces so small that nobody waits for the
+lock for long. An import that was broken off goes on when it is given again. A line whose feature is not in the
+database is left out and reported by its number.
 """
 
 import json
 import math
+import pickle
 import re
-import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 from ...subject.address import Feature, SourceId, check_name
 from ...subject.errors import NeuronautError
 from ..codec import content_digest
 from ..records import Explanation
+from .database import Row
 from .export import ID_LENGTH, Place
 from .lines import malformed, read
+from .listing import ROW_KEYS
 from .people import check_rating, ratings_of
-from .rows import ROW_KEYS, Row
 from .store import Store
 from .writing import clean
 
 AHEAD = 256
-"""Rows that are read before the lock is taken."""
-HELD_SECONDS = 0.1
-"""How long the lock is held at a time, apart from the last row."""
+"""Rows that are read before the lock is taken, and stored while it is held: for some hundredths of a second."""
 RuleCheck = Callable[[str], str]
 """Returns a rule's JSON as it is to be stored; a NeuronautError where it is no rule."""
 IMPORTED = "import:"
@@ -130,17 +130,31 @@ class _Tally:
 
 def import_files(store: Store, paths: Sequence[Path], *, sources: Sources, check_rule: RuleCheck) -> list[Imported]:
     """Store the explanations of files: all that have a feature here or, where a line cannot be read, none."""
-    parse = partial(_parse_file, sources=sources, check_rule=check_rule)
-    for path in paths:
-        for _ in parse(path, _Tally()):
-            pass
-    reports: list[Imported] = []
-    for path in paths:
-        tally = _Tally()
-        _store_explanations(store, parse(path, tally), tally.counts)
-        _store_ratings(store, path, sources, check_rule)
-        reports.append(Imported(str(path), **tally.counts, not_matched=dict(tally.not_matched)))
-    return reports
+    with ExitStack() as stack:
+        parsed: list[tuple[Path, _Tally, BinaryIO]] = []
+        for path in paths:
+            tally, scratch = _Tally(), stack.enter_context(TemporaryFile())
+            explanations = _parse_file(path, tally, sources=sources, check_rule=check_rule)
+            while ahead := list(islice(explanations, AHEAD)):
+                pickle.dump(ahead, scratch)
+            parsed.append((path, tally, scratch))
+        reports: list[Imported] = []
+        for path, tally, scratch in parsed:
+            for ahead in _read_back(scratch):
+                added = store.add_explanations(ahead)
+                tally.counts["added"] += added
+                tally.counts["already_there"] += len(ahead) - added
+            _store_ratings(store, path, sources, check_rule)
+            reports.append(Imported(str(path), **tally.counts, not_matched=dict(tally.not_matched)))
+        return reports
+
+
+def _read_back(scratch: BinaryIO) -> Iterator[Sequence[Explanation]]:
+    """What this process wrote into its own scratch file, which has no name."""
+    end = scratch.tell()
+    scratch.seek(0)
+    while scratch.tell() < end:
+        yield pickle.load(scratch)
 
 
 def _parse_file(path: Path, tally: _Tally, *, sources: Sources, check_rule: RuleCheck) -> Iterator[Explanation]:
@@ -160,21 +174,6 @@ def _parse_file(path: Path, tally: _Tally, *, sources: Sources, check_rule: Rule
                 tally.counts["without_text"] += 1
             else:
                 yield explanation
-
-
-def _store_explanations(store: Store, explanations: Iterator[Explanation], counts: Counter[str]) -> None:
-    """Store explanations, in transactions of HELD_SECONDS each, and count them."""
-    while ahead := deque(islice(explanations, AHEAD)):
-        while ahead:
-            with store.transaction():
-                until = time.monotonic() + HELD_SECONDS
-                while True:
-                    # An id is returned either way; SQLite's own count tells whether anything was written.
-                    before = store.db.conn.total_changes
-                    store.add_explanation(ahead.popleft())
-                    counts["added" if store.db.conn.total_changes > before else "already_there"] += 1
-                    if not ahead or time.monotonic() >= until:
-                        break
 
 
 def _store_ratings(store: Store, path: Path, sources: Sources, check_rule: RuleCheck) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from ...subject.errors import NeuronautError
-from .rows import Row
+from .database import Row
 
 EXPLANATIONS = "explanations"
 """Name of the folders that hold explanations in Neuronpedia's tree."""
@@ -59,7 +59,7 @@ def _json_rows(path: Path) -> Iterator[Line]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text, parse_constant=_refuse)
+            row = _DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             what = getattr(error, "msg", error)
             raise malformed(path, number, f"this is no JSON ({what}), wanted one object a line") from None
@@ -70,6 +70,9 @@ def _json_rows(path: Path) -> Iterator[Line]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _csv_rows(path: Path) -> Iterator[Line]:

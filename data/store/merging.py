@@ -22,6 +22,7 @@ from .database import connect, transaction, translate_errors
 from .migrations import MIGRATIONS, migrate
 from .ranks import rank_features
 from .spool import Spool
+from .tallies import count_statuses
 from .writing import check_same_convention, check_same_source, read_convention
 
 _MERGED = (
@@ -43,11 +44,10 @@ def status(db: Database, path: str) -> dict[str, object]:
     counts: dict[str, object] = {
         table: db.conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in (*_MERGED, "embeddings")
     }
-    states = db.conn.execute("SELECT status, count(*) FROM feature_status GROUP BY status ORDER BY status")
     size = db.conn.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
     header = {"path": path, "version": len(MIGRATIONS), "size": size}
     counts["spooled"] = len(Spool(path).read().rows) if path != ":memory:" else 0
-    return header | counts | {"status": {state: count for state, count in states}}
+    return header | counts | {"status": count_statuses(db.conn)}
 
 
 def backup(connection: sqlite3.Connection, own: str, path: str) -> None:

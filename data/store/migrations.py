@@ -14,6 +14,7 @@ from ...subject.errors import NeuronautError
 from ..codec import content_digest
 from ..judges import identify_judge
 from .database import keep_write_ahead_log, transaction
+from .listing_schema import LISTING
 from .ranks import rank_features
 from .writing import SCORE_CONTENT
 
@@ -447,6 +448,12 @@ def m012_attended(db: Database) -> None:
         db.conn.execute(f"ALTER TABLE examples ADD COLUMN {column} BLOB")
 
 
+def m013_listing(db: Database) -> None:
+    """Rows and counts that lists read, kept by triggers (listing_schema.py)."""
+    for statement in LISTING:
+        db.conn.execute(statement)
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -460,4 +467,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m010_labels,
     m011_ranks,
     m012_attended,
+    m013_listing,
 )

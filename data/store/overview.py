@@ -1,14 +1,14 @@
 """A database at a glance, whatever its size: counts of all features, and distributions over a bounded sample.
 
 Counts are exact. Scores, baselines, lengths and densities are those of at most SAMPLE features that have an
-explanation, taken evenly by the age of the explanation; where there are no more, that is all of them, and the
-medians are those of `summarise`.
+explanation, drawn by a hash of the explanation's id; where there are no more, that is all of them, and the medians
+are those of `summarise`.
 """
 
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from .summary import ROLES, Cost, Interval, count_words, median, total_cost
 
 SAMPLE = 4000
 """Features that distributions are taken over."""
+_EXPLAINED = ("explained", "weak")
 
 
 class SampledScores(NamedTuple):
@@ -69,17 +70,14 @@ def read_overview(store: Store, source: str | SourceId | None = None) -> Overvie
     sources = [row for row in store.sources() if known is None or row["source"] == known]
     with translate_errors(store.path):
         statuses = _count_statuses(store.db.conn)
-        rows = _read_sample(store.db.conn, known)
-    explained = sum(
-        count for row in sources for status, count in statuses[row["source"]].items() if status in ("explained", "weak")
-    )
+        rows = _read_sample(store.db.conn, known, explained=_count_explained(sources, statuses))
     sample = [
         Labelled(row["feature"], row["score"], row["density"], count_words(row["explanation"]), row["headline"])
         for row in rows
     ]
     return Overview(
         [row | {"statuses": statuses[row["source"]]} for row in sources],
-        explained=explained,
+        explained=_count_explained(sources, statuses),
         sample=sample,
         scores=_pool_scores(rows),
         words=median(one.words for one in sample),
@@ -87,30 +85,32 @@ def read_overview(store: Store, source: str | SourceId | None = None) -> Overvie
     )
 
 
+def _count_explained(sources: Sequence[Row], statuses: Mapping[str, Mapping[str, int]]) -> int:
+    return sum(statuses[row["source"]].get(status, 0) for row in sources for status in _EXPLAINED)
+
+
 def _count_statuses(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
     """By source, how many features have each status."""
     counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    sql = """SELECT sources.name, status, count(*) FROM feature_status JOIN sources ON sources.id = source_id
-        GROUP BY source_id, status ORDER BY source_id, status"""
+    sql = """SELECT name, status, sum(n) FROM tallies JOIN sources ON sources.id = source_id
+        WHERE negative = 0 AND n > 0 GROUP BY source_id, status ORDER BY source_id, status"""
     for name, status, count in connection.execute(sql):
         counts[name][status] = count
     return counts
 
 
-def _read_sample(connection: sqlite3.Connection, source: str | None) -> list[Row]:
-    """At most SAMPLE rows of explained features, evenly by the id of the explanation."""
-    of_source = "AND source_id = (SELECT id FROM sources WHERE name = ?2)" if source else "AND ?2 IS NULL"
-    ids = f"""SELECT explanation_id FROM ranks JOIN features ON features.id = feature_id
-        WHERE place = 1 AND negative = 0 AND status IN ('explained', 'weak') {of_source}"""
-    (total,) = connection.execute(f"SELECT count(*) FROM ({ids.replace('?2', '?1')})", [source]).fetchone()
-    step = -(-total // SAMPLE) or 1
-    sql = f"""SELECT status.feature, status.explanation, status.headline, status.score, status.metric, status.scorer,
+def _read_sample(connection: sqlite3.Connection, source: str | None, *, explained: int) -> list[Row]:
+    """Rows of at most SAMPLE explained features: of more, those that a hash of the explanation's id draws."""
+    sql = """SELECT status.feature, status.explanation, status.headline, status.score, status.metric, status.scorer,
             status.baseline, status.density, scores.baselines
-        FROM (SELECT explanation_id, row_number() OVER (ORDER BY explanation_id) AS turn FROM ({ids})) AS chosen
-        JOIN ranks ON ranks.explanation_id = chosen.explanation_id LEFT JOIN scores ON scores.id = ranks.score_id
-        JOIN feature_status AS status ON status.feature_id = ranks.feature_id
-        WHERE turn % ?1 = 0 ORDER BY chosen.explanation_id"""
-    return [dict(row) for row in connection.execute(sql, [step, source])]
+        FROM listed JOIN feature_status AS status ON status.feature_id = listed.feature_id
+        JOIN ranks ON ranks.explanation_id = listed.explanation_id LEFT JOIN scores ON scores.id = ranks.score_id
+        WHERE listed.explanation_id IS NOT NULL AND listed.explanation_id * 2654435761 % 4294967296 / 65536 % ?1 = 0
+            AND listed.negative = 0 AND listed.status IN (?4, ?5)
+            AND (?2 IS NULL OR listed.source_id = (SELECT id FROM sources WHERE name = ?2))
+        ORDER BY listed.explanation_id LIMIT ?3"""
+    step = -(-explained // SAMPLE) or 1
+    return [dict(row) for row in connection.execute(sql, [step, source, SAMPLE, *_EXPLAINED])]
 
 
 def _pool_scores(rows: Sequence[Row]) -> list[SampledScores]:

@@ -28,14 +28,30 @@ def rank_features(connection: sqlite3.Connection, condition: str = "1", values: 
         f"{_SCORES} WHERE {condition} ORDER BY feature_id, negative, explanations.id, scores.id", values
     )
     connection.executemany(
-        "INSERT OR REPLACE INTO ranks (explanation_id, feature_id, negative, place, status, score_id, baseline)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO ranks (explanation_id, feature_id, negative, place, status, score_id, baseline)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (explanation_id) DO UPDATE SET place = excluded.place,"
+        " status = excluded.status, score_id = excluded.score_id, baseline = excluded.baseline",
         (
             row
             for target, of_feature in groupby(rows, key=lambda row: (row["feature_id"], row["negative"]))
-            for row in _rank_feature(target, list(of_feature))
+            # The best comes last, so that no two have the first place at a time.
+            for row in reversed([*_rank_feature(target, list(of_feature))])
         ),
     )
+
+
+def rank_new(connection: sqlite3.Connection, newest: int) -> None:
+    """Rank the explanations of ids above one, and the others of their features; one that is alone needs no comparison."""
+    other = """SELECT 1 FROM explanations AS other WHERE other.feature_id = own.feature_id
+        AND other.negative = own.negative AND other.id <> own.id"""
+    connection.execute(
+        "INSERT INTO ranks (explanation_id, feature_id, negative, place, status, score_id, baseline)"
+        " SELECT id, feature_id, negative, 1, status, NULL, NULL FROM explanations AS own"
+        f" WHERE id > ?1 AND NOT EXISTS ({other}) AND NOT EXISTS (SELECT 1 FROM scores WHERE explanation_id = own.id)",
+        [newest],
+    )
+    unranked = f"SELECT feature_id, negative FROM explanations AS own WHERE id > ? AND EXISTS ({other})"
+    rank_features(connection, f"(feature_id, negative) IN ({unranked})", [newest])
 
 
 def rank_beside(connection: sqlite3.Connection, explanation_id: int) -> None:

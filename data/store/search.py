@@ -18,8 +18,10 @@ from ...subject.address import Feature, SourceId
 from ...subject.errors import NeuronautError
 from ...subject.json_files import read_json
 from ..codec import content_digest, unpack_ids
-from .rows import Conditions, Filter, Row, read_rows
+from .database import Row
+from .listing import COLUMNS, Conditions, Filter
 from .store import Store
+from .words import read_explained
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -181,7 +183,7 @@ def _nearest(
         ids, cosines = np.append(ids, batch_ids), np.append(cosines, vectors @ vector)
         order = np.lexsort((ids, -cosines))[:limit]
         ids, cosines = ids[order], cosines[order]
-    rows = read_rows(store.db.conn, "best_explanations", "explanation_id", ids.tolist())
+    rows = read_explained(store.db.conn, ids.tolist())
     return _add_ranks(rows, cosines.tolist())
 
 
@@ -194,7 +196,8 @@ def _add_ranks(rows: Sequence[Row], similarities: Sequence[float]) -> list[Row]:
 
 def _sharing_windows(store: Store, feature: Feature, limit: int) -> list[Row]:
     overlaps = sorted(window_overlap(store.db.conn, feature), key=lambda overlap: (-overlap[1], overlap[0]))[:limit]
-    rows = read_rows(store.db.conn, "feature_status", "feature_id", [feature_id for feature_id, _ in overlaps])
+    sql = f"SELECT {COLUMNS} FROM feature_status WHERE feature_id = ?"
+    rows = [dict(store.db.conn.execute(sql, [feature_id]).fetchone()) for feature_id, _ in overlaps]
     return _add_ranks(rows, [overlap for _, overlap in overlaps])
 
 
@@ -227,8 +230,8 @@ def candidates(
     """Ids (row,) and vectors (row, dimension) of the best explanations that pass the filter, in batches."""
     condition, values = chosen.sql()
     cursor = connection.execute(
-        "SELECT explanation_id, vector FROM best_explanations JOIN embeddings USING (explanation_id)"
-        f" WHERE model = ? AND explanation_id <> ? AND {condition}",
+        "SELECT listed.explanation_id, vector FROM listed JOIN embeddings USING (explanation_id)"
+        f" WHERE model = ? AND listed.explanation_id <> ? AND {condition}",
         [model, without, *values],
     )
     while batch := cursor.fetchmany(_BATCH):

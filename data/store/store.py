@@ -20,12 +20,14 @@ from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
 from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
-from . import merging, naming, paging, people, reading, rows, writing
+from . import listing, merging, naming, people, reading, rows, tallies, words, writing
 from .calls import CallLog
-from .database import connect, transaction, translate_errors
+from .database import Row, connect, transaction, translate_errors
 from .journal import Journal
+from .listing import Conditions, Filter, Sort
 from .migrations import migrate
-from .rows import Conditions, Filter, Row, Sort, StoredExplanation
+from .ranks import rank_beside
+from .rows import StoredExplanation
 from .spool import Spool
 from .writing import read_convention
 
@@ -122,19 +124,25 @@ class Store:
 
         `writes` is its site, or of a transcoder the site that its features write.
         """
-        sql = """SELECT name AS source, model, site, dictionary, kind, width, signed, revision, model_revision,
-            (SELECT count(*) FROM features WHERE source_id = sources.id AND count > 0) AS alive,
-            (SELECT count(DISTINCT feature_id) FROM explanations JOIN features ON features.id = feature_id
-             WHERE source_id = sources.id AND text IS NOT NULL) AS explained,
-            corpus, tokens, window, provenance, created AS harvested
-            FROM sources LEFT JOIN harvests ON source_id = sources.id ORDER BY name"""
-        rows = [dict(row) | {"provenance": json.loads(row["provenance"] or "{}")} for row in self._query(sql)]
-        for row in rows:
-            row |= {
-                "signed": bool(row["signed"]),
-                "writes": row["provenance"].get("writes", {}).get(row["source"], row["site"]),
-            }
-        return rows
+        with translate_errors(self.path):
+            return tallies.read_sources(self._connection)
+
+    def source(self, source: SourceId) -> Row:
+        """The row of one source; NeuronautError where it is not here."""
+        with translate_errors(self.path):
+            found = tallies.read_sources(self._connection, str(source))
+        if not found:
+            raise reading.missing_source(self._connection, source)
+        return found[0]
+
+    def overview(self) -> tallies.Overview:
+        """Counts by status, and distributions of scores beside baselines, source by source; soon, whatever the size.
+
+        >>> sum(store.overview().statuses["demo:mlp.1"].values())
+        256
+        """
+        with translate_errors(self.path):
+            return tallies.read_overview(self._connection)
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """What the directions of sources are called, by source; those without names are left out."""
@@ -239,7 +247,10 @@ class Store:
     def add_scores(self, explanation_id: int, scores: Sequence[Score]) -> None:
         """Store scores of an explanation; an error, and none is stored, if it saw one of their windows."""
         with transaction(self.db, self.path) as connection:
+            before = connection.total_changes
             writing.add_scores(connection, explanation_id, scores)
+            if connection.total_changes > before:
+                rank_beside(connection, explanation_id)
 
     def rate(self, explanation_id: int, value: float, *, author: str) -> None:
         """Store a person's rating of an explanation, from 1 to 5, in place of an earlier one of theirs."""
@@ -270,11 +281,20 @@ class Store:
         nothing is stored, unless `redo` asks for a further attempt.
         """
         with transaction(self.db, self.path) as connection:
+            before = connection.total_changes
             explanation_id, is_same = writing.add_explanation(connection, explanation, redo=redo)
             if is_same:
                 writing.add_scores(connection, explanation_id, scores)
+            if connection.total_changes > before:
+                rank_beside(connection, explanation_id)
+            if is_same:
                 rows.add_judgements(connection, explanation_id, judgements)
         return explanation_id
+
+    def add_explanations(self, explanations: Sequence[Explanation]) -> int:
+        """Store explanations as `add_explanation` does, all or none; returns how many were not here yet."""
+        with transaction(self.db, self.path) as connection:
+            return writing.add_explanations(connection, explanations)
 
     def labelled(self, features: Iterable[Feature], explainer_key: str) -> set[Feature]:
         """Those features that have an explanation (or an abstention, but no failure) of this explainer key."""
@@ -349,27 +369,13 @@ class Store:
         *,
         limit: int | None = None,
         sort: Sort = "feature",
+        after: Feature | None = None,
         **conditions: Unpack[Conditions],
     ) -> list[Row]:
-        """A row of `rows.ROW_KEYS` per feature."""
+        """A row of `listing.ROW_KEYS` per feature; `after` is the last one of the page before, in the same order."""
         chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
-            return list(rows.iterate_rows(self._connection, chosen, sort=sort, limit=limit))
-
-    def page_rows(
-        self,
-        source: str | SourceId | None = None,
-        *,
-        size: int = 50,
-        sort: Sort = "feature",
-        after: str | None = None,
-        before: str | None = None,
-        **conditions: Unpack[Conditions],
-    ) -> paging.Page:
-        """At most `size` rows of `list_rows`, with cursors for the pages after and before them."""
-        chosen = Filter(self.known_source(source), conditions)
-        with translate_errors(self.path):
-            return paging.read_page(self._connection, chosen, sort=sort, size=size, after=after, before=before)
+            return list(listing.iterate_rows(self._connection, chosen, sort=sort, limit=limit, after=after))
 
     def rows_with_people(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
         """The rows of `iterate_rows`, with `author` and `ratings` beside those that people wrote or rated."""
@@ -380,7 +386,7 @@ class Store:
         """The rows of `list_rows`, one in memory at a time."""
         chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
-            yield from rows.iterate_rows(self._connection, chosen, sort="feature", limit=None)
+            yield from listing.iterate_rows(self._connection, chosen, sort="feature")
 
     def row(self, feature: Feature) -> Row | None:
         """The row of one feature, or of a negative tail, which has one only where it was explained."""
@@ -409,7 +415,7 @@ class Store:
         """
         chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
-            return rows.search_rows(self._connection, query, chosen, limit=limit, markers=markers)
+            return words.search_rows(self._connection, query, chosen, limit=limit, markers=markers)
 
     def known_source(self, source: str | SourceId | None) -> str | None:
         """The source's name; an error if it is not here."""

@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from ...subject.address import SourceId
+from ...subject.address import Feature, SourceId
 from ...subject.convention import BEFORE, Convention
 from ...subject.errors import NeuronautError
 from ..codec import array_digest, content_digest, pack_activations, pack_ids, window_digest
 from ..padding import PADDING
 from ..records import SPLITS, ExampleList, Explanation, HarvestResult, Score, SourceResult
-from .ranks import rank_beside
+from .ranks import rank_new
 
 
 def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None:
@@ -195,43 +195,68 @@ def _example_rows(
 
 
 def add_explanation(connection: sqlite3.Connection, explanation: Explanation, *, redo: bool) -> tuple[int, bool]:
-    """Add an explanation; returns the row's id, and whether the row holds this very explanation.
+    """Add an explanation, without ranking it; returns the row's id, and whether the row holds this very explanation.
 
     A row of the same key stays as it is and is returned, unless it failed or `redo` asks for one more attempt.
     """
-    target = (_feature_id(connection, explanation), explanation.feature.negative)
-    digest = _explanation_digest(explanation)
-    if (same := _find(connection, target, "digest = ?", digest)) is not None:
+    target = (_FeatureIds(connection).find(explanation.feature), explanation.feature.negative)
+    row = _explanation_row(explanation, target, created=now(), redo=redo)
+    cursor = connection.execute(_ADD_EXPLANATION, row)
+    if cursor.rowcount:
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid, True
+    if (same := _find(connection, target, "digest = ?", str(row["digest"]))) is not None:
         return same, True
-    key = explanation_key(explanation)
-    if not redo and (earlier := _find(connection, target, "status <> 'failed' AND key = ?", key)) is not None:
-        return earlier, False
-    cursor = connection.execute(
-        "INSERT INTO explanations (feature_id, negative, text, status, reason, rule, explainer, key, attempt, digest,"
-        " seen, provenance, created, headline, predictor)"
-        " SELECT ?, ?, ?, ?, ?, ?, ?, ?, coalesce(max(attempt), 0) + 1, ?, ?, ?, ?, ?, ?"
-        " FROM explanations WHERE feature_id = ? AND negative = ? AND key = ?",
-        [
-            *target,
-            clean(explanation.text),
-            explanation.status,
-            clean(explanation.reason),
-            clean(explanation.rule),
-            explanation.explainer,
-            key,
-            digest,
-            json.dumps(explanation.seen),
-            _json(explanation.provenance),
-            now(),
-            clean(explanation.headline),
-            clean(explanation.predictor),
-            *target,
-            key,
-        ],
-    )
-    assert cursor.lastrowid is not None
-    rank_beside(connection, cursor.lastrowid)
-    return cursor.lastrowid, True
+    earlier = _find(connection, target, "status <> 'failed' AND key = ?", str(row["key"]))
+    assert earlier is not None
+    return earlier, False
+
+
+def add_explanations(connection: sqlite3.Connection, explanations: Sequence[Explanation]) -> int:
+    """Add explanations as `add_explanation` does, and rank them together; returns how many are new."""
+    (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM explanations").fetchone()
+    features, created = _FeatureIds(connection), now()
+    rows = [
+        _explanation_row(own, (features.find(own.feature), own.feature.negative), created=created, redo=False)
+        for own in explanations
+    ]
+    added = connection.executemany(_ADD_EXPLANATION, rows).rowcount
+    rank_new(connection, newest)
+    return added
+
+
+_SAME_TARGET = "SELECT 1 FROM explanations WHERE feature_id = :feature_id AND negative = :negative"
+_ADD_EXPLANATION = f"""INSERT INTO explanations (feature_id, negative, text, status, reason, rule, explainer, key, attempt,
+        digest, seen, provenance, created, headline, predictor)
+    SELECT :feature_id, :negative, :text, :status, :reason, :rule, :explainer, :key,
+        coalesce((SELECT max(attempt) FROM explanations
+                  WHERE feature_id = :feature_id AND negative = :negative AND key = :key), 0) + 1,
+        :digest, :seen, :provenance, :created, :headline, :predictor
+    WHERE NOT EXISTS ({_SAME_TARGET} AND digest = :digest)
+        AND (:redo OR NOT EXISTS ({_SAME_TARGET} AND key = :key AND status <> 'failed'))"""
+
+
+def _explanation_row(
+    explanation: Explanation, target: tuple[int, bool], *, created: str, redo: bool
+) -> dict[str, object]:
+    digest = _explanation_digest(explanation)
+    return {
+        "feature_id": target[0],
+        "negative": target[1],
+        "text": clean(explanation.text),
+        "status": explanation.status,
+        "reason": clean(explanation.reason),
+        "rule": clean(explanation.rule),
+        "explainer": explanation.explainer,
+        "key": str(explanation.provenance.get("key") or digest),
+        "digest": digest,
+        "seen": json.dumps(explanation.seen),
+        "provenance": _json(explanation.provenance),
+        "created": created,
+        "headline": clean(explanation.headline),
+        "predictor": clean(explanation.predictor),
+        "redo": redo,
+    }
 
 
 def explanation_key(explanation: Explanation) -> str:
@@ -246,15 +271,26 @@ def _explanation_digest(explanation: Explanation) -> str:
     return content_digest(*parts, explanation.status, explanation.rule, sorted(explanation.seen))
 
 
-def _feature_id(connection: sqlite3.Connection, explanation: Explanation) -> int:
-    feature = explanation.feature
-    sql = "SELECT features.id FROM features JOIN sources ON sources.id = source_id WHERE name = ? AND idx = ?"
-    row = connection.execute(sql, [str(feature.source), feature.index]).fetchone()
-    if row is None:
-        raise NeuronautError(
-            f"{feature} is not in the database; run: neuronaut harvest {feature.source.model} {feature.source.site}"
-        )
-    return row[0]
+class _FeatureIds:
+    """Finds the row ids of features; a source is looked up once."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._sources: dict[SourceId, int | None] = {}
+
+    def find(self, feature: Feature) -> int:
+        """The row id; NeuronautError where the feature was not harvested."""
+        if feature.source not in self._sources:
+            found = self._connection.execute("SELECT id FROM sources WHERE name = ?", [str(feature.source)]).fetchone()
+            self._sources[feature.source] = found and found[0]
+        sql = "SELECT id FROM features WHERE source_id = ? AND idx = ?"
+        row = self._connection.execute(sql, [self._sources[feature.source], feature.index]).fetchone()
+        if row is None:
+            source = feature.source
+            raise NeuronautError(
+                f"{feature} is not in the database; run: neuronaut harvest {source.model} {source.site}"
+            )
+        return row[0]
 
 
 def _find(connection: sqlite3.Connection, target: tuple[int, bool], condition: str, value: str) -> int | None:
@@ -282,12 +318,12 @@ SCORE_CONTENT: tuple[str, ...] = (
 
 
 def add_scores(connection: sqlite3.Connection, explanation_id: int, scores: Sequence[Score]) -> None:
-    """Add scores that are not there yet, and rank by them; one on a window that the explanation saw is refused."""
+    """Add scores that are not there yet, without ranking; one on a window that the explanation saw is refused."""
     for score in scores:
         _check_score(score)
     columns = ("explanation_id", *SCORE_CONTENT, "digest", "provenance", "created")
     try:
-        added = connection.executemany(
+        connection.executemany(
             f"INSERT INTO scores ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
             " ON CONFLICT (explanation_id, digest) DO NOTHING",
             [(explanation_id, *_score_row(score)) for score in scores],
@@ -302,8 +338,6 @@ def add_scores(connection: sqlite3.Connection, explanation_id: int, scores: Sequ
         if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             raise NeuronautError(f"there is no explanation {explanation_id}; add it before its scores") from error
         raise
-    if added.rowcount > 0:
-        rank_beside(connection, explanation_id)
 
 
 def _check_score(score: Score) -> None:
@@ -344,7 +378,10 @@ def now() -> str:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str)
 
 
 def keep_prompt(connection: sqlite3.Connection, hash: str, name: str, text: str) -> None:
