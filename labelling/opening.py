@@ -6,7 +6,7 @@ them again by the feature's address alone; the options of `LoadOptions` say othe
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -35,6 +35,7 @@ from ..subject.opening import built_in, load_source, open_source
 from ..subject.sources import Source
 from .functions import stored_function
 from .label import as_harvested
+from .load_options import LoadOptions as LoadOptions
 
 GATE_TOKENS = 4096
 """Tokens of the corpus that a dictionary is tried on."""
@@ -42,26 +43,6 @@ _GATE_WINDOWS = 4
 """Windows of one document among these."""
 _STREAMED = 16
 """Characters that are read of a streamed dataset for each token of the budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """Options for opening a subject and its dictionary, where these differ from the store's."""
-
-    model: str | None = None
-    """Folder or repository of the model."""
-    sae: str | None = None
-    """Folder, file or repository of the dictionary."""
-    along: str | None = None
-    """A direction of the residual stream along which heads write: a file, or `token:" Paris"`."""
-    norm_scale: float | None = None
-    allow_pickle: bool = False
-    device: str | None = None
-    dtype: str | None = None
-    bos: str = "auto"
-    """Whether BOS stands before each row: auto, always or never."""
-    special_tokens: bool = False
-    chat: bool = False
 
 
 def load_subject(model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...labelling.load_options import LoadOptions
 from ...subject.errors import NeuronautError
 
 if TYPE_CHECKING:
     from ...data.store.store import Store
-    from ...labelling.opening import LoadOptions
     from ...llm.client import LLMClient
     from ...subject.address import SourceId
     from ...subject.model import Subject
@@ -78,19 +78,12 @@ class Watch:
 class ModelCache:
     """Loads the model when it is first needed, once, and opens each dictionary once."""
 
-    def __init__(self, load_options: "LoadOptions | None" = None) -> None:
+    def __init__(self, load_options: LoadOptions | None = None) -> None:
         """`load_options` say where the model lies, if not where it was harvested from, and on which device it runs."""
-        self._options = load_options
+        self.load_options = load_options or LoadOptions()
         self._loaded: dict[tuple[str, LoadOptions, str | None], Subject] = {}
         self._sources: dict[SourceId, Source] = {}
         self._turn = threading.Lock()
-
-    @property
-    def load_options(self) -> "LoadOptions":
-        """How models are loaded."""
-        from ...labelling.opening import LoadOptions
-
-        return self._options or LoadOptions()
 
     @contextmanager
     def turn(self, watch: Watch) -> Generator[None]:
@@ -102,7 +95,7 @@ class ModelCache:
         finally:
             self._turn.release()
 
-    def load(self, model: str, load_options: "LoadOptions", *, name: str | None = None) -> "Subject":
+    def load(self, model: str, load_options: LoadOptions, *, name: str | None = None) -> "Subject":
         """As `load_subject`, but a model that is loaded already is not loaded again."""
         from ...labelling.opening import load_subject
 
@@ -124,6 +117,10 @@ class ModelCache:
         return self._sources[source]
 
 
+OpenClient = Callable[["Store"], "AbstractContextManager[LLMClient | None]"]
+"""Opens the client of a language model, for one call; None where there is no such model."""
+
+
 @contextmanager
 def nobody(_: "Store") -> "Generator[LLMClient | None]":
     """Ask no language model."""
@@ -137,8 +134,8 @@ class Context:
     store: "Store"
     models: ModelCache
     watch: Watch = field(default_factory=Watch)
-    open_client: "Callable[[Store], AbstractContextManager[LLMClient | None]]" = nobody
-    """Opens the client of the language model that explains and judges; None where there is none."""
+    open_client: OpenClient = nobody
+    """Opens the language model that explains and judges."""
 
     def choose_model(self, name: str | None) -> str:
         """The model of that name in the database, or its only one."""

@@ -21,6 +21,8 @@ Need = Literal["store", "model", "write"]
 READ: frozenset[Need] = frozenset({"store"})
 COMPUTE: frozenset[Need] = frozenset({"store", "model"})
 WRITE: frozenset[Need] = frozenset({"store", "model", "write"})
+ALLOWING: Mapping[Need, str] = {"model": "--allow-compute", "write": "--allow-write"}
+"""The options of a server that grant what operations need."""
 SECONDS = 300.0
 """Longest time of a call."""
 FEWER = "ask again with shorter texts, or one at a time"
@@ -49,8 +51,21 @@ class Operation:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of its arguments."""
-        schema = self.arguments.model_json_schema()
-        return {key: value for key, value in schema.items() if key not in ("description", "title")}
+        schema = _without_titles(self.arguments.model_json_schema())
+        # The docstring, which is the description already.
+        del schema["description"]
+        return schema
+
+
+def _without_titles(schema: Any) -> Any:
+    """A schema without what only repeats the names of its fields."""
+    if isinstance(schema, list):
+        return [_without_titles(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    # A field may itself be called title.
+    kept = {name: part for name, part in schema.items() if name != "title" or not isinstance(part, str)}
+    return {name: _without_titles(part) for name, part in kept.items()}
 
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -100,7 +115,8 @@ def perform(
     if (operation := OPERATIONS.get(name)) is None:
         raise ArgumentError(f"there is no operation {name!r:.60}; wanted one of {', '.join(allowed(granted))}")
     if missing := operation.needs - {*granted}:
-        raise NeuronautError(f"{name} needs {' and '.join(sorted(missing))}, which is not allowed here")
+        options = " and ".join(ALLOWING[need] for need in ("model", "write") if need in missing)
+        raise NeuronautError(f"{name} is not allowed here; whoever runs the server may start it with {options}")
     checked = operation.arguments.read(arguments)
     computes = "model" in operation.needs
     with context.models.turn(context.watch) if computes else nullcontext():

@@ -74,9 +74,8 @@ def label(context: Context, arguments: LabelArguments) -> Result:
     if rows:
         return Result(rows)
     known = context.store.row(feature)
-    return Result(
-        [known] if known else [], ("it was labelled before, and is shown as it is; redo=true explains it anew",)
-    )
+    note = "it was labelled before, and is shown as it is; redo=true explains it anew"
+    return Result([known] if known else [], (note,))
 
 
 def investigate(context: Context, arguments: InvestigateArguments) -> Result:
@@ -90,10 +89,9 @@ def investigate(context: Context, arguments: InvestigateArguments) -> Result:
     with context.open_client(context.store) as client:
         setup = _set_up(context, feature, client)
         policy = "scripted" if client is None else "llm"
-        limits = Limits(experiments=arguments.experiments, minutes=arguments.minutes, **_llm_limits(client))
         config = InvestigationConfig(
             policy=make_policy(policy, "feature", PolicyOptions(client, 0.0, arguments.seed, None)),
-            limits=limits,
+            limits=Limits(experiments=arguments.experiments, minutes=arguments.minutes),
             seed=arguments.seed,
             client=client,
             scorers=setup.scorers,
@@ -123,13 +121,6 @@ def _set_up(
     subject = context.subject(feature.source.model, [feature.source])
     sources = {feature.source: context.source(subject, feature.source)}
     return set_up(context.store, subject, sources, [feature], LabelOptions(explainer=explainer), client=client)
-
-
-def _llm_limits(client: "LLMClient | None") -> dict[str, Any]:
-    """What is left of the server's budget for the language model, as limits of an investigation."""
-    if client is None:
-        return {}
-    return {"usd": client.budget.usd, "tokens": client.budget.tokens, "calls": client.budget.calls}
 
 
 def _tell(context: Context, event: "Mapping[str, Any]") -> None:
