@@ -106,7 +106,7 @@ def _page(context: Context, rows: list[dict[str, object]], arguments: Filters) -
 
 def show(context: Context, arguments: ShowArguments) -> Result:
     """Describe a feature."""
-    from ...labelling.describe import describe
+    from ...labelling.inspect import describe
 
     row = describe(context.store, context.store.feature(arguments.feature), count=arguments.count)
     if not arguments.provenance:
