@@ -1,11 +1,15 @@
 """`neuronaut serve`: opens the database in a browser."""
 
 import socket
+from contextlib import suppress
 
 import click
 
 from ..subject.errors import NeuronautError
 from .common import database_option, debug_option, say
+
+PATIENCE_SECONDS = 10
+"""Seconds in which answers that are under way may still end when the server stops."""
 
 
 @click.command()
@@ -13,7 +17,7 @@ from .common import database_option, debug_option, say
 @click.option("--model", metavar="PATH", help="Where the model lies, if not where it was harvested from.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; others want --token.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8420, show_default=True)
-@click.option("--allow-compute", is_flag=True, help="Let visitors run the model.")
+@click.option("--allow-compute", is_flag=True, help="Let visitors run the model; with --allow-write, sessions.")
 @click.option("--allow-write", is_flag=True, help="Let visitors add and rate explanations.")
 @click.option("--token", envvar="NEURONAUT_TOKEN", metavar="SECRET", help="What visitors must show.")
 @debug_option
@@ -44,11 +48,15 @@ def serve(
     settings = Settings(
         database, model=model, allow_compute=allow_compute, allow_write=allow_write, token=token, host=host, port=port
     )
-    config = uvicorn.Config(create_app(settings), log_level="warning", server_header=False)
-    with _listen(host, port) as listening:
+    app = create_app(settings)
+    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=PATIENCE_SECONDS)
+    server = uvicorn.Server(config)
+    # Whoever follows a session or waits for the model would keep the server from stopping.
+    app.state.stopping = lambda: server.should_exit
+    with _listen(host, port) as listening, suppress(KeyboardInterrupt):
         shown_host = f"[{host}]" if ":" in host else host
         say(f"{database} at http://{shown_host}:{port} (Ctrl-C stops)")
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

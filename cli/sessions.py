@@ -172,7 +172,7 @@ def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> Non
     Examples:
       neuronaut sessions fork 3fa92b --step 4 --seed 1
     """
-    from ..agent.replay import fork as copy
+    from ..agent.forking import fork as copy
 
     with open_store(database, write=True) as store:
         new = copy(store.journal, id, step=step, seed=seed)

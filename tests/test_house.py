@@ -26,7 +26,7 @@ FLOORS = (
 AGENT_FLOORS = (
     ("loop",),
     ("tools", "policies", "report"),
-    ("session", "checks", "pooling", "summary"),
+    ("session", "checks", "forking", "pooling", "summary"),
     ("replay",),
     ("rerun",),
 )

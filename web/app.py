@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ..agent.report.markup import PLOTS_CSS
 from ..subject.errors import NeuronautError
-from . import about, compare, feature, features, home, search, writing
+from . import about, causal, compare, compute, feature, features, find, home, investigations, search, writing
 from .lookup import NotHere
 from .pages import HERE, Pages
 from .safety import Guard, check_csrf, new_csrf
@@ -31,6 +31,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     search.router,
     compare.router,
     writing.router,
+    compute.router,
+    find.router,
+    causal.router,
+    investigations.router,
 )
 """In the order in which a request is held against them."""
 
@@ -44,6 +48,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         yield
+        if app.state.compute is not None:
+            app.state.compute.close()
         stores.close()
 
     app = FastAPI(
@@ -57,6 +63,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings, app.state.stores, app.state.csrf = settings, stores, new_csrf()
+    app.state.stopping = lambda: False
+    app.state.compute = compute.Compute(settings) if settings.allow_compute else None
     app.state.pages = Pages(app, settings, csrf=app.state.csrf)
     for router in ROUTERS:
         app.include_router(router)
@@ -76,7 +84,9 @@ async def _tell_error(request: Request, error: Exception) -> Response:
 
 async def _tell_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _show(request, error.status_code, str(error.detail))
+    response = _show(request, error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _tell_wrong_values(request: Request, error: Exception) -> Response:

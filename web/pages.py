@@ -104,8 +104,8 @@ class Pages:
 
 
 def wants_json(request: Request) -> bool:
-    """Whether a request asks for JSON."""
-    return request.query_params.get("format") == "json"
+    """Whether a request asks for JSON, as those do that are not for pages."""
+    return request.query_params.get("format") == "json" or request.url.path.startswith(("/compute/", "/jobs/"))
 
 
 def as_json(data: Any, *, status: int = 200) -> Response:

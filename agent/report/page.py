@@ -23,9 +23,30 @@ _PANELS = 3
 """Rivals whose forecasts are drawn."""
 
 
+STYLE = PLOTS_CSS.with_name("page.css")
+"""Styles of what `body` makes, under the class report, beside those of PLOTS_CSS."""
+_AROUND = """\
+* { box-sizing: border-box; }
+body { margin: 0; }
+body > .report { background: var(--paper); padding: 2.5rem max(1.25rem, calc(50vw - 30rem)) 5rem; min-height: 100vh; }
+"""
+
+
 def page(report: Report, *, examples: Sequence[Example] = ()) -> str:
     """The page of a report; `examples` are training examples of the feature, shown with its activations."""
-    style = "".join(PLOTS_CSS.with_name(name).read_text(encoding="utf-8") for name in (PLOTS_CSS.name, "page.css"))
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", f"{report.target}: {_words(report.status)}"),
+        el("style", Html(_AROUND + "".join(path.read_text(encoding="utf-8") for path in (PLOTS_CSS, STYLE)))),
+    )
+    main = el("main", body(report, examples=examples), class_="report")
+    return "<!doctype html>\n" + el("html", head, el("body", main), lang="en")
+
+
+def body(report: Report, *, examples: Sequence[Example] = ()) -> Html:
+    """All parts of the page, for a page of one's own that has `STYLE`; no part has a style or a script in it."""
     parts = (
         _header(report),
         _holdout(report),
@@ -40,14 +61,7 @@ def page(report: Report, *, examples: Sequence[Example] = ()) -> str:
         _spent(report),
         _provenance(report),
     )
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", f"{report.target}: {_words(report.status)}"),
-        el("style", Html(style)),
-    )
-    return "<!doctype html>\n" + el("html", head, el("body", el("main", *parts)), lang="en")
+    return join(parts)
 
 
 def _header(report: Report) -> Html:
@@ -277,8 +291,7 @@ def _spent(report: Report) -> Html:
     for kind, limit in KINDS.items():
         used, most = report.spent[kind], report.limits.get(limit)
         if used or most:
-            share = min(1.0, used / most) if most else 0.0
-            bar = el("div", el("i", style=f"width:{share:.0%}"), class_="meter") if most else ""
+            bar = el("progress", value=min(used, most), max=most, aria_label=f"{kind} used") if most else ""
             rows.append(
                 [kind, join([amount(kind, used), cites(["ledger"])]), amount(kind, most) if most else "no limit", bar]
             )

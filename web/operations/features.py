@@ -46,7 +46,7 @@ class FindArguments(Arguments):
 
 def try_feature(context: Context, arguments: TryArguments) -> Result:
     """Measure a feature on texts."""
-    from ...labelling.inspect import try_text
+    from ...labelling.try_text import try_text
     from ...labelling.opening import with_limits
 
     feature = context.store.feature(arguments.feature)
