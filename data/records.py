@@ -277,7 +277,8 @@ class SourceResult:
     source: str
     """The SourceId as text, for example "demo:resid_post.2@sae"."""
     kind: str
-    """"neurons", "dictionary", "transcoder", "directions", "function", or "evidence": recorded elsewhere."""
+    """"neurons", "dictionary", "transcoder", "crosscoder", "directions", "function", or "evidence", which was recorded
+    elsewhere."""
     width: int
     signed: bool
     revision: str

@@ -72,7 +72,7 @@ def collect(
     if checkpoint is not None and checkpoint.exists():
         state = load_state(checkpoint, state)
     sample = sample_windows(subject, splits.sample, window=window)
-    limits = norm_limits(subject, [source.id.site for source in sources], sample)
+    limits = norm_limits(subject, [site for source in sources for site in source.reads], sample)
     state.convention = replace(subject.convention, norm_limits=limits)
     subject = subject.with_convention(state.convention)
     if stop_at is not None and state.tokens >= stop_at:
@@ -230,7 +230,9 @@ def _source_result(
 def _kind_of(source: Source) -> str:
     if isinstance(source, Directions):
         return "directions"
-    return "dictionary" if source.writes == source.id.site else "transcoder"
+    if len(source.reads) > 1:
+        return "crosscoder"
+    return "dictionary" if source.writes == source.reads else "transcoder"
 
 
 def harvest(
@@ -289,14 +291,20 @@ def harvest(
     )
     result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
     stopped = {} if plan.stop_at is None else {"stopped_at": {"tokens": state.tokens, "budget": plan.budget}}
-    writes = {str(source.id): source.writes for source in sources if source.writes != source.id.site}
-    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped, **({"writes": writes} if writes else {})}
+    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped, **_describe_sites(sources)}
     result = replace(result, provenance={**result.provenance, **own})
     watch.writes()
     store.write_harvest(result)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _describe_sites(sources: Sequence[Source]) -> dict[str, object]:
+    """The sites that are written, by source, and those that are read where they are several; nothing of neurons."""
+    writes = {str(source.id): ", ".join(source.writes) for source in sources if source.writes != (source.id.site,)}
+    reads = {str(source.id): ", ".join(source.reads) for source in sources if len(source.reads) > 1}
+    return {name: sites for name, sites in (("writes", writes), ("reads", reads)) if sites}
 
 
 class _Plan(NamedTuple):
