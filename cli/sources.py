@@ -86,7 +86,13 @@ def inspect(path: str, model: str | None, sae_site: str | None, corpus: str | No
     scale = {name: options[name] for name in ("norm_scale", "allow_pickle")}
     report = report_on(path, site=sae_site, **scale)
     sites = {name: ", ".join(getattr(report, name)) or None for name in ("reads", "writes", "layers")}
-    row: Row = {"path": path, **asdict(report), **sites, "how": HOW_TO_ADD if report.format is None else None, "gate": None}
+    row: Row = {
+        "path": path,
+        **asdict(report),
+        **sites,
+        "how": HOW_TO_ADD if report.format is None else None,
+        "gate": None,
+    }
     if model is not None and report.readable:
         row["gate"] = _try_on(model, report, path, corpus, options)
     emit([row], form, lambda _: "\n".join(_format(row)))

@@ -293,6 +293,8 @@ class SourceResult:
     histogram: NDArray[np.int64]
     """Shape (F, bins)."""
     lists: dict[Kind, ExampleList]
+    norms: NDArray[np.float32] | None = None
+    """Of sources that write several sites: decoder norms, (F, site), in the sites' units."""
 
 
 @dataclass(frozen=True, slots=True)

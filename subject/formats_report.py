@@ -40,7 +40,7 @@ class Parts:
     norms_by_site: Mapping[str, float]
     """By site that is written, where these are several, the median decoder norm there."""
     shares: Mapping[str, float]
-    """By site, where these are several, the share of features whose decoder is longest there."""
+    """By site, where these are several, the share of features that write most there, in units of these medians."""
 
     @classmethod
     def of(cls, dictionary: Dictionary) -> "Parts":
@@ -48,7 +48,8 @@ class Parts:
         norms = dictionary.written_norms()
         sites = dictionary.writes if len(dictionary.writes) > 1 else ()
         norms = norms[:, : len(sites)]
-        longest = one_hot(norms.argmax(1), len(sites)).double().mean(0) if sites else norms.sum(0)
+        medians = norms.median(dim=0).values
+        longest = one_hot((norms / medians).argmax(1), len(sites)).double().mean(0) if sites else medians
         return cls(
             kind=dictionary.kind,
             features=dictionary.width,
@@ -60,7 +61,7 @@ class Parts:
             skip=dictionary.W_skip is not None,
             prepend_bos=dictionary.prepend_bos,
             decoder_norm_median=float(dictionary.W_dec.norm(dim=-1).median()),
-            norms_by_site=dict(zip(sites, norms.median(dim=0).values.tolist(), strict=True)),
+            norms_by_site=dict(zip(sites, medians.tolist(), strict=True)),
             shares=dict(zip(sites, longest.tolist(), strict=True)),
         )
 

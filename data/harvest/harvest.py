@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ...subject.address import SourceId
+from ...subject.dictionary import Dictionary
 from ...subject.direction_matrix import Directions
 from ...subject.errors import NeuronautError
 from ...subject.head_norms import HeadNorms
@@ -198,7 +199,7 @@ def _count_tokens(state: HarvestState) -> TokenCounts:
 def _source_result(
     subject: Subject, source: Source, state: HarvestState, mined: dict[Kind, ExampleList]
 ) -> SourceResult:
-    own = state.sources[str(source.id)]
+    own, several = state.sources[str(source.id)], len(source.writes) > 1
     tokens = state.tokens - int(own.uncounted[0])
     lists: dict[Kind, ExampleList] = {}
     kinds: dict[Kind, Lists | None] = {"top": own.top, "quantile": own.quantile, "bottom": own.bottom}
@@ -224,6 +225,7 @@ def _source_result(
         trough=own.trough,
         histogram=own.histogram,
         lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
+        norms=source.written_norms().cpu().numpy() if isinstance(source, Dictionary) and several else None,
     )
 
 

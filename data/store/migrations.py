@@ -447,6 +447,11 @@ def m012_attended(db: Database) -> None:
         db.conn.execute(f"ALTER TABLE examples ADD COLUMN {column} BLOB")
 
 
+def m013_norms(db: Database) -> None:
+    """Of sources that write several sites: how long each feature's decoder is at each, float32, feature by feature."""
+    db.conn.execute("ALTER TABLE sources ADD COLUMN norms BLOB")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -460,4 +465,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m010_labels,
     m011_ranks,
     m012_attended,
+    m013_norms,
 )
