@@ -199,9 +199,13 @@ def _compile_changes(
     sites = sites_of(edit, materials.sources)
     reference = source_run = None
     if edit.needs_reference:
-        reference = units.get(require_vectors(subject, edit, "reference", materials.reference, sites.reads, (None,)))
+        reference = units.get(
+            require_vectors(subject, edit, "reference", materials.reference, sites=sites.reads, shape=(None,))
+        )
     if edit.needs_source_run:
-        runs = require_vectors(subject, edit, "source run", materials.source_runs, sites.reads, batch.tokens.shape)
+        runs = require_vectors(
+            subject, edit, "source run", materials.source_runs, sites=sites.reads, shape=batch.tokens.shape
+        )
         source_run = units.get(runs[index])
     return compile_changes(edit, units, Supply(reference, source_run), sites)
 
