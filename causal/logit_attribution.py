@@ -25,6 +25,7 @@ from ..subject.dictionary import Dictionary
 from ..subject.directions import apply, branch, final_norm, takes_mean_out
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from ..subject.sources import require_one_site
 from .measures import LOGITS
 from .prompts import Batch, where
 
@@ -164,7 +165,7 @@ def _list_parts(subject: Subject) -> list[str]:
 
 def _site(unit: str | Dictionary) -> str:
     """The site whose vectors it takes apart."""
-    return unit if isinstance(unit, str) else unit.writes
+    return unit if isinstance(unit, str) else require_one_site(unit, "the attribution of a logit")
 
 
 _Spans = dict[int, tuple[str | Dictionary, int]]

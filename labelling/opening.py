@@ -26,13 +26,15 @@ from ..subject.dictionary import Dictionary
 from ..subject.direction_matrix import Directions, holds_directions, read_directions
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site
+from ..subject.formats_layers import MissingLayersError, find_layers
 from ..subject.formats_sites import same_site
 from ..subject.function_subject import FunctionSubject
-from ..subject.gate import Gate, Sweep, check, foreign_script, sweep
+from ..subject.gate import Gate, Sweep, check, foreign_script, rebuild_by_others, sweep
+from ..subject.gate_order import orders, sweep_orders
 from ..subject.head_writes import ALONG
 from ..subject.model import Subject, join_sites
 from ..subject.opening import built_in, load_source, open_source
-from ..subject.sources import Source
+from ..subject.sources import Source, join_vectors
 from .functions import stored_function
 from .label import as_harvested
 from .load_options import LoadOptions as LoadOptions
@@ -123,7 +125,7 @@ def open_sources(
     if name is not None and load_options.sae is None:
         raise NeuronautError(f"--name {name} names the dictionary of --sae, and none is given; add --sae PATH")
     if load_options.sae is not None:
-        return [_open_named(subject, sites, load_options, name=name, seed=seed)]
+        return [*_open_named(subject, sites, load_options, name=name, seed=seed)]
     if not sites:
         raise NeuronautError(f"no site is named; {subject.name} has {join_sites(subject.sites)}")
     sources: dict[SourceId, Source] = {}
@@ -162,18 +164,24 @@ def _place_along(along: str) -> str:
 
 def _open_named(
     subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None, seed: int | None
-) -> Dictionary | Directions:
+) -> list[Dictionary | Directions]:
+    """Open the dictionary of --sae; of a folder of layers those of the sites that are named, or all."""
     path = load_options.sae
     assert path is not None
-    if len(sites) > 1:
+    layers = None if holds_directions(path) else find_layers(path)
+    if len(sites) > 1 and layers is None:
         raise NeuronautError(f"{len(sites)} sites came with --sae; wanted the one that the dictionary was trained on")
-    site, _, dictionary_name = sites[0].partition("@") if sites else (_declared_site(path, load_options), "", "")
-    if site is None:
-        raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
-    called = name or dictionary_name or _name_dictionary(path)
-    source = SourceId.parse(f"{subject.name}:{site}@{called if seed is None else name_random(called, seed)}")
-    source.check()
-    return _load_named(subject, source, path, load_options)
+    declared = layers.sites if layers else [_declared_site(path, load_options)] if not sites else []
+    texts = [text for named in sites for text in sites_of(subject, named)] if layers else sites
+    opened: list[Dictionary | Directions] = []
+    for site, _, dictionary_name in [text.partition("@") for text in texts] or [(site, "", "") for site in declared]:
+        if site is None:
+            raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
+        called = name or dictionary_name or _name_dictionary(path)
+        source = SourceId.parse(f"{subject.name}:{site}@{called if seed is None else name_random(called, seed)}")
+        source.check()
+        opened.append(_load_named(subject, source, path, load_options))
+    return opened
 
 
 def _declared_site(path: str, load_options: LoadOptions) -> str | None:
@@ -227,7 +235,13 @@ def pass_gate(
         if isinstance(source, Directions):
             yield source.scale
         if isinstance(source, Dictionary):
-            tried = try_dictionary(subject, source, corpus, window=window, force=force)
+            try:
+                tried = try_dictionary(subject, source, corpus, window=window, force=force)
+            except MissingLayersError as error:
+                if not force:
+                    raise
+                yield f"Warning: {source.id} is not tried: {error}"
+                continue
             if tried.left_out:
                 yield (
                     f"{tried.left_out} of {tried.read} tokens are special or massive at {source.id.site}: the gate "
@@ -254,18 +268,32 @@ def try_dictionary(subject: Subject, source: Dictionary, corpus: Corpus, *, wind
 
     Raises NeuronautError where it does not fit, unless `force`.
     """
-    tokens, site = sample(subject, corpus, window=window), source.id.site
-    near = list(dict.fromkeys(end for own in (site, source.writes) for end in (own, *_neighbours(subject, own))))
-    strict = subject.with_convention(replace(subject.convention, norm_limits=norm_limits(subject, near, tokens)))
-    if source.target:
-        vectors = read_together(strict, near, tokens, at=site)
+    tokens, own = sample(subject, corpus, window=window), (*source.reads, *source.writes)
+    several = len(source.reads) > 1 or len(source.writes) > 1 or source.companions is not None
+    near = _other_orders(subject, source) if several else [end for site in own for end in _neighbours(subject, site)]
+    sites = list(dict.fromkeys((*own, *near)))
+    strict = subject.with_convention(replace(subject.convention, norm_limits=norm_limits(subject, sites, tokens)))
+    if source.targets:
+        vectors = read_together(strict, sites, tokens, at=source.reads)
     else:
-        vectors = {other: read_counted(strict, other, tokens) for other in near}
-    targets = vectors[source.writes] if source.target else None
+        vectors = {other: read_counted(strict, other, tokens) for other in sites}
+    inputs = join_vectors(vectors, source.reads)
+    targets = join_vectors(vectors, source.writes) if source.targets else None
+    others = rebuild_by_others(source, lambda site: read_together(strict, [site], tokens, at=source.reads)[site])
     suspect = partial(_suspect_script, subject, tokens)
-    gate = check(source, vectors[site], targets=targets, force=force, suspect=suspect)
+    gate = check(source, inputs, targets=targets, others=others, force=force, suspect=suspect)
+    if source.companions is not None:
+        swept = Sweep(source.id.site, {source.id.site: gate.fvu})
+    else:
+        swept = sweep_orders(source, vectors) if several else sweep(source, vectors)
     read = int((tokens >= 0).sum())
-    return Tried(gate, sweep(source, vectors), read, read - len(vectors[site]))
+    return Tried(gate, swept, read, read - len(inputs))
+
+
+def _other_orders(subject: Subject, source: Dictionary) -> list[str]:
+    """The sites that a dictionary of several is tried on beside its own; none of one layer of a transcoder."""
+    tried = [] if source.companions is not None else orders(source).values()
+    return [site for ends in tried for sites in ends for site in sites if site in subject.sites]
 
 
 def _suspect_script(subject: Subject, tokens: NDArray[np.int64]) -> str | None:

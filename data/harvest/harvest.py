@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ...subject.address import SourceId
+from ...subject.dictionary import Dictionary
 from ...subject.direction_matrix import Directions
 from ...subject.errors import NeuronautError
 from ...subject.head_norms import HeadNorms
@@ -74,7 +75,7 @@ def collect(
     if checkpoint is not None and checkpoint.exists():
         state = load_state(checkpoint, state)
     sample = sample_windows(subject, splits.sample, window=window)
-    limits = norm_limits(subject, [source.id.site for source in sources], sample)
+    limits = norm_limits(subject, [site for source in sources for site in source.reads], sample)
     state.convention = replace(subject.convention, norm_limits=limits)
     subject = subject.with_convention(state.convention)
     if stop_at is not None and state.tokens >= stop_at:
@@ -201,7 +202,7 @@ def _count_tokens(state: HarvestState) -> TokenCounts:
 def _source_result(
     subject: Subject, source: Source, state: HarvestState, mined: dict[Kind, ExampleList]
 ) -> SourceResult:
-    own = state.sources[str(source.id)]
+    own, several = state.sources[str(source.id)], len(source.writes) > 1
     tokens = state.tokens - int(own.uncounted[0])
     lists: dict[Kind, ExampleList] = {}
     kinds: dict[Kind, Lists | None] = {"top": own.top, "quantile": own.quantile, "bottom": own.bottom}
@@ -227,13 +228,16 @@ def _source_result(
         trough=own.trough,
         histogram=own.histogram,
         lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
+        norms=source.written_norms().cpu().numpy() if isinstance(source, Dictionary) and several else None,
     )
 
 
 def _kind_of(source: Source) -> str:
     if isinstance(source, Directions):
         return "directions"
-    return "dictionary" if source.writes == source.id.site else "transcoder"
+    if len(source.reads) > 1:
+        return "crosscoder"
+    return "dictionary" if source.writes == source.reads else "transcoder"
 
 
 def harvest(
@@ -314,12 +318,18 @@ def conclude(
 ) -> HarvestResult:
     """Finish a state that has read all it should, and write it to the store with its `provenance`."""
     result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
-    writes = {str(source.id): source.writes for source in sources if source.writes != source.id.site}
-    own = {**provenance, **({"writes": writes} if writes else {})}
+    own = {**provenance, **_describe_sites(sources)}
     result = replace(result, provenance={**result.provenance, **own})
     watch.writes()
     store.write_harvest(result)
     return result
+
+
+def _describe_sites(sources: Sequence[Source]) -> dict[str, object]:
+    """The sites that are written, by source, and those that are read where they are several; nothing of neurons."""
+    writes = {str(source.id): ", ".join(source.writes) for source in sources if source.writes != (source.id.site,)}
+    reads = {str(source.id): ", ".join(source.reads) for source in sources if len(source.reads) > 1}
+    return {name: sites for name, sites in (("writes", writes), ("reads", reads)) if sites}
 
 
 class _Plan(NamedTuple):

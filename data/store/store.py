@@ -122,7 +122,7 @@ class Store:
     def sources(self) -> list[Row]:
         """A row per source, with its width, how many features are alive and explained, and its harvest.
 
-        `writes` is its site, or of a transcoder the site that its features write.
+        `writes` is its site, or of a transcoder or crosscoder the sites that its features write, with commas.
         """
         with translate_errors(self.path):
             return tallies.read_sources(self._connection)
@@ -143,6 +143,15 @@ class Store:
         """
         with translate_errors(self.path):
             return tallies.read_overview(self._connection)
+
+    def written_norms(self, source: SourceId) -> dict[str, NDArray[np.float32]]:
+        """By site, how long the decoder of each feature is there, (feature,); empty where one site is written."""
+        rows = self._query("SELECT norms, width FROM sources WHERE name = ?", str(source))
+        if not rows or rows[0]["norms"] is None:
+            return {}
+        norms = np.frombuffer(rows[0]["norms"], "<f4").reshape(rows[0]["width"], -1)
+        sites = next(row["writes"] for row in self.sources() if row["source"] == str(source)).split(", ")
+        return dict(zip(sites, norms.T, strict=True))
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """What the directions of sources are called, by source; those without names are left out."""
