@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from ..data.records import Attended, Example, Score
 from ..data.store.listing import ROW_KEYS
 from ..data.store.rows import StoredExplanation
