@@ -46,8 +46,8 @@ class FindArguments(Arguments):
 
 def try_feature(context: Context, arguments: TryArguments) -> Result:
     """Measure a feature on texts."""
-    from ...labelling.try_text import try_text
     from ...labelling.opening import with_limits
+    from ...labelling.try_text import try_text
 
     feature = context.store.feature(arguments.feature)
     subject = with_limits(context.subject(feature.source.model, [feature.source]), context.store, [feature.source])
