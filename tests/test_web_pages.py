@@ -3,15 +3,18 @@
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
+from numpy.typing import NDArray
 
 from neuronaut.cli.main import main
 from neuronaut.data.store.overview import read_overview
+from neuronaut.data.store.search import Embedder, refresh
 from neuronaut.data.store.store import Store
 from neuronaut.data.store.summary import summarise
 from neuronaut.labelling.inspect import describe
@@ -168,6 +171,24 @@ def test_the_sample_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (whole.explained, len(whole.sample)) == (60, 60)
     assert part.explained == 60 and 10 <= len(part.sample) <= 20
     assert {one.feature for one in part.sample} < {one.feature for one in whole.sample}
+
+
+class Planted(Embedder):
+    """Vectors of texts by their first digit: 0 and 2 are near each other."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([{"0": (1, 0), "2": (0.8, 0.6)}.get(text[-2], (0, 1)) for text in texts], np.float32)
+
+
+def test_features_that_are_explained_alike_are_found_by_stored_vectors(tmp_path: Path) -> None:
+    make_database(tmp_path / "a.db")
+    with Store(tmp_path / "a.db") as store:
+        assert refresh(store, Planted("planted")) == 3
+    with client(tmp_path / "a.db") as web:
+        found = web.get(with_json(f"/similar/{SOURCE}:0")).json()["by_explanation"]
+        assert [row["feature"] for row in found] == [f"{SOURCE}:2", FEATURE]
+        assert [row["similarity"] for row in found] == pytest.approx([0.8, 0.0], abs=1e-3)
+        assert "Are explained alike" in web.get(f"/similar/{SOURCE}:0").text
 
 
 @pytest.mark.parametrize("sort", ["feature", "score", "worst", "density", "peak"])

@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from ..data.store.search import resembling
+from ..data.store.search import Embedder, stored_models
+from ..data.store.search import similar as find_similar
 from .feature_data import MOST_WINDOWS, WINDOWS, feature_data
 from .lookup import find_feature
 from .pages import Pages, pages, stores
@@ -14,6 +15,8 @@ from .stores import Stores
 router = APIRouter()
 ThePages = Annotated[Pages, Depends(pages)]
 TheStores = Annotated[Stores, Depends(stores)]
+SIMILAR = 10
+"""Rows of a kind on the page of features that resemble one."""
 EMBEDDED = 5
 """Windows on the small page."""
 
@@ -37,7 +40,9 @@ def feature(
 def similar(request: Request, address: str, pages: ThePages, stores: TheStores) -> Response:
     """List the features that fire on the same windows and, where vectors are stored, those explained alike."""
     with stores.reading() as store:
-        found = resembling(store, chosen := find_feature(store, address), limit=10)
+        chosen, models = find_feature(store, address), stored_models(store)
+        embedder = Embedder(models[0]) if models else None
+        found = find_similar(store, chosen, embedder=embedder, limit=SIMILAR, update=False)
     data = {"feature": str(chosen), "by_activation": found.by_activation, "by_explanation": found.by_explanation}
     return pages.answer(request, "similar.html", data)
 

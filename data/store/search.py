@@ -144,8 +144,13 @@ class Similar(NamedTuple):
     """Jaccard index of the features' sets of top windows: what they share among what either has."""
 
 
-def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit: int = 20) -> Similar:
+def similar(
+    store: Store, feature: Feature, *, embedder: Embedder | None, limit: int = 20, update: bool = True
+) -> Similar:
     """Features that resemble this one; by explanation only where there is an embedder and an explanation.
+
+    Explanations without a vector are embedded first, unless `update` is false: then the embedder is not loaded, and
+    only the vectors that are stored are compared.
 
     >>> neighbours = similar(store, Feature.parse("demo:mlp.1:17"), embedder=None, limit=3)
     >>> len(neighbours.by_activation) <= 3
@@ -154,7 +159,8 @@ def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit:
     by_explanation: list[Row] = []
     best = store.best(feature)
     if embedder is not None and best is not None and best.explanation.text is not None:
-        refresh(store, embedder)
+        if update:
+            refresh(store, embedder)
         known = open_embedder(store.db.conn, embedder.model)
         vector = known and read_vector(store.db.conn, known, best.id)
         if vector is not None:
@@ -163,20 +169,10 @@ def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit:
     return Similar(by_explanation, _sharing_windows(store, feature, limit))
 
 
-def resembling(store: Store, feature: Feature, *, limit: int = 20) -> Similar:
-    """`similar` from what is stored alone: by explanation with the vector that the best explanation has, if any."""
-    best, by_explanation = store.best(feature), list[Row]()
-    for model in stored_models(store) if best is not None else []:
-        known = open_embedder(store.db.conn, model)
-        if best and known and (vector := read_vector(store.db.conn, known, best.id)) is not None:
-            by_explanation = _nearest(store, model, vector, Filter(None, {}), limit=limit, without=best.id)
-            break
-    return Similar(by_explanation, _sharing_windows(store, feature, limit))
-
-
 def stored_models(store: Store) -> list[str]:
-    """The embedding models that explanations here have vectors of, the one with most first."""
-    sql = "SELECT model FROM embedders ORDER BY watermark DESC, model"
+    """The embedding models that explanations here have vectors of, the one that knows most of them first."""
+    sql = """SELECT model FROM embedders WHERE id IN (SELECT embedder_id FROM embedding_batches)
+        ORDER BY watermark DESC, model"""
     return [row[0] for row in store.db.conn.execute(sql)]
 
 
