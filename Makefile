@@ -30,6 +30,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.benchmarks.faults
 	$(BIN)/python -m neuronaut.benchmarks.sweeps
 	$(BIN)/python -m neuronaut.benchmarks.waits
+	$(BIN)/python -m neuronaut.benchmarks.database
 
 # The site, into build/docs.
 docs: $(VENV)/.docs

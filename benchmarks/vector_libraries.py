@@ -3,9 +3,9 @@
     pip install usearch faiss-cpu hnswlib sqlite-vec
     python -m neuronaut.benchmarks.vector_libraries [--vectors 100000] [--only NAME...]
 
-Each library that is installed builds its index in a process of its own, on one thread, and answers QUERIES queries
-for the 10 nearest. The table gives the share of the true 10 that it finds, CPU seconds to build, milliseconds a query
-(wall time of the best), bytes on disk, and by how much the process's memory grew.
+Each library that is installed builds its index in a process of its own, on one thread, and answers QUERIES queries for
+the 10 nearest. The table gives the share of the true 10 that it finds, CPU seconds to build, milliseconds a query (wall
+time of the best), bytes on disk, and how much more memory the process holds at the end.
 """
 
 import argparse
@@ -34,7 +34,10 @@ Search = Callable[[Vectors], NDArray[np.int64]]
 
 def _store(vectors: Vectors, folder: Path) -> Search:
     """Bounds from eight bits a dimension, then the float16 vectors from the highest bound down."""
-    file, kept = folder / "a.db-vectors-1", vectors.astype("<f2")
+    file = folder / "a.db-vectors-1"
+    np.save(folder / "kept.npy", vectors.astype("<f2"))
+    # The database's part.
+    kept = np.load(folder / "kept.npy", mmap_mode="r")
     rows = store_vectors.quantise(range(len(vectors)), kept.tobytes())
     header = store_vectors._HEADER.pack(store_vectors._MAGIC, vectors.shape[1], len(rows), len(rows) - 1, b"")
     file.write_bytes(header + rows.tobytes())
@@ -130,9 +133,8 @@ def main() -> None:
         own = [sys.executable, "-m", "neuronaut.benchmarks.vector_libraries", "--vectors", str(options.vectors)]
         done = subprocess.run([*own, "--measure", name], capture_output=True, text=True, check=False)
         reason = (done.stderr.strip().splitlines() or ["?"])[-1]
-        print(
-            done.stdout.strip() if done.returncode == 0 else f"| {name} | not measured: {reason} | | | | |", flush=True
-        )
+        failed = f"| {name} | not measured: {reason} | | | | |"
+        print(failed if done.returncode else done.stdout.strip(), flush=True)
 
 
 def _measure(name: str, count: int) -> None:
@@ -140,7 +142,7 @@ def _measure(name: str, count: int) -> None:
     queries = make_vectors(QUERIES, seed=-1 % 2**31, dimensions=DIMENSIONS)
     truth = [set(np.argsort(-(vectors @ query))[:NEAREST].tolist()) for query in queries]
     with tempfile.TemporaryDirectory() as folder:
-        before, began = _peak(), time.process_time()
+        before, began = _resident(), time.process_time()
         search = LIBRARIES[name](vectors, Path(folder))
         built, seconds, found = time.process_time() - began, [], 0
         for query, true in zip(queries, truth, strict=True):
@@ -150,12 +152,14 @@ def _measure(name: str, count: int) -> None:
             found += len(true & set(ids.tolist()))
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
     recall = found / (QUERIES * NEAREST)
-    query, grown = 1000 * min(seconds), _peak() - before
-    print(f"| {name} | {recall:.3f} | {built:.0f} | {query:.1f} | {size / 1e6:.0f} | {grown:.0f} |")
+    held, best = _resident() - before, 1000 * min(seconds)
+    print(f"| {name} | {recall:.3f} | {built:.0f} | {best:.1f} | {size / 1e6:.0f} | {held:.0f} |")
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _resident() -> float:
+    """Megabytes of memory that the process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
 
 
 if __name__ == "__main__":

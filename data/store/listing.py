@@ -10,7 +10,8 @@ need no choice. Rows of explanations and scores are read for the page alone.
 
 import heapq
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from itertools import islice
 from typing import Literal, NamedTuple, TypedDict
 
@@ -151,23 +152,34 @@ def page_keys(
     connection: sqlite3.Connection, chosen: Filter, *, sort: str, limit: int, after: Key | None = None
 ) -> list[Key]:
     """The keys of the first `limit` rows after one, or of all."""
+    with closing(iterate_keys(connection, chosen, sort=sort, limit=limit, after=after)) as keys:
+        return list(keys)
+
+
+def iterate_keys(
+    connection: sqlite3.Connection, chosen: Filter, *, sort: str, limit: int, after: Key | None = None
+) -> Generator[Key]:
+    """The same, each read when it is asked for."""
     key, index = SORTS[sort]
     scores, whole = chosen.scores(), chosen._replace(source=None).sql()
-    runs: list[list[Key]] = []
-    for source_id, rows, found in _count_by_source(connection, chosen):
-        begin = _begin(key, source_id, after)
-        if begin is None:
-            continue
-        if sort in ("score", "worst") or found * found <= limit * rows:
-            own = index if sort in ("score", "worst") else "listed_score"
-            parts = _parts(connection, chosen, source_id)
-            ranges = [("source_id = ? AND status = ? AND beats = ?", part, own, scores) for part in parts]
-        else:
-            ranges = [("source_id = ?", [source_id], index, whole)]
-        for equal, values, by, (condition, bounds) in ranges:
-            sql = _range_sql(key, by, f"{equal} AND {condition} AND {begin[0]}")
-            runs.append([Key(*row) for row in connection.execute(sql, [*values, *bounds, *begin[1], limit])])
-    return list(islice(heapq.merge(*runs, key=lambda found: found[:4]), limit))
+    with ExitStack() as stack:
+        runs: list[sqlite3.Cursor] = []
+        for source_id, rows, found in _count_by_source(connection, chosen):
+            begin = _begin(key, source_id, after)
+            if begin is None:
+                continue
+            if sort in ("score", "worst") or found * found <= limit * rows:
+                own = index if sort in ("score", "worst") else "listed_score"
+                parts = _parts(connection, chosen, source_id)
+                ranges = [("source_id = ? AND status = ? AND beats = ?", part, own, scores) for part in parts]
+            else:
+                ranges = [("source_id = ?", [source_id], index, whole)]
+            for equal, values, by, (condition, bounds) in ranges:
+                sql = _range_sql(key, by, f"{equal} AND {condition} AND {begin[0]}")
+                cursor = connection.execute(sql, [*values, *bounds, *begin[1], limit])
+                runs.append(stack.enter_context(closing(cursor)))
+        merged = heapq.merge(*runs, key=lambda row: tuple(row)[:4])
+        yield from (Key(*row) for row in islice(merged, limit))
 
 
 def _range_sql(key: str, index: str | None, condition: str) -> str:

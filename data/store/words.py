@@ -15,11 +15,13 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
 from ...subject.errors import NeuronautError
 from .database import Row
-from .listing import COLUMNS, Filter, Key, page_keys
+from .listing import COLUMNS, Filter, iterate_keys
 from .writing import clean
 
 RANKED = 3000
@@ -118,15 +120,14 @@ def _by_score(connection: sqlite3.Connection, asked: Query, chosen: Filter, limi
 def _walk(connection: sqlite3.Connection, asked: Query, chosen: Filter, limit: int) -> list[int] | None:
     """What `_by_score` finds, where it is soon found; None where it is not."""
     found: list[int] = []
-    last: Key | None = None
-    for _ in range(0, WALKED, _STRIDE):
-        keys = page_keys(connection, chosen, sort="score", limit=_STRIDE, after=last)
-        ids = [key.explanation_id for key in keys if key.explanation_id is not None]
-        holding = _holding(connection, asked, ids)
-        found += [id_ for id_ in ids if id_ in holding]
-        if len(found) >= limit or len(keys) < _STRIDE:
-            return found[:limit]
-        last = keys[-1]
+    with closing(iterate_keys(connection, chosen, sort="score", limit=WALKED)) as keys:
+        for walked in range(_STRIDE, WALKED + _STRIDE, _STRIDE):
+            part = list(islice(keys, _STRIDE))
+            ids = [key.explanation_id for key in part if key.explanation_id is not None]
+            holding = _holding(connection, asked, ids)
+            found += [id_ for id_ in ids if id_ in holding]
+            if len(found) >= limit or (len(part) < _STRIDE and walked <= WALKED):
+                return found[:limit]
     return None
 
 
