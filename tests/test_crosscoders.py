@@ -28,7 +28,7 @@ from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.readouts import activation
 from neuronaut.causal.runs import compare, gather
 from neuronaut.cli.main import main
-from neuronaut.cli.opening import LoadOptions, open_sources, pass_gate, try_dictionary
+from neuronaut.labelling.opening import LoadOptions, open_sources, pass_gate, try_dictionary
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.activations import read_columns
 from neuronaut.data.harvest.harvest import harvest
