@@ -225,7 +225,8 @@ def _read_members(store: Store, source: SourceId) -> Iterator[_Member]:
         for status, scorer, metric, score, text, headline, baselines in store.db.conn.execute(sql, [str(source)]):
             measured = json.loads(baselines or "{}")
             words, own = (_count_words(said) if said else None for said in (text, text and headline))
-            yield _Member(status, scorer, metric, score, words, own, tuple(measured.get(role) for role in ROLES))
+            values = tuple(measured.get(role) for role in ROLES)
+            yield _Member(status, scorer, metric, score, words=words, headline_words=own, baselines=values)
 
 
 def _sum_up(name: str, level: Level, rows: Sequence[_Member]) -> Group:
