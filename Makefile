@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench docs docs-check docs-check-slow demo-model clean
+.PHONY: demo test test-web lint bench docs docs-check docs-check-slow demo-model clean
 
 demo: $(VENV)/.ready
 	$(BIN)/neuronaut demo
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The explorer in Debian's Chromium: apt-get install chromium, or CHROMIUM=PATH.
+test-web: $(VENV)/.web
+	OMP_NUM_THREADS=1 NEURONAUT_WEB_TESTS=required $(BIN)/python -m pytest tests/web
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -49,6 +53,10 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.web: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "playwright>=1.50" "axe-playwright-python>=0.1.4"
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.ready

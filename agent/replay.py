@@ -1,17 +1,14 @@
-"""Replaying and forking: the verdict again from what is written down, and another way from some step on.
+"""Replaying: the verdict again from what is written down.
 
 A replay asks nobody and runs nothing. What follows from other rows is judged again, round by round and by name
 (checks.py); since verdicts are arithmetic, every odd must come out to the bit. All rows are held against the seal of
 the session (data/store/seals.py). What only the model can tell, and what has no seal, is said; rerun.py asks the model.
-A fork copies the decisions before a step under a new id; run again, it takes these as decided, finds their experiments
-measured, and goes on by itself.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..data.store.journal import Journal, investigation_id
-from ..data.store.journal_values import InvestigationRecord
+from ..data.store.journal import Journal
 from ..subject.errors import NeuronautError
 from .checks import CHECKS, Transcript, different_rounds
 from .loop.judging import FORMULA
@@ -126,28 +123,3 @@ def _compare_seal(journal: Journal, id: str) -> tuple[tuple[str, ...], tuple[str
     )
     since = sum(not ended and edit.what == "added" for edit in edits)
     return faults, (f"{since} rows were added since it was sealed, before its end",) if since else ()
-
-
-def fork(journal: Journal, id: str, *, step: int, seed: int | None = None) -> InvestigationRecord:
-    """Copies an investigation's decisions before `step`, to be run with `investigate(..., fork=...)`.
-
-    The copy has its own `seed` where one is given.
-    """
-    row = journal.row(id)
-    steps = [decision["step"] for decision in journal.decisions(row["id"])]
-    if not 0 <= step <= len(steps):
-        raise NeuronautError(f"{row['id']} has {len(steps)} decisions; fork it at step 0 to {len(steps)}, not {step}")
-    settings = {**row["settings"], "fork": [row["id"], step]}
-    if seed is not None:
-        settings["seed"] = seed
-    new = InvestigationRecord(
-        id=investigation_id(row["kind"], row["target"], row["policy"], settings),
-        kind=row["kind"],
-        target=row["target"],
-        policy=row["policy"],
-        settings=settings,
-        provenance=row["provenance"],
-        parent=row["id"],
-    )
-    journal.fork(row["id"], new, step=step)
-    return new

@@ -47,10 +47,11 @@ from .tools.table import tools_for
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-    from ..labelling.workers import Workers
+    from ..labelling.pools import Pool
 
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
+_NO_ENCODERS = "the experiments of an investigation cut text behind a token"
 CHUNK = 256
 """Features whose shared windows are run together; each takes 0.7 MB in 2,624 windows of 64 tokens."""
 
@@ -181,7 +182,7 @@ def investigate_all(
     *,
     sources: Mapping[SourceId, Source] | None = None,
     fork: InvestigationRecord | None = None,
-    workers: "Workers[SessionItem, str] | None" = None,
+    workers: "Pool[SessionItem, str] | None" = None,
     seeds: Sequence[int] = (),
 ) -> Iterator[Session]:
     """Investigate features; what features of a source share is read once, before the first. See `investigate`.
@@ -194,6 +195,7 @@ def investigate_all(
     >>> [session.report.target for session in investigate_all(features, subject, store, config)]
     ['demo:mlp.1:17']
     """
+    subject.require_causal(_NO_ENCODERS)
     configs = [replace(config, seed=seed) for seed in seeds or (config.seed,)]
     for members in chunks(features):
         by_seed = [SourceSessions(store, subject, members[0].source, own, sources=sources) for own in configs]
@@ -258,6 +260,7 @@ def _finished(store: Store, id: str) -> Session:
 def _behaviour(
     task: Task, subject: Subject, store: Store, config: InvestigationConfig, fork: InvestigationRecord | None
 ) -> Session:
+    subject.require_causal(_NO_ENCODERS)
     lab = BehaviourLab(subject, task, seed=config.seed)
     record = fork or config.describe("behaviour", lab.target, subject, subject.revision)
     if session(store, record.id) is None:

@@ -37,7 +37,7 @@ from .prompts import Pairs
 from .records import Provenance
 from .runs import AT_ONCE
 from .sweeps import SETTINGS
-from .units import written_site
+from .units import GRADIENTS, written_site
 
 
 class Line(NamedTuple):
@@ -153,7 +153,7 @@ class _Task:
     @property
     def written(self) -> list[str]:
         """The sites that the edits change, by which gradients are taken."""
-        return list(dict.fromkeys(written_site(edit, self.materials.sources) for edit in self.edits))
+        return list(dict.fromkeys(written_site(edit, self.materials.sources, GRADIENTS) for edit in self.edits))
 
     @property
     def cuts(self) -> list[str]:

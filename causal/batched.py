@@ -23,6 +23,7 @@ from .intervene import Materials, Report
 from .measures import Question, metric
 from .prompts import Batch
 from .runs import alike, logits_at, read_source_run, resumable, resume, separately
+from .units import sites_of
 
 
 class Setting(NamedTuple):
@@ -86,7 +87,7 @@ def measure(
     cost = Cost(one_by_one=len(prompts) + len(edits) * len(settings))
     rows = torch.arange(len(question.answers)).split(at_once)
     with alike(subject, edits):
-        first = _first_layers(subject, edits)
+        first = _first_layers(subject, edits, materials)
         parts = [
             _Part(
                 subject=subject,
@@ -169,7 +170,8 @@ class _Part:
             if setting.base == name:
                 sites |= {f"resid_pre.{layer}" for layer in self.first if layer}
             if setting.source_run == name:
-                sites |= {edit.site for edit in self.edits if edit.needs_source_run}
+                patches = (edit for edit in self.edits if edit.needs_source_run)
+                sites |= {site for edit in patches for site in sites_of(edit, self.materials.sources).reads}
         return sorted(sites)
 
     def _run_plain(self, batch: Batch, sites: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -191,7 +193,7 @@ class _Part:
         for layer, group in groupby(sorted(range(len(self.edits)), key=self.first.__getitem__), self.first.__getitem__):
             for part in torch.tensor([*group]).split(room):
                 chosen = [self.edits[index] for index in part.tolist()]
-                sites = {edit.site for edit in chosen}
+                sites = {site for edit in chosen for site in sites_of(edit, self.materials.sources).reads}
                 chosen_materials = replace(
                     self.materials, source_runs={site: patch_values[site] for site in sites & patch_values.keys()}
                 )
@@ -229,11 +231,21 @@ class _Part:
         return torch.stack([metric(name)(logits, question) for name in self.metrics])
 
 
-def _first_layers(subject: Subject, edits: Sequence[Edit]) -> list[int]:
-    """Where each edit's forward may begin: at its own layer, or at the first where no run can begin in the middle."""
+def _first_layers(subject: Subject, edits: Sequence[Edit], materials: Materials) -> list[int]:
+    """Where each edit's forward may begin: at its own layer, or at the first where no run can begin in the middle.
+
+    A crosscoder's is the first that it reads or changes.
+    """
     if all(not edit.layer for edit in edits) or resumable(subject):
         return [0] * len(edits)
-    return [edit.layer or 0 for edit in edits]
+    return [_first_layer(edit, materials) for edit in edits]
+
+
+def _first_layer(edit: Edit, materials: Materials) -> int:
+    if edit.on_pattern:
+        return edit.layer or 0
+    sites = sites_of(edit, materials.sources)
+    return min(int(site.partition(".")[2] or 0) for site in (*sites.reads, *sites.writes))
 
 
 def _take_materials(materials: Materials, rows: Tensor) -> Materials:

@@ -85,6 +85,16 @@ class DoseResponse:
         """All of it as numbers, strings, lists and objects."""
         return asdict(self) | {"provenance": self.provenance.model_dump()}
 
+    def describe(self) -> str:
+        """Say the trend and the usable range in words."""
+        going = self.trend.sense or "not going one way"
+        sizes = [] if self.unit is None else [f"{size:.3g}" for size in self.unit]
+        unit = f"; one of strength is {', '.join(sizes)} in activations" if sizes else ""
+        if self.usable is None:
+            return f"the response is {going}; no strength keeps the KL elsewhere below {self.bound:g} nats{unit}"
+        low, high = (f"{end:.2g}" for end in (self.usable.low, self.usable.high))
+        return f"the response is {going}; from {low} to {high} the KL elsewhere is below {self.bound:g} nats{unit}"
+
     def picture(self, path: str | Path, *, title: str = "") -> None:
         """Draw effect, controls and side effects over strength, with their intervals."""
         effect = f"effect on {self.readout}"

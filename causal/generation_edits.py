@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from ..subject.sources import join_vectors
 from .edits import Edit, read_quoted
-from .intervene import Materials, Report, RowEdit
+from .intervene import Materials, Report, RowEdit, require_vectors
 from .prompts import Batch, where
-from .units import Change, Supply, compile_change, units_of, written_site
+from .units import Change, Sites, Supply, compile_changes, sites_of, units_of
 
 Scope = Literal["every", "prefill", "decode"]
 
@@ -31,11 +32,11 @@ class GrowingEdit:
     """An edit of growing rows."""
 
     edit: Edit
-    writes: str
-    """The site that it changes."""
+    sites: Sites
     rows: Tensor
     """(row,), bool: the rows that it is for."""
-    work: Change
+    works: Mapping[str, Change]
+    """By site that it changes."""
     meant: Tensor
     """(token,), bool: the written tokens that its rule means."""
     touched: Tensor
@@ -43,11 +44,23 @@ class GrowingEdit:
     change: Tensor
     """The largest so far, a scalar on the subject's device."""
     index: tuple[Tensor, ...] = field(default=())
-    """(row, column) that it takes out of the site's tensor in the coming forward pass, and puts back."""
-    called: int = 0
-    fired: int = 0
-    inputs: tuple[Tensor, ...] = ()
-    """What its own site holds there in this forward pass, where it changes another."""
+    """(row, column) that it takes out of a site's tensor in the coming forward pass, and puts back."""
+    calls: int = 0
+    """How many times it was given a tensor of one of its sites."""
+    changes: int = 0
+    """How many times it changed one of them."""
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    """What the sites that it looks at hold there in this forward pass."""
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The sites that it changes."""
+        return self.sites.writes
+
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """The sites that it looks at, where these are others than it changes."""
+        return self.sites.reads if self.sites.apart else ()
 
     def decide(self, column: int, chosen: Tensor, alive: Tensor) -> None:
         """Whether the tokens (row,) that come to stand in a column are touched."""
@@ -64,20 +77,21 @@ class GrowingEdit:
         prompts = {(row, column) for row, column in self.touched.nonzero().tolist()}
         return prompts | ({(row, -1) for row in self.rows.nonzero().flatten().tolist()} if self.meant.any() else set())
 
-    def look(self, tensor: Tensor) -> Tensor:
+    def look(self, site: str, tensor: Tensor) -> Tensor:
         """Keep the vectors that it reads."""
-        self.inputs = (tensor[self.index],)
+        self.seen[site] = tensor[self.index]
         return tensor
 
-    def __call__(self, tensor: Tensor, *masks: Tensor) -> Tensor:
+    def change_at(self, site: str, tensor: Tensor, *masks: Tensor) -> Tensor:
         """The site's tensor with the touched positions of this forward pass edited."""
         assert not masks, "patterns are not edited while rows grow"
-        self.called += 1
+        self.calls += 1
         if not len(self.index[0]):
             return tensor
-        self.fired += 1
+        self.changes += 1
         before = tensor[self.index]
-        after = self.work(before, *self.inputs).to(before.dtype)
+        inputs = [join_vectors(self.seen, self.sites.reads)] if self.seen else []
+        after = self.works[site](before, *inputs).to(before.dtype)
         self.change = torch.maximum(self.change, (after - before).float().abs().amax())
         return tensor.index_put(self.index, after)
 
@@ -88,7 +102,7 @@ class GrowingEdit:
             for row, here in enumerate(self.touched)
             if here.any()
         }
-        return Report(self.edit, self.fired, places, float(self.change))
+        return Report(self.edit, self.changes // len(self.writes), places, float(self.change))
 
 
 def compile_growing(
@@ -104,6 +118,12 @@ def compile_growing(
     """An edit for rows that will have `columns` columns, with the prompts' positions decided."""
     edit, numbers = (item.edit, item.rows) if isinstance(item, RowEdit) else (item, tuple(range(len(batch))))
     _check(edit, numbers, scope, len(batch))
+    sites = sites_of(edit, materials.sources)
+    if sites.is_ahead(subject):
+        raise NeuronautError(
+            f"edit {edit} changes {sites.writes[0]}, which comes before {sites.reads[-1]}, the last site that the "
+            "feature is read from, so no text can be written under it; run, patch or ablate it on given text"
+        )
     rows = torch.zeros(len(batch), dtype=torch.bool)
     rows[list(numbers)] = True
     meant = _mark_written(subject, edit, scope)
@@ -117,12 +137,12 @@ def compile_growing(
     row_of, positions = prompt_mask.nonzero(as_tuple=True)
     touched = torch.zeros((len(batch), columns), dtype=torch.bool)
     touched[row_of, positions + offset[row_of]] = True
-    work = _compile_change(subject, batch, edit, (row_of, positions), materials)
+    works = _compile_changes(subject, batch, edit, (row_of, positions), materials)
     return GrowingEdit(
         edit=edit,
-        writes=written_site(edit, materials.sources),
+        sites=sites,
         rows=rows,
-        work=work,
+        works=works,
         meant=meant,
         touched=touched,
         change=torch.zeros((), device=subject.device),
@@ -171,42 +191,32 @@ def _mark_prompt(subject: Subject, batch: Batch, rule: str) -> Tensor:
     return where(subject, batch, rule)
 
 
-def _compile_change(
+def _compile_changes(
     subject: Subject, batch: Batch, edit: Edit, index: tuple[Tensor, ...], materials: Materials
-) -> Change:
-    """What becomes of touched vectors; source runs are those of the prompts' touched positions."""
+) -> dict[str, Change]:
+    """What becomes of touched vectors, by site; source runs are those of the prompts' touched positions."""
     units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
-    width = subject.width(edit.site)
+    sites = sites_of(edit, materials.sources)
     reference = source_run = None
     if edit.needs_reference:
-        reference = units.get(_require_tensor(edit, "reference", materials.reference, width).to(subject.device))
-    if edit.needs_source_run:
-        run = _require_tensor(edit, "source run", materials.source_runs, width)
-        if run.shape[:-1] != batch.tokens.shape:
-            raise NeuronautError(
-                f"edit {edit}: the source run is of {tuple(run.shape[:-1])} tokens; wanted the prompts'"
-            )
-        source_run = units.get(run[index].to(subject.device))
-    return compile_change(edit, units, Supply(reference, source_run))
-
-
-def _require_tensor(edit: Edit, kind: str, tensors: Mapping[str, Tensor], width: int) -> Tensor:
-    tensor = tensors.get(edit.site)
-    if tensor is None or not tensor.numel() or tensor.shape[-1] != width:
-        shape = "none" if tensor is None else f"one of shape {tuple(tensor.shape)}"
-        raise NeuronautError(
-            f"edit {edit} needs a {kind} at {edit.site}, (..., {width}); there is {shape}; pass one in"
+        reference = units.get(
+            require_vectors(subject, edit, "reference", materials.reference, sites=sites.reads, shape=(None,))
         )
-    return tensor
+    if edit.needs_source_run:
+        runs = require_vectors(
+            subject, edit, "source run", materials.source_runs, sites=sites.reads, shape=batch.tokens.shape
+        )
+        source_run = units.get(runs[index])
+    return compile_changes(edit, units, Supply(reference, source_run), sites)
 
 
 def check_applied(edits: Sequence[GrowingEdit], reports: Sequence[Report], *, forwards: int, may_idle: bool) -> None:
     """Raise NeuronautError for an edit that did not happen."""
     for growing, report in zip(edits, reports, strict=True):
-        if growing.called != forwards:
+        if growing.calls != forwards * len(growing.writes):
             raise NeuronautError(
-                f"edit {report.edit} was passed {growing.called} times in {forwards} forward passes, wanted once in "
-                "each; a fused kernel or a wrapper bypasses its site"
+                f"edit {report.edit} was passed {growing.calls} times in {forwards} forward passes, wanted once in "
+                "each at each of its sites; a fused kernel or a wrapper bypasses its site"
             )
         if not math.isfinite(report.max_change):
             raise NeuronautError(

@@ -32,7 +32,7 @@ from .intervene import Materials
 from .measures import Question, metric
 from .prompts import Batch, where
 from .runs import resumable, resume
-from .units import Along, Coded, units_of, written_site
+from .units import GRADIENTS, Along, Coded, units_of, written_site
 
 
 class Ends(NamedTuple):
@@ -173,7 +173,7 @@ def score_patches(
     for index, edit in enumerate(edits):
         kinds.setdefault((edit.site, edit.dictionary, edit.direction), []).append(index)
     for (site, dictionary, _), members in kinds.items():
-        writes = written_site(edits[members[0]], materials.sources)
+        writes = written_site(edits[members[0]], materials.sources, GRADIENTS)
         table = _score_units(
             subject,
             edit=edits[members[0]],

@@ -5,14 +5,17 @@ what makes a sweep one forward instead of many. Edits of one site work in the or
 what the one before it left. Each is counted as it fires and its largest change is kept on the device, so that a
 forward waits for nothing; the counts are checked when the block ends, and whatever did not happen is an error.
 
-An edit of a transcoder's features looks at its own site, whose vectors they are read from, and changes the site that
-the transcoder writes.
+An edit of a transcoder's features looks at its own site, whose vectors they are read from, and changes the sites that
+the transcoder writes. A crosscoder's features are known only when the last of its sites is, and the first is changed
+before: such an edit takes the vectors of a plain run of the batch, and puts them, with the features changed, at all
+places of all sites that it touches.
 """
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,11 +25,11 @@ from ..subject.attention import prove, watch_patterns
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source
+from ..subject.sources import Source, join_vectors
 from .attention import PATTERNS, Weights
 from .edits import Edit
 from .prompts import Batch, where
-from .units import Change, Supply, compile_change, units_of, written_site
+from .units import Change, Sites, Supply, compile_changes, sites_of, units_of
 
 
 class RowEdit(NamedTuple):
@@ -140,6 +143,7 @@ def apply(
     if not edits:
         raise NeuronautError("no edit was given; run the subject without apply(), or name an edit such as mlp.2:17=0")
     running = [_compile(subject, batch, item, materials) for item in edits]
+    _check_alone(running)
     ledger = Ledger(running)
     vectors = hooks_by_site([edit for edit in running if not edit.edit.on_pattern])
     patterns = hooks_by_site([edit for edit in running if edit.edit.on_pattern])
@@ -156,8 +160,18 @@ def apply(
     ledger.check_applied(may_idle=may_idle)
 
 
+def _check_alone(running: "Sequence[_Running]") -> None:
+    """Refuse an edit that puts vectors of a plain run where another edit of the same prompt would change these."""
+    for edit in (edit for edit in running if edit.plain):
+        if other := next((o for o in running if o is not edit and not o.places.keys().isdisjoint(edit.places)), None):
+            raise NeuronautError(
+                f"edit {edit.edit} is of a feature that is read from {', '.join(edit.sites.reads)} of the prompt as it "
+                f"is, and {other.edit} changes the same prompt; give it alone, or one edit for several of its features"
+            )
+
+
 class Hook(Protocol):
-    """An edit at work: it changes one site, and looks at its own where that is another."""
+    """An edit at work: it changes one site or several, and looks at those that it reads where these are others."""
 
     @property
     def edit(self) -> Edit:
@@ -165,8 +179,13 @@ class Hook(Protocol):
         ...
 
     @property
-    def writes(self) -> str:
-        """The site that it changes."""
+    def looks(self) -> tuple[str, ...]:
+        """The sites that it looks at; none where it reads what it changes, or knows it beforehand."""
+        ...
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The sites that it changes."""
         ...
 
     @property
@@ -174,12 +193,12 @@ class Hook(Protocol):
         """The (row, position) that it changes, as far as that can be told beforehand."""
         ...
 
-    def look(self, tensor: Tensor) -> Tensor:
-        """Keep what its own site's tensor holds for the change to come, and leave it as it is."""
+    def look(self, site: str, tensor: Tensor) -> Tensor:
+        """Keep what a site's tensor holds for the change to come, and leave it as it is."""
         ...
 
-    def __call__(self, tensor: Tensor, *masks: Tensor) -> Tensor:
-        """The tensor of `writes`, changed."""
+    def change_at(self, site: str, tensor: Tensor, *masks: Tensor) -> Tensor:
+        """The tensor of one of `writes`, changed."""
         ...
 
 
@@ -188,10 +207,12 @@ def hooks_by_site(edits: Iterable[Hook]) -> dict[str, Callable[..., Tensor]]:
     groups: dict[str, list[Callable[..., Tensor]]] = {}
     looking: dict[object, set[tuple[int, int]]] = {}
     for edit in edits:
-        if edit.writes != edit.edit.site:
+        if edit.writes != (edit.edit.site,):
             _check_apart(edit, looking)
-            groups.setdefault(edit.edit.site, []).append(edit.look)
-        groups.setdefault(edit.writes, []).append(edit)
+        for site in edit.looks:
+            groups.setdefault(site, []).append(partial(edit.look, site))
+        for site in edit.writes:
+            groups.setdefault(site, []).append(partial(edit.change_at, site))
     return {site: _chain(group) for site, group in groups.items()}
 
 
@@ -223,39 +244,61 @@ class _Running:
     """An edit compiled for a batch, and what it has done so far."""
 
     edit: Edit
-    writes: str
-    """The site that it changes."""
+    sites: Sites
     shape: tuple[int, int]
     """(row, position) of the batch it was compiled for."""
     places: Mapping[int, tuple[int, ...]]
     index: tuple[Tensor, ...]
-    """What it takes out of the site's tensor and puts back."""
-    work: Callable[..., Tensor]
+    """What it takes out of a site's tensor and puts back."""
+    works: Mapping[str, Callable[..., Tensor]]
+    """By site that it changes."""
     change: Tensor
     """The largest so far, a scalar on the subject's device."""
-    fired: int = 0
-    inputs: tuple[Tensor, ...] = ()
-    """What its own site held in this forward, where it changes another."""
+    plain: Mapping[str, Tensor]
+    """By site, what a plain run holds at the places, where one forward cannot both read and change; else empty."""
+    times: dict[str, int]
+    """How many times it has changed each site."""
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    """What the sites that it looks at held in this forward."""
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The sites that it changes."""
+        return self.sites.writes
+
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """The sites that it looks at."""
+        return self.sites.reads if self.sites.apart and not self.plain else ()
+
+    @property
+    def fired(self) -> int:
+        """How many times it changed all of its sites."""
+        return min(self.times.values())
 
     @property
     def touches(self) -> Set[tuple[int, int]]:
         """The (row, position) that it changes."""
         return {(row, position) for row, positions in self.places.items() for position in positions}
 
-    def look(self, tensor: Tensor) -> Tensor:
+    def look(self, site: str, tensor: Tensor) -> Tensor:
         """Keep the vectors that it reads."""
-        self.inputs = (tensor[self.index],)
+        self.seen[site] = tensor[self.index]
         return tensor
 
-    def __call__(self, tensor: Tensor, *masks: Tensor) -> Tensor:
+    def change_at(self, site: str, tensor: Tensor, *masks: Tensor) -> Tensor:
+        """The site's tensor with the touched vectors edited."""
         shape = (tensor.shape[0], tensor.shape[2] if masks else tensor.shape[1])
         if shape != self.shape:
             raise NeuronautError(
                 f"edit {self.edit} was made for a batch of shape {self.shape} and met {shape}; run its batch's tokens"
             )
-        before = tensor[self.index]
-        after = self.work(before, *self.inputs, *(mask[self.index] for mask in masks)).to(before.dtype)
-        self.fired += 1
+        before, known = tensor[self.index], self.plain or self.seen
+        inputs = [join_vectors(known, self.sites.reads)] if known else []
+        after = self.works[site](self.plain.get(site, before), *inputs, *(mask[self.index] for mask in masks)).to(
+            before.dtype
+        )
+        self.times[site] += 1
         # Masked scores may be infinite, before and after.
         moved = torch.where(after == before, 0, after - before)
         self.change = torch.maximum(self.change, moved.detach().float().abs().amax())
@@ -274,60 +317,89 @@ def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Ma
     }
     if not places:
         raise NeuronautError(f"edit {edit} touches no position; its rows have nothing but BOS")
+    sites = sites_of(edit, materials.sources)
     build = _compile_pattern if edit.on_pattern else _compile_vectors
-    index, work = build(subject, batch, edit, rows=rows, mask=mask, materials=materials)
-    shape = (len(batch), batch.tokens.shape[1])
+    index, works = build(subject, batch, edit, rows=rows, mask=mask, materials=materials)
+    plain: dict[str, Tensor] = {}
+    if sites.is_ahead(subject):
+        read = subject.read(batch.tokens, [*dict.fromkeys((*sites.reads, *sites.writes))])
+        plain = {site: tensor[index] for site, tensor in read.items()}
     return _Running(
         edit=edit,
-        writes=written_site(edit, materials.sources),
-        shape=shape,
+        sites=sites,
+        shape=(len(batch), batch.tokens.shape[1]),
         places=places,
         index=index,
-        work=work,
+        works=works,
         change=torch.zeros((), device=subject.device),
+        plain=plain,
+        times=dict.fromkeys(sites.writes, 0),
     )
 
 
 def _compile_vectors(
     subject: Subject, batch: Batch, edit: Edit, rows: list[int], mask: Tensor, materials: Materials
-) -> tuple[tuple[Tensor, ...], Change]:
-    """The touched (row, position) and what becomes of the vectors there, (touched, width)."""
+) -> tuple[tuple[Tensor, ...], dict[str, Change]]:
+    """The touched (row, position) and what becomes of the vectors there, (touched, width), by site."""
     units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
     row_of, positions = (part.to(subject.device) for part in mask.nonzero(as_tuple=True))
     index = (torch.tensor(rows, device=subject.device)[row_of], positions)
-    width = subject.width(edit.site)
+    sites = sites_of(edit, materials.sources)
     reference = source_run = None
     if edit.needs_reference:
-        reference = units.get(_require_tensor(edit, "reference", materials.reference, (None, width)).to(subject.device))
+        reference = units.get(
+            require_vectors(subject, edit, "reference", materials.reference, sites=sites.reads, shape=(None,))
+        )
     if edit.needs_source_run:
-        shape = (*batch.tokens.shape, width)
-        source_run = units.get(
-            _require_tensor(edit, "source run", materials.source_runs, shape).to(subject.device)[index]
+        runs = require_vectors(
+            subject, edit, "source run", materials.source_runs, sites=sites.reads, shape=batch.tokens.shape
         )
-    return index, compile_change(edit, units, Supply(reference, source_run))
+        source_run = units.get(runs[index])
+    return index, compile_changes(edit, units, Supply(reference, source_run), sites)
 
 
-def _require_tensor(edit: Edit, kind: str, tensors: Mapping[str, Tensor], shape: Sequence[int | None]) -> Tensor:
+def require_vectors(
+    subject: Subject,
+    edit: Edit,
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    sites: Sequence[str],
+    shape: Sequence[int | None],
+) -> Tensor:
+    """The vectors that an edit needs at sites, side by side, or an error that says what is missing."""
+    return join_vectors(
+        {
+            site: _require_tensor(edit, kind, tensors, (*shape, subject.width(site)), site=site).to(subject.device)
+            for site in sites
+        },
+        sites,
+    )
+
+
+def _require_tensor(
+    edit: Edit, kind: str, tensors: Mapping[str, Tensor], shape: Sequence[int | None], *, site: str
+) -> Tensor:
     """The tensor that an edit needs, or an error that says what is missing."""
-    if edit.site not in tensors:
+    if site not in tensors:
         raise NeuronautError(
-            f"edit {edit} needs a {kind} at {edit.site}; pass one in (there are: {', '.join(tensors) or 'none'})"
+            f"edit {edit} needs a {kind} at {site}; pass one in (there are: {', '.join(tensors) or 'none'})"
         )
-    tensor = tensors[edit.site]
+    tensor = tensors[site]
     fits = tensor.ndim == len(shape) and all(
         wanted is None or wanted == size for wanted, size in zip(shape, tensor.shape, strict=True)
     )
     if not fits or not tensor.numel():
         raise NeuronautError(
-            f"edit {edit}: the {kind} at {edit.site} has shape {tuple(tensor.shape)}; wanted {tuple(shape)}"
+            f"edit {edit}: the {kind} at {site} has shape {tuple(tensor.shape)}; wanted {tuple(shape)}"
         )
     return tensor
 
 
 def _compile_pattern(
     subject: Subject, batch: Batch, edit: Edit, rows: list[int], mask: Tensor, materials: Materials
-) -> tuple[tuple[Tensor, ...], Callable[[Tensor, Tensor], Tensor]]:
-    """The touched (row, head) and what becomes of their patterns, (row, head, query, key)."""
+) -> tuple[tuple[Tensor, ...], dict[str, Callable[..., Tensor]]]:
+    """The touched (row, head) and what becomes of their patterns, (row, head, query, key), at their site."""
     assert edit.layer is not None, "a pattern has a layer"
     prove(subject, edit.layer)
     heads = range(subject.n_heads) if edit.units is None else edit.units
@@ -341,6 +413,7 @@ def _compile_pattern(
     source_run = None
     if edit.needs_source_run:
         shape = (len(batch), subject.n_heads, batch.tokens.shape[1], batch.tokens.shape[1])
-        source_run = _require_tensor(edit, "source run", materials.source_runs, shape).to(subject.device)[index]
+        source_run = _require_tensor(edit, "source run", materials.source_runs, shape, site=edit.site)
+        source_run = source_run.to(subject.device)[index]
     work = PATTERNS[edit.operation]
-    return index, lambda pattern, allowed: work(pattern, edges & allowed, Weights(edit.value, source_run))
+    return index, {edit.site: lambda pattern, allowed: work(pattern, edges & allowed, Weights(edit.value, source_run))}

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from ..subject.claims import ROUNDING
 from ..subject.conformance import unembed
 from ..subject.dictionary import Dictionary
-from ..subject.directions import apply, branch, takes_mean_out
+from ..subject.directions import apply, branch, final_norm, takes_mean_out
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from ..subject.sources import require_one_site
 from .measures import LOGITS
 from .prompts import Batch, where
 
@@ -136,9 +137,9 @@ def logit_attribution(
     vectors = {site: tensor[mask.to(tensor.device)].float() for site, tensor in recorded.items()}
     vectors["embed"] = vectors["resid_pre.0"]
     weights, offset = _unembed_difference(subject, token, against, places[:, 0])
-    norm = _Norm.at(_final_norm(subject), vectors[final])
+    norm = _Norm.at(final_norm(subject), vectors[final])
     reader = norm.carry_back(weights)
-    total = (apply(_final_norm(subject), vectors[final]) * weights).sum(-1) + offset
+    total = (apply(final_norm(subject), vectors[final]) * weights).sum(-1) + offset
     parts: list[_Part] = []
     for index, name in enumerate(part_names):
         unit, first = spans.get(index, (None, index))
@@ -164,7 +165,7 @@ def _list_parts(subject: Subject) -> list[str]:
 
 def _site(unit: str | Dictionary) -> str:
     """The site whose vectors it takes apart."""
-    return unit if isinstance(unit, str) else unit.writes
+    return unit if isinstance(unit, str) else require_one_site(unit, "the attribution of a logit")
 
 
 _Spans = dict[int, tuple[str | Dictionary, int]]
@@ -205,7 +206,7 @@ def _unembed_difference(
     subject: Subject, token: Tensor | int, against: Tensor | int | None, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Rows of the unembedding, (place, d_model), and their biases, (place,): token less against."""
-    head = subject.model.get_output_embeddings()
+    head = subject.unembedding
     assert isinstance(head, nn.Linear), "every family unembeds by a linear map"
     factor = subject.architecture.logit_factor(subject.model.config)
 
@@ -286,10 +287,6 @@ def _split_features(dictionary: Dictionary, reader: _Reader, inputs: Tensor) -> 
         _Part(tuple(f"{name}:{index}" for index in active.tolist()), values),
         _Part((f"{name} bias", f"{name} error"), rest.sum(-1)),
     ]
-
-
-def _final_norm(subject: Subject) -> nn.Module:
-    return subject.model.base_model.get_submodule(subject.architecture.final_norm)
 
 
 def _carry_through(projection: nn.Module, vectors: Tensor, reader: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ taken to stand for is only as good as the reconstruction that it is a part of. S
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from ..subject.sources import join_vectors, split_vectors
 from .prompts import Batch, where
 
 RESAMPLES = 2000
@@ -242,10 +244,15 @@ class Fidelity:
 
 @torch.inference_mode()
 def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity:
-    """How well a dictionary rebuilds its site on these prompts; three forwards, or more of parts."""
-    site, mask = dictionary.writes, where(subject, batch, "all").to(subject.device)
-    read = subject.read(batch.tokens, [dictionary.id.site, site])
-    vectors, rebuilt = read[site][mask], dictionary.reconstruct(read[dictionary.id.site][mask])
+    """How well a dictionary rebuilds its sites on these prompts; four forwards, or more of parts.
+
+    One layer of a cross-layer transcoder rebuilds no site, so of it nothing is told.
+    """
+    if dictionary.companions is not None:
+        return Fidelity(None, None, None)
+    reads, writes, mask = dictionary.reads, dictionary.writes, where(subject, batch, "all").to(subject.device)
+    read = subject.read(batch.tokens, [*dict.fromkeys((*reads, *writes))])
+    vectors, rebuilt = join_vectors(read, writes)[mask], dictionary.reconstruct(join_vectors(read, reads)[mask])
     centred = vectors.float() - vectors.float().mean(0)
     variance, missed = float(centred.square().sum()), float((vectors.float() - rebuilt).square().sum())
     unexplained = missed / variance if variance > 0 else None
@@ -255,19 +262,15 @@ def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity
     losses: list[Tensor] = []
     for rows in torch.arange(len(longer)).split(max(1, LOGITS // (longer.tokens.shape[1] * len(subject.vocabulary)))):
         block = longer.take(rows)
-        held: list[Tensor] = []
+        places = where(subject, block, "all").to(subject.device)
+        known = join_vectors(subject.read(block.tokens, reads), reads)[places]
+        parts = split_vectors(dictionary.reconstruct(known), writes)
 
-        def look(tensor: Tensor, held: list[Tensor] = held) -> Tensor:
-            held.append(tensor)
-            return tensor
-
-        def rebuild(tensor: Tensor, block: Batch = block, held: list[Tensor] = held) -> Tensor:
-            places = where(subject, block, "all").to(tensor.device)
-            rebuilt = dictionary.reconstruct((held.pop() if held else tensor)[places])
-            return tensor.masked_scatter(places[..., None], rebuilt.to(tensor.dtype))
+        def rebuild(part: Tensor, tensor: Tensor, places: Tensor = places) -> Tensor:
+            return tensor.masked_scatter(places[..., None], part.to(tensor.dtype))
 
         plain = text_loss(subject.logits(block.tokens), block)
-        with subject.editing({site: rebuild, **({dictionary.id.site: look} if dictionary.target else {})}):
+        with subject.editing({site: partial(rebuild, part) for site, part in parts.items()}):
             losses.append(torch.stack([plain, text_loss(subject.logits(block.tokens), block)]))
     plain_loss, rebuilt_loss = torch.cat(losses, dim=1).mean(1).tolist()
     return Fidelity(unexplained, plain_loss, rebuilt_loss)

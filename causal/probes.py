@@ -135,7 +135,7 @@ def probe(
 def read_examples(subject: Subject, batch: Batch, *, site: str, positions: str = "last") -> Tensor:
     """One vector for each row, the mean over the positions that the rule means: (row, width), float32, on the CPU."""
     mask = where(subject, batch, positions)
-    _check_distinct(batch, mask)
+    _check_distinct(batch, mask, causal=subject.causal)
     means: list[Tensor] = []
     for part in torch.arange(len(batch)).split(AT_ONCE):
         vectors = subject.read(batch.tokens[part], [site])[site].float().cpu()
@@ -384,14 +384,14 @@ def shuffle_labels(labels: Tensor, together: Tensor, shuffles: int, generator: t
     return torch.stack(shuffled, dim=1)
 
 
-def _check_distinct(batch: Batch, mask: Tensor) -> None:
-    """Raise NeuronautError for two examples that a causal model cannot tell apart at the last position probed."""
+def _check_distinct(batch: Batch, mask: Tensor, *, causal: bool) -> None:
+    """Raise NeuronautError for two examples that a model cannot tell apart at the last position probed."""
     first_rows: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     for row, ids in enumerate(batch.ids()):
         places = tuple(mask[row].nonzero()[:, 0].tolist())
         if not places:
             raise NeuronautError(f"the rule means no position of example {row}; name one that every example has")
-        first = first_rows.setdefault((tuple(ids[: places[-1] + 1]), places), row)
+        first = first_rows.setdefault((tuple(ids[: places[-1] + 1] if causal else ids), places), row)
         if first != row:
             raise NeuronautError(
                 f"examples {first} and {row} are the same up to the probed position {places[-1]}, so a test would see "

@@ -1,7 +1,8 @@
 """Prompts as rows of tokens, and which of their positions a rule means.
 
-Rows are padded on the right, where a causal model's real positions cannot see the padding, so that neither padding
-nor the other rows of a batch change a result. Tokens stay on the CPU; the subject moves what it runs.
+Rows are padded on the right, where a causal model's real positions cannot see the padding (an encoder is told by ids
+below 0 what is padding), so that neither padding nor the other rows of a batch change a result. Tokens stay on the
+CPU; the subject moves what it runs.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class Batch:
     """
 
     tokens: Tensor
-    """(row, position) ids, padded on the right."""
+    """(row, position) ids, padded on the right: with 0, for an encoder with -1."""
     lengths: Tensor
     """(row,): how many of a row's tokens are real."""
 
@@ -37,7 +38,7 @@ class Batch:
         rows = [subject.row(p) if isinstance(p, str) else list(p) for p in prompts]
         if not rows or not all(rows):
             raise NeuronautError(f"{'a prompt is empty' if rows else 'there is no prompt'}; give prompts with tokens")
-        tokens = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
+        tokens = torch.full((len(rows), max(map(len, rows))), 0 if subject.causal else -1)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)] = torch.tensor(ids)
         return cls(tokens, torch.tensor([len(ids) for ids in rows]))
@@ -89,7 +90,8 @@ def where(subject: Subject, batch: Batch, rule: str) -> Tensor:
         return batch.real
     if rule == "all":
         is_bos = (position == 0) & (batch.tokens == (-1 if subject.bos_id is None else subject.bos_id))
-        return batch.real & ~is_bos
+        closing = position >= batch.lengths[:, None] - len(subject.eos_suffix)
+        return batch.real & ~is_bos & ~closing
     if rule == "last":
         return position == batch.last[:, None]
     return (

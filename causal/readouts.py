@@ -16,7 +16,7 @@ from ..subject.address import Feature
 from ..subject.directions import checked_index
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source
+from ..subject.sources import Source, join_vectors
 from .measures import Question, metric
 from .prompts import Batch
 from .runs import logits_at
@@ -82,10 +82,10 @@ def token_set(ids: Sequence[int]) -> Readout:
 def activation(source: Source, feature: Feature) -> Readout:
     """A feature's activation at the rows' last positions, counted as its tail counts it."""
     index, sign = checked_index(source, feature), -1.0 if feature.negative else 1.0
-    site = source.id.site
 
     def run(subject: Subject, batch: Batch) -> Tensor:
-        vectors = subject.read(batch.tokens, [site])[site][torch.arange(len(batch)), batch.last]
+        read = subject.read(batch.tokens, source.reads)
+        vectors = join_vectors(read, source.reads)[torch.arange(len(batch)), batch.last]
         return source.encode(vectors, torch.tensor([index], device=vectors.device))
 
     def read(values: Tensor, plain: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from .edits import Edit
 from .intervene import NOTHING, Materials, Report, RowEdit, apply
 from .measures import Direction, Effect, Question, effect, metric
 from .prompts import Batch, Pairs, where
+from .units import sites_of
 
 AT_ONCE = 64
 """Rows of a forward in which edits are run beside each other."""
@@ -43,9 +44,7 @@ def logits_of(subject: Subject, tokens: Tensor, places: Tensor) -> Tensor:
         return hidden[rows, positions][:, None], *rest
 
     # The model itself keeps the same positions of all rows only, which rows of many lengths would make most of them.
-    head = subject.model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a subject has an unembedding"
-    with head.register_forward_pre_hook(pick):
+    with subject.unembedding.register_forward_pre_hook(pick):
         logits = subject.run(tokens)
     assert logits.shape[:2] == (len(places), 1), "the unembedding runs once"
     return logits[:, 0]
@@ -67,11 +66,15 @@ def gather(
 ) -> Materials:
     """The materials with what the edits need: vectors of the reference's tokens (all but BOS), the source run."""
     gathered = materials
-    if reference is not None and (sites := sorted({edit.site for edit in edits if edit.needs_reference})):
+
+    def read_by(wanting: Iterable[Edit]) -> list[str]:
+        return sorted({site for edit in wanting for site in sites_of(edit, materials.sources).reads})
+
+    if reference is not None and (sites := read_by(edit for edit in edits if edit.needs_reference)):
         mask = where(subject, reference, "all").to(subject.device)
         vectors = subject.read(reference.tokens, sites)
         gathered = replace(gathered, reference={**gathered.reference, **{site: vectors[site][mask] for site in sites}})
-    if source_run is not None and (sites := sorted({edit.site for edit in edits if edit.needs_source_run})):
+    if source_run is not None and (sites := read_by(edit for edit in edits if edit.needs_source_run)):
         with alike(subject, edits):
             gathered = replace(
                 gathered, source_runs={**gathered.source_runs, **read_source_run(subject, source_run, sites)}

@@ -14,6 +14,7 @@ BOS is the same in every baseline, so it is worth 0 in the last two.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ from ..subject.address import Feature
 from ..subject.directions import checked_index
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source
+from ..subject.sources import Source, join_vectors
 
 Baseline = int | Literal["mean"]
 """What takes a token's place: another token, by its id, or the mean of all tokens' embeddings."""
@@ -63,15 +64,15 @@ class Activation:
         """In the caller's grad mode. (row, position) ids -> (row,)."""
         index = torch.tensor([checked_index(self.source, self.feature)], device=subject.device)
         place = _resolve_position(self.position, tokens)
-        captured: list[Tensor] = []
+        captured: dict[str, Tensor] = {}
 
-        def capture(vectors: Tensor) -> Tensor:
-            captured.append(vectors)
+        def capture(site: str, vectors: Tensor) -> Tensor:
+            captured[site] = vectors
             return vectors
 
-        with subject.editing({self.source.id.site: capture}):
+        with subject.editing({site: partial(capture, site) for site in self.source.reads}):
             subject.run(tokens, positions=[place])
-        activation = self.source.encode(captured[0][:, place], index)[:, 0].float()
+        activation = self.source.encode(join_vectors(captured, self.source.reads)[:, place], index)[:, 0].float()
         return -activation if self.feature.negative else activation
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from ..subject.sources import join_vectors
 from .controls import random_directions, rank_among
 from .doses import Dose, DoseResponse, trend, usable
 from .edits import Edit
@@ -28,7 +29,7 @@ from .prompts import Batch, where
 from .readouts import Readout
 from .records import Trial, provenance_of
 from .runs import AT_ONCE, gather, separately
-from .units import Columns, Supply, compile_change, units_of
+from .units import Columns, Supply, compile_change, sites_of, units_of
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 BOUND = 0.1
@@ -190,7 +191,8 @@ def _unit_of_strength(subject: Subject, edit: Edit, materials: Materials) -> tup
     if edit.quantile is None:
         return None
     units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
-    reference = units.get(materials.reference[edit.site].to(subject.device)).float()
+    reads = sites_of(edit, materials.sources).reads
+    reference = units.get(join_vectors(materials.reference, reads).to(subject.device)).float()
     # Setting columns of nothing to one of strength shows the amounts themselves.
     bare = Columns(torch.arange(reference.shape[1], device=subject.device))
     unit_edit = edit.model_copy(update={"operation": "set", "value": 1.0, "control": None})

@@ -4,19 +4,20 @@ Whatever a unit is (a neuron, a head, a feature, a direction, the whole vector),
 off a site's vectors, and `put`, which gives vectors in which they are others and nothing else is. Putting back what
 was got leaves every bit as it was. An operation maps values to values and knows nothing of what they belong to.
 
-A transcoder's features are read at the edit's site and written at another; for everything else both are one.
+A transcoder's features are read at the edit's site and written at another, or at several; a crosscoder's are read at
+several, whose vectors then stand side by side. For everything else both are one.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source
+from ..subject.sources import Source, require_one_site
 from .edits import Edit
 
 Operation = Callable[[Tensor], Tensor]
@@ -69,6 +70,8 @@ class Coded:
     source: Source
     features: Tensor
     sign: float = 1.0
+    site: str | None = None
+    """The one of the sites that are written whose vectors are changed, where there are several."""
 
     def get(self, vectors: Tensor) -> Tensor:
         """The features' activations, times the sign. (touched, width) -> (touched, value)."""
@@ -76,7 +79,7 @@ class Coded:
 
     def put(self, vectors: Tensor, values: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The vectors with these features at `values` (touched, value), by the source's own edit."""
-        return self.source.edit(vectors, self.features, self.sign * values, inputs=inputs)
+        return self.source.edit(vectors, self.features, self.sign * values, inputs=inputs, site=self.site)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,9 +132,40 @@ def units_of(subject: Subject, edit: Edit, *, sources: Mapping[str, Source], dir
     return Columns(torch.tensor(edit.units, device=device), sign)
 
 
-def written_site(edit: Edit, sources: Mapping[str, Source]) -> str:
-    """Where the edit changes vectors: at its own site, or where its transcoder writes."""
-    return edit.site if edit.dictionary is None else _find_source(edit, sources).writes
+GRADIENTS = "a prediction by gradients"
+"""What is refused of features of several sites."""
+
+
+class Sites(NamedTuple):
+    """The sites of an edit."""
+
+    reads: tuple[str, ...]
+    """Whose vectors, side by side, its units are read from."""
+    writes: tuple[str, ...]
+    """Whose vectors it changes."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether it looks at other vectors than those that it changes."""
+        return self.reads != self.writes or len(self.reads) > 1
+
+    def is_ahead(self, subject: Subject) -> bool:
+        """Whether it changes a site before all that it reads are computed, which one forward pass cannot do."""
+        order = subject.sites.index
+        return self.apart and min(map(order, self.writes)) < max(map(order, self.reads))
+
+
+def sites_of(edit: Edit, sources: Mapping[str, Source]) -> Sites:
+    """Where the edit reads its units and changes vectors: its own site, but for transcoders and crosscoders."""
+    if edit.dictionary is None:
+        return Sites((edit.site,), (edit.site,))
+    source = _find_source(edit, sources)
+    return Sites(source.reads, source.writes)
+
+
+def written_site(edit: Edit, sources: Mapping[str, Source], purpose: str) -> str:
+    """The one site that an edit changes. Raises NeuronautError where it is of several; `purpose` wants one."""
+    return edit.site if edit.dictionary is None else require_one_site(_find_source(edit, sources), purpose)
 
 
 def _check(edit: Edit, count: int, name: str) -> None:
@@ -164,8 +198,15 @@ def _find_direction(
     return vector
 
 
+def compile_changes(edit: Edit, units: Units, supply: Supply, sites: Sites) -> dict[str, Change]:
+    """What the edit makes of the vectors it touches, by site."""
+    if len(sites.writes) == 1 or not isinstance(units, Coded):
+        return {site: compile_change(edit, units, supply) for site in sites.writes}
+    return {site: compile_change(edit, replace(units, site=site), supply) for site in sites.writes}
+
+
 def compile_change(edit: Edit, units: Units, supply: Supply) -> Change:
-    """What the edit makes of the vectors it touches."""
+    """What the edit makes of the vectors it touches at one site."""
     operation = _OPERATIONS[edit.operation](edit, supply)
 
     def changed(vectors: Tensor, inputs: Tensor | None = None) -> Tensor:

@@ -97,6 +97,9 @@ result_options = all_of(database_option, form_options)
 filter_options = all_of(min_score_option, status_option, beats_baseline_option)
 
 
+on_option = click.option(
+    "--on", metavar="ray[:ADDRESS]", help="Where -j workers run: on a Ray cluster, a local one where none is named."
+)
 convention_options = all_of(
     click.option(
         "--bos",
@@ -159,19 +162,6 @@ def open_store(database: str, *, create: bool = False, write: bool = False) -> "
         raise NeuronautError(f"{database} can only be read; change its permissions, or name another file with -d")
     with Store(database, create=create) as store:
         yield store
-
-
-def add_names(store: "Store", rows: Iterable[Row]) -> list[Row]:
-    """Where the store holds directions with names, put `name` beside each feature, null for what has none."""
-    from ..subject.address import Feature
-
-    names = store.names()
-
-    def name(row: Row) -> str | None:
-        feature = Feature.parse(row["feature"])
-        return names[str(feature.source)][feature.index] if str(feature.source) in names else None
-
-    return [{"feature": row["feature"], "name": name(row), **row} for row in rows] if names else list(rows)
 
 
 def emit(rows: Iterable[Row], form: Form, table: Callable[[list[Row]], str]) -> None:

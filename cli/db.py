@@ -6,6 +6,7 @@ import click
 
 from . import display
 from .common import Form, Row, emit, open_store, result_options, say
+from .harvest_view import format_row
 
 
 @click.group()
@@ -17,6 +18,7 @@ def db() -> None:
       neuronaut db status
       neuronaut db backup before.db
       neuronaut db merge colleague.db
+      neuronaut db absorb part*.npz
     """
 
 
@@ -80,6 +82,41 @@ def merge(other: str, database: str, form: Form) -> None:
     with open_store(database) as store:
         added = store.merge(other)
     emit([added], form, lambda _: _format_counts(added))
+
+
+@db.command()
+@click.argument("files", metavar="FILE.npz...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", metavar="PATH", help="Where the model lies here, if not where the shards were harvested.")
+@click.option("--sae", metavar="PATH", help="Where the dictionary lies here, if not where the shards were harvested.")
+@click.option("--corpus", metavar="NAME", help="Where the corpus lies here, if not where the shards were harvested.")
+@click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps.")
+@result_options
+def absorb(
+    files: tuple[Path, ...],
+    model: str | None,
+    sae: str | None,
+    corpus: str | None,
+    device: str | None,
+    database: str,
+    form: Form,
+) -> None:
+    """Merge the shards of a harvest into the database.
+
+    FILEs are those of `harvest --shard I/N -o FILE`, all N of them, in any order. The database is the one that a
+    harvest by one process makes, bit for bit. The model runs once more over a sample of the text, for the silent
+    windows and near misses.
+
+    \b
+    Examples:
+      neuronaut db absorb part*.npz
+      neuronaut db absorb part*.npz --model models/gpt2 --corpus articles.jsonl -d gpt2.db
+    """
+    from .harvest_apart import absorb_by_hand
+
+    given = {"model": model, "sae": sae, "corpus": corpus, "device": device}
+    with open_store(database, create=True, write=True) as store:
+        rows = absorb_by_hand(files, store, {key: value for key, value in given.items() if value is not None})
+    emit(rows, form, lambda rows: "\n".join(map(format_row, rows)))
 
 
 def _format_counts(counts: Row) -> str:

@@ -35,7 +35,7 @@ def demo(database: str, form: Form) -> None:
       neuronaut demo
       neuronaut demo --db try.db
     """
-    from .opening import LoadOptions, load_subject
+    from ..labelling.opening import LoadOptions, load_subject
 
     say("1/4 loading the built-in model")
     subject = load_subject("demo", LoadOptions())
@@ -53,8 +53,8 @@ _COLUMNS = [display.key("feature"), display.SCORE, display.BASELINE, display.EXP
 
 def _harvest(subject: "Subject", store: "Store") -> list[str]:
     """Harvest what is not there, and name the features to label."""
+    from ..labelling.opening import LoadOptions, load_corpus, open_sources, pass_gate
     from .harvest import collect
-    from .opening import LoadOptions, load_corpus, open_sources, pass_gate
 
     sources = open_sources(subject, SITES, LoadOptions(), name=None)
     here = {row["source"]: row["model_revision"] for row in store.sources() if row["harvested"]}
@@ -72,9 +72,9 @@ def _label_features(subject: "Subject", store: "Store", texts: list[str]) -> lis
     """Label and score the features that are not done, and read the rows of all of them."""
     from ..explainers.rule import RuleExplainer
     from ..labelling.label import label
+    from ..labelling.opening import chosen_features
     from ..scorers.simulation import RuleSimulator
     from .label import print_results
-    from .opening import chosen_features
 
     features = chosen_features(store, texts)
     say(f"3/4 labelling {len(features)} features")
@@ -102,5 +102,7 @@ def _next_steps(rows: list[Row], database: str) -> str:
             f'  neuronaut try {best} "def __init__(self, name):" -d {database}',
             f"  neuronaut search 'import' -d {database}",
             f"  neuronaut label {best.rpartition(':')[0]}:random:50 -d {database}",
+            "See all of it in a browser:",
+            f"  neuronaut serve -d {database}",
         )
     )

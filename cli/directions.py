@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..causal.results.common import ends
 from ..subject.errors import NeuronautError
 from . import display
 from .causal.inputs import judging_options, output_option, read_texts, seed_option
 from .causal.setup import open_subject, text_options
 from .common import Count, Form, Row, emit, form_options, say
-from .display import ends, spanned, spanned_column
+from .display import spanned, spanned_column
 
 if TYPE_CHECKING:
     from ..labelling.concepts import FoundDirection, Position
@@ -166,7 +167,7 @@ def add(
       neuronaut directions add gpt2 --site resid_post.11 --token " Paris" --token " London" --out cities.safetensors
     """
     from ..labelling.concepts import principal_components, token_directions
-    from .opening import load_corpus
+    from ..labelling.opening import load_corpus
 
     if not components and not tokens:
         raise click.UsageError("nothing is to be added; name --components N or --token TOKEN")

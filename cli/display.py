@@ -11,16 +11,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
-from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
-if TYPE_CHECKING:
-    from ..causal.controls import Ranked
-    from ..causal.intervene import Report
-    from ..causal.measures import Interval
-
+from ..subject.quoting import quoted as quoted
+from ..subject.quoting import visible as visible
 
 Row = Mapping[str, Any]
 
@@ -91,14 +87,6 @@ def cut(text: str, used: int = 0) -> str:
 
 
 _STYLE = re.compile(r"(\x1b\[[\d;]*m)")
-
-
-def visible(text: str) -> str:
-    """Put the text on one line, with every character that does not print spelled out."""
-    return "".join(_SPELLED.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
-
-
-_SPELLED = {"\n": "↵", "\t": "⇥"}
 
 
 def plain_lines(text: str) -> str:
@@ -205,12 +193,6 @@ def _fit_around(pieces: Sequence[str], centre: int, room: int | None) -> tuple[i
     return first, last
 
 
-def quoted(text: str) -> str:
-    """Put a text in quotes, so that its spaces are seen."""
-    mark = "'" if '"' in text else '"'
-    return f"{mark}{visible(text)}{mark}"
-
-
 def signed(value: float | None, digits: int = 3) -> str:
     """Format a difference with its sign."""
     return NOTHING if value is None else f"{value:+.{digits}f}"
@@ -228,22 +210,6 @@ def spanned(value: float | None, low: float | None, high: float | None, *, digit
 def spanned_column(name: str, header: str | None = None, *, digits: int = 2) -> Column:
     """Make a column of the key `name` of rows beside their ci_low and ci_high."""
     return Column(header or name, lambda row: spanned(row[name], row["ci_low"], row["ci_high"], digits=digits))
-
-
-def ends(interval: "Interval | None") -> dict[str, Any]:
-    """The ends of an interval by their keys in JSON, null where there is none."""
-    low, high = interval or (None, None)
-    return {"ci_low": low, "ci_high": high}
-
-
-def report_row(report: "Report") -> dict[str, Any]:
-    """The row of an edit's report."""
-    return {
-        "edit": str(report.edit),
-        "fired": report.fired,
-        "max_change": report.max_change,
-        "places": {str(row): list(places) for row, places in report.places.items()},
-    }
 
 
 def reports(rows: Sequence[Row]) -> str:
@@ -264,22 +230,6 @@ def _format_positions(row: Mapping[str, dict[str, list[int]]]) -> str:
     if all(positions == places[0] for positions in places):
         return ranges(places[0]) + (f" in {len(places)} prompts" if len(places) > 1 else "")
     return f"{sum(map(len, places))} in {len(places)} prompts"
-
-
-def rank_row(sort: str, ranked: "Ranked") -> dict[str, Any]:
-    """The row of an effect's rank among controls of one sort; null where there is nothing to rank it among."""
-    rank = ranked.rank
-    others = rank.controls if rank else ()
-    return {
-        "controls": sort,
-        "n": len(others),
-        "silent": ranked.silent,
-        "effect": ranked.effect,
-        "median": median(others) if others else None,
-        "largest": max(others, key=abs) if others else None,
-        "percentile": rank and rank.percentile,
-        "p": rank and rank.p,
-    }
 
 
 def rank_table(rows: Sequence[Row], effect: str) -> str:

@@ -127,7 +127,8 @@ def _write_rows(kind: str) -> Callable[[ExportRequest], None]:
 
         def rows() -> Iterator[Row]:
             nonlocal count
-            for row in request.store.iterate_rows(request.source, **request.conditions):
+            read = request.store.rows_with_people if kind == "jsonl" else request.store.iterate_rows
+            for row in read(request.source, **request.conditions):
                 yield row
                 count += 1
 
@@ -155,9 +156,9 @@ def _write_tree(request: ExportRequest) -> None:
 
 def _write_uploads(request: ExportRequest) -> None:
     from ..data.store.export import TEXT, places, write_uploads
+    from ..labelling.opening import LoadOptions, stored_sources, stored_subject
     from ..subject.address import Feature
     from ..subject.directions import promoted
-    from .opening import LoadOptions, stored_sources, stored_subject
 
     opening_options = dict(request.options)
     model, method = opening_options.pop("model_id"), opening_options.pop("method")

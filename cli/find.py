@@ -1,8 +1,8 @@
 """`neuronaut find`: which features fire on a text, and which tell two texts, or two sets of texts, apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,10 @@ from .common import Form, Row, emit, open_store, plain, result_options, say
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
-    from ..labelling.find import By, Found, Separated
+    from ..labelling.find import By, Separated
+    from ..labelling.opening import LoadOptions
     from ..subject.model import Subject
     from ..subject.sources import Source
-    from .opening import LoadOptions
 
 LENGTH_P = 0.05
 """Below this p value sets of texts count as of different lengths."""
@@ -73,9 +73,9 @@ def find(
       neuronaut find demo "x = [1, 2]" --against "x = (1, 2)" --source resid_post.2@sae
       neuronaut find gpt2 --positive french.txt --negative english.txt --by mean --json
     """
+    from ..labelling.find import describe_hits, find_separating
     from ..labelling.find import find as find_active
-    from ..labelling.find import find_separating
-    from .opening import LoadOptions
+    from ..labelling.opening import LoadOptions
 
     _check(text, against, token, positive, negative)
     if by is not None and positive is None:
@@ -93,14 +93,14 @@ def find(
             separated = find_separating(subject, sources, *sets, by=by, store=store, count=count)
             rows = [
                 {**row, "level": separated.level, "tested": separated.tested}
-                for row in _describe(store, sources, separated.rows)
+                for row in describe_hits(store, sources, separated.rows)
             ]
         else:
             assert text is not None, "one of both is given"
             texts = [plain(part) for part in (text, against) if part is not None]
             say_remarks(subject, texts)
             hits = find_active(subject, sources, texts[0], against=against, token=token, store=store, count=count)
-            separated, rows = None, _describe(store, sources, hits)
+            separated, rows = None, describe_hits(store, sources, hits)
     emit(rows, form, lambda rows: display.table(rows, _columns(rows)))
     if separated is not None:
         say(_summarise(separated))
@@ -138,8 +138,8 @@ def _open(
     store: "Store | None", model: str, named: Sequence[str], options: "LoadOptions", database: str
 ) -> "tuple[Subject, list[Source]]":
     """The subject and the sources: those of the store that are named, or all of the model's, and others by site."""
+    from ..labelling.opening import load_subject, open_sources, settle_bos, stored_sources, stored_subject, with_limits
     from ..subject.address import Feature, SourceId
-    from .opening import load_subject, open_sources, settle_bos, stored_sources, stored_subject, with_limits
 
     name = model if store is None else store.model(model)
     known = {} if store is None else {row["source"]: SourceId.parse(row["source"]) for row in store.sources()}
@@ -160,29 +160,6 @@ def _open(
         opened = open_sources(subject, new, options, name=None)
         subject, sources = subject if ids else settle_bos(subject, opened, asked="auto"), [*sources, *opened]
     return subject, sources
-
-
-def _describe(store: "Store | None", sources: "Sequence[Source]", hits: "Sequence[Found] | Sequence[Any]") -> list[Row]:
-    """Rows with the names of directions and the labels of what is in the store."""
-    from ..labelling.find import labels
-    from ..subject.direction_matrix import Directions
-
-    named = {source.id: source for source in sources if isinstance(source, Directions)}
-    known = labels(store, [hit.feature for hit in hits])
-    rows: list[Row] = []
-    for rank, hit in enumerate(hits, 1):
-        label: Mapping[str, object] = known.get(hit.feature, {})
-        matrix = named.get(hit.feature.source)
-        rows.append(
-            {
-                "rank": rank,
-                **asdict(hit),
-                "feature": str(hit.feature),
-                "name": matrix and matrix.name(hit.feature.index),
-                **{key: label.get(key) for key in ("status", "headline", "explanation", "score")},
-            }
-        )
-    return rows
 
 
 def _columns(rows: Sequence[Row]) -> list[display.Column]:

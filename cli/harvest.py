@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..data.harvest.watch import Watch
-from ..subject.address import name_random
-from .common import Count, Form, Progress, Row, convention_options, emit, interruptible, open_store, result_options, say
+from .common import (
+    Count,
+    Form,
+    Row,
+    convention_options,
+    emit,
+    interruptible,
+    on_option,
+    open_store,
+    result_options,
+    say,
+)
+from .harvest_apart import Apart, collect_by_hand, collect_by_workers, format_part, split_devices
+from .harvest_view import Shown, format_row, make_rows, say_what_was_read
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
-    from ..data.records import HarvestResult
     from ..data.store.store import Store
     from ..subject.model import Subject
     from ..subject.sources import Source
@@ -73,6 +83,11 @@ if TYPE_CHECKING:
     help="A control: draw every matrix of the model, or of the dictionary, again; its name gets ~random-SEED.",
 )
 @click.option("--random-seed", type=click.IntRange(0, 10**9 - 1), default=0, show_default=True, help="Of --randomize.")
+@click.option("-j", "--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Worker processes.")
+@click.option("--devices", metavar="D,D", help="A worker on each of these devices, such as cuda:0,cuda:1.")
+@on_option
+@click.option("--shard", metavar="I/N", help="Harvest only part I of N of the corpus, into the file of -o.")
+@click.option("-o", "--output", metavar="FILE.npz", help="Where a --shard goes; `db absorb` merges all of them.")
 @click.option("--close", is_flag=True, help="End the stopped harvest of the same sites and corpus with what it has.")
 @result_options
 def harvest(
@@ -91,6 +106,11 @@ def harvest(
     force: bool,
     randomize: str | None,
     random_seed: int,
+    jobs: int,
+    devices: str | None,
+    on: str | None,
+    shard: str | None,
+    output: str | None,
     close: bool,
     database: str,
     form: Form,
@@ -115,51 +135,56 @@ def harvest(
       neuronaut harvest gpt2 resid_pre.8 --sae path/to/sae --name res-jb --corpus articles.jsonl
       neuronaut harvest demo mlp.2 --randomize weights
       neuronaut harvest demo head.3 --along 'token:" self"' --name self
+      neuronaut harvest gpt2 mlp --corpus articles.jsonl --devices cuda:0,cuda:1
+      neuronaut harvest gpt2 mlp --corpus articles.jsonl --shard 3/16 -o part3.npz
       neuronaut harvest --function rules.py:is_city --corpus articles.jsonl
     """
-    from ..data.harvest.windows import check_window
-    from .opening import LoadOptions, load_corpus, load_subject, open_sources, pass_gate, places, settle_bos
+    from ..labelling.opening import LoadOptions, load_corpus
+    from .harvest_request import HarvestRequest
 
     if random_seed and randomize is None:
         raise click.UsageError("--random-seed is of --randomize; leave it out, or add that")
-    options = LoadOptions(**load_options)
+    apart = Apart(jobs, split_devices(devices), on, shard, output)
+    apart.check(corpus, close=close, function=function is not None)
     if function is not None:
         _refuse_options(model, name=name, randomize=randomize, force=force or None, **load_options)
         text = load_corpus("demo", corpus, tokens=tokens, text_column=text_column or "text", encoding=encoding)
         limits = {"tokens": tokens, "window": window, "seed": seed, "close": close}
         with open_store(database, create=True, write=True) as store:
             rows = _collect_function(store, function, text, model_name, tokenizer, **limits)
-        emit(rows, form, lambda rows: "\n".join(map(_format_row, rows)))
+        emit(rows, form, lambda rows: "\n".join(map(format_row, rows)))
         return
     if model is None or tokenizer is not None:
         fault = "--tokenizer is of --function; leave it out" if model else "no MODEL is named"
         raise click.UsageError(f"{fault}: name a model and its sites, or --function FILE.py:NAME")
-    if randomize == "weights":
-        model, model_name = name_random(model, random_seed), model_name and name_random(model_name, random_seed)
-    column = text_column or ("messages" if options.chat else "text")
-    text = load_corpus(model, corpus, tokens=tokens, text_column=column, encoding=encoding, chat=options.chat)
-    subject = load_subject(model, options, name=model_name)
-    seed_of_dictionary = random_seed if randomize == "dictionary" else None
-    sources = open_sources(subject, sites, options, name=name, seed=seed_of_dictionary)
-    subject = settle_bos(subject, sources, asked=options.bos)
-    text = text.map(subject.render_chat) if options.chat else text
-    window = window or _fit_window(subject)
-    check_window(subject, window)
-    for line in pass_gate(subject, sources, text, window=window, force=force or randomize is not None):
-        say(line)
+    request = HarvestRequest(
+        model=model,
+        sites=sites,
+        load_options=LoadOptions(**load_options),
+        corpus=corpus,
+        tokens=tokens,
+        window=window,
+        seed=seed,
+        name=name,
+        model_name=model_name,
+        text_column=text_column,
+        encoding=encoding,
+        force=force,
+        randomize=randomize,
+        random_seed=random_seed,
+    )
+    if shard is not None:
+        emit([collect_by_hand(request, apart)], form, lambda rows: "\n".join(map(format_part, rows)))
+        return
+    opened = request.open()
+    request.pass_gate(opened)
     with open_store(database, create=True, write=True) as store:
-        rows = collect(
-            subject,
-            sources,
-            text,
-            store,
-            tokens=tokens,
-            window=window,
-            seed=seed,
-            paths=places(subject, model, sources, options),
-            close=close,
-        )
-    emit(rows, form, lambda rows: "\n".join(map(_format_row, rows)))
+        if apart.workers > 1 or on is not None:
+            rows = collect_by_workers(request, opened, store, apart)
+        else:
+            own = {"tokens": tokens, "window": opened.window, "seed": seed, "paths": opened.paths, "close": close}
+            rows = collect(opened.subject, opened.sources, opened.corpus, store, **own)
+    emit(rows, form, lambda rows: "\n".join(map(format_row, rows)))
 
 
 def _refuse_options(model: str | None, **given: object) -> None:
@@ -184,31 +209,21 @@ def _collect_function(
     close: bool,
 ) -> list[Row]:
     from ..data.harvest.activations import neurons
-    from .functions import function_paths, new_function
+    from ..labelling.functions import function_paths, new_function
+    from .harvest_request import fit_window
 
-    subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer)
+    subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer, on_progress=say)
     return collect(
         subject,
         neurons(subject, subject.sites),
         corpus,
         store,
         tokens=tokens,
-        window=window or _fit_window(subject),
+        window=window or fit_window(subject),
         seed=seed,
         paths=function_paths(subject, tokenizer),
         close=close,
     )
-
-
-WINDOW = 64
-"""Tokens in a window, where the model has room for them."""
-
-
-def _fit_window(subject: "Subject") -> int:
-    room = subject.context - len(subject.bos_prefix)
-    if room < WINDOW:
-        say(f"windows have {room} tokens, not {WINDOW}: {subject.name} has {subject.context} positions")
-    return min(WINDOW, room)
 
 
 def collect(
@@ -246,87 +261,8 @@ def collect(
             close=close,
             watch=watch,
         )
-    _say_what_was_read(result)
-    return _make_rows(result, time.monotonic() - started, watch.tokens)
-
-
-class Shown(Watch):
-    """Shows on stderr how far a harvest is: a bar of tokens, then one of windows, then that it writes."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._bar = self._begin("harvest", "tokens")
-        self._mining: Progress | None = None
-        self.tokens = 0
-        """Tokens that were read in this call."""
-        self._before = 0
-
-    def _begin(self, what: str, unit: str) -> Progress:
-        return self._stack.enter_context(Progress(what, total=None, unit=unit))
-
-    def begins(self, done: int, of: int) -> None:
-        """Count what was read before as done."""
-        self._before = done
-        self._bar.expect(of)
-        self._bar.reach(done)
-
-    def read(self, tokens: int) -> None:
-        """Move the bar."""
-        self.tokens = tokens - self._before
-        self._bar.reach(tokens)
-
-    def mined(self, windows: int, of: int) -> None:
-        """Begin another bar, of windows, and move it."""
-        if self._mining is None:
-            self._stack.close()
-            say(f"the text is read; silent windows and near misses are looked for in {of:,} windows")
-            self._mining = self._begin("silent windows", "windows")
-            self._mining.expect(of)
-        self._mining.reach(windows)
-
-    def writes(self) -> None:
-        """Say so: a large harvest takes its time."""
-        self._stack.close()
-        say("writing to the database")
-
-
-def _say_what_was_read(result: "HarvestResult") -> None:
-    """Say which of the corpus's tokens are in the statistics, and which are not, and why."""
-    if isinstance(stopped := result.provenance.get("stopped_at"), dict):
-        budget = "all" if stopped["budget"] is None else f"{stopped['budget']:,}"
-        say(f"ended with {stopped['tokens']:,} of {budget} tokens: of the corpus's beginning, not of all of it")
-    counts, fewest = result.counts, min(source.tokens for source in result.sources)
-    left_out = {
-        "beyond the budget": counts.beyond_budget,
-        "special tokens": counts.special,
-        "of massive norm": result.tokens - counts.special - fewest,
-    }
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
-    say(f"{fewest:,} of {counts.given:,} tokens that were read are counted; left out: {reasons}")
-    if counts.own_bos:
-        say(f"documents that bring a BOS themselves: {counts.own_bos:,}; it stands there once")
-    if counts.spelled:
-        say(f"documents that spell special tokens: {counts.spelled:,}; these are text, with --special-tokens tokens")
-
-
-def _make_rows(result: "HarvestResult", seconds: float, read: int) -> list[Row]:
-    alive = {source.source: int((source.count > 0).sum()) for source in result.sources}
-    return [
-        {
-            "source": source.source,
-            "features": source.width,
-            "alive": alive[source.source],
-            "dead": source.width - alive[source.source],
-            "tokens": result.tokens,
-            "counted": source.tokens,
-            "given": result.counts.given,
-            "corpus": result.corpus,
-            "window": result.window,
-            "seconds": round(seconds, 3),
-            "tokens_per_second": round(read / seconds) if read else None,
-        }
-        for source in result.sources
-    ]
+    say_what_was_read(result)
+    return make_rows(result, time.monotonic() - started, watch.tokens)
 
 
 def _describe_kept(checkpoint: Path, sources: tuple[str, ...], corpus: str) -> str:
@@ -340,12 +276,4 @@ def _describe_kept(checkpoint: Path, sources: tuple[str, ...], corpus: str) -> s
     age = time.time() - latest.path.stat().st_mtime
     return (
         f"the harvest up to {age:.0f} s ago, {latest.tokens:,} tokens, is kept in {latest.path} (--close ends it there)"
-    )
-
-
-def _format_row(row: Row) -> str:
-    rate = "" if row["tokens_per_second"] is None else f", {row['tokens_per_second']:,} tokens/s"
-    return (
-        f"{row['source']}: {row['features']:,} features, {row['alive']:,} alive, {row['dead']:,} dead, "
-        f"{row['tokens']:,} tokens of {row['corpus']}{rate}"
     )

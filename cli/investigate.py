@@ -5,13 +5,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ..subject.errors import NeuronautError
 from .causal.inputs import output_option, pair_options, seed_option, task_of
-from .common import Form, Progress, as_json, emit, interruptible, open_store, result_options, say
+from .common import Form, Progress, as_json, emit, interruptible, on_option, open_store, result_options, say
 from .label import scorer_option, subject_options
 from .llm_options import format_spent, llm_options, open_client, split_options
 from .progress_view import Watch
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from ..agent.session import InvestigationConfig, Session, SessionItem
     from ..data.store.journal_values import InvestigationRecord
     from ..data.store.store import Store
-    from ..labelling.workers import Workers
+    from ..labelling.opening import LoadOptions
+    from ..labelling.pools import Pool
     from ..llm.client import LLMClient
     from ..scorers.controls import ControlMode
     from ..subject.address import Feature, SourceId
     from ..subject.model import Subject
     from ..subject.sources import Source
     from .llm_options import LLMOptions
-    from .opening import LoadOptions
 
 POLICIES = ("scripted", "llm", "random", "replay")
 _WORST = (0, 3, 4, 1)
@@ -102,6 +103,7 @@ class InvestigationRequest:
     metavar="N",
     help="Processes that investigate features side by side.",
 )
+@on_option
 @click.option("--hide-names", is_flag=True, help="Do not tell the policy what the target is called.")
 @scorer_option
 @pair_options(rows=64)
@@ -118,6 +120,7 @@ def investigate(
     budget: str | None,
     resume: str | None,
     jobs: int,
+    on: str | None,
     **options: Any,
 ) -> None:
     """Find out what a feature or a behaviour is, and prove it.
@@ -138,12 +141,12 @@ def investigate(
       neuronaut investigate demo:mlp.2:17 --runs 10
       neuronaut investigate --resume 3fa92b
     """
-    _check_options(targets, options, resume=resume, budget=budget, jobs=jobs)
+    _check_options(targets, options, resume=resume, budget=budget, apart=jobs > 1 or on is not None)
     with (
         open_store(database, create=options["task"] is not None or options["pairs"] is not None, write=True) as store,
         interruptible(lambda: f"all that was done is stored in {store.path}"),
     ):
-        finished = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html, jobs=jobs)
+        finished = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html, jobs=jobs, on=on)
         pooled = _pool(store, finished) if options["runs"] > 1 else []
     if form == "json":
         emit([*(session.report.to_json() for session in finished), *map(asdict, pooled)], form, lambda _: "")
@@ -156,7 +159,7 @@ def investigate(
 
 
 def _check_options(
-    targets: tuple[str, ...], options: Mapping[str, Any], *, resume: str | None, budget: str | None, jobs: int
+    targets: tuple[str, ...], options: Mapping[str, Any], *, resume: str | None, budget: str | None, apart: bool
 ) -> None:
     """Refuse what does not go together before anything is opened."""
     policy = options["policy"]
@@ -167,8 +170,8 @@ def _check_options(
     if policy is not None and (policy == "replay") != (options["transcript"] is not None):
         raise click.UsageError("--policy replay takes the decisions of --transcript ID; give both, or neither")
     of_behaviour = any(options[name] is not None for name in PAIRS if name != "rows")
-    if (jobs > 1 or options["runs"] > 1) and (of_behaviour or resume is not None):
-        raise click.UsageError("-j and --runs are for features; leave them out with --resume or pairs of prompts")
+    if (apart or options["runs"] > 1) and (of_behaviour or resume is not None):
+        raise click.UsageError("-j, --on and --runs are for features; leave them out with --resume or pairs of prompts")
     if policy == "llm" and options["llm"] is None:
         raise click.UsageError("--policy llm asks a language model; name one, for example -m openai:gpt-4o-mini")
 
@@ -183,6 +186,7 @@ def _run(
     form: Form,
     html: str | None,
     jobs: int,
+    on: str | None,
 ) -> "list[Session]":
     request = _read_request(store, targets, options, resume=resume, budget=budget)
     language, _ = split_options(options)
@@ -191,7 +195,7 @@ def _run(
     with (
         open_client(language, store, budget=None) as client,
         Watch(lambda id: _hypothesis_texts(store, id)) as watch,
-        _open_workers(jobs, str(store.path), request, language) as workers,
+        _open_workers(jobs, str(store.path), request, language, on=on) as workers,
     ):
         several = len(request.targets) > 1 or request.runs > 1 or workers is not None
         before = {row["id"] for row in store.journal.rows() if row["ended"] is not None}
@@ -217,7 +221,7 @@ def _read_request(
     store: "Store", targets: tuple[str, ...], options: dict[str, Any], *, resume: str | None, budget: str | None
 ) -> InvestigationRequest:
     from ..agent.loop.run import Settings
-    from .opening import LoadOptions
+    from ..labelling.opening import LoadOptions
 
     language, rest = split_options(options)
     pairs = {name: rest.pop(name) for name in PAIRS}
@@ -277,7 +281,7 @@ def run_sessions(
     client: "LLMClient | None",
     on_event: Callable[[Mapping[str, Any]], None],
     *,
-    workers: "Workers[SessionItem, str] | None" = None,
+    workers: "Pool[SessionItem, str] | None" = None,
 ) -> "Iterator[Session]":
     """Investigate all targets, one after another or by workers."""
     from ..agent.session import investigate_all
@@ -322,8 +326,8 @@ class _Ready(NamedTuple):
 
 def _open_features(store: "Store", request: InvestigationRequest, client: "LLMClient | None") -> _Ready:
     from ..agent.session import InvestigationConfig
+    from ..labelling.opening import chosen_features, stored_sources, stored_subject
     from ..scorers.factory import ScorerOptions, make_scorers
-    from .opening import chosen_features, stored_sources, stored_subject
 
     features = chosen_features(store, request.targets)
     subject = stored_subject(
@@ -353,15 +357,16 @@ def _open_features(store: "Store", request: InvestigationRequest, client: "LLMCl
 
 @contextmanager
 def _open_workers(
-    count: int, database: str, request: InvestigationRequest, language: "LLMOptions"
-) -> "Generator[Workers[SessionItem, str] | None]":
-    """Start worker processes that investigate; None where this process does the work."""
-    if count == 1:
+    count: int, database: str, request: InvestigationRequest, language: "LLMOptions", *, on: str | None
+) -> "Generator[Pool[SessionItem, str] | None]":
+    """Start workers that investigate, here or `on` a Ray cluster; None where this process does the work."""
+    if count == 1 and on is None:
         yield None
         return
-    from ..labelling.workers import Workers
+    from ..labelling.pools import start_workers
 
-    with Workers(count, partial(_open_worker, database, request, language)) as workers:
+    open_worker = partial(_open_worker, str(Path(database).resolve()), request, language)
+    with start_workers(count, open_worker, on=on) as workers:
         yield workers
 
 
@@ -407,7 +412,7 @@ def _run_behaviour(
 ) -> "Session":
     from ..agent.session import InvestigationConfig
     from ..agent.session import investigate as investigate_behaviour
-    from .opening import stored_subject
+    from ..labelling.opening import stored_subject
 
     if len(request.targets) != 1:
         raise NeuronautError(

@@ -17,19 +17,21 @@ from .common import (
     as_json,
     emit,
     interruptible,
+    on_option,
     open_store,
     parse_minutes,
     result_options,
     say,
 )
-from .label_setup import LabelSetup, open_setup, open_workers
+from .label_setup import open_setup, open_workers
 from .llm_options import LLMOptions, batch_api, format_spent, llm_options, split_options
 
 if TYPE_CHECKING:
     from ..labelling.agenda import Item
     from ..labelling.estimate import Estimate
     from ..labelling.label import Outcome, Result
-    from ..labelling.workers import Workers
+    from ..labelling.pools import Pool
+    from ..labelling.setup import LabelSetup
     from ..llm.client import LLMClient
     from ..rules.choose import Size
 
@@ -85,6 +87,7 @@ def _parse_rule_size(_: click.Context, __: click.Parameter, given: str | None) -
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Worker processes, each with its own model."
 )
+@on_option
 @click.option("--redo", is_flag=True, help="Explain also what this explainer has explained; the best one is shown.")
 @subject_options
 @result_options
@@ -97,6 +100,7 @@ def label(
     batch: bool,
     dry_run: bool,
     jobs: int,
+    on: str | None,
     redo: bool,
     database: str,
     form: Form,
@@ -119,9 +123,9 @@ def label(
     """
     if batch and options["llm"] is None:
         raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
-    if jobs > 1 and options["llm"] is not None:
+    if (jobs > 1 or on is not None) and options["llm"] is not None:
         raise click.UsageError(
-            "-j is for labelling without a language model; calls to one run side by side already (-w)"
+            "-j and --on are for labelling without a language model; calls to one run side by side already (-w)"
         )
     explainer = explainer or ("rule" if options["llm"] is None else "guided")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
@@ -148,6 +152,7 @@ def label(
                 rule_size=rule_size,
                 redo=redo,
                 options=options,
+                on=on,
             ) as workers:
                 _label_features(setup, form, redo=redo, minutes=minutes, workers=workers)
         elif _collect_batches(setup, split_options(options)[0]):
@@ -155,7 +160,7 @@ def label(
             _send_batch(setup, split_options(options)[0])
 
 
-def _estimate(setup: LabelSetup, form: Form, *, redo: bool, batch: bool, jobs: int) -> None:
+def _estimate(setup: "LabelSetup", form: Form, *, redo: bool, batch: bool, jobs: int) -> None:
     from ..labelling.estimate import estimate
     from ..llm.prices import BATCH_DISCOUNT
 
@@ -180,12 +185,12 @@ def _estimate(setup: LabelSetup, form: Form, *, redo: bool, batch: bool, jobs: i
 
 
 def _label_features(
-    setup: LabelSetup,
+    setup: "LabelSetup",
     form: Form,
     *,
     redo: bool,
     minutes: float | None = None,
-    workers: "Workers[Item, Outcome] | None" = None,
+    workers: "Pool[Item, Outcome] | None" = None,
 ) -> None:
     from ..labelling.label import label as label_features
 
@@ -253,7 +258,7 @@ def score(
     """
     from ..labelling.label import score as score_features
     from ..labelling.label import score_from_stored
-    from .opening import chosen_features
+    from ..labelling.opening import chosen_features
 
     if limit is not None and (from_stored or options["llm"] is None):
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")
@@ -293,7 +298,7 @@ def _say_scored(scored: int, total: int, client: "LLMClient | None") -> None:
         say(f"{scored:,} scored, {total - scored:,} have nothing that could be scored")
 
 
-def _collect_batches(setup: LabelSetup, language: LLMOptions) -> bool:
+def _collect_batches(setup: "LabelSetup", language: LLMOptions) -> bool:
     """Put the replies of ended batches into the log; returns whether none is under way."""
     from ..labelling.batch_api import collect
 
@@ -310,7 +315,7 @@ def _collect_batches(setup: LabelSetup, language: LLMOptions) -> bool:
     return False
 
 
-def _send_batch(setup: LabelSetup, language: LLMOptions) -> None:
+def _send_batch(setup: "LabelSetup", language: LLMOptions) -> None:
     from ..labelling.batch_api import send
 
     assert setup.client is not None
@@ -362,7 +367,7 @@ def print_results(
     pointed, unscored, failures = list[float](), defaultdict[str, list[str]](list), Counter[str]()
     with interruptible(lambda: kept_note):
         for result in results:
-            rows.append(make_row(result))
+            rows.append(result.to_row())
             pointed += [score.point_values for score in result.scores if score.point_values]
             failures.update([result.explanation.reason or ""] if rows[-1]["status"] == "failed" else [])
             for scorer, reason in _find_unscored(result):
@@ -394,27 +399,6 @@ def _find_unscored(result: "Result") -> "Iterator[tuple[str, str]]":
         scores = [score for score in result.scores if score.scorer == scorer]
         if all(score.value is None for score in scores):
             yield scorer, scores[0].reason or ""
-
-
-def make_row(result: "Result") -> Row:
-    """Make the row of a result, with the keys of `list`."""
-    from ..data.ranking import standing
-
-    best, explanation = result.score, result.explanation
-    return {
-        "feature": str(result.feature),
-        "status": standing(explanation.status, best),
-        "explanation": explanation.text,
-        "headline": explanation.headline,
-        "explainer": explanation.explainer,
-        "score": best and best.value,
-        "ci_low": best and best.ci_low,
-        "ci_high": best and best.ci_high,
-        "metric": best and best.metric,
-        "scorer": best and best.scorer,
-        "baseline": best and best.baseline,
-        "n": best and best.n,
-    }
 
 
 def _format_line(row: Row, result: "Result") -> str:

@@ -1,43 +1,21 @@
 """Opens what `label` and `score` need: here, and once more in every worker process."""
 
+import os
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..subject.errors import NeuronautError
 from .common import open_store, say
 from .llm_options import open_client, split_options
 
 if TYPE_CHECKING:
-    from ..data.store.store import Store
-    from ..explainers.explainer import Explainer
     from ..labelling.agenda import Item
     from ..labelling.label import Outcome
-    from ..labelling.selection import SelectingExplainer
-    from ..labelling.workers import Workers
-    from ..llm.client import LLMClient, Mode
+    from ..labelling.pools import Pool
+    from ..labelling.setup import LabelSetup
+    from ..llm.client import Mode
     from ..rules.choose import Size
-    from ..scorers.scorer import Scorer
-    from ..subject.address import Feature, SourceId
-    from ..subject.model import Subject
-    from ..subject.sources import Source
-
-
-@dataclass(frozen=True, slots=True)
-class LabelSetup:
-    """The parts that both verbs open before they begin."""
-
-    store: "Store"
-    subject: "Subject"
-    sources: "dict[SourceId, Source]"
-    features: "list[Feature]"
-    client: "LLMClient | None"
-    scorers: "list[Scorer]"
-    chooser: "Scorer"
-    """Judges candidates on `select`: the scorer that is named first, without controls."""
-    explainer: "Explainer | SelectingExplainer | None"
 
 
 @contextmanager
@@ -52,12 +30,10 @@ def open_setup(
     mode: "Mode" = "live",
     options: dict[str, Any],
     quiet: bool = False,
-) -> Generator[LabelSetup]:
+) -> "Generator[LabelSetup]":
     """Open the database, the model under study, and what explains and judges; closes them afterwards."""
-    from ..explainers.factory import ExplainerOptions
-    from ..labelling.factory import make_explainer
-    from ..scorers.factory import ScorerOptions, make_scorer, make_scorers
-    from .opening import LoadOptions, chosen_features, stored_sources, stored_subject
+    from ..labelling.opening import LoadOptions, chosen_features, stored_sources, stored_subject
+    from ..labelling.setup import LabelOptions, set_up
 
     language, rest = split_options(options)
     load_options = LoadOptions(**rest)
@@ -69,35 +45,16 @@ def open_setup(
             store, chosen[0].source.model, load_options, sources=[feature.source for feature in chosen]
         )
         sources = stored_sources(store, subject, chosen, load_options)
-        scorer_options = ScorerOptions(
-            client and client.llm,
-            subject,
-            sources,
-            store.chosen_prompts(),
+        wanted = LabelOptions(
+            scorers=scorers,
+            explainer=explainer_name,
+            rule_size=rule_size,
+            temperature=language.temperature_value,
             controls=language.control_mode,
-            first=chosen[0],
             calibrated=not language.no_calibration,
             embedder=language.embedder,
         )
-        chooser = make_scorer(scorers.split(",")[0].strip(), scorer_options.for_choosing())
-        explainer = None
-        if explainer_name is not None:
-            asked = ExplainerOptions(scorer_options.prompts, language.temperature_value, rule_size=rule_size)
-            explainer = make_explainer(explainer_name, subject, asked, chooser=chooser)
-            if explainer.prompts and client is None:
-                raise NeuronautError(
-                    f"-e {explainer_name} asks a language model; name one with -m, for example -m openai:gpt-4o-mini"
-                )
-        yield LabelSetup(
-            store=store,
-            subject=subject,
-            sources=sources,
-            features=chosen,
-            client=client,
-            scorers=make_scorers(scorers, scorer_options),
-            chooser=chooser,
-            explainer=explainer,
-        )
+        yield set_up(store, subject, sources, chosen, wanted, client=client)
 
 
 @contextmanager
@@ -111,16 +68,17 @@ def open_workers(
     rule_size: "Size",
     redo: bool,
     options: dict[str, Any],
-) -> "Generator[Workers[Item, Outcome] | None]":
-    """Start worker processes that label; None where this process does the work."""
-    if count == 1:
+    on: str | None,
+) -> "Generator[Pool[Item, Outcome] | None]":
+    """Start workers that label, here or `on` a Ray cluster; None where this process does the work."""
+    if count == 1 and on is None:
         yield None
         return
-    from ..labelling.workers import Workers
+    from ..labelling.pools import start_workers
 
     names: dict[str, Any] = {"scorers": scorers, "explainer_name": explainer_name, "rule_size": rule_size}
-    open_quietly = partial(open_setup, features, database, **names, options=options, quiet=True)
-    with Workers(count, partial(_open_worker, open_quietly, redo=redo)) as workers:
+    open_quietly = partial(open_setup, features, os.path.abspath(database), **names, options=options, quiet=True)
+    with start_workers(count, partial(_open_worker, open_quietly, redo=redo), on=on) as workers:
         yield workers
 
 

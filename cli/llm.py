@@ -153,8 +153,8 @@ def reproduce(explanation_id: int, database: str, form: Form, **load_options: An
       neuronaut reproduce 17 -d gpt2.db
     """
     from ..labelling.factory import remake_explainer
+    from ..labelling.opening import LoadOptions, stored_sources, stored_subject
     from ..labelling.reproduce import reproduce as make_again
-    from .opening import LoadOptions, stored_sources, stored_subject
 
     options = LoadOptions(**load_options)
     with open_store(database) as store:

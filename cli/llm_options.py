@@ -15,18 +15,26 @@ if TYPE_CHECKING:
     from ..llm.client import LLMClient, Mode, Spent
     from ..llm.openai.batch import BatchAPI
     from ..llm.openai.dialect import TokenLimit
+    from ..llm.prices import Budget
     from ..scorers.controls import ControlMode
 
+llm_option = click.option(
+    "-m",
+    "--llm",
+    metavar="LLM",
+    envvar="NEURONAUT_LLM",
+    help="The language model that explains and judges (not the one under study): openai:NAME, or hf:PATH "
+    "for one in this process.",
+)
+base_url_option = click.option(
+    "--base-url", metavar="URL", help="Another OpenAI-compatible server, also from OPENAI_BASE_URL."
+)
+price_option = click.option(
+    "--price", metavar="in=X,out=Y", help="Dollars per million tokens, where the model is not known."
+)
 llm_options = all_of(
-    click.option(
-        "-m",
-        "--llm",
-        metavar="LLM",
-        envvar="NEURONAUT_LLM",
-        help="The language model that explains and judges (not the one under study): openai:NAME, or hf:PATH "
-        "for one in this process.",
-    ),
-    click.option("--base-url", metavar="URL", help="Another OpenAI-compatible server, also from OPENAI_BASE_URL."),
+    llm_option,
+    base_url_option,
     click.option("-w", "--workers", type=click.IntRange(1), metavar="N", help="Requests in flight.  [default: 64]"),
     click.option(
         "--timeout",
@@ -35,7 +43,7 @@ llm_options = all_of(
         help="Seconds from a request to the last byte of its reply, after which it is given up and tried again.  "
         "[default: 120]",
     ),
-    click.option("--price", metavar="in=X,out=Y", help="Dollars per million tokens, where the model is not known."),
+    price_option,
     click.option(
         "--temperature",
         metavar="T",
@@ -120,7 +128,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[LLMOptions, dict[str, Any
 
 @contextmanager
 def open_client(
-    language: LLMOptions, store: "Store", *, budget: str | None, mode: "Mode" = "live"
+    language: LLMOptions, store: "Store", *, budget: "str | Budget | None", mode: "Mode" = "live"
 ) -> "Generator[LLMClient | None]":
     """Open the client, and close it afterwards; None where no language model was named."""
     if language.llm is None:
@@ -143,7 +151,7 @@ def open_client(
     )
     try:
         price = Price.parse(language.price) if language.price else None
-        limit = Budget.parse(budget) if budget else None
+        limit = Budget.parse(budget) if isinstance(budget, str) else budget
         yield LLMClient(llm, store.calls, price=price, budget=limit, mode=mode)
     finally:
         llm.close()

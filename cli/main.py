@@ -30,6 +30,7 @@ VERBS: Mapping[str, str] = {
     "find": "find:find",
     "summary": "summary:summary",
     "train": "train:train",
+    "serve": "serve:serve",
     "export": "exchange:export",
     "import": "exchange:import_",
     "models": "models:models",
@@ -50,6 +51,7 @@ VERBS: Mapping[str, str] = {
     "circuit": "causal.circuit:circuit",
     "steer": "causal.steer:steer",
     "reproduce": "llm:reproduce",
+    "mcp": "mcp:mcp",
     "db": "db:db",
 }
 """The module and the name of each verb, in the order of the help."""

@@ -61,8 +61,9 @@ def families(form: Form) -> None:
     """List the families whose sites are known.
 
     A family is a model_type of transformers' configurations. Others are looked at when they are loaded, and proven in
-    the same way. Every family has embed, resid_pre.L, head.L, attn_out.L, mlp_in.L, mlp_out.L and resid_post.L, and
-    query.L, key.L and value.L where heads have them; the table says what there is beside these.
+    the same way. In an encoder a token reads both sides, and there are no next-token logits. Every family has embed,
+    resid_pre.L, head.L, attn_out.L, mlp_in.L, mlp_out.L and resid_post.L, and query.L, key.L and value.L where heads
+    have them; the table says what there is beside these.
 
     \b
     Examples:
@@ -73,6 +74,11 @@ def families(form: Form) -> None:
     rows = [
         {
             "family": family,
+            "reads": f"both sides with {row.bidirectional}"
+            if isinstance(row.bidirectional, str)
+            else "both sides"
+            if row.bidirectional
+            else "before",
             "neurons": "none in layers of experts" if row.experts else "mlp.L",
             "between": "none"
             if row.parallel is True
@@ -86,6 +92,7 @@ def families(form: Form) -> None:
     ]
     columns = [
         display.key("family"),
+        display.key("reads", "a token reads"),
         display.key("neurons"),
         display.key("between", "between attention and MLP"),
         display.key("head_path", "head.L is the input of"),
@@ -110,9 +117,9 @@ def check(model: str, form: Form, device: str | None, dtype: str | None) -> None
       neuronaut models check demo
       neuronaut models check ./my-llama --dtype bfloat16
     """
+    from ..labelling.opening import LoadOptions, load_subject
     from ..subject.architecture import ARCHITECTURES
     from ..subject.model import join_sites
-    from .opening import LoadOptions, load_subject
 
     began = time.monotonic()
     subject = load_subject(model, LoadOptions(device=device, dtype=dtype))

@@ -6,18 +6,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from . import display
-from .common import (
-    Form,
-    Row,
-    add_names,
-    emit,
-    filter_options,
-    limit_option,
-    open_store,
-    result_options,
-    say,
-    source_option,
-)
+from .common import Form, Row, emit, filter_options, limit_option, open_store, result_options, say, source_option
 
 if TYPE_CHECKING:
     from ..data.store.listing import Conditions, Sort
@@ -59,8 +48,7 @@ def list_(
     """
     with open_store(database) as store:
         last = None if after is None else store.feature(after)
-        found = store.list_rows(source, limit=limit, sort=sort, after=last, **conditions)
-        rows = add_names(store, found)
+        rows = store.with_names(store.list_rows(source, limit=limit, sort=sort, after=last, **conditions))
     columns = [*display.features(rows), display.key("status"), display.SCORE, display.BASELINE, display.EXPLANATION]
     emit(rows, form, lambda rows: display.table(rows, columns))
     say_if_empty(rows)
@@ -102,7 +90,7 @@ def search(
             # What the markers are is seen only on a terminal, so a program never meets them.
             markers = _MARKERS if form == "table" and display.in_colour() else None
             rows = store.search_rows(text, source=source, limit=limit, markers=markers, **conditions)
-        rows = add_names(store, rows)
+        rows = store.with_names(rows)
     emit(rows, form, lambda rows: display.table(rows, _rank_columns(rows)))
     say_if_empty(rows)
 
@@ -165,7 +153,7 @@ def similar(feature: str, embedder: str | None, limit: int, database: str, form:
         chosen = store.feature(feature)
         neighbours = find_similar(store, chosen, embedder=Embedder(embedder) if embedder else None, limit=limit)
         rows = [row | {"by": "activation"} for row in neighbours.by_activation]
-        rows = add_names(store, rows + [row | {"by": "explanation"} for row in neighbours.by_explanation])
+        rows = store.with_names(rows + [row | {"by": "explanation"} for row in neighbours.by_explanation])
     emit(rows, form, lambda rows: display.table(rows, [display.key("by"), *_rank_columns(rows)]))
     say_if_empty(rows)
 

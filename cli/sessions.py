@@ -146,8 +146,8 @@ def replay(ctx: click.Context, id: str, rerun: bool, database: str, form: Form, 
 
 def _rerun(store: "Store", id: str, options: dict[str, Any]) -> "Rerun":
     from ..agent.rerun import rerun
+    from ..labelling.opening import LoadOptions, stored_sources, stored_subject
     from ..subject.address import Feature
-    from .opening import LoadOptions, stored_sources, stored_subject
 
     row = store.journal.row(id)
     pairs = {name: options.pop(name) for name in PAIRS}
@@ -172,7 +172,7 @@ def fork(id: str, step: int, seed: int | None, database: str, form: Form) -> Non
     Examples:
       neuronaut sessions fork 3fa92b --step 4 --seed 1
     """
-    from ..agent.replay import fork as copy
+    from ..agent.forking import fork as copy
 
     with open_store(database, write=True) as store:
         new = copy(store.journal, id, step=step, seed=seed)

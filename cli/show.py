@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from . import display
-from .common import Form, Row, add_names, emit, open_store, result_options
+from .common import Form, Row, emit, open_store, result_options
 
 PARTS = ("tune", "holdout")
 """What the curve of a rule is taken on."""
@@ -35,7 +35,7 @@ def show(feature: str, count: int, rule: bool, provenance: bool, database: str, 
     from ..labelling.inspect import describe
 
     with open_store(database) as store:
-        (row,) = add_names(store, [describe(store, store.feature(feature), count=count)])
+        (row,) = store.with_names([describe(store, store.feature(feature), count=count)])
     emit([row], form, lambda _: page(row, rule=rule, provenance=provenance))
 
 
@@ -49,6 +49,8 @@ def page(row: Row, *, rule: bool, provenance: bool) -> str:
     parts.append(_format_statistics(row["stats"]))
     if "looks_at" in row:
         parts.append(_format_looks(row["looks_at"]))
+    if "writes" in row:
+        parts.append(_format_writes(row["writes"]))
     if row["scores"]:
         parts.append(_format_scores(row["scores"]))
     if row["examples"]:
@@ -154,6 +156,12 @@ def _format_looks(looks: Mapping[str, float]) -> str:
     places = {name: share for name, share in looks.items() if name not in ("mean weight", "n") and share}
     told = ", ".join(f"{name} {share:.0%}" for name, share in sorted(places.items(), key=lambda item: -item[1]))
     return f"from {looks['n']} peaks it looks most at {told}; mean weight {looks['mean weight']:.2f}"
+
+
+def _format_writes(sites: Sequence[Row]) -> str:
+    """How long the decoder is at each site, and as a multiple of the median feature's there."""
+    told = ", ".join(f"{row['site']} {row['norm']:.3g} ({row['relative']:.2f} of the median)" for row in sites)
+    return f"writes, by its decoder's norm: {told}"
 
 
 def _format_attended(example: Row) -> str:

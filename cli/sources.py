@@ -85,7 +85,14 @@ def inspect(path: str, model: str | None, sae_site: str | None, corpus: str | No
         raise click.UsageError(f"--{unused[0] if isinstance(unused, list) else 'corpus'} is of a MODEL; name one")
     scale = {name: options[name] for name in ("norm_scale", "allow_pickle")}
     report = report_on(path, site=sae_site, **scale)
-    row: Row = {"path": path, **asdict(report), "how": HOW_TO_ADD if report.format is None else None, "gate": None}
+    sites = {name: ", ".join(getattr(report, name)) or None for name in ("reads", "writes", "layers")}
+    row: Row = {
+        "path": path,
+        **asdict(report),
+        **sites,
+        "how": HOW_TO_ADD if report.format is None else None,
+        "gate": None,
+    }
     if model is not None and report.readable:
         row["gate"] = _try_on(model, report, path, corpus, options)
     emit([row], form, lambda _: "\n".join(_format(row)))
@@ -93,17 +100,17 @@ def inspect(path: str, model: str | None, sae_site: str | None, corpus: str | No
 
 def _try_on(model: str, report: "FileReport", path: str, corpus: str | None, options: dict[str, Any]) -> Row:
     """The gate's figures of the dictionary on a model."""
+    from ..labelling.opening import LoadOptions, load_corpus, load_subject, open_sources, settle_bos, try_dictionary
     from ..subject.dictionary import Dictionary
-    from .harvest import WINDOW
-    from .opening import LoadOptions, load_corpus, load_subject, open_sources, settle_bos, try_dictionary
+    from .harvest_request import WINDOW
 
     text = load_corpus(model, corpus, tokens=None, text_column="text", encoding="utf-8")
     load_options = LoadOptions(sae=path, **options)
     subject = load_subject(model, load_options)
-    (source,) = open_sources(subject, [report.reads] if report.reads else [], load_options, name="dictionary")
+    (source,) = open_sources(subject, [report.site] if report.site else [], load_options, name="dictionary")
     assert isinstance(source, Dictionary), "--sae opens one"
     subject = settle_bos(subject, [source], asked=load_options.bos)
-    room = subject.context - len(subject.bos_prefix)
+    room = subject.room
     tried = try_dictionary(subject, source, text, window=min(WINDOW, room), force=True)
     figures = {
         name: value if not isinstance(value, float) or math.isfinite(value) else None
@@ -114,6 +121,7 @@ def _try_on(model: str, report: "FileReport", path: str, corpus: str | None, opt
         "admitted": tried.gate.admitted,
         "doubts": list(tried.gate.doubts),
         "left_out": tried.left_out,
+        "by_site": {site: fit.fvu if math.isfinite(fit.fvu) else None for site, fit in tried.gate.sites.items()},
         "sites": {site: fvu if math.isfinite(fvu) else None for site, fvu in tried.sweep.fvu.items()},
         "warning": tried.sweep.warning,
     }
@@ -130,9 +138,12 @@ def _format(row: Row) -> Iterator[str]:
     lines["tensors"] = ", ".join(
         f"{name} {'x'.join(map(str, shape)) or '()'}" for name, shape in row["tensors"].items()
     )
-    lines["reads"] = (row["reads"] or "not named; add --sae-site") + (" before its gain" if row["without_gain"] else "")
+    reads = row["reads"] or "not named; add --sae-site"
+    lines["reads"] = reads + (" before its gain" if row["without_gain"] else "")
     if row["writes"] != row["reads"]:
         lines["writes"] = row["writes"]
+    if row["layers"]:
+        lines["layers"] = f"a file for each of {row['layers']}; another one with --sae-site"
     if parts := row["parts"]:
         lines |= _format_parts(parts)
     if gate := row["gate"]:
@@ -148,11 +159,19 @@ def _format(row: Row) -> Iterator[str]:
 def _format_parts(parts: Row) -> dict[str, str]:
     sizes = f"{parts['features']:,} features, {parts['d_in']} to {parts['d_out']} coordinates"
     kind = parts["kind"] + (f", k {parts['k']}" if parts["k"] else "") + (", a skip path" if parts["skip"] else "")
+    several = ", ".join(
+        f"{site} {norm:.3g} ({parts['shares'][site]:.0%})" for site, norm in parts["norms_by_site"].items()
+    )
     bias = "b_dec is taken off first" if parts["subtracts_b_dec"] else "b_dec is not taken off first"
     return {
         "kind": kind,
         "sizes": sizes,
         "norm": f"{parts['norm']}; {bias}; decoder norm {parts['decoder_norm_median']:.3g} (median)",
+        **(
+            {"norm by site": f"{several}: the median, and the share of features that write most there"}
+            if several
+            else {}
+        ),
     }
 
 
@@ -160,6 +179,8 @@ def _format_gate(gate: Row) -> dict[str, str]:
     verdict = "admitted" if gate["admitted"] else "refused by harvest"
     figures = f"FVU {_number(gate['fvu'])}, L0 {gate['l0']:.1f}, dead {gate['dead_share']:.1%}, {gate['tokens']} tokens"
     lines = {"gate": f"{figures}: {verdict}"}
+    if gate["by_site"]:
+        lines["by site"] = ", ".join(f"{site} FVU {_number(fvu)}" for site, fvu in gate["by_site"].items())
     if gate["doubts"]:
         lines["doubts"] = "; ".join(gate["doubts"])
     lines["nearby"] = ", ".join(f"{site} {_number(fvu)}" for site, fvu in gate["sites"].items())

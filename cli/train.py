@@ -34,13 +34,14 @@ class Width(click.ParamType):
 
 @click.command()
 @click.argument("model")
-@click.argument("site")
+@click.argument("sites", nargs=-1, required=True, metavar="SITE...")
 @click.option(
     "--kind",
-    type=click.Choice(("topk", "batchtopk", "jumprelu", "transcoder")),
+    type=click.Choice(("topk", "batchtopk", "jumprelu", "transcoder", "crosscoder")),
     default="topk",
     show_default=True,
-    help="What is kept of the pre-activations; a transcoder is batchtopk from mlp_in.L to mlp_out.L.",
+    help="What is kept of the pre-activations; a transcoder is batchtopk from mlp_in.L to mlp_out.L, a crosscoder "
+    "batchtopk over several sites.",
 )
 @click.option(
     "--width", type=Width(), default="8x", show_default=True, help="Features, or a multiple of the site's width."
@@ -84,7 +85,7 @@ class Width(click.ParamType):
 @form_options
 def train(
     model: str,
-    site: str,
+    sites: tuple[str, ...],
     kind: Any,
     width: tuple[int, bool],
     k: int,
@@ -102,9 +103,10 @@ def train(
     dtype: str | None,
     form: Form,
 ) -> None:
-    """Train a dictionary (SAE or transcoder) on the vectors of SITE.
+    """Train a dictionary (SAE, transcoder or crosscoder) on the vectors of SITE.
 
-    MODEL is a Hugging Face id, a folder, or demo; SITE for example resid_post.8. The vectors are those that the model
+    MODEL is a Hugging Face id, a folder, or demo; SITE for example resid_post.8, and of a crosscoder two or more, as
+    resid_post.4 resid_post.8, or resid_post.4-6. The vectors are those that the model
     computes on the corpus; nothing is stored but the dictionary, in SAELens' layout, with its card.json: unexplained
     variance, L0, dead features and the loss that the model keeps, on documents that it was not trained on. A
     training that was stopped goes on when it is called again. Then `harvest MODEL --sae FOLDER` reads it.
@@ -113,12 +115,13 @@ def train(
     Examples:
       neuronaut train demo resid_post.1 --width 512 -k 16 --tokens 500k --out my-sae
       neuronaut train demo mlp_in.1 --kind transcoder --tokens 500k --out my-transcoder
+      neuronaut train demo resid_post.1-2 --kind crosscoder --width 1024 --tokens 500k --out my-crosscoder
       neuronaut train ./my-llama resid_post.8 --kind batchtopk --corpus texts.jsonl --tokens 20M --out sae-8
     """
     from ..data.training.run import train as train_dictionary
     from ..data.training.trainer import Recipe
+    from ..labelling.opening import LoadOptions, load_corpus, load_subject, sites_of
     from ..subject.address import SourceId
-    from .opening import LoadOptions, load_corpus, load_subject
 
     minutes = parse_minutes(budget)
     if tokens is None:
@@ -126,14 +129,19 @@ def train(
     text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
     subject = load_subject(model, LoadOptions(device=device, dtype=dtype))
     number, multiple = width
+    named = [site for text in sites for site in sites_of(subject, text)]
+    crossed = named if kind == "crosscoder" else []
+    site = named[-1] if crossed else _only(named, kind)
     if kind == "transcoder":
-        kind, writes = "batchtopk", writes or _opposite(site)
+        writes = writes or _opposite(site)
+    if kind in ("transcoder", "crosscoder"):
+        kind = "batchtopk"
     recipe = Recipe(
         kind=kind, width=number * (subject.width(site) if multiple else 1), k=k, tokens=tokens, rate=rate, seed=seed
     )
     folder = Path(out)
     id = SourceId.parse(f"{subject.name}:{site}@{folder.resolve().name}")
-    onto = f" onto {writes}" if writes else ""
+    onto = f" onto {writes}" if writes else f" over {', '.join(crossed)}" if crossed else ""
     say(f"training {id}{onto}: {kind}, {recipe.width:,} features, k {k}, on {tokens:,} tokens of {text.name}")
     say(subject.convention.sentence)
     end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -148,6 +156,7 @@ def train(
             folder,
             recipe,
             target=writes,
+            sites=crossed,
             window=window,
             watch=_Shown(bar),
             stop=lambda: end is not None and time.monotonic() > end,
@@ -164,10 +173,11 @@ def _make_row(result: "Trained", folder: Path) -> Row:
     gate, loss = result.gate, result.loss
     return {
         "source": str(result.dictionary.id),
-        "writes": result.dictionary.writes,
+        "writes": ", ".join(result.dictionary.writes),
         "path": str(folder),
         "features": result.dictionary.width,
         "fvu": gate.fvu,
+        **({"fvu_by_site": {site: fit.fvu for site, fit in gate.sites.items()}} if gate.sites else {}),
         "l0": gate.l0,
         "dead_share": gate.dead_share,
         "loss": loss.clean,
@@ -176,6 +186,15 @@ def _make_row(result: "Trained", folder: Path) -> Row:
         "loss_recovered": loss.recovered,
         "tokens": gate.tokens,
     }
+
+
+def _only(sites: list[str], kind: str) -> str:
+    if len(sites) > 1:
+        raise NeuronautError(
+            f"{len(sites)} sites are named, {', '.join(sites)}, and a {kind} dictionary is of one; wanted one, or "
+            "--kind crosscoder"
+        )
+    return sites[0]
 
 
 def _opposite(site: str) -> str:
@@ -204,9 +223,10 @@ class _Shown:
 
 
 def _format(row: Row) -> str:
+    each = ", ".join(f"{site} {fvu:.3f}" for site, fvu in row.get("fvu_by_site", {}).items())
     return (
-        f"{row['source']}: FVU {row['fvu']:.3f}, L0 {row['l0']:.1f}, {row['dead_share']:.1%} of {row['features']:,} "
-        f"features silent on {row['tokens']:,} holdout tokens\n"
+        f"{row['source']}: FVU {row['fvu']:.3f}{f' at worst ({each})' if each else ''}, L0 {row['l0']:.1f}, "
+        f"{row['dead_share']:.1%} of {row['features']:,} features silent on {row['tokens']:,} holdout tokens\n"
         f"loss {row['loss']:.3f} nats a token, {row['loss_rebuilt']:.3f} with {row['writes']} rebuilt, "
         f"{row['loss_zero']:.3f} with zeros there: {row['loss_recovered']:.1%} recovered\n"
         f"written to {display.visible(row['path'])}"

@@ -31,9 +31,9 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
       neuronaut try demo:mlp.2:17 "def __init__(self):"
       neuronaut try demo:resid_post.2@sae:40 "import os" "import sys" --json
     """
+    from ..labelling.opening import LoadOptions, stored_sources, stored_subject, with_limits
     from ..labelling.try_text import try_text
     from .causal.inputs import say_remarks
-    from .opening import LoadOptions, stored_sources, stored_subject, with_limits
 
     options = LoadOptions(**load_options)
     with open_store(database) as store:

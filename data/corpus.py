@@ -86,6 +86,10 @@ class Corpus:
         """The corpus with every document's text changed."""
         return Corpus(self.name, partial(_map, self._read, change))
 
+    def named(self, name: str) -> "Corpus":
+        """The same text under another name."""
+        return Corpus(name, self._read)
+
     def head(self, characters: int) -> "Corpus":
         """The corpus up to the document that reaches so many characters; for streams too long to read whole."""
         return Corpus(f"{self.name}[:{characters}]", partial(_head, self._read, characters))

@@ -5,11 +5,12 @@ its peak, or of a near miss) one thing is changed: the pivot token itself; one o
 the order of two of them; the run of tokens right before the pivot, which is replaced by the run before
 the same token in a window where the feature behaved otherwise (a transplant: what an exception or a
 missing cause answers to); or tokens are put in before the pivot, and everything before them moves
-back. Every other token stays, and so does the window's length. Substitutes are drawn half as often as
+back. Where tokens read both sides, every other edit is made behind the pivot in the same way, to the window read
+backwards. Every other token stays, and so does the window's length. Substitutes are drawn half as often as
 they occur in the corpus and half evenly from its tokens, so that rare ones get their turn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,31 +41,29 @@ class _Pivot(NamedTuple):
 
 
 def minimal_pairs(
-    examples: Sequence[Example], *, peak: float, corpus: NDArray[np.integer], count: int, seed: int
+    examples: Sequence[Example], *, peak: float, corpus: NDArray[np.integer], count: int, seed: int, causal: bool = True
 ) -> list[Pair]:
     """Up to `count` edits of the examples, cycling through pivots and kinds of edit; no two edited windows are equal.
 
-    `peak` is the feature's highest activation: a pivot is active above half of it. `corpus` are token ids
+    With `causal` nothing is edited behind a pivot, where it could not matter. `peak` is the feature's highest
+    activation: a pivot is active above half of it. `corpus` are token ids
     of any shape to draw substitutes from, padding below 0.
     """
     pivots = _pivots(examples, peak)
     if not pivots:
         return []
-    editor = _Editor(examples, pivots, corpus[corpus >= 0].astype(np.int64), np.random.default_rng(seed))
-    edits = (
-        editor.transplant,
-        editor.substitute_pivot,
-        editor.substitute_before,
-        editor.transplant,
-        editor.substitute_pivot,
-        editor.insert_before,
-        editor.swap_before,
-    )
+    windows, drawn, rng = [e.ids for e in examples], corpus[corpus >= 0].astype(np.int64), np.random.default_rng(seed)
+    editors = [_Editor(windows, pivots, drawn, rng)]
+    if not causal:
+        editors.append(_Editor([ids[::-1] for ids in windows], [_mirror(p, windows) for p in pivots], drawn, rng))
     pairs: list[Pair] = []
     taken = {example.ids.tobytes() for example in examples}
     for attempt in range(4 * count):
-        pivot = pivots[attempt % len(pivots)]
-        tokens = edits[(attempt // len(pivots) + attempt) % len(edits)](pivot)
+        pivot, side = pivots[attempt % len(pivots)], attempt % len(editors)
+        edits = editors[side].edits
+        edit = edits[(attempt // len(pivots) + attempt) % len(edits)]
+        tokens = edit(_mirror(pivot, windows) if side else pivot)
+        tokens = tokens[::-1].copy() if tokens is not None and side else tokens
         if tokens is not None and tokens.tobytes() not in taken:
             taken.add(tokens.tobytes())
             pairs.append(Pair(pivot.example, tokens, pivot.position))
@@ -92,14 +91,30 @@ def _pivots(examples: Sequence[Example], peak: float) -> list[_Pivot]:
     return ordered
 
 
+def _mirror(pivot: _Pivot, windows: Sequence[Ids]) -> _Pivot:
+    """The same pivot in its window read backwards."""
+    return pivot._replace(position=len(windows[pivot.example]) - 1 - pivot.position)
+
+
 class _Editor:
     """The kinds of edit. Each returns an edited copy of the pivot's window, or None where it does not apply."""
 
-    def __init__(
-        self, examples: Sequence[Example], pivots: list[_Pivot], corpus: Ids, rng: np.random.Generator
-    ) -> None:
-        self._examples, self._pivots, self._corpus = examples, pivots, corpus
+    def __init__(self, windows: Sequence[Ids], pivots: list[_Pivot], corpus: Ids, rng: np.random.Generator) -> None:
+        self._windows, self._pivots, self._corpus = windows, pivots, corpus
         self._types, self._rng = np.unique(corpus), rng
+
+    @property
+    def edits(self) -> tuple[Callable[[_Pivot], Ids | None], ...]:
+        """The kinds of edit in their turn."""
+        return (
+            self.transplant,
+            self.substitute_pivot,
+            self.substitute_before,
+            self.transplant,
+            self.substitute_pivot,
+            self.insert_before,
+            self.swap_before,
+        )
 
     def substitute_pivot(self, pivot: _Pivot) -> Ids | None:
         """Another token at the pivot: one time in three one on which the feature peaks elsewhere."""
@@ -148,15 +163,15 @@ class _Editor:
             return None
         source = sources[self._rng.integers(len(sources))]
         run = min(int(self._rng.choice((1, 1, 2, 3, REACH))), pivot.position, source.position)
-        source_ids = self._examples[source.example].ids
+        source_ids = self._windows[source.example]
         tokens[pivot.position - run : pivot.position] = source_ids[source.position - run : source.position]
         return tokens
 
     def _copy(self, pivot: _Pivot) -> Ids:
-        return self._examples[pivot.example].ids.copy()
+        return self._windows[pivot.example].copy()
 
     def _token(self, pivot: _Pivot) -> int:
-        return int(self._examples[pivot.example].ids[pivot.position])
+        return int(self._windows[pivot.example][pivot.position])
 
     def _draw_distance(self, pivot: _Pivot) -> int:
         """How far before the pivot to edit, the nearest positions most often."""

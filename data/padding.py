@@ -1,4 +1,4 @@
-"""Windows of several lengths as one array: each row ends in padding, which no model sees and no number counts."""
+"""Windows of several lengths as one array: each row ends in padding, which no token sees and no number counts."""
 
 from collections.abc import Sequence
 

@@ -58,9 +58,14 @@ class RecordedSource:
     rescales: bool = False
 
     @property
-    def writes(self) -> str:
+    def reads(self) -> tuple[str, ...]:
         """The site that it is recorded under."""
-        return self.id.site
+        return (self.id.site,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The same."""
+        return (self.id.site,)
 
     @property
     def revision(self) -> str:
@@ -84,9 +89,17 @@ class RecordedSource:
         del vectors, features, out
         _refuse(str(self.id))
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def edit(
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        values: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        site: str | None = None,
+    ) -> Tensor:
         """Refused: it needs the model."""
-        del vectors, features, values, inputs
+        del vectors, features, values, inputs, site
         _refuse(str(self.id))
 
     def directions(self, features: Tensor) -> Tensor:

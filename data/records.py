@@ -277,7 +277,8 @@ class SourceResult:
     source: str
     """The SourceId as text, for example "demo:resid_post.2@sae"."""
     kind: str
-    """"neurons", "dictionary", "transcoder", "directions", "function", or "evidence": recorded elsewhere."""
+    """"neurons", "dictionary", "transcoder", "crosscoder", "directions", "function", or "evidence", which was recorded
+    elsewhere."""
     width: int
     signed: bool
     revision: str
@@ -292,6 +293,8 @@ class SourceResult:
     histogram: NDArray[np.int64]
     """Shape (F, bins)."""
     lists: dict[Kind, ExampleList]
+    norms: NDArray[np.float32] | None = None
+    """Of sources that write several sites: decoder norms, (F, site), in the sites' units."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def assign(corpus: Corpus, *, seed: int = 0, fewest: int = len(SPLITS)) -> Split
     signatures, contents, characters = bytearray(), array("Q"), array("q")
     sample: list[tuple[float, str]] = []
     for _, document in corpus:
-        content = int.from_bytes(hashlib.blake2b(document.text.encode(), digest_size=8).digest(), "little")
+        content = _hash_content(document.text)
         signatures += signature(document.text).tobytes()
         contents.append(content)
         characters.append(len(document.text))
@@ -85,9 +85,14 @@ def assign(corpus: Corpus, *, seed: int = 0, fewest: int = len(SPLITS)) -> Split
         splits=_splits(corpus.name, clusters, content, seed=seed, fewest=fewest),
         characters=np.frombuffer(characters, np.int64),
         sample=tuple(text for _, text in sample),
-        digest=hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest(),
+        digest=_digest(content),
         seed=seed,
     )
+
+
+def find_digest(corpus: Corpus) -> str:
+    """The `digest` of a corpus's splits, without these."""
+    return _digest(np.array([_hash_content(document.text) for _, document in corpus], np.uint64))
 
 
 def part(split: Split, document: str) -> Split:
@@ -101,6 +106,14 @@ def chance(values: NDArray[np.uint64] | NDArray[np.int64], *, seed: int) -> NDAr
     """A number in [0, 1) for every integer, uniform, and independent of its neighbours' and of other seeds'."""
     salt = _mix(np.array([seed], np.int64).view(np.uint64))
     return (_mix(values.view(np.uint64) ^ salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _hash_content(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _digest(content: NDArray[np.uint64]) -> str:
+    return hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()
 
 
 def _update_sample(sample: list[tuple[float, str]], text: str, content: int) -> list[tuple[float, str]]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from .harvest.activations import ROWS, find_counted, read_sites
+from ..subject.sources import join_vectors
+from .harvest.activations import ROWS, find_counted, read_sites, without_bos
 from .harvest.massive import norm_limits
 from .padding import cut
 
@@ -47,7 +48,7 @@ class Places(NamedTuple):
 
 def cut_texts(subject: Subject, texts: Sequence[str]) -> TextRows:
     """The windows of texts. Raises NeuronautError for a text without tokens."""
-    window = min(WINDOW, subject.context - len(subject.bos_prefix))
+    window = min(WINDOW, subject.room)
     parts: list[NDArray[np.int64]] = []
     for number, ids in enumerate(subject.encode_all(texts)):
         if not ids:
@@ -66,18 +67,22 @@ def limit_norms(subject: Subject, sites: Sequence[str], rows: TextRows) -> Subje
 
 
 @torch.inference_mode()
-def read_texts(subject: Subject, sites: Sequence[str], rows: TextRows) -> Iterator[dict[str, Places]]:
-    """The texts' tokens by site, some windows at a time."""
+def read_texts(
+    subject: Subject, sites: Sequence[tuple[str, ...]], rows: TextRows
+) -> Iterator[dict[tuple[str, ...], Places]]:
+    """The texts' tokens by sites whose vectors stand side by side, some windows at a time."""
     for start in range(0, len(rows.tokens), ROWS):
         tokens, owners, starts = (part[start : start + ROWS] for part in rows)
         tokens = tokens[:, : int((tokens >= 0).sum(1).max())]
-        read, places = read_sites(subject, sites, tokens), dict[str, Places]()
-        for site in sites:
-            counted = find_counted(subject, site, tokens, read)
+        read = read_sites(subject, [site for one in sites for site in one], tokens)
+        places: dict[tuple[str, ...], Places] = {}
+        for one in sites:
+            counted = find_counted(subject, one, tokens, read)
             row, position = map(torch.from_numpy, counted.nonzero())
-            vectors = read[site][row.to(subject.device), position.to(subject.device) + len(subject.bos_prefix)]
+            at = (row.to(subject.device), position.to(subject.device))
+            vectors = without_bos(subject, tokens, join_vectors(read, one))[at]
             owned, first = torch.from_numpy(owners)[row], torch.from_numpy(starts)[row]
-            places[site] = Places(vectors.float(), owned.to(subject.device), (first + position).to(subject.device))
+            places[one] = Places(vectors.float(), owned.to(subject.device), (first + position).to(subject.device))
         yield places
 
 

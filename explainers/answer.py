@@ -170,7 +170,8 @@ def _read_rule(section: str) -> tuple[Rule | None, str | None]:
         return None, None if text.strip("`*\"'.()").lower() in _NO_RULE else f"no JSON object after [RULE]: {text[:80]}"
     try:
         given, _ = json.JSONDecoder().raw_decode(section, opening.start())
-        return Rule.parse(json.dumps(_mend(given))), None
+        rule = Rule.parse(json.dumps(_mend(given)))
+        return (None, "the rule looks at tokens behind the current one") if rule.looks_ahead else (rule, None)
     except ValueError as error:
         return None, f"the rule is not JSON: {error}"
     except RecursionError:

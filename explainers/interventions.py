@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.counterfactual import minimal_pairs
-from ..data.padding import pad_ids
+from ..data.padding import PADDING, pad_ids
 from ..data.records import Example
 from .examples import background_example
 from .explainer import Background, TrainBatch, TrainEvidence
@@ -54,20 +54,25 @@ PRUNE, FILL, PAIR, TUNE = range(4)
 """Pruned contexts, the same contexts left in their place, minimal pairs of train windows, and of tune windows."""
 
 
-def make_interventions(evidence: TrainEvidence, batch: TrainBatch, *, count: int, seed: int) -> Interventions:
-    """Pruned contexts of the strongest examples, then `count` minimal pairs; with 0 no context is pruned, either."""
+def make_interventions(
+    evidence: TrainEvidence, batch: TrainBatch, *, count: int, seed: int, causal: bool = True
+) -> Interventions:
+    """Pruned contexts of the strongest examples, then `count` minimal pairs; with 0 no context is pruned, either.
+
+    Where tokens read both sides (not `causal`), contexts have as many tokens behind the peak as before it.
+    """
     examples = [e for e in evidence.examples if e.kind in ("top", "quantile", "silent", "near_miss")]
     examples += _strongest_background(evidence, batch, count=8)
     rows: list[_Row] = []
     top = sorted((e for e in examples if e.kind == "top"), key=lambda e: -e.peak)[:PRUNED_EXAMPLES]
     for example in top if count else ():
-        rows += _prune_context(example)
+        rows += _prune_context(example, causal=causal)
     for example in top if count else ():
-        rows += _fill_context(example, batch.background.ids)
-    rows += _make_pairs(evidence, examples, batch.background, PAIR, count=count, seed=seed)
+        rows += _fill_context(example, batch.background.ids, causal=causal)
+    rows += _make_pairs(evidence, examples, batch.background, PAIR, count=count, seed=seed, causal=causal)
     if batch.tune is not None:
         active = [e for e in evidence.tune if e.kind in ("top", "quantile", "silent", "near_miss")]
-        rows += _make_pairs(evidence, active, batch.tune, TUNE, count=count // 3, seed=seed)
+        rows += _make_pairs(evidence, active, batch.tune, TUNE, count=count // 3, seed=seed, causal=causal)
     return Interventions(
         pad_ids([row.ids for row in rows], width=batch.background.ids.shape[1]),
         np.array([row.pivot for row in rows], np.int64),
@@ -77,10 +82,18 @@ def make_interventions(evidence: TrainEvidence, batch: TrainBatch, *, count: int
 
 
 def _make_pairs(
-    evidence: TrainEvidence, examples: Sequence[Example], corpus: Background, part: int, *, count: int, seed: int
+    evidence: TrainEvidence,
+    examples: Sequence[Example],
+    corpus: Background,
+    part: int,
+    *,
+    count: int,
+    seed: int,
+    causal: bool,
 ) -> Iterator[_Row]:
     """Minimal pairs of some examples, with substitutes from a corpus."""
-    pairs = minimal_pairs(examples, peak=evidence.statistics.peak, corpus=corpus.ids, count=count, seed=seed)
+    peak = evidence.statistics.peak
+    pairs = minimal_pairs(examples, peak=peak, corpus=corpus.ids, count=count, seed=seed, causal=causal)
     for pair in pairs:
         yield _Row(pair.tokens, pair.pivot, examples[pair.example].document, part)
 
@@ -113,24 +126,29 @@ def _pivot(example: Example) -> int:
     return int(np.flatnonzero(example.activations >= highest - 0.001 * abs(highest))[-1])
 
 
-def _prune_context(example: Example) -> Iterator[_Row]:
+def _prune_context(example: Example, *, causal: bool) -> Iterator[_Row]:
     """Cut the tokens up to the peak to contexts of `PRUNED` lengths, each moved to the window's start."""
     pivot = _pivot(example)
     for length in PRUNED:
         if length <= pivot:
-            row = np.full_like(example.ids, example.ids[0])
-            row[:length] = example.ids[pivot + 1 - length : pivot + 1]
+            # Behind a causal model's peak any token will do.
+            row = np.full_like(example.ids, example.ids[0] if causal else PADDING)
+            kept = example.ids[pivot + 1 - length : pivot + (1 if causal else length)]
+            row[: len(kept)] = kept
             yield _Row(row, length - 1, example.document, PRUNE)
 
 
-def _fill_context(example: Example, corpus: NDArray[np.int64]) -> Iterator[_Row]:
-    """The same contexts left where they are, with other text before them: what differs from the pruned is position."""
+def _fill_context(example: Example, corpus: NDArray[np.int64], *, causal: bool) -> Iterator[_Row]:
+    """The same contexts left where they are, with other text around them: what differs from the pruned is position."""
     pivot = _pivot(example)
     whole = corpus[corpus[:, pivot] >= 0]
     for length in FILLED if len(whole) else ():
         if length <= pivot:
             row = example.ids.copy()
-            row[: pivot + 1 - length] = whole[pivot % len(whole), : pivot + 1 - length]
+            filler = whole[pivot % len(whole)]
+            row[: pivot + 1 - length] = filler[: pivot + 1 - length]
+            if not causal:
+                row[pivot + length :] = filler[pivot + length : len(row)]
             yield _Row(row, pivot, example.document, FILL)
 
 

@@ -30,7 +30,7 @@ from ..rules.induce import induce
 from ..rules.language import Rule
 from ..rules.observed import Observed, hold
 from ..rules.revise import join, revise
-from ..rules.sample import Sample, Windows
+from ..rules.sample import BOTH_SIDES, OFFSETS, Sample, Windows
 from ..rules.telling import can_be_told, shorten_to_tell
 from ..rules.tree import Growth, grow
 from ..subject.address import Feature
@@ -52,6 +52,8 @@ class _Measured:
     rows: Interventions
     activations: NDArray[np.float32]
     """At the pivots (row,)."""
+    offsets: tuple[int, ...]
+    """At which tokens may matter to the subject."""
     windows: Windows | None = None
     """The rows that experiments had measured the last time."""
     start: "_Start | None" = None
@@ -61,9 +63,9 @@ class _Measured:
         known = self.windows
         if known is not None and np.array_equal(known.ids, observed.ids[: len(known.ids)]):
             new = observed.ids[len(known.ids) :]
-            self.windows = known + Windows(vocabulary, new) if len(new) else known
+            self.windows = known + Windows(vocabulary, new, offsets=known.offsets) if len(new) else known
         else:
-            self.windows = Windows(vocabulary, observed.ids)
+            self.windows = Windows(vocabulary, observed.ids, offsets=self.offsets)
         return self.windows
 
 
@@ -151,6 +153,7 @@ class RuleExplainer:
         self._subject, self._interventions, self._seed = subject, interventions, seed
         self._growth, self._limits = growth or Growth(), AbstentionLimits()
         self._rule_size: Size = rule_size
+        self._offsets = OFFSETS if subject.causal else BOTH_SIDES
         self._shared: dict[int, tuple[Background, Windows]] = {}
         self._fewer: dict[int, tuple[Background, Background]] = {}
         self._alike: tuple[tuple[str, ...], tuple[Family, ...]] | None = None
@@ -176,7 +179,7 @@ class RuleExplainer:
         ]
         interventions = [self._intervene(evidence, batch) for evidence in explainable]
         measured = self._measure(batch.source, explainable, interventions)
-        known = (_Measured(*parts) for parts in zip(explainable, interventions, measured, strict=True))
+        known = (_Measured(*parts, self._offsets) for parts in zip(explainable, interventions, measured, strict=True))
         learned = (self._as_explanation(self._find_rule(batch, own), own) for own in known)
         return [abstained if abstained is not None else next(learned) for abstained in abstentions]
 
@@ -201,12 +204,14 @@ class RuleExplainer:
         if measured is None or measured.evidence is not evidence:
             rows = self._intervene(evidence, batch)
             (activations,) = self._measure(batch.source, [evidence], [rows])
-            measured = self._measured[evidence.feature] = _Measured(evidence, rows, activations)
+            measured = self._measured[evidence.feature] = _Measured(evidence, rows, activations, self._offsets)
         learned = self._revise(batch, measured, observed, half) if len(observed) else self._find_rule(batch, measured)
         return self._as_explanation(learned, measured)
 
     def _intervene(self, evidence: TrainEvidence, batch: TrainBatch) -> Interventions:
-        return make_interventions(evidence, batch, count=self._interventions, seed=self._seed)
+        return make_interventions(
+            evidence, batch, count=self._interventions, seed=self._seed, causal=self._subject.causal
+        )
 
     def _measure(
         self, source: Source, evidence: Sequence[TrainEvidence], interventions: Sequence[Interventions]
@@ -370,7 +375,7 @@ class RuleExplainer:
         checked = np.repeat([_is_for_checking(name) for name in (*side.background.documents, *own_documents)], width)
         return Sample(
             background=background,
-            own=Windows(side.vocabulary, own_ids),
+            own=Windows(side.vocabulary, own_ids, offsets=self._offsets),
             activation=np.concatenate([side.activations.ravel(), own_activations.ravel()]),
             weight=np.where(checked, 0, weight).astype(np.float32),
             check=np.where(checked, weight, 0).astype(np.float32),
@@ -390,7 +395,7 @@ class RuleExplainer:
         """Build the windows of a background, once for as long as batches share it."""
         key = id(side.background)
         if key not in self._shared or self._shared[key][0] is not side.background:
-            self._shared[key] = side.background, Windows(side.vocabulary, side.background.ids)
+            self._shared[key] = side.background, Windows(side.vocabulary, side.background.ids, offsets=self._offsets)
         return self._shared[key][1]
 
     def _families(self, batch: TrainBatch) -> tuple[Family, ...]:

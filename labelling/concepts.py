@@ -82,7 +82,7 @@ def fit_direction(
         raise NeuronautError(f"the text {twice[:60]!r} is given twice, and a test would see it; leave one out")
     rows = cut_texts(subject, texts)
     subject = limit_norms(subject, [site], rows)
-    vectors, tokens = _read_examples(subject, site, texts, read_texts(subject, [site], rows), position)
+    vectors, tokens = _read_examples(subject, site, texts, read_texts(subject, [(site,)], rows), position)
     clusters = assign(Corpus.of("texts", texts), fewest=1).clusters.tolist()
     probe = fit_probe(
         vectors,
@@ -125,12 +125,16 @@ def fit_direction(
 
 
 def _read_examples(
-    subject: Subject, site: str, texts: Sequence[str], parts: Iterator[dict[str, Places]], position: Position
+    subject: Subject,
+    site: str,
+    texts: Sequence[str],
+    parts: Iterator[dict[tuple[str, ...], Places]],
+    position: Position,
 ) -> tuple[Tensor, Tokens | None]:
     """A vector for each text, float32 on the CPU, and all tokens where these are wanted."""
     total, count = torch.zeros(len(texts), subject.width(site)), torch.zeros(len(texts), 1)
     last, kept = torch.zeros_like(total), []
-    for places in (part[site] for part in parts):
+    for places in (part[site,] for part in parts):
         vectors, owners = places.vectors.cpu(), places.owners.cpu()
         total.index_add_(0, owners, vectors)
         count.index_add_(0, owners, torch.ones(len(owners), 1))
@@ -166,7 +170,7 @@ def principal_components(
     rows = TextRows(*(part[:wanted] for part in whole))
     subject = limit_norms(subject, [site], rows)
     total, products, seen = torch.zeros(width).double(), torch.zeros(width, width).double(), 0
-    for places in (part[site] for part in read_texts(subject, [site], rows)):
+    for places in (part[site,] for part in read_texts(subject, [(site,)], rows)):
         vectors = places.vectors.cpu().double()
         total, products, seen = total + vectors.sum(0), products + vectors.T @ vectors, seen + len(vectors)
     if seen <= count:

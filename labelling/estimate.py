@@ -8,7 +8,7 @@ taken; what is shared by all features is counted once.
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -64,7 +64,7 @@ def estimate(
     scorers: Sequence[Scorer],
     client: LLMClient | None,
     chooser: Scorer | None = None,
-    sources: dict[SourceId, Source] | None = None,
+    sources: Mapping[SourceId, Source] | None = None,
     redo: bool = False,
     jobs: int = 1,
     on_progress: OnProgress = lambda *_: None,

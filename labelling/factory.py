@@ -62,6 +62,7 @@ def _make_one(
     """Make an explainer that is not made of named others; guided ones share what is prepared for a batch."""
     if name != "guided":
         return make_base_explainer(name, subject, options)
+    subject.require_causal("the experiments of the guided explainer cut text behind a token")
     prompt, check, language = (options.prompt(part) for part in ("guided", "guided_check", "rule_language"))
     return ChosenGuided(
         Guided(

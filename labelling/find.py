@@ -15,9 +15,9 @@ enough for having chosen the best. Signed sources have both tails, the negative 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from ..data.harvest.histogram import edges
 from ..data.store.store import Store
 from ..data.texts import Places, check_heard, cut_texts, limit_norms, read_texts
 from ..subject.address import Feature
+from ..subject.direction_matrix import Directions
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
@@ -253,19 +254,19 @@ def _measure(
     chosen: set[int] | None = None,
 ) -> list[_Tail]:
     """The features of all sources on texts; of the first text at the `chosen` positions alone."""
-    sites = list(dict.fromkeys(source.id.site for source in sources))
+    sites = list(dict.fromkeys(source.reads for source in sources))
     rows = cut_texts(subject, texts)
-    subject = limit_norms(subject, sites, rows)
+    subject = limit_norms(subject, [site for one in sites for site in one], rows)
     states = [_State(source, sign, len(texts)) for source in sources for sign in _signs(source, by)]
-    heard: dict[str, list[Tensor]] = {site: [] for site in sites}
+    heard: dict[tuple[str, ...], list[Tensor]] = {one: [] for one in sites}
     for places in read_texts(subject, sites, rows):
-        for site in sites:
-            heard[site].append(places[site].owners.cpu())
+        for one in sites:
+            heard[one].append(places[one].owners.cpu())
         for source in sources:
             own = [state for state in states if state.source is source]
-            _add_places(own, places[source.id.site], chosen)
-    for site in sites:
-        check_heard(torch.cat(heard[site]), texts, site)
+            _add_places(own, places[source.reads], chosen)
+    for one in sites:
+        check_heard(torch.cat(heard[one]), texts, ", ".join(one))
     if chosen is not None and not any(bool(state.count[0]) for state in states):
         raise NeuronautError("that token does not count: it is a special one, or of massive norm; name another")
     return [_compare(state, by, store) for state in states]
@@ -343,6 +344,22 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def labels(store: Store | None, features: Iterable[Feature]) -> Mapping[Feature, Mapping[str, object]]:
-    """The rows of `list` of those features that are in the store."""
-    return {} if store is None else {feature: row for feature in features if (row := store.row(feature)) is not None}
+def describe_hits(
+    store: Store | None, sources: Sequence[Source], hits: Sequence[Found] | Sequence[Separating]
+) -> list[dict[str, Any]]:
+    """Make the rows of `find`: each hit with its rank, and the name, status and explanation that the store has."""
+    named = {source.id: source for source in sources if isinstance(source, Directions)}
+    rows: list[dict[str, Any]] = []
+    for rank, hit in enumerate(hits, 1):
+        label = (store and store.row(hit.feature)) or {}
+        matrix = named.get(hit.feature.source)
+        rows.append(
+            {
+                "rank": rank,
+                **asdict(hit),
+                "feature": str(hit.feature),
+                "name": matrix and matrix.name(hit.feature.index),
+                **{key: label.get(key) for key in ("status", "headline", "explanation", "score")},
+            }
+        )
+    return rows

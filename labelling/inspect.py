@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from ..data.records import Attended, Example, Score
 from ..data.store.listing import ROW_KEYS
 from ..data.store.rows import StoredExplanation
@@ -28,6 +30,7 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
     scores, looks = store.scores(best.id) if best else [], _pool_attended(examples)
     row |= {} if looks is None else {"looks_at": looks}
+    row |= {"writes": written} if (written := _written(store, feature)) else {}
     return row | {
         "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
         "predictor": json.loads(best.explanation.predictor) if best and best.explanation.predictor else None,
@@ -37,6 +40,18 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
         "scores": [_score(score) for score in scores],
         "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
     }
+
+
+def _written(store: Store, feature: Feature) -> list[dict[str, Any]]:
+    """By site, the norm of the feature's decoder there, and in units of the site's median one; none of one site.
+
+    Norms alone compare badly between layers, because vectors of the residual stream grow.
+    """
+    return [
+        {"site": site, "norm": norm, "relative": norm / (float(np.median(norms)) or 1)}
+        for site, norms in store.written_norms(feature.source).items()
+        for norm in [float(norms[feature.index])]
+    ]
 
 
 def _curve(best: StoredExplanation, scores: Sequence[Score]) -> list[dict[str, Any]]:

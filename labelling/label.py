@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from ..data.ranking import headline_score
+from ..data.ranking import headline_score, standing
 from ..data.records import Explanation, Judgements, Score, Split
 from ..data.store.evidence import recorded_source
 from ..data.store.rows import StoredExplanation
@@ -38,8 +38,8 @@ from ..subject.opening import open_source
 from ..subject.sources import Source
 from .agenda import Agenda, Explain, Item, Judge, TimeIsOver
 from .inputs import EvidenceLoader, OnProgress
+from .pools import Pool
 from .selection import SelectingExplainer, bind
-from .workers import Workers
 
 T = TypeVar("T")
 
@@ -64,6 +64,24 @@ class Result:
     def score(self) -> Score | None:
         """The headline score; None where none was measured."""
         return headline_score(self.scores)
+
+    def to_row(self) -> dict[str, Any]:
+        """The row of `label`, with the keys of `list`."""
+        best, explanation = self.score, self.explanation
+        return {
+            "feature": str(self.feature),
+            "status": standing(explanation.status, best),
+            "explanation": explanation.text,
+            "headline": explanation.headline,
+            "explainer": explanation.explainer,
+            "score": best and best.value,
+            "ci_low": best and best.ci_low,
+            "ci_high": best and best.ci_high,
+            "metric": best and best.metric,
+            "scorer": best and best.scorer,
+            "baseline": best and best.baseline,
+            "n": best and best.n,
+        }
 
 
 class Finished(NamedTuple):
@@ -186,7 +204,7 @@ def label(
     client: LLMClient | None = None,
     chooser: Scorer | None = None,
     sources: Mapping[SourceId, Source] | None = None,
-    workers: Workers[Item, Outcome] | None = None,
+    workers: Pool[Item, Outcome] | None = None,
     redo: bool = False,
     minutes: float | None = None,
     on_skip: Callable[[int], None] = lambda _: None,
@@ -242,7 +260,7 @@ def run_job(
     features: Sequence[Feature],
     *,
     done: set[Feature],
-    workers: Workers[Item, Outcome] | None = None,
+    workers: Pool[Item, Outcome] | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Iterator[Finished]:
     """Do the work on features that are not done, and yield each that is finished; nothing is stored.
@@ -383,7 +401,7 @@ def as_harvested(subject: Subject, store: Store, sources: Iterable[SourceId]) ->
     if not all(first.agrees(other) for other in others):
         ways = "; ".join(f"{name} with {convention}" for name, convention in conventions.items())
         raise NeuronautError(f"these were harvested in different ways: {ways}; name those of one way at a time")
-    bos = first.bos if subject.tokenizer.bos_token_id is not None else None
+    bos = first.bos if subject.bos_id is not None else None
     return subject.with_convention(replace(first, bos=bos, norm_limits={}))
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.harvest.activations import read_own
+from ..data.padding import pad_ids
 from ..data.records import Example, Explanation
 from ..explainers.answer import read_answer
 from ..explainers.examples import active_windows
@@ -151,8 +152,7 @@ def run_trials(
     tests: dict[Feature, list[Trial]] = {feature: [] for feature in sentences}
     if not rows:
         return tests
-    # Padding stands after the text, where a causal model cannot see it from within.
-    tokens = np.array([ids + [ids[0]] * (width - len(ids)) for _, _, ids in rows], np.int64)
+    tokens = pad_ids([np.array(ids) for _, _, ids in rows], width=width)
     activations = read_own(subject, loader.source, tokens, np.array([feature.index for feature, _, _ in rows]))
     for (feature, expected, ids), row in zip(rows, activations, strict=True):
         values = (-1.0 if feature.negative else 1.0) * row[: len(ids)]

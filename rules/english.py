@@ -128,7 +128,7 @@ def _named_tokens(clause: Clause) -> list[str]:
 def _is_current(condition: Condition) -> TypeGuard[Token | Class | Regex]:
     """Whether the condition is on the current token's own string."""
     if isinstance(condition, Token | Class) or (isinstance(condition, Regex) and condition.of == "token"):
-        return condition.at == 0 and condition.within is None
+        return condition.is_current
     return False
 
 
@@ -216,13 +216,22 @@ def tokens(strings: Sequence[str], joint: str) -> str:
 def modifiers(conditions: Iterable[Condition]) -> list[str]:
     """Conditions that all hold, each as a phrase, the nearest context first; a run of tokens becomes one phrase."""
     ordered = sorted(conditions, key=_distance)
-    singles = {-c.at: c for c in ordered if isinstance(c, Token) and len(c.any) == 1 and c.within is None}
-    length = next(back for back in range(1, len(singles) + 2) if back not in singles) - 1
-    if length < 2:
-        return [modifier(condition) for condition in ordered]
-    run = [singles[back] for back in range(length, 0, -1)]
-    rest = [modifier(condition) for condition in ordered if condition not in run]
-    return [f"directly after {visible(''.join(token.any[0] for token in run))}", *rest]
+    before, behind = (_find_run(ordered, sign) for sign in (-1, 1))
+    runs = [("after", before[::-1]), ("before", behind)]
+    rest = [modifier(condition) for condition in ordered if condition not in (*before, *behind)]
+    told = (f"directly {side} {visible(''.join(token.any[0] for token in run))}" for side, run in runs if run)
+    return [*told, *rest]
+
+
+def _find_run(conditions: Iterable[Condition], sign: int) -> list[Token]:
+    """The single tokens at the offsets 1, 2, ... times a sign, the nearest first; none where there is but one."""
+    singles = {
+        sign * c.at: c
+        for c in conditions
+        if isinstance(c, Token) and len(c.any) == 1 and c.within is None and c.after is None
+    }
+    length = next(distance for distance in range(1, len(singles) + 2) if distance not in singles) - 1
+    return [singles[distance] for distance in range(1, length + 1)] if length > 1 else []
 
 
 def modifier(condition: Condition) -> str:
@@ -282,20 +291,22 @@ def _pattern(pattern: str, *, plural: bool) -> str:
 def _distance(condition: Condition) -> tuple[int, int]:
     """Sort key: fixed offsets, then windows of tokens, then the rest."""
     if isinstance(condition, Token | Class | Regex | Text):
-        return (0 if condition.within is None else 1, condition.reach)
+        return (0 if condition.within is None and condition.after is None else 1, max(condition.reach, condition.ahead))
     return (2, 0)
 
 
 def _place(condition: Token | Class | Regex | Text) -> str:
-    if condition.within == "any":
-        return "anywhere after"
-    if condition.within is not None and condition.within > 1:
-        return f"within {condition.within} tokens after"
-    back = condition.within or -condition.at
-    if back == 0:
+    # Where the token that is meant stands behind, the current one stands before it.
+    side, reach = ("before", condition.after) if condition.ahead else ("after", condition.within)
+    if reach == "any":
+        return f"anywhere {side}"
+    if reach is not None and reach > 1:
+        return f"within {reach} tokens {side}"
+    distance = max(condition.reach, condition.ahead)
+    if distance == 0:
         ends = isinstance(condition, Text) or (isinstance(condition, Regex) and condition.of == "text")
         return "at the end of" if ends else "on"
-    return "directly after" if back == 1 else f"{back} tokens after"
+    return f"directly {side}" if distance == 1 else f"{distance} tokens {side}"
 
 
 def _positions(condition: Position) -> str:

@@ -25,6 +25,7 @@ from .language import (
     Inside,
     InsideName,
     Position,
+    Reach,
     Regex,
     Repeat,
     Rule,
@@ -220,13 +221,20 @@ def _is_among(strings: Sequence[str], grid: TokenGrid) -> Mask:
 
 def _place(condition: Token | Class | Regex | Text, mask: Mask) -> Mask:
     """Where the condition holds at its offset or offsets, from the mask of the tokens that satisfy it."""
-    if condition.within is None:
-        return _shift(mask, -condition.at)
+    if condition.within is not None:
+        return _any_before(mask, condition.within)
+    if condition.after is not None:
+        return _any_before(mask[:, ::-1], condition.after)[:, ::-1]
+    return _shift(mask, -condition.at) if condition.at <= 0 else _shift(mask[:, ::-1], condition.at)[:, ::-1]
+
+
+def _any_before(mask: Mask, reach: Reach) -> Mask:
+    """Where the mask holds at one of so many tokens before."""
     placed = np.zeros_like(mask)
-    if condition.within == "any":
+    if reach == "any":
         placed[:, 1:] = np.logical_or.accumulate(mask[:, :-1], axis=1)
         return placed
-    for offset in range(1, min(condition.within, mask.shape[1] - 1) + 1):
+    for offset in range(1, min(reach, mask.shape[1] - 1) + 1):
         placed |= _shift(mask, offset)
     return placed
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .affixes import Family
 from .evaluate import predict
 from .language import Clause, Condition, Regex, Rule, Token
-from .sample import OFFSETS, Sample
+from .sample import Sample
 
 
 class Ground:
@@ -62,10 +62,21 @@ class Ground:
 
     @cached_property
     def tokens(self) -> dict[int, NDArray[np.int32]]:
-        """Codes of tokens by offset, U before the window's start; each (N,)."""
+        """Codes of tokens by offset, U outside of the window; each (N,)."""
         return {
-            offset: self._codes[self._join(*(sample.tokens[offset] for sample in self._samples))] for offset in OFFSETS
+            offset: self._codes[self._join(*(sample.tokens[offset] for sample in self._samples))]
+            for offset in self.offsets
         }
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """At which tokens may matter, nearest first."""
+        return self._samples[0].offsets
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Those without a parameter to fit."""
+        return self._samples[0].conditions
 
     def predict_tune(self, rule: Rule) -> NDArray[np.float64]:
         """A rule's prediction for every tune token, (tune token,)."""
@@ -172,7 +183,7 @@ class Ground:
 
     def _table(self, condition: Token | Regex) -> NDArray[np.bool_] | None:
         """Of which codes a condition on one token holds, (U + 1,); None where that is not known."""
-        if condition.within or condition.at not in self.tokens:
+        if condition.within or condition.after or condition.at not in self.tokens:
             return None
         key = _spelled(condition)
         if key not in self._tables and isinstance(condition, Token):
@@ -210,7 +221,7 @@ def _spelled(condition: Token | Regex) -> tuple[str, ...] | str:
 
 def named_tokens(clause: Clause) -> tuple[str, ...]:
     """The current tokens that a clause names."""
-    return next((c.any for c in clause.when if isinstance(c, Token) and not c.at and not c.within), ())
+    return next((c.any for c in clause.when if isinstance(c, Token) and c.is_current), ())
 
 
 class Fitted(NamedTuple):

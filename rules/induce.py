@@ -234,11 +234,7 @@ def _without_member(conditions: Sequence[Condition], whole: Token, member: str) 
 
 def _is_part(condition: Condition, whole: Token) -> TypeGuard[Token]:
     """Whether a condition is what remains of a set of tokens."""
-    return (
-        isinstance(condition, Token)
-        and (condition.at, condition.within) == (whole.at, whole.within)
-        and set(condition.any) <= set(whole.any)
-    )
+    return isinstance(condition, Token) and condition.place == whole.place and set(condition.any) <= set(whole.any)
 
 
 def _clause(draft: _Draft) -> Clause:

@@ -9,8 +9,10 @@ else the highest prediction of the clauses that match, else `floor`.
      "unless": [{"inside": "comment"}]}
 
 A condition is recognised by its one key: token, class, regex, text, position, inside, repeat or induction.
-Conditions read token strings and the text they join to, never ids, and nothing after the current token.
-Offsets that reach back past the start of the window hold no token, so a condition there is false.
+Conditions read token strings and the text they join to, never ids. Offsets that reach past the start of the window, or
+past its end, hold no token, so a condition there is false. In a model that reads from left to right nothing behind a
+token matters to it; of an encoder, whose tokens read both sides, rules may also name tokens behind the current one
+(`"at": 1`, `"after": 3`), and only there are such conditions learned.
 
 A rule may hold only regular expressions that cannot take exponential time. Backtracking explodes where a
 repeated group can match the same text in several ways. So a group that is repeated may hold neither a
@@ -110,29 +112,51 @@ def _check_reach(value: object) -> object:
 
 
 Reach = Annotated[int | Literal["any"], BeforeValidator(_check_reach)]
-"""How many tokens back; "any": to the window's start."""
+"""How many tokens away; "any": to the window's start, or end."""
 ANYWHERE = 1_000_000
 """Farther back than any window begins."""
 
 
 class _Placed(_Part, frozen=True):
-    """A condition on the token at an offset, or on any one of the `within` tokens before the current one."""
+    """A condition on the token at an offset, or on any one of some tokens before, or behind, the current one."""
 
-    at: int = Field(default=0, le=0)
-    """Offset of the token: 0 the current one, -1 the one before it."""
+    at: int = 0
+    """Offset of the token: 0 the current one, -1 the one before it, 1 the one behind it."""
     within: Reach | None = None
     """Where given, the condition must hold at one of the offsets -1 to -within; "any": at any earlier token."""
+    after: Reach | None = None
+    """Where given, the condition must hold at one of the offsets 1 to `after`; "any": at any later token."""
 
     @property
     def reach(self) -> int:
         """How many tokens before the current one the condition looks at most."""
-        return ANYWHERE if self.within == "any" else self.within or -self.at
+        return ANYWHERE if self.within == "any" else self.within or max(-self.at, 0)
+
+    @property
+    def ahead(self) -> int:
+        """How many tokens behind the current one the condition looks at most."""
+        return ANYWHERE if self.after == "any" else self.after or max(self.at, 0)
+
+    @property
+    def place(self) -> tuple[int, Reach | None, Reach | None]:
+        """Where it looks: equal where two conditions look at the same tokens."""
+        return self.at, self.within, self.after
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it looks at the current token alone."""
+        return self.place == (0, None, None)
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if self.at and self.within:
-            raise ValueError('"at" and "within" exclude each other; keep one')
+        if sum(map(bool, self.place)) > 1:
+            raise ValueError('"at", "within" and "after" exclude each other; keep one')
         return self
+
+
+def _look_back(condition: "Regex | Text") -> None:
+    if condition.ahead:
+        raise ValueError("text is searched up to a token, so that it can be at 0 or below; name tokens behind it")
 
 
 def _as_tuple(value: object) -> object:
@@ -163,6 +187,12 @@ class Regex(_Placed, frozen=True):
     of: Literal["token", "text"] = "token"
     """What is searched: the token, or the last 64 characters of the window's text up to the token's end."""
 
+    @model_validator(mode="after")
+    def _text_is_before(self) -> Self:
+        if self.of == "text":
+            _look_back(self)
+        return self
+
     @field_validator("pattern")
     @classmethod
     def _safe(cls, pattern: str) -> str:
@@ -178,6 +208,11 @@ class Text(_Placed, frozen=True):
 
     key: ClassVar[str] = "text"
     ending: str = Field(min_length=1, max_length=500, validation_alias="text", serialization_alias="text")
+
+    @model_validator(mode="after")
+    def _text_is_before(self) -> Self:
+        _look_back(self)
+        return self
 
 
 class Position(_Part, frozen=True):
@@ -314,9 +349,19 @@ class Rule(_Part, frozen=True):
         )
         return min(half, highest / 2) if highest > 0 else half
 
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Those of its clauses, exceptions included, and its own exceptions."""
+        return (*self.unless, *(part for clause in self.any for part in (*clause.when, *clause.unless)))
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a condition is on tokens behind the current one, which matter in an encoder alone."""
+        return any(isinstance(condition, _Placed) and condition.ahead > 0 for condition in self.conditions)
+
     def length(self) -> int:
         """The number of conditions, token strings in them, and gains."""
-        conditions = [*self.unless, *(part for clause in self.any for part in (*clause.when, *clause.unless))]
+        conditions = self.conditions
         strings = sum(len(condition.any) for condition in conditions if isinstance(condition, Token))
         return len(conditions) + strings + sum(len(clause.gains) for clause in self.any)
 

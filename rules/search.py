@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from .affixes import Family
 from .ground import Fitted, Ground, sum_by, weighted_mean
-from .language import CLASSES, Class, Clause, Condition, Induction, Inside, Position, Regex, Repeat, Rule, Token
-from .sample import INSIDE, OFFSETS
+from .language import Class, Clause, Condition, Inside, Position, Regex, Rule, Token
 from .telling import cut_set
 from .tree import names_current
 
@@ -105,7 +104,7 @@ class Search:
     def __init__(self, ground: Ground, state: State, contexts: Sequence[Clause], limits: Limits) -> None:
         self.ground, self.state, self.limits = ground, state, limits
         self._contexts = contexts
-        self._pool = _pool(contexts)
+        self._pool = _pool(contexts, ground.conditions)
         self._base = state.predicted
         free = np.isneginf(state.best)
         self._free = free
@@ -195,7 +194,7 @@ class Search:
         """Trials of the context with the current token named, or the one before it."""
         trials: list[Trial | None] = []
         free = self._weighted * self._free
-        for offset in (0, -1) if not context.when else (0,):
+        for offset in (o for o in self.ground.offsets if abs(o) <= 1) if not context.when else (0,):
             for condition in self._sets(region, offset, free[region], +1):
                 trials.append(self._with(context, condition, region))
         return trials
@@ -214,7 +213,7 @@ class Search:
         worth = np.maximum(self.ground.worth(offset, region, sign * weighted), 0)
         worth[-1] = 0
         for family in self.ground.families:
-            if offset < -1 and family.name != "token":
+            if abs(offset) > 1 and family.name != "token":
                 continue
             size = len(family.members) + 1
             part, mass, held = (sum_by(family.codes, values, size) for values in (sums, masses, worth))
@@ -317,7 +316,7 @@ class Search:
     def _more(self, region: NDArray[np.int64], residual: NDArray[np.float64], sign: int) -> list[Condition]:
         return [
             condition
-            for offset in OFFSETS
+            for offset in self.ground.offsets
             if offset or sign < 0
             for condition in self._sets(region, offset, residual, sign)
         ]
@@ -374,23 +373,21 @@ def _cost(clause: Clause) -> int:
 def _length(condition: Condition) -> int:
     match condition:
         case Token():
-            return len(condition.any) + (2 if condition.at or condition.within else 0)
+            return len(condition.any) + (0 if condition.is_current else 2)
         case Regex():
-            return 2 + condition.pattern.count("|") + (2 if condition.at or condition.within else 0)
+            return 2 + condition.pattern.count("|") + (0 if condition.is_current else 2)
         case Class():
-            return 1 + (2 if condition.at or condition.within else 0)
+            return 1 + (0 if condition.is_current else 2)
         case Inside():
             return 2
         case _:
             return 5
 
 
-def _pool(contexts: Iterable[Clause]) -> tuple[Condition, ...]:
+def _pool(contexts: Iterable[Clause], plain: Iterable[Condition]) -> tuple[Condition, ...]:
     """Conditions that clauses are tried with: those of the contexts, and those without a parameter to fit."""
     learned = (c for clause in contexts for c in (*clause.when, *clause.unless))
-    classes = (Class(name=name, at=at) for at in (0, -1) for name in CLASSES)
-    inside = (Inside(what=what) for what in INSIDE)
-    return tuple(dict.fromkeys((*learned, *classes, *inside, Repeat(), Induction(n=1), Induction(n=2))))
+    return tuple(dict.fromkeys((*learned, *plain)))
 
 
 def find_contexts(long: Rule | None) -> list[Clause]:

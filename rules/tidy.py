@@ -143,7 +143,7 @@ def _fewer_conditions(clause: Clause) -> Iterator[Clause]:
         yield clause.model_copy(update={"unless": tuple(c for c in clause.unless if c is not condition)})
     for condition in clause.when:
         if len(clause.when) > 1:
-            named = isinstance(condition, Token) and not condition.at and not condition.within
+            named = isinstance(condition, Token) and condition.is_current
             fewer = {"when": tuple(c for c in clause.when if c is not condition)}
             yield clause.model_copy(update=fewer | ({"gains": {}} if named else {}))
 
@@ -153,12 +153,12 @@ def _join_clauses(clause: Clause, other: Clause) -> Iterator[Clause]:
     theirs = [c for c in other.when if isinstance(c, Token)]
     for mine in (c for c in clause.when if isinstance(c, Token)):
         for their in theirs:
-            if (mine.at, mine.within) == (their.at, their.within):
+            if mine.place == their.place:
                 both = mine.model_copy(update={"any": tuple(dict.fromkeys((*mine.any, *their.any)))})
-                named = not mine.at and not mine.within
+                named = mine.is_current
                 gains = _join_gains(clause, other, mine, their) if named else None
                 yield from _replace_condition(clause, mine, both, gains=gains)
-            elif set(mine.any) == set(their.any) and mine.at and (their.at or their.within):
+            elif set(mine.any) == set(their.any) and mine.at < 0 and (their.at < 0 or their.within):
                 for reach in WITHIN:
                     yield from _replace_condition(clause, mine, Token(any=mine.any, within=reach), gains=None)
 

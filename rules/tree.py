@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .language import Class, Condition, Position, Token
-from .sample import BOOLEAN, OFFSETS, Sample
+from .sample import Sample
 
 LONGEST_PERIOD = 8
 """The longest period of "every so-manyth position" splits."""
@@ -82,7 +82,7 @@ class _View:
 
     def candidates(self) -> Iterator[Split]:
         """All splits of the leaf that are tried."""
-        for offset in OFFSETS:
+        for offset in self.sample.offsets:
             yield from self._token_sets(offset)
         yield from self._conditions()
         if self.growth.positions:
@@ -90,9 +90,10 @@ class _View:
             if not self.leaf.when and not self.leaf.unless:  # in a part of the text a period is soon found by chance
                 yield from self._periods()
         if self.leaf.named:
-            for reach in WITHIN:
-                yield from self._recent(reach)
-            yield from self._earlier()
+            for ahead in (False, True) if self.sample.both_sides else (False,):
+                for reach in WITHIN:
+                    yield from self._recent(reach, ahead=ahead)
+                yield from self._earlier(ahead=ahead)
 
     def _token_sets(self, offset: int) -> Iterator[Split]:
         if offset == 0 and self.leaf.named:
@@ -114,10 +115,11 @@ class _View:
                     gain += float((sums[chosen] ** 2 / (weights[chosen] + prior)).sum()) - part**2 / (inside + prior)
                 yield self._split(Token(any=self._names(chosen), at=offset), gain)
 
-    def _recent(self, reach: int) -> Iterator[Split]:
-        """One of the tokens at offsets -1 to -reach: the best token by itself, then up to three that add to it."""
+    def _recent(self, reach: int, *, ahead: bool) -> Iterator[Split]:
+        """One of the tokens at offsets -1 to -reach, or 1 to reach: the best one, then up to three that add to it."""
         size = len(self.sample.used) + 1
-        columns = np.stack([self._shift(offset) for offset in range(1, reach + 1)])
+        offsets = range(1, reach + 1) if ahead else range(-1, -reach - 1, -1)
+        columns = np.stack([self.sample.neighbours(self.leaf.at, offset) for offset in offsets])
         sums = np.bincount(columns.ravel(), np.tile(self.weighted, reach), size)
         masses = np.bincount(columns.ravel(), np.tile(self.weight, reach), size)
         errors = np.sqrt(np.bincount(columns.ravel(), np.tile(self.spread, reach), size))
@@ -137,17 +139,18 @@ class _View:
                 names, mask, best = [*names, token], grown[token], gains[token]
                 tokens.remove(token)
             if names:
-                yield self._split(Token(any=self._names(names), within=reach), best)
+                found = self._names(names)
+                yield self._split(Token(any=found, after=reach) if ahead else Token(any=found, within=reach), best)
 
-    def _earlier(self) -> Iterator[Split]:
-        """A token that stands anywhere earlier: of all, the one that removes most in either direction."""
+    def _earlier(self, *, ahead: bool) -> Iterator[Split]:
+        """A token that stands anywhere earlier, or later: of all, the one that removes most in either direction."""
         size, width = len(self.sample.used) + 1, self.sample.own.ids.shape[1]
         rows, places = np.unique(self.sample.rows[self.leaf.at], return_inverse=True)
         own = places * width + self.sample.positions[self.leaf.at]
-        firsts = self.sample.firsts.reshape(-1, width)[rows]
-        ids = self.sample.codes[0].reshape(-1, width)[rows][firsts]
+        once = (self.sample.lasts if ahead else self.sample.firsts).reshape(-1, width)[rows]
+        ids = self.sample.codes[0].reshape(-1, width)[rows][once]
         sums, masses, spread = (
-            np.bincount(ids, _after(values, own, firsts.shape)[firsts], size).astype(np.float64, copy=False)
+            np.bincount(ids, _beyond(values, own, once.shape, ahead=ahead)[once], size).astype(np.float64, copy=False)
             for values in (self.weighted, self.weight, self.spread)
         )
         gains = self._gain(masses, sums)
@@ -157,20 +160,16 @@ class _View:
             signed = np.where(sign * sums > 0, gains, 0)
             token = int(np.argmax(signed))
             if signed[token] > 0:
-                yield self._split(Token(any=self._names([token]), within="any"), float(signed[token]))
-
-    def _shift(self, offset: int) -> NDArray[np.int64]:
-        """Tokens' codes `offset` positions before the leaf's tokens, U before the window's start."""
-        before = self.sample.codes[0][np.maximum(self.leaf.at - offset, 0)].astype(np.int64)
-        before[self.sample.positions[self.leaf.at] < offset] = len(self.sample.used)
-        return before
+                names = self._names([token])
+                condition = Token(any=names, after="any") if ahead else Token(any=names, within="any")
+                yield self._split(condition, float(signed[token]))
 
     def _conditions(self) -> Iterator[Split]:
         own = {*self.leaf.when, *self.leaf.unless}
         values = np.stack([self.weight, self.weighted], axis=1).astype(np.float32)
         inside, part = self.sample.boolean_sums(self.leaf.at, values).astype(np.float64).T
-        for condition, gain in zip(BOOLEAN, self._gain(inside, part).tolist(), strict=True):
-            named = self.leaf.named and isinstance(condition, Class) and condition.at == 0
+        for condition, gain in zip(self.sample.conditions, self._gain(inside, part).tolist(), strict=True):
+            named = self.leaf.named and isinstance(condition, Class) and condition.is_current
             if condition not in own and not named:
                 yield self._split(condition, gain)
 
@@ -214,11 +213,17 @@ class _View:
         return Split(condition, gain * (1 - self.growth.brevity * length))
 
 
-def _after(values: NDArray[np.float64], at: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """For every token the sum of the values behind it in its window: values (n,) at flat places -> (window, token)."""
+def _beyond(
+    values: NDArray[np.float64], at: NDArray[np.int64], shape: tuple[int, ...], *, ahead: bool
+) -> NDArray[np.float64]:
+    """For every token the sum of the values of those to which it stands earlier, or with `ahead` later, in its window.
+
+    values (n,) at flat places -> (window, token).
+    """
     windows = np.zeros(shape)
     windows.ravel()[at] = values
-    return windows.sum(axis=1, keepdims=True) - windows.cumsum(axis=1)
+    so_far = windows.cumsum(axis=1)
+    return so_far - windows if ahead else windows.sum(axis=1, keepdims=True) - so_far
 
 
 def _best_set(
@@ -299,7 +304,7 @@ def _children(sample: Sample, leaf: Leaf, condition: Condition, growth: Growth) 
 
 def names_current(condition: Condition) -> bool:
     """Whether a condition names the current token."""
-    return isinstance(condition, Token) and not condition.at and not condition.within
+    return isinstance(condition, Token) and condition.is_current
 
 
 def _fit(sample: Sample, at: NDArray[np.int64], *, named: bool, growth: Growth) -> NDArray[np.float32]:

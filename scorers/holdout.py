@@ -160,7 +160,7 @@ def _measure_pairs(
     if isinstance(source, RecordedSource):
         examples = dict.fromkeys(examples, ())
     pairs = {
-        feature: minimal_pairs(own, peak=peaks[feature], corpus=ids, count=PAIRS, seed=seed + 1)
+        feature: minimal_pairs(own, peak=peaks[feature], corpus=ids, count=PAIRS, seed=seed + 1, causal=subject.causal)
         for feature, own in examples.items()
     }
     width = ids.shape[1]

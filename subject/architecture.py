@@ -89,15 +89,22 @@ class Architecture:
     """The MLP's down projection; `mlp.L` is its input. None where every layer has experts in its place."""
     resid_mid: str
     """The module that reads the residual stream between attention and MLP."""
-    final_norm: str
+    final_norm: str | None
+    """None where the stream behind the last block is what the model gives."""
     attention_norm: str | None = None
     """The norm between the attention's output projection and the residual stream."""
     mlp_norm: str | None = None
     """The norm between the MLP's down projection and the residual stream."""
+    stream_norms: tuple[str, str] | None = None
+    """The norms that the stream itself passes behind each sum (BERT): behind the attention's, and behind the MLP's."""
+    bidirectional: bool | str = False
+    """Whether a token reads those behind it, too, as in encoders; or the config key that says so."""
     experts: str | None = None
     """The module that holds the experts in layers that have them, and the dense MLP in others."""
+    heads: str | None = None
+    """The module that holds the heads; where it is None, the one that holds the output projection."""
     projections: Projections = Projections()
-    """What gives `query.L`, `key.L` and `value.L`."""
+    """What gives `query.L`, `key.L` and `value.L`: modules of that which holds the heads."""
     neurons_by: tuple[str, ...] = ()
     """The modules that make neurons of the MLP's input, one behind the other, where no one module holds all of it."""
     parallel: str | bool = False
@@ -114,12 +121,20 @@ class Architecture:
     """Config key of what both branches are multiplied by before they are added to the residual stream."""
     context: int | None = None
     """Tokens in a row that it was trained on, where the config does not say."""
+    reserved: str | None = None
+    """Config key of the last of the positions that no token has (RoBERTa's padding); none is reserved where it is None.
+    """
     in_place: bool = False
     """Whether the block adds to the tensor that its MLP returned, so that this one must be copied to be seen."""
     joined: bool = False
     """Whether the MLP runs on all rows joined to one."""
     wanted: str | None = None
     """Config key that is true in the models that the row is of; others of the family are looked at."""
+
+    def is_causal(self, config: "PreTrainedConfig") -> bool:
+        """Whether a token reads only what stands before it."""
+        key = self.bidirectional
+        return not (getattr(config, key, False) if isinstance(key, str) else key)
 
     def has_resid_mid(self, config: "PreTrainedConfig") -> bool:
         """Whether the MLP reads what attention has written; not where both branches read the block's input."""
@@ -133,6 +148,11 @@ class Architecture:
     def branch_factor(self, config: "PreTrainedConfig") -> float:
         """What is added to the residual stream of what a branch gives."""
         return getattr(config, self.branch_scale) if self.branch_scale else 1.0
+
+    @property
+    def heads_module(self) -> str:
+        """The module, inside a layer, that holds the heads and makes their patterns."""
+        return self.attention.rpartition(".")[0] if self.heads is None else self.heads
 
     @property
     def mlp_reader(self) -> str:
@@ -154,7 +174,10 @@ class Architecture:
         yield "head", Port(f"{layer}.{self.attention}", "input")
         yield "attn_out", Port(f"{layer}.{self.attention_norm or self.attention}", "output")
         rows = layer if self.joined else None
-        if self.has_resid_mid(config):
+        if self.stream_norms:
+            # What reads the stream in between is not all that it goes to: the norm's output is.
+            yield "resid_mid", Port(f"{layer}.{self.stream_norms[0]}", "output")
+        elif self.has_resid_mid(config):
             yield "resid_mid", Port(f"{layer}.{self.resid_mid}", "input", joined=rows)
         yield "mlp_in", Port(f"{layer}.{self.mlp_reader}", "input", joined=rows)
         if self.mlp is not None:
@@ -165,11 +188,10 @@ class Architecture:
 
     def _projection_ports(self, layer: str, config: "PreTrainedConfig") -> Iterator[tuple[str, Port]]:
         parts = self.projections.parts(config) if len(self.projections.modules) == 1 else {}
-        beside = self.attention.rpartition(".")[0]
         for i, kind in enumerate(("query", "key", "value")):
             # Copied, because some families clamp them in place.
             module = self.projections.modules[0 if parts else i]
-            yield kind, Port(f"{layer}.{beside}.{module}", "output", copied=True, part=parts.get(kind))
+            yield kind, Port(f"{layer}.{self.heads_module}.{module}", "output", copied=True, part=parts.get(kind))
 
 
 def kv_heads(config: "PreTrainedConfig") -> int:
@@ -244,6 +266,29 @@ _EXPERTS = replace(_LLAMA, experts="mlp")
 _POST_NORM = replace(
     _LLAMA, resid_mid="mlp", attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"
 )
+_BERT = Architecture(
+    layers="encoder.layer",
+    attention="attention.output.dense",
+    mlp="output.dense",
+    resid_mid="intermediate",
+    final_norm=None,
+    stream_norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    bidirectional=True,
+    heads="attention.self",
+    projections=Projections(("query", "key", "value")),
+    neurons_by=("intermediate.dense", "intermediate.intermediate_act_fn"),
+)
+_T5 = Architecture(
+    layers="encoder.block",
+    attention="layer.0.SelfAttention.o",
+    mlp="layer.1.DenseReluDense.wo",
+    resid_mid="layer.1.layer_norm",
+    final_norm="encoder.final_layer_norm",
+    bidirectional=True,
+    projections=Projections(("q", "k", "v")),
+    neurons="d_ff",
+    context=512,
+)
 _GEMMA = replace(_POST_NORM, resid_mid="pre_feedforward_layernorm", softcap=SOFTCAP)
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -289,9 +334,21 @@ ARCHITECTURES: dict[str, Architecture] = {
     "exaone4": _POST_NORM,
     "glm4": replace(_LLAMA, attention_norm="post_self_attn_layernorm", mlp_norm="post_mlp_layernorm"),
     "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
+    "gemma3_text": replace(_GEMMA, bidirectional="use_bidirectional_attention"),
     "vaultgemma": replace(_LLAMA, resid_mid="pre_feedforward_layernorm", softcap=SOFTCAP),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "gpt_oss"), _EXPERTS),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _EXPERTS),
+    **dict.fromkeys(("bert", "electra"), _BERT),
+    **dict.fromkeys(("roberta", "camembert", "xlm-roberta"), replace(_BERT, reserved="pad_token_id")),
+    "modernbert": Architecture(
+        layers="layers",
+        attention="attn.Wo",
+        mlp="mlp.Wo",
+        resid_mid="mlp_norm",
+        final_norm="final_norm",
+        bidirectional=True,
+        projections=Projections(("Wqkv",)),
+    ),
+    **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
 }
 """The families whose rows are known, by the config's `model_type`; others are looked at (`discovery.py`)."""

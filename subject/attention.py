@@ -187,8 +187,7 @@ def _find_failure(subject: Subject, layer: int) -> str | None:
 
 
 def _find_attention(subject: Subject, layer: int) -> nn.Module:
-    """The module that holds the output projection, and so computes the pattern."""
+    """The module that computes the pattern."""
     subject.width(f"head.{layer}")  # An unknown or refused layer is an error that says so.
     row = subject.architecture
-    path = f"{row.layers}.{layer}.{row.attention}".rpartition(".")[0]
-    return subject.model.base_model.get_submodule(path)
+    return subject.model.base_model.get_submodule(f"{row.layers}.{layer}.{row.heads_module}")

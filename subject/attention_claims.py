@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .architecture import kv_heads
+from .architecture import Architecture, kv_heads
 from .claims import Claim, distance
+from .forward import forward
 from .hooks import Point, attach, record
 
 KINDS = ("query", "key", "value")
@@ -33,7 +34,11 @@ _TURNED = 4
 
 
 def attention_claims(
-    model: PreTrainedModel, points: Mapping[str, Point], values: Mapping[str, Tensor], tokens: Tensor
+    model: PreTrainedModel,
+    architecture: Architecture,
+    points: Mapping[str, Point],
+    values: Mapping[str, Tensor],
+    tokens: Tensor,
 ) -> Iterator[Claim]:
     """The claims of all layers, from one forward pass.
 
@@ -44,7 +49,7 @@ def attention_claims(
     layers = range(config.num_hidden_layers)
     known = [layer for layer in layers if all(f"{kind}.{layer}" in values for kind in (*KINDS, "head"))]
     turned = {f"{kind}.{layer}": _turn(values[f"{kind}.{layer}"][0], kind, heads) for layer in known for kind in KINDS}
-    outputs = _run(model, points, turned, tokens)
+    outputs = _run(model, points, turned, tokens, causal=architecture.is_causal(config))
     for layer in layers:
         yield from _layer_claims(layer, outputs, values, heads)
 
@@ -76,7 +81,7 @@ def _turn(vectors: Tensor, kind: str, heads: _Heads) -> Tensor:
 
 
 def _run(
-    model: PreTrainedModel, points: Mapping[str, Point], turned: Mapping[str, Tensor], tokens: Tensor
+    model: PreTrainedModel, points: Mapping[str, Point], turned: Mapping[str, Tensor], tokens: Tensor, *, causal: bool
 ) -> dict[str, Tensor]:
     """What heads put out on other tokens with these queries, keys and values. -> head.L: (row, position, width)."""
     if not turned:
@@ -87,9 +92,7 @@ def _run(
     with ExitStack() as hooks:
         for site, vectors in turned.items():
             hooks.enter_context(attach(points[site], lambda _, vectors=vectors: vectors))
-        run = record(
-            lambda: model.base_model(other.expand(rows, -1), use_cache=False), [points[head] for head in heads]
-        )
+        run = record(lambda: forward(model, other.expand(rows, -1), causal=causal), [points[head] for head in heads])
     passed = dict(run)
     return {head: passed[points[head]] for head in heads}
 

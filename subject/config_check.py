@@ -33,6 +33,10 @@ def _count(low: int, high: int) -> Rule:
 
 _COUNT = _count(1, 2**31)
 _TEXT = Rule(lambda value: isinstance(value, str), "a text")
+_TEXTS = Rule(
+    lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value)),
+    "a text, or a list of texts",
+)
 _FLAG = Rule(lambda value: isinstance(value, bool), "true or false")
 _OBJECT = Rule(lambda value: isinstance(value, dict), "an object")
 SCALE = Rule(lambda value: _is_number(value) and value > 0, "a number above 0")
@@ -60,9 +64,10 @@ DICTIONARY: Mapping[str, Rule] = {
     **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "transcode", "signed"), _FLAG),
     **dict.fromkeys(("skip_connection", "apply_decoder_bias_to_pre_encoder", "use_glu_encoder"), _FLAG),
     **dict.fromkeys(("architecture", "activation", "activation_fn", "activation_fn_str", "act_fn"), _TEXT),
-    **dict.fromkeys(("hook_name", "hook_point", "hf_hook_point_in", "hook_point_in", "feature_input_hook"), _TEXT),
-    **dict.fromkeys(("hook_name_out", "hf_hook_point_out", "hook_point_out", "feature_output_hook"), _TEXT),
-    **dict.fromkeys(("dict_class", "submodule_name", "norm_activation"), _TEXT),
+    **dict.fromkeys(("hook_name", "hook_point", "hf_hook_point_in", "hook_point_in", "feature_input_hook"), _TEXTS),
+    **dict.fromkeys(("hook_name_out", "hf_hook_point_out", "hook_point_out", "feature_output_hook"), _TEXTS),
+    **dict.fromkeys(("hook_names", "hook_names_out", "submodule_name", "submodule_names"), _TEXTS),
+    **dict.fromkeys(("dict_class", "norm_activation"), _TEXT),
     **dict.fromkeys(("metadata", "meta", "trainer", "activation_fn_kwargs", "model_from_pretrained_kwargs"), _OBJECT),
     "dataset_average_activation_norm": _OBJECT,
     **dict.fromkeys(("in", "out"), SCALE),

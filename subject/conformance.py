@@ -4,22 +4,27 @@ One forward pass over 2 rows of 8 random tokens records every site, then these c
 
 1. every site's hook fires exactly once, in forward order;
 2. resid_post.L = resid_pre.(L+1), and unembed(final_norm(resid_post.last)), soft-capped as the
-   config declares, gives the model's logits;
+   config declares, gives the model's logits (an encoder's final norm, where it has one, gives the model's output);
 3. resid_pre + attn_out = resid_mid and resid_mid + mlp_out = resid_post (with parallel branches
    resid_pre + attn_out + mlp_out = resid_post), each coordinate within rounding of its own terms,
-   so that a coordinate of huge norm cannot hide an error in the others;
+   so that a coordinate of huge norm cannot hide an error in the others; where the stream itself is normed behind each
+   sum, that norm makes of the sum what stands on the right;
 4. the output projection applied to head.L, and then the norm behind it, gives attn_out.L, and head.L
    is as wide as all heads together; the down projection applied to mlp.L gives mlp_out.L in the
    same way, and mlp.L is as wide as the config's number of neurons;
-5. the module that reads resid_mid.L, where it is the MLP's norm, gives mlp_in.L, and the MLP applied to mlp_in.L
+5. the module that reads resid_mid.L, where it is the MLP's norm, gives mlp_in.L (which is resid_mid.L where the stream
+   itself is normed), and the MLP applied to mlp_in.L
    gives mlp.L at its down projection (experts give mlp_out.L);
-6. attention takes query.L, key.L and value.L and makes head.L of them, each by its part (attention_claims.py).
+6. attention takes query.L, key.L and value.L and makes head.L of them, each by its part (attention_claims.py);
+7. in a causal model other tokens behind a token change nothing at it; in any other, masked padding behind a row changes
+   nothing in it: so rows of several lengths may share a forward. All sites of a layer stand or fall with it.
 
 A failed claim refuses every site it is about and keeps the measured error.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from inspect import signature
 from typing import NamedTuple
 
@@ -30,6 +35,7 @@ from transformers import PreTrainedModel
 from .architecture import Architecture, d_head
 from .attention_claims import attention_claims
 from .claims import ROUNDING, Check, Claim, distance, sum_error
+from .forward import forward
 from .hooks import Point, record
 
 EXPERTS = "experts take the MLP's place in this layer, and each token has other neurons; mlp_out is there"
@@ -51,15 +57,19 @@ class Conformance(NamedTuple):
 
 @torch.inference_mode()
 def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
-    """Check every site that `architecture` claims for `model`; two short forward passes."""
+    """Check every site that `architecture` claims for `model`; a few short forward passes."""
     points, refused = _resolve_points(model, architecture)
     tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
-    logits, passed = _record_points(model, points, tokens)
+    output, passed = _record_points(model, points, tokens, causal=architecture.is_causal(model.config))
     refused |= _find_misfired(points, [point for point, _ in passed])
     tensors = dict(passed)
     values = {site: tensors[point] for site, point in points.items() if site not in refused}
     tolerance = ROUNDING * torch.finfo(model.dtype).eps
-    claims = (*_claims(model, architecture, values, logits), *attention_claims(model, points, values, tokens))
+    claims = (
+        *_claims(model, architecture, values, output),
+        *attention_claims(model, architecture, points, values, tokens),
+        *_padding_claims(model, architecture, points, tokens),
+    )
     checks = tuple(claim.check(tolerance) for claim in claims)
     for check in checks:
         if check.failure:
@@ -70,7 +80,7 @@ def prove(model: PreTrainedModel, architecture: Architecture) -> Conformance:
 
 def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor) -> Tensor:
     """Logits of a final residual stream: final norm, unembedding, declared soft-cap. (..., d_model) -> (..., token)."""
-    normed = model.base_model.get_submodule(architecture.final_norm)(residual)
+    normed = pass_final_norm(model, architecture, residual)
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a subject has an unembedding"
     logits = head(normed)
@@ -78,6 +88,12 @@ def unembed(model: PreTrainedModel, architecture: Architecture, residual: Tensor
     logits = logits if factor == 1 else logits * factor
     cap = architecture.softcap and getattr(model.config, architecture.softcap)
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def pass_final_norm(model: PreTrainedModel, architecture: Architecture, residual: Tensor) -> Tensor:
+    """What a final residual stream leaves the blocks as; itself where no norm follows. (..., d_model)."""
+    norm = architecture.final_norm
+    return residual if norm is None else model.base_model.get_submodule(norm)(residual)
 
 
 def _resolve_points(model: PreTrainedModel, architecture: Architecture) -> tuple[dict[str, Point], dict[str, str]]:
@@ -101,12 +117,17 @@ def _resolve_points(model: PreTrainedModel, architecture: Architecture) -> tuple
 
 
 def _record_points(
-    model: PreTrainedModel, points: dict[str, Point], tokens: Tensor
+    model: PreTrainedModel, points: dict[str, Point], tokens: Tensor, *, causal: bool
 ) -> tuple[Tensor, list[tuple[Point, Tensor]]]:
-    """The logits of tokens, and the tensors that passed the points on the way."""
-    logits: list[Tensor] = []
-    passed = record(lambda: logits.append(model(tokens, use_cache=False).logits), dict.fromkeys(points.values()))
-    return logits[0], passed
+    """The logits of tokens, an encoder's last hidden state, and the tensors that passed the points on the way."""
+    outputs: list[Tensor] = []
+
+    def run() -> None:
+        whole = model(tokens, use_cache=False).logits if causal else forward(model, tokens, causal=causal)[0]
+        outputs.append(whole)
+
+    passed = record(run, dict.fromkeys(points.values()))
+    return outputs[0], passed
 
 
 def _find_misfired(points: dict[str, Point], passed: list[Point]) -> dict[str, str]:
@@ -128,22 +149,68 @@ def _find_misfired(points: dict[str, Point], passed: list[Point]) -> dict[str, s
 
 
 def _claims(
-    model: PreTrainedModel, architecture: Architecture, values: dict[str, Tensor], logits: Tensor
+    model: PreTrainedModel, architecture: Architecture, values: dict[str, Tensor], output: Tensor
 ) -> Iterator[Claim]:
     last = model.config.num_hidden_layers - 1
     for layer in range(last + 1):
         parallel, factor = not architecture.has_resid_mid(model.config), architecture.branch_factor(model.config)
-        yield from _sum_claims(layer, values, parallel=parallel, factor=factor)
+        if architecture.stream_norms:
+            yield from _normed_sum_claims(layer, values, model, architecture)
+        else:
+            yield from _sum_claims(layer, values, parallel=parallel, factor=factor)
         yield from _branch_claims(layer, values, model, architecture)
         yield from _input_claims(layer, values, model, architecture)
     for layer in range(last):
         post, pre = f"resid_post.{layer}", f"resid_pre.{layer + 1}"
         yield Claim(f"{post} = {pre}", (post, pre), lambda a=post, b=pre: distance(values[a], values[b]))
-    yield Claim(
-        f"unembed(final_norm(resid_post.{last})) = logits",
-        (f"resid_post.{last}",),
-        lambda: distance(unembed(model, architecture, values[f"resid_post.{last}"]), logits),
+    text, finish = "unembed(final_norm({})) = logits", unembed
+    if not architecture.is_causal(model.config):
+        text, finish = (
+            ("final_norm({})" if architecture.final_norm else "{}") + " = the model's output",
+            pass_final_norm,
+        )
+    end = f"resid_post.{last}"
+    yield Claim(text.format(end), (end,), lambda: distance(finish(model, architecture, values[end]), output))
+
+
+def _padding_claims(
+    model: PreTrainedModel, architecture: Architecture, sites: Iterable[str], tokens: Tensor
+) -> Iterator[Claim]:
+    """What lets rows of several lengths share a forward pass, at the end of each block."""
+    causal, kept, last = architecture.is_causal(model.config), tokens.shape[1] // 2, model.config.num_hidden_layers
+    paths = (f"{architecture.layers}.{layer}" for layer in range(last))
+    points = [Point(model.base_model.get_submodule(path), "output") for path in paths]
+
+    def run(rows: Tensor) -> list[Tensor]:
+        return [tensor[:, :kept] for _, tensor in record(lambda: forward(model, rows, causal=causal), points)]
+
+    other = tokens.clone()
+    other[:, kept:] = (other[:, kept:] + 1) % model.config.vocab_size if causal else -1
+    changed, plain = run(other), run(tokens if causal else tokens[:, :kept])
+    what = "tokens behind a token change nothing" if causal else "padding behind a row changes nothing"
+    for layer, (one, two) in enumerate(zip(changed, plain, strict=True)):
+        own = tuple(site for site in sites if site.partition(".")[2] in (str(layer), "" if layer == 0 else None))
+        yield Claim(f"{what} at resid_post.{layer}", own, partial(distance, one, two))
+
+
+def _normed_sum_claims(
+    layer: int, values: dict[str, Tensor], model: PreTrainedModel, architecture: Architecture
+) -> Iterator[Claim]:
+    """The sums of a block that norms the stream behind each."""
+    block = model.base_model.get_submodule(f"{architecture.layers}.{layer}")
+    pre, head, attention, mid, neurons, mlp, post = (
+        f"{kind}.{layer}" for kind in ("resid_pre", "head", "attn_out", "resid_mid", "mlp", "mlp_out", "resid_post")
     )
+
+    def claim(norm: str, stream: str, branch: str, total: str, refuses: tuple[str, ...]) -> Claim:
+        def error() -> float:
+            return distance(block.get_submodule(norm)(values[stream] + values[branch]), values[total])
+
+        return Claim(f"{norm} of {stream} + {branch} = {total}", refuses, error)
+
+    first, second = architecture.stream_norms or ("", "")
+    yield claim(first, pre, attention, mid, (head, attention, mid))
+    yield claim(second, mid, mlp, post, (mid, neurons, mlp))
 
 
 def _sum_claims(layer: int, values: dict[str, Tensor], *, parallel: bool, factor: float) -> Iterator[Claim]:
@@ -204,7 +271,9 @@ def _input_claims(
 ) -> Iterator[Claim]:
     block, site = model.base_model.get_submodule(f"{architecture.layers}.{layer}"), f"mlp_in.{layer}"
     reader, norm, mid = architecture.mlp_reader, architecture.resid_mid, f"resid_mid.{layer}"
-    if architecture.has_resid_mid(model.config) and norm != reader:
+    if architecture.stream_norms:
+        yield Claim(f"{mid} = {site}", (site,), lambda: distance(values[mid], values[site]))
+    elif architecture.has_resid_mid(model.config) and norm != reader:
         text = f"{norm} of {mid} = {site}"
         yield Claim(text, (site,), lambda: distance(block.get_submodule(norm)(values[mid]), values[site]))
     dense = architecture.mlp if f"mlp.{layer}" in values else None

@@ -1,4 +1,4 @@
-"""Dictionaries (sparse autoencoders and transcoders) in one canonical form, whatever file they came from.
+"""Dictionaries (sparse autoencoders, transcoders, crosscoders) in one canonical form, whatever file they came from.
 
     linear         = (norm(vectors) - b_dec) @ W_enc + b_enc       b_dec only where `subtract_b_dec`
     activations    = standard: relu(linear)
@@ -11,6 +11,9 @@
 
 An autoencoder rebuilds the vectors that it reads. A transcoder reads one site, `id.site`, and rebuilds another,
 `writes`: its features are families of the site that they are read at, and their directions lie where it writes.
+A crosscoder reads and rebuilds the vectors of several sites side by side: its W_enc is one encoder a site below the
+other, whose results are summed, and its W_dec one decoder a site beside the other. One layer of a cross-layer
+transcoder (CLT) reads one site and adds to several, which only all layers together rebuild (`companions`).
 
 Whatever else a file asks for (a constant scale of its inputs, decoder norms, centred inputs) is
 folded into these tensors when it is read (see `formats.py`). The encoder lies in memory feature by
@@ -19,7 +22,7 @@ feature, so that any slice of features is a view and any choice of them a gather
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Self
@@ -29,7 +32,7 @@ from torch import Tensor
 
 from .address import SourceId
 from .errors import NeuronautError
-from .sources import Features
+from .sources import Features, split_vectors
 
 Kind = Literal["standard", "topk", "abstopk", "groupmax", "jumprelu", "gated"]
 Norm = Literal["none", "constant_norm_rescale", "layer_norm"]
@@ -84,7 +87,9 @@ NORMS: Mapping[Norm, Callable[[Tensor], Normalised]] = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dictionary:
-    """A sparse autoencoder or transcoder as a source: F features that encode a site's vectors and rebuild a site's.
+    """A sparse autoencoder, transcoder or crosscoder as a source: F features that encode vectors and rebuild vectors.
+
+    Where it reads or writes several sites, d_site and d_out are the sums of their widths, which are alike.
 
     Tensors are float32. Raises NeuronautError where a tensor is missing, misshapen or not finite.
 
@@ -119,8 +124,12 @@ class Dictionary:
     """(F,); only for gated."""
     r_mag: Tensor | None = None
     """(F,), the logarithm of a gain; only for gated."""
-    target: str | None = None
-    """Of a transcoder, the site that it rebuilds."""
+    targets: tuple[str, ...] = ()
+    """The sites that it rebuilds, where they are not simply `id.site`: of a transcoder and of a crosscoder."""
+    inputs: tuple[str, ...] = ()
+    """The sites that a crosscoder reads, the last of them `id.site`; empty where that is the only one."""
+    companions: "Callable[[], Iterable[Dictionary]] | None" = None
+    """Of one layer of a cross-layer transcoder, what opens the other layers, one after the other."""
     W_skip: Tensor | None = None
     """(d_site, d_out); only where a transcoder has an affine path beside its features."""
     prepend_bos: bool | None = None
@@ -130,7 +139,7 @@ class Dictionary:
         if self.W_enc.ndim != 2:
             raise NeuronautError(f"W_enc of {self.id} has shape {tuple(self.W_enc.shape)}; wanted (d_site, features)")
         d_site, width = self.W_enc.shape
-        d_out = d_site if self.target is None or self.W_dec.ndim != 2 else self.d_out
+        d_out = d_site if not self.targets or self.W_dec.ndim != 2 else self.d_out
         shapes = {"W_dec": (width, d_out), "b_enc": (width,), "b_dec": (d_out,)}
         shapes |= {name: (width,) for name in EXTRAS[self.kind]}
         if self.W_skip is not None:
@@ -149,11 +158,25 @@ class Dictionary:
             raise NeuronautError(f"{self.id} is a {self.kind} SAE with k={self.k}; wanted 1 to {width}, its width")
         if self.kind == "groupmax" and width % self.k:
             raise NeuronautError(f"{self.id} has {width} features in {self.k} groups; wanted groups of one size")
-        if self.target is not None and self.subtract_b_dec:
+        self._check_sites()
+
+    def _check_sites(self) -> None:
+        """Refuse sites that do not go with the other fields."""
+        if self.targets and self.subtract_b_dec:
             raise NeuronautError(
-                f"{self.id} takes b_dec, a vector of {self.target}, off vectors of {self.id.site}; a transcoder wants "
-                "subtract_b_dec=False (apply_b_dec_to_input false in SAELens' cfg.json)"
+                f"{self.id} takes b_dec, a vector of {', '.join(self.targets)}, off vectors of {', '.join(self.reads)}"
+                "; a transcoder wants subtract_b_dec=False (apply_b_dec_to_input false in SAELens' cfg.json)"
             )
+        if self.inputs and (self.inputs[-1] != self.id.site or not self.targets or self.norm != "none"):
+            raise NeuronautError(
+                f"{self.id} reads {', '.join(self.inputs)}: a crosscoder is called after the last site that it reads, "
+                "names those that it writes, and norms no vectors"
+            )
+        for sites, width in ((self.reads, self.d_site), (self.writes, self.d_out)):
+            if width % len(sites) or len(set(sites)) < len(sites):
+                raise NeuronautError(
+                    f"{self.id} has {width} coordinates for {', '.join(sites)}; wanted different sites of one width"
+                )
 
     @property
     def width(self) -> int:
@@ -171,9 +194,18 @@ class Dictionary:
         return self.W_dec.shape[1]
 
     @property
-    def writes(self) -> str:
-        """The site that it rebuilds, at which its features' directions lie."""
-        return self.target or self.id.site
+    def reads(self) -> tuple[str, ...]:
+        """The sites whose vectors, side by side, it encodes."""
+        return self.inputs or (self.id.site,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The sites that it rebuilds, side by side, at which its features' directions lie."""
+        return self.targets or (self.id.site,)
+
+    def written_norms(self) -> Tensor:
+        """How long each feature's decoder vector is at each site that is written, (F, site), in the sites' units."""
+        return self.W_dec.unflatten(1, (len(self.writes), -1)).norm(dim=-1)
 
     @property
     def signed(self) -> bool:
@@ -188,7 +220,7 @@ class Dictionary:
     @property
     def rescales(self) -> bool:
         """Whether every vector is normed by its own size, so that a feature adds to it in proportion to that size."""
-        return self.norm != "none" and self.target is None
+        return self.norm != "none" and not self.targets
 
     @property
     def revision(self) -> str:
@@ -199,7 +231,8 @@ class Dictionary:
     def _digest(self) -> str:
         digest = hashlib.sha256(f"{self.kind} {self.k} {self.norm} {self.subtract_b_dec}".encode())
         # Only of a transcoder, so that the revisions of autoencoders stay what they were.
-        digest.update(f" writes {self.target}".encode() if self.target else b"")
+        digest.update(f" writes {' '.join(self.targets)}".encode() if self.targets else b"")
+        digest.update(f" reads {' '.join(self.inputs)}".encode() if self.inputs else b"")
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f" {name} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
@@ -238,7 +271,7 @@ class Dictionary:
         rebuilt = torch.addmm(self.b_dec, activations, self.W_dec)
         if vectors is None:
             return rebuilt
-        if self.target is None:
+        if not self.targets:
             normalised = NORMS[self.norm](vectors.float())
             rebuilt = rebuilt * normalised.scale + normalised.mean
         return rebuilt if self.W_skip is None else torch.addmm(rebuilt, vectors.float(), self.W_skip)
@@ -247,16 +280,30 @@ class Dictionary:
         """What is rebuilt of the vectors at `writes` from those at the site. (row, d_site) -> (row, d_out)."""
         return self.decode(self.encode(vectors), vectors=vectors)
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def edit(
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        values: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        site: str | None = None,
+    ) -> Tensor:
         """The vectors at `writes` with the chosen features set to `values` (row, chosen), nothing else changed.
 
         Error-preserving: `x + dec(z') - dec(z)`, in which all other features, the skip path and the error cancel.
-        `inputs` (row, d_site) are the vectors that the features are read from; a transcoder wants them.
+        `inputs` (row, d_site) are the vectors that the features are read from; whatever writes other sites wants them.
+        With a `site`, one of `writes`, the vectors are of that one alone.
         """
-        if inputs is None and self.target is not None:
-            raise NeuronautError(f"{self.id} writes {self.target}: an edit of it wants the vectors of {self.id.site}")
+        if inputs is None and self.writes != self.reads:
+            raise NeuronautError(
+                f"{self.id} writes {', '.join(self.writes)}: an edit of it wants the vectors of {', '.join(self.reads)}"
+            )
         read = vectors if inputs is None else inputs
-        change = (values.float() - self.encode(read, features)) @ self.W_dec[features]
+        written = self.W_dec[features]
+        if site is not None:
+            written = split_vectors(written, self.writes)[site]
+        change = (values.float() - self.encode(read, features)) @ written
         return vectors + (change * self.scale(read)).to(vectors.dtype)
 
     def scale(self, vectors: Tensor) -> Tensor | float:

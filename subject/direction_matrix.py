@@ -78,9 +78,14 @@ class Directions:
         return len(self.rows)
 
     @property
-    def writes(self) -> str:
+    def reads(self) -> tuple[str, ...]:
         """The site that they are directions of."""
-        return self.id.site
+        return (self.id.site,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The same."""
+        return (self.id.site,)
 
     def name(self, index: int) -> str | None:
         """What a row is called; None where the file has no names."""
@@ -118,12 +123,20 @@ class Directions:
         activations = torch.mm(vectors.float(), self.rows[chosen].T, out=out)
         return activations if self.offsets is None else activations.add_(self.offsets[chosen])
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def edit(
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        values: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        site: str | None = None,
+    ) -> Tensor:
         """The vectors with the chosen activations at `values` (row, chosen), what is orthogonal to them unchanged.
 
         Raises NeuronautError where one of the chosen rows is a mixture of others, so that it follows from theirs.
         """
-        del inputs
+        del inputs, site
         change = (values.float() - self.encode(vectors, features)) @ self._invert(features)
         return vectors + change.to(vectors.dtype)
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from .address import Feature
 from .errors import NeuronautError
 from .model import Subject
-from .sources import Source
+from .sources import Source, split_vectors
 
 _LARGE = 100.0
 """Size (root mean square) at which a vector is put through a norm, so that the norm's epsilon is lost in rounding."""
@@ -58,22 +58,38 @@ _INSIDE = frozenset({"mlp_in", "query", "key", "value", "score"})
 """Families of sites that only a branch itself reads: directly, nothing there is added to the residual stream."""
 
 
+_RESIDUAL = ("resid", "embed")
+
+
 @torch.inference_mode()
 def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
-    """What a unit of the feature's activation adds to the residual stream; the negative tail's sign is flipped."""
+    """What a unit of the feature's activation adds to the residual stream; the negative tail's sign is flipped.
+
+    Of a feature that writes several sites, what stands in the residual stream behind the last of them.
+    """
     index = checked_index(source, feature)
-    vector = source.directions(torch.tensor([index], device=subject.device))[0].float()
-    if source.writes.partition(".")[0] in _INSIDE:
+    written = split_vectors(source.directions(torch.tensor([index], device=subject.device))[0].float(), source.writes)
+    total, exact = torch.zeros(subject.d_model, device=subject.device), not source.rescales
+    for site in sorted(written, key=subject.sites.index):
+        part = _to_residual(subject, site, written[site])
+        # The residual stream at a site holds what was added before it.
+        before = 0.0 if site.startswith(_RESIDUAL) else total
+        total, exact = before + part.vector, exact and part.exact
+    return Direction(-total if feature.negative else total, exact)
+
+
+def _to_residual(subject: Subject, site: str, vector: Tensor) -> Direction:
+    """What a vector that is added at a site adds to the residual stream."""
+    if site.partition(".")[0] in _INSIDE:
         return Direction(torch.zeros(subject.d_model, device=subject.device), exact=True)
-    projection, norm = branch(subject, source.writes)
+    projection, norm = branch(subject, site)
     if projection is not None:
         vector = without_bias(projection, vector)
     if norm is not None:
         vector = pass_norm(norm, vector)
     if projection is not None:
         vector = vector * subject.architecture.branch_factor(subject.model.config)
-    exact = norm is None and not source.rescales
-    return Direction(-vector if feature.negative else vector, exact)
+    return Direction(vector, exact=norm is None)
 
 
 @torch.inference_mode()
@@ -83,9 +99,8 @@ def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
     Divided by the final norm's denominator at a position, these add up over all parts of the residual stream, and
     with what the norm's and the unembedding's biases give, to the logits there before a soft-cap.
     """
-    normed = pass_norm(subject.model.base_model.get_submodule(subject.architecture.final_norm), vector)
-    head = subject.model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a subject has an unembedding"
+    head = subject.unembedding
+    normed = pass_norm(final_norm(subject), vector)
     return without_bias(head, normed) * subject.architecture.logit_factor(subject.model.config)
 
 
@@ -96,12 +111,17 @@ def unembedding(subject: Subject, tokens: Sequence[int]) -> Tensor:
     The transpose of `logit_effect`: a vector times a row is the token's logit, less the vocabulary's mean, times the
     final norm's denominator at the position, biases and soft-cap left out.
     """
-    head = subject.model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a subject has an unembedding"
+    head, norm = subject.unembedding, final_norm(subject)
     weight = head.get_parameter("weight").float()[: len(subject.vocabulary)]
-    norm = subject.model.base_model.get_submodule(subject.architecture.final_norm)
     rows = torch.stack([pull_back(norm, row) for row in weight[list(tokens)] - weight.mean(0)])
     return rows * subject.architecture.logit_factor(subject.model.config)
+
+
+def final_norm(subject: Subject) -> nn.Module:
+    """The norm before the unembedding, which every subject with logits has."""
+    path = subject.architecture.final_norm
+    assert path is not None, "a subject with logits has a final norm"
+    return subject.model.base_model.get_submodule(path)
 
 
 def promoted(subject: Subject, source: Source, feature: Feature, *, count: int = 10) -> Promoted:

@@ -3,7 +3,8 @@
 One forward pass records what goes into and comes out of every module of the first block. The branches of the block are
 then looked for as sums: a projection whose output (or that of the norm behind it) is what the residual stream gains, a
 module that reads the stream in between, a second projection, or a whole module where experts take its place, for the
-rest. What is found is a row like those of the table, and is proven like them (`conformance.py`).
+rest. Where no such sum is the block's output, norms are looked for that the stream itself passes behind each sum. What
+is found is a row like those of the table, and is proven like them (`conformance.py`).
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .architecture import ARCHITECTURES, SOFTCAP, Architecture, Projections, d_head, kv_heads
 from .attention_claims import pointing_error
 from .errors import NeuronautError
+from .forward import forward
 
 CLOSE = 1e-4
 """Relative error up to which two tensors are taken for equal; the proof is stricter."""
@@ -40,6 +42,17 @@ class _Branch(NamedTuple):
     """Its last module's place among the calls."""
 
 
+class _Block(NamedTuple):
+    """How a block is put together."""
+
+    attention: _Branch
+    mid: str | None
+    """The module that reads the stream between the branches; None where none does."""
+    mlp: _Branch
+    stream_norms: tuple[str, str] | None = None
+    """As of `Architecture`."""
+
+
 def architecture_of(model: PreTrainedModel, *, name: str) -> Architecture:
     """The row of a model's family, from the table or by looking at the model."""
     row = ARCHITECTURES.get(model.config.model_type)
@@ -52,22 +65,27 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
     """The row of a model of any family; refuses where none can be found."""
     layers, blocks = find_blocks(model, name=name)
     tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
-    calls, residual, after = _watch(model, blocks, tokens)
+    headless = model.get_output_embeddings() is None
+    calls, residual, after = _watch(model, blocks, tokens, causal=not headless)
     if residual.last.shape != (*tokens.shape, model.config.hidden_size):
         raise _refusal(model, name, f"its blocks pass tensors of shape {tuple(residual.last.shape)}, no vector a token")
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % model.config.vocab_size
-    if not _is_close(_watch(model, blocks, other)[1].last[:, :-1], residual.last[:, :-1]):
-        raise _refusal(model, name, "its tokens read what stands behind them")
+    again = _watch(model, blocks, other, causal=not headless)[1]
+    encoder = not _is_close(again.last[:, :-1], residual.last[:, :-1])
+    if headless and not encoder:
+        raise _refusal(model, name, "it reads from left to right and has no unembedding")
     found = next(_find_branches(calls, residual.pre, residual.post, model.config.hidden_size), None)
     if found is None:
         raise _refusal(model, name, "its first block is no sum of an attention and an MLP onto the residual stream")
-    attention, mid, mlp = found
-    final_norm = next((call.path for call in after if _is_close(call.taken, residual.last)), None)
-    if final_norm is None:
+    attention, mid, mlp, stream_norms = found
+    final_norm = next((call.path for call in after if _is_final(call, residual.last, encoder=encoder)), None)
+    if final_norm is None and not encoder:
         raise _refusal(model, name, "no module reads the residual stream behind its last block")
     module = blocks[0].get_submodule(mlp.projection)
     dense = _is_projection(module, mlp.added.shape[-1])
+    heads = _find_heads(calls, attention.projection)
+    alone = _watch(model, blocks, tokens[:, :1], causal=not encoder)[0]
     return Architecture(
         layers=layers,
         attention=attention.projection,
@@ -76,8 +94,11 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
         final_norm=final_norm,
         attention_norm=attention.norm,
         mlp_norm=mlp.norm,
+        stream_norms=stream_norms,
+        bidirectional=encoder,
         experts=None if dense else mlp.projection,
-        projections=_find_projections(calls, attention.projection, model.config),
+        heads=heads,
+        projections=_find_projections(alone, attention.projection, heads, model.config),
         neurons_by=_find_steps(calls, mlp.projection, model.config.hidden_size),
         parallel=mid is None,
         neurons=(dense and _key_of(model.config.to_dict(), _width_in(module))) or "intermediate_size",
@@ -109,7 +130,9 @@ class _Residual(NamedTuple):
     last: Tensor
 
 
-def _watch(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tuple[list[_Call], _Residual, list[_Call]]:
+def _watch(
+    model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor, *, causal: bool
+) -> tuple[list[_Call], _Residual, list[_Call]]:
     """The calls inside the first block and behind the last, in the order in which they end."""
     calls: dict[str, list[_Call]] = {"first": [], "last": [], "behind": []}
 
@@ -130,7 +153,7 @@ def _watch(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tup
     places |= {blocks[0]: ("first", ""), blocks[-1]: ("last", "")}
     handles = [module.register_forward_hook(hook, with_kwargs=True) for module in places]
     try:
-        model(tokens, use_cache=False)
+        forward(model, tokens, causal=causal)
     finally:
         for handle in handles:
             handle.remove()
@@ -140,10 +163,13 @@ def _watch(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor) -> tup
     return own, _Residual(block.taken, block.given, last.given), calls["behind"]
 
 
-def _find_branches(
-    calls: list[_Call], pre: Tensor, post: Tensor, width: int
-) -> Iterator[tuple[_Branch, str | None, _Branch]]:
-    """The two branches of a block, and the module that reads the stream between them, None where none does."""
+def _is_final(call: _Call, last: Tensor, *, encoder: bool) -> bool:
+    """Whether a module behind the blocks is the final norm; a pooler reads the stream, too, and gives one vector."""
+    return _is_close(call.taken, last) and not (encoder and call.given.shape != last.shape)
+
+
+def _find_branches(calls: list[_Call], pre: Tensor, post: Tensor, width: int) -> Iterator[_Block]:
+    """The ways in which a block may be put together of two branches."""
     branches = [branch for branch in _branches(calls, width) if branch.added.shape == pre.shape]
     found = [
         (attention, mlp)
@@ -153,10 +179,33 @@ def _find_branches(
     ]
     for attention, mlp in found:
         readers = [call for call in calls[attention.place + 1 :] if _is_close(call.taken, pre + attention.added)]
+        readers = [call for call in readers if not _is_close(call.given, post)]
         if readers:
-            # The outermost module that reads it, so that what is written there reaches all of the branch.
-            yield attention, min(readers, key=lambda call: call.path.count(".")).path, mlp
-    yield from ((attention, None, mlp) for attention, mlp in found)
+            # The outermost module that reads it, so that what is written there reaches all of the branch; one that
+            # gives the sum is more than a branch.
+            yield _Block(attention, min(readers, key=lambda call: call.path.count(".")).path, mlp)
+    yield from (_Block(attention, None, mlp) for attention, mlp in found)
+    plain = [branch for branch in branches if branch.norm is None]
+    for attention, norm in _normed(calls, plain, pre):
+        for mlp, last in _normed(calls, plain, norm.given):
+            if mlp.place > attention.place and _is_close(last.given, post):
+                readers = (call.path for call in calls if _is_close(call.taken, norm.given))
+                yield _Block(attention, min(readers, key=lambda path: path.count(".")), mlp, (norm.path, last.path))
+
+
+def _normed(calls: list[_Call], branches: list[_Branch], stream: Tensor) -> Iterator[tuple[_Branch, _Call]]:
+    """Branches with the module that takes what they and the stream add up to."""
+    for branch in branches:
+        for call in calls[branch.place + 1 :]:
+            if call.given.shape == stream.shape and _is_close(call.taken, stream + branch.added):
+                yield branch, call
+
+
+def _find_heads(calls: list[_Call], output: str) -> str | None:
+    """The module that gives the heads to the output projection, where that is outside of it; None elsewhere."""
+    taken = next(call.taken for call in calls if call.path == output)
+    parts = (call for call in calls if next(call.module.children(), None) is not None)
+    return next((call.path for call in parts if _is_close(call.given, taken)), None)
 
 
 def _branches(calls: list[_Call], width: int) -> Iterator[_Branch]:
@@ -173,16 +222,18 @@ def _branches(calls: list[_Call], width: int) -> Iterator[_Branch]:
             yield _Branch(call.path, None, call.given, i)
 
 
-def _find_projections(calls: list[_Call], output: str, config: PreTrainedConfig) -> Projections:
-    """What gives queries, keys and values beside an output projection: the values are where the outputs of the first
-    token point, which attends to itself alone; three modules, or one that is laid out as in a family of the table.
+def _find_projections(calls: list[_Call], output: str, inside: str | None, config: PreTrainedConfig) -> Projections:
+    """What gives queries, keys and values `inside` a module, or else beside an output projection: the values are where
+    the outputs of a single token point, which attends to itself alone; three modules, or one that is laid out as in a
+    family of the table. The calls are of rows of one token.
     """
-    beside, heads, kv = output.rpartition(".")[0] + ".", config.num_attention_heads, kv_heads(config)
+    beside = (output.rpartition(".")[0] if inside is None else inside) + "."
+    heads, kv = config.num_attention_heads, kv_heads(config)
     outputs = next(call.taken for call in calls if call.path == output)
 
     def is_value(values: Tensor) -> bool:
-        fits = values.shape[-1] == kv * d_head(config) and outputs.shape[-1] == heads * d_head(config)
-        return fits and pointing_error(outputs[:, :1], values[:, :1], heads=heads, kv=kv) <= CLOSE
+        fits = values.shape[-1] == kv * d_head(config) and outputs.shape == (*values.shape[:-1], heads * d_head(config))
+        return fits and pointing_error(outputs, values, heads=heads, kv=kv) <= CLOSE
 
     near = [call for call in calls if call.path.startswith(beside) and call.path != output]
     near = [call for call in near if _is_projection(call.module, config.hidden_size)]
@@ -199,18 +250,19 @@ def _find_projections(calls: list[_Call], output: str, config: PreTrainedConfig)
 
 
 def _find_steps(calls: list[_Call], projection: str, width: int) -> tuple[str, ...]:
-    """The modules of the block that lead to its own down projection, from the last projection before it on."""
-    if "." in projection:
-        return ()
+    """The modules of the block that lead to a down projection that no MLP holds, from the projection before it on."""
     steps, end = [], next(i for i, call in enumerate(calls) if call.path == projection)
-    wanted = calls[end].taken
+    wanted, holder = calls[end].taken, projection.rpartition(".")[0]
+    if holder and not any(call.path == holder and _is_close(call.taken, wanted) for call in calls):
+        return ()
     for call in reversed(calls[:end]):
-        if _is_close(call.given, wanted):
+        if _is_close(call.given, wanted) and next(call.module.children(), None) is None:
             steps.insert(0, call.path)
             if _is_projection(call.module, width):
                 return tuple(steps)
             wanted = call.taken
-    return ()
+    # What makes them may be no module: then the one that holds it.
+    return tuple(call.path for call in calls[:end] if holder and _is_close(call.given, calls[end].taken))[-1:]
 
 
 def _is_projection(module: nn.Module, width: int) -> bool:

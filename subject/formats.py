@@ -3,10 +3,11 @@
 A format is recognised by the names and ranks of its tensors (by the name of its file or folder only where two formats
 have the same, and no configuration tells them apart), and converted by its row of `FORMATS`; a further format is a
 further row. Whatever cannot be represented raises an error that names it: an unknown architecture, a dictionary of
-several sites at once, a site that differs from the declared one.
+several models at once, a site that differs from the declared one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +18,20 @@ from .address import SourceId, split_random
 from .dictionary import Dictionary
 from .errors import NeuronautError
 from .formats_checkpoint import Checkpoint, Foreign, Format
-from .formats_files import Location, locate, read_contents
+from .formats_cross import CROSS, LAYER, count_layers, file_number, save_crosscoder
+from .formats_files import Location, find_local, locate, read_contents
 from .formats_folds import Affine, fold_centring, fold_decoder_norms, fold_gain, fold_scale
+from .formats_layers import find_layers, require_layers
 from .formats_libraries import LIBRARIES
 from .formats_saelens import AVERAGE, NOT_LINEAR, SAELENS, save_dictionary
-from .formats_scopes import MANY_SITES, SCOPES
+from .formats_scopes import SCOPES
 from .formats_sites import EVIDENCE, Place, named_place, same_site
 from .randomize import randomize_dictionary
 
-__all__ = ["FORMATS", "Found", "declared_site", "inspect", "load_dictionary", "save_dictionary"]
+__all__ = ["FORMATS", "Found", "declared_site", "inspect", "load_dictionary", "save_crosscoder", "save_dictionary"]
 
-FORMATS: tuple[Format, ...] = (SAELENS, *SCOPES, *LIBRARIES)
-FOREIGN: tuple[Foreign, ...] = (*MANY_SITES, *NOT_LINEAR)
+FORMATS: tuple[Format, ...] = (SAELENS, *SCOPES, *CROSS, *LIBRARIES)
+FOREIGN: tuple[Foreign, ...] = NOT_LINEAR
 """What is known and not read."""
 
 
@@ -48,13 +51,18 @@ class Found(NamedTuple):
     @property
     def place(self) -> Place:
         """The sites that its files name; an error where one of them is no site."""
+        find = self.formats[0].find_place if len(self.formats) == 1 else None
+        if find is not None:
+            return find(self.location, self.tensors)
         return named_place(self.location.config, self.location.weights)
 
 
-def inspect(path: str | Path, *, allow_pickle: bool = False) -> Found:
-    """Look at what lies at a path, and which formats it fits."""
-    location = locate(path, allow_pickle=allow_pickle)
-    contents = read_contents(location.weights)
+def inspect(path: str | Path, *, site: str | None = None, allow_pickle: bool = False) -> Found:
+    """Look at what lies at a path, and which formats it fits; in a folder of layers, the one that reads `site`."""
+    local = find_local(path)
+    layers = find_layers(local)
+    location = locate(layers.choose(site) if layers else local, allow_pickle=allow_pickle)
+    contents = read_contents(location)
     fitting = tuple(format for format in FORMATS if format.recognises(location, contents.tensors))
     foreign = next((layout for layout in FOREIGN if layout.recognises(location, contents.tensors)), None)
     return Found(location, contents.tensors, contents.settings, fitting, foreign)
@@ -84,7 +92,7 @@ def load_dictionary(
     >>> load_dictionary(folder, id=SourceId("demo", "resid_post.2", "sae"), d_site=subject.width("resid_post.2")).width
     1024
     """
-    found = inspect(path, allow_pickle=allow_pickle)
+    found = inspect(path, site=id.site, allow_pickle=allow_pickle)
     format, location, place = require_format(found), found.location, found.place
     if place.site is not None and not same_site(place.site, id.site):
         raise NeuronautError(f"{path} was trained on {place.site}, but {id.site} is asked for; give it {place.site}")
@@ -95,6 +103,16 @@ def load_dictionary(
     dictionary = _fold(dictionary, location, norm_scale, scaled=format.scaled)
     if place.without_gain:
         dictionary = fold_gain(dictionary, _require_norm(path, id, norm)())
+    if format is LAYER:
+        layers = find_layers(location.weights.parent)
+        count, own = count_layers(location, found.tensors), location.weights
+        options = {"d_site": d_site, "device": device, "norm_scale": norm_scale, "norm": norm}
+
+        def open_others() -> Iterator[Dictionary]:
+            for site, file in require_layers(layers, count, own).items():
+                yield load_dictionary(file, id=replace(id, site=site), **options)
+
+        dictionary = replace(dictionary, companions=open_others)
     _, seed = split_random(id.dictionary or "")
     return (dictionary if seed is None else randomize_dictionary(dictionary, seed)).to(device)
 
@@ -105,6 +123,9 @@ def declared_site(path: str | Path, *, allow_pickle: bool = False) -> str | None
     Raises NeuronautError where they name a point of the model that is no site.
     """
     location = locate(path, allow_pickle=allow_pickle)
+    if file_number(location.weights) is not None:
+        # Whether such a file reads one of the sites that its configuration names, or all, its tensors tell.
+        return inspect(location.weights, allow_pickle=allow_pickle).place.site
     return named_place(location.config, location.weights).site
 
 

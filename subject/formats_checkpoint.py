@@ -35,10 +35,10 @@ class Checkpoint(NamedTuple):
         return self.location.config
 
     @property
-    def target(self) -> str | None:
-        """The site that a transcoder writes; None of an autoencoder."""
+    def targets(self) -> tuple[str, ...]:
+        """The sites that a transcoder or a crosscoder writes; none of an autoencoder."""
         writes = self.place.writes
-        return None if writes is None or same_site(writes, self.id.site) else writes
+        return () if len(writes) == 1 and same_site(writes[0], self.id.site) else writes
 
     def encoder(self, name: str, *, side: int = 0, fixed: bool) -> Tensor:
         """A matrix as (d_site, F); `side`: where the format has the site's width, `fixed`: also of a square one."""
@@ -79,7 +79,7 @@ class Checkpoint(NamedTuple):
 
     def require_target(self, field: str) -> None:
         """Refuse a transcoder of which nothing says where it writes."""
-        if self.place.writes is None:
+        if not self.place.writes:
             raise self.refusal("a transcoder, and nothing says which site it writes", f"{field} in its configuration")
 
     def build(
@@ -95,6 +95,12 @@ class Checkpoint(NamedTuple):
         **more: Any,
     ) -> Dictionary:
         """The dictionary of these tensors, laid out feature by feature."""
+        reads = self.place.reads or (self.id.site,)
+        if W_enc.shape[0] != self.d_site * len(reads):
+            raise self.refusal(
+                f"an encoder of {W_enc.shape[0]} coordinates, and its configuration names {', '.join(reads)}",
+                f"{self.d_site * len(reads)} of these, {self.d_site} each",
+            )
         return Dictionary(
             id=self.id,
             kind=kind,
@@ -104,7 +110,8 @@ class Checkpoint(NamedTuple):
             b_dec=b_dec,
             subtract_b_dec=subtract_b_dec,
             k=k,
-            target=self.target,
+            targets=self.targets,
+            inputs=self.place.reads,
             prepend_bos=read_prepend_bos(self.config),
             **more,
         )
@@ -121,10 +128,12 @@ class Format(NamedTuple):
     convert: Callable[[Checkpoint], Dictionary]
     scaled: bool = False
     """Whether its training vectors were multiplied by a constant that its files never hold."""
+    find_place: Callable[[Location, Mapping[str, Tensor]], Place] | None = None
+    """What tells the sites, where names and configuration alone do not."""
 
 
 class Foreign(NamedTuple):
-    """A layout that is known, and that no source of one site can hold."""
+    """A layout that is known, and that no source can hold."""
 
     name: str
     told_by: str

@@ -49,6 +49,12 @@ class Location:
     config_file: str | None = None
     """The name of the file that `config` is of."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the weights: of a pair, W_enc_2 and W_dec_2, both."""
+        pair = self.weights.with_name(self.weights.name.replace("W_enc_", "W_dec_", 1))
+        return (self.weights, pair) if pair != self.weights and pair.is_file() else (self.weights,)
+
 
 class Contents(NamedTuple):
     """What a weight file holds."""
@@ -64,9 +70,7 @@ def locate(path: str | Path, *, allow_pickle: bool = False) -> Location:
 
     Raises NeuronautError where there is none, several, or only a pickle without `allow_pickle`.
     """
-    local = Path(path).expanduser()
-    if not local.exists():
-        local = _fetch(str(path))
+    local = find_local(path)
     weights = local if local.is_file() else _find_weights(local, allow_pickle=allow_pickle)
     if weights.suffix not in READERS:
         raise NeuronautError(f"{weights.name} is no weight file; wanted one of {', '.join(READERS)}")
@@ -81,8 +85,19 @@ def locate(path: str | Path, *, allow_pickle: bool = False) -> Location:
     return Location(weights, _read_fields(configs[0], DICTIONARY), scale, configs[0].name)
 
 
-def read_contents(weights: Path) -> Contents:
-    """All that a weight file holds."""
+def find_local(path: str | Path) -> Path:
+    """The file or folder here, or the local copy of `OWNER/NAME[/FOLDER]` on the Hugging Face hub."""
+    local = Path(path).expanduser()
+    return local if local.exists() else _fetch(str(path))
+
+
+def read_contents(location: Location) -> Contents:
+    """All that the weight files of a place hold."""
+    parts = [_read(weights) for weights in location.files]
+    return Contents({**parts[-1].tensors, **parts[0].tensors}, parts[0].settings)
+
+
+def _read(weights: Path) -> Contents:
     try:
         return READERS[weights.suffix](weights)
     except (SafetensorError, UnpicklingError, zipfile.BadZipFile, ValueError, EOFError, RuntimeError, OSError) as error:
@@ -123,7 +138,9 @@ READERS: Mapping[str, Callable[[Path], Contents]] = {
 def _find_weights(folder: Path, *, allow_pickle: bool) -> Path:
     files = [file for file in sorted(folder.iterdir()) if file.suffix in READERS and file.name not in _NOT_WEIGHTS]
     safe = [file for file in files if file.suffix not in PICKLES]
-    candidates = safe or files
+    # Of a pair, W_enc_2 and W_dec_2, the first stands for both.
+    halves = {file.name.replace("W_enc_", "W_dec_", 1) for file in safe if file.name.startswith("W_enc_")}
+    candidates = [file for file in safe if file.name not in halves] or files
     if safe or allow_pickle:
         candidates = [file for file in candidates if file.name in _KNOWN] or candidates
     if len(candidates) == 1:

@@ -44,7 +44,7 @@ def fold_gain(dictionary: Dictionary, norm: Affine) -> Dictionary:
         changed["b_enc"] = dictionary.b_enc - moved
         if dictionary.b_mag is not None and dictionary.r_mag is not None:
             changed["b_mag"] = dictionary.b_mag - moved * dictionary.r_mag.exp()
-    if dictionary.target is None:
+    if not dictionary.targets:
         changed |= {"W_dec": dictionary.W_dec * gain, "b_dec": (dictionary.b_dec + shift) * gain}
     if dictionary.W_skip is not None:
         changed |= {"W_skip": dictionary.W_skip / gain[:, None], "b_dec": dictionary.b_dec - shift @ dictionary.W_skip}

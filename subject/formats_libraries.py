@@ -61,6 +61,8 @@ def _trainer(checkpoint: Checkpoint | Location) -> Mapping[str, Any]:
 
 
 def _is_dictionary_learning(location: Location, tensors: Mapping[str, Tensor]) -> bool:
+    if "encoder.weight" in tensors and tensors["encoder.weight"].ndim != 2:
+        return False
     if "dict_class" in _trainer(location):
         return True
     if location.config:
@@ -255,6 +257,7 @@ def _convert_openai(checkpoint: Checkpoint) -> Dictionary:
 
 def _is_linear(location: Location, tensors: Mapping[str, Tensor]) -> bool:
     linear = {name.replace("_linear", "") for name in tensors} == {*_LAYERS, "decoder.bias"}
+    linear = linear and all(tensor.ndim < 3 for tensor in tensors.values())
     # Llama Scope's safetensors have the same names, and their meaning in hyperparams.json.
     return linear and (
         "encoder_linear.weight" in tensors or (location.weights.suffix in PICKLES and not location.config)

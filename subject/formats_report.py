@@ -1,16 +1,19 @@
 """What lies at a dictionary's path, told without a model: the format, what tells it, the parts, and what is wrong."""
 
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import one_hot
 
 from .address import SourceId
 from .dictionary import Dictionary
 from .errors import NeuronautError
 from .formats import Found, inspect, load_dictionary
 from .formats_folds import Affine
+from .formats_layers import find_layers
+from .formats_sites import Place
 
 _BIASES = ("b_dec", "pre_bias", "bias", "decoder_bias", "decoder.bias", "decoder_linear.bias")
 """The vectors of the site's width, by the names that formats give them."""
@@ -34,10 +37,19 @@ class Parts:
     """Whether a linear path runs beside the features."""
     prepend_bos: bool | None
     decoder_norm_median: float
+    norms_by_site: Mapping[str, float]
+    """By site that is written, where these are several, the median decoder norm there."""
+    shares: Mapping[str, float]
+    """By site, where these are several, the share of features that write most there, in units of these medians."""
 
     @classmethod
     def of(cls, dictionary: Dictionary) -> "Parts":
         """The parts of a dictionary that was read."""
+        norms = dictionary.written_norms()
+        sites = dictionary.writes if len(dictionary.writes) > 1 else ()
+        norms = norms[:, : len(sites)]
+        medians = norms.median(dim=0).values
+        longest = one_hot((norms / medians).argmax(1), len(sites)).double().mean(0) if sites else medians
         return cls(
             kind=dictionary.kind,
             features=dictionary.width,
@@ -49,6 +61,8 @@ class Parts:
             skip=dictionary.W_skip is not None,
             prepend_bos=dictionary.prepend_bos,
             decoder_norm_median=float(dictionary.W_dec.norm(dim=-1).median()),
+            norms_by_site=dict(zip(sites, medians.tolist(), strict=True)),
+            shares=dict(zip(sites, longest.tolist(), strict=True)),
         )
 
 
@@ -64,9 +78,13 @@ class FileReport:
     """What the format is recognised by."""
     tensors: Mapping[str, tuple[int, ...]]
     """By name, their shapes."""
-    reads: str | None
-    writes: str | None
-    """The site that is rebuilt; `reads` but for a transcoder."""
+    site: str | None
+    """What its sources are called after: the site that it reads, of several the last."""
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    """The sites that are rebuilt; `reads` but for a transcoder."""
+    layers: tuple[str, ...]
+    """The sites that the other files of its folder read, where it holds one for each of several layers."""
     without_gain: bool
     """Whether it reads the norm's output before its gain, which is folded in with the model."""
     parts: Parts | None
@@ -87,13 +105,14 @@ def report_on(
 
     Raises NeuronautError where there is no weight file, or it cannot be opened.
     """
-    found = inspect(path, allow_pickle=allow_pickle)
-    parts, problem, reads, writes, without_gain = None, None, site, None, False
+    layers = find_layers(path)
+    site = site or (layers.sites[0] if layers else None)
+    found = inspect(path, site=site, allow_pickle=allow_pickle)
+    parts, problem, place = None, None, Place(None)
     try:
         place = found.place
-        reads, without_gain = site or place.site, place.without_gain
-        writes = place.writes or reads
-        id = SourceId("model", reads or _UNNAMED, "dictionary")
+        site = site or place.site
+        id = SourceId("model", site or _UNNAMED, "dictionary")
         parts = Parts.of(
             load_dictionary(
                 path,
@@ -113,9 +132,11 @@ def report_on(
         format=layout and layout.name,
         told_by=layout and layout.told_by,
         tensors={name: tuple(tensor.shape) for name, tensor in found.tensors.items()},
-        reads=reads,
-        writes=writes,
-        without_gain=without_gain,
+        site=site,
+        reads=(reads := place.reads or ((site,) if site else ())),
+        writes=place.writes or reads,
+        layers=layers.sites if layers else (),
+        without_gain=place.without_gain,
         parts=parts,
         problem=problem,
     )
@@ -125,5 +146,7 @@ def _guess_width(found: Found) -> int:
     """The width of the vectors that are read, as configuration or biases have it; 0 where nothing tells."""
     tables = (found.location.config, found.location.config.get("trainer") or {})
     said = [table[name] for table in tables for name in _WIDTHS if table.get(name)]
-    held = [math.prod(found.tensors[name].shape) for name in _BIASES if name in found.tensors]
+    plain = {re.sub(r"_\d+$", "", name): tensor for name, tensor in found.tensors.items()}
+    # Of several sites, a bias a row.
+    held = [plain[name].shape[-1] for name in _BIASES if name in plain]
     return next(iter([*said, *held]), 0)

@@ -158,7 +158,7 @@ def save_dictionary(
     if overflown := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise NeuronautError(f"{', '.join(overflown)} of {dictionary.id} does not fit {dtype}; save it as float32")
     ranked = {"k": dictionary.k, "rescale_acts_by_decoder_norm": False} if dictionary.kind in RANKED else {}
-    written = {"hook_name_out": tl_name(dictionary.target)} if dictionary.target else {}
+    written = {"hook_name_out": tl_name(dictionary.targets[0])} if dictionary.targets else {}
     config = {
         "architecture": _name_architecture(dictionary),
         "d_in": dictionary.d_site,
@@ -168,7 +168,7 @@ def save_dictionary(
         "normalize_activations": dictionary.norm,
         "reshape_activations": "hook_z" if dictionary.id.site.startswith("head.") else "none",
         **ranked,
-        **({"d_out": dictionary.d_out} if dictionary.target else {}),
+        **({"d_out": dictionary.d_out} if dictionary.targets else {}),
         "metadata": {
             "sae_lens_version": _FIRST_OF_LAYOUT,
             "hook_name": tl_name(dictionary.id.site),
@@ -184,7 +184,9 @@ def save_dictionary(
 
 def _name_architecture(dictionary: Dictionary) -> str:
     name = dictionary.kind
-    if dictionary.target is not None:
+    if len(dictionary.writes) > 1:
+        raise NeuronautError(f"SAELens has no dictionary of several sites to save {dictionary.id} as")
+    if dictionary.targets:
         plain = "skip_transcoder" if dictionary.W_skip is not None else "transcoder"
         name = plain if dictionary.kind == "standard" else f"{dictionary.kind}_{plain}"
     if name not in _ARCHITECTURES:

@@ -1,8 +1,7 @@
 """The layouts of released suites: Gemma Scope 1 and 2, Llama Scope, its R1 variant, Qwen Scope, transcoders a layer.
 
 None of their encoders takes b_dec off first. Llama Scope divides its biases by the scale of its training vectors and
-compares its threshold in units of decoders of norm 1, so that its activations are of the vectors as they are. Cross-
-layer transcoders and crosscoders are known, and refused: they read or write several sites at once.
+compares its threshold in units of decoders of norm 1, so that its activations are of the vectors as they are.
 """
 
 import math
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from .dictionary import Dictionary
 from .errors import NeuronautError
-from .formats_checkpoint import Checkpoint, Foreign, Format
+from .formats_checkpoint import Checkpoint, Format
 from .formats_files import Location
 from .formats_folds import fold_decoder_norms, fold_scale
 
@@ -39,7 +38,8 @@ def _convert_gemma_scope(checkpoint: Checkpoint) -> Dictionary:
 
 
 def _is_gemma_scope_2(location: Location, tensors: Mapping[str, Tensor]) -> bool:
-    one = location.config.get("type") not in ("crosscoder", "clt") and _rank(tensors, "W_dec") == 2
+    del location
+    one = all(tensors[name].ndim == 2 for name in ("w_enc", "w_dec") if name in tensors)
     return one and tensors.keys() - {_AFFINE} == {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 
 
@@ -157,7 +157,8 @@ def _convert_qwen_scope(checkpoint: Checkpoint) -> Dictionary:
 
 
 def _is_layer_transcoder(location: Location, tensors: Mapping[str, Tensor]) -> bool:
-    return tensors.keys() - {"W_skip", _THRESHOLD} == _PLAIN and "feature_input_hook" in location.config
+    plain = tensors.keys() - {"W_skip", _THRESHOLD} == _PLAIN and tensors["W_dec"].ndim == 2
+    return plain and "feature_input_hook" in location.config
 
 
 def _convert_layer_transcoder(checkpoint: Checkpoint) -> Dictionary:
@@ -175,21 +176,6 @@ def _convert_layer_transcoder(checkpoint: Checkpoint) -> Dictionary:
         threshold=threshold,
         W_skip=None if skip is None else skip.T.contiguous(),
     )
-
-
-def _is_crosscoder(location: Location, tensors: Mapping[str, Tensor]) -> bool:
-    return _rank(tensors, "W_enc") == 3 or location.config.get("type") == "crosscoder"
-
-
-def _is_cross_layer(location: Location, tensors: Mapping[str, Tensor]) -> bool:
-    numbered = any(re.fullmatch(r"W_(enc|dec)_\d+", name) for name in tensors)
-    many = _rank(tensors, "W_dec") == 3 and _rank(tensors, "W_enc") == 2
-    return numbered or many or location.config.get("type") == "clt"
-
-
-def _rank(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Of a matrix by either of its names; 0 where there is none."""
-    return next((tensors[case].ndim for case in (name, name.replace("W_", "w_")) if case in tensors), 0)
 
 
 SCOPES = (
@@ -216,19 +202,5 @@ SCOPES = (
         "W_enc, W_dec, b_enc and b_dec beside a config.yaml with feature_input_hook",
         _is_layer_transcoder,
         _convert_layer_transcoder,
-    ),
-)
-MANY_SITES = (
-    Foreign(
-        "crosscoder",
-        "W_enc of rank 3",
-        _is_crosscoder,
-        "reads several layers, or several models, at once, and a source reads one site",
-    ),
-    Foreign(
-        "cross-layer transcoder",
-        "W_dec of rank 3, or W_enc_N and W_dec_N",
-        _is_cross_layer,
-        "writes to several layers at once, and a source writes to one site",
     ),
 )

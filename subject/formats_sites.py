@@ -2,7 +2,8 @@
 
 SAELens and Llama Scope write hook names into their configuration, Gemma Scope 2 module paths, dictionary_learning a
 word and a layer; sparsify, Gemma Scope 1 and Qwen Scope name the site by the folder or file alone. A transcoder names
-two: what it reads and what it writes. Where nothing names a site the answer is None, and the gate judges.
+two: what it reads and what it writes. A crosscoder names several, as a list or as `model.layers.{5,9}.output`. Where
+nothing names a site the answer is None, and the gate judges.
 """
 
 import re
@@ -52,18 +53,32 @@ _SCOPE_POINTS: Mapping[str, str] = {"res": "resid_post", "mlp": "mlp_out", "att"
 _QWEN = re.compile(r"layer(\d+)\.sae")
 _TRAINED = re.compile(r"(?P<point>resid_pre|resid_mid|resid_post|attn_out|mlp_out)_layer_(?P<layer>\d+)")
 _LAYER = re.compile(r"layer_(\d+)")
+_NUMBERED = re.compile(r"W_(?:enc|dec)_(\d+)")
+_CROSS = re.compile(r"layer((?:_\d+){2,})(?:_|$)")
 
-_READS = ("hook_name", "hook_point", "hf_hook_point_in", "hook_point_in", "feature_input_hook", "submodule_name")
-_WRITES = ("hook_name_out", "hf_hook_point_out", "hook_point_out", "feature_output_hook")
+_READS = (
+    "hook_name",
+    "hook_names",
+    "hook_point",
+    "hf_hook_point_in",
+    "hook_point_in",
+    "feature_input_hook",
+    "submodule_name",
+    "submodule_names",
+)
+_WRITES = ("hook_name_out", "hook_names_out", "hf_hook_point_out", "hook_point_out", "feature_output_hook")
+_BRACES = re.compile(r"(?P<before>[^{}]*)\{(?P<choices>[^{}]*)\}(?P<after>[^{}]*)")
 
 
 class Place(NamedTuple):
     """The sites that a dictionary's files name."""
 
     site: str | None
-    """What it reads; None where nothing names it."""
-    writes: str | None = None
-    """What it rebuilds, where that is another site or is named beside the first."""
+    """What it reads, of several the last; None where nothing names it."""
+    writes: tuple[str, ...] = ()
+    """What it rebuilds, where that is another site, or several, or is named beside the first."""
+    reads: tuple[str, ...] = ()
+    """What it reads, where that is several sites."""
     without_gain: bool = False
     """Whether it reads the norm's output before the gain (and bias) that the site's vectors have."""
 
@@ -73,18 +88,37 @@ def named_place(config: Mapping[str, Any], weights: Path) -> Place:
 
     Raises NeuronautError where they name a point that is no site.
     """
-    if hook := _read_hook(config, _READS, weights):
-        out = _read_hook(config, _WRITES, weights)
+    if hooks := _read_hooks(config, _READS, weights):
+        reads = tuple(_require_site(hook, weights) for hook in hooks)
+        writes = tuple(_require_site(hook, weights) for hook in _read_hooks(config, _WRITES, weights))
+        several = len(reads) > 1
         return Place(
-            _require_site(hook, weights),
-            _require_site(out, weights) if out else None,
-            without_gain=hook.endswith(_WITHOUT_GAIN),
+            reads[-1],
+            writes or (reads if several else ()),
+            reads=reads if several else (),
+            without_gain=hooks[0].endswith(_WITHOUT_GAIN),
         )
     if config.get("transcode") or config.get("skip_connection"):
         return _module_ends(weights)
     folder = weights.parent.name
     site = _tl_site(folder) or _module_site(folder) or _qwen_site(weights)
     return _scope_place(weights) or Place(site)
+
+
+def following(site: str, count: int) -> tuple[str, ...]:
+    """A site and those of its family in the layers that follow, so many together.
+
+    >>> following("mlp_out.2", 2)
+    ('mlp_out.2', 'mlp_out.3')
+    """
+    family, _, layer = site.partition(".")
+    return tuple(f"{family}.{int(layer) + step}" for step in range(count))
+
+
+def named_layers(weights: Path) -> tuple[int, ...]:
+    """The layers that a crosscoder's folder names, `layer_5_9_12_width_65k`; none where it names none."""
+    match = _CROSS.search(weights.parent.name)
+    return tuple(int(layer) for layer in match[1].split("_")[1:]) if match else ()
 
 
 def same_site(first: str, second: str) -> bool:
@@ -99,19 +133,24 @@ def tl_name(site: str) -> str:
     return f"blocks.{layer}.{point}" if point else f"hook_{site}"
 
 
-def _read_hook(config: Mapping[str, Any], keys: Iterable[str], weights: Path) -> str | None:
+def _read_hooks(config: Mapping[str, Any], keys: Iterable[str], weights: Path) -> list[str]:
+    """The points that the first of `keys` names, in order; none where none of them does."""
     tables = (config, *(config.get(name) or {} for name in ("metadata", "meta", "trainer")))
-    hook = next((str(table[key]) for table in tables for key in keys if table.get(key)), None)
-    layer = _LAYER.search(weights.name)
+    named = next((table[key] for table in tables for key in keys if table.get(key)), [])
+    layer = _LAYER.search(weights.name) or _NUMBERED.search(weights.name)
+    hooks = [hook for part in (named if isinstance(named, list) else [named]) for hook in _expand(str(part))]
     # Transcoders a layer a file share one configuration, which names the point within the block.
-    return f"blocks.{layer[1]}.{hook}" if hook in _HOOKS and layer else hook
+    return [f"blocks.{layer[1]}.{hook}" if hook in _HOOKS and layer else hook for hook in hooks]
+
+
+def _expand(hook: str) -> list[str]:
+    """The points that `model.layers.{5,9}.output` is short for, or that stand behind one another with commas."""
+    if match := _BRACES.fullmatch(hook):
+        return [f"{match['before']}{choice.strip()}{match['after']}" for choice in match["choices"].split(",")]
+    return [part.strip() for part in hook.split(",")]
 
 
 def _require_site(hook: str, weights: Path) -> str:
-    if "{" in hook or "," in hook:
-        raise NeuronautError(
-            f"{weights} reads several sites at once ({hook}), as a crosscoder does, and a source reads one; {EVIDENCE}"
-        )
     if (site := _tl_site(hook) or _module_site(hook) or _trained_site(hook)) is None:
         raise NeuronautError(f"{weights} was trained on {hook}, which is none of the sites that can be read")
     return site
@@ -148,7 +187,7 @@ def _module_ends(weights: Path) -> Place:
     site, writes = _module_site(f"{folder}.input"), _module_site(folder)
     if writes is not None and site is None:
         raise NeuronautError(f"{weights} reads the input of {folder}, which is none of the sites that can be read")
-    return Place(site, writes)
+    return Place(site, (writes,) if writes else ())
 
 
 def _qwen_site(weights: Path) -> str | None:
@@ -163,7 +202,7 @@ def _scope_place(weights: Path) -> Place | None:
     site = f"{_SCOPE_POINTS[repository['point']]}.{layer[1]}" if layer else "embed"
     if repository["point"] != "transcoders":
         return Place(site)
-    return Place(site, f"mlp_out.{layer[1]}" if layer else None, without_gain=True)
+    return Place(site, (f"mlp_out.{layer[1]}",) if layer else (), without_gain=True)
 
 
 def _shared_name(site: str) -> str:

@@ -45,9 +45,14 @@ class HeadNorms:
         return cls(id, torch.linalg.qr(written.unflatten(0, (heads, -1)).transpose(1, 2)).R)
 
     @property
-    def writes(self) -> str:
+    def reads(self) -> tuple[str, ...]:
         """The site of the heads."""
-        return self.id.site
+        return (self.id.site,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The same."""
+        return (self.id.site,)
 
     @property
     def width(self) -> int:
@@ -61,12 +66,20 @@ class HeadNorms:
         lengths = torch.einsum("rhd,hkd->rhk", z, self.roots[chosen]).norm(dim=-1)
         return lengths if out is None else out.copy_(lengths)
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def edit(
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        values: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        site: str | None = None,
+    ) -> Tensor:
         """The vectors in which the chosen heads write as much as `values` (row, chosen) say, in the same direction.
 
         Raises NeuronautError for a value below zero, and where a head that writes nothing shall write something.
         """
-        del inputs
+        del inputs, site
         before = self.encode(vectors, features)
         if bool((values < 0).any()) or bool(((before == 0) & (values > 0)).any()):
             raise NeuronautError(f"{self.id} is a length: it is never below 0, and nothing has no direction to grow in")

@@ -58,9 +58,14 @@ class HeadWrites:
         return cls(id, (written @ vector * factor).unflatten(0, (heads, -1)), digest, rescales=norm is not None)
 
     @property
-    def writes(self) -> str:
+    def reads(self) -> tuple[str, ...]:
         """The site of the heads."""
-        return self.id.site
+        return (self.id.site,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The same."""
+        return (self.id.site,)
 
     @property
     def width(self) -> int:
@@ -74,9 +79,17 @@ class HeadWrites:
         written = torch.einsum("rhd,hd->rh", z, self.readers[chosen])
         return written if out is None else out.copy_(written)
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def edit(
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        values: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        site: str | None = None,
+    ) -> Tensor:
         """The vectors in which the chosen heads write `values` (row, chosen) there, by the least change."""
-        del inputs
+        del inputs, site
         change = (values - self.encode(vectors, features))[..., None] * self._least(features)
         edited = vectors.unflatten(-1, (self.width, -1)).clone()
         edited[:, features] += change.to(edited.dtype)

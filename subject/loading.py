@@ -18,9 +18,13 @@ from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -229,9 +233,8 @@ def _load_model(
     source: str, name: str, *, device: torch.device, dtype: torch.dtype, revision: str | None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     config = _build_config(source, name, revision=revision)
-    images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     try:
-        loaded: Any = (AutoModelForImageTextToText if images else AutoModelForCausalLM).from_pretrained(
+        loaded: Any = _class_of(config).from_pretrained(
             source,
             config=config,
             revision=revision,
@@ -247,7 +250,27 @@ def _load_model(
     except Exception as error:
         raise _unreadable(source, name, "config.json", error) from error
     model, report = loaded
+    if getattr(model, "pooler", None) is not None:
+        # It reads what the encoder has finished; half of the checkpoints lack it.
+        model.pooler = None
+        report["missing_keys"] = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     return model.to(device), report
+
+
+def _class_of(config: PreTrainedConfig) -> Any:
+    """The class that reads the text of a configuration: with its unembedding, or the encoder alone where it is one."""
+    family, row = type(config), ARCHITECTURES.get(config.model_type)
+    if _is_encoder(config) if row is None else not row.is_causal(config):
+        return AutoModelForTextEncoding if family in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    images = family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and family not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if images else AutoModelForCausalLM
+
+
+def _is_encoder(config: PreTrainedConfig) -> bool:
+    """Whether a family that is not in the table fills in masks, or encodes text for a decoder."""
+    if config.is_encoder_decoder:
+        return type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
 
 
 def _find_layers(model: PreTrainedModel, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The subject: a Hugging Face causal language model as it is, read and edited at named sites.
+"""The subject: a Hugging Face language model, or text encoder, as it is, read and edited at named sites.
 
 The model's own modules run, unchanged; plain forward hooks look on, and live no longer than one call.
 A read stops right after the last site wanted. Sites come from the architecture table and exist
@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .address import SourceId
@@ -23,6 +23,7 @@ from .conformance import prove
 from .convention import Convention, TextReader, choose_convention
 from .discovery import architecture_of
 from .errors import NeuronautError
+from .forward import forward
 from .hooks import Point, attach, record
 from .loading import load, quiet, weights_digest
 from .vocabulary import token_strings
@@ -37,7 +38,8 @@ class Subject(TextReader):
     Attributes: `name` (on the command line and in feature addresses), `model` (in eval mode, no
     parameter requires a gradient), `tokenizer`, `device`, `sites` (the proven ones, in forward
     order), `refused` (site -> why it could not be proven), `checks` (the identities that were measured), `n_layers`,
-    `n_heads` (query heads), `d_model`, `convention` (how text becomes rows), `context` (the most positions of a row).
+    `n_heads` (query heads), `d_model`, `convention` (how text becomes rows), `context` (the most positions of a row),
+    `causal` (False for an encoder: its tokens read both sides, and there are no next-token logits).
 
     >>> subject = Subject.load("demo")
     >>> subject.read(Batch.of(subject, ["import os"]).tokens, ["mlp.1"])["mlp.1"].shape[-1] == subject.width("mlp.1")
@@ -58,10 +60,6 @@ class Subject(TextReader):
         """
         _check_name(name)
         config = model.config
-        if model.get_output_embeddings() is None:
-            raise NeuronautError(
-                f"{name} is a {type(model).__name__} without unembedding; wanted its ...ForCausalLM class"
-            )
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -69,10 +67,15 @@ class Subject(TextReader):
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
-        self.convention = choose_convention(tokenizer, config.model_type, name=name, bos=bos)
         self._token_count: int = config.vocab_size
         self.architecture = architecture_of(self.model, name=name)
         """Where the family keeps its sites."""
+        self.causal = self.architecture.is_causal(config)
+        if self.causal and model.get_output_embeddings() is None:
+            raise NeuronautError(
+                f"{name} is a {type(model).__name__} without unembedding; wanted its ...ForCausalLM class"
+            )
+        self.convention = choose_convention(tokenizer, config.model_type, name=name, bos=bos, causal=self.causal)
         self.context = _context_of(config, self.architecture, name=name)
         self._points, self._widths, self.refused, self.checks = prove(model, self.architecture)
         self.sites = tuple(self._points)
@@ -131,6 +134,22 @@ class Subject(TextReader):
         """The string of each token id."""
         return tuple(self.vocabulary[id] for id in ids)
 
+    @property
+    def unembedding(self) -> nn.Module:
+        """The module that gives logits; an encoder's is refused, as it tells no next token."""
+        self.require_causal("it has no next-token logits, which this needs")
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Module), "an unembedding is a module"
+        return head
+
+    def require_causal(self, why: str) -> None:
+        """Raise a NeuronautError for an encoder; `why` says in a clause what does not go with one."""
+        if not self.causal:
+            raise NeuronautError(
+                f"{self.name} is an encoder, whose tokens read both sides: {why}; harvest, label, score, show, "
+                "try and find work on it, or load a causal language model"
+            )
+
     def width(self, site: str) -> int:
         """Coordinates of the vector at `site`."""
         self._point(site)
@@ -147,10 +166,11 @@ class Subject(TextReader):
     def read(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
         """The vectors at `sites`, from one forward pass that stops after the last of them.
 
-        tokens: (row, position) ids -> site: (row, position, width), in the subject's dtype and not copied.
+        tokens: (row, position) ids -> site: (row, position, width), in the subject's dtype and not copied. In an
+        encoder's rows ids below 0 are padding at the end, which no token sees; in a causal model's any token will do.
         """
         tokens = self._check_tokens(tokens)
-        return self._record(lambda: self.model.base_model(tokens, use_cache=False), sites)
+        return self._record(lambda: forward(self.model, tokens, causal=self.causal), sites)
 
     @torch.inference_mode()
     def read_endings(
@@ -159,8 +179,10 @@ class Subject(TextReader):
         """As `read` of rows that begin alike, at the positions of their endings; a beginning is run only once.
 
         beginnings: (beginning, position) ids, endings: (row, position) ids, of: the beginning of each row (row,)
-        -> site: (row, position of the ending, width). Equal to `read` but for rounding.
+        -> site: (row, position of the ending, width). Equal to `read` but for rounding. Of a causal subject alone: a
+        beginning is not the same before every ending where its tokens read both sides.
         """
+        self.require_causal("a beginning is not the same before every ending, so that rows are read whole")
         rows = self._check_tokens(torch.cat([beginnings[of], endings], dim=1))
         start, cache = beginnings.shape[1], DynamicCache(config=self.model.config)
         self._record(lambda: self.model.base_model(beginnings, past_key_values=cache, use_cache=True), sites)
@@ -198,6 +220,7 @@ class Subject(TextReader):
 
         With `positions`, only theirs are computed, in their order: (row, chosen, token).
         """
+        self.require_causal("it has no next-token logits, which this needs")
         tokens = self._check_tokens(tokens)
         options = {} if positions is None else {"logits_to_keep": torch.as_tensor(positions, device=self.device)}
         return self.model(tokens, use_cache=False, **options).logits
@@ -213,7 +236,7 @@ class Subject(TextReader):
             points = {site: self._point(site) for site in edits}
             for site in sorted(edits, key=self._order.__getitem__):
                 kind, _, layer = site.partition(".")
-                if kind == "resid_mid":
+                if kind == "resid_mid" and not self.architecture.stream_norms:
                     self._edit_resid_mid(layer, edits[site], hooks)
                 else:
                     hooks.enter_context(attach(points[site], edits[site]))
@@ -249,13 +272,20 @@ class Subject(TextReader):
             )
         if tokens.shape[1] > self.context:
             raise NeuronautError(f"a row has {tokens.shape[1]} tokens; {self.name} takes at most {self.context}")
-        low, high = (int(bound) for bound in tokens.aminmax())
+        if not self.causal:
+            self._check_padding(tokens)
+        low, high = (int(bound) for bound in (tokens if self.causal else tokens.clamp(min=0)).aminmax())
         if low < 0 or high >= self._token_count:
             raise NeuronautError(
                 f"token id {low if low < 0 else high} is outside the vocabulary of {self.name}, "
                 f"0 to {self._token_count - 1}; encode the text with its own tokenizer"
             )
         return tokens.to(self.device)
+
+    def _check_padding(self, tokens: Tensor) -> None:
+        real = tokens >= 0
+        if not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+            raise NeuronautError("a row of an encoder is empty or goes on behind padding; pad rows at their end only")
 
 
 class ModellessSubject(Subject):
@@ -321,7 +351,8 @@ def _context_of(config: PreTrainedConfig, architecture: Architecture, *, name: s
     length = next((length for key in LENGTHS if (length := getattr(config, key, None))), architecture.context)
     if length is None:
         raise NeuronautError(f"the config of {name} does not say how many tokens it reads; wanted one of {LENGTHS}")
-    return length
+    reserved = getattr(config, architecture.reserved, None) if architecture.reserved else None
+    return length if reserved is None else length - reserved - 1
 
 
 def _check_name(name: str) -> None:

@@ -75,17 +75,30 @@ def open_dictionary(
         allow_pickle=allow_pickle,
         norm=partial(norm_before, subject, source.site),
     )
-    if subject.sites.index(dictionary.writes) < subject.sites.index(source.site):
-        raise NeuronautError(
-            f"{source} writes {dictionary.writes}, which comes before {source.site}, the site that it reads; "
-            "see with: neuronaut sources inspect PATH"
-        )
-    if (width := subject.width(dictionary.writes)) != dictionary.d_out:
-        raise NeuronautError(
-            f"{source} writes {dictionary.d_out} coordinates, and {dictionary.writes} of {subject.name} has {width}; "
-            "name the model it was trained on"
-        )
+    _check_sites(subject, dictionary)
     return dictionary
+
+
+def _check_sites(subject: Subject, dictionary: Dictionary) -> None:
+    """Refuse a dictionary whose sites the subject lacks, has in other widths, or computes in another order."""
+    for sites, width in ((dictionary.reads, dictionary.d_site), (dictionary.writes, dictionary.d_out)):
+        if wrong := [site for site in sites if subject.width(site) != width // len(sites)]:
+            verb = "reads" if sites == dictionary.reads else "writes"
+            raise NeuronautError(
+                f"{dictionary.id} {verb} {width // len(sites)} coordinates, and {wrong[0]} of {subject.name} has "
+                f"{subject.width(wrong[0])}; name the model it was trained on"
+            )
+    order = subject.sites.index
+    if order(dictionary.writes[-1]) < order(dictionary.reads[-1]):
+        raise NeuronautError(
+            f"{dictionary.id} writes {dictionary.writes[-1]}, which comes before {dictionary.reads[-1]}, the site that "
+            "it reads; see with: neuronaut sources inspect PATH"
+        )
+    if len(dictionary.reads) > 1 and list(dictionary.reads) != sorted(dictionary.reads, key=order):
+        raise NeuronautError(
+            f"{dictionary.id} reads {', '.join(dictionary.reads)}, which {subject.name} computes in another order; "
+            "a crosscoder's sites are named in the order of the forward pass"
+        )
 
 
 def norm_before(subject: Subject, site: str) -> Affine:
@@ -96,7 +109,8 @@ def norm_before(subject: Subject, site: str) -> Affine:
     """
     architecture, (family, _, layer) = subject.architecture, site.partition(".")
     norm = architecture.resid_mid
-    if family != "mlp_in" or not architecture.has_resid_mid(subject.model.config) or norm == architecture.mlp_reader:
+    reads_stream = norm == architecture.mlp_reader or architecture.stream_norms is not None
+    if family != "mlp_in" or not architecture.has_resid_mid(subject.model.config) or reads_stream:
         raise NeuronautError(
             f"the norm before {site} of {subject.name} is not known, so that its gain cannot be folded into a "
             "dictionary; wanted mlp_in.L of a model whose MLP follows its attention"

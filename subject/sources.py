@@ -1,17 +1,24 @@
-"""Sources: families of features that are read at one site.
+"""Sources: families of features that are read at one site, or at several.
 
 The protocol is all that the harvest, the explainers and the interventions use of a source; neurons
 are the site's own coordinates, a dictionary (see `dictionary.py`) encodes the site's vector. All of
 these write where they read, except a transcoder: its features are read at one site and act at another.
+
+A crosscoder reads several sites, and a cross-layer transcoder writes several. Their vectors are those of the sites
+side by side, in the order of `reads` and of `writes`, all of one width; a source's address names the last site that it
+reads, where its activations are known.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from .address import SourceId
+from .errors import NeuronautError
 
 Features = slice | Tensor
 """Which features: a slice, or an index tensor of shape (chosen,)."""
@@ -26,8 +33,13 @@ class Source(Protocol):
         ...
 
     @property
-    def writes(self) -> str:
-        """The site that edits and directions are of: `id.site`, but for a transcoder, which writes another."""
+    def reads(self) -> tuple[str, ...]:
+        """The sites whose vectors, side by side, it encodes: `id.site`, and of a crosscoder others before it."""
+        ...
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The sites that edits and directions are of: those that it reads, but of a transcoder others."""
         ...
 
     @property
@@ -62,17 +74,50 @@ class Source(Protocol):
         """
         ...
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def edit(
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        values: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        site: str | None = None,
+    ) -> Tensor:
         """The vectors at `writes` with the chosen features set to `values` (row, chosen), nothing else changed.
 
         For a dictionary this is error-preserving: `x + dec(z') - dec(z)`. `inputs` (row, d_site) are the vectors that
-        the features are read from; None where these are `vectors`.
+        the features are read from; None where these are `vectors`. With a `site`, one of `writes`, the vectors are of
+        that one alone.
         """
         ...
 
     def directions(self, features: Tensor) -> Tensor:
         """What a unit of each chosen feature's activation adds at `writes`. (chosen,) -> (chosen, d_out), float32."""
         ...
+
+
+def join_vectors(vectors: Mapping[str, Tensor], sites: Sequence[str]) -> Tensor:
+    """The vectors of sites side by side, (..., sum of widths); those of a single site as they are."""
+    parts = [vectors[site] for site in sites]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def split_vectors(joined: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
+    """By site, its part of vectors that stand side by side: the inverse of `join_vectors`, as views."""
+    return dict(zip(sites, joined.chunk(len(sites), dim=-1), strict=True))
+
+
+def require_one_site(source: Source, purpose: str) -> str:
+    """The one site that a source writes. Raises NeuronautError where it reads or writes several.
+
+    `purpose` is what cannot be done with several, such as "attribution by gradients".
+    """
+    if len(source.reads) > 1 or len(source.writes) > 1:
+        raise NeuronautError(
+            f"{source.id} reads {', '.join(source.reads)} and writes {', '.join(source.writes)}, and {purpose} is of "
+            "one site; it can be harvested, labelled, tried, found and edited"
+        )
+    return next(iter(source.writes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +131,14 @@ class Neurons:
     rescales: bool = False
 
     @property
-    def writes(self) -> str:
+    def reads(self) -> tuple[str, ...]:
         """The site that they are the coordinates of."""
-        return self.id.site
+        return (self.id.site,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The same."""
+        return (self.id.site,)
 
     @property
     def revision(self) -> str:
@@ -100,9 +150,17 @@ class Neurons:
         chosen = vectors if features is None else vectors[:, features]
         return chosen if out is None else out.copy_(chosen)
 
-    def edit(self, vectors: Tensor, features: Tensor, values: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def edit(
+        self,
+        vectors: Tensor,
+        features: Tensor,
+        values: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        site: str | None = None,
+    ) -> Tensor:
         """The vectors with the chosen coordinates set to `values` (row, chosen)."""
-        del inputs
+        del inputs, site
         edited = vectors.clone()
         edited[:, features] = values.to(edited.dtype)
         return edited

@@ -1,11 +1,13 @@
 r"""One string per token id, such that joining them gives the text.
 
-Byte-level BPE spells each byte as one printable character; its tokens are turned back into bytes
-and those into text. SentencePiece writes a space as U+2581 and a lone byte as `<0x0A>`. Bytes that are
-no valid UTF-8 alone (a piece of an emoji) are shown as `\xf0\x9f`. An added token is its own text.
+Byte-level BPE spells each byte as one printable character; its tokens are turned back into bytes and those into text.
+SentencePiece writes a space as U+2581 and a lone byte as `<0x0A>`. WordPiece keeps no spaces and marks what goes on
+with a word (`##ing`): every other piece with a letter or digit gets a space before it. Bytes that are no valid UTF-8
+alone (a piece of an emoji) are shown as `\xf0\x9f`. An added token is its own text.
 """
 
 import re
+from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +19,7 @@ def token_strings(tokenizer: PreTrainedTokenizerBase, *, count: int) -> tuple[st
     added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
     size = len(tokenizer)
     pieces = tokenizer.convert_ids_to_tokens(list(range(min(count, size))))
-    read_piece = _read_byte_level if _is_byte_level(tokenizer) else _read_sentencepiece
+    read_piece = _choose_reader(tokenizer)
     strings = [
         added[id] if id in added else f"<unused-{id}>" if piece is None else read_piece(piece)
         for id, piece in enumerate(pieces)
@@ -38,9 +40,12 @@ def byte_alphabet() -> dict[str, int]:
 _ALPHABET = byte_alphabet()
 
 
-def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _choose_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend is not None and "ByteLevel" in repr(backend.decoder)
+    decoder = "" if backend is None else repr(backend.decoder)
+    if "ByteLevel" in decoder:
+        return _read_byte_level
+    return _read_wordpiece if "WordPiece" in decoder else _read_sentencepiece
 
 
 def _text(data: bytes) -> str:
@@ -55,3 +60,9 @@ def _read_sentencepiece(piece: str) -> str:
     if byte := _BYTE.fullmatch(piece):
         return _text(bytes.fromhex(byte[1]))
     return piece.replace("\u2581", " ")
+
+
+def _read_wordpiece(piece: str) -> str:
+    if piece.startswith("##"):
+        return piece[2:]
+    return f" {piece}" if any(map(str.isalnum, piece)) else piece

@@ -13,10 +13,11 @@ from filelock import FileLock
 
 from neuronaut.agent.loop.judging import FORMULA
 from neuronaut.agent.report.citations import find_uncited
+from neuronaut.agent.report.event_lines import format_event
 from neuronaut.cli import investigate as verb
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
-from neuronaut.cli.progress_view import Watch, format_event
+from neuronaut.cli.progress_view import Watch
 from neuronaut.data.store.store import Store
 from tests import journals, planted
 

@@ -17,12 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from neuronaut.causal.prompts import Batch
 from neuronaut.cli.causal.inputs import read_questions
 from neuronaut.cli.main import main
-from neuronaut.cli.opening import pass_gate, settle_bos
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
 from neuronaut.explainers.rule import RuleExplainer
 from neuronaut.labelling.label import as_harvested, label
+from neuronaut.labelling.opening import pass_gate, settle_bos
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.convention import BEFORE, CUSTOM, choose_convention
 from neuronaut.subject.dictionary import Dictionary

@@ -119,3 +119,17 @@ def test_the_originals_are_left_as_they_were() -> None:
     before = [e.ids.copy() for e in examples]
     made(examples)
     assert all((e.ids == ids).all() for e, ids in zip(examples, before, strict=True))
+
+
+def test_where_tokens_read_both_sides_every_other_edit_is_behind_the_pivot() -> None:
+    """Read backwards, an edit behind the pivot is one before it."""
+    examples = evidence(0)
+    both = minimal_pairs(examples, peak=2.0, corpus=CORPUS, count=60, seed=0, causal=False)
+    sides = {"before": 0, "at": 0, "behind": 0}
+    for pair in both:
+        changed = np.flatnonzero(pair.tokens != examples[pair.example].ids)
+        side = "before" if changed.max() < pair.pivot else "behind" if changed.min() > pair.pivot else "at"
+        assert side != "at" or changed.tolist() == [pair.pivot]
+        sides[side] += 1
+    assert min(sides.values()) >= 5
+    assert len({pair.tokens.tobytes() for pair in both}) == len(both)

@@ -146,6 +146,8 @@ words_ = st.lists(st.sampled_from(["a", " b", "(", "\n", "``", "word", "7", "\\"
 conditions_ = st.one_of(
     st.builds(lambda any, at: Token(any=tuple(any), at=at), words_, st.integers(-3, 0)),
     st.builds(lambda any, k: Token(any=tuple(any), within=k), words_, st.integers(1, 9)),
+    st.builds(lambda any, at: Token(any=tuple(any), at=at), words_, st.integers(1, 3)),
+    st.builds(lambda any, k: Token(any=tuple(any), after=k), words_, st.integers(1, 9)),
     st.builds(lambda name, at: Class(name=name, at=at), st.sampled_from(sorted(CLASSES)), st.integers(-3, 0)),
     st.builds(lambda what: Inside(what=what), st.sampled_from(["double", "comment", "quotes"])),
     st.builds(lambda n: Induction(n=n), st.integers(1, 3)),
@@ -174,3 +176,23 @@ def test_every_rule_reads_as_one_line(clauses: list[Clause], unless: list[Condit
 @given(st.text(max_size=6), st.text(max_size=6))
 def test_two_tokens_never_look_the_same(one: str, other: str) -> None:
     assert (visible(one) == visible(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "told"),
+    [
+        ((Token(any=(" sat",), at=1),), "on ` cat` directly before ` sat`"),
+        ((Token(any=(" sat", " ran"), at=2),), "on ` cat` 2 tokens before ` sat` or ` ran`"),
+        ((Token(any=(" sat",), after=4),), "on ` cat` within 4 tokens before ` sat`"),
+        ((Token(any=(" sat",), after="any"),), "on ` cat` anywhere before ` sat`"),
+        ((Class(name="digit", at=1),), "on ` cat` directly before a number"),
+        ((Token(any=(" on",), at=2), Token(any=(" sat",), at=1)), "on ` cat` directly before ` sat on`"),
+        (
+            (Token(any=(" the",), at=-1), Token(any=(" sat",), at=1)),
+            "on ` cat` directly after ` the` and directly before ` sat`",
+        ),
+    ],
+)
+def test_what_stands_behind_a_token_is_what_it_stands_before(conditions: tuple[Condition, ...], told: str) -> None:
+    clause = Clause(when=(Token(any=(" cat",)), *conditions), value=1.0)
+    assert describe(Rule(any=(clause,))) == f"fires {told}"

@@ -156,7 +156,7 @@ def test_long_texts_are_cut_and_every_token_is_read_once() -> None:
     counts = [len(subject.encode(text)) for text in texts]
     rows = cut_texts(subject, texts)
     subject = limit_norms(subject, ["mlp.1"], rows)
-    parts = [part["mlp.1"] for part in read_texts(subject, ["mlp.1"], rows)]
+    parts = [part["mlp.1",] for part in read_texts(subject, [("mlp.1",)], rows)]
     owners = torch.cat([part.owners for part in parts])
     positions = torch.cat([part.positions for part in parts])
     assert [int((owners == text).sum()) for text in (0, 1)] == counts

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from neuronaut.cli.main import main
-from neuronaut.cli.opening import LoadOptions, load_subject, places, stored_subject
 from neuronaut.data.store.store import Store
+from neuronaut.labelling.opening import LoadOptions, load_subject, places, stored_subject
 from neuronaut.subject.errors import NeuronautError
 
 from .families import byte_tokenizer, tiny_model

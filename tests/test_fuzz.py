@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from neuronaut.agent.loop.budget import Limits
 from neuronaut.causal.edits import Edit
 from neuronaut.cli.common import Count, parse_minutes
-from neuronaut.cli.opening import sites_of
 from neuronaut.data.store.store import Store
+from neuronaut.labelling.opening import sites_of
 from neuronaut.llm.prices import Budget
 from neuronaut.subject.address import Feature, Selection, SourceId
 from neuronaut.subject.errors import NeuronautError

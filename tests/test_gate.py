@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from neuronaut.cli.main import main
-from neuronaut.cli.opening import sample
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.activations import read_together
+from neuronaut.labelling.opening import sample
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError
@@ -35,7 +35,7 @@ def vectors() -> Mapping[str, torch.Tensor]:
     """Some tokens of the standard library at every site."""
     subject = Subject.load("demo")
     tokens = sample(subject, Corpus.load("stdlib"), window=64, tokens=1500)
-    return read_together(subject, SITES, tokens, at=SITE)
+    return read_together(subject, SITES, tokens, at=[SITE])
 
 
 @cache
@@ -158,7 +158,7 @@ def test_inspect_prints_the_tensors_of_what_is_not_known(tmp_path: Path) -> None
 def test_inspect_tells_what_is_known_and_not_read(tmp_path: Path) -> None:
     save_file({"W_enc_3": torch.ones(6, 4), "b_enc_3": torch.ones(6)}, tmp_path / "W_enc_3.safetensors")
     row = inspected(str(tmp_path))
-    assert row["format"] == "cross-layer transcoder" and "import --evidence" in str(row["problem"])
+    assert row["format"] == "one layer of a cross-layer dictionary" and "W_dec_N side by side" in str(row["problem"])
     assert row["how"] is None
 
 

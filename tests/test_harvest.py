@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from neuronaut.cli.opening import pass_gate
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest as module
 from neuronaut.data.harvest import histogram
@@ -30,6 +29,7 @@ from neuronaut.data.harvest.windows import WindowBatch, windows
 from neuronaut.data.records import ExampleList, HarvestResult, SourceResult, TokenCounts
 from neuronaut.data.splits import Splits, assign
 from neuronaut.data.store.store import Store
+from neuronaut.labelling.opening import pass_gate
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError

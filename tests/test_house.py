@@ -20,12 +20,13 @@ FLOORS = (
     ("labelling",),
     ("agent",),
     ("benchmarks",),
+    ("web",),
     ("cli",),
 )  # a folder imports from floors before its own
 AGENT_FLOORS = (
     ("loop",),
     ("tools", "policies", "report"),
-    ("session", "checks", "pooling", "summary"),
+    ("session", "checks", "forking", "pooling", "summary"),
     ("replay",),
     ("rerun",),
 )

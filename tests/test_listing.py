@@ -358,5 +358,7 @@ def test_a_file_of_before_is_migrated_with_its_vectors(tmp_path, monkeypatch) ->
 
 
 def copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:
-    rows = [tuple(row) for row in source.execute(f"SELECT * FROM {table}")]
-    target.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    """Copy the columns that the older table has."""
+    columns = ", ".join(row[1] for row in target.execute(f"PRAGMA table_info({table})"))
+    rows = [tuple(row) for row in source.execute(f"SELECT {columns} FROM {table}")]
+    target.executemany(f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(rows[0]))})", rows)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from neuronaut.agent.forking import fork
 from neuronaut.agent.loop.budget import Limits
-from neuronaut.agent.replay import Replay, fork, replay
+from neuronaut.agent.replay import Replay, replay
 from neuronaut.agent.report.assemble import assemble
 from neuronaut.agent.rerun import first_difference, rerun
 from neuronaut.agent.session import InvestigationConfig, investigate

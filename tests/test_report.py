@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from neuronaut.agent.report.assemble import assemble
 from neuronaut.agent.report.citations import cite, find_uncited, line, quote, runs
 from neuronaut.agent.report.export import to_inspect, to_lines
+from neuronaut.agent.report.markup import el
 from neuronaut.agent.report.page import page
-from neuronaut.agent.report.page_plots import _space_labels, el
+from neuronaut.agent.report.page_plots import _space_labels
 from neuronaut.agent.report.page_results import draw_results
 from neuronaut.agent.report.report import Report
 from neuronaut.data.records import Example

@@ -31,8 +31,10 @@ from neuronaut.subject.errors import NeuronautError
 def naive_holds(condition: Condition, tokens: list[str], i: int) -> bool:
     if isinstance(condition, Token | Class | Regex | Text):
         back = i if condition.within == "any" else condition.within
+        ahead = len(tokens) if condition.after == "any" else condition.after
         places = [i + condition.at] if back is None else range(i - back, i)
-        return any(naive_placed(condition, tokens, place) for place in places if place >= 0)
+        places = places if ahead is None else range(i + 1, i + ahead + 1)
+        return any(naive_placed(condition, tokens, place) for place in places if 0 <= place < len(tokens))
     if isinstance(condition, Position):
         first, last = condition.span
         return i in range(first, len(tokens) if last is None else last + 1, condition.every)
@@ -137,18 +139,22 @@ places_ = st.one_of(
     st.builds(lambda at: {"at": at}, st.integers(-4, 0)),
     st.builds(lambda k: {"within": k}, st.integers(1, 16) | st.just("any")),
 )
+both_sides_ = st.one_of(
+    places_,
+    st.builds(lambda at: {"at": at}, st.integers(1, 16)),
+    st.builds(lambda k: {"after": k}, st.integers(1, 16) | st.just("any")),
+)
 spans_ = st.tuples(st.integers(0, 5), st.none() | st.integers(0, 6)).map(
     lambda s: (s[0], None if s[1] is None else s[0] + s[1])
 )
+patterns_ = st.sampled_from(["a", "^a", r"\d+$", r"[(\[]$", "(?i)AB", r"a\W*b$"])
 conditions_ = st.one_of(
-    st.builds(lambda any, place: Token(any=tuple(any), **place), st.lists(tokens_, min_size=1, max_size=4), places_),
-    st.builds(lambda name, place: Class(name=name, **place), st.sampled_from(sorted(CLASSES)), places_),
     st.builds(
-        lambda pattern, of, place: Regex(pattern=pattern, of=of, **place),
-        st.sampled_from(["a", "^a", r"\d+$", r"[(\[]$", "(?i)AB", r"a\W*b$"]),
-        st.sampled_from(["token", "text"]),
-        places_,
+        lambda any, place: Token(any=tuple(any), **place), st.lists(tokens_, min_size=1, max_size=4), both_sides_
     ),
+    st.builds(lambda name, place: Class(name=name, **place), st.sampled_from(sorted(CLASSES)), both_sides_),
+    st.builds(lambda pattern, place: Regex(pattern=pattern, **place), patterns_, both_sides_),
+    st.builds(lambda pattern, place: Regex(pattern=pattern, of="text", **place), patterns_, places_),
     st.builds(lambda text, place: Text(ending="".join(text) or "a", **place), st.lists(tokens_, max_size=3), places_),
     st.builds(lambda span, every: Position(span=span, every=every), spans_, st.integers(1, 4)),
     st.builds(lambda what: Inside(what=what), st.sampled_from(sorted(BITS))),
@@ -248,7 +254,9 @@ def test_every_kind_reads_as_documented() -> None:
         ('{"any": [{"value": 1, "when": [{"prev": ["a"]}]}]}', "$.any[0].when[0]:", "induction"),
         ('{"any": [{"value": 1, "when": [{"any": ["a"]}]}]}', "$.any[0].when[0]:", "token"),
         ('{"any": [{"value": 1, "when": [{"token": []}]}]}', "$.any[0].when[0].token:", "at least 1"),
-        ('{"any": [{"value": 1, "when": [{"token": "a", "at": 1}]}]}', "$.any[0].when[0].at:", "less than or equal"),
+        ('{"any": [{"value": 1, "when": [{"text": "a", "at": 1}]}]}', "$.any[0].when[0]:", "at 0 or below"),
+        ('{"any": [{"value": 1, "when": [{"regex": "a", "of": "text", "after": 2}]}]}', "$.any[0].when[0]:", "below"),
+        ('{"any": [{"value": 1, "when": [{"token": "a", "after": 1, "within": 2}]}]}', "$.any[0].when[0]:", "keep one"),
         ('{"any": [{"value": 1, "when": [{"token": "a", "at": -1, "within": 2}]}]}', "$.any[0].when[0]:", "keep one"),
         ('{"any": [{"value": 1, "when": [{"token": "a", "within": 0}]}]}', "$.any[0].when[0].within:", "from 1 on"),
         ('{"any": [{"value": 1, "when": [{"token": "a", "class": "word"}]}]}', "$.any[0].when[0].class:", "permitted"),
@@ -385,3 +393,9 @@ def test_an_empty_grid_predicts_nothing() -> None:
     rule = Rule(any=(Clause(when=(Induction(n=1), Inside(what="double"), Text(ending="a")), value=1.0),))
     assert predict(rule, TokenGrid.of([])).shape == (0, 0)
     assert simulate(rule, []) == []
+
+
+def test_a_rule_says_whether_it_looks_ahead() -> None:
+    for place, ahead in ({"at": 1}, True), ({"after": "any"}, True), ({"at": -1}, False), ({"within": 2}, False):
+        conditions = (Repeat(), Class(name="digit", **place))
+        assert Rule(any=(Clause(unless=conditions, value=1),)).looks_ahead is ahead

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from neuronaut.cli.label import _format_line, make_row
+from neuronaut.cli.label import _format_line
 from neuronaut.cli.show import _format_histogram, _format_statistics
 from neuronaut.data.harvest.histogram import BINS, bins, count_above, edges
 from neuronaut.data.records import Explanation, Score, Statistics
@@ -57,6 +57,6 @@ def test_a_text_without_a_score_says_why() -> None:
     feature = Feature.parse("demo:mlp.1:3")
     score = Score("simulation", "top_random", "correlation", None, "constant prediction")
     result = Result(feature, Explanation(feature, "fires on ` a`", "rule"), [score])
-    assert "(no correlation: constant prediction) fires on" in _format_line(make_row(result), result)
+    assert "(no correlation: constant prediction) fires on" in _format_line(result.to_row(), result)
     dense = Result(feature, Explanation(feature, None, "rule", reason="everywhere", status="dense"), [])
-    assert _format_line(make_row(dense), dense).endswith("everywhere")
+    assert _format_line(dense.to_row(), dense).endswith("everywhere")

@@ -146,12 +146,12 @@ def test_a_transcoder_stands_for_the_mlp(demo: Subject, corpus: Corpus, tmp_path
     """It gives mlp_out of mlp_in, and is read again; the loss is the model's with it in the MLP's place."""
     id = SourceId("demo", "mlp_in.1", "mine")
     recipe = Recipe("batchtopk", width=256, k=16, tokens=30_000, batch=256)
-    with pytest.raises(NeuronautError, match="no TopK transcoder"):
+    with pytest.raises(NeuronautError, match="no layout for TopK transcoders"):
         train(demo, id, corpus, tmp_path, replace(recipe, kind="topk"), target="mlp_out.1")
     trained = train(demo, id, corpus, tmp_path, recipe, target="mlp_out.1")
     assert trained is not None and trained.gate.fvu < 0.7
     again = load_dictionary(tmp_path, id=id, d_site=128)
-    assert again.writes == "mlp_out.1" and again.revision == trained.dictionary.revision
+    assert again.writes == ("mlp_out.1",) and again.revision == trained.dictionary.revision
     rows = torch.randint(4, 2000, (5, 20), generator=torch.Generator().manual_seed(0)).numpy()
     tokens = with_bos(demo, rows)
     rebuilt = again.reconstruct(demo.read(tokens, ["mlp_in.1"])["mlp_in.1"].flatten(0, 1)).view(5, 21, 128)

@@ -21,10 +21,10 @@ from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import compare, gather
 from neuronaut.causal.saliency import Activation, gradient_x_input
 from neuronaut.causal.sweeps import sweep
-from neuronaut.cli.opening import pass_gate
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
+from neuronaut.labelling.opening import pass_gate
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.directions import direction, promoted
@@ -68,7 +68,7 @@ def transcoder(layer: int = LAYER) -> Dictionary:
         b_enc=tensors["c_fc.bias"],
         b_dec=tensors["c_proj.bias"],
         subtract_b_dec=False,
-        target=f"mlp_out.{layer}",
+        targets=(f"mlp_out.{layer}",),
     )
 
 
@@ -258,10 +258,10 @@ def test_a_harvest_of_features_is_that_of_the_neurons(tmp_path: Path) -> None:
 def test_the_gate_holds_it_to_what_it_writes_and_finds_its_layers() -> None:
     (line,) = pass_gate(subject(), [transcoder()], corpus(), window=16, force=False)
     assert line.startswith(f"relu:{NAME}: FVU 0.000")
-    moved = replace(transcoder(2), id=transcoder().id, target=f"mlp_out.{LAYER}")
+    moved = replace(transcoder(2), id=transcoder().id, targets=(f"mlp_out.{LAYER}",))
     lines = [*pass_gate(subject(), [moved], corpus(), window=16, force=True)]
     assert "mlp_in.2 > mlp_out.2 is rebuilt better (FVU 0.000)" in lines[-1]
-    crossed = replace(transcoder(), target=f"resid_post.{LAYER}")
+    crossed = replace(transcoder(), targets=(f"resid_post.{LAYER}",))
     with pytest.raises(NeuronautError, match=rf"does not rebuild the vectors of resid_post\.{LAYER}"):
         [*pass_gate(subject(), [crossed], corpus(), window=16, force=False)]
 
@@ -306,7 +306,7 @@ def test_another_width_at_the_written_site_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_it_writes_cannot_come_before_what_it_reads(tmp_path: Path) -> None:
-    save_dictionary(replace(transcoder(), target="resid_post.0"), tmp_path / "coder", dtype=torch.float32)
+    save_dictionary(replace(transcoder(), targets=("resid_post.0",)), tmp_path / "coder", dtype=torch.float32)
     with pytest.raises(NeuronautError, match=rf"writes resid_post\.0, which comes before mlp_in\.{LAYER}"):
         open_dictionary(subject(), transcoder().id, str(tmp_path / "coder"))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from neuronaut.rules.evaluate import TokenGrid, clause_matches, predict
 from neuronaut.rules.induce import induce
 from neuronaut.rules.language import Clause, Condition, Position, Rule, Token
-from neuronaut.rules.sample import BOOLEAN, Sample, Windows
+from neuronaut.rules.sample import BOOLEAN, BOTH_SIDES, Sample, Windows
 from neuronaut.rules.tree import Growth, Leaf, grow
 
 VOCABULARY = (" New", " Haven", " river", " dry", " bell", " storm", " red", " 7", ' "', " the", " a", " cat", " .")
@@ -299,3 +300,53 @@ def test_tokens_without_weight_do_not_count() -> None:
     )
     assert rule is not None
     assert miss(rule, token_set) == 0.0
+
+
+def ahead(sample: Sample) -> Sample:
+    """The sample of a model whose tokens read both sides."""
+    background, own = (Windows(VOCABULARY, part.ids, offsets=BOTH_SIDES) for part in (sample.background, sample.own))
+    return replace(sample, background=background, own=own)
+
+
+def test_conditions_on_tokens_behind_are_those_of_the_grid() -> None:
+    sample = ahead(sample_of(token_set))
+    padded = sample.own.ids.copy()
+    padded[::3, 15:] = -1
+    sample = replace(sample, own=Windows(VOCABULARY, padded, offsets=BOTH_SIDES))
+    drawn = np.random.default_rng(0).random(len(sample.activation)) < 0.3
+    at = np.flatnonzero(drawn & (sample.tokens[0] < len(VOCABULARY)))
+    places: tuple[dict[str, Any], ...] = (
+        {"at": 1},
+        {"at": 4},
+        {"after": 4},
+        {"after": "any"},
+        {"at": -4},
+        {"within": 3},
+    )
+    for condition in (*(Token(any=(" cat", " a"), **place) for place in places), *sample.conditions):
+        np.testing.assert_array_equal(sample.holds(condition, at), sample.mask(condition)[at], err_msg=str(condition))
+    tokens = sample.own.ids
+    naive = [i >= 0 and i not in row[at + 1 :] for row in tokens.tolist() for at, i in enumerate(row)]
+    np.testing.assert_array_equal(sample.own.last, naive)
+
+
+@pytest.mark.parametrize(
+    ("truth", "condition"),
+    [
+        (
+            lambda words, at: float(words[at] == " red" and words[at + 1 : at + 2] == [" cat"]),
+            Token(any=(" cat",), at=1),
+        ),
+        (
+            lambda words, at: float(words[at] == " red" and " cat" in words[at + 1 : at + 5]),
+            Token(any=(" cat",), after=4),
+        ),
+        (lambda words, at: float(words[at] == " red" and " cat" in words[at + 1 :]), Token(any=(" cat",), after="any")),
+    ],
+)
+def test_a_cause_behind_the_token_is_learned_where_tokens_read_both_sides(truth: Truth, condition: Condition) -> None:
+    sample = sample_of(truth)
+    rule = induce(both := ahead(sample), grow(both, Growth()))
+    assert rule is not None and condition in rule.any[0].when and miss(rule, truth) < 0.01
+    blind = induce(sample, grow(sample, Growth()))
+    assert blind is None or not blind.looks_ahead

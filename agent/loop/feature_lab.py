@@ -98,6 +98,8 @@ class FeatureLab(TrainingSide):
             return "a feature has no circuit; say when it is active, as a rule or described, and what it reads"
         if hypothesis.kind == "rule" and hypothesis.rule is None:
             return "kind=rule needs a rule; give one, or say kind=described"
+        if hypothesis.rule is not None and hypothesis.rule.looks_ahead:
+            return "the rule looks at tokens behind the current one, which the model has not read there"
         return None
 
     def _token_identity(self) -> Rule:

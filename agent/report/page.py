@@ -3,19 +3,18 @@
 It is for showing to others, so it begins with the answer and how well it held on text that nobody had seen, then
 how it came about: rivals and their odds, what each forecast against what was seen, and every experiment with its
 numbers, as a line that opens into its items and results. Numbers link to what they come from. Text of corpora and
-models is escaped by `page_plots`.
+models is escaped by `markup`.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...data.records import Example
 from ..loop.hypotheses import NULLS
 from ..loop.levels import LEVELS, forecast
-from . import page_plots as plots
+from . import drawing, page_plots
 from .citations import visible
-from .page_plots import Html, Part, cites, el, folded, join, section, table, window
+from .markup import PLOTS_CSS, Html, Part, cites, el, folded, join, section, table, window
 from .page_results import draw_results
 from .report import COUNTERFACTUAL, KINDS, Contender, Report, Trial, amount, proofs_of, short, shown_claims
 
@@ -24,9 +23,30 @@ _PANELS = 3
 """Rivals whose forecasts are drawn."""
 
 
+STYLE = PLOTS_CSS.with_name("page.css")
+"""Styles of what `body` makes, under the class report, beside those of PLOTS_CSS."""
+_AROUND = """\
+* { box-sizing: border-box; }
+body { margin: 0; }
+body > .report { background: var(--paper); padding: 2.5rem max(1.25rem, calc(50vw - 30rem)) 5rem; min-height: 100vh; }
+"""
+
+
 def page(report: Report, *, examples: Sequence[Example] = ()) -> str:
     """The page of a report; `examples` are training examples of the feature, shown with its activations."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", f"{report.target}: {_words(report.status)}"),
+        el("style", Html(_AROUND + "".join(path.read_text(encoding="utf-8") for path in (PLOTS_CSS, STYLE)))),
+    )
+    main = el("main", body(report, examples=examples), class_="report")
+    return "<!doctype html>\n" + el("html", head, el("body", main), lang="en")
+
+
+def body(report: Report, *, examples: Sequence[Example] = ()) -> Html:
+    """All parts of the page, for a page of one's own that has `STYLE`; no part has a style or a script in it."""
     parts = (
         _header(report),
         _holdout(report),
@@ -41,14 +61,7 @@ def page(report: Report, *, examples: Sequence[Example] = ()) -> str:
         _spent(report),
         _provenance(report),
     )
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", f"{report.target}: {_words(report.status)}"),
-        el("style", Html(style)),
-    )
-    return "<!doctype html>\n" + el("html", head, el("body", el("main", *parts)), lang="en")
+    return join(parts)
 
 
 def _header(report: Report) -> Html:
@@ -130,7 +143,7 @@ def _score(score: Mapping[str, Any]) -> list[Part]:
     axis = (min(0.0, *ends), max(1.0, *ends))
     text = short(score["value"]) + ("" if low is None or high is None else f" ({short(low)} to {short(high)})")
     baselines = ", ".join(f"{_words(name)} {short(value)}" for name, value in others.items())
-    plot = plots.interval(score["value"], low, high, axis=axis, marks=others)
+    plot = drawing.interval(score["value"], low, high, axis=axis, marks=others)
     return [
         *cells,
         plot,
@@ -171,7 +184,7 @@ def _rivals(report: Report) -> Html | None:
     if not report.contenders:
         return None
     rows = [_rival(contender, number, report.standing(contender)) for number, contender in enumerate(report.contenders)]
-    plot = plots.odds(report)
+    plot = page_plots.odds(report)
     header = ("", "claim", "stands", "share", "resolved", "on silence", "cause hit", "levels hit", "Brier")
     note = (
         "Every rival said what it expected before an experiment was run; its odds move by what was then seen, by "
@@ -181,8 +194,8 @@ def _rivals(report: Report) -> Html | None:
 
 
 def _rival(contender: Contender, number: int, standing: str) -> list[Part]:
-    colour = f"name s{min(number, plots.COLOURS - 1)}"
-    mark = el("svg", plots.text(0, 12, contender.name, class_=colour), width=30, height=16)
+    colour = f"name s{min(number, page_plots.COLOURS - 1)}"
+    mark = el("svg", drawing.text(0, 12, contender.name, class_=colour), width=30, height=16)
     badge = "refuted" if standing == "refuted" else "quiet"
     # A null is never put aside, however little speaks for it.
     stands = "null" if contender.body["kind"] in NULLS else standing
@@ -210,7 +223,7 @@ def _claimed(contender: Contender) -> Html:
 
 
 def _forecasts(report: Report) -> Html | None:
-    figures = [plots.agreement(report, c.name, colour=number) for number, c in enumerate(report.contenders)]
+    figures = [page_plots.agreement(report, c.name, colour=number) for number, c in enumerate(report.contenders)]
     shown = [figure for figure in figures if figure is not None][:_PANELS]
     if not shown:
         return None
@@ -278,8 +291,7 @@ def _spent(report: Report) -> Html:
     for kind, limit in KINDS.items():
         used, most = report.spent[kind], report.limits.get(limit)
         if used or most:
-            share = min(1.0, used / most) if most else 0.0
-            bar = el("div", el("i", style=f"width:{share:.0%}"), class_="meter") if most else ""
+            bar = el("progress", value=min(used, most), max=most, aria_label=f"{kind} used") if most else ""
             rows.append(
                 [kind, join([amount(kind, used), cites(["ledger"])]), amount(kind, most) if most else "no limit", bar]
             )

@@ -1,125 +1,19 @@
-"""HTML elements, and plots as inline SVG: odds over rounds, forecast against seen, curves, bars, intervals.
+"""Plots of an investigation: odds of the rivals over rounds, and what each forecast against what was seen."""
 
-Whatever is not made by `el` is escaped, so that no text of a corpus or a model can be markup. Colours are classes that
-the page's style sheet fills, so that a plot follows light and dark. Every mark has a title, which browsers show where
-the pointer rests.
-"""
-
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from math import log, log2, log10
-from typing import NamedTuple
 
 from ..loop.judging import ODDS
 from ..loop.levels import EDGES
-from .citations import PARTS, runs, visible
+from .citations import visible
+from .drawing import Axis, svg, text
+from .markup import Html, el
 from .report import Contender, Report, short
-
-
-class Html(str):
-    """Markup that needs no escaping: what `el` and `join` make, and the style sheet."""
-
-    __slots__ = ()
-
-
-Part = Html | str | float | None
-
-_VOID = ("meta", "line", "rect", "circle", "path", "polyline", "polygon")
-
-
-def el(tag: str, *parts: Part, **attributes: str | float | None) -> Html:
-    """An element. Text in it is escaped, None is left out; `class_` is the attribute class, `aria_label` aria-label."""
-    present = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items() if value is not None)
-    markup = "".join(f' {name}="{escape(_as_text(value))}"' for name, value in present)
-    if tag in _VOID:
-        return Html(f"<{tag}{markup}/>")
-    return Html(f"<{tag}{markup}>{join(parts)}</{tag}>")
-
-
-def join(parts: Iterable[Part]) -> Html:
-    """Parts one after the other."""
-    return Html(
-        "".join(part if isinstance(part, Html) else escape(_as_text(part)) for part in parts if part is not None)
-    )
-
-
-def _as_text(value: str | float) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
-def cites(sources: Iterable[str]) -> Html:
-    """Where a number or a quote comes from, as links to its place on the page."""
-    links = (el("a", name, href=f"#{_place(name)}") for name in runs(sources))
-    return el("sup", *links, class_="cite")
-
-
-def _place(name: str) -> str:
-    return name if name in PARTS else name.partition("-")[0]
-
-
-def table(header: Sequence[Part], rows: Iterable[Sequence[Part]], *, class_: str | None = None) -> Html:
-    """A table that scrolls sideways where it is too wide."""
-    body = [el("tr", *(el("td", cell) for cell in row)) for row in rows]
-    head = el("thead", el("tr", *(el("th", cell) for cell in header)))
-    return el("div", el("table", head, el("tbody", *body), class_=class_), class_="wide")
-
-
-def section(name: str, title: str, *parts: Part, note: str | None = None) -> Html:
-    """A part of the page that can be linked to."""
-    return el("section", el("h2", title), note and el("p", note, class_="note"), *parts, id=name)
-
-
-def folded(title: str, value: object) -> Html:
-    """JSON that opens."""
-    return el("details", el("summary", title), el("div", el("pre", json.dumps(value, ensure_ascii=False, indent=1))))
-
-
-def window(tokens: Sequence[str], activations: Sequence[float], *, peak: float) -> Html:
-    """Text whose tokens have a background as strong as their activation."""
-    spans = []
-    for token, activation in zip(tokens, activations, strict=True):
-        share = min(1.0, max(0.0, activation / peak)) if peak > 0 else 0.0
-        style = f"--a:{share:.2f}" if share >= FAINT else None
-        spans.append(el("span", visible(token), style=style, title=f"{activation:.3g}" if style else None))
-    return el("div", *spans, class_="window")
-
-
-FAINT = 0.05
-"""Share of the peak below which a token has no background."""
-
 
 COLOURS = 6
 """Series colours that the style sheet has."""
 _DECADES = 6.0
 """Odds beyond so many powers of ten are drawn at the edge."""
-
-
-class Axis(NamedTuple):
-    """From values to pixels."""
-
-    low: float
-    high: float
-    first: float
-    last: float
-
-    def __call__(self, value: float) -> float:
-        """The pixel of a value; values beyond the ends are drawn at them."""
-        share = (min(max(value, self.low), self.high) - self.low) / ((self.high - self.low) or 1.0)
-        return self.first + share * (self.last - self.first)
-
-
-def svg(width: int, height: int, label: str, *parts: Part, class_: str = "plot") -> Html:
-    """A drawing that shrinks with the page, of this size at most."""
-    box, style = f"0 0 {width} {height}", f"max-width:{width}px"
-    return el("svg", *parts, viewBox=box, role="img", aria_label=label, class_=class_, style=style)
-
-
-def text(x: float, y: float, label: str, *, anchor: str = "start", class_: str = "tick") -> Html:
-    """A label."""
-    return el("text", label, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 def odds(report: Report) -> Html | None:
@@ -251,107 +145,3 @@ def _group_points(report: Report, name: str) -> dict[tuple[float, float], list[s
 
 def _list_labels(labels: Sequence[str]) -> str:
     return ", ".join(labels[:3]) + (f" and {len(labels) - 3:,} more" if len(labels) > 3 else "")
-
-
-class Point(NamedTuple):
-    """A value on a curve, with its interval and the range of its control where there are such."""
-
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
-    control_low: float | None = None
-    control_high: float | None = None
-
-
-def curve(points: Sequence[Point], *, across: str, up: str) -> Html:
-    """Draws a line through points, with a band of their intervals, and one of their controls.
-
-    `across` and `up` name the axes.
-    """
-    values = [value for p in points for value in p[1:] if value is not None]
-    x = Axis(min(p.x for p in points), max(p.x for p in points), 56, 330)
-    y = Axis(min(0.0, *values), max(0.0, *values), 150, 12)
-    line = " ".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in points)
-    dots = (el("circle", cx=x(p.x), cy=y(p.y), r=3) for p in points)
-    marks = [
-        el("g", el("title", _point_title(p, across)), dot, class_="dot s0") for p, dot in zip(points, dots, strict=True)
-    ]
-    ends = sorted({y.low, 0.0, y.high})
-    return svg(
-        350,
-        190,
-        f"{up} by {across}",
-        *(el("line", x1=56, x2=330, y1=y(v), y2=y(v), class_="grid") for v in ends),
-        *(text(50, y(v) + 4, short(v), anchor="end") for v in ends),
-        _band(x, y, [(p.x, p.control_low, p.control_high) for p in points], "band sham"),
-        _band(x, y, [(p.x, p.low, p.high) for p in points], "band s0"),
-        el("polyline", points=line, class_="series s0"),
-        *marks,
-        text(56, 168, short(x.low)),
-        text(330, 168, short(x.high), anchor="end"),
-        text(193, 184, visible(across), anchor="middle", class_="axis"),
-    )
-
-
-def _band(x: Axis, y: Axis, ends: Sequence[tuple[float, float | None, float | None]], class_: str) -> Html | None:
-    there = [f"{x(at):.1f},{y(high):.1f}" for at, _, high in ends if high is not None]
-    back = [f"{x(at):.1f},{y(low):.1f}" for at, low, _ in reversed(ends) if low is not None]
-    return el("polygon", points=" ".join(there + back), class_=class_) if there and back else None
-
-
-def _point_title(point: Point, across: str) -> str:
-    interval = "" if point.low is None or point.high is None else f" ({short(point.low)} to {short(point.high)})"
-    return f"{across} {short(point.x)}: {short(point.y)}{interval}"
-
-
-def bars(rows: Sequence[tuple[str, Point]], *, label: str) -> Html:
-    """Named values as horizontal bars with whiskers; `Point.x` is not used."""
-    values = [value for _, p in rows for value in (p.y, p.low, p.high) if value is not None]
-    x = Axis(min(0.0, *values), max(0.0, *values) or 1.0, 150, 420)
-    marks: list[Html] = []
-    for number, (name, p) in enumerate(rows):
-        top, zero, end = 6 + 22 * number, x(0.0), x(p.y)
-        marks.append(text(142, top + 12, _clip(visible(name)), anchor="end", class_="name"))
-        marks.append(
-            el("rect", x=min(zero, end), y=top, width=max(abs(end - zero), 1.0), height=15, rx=2, class_="fill s0")
-        )
-        if p.low is not None and p.high is not None:
-            marks.append(el("line", x1=x(p.low), x2=x(p.high), y1=top + 7.5, y2=top + 7.5, class_="whisker"))
-        marks.append(text(428, top + 12, short(p.y)))
-    marks.append(el("line", x1=x(0.0), x2=x(0.0), y1=2, y2=22 * len(rows) + 4, class_="zero"))
-    return svg(480, 22 * len(rows) + 8, label, *marks)
-
-
-def interval(
-    value: float, low: float | None, high: float | None, *, axis: tuple[float, float], marks: Mapping[str, float]
-) -> Html:
-    """A value with its interval on one line, and other values to hold it against as ticks."""
-    x = Axis(*axis, 8, 212)
-    ticks = [
-        el("g", el("title", f"{name}: {short(v)}"), el("line", x1=x(v), x2=x(v), y1=5, y2=19), class_="mark")
-        for name, v in marks.items()
-    ]
-    whisker = (
-        None
-        if low is None or high is None
-        else el("line", x1=x(low), x2=x(high), y1=12, y2=12, class_="whisker wide-line")
-    )
-    dot = el("g", el("title", short(value)), el("circle", cx=x(value), cy=12, r=4.5), class_="dot s0")
-    ends = [el("line", x1=x(v), x2=x(v), y1=9, y2=15, class_="zero") for v in {axis[0], 0.0, axis[1]}]
-    base = el("line", x1=x(axis[0]), x2=x(axis[1]), y1=12, y2=12, class_="grid")
-    return svg(
-        220,
-        24,
-        f"{short(value)} on a line from {axis[0]:g} to {axis[1]:g}",
-        base,
-        *ends,
-        *ticks,
-        whisker,
-        dot,
-        class_="plot inline",
-    )
-
-
-def _clip(name: str) -> str:
-    return name if len(name) <= 20 else f"{name[:19]}…"

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .citations import visible
-from .page_plots import Html, Part, Point, bars, curve, el, join, table, window
+from .drawing import Point, bars, curve
+from .markup import Html, Part, el, join, table, window
 from .report import short
 
 _ROWS, _BARS, _JSON = 24, 16, 4000

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
-from ...subject.sources import Source
+from ...subject.sources import Source, require_one_site
 from ..records import Trial, provenance_of
 from ..runs import AT_ONCE, blocks_of
 from .evaluate import Evaluation, evaluations
@@ -105,6 +105,8 @@ class CircuitSearch:
         self._nodes = nodes_of(subject) if nodes is None else tuple(nodes)
         for node in self._nodes:
             subject.width(node.site)  # An unknown site is an error that lists them.
+        for source in self._sources.values():
+            require_one_site(source, "a node of a circuit")
         self._work = work or Work()
         operations = _count_operations(subject, task) * len(self._nodes)
         affordable = len(self._nodes) <= settings.patched and operations <= EXACT_WORK

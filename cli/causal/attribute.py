@@ -8,26 +8,16 @@ import click
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, say
-from ..display import ends, quoted, signed, spanned_column
-from .inputs import (
-    Questions,
-    answer_options,
-    picture_option,
-    positions_option,
-    prompts_option,
-    read_questions,
-    top_option,
-)
+from ..display import quoted, signed, spanned_column
+from .inputs import answer_options, picture_option, positions_option, prompts_option, read_questions, top_option
 from .setup import dictionary_options, open_dictionaries, open_subject, sites_named, subject_options
 
 if TYPE_CHECKING:
     from ...causal.logit_attribution import LogitAttribution
-    from ...causal.saliency import Saliency, Target
+    from ...causal.questions import Questions
+    from ...subject.address import Feature
     from ...subject.model import Subject
     from ...subject.sources import Source
-
-STEPS = 32
-"""Of integrated gradients, along the line from the baseline."""
 
 
 @click.command()
@@ -89,6 +79,8 @@ def attribute(
       neuronaut attribute demo "data = list[name, key" --answer "]" --inputs integrated --picture tokens.png
       neuronaut attribute demo "import os" --inputs occlusion --feature demo:resid_post.2@sae:50
     """
+    from ...causal.results.attribute import component_rows, describe_logit
+
     if method is None and (feature or baseline):
         raise click.UsageError("--feature and --baseline go with --inputs; add --inputs integrated, for example")
     if method is not None and (split or positions != "last"):
@@ -106,24 +98,24 @@ def attribute(
             method=method,
             feature=feature,
             baseline=baseline,
-            steps=steps or STEPS,
+            steps=steps,
             picture=picture,
             form=form,
             options=options,
         )
         return
     attribution = _attribute_logit(subject, questions, split, positions, options)
-    rows = _component_rows(attribution)
+    rows = component_rows(attribution)
     if picture is not None:
         _draw_components(rows[:top], questions, subject, picture)
     emit(rows, form, lambda table_rows: _component_table(table_rows, top))
     if form == "table":
-        say(_describe_logit(subject, questions, attribution))
+        say(describe_logit(subject, questions, attribution))
 
 
 def _open_agreeing(subject: "Subject", named: Sequence[str], options: Mapping[str, Any]) -> "dict[str, Source]":
     """Open dictionaries, whose training text had BOS where the prompts have it, and directions."""
-    from ..opening import settle_bos
+    from ...labelling.opening import settle_bos
 
     sources = open_dictionaries(subject, named, options)
     if (wanted := settle_bos(subject, sources.values(), asked=options["bos"]).convention) != subject.convention:
@@ -133,7 +125,7 @@ def _open_agreeing(subject: "Subject", named: Sequence[str], options: Mapping[st
 
 
 def _attribute_logit(
-    subject: "Subject", questions: Questions, split: Sequence[str], positions: str, options: Mapping[str, Any]
+    subject: "Subject", questions: "Questions", split: Sequence[str], positions: str, options: Mapping[str, Any]
 ) -> "LogitAttribution":
     from ...causal.logit_attribution import logit_attribution
     from ...subject.dictionary import Dictionary
@@ -147,16 +139,6 @@ def _attribute_logit(
     return logit_attribution(
         subject, questions.batch, token=questions.answers, against=questions.wrong, positions=positions, split=parts
     )
-
-
-def _component_rows(attribution: "LogitAttribution") -> list[Row]:
-    from ...causal.measures import mean
-
-    spans = {name: mean(attribution.values[:, index]) for index, name in enumerate(attribution.components)}
-    return [
-        {"component": name, "value": value, **ends(spans[name].interval), "n": spans[name].n}
-        for name, value in attribution.ranked()
-    ]
 
 
 def _component_table(rows: list[Row], top: int) -> str:
@@ -178,32 +160,12 @@ def _make_bar(rows: Sequence[Row], key: str = "value") -> Callable[[Mapping[str,
     return lambda row: ("█" if row[key] > 0 else "░") * min(24, round(24 * abs(row[key]) / largest))
 
 
-def _describe_logit(subject: "Subject", questions: Questions, attribution: "LogitAttribution") -> str:
-    kind = "logit" if questions.wrong is None else "logit difference"
-    total, logit = float(attribution.total.mean()), float(attribution.logit.mean())
-    capped = "" if abs(total - logit) < 1e-3 * max(1.0, abs(logit)) else f" before the soft-cap, {logit:.3g} after it"
-    return f"the parts add up to the {kind} of {_describe_answers(subject, questions)}: {total:.3g}{capped}"
-
-
-def _describe_answers(subject: "Subject", questions: Questions) -> str:
-    """The answers that are asked about, in words."""
-    different = set(_answer_texts(subject, questions))
-    return different.pop() if len(different) == 1 else f"{len(different)} answers, on average"
-
-
-def _answer_texts(subject: "Subject", questions: Questions) -> list[str]:
-    answers = [quoted(subject.vocabulary[id]) for id in questions.answers.tolist()]
-    if questions.wrong is None:
-        return answers
-    wrong = [quoted(subject.vocabulary[id]) for id in questions.wrong.tolist()]
-    return [f"{answer} over {other}" for answer, other in zip(answers, wrong, strict=True)]
-
-
-def _draw_components(rows: Sequence[Row], questions: Questions, subject: "Subject", picture: str) -> None:
+def _draw_components(rows: Sequence[Row], questions: "Questions", subject: "Subject", picture: str) -> None:
     from ...causal.measures import Interval
     from ...causal.pictures import points
+    from ...causal.results.attribute import describe_answers
 
-    name = f"What writes {_describe_answers(subject, questions)}"
+    name = f"What writes {describe_answers(subject, questions)}"
     intervals = [None if row["ci_low"] is None else Interval(row["ci_low"], row["ci_high"]) for row in rows]
     points(
         {name: [row["value"] for row in rows]},
@@ -220,91 +182,38 @@ def _draw_components(rows: Sequence[Row], questions: Questions, subject: "Subjec
 
 def _attribute_inputs(
     subject: "Subject",
-    questions: Questions,
+    questions: "Questions",
     method: str,
     feature: str | None,
     baseline: str | None,
-    steps: int,
+    steps: int | None,
     picture: str | None,
     form: Form,
     options: Mapping[str, Any],
 ) -> None:
-    from ...causal import saliency
+    from ...causal.results.attribute import STEPS, doubts, input_rows
 
-    targets = _open_targets(subject, questions, feature, options)
-    results = [
-        _measure_saliency(subject, ids, target, method, baseline=baseline, steps=steps)
-        for ids, target in zip(questions.batch.ids(), targets, strict=True)
-    ]
-    unit = "logits" if feature is None else "activation"
-    names = [
-        f"activation of {feature}" if feature else f"logit of {answer}" for answer in _answer_texts(subject, questions)
-    ]
-    rows = [
-        {
-            "prompt": questions.texts[number],
-            "target": names[number],
-            "method": result.method,
-            "tokens": questions.tokens(subject, number),
-            "values": list(result.values),
-            "metric": result.metric,
-            "unit": unit,
-            "at_baseline": result.at_baseline,
-            "completeness_error": result.completeness_error,
-            **(
-                {}
-                if result.complete is None
-                else {"missed": result.missed, "complete": result.complete, "steps": steps}
-            ),
-        }
-        for number, result in enumerate(results)
-    ]
+    chosen, source = (None, None) if feature is None else _open_feature(subject, feature, options)
+    rows = input_rows(
+        subject, questions, method, feature=chosen, source=source, baseline=baseline, steps=steps or STEPS
+    )
     if picture is not None:
         _draw_inputs(rows, picture)
     emit(rows, form, lambda table_rows: "\n\n".join(map(_input_table, table_rows)))
-    for row in rows:
-        if not row.get("complete", True):
-            say(
-                f"Warning: the values of {quoted(row['prompt'])} miss {row['missed']:.0%} of what the {row['target']} "
-                f"differs by from the baseline, allowed {saliency.COMPLETE:.0%}; take --steps {4 * steps}"
-            )
-    if silent := [row["prompt"] for row in rows if feature is not None and row["metric"] == 0]:
-        say(f"{feature} is silent at the end of {', '.join(map(quoted, silent))}; end the prompt where it fires")
+    for line in doubts(rows, feature):
+        say(line)
 
 
-def _open_targets(
-    subject: "Subject", questions: Questions, feature: str | None, options: Mapping[str, Any]
-) -> "list[Target]":
-    from ...causal.saliency import Activation, Logit
+def _open_feature(subject: "Subject", text: str, options: Mapping[str, Any]) -> "tuple[Feature, Source]":
     from ...subject.address import Feature
     from ...subject.opening import open_source
 
-    if feature is None:
-        wrong = [None] * len(questions.texts) if questions.wrong is None else questions.wrong.tolist()
-        return [Logit(answer, other) for answer, other in zip(questions.answers.tolist(), wrong, strict=True)]
-    chosen = Feature.parse(feature)
+    chosen = Feature.parse(text)
     if chosen.source.model != subject.name:
-        raise NeuronautError(f"{feature} is a feature of {chosen.source.model}; wanted one of {subject.name}")
+        raise NeuronautError(f"{text} is a feature of {chosen.source.model}; wanted one of {subject.name}")
     name = f"{chosen.source.site}@{chosen.source.dictionary}"
     named = [name] if chosen.source.dictionary else []
-    source = _open_agreeing(subject, named, options).get(name) or open_source(subject, chosen.source)
-    return [Activation(source, chosen)] * len(questions.texts)
-
-
-def _measure_saliency(
-    subject: "Subject", ids: list[int], target: "Target", method: str, *, baseline: str | None, steps: int
-) -> "Saliency":
-    from ...causal import saliency
-    from ...causal.prompts import single_token
-
-    if method == "gradient":
-        if baseline is not None:
-            raise NeuronautError("gradient x input has no baseline; leave --baseline out, or take --inputs integrated")
-        return saliency.gradient_x_input(subject, ids, target)
-    start = "mean" if baseline is None else single_token(subject, baseline)
-    if method == "integrated":
-        return saliency.integrated_gradients(subject, ids, target, baseline=start, steps=steps)
-    return saliency.occlusion(subject, ids, target, baseline=start)
+    return chosen, _open_agreeing(subject, named, options).get(name) or open_source(subject, chosen.source)
 
 
 def _input_table(row: Row) -> str:

@@ -99,7 +99,7 @@ def circuit(
     from ...causal.circuits.find import CircuitSearch, CircuitSettings
     from ...causal.circuits.work import Work
     from ...causal.records import run as run_trial
-    from ..opening import settle_bos
+    from ...labelling.opening import settle_bos
 
     work = Work(minutes=parse_minutes(budget))
     settings = CircuitSettings(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,14 +11,10 @@ import click
 from ...subject.convention import is_chat
 from ...subject.errors import NeuronautError
 from ..common import Decorator, all_of, plain, say
-from ..display import quoted
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ...causal.answers import Reading
     from ...causal.circuits.tasks import Task
-    from ...causal.prompts import Batch
+    from ...causal.questions import Questions
     from ...subject.model import Subject
 
 CONTROLS = 20
@@ -107,24 +102,6 @@ def output_option(name: str, what: str) -> Decorator:
 # Prompts
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Questions:
-    """Prompts with the answer that each is asked for."""
-
-    texts: tuple[str, ...]
-    batch: "Batch"
-    answers: "Tensor"
-    """(row,) ids: the answers that were given, or the subject's own likeliest next tokens."""
-    wrong: "Tensor | None"
-    """(row,) ids."""
-    readings: "tuple[tuple[Reading, ...], ...]"
-    """By row, the ways of writing the answer that was given, the given one first; none where none was given."""
-
-    def tokens(self, subject: "Subject", row: int) -> list[str]:
-        """The strings of a prompt's tokens, BOS included."""
-        return list(subject.decode_tokens(self.batch.ids()[row]))
-
-
 def read_questions(
     subject: "Subject",
     prompts: Sequence[str],
@@ -133,70 +110,28 @@ def read_questions(
     answer: str | None = None,
     wrong: str | None = None,
     whole: bool = False,
-) -> Questions:
+) -> "Questions":
     """The prompts of the command line and of the file, with their answers.
 
     An answer is one token, or the first of several where only the `whole` is looked at, in its readings.
     """
-    import torch
-
-    from ...causal.prompts import Batch
-    from ...causal.readouts import last_logits
+    from ...causal.questions import ask
 
     rows = [*({"prompt": prompt} for prompt in prompts), *_read_prompts(file, chat=subject.convention.chat)]
     rows = [{"answer": answer, "wrong": wrong, **row} for row in rows]
     if not rows:
         raise NeuronautError("no prompt is given; add a text in quotes, or --prompts FILE")
-    texts = tuple(plain(row["prompt"]) for row in rows)
-    say_remarks(subject, texts)
-    batch = Batch.of(subject, texts)
-    own = last_logits(subject, batch).argmax(-1).tolist()
-    answers = [
-        likeliest if row["answer"] is None else _read_token(subject, row["prompt"], row["answer"], whole=whole)
-        for row, likeliest in zip(rows, own, strict=True)
-    ]
-    others = [None if row["wrong"] is None else _read_token(subject, row["prompt"], row["wrong"]) for row in rows]
-    if len({other is None for other in others}) != 1:
-        number = others.index(None) + 1
-        raise NeuronautError(f"prompt {number} has no wrong answer and others have; give one to each, or to none")
-    against = None if None in others else torch.tensor(others)
-    readings = tuple(_read_ways(subject, row["prompt"], row["answer"]) for row in rows)
-    for line in dict.fromkeys(filter(None, map(_describe_ways, readings))):
+    read_rows = [{name: text if text is None else plain(text) for name, text in row.items()} for row in rows]
+    questions = ask(subject, read_rows, whole=whole)
+    for line in questions.notes:
         say(line)
-    return Questions(texts, batch, torch.tensor(answers), against, readings)
+    return questions
 
 
 def say_remarks(subject: "Subject", texts: Sequence[str]) -> None:
     """Say what is easily overlooked in texts: a BOS of their own, special tokens that are read as text."""
     for line in subject.remarks(texts):
         say(line)
-
-
-def _read_token(subject: "Subject", prompt: str, text: str, *, whole: bool = False) -> int:
-    from ...causal.answers import answer_after
-    from ...causal.circuits.tasks import next_token
-
-    prompt, text = plain(prompt), plain(text)
-    return answer_after(subject, prompt, text).ids[0] if whole else next_token(subject, prompt, text)
-
-
-def _read_ways(subject: "Subject", prompt: str, answer: str | None) -> "tuple[Reading, ...]":
-    from ...causal.answers import read_answers, ways_of
-
-    return () if answer is None else tuple(read_answers(subject, ways_of(subject, plain(prompt), plain(answer))))
-
-
-def _describe_ways(readings: "Sequence[Reading]") -> str | None:
-    """Say which way of writing an answer leads, where that is not the given one, and what several tokens are."""
-    if not readings:
-        return None
-    given, best = readings[0], max(readings, key=lambda reading: reading.log_probability)
-    tokens = " ".join(map(quoted, given.tokens))
-    words = f"the answer is {tokens}, probability {given.probability:.3g}"
-    if best is not given:
-        other = " ".join(map(quoted, best.tokens))
-        return f"{words}; {other} is likelier, {best.probability:.3g}: mind the space between prompt and answer"
-    return f"{words}, log-probability {given.log_probability:.3f}" if len(given.tokens) > 1 else None
 
 
 def _read_prompts(file: str | None, *, chat: bool) -> list[dict[str, Any]]:
@@ -261,11 +196,11 @@ def _line_error(file: str, number: int, what: str, fields: Mapping[str, type]) -
 
 def done_task(subject: "Subject", options: Mapping[str, Any], *, seed: int) -> "Task":
     """As `task_of`; refuses a task that the subject does not do, as `circuit` does, and counts pairs it gets wrong."""
-    from ...causal.circuits.tasks import baseline
+    from ...causal.questions import count_wrong
 
     task = task_of(subject, options, seed=seed)
-    if wrong := round((1 - baseline(subject, task, seed=seed).accuracy) * len(task)):
-        say(f"{subject.name} gets {wrong} of {len(task)} pairs of {task.name} wrong: they are counted as they are")
+    if note := count_wrong(subject, task, seed=seed):
+        say(note)
     return task
 
 
@@ -294,20 +229,10 @@ _PAIR = ("clean", "corrupted", "answer", "wrong")
 
 
 def _say_of_pairs(subject: "Subject", rows: Sequence[Mapping[str, str]]) -> None:
-    from ...causal.answers import splits
+    from ...causal.questions import pair_remarks
 
-    say_remarks(subject, [row[name] for row in rows for name in ("clean", "corrupted")])
-    joined = [
-        row
-        for row in rows
-        if not splits(subject, row["clean"], row["answer"]) or not splits(subject, row["corrupted"], row["wrong"])
-    ]
-    if joined:
-        say(
-            f"in {len(joined)} of {len(rows)} pairs the prompt's last token is another when the answer follows, as in "
-            f"{quoted(joined[0]['clean'][-20:])} and {quoted(joined[0]['answer'])}: begin the answer with the space "
-            "instead of ending the prompt in it"
-        )
+    for line in pair_remarks(subject, rows):
+        say(line)
 
 
 # Edits with controls, and files

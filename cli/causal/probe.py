@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...causal.results.common import ends
 from .. import display
 from ..common import Form, Row, emit, form_options
-from ..display import ends, spanned, spanned_column
+from ..display import spanned, spanned_column
 from .inputs import judging_options, lines, picture_option, positions_option, say_remarks, seed_option
 from .setup import open_subject, sites_named, subject_options
 

@@ -1,7 +1,6 @@
 """`neuronaut lens` and `neuronaut heads`: what can be read off a model without changing it."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,15 +8,13 @@ import click
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options
-from ..display import blocks, ends, quoted, spanned_column
-from .inputs import Questions, picture_option, positions_option, prompts_option, read_questions, seed_option
+from ..display import blocks, quoted, spanned_column
+from .inputs import picture_option, positions_option, prompts_option, read_questions, seed_option
 from .setup import open_subject, sites_named, subject_options
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ...causal.heads import HeadScore, Kind
-    from ...causal.lens import Lens
+    from ...causal.questions import Questions
     from ...subject.model import Subject
 
 
@@ -56,46 +53,15 @@ def lens(
       neuronaut lens demo "data = list[name, key" --positions -2,-1 --target "]" --site resid_post
       neuronaut lens gpt2 "The Eiffel Tower is in" --picture lens.png --json
     """
-    from ...causal.lens import lens as run_lens
-    from ...causal.prompts import where
+    from ...causal.results.read import lens_rows
 
     subject = open_subject(model, options)
     questions = read_questions(subject, prompts, file, answer=target)
     chosen = sites_named(subject, sites) or None
-    mask = where(subject, questions.batch, positions)
-
-    def look(mask: "Tensor") -> "Lens":
-        targets = questions.answers[:, None]
-        return run_lens(subject, questions.batch.tokens, sites=chosen, top=top, targets=targets, mask=mask)
-
-    result = look(mask)
     if picture is not None:
-        _draw_lens(subject, questions, picture, look)
-    rows = [
-        _lens_row(subject, questions=questions, result=result, at=(site, place), row=row, position=position)
-        for place, (row, position) in enumerate(mask.nonzero().tolist())
-        for site in range(len(result.sites))
-    ]
+        _draw_lens(subject, questions, picture, sites=chosen, top=top)
+    rows = lens_rows(subject, questions, positions=positions, sites=chosen, top=top)
     emit(rows, form, _lens_table)
-
-
-def _lens_row(
-    subject: "Subject", questions: Questions, result: "Lens", *, at: tuple[int, int], row: int, position: int
-) -> Row:
-    """What is seen at a site and place, which is a row's position."""
-    assert result.ranks is not None and result.target_probabilities is not None, "there is a target"
-    ids, probabilities = result.top[at].tolist(), result.probabilities[at].tolist()
-    return {
-        "prompt": questions.texts[row],
-        "position": position,
-        "token": questions.tokens(subject, row)[position],
-        "site": result.sites[at[0]],
-        "kl": float(result.kl[at]),
-        "target": subject.vocabulary[int(questions.answers[row])],
-        "rank": int(result.ranks[at]),
-        "probability": float(result.target_probabilities[at]),
-        "top": [{"token": subject.vocabulary[id], "probability": p} for id, p in zip(ids, probabilities, strict=True)],
-    }
 
 
 def _lens_table(rows: list[Row]) -> str:
@@ -122,13 +88,16 @@ def _format_tokens(row: display.Row) -> str:
     return "  ".join(f"{quoted(token['token'])} {token['probability']:.2f}" for token in row["top"])
 
 
-def _draw_lens(subject: "Subject", questions: Questions, picture: str, look: "Callable[[Tensor], Lens]") -> None:
+def _draw_lens(
+    subject: "Subject", questions: "Questions", picture: str, *, sites: Sequence[str] | None, top: int
+) -> None:
     from ...causal.pictures import heat_map
+    from ...causal.results.read import look
 
     if len(questions.texts) != 1:
         raise NeuronautError(f"a picture shows one prompt, and there are {len(questions.texts)}; name one")
     tokens = questions.tokens(subject, 0)
-    result = look(questions.batch.real)
+    result = look(subject, questions, questions.batch.real, sites=sites, top=top)
     heat_map(
         result.probabilities[:, :, 0].tolist(),
         rows=result.sites,
@@ -190,6 +159,7 @@ def heads(
       neuronaut heads demo "def __init__(self, name): self.name =" --show head.3:1 --picture pattern.png
     """
     from ...causal.heads import KINDS, head_scores, repeated_tokens
+    from ...causal.results.read import score_row
 
     subject = open_subject(model, options)
     if show is not None:
@@ -206,17 +176,7 @@ def heads(
     scores = head_scores(subject, batch, kinds=kinds or KINDS, seed=seed)
     if picture is not None:
         _draw_scores(subject, scores, picture)
-    emit(map(_score_row, scores), form, lambda table_rows: _score_table(table_rows, top))
-
-
-def _score_row(score: "HeadScore") -> Row:
-    return {
-        "kind": score.kind,
-        "head": score.unit,
-        "score": score.score.value,
-        **ends(score.score.interval),
-        "n": score.score.n,
-    }
+    emit(map(score_row, scores), form, lambda table_rows: _score_table(table_rows, top))
 
 
 def _score_table(rows: list[Row], top: int) -> str:
@@ -248,32 +208,15 @@ def _draw_scores(subject: "Subject", scores: "Sequence[HeadScore]", picture: str
     )
 
 
-def _show_head(subject: "Subject", questions: Questions, head: str, top: int, picture: str | None, form: Form) -> None:
-    from ...subject.attention import patterns
+def _show_head(
+    subject: "Subject", questions: "Questions", head: str, top: int, picture: str | None, form: Form
+) -> None:
+    from ...causal.results.read import head_pattern, pattern_rows
 
-    match = re.fullmatch(r"(?:head|pattern)\.(\d+):(\d+)", head)
-    if match is None or int(match[2]) >= subject.n_heads:
-        raise NeuronautError(
-            f"--show {head} is no head of {subject.name}; wanted head.L:H, H from 0 to {subject.n_heads - 1}"
-        )
-    if len(questions.texts) != 1:
-        raise NeuronautError(f"--show takes one prompt, and there are {len(questions.texts)}; name one")
-    pattern = patterns(subject, questions.batch.tokens, [int(match[1])])[int(match[1])][0, int(match[2])].float()
-    tokens = questions.tokens(subject, 0)
+    pattern = head_pattern(subject, questions, head)
     if picture is not None:
-        _draw_pattern(pattern.tolist(), tokens, head, picture)
-    rows = [
-        {
-            "position": query,
-            "token": token,
-            "attention": pattern[query, : query + 1].tolist(),
-            "keys": [
-                {"position": key, "token": tokens[key], "weight": float(pattern[query, key])}
-                for key in pattern[query, : query + 1].argsort(descending=True, stable=True)[:top].tolist()
-            ],
-        }
-        for query, token in enumerate(tokens)
-    ]
+        _draw_pattern(pattern.tolist(), questions.tokens(subject, 0), head, picture)
+    rows = pattern_rows(subject, questions, pattern, top=top)
     emit(rows, form, _pattern_table)
 
 

@@ -1,17 +1,15 @@
 """`neuronaut run`: what the subject says next, before and after edits; recorded, and run again to the bit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, plain, say
-from ..display import blocks, quoted, rank_row, rank_table, report_row, reports, signed, trusts
+from ..display import blocks, quoted, rank_table, reports, signed, trusts
 from .inputs import (
-    Questions,
     answer_options,
     controls_option,
     count_controls,
@@ -23,14 +21,7 @@ from .inputs import (
     seed_option,
     write,
 )
-from .setup import CausalSetup, material_options, open_dictionaries, open_setup, open_subject
-
-if TYPE_CHECKING:
-    from ...causal.readouts import NextToken
-    from ...causal.records import Outcome, Trial
-
-METRICS = ("kl", "log_probability", "rank", "logit_difference")
-"""What is measured of a run; the last needs a wrong answer."""
+from .setup import material_options, open_dictionaries, open_setup, open_subject
 
 
 @click.command("run")
@@ -94,116 +85,26 @@ def run(
     if replay is not None:
         _replay(model, replay, (prompts, file, edits, source_runs, answer, wrong, record, picture), form, options)
         return
+    from ...causal.results.run import run_rows
+
     edit_options = {"--record": record, "--source-run": source_runs, "--controls": controls}
     if not edits and (unused := [name for name, value in edit_options.items() if value]):
         raise NeuronautError(f"{unused[0]} goes with an edit; add --edit, for example --edit mlp.2:17=0")
     setup = open_setup(model, edits, options)
     questions = read_questions(setup.subject, prompts, file, answer=answer, wrong=wrong, whole=not edits)
-    rows, outcome = (
-        _run_edited(setup, questions, source_runs, top) if edits else (_run_plain(setup, questions, top), None)
+    rows, outcome = run_rows(
+        setup,
+        questions,
+        source_runs=list(map(plain, source_runs)),
+        top=top,
+        controls=count_controls(controls, edits),
+        seed=seed,
     )
-    controls_rows = (
-        _rank_controls(setup, questions, outcome.trial, count_controls(controls, edits), seed) if outcome else []
-    )
-    rows = [row | {"controls": controls_rows} for row in rows]
     if outcome is not None and record is not None:
         write(record, outcome.model_dump_json(indent=1))
     if picture is not None:
         _draw(rows, picture)
     emit(rows, form, _tables)
-
-
-def _run_plain(setup: CausalSetup, questions: Questions, top: int) -> list[Row]:
-    from ...causal.readouts import last_logits, next_tokens
-
-    logits = last_logits(setup.subject, questions.batch)
-    nothing: Row = {"measures": {}, "edits": [], "dictionaries": {}}
-    return [
-        _prompt_row(setup, questions, number, next_tokens(setup.subject, row, None, top=top)) | nothing
-        for number, row in enumerate(logits)
-    ]
-
-
-def _run_edited(
-    setup: CausalSetup, questions: Questions, source_runs: Sequence[str], top: int
-) -> "tuple[list[Row], Outcome]":
-    from ...causal.readouts import next_tokens
-    from ...causal.records import run_with_logits
-
-    outcome, comparison = run_with_logits(
-        setup.subject, _build_trial(setup, questions, source_runs), sources=setup.dictionaries
-    )
-    measured = [
-        {name: {"before": outcome.before[name][number], "after": outcome.after[name][number]} for name in outcome.after}
-        for number in range(len(questions.texts))
-    ]
-    shared: Row = {
-        "edits": [report_row(report) for report in comparison.reports],
-        "dictionaries": {name: trust.model_dump() for name, trust in outcome.dictionaries.items()},
-    }
-    rows = [
-        _prompt_row(setup, questions, number, next_tokens(setup.subject, before, after, top=top))
-        | {"measures": measured[number], **shared}
-        for number, (before, after) in enumerate(zip(comparison.before, comparison.after, strict=True))
-    ]
-    return rows, outcome
-
-
-def _prompt_row(setup: CausalSetup, questions: Questions, number: int, following: "Sequence[NextToken]") -> Row:
-    readings = questions.readings[number]
-    likeliest = setup.subject.vocabulary[int(questions.answers[number])]
-    ways = [{**asdict(reading), "probability": reading.probability} for reading in readings]
-    return {
-        "prompt": questions.texts[number],
-        "tokens": questions.tokens(setup.subject, number),
-        "answer": "".join(readings[0].tokens) if readings else likeliest,
-        "next": [token._asdict() for token in following],
-        **({"answers": ways} if ways else {}),
-    }
-
-
-def _build_trial(setup: CausalSetup, questions: Questions, source_runs: Sequence[str]) -> "Trial":
-    from ...causal.prompts import Batch
-    from ...causal.records import Trial
-
-    patched = any(edit.needs_source_run for edit in setup.edits)
-    if bool(source_runs) is not patched or len(source_runs) not in (0, len(questions.texts)):
-        raise NeuronautError(
-            f"{len(source_runs)} source runs for {len(questions.texts)} prompts; =patch takes its values from "
-            "--source-run, one for each prompt, and other edits take none"
-        )
-    wrong = questions.wrong
-    return Trial(
-        prompts=questions.batch.rows(),
-        edits=setup.edits,
-        metrics=METRICS if wrong is not None else METRICS[:-1],
-        answers=tuple(questions.answers.tolist()),
-        wrong=None if wrong is None else tuple(wrong.tolist()),
-        source_runs=Batch.of(setup.subject, [plain(text) for text in source_runs]).rows() if source_runs else None,
-        reference=None if setup.reference is None else setup.reference.rows(),
-        directions={name: tuple(vector.tolist()) for name, vector in setup.directions.items()},
-    )
-
-
-def _rank_controls(setup: CausalSetup, questions: Questions, trial: "Trial", count: int, seed: int) -> list[Row]:
-    """How the edit's KL stands among those of its controls."""
-    from ...causal.controls import rank_among_controls
-    from ...causal.prompts import Batch
-
-    if not count:
-        return []
-    source_run = None if trial.source_runs is None else Batch.of(setup.subject, trial.source_runs)
-    ranks = rank_among_controls(
-        setup.subject,
-        questions.batch,
-        setup.edits[0],
-        answers=questions.answers,
-        count=count,
-        materials=setup.gather_materials(source_run),
-        reference=setup.reference,
-        seed=seed,
-    )
-    return [rank_row(sort, rank) for sort, rank in ranks.items()]
 
 
 # Records

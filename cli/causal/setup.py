@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +15,10 @@ from .inputs import read
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...causal.edits import Edit
-    from ...causal.intervene import Materials
     from ...causal.prompts import Batch
+    from ...causal.setup import CausalSetup
     from ...subject.model import Subject
     from ...subject.sources import Source
-
-WINDOW = 64
-"""Tokens in a row of reference text, where the model has room for them."""
 
 device_options = all_of(
     click.option("--device", metavar="D", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 or mps."),
@@ -64,37 +59,9 @@ material_options = all_of(
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CausalSetup:
-    """A subject with edits and all that these refer to but a source run."""
-
-    subject: "Subject"
-    edits: "tuple[Edit, ...]"
-    dictionaries: "dict[str, Source]"
-    """By `SITE@NAME`."""
-    directions: "dict[str, Tensor]"
-    """By name: (width of the site,)."""
-    reference: "Batch | None"
-
-    @property
-    def materials(self) -> "Materials":
-        """The dictionaries and directions, as runs take them."""
-        from ...causal.intervene import Materials
-
-        return Materials(sources=self.dictionaries, directions=self.directions)
-
-    def gather_materials(self, source_run: "Batch | None" = None) -> "Materials":
-        """The materials with the vectors of the reference, and of the source run, that the edits need."""
-        from ...causal.runs import gather
-
-        return gather(
-            self.subject, self.edits, materials=self.materials, reference=self.reference, source_run=source_run
-        )
-
-
 def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     """The subject, as `subject_options` say."""
-    from ..opening import LoadOptions, load_subject
+    from ...labelling.opening import LoadOptions, load_subject
 
     names = ("device", "dtype", "bos", "special_tokens", "chat")
     return load_subject(model, LoadOptions(**{name: options[name] for name in names if name in options}))
@@ -102,13 +69,14 @@ def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
 
 def open_setup(
     model: str, texts: Sequence[str], options: Mapping[str, Any], *, always: str | None = None
-) -> CausalSetup:
+) -> "CausalSetup":
     """The subject with what the edits refer to, as `material_options` say; an option that no edit needs is an error.
 
     `always` says for what reference text is read whatever the edits need.
     """
     from ...causal.edits import Edit
-    from ..opening import settle_bos
+    from ...causal.setup import CausalSetup
+    from ...labelling.opening import settle_bos
 
     # Edits and directions are read first, because a large model takes its time to load.
     edits = tuple(Edit.parse(_strip_model(model, text)) for text in texts)
@@ -125,9 +93,7 @@ def open_setup(
     named = [f"{edit.site}@{edit.dictionary}" for edit in edits if edit.dictionary]
     dictionaries = open_dictionaries(subject, named, options)
     subject = settle_bos(subject, dictionaries.values(), asked=options["bos"])
-    reference = needing and reference_rows(
-        subject, options["reference"] or "stdlib", tokens=options["reference_tokens"]
-    )
+    reference = needing and _read_reference(subject, options["reference"] or "stdlib", options["reference_tokens"])
     return CausalSetup(subject, edits, dictionaries, directions, reference or None)
 
 
@@ -143,16 +109,16 @@ def _check_used(option: str, names: Iterable[str], used: Iterable[object]) -> No
 
 def sites_named(subject: "Subject", texts: Iterable[str]) -> list[str]:
     """Sites as they are named: `head` is that of every layer, `mlp.0-3` of these; anything else is itself."""
-    from ..opening import sites_of
+    from ...labelling.opening import sites_of
 
     return [site for text in texts for site in ([text] if "@" in text else sites_of(subject, text))]
 
 
 def open_dictionaries(subject: "Subject", named: Iterable[str], options: Mapping[str, Any]) -> "dict[str, Source]":
     """The dictionaries and directions `SITE@NAME`: the built-in ones, and the one that `dictionary_options` say."""
+    from ...labelling.opening import LoadOptions, open_sources
     from ...subject.address import SourceId
     from ...subject.opening import built_in
-    from ..opening import LoadOptions, open_sources
 
     ids = {name: SourceId.parse(f"{subject.name}:{name}") for name in named}
     own = [name for name, id in ids.items() if built_in(id) is None]
@@ -190,14 +156,10 @@ def _read_direction(text: str) -> "tuple[str, Tensor]":
     return name, torch.tensor(vector, dtype=torch.float32)
 
 
-def reference_rows(subject: "Subject", name: str, *, tokens: int | None) -> "Batch":
-    """The beginning of a corpus in rows of WINDOW tokens, BOS in front where the subject has one."""
-    from ...causal.prompts import Batch
+def _read_reference(subject: "Subject", name: str, tokens: int | None) -> "Batch":
     from ...data.corpus import Corpus
-    from ..opening import sample
+    from ...labelling.opening import reference_rows
 
     if tokens is None:
         raise NeuronautError("--reference-tokens all is too much; give a number such as 20k")
-    window = min(WINDOW, subject.context - len(subject.bos_prefix))
-    rows = sample(subject, Corpus.load(name), window=window, tokens=tokens)
-    return Batch.of(subject, [[*subject.bos_prefix, *row[row >= 0].tolist()] for row in rows])
+    return reference_rows(subject, Corpus.load(name), tokens=tokens)

@@ -9,26 +9,15 @@ import click
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, say
-from ..display import blocks, ends, quoted, signed, spanned_column, trusts
-from .inputs import (
-    Questions,
-    answer_options,
-    metric_option,
-    picture_option,
-    prompts_option,
-    read_questions,
-    seed_option,
-)
-from .setup import CausalSetup, material_options, open_setup
+from ..display import blocks, quoted, signed, spanned_column, trusts
+from .inputs import answer_options, metric_option, picture_option, prompts_option, read_questions, seed_option
+from .setup import material_options, open_setup
 
 if TYPE_CHECKING:
-    from ...causal.doses import Dose, DoseResponse
-    from ...causal.prompts import Batch
-    from ...causal.readouts import Readout
+    from ...causal.doses import DoseResponse
+    from ...causal.questions import Questions
 
 STRENGTHS = "-2,-1,-0.5,0,0.5,1,2,4"
-SIDE_ROWS = 16
-"""Rows of unrelated text on which side effects are measured."""
 
 
 @click.command()
@@ -96,33 +85,26 @@ def steer(
       neuronaut steer demo demo:mlp.3:104+=1q "x = [1, 2" --answer "]" --wrong ")" --picture steer.png
       neuronaut steer gpt2 resid_post.6:joy+=1 "I feel" --direction joy=joy.json --reference book.txt
     """
-    from ...causal.steering import dose_response
+    from ...causal.results.steer import steer_rows
 
     doses = _read_strengths(strengths)
     setup = open_setup(model, [edit], options, always="steering is measured on")
-    assert setup.reference is not None, "it is always read"
     questions = read_questions(setup.subject, prompts, file, answer=answer, wrong=wrong)
-    response = dose_response(
-        setup.subject,
-        questions.batch,
-        setup.edits[0],
-        _choose_readout(questions, metric, answer),
+    rows, response = steer_rows(
+        setup,
+        questions,
         strengths=doses,
-        text=_spread_rows(setup.reference),
-        reference=setup.reference,
+        metric=metric,
+        tokens=tokens,
+        temperature=temperature,
         controls=controls,
         seed=seed,
-        materials=setup.materials,
-    )
-    texts = _write_texts(
-        setup, questions=questions, response=response, tokens=tokens, temperature=temperature, seed=seed
     )
     if picture is not None:
         response.picture(picture)
-    rows = [_row(response, dose, written) for dose, written in zip(response.doses, texts, strict=True)]
     emit(rows, form, lambda table_rows: _tables(table_rows, response, questions))
     if form == "table":
-        say(_describe_trend(response))
+        say(response.describe())
 
 
 def _read_strengths(text: str) -> list[float]:
@@ -132,67 +114,7 @@ def _read_strengths(text: str) -> list[float]:
         raise NeuronautError(f"--strengths {text} are no numbers; wanted for example -1,0,1,2") from None
 
 
-def _spread_rows(reference: "Batch") -> "Batch":
-    """A few rows from all over the text."""
-    return reference.take(range(0, len(reference), max(1, len(reference) // SIDE_ROWS))[:SIDE_ROWS])
-
-
-def _choose_readout(questions: Questions, metric: str | None, answer: str | None) -> "Readout":
-    """The metric of that name, or the one that the answers allow."""
-    from ...causal.readouts import answers
-
-    name = metric or ("logit_difference" if questions.wrong is not None else "log_probability" if answer else "kl")
-    wrong = None if questions.wrong is None else questions.wrong.tolist()
-    return answers(name, questions.answers.tolist(), wrong=wrong)
-
-
-def _write_texts(
-    setup: CausalSetup, questions: Questions, response: "DoseResponse", tokens: int, temperature: float, seed: int
-) -> list[list[str]]:
-    """What follows each prompt, by strength; a prompt's random numbers are the same at all strengths."""
-    from ...causal.generation import generate
-    from ...causal.intervene import RowEdit
-
-    count, strengths = len(questions.texts), [dose.strength for dose in response.doses]
-    if not tokens:
-        return [[] for _ in strengths]
-    edits = [
-        RowEdit(setup.edits[0].model_copy(update={"value": strength}), tuple(range(at * count, (at + 1) * count)))
-        for at, strength in enumerate(strengths)
-    ]
-    texts = generate(
-        setup.subject,
-        questions.batch.take([*range(count)] * len(strengths)),
-        edits,
-        tokens=tokens,
-        temperature=temperature,
-        seed=[seed + row for row in range(count)] * len(strengths),
-        materials=setup.gather_materials(),
-        may_idle=True,
-    ).texts
-    return [list(texts[at * count : (at + 1) * count]) for at in range(len(strengths))]
-
-
-def _row(response: "DoseResponse", dose: "Dose", texts: Sequence[str]) -> Row:
-    rank = dose.rank
-    return {
-        "edit": response.edit,
-        "strength": dose.strength,
-        "readout": response.readout,
-        "response": dose.response.value,
-        "effect": dose.effect.value,
-        **ends(dose.effect.interval),
-        "n": dose.effect.n,
-        "percentile": rank and rank.percentile,
-        "p": rank and rank.p,
-        "kl": dose.kl.value,
-        "loss": dose.loss.value,
-        "max_change": dose.max_change,
-        "texts": list(texts),
-    }
-
-
-def _tables(rows: list[Row], response: "DoseResponse", questions: Questions) -> str:
+def _tables(rows: list[Row], response: "DoseResponse", questions: "Questions") -> str:
     columns = [
         display.Column("strength", lambda row: f"{row['strength']:g}", right=True),
         display.key("response", response.readout, right=True),
@@ -216,17 +138,3 @@ def _text_table(rows: Sequence[Row], number: int, prompt: str) -> str:
         display.Column(quoted(prompt), lambda row: display.visible(row["texts"][number])),
     ]
     return display.table(rows, columns)
-
-
-def _describe_trend(response: "DoseResponse") -> str:
-    """The trend and the usable range, in words."""
-    going = response.trend.sense or "not going one way"
-    unit = (
-        ""
-        if response.unit is None
-        else f"; one of strength is {', '.join(map(display.number, response.unit))} in activations"
-    )
-    if response.usable is None:
-        return f"the response is {going}; no strength keeps the KL elsewhere below {response.bound:g} nats{unit}"
-    low, high = (f"{end:.2g}" for end in (response.usable.low, response.usable.high))
-    return f"the response is {going}; from {low} to {high} the KL elsewhere is below {response.bound:g} nats{unit}"

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...causal.results.common import ends
 from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, say
-from ..display import blocks, ends, rank_row, rank_table, report_row, reports, spanned, spanned_column, trusts
+from ..display import blocks, rank_table, reports, spanned, spanned_column, trusts
 from .inputs import (
     controls_option,
     count_controls,
@@ -25,7 +26,7 @@ from .inputs import (
     top_option,
     write,
 )
-from .setup import CausalSetup, material_options, open_setup
+from .setup import material_options, open_setup
 
 if TYPE_CHECKING:
     from ...causal.attribution_patching import Attribution, Line
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ...causal.grids import Grid
     from ...causal.measures import Direction, Effect
     from ...causal.prompts import Batch
+    from ...causal.setup import CausalSetup
     from ...causal.sweeps import Shift, Sweep
 
 
@@ -128,7 +130,7 @@ def sweep(
         _show_nodes(result, top, form)
 
 
-def _grid(setup: CausalSetup, over: str | None, batch: "Batch") -> "Grid":
+def _grid(setup: "CausalSetup", over: str | None, batch: "Batch") -> "Grid":
     """The edit over the axes that were named, or all edits one by one."""
     from ...causal.controls import population
     from ...causal.grids import Grid, each_position, sites_of
@@ -160,7 +162,7 @@ def _grid(setup: CausalSetup, over: str | None, batch: "Batch") -> "Grid":
 
 
 def _sweep_pairs(
-    setup: CausalSetup, over: str | None, task: "Task", metric: str, only: "Direction | None", seed: int
+    setup: "CausalSetup", over: str | None, task: "Task", metric: str, only: "Direction | None", seed: int
 ) -> "Sweep":
     from ...causal.sweeps import SETTINGS
     from ...causal.sweeps import sweep as run
@@ -178,7 +180,7 @@ def _sweep_pairs(
 
 
 def _predict(
-    setup: CausalSetup,
+    setup: "CausalSetup",
     over: str | None,
     task: "Task",
     metric: str,
@@ -213,7 +215,7 @@ def _read_line(text: str) -> "Line":
 
 
 def _sweep_prompts(
-    setup: CausalSetup,
+    setup: "CausalSetup",
     over: str | None,
     texts: Sequence[str],
     file: str | None,
@@ -274,6 +276,7 @@ def _sort_key(row: Row) -> float:
 def _cell_effect(effect: "Effect | Shift") -> Row:
     """An effect with `value`: the fraction recovered, or the mean change."""
     from ...causal.measures import Effect
+    from ...causal.results.patch import effect_row
 
     if isinstance(effect, Effect):
         row = effect_row(effect)
@@ -347,9 +350,6 @@ def _show_nodes(result: "Attribution", top: int, form: Form) -> None:
         say(f"Warning: {doubt}")
 
 
-METRICS = ("logit_difference", "log_probability", "kl")
-
-
 @click.command()
 @click.argument("model")
 @click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
@@ -381,71 +381,13 @@ def patch(
       neuronaut patch demo resid_post.0=patch@3 --clean "x = [1, 2" --corrupted "x = (1, 2" --answer "]" --wrong ")"
       neuronaut patch gpt2 head.9:9=patch@last --pairs ioi.jsonl --metric logit_difference --metric kl
     """
-    from ...causal.intervene import edited_dictionaries
-    from ...causal.measures import fidelity
-    from ...causal.runs import patching
+    from ...causal.results.patch import METRICS, patch_rows
 
     count = count_controls(controls, edits)
     setup = open_setup(model, edits, options)
     task = done_task(setup.subject, options, seed=seed)
-    results = patching(
-        setup.subject,
-        task.pairs,
-        setup.edits,
-        metrics=metrics or METRICS,
-        materials=setup.gather_materials(),
-        seed=seed,
-    )
-    ranked = _rank_controls(setup, task, count, seed) if count else {}
-    trusted = {
-        name: asdict(fidelity(setup.subject, dictionary, task.pairs.clean))
-        for name, dictionary in edited_dictionaries(setup.edits, setup.materials).items()
-    }
-    rows = [
-        effect_row(effect)
-        | {
-            "edits": [report_row(report) for report in result.reports],
-            "controls": ranked.get(direction, []),
-            "dictionaries": trusted,
-        }
-        for direction, result in results.items()
-        for effect in result.effects.values()
-    ]
+    rows = patch_rows(setup, task, metrics=metrics or METRICS, controls=count, seed=seed)
     emit(rows, form, lambda table_rows: _tables(table_rows, task))
-
-
-def _rank_controls(setup: CausalSetup, task: "Task", count: int, seed: int) -> "dict[Direction, list[Row]]":
-    """How the single edit stands among its controls."""
-    from ...causal.controls import rank_patch_among_controls
-    from ...causal.sweeps import SETTINGS
-
-    ranks = rank_patch_among_controls(
-        setup.subject,
-        task.pairs,
-        setup.edits[0],
-        directions=tuple(SETTINGS),
-        count=count,
-        materials=setup.materials,
-        reference=setup.reference,
-        seed=seed,
-    )
-    return {direction: [rank_row(sort, rank) for sort, rank in by_sort.items()] for direction, by_sort in ranks.items()}
-
-
-def effect_row(effect: "Effect") -> Row:
-    """An effect with the means of its runs, and each pair's values."""
-    sides = {"clean": effect.clean, "corrupted": effect.corrupted, "patched": effect.patched}
-    return {
-        "direction": effect.direction,
-        "metric": effect.metric,
-        "formula": effect.formula,
-        **{name: sum(values) / len(values) for name, values in sides.items()},
-        "recovered": effect.recovered,
-        **ends(effect.interval),
-        "reason": effect.reason,
-        "n": effect.n,
-        "values": {name: list(values) for name, values in sides.items()},
-    }
 
 
 _COLUMNS = [

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ...subject.address import SourceId
 from ...subject.model import Subject
-from ...subject.sources import Neurons, Source
+from ...subject.sources import Neurons, Source, join_vectors
+from ..padding import PADDING
 from ..recorded import RecordedSource
 
 ROWS = 64
@@ -68,7 +69,11 @@ def read_own(
 
 
 def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: Sequence[int]) -> NDArray[np.float32]:
-    """Activations of the chosen features at the last token of each row. Rows of ids, of any length -> (row, chosen)."""
+    """Activations of the chosen features at the last token of each row. Rows of ids, of any length -> (row, chosen).
+
+    Of a causal subject: elsewhere what is left out behind the last token would have mattered (NeuronautError).
+    """
+    subject.require_causal("text cannot be cut behind a token, as this does")
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
     values: dict[Row, NDArray[np.float32]] = {}
     for start, members in _group_by_beginning(sorted(set(rows), key=lambda ids: (len(ids), ids))):
@@ -88,6 +93,8 @@ def read_pivots(
 
     What stands after a causal model's pivot cannot matter, and is not run.
     """
+    if not subject.causal:
+        return read_own(subject, source, tokens, features)[np.arange(len(tokens)), pivots]
     activations = np.empty(len(tokens), np.float32)
     for feature in np.unique(features).tolist():
         own = np.flatnonzero(features == feature)
@@ -146,8 +153,7 @@ def _encode_last(
     endings, lasts = np.zeros((len(rows), max(map(len, rows)) - start), np.int64), np.zeros(len(rows), np.int64)
     for place, row in enumerate(rows):
         endings[place, : len(row) - start], lasts[place] = row[start:], len(row) - start - 1
-    site = source.id.site
-    sites = _with_telling(subject, [site])
+    sites = _with_telling(subject, source.reads)
     if start:
         places = {beginning: place for place, beginning in enumerate(dict.fromkeys(row[:start] for row in rows))}
         of = torch.tensor([places[row[:start]] for row in rows], device=subject.device)
@@ -157,42 +163,44 @@ def _encode_last(
         read = subject.read(with_bos(subject, endings), sites)
         lasts = lasts + len(subject.bos_prefix)
     last = {name: vectors[np.arange(len(rows)), lasts][:, None] for name, vectors in read.items()}
-    activations = source.encode(last[site][:, 0].float(), chosen).float().cpu().numpy()
-    return activations * _count(subject, site, np.array([row[-1:] for row in rows]), last)
+    activations = source.encode(join_vectors(last, source.reads)[:, 0].float(), chosen).float().cpu().numpy()
+    return activations * _count(subject, source.reads, np.array([row[-1:] for row in rows]), last)
 
 
 def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chosen: torch.Tensor) -> torch.Tensor:
     """(row, position, chosen) activations, BOS left out; 0 at positions that do not count."""
-    read = read_sites(subject, [source.id.site], tokens)
-    vectors = read[source.id.site][:, len(subject.bos_prefix) :]
+    read = read_sites(subject, source.reads, tokens)
+    vectors = without_bos(subject, tokens, join_vectors(read, source.reads))
     flat = source.encode(vectors.reshape(-1, vectors.shape[2]).float(), chosen)
-    counted = torch.from_numpy(find_counted(subject, source.id.site, tokens, read)).to(flat.device)
+    counted = torch.from_numpy(find_counted(subject, source.reads, tokens, read)).to(flat.device)
     return flat.view(len(vectors), vectors.shape[1], -1).float().masked_fill(~counted[:, :, None], 0)
 
 
 def read_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> Tensor:
     """The vectors of a site at the positions that count. tokens (row, position) without BOS -> (vector, width)."""
-    return read_together(subject, [site], tokens, at=site)[site]
+    return read_together(subject, [site], tokens, at=[site])[site]
 
 
-def read_together(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer], *, at: str) -> dict[str, Tensor]:
-    """The vectors of sites, all of the same tokens: those of the positions that count `at` one of them.
+def read_together(
+    subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer], *, at: Sequence[str]
+) -> dict[str, Tensor]:
+    """The vectors of sites, all of the same tokens: those of the positions that count `at` all of some sites.
 
     tokens (row, position) without BOS -> site: (vector, width).
     """
     vectors: dict[str, list[Tensor]] = {site: [] for site in sites}
     for start in range(0, len(tokens), ROWS):
         part = tokens[start : start + ROWS]
-        read = read_sites(subject, [*vectors, at], part)
+        read = read_sites(subject, [*vectors, *at], part)
         counted = torch.from_numpy(find_counted(subject, at, part, read))
         for site, parts in vectors.items():
-            parts.append(read[site][:, len(subject.bos_prefix) :][counted].float())
+            parts.append(without_bos(subject, part, read[site])[counted].float())
     return {site: torch.cat(parts) for site, parts in vectors.items()}
 
 
-def mark_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Which positions count in statistics at a site. tokens (row, position) without BOS -> (row, position)."""
-    return find_counted(subject, site, tokens, read_sites(subject, [site], tokens))
+def mark_counted(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Which positions count in statistics at sites. tokens (row, position) without BOS -> (row, position)."""
+    return find_counted(subject, sites, tokens, read_sites(subject, sites, tokens))
 
 
 def read_sites(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer]) -> dict[str, Tensor]:
@@ -215,27 +223,27 @@ def norm_site(subject: Subject, site: str) -> str | None:
 
 
 def find_counted(
-    subject: Subject, site: str, tokens: NDArray[np.integer], vectors: Mapping[str, Tensor]
+    subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer], vectors: Mapping[str, Tensor]
 ) -> NDArray[np.bool_]:
-    """Which positions count in statistics at `site`: those of text whose vectors are not massive, (row, position).
+    """Which positions count in statistics at `sites`: those of text with massive vectors at none, (row, position).
 
     tokens: (row, position) without BOS; vectors: site -> (row, position, width), BOS included.
     """
-    opening = len(subject.bos_prefix)
-    return _count(subject, site, tokens, {name: whole[:, opening:] for name, whole in vectors.items()})
+    text = {name: without_bos(subject, tokens, whole) for name, whole in vectors.items()}
+    return _count(subject, sites, tokens, text)
 
 
 def _count(
-    subject: Subject, site: str, tokens: NDArray[np.integer], vectors: Mapping[str, Tensor]
+    subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer], vectors: Mapping[str, Tensor]
 ) -> NDArray[np.bool_]:
     """As `find_counted`, of vectors without BOS."""
     counted = tokens >= 0
     if subject.convention.special_tokens:
         counted &= ~np.isin(tokens, list(subject.special_ids))
-    telling = norm_site(subject, site)
-    if telling is not None and (limit := subject.convention.norm_limits.get(telling)) is not None:
-        norms = vectors[telling].float().norm(dim=-1)
-        counted = counted & (norms <= limit).cpu().numpy()
+    for telling in dict.fromkeys(norm_site(subject, site) for site in sites):
+        if telling is not None and (limit := subject.convention.norm_limits.get(telling)) is not None:
+            norms = vectors[telling].float().norm(dim=-1)
+            counted = counted & (norms <= limit).cpu().numpy()
     return counted
 
 
@@ -292,13 +300,13 @@ def _full_tiles(
     subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool
 ) -> Iterable[Tile]:
     """The tiles of exactly TILE_ROWS windows."""
-    read = read_sites(subject, [source.id.site for source in sources], tokens)
+    read = read_sites(subject, [site for source in sources for site in source.reads], tokens)
     for source in sources:
-        vectors = read[source.id.site]
-        positions, skip = vectors.shape[1], len(subject.bos_prefix)
-        counted = find_counted(subject, source.id.site, tokens, read)
+        vectors = join_vectors(read, source.reads)
+        positions = vectors.shape[1]
+        counted = find_counted(subject, source.reads, tokens, read)
         if isinstance(source, Neurons):
-            yield Tile(source, slice(0, len(vectors)), 0, vectors[:, skip:].float(), counted)
+            yield Tile(source, slice(0, len(vectors)), 0, without_bos(subject, tokens, vectors).float(), counted)
             continue
         rows, width = _tile_shape(vectors, source, whole=whole)
         buffer = torch.empty(rows * positions * width, dtype=torch.float32, device=vectors.device)
@@ -310,7 +318,8 @@ def _full_tiles(
                 n = features.stop - first
                 out = buffer[: len(flat) * n].view(len(flat), n)
                 source.encode(flat, None if n == source.width else features, out=out)
-                span, activations = slice(start, start + len(part)), out.view(len(part), positions, n)[:, skip:]
+                span = slice(start, start + len(part))
+                activations = without_bos(subject, tokens[span], out.view(len(part), positions, n))
                 yield Tile(source, span, first, activations, counted[span])
 
 
@@ -329,9 +338,23 @@ def _tile_shape(vectors: Tensor, source: Source, *, whole: bool) -> tuple[int, i
 def with_bos(subject: Subject, tokens: NDArray[np.integer]) -> Tensor:
     """Windows as a tensor on the subject's device, BOS in front where rows begin with it. (row, position [+ 1]).
 
-    Padding becomes some token: it stands behind all that is read, where a causal model's positions cannot see it.
+    Padding becomes some token: it stands behind all that is read, where a causal model's positions cannot see it. An
+    encoder's rows end as its tokenizer ends them, and then in at least one position of padding.
     """
-    rows = torch.from_numpy(tokens.astype(np.int64)).clamp(min=0).to(subject.device)
-    if subject.bos is None:
-        return rows
-    return torch.cat([rows.new_full((len(rows), 1), subject.bos), rows], dim=1)
+    rows = torch.from_numpy(tokens.astype(np.int64)).to(subject.device)
+    opening = rows.new_tensor(subject.bos_prefix).expand(len(rows), -1)
+    if subject.causal:
+        return torch.cat([opening, rows.clamp(min=0)], dim=1) if subject.bos_prefix else rows.clamp(min=0)
+    closing = rows.new_tensor(subject.eos_suffix).expand(len(rows), -1)
+    framed = torch.cat([opening, rows, rows.new_full((len(rows), closing.shape[1] + 1), PADDING)], dim=1)
+    ends = (rows >= 0).sum(1, keepdim=True) + opening.shape[1]
+    return framed.scatter_(1, ends + torch.arange(closing.shape[1], device=rows.device), closing)
+
+
+def without_bos(subject: Subject, tokens: NDArray[np.integer], vectors: Tensor) -> Tensor:
+    """The part of what was read of `with_bos` rows that is of the windows' own positions.
+
+    tokens (row, position), vectors (row, position of the whole row, width) -> (row, position, width).
+    """
+    opening = len(subject.bos_prefix)
+    return vectors[:, opening : opening + tokens.shape[1]]

@@ -24,6 +24,8 @@ def find_refusal(subject: Subject, site: str) -> str | None:
 def find_attended(subject: Subject, source: Source, examples: ExampleList, tokens: NDArray[np.integer]) -> ExampleList:
     """The examples of heads with the position that each head attends to most at its peak, and the weight of that.
 
+    What stands behind an encoder's text is left out: only BOS and the text are looked at.
+
     tokens: the windows that `examples.windows` are rows of, (window, position).
     """
     layer, skip = _layer_of(source.id.site), len(subject.bos_prefix)
@@ -32,7 +34,10 @@ def find_attended(subject: Subject, source: Source, examples: ExampleList, token
     needed, places = np.unique(examples.windows, return_inverse=True)
     for start in range(0, len(needed), TILE_ROWS):
         part = tokens[needed[start : start + TILE_ROWS]]
-        pattern = patterns(subject, with_bos(subject, part), [layer])[layer]
+        pattern = patterns(subject, with_bos(subject, part), [layer])[layer][..., : skip + part.shape[1]]
+        if not subject.causal:
+            behind = torch.from_numpy(np.pad(part < 0, ((0, 0), (skip, 0)))).to(pattern.device)
+            pattern = pattern.masked_fill(behind[:, None, None], -1)
         own = np.flatnonzero((places >= start) & (places < start + TILE_ROWS))
         index = (torch.from_numpy(array) for array in (places[own] - start, examples.features[own].astype(np.int64)))
         found = pattern[*index, torch.from_numpy(peaks[own] + skip)].float().max(-1)

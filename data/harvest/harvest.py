@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ...subject.address import SourceId
+from ...subject.dictionary import Dictionary
 from ...subject.direction_matrix import Directions
 from ...subject.errors import NeuronautError
 from ...subject.head_norms import HeadNorms
@@ -58,13 +59,15 @@ def collect(
     shard: tuple[int, int] = (0, 1),
     rows: int = TILE_ROWS,
     checkpoint: Path | None = None,
+    about: Mapping[str, object] | None = None,
     stop_at: int | None = None,
     progress: Progress | None = None,
     compiled: bool | None = None,
 ) -> HarvestState:
     """Harvest one shard, going on from `checkpoint` where that file exists. See `harvest`.
 
-    With `stop_at` no further window is read once the state has so many tokens.
+    What the checkpoint says of itself is `about`, beside what `describe` tells. With `stop_at` no further window is
+    read once the state has so many tokens.
     """
     check_window(subject, window)
     scanner = Scanner(compiled=compiled)
@@ -72,12 +75,12 @@ def collect(
     if checkpoint is not None and checkpoint.exists():
         state = load_state(checkpoint, state)
     sample = sample_windows(subject, splits.sample, window=window)
-    limits = norm_limits(subject, [source.id.site for source in sources], sample)
+    limits = norm_limits(subject, [site for source in sources for site in source.reads], sample)
     state.convention = replace(subject.convention, norm_limits=limits)
     subject = subject.with_convention(state.convention)
     if stop_at is not None and state.tokens >= stop_at:
         return state
-    given, about = Given(), _describe(sources, corpus, tokens)
+    given, said = Given(), describe(sources, corpus, tokens) | dict(about or {})
     saved, pruned = time.monotonic(), max(len(state.table.uid), 64 * rows)
     for number, batch in enumerate(
         windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows, given=given)
@@ -94,7 +97,7 @@ def collect(
         if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
             state.settle()
             state.given = replace(given)
-            save_state(checkpoint, state, about=about)
+            save_state(checkpoint, state, about=said)
             saved = time.monotonic()
         if stop_at is not None and state.tokens >= stop_at:
             break
@@ -103,7 +106,8 @@ def collect(
     return state
 
 
-def _describe(sources: Sequence[Source], corpus: Corpus, budget: int | None) -> dict[str, object]:
+def describe(sources: Sequence[Source], corpus: Corpus, budget: int | None) -> dict[str, object]:
+    """What a checkpoint says of itself; see `Stopped`."""
     return {"sources": [str(source.id) for source in sources], "corpus": corpus.name, "budget": budget}
 
 
@@ -198,7 +202,7 @@ def _count_tokens(state: HarvestState) -> TokenCounts:
 def _source_result(
     subject: Subject, source: Source, state: HarvestState, mined: dict[Kind, ExampleList]
 ) -> SourceResult:
-    own = state.sources[str(source.id)]
+    own, several = state.sources[str(source.id)], len(source.writes) > 1
     tokens = state.tokens - int(own.uncounted[0])
     lists: dict[Kind, ExampleList] = {}
     kinds: dict[Kind, Lists | None] = {"top": own.top, "quantile": own.quantile, "bottom": own.bottom}
@@ -224,13 +228,16 @@ def _source_result(
         trough=own.trough,
         histogram=own.histogram,
         lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
+        norms=source.written_norms().cpu().numpy() if isinstance(source, Dictionary) and several else None,
     )
 
 
 def _kind_of(source: Source) -> str:
     if isinstance(source, Directions):
         return "directions"
-    return "dictionary" if source.writes == source.id.site else "transcoder"
+    if len(source.reads) > 1:
+        return "crosscoder"
+    return "dictionary" if source.writes == source.reads else "transcoder"
 
 
 def harvest(
@@ -263,18 +270,9 @@ def harvest(
     """
     named = [site for site in sites if isinstance(site, str)]
     sources = [*neurons(subject, named), *(site for site in sites if not isinstance(site, str))]
-    for source in sources:
-        store.check_source(
-            source.id,
-            revision=source.revision,
-            model_revision=subject.revision,
-            width=source.width,
-            convention=subject.convention,
-        )
+    check_sources(store, subject, sources)
     splits, watch = assign(corpus, seed=seed), watch or Watch()
-    key = _checkpoint_key(subject, sources, splits.digest, window, seed)
-    plan = _plan(checkpoint, key, tokens, close=close)
-    checkpoint = plan.checkpoint
+    plan = _plan(checkpoint, harvest_key(subject, sources, splits, window=window), tokens, close=close)
     watch.begins(plan.done, max(plan.done, expected_tokens(subject, splits, tokens)))
     state = collect(
         subject,
@@ -283,20 +281,55 @@ def harvest(
         splits,
         window=window,
         tokens=plan.budget,
-        checkpoint=checkpoint,
+        checkpoint=plan.checkpoint,
         stop_at=plan.stop_at,
         progress=watch.read,
     )
-    result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
     stopped = {} if plan.stop_at is None else {"stopped_at": {"tokens": state.tokens, "budget": plan.budget}}
-    writes = {str(source.id): source.writes for source in sources if source.writes != source.id.site}
-    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped, **({"writes": writes} if writes else {})}
+    own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped}
+    result = conclude(subject, sources, corpus, state, store, seed=seed, provenance=own, watch=watch)
+    if plan.checkpoint is not None:
+        plan.checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def check_sources(store: "Store", subject: Subject, sources: Sequence[Source]) -> None:
+    """Raise NeuronautError where the store holds one of the sources with other weights, or as it read other text."""
+    for source in sources:
+        store.check_source(
+            source.id,
+            revision=source.revision,
+            model_revision=subject.revision,
+            width=source.width,
+            convention=subject.convention,
+        )
+
+
+def conclude(
+    subject: Subject,
+    sources: Sequence[Source],
+    corpus: Corpus,
+    state: HarvestState,
+    store: "Store",
+    *,
+    seed: int,
+    provenance: Mapping[str, object],
+    watch: Watch,
+) -> HarvestResult:
+    """Finish a state that has read all it should, and write it to the store with its `provenance`."""
+    result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
+    own = {**provenance, **_describe_sites(sources)}
     result = replace(result, provenance={**result.provenance, **own})
     watch.writes()
     store.write_harvest(result)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _describe_sites(sources: Sequence[Source]) -> dict[str, object]:
+    """The sites that are written, by source, and those that are read where they are several; nothing of neurons."""
+    writes = {str(source.id): ", ".join(source.writes) for source in sources if source.writes != (source.id.site,)}
+    reads = {str(source.id): ", ".join(source.reads) for source in sources if len(source.reads) > 1}
+    return {name: sites for name, sites in (("writes", writes), ("reads", reads)) if sites}
 
 
 class _Plan(NamedTuple):
@@ -334,8 +367,9 @@ def _plan(checkpoint: Path | None, key: str, tokens: int | None, *, close: bool)
     return _Plan(own, tokens, done=alike[own].tokens if own in alike else 0)
 
 
-def _checkpoint_key(subject: Subject, sources: Sequence[Source], *rest: object) -> str:
-    """Hash of all that determines a checkpoint's content, for its name."""
+def harvest_key(subject: Subject, sources: Sequence[Source], splits: Splits, *, window: int) -> str:
+    """Hash of all that determines the content of a harvest's state but its budget, for the names of files."""
     named = [f"{source.id}{getattr(source, 'revision', '')}" for source in sources]
+    rest = [splits.digest, window, splits.seed]
     parts = [subject.revision, subject.convention, *named, TOP, QUANTILE, POOL, TILE_ROWS, *rest]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

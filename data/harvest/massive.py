@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ..padding import cut
-from .activations import TILE_ROWS, norm_site, with_bos
+from .activations import TILE_ROWS, norm_site, with_bos, without_bos
 
 MASSIVE = 10.0
 """A position is massive where its vector's norm is above this many times the median one."""
@@ -44,7 +44,7 @@ def norm_limits(subject: Subject, sites: Iterable[str], tokens: NDArray[np.integ
         counted = torch.from_numpy(_is_text(subject, part))
         vectors = subject.read(with_bos(subject, part), wanted)
         for site in wanted:
-            norms[site].append(vectors[site][:, len(subject.bos_prefix) :].float().norm(dim=-1).cpu()[counted])
+            norms[site].append(without_bos(subject, part, vectors[site]).float().norm(dim=-1).cpu()[counted])
     return {site: MASSIVE * float(torch.cat(parts).median()) for site, parts in norms.items()}
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -152,11 +152,21 @@ def find_stopped(checkpoint: Path) -> list[Stopped]:
 
 def _read_stopped(path: Path) -> Stopped | None:
     try:
-        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            return Stopped(path, tuple(about["sources"]), about["corpus"], int(file["tokens"]), about["budget"])
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        about = read_about(path)
+        return Stopped(path, tuple(about["sources"]), about["corpus"], about["tokens"], about["budget"])
+    except (NeuronautError, KeyError):
         return None
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a file of a state says of itself, with its `tokens`; NeuronautError where it is none."""
+    try:
+        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
+            return {**json.loads(str(file["about"])), "tokens": int(file["tokens"])}
+    except FileNotFoundError as error:
+        raise NeuronautError(f"there is no file {path}; name one that harvest wrote") from error
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise NeuronautError(f"{path} holds no part of a harvest ({error}); name one that harvest wrote") from error
 
 
 def save_state(path: Path, state: HarvestState, *, about: Mapping[str, object]) -> None:

@@ -104,9 +104,10 @@ def windows(
 
 def check_window(subject: "Subject", window: int) -> None:
     """Refuse a window that the subject's context cannot hold."""
-    room = subject.context - len(subject.bos_prefix)
+    room = subject.room
     if not 0 < window <= room:
         bos = " and BOS" if subject.bos_prefix else ""
+        bos = bos if subject.causal else " and what stands around them"
         raise NeuronautError(
             f"a window of {window} tokens{bos} do not fit {subject.context} positions; give --window 1 to {room}"
         )

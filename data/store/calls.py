@@ -58,6 +58,10 @@ class Call:
     created: str = field(default_factory=now)
     """When the reply arrived, UTC, ISO 8601."""
 
+    def asked(self) -> Any:
+        """The request, parsed."""
+        return json.loads(self.request)
+
 
 class CallLog:
     """The calls of one database."""

@@ -27,7 +27,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TextIO, Unpack
+from typing import NamedTuple, Protocol, TextIO, Unpack
 
 from ...subject.address import Feature, SourceId, check_name
 from ...subject.directions import Promoted, TokenEffect
@@ -49,7 +49,15 @@ _OPTIONAL = ("typeName", "explanationModelName", "notes", "triggeredByUserId")
 """Columns of an explanation that may be null there."""
 
 
-def write_jsonl(rows: Iterable[Row], stream: TextIO) -> None:
+class Writable(Protocol):
+    """What text can be written to."""
+
+    def write(self, text: str, /) -> object:
+        """Write some."""
+        ...
+
+
+def write_jsonl(rows: Iterable[Row], stream: Writable) -> None:
     """Write one JSON object a line."""
     for row in rows:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,10 +1,10 @@
 """Imports: rows from outside, each with an explanation of one feature, become explanations in the store.
 
 A row names its feature either by address, as our own exports do (columns `feature` and `explanation`), or by
-Neuronpedia's place and index (`modelId`, `layer`, `index`, `description`). What comes from outside stays
-recognisable: the explainer is "import:NAME", the windows that it was shown are unknown, and scores are left
-behind, because nothing here could check them. The key of an imported explanation is a digest of the feature,
-the text and its author, so importing twice adds nothing. Files are first read as a whole, into a scratch file, so that
+Neuronpedia's place and index (`modelId`, `layer`, `index`, `description`). What comes from outside stays recognisable:
+the explainer is "import:NAME", the windows that it was shown are unknown, and scores are left behind, because nothing
+here could check them; ratings by people come along. The key of an imported explanation is a digest of the feature, the
+text and its author, so importing twice adds nothing. Files are first read as a whole, into a scratch file, so that
 none is imported where a line of one cannot be read; then they are stored, in pieces so small that nobody waits for the
 lock for long. An import that was broken off goes on when it is given again. A line whose feature is not in the
 database is left out and reported by its number.
@@ -16,7 +16,7 @@ import pickle
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from .database import Row
 from .export import ID_LENGTH, Place
 from .lines import malformed, read
 from .listing import ROW_KEYS
+from .people import check_rating, ratings_of
 from .store import Store
 from .writing import clean
 
@@ -143,6 +144,7 @@ def import_files(store: Store, paths: Sequence[Path], *, sources: Sources, check
                 added = store.add_explanations(ahead)
                 tally.counts["added"] += added
                 tally.counts["already_there"] += len(ahead) - added
+            _store_ratings(store, path, sources, check_rule)
             reports.append(Imported(str(path), **tally.counts, not_matched=dict(tally.not_matched)))
         return reports
 
@@ -162,6 +164,7 @@ def _parse_file(path: Path, tally: _Tally, *, sources: Sources, check_rule: Rule
         tally.counts["with_scores"] += any(row.get(column) is not None for column in _SCORES)
         try:
             explanation = _parse_explanation(row, path.name, sources, check_rule)
+            _parse_ratings(row)
         except _NotMatched as reason:
             tally.not_matched[str(reason)].append(number)
         except (NeuronautError, ValueError) as error:
@@ -171,6 +174,34 @@ def _parse_file(path: Path, tally: _Tally, *, sources: Sources, check_rule: Rule
                 tally.counts["without_text"] += 1
             else:
                 yield explanation
+
+
+def _store_ratings(store: Store, path: Path, sources: Sources, check_rule: RuleCheck) -> None:
+    """Store the ratings that a file brings of its explanations, which are in the store."""
+    for _, row in read(path):
+        if ratings := _parse_ratings(row):
+            with suppress(_NotMatched):
+                explanation = _parse_explanation(row, path.name, sources, check_rule)
+                if explanation is not None:
+                    _rate(store, explanation, ratings)
+
+
+def _rate(store: Store, explanation: Explanation, ratings: Mapping[str, float]) -> None:
+    id = store.add_explanation(explanation)
+    known = ratings_of(store.scores(id))
+    for author, value in ratings.items():
+        if known.get(author) != value:
+            store.rate(id, value, author=author)
+
+
+def _parse_ratings(row: Row) -> dict[str, float]:
+    """The ratings that a row brings, by author."""
+    ratings = row.get("ratings") or {}
+    if not isinstance(ratings, dict):
+        raise NeuronautError(f"ratings are {json.dumps(ratings)[:60]}, wanted an object from author to number")
+    for author, value in ratings.items():
+        check_rating(value, author=author)
+    return ratings
 
 
 def _parse_explanation(row: Row, file: str, sources: Sources, check_rule: RuleCheck) -> Explanation | None:

@@ -90,6 +90,41 @@ class Journal:
         )
         return [_parse_investigation(row) for row in rows]
 
+    def search(
+        self,
+        words: str = "",
+        *,
+        status: str | None = None,
+        question: str | None = None,
+        target: str | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[Row]:
+        """Investigations, the latest first, of which all `words` are in target, reason, answer or hypotheses.
+
+        `question` is what stayed open, `target` the beginning of a target. Rows have the columns of `rows` without
+        settings and provenance, and `question`, `text` (of the answer), and numbers of `experiments` and `rounds`.
+        """
+        conditions, values = ["1"], list[object]()
+        for word in words.split():
+            values.append(word)
+            conditions.append(_HAS_WORD.format(len(values)))
+        for column, wanted in (("status", status), ("question", question)):
+            if wanted:
+                values.append(wanted)
+                conditions.append(f"{column} = ?{len(values)}")
+        if target:
+            values.append(target)
+            conditions.append(f"substr(target, 1, length(?{len(values)})) = ?{len(values)}")
+        sql = f"{_SESSIONS} SELECT * FROM sessions WHERE {' AND '.join(conditions)} LIMIT {limit:d} OFFSET {offset:d}"
+        return self._query(sql, *values)
+
+    def ends(self) -> list[Row]:
+        """How investigations ended, and with which question open: `status`, `question` and `count`, most first."""
+        return self._query(
+            f"{_SESSIONS} SELECT status, question, count(*) AS count FROM sessions GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        )
+
     # Events
 
     def event(self, id: str, kind: str, payload: Json, *, key: str) -> Row | None:
@@ -103,10 +138,13 @@ class Journal:
             )
         return row if cursor.rowcount else None
 
-    def events(self, id: str, *, kind: str | None = None) -> list[Row]:
-        """The events of the transcript in order, all or those of one kind."""
+    def events(self, id: str, *, kind: str | None = None, after: int = 0) -> list[Row]:
+        """The events of the transcript in order, all or those of one kind, from after number `after`."""
         rows = self._query(
-            "SELECT * FROM events WHERE investigation = ? AND kind = coalesce(?, kind) ORDER BY seq", id, kind
+            "SELECT * FROM events WHERE investigation = ? AND seq > ? AND kind = coalesce(?, kind) ORDER BY seq",
+            id,
+            after,
+            kind,
         )
         return [
             {"seq": row["seq"], "time": row["time"], "kind": row["kind"], **_decode(row, "payload", "events")}
@@ -383,6 +421,19 @@ def investigation_id(kind: str, target: str, policy: str, settings: Json) -> str
     """The id of an investigation: the same one again has the same id."""
     content = as_json({"kind": kind, "target": target, "policy": policy, "settings": settings})
     return hashlib.sha256(content.encode()).hexdigest()[:10]
+
+
+_SESSIONS = """WITH sessions AS (
+    SELECT id, kind, target, policy, status, reason, created, ended, parent, explanation_id,
+        (SELECT payload ->> 'question' FROM events WHERE investigation = this.id AND key = 'concluded') AS question,
+        (SELECT payload ->> 'text' FROM events WHERE investigation = this.id AND key = 'frozen') AS text,
+        (SELECT count(*) FROM experiments WHERE investigation = this.id AND NOT survey) AS experiments,
+        (SELECT max(round) FROM experiments WHERE investigation = this.id) AS rounds
+    FROM investigations AS this ORDER BY created DESC, id)"""
+_HAS_WORD = """(instr(lower(id || ' ' || target || ' ' || policy), lower(?{0}))
+    OR instr(lower(coalesce(reason, '')), lower(?{0})) OR instr(lower(coalesce(text, '')), lower(?{0}))
+    OR EXISTS (SELECT 1 FROM hypotheses
+        WHERE investigation = sessions.id AND instr(lower(body ->> 'text'), lower(?{0}))))"""
 
 
 def _parse_investigation(row: Row) -> Row:

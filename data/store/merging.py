@@ -152,8 +152,8 @@ _FEATURE_IDS = """(SELECT theirs.id AS their_id, ours.id AS our_id, sources.name
     JOIN main.features AS ours ON ours.source_id = sources.id AND ours.idx = theirs.idx)"""
 
 _COPY_EVIDENCE = (
-    """INSERT INTO main.sources (name, model, site, dictionary, kind, width, signed, revision, model_revision)
-       SELECT name, model, site, dictionary, kind, width, signed, revision, model_revision
+    """INSERT INTO main.sources (name, model, site, dictionary, kind, width, signed, revision, model_revision, norms)
+       SELECT name, model, site, dictionary, kind, width, signed, revision, model_revision, norms
        FROM other.sources WHERE 1 ON CONFLICT DO NOTHING""",
     """INSERT INTO main.features (source_id, idx, tokens, count, density, mean, peak, trough, histogram)
        SELECT sources.id, idx, tokens, count, density, mean, peak, trough, histogram FROM other.features AS theirs

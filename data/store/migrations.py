@@ -469,6 +469,11 @@ def m015_shared_windows(db: Database) -> None:
     share_windows(db.conn)
 
 
+def m016_norms(db: Database) -> None:
+    """Of sources that write several sites: how long each feature's decoder is at each, float32, feature by feature."""
+    db.conn.execute("ALTER TABLE sources ADD COLUMN norms BLOB")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -485,4 +490,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m013_listing,
     m014_vectors,
     m015_shared_windows,
+    m016_norms,
 )

@@ -116,9 +116,12 @@ def semantic_search(
     embedder: Embedder,
     source: str | SourceId | None = None,
     limit: int = 20,
+    update: bool = True,
     **conditions: Unpack[Conditions],
 ) -> list[Row]:
     """Rows whose best explanation is nearest in meaning, with `rank` from 1 and `similarity`, a cosine.
+
+    Explanations without a vector are embedded first, unless `update` is false: then they are not found.
 
     >>> rows = semantic_search(store, "names after a bracket", embedder=Embedder(minilm), limit=3)
     >>> rows[0]["rank"]
@@ -126,9 +129,10 @@ def semantic_search(
     """
     if not query.strip():
         raise NeuronautError("the query is empty; wanted some words, for example: neuronaut search 'method calls'")
-    refresh(store, embedder)
+    if update:
+        refresh(store, embedder)
     chosen = Filter(store.known_source(source), conditions)
-    return _nearest(store, embedder, embedder.embed([query])[0], chosen, limit=limit)
+    return _nearest(store, embedder.model, embedder.embed([query])[0], chosen, limit=limit)
 
 
 class Similar(NamedTuple):
@@ -140,8 +144,13 @@ class Similar(NamedTuple):
     """Jaccard index of the features' sets of top windows: what they share among what either has."""
 
 
-def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit: int = 20) -> Similar:
+def similar(
+    store: Store, feature: Feature, *, embedder: Embedder | None, limit: int = 20, update: bool = True
+) -> Similar:
     """Features that resemble this one; by explanation only where there is an embedder and an explanation.
+
+    Explanations without a vector are embedded first, unless `update` is false: then the embedder is not loaded, and
+    only the vectors that are stored are compared.
 
     >>> neighbours = similar(store, Feature.parse("demo:mlp.1:17"), embedder=None, limit=3)
     >>> len(neighbours.by_activation) <= 3
@@ -150,19 +159,27 @@ def similar(store: Store, feature: Feature, *, embedder: Embedder | None, limit:
     by_explanation: list[Row] = []
     best = store.best(feature)
     if embedder is not None and best is not None and best.explanation.text is not None:
-        refresh(store, embedder)
+        if update:
+            refresh(store, embedder)
         known = open_embedder(store.db.conn, embedder.model)
         vector = known and read_vector(store.db.conn, known, best.id)
         if vector is not None:
             everything = Filter(None, {})
-            by_explanation = _nearest(store, embedder, vector, everything, limit=limit, without=best.id)
+            by_explanation = _nearest(store, embedder.model, vector, everything, limit=limit, without=best.id)
     return Similar(by_explanation, _sharing_windows(store, feature, limit))
 
 
+def stored_models(store: Store) -> list[str]:
+    """The embedding models that explanations here have vectors of, the one that knows most of them first."""
+    sql = """SELECT model FROM embedders WHERE id IN (SELECT embedder_id FROM embedding_batches)
+        ORDER BY watermark DESC, model"""
+    return [row[0] for row in store.db.conn.execute(sql)]
+
+
 def _nearest(
-    store: Store, embedder: Embedder, vector: NDArray[np.float32], chosen: Filter, *, limit: int, without: int = 0
+    store: Store, model: str, vector: NDArray[np.float32], chosen: Filter, *, limit: int, without: int = 0
 ) -> list[Row]:
-    known = open_embedder(store.db.conn, embedder.model)
+    known = open_embedder(store.db.conn, model)
     if known is None:
         return []
     unit = vector / max(float(np.linalg.norm(vector)), 1e-30)

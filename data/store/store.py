@@ -20,7 +20,7 @@ from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
 from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
-from . import listing, merging, naming, reading, rows, tallies, words, writing
+from . import listing, merging, naming, people, reading, rows, tallies, words, writing
 from .calls import CallLog
 from .database import Row, connect, transaction, translate_errors
 from .journal import Journal
@@ -74,6 +74,10 @@ class Store:
             self._calls.close()
         self.db.conn.close()
 
+    def refuse_writes(self) -> None:
+        """Let every later write through this store fail."""
+        self._connection.execute("PRAGMA query_only = ON")
+
     def __enter__(self) -> Self:
         return self
 
@@ -118,7 +122,7 @@ class Store:
     def sources(self) -> list[Row]:
         """A row per source, with its width, how many features are alive and explained, and its harvest.
 
-        `writes` is its site, or of a transcoder the site that its features write.
+        `writes` is its site, or of a transcoder or crosscoder the sites that its features write, with commas.
         """
         with translate_errors(self.path):
             return tallies.read_sources(self._connection)
@@ -140,6 +144,15 @@ class Store:
         with translate_errors(self.path):
             return tallies.read_overview(self._connection)
 
+    def written_norms(self, source: SourceId) -> dict[str, NDArray[np.float32]]:
+        """By site, how long the decoder of each feature is there, (feature,); empty where one site is written."""
+        rows = self._query("SELECT norms, width FROM sources WHERE name = ?", str(source))
+        if not rows or rows[0]["norms"] is None:
+            return {}
+        norms = np.frombuffer(rows[0]["norms"], "<f4").reshape(rows[0]["width"], -1)
+        sites = next(row["writes"] for row in self.sources() if row["source"] == str(source)).split(", ")
+        return dict(zip(sites, norms.T, strict=True))
+
     def names(self) -> dict[str, tuple[str, ...]]:
         """What the directions of sources are called, by source; those without names are left out."""
         rows = self._query(
@@ -147,6 +160,16 @@ class Store:
         )
         told = {row["name"]: json.loads(row["provenance"]).get("directions", {}).get(row["name"], {}) for row in rows}
         return {source: tuple(own["names"]) for source, own in told.items() if own.get("names")}
+
+    def with_names(self, rows: Iterable[Row]) -> list[Row]:
+        """Rows with `name` beside each feature, null for what has none, where any direction here has a name."""
+        names = self.names()
+
+        def name(row: Row) -> str | None:
+            feature = Feature.parse(row["feature"])
+            return names[str(feature.source)][feature.index] if str(feature.source) in names else None
+
+        return [{"feature": row["feature"], "name": name(row), **row} for row in rows] if names else list(rows)
 
     def models(self) -> list[str]:
         """The models that have a source here."""
@@ -237,6 +260,11 @@ class Store:
             writing.add_scores(connection, explanation_id, scores)
             if connection.total_changes > before:
                 rank_beside(connection, explanation_id)
+
+    def rate(self, explanation_id: int, value: float, *, author: str) -> None:
+        """Store a person's rating of an explanation, from 1 to 5, in place of an earlier one of theirs."""
+        with transaction(self.db, self.path) as connection:
+            people.rate(connection, explanation_id, value, author=author)
 
     def add_judgements(self, explanation_id: int, judgements: Sequence[Judgements]) -> None:
         """Store the judgements of one scoring of an explanation; the same ones twice change nothing."""
@@ -360,6 +388,11 @@ class Store:
         chosen = Filter(self.known_source(source), conditions)
         with translate_errors(self.path):
             return list(listing.iterate_rows(self._connection, chosen, sort=sort, limit=limit, after=after))
+
+    def rows_with_people(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
+        """The rows of `iterate_rows`, with `author` and `ratings` beside those that people wrote or rated."""
+        with translate_errors(self.path):
+            yield from people.add_people(self._connection, self.iterate_rows(source, **conditions))
 
     def iterate_rows(self, source: str | SourceId | None = None, **conditions: Unpack[Conditions]) -> Iterator[Row]:
         """The rows of `list_rows`, one in memory at a time."""

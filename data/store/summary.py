@@ -44,7 +44,7 @@ class Interval(NamedTuple):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def _count_words(text: str) -> int:
+def count_words(text: str) -> int:
     """The words of a description; the space that a token in backticks begins with makes none."""
     return len(text.replace("`", "").split())
 
@@ -199,7 +199,7 @@ def summarise(store: Store, source: str | SourceId | None = None) -> Summary:
         _sum_up(name, level, [member for source_id in ids for member in members[source_id]])
         for name, level, ids in _group_sources(names)
     ]
-    return Summary(groups, _controls(names, groups), _cost(store))
+    return Summary(groups, _controls(names, groups), total_cost(store))
 
 
 def _group_sources(names: Sequence[SourceId]) -> list[tuple[str, Level, list[SourceId]]]:
@@ -224,9 +224,9 @@ def _read_members(store: Store, source: SourceId) -> Iterator[_Member]:
     with translate_errors(store.path):
         for status, scorer, metric, score, text, headline, baselines in store.db.conn.execute(sql, [str(source)]):
             measured = json.loads(baselines or "{}")
-            words, own = (_count_words(said) if said else None for said in (text, text and headline))
-            values = tuple(measured.get(role) for role in ROLES)
-            yield _Member(status, scorer, metric, score, words=words, headline_words=own, baselines=values)
+            words, own = (count_words(said) if said else None for said in (text, text and headline))
+            others = tuple(measured.get(role) for role in ROLES)
+            yield _Member(status, scorer, metric, score, words=words, headline_words=own, baselines=others)
 
 
 def _sum_up(name: str, level: Level, rows: Sequence[_Member]) -> Group:
@@ -278,7 +278,8 @@ def _controls(names: Sequence[SourceId], groups: Sequence[Group]) -> list[Contro
     return controls
 
 
-def _cost(store: Store) -> Cost:
+def total_cost(store: Store) -> Cost:
+    """What the language models of a database were asked, all features together."""
     rows = store.calls.statistics()
     usd = None if any(row["cost"] is None for row in rows) else float(sum(row["cost"] for row in rows))
     calls, read, written = (sum(row[key] for row in rows) for key in ("calls", "input_tokens", "output_tokens"))

@@ -93,8 +93,8 @@ def _upsert_source(connection: sqlite3.Connection, result: HarvestResult, source
     name = SourceId.parse(source.source)
     check_same_source(connection, source.source, source.revision, result.revision, source.width)
     connection.execute(
-        "INSERT INTO sources (name, model, site, dictionary, kind, width, signed, revision, model_revision)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO sources (name, model, site, dictionary, kind, width, signed, revision, model_revision, norms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [
             source.source,
             name.model,
@@ -105,6 +105,7 @@ def _upsert_source(connection: sqlite3.Connection, result: HarvestResult, source
             source.signed,
             source.revision,
             result.revision,
+            None if source.norms is None else source.norms.astype("<f4").tobytes(),
         ],
     )
     return connection.execute("SELECT id FROM sources WHERE name = ?", [source.source]).fetchone()[0]

@@ -1,4 +1,4 @@
-"""A training run: reads a site's vectors as the model computes them, trains on them, stops and goes on.
+"""A training run: reads the vectors of a site, or of several, as the model computes them, and trains on them.
 
 Windows are drawn from the whole corpus, those of holdout documents left out, and shuffled. They are read buffer by
 buffer, and each buffer's vectors are shuffled again; a corpus that one buffer holds is read once, however often it
@@ -13,7 +13,7 @@ the model's loss it keeps.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,10 @@ from torch.nn.functional import cross_entropy
 from ...subject.address import SourceId
 from ...subject.dictionary import Dictionary
 from ...subject.errors import NeuronautError
-from ...subject.formats import save_dictionary
+from ...subject.formats import save_crosscoder, save_dictionary
 from ...subject.gate import Gate, check
 from ...subject.model import Subject
+from ...subject.sources import join_vectors, split_vectors
 from ..corpus import Corpus
 from ..harvest.activations import ROWS, mark_counted, read_together, with_bos
 from ..harvest.massive import norm_limits, sample_windows
@@ -56,7 +57,7 @@ class Loss(NamedTuple):
 
     clean: float
     rebuilt: float
-    """With the vectors, of the site that it writes, as the dictionary rebuilds them."""
+    """With the vectors, of the sites that it writes, as the dictionary rebuilds them."""
     zero: float
     """With zeros in their place."""
 
@@ -114,34 +115,52 @@ def train(
     recipe: Recipe,
     *,
     target: str | None = None,
+    sites: Sequence[str] = (),
     window: int = 64,
     watch: Watch | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained | None:
     """Train the dictionary `id` on its site's vectors, and write it to `folder` as SAELens does, with a card.
 
-    With a `target`, another site, it is a transcoder: it learns to give that one's vectors.
+    With a `target`, another site, it is a transcoder: it learns to give that one's vectors. With `sites`, in the order
+    of the forward pass and the last of them that of `id`, it is a crosscoder: it reads and rebuilds the vectors of all.
 
     The same call again goes on where the last one was stopped; None where `stop` says so before the end. Raises
     NeuronautError where another run's checkpoint or dictionary is in the folder.
     """
+    subject.require_causal("what a dictionary keeps of a model is measured by its next-token loss")
     recipe.check()
-    if target is not None and recipe.kind == "topk":
+    if (target is not None or sites) and recipe.kind == "topk":
         raise NeuronautError(
-            "SAELens' layout has no TopK transcoder, so a transcoder keeps by thresholds; wanted batchtopk or jumprelu"
+            "there is no layout for TopK transcoders and crosscoders, so these keep by thresholds; wanted batchtopk or "
+            "jumprelu"
         )
+    if sites:
+        _check_sites(subject, id, sites, target)
     if target is not None and subject.width(target) and not _comes_after(subject, target, id.site):
         raise NeuronautError(f"{target} does not come after {id.site}; a transcoder writes behind what it reads")
-    feed = _Feed.open(subject, id.site, corpus, recipe, target=target, window=window)
+    reads = tuple(sites) or (id.site,)
+    feed = _Feed.open(subject, reads, (target,) if target else reads, corpus, recipe, window=window)
     feed.stop = stop
     about = {"recipe": asdict(recipe), "site": id.site, "target": target, "corpus": feed.digest, "window": window}
-    about |= {"model_revision": subject.revision}
+    about |= {"model_revision": subject.revision, **({"sites": list(sites)} if sites else {})}
     folder.mkdir(parents=True, exist_ok=True)
     _check_folder(folder, about)
     try:
         return _Run(id, feed, recipe, folder, corpus=corpus.name, about=about, watch=watch or _Silent()).run()
     except _Stopped:
         return None
+
+
+def _check_sites(subject: Subject, id: SourceId, sites: Sequence[str], target: str | None) -> None:
+    """Refuse sites that make no crosscoder."""
+    order, widths = [subject.sites.index(site) for site in sites if subject.width(site)], {*map(subject.width, sites)}
+    if len(sites) < 2 or order != sorted(set(order)) or len(widths) > 1 or sites[-1] != id.site or target is not None:
+        named = ", ".join(f"{site} ({subject.width(site)} wide)" for site in sites)
+        raise NeuronautError(
+            f"a crosscoder cannot be made of {named}; wanted two sites or more, of one width and in the order of the "
+            "forward pass, and none that it writes beside them"
+        )
 
 
 def _comes_after(subject: Subject, later: str, site: str) -> bool:
@@ -197,8 +216,10 @@ class _Run(NamedTuple):
                 "give a larger one"
             )
         sample = order[: 16 * self.recipe.batch]
-        auto = self.feed.target is None
-        trainer = Trainer(self.recipe, vectors.inputs[sample], vectors.targets[sample], auto=auto)
+        reads, writes = self.feed.reads, self.feed.writes
+        trainer = Trainer(
+            self.recipe, vectors.inputs[sample], vectors.targets[sample], auto=reads == writes, sites=len(reads)
+        )
         return trainer.restore(state) if state else trainer, place
 
     def _save(self, trainer: Trainer, place: _Place) -> None:
@@ -210,17 +231,30 @@ class _Run(NamedTuple):
     def _finish(self, trainer: Trainer, sample: Tensor) -> Trained:
         """Measure the dictionary on holdout documents, and write it."""
         rows = self.feed.holdout[: max(1, MEASURED // self.feed.holdout.shape[1])]
-        dictionary = trainer.dictionary(self.id, sample, target=self.feed.target)
+        reads, writes = self.feed.reads, self.feed.writes
+        several = len(reads) > 1
+        dictionary = trainer.dictionary(
+            self.id, sample, targets=writes if several or writes != reads else (), inputs=reads if several else ()
+        )
         inputs, targets = self.feed.read_rows(rows, _Silent())
         gate = check(dictionary, inputs, targets=targets, force=True)
         loss = measure_loss(self.feed.subject, dictionary, rows)
         metadata = {"model_name": self.id.model, "dataset_path": self.corpus}
-        save_dictionary(dictionary, self.folder, metadata=metadata, dtype=torch.float32)
-        card = asdict(gate) | {"loss": loss._asdict() | {"recovered": loss.recovered}}
+        if several:
+            save_crosscoder(dictionary, self.folder, metadata=metadata)
+        else:
+            save_dictionary(dictionary, self.folder, metadata=metadata, dtype=torch.float32)
+        card = _describe(gate) | {"loss": loss._asdict() | {"recovered": loss.recovered}}
         card |= {"dead_in_training": trainer.dead_share, "corpus_name": self.corpus, **self.about}
         (self.folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         return Trained(dictionary, gate, loss)
+
+
+def _describe(gate: Gate) -> dict[str, Any]:
+    """The gate's figures for the card; by site where there are several."""
+    card = {name: value for name, value in asdict(gate).items() if name != "sites"}
+    return card | ({"sites_rebuilt": {site: fit._asdict() for site, fit in gate.sites.items()}} if gate.sites else {})
 
 
 def _load(path: Path) -> tuple[_Place, dict[str, Tensor] | None]:
@@ -267,8 +301,8 @@ class _Feed:
     """The vectors of a run, buffer by buffer."""
 
     subject: Subject
-    site: str
-    target: str | None
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     seed: int
     rows: NDArray[np.int32]
     """Windows to train on, (window, position)."""
@@ -281,14 +315,21 @@ class _Feed:
 
     @classmethod
     def open(
-        cls, subject: Subject, site: str, corpus: Corpus, recipe: Recipe, *, target: str | None, window: int
+        cls,
+        subject: Subject,
+        reads: tuple[str, ...],
+        writes: tuple[str, ...],
+        corpus: Corpus,
+        recipe: Recipe,
+        *,
+        window: int,
     ) -> "_Feed":
         """Cut the corpus, or a sample of the size that the recipe needs, into windows."""
         check_window(subject, window)
-        for name in filter(None, (site, target)):
-            subject.width(name)
+        for site in (*reads, *writes):
+            subject.width(site)
         splits = assign(corpus, seed=recipe.seed, fewest=2)
-        limits = norm_limits(subject, [site], sample_windows(subject, splits.sample, window=window))
+        limits = norm_limits(subject, reads, sample_windows(subject, splits.sample, window=window))
         subject = subject.with_convention(replace(subject.convention, norm_limits=limits))
         # The holdout's share is drawn too.
         budget = max(window, 2 * (recipe.tokens + MEASURED))
@@ -297,11 +338,11 @@ class _Feed:
         if not any((batch.split == SPLITS.index("holdout")).any() for batch in batches):
             raise NeuronautError("no document is held out to measure the dictionary on; give a larger corpus")
         held_out = np.concatenate([batch.split for batch in batches]) == SPLITS.index("holdout")
-        return cls(subject, site, target, recipe.seed, tokens[~held_out], tokens[held_out], splits.digest)
+        return cls(subject, reads, writes, recipe.seed, tokens[~held_out], tokens[held_out], splits.digest)
 
     def read(self, round: int, watch: Watch) -> tuple[_Vectors, Tensor]:
         """The vectors of a buffer, and the order in which they are trained on (vector,)."""
-        numbers = sum(self.subject.width(site) for site in (self.site, self.target) if site)
+        numbers = sum(self.subject.width(site) for site in {*self.reads, *self.writes})
         size = max(1, min(BUFFER_TOKENS, BUFFER_NUMBERS // numbers) // self.rows.shape[1])
         count = -(-len(self.rows) // size)
         epoch, part = divmod(round, count)
@@ -316,39 +357,43 @@ class _Feed:
 
     def read_rows(self, rows: NDArray[np.int32], watch: Watch) -> _Vectors:
         """The vectors of windows (window, position) at the positions that count."""
-        parts: list[dict[str, Tensor]] = []
-        writes = self.target or self.site
+        inputs: list[Tensor] = []
+        targets: list[Tensor] = []
         for start in range(0, len(rows), ROWS):
             if self.stop():
                 raise _Stopped
             watch.reads(start * rows.shape[1], rows.size)
             part = rows[start : start + ROWS]
-            parts.append(read_together(self.subject, [self.site, writes], part, at=self.site))
-        inputs = torch.cat([part[self.site] for part in parts])
-        return _Vectors(inputs, torch.cat([part[writes] for part in parts]) if self.target else inputs)
+            read = read_together(self.subject, [*self.reads, *self.writes], part, at=self.reads)
+            inputs.append(join_vectors(read, self.reads))
+            if self.writes != self.reads:
+                targets.append(join_vectors(read, self.writes))
+        joined = torch.cat(inputs)
+        return _Vectors(joined, torch.cat(targets) if targets else joined)
 
 
 @torch.inference_mode()
 def measure_loss(subject: Subject, dictionary: Dictionary, rows: NDArray[np.integer]) -> Loss:
-    """The model's loss on windows (row, position): as it is, with the site that is written rebuilt, with zeros there.
+    """The model's loss on windows (row, position): as it is, with the sites that are written rebuilt, with zeros there.
 
     Only positions that count are rebuilt or put to zero: massive ones carry no text (data/harvest/massive.py).
     """
-    sums, count, site = np.zeros(3), 0, dictionary.id.site
+    sums, count, reads = np.zeros(3), 0, dictionary.reads
     for start in range(0, len(rows), _LOSS_ROWS):
         part = rows[start : start + _LOSS_ROWS]
         tokens, opening = with_bos(subject, part), np.zeros((len(part), len(subject.bos_prefix)), bool)
-        counted = np.concatenate([opening, mark_counted(subject, site, part)], axis=1)
+        counted = np.concatenate([opening, mark_counted(subject, reads, part)], axis=1)
         known = torch.from_numpy(np.concatenate([~opening, part >= 0], axis=1)[:, 1:]).to(subject.device)
         where = torch.from_numpy(counted).to(subject.device)[:, :, None]
-        rebuilt = dictionary.reconstruct(subject.read(tokens, [site])[site].flatten(0, 1).float())
+        rebuilt = dictionary.reconstruct(join_vectors(subject.read(tokens, reads), reads).flatten(0, 1).float())
         for place, values in enumerate((None, rebuilt, torch.zeros_like(rebuilt))):
-            with subject.editing({dictionary.writes: partial(_put, values, where)}):
+            parts = {} if values is None else split_vectors(values, dictionary.writes)
+            with subject.editing({site: partial(_put, part, where) for site, part in parts.items()}):
                 logits = subject.logits(tokens)[:, :-1]
             sums[place] += float(cross_entropy(logits[known].float(), tokens[:, 1:][known], reduction="sum"))
         count += int(known.sum())
     return Loss(*(sums / count).tolist())
 
 
-def _put(values: Tensor | None, where: Tensor, vectors: Tensor) -> Tensor:
-    return vectors if values is None else torch.where(where, values.view_as(vectors).to(vectors.dtype), vectors)
+def _put(values: Tensor, where: Tensor, vectors: Tensor) -> Tensor:
+    return torch.where(where, values.reshape(vectors.shape).to(vectors.dtype), vectors)

@@ -1,9 +1,9 @@
 """The arithmetic of training a dictionary, one batch of vectors at a time.
 
-Vectors are scaled to unit mean square, and the scales are folded back into the weights at the end, so that the
-dictionary reads raw vectors. Decoder rows have unit norm; of an autoencoder the encoder begins as their transpose and
-the decoder's bias as the mean vector. Adam with a warm-up and a linear decay at the end. What a batch keeps of the
-pre-activations is the kind's own:
+Vectors are scaled to unit mean square (those of a crosscoder site by site), and the scales are folded back into the
+weights at the end, so that the dictionary reads raw vectors. Decoder rows have unit norm (those of a crosscoder over
+all sites together); of an autoencoder the encoder begins as their transpose and the decoder's bias as the mean vector.
+Adam with a warm-up and a linear decay at the end. What a batch keeps of the pre-activations is the kind's own:
 
     topk       the k largest of each vector
     batchtopk  the k x batch largest of the whole batch; afterwards one threshold that keeps k a vector in the mean
@@ -67,16 +67,16 @@ class Recipe:
 class Trainer:
     """Weights in training."""
 
-    def __init__(self, recipe: Recipe, inputs: Tensor, targets: Tensor, *, auto: bool) -> None:
+    def __init__(self, recipe: Recipe, inputs: Tensor, targets: Tensor, *, auto: bool, sites: int = 1) -> None:
         """Begin, with scales and biases from a sample of what will come.
 
         inputs (row, d_in), targets (row, d_out); `auto`: an autoencoder, whose targets are its inputs and whose decoder
-        bias is taken off them.
+        bias is taken off them; `sites`: of a crosscoder, how many have their vectors side by side.
         """
         recipe.check()
-        self.recipe, self.auto = recipe, auto
+        self.recipe, self.auto, self.sites = recipe, auto, sites
         generator = torch.Generator().manual_seed(recipe.seed)
-        self.scale_in, self.scale_out = (float(part.float().square().mean().rsqrt()) for part in (inputs, targets))
+        self.scale_in, self.scale_out = (_scales(part, sites) for part in (inputs, targets))
         width, device = recipe.width, inputs.device
         decoder = normalize(torch.randn(width, targets.shape[1], generator=generator), dim=1)
         encoder = decoder if auto else normalize(torch.randn(width, inputs.shape[1], generator=generator), dim=1)
@@ -84,7 +84,7 @@ class Trainer:
             "decoder": decoder,
             "encoder": encoder.T.contiguous(),
             "encoder_bias": torch.zeros(width),
-            "bias": targets.float().mean(0).cpu() * self.scale_out,
+            "bias": (targets.float().mean(0) * self.scale_out).cpu(),
         }
         self.weights = {name: part.clone().to(device).requires_grad_() for name, part in self.weights.items()}
         if recipe.kind == "jumprelu":
@@ -132,12 +132,13 @@ class Trainer:
         return float((self.silent > DEAD_AFTER).double().mean())
 
     @torch.no_grad()
-    def dictionary(self, id: SourceId, inputs: Tensor, **fields: Any) -> Dictionary:
-        """The dictionary for raw vectors; thresholds of `batchtopk` are set on `inputs` (row, d_in)."""
+    def dictionary(self, id: SourceId, sample: Tensor, **fields: Any) -> Dictionary:
+        """The dictionary for raw vectors; thresholds of `batchtopk` are set on a `sample` of them (row, d_in)."""
         weights, kind = {name: part.detach() for name, part in self.weights.items()}, self.recipe.kind
+        subtracted = self.auto and self.sites > 1
         threshold: Tensor | None = None
         if kind == "batchtopk":
-            raw = self._raw(self._scaled(inputs[:CALIBRATION]))
+            raw = self._raw(self._scaled(sample[:CALIBRATION]))
             threshold = _threshold_for(raw, self.recipe.k).expand(self.recipe.width).clone()
         elif kind == "jumprelu":
             threshold = weights["log_threshold"].exp()
@@ -146,11 +147,12 @@ class Trainer:
             kind="topk" if kind == "topk" else "jumprelu",
             k=self.recipe.k if kind == "topk" else 0,
             threshold=threshold,
-            W_enc=weights["encoder"] * self.scale_in,
-            b_enc=weights["encoder_bias"],
+            W_enc=weights["encoder"] * self.scale_in[:, None],
+            # What a crosscoder takes off first is folded in.
+            b_enc=weights["encoder_bias"] - (weights["bias"] @ weights["encoder"] if subtracted else 0.0),
             W_dec=weights["decoder"] / self.scale_out,
             b_dec=weights["bias"] / self.scale_out,
-            subtract_b_dec=self.auto,
+            subtract_b_dec=self.auto and not subtracted,
             **fields,
         )
 
@@ -159,8 +161,8 @@ class Trainer:
         state = {f"weights.{name}": part.detach() for name, part in self.weights.items()}
         for name, part in self.weights.items():
             state |= {f"adam.{name}.{key}": torch.as_tensor(value) for key, value in self.optimizer.state[part].items()}
-        numbers = torch.tensor([self.scale_in, self.scale_out, self.seen], dtype=torch.float64)
-        return state | {"silent": self.silent, "numbers": numbers}
+        numbers = {"scale_in": self.scale_in, "scale_out": self.scale_out, "seen": torch.tensor(self.seen)}
+        return state | {"silent": self.silent} | numbers
 
     def restore(self, state: Mapping[str, Tensor]) -> Self:
         """Go on from a state."""
@@ -174,9 +176,16 @@ class Trainer:
                     key: value.clone() if key == "step" else value.to(part.device) for key, value in own.items()
                 }
         self.silent = state["silent"].to(self.silent.device)
-        self.scale_in, self.scale_out, seen = state["numbers"].tolist()
-        self.seen = int(seen)
+        device = self.silent.device
+        self.scale_in, self.scale_out = (state[name].to(device) for name in ("scale_in", "scale_out"))
+        self.seen = int(state["seen"])
         return self
+
+
+def _scales(vectors: Tensor, sites: int) -> Tensor:
+    """By coordinate, what gives vectors (row, width) of each site a unit mean square: (width,)."""
+    each = vectors.float().unflatten(1, (sites, -1)).square().mean(dim=(0, 2)).rsqrt()
+    return each.repeat_interleave(vectors.shape[1] // sites)
 
 
 def _keep_topk(trainer: Trainer, raw: Tensor) -> tuple[Tensor, Tensor | float]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from ...data.padding import pad_activations, pad_ids
 from ...data.records import Example
 from ...subject.address import Feature
-from ...subject.model import Subject
-from ..explainer import TrainBatch, TrainEvidence
+
+if TYPE_CHECKING:
+    from ...subject.model import Subject
+    from ..explainer import TrainBatch, TrainEvidence
 
 SILENT, ACTIVE = 0.1, 0.5
 """Below the one a place is silent, from the other on it is active; in units of the scale."""
@@ -67,7 +69,7 @@ class Windows(NamedTuple):
 class TrainingSide:
     """One feature's training windows with its activations, as measurements read them."""
 
-    def __init__(self, subject: Subject, evidence: TrainEvidence, batch: TrainBatch, *, seed: int = 0) -> None:
+    def __init__(self, subject: "Subject", evidence: "TrainEvidence", batch: "TrainBatch", *, seed: int = 0) -> None:
         """`batch` holds what features share; another `seed` gives another draw of whatever is random."""
         self.subject, self.evidence, self.batch, self.seed = subject, evidence, batch, seed
         self.feature: Feature = evidence.feature

@@ -90,11 +90,12 @@ class Downstream(InsideTool[DownstreamArgs]):
 
 
 def _later_sites(lab: FeatureLab) -> list[str]:
-    after = lab.subject.sites[lab.subject.sites.index(lab.source.writes) + 1 :]
+    first = min(lab.source.writes, key=lab.subject.sites.index)
+    after = lab.subject.sites[lab.subject.sites.index(first) + 1 :]
     sites = [site for site in after if site.startswith(("head.", "mlp."))]
     if not sites:
         raise NeuronautError(
-            f"no head or MLP of {lab.subject.name} comes after {lab.source.writes}, so only the output reads "
+            f"no head or MLP of {lab.subject.name} comes after {first}, so only the output reads "
             f"{lab.target}; use promoted_tokens or ablate"
         )
     return sites

@@ -6,6 +6,7 @@ from pydantic import Field
 from ....causal.probes import fit_probe, read_examples
 from ....explainers.battery.places import Place
 from ....subject.directions import checked_index
+from ....subject.sources import require_one_site
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import InsideTool
@@ -35,7 +36,7 @@ class ProbeProperty(InsideTool[ProbeArgs]):
         active = active_places(lab, args.count, seed=args.seed)
         near = silent_places(lab, len(active) // 2, seed=args.seed, tokens=lab.fires_on)
         silent = [*near, *silent_places(lab, len(active) - len(near), seed=args.seed)]
-        question = f"Do other directions at {lab.source.writes} carry what {lab.target} says?"
+        question = f"Do other directions at {_site(lab)} carry what {lab.target} says?"
         plan = {"active": to_json(_distinct(active)), "silent": to_json(_distinct(silent)), "near_misses": len(near)}
         return Design(question, "effect", (), plan)
 
@@ -43,7 +44,7 @@ class ProbeProperty(InsideTool[ProbeArgs]):
         """Fits a probe with the feature set to zero, and one with it."""
         active, silent = (from_json(design.plan[name]) for name in ("active", "silent"))
         rows = [place.ids[: place.pivot + 1] for place in (*active, *silent)]
-        labels, site = [True] * len(active) + [False] * len(silent), lab.source.writes
+        labels, site = [True] * len(active) + [False] * len(silent), _site(lab)
         batch = windows(lab, rows)
         vectors = read_examples(lab.subject, batch, site=site)
         read = lab.source.id.site
@@ -75,6 +76,10 @@ class ProbeProperty(InsideTool[ProbeArgs]):
                 "p": round(others.control.p, 4),
             },
         )
+
+
+def _site(lab: FeatureLab) -> str:
+    return require_one_site(lab.source, "a linear probe")
 
 
 def _distinct(places: list[Place]) -> list[Place]:

@@ -1,6 +1,6 @@
 """Opens functions of text as subjects: for a harvest, and again for what was harvested."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,16 @@ from ..data.store.store import Store
 from ..subject.errors import NeuronautError
 from ..subject.function_subject import FunctionSubject
 from ..subject.words import frequent_words, word_tokenizer, words_of
-from .common import say
 
 
 def new_function(
-    store: Store, location: str, corpus: Corpus, *, name: str | None, tokenizer: str | None
+    store: Store,
+    location: str,
+    corpus: Corpus,
+    *,
+    name: str | None,
+    tokenizer: str | None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> FunctionSubject:
     """Open a function for a harvest: with a model's tokenizer, or with one of the corpus's words.
 
@@ -25,7 +30,7 @@ def new_function(
     if _has_words(store, bare.name):
         words = words_of(store.vocabulary(bare.name))
     else:
-        say(f"counting the words of {corpus.name}, for a tokenizer (--tokenizer names a model's)")
+        on_progress(f"counting the words of {corpus.name}, for a tokenizer (--tokenizer names a model's)")
         words = frequent_words(document.text for _, document in corpus)
     return FunctionSubject(bare.functions, word_tokenizer(words), name=bare.name)
 

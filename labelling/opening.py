@@ -6,34 +6,38 @@ them again by the feature's address alone; the options of `LoadOptions` say othe
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..causal.prompts import Batch
 from ..data.corpus import Corpus
 from ..data.harvest.activations import read_counted, read_together
 from ..data.harvest.massive import norm_limits
 from ..data.padding import cut
 from ..data.store.evidence import recorded_source, recorded_subject
 from ..data.store.store import Store
-from ..labelling.label import as_harvested
 from ..subject.address import Feature, SourceId, name_random, split_random
 from ..subject.dictionary import Dictionary
 from ..subject.direction_matrix import Directions, holds_directions, read_directions
 from ..subject.errors import NeuronautError
 from ..subject.formats import declared_site
+from ..subject.formats_layers import MissingLayersError, find_layers
 from ..subject.formats_sites import same_site
 from ..subject.function_subject import FunctionSubject
-from ..subject.gate import Gate, Sweep, check, foreign_script, sweep
+from ..subject.gate import Gate, Sweep, check, foreign_script, rebuild_by_others, sweep
+from ..subject.gate_order import orders, sweep_orders
 from ..subject.head_writes import ALONG
 from ..subject.model import Subject, join_sites
 from ..subject.opening import built_in, load_source, open_source
-from ..subject.sources import Source
+from ..subject.sources import Source, join_vectors
 from .functions import stored_function
+from .label import as_harvested
+from .load_options import LoadOptions as LoadOptions
 
 GATE_TOKENS = 4096
 """Tokens of the corpus that a dictionary is tried on."""
@@ -43,26 +47,6 @@ _STREAMED = 16
 """Characters that are read of a streamed dataset for each token of the budget."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """Options for opening a subject and its dictionary, where these differ from the store's."""
-
-    model: str | None = None
-    """Folder or repository of the model."""
-    sae: str | None = None
-    """Folder, file or repository of the dictionary."""
-    along: str | None = None
-    """A direction of the residual stream along which heads write: a file, or `token:" Paris"`."""
-    norm_scale: float | None = None
-    allow_pickle: bool = False
-    device: str | None = None
-    dtype: str | None = None
-    bos: str = "auto"
-    """Whether BOS stands before each row: auto, always or never."""
-    special_tokens: bool = False
-    chat: bool = False
-
-
 def load_subject(model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
     """Load a model, on the GPU where there is one and no device is named."""
     device = load_options.device or "auto"
@@ -70,6 +54,14 @@ def load_subject(model: str, load_options: LoadOptions, *, name: str | None = No
     subject = Subject.load(model, device=device, dtype=dtype, name=name, bos=asked.bos)
     special = asked.special_tokens or asked.chat
     return subject.with_convention(replace(subject.convention, special_tokens=special, chat=asked.chat))
+
+
+class Loader(Protocol):
+    """Loads a model, or gives one that is loaded."""
+
+    def __call__(self, model: str, load_options: LoadOptions, *, name: str | None = None) -> Subject:
+        """As `load_subject`."""
+        ...
 
 
 def settle_bos(subject: Subject, sources: Iterable[Source], *, asked: str) -> Subject:
@@ -133,7 +125,7 @@ def open_sources(
     if name is not None and load_options.sae is None:
         raise NeuronautError(f"--name {name} names the dictionary of --sae, and none is given; add --sae PATH")
     if load_options.sae is not None:
-        return [_open_named(subject, sites, load_options, name=name, seed=seed)]
+        return [*_open_named(subject, sites, load_options, name=name, seed=seed)]
     if not sites:
         raise NeuronautError(f"no site is named; {subject.name} has {join_sites(subject.sites)}")
     sources: dict[SourceId, Source] = {}
@@ -167,23 +159,29 @@ def _open_along(
 
 
 def _place_along(along: str) -> str:
-    return ALONG + (along if along.startswith("token:") else _absolute(along))
+    return ALONG + (along if along.startswith("token:") else absolute(along))
 
 
 def _open_named(
     subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None, seed: int | None
-) -> Dictionary | Directions:
+) -> list[Dictionary | Directions]:
+    """Open the dictionary of --sae; of a folder of layers those of the sites that are named, or all."""
     path = load_options.sae
     assert path is not None
-    if len(sites) > 1:
+    layers = None if holds_directions(path) else find_layers(path)
+    if len(sites) > 1 and layers is None:
         raise NeuronautError(f"{len(sites)} sites came with --sae; wanted the one that the dictionary was trained on")
-    site, _, dictionary_name = sites[0].partition("@") if sites else (_declared_site(path, load_options), "", "")
-    if site is None:
-        raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
-    called = name or dictionary_name or _name_dictionary(path)
-    source = SourceId.parse(f"{subject.name}:{site}@{called if seed is None else name_random(called, seed)}")
-    source.check()
-    return _load_named(subject, source, path, load_options)
+    declared = layers.sites if layers else [_declared_site(path, load_options)] if not sites else []
+    texts = [text for named in sites for text in sites_of(subject, named)] if layers else sites
+    opened: list[Dictionary | Directions] = []
+    for site, _, dictionary_name in [text.partition("@") for text in texts] or [(site, "", "") for site in declared]:
+        if site is None:
+            raise NeuronautError(f"{path} does not say which site it was trained on; name it, for example resid_post.2")
+        called = name or dictionary_name or _name_dictionary(path)
+        source = SourceId.parse(f"{subject.name}:{site}@{called if seed is None else name_random(called, seed)}")
+        source.check()
+        opened.append(_load_named(subject, source, path, load_options))
+    return opened
 
 
 def _declared_site(path: str, load_options: LoadOptions) -> str | None:
@@ -208,11 +206,11 @@ def _name_dictionary(path: str) -> str:
 
 def places(subject: Subject, model: str, sources: Iterable[Source], load_options: LoadOptions) -> dict[str, str]:
     """Find where the model and the dictionary lie, for the store: paths by model name and by source."""
-    place = _place_along(load_options.along) if load_options.along else load_options.sae and _absolute(load_options.sae)
-    return {subject.name: _absolute(model)} | ({str(source.id): place for source in sources} if place else {})
+    place = _place_along(load_options.along) if load_options.along else load_options.sae and absolute(load_options.sae)
+    return {subject.name: absolute(model)} | ({str(source.id): place for source in sources} if place else {})
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
     """The path from the root where something lies there; else as it came: the hub's, or the built-in model's."""
     base, seed = split_random(path)
     here = Path(base).expanduser()
@@ -237,7 +235,13 @@ def pass_gate(
         if isinstance(source, Directions):
             yield source.scale
         if isinstance(source, Dictionary):
-            tried = try_dictionary(subject, source, corpus, window=window, force=force)
+            try:
+                tried = try_dictionary(subject, source, corpus, window=window, force=force)
+            except MissingLayersError as error:
+                if not force:
+                    raise
+                yield f"Warning: {source.id} is not tried: {error}"
+                continue
             if tried.left_out:
                 yield (
                     f"{tried.left_out} of {tried.read} tokens are special or massive at {source.id.site}: the gate "
@@ -264,18 +268,32 @@ def try_dictionary(subject: Subject, source: Dictionary, corpus: Corpus, *, wind
 
     Raises NeuronautError where it does not fit, unless `force`.
     """
-    tokens, site = sample(subject, corpus, window=window), source.id.site
-    near = list(dict.fromkeys(end for own in (site, source.writes) for end in (own, *_neighbours(subject, own))))
-    strict = subject.with_convention(replace(subject.convention, norm_limits=norm_limits(subject, near, tokens)))
-    if source.target:
-        vectors = read_together(strict, near, tokens, at=site)
+    tokens, own = sample(subject, corpus, window=window), (*source.reads, *source.writes)
+    several = len(source.reads) > 1 or len(source.writes) > 1 or source.companions is not None
+    near = _other_orders(subject, source) if several else [end for site in own for end in _neighbours(subject, site)]
+    sites = list(dict.fromkeys((*own, *near)))
+    strict = subject.with_convention(replace(subject.convention, norm_limits=norm_limits(subject, sites, tokens)))
+    if source.targets:
+        vectors = read_together(strict, sites, tokens, at=source.reads)
     else:
-        vectors = {other: read_counted(strict, other, tokens) for other in near}
-    targets = vectors[source.writes] if source.target else None
+        vectors = {other: read_counted(strict, other, tokens) for other in sites}
+    inputs = join_vectors(vectors, source.reads)
+    targets = join_vectors(vectors, source.writes) if source.targets else None
+    others = rebuild_by_others(source, lambda site: read_together(strict, [site], tokens, at=source.reads)[site])
     suspect = partial(_suspect_script, subject, tokens)
-    gate = check(source, vectors[site], targets=targets, force=force, suspect=suspect)
+    gate = check(source, inputs, targets=targets, others=others, force=force, suspect=suspect)
+    if source.companions is not None:
+        swept = Sweep(source.id.site, {source.id.site: gate.fvu})
+    else:
+        swept = sweep_orders(source, vectors) if several else sweep(source, vectors)
     read = int((tokens >= 0).sum())
-    return Tried(gate, sweep(source, vectors), read, read - len(vectors[site]))
+    return Tried(gate, swept, read, read - len(inputs))
+
+
+def _other_orders(subject: Subject, source: Dictionary) -> list[str]:
+    """The sites that a dictionary of several is tried on beside its own; none of one layer of a transcoder."""
+    tried = [] if source.companions is not None else orders(source).values()
+    return [site for ends in tried for sites in ends for site in sites if site in subject.sites]
 
 
 def _suspect_script(subject: Subject, tokens: NDArray[np.int64]) -> str | None:
@@ -291,6 +309,31 @@ def sample(subject: Subject, corpus: Corpus, *, window: int, tokens: int = GATE_
         if len(rows) * window >= tokens and sum(int((row >= 0).sum()) for row in rows) >= tokens:
             break
     return np.array(rows, np.int64)
+
+
+REFERENCE_WINDOW = 64
+"""Tokens in a row of reference text, where the model has room for them."""
+REFERENCE_TOKENS = 4000
+"""Tokens of reference text, where nobody says how many."""
+
+
+def reference_rows(subject: Subject, corpus: Corpus, *, tokens: int = REFERENCE_TOKENS) -> Batch:
+    """The beginning of a corpus in rows of REFERENCE_WINDOW tokens, BOS in front where the subject has one."""
+    window = min(REFERENCE_WINDOW, subject.room)
+    return _as_rows(subject, sample(subject, corpus, window=window, tokens=tokens))
+
+
+def stored_reference(store: Store, subject: Subject, *, tokens: int = REFERENCE_TOKENS) -> Batch:
+    """As `reference_rows`, from the windows that the store holds as a sample of the corpus of the harvest."""
+    if split_random(subject.name)[0] == "demo":
+        return reference_rows(subject, Corpus.load("stdlib"), tokens=tokens)
+    window = min(REFERENCE_WINDOW, subject.room)
+    return _as_rows(subject, store.pool(subject.name)["train"][: max(1, tokens // window), :window])
+
+
+def _as_rows(subject: Subject, windows: NDArray[np.int64]) -> Batch:
+    """Windows (row, position), padding below 0, as rows for a forward pass."""
+    return Batch.of(subject, [[*subject.bos_prefix, *row[row >= 0].tolist(), *subject.eos_suffix] for row in windows])
 
 
 _BESIDE = {"mlp_in": ("resid_mid", "resid_pre"), "mlp_out": ("attn_out", "resid_post"), "attn_out": ("mlp_out",)}
@@ -329,11 +372,17 @@ def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
 
 
 def stored_subject(
-    store: Store, model: str, load_options: LoadOptions, *, sources: Iterable[SourceId] = (), name: str | None = None
+    store: Store,
+    model: str,
+    load_options: LoadOptions,
+    *,
+    sources: Iterable[SourceId] = (),
+    name: str | None = None,
+    load: Loader = load_subject,
 ) -> Subject:
     """Open the subject that a model's features were harvested on, named as there; any other by itself, or as `name`.
 
-    It reads text as the harvests of `sources` did, or as the model's latest one.
+    It reads text as the harvests of `sources` did, or as the model's latest one. `load` is what loads weights.
     """
     model = store.model(model)
     if model in store.models() or load_options.model is not None:
@@ -349,7 +398,7 @@ def stored_subject(
     if load_options.model is None and folder.is_absolute() and not folder.exists():
         raise NeuronautError(f"{model} was harvested from {path}, which is gone; say with --model where it lies now")
     dtype = load_options.dtype or provenance.get("dtype")
-    subject = load_subject(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
+    subject = load(path, LoadOptions(device=load_options.device, dtype=dtype), name=name)
     return as_harvested(subject, store, set(sources) or ([SourceId.parse(latest["source"])] if latest else ()))
 
 

@@ -1,0 +1,58 @@
+"""The first page: what the database holds, how well it is explained, and at what cost."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from ..data.store.overview import SAMPLE, Overview, SampledScores, read_overview
+from ..data.store.store import Store
+from .pages import Pages, pages, stores
+from .stores import Stores
+
+router = APIRouter()
+POINTS = 1500
+"""Features that are drawn as points."""
+_SOURCE_KEYS = ("source", "model", "kind", "width", "alive", "corpus", "tokens", "harvested", "statuses")
+
+
+@router.get("/", summary="What the database holds")
+def home(
+    request: Request, pages: Annotated[Pages, Depends(pages)], stores: Annotated[Stores, Depends(stores)]
+) -> Response:
+    """Show sources with counts by status, and the distributions of scores, baselines, densities and lengths."""
+    return pages.answer(request, "home.html", stores.remember("home", overview_data))
+
+
+def overview_data(store: Store, source: str | None = None) -> dict[str, Any]:
+    """What `read_overview` says, as plain values."""
+    overview = read_overview(store, source)
+    return {
+        "sources": [{key: row[key] for key in _SOURCE_KEYS} for row in overview.sources],
+        "features": sum(row["width"] for row in overview.sources),
+        "explained": overview.explained,
+        "sampled": len(overview.sample),
+        "sample_bound": SAMPLE,
+        "scores": [_scores(scores) for scores in overview.scores],
+        "words": overview.words and overview.words._asdict(),
+        "lengths": [one.words for one in overview.sample],
+        "points": _points(overview),
+        "best": _best(overview),
+        "cost": overview.cost._asdict(),
+    }
+
+
+def _scores(scores: SampledScores) -> dict[str, Any]:
+    medians = {role: median._asdict() for role, median in scores.baseline_medians.items()}
+    return scores._asdict() | {"median": scores.median._asdict(), "baseline_medians": medians}
+
+
+def _points(overview: Overview) -> list[dict[str, Any]]:
+    step = -(-len(overview.sample) // POINTS) or 1
+    return [{"feature": one.feature, "density": one.density, "score": one.score} for one in overview.sample[::step]]
+
+
+def _best(overview: Overview) -> list[dict[str, Any]]:
+    """The best explained features of the sample, each of another headline, to begin with."""
+    scored = sorted((one for one in overview.sample if one.score is not None), key=lambda one: -(one.score or 0.0))
+    return [{"feature": one.feature, "score": one.score, "headline": one.headline} for one in scored[:6]]

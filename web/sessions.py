@@ -1,0 +1,170 @@
+"""Investigations on pages: how a session stands, its events as they come, and its start, stop, resumption and fork.
+
+What a page shows is read from the journal, which a session writes as it goes, whoever runs it; so one that was started
+from the command line is followed like one that was started here. Sessions that are started here run in a process of
+their own, by the command itself (commands.py).
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal, NamedTuple
+
+from fastapi import HTTPException
+from starlette.concurrency import run_in_threadpool
+
+from ..agent.loop.resuming import is_running
+from ..agent.report.event_lines import format_event
+from ..data.store.store import Store
+from .compute import Compute, as_event, follow, queued
+from .jobs import Job
+from .settings import Settings
+from .stores import Stores
+
+POLL_SECONDS = 0.5
+"""Seconds between two looks into the journal."""
+QUIET_SECONDS = 15.0
+"""Seconds after which a comment keeps a silent connection open."""
+POLICIES = ("scripted", "random")
+"""Those that ask no language model."""
+MOST_EXPERIMENTS, MOST_MINUTES = 1000, 600
+NOT_ALLOWED = "this server starts no sessions; start it with: neuronaut serve --allow-compute --allow-write"
+
+Standing = Literal["running", "interrupted", "supported", "open", "no_explanation", "budget", "error"]
+
+
+def standing(store: Store, row: Any) -> Standing:
+    """How a session stands: its status, or whether anybody is at one that has not ended."""
+    if row["status"] != "running":
+        return row["status"]
+    return "running" if is_running(store.path, row["id"]) else "interrupted"
+
+
+class _News(NamedTuple):
+    events: list[dict[str, Any]]
+    standing: Standing
+
+
+async def follow_session(stores: Stores, id: str, *, after: int, stopping: Callable[[], bool]) -> AsyncIterator[str]:
+    """The events of a session's journal that come after one, as server-sent events, until it has ended.
+
+    They end, too, when the server is `stopping`. Each is
+    `{seq, time, kind, line}` with its number as id; `standing` comes first and where it changes.
+    """
+    told, quiet = "", 0.0
+    while not stopping():
+        news = await run_in_threadpool(_look, stores, id, after)
+        if news.standing != told:
+            told = news.standing
+            yield as_event("standing", {"standing": told})
+        for event in news.events:
+            after = event["seq"]
+            line = {**{key: event[key] for key in ("seq", "time", "kind")}, "line": format_event(event)}
+            yield as_event("journal", line, id=after)
+        if told not in ("running", "interrupted"):
+            yield as_event("end", {"standing": told})
+            return
+        quiet = 0.0 if news.events else quiet + POLL_SECONDS
+        if quiet >= QUIET_SECONDS:
+            quiet = 0.0
+            yield ": nothing new\n\n"
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _look(stores: Stores, id: str, after: int) -> _News:
+    with stores.reading() as store:
+        # The standing first: what ended since has all its events.
+        now = standing(store, store.journal.row(id))
+        return _News(store.journal.events(id, after=after), now)
+
+
+# What changes something
+
+
+class Start(NamedTuple):
+    """A session as a form asks for it."""
+
+    target: str
+    policy: str
+    experiments: int
+    minutes: float | None
+    seed: int
+
+
+def read_start(form: Any) -> Start:
+    """Read the form; a 400 says what is wrong."""
+    policy = form.get("policy") or "scripted"
+    if policy not in POLICIES:
+        raise HTTPException(400, f"there is no policy {policy[:40]!r} here; wanted {' or '.join(POLICIES)}")
+    experiments = _number(form, "experiments", default=60, most=MOST_EXPERIMENTS)
+    minutes = _number(form, "minutes", default=None, most=MOST_MINUTES)
+    seed = _number(form, "seed", default=0, most=2**31)
+    assert experiments is not None and seed is not None
+    return Start((form.get("target") or "").strip(), policy, int(experiments), minutes, int(seed))
+
+
+def _number(form: Any, name: str, *, default: float | None, most: float) -> float | None:
+    text = (form.get(name) or "").strip()
+    if not text:
+        return default
+    if not re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,3})?", text) or float(text) > most:
+        raise HTTPException(400, f"{name} {text[:40]!r} is no number from 0 to {most:g}")
+    return float(text)
+
+
+def start(compute: Compute, settings: Settings, store: Store, asked: Start) -> Job:
+    """Put the investigation of a feature at the end of the sessions' queue."""
+    feature = store.feature(asked.target)
+    minutes = "" if asked.minutes is None else f",minutes={asked.minutes:g}"
+    budget = ["--budget", f"experiments={asked.experiments}{minutes}"]
+    arguments = [str(feature), "--policy", asked.policy, "--seed", str(asked.seed), *budget]
+    return queued(compute.sessions, "investigate", {"arguments": [*arguments, *_always(settings)]})
+
+
+def resume(compute: Compute, settings: Settings, store: Store, id: str) -> Job:
+    """Put what is left of a session at the end of the queue."""
+    row = store.journal.row(id)
+    if (now := standing(store, row)) != "interrupted":
+        raise HTTPException(409, f"{id} is not interrupted, it is {now.replace('_', ' ')}; there is nothing to resume")
+    if row["policy"] not in POLICIES:
+        raise HTTPException(409, f"{id} asks a language model; go on with: neuronaut investigate --resume {id}")
+    arguments = ["--resume", id]
+    if row["kind"] == "behaviour":
+        arguments += ["--task", row["target"].partition(" ")[2]]
+    return queued(compute.sessions, "investigate", {"arguments": [*arguments, *_always(settings)]})
+
+
+def _always(settings: Settings) -> list[str]:
+    """The options of every session; its events are printed as they come, so that the job says whose they are."""
+    model = [] if settings.model is None else ["--model", settings.model]
+    return ["-d", settings.database, "--nl", *model]
+
+
+def stop(compute: Compute, store: Store, id: str) -> Job:
+    """Interrupt a session; a 409 where it is not one of this server's."""
+    for job in compute.sessions.jobs():
+        if not job.ended and session_of(job) == id:
+            compute.sessions.cancel(job, "it was stopped")
+            return job
+    now = standing(store, store.journal.row(id))
+    where = "it runs in another process; stop it there, with Ctrl-C" if now == "running" else f"it is {now}"
+    raise HTTPException(409, f"{id} cannot be stopped here: {where.replace('_', ' ')}")
+
+
+def session_of(job: Job) -> str | None:
+    """The id of the session that a job runs, once it has said so; known from the beginning of one that is resumed."""
+    arguments = job.arguments["arguments"]
+    if arguments[0] == "--resume":
+        return arguments[1]
+    if not job.progress.startswith("{"):
+        return None
+    return json.loads(job.progress).get("investigation")
+
+
+async def begun(job: Job) -> str | None:
+    """Wait until a job says which session it runs; None where it waits for others, or has ended without a word."""
+    async for state in follow(job):
+        if (id := session_of(job)) is not None or state["ahead"]:
+            return id
+    return None

@@ -1,0 +1,77 @@
+// Tokens of the reader's own text, each with what was measured and what was predicted there.
+
+const SIGNS = { "\n": "↵", "\t": "⇥", "\r": "␍" };
+
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+// A token on one line: what does not print is spelled out, as the server does.
+export function visible(text) {
+  return Array.from(text, (c) => SIGNS[c] ?? (/[\p{C}\p{Zl}\p{Zp}]/u.test(c) ? spell(c) : c)).join("");
+}
+
+function spell(character) {
+  const code = character.codePointAt(0);
+  return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
+}
+
+export function number(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size && size < 0.001) return value.toPrecision(2);
+  return size >= 100 ? value.toFixed(0) : value.toFixed(3);
+}
+
+// One text as a line of tokens over bars: `row` is {tokens, actual, predicted}; `onPick` hears of a clicked token.
+export function drawTokens(row, { onPick = null, chosen = null } = {}) {
+  const top = Math.max(1e-9, ...row.actual.map(Math.abs), ...(row.predicted ?? []).map(Math.abs));
+  const line = element("div", { class: "tokens" });
+  row.tokens.forEach((token, place) => {
+    const guess = row.predicted?.[place] ?? null;
+    const words = `${place}: actual ${row.actual[place]}` + (row.predicted ? `, predicted ${guess ?? "–"}` : "");
+    const tag = onPick ? "button" : "span";
+    const cell = element(
+      tag,
+      { class: "token", title: words, type: onPick && "button", "aria-pressed": onPick && String(place === chosen) },
+      element("span", { class: "text" }, visible(token)),
+      bar("actual", row.actual[place] / top),
+      row.predicted ? bar("predicted", guess === null ? 0 : guess / top) : null,
+    );
+    cell.style.setProperty("--a", Math.max(0, row.actual[place] / top).toFixed(3));
+    if (onPick) cell.addEventListener("click", () => onPick(place));
+    line.append(cell);
+  });
+  return line;
+}
+
+function bar(kind, share) {
+  const made = element("i", { class: `amount ${kind}` });
+  made.style.setProperty("--share", Math.max(0, Math.min(1, share)).toFixed(3));
+  return made;
+}
+
+// A table; cells are text or elements, numbers stand on the right.
+export function drawTable(header, rows, { wide = false } = {}) {
+  const kind = (place) => (typeof rows[0]?.[place] === "number" ? "number" : null);
+  const names = header.map((name, place) => element("th", { scope: "col", class: kind(place) }, name));
+  const head = element("thead", {}, element("tr", {}, ...names));
+  const body = element("tbody");
+  for (const row of rows) {
+    body.append(
+      element("tr", {}, ...row.map((cell) => drawCell(cell))),
+    );
+  }
+  return element("div", { class: "wide" }, element("table", { class: wide ? null : "compact" }, head, body));
+}
+
+// A number is rounded to be read; where the pointer rests it stands as it came.
+function drawCell(cell) {
+  if (typeof cell !== "number") return element("td", {}, cell ?? "–");
+  return element("td", { class: "number", title: String(cell) }, number(cell));
+}
