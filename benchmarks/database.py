@@ -160,7 +160,7 @@ def _import(_: Path) -> str:
     return f"{rate:,.0f} rows a CPU second"
 
 
-class _Sink(io.TextIOBase):
+class _Sink(io.StringIO):
     """Counts what is written, and keeps nothing."""
 
     count = 0

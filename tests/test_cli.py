@@ -26,7 +26,7 @@ from neuronaut.data import stdlib
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import harvest as data_harvest
 from neuronaut.data.records import Statistics
-from neuronaut.data.store import rows
+from neuronaut.data.store import listing
 from neuronaut.data.store.listing import ROW_KEYS
 from neuronaut.labelling import label as agent_label
 from neuronaut.labelling.opening import sample
@@ -404,7 +404,7 @@ def test_list_filters_and_sorts():
     assert rows_of("list", "--max-score", "-2") == []
     assert "nothing was found" in run("list", "--max-score", "-2").stderr
     assert run("list", "--nl", "--limit", "2").stdout.count("\n") == 2
-    assert set(SORTS) == set(rows.SORTS)
+    assert set(SORTS) == set(listing.SORTS)
 
 
 def test_search_finds_words():
