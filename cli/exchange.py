@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ..data.store.listing import Conditions
     from ..data.store.store import Store
     from ..subject.address import Feature, SourceId
+    from ..subject.model import Subject
+    from ..subject.sources import Source
 
 model_id_option = click.option(
     "--model-id", metavar="NAME", help="The model's name at Neuronpedia, as gpt2-small for gpt2."
@@ -63,7 +65,7 @@ class ExportRequest:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(("jsonl", "csv", "neuronpedia", "neuronpedia-upload")),
+    type=click.Choice(("jsonl", "csv", "neuronpedia", "neuronpedia-page", "neuronpedia-upload")),
     default="jsonl",
     show_default=True,
 )
@@ -74,7 +76,7 @@ class ExportRequest:
     "output",
     default="-",
     metavar="FILE",
-    help="Stdout if not given; a folder for neuronpedia and neuronpedia-upload.",
+    help="Stdout if not given; a folder for Neuronpedia's formats.",
 )
 @source_option
 @filter_options
@@ -96,15 +98,16 @@ def export(
     """Write explanations and scores to a file.
 
     jsonl and csv have the rows of `list`, with the status weak for what may be worth nothing. neuronpedia is the
-    tree that Neuronpedia's own import reads, neuronpedia-upload are bodies for its public API, for features of a
-    source set of your own; these hold activating text and the tokens that a feature writes, too, so the model is
-    opened.
+    tree that Neuronpedia's own import reads. neuronpedia-page is the page of each feature, explained or not, as its
+    API gives it: activating text, histograms, tokens and explanations. neuronpedia-upload are bodies for its public
+    API, for features of a source set of your own. For pages and uploads the model is opened.
 
     \b
     Examples:
       neuronaut export > features.jsonl
       neuronaut export --format csv -o features.csv --source demo:mlp.2
       neuronaut export --format neuronpedia -o tree/ --min-score 0.5 --model-id gpt2-small
+      neuronaut export --format neuronpedia-page -o pages/ --source demo:mlp.2 --status explained
       neuronaut export --format neuronpedia-upload -o upload/ --source demo:mlp.2
     """
     writer, takes = _FORMATS[kind]
@@ -155,34 +158,62 @@ def _write_tree(request: ExportRequest) -> None:
 
 
 def _write_uploads(request: ExportRequest) -> None:
-    from ..data.store.export import TEXT, places, write_uploads
-    from ..labelling.opening import LoadOptions, stored_sources, stored_subject
-    from ..subject.address import Feature
+    from ..data.store.export import EFFECTS, TEXT, write_uploads
     from ..subject.directions import promoted
 
-    opening_options = dict(request.options)
-    model, method = opening_options.pop("model_id"), opening_options.pop("method")
-    load_options = LoadOptions(**opening_options)
-    source_ids = sorted(places(request.store, request.sources, model=model), key=str)
     paths: list[Path] = []
-    for name, sources in groupby(source_ids, key=lambda source: source.model):
-        subject = stored_subject(request.store, name, load_options)
-        for id in sources:
-            source = stored_sources(request.store, subject, [Feature(id, 0)], load_options)[id]
-            uploads = write_uploads(
-                request.store,
-                request.output,
-                id,
-                promoted=lambda f, s=source, m=subject: promoted(m, s, f, count=20),
-                model=model,
-                method=method,
-                **request.conditions,
-            )
-            paths += uploads.paths
-            _say_features(uploads.shortened, f"cut to {TEXT} characters")
-            _say_features(uploads.silent, "left out, because no stored text activates them")
-            _say_features(uploads.weak, "weak, which an upload cannot say; --status explained leaves them out")
+    for subject, source in _open_sources(request):
+        uploads = write_uploads(
+            request.store,
+            request.output,
+            source.id,
+            promoted=lambda f, s=source, m=subject: promoted(m, s, f, count=EFFECTS),
+            model=request.options["model_id"],
+            method=request.options["method"],
+            **request.conditions,
+        )
+        paths += uploads.paths
+        _say_features(uploads.shortened, f"cut to {TEXT} characters")
+        _say_features(uploads.silent, _SILENT)
+        _say_features(uploads.weak, "weak, which an upload cannot say; --status explained leaves them out")
     _print_paths(paths)
+
+
+def _write_pages(request: ExportRequest) -> None:
+    from ..data.store.export import EFFECTS
+    from ..data.store.pages import BARS, write_pages
+    from ..subject.directions import logit_effects
+
+    paths: list[Path] = []
+    for subject, source in _open_sources(request):
+        pages = write_pages(
+            request.store,
+            request.output,
+            source.id,
+            effects=lambda f, s=source, m=subject: logit_effects(m, s, f, count=EFFECTS, bars=BARS),
+            model=request.options["model_id"],
+            **request.conditions,
+        )
+        paths += pages.paths
+        _say_features(pages.silent, _SILENT)
+    _print_paths(paths)
+
+
+_SILENT = "left out, because no stored text activates them"
+
+
+def _open_sources(request: ExportRequest) -> "Iterator[tuple[Subject, Source]]":
+    """The sources to export, opened, each with its model."""
+    from ..data.store.export import places
+    from ..labelling.opening import LoadOptions, stored_sources, stored_subject
+    from ..subject.address import Feature
+
+    options = LoadOptions(**{name: value for name, value in request.options.items() if name in _OPENING})
+    ids = sorted(places(request.store, request.sources, model=request.options["model_id"]), key=str)
+    for name, own in groupby(ids, key=lambda id: id.model):
+        subject = stored_subject(request.store, name, options)
+        for id in own:
+            yield subject, stored_sources(request.store, subject, [Feature(id, 0)], options)[id]
 
 
 _OPENING = frozenset({"model", "sae", "norm_scale", "allow_pickle", "device", "dtype"})
@@ -190,6 +221,7 @@ _FORMATS: Mapping[str, tuple[Callable[[ExportRequest], None], frozenset[str]]] =
     "jsonl": (_write_rows("jsonl"), frozenset()),
     "csv": (_write_rows("csv"), frozenset()),
     "neuronpedia": (_write_tree, frozenset({"model_id"})),
+    "neuronpedia-page": (_write_pages, frozenset({"model_id"}) | _OPENING),
     "neuronpedia-upload": (_write_uploads, frozenset({"model_id", "method"}) | _OPENING),
 }
 """The writer of each format, and the options that only some formats take; those that take any need a folder."""
@@ -246,13 +278,13 @@ def import_(
     """Add explanations, or evidence, that were made elsewhere.
 
     FILE is JSON lines or CSV (.jsonl, .csv, also with .gz) with columns feature and explanation, as `export`
-    writes them, or with Neuronpedia's modelId, layer, index and description; or a folder of such files, as
-    Neuronpedia's v1/MODEL/LAYER. A column rule is checked. The features must have been harvested. What is there
-    already is not added again. Scores are not imported.
+    writes them, or with Neuronpedia's modelId, layer, index and description; or a feature's page at Neuronpedia
+    (.json); or a folder of such files, as Neuronpedia's v1/MODEL/LAYER. A column rule is checked. The features must
+    have been harvested. What is there already is not added again. Scores are not imported.
 
     With --evidence FILE holds activations: JSON lines of feature, tokens, activations and, if known, document; or
-    OpenAI's neuron records, Neuronpedia's activations, or delphi's caches. Their features can be labelled by language
-    models, scored, searched and shown without the model.
+    OpenAI's neuron records, Neuronpedia's activations and pages, SAEDashboard's JSON, or delphi's caches. Their
+    features can be labelled by language models, scored, searched and shown without the model.
 
     \b
     Examples:

@@ -33,6 +33,7 @@ VERBS: Mapping[str, str] = {
     "serve": "serve:serve",
     "export": "exchange:export",
     "import": "exchange:import_",
+    "datasette": "datasette:datasette",
     "models": "models:models",
     "sources": "sources:sources",
     "investigate": "investigate:investigate",

@@ -54,6 +54,16 @@ class Promoted(NamedTuple):
     """Standard deviation of the value over the vocabulary; 0 where the feature writes nothing that is read."""
 
 
+class LogitEffects(NamedTuple):
+    """What a feature's direct path does to the logits of all tokens, in the units of `TokenEffect`."""
+
+    promoted: Promoted
+    heights: list[int]
+    """Tokens of the vocabulary in each bar, even ones from the lowest value to the highest; none without an effect."""
+    values: list[float]
+    """The middle of each bar."""
+
+
 _INSIDE = frozenset({"mlp_in", "query", "key", "value", "score"})
 """Families of sites that only a branch itself reads: directly, nothing there is added to the residual stream."""
 
@@ -126,8 +136,29 @@ def final_norm(subject: Subject) -> nn.Module:
 
 def promoted(subject: Subject, source: Source, feature: Feature, *, count: int = 10) -> Promoted:
     """The `count` tokens that the feature's direct path to the logits raises the most, and lowers the most."""
+    return _find_promoted(subject, _effects(subject, source, feature), count=count)
+
+
+@torch.inference_mode()
+def logit_effects(subject: Subject, source: Source, feature: Feature, *, count: int, bars: int) -> LogitEffects:
+    """As `promoted`, with a histogram over the vocabulary."""
+    effect = _effects(subject, source, feature)
+    found = _find_promoted(subject, effect, count=count)
+    if not found.spread:
+        return LogitEffects(found, [], [])
+    low, high = (float(bound) for bound in effect.aminmax())
+    step = (high - low) / bars
+    heights = effect.float().cpu().histc(bars, low, high).long().tolist()
+    return LogitEffects(found, heights, [low + (bar + 0.5) * step for bar in range(bars)])
+
+
+def _effects(subject: Subject, source: Source, feature: Feature) -> Tensor:
+    """What the feature adds to each logit, above the vocabulary's mean: (token,)."""
     effect = logit_effect(subject, direction(subject, source, feature).vector)[: len(subject.vocabulary)]
-    effect = effect - effect.mean()
+    return effect - effect.mean()
+
+
+def _find_promoted(subject: Subject, effect: Tensor, *, count: int) -> Promoted:
     spread = float(effect.std(correction=0))
     if not spread > 0:
         return Promoted((), (), 0.0)

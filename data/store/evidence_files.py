@@ -1,8 +1,9 @@
-"""Files of recorded activations, each window of a feature as one `Recorded`: our own JSON lines, and three converted.
+"""Files of recorded activations, each window of a feature as one `Recorded`: our own JSON lines, and four converted.
 
     ours         {"feature": "MODEL:SITE:INDEX", "tokens": [...], "activations": [...]}, if known document and revision
     OpenAI       a NeuronRecord: neuron_id, most_positive_activation_records, random_sample, random_sample_by_quantile
-    Neuronpedia  an activation {modelId, layer, index, tokens, values}, or a feature with a list of `activations`
+    Neuronpedia  an activation {modelId, layer, index, tokens, values}, or a feature's page with a list of `activations`
+    SAEDashboard a batch for Neuronpedia {model_id, layer, features: [{feature_index, activations}]}
     delphi       safetensors FIRST_LAST: locations (row, position, feature - FIRST), activations, tokens (row, position)
 
 All but the first need to be told the source; `{layer}` in it stands for the layer that a record names. delphi's
@@ -144,11 +145,19 @@ def _neuronpedia(row: Mapping[str, Any], naming: Naming) -> Iterator[Recorded]:
         yield _window(source, _index(row["index"]), record["tokens"], record["values"])
 
 
+def _dashboard(row: Mapping[str, Any], naming: Naming) -> Iterator[Recorded]:
+    source = naming.of(row["layer"])
+    for feature in row["features"]:
+        for record in feature["activations"]:
+            yield _window(source, _index(feature["feature_index"]), record["tokens"], record["values"])
+
+
 _RECORDS: Sequence[tuple[frozenset[str], Callable[[Mapping[str, Any], Naming], Iterator[Recorded]]]] = (
     (frozenset({"feature", "tokens", "activations"}), _own),
     (frozenset({"neuron_id", "most_positive_activation_records"}), _neuron_record),
     (frozenset({"modelId", "layer", "index", "tokens", "values"}), _neuronpedia),
     (frozenset({"modelId", "layer", "index", "activations"}), _neuronpedia),
+    (frozenset({"model_id", "layer", "features"}), _dashboard),
 )
 """The keys of a record, and what makes windows of it."""
 

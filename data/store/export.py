@@ -128,7 +128,7 @@ def neuronpedia_lines(
     """The line of the best explanation of each feature of a source, with the lines of its reported scores."""
     place = Place.of(source, model=model)
     for stored in store.iterate_best(source, **conditions):
-        line = _explanation_line(stored, place, author)
+        line = explanation_line(stored, place, author)
         scores = [s for s in store.scores(stored.id) if s.value is not None and s.examples != "select"]
         yield Lines(line, [_score_line(score, str(line["id"]), author) for score in scores])
 
@@ -195,7 +195,8 @@ def write_file(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def _explanation_line(stored: StoredExplanation, place: Place, author: str) -> Row:
+def explanation_line(stored: StoredExplanation, place: Place, author: str = AUTHOR) -> Row:
+    """An explanation as a row of Neuronpedia's table."""
     explanation = stored.explanation
     llm = explanation.provenance.get("llm")
     index = str(explanation.feature.index)
@@ -293,7 +294,7 @@ def write_uploads(
     for stored in store.iterate_best(source, **conditions):
         feature, text = stored.explanation.feature, str(stored.explanation.text)
         evidence = store.evidence(feature)
-        if not (windows := _upload_windows(evidence)):
+        if not (windows := upload_windows(evidence)):
             uploads.silent.append(feature)
             continue
         short = shorten(text)
@@ -343,7 +344,7 @@ def _effects(effects: Sequence[TokenEffect]) -> list[Row]:
     return [{"token": effect.token, "value": round(effect.value, 4)} for effect in effects[:EFFECTS]]
 
 
-def _upload_windows(evidence: Evidence) -> list[Row]:
+def upload_windows(evidence: Evidence) -> list[Row]:
     """Windows that activate the feature, the strongest of each section first."""
     examples = [e for e in evidence.examples if e.peak > 0]
     examples.sort(key=lambda example: (-example.peak, example.window))

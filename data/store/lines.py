@@ -1,7 +1,8 @@
 """Rows of a table in a file, each with the number of its line: JSON lines or CSV, gzipped or not.
 
 A file is cut into lines at line feeds before it is decoded, so that a line has the number that an editor
-shows. Whatever cannot be read is an error that names the file and the line.
+shows. Of a feature's page at Neuronpedia (.json) the explanations are the rows. Whatever cannot be read is
+an error that names the file and the line.
 """
 
 import csv
@@ -68,6 +69,22 @@ def _json_rows(path: Path) -> Iterator[Line]:
         yield Line(number, row)
 
 
+def _page_rows(path: Path) -> Iterator[Line]:
+    """The explanations of a feature's page, or of a list of pages; the first is row 1."""
+    try:
+        content = json.loads("".join(_decoded(path)), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise malformed(
+            path, getattr(error, "lineno", 1), f"this is no JSON ({getattr(error, 'msg', error)})"
+        ) from None
+    pages = content if isinstance(content, list) else [content]
+    if not all(isinstance(page, dict) and isinstance(page.get("explanations", []), list) for page in pages):
+        raise malformed(path, 1, "this is no page of a feature, nor a list of them; wanted an object with explanations")
+    named = [({key: page.get(key) for key in ("modelId", "layer", "index")}, page) for page in pages]
+    rows = [whose | dict(row) for whose, page in named for row in page.get("explanations", [])]
+    yield from (Line(number, row) for number, row in enumerate(rows, 1))
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
@@ -108,7 +125,7 @@ def _unguard(cell: str) -> str:
     return cell[1:] if re.match(f"'+{_RUN}", cell) else cell
 
 
-FORMS: Mapping[str, Callable[[Path], Iterator[Line]]] = {".jsonl": _json_rows, ".csv": _csv_rows}
+FORMS: Mapping[str, Callable[[Path], Iterator[Line]]] = {".jsonl": _json_rows, ".csv": _csv_rows, ".json": _page_rows}
 """How files are read, by the end of their names before a `.gz`."""
 _WANTED = "ending in " + " or ".join((*FORMS, *(f"{form}.gz" for form in FORMS)))
 

@@ -171,6 +171,17 @@ class Store:
 
         return [{"feature": row["feature"], "name": name(row), **row} for row in rows] if names else list(rows)
 
+    def columns(self) -> dict[str, list[str]]:
+        """The columns of each table and view, by its name; not of what SQLite keeps for itself."""
+        with translate_errors(self.path):
+            names = self.db.table_names() + self.db.view_names()
+            inner = tuple(f"{table}_" for table in self.db.table_names() if self.db[table].virtual_table_using)
+            return {
+                name: [column.name for column in self.db[name].columns]
+                for name in names
+                if not name.startswith(("sqlite_", *inner))
+            }
+
     def models(self) -> list[str]:
         """The models that have a source here."""
         return [row["model"] for row in self._query("SELECT DISTINCT model FROM sources ORDER BY model")]
