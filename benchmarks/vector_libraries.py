@@ -99,7 +99,7 @@ def _sqlite_vec(vectors: Vectors, folder: Path) -> Search:
     insert = "INSERT INTO v (rowid, e) VALUES (?, vec_int8(?))"
     with connection:
         connection.executemany(insert, ((number, _eight_bits(row)) for number, row in enumerate(vectors)))
-    sql = "SELECT rowid FROM v WHERE e MATCH vec_int8(?) ORDER BY distance LIMIT ?"
+    sql = "SELECT rowid FROM v WHERE e MATCH vec_int8(?) AND k = ? ORDER BY distance"
     return lambda query: np.array([row[0] for row in connection.execute(sql, [_eight_bits(query), NEAREST])])
 
 

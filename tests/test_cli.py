@@ -647,7 +647,7 @@ def test_what_was_not_expected_is_one_line_too(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise KeyError("river\nbank")
 
-    monkeypatch.setattr("neuronaut.data.store.rows.iterate_rows", broken)
+    monkeypatch.setattr("neuronaut.data.store.listing.iterate_rows", broken)
     error = run("list", code=1).stderr
     assert error == "Error: KeyError: 'river\\nbank'; this was not expected, --debug shows where it happened\n"
 
