@@ -244,30 +244,42 @@ class Fidelity:
 def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity:
     """How well a dictionary rebuilds its site on these prompts; three forwards, or more of parts."""
     site, mask = dictionary.writes, where(subject, batch, "all").to(subject.device)
-    read = subject.read(batch.tokens, [dictionary.id.site, site])
-    vectors, rebuilt = read[site][mask], dictionary.reconstruct(read[dictionary.id.site][mask])
+
+    def rebuild(part: slice) -> tuple[Tensor, Tensor]:
+        read = subject.read(batch.tokens[part], [dictionary.id.site, site])
+        return read[site][mask[part]], dictionary.reconstruct(read[dictionary.id.site][mask[part]])
+
+    parts = [*subject.room.batches(len(batch), len(batch), rebuild, work="plain rows")]
+    vectors, rebuilt = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     centred = vectors.float() - vectors.float().mean(0)
     variance, missed = float(centred.square().sum()), float((vectors.float() - rebuilt).square().sum())
     unexplained = missed / variance if variance > 0 else None
     longer = batch.take((batch.lengths > 1).nonzero().flatten())
     if not len(longer):
         return Fidelity(unexplained, None, None)
-    losses: list[Tensor] = []
-    for rows in torch.arange(len(longer)).split(max(1, LOGITS // (longer.tokens.shape[1] * len(subject.vocabulary)))):
-        block = longer.take(rows)
-        held: list[Tensor] = []
+    most = max(1, LOGITS // (longer.tokens.shape[1] * len(subject.vocabulary)))
 
-        def look(tensor: Tensor, held: list[Tensor] = held) -> Tensor:
-            held.append(tensor)
-            return tensor
+    def measure(part: slice) -> Tensor:
+        return _measure_losses(subject, dictionary, longer.take(torch.arange(part.start, part.stop)))
 
-        def rebuild(tensor: Tensor, block: Batch = block, held: list[Tensor] = held) -> Tensor:
-            places = where(subject, block, "all").to(tensor.device)
-            rebuilt = dictionary.reconstruct((held.pop() if held else tensor)[places])
-            return tensor.masked_scatter(places[..., None], rebuilt.to(tensor.dtype))
-
-        plain = text_loss(subject.logits(block.tokens), block)
-        with subject.editing({site: rebuild, **({dictionary.id.site: look} if dictionary.target else {})}):
-            losses.append(torch.stack([plain, text_loss(subject.logits(block.tokens), block)]))
+    losses = [*subject.room.batches(len(longer), most, measure, work="rows with logits")]
     plain_loss, rebuilt_loss = torch.cat(losses, dim=1).mean(1).tolist()
     return Fidelity(unexplained, plain_loss, rebuilt_loss)
+
+
+def _measure_losses(subject: Subject, dictionary: Dictionary, block: Batch) -> Tensor:
+    """Each row's loss, plainly and with the site rebuilt: (2, row)."""
+    held: list[Tensor] = []
+
+    def look(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        return tensor
+
+    def rebuild(tensor: Tensor) -> Tensor:
+        places = where(subject, block, "all").to(tensor.device)
+        rebuilt = dictionary.reconstruct((held.pop() if held else tensor)[places])
+        return tensor.masked_scatter(places[..., None], rebuilt.to(tensor.dtype))
+
+    plain = text_loss(subject.logits(block.tokens), block)
+    with subject.editing({dictionary.writes: rebuild, **({dictionary.id.site: look} if dictionary.target else {})}):
+        return torch.stack([plain, text_loss(subject.logits(block.tokens), block)])

@@ -68,8 +68,9 @@ def limit_norms(subject: Subject, sites: Sequence[str], rows: TextRows) -> Subje
 @torch.inference_mode()
 def read_texts(subject: Subject, sites: Sequence[str], rows: TextRows) -> Iterator[dict[str, Places]]:
     """The texts' tokens by site, some windows at a time."""
-    for start in range(0, len(rows.tokens), ROWS):
-        tokens, owners, starts = (part[start : start + ROWS] for part in rows)
+
+    def read_part(part: slice) -> dict[str, Places]:
+        tokens, owners, starts = (whole[part] for whole in rows)
         tokens = tokens[:, : int((tokens >= 0).sum(1).max())]
         read, places = read_sites(subject, sites, tokens), dict[str, Places]()
         for site in sites:
@@ -78,7 +79,9 @@ def read_texts(subject: Subject, sites: Sequence[str], rows: TextRows) -> Iterat
             vectors = read[site][row.to(subject.device), position.to(subject.device) + len(subject.bos_prefix)]
             owned, first = torch.from_numpy(owners)[row], torch.from_numpy(starts)[row]
             places[site] = Places(vectors.float(), owned.to(subject.device), (first + position).to(subject.device))
-        yield places
+        return places
+
+    yield from subject.room.batches(len(rows.tokens), ROWS, read_part, work="rows")
 
 
 def check_heard(owners: Tensor, texts: Sequence[str], site: str) -> None:

@@ -25,6 +25,7 @@ from .discovery import architecture_of
 from .errors import NeuronautError
 from .hooks import Point, attach, record
 from .loading import load, quiet, weights_digest
+from .memory import Room
 from .vocabulary import token_strings
 
 Edit = Callable[[Tensor], Tensor]
@@ -66,6 +67,8 @@ class Subject(TextReader):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = model.device
+        self.room = Room()
+        """What fits into memory at once, as far as it is known."""
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
@@ -265,7 +268,7 @@ class ModellessSubject(Subject):
 
     def __init__(self, name: str, vocabulary: tuple[str, ...], *, revision: str, convention: Convention) -> None:
         _check_name(name)
-        self.name, self.convention = name, convention
+        self.name, self.convention, self.room = name, convention, Room()
         # They take the place of what a subject computes when it is asked.
         self.__dict__.update(vocabulary=vocabulary, revision=revision)
         self._watchers: list[Callable[[Tensor], None]] = []

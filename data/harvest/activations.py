@@ -44,10 +44,12 @@ def read_columns(
     if isinstance(source, RecordedSource):
         return source.columns(tokens, features)
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
-    activations = np.empty((*tokens.shape, len(chosen)), np.float32)
-    for start in range(0, len(tokens), ROWS):
-        activations[start : start + ROWS] = _encode(subject, source, tokens[start : start + ROWS], chosen).cpu().numpy()
-    return activations
+
+    def read(part: slice) -> NDArray[np.float32]:
+        return _encode(subject, source, tokens[part], chosen).cpu().numpy()
+
+    parts = [*subject.room.batches(len(tokens), ROWS, read, work="rows")]
+    return np.concatenate(parts) if parts else np.empty((*tokens.shape, len(chosen)), np.float32)
 
 
 def read_own(
@@ -57,14 +59,15 @@ def read_own(
 
     Rows of many features share a forward: that is what makes interventions on a batch of features cheap.
     """
-    activations = np.empty(tokens.shape, np.float32)
-    for start in range(0, len(tokens), ROWS):
-        part = slice(start, start + ROWS)
+
+    def read(part: slice) -> NDArray[np.float32]:
         distinct, column = np.unique(features[part], return_inverse=True)
-        read = _encode(subject, source, tokens[part], torch.from_numpy(distinct.astype(np.int64)).to(subject.device))
-        rows = torch.arange(len(read), device=read.device)
-        activations[part] = read[rows, :, torch.from_numpy(column).to(read.device)].cpu().numpy()
-    return activations
+        values = _encode(subject, source, tokens[part], torch.from_numpy(distinct.astype(np.int64)).to(subject.device))
+        rows = torch.arange(len(values), device=values.device)
+        return values[rows, :, torch.from_numpy(column).to(values.device)].cpu().numpy()
+
+    parts = [*subject.room.batches(len(tokens), ROWS, read, work="rows")]
+    return np.concatenate(parts) if parts else np.empty(tokens.shape, np.float32)
 
 
 def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: Sequence[int]) -> NDArray[np.float32]:
@@ -73,7 +76,12 @@ def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: S
     values: dict[Row, NDArray[np.float32]] = {}
     for start, members in _group_by_beginning(sorted(set(rows), key=lambda ids: (len(ids), ids))):
         for part in _cut_to_forwards(members, start):
-            values |= dict(zip(part, _encode_last(subject, source, part, start, chosen), strict=True))
+
+            def read(span: slice, part: list[Row] = part, start: int = start) -> dict[Row, NDArray[np.float32]]:
+                return dict(zip(part[span], _encode_last(subject, source, part[span], start, chosen), strict=True))
+
+            for encoded in subject.room.batches(len(part), len(part), read, work="endings" if start else "rows"):
+                values |= encoded
     return np.array([values[row] for row in rows], np.float32).reshape(-1, len(chosen))
 
 
@@ -180,14 +188,14 @@ def read_together(subject: Subject, sites: Sequence[str], tokens: NDArray[np.int
 
     tokens (row, position) without BOS -> site: (vector, width).
     """
-    vectors: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for start in range(0, len(tokens), ROWS):
-        part = tokens[start : start + ROWS]
-        read = read_sites(subject, [*vectors, at], part)
-        counted = torch.from_numpy(find_counted(subject, at, part, read))
-        for site, parts in vectors.items():
-            parts.append(read[site][:, len(subject.bos_prefix) :][counted].float())
-    return {site: torch.cat(parts) for site, parts in vectors.items()}
+
+    def read(part: slice) -> dict[str, Tensor]:
+        whole = read_sites(subject, [*sites, at], tokens[part])
+        counted = torch.from_numpy(find_counted(subject, at, tokens[part], whole))
+        return {site: whole[site][:, len(subject.bos_prefix) :][counted].float() for site in sites}
+
+    parts = [*subject.room.batches(len(tokens), ROWS, read, work="rows")]
+    return {site: torch.cat([part[site] for part in parts]) for site in sites}
 
 
 def mark_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -240,9 +248,11 @@ def _count(
 
 
 TILE_ROWS = 32
-"""Windows per forward, always: matrix products round by the number of rows, so that a short batch is filled up and
-a window's activations have the same bits whatever batch it came in. (On a CPU with several threads PyTorch's
-attention keeps this only for windows of 32 tokens and more.)"""
+"""Windows per forward, as long as they fit into memory: matrix products round by the number of rows, so that a short
+batch is filled up and a window's activations have the same bits whatever batch it came in. (On a CPU with several
+threads PyTorch's attention keeps this only for windows of 32 tokens and more.)"""
+WINDOWS = "windows"
+"""What a subject's room calls them."""
 
 
 def neurons(subject: Subject, sites: Iterable[str]) -> list[Source]:
@@ -278,40 +288,71 @@ def tiles(
 
     `whole` gives all features in one tile.
     """
-    for start in range(0, len(tokens), TILE_ROWS):
-        part = tokens[start : start + TILE_ROWS]
-        filled = np.concatenate([part, np.repeat(part[:1], TILE_ROWS - len(part), axis=0)])
-        for tile in _full_tiles(subject, sources, filled, whole=whole):
-            if tile.rows.start < len(part):
-                stop = min(tile.rows.stop, len(part))
-                size, rows = stop - tile.rows.start, slice(start + tile.rows.start, start + stop)
+    sites = [source.id.site for source in sources]
+
+    def read(part: slice) -> tuple[slice, NDArray[np.integer], dict[str, Tensor]]:
+        own = tokens[part]
+        missing = subject.room.most(WINDOWS, TILE_ROWS) - len(own)
+        filled = np.concatenate([own, np.repeat(own[:1], missing, axis=0)])
+        return part, filled, read_sites(subject, sites, filled)
+
+    for part, filled, vectors in subject.room.batches(len(tokens), TILE_ROWS, read, work=WINDOWS):
+        length = part.stop - part.start
+        for tile in _full_tiles(subject, sources, filled, vectors, whole=whole):
+            if tile.rows.start < length:
+                stop = min(tile.rows.stop, length)
+                size, rows = stop - tile.rows.start, slice(part.start + tile.rows.start, part.start + stop)
                 yield tile._replace(rows=rows, activations=tile.activations[:size], counted=tile.counted[:size])
 
 
 def _full_tiles(
-    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool
+    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], read: Mapping[str, Tensor], *, whole: bool
 ) -> Iterable[Tile]:
-    """The tiles of exactly TILE_ROWS windows."""
-    read = read_sites(subject, [source.id.site for source in sources], tokens)
+    """The tiles of one forward's windows."""
+    skip = len(subject.bos_prefix)
     for source in sources:
         vectors = read[source.id.site]
-        positions, skip = vectors.shape[1], len(subject.bos_prefix)
         counted = find_counted(subject, source.id.site, tokens, read)
         if isinstance(source, Neurons):
             yield Tile(source, slice(0, len(vectors)), 0, vectors[:, skip:].float(), counted)
             continue
-        rows, width = _tile_shape(vectors, source, whole=whole)
-        buffer = torch.empty(rows * positions * width, dtype=torch.float32, device=vectors.device)
-        for start in range(0, len(vectors), rows):
-            part = vectors[start : start + rows]
-            flat = part.reshape(-1, part.shape[2]).float()
-            for first in range(0, source.width, width):
-                features = slice(first, min(first + width, source.width))
-                n = features.stop - first
-                out = buffer[: len(flat) * n].view(len(flat), n)
-                source.encode(flat, None if n == source.width else features, out=out)
-                span, activations = slice(start, start + len(part)), out.view(len(part), positions, n)[:, skip:]
-                yield Tile(source, span, first, activations, counted[span])
+        for rows, first, activations in _encode_tiles(subject, source, vectors, whole=whole):
+            yield Tile(source, rows, first, activations[:, skip:], counted[rows])
+
+
+def _encode_tiles(
+    subject: Subject, source: Source, vectors: Tensor, *, whole: bool
+) -> Iterator[tuple[slice, int, Tensor]]:
+    """Rows, the first feature, and activations (row, position, feature), which the next ones overwrite."""
+    rows, width = _tile_shape(vectors, source, whole=whole)
+    positions, buffer = vectors.shape[1], _Buffer(vectors.device)
+    for start in range(0, len(vectors), rows):
+        flat = vectors[start : start + rows].flatten(0, 1).float()
+        for first in range(0, source.width, width):
+            features = slice(first, min(first + width, source.width))
+
+            def encode(part: slice, flat: Tensor = flat, features: slice = features) -> tuple[slice, Tensor]:
+                own, n = flat[part.start * positions : part.stop * positions], features.stop - features.start
+                out = buffer.take(len(own), n)
+                source.encode(own, None if n == source.width else features, out=out)
+                return part, out.view(-1, positions, n)
+
+            count = len(flat) // positions
+            for part, activations in subject.room.batches(count, rows, encode, work="encoded windows"):
+                yield slice(start + part.start, start + part.stop), first, activations
+
+
+class _Buffer:
+    """Memory for one tile at a time, as large as the largest so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._numbers = torch.empty(0, dtype=torch.float32, device=device)
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        """A matrix, which overwrites the one before."""
+        if self._numbers.numel() < rows * columns:
+            self._numbers = self._numbers.new_empty(rows * columns)
+        return self._numbers[: rows * columns].view(rows, columns)
 
 
 def _tile_shape(vectors: Tensor, source: Source, *, whole: bool) -> tuple[int, int]:
