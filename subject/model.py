@@ -63,6 +63,11 @@ class Subject(TextReader):
             raise NeuronautError(
                 f"{name} is a {type(model).__name__} without unembedding; wanted its ...ForCausalLM class"
             )
+        if missing := [key for key in DIMENSIONS if not isinstance(getattr(config, key, None), int)]:
+            raise NeuronautError(
+                f"the config of {name}, a {type(model).__name__}, gives no {' and no '.join(missing)}; wanted blocks "
+                "with heads of attention, which a state space or a recurrence has not"
+            )
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -316,6 +321,8 @@ class ModellessSubject(Subject):
         self.refuse()
 
 
+DIMENSIONS = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+"""Config keys of the numbers of blocks and heads, and of the width of the residual stream."""
 LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
 """Config keys of the most tokens in a row; families whose attention is biased by distance have one of the last two."""
 
