@@ -28,7 +28,6 @@ from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.readouts import activation
 from neuronaut.causal.runs import compare, gather
 from neuronaut.cli.main import main
-from neuronaut.labelling.opening import LoadOptions, open_sources, pass_gate, try_dictionary
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.activations import read_columns
 from neuronaut.data.harvest.harvest import harvest
@@ -37,6 +36,7 @@ from neuronaut.data.training import run
 from neuronaut.data.training.run import train
 from neuronaut.data.training.trainer import Recipe, Trainer
 from neuronaut.labelling.inspect import describe
+from neuronaut.labelling.opening import LoadOptions, open_sources, pass_gate, try_dictionary
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.directions import direction
