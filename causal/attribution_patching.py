@@ -27,7 +27,7 @@ from ..subject.model import Subject
 from .agreement import Agreement, Cut, Graded, Verified, find_doubts, grade
 from .batched import Cost, observe
 from .edits import Edit
-from .gradients import Ends, Passes, Slopes, check_patches, score_patches
+from .gradients import WITH_GRADIENTS, Ends, Passes, Slopes, check_patches, score_patches
 from .grids import Axis, Grid
 from .intervene import NOTHING, Materials
 from .measures import EPSILON, Direction, Question
@@ -284,7 +284,11 @@ def predict_patches(
 def _score_pairs(task: _Task, pairs: Pairs) -> _Part:
     metric_of(task.metric)  # An unknown one is an error that lists them.
     check_patches(task.subject, task.edits, task.materials)
-    return _join_parts([_score_part(task, pairs.take(rows)) for rows in torch.arange(len(pairs)).split(task.at_once)])
+
+    def score(part: slice) -> _Part:
+        return _score_part(task, pairs.take(torch.arange(part.start, part.stop)))
+
+    return _join_parts([*task.subject.batching.batches(len(pairs), task.at_once, score, work=WITH_GRADIENTS)])
 
 
 def _build_attribution(task: _Task, grid: Grid, whole: _Part, graded: Graded, *, seed: int) -> Attribution:

@@ -2,9 +2,9 @@
 
 The prompts are run plainly once, which gives the residual stream before every layer that is edited and the values that
 patches put in. Then the edits of a layer stand beside each other in the rows of one forward that begins at this layer
-(`resume`) and computes logits at the answers' positions only. No forward has more than `at_once` rows: there are as
-many edits in it as there is room for copies of the prompts, and more prompts than that are run in parts. Neither the
-company in a forward nor where it begins changes a result beyond rounding.
+(`resume`) and computes logits at the answers' positions only. No forward has more than `at_once` rows, or those that
+fit into memory: there are as many edits in it as there is room for copies of the prompts, and more prompts than that
+are run in parts. Neither the company in a forward nor where it begins changes a result beyond rounding.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +22,11 @@ from .edits import Edit
 from .intervene import Materials, Report
 from .measures import Question, metric
 from .prompts import Batch
-from .runs import alike, logits_at, read_source_run, resumable, resume, separately
+from .runs import EDITED, alike, logits_at, read_source_run, resumable, resume, together
 from .units import sites_of
+
+DRAWN = ("resample", "noise")
+"""Operations that draw for all prompts together."""
 
 
 class Setting(NamedTuple):
@@ -85,11 +88,12 @@ def measure(
     """
     _check(subject, edits, prompts, metrics, at_once)
     cost = Cost(one_by_one=len(prompts) + len(edits) * len(settings))
-    rows = torch.arange(len(question.answers)).split(at_once)
     with alike(subject, edits):
         first = _first_layers(subject, edits, materials)
-        parts = [
-            _Part(
+
+        def measure_rows(rows: slice) -> Measured:
+            part = torch.arange(rows.start, rows.stop)
+            return _Part(
                 subject=subject,
                 edits=edits,
                 metrics=metrics,
@@ -100,8 +104,11 @@ def measure(
             ).measure(
                 {name: batch.take(part) for name, batch in prompts.items()}, settings, _take_question(question, part)
             )
-            for part in rows
-        ]
+
+        count = len(question.answers)
+        # What is drawn for all prompts together would be other draws for parts of them.
+        least = count if any(edit.operation in DRAWN for edit in edits) else 1
+        parts = [*subject.batching.batches(count, at_once, measure_rows, work=EDITED, least=least)]
     changes = {name: torch.stack([part.changes[name] for part in parts]).amax(0) for name in settings}
     if not any(bool(change.any()) for change in changes.values()):
         raise NeuronautError(
@@ -187,12 +194,14 @@ class _Part:
         self, batch: Batch, residuals: Mapping[str, Tensor], patch_values: Mapping[str, Tensor], question: Question
     ) -> tuple[Tensor, Tensor]:
         """(edit, metric, row) and (edit,)."""
-        room, layers = max(1, self.at_once // len(batch)), self.subject.n_layers
+        most, layers = max(1, self.at_once // len(batch)) * len(batch), self.subject.n_layers
         values: dict[int, Tensor] = {}
         changes = torch.zeros(len(self.edits))
         for layer, group in groupby(sorted(range(len(self.edits)), key=self.first.__getitem__), self.first.__getitem__):
-            for part in torch.tensor([*group]).split(room):
-                chosen = [self.edits[index] for index in part.tolist()]
+            its = [*group]
+
+            def run_part(part: slice, its: list[int] = its, layer: int = layer) -> None:
+                chosen = [self.edits[index] for index in its[part]]
                 sites = {site for edit in chosen for site in sites_of(edit, self.materials.sources).reads}
                 chosen_materials = replace(
                     self.materials, source_runs={site: patch_values[site] for site in sites & patch_values.keys()}
@@ -200,9 +209,12 @@ class _Part:
                 measured, reports = self._run_together(
                     batch, edits=chosen, layer=layer, residuals=residuals, materials=chosen_materials, question=question
                 )
-                values |= dict(zip(part.tolist(), measured, strict=True))
-                changes[part] = torch.tensor([report.max_change for report in reports])
-                self.cost.add(len(batch) * len(part), (layers - layer) / layers)
+                values.update(zip(its[part], measured, strict=True))
+                changes[its[part]] = torch.tensor([report.max_change for report in reports])
+                self.cost.add(len(batch) * len(chosen), (layers - layer) / layers)
+
+            for _ in self.subject.batching.batches(len(its), most, run_part, work=EDITED, per=len(batch)):
+                pass
         return torch.stack([values[index] for index in range(len(self.edits))]).cpu(), changes
 
     def _run_together(
@@ -217,13 +229,8 @@ class _Part:
         """Edits beside each other from a layer on: (edit, metric, row)."""
         residual = residuals[f"resid_pre.{layer}"].repeat(len(edits), 1, 1) if layer else None
         with nullcontext() if residual is None else resume(self.subject, layer, residual):
-            return separately(
-                self.subject,
-                batch,
-                edits,
-                lambda logits: self._measure_logits(logits, question),
-                materials=materials,
-                at_once=len(batch) * len(edits),
+            return together(
+                self.subject, batch, edits, lambda logits: self._measure_logits(logits, question), materials=materials
             )
 
     def _measure_logits(self, logits: Tensor, question: Question) -> Tensor:
@@ -268,7 +275,7 @@ def _check(
     for edit in edits:
         # An unknown or refused site is an error that says so.
         subject.width(f"head.{edit.layer}" if edit.on_pattern else edit.site)
-    drawn = next((edit for edit in edits if edit.operation in ("resample", "noise")), None)
+    drawn = next((edit for edit in edits if edit.operation in DRAWN), None)
     longest = max(map(len, prompts.values()))
     if drawn is not None and longest > at_once:
         raise NeuronautError(

@@ -24,7 +24,9 @@ from .intervene import Materials, RowEdit
 from .prompts import Batch
 
 SLOTS = 4
-"""Clamps, or none, that share a forward."""
+"""Clamps, or none, that share a forward, as long as it fits into memory."""
+WRITTEN = "continued rows"
+"""What a subject's batching calls its rows."""
 
 Continuations = tuple[tuple[int, ...], ...]
 """The token ids that follow each prompt."""
@@ -69,25 +71,30 @@ def steer(
             f"{min(map(len, prompts), default=0)} tokens; give prompts of at least one token"
         )
     edits = [_compile_clamp(source, clamp) for clamp in clamps]
-    batch, count = Batch.of(subject, [[*subject.bos_prefix, *prompt] for prompt in prompts] * SLOTS), len(prompts)
+    rows, count = [[*subject.bos_prefix, *prompt] for prompt in prompts], len(prompts)
     # Under a name a source of any sort is held by its own edit.
     materials = Materials(sources={f"{source.id.site}@{_material_name(source)}": source})
-    streams = torch.randint(2**31, (count,), generator=torch.Generator().manual_seed(seed)).tolist() * SLOTS
-    slots, written = (None, *edits), list[Continuations]()
-    for start in range(0, len(slots), SLOTS):
-        part = slots[start : start + SLOTS]
-        held = [RowEdit(edit, tuple(range(at * count, (at + 1) * count))) for at, edit in enumerate(part) if edit]
+    streams = torch.randint(2**31, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    slots = (None, *edits)
+
+    def write(part: slice) -> list[Continuations]:
+        clamped = [(edit, at * count) for at, edit in enumerate(slots[part]) if edit]
+        held = [RowEdit(edit, tuple(range(first, first + count))) for edit, first in clamped]
+        copies = max(1, subject.batching.most(WRITTEN, SLOTS * count) // count)
         continuations = generate(
             subject,
-            batch,
+            Batch.of(subject, rows * copies),
             held,
             tokens=tokens,
             temperature=temperature,
-            seed=streams,
+            seed=streams * copies,
             cached=False,
             materials=materials,
         ).tokens
-        written += [continuations[at * count : (at + 1) * count] for at in range(len(part))]
+        return [continuations[at * count : (at + 1) * count] for at in range(part.stop - part.start)]
+
+    parts = subject.batching.batches(len(slots), SLOTS * count, write, work=WRITTEN, per=count)
+    written = [continuations for part in parts for continuations in part]
     return Steered(written[0], tuple(written[1:]))
 
 

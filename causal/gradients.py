@@ -15,7 +15,7 @@ feature is worth (its activation in the source run - in the base) . (gradient . 
 its error-preserving patch does; what all features of a dictionary leave of the vector's worth is that of its error.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -33,6 +33,9 @@ from .measures import Question, metric
 from .prompts import Batch, where
 from .runs import resumable, resume
 from .units import GRADIENTS, Along, Coded, units_of, written_site
+
+WITH_GRADIENTS = "rows with gradients"
+"""What a subject's batching calls the rows of a pass."""
 
 
 class Ends(NamedTuple):
@@ -69,31 +72,30 @@ class Slopes:
 
     def along_embed(self, sites: Sequence[str], *, steps: int) -> dict[str, Tensor]:
         """By site, the mean over the line."""
-        total: dict[str, Tensor] = {}
-        for points in self._points("embed", steps):
-            _, gradients = self._gradients(len(points), sites, {"embed": points.flatten(0, 1)})
-            for site, gradient in gradients.items():
-                summed = gradient.unflatten(0, points.shape[:2]).double().sum(0)
-                total[site] = total.get(site, 0) + summed
-        return {site: (summed / steps).to(self.ends.base[site].dtype) for site, summed in total.items()}
+        return self._average("embed", steps, sites)
 
     def along_site(self, site: str, *, steps: int) -> tuple[Tensor, Tensor]:
         """The mean over the site's line, (row, position, width), and the metric at its end, (row,)."""
         number = site.partition(".")[2]
         layer = 0 if not number or resumable(self.subject) else int(number)
-        total = torch.zeros_like(self.ends.base[site], dtype=torch.float64)
-        for points in self._points(site, steps):
-            _, gradients = self._gradients(len(points), [site], {site: points.flatten(0, 1)}, layer=layer)
-            total += gradients[site].unflatten(0, points.shape[:2]).double().sum(0)
-        end, _ = self._gradients(1, [], {site: self.ends.source_run[site]}, layer=layer)
-        return (total / steps).to(self.ends.base[site].dtype), end
+        mean = self._average(site, steps, [site], layer=layer)[site]
+        return mean, self._gradients(1, [], {site: self.ends.source_run[site]}, layer=layer)[0]
 
-    def _points(self, site: str, steps: int) -> Iterator[Tensor]:
-        """(point, row, position, width), as many points at a time as fit into a pass."""
-        start, stop = self.ends.base[site], self.ends.source_run[site]
-        ways = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
-        for part in ways.to(start.device, start.dtype).split(max(1, self.at_once // len(self.batch))):
-            yield start + part[:, None, None, None] * (stop - start)
+    def _average(self, moved: str, steps: int, sites: Sequence[str], *, layer: int = 0) -> dict[str, Tensor]:
+        """By site, the mean gradient over the line of a moved one, as many points in a pass as have room."""
+        start, stop, rows = self.ends.base[moved], self.ends.source_run[moved], len(self.batch)
+        ways = ((torch.arange(steps, dtype=torch.float64) + 0.5) / steps).to(start.device, start.dtype)
+
+        def sum_part(part: slice) -> dict[str, Tensor]:
+            points = start + ways[part, None, None, None] * (stop - start)
+            _, gradients = self._gradients(len(points), sites, {moved: points.flatten(0, 1)}, layer=layer)
+            return {site: gradients[site].unflatten(0, points.shape[:2]).double().sum(0) for site in sites}
+
+        summed: dict[str, Tensor] = {}
+        most = max(1, self.at_once // rows) * rows
+        for part in self.subject.batching.batches(steps, most, sum_part, work=WITH_GRADIENTS, per=rows):
+            summed = {site: summed.get(site, 0) + gradient for site, gradient in part.items()}
+        return {site: (total / steps).to(self.ends.base[site].dtype) for site, total in summed.items()}
 
     def _gradients(
         self, count: int, sites: Sequence[str], moved: Mapping[str, Tensor], *, layer: int = 0

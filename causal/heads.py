@@ -88,15 +88,15 @@ def head_scores(
         raise NeuronautError(
             f"no row has a query with a key for the {missing} score; give longer text, or repeated_tokens()"
         )
-    shares: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
-    for part in torch.arange(len(batch)).split(ROWS):
+
+    def measure(part: slice) -> dict[Kind, Tensor]:
         layer_patterns = patterns(subject, batch.tokens[part], chosen)
         stacked = torch.stack([layer_patterns[layer] for layer in chosen], dim=1).float().cpu()
-        for kind in kinds:
-            shares[kind].append(_measure_shares(stacked, keys[kind][part]))
-    return tuple(
-        score for kind in kinds for score in _rank_heads(kind, torch.cat(shares[kind])[rows[kind]], list(chosen), seed)
-    )
+        return {kind: _measure_shares(stacked, keys[kind][part]) for kind in kinds}
+
+    parts = [*subject.batching.batches(len(batch), ROWS, measure, work="rows of patterns")]
+    shares = {kind: torch.cat([part[kind] for part in parts])[rows[kind]] for kind in kinds}
+    return tuple(score for kind in kinds for score in _rank_heads(kind, shares[kind], list(chosen), seed))
 
 
 def _measure_shares(pattern: Tensor, keys: Tensor) -> Tensor:

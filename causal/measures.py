@@ -251,26 +251,39 @@ def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity
     if dictionary.companions is not None:
         return Fidelity(None, None, None)
     reads, writes, mask = dictionary.reads, dictionary.writes, where(subject, batch, "all").to(subject.device)
-    read = subject.read(batch.tokens, [*dict.fromkeys((*reads, *writes))])
-    vectors, rebuilt = join_vectors(read, writes)[mask], dictionary.reconstruct(join_vectors(read, reads)[mask])
+
+    def rebuild(part: slice) -> tuple[Tensor, Tensor]:
+        read = subject.read(batch.tokens[part], [*dict.fromkeys((*reads, *writes))])
+        known = join_vectors(read, reads)[mask[part]]
+        return join_vectors(read, writes)[mask[part]], dictionary.reconstruct(known)
+
+    parts = [*subject.batching.batches(len(batch), len(batch), rebuild, work="plain rows")]
+    vectors, rebuilt = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     centred = vectors.float() - vectors.float().mean(0)
     variance, missed = float(centred.square().sum()), float((vectors.float() - rebuilt).square().sum())
     unexplained = missed / variance if variance > 0 else None
     longer = batch.take((batch.lengths > 1).nonzero().flatten())
     if not len(longer):
         return Fidelity(unexplained, None, None)
-    losses: list[Tensor] = []
-    for rows in torch.arange(len(longer)).split(max(1, LOGITS // (longer.tokens.shape[1] * len(subject.vocabulary)))):
-        block = longer.take(rows)
-        places = where(subject, block, "all").to(subject.device)
-        known = join_vectors(subject.read(block.tokens, reads), reads)[places]
-        parts = split_vectors(dictionary.reconstruct(known), writes)
+    most = max(1, LOGITS // (longer.tokens.shape[1] * len(subject.vocabulary)))
 
-        def rebuild(part: Tensor, tensor: Tensor, places: Tensor = places) -> Tensor:
-            return tensor.masked_scatter(places[..., None], part.to(tensor.dtype))
+    def measure(part: slice) -> Tensor:
+        return _measure_losses(subject, dictionary, longer.take(torch.arange(part.start, part.stop)))
 
-        plain = text_loss(subject.logits(block.tokens), block)
-        with subject.editing({site: partial(rebuild, part) for site, part in parts.items()}):
-            losses.append(torch.stack([plain, text_loss(subject.logits(block.tokens), block)]))
+    losses = [*subject.batching.batches(len(longer), most, measure, work="rows with logits")]
     plain_loss, rebuilt_loss = torch.cat(losses, dim=1).mean(1).tolist()
     return Fidelity(unexplained, plain_loss, rebuilt_loss)
+
+
+def _measure_losses(subject: Subject, dictionary: Dictionary, block: Batch) -> Tensor:
+    """Each row's loss, plainly and with the sites rebuilt: (2, row)."""
+    places = where(subject, block, "all").to(subject.device)
+    known = join_vectors(subject.read(block.tokens, dictionary.reads), dictionary.reads)[places]
+    parts = split_vectors(dictionary.reconstruct(known), dictionary.writes)
+
+    def rebuild(part: Tensor, tensor: Tensor) -> Tensor:
+        return tensor.masked_scatter(places[..., None], part.to(tensor.dtype))
+
+    plain = text_loss(subject.logits(block.tokens), block)
+    with subject.editing({site: partial(rebuild, part) for site, part in parts.items()}):
+        return torch.stack([plain, text_loss(subject.logits(block.tokens), block)])

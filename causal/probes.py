@@ -136,12 +136,13 @@ def read_examples(subject: Subject, batch: Batch, *, site: str, positions: str =
     """One vector for each row, the mean over the positions that the rule means: (row, width), float32, on the CPU."""
     mask = where(subject, batch, positions)
     _check_distinct(batch, mask, causal=subject.causal)
-    means: list[Tensor] = []
-    for part in torch.arange(len(batch)).split(AT_ONCE):
+
+    def read(part: slice) -> Tensor:
         vectors = subject.read(batch.tokens[part], [site])[site].float().cpu()
         chosen = mask[part, :, None]
-        means.append((vectors * chosen).sum(1) / chosen.sum(1))
-    return torch.cat(means)
+        return (vectors * chosen).sum(1) / chosen.sum(1)
+
+    return torch.cat([*subject.batching.batches(len(batch), AT_ONCE, read, work="rows")])
 
 
 def fit_probe(

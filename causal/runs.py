@@ -8,6 +8,7 @@ first puts out the known residual stream. That this gives the whole run's logits
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 from weakref import WeakSet
 
 import torch
@@ -23,8 +24,11 @@ from .measures import Direction, Effect, Question, effect, metric
 from .prompts import Batch, Pairs, where
 from .units import sites_of
 
+T = TypeVar("T")
 AT_ONCE = 64
-"""Rows of a forward in which edits are run beside each other."""
+"""Rows of a forward in which edits are run beside each other, at most."""
+EDITED = "edited rows"
+"""What a subject's batching calls them."""
 
 
 def logits_at(subject: Subject, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -70,10 +74,9 @@ def gather(
     def read_by(wanting: Iterable[Edit]) -> list[str]:
         return sorted({site for edit in wanting for site in sites_of(edit, materials.sources).reads})
 
-    if reference is not None and (sites := read_by(edit for edit in edits if edit.needs_reference)):
-        mask = where(subject, reference, "all").to(subject.device)
-        vectors = subject.read(reference.tokens, sites)
-        gathered = replace(gathered, reference={**gathered.reference, **{site: vectors[site][mask] for site in sites}})
+    if reference is not None and (wanted := read_by(edit for edit in edits if edit.needs_reference)):
+        vectors = join(in_parts(subject, reference, lambda rows: _read_words(subject, rows, wanted)))
+        gathered = replace(gathered, reference={**gathered.reference, **vectors})
     if source_run is not None and (sites := read_by(edit for edit in edits if edit.needs_source_run)):
         with alike(subject, edits):
             gathered = replace(
@@ -82,8 +85,32 @@ def gather(
     return gathered
 
 
+def _read_words(subject: Subject, batch: Batch, sites: Sequence[str]) -> dict[str, Tensor]:
+    """By site, the vectors of all tokens but BOS: (token, width)."""
+    mask = where(subject, batch, "all").to(subject.device)
+    return {site: vectors[mask] for site, vectors in subject.read(batch.tokens, sites).items()}
+
+
+def in_parts(subject: Subject, batch: Batch, run: Callable[[Batch], T]) -> list[T]:
+    """What a plain run gives for all the rows at once, or for parts of them that fit into memory."""
+
+    def run_part(part: slice) -> T:
+        return run(batch.take(torch.arange(part.start, part.stop)))
+
+    return [*subject.batching.batches(len(batch), len(batch), run_part, work="plain rows")]
+
+
+def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by site, row after row."""
+    return {site: torch.cat([part[site] for part in parts]) if len(parts) > 1 else parts[0][site] for site in parts[0]}
+
+
 def read_source_run(subject: Subject, batch: Batch, sites: Sequence[str]) -> dict[str, Tensor]:
     """A run's tensors at sites: (row, position, width), `pattern.L` and `score.L`: (row, head, query, key)."""
+    return join(in_parts(subject, batch, lambda rows: _read_sites(subject, rows, sites)))
+
+
+def _read_sites(subject: Subject, batch: Batch, sites: Sequence[str]) -> dict[str, Tensor]:
     plain = [site for site in sites if not site.startswith(("pattern.", "score."))]
     tensors = dict(subject.read(batch.tokens, plain)) if plain else {}
     for kind, read in (("pattern", patterns), ("score", scores)):
@@ -182,26 +209,38 @@ def separately(
     """
     if not edits:
         raise NeuronautError("there are no edits to run; give at least one")
-    room = max(1, at_once // len(batch))
-    readings: list[Tensor] = []
-    reports: list[Report] = []
-    for start in range(0, len(edits), room):
-        part = edits[start : start + room]
-        copies = batch.take(torch.arange(len(batch)).repeat(len(part)))
-        row_edits = [
-            RowEdit(edit, tuple(range(slot * len(batch), (slot + 1) * len(batch)))) for slot, edit in enumerate(part)
-        ]
-        copied = replace(
-            materials,
-            source_runs={
-                site: _repeat_rows(run_tensors, len(part)) for site, run_tensors in materials.source_runs.items()
-            },
-        )
-        with apply(subject, copies, row_edits, materials=copied, may_idle=True) as ledger:
-            output = run(copies) if run else logits_at(subject, copies.tokens, copies.last)
-        readings += [readout(rows) for rows in output.split(len(batch))]
-        reports += [_renumber_rows(report, len(batch)) for report in ledger.reports]
-    return torch.stack(readings), tuple(reports)
+
+    def run_part(part: slice) -> tuple[Tensor, tuple[Report, ...]]:
+        return together(subject, batch, edits[part], readout, materials=materials, run=run)
+
+    most = max(1, at_once // len(batch)) * len(batch)
+    parts = [*subject.batching.batches(len(edits), most, run_part, work=EDITED, per=len(batch))]
+    return torch.cat([readings for readings, _ in parts]), tuple(report for _, reports in parts for report in reports)
+
+
+@torch.inference_mode()
+def together(
+    subject: Subject,
+    batch: Batch,
+    edits: Sequence[Edit],
+    readout: Callable[[Tensor], Tensor],
+    *,
+    materials: Materials = NOTHING,
+    run: Callable[[Batch], Tensor] | None = None,
+) -> tuple[Tensor, tuple[Report, ...]]:
+    """As `separately`, all of the edits in one forward."""
+    copies = batch.take(torch.arange(len(batch)).repeat(len(edits)))
+    row_edits = [
+        RowEdit(edit, tuple(range(slot * len(batch), (slot + 1) * len(batch)))) for slot, edit in enumerate(edits)
+    ]
+    copied = replace(
+        materials,
+        source_runs={site: _repeat_rows(tensors, len(edits)) for site, tensors in materials.source_runs.items()},
+    )
+    with apply(subject, copies, row_edits, materials=copied, may_idle=True) as ledger:
+        output = run(copies) if run else logits_at(subject, copies.tokens, copies.last)
+    readings = torch.stack([readout(rows) for rows in output.split(len(batch))])
+    return readings, tuple(_renumber_rows(report, len(batch)) for report in ledger.reports)
 
 
 def _renumber_rows(report: Report, rows: int) -> Report:

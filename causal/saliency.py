@@ -129,9 +129,14 @@ def integrated_gradients(
     inputs, start = _read_embeddings(subject, ids), _read_baseline(subject, ids, baseline)
     difference = (inputs - start).double()
     total = torch.zeros_like(difference)
-    for part in ((torch.arange(steps) + 0.5) / steps).to(inputs.device, torch.float64).split(at_once):
-        points = (start.double() + part[:, None, None] * difference).to(inputs.dtype)
-        total += _take_gradients(subject, ids, points, target)[1].double().sum(0)
+    ways = ((torch.arange(steps) + 0.5) / steps).to(inputs.device, torch.float64)
+
+    def sum_part(part: slice) -> Tensor:
+        points = (start.double() + ways[part, None, None] * difference).to(inputs.dtype)
+        return _take_gradients(subject, ids, points, target)[1].double().sum(0)
+
+    for summed in subject.batching.batches(steps, at_once, sum_part, work="rows with gradients"):
+        total += summed
     worth = (difference * total / steps).sum(-1)[0]
     metric, at_baseline = _measure_inputs(subject, ids, torch.cat([inputs, start]), target).tolist()
     error = float(worth.sum()) - (metric - at_baseline)
@@ -151,10 +156,16 @@ def occlusion(
     worth = torch.zeros(ids.shape[1])
     changed = (inputs != start).any(-1)[0].cpu()
     changed[_resolve_position(target.position, ids) + 1 :] = False  # The metric cannot see these.
-    for places in changed.nonzero()[:, 0].split(at_once):
+    occluded = changed.nonzero()[:, 0]
+
+    def measure(part: slice) -> Tensor:
+        places = occluded[part]
         rows = inputs.repeat(len(places), 1, 1)
         rows[torch.arange(len(places)), places] = start[0, places]
-        worth[places] = metric - _measure_inputs(subject, ids, rows, target).cpu()
+        return metric - _measure_inputs(subject, ids, rows, target).cpu()
+
+    parts = [*subject.batching.batches(len(occluded), at_once, measure, work="rows")]
+    worth[occluded] = torch.cat(parts) if parts else worth[occluded]
     return Saliency("occlusion", tuple(worth.tolist()), metric, at_baseline, None)
 
 

@@ -159,16 +159,14 @@ def _measure_side_effects(subject: Subject, text: Batch, edits: Sequence[Edit], 
     """KL and change of the loss on unrelated text: (edit, row, 2), in nats per token."""
     everywhere = [edit.model_copy(update={"positions": "all"}) for edit in edits]
     room = max(1, LOGITS // (text.tokens.shape[1] * len(subject.vocabulary)))
-    readings: list[Tensor] = []
-    for start in range(0, len(text), room):
-        block = text.take(range(start, min(start + room, len(text))))
+
+    def measure(part: slice) -> Tensor:
+        block = text.take(range(part.start, part.stop))
         plain = subject.logits(block.tokens).float().log_softmax(-1)
         counted = where(subject, block, "all").to(plain.device)
         loss = text_loss(plain, block)
 
-        def read(
-            logits: Tensor, block: Batch = block, plain: Tensor = plain, counted: Tensor = counted, loss: Tensor = loss
-        ) -> Tensor:
+        def read(logits: Tensor) -> Tensor:
             divergence = (plain.exp() * (plain - logits.float().log_softmax(-1))).sum(-1)
             per_token = (divergence * counted).sum(1) / counted.sum(1)
             return torch.stack([per_token, text_loss(logits, block) - loss], dim=1)
@@ -182,8 +180,9 @@ def _measure_side_effects(subject: Subject, text: Batch, edits: Sequence[Edit], 
             materials=materials,
             at_once=room,
         )
-        readings.append(values)
-    return torch.cat(readings, dim=1)
+        return values
+
+    return torch.cat([*subject.batching.batches(len(text), room, measure, work="rows with logits")], dim=1)
 
 
 def _unit_of_strength(subject: Subject, edit: Edit, materials: Materials) -> tuple[float, ...] | None:

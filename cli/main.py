@@ -6,6 +6,7 @@ transformers, numpy) when the verb runs, so that help is immediate.
 
 import os
 import shlex
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -131,7 +132,22 @@ def _format_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; mend that and run the command again (--debug shows where it happened)"
+    if (full := _describe_memory(error, message)) is not None:
+        return full
     return f"{type(error).__name__}: {message or 'no message'}; this was not expected, --debug shows where it happened"
+
+
+def _describe_memory(error: Exception, message: str) -> str | None:
+    """What to do where there was no memory for work that cannot be cut into batches; None of other errors."""
+    if "torch" not in sys.modules:
+        return None
+    from ..subject.memory import ADVICE, is_out_of_memory
+
+    return (
+        f"memory has no room for this ({message or type(error).__name__}); {ADVICE}"
+        if is_out_of_memory(error)
+        else None
+    )
 
 
 @click.group("neuronaut", cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -71,8 +71,9 @@ def read_texts(
     subject: Subject, sites: Sequence[tuple[str, ...]], rows: TextRows
 ) -> Iterator[dict[tuple[str, ...], Places]]:
     """The texts' tokens by sites whose vectors stand side by side, some windows at a time."""
-    for start in range(0, len(rows.tokens), ROWS):
-        tokens, owners, starts = (part[start : start + ROWS] for part in rows)
+
+    def read_part(part: slice) -> dict[tuple[str, ...], Places]:
+        tokens, owners, starts = (whole[part] for whole in rows)
         tokens = tokens[:, : int((tokens >= 0).sum(1).max())]
         read = read_sites(subject, [site for one in sites for site in one], tokens)
         places: dict[tuple[str, ...], Places] = {}
@@ -83,7 +84,9 @@ def read_texts(
             vectors = without_bos(subject, tokens, join_vectors(read, one))[at]
             owned, first = torch.from_numpy(owners)[row], torch.from_numpy(starts)[row]
             places[one] = Places(vectors.float(), owned.to(subject.device), (first + position).to(subject.device))
-        yield places
+        return places
+
+    yield from subject.batching.batches(len(rows.tokens), ROWS, read_part, work="rows")
 
 
 def check_heard(owners: Tensor, texts: Sequence[str], site: str) -> None:

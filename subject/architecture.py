@@ -58,7 +58,7 @@ class Projections(NamedTuple):
     """What gives queries, keys and values: modules beside the attention's output projection."""
 
     modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    """One each, or one for all three."""
+    """One each, or one for all three; none where it is not known what gives them."""
     groups: int = 1
     """Of one for all three: how many groups its outputs have, each with its share of the three; 0 where there are as
     many as key/value heads, so that a group is some query heads, the key that they share and its value."""
@@ -187,6 +187,8 @@ class Architecture:
         yield "resid_post", Port(layer, "output")
 
     def _projection_ports(self, layer: str, config: "PreTrainedConfig") -> Iterator[tuple[str, Port]]:
+        if not self.projections.modules:
+            return
         parts = self.projections.parts(config) if len(self.projections.modules) == 1 else {}
         for i, kind in enumerate(("query", "key", "value")):
             # Copied, because some families clamp them in place.
@@ -200,6 +202,19 @@ def kv_heads(config: "PreTrainedConfig") -> int:
         return 1
     keys = ("num_key_value_heads", "num_kv_heads", "num_attention_heads")
     return next(count for key in keys if (count := getattr(config, key, None)))
+
+
+def other_mixer(config: "PreTrainedConfig", layer: int) -> str | None:
+    """What mixes tokens in a layer, by the config's own word, where that is not attention; None where it is."""
+    kinds = next((listed for key in _LAYER_KINDS if isinstance(listed := getattr(config, key, None), list | tuple)), ())
+    kind = str(kinds[layer]) if layer < len(kinds) else ""
+    return kind if any(word in kind for word in _NO_ATTENTION) else None
+
+
+_LAYER_KINDS = ("layer_types", "layers_block_type", "block_types")
+"""Config keys that say of each layer what mixes its tokens."""
+_NO_ATTENTION = ("linear", "mamba", "conv", "recurrent", "mlp", "moe")
+"""In the names of kinds of layers that have no heads of attention."""
 
 
 def d_head(config: "PreTrainedConfig") -> int:

@@ -41,8 +41,8 @@ class Claim:
             error = self.error()
         except KeyError as missing:
             failure = f"{self.text} cannot be checked without {missing.args[0]}"
-        # Modules that are not there raise AttributeError.
-        except (RuntimeError, AttributeError) as mismatch:
+        # Modules that are not there raise AttributeError, those that want more than vectors TypeError.
+        except (RuntimeError, AttributeError, TypeError) as mismatch:
             failure = f"{self.text} cannot be computed: {str(mismatch).splitlines()[0]}"
         # Written so that a NaN fails.
         if error is not None and not error <= tolerance:

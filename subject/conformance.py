@@ -32,14 +32,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architecture import Architecture, d_head
-from .attention_claims import attention_claims
+from .architecture import Architecture, d_head, other_mixer
+from .attention_claims import KINDS, attention_claims
 from .claims import ROUNDING, Check, Claim, distance, sum_error
 from .forward import forward
 from .hooks import Point, record
 
 EXPERTS = "experts take the MLP's place in this layer, and each token has other neurons; mlp_out is there"
 """Why a layer of experts has no neurons as a site."""
+NO_PROJECTIONS = (
+    "no modules were found beside the attention's output projection that give queries, keys and values of which its "
+    "heads follow; head.L is what there is"
+)
+"""Why a family that is not in the table may lack these sites."""
 
 
 class Conformance(NamedTuple):
@@ -100,20 +105,42 @@ def _resolve_points(model: PreTrainedModel, architecture: Architecture) -> tuple
     points: dict[str, Point] = {}
     refused: dict[str, str] = {}
     module = model.base_model.get_submodule
+    if not architecture.projections.modules:
+        refused |= {
+            f"{kind}.{layer}": NO_PROJECTIONS for layer in range(model.config.num_hidden_layers) for kind in KINDS
+        }
+    no_heads = _find_other_mixers(model)
     for site, port in architecture.ports(model.config).items():
+        kind = site.partition(".")[0]
+        if site in no_heads:
+            continue
         try:
             found = module(port.path)
             rows = module(port.joined) if port.joined else None
         except AttributeError:
-            experts = architecture.experts and site.startswith("mlp.")
+            experts = architecture.experts and kind == "mlp"
             refused[site] = EXPERTS if experts else f"the model has no module {port.path}"
+            if mixer := other_mixer(model.config, int(port.path.removeprefix(f"{architecture.layers}.").split(".")[0])):
+                refused[site] = (
+                    f"the config calls this layer {mixer!r}; its modules are not those of attention's layers"
+                )
             continue
         width = port.part and port.part.groups * port.part.size
         if width and width not in (getattr(found, "out_features", None), getattr(found, "nf", None)):
             refused[site] = f"{port.path} does not give the {width} numbers that queries, keys and values take"
             continue
         points[site] = Point(found, port.side, port.copied, rows, port.part)
-    return points, refused
+    return points, refused | no_heads
+
+
+def _find_other_mixers(model: PreTrainedModel) -> dict[str, str]:
+    """The sites of heads in layers that the config does not call attention, with the reason."""
+    return {
+        f"{kind}.{layer}": f"the config calls this layer {mixer!r}, which has no heads of attention"
+        for layer in range(model.config.num_hidden_layers)
+        if (mixer := other_mixer(model.config, layer))
+        for kind in ("head", *KINDS)
+    }
 
 
 def _record_points(
@@ -286,6 +313,8 @@ def _input_claims(
         if not architecture.neurons_by:
             end = Point(block.get_submodule(dense), "input") if dense else None
             vectors = _run_mlp(block.get_submodule(reader), vectors, end=end)
+        if not dense and architecture.mlp_norm:
+            vectors = block.get_submodule(architecture.mlp_norm)(vectors)
         return distance(vectors, values[result])
 
     yield Claim(f"{' then '.join(architecture.neurons_by) or reader} of {site} = {result}", (site,), error)

@@ -1,10 +1,11 @@
 """Finds the sites of a family that is not in the table: by what its modules pass, not by their names.
 
-One forward pass records what goes into and comes out of every module of the first block. The branches of the block are
-then looked for as sums: a projection whose output (or that of the norm behind it) is what the residual stream gains, a
-module that reads the stream in between, a second projection, or a whole module where experts take its place, for the
-rest. Where no such sum is the block's output, norms are looked for that the stream itself passes behind each sum. What
-is found is a row like those of the table, and is proven like them (`conformance.py`).
+One forward pass records what goes into and comes out of every module of one block, the first that has attention as far
+as the config tells. The branches of the block are then looked for as sums: a projection whose output (or that of the
+norm behind it) is what the residual stream gains, a module that reads the stream in between, a second projection, or a
+whole module where experts take its place, for the rest. Where no such sum is the block's output, norms are looked for
+that the stream itself passes behind each sum. What is found is a row like those of the table, and is proven like them
+(`conformance.py`).
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .architecture import ARCHITECTURES, SOFTCAP, Architecture, Projections, d_head, kv_heads
+from .architecture import ARCHITECTURES, SOFTCAP, Architecture, Projections, d_head, kv_heads, other_mixer
 from .attention_claims import pointing_error
 from .errors import NeuronautError
 from .forward import forward
@@ -65,27 +66,34 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
     """The row of a model of any family; refuses where none can be found."""
     layers, blocks = find_blocks(model, name=name)
     tokens = torch.randint(model.config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    at = next((i for i in range(len(blocks)) if other_mixer(model.config, i) is None), 0)
     headless = model.get_output_embeddings() is None
-    calls, residual, after = _watch(model, blocks, tokens, causal=not headless)
+    try:
+        calls, residual, after = _watch(model, blocks, at, tokens, causal=not headless)
+    except _UNRUN as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise _refusal(model, name, f"two rows of 8 random tokens do not run through it ({what})") from error
     if residual.last.shape != (*tokens.shape, model.config.hidden_size):
         raise _refusal(model, name, f"its blocks pass tensors of shape {tuple(residual.last.shape)}, no vector a token")
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % model.config.vocab_size
-    again = _watch(model, blocks, other, causal=not headless)[1]
+    again = _watch(model, blocks, at, other, causal=not headless)[1]
     encoder = not _is_close(again.last[:, :-1], residual.last[:, :-1])
     if headless and not encoder:
         raise _refusal(model, name, "it reads from left to right and has no unembedding")
     found = next(_find_branches(calls, residual.pre, residual.post, model.config.hidden_size), None)
     if found is None:
-        raise _refusal(model, name, "its first block is no sum of an attention and an MLP onto the residual stream")
+        # What is multiplied before it is added, a state space without an MLP, and two branches in one are none.
+        block = f"its block {at} ({type(blocks[at]).__name__})"
+        raise _refusal(model, name, f"{block} is no sum of an attention and an MLP onto the residual stream")
     attention, mid, mlp, stream_norms = found
     final_norm = next((call.path for call in after if _is_final(call, residual.last, encoder=encoder)), None)
     if final_norm is None and not encoder:
         raise _refusal(model, name, "no module reads the residual stream behind its last block")
-    module = blocks[0].get_submodule(mlp.projection)
+    module = blocks[at].get_submodule(mlp.projection)
     dense = _is_projection(module, mlp.added.shape[-1])
     heads = _find_heads(calls, attention.projection)
-    alone = _watch(model, blocks, tokens[:, :1], causal=not encoder)[0]
+    alone = _watch(model, blocks, at, tokens[:, :1], causal=not encoder)[0]
     return Architecture(
         layers=layers,
         attention=attention.projection,
@@ -96,7 +104,7 @@ def discover(model: PreTrainedModel, *, name: str) -> Architecture:
         mlp_norm=mlp.norm,
         stream_norms=stream_norms,
         bidirectional=encoder,
-        experts=None if dense else mlp.projection,
+        experts=_find_experts(calls, blocks, mlp.projection) if dense else mlp.projection,
         heads=heads,
         projections=_find_projections(alone, attention.projection, heads, model.config),
         neurons_by=_find_steps(calls, mlp.projection, model.config.hidden_size),
@@ -116,29 +124,38 @@ def _refusal(model: PreTrainedModel, name: str, why: str) -> NeuronautError:
 def find_blocks(model: PreTrainedModel, *, name: str) -> tuple[str, nn.ModuleList]:
     """The path and the list of a model's blocks; refuses where there is none."""
     count = model.config.num_hidden_layers
-    for path, module in model.base_model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count and len({type(block) for block in module}) == 1:
-            return path, module
+    lists = [
+        (path, module)
+        for path, module in model.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and all(any(block.children()) for block in module)
+    ]
+    # Blocks of one kind go before lists of whatever else there are as many of.
+    for path, module in sorted(lists, key=lambda found: len({type(block) for block in found[1]}) > 1):
+        return path, module
     raise _refusal(model, name, f"there is no list of its {count} blocks")
 
 
 class _Residual(NamedTuple):
-    """The residual stream before and after the first block, and after the last."""
+    """The residual stream before and after the block that is looked into, and after the last."""
 
     pre: Tensor
     post: Tensor
     last: Tensor
 
 
+_UNRUN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+"""What models raise that need more than tokens, or whose config does not fit together."""
+
+
 def _watch(
-    model: PreTrainedModel, blocks: nn.ModuleList, tokens: Tensor, *, causal: bool
+    model: PreTrainedModel, blocks: nn.ModuleList, at: int, tokens: Tensor, *, causal: bool
 ) -> tuple[list[_Call], _Residual, list[_Call]]:
-    """The calls inside the first block and behind the last, in the order in which they end."""
-    calls: dict[str, list[_Call]] = {"first": [], "last": [], "behind": []}
+    """The calls inside the block `at` and behind the last, in the order in which they end."""
+    calls: dict[str, list[_Call]] = {"inside": [], "last": [], "behind": []}
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         taken = next((value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)), None)
-        given = output[0] if isinstance(output, tuple) else output
+        given = output[0] if isinstance(output, tuple | list) else output
         if taken is None or not isinstance(given, Tensor):
             return
         where, path = places[module]
@@ -146,20 +163,22 @@ def _watch(
             calls[where].append(_Call(path, module, taken.clone(), given.clone()))
 
     inside = set(blocks.modules())
-    places = {module: ("first", path) for path, module in blocks[0].named_modules() if path}
+    places = {module: ("inside", path) for path, module in blocks[at].named_modules() if path}
     places |= {
         module: ("behind", path) for path, module in model.base_model.named_modules() if path and module not in inside
     }
-    places |= {blocks[0]: ("first", ""), blocks[-1]: ("last", "")}
+    places |= {blocks[at]: ("inside", ""), blocks[-1]: ("last", "")}
     handles = [module.register_forward_hook(hook, with_kwargs=True) for module in places]
     try:
         forward(model, tokens, causal=causal)
     finally:
         for handle in handles:
             handle.remove()
-    block = next(call for call in (*calls["first"], *calls["last"]) if call.module is blocks[0])
-    last = next(call for call in (*calls["last"], *calls["first"]) if call.module is blocks[-1])
-    own = [call for call in calls["first"] if call.path]
+    block = next((call for call in (*calls["inside"], *calls["last"]) if call.module is blocks[at]), None)
+    last = next((call for call in (*calls["last"], *calls["inside"]) if call.module is blocks[-1]), None)
+    if block is None or last is None:
+        raise RuntimeError(f"no tensor passes its {type(blocks[at]).__name__}")
+    own = [call for call in calls["inside"] if call.path]
     return own, _Residual(block.taken, block.given, last.given), calls["behind"]
 
 
@@ -209,17 +228,36 @@ def _find_heads(calls: list[_Call], output: str) -> str | None:
 
 
 def _branches(calls: list[_Call], width: int) -> Iterator[_Branch]:
-    """Projections to the residual width, each as it is and through a norm behind it; then whole modules."""
+    """Projections to the residual width, each as it is and through a norm behind it; then whole modules, likewise."""
     projections = [(i, call) for i, call in enumerate(calls) if _is_projection(call.module, width)]
-    for i, call in projections:
+    modules = [
+        (i, call)
+        for i, call in enumerate(calls)
+        if next(call.module.children(), None) is not None and call.given.shape[-1] == width
+    ]
+    for i, call in (*projections, *modules):
         for j, behind in enumerate(calls[i + 1 :], i + 1):
             changed = behind.given.shape == call.given.shape and not _is_close(behind.given, behind.taken)
             if changed and not _is_projection(behind.module, width) and _is_close(behind.taken, call.given):
                 yield _Branch(call.path, behind.path, behind.given, j)
         yield _Branch(call.path, None, call.given, i)
-    for i, call in enumerate(calls):
-        if next(call.module.children(), None) is not None and call.given.shape[-1] == width:
-            yield _Branch(call.path, None, call.given, i)
+
+
+def _find_experts(calls: list[_Call], blocks: nn.ModuleList, projection: str) -> str | None:
+    """The module that holds the dense MLP here and experts in other blocks; None where all blocks are dense."""
+    holder = projection.rpartition(".")[0]
+    inside = {call.path: call.given for call in calls}
+    if not holder or holder not in inside or not _is_close(inside[holder], inside[projection]):
+        return None
+    return None if all(_has(block, projection) for block in blocks) else holder
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    try:
+        block.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _find_projections(calls: list[_Call], output: str, inside: str | None, config: PreTrainedConfig) -> Projections:
@@ -246,7 +284,7 @@ def _find_projections(calls: list[_Call], output: str, inside: str | None, confi
             part = layout.parts(config)["value"]
             if call.given.shape[-1] == part.groups * part.size and is_value(part.take(call.given)):
                 return layout
-    return Projections()
+    return Projections(())
 
 
 def _find_steps(calls: list[_Call], projection: str, width: int) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from .errors import NeuronautError
 from .forward import forward
 from .hooks import Point, attach, record
 from .loading import load, quiet, weights_digest
+from .memory import Batching
 from .vocabulary import token_strings
 
 Edit = Callable[[Tensor], Tensor]
@@ -60,10 +61,17 @@ class Subject(TextReader):
         """
         _check_name(name)
         config = model.config
+        if missing := [key for key in DIMENSIONS if not isinstance(getattr(config, key, None), int)]:
+            raise NeuronautError(
+                f"the config of {name}, a {type(model).__name__}, gives no {' and no '.join(missing)}; wanted blocks "
+                "with heads of attention, which a state space or a recurrence has not"
+            )
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = model.device
+        self.batching = Batching()
+        """What fits into memory at once, as far as it is known."""
         self.n_layers: int = config.num_hidden_layers
         self.n_heads: int = config.num_attention_heads
         self.d_model: int = config.hidden_size
@@ -295,7 +303,7 @@ class ModellessSubject(Subject):
 
     def __init__(self, name: str, vocabulary: tuple[str, ...], *, revision: str, convention: Convention) -> None:
         _check_name(name)
-        self.name, self.convention = name, convention
+        self.name, self.convention, self.batching = name, convention, Batching()
         # They take the place of what a subject computes when it is asked.
         self.__dict__.update(vocabulary=vocabulary, revision=revision)
         self._watchers: list[Callable[[Tensor], None]] = []
@@ -343,6 +351,8 @@ class ModellessSubject(Subject):
         self.refuse()
 
 
+DIMENSIONS = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+"""Config keys of the numbers of blocks and heads, and of the width of the residual stream."""
 LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
 """Config keys of the most tokens in a row; families whose attention is biased by distance have one of the last two."""
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
 from ...data.store.journal_values import Charge, Experiment, Observation
 from ...subject.errors import NeuronautError
+from ...subject.memory import is_out_of_memory
 from .conclusion import Conclusion
 from .decisions import TURNS, Decider
 from .experiments import AnyTool, design_from_json
@@ -164,7 +163,9 @@ class Nodes:
 def _run_tool(tool: AnyTool, experiment: Experiment, lab: Lab) -> Observation:
     try:
         measured = tool.measure(design_from_json(experiment.design), lab)
-    except (NeuronautError, MemoryError, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        if not isinstance(error, NeuronautError) and not is_out_of_memory(error):
+            raise
         return Observation("error", {}, " ".join(str(error).split()) or type(error).__name__, {})
     numbers = [*measured.values, *(v for v in (measured.effect, measured.low, measured.high) if v is not None)]
     if not all(abs(value) < float("inf") for value in numbers):

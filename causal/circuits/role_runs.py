@@ -19,7 +19,7 @@ from ...subject.attention import eager, watch_patterns
 from ...subject.model import Subject
 from ..batched import observe
 from ..prompts import Batch
-from ..runs import logits_at, resumable, resume
+from ..runs import EDITED, in_parts, join, logits_at, resumable, resume
 from .landmarks import Landmarks
 from .nodes import Node
 
@@ -85,6 +85,12 @@ class _Plain:
     @classmethod
     @torch.inference_mode()
     def of(cls, subject: Subject, batch: Batch) -> "_Plain":
+        parts = in_parts(subject, batch, lambda rows: cls._of_rows(subject, rows))
+        patterns, logits = torch.cat([part.patterns for part in parts], 2), torch.cat([part.logits for part in parts])
+        return cls(batch.tokens, patterns, join([part.sites for part in parts]), logits)
+
+    @classmethod
+    def _of_rows(cls, subject: Subject, batch: Batch) -> "_Plain":
         layers = range(subject.n_layers)
         seen: dict[int, Tensor] = {}
         sites = [f"{kind}.{layer}" for layer in layers for kind in ("resid_pre", "head", "mlp_out")]
@@ -163,11 +169,14 @@ class RoleRuns:
         values, kept = dict[int, Tensor](), dict[int, list[Patch]]()
         for layer, group in groupby(sorted(range(len(runs)), key=first.__getitem__), first.__getitem__):
             its = list(group)
-            for start in range(0, len(its), room):
-                part = its[start : start + room]
-                seen, outputs = self._run([runs[at] for at in part], layer, readout, count=count, keep=keep)
-                values |= zip(part, seen, strict=True)
-                kept |= zip(part, outputs, strict=True)
+
+            def run(part: slice, its: list[int] = its, layer: int = layer) -> None:
+                seen, outputs = self._run([runs[at] for at in its[part]], layer, readout, count=count, keep=keep)
+                values.update(zip(its[part], seen, strict=True))
+                kept.update(zip(its[part], outputs, strict=True))
+
+            for _ in self.subject.batching.batches(len(its), room * count, run, work=EDITED, per=count):
+                pass
         return torch.stack([values[at] for at in range(len(runs))]), [kept[at] for at in range(len(runs))]
 
     def unedited(self, readout: Readout) -> Tensor:

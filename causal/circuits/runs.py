@@ -28,11 +28,11 @@ from ...subject.model import Subject
 from ...subject.sources import Source
 from ..batched import observe
 from ..edits import Edit, Operation
-from ..gradients import Ends, score_patches, with_leaves
+from ..gradients import WITH_GRADIENTS, Ends, score_patches, with_leaves
 from ..intervene import Materials, Report, RowEdit, apply
 from ..measures import EPSILON, Question, metric
 from ..prompts import Batch
-from ..runs import AT_ONCE, gather, logits_at, resumable, resume
+from ..runs import AT_ONCE, EDITED, gather, in_parts, logits_at, resumable, resume
 from .nodes import Node, check_nodes, edits_of
 from .tasks import Task
 
@@ -80,7 +80,7 @@ class CircuitRuns:
             subject, edits, materials=references, reference=pairs.corrupted, source_run=pairs.corrupted
         )
         with torch.inference_mode():
-            plain = logits_at(subject, pairs.clean.tokens, pairs.clean.last)
+            plain = torch.cat(in_parts(subject, pairs.clean, lambda rows: logits_at(subject, rows.tokens, rows.last)))
         self.forwards = 2
         self._question = Question(pairs.answers, pairs.wrong, plain)
         self.clean = self._measure(plain, torch.arange(len(task))).cpu()
@@ -99,7 +99,11 @@ class CircuitRuns:
         `base` is a set that these differ little from; runs that are not exact begin where they part from it.
         """
         new = [nodes for nodes in dict.fromkeys(sets) if nodes not in self._values]
-        parts = [self._cut_rows(new, rows, base=base) for rows in torch.arange(len(self.task)).split(self._at_once)]
+
+        def cut_rows(part: slice) -> dict[Nodes, Tensor]:
+            return self._cut_rows(new, torch.arange(part.start, part.stop), base=base)
+
+        parts = [*self.subject.batching.batches(len(self.task), self._at_once, cut_rows, work=EDITED)]
         self._values |= {nodes: torch.cat([values[nodes] for values in parts]) for nodes in new}
         return torch.stack([self._values[nodes] for nodes in sets])
 
@@ -126,9 +130,9 @@ class CircuitRuns:
         members = [node for node in self.nodes if node in circuit]
         edits = [edit for node in members for edit in edits_of([node], "patch")]
         sites = list(dict.fromkeys(edit.site for edit in edits))
-        total = torch.zeros(len(members), dtype=torch.float64)
-        for rows in torch.arange(len(self.task)).split(self._at_once):
-            leaves: dict[str, Tensor] = {}
+
+        def predict(part: slice) -> Tensor:
+            rows, leaves = torch.arange(part.start, part.stop), dict[str, Tensor]()
             with self._cut([self._all - circuit], rows) as batch, torch.enable_grad():
                 logits, values = observe(self.subject, batch, sites, with_leaves(leaves, {}))
                 moved = self._measure(logits, rows).sum()
@@ -137,7 +141,10 @@ class CircuitRuns:
             now = {site: value.detach() for site, value in values.items()}
             ends = Ends(now, {site: self._value_when_cut(site, value, rows) for site, value in now.items()})
             scores, _ = score_patches(self.subject, batch, edits, ends, gradients, materials=self._materials)
-            total -= scores.sum(1)
+            return scores.sum(1)
+
+        parts = [*self.subject.batching.batches(len(self.task), self._at_once, predict, work=WITH_GRADIENTS)]
+        total = -torch.stack(parts).sum(0)
         return dict(zip(members, (total / len(self.task) / self._span).tolist(), strict=True))
 
     def _value_when_cut(self, site: str, value: Tensor, rows: Tensor) -> Tensor:
@@ -167,10 +174,13 @@ class CircuitRuns:
         room, values = max(1, self._at_once // len(self.task)), dict[Nodes, Tensor]()
         for layer, group in groupby(sorted(sets, key=first.__getitem__), first.__getitem__):
             its = list(group)
-            for start in range(0, len(its), room):
-                part = its[start : start + room]
-                run = self._run_rows(part, rows, layer=layer, residual=residuals.get(layer))
-                values |= zip(part, run, strict=True)
+
+            def run(part: slice, its: list[Nodes] = its, layer: int = layer) -> Iterable[tuple[Nodes, Tensor]]:
+                values = self._run_rows(its[part], rows, layer=layer, residual=residuals.get(layer))
+                return zip(its[part], values, strict=True)
+
+            for part in self.subject.batching.batches(len(its), room * len(rows), run, work=EDITED, per=len(rows)):
+                values |= part
         return values
 
     @contextmanager

@@ -36,7 +36,7 @@ from ...subject.model import Subject
 from ..answers import answer_after
 from ..measures import Mean, Question, mean, metric
 from ..prompts import Batch, Pairs, single_token
-from ..runs import logits_at
+from ..runs import in_parts, logits_at
 
 PERIOD = 20
 """Tokens of an induction row's sequence, where they fit the subject."""
@@ -254,7 +254,8 @@ class Task:
     def logits(self, subject: Subject) -> tuple[Tensor, Tensor]:
         """Of the clean and the corrupted prompts at their last positions: (row, token) each."""
         clean, corrupted = (
-            logits_at(subject, batch.tokens, batch.last) for batch in (self.pairs.clean, self.pairs.corrupted)
+            torch.cat(in_parts(subject, batch, lambda rows: logits_at(subject, rows.tokens, rows.last)))
+            for batch in (self.pairs.clean, self.pairs.corrupted)
         )
         return clean, corrupted
 

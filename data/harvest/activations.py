@@ -45,10 +45,12 @@ def read_columns(
     if isinstance(source, RecordedSource):
         return source.columns(tokens, features)
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
-    activations = np.empty((*tokens.shape, len(chosen)), np.float32)
-    for start in range(0, len(tokens), ROWS):
-        activations[start : start + ROWS] = _encode(subject, source, tokens[start : start + ROWS], chosen).cpu().numpy()
-    return activations
+
+    def read(part: slice) -> NDArray[np.float32]:
+        return _encode(subject, source, tokens[part], chosen).cpu().numpy()
+
+    parts = [*subject.batching.batches(len(tokens), ROWS, read, work="rows")]
+    return np.concatenate(parts) if parts else np.empty((*tokens.shape, len(chosen)), np.float32)
 
 
 def read_own(
@@ -58,14 +60,15 @@ def read_own(
 
     Rows of many features share a forward: that is what makes interventions on a batch of features cheap.
     """
-    activations = np.empty(tokens.shape, np.float32)
-    for start in range(0, len(tokens), ROWS):
-        part = slice(start, start + ROWS)
+
+    def read(part: slice) -> NDArray[np.float32]:
         distinct, column = np.unique(features[part], return_inverse=True)
-        read = _encode(subject, source, tokens[part], torch.from_numpy(distinct.astype(np.int64)).to(subject.device))
-        rows = torch.arange(len(read), device=read.device)
-        activations[part] = read[rows, :, torch.from_numpy(column).to(read.device)].cpu().numpy()
-    return activations
+        values = _encode(subject, source, tokens[part], torch.from_numpy(distinct.astype(np.int64)).to(subject.device))
+        rows = torch.arange(len(values), device=values.device)
+        return values[rows, :, torch.from_numpy(column).to(values.device)].cpu().numpy()
+
+    parts = [*subject.batching.batches(len(tokens), ROWS, read, work="rows")]
+    return np.concatenate(parts) if parts else np.empty(tokens.shape, np.float32)
 
 
 def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: Sequence[int]) -> NDArray[np.float32]:
@@ -78,7 +81,12 @@ def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: S
     values: dict[Row, NDArray[np.float32]] = {}
     for start, members in _group_by_beginning(sorted(set(rows), key=lambda ids: (len(ids), ids))):
         for part in _cut_to_forwards(members, start):
-            values |= dict(zip(part, _encode_last(subject, source, part, start, chosen), strict=True))
+
+            def read(span: slice, part: list[Row] = part, start: int = start) -> dict[Row, NDArray[np.float32]]:
+                return dict(zip(part[span], _encode_last(subject, source, part[span], start, chosen), strict=True))
+
+            for encoded in subject.batching.batches(len(part), len(part), read, work="endings" if start else "rows"):
+                values |= encoded
     return np.array([values[row] for row in rows], np.float32).reshape(-1, len(chosen))
 
 
@@ -188,14 +196,14 @@ def read_together(
 
     tokens (row, position) without BOS -> site: (vector, width).
     """
-    vectors: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for start in range(0, len(tokens), ROWS):
-        part = tokens[start : start + ROWS]
-        read = read_sites(subject, [*vectors, *at], part)
-        counted = torch.from_numpy(find_counted(subject, at, part, read))
-        for site, parts in vectors.items():
-            parts.append(without_bos(subject, part, read[site])[counted].float())
-    return {site: torch.cat(parts) for site, parts in vectors.items()}
+
+    def read(part: slice) -> dict[str, Tensor]:
+        whole = read_sites(subject, [*sites, *at], tokens[part])
+        counted = torch.from_numpy(find_counted(subject, at, tokens[part], whole))
+        return {site: without_bos(subject, tokens[part], whole[site])[counted].float() for site in sites}
+
+    parts = [*subject.batching.batches(len(tokens), ROWS, read, work="rows")]
+    return {site: torch.cat([part[site] for part in parts]) for site in sites}
 
 
 def mark_counted(subject: Subject, sites: Sequence[str], tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -248,9 +256,11 @@ def _count(
 
 
 TILE_ROWS = 32
-"""Windows per forward, always: matrix products round by the number of rows, so that a short batch is filled up and
-a window's activations have the same bits whatever batch it came in. (On a CPU with several threads PyTorch's
-attention keeps this only for windows of 32 tokens and more.)"""
+"""Windows per forward, as long as they fit into memory: matrix products round by the number of rows, so that a short
+batch is filled up and a window's activations have the same bits whatever batch it came in. (On a CPU with several
+threads PyTorch's attention keeps this only for windows of 32 tokens and more.)"""
+WINDOWS = "windows"
+"""What a subject's batching calls them."""
 
 
 def neurons(subject: Subject, sites: Iterable[str]) -> list[Source]:
@@ -286,41 +296,83 @@ def tiles(
 
     `whole` gives all features in one tile.
     """
-    for start in range(0, len(tokens), TILE_ROWS):
-        part = tokens[start : start + TILE_ROWS]
-        filled = np.concatenate([part, np.repeat(part[:1], TILE_ROWS - len(part), axis=0)])
-        for tile in _full_tiles(subject, sources, filled, whole=whole):
-            if tile.rows.start < len(part):
-                stop = min(tile.rows.stop, len(part))
-                size, rows = stop - tile.rows.start, slice(start + tile.rows.start, start + stop)
+    sites = [site for source in sources for site in source.reads]
+
+    def read(part: slice) -> tuple[slice, _Forward]:
+        own = tokens[part]
+        missing = subject.batching.most(WINDOWS, TILE_ROWS) - len(own)
+        filled = np.concatenate([own, np.repeat(own[:1], missing, axis=0)])
+        vectors = read_sites(subject, sites, filled)
+        return part, _Forward(
+            filled, vectors, {source.reads: join_vectors(vectors, source.reads) for source in sources}
+        )
+
+    for part, forward in subject.batching.batches(len(tokens), TILE_ROWS, read, work=WINDOWS):
+        length = part.stop - part.start
+        for tile in _full_tiles(subject, sources, forward, whole=whole):
+            if tile.rows.start < length:
+                stop = min(tile.rows.stop, length)
+                size, rows = stop - tile.rows.start, slice(part.start + tile.rows.start, part.start + stop)
                 yield tile._replace(rows=rows, activations=tile.activations[:size], counted=tile.counted[:size])
 
 
-def _full_tiles(
-    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool
-) -> Iterable[Tile]:
-    """The tiles of exactly TILE_ROWS windows."""
-    read = read_sites(subject, [site for source in sources for site in source.reads], tokens)
+class _Forward(NamedTuple):
+    """What one forward pass gives."""
+
+    tokens: NDArray[np.integer]
+    """(window, position), without BOS."""
+    read: dict[str, Tensor]
+    """By site, (window, position of the whole row, width)."""
+    joined: dict[tuple[str, ...], Tensor]
+    """By the sites that a source reads, their vectors side by side, likewise."""
+
+
+def _full_tiles(subject: Subject, sources: Sequence[Source], forward: _Forward, *, whole: bool) -> Iterable[Tile]:
+    """The tiles of one forward's windows."""
+    tokens = forward.tokens
     for source in sources:
-        vectors = join_vectors(read, source.reads)
-        positions = vectors.shape[1]
-        counted = find_counted(subject, source.reads, tokens, read)
+        vectors = forward.joined[source.reads]
+        counted = find_counted(subject, source.reads, tokens, forward.read)
         if isinstance(source, Neurons):
             yield Tile(source, slice(0, len(vectors)), 0, without_bos(subject, tokens, vectors).float(), counted)
             continue
-        rows, width = _tile_shape(vectors, source, whole=whole)
-        buffer = torch.empty(rows * positions * width, dtype=torch.float32, device=vectors.device)
-        for start in range(0, len(vectors), rows):
-            part = vectors[start : start + rows]
-            flat = part.reshape(-1, part.shape[2]).float()
-            for first in range(0, source.width, width):
-                features = slice(first, min(first + width, source.width))
-                n = features.stop - first
-                out = buffer[: len(flat) * n].view(len(flat), n)
-                source.encode(flat, None if n == source.width else features, out=out)
-                span = slice(start, start + len(part))
-                activations = without_bos(subject, tokens[span], out.view(len(part), positions, n))
-                yield Tile(source, span, first, activations, counted[span])
+        for rows, first, activations in _encode_tiles(subject, source, vectors, whole=whole):
+            yield Tile(source, rows, first, without_bos(subject, tokens[rows], activations), counted[rows])
+
+
+def _encode_tiles(
+    subject: Subject, source: Source, vectors: Tensor, *, whole: bool
+) -> Iterator[tuple[slice, int, Tensor]]:
+    """Rows, the first feature, and activations (row, position, feature), which the next ones overwrite."""
+    rows, width = _tile_shape(vectors, source, whole=whole)
+    positions, buffer = vectors.shape[1], _Buffer(vectors.device)
+    for start in range(0, len(vectors), rows):
+        flat = vectors[start : start + rows].flatten(0, 1).float()
+        for first in range(0, source.width, width):
+            features = slice(first, min(first + width, source.width))
+
+            def encode(part: slice, flat: Tensor = flat, features: slice = features) -> tuple[slice, Tensor]:
+                own, n = flat[part.start * positions : part.stop * positions], features.stop - features.start
+                out = buffer.take(len(own), n)
+                source.encode(own, None if n == source.width else features, out=out)
+                return part, out.view(-1, positions, n)
+
+            count = len(flat) // positions
+            for part, activations in subject.batching.batches(count, rows, encode, work="encoded windows"):
+                yield slice(start + part.start, start + part.stop), first, activations
+
+
+class _Buffer:
+    """Memory for one tile at a time, as large as the largest so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._numbers = torch.empty(0, dtype=torch.float32, device=device)
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        """A matrix, which overwrites the one before."""
+        if self._numbers.numel() < rows * columns:
+            self._numbers = self._numbers.new_empty(rows * columns)
+        return self._numbers[: rows * columns].view(rows, columns)
 
 
 def _tile_shape(vectors: Tensor, source: Source, *, whole: bool) -> tuple[int, int]:

@@ -32,16 +32,21 @@ def find_attended(subject: Subject, source: Source, examples: ExampleList, token
     keys, weights = np.zeros(len(examples.windows), np.int32), np.zeros(len(examples.windows), np.float16)
     peaks = examples.activations.argmax(1)
     needed, places = np.unique(examples.windows, return_inverse=True)
-    for start in range(0, len(needed), TILE_ROWS):
-        part = tokens[needed[start : start + TILE_ROWS]]
-        pattern = patterns(subject, with_bos(subject, part), [layer])[layer][..., : skip + part.shape[1]]
+
+    def find(part: slice) -> None:
+        windows = tokens[needed[part]]
+        pattern = patterns(subject, with_bos(subject, windows), [layer])[layer][..., : skip + windows.shape[1]]
         if not subject.causal:
-            behind = torch.from_numpy(np.pad(part < 0, ((0, 0), (skip, 0)))).to(pattern.device)
+            behind = torch.from_numpy(np.pad(windows < 0, ((0, 0), (skip, 0)))).to(pattern.device)
             pattern = pattern.masked_fill(behind[:, None, None], -1)
-        own = np.flatnonzero((places >= start) & (places < start + TILE_ROWS))
-        index = (torch.from_numpy(array) for array in (places[own] - start, examples.features[own].astype(np.int64)))
-        found = pattern[*index, torch.from_numpy(peaks[own] + skip)].float().max(-1)
+        own = np.flatnonzero((places >= part.start) & (places < part.stop))
+        rows, heads = places[own] - part.start, examples.features[own].astype(np.int64)
+        index = (torch.from_numpy(array) for array in (rows, heads, peaks[own] + skip))
+        found = pattern[*index].float().max(-1)
         keys[own], weights[own] = found.indices.cpu().numpy() - skip, found.values.cpu().numpy()
+
+    for _ in subject.batching.batches(len(needed), TILE_ROWS, find, work="windows of patterns"):
+        pass
     return examples._replace(attended=(keys, weights))
 
 

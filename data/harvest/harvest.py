@@ -29,7 +29,7 @@ from ...subject.sources import Neurons, Source
 from ..corpus import Corpus
 from ..records import ExampleList, HarvestResult, Kind, SourceResult, TokenCounts
 from ..splits import Splits, assign
-from .activations import TILE_ROWS, neurons, tiles
+from .activations import TILE_ROWS, WINDOWS, neurons, tiles
 from .attended import find_attended, find_refusal
 from .lists import Lists
 from .massive import norm_limits, sample_windows
@@ -166,7 +166,7 @@ def finish(
         sources=tuple(results),
         provenance={
             "seed": seed,
-            "rows": TILE_ROWS,
+            "rows": subject.batching.most(WINDOWS, TILE_ROWS),
             "device": str(subject.device),
             "torch": torch.__version__,
             "dtype": subject.dtype,

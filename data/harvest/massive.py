@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ..padding import cut
-from .activations import TILE_ROWS, norm_site, with_bos, without_bos
+from .activations import TILE_ROWS, WINDOWS, norm_site, with_bos, without_bos
 
 MASSIVE = 10.0
 """A position is massive where its vector's norm is above this many times the median one."""
@@ -38,14 +38,17 @@ def norm_limits(subject: Subject, sites: Iterable[str], tokens: NDArray[np.integ
     wanted = list(dict.fromkeys(site for site in (norm_site(subject, site) for site in sites) if site is not None))
     if not wanted:
         return {}
-    norms: dict[str, list[torch.Tensor]] = {site: [] for site in wanted}
-    for start in range(0, len(tokens), TILE_ROWS):
-        part = tokens[start : start + TILE_ROWS]
-        counted = torch.from_numpy(_is_text(subject, part))
-        vectors = subject.read(with_bos(subject, part), wanted)
-        for site in wanted:
-            norms[site].append(without_bos(subject, part, vectors[site]).float().norm(dim=-1).cpu()[counted])
-    return {site: MASSIVE * float(torch.cat(parts).median()) for site, parts in norms.items()}
+
+    def read(part: slice) -> dict[str, torch.Tensor]:
+        windows = tokens[part]
+        counted = torch.from_numpy(_is_text(subject, windows))
+        vectors = subject.read(with_bos(subject, windows), wanted)
+        return {
+            site: without_bos(subject, windows, vectors[site]).float().norm(dim=-1).cpu()[counted] for site in wanted
+        }
+
+    parts = [*subject.batching.batches(len(tokens), TILE_ROWS, read, work=WINDOWS)]
+    return {site: MASSIVE * float(torch.cat([part[site] for part in parts]).median()) for site in wanted}
 
 
 def _is_text(subject: Subject, tokens: NDArray[np.integer]) -> NDArray[np.bool_]:

@@ -378,9 +378,10 @@ def measure_loss(subject: Subject, dictionary: Dictionary, rows: NDArray[np.inte
 
     Only positions that count are rebuilt or put to zero: massive ones carry no text (data/harvest/massive.py).
     """
-    sums, count, reads = np.zeros(3), 0, dictionary.reads
-    for start in range(0, len(rows), _LOSS_ROWS):
-        part = rows[start : start + _LOSS_ROWS]
+    reads = dictionary.reads
+
+    def measure(span: slice) -> tuple[NDArray[np.float64], int]:
+        part, sums = rows[span], np.zeros(3)
         tokens, opening = with_bos(subject, part), np.zeros((len(part), len(subject.bos_prefix)), bool)
         counted = np.concatenate([opening, mark_counted(subject, reads, part)], axis=1)
         known = torch.from_numpy(np.concatenate([~opening, part >= 0], axis=1)[:, 1:]).to(subject.device)
@@ -391,8 +392,11 @@ def measure_loss(subject: Subject, dictionary: Dictionary, rows: NDArray[np.inte
             with subject.editing({site: partial(_put, part, where) for site, part in parts.items()}):
                 logits = subject.logits(tokens)[:, :-1]
             sums[place] += float(cross_entropy(logits[known].float(), tokens[:, 1:][known], reduction="sum"))
-        count += int(known.sum())
-    return Loss(*(sums / count).tolist())
+        return sums, int(known.sum())
+
+    measured = [*subject.batching.batches(len(rows), _LOSS_ROWS, measure, work="rows with logits")]
+    count = sum(known for _, known in measured)
+    return Loss(*(np.sum([sums for sums, _ in measured], axis=0) / count).tolist())
 
 
 def _put(values: Tensor, where: Tensor, vectors: Tensor) -> Tensor:

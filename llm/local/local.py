@@ -2,24 +2,26 @@
 
 Requests stand in a queue. One worker thread takes a batch from it, answers it, settles its futures and looks again,
 so that there is never more than one batch at work, and the next is made of all requests that came meanwhile. A batch
-that does not fit into memory is halved.
+that does not fit into memory is halved, and later ones have half as many tokens.
 """
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from threading import Condition, Lock, Thread
 from typing import NamedTuple
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
+from ...subject.memory import run_if_it_fits
 from ..types import Reply, Request
 from .engine import ENDPOINT, Engine, Job
 
 _SETTLING = 0.01
 """Seconds that an idle worker leaves to other requests to join the first."""
 
-_FULL = "the device has no memory for this request, even alone"
+_FULL = "memory has no room for this request, even alone; ask a smaller model, or load it with dtype=bfloat16"
+_log = logging.getLogger(__name__)
 
 
 class _Waiting(NamedTuple):
@@ -53,7 +55,7 @@ class LocalLLM:
         The device is by default the first GPU, or else the CPU; the dtype float32 on a CPU, else bfloat16.
         """
         self._path, self._device, self._dtype, self._name = path, device, dtype, name
-        self._batch_tokens = batch_tokens
+        self._batch_tokens, self._lowered = batch_tokens, False
         self._opened: Engine | None = None
         # A tokenizer takes one thread at a time, and a model is loaded once.
         self._lock = Lock()
@@ -134,23 +136,29 @@ class LocalLLM:
         """Answer a batch and settle its futures."""
         if not batch:
             return
-        replies, full = list[Reply](), False
         try:
-            replies = self._engine().answer([waiting.job for waiting in batch])
-        except torch.OutOfMemoryError:
-            full = True
+            fitting = run_if_it_fits(self._engine().answer, [waiting.job for waiting in batch])
         except RuntimeError as error:
-            replies = [Reply("failed", reason=str(error).partition("\n")[0])] * len(batch)
+            fitting = [[Reply("failed", reason=str(error).partition("\n")[0])] * len(batch)]
         # Whatever it is: those who wait have to hear of it, and this thread goes on for others.
         except BaseException as error:
             for waiting in batch:
                 waiting.future.set_exception(error)
             return
-        if full and len(batch) > 1:
-            # Outside the handler, where the exception no longer holds the tensors of the batch.
+        if fitting is None and len(batch) > 1:
+            self._lower(batch)
             middle = len(batch) // 2
             self._settle(batch[:middle])
             self._settle(batch[middle:])
             return
-        for waiting, reply in zip(batch, replies or [Reply("failed", reason=_FULL)], strict=True):
+        replies = [Reply("failed", reason=_FULL)] if fitting is None else fitting[0]
+        for waiting, reply in zip(batch, replies, strict=True):
             waiting.future.set_result(reply)
+
+    def _lower(self, batch: Sequence[_Waiting]) -> None:
+        """Let later batches have half as many tokens as this one, which did not fit."""
+        rows, longest = len(batch), max(waiting.job.length for waiting in batch)
+        self._batch_tokens = max(1, rows * longest // 2)
+        if not self._lowered:
+            self._lowered = True
+            _log.warning("%d requests at once do not fit into memory: batches are smaller from now on", rows)
