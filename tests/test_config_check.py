@@ -190,7 +190,7 @@ SOUND: dict[str, Any] = {"architecture": "standard", "d_in": D, "d_sae": F, "nor
         ("metadata", [1], "an object"),
         ("metadata", {"hook_name": 3}, "a text"),
         ("metadata", {"model_from_pretrained_kwargs": "x"}, "an object"),
-        ("hook_name", ["blocks.2.hook_resid_post"], "a text"),
+        ("hook_name", ["blocks.2.hook_resid_post", 2], "a text, or a list of texts"),
     ],
 )
 def test_a_field_of_a_dictionary_that_is_wrong_is_named(tmp_path: Path, field: str, value: object, wanted: str) -> None:

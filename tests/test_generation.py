@@ -283,7 +283,7 @@ def test_a_row_stops_and_the_others_go_on() -> None:
         (["mlp.1:96=1"], {}, "there is no unit 96"),
         (["pattern.1:3=0"], {}, "attention weights, which grow with the row; edit head.1 instead"),
         (["mlp.1:3+=noise"], {}, "values for the prompt's positions only.*scope='prefill'"),
-        (["mlp.1=patch"], {"scope": "prefill"}, "needs a source run at mlp.1, .* there is none"),
+        (["mlp.1=patch"], {"scope": "prefill"}, r"needs a source run at mlp.1; pass one in \(there are: none\)"),
         (["mlp.1:3+=1q"], {}, "needs a reference at mlp.1"),
         (["mlp.1:3=9@1"], {"scope": "decode"}, "touches no position in scope decode"),
         (["mlp.1:3=9@9"], {}, "position 9 is outside row 0"),

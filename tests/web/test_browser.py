@@ -1,10 +1,5 @@
-"""The explorer in a real browser: Debian's Chromium, driven by Playwright. Run by `make test-web`.
+"""The explorer in a real browser: Debian's Chromium, driven by Playwright. Run by `make test-web`."""
 
-Where either is missing these tests are skipped, except under NEURONAUT_WEB_TESTS=required.
-"""
-
-import os
-import shutil
 import socket
 import threading
 import time
@@ -18,15 +13,10 @@ import uvicorn
 
 from neuronaut.web.app import create_app
 from neuronaut.web.settings import Settings
+from tests.browsers import CHROMIUM, need_browser
 from tests.web_world import FEATURE, OTHER, SOURCE, make_database
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-REQUIRED = os.environ.get("NEURONAUT_WEB_TESTS") == "required"
-if not REQUIRED:
-    pytest.importorskip("playwright")
-    pytest.importorskip("axe_playwright_python")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed", allow_module_level=True)
+need_browser()
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402

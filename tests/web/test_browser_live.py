@@ -7,8 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.test_web_live import PATIENCE, RIVER, TEXT, Served, database, served  # noqa: F401
-from tests.web.test_browser import Axe, Browser, Page, chromium, expect  # noqa: F401
+from tests.browsers import need_browser
+
+need_browser()
+
+from tests.test_web_live import PATIENCE, RIVER, TEXT, Served, database, served  # noqa: E402, F401
+from tests.web.test_browser import Axe, Browser, Page, chromium, expect  # noqa: E402, F401
 
 MILLISECONDS = 1000 * PATIENCE
 
