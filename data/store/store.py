@@ -175,7 +175,7 @@ class Store:
         """The columns of each table and view, by its name; not of what SQLite keeps for itself."""
         with translate_errors(self.path):
             names = self.db.table_names() + self.db.view_names()
-            inner = tuple(f"{table}_" for table in self.db.table_names() if self.db[table].virtual_table_using)
+            inner = tuple(f"{table}_" for table in self.db.table_names() if self.db.table(table).virtual_table_using)
             return {
                 name: [column.name for column in self.db[name].columns]
                 for name in names
