@@ -261,7 +261,10 @@ def old_database(path: Path) -> None:
     db.conn.execute(f"PRAGMA application_id = {migrations.APPLICATION_ID}")
     db.conn.execute("PRAGMA user_version = 9")
     for table, content in (("sources", sources), ("features", features)):
-        db.conn.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(content[0]))})", content)
+        # Later columns stand behind those of then.
+        count = len(db.conn.execute(f"PRAGMA table_info({table})").fetchall())
+        rows = [row[:count] for row in content]
+        db.conn.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * count)})", rows)
     by_rule, small = {"by": "rule"}, {"by": "json", "llm": "small", "endpoint": "here", "prompt": {"simulate": "1a2b"}}
     add_old(db, "good by code, then bad by a small judge", [(0.9, by_rule), (0.03, small)])
     add_old(db, "fair", [(0.5, by_rule)])
