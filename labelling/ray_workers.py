@@ -72,7 +72,7 @@ class RayWorkers(Generic[T, R]):
                 actor, item, tries = busy.pop(reference)
                 try:
                     answer = self._ray.get(reference)
-                except self._ray.exceptions.RayActorError as error:
+                except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
                     actor = self._replace(actor, tries, error)
                     busy[actor.perform.remote(item)] = actor, item, tries + 1
                     continue

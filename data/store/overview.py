@@ -16,6 +16,7 @@ from ...subject.address import SourceId
 from .database import Row, translate_errors
 from .store import Store
 from .summary import ROLES, Cost, Interval, count_words, median, total_cost
+from .tallies import count_by_source
 
 SAMPLE = 2000
 """Features that distributions are taken over."""
@@ -69,7 +70,7 @@ def read_overview(store: Store, source: str | SourceId | None = None) -> Overvie
     known = store.known_source(source)
     sources = [row for row in store.sources() if known is None or row["source"] == known]
     with translate_errors(store.path):
-        statuses = _count_statuses(store.db.conn)
+        statuses = count_by_source(store.db.conn)
         rows = _read_sample(store.db.conn, known, explained=_count_explained(sources, statuses))
     sample = [
         Labelled(row["feature"], row["score"], row["density"], count_words(row["explanation"]), row["headline"])
@@ -87,16 +88,6 @@ def read_overview(store: Store, source: str | SourceId | None = None) -> Overvie
 
 def _count_explained(sources: Sequence[Row], statuses: Mapping[str, Mapping[str, int]]) -> int:
     return sum(statuses[row["source"]].get(status, 0) for row in sources for status in _EXPLAINED)
-
-
-def _count_statuses(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
-    """By source, how many features have each status."""
-    counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    sql = """SELECT name, status, sum(n) FROM tallies JOIN sources ON sources.id = source_id
-        WHERE negative = 0 AND n > 0 GROUP BY source_id, status ORDER BY source_id, status"""
-    for name, status, count in connection.execute(sql):
-        counts[name][status] = count
-    return counts
 
 
 def _read_sample(connection: sqlite3.Connection, source: str | None, *, explained: int) -> list[Row]:

@@ -150,7 +150,7 @@ class Store:
         if not rows or rows[0]["norms"] is None:
             return {}
         norms = np.frombuffer(rows[0]["norms"], "<f4").reshape(rows[0]["width"], -1)
-        sites = next(row["writes"] for row in self.sources() if row["source"] == str(source)).split(", ")
+        sites = str(self.source(source)["writes"]).split(", ")
         return dict(zip(sites, norms.T, strict=True))
 
     def names(self) -> dict[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ Negative tails have rows of their own where they are explained; as features they
 
 import json
 import sqlite3
+from collections import defaultdict
 from typing import NamedTuple
 
 from .database import Row
@@ -85,3 +86,13 @@ def count_statuses(connection: sqlite3.Connection) -> dict[str, int]:
     sql = """SELECT status, sum(n) AS count FROM tallies WHERE negative = 0 GROUP BY status
         HAVING count > 0 ORDER BY status"""
     return {status: count for status, count in connection.execute(sql)}
+
+
+def count_by_source(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
+    """By source, how many features have each status."""
+    counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    sql = """SELECT name, status, sum(n) FROM tallies JOIN sources ON sources.id = source_id
+        WHERE negative = 0 AND n > 0 GROUP BY source_id, status ORDER BY source_id, status"""
+    for name, status, count in connection.execute(sql):
+        counts[name][status] = count
+    return counts
