@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.store import vectors as store_vectors
+from ..data.store.vector_file import VectorFile, find_axes, quantise, rows_start
 from .synthetic_database import DIMENSIONS, make_vectors
 
 QUERIES, NEAREST = 20, 10
@@ -33,25 +33,32 @@ Search = Callable[[Vectors], NDArray[np.int64]]
 
 
 def _store(vectors: Vectors, folder: Path) -> Search:
-    """Bounds from eight bits a dimension, then the float16 vectors from the highest bound down."""
-    file = folder / "a.db-vectors-1"
+    """Bounds from eight bits a dimension, then the float16 vectors that may be nearest."""
     np.save(folder / "kept.npy", vectors.astype("<f2"))
     # The database's part.
     kept = np.load(folder / "kept.npy", mmap_mode="r")
-    rows = store_vectors.quantise(range(len(vectors)), kept.tobytes())
-    header = store_vectors._HEADER.pack(store_vectors._MAGIC, vectors.shape[1], len(rows), len(rows) - 1, b"")
-    file.write_bytes(header + rows.tobytes())
+    axes = find_axes(np.asarray(kept[:: max(1, len(kept) // 8192)], np.float32))
+    file = VectorFile(folder / "a.db-vectors-1", vectors.shape[1], len(kept))
+    with file.path.open("wb") as stream:
+        stream.seek(rows_start(vectors.shape[1]) - axes.nbytes)
+        stream.write(axes.tobytes())
+        for first in range(0, len(kept), 8192):
+            part = np.asarray(kept[first : first + 8192], np.float32) @ axes
+            stream.write(quantise(range(first, first + len(part)), part).tobytes())
 
     def search(query: Vectors) -> NDArray[np.int64]:
-        _, bounds = store_vectors.read_bounds(file, query)
-        count = 256
-        while True:
-            order = np.argpartition(-bounds, count)[:count]
-            exact = kept[order].astype(np.float32) @ query
-            best = np.argsort(-exact)[:NEAREST]
-            if exact[best[-1]] > bounds[order].min() or count * 4 > len(bounds):
-                return order[best]
-            count *= 4
+        cosines, ids = np.empty(0, np.float32), np.empty(0, np.int64)
+
+        def compare(more: NDArray[np.int64]) -> float:
+            nonlocal cosines, ids
+            cosines = np.concatenate([cosines, kept[more].astype(np.float32) @ query])
+            ids = np.concatenate([ids, more])
+            best = np.argsort(-cosines)[:NEAREST]
+            cosines, ids = cosines[best], ids[best]
+            return float(cosines[-1]) if len(ids) == NEAREST else -np.inf
+
+        file.walk(query, compare, first=256)
+        return ids
 
     return search
 

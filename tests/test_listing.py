@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronaut.data.store import migrations, vectors, words
+from neuronaut.data.store import migrations, vector_file, vectors, words
 from neuronaut.data.store.database import connect
 from neuronaut.data.store.listing import SORTS, STATUSES
 from neuronaut.data.store.listing_schema import _COLUMNS, TALLIED
@@ -226,6 +226,28 @@ def test_the_nearest_by_file_are_those_of_all_vectors(tmp_path_factory, drawn, s
         assert semantic_search(store, "self", embedder=embedder, limit=4, source=source, **conditions) == wanted
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(2, 300), dimension=st.integers(1, 12), spread=st.floats(0.01, 1))
+def test_bounds_of_a_third_and_of_the_whole_row_hold(tmp_path_factory, seed, count, dimension, spread) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = (rng.standard_normal(dimension) + spread * rng.standard_normal((count, dimension))).astype(np.float16)
+    drawn = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True).clip(1e-3)).astype(np.float32)
+    rotation = np.linalg.qr(rng.standard_normal((dimension, dimension)))[0].astype("<f4")
+    rows = vector_file.quantise(range(count), drawn @ rotation)
+    path = tmp_path_factory.mktemp("bounds") / "file"
+    path.write_bytes(bytes(vector_file._HEADER.size) + rotation.tobytes() + rows.tobytes())
+    query = drawn[0]
+    file = vector_file.VectorFile(path, dimension, count)
+    ids, upper = file.bound(query)
+    whole = file.refine(query, np.arange(count))
+    true = drawn @ query
+    assert ids.tolist() == list(range(count))
+    assert (true <= whole + 1e-5).all()
+    assert (whole <= upper + 1e-5).all()
+    # The whole row leaves out only what eight bits do.
+    assert (whole - true).max() < 0.02
+
+
 def labelled(path: Path, count: int, first: int = 0) -> Store:
     store = Store(path)
     if not first:
@@ -252,7 +274,7 @@ def test_the_file_follows_the_database_and_is_made_anew_for_another(tmp_path, mo
         wanted = nearest(store)
         monkeypatch.setattr(vectors, "INDEXED", 1)
         assert nearest(store) == wanted
-        assert file.stat().st_size == size + 5 * vectors.record(8).itemsize
+        assert file.stat().st_size == size + 5 * vector_file.record(8).itemsize
         # A text that changes loses its vector, and the row of the file that is left does no harm.
         store.db.conn.execute("UPDATE explanations SET text = 'self' WHERE id = 3")
         assert nearest(store)[0] == "demo:mlp.2:2"
@@ -264,7 +286,7 @@ def test_the_file_follows_the_database_and_is_made_anew_for_another(tmp_path, mo
         found = nearest(store)
         monkeypatch.setattr(vectors, "INDEXED", 10_000)
         assert found == nearest(store)
-    assert file.stat().st_size == vectors._HEADER.size + 50 * vectors.record(8).itemsize
+    assert file.stat().st_size == vector_file.rows_start(8) + 50 * vector_file.record(8).itemsize
 
 
 def test_a_torn_or_foreign_file_is_made_anew(tmp_path, monkeypatch) -> None:
