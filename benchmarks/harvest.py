@@ -68,10 +68,10 @@ def random_corpus(tokens: int, folder: Path) -> Corpus:
     return Corpus.load(path)
 
 
-def random_dictionary(subject: Subject, *, kind: str) -> Source:
-    """8192 random latents after block 4; the ReLU's bias leaves 1.25% of them active."""
+def random_dictionary(subject: Subject, *, kind: str, width: int = VOCABULARY) -> Source:
+    """Random latents after block 4; the ReLU's bias leaves 1.25% of them active."""
     generator = torch.Generator().manual_seed(1)
-    encoder = torch.randn(256, VOCABULARY, generator=generator) / 16
+    encoder = torch.randn(256, width, generator=generator) / 16
     site = SourceId("random", "resid_post.3", kind)
     tokens = torch.randint(1, VOCABULARY, (16, WINDOW), generator=generator)
     vectors = subject.read(tokens, [site.site])[site.site].flatten(0, 1)
@@ -82,7 +82,7 @@ def random_dictionary(subject: Subject, *, kind: str) -> Source:
         k=32 if kind == "topk" else 0,
         W_enc=encoder,
         W_dec=encoder.T.contiguous(),
-        b_enc=torch.full((VOCABULARY,), float(bias)),
+        b_enc=torch.full((width,), float(bias)),
         b_dec=torch.zeros(256),
         subtract_b_dec=False,
     )
