@@ -103,8 +103,8 @@ def compare(folder: Path, latents: int, options: argparse.Namespace) -> Iterator
         more = latents / part - 1
         yield Figures(
             tool="SAEDashboard",
-            seconds=run.seconds + (run.seconds - stages["loaded_s"]) * more,
-            cpu_seconds=run.cpu_seconds + (run.cpu_seconds - stages["loaded_cpu_s"]) * more,
+            seconds=run.seconds + stages["pages_s"] * more,
+            cpu_seconds=run.cpu_seconds + stages["pages_cpu_s"] * more,
             first_seconds=0.0,
             peak_mb=run.peak_mb,
             disk_mb=disk_mb(folder / "dashboard") * latents / part,
