@@ -167,7 +167,7 @@ def test_tokens_on_a_map_are_text_and_a_mark_shows_where_a_feature_is(page: Page
     page.goto(f"/feature/{FEATURE}")
     page.get_by_role("link", name="decoders by PCA").click()
     expect(page.locator(".map .marked")).to_be_visible()
-    page.get_by_label("Status").select_option("weak")
+    page.locator("select[name=status]").select_option("weak")
     page.get_by_role("button", name="Show").click()
     expect(page.locator(".legend")).to_have_text("weak 1")
 
