@@ -4,7 +4,6 @@ Decoders are directions in the residual stream, of unit length; explanations are
 points are features that write alike, or that are said to do alike.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +29,8 @@ _BEFORE = 60
 """Characters of text in front of a token."""
 _DIRECTIONS = 1024
 """Features whose directions are taken at a time."""
+_NOWHERE = np.empty((0, 2), np.float32)
+"""Places of a map whose vectors are not projected yet."""
 
 
 def map_decoders(
@@ -56,7 +57,8 @@ def map_decoders(
             "take --of explanations or --of activations"
         )
     about = {"points": int(writes.sum()), "features": source.width}
-    return _draw_map(source.id, vectors[writes], members[writes], about, method=method, seed=seed)
+    drawn = Map(source.id, "decoder", method, members=members[writes], places=_NOWHERE, provenance=about)
+    return _place(drawn, vectors[writes], seed=seed)
 
 
 def map_explanations(
@@ -81,8 +83,8 @@ def map_explanations(
         raise NeuronautError(f"no explanation of {source} has a vector of {model}; label it, then name an --embedder")
     chosen = _draw(len(members), points, seed)
     about = {"points": len(chosen), "explained": len(members), "embedder": model}
-    drawn = _draw_map(source, vectors[chosen], members[chosen], about, method=method, seed=seed)
-    return replace(drawn, kind="explanations")
+    drawn = Map(source, "explanations", method, members=members[chosen], places=_NOWHERE, provenance=about)
+    return _place(drawn, vectors[chosen], seed=seed)
 
 
 def map_activations(
@@ -109,12 +111,10 @@ def map_activations(
     )
     chosen = _draw(len(vectors), points, seed)
     strings = [_describe_token(subject, rows.tokens[owners[place]], int(positions[place])) for place in chosen]
-    projected = project(vectors[chosen], method, seed=seed)
-    about = {"points": len(chosen), "site": site, **projected.about}
+    about = {"points": len(chosen), "site": site}
     members = np.arange(len(chosen), dtype=np.int32)
-    return Map(
-        source.id, "activations", method, members=members, places=projected.places, tokens=strings, provenance=about
-    )
+    drawn = Map(source.id, "activations", method, members, places=_NOWHERE, tokens=strings, provenance=about)
+    return _place(drawn, vectors[chosen], seed=seed, unit=False)
 
 
 def _describe_token(subject: Subject, ids: NDArray[np.int64], position: int) -> TokenPoint:
@@ -142,16 +142,9 @@ def _draw(count: int, points: int, seed: int) -> NDArray[np.int32]:
     return np.sort(np.random.default_rng(seed).choice(count, points, replace=False)).astype(np.int32)
 
 
-def _draw_map(
-    source: SourceId,
-    vectors: NDArray[np.float32],
-    members: NDArray[np.int32],
-    about: Mapping[str, object],
-    *,
-    method: Method,
-    seed: int,
-) -> Map:
-    """The map of features by their vectors, at unit length."""
-    projected = project(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), method, seed=seed)
-    about = {**about, **projected.about}
-    return Map(source, "decoder", method, members=members, places=projected.places, provenance=about)
+def _place(drawn: Map, vectors: NDArray[np.float32], *, seed: int, unit: bool = True) -> Map:
+    """The map with its points where their vectors are projected to; at unit length, or as they are."""
+    if unit:
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    projected = project(vectors, drawn.method, seed=seed)
+    return replace(drawn, places=projected.places, provenance={**drawn.provenance, **projected.about})

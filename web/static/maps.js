@@ -20,14 +20,17 @@ xs.forEach((x, n) => {
 const ring = document.createElementNS("http://www.w3.org/2000/svg", "circle");
 ring.setAttribute("class", "picked");
 ring.setAttribute("r", "7");
+const marked = picture.querySelector(".marked");
+const MOST = 64; // how many times larger a part of the map may be
 let picked = null;
+let zoom = 1;
 
 function cellOf(x, y) {
   return `${Math.floor(x / CELL)},${Math.floor(y / CELL)}`;
 }
 
 function nearest(x, y) {
-  let best = null, least = REACH ** 2;
+  let best = null, least = (REACH / zoom) ** 2;
   for (const dx of [-CELL, 0, CELL]) {
     for (const dy of [-CELL, 0, CELL]) {
       for (const n of cells.get(cellOf(x + dx, y + dy)) ?? []) {
@@ -59,6 +62,23 @@ function nearestTo(x, y) {
     if (distance < least) [best, least] = [n, distance];
   });
   return best;
+}
+
+// Shows a part of the map, around the picked point where there is one.
+function look(times) {
+  zoom = Math.min(MOST, Math.max(1, times));
+  const [x, y] = picked === null ? [view.width / 2, view.height / 2] : [xs[picked], ys[picked]];
+  const [width, height] = [view.width / zoom, view.height / zoom];
+  const left = Math.min(Math.max(0, x - width / 2), view.width - width);
+  const top = Math.min(Math.max(0, y - height / 2), view.height - height);
+  picture.setAttribute("viewBox", `${left} ${top} ${width} ${height}`);
+  ring.setAttribute("r", String(7 / zoom));
+  marked?.setAttribute("r", String(9 / zoom));
+}
+
+function isSeen(n) {
+  const { x, y, width, height } = picture.viewBox.baseVal;
+  return xs[n] >= x && xs[n] <= x + width && ys[n] >= y && ys[n] <= y + height;
 }
 
 const link = (n) => (points.index ? `/feature/${encodeURI(`${map.source}:${points.index[n]}`)}` : null);
@@ -94,6 +114,7 @@ function pick(n) {
   ring.setAttribute("cx", xs[n]);
   ring.setAttribute("cy", ys[n]);
   picture.append(ring);
+  if (!isSeen(n)) look(zoom);
   tip.replaceChildren(...tell(n));
 }
 
@@ -120,7 +141,15 @@ figure.addEventListener("keydown", (event) => {
   if (event.key in STEPS && xs.length) pick(towards(STEPS[event.key]));
   else if (event.key === "Enter" && picked !== null && link(picked)) location.href = link(picked);
   else if (event.key === "Escape") pick(null);
+  else if (event.key === "+") look(2 * zoom);
+  else if (event.key === "-") look(zoom / 2);
   else return;
   event.preventDefault();
+});
+const buttons = figure.querySelector(".zoom");
+buttons.hidden = false;
+buttons.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) look(zoom * Number(button.dataset.times));
 });
 figure.dataset.ready = "";
