@@ -263,7 +263,8 @@ def test_hostile_tokens_are_data_and_a_map_that_is_not_drawn_is_a_command(web: T
         assert page.status_code == 200 and f"neuronaut map {SOURCE} --of explanations --method" in page.text
         assert web.get(f"{asked}&format=json").json()["map"] is None
     assert web.get("/map?source=demo:mlp.9").status_code == 404
-    assert web.get(f"/map?source={SOURCE}&of=nothing").status_code == 422
+    for wrong in ("of=nothing", "method=tsne", "colour=red", "status=good"):
+        assert web.get(f"/map?source={SOURCE}&{wrong}").status_code == 422
 
 
 def test_home_and_the_feature_lead_to_the_map(web: TestClient) -> None:

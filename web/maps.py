@@ -1,7 +1,7 @@
 """The page of maps: what `neuronaut map` stored, drawn with each point's status and score of now."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -34,7 +34,7 @@ def show_map(
     source: str = "",
     of: Kind | None = None,
     method: Method | None = None,
-    colour: str = "status",
+    colour: Literal["status", "score"] = "status",
     status: Status = "",
     feature: str = "",
 ) -> Response:
@@ -58,7 +58,7 @@ def show_map(
             "source": asked["source"] or next(iter(sources), None),
             "of": asked["of"] or KINDS[0],
             "method": asked["method"] or METHODS[0],
-            "colour": "score" if colour == "score" else "status",
+            "colour": colour,
             "status": status,
             "feature": None if marked is None else str(marked),
         },

@@ -100,7 +100,14 @@ function tell(n) {
   own.href = link(n);
   const score = points.score[n] === null ? "" : ` ${points.score[n].toFixed(2)}`;
   const status = element("span", points.status[n].replace("_", " ") + score, "quiet");
-  return points.headline[n] ? [own, status, element("p", points.headline[n])] : [own, status];
+  return points.headline[n] ? [own, status, described(points.headline[n])] : [own, status];
+}
+
+// A description, in which tokens stand in backticks.
+function described(text) {
+  const made = element("p", "");
+  made.append(...text.split("`").map((piece, place) => element(place % 2 ? "code" : "span", piece)));
+  return made;
 }
 
 function pick(n) {
