@@ -184,7 +184,7 @@ def test_the_command_draws_keeps_and_says_where(demo: Path) -> None:
     (row,) = json.loads(run("map", "demo:mlp.2", "--of", "activations", "--points", 50, "-d", demo, "--json"))
     assert (row["of"], row["n"], row["site"], len(row["variance"])) == ("activations", 50, "mlp.2", 2)
     with Store(demo) as store:
-        assert [(one["kind"], one["n"]) for one in store.maps()] == [("activations", 50), ("decoder", 512)]
+        assert [(one["kind"], one["n"]) for one in store.maps()] == [("decoder", 512), ("activations", 50)]
     assert "writes nothing" in run("map", "demo:mlp_in.2", "-d", demo, code=1)
     assert "--embedder is of --of explanations" in run("map", "demo:mlp.2", "--embedder", "x", "-d", demo, code=2)
     assert "demo:mlp.9" in run("map", "demo:mlp.9", "-d", demo, code=1)

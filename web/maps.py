@@ -1,6 +1,6 @@
 """The page of maps: what `neuronaut map` stored, drawn with each point's status and score of now."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -42,26 +42,21 @@ def show_map(
     with stores.reading() as store:
         marked = find_feature(store, feature) if feature else None
         known = find_source(store, source) or (None if marked is None else str(marked.source))
-        every = store.maps()
-        asked = {"source": known, "of": of, "method": method}
-        names = {"source": "source", "of": "kind", "method": "method"}
-        fits = [row for row in every if all(row[names[key]] == value for key, value in asked.items() if value)]
-        sources = [row["source"] for row in store.sources()]
-        if fits:
-            asked = {key: fits[0][name] for key, name in names.items()}
-        drawn = _read(store, asked) if fits else None
+        every, sources = store.maps(), [row["source"] for row in store.sources()]
+        asked = {"source": known, "kind": of, "method": method}
+        chosen = next((row for row in every if all(row[key] == own for key, own in asked.items() if own)), None)
+        drawn = None if chosen is None else _read(store, chosen)
         shown = None if drawn is None else _tell(store, drawn, colour=colour, status=status, marked=marked)
+    row = chosen or {
+        "source": known or next(iter(sources), None),
+        "kind": of or KINDS[0],
+        "method": method or METHODS[0],
+    }
+    asked = {"source": row["source"], "of": row["kind"], "method": row["method"], "colour": colour, "status": status}
     data: dict[str, Any] = {
         "maps": every,
         "sources": sources,
-        "asked": {
-            "source": asked["source"] or next(iter(sources), None),
-            "of": asked["of"] or KINDS[0],
-            "method": asked["method"] or METHODS[0],
-            "colour": colour,
-            "status": status,
-            "feature": None if marked is None else str(marked),
-        },
+        "asked": asked | {"feature": None if marked is None else str(marked)},
         "kinds": KINDS,
         "methods": METHODS,
         "statuses": STATUS_ORDER,
@@ -70,8 +65,8 @@ def show_map(
     return pages.answer(request, "map.html", data)
 
 
-def _read(store: Store, asked: dict[str, Any]) -> Map:
-    drawn = store.map(SourceId.parse(asked["source"]), asked["of"], asked["method"])
+def _read(store: Store, row: Mapping[str, Any]) -> Map:
+    drawn = store.map(SourceId.parse(row["source"]), row["kind"], row["method"])
     if drawn is None:
         raise NotHere("the map was removed while it was read; load the page again")
     return drawn

@@ -80,10 +80,11 @@ def write_map(connection: sqlite3.Connection, drawn: Map) -> None:
 
 
 def list_maps(connection: sqlite3.Connection) -> list[Row]:
-    """Source, kind, method, number of points and time of each map, in the order of sources."""
+    """Source, kind, method, number of points and time of each map, in the order of sources, KINDS and METHODS."""
     sql = """SELECT name AS source, maps.kind, method, n, created FROM maps JOIN sources ON sources.id = source_id
-        ORDER BY name, maps.kind, method"""
-    return [dict(row) for row in connection.execute(sql)]
+        ORDER BY name"""
+    rows = [dict(row) for row in connection.execute(sql)]
+    return sorted(rows, key=lambda row: (row["source"], KINDS.index(row["kind"]), METHODS.index(row["method"])))
 
 
 def read_map(connection: sqlite3.Connection, source: SourceId, kind: str, method: str) -> Map | None:
