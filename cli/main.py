@@ -28,6 +28,7 @@ VERBS: Mapping[str, str] = {
     "list": "query:list_",
     "search": "query:search",
     "similar": "query:similar",
+    "map": "map:map_",
     "find": "find:find",
     "summary": "summary:summary",
     "train": "train:train",

@@ -49,6 +49,8 @@ def page(row: Row, *, rule: bool, provenance: bool) -> str:
     parts.append(_format_statistics(row["stats"]))
     if "looks_at" in row:
         parts.append(_format_looks(row["looks_at"]))
+    if "promoted" in row:
+        parts.append(_format_top_tokens(row))
     if "writes" in row:
         parts.append(_format_writes(row["writes"]))
     if row["scores"]:
@@ -162,6 +164,15 @@ def _format_writes(sites: Sequence[Row]) -> str:
     """How long the decoder is at each site, and as a multiple of the median feature's there."""
     told = ", ".join(f"{row['site']} {row['norm']:.3g} ({row['relative']:.2f} of the median)" for row in sites)
     return f"writes, by its decoder's norm: {told}"
+
+
+def _format_top_tokens(row: Row) -> str:
+    """The tokens whose logits it raises and lowers the most, in standard deviations over the vocabulary."""
+    lines: list[str] = []
+    for side, word in (("promoted", "promotes"), ("suppressed", "suppresses")):
+        told = "  ".join(f"{display.quoted(own['token'])} {own['deviations']:+.1f}" for own in row[side])
+        lines.append(f"{word:10} {display.cut(told, 11) if display.on_terminal() else told}")
+    return "\n".join(lines)
 
 
 def _format_attended(example: Row) -> str:

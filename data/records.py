@@ -1,13 +1,16 @@
 """The values that evidence, explanations and scores are made of; they know nothing of storage."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..subject.address import Feature
 from .harvest.histogram import count_above
+
+if TYPE_CHECKING:
+    from ..subject.directions import TopTokens
 
 Split = Literal["train", "tune", "select", "holdout"]
 """The part of the evidence that a window belongs to: explainers learn from `train` and check on `tune`, candidates are
@@ -295,6 +298,8 @@ class SourceResult:
     lists: dict[Kind, ExampleList]
     norms: NDArray[np.float32] | None = None
     """Of sources that write several sites: decoder norms, (F, site), in the sites' units."""
+    top_tokens: "TopTokens | None" = None
+    """The tokens that each feature raises and lowers the most; None where it changes no logit directly."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
     scores, looks = store.scores(best.id) if best else [], _pool_attended(examples)
     row |= {} if looks is None else {"looks_at": looks}
+    row |= _top_tokens(store, feature)
     row |= {"writes": written} if (written := _written(store, feature)) else {}
     return row | {
         "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
@@ -39,6 +40,17 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
         "examples": [_example(example) for example in examples[:count]],
         "scores": [_score(score) for score in scores],
         "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
+    }
+
+
+def _top_tokens(store: Store, feature: Feature) -> dict[str, list[dict[str, Any]]]:
+    """The tokens that it raises and lowers the most; nothing where the harvest found none."""
+    if (shifts := store.top_tokens(feature)) is None:
+        return {}
+    vocabulary = store.vocabulary(feature.source.model)
+    return {
+        side: [{"token": vocabulary[own.id], "value": own.value, "deviations": own.deviations} for own in tokens]
+        for side, tokens in shifts._asdict().items()
     }
 
 

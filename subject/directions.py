@@ -11,15 +11,19 @@ is left out is one positive factor at each position, the same for every token an
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .address import Feature
 from .errors import NeuronautError
-from .model import Subject
+from .model import ModellessSubject, Subject
 from .sources import Source, split_vectors
 
+_CELLS = 2**24
+"""Logits that are held at a time where those of many features are computed: 64 MiB."""
 _LARGE = 100.0
 """Size (root mean square) at which a vector is put through a norm, so that the norm's epsilon is lost in rounding."""
 
@@ -28,7 +32,7 @@ class Direction(NamedTuple):
     """What a unit of a feature's activation adds to the residual stream."""
 
     vector: Tensor
-    """(d_model,), float32."""
+    """(d_model,), float32; of many features a row each."""
     exact: bool
     """False where each position multiplies the vector by a positive factor of its own: 1 / (the size of the branch's
     output) in families that norm it, the size of the vector for dictionaries that norm their inputs."""
@@ -64,6 +68,17 @@ class LogitEffects(NamedTuple):
     """The middle of each bar."""
 
 
+class TopTokens(NamedTuple):
+    """Of many features, the tokens that each raises and lowers the most, in the units of `TokenEffect`."""
+
+    ids: NDArray[np.int32]
+    """(feature, 2 * count): the highest first, then the lowest first."""
+    effects: NDArray[np.float32]
+    """Of the same shape."""
+    spread: NDArray[np.float32]
+    """(feature,): standard deviation over the vocabulary; 0 where the feature writes nothing that is read."""
+
+
 _INSIDE = frozenset({"mlp_in", "query", "key", "value", "score"})
 """Families of sites that only a branch itself reads: directly, nothing there is added to the residual stream."""
 
@@ -71,40 +86,57 @@ _INSIDE = frozenset({"mlp_in", "query", "key", "value", "score"})
 _RESIDUAL = ("resid", "embed")
 
 
-@torch.inference_mode()
 def direction(subject: Subject, source: Source, feature: Feature) -> Direction:
     """What a unit of the feature's activation adds to the residual stream; the negative tail's sign is flipped.
 
     Of a feature that writes several sites, what stands in the residual stream behind the last of them.
     """
-    index = checked_index(source, feature)
-    written = split_vectors(source.directions(torch.tensor([index], device=subject.device))[0].float(), source.writes)
-    total, exact = torch.zeros(subject.d_model, device=subject.device), not source.rescales
+    rows, exact = directions(subject, source, [checked_index(source, feature)])
+    return Direction(-rows[0] if feature.negative else rows[0], exact)
+
+
+@torch.inference_mode()
+def directions(subject: Subject, source: Source, indices: Sequence[int]) -> Direction:
+    """The same of many features at once: the vector is (feature, d_model)."""
+    chosen = torch.tensor(list(indices), dtype=torch.long, device=subject.device)
+    written = split_vectors(source.directions(chosen).float(), source.writes)
+    total, exact = torch.zeros(len(chosen), subject.d_model, device=subject.device), not source.rescales
     for site in sorted(written, key=subject.sites.index):
         part = _to_residual(subject, site, written[site])
         # The residual stream at a site holds what was added before it.
         before = 0.0 if site.startswith(_RESIDUAL) else total
         total, exact = before + part.vector, exact and part.exact
-    return Direction(-total if feature.negative else total, exact)
+    return Direction(total, exact)
 
 
-def _to_residual(subject: Subject, site: str, vector: Tensor) -> Direction:
-    """What a vector that is added at a site adds to the residual stream."""
+def _to_residual(subject: Subject, site: str, vectors: Tensor) -> Direction:
+    """What vectors (row, d_site) that are added at a site add to the residual stream, (row, d_model)."""
     if site.partition(".")[0] in _INSIDE:
-        return Direction(torch.zeros(subject.d_model, device=subject.device), exact=True)
+        return Direction(torch.zeros(len(vectors), subject.d_model, device=subject.device), exact=True)
     projection, norm = branch(subject, site)
     if projection is not None:
-        vector = without_bias(projection, vector)
+        vectors = without_bias(projection, vectors)
     if norm is not None:
-        vector = pass_norm(norm, vector)
+        vectors = pass_norm(norm, vectors)
     if projection is not None:
-        vector = vector * subject.architecture.branch_factor(subject.model.config)
-    return Direction(vector, exact=norm is None)
+        vectors = vectors * subject.architecture.branch_factor(subject.model.config)
+    return Direction(vectors, exact=norm is None)
+
+
+def reaches_logits(subject: Subject, source: Source) -> bool:
+    """Whether the features of a source may change logits directly: not those of an encoder, or of what is no model.
+
+    Of a source that only a branch itself reads (`mlp_in.L`, a head's queries) none does either.
+    """
+    outside = any(site.partition(".")[0] not in _INSIDE for site in source.writes)
+    return outside and not isinstance(subject, ModellessSubject) and subject.causal
 
 
 @torch.inference_mode()
 def logit_effect(subject: Subject, vector: Tensor) -> Tensor:
-    """Direct logit attribution: what a part of the final residual stream adds to the logits. (d_model,) -> (token,).
+    """Direct logit attribution: what parts of the final residual stream add to the logits.
+
+    (..., d_model) -> (..., token).
 
     Divided by the final norm's denominator at a position, these add up over all parts of the residual stream, and
     with what the norm's and the unembedding's biases give, to the logits there before a soft-cap.
@@ -154,8 +186,49 @@ def logit_effects(subject: Subject, source: Source, feature: Feature, *, count: 
 
 def _effects(subject: Subject, source: Source, feature: Feature) -> Tensor:
     """What the feature adds to each logit, above the vocabulary's mean: (token,)."""
-    effect = logit_effect(subject, direction(subject, source, feature).vector)[: len(subject.vocabulary)]
-    return effect - effect.mean()
+    return _above_mean(subject, direction(subject, source, feature).vector)
+
+
+def _above_mean(subject: Subject, vectors: Tensor) -> Tensor:
+    """What vectors add to each logit, above the vocabulary's mean: (..., d_model) -> (..., token)."""
+    effect = logit_effect(subject, vectors)[..., : len(subject.vocabulary)]
+    return effect - effect.mean(-1, keepdim=True)
+
+
+@torch.inference_mode()
+def find_top_tokens(
+    subject: Subject, source: Source, features: NDArray[np.integer] | None = None, *, count: int = 10
+) -> TopTokens:
+    """The tokens that `promoted` finds, `count` on each side, of the chosen features of a source, or of all.
+
+    Rows are those of the whole source; of features that were not chosen the spread is 0.
+    """
+    features = np.arange(source.width) if features is None else features
+    count = min(count, len(subject.vocabulary))
+    ids = np.zeros((source.width, 2 * count), np.int32)
+    effects, spread = np.zeros(ids.shape, np.float32), np.zeros(source.width, np.float32)
+    step = max(1, _CELLS // len(subject.vocabulary))
+    for rows in (features[start : start + step] for start in range(0, len(features), step)):
+        effect = _above_mean(subject, directions(subject, source, rows.tolist()).vector)
+        spread[rows] = effect.std(-1, correction=0).cpu().numpy()
+        writing = spread[rows] > 0
+        effect, rows = effect[torch.from_numpy(writing).to(effect.device)], rows[writing]
+        for side, sign in ((slice(count), 1), (slice(count, None), -1)):
+            ids[rows, side], values = _take_highest(sign * effect, count)
+            effects[rows, side] = sign * values
+    return TopTokens(ids, effects, spread)
+
+
+def _take_highest(effect: Tensor, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Ids and values (row, count) of the highest in each row (row, token), of equal ones the lowest ids first."""
+    lowest = effect.topk(count).values[:, -1:]
+    rows, ids = (effect >= lowest).nonzero(as_tuple=True)
+    values = effect[rows, ids]
+    rows, ids, values = rows.cpu().numpy(), ids.cpu().numpy(), values.float().cpu().numpy()
+    order = np.lexsort((ids, -values, rows))
+    starts = np.searchsorted(rows[order], np.arange(len(effect)))
+    chosen = order[starts[:, None] + np.arange(count)]
+    return ids[chosen], values[chosen]
 
 
 def _find_promoted(subject: Subject, effect: Tensor, *, count: int) -> Promoted:
@@ -198,10 +271,14 @@ def branch(subject: Subject, site: str) -> tuple[nn.Module | None, nn.Module | N
 
 
 def pass_norm(norm: nn.Module, vector: Tensor) -> Tensor:
-    """What a norm makes of a part of its input but for the division: the mean out of a LayerNorm's, times the gain."""
-    part = vector - vector.mean() if takes_mean_out(norm, len(vector)) else vector
-    size = part.square().mean().sqrt()
-    return without_bias(norm, part * (_LARGE / size)) * size if size > 0 else part
+    """What a norm makes of a part of its input but for the division: the mean out of a LayerNorm's, times the gain.
+
+    (..., width) -> (..., width)
+    """
+    part = vector - vector.mean(-1, keepdim=True) if takes_mean_out(norm, vector.shape[-1]) else vector
+    size = part.square().mean(-1, keepdim=True).sqrt()
+    unit = part * torch.where(size > 0, _LARGE / size, 0.0)
+    return torch.where(size > 0, without_bias(norm, unit) * size, part)
 
 
 @torch.inference_mode()

@@ -6,13 +6,16 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from neuronaut.data.store import vectors, words
+from neuronaut.data.store import overview, vectors, words
 from neuronaut.data.store.export import neuronpedia_lines, write_jsonl
 from neuronaut.data.store.importing import Sources, import_files
 from neuronaut.data.store.listing import SORTS
-from neuronaut.data.store.search import refresh, semantic_search, similar
+from neuronaut.data.store.maps import Map
+from neuronaut.data.store.overview import read_overview
+from neuronaut.data.store.search import refresh, semantic_search, similar, source_vectors
 from neuronaut.data.store.store import Store
 from neuronaut.data.store.summary import summarise
 from neuronaut.labelling.inspect import describe
@@ -55,6 +58,13 @@ def ask(store: Store, folder: Path) -> Iterator[Callable[[], object]]:
     yield lambda: store.another_explanation(FEATURE, with_rule=True)
     yield lambda: store.labelled([FEATURE], "k")
     yield lambda: store.statistics(FEATURE.source)
+    yield lambda: read_overview(store)
+    yield lambda: read_overview(store, SOURCE)
+    yield lambda: store.keep_map(Map(FEATURE.source, "decoder", "pca", np.arange(2, dtype=np.int32), np.eye(2)))
+    yield store.maps
+    yield lambda: store.map(FEATURE.source, "decoder", "pca")
+    yield lambda: store.labels(FEATURE.source)
+    yield lambda: store.top_tokens(FEATURE)
     for sort in SORTS:
         for conditions in ({}, {"status": "weak"}, {"min_score": 0.1, "beats_baseline": True}):
             for source in (None, SOURCE):
@@ -65,6 +75,7 @@ def ask(store: Store, folder: Path) -> Iterator[Callable[[], object]]:
     yield lambda: store.search_rows("(")
     yield lambda: store.search_rows("(", limit=None)
     yield lambda: refresh(store, Drawn())
+    yield lambda: source_vectors(store, FEATURE.source, model=Drawn().model)
     yield lambda: semantic_search(store, "text", embedder=Drawn(), status="weak")
     yield lambda: semantic_search(store, "text", embedder=Drawn())
     yield lambda: similar(store, FEATURE, embedder=Drawn())
@@ -91,6 +102,8 @@ def asked(tmp_path, monkeypatch) -> Iterator[tuple[sqlite3.Connection, list[str]
         store.db.conn.set_trace_callback(said.append)
         for question in ask(store, tmp_path):
             question()
+        monkeypatch.setattr(overview, "SAMPLE", 1)
+        read_overview(store)
         monkeypatch.setattr(words, "RANKED", 0)
         store.search_rows("text")
         monkeypatch.setattr(vectors, "FILTERED", -1)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from fastapi.testclient import TestClient
 
+from neuronaut.data.store.maps import Map
 from neuronaut.data.store.store import Store
 from neuronaut.rules.language import Clause, Rule, Token
+from neuronaut.subject.address import SourceId
 from neuronaut.web.app import create_app
 from neuronaut.web.settings import Settings
 
@@ -46,6 +48,20 @@ def make_database(path: Path) -> None:
         store.add_result(replace(hostile, headline=HEADLINE), [score(0.5)])
         for index, value in ((0, 0.9), (2, 0.1)):
             store.add_result(explanation(index, f"fires on number `{index}`", source=SOURCE), [score(value)])
+
+
+def drawn_map(**changes: Any) -> Map:
+    """Five features at the corners and in the middle."""
+    places = np.array([[0, 0], [10, 0], [0, 5], [10, 5], [5, 2.5]], np.float32)
+    own = {
+        "source": SourceId.parse(SOURCE),
+        "kind": "decoder",
+        "method": "pca",
+        "members": np.arange(5, dtype=np.int32),
+        "places": places,
+        "provenance": {"variance": [0.5, 0.25], "site": "mlp.2", "versions": {"numpy": "1"}},
+    }
+    return Map(**{**own, **changes})
 
 
 @contextmanager

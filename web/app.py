@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ..agent.report.markup import PLOTS_CSS
 from ..subject.errors import NeuronautError
-from . import about, causal, compare, compute, feature, features, find, home, investigations, search, writing
+from . import about, causal, compare, compute, feature, features, find, home, investigations, maps, search, writing
 from .lookup import NotHere
 from .pages import HERE, Pages
 from .safety import Guard, check_csrf, new_csrf
@@ -29,6 +29,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     features.router,
     feature.router,
     search.router,
+    maps.router,
     compare.router,
     writing.router,
     compute.router,

@@ -33,6 +33,9 @@ def feature(
     """Show one feature: the row of `neuronaut show`, every explanation, and windows of every kind."""
     with stores.reading() as store:
         data = feature_data(store, find_feature(store, address), chosen=explanation, count=n)
+        source = data["feature"].rpartition(":")[0]
+        maps = [row for row in store.maps() if row["source"] == source and row["kind"] != "activations"]
+    data |= {"maps": [{name: row[name] for name in ("kind", "method")} for row in maps]}
     return pages.answer(request, "feature.html", data | {"count": n, "most": MOST_WINDOWS})
 
 

@@ -21,7 +21,8 @@ def home(
     request: Request, pages: Annotated[Pages, Depends(pages)], stores: Annotated[Stores, Depends(stores)]
 ) -> Response:
     """Show sources with counts by status, and the distributions of scores, baselines, densities and lengths."""
-    return pages.answer(request, "home.html", stores.remember("home", overview_data))
+    data = stores.remember("home", lambda store: overview_data(store) | {"maps": store.maps()})
+    return pages.answer(request, "home.html", data)
 
 
 def overview_data(store: Store, source: str | None = None) -> dict[str, Any]:

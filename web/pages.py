@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.routing import Match
 
-from . import drawing
+from . import drawing, drawing_maps
 from .settings import Settings
 from .stores import Stores
 from .text import FILTERS as TEXT_FILTERS
@@ -29,6 +29,7 @@ NAVIGATION: Mapping[str, tuple[str, str]] = {
     "/features": ("Features", "f"),
     "/search": ("Search", "s"),
     "/find": ("Find", "d"),
+    "/map": ("Map", "m"),
     "/investigations": ("Investigations", "i"),
     "/compare": ("Compare", "c"),
     "/causal": ("Causal", "u"),
@@ -52,6 +53,7 @@ DRAWINGS = {
         drawing.score_line,
         drawing.shaded,
         drawing.status_bar,
+        drawing_maps.map_picture,
     )
 } | {"ROLE_NAMES": drawing.ROLE_NAMES, "STATUS_ORDER": drawing.STATUS_ORDER}
 

@@ -85,6 +85,7 @@ def _count(value: float | None) -> str:
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "described": described,
+    "token": token,
     "hundredths": _hundredths,
     "interval": _interval,
     "count": _count,

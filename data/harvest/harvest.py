@@ -21,6 +21,7 @@ import torch
 from ...subject.address import SourceId
 from ...subject.dictionary import Dictionary
 from ...subject.direction_matrix import Directions
+from ...subject.directions import find_top_tokens, reaches_logits
 from ...subject.errors import NeuronautError
 from ...subject.head_norms import HeadNorms
 from ...subject.head_writes import HeadWrites
@@ -229,6 +230,10 @@ def _source_result(
         histogram=own.histogram,
         lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
         norms=source.written_norms().cpu().numpy() if isinstance(source, Dictionary) and several else None,
+        # A head writes in another direction at each token.
+        top_tokens=find_top_tokens(subject, source, np.flatnonzero((own.count > 0) | (own.trough < 0)))
+        if reaches_logits(subject, source) and not isinstance(source, HeadNorms)
+        else None,
     )
 
 

@@ -120,6 +120,26 @@ TABLES: Mapping[str, About] = {
         (),
         "-peak",
     ),
+    "top_tokens": About(
+        "The tokens whose logits each feature raises and lowers the most, by its direct path",
+        {
+            "ids": "Token ids, int32: the most raised first, then the most lowered first",
+            "effects": "Logits per unit of activation, above the vocabulary's mean, float32",
+            "spread": "Standard deviation of these over the vocabulary",
+        },
+    ),
+    "maps": About(
+        "Points in the plane for the features of a source, or for tokens at its site: what `neuronaut map` drew",
+        {
+            "kind": "decoder, explanations or activations",
+            "method": "pca or umap",
+            "n": "Points",
+            "members": "Indices of the features, int32, as a blob",
+            "places": "float32, two a point, as a blob",
+            "tokens": "Of activations: class, token and the text before it, JSON",
+        },
+        ("kind", "method"),
+    ),
     "windows": About(
         "Every window of text once, by its tokens",
         {

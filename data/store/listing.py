@@ -89,14 +89,17 @@ class Filter(NamedTuple):
         always = f"{table}beats = 1" if self.conditions.get("beats_baseline") else "1"
         return " AND ".join((always, *conditions)), list(conditions.values())
 
-    def scores(self) -> tuple[str, list[object]]:
-        """The conditions on the score, by its sort key."""
+    def scores(self, *, rising: bool = False) -> tuple[str, list[object]]:
+        """The conditions on the score, by its sort key: `by_score`, or `by_worst` where scores rise.
+
+        An index finds where they hold only by the key that it is sorted by.
+        """
         low, high = self.conditions.get("min_score"), self.conditions.get("max_score")
         conditions: dict[str, float] = {}
         if low is not None:
-            conditions["by_score <= ?"] = -low
+            conditions |= {"by_worst < 9e999 AND by_worst >= ?": low} if rising else {"by_score <= ?": -low}
         if high is not None:
-            conditions["by_score < 9e999 AND by_score >= ?"] = -high
+            conditions |= {"by_worst <= ?": high} if rising else {"by_score < 9e999 AND by_score >= ?": -high}
         return " AND ".join(conditions) or "1", list(conditions.values())
 
 
@@ -161,7 +164,7 @@ def iterate_keys(
 ) -> Generator[Key]:
     """The same, each read when it is asked for."""
     key, index = SORTS[sort]
-    scores, whole = chosen.scores(), chosen._replace(source=None).sql()
+    scores, whole = chosen.scores(rising=sort == "worst"), chosen._replace(source=None).sql()
     with ExitStack() as stack:
         runs: list[sqlite3.Cursor] = []
         for source_id, rows, found in _count_by_source(connection, chosen):

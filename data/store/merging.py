@@ -159,6 +159,8 @@ _COPY_EVIDENCE = (
        SELECT sources.id, idx, tokens, count, density, mean, peak, trough, histogram FROM other.features AS theirs
        JOIN other.sources AS their_source ON their_source.id = theirs.source_id
        JOIN main.sources AS sources ON sources.name = their_source.name WHERE 1 ON CONFLICT DO NOTHING""",
+    f"""INSERT INTO main.top_tokens (feature_id, ids, effects, spread) SELECT our_id, ids, effects, spread
+       FROM other.top_tokens JOIN {_FEATURE_IDS} ON their_id = feature_id WHERE 1 ON CONFLICT DO NOTHING""",
     "INSERT INTO main.vocabularies SELECT * FROM other.vocabularies WHERE 1 ON CONFLICT DO NOTHING",
     """INSERT INTO main.windows (model, hash, tokens, split, document)
        SELECT model, hash, tokens, split, document FROM other.windows WHERE 1 ON CONFLICT DO NOTHING""",

@@ -15,8 +15,11 @@ from ..codec import content_digest
 from ..judges import identify_judge
 from .database import keep_write_ahead_log, transaction
 from .listing_schema import LISTING
+from .maps import MAPS
 from .neighbours_schema import SHARED_WINDOWS, VECTORS, move_vectors, share_windows
 from .ranks import rank_features
+from .ranks_schema import INDEX_OF_HEADLINES, ORDER_OF_BEFORE, VIEWS_OF_RANKS
+from .top_tokens import TOP_TOKENS
 from .writing import SCORE_CONTENT
 
 APPLICATION_ID = 0x4E524E54
@@ -362,10 +365,10 @@ def m011_ranks(db: Database) -> None:
     ):
         db.conn.execute(statement)
     _name_judges(db)
-    order = db.conn.execute(_ORDER_OF_BEFORE).fetchall()
+    order = db.conn.execute(ORDER_OF_BEFORE).fetchall()
     rank_features(db.conn)
     db.conn.executemany("UPDATE ranks SET place = ? WHERE explanation_id = ?", order)
-    for statement in (*_VIEWS_OF_RANKS, *_INDEX_OF_HEADLINES):
+    for statement in (*VIEWS_OF_RANKS, *INDEX_OF_HEADLINES):
         db.conn.execute(statement)
 
 
@@ -381,66 +384,6 @@ def _name_judges(db: Database) -> None:
     unnamed = "UPDATE scores SET backend = judge_backend(provenance), judge = judge_name(provenance) WHERE judge = ''"
     db.conn.execute(unnamed)
     db.conn.execute(f"UPDATE scores SET digest = content_digest({', '.join(SCORE_CONTENT)})")
-
-
-_ORDER_OF_BEFORE = """SELECT row_number() OVER (PARTITION BY feature_id, negative ORDER BY text IS NULL,
-        headlines.place IS NULL, headlines.place, value DESC, explanations.id DESC), explanations.id
-    FROM explanations LEFT JOIN headlines ON headlines.explanation_id = explanations.id
-    WHERE (feature_id, negative) IN (
-        SELECT feature_id, negative FROM explanations GROUP BY feature_id, negative HAVING count(*) > 1)"""
-
-_RANKED = """explanations.text AS explanation, explanations.headline, explanations.explainer,
-    scores.value AS score, scores.ci_low, scores.ci_high, scores.metric, scores.scorer, scores.backend, scores.judge,
-    ranks.baseline, scores.n"""
-
-_VIEWS_OF_RANKS = (
-    "DROP VIEW feature_rows",
-    "DROP VIEW feature_status",
-    "DROP VIEW best_explanations",
-    "DROP VIEW headlines",
-    "DROP TABLE headline_kinds",
-    f"""CREATE VIEW best_explanations AS
-       SELECT sources.name || ':' || features.idx || CASE ranks.negative WHEN 1 THEN '-' ELSE '' END AS feature,
-           ranks.status, {_RANKED}, explanations.reason, explanations.rule, explanations.created, ranks.explanation_id,
-           ranks.feature_id, ranks.negative, features.source_id, features.idx
-       FROM ranks JOIN explanations ON explanations.id = ranks.explanation_id
-       JOIN features ON features.id = ranks.feature_id JOIN sources ON sources.id = features.source_id
-       LEFT JOIN scores ON scores.id = ranks.score_id
-       WHERE ranks.place = 1""",
-    f"""CREATE VIEW feature_status AS
-       SELECT sources.name || ':' || features.idx AS feature,
-           coalesce(ranks.status, CASE features.count WHEN 0 THEN 'dead' ELSE 'unlabelled' END) AS status, {_RANKED},
-           features.density, features.peak, features.count, ranks.explanation_id, features.id AS feature_id,
-           0 AS negative, features.source_id, features.idx
-       FROM features JOIN sources ON sources.id = features.source_id
-       LEFT JOIN ranks ON ranks.feature_id = features.id AND ranks.negative = 0 AND ranks.place = 1
-       LEFT JOIN explanations ON explanations.id = ranks.explanation_id
-       LEFT JOIN scores ON scores.id = ranks.score_id""",
-    """CREATE VIEW feature_rows AS
-       SELECT * FROM feature_status
-       UNION ALL
-       SELECT best.feature, best.status, best.explanation, best.headline, best.explainer, best.score, best.ci_low,
-           best.ci_high, best.metric, best.scorer, best.backend, best.judge, best.baseline, best.n, NULL,
-           -features.trough, NULL, best.explanation_id, best.feature_id, 1, best.source_id, best.idx
-       FROM best_explanations AS best JOIN features ON features.id = best.feature_id WHERE best.negative = 1""",
-)
-
-_INDEX_OF_HEADLINES = (
-    *(f"DROP TRIGGER explanations_{change}" for change in ("added", "removed", "changed")),
-    "DROP TABLE explanations_fts",
-    """CREATE VIRTUAL TABLE explanations_fts USING fts5(
-        headline, text, content='explanations', content_rowid='id', tokenize='porter unicode61')""",
-    """CREATE TRIGGER explanations_added AFTER INSERT ON explanations BEGIN
-       INSERT INTO explanations_fts (rowid, headline, text) VALUES (new.id, new.headline, new.text); END""",
-    """CREATE TRIGGER explanations_removed AFTER DELETE ON explanations BEGIN
-       INSERT INTO explanations_fts (explanations_fts, rowid, headline, text)
-       VALUES ('delete', old.id, old.headline, old.text); END""",
-    """CREATE TRIGGER explanations_changed AFTER UPDATE OF headline, text ON explanations BEGIN
-       INSERT INTO explanations_fts (explanations_fts, rowid, headline, text)
-       VALUES ('delete', old.id, old.headline, old.text);
-       INSERT INTO explanations_fts (rowid, headline, text) VALUES (new.id, new.headline, new.text); END""",
-    "INSERT INTO explanations_fts (explanations_fts) VALUES ('rebuild')",
-)
 
 
 def m012_attended(db: Database) -> None:
@@ -474,6 +417,12 @@ def m016_norms(db: Database) -> None:
     db.conn.execute("ALTER TABLE sources ADD COLUMN norms BLOB")
 
 
+def m017_tokens_and_maps(db: Database) -> None:
+    """The tokens whose logits a feature raises and lowers the most, and maps."""
+    for statement in (TOP_TOKENS, MAPS):
+        db.conn.execute(statement)
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -491,4 +440,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m014_vectors,
     m015_shared_windows,
     m016_norms,
+    m017_tokens_and_maps,
 )

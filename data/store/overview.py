@@ -1,7 +1,7 @@
 """A database at a glance, whatever its size: counts of all features, and distributions over a bounded sample.
 
 Counts are exact. Scores, baselines, lengths and densities are those of at most SAMPLE features that have an
-explanation, drawn by a hash of the explanation's id; where there are no more, that is all of them, and the medians
+explanation, drawn by a hash of numbers of explanations; where there are no more, that is all of them, and the medians
 are those of `summarise`.
 """
 
@@ -91,17 +91,26 @@ def _count_explained(sources: Sequence[Row], statuses: Mapping[str, Mapping[str,
 
 
 def _read_sample(connection: sqlite3.Connection, source: str | None, *, explained: int) -> list[Row]:
-    """Rows of at most SAMPLE explained features: of more, those that a hash of the explanation's id draws."""
-    sql = """SELECT status.feature, status.explanation, status.headline, status.score, status.metric, status.scorer,
+    """Rows of at most SAMPLE explained features: of more, those that a hash of numbers of explanations draws."""
+    sql = f"""SELECT status.feature, status.explanation, status.headline, status.score, status.metric, status.scorer,
             status.baseline, status.density, scores.baselines
-        FROM listed JOIN feature_status AS status ON status.feature_id = listed.feature_id
+        FROM {{}} JOIN feature_status AS status ON status.feature_id = listed.feature_id
         JOIN ranks ON ranks.explanation_id = listed.explanation_id LEFT JOIN scores ON scores.id = ranks.score_id
-        WHERE listed.explanation_id IS NOT NULL AND listed.explanation_id * 2654435761 % 4294967296 / 65536 % ?1 = 0
-            AND listed.negative = 0 AND listed.status IN (?4, ?5)
-            AND (?2 IS NULL OR listed.source_id = (SELECT id FROM sources WHERE name = ?2))
-        ORDER BY listed.explanation_id LIMIT ?3"""
-    step = -(-explained // SAMPLE) or 1
-    return [dict(row) for row in connection.execute(sql, [step, source, SAMPLE, *_EXPLAINED])]
+        WHERE listed.negative = 0 AND listed.status IN ('{"', '".join(_EXPLAINED)}')
+            AND listed.source_id IN (SELECT id FROM sources WHERE ?2 IS NULL OR name = ?2)
+        ORDER BY listed.explanation_id LIMIT {SAMPLE}"""
+    if explained <= SAMPLE:
+        return [dict(row) for row in connection.execute(sql.format("listed"), ["", source])]
+    drawn = "json_each(?1) AS asked CROSS JOIN listed ON listed.explanation_id = asked.value"
+    ids = _draw_ids(connection, explained)
+    return [dict(row) for row in connection.execute(sql.format(drawn), [json.dumps(ids), source])]
+
+
+def _draw_ids(connection: sqlite3.Connection, explained: int) -> list[int]:
+    """Ids of explanations, one of each so many that follow each other, which a hash chooses: nothing is read for it."""
+    (last,) = connection.execute("SELECT max(id) FROM explanations").fetchone()
+    step = -(-explained // SAMPLE)
+    return [first + first // step * 2654435761 % 2**32 * step // 2**32 for first in range(1, last + 1, step)]
 
 
 def _pool_scores(rows: Sequence[Row]) -> list[SampledScores]:
@@ -117,12 +126,12 @@ def _pool_kind(scorer: str, metric: str, rows: Sequence[Row]) -> SampledScores:
     values = [row["score"] for row in rows]
     middle = median(values)
     assert middle is not None
+    measured = [json.loads(row["baselines"] or "{}") for row in rows]
     baselines: dict[str, list[float]] = {}
     medians: dict[str, Interval] = {}
     beaten: dict[str, int] = {}
     for role in ROLES:
-        pairs = [(row["score"], json.loads(row["baselines"] or "{}").get(role)) for row in rows]
-        pairs = [(score, baseline) for score, baseline in pairs if baseline is not None]
+        pairs = [(value, own[role]) for value, own in zip(values, measured, strict=True) if own.get(role) is not None]
         if (own := median(baseline for _, baseline in pairs)) is not None:
             baselines[role] = [baseline for _, baseline in pairs]
             medians[role] = own

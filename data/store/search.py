@@ -18,7 +18,15 @@ from .database import Row
 from .listing import Conditions, Filter, Key, read_keys
 from .shared_windows import find_overlaps
 from .store import Store
-from .vectors import find_nearest, open_embedder, raise_watermark, read_unembedded, read_vector, store_vectors
+from .vectors import (
+    find_nearest,
+    open_embedder,
+    raise_watermark,
+    read_source_vectors,
+    read_unembedded,
+    read_vector,
+    store_vectors,
+)
 from .words import read_explained
 
 if TYPE_CHECKING:
@@ -174,6 +182,14 @@ def stored_models(store: Store) -> list[str]:
     sql = """SELECT model FROM embedders WHERE id IN (SELECT embedder_id FROM embedding_batches)
         ORDER BY watermark DESC, model"""
     return [row[0] for row in store.db.conn.execute(sql)]
+
+
+def source_vectors(store: Store, source: SourceId, *, model: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Indices, and vectors (feature, dimension) of the best explanations, of the features that have one of a model."""
+    known = open_embedder(store.db.conn, model)
+    if known is None:
+        return np.empty(0, np.int32), np.empty((0, 0), np.float32)
+    return read_source_vectors(store.db.conn, known, str(source))
 
 
 def _nearest(

@@ -20,15 +20,17 @@ from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
 from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
-from . import listing, merging, naming, people, reading, rows, tallies, words, writing
+from . import listing, maps, merging, naming, people, reading, rows, tallies, words, writing
 from .calls import CallLog
 from .database import Row, connect, transaction, translate_errors
 from .journal import Journal
 from .listing import Conditions, Filter, Sort
+from .maps import Map
 from .migrations import migrate
 from .ranks import rank_beside
 from .rows import StoredExplanation
 from .spool import Spool
+from .top_tokens import TokenShifts, read_top_tokens
 from .writing import read_convention
 
 
@@ -152,6 +154,31 @@ class Store:
         norms = np.frombuffer(rows[0]["norms"], "<f4").reshape(rows[0]["width"], -1)
         sites = str(self.source(source)["writes"]).split(", ")
         return dict(zip(sites, norms.T, strict=True))
+
+    def top_tokens(self, feature: Feature) -> TokenShifts | None:
+        """The tokens that a feature raises and lowers the most; None where its harvest found none."""
+        with translate_errors(self.path):
+            return read_top_tokens(self._connection, feature)
+
+    def keep_map(self, drawn: Map) -> None:
+        """Keep a map in place of the one of its source, kind and method."""
+        with transaction(self.db, self.path) as connection:
+            maps.write_map(connection, drawn)
+
+    def maps(self) -> list[Row]:
+        """Source, kind, method, number of points `n` and time `created` of each map."""
+        with translate_errors(self.path):
+            return maps.list_maps(self._connection)
+
+    def map(self, source: SourceId, kind: str, method: str) -> Map | None:
+        """A map; None where none was drawn."""
+        with translate_errors(self.path):
+            return maps.read_map(self._connection, source, kind, method)
+
+    def labels(self, source: SourceId) -> dict[int, tuple[str, float | None, str | None]]:
+        """Status, score and headline of each feature of a source, by index."""
+        with translate_errors(self.path):
+            return maps.read_labels(self._connection, source)
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """What the directions of sources are called, by source; those without names are left out."""

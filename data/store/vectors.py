@@ -85,6 +85,18 @@ def read_vector(connection: sqlite3.Connection, embedder: Embedded, explanation_
     return None if row is None else np.frombuffer(row[0], "<f2").astype(np.float32)
 
 
+def read_source_vectors(
+    connection: sqlite3.Connection, embedder: Embedded, source: str
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Indices and vectors (feature, dimension) of a source's features whose best explanation has one; no tails."""
+    sql = """SELECT listed.idx, vector FROM listed JOIN embeddings AS own ON own.explanation_id = listed.explanation_id
+        WHERE source_id = (SELECT id FROM sources WHERE name = ?) AND negative = 0 AND own.embedder_id = ?
+        ORDER BY listed.idx"""
+    rows = connection.execute(sql, [source, embedder.id]).fetchall()
+    vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f2").reshape(len(rows), -1 if rows else 0)
+    return np.array([row[0] for row in rows], np.int32), vectors.astype(np.float32)
+
+
 def find_nearest(
     connection: sqlite3.Connection,
     path: str,

@@ -23,6 +23,7 @@ from ..padding import PADDING
 from ..records import SPLITS, ExampleList, Explanation, HarvestResult, Score, SourceResult
 from .ranks import rank_new
 from .shared_windows import write_shared_windows
+from .top_tokens import write_top_tokens
 
 
 def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None:
@@ -65,9 +66,23 @@ def _write_source(
     statistics = (source.count, source.mean, source.peak, source.trough, source.histogram)
     digest = content_digest(result.corpus, result.tokens, list(source.lists), array_digest([*statistics, *lists]))
     previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [source_id]).fetchone()
-    if previous is not None and previous[0] == digest:
-        return
-    feature_ids = _write_features(connection, source, source_id)
+    if previous is None or previous[0] != digest:
+        _write_evidence(connection, result, source, source_id, window_ids, digest=digest)
+    if source.top_tokens is not None:
+        write_top_tokens(connection, _feature_ids(connection, source_id), source.top_tokens)
+
+
+def _write_evidence(
+    connection: sqlite3.Connection,
+    result: HarvestResult,
+    source: SourceResult,
+    source_id: int,
+    window_ids: NDArray[np.int64],
+    *,
+    digest: str,
+) -> None:
+    _write_features(connection, source, source_id)
+    feature_ids = _feature_ids(connection, source_id)
     connection.execute(
         "DELETE FROM examples WHERE feature_id IN (SELECT id FROM features WHERE source_id = ?)", [source_id]
     )
@@ -160,7 +175,7 @@ def read_convention(provenance: str) -> Convention:
     return BEFORE if stored is None else Convention(**stored)
 
 
-def _write_features(connection: sqlite3.Connection, source: SourceResult, source_id: int) -> list[int]:
+def _write_features(connection: sqlite3.Connection, source: SourceResult, source_id: int) -> None:
     density = source.count / max(source.tokens, 1)
     columns = (column.tolist() for column in (source.count, density, source.mean, source.peak, source.trough))
     histograms = (row.tobytes() for row in source.histogram.astype("<i8", copy=False))
@@ -171,6 +186,10 @@ def _write_features(connection: sqlite3.Connection, source: SourceResult, source
         " trough = excluded.trough, histogram = excluded.histogram",
         ((source_id, index, source.tokens, *row) for index, row in enumerate(zip(*columns, histograms, strict=True))),
     )
+
+
+def _feature_ids(connection: sqlite3.Connection, source_id: int) -> list[int]:
+    """In the order of their indices."""
     rows = connection.execute("SELECT id FROM features WHERE source_id = ? ORDER BY idx", [source_id])
     return [row[0] for row in rows]
 

@@ -1,5 +1,6 @@
 """The explorer in a real browser: Debian's Chromium, driven by Playwright. Run by `make test-web`."""
 
+import re
 import socket
 import threading
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from neuronaut.data.store.maps import TokenPoint
+from neuronaut.data.store.store import Store
 from neuronaut.web.app import create_app
 from neuronaut.web.settings import Settings
 from tests.browsers import CHROMIUM, need_browser
-from tests.web_world import FEATURE, OTHER, SOURCE, make_database
+from tests.web_world import FEATURE, HEADLINE, HOSTILE, OTHER, SOURCE, drawn_map, make_database
 
 need_browser()
 
@@ -29,6 +32,9 @@ PAGES = (
     f"/feature/{SOURCE}:4",
     f"/similar/{FEATURE}",
     "/search?q=number",
+    f"/map?source={SOURCE}&of=decoder&feature={FEATURE}",
+    f"/map?source={SOURCE}&of=activations",
+    "/map?of=explanations",
     f"/compare?a={SOURCE}:0&b={FEATURE}",
     f"/compare?a={SOURCE}&b={OTHER}",
     f"/embed/{FEATURE}",
@@ -41,6 +47,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a server that may be written to listens."""
     database = tmp_path_factory.mktemp("browser") / "web.db"
     make_database(database)
+    with Store(database) as store:
+        store.keep_map(drawn_map())
+        store.keep_map(
+            drawn_map(kind="activations", tokens=[TokenPoint("number", token[:9], "x") for token in HOSTILE])
+        )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -123,6 +134,49 @@ def test_similar_features_load_in_place_and_windows_unfold(page: Page) -> None:
     page.get_by_role("heading", name="Similar features").scroll_into_view_if_needed()
     expect(page.get_by_role("heading", name="Fire on the same text")).to_be_visible()
     assert page.evaluate("document.querySelectorAll('script:not([src])').length") == 0
+
+
+def test_a_map_tells_its_points_under_the_pointer_and_the_arrow_keys(page: Page) -> None:
+    page.goto(f"/map?source={SOURCE}&of=decoder")
+    figure, tip = page.locator("[data-map][data-ready]"), page.locator(".tip")
+    figure.focus()
+    page.keyboard.press("ArrowRight")
+    expect(tip.get_by_role("link")).to_have_text(f"{SOURCE}:4")
+    page.keyboard.press("ArrowLeft")
+    expect(tip).to_contain_text(re.compile(f"{SOURCE}:[02]"))
+    page.keyboard.press("+")
+    page.get_by_role("button", name="Larger").click()
+    expect(page.locator(".map svg")).to_have_attribute("viewBox", re.compile(r" 240 140$"))
+    figure.focus()
+    for key in "--":
+        page.keyboard.press(key)
+    expect(page.locator(".map svg")).to_have_attribute("viewBox", "0 0 960 560")
+    page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+    box, view = page.locator(".map svg").bounding_box(), (960, 560)
+    assert box is not None
+    scale = min(box["width"] / view[0], box["height"] / view[1])
+    # The second point lies at the right end of the picture, at its bottom.
+    x = box["x"] + box["width"] / 2 + scale * (view[0] / 2 - 14)
+    page.mouse.move(x + 3, box["y"] + box["height"] / 2 + scale * (view[0] - 28) / 4)
+    expect(tip).to_contain_text(HEADLINE.replace("`", ""))
+    expect(tip.locator("marquee")).to_have_count(0)
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.get_by_role("heading", level=1)).to_have_text(FEATURE)
+
+
+def test_tokens_on_a_map_are_text_and_a_mark_shows_where_a_feature_is(page: Page) -> None:
+    page.goto(f"/map?source={SOURCE}&of=activations")
+    page.locator("[data-map][data-ready]").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".tip mark")).to_be_visible()
+    page.goto(f"/feature/{FEATURE}")
+    page.get_by_role("link", name="decoders by PCA").click()
+    expect(page.locator(".map .marked")).to_be_visible()
+    page.locator("select[name=status]").select_option("weak")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator(".legend")).to_have_text("weak 1")
 
 
 def test_a_person_adds_and_rates_an_explanation(page: Page) -> None:
