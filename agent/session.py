@@ -47,7 +47,7 @@ from .tools.table import tools_for
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-    from ..labelling.pools import Pool
+    from ..labelling.workers import Workers
 
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
@@ -182,7 +182,7 @@ def investigate_all(
     *,
     sources: Mapping[SourceId, Source] | None = None,
     fork: InvestigationRecord | None = None,
-    workers: "Pool[SessionItem, str] | None" = None,
+    workers: "Workers[SessionItem, str] | None" = None,
     seeds: Sequence[int] = (),
 ) -> Iterator[Session]:
     """Investigate features; what features of a source share is read once, before the first. See `investigate`.

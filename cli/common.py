@@ -233,6 +233,14 @@ class Progress:
             self._bar.refresh()
         self._total = total
 
+    def restart(self) -> None:
+        """Forget the time so far, which was not of this work."""
+        self._started = self._last_event = time.monotonic()
+
+    def share(self, done: int) -> float | None:
+        """Of how much so much is done; None where that is not known."""
+        return done / self._total if self._total else None
+
     def reach(self, done: int, note: str = "", *, at_once: bool = False) -> None:
         """Set how much is done; `note` is shown beside it. `at_once`: the first line is written without delay."""
         advance, self._done, self._note, self._doing = done - self._done, done, note, ""
@@ -276,7 +284,7 @@ class Progress:
             seconds = (time.monotonic() - self._started) / self._done
             line += f", {1 / seconds:,.1f}/s" if seconds <= 1 else f", {seconds:,.1f} s each"
             if self._total:
-                line += f", {max(0.0, self._total - self._done) * seconds:,.0f} s left"
+                line += f", {display.duration(max(0.0, self._total - self._done) * seconds)} left"
         return ", ".join(filter(None, (line, self._note, self._doing)))
 
 

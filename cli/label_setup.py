@@ -10,11 +10,12 @@ from .common import open_store, say
 from .llm_options import open_client, split_options
 
 if TYPE_CHECKING:
-    from ..labelling.agenda import Item
+    from ..labelling.agenda import WorkerItem
     from ..labelling.label import Outcome
-    from ..labelling.pools import Pool
     from ..labelling.setup import LabelSetup
+    from ..labelling.workers import Workers
     from ..llm.client import Mode
+    from ..llm.tasks import LLMTask
     from ..rules.choose import Size
 
 
@@ -69,7 +70,7 @@ def open_workers(
     redo: bool,
     options: dict[str, Any],
     on: str | None,
-) -> "Generator[Pool[Item, Outcome] | None]":
+) -> "Generator[Workers[WorkerItem, Outcome] | None]":
     """Start workers that label, here or `on` a Ray cluster; None where this process does the work."""
     if count == 1 and on is None:
         yield None
@@ -85,10 +86,11 @@ def open_workers(
 @contextmanager
 def _open_worker(
     open_quietly: "Callable[[], AbstractContextManager[LabelSetup]]", *, redo: bool
-) -> "Generator[Callable[[Item], Outcome]]":
-    from ..labelling.label import LabelJob
+) -> "Generator[Callable[[WorkerItem], LLMTask[Outcome]]]":
+    from ..labelling.label import LabelJob, performing
 
     with open_quietly() as setup:
         assert setup.explainer is not None
-        parts = setup.store, setup.subject, setup.scorers, None, setup.sources
-        yield LabelJob(*parts, explainer=setup.explainer, redo=redo).perform_alone
+        # Its client asks nothing: it says only who is asked.
+        parts = setup.store, setup.subject, setup.scorers, setup.client, setup.sources
+        yield performing(LabelJob(*parts, chooser=setup.chooser, explainer=setup.explainer, redo=redo))

@@ -27,8 +27,8 @@ from ..data.store.store import Store
 from ..explainers.explainer import Explainer
 from ..llm.client import LLMClient
 from ..llm.prompt import Prompt
-from ..llm.tasks import LLMTask, gather, run_task
-from ..scorers.calibration import calibrate
+from ..llm.tasks import LLMTask, NobodyAskedError, gather, run_task
+from ..scorers.calibration import admit, calibrate, found_calibrations
 from ..scorers.scorer import Case, Scorer, measure
 from ..scorers.simulation import RuleSimulator
 from ..subject.address import Feature, SourceId
@@ -36,10 +36,10 @@ from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.opening import open_source
 from ..subject.sources import Source
-from .agenda import Agenda, Explain, Item, Judge, TimeIsOver
+from .agenda import Agenda, Explain, Item, Judge, TimeIsOver, WorkerItem
 from .inputs import EvidenceLoader, OnProgress
-from .pools import Pool
 from .selection import SelectingExplainer, bind
+from .workers import Workers
 
 T = TypeVar("T")
 
@@ -171,10 +171,6 @@ class LabelJob(Job):
         """Explain a feature, or judge an explanation; nothing is stored."""
         return (yield from self.explain(item) if isinstance(item, Explain) else self.judge(item))
 
-    def perform_alone(self, item: Item) -> Outcome:
-        """The same where no language model is asked; for worker processes."""
-        return next(run_tasks([self.perform(item)], None))
-
     def explain(self, item: Explain) -> LLMTask[Explanation]:
         """Explain a feature."""
         loader = self.open_loader(item.work.feature.source)
@@ -194,6 +190,18 @@ class LabelJob(Job):
         return max(stored, key=lambda s: s.id).explanation
 
 
+def performing(job: LabelJob) -> Callable[[WorkerItem], LLMTask[Outcome]]:
+    """Return the function with which a worker performs items of an equal job; it asks whoever runs the tasks."""
+    admitted: list[LabelJob] = []
+
+    def perform(item: WorkerItem) -> LLMTask[Outcome]:
+        if not admitted:
+            admitted.append(replace(job, scorers=admit(job.scorers, item.calibrations)))
+        return admitted[0].perform(item.item)
+
+    return perform
+
+
 def label(
     features: Sequence[Feature],
     store: Store,
@@ -204,7 +212,7 @@ def label(
     client: LLMClient | None = None,
     chooser: Scorer | None = None,
     sources: Mapping[SourceId, Source] | None = None,
-    workers: Pool[Item, Outcome] | None = None,
+    workers: Workers[WorkerItem, Outcome] | None = None,
     redo: bool = False,
     minutes: float | None = None,
     on_skip: Callable[[int], None] = lambda _: None,
@@ -215,10 +223,10 @@ def label(
     `client` answers the requests of explainers and scorers; `chooser` judges texts on `select`, to be compared with
     the feature's others. Features that this explainer labelled before are skipped (`on_skip` is called with their
     number) unless `redo`, which adds a further explanation. `sources` are dictionaries that are open already; others
-    are opened as the store knows them. `workers` do the work in other processes (each with `LabelJob.perform_alone`
-    of an equal job); without, it is done here. After `minutes`, the client's if it has a budget of them, no further
-    feature is begun. `on_progress` is told what is done in the meantime. A language model that judges is calibrated
-    first (scorers/calibration.py); raises NeuronautError where it fails.
+    are opened as the store knows them. `workers` do the work in other processes (each is `performing` an equal job) and
+    ask nobody: `client` answers them all. Without, it is done here. After `minutes`, the client's if it has a budget of
+    them, no further feature is begun. `on_progress` is told what is done in the meantime. A language model that judges
+    is calibrated first (scorers/calibration.py); raises NeuronautError where it fails.
 
     >>> results = label(
     ...     store.features("demo:mlp.1:18"), store, subject, explainer=RuleExplainer(subject), scorers=[RuleSimulator()]
@@ -260,21 +268,28 @@ def run_job(
     features: Sequence[Feature],
     *,
     done: set[Feature],
-    workers: Pool[Item, Outcome] | None = None,
+    workers: Workers[WorkerItem, Outcome] | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Iterator[Finished]:
     """Do the work on features that are not done, and yield each that is finished; nothing is stored.
 
-    Workers' results come in the order given, as far as nothing before them is still in work.
+    Without a language model they come in the order given, as far as nothing before them is still in work.
     """
     agenda = Agenda(features, done, job.explained_before, job.open_loader, on_progress)
     if workers is None:
         tasks = (item and job.perform(item) for item in agenda.items())
         yield from finish(agenda, run_tasks(tasks, job.client))
         return
+    calibrations = found_calibrations(job.scorers)
+    items = (item and WorkerItem(item, calibrations) for item in agenda.items())
+    if job.client is not None:
+        # Two for each, so that none waits for what it is to do next.
+        asking = (item and workers.perform(item) for item in items)
+        yield from finish(agenda, job.client.run(asking, at_work=2 * len(workers)))
+        return
     held: dict[Feature, Finished] = {}
     order = deque(feature for feature in features if feature not in done)
-    for finished in finish(agenda, workers.run(agenda.items())):
+    for finished in finish(agenda, workers.run(items)):
         held[finished.result.feature] = finished
         while order and order[0] in held:
             yield held.pop(order.popleft())
@@ -309,9 +324,7 @@ def run_tasks(tasks: Iterable[LLMTask[T] | None], client: LLMClient | None) -> I
         except StopIteration as stop:
             yield stop.value
         else:
-            raise NeuronautError(
-                "this explainer or scorer asks a language model; name one, for example -m openai:MODEL"
-            )
+            raise NobodyAskedError
 
 
 class Scored(NamedTuple):

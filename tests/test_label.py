@@ -25,11 +25,13 @@ from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
 from neuronaut.labelling import agenda, inputs
 from neuronaut.labelling import label as module
-from neuronaut.labelling.agenda import Agenda, Explain, Item, Judge, TimeIsOver
+from neuronaut.labelling import workers as workers_module
+from neuronaut.labelling.agenda import Agenda, Explain, Judge, TimeIsOver, WorkerItem
 from neuronaut.labelling.estimate import estimate
 from neuronaut.labelling.inputs import Columns
-from neuronaut.labelling.label import LabelJob, Outcome, Result, label, score
-from neuronaut.labelling.workers import Workers
+from neuronaut.labelling.label import LabelJob, Outcome, Result, label, performing, score
+from neuronaut.labelling.processes import Processes
+from neuronaut.llm.tasks import LLMTask
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
@@ -269,15 +271,15 @@ def test_a_call_that_was_cut_anywhere_ends_like_a_whole_one(
 
 
 @contextmanager
-def open_worker(path: str) -> Iterator[Callable[[Item], Outcome]]:
+def open_worker(path: str) -> Iterator[Callable[[WorkerItem], LLMTask[Outcome]]]:
     small()
     with Store(path) as store:
-        yield LabelJob(store, subject(), [RuleSimulator()], None, {}, explainer=Counting()).perform_alone
+        yield performing(LabelJob(store, subject(), [RuleSimulator()], None, {}, explainer=Counting()))
 
 
 def test_worker_processes_fill_the_database_alike(whole: tuple[Path, list[Result]], database: Path) -> None:
     explainer = Counting()
-    with Workers(2, partial(open_worker, str(database)), threads=1) as workers:
+    with Processes(2, partial(open_worker, str(database)), threads=1) as workers:
         results = run(database, explainer=explainer, workers=workers)
     assert [result.feature for result in results] == features() and explainer.asked == []
     assert content(database) == content(whole[0])
@@ -298,16 +300,18 @@ def open_sum(fails: bool) -> Iterator[Callable[[int], int]]:
     yield perform
 
 
-def test_what_goes_wrong_in_a_worker_is_told() -> None:
+def test_what_goes_wrong_in_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "RETRIES", 1)
+
     def run_sums(*numbers: int, fails: bool = False) -> list[int]:
-        with Workers(2, partial(open_sum, fails), threads=1) as workers:
+        with Processes(2, partial(open_sum, fails), threads=1) as workers:
             return sorted(workers.run(iter(numbers)))
 
     assert run_sums(1, 2, 3) == [2, 3, 4]
     for numbers, fails, kind, message in (
         ((1,), True, NeuronautError, "no such model"),
         ((1, -1), False, RuntimeError, "ZeroDivisionError: nothing is left"),
-        ((1, 0), False, NeuronautError, "a worker process is gone"),
+        ((1, 0), False, NeuronautError, "a worker was lost 2 times on one item .*exit code -9"),
     ):
         with pytest.raises(kind, match=message):
             run_sums(*numbers, fails=fails)
