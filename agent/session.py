@@ -20,8 +20,8 @@ from ..data.store.store import Store
 from ..explainers.battery.battery import run_battery
 from ..explainers.guided import tell_findings
 from ..explainers.rule import RuleExplainer
+from ..labelling.harvested import open_harvested
 from ..labelling.inputs import Columns, EvidenceLoader, OnProgress
-from ..labelling.label import open_harvested
 from ..llm.client import LLMClient
 from ..llm.prices import cost
 from ..llm.types import Reply

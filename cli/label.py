@@ -90,6 +90,12 @@ def _parse_rule_size(_: click.Context, __: click.Parameter, given: str | None) -
     "-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Worker processes, each with its own model."
 )
 @on_option
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Tokens of a forward pass, filled with windows of several features: 32768 or so fill a GPU.",
+)
 @click.option("--redo", is_flag=True, help="Explain also what this explainer has explained; the best one is shown.")
 @subject_options
 @result_options
@@ -103,6 +109,7 @@ def label(
     dry_run: bool,
     jobs: int,
     on: str | None,
+    batch_tokens: int | None,
     redo: bool,
     database: str,
     form: Form,
@@ -134,6 +141,7 @@ def label(
         scorers=scorers,
         explainer_name=explainer,
         rule_size=rule_size,
+        batch_tokens=batch_tokens,
         limit=limit,
         mode=mode,
         options=options,
@@ -148,6 +156,7 @@ def label(
                 scorers=scorers,
                 explainer_name=explainer,
                 rule_size=rule_size,
+                batch_tokens=batch_tokens,
                 redo=redo,
                 options=options,
                 on=on,
@@ -191,7 +200,7 @@ def _rehearse(
 def _say_plan(setup: "LabelSetup", progress: Progress, *, redo: bool, jobs: int) -> None:
     """Say what a long run will take; the time for that is not part of it."""
     client = setup.client and setup.client.rehearsal()
-    say(_format_estimate(_rehearse(setup, client, progress, redo=redo, jobs=jobs)))
+    say(_format_estimate(_rehearse(setup, client, progress, redo=redo, jobs=jobs), verb="will"))
     progress.restart()
 
 
@@ -201,9 +210,10 @@ def _label_features(
     *,
     redo: bool,
     minutes: float | None = None,
-    workers: "Workers[WorkerItem, Outcome] | None" = None,
+    workers: "Workers[WorkerItem, list[Outcome]] | None" = None,
 ) -> None:
     """Label, and print what comes; of many features it is said first what they will take."""
+    from ..labelling.agenda import BLOCK
     from ..labelling.label import label as label_features
 
     assert setup.explainer is not None
@@ -212,7 +222,7 @@ def _label_features(
     def skip(done: int) -> None:
         nonlocal left
         left -= done
-        progress.expect(left)
+        progress.expect(left, block=BLOCK)
         if left >= MANY:
             _say_plan(setup, progress, redo=redo, jobs=len(workers) if workers else 1)
 
@@ -341,8 +351,8 @@ def _send_batch(setup: "LabelSetup", language: LLMOptions) -> None:
         say(f"no more was asked: {setup.client.stopped}")
 
 
-def _format_estimate(cost: "Estimate") -> str:
-    line = f"would label {cost.left:,} of {cost.features:,} features, {cost.done:,} are done already"
+def _format_estimate(cost: "Estimate", *, verb: str = "would") -> str:
+    line = f"{verb} label {cost.left:,} of {cost.features:,} features, {cost.done:,} are done already"
     if cost.seconds is not None:
         time = display.duration(cost.seconds)
         return f"{line}: {cost.forwards:,} forward passes of {cost.forward_tokens:,} tokens, about {time}"

@@ -50,9 +50,9 @@ Item = Explain | Judge
 
 
 class WorkerItem(NamedTuple):
-    """An item that a worker performs."""
+    """Items that a worker performs together."""
 
-    item: Item
+    items: Sequence[Item]
     calibrations: list[Calibration | None]
     """What is known of the scorers as judges."""
 
@@ -164,6 +164,34 @@ class Agenda:
             if holds(self._explained[feature]):
                 return self._explained[feature]
         return None
+
+
+def group_items(items: Iterable[Item | None], *, most: int) -> Iterator[list[Item] | None]:
+    """Items that follow each other, are of one kind and of one source, in groups of at most so many.
+
+    None where the next can be begun only when another is done.
+    """
+    group: list[Item] = []
+    for item in items:
+        if group and (item is None or _kind(item) != _kind(group[0])):
+            yield group
+            group = []
+            if item is None:
+                # What was waited for may be done by now.
+                continue
+        if item is None:
+            yield None
+            continue
+        group.append(item)
+        if len(group) == most:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _kind(item: Item) -> tuple[type, SourceId]:
+    return type(item), item.work.feature.source
 
 
 class _NotYet(Exception):

@@ -302,7 +302,7 @@ def test_of_two_runs_one_is_killed_and_the_other_ends_like_an_undisturbed_one(
 
 
 @contextmanager
-def asking_worker(path: str, url: str, marker: Path) -> Iterator[Callable[[WorkerItem], LLMTask[Outcome]]]:
+def asking_worker(path: str, url: str, marker: Path) -> Iterator[Callable[[WorkerItem], LLMTask[list[Outcome]]]]:
     """A worker whose judges ask; the first that has a reply to its second question dies of it."""
     torch.set_num_threads(1)
     inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 96, 48
@@ -311,7 +311,7 @@ def asking_worker(path: str, url: str, marker: Path) -> Iterator[Callable[[Worke
         job = LabelJob(store, subject(), scorers(), LLMClient(llm, store.calls), {}, explainer=Highlight())
         perform, answered = performing(job), count()
 
-        def dying(item: WorkerItem) -> LLMTask[Outcome]:
+        def dying(item: WorkerItem) -> LLMTask[list[Outcome]]:
             task, replies = perform(item), None
             while True:
                 try:
