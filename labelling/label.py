@@ -312,15 +312,15 @@ def _perform(
 ) -> Iterator[list[Outcome]]:
     """Perform groups of items, here or by workers, as they are done."""
     if workers is None:
-        yield from run_tasks((group and job.perform(group) for group in groups), job.client)
+        yield from run_tasks((None if group is None else job.perform(group) for group in groups), job.client)
         return
     calibrations = found_calibrations(job.scorers)
-    items = (group and WorkerItem(group, calibrations) for group in groups)
+    items = (None if group is None else WorkerItem(group, calibrations) for group in groups)
     if job.client is None:
         yield from workers.run(items)
         return
     # Two for each, so that none waits for what it is to do next.
-    asking = (item and workers.perform(item) for item in items)
+    asking = (None if item is None else workers.perform(item) for item in items)
     yield from job.client.run(asking, at_work=2 * len(workers))
 
 

@@ -337,11 +337,11 @@ def open_sum(fails: bool) -> Iterator[Callable[[int], int]]:
 def test_what_goes_wrong_in_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "RETRIES", 1)
 
-    def run_sums(*numbers: int, fails: bool = False) -> list[int]:
-        with Processes(2, partial(open_sum, fails), threads=1) as workers:
+    def run_sums(*numbers: int, fails: bool = False, by: int = 1) -> list[int]:
+        with Processes(by, partial(open_sum, fails), threads=1) as workers:
             return sorted(workers.run(iter(numbers)))
 
-    assert run_sums(1, 2, 3) == [2, 3, 4]
+    assert run_sums(1, 2, 3, by=2) == [2, 3, 4]
     for numbers, fails, kind, message in (
         ((1,), True, NeuronautError, "no such model"),
         ((1, -1), False, RuntimeError, "ZeroDivisionError: nothing is left"),
