@@ -20,8 +20,8 @@ from ..data.store.store import Store
 from ..explainers.battery.battery import run_battery
 from ..explainers.guided import tell_findings
 from ..explainers.rule import RuleExplainer
+from ..labelling.harvested import open_harvested
 from ..labelling.inputs import Columns, EvidenceLoader, OnProgress
-from ..labelling.label import open_harvested
 from ..llm.client import LLMClient
 from ..llm.prices import cost
 from ..llm.types import Reply
@@ -47,7 +47,7 @@ from .tools.table import tools_for
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
-    from ..labelling.pools import Pool
+    from ..labelling.workers import Workers
 
 ENDLESS = 1_000_000
 """Super-steps of LangGraph: budgets and rounds bound an investigation, not this."""
@@ -182,7 +182,7 @@ def investigate_all(
     *,
     sources: Mapping[SourceId, Source] | None = None,
     fork: InvestigationRecord | None = None,
-    workers: "Pool[SessionItem, str] | None" = None,
+    workers: "Workers[SessionItem, str] | None" = None,
     seeds: Sequence[int] = (),
 ) -> Iterator[Session]:
     """Investigate features; what features of a source share is read once, before the first. See `investigate`.

@@ -1,17 +1,20 @@
 """Labelling against a language model's server that fails one request in five, and kill -9 at random points.
 
-    python -m neuronaut.benchmarks.faults [--features 200] [--kills 20] [--faults 0.2] [--processes 1]
+    python -m neuronaut.benchmarks.faults [--features 200] [--kills 20] [--faults 0.2] [--processes 1] [--jobs 1]
 
 The server (fault_server.py) stands in for the model, so its replies mean nothing; the benchmark counts whether
 anything is lost or paid for twice. One job runs undisturbed, an equal one is killed again and again and then finished:
 both must end with the same explanations and scores. With several processes, all do this job on one database at once;
-one of them is killed, and begins again, while the others go on. A call is paid twice if its good reply was in the log
-when it was sent again; a call in flight at a kill is sent again by necessity, under the same idempotency key.
+one of them is killed, and begins again, while the others go on. With several jobs the killed one has so many workers
+(`label -j`), and every other kill hits one of these, whose work the command gives to another. A call is paid twice if
+its good reply was in the log when it was sent again; a call in flight at a kill is sent again by necessity, under the
+same idempotency key.
 """
 
 import argparse
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -36,6 +39,7 @@ class Report:
 
     features: int
     processes: int
+    jobs: int
     kills: int
     asked: int
     """Requests that reached the server in the killed job."""
@@ -57,6 +61,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes of the killed job")
     parser.add_argument("--workers", type=int, default=64, help="requests in flight of each process")
     parser.add_argument("--faults", type=float, default=0.2)
     parser.add_argument("--delay", type=float, default=0.2)
@@ -87,6 +92,7 @@ def run(folder: Path, options: argparse.Namespace) -> Report:
     return Report(
         features=options.features,
         processes=options.processes,
+        jobs=options.jobs,
         kills=options.kills,
         asked=len(requests),
         answered=sum(good.values()),
@@ -101,7 +107,7 @@ def run(folder: Path, options: argparse.Namespace) -> Report:
 def kill_jobs(folder: Path, url: str, options: argparse.Namespace) -> None:
     """Run the jobs, kill one of them again and again after a random number of requests, then let all end."""
     rng, log, database = random.Random(options.seed), folder / "killed.log", folder / "killed.db"
-    arguments = call(*command(database, url, options))
+    arguments = call(*command(database, url, options), "-j", str(options.jobs))
     begin = partial(subprocess.Popen, arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     jobs = [begin() for _ in range(options.processes)]
     for turn in range(options.kills):
@@ -110,6 +116,10 @@ def kill_jobs(folder: Path, url: str, options: argparse.Namespace) -> None:
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 1))
         victim = rng.randrange(len(jobs))
+        if options.jobs > 1 and turn % 2 == 0:
+            os.kill(rng.choice(find_workers(jobs[victim].pid)), signal.SIGKILL)
+            print(f"kill {turn + 1}: a worker, {len(rows(database, RECORDED))} answers in the log", file=sys.stderr)
+            continue
         jobs[victim].send_signal(signal.SIGKILL)
         if jobs[victim].wait() != -signal.SIGKILL:
             raise SystemExit(f"the job was done before kill {turn + 1}; give more --features, or fewer --workers")
@@ -117,6 +127,12 @@ def kill_jobs(folder: Path, url: str, options: argparse.Namespace) -> None:
         jobs[victim] = begin()
     if any(job.wait() for job in jobs):
         raise SystemExit("a job that was not killed failed")
+
+
+def find_workers(pid: int) -> list[int]:
+    """The worker processes of a command, as Linux lists them."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def command(database: Path, url: str, options: argparse.Namespace) -> list[str]:

@@ -118,7 +118,7 @@ def measure(features: Sequence[Feature], store: Store, subject: Subject, costs: 
                 )
                 continue
             with costs.stage("explain"):
-                explanation = next(run_tasks([job.explain(item)], None))
+                (explanation,) = next(run_tasks([job.explain([item])], None))
             agenda.add_explanation(explanation)
             if explanation.text is None:
                 yield _labelled(explanation, {})

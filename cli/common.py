@@ -212,6 +212,8 @@ class Progress:
         self._done, self._note, self._doing = 0, "", ""
         self._started = self._last_event = self._last_line = time.monotonic()
         self._silent = True
+        self._block: int | None = None
+        self._passes, self._shared_seconds = 0, 0.0
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -226,12 +228,22 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def expect(self, total: int) -> None:
-        """Set how much there is to do, once that is known."""
+    def expect(self, total: int, *, block: int | None = None) -> None:
+        """Set how much there is to do, once that is known; each `block` of it begins with work that it shares."""
+        self._block = block
         if self._bar is not None and total != self._total:
             self._bar.total = total
             self._bar.refresh()
         self._total = total
+
+    def restart(self) -> None:
+        """Forget the time so far, which was not of this work."""
+        self._started = self._last_event = time.monotonic()
+        self._passes, self._shared_seconds = 0, 0.0
+
+    def share(self, done: int) -> float | None:
+        """Of how much so much is done; None where that is not known."""
+        return done / self._total if self._total else None
 
     def reach(self, done: int, note: str = "", *, at_once: bool = False) -> None:
         """Set how much is done; `note` is shown beside it. `at_once`: the first line is written without delay."""
@@ -243,11 +255,13 @@ class Progress:
     def doing(self, what: str, done: int, total: int) -> None:
         """Say what is being done, at once the first time, and where `total` is above 0, how much of it.
 
-        The time of what is told with a total does not count for the rate.
+        The time of what is told with a total does not count for the rate: a block shares it.
         """
         self._doing = f"{what} {done / total:.0%}" if total else what
         if total:
-            self._started += time.monotonic() - self._last_event
+            self._passes += done == 0
+            self._shared_seconds += (spent := time.monotonic() - self._last_event)
+            self._started += spent
         self._show(at_once=self._silent)
 
     def _show(self, *, at_once: bool = False) -> None:
@@ -276,8 +290,15 @@ class Progress:
             seconds = (time.monotonic() - self._started) / self._done
             line += f", {1 / seconds:,.1f}/s" if seconds <= 1 else f", {seconds:,.1f} s each"
             if self._total:
-                line += f", {max(0.0, self._total - self._done) * seconds:,.0f} s left"
+                left = max(0.0, self._total - self._done) * seconds + self._shared_left(self._total)
+                line += f", {display.duration(left)} left"
         return ", ".join(filter(None, (line, self._note, self._doing)))
+
+    def _shared_left(self, total: int) -> float:
+        """Seconds of the shared work of the blocks to come."""
+        if self._block is None or not self._passes:
+            return 0.0
+        return max(0, -(-total // self._block) - self._passes) * self._shared_seconds / self._passes
 
 
 def plain(text: str) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..data.store.journal_values import InvestigationRecord
     from ..data.store.store import Store
     from ..labelling.opening import LoadOptions
-    from ..labelling.pools import Pool
+    from ..labelling.workers import Workers
     from ..llm.client import LLMClient
     from ..scorers.controls import ControlMode
     from ..subject.address import Feature, SourceId
@@ -281,7 +281,7 @@ def run_sessions(
     client: "LLMClient | None",
     on_event: Callable[[Mapping[str, Any]], None],
     *,
-    workers: "Pool[SessionItem, str] | None" = None,
+    workers: "Workers[SessionItem, str] | None" = None,
 ) -> "Iterator[Session]":
     """Investigate all targets, one after another or by workers."""
     from ..agent.session import investigate_all
@@ -358,7 +358,7 @@ def _open_features(store: "Store", request: InvestigationRequest, client: "LLMCl
 @contextmanager
 def _open_workers(
     count: int, database: str, request: InvestigationRequest, language: "LLMOptions", *, on: str | None
-) -> "Generator[Pool[SessionItem, str] | None]":
+) -> "Generator[Workers[SessionItem, str] | None]":
     """Start workers that investigate, here or `on` a Ray cluster; None where this process does the work."""
     if count == 1 and on is None:
         yield None

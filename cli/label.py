@@ -27,14 +27,16 @@ from .label_setup import open_setup, open_workers
 from .llm_options import LLMOptions, batch_api, format_spent, llm_options, split_options
 
 if TYPE_CHECKING:
-    from ..labelling.agenda import Item
+    from ..labelling.agenda import WorkerItem
     from ..labelling.estimate import Estimate
     from ..labelling.label import Outcome, Result
-    from ..labelling.pools import Pool
     from ..labelling.setup import LabelSetup
+    from ..labelling.workers import Workers
     from ..llm.client import LLMClient
     from ..rules.choose import Size
 
+MANY = 1000
+"""Features from which on a run says first what it will take."""
 subject_options = all_of(
     click.option("--model", metavar="PATH", help="Where the model lies, if not where it was harvested from."),
     click.option("--sae", metavar="PATH", help="Where the dictionary lies, if not where it was harvested from."),
@@ -88,6 +90,12 @@ def _parse_rule_size(_: click.Context, __: click.Parameter, given: str | None) -
     "-j", "--jobs", type=click.IntRange(1), default=1, metavar="N", help="Worker processes, each with its own model."
 )
 @on_option
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Tokens of a forward pass, filled with windows of several features: 32768 or so fill a GPU.",
+)
 @click.option("--redo", is_flag=True, help="Explain also what this explainer has explained; the best one is shown.")
 @subject_options
 @result_options
@@ -101,6 +109,7 @@ def label(
     dry_run: bool,
     jobs: int,
     on: str | None,
+    batch_tokens: int | None,
     redo: bool,
     database: str,
     form: Form,
@@ -123,10 +132,6 @@ def label(
     """
     if batch and options["llm"] is None:
         raise click.UsageError("--batch asks a language model; name one with -m, for example -m openai:gpt-4o-mini")
-    if (jobs > 1 or on is not None) and options["llm"] is not None:
-        raise click.UsageError(
-            "-j and --on are for labelling without a language model; calls to one run side by side already (-w)"
-        )
     explainer = explainer or ("rule" if options["llm"] is None else "guided")
     mode = "rehearsal" if dry_run else "deferred" if batch else "live"
     minutes = parse_minutes(limit) if options["llm"] is None else None
@@ -136,13 +141,14 @@ def label(
         scorers=scorers,
         explainer_name=explainer,
         rule_size=rule_size,
+        batch_tokens=batch_tokens,
         limit=limit,
         mode=mode,
         options=options,
     ) as setup:
         if dry_run:
             _estimate(setup, form, redo=redo, batch=batch, jobs=jobs)
-        elif not batch:
+        elif not batch or _collect_batches(setup, split_options(options)[0]):
             with open_workers(
                 jobs,
                 features,
@@ -150,38 +156,52 @@ def label(
                 scorers=scorers,
                 explainer_name=explainer,
                 rule_size=rule_size,
+                batch_tokens=batch_tokens,
                 redo=redo,
                 options=options,
                 on=on,
             ) as workers:
                 _label_features(setup, form, redo=redo, minutes=minutes, workers=workers)
-        elif _collect_batches(setup, split_options(options)[0]):
-            _label_features(setup, form, redo=redo)
-            _send_batch(setup, split_options(options)[0])
+            if batch:
+                _send_batch(setup, split_options(options)[0])
 
 
 def _estimate(setup: "LabelSetup", form: Form, *, redo: bool, batch: bool, jobs: int) -> None:
-    from ..labelling.estimate import estimate
     from ..llm.prices import BATCH_DISCOUNT
 
-    assert setup.explainer is not None
     with Progress("dry run", total=None, unit="features") as progress:
-        estimated = estimate(
-            setup.features,
-            setup.store,
-            setup.subject,
-            explainer=setup.explainer,
-            scorers=setup.scorers,
-            client=setup.client,
-            chooser=setup.chooser,
-            sources=setup.sources,
-            redo=redo,
-            jobs=jobs,
-            on_progress=progress.doing,
-        )
+        estimated = _rehearse(setup, setup.client, progress, redo=redo, jobs=jobs)
     if batch and estimated.usd is not None:
         estimated = replace(estimated, usd=estimated.usd * BATCH_DISCOUNT)
     emit([asdict(estimated)], form, lambda _: _format_estimate(estimated))
+
+
+def _rehearse(
+    setup: "LabelSetup", client: "LLMClient | None", progress: Progress, *, redo: bool, jobs: int
+) -> "Estimate":
+    from ..labelling.estimate import estimate
+
+    assert setup.explainer is not None
+    return estimate(
+        setup.features,
+        setup.store,
+        setup.subject,
+        explainer=setup.explainer,
+        scorers=setup.scorers,
+        client=client,
+        chooser=setup.chooser,
+        sources=setup.sources,
+        redo=redo,
+        jobs=jobs,
+        on_progress=progress.doing,
+    )
+
+
+def _say_plan(setup: "LabelSetup", progress: Progress, *, redo: bool, jobs: int) -> None:
+    """Say what a long run will take; the time for that is not part of it."""
+    client = setup.client and setup.client.rehearsal()
+    say(_format_estimate(_rehearse(setup, client, progress, redo=redo, jobs=jobs), verb="will"))
+    progress.restart()
 
 
 def _label_features(
@@ -190,8 +210,10 @@ def _label_features(
     *,
     redo: bool,
     minutes: float | None = None,
-    workers: "Pool[Item, Outcome] | None" = None,
+    workers: "Workers[WorkerItem, list[Outcome]] | None" = None,
 ) -> None:
+    """Label, and print what comes; of many features it is said first what they will take."""
+    from ..labelling.agenda import BLOCK
     from ..labelling.label import label as label_features
 
     assert setup.explainer is not None
@@ -200,7 +222,9 @@ def _label_features(
     def skip(done: int) -> None:
         nonlocal left
         left -= done
-        progress.expect(left)
+        progress.expect(left, block=BLOCK)
+        if left >= MANY:
+            _say_plan(setup, progress, redo=redo, jobs=len(workers) if workers else 1)
 
     with Progress("label", total=left, unit="features") as progress:
         results = label_features(
@@ -327,10 +351,10 @@ def _send_batch(setup: "LabelSetup", language: LLMOptions) -> None:
         say(f"no more was asked: {setup.client.stopped}")
 
 
-def _format_estimate(cost: "Estimate") -> str:
-    line = f"would label {cost.left:,} of {cost.features:,} features, {cost.done:,} are done already"
+def _format_estimate(cost: "Estimate", *, verb: str = "would") -> str:
+    line = f"{verb} label {cost.left:,} of {cost.features:,} features, {cost.done:,} are done already"
     if cost.seconds is not None:
-        time = f"{cost.seconds:,.0f} s" if cost.seconds < 120 else f"{cost.seconds / 60:,.0f} minutes"
+        time = display.duration(cost.seconds)
         return f"{line}: {cost.forwards:,} forward passes of {cost.forward_tokens:,} tokens, about {time}"
     if not cost.calls and not cost.cached:
         return line
@@ -364,7 +388,8 @@ def print_results(
     `kept_note` says, where the user stops it, what is kept.
     """
     rows: list[Row] = []
-    pointed, unscored, failures = list[float](), defaultdict[str, list[str]](list), Counter[str]()
+    pointed, unscored = list[float](), defaultdict[str, list[str]](list)
+    counts, failures = Counter[str](), Counter[str]()
     with interruptible(lambda: kept_note):
         for result in results:
             rows.append(result.to_row())
@@ -372,10 +397,12 @@ def print_results(
             failures.update([result.explanation.reason or ""] if rows[-1]["status"] == "failed" else [])
             for scorer, reason in _find_unscored(result):
                 unscored[scorer].append(reason)
-            counts = Counter(row["status"] for row in rows)
+            counts[rows[-1]["status"]] += 1
             note = [f"{count} {status}" for status, count in counts.items()]
             if client is not None:
-                note.append(format_spent(client.spent, priced=client.price is not None))
+                note.append(
+                    format_spent(client.spent, priced=client.price is not None, share=progress.share(len(rows)))
+                )
             progress.reach(len(rows), ", ".join(note))
             if form == "nl":
                 progress.echo(as_json(rows[-1]))

@@ -10,11 +10,12 @@ from .common import open_store, say
 from .llm_options import open_client, split_options
 
 if TYPE_CHECKING:
-    from ..labelling.agenda import Item
+    from ..labelling.agenda import WorkerItem
     from ..labelling.label import Outcome
-    from ..labelling.pools import Pool
     from ..labelling.setup import LabelSetup
+    from ..labelling.workers import Workers
     from ..llm.client import Mode
+    from ..llm.tasks import LLMTask
     from ..rules.choose import Size
 
 
@@ -26,6 +27,7 @@ def open_setup(
     scorers: str,
     explainer_name: str | None,
     rule_size: "Size" = None,
+    batch_tokens: int | None = None,
     limit: str | None = None,
     mode: "Mode" = "live",
     options: dict[str, Any],
@@ -44,6 +46,7 @@ def open_setup(
         subject = stored_subject(
             store, chosen[0].source.model, load_options, sources=[feature.source for feature in chosen]
         )
+        subject.batching.tokens = batch_tokens
         sources = stored_sources(store, subject, chosen, load_options)
         wanted = LabelOptions(
             scorers=scorers,
@@ -66,18 +69,28 @@ def open_workers(
     scorers: str,
     explainer_name: str,
     rule_size: "Size",
+    batch_tokens: int | None,
     redo: bool,
     options: dict[str, Any],
     on: str | None,
-) -> "Generator[Pool[Item, Outcome] | None]":
+) -> "Generator[Workers[WorkerItem, list[Outcome]] | None]":
     """Start workers that label, here or `on` a Ray cluster; None where this process does the work."""
     if count == 1 and on is None:
         yield None
         return
     from ..labelling.pools import start_workers
 
-    names: dict[str, Any] = {"scorers": scorers, "explainer_name": explainer_name, "rule_size": rule_size}
-    open_quietly = partial(open_setup, features, os.path.abspath(database), **names, options=options, quiet=True)
+    open_quietly = partial(
+        open_setup,
+        features,
+        os.path.abspath(database),
+        scorers=scorers,
+        explainer_name=explainer_name,
+        rule_size=rule_size,
+        batch_tokens=batch_tokens,
+        options=options,
+        quiet=True,
+    )
     with start_workers(count, partial(_open_worker, open_quietly, redo=redo), on=on) as workers:
         yield workers
 
@@ -85,10 +98,11 @@ def open_workers(
 @contextmanager
 def _open_worker(
     open_quietly: "Callable[[], AbstractContextManager[LabelSetup]]", *, redo: bool
-) -> "Generator[Callable[[Item], Outcome]]":
-    from ..labelling.label import LabelJob
+) -> "Generator[Callable[[WorkerItem], LLMTask[list[Outcome]]]]":
+    from ..labelling.label import LabelJob, performing
 
     with open_quietly() as setup:
         assert setup.explainer is not None
-        parts = setup.store, setup.subject, setup.scorers, None, setup.sources
-        yield LabelJob(*parts, explainer=setup.explainer, redo=redo).perform_alone
+        # Its client asks nothing: it says only who is asked.
+        parts = setup.store, setup.subject, setup.scorers, setup.client, setup.sources
+        yield performing(LabelJob(*parts, chooser=setup.chooser, explainer=setup.explainer, redo=redo))

@@ -173,10 +173,11 @@ def batch_api(language: LLMOptions) -> "BatchAPI":
     )
 
 
-def format_spent(spent: "Spent", *, priced: bool) -> str:
-    """Write the calls, tokens and cost of a run."""
+def format_spent(spent: "Spent", *, priced: bool, share: float | None = None) -> str:
+    """Write the calls, tokens and cost of a run; with the `share` of its work that is done, also the cost of all."""
     tokens = spent.input_tokens + spent.output_tokens
     cost = f", ${spent.usd:,.4f}" if priced else ""
+    cost += f" of about ${spent.usd / share:,.2f}" if cost and share else ""
     cached = f", {spent.cached:,} answered from the log" if spent.cached else ""
     failed = f", {spent.failed:,} failed" if spent.failed else ""
     estimated = f", tokens of {spent.estimated:,} estimated, since the server does not count" if spent.estimated else ""

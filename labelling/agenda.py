@@ -6,11 +6,13 @@ ends as if nothing had stopped it. Sources are taken in the order given, too. Th
 through the subject for `BLOCK` features at a time; all else is done feature by feature.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import NamedTuple
 
 from ..data.records import Evidence, Explanation
+from ..scorers.calibration import Calibration
 from ..subject.address import Feature, SourceId
 from .inputs import Columns, Control, EvidenceLoader, OnProgress
 
@@ -45,6 +47,14 @@ class Judge(NamedTuple):
 
 
 Item = Explain | Judge
+
+
+class WorkerItem(NamedTuple):
+    """Items that a worker performs together."""
+
+    items: Sequence[Item]
+    calibrations: list[Calibration | None]
+    """What is known of the scorers as judges."""
 
 
 class TimeIsOver(Exception):
@@ -133,17 +143,18 @@ class Agenda:
     def _find_control(self, explanation: Explanation) -> Control | None:
         """The control of an explanation; None while it is not known."""
         order, place = self._orders[explanation.feature.source], self._places[explanation.feature]
-        before = [order[i] for i in range(place - 1, -1, -1)]
+        before, after = range(place - 1, -1, -1), range(place + 1, len(order))
         try:
-            other = self._find([*before, *order[place + 1 :]], lambda known: known.text is not None)
+            # Read one by one: of ten thousand features the first is nearly always the one.
+            other = self._find((order[i] for i in chain(before, after)), lambda known: known.text is not None)
             # Only a rule is compared with another rule.
-            ruled = self._find(before, lambda known: known.rule is not None) if explanation.rule else None
+            ruled = self._find((order[i] for i in before), lambda k: k.rule is not None) if explanation.rule else None
         except _NotYet:
             return None
         rule = ruled or other
         return Control(other, rule and rule.rule)
 
-    def _find(self, features: Sequence[Feature], holds: Callable[[Explanation], bool]) -> Explanation | None:
+    def _find(self, features: Iterable[Feature], holds: Callable[[Explanation], bool]) -> Explanation | None:
         """The first explanation of which something holds; raises _NotYet where one before it is not known."""
         for feature in features:
             if feature not in self._explained:
@@ -153,6 +164,34 @@ class Agenda:
             if holds(self._explained[feature]):
                 return self._explained[feature]
         return None
+
+
+def group_items(items: Iterable[Item | None], *, most: int) -> Iterator[list[Item] | None]:
+    """Items that follow each other, are of one kind and of one source, in groups of at most so many.
+
+    None where the next can be begun only when another is done.
+    """
+    group: list[Item] = []
+    for item in items:
+        if group and (item is None or _kind(item) != _kind(group[0])):
+            yield group
+            group = []
+            if item is None:
+                # What was waited for may be done by now.
+                continue
+        if item is None:
+            yield None
+            continue
+        group.append(item)
+        if len(group) == most:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _kind(item: Item) -> tuple[type, SourceId]:
+    return type(item), item.work.feature.source
 
 
 class _NotYet(Exception):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.harvest.activations import ROWS, read_columns
+from ..data.harvest.activations import read_columns, rows_of
 from ..data.padding import pad_ids
 from ..data.recorded import RecordedSource
 from ..data.records import PARTS, Evidence, Explanation, Split
@@ -127,10 +127,11 @@ class EvidenceLoader:
         indices = [feature.index for feature in features]
         signs = np.where([feature.negative for feature in features], -1, 1).astype(np.float32)
         read = np.empty((len(features), *ids.shape), np.float32)
-        for start in range(0, len(ids), ROWS):
+        rows = rows_of(self.subject, ids)
+        for start in range(0, len(ids), rows):
             if on_rows is not None:
                 on_rows(start)
-            part = read_columns(self.subject, self.source, ids[start : start + ROWS], indices) * signs
+            part = read_columns(self.subject, self.source, ids[start : start + rows], indices) * signs
             read[:, start : start + len(part)] = part.transpose(2, 0, 1)
         return read
 

@@ -17,32 +17,35 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from ..data.ranking import headline_score, standing
 from ..data.records import Explanation, Judgements, Score, Split
-from ..data.store.evidence import recorded_source
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
 from ..explainers.explainer import Explainer
 from ..llm.client import LLMClient
 from ..llm.prompt import Prompt
-from ..llm.tasks import LLMTask, gather, run_task
-from ..scorers.calibration import calibrate
+from ..llm.tasks import LLMTask, NobodyAskedError, gather, run_task
+from ..scorers.calibration import admit, calibrate, found_calibrations
 from ..scorers.scorer import Case, Scorer, measure
 from ..scorers.simulation import RuleSimulator
 from ..subject.address import Feature, SourceId
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.opening import open_source
 from ..subject.sources import Source
-from .agenda import Agenda, Explain, Item, Judge, TimeIsOver
+from .agenda import Agenda, Explain, Item, Judge, TimeIsOver, Work, WorkerItem, group_items
+from .harvested import open_harvested
 from .inputs import EvidenceLoader, OnProgress
-from .pools import Pool
 from .selection import SelectingExplainer, bind
+from .workers import Workers
 
 T = TypeVar("T")
 
+FEATURE_TOKENS = 512
+"""Of a batch's tokens (--batch-tokens) so many are one feature's: its edited windows, some 5,000 tokens for its rule
+and 2,000 for its score, are run in forwards of up to eight lengths."""
 SELECT: Split = "select"
 """Name of the split, and of the set of examples, on which explanations of one feature are compared."""
 
@@ -124,20 +127,30 @@ class Job:
             self._loaders[source_id] = loader
         return self._loaders[source_id]
 
-    def judge(self, item: Judge, *, select: bool = True) -> LLMTask[Finished]:
-        """Score an explanation on the holdout and, with `select`, there too; nothing is stored."""
-        feature, explanation = item.work.feature, item.explanation
-        loader, columns = self.open_loader(feature.source), {feature: item.work.columns}
-        batch = loader.train([item.work.evidence], columns)
-        own = {feature: explanation}, loader.holdouts([item.work.evidence], columns)
-        (case,) = loader.cases(batch, *own, {feature: item.control})
+    def judge(self, items: Sequence[Judge], *, select: bool = True) -> LLMTask[list[Finished]]:
+        """Score explanations of one source on the holdout and, with `select`, there too; nothing is stored.
+
+        What has to be run through the subject for it is run for all of them together.
+        """
+        loader = self.open_loader(items[0].work.feature.source)
+        evidence = [item.work.evidence for item in items]
+        columns = {item.work.feature: item.work.columns for item in items}
+        batch, holdouts = loader.train(evidence, columns), loader.holdouts(evidence, columns)
+        explanations = {item.work.feature: item.explanation for item in items}
+        cases = loader.cases(batch, explanations, holdouts, {item.work.feature: item.control for item in items})
+        judged = [self._judge_case(case, item.work, select=select) for case, item in zip(cases, items, strict=True)]
+        return (yield from gather(judged))
+
+    def _judge_case(self, case: Case, work: Work, *, select: bool) -> LLMTask[Finished]:
+        explanation = case.explanation
         parts = [score_case(self.scorers, case, self.client)]
-        judges = self._select_judges(explanation) if select and len(item.work.columns.random[SELECT]) else []
+        judges = self._select_judges(explanation) if select and len(work.columns.random[SELECT]) else []
         if judges:
-            there = replace(case, holdout=loader.holdouts([item.work.evidence], columns, split=SELECT)[feature])
+            loader, columns = self.open_loader(work.feature.source), {work.feature: work.columns}
+            there = replace(case, holdout=loader.holdouts([work.evidence], columns, split=SELECT)[work.feature])
             parts += [score_on_select(judge, there, self.client) for judge in judges]
         scored = yield from gather(parts)
-        result = Result(feature, explanation, [score for part in scored for score in part.scores])
+        result = Result(work.feature, explanation, [score for part in scored for score in part.scores])
         return Finished(result, [judgements for part in scored for judgements in part.judgements])
 
     def _select_judges(self, explanation: Explanation) -> list[Scorer]:
@@ -167,20 +180,20 @@ class LabelJob(Job):
         settings = json.dumps({"explainer": self.explainer.name, **self.llm, **self.explainer.settings}, sort_keys=True)
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
-    def perform(self, item: Item) -> LLMTask[Outcome]:
-        """Explain a feature, or judge an explanation; nothing is stored."""
-        return (yield from self.explain(item) if isinstance(item, Explain) else self.judge(item))
+    def perform(self, items: Sequence[Item]) -> LLMTask[list[Outcome]]:
+        """Explain features, or judge explanations, of one source; nothing is stored."""
+        features = [item for item in items if isinstance(item, Explain)]
+        if features:
+            return list((yield from self.explain(features)))
+        return list((yield from self.judge([item for item in items if isinstance(item, Judge)])))
 
-    def perform_alone(self, item: Item) -> Outcome:
-        """The same where no language model is asked; for worker processes."""
-        return next(run_tasks([self.perform(item)], None))
-
-    def explain(self, item: Explain) -> LLMTask[Explanation]:
-        """Explain a feature."""
-        loader = self.open_loader(item.work.feature.source)
-        batch = loader.train([item.work.evidence], {item.work.feature: item.work.columns})
-        (explanation,) = yield from run_task(bind(self.explainer, loader).explain(batch))
-        return _add_provenance(explanation, self, loader)
+    def explain(self, items: Sequence[Explain]) -> LLMTask[list[Explanation]]:
+        """Explain features of one source."""
+        loader = self.open_loader(items[0].work.feature.source)
+        columns = {item.work.feature: item.work.columns for item in items}
+        batch = loader.train([item.work.evidence for item in items], columns)
+        explanations = yield from run_task(bind(self.explainer, loader).explain(batch))
+        return [_add_provenance(explanation, self, loader) for explanation in explanations]
 
     def has_rival(self, explanation: Explanation) -> bool:
         """Whether the text is worth calls; an explainer that chooses on `select` has made them already."""
@@ -194,6 +207,18 @@ class LabelJob(Job):
         return max(stored, key=lambda s: s.id).explanation
 
 
+def performing(job: LabelJob) -> Callable[[WorkerItem], LLMTask[list[Outcome]]]:
+    """Return the function with which a worker performs items of an equal job; it asks whoever runs the tasks."""
+    admitted: list[LabelJob] = []
+
+    def perform(given: WorkerItem) -> LLMTask[list[Outcome]]:
+        if not admitted:
+            admitted.append(replace(job, scorers=admit(job.scorers, given.calibrations)))
+        return admitted[0].perform(given.items)
+
+    return perform
+
+
 def label(
     features: Sequence[Feature],
     store: Store,
@@ -204,7 +229,7 @@ def label(
     client: LLMClient | None = None,
     chooser: Scorer | None = None,
     sources: Mapping[SourceId, Source] | None = None,
-    workers: Pool[Item, Outcome] | None = None,
+    workers: Workers[WorkerItem, list[Outcome]] | None = None,
     redo: bool = False,
     minutes: float | None = None,
     on_skip: Callable[[int], None] = lambda _: None,
@@ -215,10 +240,10 @@ def label(
     `client` answers the requests of explainers and scorers; `chooser` judges texts on `select`, to be compared with
     the feature's others. Features that this explainer labelled before are skipped (`on_skip` is called with their
     number) unless `redo`, which adds a further explanation. `sources` are dictionaries that are open already; others
-    are opened as the store knows them. `workers` do the work in other processes (each with `LabelJob.perform_alone`
-    of an equal job); without, it is done here. After `minutes`, the client's if it has a budget of them, no further
-    feature is begun. `on_progress` is told what is done in the meantime. A language model that judges is calibrated
-    first (scorers/calibration.py); raises NeuronautError where it fails.
+    are opened as the store knows them. `workers` do the work in other processes (each is `performing` an equal job) and
+    ask nobody: `client` answers them all. Without, it is done here. After `minutes`, the client's if it has a budget of
+    them, no further feature is begun. `on_progress` is told what is done in the meantime. A language model that judges
+    is calibrated first (scorers/calibration.py); raises NeuronautError where it fails.
 
     >>> results = label(
     ...     store.features("demo:mlp.1:18"), store, subject, explainer=RuleExplainer(subject), scorers=[RuleSimulator()]
@@ -260,30 +285,48 @@ def run_job(
     features: Sequence[Feature],
     *,
     done: set[Feature],
-    workers: Pool[Item, Outcome] | None = None,
+    workers: Workers[WorkerItem, list[Outcome]] | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Iterator[Finished]:
     """Do the work on features that are not done, and yield each that is finished; nothing is stored.
 
-    Workers' results come in the order given, as far as nothing before them is still in work.
+    Without a language model they come in the order given, as far as nothing before them is still in work.
     """
     agenda = Agenda(features, done, job.explained_before, job.open_loader, on_progress)
-    if workers is None:
-        tasks = (item and job.perform(item) for item in agenda.items())
-        yield from finish(agenda, run_tasks(tasks, job.client))
+    most = job.subject.batching.together(FEATURE_TOKENS)
+    finished = finish(agenda, _perform(job, group_items(agenda.items(), most=most), workers))
+    if job.client is not None or workers is None and most == 1:
+        yield from finished
         return
     held: dict[Feature, Finished] = {}
     order = deque(feature for feature in features if feature not in done)
-    for finished in finish(agenda, workers.run(agenda.items())):
-        held[finished.result.feature] = finished
+    for one in finished:
+        held[one.result.feature] = one
         while order and order[0] in held:
             yield held.pop(order.popleft())
     yield from held.values()
 
 
-def finish(agenda: Agenda, outcomes: Iterable[Outcome]) -> Iterator[Finished]:
+def _perform(
+    job: LabelJob, groups: Iterator[Sequence[Item] | None], workers: Workers[WorkerItem, list[Outcome]] | None
+) -> Iterator[list[Outcome]]:
+    """Perform groups of items, here or by workers, as they are done."""
+    if workers is None:
+        yield from run_tasks((None if group is None else job.perform(group) for group in groups), job.client)
+        return
+    calibrations = found_calibrations(job.scorers)
+    items = (None if group is None else WorkerItem(group, calibrations) for group in groups)
+    if job.client is None:
+        yield from workers.run(items)
+        return
+    # Two for each, so that none waits for what it is to do next.
+    asking = (None if item is None else workers.perform(item) for item in items)
+    yield from job.client.run(asking, at_work=2 * len(workers))
+
+
+def finish(agenda: Agenda, outcomes: Iterable[Sequence[Outcome]]) -> Iterator[Finished]:
     """Tell the agenda what is explained, and yield what is finished."""
-    for outcome in outcomes:
+    for outcome in chain.from_iterable(outcomes):
         if isinstance(outcome, Finished):
             yield outcome
             continue
@@ -309,9 +352,7 @@ def run_tasks(tasks: Iterable[LLMTask[T] | None], client: LLMClient | None) -> I
         except StopIteration as stop:
             yield stop.value
         else:
-            raise NeuronautError(
-                "this explainer or scorer asks a language model; name one, for example -m openai:MODEL"
-            )
+            raise NobodyAskedError
 
 
 class Scored(NamedTuple):
@@ -371,57 +412,6 @@ def _store_prompts(store: Store, prompts: Iterable[Prompt]) -> None:
         store.keep_prompt(prompt.hash, prompt.name, prompt.text)
 
 
-def open_harvested(
-    store: Store, subject: Subject, source_id: SourceId, sources: Mapping[SourceId, Source] | None
-) -> Source:
-    """Open a source as the store knows it, unless `sources` has it; an error if another one was harvested."""
-    source = (sources or {}).get(source_id) or open_stored(store, subject, source_id)
-    store.check_source(
-        source_id,
-        revision=source.revision,
-        model_revision=subject.revision,
-        width=source.width,
-        convention=subject.convention,
-    )
-    # What the harvest left out of its examples is left out of everything that explainers and scorers read.
-    limits = {**subject.convention.norm_limits, **store.convention(source_id).norm_limits}
-    subject.convention = replace(subject.convention, norm_limits=limits)
-    return source
-
-
-def as_harvested(subject: Subject, store: Store, sources: Iterable[SourceId]) -> Subject:
-    """The subject with the convention by which the text of these sources' harvests was read.
-
-    Raises NeuronautError where they differ.
-    """
-    conventions = {str(source): store.convention(source) for source in sources}
-    if not conventions:
-        return subject
-    first, *others = conventions.values()
-    if not all(first.agrees(other) for other in others):
-        ways = "; ".join(f"{name} with {convention}" for name, convention in conventions.items())
-        raise NeuronautError(f"these were harvested in different ways: {ways}; name those of one way at a time")
-    bos = first.bos if subject.bos_id is not None else None
-    return subject.with_convention(replace(first, bos=bos, norm_limits={}))
-
-
-def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:
-    """Open a source that was harvested into the store, at the place it was harvested from."""
-    if (recorded := recorded_source(store, source_id)) is not None:
-        return recorded
-    row = next((row for row in store.sources() if row["source"] == str(source_id)), None)
-    if row is None:
-        raise NeuronautError(
-            f"nothing of {source_id} in the database; run: neuronaut harvest {source_id.model} {source_id.site}"
-        )
-    if row["model_revision"] != subject.revision:
-        raise NeuronautError(
-            f"{source_id} was harvested on {source_id.model} of revision {row['model_revision']}, but revision "
-            f"{subject.revision} is loaded; harvest it again, or load the model it was harvested on"
-        )
-    return open_source(subject, source_id, path=row["provenance"].get("paths", {}).get(str(source_id)))
-
-
 def score(
     features: Sequence[Feature],
     store: Store,
@@ -449,7 +439,7 @@ def score(
     job = Job(store, subject, calibrate(scorers, client), client, sources or {}, background=background)
     agenda = Agenda(list(best), set(), lambda f: best[f].explanation, job.open_loader, on_progress, explain=False)
     tasks = (_judge_again(job, item, best) for item in agenda.items() if not isinstance(item, Explain))
-    for result, judgements in run_tasks(tasks, client):
+    for result, judgements in chain.from_iterable(run_tasks(tasks, client)):
         stored = best[result.feature]
         with store.transaction():
             store.add_scores(stored.id, result.scores)
@@ -458,13 +448,15 @@ def score(
             yield result
 
 
-def _judge_again(job: Job, item: Judge | None, best: Mapping[Feature, StoredExplanation]) -> LLMTask[Finished] | None:
+def _judge_again(
+    job: Job, item: Judge | None, best: Mapping[Feature, StoredExplanation]
+) -> LLMTask[list[Finished]] | None:
     if item is None:
         return None
     feature = item.work.feature
     if item.control.explanation is None:
         item = item._replace(control=job.open_loader(feature.source).stored_control(feature))
-    return job.judge(item, select=not _on_select(job.store, best[feature]))
+    return job.judge([item], select=not _on_select(job.store, best[feature]))
 
 
 def _on_select(store: Store, stored: StoredExplanation) -> bool:

@@ -36,7 +36,7 @@ from ..subject.model import Subject, join_sites
 from ..subject.opening import built_in, load_source, open_source
 from ..subject.sources import Source, join_vectors
 from .functions import stored_function
-from .label import as_harvested
+from .harvested import as_harvested
 from .load_options import LoadOptions as LoadOptions
 
 GATE_TOKENS = 4096

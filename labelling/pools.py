@@ -1,38 +1,22 @@
-"""Where workers run: here (`workers`), or on a Ray cluster (`ray_workers`)."""
+"""Where workers run: here (`processes`), or on a Ray cluster (`ray_workers`)."""
 
-from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
-from typing import Any, Protocol, Self
+from collections.abc import Callable
+from typing import Any
 
 from ..subject.errors import NeuronautError
+from .processes import Processes
 from .workers import OpenWorker, R, T, Workers
-
-
-class Pool(Protocol[T, R]):
-    """Workers that perform items, wherever they run; a context, at whose end they are gone."""
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        ...
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        """End the workers."""
-        ...
-
-    def run(self, items: Iterable[T | None]) -> Iterator[R]:
-        """The results of the items as they are done; see `Workers.run`."""
-        ...
 
 
 def start_workers(
     count: int, open_worker: OpenWorker[T, R], *, on: str | None = None, on_tell: Callable[[Any], None] | None = None
-) -> Pool[T, R]:
+) -> Workers[T, R]:
     """Start workers here, or `on` a Ray cluster: `ray` for one of this machine, or `ray:ADDRESS`.
 
     `on_tell` is given what workers `tell`. Raises NeuronautError where there is no such place.
     """
     if on is None:
-        return Workers(count, open_worker, on_tell=on_tell)
+        return Processes(count, open_worker, on_tell=on_tell)
     from .ray_workers import RayWorkers
 
     return RayWorkers(count, open_worker, address=ray_address(on), on_tell=on_tell)

@@ -1,129 +1,79 @@
-"""Workers on a Ray cluster: an actor each, that opens what the work needs once and performs one item after the other.
-
-They keep the contract of `workers.Workers`. An actor that is lost, with its process or with its machine, is begun anew
-and given its item again, `RETRIES` times at most for one item. What workers `tell` comes through a queue.
-"""
+"""Workers that are actors of a Ray cluster (see workers.py). What they tell comes through a queue."""
 
 import logging
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Generic, Self
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 from ..subject.errors import NeuronautError
-from .workers import Failure, OpenWorker, R, T, redirect_told
-
-RETRIES = 3
-POLL_SECONDS = 0.5
+from .workers import Answer, Begin, GoOn, OpenWorker, Performer, R, T, WorkerLostError, Workers
 
 
-class RayWorkers(Generic[T, R]):
-    """Actors of a Ray cluster that perform items; a context, at whose end they are gone."""
+class RayWorkers(Workers[T, R]):
+    """Actors of a Ray cluster that perform items."""
 
     def __init__(
         self,
-        count: int,
+        number: int,
         open_worker: OpenWorker[T, R],
         *,
         address: str | None = None,
         on_tell: Callable[[Any], None] | None = None,
     ) -> None:
-        """Start `count` actors on the cluster at `address`, or on one of this machine's own where that is None.
+        """Start so many on the cluster at `address`, or on one of this machine's own where that is None.
 
         Each has one GPU where the cluster has any. Raises NeuronautError where Ray is not installed or not there.
         """
-        self._ray, self._on_tell, self._open_worker = _start_ray(count, address), on_tell, open_worker
+        self._ray = ray = _start_ray(number, address)
         from ray.util.queue import Queue
 
-        self._told = Queue(actor_options={"num_cpus": 0})
-        gpus = min(1, int(self._ray.cluster_resources().get("GPU", 0)))
+        told = Queue(actor_options={"num_cpus": 0})
+        gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
         options = {"num_cpus": 0 if address is None else 1, "num_gpus": gpus, "max_restarts": 0}
-        self._actor = self._ray.remote(_Actor).options(**options)
-        self._actors = [self._start() for _ in range(count)]
+        actor = ray.remote(Performer).options(**options)
+        self._told = told
+        super().__init__(number, lambda: _Actor(ray, actor.remote(open_worker, told.put)), on_tell=on_tell)
 
-    def _start(self) -> Any:
-        return self._actor.remote(self._open_worker, self._told)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for actor in self._actors:
-            self._ray.kill(actor)
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
         self._ray.shutdown()
 
-    def run(self, items: Iterable[T | None]) -> Iterator[R]:
-        """The results of the items as they are done; see `Workers.run`."""
-        remaining, more = iter(items), True
-        idle, busy = list(self._actors), dict[Any, tuple[Any, T, int]]()
-        while True:
-            while more and idle:
-                more, item = next(((True, item) for item in remaining), (False, None))
-                if item is None:
-                    break
-                actor = idle.pop()
-                busy[actor.perform.remote(item)] = actor, item, 0
-            if not busy:
-                return
-            ready, _ = self._ray.wait(list(busy), timeout=POLL_SECONDS)
-            self._pass_on()
-            for reference in ready:
-                actor, item, tries = busy.pop(reference)
-                try:
-                    answer = self._ray.get(reference)
-                except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
-                    actor = self._replace(actor, tries, error)
-                    busy[actor.perform.remote(item)] = actor, item, tries + 1
-                    continue
-                idle.append(actor)
-                if isinstance(answer, Failure):
-                    answer.throw()
-                yield answer
-
-    def _replace(self, lost: Any, tries: int, error: Exception) -> Any:
-        """Another actor in the place of a lost one."""
-        if tries == RETRIES:
-            raise NeuronautError(
-                f"a Ray worker was lost {RETRIES + 1} times on one item, often for want of memory; give the command "
-                "again, with fewer workers (-j)"
-            ) from error
-        fresh = self._start()
-        self._actors[self._actors.index(lost)] = fresh
-        return fresh
-
-    def _pass_on(self) -> None:
-        """Hand on what workers told."""
-        for value in self._told.get_nowait_batch(self._told.qsize()):
-            if self._on_tell is not None:
-                self._on_tell(value)
+    def told(self) -> Iterator[Any]:
+        """What workers have told since the last time."""
+        yield from self._told.get_nowait_batch(self._told.qsize())
 
 
-class _Actor:
-    """A worker, in a process of Ray's."""
+class _Actor(NamedTuple):
+    ray: Any
+    handle: Any
 
-    def __init__(self, open_worker: OpenWorker[Any, Any], told: Any) -> None:
-        redirect_told(told.put)
-        self._stack = ExitStack()
-        self._open_worker = open_worker
-        self._perform: Callable[[Any], Any] | None = None
+    def send(self, step: Begin | GoOn) -> Future[Answer]:
+        """Have it perform a step."""
+        sent: Future[Answer] = Future()
+        self.handle.answer.remote(step).future().add_done_callback(lambda done: self._take(done, sent))
+        return sent
 
-    def perform(self, item: Any) -> Any:
-        """Perform an item; a Failure where it raises."""
+    def close(self) -> None:
+        """End it."""
+        self.ray.kill(self.handle)
+
+    def _take(self, done: Future[Answer], sent: Future[Answer]) -> None:
+        """Pass an answer on, or that the actor is lost."""
+        errors = self.ray.exceptions
         try:
-            if self._perform is None:
-                self._perform = self._stack.enter_context(self._open_worker())
-            return self._perform(item)
-        except Exception as error:
-            return Failure.of(error, traceback.format_exc())
+            sent.set_result(done.result())
+        except (errors.RayActorError, errors.OutOfMemoryError) as error:
+            sent.set_exception(WorkerLostError(f"Ray says: {' '.join(str(error).split())}"))
+        except BaseException as error:
+            sent.set_exception(error)
 
 
-def _start_ray(count: int, address: str | None) -> Any:
+def _start_ray(number: int, address: str | None) -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
         raise NeuronautError("--on ray needs Ray; install it with: pip install 'neuronaut[ray]'") from error
-    own: dict[str, Any] = {"num_cpus": count, "include_dashboard": False} if address is None else {"address": address}
+    own: dict[str, Any] = {"num_cpus": number, "include_dashboard": False} if address is None else {"address": address}
     try:
         ray.init(**own, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:

@@ -12,7 +12,7 @@ from ..subject.address import Feature
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
-from .label import open_stored
+from .harvested import open_stored
 
 
 def try_text(

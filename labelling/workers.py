@@ -1,30 +1,37 @@
-"""Worker processes: each opens what the work needs once, and then performs one item after the other.
+"""Workers: each opens what the work needs once, and then performs items; where they run, a subclass says.
 
-Items and results are pickled. What a worker tells while it performs an item (`tell`) is passed on as it comes. What
-opens a worker is a function that another process can import, with its arguments (`functools.partial`); it gives, as a
-context, the function that performs an item. An error in a worker is raised where the results are read, with the
-worker's traceback as a note. A worker ends when its parent does, however that ends.
+Items and results are pickled. What opens a worker is a function that another process can import, with its arguments
+(`functools.partial`); it gives, as a context, the function that performs an item. That returns the result or, where a
+language model is to be asked, a task (llm/tasks.py) that does: the worker runs it from one question to the next, and
+the questions are answered where the items come from, so that there is one client, one budget and one log.
+
+A worker that is lost is begun anew, and what it was at is done again by any: its tasks are given the replies that they
+had, so nothing is asked twice. An error in a worker is raised where the results are read, with its traceback as a note.
+What a worker tells while it performs an item (`tell`) is passed on as it comes.
 """
 
-import os
-import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
 
+from ..llm.tasks import LLMTask, NobodyAskedError, Task
+from ..llm.types import Reply, Request
 from ..subject.errors import NeuronautError
 
 T = TypeVar("T", contravariant=True)
 R = TypeVar("R", covariant=True)
 
-OpenWorker = Callable[[], AbstractContextManager[Callable[[T], R]]]
-ENDING_SECONDS = 5.0
-"""Seconds after which a worker that was told to end is killed."""
+OpenWorker = Callable[[], AbstractContextManager[Callable[[T], R | LLMTask[R]]]]
+RETRIES = 3
+"""How often an item is done again that workers were lost on."""
+LOOK_SECONDS = 0.5
+"""How often it is looked for what workers tell."""
 
 
 class Failure(NamedTuple):
@@ -48,10 +55,42 @@ class Failure(NamedTuple):
         raise error
 
 
-class _Told(NamedTuple):
-    """What a worker says while it performs an item."""
+class Begin(NamedTuple):
+    """A worker is to begin an item."""
 
-    value: object
+    number: int
+    item: Any
+
+
+class GoOn(NamedTuple):
+    """A worker is to go on with an item whose questions are answered."""
+
+    number: int
+    replies: Sequence[Reply]
+
+
+class Asked(NamedTuple):
+    """What an item asks the language model next."""
+
+    requests: Sequence[Request]
+
+
+class Done(NamedTuple):
+    """The result of an item."""
+
+    result: Any
+
+
+Answer = Asked | Done | Failure
+
+
+class _Exchange(NamedTuple):
+    requests: Sequence[Request]
+    replies: Sequence[Reply]
+
+
+class WorkerLostError(Exception):
+    """A worker is gone; the message says how it ended."""
 
 
 _send_told: Callable[[Any], object] | None = None
@@ -64,123 +103,163 @@ def tell(value: object) -> None:
         _send_told(value)
 
 
-def redirect_told(send: Callable[[Any], object]) -> None:
-    """In a worker: set where `tell` sends what is told."""
-    global _send_told
-    _send_told = send
+class Performer:
+    """The inside of a worker: performs steps of items, of which several may be open."""
+
+    def __init__(self, open_worker: OpenWorker[Any, Any], send_told: Callable[[Any], object]) -> None:
+        """`send_told` is the way of what is told."""
+        global _send_told
+        _send_told = send_told
+        self._stack, self._open_worker = ExitStack(), open_worker
+        self._perform: Callable[[Any], Any] | None = None
+        self._tasks: dict[int, LLMTask[Any]] = {}
+
+    def open(self) -> Callable[[Any], Any]:
+        """Open what the work needs, once."""
+        self._perform = self._perform or self._stack.enter_context(self._open_worker())
+        return self._perform
+
+    def answer(self, step: Begin | GoOn) -> Answer:
+        """Perform a step; a Failure where it raises."""
+        try:
+            if isinstance(step, Begin):
+                result = self.open()(step.item)
+                if not isinstance(result, Generator):
+                    return Done(result)
+                self._tasks[step.number] = result
+                return Asked(next(result))
+            return Asked(self._tasks[step.number].send(step.replies))
+        except StopIteration as stop:
+            self._tasks.pop(step.number)
+            return Done(stop.value)
+        except Exception as error:
+            self._tasks.pop(step.number, None)
+            return Failure.of(error, traceback.format_exc())
 
 
-class _Worker(NamedTuple):
-    process: BaseProcess
-    connection: Connection
+class Worker(Protocol):
+    """One of several workers, which performs steps in the order in which they are sent."""
+
+    def send(self, step: Begin | GoOn) -> Future[Answer]:
+        """Have it perform a step; the future may raise WorkerLostError."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a worker is, and after it is lost, the next one."""
+
+    worker: Worker
+    open: int = 0
+    """Items that are begun and not done."""
 
 
 class Workers(Generic[T, R]):
-    """A few processes that perform items; a context, at whose end they are gone.
-
-    >>> with Workers(2, open_worker) as workers:
-    ...     sorted(workers.run([1, 2, 3]))
-    [10, 20, 30]
-    """
+    """A few workers that perform items; a context, at whose end they are gone."""
 
     def __init__(
-        self,
-        count: int,
-        open_worker: OpenWorker[T, R],
-        *,
-        threads: int | None = None,
-        on_tell: Callable[[Any], None] | None = None,
+        self, number: int, start: Callable[[], Worker], *, on_tell: Callable[[Any], None] | None = None
     ) -> None:
-        """Start `count` processes, each with `threads` threads of PyTorch, by default its share of the cores."""
-        self._on_tell = on_tell
-        self._threads = threads or max(1, (os.cpu_count() or 1) // count)
-        # A fork of a process that has used threads may hang.
-        context = get_context("spawn")
-        self._workers: list[_Worker] = []
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, open_worker, self._threads), daemon=True)
-            process.start()
-            theirs.close()
-            # Windows has a class of its own for pipes, with the same methods.
-            self._workers.append(_Worker(process, ours))  # pyright: ignore[reportArgumentType]
+        """Start so many, each with `start`; `on_tell` is given what they tell."""
+        self._start, self._on_tell = start, on_tell
+        self._places = [_Place(start()) for _ in range(number)]
+        self._numbers = count()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for worker in self._workers:
-            worker.process.terminate()
-        for worker in self._workers:
-            worker.process.join(ENDING_SECONDS)
-            if worker.process.exitcode is None:
-                worker.process.kill()
-            worker.connection.close()
+        for place in self._places:
+            place.worker.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def told(self) -> Iterator[Any]:
+        """What workers have told since the last time."""
+        raise NotImplementedError
+
+    def perform(self, item: T) -> Task[R]:
+        """Have a worker perform an item: a task, which asks what the worker's asks, and waits for it in between."""
+        history: list[_Exchange] = []
+        for left in reversed(range(RETRIES + 1)):
+            place = min(self._places, key=lambda place: place.open)
+            worker = place.worker
+            place.open += 1
+            try:
+                return (yield from self._converse(worker, item, history))
+            except WorkerLostError as error:
+                if not left:
+                    raise NeuronautError(
+                        f"a worker was lost {RETRIES + 1} times on one item ({error}; -9 is often too little memory); "
+                        "give the command again, with fewer of them (-j)"
+                    ) from error
+                if place.worker is worker:
+                    worker.close()
+                    place.worker = self._start()
+            finally:
+                place.open -= 1
+        raise AssertionError("the last loss of a worker is raised")
+
+    def _converse(self, worker: Worker, item: T, history: list[_Exchange]) -> Task[R]:
+        """Perform an item by one worker; what was asked before is in `history`, to which the rest is added."""
+        number, known = next(self._numbers), deque(history)
+        history.clear()
+        step: Begin | GoOn = Begin(number, item)
+        while True:
+            sent = worker.send(step)
+            yield sent
+            answer = sent.result()
+            if isinstance(answer, Failure):
+                answer.throw()
+            if isinstance(answer, Done):
+                return answer.result
+            if known and known[0].requests == answer.requests:
+                replies = known.popleft().replies
+            else:
+                known.clear()
+                replies = yield answer.requests
+            history.append(_Exchange(answer.requests, replies))
+            step = GoOn(number, replies)
 
     def run(self, items: Iterable[T | None]) -> Iterator[R]:
-        """The results of the items as they are done.
+        """The results of items that ask no language model, as they are done.
 
-        None among the items: the next can be begun only when another is done. Raises what a worker raised, and
-        NeuronautError where one is gone.
+        None among the items: the next can be begun only when another is done. Raises what a worker raised.
         """
         remaining, more = iter(items), True
-        idle, busy = list(self._workers), dict[Connection, _Worker]()
+        at_work: dict[Future[Answer], Task[R]] = {}
         while True:
-            while more and idle:
+            while more and len(at_work) < len(self):
                 more, item = next(((True, item) for item in remaining), (False, None))
                 if item is None:
                     break
-                worker = idle.pop()
-                _send(worker, item)
-                busy[worker.connection] = worker
-            if not busy:
+                task = self.perform(item)
+                at_work[_wait_of(next(task))] = task
+            if not at_work:
                 return
-            for connection in wait(list(busy)):
-                worker = busy[connection]  # pyright: ignore[reportArgumentType]
-                answer = self._receive(worker)
-                if isinstance(answer, _Told):
-                    if self._on_tell is not None:
-                        self._on_tell(answer.value)
-                    continue
-                del busy[worker.connection]
-                idle.append(worker)
-                yield answer
+            ended, _ = wait(at_work, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+            self._pass_on()
+            for future in ended:
+                task = at_work.pop(future)
+                try:
+                    at_work[_wait_of(next(task))] = task
+                except StopIteration as stop:
+                    yield stop.value
 
-    def _receive(self, worker: _Worker) -> R | _Told:
-        try:
-            answer = worker.connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            worker.process.join(ENDING_SECONDS)
-            raise NeuronautError(
-                f"a worker process is gone (exit code {worker.process.exitcode}; -9 is often too little memory); "
-                "give the command again, with fewer of them (-j)"
-            ) from error
-        if isinstance(answer, Failure):
-            answer.throw()
-        return answer
+    def _pass_on(self) -> None:
+        """Hand on what workers told."""
+        for value in self.told():
+            if self._on_tell is not None:
+                self._on_tell(value)
 
 
-def _send(worker: _Worker, item: object) -> None:
-    # One that is gone is found out when its result is read.
-    with suppress(BrokenPipeError):
-        worker.connection.send(item)
-
-
-def _serve(connection: Connection, open_worker: OpenWorker[T, R], threads: int) -> None:
-    """Perform items until the parent is gone."""
-    import torch
-
-    redirect_told(lambda value: connection.send(_Told(value)))
-    # An interrupt from the keyboard reaches the parent, which ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    try:
-        with open_worker() as perform:
-            while True:
-                item = connection.recv()
-                connection.send(perform(item))
-    except (EOFError, BrokenPipeError):
-        return
-    except Exception as error:
-        with suppress(BrokenPipeError):
-            connection.send(Failure.of(error, traceback.format_exc()))
+def _wait_of(step: Future[Any] | Sequence[Request]) -> Future[Any]:
+    """What a task waits for that asks nobody."""
+    if not isinstance(step, Future):
+        raise NobodyAskedError
+    return step

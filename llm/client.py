@@ -24,14 +24,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from ..data.store.calls import Call, CallLog
 from ..data.store.database import TELL_SECONDS
 from ..data.store.writing import clean, now
 from ..subject.errors import NeuronautError
 from .prices import Budget, Price, cost, find_price
-from .tasks import LLMTask
+from .tasks import LLMTask, Task
 from .types import LLM, Chat, Message, Probe, Reply, Request, Status, TokenLogprobs, ToolCall, request_key
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Spent:
 class _Task(Generic[T]):
     """A task that waits for the replies of its round."""
 
-    steps: LLMTask[T]
+    steps: Task[T]
     replies: list[Reply | None] = field(default_factory=list)
     missing: int = 0
     """How many of the replies have not come yet."""
@@ -117,16 +117,21 @@ class LLMClient:
         self._rehearsed: dict[str, Reply] = {}
         self._began, self._asked = now(), set[str]()
 
-    def run(self, tasks: Iterable[LLMTask[T] | None]) -> Iterator[T]:
+    def run(self, tasks: Iterable[Task[T] | None], *, at_work: int | None = None) -> Iterator[T]:
         """The results of the tasks as they are done. Tasks that the budget or a batch leaves open give none.
 
-        None among the tasks: the next can be begun only when another is done.
+        None among the tasks: the next can be begun only when another is done. Of tasks that wait for work elsewhere so
+        many are `at_work` at a time, by default `ahead`.
         """
-        return _Run(self, tasks).results()
+        return _Run(self, tasks, at_work or self.ahead).results()
 
     def ask(self, task: LLMTask[T]) -> T | None:
         """The result of one task; None where the budget or a batch left it open."""
         return next(self.run([task]), None)
+
+    def rehearsal(self) -> "LLMClient":
+        """A client that counts what the same tasks would cost, and asks nobody."""
+        return LLMClient(self.llm, self.log, price=self.price, mode="rehearsal", ahead=self.ahead)
 
     def key(self, request: Request) -> str:
         """The key of a request in the log."""
@@ -252,13 +257,14 @@ class _Waiting(NamedTuple, Generic[T]):
 class _Run(Generic[T]):
     """One run of the client over tasks."""
 
-    def __init__(self, client: LLMClient, tasks: Iterable[LLMTask[T] | None]) -> None:
-        self._client, self._tasks = client, iter(tasks)
+    def __init__(self, client: LLMClient, tasks: Iterable[Task[T] | None], most_at_work: int) -> None:
+        self._client, self._tasks, self._most_at_work = client, iter(tasks), most_at_work
         self._waiting: deque[_Waiting[T]] = deque()
         self._in_flight: dict[Future[Reply], str] = {}
         self._waiting_for: dict[str, list[_Waiting[T]]] = {}
         """By key in flight, the requests that its reply answers."""
         self._elsewhere = _Elsewhere[T]()
+        self._at_work: dict[Future[Any], _Task[T]] = {}
         self._open = 0
         self._done: deque[T] = deque()
         self._more, self._depends = True, False
@@ -271,7 +277,7 @@ class _Run(Generic[T]):
                 yield self._done.popleft()
             if self._more and self._wants_tasks():
                 self._begin_next()
-            elif self._in_flight or self._elsewhere.requests:
+            elif self._in_flight or self._at_work or self._elsewhere.requests:
                 self._collect()
             elif not self._waiting or self._client.stopped:
                 break
@@ -282,8 +288,10 @@ class _Run(Generic[T]):
         if self._client.mode != "rehearsal" and not self._client.may_call():
             self._more = False
             return False
+        if len(self._at_work) >= self._most_at_work:
+            return False
         busy = len(self._waiting) + len(self._in_flight) >= self._client.llm.in_flight
-        return not busy or self._open < self._client.ahead
+        return not busy or self._open < max(self._client.ahead, self._most_at_work)
 
     def _begin_next(self) -> None:
         for steps in self._tasks:
@@ -302,6 +310,9 @@ class _Run(Generic[T]):
             self._open -= 1
             self._depends = False
             self._done.append(stop.value)
+            return
+        if isinstance(requests, Future):
+            self._at_work[requests] = task
             return
         client = self._client
         keys, logged = [client.key(request) for request in requests], client.logged_replies(requests)
@@ -361,13 +372,15 @@ class _Run(Generic[T]):
         return True
 
     def _collect(self) -> None:
-        """Wait for a reply, and hand every one that has come to the tasks that wait for it."""
-        if not self._in_flight:
+        """Wait for a reply, and hand every one that has come to the tasks that wait for it; so with work elsewhere."""
+        if not self._in_flight and not self._at_work:
             self._elsewhere.tell()
             time.sleep(LOOK_SECONDS)
         patience = LOOK_SECONDS if self._elsewhere.requests else None
-        replied, _ = wait(self._in_flight, timeout=patience, return_when=FIRST_COMPLETED)
-        for future in replied:
+        ended, _ = wait([*self._in_flight, *self._at_work], timeout=patience, return_when=FIRST_COMPLETED)
+        for future in ended & self._at_work.keys():
+            self._advance(self._at_work.pop(future), [])
+        for future in ended & self._in_flight.keys():
             reply = future.result()
             for waiting in self._waiting_for.pop(self._in_flight.pop(future)):
                 self._deliver(reply, waiting)

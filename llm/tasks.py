@@ -6,14 +6,25 @@ retries, caches or budgets. `gather` runs many side by side, and `LLMClient` (cl
 """
 
 from collections.abc import Generator, Sequence
-from typing import TypeVar
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
+from ..subject.errors import NeuronautError
 from .types import Reply, Request
 
 T = TypeVar("T")
 
 LLMTask = Generator[Sequence[Request], Sequence[Reply], T]
 """Yields requests, receives their replies in order, returns a T."""
+Task = Generator[Sequence[Request] | Future[Any], Sequence[Reply], T]
+"""The same of a task that may also wait for work elsewhere: it yields a future, and goes on when that is done."""
+
+
+class NobodyAskedError(NeuronautError):
+    """A task asks a language model, and none was named."""
+
+    def __init__(self) -> None:
+        super().__init__("this explainer or scorer asks a language model; name one, for example -m openai:MODEL")
 
 
 def run_task(value: list[T] | LLMTask[list[T]]) -> LLMTask[list[T]]:

@@ -88,7 +88,7 @@ class AdmittedScorer:
 
     def __init__(self, scorer: Scorer, calibration: Calibration | None = None) -> None:
         """Without a calibration the judge is taken as it is."""
-        self._scorer = scorer
+        self._scorer, self.calibration = scorer, calibration
         self.name, self.keeps_judgements, self.compares = scorer.name, scorer.keeps_judgements, scorer.compares
         self._note = "none" if calibration is None else calibration.as_dict()
 
@@ -126,6 +126,19 @@ def calibrate(scorers: Sequence[Scorer], client: LLMClient | None) -> list[Score
     return [
         scorer if calibration is None else _admit(scorer, calibration, client)
         for scorer, calibration in zip(scorers, found, strict=True)
+    ]
+
+
+def found_calibrations(scorers: Sequence[Scorer]) -> list[Calibration | None]:
+    """What `calibrate` found of each; None where it was not calibrated."""
+    return [scorer.calibration if isinstance(scorer, AdmittedScorer) else None for scorer in scorers]
+
+
+def admit(scorers: Sequence[Scorer], calibrations: Sequence[Calibration | None]) -> list[Scorer]:
+    """The scorers that `calibrate` made of equal ones, where it found this."""
+    return [
+        scorer if calibration is None else AdmittedScorer(scorer, calibration)
+        for scorer, calibration in zip(scorers, calibrations, strict=True)
     ]
 
 

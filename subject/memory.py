@@ -36,6 +36,16 @@ class Batching:
 
     def __init__(self) -> None:
         self._most: dict[str, int] = {}
+        self.tokens: int | None = None
+        """Tokens of a batch, where they are to be more than what suits a CPU."""
+
+    def rows(self, usual: int, length: int) -> int:
+        """Rows of so many tokens in a batch: the `usual` number, or as many as fill it."""
+        return usual if self.tokens is None else max(usual, self.tokens // length)
+
+    def together(self, each: int) -> int:
+        """How many are measured together, of each of which a batch takes so many tokens; one where that is not said."""
+        return max(1, (self.tokens or 0) // each)
 
     def most(self, work: str, wanted: int) -> int:
         """Rows in a batch of this work: those `wanted`, or those that fit."""

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from neuronaut.benchmarks.fault_server import FaultServer
 from neuronaut.cli import demo, display
 from neuronaut.cli.common import Progress
 from neuronaut.cli.main import VERBS, main
@@ -297,8 +299,32 @@ def test_label_with_worker_processes_says_the_same(copy, tmp_path):
         rows_of("label", "planted:mlp.2:4,6,7", *jobs, "-d", file) for jobs, file in (([], here), (["-j", "2"], there))
     )
     assert alone == shared and [row["feature"] for row in alone] == [f"planted:mlp.2:{i}" for i in (4, 6, 7)]
-    refused = run("label", "planted:mlp.2:4", "-j", "2", "-m", "openai:gpt-4o-mini", code=2)
-    assert "side by side already" in refused.stderr
+
+
+def test_workers_ask_a_language_model_within_one_budget(copy, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    here, there = (shutil.copy(copy, tmp_path / name) for name in ("here.db", "there.db"))
+    job = [
+        "label",
+        "planted:mlp.2:0-11",
+        "-e",
+        "highlight",
+        "-s",
+        "detection",
+        "--no-calibration",
+        "-m",
+        "openai:planted",
+    ]
+    with FaultServer() as server:
+        job += ["--base-url", server.url]
+        alone = rows_of(*job, "-d", here)
+        once = Counter(request.key for request in server.seen)
+        stopped = run(*job, "-j", "2", "--budget", "calls=3", "-d", there)
+        assert "the budget of calls is spent" in stopped.stderr and len(server.seen) == len(once) + 3
+        run(*job, "-j", "2", "-d", there)
+        assert Counter(request.key for request in server.seen) == {key: 2 for key in once}
+    assert len(alone) == 12 and set(once.values()) == {1}
+    assert rows_of("list", "planted:mlp.2", "-d", here) == rows_of("list", "planted:mlp.2", "-d", there)
 
 
 def test_a_budget_leaves_the_rest_for_later(copy):
@@ -769,7 +795,13 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monk
             progress.reach(done, f"{done - 5} explained")
         clock[0] = 120.0
         progress.doing("m:mlp.1:3", 0, 0)
-    assert capsys.readouterr().err.splitlines() == [
+        progress.expect(100, block=40)
+        clock[0] = 131.0
+        progress.doing("m:mlp.1:4", 0, 0)
+    lines = capsys.readouterr().err.splitlines()
+    # Two blocks are to come, of 20 s each.
+    assert lines.pop() == "label: 56 of 100 features, 2.0 s each, 2 minutes left, 51 explained, m:mlp.1:4"
+    assert lines == [
         "label: 0 of 100 features, background windows 0%",
         "label: 0 of 100 features, background windows 100%",
         "label: 55 of 100 features, 5.0/s, 9 s left, 50 explained",

@@ -21,7 +21,8 @@ from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
 from neuronaut.explainers.rule import RuleExplainer
-from neuronaut.labelling.label import as_harvested, label
+from neuronaut.labelling.harvested import as_harvested
+from neuronaut.labelling.label import label
 from neuronaut.labelling.opening import pass_gate, settle_bos
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.convention import BEFORE, CUSTOM, choose_convention

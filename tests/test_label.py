@@ -25,11 +25,13 @@ from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
 from neuronaut.labelling import agenda, inputs
 from neuronaut.labelling import label as module
-from neuronaut.labelling.agenda import Agenda, Explain, Item, Judge, TimeIsOver
+from neuronaut.labelling import workers as workers_module
+from neuronaut.labelling.agenda import Agenda, Explain, Item, Judge, TimeIsOver, WorkerItem, group_items
 from neuronaut.labelling.estimate import estimate
 from neuronaut.labelling.inputs import Columns
-from neuronaut.labelling.label import LabelJob, Outcome, Result, label, score
-from neuronaut.labelling.workers import Workers
+from neuronaut.labelling.label import FEATURE_TOKENS, LabelJob, Outcome, Result, label, performing, score
+from neuronaut.labelling.processes import Processes
+from neuronaut.llm.tasks import LLMTask
 from neuronaut.scorers.simulation import RuleSimulator
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import Dictionary
@@ -269,18 +271,52 @@ def test_a_call_that_was_cut_anywhere_ends_like_a_whole_one(
 
 
 @contextmanager
-def open_worker(path: str) -> Iterator[Callable[[Item], Outcome]]:
+def open_worker(path: str) -> Iterator[Callable[[WorkerItem], LLMTask[list[Outcome]]]]:
     small()
     with Store(path) as store:
-        yield LabelJob(store, subject(), [RuleSimulator()], None, {}, explainer=Counting()).perform_alone
+        yield performing(LabelJob(store, subject(), [RuleSimulator()], None, {}, explainer=Counting()))
 
 
 def test_worker_processes_fill_the_database_alike(whole: tuple[Path, list[Result]], database: Path) -> None:
     explainer = Counting()
-    with Workers(2, partial(open_worker, str(database)), threads=1) as workers:
+    with Processes(2, partial(open_worker, str(database)), threads=1) as workers:
         results = run(database, explainer=explainer, workers=workers)
     assert [result.feature for result in results] == features() and explainer.asked == []
     assert content(database) == content(whole[0])
+
+
+def test_windows_of_several_features_fill_forwards_and_tell_the_same(
+    whole: tuple[Path, list[Result]], database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agenda, "BLOCK", len(NAMES))
+
+    def run_in_batches(tokens: int | None) -> list[int]:
+        """Label in batches of so many tokens; returns the tokens of each forward."""
+        monkeypatch.setattr(subject().batching, "tokens", tokens)
+        sizes: list[int] = []
+        with subject().watching(lambda given: sizes.append(given.numel())):
+            results = run(Path(shutil.copy(database, database.with_name(f"{tokens}.db"))))
+        for result, other in zip(results, whole[1], strict=True):
+            assert result.explanation.text == other.explanation.text
+            # Matrix products round by the number of rows.
+            assert [s.value for s in result.scores] == pytest.approx([s.value for s in other.scores], abs=1e-3)
+        return sizes
+
+    alone, together = run_in_batches(None), run_in_batches(8 * FEATURE_TOKENS)
+    assert len(together) < len(alone) / 2 and max(together) > max(alone)
+
+
+def test_items_are_grouped_by_kind_and_source() -> None:
+    def explain(name: str) -> Item:
+        return Explain(SimpleNamespace(feature=Feature.parse(name)))  # pyright: ignore[reportArgumentType]
+
+    a, b, c, other = (explain(name) for name in ("m:mlp.1:1", "m:mlp.1:2", "m:mlp.1:3", "m:mlp.2:1"))
+    judged = Judge(a.work, SimpleNamespace(), SimpleNamespace())  # pyright: ignore[reportArgumentType]
+    grouped = list(group_items([a, b, c, other, judged, None, a], most=2))
+    assert grouped == [[a, b], [c], [other], [judged], [a]]
+    assert list(group_items([a, None, None, b], most=2)) == [[a], None, [b]]
+    taken = iter([a, b])
+    assert next(group_items(taken, most=1)) == [a] and next(taken) is b
 
 
 @contextmanager
@@ -298,16 +334,18 @@ def open_sum(fails: bool) -> Iterator[Callable[[int], int]]:
     yield perform
 
 
-def test_what_goes_wrong_in_a_worker_is_told() -> None:
-    def run_sums(*numbers: int, fails: bool = False) -> list[int]:
-        with Workers(2, partial(open_sum, fails), threads=1) as workers:
+def test_what_goes_wrong_in_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "RETRIES", 1)
+
+    def run_sums(*numbers: int, fails: bool = False, by: int = 1) -> list[int]:
+        with Processes(by, partial(open_sum, fails), threads=1) as workers:
             return sorted(workers.run(iter(numbers)))
 
-    assert run_sums(1, 2, 3) == [2, 3, 4]
+    assert run_sums(1, 2, 3, by=2) == [2, 3, 4]
     for numbers, fails, kind, message in (
         ((1,), True, NeuronautError, "no such model"),
         ((1, -1), False, RuntimeError, "ZeroDivisionError: nothing is left"),
-        ((1, 0), False, NeuronautError, "a worker process is gone"),
+        ((1, 0), False, NeuronautError, "a worker was lost 2 times on one item .*exit code -9"),
     ):
         with pytest.raises(kind, match=message):
             run_sums(*numbers, fails=fails)

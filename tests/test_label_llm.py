@@ -10,9 +10,9 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from neuronaut.data.store.store import Store
 from neuronaut.explainers.highlight import Highlight
 from neuronaut.explainers.oneshot import Oneshot
 from neuronaut.labelling import inputs
+from neuronaut.labelling.agenda import WorkerItem
 from neuronaut.labelling.batch_api import collect, send
 from neuronaut.labelling.estimate import estimate
-from neuronaut.labelling.label import Result, label, score, score_from_stored
+from neuronaut.labelling.label import LabelJob, Outcome, Result, label, performing, score, score_from_stored
+from neuronaut.labelling.processes import Processes
 from neuronaut.labelling.refine import Refine
 from neuronaut.labelling.reproduce import reproduce
 from neuronaut.labelling.selection import BestOf
@@ -39,6 +41,7 @@ from neuronaut.llm.client import LLMClient
 from neuronaut.llm.openai.batch import BatchAPI
 from neuronaut.llm.openai.chat import OpenAIChat
 from neuronaut.llm.prices import Price
+from neuronaut.llm.tasks import LLMTask
 from neuronaut.scorers.controls import ALL, NONE
 from neuronaut.scorers.detection import Detection
 from neuronaut.scorers.llm_simulation import LLMSimulator
@@ -296,6 +299,47 @@ def test_of_two_runs_one_is_killed_and_the_other_ends_like_an_undisturbed_one(
     assert read_results(database) == read_results(whole[0])
     with Store(database) as store:
         assert store.db.execute("SELECT count(*) FROM llm_claims").fetchone()[0] == 0
+
+
+@contextmanager
+def asking_worker(path: str, url: str, marker: Path) -> Iterator[Callable[[WorkerItem], LLMTask[list[Outcome]]]]:
+    """A worker whose judges ask; the first that has a reply to its second question dies of it."""
+    torch.set_num_threads(1)
+    inputs.BACKGROUND, inputs.RANDOM_WINDOWS = 96, 48
+    llm = OpenAIChat("reader", base_url=url)
+    with Store(path) as store:
+        job = LabelJob(store, subject(), scorers(), LLMClient(llm, store.calls), {}, explainer=Highlight())
+        perform, answered = performing(job), count()
+
+        def dying(item: WorkerItem) -> LLMTask[list[Outcome]]:
+            task, replies = perform(item), None
+            while True:
+                try:
+                    requests = next(task) if replies is None else task.send(replies)
+                except StopIteration as stop:
+                    return stop.value
+                replies = yield requests
+                if next(answered) == 1 and not marker.exists():
+                    marker.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        yield dying
+    llm.close()
+
+
+def test_workers_ask_through_one_client_and_a_lost_one_costs_no_call(
+    whole: tuple[Path, list[Result]], database: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "died"
+    with served(faults=0.2, kinds=("429", "500", "drop", "malformed"), hang=1) as server, Store(database) as store:
+        opener = partial(asking_worker, str(database), server.url, marker)
+        with Processes(2, opener, threads=1) as workers:
+            results = run(store, server, workers=workers)
+        good = Counter(one.key for one in server.seen if one.good)
+        assert len(store.calls.rows(status="ok")) == len(good)
+    assert marker.exists() and len(results) == len(NAMES)
+    assert set(good.values()) == {1} and good.keys() == read_log(whole[0])
+    assert read_results(database) == read_results(whole[0])
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])

@@ -15,8 +15,8 @@ from neuronaut.data.records import Explanation
 from neuronaut.data.store.store import Store
 from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
+from neuronaut.labelling.harvested import open_harvested
 from neuronaut.labelling.inputs import Columns, EvidenceLoader
-from neuronaut.labelling.label import open_harvested
 from neuronaut.rules.english import count_words
 from neuronaut.rules.induce import induce
 from neuronaut.rules.language import Clause, Rule, Token

@@ -19,7 +19,8 @@ from neuronaut.data.harvest.shards import Part, Shard, collect_shard, read_parts
 from neuronaut.data.harvest.state import read_about
 from neuronaut.data.splits import assign, find_digest
 from neuronaut.labelling.pools import ray_address, start_workers
-from neuronaut.labelling.workers import Workers, tell
+from neuronaut.labelling.processes import Processes
+from neuronaut.labelling.workers import tell
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 
@@ -205,7 +206,7 @@ def doubling(marker: Path | None) -> Generator[Callable[[int], int]]:
 
 def test_workers_pass_on_what_is_told() -> None:
     told: list[int] = []
-    with Workers(2, partial(doubling, None), on_tell=told.append) as workers:
+    with Processes(2, partial(doubling, None), on_tell=told.append) as workers:
         assert sorted(workers.run(range(4))) == [0, 2, 4, 6]
     assert sorted(told) == [0, 1, 2, 3]
     tell(5)

@@ -49,8 +49,13 @@ def read_columns(
     def read(part: slice) -> NDArray[np.float32]:
         return _encode(subject, source, tokens[part], chosen).cpu().numpy()
 
-    parts = [*subject.batching.batches(len(tokens), ROWS, read, work="rows")]
+    parts = [*subject.batching.batches(len(tokens), rows_of(subject, tokens), read, work="rows")]
     return np.concatenate(parts) if parts else np.empty((*tokens.shape, len(chosen)), np.float32)
+
+
+def rows_of(subject: Subject, tokens: NDArray[np.integer]) -> int:
+    """How many of these windows, (row, position), are run together."""
+    return subject.batching.rows(ROWS, tokens.shape[1])
 
 
 def read_own(
@@ -67,7 +72,7 @@ def read_own(
         rows = torch.arange(len(values), device=values.device)
         return values[rows, :, torch.from_numpy(column).to(values.device)].cpu().numpy()
 
-    parts = [*subject.batching.batches(len(tokens), ROWS, read, work="rows")]
+    parts = [*subject.batching.batches(len(tokens), rows_of(subject, tokens), read, work="rows")]
     return np.concatenate(parts) if parts else np.empty(tokens.shape, np.float32)
 
 
@@ -80,7 +85,7 @@ def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: S
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
     values: dict[Row, NDArray[np.float32]] = {}
     for start, members in _group_by_beginning(sorted(set(rows), key=lambda ids: (len(ids), ids))):
-        for part in _cut_to_forwards(members, start):
+        for part in _cut_to_forwards(members, start, tokens=subject.batching.tokens):
 
             def read(span: slice, part: list[Row] = part, start: int = start) -> dict[Row, NDArray[np.float32]]:
                 return dict(zip(part[span], _encode_last(subject, source, part[span], start, chosen), strict=True))
@@ -99,10 +104,15 @@ def read_pivots(
 ) -> NDArray[np.float32]:
     """Each window's activation of its own feature at its pivot. tokens (row, position), the others (row,) -> (row,).
 
-    What stands after a causal model's pivot cannot matter, and is not run.
+    What stands after a causal model's pivot cannot matter, and is not run. Windows of several features share forwards
+    where the subject's batches are to be filled; else a feature's numbers are those that it has alone.
     """
     if not subject.causal:
         return read_own(subject, source, tokens, features)[np.arange(len(tokens)), pivots]
+    if subject.batching.tokens is not None:
+        distinct, column = np.unique(features, return_inverse=True)
+        every = [tuple(row[: pivot + 1].tolist()) for row, pivot in zip(tokens, pivots, strict=True)]
+        return read_last(subject, source, every, distinct.tolist())[np.arange(len(every)), column]
     activations = np.empty(len(tokens), np.float32)
     for feature in np.unique(features).tolist():
         own = np.flatnonzero(features == feature)
@@ -132,11 +142,14 @@ def _group_by_beginning(rows: Sequence[Row]) -> Iterator[tuple[int, list[Row]]]:
     yield 0, list(rows)
 
 
-def _cut_to_forwards(rows: Sequence[Row], start: int) -> Iterator[list[Row]]:
-    """Cut rows, the shortest first, into parts of similar length that a forward takes."""
+def _cut_to_forwards(rows: Sequence[Row], start: int, *, tokens: int | None) -> Iterator[list[Row]]:
+    """Cut rows, the shortest first, into parts of similar length that a forward takes, of so many `tokens`."""
     part: list[Row] = []
     for row in rows:
         most = min(ENDING_ROWS, ENDING_TOKENS // (len(row) - start)) if start else ROWS
+        if tokens is not None:
+            # A beginning's keys and values are held for each row, so a row takes room for all of its tokens.
+            most = max(most, tokens // len(row))
         if part and (len(row) - len(part[0]) >= SPAN or len(part) >= most):
             yield part
             part = []
