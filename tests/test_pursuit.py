@@ -1,5 +1,6 @@
 """Matching pursuit SAEs: the encoder against one written row by row, their format, and SAELens itself."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.formats import load_dictionary, save_dictionary
+from neuronaut.subject.gate import check
 from neuronaut.subject.pursuit import Pursuit, pursue
 from neuronaut.subject.randomize import randomize_dictionary
 
@@ -106,6 +108,28 @@ def test_where_it_ends_is_part_of_its_revision(tmp_path: Path, tensors: dict[str
     drawn = randomize_dictionary(dictionary, 1)
     assert torch.equal(drawn.W_enc, drawn.W_dec.T)
     assert not torch.equal(drawn.W_dec, dictionary.W_dec)
+
+
+FAULTS: dict[str, Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
+    "sign": lambda W_dec, b_dec: (-W_dec, b_dec),
+    "in the other memory order": lambda W_dec, b_dec: (W_dec.T.reshape(W_dec.shape), b_dec),
+    "four times as long": lambda W_dec, b_dec: (W_dec * 4, b_dec),
+    "bias missing": lambda W_dec, b_dec: (W_dec, torch.zeros_like(b_dec)),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_the_gate_admits_what_fits_and_nothing_else(tmp_path: Path, fault: str | None) -> None:
+    """Vectors that are sums of three features, and a pursuit of at most three steps."""
+    generator, d, width = torch.Generator().manual_seed(3), 96, 128
+    W_dec = torch.nn.functional.normalize(torch.randn(width, d, generator=generator), dim=1)
+    b_dec = torch.randn(d, generator=generator)
+    active = torch.rand(2000, width, generator=generator).topk(3, dim=1).indices
+    sizes = torch.zeros(2000, width).scatter(1, active, 1 + 3 * torch.rand(2000, 3, generator=generator))
+    matrix, bias = FAULTS[fault](W_dec, b_dec) if fault else (W_dec, b_dec)
+    folder = write(tmp_path, {"W_dec": matrix, "b_dec": bias}, config(d_in=d, d_sae=width, max_iterations=3))
+    gate = check(load_dictionary(folder, id=ID, d_site=d), sizes @ W_dec + b_dec, force=True)
+    assert (gate.admitted and not gate.doubts) == (fault is None), gate
 
 
 @pytest.mark.parametrize(
