@@ -142,7 +142,8 @@ def apply(
     """
     if not edits:
         raise NeuronautError("no edit was given; run the subject without apply(), or name an edit such as mlp.2:17=0")
-    running = [_compile(subject, batch, item, materials) for item in edits]
+    plain = _read_plain(subject, batch, edits, materials)
+    running = [_compile(subject, batch, item, materials, plain) for item in edits]
     _check_alone(running)
     ledger = Ledger(running)
     vectors = hooks_by_site([edit for edit in running if not edit.edit.on_pattern])
@@ -305,7 +306,18 @@ class _Running:
         return tensor.index_put(self.index, after)
 
 
-def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Materials) -> _Running:
+def _read_plain(
+    subject: Subject, batch: Batch, edits: Sequence[Edit | RowEdit], materials: Materials
+) -> Mapping[str, Tensor]:
+    """By site, (row, position, width) of one plain run for all edits that change a site before what they read."""
+    of = (sites_of(item.edit if isinstance(item, RowEdit) else item, materials.sources) for item in edits)
+    sites = dict.fromkeys(site for one in of if one.is_ahead(subject) for site in (*one.reads, *one.writes))
+    return subject.read(batch.tokens, [*sites]) if sites else {}
+
+
+def _compile(
+    subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Materials, plain: Mapping[str, Tensor]
+) -> _Running:
     edit, rows = (item.edit, list(item.rows)) if isinstance(item, RowEdit) else (item, list(range(len(batch))))
     if not rows or len(set(rows)) != len(rows) or not 0 <= min(rows) <= max(rows) < len(batch):
         raise NeuronautError(f"edit {edit} is for rows {rows}; wanted different ones from 0 to {len(batch) - 1}")
@@ -320,10 +332,6 @@ def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Ma
     sites = sites_of(edit, materials.sources)
     build = _compile_pattern if edit.on_pattern else _compile_vectors
     index, works = build(subject, batch, edit, rows=rows, mask=mask, materials=materials)
-    plain: dict[str, Tensor] = {}
-    if sites.is_ahead(subject):
-        read = subject.read(batch.tokens, [*dict.fromkeys((*sites.reads, *sites.writes))])
-        plain = {site: tensor[index] for site, tensor in read.items()}
     return _Running(
         edit=edit,
         sites=sites,
@@ -332,7 +340,7 @@ def _compile(subject: Subject, batch: Batch, item: Edit | RowEdit, materials: Ma
         index=index,
         works=works,
         change=torch.zeros((), device=subject.device),
-        plain=plain,
+        plain={site: plain[site][index] for site in (*sites.reads, *sites.writes)} if sites.is_ahead(subject) else {},
         times=dict.fromkeys(sites.writes, 0),
     )
 

@@ -84,6 +84,7 @@ def _describe_ways(readings: Sequence[Reading]) -> str | None:
 
 def pair_remarks(subject: Subject, rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Lines on what is easily overlooked in pairs, each with clean, corrupted, answer and wrong."""
+    subject.require_causal("an answer is a next token, and it has no next-token logits")
     joined = [
         row
         for row in rows

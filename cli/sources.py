@@ -159,6 +159,8 @@ def _format(row: Row) -> Iterator[str]:
 def _format_parts(parts: Row) -> dict[str, str]:
     sizes = f"{parts['features']:,} features, {parts['d_in']} to {parts['d_out']} coordinates"
     kind = parts["kind"] + (f", k {parts['k']}" if parts["k"] else "") + (", a skip path" if parts["skip"] else "")
+    if parts["steps"]:
+        kind += f", at most {parts['steps']:,} steps, until the rest is shorter than {parts['tolerance']:g}"
     several = ", ".join(
         f"{site} {norm:.3g} ({parts['shares'][site]:.0%})" for site, norm in parts["norms_by_site"].items()
     )

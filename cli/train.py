@@ -13,7 +13,7 @@ from .causal.setup import device_options
 from .common import Count, Form, Progress, Row, emit, form_options, interruptible, parse_minutes, say
 
 if TYPE_CHECKING:
-    from ..data.training.run import Trained
+    from ..data.training.run import Loss, Trained
 
 TIMES = "x"
 
@@ -180,12 +180,17 @@ def _make_row(result: "Trained", folder: Path) -> Row:
         **({"fvu_by_site": {site: fit.fvu for site, fit in gate.sites.items()}} if gate.sites else {}),
         "l0": gate.l0,
         "dead_share": gate.dead_share,
-        "loss": loss.clean,
-        "loss_rebuilt": loss.rebuilt,
-        "loss_zero": loss.zero,
-        "loss_recovered": loss.recovered,
+        **_loss_of(loss),
         "tokens": gate.tokens,
     }
+
+
+def _loss_of(loss: "Loss | None") -> Row:
+    from ..data.training.run import NO_LOSS
+
+    if loss is None:
+        return {**dict.fromkeys(("loss", "loss_rebuilt", "loss_zero", "loss_recovered")), "loss_reason": NO_LOSS}
+    return {"loss": loss.clean, "loss_rebuilt": loss.rebuilt, "loss_zero": loss.zero, "loss_recovered": loss.recovered}
 
 
 def _only(sites: list[str], kind: str) -> str:
@@ -227,7 +232,15 @@ def _format(row: Row) -> str:
     return (
         f"{row['source']}: FVU {row['fvu']:.3f}{f' at worst ({each})' if each else ''}, L0 {row['l0']:.1f}, "
         f"{row['dead_share']:.1%} of {row['features']:,} features silent on {row['tokens']:,} holdout tokens\n"
-        f"loss {row['loss']:.3f} nats a token, {row['loss_rebuilt']:.3f} with {row['writes']} rebuilt, "
-        f"{row['loss_zero']:.3f} with zeros there: {row['loss_recovered']:.1%} recovered\n"
+        f"{_format_loss(row)}\n"
         f"written to {display.visible(row['path'])}"
+    )
+
+
+def _format_loss(row: Row) -> str:
+    if reason := row.get("loss_reason"):
+        return f"loss recovered not measured: {reason}"
+    return (
+        f"loss {row['loss']:.3f} nats a token, {row['loss_rebuilt']:.3f} with {row['writes']} rebuilt, "
+        f"{row['loss_zero']:.3f} with zeros there: {row['loss_recovered']:.1%} recovered"
     )

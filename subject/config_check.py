@@ -62,6 +62,9 @@ DICTIONARY: Mapping[str, Rule] = {
     # A mean over vectors, in BatchTopK.
     **dict.fromkeys(("k", "top_k"), Rule(lambda value: _is_number(value) and value >= 0, "a number, 0 or more")),
     **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "transcode", "signed"), _FLAG),
+    "stop_on_duplicate_support": _FLAG,
+    "max_iterations": _count(1, 2**31),
+    "residual_threshold": Rule(_is_number, "a number"),
     **dict.fromkeys(("skip_connection", "apply_decoder_bias_to_pre_encoder", "use_glu_encoder"), _FLAG),
     **dict.fromkeys(("architecture", "activation", "activation_fn", "activation_fn_str", "act_fn"), _TEXT),
     **dict.fromkeys(("hook_name", "hook_point", "hf_hook_point_in", "hook_point_in", "feature_input_hook"), _TEXTS),

@@ -7,6 +7,7 @@
                      groupmax: relu(linear) at the largest of each of k groups of neighbours, 0 elsewhere
                      jumprelu: linear where linear > max(threshold, 0), 0 elsewhere
                      gated:    relu((linear - b_enc) * exp(r_mag) + b_mag) where linear > 0, 0 elsewhere
+                     matching_pursuit: feature after feature, with W_dec alone, see pursuit.py
     reconstruction = undo_norm(activations @ W_dec + b_dec) + vectors @ W_skip      W_skip only where there is one
 
 An autoencoder rebuilds the vectors that it reads. A transcoder reads one site, `id.site`, and rebuilds another,
@@ -32,9 +33,10 @@ from torch import Tensor
 
 from .address import SourceId
 from .errors import NeuronautError
+from .pursuit import Pursuit, pursue
 from .sources import Features, split_vectors
 
-Kind = Literal["standard", "topk", "abstopk", "groupmax", "jumprelu", "gated"]
+Kind = Literal["standard", "topk", "abstopk", "groupmax", "jumprelu", "gated", "matching_pursuit"]
 Norm = Literal["none", "constant_norm_rescale", "layer_norm"]
 
 EXTRAS: Mapping[Kind, tuple[str, ...]] = {
@@ -44,6 +46,7 @@ EXTRAS: Mapping[Kind, tuple[str, ...]] = {
     "groupmax": (),
     "jumprelu": ("threshold",),
     "gated": ("b_mag", "r_mag"),
+    "matching_pursuit": (),
 }
 """The (feature,) tensors that a kind needs beside W_enc, W_dec, b_enc and b_dec."""
 RANKED: frozenset[Kind] = frozenset({"topk", "abstopk", "groupmax"})
@@ -105,11 +108,11 @@ class Dictionary:
     id: SourceId
     kind: Kind
     W_enc: Tensor
-    """(d_site, F); fastest as the transpose of a contiguous (F, d_site)."""
+    """(d_site, F); fastest as the transpose of a contiguous (F, d_site). W_dec turned for matching_pursuit."""
     W_dec: Tensor
     """(F, d_out); d_out is d_site but for a transcoder."""
     b_enc: Tensor
-    """(F,); for gated, the bias of the gate."""
+    """(F,); for gated, the bias of the gate; not used by matching_pursuit."""
     b_dec: Tensor
     """(d_out,)."""
     subtract_b_dec: bool = True
@@ -118,6 +121,8 @@ class Dictionary:
     """What is done to every single vector before it is encoded, and undone after it is decoded but by a transcoder."""
     k: int = 0
     """Features kept per vector for topk and abstopk, groups for groupmax; 0 for the others."""
+    pursuit: Pursuit | None = None
+    """When a vector's encoding ends; only for matching_pursuit."""
     threshold: Tensor | None = None
     """(F,); only for jumprelu."""
     b_mag: Tensor | None = None
@@ -158,6 +163,8 @@ class Dictionary:
             raise NeuronautError(f"{self.id} is a {self.kind} SAE with k={self.k}; wanted 1 to {width}, its width")
         if self.kind == "groupmax" and width % self.k:
             raise NeuronautError(f"{self.id} has {width} features in {self.k} groups; wanted groups of one size")
+        if (self.kind == "matching_pursuit") != (self.pursuit is not None) or (self.pursuit and self.targets):
+            raise NeuronautError(f"{self.id} is a {self.kind} SAE; wanted matching_pursuit of one site with its ends")
         self._check_sites()
 
     def _check_sites(self) -> None:
@@ -215,7 +222,7 @@ class Dictionary:
     @property
     def separable(self) -> bool:
         """False for the kinds in which features compete."""
-        return self.kind not in RANKED
+        return self.kind not in RANKED and self.pursuit is None
 
     @property
     def rescales(self) -> bool:
@@ -230,6 +237,7 @@ class Dictionary:
     @cached_property
     def _digest(self) -> str:
         digest = hashlib.sha256(f"{self.kind} {self.k} {self.norm} {self.subtract_b_dec}".encode())
+        digest.update(f" {self.pursuit}".encode() if self.pursuit else b"")
         # Only of a transcoder, so that the revisions of autoencoders stay what they were.
         digest.update(f" writes {' '.join(self.targets)}".encode() if self.targets else b"")
         digest.update(f" reads {' '.join(self.inputs)}".encode() if self.inputs else b"")
@@ -257,9 +265,13 @@ class Dictionary:
         inputs = NORMS[self.norm](vectors.float()).vectors
         if self.subtract_b_dec:
             inputs = inputs - self.b_dec
-        if self.separable or features is None:
+        if self.separable or (features is None and self.pursuit is None):
             return _ACTIVATIONS[self.kind](self, self._linear(inputs, features, out), features)
-        chosen = _ACTIVATIONS[self.kind](self, self._linear(inputs, None, None), None)[:, features]
+        if self.pursuit is not None:
+            whole = pursue(inputs, self.W_dec, self.pursuit)
+        else:
+            whole = _ACTIVATIONS[self.kind](self, self._linear(inputs, None, None), None)
+        chosen = whole if features is None else whole[:, features]
         return chosen if out is None else out.copy_(chosen)
 
     def decode(self, activations: Tensor, *, vectors: Tensor | None = None) -> Tensor:

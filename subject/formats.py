@@ -23,14 +23,14 @@ from .formats_files import Location, find_local, locate, read_contents
 from .formats_folds import Affine, fold_centring, fold_decoder_norms, fold_gain, fold_scale
 from .formats_layers import find_layers, require_layers
 from .formats_libraries import LIBRARIES
-from .formats_saelens import AVERAGE, NOT_LINEAR, SAELENS, save_dictionary
+from .formats_saelens import AVERAGE, NOT_LINEAR, PURSUIT, SAELENS, save_dictionary
 from .formats_scopes import SCOPES
 from .formats_sites import EVIDENCE, Place, named_place, same_site
 from .randomize import randomize_dictionary
 
 __all__ = ["FORMATS", "Found", "declared_site", "inspect", "load_dictionary", "save_crosscoder", "save_dictionary"]
 
-FORMATS: tuple[Format, ...] = (SAELENS, *SCOPES, *CROSS, *LIBRARIES)
+FORMATS: tuple[Format, ...] = (SAELENS, PURSUIT, *SCOPES, *CROSS, *LIBRARIES)
 FOREIGN: tuple[Foreign, ...] = NOT_LINEAR
 """What is known and not read."""
 

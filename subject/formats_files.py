@@ -152,7 +152,8 @@ def _find_weights(folder: Path, *, allow_pickle: bool) -> Path:
     if (inner := folder / _CHECKPOINTS).is_dir():
         return _find_weights(inner, allow_pickle=allow_pickle)
     below = {file.parent.relative_to(folder) for suffix in READERS for file in folder.rglob(f"*{suffix}")}
-    hint = f"; there are some in {_join_first(sorted(below))}" if below else ""
+    named = {str(place.parent if place.name == _CHECKPOINTS else place) for place in below}
+    hint = f"; there are some in {_join_first(sorted(named))}" if named else ""
     raise NeuronautError(f"{folder} holds no weight file ({', '.join(READERS)}){hint}")
 
 

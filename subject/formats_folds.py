@@ -1,7 +1,7 @@
 """What a file asks to be done around its weights, folded into them once.
 
-Each fold keeps the reconstruction, and all but `fold_decoder_norms` and `fold_scale` by a backup's factor keep the
-activations as well.
+Each fold keeps the reconstruction, and all but `fold_decoder_norms` and `fold_scale` (by a backup's factor, or of a
+pursuit) keep the activations as well.
 """
 
 from dataclasses import replace
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .dictionary import Dictionary
 from .errors import NeuronautError
+from .formats_sites import EVIDENCE
 
 
 class Affine(NamedTuple):
@@ -25,13 +26,25 @@ class Affine(NamedTuple):
 
 def fold_scale(dictionary: Dictionary, scale: float) -> Dictionary:
     """The dictionary that takes and gives `x` where the given one takes and gives `x * scale`."""
-    return replace(
-        dictionary, W_enc=dictionary.W_enc * scale, W_dec=dictionary.W_dec / scale, b_dec=dictionary.b_dec / scale
-    )
+    b_dec = dictionary.b_dec / scale
+    if (ends := dictionary.pursuit) is not None:
+        # As SAELens folds it: the matrices stay tied, so that activations are in units of `x`.
+        return replace(dictionary, b_dec=b_dec, pursuit=ends._replace(tolerance=ends.tolerance / scale))
+    return replace(dictionary, W_enc=dictionary.W_enc * scale, W_dec=dictionary.W_dec / scale, b_dec=b_dec)
+
+
+def _refuse_pursuit(dictionary: Dictionary, asked: str) -> None:
+    """Refuse what would change the lengths by which a pursuit chooses and ends."""
+    if dictionary.pursuit is not None:
+        raise NeuronautError(
+            f"{dictionary.id} is a matching pursuit SAE and wants {asked}; it chooses by lengths that this changes, so "
+            f"that it cannot be folded in; {EVIDENCE}"
+        )
 
 
 def fold_gain(dictionary: Dictionary, norm: Affine) -> Dictionary:
     """The dictionary that takes `x * gain + bias` where the given one takes `x`; an autoencoder then gives that too."""
+    _refuse_pursuit(dictionary, "the norm's output before its gain")
     if not bool((norm.gain.abs() > 1e-6 * norm.gain.abs().max()).all()) or dictionary.norm != "none":
         raise NeuronautError(
             f"{dictionary.id} reads what the norm gives before its gain, and a gain of 0 or a further norm hides that; "
@@ -59,6 +72,7 @@ def fold_centring(dictionary: Dictionary) -> Dictionary:
     """
     if dictionary.norm == "layer_norm":
         return dictionary
+    _refuse_pursuit(dictionary, "centred vectors")
     if dictionary.norm != "none":
         raise NeuronautError(f"{dictionary.id} wants centred vectors and {dictionary.norm}, which cannot be combined")
     means = dictionary.W_enc.mean(dim=0)
@@ -72,6 +86,7 @@ def fold_centring(dictionary: Dictionary) -> Dictionary:
 
 def fold_decoder_norms(dictionary: Dictionary) -> Dictionary:
     """Activations in units of the decoder's norms: what SAELens calls rescale_acts_by_decoder_norm."""
+    _refuse_pursuit(dictionary, "activations in units of the decoder's norms")
     norms = dictionary.W_dec.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     tensors = {"b_enc": dictionary.b_enc, "b_mag": dictionary.b_mag, "threshold": dictionary.threshold}
     return replace(

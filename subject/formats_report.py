@@ -31,6 +31,10 @@ class Parts:
     d_in: int
     d_out: int
     k: int | None
+    steps: int | None
+    """Of a matching pursuit, how many at most."""
+    tolerance: float | None
+    """Of a matching pursuit, the length of the rest that ends it."""
     norm: str
     subtracts_b_dec: bool
     skip: bool
@@ -56,6 +60,8 @@ class Parts:
             d_in=dictionary.d_site,
             d_out=dictionary.d_out,
             k=dictionary.k or None,
+            steps=dictionary.pursuit and dictionary.pursuit.steps,
+            tolerance=dictionary.pursuit and dictionary.pursuit.tolerance,
             norm=dictionary.norm,
             subtracts_b_dec=dictionary.subtract_b_dec,
             skip=dictionary.W_skip is not None,

@@ -17,13 +17,14 @@ from .errors import NeuronautError
 from .formats_checkpoint import Checkpoint, Foreign, Format
 from .formats_files import Location
 from .formats_sites import tl_name
+from .pursuit import Pursuit
 
 AVERAGE = ("expected_average_only_in", True)
 """What SAELens writes where all inputs were multiplied by one constant; True until its version 6."""
 _FIRST_OF_LAYOUT = "6.0.0"
 """The SAELens version whose configuration layout `save_dictionary` writes."""
 _ARCHITECTURES: Mapping[str, Kind] = {
-    **{kind: kind for kind in EXTRAS if kind != "groupmax"},
+    **{kind: kind for kind in EXTRAS if kind not in ("groupmax", "matching_pursuit")},
     # Trained with k per vector on average; a threshold stands in for the ranking at inference.
     "batchtopk": "jumprelu",
     "matryoshka_batchtopk": "jumprelu",
@@ -32,12 +33,13 @@ _ARCHITECTURES: Mapping[str, Kind] = {
     "jumprelu_transcoder": "jumprelu",
 }
 _SKIP = "skip_transcoder"
+_PURSUIT = "matching_pursuit"
 
 
 def _is_saelens(location: Location, tensors: Mapping[str, Tensor]) -> bool:
     sized = "d_in" in location.config and "d_sae" in location.config
     flat = {"W_enc", "W_dec", "b_dec"} <= tensors.keys() and tensors["W_enc"].ndim == tensors["W_dec"].ndim == 2
-    return sized and flat
+    return sized and flat and location.config.get("architecture") not in ("temporal", _PURSUIT)
 
 
 def _is_temporal(location: Location, tensors: Mapping[str, Tensor]) -> bool:
@@ -45,8 +47,7 @@ def _is_temporal(location: Location, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _is_pursuit(location: Location, tensors: Mapping[str, Tensor]) -> bool:
-    del tensors
-    return location.config.get("architecture") == "matching_pursuit"
+    return location.config.get("architecture") == _PURSUIT and {"W_dec", "b_dec"} <= tensors.keys()
 
 
 def _convert(checkpoint: Checkpoint) -> Dictionary:
@@ -119,7 +120,36 @@ def _expand_threshold(threshold: Tensor, W_dec: Tensor, config: Mapping[str, Any
     return each / W_dec.norm(dim=1) if config.get("rescale_acts_by_decoder_norm") else each.contiguous()
 
 
+def _convert_pursuit(checkpoint: Checkpoint) -> Dictionary:
+    """A tied pair of matrices, of which the file holds one; b_dec is put back only where it was taken off."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    if set(tensors) != {"W_dec", "b_dec"}:
+        raise checkpoint.refusal(f"{', '.join(sorted(tensors))} in a matching pursuit SAE", "W_dec, b_dec")
+    # Without subtraction SAELens leaves b_dec out of the reconstruction, too.
+    subtract = bool(config.get("apply_b_dec_to_input", True))
+    W_dec = checkpoint.encoder("W_dec", side=1, fixed=True).T.contiguous()
+    width, d_in = W_dec.shape
+    checkpoint.check_size(d_in=d_in, d_sae=width)
+    return checkpoint.build(
+        _PURSUIT,
+        W_enc=W_dec.T,
+        W_dec=W_dec,
+        b_enc=torch.zeros(width),
+        b_dec=tensors["b_dec"] if subtract else torch.zeros(d_in),
+        subtract_b_dec=subtract,
+        norm=_read_norm(checkpoint),
+        pursuit=Pursuit(
+            steps=config.get("max_iterations") or d_in,
+            tolerance=config.get("residual_threshold", 1e-2),
+            stop_at_repeat=config.get("stop_on_duplicate_support", True),
+        ),
+    )
+
+
 SAELENS = Format("SAELens", "W_enc, W_dec and b_dec beside a cfg.json with d_in and d_sae", _is_saelens, _convert)
+PURSUIT = Format(
+    "SAELens matching pursuit", "architecture matching_pursuit, W_dec and b_dec", _is_pursuit, _convert_pursuit
+)
 
 
 NOT_LINEAR = (
@@ -128,12 +158,6 @@ NOT_LINEAR = (
         "architecture temporal, or tensors D, E and b",
         _is_temporal,
         "reads the tokens before a token beside its vector, and a source encodes vector by vector",
-    ),
-    Foreign(
-        "matching pursuit",
-        "architecture matching_pursuit",
-        _is_pursuit,
-        "chooses features one after the other, each from what the last has left, and a source encodes by a linear map",
     ),
 )
 
@@ -154,10 +178,17 @@ def save_dictionary(
     tensors = {
         names.get(name, name): (tensor.T if name == "W_skip" else tensor).to("cpu", dtype).contiguous()
         for name, tensor in dictionary.tensors().items()
+        if dictionary.pursuit is None or name not in ("W_enc", "b_enc")
     }
     if overflown := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise NeuronautError(f"{', '.join(overflown)} of {dictionary.id} does not fit {dtype}; save it as float32")
     ranked = {"k": dictionary.k, "rescale_acts_by_decoder_norm": False} if dictionary.kind in RANKED else {}
+    if (ends := dictionary.pursuit) is not None:
+        ranked = {
+            "max_iterations": ends.steps,
+            "residual_threshold": ends.tolerance,
+            "stop_on_duplicate_support": ends.stop_at_repeat,
+        }
     written = {"hook_name_out": tl_name(dictionary.targets[0])} if dictionary.targets else {}
     config = {
         "architecture": _name_architecture(dictionary),
@@ -189,6 +220,6 @@ def _name_architecture(dictionary: Dictionary) -> str:
     if dictionary.targets:
         plain = "skip_transcoder" if dictionary.W_skip is not None else "transcoder"
         name = plain if dictionary.kind == "standard" else f"{dictionary.kind}_{plain}"
-    if name not in _ARCHITECTURES:
+    if name not in {*_ARCHITECTURES, _PURSUIT}:
         raise NeuronautError(f"SAELens has no {name.replace('_', ' ')} to save {dictionary.id} as")
     return name

@@ -23,10 +23,11 @@ from neuronaut.causal.generation import generate
 from neuronaut.causal.grids import Grid
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.logit_attribution import logit_attribution
-from neuronaut.causal.measures import fidelity
+from neuronaut.causal.measures import Effect, fidelity
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.readouts import activation
-from neuronaut.causal.runs import compare, gather
+from neuronaut.causal.runs import compare, gather, patching
+from neuronaut.causal.sweeps import sweep
 from neuronaut.cli.main import main
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.activations import read_columns
@@ -335,6 +336,60 @@ def test_what_no_forward_pass_can_do_is_refused() -> None:
     patch = Edit.parse(f"{READS[-1]}@cc:5=patch")
     with pytest.raises(NeuronautError, match="a prediction by gradients is of one site"):
         attribution_patching(subject(), pairs, Grid.of(patch), materials=given)
+
+
+def logits_patched(source: Dictionary, base: Batch, donor: Batch, unit: int, place: int) -> Tensor:
+    """One forward with hooks: at a position, what a feature's activation in the donor adds at every site."""
+    run, ahead = subject(), source.writes == source.reads
+    here, there = (
+        source.encode(join_vectors(run.read(batch.tokens, source.reads), source.reads)[:, place])[:, unit]
+        for batch in (base, donor)
+    )
+    rows = split_vectors((there - here)[:, None] * source.W_dec[unit], source.writes)
+    plain = run.read(base.tokens, source.writes)
+
+    def put(site: str, tensor: Tensor) -> Tensor:
+        moved = tensor.clone()
+        moved[:, place] = (plain[site] if ahead else tensor)[:, place] + rows[site]
+        return moved
+
+    with run.editing({site: partial(put, site) for site in source.writes}):
+        return run.logits(base.tokens)[:, -1]
+
+
+@pytest.mark.parametrize("make", [cross_layer, crosscoder])
+@pytest.mark.parametrize("at_once", [3, 64])
+def test_each_cell_of_a_sweep_is_the_feature_patched_by_hand(make: Callable[[], Dictionary], at_once: int) -> None:
+    source = make()
+    pairs = Pairs.aligned(subject(), prompts(), prompts(4), torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
+    edit = Edit.parse(f"{source.id.site}@{source.id.dictionary}:0=patch")
+    grid = Grid.of(edit, units=[*range(6)], positions=["9", "4"])
+    found = sweep(subject(), pairs, grid, metrics=("logit_difference",), materials=materials(source), at_once=at_once)
+    largest, each = 0.0, torch.arange(3)
+    for cell in found.cells:
+        assert cell.edit.units is not None
+        for name, base, donor in (("denoise", pairs.corrupted, pairs.clean), ("noise", pairs.clean, pairs.corrupted)):
+            logits = logits_patched(source, base, donor, cell.edit.units[0], int(str(cell.edit.positions)))
+            wanted = logits[each, pairs.answers] - logits[each, pairs.wrong]
+            effect = cell.effect("logit_difference", name)
+            assert isinstance(effect, Effect)
+            assert effect.patched == pytest.approx(wanted.tolist(), abs=1e-4)
+            largest = max(largest, *(abs(a - b) for a, b in zip(effect.patched, effect.corrupted, strict=True)))
+        alone = patching(subject(), pairs, [cell.edit], materials=materials(source), may_idle=True)
+        assert cell.max_change["noise"] == pytest.approx(alone["noise"].reports[0].max_change, rel=1e-4, abs=1e-6)
+    assert largest > 0.01
+    assert found.provenance.dictionaries == {f"{source.id.site}@{source.id.dictionary}": source.revision}
+
+
+def test_a_sweep_of_a_crosscoder_reads_the_plain_run_once_for_all_cells() -> None:
+    pairs = Pairs.aligned(subject(), prompts(), prompts(4), torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
+    grid = Grid.of(Edit.parse(f"{READS[-1]}@cc:0=patch"), units=range(F))
+    ran: list[int] = []
+    hook = subject().model.base_model.register_forward_pre_hook(lambda *_: ran.append(1))
+    with hook:
+        sweep(subject(), pairs, grid, metrics=("kl",), materials=materials(crosscoder()), at_once=3 * F)
+    # Whatever else is measured once, no cell has a plain run of its own.
+    assert len(ran) < F
 
 
 def test_text_is_written_under_a_cross_layer_feature() -> None:

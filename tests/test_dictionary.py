@@ -13,7 +13,10 @@ from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import EXTRAS, NORMS, Dictionary, Kind, Norm
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.gate import check, estimate_norm_scale, sweep
+from neuronaut.subject.pursuit import Pursuit
 from neuronaut.subject.sources import Source
+
+from .test_pursuit import one_by_one
 
 ID = SourceId("toy", "resid_post.1", "sae")
 KINDS: tuple[Kind, ...] = tuple(EXTRAS)
@@ -29,16 +32,22 @@ def random_dictionary(kind: Kind, *, norm: Norm = "none", subtract: bool = True,
         return torch.randn(*shape, generator=generator)
 
     extras = {"threshold": draw(24), "b_mag": draw(24), "r_mag": draw(24) / 4}
+    W_enc, W_dec = draw(24, 10).T, draw(24, 10)
+    pursuit = Pursuit(6, 0.5, stop_at_repeat=True) if kind == "matching_pursuit" else None
+    if pursuit:
+        W_dec = torch.nn.functional.normalize(W_dec, dim=1)
+        W_enc = W_dec.T
     return Dictionary(
         id=ID,
         kind=kind,
-        W_enc=draw(24, 10).T,
-        W_dec=draw(24, 10),
+        W_enc=W_enc,
+        W_dec=W_dec,
         b_enc=draw(24),
         b_dec=draw(10),
         norm=norm,
         subtract_b_dec=subtract,
         k=PLACES.get(kind, 0),
+        pursuit=pursuit,
         **{name: extras[name] for name in EXTRAS[kind]},
     )
 
@@ -61,6 +70,8 @@ def reference(dictionary: Dictionary, vectors: torch.Tensor) -> tuple[np.ndarray
         if dictionary.kind != "gated":
             linear = [value + weights["b_enc"][f] for f, value in enumerate(linear)]
         activations = [one_activation(dictionary, weights, linear, f) for f in range(dictionary.width)]
+        if dictionary.pursuit:
+            activations = one_by_one(normal, weights["W_dec"], dictionary.pursuit)
         rebuilt = sum(a * weights["W_dec"][f] for f, a in enumerate(activations)) + weights["b_dec"]
         all_activations.append(activations)
         all_rebuilt.append(rebuilt * scale + mean)

@@ -1,25 +1,33 @@
 """Encoders as subjects: proven, read exactly in batches of any lengths, and refused where there is no next token."""
 
+import json
+import math
+import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+from neuronaut.cli.main import main
 from neuronaut.data.harvest.activations import neurons, read_columns, read_last, read_pivots, tiles
 from neuronaut.subject.architecture import ARCHITECTURES
 from neuronaut.subject.attention import patterns
 from neuronaut.subject.conformance import prove
 from neuronaut.subject.discovery import discover
 from neuronaut.subject.errors import NeuronautError
+from neuronaut.subject.formats_report import report_on
 from neuronaut.subject.model import Subject
 from tests.encoders import (
     CONTEXT,
     ENCODERS,
     HEADS,
     UNKNOWN,
+    WORDS,
     sentencepiece_tokenizer,
     tiny_encoder,
     tiny_encoder_subject,
@@ -205,6 +213,40 @@ def test_what_needs_the_next_token_says_so() -> None:
         subject.logits(torch.tensor([[2, 5, 3]]))
     with pytest.raises(NeuronautError, match="is an encoder, .* rows are read whole"):
         subject.read_endings(torch.tensor([[2]]), torch.tensor([[5]]), ["mlp.1"], of=torch.tensor([0]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder and texts on disk, as the command line wants them."""
+    folder, rng = tmp_path_factory.mktemp("encoder"), random.Random(0)
+    tiny_encoder("bert").save_pretrained(folder / "bert")
+    wordpiece_tokenizer().save_pretrained(folder / "bert")
+    (folder / "texts").mkdir()
+    for number in range(60):
+        (folder / "texts" / f"{number}.txt").write_text(" ".join(rng.choices(WORDS[:9], k=30)))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["patch", "sweep", "circuit"])
+def test_pairs_are_refused_before_anything_is_said_about_their_answers(folder: Path, command: str) -> None:
+    edits = {"patch": ["mlp.1:0=patch"], "sweep": ["mlp.1:0=patch", "--over", "layers"], "circuit": []}[command]
+    pair = ["--clean", "the cat", "--corrupted", "the dog", "--answer", "sat", "--wrong", "ran"]
+    result = CliRunner().invoke(main, [command, str(folder / "bert"), *edits, *pair])
+    assert result.exit_code == 1
+    assert "Error: bert is an encoder" in result.output and "answer follows" not in result.output
+
+
+@pytest.mark.parametrize("kind", ["topk", "transcoder", "crosscoder"])
+def test_a_dictionary_is_trained_whose_loss_is_not_measured(folder: Path, tmp_path: Path, kind: str) -> None:
+    site = {"topk": "resid_post.1", "transcoder": "mlp_in.1", "crosscoder": "resid_post.0-1"}[kind]
+    sizes = ["--width", "64", "-k", "4", "--tokens", "2k", "--window", "16", "--out", str(tmp_path / "own")]
+    arguments = ["train", str(folder / "bert"), site, "--kind", kind, "--corpus", str(folder / "texts"), *sizes]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "loss recovered not measured: an encoder has no next-token loss\n" in result.output
+    card = json.loads((tmp_path / "own" / "card.json").read_text())
+    assert card["loss"] is None and card["loss_reason"] and 0 < card["fvu"] < math.inf
+    assert report_on(str(tmp_path / "own")).readable
 
 
 def test_padding_inside_a_row_is_refused() -> None:

@@ -18,6 +18,7 @@ from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.dictionary import EXTRAS, RANKED, Dictionary, Kind
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
+from neuronaut.subject.pursuit import Pursuit
 from neuronaut.subject.sources import Neurons
 from tests.circuits import gate, induction, linear_world
 from tests.families import FAMILIES, tiny_subject, tiny_tokens
@@ -129,6 +130,7 @@ def test_a_features_gradient_goes_through_its_encoder(kind: Kind) -> None:
         b_enc=torch.ones(9),
         b_dec=torch.zeros(24),
         k=3 if kind in RANKED else 0,
+        pursuit=Pursuit(3, 0.0, stop_at_repeat=True) if kind == "matching_pursuit" else None,
         **extras,
     )
     vector = subject.read(torch.tensor([TOKENS]), ["resid_pre.1"])["resid_pre.1"][:, -1]

@@ -139,6 +139,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     vectors = torch.randn(50, 128, generator=torch.Generator().manual_seed(0)) * 3
     torch.testing.assert_close(again.encode(vectors), whole.dictionary.encode(vectors))
     card = json.loads((tmp_path / "parts" / "card.json").read_text(encoding="utf-8"))
+    assert whole.loss is not None
     assert card["recipe"]["kind"] == kind and card["loss"]["recovered"] == whole.loss.recovered
 
 
@@ -198,7 +199,7 @@ def test_what_lies_in_the_folder_is_not_written_over(demo: Subject, corpus: Corp
 def test_the_loss_is_the_models_own(demo: Subject, corpus: Corpus, tmp_path: Path) -> None:
     """Against plain PyTorch, with windows of two lengths."""
     trained = train(demo, SITE, corpus, tmp_path, RECIPE)
-    assert trained is not None and 0 < trained.loss.recovered < 1
+    assert trained is not None and trained.loss is not None and 0 < trained.loss.recovered < 1
     rows = torch.randint(4, 2000, (11, 20), generator=torch.Generator().manual_seed(0)).numpy()
     rows[3:, 15:] = -1
     loss = measure_loss(demo, trained.dictionary, rows)

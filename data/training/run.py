@@ -50,6 +50,7 @@ MEASURED = 8192
 _LOSS_ROWS = 8
 """Windows whose logits are held at once."""
 CHECKPOINT, CARD = "training.safetensors", "card.json"
+NO_LOSS = "an encoder has no next-token loss"
 
 
 class Loss(NamedTuple):
@@ -72,7 +73,8 @@ class Trained(NamedTuple):
 
     dictionary: Dictionary
     gate: Gate
-    loss: Loss
+    loss: Loss | None
+    """None of an encoder, which has no next-token loss."""
 
 
 class _Stopped(Exception):
@@ -128,7 +130,6 @@ def train(
     The same call again goes on where the last one was stopped; None where `stop` says so before the end. Raises
     NeuronautError where another run's checkpoint or dictionary is in the folder.
     """
-    subject.require_causal("what a dictionary keeps of a model is measured by its next-token loss")
     recipe.check()
     if (target is not None or sites) and recipe.kind == "topk":
         raise NeuronautError(
@@ -238,13 +239,13 @@ class _Run(NamedTuple):
         )
         inputs, targets = self.feed.read_rows(rows, _Silent())
         gate = check(dictionary, inputs, targets=targets, force=True)
-        loss = measure_loss(self.feed.subject, dictionary, rows)
+        loss = measure_loss(self.feed.subject, dictionary, rows) if self.feed.subject.causal else None
         metadata = {"model_name": self.id.model, "dataset_path": self.corpus}
         if several:
             save_crosscoder(dictionary, self.folder, metadata=metadata)
         else:
             save_dictionary(dictionary, self.folder, metadata=metadata, dtype=torch.float32)
-        card = _describe(gate) | {"loss": loss._asdict() | {"recovered": loss.recovered}}
+        card = _describe(gate) | _describe_loss(loss)
         card |= {"dead_in_training": trainer.dead_share, "corpus_name": self.corpus, **self.about}
         (self.folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -255,6 +256,12 @@ def _describe(gate: Gate) -> dict[str, Any]:
     """The gate's figures for the card; by site where there are several."""
     card = {name: value for name, value in asdict(gate).items() if name != "sites"}
     return card | ({"sites_rebuilt": {site: fit._asdict() for site, fit in gate.sites.items()}} if gate.sites else {})
+
+
+def _describe_loss(loss: Loss | None) -> dict[str, Any]:
+    if loss is None:
+        return {"loss": None, "loss_reason": NO_LOSS}
+    return {"loss": loss._asdict() | {"recovered": loss.recovered}}
 
 
 def _load(path: Path) -> tuple[_Place, dict[str, Tensor] | None]:
