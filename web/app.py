@@ -16,7 +16,20 @@ from starlette.exceptions import HTTPException
 
 from ..agent.report.markup import PLOTS_CSS
 from ..subject.errors import NeuronautError
-from . import about, causal, compare, compute, feature, features, find, home, investigations, search, writing
+from . import (
+    about,
+    causal,
+    compare,
+    compute,
+    feature,
+    features,
+    find,
+    home,
+    interventions,
+    investigations,
+    search,
+    writing,
+)
 from .lookup import NotHere
 from .pages import HERE, Pages
 from .safety import Guard, check_csrf, new_csrf
@@ -34,6 +47,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     compute.router,
     find.router,
     causal.router,
+    interventions.router,
     investigations.router,
 )
 """In the order in which a request is held against them."""
