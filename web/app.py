@@ -34,6 +34,7 @@ from .lookup import NotHere
 from .pages import HERE, Pages
 from .safety import Guard, check_csrf, new_csrf
 from .settings import Settings
+from .spending import Allowance, read_spent
 from .stores import Stores
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -56,8 +57,9 @@ ROUTERS: tuple[APIRouter, ...] = (
 def create_app(settings: Settings) -> FastAPI:
     """Make the explorer of a database; an error where there is none."""
     stores = Stores(settings.database)
-    with stores.reading():
-        pass
+    with stores.reading() as store:
+        language = settings.language
+        allowance = None if language is None else Allowance(language, read_spent(store))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -78,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings, app.state.stores, app.state.csrf = settings, stores, new_csrf()
     app.state.stopping = lambda: False
-    app.state.compute = compute.Compute(settings) if settings.allow_compute else None
+    app.state.compute = compute.Compute(settings, allowance) if settings.allow_compute else None
     app.state.pages = Pages(app, settings, csrf=app.state.csrf)
     for router in ROUTERS:
         app.include_router(router)

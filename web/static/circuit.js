@@ -3,7 +3,7 @@ import { chapter, shape, show, spanned } from "./interventions.js";
 import { compute, computing } from "./jobs.js";
 import { drawTable, element, number } from "./tokens.js";
 
-const BOX = 116, GAP = 14, TALL = 40, RISE = 46, SIDE = 66;
+const BOX = 116, GAP = 14, TALL = 40, RISE = 36, SIDE = 56;
 const SHARED = ["task", "rows", "clean", "corrupted", "answer", "wrong", "pairs", "model", "metric", "seed", "nodes", "ablation"];
 
 function draw([report], given) {
@@ -12,7 +12,7 @@ function draw([report], given) {
   }
   const cut = new Set();
   const verdict = element("div");
-  const status = element("p", { role: "status", class: "job" });
+  const status = element("p", { role: "status", class: "job", "data-job": true });
   const nodes = readNodes(report);
   const picture = drawMap(nodes, (node) => toggle(node));
   const asked = Object.fromEntries(SHARED.filter((name) => name in given).map((name) => [name, given[name]]));
@@ -48,8 +48,9 @@ function draw([report], given) {
     chapter(`${report.circuit.length} of ${report.nodes.length} nodes do ${report.task}`,
       partial(report),
       element("p", { class: "note" }, "Press a node, or several, to cut them: below it stands what is left. Lines are what a proven role was shown to act through, all of these together; where no role is proven there is no line. Blue: heads; green: MLPs; violet: others."),
-      element("div", { class: "wide" }, picture)),
-    chapter("What is left", verdict, place),
+      element("div", { class: "map-and-verdict" },
+        element("div", { class: "wide" }, picture),
+        element("section", { class: "verdict" }, element("h2", {}, "What is left"), verdict, place))),
     chapter("Node by node", table(report, nodes)),
     algorithm(report),
     element("p", { class: "note" }, cost(report)));
@@ -84,7 +85,7 @@ const STAGE = { head: 0, mlp: 1, other: 2 };
 // Rows from below: the prompt, then each layer's heads, its MLP, and what is read after it; the answer on top.
 function drawMap(nodes, onPress) {
   const stage = (node) => 3 * node.layer + STAGE[node.kind];
-  const rows = [...new Set(nodes.map(stage))].sort((a, b) => a - b).map((at) => nodes.filter((node) => stage(node) === at));
+  const rows = [...new Set(nodes.map(stage))].sort((a, b) => a - b).map((at) => nodes.filter((node) => stage(node) === at).sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true })));
   const wide = SIDE + Math.max(...rows.map((row) => row.length), 4) * (BOX + GAP);
   const high = (rows.length + 1) * (TALL + RISE) + 30;
   const middle = (SIDE + wide) / 2;
@@ -140,7 +141,7 @@ function drawVerdict(place, report, before, after) {
   const evaluation = report.evaluation;
   if (after === null) {
     const whole = evaluation?.faithfulness;
-    const lines = whole ? [["the circuit alone", effectSpan(whole)], ["the model without the circuit", effectSpan(evaluation.ablated)]] : [];
+    const lines = whole ? [["circuit alone", effectSpan(whole)], ["model without the circuit", effectSpan(evaluation.ablated)]] : [];
     place.replaceChildren(
       lines.length ? drawTable(["faithfulness", `on ${report.pairs[1]} pairs`], lines) : element("p", {}, "The circuit was not tested within its time; press a node to test it without that."),
       control(evaluation));
@@ -150,7 +151,7 @@ function drawVerdict(place, report, before, after) {
   const line = (name, key) => [name, fraction(before[key]), fraction(after[key]), before[key].patched, after[key].patched];
   place.replaceChildren(
     element("p", {}, "Cut: ", ...after.cut.flatMap((name) => [element("code", {}, name), " "])),
-    drawTable(["", "faithfulness before", "after", `${metric} before`, "after"], [line("the circuit alone", "alone"), line("the whole model", "model")]),
+    drawTable(["", "faithfulness before", "after", `${metric} before`, "after"], [line("circuit alone", "alone"), line("whole model", "model")]),
     element("p", { class: "note" }, `Means over ${after.alone.n} pairs that the search did ${report.held_out ? "not see" : "see"}; ${metric} is ${number(after.model.clean)} where nothing is cut and ${number(after.model.corrupted)} where all nodes are.`));
 }
 
@@ -170,7 +171,7 @@ function table(report, nodes) {
   const header = ["node", "noise", "denoise", "by itself", "adds", ...(report.exact ? ["backed up by"] : []), "role"];
   const lines = nodes.map((node) => [
     code(node.name), spanned(alone(node.score, "noise")), spanned(alone(node.score, "denoise")), node.score?.role ?? "–", spanned(node.adds?.value),
-    ...(report.exact ? [node.backups.join(" ")] : []), role(node)]);
+    ...(report.exact ? [node.backups.join(" ")] : []), report.roles === null ? "–" : role(node)]);
   return drawTable(header, lines, { wide: true });
 }
 

@@ -47,11 +47,13 @@ function label(name, axis) {
   return element("span", {}, element("small", {}, place), token === undefined ? "" : element("code", {}, visible(unquoted(token))));
 }
 
-const unquoted = (token) => token.slice(1, -1).replace(/\\n/g, "\n").replace(/\\t/g, "\t").replace(/\\(.)/g, "$1");
+const unquoted = (token) => token.slice(1, -1);
+// No cell says -0.00.
+const hundredths = (value) => (Math.abs(value) < 0.005 ? 0 : value).toFixed(2);
 
 function heatCell(row, effect, most, told) {
   const { value } = effect;
-  const cell = element("td", { class: `heat ${value === null ? "withheld" : value < 0 ? "below" : "above"}`, tabindex: "-1" }, value === null ? "–" : value.toFixed(2));
+  const cell = element("td", { class: `heat ${value === null ? "withheld" : value < 0 ? "below" : "above"}`, tabindex: "-1" }, value === null ? "–" : hundredths(value));
   cell.style.setProperty("--a", value === null ? "0" : (Math.abs(value) / most).toFixed(3));
   const interval = effect.ci_low === null ? "" : ` [${effect.ci_low}, ${effect.ci_high}]`;
   const change = Object.values(row.max_change).map(number).join(", ");
@@ -91,7 +93,7 @@ function legend(most) {
     swatch.style.setProperty("--a", Math.abs(step).toFixed(2));
     return swatch;
   });
-  return element("p", { class: "heat-key" }, element("span", {}, "against"), ...swatches, element("span", {}, "for the answer"));
+  return element("p", { class: "heat-key" }, element("span", {}, "the other way"), ...swatches, element("span", {}, "as the whole prompt does"));
 }
 
 show(draw);
