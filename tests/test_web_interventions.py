@@ -101,7 +101,7 @@ def test_a_page_without_a_question_is_a_form_that_says_how_to_compute(web: TestC
         ("/causal/sweep?pairs=x", 400, "line 1 of the pairs is no JSON"),
         ("/causal/circuit?threshold=2", 422, "threshold"),
         ("/causal/dose?strengths=a,b", 400, "'a,b' are no numbers"),
-        ("/causal/dose?metric=taste", 422, "taste"),
+        ("/causal/dose?metric=taste", 422, "metric: came 'taste'"),
     ],
 )
 def test_a_wrong_question_is_told_in_a_line(web: TestClient, page: str, status: int, words: str) -> None:

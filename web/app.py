@@ -4,7 +4,7 @@ A part of the explorer is a router in a module of its own, named in ROUTERS; its
 with its page.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -107,8 +107,13 @@ async def _tell_http_error(request: Request, error: Exception) -> Response:
 
 async def _tell_wrong_values(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    wrong = (f"{part['loc'][-1]}: came {part.get('input')!a:.80}; {part['msg']}" for part in error.errors())
+    wrong = (f"{_name_of(part['loc'])}: came {part.get('input')!a:.80}; {part['msg']}" for part in error.errors())
     return _show(request, 422, "; ".join(wrong))
+
+
+def _name_of(place: Sequence[int | str]) -> str:
+    """The name of a value, also where it is one of several."""
+    return next((part for part in reversed(place) if isinstance(part, str)), "the request")
 
 
 def _show(request: Request, status: int, message: str) -> Response:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .causal import VIEWS
 from .compute import answer_page
 from .operations.arguments import LONGEST_TEXT
 from .operations.running import Metric
@@ -33,8 +32,8 @@ LONGEST_PAIRS = 20_000
 """Characters of pairs in an address."""
 
 
-Whole = Annotated[int | None, BeforeValidator(lambda text: None if text == "" else text)]
-"""A number that a form may leave empty."""
+MAYBE_EMPTY = BeforeValidator(lambda text: None if text == "" else text)
+"""Of what a form may leave empty."""
 
 
 class _Query(BaseModel):
@@ -52,7 +51,7 @@ class PairsQuery(_Query):
     """Pairs of prompts, in one of three ways."""
 
     task: Annotated[str, Field(max_length=40)] = ""
-    rows: Annotated[Whole, Field(ge=1, le=64)] = None
+    rows: Annotated[Annotated[int, Field(ge=1, le=64)] | None, MAYBE_EMPTY] = None
     clean: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""
     corrupted: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""
     answer: Annotated[str, Field(max_length=200)] = ""
@@ -104,7 +103,7 @@ class CircuitQuery(PairsQuery):
     given_nodes: Annotated[str, Field(max_length=4000, alias="given")] = ""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.9
     ablation: Literal["corrupted", "mean", "zero"] = "corrupted"
-    controls: Annotated[Whole, Field(ge=0, le=200)] = None
+    controls: Annotated[Annotated[int, Field(ge=0, le=200)] | None, MAYBE_EMPTY] = None
     roles: Literal["yes", "no"] = "yes"
 
 
@@ -142,7 +141,7 @@ async def sweep(request: Request, pages: PagesOf, stores: StoresOf, query: Annot
     """Show a sweep; with `format=json` the rows that `neuronaut sweep` prints with --json."""
     arguments = query.arguments() | {"edits": query.edit.split(), "over": query.over.split(",")}
     more = {"presets": SWEEPS, "axes": AXES, "tasks": TASKS}
-    return await _answer(request, pages, stores, "sweep", arguments, query, more)
+    return await _answer(request, pages, stores, "sweep", arguments, query=query, more=more)
 
 
 @router.get("/causal/circuit", summary="The parts that do a task, and what is left without some of them")
@@ -152,7 +151,7 @@ async def circuit(
     """Show a circuit; with `format=json` what `neuronaut circuit` prints with --json."""
     arguments = query.arguments() | query.given("threshold", "ablation", "controls")
     arguments |= {"nodes": query.nodes.split(), "given": query.given_nodes.split(), "roles": query.roles == "yes"}
-    return await _answer(request, pages, stores, "circuit", arguments, query, {"tasks": TASKS})
+    return await _answer(request, pages, stores, "circuit", arguments, query=query, more={"tasks": TASKS})
 
 
 @router.get("/causal/dose", summary="An edit at several strengths: what the answer does, and what it costs elsewhere")
@@ -171,7 +170,7 @@ async def dose(request: Request, pages: PagesOf, stores: StoresOf, query: Annota
     }
     if named and not query.model:
         arguments["model"] = feature.partition(":")[0]
-    return await _answer(request, pages, stores, "steer", arguments, query, {})
+    return await _answer(request, pages, stores, "steer", arguments, query=query, more={})
 
 
 async def _answer(
@@ -180,6 +179,7 @@ async def _answer(
     stores: Stores,
     operation: str,
     arguments: Mapping[str, Any],
+    *,
     query: PairsQuery | DoseQuery,
     more: Mapping[str, Any],
 ) -> Response:
@@ -188,5 +188,5 @@ async def _answer(
     with stores.reading() as store:
         models = store.models()
     view = request.url.path.rpartition("/")[2]
-    data = {"view": view, "views": VIEWS, "models": models, "query": query.model_dump(), "asked": query.asked}
+    data = {"view": view, "models": models, "query": query.model_dump(), "asked": query.asked}
     return pages.answer(request, f"{view}.html", data | dict(more) | {"operation": operation, "arguments": arguments})

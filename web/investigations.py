@@ -98,7 +98,11 @@ def _left(request: Request, store: Store) -> str | None:
     processes: Compute | None = request.app.state.compute
     if processes is None or processes.allowance is None:
         return None
-    return as_budget(processes.allowance.left(store, processes.sessions.jobs()))
+    try:
+        return as_budget(processes.allowance.left(store, processes.sessions.jobs()))
+    except NeuronautError as error:
+        # The list of sessions is there whatever a price is.
+        return f"nothing: {error}"
 
 
 @router.get("/investigations/report.css", include_in_schema=False)
