@@ -117,10 +117,10 @@ def read_start(form: Any, settings: Settings) -> Start:
     return Start(
         (form.get("target") or "").strip(),
         policy,
-        int(experiments),
-        minutes,
-        int(seed),
-        (form.get("budget") or "").strip(),
+        experiments=int(experiments),
+        minutes=minutes,
+        seed=int(seed),
+        budget=(form.get("budget") or "").strip(),
     )
 
 
