@@ -67,33 +67,74 @@ def dose_response(
     >>> [dose.strength for dose in response.doses]
     [0.0, 1.0]
     """
+    (response,) = dose_responses(
+        subject,
+        batch,
+        edit,
+        [readout],
+        text=text,
+        strengths=strengths,
+        reference=reference,
+        controls=controls,
+        bound=bound,
+        seed=seed,
+        materials=materials,
+    )
+    return response
+
+
+@torch.inference_mode()
+def dose_responses(
+    subject: Subject,
+    batch: Batch,
+    edit: Edit,
+    readouts: Sequence[Readout],
+    *,
+    text: Batch,
+    strengths: Sequence[float] = STRENGTHS,
+    reference: Batch | None = None,
+    controls: int = 20,
+    bound: float = BOUND,
+    seed: int = 0,
+    materials: Materials = NOTHING,
+) -> tuple[DoseResponse, ...]:
+    """As `dose_response`, by readout; the side effects, which are the same for all, are measured once."""
     _check(edit, strengths, text)
     chosen = sorted(set(map(float, strengths)))
     reference = text if reference is None else reference
     gathered = gather(subject, [edit], materials=materials, reference=reference)
     edits = [edit.model_copy(update={"value": strength}) for strength in chosen]
-    responses = _measure_responses(subject, batch, edits, readout, gathered, controls=controls, seed=seed)
-    if not any(responses.changes):
+    measured = [
+        _measure_responses(subject, batch, edits, readout, gathered, controls=controls, seed=seed)
+        for readout in readouts
+    ]
+    if not any(change for responses in measured for change in responses.changes):
         raise NeuronautError(f"edit {edit} changed nothing at strengths {chosen}; choose others, or another unit")
-    doses = _build_doses(chosen, responses, _measure_side_effects(subject, text, edits, gathered), seed=seed)
+    sides = _measure_side_effects(subject, text, edits, gathered)
     used = edited_dictionaries([edit], gathered)
     # The text stands where a trial has its source runs, so that the hash of the prompts is of all three.
     trial = Trial(
         prompts=batch.rows(), source_runs=text.rows(), reference=reference.rows(), edits=(edit,), metrics=(), answers=()
     )
-    return DoseResponse(
-        edit=str(edit),
-        readout=readout.name,
-        formula=readout.formula,
-        unit=_unit_of_strength(subject, edit, gathered),
-        plain=mean(responses.plain, seed=seed),
-        doses=doses,
-        trend=trend(chosen, [dose.effect.value for dose in doses]),
-        bound=bound,
-        usable=usable(chosen, [dose.kl.value for dose in doses], bound=bound),
-        dictionaries={name: fidelity(subject, dictionary, text) for name, dictionary in used.items()},
-        provenance=provenance_of(subject, trial, sources=used),
-        seed=seed,
+    unit = _unit_of_strength(subject, edit, gathered)
+    trusted = {name: fidelity(subject, dictionary, text) for name, dictionary in used.items()}
+    built = [_build_doses(chosen, responses, sides, seed=seed) for responses in measured]
+    return tuple(
+        DoseResponse(
+            edit=str(edit),
+            readout=readout.name,
+            formula=readout.formula,
+            unit=unit,
+            plain=mean(responses.plain, seed=seed),
+            doses=doses,
+            trend=trend(chosen, [dose.effect.value for dose in doses]),
+            bound=bound,
+            usable=usable(chosen, [dose.kl.value for dose in doses], bound=bound),
+            dictionaries=trusted,
+            provenance=provenance_of(subject, trial, sources=used),
+            seed=seed,
+        )
+        for readout, responses, doses in zip(readouts, measured, built, strict=True)
     )
 
 

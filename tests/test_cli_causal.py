@@ -489,7 +489,7 @@ MISTAKES = {
     ("patch", "demo", "mlp.3=0", *PAIR, "--metric", "taste"): "there is no metric 'taste'",
     ("sweep", "demo", "head=patch", "--over", "layers,rows", *PAIR): "no axis 'rows'",
     ("sweep", "demo", "head=patch", "--over", "units", *PAIR): "names no layer",
-    ("sweep", "demo", "mlp.1:1=0", "mlp.1:2=0", "--over", "units", *PAIR): "--over goes with one edit",
+    ("sweep", "demo", "mlp.1:1=0", "mlp.1:2=0", "--over", "units", *PAIR): "over goes with one edit",
     ("sweep", "demo", "mlp.1:1=patch", *PAIR, "--predict", "--line", "8"): "--line 8 is no line",
     ("sweep", "demo", "mlp.1:1=patch", "--prompt", "x"): "takes values from a counterpart",
     ("sweep", "demo", "mlp.1=0", "--over", "positions", "--prompt", "x", "--prompt", "x y"): "rows have",

@@ -69,6 +69,8 @@ def on_command_line(*arguments: object) -> list[dict[str, Any]]:
     return json.loads(done.stdout)
 
 
+PAIR = {"clean": "x = [1, 2", "corrupted": "x = (1, 2", "answer": "]", "wrong": ")"}
+ON_COMMAND_LINE = [part for name, text in PAIR.items() for part in (f"--{name}", text)]
 SAME: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("search", {"query": "self"}, ("search", "self", "-d", "DB")),
     ("list", {"source": "demo:mlp.2", "limit": 3}, ("list", "demo:mlp.2", "--limit", "3", "-d", "DB")),
@@ -90,6 +92,21 @@ SAME: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
         "patch",
         {"edits": ["head.3:1=patch@last"], "task": "induction", "rows": 4, "values": True, "controls": 2},
         ("patch", "demo", "head.3:1=patch@last", "--task", "induction", "--rows", "4", "--controls", "2"),
+    ),
+    (
+        "sweep",
+        {"edits": ["head=patch@last"], "over": ["layers", "units"], "task": "induction", "rows": 4},
+        ("sweep", "demo", "head=patch@last", "--over", "layers,units", "--task", "induction", "--rows", "4"),
+    ),
+    (
+        "sweep",
+        {"edits": ["resid_post=patch"], "over": ["layers", "positions"], **PAIR},
+        ("sweep", "demo", "resid_post=patch", "--over", "layers,positions", *ON_COMMAND_LINE),
+    ),
+    (
+        "circuit",
+        {"task": "induction", "rows": 16, "controls": 2, "roles": False},
+        ("circuit", "demo", "--task", "induction", "--rows", "16", "--controls", "2", "--no-roles"),
     ),
     ("lens", {"prompts": [PROMPT]}, ("lens", "demo", PROMPT)),
     ("heads", {"top": 16, "rows": 2}, ("heads", "demo", "--rows", "2")),
@@ -120,8 +137,55 @@ def test_an_operation_gives_what_the_command_prints(
     assert printed
 
 
+def test_cutting_nodes_gives_what_tests_of_given_circuits_print(context: Context) -> None:
+    """Faithfulness is that of the circuit of the nodes that are left, and of the model without a circuit of these."""
+    circuit, cut = ["mlp_out.0", "head.2:0", "head.3:1", "head.3:3", "mlp_out.3"], ["head.3:1", "mlp_out.3"]
+    task = {"task": "induction", "rows": 16}
+    (row,) = rows(context, "cut", circuit=circuit, cut=cut, **task)
+
+    def tested(nodes: list[str]) -> dict[str, Any]:
+        given = [part for node in nodes for part in ("--given", node)]
+        options = ["--task", "induction", "--rows", "16", "--controls", "0", "--no-roles"]
+        (report,) = on_command_line("circuit", "demo", *options, *given)
+        return report["evaluation"]
+
+    for found, printed in (
+        (row["alone"], tested(["mlp_out.0", "head.2:0", "head.3:3"])["faithfulness"]),
+        (row["model"], tested(cut)["ablated"]),
+    ):
+        assert found["recovered"] == printed["recovered"]
+        assert [found["ci_low"], found["ci_high"]] == printed["interval"]
+        assert found["patched"] == sum(printed["patched"]) / len(printed["patched"])
+    assert 0 < row["model"]["recovered"] < 1
+    (whole,) = rows(context, "cut", circuit=circuit, cut=[], **task)
+    assert whole["model"]["recovered"] == 1 and whole["alone"]["recovered"] > row["alone"]["recovered"]
+
+
+def test_several_readouts_are_the_curves_of_the_command_and_points_of_run(context: Context) -> None:
+    strengths, answer = [-2.0, -0.5, 0.0, 1.0, 3.0], {"answer": " name", "wrong": ","}
+    metrics = ["log_probability", "logit_difference", "probability_difference", "kl", "loss"]
+    shared: dict[str, Any] = {"prompts": [PROMPT], **answer, "controls": 0}
+    found = rows(context, "steer", edit=f"{SELF}+=1q", strengths=strengths, metrics=metrics, tokens=2, **shared)
+    options = ["--answer", " name", "--wrong", ",", "--controls", 0, "--tokens", 2]
+    joined = ",".join(map(str, strengths))
+    curves = [
+        on_command_line("steer", "demo", f"{SELF}+=1q", PROMPT, f"--strengths={joined}", "--metric", metric, *options)
+        for metric in metrics
+    ]
+    assert found == [row for curve in curves for row in curve]
+    assert [row["strength"] for row in curves[0]] == strengths
+    for at, strength in enumerate(strengths):
+        if strength:
+            (point,) = rows(context, "run", edits=[f"{SELF}+={strength}q"], **shared)
+            after = {name: value["after"] for name, value in point["measures"].items()}
+            for metric, curve in zip(metrics, curves, strict=True):
+                if metric in after:
+                    # Strengths are run beside each other, which rounds otherwise in the last digits.
+                    assert curve[at]["response"] == pytest.approx(after[metric], rel=1e-4, abs=1e-5)
+
+
 def test_every_operation_is_among_those_compared_or_writes() -> None:
-    assert set(OPERATIONS) == {case[0] for case in SAME} | {"label", "investigate"}
+    assert set(OPERATIONS) == {case[0] for case in SAME} | {"cut", "label", "investigate"}
 
 
 def test_pages_of_rows_follow_each_other(context: Context) -> None:
@@ -152,7 +216,7 @@ WRONG: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("run", {"prompts": ["x"], "model": "gpt2"}, "nothing of gpt2 is in the database; wanted model to be one of demo"),
     ("run", {"prompts": ["x"], "source_runs": ["y"]}, "source_runs go with an edit =patch; add it"),
     ("run", {"prompts": ["x " * 1000]}, "a row has 1002 tokens; demo takes at most 128"),
-    ("patch", {"edits": ["head.3:1=patch"], "clean": "x"}, "wanted pairs in one way: a task, or all of"),
+    ("patch", {"edits": ["head.3:1=patch"], "clean": "x"}, "wanted pairs in one way: a task, or pairs"),
     ("attention", {"prompt": "x", "head": "head.3:99"}, "is no head of demo; wanted head.L:H, H from 0 to 3"),
     ("attribute", {"prompts": ["x"], "feature": SELF}, "feature goes with inputs; add inputs=integrated"),
     ("find", {"text": "a", "against": "b", "token": "a"}, "leave out against, or token"),

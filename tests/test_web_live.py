@@ -20,17 +20,19 @@ import pytest
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
 
+from neuronaut.benchmarks.fault_server import FaultServer
 from neuronaut.cli.main import main
 from neuronaut.data.store.store import Store
 from neuronaut.web.app import create_app
 from neuronaut.web.jobs import JobQueue
-from neuronaut.web.settings import Settings
+from neuronaut.web.settings import LanguageModel, Settings
 from neuronaut.web.worker import ModelProcess
 from tests import journals, planted
 from tests.test_jobs import open_arithmetic
 
 RIVER = "planted:mlp.2:3"
 TEXT = "the dry river and the river"
+RIVER_RULE = {"any": [{"when": [{"token": [" river", "river"]}], "value": 1.0}]}
 PATIENCE = 120.0
 """Seconds until a test gives up."""
 
@@ -337,3 +339,58 @@ def test_which_ended_open_for_the_same_reason(quiet: tuple[Store, TestClient]) -
         {"status": "open", "question": "context", "count": 2},
         {"status": "open", "question": "evidence", "count": 1},
     ]
+
+
+# Sessions that ask a language model
+
+
+@pytest.fixture
+def asking(database: str) -> Iterator[tuple[TestClient, FaultServer]]:
+    """A client of a server whose sessions may ask a planted language model, which proposes what is planted."""
+
+    def decide(_: object) -> list[tuple[str, dict[str, Any]]]:
+        return [
+            ("propose", {"hypotheses": [{"text": "fires on ` river`", "rule": RIVER_RULE}]}),
+            ("submit", {"answer": "H1"}),
+        ]
+
+    with FaultServer(calls=decide) as server:
+        options = ("-m", "openai:planted", "--base-url", server.url)
+        language = LanguageModel("openai:planted", options, {"calls": 30, "tokens": 400_000})
+        app = create_app(Settings(database, allow_compute=True, allow_write=True, language=language))
+        with TestClient(app, base_url="http://localhost", follow_redirects=False) as client:
+            yield client, server
+
+
+def test_a_session_asks_the_servers_language_model_within_its_budget(
+    asking: tuple[TestClient, FaultServer], monkeypatch: pytest.MonkeyPatch, database: str
+) -> None:
+    client, server = asking
+    monkeypatch.setenv("OPENAI_API_KEY", "planted")
+    csrf = client.get("/capabilities").json()
+    assert csrf["language_model"] == "openai:planted"
+    page = client.get("/investigations").text
+    assert "calls=30,tokens=400000" in page.replace("tokens=400000,calls=30", "calls=30,tokens=400000")
+
+    def start(**form: str) -> httpx2.Response:
+        given = {"csrf": csrf["csrf"], "target": "planted:mlp.2:6", "policy": "llm", "experiments": "4", **form}
+        return client.post("/investigations?format=json", data=given)
+
+    refused = start(budget="calls=31")
+    assert refused.status_code == 400 and "calls=31, left 30" in refused.json()["error"]
+    assert "positive" in start(budget="calls=0").json()["error"]
+    begun = start(budget="calls=12")
+    assert begun.status_code == 303, begun.json()
+    id = begun.headers["location"].rpartition("/")[2]
+
+    def report() -> dict[str, Any]:
+        return client.get(f"/investigations/{id}?format=json").json()
+
+    until(lambda: report()["standing"] not in ("running", "interrupted"))
+    assert report()["policy"] == "llm" and report()["limits"]["calls"] == 12
+    assert report()["limits"]["tokens"] == 400_000
+    assert 0 < report()["spent"]["calls"] <= 12 and server.seen
+    left = client.get("/investigations?format=json").json()["left"]
+    with Store(database) as store:
+        used = sum(row["calls"] for row in store.calls.statistics())
+    assert f"calls={30 - used}" in left and used >= report()["spent"]["calls"]

@@ -219,3 +219,17 @@ def test_serve_says_what_to_do(database: Path, options: list[str], words: str) -
         arguments = ["serve", "-d", str(database), "--port", str(taken.getsockname()[1]), *options]
         done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 1 and words in done.stderr and "\n" not in done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-m", "openai:x", "--budget", "usd=1"], "add --allow-compute and --allow-write"),
+        (["-m", "openai:x", "--allow-compute", "--allow-write"], "-m needs --budget"),
+        (["--budget", "usd=1", "--allow-compute", "--allow-write"], "--budget needs -m"),
+        (["-m", "openai:x", "--budget", "minutes=1", "--allow-compute", "--allow-write"], "limits none of usd"),
+    ],
+)
+def test_serve_wants_a_language_model_with_a_budget(database: Path, options: list[str], words: str) -> None:
+    done = CliRunner().invoke(main, ["serve", "-d", str(database), *options], env={"NEURONAUT_LLM": None})
+    assert done.exit_code in (1, 2) and words in done.stderr

@@ -25,6 +25,7 @@ def capabilities(
         "database": Path(settings.database).name,
         "compute": settings.allow_compute,
         "write": settings.allow_write,
+        "language_model": None if settings.language is None else settings.language.name,
         "token": settings.token is not None,
         "pages": {entry.label.lower(): entry.path for entry in pages.navigation()},
         "csrf": request.app.state.csrf,

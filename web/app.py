@@ -4,7 +4,7 @@ A part of the explorer is a router in a module of its own, named in ROUTERS; its
 with its page.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -16,11 +16,26 @@ from starlette.exceptions import HTTPException
 
 from ..agent.report.markup import PLOTS_CSS
 from ..subject.errors import NeuronautError
-from . import about, causal, compare, compute, feature, features, find, home, investigations, maps, search, writing
+from . import (
+    about,
+    causal,
+    compare,
+    compute,
+    feature,
+    features,
+    find,
+    home,
+    interventions,
+    investigations,
+    maps,
+    search,
+    writing,
+)
 from .lookup import NotHere
 from .pages import HERE, Pages
 from .safety import Guard, check_csrf, new_csrf
 from .settings import Settings
+from .spending import Allowance, read_spent
 from .stores import Stores
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -35,6 +50,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     compute.router,
     find.router,
     causal.router,
+    interventions.router,
     investigations.router,
 )
 """In the order in which a request is held against them."""
@@ -43,8 +59,9 @@ ROUTERS: tuple[APIRouter, ...] = (
 def create_app(settings: Settings) -> FastAPI:
     """Make the explorer of a database; an error where there is none."""
     stores = Stores(settings.database)
-    with stores.reading():
-        pass
+    with stores.reading() as store:
+        language = settings.language
+        allowance = None if language is None else Allowance(language, read_spent(store))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -65,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings, app.state.stores, app.state.csrf = settings, stores, new_csrf()
     app.state.stopping = lambda: False
-    app.state.compute = compute.Compute(settings) if settings.allow_compute else None
+    app.state.compute = compute.Compute(settings, allowance) if settings.allow_compute else None
     app.state.pages = Pages(app, settings, csrf=app.state.csrf)
     for router in ROUTERS:
         app.include_router(router)
@@ -92,8 +109,13 @@ async def _tell_http_error(request: Request, error: Exception) -> Response:
 
 async def _tell_wrong_values(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    wrong = (f"{part['loc'][-1]}: came {part.get('input')!a:.80}; {part['msg']}" for part in error.errors())
+    wrong = (f"{_name_of(part['loc'])}: came {part.get('input')!a:.80}; {part['msg']}" for part in error.errors())
     return _show(request, 422, "; ".join(wrong))
+
+
+def _name_of(place: Sequence[int | str]) -> str:
+    """The name of a value, also where it is one of several."""
+    return next((part for part in reversed(place) if isinstance(part, str)), "the request")
 
 
 def _show(request: Request, status: int, message: str) -> Response:

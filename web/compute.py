@@ -20,6 +20,7 @@ from .commands import open_commands
 from .jobs import ENDED, Job, JobQueue, QueueFullError
 from .operations.registry import COMPUTE, OPERATIONS, SECONDS
 from .settings import Settings
+from .spending import Allowance
 from .worker import ModelProcess, Perform, Tell
 
 router = APIRouter()
@@ -41,7 +42,9 @@ NOT_ALLOWED = "this server does not run models; start it with: neuronaut serve -
 class Compute:
     """The processes of a server that may compute: one for requests, one for sessions, each started when needed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, allowance: Allowance | None = None) -> None:
+        """`allowance` is that of the language model, where there is one."""
+        self.allowance = allowance
         open_process = partial(open_operations, settings.database, settings.model)
         self.requests = JobQueue(ModelProcess(open_process), most_waiting=MOST_WAITING, seconds=GRACE * SECONDS)
         self.sessions = JobQueue(ModelProcess(open_commands), most_waiting=MOST_SESSIONS)

@@ -25,6 +25,7 @@ from .lookup import NotHere
 from .pages import Pages, as_json, pages, settings, stores, wants_json
 from .safety import read_form
 from .settings import Settings
+from .spending import as_budget
 from .stores import Stores
 from .text import spell
 
@@ -54,6 +55,7 @@ def investigations(
         rows = store.journal.search(q, **asked, limit=PAGE + 1, offset=PAGE * (page - 1))
         rows = [row | {"standing": sessions.standing(store, row)} for row in rows]
         ends = store.journal.ends()
+        left = _left(request, store)
     data = {
         "q": q,
         **asked,
@@ -62,6 +64,8 @@ def investigations(
         "investigations": rows[:PAGE],
         "ends": ends,
         "started": _started(request),
+        "policies": sessions.policies(settings(request)),
+        "left": left,
     }
     return pages.answer(request, "investigations.html", data)
 
@@ -72,7 +76,7 @@ def _started(request: Request) -> list[dict[str, Any]]:
     jobs = [] if processes is None else processes.sessions.jobs()
     return [
         {
-            "arguments": job.arguments["arguments"],
+            "arguments": _told(job),
             "state": job.state,
             "ahead": job.ahead,
             "error": job.error,
@@ -81,6 +85,24 @@ def _started(request: Request) -> list[dict[str, Any]]:
         for job in jobs
         if not job.ended or job.state == "failed"
     ]
+
+
+def _told(job: Job) -> list[str]:
+    """What a session was asked for, without where everything lies."""
+    arguments = job.arguments["arguments"]
+    return arguments[: arguments.index("-d")]
+
+
+def _left(request: Request, store: Store) -> str | None:
+    """What sessions may still cost, as a budget is written; None where they ask nobody."""
+    processes: Compute | None = request.app.state.compute
+    if processes is None or processes.allowance is None:
+        return None
+    try:
+        return as_budget(processes.allowance.left(store, processes.sessions.jobs()))
+    except NeuronautError as error:
+        # The list of sessions is there whatever a price is.
+        return f"nothing: {error}"
 
 
 @router.get("/investigations/report.css", include_in_schema=False)
@@ -154,7 +176,7 @@ def investigation(request: Request, id: str, pages: PagesOf, stores: StoresOf, p
             "decisions": [(format_event({"kind": "decided", **d}), d) for d in store.journal.decisions(report.id)],
             "last": max((event["seq"] for event in store.journal.events(report.id)), default=0),
             "asks": any(row["kind"] == "call" for row in store.journal.ledger(report.id).values()),
-            "policies": sessions.POLICIES,
+            "policies": sessions.policies(settings(request)),
         }
     return pages.answer(request, "investigation.html", data)
 
@@ -223,8 +245,8 @@ May = Annotated[Compute, Depends(_may)]
 
 @router.post("/investigations", summary="Start an investigation")
 async def start(request: Request, may: May, stores: StoresOf, form: Form) -> Response:
-    """Investigate a feature (`target`, `policy`, `experiments`, `minutes`, `seed` of a form), and go to its page."""
-    asked = sessions.read_start(form)
+    """Investigate a feature (`target`, `policy`, `experiments`, `minutes`, `seed`, `budget` of a form): to its page."""
+    asked = sessions.read_start(form, settings(request))
 
     def submit() -> Job:
         with stores.reading() as store:

@@ -8,7 +8,7 @@ their own, by the command itself (commands.py).
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from fastapi import HTTPException
@@ -20,6 +20,7 @@ from ..data.store.store import Store
 from .compute import Compute, as_event, follow, queued
 from .jobs import Job
 from .settings import Settings
+from .spending import as_budget
 from .stores import Stores
 
 POLL_SECONDS = 0.5
@@ -28,7 +29,10 @@ QUIET_SECONDS = 15.0
 """Seconds after which a comment keeps a silent connection open."""
 POLICIES = ("scripted", "random")
 """Those that ask no language model."""
+ASKING = "llm"
+"""The one that asks one."""
 MOST_EXPERIMENTS, MOST_MINUTES = 1000, 600
+NO_LANGUAGE_MODEL = "for sessions that ask a language model, start it with -m LLM --budget usd=X"
 NOT_ALLOWED = "this server starts no sessions; start it with: neuronaut serve --allow-compute --allow-write"
 
 Standing = Literal["running", "interrupted", "supported", "open", "no_explanation", "budget", "error"]
@@ -82,6 +86,11 @@ def _look(stores: Stores, id: str, after: int) -> _News:
 # What changes something
 
 
+def policies(settings: Settings) -> tuple[str, ...]:
+    """Who may decide in sessions that are started here."""
+    return POLICIES if settings.language is None else (*POLICIES, ASKING)
+
+
 class Start(NamedTuple):
     """A session as a form asks for it."""
 
@@ -90,18 +99,29 @@ class Start(NamedTuple):
     experiments: int
     minutes: float | None
     seed: int
+    budget: str
+    """Of the language model; empty for all that is left."""
 
 
-def read_start(form: Any) -> Start:
+def read_start(form: Any, settings: Settings) -> Start:
     """Read the form; a 400 says what is wrong."""
     policy = form.get("policy") or "scripted"
-    if policy not in POLICIES:
-        raise HTTPException(400, f"there is no policy {policy[:40]!r} here; wanted {' or '.join(POLICIES)}")
+    if policy not in policies(settings):
+        how = f"; {NO_LANGUAGE_MODEL}" if policy == ASKING else ""
+        wanted = " or ".join(policies(settings))
+        raise HTTPException(400, f"there is no policy {policy[:40]!r} here; wanted {wanted}{how}")
     experiments = _number(form, "experiments", default=60, most=MOST_EXPERIMENTS)
     minutes = _number(form, "minutes", default=None, most=MOST_MINUTES)
     seed = _number(form, "seed", default=0, most=2**31)
     assert experiments is not None and seed is not None
-    return Start((form.get("target") or "").strip(), policy, int(experiments), minutes, int(seed))
+    return Start(
+        (form.get("target") or "").strip(),
+        policy,
+        experiments=int(experiments),
+        minutes=minutes,
+        seed=int(seed),
+        budget=(form.get("budget") or "").strip(),
+    )
 
 
 def _number(form: Any, name: str, *, default: float | None, most: float) -> float | None:
@@ -117,9 +137,22 @@ def start(compute: Compute, settings: Settings, store: Store, asked: Start) -> J
     """Put the investigation of a feature at the end of the sessions' queue."""
     feature = store.feature(asked.target)
     minutes = "" if asked.minutes is None else f",minutes={asked.minutes:g}"
-    budget = ["--budget", f"experiments={asked.experiments}{minutes}"]
+    limits: dict[str, float] = {}
+    if asked.policy == ASKING and compute.allowance is not None:
+        limits = compute.allowance.grant(asked.budget, compute.allowance.left(store, compute.sessions.jobs()))
+    cost = f",{as_budget(limits)}" if limits else ""
+    budget = ["--budget", f"experiments={asked.experiments}{minutes}{cost}"]
     arguments = [str(feature), "--policy", asked.policy, "--seed", str(asked.seed), *budget]
-    return queued(compute.sessions, "investigate", {"arguments": [*arguments, *_always(settings)]})
+    return _submit(compute, settings, arguments, limits)
+
+
+def _submit(compute: Compute, settings: Settings, arguments: list[str], limits: Mapping[str, float]) -> Job:
+    """Queue a session; `limits` are set aside for its language model, which only they name."""
+    asking = settings.language.options if settings.language is not None and limits else ()
+    always = ["-d", settings.database, "--nl", *([] if settings.model is None else ["--model", settings.model])]
+    return queued(
+        compute.sessions, "investigate", {"arguments": [*arguments, *always, *asking], "limits": dict(limits)}
+    )
 
 
 def resume(compute: Compute, settings: Settings, store: Store, id: str) -> Job:
@@ -127,18 +160,30 @@ def resume(compute: Compute, settings: Settings, store: Store, id: str) -> Job:
     row = store.journal.row(id)
     if (now := standing(store, row)) != "interrupted":
         raise HTTPException(409, f"{id} is not interrupted, it is {now.replace('_', ' ')}; there is nothing to resume")
-    if row["policy"] not in POLICIES:
-        raise HTTPException(409, f"{id} asks a language model; go on with: neuronaut investigate --resume {id}")
+    limits = _limits_to_resume(compute, store, row)
     arguments = ["--resume", id]
     if row["kind"] == "behaviour":
         arguments += ["--task", row["target"].partition(" ")[2]]
-    return queued(compute.sessions, "investigate", {"arguments": [*arguments, *_always(settings)]})
+    return _submit(compute, settings, arguments, limits)
 
 
-def _always(settings: Settings) -> list[str]:
-    """The options of every session; its events are printed as they come, so that the job says whose they are."""
-    model = [] if settings.model is None else ["--model", settings.model]
-    return ["-d", settings.database, "--nl", *model]
+def _limits_to_resume(compute: Compute, store: Store, row: Mapping[str, Any]) -> dict[str, float]:
+    """What the language model of a session may still cost; a 409 where it cannot go on here."""
+    if row["policy"] in POLICIES:
+        return {}
+    by_hand = f"go on with: neuronaut investigate --resume {row['id']}"
+    if row["policy"] != ASKING or compute.allowance is None:
+        raise HTTPException(409, f"{row['id']} asks a language model, and none is here; {by_hand}")
+    left = compute.allowance.left(store, compute.sessions.jobs())
+    spent, own = store.journal.spent(row["id"])._asdict(), row["settings"]["limits"]
+    if free := [kind for kind in left if own.get(kind) is None]:
+        raise HTTPException(409, f"{row['id']} has no limit of {' and '.join(free)}; {by_hand}")
+    rest = {kind: max(0.0, own[kind] - spent[kind]) for kind in left}
+    if more := [f"{kind}={rest[kind]:g}, left {left[kind]:g}" for kind in left if rest[kind] > left[kind]]:
+        raise HTTPException(
+            409, f"{row['id']} may still use more than the server has left: {'; '.join(more)}; {by_hand}"
+        )
+    return rest
 
 
 def stop(compute: Compute, store: Store, id: str) -> Job:

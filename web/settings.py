@@ -1,9 +1,22 @@
 """What a server may do, and where it listens."""
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..subject.errors import NeuronautError
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """The language model that sessions may ask."""
+
+    name: str
+    """As `-m` has it."""
+    options: tuple[str, ...]
+    """The options of a command that name it."""
+    limits: Mapping[str, float]
+    """The most that all sessions together may cost: any of usd, tokens and calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +31,8 @@ class Settings:
     """Whether visitors may run the model."""
     allow_write: bool = False
     """Whether visitors may add and rate explanations."""
+    language: LanguageModel | None = None
+    """What sessions may ask; None for sessions that ask nobody."""
     token: str | None = None
     """What a visitor must show; None asks for nothing, which only a loopback address may do."""
     host: str = "127.0.0.1"

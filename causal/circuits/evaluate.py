@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from ..controls import rank_among
 from ..measures import Effect, effect
 from .nodes import Node
@@ -86,6 +88,30 @@ class Evaluation:
         return sum(gap.size for gap in self.gaps) / len(self.gaps) if self.gaps else None
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A circuit, and the whole model, with some nodes cut."""
+
+    nodes: tuple[Node, ...]
+    """Those that are cut."""
+    alone: Effect
+    """F(C \\ K): `recovered` is that of the circuit alone without them."""
+    model: Effect
+    """F(M \\ K): the same of the whole model without them."""
+
+
+def cut_out(runs: CircuitRuns, circuit: Sequence[Node], cut: Sequence[Node], *, seed: int = 0) -> Cut:
+    """Cut nodes out of a circuit, and out of the model; none is cut where `cut` is empty."""
+    left = frozenset(circuit) - frozenset(cut)
+    alone, model = (runs.alone([left])[0], runs.cut([frozenset(cut)])[0])
+    return Cut(tuple(cut), _effect(runs, alone, seed), _effect(runs, model, seed))
+
+
+def _effect(runs: CircuitRuns, values: Tensor, seed: int) -> Effect:
+    """What these values of the metric, (row,), keep of the behaviour: F with its interval."""
+    return effect(runs.metric, clean=runs.clean, corrupted=runs.floor, patched=values, direction="denoise", seed=seed)
+
+
 def evaluate(runs: CircuitRuns, circuit: Sequence[Node], *, subsets: int, controls: int, seed: int = 0) -> Evaluation:
     """Evaluate a circuit, which has at least one node; `seed` draws subsets, random circuits and bootstraps."""
     *_, evaluation = evaluations(runs, circuit, subsets=subsets, controls=controls, seed=seed)
@@ -98,10 +124,7 @@ def evaluations(
     """As `evaluate`, part by part: faithfulness and completeness, then gaps, minimality node by node, the control."""
     rng, whole = random.Random(seed), frozenset(circuit)
     drawn = [frozenset(node for node in circuit if rng.random() < 0.5) for _ in range(subsets)]
-    faithfulness, ablated = (
-        effect(runs.metric, clean=runs.clean, corrupted=runs.floor, patched=values[0], direction="denoise", seed=seed)
-        for values in (runs.alone([whole]), runs.cut([whole]))
-    )
+    faithfulness, ablated = (_effect(runs, values[0], seed) for values in (runs.alone([whole]), runs.cut([whole])))
     evaluation = Evaluation(faithfulness, ablated, (), (), None)
     yield evaluation
     evaluation = replace(evaluation, gaps=_measure_gaps(runs, circuit, drawn))

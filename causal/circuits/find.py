@@ -18,7 +18,7 @@ from ...subject.model import Subject
 from ...subject.sources import Source, require_one_site
 from ..records import Trial, provenance_of
 from ..runs import AT_ONCE, blocks_of
-from .evaluate import Evaluation, evaluations
+from .evaluate import Cut, Evaluation, cut_out, evaluations
 from .nodes import Node, nodes_of
 from .report import CircuitReport, Passes
 from .role_values import Roles
@@ -184,12 +184,10 @@ class CircuitSearch:
 
     def _search(self, given: Sequence[Node] | None) -> None:
         settings, task = self._settings, self._task
-        halves = [range(0, len(task), 2), range(1, len(task), 2)]
-        parts = [task.take(half) for half in halves] if len(task) >= HALVES else [task, task]
         left = self._expect(len(given) if given else len(self._nodes) // 10, scores=True)
         self._work.begin("runs the pairs", left=left, share=SEARCHING)
         self._baseline = baseline(self._subject, task, metric_name=settings.metric, seed=settings.seed)
-        self._runs, self._test = (self._open_runs(part) for part in parts)
+        self._runs, self._test = (self._open_runs(part) for part in _halves(task))
         how = "patches" if self._exact else "ranks by gradients"
         self._work.begin(f"{how} {len(self._nodes)} nodes", left=left, share=SEARCHING)
         scores = score_nodes(self._runs, most=self._patched, at_once=settings.at_once, seed=settings.seed)
@@ -276,6 +274,13 @@ class CircuitSearch:
         )
 
 
+def _halves(task: Task) -> tuple[Task, Task]:
+    """The pairs that are searched on, and those of the evaluation; few are both."""
+    if len(task) < HALVES:
+        return task, task
+    return task.take(range(0, len(task), 2)), task.take(range(1, len(task), 2))
+
+
 def _count_operations(subject: Subject, task: Task) -> float:
     """Of one run of the pairs that are searched on, two for each weight of a block and token."""
     weights = sum(weight.numel() for weight in blocks_of(subject).parameters())
@@ -301,6 +306,36 @@ def find_circuit(
     search = CircuitSearch(subject, task, nodes=nodes, settings=settings, sources=sources)
     search.run()
     return search.report()
+
+
+def cut_circuit(
+    subject: Subject,
+    task: Task,
+    circuit: Sequence[Node],
+    cut: Sequence[Node],
+    *,
+    nodes: Sequence[Node] | None = None,
+    settings: CircuitSettings = DEFAULT,
+    sources: Mapping[str, Source] | None = None,
+) -> Cut:
+    """Cut nodes out of a circuit and out of the model, on the pairs that a search's evaluation has.
+
+    `alone` is the faithfulness that `evaluate_circuit` finds of the circuit without them, `model` what it finds
+    `ablated` of a circuit of just these.
+    """
+    universe = nodes_of(subject) if nodes is None else tuple(nodes)
+    if strange := [str(node) for node in (*circuit, *cut) if node not in universe]:
+        raise NeuronautError(f"{', '.join(strange)} is not among the {len(universe)} nodes; name all there are to cut")
+    runs = CircuitRuns(
+        subject,
+        _halves(task)[1],
+        universe,
+        ablation=settings.ablation,
+        metric_name=settings.metric,
+        sources=sources,
+        at_once=settings.at_once,
+    )
+    return cut_out(runs, circuit, cut, seed=settings.seed)
 
 
 def evaluate_circuit(

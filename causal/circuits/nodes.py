@@ -54,6 +54,12 @@ def parse_nodes(text: str) -> tuple[Node, ...]:
     return tuple(Node(edit.site, unit, edit.dictionary, edit.positions) for unit in edit.units or (None,))
 
 
+def read_nodes(subject: Subject, texts: Iterable[str]) -> tuple[Node, ...]:
+    """Read kinds such as `head`, of which all nodes are meant, and nodes as `parse_nodes` does; each of them once."""
+    nodes = [node for text in texts for node in (nodes_of(subject, [text]) if text in KINDS else parse_nodes(text))]
+    return tuple(dict.fromkeys(nodes))
+
+
 def nodes_of(
     subject: Subject, kinds: Sequence[str] = ("head", "mlp"), *, positions: Sequence[str] = ("all",)
 ) -> tuple[Node, ...]:

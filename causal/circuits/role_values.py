@@ -97,6 +97,14 @@ class Roles:
         """A node's proven roles, or the halves of one where none is proven."""
         return self.proven(node) or tuple(claim for claim in self.claims if claim.node == node)
 
+    def through(self, claim: Claim) -> tuple[Node, ...]:
+        """The nodes by way of which a proven role was shown to act, all together; none: on the answer itself."""
+        if claim.status != "proven" or claim.role not in _READERS:
+            return ()
+        reader = _READERS[claim.role]
+        proven = (other for other in self.claims if other.status == "proven")
+        return tuple(dict.fromkeys(other.node for other in proven if reader in (other.role, other.word)))
+
     @property
     def algorithm(self) -> tuple[str, ...]:
         """What the proven roles do, a sentence each, in the order in which information flows."""
@@ -113,7 +121,7 @@ class Roles:
         """All of it as numbers, strings, lists and objects, with each claim's status, and the algorithm."""
         data = to_plain(self)
         for claim, written in zip(self.claims, data["claims"], strict=True):
-            written["status"] = claim.status
+            written |= {"status": claim.status, "through": [str(node) for node in self.through(claim)]}
         return data | {"algorithm": list(self.algorithm)}
 
     def table(self) -> str:
@@ -170,6 +178,15 @@ _SENTENCES: dict[tuple[Role, EdgeName | None], str] = {
     ("writer", "itself"): "At the end, {nodes} write{s} the answer out (writer).",
     ("writing against", "itself"): "At the end, {nodes} write{s} against the answer (writing against).",
 }
+
+
+_READERS: Mapping[Role, Role | EdgeName] = {
+    "previous-token": "induction",
+    "induction": "inhibition",
+    "duplicate-token": "inhibition",
+    "inhibition": "answer",
+}
+"""By a role, the role of the heads that it acts by way of, where there are any, or the word that these attend to."""
 
 
 def flow(claims: Iterable[Claim], order: Sequence[Role]) -> tuple[Claim, ...]:

@@ -11,7 +11,7 @@ from ..prompts import Batch
 from ..questions import Questions
 from ..readouts import Readout, answers
 from ..setup import CausalSetup
-from ..steering import dose_response
+from ..steering import dose_responses
 from .common import Row, ends
 
 SIDE_ROWS = 16
@@ -41,13 +41,38 @@ def steer_rows(
     `metric` is what is read out; where it is None, that which the answers allow. So many `tokens` are written after
     each prompt. Raises NeuronautError where there is no reference text, on which side effects are measured.
     """
+    (steered,) = steer_curves(
+        setup,
+        questions,
+        strengths=strengths,
+        metrics=[metric],
+        tokens=tokens,
+        temperature=temperature,
+        controls=controls,
+        seed=seed,
+    )
+    return steered
+
+
+def steer_curves(
+    setup: CausalSetup,
+    questions: Questions,
+    *,
+    strengths: Sequence[float],
+    metrics: Sequence[str | None],
+    tokens: int = 0,
+    temperature: float = 0.0,
+    controls: int = 20,
+    seed: int = 0,
+) -> list[Steered]:
+    """As `steer_rows`, by metric; what is the same for all of them is measured and written once."""
     if setup.reference is None or len(setup.edits) != 1:
         raise NeuronautError(f"{len(setup.edits)} edits; wanted one, and reference text to measure its side effects on")
-    response = dose_response(
+    responses = dose_responses(
         setup.subject,
         questions.batch,
         setup.edits[0],
-        _choose_readout(questions, metric),
+        [_choose_readout(questions, metric) for metric in metrics],
         strengths=strengths,
         text=_spread_rows(setup.reference),
         reference=setup.reference,
@@ -55,10 +80,11 @@ def steer_rows(
         seed=seed,
         materials=setup.materials,
     )
-    texts = _write_texts(setup, questions, response, tokens=tokens, temperature=temperature, seed=seed)
-    return Steered(
-        [_row(response, dose, written) for dose, written in zip(response.doses, texts, strict=True)], response
-    )
+    texts = _write_texts(setup, questions, responses[0], tokens=tokens, temperature=temperature, seed=seed)
+    return [
+        Steered([_row(response, dose, written) for dose, written in zip(response.doses, texts, strict=True)], response)
+        for response in responses
+    ]
 
 
 def _spread_rows(reference: Batch) -> Batch:

@@ -97,6 +97,7 @@ def circuit(
       neuronaut circuit ./smollm2 --pairs ioi.jsonl --controls 0 --budget minutes=5
     """
     from ...causal.circuits.find import CircuitSearch, CircuitSettings
+    from ...causal.circuits.nodes import read_nodes
     from ...causal.circuits.work import Work
     from ...causal.records import run as run_trial
     from ...labelling.opening import settle_bos
@@ -108,13 +109,13 @@ def circuit(
     if model != "demo":  # The built-in one is there at once.
         say(f"circuit: loads {model}")
     subject = open_subject(model, options)
-    universe = _read_nodes(subject, nodes)
+    universe = read_nodes(subject, nodes)
     named = [f"{node.site}@{node.dictionary}" for node in universe if node.dictionary]
     sources = open_dictionaries(subject, named, options)
     subject = settle_bos(subject, sources.values(), asked=options["bos"])
     task = task_of(subject, options, seed=seed)
     search = CircuitSearch(subject, task, nodes=universe, settings=settings, sources=sources, work=work)
-    _run(search, work, _read_nodes(subject, given) if given else None, form)
+    _run(search, work, read_nodes(subject, given) if given else None, form)
     report = search.report()
     if picture is not None:
         _draw(subject, report, picture)
@@ -123,7 +124,7 @@ def circuit(
     _print(report, form)
 
 
-def _run(search: "CircuitSearch", work: "Work", given: "list[Node] | None", form: Form) -> None:
+def _run(search: "CircuitSearch", work: "Work", given: "Sequence[Node] | None", form: Form) -> None:
     """Run the search with its progress shown; where it is interrupted, print what is known first."""
     try:
         with Progress("circuit", total=None, unit="rows") as progress:
@@ -143,13 +144,6 @@ def _tell(progress: Progress, work: "Work") -> None:
 
 def _print(report: "CircuitReport", form: Form) -> None:
     emit([json.loads(json.dumps(report.to_json()))], form, lambda _: report.table())
-
-
-def _read_nodes(subject: "Subject", texts: Sequence[str]) -> "list[Node]":
-    from ...causal.circuits.nodes import KINDS, nodes_of, parse_nodes
-
-    nodes = [node for text in texts for node in (nodes_of(subject, [text]) if text in KINDS else parse_nodes(text))]
-    return list(dict.fromkeys(nodes))
 
 
 def _draw(subject: "Subject", report: "CircuitReport", picture: str) -> None:

@@ -32,13 +32,10 @@ if TYPE_CHECKING:
     from ...causal.attribution_patching import Attribution, Line
     from ...causal.circuits.tasks import Task
     from ...causal.grids import Grid
-    from ...causal.measures import Direction, Effect
+    from ...causal.measures import Direction
     from ...causal.prompts import Batch
     from ...causal.setup import CausalSetup
-    from ...causal.sweeps import Shift, Sweep
-
-
-AXES = ("layers", "units", "positions")
+    from ...causal.sweeps import Sweep
 
 
 @click.command()
@@ -132,33 +129,9 @@ def sweep(
 
 def _grid(setup: "CausalSetup", over: str | None, batch: "Batch") -> "Grid":
     """The edit over the axes that were named, or all edits one by one."""
-    from ...causal.controls import population
-    from ...causal.grids import Grid, each_position, sites_of
+    from ...causal.results.sweep import grid_of
 
-    axes = over.split(",") if over else []
-    if wrong := [axis for axis in axes if axis not in AXES]:
-        raise NeuronautError(
-            f"--over {over}: there is no axis {wrong[0]!r}; wanted {', '.join(AXES)} with commas between"
-        )
-    if not axes:
-        return Grid.of_edits(setup.edits)
-    if len(setup.edits) != 1:
-        raise NeuronautError(f"--over goes with one edit, and {len(setup.edits)} are given; leave it out, or name one")
-    (edit,) = setup.edits
-    kind, _, layer = edit.site.partition(".")
-    sites = sites_of(setup.subject, kind) if "layers" in axes else (edit.site,)
-    if not layer and "layers" not in axes and edit.site not in setup.subject.sites:
-        raise NeuronautError(f"edit {edit} names no layer; add --over layers, or name one as in {kind}.0")
-    somewhere = edit.model_copy(update={"site": sites[0]})
-    units = edit.units or range(population(setup.subject, somewhere, sources=setup.dictionaries))
-    places, labels = each_position(setup.subject, batch) if "positions" in axes else (None, None)
-    return Grid.of(
-        edit,
-        sites=sites if "layers" in axes else None,
-        units=units if "units" in axes else None,
-        positions=places,
-        labels=labels,
-    )
+    return grid_of(setup, over.split(",") if over else [], batch)
 
 
 def _sweep_pairs(
@@ -246,17 +219,9 @@ def _sweep_prompts(
 
 def _show_cells(result: "Sweep", top: int, form: Form) -> None:
     """The largest effects first, of pairs in whichever direction is larger."""
-    names = [axis.name for axis in result.axes]
-    rows: list[Row] = [
-        dict(zip(names, cell.labels, strict=True))
-        | {
-            "edit": str(cell.edit),
-            "max_change": dict(cell.max_change),
-            "effects": [_cell_effect(effect) for effect in cell.effects],
-        }
-        for cell in result.cells
-    ]
-    rows.sort(key=_sort_key)
+    from ...causal.results.sweep import cell_rows
+
+    names, rows = [axis.name for axis in result.axes], cell_rows(result)
     emit(
         rows,
         form,
@@ -266,30 +231,6 @@ def _show_cells(result: "Sweep", top: int, form: Form) -> None:
     )
     cost = result.cost
     say(f"{len(rows):,} cells in {cost.forwards:,} forward passes (one by one: {cost.one_by_one:,})")
-
-
-def _sort_key(row: Row) -> float:
-    """The key that sorts the row with the largest effect, whatever its sign, first."""
-    return -max(abs(effect["value"] or 0.0) for effect in row["effects"])
-
-
-def _cell_effect(effect: "Effect | Shift") -> Row:
-    """An effect with `value`: the fraction recovered, or the mean change."""
-    from ...causal.measures import Effect
-    from ...causal.results.patch import effect_row
-
-    if isinstance(effect, Effect):
-        row = effect_row(effect)
-        del row["values"]
-        return row | {"value": row.pop("recovered")}
-    return {
-        "direction": None,
-        "metric": effect.metric,
-        "formula": effect.formula,
-        "value": effect.change.value,
-        **ends(effect.change.interval),
-        "n": effect.change.n,
-    }
 
 
 def _columns(names: Sequence[str], first: Row) -> list[display.Column]:

@@ -7,7 +7,7 @@ from pydantic import Field
 from ...subject.errors import NeuronautError
 from .arguments import Arguments, FeatureAddress, ModelName, Text, Texts
 from .context import Context
-from .prompts import Answer, Positions, PromptArguments, Seed, ask_prompts, open_edits
+from .prompts import Answer, Positions, PromptArguments, Seed, ask_prompts, known_sources, open_edits
 from .results import Result
 
 Sites = Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=16)]
@@ -147,12 +147,11 @@ def _attribute_parts(context: Context, arguments: AttributeArguments) -> Result:
     from ...causal.logit_attribution import logit_attribution
     from ...causal.results.attribute import component_rows, describe_logit
     from ...labelling.opening import sites_of
-    from ...subject.address import SourceId
     from ...subject.dictionary import Dictionary
 
     model = context.choose_model(arguments.model)
     names = [text.removeprefix(f"{model}:") for text in arguments.split]
-    ids = {name: SourceId.parse(str(context.store.known_source(f"{model}:{name}"))) for name in names if "@" in name}
+    ids = known_sources(context, model, (name for name in names if "@" in name))
     subject = context.subject(model, ids.values())
     opened = {name: context.source(subject, id) for name, id in ids.items()}
     dictionaries = {name: source for name, source in opened.items() if isinstance(source, Dictionary)}

@@ -12,7 +12,7 @@ from inspect import cleandoc
 from typing import Any, Literal
 
 from ...subject.errors import NeuronautError
-from . import features, reading, running, stored, writing
+from . import circuits, features, reading, running, stored, writing
 from .arguments import ArgumentError, Arguments
 from .context import Cancelled, Context
 from .results import CHARACTERS, Result, cut
@@ -78,6 +78,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "run": Operation(running.RunArguments, running.run, COMPUTE, rest=FEWER),
     "steer": Operation(running.SteerArguments, running.steer, COMPUTE, rest="ask again with fewer strengths or tokens"),
     "patch": Operation(running.PatchArguments, running.patch, COMPUTE, rest="ask again with fewer rows"),
+    "sweep": Operation(circuits.SweepArguments, circuits.sweep, COMPUTE, rest="ask again for one layer or fewer units"),
+    "circuit": Operation(circuits.CircuitArguments, circuits.circuit, COMPUTE, rest="ask again with fewer nodes"),
+    "cut": Operation(circuits.CutArguments, circuits.cut, COMPUTE, rest=FEWER),
     "lens": Operation(reading.LensArguments, reading.lens, COMPUTE, rest="ask again for fewer sites or positions"),
     "heads": Operation(reading.HeadsArguments, reading.heads, COMPUTE, rest="ask again with a smaller top"),
     "attention": Operation(reading.AttentionArguments, reading.attention, COMPUTE, rest=FEWER),

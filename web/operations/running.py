@@ -5,9 +5,19 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ...subject.errors import NeuronautError
-from .arguments import Arguments, ModelName, Text
+from .arguments import Text
 from .context import Context
-from .prompts import EDIT_FORM, Answer, Controls, Edits, PromptArguments, Seed, Wrong, ask_prompts, open_edits
+from .prompts import (
+    EDIT_FORM,
+    Controls,
+    Edits,
+    PairArguments,
+    PromptArguments,
+    Seed,
+    ask_prompts,
+    open_edits,
+    open_task,
+)
 from .results import Result
 
 Metric = Literal["logit_difference", "log_probability", "probability_difference", "kl", "rank", "loss"]
@@ -48,32 +58,27 @@ class SteerArguments(PromptArguments):
         ),
     ]
     strengths: Annotated[
-        list[Annotated[float, Field(ge=-100, le=100)]], Field(min_length=1, max_length=12, description="Strengths.")
+        list[Annotated[float, Field(ge=-100, le=100)]], Field(min_length=1, max_length=24, description="Strengths.")
     ] = [-2.0, -1.0, 0.0, 1.0, 2.0, 4.0]
     metric: Annotated[Metric | None, Field(description="Read out of the answer; kl if no answer is given.")] = None
+    metrics: Annotated[
+        list[Metric], Field(max_length=6, description="Several in its place; the rows of each follow one another.")
+    ] = []
     tokens: Annotated[int, Field(ge=0, le=64, description="Tokens to write after each prompt.")] = 16
     temperature: Annotated[float, Field(ge=0, le=2, description="Of what is written; 0: the likeliest.")] = 0.0
     controls: Controls = 10
     seed: Seed = 0
 
 
-class PatchArguments(Arguments):
+class PatchArguments(PairArguments):
     """Put parts of one run into another, on pairs of prompts and in both directions.
 
     denoise puts clean values into the corrupted prompt and shows what suffices for the answer, noise puts corrupted
     values into the clean one and shows what is needed. `recovered` is 0 where nothing came of it, 1 where the whole
-    prompt might as well have been exchanged. Pairs come from a task, or are one pair of your own.
+    prompt might as well have been exchanged. Pairs come from a task, or are your own.
     """
 
     edits: Annotated[Edits, Field(min_length=1, description=f"Edits, =patch among them: {EDIT_FORM}.")]
-    task: Annotated[
-        Literal["induction", "brackets", "variable", "ioi"] | None, Field(description="Pairs from a generator.")
-    ] = None
-    rows: Annotated[int, Field(ge=1, le=64, description="Pairs that the generator draws.")] = 16
-    clean: Annotated[Text | None, Field(description="One pair: the prompt that asks for the answer,")] = None
-    corrupted: Annotated[Text | None, Field(description="one that asks for another, of as many tokens,")] = None
-    answer: Answer = None
-    wrong: Wrong = None
     metrics: Annotated[list[Metric], Field(min_length=1, max_length=6, description="What is measured.")] = [
         "logit_difference",
         "log_probability",
@@ -82,7 +87,6 @@ class PatchArguments(Arguments):
     values: Annotated[bool, Field(description="Also the values of every pair.")] = False
     controls: Controls = 10
     seed: Seed = 0
-    model: ModelName = None
 
 
 def run(context: Context, arguments: RunArguments) -> Result:
@@ -109,46 +113,41 @@ def run(context: Context, arguments: RunArguments) -> Result:
 
 def steer(context: Context, arguments: SteerArguments) -> Result:
     """Steer prompts at several strengths."""
-    from ...causal.results.steer import steer_rows
+    from ...causal.results.steer import steer_curves
 
+    if arguments.metric is not None and arguments.metrics:
+        raise NeuronautError("metric is one readout and metrics are several; leave one of the two out")
     setup = open_edits(context, arguments.model, [arguments.edit], reference=True)
     with context.watch.over(setup.subject):
         questions = ask_prompts(setup.subject, arguments.prompts, answer=arguments.answer, wrong=arguments.wrong)
-        rows, response = steer_rows(
+        curves = steer_curves(
             setup,
             questions,
             strengths=arguments.strengths,
-            metric=arguments.metric,
+            metrics=arguments.metrics or [arguments.metric],
             tokens=arguments.tokens,
             temperature=arguments.temperature,
             controls=arguments.controls,
             seed=arguments.seed,
         )
-    return Result(rows, (*questions.notes, response.describe()))
+    told = [curve.response.describe() for curve in curves]
+    if len(curves) > 1:
+        told = [f"{curve.response.readout}: {text}" for curve, text in zip(curves, told, strict=True)]
+    return Result([row for curve in curves for row in curve.rows], (*questions.notes, *told))
 
 
 def patch(context: Context, arguments: PatchArguments) -> Result:
     """Patch pairs of prompts."""
-    from ...causal.circuits import tasks
-    from ...causal.questions import count_wrong, pair_remarks
+    from ...causal.questions import count_wrong
     from ...causal.results.patch import patch_rows
 
-    pair = {name: getattr(arguments, name) for name in ("clean", "corrupted", "answer", "wrong")}
-    given = [text is not None for text in pair.values()]
-    if (arguments.task is not None) == any(given) or any(given) != all(given):
-        raise NeuronautError("wanted pairs in one way: a task, or all of clean, corrupted, answer and wrong")
     setup = open_edits(context, arguments.model, arguments.edits)
-    subject = setup.subject
-    with context.watch.over(subject):
-        if arguments.task is not None:
-            task = tasks.generate(subject, arguments.task, rows=arguments.rows, seed=arguments.seed)
-        else:
-            task = tasks.Task.of(subject, "one pair", [tasks.row_of(subject, tuple(pair.values()))])
-        notes = [] if arguments.task else pair_remarks(subject, [pair])
-        notes += filter(None, [count_wrong(subject, task, seed=arguments.seed)])
+    with context.watch.over(setup.subject):
+        task, notes = open_task(setup.subject, arguments, seed=arguments.seed)
+        notes = (*notes, *filter(None, [count_wrong(setup.subject, task, seed=arguments.seed)]))
         controls = arguments.controls if len(arguments.edits) == 1 else 0
         rows = patch_rows(setup, task, metrics=arguments.metrics, controls=controls, seed=arguments.seed)
     if not arguments.values:
         for row in rows:
             del row["values"]
-    return Result(rows, tuple(notes))
+    return Result(rows, notes)

@@ -8,6 +8,12 @@ for (const form of document.querySelectorAll("[data-steer]")) {
   slider.addEventListener("input", () => (strength.value = slider.value));
   slider.addEventListener("change", () => form.reportValidity() && form.requestSubmit());
   strength.addEventListener("input", () => (slider.value = strength.value));
+  const dose = form.parentElement.querySelector("[data-dose]");
+  prompt.addEventListener("input", () => {
+    const address = new URL(dose.href);
+    address.searchParams.set("prompt", prompt.value);
+    dose.href = address;
+  });
   const go = computing(form, async (state) => {
     const negative = form.dataset.steer.endsWith("-");
     const feature = negative ? form.dataset.steer.slice(0, -1) : form.dataset.steer;
