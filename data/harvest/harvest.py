@@ -11,6 +11,7 @@ sample of the corpus that the state carries along, by running it through the sub
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from ...subject.address import SourceId
+from ...subject.convention import Convention
 from ...subject.dictionary import Dictionary
 from ...subject.direction_matrix import Directions
 from ...subject.errors import NeuronautError
@@ -74,9 +76,7 @@ def collect(
     state = HarvestState.empty(sources, window=window)
     if checkpoint is not None and checkpoint.exists():
         state = load_state(checkpoint, state)
-    sample = sample_windows(subject, splits.sample, window=window)
-    limits = norm_limits(subject, [site for source in sources for site in source.reads], sample)
-    state.convention = replace(subject.convention, norm_limits=limits)
+    state.convention = find_convention(subject, sources, splits, window=window)
     subject = subject.with_convention(state.convention)
     if stop_at is not None and state.tokens >= stop_at:
         return state
@@ -87,7 +87,7 @@ def collect(
     ):
         if number < state.batches:
             continue
-        _scan_batch(subject, sources, batch, scanner, state)
+        scan_batch(subject, sources, batch, scanner, state)
         state.batches = number + 1
         if len(state.table.uid) + len(state.unsaved) * rows > 2 * pruned:
             state.prune()
@@ -106,14 +106,22 @@ def collect(
     return state
 
 
+def find_convention(subject: Subject, sources: Sequence[Source], splits: Splits, *, window: int) -> Convention:
+    """How the subject reads the corpus, with the norms above which a position is massive."""
+    sample = sample_windows(subject, splits.sample, window=window)
+    limits = norm_limits(subject, [site for source in sources for site in source.reads], sample)
+    return replace(subject.convention, norm_limits=limits)
+
+
 def describe(sources: Sequence[Source], corpus: Corpus, budget: int | None) -> dict[str, object]:
     """What a checkpoint says of itself; see `Stopped`."""
     return {"sources": [str(source.id) for source in sources], "corpus": corpus.name, "budget": budget}
 
 
-def _scan_batch(
+def scan_batch(
     subject: Subject, sources: Sequence[Source], batch: WindowBatch, scanner: Scanner, state: HarvestState
 ) -> None:
+    """Run a batch of windows through the subject, and add what every source makes of it to the state."""
     hashes = window_hash(batch.uid)
     for tile in tiles(subject, sources, batch.tokens):
         own, span = state.sources[str(tile.source.id)], tile.rows
@@ -138,6 +146,7 @@ def finish(
 ) -> HarvestResult:
     """Mine silent examples and near misses, order everything, and name the documents.
 
+    The result takes over the memory of the state's lists, which are empty afterwards.
     `mining` is told of how many windows the silent ones were looked for so far, and of how many there are.
     """
     state.prune()
@@ -148,9 +157,11 @@ def finish(
     subject = subject.with_convention(state.convention or subject.convention)
     table = state.table
     pool = table.pool(POOL)
-    mined = mine(subject, sources, state, pool, progress=mining)
+    with ThreadPoolExecutor(1, thread_name_prefix="names") as pool_of_one:
+        reading = pool_of_one.submit(lambda: {ordinal: document.name for ordinal, document in corpus})
+        mined = mine(subject, sources, state, pool, progress=mining)
+        names, counts = reading.result(), _count_tokens(state)
     results = [_source_result(subject, source, state, mined[str(source.id)]) for source in sources]
-    names, counts = {ordinal: document.name for ordinal, document in corpus}, _count_tokens(state)
     return HarvestResult(
         model=subject.name,
         revision=subject.revision,
@@ -208,11 +219,9 @@ def _source_result(
     kinds: dict[Kind, Lists | None] = {"top": own.top, "quantile": own.quantile, "bottom": own.bottom}
     for kind, part in kinds.items():
         if part is not None:
-            feature, slot = part.ordered()
-            window = np.searchsorted(state.table.uid, part.uid[feature, slot])
-            lists[kind] = ExampleList(
-                feature.astype(np.int32), window.astype(np.int32), part.activations[feature, slot]
-            )
+            feature, uid, activations = part.drain()
+            window = np.searchsorted(state.table.uid, uid)
+            lists[kind] = ExampleList(feature.astype(np.int32), window.astype(np.int32), activations)
     if isinstance(source, HeadNorms | HeadWrites) and find_refusal(subject, source.id.site) is None:
         lists = {kind: find_attended(subject, source, part, state.table.tokens) for kind, part in lists.items()}
     return SourceResult(
