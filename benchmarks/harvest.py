@@ -5,10 +5,10 @@
 Work: a random GPT-2 (6 layers, d_model 256, 8 heads, vocabulary 8192, context 128 and BOS) on uniform
 random tokens, in batches of 32 windows. `sae`: a ReLU dictionary of 8192 latents after block 4, 1.25% of
 latents active; `topk`: the same as TopK; `neurons`: all 6 x 1024 MLP neurons in one pass; `demo`: the
-built-in model's MLP layers and SAE on the standard library. The harvest is the whole of it, from text to
-the closed database: tokenising, splitting, top examples with activations, quantile sample, silent
-windows and near misses, histograms. The limit is the same model stopped after the same site, and the
-encode into a reused buffer, and nothing else.
+built-in model's MLP layers and SAE on about as many tokens of the standard library, its beginning. The harvest
+is the whole of it, from text to the closed database: tokenising, splitting, top examples with activations, quantile
+sample, silent windows and near misses, histograms. The limit is the same model stopped after the same site,
+and the encode into a reused buffer, and nothing else.
 
 Both are measured in turns within one harvest, so that a noisy machine slows both: after every few batches the
 harvest waits, and the limit runs on half as many. A stretch of the harvest costs as many tokens as the limit would have
@@ -213,7 +213,12 @@ def build_work(name: str, tokens: int, folder: Path) -> tuple[Subject, list[Sour
     if name == "demo":
         subject = Subject.load("demo")
         sae = open_source(subject, SourceId("demo", "resid_post.2", "sae"))
-        return subject, [*neurons(subject, [f"mlp.{i}" for i in range(4)]), sae], Corpus.load("stdlib"), 64
+        return (
+            subject,
+            [*neurons(subject, [f"mlp.{i}" for i in range(4)]), sae],
+            Corpus.load("stdlib").head(4 * tokens),
+            64,
+        )
     subject = random_subject()
     if name == "neurons":
         sources = neurons(subject, [f"mlp.{i}" for i in range(6)])
@@ -229,7 +234,7 @@ def measure(name: str, tokens: int) -> dict[str, object]:
         limit = Limit(subject, sources, window=window)
         turns = InTurns(limit, every=max(2, tokens // (TILE_ROWS * window) // 24), batch=TILE_ROWS * window)
         with Store(Path(folder) / "bench.db") as store:
-            result = harvest(subject, sources, corpus, store, window=window, tokens=tokens, watch=turns)
+            result = harvest(subject, sources, corpus, store, window=window, watch=turns)
         turns.cut(0)
     wall = float(np.median([part.limit.wall for part in turns.stretches]))
     return {

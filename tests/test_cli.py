@@ -236,6 +236,32 @@ def test_a_dictionary_that_fits_another_site_better_draws_a_warning(world, tmp_p
     assert lines[1].startswith("Warning: ") and "is rebuilt better" in lines[1]
 
 
+def test_a_dry_run_of_a_harvest_says_what_it_needs_and_writes_nothing(world, tmp_path):
+    arguments = [
+        world.model,
+        "mlp.1",
+        "mlp.2",
+        "--corpus",
+        world.corpus,
+        "--window",
+        "32",
+        "--tokens",
+        "5k",
+        "--dry-run",
+    ]
+    before = sorted(tmp_path.iterdir())
+    (told,) = rows_of("harvest", *arguments, "-d", tmp_path / "new.db")
+    assert set(told["sources"]) == {"planted:mlp.1", "planted:mlp.2"}
+    assert told["memory"]["peak"] == sum(size for part, size in told["memory"].items() if part != "peak")
+    assert told["seconds"]["low"] <= told["seconds"]["total"] <= told["seconds"]["high"]
+    assert told["disk"]["peak"] >= told["disk"]["checkpoint"] + 2 * told["disk"]["database"] > 0
+    text = run("harvest", *arguments, "-d", tmp_path / "new.db").stdout
+    assert text.startswith("memory: ") and text.endswith("nothing is written\n")
+    assert sorted(tmp_path.iterdir()) == before
+    for more in (["-j", "2"], ["--close"], ["--shard", "1/2", "-o", "part.npz"]):
+        assert "leave" in run("harvest", *arguments, *more, code=2).stderr
+
+
 def test_the_corpus_can_come_from_stdin(world, tmp_path):
     arguments = ["--corpus", "-", "--tokens", "2k", "--window", "32", "-d", tmp_path / "x.db", "--nl"]
     result = run("harvest", world.model, "mlp.2", *arguments, input=Path(world.corpus).read_bytes())
