@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ...subject.sources import Source
+from ..codec import pack_activations
 from ..corpus import Corpus
 from ..records import SPLITS, ExampleList, HarvestResult, Kind, SourceResult
 from ..splits import FRACTIONS, Splits, assign
@@ -87,61 +89,78 @@ class Estimate:
         return sum(parts.values()) - hidden
 
 
+class _Beginning(NamedTuple):
+    """The first windows of a harvest."""
+
+    subject: Subject
+    splits: Splits
+    splits_seconds: float
+    batches: list[WindowBatch]
+    memory: "_Peak"
+
+    @property
+    def read(self) -> int:
+        """Tokens in the batches."""
+        return sum(int((batch.tokens >= 0).sum()) for batch in self.batches)
+
+
 def estimate(
     subject: Subject, sources: Sequence[Source], corpus: Corpus, *, window: int = 64, tokens: int | None, seed: int = 0
 ) -> Estimate:
     """Say what `harvest` with the same arguments will need. Raises NeuronautError where there is not memory for it."""
-    import torch
-
     check_window(subject, window)
-    with _watching() as watched:
+    first = _begin(subject, sources, corpus, window=window, tokens=tokens, seed=seed)
+    subject, splits = first.subject, first.splits
+    whole = len(first.batches) < BATCHES
+    expected = first.read if whole else max(first.read, expected_tokens(subject, splits, tokens))
+    documents = documents_to_read(subject, splits, tokens)
+    checkpoint = sum(source.width * _bytes_of_feature(window, signed=source.signed) for source in sources)
+    _require_memory(checkpoint + first.memory.above)
+    filling, later, state = _time_batches(subject, sources, first.batches, HarvestState.empty(sources, window=window))
+    result = finish(subject, sources, corpus, state)
+    windows_read = sum(len(batch.uid) for batch in first.batches)
+    growth = _Growth(windows_read, expected / first.read, _count_clusters(splits, documents))
+    entries = {source.source: growth.entries(source, result.splits) for source in result.sources}
+    sizes = {source.source: _size_of(source, entries[source.source], window) for source in result.sources}
+    taken = {source: float(sum(counts.sum() for counts in own.values())) for source, own in entries.items()}
+    kept = min(growth.after, POOL + growth.after * -math.expm1(-sum(taken.values()) / growth.after))
+    table = round(kept * (4 * window + 9))
+    written, mean = _write(result, taken, kept), float(np.mean(later))
+    parts = {name: sum(getattr(size, name) for size in sizes.values()) for name in _Size._fields}
+    return Estimate(
+        tokens=expected,
+        # The table of windows is added to and pruned by copying it.
+        memory={"model": first.memory.start, "batch": first.memory.above, **parts, "windows": 3 * table},
+        sources={name: sum(size) for name, size in sizes.items()},
+        database=written.size,
+        checkpoint=checkpoint + table,
+        seconds={
+            "splits": first.splits_seconds,
+            "text": _time_text(subject, splits) * int(splits.characters[documents].sum()),
+            "model": growth.seconds(filling, later),
+            "mining": growth.mined / TILE_ROWS * mean,
+            "writing": written.seconds,
+        },
+        overlap=subject.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1),
+        spread=(min(later) / mean, max(later) / mean),
+    )
+
+
+def _begin(
+    subject: Subject, sources: Sequence[Source], corpus: Corpus, *, window: int, tokens: int | None, seed: int
+) -> _Beginning:
+    """Do what comes before the first batch, and run that once, looking at the memory."""
+    with _watching() as memory:
         began = time.perf_counter()
         splits = assign(corpus, seed=seed)
-        seconds = {"splits": time.perf_counter() - began}
+        seconds = time.perf_counter() - began
         subject = subject.with_convention(find_convention(subject, sources, splits, window=window))
         batches = list(islice(windows(corpus, subject, splits, window=window, tokens=tokens), BATCHES))
         if not batches:
             raise NeuronautError(f"the budget takes no window of the corpus {corpus.name!r}; give a larger --tokens")
         for _ in tiles(subject, sources, batches[0].tokens):
             pass
-    read = sum(int((batch.tokens >= 0).sum()) for batch in batches)
-    expected = max(read, expected_tokens(subject, splits, tokens)) if len(batches) == BATCHES else read
-    documents = documents_to_read(subject, splits, tokens)
-    checkpoint = sum(source.width * _bytes_of_feature(window, signed=source.signed) for source in sources)
-    _require_memory(checkpoint + watched.above)
-    first, second, state = _time_batches(subject, sources, batches, HarvestState.empty(sources, window=window))
-    result = finish(subject, sources, corpus, state)
-    plan = _Growth(sum(len(batch.uid) for batch in batches), expected / read, _count_clusters(splits, documents))
-    entries = {source.source: plan.entries(source, result.splits) for source in result.sources}
-    sizes = {source.source: _size_of(source, entries[source.source], window) for source in result.sources}
-    taken = sum(int(counts.sum()) for own in entries.values() for counts in own.values())
-    kept = min(plan.after, POOL + plan.after * -math.expm1(-taken / plan.after))
-    written = _write(result, taken, kept)
-    per_batch = float(np.mean(second))
-    seconds |= {
-        "text": _time_text(subject, splits) * int(splits.characters[documents].sum()),
-        "model": plan.seconds(first, second),
-        "mining": count_mined(plan.after, min(plan.after, POOL)) / TILE_ROWS * per_batch,
-        "writing": written.seconds,
-    }
-    return Estimate(
-        tokens=expected,
-        memory={
-            "model": watched.start,
-            "batch": watched.above,
-            "lists": sum(size.lists for size in sizes.values()),
-            "statistics": sum(size.statistics for size in sizes.values()),
-            "mined": sum(size.mined for size in sizes.values()),
-            # The table is added to and pruned by copying it.
-            "windows": 3 * round(kept * (4 * window + 9)),
-        },
-        sources={name: sum(size) for name, size in sizes.items()},
-        database=written.size,
-        checkpoint=checkpoint + round(kept * (4 * window + 9)),
-        seconds=seconds,
-        overlap=subject.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1),
-        spread=(min(second) / per_batch, max(second) / per_batch),
-    )
+    return _Beginning(subject, splits, seconds, batches, memory)
 
 
 def _bytes_of_feature(window: int, *, signed: bool) -> int:
@@ -181,6 +200,11 @@ class _Growth:
         """Windows of the harvest."""
         return round(self.before * self.times)
 
+    @property
+    def mined(self) -> int:
+        """Windows that the harvest mines."""
+        return count_mined(self.after, min(self.after, POOL))
+
     def entries(self, source: SourceResult, splits: NDArray[np.int8]) -> dict[Kind, NDArray[np.float64]]:
         """Examples that each feature will have, (feature, split), by kind.
 
@@ -192,7 +216,7 @@ class _Growth:
             counts = np.bincount(places, minlength=source.width * len(SPLITS)).reshape(source.width, len(SPLITS))
             times, most = self.times, np.array(_CAPACITIES[kind])
             if kind in CAPACITY:
-                times = count_mined(self.after, min(self.after, POOL)) / count_mined(self.before, self.before)
+                times = self.mined / count_mined(self.before, self.before)
             elif kind != "quantile":
                 most = np.minimum(most, self.clusters)
             grown[kind] = np.minimum(most, counts * times + (times - 1) / 2)
@@ -239,26 +263,58 @@ class _Written(NamedTuple):
     seconds: float
 
 
-def _write(result: HarvestResult, taken: float, kept: float) -> _Written:
-    """Write some features into a database in memory, part by part, and scale each part up."""
+def _write(result: HarvestResult, taken: Mapping[str, float], kept: float) -> _Written:
+    """Write some features into a database in memory, part by part, and scale each part up.
+
+    `taken` are the examples that each source will have, `kept` the windows.
+    """
     some = [_thin(source) for source in result.sources]
-    bare = [replace(source, lists={}) for source in some]
+    bare = tuple(replace(source, lists={}) for source in some)
     none = replace(
         result, windows=result.windows[:0], splits=result.splits[:0], documents=(), pool=result.pool[:0], sources=()
     )
-    steps = [none, replace(none, sources=tuple(bare)), replace(result, sources=tuple(bare))]
     sizes, began = [0], time.perf_counter()
     with Store(":memory:") as store:
-        for step in [*steps, replace(result, sources=tuple(some))]:
+        for step in [none, replace(none, sources=bare), replace(result, sources=bare)]:
             store.write_harvest(step)
             sizes.append(store.size)
+        store.write_harvest(replace(result, sources=tuple(some)))
+        sizes.append(store.size)
     seconds = time.perf_counter() - began
     vocabulary, features, tokens, examples = np.diff(sizes)
-    width, count = (sum(source.width for source in of) for of in (result.sources, some))
-    written = sum(len(examples.features) for source in some for examples in source.lists.values())
-    times = taken / max(1, written)
-    size = vocabulary + features * width / count + tokens * kept / len(result.windows) + examples * times
-    return _Written(round(size), seconds * times)
+    packed = [_pack(source) for source in some]
+    wider = [source.width / len(thin.count) for source, thin in zip(result.sources, some, strict=True)]
+    more = [taken[source.source] / max(1, own.examples) for source, own in zip(some, packed, strict=True)]
+    all_features = sum(source.width for source in result.sources)
+    row = (examples - sum(own.size for own in packed)) / max(1, sum(own.rows for own in packed))
+    size = (
+        vocabulary
+        + features * all_features / sum(len(thin.count) for thin in some)
+        + tokens * kept / len(result.windows)
+    )
+    for own, wide, longer in zip(packed, wider, more, strict=True):
+        size += row * own.rows * wide + own.size * longer
+    return _Written(round(size), seconds * sum(taken.values()) / max(1, sum(own.examples for own in packed)))
+
+
+class _Packed(NamedTuple):
+    """The examples of a source as the store has them."""
+
+    examples: int
+    rows: int
+    """One for each feature and kind."""
+    size: int
+    """Bytes of activations and of the windows' numbers."""
+
+
+def _pack(source: SourceResult) -> _Packed:
+    groups = [
+        group
+        for part in source.lists.values()
+        for group in np.split(part.activations, np.flatnonzero(np.diff(part.features)) + 1)
+    ]
+    examples = sum(map(len, groups))
+    return _Packed(examples, len(groups), 4 * examples + sum(len(pack_activations(group)) for group in groups))
 
 
 def _thin(source: SourceResult) -> SourceResult:

@@ -157,10 +157,10 @@ def finish(
     subject = subject.with_convention(state.convention or subject.convention)
     table = state.table
     pool = table.pool(POOL)
-    with ThreadPoolExecutor(1, thread_name_prefix="names") as pool_of_one:
-        reading = pool_of_one.submit(lambda: {ordinal: document.name for ordinal, document in corpus})
+    with ThreadPoolExecutor(1, thread_name_prefix="names") as beside:
+        reading = beside.submit(lambda: {ordinal: document.name for ordinal, document in corpus})
         mined = mine(subject, sources, state, pool, progress=mining)
-        names, counts = reading.result(), _count_tokens(state)
+    names, counts = reading.result(), _count_tokens(state)
     results = [_source_result(subject, source, state, mined[str(source.id)]) for source in sources]
     return HarvestResult(
         model=subject.name,
