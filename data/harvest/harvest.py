@@ -155,12 +155,11 @@ def finish(
             f"the budget took no window of the corpus {corpus.name!r}; give a larger --tokens, or a larger corpus"
         )
     subject = subject.with_convention(state.convention or subject.convention)
-    table = state.table
+    table, counts = state.table, _count_tokens(state)
     pool = table.pool(POOL)
     with ThreadPoolExecutor(1, thread_name_prefix="names") as beside:
-        reading = beside.submit(lambda: {ordinal: document.name for ordinal, document in corpus})
+        names = beside.submit(lambda: {ordinal: document.name for ordinal, document in corpus})
         mined = mine(subject, sources, state, pool, progress=mining)
-    names, counts = reading.result(), _count_tokens(state)
     results = [_source_result(subject, source, state, mined[str(source.id)]) for source in sources]
     return HarvestResult(
         model=subject.name,
@@ -171,22 +170,27 @@ def finish(
         window=table.tokens.shape[1],
         windows=table.tokens,
         splits=table.split,
-        documents=tuple(names[int(ordinal)] for ordinal in table.uid >> 20),
+        documents=tuple(map(names.result().__getitem__, (table.uid >> 20).tolist())),
         pool=pool,
         vocabulary=subject.vocabulary,
         sources=tuple(results),
-        provenance={
-            "seed": seed,
-            "rows": subject.batching.most(WINDOWS, TILE_ROWS),
-            "device": str(subject.device),
-            "torch": torch.__version__,
-            "dtype": subject.dtype,
-            "convention": asdict(subject.convention),
-            "counts": asdict(counts),
-            **_describe_heads(subject, sources),
-            **_describe_directions(sources),
-        },
+        provenance=_describe_run(subject, sources, counts, seed=seed),
     )
+
+
+def _describe_run(subject: Subject, sources: Sequence[Source], counts: TokenCounts, *, seed: int) -> dict[str, object]:
+    """What the numbers of a harvest depend on."""
+    return {
+        "seed": seed,
+        "rows": subject.batching.most(WINDOWS, TILE_ROWS),
+        "device": str(subject.device),
+        "torch": torch.__version__,
+        "dtype": subject.dtype,
+        "convention": asdict(subject.convention),
+        "counts": asdict(counts),
+        **_describe_heads(subject, sources),
+        **_describe_directions(sources),
+    }
 
 
 def _describe_heads(subject: Subject, sources: Sequence[Source]) -> dict[str, object]:
