@@ -679,7 +679,7 @@ def test_what_was_not_expected_is_one_line_too(monkeypatch):
 
 
 def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkeypatch):
-    scan, counted = data_harvest._scan_batch, []
+    scan, counted = data_harvest.scan_batch, []
 
     def stopping(*arguments: Any) -> None:
         counted.append(1)
@@ -699,14 +699,14 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
         str(tmp_path / "x.db"),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(data_harvest, "_scan_batch", stopping)
+        patch.setattr(data_harvest, "scan_batch", stopping)
         assert "nothing of this harvest is kept yet; go on with: neuronaut harvest" in run(*arguments, code=130).stderr
         counted.clear()
         patch.setattr(data_harvest, "CHECKPOINT_SECONDS", 0.0)
         error = run(*arguments, code=130).stderr
     assert "tokens, is kept in" in error and list(tmp_path.glob("x.db.harvest-*.npz"))
     with monkeypatch.context() as patch:
-        patch.setattr(data_harvest, "_scan_batch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(data_harvest, "scan_batch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         other = [*arguments[:2], "mlp.1", *arguments[3:]]
         assert "nothing of this harvest is kept yet" in run(*other, code=130).stderr, "another's checkpoint is not its"
     (status,) = rows_of("db", "status", "-d", str(tmp_path / "x.db"))
@@ -715,7 +715,7 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
     shutil.copytree(tmp_path, tmp_path / "closed")
     closed = [*arguments[:-1], str(tmp_path / "closed" / "x.db"), "--close"]
     with monkeypatch.context() as patch:
-        patch.setattr(data_harvest, "_scan_batch", lambda *_: pytest.fail("it read on"))
+        patch.setattr(data_harvest, "scan_batch", lambda *_: pytest.fail("it read on"))
         error = run(*closed).stderr
     assert (
         "of the corpus's beginning, not of all of it" in error
@@ -723,7 +723,7 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
     )
     assert "no stopped harvest of these sites" in run(*closed, code=1).stderr
     resumed = []
-    monkeypatch.setattr(data_harvest, "_scan_batch", lambda *a: (resumed.append(1), scan(*a)))
+    monkeypatch.setattr(data_harvest, "scan_batch", lambda *a: (resumed.append(1), scan(*a)))
     (row,) = rows_of(*arguments)
     here = len(resumed)
     rows_of(*arguments[:-1], str(tmp_path / "whole.db"))
