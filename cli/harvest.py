@@ -20,13 +20,14 @@ from .common import (
     say,
 )
 from .harvest_apart import Apart, collect_by_hand, collect_by_workers, format_part, split_devices
-from .harvest_view import Shown, format_row, make_rows, say_what_was_read
+from .harvest_view import Shown, format_estimate, format_row, make_estimate_row, make_rows, say_what_was_read
 
 if TYPE_CHECKING:
     from ..data.corpus import Corpus
     from ..data.store.store import Store
     from ..subject.model import Subject
     from ..subject.sources import Source
+    from .harvest_request import OpenHarvest
 
 
 @click.command()
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
 @click.option("--shard", metavar="I/N", help="Harvest only part I of N of the corpus, into the file of -o.")
 @click.option("-o", "--output", metavar="FILE.npz", help="Where a --shard goes; `db absorb` merges all of them.")
 @click.option("--close", is_flag=True, help="End the stopped harvest of the same sites and corpus with what it has.")
+@click.option("--dry-run", is_flag=True, help="Say how much memory, disk and time it will need; write nothing.")
 @result_options
 def harvest(
     model: str | None,
@@ -112,6 +114,7 @@ def harvest(
     shard: str | None,
     output: str | None,
     close: bool,
+    dry_run: bool,
     database: str,
     form: Form,
     **load_options: Any,
@@ -137,6 +140,7 @@ def harvest(
       neuronaut harvest demo head.3 --along 'token:" self"' --name self
       neuronaut harvest gpt2 mlp --corpus articles.jsonl --devices cuda:0,cuda:1
       neuronaut harvest gpt2 mlp --corpus articles.jsonl --shard 3/16 -o part3.npz
+      neuronaut harvest gpt2 mlp --corpus articles.jsonl --dry-run
       neuronaut harvest --function rules.py:is_city --corpus articles.jsonl
     """
     from ..labelling.opening import LoadOptions, load_corpus
@@ -145,7 +149,7 @@ def harvest(
     if random_seed and randomize is None:
         raise click.UsageError("--random-seed is of --randomize; leave it out, or add that")
     apart = Apart(jobs, split_devices(devices), on, shard, output)
-    apart.check(corpus, close=close, function=function is not None)
+    apart.check(corpus, close=close, function=function is not None, dry_run=dry_run)
     if function is not None:
         _refuse_options(model, name=name, randomize=randomize, force=force or None, **load_options)
         text = load_corpus("demo", corpus, tokens=tokens, text_column=text_column or "text", encoding=encoding)
@@ -178,6 +182,9 @@ def harvest(
         return
     opened = request.open()
     request.pass_gate(opened)
+    if dry_run:
+        emit([_estimate(opened, tokens=tokens, seed=seed)], form, lambda rows: "\n".join(map(format_estimate, rows)))
+        return
     with open_store(database, create=True, write=True) as store:
         if apart.workers > 1 or on is not None:
             rows = collect_by_workers(request, opened, store, apart)
@@ -185,6 +192,15 @@ def harvest(
             own = {"tokens": tokens, "window": opened.window, "seed": seed, "paths": opened.paths, "close": close}
             rows = collect(opened.subject, opened.sources, opened.corpus, store, **own)
     emit(rows, form, lambda rows: "\n".join(map(format_row, rows)))
+
+
+def _estimate(opened: "OpenHarvest", *, tokens: int | None, seed: int) -> Row:
+    from ..data.harvest.estimate import estimate
+
+    say(f"running the first windows of {opened.corpus.name} to see what a harvest will need")
+    return make_estimate_row(
+        estimate(opened.subject, opened.sources, opened.corpus, window=opened.window, tokens=tokens, seed=seed)
+    )
 
 
 def _refuse_options(model: str | None, **given: object) -> None:

@@ -38,7 +38,7 @@ class Apart(NamedTuple):
         """How many processes harvest."""
         return len(self.devices) or self.jobs
 
-    def check(self, corpus: str | None, *, close: bool, function: bool) -> None:
+    def check(self, corpus: str | None, *, close: bool, function: bool, dry_run: bool) -> None:
         """Refuse what does not go together."""
         if (self.shard is None) != (self.output is None):
             raise click.UsageError("--shard I/N and -o FILE.npz go together; give both, or neither")
@@ -47,6 +47,11 @@ class Apart(NamedTuple):
             raise click.UsageError(f"-j {self.jobs} and {len(self.devices)} --devices came; leave -j out")
         if self.shard is not None and (self.workers > 1 or self.on is not None):
             raise click.UsageError("--shard is harvested by one process; leave -j, --devices and --on out")
+        if dry_run and (apart or close or function):
+            raise click.UsageError(
+                "--dry-run tells of one process that harvests a model; leave -j, --devices, --on, --shard, --close and "
+                "--function out (each worker needs as much memory as one process)"
+            )
         if not apart:
             return
         if function:

@@ -7,6 +7,7 @@ from ..data.harvest.watch import Watch
 from .common import Progress, Row, say
 
 if TYPE_CHECKING:
+    from ..data.harvest.estimate import Estimate
     from ..data.records import HarvestResult
 
 
@@ -97,3 +98,41 @@ def format_row(row: Row) -> str:
         f"{row['source']}: {row['features']:,} features, {row['alive']:,} alive, {row['dead']:,} dead, "
         f"{row['tokens']:,} tokens of {row['corpus']}{rate}"
     )
+
+
+def make_estimate_row(estimate: "Estimate") -> Row:
+    """Return what a harvest will need: bytes, and seconds with those at the speed of the fastest and slowest batch."""
+    low, high = (estimate.total_seconds(speed) for speed in estimate.spread)
+    return {
+        "tokens": estimate.tokens,
+        "memory": {"peak": estimate.peak, **estimate.memory},
+        "sources": dict(estimate.sources),
+        "disk": {"peak": estimate.disk, "database": estimate.database, "checkpoint": estimate.checkpoint},
+        "seconds": {name: round(seconds, 3) for name, seconds in estimate.seconds.items()}
+        | {"total": round(estimate.total_seconds(), 3), "low": round(low, 3), "high": round(high, 3)},
+        "text_beside_model": estimate.overlap,
+    }
+
+
+def format_estimate(row: Row) -> str:
+    """Write what a harvest will need as lines."""
+    memory, disk, seconds = row["memory"], row["disk"], row["seconds"]
+    parts = ", ".join(f"{name} {_megabytes(memory[name])}" for name in memory if name != "peak")
+    text = "text to tokens beside it" if row["text_beside_model"] else "text to tokens"
+    return "\n".join(
+        [
+            f"memory: {_megabytes(memory['peak'])} MB at the peak, of which {parts}",
+            *(f"  {source}: {_megabytes(size)} MB" for source, size in row["sources"].items()),
+            f"disk: {_megabytes(disk['database'])} MB more in the database; beside it, until it is whole, a checkpoint "
+            f"of {_megabytes(disk['checkpoint'])} MB and the log of what is written: {_megabytes(disk['peak'])} MB at "
+            "the peak",
+            f"time: {seconds['total']:,.0f} s ({seconds['low']:,.0f} to {seconds['high']:,.0f}) for {row['tokens']:,} "
+            f"tokens: splits {seconds['splits']:,.0f}, model and lists {seconds['model']:,.0f}, {text} "
+            f"{seconds['text']:,.0f}, mining {seconds['mining']:,.0f}, writing {seconds['writing']:,.0f}",
+            "nothing is written",
+        ]
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f}"

@@ -238,6 +238,32 @@ def test_a_dictionary_that_fits_another_site_better_draws_a_warning(world, tmp_p
     assert lines[1].startswith("Warning: ") and "is rebuilt better" in lines[1]
 
 
+def test_a_dry_run_of_a_harvest_says_what_it_needs_and_writes_nothing(world, tmp_path):
+    arguments = [
+        world.model,
+        "mlp.1",
+        "mlp.2",
+        "--corpus",
+        world.corpus,
+        "--window",
+        "32",
+        "--tokens",
+        "5k",
+        "--dry-run",
+    ]
+    before = sorted(tmp_path.iterdir())
+    (told,) = rows_of("harvest", *arguments, "-d", tmp_path / "new.db")
+    assert set(told["sources"]) == {"planted:mlp.1", "planted:mlp.2"}
+    assert told["memory"]["peak"] == sum(size for part, size in told["memory"].items() if part != "peak")
+    assert told["seconds"]["low"] <= told["seconds"]["total"] <= told["seconds"]["high"]
+    assert told["disk"]["peak"] >= told["disk"]["checkpoint"] + 2 * told["disk"]["database"] > 0
+    text = run("harvest", *arguments, "-d", tmp_path / "new.db").stdout
+    assert text.startswith("memory: ") and text.endswith("nothing is written\n")
+    assert sorted(tmp_path.iterdir()) == before
+    for more in (["-j", "2"], ["--close"], ["--shard", "1/2", "-o", "part.npz"]):
+        assert "leave" in run("harvest", *arguments, *more, code=2).stderr
+
+
 def test_the_corpus_can_come_from_stdin(world, tmp_path):
     arguments = ["--corpus", "-", "--tokens", "2k", "--window", "32", "-d", tmp_path / "x.db", "--nl"]
     result = run("harvest", world.model, "mlp.2", *arguments, input=Path(world.corpus).read_bytes())
@@ -679,7 +705,7 @@ def test_what_was_not_expected_is_one_line_too(monkeypatch):
 
 
 def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkeypatch):
-    scan, counted = data_harvest._scan_batch, []
+    scan, counted = data_harvest.scan_batch, []
 
     def stopping(*arguments: Any) -> None:
         counted.append(1)
@@ -699,14 +725,14 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
         str(tmp_path / "x.db"),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(data_harvest, "_scan_batch", stopping)
+        patch.setattr(data_harvest, "scan_batch", stopping)
         assert "nothing of this harvest is kept yet; go on with: neuronaut harvest" in run(*arguments, code=130).stderr
         counted.clear()
         patch.setattr(data_harvest, "CHECKPOINT_SECONDS", 0.0)
         error = run(*arguments, code=130).stderr
     assert "tokens, is kept in" in error and list(tmp_path.glob("x.db.harvest-*.npz"))
     with monkeypatch.context() as patch:
-        patch.setattr(data_harvest, "_scan_batch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(data_harvest, "scan_batch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         other = [*arguments[:2], "mlp.1", *arguments[3:]]
         assert "nothing of this harvest is kept yet" in run(*other, code=130).stderr, "another's checkpoint is not its"
     (status,) = rows_of("db", "status", "-d", str(tmp_path / "x.db"))
@@ -715,7 +741,7 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
     shutil.copytree(tmp_path, tmp_path / "closed")
     closed = [*arguments[:-1], str(tmp_path / "closed" / "x.db"), "--close"]
     with monkeypatch.context() as patch:
-        patch.setattr(data_harvest, "_scan_batch", lambda *_: pytest.fail("it read on"))
+        patch.setattr(data_harvest, "scan_batch", lambda *_: pytest.fail("it read on"))
         error = run(*closed).stderr
     assert (
         "of the corpus's beginning, not of all of it" in error
@@ -723,7 +749,7 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
     )
     assert "no stopped harvest of these sites" in run(*closed, code=1).stderr
     resumed = []
-    monkeypatch.setattr(data_harvest, "_scan_batch", lambda *a: (resumed.append(1), scan(*a)))
+    monkeypatch.setattr(data_harvest, "scan_batch", lambda *a: (resumed.append(1), scan(*a)))
     (row,) = rows_of(*arguments)
     here = len(resumed)
     rows_of(*arguments[:-1], str(tmp_path / "whole.db"))

@@ -527,13 +527,13 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -
     small = [dictionary("relu", width=2)]
     monkeypatch.setattr(state_module, "POOL", 32)
     held: list[int] = []
-    scan = module._scan_batch
+    scan = module.scan_batch
 
     def watched(model: Subject, found: Sequence[Source], batch: WindowBatch, scanner: Any, state: HarvestState) -> None:
         scan(model, found, batch, scanner, state)
         held.append(len(state.table.uid) + sum(len(part.uid) for part in state.unsaved))
 
-    monkeypatch.setattr(module, "_scan_batch", watched)
+    monkeypatch.setattr(module, "scan_batch", watched)
     sizes = []
     for documents in (40, 360):
         state = collect(subject(), small, corpus(documents), splits(documents), window=8, rows=1 + TILE_ROWS // 8)

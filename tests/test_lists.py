@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronaut.data.harvest import histogram
+from neuronaut.data.harvest import lists as module
 from neuronaut.data.harvest.lists import NO_UID, Lists
 
 WIDTH, POSITIONS = 3, 2
@@ -149,3 +151,17 @@ def test_a_quantile_is_right_to_within_a_bin(values: list[float], q: float) -> N
 
 def test_no_activation_has_no_quantile() -> None:
     assert histogram.quantile(np.zeros(histogram.BINS, np.int64), 0.5) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(found=offers(groups=14), chunk=st.integers(1, 3))
+def test_draining_gives_the_entries_in_order_in_the_lists_own_memory(found: list[Offer], chunk: int) -> None:
+    lists, memory = made([found]), made([found])
+    expected, own = content(lists), memory.activations
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_DRAINED", chunk)
+        feature, uid, activations = memory.drain()
+    drained = zip(feature.tolist(), uid.tolist(), (row.tobytes() for row in activations), strict=True)
+    assert list(drained) == [(entry[0], entry[2], entry[4]) for entry in expected]
+    assert np.shares_memory(activations, own) or not len(activations)
+    assert not memory.activations.size, "the lists hold nothing any more"

@@ -116,14 +116,14 @@ def test_a_shard_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
 
     whole = harvested(tmp_path / "whole.npz", Shard(1, 2))
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
-    scan, batches = module._scan_batch, iter(range(100))
+    scan, batches = module.scan_batch, iter(range(100))
 
     def stop_later(*arguments: Any) -> None:
         if next(batches) == 1:
             raise KeyboardInterrupt
         scan(*arguments)
 
-    monkeypatch.setattr(module, "_scan_batch", stop_later)
+    monkeypatch.setattr(module, "scan_batch", stop_later)
     file = tmp_path / "part.npz"
     with pytest.raises(KeyboardInterrupt):
         harvested(file, Shard(1, 2))
@@ -131,7 +131,7 @@ def test_a_shard_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert not part.whole and 0 < part.tokens < whole.tokens
     with pytest.raises(NeuronautError, match="give its harvest again, it goes on"):
         read_parts([file, tmp_path / "whole.npz"])
-    monkeypatch.setattr(module, "_scan_batch", scan)
+    monkeypatch.setattr(module, "scan_batch", scan)
     assert harvested(file, Shard(1, 2))._replace(path=whole.path) == whole
     with np.load(file) as ours, np.load(whole.path) as theirs:
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs.files if name != "batches")

@@ -1,4 +1,5 @@
 import random
+import threading
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -120,6 +121,28 @@ def test_neither_batch_size_nor_sharding_changes_the_windows(rows: int, count: i
             for batch in windows(corpus(), subject(), splits(), tokens=tokens, shard=(index, count), rows=rows)
         ]
     assert equal(module.join_batches(parts), whole(tokens))
+
+
+def test_documents_are_read_one_group_ahead_and_no_further(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "GROUP", 1)
+    read: list[int] = []
+    modules = Corpus.of("modules", MODULES)
+    watched = modules.map(lambda text: read.append(len(text)) or text)
+    parts = windows(watched, subject(), assign(modules), rows=1)
+    next(parts)
+    before = threading.active_count()
+    parts.close()
+    assert 1 <= len(read) <= 3
+    assert threading.active_count() == before - 1, "the thread ends with the windows"
+
+
+def test_an_error_while_documents_are_read_ahead_is_raised(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "GROUP", 1)
+    modules = Corpus.of("modules", MODULES[:6])
+    grown = Corpus.of("modules", [*MODULES[:6], MODULES[6]])
+    parts = windows(grown, subject(), assign(modules))
+    with pytest.raises(NeuronautError, match="grew while it was being read"):
+        list(parts)
 
 
 def test_a_budget_takes_about_as_many_tokens_from_everywhere():

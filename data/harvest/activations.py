@@ -302,13 +302,8 @@ class Tile(NamedTuple):
         return self.activations.masked_fill(uncounted[:, :, None], 0)
 
 
-def tiles(
-    subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer], *, whole: bool = False
-) -> Iterable[Tile]:
-    """Run windows (row, position) through the subject and yield activations tile by tile.
-
-    `whole` gives all features in one tile.
-    """
+def tiles(subject: Subject, sources: Sequence[Source], tokens: NDArray[np.integer]) -> Iterable[Tile]:
+    """Run windows (row, position) through the subject and yield activations tile by tile."""
     sites = [site for source in sources for site in source.reads]
 
     def read(part: slice) -> tuple[slice, _Forward]:
@@ -322,7 +317,7 @@ def tiles(
 
     for part, forward in subject.batching.batches(len(tokens), TILE_ROWS, read, work=WINDOWS):
         length = part.stop - part.start
-        for tile in _full_tiles(subject, sources, forward, whole=whole):
+        for tile in _full_tiles(subject, sources, forward):
             if tile.rows.start < length:
                 stop = min(tile.rows.stop, length)
                 size, rows = stop - tile.rows.start, slice(part.start + tile.rows.start, part.start + stop)
@@ -340,7 +335,7 @@ class _Forward(NamedTuple):
     """By the sites that a source reads, their vectors side by side, likewise."""
 
 
-def _full_tiles(subject: Subject, sources: Sequence[Source], forward: _Forward, *, whole: bool) -> Iterable[Tile]:
+def _full_tiles(subject: Subject, sources: Sequence[Source], forward: _Forward) -> Iterable[Tile]:
     """The tiles of one forward's windows."""
     tokens = forward.tokens
     for source in sources:
@@ -349,15 +344,13 @@ def _full_tiles(subject: Subject, sources: Sequence[Source], forward: _Forward, 
         if isinstance(source, Neurons):
             yield Tile(source, slice(0, len(vectors)), 0, without_bos(subject, tokens, vectors).float(), counted)
             continue
-        for rows, first, activations in _encode_tiles(subject, source, vectors, whole=whole):
+        for rows, first, activations in _encode_tiles(subject, source, vectors):
             yield Tile(source, rows, first, without_bos(subject, tokens[rows], activations), counted[rows])
 
 
-def _encode_tiles(
-    subject: Subject, source: Source, vectors: Tensor, *, whole: bool
-) -> Iterator[tuple[slice, int, Tensor]]:
+def _encode_tiles(subject: Subject, source: Source, vectors: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
     """Rows, the first feature, and activations (row, position, feature), which the next ones overwrite."""
-    rows, width = _tile_shape(vectors, source, whole=whole)
+    rows, width = _tile_shape(vectors, source)
     positions, buffer = vectors.shape[1], _Buffer(vectors.device)
     for start in range(0, len(vectors), rows):
         flat = vectors[start : start + rows].flatten(0, 1).float()
@@ -388,14 +381,14 @@ class _Buffer:
         return self._numbers[: rows * columns].view(rows, columns)
 
 
-def _tile_shape(vectors: Tensor, source: Source, *, whole: bool) -> tuple[int, int]:
+def _tile_shape(vectors: Tensor, source: Source) -> tuple[int, int]:
     """Windows (a power of two, so that all tiles are alike) and features per tile.
 
     About 4 MiB of 1024 features on a CPU, measured best: large enough for the matrix product, small
     enough to be still in cache when it is scanned.
     """
     size, width = (1040 * 1024, 1024) if vectors.device.type == "cpu" else (1 << 28, 16384)
-    width = source.width if whole or not source.separable else min(width, source.width)
+    width = min(width, source.width) if source.separable else source.width
     rows = max(1, min(len(vectors), size // width // vectors.shape[1]))
     return 1 << (rows.bit_length() - 1), width
 

@@ -11,6 +11,7 @@ sample of the corpus that the state carries along, by running it through the sub
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from ...subject.address import SourceId
+from ...subject.convention import Convention
 from ...subject.dictionary import Dictionary
 from ...subject.direction_matrix import Directions
 from ...subject.directions import find_top_tokens, reaches_logits
@@ -75,9 +77,7 @@ def collect(
     state = HarvestState.empty(sources, window=window)
     if checkpoint is not None and checkpoint.exists():
         state = load_state(checkpoint, state)
-    sample = sample_windows(subject, splits.sample, window=window)
-    limits = norm_limits(subject, [site for source in sources for site in source.reads], sample)
-    state.convention = replace(subject.convention, norm_limits=limits)
+    state.convention = find_convention(subject, sources, splits, window=window)
     subject = subject.with_convention(state.convention)
     if stop_at is not None and state.tokens >= stop_at:
         return state
@@ -88,7 +88,7 @@ def collect(
     ):
         if number < state.batches:
             continue
-        _scan_batch(subject, sources, batch, scanner, state)
+        scan_batch(subject, sources, batch, scanner, state)
         state.batches = number + 1
         if len(state.table.uid) + len(state.unsaved) * rows > 2 * pruned:
             state.prune()
@@ -107,14 +107,22 @@ def collect(
     return state
 
 
+def find_convention(subject: Subject, sources: Sequence[Source], splits: Splits, *, window: int) -> Convention:
+    """How the subject reads the corpus, with the norms above which a position is massive."""
+    sample = sample_windows(subject, splits.sample, window=window)
+    limits = norm_limits(subject, [site for source in sources for site in source.reads], sample)
+    return replace(subject.convention, norm_limits=limits)
+
+
 def describe(sources: Sequence[Source], corpus: Corpus, budget: int | None) -> dict[str, object]:
     """What a checkpoint says of itself; see `Stopped`."""
     return {"sources": [str(source.id) for source in sources], "corpus": corpus.name, "budget": budget}
 
 
-def _scan_batch(
+def scan_batch(
     subject: Subject, sources: Sequence[Source], batch: WindowBatch, scanner: Scanner, state: HarvestState
 ) -> None:
+    """Run a batch of windows through the subject, and add what every source makes of it to the state."""
     hashes = window_hash(batch.uid)
     for tile in tiles(subject, sources, batch.tokens):
         own, span = state.sources[str(tile.source.id)], tile.rows
@@ -139,6 +147,7 @@ def finish(
 ) -> HarvestResult:
     """Mine silent examples and near misses, order everything, and name the documents.
 
+    The result takes over the memory of the state's lists, which are empty afterwards.
     `mining` is told of how many windows the silent ones were looked for so far, and of how many there are.
     """
     state.prune()
@@ -147,11 +156,12 @@ def finish(
             f"the budget took no window of the corpus {corpus.name!r}; give a larger --tokens, or a larger corpus"
         )
     subject = subject.with_convention(state.convention or subject.convention)
-    table = state.table
+    table, counts = state.table, _count_tokens(state)
     pool = table.pool(POOL)
-    mined = mine(subject, sources, state, pool, progress=mining)
+    with ThreadPoolExecutor(1, thread_name_prefix="names") as beside:
+        names = beside.submit(lambda: {ordinal: document.name for ordinal, document in corpus})
+        mined = mine(subject, sources, state, pool, progress=mining)
     results = [_source_result(subject, source, state, mined[str(source.id)]) for source in sources]
-    names, counts = {ordinal: document.name for ordinal, document in corpus}, _count_tokens(state)
     return HarvestResult(
         model=subject.name,
         revision=subject.revision,
@@ -161,22 +171,27 @@ def finish(
         window=table.tokens.shape[1],
         windows=table.tokens,
         splits=table.split,
-        documents=tuple(names[int(ordinal)] for ordinal in table.uid >> 20),
+        documents=tuple(map(names.result().__getitem__, (table.uid >> 20).tolist())),
         pool=pool,
         vocabulary=subject.vocabulary,
         sources=tuple(results),
-        provenance={
-            "seed": seed,
-            "rows": subject.batching.most(WINDOWS, TILE_ROWS),
-            "device": str(subject.device),
-            "torch": torch.__version__,
-            "dtype": subject.dtype,
-            "convention": asdict(subject.convention),
-            "counts": asdict(counts),
-            **_describe_heads(subject, sources),
-            **_describe_directions(sources),
-        },
+        provenance=_describe_run(subject, sources, counts, seed=seed),
     )
+
+
+def _describe_run(subject: Subject, sources: Sequence[Source], counts: TokenCounts, *, seed: int) -> dict[str, object]:
+    """What the numbers of a harvest depend on."""
+    return {
+        "seed": seed,
+        "rows": subject.batching.most(WINDOWS, TILE_ROWS),
+        "device": str(subject.device),
+        "torch": torch.__version__,
+        "dtype": subject.dtype,
+        "convention": asdict(subject.convention),
+        "counts": asdict(counts),
+        **_describe_heads(subject, sources),
+        **_describe_directions(sources),
+    }
 
 
 def _describe_heads(subject: Subject, sources: Sequence[Source]) -> dict[str, object]:
@@ -209,11 +224,9 @@ def _source_result(
     kinds: dict[Kind, Lists | None] = {"top": own.top, "quantile": own.quantile, "bottom": own.bottom}
     for kind, part in kinds.items():
         if part is not None:
-            feature, slot = part.ordered()
-            window = np.searchsorted(state.table.uid, part.uid[feature, slot])
-            lists[kind] = ExampleList(
-                feature.astype(np.int32), window.astype(np.int32), part.activations[feature, slot]
-            )
+            feature, uid, activations = part.drain()
+            window = np.searchsorted(state.table.uid, uid)
+            lists[kind] = ExampleList(feature.astype(np.int32), window.astype(np.int32), activations)
     if isinstance(source, HeadNorms | HeadWrites) and find_refusal(subject, source.id.site) is None:
         lists = {kind: find_attended(subject, source, part, state.table.tokens) for kind, part in lists.items()}
     return SourceResult(

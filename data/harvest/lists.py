@@ -7,11 +7,25 @@ offering one's entries to the other. The memory is fixed: nothing grows with the
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 NO_UID = np.iinfo(np.int64).max
+_DRAINED = 256
+"""Features whose entries are put in order at once."""
+
+
+class Entries(NamedTuple):
+    """Entries of lists, sorted by feature, split, then best first."""
+
+    features: NDArray[np.int64]
+    """Shape (entry,)."""
+    uid: NDArray[np.int64]
+    """Shape (entry,)."""
+    activations: NDArray[np.float16]
+    """Shape (entry, position)."""
 
 
 @dataclass(slots=True)
@@ -130,6 +144,22 @@ class Lists:
         split = np.searchsorted(self.offsets, slot, side="right")
         order = np.lexsort((self.uid[feature, slot], -self.score[feature, slot], split, feature))
         return feature[order], slot[order]
+
+    def drain(self) -> "Entries":
+        """All entries, ordered, in the memory of the lists, which are of no feature afterwards.
+
+        A copy would double what a harvest of many features needs.
+        """
+        feature, slot = self.ordered()
+        uid, (width, capacity, positions) = self.uid[feature, slot], self.activations.shape
+        rows, at = self.activations.reshape(-1, positions), feature * capacity + slot
+        # Whole features at a time: these never move beyond where they were, so what comes later is not overwritten.
+        edges = np.searchsorted(feature, np.arange(0, width + _DRAINED, _DRAINED))
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            rows[start:stop] = rows[at[start:stop]]
+        self.score, self.uid, self.group = self.score[:0], self.uid[:0], self.group[:0]
+        self.activations, self.worst = self.activations[:0], self.worst[:0]
+        return Entries(feature, uid, rows[: len(feature)])
 
 
 def _best(

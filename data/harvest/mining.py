@@ -42,18 +42,22 @@ def mine(
     table = state.table
     rows = np.flatnonzero(pool)
     rows = rows[np.argsort(window_hash(~table.uid[rows]), kind="stable")]
-    harvested = -(-state.tokens // table.tokens.shape[1])
-    rows = rows[: max(min(64, len(rows)), harvested // 32)]
+    rows = rows[: count_mined(-(-state.tokens // table.tokens.shape[1]), len(rows))]
     miners = {
         str(source.id): _Miner(state, state.sources[str(source.id)], len(subject.vocabulary)) for source in sources
     }
     for start in range(0, len(rows), TILE_ROWS):
         part = rows[start : start + TILE_ROWS]
-        for tile in tiles(subject, sources, table.tokens[part], whole=True):
-            miners[str(tile.source.id)].take(part[tile.rows], tile.silenced)
+        for tile in tiles(subject, sources, table.tokens[part]):
+            miners[str(tile.source.id)].take(part[tile.rows], tile.silenced, first_feature=tile.first_feature)
         if progress is not None:
             progress(start + len(part), len(rows))
     return {name: miner.lists() for name, miner in miners.items()}
+
+
+def count_mined(harvested: int, pool: int) -> int:
+    """How many windows of the pool are mined, where so many were harvested."""
+    return min(pool, max(64, harvested // 32))
 
 
 class _Examples(NamedTuple):
@@ -76,24 +80,24 @@ class _Miner:
         self._room = {kind: np.tile(capacity, (len(source.peak), 1)) for kind, capacity in CAPACITY.items()}
         self._examples: dict[Kind, list[_Examples]] = {kind: [] for kind in CAPACITY}
 
-    def take(self, rows: NDArray[np.int64], tile: torch.Tensor) -> None:
-        """Look at activations (window, position, feature) of the table's `rows`."""
-        quiet = (tile.amax(1).float().cpu().numpy() < SILENCE * self._peak) & (self._peak > 0)
+    def take(self, rows: NDArray[np.int64], tile: torch.Tensor, *, first_feature: int) -> None:
+        """Look at activations (window, position, feature) of the table's `rows`, of features from `first_feature`."""
+        own = slice(first_feature, first_feature + tile.shape[2])
+        peak = self._peak[own]
+        quiet = (tile.amax(1).float().cpu().numpy() < SILENCE * peak) & (peak > 0)
         for i, row in enumerate(rows):
             split = int(self._table.split[row])
             present = np.zeros(self._vocabulary + 1, bool)
             present[self._table.tokens[row][self._table.tokens[row] >= 0]] = True
-            near = quiet[i] & present[self._tokens].any(axis=1)
-            self._add("near_miss", near, int(row), split, tile[i])
-            self._add("silent", quiet[i] & ~near, int(row), split, tile[i])
-
-    def _add(self, kind: Kind, quiet: NDArray[np.bool_], row: int, split: int, activations: torch.Tensor) -> None:
-        """Add a window (position, feature) to the lists of the quiet features that have room in its split."""
-        features = np.flatnonzero(quiet & (self._room[kind][:, split] > 0))
-        if len(features):
-            self._room[kind][features, split] -= 1
-            values = as_half(activations[:, torch.from_numpy(features).to(activations.device)].T).cpu().numpy()
-            self._examples[kind].append(_Examples(features, row, values))
+            near = quiet[i] & present[self._tokens[own]].any(axis=1)
+            kinds: dict[Kind, NDArray[np.bool_]] = {"near_miss": near, "silent": quiet[i] & ~near}
+            for kind, chosen in kinds.items():
+                room = self._room[kind][own, split]
+                (features,) = np.nonzero(chosen & (room > 0))
+                if len(features):
+                    room[features] -= 1
+                    values = as_half(tile[i, :, torch.from_numpy(features).to(tile.device)].T).cpu().numpy()
+                    self._examples[kind].append(_Examples(features + first_feature, int(row), values))
 
     def lists(self) -> dict[Kind, ExampleList]:
         """The examples by kind; the miner holds them no longer."""

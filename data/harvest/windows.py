@@ -10,9 +10,13 @@ lowest hashes; which way a document's fraction of a window is rounded is drawn t
 comes from the documents' lengths and the characters per token of a sample, both known before the first
 window, so every shard takes exactly its part of the same sample. It comes out within a few per cent of
 N. Where the corpus is more than 16 times the budget, only documents of low hash are tokenised at all.
+
+Another thread reads and tokenises the next documents while these windows are used. It is one group of documents ahead,
+so memory is bounded; what comes, and in which order, does not depend on it.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,7 +35,7 @@ NUMBERS = 1 << 20
 """Windows that one document may have."""
 SPARE, DOCUMENTS = 16, 1000
 """A budget is drawn from documents of this many times its size, and from about this many at least."""
-GROUP = 1 << 20
+GROUP = 1 << 18
 """Characters that are tokenised at once."""
 
 
@@ -130,6 +134,11 @@ def expected_tokens(subject: "Subject", splits: Splits, tokens: int | None) -> i
     return total if tokens is None else min(tokens, total)
 
 
+def documents_to_read(subject: "Subject", splits: Splits, tokens: int | None) -> NDArray[np.bool_]:
+    """The documents that a budget is drawn from, (document,): they are tokenised, whether it takes them or not."""
+    return _choose_documents(subject, splits, tokens).documents
+
+
 def _expected_tokens(subject: "Subject", splits: Splits) -> NDArray[np.float64]:
     """About how many tokens each document has, (document,), by the characters per token of a sample."""
     sampled = sum(map(len, subject.encode_all(splits.sample)))
@@ -146,22 +155,37 @@ def _cut_documents(
     given: Given,
 ) -> Iterator[WindowBatch]:
     """The chosen windows, document by document."""
-    for group in _groups(corpus, choice.documents, shard):
-        texts = [document.text for _, document in group]
-        given.own_bos += sum(map(subject.brings_bos, texts))
-        given.spelled += sum(map(subject.spells_special, texts))
-        for (ordinal, document), ids in zip(group, subject.encode_all(texts), strict=True):
-            rows = cut(ids, window)
-            count = len(rows)
-            given.tokens += len(ids)
-            if count > NUMBERS:
-                raise NeuronautError(
-                    f"the document {document.name} has {count} windows; {NUMBERS} are possible: cut it into several"
-                )
-            number = _draw_windows(ordinal, count, choice.rate, splits.seed)
-            cluster = np.full(len(number), splits.cluster(ordinal))
-            split = np.full(len(number), splits.split(ordinal), np.int8)
-            yield WindowBatch(rows[number], ordinal * NUMBERS + number, cluster, split)
+    for ordinal, document, ids in _encode_ahead(_groups(corpus, choice.documents, shard), subject):
+        given.own_bos += subject.brings_bos(document.text)
+        given.spelled += subject.spells_special(document.text)
+        given.tokens += len(ids)
+        rows = cut(ids, window)
+        count = len(rows)
+        if count > NUMBERS:
+            raise NeuronautError(
+                f"the document {document.name} has {count} windows; {NUMBERS} are possible: cut it into several"
+            )
+        number = _draw_windows(ordinal, count, choice.rate, splits.seed)
+        cluster = np.full(len(number), splits.cluster(ordinal))
+        split = np.full(len(number), splits.split(ordinal), np.int8)
+        yield WindowBatch(rows[number], ordinal * NUMBERS + number, cluster, split)
+
+
+def _encode_ahead(
+    groups: Iterator[list[tuple[int, Document]]], subject: "Subject"
+) -> Iterator[tuple[int, Document, list[int]]]:
+    """Documents with their ordinals and token ids, those of the next group read by another thread meanwhile."""
+
+    def encode_next() -> list[tuple[int, Document, list[int]]]:
+        group = next(groups, [])
+        encoded = subject.encode_all([document.text for _, document in group]) if group else []
+        return [(ordinal, document, ids) for (ordinal, document), ids in zip(group, encoded, strict=True)]
+
+    with ThreadPoolExecutor(1, thread_name_prefix="tokens") as pool:
+        coming = pool.submit(encode_next)
+        while documents := coming.result():
+            coming = pool.submit(encode_next)
+            yield from documents
 
 
 def _draw_windows(ordinal: int, count: int, rate: float, seed: int) -> NDArray[np.int64]:

@@ -88,6 +88,12 @@ class Store:
     ) -> None:
         self.close()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the database, also of one in memory."""
+        pages, page = (self._query(f"PRAGMA page_{what}")[0][f"page_{what}"] for what in ("count", "size"))
+        return pages * page
+
     def transaction(self) -> AbstractContextManager[object]:
         """A block whose writes are all stored, or none; methods that write may be called inside."""
         return transaction(self.db, self.path)
