@@ -13,7 +13,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -37,11 +36,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     options = parser.parse_args()
     print("| question | point | seconds | CPU s | peak MB of a process | disk MB |\n|---|---|--:|--:|--:|--:|")
-    for _, question in product(range(options.repeat), options.question):
+    for name in options.question * options.repeat:
         with tempfile.TemporaryDirectory() as folder:
-            for point, run, disk in QUESTIONS[question](Path(folder), options.tokens):
+            for point, run, disk in QUESTIONS[name](Path(folder), options.tokens):
                 figures = f"{run.seconds:.1f} | {run.cpu_seconds:.1f} | {run.peak_mb:,} | {disk:.1f}"
-                print(f"| {question} | {point} | {figures} |", flush=True)
+                print(f"| {name} | {point} | {figures} |", flush=True)
 
 
 def measure_tokens(folder: Path, tokens: int) -> Points:

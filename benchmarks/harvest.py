@@ -79,7 +79,7 @@ def random_corpus(tokens: int, folder: Path, *, vocabulary: int = VOCABULARY) ->
     return Corpus.load(path)
 
 
-def random_dictionary(subject: Subject, *, kind: str, width: int = VOCABULARY) -> Source:
+def random_dictionary(subject: Subject, *, kind: str, width: int = VOCABULARY) -> Dictionary:
     """Random latents after block 4; the ReLU's bias leaves 1.25% of them active."""
     generator = torch.Generator().manual_seed(1)
     encoder = torch.randn(256, width, generator=generator) / 16
@@ -221,7 +221,7 @@ def build_work(name: str, tokens: int, folder: Path) -> tuple[Subject, list[Sour
         )
     subject = random_subject()
     if name == "neurons":
-        sources = neurons(subject, [f"mlp.{i}" for i in range(6)])
+        sources: list[Source] = [*neurons(subject, [f"mlp.{i}" for i in range(6)])]
     else:
         sources = [random_dictionary(subject, kind="relu" if name == "sae" else "topk")]
     return subject, sources, random_corpus(tokens, folder), WINDOW

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 
 class Shown(Watch):
-    """Shows on stderr how far a harvest is: a bar of tokens, then one of windows, then that it writes."""
+    """Shows on stderr how far a harvest is: bars of tokens, of windows and of features, then that it writes."""
 
     def __init__(self, stack: ExitStack, *, what: str = "harvest") -> None:
         self._stack = stack
         self._bar = self._begin(what, "tokens")
         self._mining: Progress | None = None
+        self._ranking: Progress | None = None
         self.tokens = 0
         """Tokens that were read in this call."""
         self._before = 0
@@ -44,6 +45,14 @@ class Shown(Watch):
             self._mining = self._begin("silent windows", "windows")
             self._mining.expect(of)
         self._mining.reach(windows)
+
+    def ranked(self, features: int, of: int) -> None:
+        """Begin another bar, of features, and move it."""
+        if self._ranking is None:
+            self._stack.close()
+            self._ranking = self._begin("tokens that they raise", "features")
+            self._ranking.expect(of)
+        self._ranking.reach(features)
 
     def writes(self) -> None:
         """Say so: a large harvest takes its time."""
@@ -128,7 +137,8 @@ def format_estimate(row: Row) -> str:
             "the peak",
             f"time: {seconds['total']:,.0f} s ({seconds['low']:,.0f} to {seconds['high']:,.0f}) for {row['tokens']:,} "
             f"tokens: splits {seconds['splits']:,.0f}, model and lists {seconds['model']:,.0f}, {text} "
-            f"{seconds['text']:,.0f}, mining {seconds['mining']:,.0f}, writing {seconds['writing']:,.0f}",
+            f"{seconds['text']:,.0f}, mining {seconds['mining']:,.0f}, tokens that features raise "
+            f"{seconds['ranking']:,.0f}, writing {seconds['writing']:,.0f}",
             "nothing is written",
         ]
     )

@@ -8,7 +8,7 @@ vector at each position; the division is left out, which changes a direction's l
 is left out is one positive factor at each position, the same for every token and every coordinate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -197,18 +197,27 @@ def _above_mean(subject: Subject, vectors: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def find_top_tokens(
-    subject: Subject, source: Source, features: NDArray[np.integer] | None = None, *, count: int = 10
+    subject: Subject,
+    source: Source,
+    features: NDArray[np.integer] | None = None,
+    *,
+    count: int = 10,
+    progress: Callable[[int], None] | None = None,
 ) -> TopTokens:
     """The tokens that `promoted` finds, `count` on each side, of the chosen features of a source, or of all.
 
-    Rows are those of the whole source; of features that were not chosen the spread is 0.
+    Rows are those of the whole source; of features that were not chosen the spread is 0. `progress` is told of how many
+    features they were found so far.
     """
     features = np.arange(source.width) if features is None else features
     count = min(count, len(subject.vocabulary))
     ids = np.zeros((source.width, 2 * count), np.int32)
     effects, spread = np.zeros(ids.shape, np.float32), np.zeros(source.width, np.float32)
     step = max(1, _CELLS // len(subject.vocabulary))
-    for rows in (features[start : start + step] for start in range(0, len(features), step)):
+    for start in range(0, len(features), step):
+        rows = features[start : start + step]
+        if progress is not None:
+            progress(start)
         effect = _above_mean(subject, directions(subject, source, rows.tolist()).vector)
         spread[rows] = effect.std(-1, correction=0).cpu().numpy()
         writing = spread[rows] > 0

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     options = parser.parse_args()
     rows: list[Figures] = []
+    tokens = 0
     for _ in range(options.repeat):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...subject.directions import TopTokens, find_top_tokens
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
 from ...subject.sources import Source
@@ -36,6 +37,7 @@ from .harvest import find_convention, finish, scan_batch
 from .mining import CAPACITY, count_mined
 from .scan import Scanner, SourceState
 from .state import POOL, QUANTILE, TOP, HarvestState
+from .top_tokens import has_top_tokens
 from .windows import WindowBatch, check_window, documents_to_read, expected_tokens, windows
 
 BATCHES = 4
@@ -63,8 +65,8 @@ class Estimate:
     checkpoint: int
     """The checkpoint beside the database, from the first minute on; twice that while it is replaced."""
     seconds: Mapping[str, float]
-    """By part: `splits` (a first pass over the corpus), `text` (to tokens), `model` (with the lists), `mining` and
-    `writing`."""
+    """By part: `splits` (a first pass over the corpus), `text` (to tokens), `model` (with the lists), `mining`,
+    `ranking` (of the tokens that features raise) and `writing`."""
     overlap: bool
     """Whether a core is free to turn text into tokens while the model runs."""
     spread: tuple[float, float]
@@ -125,12 +127,18 @@ def estimate(
     taken = {source: float(sum(counts.sum() for counts in own.values())) for source, own in entries.items()}
     kept = min(growth.after, POOL + growth.after * -math.expm1(-sum(taken.values()) / growth.after))
     table = round(kept * (4 * window + 9))
-    written, mean = _write(result, taken, kept), float(np.mean(later))
+    thin, ranking = _rank_some(subject, sources, result)
+    written, mean = _write(result, thin, taken, kept), float(np.mean(later))
     parts = {name: sum(getattr(size, name) for size in sizes.values()) for name in _Size._fields}
     return Estimate(
         tokens=expected,
         # The table of windows is added to and pruned by copying it.
-        memory={"model": first.memory.start, "batch": first.memory.above, **parts, "windows": 3 * table},
+        memory={
+            "model": first.memory.start,
+            "batch": max(first.memory.above, ranking.above),
+            **parts,
+            "windows": 3 * table,
+        },
         sources={name: sum(size) for name, size in sizes.items()},
         database=written.size,
         checkpoint=checkpoint + table,
@@ -139,6 +147,7 @@ def estimate(
             "text": _time_text(subject, splits) * int(splits.characters[documents].sum()),
             "model": growth.seconds(filling, later),
             "mining": growth.mined / TILE_ROWS * mean,
+            "ranking": ranking.seconds,
             "writing": written.seconds,
         },
         overlap=subject.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1),
@@ -263,12 +272,37 @@ class _Written(NamedTuple):
     seconds: float
 
 
-def _write(result: HarvestResult, taken: Mapping[str, float], kept: float) -> _Written:
+class _Ranking(NamedTuple):
+    """What finding the tokens that features raise will take."""
+
+    seconds: float
+    above: int
+    """Bytes of memory."""
+
+
+def _rank_some(
+    subject: Subject, sources: Sequence[Source], result: HarvestResult
+) -> tuple[list[SourceResult], _Ranking]:
+    """Some features of every source, as sources of their own, with the tokens that these raise."""
+    some, seconds = [], 0.0
+    with _watching() as memory:
+        for source, whole in zip(sources, result.sources, strict=True):
+            chosen = np.unique(np.linspace(0, source.width - 1, WRITTEN).astype(np.int64))
+            tokens = None
+            if has_top_tokens(subject, source):
+                began = time.perf_counter()
+                found = find_top_tokens(subject, source, chosen)
+                tokens = TopTokens(*(part[chosen] for part in found))
+                seconds += (time.perf_counter() - began) * source.width / len(chosen)
+            some.append(replace(_thin(whole, chosen), top_tokens=tokens))
+    return some, _Ranking(seconds, memory.above)
+
+
+def _write(result: HarvestResult, some: Sequence[SourceResult], taken: Mapping[str, float], kept: float) -> _Written:
     """Write some features into a database in memory, part by part, and scale each part up.
 
     `taken` are the examples that each source will have, `kept` the windows.
     """
-    some = [_thin(source) for source in result.sources]
     bare = tuple(replace(source, lists={}) for source in some)
     none = replace(
         result, windows=result.windows[:0], splits=result.splits[:0], documents=(), pool=result.pool[:0], sources=()
@@ -317,9 +351,8 @@ def _pack(source: SourceResult) -> _Packed:
     return _Packed(examples, len(groups), 4 * examples + sum(len(pack_activations(group)) for group in groups))
 
 
-def _thin(source: SourceResult) -> SourceResult:
-    """WRITTEN features of a source, evenly spaced, with their examples, as a source of their own."""
-    chosen = np.unique(np.linspace(0, source.width - 1, WRITTEN).astype(np.int64))
+def _thin(source: SourceResult, chosen: NDArray[np.int64]) -> SourceResult:
+    """The chosen features of a source with their examples, as a source of their own."""
     place = np.full(source.width, -1, np.int32)
     place[chosen] = np.arange(len(chosen))
     lists = {kind: _choose(examples, place) for kind, examples in source.lists.items()}

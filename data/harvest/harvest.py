@@ -23,7 +23,6 @@ from ...subject.address import SourceId
 from ...subject.convention import Convention
 from ...subject.dictionary import Dictionary
 from ...subject.direction_matrix import Directions
-from ...subject.directions import find_top_tokens, reaches_logits
 from ...subject.errors import NeuronautError
 from ...subject.head_norms import HeadNorms
 from ...subject.head_writes import HeadWrites
@@ -39,6 +38,7 @@ from .massive import norm_limits, sample_windows
 from .mining import mine
 from .scan import SUM_UNIT, Rows, Scanner, window_hash
 from .state import POOL, QUANTILE, TOP, HarvestState, find_stopped, load_state, save_state
+from .top_tokens import add_top_tokens
 from .watch import Watch
 from .windows import Given, WindowBatch, check_window, expected_tokens, windows
 
@@ -243,10 +243,6 @@ def _source_result(
         histogram=own.histogram,
         lists={kind: part for kind, part in (lists | mined).items() if len(part.features)},
         norms=source.written_norms().cpu().numpy() if isinstance(source, Dictionary) and several else None,
-        # A head writes in another direction at each token.
-        top_tokens=find_top_tokens(subject, source, np.flatnonzero((own.count > 0) | (own.trough < 0)))
-        if reaches_logits(subject, source) and not isinstance(source, HeadNorms)
-        else None,
     )
 
 
@@ -337,7 +333,8 @@ def conclude(
     """Finish a state that has read all it should, and write it to the store with its `provenance`."""
     result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
     own = {**provenance, **_describe_sites(sources)}
-    result = replace(result, provenance={**result.provenance, **own})
+    parts = add_top_tokens(subject, sources, result.sources, progress=watch.ranked)
+    result = replace(result, sources=parts, provenance={**result.provenance, **own})
     watch.writes()
     store.write_harvest(result)
     return result

@@ -20,8 +20,8 @@ import sqlite3
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -49,7 +49,8 @@ def rows_start(dimension: int) -> int:
     return _HEADER.size + 4 * dimension**2
 
 
-class VectorFile(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class VectorFile:
     """A file that is in step with its database."""
 
     path: Path

@@ -119,8 +119,9 @@ def _open_file(connection: sqlite3.Connection, path: str, embedder: Embedded) ->
     """The file of an embedder, in step with the database; None where vectors are few, or none can be written."""
     sql = "SELECT last, token FROM embedding_batches WHERE embedder_id = ? ORDER BY last DESC LIMIT 1"
     newest = connection.execute(sql, [embedder.id]).fetchone()
-    few = newest is None or newest["last"] < INDEXED or path == ":memory:"
-    return None if few else refresh_file(connection, path, embedder.id, tuple(newest))
+    if newest is None or newest["last"] < INDEXED or path == ":memory:":
+        return None
+    return refresh_file(connection, path, embedder.id, tuple(newest))
 
 
 class _Nearest:

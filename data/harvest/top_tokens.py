@@ -1,0 +1,46 @@
+"""The tokens that features raise and lower, the last thing that a harvest measures: of weights alone, not of text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...subject.directions import find_top_tokens, reaches_logits
+from ...subject.head_norms import HeadNorms
+from ...subject.model import Subject
+from ...subject.sources import Source
+from ..records import SourceResult
+
+Ranked = Callable[[int, int], None]
+"""Is told of how many features the tokens were ranked, and of how many they will be."""
+
+
+def add_top_tokens(
+    subject: Subject, sources: Sequence[Source], results: Sequence[SourceResult], *, progress: Ranked
+) -> tuple[SourceResult, ...]:
+    """The results of the sources with the tokens of every feature that fired."""
+    ranked = [has_top_tokens(subject, source) for source in sources]
+    fired = [_find_fired(result) if own else [] for result, own in zip(results, ranked, strict=True)]
+    of, done, whole = sum(map(len, fired)), 0, []
+    for source, result, own, features in zip(sources, results, ranked, fired, strict=True):
+        tell = partial(_tell, progress, done, of)
+        tokens = find_top_tokens(subject, source, np.asarray(features), progress=tell) if own else None
+        whole.append(replace(result, top_tokens=tokens))
+        done += len(features)
+    return tuple(whole)
+
+
+def has_top_tokens(subject: Subject, source: Source) -> bool:
+    """Whether the features of a source raise tokens directly, each the same ones wherever it is active."""
+    # A head writes in another direction at each token.
+    return reaches_logits(subject, source) and not isinstance(source, HeadNorms)
+
+
+def _find_fired(result: SourceResult) -> NDArray[np.int64]:
+    return np.flatnonzero((result.count > 0) | (result.trough < 0))
+
+
+def _tell(progress: Ranked, before: int, of: int, done: int) -> None:
+    progress(before + done, of)
