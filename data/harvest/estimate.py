@@ -292,7 +292,7 @@ def _rank_some(
             if has_top_tokens(subject, source):
                 began = time.perf_counter()
                 found = find_top_tokens(subject, source, chosen)
-                tokens = TopTokens(*(part[chosen] for part in found))
+                tokens = TopTokens(found.ids[chosen], found.effects[chosen], found.spread[chosen])
                 seconds += (time.perf_counter() - began) * source.width / len(chosen)
             some.append(replace(_thin(whole, chosen), top_tokens=tokens))
     return some, _Ranking(seconds, memory.above)
