@@ -179,6 +179,10 @@ class LLMClient:
             )
         return not over
 
+    def paid_elsewhere(self, key: str) -> bool:
+        """Whether what the log has of a request came from another client; not of what is only rehearsed."""
+        return self.mode != "rehearsal" and key not in self._asked
+
     def call(self, request: Request) -> Future[Reply]:
         """Send a request; its reply is in the log before the future is done with."""
         with self._lock:
@@ -356,7 +360,7 @@ class _Run(Generic[T]):
             self._waiting_for[key].append(waiting)
         elif logged := client.logged_replies([waiting.request]):
             # An equal request was answered while this one waited, here or by another process.
-            client.spent.cached += key in self._elsewhere.keys
+            client.spent.cached += client.paid_elsewhere(key)
             self._deliver(logged[key], waiting)
         elif key in held:
             self._elsewhere.add(waiting, held[key])
@@ -400,8 +404,6 @@ class _Elsewhere(Generic[T]):
 
     def __init__(self) -> None:
         self.requests: list[_Waiting[T]] = []
-        self.keys: set[str] = set()
-        """Of all that ever waited here."""
         self._who: Counter[str] = Counter()
         self._looked = 0.0
         self._tell_at: float | None = None
@@ -409,7 +411,6 @@ class _Elsewhere(Generic[T]):
     def add(self, waiting: _Waiting[T], who: str) -> None:
         """Let a request wait."""
         self.requests.append(waiting)
-        self.keys.add(waiting.key)
         self._who[who] += 1
 
     def take(self) -> list[_Waiting[T]]:

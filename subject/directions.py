@@ -219,22 +219,22 @@ def find_top_tokens(
         if progress is not None:
             progress(start)
         effect = _above_mean(subject, directions(subject, source, rows.tolist()).vector)
-        spread[rows] = effect.std(-1, correction=0).cpu().numpy()
-        writing = spread[rows] > 0
-        effect, rows = effect[torch.from_numpy(writing).to(effect.device)], rows[writing]
-        for side, sign in ((slice(count), 1), (slice(count, None), -1)):
-            ids[rows, side], values = _take_highest(sign * effect, count)
-            effects[rows, side] = sign * values
+        # The standard deviation of what has a mean of 0.
+        spread[rows] = (effect.norm(dim=-1) / effect.shape[-1] ** 0.5).cpu().numpy()
+        if not (writing := spread[rows] > 0).all():
+            effect, rows = effect[torch.from_numpy(writing).to(effect.device)], rows[writing]
+        for side, highest in ((slice(count), True), (slice(count, None), False)):
+            ids[rows, side], effects[rows, side] = _take_extreme(effect, count, highest=highest)
     return TopTokens(ids, effects, spread)
 
 
-def _take_highest(effect: Tensor, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ids and values (row, count) of the highest in each row (row, token), of equal ones the lowest ids first."""
-    lowest = effect.topk(count).values[:, -1:]
-    rows, ids = (effect >= lowest).nonzero(as_tuple=True)
+def _take_extreme(effect: Tensor, count: int, *, highest: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Ids and values (row, count) of the highest or lowest in each row (row, token); of equal ones the lowest ids."""
+    last = effect.topk(count, largest=highest).values[:, -1:]
+    rows, ids = (effect >= last if highest else effect <= last).nonzero(as_tuple=True)
     values = effect[rows, ids]
     rows, ids, values = rows.cpu().numpy(), ids.cpu().numpy(), values.float().cpu().numpy()
-    order = np.lexsort((ids, -values, rows))
+    order = np.lexsort((ids, -values if highest else values, rows))
     starts = np.searchsorted(rows[order], np.arange(len(effect)))
     chosen = order[starts[:, None] + np.arange(count)]
     return ids[chosen], values[chosen]

@@ -420,7 +420,8 @@ def test_try_without_a_rule_predicts_null():
 
 def test_show_json_has_the_promised_keys():
     (row,) = rows_of("show", f"planted:mlp.2:{RIVER}", "-n", "4")
-    assert tuple(row) == (*ROW_KEYS, "rule", "predictor", "curve", "stats", "examples", "scores", "provenance")
+    keys = ("promoted", "suppressed", "rule", "predictor", "curve", "stats", "examples", "scores", "provenance")
+    assert tuple(row) == (*ROW_KEYS, *keys)
     assert row["rule"]["any"] and row["stats"].keys() == {*Statistics.__slots__, "active"}
     assert len(row["examples"]) == 4
     for example in row["examples"]:
