@@ -60,13 +60,17 @@ class VectorFile:
     def walk(self, query: NDArray[np.float32], compare: Callable[[NDArray[np.int64]], float], *, first: int) -> None:
         """Give `compare` the numbers of the `first` rows by their bounds, then of all that may be nearer than it says.
 
-        It answers with the last cosine of the answer as it stands. What is then not compared is proven to be farther.
+        It answers with the last cosine of the answer as it stands, and minus infinity while that is not full: then it
+        is given the next ones. What is at last not compared is proven to be farther.
         """
         ids, bounds = self.bound(query)
-        first = min(first, len(ids))
-        places = np.argpartition(bounds, len(ids) - first)[len(ids) - first :]
-        last = compare(ids[places])
-        bounds[places] = -np.inf
+        last, left = -np.inf, len(ids)
+        while last == -np.inf and left:
+            first = min(first, left)
+            places = np.argpartition(bounds, len(ids) - first)[len(ids) - first :]
+            last = compare(ids[places])
+            bounds[places] = -np.inf
+            first, left = first * 4, left - first
         places = np.flatnonzero(bounds > last - _SLACK)
         bounds = self.refine(query, places)
         order = np.argsort(-bounds, kind="stable")
