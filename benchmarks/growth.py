@@ -31,12 +31,14 @@ Points = Iterator[tuple[str, Run, float]]
 def main() -> None:
     """Measure the questions that are named and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", nargs="*", default=list(QUESTIONS), choices=list(QUESTIONS), metavar="QUESTION")
+    parser.add_argument("question", nargs="*", help=f"of {', '.join(QUESTIONS)}; all where none is named")
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--repeat", type=int, default=1)
     options = parser.parse_args()
+    if unknown := set(options.question) - QUESTIONS.keys():
+        parser.error(f"{', '.join(sorted(unknown))} is no question; wanted {', '.join(QUESTIONS)}")
     print("| question | point | seconds | CPU s | peak MB of a process | disk MB |\n|---|---|--:|--:|--:|--:|")
-    for name in options.question * options.repeat:
+    for name in (options.question or list(QUESTIONS)) * options.repeat:
         with tempfile.TemporaryDirectory() as folder:
             for point, run, disk in QUESTIONS[name](Path(folder), options.tokens):
                 figures = f"{run.seconds:.1f} | {run.cpu_seconds:.1f} | {run.peak_mb:,} | {disk:.1f}"
