@@ -89,7 +89,7 @@ class DoseResponse:
         """Say the trend and the usable range in words."""
         going = self.trend.sense or "not going one way"
         sizes = [] if self.unit is None else [f"{size:.3g}" for size in self.unit]
-        unit = f"; one of strength is {', '.join(sizes)} in activations" if sizes else ""
+        unit = f"; a strength of 1 is {', '.join(sizes)} in activations" if sizes else ""
         if self.usable is None:
             return f"the response is {going}; no strength keeps the KL elsewhere below {self.bound:g} nats{unit}"
         low, high = (f"{end:.2g}" for end in (self.usable.low, self.usable.high))

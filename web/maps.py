@@ -38,13 +38,14 @@ def show_map(
     status: Status = "",
     feature: str = "",
 ) -> Response:
-    """Show a stored map, the first that fits; where none does, the command that draws it."""
+    """Show a stored map, of those that fit one of decoders and of most points; where none fits, the command for it."""
     with stores.reading() as store:
         marked = find_feature(store, feature) if feature else None
         known = find_source(store, source) or (None if marked is None else str(marked.source))
         every, sources = store.maps(), [row["source"] for row in store.sources()]
         asked = {"source": known, "kind": of, "method": method}
-        chosen = next((row for row in every if all(row[key] == own for key, own in asked.items() if own)), None)
+        order = sorted(every, key=lambda row: (KINDS.index(row["kind"]), -row["n"]))
+        chosen = next((row for row in order if all(row[key] == own for key, own in asked.items() if own)), None)
         drawn = None if chosen is None else _read(store, chosen)
         shown = None if drawn is None else _tell(store, drawn, colour=colour, status=status, marked=marked)
     row = chosen or {

@@ -93,6 +93,6 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "percent": lambda value: NOTHING if value is None else f"{value:.3%}",
     "day": lambda text: NOTHING if text is None else text[:16].replace("T", " "),
     "pretty": lambda value: json.dumps(value, ensure_ascii=False, indent=1),
-    "words": lambda text: text.replace("_", " "),
+    "words": lambda text: "KL" if text == "kl" else text.replace("_", " "),
 }
 """What templates write values with."""

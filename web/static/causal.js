@@ -1,6 +1,6 @@
 // The causal page: each view draws the rows that its command prints.
 import { compute, computing } from "./jobs.js";
-import { drawTable, element, number, visible } from "./tokens.js";
+import { drawTable, element, number, scrolling, visible } from "./tokens.js";
 
 const form = document.querySelector("[data-causal]");
 const output = document.querySelector("[data-output]");
@@ -33,7 +33,7 @@ function drawLens(rows) {
   const body = sites.map((site) =>
     element("tr", {}, element("th", { scope: "row" }, site), ...places.map(([place]) => lensCell(cells.get(`${site} ${place}`)))),
   );
-  return element("div", { class: "wide" }, element("table", { class: "grid-table" }, element("thead", {}, head), element("tbody", {}, ...body)));
+  return scrolling(element("table", { class: "grid-table" }, element("thead", {}, head), element("tbody", {}, ...body)));
 }
 
 function lensCell(row) {
@@ -76,7 +76,7 @@ function drawAttention(rows) {
       return cell;
     })),
   );
-  return element("div", { class: "wide" }, element("table", { class: "grid-table" }, element("thead", {}, head), element("tbody", {}, ...body)));
+  return scrolling(element("table", { class: "grid-table" }, element("thead", {}, head), element("tbody", {}, ...body)));
 }
 
 function drawHeads(rows) {

@@ -1,7 +1,7 @@
 // The page of a circuit: its nodes by layer, with what proven roles act through; a click on a node cuts it.
 import { chapter, shape, show, spanned } from "./interventions.js";
 import { compute, computing } from "./jobs.js";
-import { drawTable, element, number } from "./tokens.js";
+import { drawTable, element, inWords, number, scrolling } from "./tokens.js";
 
 const BOX = 116, GAP = 14, TALL = 40, RISE = 36, SIDE = 56;
 const SHARED = ["task", "rows", "clean", "corrupted", "answer", "wrong", "pairs", "model", "metric", "seed", "nodes", "ablation"];
@@ -45,13 +45,13 @@ function draw([report], given) {
 
   drawVerdict(verdict, report, null, null);
   return element("div", {},
-    chapter(`${report.circuit.length} of ${report.nodes.length} nodes do ${report.task}`,
+    chapter(`A circuit for ${report.task}: ${report.circuit.length} of ${report.nodes.length} nodes`,
       partial(report),
-      element("p", { class: "note" }, "Press a node, or several, to cut them: below it stands what is left. Lines are what a proven role was shown to act through, all of these together; where no role is proven there is no line. Blue: heads; green: MLPs; violet: others."),
+      element("p", { class: "note" }, "Press a node, or several, to cut them and see what is left. A line leads from a node whose role is proven to what it was shown to act through; a node without a proven role has no line upwards. Blue: heads; green: MLPs; violet: others."),
       element("div", { class: "map-and-verdict" },
-        element("div", { class: "wide" }, picture),
+        scrolling(picture),
         element("section", { class: "verdict" }, element("h2", {}, "What is left"), verdict, place))),
-    chapter("Node by node", table(report, nodes)),
+    chapter("Node by node", element("p", { class: "note" }, "Noise: what is lost of the behaviour where this node alone is corrupted. Denoise: what comes back where it alone is clean. Adds: the most faithfulness it adds to some part of the circuit."), table(report, nodes)),
     algorithm(report),
     element("p", { class: "note" }, cost(report)));
 }
@@ -60,7 +60,7 @@ function partial(report) {
   return report.unfinished.length ? element("p", { class: "job failed" }, `Partial: stopped before the end of ${report.unfinished.join(", ")}.`) : null;
 }
 
-const cost = (report) => `${Object.values(report.passes).reduce((a, b) => a + b, 0).toLocaleString("en")} passes; half of the pairs (${report.pairs[0]}) were searched on, ${report.held_out ? "the others" : "the same"} (${report.pairs[1]}) are what the numbers are of.`;
+const cost = (report) => `${Object.values(report.passes).reduce((a, b) => a + b, 0).toLocaleString("en")} passes of the model. The search saw ${report.pairs[0]} pairs; the circuit is tested on ${report.held_out ? `${report.pairs[1]} others` : "the same"}.`;
 
 // Everything that is known of each node, in the order of the circuit.
 function readNodes(report) {
@@ -80,13 +80,14 @@ function placeOf(name) {
   return { kind: kind === "head" ? "head" : kind.startsWith("mlp") ? "mlp" : "other", layer: Number(layer ?? 0) };
 }
 
+const ASIDE = [0, 60, -60, 100, -100, 150, -150, 220, -220, 300, -300];
 const STAGE = { head: 0, mlp: 1, other: 2 };
 
 // Rows from below: the prompt, then each layer's heads, its MLP, and what is read after it; the answer on top.
 function drawMap(nodes, onPress) {
   const stage = (node) => 3 * node.layer + STAGE[node.kind];
   const rows = [...new Set(nodes.map(stage))].sort((a, b) => a - b).map((at) => nodes.filter((node) => stage(node) === at).sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true })));
-  const wide = SIDE + Math.max(...rows.map((row) => row.length), 4) * (BOX + GAP);
+  const wide = SIDE + Math.max(...rows.map((row) => row.length), 3) * (BOX + GAP);
   const high = (rows.length + 1) * (TALL + RISE) + 30;
   const middle = (SIDE + wide) / 2;
   const top = (at) => high - 30 - (at + 1) * (TALL + RISE) + RISE / 2;
@@ -98,20 +99,37 @@ function drawMap(nodes, onPress) {
   const links = nodes.flatMap((node) => node.proven.flatMap((claim) => (claim.through.length ? claim.through : [""]).map((to) => [node.name, to])));
   const unique = [...new Map(links.map((link) => [link.join(" "), link])).values()];
   const names = rows.map((row, at) => shape("text", { x: 4, y: top(at) + TALL / 2 + 4, class: "row-name" }, `layer ${row[0].layer}`));
-  return shape("svg", { viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, class: "circuit-map", role: "group", "aria-label": "The circuit, from the prompt below to the answer above" },
+  const made = shape("svg", { viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, class: "circuit-map", role: "group", "aria-label": "The circuit, from the prompt below to the answer above" },
     ...unique.filter(([, to]) => places.has(to)).map((link) => drawLink(link, places)),
     ...names,
     shape("text", { x: middle, y: 16, "text-anchor": "middle", class: "end" }, "answer"),
     shape("text", { x: middle, y: high - 8, "text-anchor": "middle", class: "end" }, "prompt"),
     ...nodes.map((node) => drawPart(node, places.get(node.name), onPress)));
+  // Smaller than this its words are not read; then it scrolls.
+  made.style.minWidth = `${Math.round(0.8 * wide)}px`;
+  return made;
 }
 
 function drawLink([from, to], places) {
   const start = places.get(from), end = places.get(to);
   const y = to === "" ? end.y : end.y + TALL;
   const bend = (start.y - y) / 2;
+  const aside = passBetween(start, { x: end.x, y }, places);
   const words = `${from} acts ${to === "" ? "on the answer" : `through ${to}`}`;
-  return shape("path", { d: `M${start.x} ${start.y}C${start.x} ${start.y - bend} ${end.x} ${y + bend} ${end.x} ${y}`, class: "link", "data-from": from, "data-to": to }, shape("title", {}, words));
+  return shape("path", { d: `M${start.x} ${start.y}C${start.x + aside} ${start.y - bend} ${end.x + aside} ${y + bend} ${end.x} ${y}`, class: "link", "data-from": from, "data-to": to }, shape("title", {}, words));
+}
+
+// How far a curve goes aside so that it crosses no node, which would look like its own line.
+function passBetween(start, end, places) {
+  const bend = (start.y - end.y) / 2;
+  const along = Array.from({ length: 19 }, (_, step) => (step + 1) / 20);
+  const crosses = (aside) => along.some((t) => {
+    const [a, b, c, d] = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t ** 3];
+    const x = a * start.x + b * (start.x + aside) + c * (end.x + aside) + d * end.x;
+    const y = a * start.y + b * (start.y - bend) + c * (end.y + bend) + d * end.y;
+    return [...places].some(([name, node]) => name && Math.abs(node.x - x) < BOX / 2 + 3 && y > node.y + 1 && y < node.y + TALL - 1);
+  });
+  return ASIDE.find((aside) => !crosses(aside)) ?? 0;
 }
 
 function drawPart(node, { x, y }, onPress) {
@@ -147,11 +165,11 @@ function drawVerdict(place, report, before, after) {
       control(evaluation));
     return;
   }
-  const metric = before.alone.metric.replaceAll("_", " ");
-  const line = (name, key) => [name, fraction(before[key]), fraction(after[key]), before[key].patched, after[key].patched];
+  const metric = inWords(before.alone.metric);
+  const lines = (name, key) => [[`${name}: faithfulness`, fraction(before[key]), fraction(after[key])], [`${name}: ${metric}`, spanned(before[key].patched), spanned(after[key].patched)]];
   place.replaceChildren(
     element("p", {}, "Cut: ", ...after.cut.flatMap((name) => [element("code", {}, name), " "])),
-    drawTable(["", "faithfulness before", "after", `${metric} before`, "after"], [line("circuit alone", "alone"), line("whole model", "model")]),
+    drawTable(["", "before", "after"], [...lines("circuit alone", "alone"), ...lines("whole model", "model")]),
     element("p", { class: "note" }, `Means over ${after.alone.n} pairs that the search did ${report.held_out ? "not see" : "see"}; ${metric} is ${number(after.model.clean)} where nothing is cut and ${number(after.model.corrupted)} where all nodes are.`));
 }
 
@@ -171,8 +189,10 @@ function table(report, nodes) {
   const header = ["node", "noise", "denoise", "by itself", "adds", ...(report.exact ? ["backed up by"] : []), "role"];
   const lines = nodes.map((node) => [
     code(node.name), spanned(alone(node.score, "noise")), spanned(alone(node.score, "denoise")), node.score?.role ?? "–", spanned(node.adds?.value),
-    ...(report.exact ? [node.backups.join(" ")] : []), report.roles === null ? "–" : role(node)]);
-  return drawTable(header, lines, { wide: true });
+    ...(report.exact ? [node.backups.join(" ") || "–"] : []), report.roles === null ? "–" : role(node)]);
+  const made = drawTable(header, lines, { wide: true });
+  made.classList.add("by-node");
+  return made;
 }
 
 function role(node) {

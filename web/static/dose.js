@@ -1,6 +1,6 @@
 // The page of dose and response: a curve for each readout over the strengths, what it costs elsewhere, and what is written.
-import { chapter, shape, show } from "./interventions.js";
-import { drawTable, element, number, visible } from "./tokens.js";
+import { RANKS, chapter, rankOf, shape, show } from "./interventions.js";
+import { drawTable, element, inWords, visible } from "./tokens.js";
 
 const WIDE = 420, HIGH = 220, LEFT = 64, RIGHT = 14, TOP = 14, BOTTOM = 44;
 
@@ -10,7 +10,7 @@ function draw(rows, given) {
   const [first] = curves;
   const strengths = first.map((row) => row.strength);
   const panels = curves.map((curve) => panel(
-    curve[0].readout.replaceAll("_", " "), strengths,
+    inWords(curve[0].readout), strengths,
     [{ name: "at the next token", values: curve.map((row) => row.response), told: curve.map(tellRank) }],
     { plain: curve[0].response - curve[0].effect },
   ));
@@ -18,7 +18,7 @@ function draw(rows, given) {
     { name: "KL", values: first.map((row) => row.kl) },
     { name: "loss", values: first.map((row) => row.loss) },
   ]);
-  return element("div", {}, element("div", { class: "panels" }, ...panels, elsewhere), ...numbers(curves), written(first, given));
+  return element("div", {}, element("div", { class: "panels" }, ...panels, elsewhere), element("p", { class: "note" }, "Dashed: without the edit. Point at a dot to read it to the last digit."), ...numbers(curves), written(first, given));
 }
 
 const tellRank = (row) => (row.percentile === null ? "" : `; percentile ${row.percentile.toFixed(0)} among random directions`);
@@ -70,15 +70,15 @@ function curve({ name, values, told = [] }, at, strengths, across, up) {
 
 function numbers(curves) {
   const [first] = curves;
-  const header = ["strength", ...curves.flatMap(([row]) => [row.readout.replaceAll("_", " "), "percentile"]), "KL elsewhere", "loss elsewhere", "largest change"];
+  const header = ["strength", ...curves.flatMap(([row]) => [inWords(row.readout), "percentile"]), "KL elsewhere", "loss elsewhere", "largest change"];
   const lines = first.map((row, at) => [
     element("span", { class: "strength-of" }, String(row.strength)),
-    ...curves.flatMap((curve) => [curve[at].response, curve[at].percentile]),
+    ...curves.flatMap((curve) => [curve[at].response, rankOf(curve[at])]),
     row.kl, row.loss, row.max_change,
   ]);
   const table = drawTable(header, lines, { wide: true });
   table.querySelector("table").classList.add("doses");
-  return [chapter("Numbers", element("p", { class: "note" }, "Percentile: how the effect stands among random directions of the same norm; one that is not near 100 says that a random push does as much. Elsewhere is unrelated text: what steering costs there, in nats per token."), table)];
+  return [chapter("Numbers", element("p", { class: "note" }, RANKS, " Elsewhere is unrelated text: what steering costs there, in nats per token."), table)];
 }
 
 function written(curve, given) {

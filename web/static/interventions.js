@@ -32,4 +32,7 @@ export function spanned(value, low, high, digits = 2) {
   return element("span", { class: "number", title: whole }, value.toFixed(digits) + ends);
 }
 
+export const RANKS = "Percentile: how far the effect goes beside those of random directions of the same norm; where it is not near 100, a random push does as much.";
+export const rankOf = ({ percentile }) => (percentile === null ? null : element("span", { class: "number", title: String(percentile) }, percentile.toFixed(0)));
+
 export const chapter = (title, ...parts) => element("section", {}, element("h2", {}, title), ...parts);

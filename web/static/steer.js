@@ -1,6 +1,7 @@
 // Steering on a feature's page: what the model writes before and after, side by side, with what that costs.
+import { RANKS, rankOf } from "./interventions.js";
 import { compute, computing } from "./jobs.js";
-import { drawTable, element, visible } from "./tokens.js";
+import { drawTable, element, inWords, visible } from "./tokens.js";
 
 for (const form of document.querySelectorAll("[data-steer]")) {
   const output = form.parentElement.querySelector("[data-output]");
@@ -36,17 +37,15 @@ for (const form of document.querySelectorAll("[data-steer]")) {
 function draw(output, { rows, notes }, prompt, wanted) {
   const before = rows.find((row) => row.strength === 0);
   const after = rows.find((row) => row.strength === wanted);
-  const header = ["strength", `${after.readout} at the next token`, "percentile among random directions", "KL elsewhere", "loss elsewhere"];
-  const lines = [before, after].map((row) => [String(row.strength), row.response, percentile(row), row.kl, row.loss]);
+  const header = ["strength", `${inWords(after.readout)} at the next token`, "percentile", "KL elsewhere", "loss elsewhere"];
+  const lines = [before, after].map((row) => [String(row.strength), row.response, rankOf(row), row.kl, row.loss]);
   output.replaceChildren(
     element("div", { class: "written" }, written("Before", prompt, before), written(`After, strength ${after.strength}`, prompt, after)),
     drawTable(header, lines),
-    element("p", { class: "note" }, "KL and loss in nats. Elsewhere is unrelated text: what steering costs there."),
+    element("p", { class: "note" }, "KL and loss in nats. Elsewhere is unrelated text: what steering costs there. ", RANKS),
     ...notes.map((note) => element("p", { class: "note" }, note)),
   );
 }
-
-const percentile = (row) => (row.percentile === null ? "–" : element("span", { title: String(row.percentile) }, row.percentile.toFixed(0)));
 
 function written(title, prompt, row) {
   const text = element("pre", {}, element("span", { class: "quiet" }, visible(prompt)), element("b", {}, visible(row.texts[0])));

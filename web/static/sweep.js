@@ -1,11 +1,12 @@
 // The page of a sweep: a table for each direction, whose cells are coloured by how much they recover.
 import { chapter, show } from "./interventions.js";
-import { element, number, visible } from "./tokens.js";
+import { element, inWords, number, visible } from "./tokens.js";
 
 const AXES = ["site", "unit", "position", "edit"];
+const TITLES = { denoise: "restored", noise: "lost" };
 const MEANING = {
-  denoise: "Clean values in the corrupted prompt: 1 is all of the behaviour, what suffices for it.",
-  noise: "Corrupted values in the clean prompt: 1 is all of the behaviour lost, what is needed for it.",
+  denoise: "Clean values are put into the corrupted prompt. 1: this part alone brings the behaviour back; 0: it brings back nothing.",
+  noise: "Corrupted values are put into the clean prompt. 1: without this part the behaviour is gone; 0: nothing is lost.",
 };
 
 function draw(rows) {
@@ -14,7 +15,7 @@ function draw(rows) {
   const values = rows.flatMap((row) => row.effects.map((effect) => effect.value)).filter((value) => value !== null);
   const most = Math.max(1e-9, ...values.map(Math.abs));
   const parts = directions.map((direction, at) =>
-    chapter(`${direction}: ${rows[0].effects[at].metric.replaceAll("_", " ")} recovered`,
+    chapter(`Share of the ${inWords(rows[0].effects[at].metric)} ${TITLES[direction]} (${direction})`,
       element("p", { class: "note" }, MEANING[direction]), ...heatMap(rows, axes, at, most)));
   return element("div", {}, legend(most), ...parts);
 }
@@ -29,8 +30,8 @@ function heatMap(rows, axes, at, most) {
   if (down === "site") lines.reverse();
   const columns = across === null ? [""] : inOrder(rows.map((row) => row[across]));
   const cells = new Map(rows.map((row) => [JSON.stringify([row[down], across === null ? "" : row[across]]), row]));
-  const told = element("p", { class: "cell-told", "aria-live": "polite" }, "A cell that is pointed at, or reached with the arrow keys, is told here to the last digit.");
-  const head = element("tr", {}, element("th", { scope: "col" }, down), ...columns.map((name) => element("th", { scope: "col" }, label(name, across))));
+  const told = element("p", { class: "cell-told", "aria-live": "polite" }, "Point at a cell, or reach it by Tab and the arrow keys, to read it here to the last digit.");
+  const head = element("tr", {}, element("th", { scope: "col" }, across === null ? down : `${down}, by ${across}`), ...columns.map((name) => element("th", { scope: "col" }, label(name, across))));
   const body = lines.map((line) => element("tr", {}, element("th", { scope: "row" }, line), ...columns.map((name) => {
     const row = cells.get(JSON.stringify([line, name]));
     return row === undefined ? element("td") : heatCell(row, row.effects[at], most, told);
@@ -59,7 +60,7 @@ function heatCell(row, effect, most, told) {
   const change = Object.values(row.max_change).map(number).join(", ");
   const words = value === null
     ? `${row.edit}: ${effect.reason}`
-    : `${row.edit}: ${value}${interval} of ${effect.metric.replaceAll("_", " ")}, ${effect.n} pair${effect.n === 1 ? "" : "s"}, largest change ${change}`;
+    : `${row.edit}: ${value}${interval} of ${inWords(effect.metric)}, ${effect.n} pair${effect.n === 1 ? "" : "s"}, largest change ${change}`;
   cell.title = words;
   const tell = () => (told.textContent = words);
   cell.addEventListener("pointerenter", tell);
@@ -93,7 +94,7 @@ function legend(most) {
     swatch.style.setProperty("--a", Math.abs(step).toFixed(2));
     return swatch;
   });
-  return element("p", { class: "heat-key" }, element("span", {}, "the other way"), ...swatches, element("span", {}, "as the whole prompt does"));
+  return element("p", { class: "heat-key" }, element("span", {}, "opposite"), ...swatches, element("span", {}, "restored, or lost; 1 is all of it"));
 }
 
 show(draw);

@@ -21,6 +21,9 @@ function spell(character) {
   return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
 }
 
+// A name in words, as templates write it.
+export const inWords = (name) => name.replaceAll("_", " ").replace(/^kl\b/, "KL");
+
 export function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -56,6 +59,9 @@ function bar(kind, share) {
   return made;
 }
 
+// What may be broader than the page; the arrow keys move it where no pointer is.
+export const scrolling = (inner) => element("div", { class: "wide", tabindex: "0" }, inner);
+
 // A table; cells are text or elements, numbers stand on the right.
 export function drawTable(header, rows, { wide = false } = {}) {
   const kind = (place) => (typeof rows[0]?.[place] === "number" ? "number" : null);
@@ -67,7 +73,7 @@ export function drawTable(header, rows, { wide = false } = {}) {
       element("tr", {}, ...row.map((cell) => drawCell(cell))),
     );
   }
-  return element("div", { class: "wide" }, element("table", { class: wide ? null : "compact" }, head, body));
+  return scrolling(element("table", { class: wide ? null : "compact" }, head, body));
 }
 
 // A number is rounded to be read; where the pointer rests it stands as it came.
