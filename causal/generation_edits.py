@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import join_vectors
+from ..subject.sources import join_vectors, require_vectorwise
 from .edits import Edit, read_quoted
 from .intervene import Materials, Report, RowEdit, require_vectors
 from .prompts import Batch, where
@@ -119,6 +119,9 @@ def compile_growing(
     edit, numbers = (item.edit, item.rows) if isinstance(item, RowEdit) else (item, tuple(range(len(batch))))
     _check(edit, numbers, scope, len(batch))
     sites = sites_of(edit, materials.sources)
+    if sites.source is not None:
+        # Only the newest vectors of a row are at hand.
+        require_vectorwise(sites.source, "an edit of text that is being written")
     if sites.is_ahead(subject):
         raise NeuronautError(
             f"edit {edit} changes {sites.writes[0]}, which comes before {sites.reads[-1]}, the last site that the "
@@ -200,11 +203,11 @@ def _compile_changes(
     reference = source_run = None
     if edit.needs_reference:
         reference = units.get(
-            require_vectors(subject, edit, "reference", materials.reference, sites=sites.reads, shape=(None,))
+            require_vectors(subject, edit, "reference", materials.reference, sites=sites, shape=(None,))
         )
     if edit.needs_source_run:
         runs = require_vectors(
-            subject, edit, "source run", materials.source_runs, sites=sites.reads, shape=batch.tokens.shape
+            subject, edit, "source run", materials.source_runs, sites=sites, shape=batch.tokens.shape
         )
         source_run = units.get(runs[index])
     return compile_changes(edit, units, Supply(reference, source_run), sites)

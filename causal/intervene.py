@@ -25,7 +25,7 @@ from ..subject.attention import prove, watch_patterns
 from ..subject.dictionary import Dictionary
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source, join_vectors
+from ..subject.sources import Source
 from .attention import PATTERNS, Weights
 from .edits import Edit
 from .prompts import Batch, where
@@ -256,7 +256,7 @@ class _Running:
     change: Tensor
     """The largest so far, a scalar on the subject's device."""
     plain: Mapping[str, Tensor]
-    """By site, what a plain run holds at the places, where one forward cannot both read and change; else empty."""
+    """By site, what a plain run holds, where one forward cannot both read and change; else empty."""
     times: dict[str, int]
     """How many times it has changed each site."""
     seen: dict[str, Tensor] = field(default_factory=dict)
@@ -284,8 +284,18 @@ class _Running:
 
     def look(self, site: str, tensor: Tensor) -> Tensor:
         """Keep the vectors that it reads."""
-        self.seen[site] = tensor[self.index]
+        self.seen[site] = tensor
         return tensor
+
+    def _inputs(self) -> list[Tensor]:
+        """The vectors (touched, width) that it reads, where these are others than it changes."""
+        known = self.plain or self.seen
+        if not self.sites.looks_back:
+            return [self.sites.join({site: known[site][self.index] for site in self.sites.reads})] if known else []
+        # Only its own rows: a batch may hold many edits, each with its own.
+        row, position = self.index
+        rows, place = row.unique(return_inverse=True)
+        return [self.sites.join({site: known[site][rows] for site in self.sites.reads})[place, position]]
 
     def change_at(self, site: str, tensor: Tensor, *masks: Tensor) -> Tensor:
         """The site's tensor with the touched vectors edited."""
@@ -294,11 +304,9 @@ class _Running:
             raise NeuronautError(
                 f"edit {self.edit} was made for a batch of shape {self.shape} and met {shape}; run its batch's tokens"
             )
-        before, known = tensor[self.index], self.plain or self.seen
-        inputs = [join_vectors(known, self.sites.reads)] if known else []
-        after = self.works[site](self.plain.get(site, before), *inputs, *(mask[self.index] for mask in masks)).to(
-            before.dtype
-        )
+        before = tensor[self.index]
+        given = self.plain[site][self.index] if self.plain else before
+        after = self.works[site](given, *self._inputs(), *(mask[self.index] for mask in masks)).to(before.dtype)
         self.times[site] += 1
         # Masked scores may be infinite, before and after.
         moved = torch.where(after == before, 0, after - before)
@@ -340,7 +348,7 @@ def _compile(
         index=index,
         works=works,
         change=torch.zeros((), device=subject.device),
-        plain={site: plain[site][index] for site in (*sites.reads, *sites.writes)} if sites.is_ahead(subject) else {},
+        plain=plain if sites.is_ahead(subject) else {},
         times=dict.fromkeys(sites.writes, 0),
     )
 
@@ -356,32 +364,25 @@ def _compile_vectors(
     reference = source_run = None
     if edit.needs_reference:
         reference = units.get(
-            require_vectors(subject, edit, "reference", materials.reference, sites=sites.reads, shape=(None,))
+            require_vectors(subject, edit, "reference", materials.reference, sites=sites, shape=(None,))
         )
     if edit.needs_source_run:
         runs = require_vectors(
-            subject, edit, "source run", materials.source_runs, sites=sites.reads, shape=batch.tokens.shape
+            subject, edit, "source run", materials.source_runs, sites=sites, shape=batch.tokens.shape
         )
         source_run = units.get(runs[index])
     return index, compile_changes(edit, units, Supply(reference, source_run), sites)
 
 
 def require_vectors(
-    subject: Subject,
-    edit: Edit,
-    kind: str,
-    tensors: Mapping[str, Tensor],
-    *,
-    sites: Sequence[str],
-    shape: Sequence[int | None],
+    subject: Subject, edit: Edit, kind: str, tensors: Mapping[str, Tensor], *, sites: Sites, shape: Sequence[int | None]
 ) -> Tensor:
-    """The vectors that an edit needs at sites, side by side, or an error that says what is missing."""
-    return join_vectors(
+    """What an edit's units are read from at sites, or an error that says which vectors are missing."""
+    return sites.join(
         {
             site: _require_tensor(edit, kind, tensors, (*shape, subject.width(site)), site=site).to(subject.device)
-            for site in sites
-        },
-        sites,
+            for site in sites.reads
+        }
     )
 
 

@@ -25,7 +25,7 @@ from ..subject.dictionary import Dictionary
 from ..subject.directions import apply, branch, final_norm, takes_mean_out
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import require_one_site
+from ..subject.sources import require_one_site, require_vectorwise
 from .measures import LOGITS
 from .prompts import Batch, where
 
@@ -165,7 +165,10 @@ def _list_parts(subject: Subject) -> list[str]:
 
 def _site(unit: str | Dictionary) -> str:
     """The site whose vectors it takes apart."""
-    return unit if isinstance(unit, str) else require_one_site(unit, "the attribution of a logit")
+    if isinstance(unit, str):
+        return unit
+    require_vectorwise(unit, "the attribution of a logit")
+    return require_one_site(unit, "the attribution of a logit")
 
 
 _Spans = dict[int, tuple[str | Dictionary, int]]

@@ -250,11 +250,11 @@ def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity
     """
     if dictionary.companions is not None:
         return Fidelity(None, None, None)
-    reads, writes, mask = dictionary.reads, dictionary.writes, where(subject, batch, "all").to(subject.device)
+    writes, mask = dictionary.writes, where(subject, batch, "all").to(subject.device)
 
     def rebuild(part: slice) -> tuple[Tensor, Tensor]:
-        read = subject.read(batch.tokens[part], [*dict.fromkeys((*reads, *writes))])
-        known = join_vectors(read, reads)[mask[part]]
+        read = subject.read(batch.tokens[part], [*dict.fromkeys((*dictionary.reads, *writes))])
+        known = dictionary.join(read)[mask[part]]
         return join_vectors(read, writes)[mask[part]], dictionary.reconstruct(known)
 
     parts = [*subject.batching.batches(len(batch), len(batch), rebuild, work="plain rows")]
@@ -278,7 +278,7 @@ def fidelity(subject: Subject, dictionary: Dictionary, batch: Batch) -> Fidelity
 def _measure_losses(subject: Subject, dictionary: Dictionary, block: Batch) -> Tensor:
     """Each row's loss, plainly and with the sites rebuilt: (2, row)."""
     places = where(subject, block, "all").to(subject.device)
-    known = join_vectors(subject.read(block.tokens, dictionary.reads), dictionary.reads)[places]
+    known = dictionary.join(subject.read(block.tokens, dictionary.reads))[places]
     parts = split_vectors(dictionary.reconstruct(known), dictionary.writes)
 
     def rebuild(part: Tensor, tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..subject.address import Feature
 from ..subject.directions import checked_index
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source, join_vectors
+from ..subject.sources import Source
 from .measures import Question, metric
 from .prompts import Batch
 from .runs import logits_at
@@ -85,7 +85,7 @@ def activation(source: Source, feature: Feature) -> Readout:
 
     def run(subject: Subject, batch: Batch) -> Tensor:
         read = subject.read(batch.tokens, source.reads)
-        vectors = join_vectors(read, source.reads)[torch.arange(len(batch)), batch.last]
+        vectors = source.join(read)[torch.arange(len(batch)), batch.last]
         return source.encode(vectors, torch.tensor([index], device=vectors.device))
 
     def read(values: Tensor, plain: Tensor) -> Tensor:

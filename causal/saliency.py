@@ -24,7 +24,7 @@ from ..subject.address import Feature
 from ..subject.directions import checked_index
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source, join_vectors
+from ..subject.sources import Source
 
 Baseline = int | Literal["mean"]
 """What takes a token's place: another token, by its id, or the mean of all tokens' embeddings."""
@@ -72,7 +72,7 @@ class Activation:
 
         with subject.editing({site: partial(capture, site) for site in self.source.reads}):
             subject.run(tokens, positions=[place])
-        activation = self.source.encode(join_vectors(captured, self.source.reads)[:, place], index)[:, 0].float()
+        activation = self.source.encode(self.source.join(captured)[:, place], index)[:, 0].float()
         return -activation if self.feature.negative else activation
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import join_vectors
 from .controls import random_directions, rank_among
 from .doses import Dose, DoseResponse, trend, usable
 from .edits import Edit
@@ -231,8 +230,7 @@ def _unit_of_strength(subject: Subject, edit: Edit, materials: Materials) -> tup
     if edit.quantile is None:
         return None
     units = units_of(subject, edit, sources=materials.sources, directions=materials.directions)
-    reads = sites_of(edit, materials.sources).reads
-    reference = units.get(join_vectors(materials.reference, reads).to(subject.device)).float()
+    reference = units.get(sites_of(edit, materials.sources).join(materials.reference).to(subject.device)).float()
     # Setting columns of nothing to one of strength shows the amounts themselves.
     bare = Columns(torch.arange(reference.shape[1], device=subject.device))
     unit_edit = edit.model_copy(update={"operation": "set", "value": 1.0, "control": None})

@@ -5,7 +5,8 @@ off a site's vectors, and `put`, which gives vectors in which they are others an
 was got leaves every bit as it was. An operation maps values to values and knows nothing of what they belong to.
 
 A transcoder's features are read at the edit's site and written at another, or at several; a crosscoder's are read at
-several, whose vectors then stand side by side. For everything else both are one.
+several, whose vectors then stand side by side. A temporal dictionary's are read from each vector beside what those
+before it predict. For everything else both are one.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import Source, require_one_site
+from ..subject.sources import Source, join_vectors, require_one_site, require_vectorwise
 from .edits import Edit
 
 Operation = Callable[[Tensor], Tensor]
@@ -143,11 +144,22 @@ class Sites(NamedTuple):
     """Whose vectors, side by side, its units are read from."""
     writes: tuple[str, ...]
     """Whose vectors it changes."""
+    source: Source | None = None
+    """The dictionary that its units are features of."""
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether what its units are read from depends on the positions before."""
+        return self.source is not None and self.source.looks_back
+
+    def join(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """What its units are read from, of the vectors by site, (..., width)."""
+        return join_vectors(vectors, self.reads) if self.source is None else self.source.join(vectors)
 
     @property
     def apart(self) -> bool:
         """Whether it looks at other vectors than those that it changes."""
-        return self.reads != self.writes or len(self.reads) > 1
+        return self.reads != self.writes or len(self.reads) > 1 or self.looks_back
 
     def is_ahead(self, subject: Subject) -> bool:
         """Whether it changes a site before all that it reads are computed, which one forward pass cannot do."""
@@ -160,12 +172,16 @@ def sites_of(edit: Edit, sources: Mapping[str, Source]) -> Sites:
     if edit.dictionary is None:
         return Sites((edit.site,), (edit.site,))
     source = _find_source(edit, sources)
-    return Sites(source.reads, source.writes)
+    return Sites(source.reads, source.writes, source)
 
 
 def written_site(edit: Edit, sources: Mapping[str, Source], purpose: str) -> str:
     """The one site that an edit changes. Raises NeuronautError where it is of several; `purpose` wants one."""
-    return edit.site if edit.dictionary is None else require_one_site(_find_source(edit, sources), purpose)
+    if edit.dictionary is None:
+        return edit.site
+    source = _find_source(edit, sources)
+    require_vectorwise(source, purpose)
+    return require_one_site(source, purpose)
 
 
 def _check(edit: Edit, count: int, name: str) -> None:

@@ -161,6 +161,9 @@ def _format_parts(parts: Row) -> dict[str, str]:
     kind = parts["kind"] + (f", k {parts['k']}" if parts["k"] else "") + (", a skip path" if parts["skip"] else "")
     if parts["steps"]:
         kind += f", at most {parts['steps']:,} steps, until the rest is shorter than {parts['tolerance']:g}"
+    if parts["attention_layers"]:
+        layers = f"{parts['attention_layers']} attention layer{'s' * (parts['attention_layers'] > 1)}"
+        kind += f", of what {layers} over the vectors before a vector do not predict of it"
     several = ", ".join(
         f"{site} {norm:.3g} ({parts['shares'][site]:.0%})" for site, norm in parts["norms_by_site"].items()
     )

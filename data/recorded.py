@@ -18,7 +18,7 @@ from ..subject.address import SourceId
 from ..subject.convention import Convention
 from ..subject.errors import NeuronautError
 from ..subject.model import ModellessSubject
-from ..subject.sources import Features
+from ..subject.sources import Features, Vectorwise
 from .codec import window_digest
 
 CONVENTION = Convention(None, "it was recorded elsewhere")
@@ -46,7 +46,7 @@ class RecordedSubject(ModellessSubject):
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedSource:
+class RecordedSource(Vectorwise):
     """Features with recorded activations."""
 
     id: SourceId

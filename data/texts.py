@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..subject.address import SourceId
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
-from ..subject.sources import join_vectors
+from ..subject.sources import Source
 from .harvest.activations import ROWS, find_counted, read_sites, without_bos
 from .harvest.massive import norm_limits
 from .padding import cut
@@ -36,10 +37,10 @@ class TextRows(NamedTuple):
 
 
 class Places(NamedTuple):
-    """The tokens of texts that count at a site, in their order."""
+    """The tokens of texts that count for a source, in their order."""
 
     vectors: Tensor
-    """(token, width), float32, on the subject's device."""
+    """(token, width), float32, on the subject's device: what the source encodes."""
     owners: Tensor
     """(token,), there too: which text each is of."""
     positions: Tensor
@@ -67,23 +68,22 @@ def limit_norms(subject: Subject, sites: Sequence[str], rows: TextRows) -> Subje
 
 
 @torch.inference_mode()
-def read_texts(
-    subject: Subject, sites: Sequence[tuple[str, ...]], rows: TextRows
-) -> Iterator[dict[tuple[str, ...], Places]]:
-    """The texts' tokens by sites whose vectors stand side by side, some windows at a time."""
+def read_texts(subject: Subject, sources: Sequence[Source], rows: TextRows) -> Iterator[dict[SourceId, Places]]:
+    """The texts' tokens by source, some windows at a time; the vectors of a site are those of its `neurons`."""
 
-    def read_part(part: slice) -> dict[tuple[str, ...], Places]:
+    def read_part(part: slice) -> dict[SourceId, Places]:
         tokens, owners, starts = (whole[part] for whole in rows)
         tokens = tokens[:, : int((tokens >= 0).sum(1).max())]
-        read = read_sites(subject, [site for one in sites for site in one], tokens)
-        places: dict[tuple[str, ...], Places] = {}
-        for one in sites:
-            counted = find_counted(subject, one, tokens, read)
+        read = read_sites(subject, [site for source in sources for site in source.reads], tokens)
+        places: dict[SourceId, Places] = {}
+        for source in sources:
+            counted = find_counted(subject, source.reads, tokens, read)
             row, position = map(torch.from_numpy, counted.nonzero())
             at = (row.to(subject.device), position.to(subject.device))
-            vectors = without_bos(subject, tokens, join_vectors(read, one))[at]
+            vectors = without_bos(subject, tokens, source.join(read))[at]
             owned, first = torch.from_numpy(owners)[row], torch.from_numpy(starts)[row]
-            places[one] = Places(vectors.float(), owned.to(subject.device), (first + position).to(subject.device))
+            placed = (owned.to(subject.device), (first + position).to(subject.device))
+            places[source.id] = Places(vectors.float(), *placed)
         return places
 
     yield from subject.batching.batches(len(rows.tokens), ROWS, read_part, work="rows")

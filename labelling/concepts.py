@@ -7,7 +7,7 @@ from the mean; a token's row counts its logit times the size of the vector.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..causal.probes import Method, Probe, Tokens, fit_probe
 from ..data.corpus import Corpus
+from ..data.harvest.activations import neurons
 from ..data.splits import assign
 from ..data.texts import Places, TextRows, check_heard, cut_texts, limit_norms, read_texts
 from ..subject.direction_matrix import read_directions, save_directions
@@ -82,7 +83,9 @@ def fit_direction(
         raise NeuronautError(f"the text {twice[:60]!r} is given twice, and a test would see it; leave one out")
     rows = cut_texts(subject, texts)
     subject = limit_norms(subject, [site], rows)
-    vectors, tokens = _read_examples(subject, site, texts, read_texts(subject, [(site,)], rows), position)
+    (own,) = neurons(subject, [site])
+    read = (part[own.id] for part in read_texts(subject, [own], rows))
+    vectors, tokens = _read_examples(subject, site, texts, read, position)
     clusters = assign(Corpus.of("texts", texts), fewest=1).clusters.tolist()
     probe = fit_probe(
         vectors,
@@ -125,16 +128,12 @@ def fit_direction(
 
 
 def _read_examples(
-    subject: Subject,
-    site: str,
-    texts: Sequence[str],
-    parts: Iterator[dict[tuple[str, ...], Places]],
-    position: Position,
+    subject: Subject, site: str, texts: Sequence[str], parts: Iterable[Places], position: Position
 ) -> tuple[Tensor, Tokens | None]:
     """A vector for each text, float32 on the CPU, and all tokens where these are wanted."""
     total, count = torch.zeros(len(texts), subject.width(site)), torch.zeros(len(texts), 1)
     last, kept = torch.zeros_like(total), []
-    for places in (part[site,] for part in parts):
+    for places in parts:
         vectors, owners = places.vectors.cpu(), places.owners.cpu()
         total.index_add_(0, owners, vectors)
         count.index_add_(0, owners, torch.ones(len(owners), 1))
@@ -170,7 +169,8 @@ def principal_components(
     rows = TextRows(*(part[:wanted] for part in whole))
     subject = limit_norms(subject, [site], rows)
     total, products, seen = torch.zeros(width).double(), torch.zeros(width, width).double(), 0
-    for places in (part[site,] for part in read_texts(subject, [(site,)], rows)):
+    (own,) = neurons(subject, [site])
+    for places in (part[own.id] for part in read_texts(subject, [own], rows)):
         vectors = places.vectors.cpu().double()
         total, products, seen = total + vectors.sum(0), products + vectors.T @ vectors, seen + len(vectors)
     if seen <= count:

@@ -254,19 +254,17 @@ def _measure(
     chosen: set[int] | None = None,
 ) -> list[_Tail]:
     """The features of all sources on texts; of the first text at the `chosen` positions alone."""
-    sites = list(dict.fromkeys(source.reads for source in sources))
     rows = cut_texts(subject, texts)
-    subject = limit_norms(subject, [site for one in sites for site in one], rows)
+    subject = limit_norms(subject, [*dict.fromkeys(site for source in sources for site in source.reads)], rows)
     states = [_State(source, sign, len(texts)) for source in sources for sign in _signs(source, by)]
-    heard: dict[tuple[str, ...], list[Tensor]] = {one: [] for one in sites}
-    for places in read_texts(subject, sites, rows):
-        for one in sites:
-            heard[one].append(places[one].owners.cpu())
+    heard: dict[tuple[str, ...], list[Tensor]] = {source.reads: [] for source in sources}
+    for places in read_texts(subject, sources, rows):
         for source in sources:
+            heard[source.reads].append(places[source.id].owners.cpu())
             own = [state for state in states if state.source is source]
-            _add_places(own, places[source.reads], chosen)
-    for one in sites:
-        check_heard(torch.cat(heard[one]), texts, ", ".join(one))
+            _add_places(own, places[source.id], chosen)
+    for sites, owners in heard.items():
+        check_heard(torch.cat(owners), texts, ", ".join(sites))
     if chosen is not None and not any(bool(state.count[0]) for state in states):
         raise NeuronautError("that token does not count: it is a special one, or of massive norm; name another")
     return [_compare(state, by, store) for state in states]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.harvest.activations import neurons
 from ..data.padding import pad_ids
 from ..data.projection import project
 from ..data.store.maps import Map, Method, TokenPoint
@@ -104,7 +105,8 @@ def map_activations(
     tokens = pad_ids([row[row >= 0] for row in pool], width=max(map(len, pool)))[order]
     enough = 1 + int((tokens >= 0).sum(1).cumsum().searchsorted(2 * points))
     rows = TextRows(tokens[:enough], np.arange(len(tokens[:enough])), np.zeros(len(tokens[:enough]), np.int64))
-    read = [part[site,] for part in read_texts(subject, [(site,)], rows)]
+    (own,) = neurons(subject, [site])
+    read = [part[own.id] for part in read_texts(subject, [own], rows)]
     vectors, owners, positions = (
         np.concatenate([getattr(part, name).cpu().numpy() for part in read])
         for name in ("vectors", "owners", "positions")

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..causal.prompts import Batch
 from ..data.corpus import Corpus
-from ..data.harvest.activations import read_counted, read_together
+from ..data.harvest.activations import read_counted, read_inputs, read_together
 from ..data.harvest.massive import norm_limits
 from ..data.padding import cut
 from ..data.store.evidence import recorded_source, recorded_subject
@@ -277,17 +278,26 @@ def try_dictionary(subject: Subject, source: Dictionary, corpus: Corpus, *, wind
         vectors = read_together(strict, sites, tokens, at=source.reads)
     else:
         vectors = {other: read_counted(strict, other, tokens) for other in sites}
-    inputs = join_vectors(vectors, source.reads)
-    targets = join_vectors(vectors, source.writes) if source.targets else None
+    encoded = _encoded_at(strict, source, sites, tokens) if source.looks_back else None
+    inputs = join_vectors(vectors, source.reads) if encoded is None else encoded[source.id.site]
+    targets = join_vectors(vectors, source.writes) if source.targets or source.looks_back else None
     others = rebuild_by_others(source, lambda site: read_together(strict, [site], tokens, at=source.reads)[site])
     suspect = partial(_suspect_script, subject, tokens)
     gate = check(source, inputs, targets=targets, others=others, force=force, suspect=suspect)
     if source.companions is not None:
         swept = Sweep(source.id.site, {source.id.site: gate.fvu})
     else:
-        swept = sweep_orders(source, vectors) if several else sweep(source, vectors)
+        swept = sweep_orders(source, vectors) if several else sweep(source, vectors, inputs=encoded)
     read = int((tokens >= 0).sum())
     return Tried(gate, swept, read, read - len(inputs))
+
+
+def _encoded_at(
+    subject: Subject, source: Dictionary, sites: Sequence[str], tokens: NDArray[np.int64]
+) -> dict[str, Tensor]:
+    """What a temporal dictionary would encode at each site, (vector, d_site)."""
+    moved = (replace(source, id=replace(source.id, site=site)) for site in sites)
+    return {one.id.site: read_inputs(subject, one, tokens) for one in moved}
 
 
 def _other_orders(subject: Subject, source: Dictionary) -> list[str]:

@@ -64,6 +64,12 @@ DICTIONARY: Mapping[str, Rule] = {
     **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "transcode", "signed"), _FLAG),
     "stop_on_duplicate_support": _FLAG,
     "max_iterations": _count(1, 2**31),
+    # Of temporal dictionaries; `llm` and `sae` are groups of their conf.yaml.
+    **dict.fromkeys(("n_heads", "n_attn_layers", "bottleneck_factor", "kval_topk", "dimin"), _COUNT),
+    **dict.fromkeys(("activation_normalization_factor", "scaling_factor"), SCALE),
+    **dict.fromkeys(("llm", "sae"), _OBJECT),
+    "tied_weights": _FLAG,
+    "sae_diff_type": _TEXT,
     "residual_threshold": Rule(_is_number, "a number"),
     **dict.fromkeys(("skip_connection", "apply_decoder_bias_to_pre_encoder", "use_glu_encoder"), _FLAG),
     **dict.fromkeys(("architecture", "activation", "activation_fn", "activation_fn_str", "act_fn"), _TEXT),

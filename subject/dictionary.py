@@ -15,6 +15,8 @@ An autoencoder rebuilds the vectors that it reads. A transcoder reads one site, 
 A crosscoder reads and rebuilds the vectors of several sites side by side: its W_enc is one encoder a site below the
 other, whose results are summed, and its W_dec one decoder a site beside the other. One layer of a cross-layer
 transcoder (CLT) reads one site and adds to several, which only all layers together rebuild (`companions`).
+A temporal dictionary takes off what the earlier vectors of a row predict before it encodes, and puts it back after it
+has decoded (see temporal.py); what it encodes is the vector beside that prediction, as `join` gives them.
 
 Whatever else a file asks for (a constant scale of its inputs, decoder norms, centred inputs) is
 folded into these tensors when it is read (see `formats.py`). The encoder lies in memory feature by
@@ -34,7 +36,8 @@ from torch import Tensor
 from .address import SourceId
 from .errors import NeuronautError
 from .pursuit import Pursuit, pursue
-from .sources import Features, split_vectors
+from .sources import Features, join_vectors, split_vectors
+from .temporal import Temporal
 
 Kind = Literal["standard", "topk", "abstopk", "groupmax", "jumprelu", "gated", "matching_pursuit"]
 Norm = Literal["none", "constant_norm_rescale", "layer_norm"]
@@ -123,6 +126,8 @@ class Dictionary:
     """Features kept per vector for topk and abstopk, groups for groupmax; 0 for the others."""
     pursuit: Pursuit | None = None
     """When a vector's encoding ends; only for matching_pursuit."""
+    temporal: Temporal | None = None
+    """What predicts a vector from those before it; only of a temporal dictionary."""
     threshold: Tensor | None = None
     """(F,); only for jumprelu."""
     b_mag: Tensor | None = None
@@ -156,7 +161,7 @@ class Dictionary:
                 raise NeuronautError(
                     f"{name} of {self.id} {problem}; wanted {shape} beside W_enc {(d_site, width)} in a {self.kind} SAE"
                 )
-        for name, tensor in tensors.items():
+        for name, tensor in (tensors | self._attention()).items():
             if not torch.isfinite(tensor).all():
                 raise NeuronautError(f"{name} of {self.id} holds NaN or infinite values; the file is damaged")
         if self.kind in RANKED and not 0 < self.k <= width:
@@ -165,6 +170,8 @@ class Dictionary:
             raise NeuronautError(f"{self.id} has {width} features in {self.k} groups; wanted groups of one size")
         if (self.kind == "matching_pursuit") != (self.pursuit is not None) or (self.pursuit and self.targets):
             raise NeuronautError(f"{self.id} is a {self.kind} SAE; wanted matching_pursuit of one site with its ends")
+        if self.temporal is not None and (self.targets or self.pursuit):
+            raise NeuronautError(f"{self.id} is temporal; wanted no matching pursuit, and one site to read and rebuild")
         self._check_sites()
 
     def _check_sites(self) -> None:
@@ -230,6 +237,11 @@ class Dictionary:
         return self.norm != "none" and not self.targets
 
     @property
+    def looks_back(self) -> bool:
+        """Whether it is temporal."""
+        return self.temporal is not None
+
+    @property
     def revision(self) -> str:
         """First 16 hex digits of the SHA-256 of all that decides the activations and the reconstruction."""
         return self._digest
@@ -241,7 +253,8 @@ class Dictionary:
         # Only of a transcoder, so that the revisions of autoencoders stay what they were.
         digest.update(f" writes {' '.join(self.targets)}".encode() if self.targets else b"")
         digest.update(f" reads {' '.join(self.inputs)}".encode() if self.inputs else b"")
-        for name, tensor in sorted(self.tensors().items()):
+        digest.update(f" temporal {self.temporal.heads} {self.temporal.epsilon}".encode() if self.temporal else b"")
+        for name, tensor in sorted((self.tensors() | self._attention()).items()):
             digest.update(f" {name} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
@@ -254,17 +267,60 @@ class Dictionary:
 
     def to(self, device: torch.device | str) -> Self:
         """The same dictionary on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        temporal = self.temporal and self.temporal.map(lambda _, tensor: tensor.to(device))
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, temporal=temporal, **tensors)
+
+    def _attention(self) -> dict[str, Tensor]:
+        """The tensors of a temporal dictionary's attention, by name."""
+        return {} if self.temporal is None else dict(self.temporal.tensors)
+
+    def join(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """What it encodes, of the vectors by site: those of `reads` side by side, (row, position, d_site).
+
+        Of a temporal dictionary each vector beside its prediction, (row, position, 2 * d_site), float32.
+        Raises NeuronautError where it is given single vectors of rows.
+        """
+        joined = join_vectors(vectors, self.reads)
+        if self.temporal is None:
+            return joined
+        if joined.ndim != 3:
+            raise self._refuse_alone()
+        own = joined.float()
+        prediction = self.temporal.predict(self._normalise(own), self.W_enc, self.W_dec)
+        return torch.cat([own, prediction], dim=-1)
+
+    def _refuse_alone(self) -> NeuronautError:
+        return NeuronautError(
+            f"{self.id} reads each vector beside what those before it predict of it, and was given single vectors; "
+            "give whole rows of text, and an edit a number in place of a mean or quantile of reference text"
+        )
+
+    def _split(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The vectors themselves, (row, d_site), and what is predicted of them."""
+        if self.temporal is None:
+            return vectors.float(), None
+        if vectors.shape[-1] != 2 * self.d_site:
+            raise self._refuse_alone()
+        own, prediction = vectors.float().chunk(2, dim=-1)
+        return own, prediction
+
+    def _normalise(self, vectors: Tensor) -> Tensor:
+        """(..., d_site), as the encoder takes them."""
+        inputs = NORMS[self.norm](vectors).vectors
+        return inputs - self.b_dec if self.subtract_b_dec else inputs
 
     def encode(self, vectors: Tensor, features: Features | None = None, *, out: Tensor | None = None) -> Tensor:
         """Activations of the chosen features (all by default). (row, d_site) -> (row, chosen), float32.
 
+        The vectors are what `join` gives, of a temporal dictionary twice as wide; so are those of the methods below.
         `out`, where given, is a contiguous float32 (row, chosen) buffer that receives and is the result; beside
         it a separable kind takes at most a mask of its size, one byte an activation.
         """
-        inputs = NORMS[self.norm](vectors.float()).vectors
-        if self.subtract_b_dec:
-            inputs = inputs - self.b_dec
+        own, prediction = self._split(vectors)
+        inputs = self._normalise(own)
+        if prediction is not None:
+            inputs = inputs - prediction
         if self.separable or (features is None and self.pursuit is None):
             return _ACTIVATIONS[self.kind](self, self._linear(inputs, features, out), features)
         if self.pursuit is not None:
@@ -278,15 +334,18 @@ class Dictionary:
         """The vectors at `writes` rebuilt. (row, F) -> (row, d_out).
 
         `vectors` (row, d_site) are those that were encoded; without them the result is in the units of `norm`, and
-        lacks what a skip path adds.
+        lacks what a skip path or a prediction adds.
         """
         rebuilt = torch.addmm(self.b_dec, activations, self.W_dec)
         if vectors is None:
             return rebuilt
+        own, prediction = self._split(vectors)
+        if prediction is not None:
+            rebuilt = rebuilt + prediction
         if not self.targets:
-            normalised = NORMS[self.norm](vectors.float())
+            normalised = NORMS[self.norm](own)
             rebuilt = rebuilt * normalised.scale + normalised.mean
-        return rebuilt if self.W_skip is None else torch.addmm(rebuilt, vectors.float(), self.W_skip)
+        return rebuilt if self.W_skip is None else torch.addmm(rebuilt, own, self.W_skip)
 
     def reconstruct(self, vectors: Tensor) -> Tensor:
         """What is rebuilt of the vectors at `writes` from those at the site. (row, d_site) -> (row, d_out)."""
@@ -303,8 +362,9 @@ class Dictionary:
     ) -> Tensor:
         """The vectors at `writes` with the chosen features set to `values` (row, chosen), nothing else changed.
 
-        Error-preserving: `x + dec(z') - dec(z)`, in which all other features, the skip path and the error cancel.
-        `inputs` (row, d_site) are the vectors that the features are read from; whatever writes other sites wants them.
+        Error-preserving: `x + dec(z') - dec(z)`, in which all other features, the skip path, a prediction from earlier
+        vectors and the error cancel. `inputs` (row, d_site) are the vectors that the features are read from; whatever
+        writes other sites, or is temporal, wants them.
         With a `site`, one of `writes`, the vectors are of that one alone.
         """
         if inputs is None and self.writes != self.reads:
@@ -320,7 +380,7 @@ class Dictionary:
 
     def scale(self, vectors: Tensor) -> Tensor | float:
         """What an activation is multiplied by where it is written, for vectors (row, d_site): what the norm undoes."""
-        return NORMS[self.norm](vectors.float()).scale if self.rescales else 1.0
+        return NORMS[self.norm](self._split(vectors)[0]).scale if self.rescales else 1.0
 
     def directions(self, features: Tensor) -> Tensor:
         """What a unit of each chosen feature's activation adds to a vector at `writes`, in the units of `norm`."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .address import SourceId, split_random
 from .errors import NeuronautError
-from .sources import Features
+from .sources import Features, Vectorwise
 
 SUFFIXES = (".safetensors", ".npy")
 _TENSORS = frozenset({"directions", "offsets"})
@@ -37,7 +37,7 @@ _INDEPENDENT = 1e-6
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Directions:
+class Directions(Vectorwise):
     """A matrix of directions as a source. Raises NeuronautError where a row is zero or not finite, or sizes differ.
 
     >>> import torch

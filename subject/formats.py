@@ -17,22 +17,21 @@ from torch import Tensor
 from .address import SourceId, split_random
 from .dictionary import Dictionary
 from .errors import NeuronautError
-from .formats_checkpoint import Checkpoint, Foreign, Format
+from .formats_checkpoint import Checkpoint, Format
 from .formats_cross import CROSS, LAYER, count_layers, file_number, save_crosscoder
 from .formats_files import Location, find_local, locate, read_contents
 from .formats_folds import Affine, fold_centring, fold_decoder_norms, fold_gain, fold_scale
 from .formats_layers import find_layers, require_layers
 from .formats_libraries import LIBRARIES
-from .formats_saelens import AVERAGE, NOT_LINEAR, PURSUIT, SAELENS, save_dictionary
+from .formats_saelens import AVERAGE, PURSUIT, SAELENS, save_dictionary
 from .formats_scopes import SCOPES
-from .formats_sites import EVIDENCE, Place, named_place, same_site
+from .formats_sites import Place, named_place, same_site
+from .formats_temporal import TEMPORAL
 from .randomize import randomize_dictionary
 
 __all__ = ["FORMATS", "Found", "declared_site", "inspect", "load_dictionary", "save_crosscoder", "save_dictionary"]
 
-FORMATS: tuple[Format, ...] = (SAELENS, PURSUIT, *SCOPES, *CROSS, *LIBRARIES)
-FOREIGN: tuple[Foreign, ...] = NOT_LINEAR
-"""What is known and not read."""
+FORMATS: tuple[Format, ...] = (SAELENS, PURSUIT, TEMPORAL, *SCOPES, *CROSS, *LIBRARIES)
 
 
 class Found(NamedTuple):
@@ -45,8 +44,6 @@ class Found(NamedTuple):
     """What the weight file holds beside tensors."""
     formats: tuple[Format, ...]
     """Those that it fits: one, where it can be read."""
-    foreign: Foreign | None
-    """The layout that it has of those that are not read."""
 
     @property
     def place(self) -> Place:
@@ -64,8 +61,7 @@ def inspect(path: str | Path, *, site: str | None = None, allow_pickle: bool = F
     location = locate(layers.choose(site) if layers else local, allow_pickle=allow_pickle)
     contents = read_contents(location)
     fitting = tuple(format for format in FORMATS if format.recognises(location, contents.tensors))
-    foreign = next((layout for layout in FOREIGN if layout.recognises(location, contents.tensors)), None)
-    return Found(location, contents.tensors, contents.settings, fitting, foreign)
+    return Found(location, contents.tensors, contents.settings, fitting)
 
 
 def load_dictionary(
@@ -131,10 +127,6 @@ def declared_site(path: str | Path, *, allow_pickle: bool = False) -> str | None
 
 def require_format(found: Found) -> Format:
     """The one format that a file fits. Raises NeuronautError where it fits none or several, and says what it holds."""
-    if found.foreign is not None:
-        raise NeuronautError(
-            f"{found.location.weights} is a {found.foreign.name} dictionary, which {found.foreign.reason}; {EVIDENCE}"
-        )
     if len(found.formats) == 1:
         return found.formats[0]
     location, tensors, matching = found.location, found.tensors, found.formats

@@ -130,13 +130,3 @@ class Format(NamedTuple):
     """Whether its training vectors were multiplied by a constant that its files never hold."""
     find_place: Callable[[Location, Mapping[str, Tensor]], Place] | None = None
     """What tells the sites, where names and configuration alone do not."""
-
-
-class Foreign(NamedTuple):
-    """A layout that is known, and that no source can hold."""
-
-    name: str
-    told_by: str
-    recognises: Callable[[Location, Mapping[str, Tensor]], bool]
-    reason: str
-    """What it does that a source does not, as a clause after "which"."""

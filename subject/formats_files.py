@@ -24,7 +24,7 @@ from .config_check import DICTIONARY, SCALE, Rule, check_fields
 from .errors import NeuronautError
 from .json_files import read_json
 
-CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml")
+CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf.yaml")
 _CHECKPOINTS = "checkpoints"
 """A folder of weights whose configuration lies above it."""
 _SCALER = "activation_scaler.json"

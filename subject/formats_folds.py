@@ -27,14 +27,21 @@ class Affine(NamedTuple):
 def fold_scale(dictionary: Dictionary, scale: float) -> Dictionary:
     """The dictionary that takes and gives `x` where the given one takes and gives `x * scale`."""
     b_dec = dictionary.b_dec / scale
+    temporal = dictionary.temporal and replace(dictionary.temporal, epsilon=dictionary.temporal.epsilon / scale)
     if (ends := dictionary.pursuit) is not None:
         # As SAELens folds it: the matrices stay tied, so that activations are in units of `x`.
         return replace(dictionary, b_dec=b_dec, pursuit=ends._replace(tolerance=ends.tolerance / scale))
-    return replace(dictionary, W_enc=dictionary.W_enc * scale, W_dec=dictionary.W_dec / scale, b_dec=b_dec)
+    W_enc, W_dec = dictionary.W_enc * scale, dictionary.W_dec / scale
+    return replace(dictionary, W_enc=W_enc, W_dec=W_dec, b_dec=b_dec, temporal=temporal)
 
 
-def _refuse_pursuit(dictionary: Dictionary, asked: str) -> None:
-    """Refuse what would change the lengths by which a pursuit chooses and ends."""
+def _require_linear(dictionary: Dictionary, asked: str) -> None:
+    """Refuse what would change the lengths by which a pursuit chooses and ends, or the vectors that are predicted."""
+    if dictionary.temporal is not None:
+        raise NeuronautError(
+            f"{dictionary.id} is a temporal SAE and wants {asked}; its prediction is a share of the vector, which this "
+            f"changes, so that it cannot be folded in; {EVIDENCE}"
+        )
     if dictionary.pursuit is not None:
         raise NeuronautError(
             f"{dictionary.id} is a matching pursuit SAE and wants {asked}; it chooses by lengths that this changes, so "
@@ -44,7 +51,7 @@ def _refuse_pursuit(dictionary: Dictionary, asked: str) -> None:
 
 def fold_gain(dictionary: Dictionary, norm: Affine) -> Dictionary:
     """The dictionary that takes `x * gain + bias` where the given one takes `x`; an autoencoder then gives that too."""
-    _refuse_pursuit(dictionary, "the norm's output before its gain")
+    _require_linear(dictionary, "the norm's output before its gain")
     if not bool((norm.gain.abs() > 1e-6 * norm.gain.abs().max()).all()) or dictionary.norm != "none":
         raise NeuronautError(
             f"{dictionary.id} reads what the norm gives before its gain, and a gain of 0 or a further norm hides that; "
@@ -72,7 +79,7 @@ def fold_centring(dictionary: Dictionary) -> Dictionary:
     """
     if dictionary.norm == "layer_norm":
         return dictionary
-    _refuse_pursuit(dictionary, "centred vectors")
+    _require_linear(dictionary, "centred vectors")
     if dictionary.norm != "none":
         raise NeuronautError(f"{dictionary.id} wants centred vectors and {dictionary.norm}, which cannot be combined")
     means = dictionary.W_enc.mean(dim=0)
@@ -86,7 +93,7 @@ def fold_centring(dictionary: Dictionary) -> Dictionary:
 
 def fold_decoder_norms(dictionary: Dictionary) -> Dictionary:
     """Activations in units of the decoder's norms: what SAELens calls rescale_acts_by_decoder_norm."""
-    _refuse_pursuit(dictionary, "activations in units of the decoder's norms")
+    _require_linear(dictionary, "activations in units of the decoder's norms")
     norms = dictionary.W_dec.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     tensors = {"b_enc": dictionary.b_enc, "b_mag": dictionary.b_mag, "threshold": dictionary.threshold}
     return replace(

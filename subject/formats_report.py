@@ -15,7 +15,7 @@ from .formats_folds import Affine
 from .formats_layers import find_layers
 from .formats_sites import Place
 
-_BIASES = ("b_dec", "pre_bias", "bias", "decoder_bias", "decoder.bias", "decoder_linear.bias")
+_BIASES = ("b_dec", "pre_bias", "bias", "decoder_bias", "decoder.bias", "decoder_linear.bias", "b")
 """The vectors of the site's width, by the names that formats give them."""
 _WIDTHS = ("d_in", "d_model", "activation_dim")
 _UNNAMED = "unnamed"
@@ -35,6 +35,8 @@ class Parts:
     """Of a matching pursuit, how many at most."""
     tolerance: float | None
     """Of a matching pursuit, the length of the rest that ends it."""
+    attention_layers: int | None
+    """Of a temporal dictionary, how many predict a vector from those before it."""
     norm: str
     subtracts_b_dec: bool
     skip: bool
@@ -62,6 +64,7 @@ class Parts:
             k=dictionary.k or None,
             steps=dictionary.pursuit and dictionary.pursuit.steps,
             tolerance=dictionary.pursuit and dictionary.pursuit.tolerance,
+            attention_layers=dictionary.temporal and dictionary.temporal.layers,
             norm=dictionary.norm,
             subtracts_b_dec=dictionary.subtract_b_dec,
             skip=dictionary.W_skip is not None,
@@ -131,7 +134,7 @@ def report_on(
         )
     except NeuronautError as error:
         problem = str(error)
-    layout = found.foreign or (found.formats[0] if len(found.formats) == 1 else None)
+    layout = found.formats[0] if len(found.formats) == 1 else None
     return FileReport(
         file=str(found.location.weights),
         configuration=found.location.config_file,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .dictionary import EXTRAS, NORMS, RANKED, Dictionary, Kind
 from .errors import NeuronautError
-from .formats_checkpoint import Checkpoint, Foreign, Format
+from .formats_checkpoint import Checkpoint, Format
 from .formats_files import Location
 from .formats_sites import tl_name
 from .pursuit import Pursuit
@@ -40,10 +40,6 @@ def _is_saelens(location: Location, tensors: Mapping[str, Tensor]) -> bool:
     sized = "d_in" in location.config and "d_sae" in location.config
     flat = {"W_enc", "W_dec", "b_dec"} <= tensors.keys() and tensors["W_enc"].ndim == tensors["W_dec"].ndim == 2
     return sized and flat and location.config.get("architecture") not in ("temporal", _PURSUIT)
-
-
-def _is_temporal(location: Location, tensors: Mapping[str, Tensor]) -> bool:
-    return location.config.get("architecture") == "temporal" or {"D", "E", "b"} <= tensors.keys()
 
 
 def _is_pursuit(location: Location, tensors: Mapping[str, Tensor]) -> bool:
@@ -78,14 +74,15 @@ def _convert(checkpoint: Checkpoint) -> Dictionary:
         b_enc=tensors[bias],
         b_dec=tensors["b_dec"],
         subtract_b_dec=bool(config.get("apply_b_dec_to_input", not transcodes)),
-        norm=_read_norm(checkpoint),
+        norm=read_norm(checkpoint),
         k=k,
         **{name: tensors[name] for name in EXTRAS[kind]},
         **{name: tensors[name].T.contiguous() for name in skip},
     )
 
 
-def _read_norm(checkpoint: Checkpoint) -> str:
+def read_norm(checkpoint: Checkpoint) -> str:
+    """What is done to single vectors, by its name in NORMS. Raises NeuronautError for what a source cannot do."""
     config = checkpoint.config
     norm = config.get("normalize_activations") or "none"
     norm = "none" if norm in AVERAGE else norm
@@ -137,7 +134,7 @@ def _convert_pursuit(checkpoint: Checkpoint) -> Dictionary:
         b_enc=torch.zeros(width),
         b_dec=tensors["b_dec"] if subtract else torch.zeros(d_in),
         subtract_b_dec=subtract,
-        norm=_read_norm(checkpoint),
+        norm=read_norm(checkpoint),
         pursuit=Pursuit(
             steps=config.get("max_iterations") or d_in,
             tolerance=config.get("residual_threshold", 1e-2),
@@ -149,16 +146,6 @@ def _convert_pursuit(checkpoint: Checkpoint) -> Dictionary:
 SAELENS = Format("SAELens", "W_enc, W_dec and b_dec beside a cfg.json with d_in and d_sae", _is_saelens, _convert)
 PURSUIT = Format(
     "SAELens matching pursuit", "architecture matching_pursuit, W_dec and b_dec", _is_pursuit, _convert_pursuit
-)
-
-
-NOT_LINEAR = (
-    Foreign(
-        "temporal",
-        "architecture temporal, or tensors D, E and b",
-        _is_temporal,
-        "reads the tokens before a token beside its vector, and a source encodes vector by vector",
-    ),
 )
 
 
@@ -215,6 +202,8 @@ def save_dictionary(
 
 def _name_architecture(dictionary: Dictionary) -> str:
     name = dictionary.kind
+    if dictionary.temporal is not None:
+        raise NeuronautError(f"{dictionary.id} is temporal; its attention is not saved, so keep its own files")
     if len(dictionary.writes) > 1:
         raise NeuronautError(f"SAELens has no dictionary of several sites to save {dictionary.id} as")
     if dictionary.targets:

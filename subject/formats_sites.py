@@ -101,7 +101,7 @@ def named_place(config: Mapping[str, Any], weights: Path) -> Place:
     if config.get("transcode") or config.get("skip_connection"):
         return _module_ends(weights)
     folder = weights.parent.name
-    site = _tl_site(folder) or _module_site(folder) or _qwen_site(weights)
+    site = _tl_site(folder) or _module_site(folder) or _qwen_site(weights) or _temporal_site(config, weights)
     return _scope_place(weights) or Place(site)
 
 
@@ -193,6 +193,12 @@ def _module_ends(weights: Path) -> Place:
 def _qwen_site(weights: Path) -> str | None:
     match = _QWEN.match(weights.name)
     return f"resid_post.{match[1]}" if match else None
+
+
+def _temporal_site(config: Mapping[str, Any], weights: Path) -> str | None:
+    """The site of the released temporal dictionaries, whose conf.yaml names none."""
+    layer = re.search(r"/layer_(\d+)/", weights.resolve().as_posix())
+    return f"resid_post.{layer[1]}" if layer and config.keys() >= {"llm", "sae"} else None
 
 
 def _scope_place(weights: Path) -> Place | None:

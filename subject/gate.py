@@ -138,7 +138,8 @@ def check(
 ) -> Gate:
     """Try a dictionary on real vectors (row, d_site), some thousands, BOS left out.
 
-    `targets` (row, d_out) are the vectors that a transcoder should give of them, `others` (row, d_out) what the other
+    `targets` (row, d_out) are the vectors that a transcoder should give of them, and a temporal dictionary, which
+    encodes more than these, `others` (row, d_out) what the other
     layers of a cross-layer transcoder add. Raises NeuronautError where the FVU of a site is above LIMIT or not a
     number, unless `force`; `suspect` then names a likely cause, if there is one.
     """
@@ -154,11 +155,14 @@ def check(
     return gate
 
 
-def sweep(dictionary: Dictionary, vectors: Mapping[str, Tensor]) -> Sweep:
+def sweep(
+    dictionary: Dictionary, vectors: Mapping[str, Tensor], *, inputs: Mapping[str, Tensor] | None = None
+) -> Sweep:
     """Compare the declared sites (that of the dictionary's id, and the one that it writes) with their neighbours.
 
     `vectors`: site -> (row, width), the declared sites among them; sites of another width are left out. Of a
     transcoder the rows are of the same tokens at every site, and one end is moved, or both by the same layers.
+    `inputs`: by site what is encoded of the same tokens there, where that is more than the vectors.
     """
     own, writes = dictionary.id.site, require_one_site(dictionary, "this sweep")
     reads = {site: rows for site, rows in vectors.items() if rows.shape[-1] == dictionary.d_site}
@@ -174,7 +178,7 @@ def sweep(dictionary: Dictionary, vectors: Mapping[str, Tensor]) -> Sweep:
     ]
     fvu: dict[str, float] = {}
     for site in dict.fromkeys(site for site, _ in ends):
-        rebuilt = rebuild(dictionary, reads[site])
+        rebuilt = rebuild(dictionary, reads[site] if inputs is None else inputs[site])
         for other in (other for near, other in ends if near == site):
             fvu[_name_ends(site, other)] = fit(written[other], rebuilt).fvu
     return Sweep(_name_ends(own, writes), fvu)

@@ -16,14 +16,14 @@ from .address import SourceId
 from .directions import branch, without_bias
 from .errors import NeuronautError
 from .model import Subject
-from .sources import Features
+from .sources import Features, Vectorwise
 
 NAME = "norm"
 """The source's name behind its site: `head.3@norm`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeadNorms:
+class HeadNorms(Vectorwise):
     """The heads of a layer, each with the length of what it writes."""
 
     id: SourceId

@@ -21,7 +21,7 @@ from .address import SourceId
 from .directions import branch, pull_back, unembedding, without_bias
 from .errors import NeuronautError
 from .model import Subject
-from .sources import Features
+from .sources import Features, Vectorwise
 
 ALONG = "along:"
 """Begins what the store keeps as the place of such a source; the direction follows."""
@@ -29,7 +29,7 @@ _TOKEN = "token:"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeadWrites:
+class HeadWrites(Vectorwise):
     """The heads of a layer, each with what it writes along a direction."""
 
     id: SourceId

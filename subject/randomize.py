@@ -27,11 +27,12 @@ def randomize_model(model: "PreTrainedModel", seed: int) -> None:
 
 
 def randomize_dictionary(dictionary: Dictionary, seed: int) -> Dictionary:
-    """A dictionary with both of its matrices drawn again; a pursuit's stay tied."""
+    """A dictionary with its matrices drawn again; a pursuit's two stay tied."""
     decoder = _draw(dictionary.W_dec, "W_dec", seed)
     # The encoder lies in memory feature by feature, as its transpose.
     encoder = decoder.T if dictionary.pursuit else _draw(dictionary.W_enc.T, "W_enc", seed).T
-    return replace(dictionary, W_enc=encoder, W_dec=decoder)
+    temporal = dictionary.temporal and dictionary.temporal.map(lambda name, tensor: _draw(tensor, name, seed))
+    return replace(dictionary, W_enc=encoder, W_dec=decoder, temporal=temporal)
 
 
 def _draw(tensor: Tensor, name: str, seed: int) -> Tensor:

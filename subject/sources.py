@@ -67,8 +67,23 @@ class Source(Protocol):
         """Whether what an activation adds to a vector is multiplied by a positive number of that vector's own."""
         ...
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether what `join` gives of a position depends on those before it in its row."""
+        ...
+
+    def join(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """What `encode` takes, of the vectors by site (row, position, width): (row, position, d_site).
+
+        Where it `looks_back`, the rows are whole, BOS included where they have one, and NeuronautError is raised for
+        others.
+        """
+        ...
+
     def encode(self, vectors: Tensor, features: Features | None = None, *, out: Tensor | None = None) -> Tensor:
         """Activations of the chosen features (all by default). (row, d_site) -> (row, chosen).
+
+        The vectors are what `join` gives.
 
         `out`, where given, is a contiguous float32 (row, chosen) buffer that receives and is the result.
         """
@@ -120,8 +135,32 @@ def require_one_site(source: Source, purpose: str) -> str:
     return next(iter(source.writes))
 
 
+def require_vectorwise(source: Source, purpose: str) -> None:
+    """Raise NeuronautError where a source looks back; `purpose`, such as "a linear probe", is of single vectors."""
+    if source.looks_back:
+        raise NeuronautError(
+            f"{source.id} reads each vector beside what those before it predict of it, and {purpose} is of single "
+            "vectors; it can be harvested, labelled, tried, found and edited on given text"
+        )
+
+
+class Vectorwise:
+    """What the sources that encode vector by vector have in common."""
+
+    __slots__ = ()
+
+    @property
+    def looks_back(self) -> bool:
+        """False."""
+        return False
+
+    def join(self: Source, vectors: Mapping[str, Tensor]) -> Tensor:
+        """The vectors of the sites that it reads, side by side."""
+        return join_vectors(vectors, self.reads)
+
+
 @dataclass(frozen=True, slots=True)
-class Neurons:
+class Neurons(Vectorwise):
     """The coordinates of a site themselves, for example the neurons `mlp.L`."""
 
     id: SourceId

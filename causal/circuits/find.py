@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from ...subject.errors import NeuronautError
 from ...subject.model import Subject
-from ...subject.sources import Source, require_one_site
+from ...subject.sources import Source, require_one_site, require_vectorwise
 from ..records import Trial, provenance_of
 from ..runs import AT_ONCE, blocks_of
 from .evaluate import Cut, Evaluation, cut_out, evaluations
@@ -106,6 +106,7 @@ class CircuitSearch:
         for node in self._nodes:
             subject.width(node.site)  # An unknown site is an error that lists them.
         for source in self._sources.values():
+            require_vectorwise(source, "a node of a circuit")
             require_one_site(source, "a node of a circuit")
         self._work = work or Work()
         operations = _count_operations(subject, task) * len(self._nodes)

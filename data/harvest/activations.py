@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...subject.address import SourceId
 from ...subject.model import Subject
-from ...subject.sources import Neurons, Source, join_vectors
+from ...subject.sources import Neurons, Source
 from ..padding import PADDING
 from ..recorded import RecordedSource
 
@@ -84,7 +84,9 @@ def read_last(subject: Subject, source: Source, rows: Sequence[Row], features: S
     subject.require_causal("text cannot be cut behind a token, as this does")
     chosen = torch.as_tensor(list(features), dtype=torch.long, device=subject.device)
     values: dict[Row, NDArray[np.float32]] = {}
-    for start, members in _group_by_beginning(sorted(set(rows), key=lambda ids: (len(ids), ids))):
+    ordered = sorted(set(rows), key=lambda ids: (len(ids), ids))
+    # What looks back needs the vectors of the beginning, too, which a shared one does not give.
+    for start, members in [(0, ordered)] if source.looks_back else _group_by_beginning(ordered):
         for part in _cut_to_forwards(members, start, tokens=subject.batching.tokens):
 
             def read(span: slice, part: list[Row] = part, start: int = start) -> dict[Row, NDArray[np.float32]]:
@@ -183,15 +185,16 @@ def _encode_last(
     else:
         read = subject.read(with_bos(subject, endings), sites)
         lasts = lasts + len(subject.bos_prefix)
-    last = {name: vectors[np.arange(len(rows)), lasts][:, None] for name, vectors in read.items()}
-    activations = source.encode(join_vectors(last, source.reads)[:, 0].float(), chosen).float().cpu().numpy()
+    places = (np.arange(len(rows)), lasts)
+    last = {name: vectors[places][:, None] for name, vectors in read.items()}
+    activations = source.encode(source.join(read)[places].float(), chosen).float().cpu().numpy()
     return activations * _count(subject, source.reads, np.array([row[-1:] for row in rows]), last)
 
 
 def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chosen: torch.Tensor) -> torch.Tensor:
     """(row, position, chosen) activations, BOS left out; 0 at positions that do not count."""
     read = read_sites(subject, source.reads, tokens)
-    vectors = without_bos(subject, tokens, join_vectors(read, source.reads))
+    vectors = without_bos(subject, tokens, source.join(read))
     flat = source.encode(vectors.reshape(-1, vectors.shape[2]).float(), chosen)
     counted = torch.from_numpy(find_counted(subject, source.reads, tokens, read)).to(flat.device)
     return flat.view(len(vectors), vectors.shape[1], -1).float().masked_fill(~counted[:, :, None], 0)
@@ -200,6 +203,17 @@ def _encode(subject: Subject, source: Source, tokens: NDArray[np.integer], chose
 def read_counted(subject: Subject, site: str, tokens: NDArray[np.integer]) -> Tensor:
     """The vectors of a site at the positions that count. tokens (row, position) without BOS -> (vector, width)."""
     return read_together(subject, [site], tokens, at=[site])[site]
+
+
+def read_inputs(subject: Subject, source: Source, tokens: NDArray[np.integer]) -> Tensor:
+    """What a source encodes of the positions that count. tokens (row, position) without BOS -> (vector, d_site)."""
+
+    def read(part: slice) -> Tensor:
+        whole = read_sites(subject, source.reads, tokens[part])
+        counted = torch.from_numpy(find_counted(subject, source.reads, tokens[part], whole))
+        return without_bos(subject, tokens[part], source.join(whole))[counted].float()
+
+    return torch.cat([*subject.batching.batches(len(tokens), ROWS, read, work="rows")])
 
 
 def read_together(
@@ -311,9 +325,7 @@ def tiles(subject: Subject, sources: Sequence[Source], tokens: NDArray[np.intege
         missing = subject.batching.most(WINDOWS, TILE_ROWS) - len(own)
         filled = np.concatenate([own, np.repeat(own[:1], missing, axis=0)])
         vectors = read_sites(subject, sites, filled)
-        return part, _Forward(
-            filled, vectors, {source.reads: join_vectors(vectors, source.reads) for source in sources}
-        )
+        return part, _Forward(filled, vectors, {source.id: source.join(vectors) for source in sources})
 
     for part, forward in subject.batching.batches(len(tokens), TILE_ROWS, read, work=WINDOWS):
         length = part.stop - part.start
@@ -331,15 +343,15 @@ class _Forward(NamedTuple):
     """(window, position), without BOS."""
     read: dict[str, Tensor]
     """By site, (window, position of the whole row, width)."""
-    joined: dict[tuple[str, ...], Tensor]
-    """By the sites that a source reads, their vectors side by side, likewise."""
+    joined: dict[SourceId, Tensor]
+    """By source, what it encodes, likewise."""
 
 
 def _full_tiles(subject: Subject, sources: Sequence[Source], forward: _Forward) -> Iterable[Tile]:
     """The tiles of one forward's windows."""
     tokens = forward.tokens
     for source in sources:
-        vectors = forward.joined[source.reads]
+        vectors = forward.joined[source.id]
         counted = find_counted(subject, source.reads, tokens, forward.read)
         if isinstance(source, Neurons):
             yield Tile(source, slice(0, len(vectors)), 0, without_bos(subject, tokens, vectors).float(), counted)

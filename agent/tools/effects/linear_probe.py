@@ -6,7 +6,7 @@ from pydantic import Field
 from ....causal.probes import fit_probe, read_examples
 from ....explainers.battery.places import Place
 from ....subject.directions import checked_index
-from ....subject.sources import require_one_site
+from ....subject.sources import require_one_site, require_vectorwise
 from ...loop.experiments import Control, Design, Measured
 from ...loop.feature_lab import FeatureLab
 from ..base import InsideTool
@@ -79,6 +79,7 @@ class ProbeProperty(InsideTool[ProbeArgs]):
 
 
 def _site(lab: FeatureLab) -> str:
+    require_vectorwise(lab.source, "a linear probe")
     return require_one_site(lab.source, "a linear probe")
 
 
