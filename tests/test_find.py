@@ -9,6 +9,7 @@ import torch
 
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest import histogram
+from neuronaut.data.harvest.activations import neurons as open_neurons
 from neuronaut.data.harvest.activations import read_columns
 from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.store.store import Store
@@ -156,7 +157,8 @@ def test_long_texts_are_cut_and_every_token_is_read_once() -> None:
     counts = [len(subject.encode(text)) for text in texts]
     rows = cut_texts(subject, texts)
     subject = limit_norms(subject, ["mlp.1"], rows)
-    parts = [part["mlp.1",] for part in read_texts(subject, [("mlp.1",)], rows)]
+    (source,) = open_neurons(subject, ["mlp.1"])
+    parts = [part[source.id] for part in read_texts(subject, [source], rows)]
     owners = torch.cat([part.owners for part in parts])
     positions = torch.cat([part.positions for part in parts])
     assert [int((owners == text).sum()) for text in (0, 1)] == counts
