@@ -20,8 +20,8 @@ need_browser()
 from neuronaut.cli.main import main  # noqa: E402
 from tests.test_web_live import PATIENCE, until  # noqa: E402
 from tests.web.test_browser import GRAVE, Axe, Browser, Page, chromium, expect  # noqa: E402, F401
+from tests.web.test_browser_live import MILLISECONDS, patient_page  # noqa: E402
 
-MILLISECONDS = 1000 * PATIENCE
 SWEEP = {"task": "induction", "rows": "2", "edit": "head=patch@last", "over": "layers,units"}
 
 
@@ -51,16 +51,7 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture
 def page(chromium: Browser, address: str) -> Iterator[Page]:  # noqa: F811
-    """A page that fails the test where something was blocked or a script failed."""
-    context = chromium.new_context(base_url=address, viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(MILLISECONDS)
-    expect.set_options(timeout=MILLISECONDS)
-    opened, wrong = context.new_page(), []
-    context.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    context.on("weberror", lambda error: wrong.append(str(error.error)))
-    yield opened
-    context.close()
-    assert wrong == []
+    yield from patient_page(chromium, address)
 
 
 def check(page: Page) -> None:

@@ -17,10 +17,8 @@ from tests.web.test_browser import Axe, Browser, Page, chromium, expect  # noqa:
 MILLISECONDS = 1000 * PATIENCE
 
 
-@pytest.fixture
-def page(chromium: Browser, served: Served) -> Iterator[Page]:  # noqa: F811
+def patient_page(chromium: Browser, address: str) -> Iterator[Page]:  # noqa: F811
     """A page that fails the test where something was blocked or a script failed."""
-    address = str(served.client.base_url)
     context = chromium.new_context(base_url=address, viewport={"width": 1280, "height": 800})
     context.set_default_timeout(MILLISECONDS)
     expect.set_options(timeout=MILLISECONDS)
@@ -30,6 +28,11 @@ def page(chromium: Browser, served: Served) -> Iterator[Page]:  # noqa: F811
     yield opened
     context.close()
     assert wrong == []
+
+
+@pytest.fixture
+def page(chromium: Browser, served: Served) -> Iterator[Page]:  # noqa: F811
+    yield from patient_page(chromium, str(served.client.base_url))
 
 
 def test_a_text_is_tried_on_a_feature(page: Page, served: Served) -> None:  # noqa: F811
