@@ -22,6 +22,7 @@ from fastapi.testclient import TestClient
 
 from neuronaut.benchmarks.fault_server import FaultServer
 from neuronaut.cli.main import main
+from neuronaut.data.store.journal_values import Charge
 from neuronaut.data.store.store import Store
 from neuronaut.web.app import create_app
 from neuronaut.web.jobs import JobQueue
@@ -313,6 +314,19 @@ def test_text_that_is_out_to_break_a_page_is_only_ever_text(quiet: tuple[Store, 
         assert page.status_code == 200
         assert "<script>alert" not in page.text and " style=" not in page.text, path
     assert "&lt;script&gt;alert" in client.get(f"/investigations/{id}").text
+
+
+def test_what_judges_cost_stands_beside_the_prompts(quiet: tuple[Store, TestClient]) -> None:
+    store, client = quiet
+    id = journals.fill(store.journal)
+    before = client.get(f"/investigations/{id}/prompts?format=json").json()["judged"]
+    store.journal.charge(id, "judging", "holdout", Charge(calls=5, tokens=1200, usd=0.25))
+    after = client.get(f"/investigations/{id}/prompts?format=json").json()["judged"]
+    more = {kind: after[kind] - before[kind] for kind in after}
+    assert more == pytest.approx({"calls": 5, "tokens": 1200, "usd": 0.25})
+    page = client.get(f"/investigations/{id}/prompts").text
+    assert f"took {after['calls']} calls with {after['tokens']:,} tokens" in page
+    assert client.get(f"/investigations/{id}?format=json").json()["spent"]["calls"] >= after["calls"]
 
 
 def test_which_ended_open_for_the_same_reason(quiet: tuple[Store, TestClient]) -> None:

@@ -25,7 +25,7 @@ from .lookup import NotHere
 from .pages import Pages, as_json, pages, settings, stores, wants_json
 from .safety import read_form
 from .settings import Settings
-from .spending import as_budget
+from .spending import KINDS, as_budget
 from .stores import Stores
 from .text import spell
 
@@ -175,7 +175,7 @@ def investigation(request: Request, id: str, pages: PagesOf, stores: StoresOf, p
             "drawn": drawn,
             "decisions": [(format_event({"kind": "decided", **d}), d) for d in store.journal.decisions(report.id)],
             "last": max((event["seq"] for event in store.journal.events(report.id)), default=0),
-            "asks": any(row["kind"] == "call" for row in store.journal.ledger(report.id).values()),
+            "asks": bool(report.spent["calls"]),
             "policies": sessions.policies(settings(request)),
         }
     return pages.answer(request, "investigation.html", data)
@@ -200,13 +200,19 @@ def _examples(store: Store, report: Report) -> list[Example]:
 
 @router.get("/investigations/{id}/prompts", summary="Every prompt of an investigation, and every reply")
 def prompts(request: Request, id: str, pages: PagesOf, stores: StoresOf) -> Response:
-    """Show what a language model was asked for decisions, and what it answered."""
+    """Show what a language model was asked for decisions, and what it answered; `judged` is what judges cost beside.
+
+    Judges are asked at the end, and calibrated before: by the examination, which is charged as a whole.
+    """
     with stores.reading() as store:
         row = store.journal.row(id)
-        keys = [key for key, charge in store.journal.ledger(row["id"]).items() if charge["kind"] == "call"]
+        ledger = store.journal.ledger(row["id"])
+        keys = [key for key, charge in ledger.items() if charge["kind"] == "call"]
+        judging = [charge for charge in ledger.values() if charge["kind"] != "call"]
+        judged = {kind: sum(charge[kind] for charge in judging) for kind in KINDS}
         calls = sorted(store.calls.answers(keys).values(), key=lambda call: call.created)
     shown = [asdict(call) | {"request": call.asked()} for call in calls]
-    data = {"id": row["id"], "target": row["target"], "calls": shown}
+    data = {"id": row["id"], "target": row["target"], "calls": shown, "judged": judged}
     if wants_json(request):
         return as_json(data)
     data["whole"] = _whole
