@@ -24,6 +24,7 @@ from .measures import Question, metric
 from .prompts import Batch
 from .runs import EDITED, alike, logits_at, read_source_run, resumable, resume, together
 from .units import sites_of
+from .work import Work, cost_of
 
 DRAWN = ("resample", "noise")
 """Operations that draw for all prompts together."""
@@ -81,15 +82,22 @@ def measure(
     metrics: Sequence[str],
     materials: Materials,
     at_once: int,
+    work: Work | None = None,
 ) -> Measured:
     """Run every edit by itself in every setting. All prompts have equally many rows; KL is taken to the first of them.
 
-    Raises NeuronautError where no edit changes anything in any setting.
+    `work` is told how much there is. Raises NeuronautError where no edit changes anything in any setting.
     """
     _check(subject, edits, prompts, metrics, at_once)
     cost = Cost(one_by_one=len(prompts) + len(edits) * len(settings))
     with alike(subject, edits):
         first = _first_layers(subject, edits, materials)
+        if work is not None:
+            tokens, rows = next(iter(prompts.values())).tokens.numel(), len(question.answers)
+            shares = [1 - layer / subject.n_layers for layer in first]
+            runs = len(prompts) + len(settings) * sum(shares)
+            logits = rows * (len(prompts) + len(settings) * len(edits))
+            work.begin(f"runs {len(edits):,} edits", left=cost_of(subject, tokens * runs, logits=logits))
 
         def measure_rows(rows: slice) -> Measured:
             part = torch.arange(rows.start, rows.stop)

@@ -29,7 +29,7 @@ class Dose:
     effect: Mean
     """Its change from the plain run, prompt by prompt."""
     rank: ControlRank | None
-    """None without controls."""
+    """None without controls, and where this strength changed nothing."""
     kl: Mean
     """On unrelated text, nats per token, over rows."""
     loss: Mean
@@ -105,9 +105,10 @@ class DoseResponse:
         }
         curves = {name: [mean.value for mean in means] for name, means in measured.items()}
         bands = {name: [mean.interval for mean in means] for name, means in measured.items()}
-        drawn = [dose.rank.controls for dose in self.doses if dose.rank]
-        if drawn:
-            name = f"{len(drawn[0])} random directions (mean, range)"
+        # Where the edit changes nothing, so does a change of its norm.
+        drawn = [dose.rank.controls if dose.rank else (0.0,) for dose in self.doses]
+        if any(dose.rank for dose in self.doses):
+            name = f"{max(map(len, drawn))} random directions (mean, range)"
             curves[name] = [sum(effects) / len(effects) for effects in drawn]
             bands[name] = [Interval(min(effects), max(effects)) for effects in drawn]
         lines(

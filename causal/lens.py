@@ -18,6 +18,7 @@ from ..subject.claims import ROUNDING
 from ..subject.conformance import unembed
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
+from .measures import divergence
 from .runs import logits_of
 
 LOGITS = 2**24
@@ -102,7 +103,7 @@ def _look(logits: Tensor, own: Tensor, ids: Tensor | None, top: int) -> tuple[Te
     """The top tokens with their probabilities, KL, and the target's rank and probability, of logits (place, token)."""
     logprobs = logits.float().log_softmax(-1)
     likeliest = logprobs.topk(top, dim=-1)
-    kl = (own.exp() * (own - logprobs)).sum(-1)
+    kl = divergence(own, logprobs)
     return likeliest.indices, likeliest.values.exp(), kl, *(() if ids is None else _rank_target(logprobs, ids))
 
 

@@ -68,13 +68,18 @@ def gather(
     reference: Batch | None = None,
     source_run: Batch | None = None,
 ) -> Materials:
-    """The materials with what the edits need: vectors of the reference's tokens (all but BOS), the source run."""
+    """The materials with what the edits need: vectors of the reference's tokens (all but BOS), the source run.
+
+    Vectors of the reference that the materials have already are not read again.
+    """
     gathered = materials
 
     def read_by(wanting: Iterable[Edit]) -> list[str]:
         return sorted({site for edit in wanting for site in sites_of(edit, materials.sources).reads})
 
-    if reference is not None and (wanted := read_by(edit for edit in edits if edit.needs_reference)):
+    needing = read_by(edit for edit in edits if edit.needs_reference)
+    wanted = [site for site in needing if site not in materials.reference]
+    if reference is not None and wanted:
         vectors = join(in_parts(subject, reference, lambda rows: _read_words(subject, rows, wanted)))
         gathered = replace(gathered, reference={**gathered.reference, **vectors})
     if source_run is not None and (sites := read_by(edit for edit in edits if edit.needs_source_run)):

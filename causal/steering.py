@@ -12,6 +12,7 @@ Strengths are multiples of the edit's quantile (`+=1q`: of the feature's own pea
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,13 +23,14 @@ from ..subject.model import Subject
 from .controls import random_directions, rank_among
 from .doses import Dose, DoseResponse, trend, usable
 from .edits import Edit
-from .intervene import NOTHING, Materials, edited_dictionaries
-from .measures import LOGITS, fidelity, mean, text_loss
+from .intervene import NOTHING, Materials, Report, edited_dictionaries
+from .measures import LOGITS, divergence, fidelity, mean, text_loss
 from .prompts import Batch, where
 from .readouts import Readout
 from .records import Trial, provenance_of
 from .runs import AT_ONCE, gather, separately
 from .units import Columns, Supply, compile_change, sites_of, units_of
+from .work import Work, cost_of
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 BOUND = 0.1
@@ -96,19 +98,22 @@ def dose_responses(
     bound: float = BOUND,
     seed: int = 0,
     materials: Materials = NOTHING,
+    work: Work | None = None,
 ) -> tuple[DoseResponse, ...]:
-    """As `dose_response`, by readout; the side effects, which are the same for all, are measured once."""
+    """As `dose_response`, by readout; what is the same for several is run once.
+
+    `work` is told what is being done; how much there is, `cost_of_doses` says.
+    """
     _check(edit, strengths, text)
-    chosen = sorted(set(map(float, strengths)))
+    work, chosen = work or Work(), sorted(set(map(float, strengths)))
     reference = text if reference is None else reference
+    work.begin("steers the prompts")
     gathered = gather(subject, [edit], materials=materials, reference=reference)
     edits = [edit.model_copy(update={"value": strength}) for strength in chosen]
-    measured = [
-        _measure_responses(subject, batch, edits, readout, gathered, controls=controls, seed=seed)
-        for readout in readouts
-    ]
+    measured = _measure_responses(subject, batch, edits, readouts, gathered, controls=controls, seed=seed)
     if not any(change for responses in measured for change in responses.changes):
         raise NeuronautError(f"edit {edit} changed nothing at strengths {chosen}; choose others, or another unit")
+    work.begin("measures unrelated text")
     sides = _measure_side_effects(subject, text, edits, gathered)
     used = edited_dictionaries([edit], gathered)
     # The text stands where a trial has its source runs, so that the hash of the prompts is of all three.
@@ -137,6 +142,19 @@ def dose_responses(
     )
 
 
+def cost_of_doses(
+    subject: Subject, batch: Batch, readouts: Sequence[Readout], *, text: Batch, doses: int, controls: int, trusted: int
+) -> float:
+    """How many tokens `dose_responses` runs, as `work` counts them, where so many dictionaries are edited (`trusted`).
+
+    Reading the reference is not in it.
+    """
+    runs, tokens = len({readout.run for readout in readouts}) * (1 + doses * (1 + controls)), text.tokens.numel()
+    prompts = runs * cost_of(subject, batch.tokens.numel(), logits=len(batch))
+    # A dictionary's fidelity takes four runs of the text, half of them with logits.
+    return prompts + cost_of(subject, (1 + doses + 4 * trusted) * tokens, logits=(1 + doses + 2 * trusted) * tokens)
+
+
 class _Responses(NamedTuple):
     """The readout of the prompts, plainly and under every edit."""
 
@@ -154,39 +172,54 @@ def _measure_responses(
     subject: Subject,
     batch: Batch,
     edits: Sequence[Edit],
-    readout: Readout,
+    readouts: Sequence[Readout],
     materials: Materials,
     *,
     controls: int,
     seed: int,
-) -> _Responses:
+) -> list[_Responses]:
+    """By readout; those that read the same run share it."""
     others = [control for edit in edits for control in random_directions(edit, count=controls, seed=seed)]
-    plain_output = readout.run(subject, batch)
-    plain = readout.read(plain_output, plain_output)
-    values, reports = separately(
-        subject,
-        batch,
-        [*edits, *others],
-        lambda output: readout.read(output, plain_output),
-        run=lambda rows: readout.run(subject, rows),
-        materials=materials,
-        at_once=AT_ONCE,
-    )
-    effects = (values[len(edits) :] - plain).double().mean(1)
-    changes = tuple(report.max_change for report in reports[: len(edits)])
-    return _Responses(plain, values[: len(edits)], effects.view(len(edits), controls), changes)
+    found: dict[Readout, _Responses] = {}
+    for run in dict.fromkeys(readout.run for readout in readouts):
+        its = [readout for readout in readouts if readout.run is run]
+        plain_output = run(subject, batch)
+        plain = [readout.read(plain_output, plain_output) for readout in its]
+        values, reports = separately(
+            subject,
+            batch,
+            [*edits, *others],
+            lambda output, its=its, plain=plain_output: torch.stack([readout.read(output, plain) for readout in its]),
+            run=partial(run, subject),
+            materials=materials,
+            at_once=AT_ONCE,
+        )
+        # What changed nothing differs from the plain run by rounding alone.
+        values[_idle(reports)] = torch.stack(plain)
+        changes = tuple(report.max_change for report in reports[: len(edits)])
+        for at, readout in enumerate(its):
+            effects = (values[len(edits) :, at] - plain[at]).double().mean(1).view(len(edits), controls)
+            found[readout] = _Responses(plain[at], values[: len(edits), at], effects, changes)
+    return [found[readout] for readout in readouts]
+
+
+def _idle(reports: Sequence[Report]) -> Tensor:
+    """Which edits changed nothing: (edit,) of bool."""
+    return torch.tensor([report.max_change == 0 for report in reports])
 
 
 def _build_doses(strengths: Sequence[float], responses: _Responses, sides: Tensor, *, seed: int) -> tuple[Dose, ...]:
     effects = responses.steered - responses.plain
 
     def dose(at: int) -> Dose:
-        controls = responses.controlled[at].tolist()
+        controls = responses.controlled[at].tolist() if responses.changes[at] else []
         return Dose(
             strength=strengths[at],
             response=mean(responses.steered[at], seed=seed),
             effect=mean(effects[at], seed=seed),
-            rank=rank_among(float(effects[at].double().mean()), controls) if controls else None,
+            rank=rank_among(float(effects[at].double().mean()), controls)
+            if controls and responses.changes[at]
+            else None,
             kl=mean(sides[at, :, 0], seed=seed),
             loss=mean(sides[at, :, 1], seed=seed),
             max_change=responses.changes[at],
@@ -207,11 +240,11 @@ def _measure_side_effects(subject: Subject, text: Batch, edits: Sequence[Edit], 
         loss = text_loss(plain, block)
 
         def read(logits: Tensor) -> Tensor:
-            divergence = (plain.exp() * (plain - logits.float().log_softmax(-1))).sum(-1)
-            per_token = (divergence * counted).sum(1) / counted.sum(1)
+            kl = divergence(plain, logits.float().log_softmax(-1))
+            per_token = (kl * counted).sum(1) / counted.sum(1)
             return torch.stack([per_token, text_loss(logits, block) - loss], dim=1)
 
-        values, _ = separately(
+        values, reports = separately(
             subject,
             block,
             everywhere,
@@ -220,6 +253,7 @@ def _measure_side_effects(subject: Subject, text: Batch, edits: Sequence[Edit], 
             materials=materials,
             at_once=room,
         )
+        values[_idle(reports)] = 0
         return values
 
     return torch.cat([*subject.batching.batches(len(text), room, measure, work="rows with logits")], dim=1)

@@ -23,6 +23,7 @@ from .pictures import heat_maps, points
 from .prompts import Batch, Pairs
 from .records import Provenance, Trial, provenance_of
 from .runs import AT_ONCE, gather
+from .work import Work
 
 SETTINGS: Mapping[Direction, Setting] = {
     "denoise": Setting("corrupted", "clean"),
@@ -153,11 +154,13 @@ def sweep(
     reference: Batch | None = None,
     at_once: int = AT_ONCE,
     seed: int = 0,
+    work: Work | None = None,
 ) -> Sweep:
     """Every edit by itself, on the corrupted prompts with clean source runs (denoise), and the other way round (noise).
 
     KL is taken to the clean run. `reference` is the text that means and draws are of; `at_once` bounds the rows of a
-    forward and changes nothing beyond rounding. Raises NeuronautError where no edit changes anything.
+    forward and changes nothing beyond rounding; `work` is told how much there is. Raises NeuronautError where no edit
+    changes anything.
 
     >>> pairs = Pairs.of(subject, [("x = [1, 2", "x = (1, 2", "]", ")"), ("y = [3, 4", "y = (3, 4", "]", ")")])
     >>> grid = Grid.of(Edit.parse("resid_post.0=patch"), sites=["resid_post.0", "resid_post.1"])
@@ -169,7 +172,15 @@ def sweep(
     question = Question(pairs.answers, pairs.wrong)
     gathered = gather(subject, grid.edits, materials=materials, reference=reference)
     measured = measure(
-        subject, grid.edits, prompts, settings, question, metrics=metrics, materials=gathered, at_once=at_once
+        subject,
+        grid.edits,
+        prompts,
+        settings,
+        question,
+        metrics=metrics,
+        materials=gathered,
+        at_once=at_once,
+        work=work,
     )
     effects = [_build_effects(measured, cell, directions, metrics, seed) for cell in range(len(grid.edits))]
     trial = _describe_trial(
@@ -199,6 +210,7 @@ def sweep_prompts(
     reference: Batch | None = None,
     at_once: int = AT_ONCE,
     seed: int = 0,
+    work: Work | None = None,
 ) -> Sweep:
     """As `sweep`, of ablations and other edits of prompts without counterparts; `answers` and `wrong` are ids, (row,).
 
@@ -215,6 +227,7 @@ def sweep_prompts(
         metrics=metrics,
         materials=gathered,
         at_once=at_once,
+        work=work,
     )
     shifts = [_build_shifts(measured, cell, metrics, seed) for cell in range(len(grid.edits))]
     trial = _describe_trial(grid, metrics=metrics, question=question, batch=batch, source_run=None, reference=reference)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import click
 
 from ..subject.errors import NeuronautError
+from ..subject.pace import duration
 from . import display
 
 if TYPE_CHECKING:
@@ -291,7 +292,7 @@ class Progress:
             line += f", {1 / seconds:,.1f}/s" if seconds <= 1 else f", {seconds:,.1f} s each"
             if self._total:
                 left = max(0.0, self._total - self._done) * seconds + self._shared_left(self._total)
-                line += f", {display.duration(left)} left"
+                line += f", {duration(left)} left"
         return ", ".join(filter(None, (line, self._note, self._doing)))
 
     def _shared_left(self, total: int) -> float:

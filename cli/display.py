@@ -111,13 +111,6 @@ def hundredths(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}"
 
 
-def duration(seconds: float) -> str:
-    """Write a time to come: `85 s`, `12 minutes` or `5.5 hours`."""
-    if seconds < 120:
-        return f"{seconds:,.0f} s"
-    return f"{seconds / 60:,.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"
-
-
 def score(row: Row) -> str:
     """Format a score with its interval, `0.81 [0.72, 0.88]`."""
     ends = row["ci_low"], row["ci_high"]

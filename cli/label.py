@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..subject.pace import duration
 from . import display
 from .common import (
     Form,
@@ -354,7 +355,7 @@ def _send_batch(setup: "LabelSetup", language: LLMOptions) -> None:
 def _format_estimate(cost: "Estimate", *, verb: str = "would") -> str:
     line = f"{verb} label {cost.left:,} of {cost.features:,} features, {cost.done:,} are done already"
     if cost.seconds is not None:
-        time = display.duration(cost.seconds)
+        time = duration(cost.seconds)
         return f"{line}: {cost.forwards:,} forward passes of {cost.forward_tokens:,} tokens, about {time}"
     if not cost.calls and not cost.cached:
         return line

@@ -14,11 +14,11 @@ from neuronaut.causal.circuits.nodes import Node, edits_of, join_nodes, nodes_of
 from neuronaut.causal.circuits.runs import CircuitRuns
 from neuronaut.causal.circuits.search import Sample, prune, score_nodes
 from neuronaut.causal.circuits.tasks import Task, generate
-from neuronaut.causal.circuits.work import OutOfTime, Work
 from neuronaut.causal.edits import Edit
 from neuronaut.causal.intervene import Materials, apply
 from neuronaut.causal.prompts import Batch, Pairs
 from neuronaut.causal.runs import gather, logits_at, read_source_run
+from neuronaut.causal.work import OutOfTime, Work
 from neuronaut.subject.address import SourceId
 from neuronaut.subject.dictionary import Dictionary
 from neuronaut.subject.errors import NeuronautError

@@ -394,7 +394,7 @@ def test_an_interrupted_circuit_prints_what_is_known(monkeypatch):
         if doing.startswith("tests"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("neuronaut.causal.circuits.work.Work.begin", begin)
+    monkeypatch.setattr("neuronaut.causal.work.Work.begin", begin)
     result = run("circuit", "demo", *INDUCTION, "--node", "head", code=130)
     assert result.stdout.startswith(
         "PARTIAL: stopped before the end of evaluation, roles\ncircuit of induction in demo"

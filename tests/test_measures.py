@@ -9,7 +9,7 @@ import torch
 
 from neuronaut.causal.controls import other_units, population, random_directions, rank_among
 from neuronaut.causal.edits import Edit
-from neuronaut.causal.measures import METRICS, Question, effect, mean, metric, text_loss
+from neuronaut.causal.measures import METRICS, Question, divergence, effect, mean, metric, text_loss
 from neuronaut.causal.prompts import Batch
 from neuronaut.causal.runs import separately
 from neuronaut.subject.errors import NeuronautError
@@ -38,6 +38,18 @@ def by_hand(name: str, row: int) -> float:
 def test_a_metric_is_its_formula_for_each_example(name: str) -> None:
     found = metric(name)(LOGITS, Question(ANSWERS, WRONG, PLAIN))
     assert found.tolist() == pytest.approx([by_hand(name, row) for row in range(5)], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-4, 1e-2, 1.0, 30.0, 200.0])
+def test_a_divergence_is_never_below_zero_however_small_or_large(size: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    plain = 3 * torch.randn((20, 5000), generator=generator)
+    edited = plain + size * torch.randn(plain.shape, generator=generator)
+    p, q = (logits.log_softmax(-1) for logits in (plain, edited))
+    found, wanted = divergence(p, q), (p.double().exp() * (p.double() - q.double())).sum(-1)
+    assert (found >= 0).all() and (divergence(p, p) == 0).all()
+    # The plain formula is good to float32 in float64 too: the log-probabilities are rounded.
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_metrics_say_what_they_lack() -> None:

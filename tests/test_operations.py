@@ -1,7 +1,9 @@
 """Operations: bounded, typed, the same as the command line's, and stopped when nobody waits any more."""
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,8 +306,8 @@ def test_a_cancelled_call_ends_before_its_next_forward_pass_and_leaves_the_model
         before = hooks(models)
         watch = Watch()
 
-        def cancel(_what: str, done: float, _total: float | None) -> None:
-            if done == 3:
+        def cancel(*_: str) -> None:
+            if watch.forwards == 3:
                 watch.cancelled.set()
 
         watch.on_progress = cancel
@@ -315,6 +317,29 @@ def test_a_cancelled_call_ends_before_its_next_forward_pass_and_leaves_the_model
         assert watch.forwards == 4
         assert hooks(models) == before
         assert rows(Context(store, models), "run", prompts=[PROMPT]) == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "parts"),
+    [
+        (
+            "steer",
+            {"prompts": [PROMPT], "edit": "mlp.2:17+=1q", "strengths": [0, 1, 2], "tokens": 4, "text_rows": 3},
+            ["reads the reference text", "steers the prompts", "measures unrelated text", "writes"],
+        ),
+        ("sweep", {"edits": ["head=patch@last"], "over": ["layers", "units"], **PAIR}, ["runs 16 edits"]),
+    ],
+)
+def test_long_operations_tell_how_much_there_is_and_run_that(
+    context: Context, name: str, arguments: dict[str, Any], parts: list[str]
+) -> None:
+    lines: list[str] = []
+    watch = Watch(on_progress=lambda _, line: lines.append(line))
+    rows(replace(context, watch=watch), name, **arguments)
+    told = [found.groups() for line in lines if (found := re.match(r"(.*), (\d+)% of ([\d,]+) tokens' work", line))]
+    assert list(dict.fromkeys(part for part, _, _ in told)) == parts
+    assert len({total for _, _, total in told}) == 1
+    assert told[0][1] == "0" and told[-1][1] == "100"
 
 
 def test_a_call_that_takes_too_long_is_an_error_that_says_so(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from neuronaut.causal.circuits.nodes import parse_nodes
 from neuronaut.causal.circuits.role_values import Claim, Roles
 from neuronaut.causal.circuits.roles import find_roles
 from neuronaut.causal.circuits.tasks import Task
-from neuronaut.causal.circuits.work import OutOfTime, Work
 from neuronaut.causal.prompts import Batch, Pairs
+from neuronaut.causal.work import OutOfTime, Work
 from tests.circuits import Circuit, gate, induction
 from tests.role_circuits import fact, naming
 

@@ -65,7 +65,7 @@ SAME: tuple[tuple[str, dict[str, Any], tuple[object, ...]], ...] = (
         "/causal/dose",
         {"prompt": PROMPT, "edit": SELF, "strengths": "-1,0,2", "answer": " name", "metric": "loss", "tokens": "2"},
         ("steer", "demo", f"{SELF}+=1q", PROMPT, "--strengths=-1,0,2", "--answer", " name", "--metric", "loss")
-        + ("--tokens", 2, "--controls", 10),
+        + ("--tokens", 2, "--controls", 10, "--text-rows", 8),
     ),
 )
 

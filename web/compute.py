@@ -85,12 +85,11 @@ def _rarely(tell: Tell) -> Any:
     """Tell what is being done, not at every forward pass."""
     last = ["", 0.0]
 
-    def on_progress(what: str, done: float, total: float | None) -> None:
+    def on_progress(what: str, line: str) -> None:
         if what == last[0] and time.monotonic() - float(last[1]) < TELL_SECONDS:
             return
         last[:] = [what, time.monotonic()]
-        count = "" if not done else f" {done:,.0f}" if total is None else f" {done / total:.0%}"
-        tell(f"{what}{count}")
+        tell(line)
 
     return on_progress
 

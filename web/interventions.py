@@ -118,6 +118,7 @@ class DoseQuery(_Query):
     metric: Annotated[list[Metric], Field(max_length=6)] = ["log_probability", "kl"]
     tokens: Annotated[int, Field(ge=0, le=64)] = 12
     controls: Annotated[int, Field(ge=0, le=50)] = 10
+    text_rows: Annotated[int, Field(ge=1, le=64)] = 8
 
     @property
     def asked(self) -> bool:
@@ -167,6 +168,7 @@ async def dose(request: Request, pages: PagesOf, stores: StoresOf, query: Annota
         "metrics": query.metric,
         "tokens": query.tokens,
         "controls": query.controls,
+        "text_rows": query.text_rows,
     }
     if named and not query.model:
         arguments["model"] = feature.partition(":")[0]

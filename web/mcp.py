@@ -143,11 +143,10 @@ class _Reporter:
         self._request, self._last, self._told = request, 0.0, 0
         self._lock = threading.Lock()
 
-    def __call__(self, what: str, done: float, total: float | None) -> None:
+    def __call__(self, _what: str, line: str) -> None:
         with self._lock:
             if (now := time.monotonic()) - self._last < _EVERY:
                 return
             self._last, self._told = now, self._told + 1
-        amount = "" if not done else f" {done:,.0f}" if total is None else f" {done:,.0f} of {total:,.0f}"
         # The protocol wants a number that only rises, and what is done begins anew with each part of the work.
-        anyio.from_thread.run(self._request.session.report_progress, float(self._told), None, f"{what}{amount}")
+        anyio.from_thread.run(self._request.session.report_progress, float(self._told), None, line)

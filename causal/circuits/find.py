@@ -18,6 +18,7 @@ from ...subject.model import Subject
 from ...subject.sources import Source, require_one_site, require_vectorwise
 from ..records import Trial, provenance_of
 from ..runs import AT_ONCE, blocks_of
+from ..work import OutOfTime, Work, cost_of
 from .evaluate import Cut, Evaluation, cut_out, evaluations
 from .nodes import Node, nodes_of
 from .report import CircuitReport, Passes
@@ -26,7 +27,6 @@ from .roles import find_roles
 from .runs import ABLATIONS, CircuitRuns
 from .search import Backup, Scores, Step, find_backups, prunings, score_nodes
 from .tasks import Task, baseline
-from .work import OutOfTime, Work
 
 FAITHFUL = 0.9
 """How faithful a circuit is at least; above 1, it is as near to it."""
@@ -239,13 +239,14 @@ class CircuitSearch:
         self._unfinished.remove("roles")
 
     def _expect(self, size: int, *, scores: bool = False, search: bool = False) -> float:
-        """Rows still to run, roughly, for a circuit of this size, from its scores or its search on."""
+        """Tokens still to run, roughly, for a circuit of this size, from its scores or its search on."""
         rows = len(self._task) / (2 if len(self._task) >= HALVES else 1)
         if self._exact:
             scoring, searching, testing = len(self._nodes), 2 * size, (self._subsets + 4) * size
         else:
             scoring, searching, testing = 20 + self._patched, 30 + size, 6 * self._subsets + 1.5 * size
-        return rows * (scores * scoring + (scores or search) * searching + testing + self._controls)
+        runs = scores * scoring + (scores or search) * searching + testing + self._controls
+        return runs * rows * cost_of(self._subject, self._task.pairs.clean.tokens.shape[1], logits=1)
 
     def _open_runs(self, task: Task) -> CircuitRuns:
         return CircuitRuns(

@@ -40,12 +40,12 @@ from ...subject.model import Subject
 from ..logit_attribution import logit_attribution
 from ..measures import mean
 from ..runs import resumable
+from ..work import Work, cost_of
 from .landmarks import EdgeName, Landmarks
 from .nodes import Node, nodes_of
 from .role_runs import Patch, Prompts, Readout, RoleRuns, heads_of, layer_of, share_onto
 from .role_values import Claim, Measure, Role, Roles, flow
 from .tasks import Task
-from .work import Work
 
 SEEN = 0.25
 """Share of attention from which on a head looks somewhere."""
@@ -82,7 +82,7 @@ def find_roles(
     ['induction']
     """
     task = task if len(task) <= MOST else task.take(range(MOST))
-    (work or Work()).begin(f"finds the roles of {len(circuit)} nodes", left=_expect(len(circuit), len(task)))
+    (work or Work()).begin(f"finds the roles of {len(circuit)} nodes", left=_expect(subject, task, len(circuit)))
     for layer in range(subject.n_layers):  # Proofs are done once for each subject, so they are not counted.
         prove(subject, layer)
     resumable(subject)
@@ -101,9 +101,10 @@ def find_roles(
     )
 
 
-def _expect(nodes: int, pairs: int) -> float:
-    """Rows to run, roughly."""
-    return 5 * pairs + nodes * pairs + 3 * CONTROLS * CONTROL_PAIRS
+def _expect(subject: Subject, task: Task, nodes: int) -> float:
+    """Tokens to run, roughly."""
+    rows = (5 + nodes) * len(task) + 3 * CONTROLS * CONTROL_PAIRS
+    return rows * cost_of(subject, task.pairs.clean.tokens.shape[1], logits=1)
 
 
 Falls = Callable[[Sequence[Node], int], Tensor]

@@ -2,20 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..common import Form, Progress, emit, form_options, parse_minutes, say
-from .inputs import metric_option, output_option, pair_options, picture_option, seed_option, task_of, write
+from ..common import Form, emit, form_options, parse_minutes, say
+from .inputs import metric_option, output_option, pair_options, picture_option, seed_option, shown, task_of, write
 from .setup import dictionary_options, open_dictionaries, open_subject, subject_options
 
 if TYPE_CHECKING:
     from ...causal.circuits.find import CircuitSearch
     from ...causal.circuits.nodes import Node
     from ...causal.circuits.report import CircuitReport
-    from ...causal.circuits.work import Work
+    from ...causal.work import Work
     from ...subject.model import Subject
 
 
@@ -98,8 +97,8 @@ def circuit(
     """
     from ...causal.circuits.find import CircuitSearch, CircuitSettings
     from ...causal.circuits.nodes import read_nodes
-    from ...causal.circuits.work import Work
     from ...causal.records import run as run_trial
+    from ...causal.work import Work
     from ...labelling.opening import settle_bos
 
     work = Work(minutes=parse_minutes(budget))
@@ -127,19 +126,12 @@ def circuit(
 def _run(search: "CircuitSearch", work: "Work", given: "Sequence[Node] | None", form: Form) -> None:
     """Run the search with its progress shown; where it is interrupted, print what is known first."""
     try:
-        with Progress("circuit", total=None, unit="rows") as progress:
-            work.on_progress = partial(_tell, progress)
+        with shown("circuit", work, at_once=True):
             search.run(given)
     except KeyboardInterrupt:
         if search.known:
             _print(search.report(), form)
         raise
-
-
-def _tell(progress: Progress, work: "Work") -> None:
-    if done := int(work.done):
-        progress.expect(int(work.expected))
-        progress.reach(done, work.doing, at_once=True)
 
 
 def _print(report: "CircuitReport", form: Form) -> None:

@@ -1,7 +1,8 @@
 """The inputs of the causal verbs: prompts with their answers, and pairs of clean and corrupted ones."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,11 +11,12 @@ import click
 
 from ...subject.convention import is_chat
 from ...subject.errors import NeuronautError
-from ..common import Decorator, all_of, plain, say
+from ..common import Decorator, Progress, all_of, plain, say
 
 if TYPE_CHECKING:
     from ...causal.circuits.tasks import Task
     from ...causal.questions import Questions
+    from ...causal.work import Work
     from ...subject.model import Subject
 
 CONTROLS = 20
@@ -51,6 +53,20 @@ metric_option = partial(
 controls_option = click.option(
     "--controls", type=click.IntRange(0), metavar="N", help="Controls of each sort for a single edit.  [default: 20]"
 )
+
+
+@contextmanager
+def shown(what: str, work: "Work", *, at_once: bool = False) -> Generator[None]:
+    """Within the block, the progress of work is shown; `at_once`: the first line is written without delay."""
+    with Progress(what, total=None, unit="tokens") as progress:
+
+        def tell(work: "Work") -> None:
+            if done := int(work.done):
+                progress.expect(int(work.expected))
+                progress.reach(done, work.doing, at_once=at_once)
+
+        work.on_progress = tell
+        yield
 
 
 def pair_options(*, rows: int) -> Decorator:

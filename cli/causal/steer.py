@@ -10,7 +10,7 @@ from ...subject.errors import NeuronautError
 from .. import display
 from ..common import Form, Row, emit, form_options, say
 from ..display import blocks, quoted, signed, spanned_column, trusts
-from .inputs import answer_options, metric_option, picture_option, prompts_option, read_questions, seed_option
+from .inputs import answer_options, metric_option, picture_option, prompts_option, read_questions, seed_option, shown
 from .setup import material_options, open_setup
 
 if TYPE_CHECKING:
@@ -51,6 +51,14 @@ STRENGTHS = "-2,-1,-0.5,0,0.5,1,2,4"
     metavar="N",
     help="Random directions of the same norm, at each strength.",
 )
+@click.option(
+    "--text-rows",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Rows of the reference text on which side effects are measured; most of the work.",
+)
 @seed_option
 @picture_option
 @material_options
@@ -67,6 +75,7 @@ def steer(
     tokens: int,
     temperature: float,
     controls: int,
+    text_rows: int,
     seed: int,
     picture: str | None,
     form: Form,
@@ -86,20 +95,24 @@ def steer(
       neuronaut steer gpt2 resid_post.6:joy+=1 "I feel" --direction joy=joy.json --reference book.txt
     """
     from ...causal.results.steer import steer_rows
+    from ...causal.work import Work
 
     doses = _read_strengths(strengths)
     setup = open_setup(model, [edit], options, always="steering is measured on")
     questions = read_questions(setup.subject, prompts, file, answer=answer, wrong=wrong)
-    rows, response = steer_rows(
-        setup,
-        questions,
-        strengths=doses,
-        metric=metric,
-        tokens=tokens,
-        temperature=temperature,
-        controls=controls,
-        seed=seed,
-    )
+    with shown("steer", work := Work()):
+        rows, response = steer_rows(
+            setup,
+            questions,
+            strengths=doses,
+            metric=metric,
+            tokens=tokens,
+            temperature=temperature,
+            controls=controls,
+            text_rows=text_rows,
+            seed=seed,
+            work=work,
+        )
     if picture is not None:
         response.picture(picture)
     emit(rows, form, lambda table_rows: _tables(table_rows, response, questions))

@@ -1,7 +1,8 @@
 """`neuronaut sweep` and `neuronaut patch`: edits at every cell of a grid, and parts of one run put into another."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .inputs import (
     prompts_option,
     read_questions,
     seed_option,
+    shown,
     top_option,
     write,
 )
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from ...causal.prompts import Batch
     from ...causal.setup import CausalSetup
     from ...causal.sweeps import Sweep
+    from ...causal.work import Work
 
 
 @click.command()
@@ -140,16 +143,28 @@ def _sweep_pairs(
     from ...causal.sweeps import SETTINGS
     from ...causal.sweeps import sweep as run
 
-    return run(
-        setup.subject,
-        task.pairs,
-        _grid(setup, over, task.pairs.clean),
-        metrics=(metric,),
-        seed=seed,
-        directions=(only,) if only else tuple(SETTINGS),
-        materials=setup.materials,
-        reference=setup.reference,
-    )
+    grid = _grid(setup, over, task.pairs.clean)
+    with _counted(setup) as work:
+        return run(
+            setup.subject,
+            task.pairs,
+            grid,
+            metrics=(metric,),
+            seed=seed,
+            directions=(only,) if only else tuple(SETTINGS),
+            materials=setup.materials,
+            reference=setup.reference,
+            work=work,
+        )
+
+
+@contextmanager
+def _counted(setup: "CausalSetup") -> "Generator[Work]":
+    """Show how far the runs within the block are."""
+    from ...causal.work import Work
+
+    with shown("sweep", work := Work()), work.counted(setup.subject):
+        yield work
 
 
 def _predict(
@@ -201,17 +216,20 @@ def _sweep_prompts(
     if patch := next((edit for edit in setup.edits if edit.needs_source_run), None):
         raise NeuronautError(f"edit {patch} takes values from a counterpart; give pairs, not prompts")
     questions = read_questions(setup.subject, texts, file, answer=options["answer"], wrong=options["wrong"])
-    return sweep_prompts(
-        setup.subject,
-        questions.batch,
-        _grid(setup, over, questions.batch),
-        answers=questions.answers,
-        wrong=questions.wrong,
-        metrics=(metric,),
-        materials=setup.materials,
-        reference=setup.reference,
-        seed=seed,
-    )
+    grid = _grid(setup, over, questions.batch)
+    with _counted(setup) as work:
+        return sweep_prompts(
+            setup.subject,
+            questions.batch,
+            grid,
+            answers=questions.answers,
+            wrong=questions.wrong,
+            metrics=(metric,),
+            materials=setup.materials,
+            reference=setup.reference,
+            seed=seed,
+            work=work,
+        )
 
 
 # What is shown

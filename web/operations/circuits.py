@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from ...causal.circuits.find import CircuitSettings
     from ...causal.circuits.nodes import Node
-    from ...causal.circuits.work import Work
     from ...subject.model import Subject
     from ...subject.sources import Source
 
@@ -94,12 +93,14 @@ def sweep(context: Context, arguments: SweepArguments) -> Result:
     with context.watch.over(setup.subject):
         task, notes = open_task(setup.subject, arguments, seed=arguments.seed)
         wrong = count_wrong(setup.subject, task, seed=arguments.seed)
-        grid = grid_of(setup, arguments.over, task.pairs.clean)
-        if len(grid.edits) > CELLS:
-            raise NeuronautError(
-                f"the sweep has {len(grid.edits):,} cells, and at most {CELLS:,} are swept here; name one layer, fewer "
-                "units, or take neuronaut sweep --predict on the command line"
-            )
+    grid = grid_of(setup, arguments.over, task.pairs.clean)
+    if len(grid.edits) > CELLS:
+        raise NeuronautError(
+            f"the sweep has {len(grid.edits):,} cells, and at most {CELLS:,} are swept here; name one layer, fewer "
+            "units, or take neuronaut sweep --predict on the command line"
+        )
+    work = context.watch.work()
+    with work.counted(setup.subject):
         result = run(
             setup.subject,
             task.pairs,
@@ -108,6 +109,7 @@ def sweep(context: Context, arguments: SweepArguments) -> Result:
             materials=setup.materials,
             reference=setup.reference,
             seed=arguments.seed,
+            work=work,
         )
     cost = result.cost
     took = f"{len(grid.edits):,} cells in {cost.forwards:,} forward passes (one by one: {cost.one_by_one:,})"
@@ -118,12 +120,10 @@ def circuit(context: Context, arguments: CircuitArguments) -> Result:
     """Find a circuit, or test a given one."""
     from ...causal.circuits.find import CircuitSearch
     from ...causal.circuits.nodes import read_nodes
-    from ...causal.circuits.work import Work
 
     subject, sources, universe = _open_nodes(context, arguments)
     task, notes = open_task(subject, arguments, seed=arguments.seed)
-    work = Work(minutes=arguments.minutes)
-    work.on_progress = lambda work: _tell(context, work)
+    work = context.watch.work(minutes=arguments.minutes)
     search = CircuitSearch(subject, task, nodes=universe, settings=_settings(arguments), sources=sources, work=work)
     search.run(read_nodes(subject, arguments.given) if arguments.given else None)
     report = search.report()
@@ -173,7 +173,3 @@ def _settings(arguments: NodeArguments) -> "CircuitSettings":
     if isinstance(arguments, CircuitArguments):
         given |= {name: getattr(arguments, name) for name in ("threshold", "controls", "roles")}
     return CircuitSettings(**given)
-
-
-def _tell(context: Context, work: "Work") -> None:
-    context.watch.doing(work.doing, work.done, max(work.done, work.expected))

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from ...labelling.load_options import LoadOptions
 from ...subject.errors import NeuronautError
+from ...subject.pace import Pace
 
 if TYPE_CHECKING:
+    from ...causal.work import Work
     from ...data.store.store import Store
     from ...llm.client import LLMClient
     from ...subject.address import SourceId
@@ -37,12 +39,13 @@ class Cancelled(BaseException):
 class Watch:
     """Who waits for a call: is told how it goes, and may cancel it."""
 
-    on_progress: Callable[[str, float, float | None], None] = lambda _what, _done, _total: None
-    """Told what is being done, how much of it is done, and how much there is, where that is known."""
+    on_progress: Callable[[str, str], None] = lambda _what, _line: None
+    """Told what is being done, and the line that says as well how much of it and, where that is known, of how much."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     forwards: int = 0
     """Forward passes so far."""
     _ends: float | None = None
+    _pace: Pace = field(default_factory=Pace)
 
     def start(self, seconds: float) -> None:
         """Let the time of the call begin."""
@@ -58,10 +61,18 @@ class Watch:
         if self.cancelled.is_set() or self.late:
             raise Cancelled("the call was cancelled")
 
-    def doing(self, what: str, done: float = 0, total: float = 0) -> None:
-        """Tell what is being done, where `total` is above 0 with how much of it."""
+    def doing(self, what: str, done: float = 0, total: float = 0, unit: str = "") -> None:
+        """Tell what is being done, where `total` is above 0 with how much of it and about how long is left."""
         self.check()
-        self.on_progress(what, done, total or None)
+        self.on_progress(what, self._pace.format(what, done, total, unit))
+
+    def work(self, *, minutes: float | None = None) -> "Work":
+        """Work that the watch tells of, and is asked in; its time begins now."""
+        from ...causal.work import Work
+
+        work = Work(minutes=minutes)
+        work.on_progress = lambda work: self.doing(work.doing, work.done, max(work.done, work.expected), "tokens' work")
+        return work
 
     @contextmanager
     def over(self, subject: "Subject") -> Generator[None]:

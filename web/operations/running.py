@@ -67,6 +67,9 @@ class SteerArguments(PromptArguments):
     tokens: Annotated[int, Field(ge=0, le=64, description="Tokens to write after each prompt.")] = 16
     temperature: Annotated[float, Field(ge=0, le=2, description="Of what is written; 0: the likeliest.")] = 0.0
     controls: Controls = 10
+    text_rows: Annotated[
+        int, Field(ge=1, le=64, description="Rows of unrelated text on which side effects are measured.")
+    ] = 16
     seed: Seed = 0
 
 
@@ -120,19 +123,21 @@ def steer(context: Context, arguments: SteerArguments) -> Result:
     setup = open_edits(context, arguments.model, [arguments.edit], reference=True)
     with context.watch.over(setup.subject):
         questions = ask_prompts(setup.subject, arguments.prompts, answer=arguments.answer, wrong=arguments.wrong)
-        curves = steer_curves(
-            setup,
-            questions,
-            strengths=arguments.strengths,
-            metrics=arguments.metrics or [arguments.metric],
-            tokens=arguments.tokens,
-            temperature=arguments.temperature,
-            controls=arguments.controls,
-            seed=arguments.seed,
-        )
+    curves = steer_curves(
+        setup,
+        questions,
+        strengths=arguments.strengths,
+        metrics=arguments.metrics or [arguments.metric],
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        controls=arguments.controls,
+        text_rows=arguments.text_rows,
+        seed=arguments.seed,
+        work=context.watch.work(),
+    )
     told = [curve.response.describe() for curve in curves]
     if len(curves) > 1:
-        told = [f"{curve.response.readout}: {text}" for curve, text in zip(curves, told, strict=True)]
+        told = [f"{curve.response.readout.replace('_', ' ')}: {text}" for curve, text in zip(curves, told, strict=True)]
     return Result([row for curve in curves for row in curve.rows], (*questions.notes, *told))
 
 
