@@ -59,25 +59,32 @@ function bar(kind, share) {
   return made;
 }
 
-// What may be broader than the page; the arrow keys move it where no pointer is.
-export const scrolling = (inner) => element("div", { class: "wide", tabindex: "0" }, inner);
+// What may be broader than the page; where it is, Tab reaches it and the arrow keys move it.
+export function scrolling(inner) {
+  const host = element("div", { class: "wide" }, inner);
+  const settle = () => (host.scrollWidth > host.clientWidth ? (host.tabIndex = 0) : host.removeAttribute("tabindex"));
+  const sizes = new ResizeObserver(settle);
+  for (const part of [host, inner]) sizes.observe(part);
+  return host;
+}
 
 // A table; cells are text or elements, numbers stand on the right.
 export function drawTable(header, rows, { wide = false } = {}) {
-  const kind = (place) => (typeof rows[0]?.[place] === "number" ? "number" : null);
-  const names = header.map((name, place) => element("th", { scope: "col", class: kind(place) }, name));
+  const isNumber = (cell) => typeof cell === "number" || cell?.classList?.contains("number");
+  const kinds = header.map((_, place) => (rows.some((row) => isNumber(row[place])) ? "number" : null));
+  const names = header.map((name, place) => element("th", { scope: "col", class: kinds[place] }, name));
   const head = element("thead", {}, element("tr", {}, ...names));
   const body = element("tbody");
   for (const row of rows) {
     body.append(
-      element("tr", {}, ...row.map((cell) => drawCell(cell))),
+      element("tr", {}, ...row.map((cell, place) => drawCell(cell, kinds[place]))),
     );
   }
   return scrolling(element("table", { class: wide ? null : "compact" }, head, body));
 }
 
 // A number is rounded to be read; where the pointer rests it stands as it came.
-function drawCell(cell) {
-  if (typeof cell !== "number") return element("td", {}, cell ?? "–");
+function drawCell(cell, kind) {
+  if (typeof cell !== "number") return element("td", { class: kind }, cell ?? "–");
   return element("td", { class: "number", title: String(cell) }, number(cell));
 }
