@@ -48,6 +48,11 @@ class Work:
         self.expected = self.expected if left is None else self.done + left
         self._tell()
 
+    @property
+    def most(self) -> float | None:
+        """Seconds until its time is over; None where there is no end to it."""
+        return None if self._seconds is None else self._started + self._seconds - time.monotonic()
+
     @contextmanager
     def counted(self, subject: Subject) -> Generator[None]:
         """Within the block, all runs of the subject count."""

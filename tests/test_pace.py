@@ -18,4 +18,6 @@ def test_the_rest_is_told_by_the_pace_so_far_and_begins_anew_with_other_work(mon
     assert told.format("writes", 1000, 4000, "tokens") == "writes, 25% of 4,000 tokens, about 3 minutes left"
     now += 60
     assert told.format("writes", 3000, 4000, "tokens") == "writes, 75% of 4,000 tokens, about 40 s left"
+    line = told.format("writes", 3000, 4000, "tokens", most=15)
+    assert line == "writes, 75% of 4,000 tokens, at most 15 s left" and told.left == 15
     assert told.format("reads", 1, 10) == "reads, 10% of 10"

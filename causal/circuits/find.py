@@ -35,7 +35,8 @@ HALVES = 16
 
 
 SEARCHING = 0.5
-"""Share of the time, where it is bounded, that the search may take; the rest is the evaluation's."""
+"""Share of the time, where it is bounded, that the search of a known circuit for a smaller one may take; the rest is
+the evaluation's."""
 EXACT_WORK = 3e11
 """Floating-point operations up to which every node is patched by itself: some minutes in all on one core."""
 FEW = (4, 20)
@@ -186,11 +187,11 @@ class CircuitSearch:
     def _search(self, given: Sequence[Node] | None) -> None:
         settings, task = self._settings, self._task
         left = self._expect(len(given) if given else len(self._nodes) // 10, scores=True)
-        self._work.begin("runs the pairs", left=left, share=SEARCHING)
+        self._work.begin("runs the pairs", left=left)
         self._baseline = baseline(self._subject, task, metric_name=settings.metric, seed=settings.seed)
         self._runs, self._test = (self._open_runs(part) for part in _halves(task))
         how = "patches" if self._exact else "ranks by gradients"
-        self._work.begin(f"{how} {len(self._nodes)} nodes", left=left, share=SEARCHING)
+        self._work.begin(f"{how} {len(self._nodes)} nodes", left=left)
         scores = score_nodes(self._runs, most=self._patched, at_once=settings.at_once, seed=settings.seed)
         self._scores, self._passes = scores, replace(self._passes, scores=scores.passes)
         self._unfinished.remove("scores")

@@ -129,7 +129,7 @@ def circuit(context: Context, arguments: CircuitArguments) -> Result:
     report = search.report()
     if report.unfinished:
         parts = ", ".join(report.unfinished)
-        notes = (*notes, f"stopped after {arguments.minutes:g} minutes, before the end of {parts}; the rest is whole")
+        notes = (*notes, f"not done to its end within {arguments.minutes:g} minutes: {parts}; the rest is whole")
     return Result([json.loads(json.dumps(report.to_json()))], notes)
 
 

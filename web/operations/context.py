@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ...subject.model import Subject
     from ...subject.sources import Source
 
+UNIT = "tokens' work"
 _TURN = 0.1
 """Seconds between looks at whether a call that waits for its turn was cancelled."""
 
@@ -61,17 +62,25 @@ class Watch:
         if self.cancelled.is_set() or self.late:
             raise Cancelled("the call was cancelled")
 
-    def doing(self, what: str, done: float = 0, total: float = 0, unit: str = "") -> None:
+    def doing(self, what: str, done: float = 0, total: float = 0) -> None:
         """Tell what is being done, where `total` is above 0 with how much of it and about how long is left."""
         self.check()
-        self.on_progress(what, self._pace.format(what, done, total, unit))
+        self.on_progress(what, self._pace.format(what, done, total))
 
     def work(self, *, minutes: float | None = None) -> "Work":
         """Work that the watch tells of, and is asked in; its time begins now."""
         from ...causal.work import Work
 
+        def tell(work: Work) -> None:
+            self.check()
+            total, ends = max(work.done, work.expected), self._ends
+            line = self._pace.format(work.doing, work.done, total, UNIT, most=work.most)
+            if ends is not None and (self._pace.left or 0) > ends - time.monotonic():
+                line += ", which is more than a request may take: ask for less"
+            self.on_progress(work.doing, line)
+
         work = Work(minutes=minutes)
-        work.on_progress = lambda work: self.doing(work.doing, work.done, max(work.done, work.expected), "tokens' work")
+        work.on_progress = tell
         return work
 
     @contextmanager

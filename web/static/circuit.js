@@ -8,7 +8,7 @@ const SHARED = ["task", "rows", "clean", "corrupted", "answer", "wrong", "pairs"
 
 function draw([report], given) {
   if (!report.circuit.length) {
-    return element("p", {}, "No circuit is known yet; what each node does by itself:", ownEffects(report));
+    return element("p", {}, "No circuit was found within the time; what the nodes that were tried do by themselves:", ownEffects(report));
   }
   const cut = new Set();
   const verdict = element("div");
@@ -49,7 +49,7 @@ function draw([report], given) {
       partial(report),
       element("p", { class: "note" }, "Press a node, or several, to cut them and see what is left. A line leads from a node whose role is proven to what it was shown to act through; a node without a proven role has no line upwards. Blue: heads; green: MLPs; violet: others."),
       element("div", { class: "map-and-verdict" },
-        scrolling(picture),
+        scrolling(picture, { middle: true }),
         element("section", { class: "verdict" }, element("h2", {}, "What is left"), verdict, place))),
     chapter("Node by node", element("p", { class: "note" }, "Noise: what is lost of the behaviour where this node alone is corrupted. Denoise: what comes back where it alone is clean. Adds: the most faithfulness it adds to some part of the circuit."), table(report, nodes)),
     algorithm(report),
@@ -160,9 +160,10 @@ function drawVerdict(place, report, before, after) {
   if (after === null) {
     const whole = evaluation?.faithfulness;
     const lines = whole ? [["circuit alone", effectSpan(whole)], ["model without the circuit", effectSpan(evaluation.ablated)]] : [];
+    const drawn = control(evaluation);
     place.replaceChildren(
       lines.length ? drawTable(["faithfulness", `on ${report.pairs[1]} pairs`], lines) : element("p", {}, "The circuit was not tested within its time; press a node to test it without that."),
-      control(evaluation));
+      ...(drawn ? [drawn] : []));
     return;
   }
   const metric = inWords(before.alone.metric);

@@ -24,12 +24,15 @@ export function shape(tag, attributes = {}, ...children) {
   return made;
 }
 
+// No number says -0.00.
+export const rounded = (value, digits = 2) => (Math.abs(value) < 0.5 / 10 ** digits ? 0 : value).toFixed(digits);
+
 // A number with its interval, as the commands print them; where the pointer rests they stand as they came.
 export function spanned(value, low, high, digits = 2) {
   if (value === null || value === undefined) return element("span", {}, "–");
-  const ends = low === null || low === undefined ? "" : ` [${low.toFixed(digits)}, ${high.toFixed(digits)}]`;
+  const ends = low === null || low === undefined ? "" : ` [${rounded(low, digits)}, ${rounded(high, digits)}]`;
   const whole = low === null || low === undefined ? String(value) : `${value} [${low}, ${high}]`;
-  return element("span", { class: "number", title: whole }, value.toFixed(digits) + ends);
+  return element("span", { class: "number", title: whole }, rounded(value, digits) + ends);
 }
 
 export const RANKS = "Percentile: how far the effect goes beside those of random directions of the same norm; where it is not near 100, a random push does as much.";

@@ -1,5 +1,5 @@
 // The page of a sweep: a table for each direction, whose cells are coloured by how much they recover.
-import { chapter, show } from "./interventions.js";
+import { chapter, rounded, show } from "./interventions.js";
 import { element, inWords, number, visible } from "./tokens.js";
 
 const AXES = ["site", "unit", "position", "edit"];
@@ -49,12 +49,10 @@ function label(name, axis) {
 }
 
 const unquoted = (token) => token.slice(1, -1);
-// No cell says -0.00.
-const hundredths = (value) => (Math.abs(value) < 0.005 ? 0 : value).toFixed(2);
 
 function heatCell(row, effect, most, told) {
   const { value } = effect;
-  const cell = element("td", { class: `heat ${value === null ? "withheld" : value < 0 ? "below" : "above"}`, tabindex: "-1" }, value === null ? "–" : hundredths(value));
+  const cell = element("td", { class: `heat ${value === null ? "withheld" : value < 0 ? "below" : "above"}`, tabindex: "-1" }, value === null ? "–" : rounded(value));
   cell.style.setProperty("--a", value === null ? "0" : (Math.abs(value) / most).toFixed(3));
   const interval = effect.ci_low === null ? "" : ` [${effect.ci_low}, ${effect.ci_high}]`;
   const change = Object.values(row.max_change).map(number).join(", ");

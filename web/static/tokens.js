@@ -59,10 +59,17 @@ function bar(kind, share) {
   return made;
 }
 
-// What may be broader than the page; where it is, Tab reaches it and the arrow keys move it.
-export function scrolling(inner) {
+// What may be broader than the page; where it is, Tab reaches it and the arrow keys move it, at first from its `middle`.
+export function scrolling(inner, { middle = false } = {}) {
   const host = element("div", { class: "wide" }, inner);
-  const settle = () => (host.scrollWidth > host.clientWidth ? (host.tabIndex = 0) : host.removeAttribute("tabindex"));
+  const settle = () => {
+    const hidden = host.scrollWidth - host.clientWidth;
+    if (hidden <= 0) host.removeAttribute("tabindex");
+    else if (host.tabIndex < 0) {
+      host.tabIndex = 0;
+      if (middle) host.scrollLeft = hidden / 2;
+    }
+  };
   const sizes = new ResizeObserver(settle);
   for (const part of [host, inner]) sizes.observe(part);
   return host;
