@@ -30,7 +30,8 @@ class OutOfTime(Exception):
 class Work:
     """Counts tokens, tells of them, and raises OutOfTime within the forward in which its time is over.
 
-    Attributes: `done` and `expected` (tokens), `doing` (in words), `on_progress` (is told of it).
+    Attributes: `done` and `expected` (tokens), `doing` (in words), `on_progress` (is told of what
+    was begun).
     """
 
     def __init__(self, *, minutes: float | None = None) -> None:
@@ -78,7 +79,7 @@ class Work:
         self._tell()
 
     def _tell(self) -> None:
-        if self.on_progress is not None:
+        if self.on_progress is not None and self.doing:
             self.on_progress(self)
 
 
