@@ -25,6 +25,7 @@ for (const form of document.querySelectorAll("[data-steer]")) {
       prompts: [prompt.value],
       strengths: [...new Set([0, wanted])],
       tokens: Number(tokens.value),
+      text_rows: 8,
     };
     draw(output, await compute("steer", given, state), prompt.value, wanted);
   });
