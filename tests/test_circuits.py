@@ -2,6 +2,7 @@
 
 import json
 from statistics import mean
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -305,6 +306,23 @@ def test_where_the_time_is_over_the_search_ends_and_what_it_found_is_evaluated()
     planted = induction("gpt2")
     with pytest.raises(OutOfTime), Work(minutes=1e-9).counted(planted.subject):
         planted.subject.logits(planted.clean)
+
+
+def test_until_a_circuit_is_known_the_search_has_all_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted, now = induction("gpt2", rows=20), [0.0]
+    monkeypatch.setattr("neuronaut.causal.work.time", SimpleNamespace(monotonic=lambda: now[0]))
+    work = Work(minutes=1)
+
+    def pass_time(work: Work) -> None:
+        if work.doing.startswith("patches"):
+            now[0] = 40.0
+
+    work.on_progress = pass_time
+    search = CircuitSearch(planted.subject, task_of(planted), settings=FAST, work=work)
+    search.run()
+    report = search.report()
+    assert report.circuit and report.unfinished == ("search", "backups") and report.evaluation is not None
+    assert work.most == 20
 
 
 # --- the report --------------------------------------------------------------------------------

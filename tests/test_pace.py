@@ -1,5 +1,7 @@
 """What is told of work as it goes: how much there is, and about how long the rest takes."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from neuronaut.subject import pace
@@ -8,7 +10,7 @@ from neuronaut.subject.pace import Pace
 
 def test_the_rest_is_told_by_the_pace_so_far_and_begins_anew_with_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: now))
     told = Pace()
     assert told.format("loads", 0, 0) == "loads" and told.format("passes", 3, 0) == "passes 3"
     assert told.format("runs", 0, 4000, "tokens") == "runs, 0% of 4,000 tokens"
