@@ -811,6 +811,18 @@ def test_sparkline_grows_with_the_counts():
     assert display.sparkline([0, 0]) == ""
 
 
+def test_what_was_done_before_counts_neither_for_the_rate_nor_for_the_time_left(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Progress("harvest", total=3000, unit="tokens", resumes=True) as progress:
+        for clock[0], done in ((40.0, 1000), (60.0, 1200)):
+            progress.reach(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "harvest: 1,000 of 3,000 tokens",
+        "harvest: 1,200 of 3,000 tokens, 10.0/s, 3 minutes left",
+    ]
+
+
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
