@@ -619,6 +619,7 @@ def bad_inputs(world: World, folder: Path) -> dict[str, tuple[list[str], str]]:
         "index out of range": (["show", "planted:mlp.2:136", *here], "from 0 to 135"),
         "index to label out of range": (["label", "planted:mlp.2:0-999", *here], "from 0 to 135"),
         "no features": (["label", "planted:mlp.2:5-3", *here], "does not name features"),
+        "no source": (["label", "planted:mlp.2", "random:12", *here], "'random:12' does not name features"),
         "no time": (["label", "planted:mlp.2:1", "--budget", "minutes=0", *here], "more than zero"),
         "negative time": (["label", "planted:mlp.2:1", "--budget", "minutes=-3", *here], "more than zero"),
         "time without a number": (["label", "planted:mlp.2:1", "--budget", "minutes=soon", *here], "more than zero"),
