@@ -6,13 +6,14 @@ token's place). With M the metric, e the vectors of the prompt and b those of th
     gradient x input       e_i . dM/de_i at e                                        (Simonyan et al. 2013)
     integrated gradients   (e_i - b_i) . mean over k of dM/de_i at b + (k - 1/2)/m (e - b), k = 1..m: midpoint rule
                            (Sundararajan et al. 2017); they sum to M(e) - M(b) up to an error of order 1/m², which is
-                           judged
+                           judged. Where m is not given, parts of the line are cut until they add up: the slopes of
+                           a part times its length must give what M differs by between its ends, which is measured
     occlusion              M(e) - M(e with b_i at i)                                 (Zeiler & Fergus 2013)
 
 BOS is the same in every baseline, so it is worth 0 in the last two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -79,6 +80,10 @@ class Activation:
 Target = Logit | Activation
 COMPLETE = 0.05
 """Share of the metric's difference to the baseline that integrated gradients may miss."""
+FINE = 0.01
+"""Share that the parts of the line together may miss where their number is not given; their norm may miss COMPLETE."""
+PARTS, MOST_PARTS = 16, 512
+"""Parts of the line at first and at most where their number is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,8 @@ class Saliency:
     """With the baseline in place of every token; None where no baseline is used."""
     completeness_error: float | None
     """Sum of the values - (metric - at_baseline); None where the method does not promise that it is 0."""
+    steps: int | None = None
+    """Points at which the gradient was taken; None where it was not integrated."""
 
     @property
     def missed(self) -> float | None:
@@ -120,27 +127,92 @@ def gradient_x_input(subject: Subject, tokens: Sequence[int], target: Target) ->
 
 @torch.inference_mode(False)
 def integrated_gradients(
-    subject: Subject, tokens: Sequence[int], target: Target, *, baseline: Baseline, steps: int = 32, at_once: int = 8
+    subject: Subject,
+    tokens: Sequence[int],
+    target: Target,
+    *,
+    baseline: Baseline,
+    steps: int | None = None,
+    at_once: int = 8,
 ) -> Saliency:
-    """`steps` forward and backward rows, `at_once` of them in memory at a time, which changes nothing but rounding."""
-    if steps < 1 or at_once < 1:
+    """`steps` forward and backward rows at equal distances, or as many, and where, as they are needed to add up.
+
+    A norm makes the metric turn sharply near a short baseline, as the mean embedding is. `at_once` rows are in memory
+    at a time, which changes nothing but rounding where `steps` are given.
+    """
+    if (steps is not None and steps < 1) or at_once < 1:
         raise NeuronautError(f"cannot integrate in {steps} steps, {at_once} at once; wanted at least 1 of each")
     ids = _as_row(tokens)
     inputs, start = _read_embeddings(subject, ids), _read_baseline(subject, ids, baseline)
-    difference = (inputs - start).double()
-    total = torch.zeros_like(difference)
-    ways = ((torch.arange(steps) + 0.5) / steps).to(inputs.device, torch.float64)
-
-    def sum_part(part: slice) -> Tensor:
-        points = (start.double() + ways[part, None, None] * difference).to(inputs.dtype)
-        return _take_gradients(subject, ids, points, target)[1].double().sum(0)
-
-    for summed in subject.batching.batches(steps, at_once, sum_part, work="rows with gradients"):
-        total += summed
-    worth = (difference * total / steps).sum(-1)[0]
+    line = _Line(subject, ids, target, start.double(), (inputs - start).double(), at_once)
+    if steps is not None:
+        worth = line.slopes((torch.arange(steps, dtype=torch.float64) + 0.5) / steps).sum(0) / steps
+    else:
+        steps, worth = _integrate(line)
     metric, at_baseline = _measure_inputs(subject, ids, torch.cat([inputs, start]), target).tolist()
     error = float(worth.sum()) - (metric - at_baseline)
-    return Saliency("integrated_gradients", tuple(worth.tolist()), metric, at_baseline, error)
+    return Saliency("integrated_gradients", tuple(worth.tolist()), metric, at_baseline, error, steps)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Line:
+    """The straight line from the baseline, at 0, to the prompt's vectors, at 1."""
+
+    subject: Subject
+    ids: Tensor
+    target: Target
+    start: Tensor
+    difference: Tensor
+    """Float64, as `start`: (1, position, d_model)."""
+    at_once: int
+
+    def slopes(self, ways: Tensor) -> Tensor:
+        """What each token adds to the metric's slope at places of the line: (way,) -> (way, position), float64."""
+
+        def read(part: slice) -> Tensor:
+            gradients = _take_gradients(self.subject, self.ids, self._points(ways[part]), self.target)[1]
+            return (self.difference * gradients.double()).sum(-1).cpu()
+
+        return self._join(ways, read, "rows with gradients")
+
+    def values(self, ways: Tensor) -> Tensor:
+        """The metric at places of the line: (way,) -> the same, float64."""
+
+        def read(part: slice) -> Tensor:
+            return _measure_inputs(self.subject, self.ids, self._points(ways[part]), self.target).double().cpu()
+
+        return self._join(ways, read, "rows")
+
+    def _points(self, ways: Tensor) -> Tensor:
+        return (self.start + ways[:, None, None].to(self.start.device) * self.difference).to(self.subject.model.dtype)
+
+    def _join(self, ways: Tensor, read: Callable[[slice], Tensor], work: str) -> Tensor:
+        return torch.cat([*self.subject.batching.batches(len(ways), self.at_once, read, work=work)])
+
+
+def _integrate(line: _Line) -> tuple[int, Tensor]:
+    """How many slopes were taken, and what each token is worth, (position,).
+
+    A part that misses much is cut in three: its own middle is that of the middle one.
+    """
+    ends = torch.linspace(0, 1, PARTS + 1, dtype=torch.float64)
+    left, right, values = ends[:-1], ends[1:], line.values(ends)
+    low, high, slopes = values[:-1], values[1:], line.slopes((ends[:-1] + ends[1:]) / 2)
+    whole = max(abs(float(values[-1] - values[0])), 1e-6)
+    while True:
+        missed = high - low - (right - left) * slopes.sum(1)
+        room = (MOST_PARTS - len(left)) // 2
+        if room == 0 or (abs(missed.sum()) <= FINE * whole and missed.norm() <= COMPLETE * whole):
+            return len(left), ((right - left)[:, None] * slopes).sum(0)
+        worst = missed.abs().argsort(descending=True)[: min(room, line.at_once)]
+        keep = torch.ones(len(left), dtype=torch.bool).index_fill(0, worst, False)  # noqa: FBT003
+        a, d = left[worst], right[worst]
+        b, c = a + (d - a) / 3, d - (d - a) / 3
+        outer = line.slopes(torch.cat([(a + b) / 2, (c + d) / 2])).chunk(2)
+        inner = line.values(torch.cat([b, c])).chunk(2)
+        slopes = torch.cat([slopes[keep], outer[0], slopes[worst], outer[1]])
+        low, high = torch.cat([low[keep], low[worst], *inner]), torch.cat([high[keep], *inner, high[worst]])
+        left, right = torch.cat([left[keep], a, b, c]), torch.cat([right[keep], b, c, d])
 
 
 @torch.inference_mode(False)

@@ -207,10 +207,12 @@ def interruptible(describe_kept: Callable[[], str]) -> Generator[None]:
 class Progress:
     """Shows the progress of long work on stderr: a bar on a terminal, else a line every ten seconds."""
 
-    def __init__(self, what: str, *, total: int | None, unit: str) -> None:
+    def __init__(self, what: str, *, total: int | None, unit: str, resumes: bool = False) -> None:
+        """`resumes`: the first number that is reached was done before, and rate and time left are of what follows."""
         self._what, self._total, self._unit = what, total, unit
         self._bar: tqdm[Any] | None = None
         self._done, self._note, self._doing = 0, "", ""
+        self._resumes, self._before = resumes, 0
         self._started = self._last_event = self._last_line = time.monotonic()
         self._silent = True
         self._block: int | None = None
@@ -251,6 +253,12 @@ class Progress:
         advance, self._done, self._note, self._doing = done - self._done, done, note, ""
         if self._bar is not None:
             self._bar.update(advance)
+        if self._resumes:
+            self._resumes, self._before = False, done
+            self.restart()
+            if self._bar is not None:
+                self._bar.initial = done
+                self._bar.unpause()
         self._show(at_once=at_once and self._silent)
 
     def doing(self, what: str, done: int, total: int) -> None:
@@ -287,8 +295,8 @@ class Progress:
         if self._total:
             line += f" of {self._total:,}"
         line += f" {self._unit}"
-        if self._done:
-            seconds = (time.monotonic() - self._started) / self._done
+        if self._done > self._before:
+            seconds = (time.monotonic() - self._started) / (self._done - self._before)
             line += f", {1 / seconds:,.1f}/s" if seconds <= 1 else f", {seconds:,.1f} s each"
             if self._total:
                 left = max(0.0, self._total - self._done) * seconds + self._shared_left(self._total)

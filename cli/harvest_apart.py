@@ -197,7 +197,7 @@ def absorb_parts(
 
 
 def _bar(what: str) -> Progress:
-    return Progress(what, total=None, unit="tokens")
+    return Progress(what, total=None, unit="tokens", resumes=True)
 
 
 def _name_sources(opened: "OpenHarvest") -> str:

@@ -24,13 +24,12 @@ class Shown(Watch):
         self._before = 0
 
     def _begin(self, what: str, unit: str) -> Progress:
-        return self._stack.enter_context(Progress(what, total=None, unit=unit))
+        return self._stack.enter_context(Progress(what, total=None, unit=unit, resumes=True))
 
     def begins(self, done: int, of: int) -> None:
-        """Count what was read before as done."""
+        """Note what was read before."""
         self._before = done
         self._bar.expect(of)
-        self._bar.reach(done)
 
     def read(self, tokens: int) -> None:
         """Move the bar."""

@@ -148,8 +148,8 @@ class Selection:
         if _SOURCE.fullmatch(text):
             return cls(SourceId.parse(text), "alive")
         source, colon, selector = text.rpartition(":")
-        if not colon:
-            raise NeuronautError(f"{text!r} does not name features; wanted MODEL:SITE:INDEX, such as gpt2:mlp.5:131")
+        if not colon or not _SOURCE.fullmatch(source):
+            raise _no_features(text)
         negative = selector.endswith("-")
         selector = selector.removesuffix("-")
         if selector in ("all", "alive"):
@@ -157,15 +157,19 @@ class Selection:
         return cls(SourceId.parse(source), "indices", _indices(text, selector), negative=negative)
 
 
+def _no_features(text: str) -> NeuronautError:
+    return NeuronautError(
+        f"{text!r} does not name features; wanted MODEL:SITE:INDEX, such as gpt2:mlp.5:131, with an index like 131, "
+        "0-99, 5,17,40-60, all, alive or random:100"
+    )
+
+
 def _indices(text: str, selector: str) -> tuple[int, ...]:
     indices: list[int] = []
     for part in selector.split(","):
         match = _PART.fullmatch(part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise NeuronautError(
-                f"{text!r} does not name features; wanted MODEL:SITE:INDEX with an index like 131, 0-99, "
-                "5,17,40-60, all, alive or random:100"
-            )
+            raise _no_features(text)
         span = range(int(match[1]), int(match[2] or match[1]) + 1)
         if len(indices) + len(span) > _MOST_INDICES:
             raise NeuronautError(f"{text!r} names more than {_MOST_INDICES:,} features; wanted fewer at a time, or all")

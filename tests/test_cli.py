@@ -619,6 +619,7 @@ def bad_inputs(world: World, folder: Path) -> dict[str, tuple[list[str], str]]:
         "index out of range": (["show", "planted:mlp.2:136", *here], "from 0 to 135"),
         "index to label out of range": (["label", "planted:mlp.2:0-999", *here], "from 0 to 135"),
         "no features": (["label", "planted:mlp.2:5-3", *here], "does not name features"),
+        "no source": (["label", "planted:mlp.2", "random:12", *here], "'random:12' does not name features"),
         "no time": (["label", "planted:mlp.2:1", "--budget", "minutes=0", *here], "more than zero"),
         "negative time": (["label", "planted:mlp.2:1", "--budget", "minutes=-3", *here], "more than zero"),
         "time without a number": (["label", "planted:mlp.2:1", "--budget", "minutes=soon", *here], "more than zero"),
@@ -809,6 +810,18 @@ def test_sparkline_grows_with_the_counts():
     heights = display.sparkline([1, 4, 16, 64, 256, 1024])
     assert list(heights) == sorted(heights) and heights[-1] == "█" and display.sparkline([5, 0, 5]) == "█ █"
     assert display.sparkline([0, 0]) == ""
+
+
+def test_what_was_done_before_counts_neither_for_the_rate_nor_for_the_time_left(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Progress("harvest", total=3000, unit="tokens", resumes=True) as progress:
+        for clock[0], done in ((40.0, 1000), (60.0, 1200)):
+            progress.reach(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "harvest: 1,000 of 3,000 tokens",
+        "harvest: 1,200 of 3,000 tokens, 10.0/s, 3 minutes left",
+    ]
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):

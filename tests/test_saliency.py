@@ -61,6 +61,19 @@ def test_the_midpoint_error_falls_with_the_square_of_the_steps(family: str) -> N
     assert abs(errors[2]) < 0.01 * abs(found.metric - found.at_baseline)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_parts_of_the_line_are_cut_where_they_do_not_add_up(family: str) -> None:
+    """Beside the mean embedding a norm turns sharply; wanted are the values of 2000 equal steps."""
+    subject = tiny_subject(family)
+    fine = integrated_gradients(subject, TOKENS, Logit(5, 9), baseline="mean", steps=2000, at_once=500)
+    found = integrated_gradients(subject, TOKENS, Logit(5, 9), baseline="mean")
+    assert found.steps is not None and found.steps <= 64
+    equal = integrated_gradients(subject, TOKENS, Logit(5, 9), baseline="mean", steps=found.steps)
+    assert found.missed is not None and equal.missed is not None and found.missed < 0.01
+    assert found.missed <= equal.missed + 1e-6 and equal.steps == found.steps
+    assert found.values == pytest.approx(fine.values, abs=0.01 * max(map(abs, fine.values)))
+
+
 @every_family
 def test_gradients_are_those_of_hugging_faces_own_embeddings(family: str) -> None:
     """The model run from `inputs_embeds`, whose gradient is that of the first layer's input."""

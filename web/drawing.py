@@ -177,7 +177,7 @@ def _distribution_row(name: str, values: Sequence[float], across: Axis, *, base:
     told = name
     if values:
         middle = _median(values)
-        told = f"{name}, median {middle:.2f}"
+        told = f"{name}, median {middle:z.2f}"
         parts.append(el("line", x1=across(middle), x2=across(middle), y1=base - 36, y2=base, class_="median"))
     return join([*parts, text(2, base - 40, told, class_="label")])
 

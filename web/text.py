@@ -41,8 +41,8 @@ def cut(text: str, longest: int) -> str:
 
 
 def token(text: str) -> Html:
-    """A token on one line: line ends and tabs are signs, what is long is cut."""
-    return spaced(cut(text, LONGEST_TOKEN).replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍"))
+    """A token on one line: line ends and tabs are signs, and spaces that stand alone; what is long is cut."""
+    return spaced(_sign_spaces(cut(text, LONGEST_TOKEN)).replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍"))
 
 
 def spaced(text: str) -> Html:
@@ -62,7 +62,15 @@ _CODE = re.compile("`([^`]*)`")
 def described(text: str | None) -> Html:
     """A description: tokens in backticks as code with their spaces kept, what a search matched as marks."""
     pieces = _CODE.split(cut(text or "", LONGEST))
-    return join(el("code", _marks(piece)) if place % 2 else _marks(piece) for place, piece in enumerate(pieces))
+    return join(_marks(piece) if place % 2 == 0 else _code(piece) for place, piece in enumerate(pieces))
+
+
+def _code(text: str) -> Html:
+    return el("code", _marks(_sign_spaces(text)))
+
+
+def _sign_spaces(text: str) -> str:
+    return text if text.strip(" ") else "␣" * len(text)
 
 
 def _marks(text: str) -> Html:
@@ -72,11 +80,11 @@ def _marks(text: str) -> Html:
 
 
 def _hundredths(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
+    return NOTHING if value is None else f"{value:z.2f}"
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return NOTHING if row["ci_low"] is None else f"{row['ci_low']:.2f} to {row['ci_high']:.2f}"
+    return NOTHING if row["ci_low"] is None else f"{row['ci_low']:z.2f} to {row['ci_high']:z.2f}"
 
 
 def _count(value: float | None) -> str:

@@ -15,9 +15,6 @@ from ..questions import Questions
 from ..saliency import Activation, Logit, Saliency, Target
 from .common import Row, ends
 
-STEPS = 32
-"""Of integrated gradients, along the line from the baseline."""
-
 
 def component_rows(attribution: LogitAttribution) -> list[Row]:
     """A row for each part that writes, the largest first: its mean over the prompts, in logits, and interval."""
@@ -58,12 +55,12 @@ def input_rows(
     feature: Feature | None = None,
     source: Source | None = None,
     baseline: str | None = None,
-    steps: int = STEPS,
+    steps: int | None = None,
 ) -> list[Row]:
     """A row for each prompt: how a logit, or the activation of a feature of `source`, is shared among its tokens.
 
     `method` is gradient, integrated or occlusion; `baseline` the token that stands for nothing, the mean of all if
-    None.
+    None; `steps` those of integrated, as many as add up if None.
     """
     targets = _make_targets(questions, feature, source)
     results = [
@@ -87,7 +84,7 @@ def input_rows(
             **(
                 {}
                 if result.complete is None
-                else {"missed": result.missed, "complete": result.complete, "steps": steps}
+                else {"missed": result.missed, "complete": result.complete, "steps": result.steps}
             ),
         }
         for number, result in enumerate(results)
@@ -117,7 +114,7 @@ def _make_targets(questions: Questions, feature: Feature | None, source: Source 
 
 
 def _measure(
-    subject: Subject, ids: list[int], target: Target, method: str, *, baseline: str | None, steps: int
+    subject: Subject, ids: list[int], target: Target, method: str, *, baseline: str | None, steps: int | None
 ) -> Saliency:
     if method == "gradient":
         if baseline is not None:

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 @click.option("--feature", metavar="FEATURE", help="With --inputs: of this feature's activation, not of a logit.")
 @click.option("--baseline", metavar="TOKEN", help="With --inputs: what stands for nothing; the mean of all tokens.")
 @click.option(
-    "--steps", type=click.IntRange(1), metavar="N", help="Of --inputs integrated, along the line.  [default: 32]"
+    "--steps",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of --inputs integrated, along the line; as many as add up, if not given.",
 )
 @top_option
 @picture_option
@@ -191,12 +194,10 @@ def _attribute_inputs(
     form: Form,
     options: Mapping[str, Any],
 ) -> None:
-    from ...causal.results.attribute import STEPS, doubts, input_rows
+    from ...causal.results.attribute import doubts, input_rows
 
     chosen, source = (None, None) if feature is None else _open_feature(subject, feature, options)
-    rows = input_rows(
-        subject, questions, method, feature=chosen, source=source, baseline=baseline, steps=steps or STEPS
-    )
+    rows = input_rows(subject, questions, method, feature=chosen, source=source, baseline=baseline, steps=steps)
     if picture is not None:
         _draw_inputs(rows, picture)
     emit(rows, form, lambda table_rows: "\n\n".join(map(_input_table, table_rows)))

@@ -83,6 +83,8 @@ def collect(
         return state
     given, said = Given(), describe(sources, corpus, tokens) | dict(about or {})
     saved, pruned = time.monotonic(), max(len(state.table.uid), 64 * rows)
+    if progress is not None:
+        progress(state.tokens)
     for number, batch in enumerate(
         windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows, given=given)
     ):

@@ -76,7 +76,9 @@ class AttributeArguments(PromptArguments):
         Field(description="By tokens of the prompt: gradient x input, integrated gradients, leaving each out."),
     ] = None
     feature: Annotated[FeatureAddress | None, Field(description="With inputs: of this feature's activation.")] = None
-    steps: Annotated[int, Field(ge=1, le=256, description="Of inputs=integrated, along the line.")] = 32
+    steps: Annotated[
+        int | None, Field(ge=1, le=512, description="Of inputs=integrated, along the line; as many as add up if null.")
+    ] = None
     top: Annotated[int, Field(ge=1, le=100, description="Parts, those that weigh most.")] = 15
 
 

@@ -1,6 +1,6 @@
 // The page of find: the features on a text; a click on a token shows those of it, one on a feature where it fires.
 import { compute, computing } from "./jobs.js";
-import { drawTable, drawTokens, element, visible } from "./tokens.js";
+import { described, drawTable, drawTokens, element, inWords, visible } from "./tokens.js";
 
 const form = document.querySelector("[data-find]");
 const part = (name) => document.querySelector(`[data-${name}]`);
@@ -46,7 +46,10 @@ function choose(token) {
   find(token);
 }
 
-const link = (feature) => element("a", { href: `/feature/${encodeURI(feature)}`, "data-open": true }, feature);
+const link = (feature) => element("a", { class: "address", href: `/feature/${encodeURI(feature)}`, "data-open": true }, feature);
+
+const BY_SHARE = "Ranked by the share of their largest activation, times how seldom they are that high in the corpus (“seen on”). A negative tail, with “-” behind its number, has no count of its own.";
+const BY_DIFFERENCE = "Ranked by how far apart the texts' highest activations are, in units of the largest.";
 
 function drawHits(result, given) {
   const two = given.against !== undefined;
@@ -54,18 +57,19 @@ function drawHits(result, given) {
     ? ["feature", "on the text", "on the other", "apart", "token", "status", "explanation"]
     : ["feature", "activation", "of largest", "seen on", "token", "status", "explanation"];
   const rows = result.rows.map((row) => [
-    element("span", {}, link(row.feature), " ", shade(row.feature), row.name ? element("small", {}, row.name) : null),
+    element("span", { class: "one-line" }, link(row.feature), " ", shade(row.feature), row.name ? element("small", {}, row.name) : null),
     row.activation,
     ...(two ? [row.against, row.difference] : [percent(row.relative), percent(row.share)]),
     element("code", {}, visible(row.token)),
-    row.status ?? "",
-    row.headline ?? row.explanation ?? "",
+    row.status ? element("span", { class: `badge ${row.status}` }, inWords(row.status)) : "",
+    described(row.headline ?? row.explanation ?? ""),
   ]);
   const section = part("hits");
   section.hidden = false;
   part("hits-title").textContent = given.token === undefined ? "Features" : `Features on token ${given.token}`;
   section.replaceChildren(
     part("hits-title"),
+    element("p", { class: "note" }, two ? BY_DIFFERENCE : BY_SHARE),
     ...result.notes.map((note) => element("p", { class: "note" }, note)),
     drawTable(header, rows, { wide: true }),
   );

@@ -1,4 +1,6 @@
 // A map under the pointer or the arrow keys: says what the nearest point is, and opens it. Without it the picture stays.
+import { described } from "./tokens.js";
+
 const figure = document.querySelector("[data-map]");
 const picture = figure.querySelector("svg");
 const tip = figure.querySelector(".tip");
@@ -100,14 +102,10 @@ function tell(n) {
   own.href = link(n);
   const score = points.score[n] === null ? "" : ` ${points.score[n].toFixed(2)}`;
   const status = element("span", points.status[n].replace("_", " ") + score, "quiet");
-  return points.headline[n] ? [own, status, described(points.headline[n])] : [own, status];
-}
-
-// A description, in which tokens stand in backticks.
-function described(text) {
-  const made = element("p", "");
-  made.append(...text.split("`").map((piece, place) => element(place % 2 ? "code" : "span", piece)));
-  return made;
+  if (!points.headline[n]) return [own, status];
+  const text = element("p", "");
+  text.append(described(points.headline[n]));
+  return [own, status, text];
 }
 
 function pick(n) {

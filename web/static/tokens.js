@@ -11,8 +11,9 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// A token on one line: what does not print is spelled out, as the server does.
+// A token on one line: what does not print is spelled out, as the server does, and nothing but spaces is told by signs.
 export function visible(text) {
+  if (/^ +$/.test(text)) return text.replaceAll(" ", "␣");
   return Array.from(text, (c) => SIGNS[c] ?? (/[\p{C}\p{Zl}\p{Zp}]/u.test(c) ? spell(c) : c)).join("");
 }
 
@@ -21,11 +22,17 @@ function spell(character) {
   return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
 }
 
+// A description, in which tokens stand in backticks.
+export function described(text) {
+  return element("span", {}, ...text.split("`").map((piece, place) => (place % 2 ? element("code", {}, visible(piece)) : piece)));
+}
+
 // A name in words, as templates write it.
 export const inWords = (name) => name.replaceAll("_", " ").replace(/^kl\b/, "KL");
 
 export function number(value) {
   if (value === null || value === undefined) return "–";
+  if (Number.isInteger(value)) return String(value);
   const size = Math.abs(value);
   if (size && size < 0.001) return value.toPrecision(2);
   return size >= 100 ? value.toFixed(0) : value.toFixed(3);
