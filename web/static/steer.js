@@ -23,7 +23,7 @@ for (const form of document.querySelectorAll("[data-steer]")) {
       model: feature.split(":")[0],
       edit: `${feature}+=1q`,
       prompts: [prompt.value],
-      strengths: [...new Set([0, wanted])],
+      strengths: [0, wanted || 1],
       tokens: Number(tokens.value),
       text_rows: 8,
     };
