@@ -14,7 +14,7 @@ from ..subject.errors import NeuronautError
 from .causal.inputs import output_option, pair_options, seed_option, task_of
 from .common import Form, Progress, as_json, emit, interruptible, on_option, open_store, result_options, say
 from .label import scorer_option, subject_options
-from .llm_options import format_spent, llm_options, open_client, split_options
+from .llm_options import format_spent, llm_options, open_client, server_of, split_options
 from .progress_view import Watch
 from .session_view import EXITS, format_line, format_pooled, format_result, page_file, write_page
 
@@ -365,7 +365,8 @@ def _open_workers(
         return
     from ..labelling.pools import start_workers
 
-    open_worker = partial(_open_worker, str(Path(database).resolve()), request, language)
+    asked = replace(language, base_url=server_of(language))
+    open_worker = partial(_open_worker, str(Path(database).resolve()), request, asked)
     with start_workers(count, open_worker, on=on) as workers:
         yield workers
 
