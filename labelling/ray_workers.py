@@ -30,6 +30,9 @@ class RayWorkers(Workers[T, R]):
         Each has one GPU where the cluster has any. Raises NeuronautError where Ray is not installed or not there.
         """
         self._ray = ray = _start_ray(number, address)
+        # Ray tells of lost workers on standard output, where results go.
+        of_ray, self._print = ray._private.worker, ray._private.worker.print_to_stdstream
+        of_ray.print_to_stdstream = lambda told, **more: self._print(told | {"is_err": True}, **more)
         from ray.util.queue import Queue
 
         told = Queue(actor_options={"num_cpus": 0})
@@ -42,6 +45,7 @@ class RayWorkers(Workers[T, R]):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         self._ray.shutdown()
+        self._ray._private.worker.print_to_stdstream = self._print
 
     def told(self) -> Iterator[Any]:
         """What workers have told since the last time."""

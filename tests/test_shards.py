@@ -3,6 +3,7 @@
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -215,14 +216,23 @@ def test_workers_pass_on_what_is_told() -> None:
     assert sorted(told) == [0, 1, 2, 3]
 
 
-def test_a_lost_ray_worker_is_replaced_and_its_item_done_again(tmp_path: Path) -> None:
+def test_a_lost_ray_worker_is_replaced_and_its_item_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("ray")
-    marker, told = tmp_path / "died", list[int]()
+    marker, told, said = tmp_path / "died", list[int](), ""
     with start_workers(2, partial(doubling, marker), on="ray", on_tell=told.append) as workers:
         assert sorted(workers.run(range(6))) == [0, 2, 4, 6, 8, 10]
         assert marker.exists()
         with pytest.raises(NeuronautError, match="no negative numbers"):
             list(workers.run([-1]))
+        # Ray says so in its own time.
+        for _ in range(300):
+            assert (new := capsys.readouterr()).out == ""
+            if "A worker died" in (said := said + new.err):
+                break
+            time.sleep(0.1)
+    assert "A worker died" in said
     assert set(told) <= {0, 1, 2, 3, 4, 5, -1} and {0, 1, 2, 4, 5} <= set(told)
 
 
