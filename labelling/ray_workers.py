@@ -92,11 +92,12 @@ def _start_ray(number: int, address: str | None) -> Any:
     except ModuleNotFoundError as error:
         raise NeuronautError("--on ray needs Ray; install it with: pip install 'neuronaut[ray]'") from error
     # "local" is a cluster of its own although another one may run here.
-    own = {"address": "local", "num_cpus": number, "include_dashboard": False}
+    options: dict[str, Any] = {"address": "local", "num_cpus": number, "include_dashboard": False}
     try:
         if address is not None:
             _knock(address)
-        ray.init(**(own if address is None else {"address": address}), logging_level=logging.ERROR, log_to_driver=False)
+            options = {"address": address}
+        ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
     except OSError as error:
         raise NeuronautError(
             f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or give --on ray"
