@@ -25,6 +25,7 @@ from .session_view import (
     page_file,
     pool_runs,
     seconds_between,
+    tell_events,
     write_page,
 )
 
@@ -198,36 +199,12 @@ def _run(
 ) -> "list[Session]":
     request = _read_request(store, targets, options, resume=resume, budget=budget)
     language, _ = split_options(options)
-    finished: list[Session] = []
-    active: set[str] = set()
     with (
         open_client(language, store, budget=None) as client,
         Watch(lambda id: _hypothesis_texts(store, id)) as watch,
         _open_workers(jobs, str(store.path), request, language, on=on) as workers,
     ):
-        several, before = False, {row["id"] for row in store.journal.rows() if row["ended"] is not None}
-
-        def begin(done: int, total: int) -> None:
-            nonlocal several
-            several = total > 1 or workers is not None
-            if several:
-                seconds = seconds_between(store, request.policy, request.limits)
-                say(format_plan(total - done, done, request.limits, seconds=seconds))
-                watch.expect(total - done)
-
-        handler = _event_handler(watch, form, active)
-        for session in run_sessions(store, request, client, handler, workers=workers, on_begin=begin):
-            finished.append(session)
-            watch.clear()
-            if session.id in before:
-                if not several:
-                    say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
-            elif workers is not None and form == "nl":
-                _tell_events(store, session.id)
-            if form == "table":
-                click.echo(format_line(session) if several else format_result(session))
-            if several and workers is None and session.id not in before:
-                watch.end_one()
+        finished = list(_show_sessions(store, request, client, watch, form, workers=workers))
         watch.clear()
         if client is not None:
             say(format_spent(client.spent, priced=client.price is not None))
@@ -235,6 +212,41 @@ def _run(
         for session in finished:
             write_page(store, session.report, html if len(finished) == 1 else page_file(html, session.report.target))
     return finished
+
+
+def _show_sessions(
+    store: "Store",
+    request: InvestigationRequest,
+    client: "LLMClient | None",
+    watch: Watch,
+    form: Form,
+    *,
+    workers: "Workers[SessionItem, str] | None",
+) -> "Iterator[Session]":
+    """Investigate, and show each session that ends; of several the plan, and how far they are."""
+    several, before = False, {row["id"] for row in store.journal.rows() if row["ended"] is not None}
+
+    def begin(done: int, total: int) -> None:
+        nonlocal several
+        several = total > 1 or workers is not None
+        if several:
+            seconds = seconds_between(store, request.policy, request.limits)
+            say(format_plan(total - done, done, request.limits, seconds=seconds))
+            watch.expect(total - done)
+
+    handler = _event_handler(watch, form)
+    for session in run_sessions(store, request, client, handler, workers=workers, on_begin=begin):
+        watch.clear()
+        if session.id in before:
+            if not several:
+                say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
+        elif workers is not None and form == "nl":
+            tell_events(store, session.id)
+        if form == "table":
+            click.echo(format_line(session) if several else format_result(session))
+        if several and workers is None and session.id not in before:
+            watch.end_one()
+        yield session
 
 
 def _read_request(
@@ -405,12 +417,6 @@ def _open_worker(
         yield perform_session(store, ready.subject, ready.config, ready.sources)
 
 
-def _tell_events(store: "Store", id: str) -> None:
-    """Print the events of a session that a worker held."""
-    for event in store.journal.events(id):
-        click.echo(as_json({"investigation": id, **event}))
-
-
 def _run_behaviour(
     store: "Store",
     request: InvestigationRequest,
@@ -478,14 +484,10 @@ def parse_limits(budget: str | None, *, asks: bool) -> "Limits":
     return limits
 
 
-def _event_handler(watch: Watch, form: Form, active: set[str]) -> Callable[[Mapping[str, Any]], None]:
-    """Return the handler of events: the watch, and with --nl standard output.
-
-    The ids of the investigations that have events are added to `active`.
-    """
+def _event_handler(watch: Watch, form: Form) -> Callable[[Mapping[str, Any]], None]:
+    """Return the handler of events: the watch, and with --nl standard output."""
 
     def on_event(event: Mapping[str, Any]) -> None:
-        active.add(event["investigation"])
         if form == "nl":
             watch.clear()
             click.echo(as_json(dict(event)))

@@ -9,9 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from . import display
 from .causal.inputs import write
-from .common import say
+from .common import as_json, say
 
 if TYPE_CHECKING:
     from ..agent.loop.budget import Limits
@@ -103,6 +105,12 @@ def _format_added(report: "Report", score: Mapping[str, Any]) -> str:
 def _format_baseline(baselines: Mapping[str, float | None]) -> str:
     values = [value for value in baselines.values() if value is not None]
     return f", best baseline {max(values):.2f}" if values else ""
+
+
+def tell_events(store: "Store", id: str) -> None:
+    """Print the events of a session that a worker held."""
+    for event in store.journal.events(id):
+        click.echo(as_json({"investigation": id, **event}))
 
 
 def pool_runs(store: "Store", finished: "Sequence[Session]") -> "list[Pooled]":
