@@ -184,11 +184,13 @@ def investigate_all(
     fork: InvestigationRecord | None = None,
     workers: "Workers[SessionItem, str] | None" = None,
     seeds: Sequence[int] = (),
+    on_skip: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Session]:
     """Investigate features; what features of a source share is read once, before the first. See `investigate`.
 
     They are investigated one after another, or by `workers`, each of which performs `perform_session` with an equal
     config; then they come as they end, those that ended before first. With `seeds` each is investigated once by each.
+    `on_skip` is called, before anything is run, with the number of sessions that ended before.
 
     >>> features = store.features("demo:mlp.1:17")
     >>> config = InvestigationConfig(limits=Limits(experiments=2))
@@ -197,10 +199,18 @@ def investigate_all(
     """
     subject.require_causal(_NO_ENCODERS)
     configs = [replace(config, seed=seed) for seed in seeds or (config.seed,)]
-    for members in chunks(features):
+    ended = {row["id"] for row in store.journal.rows() if row["ended"] is not None}
+
+    def plan(
+        members: Sequence[Feature],
+    ) -> tuple[list[SourceSessions], list[tuple[SourceSessions, InvestigationRecord]]]:
         by_seed = [SourceSessions(store, subject, members[0].source, own, sources=sources) for own in configs]
-        items = [(sessions, sessions.record(feature, fork)) for feature in members for sessions in by_seed]
-        done = {record.id for _, record in items if session(store, record.id) is not None}
+        return by_seed, [(sessions, sessions.record(feature, fork)) for feature in members for sessions in by_seed]
+
+    on_skip(sum(record.id in ended for members in chunks(features) for _, record in plan(members)[1]))
+    for members in chunks(features):
+        by_seed, items = plan(members)
+        done = {record.id for _, record in items if record.id in ended}
         named = {str(feature): feature for feature in members}
         open_targets = {record.target for _, record in items if record.id not in done}
         left = [feature for name, feature in named.items() if name in open_targets]

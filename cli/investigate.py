@@ -14,16 +14,25 @@ from ..subject.errors import NeuronautError
 from .causal.inputs import output_option, pair_options, seed_option, task_of
 from .common import Form, Progress, as_json, emit, interruptible, on_option, open_store, result_options, say
 from .label import scorer_option, subject_options
-from .llm_options import format_spent, llm_options, open_client, split_options
+from .llm_options import format_spent, llm_options, open_client, server_of, split_options
 from .progress_view import Watch
-from .session_view import EXITS, format_line, format_pooled, format_result, page_file, write_page
+from .session_view import (
+    EXITS,
+    format_line,
+    format_plan,
+    format_pooled,
+    format_result,
+    page_file,
+    pool_runs,
+    seconds_between,
+    tell_events,
+    write_page,
+)
 
 if TYPE_CHECKING:
     from ..agent.loop.budget import Limits
     from ..agent.loop.policy import Policy
     from ..agent.loop.run import Settings
-    from ..agent.pooling import Pooled
-    from ..agent.report.report import Report
     from ..agent.session import InvestigationConfig, Session, SessionItem
     from ..data.store.journal_values import InvestigationRecord
     from ..data.store.store import Store
@@ -147,7 +156,7 @@ def investigate(
         interruptible(lambda: f"all that was done is stored in {store.path}"),
     ):
         finished = _run(store, targets, options, resume=resume, budget=budget, form=form, html=html, jobs=jobs, on=on)
-        pooled = _pool(store, finished) if options["runs"] > 1 else []
+        pooled = pool_runs(store, finished) if options["runs"] > 1 else []
     if form == "json":
         emit([*(session.report.to_json() for session in finished), *map(asdict, pooled)], form, lambda _: "")
     elif pooled:
@@ -190,24 +199,12 @@ def _run(
 ) -> "list[Session]":
     request = _read_request(store, targets, options, resume=resume, budget=budget)
     language, _ = split_options(options)
-    finished: list[Session] = []
-    active: set[str] = set()
     with (
         open_client(language, store, budget=None) as client,
         Watch(lambda id: _hypothesis_texts(store, id)) as watch,
         _open_workers(jobs, str(store.path), request, language, on=on) as workers,
     ):
-        several = len(request.targets) > 1 or request.runs > 1 or workers is not None
-        before = {row["id"] for row in store.journal.rows() if row["ended"] is not None}
-        for session in run_sessions(store, request, client, _event_handler(watch, form, active), workers=workers):
-            finished.append(session)
-            watch.clear()
-            if session.id in before:
-                say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
-            elif workers is not None and form == "nl":
-                _tell_events(store, session.id)
-            if form == "table":
-                click.echo(format_line(session) if several or finished[1:] else format_result(session))
+        finished = list(_show_sessions(store, request, client, watch, form, workers=workers))
         watch.clear()
         if client is not None:
             say(format_spent(client.spent, priced=client.price is not None))
@@ -215,6 +212,41 @@ def _run(
         for session in finished:
             write_page(store, session.report, html if len(finished) == 1 else page_file(html, session.report.target))
     return finished
+
+
+def _show_sessions(
+    store: "Store",
+    request: InvestigationRequest,
+    client: "LLMClient | None",
+    watch: Watch,
+    form: Form,
+    *,
+    workers: "Workers[SessionItem, str] | None",
+) -> "Iterator[Session]":
+    """Investigate, and show each session that ends; of several the plan, and how far they are."""
+    several, before = False, {row["id"] for row in store.journal.rows() if row["ended"] is not None}
+
+    def begin(done: int, total: int) -> None:
+        nonlocal several
+        several = total > 1 or workers is not None
+        if several:
+            seconds = seconds_between(store, request.policy, request.limits)
+            say(format_plan(total - done, done, request.limits, seconds=seconds))
+            watch.expect(total - done)
+
+    handler = _event_handler(watch, form)
+    for session in run_sessions(store, request, client, handler, workers=workers, on_begin=begin):
+        watch.clear()
+        if session.id in before:
+            if not several:
+                say(f"{session.id} was investigated before: nothing was run; another --seed investigates anew")
+        elif workers is not None and form == "nl":
+            tell_events(store, session.id)
+        if form == "table":
+            click.echo(format_line(session) if several else format_result(session))
+        if several and workers is None and session.id not in before:
+            watch.end_one()
+        yield session
 
 
 def _read_request(
@@ -282,8 +314,9 @@ def run_sessions(
     on_event: Callable[[Mapping[str, Any]], None],
     *,
     workers: "Workers[SessionItem, str] | None" = None,
+    on_begin: Callable[[int, int], None] = lambda *_: None,
 ) -> "Iterator[Session]":
-    """Investigate all targets, one after another or by workers."""
+    """Investigate all targets, one after another or by workers; `on_begin` is told how many of how many are done."""
     from ..agent.session import investigate_all
     from ..agent.tools.table import tools_for
 
@@ -297,6 +330,7 @@ def run_sessions(
             say(f"{ready.subject.name} has no model to look into: {', '.join(without)} are not offered")
         config = replace(ready.config, on_event=on_event, on_progress=progress.doing)
         seeds = range(request.seed, request.seed + request.runs)
+        total = len(ready.features) * request.runs
         sessions = investigate_all(
             ready.features,
             ready.subject,
@@ -306,9 +340,10 @@ def run_sessions(
             fork=request.resumed,
             workers=workers,
             seeds=seeds,
+            on_skip=lambda done: on_begin(done, total),
         )
         if workers is not None:
-            progress.expect(len(ready.features) * request.runs)
+            progress.expect(total)
         for done, session in enumerate(sessions, start=1):
             if workers is not None:
                 progress.reach(done)
@@ -365,7 +400,8 @@ def _open_workers(
         return
     from ..labelling.pools import start_workers
 
-    open_worker = partial(_open_worker, str(Path(database).resolve()), request, language)
+    asked = replace(language, base_url=server_of(language))
+    open_worker = partial(_open_worker, str(Path(database).resolve()), request, asked)
     with start_workers(count, open_worker, on=on) as workers:
         yield workers
 
@@ -379,29 +415,6 @@ def _open_worker(
     with open_store(database, write=True) as store, open_client(language, store, budget=None) as client:
         ready = _open_features(store, request, client)
         yield perform_session(store, ready.subject, ready.config, ready.sources)
-
-
-def _tell_events(store: "Store", id: str) -> None:
-    """Print the events of a session that a worker held."""
-    for event in store.journal.events(id):
-        click.echo(as_json({"investigation": id, **event}))
-
-
-def _pool(store: "Store", finished: "Sequence[Session]") -> "list[Pooled]":
-    """Pool the runs on each feature."""
-    from ..agent.pooling import pool
-    from ..explainers.battery.places import scale_of
-    from ..subject.address import Feature
-
-    by_target: dict[str, list[Report]] = {}
-    for session in finished:
-        by_target.setdefault(session.report.target, []).append(session.report)
-    pooled = []
-    for target, reports in by_target.items():
-        examples = sorted(store.evidence(Feature.parse(target)).train, key=lambda e: -e.peak)
-        vocabulary = store.vocabulary(Feature.parse(target).source.model)
-        pooled.append(pool(store.journal, reports, vocabulary, scale=scale_of(examples)))
-    return pooled
 
 
 def _run_behaviour(
@@ -471,14 +484,10 @@ def parse_limits(budget: str | None, *, asks: bool) -> "Limits":
     return limits
 
 
-def _event_handler(watch: Watch, form: Form, active: set[str]) -> Callable[[Mapping[str, Any]], None]:
-    """Return the handler of events: the watch, and with --nl standard output.
-
-    The ids of the investigations that have events are added to `active`.
-    """
+def _event_handler(watch: Watch, form: Form) -> Callable[[Mapping[str, Any]], None]:
+    """Return the handler of events: the watch, and with --nl standard output."""
 
     def on_event(event: Mapping[str, Any]) -> None:
-        active.add(event["investigation"])
         if form == "nl":
             watch.clear()
             click.echo(as_json(dict(event)))

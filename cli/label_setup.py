@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .common import open_store, say
-from .llm_options import open_client, split_options
+from .llm_options import open_client, server_of, split_options
 
 if TYPE_CHECKING:
     from ..labelling.agenda import WorkerItem
@@ -88,7 +88,7 @@ def open_workers(
         explainer_name=explainer_name,
         rule_size=rule_size,
         batch_tokens=batch_tokens,
-        options=options,
+        options=options | {"base_url": server_of(split_options(options)[0])},
         quiet=True,
     )
     with start_workers(count, partial(_open_worker, open_quietly, redo=redo), on=on) as workers:

@@ -126,6 +126,13 @@ def split_options(options: Mapping[str, Any]) -> tuple[LLMOptions, dict[str, Any
     return LLMOptions(**of_llm), {name: value for name, value in options.items() if name not in of_llm}
 
 
+def server_of(language: LLMOptions) -> str | None:
+    """The URL of the server that is asked, which another machine's variables may not name; None without a server."""
+    from ..llm.openai.wire import find_endpoint
+
+    return find_endpoint(language.base_url) if (language.llm or "").startswith("openai:") else language.base_url
+
+
 @contextmanager
 def open_client(
     language: LLMOptions, store: "Store", *, budget: "str | Budget | None", mode: "Mode" = "live"

@@ -5,6 +5,7 @@ Text of models and of the corpus is spelled out where it does not print, so that
 
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,7 @@ class Watch:
         self._texts = texts
         self._live = sys.stderr.isatty() if live is None else live
         self._drawn = 0
+        self._left, self._done, self._begun, self._several = 0, 0, 0.0, ""
         self._reset("")
 
     def __enter__(self) -> Self:
@@ -53,6 +55,19 @@ class Watch:
         self.clear()
         click.echo("\n".join(lines), err=True)
         self._drawn = len(lines)
+
+    def expect(self, left: int) -> None:
+        """Set how many sessions there are to come, from now on."""
+        self._left, self._done, self._begun = left, 0, time.monotonic()
+
+    def end_one(self) -> None:
+        """Tell that one of several has ended, and how long the others will take at this rate."""
+        self._done += 1
+        each = (time.monotonic() - self._begun) / self._done
+        left = display.duration(each * (self._left - self._done))
+        self._several = f"{self._done:,} of {self._left:,} investigated, {each:,.1f} s each, {left} left"
+        if not self._live:
+            say(self._several)
 
     def clear(self) -> None:
         """Take away what is drawn, before something else is printed."""
@@ -87,7 +102,7 @@ class Watch:
             words = display.visible(texts.get(rival["name"], ""))
             lines.append(f"  {rival['name']:4} {_bar(rival['share'])} {rival['share']:4.0%}  {words}")
         lines += [f"  {line}" for line in self._trials]
-        return [*lines, f"  {self._spent}"] if self._spent else lines
+        return [*lines, *(f"  {line}" for line in (self._spent, self._several) if line)]
 
 
 def _bar(share: float) -> str:

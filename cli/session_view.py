@@ -1,22 +1,61 @@
 """Writes what came of investigations: a line, the result, several runs together, a page."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from . import display
 from .causal.inputs import write
-from .common import say
+from .common import as_json, say
 
 if TYPE_CHECKING:
+    from ..agent.loop.budget import Limits
     from ..agent.pooling import Pooled
     from ..agent.report.report import Report
     from ..agent.session import Session
     from ..data.store.store import Store
 
+_MOST_BEFORE = 50
+"""Earlier sessions whose rate is taken for that of the next ones."""
 EXITS: Mapping[str, int] = {"supported": 0, "open": 3, "no_explanation": 3, "budget": 4, "error": 1}
 """Exit codes by status, in the order in which statuses are counted."""
+
+
+def seconds_between(store: "Store", policy: str, limits: "Limits") -> list[float]:
+    """The seconds from end to end of the latest sessions with features here, by this policy within these limits."""
+    ends = [
+        datetime.fromisoformat(row["ended"])
+        for row in store.journal.rows()
+        if row["ended"] is not None
+        and (row["kind"], row["policy"], row["settings"]["limits"]) == ("feature", policy, asdict(limits))
+    ]
+    return [(after - before).total_seconds() for before, after in pairwise(sorted(ends)[-_MOST_BEFORE:])]
+
+
+def format_plan(left: int, done: int, limits: "Limits", *, seconds: Sequence[float]) -> str:
+    """Write what is left to investigate, what it costs at most, and how long it takes at the rate of earlier ones.
+
+    `seconds` lay between the ends of these; the median is not misled by a pause.
+    """
+    line = f"will hold {left:,} of {left + done:,} investigations, {done:,} are done already"
+    if not left:
+        return f"{line}; another --seed investigates anew"
+    most = [_format_most(kind, left * limit) for kind, limit in asdict(limits).items() if limit is not None]
+    line += f"; at most {', '.join(most)}" if most else ""
+    return line + (f"; about {display.duration(median(seconds) * left)} at the rate of earlier ones" if seconds else "")
+
+
+def _format_most(kind: str, value: float) -> str:
+    if kind == "minutes":
+        return display.duration(60 * value)
+    return f"${value:,.2f}" if kind == "usd" else f"{value:,} {'forward passes' if kind == 'fwd' else kind}"
 
 
 def format_line(session: "Session") -> str:
@@ -66,6 +105,29 @@ def _format_added(report: "Report", score: Mapping[str, Any]) -> str:
 def _format_baseline(baselines: Mapping[str, float | None]) -> str:
     values = [value for value in baselines.values() if value is not None]
     return f", best baseline {max(values):.2f}" if values else ""
+
+
+def tell_events(store: "Store", id: str) -> None:
+    """Print the events of a session that a worker held."""
+    for event in store.journal.events(id):
+        click.echo(as_json({"investigation": id, **event}))
+
+
+def pool_runs(store: "Store", finished: "Sequence[Session]") -> "list[Pooled]":
+    """Pool the runs on each feature."""
+    from ..agent.pooling import pool
+    from ..explainers.battery.places import scale_of
+    from ..subject.address import Feature
+
+    by_target: dict[str, list[Report]] = {}
+    for session in finished:
+        by_target.setdefault(session.report.target, []).append(session.report)
+    pooled = []
+    for target, reports in by_target.items():
+        examples = sorted(store.evidence(Feature.parse(target)).train, key=lambda e: -e.peak)
+        vocabulary = store.vocabulary(Feature.parse(target).source.model)
+        pooled.append(pool(store.journal, reports, vocabulary, scale=scale_of(examples)))
+    return pooled
 
 
 def format_pooled(pooled: "Pooled") -> str:

@@ -1,10 +1,15 @@
 """Workers that are actors of a Ray cluster (see workers.py). What they tell comes through a queue."""
 
 import logging
-from collections.abc import Callable, Iterator
+import os
+import socket
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
+from ..llm.tasks import LLMTask
 from ..subject.errors import NeuronautError
 from .workers import Answer, Begin, GoOn, OpenWorker, Performer, R, T, WorkerLostError, Workers
 
@@ -25,18 +30,22 @@ class RayWorkers(Workers[T, R]):
         Each has one GPU where the cluster has any. Raises NeuronautError where Ray is not installed or not there.
         """
         self._ray = ray = _start_ray(number, address)
+        # Ray tells of lost workers on standard output, where results go.
+        of_ray, self._print = ray._private.worker, ray._private.worker.print_to_stdstream
+        of_ray.print_to_stdstream = lambda told, **more: self._print(told | {"is_err": True}, **more)
         from ray.util.queue import Queue
 
         told = Queue(actor_options={"num_cpus": 0})
         gpus = min(1, int(ray.cluster_resources().get("GPU", 0)))
         options = {"num_cpus": 0 if address is None else 1, "num_gpus": gpus, "max_restarts": 0}
         actor = ray.remote(Performer).options(**options)
-        self._told = told
-        super().__init__(number, lambda: _Actor(ray, actor.remote(open_worker, told.put)), on_tell=on_tell)
+        self._told, here = told, partial(open_in, os.getcwd(), open_worker)
+        super().__init__(number, lambda: _Actor(ray, actor.remote(here, told.put)), on_tell=on_tell)
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         self._ray.shutdown()
+        self._ray._private.worker.print_to_stdstream = self._print
 
     def told(self) -> Iterator[Any]:
         """What workers have told since the last time."""
@@ -68,16 +77,36 @@ class _Actor(NamedTuple):
             sent.set_exception(error)
 
 
+@contextmanager
+def open_in(folder: str, open_worker: OpenWorker[T, R]) -> Generator[Callable[[T], R | LLMTask[R]]]:
+    """Open a worker in the command's folder, where its machine has that: files may be named from there."""
+    with suppress(OSError):
+        os.chdir(folder)
+    with open_worker() as perform:
+        yield perform
+
+
 def _start_ray(number: int, address: str | None) -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
         raise NeuronautError("--on ray needs Ray; install it with: pip install 'neuronaut[ray]'") from error
-    own: dict[str, Any] = {"num_cpus": number, "include_dashboard": False} if address is None else {"address": address}
+    # "local" is a cluster of its own although another one may run here.
+    options: dict[str, Any] = {"address": "local", "num_cpus": number, "include_dashboard": False}
     try:
-        ray.init(**own, logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
+        if address is not None:
+            _knock(address)
+            options = {"address": address}
+        ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+    except OSError as error:
         raise NeuronautError(
             f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or give --on ray"
         ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT, on which Ray would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from filelock import FileLock
 
+from neuronaut.agent.loop.budget import Limits
 from neuronaut.agent.loop.judging import FORMULA
 from neuronaut.agent.report.citations import find_uncited
 from neuronaut.agent.report.event_lines import format_event
@@ -18,6 +20,7 @@ from neuronaut.cli import investigate as verb
 from neuronaut.cli.investigate import EXITS
 from neuronaut.cli.main import main
 from neuronaut.cli.progress_view import Watch
+from neuronaut.cli.session_view import format_plan, seconds_between
 from neuronaut.data.store.store import Store
 from tests import journals, planted
 
@@ -115,8 +118,10 @@ def test_a_finished_investigation_becomes_a_page(done: Mapping[str, Any], tmp_pa
 def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
     copy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    targets = [RIVER, "planted:mlp.2:0", "--budget", "experiments=2", "-d", copy]
+    targets = ["planted:mlp.2:3,0", "--budget", "experiments=2", "-d", copy]
     result = run("investigate", *targets, "--html", tmp_path / "page.html", code=4)
+    assert "will hold 2 of 2 investigations, 0 are done already; at most 4 experiments\n" in result.stderr
+    assert re.search(r"1 of 2 investigated, [\d.]+ s each, \d+ s left", result.stderr)
     for target in (RIVER, "planted:mlp.2:0"):
         page = tmp_path / f"page-{target.replace(':', '-')}.html"
         assert target in page.read_text(encoding="utf-8")
@@ -125,7 +130,9 @@ def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
         ["planted:mlp.2:0", "budget"],
     ]
     assert "2 budget" in result.stderr
-    report = json.loads(run("investigate", *targets, "--json", code=4).stdout)[0]
+    again = run("investigate", *targets, "--json", code=4)
+    assert "0 of 2 investigations, 2 are done already; another --seed" in again.stderr and "left" not in again.stderr
+    report = json.loads(again.stdout)[0]
     assert (report["spent"]["experiments"], report["limits"]["experiments"]) == (2, 2)
     made = verb.run_sessions
 
@@ -136,6 +143,19 @@ def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
     monkeypatch.setattr(verb, "run_sessions", ended)
     assert "1 supported, 1 no explanation" in run("investigate", *targets, code=3).stderr
     assert set(EXITS.values()) == {0, 1, 3, 4}
+
+
+def test_a_plan_says_what_is_left_what_it_costs_at_most_and_how_long_it_takes(copy: str) -> None:
+    limits = Limits(usd=0.5, fwd=2000, experiments=30, minutes=2)
+    assert format_plan(8, 2, limits, seconds=[60.0, 86400.0, 45.0]) == (
+        "will hold 8 of 10 investigations, 2 are done already; at most $4.00, 16,000 forward passes, 240 experiments, "
+        "16 minutes; about 8 minutes at the rate of earlier ones"
+    )
+    run("investigate", "planted:mlp.2:3,0", "--budget", "experiments=2", "-d", copy, code=4)
+    with Store(copy) as store:
+        first, last = sorted(datetime.fromisoformat(row["ended"]) for row in store.journal.rows())
+        assert seconds_between(store, "scripted", Limits(experiments=2)) == [(last - first).total_seconds()]
+        assert seconds_between(store, "scripted", Limits(experiments=3)) == []
 
 
 @pytest.mark.parametrize(

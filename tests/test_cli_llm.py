@@ -1,8 +1,12 @@
 """The command line with a language model: a server over HTTP, a tiny model in process, and mistakes."""
 
 import json
+import os
 import shutil
+import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,14 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from neuronaut.benchmarks.fault_server import FaultServer
 from neuronaut.benchmarks.fault_shapes import SHAPES
 from neuronaut.cli.main import main
-from neuronaut.labelling import inputs
+from neuronaut.labelling import inputs, pools
+from neuronaut.labelling.pools import start_workers
 from neuronaut.subject.loading import DEMO
 from tests import planted
-from tests.test_label_llm import reader, served
+from tests.test_label_llm import read_log, read_results, reader, served
 
 FEATURES = "planted:mlp.2:0,3"
+WHOLE = inputs.BACKGROUND, inputs.RANDOM_WINDOWS
 
 
 def run(*arguments: object, code: int = 0) -> Result:
@@ -110,6 +116,54 @@ def test_a_budget_ends_a_run_that_goes_on_later(server: FaultServer) -> None:
     assert "2 explained" in done.stderr and "answered from the log" in done.stderr
     assert len(rows_of("llm", "log", "--limit", 999)) == len(server.seen), "a call was paid twice"
     assert max(server.good.values()) == 1
+
+
+def ray_workers(pid: int) -> Iterator[int]:
+    """The workers of a process's own Ray cluster, as Linux lists them."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (thread / "children").read_text().split()):
+            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::Performer"):
+                yield child
+            yield from ray_workers(child)
+
+
+def test_a_ray_worker_that_is_killed_costs_no_call(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed as the server makes a reply; the budget holds for all workers, and the rest goes on without them.
+
+    The workers' machines have no variable that names the server.
+    """
+    pytest.importorskip("ray")
+    # Workers know nothing of what a test has set.
+    monkeypatch.setattr(inputs, "BACKGROUND", WHOLE[0])
+    monkeypatch.setattr(inputs, "RANDOM_WINDOWS", WHOLE[1])
+    job = ["label", "planted:mlp.2:0-7", "-e", "highlight", "-s", "simulation,detection", "--no-calibration"]
+    calm, numbers, killed = Path(shutil.copy(database, tmp_path / "calm.db")), count(1), list[int]()
+
+    def answer(messages: Sequence[dict[str, Any]]) -> str:
+        if next(numbers) == 20:
+            killed.extend(list(ray_workers(os.getpid()))[:1])
+            os.kill(killed[0], signal.SIGKILL)
+        return reader(messages)
+
+    with served() as server:
+        run(*job, *asked(server), "-d", calm)
+
+    def start_elsewhere(*given: Any, **named: Any) -> Any:
+        monkeypatch.delenv("OPENAI_BASE_URL")
+        return start_workers(*given, **named)
+
+    with served(answer=answer) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setattr(pools, "start_workers", start_elsewhere)
+        stopped = run(*job, "-m", "openai:reader", "-j", 2, "--on", "ray", "--budget", "calls=90")
+        assert killed and len(server.seen) == 90 and "the budget of calls is spent" in stopped.stderr
+        assert "features are left" in stopped.stderr and len(read_results(database)[0]) > 0
+        run(*job, *asked(server))
+        good = Counter(one.key for one in server.seen if one.good)
+    assert set(good.values()) == {1} and good.keys() == read_log(calm) == read_log(database)
+    assert read_results(database) == read_results(calm)
 
 
 def test_a_model_in_process_simulates_by_the_probabilities_of_its_prompt(tmp_path: Path) -> None:

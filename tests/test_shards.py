@@ -1,7 +1,9 @@
 """Shards harvested apart, in workers or by hand, make the database of one process, bit for bit."""
 
 import os
+import socket
 import sqlite3
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -20,6 +22,7 @@ from neuronaut.data.harvest.state import read_about
 from neuronaut.data.splits import assign, find_digest
 from neuronaut.labelling.pools import ray_address, start_workers
 from neuronaut.labelling.processes import Processes
+from neuronaut.labelling.ray_workers import open_in
 from neuronaut.labelling.workers import tell
 from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
@@ -213,15 +216,42 @@ def test_workers_pass_on_what_is_told() -> None:
     assert sorted(told) == [0, 1, 2, 3]
 
 
-def test_a_lost_ray_worker_is_replaced_and_its_item_done_again(tmp_path: Path) -> None:
+def test_a_lost_ray_worker_is_replaced_and_its_item_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("ray")
-    marker, told = tmp_path / "died", list[int]()
+    marker, told, said = tmp_path / "died", list[int](), ""
     with start_workers(2, partial(doubling, marker), on="ray", on_tell=told.append) as workers:
         assert sorted(workers.run(range(6))) == [0, 2, 4, 6, 8, 10]
         assert marker.exists()
         with pytest.raises(NeuronautError, match="no negative numbers"):
             list(workers.run([-1]))
+        # Ray says so in its own time.
+        for _ in range(300):
+            assert (new := capsys.readouterr()).out == ""
+            if "A worker died" in (said := said + new.err):
+                break
+            time.sleep(0.1)
+    assert "A worker died" in said
     assert set(told) <= {0, 1, 2, 3, 4, 5, -1} and {0, 1, 2, 4, 5} <= set(told)
+
+
+def test_a_ray_worker_opens_in_the_folder_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere a worker begins in the cluster's folder, from which a corpus that is named here would not be found."""
+    monkeypatch.chdir("/")
+    for folder in (tmp_path, tmp_path / "only here"):
+        with open_in(str(folder), partial(doubling, None)) as perform:
+            assert perform(2) == 4 and Path.cwd() == tmp_path
+
+
+def test_a_place_without_a_cluster_is_said_at_once() -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"ray:127.0.0.1:{free.getsockname()[1]}"
+        for address in (nowhere, nowhere.replace("ray:", "ray:ray://")):
+            with pytest.raises(NeuronautError, match="no Ray cluster answers at .*refused"):
+                start_workers(1, partial(doubling, None), on=address)
 
 
 def test_a_place_for_workers_is_read() -> None:
