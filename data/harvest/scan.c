@@ -23,7 +23,8 @@
 #define BLOCK 64  /* features */
 #define LANES 8   /* features in a vector */
 #define CHUNK 4   /* positions that are looked at together */
-#define SPAN 128  /* positions whose bins are counted together; above 255 a count overflows its byte */
+#define FEW 32    /* activations of a chunk that are not 0, up to which they are taken one by one */
+#define SPAN 252  /* positions whose bins are counted together, as a byte counts them */
 #define AHEAD 8   /* positions; the next rows lie too far apart for the processor to foresee them */
 
 typedef struct {
@@ -234,7 +235,6 @@ static inline void add_rows(figures *own, const float *const *rows, int64_t coun
 }
 
 static void flush(figures *own, int64_t width) {
-    if (!own->binned_rows) return;
     for (int64_t j = 0; j < width; j++)
         for (int64_t bin = 0; bin < BINS; bin++) own->histogram[j * BINS + bin] += own->binned[bin][j];
     memset(own->binned, 0, sizeof own->binned);
@@ -247,13 +247,21 @@ static void count_bins(figures *own, int64_t width) {
     if (own->binned_rows + own->rows > UINT16_MAX) flush(own, width);
     own->binned_rows += own->rows;
     int64_t left = 0;
-    int highest = -1;
-    for (int64_t t = 0; t < own->rows; t++)
-        for (int j = 0; j < BLOCK; j++) {
-            highest = own->bins[t][j] > highest ? own->bins[t][j] : highest;
-            left += own->bins[t][j] >= 0;
+    int bin = -1;
+    for (int j = 0; j < BLOCK; j += 32) {
+        wide highest = (wide){0} - 1, above = {0};
+        for (int64_t t = 0; t < own->rows; t++) {
+            wide row, higher;
+            memcpy(&row, own->bins[t] + j, sizeof row);
+            higher = row > highest;
+            highest = (higher & row) | (~higher & highest);
+            above -= row >= 0;
         }
-    int bin = highest;
+        for (int k = 0; k < 32; k++) {
+            bin = highest[k] > bin ? highest[k] : bin;
+            left += (uint8_t)above[k];
+        }
+    }
     for (; bin >= 3 && left > own->rows; bin -= 4)
         for (int j = 0; j < BLOCK; j += 32) {
             wide seen[4] = {{0}};
@@ -297,15 +305,14 @@ static void add_window(figures *own, const block_rows *window) {
             for (int j = 0; j < BLOCK; j += 16)
                 __builtin_prefetch(window->base + (t + AHEAD) * window->row_stride + j);
             rows[count] = whole_row(window->base + t * window->row_stride, window->width, padded[count]);
-            bits[count] = nonzero(rows[count]);
-            some += __builtin_popcountll(bits[count++]);
+            if (some <= FEW) some += __builtin_popcountll(bits[count] = nonzero(rows[count]));
+            count++;
         }
-        if (some <= count * BLOCK / 8)
+        if (some <= FEW)
             for (int64_t i = 0; i < count; i++) add_few(own, rows[i], bits[i]);
         else add_rows(own, rows, count);
         if (own->rows > SPAN - CHUNK) count_bins(own, window->width);
     }
-    if (own->rows) count_bins(own, window->width);
     for (int j = 0; j < BLOCK; j++)
         if (own->zeros >> j & 1) {
             own->high[j] = own->high[j] > 0 ? own->high[j] : 0;
@@ -348,7 +355,8 @@ int64_t scan(const float *tile, int64_t windows, int64_t positions, int64_t feat
                     offer(bottom, f, split[w], -low, uid[w], group[w], &rows, j);
             }
         }
-        flush(&own, width);
+        if (own.rows) count_bins(&own, width);
+        if (own.binned_rows) flush(&own, width);
     }
     free(halves);
     return broken;
