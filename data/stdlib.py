@@ -6,6 +6,7 @@ machine with the same Python.
 """
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,15 @@ LEFT_OUT = frozenset(
 def modules() -> Iterator[tuple[str, str]]:
     """Yield `(relative path, source)` of every standard-library module, sorted by path."""
     root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root)
-        if LEFT_OUT.isdisjoint(parts.parts):
-            yield parts.as_posix(), path.read_text(encoding="utf-8", errors="replace")
+    for path in sorted(_find_modules(root)):
+        yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8", errors="replace")
+
+
+def _find_modules(root: Path) -> Iterator[Path]:
+    for folder, inner, files in os.walk(root):
+        # Installed packages, which may be many times as many files, are not looked into.
+        inner[:] = set(inner) - LEFT_OUT
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
 def held_out(name: str) -> bool:

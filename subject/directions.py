@@ -22,8 +22,11 @@ from .errors import NeuronautError
 from .model import ModellessSubject, Subject
 from .sources import Source, split_vectors
 
-_CELLS = 2**24
-"""Logits that are held at a time where those of many features are computed: 64 MiB."""
+_CELLS, _FEATURES = 2**21, 64
+"""Logits that are held at a time where those of many features are computed (8 MiB, for a CPU's cache), and the fewest
+features at a time, so that the unembedding is not read for a few."""
+_STRETCH = 64
+"""Logits in a row of which the extreme is taken first."""
 _LARGE = 100.0
 """Size (root mean square) at which a vector is put through a norm, so that the norm's epsilon is lost in rounding."""
 
@@ -213,7 +216,7 @@ def find_top_tokens(
     count = min(count, len(subject.vocabulary))
     ids = np.zeros((source.width, 2 * count), np.int32)
     effects, spread = np.zeros(ids.shape, np.float32), np.zeros(source.width, np.float32)
-    step = max(1, _CELLS // len(subject.vocabulary))
+    step = max(_FEATURES, _CELLS // len(subject.vocabulary))
     for start in range(0, len(features), step):
         rows = features[start : start + step]
         if progress is not None:
@@ -230,7 +233,12 @@ def find_top_tokens(
 
 def _take_extreme(effect: Tensor, count: int, *, highest: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Ids and values (row, count) of the highest or lowest in each row (row, token); of equal ones the lowest ids."""
-    last = effect.topk(count, largest=highest).values[:, -1:]
+    # As many stretches hold an extreme beyond the bar, so that all that are wanted are beyond it, and few others.
+    bars, stretches = effect, effect.shape[1] // _STRETCH
+    if stretches >= count:
+        cut = effect[:, : stretches * _STRETCH].unflatten(1, (stretches, _STRETCH))
+        bars = cut.amax(2) if highest else cut.amin(2)
+    last = bars.topk(count, largest=highest).values[:, -1:]
     rows, ids = (effect >= last if highest else effect <= last).nonzero(as_tuple=True)
     values = effect[rows, ids]
     rows, ids, values = rows.cpu().numpy(), ids.cpu().numpy(), values.float().cpu().numpy()

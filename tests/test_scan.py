@@ -53,6 +53,7 @@ def tile(kind: str, windows: int, positions: int, features: int, *, seed: int = 
         "negative": -x.abs(),
         "silent": torch.zeros_like(x),
         "spread": x.sign() * torch.exp2(6 * x),
+        "mixed": torch.where(torch.arange(positions)[:, None] % 20 < 11, (x - 2.5).relu(), x),
     }[kind]
 
 
@@ -135,10 +136,17 @@ def entries(lists: Lists | None) -> list[bytes]:
 
 
 @pytest.mark.parametrize("compiled", SCANNERS)
-@pytest.mark.parametrize("kind", ["random", "tied", "sparse", "negative", "silent", "spread"])
-def test_the_scan_is_the_plain_loop(kind: str, compiled: bool) -> None:
-    whole = tile(kind, 30, 7, 21)
+@pytest.mark.parametrize("kind", ["random", "tied", "sparse", "negative", "silent", "spread", "mixed"])
+@pytest.mark.parametrize("shape", [(30, 7, 21), (5, 300, 66)])
+def test_the_scan_is_the_plain_loop(kind: str, shape: tuple[int, int, int], compiled: bool) -> None:
+    whole = tile(kind, *shape)
     assert same(scanned(whole, compiled=compiled), looped(whole))
+
+
+@needs_compiler
+def test_a_tile_may_have_more_rows_than_sixteen_bits_count() -> None:
+    whole = tile("random", 800, 150, 3)
+    assert same(scanned(whole, compiled=True, windows=800), scanned(whole, compiled=False, windows=800))
 
 
 @settings(max_examples=25, deadline=None)

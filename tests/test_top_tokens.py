@@ -27,6 +27,13 @@ COUNT = 4
 FEATURE = Feature.parse("demo:mlp.2:1")
 
 
+@pytest.fixture(params=[5, 10_000])
+def stretch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar is taken from stretches of tokens, the last of them left out, and from all tokens."""
+    monkeypatch.setattr("neuronaut.subject.directions._STRETCH", request.param)
+
+
+@pytest.mark.usefixtures("stretch")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_at_once_are_what_one_by_one_are(family: str) -> None:
     subject = tiny_subject(family)
@@ -52,6 +59,7 @@ class _Written(Neurons):
         return self.rows[features]
 
 
+@pytest.mark.usefixtures("stretch")
 def test_equal_effects_are_in_the_order_of_tokens_and_what_writes_nothing_has_none() -> None:
     subject = tiny_subject("llama")
     head = subject.unembedding.weight

@@ -19,12 +19,13 @@ from .activations import TILE_ROWS, WINDOWS, norm_site, with_bos, without_bos
 
 MASSIVE = 10.0
 """A position is massive where its vector's norm is above this many times the median one."""
-_WINDOWS = 4 * TILE_ROWS
+_WINDOWS = TILE_ROWS
+"""Windows in the sample, of as many passages: the demo's limits differ from those of four times as many by 0.6%."""
 
 
 def sample_windows(subject: Subject, texts: Sequence[str], *, window: int) -> NDArray[np.int64]:
     """The first windows of some passages, (row, position): enough to tell which norms are usual."""
-    return np.concatenate([cut(ids, window)[:2] for ids in subject.encode_all(texts)])[:_WINDOWS]
+    return np.concatenate([cut(ids, window)[:1] for ids in subject.encode_all(texts)])[:_WINDOWS]
 
 
 def norm_limits(subject: Subject, sites: Iterable[str], tokens: NDArray[np.integer]) -> dict[str, float]:
