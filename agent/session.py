@@ -207,9 +207,10 @@ def investigate_all(
         by_seed = [SourceSessions(store, subject, members[0].source, own, sources=sources) for own in configs]
         return by_seed, [(sessions, sessions.record(feature, fork)) for feature in members for sessions in by_seed]
 
-    on_skip(sum(record.id in ended for members in chunks(features) for _, record in plan(members)[1]))
-    for members in chunks(features):
-        by_seed, items = plan(members)
+    plans = [(members, *plan(members)) for members in chunks(features)]
+    on_skip(sum(record.id in ended for _, _, items in plans for _, record in items))
+    while plans:  # each is let go once its features are done
+        members, by_seed, items = plans.pop(0)
         done = {record.id for _, record in items if record.id in ended}
         named = {str(feature): feature for feature in members}
         open_targets = {record.target for _, record in items if record.id not in done}

@@ -82,8 +82,8 @@ COMPLETE = 0.05
 """Share of the metric's difference to the baseline that integrated gradients may miss."""
 FINE = 0.01
 """Share that the parts of the line together may miss where their number is not given; their norm may miss COMPLETE."""
-PARTS, MOST_PARTS = 16, 512
-"""Parts of the line at first and at most where their number is not given."""
+PARTS, MOST_PARTS, NARROW = 16, 512, 1e-6
+"""Parts of the line at first and at most, and the narrowest that is cut, where their number is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +205,10 @@ def _integrate(line: _Line) -> tuple[int, Tensor]:
         if room == 0 or (abs(missed.sum()) <= FINE * whole and missed.norm() <= COMPLETE * whole):
             return len(left), ((right - left)[:, None] * slopes).sum(0)
         worst = missed.abs().argsort(descending=True)[: min(room, line.at_once)]
+        # A jump is in no slope: a part this narrow that still misses is not worth cutting.
+        worst = worst[(missed[worst].abs() > FINE * whole / MOST_PARTS) & ((right - left)[worst] > NARROW)]
+        if not len(worst):
+            return len(left), ((right - left)[:, None] * slopes).sum(0)
         keep = torch.ones(len(left), dtype=torch.bool).index_fill(0, worst, False)  # noqa: FBT003
         a, d = left[worst], right[worst]
         b, c = a + (d - a) / 3, d - (d - a) / 3

@@ -217,9 +217,7 @@ def _build_doses(strengths: Sequence[float], responses: _Responses, sides: Tenso
             strength=strengths[at],
             response=mean(responses.steered[at], seed=seed),
             effect=mean(effects[at], seed=seed),
-            rank=rank_among(float(effects[at].double().mean()), controls)
-            if controls and responses.changes[at]
-            else None,
+            rank=rank_among(float(effects[at].double().mean()), controls) if controls else None,
             kl=mean(sides[at, :, 0], seed=seed),
             loss=mean(sides[at, :, 1], seed=seed),
             max_change=responses.changes[at],

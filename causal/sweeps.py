@@ -170,6 +170,8 @@ def sweep(
     prompts = {"clean": pairs.clean, "corrupted": pairs.corrupted}
     settings = {direction: SETTINGS[direction] for direction in directions}
     question = Question(pairs.answers, pairs.wrong)
+    if work is not None:
+        work.begin("reads the reference text")
     gathered = gather(subject, grid.edits, materials=materials, reference=reference)
     measured = measure(
         subject,
@@ -217,6 +219,8 @@ def sweep_prompts(
     KL is taken to the plain run. Patches take their values from the source runs in `materials`.
     """
     question = Question(answers, wrong)
+    if work is not None:
+        work.begin("reads the reference text")
     gathered = gather(subject, grid.edits, materials=materials, reference=reference)
     measured = measure(
         subject,

@@ -20,7 +20,6 @@ GRADIENT = 3
 """What a token costs with gradients, in tokens without."""
 BESIDE = 600
 """What softmax and divergence of a logit cost, in weights; measured on a CPU."""
-UNIT = "tokens"
 
 
 class OutOfTime(Exception):
@@ -30,8 +29,8 @@ class OutOfTime(Exception):
 class Work:
     """Counts tokens, tells of them, and raises OutOfTime within the forward in which its time is over.
 
-    Attributes: `done` and `expected` (tokens), `doing` (in words), `on_progress` (is told of what
-    was begun).
+    Attributes: `done` and `expected` (tokens), `doing` (in words), `on_progress` (is told of it at
+    every forward once something was begun).
     """
 
     def __init__(self, *, minutes: float | None = None) -> None:

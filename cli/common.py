@@ -244,21 +244,31 @@ class Progress:
         self._started = self._last_event = time.monotonic()
         self._passes, self._shared_seconds = 0, 0.0
 
+    def skip(self, count: int) -> None:
+        """Note that so much more was done before; rate and time left are of what follows."""
+        begins = self._done == self._before
+        if begins:
+            self.restart()
+        self._before += count
+        self._done += count
+        if (bar := self._bar) is not None:
+            bar.initial, bar.n, bar.last_print_n = self._before, bar.n + count, bar.last_print_n + count
+            if begins:
+                bar.unpause()
+            bar.refresh()
+
     def share(self, done: int) -> float | None:
         """Of how much so much is done; None where that is not known."""
         return done / self._total if self._total else None
 
     def reach(self, done: int, note: str = "", *, at_once: bool = False) -> None:
         """Set how much is done; `note` is shown beside it. `at_once`: the first line is written without delay."""
+        if self._resumes:
+            self._resumes = False
+            self.skip(done)
         advance, self._done, self._note, self._doing = done - self._done, done, note, ""
         if self._bar is not None:
             self._bar.update(advance)
-        if self._resumes:
-            self._resumes, self._before = False, done
-            self.restart()
-            if self._bar is not None:
-                self._bar.initial = done
-                self._bar.unpause()
         self._show(at_once=at_once and self._silent)
 
     def doing(self, what: str, done: int, total: int) -> None:

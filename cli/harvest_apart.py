@@ -81,7 +81,10 @@ def collect_by_hand(request: "HarvestRequest", apart: Apart) -> Row:
     opened = request.open()
     request.pass_gate(opened)
     say(f"reading shard {shard} of {opened.corpus.name} for {_name_sources(opened)}")
-    with interruptible(lambda: f"what is read is in {path} every minute"), _bar("harvest") as progress:
+    with (
+        interruptible(lambda: f"what is read is in {path} every minute"),
+        Progress("harvest", total=None, unit="tokens", resumes=True) as progress,
+    ):
         splits = assign(opened.corpus, seed=request.seed)
         progress.expect(expected_tokens(opened.subject, splits, request.tokens) // shard.count)
         part = harvest_shard(request, opened, splits, shard, path, progress=progress.reach)
@@ -130,10 +133,12 @@ def _run_workers(
     from .harvest_request import open_shard_worker
 
     done: dict[int, int] = {}
-    with _bar("harvest") as progress:
+    with Progress("harvest", total=None, unit="tokens") as progress:
         progress.expect(expected_tokens(opened.subject, splits, request.tokens))
 
         def show(told: tuple[int, int]) -> None:
+            if told[0] not in done:  # what its file holds from before
+                progress.skip(told[1])
             done.update([told])
             progress.reach(sum(done.values()))
 
@@ -194,10 +199,6 @@ def absorb_parts(
         )
     say_what_was_read(result)
     return make_rows(result, time.monotonic() - started, result.tokens)
-
-
-def _bar(what: str) -> Progress:
-    return Progress(what, total=None, unit="tokens", resumes=True)
 
 
 def _name_sources(opened: "OpenHarvest") -> str:

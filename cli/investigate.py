@@ -330,7 +330,14 @@ def run_sessions(
             say(f"{ready.subject.name} has no model to look into: {', '.join(without)} are not offered")
         config = replace(ready.config, on_event=on_event, on_progress=progress.doing)
         seeds = range(request.seed, request.seed + request.runs)
-        total = len(ready.features) * request.runs
+        total, before = len(ready.features) * request.runs, 0
+
+        def begin(done: int) -> None:
+            nonlocal before
+            before = done
+            progress.skip(done)
+            on_begin(done, total)
+
         sessions = investigate_all(
             ready.features,
             ready.subject,
@@ -340,13 +347,13 @@ def run_sessions(
             fork=request.resumed,
             workers=workers,
             seeds=seeds,
-            on_skip=lambda done: on_begin(done, total),
+            on_skip=begin,
         )
         if workers is not None:
             progress.expect(total)
         for done, session in enumerate(sessions, start=1):
             if workers is not None:
-                progress.reach(done)
+                progress.reach(max(done, before))
             yield session
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import click
 
 from ..agent.report.event_lines import RIVALS, format_event
+from ..subject.pace import duration
 from . import display
 from .common import Row, say
 
@@ -44,6 +45,7 @@ class Watch:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show an event."""
+        self._begun = self._begun or time.monotonic()
         if event["investigation"] != self._id:
             self._reset(event["investigation"])
         self._update(event)
@@ -57,14 +59,14 @@ class Watch:
         self._drawn = len(lines)
 
     def expect(self, left: int) -> None:
-        """Set how many sessions there are to come, from now on."""
-        self._left, self._done, self._begun = left, 0, time.monotonic()
+        """Set how many sessions there are to come, whose time begins with the first event."""
+        self._left, self._done, self._begun = left, 0, 0.0
 
     def end_one(self) -> None:
         """Tell that one of several has ended, and how long the others will take at this rate."""
         self._done += 1
         each = (time.monotonic() - self._begun) / self._done
-        left = display.duration(each * (self._left - self._done))
+        left = duration(each * (self._left - self._done))
         self._several = f"{self._done:,} of {self._left:,} investigated, {each:,.1f} s each, {left} left"
         if not self._live:
             say(self._several)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..subject.pace import duration
 from . import display
 from .causal.inputs import write
 from .common import as_json, say
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ..agent.session import Session
     from ..data.store.store import Store
 
+_PAUSE = timedelta(minutes=1)
+"""Time between two sessions from which on they were not of one command."""
 _MOST_BEFORE = 50
 """Earlier sessions whose rate is taken for that of the next ones."""
 EXITS: Mapping[str, int] = {"supported": 0, "open": 3, "no_explanation": 3, "budget": 4, "error": 1}
@@ -29,32 +32,37 @@ EXITS: Mapping[str, int] = {"supported": 0, "open": 3, "no_explanation": 3, "bud
 
 
 def seconds_between(store: "Store", policy: str, limits: "Limits") -> list[float]:
-    """The seconds from end to end of the latest sessions with features here, by this policy within these limits."""
-    ends = [
-        datetime.fromisoformat(row["ended"])
+    """The seconds from end to end of the latest sessions with features here, by this policy within these limits.
+
+    A session that did not follow the one before at once counts from its own beginning.
+    """
+    spans = [
+        (datetime.fromisoformat(row["ended"]), datetime.fromisoformat(row["created"]))
         for row in store.journal.rows()
         if row["ended"] is not None
         and (row["kind"], row["policy"], row["settings"]["limits"]) == ("feature", policy, asdict(limits))
     ]
-    return [(after - before).total_seconds() for before, after in pairwise(sorted(ends)[-_MOST_BEFORE:])]
+    latest = sorted(spans)[-_MOST_BEFORE:]
+    starts = (begun if begun - before > _PAUSE else before for (before, _), (_, begun) in pairwise(latest))
+    return [(end - start).total_seconds() for (end, _), start in zip(latest[1:], starts, strict=True)]
 
 
 def format_plan(left: int, done: int, limits: "Limits", *, seconds: Sequence[float]) -> str:
     """Write what is left to investigate, what it costs at most, and how long it takes at the rate of earlier ones.
 
-    `seconds` lay between the ends of these; the median is not misled by a pause.
+    `seconds` lay between the ends of these.
     """
     line = f"will hold {left:,} of {left + done:,} investigations, {done:,} are done already"
     if not left:
         return f"{line}; another --seed investigates anew"
     most = [_format_most(kind, left * limit) for kind, limit in asdict(limits).items() if limit is not None]
     line += f"; at most {', '.join(most)}" if most else ""
-    return line + (f"; about {display.duration(median(seconds) * left)} at the rate of earlier ones" if seconds else "")
+    return line + (f"; about {duration(median(seconds) * left)} at the rate of earlier ones" if seconds else "")
 
 
 def _format_most(kind: str, value: float) -> str:
     if kind == "minutes":
-        return display.duration(60 * value)
+        return duration(60 * value)
     return f"${value:,.2f}" if kind == "usd" else f"{value:,} {'forward passes' if kind == 'fwd' else kind}"
 
 

@@ -99,6 +99,8 @@ def _start_ray(number: int, address: str | None) -> Any:
             options = {"address": address}
         ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
     except OSError as error:
+        if address is None:
+            raise NeuronautError(f"Ray does not start on this machine ({error}); -j N without --on works") from error
         raise NeuronautError(
             f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or give --on ray"
         ) from error

@@ -824,6 +824,18 @@ def test_what_was_done_before_counts_neither_for_the_rate_nor_for_the_time_left(
     ]
 
 
+def test_a_bar_counts_what_was_done_before_neither_for_the_rate(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress("harvest", total=2_000_000, unit="tokens", resumes=True) as progress:
+        progress.reach(1_000_000)
+        bar = progress._bar
+        assert bar is not None and (bar.n, bar.initial, bar.total) == (1_000_000, 1_000_000, 2_000_000)
+        progress.reach(1_000_500)
+        progress.skip(200_000)
+        shown = bar.format_dict
+        assert (shown["n"], shown["initial"]) == (1_200_500, 1_200_000) and not shown["rate"]
+
+
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])

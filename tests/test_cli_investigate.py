@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def test_several_targets_have_a_line_and_a_page_each_and_the_worst_exit_code(
     assert set(EXITS.values()) == {0, 1, 3, 4}
 
 
-def test_a_plan_says_what_is_left_what_it_costs_at_most_and_how_long_it_takes(copy: str) -> None:
+def test_a_plan_says_what_is_left_what_it_costs_at_most_and_how_long_it_takes(copy: str, monkeypatch) -> None:
     limits = Limits(usd=0.5, fwd=2000, experiments=30, minutes=2)
     assert format_plan(8, 2, limits, seconds=[60.0, 86400.0, 45.0]) == (
         "will hold 8 of 10 investigations, 2 are done already; at most $4.00, 16,000 forward passes, 240 experiments, "
@@ -155,6 +155,10 @@ def test_a_plan_says_what_is_left_what_it_costs_at_most_and_how_long_it_takes(co
     with Store(copy) as store:
         first, last = sorted(datetime.fromisoformat(row["ended"]) for row in store.journal.rows())
         assert seconds_between(store, "scripted", Limits(experiments=2)) == [(last - first).total_seconds()]
+        with monkeypatch.context() as patch:
+            patch.setattr("neuronaut.cli.session_view._PAUSE", timedelta(0))
+            (alone,) = seconds_between(store, "scripted", Limits(experiments=2))
+            assert 0 < alone < (last - first).total_seconds()
         assert seconds_between(store, "scripted", Limits(experiments=3)) == []
 
 

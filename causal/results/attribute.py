@@ -95,7 +95,8 @@ def doubts(rows: Sequence[Row], feature: object = None) -> list[str]:
     """Say of the rows of `input_rows` which do not add up, and where the feature is silent."""
     lines = [
         f"Warning: the values of {quoted(row['prompt'])} miss {row['missed']:.0%} of what the {row['target']} "
-        f"differs by from the baseline, allowed {saliency.COMPLETE:.0%}; take --steps {4 * row['steps']}"
+        f"differs by from the baseline, allowed {saliency.COMPLETE:.0%}; take more --steps than {row['steps']:,}, "
+        "or occlusion"
         for row in rows
         if not row.get("complete", True)
     ]

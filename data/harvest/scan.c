@@ -244,36 +244,38 @@ static void flush(figures *own, int64_t width) {
 /* Counts the rows of bins: one bin after the other, from the highest down, until few activations are left. */
 static void count_bins(figures *own, int64_t width) {
     typedef int8_t wide __attribute__((vector_size(32)));
+    typedef uint8_t tally __attribute__((vector_size(32)));
     if (own->binned_rows + own->rows > UINT16_MAX) flush(own, width);
     own->binned_rows += own->rows;
     int64_t left = 0;
     int bin = -1;
     for (int j = 0; j < BLOCK; j += 32) {
-        wide highest = (wide){0} - 1, above = {0};
+        wide highest = (wide){0} - 1;
+        tally above = {0};
         for (int64_t t = 0; t < own->rows; t++) {
             wide row, higher;
             memcpy(&row, own->bins[t] + j, sizeof row);
             higher = row > highest;
             highest = (higher & row) | (~higher & highest);
-            above -= row >= 0;
+            above -= (tally)(row >= 0);
         }
         for (int k = 0; k < 32; k++) {
             bin = highest[k] > bin ? highest[k] : bin;
-            left += (uint8_t)above[k];
+            left += above[k];
         }
     }
     for (; bin >= 3 && left > own->rows; bin -= 4)
         for (int j = 0; j < BLOCK; j += 32) {
-            wide seen[4] = {{0}};
+            tally seen[4] = {{0}};
             for (int64_t t = 0; t < own->rows; t++) {
                 wide row;
                 memcpy(&row, own->bins[t] + j, sizeof row);
-                for (int i = 0; i < 4; i++) seen[i] -= row == (int8_t)(bin - i);
+                for (int i = 0; i < 4; i++) seen[i] -= (tally)(row == (int8_t)(bin - i));
             }
             for (int i = 0; i < 4; i++)
                 for (int k = 0; k < 32; k++) {
-                    own->binned[bin - i][j + k] += (uint8_t)seen[i][k];
-                    left -= (uint8_t)seen[i][k];
+                    own->binned[bin - i][j + k] += seen[i][k];
+                    left -= seen[i][k];
                 }
         }
     for (int64_t t = 0; left && t < own->rows; t++)

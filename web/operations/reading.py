@@ -77,7 +77,7 @@ class AttributeArguments(PromptArguments):
     ] = None
     feature: Annotated[FeatureAddress | None, Field(description="With inputs: of this feature's activation.")] = None
     steps: Annotated[
-        int | None, Field(ge=1, le=512, description="Of inputs=integrated, along the line; as many as add up if null.")
+        int | None, Field(ge=1, le=4096, description="Of inputs=integrated, along the line; as many as add up if null.")
     ] = None
     top: Annotated[int, Field(ge=1, le=100, description="Parts, those that weigh most.")] = 15
 

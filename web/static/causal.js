@@ -1,6 +1,6 @@
 // The causal page: each view draws the rows that its command prints.
 import { compute, computing } from "./jobs.js";
-import { drawTable, element, number, scrolling, visible } from "./tokens.js";
+import { drawTable, element, scrolling, visible } from "./tokens.js";
 
 const form = document.querySelector("[data-causal]");
 const output = document.querySelector("[data-output]");

@@ -89,6 +89,7 @@ function written(curve, given) {
 
 // What there is to run is known beforehand; how long that takes is known once it runs.
 const WINDOW = 64;
+const DICTIONARY = 4; // passes that tell how well a dictionary rebuilds the unrelated text
 const form = document.querySelector("[data-intervention]");
 const cost = form.querySelector("[data-cost]");
 
@@ -96,8 +97,9 @@ function tellCost() {
   const [controls, rows, tokens] = ["controls", "text_rows", "tokens"].map((name) => Number(form.elements[name].value));
   const strengths = new Set(form.elements.strengths.value.split(",").map(Number)).size;
   const written = tokens ? `, and writing ${tokens} tokens ${strengths} times` : "";
-  const runs = [1 + strengths * (1 + controls), (1 + strengths) * rows * WINDOW].map((count) => count.toLocaleString("en"));
-  cost.textContent = `To run: the prompt ${runs[0]} times, ${runs[1]} tokens of unrelated text (${rows} rows of ${WINDOW} tokens, ${1 + strengths} times)${written}. A large model takes minutes; how long is told within seconds, and fewer strengths, rows or random directions take less.`;
+  const passes = 1 + strengths + (form.elements.edit.value.includes("@") ? DICTIONARY : 0);
+  const runs = [1 + strengths * (1 + controls), passes * rows * WINDOW].map((count) => count.toLocaleString("en"));
+  cost.textContent = `To run: the prompt ${runs[0]} times, ${runs[1]} tokens of unrelated text (${rows} rows of ${WINDOW} tokens, ${passes} times)${written}. A large model takes minutes; how long is told within seconds, and fewer strengths, rows or random directions take less.`;
 }
 
 form.addEventListener("input", tellCost);
