@@ -144,14 +144,14 @@ def integrated_gradients(
         raise NeuronautError(f"cannot integrate in {steps} steps, {at_once} at once; wanted at least 1 of each")
     ids = _as_row(tokens)
     inputs, start = _read_embeddings(subject, ids), _read_baseline(subject, ids, baseline)
-    line = _Line(subject, ids, target, start.double(), (inputs - start).double(), at_once)
+    line = _Line(subject, ids, target, start=start.double(), difference=(inputs - start).double(), at_once=at_once)
     if steps is not None:
         worth = line.slopes((torch.arange(steps, dtype=torch.float64) + 0.5) / steps).sum(0) / steps
     else:
         steps, worth = _integrate(line)
     metric, at_baseline = _measure_inputs(subject, ids, torch.cat([inputs, start]), target).tolist()
     error = float(worth.sum()) - (metric - at_baseline)
-    return Saliency("integrated_gradients", tuple(worth.tolist()), metric, at_baseline, error, steps)
+    return Saliency("integrated_gradients", tuple(worth.tolist()), metric, at_baseline, error, steps=steps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -62,7 +62,7 @@ def shown(what: str, work: "Work", *, at_once: bool = False) -> Generator[None]:
 
         def tell(work: "Work") -> None:
             if done := int(work.done):
-                progress.expect(max(done, int(work.expected)))
+                progress.expect(max(done, int(work.expected)) if work.expected else 0)
                 progress.reach(done, work.doing, at_once=at_once)
 
         work.on_progress = tell

@@ -73,7 +73,7 @@ class Watch:
 
         def tell(work: Work) -> None:
             self.check()
-            total, ends = max(work.done, work.expected), self._ends
+            total, ends = max(work.done, work.expected) if work.expected else 0.0, self._ends
             line = self._pace.format(work.doing, work.done, total, UNIT, most=work.most)
             if ends is not None and (self._pace.left or 0) > ends - time.monotonic():
                 line += ", which is more than a request may take: ask for less"
