@@ -12,12 +12,13 @@ import click
 
 from ..subject.errors import NeuronautError
 from .causal.inputs import output_option, pair_options, seed_option, task_of
-from .common import Form, Progress, as_json, emit, interruptible, on_option, open_store, result_options, say
+from .common import Form, Progress, emit, interruptible, on_option, open_store, result_options, say
 from .label import scorer_option, subject_options
 from .llm_options import format_spent, llm_options, open_client, server_of, split_options
 from .progress_view import Watch
 from .session_view import (
     EXITS,
+    event_handler,
     format_line,
     format_plan,
     format_pooled,
@@ -234,7 +235,7 @@ def _show_sessions(
             say(format_plan(total - done, done, request.limits, seconds=seconds))
             watch.expect(total - done)
 
-    handler = _event_handler(watch, form)
+    handler = event_handler(watch, form)
     for session in run_sessions(store, request, client, handler, workers=workers, on_begin=begin):
         watch.clear()
         if session.id in before:
@@ -489,18 +490,6 @@ def parse_limits(budget: str | None, *, asks: bool) -> "Limits":
             f"--budget {budget} limits a language model, and none is named; add -m, or limit fwd, experiments, minutes"
         )
     return limits
-
-
-def _event_handler(watch: Watch, form: Form) -> Callable[[Mapping[str, Any]], None]:
-    """Return the handler of events: the watch, and with --nl standard output."""
-
-    def on_event(event: Mapping[str, Any]) -> None:
-        if form == "nl":
-            watch.clear()
-            click.echo(as_json(dict(event)))
-        watch(event)
-
-    return on_event
 
 
 def _hypothesis_texts(store: "Store", id: str) -> dict[str, str]:

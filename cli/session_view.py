@@ -1,7 +1,7 @@
 """Writes what came of investigations: a line, the result, several runs together, a page."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -14,7 +14,7 @@ import click
 from ..subject.pace import duration
 from . import display
 from .causal.inputs import write
-from .common import as_json, say
+from .common import Form, as_json, say
 
 if TYPE_CHECKING:
     from ..agent.loop.budget import Limits
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..agent.report.report import Report
     from ..agent.session import Session
     from ..data.store.store import Store
+    from .progress_view import Watch
 
 _PAUSE = timedelta(minutes=1)
 """Time between two sessions from which on they were not of one command."""
@@ -113,6 +114,18 @@ def _format_added(report: "Report", score: Mapping[str, Any]) -> str:
 def _format_baseline(baselines: Mapping[str, float | None]) -> str:
     values = [value for value in baselines.values() if value is not None]
     return f", best baseline {max(values):.2f}" if values else ""
+
+
+def event_handler(watch: "Watch", form: Form) -> Callable[[Mapping[str, Any]], None]:
+    """Return the handler of events: the watch, and with --nl standard output."""
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        if form == "nl":
+            watch.clear()
+            click.echo(as_json(dict(event)))
+        watch(event)
+
+    return on_event
 
 
 def tell_events(store: "Store", id: str) -> None:
