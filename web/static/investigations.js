@@ -3,8 +3,11 @@
 for (const form of document.querySelectorAll("[data-waits]")) {
   form.addEventListener("submit", () => {
     const button = form.querySelector("button");
+    const begun = Date.now();
+    const tell = () => (button.textContent = `${form.dataset.waits} ${Math.round((Date.now() - begun) / 1000)} s`);
     button.disabled = true;
-    button.textContent = form.dataset.waits;
+    tell();
+    setInterval(tell, 1000);
   });
 }
 
