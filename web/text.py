@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..agent.report.markup import Html, el, join
+from ..agent.report.markup import TICKED, Html, el, join
 from ..agent.report.report import short
 
 LONGEST = 20_000
@@ -56,12 +56,11 @@ _SPACE_RUN = re.compile("( {5,})")
 NOTHING = "–"
 """In place of a number that there is not."""
 _MARKED = re.compile("\ue000(.*?)\ue001", re.DOTALL)
-_CODE = re.compile("`([^`]*)`")
 
 
 def described(text: str | None) -> Html:
     """A description: tokens in backticks as code with their spaces kept, what a search matched as marks."""
-    pieces = _CODE.split(cut(text or "", LONGEST))
+    pieces = TICKED.split(cut(text or "", LONGEST))
     return join(_marks(piece) if place % 2 == 0 else _code(piece) for place, piece in enumerate(pieces))
 
 

@@ -1,6 +1,7 @@
 """HTML elements as values: what is not made by `el` is escaped, so that no text of a corpus or a model is markup."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -22,6 +23,8 @@ class Html(str):
 
 
 Part = Html | str | float | None
+TICKED = re.compile("`([^`]*)`")
+"""Splits a description into what stands outside of backticks and within, in turns."""
 
 _VOID = ("meta", "line", "rect", "circle", "path", "polyline", "polygon")
 
@@ -40,6 +43,12 @@ def join(parts: Iterable[Part]) -> Html:
     return Html(
         "".join(part if isinstance(part, Html) else escape(_as_text(part)) for part in parts if part is not None)
     )
+
+
+def described(text: str) -> Html:
+    """A description on one line, the tokens that stand in backticks as code."""
+    pieces = TICKED.split(visible(text))
+    return join(el("code", piece) if place % 2 else piece for place, piece in enumerate(pieces))
 
 
 def _as_text(value: str | float) -> str:

@@ -14,7 +14,7 @@ from ..loop.hypotheses import NULLS
 from ..loop.levels import LEVELS, forecast
 from . import drawing, page_plots
 from .citations import visible
-from .markup import PLOTS_CSS, Html, Part, cites, el, folded, join, section, table, window
+from .markup import PLOTS_CSS, Html, Part, cites, described, el, folded, join, section, table, window
 from .page_results import draw_results
 from .report import COUNTERFACTUAL, KINDS, Contender, Report, Trial, amount, proofs_of, short, shown_claims
 
@@ -69,7 +69,7 @@ def _header(report: Report) -> Html:
     source = [report.hypothesis or "journal"]
     answer: Part = el("p", "No explanation has been frozen.", class_="note")
     if report.text is not None:
-        answer = el("blockquote", visible(report.text), cites(source))
+        answer = el("blockquote", described(report.text), cites(source))
     rule = folded("The rule that code runs", report.rule) if report.rule else None
     facts: list[Part] = [
         _fact("experiments", f"{len(report.experiments):,}", "ledger"),
@@ -119,7 +119,7 @@ def _to_beat(report: Report) -> Html | None:
     text = report.baseline["text"] if report.baseline else None
     if text is None:
         return None
-    return el("p", f"The label to beat: “{visible(text)}”", cites(["baseline"]), class_="note")
+    return el("p", "The label to beat: “", described(text), "”", cites(["baseline"]), class_="note")
 
 
 def _over_label(report: Report, score: Mapping[str, Any]) -> Part:
@@ -219,7 +219,7 @@ def _claimed(contender: Contender) -> Html:
     twin = {key: body[key] for key in ("rule", "nodes", "promotes", "suppresses", "reads") if body[key]}
     details = folded(", ".join(twin), twin) if twin else None
     odds = folded("odds", {"sum": contender.odds}) if contender.resolved else None
-    return join([visible(body["text"]), el("div", origin, class_="note"), details, odds])
+    return join([described(body["text"]), el("div", origin, class_="note"), details, odds])
 
 
 def _forecasts(report: Report) -> Html | None:
